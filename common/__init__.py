@@ -1,0 +1,1 @@
+"""How any experiment is run; an experiment folder says what is run."""

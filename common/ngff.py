@@ -1,0 +1,170 @@
+"""OME-NGFF 0.4 (zarr v2) multiscale images: open, pick a level, convert between world (nm) and voxel, write.
+
+A voxel is a point with an extent: `translation` is the world position of the *centre* of voxel (0, 0, 0), as in the NGFF
+specification, so an image covers `translation - scale / 2` to `translation + (shape - 1/2) * scale`. Axes are z, y, x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numcodecs import Blosc
+
+NM_PER_UNIT = {"nanometer": 1.0, "angstrom": 0.1, "micrometer": 1e3, "millimeter": 1e6}
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of an image."""
+
+    path: Path
+    array: zarr.Array
+    scale: np.ndarray
+    """(3,) float64, size of a voxel in nm."""
+    translation: np.ndarray
+    """(3,) float64, world position in nm of the centre of voxel (0, 0, 0)."""
+
+    @property
+    def shape(self) -> np.ndarray:
+        return np.array(self.array.shape)
+
+    def box(self) -> tuple[np.ndarray, np.ndarray]:
+        """World coordinates (nm) of the lower and upper corner of the image, voxel extents included."""
+        return self.translation - self.scale / 2, self.translation + (self.shape - 0.5) * self.scale
+
+    def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        """Voxels start..stop (within the array). Raises ValueError naming the array if a chunk cannot be decoded."""
+        try:
+            return self.array[tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))]
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ValueError(
+                f"{self.path}: a chunk in voxels {list(map(int, start))} to {list(map(int, stop))} cannot be decoded "
+                f"({error}); copy this array again"
+            ) from error
+
+
+def open_levels(path: str | Path) -> list[Level]:
+    """The levels of the multiscale image at `path`, finest first.
+
+    Raises FileNotFoundError if there is no zarr group, ValueError if its metadata do not place it in space.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such zarr group; check the path in the datasplit and the data root")
+    try:
+        group = zarr.open_group(str(path), mode="r")
+    except (zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError, ValueError) as error:
+        raise ValueError(f"{path}: not a zarr v2 group; a multiscale OME-NGFF group is needed here") from error
+    multiscales = group.attrs.asdict().get("multiscales")
+    if not multiscales:
+        raise ValueError(f"{path}: no 'multiscales' in .zattrs; write OME-NGFF 0.4 metadata with the voxel size in nm")
+    image = multiscales[0]
+    units = _unit_sizes(path, image.get("axes"))
+    outer = _affine(path, image.get("coordinateTransformations", ()))
+    levels = []
+    for dataset in image["datasets"]:
+        if not any(t.get("type") == "scale" for t in dataset.get("coordinateTransformations", ())):
+            raise ValueError(f"{path}: level '{dataset['path']}' has no scale; write its voxel size in nm into .zattrs")
+        scale, translation = _affine(path, dataset["coordinateTransformations"])
+        try:
+            array = group[dataset["path"]]
+        except KeyError:
+            raise FileNotFoundError(f"{path / dataset['path']}: array named in .zattrs is missing; copy it again") from None
+        if array.ndim != 3:
+            raise ValueError(f"{path / dataset['path']}: {array.ndim} axes; images here have three, z, y, x")
+        levels.append(
+            Level(path / dataset["path"], array, scale * outer[0] * units, (translation * outer[0] + outer[1]) * units)
+        )
+    return sorted(levels, key=lambda level: float(np.prod(level.scale)))
+
+
+def pick_level(levels: Sequence[Level], scale: Sequence[float]) -> Level:
+    """The level whose voxel size is nearest to `scale` (nm), by the sum over axes of |log ratio|; the finer one of two."""
+    return min(levels, key=lambda level: (round(float(np.abs(np.log(level.scale / scale)).sum()), 6), level.scale.prod()))
+
+
+def write_multiscale(
+    path: str | Path,
+    volume: np.ndarray,
+    voxel_size: Sequence[float],
+    translation: Sequence[float] = (0.0, 0.0, 0.0),
+    levels: int = 1,
+    chunk: int = 64,
+    attributes: dict | None = None,
+) -> None:
+    """Write `volume` (z, y, x) as an OME-NGFF 0.4 group with `levels` resolutions, each half of the one before.
+
+    voxel_size and translation (of the centre of the first voxel) in nm. Coarser levels are block means, so several levels
+    are for intensities only. `attributes` are added to the group's.
+    """
+    group = zarr.open_group(str(path), mode="w")
+    scale, offset, datasets = np.array(voxel_size, float), np.array(translation, float), []
+    for index in range(levels):
+        array = group.create_dataset(
+            f"s{index}", data=volume, chunks=tuple(min(chunk, n) for n in volume.shape), dimension_separator="/",
+            compressor=Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE), write_empty_chunks=False,
+        )  # fmt: skip
+        array.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x"]
+        transforms = [
+            {"type": "scale", "scale": scale.tolist()},
+            {"type": "translation", "translation": offset.tolist()},
+        ]
+        datasets.append({"path": f"s{index}", "coordinateTransformations": transforms})
+        if index + 1 < levels:
+            volume = block_mean(volume, (2, 2, 2))
+            scale, offset = scale * 2, offset + scale / 2
+    group.attrs.update(
+        multiscales=[
+            {
+                "version": "0.4",
+                "name": Path(path).name,
+                "axes": [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"],
+                "datasets": datasets,
+            }
+        ],
+        **(attributes or {}),
+    )
+
+
+def block_mean(volume: np.ndarray, factors: Sequence[int]) -> np.ndarray:
+    """Mean over blocks of `factors` voxels, in the dtype of `volume` (integers rounded); a partial last block is dropped."""
+    z, y, x = (n // f for n, f in zip(volume.shape, factors, strict=True))
+    fz, fy, fx = factors
+    blocks = volume[: z * fz, : y * fy, : x * fx].reshape(z, fz, y, fy, x, fx)
+    mean = blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+    return np.rint(mean).astype(volume.dtype) if volume.dtype.kind in "ui" else mean.astype(volume.dtype)
+
+
+def _affine(path: Path, transforms: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and translation that a list of NGFF transforms amounts to, applied in the order listed."""
+    scale, translation = np.ones(3), np.zeros(3)
+    for transform in transforms:
+        kind = transform.get("type")
+        if kind not in ("scale", "translation", "identity"):
+            raise ValueError(f"{path}: coordinate transformation '{kind}'; only scale and translation can be read")
+        if kind == "identity":
+            continue
+        value = np.array(transform[kind], float)
+        if value.shape != (3,) or (kind == "scale" and not (value > 0).all()):
+            raise ValueError(f"{path}: {kind} {transform[kind]}; three numbers (z, y, x) are needed, a scale above zero")
+        if kind == "scale":
+            scale, translation = scale * value, translation * value
+        else:
+            translation = translation + value
+    return scale, translation
+
+
+def _unit_sizes(path: Path, axes: Sequence[dict] | None) -> np.ndarray:
+    """nm per unit along z, y, x; a missing unit is taken as nm."""
+    if axes is None:
+        return np.ones(3)
+    if [axis.get("name") for axis in axes] != ["z", "y", "x"]:
+        raise ValueError(f"{path}: axes {[axis.get('name') for axis in axes]}; they must be z, y, x")
+    units = [axis.get("unit", "nanometer") for axis in axes]
+    if unknown := [unit for unit in units if unit not in NM_PER_UNIT]:
+        raise ValueError(f"{path}: unit '{unknown[0]}'; use one of {', '.join(NM_PER_UNIT)}")
+    return np.array([NM_PER_UNIT[unit] for unit in units])
