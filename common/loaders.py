@@ -1,0 +1,164 @@
+"""Training and validation batches, and how often each class occurs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from common import augment, datasplit, sampling
+from common.config import TrainConfig
+from common.crops import Crop, open_crops
+from common.sampling import Patch, Sample, Sampler
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a forward pass and its loss take, on the training device."""
+
+    raw: torch.Tensor
+    """(B, 1, z, y, x) float32 in [0, 1]."""
+    target: torch.Tensor
+    """(B, classes, z, y, x) int8, 1 / 0 / -1 = unknown; channels last in memory."""
+    where: list[str]
+    """Crop and sample number of each patch, for messages."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The crops of a run and the patches drawn from them."""
+
+    train: list[Crop]
+    validation: list[Crop]
+    sampler: Sampler
+    blocks: list[Sample]
+    """Validation samples, always in this order."""
+    foreground: np.ndarray
+    """(classes,) training voxels known to be positive; `background` likewise negative; in target voxels."""
+    background: np.ndarray
+    split_hash: str
+
+
+def open_data(config: TrainConfig) -> Data:
+    """Read the datasplit, decode what is not decoded yet, and check that there is something to learn.
+
+    Raises FileNotFoundError or ValueError with all problems in one message.
+    """
+    path, root = config.path("datasplit_path"), config.path("data_path")
+    rows = datasplit.read_datasplit(path, root)
+    rows = [row for row in rows if set(row.annotated) & set(config.classes)]
+    if not any(row.usage == "train" for row in rows):
+        raise ValueError(f"{path}: no training crop annotates any of {', '.join(config.classes)}; change classes or the split")
+    datasplit.check_files(rows, path)
+    raw, target = Patch(**config.input_array_info), Patch(**config.target_array_info)
+    opened = {}
+    for usage, margin in (
+        ("train", sampling.reach_nm(raw, config.spatial_transforms)),
+        ("validate", (raw.extent + target.extent) / 2),
+    ):
+        opened[usage] = open_crops(
+            [row for row in rows if row.usage == usage], config.classes, raw.scale, target.scale, margin, raw.extent,
+            config.path("cache_path"), config.cache_gb, config.raw_range, config.use_mutual_exclusion, config.infer_groups,
+        )  # fmt: skip
+    train, validation = opened["train"], opened["validate"]
+    sampler = Sampler(
+        train, raw, target, config.random_seed, config.weighted_sampler, config.positive_centre_fraction, config.spatial_transforms,
+        config.intensity_probability, config.gamma_range, config.contrast_range, config.noise_std,
+    )  # fmt: skip
+    blocks = sampling.validation_samples(validation, raw, target, config.random_seed) if validation else []
+    foreground, background = (count_voxels(train, value, target.scale) for value in (1, 0))
+    if not foreground.any():
+        raise ValueError(f"{path}: no training crop has a positive voxel of {', '.join(config.classes)}; add crops that do")
+    return Data(train, validation, sampler, blocks, foreground, background, datasplit.split_hash(rows, root))
+
+
+def count_voxels(crops: Sequence[Crop], value: int, scale: Sequence[float]) -> np.ndarray:
+    """(classes,) float64: how many voxels of size `scale` (nm) the crops know to be `value` (1 or 0)."""
+    return sum(
+        crop.counts @ (crop.palette == value) * (crop.label_grid.scale.prod() / np.prod(scale)) for crop in crops
+    )  # type: ignore[return-value]
+
+
+def notices(data: Data, classes: Sequence[str]) -> list[str]:
+    """What a user should know of the data before training, a sentence each, each said once."""
+    found = []
+    if absent := [c for c, n in zip(classes, data.foreground, strict=True) if n == 0]:
+        found.append(f"no positive voxel in the training crops, so not learnt: {', '.join(absent)}")
+    at_odds = [crop for crop in (*data.train, *data.validation) if crop.contradictions]
+    if at_odds:
+        worst = max(at_odds, key=lambda crop: crop.contradictions / crop.counts.sum())
+        found.append(
+            f"the annotation contradicts the class table in {sum(crop.contradictions for crop in at_odds):,} voxels of {len(at_odds)} crops, "
+            f"most in {worst.name} ({worst.contradictions / worst.counts.sum():.1%}); annotated labels are used as they are"
+        )
+    if not data.validation:
+        found.append("the datasplit has no validation crop: no metric, and the best checkpoint is the last")
+    return found
+
+
+class Blocks(Dataset):
+    """The blocks of sample k, as arrays: all that a worker does is to copy them out of the decoded crops."""
+
+    def __init__(self, crops: Sequence[Crop], samples: Sampler | Sequence[Sample], input: Patch, target: Patch):
+        transforms = samples.spatial_transforms or {} if isinstance(samples, Sampler) else {}
+        self.crops, self.samples, self.input, self.target = crops, samples, input, target
+        self.raw_shape = sampling.block_shape(input, transforms, [crop.raw_grid for crop in crops])
+        self.label_shape = sampling.block_shape(target, transforms, [crop.label_grid for crop in crops])
+        self.first_row = np.concatenate([[0], np.cumsum([len(crop.palette) for crop in crops])])
+
+    def __len__(self) -> int:
+        return len(self.samples)  # type: ignore[arg-type]
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray | int | float]:
+        sample = self.samples.draw(k) if isinstance(self.samples, Sampler) else self.samples[k]
+        crop = self.crops[sample.crop]
+        raw, raw_affine = sampling.cut(crop.raw(), crop.raw_grid, sample, self.input, self.raw_shape)
+        index, index_affine = sampling.cut(crop.labels(), crop.label_grid, sample, self.target, self.label_shape)
+        return {
+            "raw": raw, "raw_affine": raw_affine, "index": index.astype(np.int32 if index.dtype.itemsize > 1 else np.uint8),
+            "index_affine": index_affine, "first_row": self.first_row[sample.crop], "k": k, "crop": sample.crop, "gamma": sample.gamma,
+            "contrast": sample.contrast, "noise_std": sample.noise_std, "noise_seed": sample.noise_seed,
+        }  # fmt: skip
+
+
+class Batches:
+    """Batches of consecutive samples, blocks read by workers, geometry and palettes on the device."""
+
+    def __init__(self, blocks: Blocks, batch_size: int, num_workers: int, device: torch.device, raw_range: Sequence[float] = ()):
+        self.blocks, self.batch_size, self.num_workers, self.device = blocks, batch_size, num_workers, device
+        self.low, self.high = raw_range or (0.0, 255.0)
+        self.palette = torch.from_numpy(np.concatenate([crop.palette for crop in blocks.crops])).to(device)
+
+    def between(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of samples start..stop-1, in order; the last one may be smaller."""
+        loader = DataLoader(
+            self.blocks, self.batch_size, sampler=range(start, stop), num_workers=self.num_workers, collate_fn=_stack,
+            pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+        return (self.on_device(blocks) for blocks in loader)
+
+    def on_device(self, blocks: dict[str, torch.Tensor]) -> Batch:
+        """Orient, resample and look the labels up: from blocks on the CPU to what the loss consumes."""
+        raw = blocks["raw"].to(self.device, non_blocking=True)
+        index = blocks["index"].to(self.device, non_blocking=True)
+        patches = augment.resample_linear(raw, blocks["raw_affine"], self.blocks.input.shape)[:, None]
+        if raw.dtype == torch.uint8:
+            patches = patches.sub_(self.low).mul_(1 / (self.high - self.low))
+            patches = patches.clamp_(0, 1) if (self.low, self.high) != (0, 255) else patches
+        patches = augment.change_intensity(
+            patches, blocks["gamma"], blocks["contrast"], blocks["noise_std"], blocks["noise_seed"].tolist()
+        )
+        rows = augment.resample_nearest(index, blocks["index_affine"], self.blocks.target.shape)
+        rows += blocks["first_row"].to(self.device, torch.int32).view(-1, 1, 1, 1)
+        target = self.palette.index_select(0, rows.flatten()).view(*rows.shape, -1).permute(0, 4, 1, 2, 3)
+        where = [f"{self.blocks.crops[c].name} (sample {k})" for c, k in zip(blocks["crop"].tolist(), blocks["k"].tolist(), strict=True)]
+        return Batch(patches, target, where)
+
+
+def _stack(samples: list[dict]) -> dict[str, torch.Tensor]:
+    """Stack samples; blocks of different number types (uint8 and converted raw, small and large palettes) become one."""
+    stacked = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+    return {name: torch.from_numpy(value) for name, value in stacked.items()}

@@ -1,0 +1,106 @@
+"""Seed, device and precision of a run, and the versions it ran with."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what draws weights; samples and augmentation have generators of their own."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name, "auto" being CUDA, MPS or the CPU, the first that there is. ValueError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device = '{name}' cannot be used here ({str(error).splitlines()[0]}); set device = 'auto'") from None
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # patches have one shape
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return device
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number type of the forward pass on a device."""
+
+    name: str
+    device: str
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Context for the forward pass."""
+        if self.name == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, torch.bfloat16 if self.name == "bf16" else torch.float16)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaler; it does nothing unless the precision is fp16."""
+        return torch.amp.GradScaler(self.device, enabled=self.name == "fp16")
+
+
+def pick_precision(name: str, device: torch.device) -> Precision:
+    """The precision of a name on a device. ValueError for fp16 on a CPU, which has no loss scaling worth having."""
+    if name == "fp16" and device.type == "cpu":
+        raise ValueError("precision = 'fp16' is for CUDA; on the CPU set precision = 'bf16' or 'fp32'")
+    if name == "auto":
+        if device.type == "cuda":
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        else:
+            name = "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return Precision(name, device.type)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory in use so far, GB: of the device if it is CUDA, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024) / 1e9
+
+
+def warnings_about(device: torch.device) -> list[str]:
+    """What is known to be wrong with this installation for 3-D convolutions, a sentence each."""
+    if device.type == "cuda" and torch.__version__.startswith("2.9.0"):
+        return ["torch 2.9.0 runs half-precision 3-D convolutions without cuDNN, many times slower; install 2.10 or newer"]
+    return []
+
+
+def provenance(repository: Path) -> dict[str, str]:
+    """Versions, machine and git commit of what runs."""
+    packages = ("torch", "numpy", "zarr", "cellmap-models", "leibnetz")
+    versions = {name: _version(name) for name in packages}
+    return {"python": platform.python_version(), **versions, "machine": platform.processor() or platform.machine(), **_git(repository)}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git(repository: Path) -> dict[str, str]:
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(repository), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        return {"commit": git("rev-parse", "HEAD") or "none", "uncommitted_changes": str(bool(git("status", "--porcelain")))}
+    except FileNotFoundError:
+        return {"commit": "no git"}
