@@ -149,6 +149,8 @@ class TrainConfig:
     random_seed: Annotated[int, NotNegative] = 42
     """Seed of weights, samples and augmentation; SEED in the environment goes before it."""
 
+    training_time_limit: Annotated[float, NotNegative] = 0.0
+    """Seconds after which this call ends with the epoch then under way, as for a cluster's queue; the next call goes on. 0 is no limit."""
     validation_time_limit: Annotated[float, NotNegative] = 0.0
     """Seconds that the first validation may take; it fixes the number of blocks for all epochs. 0 is no limit."""
     validation_batch_limit: Annotated[int, NotNegative] = 0
@@ -179,7 +181,7 @@ class TrainConfig:
 
 MAY_CHANGE = frozenset(
     """base_experiment_path model_name run_name load_model model_save_path logs_save_path data_path datasplit_path cache_path
-    cache_gb num_workers epochs device precision channels_last early_stopping_patience figure_samples""".split()
+    cache_gb num_workers epochs device precision channels_last early_stopping_patience training_time_limit figure_samples""".split()
 )
 """Settings that a continued run may change: they take effect at once and do not change what is learnt from what."""
 

@@ -52,7 +52,7 @@ def open_data(config: TrainConfig) -> Data:
     rows = [row for row in rows if set(row.annotated) & set(config.classes)]
     if not any(row.usage == "train" for row in rows):
         raise ValueError(f"{path}: no training crop annotates any of {', '.join(config.classes)}; change classes or the split")
-    datasplit.check_files(rows, path)
+    datasplit.check_files(rows)
     raw, target = Patch(**config.input_array_info), Patch(**config.target_array_info)
     opened = {}
     for usage, margin in (
@@ -72,7 +72,7 @@ def open_data(config: TrainConfig) -> Data:
     foreground, background = (count_voxels(train, value, target.scale) for value in (1, 0))
     if not foreground.any():
         raise ValueError(f"{path}: no training crop has a positive voxel of {', '.join(config.classes)}; add crops that do")
-    return Data(train, validation, sampler, blocks, foreground, background, datasplit.split_hash(rows, root))
+    return Data(train, validation, sampler, blocks, foreground, background, datasplit.split_hash(rows))
 
 
 def count_voxels(crops: Sequence[Crop], value: int, scale: Sequence[float]) -> np.ndarray:

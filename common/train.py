@@ -205,7 +205,7 @@ def run(
     batches = training_batches(config, crops, device).between(state.iteration * per_iteration, last * per_iteration)
     fixed = validation_batches(config, crops, device)
     scores, begun, first = None, time.perf_counter(), state.epoch
-    while state.epoch < config.epochs and not _out_of_patience(config, state):
+    while state.epoch < config.epochs and not _out_of_patience(config, state) and not _out_of_time(config, begun):
         end = (state.epoch + 1) * config.iterations_per_epoch
         with progress(config, state, end) as bar:
             trained = steps.train_epoch(
@@ -288,7 +288,9 @@ def conclude(config: TrainConfig, state: State, tracker: Tracker, scores: Scores
     if interrupted:
         say(f"interrupted; saved after iteration {state.iteration} in {folder / 'latest.pt'}. Go on with the same command:\n  {command(config_path)}")
     elif math.isfinite(state.best):
-        ended = "" if state.epoch >= config.epochs else f" (no better {config.best_metric} for {config.early_stopping_patience} epochs)"
+        patient = not _out_of_patience(config, state)
+        ended = f" (no better {config.best_metric} for {config.early_stopping_patience} epochs)" if not patient else ""
+        ended = " (training_time_limit)" if patient and state.epoch < config.epochs else ended
         say(f"done after epoch {state.epoch}{ended}; best {config.best_metric} {state.best:.3f} at epoch {state.best_epoch}: {best}")
     else:
         say(f"done after epoch {state.epoch}: {best}")
@@ -354,6 +356,10 @@ def _refuse_other_settings(path: Path, saved: dict, config: TrainConfig, split_h
 
 def _out_of_patience(config: TrainConfig, state: State) -> bool:
     return bool(config.early_stopping_patience) and state.epoch - state.best_epoch >= config.early_stopping_patience
+
+
+def _out_of_time(config: TrainConfig, begun: float) -> bool:
+    return bool(config.training_time_limit) and time.perf_counter() - begun > config.training_time_limit
 
 
 def _duration(seconds: float) -> str:

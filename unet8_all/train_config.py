@@ -1,4 +1,4 @@
-"""LeibNetz U-Net on all 48 tested classes at 8 nm.
+"""LeibNetz U-Net on the 48 tested classes at 8 nm. Every setting and its default: the table in the README.
 
     python -m cellmap_segmentation_challenge train unet8_all/train_config.py
 """
@@ -6,7 +6,7 @@
 from .data import classes, input_array_info, target_array_info
 from .model import build_model
 
-learning_rate = 1e-4
+learning_rate = 1e-4  # the original's 1e-6 does not leave its first weights within a day
 batch_size = 4
 epochs = 1000
 iterations_per_epoch = 1000

@@ -1,0 +1,168 @@
+"""What our figures are compared with: cellmap-data's loader, and a plain loop over it and LeibNetz.
+
+Both as the public toolbox runs them. Nothing here is tuned in either direction: no workers, full precision, the
+libraries' own defaults.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from cellmap_data import CellMapDataLoader, CellMapDataSplit
+from leibnetz import build_unet
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+
+from common.classes import ATOM_IDS, TESTED, membership
+from common.ngff import write_multiscale
+
+CYTO_SHARE = 0.5
+"""Share of the voxels of a synthetic crop that are `cyto`; the other tested atoms have equal shares of the rest."""
+
+
+def write_crops(
+    root: str | Path,
+    *,
+    crops: int = 2,
+    extent: int = 200,
+    raw_extent: int = 340,
+    voxel_size: float = 8,
+    seed: int = 0,
+) -> Path:
+    """Write synthetic crops in the challenge's layout, all tested classes annotated; returns their datasplit.csv.
+
+    `crops` crops train and one more validates, each in the middle of a raw volume of its own. `extent` and `raw_extent`
+    are voxels along each axis, `voxel_size` is in nm. The default raw_extent holds a 132^3 input in any orientation
+    around any centre at which a 92^3 target lies within the crop: 200 - 92 + 132 * sqrt(3) = 337.
+    """
+    root = Path(root).absolute()  # cellmap-data resolves relative paths from the working directory
+    margin = (raw_extent - extent) // 2
+    inside = slice(margin, margin + extent)
+    rows = []
+    for number in range(1, crops + 2):
+        rng = np.random.default_rng([seed, number])
+        atoms = _random_atoms(raw_extent, rng)
+        store = root / f"synthetic-{number}" / f"synthetic-{number}.zarr"
+        raw_path, labels_path = "recon-1/em/fibsem-uint8", f"recon-1/labels/groundtruth/crop{number}"
+        write_multiscale(store / raw_path, _raw_of(atoms, rng), [voxel_size] * 3)
+        for name, of_atom in zip(TESTED, membership(TESTED).astype(np.uint8), strict=True):
+            label = of_atom[atoms[inside, inside, inside]]
+            write_multiscale(store / labels_path / name, label, [voxel_size] * 3, [margin * voxel_size] * 3)
+        usage = "train" if number <= crops else "validate"
+        rows.append([usage, store, raw_path, store, f"{labels_path}/[{','.join(TESTED)}]"])
+    path = root / "datasplit.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
+    return path
+
+
+def cellmap_data_loader(
+    path: str | Path,
+    *,
+    classes: Sequence[str],
+    input_shape: Sequence[int],
+    target_shape: Sequence[int],
+    scale: Sequence[float],
+    rotate: bool,
+    batch_size: int,
+    iterations: int,
+) -> CellMapDataLoader:
+    """cellmap-data's training loader over the datasplit at `path`, built as the toolbox's `get_dataloader` builds it.
+
+    Gives `iterations` batches: dicts with "input" (B, 1, z, y, x) in [0, 255] and "output" (B, classes, z, y, x),
+    float32, NaN = unknown. Mirrors and transposes; `rotate` adds up to 180 degrees either way about each axis. `scale`
+    is in nm.
+    """
+    spatial_transforms = {"mirror": {"axes": dict.fromkeys("xyz", 0.5)}, "transpose": {"axes": list("xyz")}}
+    if rotate:
+        spatial_transforms["rotate"] = {"axes": dict.fromkeys("xyz", [-180, 180])}
+    split = CellMapDataSplit(
+        input_arrays={"input": {"shape": input_shape, "scale": scale}},
+        target_arrays={"output": {"shape": target_shape, "scale": scale}},
+        classes=classes,
+        pad=True,
+        csv_path=str(path),
+        spatial_transforms=spatial_transforms,
+    )
+    dataset = split.train_datasets_combined
+    # A crop that fails to open is skipped and a class that is not found is not read: both would flatter this loader.
+    with Path(path).open(newline="") as file:
+        assert len(dataset.datasets) == sum(row[0] == "train" for row in csv.reader(file))
+    assert dataset.get_crop_class_matrix().all()
+    return CellMapDataLoader(
+        dataset,
+        classes=classes,
+        batch_size=batch_size,
+        weighted_sampler=True,
+        rng=torch.Generator().manual_seed(0),
+        iterations_per_epoch=iterations * batch_size,  # counted in samples there
+    )
+
+
+def plain_training_samples_per_s(
+    path: str | Path, *, input_shape: Sequence[int], batch_size: int, seconds: float
+) -> float:
+    """Samples per second of a plain float32 training loop over `cellmap_data_loader`.
+
+    Timed for `seconds` and until the batch then under way ends, after one batch to warm up. The U-Net of the baselines as
+    LeibNetz ships it, 48 classes, 8 nm, rotation on; no precision and no memory format set.
+    """
+    scale = (8, 8, 8)
+    loader = cellmap_data_loader(
+        path,
+        classes=TESTED,
+        input_shape=input_shape,
+        target_shape=[n - 40 for n in input_shape],
+        scale=scale,
+        rotate=True,
+        batch_size=batch_size,
+        iterations=10**6,
+    )
+    model = build_unet(
+        top_resolution=scale,
+        base_nc=12,
+        nc_increase_factor=3,
+        residual=True,
+        final_activation="Identity",
+        output_nc=len(TESTED),
+    )
+    optimizer = torch.optim.RAdam(model.parameters(), lr=1e-4, decoupled_weight_decay=True)
+    batches = iter(loader)
+    _train_on(next(batches), model, optimizer)
+    samples, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        _train_on(next(batches), model, optimizer)
+        samples += batch_size
+    return samples / elapsed
+
+
+def _train_on(batch: dict[str, torch.Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """One update, as the toolbox does it: the mean is over all voxels, unknown ones counting zero. Returns the loss."""
+    optimizer.zero_grad()
+    target = batch["output"]
+    loss = binary_cross_entropy_with_logits(model(batch["input"]), target.nan_to_num(0), reduction="none")
+    loss = (loss * ~target.isnan()).mean()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _random_atoms(extent: int, rng: np.random.Generator) -> np.ndarray:
+    """(extent,) * 3 uint8: each voxel's position in ATOM_IDS, tested atoms only, as nested bands of a smooth field."""
+    coarse = torch.from_numpy(rng.standard_normal((1, 1) + (2 + extent // 20,) * 3, dtype=np.float32))
+    field = interpolate(coarse, size=(extent,) * 3, mode="trilinear")[0, 0].numpy()
+    present = [(row, name) for row, name in enumerate(ATOM_IDS) if name in TESTED]
+    shares = [CYTO_SHARE if name == "cyto" else (1 - CYTO_SHARE) / (len(present) - 1) for _, name in present]
+    bounds = np.quantile(field[::4, ::4, ::4], np.cumsum(shares)[:-1])
+    return np.array([row for row, _ in present], np.uint8)[np.digitize(field, bounds)]
+
+
+def _raw_of(atoms: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 intensities: a grey value for each atom, and noise."""
+    grey = rng.uniform(60, 200, len(ATOM_IDS)).astype(np.float32)
+    noisy = grey[atoms] + 12 * rng.standard_normal(atoms.shape, dtype=np.float32)
+    return noisy.clip(0, 255).astype(np.uint8)

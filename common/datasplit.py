@@ -1,0 +1,663 @@
+"""Read, check and make `datasplit.csv`: which crops train and which validate, and which classes each one annotates.
+
+One row a crop, without a header: usage ("train" or "validate"), raw store, raw path in it, label store, label path in
+it with the annotated classes in brackets. Stores are relative to the data root. A class that is not in the brackets is
+unknown in that crop, even if its folder exists.
+
+    "train","d/d.zarr","recon-1/em/fibsem-uint8","d/d.zarr","recon-1/labels/groundtruth/crop28/[ecs,pm]"
+
+How a split is made: every crop of a specimen goes to one side (or, by="crop", every crop of a group of overlapping
+ones). 100000 sets of specimens are drawn from the seed and ranked over *all* crops at hand, whatever the resolution
+asked for, so that experiments at different resolutions share one assignment. The rank is the sum of
+  - how far the validation fraction is from the wanted one, taken over all crops, over crops of like voxel size, over
+    crops of like extent and over the crops of each class (each of the four is sum |validation - wanted| / sum crops);
+  - how alike the validation crops are: the chance that two of them are of one kind of sample.
+The first set in this rank with the fewest coverage gaps *at the resolution asked for* is taken. A gap is a class
+without a training crop, or one without a validation crop though two specimens annotate it. Annotated is not the same as
+present: whether a class occurs in a crop is known from its voxels only.
+
+How small a crop may be (min_extent) depends on the smallest target patch, 28 voxels here. The baselines ask for 28
+voxels at 8 nm (a patch can be known everywhere; no fine crop is smaller), for 20 at 32 nm (the usual crops of 400
+voxels, 0.65 to 0.8 um, still fill a third of a patch) and for 9 at 128 nm (1.2 um; a smaller crop fills under 4 %).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import shlex
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.classes import TESTED, unknown_names
+from common.ngff import open_levels
+
+USAGES = ("train", "validate")
+RAW = "recon-1/em/fibsem-uint8"
+LABELS = "recon-1/labels/groundtruth"
+CHALLENGE = Path(__file__).with_name("challenge_crops.csv")
+"""Where the 289 public training crops are and what they annotate; the manifest named 'challenge'."""
+
+COLUMNS = ("crop", "dataset", "voxel_size", "translation", "shape", "classes")
+
+VALIDATION_FRACTION = 0.17
+DRAWS = 100_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One crop of a data split."""
+
+    usage: str
+    """'train' or 'validate'."""
+    raw: Path
+    """Multiscale group of the raw."""
+    crop: Path
+    """Folder that holds one multiscale group for each annotated class."""
+    annotated: tuple[str, ...]
+    file: Path = field(default=Path("datasplit.csv"), compare=False)
+    line: int = field(default=0, compare=False)
+    """Line of the file, from 1."""
+    data_root: Path = field(default=Path("."), compare=False)
+
+    @property
+    def name(self) -> str:
+        """Dataset and crop, such as 'jrc_hela-2/crop28'."""
+        store = next((part for part in self.crop.parents if part.suffix == ".zarr"), self.crop.parent)
+        return f"{store.stem}/{self.crop.name}"
+
+
+def read_datasplit(path: str | Path, data_root: str | Path) -> list[Row]:
+    """The rows of a data split, in the order of the file, stores joined to `data_root` unless they are absolute.
+
+    Reads the five columns above, and three or four (usage, raw, labels). A label path without brackets is one class.
+    Empty lines and those beginning with '#' are skipped. Unlike in the public toolbox, where every usage that does not
+    begin with 'train' validates, one that begins with neither 'train' nor 'valid' is an error.
+    Raises FileNotFoundError, or ValueError with everything that is wrong, one line each.
+    """
+    path, data_root = Path(path), Path(data_root)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such data split; write it with make-datasplit")
+    rows, problems = [], []
+    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").split("\n"), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            rows.append(replace(_parse(line, data_root), file=path, line=number, data_root=data_root))
+        except ValueError as error:
+            problems += [f"line {number}: {problem}" for problem in error.args]
+    problems += _repeated(rows)
+    if not problems and not any(row.usage == "train" for row in rows):
+        problems.append(f"{len(rows)} rows, none to train on; write rows that begin with \"train\"")
+    if problems:
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+    return rows
+
+
+def _parse(line: str, data_root: Path) -> Row:
+    """Raises ValueError with one argument for each problem."""
+    try:
+        fields = next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        raise ValueError(f"not a row of CSV ({error}); write each field in double quotes") from error
+    if not 3 <= len(fields) <= 5:
+        raise ValueError(f"{len(fields)} columns; write five, each in double quotes (the brackets contain commas)")
+    usage = next((usage for usage in USAGES if fields[0].startswith(usage[:5])), "")
+    fields = fields if len(fields) == 5 else fields[:3]
+    spaced = [text for text in fields if text != text.strip() or not text]
+    problems = [f"column '{text}' is empty or has a space at an end; write it without" for text in spaced]
+    problems += [] if usage else [f"usage '{fields[0]}'; write 'train' or 'validate'"]
+    problems += _label_problems(fields[-1])
+    if problems:
+        raise ValueError(*problems)
+    crop, annotated = _split_classes(fields[-1])
+    if len(fields) == 5:
+        return Row(usage, data_root / fields[1] / fields[2], data_root / fields[3] / crop, annotated)
+    return Row(usage, data_root / fields[1], data_root / crop, annotated)
+
+
+def _label_problems(path: str) -> list[str]:
+    if not re.fullmatch(r"[^\[\]]+/(\[[^\[\]]*\]|[^\[\]]+)", path):
+        return [f"label path '{path}'; write it as crop1/[mito,er], in double quotes"]
+    _, names = _split_classes(path)
+    if any(name != name.strip() or not name for name in names):
+        return [f"classes '{','.join(names)}'; write names separated by commas, without spaces"]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    return [f"class '{name}' stands {names.count(name)} times in one row; write it once" for name in repeated]
+
+
+def _split_classes(path: str) -> tuple[str, tuple[str, ...]]:
+    """'crop1/[mito,er]' as 'crop1' and its classes; without brackets the last part of the path is the one class."""
+    crop, _, names = path.rstrip("/").rpartition("/")
+    return crop, tuple(names.strip("[]").split(","))
+
+
+def _repeated(rows: Sequence[Row]) -> list[str]:
+    first: dict[str, Row] = {}
+    problems = []
+    for row in rows:
+        before = first.setdefault(os.path.normpath(row.crop), row)
+        if before is not row:
+            problems.append(
+                f"line {row.line}: {row.name} ({row.usage}) already stands in line {before.line} ({before.usage}); "
+                "write one row a crop, with all its classes"
+            )
+    return problems
+
+
+def check_files(rows: Sequence[Row]) -> None:
+    """See that every raw group and every class folder exists; reads names only, no metadata.
+
+    Raises FileNotFoundError with the first ten that are missing and a count."""
+    missing = [f"{row.file}: line {row.line}: {problem}" for row in rows for problem in _missing(row)]
+    if missing:
+        advice = f"{len(missing)} missing in all; fetch them, or point --data at the folder that holds the datasets"
+        raise FileNotFoundError("\n".join([*missing[:10], f"{rows[0].file}: {advice}"]))
+
+
+def _missing(row: Row) -> list[str]:
+    problems = []
+    for what, path in (("raw group", row.raw), ("crop folder", row.crop)):
+        stores = [part for part in (path, *path.parents) if part.suffix == ".zarr" and not part.is_dir()]
+        if stores:
+            problems.append(f"no zarr store {stores[-1]}")
+        elif not path.is_dir():
+            problems.append(f"no {what} {path}")
+    if not row.crop.is_dir():
+        return list(dict.fromkeys(problems))
+    present = set(os.listdir(row.crop))
+    return problems + [f"no class folder {row.crop / name}" for name in row.annotated if name not in present]
+
+
+def split_hash(rows: Sequence[Row]) -> str:
+    """SHA-256 of the rows in their order, paths relative to the data root: the same wherever the data lie.
+
+    A store outside of the data root enters with its whole path."""
+
+    def place(path: Path, root: Path) -> str:
+        return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+    content = [
+        [row.usage, place(row.raw, row.data_root), place(row.crop, row.data_root), *row.annotated] for row in rows
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Crop:
+    """An annotated block, as far as a split needs to know it."""
+
+    dataset: str
+    name: str
+    voxel_size: tuple[float, ...]
+    """z, y, x, nm, of the labels."""
+    translation: tuple[float, ...]
+    """z, y, x, nm, of the centre of the first voxel."""
+    shape: tuple[int, ...]
+    classes: frozenset[str]
+
+    @property
+    def specimen(self) -> str:
+        """The dataset without a last letter after a number: jrc_cos7-1a and jrc_cos7-1b are cells of one sample."""
+        return re.sub(r"(?<=\d)[a-z]$", "", self.dataset)
+
+    @property
+    def kind(self) -> str:
+        """The dataset without its numbers: jrc_hela-2 and jrc_hela-3 are of one kind."""
+        return re.sub(r"(-\d+[a-z]?)+$", "", self.dataset)
+
+    @property
+    def extent(self) -> np.ndarray:
+        """(3,) nm."""
+        return np.array(self.voxel_size) * self.shape
+
+    def overlaps(self, other: Crop) -> bool:
+        """Whether the two share a volume; touching is not overlapping."""
+        low, high = zip(self._box(), other._box(), strict=True)
+        return self.dataset == other.dataset and bool((np.min(high, 0) - np.max(low, 0) > 1e-6 * self.extent).all())
+
+    def _box(self) -> tuple[np.ndarray, np.ndarray]:
+        low = np.array(self.translation) - np.array(self.voxel_size) / 2
+        return low, low + self.extent
+
+
+def read_manifest(path: str | Path = CHALLENGE) -> list[Crop]:
+    """The crops of a table with the columns of `challenge_crops.csv`.
+
+    Raises FileNotFoundError, or ValueError with everything that is wrong, one line each."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such manifest; write the path of a table, or 'challenge'")
+    header, crops, problems = None, [], []
+    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").split("\n"), 1):
+        fields = line.strip().split(",")
+        if not line.strip() or line.startswith("#"):
+            continue
+        if header is None:
+            header = number
+            if tuple(fields) != COLUMNS:
+                problems.append(f"line {number}: '{line}'; begin with {','.join(COLUMNS)}")
+            continue
+        try:
+            crops.append(_crop_of(fields))
+        except ValueError:
+            problems.append(f"line {number}: '{line[:80]}'; write e.g. 28,jrc_x,4;4;4,0;0;0,400;400;400,mito er")
+    repeated = [key for key, count in Counter((crop.dataset, crop.name) for crop in crops).items() if count > 1]
+    problems += [f"{dataset}/{name} stands there more than once; write one row a crop" for dataset, name in repeated]
+    if problems:
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+    return crops
+
+
+def _crop_of(fields: Sequence[str]) -> Crop:
+    name, dataset, *sizes, classes = fields
+    voxel_size, translation = (tuple(map(float, size.split(";"))) for size in sizes[:2])
+    (shape,) = (tuple(map(int, size.split(";"))) for size in sizes[2:])
+    if not len(voxel_size) == len(translation) == len(shape) == 3 or min(*voxel_size, *shape) <= 0:
+        raise ValueError(sizes)
+    annotated = TESTED if classes == "all" else classes.split()
+    name = f"crop{name}" if name.isdecimal() else name
+    return Crop(dataset, name, voxel_size, translation, shape, frozenset(annotated))
+
+
+def scan(
+    data_root: str | Path, datasets: Sequence[str] = ("*",), crops: Sequence[str] = ("*",)
+) -> tuple[list[Crop], list[str]]:
+    """The crops on disk, and what is broken there, one sentence each.
+
+    Layout: {data_root}/{dataset}/{dataset}.zarr/recon-1/labels/groundtruth/{crop}/{class}. A crop has the geometry of
+    its coarsest class. Broken classes, and crops without raw, are left out. Raises FileNotFoundError without a data
+    root, ValueError if a pattern matches nothing.
+    """
+    root = Path(data_root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such data root; write the folder that holds the datasets")
+    folders = {
+        (folder.parents[4].name, folder.name): folder
+        for folder in root.glob(f"*/*.zarr/{LABELS}/*")
+        if folder.is_dir() and folder.parents[3].stem == folder.parents[4].name and not folder.name.startswith(".")
+    }
+    found, skipped = [], []
+    chosen = select(folders, datasets, crops, root)
+    for (dataset, name), folder in sorted(chosen.items(), key=lambda item: _natural(*item[0])):
+        levels = {}
+        for label in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "all"):
+            try:
+                levels[label.name] = open_levels(label)[0]
+            except (ValueError, FileNotFoundError) as error:
+                skipped.append(str(error))
+        if not (folder.parents[3] / RAW).is_dir():
+            skipped.append(f"{folder}: no raw group {RAW} in its store; copy it")
+        elif levels:
+            level = max(levels.values(), key=lambda level: level.scale.prod())
+            geometry = (tuple(array.tolist()) for array in (level.scale, level.translation, level.shape))
+            found.append(Crop(dataset, name, *geometry, frozenset(levels)))
+    return found, skipped
+
+
+def select(
+    crops: Mapping[tuple[str, str], Any], datasets: Sequence[str], names: Sequence[str], source: str | Path
+) -> dict[tuple[str, str], Any]:
+    """Those whose (dataset, crop) match a pattern each: a whole name or a glob; a number n stands for the crop 'cropn'.
+
+    Raises ValueError for patterns that match nothing."""
+    names = [f"crop{name}" if name.isdecimal() else name for name in names]
+    problems = []
+    for what, patterns, present in (
+        ("dataset", datasets, {key[0] for key in crops}),
+        ("crop", names, {key[1] for key in crops}),
+    ):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in present):
+                known = ", ".join(sorted(present, key=_natural)[:10]) or "none"
+                problems.append(f"{source}: no {what} '{pattern}'; there are {len(present)}: {known}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    chosen = {key: crop for key, crop in crops.items() if _matches(key[0], datasets) and _matches(key[1], names)}
+    if not chosen:
+        raise ValueError(f"{source}: no crop {', '.join(names)} in {', '.join(datasets)}; name crops of these datasets")
+    return chosen
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _natural(*names: str) -> list[list[tuple[str, int]]]:
+    """Sorts crop2 before crop10."""
+    return [[(word, int(number or 0)) for word, number in re.findall(r"(\D*)(\d*)", name)] for name in names]
+
+
+def fits(crop: Crop, scale: Sequence[float] | None, min_extent: float) -> bool:
+    """Whether a crop makes sense at voxels of `scale` nm: labels no coarser (+1 %), min_extent voxels on every axis."""
+    if scale is None:
+        return True
+    return bool(
+        (np.array(crop.voxel_size) <= 1.01 * np.array(scale)).all()
+        and (crop.extent >= min_extent * np.array(scale) * (1 - 1e-9)).all()
+    )
+
+
+def unit_of(crops: Sequence[Crop], by: str) -> np.ndarray:
+    """(crops,) int: what moves together. by='specimen': its crops; by='crop': those linked by overlaps."""
+    if by == "specimen":
+        return np.unique([crop.specimen for crop in crops], return_inverse=True)[1]
+    units = np.arange(len(crops))
+    for i, one in enumerate(crops):
+        for j in range(i):
+            if units[i] != units[j] and one.overlaps(crops[j]):
+                units[units == units[i]] = units[j]
+    return np.unique(units, return_inverse=True)[1]
+
+
+def choose_sides(
+    crops: Sequence[Crop],
+    *,
+    classes: Sequence[str] = TESTED,
+    scale: Sequence[float] | None,
+    validation_fraction: float = VALIDATION_FRACTION,
+    seed: int = 0,
+    min_extent: float = 1,
+    by: str = "specimen",
+    complete: Sequence[str] = (),
+) -> list[tuple[str, Crop]]:
+    """(usage, crop) of the crops that fit, training ones first, each side in natural order; see the module's text.
+
+    scale: nm, None takes every resolution. min_extent: voxels of that scale. complete: the sides ('train', 'validate')
+    that take only crops annotating every one of `classes`; the others are left out there, not moved to the other side.
+    Raises ValueError if nothing fits, or if all that fits would have to move together.
+    """
+    crops = sorted(crops, key=lambda crop: _natural(crop.dataset, crop.name))
+    annotated = np.array([name in crop.classes for crop in crops for name in classes], bool)
+    annotated = annotated.reshape(len(crops), len(classes))
+    usable = np.array([fits(crop, scale, min_extent) for crop in crops], bool) & annotated.any(1)
+    if not usable.any():
+        wanted = "" if scale is None else f", as fine as {_joined(scale)} nm, {min_extent:g} such voxels on every axis"
+        raise ValueError(f"no crop of {len(crops)} fits (a class asked for{wanted}); ask for coarser or smaller ones")
+    on_side = {side: usable & annotated.all(1) if side in complete else usable for side in USAGES}
+    validates = np.zeros(len(crops), bool)
+    if validation_fraction > 0:
+        units = unit_of(crops, by)
+        if len(set(units[usable])) == 1:
+            what = {"specimen": "specimen; split it by crop", "crop": "overlapping region; add crops"}[by]
+            raise ValueError(
+                f"all {usable.sum()} crops that fit are of one {what}, or train on all with a validation fraction of 0"
+            )
+        member = np.eye(units.max() + 1)[units].T
+        counts = {side: member @ (annotated & on_side[side][:, None]) for side in USAGES}
+        validates = _search(member, crops, counts, validation_fraction, seed)[units]
+    sides = {"train": on_side["train"] & ~validates, "validate": on_side["validate"] & validates}
+    if not sides["train"].any():
+        raise ValueError(f"no crop of {len(crops)} annotates all of {', '.join(classes)}; do not ask for all")
+    return [(usage, crop) for usage in USAGES for crop, here in zip(crops, sides[usage], strict=True) if here]
+
+
+def _search(
+    member: np.ndarray, crops: Sequence[Crop], counts: Mapping[str, np.ndarray], fraction: float, seed: int
+) -> np.ndarray:
+    """(units,) bool, the units that validate: the best of the drawn sets, mended while moving one unit closes a gap.
+
+    member: (units, crops) 0 / 1. counts: for each side (units, classes) crops that could stand there."""
+    groups = [member @ group for group in _groups(crops)]
+    kinds = member @ _one_hot([crop.kind for crop in crops])
+
+    def best_of(sets: np.ndarray) -> tuple[int, float, np.ndarray]:
+        gaps, rank = _gaps(sets, counts), _rank(sets, groups, kinds, fraction)
+        first = np.lexsort((rank, gaps))[0]
+        return gaps[first], rank[first], sets[first]
+
+    rng = np.random.default_rng(seed)
+    blocks = (best_of(rng.random((DRAWS // 10, len(member))) < fraction) for _ in range(10))
+    gaps, _, best = min(blocks, key=lambda block: block[:2])
+    while gaps:
+        fewer, _, moved = best_of(best ^ np.eye(len(best), dtype=bool))
+        if fewer >= gaps:
+            break
+        gaps, best = fewer, moved
+    return best
+
+
+def _gaps(sets: np.ndarray, counts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(sets,) number of classes that could train and do not, plus those that could also validate and do not."""
+    train, validate = counts["train"], counts["validate"]
+    splits = (validate > 0).any(0) & (train > 0).any(0) & (((validate > 0) | (train > 0)).sum(0) > 1)
+    untrained = (~sets @ train == 0) & (train > 0).any(0)
+    return (untrained.astype(int) + ((sets @ validate == 0) & splits)).sum(1)
+
+
+def _rank(sets: np.ndarray, groups: Sequence[np.ndarray], kinds: np.ndarray, fraction: float) -> np.ndarray:
+    """(sets,) the sum in the module's text, less is better; rounded, so that it orders alike on every machine.
+
+    groups: (units, n) crops of each unit in each of n groups. kinds: the same for the kinds of sample."""
+    uneven = sum(np.abs(sets @ each - fraction * each.sum(0)).sum(1) / each.sum() for each in groups)
+    chosen = sets @ kinds
+    return np.round(uneven + (chosen**2).sum(1) / np.maximum(chosen.sum(1), 1) ** 2, 9)
+
+
+def _groups(crops: Sequence[Crop]) -> list[np.ndarray]:
+    """Four (crops, n) 0 / 1: all crops, those of like voxel size and of like extent (octaves), those of each class."""
+    names = sorted(set().union(*(crop.classes for crop in crops)))
+    return [
+        np.ones((len(crops), 1)),
+        _one_hot([round(math.log2(max(crop.voxel_size))) for crop in crops]),
+        _one_hot([math.floor(math.log2(crop.extent.min())) for crop in crops]),
+        np.array([[name in crop.classes for name in names] for crop in crops], float),
+    ]
+
+
+def _one_hot(values: Sequence[Any]) -> np.ndarray:
+    index = np.unique(values, return_inverse=True)[1]
+    return np.eye(index.max() + 1)[index]
+
+
+def make_datasplit(crops: Sequence[Crop], *, classes: Sequence[str] = TESTED, **choice: Any) -> list[str]:
+    """The lines of a data split; the arguments are those of `choose_sides`."""
+    return [_line(usage, crop, classes) for usage, crop in choose_sides(crops, classes=classes, **choice)]
+
+
+def _line(usage: str, crop: Crop, classes: Sequence[str]) -> str:
+    store = f"{crop.dataset}/{crop.dataset}.zarr"
+    labels = f"{LABELS}/{crop.name}/[{','.join(_bracket(crop, classes))}]"
+    return ",".join(f'"{text}"' for text in (usage, store, RAW, store, labels))
+
+
+def _bracket(crop: Crop, classes: Sequence[str]) -> list[str]:
+    return [name for name in classes if name in crop.classes]
+
+
+def write_datasplit(path: str | Path, lines: Sequence[str], overwrite: bool = False) -> None:
+    """Write the lines to `path`, by a temporary file and a rename: there is the old file or the whole new one.
+
+    Raises ValueError if the file exists and is not to be overwritten, FileNotFoundError if its folder does not."""
+    path = Path(path)
+    _refuse_existing(path, overwrite)
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist; create it first")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text("".join(f"{line}\n" for line in lines), newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path}: exists already; write --overwrite (overwrite=True) to replace it")
+
+
+def make(
+    csv_path: str | Path,
+    *,
+    data_root: str | Path | None = None,
+    manifest: str | Path | None = None,
+    classes: Sequence[str] = TESTED,
+    scale: float | Sequence[float] | None = None,
+    validation_fraction: float = VALIDATION_FRACTION,
+    seed: int = 0,
+    by: str = "specimen",
+    min_extent: float = 1,
+    datasets: Sequence[str] = ("*",),
+    crops: Sequence[str] = ("*",),
+    overwrite: bool = False,
+) -> str:
+    """Make a data split and write it; the report of what it contains.
+
+    The crops are those of `manifest` (a table, or 'challenge', the default) or those found under `data_root`.
+    scale: nm, one number or z, y, x, or None for crops of every resolution; the rest as in `choose_sides`, `select` and `write_datasplit`."""
+    path = Path(csv_path)
+    _refuse_existing(path, overwrite)
+    scale = _three(scale)
+    choice = {"validation_fraction": validation_fraction, "seed": seed, "by": by, "min_extent": min_extent}
+    _check_choice(path, scale, **choice)
+    found, skipped = _find(path, data_root, manifest, datasets, crops)
+    _check_classes(path, classes, found)
+    sides = choose_sides(found, classes=classes, scale=scale, **choice)
+    source = ["--data", "DATA"] if data_root is not None else ["--manifest", _short(manifest or "challenge")]
+    sizes = {} if scale is None else {"scale": _joined(scale)}
+    patterns = {"datasets": ",".join(datasets), "crops": ",".join(crops)}
+    chosen = {name: pattern for name, pattern in patterns.items() if pattern != "*"}
+    command = _command(path, source, classes, {**sizes, **choice, **chosen})
+    lines = [f"# {command}", f"# {_summary(sides)}", *(_line(usage, crop, classes) for usage, crop in sides)]
+    write_datasplit(path, lines, overwrite)
+    return "\n".join([f"{path}: {_summary(sides)}", *_left_out(found, sides), *skipped, *_coverage(sides, classes)])
+
+
+def _check_choice(
+    path: Path, scale: Sequence[float] | None, validation_fraction: float, seed: int, by: str, min_extent: float = 1
+) -> None:
+    problems = []
+    if scale is not None and (len(scale) != 3 or not all(0 < size < math.inf for size in scale)):
+        problems.append(f"scale {_joined(scale)}; write the voxel size in nm, as 8 or 8,8,8")
+    if not 0 <= validation_fraction < 1:
+        problems.append(f"validation fraction {validation_fraction:g}; write a number from 0 to below 1, such as 0.17")
+    if seed < 0:
+        problems.append(f"seed {seed}; write a whole number, 0 or more")
+    if by not in ("specimen", "crop"):
+        problems.append(f"by '{by}'; write 'specimen' or 'crop'")
+    if not 0 <= min_extent < math.inf:
+        problems.append(f"min-extent {min_extent:g}; write a number of voxels, 0 or more")
+    if problems:
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+
+
+def _find(
+    path: Path, data_root: Any, manifest: Any, datasets: Sequence[str], crops: Sequence[str]
+) -> tuple[list[Crop], list[str]]:
+    if data_root is not None and manifest is not None:
+        raise ValueError(f"{path}: both a data root ({data_root}) and a manifest ({manifest}); write one of them")
+    if data_root is not None:
+        return scan(data_root, datasets, crops)
+    source = CHALLENGE if manifest in (None, "challenge") else Path(manifest)
+    table = {(crop.dataset, crop.name): crop for crop in read_manifest(source)}
+    return list(select(table, datasets, crops, source).values()), []
+
+
+def _check_classes(path: Path, classes: Sequence[str], crops: Sequence[Crop]) -> None:
+    """A class of one's own is known by a crop that annotates it."""
+    problems = unknown_names(classes, set().union(*(crop.classes for crop in crops)))
+    problems += [f"class '{name}' is named {n} times; once" for name, n in Counter(classes).items() if n > 1]
+    if problems:
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+
+
+def _command(path: Path, source: Sequence[str], classes: Sequence[str], choice: Mapping[str, Any]) -> str:
+    """The command line that makes this split; of paths only the last folder and the name, for any machine."""
+    words = ["make-datasplit", _short(path), *source, "--classes"]
+    words += ["tested" if tuple(classes) == TESTED else ",".join(classes)]
+    for name, value in choice.items():
+        words += [f"--{name.replace('_', '-')}", f"{value:.12g}" if isinstance(value, float) else str(value)]
+    return "python -m cellmap_segmentation_challenge " + shlex.join(words)
+
+
+def _three(scale: float | Sequence[float] | None) -> tuple[float, ...] | None:
+    if scale is None:
+        return None
+    return tuple(map(float, scale)) if np.ndim(scale) else (float(scale),) * 3
+
+
+def _joined(scale: Sequence[float]) -> str:
+    """'8' for equal numbers, otherwise '50,4.6,4.6'."""
+    sizes = [f"{size:.12g}" for size in scale]
+    return sizes[0] if len(set(sizes)) == 1 else ",".join(sizes)
+
+
+def _short(path: str | Path) -> str:
+    return (Path(Path(path).parent.name) / Path(path).name).as_posix()
+
+
+def _summary(sides: Sequence[tuple[str, Crop]]) -> str:
+    usages = Counter(usage for usage, _ in sides)
+    specimens = sorted({crop.specimen for usage, crop in sides if usage == "validate"}, key=_natural)
+    return (
+        f"{usages['train']} training crops, {usages['validate']} validation crops "
+        f"({usages['validate'] / len(sides):.1%}) of {', '.join(specimens) or 'no specimen'}"
+    )
+
+
+def _left_out(crops: Sequence[Crop], sides: Sequence[tuple[str, Crop]]) -> list[str]:
+    if len(crops) == len(sides):
+        return []
+    return [f"{len(crops) - len(sides)} of {len(crops)} crops left out: too coarse, too small or without these classes"]
+
+
+def _coverage(sides: Sequence[tuple[str, Crop]], classes: Sequence[str]) -> list[str]:
+    """A table of how many crops of each side annotate each class, and a sentence for classes that miss a side."""
+    counts = {name: Counter(usage for usage, crop in sides if name in crop.classes) for name in classes}
+    lines = [f"{'class':16}{'train':>8}{'validate':>10}"]
+    lines += [f"{name:16}{count['train']:8}{count['validate']:10}" for name, count in counts.items()]
+    for usage in USAGES:
+        if gaps := [name for name, count in counts.items() if not count[usage]]:
+            lines.append(f"annotated in no {usage} crop: {', '.join(gaps)}")
+    return lines
+
+
+def make_datasplit_csv(
+    classes: Sequence[str] = TESTED,
+    scale: float | Sequence[float] | None = None,
+    force_all_classes: bool | str = False,
+    validation_prob: float = 0.1,
+    datasets: Sequence[str] = ("*",),
+    crops: Sequence[str] = ("*",),
+    csv_path: str | Path = "datasplit.csv",
+    dry_run: bool = False,
+    *,
+    data_root: str | Path = "data",
+    seed: int = 0,
+    by: str = "specimen",
+    overwrite: bool = False,
+) -> dict[str, list[str]]:
+    """The function of the public toolbox: split the crops under `data_root`; {crop folder: its classes} of those used.
+
+    force_all_classes: True takes only crops that annotate all of `classes`, 'train' or 'validate' only on that side.
+    Others are left out there; the toolbox moves them to the other side. dry_run writes nothing. The layout is the
+    challenge's, so there is no search_path, raw_name or crop_name; paths are written relative to `data_root`."""
+    path, forced = Path(csv_path), {False: (), True: USAGES, "train": ("train",), "validate": ("validate",)}
+    if force_all_classes not in forced:
+        raise ValueError(f"{path}: force_all_classes '{force_all_classes}'; write True, False, 'train' or 'validate'")
+    _refuse_existing(path, overwrite or dry_run)
+    scale = _three(scale)
+    choice = {"validation_fraction": validation_prob, "seed": seed, "by": by}
+    _check_choice(path, scale, **choice)
+    found, skipped = scan(data_root, datasets, crops)
+    if skipped:
+        warnings.warn("\n".join(skipped), stacklevel=2)
+    _check_classes(path, classes, found)
+    sides = choose_sides(found, classes=classes, scale=scale, complete=forced[force_all_classes], **choice)
+    if not dry_run:
+        write_datasplit(path, [_line(usage, crop, classes) for usage, crop in sides], overwrite)
+    return {
+        f"{data_root}/{crop.dataset}/{crop.dataset}.zarr/{LABELS}/{crop.name}": _bracket(crop, classes)
+        for _, crop in sides
+    }

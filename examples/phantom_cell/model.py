@@ -1,0 +1,16 @@
+"""The network: LeibNetz' 3D U-Net at 8 nm, 666,600 parameters for 48 classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from common.unet import build_unet
+
+from .data import input_array_info
+
+
+def build_model(classes: Sequence[str]) -> nn.Module:
+    """Untrained: (B, 1, z, y, x) to logits (B, len(classes), z - 40, y - 40, x - 40)."""
+    return build_unet(classes, input_array_info["scale"])

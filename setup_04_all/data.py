@@ -1,0 +1,7 @@
+"""What the network sees and what it is asked for: 216^3 voxels of raw, the inner 30^3 voxels as target, at 8 nm."""
+
+from common.classes import TESTED
+
+classes = TESTED
+input_array_info = {"shape": (216, 216, 216), "scale": (8, 8, 8)}
+target_array_info = {"shape": (30, 30, 30), "scale": (8, 8, 8)}

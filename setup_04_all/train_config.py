@@ -1,0 +1,25 @@
+"""The COSEM network setup04, pretrained, with a new head for the 48 tested classes at 8 nm. Every setting and its default: the table in the README.
+
+    python -m cellmap_segmentation_challenge train setup_04_all/train_config.py
+"""
+
+from .data import classes, input_array_info, target_array_info
+from .model import build_model
+
+model_kwargs = {"freeze_backbone": True}  # False trains all 235 million parameters
+
+learning_rate = 1e-4  # the original's 1e-6 does not leave its first weights within a day
+batch_size = 4
+epochs = 1000
+iterations_per_epoch = 1000
+max_grad_norm = 100.0  # loose: only against blow-ups, as in the original baselines
+validation_time_limit = 60.0
+
+spatial_transforms = {
+    "mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.1}},
+    "transpose": {"axes": ["x", "y", "z"]},
+    "rotate": {"axes": {"x": [-180, 180], "y": [-180, 180], "z": [-180, 180]}},
+}
+gamma_range = (0.9, 1.1)
+contrast_range = (0.9, 1.1)
+noise_std = 0.01

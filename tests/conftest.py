@@ -1,0 +1,194 @@
+"""A tiny data root and experiments on it, so that a whole training run takes a second."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.ngff import write_multiscale
+
+CLASSES = ("mito", "er", "nuc")
+CROPS = {
+    "crop1": ("train", (2, 2, 2), CLASSES),
+    "crop2": ("train", (22, 22, 2), ("mito",)),
+    "crop3": ("validate", (2, 22, 22), CLASSES),
+}
+"""For each crop: usage, first voxel in the raw, annotated classes."""
+
+RAW_SHAPE, CROP_SHAPE, VOXEL_SIZE = (48, 48, 48), (24, 24, 24), (8.0, 8.0, 8.0)
+
+FILES = {
+    "__init__.py": "",
+    "data.py": """
+        classes = ("mito", "er", "nuc")
+        input_array_info = {"shape": (20, 20, 20), "scale": (8, 8, 8)}
+        target_array_info = {"shape": (16, 16, 16), "scale": (8, 8, 8)}
+        """,
+    "model.py": """
+        from torch import nn
+
+
+        def build_model(classes):
+            layers = nn.Conv3d(1, 8, 3), nn.ReLU(), nn.Conv3d(8, 8, 3), nn.ReLU(), nn.Conv3d(8, len(classes), 1)
+            return nn.Sequential(*layers)
+        """,
+    "train_config.py": """
+        from .data import classes, input_array_info, target_array_info
+        from .model import build_model
+
+        """,
+    "process_config.py": """
+        from .data import classes, input_array_info
+
+
+        def process_func(logits):
+            return (logits > 0) * 1
+        """,
+}
+SETTINGS = {
+    "epochs": 2, "iterations_per_epoch": 3, "batch_size": 2, "learning_rate": 1e-2, "device": "cpu", "precision": "fp32",
+    "num_workers": 0, "figure_samples": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests share their machine, and sums in one thread are the same on every run."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path, monkeypatch) -> None:
+    """Nothing that the caller's shell sets reaches a test, and no test writes into the repository's cache."""
+    for name in ("CELLMAP_DATA", "SEED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CELLMAP_CACHE", str(tmp_path / "cache"))
+
+
+def world(shape: Sequence[int] = RAW_SHAPE) -> dict[str, np.ndarray]:
+    """What is where in the tiny cell, bool (z, y, x): round mitochondria, sheets of er, a layer of nucleus that er crosses.
+
+    Periodic with 24 voxels, so that every crop of 24^3 holds some of each; mito overlaps neither er nor nuc."""
+    z, y, x = (grid % 24 for grid in np.indices(shape))
+    mito = (z - 12) ** 2 + (y - 10) ** 2 + (x - 12) ** 2 < 36
+    return {"mito": mito, "er": (x < 4) & ~mito, "nuc": (y >= 18) & ~mito}
+
+
+def write_data(root: Path, crops: dict = CROPS, dataset: str = "tiny") -> Path:
+    """Write the tiny cell in the challenge's layout: {root}/{dataset}/{dataset}.zarr/recon-1/... Returns the store.
+
+    Raw is 48^3 uint8 at 8 nm, brighter for each class; a crop is 24^3 on the raw's voxels."""
+    store = root / dataset / f"{dataset}.zarr"
+    labels = world()
+    noise = np.random.default_rng(0).normal(0, 8, RAW_SHAPE)
+    raw = 60 + 120 * labels["mito"] + 40 * labels["er"] + 70 * labels["nuc"] + noise
+    write_multiscale(store / "recon-1/em/fibsem-uint8", raw.clip(1, 255).astype(np.uint8), VOXEL_SIZE)
+    for name, (_, start, annotated) in crops.items():
+        inside = tuple(slice(a, a + n) for a, n in zip(start, CROP_SHAPE, strict=True))
+        for label in annotated:
+            path = store / "recon-1/labels/groundtruth" / name / label
+            write_multiscale(path, labels[label][inside].astype(np.uint8), VOXEL_SIZE, np.multiply(start, VOXEL_SIZE))
+    return store
+
+
+def datasplit_text(crops: dict = CROPS, dataset: str = "tiny") -> str:
+    """The datasplit.csv of these crops, paths relative to the data root."""
+    row = '"{0}","{1}/{1}.zarr","recon-1/em/fibsem-uint8","{1}/{1}.zarr","recon-1/labels/groundtruth/{2}/[{3}]"\n'
+    return "".join(row.format(usage, dataset, name, ",".join(found)) for name, (usage, _, found) in crops.items())
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A tiny experiment on disk and its data root."""
+
+    folder: Path
+    data: Path
+
+    @property
+    def store(self) -> Path:
+        return self.data / "tiny/tiny.zarr"
+
+    @property
+    def raw(self) -> Path:
+        """Multiscale group of the raw; its one array is raw / "s0"."""
+        return self.store / "recon-1/em/fibsem-uint8"
+
+    def crop(self, name: str = "crop1") -> Path:
+        """Folder of the class groups of a crop."""
+        return self.store / "recon-1/labels/groundtruth" / name
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a file of the folder; the indentation of `text` is taken off."""
+        (self.folder / name).write_text(textwrap.dedent(text))
+
+    def add(self, text: str) -> None:
+        """Add lines to train_config.py."""
+        with open(self.folder / "train_config.py", "a") as file:
+            file.write("\n" + textwrap.dedent(text))
+
+    def config(self, *overrides: str, **settings: Any):
+        """Its checked settings, as `common.config.load_config` gives them."""
+        from common.config import load_config
+
+        return load_config(self.folder, overrides, self.data, **settings)
+
+    def train(self, *overrides: str, **settings: Any):
+        """Train it, with settings over those of its file; the Result of `common.train.train`."""
+        from common.train import train
+
+        return train(self.folder, overrides, self.data, **settings)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory) -> Path:
+    """A data root written once; tests get copies."""
+    root = tmp_path_factory.mktemp("data")
+    write_data(root)
+    return root
+
+
+@pytest.fixture
+def data_root(tmp_path, tiny_store) -> Path:
+    """A data root of its own for each test, which may damage it: dataset 'tiny', crops as in CROPS."""
+    shutil.copytree(tiny_store, tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def experiment(tmp_path, data_root) -> Callable[..., Experiment]:
+    """Makes tiny experiments: `experiment()`, or with anything of it changed.
+
+        tiny = experiment(epochs=4, batch_size=1)                 # settings of train_config.py; they replace SETTINGS
+        tiny = experiment(text='scheduler = torch.optim...')       # lines at the end of train_config.py
+        tiny = experiment("other", files={"model.py": "..."})      # another folder; files instead of those in FILES
+        tiny = experiment(classes=("mito", "er"))                  # in data.py
+        tiny.train(); tiny.train("epochs=6", random_seed=7); tiny.config().batch_size
+        tiny.folder; tiny.data; tiny.raw / "s0"; tiny.crop("crop2") / "mito"; tiny.write("model.py", "..."); tiny.add("epochs = 9")
+
+    The network takes 20^3 voxels to 16^3, 8 nm, classes mito, er and nuc; two crops train (one of them annotates mito only),
+    one validates; two epochs of three iterations on the CPU in fp32 without workers, which takes about a second.
+    What the classes are: `conftest.world()`. All experiments of a test share `data_root` and the cache in tmp_path.
+    A setting whose value is not written as its repr (a class, a function) goes into `text`.
+    """
+
+    def make(
+        name: str = "tiny_experiment", *, text: str = "", files: dict[str, str] | None = None, classes: Sequence[str] = CLASSES, **settings: Any
+    ) -> Experiment:  # fmt: skip
+        made = Experiment(tmp_path / name, data_root)
+        made.folder.mkdir()
+        for file, content in {**FILES, **(files or {})}.items():
+            made.write(file, content.replace(repr(CLASSES), repr(tuple(classes))))
+        made.write("datasplit.csv", datasplit_text())
+        made.add("\n".join(f"{key} = {value!r}" for key, value in {**SETTINGS, **settings}.items()))
+        made.add(text)
+        return made
+
+    return make

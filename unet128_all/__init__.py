@@ -1,0 +1,1 @@
+"""Experiment: a small 3D U-Net on all tested classes at 128 nm."""

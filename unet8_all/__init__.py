@@ -1,0 +1,1 @@
+"""Experiment: a small 3D U-Net on all tested classes at 8 nm."""
