@@ -515,7 +515,8 @@ def make(
     """Make a data split and write it; the report of what it contains.
 
     The crops are those of `manifest` (a table, or 'challenge', the default) or those found under `data_root`.
-    scale: nm, one number or z, y, x, or None for crops of every resolution; the rest as in `choose_sides`, `select` and `write_datasplit`."""
+    scale: nm, one number or z, y, x, or None for crops of every resolution; the rest as in `choose_sides`, `select` and
+    `write_datasplit`."""
     path = Path(csv_path)
     _refuse_existing(path, overwrite)
     scale = _three(scale)
