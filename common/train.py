@@ -205,7 +205,7 @@ def run(
     batches = training_batches(config, crops, device).between(state.iteration * per_iteration, last * per_iteration)
     fixed = validation_batches(config, crops, device)
     scores, begun, first = None, time.perf_counter(), state.epoch
-    while state.epoch < config.epochs and not _out_of_patience(config, state) and not _out_of_time(config, begun):
+    while state.epoch < config.epochs and not _out_of_patience(config, state):
         end = (state.epoch + 1) * config.iterations_per_epoch
         with progress(config, state, end) as bar:
             trained = steps.train_epoch(
@@ -222,6 +222,8 @@ def run(
         save(config, state, crops.split_hash, "latest")
         if better:
             save(config, state, crops.split_hash, "best")
+        if config.training_time_limit and time.perf_counter() - begun > config.training_time_limit:
+            break
     if stopped():
         save(config, state, crops.split_hash, "latest")
     return scores
@@ -356,10 +358,6 @@ def _refuse_other_settings(path: Path, saved: dict, config: TrainConfig, split_h
 
 def _out_of_patience(config: TrainConfig, state: State) -> bool:
     return bool(config.early_stopping_patience) and state.epoch - state.best_epoch >= config.early_stopping_patience
-
-
-def _out_of_time(config: TrainConfig, begun: float) -> bool:
-    return bool(config.training_time_limit) and time.perf_counter() - begun > config.training_time_limit
 
 
 def _duration(seconds: float) -> str:
