@@ -108,8 +108,8 @@ def plain_training_samples_per_s(
 ) -> float:
     """Samples per second of a plain float32 training loop over `cellmap_data_loader`.
 
-    Timed for `seconds` and until the batch then under way ends, after one batch to warm up. The U-Net of the baselines as
-    LeibNetz ships it, 48 classes, 8 nm, rotation on; no precision and no memory format set.
+    Timed for `seconds` and until the batch then under way ends, after one batch to warm up. The U-Net of the baselines
+    as LeibNetz ships it, 48 classes, 8 nm, rotation on; no precision and no memory format set.
     """
     scale = (8, 8, 8)
     loader = cellmap_data_loader(

@@ -1,14 +1,20 @@
-"""The command line, and the public names that scripts of this field import. The engine is in `common/`."""
+"""The command line, and the public names that scripts of this field import. The engine is in `common/`.
+
+Names are imported when they are used: `import cellmap_segmentation_challenge` takes no time.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pkgutil import extend_path
+from typing import Any
+
+__all__ = ["train"]
 
 __path__ = extend_path(__path__, __name__)  # other submodules of an installed public toolbox stay importable
 
 
-def train(config_path, overrides=(), data=None, **settings):  # noqa: ANN001, ANN201 - see common.train
-    """Train the experiment of a configuration file; see `common.train.train`."""
-    from common.train import train as run
-
-    return run(config_path, overrides, data, **settings)
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module(f"common.{name}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -6,31 +6,41 @@ labels of a sample get affines made from one orientation in nm, so that they can
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 
-def resample_linear(blocks: torch.Tensor, affines: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Trilinear: blocks (B, z, y, x) uint8 or float, affines (B, 3, 4) float64 on the CPU; gives (B, *shape) float32.
+def resample_linear(blocks: torch.Tensor, affines: torch.Tensor, shape: Sequence[int], scale: float = 1.0) -> torch.Tensor:
+    """Trilinear: blocks (B, z, y, x) uint8 or float, affines (B, 3, 4) float64 on the CPU; (B, *shape) float32 times `scale`.
 
     Voxel values are copied without interpolation where an affine is a signed permutation onto voxel centres.
     """
-    axes = [_axis_indices(affine, shape, whole=True) for affine in affines]
-    if all(axis is not None for axis in axes):
-        return torch.stack([_pick(block, a) for block, a in zip(blocks, axes, strict=True)]).float()
-    grid = _grid(affines, blocks.shape[1:], shape, blocks.device)
-    return F.grid_sample(blocks[:, None].float(), grid, padding_mode="border", align_corners=True)[:, 0]
+    patches = torch.empty((len(blocks), *shape), device=blocks.device)
+    for patch, block, affine in zip(patches, blocks, affines.numpy(), strict=True):
+        steps = _axis_steps(affine)
+        if steps is not None and _on_voxels(steps):
+            patch.copy_(_pick(block, steps, shape))
+        else:
+            block, affine = _needed(block, affine, shape)
+            patch.copy_(_sample(block, affine, shape, mode="bilinear", padding_mode="border"))
+    return patches.mul_(scale)
 
 
 def resample_nearest(blocks: torch.Tensor, affines: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Nearest neighbour of integer blocks (B, z, y, x); outside a block is 0. Gives (B, *shape) int32."""
-    axes = [_axis_indices(affine, shape, whole=False) for affine in affines]
-    if all(axis is not None and _inside(axis, blocks.shape[1:]) for axis in axes):
-        return torch.stack([_pick(block, a) for block, a in zip(blocks, axes, strict=True)]).int()
-    grid = _grid(affines, blocks.shape[1:], shape, blocks.device)
-    return F.grid_sample(blocks[:, None].float(), grid, mode="nearest", align_corners=True)[:, 0].int()
+    rows = torch.empty((len(blocks), *shape), dtype=torch.int32, device=blocks.device)
+    for row, block, affine in zip(rows, blocks, affines.numpy(), strict=True):
+        steps = _axis_steps(affine)
+        if steps is not None and _inside(steps, shape, block.shape):
+            row.copy_(_pick(block, steps, shape))
+        else:
+            block, affine = _needed(block, affine, shape)
+            row.copy_(_sample(block, affine, shape, mode="nearest", padding_mode="zeros"))
+    return rows
 
 
 def change_intensity(
@@ -55,54 +65,70 @@ def change_intensity(
     return raw
 
 
-def _grid(affines: torch.Tensor, block: Sequence[int], shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    """The sampling grid (B, *shape, 3) of grid_sample, which wants x, y, z in [-1, 1] from first to last voxel centre.
-
-    Sums of three broadcast terms: several times faster on a CPU than the matrix product in affine_grid.
-    """
-    size = torch.tensor([max(n - 1, 1) for n in block], dtype=torch.float64)
-    scaled = affines * (2 / size)[None, :, None]
-    scaled[:, :, 3] -= 1
-    scaled = scaled.flip(1).to(device, torch.float32)
-    z, y, x = (torch.arange(n, device=device, dtype=torch.float32) for n in shape)
-    plane = scaled[:, None, None, :, 1] * y[None, :, None, None] + scaled[:, None, None, :, 2] * x[None, None, :, None]
-    depth = scaled[:, None, :, 0] * z[None, :, None] + scaled[:, None, :, 3]
-    return depth[:, :, None, None, :] + plane[:, None]
+Steps = list[tuple[int, float, float]]
+"""For each output axis the block axis that it runs along, where it begins, and how far each voxel goes."""
 
 
-def _axis_indices(affine: torch.Tensor, shape: Sequence[int], whole: bool) -> tuple[list[int], list[torch.Tensor]] | None:
-    """If every output axis runs along one block axis: which one, and the nearest block index of each output voxel.
-
-    None for a rotation, and with `whole` also where output voxels lie between voxel centres.
-    """
-    linear = affine[:, :3]
-    used = linear.abs() > 1e-9
-    if not (bool((used.sum(0) == 1).all()) and bool((used.sum(1) == 1).all())):
+def _axis_steps(affine: np.ndarray) -> Steps | None:
+    """The steps of an affine whose output axes run along block axes; None for a rotation."""
+    linear = np.abs(affine[:, :3])
+    along = linear.argmax(0).tolist()
+    if linear.sum() - sum(linear[row, axis] for axis, row in enumerate(along)) > 1e-9 or len(set(along)) < 3:
         return None
-    along = used.T.int().argmax(1).tolist()  # along[output axis] = block axis
-    indices = []
-    for axis, n in enumerate(shape):
-        place = linear[along[axis], axis] * torch.arange(n, dtype=torch.float64) + affine[along[axis], 3]
-        nearest = torch.floor(place + 0.5)
-        if whole and bool(((place - nearest).abs() > 1e-3).any()):
-            return None
-        indices.append(nearest.long())
-    return along, indices
+    return [(row, float(affine[row, 3]), float(affine[row, axis])) for axis, row in enumerate(along)]
 
 
-def _inside(axes: tuple[list[int], list[torch.Tensor]], block: Sequence[int]) -> bool:
-    return all(int(i.min()) >= 0 and int(i.max()) < block[axis] for axis, i in zip(*axes, strict=True))
+def _on_voxels(steps: Steps) -> bool:
+    """Whether every output voxel is a block voxel."""
+    return all(abs(abs(step) - 1) < 1e-6 and abs(start - round(start)) < 1e-3 for _, start, step in steps)
 
 
-def _pick(block: torch.Tensor, axes: tuple[list[int], list[torch.Tensor]]) -> torch.Tensor:
-    """Output of an axis-aligned affine: a strided slice per axis where the indices are consecutive, then a transpose."""
-    along, indices = axes
-    for axis, index in zip(along, indices, strict=True):
-        first, last = int(index[0]), int(index[-1])
-        if last - first == len(index) - 1:
-            block = block.narrow(axis, first, len(index))
-        elif first - last == len(index) - 1:
-            block = block.narrow(axis, last, len(index)).flip(axis)
+def _nearest(place: float) -> int:
+    return math.floor(place + 0.5 + 1e-6)  # halves go up, whatever the rounding error
+
+
+def _inside(steps: Steps, shape: Sequence[int], block: Sequence[int]) -> bool:
+    ends = [(axis, _nearest(start), _nearest(start + step * (n - 1))) for (axis, start, step), n in zip(steps, shape, strict=True)]
+    return all(0 <= min(first, last) and max(first, last) < block[axis] for axis, first, last in ends)
+
+
+def _pick(block: torch.Tensor, steps: Steps, shape: Sequence[int]) -> torch.Tensor:
+    """Nearest voxels along the axes: a slice where voxels are consecutive, then a transpose; a view if nothing is mirrored."""
+    for (axis, start, step), n in zip(steps, shape, strict=True):
+        if abs(step - 1) < 1e-6:
+            block = block.narrow(axis, _nearest(start), n)
+        elif abs(step + 1) < 1e-6:
+            block = block.narrow(axis, _nearest(start) - n + 1, n).flip(axis)
         else:
-            block = block.index_select(axis, index.to(block.device))
-    return block.permute(along)
+            index = torch.tensor([_nearest(start + step * i) for i in range(n)], device=block.device)
+            block = block.index_select(axis, index)
+    return block.permute([axis for axis, _, _ in steps])
+
+
+def _needed(block: torch.Tensor, affine: np.ndarray, shape: Sequence[int]) -> tuple[torch.Tensor, np.ndarray]:
+    """The part of a block that an affine reads, which is a third smaller than the block for a usual rotation, and its affine."""
+    size = np.array(shape) - 1
+    low = affine[:, 3] + np.minimum(affine[:, :3] * size, 0).sum(1)
+    high = affine[:, 3] + np.maximum(affine[:, :3] * size, 0).sum(1)
+    first = np.clip(np.floor(low).astype(int) - 1, 0, np.array(block.shape) - 1)
+    last = np.clip(np.ceil(high).astype(int) + 2, first + 1, block.shape)
+    moved = affine.copy()
+    moved[:, 3] -= first
+    return block[tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))], moved
+
+
+def _sample(block: torch.Tensor, affine: np.ndarray, shape: Sequence[int], **how: str) -> torch.Tensor:
+    """grid_sample of one block (z, y, x), in float32; on a CPU in parts of z, since threads share a batch and not a volume.
+
+    The grid, x, y, z in [-1, 1] from the first to the last voxel centre, is a sum of three broadcast terms: on a CPU several
+    times faster than the matrix product of affine_grid.
+    """
+    size = np.maximum(np.array(block.shape) - 1, 1)
+    scaled = affine * (2 / size)[:, None]
+    scaled[:, 3] -= 1
+    columns = torch.from_numpy(np.ascontiguousarray(scaled[::-1].T)).to(block.device, torch.float32)
+    z, y, x = (torch.arange(n, device=block.device)[:, None] * column for n, column in zip(shape, columns, strict=False))
+    grid = (z + columns[3])[:, None, None] + (y[:, None] + x)
+    parts = math.gcd(shape[0], torch.get_num_threads()) if block.device.type == "cpu" else 1
+    values = block.float().expand(parts, 1, *block.shape)
+    return F.grid_sample(values, grid.view(parts, -1, *shape[1:], 3), align_corners=True, **how).view(*shape)

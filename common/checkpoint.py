@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,21 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
     Raises OSError with one sentence if the disk is full; the old file then stands.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        temporary.unlink(missing_ok=True)
         kept = "the one before it stands" if path.exists() else "nothing was kept"
-        raise OSError(f"{path}: could not be written ({_reason(error)}); {kept}. Free space and run the same command again") from error
+        raise OSError(
+            f"{path}: could not be written ({_reason(error)}); {kept}. Free space and run the same command again"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -35,14 +39,16 @@ def load(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = tuple(state["classes"])
+    except OSError:
+        raise
     except Exception as error:  # torch raises a different type for each kind of damage
         raise ValueError(
-            f"{path}: not a readable checkpoint of this trainer ({str(error).splitlines()[0]}); remove it to start from another"
+            f"{path}: not a readable checkpoint of this trainer ({_reason(error)}); remove it to start from another"
         ) from error
     if found != classes:
         raise ValueError(
-            f"{path}: trained for {_listed(found)}; this run has {_listed(classes)}. Use the same classes in the same order, "
-            "or set another run_name"
+            f"{path}: trained for {len(found)} classes and this run has {len(classes)}: {_difference(found, classes)}; "
+            "use the same classes in the same order, or set another run_name"
         )
     return state
 
@@ -59,13 +65,18 @@ def load_weights(model: torch.nn.Module, state: dict[str, Any], path: Path) -> N
         model.load_state_dict(state["model"], strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path}: its weights are of another network ({reason}); use that network, or another run_name") from None
+        raise ValueError(
+            f"{path}: its weights are of another network ({reason}); use that network, or set another run_name"
+        ) from None
 
 
 def _reason(error: Exception) -> str:
     cause = error.__context__ if isinstance(error.__context__, OSError) else error
-    return str(cause).splitlines()[0]
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
 
 
-def _listed(names: tuple[str, ...]) -> str:
-    return f"{len(names)} classes ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+def _difference(found: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+    """The first channel in which two class lists differ."""
+    pairs = itertools.zip_longest(found, wanted, fillvalue="none")
+    channel, there, here = next((i, a, b) for i, (a, b) in enumerate(pairs) if a != b)
+    return f"channel {channel} is '{there}' there and '{here}' here"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -77,9 +79,10 @@ def open_crops(
     raw_range: Sequence[float] = (),
     use_mutual_exclusion: bool = True,
     infer_groups: bool = True,
+    beside: Sequence[Crop] = (),
 ) -> list[Crop]:
     """Every crop of a split, decoded now or earlier. margin_nm: (3,) how far around the labels raw is kept;
-    patch_nm: (3,) extent of the raw patch, which must fit into the raw.
+    patch_nm: (3,) extent of the raw patch, which must fit into the raw; beside: crops of the same run that stay cached.
 
     Raises ValueError with all the problems of all the crops in one message. Nothing stays in memory but palettes.
     """
@@ -87,16 +90,18 @@ def open_crops(
     plans = _collect(rows, lambda row: _plan(row, classes, input_scale, target_scale, margin_nm, patch_nm, raw_range, reasons))
     if any(plan.dtype != np.uint8 for plan in plans):  # patches of a batch have one number type
         plans = [replace(plan, dtype=np.dtype(np.float32), key=plan.key + "f") for plan in plans]
-    needed, room = sum(plan.bytes for plan in plans) / 1e9, cache_gb
-    if needed > room:
+    other = sum(crop.raw().nbytes + crop.labels().nbytes for crop in beside)
+    needed = (sum(plan.bytes for plan in plans) + other) / 1e9
+    if needed > cache_gb:
         raise ValueError(
-            f"the decoded crops need {needed:.1f} GB and cache_gb is {room:g}; raise cache_gb, take fewer crops, or rotate less "
+            f"the decoded crops need {needed:.1f} GB and cache_gb is {cache_gb:g}; raise cache_gb, take fewer crops, or rotate less "
             "(raw is kept as far around a crop as a rotated patch reaches)"
         )
     cache = cache / "crops"
     cache.mkdir(parents=True, exist_ok=True)
     missing = [plan for plan in plans if not (cache / plan.key).is_dir()]
-    _make_room(cache, cache_gb * 1e9 - sum(plan.bytes for plan in missing), keep={plan.key for plan in plans})
+    keep = {plan.key for plan in plans} | {crop.folder.name for crop in beside}
+    _make_room(cache, cache_gb * 1e9 - sum(plan.bytes for plan in missing), keep)
     _collect(missing, lambda plan: _decode(plan, cache), "decoding crops")
     return [_load(plan, cache, classes, use_mutual_exclusion, infer_groups) for plan in plans]
 
@@ -156,7 +161,8 @@ def _plan(
     raw_grid = Grid(origin + start * scale, scale, tuple(int(n) for n in stop - start))
     identity = [
         FORMAT, str(row.raw), str(row.crop), names, raw.path.name, factor.tolist(), start.tolist(), raw_grid.shape,
-        label_factor.tolist(), tuple(raw_range), _stamp(row.raw), *(_stamp(row.crop / name) for name in names),
+        label_factor.tolist(), tuple(raw_range), _raw_stamp(raw, start * factor, stop * factor),
+        *(_label_stamp(row.crop / name, label.path.name) for name in names),
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     dtype = np.dtype(np.uint8 if raw.array.dtype == np.uint8 else np.float32)
@@ -177,10 +183,10 @@ def _decode(plan: _Plan, cache: Path) -> None:
         if not (cache / plan.key).exists():
             os.rename(folder, cache / plan.key)
     except OSError as error:
-        if error.errno is None:
-            raise
+        if isinstance(error, FileNotFoundError) and error.errno is None:
+            raise  # of the data
         if not (cache / plan.key).is_dir():  # another process may have been first
-            raise OSError(f"{cache}: decoded crops could not be written ({error.strerror}); free space or move cache_path") from error
+            raise OSError(f"{cache}: decoded crops could not be written ({error.strerror or error}); free space or move cache_path") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -190,7 +196,7 @@ def _decode_raw(plan: _Plan, folder: Path) -> None:
     level, factor, shape = plan.raw_level, plan.raw_factor, np.array(plan.raw_grid.shape)
     volume = level.shape // factor
     first, last = np.clip(plan.raw_start, 0, volume), np.clip(plan.raw_start + shape, 0, volume)
-    inside = np.lib.format.open_memmap(folder / "inside.npy", mode="w+", dtype=plan.dtype, shape=tuple(int(n) for n in last - first))
+    inside = _new_volume(folder / "inside.npy", plan.dtype, last - first)
     low, high = _value_range(plan)
     brightest = 0.0
     for z in range(0, inside.shape[0], 64):
@@ -209,11 +215,20 @@ def _decode_raw(plan: _Plan, folder: Path) -> None:
         return
     before, after = first - plan.raw_start, plan.raw_start + shape - last
     mirrored = [np.pad(np.arange(n), (a, b), mode="reflect") for n, a, b in zip(inside.shape, before, after, strict=True)]
-    raw = np.lib.format.open_memmap(folder / "raw.npy", mode="w+", dtype=plan.dtype, shape=plan.raw_grid.shape)
+    raw = _new_volume(folder / "raw.npy", plan.dtype, plan.raw_grid.shape)
     for z in range(0, raw.shape[0], 64):
         raw[z : z + 64] = inside[np.ix_(mirrored[0][z : z + 64], *mirrored[1:])]
     raw.flush()
     (folder / "inside.npy").unlink()
+
+
+def _new_volume(path: Path, dtype: np.dtype, shape: Sequence[int]) -> np.memmap:
+    """A memory map with its space on disk taken: without that, writing to it on a full disk kills the process."""
+    volume = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(int(n) for n in shape))
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    return volume
 
 
 def _value_range(plan: _Plan) -> tuple[float, float]:
@@ -273,7 +288,7 @@ def _majority(volume: np.ndarray, factors: np.ndarray) -> np.ndarray:
         return volume
     if not volume.any():
         return np.zeros(np.array(volume.shape) // factors, bool)
-    count = volume.astype(np.uint16)
+    count = volume.astype(np.uint32)
     for axis, factor in enumerate(factors):
         n = count.shape[axis] // factor * factor
         count = sum(count[(slice(None),) * axis + (slice(k, n, factor),)] for k in range(factor))
@@ -323,13 +338,23 @@ def _load(plan: _Plan, cache: Path, classes: Sequence[str], use_mutual_exclusion
 
 
 def _make_room(cache: Path, budget: float, keep: set[str]) -> None:
-    """Remove the least recently used decoded crops until the others fit into `budget` bytes; those in `keep` stay."""
-    sizes = {folder: sum(f.stat().st_size for f in folder.iterdir()) for folder in cache.iterdir() if not folder.name.startswith(".")}
-    total = sum(sizes.values())
-    for folder in sorted(sizes, key=lambda folder: folder.stat().st_mtime):
+    """Remove the least recently used decoded crops until the others fit into `budget` bytes; those in `keep` stay.
+
+    Also removes what a killed process left half decoded more than a day ago.
+    """
+    found, total = [], 0
+    for folder in cache.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may be making room too
+            used, size = folder.stat().st_mtime, sum(file.stat().st_size for file in folder.iterdir())
+            if not folder.name.startswith("."):
+                total += size
+                found.append((used, folder, size))
+            elif time.time() - used > 86400:
+                shutil.rmtree(folder, ignore_errors=True)
+    for _, folder, size in sorted(found):
         if total > budget and folder.name not in keep:
-            total -= sizes[folder]
-            shutil.rmtree(folder)
+            total -= size
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _collect(items: Sequence, work, say: str | None = None) -> list:
@@ -339,7 +364,7 @@ def _collect(items: Sequence, work, say: str | None = None) -> list:
     results, problems = [], []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(work, item) for item in items]
-        for future in tqdm(futures, say, unit="crop", disable=say is None or len(items) < 2, leave=False):
+        for future in tqdm(futures, say, unit="crop", disable=say is None or len(items) < 2 or None, leave=False):
             try:
                 results.append(future.result())
             except (ValueError, FileNotFoundError) as error:
@@ -355,9 +380,27 @@ def _open(path: str) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def _stamp(group: Path) -> list[int]:
-    """When the metadata of a multiscale group and of its finest array were written, so that new data are decoded anew."""
-    return [int(p.stat().st_mtime_ns) for p in (group / ".zattrs", group / "s0" / ".zarray", group / "s0") if p.exists()]
+def _raw_stamp(level: ngff.Level, start: np.ndarray, stop: np.ndarray) -> list[int]:
+    """When the metadata of a level and the folders of its chunks in voxels start..stop were last written."""
+    first, last = np.maximum(start, 0) // level.array.chunks, -(-np.minimum(stop, level.shape) // level.array.chunks)
+    chunks = [level.path / str(z) / str(y) for z in range(first[0], last[0]) for y in range(first[1], last[1])]
+    return _stamp([level.path.parent / ".zattrs", level.path / ".zarray", level.path, *chunks])
+
+
+def _label_stamp(group: Path, level: str) -> list[int]:
+    """When the metadata of a class and all folders of its chunks were last written."""
+    planes = _folders(group / level)  # chunks are s0/z/y/x or s0/z.y.x
+    rows = [row for plane in planes for row in _folders(plane)]
+    return _stamp([group / ".zattrs", group / level / ".zarray", group / level, *planes, *rows])
+
+
+def _folders(path: Path | str) -> list[str]:
+    return sorted(entry.path for entry in os.scandir(path) if entry.is_dir()) if os.path.isdir(path) else []
+
+
+def _stamp(paths: Sequence[Path | str]) -> list[int]:
+    """When files and folders were last written: changed data are decoded anew. Replacing a chunk changes its folder."""
+    return [os.stat(path).st_mtime_ns for path in paths if os.path.exists(path)]
 
 
 def _nm(values: np.ndarray) -> str:

@@ -84,7 +84,7 @@ def predict_crops(model: torch.nn.Module, method: steps.Method, batches: loaders
         logits = method.logits(model, batch.raw).float().cpu().numpy()
         inset = [(n - m) // 2 for n, m in zip(batch.raw.shape[2:], shape, strict=True)]
         inner = batch.raw[:, 0][tuple([slice(None), *(slice(i, i + n) for i, n in zip(inset, shape, strict=True))])]
-        for parts in zip(inner.cpu().numpy(), batch.target.cpu().numpy(), logits, strict=True):
+        for parts in zip(inner.cpu().numpy(), batch.target.dense().cpu().numpy(), logits, strict=True):
             sample = next(samples)
             grid = crops[sample.crop].label_grid
             start = np.rint((sample.centre - grid.origin) / grid.scale - (shape - 1) / 2).astype(int)

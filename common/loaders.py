@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from common import augment, datasplit, sampling
 from common.config import TrainConfig
 from common.crops import Crop, open_crops
+from common.losses import Target
 from common.sampling import Patch, Sample, Sampler
 
 
@@ -21,8 +22,8 @@ class Batch:
 
     raw: torch.Tensor
     """(B, 1, z, y, x) float32 in [0, 1]."""
-    target: torch.Tensor
-    """(B, classes, z, y, x) int8, 1 / 0 / -1 = unknown; channels last in memory."""
+    target: Target
+    """Palette image of (B, z, y, x) voxels; `target.dense()` is (B, classes, z, y, x)."""
     where: list[str]
     """Crop and sample number of each patch, for messages."""
 
@@ -62,6 +63,7 @@ def open_data(config: TrainConfig) -> Data:
         opened[usage] = open_crops(
             [row for row in rows if row.usage == usage], config.classes, raw.scale, target.scale, margin, raw.extent,
             config.path("cache_path"), config.cache_gb, config.raw_range, config.use_mutual_exclusion, config.infer_groups,
+            beside=opened.get("train", ()),
         )  # fmt: skip
     train, validation = opened["train"], opened["validate"]
     sampler = Sampler(
@@ -141,21 +143,20 @@ class Batches:
         return (self.on_device(blocks) for blocks in loader)
 
     def on_device(self, blocks: dict[str, torch.Tensor]) -> Batch:
-        """Orient, resample and look the labels up: from blocks on the CPU to what the loss consumes."""
+        """Orient and resample: from blocks on the CPU to what network and loss consume."""
         raw = blocks["raw"].to(self.device, non_blocking=True)
         index = blocks["index"].to(self.device, non_blocking=True)
-        patches = augment.resample_linear(raw, blocks["raw_affine"], self.blocks.input.shape)[:, None]
-        if raw.dtype == torch.uint8:
-            patches = patches.sub_(self.low).mul_(1 / (self.high - self.low))
-            patches = patches.clamp_(0, 1) if (self.low, self.high) != (0, 255) else patches
+        scale = 1 / (self.high - self.low) if raw.dtype == torch.uint8 else 1.0
+        patches = augment.resample_linear(raw, blocks["raw_affine"], self.blocks.input.shape, scale)[:, None]
+        if scale != 1.0 and (self.low, self.high) != (0, 255):
+            patches.sub_(self.low * scale).clamp_(0, 1)
         patches = augment.change_intensity(
             patches, blocks["gamma"], blocks["contrast"], blocks["noise_std"], blocks["noise_seed"].tolist()
         )
         rows = augment.resample_nearest(index, blocks["index_affine"], self.blocks.target.shape)
         rows += blocks["first_row"].to(self.device, torch.int32).view(-1, 1, 1, 1)
-        target = self.palette.index_select(0, rows.flatten()).view(*rows.shape, -1).permute(0, 4, 1, 2, 3)
         where = [f"{self.blocks.crops[c].name} (sample {k})" for c, k in zip(blocks["crop"].tolist(), blocks["k"].tolist(), strict=True)]
-        return Batch(patches, target, where)
+        return Batch(patches, Target(rows, self.palette), where)
 
 
 def _stack(samples: list[dict]) -> dict[str, torch.Tensor]:

@@ -6,6 +6,9 @@ specification, so an image covers `translation - scale / 2` to `translation + (s
 
 from __future__ import annotations
 
+import itertools
+import lzma
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +42,26 @@ class Level:
     def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """Voxels start..stop (within the array). Raises ValueError naming the array if a chunk cannot be decoded."""
         try:
+            self._check_lengths(start, stop)
             return self.array[tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))]
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise ValueError(
                 f"{self.path}: a chunk in voxels {list(map(int, start))} to {list(map(int, stop))} cannot be decoded "
                 f"({error}); copy this array again"
             ) from error
+
+    def _check_lengths(self, start: Sequence[int], stop: Sequence[int]) -> None:
+        """Raises ValueError for a Blosc chunk with fewer bytes than its header says: numcodecs would read on beyond its end."""
+        if not isinstance(self.array.compressor, Blosc):
+            return
+        chunks = [range(int(a) // n, -(-int(b) // n)) for a, b, n in zip(start, stop, self.array.chunks, strict=True)]
+        for index in itertools.product(*chunks):
+            file = Path(self.array.store.path, self.array._chunk_key(index))
+            if file.is_file():
+                with file.open("rb") as opened:
+                    length = int.from_bytes(opened.read(16)[12:], "little")
+                if file.stat().st_size < max(length, 16):
+                    raise ValueError(f"{file.name} has {file.stat().st_size} of {max(length, 16)} bytes")
 
 
 def open_levels(path: str | Path) -> list[Level]:
@@ -57,9 +74,9 @@ def open_levels(path: str | Path) -> list[Level]:
         raise FileNotFoundError(f"{path}: no such zarr group; check the path in the datasplit and the data root")
     try:
         group = zarr.open_group(str(path), mode="r")
+        multiscales = group.attrs.asdict().get("multiscales")
     except (zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError, ValueError) as error:
-        raise ValueError(f"{path}: not a zarr v2 group; a multiscale OME-NGFF group is needed here") from error
-    multiscales = group.attrs.asdict().get("multiscales")
+        raise ValueError(f"{path}: not a zarr v2 group ({error}); a multiscale OME-NGFF group is needed here") from error
     if not multiscales:
         raise ValueError(f"{path}: no 'multiscales' in .zattrs; write OME-NGFF 0.4 metadata with the voxel size in nm")
     image = multiscales[0]
@@ -74,6 +91,8 @@ def open_levels(path: str | Path) -> list[Level]:
             array = group[dataset["path"]]
         except KeyError:
             raise FileNotFoundError(f"{path / dataset['path']}: array named in .zattrs is missing; copy it again") from None
+        except (ValueError, zarr.errors.MetadataError) as error:
+            raise ValueError(f"{path / dataset['path']}: .zarray cannot be read ({error}); copy it again") from error
         if array.ndim != 3:
             raise ValueError(f"{path / dataset['path']}: {array.ndim} axes; images here have three, z, y, x")
         levels.append(

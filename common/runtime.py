@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform
+import random
 import subprocess
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,23 +18,41 @@ import torch
 def seed_everything(seed: int) -> None:
     """Seed what draws weights; samples and augmentation have generators of their own."""
     torch.manual_seed(seed)
+    random.seed(seed)
     np.random.seed(seed % 2**32)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name, "auto" being CUDA, MPS or the CPU, the first that there is. ValueError if it is not there."""
+    """The device of a name; "auto" is CUDA, MPS or the CPU, the first that there is. ValueError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device = '{name}' cannot be used here ({str(error).splitlines()[0]}); set device = 'auto'") from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device = '{name}' cannot be used here ({reason}); set device = 'auto'") from None
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # patches have one shape
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let this process reuse the memory of large tensors instead of giving it back and faulting it in again at every step.
+
+    On Linux with glibc; elsewhere nothing happens. Half of a step on a CPU can go into page faults, see bench/train.py.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    mallopt(m_mmap_threshold, 2**30)
+    mallopt(m_trim_threshold, 2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -77,15 +97,15 @@ def peak_memory_gb(device: torch.device) -> float:
 def warnings_about(device: torch.device) -> list[str]:
     """What is known to be wrong with this installation for 3-D convolutions, a sentence each."""
     if device.type == "cuda" and torch.__version__.startswith("2.9.0"):
-        return ["torch 2.9.0 runs half-precision 3-D convolutions without cuDNN, many times slower; install 2.10 or newer"]
+        return ["torch 2.9.0 runs half-precision 3-D convolutions without cuDNN, many times slower; install 2.10"]
     return []
 
 
 def provenance(repository: Path) -> dict[str, str]:
     """Versions, machine and git commit of what runs."""
     packages = ("torch", "numpy", "zarr", "cellmap-models", "leibnetz")
-    versions = {name: _version(name) for name in packages}
-    return {"python": platform.python_version(), **versions, "machine": platform.processor() or platform.machine(), **_git(repository)}
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+    return {**versions, "machine": platform.processor() or platform.machine(), **_git(repository)}
 
 
 def _version(package: str) -> str:
@@ -101,6 +121,7 @@ def _git(repository: Path) -> dict[str, str]:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        return {"commit": git("rev-parse", "HEAD") or "none", "uncommitted_changes": str(bool(git("status", "--porcelain")))}
+        changed = bool(git("status", "--porcelain"))
+        return {"commit": git("rev-parse", "HEAD") or "none", "uncommitted_changes": str(changed)}
     except FileNotFoundError:
         return {"commit": "no git"}

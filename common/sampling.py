@@ -64,7 +64,7 @@ class Sampler:
 
     def draw(self, k: int) -> Sample:
         """Sample k: the same on every call, whatever else was drawn."""
-        random = np.random.Generator(np.random.Philox(key=[self.seed, k]))
+        random = generator(self.seed, k)
         orientation, turned = draw_orientation(random, self.spatial_transforms or {})
         crop, centre = self._place(random, k, orientation)
         if not turned:
@@ -82,7 +82,7 @@ class Sampler:
             crop = int(random.choice(len(self.crops), p=self._volumes))
             return crop, self._anywhere(random, crop)
         turn, place = divmod(k, len(self._classes))
-        order = np.random.Generator(np.random.Philox(key=[self.seed, 2**63 + turn])).permutation(len(self._classes))
+        order = generator(self.seed, 2**63 + turn).permutation(len(self._classes))
         candidates, rows = self._classes[order[place]]
         choice = int(random.integers(len(candidates)))
         crop = candidates[choice]
@@ -101,10 +101,13 @@ class Sampler:
         return lower + random.random(3) * (upper - lower)
 
     def _centres(self, crop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where a centre may lie: the target patch within the crop, or where the crop is smaller, the crop within the patch."""
+        """Where a centre may lie: the target patch within the crop, or where the crop is smaller, the crop within the patch.
+
+        Never outside of the crop: raw is kept as far around it as a patch reaches.
+        """
         lower, upper = self.crops[crop].label_grid.box()
         a, b = lower + self.target.extent / 2, upper - self.target.extent / 2
-        return np.minimum(a, b), np.maximum(a, b)
+        return np.maximum(lower, np.minimum(a, b)), np.minimum(upper, np.maximum(a, b))
 
     @functools.cached_property
     def _n_examples(self) -> int:
@@ -125,6 +128,11 @@ class Sampler:
             if crops:
                 found.append((crops, [rows[i] for i in crops]))
         return found
+
+
+def generator(seed: int, number: int) -> np.random.Generator:
+    """Philox keyed by two numbers below 2**64; as a list NumPy would round them to float64 where one is above 2**63."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))
 
 
 def draw_orientation(random: np.random.Generator, transforms: dict) -> tuple[np.ndarray, bool]:
@@ -148,8 +156,8 @@ def draw_orientation(random: np.random.Generator, transforms: dict) -> tuple[np.
 
 
 def rotation(axis: str, angle: float) -> np.ndarray:
-    """Rotation (3, 3) of z, y, x coordinates about an axis, by `angle` radians."""
-    a, b = (i for i in range(3) if i != AXES[axis])
+    """Rotation (3, 3) of z, y, x coordinates about an axis, by `angle` radians; right-handed in x, y, z (about z: x to y)."""
+    a, b = (AXES[axis] - 1) % 3, (AXES[axis] - 2) % 3
     matrix = np.eye(3)
     matrix[a, a] = matrix[b, b] = np.cos(angle)
     matrix[a, b], matrix[b, a] = -np.sin(angle), np.sin(angle)
@@ -170,10 +178,15 @@ def reach_nm(patch: Patch, transforms: dict) -> np.ndarray:
 
 
 def on_voxels(centre: np.ndarray, orientation: np.ndarray, patch: Patch, grid: Grid) -> np.ndarray:
-    """The centre moved by less than a voxel so that patch voxels lie on voxels of the grid, where no interpolation is needed."""
-    shape = np.abs(orientation) @ np.array(patch.shape)  # along the world's axes
+    """The centre moved by at most half a voxel so that patch voxels lie on voxels of the grid and need no interpolation.
+
+    Only along axes where the voxels have the grid's size. Halves go down, as nearest neighbours at halves go up: the two
+    together leave a patch on the label voxels where it was.
+    """
+    shape, scale = (np.abs(orientation) @ np.array([patch.shape, patch.scale]).T).T  # along the world's axes
     first = (centre - grid.origin) / grid.scale - (shape - 1) / 2
-    return centre + (np.rint(first) - first) * grid.scale
+    move = (np.ceil(first - 0.5 - 1e-6) - first) * grid.scale
+    return centre + np.where(np.isclose(scale, grid.scale, rtol=1e-6), move, 0)
 
 
 def block_shape(patch: Patch, transforms: dict, grids: Sequence[Grid]) -> tuple[int, int, int]:
@@ -216,7 +229,7 @@ def validation_samples(crops: Sequence[Crop], input: Patch, target: Patch, seed:
             n = max(1, int(np.ceil((b - a) / extent - 1e-6)))
             centres.append([(a + b) / 2] if n == 1 else a + (np.arange(n) + 0.5) * extent)
         mesh = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 3)
-        order = np.random.Generator(np.random.Philox(key=[seed, index])).permutation(len(mesh))
+        order = generator(seed, index).permutation(len(mesh))
         on_grid = [on_voxels(mesh[i], np.eye(3), input, crop.raw_grid) for i in order]
         tiles.append([Sample(0, index, centre, np.eye(3)) for centre in on_grid])
     rounds = max(len(tile) for tile in tiles)

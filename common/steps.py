@@ -102,11 +102,11 @@ def train_epoch(
 
 def step(state: State, method: Method, group: list[Batch]) -> tuple[float, float]:
     """One optimiser step on the mean over all known (voxel, class) pairs of a group of batches; loss and gradient norm."""
-    known = [losses.known(batch.target).sum() for batch in group]
+    known = [losses.count_known(batch.target) for batch in group]
     total = torch.stack(known).sum().clamp(min=1)
     loss = torch.zeros((), device=total.device)
     for batch, n in zip(group, known, strict=True):
-        part = method.criterion(method.logits(state.model, batch.raw), batch.target, method.pos_weight) * (n / total)
+        part = method.criterion(method.logits(state.model, batch.raw), batch.target, method.pos_weight) * (n / total).float()
         state.scaler.scale(part).backward()
         loss += part.detach()
     state.scaler.unscale_(state.optimizer)
@@ -167,11 +167,11 @@ def validate(
         if stop():
             return None
         logits = method.logits(state.model, batch.raw)
-        known = losses.known(batch.target)
-        loss += method.criterion(logits, batch.target, method.pos_weight).double() * known.sum()
-        counts += count(logits, batch.target)
-        voxels += known.sum((0, 2, 3, 4))
-        panels.take(batch, logits, number * size)
+        target = losses.dense(batch.target)
+        loss += method.criterion(logits, batch.target, method.pos_weight).double() * losses.count_known(batch.target)
+        counts += count(logits, target)
+        voxels += losses.known(target).sum((0, 2, 3, 4))
+        panels.take(batch.raw, target, logits, number * size)
         done += 1
         if time_limit and not state.validation_batches and time.perf_counter() - begin > time_limit:
             break
@@ -207,11 +207,11 @@ class _Panels:
         self.classes, self.shown, self.samples = classes, shown, samples
         self.kept: dict[str, list[tuple[int, int, np.ndarray]]] = {name: [] for name in classes}
 
-    def take(self, batch: Batch, logits: torch.Tensor, first_block: int) -> None:
+    def take(self, raw: torch.Tensor, target: torch.Tensor, logits: torch.Tensor, first_block: int) -> None:
         """Keep the slices of this batch that are to be shown: the z with most positive voxels of the class."""
         if not self.samples:
             return
-        per_slice = (batch.target == 1).sum((3, 4)).cpu().numpy()  # (B, classes, z)
+        per_slice = (target == 1).sum((3, 4)).cpu().numpy()  # (B, classes, z)
         for sample, of_classes in enumerate(per_slice):
             for channel, name in enumerate(self.classes):
                 block, amount = first_block + sample, int(of_classes[channel].sum())
@@ -221,14 +221,13 @@ class _Panels:
                     wanted = amount > 0 and (len(self.kept[name]) < self.samples or amount > self.kept[name][-1][0])
                 if wanted:
                     z = int(of_classes[channel].argmax())
-                    self.kept[name].append((amount, block, self._slice(batch, logits, sample, channel, z)))
+                    self.kept[name].append((amount, block, self._slice(raw[sample, 0], target[sample, channel], logits[sample, channel], z)))
                     self.kept[name] = sorted(self.kept[name], key=lambda kept: (-kept[0], kept[1]))[: self.samples]
 
     @staticmethod
-    def _slice(batch: Batch, logits: torch.Tensor, sample: int, channel: int, z: int) -> np.ndarray:
-        inset = (batch.raw.shape[2] - batch.target.shape[2]) // 2
-        slices = batch.raw[sample, 0, inset + z], batch.target[sample, channel, z], logits[sample, channel, z].float().sigmoid()
-        return figures.panel(*(part.cpu().numpy() for part in slices))
+    def _slice(raw: torch.Tensor, target: torch.Tensor, logits: torch.Tensor, z: int) -> np.ndarray:
+        inset = (raw.shape[0] - target.shape[0]) // 2
+        return figures.panel(*(part.cpu().numpy() for part in (raw[inset + z], target[z], logits[z].float().sigmoid())))
 
     def blocks(self) -> dict[str, list[int]]:
         return self.shown or {name: [block for _, block, _ in kept] for name, kept in self.kept.items() if kept}

@@ -15,18 +15,19 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class Tracker:
-    """One run's log. A run that continues at `iteration` replaces what was logged after it."""
+    """One run's log. A run that starts or continues at `iteration` replaces what was logged after it."""
 
     def __init__(self, folder: Path, iteration: int = 0):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.writer = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else None)
+        self.writer = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else 0)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers under their tags; NaN (a class that does not occur) is left out."""
         for tag, value in values.items():
             if np.isfinite(value):
                 self.writer.add_scalar(tag, value, step)
+        self.writer.flush()  # what led to a crash is then on disk
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Log an RGB image (y, x, 3) uint8."""
@@ -52,8 +53,11 @@ class Tracker:
                 rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
         columns = list(dict.fromkeys([*row, *(name for old in rows for name in old)]))
         temporary = path.with_name(f".history.{os.getpid()}")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows([*rows, row])
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows([*rows, row])
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -82,12 +82,12 @@ def check(config_path: str | Path, overrides: Sequence[str] = (), data: str | Pa
         times.append((time.perf_counter() - start, waited))
     seconds, waited = min(times)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    known = float(np.mean([float(losses.known(batch.target).float().mean()) for batch in group]))
+    known = float(np.mean([float(losses.known(losses.dense(batch.target)).float().mean()) for batch in group]))
     hours = seconds * config.iterations_per_epoch * config.epochs / 3600
     return "\n".join(
         [
             f"raw         {tuple(group[0].raw.shape)} at {_nm(config.input_array_info)} nm, {float(group[0].raw.min()):.2f} to {float(group[0].raw.max()):.2f}",
-            f"target      {tuple(group[0].target.shape)} at {_nm(config.target_array_info)} nm, {known:.0%} known",
+            f"target      {tuple(losses.dense(group[0].target).shape)} at {_nm(config.target_array_info)} nm, {known:.0%} known",
             f"parameters  {sum(p.numel() for p in model.parameters()):,}, {trainable:,} of them trained",
             f"crops       {len(crops.train)} train, {len(crops.validation)} validate in {len(crops.blocks)} blocks",
             f"device      {device}, {precision.name}, peak memory {runtime.peak_memory_gb(device):.2f} GB",
@@ -110,7 +110,13 @@ def build_model(config: TrainConfig, device: torch.device) -> nn.Module:
     raw = torch.zeros(1, 1, *config.input_array_info["shape"], device=device)
     with torch.no_grad():
         method = Method(losses.weighted_bce, None, runtime.Precision("fp32", device.type), config.channels_last, 0.0)
-        shape = tuple(method.logits(model, raw).shape)
+        try:
+            shape = tuple(method.logits(model, raw).shape)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{config.folder}: the model does not take raw of {tuple(raw.shape[2:])} voxels ({reason}); change input_array_info"
+            ) from error
     wanted = (1, len(config.classes), *config.target_array_info["shape"])
     if shape != wanted:
         hint = f"target_array_info['shape'] = {shape[2:]}" if shape[1] == wanted[1] and len(shape) == 5 else f"a model with {wanted[1]} output channels"

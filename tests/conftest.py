@@ -18,12 +18,12 @@ from common.ngff import write_multiscale
 CLASSES = ("mito", "er", "nuc")
 CROPS = {
     "crop1": ("train", (2, 2, 2), CLASSES),
-    "crop2": ("train", (22, 22, 2), ("mito",)),
-    "crop3": ("validate", (2, 22, 22), CLASSES),
+    "crop2": ("train", (30, 30, 2), ("mito",)),
+    "crop3": ("validate", (2, 30, 30), CLASSES),
 }
 """For each crop: usage, first voxel in the raw, annotated classes."""
 
-RAW_SHAPE, CROP_SHAPE, VOXEL_SIZE = (48, 48, 48), (24, 24, 24), (8.0, 8.0, 8.0)
+RAW_SHAPE, CROP_SHAPE, VOXEL_SIZE = (56, 56, 56), (24, 24, 24), (8.0, 8.0, 8.0)
 
 FILES = {
     "__init__.py": "",
@@ -54,7 +54,7 @@ FILES = {
         """,
 }
 SETTINGS = {
-    "epochs": 2, "iterations_per_epoch": 3, "batch_size": 2, "learning_rate": 1e-2, "device": "cpu", "precision": "fp32",
+    "epochs": 2, "iterations_per_epoch": 3, "batch_size": 2, "learning_rate": 0.01, "device": "cpu", "precision": "fp32",
     "num_workers": 0, "figure_samples": 1,
 }  # fmt: skip
 
@@ -85,7 +85,7 @@ def world(shape: Sequence[int] = RAW_SHAPE) -> dict[str, np.ndarray]:
 def write_data(root: Path, crops: dict = CROPS, dataset: str = "tiny") -> Path:
     """Write the tiny cell in the challenge's layout: {root}/{dataset}/{dataset}.zarr/recon-1/... Returns the store.
 
-    Raw is 48^3 uint8 at 8 nm, brighter for each class; a crop is 24^3 on the raw's voxels."""
+    Raw is 56^3 uint8 at 8 nm, brighter for each class; a crop is 24^3 on the raw's voxels."""
     store = root / dataset / f"{dataset}.zarr"
     labels = world()
     noise = np.random.default_rng(0).normal(0, 8, RAW_SHAPE)

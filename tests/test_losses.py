@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.losses import bce_dice, dice_loss, weighted_bce
+from common.losses import Target, bce_dice, count_known, dice_loss, weighted_bce
 
 
 @pytest.fixture
@@ -75,3 +75,36 @@ def test_dice_loss_leaves_out_classes_without_a_positive():
     target[0, 0, ..., :2] = 1
     logits = torch.full(target.shape, 50.0)
     assert dice_loss(logits, target).item() == pytest.approx(1 - 2 * 2 / (2 + 4))
+
+
+@pytest.fixture
+def palette_case() -> tuple[Target, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    palette = torch.randint(-1, 2, (7, 3), generator=generator, dtype=torch.int8)
+    rows = torch.randint(0, 7, (2, 20, 21, 22), generator=generator, dtype=torch.int32)
+    return Target(rows, palette), torch.tensor([1.0, 3.0, 10.0])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_the_loss_of_a_palette_image_is_that_of_its_dense_target(palette_case, layout):
+    """The volume is larger than a chunk, and its last chunk is not full."""
+    target, pos_weight = palette_case
+    logits = 3 * torch.randn(2, 3, 20, 21, 22, generator=torch.Generator().manual_seed(2))
+    by_palette, by_dense = (logits.contiguous(memory_format=layout).requires_grad_() for _ in range(2))
+    found, reference = weighted_bce(by_palette, target, pos_weight), weighted_bce(by_dense, target.dense(), pos_weight)
+    found.backward(), reference.backward()
+    assert found.item() == pytest.approx(reference.item(), rel=1e-6)
+    assert torch.allclose(by_palette.grad, by_dense.grad, rtol=1e-5, atol=1e-10)
+
+
+def test_unknown_voxels_of_a_palette_image_get_no_gradient_and_the_others_do(palette_case):
+    target, pos_weight = palette_case
+    logits = torch.randn(2, 3, 20, 21, 22, requires_grad=True)
+    weighted_bce(logits, target, pos_weight).backward()
+    assert (logits.grad[target.dense() < 0] == 0).all()
+    assert (logits.grad[target.dense() >= 0] != 0).all()
+
+
+def test_known_pairs_are_counted_alike(palette_case):
+    target, _ = palette_case
+    assert count_known(target) == count_known(target.dense()) == (target.dense() >= 0).sum()

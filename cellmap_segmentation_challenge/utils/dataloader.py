@@ -1,0 +1,82 @@
+"""Batches as dicts, for training loops of one's own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import runtime, train
+from common.config import check_settings, describe, environment
+from common.loaders import Batch, Batches, open_data
+
+DATA_SETTINGS = frozenset(
+    """cache_gb cache_path contrast_range data_path device extra_classes gamma_range infer_groups intensity_probability
+    iterations_per_epoch noise_std num_workers positive_centre_fraction random_seed raw_range spatial_transforms
+    use_mutual_exclusion weighted_sampler""".split()
+)
+"""Settings of `common.config.TrainConfig` that bear on data, beside the parameters of `get_dataloader`."""
+
+
+class Loader:
+    """Iterates over dicts: "input" (B, 1, z, y, x) in [0, 1], "output" (B, classes, z, y, x) of 1, 0 and NaN = unknown.
+
+    Both float32, on the device. Each iteration over a training loader gives the next `iterations_per_epoch` batches; a
+    validation loader gives the same batches every time. `len()` is the number of batches.
+    """
+
+    def __init__(self, batches: Batches, samples: int, is_train: bool):
+        self.batches, self.samples = batches, samples
+        self.epochs = itertools.count() if is_train else itertools.repeat(0)
+
+    @property
+    def loader(self) -> Loader:
+        """Itself: scripts for the public toolbox iterate over `train_loader.loader`."""
+        return self
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batches.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        start = next(self.epochs) * self.samples
+        return map(_as_dict, self.batches.between(start, start + self.samples))
+
+
+def get_dataloader(
+    datasplit_path: str | os.PathLike[str] = "datasplit.csv",
+    classes: Sequence[str] = ("nuc", "er"),
+    batch_size: int = 1,
+    input_array_info: dict | None = None,
+    target_array_info: dict | None = None,
+    **settings: Any,
+) -> tuple[Loader, Loader | None]:
+    """(training loader, validation loader) over the crops of a datasplit; no crop that validates: None in its place.
+
+    input_array_info: {"shape": (z, y, x) in voxels, "scale": (z, y, x) in nm}, (1, 128, 128) at 8 nm unless given;
+    target_array_info: the same as the input unless given. settings: those in DATA_SETTINGS, as in a train_config.py.
+    Paths in the datasplit start from data_path, or CELLMAP_DATA, or data/ of the repository.
+    Raises FileNotFoundError, or ValueError with everything that is wrong.
+    """
+    info = input_array_info or {"shape": (1, 128, 128), "scale": (8, 8, 8)}
+    values, problems = environment()
+    values |= {
+        **settings, "datasplit_path": Path(datasplit_path).absolute(), "classes": classes, "batch_size": batch_size,
+        "input_array_info": info, "target_array_info": target_array_info or info,
+    }  # fmt: skip
+    known = {name for name, _, _ in describe()}
+    problems += [f"{name} has no effect on data; leave it out" for name in settings if name in known - DATA_SETTINGS]
+    config = check_settings("get_dataloader", {**values, "build_model": torch.nn.Identity}, problems)
+    device = runtime.pick_device(config.device)
+    data = open_data(config)
+    batches, fixed = train.training_batches(config, data, device), train.validation_batches(config, data, device)
+    training = Loader(batches, config.iterations_per_epoch * config.batch_size, is_train=True)
+    return training, fixed and Loader(fixed, len(fixed.blocks), is_train=False)
+
+
+def _as_dict(batch: Batch) -> dict[str, torch.Tensor]:
+    labels = batch.target.dense()
+    return {"input": batch.raw, "output": labels.float().masked_fill(labels < 0, torch.nan)}

@@ -1,0 +1,33 @@
+"""Configurations that read others."""
+
+from __future__ import annotations
+
+import os
+import types
+from typing import Any
+
+from common.config import load_module
+
+
+class Config(types.SimpleNamespace):
+    """What a configuration file gives, by name: `config.classes`, `config.get("epochs", 10)`."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a name, or `default`."""
+        return vars(self).get(name, default)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, by name."""
+        return dict(vars(self))
+
+
+def load_safe_config(config_path: str | os.PathLike[str], force_safe: bool = False) -> Config:
+    """Run a configuration file and give its names, those that begin with _ left out.
+
+    A configuration is a Python program and runs with the rights of its reader: nothing can make it safe, and
+    force_safe=True raises ValueError. Raises FileNotFoundError, or ValueError with file, line and reason if it fails.
+    """
+    if force_safe:
+        raise ValueError(f"{config_path}: force_safe=True; a configuration is a program, read it and leave this out")
+    names = vars(load_module(os.fspath(config_path)))
+    return Config(**{name: value for name, value in names.items() if not name.startswith("_")})
