@@ -1,6 +1,6 @@
 """Orient and resample a batch of blocks on its device, and change their intensities.
 
-An affine (3, 4) per sample takes an output voxel (i, j, k) to fractional voxel coordinates in its block, z, y, x. Raw and
+An affine (3, 4) float64 takes an output voxel (i, j, k) to fractional voxel coordinates in its block, z, y, x. Raw and
 labels of a sample get affines made from one orientation in nm, so that they cannot drift apart.
 """
 
@@ -14,44 +14,44 @@ import torch
 import torch.nn.functional as F
 
 
-def resample_linear(blocks: torch.Tensor, affines: torch.Tensor, shape: Sequence[int], scale: float = 1.0) -> torch.Tensor:
-    """Trilinear: blocks (B, z, y, x) uint8 or float, affines (B, 3, 4) float64 on the CPU; (B, *shape) float32 times `scale`.
+def resample_linear(
+    blocks: Sequence[torch.Tensor], affines: Sequence[np.ndarray], shape: Sequence[int], scale: float = 1.0
+) -> torch.Tensor:
+    """Trilinear: a block (z, y, x) uint8 or float and an affine for each sample; gives (B, *shape) float32 times `scale`.
 
     Voxel values are copied without interpolation where an affine is a signed permutation onto voxel centres.
     """
-    patches = torch.empty((len(blocks), *shape), device=blocks.device)
-    for patch, block, affine in zip(patches, blocks, affines.numpy(), strict=True):
+    patches = torch.empty((len(blocks), *shape), device=blocks[0].device)
+    for patch, block, affine in zip(patches, blocks, affines, strict=True):
         steps = _axis_steps(affine)
         if steps is not None and _on_voxels(steps):
             patch.copy_(_pick(block, steps, shape))
         else:
-            block, affine = _needed(block, affine, shape)
             patch.copy_(_sample(block, affine, shape, mode="bilinear", padding_mode="border"))
     return patches.mul_(scale)
 
 
-def resample_nearest(blocks: torch.Tensor, affines: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Nearest neighbour of integer blocks (B, z, y, x); outside a block is 0. Gives (B, *shape) int32."""
-    rows = torch.empty((len(blocks), *shape), dtype=torch.int32, device=blocks.device)
-    for row, block, affine in zip(rows, blocks, affines.numpy(), strict=True):
+def resample_nearest(blocks: Sequence[torch.Tensor], affines: Sequence[np.ndarray], shape: Sequence[int]) -> torch.Tensor:
+    """Nearest neighbour of integer blocks (z, y, x), one a sample; outside of a block is 0. Gives (B, *shape) int32."""
+    rows = torch.empty((len(blocks), *shape), dtype=torch.int32, device=blocks[0].device)
+    for row, block, affine in zip(rows, blocks, affines, strict=True):
         steps = _axis_steps(affine)
         if steps is not None and _inside(steps, shape, block.shape):
             row.copy_(_pick(block, steps, shape))
         else:
-            block, affine = _needed(block, affine, shape)
             row.copy_(_sample(block, affine, shape, mode="nearest", padding_mode="zeros"))
     return rows
 
 
 def change_intensity(
-    raw: torch.Tensor, gamma: torch.Tensor, contrast: torch.Tensor, noise_std: torch.Tensor, seeds: Sequence[int]
+    raw: torch.Tensor, gamma: Sequence[float], contrast: Sequence[float], noise_std: Sequence[float], seeds: Sequence[int]
 ) -> torch.Tensor:
     """Per sample, raw ** gamma, then contrast about the mean, then noise, then back into [0, 1].
 
-    raw: (B, 1, z, y, x) in [0, 1]; gamma, contrast, noise_std: (B,) on the CPU, where 1, 1 and 0 change nothing; seeds: of
-    the noise, one a sample, so that a sample does not depend on its batch. Works in place and returns raw.
+    raw: (B, 1, z, y, x) in [0, 1]; gamma, contrast, noise_std: one a sample, where 1, 1 and 0 change nothing; seeds: of the
+    noise, one a sample, so that a sample does not depend on its batch. Works in place and returns raw.
     """
-    for sample, g, c, std, seed in zip(raw, gamma.tolist(), contrast.tolist(), noise_std.tolist(), seeds, strict=True):
+    for sample, g, c, std, seed in zip(raw, gamma, contrast, noise_std, seeds, strict=True):
         if g != 1:
             sample.pow_(g)
         if c != 1:
@@ -103,18 +103,6 @@ def _pick(block: torch.Tensor, steps: Steps, shape: Sequence[int]) -> torch.Tens
             index = torch.tensor([_nearest(start + step * i) for i in range(n)], device=block.device)
             block = block.index_select(axis, index)
     return block.permute([axis for axis, _, _ in steps])
-
-
-def _needed(block: torch.Tensor, affine: np.ndarray, shape: Sequence[int]) -> tuple[torch.Tensor, np.ndarray]:
-    """The part of a block that an affine reads, which is a third smaller than the block for a usual rotation, and its affine."""
-    size = np.array(shape) - 1
-    low = affine[:, 3] + np.minimum(affine[:, :3] * size, 0).sum(1)
-    high = affine[:, 3] + np.maximum(affine[:, :3] * size, 0).sum(1)
-    first = np.clip(np.floor(low).astype(int) - 1, 0, np.array(block.shape) - 1)
-    last = np.clip(np.ceil(high).astype(int) + 2, first + 1, block.shape)
-    moved = affine.copy()
-    moved[:, 3] -= first
-    return block[tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))], moved
 
 
 def _sample(block: torch.Tensor, affine: np.ndarray, shape: Sequence[int], **how: str) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from pathlib import Path
@@ -29,7 +30,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
             f"{path}: could not be written ({_reason(error)}); {kept}. Free space and run the same command again"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is no longer there, or there was no place for it
+            temporary.unlink()
 
 
 def load(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -39,8 +41,6 @@ def load(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = tuple(state["classes"])
-    except OSError:
-        raise
     except Exception as error:  # torch raises a different type for each kind of damage
         raise ValueError(
             f"{path}: not a readable checkpoint of this trainer ({_reason(error)}); remove it to start from another"
@@ -72,7 +72,7 @@ def load_weights(model: torch.nn.Module, state: dict[str, Any], path: Path) -> N
 
 def _reason(error: Exception) -> str:
     cause = error.__context__ if isinstance(error.__context__, OSError) else error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+    return ": ".join(filter(None, (type(cause).__name__, " ".join(str(cause).split())[:200])))
 
 
 def _difference(found: tuple[str, ...], wanted: tuple[str, ...]) -> str:

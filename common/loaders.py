@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -102,28 +104,31 @@ def notices(data: Data, classes: Sequence[str]) -> list[str]:
 
 
 class Blocks(Dataset):
-    """The blocks of sample k, as arrays: all that a worker does is to copy them out of the decoded crops."""
+    """What sample k needs, cut out of the decoded crops: all that a worker does."""
 
     def __init__(self, crops: Sequence[Crop], samples: Sampler | Sequence[Sample], input: Patch, target: Patch):
-        transforms = samples.spatial_transforms or {} if isinstance(samples, Sampler) else {}
         self.crops, self.samples, self.input, self.target = crops, samples, input, target
-        self.raw_shape = sampling.block_shape(input, transforms, [crop.raw_grid for crop in crops])
-        self.label_shape = sampling.block_shape(target, transforms, [crop.label_grid for crop in crops])
-        self.first_row = np.concatenate([[0], np.cumsum([len(crop.palette) for crop in crops])])
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]
 
-    def __getitem__(self, k: int) -> dict[str, np.ndarray | int | float]:
+    def __getitem__(self, k: int) -> Piece:
         sample = self.samples.draw(k) if isinstance(self.samples, Sampler) else self.samples[k]
         crop = self.crops[sample.crop]
-        raw, raw_affine = sampling.cut(crop.raw(), crop.raw_grid, sample, self.input, self.raw_shape)
-        index, index_affine = sampling.cut(crop.labels(), crop.label_grid, sample, self.target, self.label_shape)
-        return {
-            "raw": raw, "raw_affine": raw_affine, "index": index.astype(np.int32 if index.dtype.itemsize > 1 else np.uint8),
-            "index_affine": index_affine, "first_row": self.first_row[sample.crop], "k": k, "crop": sample.crop, "gamma": sample.gamma,
-            "contrast": sample.contrast, "noise_std": sample.noise_std, "noise_seed": sample.noise_seed,
-        }  # fmt: skip
+        raw, raw_affine = sampling.cut(crop.raw(), crop.raw_grid, sample, self.input)
+        index, index_affine = sampling.cut(crop.labels(), crop.label_grid, sample, self.target)
+        index = index.astype(np.int32, copy=False) if index.dtype == np.uint16 else index  # torch computes little in uint16
+        return Piece(sample, torch.from_numpy(raw), raw_affine, torch.from_numpy(index), index_affine)
+
+
+class Piece(NamedTuple):
+    """One sample before its geometry: blocks (z, y, x) and the affines (3, 4) from patch voxels to block voxels."""
+
+    sample: Sample
+    raw: torch.Tensor
+    raw_affine: np.ndarray
+    index: torch.Tensor
+    index_affine: np.ndarray
 
 
 class Batches:
@@ -133,33 +138,37 @@ class Batches:
         self.blocks, self.batch_size, self.num_workers, self.device = blocks, batch_size, num_workers, device
         self.low, self.high = raw_range or (0.0, 255.0)
         self.palette = torch.from_numpy(np.concatenate([crop.palette for crop in blocks.crops])).to(device)
+        self.first_row = np.cumsum([0, *(len(crop.palette) for crop in blocks.crops)]).tolist()
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of samples start..stop-1, in order; the last one may be smaller."""
         loader = DataLoader(
-            self.blocks, self.batch_size, sampler=range(start, stop), num_workers=self.num_workers, collate_fn=_stack,
-            pin_memory=self.device.type == "cuda",
+            self.blocks, self.batch_size, sampler=range(start, stop), num_workers=self.num_workers, collate_fn=list,
+            pin_memory=self.device.type == "cuda", worker_init_fn=_leave_signals_to_the_trainer,
         )  # fmt: skip
-        return (self.on_device(blocks) for blocks in loader)
+        return (self.on_device(pieces) for pieces in loader)
 
-    def on_device(self, blocks: dict[str, torch.Tensor]) -> Batch:
+    def on_device(self, pieces: list[Piece]) -> Batch:
         """Orient and resample: from blocks on the CPU to what network and loss consume."""
-        raw = blocks["raw"].to(self.device, non_blocking=True)
-        index = blocks["index"].to(self.device, non_blocking=True)
-        scale = 1 / (self.high - self.low) if raw.dtype == torch.uint8 else 1.0
-        patches = augment.resample_linear(raw, blocks["raw_affine"], self.blocks.input.shape, scale)[:, None]
+        samples = [piece.sample for piece in pieces]
+        raw = [piece.raw.to(self.device, non_blocking=True) for piece in pieces]
+        index = [piece.index.to(self.device, non_blocking=True) for piece in pieces]
+        scale = 1 / (self.high - self.low) if raw[0].dtype == torch.uint8 else 1.0
+        patches = augment.resample_linear(raw, [piece.raw_affine for piece in pieces], self.blocks.input.shape, scale)[:, None]
         if scale != 1.0 and (self.low, self.high) != (0, 255):
             patches.sub_(self.low * scale).clamp_(0, 1)
         patches = augment.change_intensity(
-            patches, blocks["gamma"], blocks["contrast"], blocks["noise_std"], blocks["noise_seed"].tolist()
-        )
-        rows = augment.resample_nearest(index, blocks["index_affine"], self.blocks.target.shape)
-        rows += blocks["first_row"].to(self.device, torch.int32).view(-1, 1, 1, 1)
-        where = [f"{self.blocks.crops[c].name} (sample {k})" for c, k in zip(blocks["crop"].tolist(), blocks["k"].tolist(), strict=True)]
+            patches, [s.gamma for s in samples], [s.contrast for s in samples], [s.noise_std for s in samples],
+            [s.noise_seed for s in samples],
+        )  # fmt: skip
+        rows = augment.resample_nearest(index, [piece.index_affine for piece in pieces], self.blocks.target.shape)
+        for of_sample, sample in zip(rows, samples, strict=True):
+            of_sample += self.first_row[sample.crop]
+        where = [f"{self.blocks.crops[sample.crop].name} (sample {sample.k})" for sample in samples]
         return Batch(patches, Target(rows, self.palette), where)
 
 
-def _stack(samples: list[dict]) -> dict[str, torch.Tensor]:
-    """Stack samples; blocks of different number types (uint8 and converted raw, small and large palettes) become one."""
-    stacked = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
-    return {name: torch.from_numpy(value) for name, value in stacked.items()}
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """Workers inherit the trainer's handlers: Ctrl-C reaches them too, and they are ended by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

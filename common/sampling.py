@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -189,30 +189,29 @@ def on_voxels(centre: np.ndarray, orientation: np.ndarray, patch: Patch, grid: G
     return centre + np.where(np.isclose(scale, grid.scale, rtol=1e-6), move, 0)
 
 
-def block_shape(patch: Patch, transforms: dict, grids: Sequence[Grid]) -> tuple[int, int, int]:
-    """Voxels that hold the patch in any orientation on any of the grids: one shape, so that blocks can be stacked."""
-    scale = np.min([grid.scale for grid in grids], axis=0)
-    return tuple(int(n) for n in np.ceil(2 * reach_nm(patch, transforms) / scale).astype(int) + 3)
+def cut(volume: np.ndarray, grid: Grid, sample: Sample, patch: Patch) -> tuple[np.ndarray, np.ndarray]:
+    """The part of `volume` that a patch reads, and the affine (3, 4) float64 from patch voxels to voxels of that part.
 
-
-def cut(volume: np.ndarray, grid: Grid, sample: Sample, patch: Patch, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The block of `volume` around a sample, and the affine (3, 4) from patch voxels to block voxels (float64).
-
-    Outside of the volume the block is 0.
+    Outside of the volume it is 0.
     """
-    at = (sample.centre - grid.origin) / grid.scale
-    start = np.rint(at - (np.array(shape) - 1) / 2).astype(int)
-    linear = sample.orientation * np.array(patch.scale) / grid.scale[:, None]
-    offset = at - start - linear @ ((np.array(patch.shape) - 1) / 2)
-    first, last = np.maximum(start, 0), np.minimum(start + shape, volume.shape)
-    inside = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
-    if (last - first == shape).all():
-        block = np.array(volume[inside])
-    else:
-        block = np.zeros(shape, volume.dtype)
-        if (last > first).all():
-            block[tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))] = volume[inside]
-    return block, np.concatenate([linear, offset[:, None]], axis=1)
+    linear = sample.orientation * patch.scale / grid.scale[:, None]
+    last_voxel = np.array(patch.shape) - 1
+    corner = (sample.centre - grid.origin) / grid.scale - linear @ last_voxel / 2
+    ends = linear * last_voxel
+    start = np.floor(corner + np.minimum(ends, 0).sum(1) - 0.01).astype(int)
+    stop = np.ceil(corner + np.maximum(ends, 0).sum(1) + 0.01).astype(int) + 1
+    affine = np.concatenate([linear, (corner - start)[:, None]], axis=1)
+    first, last = np.maximum(start, 0), np.minimum(stop, volume.shape)
+    if (first == start).all() and (last == stop).all():
+        return np.array(volume[_slices(first, last)]), affine
+    block = np.zeros(stop - start, volume.dtype)
+    if (last > first).all():
+        block[_slices(first - start, last - start)] = volume[_slices(first, last)]
+    return block, affine
+
+
+def _slices(first: np.ndarray, last: np.ndarray) -> tuple[slice, ...]:
+    return tuple(map(slice, first.tolist(), last.tolist()))
 
 
 def validation_samples(crops: Sequence[Crop], input: Patch, target: Patch, seed: int) -> list[Sample]:
@@ -233,4 +232,5 @@ def validation_samples(crops: Sequence[Crop], input: Patch, target: Patch, seed:
         on_grid = [on_voxels(mesh[i], np.eye(3), input, crop.raw_grid) for i in order]
         tiles.append([Sample(0, index, centre, np.eye(3)) for centre in on_grid])
     rounds = max(len(tile) for tile in tiles)
-    return [tile[i] for i in range(rounds) for tile in tiles if i < len(tile)]
+    ordered = [tile[i] for i in range(rounds) for tile in tiles if i < len(tile)]
+    return [replace(sample, k=k) for k, sample in enumerate(ordered)]

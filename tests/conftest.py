@@ -27,10 +27,10 @@ RAW_SHAPE, CROP_SHAPE, VOXEL_SIZE = (56, 56, 56), (24, 24, 24), (8.0, 8.0, 8.0)
 
 FILES = {
     "__init__.py": "",
-    "data.py": """
-        classes = ("mito", "er", "nuc")
-        input_array_info = {"shape": (20, 20, 20), "scale": (8, 8, 8)}
-        target_array_info = {"shape": (16, 16, 16), "scale": (8, 8, 8)}
+    "data.py": f"""
+        classes = {CLASSES!r}
+        input_array_info = {{"shape": (20, 20, 20), "scale": (8, 8, 8)}}
+        target_array_info = {{"shape": (16, 16, 16), "scale": (8, 8, 8)}}
         """,
     "model.py": """
         from torch import nn
@@ -54,8 +54,8 @@ FILES = {
         """,
 }
 SETTINGS = {
-    "epochs": 2, "iterations_per_epoch": 3, "batch_size": 2, "learning_rate": 0.01, "device": "cpu", "precision": "fp32",
-    "num_workers": 0, "figure_samples": 1,
+    "epochs": 2, "iterations_per_epoch": 3, "batch_size": 2, "learning_rate": 0.01, "device": "cpu",
+    "precision": "fp32", "num_workers": 0, "figure_samples": 1,
 }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def clean_environment(tmp_path, monkeypatch) -> None:
 
 
 def world(shape: Sequence[int] = RAW_SHAPE) -> dict[str, np.ndarray]:
-    """What is where in the tiny cell, bool (z, y, x): round mitochondria, sheets of er, a layer of nucleus that er crosses.
+    """What is where in the tiny cell, bool (z, y, x): round mitochondria, sheets of er, layers of nucleus across them.
 
     Periodic with 24 voxels, so that every crop of 24^3 holds some of each; mito overlaps neither er nor nuc."""
     z, y, x = (grid % 24 for grid in np.indices(shape))
@@ -166,21 +166,23 @@ def data_root(tmp_path, tiny_store) -> Path:
 def experiment(tmp_path, data_root) -> Callable[..., Experiment]:
     """Makes tiny experiments: `experiment()`, or with anything of it changed.
 
-        tiny = experiment(epochs=4, batch_size=1)                 # settings of train_config.py; they replace SETTINGS
-        tiny = experiment(text='scheduler = torch.optim...')       # lines at the end of train_config.py
-        tiny = experiment("other", files={"model.py": "..."})      # another folder; files instead of those in FILES
-        tiny = experiment(classes=("mito", "er"))                  # in data.py
+        tiny = experiment(epochs=4, batch_size=1)                # settings of train_config.py; they replace SETTINGS
+        tiny = experiment(text='scheduler = torch.optim...')      # lines at the end of train_config.py
+        tiny = experiment("other", files={"model.py": "..."})     # another folder; files instead of those in FILES
+        tiny = experiment(classes=("mito", "er"))                 # in data.py
         tiny.train(); tiny.train("epochs=6", random_seed=7); tiny.config().batch_size
-        tiny.folder; tiny.data; tiny.raw / "s0"; tiny.crop("crop2") / "mito"; tiny.write("model.py", "..."); tiny.add("epochs = 9")
+        tiny.folder; tiny.data; tiny.raw / "s0"; tiny.crop("crop2") / "mito"
+        tiny.write("model.py", "..."); tiny.add("epochs = 9")
 
-    The network takes 20^3 voxels to 16^3, 8 nm, classes mito, er and nuc; two crops train (one of them annotates mito only),
-    one validates; two epochs of three iterations on the CPU in fp32 without workers, which takes about a second.
+    The network takes 20^3 voxels to 16^3, 8 nm, classes mito, er and nuc; two crops train (one of them annotates only
+    mito), one validates; two epochs of three iterations on the CPU in fp32 without workers, in about a second.
     What the classes are: `conftest.world()`. All experiments of a test share `data_root` and the cache in tmp_path.
     A setting whose value is not written as its repr (a class, a function) goes into `text`.
     """
 
     def make(
-        name: str = "tiny_experiment", *, text: str = "", files: dict[str, str] | None = None, classes: Sequence[str] = CLASSES, **settings: Any
+        name: str = "tiny_experiment", *, text: str = "", files: dict[str, str] | None = None,
+        classes: Sequence[str] = CLASSES, **settings: Any,
     ) -> Experiment:  # fmt: skip
         made = Experiment(tmp_path / name, data_root)
         made.folder.mkdir()

@@ -34,8 +34,8 @@ def turned(seed: int, shape: tuple[int, ...], anisotropy: float = 1) -> np.ndarr
     return affine
 
 
-def batch(*affines: np.ndarray, block: np.ndarray = BLOCK) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(np.stack([block] * len(affines))), torch.from_numpy(np.stack(affines))
+def batch(*affines: np.ndarray, block: np.ndarray = BLOCK) -> tuple[list[torch.Tensor], list[np.ndarray]]:
+    return [torch.from_numpy(np.ascontiguousarray(block))] * len(affines), list(affines)
 
 
 def scipy_linear(affine: np.ndarray, shape: tuple[int, ...], block: np.ndarray = BLOCK) -> np.ndarray:
@@ -124,6 +124,23 @@ def test_a_sample_does_not_depend_on_the_others_in_its_batch():
         assert torch.equal(alone[1][0], beside[1][0])
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_number_of_threads_changes_nothing(threads):
+    shape = (6, 7, 5)
+    found, before = {}, torch.get_num_threads()
+    for n in (1, threads):
+        torch.set_num_threads(n)
+        found[n] = resample_linear(*batch(turned(0, shape)), shape), resample_nearest(*batch(turned(0, shape)), shape)
+    torch.set_num_threads(before)
+    assert torch.equal(found[1][0], found[threads][0]) and torch.equal(found[1][1], found[threads][1])
+
+
+def test_values_are_taken_times_a_scale():
+    shape = (6, 6, 6)
+    plain, scaled = (resample_linear(*batch(turned(0, shape)), shape, *scale) for scale in ((), (1 / 255,)))
+    torch.testing.assert_close(scaled, plain / 255)
+
+
 # Labels
 
 
@@ -178,7 +195,7 @@ def raw(n: int = 2, seed: int = 0) -> torch.Tensor:
 
 def changed(patches: torch.Tensor, gamma: float = 1, contrast: float = 1, noise_std: float = 0, seed: int = 5) -> torch.Tensor:
     n = len(patches)
-    settings = (torch.full((n,), float(value)) for value in (gamma, contrast, noise_std))
+    settings = ([value] * n for value in (gamma, contrast, noise_std))
     return change_intensity(patches.clone(), *settings, [seed + i for i in range(n)])
 
 
@@ -220,7 +237,7 @@ def test_settings_that_change_nothing_leave_raw_as_it_is():
 
 def test_each_sample_is_changed_by_its_own_settings():
     patches = raw(3)
-    found = change_intensity(patches.clone(), torch.tensor([1, 2.0, 1]), torch.ones(3), torch.zeros(3), [0, 0, 0])
+    found = change_intensity(patches.clone(), [1, 2.0, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0])
     torch.testing.assert_close(found, torch.stack([patches[0], patches[1] ** 2, patches[2]]))
 
 

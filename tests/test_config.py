@@ -531,7 +531,8 @@ def test_a_file_that_does_not_run_is_told_with_its_line(file, text, reason):
 
 def test_a_process_config_is_checked(experiment):
     tiny = experiment()
-    tiny.write("process_config.py", "from .data import classes, input_array_info\nbatchsize = 3\ndef process_func(): ...")
+    text = "from .data import classes, input_array_info\nbatchsize = 3\ndef process_func(): ..."
+    tiny.write("process_config.py", text)
     with pytest.raises(ValueError) as caught:
         load_process_config(tiny.folder)
     first, second = str(caught.value).splitlines()
@@ -561,9 +562,10 @@ class TestExperiment:
         train, process = load_config(folder), load_process_config(folder)
         assert (process.classes, process.input_array_info) == (train.classes, train.input_array_info)
 
-    @pytest.mark.parametrize("logits", [np.array([-2.0, 0.0, 2.0]), torch.tensor([-2.0, 0.0, 2.0])], ids=["numpy", "torch"])
-    def test_its_process_func_marks_voxels_above_one_half(self, folder, logits):
-        mask = load_process_config(folder).process_func(logits.reshape(1, 1, 1, 1, 3))
+    @pytest.mark.parametrize("array", [np.array, torch.tensor])
+    def test_its_process_func_marks_voxels_above_one_half(self, folder, array):
+        logits = array([-2.0, 0.0, 2.0]).reshape(1, 1, 1, 1, 3)
+        mask = load_process_config(folder).process_func(logits)
         assert type(mask) is type(logits) and mask.shape == (1, 1, 1, 1, 3)
         assert mask.flatten().tolist() == [0, 0, 1]
 
@@ -581,8 +583,8 @@ def test_reading_a_configuration_needs_no_network_and_builds_nothing():
         for folder in sys.argv[1:]:
             load_config(folder)
             load_process_config(folder)
-        print([name for name in ("leibnetz", "cellmap_models", "cellmap_data", "zarr", "tensorboard") if name in sys.modules])
+        print({"leibnetz", "cellmap_models", "cellmap_data", "zarr", "tensorboard"} & set(sys.modules))
         """
     words = [sys.executable, "-c", textwrap.dedent(program), *map(str, FOLDERS)]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert done.stdout == "set()\n"

@@ -14,7 +14,6 @@ from common.sampling import (
     Patch,
     Sample,
     Sampler,
-    block_shape,
     cut,
     draw_orientation,
     on_voxels,
@@ -107,8 +106,7 @@ def test_a_large_seed_and_a_late_sample_are_not_rounded(crops):
 def positive_classes(crop: Crop, labels: np.ndarray, sample: Sample, target: int = 8) -> np.ndarray:
     """(classes,) bool: which classes have a positive voxel in the target patch of an axis-aligned sample."""
     patch = Patch((target,) * 3, (8, 8, 8))
-    shape = block_shape(patch, ALL_AXES, [crop.label_grid])
-    index, affine = cut(palette_index(labels), crop.label_grid, sample, patch, shape)
+    index, affine = cut(palette_index(labels), crop.label_grid, sample, patch)
     at = np.floor(affine[:, :3] @ np.indices(patch.shape).reshape(3, -1) + affine[:, 3:] + 0.5 + 1e-6).astype(int)
     return (crop.palette[index[tuple(at)]] == 1).any(axis=0)
 
@@ -361,8 +359,7 @@ def test_cut_takes_the_block_around_the_sample_and_its_affine_leads_to_the_same_
         orientation, _ = draw_orientation(random, {"rotate": {"axes": {"z": [-180, 180]}}})
         centre = grid.origin + (np.array([12, 18, 20]) + random.random(3) * 5) * grid.scale
         sample = Sample(0, 0, centre, orientation)
-        shape = block_shape(patch, {"rotate": {"axes": {"z": [-180, 180]}}}, [grid])
-        found = [cut(coordinates[axis], grid, sample, patch, shape) for axis in range(3)]
+        found = [cut(coordinates[axis], grid, sample, patch) for axis in range(3)]
         for voxel in ((0, 0, 0), (2, 6, 8), (1, 3, 0)):
             world = centre + orientation @ ((np.array(voxel) - (np.array(patch.shape) - 1) / 2) * patch.scale)
             for axis, (block, affine) in enumerate(found):
@@ -372,38 +369,40 @@ def test_cut_takes_the_block_around_the_sample_and_its_affine_leads_to_the_same_
                 np.testing.assert_allclose(grid.origin[axis] + value * grid.scale[axis], world[axis], atol=1e-9)
 
 
-def test_blocks_have_one_shape_and_are_zero_outside_of_the_volume():
-    volume = np.ones((4, 4, 4), np.uint8)
-    grid = Grid(np.zeros(3), np.full(3, 8.0), (4, 4, 4))
-    patch = Patch((4, 4, 4), (8, 8, 8))
-    block, affine = cut(volume, grid, Sample(0, 0, np.array([-4.0, 12, 12]), np.eye(3)), patch, (7, 7, 7))
-    np.testing.assert_array_equal(block, np.pad(np.ones((3, 4, 4)), ((4, 0), (2, 1), (2, 1))))
-    np.testing.assert_allclose(affine, [[1, 0, 0, 2], [0, 1, 0, 2], [0, 0, 1, 2]])
-    far, _ = cut(volume, grid, Sample(0, 0, np.array([500.0, 0, 0]), np.eye(3)), patch, (7, 7, 7))
-    assert far.shape == (7, 7, 7) and not far.any()
+@pytest.mark.parametrize(("centre", "first"), [((-4, 12, 12), (-2, 0, 0)), ((20, 40, 12), (1, 4, 0)), ((500, 12, 12), (61, 0, 0))])
+def test_a_block_is_zero_outside_of_the_volume(centre, first):
+    """Patches of 4 voxels on the voxels of a volume of 4: partly outside below, above, and altogether outside."""
+    volume = np.random.default_rng(0).integers(1, 9, (4, 4, 4), np.uint8)
+    grid, patch = Grid(np.zeros(3), np.full(3, 8.0), (4, 4, 4)), Patch((4, 4, 4), (8, 8, 8))
+    sample = Sample(0, 0, on_voxels(np.array(centre, float), np.eye(3), patch, grid), np.eye(3))
+    block, affine = cut(volume, grid, sample, patch)
+    at = np.rint(affine[:, 3]).astype(int)
+    found = block[tuple(slice(a, a + 4) for a in at)]
+    around = np.pad(volume, 80)[tuple(slice(80 + a, 84 + a) for a in first)]
+    np.testing.assert_array_equal(found, around)
 
 
 def test_a_block_is_a_copy():
     volume = np.ones((9, 9, 9), np.uint8)
-    sample = Sample(0, 0, np.full(3, 32.0), np.eye(3))
-    block, _ = cut(volume, Grid(np.zeros(3), np.full(3, 8.0), (9, 9, 9)), sample, Patch((2, 2, 2), (8, 8, 8)), (5, 5, 5))
+    grid, patch = Grid(np.zeros(3), np.full(3, 8.0), (9, 9, 9)), Patch((2, 2, 2), (8, 8, 8))
+    block, _ = cut(volume, grid, Sample(0, 0, np.full(3, 32.0), np.eye(3)), patch)
     block[:] = 0
     assert volume.all()
 
 
 @pytest.mark.parametrize("transforms", [{}, ALL_AXES])
-def test_a_block_holds_the_patch_on_every_grid(transforms):
-    patch = Patch((5, 12, 9), (8, 4, 6))
-    grids = [Grid(np.zeros(3), np.array(scale, float), (400, 400, 400)) for scale in ((8, 4, 6), (5, 5, 5), (3, 7, 4))]
-    shape = block_shape(patch, transforms, grids)
-    for seed, grid in itertools.product(range(100), grids):
+@pytest.mark.parametrize("scale", [(8, 4, 6), (5, 5, 5), (3, 7, 4)])
+def test_a_block_holds_every_voxel_that_interpolation_reads_and_hardly_more(transforms, scale):
+    patch, grid = Patch((5, 12, 9), (8, 4, 6)), Grid(np.zeros(3), np.array(scale, float), (400, 400, 400))
+    for seed in range(100):
         random = np.random.default_rng(seed)
         orientation, _ = draw_orientation(random, transforms)
         sample = Sample(0, 0, 500 + random.random(3) * 9, orientation)
-        _, affine = cut(np.zeros(grid.shape, np.uint8), grid, sample, patch, shape)
-        for corner in itertools.product(*[(0, n - 1) for n in patch.shape]):
-            at = affine[:, :3] @ corner + affine[:, 3]
-            assert (at >= -1e-9).all() and (at <= np.array(shape) - 1 + 1e-9).all()
+        block, affine = cut(np.zeros(grid.shape, np.uint8), grid, sample, patch)
+        corners = np.array(list(itertools.product(*[(0, n - 1) for n in patch.shape]))).T
+        at = affine[:, :3] @ corners + affine[:, 3:]
+        assert (np.floor(at) >= 0).all() and (np.ceil(at) <= np.array(block.shape)[:, None] - 1).all()
+        assert (at.min(axis=1) < 2).all() and (at.max(axis=1) > np.array(block.shape) - 3).all()
 
 
 # Validation

@@ -6,7 +6,7 @@
 from .data import classes, input_array_info, target_array_info
 from .model import build_model
 
-learning_rate = 1e-4  # the original's 1e-6 does not leave its first weights within a day
+learning_rate = 1e-4  # the default of the public toolbox; the original baselines took 1e-6
 batch_size = 4
 epochs = 1000
 iterations_per_epoch = 1000

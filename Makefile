@@ -1,0 +1,30 @@
+# `make demo` and `make test` do all set-up in .venv; PYTHON=python3.12 picks another interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test readme splits clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m cellmap_segmentation_challenge demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+# the settings table of the README
+readme: $(VENV)/installed
+	$(BIN)/python tests/test_readme.py
+
+# the datasplits of the experiments, by the command in the first line of each
+splits: $(VENV)/installed
+	for split in setup_04_all unet8_all unet32_all unet128_all; do \
+		$(BIN)/$$(head -n 1 $$split/datasplit.csv | cut -c 3-) --overwrite || exit 1; done
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo cache tensorboards

@@ -1,0 +1,64 @@
+"""Does true-negative masking help? A phantom cell with a random half of the classes annotated in each training crop.
+
+    python bench/true_negatives.py [--seeds 0 1 2] [--iterations 300]
+
+For each seed the phantom, the hidden half and the weights are drawn anew; with and without masking the same patches are seen for
+the same number of steps. "true negatives" uses `use_mutual_exclusion`, "+ groups" also `infer_groups`. Validation crops are
+annotated with all classes. Known is the fraction of (voxel, class) pairs of the training crops whose label is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common import loaders, phantom, train
+from common.config import REPOSITORY, load_config
+
+MODES = {"off": (False, False), "true negatives": (True, False), "+ groups": (True, True)}
+"""use_mutual_exclusion, infer_groups."""
+
+
+def run(root: Path, seed: int, mode: str, iterations: int) -> tuple[float, float]:
+    """Mean Dice on the validation crops after the last step, and the known fraction of the training crops."""
+    masked, groups = MODES[mode]
+    settings = {
+        "data_path": str(root), "datasplit_path": str(root / "phantom/datasplit.csv"), "cache_path": str(root / "cache"), "random_seed": seed,
+        "model_save_path": str(root / mode / "checkpoints"), "logs_save_path": str(root / mode / "logs"), "use_mutual_exclusion": masked,
+        "infer_groups": groups, "epochs": 1, "iterations_per_epoch": iterations, "figure_samples": 0, "scheduler": None, "scheduler_kwargs": {},
+    }  # fmt: skip
+    experiment = REPOSITORY / "examples/phantom_cell"
+    dice = train.train(experiment, **settings).scores.mean("dice")
+    crops = loaders.open_data(load_config(experiment, **settings)).train
+    voxels = np.array([crop.counts.sum() for crop in crops])
+    known = sum((crop.counts @ (crop.palette >= 0)).mean() for crop in crops) / voxels.sum()
+    return dice, known
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--iterations", type=int, default=300)
+    options = parser.parse_args()
+    classes = load_config(REPOSITORY / "examples/phantom_cell").classes
+    print(f"{'seed':<6}" + "".join(f"{mode + ': Dice':>22}{'known':>8}" for mode in MODES), flush=True)
+    table = []
+    for seed in options.seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            half = np.random.default_rng(seed)
+            hidden = [list(half.permutation(classes)[: len(classes) // 2]) for _ in range(7)]
+            phantom.write_phantom(scratch, seed=seed, annotated=lambda n: classes if n > 6 else [str(c) for c in hidden[n]])
+            table.append([run(Path(scratch), seed, mode, options.iterations) for mode in MODES])
+        print(f"{seed:<6}" + "".join(f"{dice:>22.3f}{known:>8.0%}" for dice, known in table[-1]), flush=True)
+    means = np.array(table).mean(0)
+    print(f"{'mean':<6}" + "".join(f"{dice:>22.3f}{known:>8.0%}" for dice, known in means))
+
+
+if __name__ == "__main__":
+    main()

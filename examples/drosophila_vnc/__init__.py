@@ -1,0 +1,1 @@
+"""Experiment: organelles in real, strongly anisotropic ssTEM."""

@@ -1,0 +1,8 @@
+"""Membrane, mitochondria and cytosol of a fly larva's ventral nerve cord, sections of 50 nm resampled to 12.5 x 9.2 x 9.2 nm.
+
+20 sections are 1000 nm: 68 voxels of 12.5 nm fit into them.
+"""
+
+classes = ["pm", "mito", "cyto"]
+input_array_info = {"shape": (68, 92, 92), "scale": (12.5, 9.2, 9.2)}
+target_array_info = {"shape": (28, 52, 52), "scale": (12.5, 9.2, 9.2)}

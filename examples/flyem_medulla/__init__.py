@@ -1,0 +1,1 @@
+"""Experiment: membranes and cells of real FIB-SEM, minutes on a CPU."""
