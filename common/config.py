@@ -201,7 +201,6 @@ MAY_CHANGE = frozenset(
 )
 """Settings that a continued run may change: they take effect at once and do not change what is learnt from what."""
 
-
 TOOLBOX_NAMES = {
     "model": "give build_model(classes), which is called after seeding",
     "model_to_load": "load_model takes a checkpoint file",
@@ -331,9 +330,9 @@ def _failure(error: Exception, folder: Path) -> str:
     return f"{where}{type(error).__name__}: {reason}{hint}"
 
 
-def data_root(given: str | Path | None = None, otherwise: str | Path = REPOSITORY / "data") -> Path:
-    """The data root: the given one, else CELLMAP_DATA, else `otherwise`."""
-    return Path(given or os.environ.get("CELLMAP_DATA") or otherwise).expanduser().absolute()
+def data_root(given: str | Path | None = None) -> Path:
+    """The data root, absolute: the given one, else CELLMAP_DATA, else data/ in the repository."""
+    return Path(given or os.environ.get("CELLMAP_DATA") or REPOSITORY / "data").expanduser().absolute()
 
 
 def _config_file(path: str | Path, name: str) -> Path:

@@ -27,7 +27,7 @@ def demo(output: str | Path, minutes: float) -> Path:
         train.say(f"writing a phantom cell to {data}")
         phantom.write_phantom(data)
     settings = {
-        "data_path": str(data), "datasplit_path": str(data / "phantom" / "datasplit.csv"), "cache_path": str(output / "cache"),
+        "data_path": str(data), "cache_path": str(output / "cache"),
         "model_save_path": str(output / "checkpoints"), "logs_save_path": str(output / "logs"), "training_time_limit": minutes * 60,
     }  # fmt: skip
     result = train.train(EXPERIMENT, **settings)

@@ -291,9 +291,12 @@ def test_set_overrides_a_setting(file, override, name, value):
     assert getattr(load_config(file("batch_size = 2"), [override]), name) == value
 
 
-def test_set_inside_a_dict_leaves_its_other_keys_and_the_file_alone(file):
-    text = "_shared = {'a': 1, 'b': {'c': 2, 'd': 3}}\ndef build_model(classes, a, b): ...\nmodel_kwargs = _shared"
-    assert load_config(file(text), ["model_kwargs.b.c=9"]).model_kwargs == {"a": 1, "b": {"c": 9, "d": 3}}
+def test_set_inside_a_dict_leaves_its_other_keys_and_the_dict_itself_alone(file):
+    given = {"a": 1, "b": {"c": 2, "d": 3}}
+    path = file("def build_model(classes, a, b): ...")
+    found = load_config(path, ["model_kwargs.b.c=9"], model_kwargs=given)
+    assert found.model_kwargs == {"a": 1, "b": {"c": 9, "d": 3}}
+    assert given == {"a": 1, "b": {"c": 2, "d": 3}}
 
 
 @pytest.mark.parametrize(

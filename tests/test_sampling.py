@@ -369,7 +369,7 @@ def test_cut_takes_the_block_around_the_sample_and_its_affine_leads_to_the_same_
                 np.testing.assert_allclose(grid.origin[axis] + value * grid.scale[axis], world[axis], atol=1e-9)
 
 
-@pytest.mark.parametrize(("centre", "first"), [((-4, 12, 12), (-2, 0, 0)), ((20, 40, 12), (1, 4, 0)), ((500, 12, 12), (61, 0, 0))])
+@pytest.mark.parametrize(("centre", "first"), [((-4, 12, 12), (-2, 0, 0)), ((20, 40, 12), (1, 3, 0)), ((500, 12, 12), (61, 0, 0))])
 def test_a_block_is_zero_outside_of_the_volume(centre, first):
     """Patches of 4 voxels on the voxels of a volume of 4: partly outside below, above, and altogether outside."""
     volume = np.random.default_rng(0).integers(1, 9, (4, 4, 4), np.uint8)

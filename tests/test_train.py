@@ -206,3 +206,16 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_equals_an_uninterrupted_
     cut = torch.load(tiny.folder / "checkpoints/tiny_experiment/cut/latest.pt", weights_only=True)
     assert 0 < cut["iteration"] < 400
     assert same(weights(tiny.train(run_name="cut")), weights(tiny.train(run_name="whole")))
+
+
+def test_training_writes_nothing_into_the_data(experiment):
+    tiny = experiment()
+    before = {path: path.stat().st_mtime_ns for path in tiny.data.rglob("*")}
+    tiny.train()
+    assert before == {path: path.stat().st_mtime_ns for path in tiny.data.rglob("*")}
+
+
+def test_the_default_optimizer_decays_its_weights(experiment):
+    state = torch.load(experiment().train().checkpoint, weights_only=True)
+    assert [group["weight_decay"] > 0 for group in state["optimizer"]["param_groups"]] == [True, False]
+    assert all(group["decoupled_weight_decay"] for group in state["optimizer"]["param_groups"])

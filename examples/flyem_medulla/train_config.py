@@ -13,7 +13,7 @@ from .model import build_model
 learning_rate = 2e-3  # for two thousand steps instead of a million
 batch_size = 1
 epochs = 12
-iterations_per_epoch = 140
+iterations_per_epoch = 130
 scheduler = CosineAnnealingLR
 scheduler_kwargs = {"T_max": epochs}
 criterion = bce_dice
