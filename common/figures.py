@@ -11,14 +11,18 @@ UNKNOWN_RGB = np.array([70, 90, 140], np.uint8)
 """Blue, so that what is not known is told from what is negative (black)."""
 
 
-def panel(raw: np.ndarray, target: np.ndarray, probability: np.ndarray, scale: int = 3) -> np.ndarray:
+def panel(
+    raw: np.ndarray, target: np.ndarray, probability: np.ndarray, voxel_ratio: Sequence[float] = (1.0, 1.0), scale: int = 3
+) -> np.ndarray:
     """One row raw | target | prediction, each an (y, x) slice: raw and probability in [0, 1], target 1 / 0 / -1 = unknown.
 
-    Returns (height, width, 3) uint8. The part of raw that the target covers is framed. Pixels are repeated `scale` times.
+    Returns (height, width, 3) uint8. The part of raw that the target covers is framed; voxel_ratio: target voxels in raw
+    voxels along y and x. Pixels are repeated `scale` times.
     """
     framed = np.repeat((raw * 255).astype(np.uint8)[..., None], 3, axis=2)
-    (top, left), (h, w) = ((np.array(raw.shape) - target.shape) // 2), target.shape
-    if raw.shape != target.shape:
+    h, w = (round(n * ratio) for n, ratio in zip(target.shape, voxel_ratio, strict=True))
+    top, left = (raw.shape[0] - h) // 2, (raw.shape[1] - w) // 2
+    if top > 0 and left > 0:
         framed[top : top + h, [left, left + w - 1]] = framed[[top, top + h - 1], left : left + w] = (255, 200, 0)
     images = [framed, colour_target(target), np.repeat((probability * 255).astype(np.uint8)[..., None], 3, axis=2)]
     return beside([image.repeat(scale, 0).repeat(scale, 1) for image in images])

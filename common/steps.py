@@ -160,7 +160,8 @@ def validate(
     counts = torch.zeros(3, len(classes), dtype=torch.float64, device=batches.device)
     voxels = torch.zeros(len(classes), dtype=torch.float64, device=batches.device)
     loss = torch.zeros((), dtype=torch.float64, device=batches.device)
-    panels = _Panels(classes, state.shown, figure_samples)
+    ratio = np.divide(batches.blocks.target.scale, batches.blocks.input.scale)
+    panels = _Panels(classes, state.shown, figure_samples, ratio)
     begin = time.perf_counter()
     done = 0
     for number, batch in enumerate(batches.between(0, min(wanted * size, blocks))):
@@ -203,8 +204,9 @@ def metrics(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> dict[str, np.ndar
 class _Panels:
     """Pictures of a few blocks for each class: of the given ones, or, the first time, of those with most of the class."""
 
-    def __init__(self, classes: tuple[str, ...], shown: dict[str, list[int]], samples: int):
+    def __init__(self, classes: tuple[str, ...], shown: dict[str, list[int]], samples: int, ratio: np.ndarray):
         self.classes, self.shown, self.samples = classes, shown, samples
+        self.ratio = ratio  # size of a target voxel in raw voxels, z, y, x
         self.kept: dict[str, list[tuple[int, int, np.ndarray]]] = {name: [] for name in classes}
 
     def take(self, raw: torch.Tensor, target: torch.Tensor, logits: torch.Tensor, first_block: int) -> None:
@@ -224,10 +226,10 @@ class _Panels:
                     self.kept[name].append((amount, block, self._slice(raw[sample, 0], target[sample, channel], logits[sample, channel], z)))
                     self.kept[name] = sorted(self.kept[name], key=lambda kept: (-kept[0], kept[1]))[: self.samples]
 
-    @staticmethod
-    def _slice(raw: torch.Tensor, target: torch.Tensor, logits: torch.Tensor, z: int) -> np.ndarray:
-        inset = (raw.shape[0] - target.shape[0]) // 2
-        return figures.panel(*(part.cpu().numpy() for part in (raw[inset + z], target[z], logits[z].float().sigmoid())))
+    def _slice(self, raw: torch.Tensor, target: torch.Tensor, logits: torch.Tensor, z: int) -> np.ndarray:
+        raw_z = int((z + 0.5 - len(target) / 2) * self.ratio[0] + len(raw) / 2)
+        slices = raw[raw_z], target[z], logits[z].float().sigmoid()
+        return figures.panel(*(part.cpu().numpy() for part in slices), self.ratio[1:])
 
     def blocks(self) -> dict[str, list[int]]:
         return self.shown or {name: [block for _, block, _ in kept] for name, kept in self.kept.items() if kept}

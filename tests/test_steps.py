@@ -13,6 +13,7 @@ from torch import nn
 from common import losses, steps
 from common.loaders import Batch
 from common.runtime import Precision
+from common.sampling import Patch
 
 FP32 = Precision("fp32", "cpu")
 
@@ -106,12 +107,21 @@ def test_a_class_that_does_not_occur_is_left_out_of_the_mean():
     assert steps.Scores(0.5, found, np.zeros(3), {}).mean("dice") == 0.5
 
 
+class _Blocks(list):
+    """As many blocks, as far as a validation asks for them."""
+
+    input, target = Patch((5, 5, 5), (8, 8, 8)), Patch((3, 3, 3), (8, 8, 8))
+
+    def __init__(self, n: int):
+        super().__init__([None] * n)
+
+
 class _Fixed:
     """Batches from a list, as common.loaders.Batches gives them."""
 
     def __init__(self, batches: list[Batch]):
         self.batches, self.batch_size, self.device = batches, len(batches[0].raw), torch.device("cpu")
-        self.blocks = [None] * sum(len(batch.raw) for batch in batches)
+        self.blocks = _Blocks(sum(len(batch.raw) for batch in batches))
 
     def between(self, start: int, stop: int):
         return iter(self.batches[start // self.batch_size : -(-stop // self.batch_size)])

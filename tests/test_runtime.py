@@ -1,0 +1,75 @@
+"""Seed, device, precision and provenance; on CUDA where there is one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from common import runtime
+from common.config import REPOSITORY
+
+CPU = torch.device("cpu")
+
+
+def test_equal_seeds_draw_equal_weights():
+    drawn = []
+    for seed in (3, 3, 4):
+        runtime.seed_everything(seed)
+        drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist()))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="device = 'cuda:99'.*'auto'"):
+        runtime.pick_device("cuda:99")
+
+
+def test_fp16_is_refused_on_a_cpu():
+    with pytest.raises(ValueError, match="'bf16' or 'fp32'"):
+        runtime.pick_precision("fp16", CPU)
+
+
+@pytest.mark.parametrize(("native", "name"), [(True, "bf16"), (False, "fp32")])
+def test_auto_on_a_cpu_is_bf16_where_the_cpu_has_it(monkeypatch, native, name):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    assert runtime.pick_precision("auto", CPU).name == name
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_forward_pass_runs_in_its_precision(name, kind):
+    with runtime.Precision(name, "cpu").autocast():
+        assert torch.nn.Conv3d(1, 1, 1)(torch.rand(1, 1, 2, 2, 2)).dtype == kind
+
+
+def test_only_fp16_scales_its_loss():
+    assert [runtime.Precision(name, "cpu").scaler().is_enabled() for name in ("fp32", "bf16", "fp16")] == [False, False, True]
+
+
+def test_provenance_names_versions_and_commit(tmp_path):
+    found = runtime.provenance(REPOSITORY)
+    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
+    assert found["commit"] == "none" or len(found["commit"]) == 40
+    assert runtime.provenance(tmp_path)["commit"] == "none"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_cuda_trains_and_its_checkpoint_goes_on_on_a_cpu(experiment, precision):
+    tiny = experiment(epochs=2)
+    tiny.train(device="cuda", precision=precision, epochs=1)
+    assert tiny.train(device="cpu", precision="fp32").epochs == 2
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_sees_the_batches_of_the_cpu(experiment):
+    from common import loaders, train
+
+    rotate = {"rotate": {"axes": {"z": [-180, 180], "x": [-90, 90]}}, "mirror": {"axes": {"y": 0.5}}}
+    config = experiment(spatial_transforms=rotate).config()
+    data = loaders.open_data(config)
+    cpu, cuda = (next(train.training_batches(config, data, torch.device(name)).between(0, 4)) for name in ("cpu", "cuda"))
+    torch.testing.assert_close(cuda.raw.cpu(), cpu.raw, atol=2e-3, rtol=0)
+    assert (cuda.target.rows.cpu() != cpu.target.rows).float().mean() < 1e-3
