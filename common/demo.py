@@ -16,10 +16,10 @@ from common.crops import Crop
 EXPERIMENT = REPOSITORY / "examples" / "phantom_cell"
 
 
-def demo(output: str | Path, minutes: float) -> Path:
+def demo(output: str | Path, minutes: float) -> Path | None:
     """Make a phantom under `output`, train the experiment examples/phantom_cell on it, and write a picture; gives its path.
 
-    Training ends with the epoch that is under way after `minutes`. Started again, it goes on until its last epoch.
+    None if training was interrupted. It ends with the epoch that is under way after `minutes`. Started again, it goes on until its last epoch.
     """
     output = Path(output).absolute()
     data = output / "data"
@@ -31,6 +31,8 @@ def demo(output: str | Path, minutes: float) -> Path:
         "model_save_path": str(output / "checkpoints"), "logs_save_path": str(output / "logs"), "training_time_limit": minutes * 60,
     }  # fmt: skip
     result = train.train(EXPERIMENT, **settings)
+    if not result.finished:
+        return None
     config = load_config(EXPERIMENT, **settings)
     counts, picture = show(config, result.checkpoint, output / "demo.png")
     print(table(config.classes, counts))

@@ -152,7 +152,8 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
         state.optimizer.load_state_dict(saved["optimizer"])
         if state.scheduler:
             state.scheduler.load_state_dict(saved["scheduler"])
-        state.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"]:  # empty unless that run was in fp16
+            state.scaler.load_state_dict(saved["scaler"])
         for name in SAVED_NUMBERS:
             setattr(state, name, saved[name])
         torch.set_rng_state(saved["rng"])

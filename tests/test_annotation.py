@@ -24,7 +24,7 @@ def inferred(use_mutual_exclusion: bool = True, infer_groups: bool = True, **kno
 
 
 def truth_of_random_voxels(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, classes of the table) labels of voxels that are one atom each, and the same with a random subset annotated."""
+    """(rows, classes of the table) labels of voxels that are one atom each, and those of a random subset of classes."""
     random = np.random.default_rng(seed)
     atom = random.integers(len(ATOM_IDS), size=rows)
     truth = membership(TABLE)[:, atom].T.astype(np.int8)
@@ -84,7 +84,8 @@ def test_a_group_is_not_positive_by_elimination():
 
 def test_the_parts_of_a_negative_group_are_negative():
     assert inferred(er=0) == {
-        n: 0 for n in "er_mem er_lum eres_mem eres_lum eres ne_mem ne_lum np_out np_in ne np er_mem_all ne_mem_all".split()
+        n: 0
+        for n in "er_mem er_lum eres_mem eres_lum eres ne_mem ne_lum np_out np_in ne np er_mem_all ne_mem_all".split()
     }
 
 
@@ -137,12 +138,16 @@ def test_everything_that_follows_is_inferred_but_for_positives_by_elimination():
             np.testing.assert_array_equal(result[~annotated] == 0, never[~annotated])
 
 
-@pytest.mark.parametrize("known", [{"mito": 1, "nuc": 1}, {"pm": 1, "cell": 0}, {"golgi": 1, "golgi_mem": 0, "golgi_lum": 0}])
+@pytest.mark.parametrize(
+    "known", [{"mito": 1, "nuc": 1}, {"pm": 1, "cell": 0}, {"golgi": 1, "golgi_mem": 0, "golgi_lum": 0}]
+)
 def test_a_contradiction_is_recognised(known):
     assert contradicts(*row(**known)).tolist() == [True]
 
 
-@pytest.mark.parametrize("known", [{}, {"nuc": 1, "er": 1}, {"cell": 0, "ecs": 0}, {"mito": 1, "mito_mem": 0, "mito_lum": 0}])
+@pytest.mark.parametrize(
+    "known", [{}, {"nuc": 1, "er": 1}, {"cell": 0, "ecs": 0}, {"mito": 1, "mito_mem": 0, "mito_lum": 0}]
+)
 def test_what_can_hold_together_is_no_contradiction(known):
     assert contradicts(*row(**known)).tolist() == [False]
 

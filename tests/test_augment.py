@@ -98,7 +98,11 @@ def test_a_quarter_turn_about_z_turns_in_the_plane_of_y_and_x():
     block = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
     affine = affine_about_centre(rotation("z", np.pi / 2), (3, 3, 3), (3, 3, 3))
     found = resample_linear(*batch(affine, block=block), (3, 3, 3))[0]
-    expected = [[[2, 5, 8], [1, 4, 7], [0, 3, 6]], [[11, 14, 17], [10, 13, 16], [9, 12, 15]], [[20, 23, 26], [19, 22, 25], [18, 21, 24]]]
+    expected = [
+        [[2, 5, 8], [1, 4, 7], [0, 3, 6]],
+        [[11, 14, 17], [10, 13, 16], [9, 12, 15]],
+        [[20, 23, 26], [19, 22, 25], [18, 21, 24]],
+    ]
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(found, np.rot90(block, 1, axes=(1, 2)))
 
@@ -108,7 +112,9 @@ def test_a_quarter_turn_about_each_axis_equals_rot90(axis, plane):
     """z: y to -x as rows go down; the three planes follow from each other by z -> y -> x -> z."""
     block = np.random.default_rng(0).integers(0, 256, (5, 5, 5), np.uint8)
     affine = affine_about_centre(rotation(axis, np.pi / 2), block.shape, block.shape)
-    np.testing.assert_array_equal(resample_linear(*batch(affine, block=block), block.shape)[0], np.rot90(block, 1, axes=plane))
+    np.testing.assert_array_equal(
+        resample_linear(*batch(affine, block=block), block.shape)[0], np.rot90(block, 1, axes=plane)
+    )
 
 
 def test_a_sample_does_not_depend_on_the_others_in_its_batch():
@@ -119,7 +125,10 @@ def test_a_sample_does_not_depend_on_the_others_in_its_batch():
     tie = straight + np.eye(3, 4, 3) * 0.5
     for affine in (straight, tie):
         alone = resample_linear(*batch(affine), shape), resample_nearest(*batch(affine), shape)
-        beside = resample_linear(*batch(affine, turned(0, shape)), shape), resample_nearest(*batch(affine, turned(0, shape)), shape)
+        beside = (
+            resample_linear(*batch(affine, turned(0, shape)), shape),
+            resample_nearest(*batch(affine, turned(0, shape)), shape),
+        )
         assert torch.equal(alone[0][0], beside[0][0])
         assert torch.equal(alone[1][0], beside[1][0])
 
@@ -179,7 +188,11 @@ def test_nearest_is_0_outside_of_the_block(linear):
 def test_large_palette_rows_keep_their_number(path):
     block = np.arange(2**24 - 1000, 2**24, dtype=np.int32).reshape(10, 10, 10)
     shape = (4, 4, 4)
-    affine = affine_about_centre(np.eye(3), shape, block.shape) if path == "whole axes" else turned(1, shape) - np.eye(3, 4, 3) * 2
+    affine = (
+        affine_about_centre(np.eye(3), shape, block.shape)
+        if path == "whole axes"
+        else turned(1, shape) - np.eye(3, 4, 3) * 2
+    )
     found = resample_nearest(*batch(affine, block=block), shape)
     assert found.dtype == torch.int32
     known = found[found != 0]
@@ -193,7 +206,9 @@ def raw(n: int = 2, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 1, 5, 6, 7, generator=torch.Generator().manual_seed(seed))
 
 
-def changed(patches: torch.Tensor, gamma: float = 1, contrast: float = 1, noise_std: float = 0, seed: int = 5) -> torch.Tensor:
+def changed(
+    patches: torch.Tensor, gamma: float = 1, contrast: float = 1, noise_std: float = 0, seed: int = 5
+) -> torch.Tensor:
     n = len(patches)
     settings = ([value] * n for value in (gamma, contrast, noise_std))
     return change_intensity(patches.clone(), *settings, [seed + i for i in range(n)])
@@ -223,7 +238,16 @@ def test_noise_is_gaussian_with_its_standard_deviation():
     assert abs((noise**4).mean() / noise.var() ** 2 - 3) < 0.1  # kurtosis of a normal distribution
 
 
-@pytest.mark.parametrize("settings", [{"gamma": 0.5}, {"gamma": 2}, {"contrast": 3}, {"noise_std": 0.5}, {"gamma": 0.9, "contrast": 1.1, "noise_std": 0.01}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gamma": 0.5},
+        {"gamma": 2},
+        {"contrast": 3},
+        {"noise_std": 0.5},
+        {"gamma": 0.9, "contrast": 1.1, "noise_std": 0.01},
+    ],
+)
 def test_raw_stays_in_0_to_1_and_does_not_become_constant(settings):
     """The public loader gave 0 to 255 to gamma and contrast, which made every patch the constant 1."""
     found = changed(raw(), **settings)

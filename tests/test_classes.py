@@ -34,8 +34,8 @@ def test_the_table_has_74_classes_with_an_id_each():
 def test_48_classes_are_tested_in_the_order_of_the_challenge():
     assert TESTED == tuple(
         "ecs pm mito_mem mito_lum mito_ribo golgi_mem golgi_lum ves_mem ves_lum endo_mem endo_lum lyso_mem lyso_lum "
-        "ld_mem ld_lum er_mem er_lum eres_mem eres_lum ne_mem ne_lum np_out np_in hchrom echrom nucpl mt_out cyto mt_in "
-        "nuc golgi ves endo lyso ld eres perox_mem perox_lum perox mito er ne np chrom mt cell er_mem_all "
+        "ld_mem ld_lum er_mem er_lum eres_mem eres_lum ne_mem ne_lum np_out np_in hchrom echrom nucpl mt_out cyto "
+        "mt_in nuc golgi ves endo lyso ld eres perox_mem perox_lum perox mito er ne np chrom mt cell er_mem_all "
         "ne_mem_all".split()
     )
     assert len(TESTED) == 48
@@ -89,7 +89,9 @@ def test_cell_excludes_only_ecs():
     assert PARTNERS["cell"] == {"ecs"}
 
 
-@pytest.mark.parametrize(("a", "b"), [("nuc", "er"), ("er_mem_all", "ne_mem_all"), ("np", "ne_mem_all"), ("er", "eres")])
+@pytest.mark.parametrize(
+    ("a", "b"), [("nuc", "er"), ("er_mem_all", "ne_mem_all"), ("np", "ne_mem_all"), ("er", "eres")]
+)
 def test_classes_with_an_atom_in_common_do_not_exclude_each_other(a, b):
     assert b not in PARTNERS[a] and a not in PARTNERS[b]
 

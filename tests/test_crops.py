@@ -23,11 +23,18 @@ RAW = RANDOM.integers(1, 256, (20, 20, 20), np.uint8)
 
 
 def write_crop(
-    root: Path, raw: np.ndarray, labels: dict[str, np.ndarray], raw_scale: Sequence[float] = (8, 8, 8),
-    label_scale: Sequence[float] = (8, 8, 8), raw_translation: Sequence[float] = (0, 0, 0),
-    label_translation: Sequence[float] = (0, 0, 0), annotated: Sequence[str] = (), levels: int = 1, usage: str = "train",
-) -> Row:  # fmt: skip
-    """A raw volume and a crop of it in the challenge's layout; all written classes are annotated unless others are named."""
+    root: Path,
+    raw: np.ndarray,
+    labels: dict[str, np.ndarray],
+    raw_scale: Sequence[float] = (8, 8, 8),
+    label_scale: Sequence[float] = (8, 8, 8),
+    raw_translation: Sequence[float] = (0, 0, 0),
+    label_translation: Sequence[float] = (0, 0, 0),
+    annotated: Sequence[str] = (),
+    levels: int = 1,
+    usage: str = "train",
+) -> Row:
+    """A raw volume and a crop of it in the challenge's layout; all its classes are annotated unless some are named."""
     store = root / "data.zarr" / "recon-1"
     write_multiscale(store / "em" / "fibsem-uint8", raw, raw_scale, raw_translation, levels, chunk=8)
     crop = store / "labels" / "groundtruth" / "crop1"
@@ -37,9 +44,14 @@ def write_crop(
 
 
 def open_crop(
-    row: Row, classes: Sequence[str] = ("mito",), scale: Sequence[float] = (8, 8, 8), margin: float = 0, cache_gb: float = 1,
-    raw_range: Sequence[float] = (), **settings: bool,
-) -> Crop:  # fmt: skip
+    row: Row,
+    classes: Sequence[str] = ("mito",),
+    scale: Sequence[float] = (8, 8, 8),
+    margin: float = 0,
+    cache_gb: float = 1,
+    raw_range: Sequence[float] = (),
+    **settings: bool,
+) -> Crop:
     """One crop at one scale, decoded into a cache beside its data."""
     cache = row.raw.parents[3] / "cache"
     margins, patch = np.full(3, float(margin)), np.array(scale, float)
@@ -119,7 +131,12 @@ def test_counts_are_those_of_the_labels(tmp_path):
 
 
 def test_examples_are_voxels_of_their_row_from_the_whole_crop(tmp_path):
-    crop = open_crop(write_crop(tmp_path, RAW, {"mito": RANDOM.random((140, 5, 6)) < 0.2, "ld": blocks((0, 3, 3), shape=(140, 5, 6))}), ("mito", "ld"))
+    crop = open_crop(
+        write_crop(
+            tmp_path, RAW, {"mito": RANDOM.random((140, 5, 6)) < 0.2, "ld": blocks((0, 3, 3), shape=(140, 5, 6))}
+        ),
+        ("mito", "ld"),
+    )
     for row in np.flatnonzero(crop.counts):
         assert (crop.labels()[tuple(crop.examples[row].T)] == row).all()
     depths = crop.examples[crop.counts.argmax()][:, 0]  # uniform over 140 slices in three slabs
@@ -157,7 +174,9 @@ def test_majority_is_not_striding(tmp_path, corner):
 def test_anisotropic_labels_are_reduced_by_a_factor_for_each_axis(tmp_path):
     """2.62 x 2 x 2 nm to 8 nm: blocks of 3 x 4 x 4 voxels, that is 7.86 x 8 x 8 nm."""
     fine = RANDOM.random((7, 9, 8)) < 0.5
-    crop = open_crop(write_crop(tmp_path, RAW, {"mito": fine}, label_scale=(2.62, 2, 2), label_translation=(26.2, 40, 42)))
+    crop = open_crop(
+        write_crop(tmp_path, RAW, {"mito": fine}, label_scale=(2.62, 2, 2), label_translation=(26.2, 40, 42))
+    )
     expected = fine[:6, :8].reshape(2, 3, 2, 4, 2, 4).sum((1, 3, 5)) > 24
     np.testing.assert_array_equal(volumes(crop)[0], expected)
     np.testing.assert_allclose(crop.label_grid.scale, (7.86, 8, 8))
@@ -213,7 +232,14 @@ def test_raw_and_labels_may_have_other_resolutions_and_offsets(tmp_path):
 
 
 def test_raw_is_read_at_the_level_of_the_patch(tmp_path):
-    row = write_crop(tmp_path, RAW, {"mito": blocks(shape=(2, 2, 2))}, label_scale=(16, 16, 16), label_translation=(36, 36, 36), levels=2)
+    row = write_crop(
+        tmp_path,
+        RAW,
+        {"mito": blocks(shape=(2, 2, 2))},
+        label_scale=(16, 16, 16),
+        label_translation=(36, 36, 36),
+        levels=2,
+    )
     crop = open_crop(row, scale=(16, 16, 16))
     means = np.rint(RAW.reshape(10, 2, 10, 2, 10, 2).mean((1, 3, 5)))
     np.testing.assert_array_equal(raw_within(crop, (36, 36, 36), (2, 2, 2)), means[2:4, 2:4, 2:4])
@@ -221,7 +247,9 @@ def test_raw_is_read_at_the_level_of_the_patch(tmp_path):
 
 
 def test_raw_without_a_coarse_level_is_averaged(tmp_path):
-    row = write_crop(tmp_path, RAW, {"mito": blocks(shape=(2, 2, 2))}, label_scale=(16, 16, 8), label_translation=(36, 36, 32))
+    row = write_crop(
+        tmp_path, RAW, {"mito": blocks(shape=(2, 2, 2))}, label_scale=(16, 16, 8), label_translation=(36, 36, 32)
+    )
     crop = open_crop(row, scale=(16, 16, 8))
     means = np.rint(RAW.reshape(10, 2, 10, 2, 20).mean((1, 3)))
     np.testing.assert_array_equal(raw_within(crop, (36, 36, 32), (2, 2, 2)), means[2:4, 2:4, 4:6])
@@ -244,7 +272,9 @@ def test_labels_that_stick_out_of_the_raw_are_kept(tmp_path):
     row = write_crop(tmp_path, RAW, {"mito": blocks((0, 0, 0))}, label_translation=(-32, 0, 0))
     crop = open_crop(row)
     np.testing.assert_array_equal(volumes(crop)[0], blocks((0, 0, 0)))
-    np.testing.assert_array_equal(raw_within(crop, (-32, 0, 0), (8, 8, 8)), np.pad(RAW, ((4, 0), (0, 0), (0, 0)), "reflect")[:8, :8, :8])
+    np.testing.assert_array_equal(
+        raw_within(crop, (-32, 0, 0), (8, 8, 8)), np.pad(RAW, ((4, 0), (0, 0), (0, 0)), "reflect")[:8, :8, :8]
+    )
 
 
 def test_raw_of_uint16_lies_in_0_to_1(tmp_path):
@@ -389,13 +419,14 @@ def test_the_least_recently_used_crop_is_removed(tmp_path, decoded):
     for age, row in zip((300, 100), rows, strict=False):
         folder, size = use(row, 1).folder, on_disk(cache)
         os.utime(folder, (1e9 - age, 1e9 - age))
+    use(rows[0], 1)  # decoded first, used last
     use(rows[2], cache_gb=1.05e-9 * size)  # room for two
     assert on_disk(cache) <= 1.05 * size
     decoded.clear()
-    use(rows[1], 1)
-    assert decoded == []
     use(rows[0], 1)
-    assert decoded == [str(rows[0].crop)]
+    assert decoded == []
+    use(rows[1], 1)
+    assert decoded == [str(rows[1].crop)]
 
 
 def test_crops_opened_before_for_the_same_run_are_not_removed(tmp_path):
@@ -406,6 +437,9 @@ def test_crops_opened_before_for_the_same_run_are_not_removed(tmp_path):
     small = 1.5e-9 * (first.raw().nbytes + first.labels().nbytes)
     with pytest.raises(ValueError, match="raise cache_gb"):
         open_crops([validation], *arguments, small, beside=[first])
+    assert first.folder.is_dir()
+    just_enough = 2.01e-9 * (first.raw().nbytes + first.labels().nbytes)  # without the palettes
+    open_crops([validation], *arguments, just_enough, beside=[first])
     assert first.folder.is_dir()
 
 
@@ -439,7 +473,9 @@ def test_processes_that_decode_the_same_crop_at_once_do_no_harm(tmp_path):
     write_crop(tmp_path, RAW, {"mito": labels})
     command = [sys.executable, "-c", DECODE, str(tmp_path), str(tmp_path / "cache")]
     running = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(crops.__file__).parents[1])
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(crops.__file__).parents[1]
+        )
         for _ in range(3)
     ]
     for process in running:
@@ -454,16 +490,18 @@ def test_processes_that_decode_the_same_crop_at_once_do_no_harm(tmp_path):
 
 
 def test_losing_the_race_to_decode_a_crop_takes_the_winners(tmp_path, monkeypatch):
+    """The other process is done between our look at the cache and our rename."""
     row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
-    write_labels = crops._decode_labels
+    rename = os.rename
 
-    def slowly(plan, folder):
-        write_labels(plan, folder)
-        if not (folder.parent / plan.key).exists():
-            shutil.copytree(folder, folder.parent / plan.key)
+    def late(source, destination):
+        if Path(destination).parent.name == "crops":
+            shutil.copytree(source, destination)
+        rename(source, destination)
 
-    monkeypatch.setattr(crops, "_decode_labels", slowly)
+    monkeypatch.setattr(crops.os, "rename", late)
     np.testing.assert_array_equal(volumes(open_crop(row))[0], blocks((1, 1, 1)))
+    assert len(os.listdir(tmp_path / "cache" / "crops")) == 1
 
 
 def test_a_decoding_that_fails_leaves_nothing_behind(tmp_path):

@@ -1,9 +1,9 @@
-"""Batches: raw and labels from the same place, whatever the orientation, the workers and the batch; and what is said of the data."""
+"""Batches: raw and labels from the same place, whatever the orientation, the batch and the workers."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,14 +38,17 @@ TRANSFORMS = {
     "everything": MIRROR | TRANSPOSE | ROTATE,
 }
 EVERYTHING = {
-    "spatial_transforms": MIRROR | TRANSPOSE | ROTATE, "intensity_probability": 0.5, "gamma_range": (0.8, 1.2),
-    "contrast_range": (0.8, 1.2), "noise_std": 0.05,
-}  # fmt: skip
+    "spatial_transforms": MIRROR | TRANSPOSE | ROTATE,
+    "intensity_probability": 0.5,
+    "gamma_range": (0.8, 1.2),
+    "contrast_range": (0.8, 1.2),
+    "noise_std": 0.05,
+}
 
 
 # The alignment of raw and labels
 #
-# Raw volumes are ramps: the value of a voxel is its z, y or x in nm, so that a patch says where each of its voxels is from.
+# Raw volumes are ramps: the value of a voxel is its z, y or x in nm, so that a patch says where its voxels are from.
 # Labels are half spaces: class "z3" is positive where z is above the third threshold.
 
 
@@ -128,11 +131,20 @@ def aligned(request, tmp_path_factory) -> tuple[Geometry, dict[str, list[Crop]]]
     root = tmp_path_factory.mktemp("aligned")
     names = []
     for axis, values in enumerate(thresholds(geometry)):
-        write_multiscale(root / "raw" / "zyx"[axis], ramp(geometry.raw_shape, geometry.raw_scale, (0, 0, 0), axis), geometry.raw_scale)
+        write_multiscale(
+            root / "raw" / "zyx"[axis],
+            ramp(geometry.raw_shape, geometry.raw_scale, (0, 0, 0), axis),
+            geometry.raw_scale,
+        )
         place = ramp(geometry.label_shape, geometry.label_scale, geometry.label_translation, axis)
         for number, threshold in enumerate(values):
             names.append(f"{'zyx'[axis]}{number}")
-            write_multiscale(root / "crop" / names[-1], (place > threshold).astype(np.uint8), geometry.label_scale, geometry.label_translation)
+            write_multiscale(
+                root / "crop" / names[-1],
+                (place > threshold).astype(np.uint8),
+                geometry.label_scale,
+                geometry.label_translation,
+            )
 
     def crops(margin: np.ndarray) -> list[Crop]:
         rows = [Row("train", root / "raw" / axis, root / "crop", tuple(names)) for axis in "zyx"]
@@ -206,7 +218,9 @@ def test_raw_and_labels_are_aligned_to_half_a_voxel_in_every_orientation(aligned
     chosen = TRANSFORMS[transforms]
     crops = open_aligned(reach_nm(geometry.input, chosen))
     samplers = [Sampler([crop], geometry.input, geometry.target, 7, spatial_transforms=chosen) for crop in crops]
-    blocks = [Blocks([crop], sampler, geometry.input, geometry.target) for crop, sampler in zip(crops, samplers, strict=True)]
+    blocks = [
+        Blocks([crop], sampler, geometry.input, geometry.target) for crop, sampler in zip(crops, samplers, strict=True)
+    ]
     positions, labels = read(blocks, 8)
     errors = [check_alignment(geometry, samplers[0].draw(k), positions[k], labels[k]) for k in range(8)]
     errors = np.concatenate(errors)
@@ -226,8 +240,13 @@ def test_validation_blocks_are_aligned_to_half_a_voxel(aligned):
 
 
 def random_crop(tmp_path: Path, raw: np.ndarray, labels: dict[str, np.ndarray], name: str = "a", **settings) -> Crop:
-    """A crop of random volumes: raw at 0 nm; labels from voxel (16, 16, 16) on, unless label_translation says otherwise."""
-    values = {"scale": (8, 8, 8), "label_scale": (8, 8, 8), "label_translation": (128, 128, 128), "margin": 200.0} | settings
+    """A crop of random volumes: raw at 0 nm; labels from voxel (16, 16, 16) on unless said otherwise."""
+    values = {
+        "scale": (8, 8, 8),
+        "label_scale": (8, 8, 8),
+        "label_translation": (128, 128, 128),
+        "margin": 200.0,
+    } | settings
     root = tmp_path / f"{name}.zarr"
     write_multiscale(root / "raw", raw, values["scale"])
     for label, volume in labels.items():
@@ -261,7 +280,9 @@ def joined(found: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor, list[str
 
 
 def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
-    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(joined(a), joined(b), strict=True))
+    return all(
+        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(joined(a), joined(b), strict=True)
+    )
 
 
 @pytest.mark.parametrize("transforms", [{}, ROTATE, MIRROR | TRANSPOSE, MIRROR | TRANSPOSE | ROTATE])
@@ -288,7 +309,14 @@ def test_raw_is_never_black_around_a_crop_much_smaller_than_the_patch(tmp_path):
     raw, target = Patch((40, 40, 40), (8, 8, 8)), Patch((30, 30, 30), (8, 8, 8))
     for name, transforms in {"straight": MIRROR, "turned": ROTATE}.items():
         margin = float(reach_nm(raw, transforms).max())
-        found = random_crop(tmp_path, np.full((80, 80, 80), 200, np.uint8), small, name, label_translation=(320, 320, 320), margin=margin)
+        found = random_crop(
+            tmp_path,
+            np.full((80, 80, 80), 200, np.uint8),
+            small,
+            name,
+            label_translation=(320, 320, 320),
+            margin=margin,
+        )
         for fraction in (0.0, 1.0):
             sampler = Sampler([found], raw, target, 3, positive_centre_fraction=fraction, spatial_transforms=transforms)
             for batch in Batches(Blocks([found], sampler, raw, target), 1, 0, CPU).between(0, 12):
@@ -302,7 +330,15 @@ def test_a_sphere_stays_a_sphere_when_axes_of_sections_are_transposed(tmp_path):
     place = [ramp(shape, scale, (0, 0, 0), axis) for axis in range(3)]
     ball = (place[0] - 275) ** 2 + (place[1] - 222.5) ** 2 + (place[2] - 222.5) ** 2 < 130**2
     patch = Patch((9, 72, 72), (50, 5, 5))
-    found = random_crop(tmp_path, (ball * 200 + 50).astype(np.uint8), {"ld": ball}, scale=scale, label_scale=scale, label_translation=(0, 0, 0), margin=400)
+    found = random_crop(
+        tmp_path,
+        (ball * 200 + 50).astype(np.uint8),
+        {"ld": ball},
+        scale=scale,
+        label_scale=scale,
+        label_translation=(0, 0, 0),
+        margin=400,
+    )
     sampler = Sampler([found], patch, patch, 3, spatial_transforms=TRANSPOSE, positive_centre_fraction=0.0)
     centred = [replace(sampler.draw(k), centre=np.array([275.0, 222.5, 222.5])) for k in range(6)]
     assert len({tuple(sample.orientation.argmax(1)) for sample in centred}) > 2
@@ -454,12 +490,16 @@ def test_patches_of_one_slice_come_from_one_slice(tmp_path, transforms):
     assert shown > 500
 
 
-def test_validation_sees_every_voxel_once(crop):
-    samples = validation_samples([crop], INPUT, TARGET, 0)
-    _, target, _ = joined(list(Batches(Blocks([crop], samples, INPUT, TARGET), 3, 0, CPU).between(0, len(samples))))
-    assert (target >= 0).sum() == 2 * 18 * 19 * 20
+@pytest.mark.parametrize("beside", [0, 3, 4], ids=["on the raw voxels", "3 nm beside", "half a voxel beside"])
+@pytest.mark.parametrize("patch", [TARGET, Patch((7, 5, 9), (8, 8, 8))])
+def test_validation_sees_every_voxel_once(tmp_path, beside, patch):
+    raw, mito = RANDOM.integers(1, 256, (50, 50, 50), np.uint8), RANDOM.random((18, 19, 20)) < 0.3
+    found = random_crop(tmp_path, raw, {"mito": mito}, label_translation=np.full(3, 128.0 + beside))
+    samples = validation_samples([found], INPUT, patch, 0)
+    _, target, _ = joined(list(Batches(Blocks([found], samples, INPUT, patch), 3, 0, CPU).between(0, len(samples))))
+    assert (target >= 0).sum() == 18 * 19 * 20
     for value in (0, 1):
-        expected = crop.counts @ (crop.palette == value)
+        expected = found.counts @ (found.palette == value)
         np.testing.assert_array_equal((target == value).sum((0, 2, 3, 4)), expected)
 
 
@@ -473,7 +513,9 @@ def test_voxels_are_counted_in_target_voxels_over_crops_of_any_grid(tmp_path):
     fine.flat[:10], coarse.flat[:5] = 1, 1
     crops = [
         random_crop(tmp_path, raw, {"mito": fine}, "a", classes=("mito", "er")),
-        random_crop(tmp_path, raw, {"mito": coarse, "er": coarse * 0}, "b", classes=("mito", "er"), label_scale=(16, 16, 16)),
+        random_crop(
+            tmp_path, raw, {"mito": coarse, "er": coarse * 0}, "b", classes=("mito", "er"), label_scale=(16, 16, 16)
+        ),
     ]
     np.testing.assert_allclose(count_voxels(crops, 1, (8, 8, 8)), [50, 0])
     np.testing.assert_allclose(count_voxels(crops, 0, (8, 8, 8)), [18**3 - 10 + 9**3 * 8 - 40, 10 + 9**3 * 8])
@@ -482,13 +524,15 @@ def test_voxels_are_counted_in_target_voxels_over_crops_of_any_grid(tmp_path):
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """A data root with three crops, of which the third annotates `mito` only, and a datasplit that names two of them."""
+    """A data root with three crops, of which the third annotates `mito` only, and a datasplit of the others."""
     store = tmp_path / "data" / "set.zarr"
     write_multiscale(store / "em", RANDOM.integers(1, 256, (50, 50, 50), np.uint8), (8, 8, 8))
     for number, names in enumerate((("mito", "nuc"), ("mito", "nuc"), ("mito",)), 1):
         kind = RANDOM.integers(0, 3, (18, 18, 18))
         for index, name in enumerate(names, 1):
-            write_multiscale(store / f"crop{number}" / name, (kind == index).astype(np.uint8), (8, 8, 8), (128, 128, 128))
+            write_multiscale(
+                store / f"crop{number}" / name, (kind == index).astype(np.uint8), (8, 8, 8), (128, 128, 128)
+            )
     split(tmp_path, ("train", 1, "mito,nuc"), ("validate", 2, "mito,nuc"))
     return tmp_path
 
@@ -501,10 +545,14 @@ def split(root: Path, *rows: tuple[str, int, str]) -> None:
 def config(root: Path, **settings) -> TrainConfig:
     """Settings of a run on `root`, where a path of the CSV is relative to root/data."""
     values = {
-        "build_model": lambda classes: None, "classes": ("mito", "nuc"), "base_experiment_path": str(root), "data_path": str(root / "data"),
-        "cache_path": str(root / "cache"), "input_array_info": {"shape": INPUT.shape, "scale": INPUT.scale},
+        "build_model": lambda classes: None,
+        "classes": ("mito", "nuc"),
+        "base_experiment_path": str(root),
+        "data_path": str(root / "data"),
+        "cache_path": str(root / "cache"),
+        "input_array_info": {"shape": INPUT.shape, "scale": INPUT.scale},
         "target_array_info": {"shape": TARGET.shape, "scale": TARGET.scale},
-    }  # fmt: skip
+    }
     return TrainConfig(**values | settings)
 
 
@@ -522,12 +570,16 @@ def test_crops_that_annotate_no_class_of_the_run_are_left_out(root):
 
 
 def test_a_split_without_a_crop_of_the_classes_is_refused(root):
-    with pytest.raises(ValueError, match="datasplit.csv: no training crop annotates any of golgi; change classes or the split"):
+    with pytest.raises(
+        ValueError, match="datasplit.csv: no training crop annotates any of golgi; change classes or the split"
+    ):
         open_data(config(root, classes=("golgi",)))
 
 
 def test_a_split_without_positive_voxels_is_refused(root):
-    write_multiscale(root / "data" / "set.zarr" / "crop1" / "nuc", np.zeros((18, 18, 18), np.uint8), (8, 8, 8), (128, 128, 128))
+    write_multiscale(
+        root / "data" / "set.zarr" / "crop1" / "nuc", np.zeros((18, 18, 18), np.uint8), (8, 8, 8), (128, 128, 128)
+    )
     with pytest.raises(ValueError, match="no training crop has a positive voxel of nuc; add crops that do"):
         open_data(config(root, classes=("nuc",)))
 
@@ -554,7 +606,9 @@ def test_training_and_validation_crops_share_the_budget_of_the_cache(root):
 
 
 def test_a_class_without_positive_voxel_is_said_once(root):
-    write_multiscale(root / "data" / "set.zarr" / "crop1" / "nuc", np.zeros((18, 18, 18), np.uint8), (8, 8, 8), (128, 128, 128))
+    write_multiscale(
+        root / "data" / "set.zarr" / "crop1" / "nuc", np.zeros((18, 18, 18), np.uint8), (8, 8, 8), (128, 128, 128)
+    )
     said = notices(open_data(config(root)), ("mito", "nuc"))
     assert said == ["no positive voxel in the training crops, so not learnt: nuc"]
 
@@ -573,7 +627,9 @@ def test_contradictions_in_the_annotation_are_counted_and_said_once(root):
         for name in ("mito", "nuc"):
             write_multiscale(root / "data" / "set.zarr" / f"crop{number}" / name, both, (8, 8, 8), (128, 128, 128))
     (said,) = notices(open_data(config(root)), ("mito", "nuc"))
-    assert said.startswith("the annotation contradicts the class table in 150 voxels of 2 crops, most in set/crop1 (1.7%)")
+    assert said.startswith(
+        "the annotation contradicts the class table in 150 voxels of 2 crops, most in set/crop1 (1.7%)"
+    )
 
 
 def test_data_opened_from_another_folder_are_the_same(root, monkeypatch, tmp_path_factory):

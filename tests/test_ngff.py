@@ -125,7 +125,14 @@ def test_attributes_are_added_to_the_groups(tmp_path):
 
 @pytest.mark.parametrize(
     ("scale", "name"),
-    [((4, 4, 4), "s0"), ((8, 8, 8), "s0"), ((10, 10, 10), "s0"), ((13, 13, 13), "s1"), ((16, 16, 16), "s1"), ((99, 99, 99), "s1")],
+    [
+        ((4, 4, 4), "s0"),
+        ((8, 8, 8), "s0"),
+        ((10, 10, 10), "s0"),
+        ((13, 13, 13), "s1"),
+        ((16, 16, 16), "s1"),
+        ((99, 99, 99), "s1"),
+    ],
 )
 def test_the_picked_level_is_the_nearest_by_ratio(image, scale, name):
     assert pick_level(open_levels(image), scale).path.name == name
@@ -140,9 +147,15 @@ def test_of_two_levels_equally_near_the_finer_is_picked(image):
     ("edit", "words"),
     [
         (lambda m: m["datasets"][0].update(coordinateTransformations=[]), "'s0' has no scale"),
-        (lambda m: m["datasets"][0].update(coordinateTransformations=transforms(("scale", [1, 8, 8, 8]))), "three numbers"),
+        (
+            lambda m: m["datasets"][0].update(coordinateTransformations=transforms(("scale", [1, 8, 8, 8]))),
+            "three numbers",
+        ),
         (lambda m: m["datasets"][0].update(coordinateTransformations=transforms(("scale", [0, 8, 8]))), "above zero"),
-        (lambda m: m.update(coordinateTransformations=[{"type": "rotation"}]), "'rotation'; only scale and translation"),
+        (
+            lambda m: m.update(coordinateTransformations=[{"type": "rotation"}]),
+            "'rotation'; only scale and translation",
+        ),
         (lambda m: m["axes"][0].update(unit="parsec"), "unit 'parsec'"),
         (lambda m: m["axes"].reverse(), "must be z, y, x"),
         (lambda m: m["axes"].insert(0, {"name": "c", "type": "channel"}), "must be z, y, x"),

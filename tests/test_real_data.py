@@ -39,9 +39,16 @@ def folder(tmp_path_factory) -> Path:
 def config(folder: Path, dataset: str, input: tuple, target: tuple, scale: tuple, **settings) -> TrainConfig:
     classes = ("pm", "cell") if dataset == "flyem_medulla" else ("pm", "mito", "cyto", "synapse", "cell")
     return TrainConfig(
-        lambda names: None, settings.pop("classes", classes), {"shape": input, "scale": scale}, {"shape": target, "scale": scale},
-        base_experiment_path=str(folder), data_path=str(DATA), datasplit_path=f"{dataset}.csv", cache_path=str(folder / "cache"), **settings,
-    )  # fmt: skip
+        lambda names: None,
+        settings.pop("classes", classes),
+        {"shape": input, "scale": scale},
+        {"shape": target, "scale": scale},
+        base_experiment_path=str(folder),
+        data_path=str(DATA),
+        datasplit_path=f"{dataset}.csv",
+        cache_path=str(folder / "cache"),
+        **settings,
+    )
 
 
 def array(row: Row, name: str = "") -> np.ndarray:
@@ -51,7 +58,11 @@ def array(row: Row, name: str = "") -> np.ndarray:
 
 def first_batch(settings: TrainConfig, n: int = 4) -> Batch:
     data = open_data(settings)
-    return next(Batches(Blocks(data.train, data.sampler, data.sampler.input, data.sampler.target), n, 0, torch.device("cpu")).between(0, n))
+    return next(
+        Batches(
+            Blocks(data.train, data.sampler, data.sampler.input, data.sampler.target), n, 0, torch.device("cpu")
+        ).between(0, n)
+    )
 
 
 TURNED = {"mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.5}}, "rotate": {"axes": {"z": [-180, 180]}}}
@@ -126,7 +137,7 @@ def test_batches_of_real_data_show_every_class(folder, dataset, input, target, s
 
 
 def test_dark_membranes_are_dark_in_the_batch(folder):
-    """Raw and labels belong together: in turned patches membrane is darker than cytoplasm, as in the arrays themselves."""
+    """Raw and labels belong together: in turned patches membrane is as dark, cytoplasm as bright as in the arrays."""
     rows = [row for row in read_datasplit(folder / "drosophila_vnc.csv", DATA) if row.usage == "train"]
     settings = config(folder, "drosophila_vnc", (1, 128, 128), (1, 128, 128), (50, 4.6, 4.6), spatial_transforms=TURNED)
     batch = first_batch(settings, 16)
@@ -141,6 +152,8 @@ def test_dark_membranes_are_dark_in_the_batch(folder):
 
 def place(row: Row) -> tuple[np.ndarray, tuple[int, ...]]:
     """First raw voxel and shape of a crop of drosophila_vnc at native resolution."""
-    transforms = zarr.open_group(str(row.crop / "pm"), mode="r").attrs["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    transforms = zarr.open_group(str(row.crop / "pm"), mode="r").attrs["multiscales"][0]["datasets"][0][
+        "coordinateTransformations"
+    ]
     translation = next(t["translation"] for t in transforms if t["type"] == "translation")
     return np.rint(np.array(translation) / (50, 4.6, 4.6)).astype(int), array(row, "pm").shape

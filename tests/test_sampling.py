@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,11 @@ def palette_index(labels: np.ndarray, classes: int = 3) -> np.ndarray:
 
 
 def made_crop(labels: np.ndarray, classes: int = 3, scale: float = 8, seed: int = 0, origin: float = 1000) -> Crop:
-    """A crop whose voxels are positive for class `label - 1` only, with examples of each row; label 0 is of no class."""
+    """A crop whose voxels are positive for class `label - 1` only, with examples of each row; 0 is of no class."""
     random = np.random.default_rng(seed)
-    palette = np.concatenate([np.full((1, classes), -1), np.eye(classes, dtype=int), np.zeros((1, classes))]).astype(np.int8)
+    palette = np.concatenate([np.full((1, classes), -1), np.eye(classes, dtype=int), np.zeros((1, classes))]).astype(
+        np.int8
+    )
     index = palette_index(labels, classes)
     counts = np.bincount(index.ravel(), minlength=len(palette))
     examples = np.zeros((len(palette), 128, 3), np.int32)
@@ -57,20 +60,36 @@ def sampler(crops: list[Crop], target: int = 8, **settings) -> Sampler:
 def crops() -> list[Crop]:
     """Three crops: all classes; the first only; the first and a single voxel of the third."""
     random = np.random.default_rng(0)
-    every, first, rare = random.integers(0, 4, (20, 21, 22)), random.integers(0, 2, (18, 18, 18)), random.integers(0, 2, (19, 19, 19))
+    every, first, rare = (
+        random.integers(0, 4, (20, 21, 22)),
+        random.integers(0, 2, (18, 18, 18)),
+        random.integers(0, 2, (19, 19, 19)),
+    )
     rare[3, 0, 18] = 3
     return [made_crop(labels, seed=i) for i, labels in enumerate((every, first, rare))]
 
 
 def as_numbers(sample: Sample) -> tuple:
-    return (sample.k, sample.crop, *sample.centre, *sample.orientation.ravel(), sample.gamma, sample.contrast,
-            sample.noise_std, sample.noise_seed)  # fmt: skip
+    return (
+        sample.k,
+        sample.crop,
+        *sample.centre,
+        *sample.orientation.ravel(),
+        sample.gamma,
+        sample.contrast,
+        sample.noise_std,
+        sample.noise_seed,
+    )
 
 
 EVERYTHING = {
-    "spatial_transforms": ALL_AXES, "intensity_probability": 0.5, "gamma_range": (0.8, 1.2), "contrast_range": (0.8, 1.2),
-    "noise_std": 0.1, "positive_centre_fraction": 0.5,
-}  # fmt: skip
+    "spatial_transforms": ALL_AXES,
+    "intensity_probability": 0.5,
+    "gamma_range": (0.8, 1.2),
+    "contrast_range": (0.8, 1.2),
+    "noise_std": 0.1,
+    "positive_centre_fraction": 0.5,
+}
 
 
 # What a sample depends on
@@ -140,7 +159,7 @@ def test_a_class_without_positive_voxel_takes_no_turn():
 )
 @pytest.mark.parametrize("target", [1, 5, 8, 30])
 def test_a_patch_drawn_for_a_class_contains_it(transforms, target):
-    """A class of one voxel in a corner, one in the middle, and one that fills the rest; patches up to larger than the crop."""
+    """A class of one voxel in a corner, one in the middle, one that fills the rest; patches from one voxel on."""
     labels = np.ones((20, 21, 22), int)
     labels[0, 20, 21], labels[10, 10, 10] = 2, 3
     crop = made_crop(labels)
@@ -148,6 +167,18 @@ def test_a_patch_drawn_for_a_class_contains_it(transforms, target):
     for start in range(0, 120, 3):
         found = [positive_classes(crop, labels, drawer.draw(k), target) for k in range(start, start + 3)]
         assert np.any(found, axis=0).all()
+
+
+def test_every_positive_voxel_of_a_class_is_drawn_equally_often():
+    """A class in two palette rows, of 900 and of 100 voxels."""
+    labels = np.zeros((20, 20, 20), int)
+    labels[0].flat[:300], labels[1].flat[:300], labels[2].flat[:300], labels[10].flat[:100] = 1, 1, 1, 2
+    crop = made_crop(labels)
+    palette = crop.palette.copy()
+    palette[1:3] = (1, -1, -1), (1, -1, 0)
+    drawer = sampler([replace(crop, palette=palette)], target=1)
+    rare = sum(drawer.draw(k).centre[0] > crop.label_grid.origin[0] + 40 for k in range(0, 1000))
+    assert abs(rare - 100) < 4 * np.sqrt(1000 * 0.1 * 0.9)
 
 
 def test_the_positive_voxel_lies_anywhere_in_the_patch():
@@ -279,15 +310,24 @@ def test_every_orientation_keeps_lengths_and_angles():
 
 @pytest.mark.parametrize(
     ("transforms", "turned"),
-    [({}, False), ({"mirror": ALL_AXES["mirror"], "transpose": ALL_AXES["transpose"]}, False), ({"rotate": ALL_AXES["rotate"]}, True),
-     ({"rotate": {"axes": {"z": [0, 0]}}}, False)],
-)  # fmt: skip
+    [
+        ({}, False),
+        ({"mirror": ALL_AXES["mirror"], "transpose": ALL_AXES["transpose"]}, False),
+        ({"rotate": ALL_AXES["rotate"]}, True),
+        ({"rotate": {"axes": {"z": [0, 0]}}}, False),
+    ],
+)
 def test_only_a_rotation_counts_as_turned(transforms, turned):
     assert draw_orientation(np.random.default_rng(0), transforms)[1] == turned
 
 
-@pytest.mark.parametrize("patch", [Patch((8, 8, 8), (8, 8, 8)), Patch((1, 68, 40), (50, 4.6, 4.6)), Patch((10, 30, 20), (2.62, 2, 2))])
-@pytest.mark.parametrize("kinds", [(), ("mirror",), ("transpose",), ("rotate",), ("mirror", "transpose", "rotate"), ("z only",), ("y and x",)])
+@pytest.mark.parametrize(
+    "patch", [Patch((8, 8, 8), (8, 8, 8)), Patch((1, 68, 40), (50, 4.6, 4.6)), Patch((10, 30, 20), (2.62, 2, 2))]
+)
+@pytest.mark.parametrize(
+    "kinds",
+    [(), ("mirror",), ("transpose",), ("rotate",), ("mirror", "transpose", "rotate"), ("z only",), ("y and x",)],
+)
 def test_reach_holds_every_corner_of_the_patch_in_every_orientation(patch, kinds):
     transforms = {kind: ALL_AXES[kind] for kind in kinds if kind in ALL_AXES}
     if kinds == ("z only",):
@@ -314,8 +354,10 @@ def test_intensity_changes_come_with_their_probability_and_within_their_range(cr
     drawer = sampler(crops, intensity_probability=0.3, gamma_range=(0.5, 0.9), contrast_range=(1.5, 2), noise_std=0.2)
     drawn = [drawer.draw(k) for k in range(1000)]
     for values, low, high, unchanged in (
-        ([s.gamma for s in drawn], 0.5, 0.9, 1), ([s.contrast for s in drawn], 1.5, 2, 1), ([s.noise_std for s in drawn], 0.2, 0.2, 0),
-    ):  # fmt: skip
+        ([s.gamma for s in drawn], 0.5, 0.9, 1),
+        ([s.contrast for s in drawn], 1.5, 2, 1),
+        ([s.noise_std for s in drawn], 0.2, 0.2, 0),
+    ):
         changed = [v for v in values if v != unchanged]
         assert abs(len(changed) - 300) < 4 * np.sqrt(1000 * 0.3 * 0.7)
         assert low <= min(changed) and max(changed) <= high
@@ -369,7 +411,9 @@ def test_cut_takes_the_block_around_the_sample_and_its_affine_leads_to_the_same_
                 np.testing.assert_allclose(grid.origin[axis] + value * grid.scale[axis], world[axis], atol=1e-9)
 
 
-@pytest.mark.parametrize(("centre", "first"), [((-4, 12, 12), (-2, 0, 0)), ((20, 40, 12), (1, 3, 0)), ((500, 12, 12), (61, 0, 0))])
+@pytest.mark.parametrize(
+    ("centre", "first"), [((-4, 12, 12), (-2, 0, 0)), ((20, 40, 12), (1, 3, 0)), ((500, 12, 12), (61, 0, 0))]
+)
 def test_a_block_is_zero_outside_of_the_volume(centre, first):
     """Patches of 4 voxels on the voxels of a volume of 4: partly outside below, above, and altogether outside."""
     volume = np.random.default_rng(0).integers(1, 9, (4, 4, 4), np.uint8)
