@@ -84,7 +84,7 @@ def make_datasplit(csv_path: str, data: str | None, **options: Any) -> None:
 
 @cli.command()
 @click.option(
-    "--minutes", type=click.FloatRange(min=0.1), default=4.0, show_default=True, help="How long to train."
+    "--minutes", type=click.FloatRange(min=0.1), default=6.0, show_default=True, help="How long to train."
 )
 @click.option(
     "--output", default="demo", show_default=True, metavar="FOLDER", help="Where data, logs and the picture go."

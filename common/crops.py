@@ -24,7 +24,10 @@ from common.datasplit import Row
 EXAMPLES = 128
 """Voxel positions remembered for each palette row: where to find a rare class without searching."""
 
-FORMAT = 1
+BLOCK = 256
+"""Edge in label voxels of the blocks that are decoded at a time, a multiple of the usual chunks; bounds the memory."""
+
+FORMAT = 2
 """Raised when decoded crops are written differently, so that old ones are not read."""
 
 
@@ -150,15 +153,16 @@ def _plan(
             f"{row.raw}: {_nm(raw_upper - raw_lower)} nm of raw, smaller than the input patch of {_nm(patch_nm)} nm; "
             "use a smaller input shape, or remove the crop from the datasplit"
         )
-    label_factor = _reduction(target_scale, label.scale, label.shape)
-    label_grid = Grid(
-        label.translation + (label_factor - 1) / 2 * label.scale, label.scale * label_factor, tuple(label.shape // label_factor)
-    )
     factor = _reduction(input_scale, raw.scale, raw.shape)
     scale, origin = raw.scale * factor, raw.translation + (factor - 1) / 2 * raw.scale
     start = np.floor((lower - margin_nm - origin) / scale).astype(int) - 1
     stop = np.ceil((upper + margin_nm - origin) / scale).astype(int) + 2
     raw_grid = Grid(origin + start * scale, scale, tuple(int(n) for n in stop - start))
+    label_factor = _reduction(target_scale, label.scale, label.shape)
+    label_grid = Grid(
+        label.translation + (label_factor - 1) / 2 * label.scale, label.scale * label_factor,
+        tuple(int(n) for n in label.shape // label_factor),
+    )  # fmt: skip
     identity = [
         FORMAT, str(row.raw), str(row.crop), names, raw.path.name, factor.tolist(), start.tolist(), raw_grid.shape,
         label_factor.tolist(), tuple(raw_range), _raw_stamp(raw, start * factor, stop * factor),
@@ -242,25 +246,26 @@ def _value_range(plan: _Plan) -> tuple[float, float]:
 
 
 def _decode_labels(plan: _Plan, folder: Path) -> None:
-    """Make the palette image of a crop, slab by slab: ids become positive, finer labels are reduced by majority.
+    """Make the palette image of a crop, block by block: ids become positive, finer labels are reduced by majority.
 
     A reduced voxel is positive where more than half of its voxels are, as in the challenge's own resampling.
     """
     levels = [_matching_level(plan, name) for name in plan.names]
-    depth = max(1, 64 // int(plan.label_factor[0]))
     rows: dict[bytes, int] = {}
-    pieces: list[tuple[int, int, np.ndarray]] = []  # row, voxels in this slab, some of their positions
-    shape = plan.label_grid.shape
+    pieces: list[tuple[int, int, np.ndarray]] = []  # row, voxels in this block, some of their positions
+    factor, shape = plan.label_factor, np.array(plan.label_grid.shape)
+    edge = np.maximum(1, BLOCK // factor)
     index = np.zeros(shape, np.uint16)
-    for z in range(0, shape[0], depth):
-        stop = np.array([min(z + depth, shape[0]), *shape[1:]])
-        volumes = [_majority(level.read([z * plan.label_factor[0], 0, 0], stop * plan.label_factor) != 0, plan.label_factor) for level in levels]
-        slab, combinations = annotation.encode(volumes)
+    for corner in np.ndindex(*(-(-shape // edge))):
+        start = corner * edge
+        stop = np.minimum(start + edge, shape)
+        volumes = [_majority(level.read(start * factor, stop * factor) != 0, factor) for level in levels]
+        block, combinations = annotation.encode(volumes)
         number = np.array([rows.setdefault(combination.tobytes(), len(rows) + 1) for combination in combinations])
         if len(rows) >= 2**16:
             raise ValueError(f"{plan.row.crop}: more than {2**16 - 1} label combinations; its class volumes do not look like labels")
-        index[z : z + depth] = number[slab]
-        pieces += [(number[row], n, at + [z, 0, 0]) for row, n, at in _examples(slab, len(combinations))]
+        index[tuple(map(slice, start, stop))] = number[block]
+        pieces += [(number[row], n, at + start) for row, n, at in _examples(block, len(combinations))]
     np.save(folder / "labels.npy", index.astype(np.uint8) if len(rows) < 256 else index)
     combinations = np.frombuffer(b"".join(rows), bool).reshape(len(rows), len(plan.names))
     palette = np.concatenate([np.full((1, len(plan.names)), annotation.UNKNOWN, np.int8), combinations.astype(np.int8)])
