@@ -24,7 +24,7 @@ from common.datasplit import Row
 EXAMPLES = 128
 """Voxel positions remembered for each palette row: where to find a rare class without searching."""
 
-BLOCK = 256
+BLOCK = 128
 """Edge in label voxels of the blocks that are decoded at a time, a multiple of the usual chunks; bounds the memory."""
 
 FORMAT = 2
