@@ -28,7 +28,8 @@ def demo(output: str | Path, minutes: float) -> Path | None:
         phantom.write_phantom(data)
     settings = {
         "data_path": str(data), "cache_path": str(output / "cache"),
-        "model_save_path": str(output / "checkpoints"), "logs_save_path": str(output / "logs"), "training_time_limit": minutes * 60,
+        "model_save_path": f"{output}/checkpoints/{{model_name}}/{{run_name}}", "training_time_limit": minutes * 60,
+        "logs_save_path": f"{output}/logs/{{model_name}}/{{run_name}}",
     }  # fmt: skip
     result = train.train(EXPERIMENT, **settings)
     if not result.finished:
