@@ -25,11 +25,8 @@ CASES = {"cpu": [(68, 2, 0), (116, 1, 0)], "cuda": [(68, 16, 4), (116, 4, 4), (1
 
 def start(csv: Path, size: int, batch_size: int, workers: int, device_name: str):
     """State, method and batches of a run of unet8 on the benchmark's crops."""
-    import torch
-
-    from common import runtime, train
+    from common import train
     from common.config import REPOSITORY, load_config
-    from common.loaders import open_data
 
     scale = (8, 8, 8)
     config = load_config(
@@ -37,11 +34,7 @@ def start(csv: Path, size: int, batch_size: int, workers: int, device_name: str)
         input_array_info={"shape": (size,) * 3, "scale": scale}, target_array_info={"shape": (size - 40,) * 3, "scale": scale},
         num_workers=workers, device=device_name,
     )  # fmt: skip
-    device = runtime.pick_device(config.device)
-    torch.manual_seed(0)
-    model = train.build_model(config, device)
-    data = open_data(config)
-    state, method = train.begin(config, model, data, device, runtime.pick_precision("auto", device))
+    device, data, state, method = train.prepare(config)
     return state, method, train.training_batches(config, data, device).between(0, 10**9)
 
 

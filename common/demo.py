@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw
 
 from common import checkpoint, figures, loaders, phantom, runtime, steps, train
 from common.config import REPOSITORY, TrainConfig, load_config
-from common.crops import Crop
 
 EXPERIMENT = REPOSITORY / "examples" / "phantom_cell"
 
@@ -65,9 +64,9 @@ def show(config: TrainConfig, weights: Path, path: Path) -> tuple[np.ndarray, Pa
     method = steps.Method(None, None, runtime.pick_precision(config.precision, device), config.channels_last, 0.0)
     batches = train.validation_batches(config, data, device)
     counts, rows = np.zeros((3, len(config.classes))), []
-    for crop, (raw, target, logits) in zip(data.validation, predict_crops(model, method, batches), strict=True):
+    for raw, target, logits in predict_crops(model, method, batches):
         counts += steps.count(torch.from_numpy(logits)[None], torch.from_numpy(target)[None]).numpy()
-        rows.append(_row(raw, target, logits, crop, config.classes))
+        rows.append(_row(raw, target, logits, config.classes))
     figures.write_png(path, np.concatenate([_legend(config.classes, rows[0].shape[1]), figures.above(rows)]))
     return counts, path
 
@@ -98,7 +97,7 @@ def predict_crops(model: torch.nn.Module, method: steps.Method, batches: loaders
     return whole
 
 
-def _row(raw: np.ndarray, target: np.ndarray, logits: np.ndarray, crop: Crop, classes: Sequence[str], scale: int = 4) -> np.ndarray:
+def _row(raw: np.ndarray, target: np.ndarray, logits: np.ndarray, classes: Sequence[str], scale: int = 4) -> np.ndarray:
     """Middle slice of a crop: raw, target and prediction in colour."""
     z = raw.shape[0] // 2
     order, colours = _painting_order(classes), _colours(classes)

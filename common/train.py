@@ -48,29 +48,19 @@ def train(config_path: str | Path, overrides: Sequence[str] = (), data: str | Pa
     Raises FileNotFoundError, ValueError, OSError or FloatingPointError, each with a sentence for the user.
     """
     config = load_config(config_path, overrides, data, **settings)
-    device = runtime.pick_device(config.device)
-    precision = runtime.pick_precision(config.precision, device)
-    runtime.seed_everything(config.random_seed)
-    model = build_model(config, device)
-    crops = loaders.open_data(config)
-    state, method = begin(config, model, crops, device, precision)
+    device, crops, state, method = prepare(config)
     origin = resume(config, state, crops.split_hash)
     tracker = Tracker(config.path("logs_save_path"), state.iteration)
-    announce(config, state, crops, tracker, device, precision, origin)
+    announce(config, state, crops, tracker, device, method.precision, origin)
     with interruptible() as stopped:
         scores = run(config, state, method, crops, tracker, device, stopped)
     return conclude(config, state, tracker, scores, stopped(), config_path)
 
 
 def check(config_path: str | Path, overrides: Sequence[str] = (), data: str | Path | None = None) -> str:
-    """Read the configuration, take two steps on real batches, write nothing but decoded crops; a report of what it takes."""
+    """Read the configuration, take three steps on real batches, write nothing but decoded crops; a report of what it takes."""
     config = load_config(config_path, overrides, data)
-    device = runtime.pick_device(config.device)
-    precision = runtime.pick_precision(config.precision, device)
-    runtime.seed_everything(config.random_seed)
-    model = build_model(config, device)
-    crops = loaders.open_data(config)
-    state, method = begin(config, model, crops, device, precision)
+    device, crops, state, method = prepare(config)
     size, accumulation = config.batch_size, config.gradient_accumulation_steps
     batches = training_batches(config, crops, device).between(0, 3 * size * accumulation)
     times = []
@@ -81,21 +71,31 @@ def check(config_path: str | Path, overrides: Sequence[str] = (), data: str | Pa
         loss, norm = steps.step(state, method, group)
         times.append((time.perf_counter() - start, waited))
     seconds, waited = min(times)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    sizes = [(p.numel(), p.requires_grad) for p in state.model.parameters()]
     known = float(np.mean([float(losses.known(losses.dense(batch.target)).float().mean()) for batch in group]))
     hours = seconds * config.iterations_per_epoch * config.epochs / 3600
     return "\n".join(
         [
             f"raw         {tuple(group[0].raw.shape)} at {_nm(config.input_array_info)} nm, {float(group[0].raw.min()):.2f} to {float(group[0].raw.max()):.2f}",
             f"target      {tuple(losses.dense(group[0].target).shape)} at {_nm(config.target_array_info)} nm, {known:.0%} known",
-            f"parameters  {sum(p.numel() for p in model.parameters()):,}, {trainable:,} of them trained",
+            f"parameters  {sum(n for n, _ in sizes):,}, {sum(n for n, trained in sizes if trained):,} of them trained",
             f"crops       {len(crops.train)} train, {len(crops.validation)} validate in {len(crops.blocks)} blocks",
-            f"device      {device}, {precision.name}, peak memory {runtime.peak_memory_gb(device):.2f} GB",
+            f"device      {device}, {method.precision.name}, peak memory {runtime.peak_memory_gb(device):.2f} GB",
             f"iteration   {seconds:.3f} s, {waited:.3f} s of it waiting for data; loss {loss:.4f}, gradient norm {norm:.3g}",
             f"run         {config.epochs} epochs of {config.iterations_per_epoch} iterations take {hours:.1f} h here, validation not counted",
             *(f"note        {notice}" for notice in loaders.notices(crops, config.classes)),
         ]
     )
+
+
+def prepare(config: TrainConfig) -> tuple[torch.device, Data, State, Method]:
+    """Device, crops, and a run at its first step. Seeds before weights are drawn; the model is checked before data are decoded."""
+    device = runtime.pick_device(config.device)
+    precision = runtime.pick_precision(config.precision, device)
+    runtime.seed_everything(config.random_seed)
+    model = build_model(config, device)
+    crops = loaders.open_data(config)
+    return device, crops, *begin(config, model, crops, device, precision)
 
 
 def build_model(config: TrainConfig, device: torch.device) -> nn.Module:
