@@ -133,8 +133,6 @@ class Scores:
     loss: float
     per_class: dict[str, np.ndarray]
     """dice, iou, precision, recall: (classes,) at probability 0.5 over all known voxels; NaN for a class without a positive one."""
-    voxels: np.ndarray
-    """(classes,) known voxels."""
     images: dict[str, np.ndarray]
     """RGB image of each class on its fixed blocks."""
 
@@ -158,8 +156,7 @@ def validate(
     size, blocks = batches.batch_size, len(batches.blocks)
     wanted = min(n for n in (state.validation_batches, batch_limit, math.ceil(blocks / size)) if n)
     counts = torch.zeros(3, len(classes), dtype=torch.float64, device=batches.device)
-    voxels = torch.zeros(len(classes), dtype=torch.float64, device=batches.device)
-    loss = torch.zeros((), dtype=torch.float64, device=batches.device)
+    loss, known = torch.zeros(2, dtype=torch.float64, device=batches.device)
     ratio = np.divide(batches.blocks.target.scale, batches.blocks.input.scale)
     panels = _Panels(classes, state.shown, figure_samples, ratio)
     begin = time.perf_counter()
@@ -169,16 +166,17 @@ def validate(
             return None
         logits = method.logits(state.model, batch.raw)
         target = losses.dense(batch.target)
-        loss += method.criterion(logits, batch.target, method.pos_weight).double() * losses.count_known(batch.target)
+        n = losses.count_known(batch.target)
+        loss += method.criterion(logits, batch.target, method.pos_weight).double() * n
+        known += n
         counts += count(logits, target)
-        voxels += losses.known(target).sum((0, 2, 3, 4))
         panels.take(batch.raw, target, logits, number * size)
         done += 1
         if time_limit and not state.validation_batches and time.perf_counter() - begin > time_limit:
             break
     state.validation_batches = state.validation_batches or done
     state.shown = panels.blocks()
-    return Scores(float(loss / voxels.sum().clamp(min=1)), metrics(*counts.cpu().numpy()), voxels.cpu().numpy(), panels.images())
+    return Scores(float(loss / known.clamp(min=1)), metrics(*counts.cpu().numpy()), panels.images())
 
 
 def count(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -104,7 +104,7 @@ def test_a_class_that_does_not_occur_is_left_out_of_the_mean():
     found = steps.metrics(np.array([2.0, 0.0, 0.0]), np.array([0.0, 5.0, 0.0]), np.array([0.0, 0.0, 4.0]))
     assert found["dice"][0] == 1 and math.isnan(found["dice"][1]) and found["dice"][2] == 0
     assert found["precision"][2] == 0  # nothing predicted of a class that occurs
-    assert steps.Scores(0.5, found, np.zeros(3), {}).mean("dice") == 0.5
+    assert steps.Scores(0.5, found, {}).mean("dice") == 0.5
 
 
 class _Blocks(list):
