@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from common import annotation, ngff
 from common.datasplit import Row
+from common.ngff import Grid
+from common.raw import Raw, mirror, open_raw, reduction
 
 EXAMPLES = 128
 """Voxel positions remembered for each palette row: where to find a rare class without searching."""
@@ -29,19 +31,6 @@ BLOCK = 128
 
 FORMAT = 2
 """Raised when decoded crops are written differently, so that old ones are not read."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where voxels of a block are: `origin` is the world position (nm) of the centre of voxel (0, 0, 0), `scale` nm."""
-
-    origin: np.ndarray
-    scale: np.ndarray
-    shape: tuple[int, int, int]
-
-    def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper corner in nm, voxel extents included."""
-        return self.origin - self.scale / 2, self.origin + (np.array(self.shape) - 0.5) * self.scale
 
 
 @dataclass(frozen=True)
@@ -91,8 +80,8 @@ def open_crops(
     """
     reasons = use_mutual_exclusion or infer_groups
     plans = _collect(rows, lambda row: _plan(row, classes, input_scale, target_scale, margin_nm, patch_nm, raw_range, reasons))
-    if any(plan.dtype != np.uint8 for plan in plans):  # patches of a batch have one number type
-        plans = [replace(plan, dtype=np.dtype(np.float32), key=plan.key + "f") for plan in plans]
+    if any(plan.raw.dtype != np.uint8 for plan in plans):  # patches of a batch have one number type
+        plans = [replace(plan, raw=replace(plan.raw, dtype=np.dtype(np.float32)), key=plan.key + "f") for plan in plans]
     other = sum(crop.raw().nbytes + crop.labels().nbytes for crop in beside)
     needed = (sum(plan.bytes for plan in plans) + other) / 1e9
     if needed > cache_gb:
@@ -116,21 +105,17 @@ class _Plan:
     row: Row
     names: tuple[str, ...]
     """Annotated classes that are read."""
-    raw_level: ngff.Level
-    raw_factor: np.ndarray
+    raw: Raw
     raw_start: np.ndarray
-    """First voxel of the block on the reduced raw grid; may lie outside of the volume."""
+    """First voxel of the block on the grid of `raw`; may lie outside of the volume."""
     raw_grid: Grid
-    raw_range: tuple[float, ...]
     label_factor: np.ndarray
     label_grid: Grid
-    dtype: np.dtype
-    """Of the decoded raw: uint8 as it is, anything else as float32 in [0, 1]."""
     key: str
 
     @property
     def bytes(self) -> int:
-        return int(np.prod(self.raw_grid.shape)) * self.dtype.itemsize + int(np.prod(self.label_grid.shape))
+        return int(np.prod(self.raw_grid.shape)) * self.raw.dtype.itemsize + int(np.prod(self.label_grid.shape))
 
 
 def _plan(
@@ -139,10 +124,10 @@ def _plan(
 ) -> _Plan:  # fmt: skip
     every_class = set(classes) <= set(row.annotated)
     names = tuple(n for n in row.annotated if n in classes or (reasons and not every_class))
-    raw = ngff.pick_level(ngff.open_levels(row.raw), input_scale)
+    raw = open_raw(row.raw, input_scale, raw_range)
     label = ngff.open_levels(row.crop / row.annotated[0])[0]
     lower, upper = label.box()
-    raw_lower, raw_upper = raw.box()
+    raw_lower, raw_upper = raw.level.box()
     if (lower >= raw_upper).any() or (upper <= raw_lower).any():
         raise ValueError(
             f"{row.crop}: its labels ({_nm(lower)} to {_nm(upper)} nm) and the raw {row.raw} ({_nm(raw_lower)} to {_nm(raw_upper)} nm) "
@@ -153,29 +138,22 @@ def _plan(
             f"{row.raw}: {_nm(raw_upper - raw_lower)} nm of raw, smaller than the input patch of {_nm(patch_nm)} nm; "
             "use a smaller input shape, or remove the crop from the datasplit"
         )
-    factor = _reduction(input_scale, raw.scale, raw.shape)
-    scale, origin = raw.scale * factor, raw.translation + (factor - 1) / 2 * raw.scale
+    scale, origin = raw.grid.scale, raw.grid.origin
     start = np.floor((lower - margin_nm - origin) / scale).astype(int) - 1
     stop = np.ceil((upper + margin_nm - origin) / scale).astype(int) + 2
     raw_grid = Grid(origin + start * scale, scale, tuple(int(n) for n in stop - start))
-    label_factor = _reduction(target_scale, label.scale, label.shape)
+    label_factor = reduction(target_scale, label.scale, label.shape)
     label_grid = Grid(
         label.translation + (label_factor - 1) / 2 * label.scale, label.scale * label_factor,
         tuple(int(n) for n in label.shape // label_factor),
     )  # fmt: skip
     identity = [
-        FORMAT, str(row.raw), str(row.crop), names, raw.path.name, factor.tolist(), start.tolist(), raw_grid.shape,
-        label_factor.tolist(), tuple(raw_range), _raw_stamp(raw, start * factor, stop * factor),
+        FORMAT, str(row.raw), str(row.crop), names, raw.level.path.name, raw.factor.tolist(), start.tolist(), raw_grid.shape,
+        label_factor.tolist(), raw.raw_range, _raw_stamp(raw.level, start * raw.factor, stop * raw.factor),
         *(_label_stamp(row.crop / name, label.path.name) for name in names),
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
-    dtype = np.dtype(np.uint8 if raw.array.dtype == np.uint8 else np.float32)
-    return _Plan(row, names, raw, factor, start, raw_grid, tuple(raw_range), label_factor, label_grid, dtype, key)
-
-
-def _reduction(wanted: Sequence[float], scale: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Whole number of voxels along each axis that become one, so that it is not larger than the wanted voxel."""
-    return np.clip(np.floor(np.array(wanted) / scale + 1e-3).astype(int), 1, shape)
+    return _Plan(row, names, raw, start, raw_grid, label_factor, label_grid, key)
 
 
 def _decode(plan: _Plan, cache: Path) -> None:
@@ -197,29 +175,23 @@ def _decode(plan: _Plan, cache: Path) -> None:
 
 def _decode_raw(plan: _Plan, folder: Path) -> None:
     """Copy the raw block, averaged down to the training grid; outside of the volume it is mirrored, not black."""
-    level, factor, shape = plan.raw_level, plan.raw_factor, np.array(plan.raw_grid.shape)
-    volume = level.shape // factor
-    first, last = np.clip(plan.raw_start, 0, volume), np.clip(plan.raw_start + shape, 0, volume)
-    inside = _new_volume(folder / "inside.npy", plan.dtype, last - first)
-    low, high = _value_range(plan)
+    raw, shape = plan.raw, np.array(plan.raw_grid.shape)
+    first, last = (np.clip(corner, 0, raw.grid.shape) for corner in (plan.raw_start, plan.raw_start + shape))
+    inside = _new_volume(folder / "inside.npy", plan.raw.dtype, last - first)
     brightest = 0.0
     for z in range(0, inside.shape[0], 64):
-        start, stop = first + [z, 0, 0], np.array([min(first[0] + z + 64, last[0]), *last[1:]])
-        slab = level.read(start * factor, stop * factor)
-        if plan.dtype == np.float32:
-            slab = np.clip((np.nan_to_num(slab.astype(np.float32)) - low) / (high - low), 0, 1)
-        slab = slab if (factor == 1).all() else ngff.block_mean(slab, factor)
+        slab = raw.read(first + [z, 0, 0], np.array([min(first[0] + z + 64, last[0]), *last[1:]]))
         brightest = max(brightest, float(slab.max()))
         inside[z : z + 64] = slab
     if brightest == 0:
-        raise ValueError(f"{level.path}: 0 everywhere around {plan.row.name}; fetch its EM chunks, or remove the crop from the datasplit")
+        raise ValueError(f"{raw.level.path}: 0 everywhere around {plan.row.name}; fetch its EM chunks, or remove the crop from the datasplit")
     inside.flush()
     if (first == plan.raw_start).all() and (last == plan.raw_start + shape).all():
         os.rename(folder / "inside.npy", folder / "raw.npy")
         return
     before, after = first - plan.raw_start, plan.raw_start + shape - last
-    mirrored = [np.pad(np.arange(n), (a, b), mode="reflect") for n, a, b in zip(inside.shape, before, after, strict=True)]
-    raw = _new_volume(folder / "raw.npy", plan.dtype, plan.raw_grid.shape)
+    mirrored = [mirror(np.arange(-a, n + b), n) for n, a, b in zip(inside.shape, before, after, strict=True)]
+    raw = _new_volume(folder / "raw.npy", plan.raw.dtype, plan.raw_grid.shape)
     for z in range(0, raw.shape[0], 64):
         raw[z : z + 64] = inside[np.ix_(mirrored[0][z : z + 64], *mirrored[1:])]
     raw.flush()
@@ -233,16 +205,6 @@ def _new_volume(path: Path, dtype: np.dtype, shape: Sequence[int]) -> np.memmap:
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
     return volume
-
-
-def _value_range(plan: _Plan) -> tuple[float, float]:
-    """Raw values that become 0 and 1."""
-    dtype = plan.raw_level.array.dtype
-    if plan.raw_range:
-        return plan.raw_range[0], plan.raw_range[1]
-    if dtype.kind == "u":
-        return 0.0, float(np.iinfo(dtype).max)
-    raise ValueError(f"{plan.raw_level.path}: raw of type {dtype} has no natural range; set raw_range = (value of black, value of white)")
 
 
 def _decode_labels(plan: _Plan, folder: Path) -> None:

@@ -21,6 +21,19 @@ NM_PER_UNIT = {"nanometer": 1.0, "angstrom": 0.1, "micrometer": 1e3, "millimeter
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a block are: `origin` is the world position (nm) of the centre of voxel (0, 0, 0), `scale` nm."""
+
+    origin: np.ndarray
+    scale: np.ndarray
+    shape: tuple[int, int, int]
+
+    def box(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper corner in nm, voxel extents included."""
+        return self.origin - self.scale / 2, self.origin + (np.array(self.shape) - 0.5) * self.scale
+
+
+@dataclass(frozen=True)
 class Level:
     """One resolution of an image."""
 

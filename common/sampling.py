@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.crops import Crop, Grid
+from common.crops import Crop
+from common.ngff import Grid
 
 AXES = {"z": 0, "y": 1, "x": 2}
 

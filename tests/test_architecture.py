@@ -11,7 +11,7 @@ from common.config import REPOSITORY
 
 FLOORS = {
     0: "classes ngff augment losses optim runtime tracking checkpoint figures phantom unet cosem",
-    1: "config annotation datasplit",
+    1: "config annotation datasplit raw",
     2: "crops sampling",
     3: "loaders",
     4: "steps",

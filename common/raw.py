@@ -1,0 +1,80 @@
+"""Raw of an EM volume on a wanted grid: which level is read, how far it is averaged down, what becomes 0 and 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common import ngff
+from common.ngff import Grid, Level
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A level of a volume, averaged over whole voxels towards a wanted voxel size. Opened with `open_raw`."""
+
+    level: Level
+    factor: np.ndarray
+    """(3,) voxels of the level that become one."""
+    raw_range: tuple[float, ...]
+    dtype: np.dtype
+    """uint8 as it is; float32 is in [0, 1]."""
+
+    @property
+    def grid(self) -> Grid:
+        """Where the averaged voxels are."""
+        origin = self.level.translation + (self.factor - 1) / 2 * self.level.scale
+        return Grid(origin, self.level.scale * self.factor, tuple((self.level.shape // self.factor).tolist()))
+
+    def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        """Averaged voxels start..stop, which lie within the volume. Raises ValueError if a chunk cannot be decoded."""
+        block = self.level.read(start * self.factor, stop * self.factor)
+        if self.dtype == np.float32:
+            low, high = self._value_range()
+            block = np.clip((np.nan_to_num(block.astype(np.float32)) - low) / (high - low), 0, 1)
+        return block if (self.factor == 1).all() else ngff.block_mean(block, self.factor)
+
+    def read_mirrored(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        """Averaged voxels start..stop; those outside of the volume are mirrored, as in training."""
+        start, stop = np.array(start), np.array(stop)
+        shape = np.array(self.grid.shape)
+        axes = [mirror(np.arange(a, b), n) for a, b, n in zip(start, stop, shape, strict=True)]
+        first, last = np.array([a.min() for a in axes]), np.array([a.max() + 1 for a in axes])
+        block = self.read(first, last)
+        if (first == start).all() and (last == stop).all():
+            return block
+        return block[np.ix_(*(axis - a for axis, a in zip(axes, first, strict=True)))]
+
+    def _value_range(self) -> tuple[float, float]:
+        dtype = self.level.array.dtype
+        if self.raw_range:
+            return self.raw_range[0], self.raw_range[1]
+        if dtype.kind == "u":
+            return 0.0, float(np.iinfo(dtype).max)
+        raise ValueError(f"{self.level.path}: raw of type {dtype} has no natural range; set raw_range = (value of black, value of white)")
+
+
+def open_raw(path: Path, scale: Sequence[float], raw_range: Sequence[float] = ()) -> Raw:
+    """The level of a multiscale group that is nearest to `scale` (nm), averaged down while it stays finer than that.
+
+    Raises what `common.ngff.open_levels` does.
+    """
+    level = ngff.pick_level(ngff.open_levels(path), scale)
+    dtype = np.dtype(np.uint8 if level.array.dtype == np.uint8 else np.float32)
+    return Raw(level, reduction(scale, level.scale, level.shape), tuple(raw_range), dtype)
+
+
+def reduction(wanted: Sequence[float], scale: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """Whole number of voxels along each axis that become one, so that it is not larger than the wanted voxel."""
+    return np.clip(np.floor(np.array(wanted) / scale + 1e-3).astype(int), 1, shape)
+
+
+def mirror(index: np.ndarray, n: int) -> np.ndarray:
+    """Voxel numbers of any size folded into 0..n-1 at the first and last voxel, which are not repeated."""
+    if n == 1:
+        return np.zeros_like(index)
+    folded = np.abs(index) % (2 * n - 2)
+    return np.minimum(folded, 2 * n - 2 - folded)
