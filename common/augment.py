@@ -31,6 +31,17 @@ def resample_linear(
     return patches.mul_(scale)
 
 
+def raw_patches(
+    blocks: Sequence[torch.Tensor], affines: Sequence[np.ndarray], shape: Sequence[int], raw_range: Sequence[float] = ()
+) -> torch.Tensor:
+    """Raw as a network takes it: (B, 1, *shape) float32 in [0, 1]; `raw_range` of uint8 blocks becomes 0 and 1, floats are in [0, 1]."""
+    low, high = (raw_range or (0.0, 255.0)) if blocks[0].dtype == torch.uint8 else (0.0, 1.0)
+    patches = resample_linear(blocks, affines, shape, 1 / (high - low))[:, None]
+    if blocks[0].dtype == torch.uint8 and (low, high) != (0, 255):
+        patches.sub_(low / (high - low)).clamp_(0, 1)
+    return patches
+
+
 def resample_nearest(blocks: Sequence[torch.Tensor], affines: Sequence[np.ndarray], shape: Sequence[int]) -> torch.Tensor:
     """Nearest neighbour of integer blocks (z, y, x), one a sample; outside of a block is 0. Gives (B, *shape) int32."""
     rows = torch.empty((len(blocks), *shape), dtype=torch.int32, device=blocks[0].device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -37,6 +38,59 @@ def train(config_path: str, overrides: tuple[str, ...], data: str | None, check:
         click.echo(common.train.check(config_path, overrides, data))
     elif not common.train.train(config_path, overrides, data).finished:
         sys.exit(130)
+
+
+def _boxes(command: Callable) -> Callable:
+    """The options of the commands that work on boxes of volumes."""
+    options = (
+        click.argument("config_path"),
+        click.option(
+            "--crops", "-c", default="validate", show_default=True,
+            help="Comma-separated: validate, train, test, * or crops such as 28, crop28, jrc_hela-2/crop28.",
+        ),
+        click.option("--volume", metavar="GROUP", help="An OME-NGFF group instead of crops."),
+        click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="A box of --volume, in nm; a bound left out is the volume's."),
+        click.option("--classes", help="Comma-separated; all of the experiment unless given."),
+        click.option("--manifest", "manifest_path", metavar="FILE", help="Table of test crops; downloaded unless given."),
+        click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Override a setting of train_config.py."),
+        click.option("--data", metavar="FOLDER", help="Data root that the datasplit's paths start from."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_boxes
+@click.option("--checkpoint", "weights", metavar="best|latest|FILE", help="The best of the run unless given.")
+@click.option("--dtype", type=click.Choice(["uint8", "float16", "float32"]), default="uint8", show_default=True)
+@click.option("--logits", is_flag=True, help="Store logits instead of probabilities.")
+@click.option("--scale", help="Voxel size in nm to store at: 16 or 16,16,16; the network's unless given.")
+@click.option(
+    "--orientations", type=click.Choice(["1", "8", "16"]), default="1", show_default=True,
+    help="Test-time augmentation: average over mirrored (8) and transposed (16) copies.",
+)  # fmt: skip
+@click.option("--block", type=int, default=0, help="Largest edge of a block in voxels; chosen for the device unless given.")
+@click.option("--overwrite", "-O", is_flag=True, help="Replace predictions made with other weights or settings.")
+def predict(config_path: str, logits: bool, scale: str | None, orientations: str, **options: Any) -> None:
+    """Predict crops or a volume with the trained network of CONFIG_PATH; goes on where it stopped."""
+    import common.predict
+
+    content = "logits" if logits else "probability"
+    options |= {"scale": _numbers(scale) if scale else (), "orientations": int(orientations)}
+    for folder in common.predict.predict(config_path, content=content, **_given(options)):
+        click.echo(folder)
+
+
+@cli.command()
+@_boxes
+@click.option("--overwrite", "-O", is_flag=True, help="Process again what is there already.")
+def process(config_path: str, **options: Any) -> None:
+    """Turn predictions into masks and objects, by the process_config.py of CONFIG_PATH."""
+    import common.process
+
+    for folder in common.process.process(config_path, **_given(options)):
+        click.echo(folder)
 
 
 @cli.command("make-datasplit")
@@ -103,6 +157,14 @@ def main() -> None:
     except (ValueError, FloatingPointError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that were given, lists of names taken apart."""
+    options = {name: value for name, value in options.items() if value is not None}
+    if "classes" in options:
+        options["classes"] = tuple(part.strip() for part in options["classes"].split(",") if part.strip())
+    return options
 
 
 def _numbers(text: str) -> tuple[float, ...]:

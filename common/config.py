@@ -47,6 +47,7 @@ Interval = Check(
 RawRange = Check(
     lambda value: len(value) == 0 or (len(value) == 2 and value[0] < value[1]), "two numbers (low, high), low first"
 )
+Halo = Check(lambda value: len(value) == 3 and min(value) >= 0, "three numbers of voxels, z, y, x")
 NotAClass = Check(lambda value: not inspect.isclass(value), "a function such as common.losses.bce_dice, not a class")
 
 
@@ -84,6 +85,12 @@ class TrainConfig:
     """Folder of latest.pt and best.pt."""
     logs_save_path: str = "logs/{model_name}/{run_name}"
     """Folder of the TensorBoard events and history.csv."""
+    predictions_path: str = "predictions/{model_name}/{run_name}"
+    """Folder that predict writes to: {dataset}.zarr/{crop}/{class}."""
+    processed_path: str = "processed/{model_name}/{run_name}"
+    """Folder that process writes to, likewise."""
+    results_path: str = "results/{model_name}/{run_name}"
+    """Folder of the scores that evaluate writes."""
 
     data_path: str = "data"
     """Data root that relative paths in the datasplit start from, itself relative to the repository; CELLMAP_DATA and
@@ -183,7 +190,7 @@ class TrainConfig:
     def path(self, name: str) -> Path:
         """A path setting, absolute; the fields of those for checkpoints and logs are filled in."""
         text = getattr(self, name)
-        if name in ("model_save_path", "logs_save_path"):
+        if name in RUN_FOLDERS:
             names = {"model_name": self.model_name, "random_seed": self.random_seed}
             text = text.format(run_name=self.run_name.format(**names), **names)
         root = REPOSITORY if name in ("data_path", "cache_path") else self.folder
@@ -194,11 +201,14 @@ class TrainConfig:
         return {f.name: _as_text(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
+RUN_FOLDERS = ("model_save_path", "logs_save_path", "predictions_path", "processed_path", "results_path")
+"""Folders of one run: {model_name}, {run_name} and {random_seed} in them are filled in."""
+
 MAY_CHANGE = frozenset(
-    """base_experiment_path model_name run_name load_model model_save_path logs_save_path data_path datasplit_path
+    """base_experiment_path model_name run_name load_model data_path datasplit_path
     cache_path cache_gb num_workers epochs device precision channels_last early_stopping_patience training_time_limit
     figure_samples""".split()
-)
+).union(RUN_FOLDERS)
 """Settings that a continued run may change: they take effect at once and do not change what is learnt from what."""
 
 TOOLBOX_NAMES = {
@@ -248,14 +258,26 @@ def load_config(
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """What turns logits into masks, and what that needs."""
+    """What turns predictions into masks and objects."""
 
     process_func: Callable
-    """`process_func(logits)`: (B, 1, z, y, x) float logits of one class to an array of that shape, 1 where it is."""
+    """`process_func(logits)`: (B, 1, z, y, x) float logits of one class to an array of that shape, 1 where it is. 0 is the
+    class's threshold."""
     classes: tuple[str, ...]
     """The classes to process."""
-    input_array_info: dict
-    """Shape (voxels) and scale (nm) of the blocks."""
+    instance_func: Callable | None = None
+    """`instance_func(mask, probability, name)`: volumes of an instance class to a volume of ids, see common.instances;
+    its connected components unless set."""
+    instance_classes: tuple[str, ...] = class_table.INSTANCES
+    """The classes whose objects are told apart."""
+    thresholds: dict = field(default_factory=dict)
+    """Probability above which a voxel is of a class, by class; those that `tune` wrote into thresholds.json beside
+    process_config.py unless set, 0.5 for the others."""
+    halo: Annotated[tuple[int, ...], Halo] = (0, 0, 0)
+    """Voxels around a block, z, y, x, that process_func sees and whose result is dropped."""
+    input_array_info: dict = field(default_factory=dict)
+    """Shape (voxels) of the blocks that process_func gets and scale (nm) that the prediction must have; the
+    prediction's own unless set."""
     batch_size: Annotated[int, Positive] = 8
     """Blocks at a time."""
     extra_classes: tuple[str, ...] = ()
@@ -483,6 +505,9 @@ def _problems_within(values: dict[str, Any]) -> list[str]:
     problems += [] if names else ["classes is empty; name at least one class"]
     repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     problems += [f"class '{name}' stands {names.count(name)} times in classes; write it once" for name in repeated]
+    for name, value in values.get("thresholds", {}).items():
+        if not (_is(float, value) and 0 < value < 1):
+            problems.append(f"thresholds['{name}'] = {value}; write a probability between 0 and 1")
     if "classes" in values:
         problems += class_table.unknown_names(dict.fromkeys(names), values.get("extra_classes", ()))
     return problems + _spatial_problems(values.get("spatial_transforms", {})) + _field_problems(values)
@@ -497,6 +522,7 @@ def _problems_between(values: dict[str, Any]) -> list[str]:
         "scheduler": (1, values.get("scheduler_kwargs", {})),
         "criterion": (3, {}),
         "process_func": (1, {}),
+        "instance_func": (3, {}),
     }
     meanings = {name: meaning for table in (TrainConfig, ProcessConfig) for name, _, meaning in describe(table)}
     for name, (arguments, keywords) in given.items():
@@ -520,7 +546,7 @@ def _refuses(function: Callable, arguments: int, keywords: dict[str, Any]) -> st
 
 def _field_problems(values: dict[str, Any]) -> list[str]:
     problems = []
-    for name, fields in (("run_name", ()), ("model_save_path", ("run_name",)), ("logs_save_path", ("run_name",))):
+    for name, fields in (("run_name", ()), *((folder, ("run_name",)) for folder in RUN_FOLDERS)):
         fields = ("model_name", "random_seed", *fields)
         try:
             values.get(name, "").format(**dict.fromkeys(fields, ""))

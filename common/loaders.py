@@ -136,7 +136,7 @@ class Batches:
 
     def __init__(self, blocks: Blocks, batch_size: int, num_workers: int, device: torch.device, raw_range: Sequence[float] = ()):
         self.blocks, self.batch_size, self.num_workers, self.device = blocks, batch_size, num_workers, device
-        self.low, self.high = raw_range or (0.0, 255.0)
+        self.raw_range = raw_range
         self.palette = torch.from_numpy(np.concatenate([crop.palette for crop in blocks.crops])).to(device)
         self.first_row = np.cumsum([0, *(len(crop.palette) for crop in blocks.crops)]).tolist()
 
@@ -153,10 +153,7 @@ class Batches:
         samples = [piece.sample for piece in pieces]
         raw = [piece.raw.to(self.device, non_blocking=True) for piece in pieces]
         index = [piece.index.to(self.device, non_blocking=True) for piece in pieces]
-        scale = 1 / (self.high - self.low) if raw[0].dtype == torch.uint8 else 1.0
-        patches = augment.resample_linear(raw, [piece.raw_affine for piece in pieces], self.blocks.input.shape, scale)[:, None]
-        if scale != 1.0 and (self.low, self.high) != (0, 255):
-            patches.sub_(self.low * scale).clamp_(0, 1)
+        patches = augment.raw_patches(raw, [piece.raw_affine for piece in pieces], self.blocks.input.shape, self.raw_range)
         patches = augment.change_intensity(
             patches, [s.gamma for s in samples], [s.contrast for s in samples], [s.noise_std for s in samples],
             [s.noise_seed for s in samples],

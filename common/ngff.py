@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import lzma
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,8 @@ def open_levels(path: str | Path) -> list[Level]:
         multiscales = group.attrs.asdict().get("multiscales")
     except (zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError, ValueError) as error:
         raise ValueError(f"{path}: not a zarr v2 group ({error}); a multiscale OME-NGFF group is needed here") from error
+    if not multiscales and group.attrs.get(UNFINISHED):
+        raise ValueError(f"{path}: half-written; run the command that writes it again, it goes on where it stopped")
     if not multiscales:
         raise ValueError(f"{path}: no 'multiscales' in .zattrs; write OME-NGFF 0.4 metadata with the voxel size in nm")
     image = multiscales[0]
@@ -133,33 +135,91 @@ def write_multiscale(
     voxel_size and translation (of the centre of the first voxel) in nm. Coarser levels are block means, so several levels
     are for intensities only. `attributes` are added to the group's.
     """
+    grid = Grid(np.array(translation, float), np.array(voxel_size, float), volume.shape)
+    array = start_multiscale(path, grid, volume.dtype, (chunk,) * 3, attributes)
+    array[...] = volume
+    finish_multiscale(path, grid, [(2, 2, 2)] * (levels - 1), block_mean)
+
+
+UNFINISHED = "unfinished"
+"""Attribute of a group whose voxels are not all written yet; it has no 'multiscales', so that nobody takes it for whole."""
+
+
+def start_multiscale(
+    path: str | Path, grid: Grid, dtype: np.dtype | type, chunks: Sequence[int], attributes: dict | None = None
+) -> zarr.Array:
+    """A new group with an empty finest level, which is returned for writing; what was at `path` is removed.
+
+    It becomes an image with `finish_multiscale`. Chunks that are 0 throughout take no space.
+    """
     group = zarr.open_group(str(path), mode="w")
-    scale, offset, datasets = np.array(voxel_size, float), np.array(translation, float), []
-    for index in range(levels):
-        array = group.create_dataset(
-            f"s{index}", data=volume, chunks=tuple(min(chunk, n) for n in volume.shape), dimension_separator="/",
-            compressor=Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE), write_empty_chunks=False,
-        )  # fmt: skip
-        array.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x"]
-        transforms = [
-            {"type": "scale", "scale": scale.tolist()},
-            {"type": "translation", "translation": offset.tolist()},
-        ]
-        datasets.append({"path": f"s{index}", "coordinateTransformations": transforms})
-        if index + 1 < levels:
-            volume = block_mean(volume, (2, 2, 2))
-            scale, offset = scale * 2, offset + scale / 2
-    group.attrs.update(
-        multiscales=[
-            {
-                "version": "0.4",
-                "name": Path(path).name,
-                "axes": [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"],
-                "datasets": datasets,
-            }
-        ],
-        **(attributes or {}),
-    )
+    group.attrs.put({**(attributes or {}), UNFINISHED: True})
+    return _new_level(group, 0, grid.shape, dtype, chunks)
+
+
+def finish_multiscale(
+    path: str | Path, grid: Grid, factors: Sequence[Sequence[int]],
+    reduce: Callable[[np.ndarray, Sequence[int]], np.ndarray],
+) -> None:  # fmt: skip
+    """Add a coarser level for each of `factors` (voxels that become one, z, y, x), then the metadata that make the group an image.
+
+    reduce(block, factor) gives the coarser block: `block_mean` for intensities, `pick` for ids. Memory: a chunk's worth.
+    """
+    group = zarr.open_group(str(path), mode="r+")
+    fine, scale, origin = group["s0"], grid.scale, grid.origin
+    levels = [(scale, origin)]
+    for number, factor in enumerate(factors, 1):
+        coarse = _new_level(group, number, np.array(fine.shape) // factor, fine.dtype, fine.chunks)
+        for corner in np.ndindex(*coarse.cdata_shape):
+            start = np.array(corner) * coarse.chunks
+            stop = np.minimum(start + coarse.chunks, coarse.shape)
+            block = fine[tuple(map(slice, start * factor, stop * factor))]
+            if block.any():
+                coarse[tuple(map(slice, start, stop))] = reduce(block, factor)
+        scale, origin = scale * factor, origin + (np.array(factor) - 1) / 2 * scale
+        levels.append((scale, origin))
+        fine = coarse
+    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
+    datasets = [
+        {
+            "path": f"s{number}",
+            "coordinateTransformations": [
+                {"type": "scale", "scale": scale.tolist()},
+                {"type": "translation", "translation": origin.tolist()},
+            ],
+        }
+        for number, (scale, origin) in enumerate(levels)
+    ]
+    attributes = {name: value for name, value in group.attrs.asdict().items() if name != UNFINISHED}
+    group.attrs.put({"multiscales": [{"version": "0.4", "name": Path(path).name, "axes": axes, "datasets": datasets}], **attributes})
+
+
+def pyramid(grid: Grid, smallest: int = 64) -> list[tuple[int, ...]]:
+    """Factors of the coarser levels of a large image: the finer axes are halved until the longest has `smallest` voxels or less.
+
+    Voxels grow towards cubes first: an axis whose voxels are already twice as long as the shortest waits for the others.
+    """
+    scale, shape, factors = np.array(grid.scale), np.array(grid.shape), []
+    while shape.max() > smallest:
+        factor = np.where((scale < 1.5 * scale[shape > 1].min()) & (shape > 1), 2, 1)
+        scale, shape = scale * factor, shape // factor
+        factors.append(tuple(factor.tolist()))
+    return factors
+
+
+def _new_level(group: zarr.Group, number: int, shape: Sequence[int], dtype: np.dtype | type, chunks: Sequence[int]) -> zarr.Array:
+    array = group.create_dataset(
+        f"s{number}", shape=tuple(int(n) for n in shape), dtype=dtype, fill_value=0, dimension_separator="/",
+        chunks=tuple(int(min(c, n)) for c, n in zip(chunks, shape, strict=True)),
+        compressor=Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE), write_empty_chunks=False,
+    )  # fmt: skip
+    array.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x"]
+    return array
+
+
+def pick(volume: np.ndarray, factors: Sequence[int]) -> np.ndarray:
+    """Every factors-th voxel of a label volume, the one in the middle of its block (the lower of two)."""
+    return volume[tuple(slice((f - 1) // 2, n // f * f, f) for n, f in zip(volume.shape, factors, strict=True))]
 
 
 def block_mean(volume: np.ndarray, factors: Sequence[int]) -> np.ndarray:

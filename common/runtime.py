@@ -94,6 +94,17 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024) / 1e9
 
 
+def free_memory_gb(device: torch.device) -> float:
+    """Memory that is free, GB: of the device if it is CUDA, else of the machine (as far as it says so, else 8)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 1e9
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024 / 1e9
+    except (OSError, KeyError):
+        return 8.0
+
+
 def warnings_about(device: torch.device) -> list[str]:
     """What is known to be wrong with this installation for 3-D convolutions, a sentence each."""
     if device.type == "cuda" and torch.__version__.startswith("2.9.0"):

@@ -11,14 +11,14 @@ from common.config import REPOSITORY
 
 FLOORS = {
     0: "classes ngff augment losses optim runtime tracking checkpoint figures phantom unet cosem",
-    1: "config annotation datasplit raw",
-    2: "crops sampling",
-    3: "loaders",
+    1: "config annotation datasplit raw regrid manifest",
+    2: "crops sampling regions",
+    3: "loaders inference",
     4: "steps",
-    5: "train demo",
+    5: "train predict demo",
     6: "cli",
 }
-BESIDE = {("sampling", "crops"), ("demo", "train"), ("cosem", "unet"), ("phantom", "classes"), ("phantom", "ngff")}
+BESIDE = {("sampling", "crops"), ("demo", "train"), ("predict", "train"), ("cosem", "unet"), ("phantom", "classes"), ("phantom", "ngff")}
 """Imports within a floor: (module, imports)."""
 
 
