@@ -93,6 +93,69 @@ def process(config_path: str, **options: Any) -> None:
         click.echo(folder)
 
 
+@cli.command()
+@click.argument("config_path")
+@click.option("--crops", "-c", default="validate", show_default=True, help="Annotated crops to choose on, as in predict.")
+@click.option("--classes", help="Comma-separated; all of the experiment unless given.")
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Override a setting of train_config.py.")
+@click.option("--data", metavar="FOLDER", help="Data root that the datasplit's paths start from.")
+def tune(config_path: str, **options: Any) -> None:
+    """Choose the threshold of each class on annotated crops that are predicted; writes thresholds.json, which process reads."""
+    import common.tune
+
+    common.tune.tune(config_path, **_given(options), say=click.echo)
+
+
+@cli.command()
+@click.argument("config_path", required=False)
+@click.option("--crops", "-c", default="validate", show_default=True, help="Annotated crops, as in predict.")
+@click.option("--classes", help="Comma-separated; all of the experiment unless given.")
+@click.option("--write-readme", is_flag=True, help="Write the scores and a picture into the README of the experiment.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that score.")
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Override a setting of train_config.py.")
+@click.option("--data", metavar="FOLDER", help="Data root that the datasplit's paths start from.")
+@click.option("--submission", metavar="ZIP", help="Score a packed submission instead, against --truth.")
+@click.option("--truth", metavar="ZARR", help="Store of truths, {crop}/{class}, for --submission.")
+@click.option("--result", "result_path", metavar="FILE", default="result.json", show_default=True, help="Of --submission.")
+def evaluate(config_path: str | None, submission: str | None, truth: str | None, result_path: str, workers: int, **options: Any) -> None:
+    """Score the processed crops of CONFIG_PATH, by the challenge's metric and by others; or a packed submission."""
+    import common.evaluate
+
+    if bool(config_path) == bool(submission) or bool(submission) != bool(truth):
+        raise ValueError("evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR")
+    if submission:
+        common.evaluate.evaluate_submission(submission, truth, result_path=result_path, workers=workers, say=click.echo)
+    else:
+        common.evaluate.evaluate(config_path, **_given(options), workers=workers, say=click.echo)
+
+
+@cli.command("pack-results")
+@click.argument("config_path")
+@click.option("--output", "-o", default="submission.zip", show_default=True, metavar="ZIP")
+@click.option("--manifest", "manifest_path", metavar="FILE", help="Table of test crops; downloaded unless given.")
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Override a setting of train_config.py.")
+def pack_results(config_path: str, output: str, manifest_path: str | None, overrides: tuple[str, ...]) -> None:
+    """Pack the processed test crops of CONFIG_PATH into a zip that is exactly what the manifest asks for."""
+    from common import config, manifest, submission
+
+    settings = config.load_config(config_path, overrides)
+    entries = manifest.read(manifest_path or manifest.fetch(settings.path("cache_path"), say=click.echo))
+    root = settings.path("processed_path")
+    click.echo(submission.pack(entries, lambda entry: root / f"{entry.dataset}.zarr" / entry.path, output, click.echo))
+
+
+@cli.command("check-submission")
+@click.argument("path")
+@click.option("--manifest", "manifest_path", metavar="FILE", required=True, help="Table of test crops.")
+def check_submission(path: str, manifest_path: str) -> None:
+    """List what is wrong with a packed submission."""
+    from common import manifest, submission
+
+    if problems := submission.check(path, manifest.read(manifest_path)):
+        raise ValueError("\n".join(problems))
+    click.echo(f"{path}: all volumes of the manifest, none other")
+
+
 @cli.command("make-datasplit")
 @click.argument("csv_path", default="datasplit.csv")
 @click.option(

@@ -5,7 +5,7 @@
 
 Functions take `Volume`s and give new ones. They work on one block at a time, so that a volume may be far larger than memory,
 and what they give does not depend on the block. A mask is bool; ids are integers, 0 is background. In memory are a few blocks,
-at most one plane of ids, and about 50 bytes for each object of a block; the rest is in scratch files.
+at most one plane of ids, and some 100 bytes for each object of a block; the rest is in scratch files.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class Volume:
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(self.array.dtype)
+        return np.dtype(self.array.dtype).newbyteorder("=")
 
     def read(self, box: Slices) -> np.ndarray:
-        return np.ascontiguousarray(self.array[box])
+        return np.ascontiguousarray(self.array[box], self.dtype)
 
 
 def smallest_dtype(n: int) -> type[np.unsignedinteger]:
@@ -109,7 +109,7 @@ def threshold(probability: Volume, value: float) -> Volume:
     if kind == "u" and not 0 <= value < 1:
         raise ValueError(f"threshold {value}; write a probability from 0 to below 1, whatever integer it is stored in")
     if kind == "u":
-        value = math.floor(value * np.iinfo(probability.dtype).max)
+        value = math.floor(round(value * np.iinfo(probability.dtype).max, 6))
     return _map(probability, lambda values: values > value, np.bool_)
 
 
@@ -120,7 +120,7 @@ def connected_components(volume: Volume, connectivity: int = 26) -> Volume:
     corners). More than 2^31 components of blocks are refused with a ValueError.
     """
     components = _components(volume, connectivity)
-    return components.relabelled(np.arange(len(components.voxels), dtype=smallest_dtype(len(components.voxels) - 1)))
+    return components.relabelled(np.arange(components.n + 1, dtype=smallest_dtype(components.n)))
 
 
 def fill_holes(volume: Volume, max_nm3: float = np.inf) -> Volume:
@@ -129,7 +129,7 @@ def fill_holes(volume: Volume, max_nm3: float = np.inf) -> Volume:
     A hole is background that no path over faces joins to the border of the volume: what the border cuts is none. In ids, a
     hole takes the id of the one object that it shares faces with; between several objects it stays.
     """
-    gaps = _components(volume, 6, _is_background)
+    gaps = _components(volume, 6, of_background=True)
     enclosed = (gaps.low > 0).all(1) & (gaps.high < volume.shape).all(1)
     hole = enclosed & (gaps.voxels <= _voxels(volume, max_nm3, "max_nm3", np.floor))
     fill = hole if volume.dtype == np.bool_ else _objects_around(volume, gaps, hole)
@@ -176,26 +176,29 @@ def watershed(
     less than a voxel's shortest edge, which is the grain of its surface. Beyond the border of the volume nothing is known: no
     distance is measured to it.
 
-    A component whose box holds more than `max_voxels` is left whole, and the log says so: a box takes about 100 bytes a voxel.
-    Of a mask full of specks, remove_small() first: a component takes a millisecond, however small.
+    A component whose box holds more than `max_voxels` is left whole, and the log says so: a box takes about 60 bytes a voxel in
+    memory. Of a mask full of specks, remove_small() first: a component takes half a millisecond, however small.
     """
     if probability is not None and probability.shape != mask.shape:
         raise ValueError(f"a probability of shape {probability.shape} for a mask of shape {mask.shape}; make them equal")
     if not 0 <= neck <= 1:
         raise ValueError(f"neck {neck}; write a fraction from 0 (never split) to 1")
+    if not min_distance_nm >= 0:
+        raise ValueError(f"min_distance_nm {min_distance_nm}; write a length of at least 0 in nm")
     components = _components(mask, 26)
-    last = len(components.voxels) - 1
-    # As many ids as voxels: no count of parts can be more.
-    parts = components.relabelled(np.arange(last + 1, dtype=smallest_dtype(math.prod(mask.shape))))
-    for number in range(1, last + 1):
+    # There are never more parts than voxels.
+    parts = components.relabelled(np.arange(components.n + 1, dtype=smallest_dtype(math.prod(mask.shape))))
+    last = components.n
+    for number in range(1, components.n + 1):
         low, high = np.maximum(components.low[number] - 1, 0), np.minimum(components.high[number] + 1, mask.shape)
         if math.prod((high - low).tolist()) > max_voxels:
             size = " x ".join(map(str, high - low))
             logger.warning("watershed: an object in a box of %s voxels stays whole; max_voxels is %d", size, max_voxels)
             continue
-        box = tuple(map(slice, low, high))
+        box = tuple(map(slice, low.tolist(), high.tolist()))
         ids = parts.read(box)
-        found = _split(ids == number, probability and probability.read(box), mask.voxel_size, min_distance_nm, neck)
+        values = None if probability is None else probability.read(box)
+        found = _split(ids == number, values, mask.voxel_size, min_distance_nm, neck)
         if found.max() > 1:  # part 1 keeps the number
             parts.array[box] = np.where(found > 1, last - 1 + found.astype(ids.dtype), ids)
             last += int(found.max()) - 1
@@ -243,7 +246,7 @@ def _new(like: Volume, dtype: np.dtype | type) -> Volume:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             folder = like.scratch or tempfile.gettempdir()
             raise OSError(f"{folder}: no room for {size / 1e9:.1f} GB of scratch; set scratch to a folder with more") from error
@@ -269,7 +272,6 @@ def _voxels(volume: Volume, nm3: float, name: str, rounded: Callable) -> float:
 
 # Components
 
-
 # A table of components: rows are voxels, first voxel in z, y, x order, low corner, high corner; columns are components.
 FAR = np.iinfo(np.int64).max
 REDUCE = (np.add, *[np.minimum] * 4, *[np.maximum] * 3)
@@ -283,10 +285,12 @@ class _Components:
     """Connected components of a volume: tables by id, and the ids of a block, which are found anew instead of stored."""
 
     volume: Volume
-    prepare: Callable[[np.ndarray], np.ndarray]
     connectivity: int
+    of_background: bool
     ids: dict[tuple[int, ...], np.ndarray]
     """For each block, by its index, the id of each component of the grown block; [0] is 0."""
+    n: int
+    """The largest id."""
     voxels: np.ndarray
     """(n + 1,), of each id; 0 for the background."""
     low: np.ndarray
@@ -295,7 +299,7 @@ class _Components:
 
     def read(self, block: _Block) -> np.ndarray:
         """Ids of the grown block."""
-        labels, _ = _label(self.volume, block, self.prepare, self.connectivity)
+        labels, _ = _label(self.volume, block, self.connectivity, self.of_background)
         return self.ids[block.index][labels]
 
     def relabelled(self, table: np.ndarray) -> Volume:
@@ -307,23 +311,16 @@ class _Components:
         return result
 
 
-def _is_background(values: np.ndarray) -> np.ndarray:
-    return values == 0
-
-
-def _as_is(values: np.ndarray) -> np.ndarray:
-    return values
-
-
-def _label(volume: Volume, block: _Block, prepare: Callable, connectivity: int) -> tuple[np.ndarray, int]:
-    """Components of a grown block and how many they are."""
-    values = prepare(volume.read(block.grown))
+def _label(volume: Volume, block: _Block, connectivity: int, of_background: bool) -> tuple[np.ndarray, int]:
+    """Components 1..n of a grown block, and n."""
+    values = volume.read(block.grown)
+    values = values == 0 if of_background else values
     if not values.any():
         return np.zeros(values.shape, np.uint16), 0
     return cc3d.connected_components(values, connectivity=connectivity, return_N=True)
 
 
-def _components(volume: Volume, connectivity: int, prepare: Callable = _as_is) -> _Components:
+def _components(volume: Volume, connectivity: int, of_background: bool = False) -> _Components:
     """Label grown blocks and join the pieces that hold the same voxel.
 
     Two neighbouring blocks both label the layer between them, so nothing has to be known there of values and diagonals.
@@ -335,7 +332,7 @@ def _components(volume: Volume, connectivity: int, prepare: Callable = _as_is) -
         raise ValueError(f"connectivity {connectivity}; write 6, 18 or 26")
     spans, layers, pairs, tables, pieces = {}, {}, [], [BACKGROUND], 1
     for block in _blocks(volume):
-        labels, n = _label(volume, block, prepare, connectivity)
+        labels, n = _label(volume, block, connectivity, of_background)
         spans[block.index] = slice(pieces, pieces + n)
         for axis, at in enumerate(block.index):
             before = (*block.index[:axis], at - 1, *block.index[axis + 1 :])
@@ -355,7 +352,7 @@ def _components(volume: Volume, connectivity: int, prepare: Callable = _as_is) -
     number[order] = np.arange(n)
     ids = {index: np.append(number[group[:1]], number[group[span]]) for index, span in spans.items()}
     voxels, _, *box = table[:, order]
-    return _Components(volume, prepare, connectivity, ids, voxels, np.stack(box[:3], 1), np.stack(box[3:], 1))
+    return _Components(volume, connectivity, of_background, ids, n - 1, voxels, np.stack(box[:3], 1), np.stack(box[3:], 1))
 
 
 def _same(before: np.ndarray, first_before: int, after: np.ndarray, first_after: int) -> np.ndarray:
@@ -396,8 +393,8 @@ def _measured(labels: np.ndarray, n: int, core: Slices, shape: tuple[int, int, i
 
 def _objects_around(volume: Volume, gaps: _Components, hole: np.ndarray) -> np.ndarray:
     """For each gap that is a hole, the one id it shares faces with; 0 where it is none or they are several."""
-    least, most = np.full(len(hole), np.iinfo(volume.dtype).max), np.full(len(hole), np.iinfo(volume.dtype).min)
-    least, most = least.astype(volume.dtype), most.astype(volume.dtype)
+    limits = np.iinfo(volume.dtype)
+    least, most = (np.full(len(hole), limit, volume.dtype) for limit in (limits.max, limits.min))
     for block in _blocks(volume):
         if not hole[gaps.ids[block.index]].any():
             continue
@@ -444,7 +441,16 @@ def _split(
     if maxima.max() <= 1:
         return inside.astype(np.uint8)
     basins = flood(-landscape, maxima, connectivity=3, mask=inside)
-    return _merged(basins, landscape, voxel_size, min_distance_nm, neck, grain)[basins]
+    at = np.flatnonzero(maxima)
+    at = at[np.unique(maxima.flat[at], return_index=True)[1]]  # the first voxel of each, in the order of the basins
+    peak, top = landscape.flat[at], np.stack(np.unravel_index(at, maxima.shape), 1) * voxel_size
+
+    def one_object(height: float, a: int, b: int) -> bool:
+        lower = min(peak[a - 1], peak[b - 1])
+        shallow = height >= min(neck * lower, lower - grain)
+        return shallow or np.linalg.norm(top[a - 1] - top[b - 1]) < min_distance_nm
+
+    return _merged(peak, _passes(basins, landscape), one_object)[basins]
 
 
 def _smoothed(probability: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -454,44 +460,37 @@ def _smoothed(probability: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return np.where(inside, total / np.where(inside, weight, 1), np.float32(-1))
 
 
-def _merged(
-    basins: np.ndarray, landscape: np.ndarray, voxel_size: Sequence[float], min_distance_nm: float, neck: float, grain: float
-) -> np.ndarray:
-    """Part of each basin (k + 1,): basins are joined, over the highest pass first, unless the pass is a neck."""
-    k = int(basins.max())
-    numbers = np.arange(k + 1)
-    peak = np.append(0, ndimage.maximum(landscape, basins, numbers[1:]))
-    top = np.append([[0] * 3], ndimage.maximum_position(landscape, basins, numbers[1:]), 0) * voxel_size
-    part = numbers.copy()
-    for height, a, b in _passes(basins, landscape):
+def _merged(peak: np.ndarray, passes: list[tuple[float, int, int]], one_object: Callable[[float, int, int], bool]) -> np.ndarray:
+    """Part of each basin, 0..k: over the highest pass first, basins that are one object take the number of the highest peak."""
+    part = list(range(len(peak) + 1))
+    for height, a, b in passes:
         a, b = _root(part, a), _root(part, b)
-        high, low = (a, b) if (peak[a], -a) >= (peak[b], -b) else (b, a)
-        split = height < neck * peak[low] and height < peak[low] - grain
-        if high != low and not (split and np.linalg.norm(top[a] - top[b]) >= min_distance_nm):
+        if a != b and one_object(height, a, b):
+            high, low = (a, b) if (peak[a - 1], b) >= (peak[b - 1], a) else (b, a)
             part[low] = high
-    return np.unique([_root(part, number) for number in numbers], return_inverse=True)[1]
+    return np.unique([_root(part, basin) for basin in part], return_inverse=True)[1]
 
 
-def _root(part: np.ndarray, number: int) -> int:
+def _root(part: list[int], number: int) -> int:
     while part[number] != number:
         part[number] = part[part[number]]
-        number = int(part[number])
+        number = part[number]
     return number
 
 
 def _passes(basins: np.ndarray, landscape: np.ndarray) -> list[tuple[float, int, int]]:
     """The highest pass (height, basin, basin) between any two basins that touch, the highest first."""
-    touching = []
+    keys, heights = [], []
     for offset in itertools.product((-1, 0, 1), repeat=3):
         if offset > (0, 0, 0):
             a = tuple(slice(max(0, -step), min(0, -step) or None) for step in offset)
             b = tuple(slice(max(0, step), min(0, step) or None) for step in offset)
             touch = (basins[a] != basins[b]) & (basins[a] > 0) & (basins[b] > 0)
-            low, high = np.sort([basins[a][touch], basins[b][touch]], 0)
-            touching.append((low, high, np.minimum(landscape[a][touch], landscape[b][touch])))
-    low, high, height = map(np.concatenate, zip(*touching, strict=True))
-    (low, high), pair = np.unique([low, high], axis=1, return_inverse=True)
-    highest = np.full(len(low), -np.inf, height.dtype)
-    np.maximum.at(highest, pair, height)
-    order = np.argsort(-highest, kind="stable")
-    return list(zip(highest[order].tolist(), low[order].tolist(), high[order].tolist(), strict=True))
+            low, high = np.sort([basins[a][touch], basins[b][touch]], 0).astype(np.int64)
+            keys.append(low << 32 | high)
+            heights.append(np.minimum(landscape[a][touch], landscape[b][touch]))
+    pair, which = np.unique(np.concatenate(keys), return_inverse=True)
+    highest = np.full(len(pair), -np.inf)
+    np.maximum.at(highest, which, np.concatenate(heights))
+    pair, highest = (values[np.argsort(-highest, kind="stable")] for values in (pair, highest))
+    return list(zip(highest.tolist(), (pair >> 32).tolist(), (pair & 0xFFFFFFFF).tolist(), strict=True))

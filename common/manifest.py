@@ -6,8 +6,9 @@ One row for each (crop, class), with a header:
     557,jrc_ctl-id8-1,mito,[1.74;2.0;2.0],[23837.0;7599.0;35999.0],[600;600;600]
 
 `translation` is the centre of the first voxel, not its corner: the organisers copy it from the NGFF metadata of the label
-arrays. The numbers say the same. Crop 982, from the very corner of jrc_mus-nacc-1, has voxels of 16 nm and begins at 6 nm, the mean of
-raw voxels of 4 nm with centres at 0, 4, 8 and 12; crop 561 of the same data has 2 nm and begins at 199, half of the raw voxel at 200.
+arrays, and the numbers agree. In jrc_mus-nacc-1, crop 982 has voxels of 16 nm and begins at 6 nm, over voxels of 4 nm at
+0, 4, 8 and 12; crop 561 has voxels of 2 nm and begins at 199 nm, the lower half of the one at 200. As corners they would
+lie askew to the raw. (The toolbox's predict takes it for the corner of a box, half a voxel off.)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -152,6 +154,8 @@ def _download(url: str) -> bytes:
             content = response.read()
         _parse(content, "it")
     except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
         reason = str(error).split("\n")[0] or type(error).__name__
         raise OSError(f"{url}: cannot fetch the manifest of test crops ({reason}); give --manifest FILE") from error
     return content

@@ -48,9 +48,14 @@ class Level:
     def shape(self) -> np.ndarray:
         return np.array(self.array.shape)
 
+    @property
+    def grid(self) -> Grid:
+        """Where its voxels are."""
+        return Grid(self.translation, self.scale, tuple(self.shape.tolist()))
+
     def box(self) -> tuple[np.ndarray, np.ndarray]:
         """World coordinates (nm) of the lower and upper corner of the image, voxel extents included."""
-        return self.translation - self.scale / 2, self.translation + (self.shape - 0.5) * self.scale
+        return self.grid.box()
 
     def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """Voxels start..stop (within the array). Raises ValueError naming the array if a chunk cannot be decoded."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import math
@@ -130,7 +129,7 @@ class Prediction:
 
     @property
     def grid(self) -> Grid:
-        return Grid(self.level.translation, self.level.scale, tuple(self.level.shape.tolist()))
+        return self.level.grid
 
     def logits(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """Float32 logits of voxels start..stop."""
@@ -152,8 +151,8 @@ def mask_blocks(recipe: Recipe, name: str, prediction: Prediction) -> Iterator[t
     block = np.minimum(_block(settings, prediction), shape)
     shift = math.log(recipe.threshold(name) / (1 - recipe.threshold(name)))
     corners = [np.array(index) * block for index in np.ndindex(*(-(-shape // block)))]
-    for group in itertools.batched(corners, settings.batch_size) if hasattr(itertools, "batched") else _batched(corners, settings.batch_size):
-        logits = []
+    for k in range(0, len(corners), settings.batch_size):
+        group, logits = corners[k : k + settings.batch_size], []
         for corner in group:
             low, high = corner - halo, corner + block + halo
             first, last = np.maximum(low, 0), np.minimum(high, shape)
@@ -256,10 +255,6 @@ def _to_user(record: logging.LogRecord) -> bool:
     """What the instance functions have to say goes to standard error beside the progress."""
     train.say(f"note: {record.getMessage()}")
     return False
-
-
-def _batched(items: Sequence, n: int) -> Iterator[Sequence]:
-    return (items[i : i + n] for i in range(0, len(items), n))
 
 
 def _what(value: Any) -> str:

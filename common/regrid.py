@@ -47,7 +47,8 @@ def mask(level: Level, grid: Grid) -> np.ndarray:
     result = np.zeros(grid.shape, bool)
     if _aligned(level, grid):
         for where, slab in _nearest(level, grid):
-            result[where] = _share(slab, level.path) > 0.5
+            share = _share(slab, level.path)
+            result[where] = share if share.dtype == bool else share > 0.5
         return result
     (z, rows), (y, wy), (x, wx) = (_window_weights(level, grid, axis) for axis in range(3))
     first, last = (rows > 0).argmax(1), rows.shape[1] - (rows > 0)[:, ::-1].argmax(1)
@@ -69,8 +70,8 @@ def axis_weights(
 
     Origins are centres of the first voxels; origins and scales in one unit. A larger target voxel takes the source voxels
     by their overlap, exact for any ratio; a finer one interpolates linearly between two centres; at equal sizes the two
-    are the same. Beyond the outermost centres the outermost voxel goes on. What lies beyond the source's edge is, with repeat_edge, the
-    outermost voxel again, and all rows sum to 1; without it 0, and a row sums to the part of its voxel that is covered.
+    are the same. Beyond the outermost centres the outermost voxel goes on to the source's edge. With repeat_edge it goes on
+    without end, and all rows sum to 1; else there is 0, and a row sums to the part of its voxel that the source covers.
     """
     ratio = out_scale / in_scale
     centre = (out_origin - in_origin + out_scale * np.arange(n_out)) / in_scale  # in source voxels
@@ -159,7 +160,7 @@ def _share(slab: np.ndarray, path: Path) -> np.ndarray:
     if slab.dtype.kind in "bui":
         return slab > 0
     if not (slab.min() >= 0 and slab.max() <= 1):  # so that NaN is refused too
-        raise ValueError(f"{path}: values from {slab.min():g} to {slab.max():g}; write probabilities in [0, 1], or a mask of integers")
+        raise ValueError(f"{path}: values from {slab.min():g} to {slab.max():g}; write a mask of integers, or probabilities in [0, 1]")
     return slab
 
 
@@ -174,5 +175,5 @@ def _as_ids(slab: np.ndarray, path: Path) -> np.ndarray:
         wrong = slab[~whole | (slab < 0)].flat[0]
         raise ValueError(f"{path}: {wrong:g} is no id of an object; write the ids as integers")
     if slab.max() > limit:
-        raise ValueError(f"{path}: id {slab.max():.0f} in {slab.dtype}, which skips numbers beyond {limit}; write the ids as integers")
+        raise ValueError(f"{path}: id {slab.max():.0f} in {slab.dtype}, which skips numbers beyond {limit}; write integers")
     return slab.astype(np.min_scalar_type(int(slab.max())))

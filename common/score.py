@@ -56,7 +56,7 @@ class InstanceCounts(Counts):
 
 
 def semantic(truth: np.ndarray, prediction: np.ndarray, mask: np.ndarray | None = None) -> Counts:
-    """Count voxels; foreground is what is above zero, so a prediction must be thresholded before. Voxels where mask is 0 are background in both."""
+    """Count voxels above zero, so threshold a prediction before; where mask is 0 both sides are background."""
     truth, prediction = (array > 0 for array in _masked(truth, prediction, mask))
     tp = np.count_nonzero(truth & prediction)
     return Counts(tp, np.count_nonzero(prediction) - tp, np.count_nonzero(truth) - tp)
@@ -187,11 +187,14 @@ def _farthest(outside: np.ndarray, b: np.ndarray, voxel_size: np.ndarray) -> flo
 
 def _surface(b: np.ndarray) -> np.ndarray:
     """Voxels of b with a face neighbour outside b or outside the array."""
-    inner = np.zeros_like(b)
-    inner[1:-1, 1:-1, 1:-1] = (
-        b[2:, 1:-1, 1:-1] & b[:-2, 1:-1, 1:-1] & b[1:-1, 2:, 1:-1] & b[1:-1, :-2, 1:-1] & b[1:-1, 1:-1, 2:] & b[1:-1, 1:-1, :-2]
-    )  # fmt: skip
-    return b & ~inner
+    core = (slice(1, -1),) * 3
+    inner = b[core].copy()
+    for axis in range(3):
+        for side in (slice(None, -2), slice(2, None)):
+            inner &= b[*core[:axis], side, *core[axis + 1 :]]
+    surface = b.copy()
+    surface[core] ^= inner
+    return surface
 
 
 def _halved(mask: np.ndarray) -> np.ndarray:

@@ -86,13 +86,11 @@ def check(path: str | Path, entries: Sequence[Entry]) -> list[str]:
         if (source := _locate(path)).is_file():
             _refuse(source, _zip_problems(source, contents=True))
         with opened(source) as group:
-            found = {f"{crop}/{name}" for crop in group.group_keys() for name in group[crop].array_keys()}
+            found = _arrays(group, source)
             problems = [f"{name}: missing; process this crop and class, and pack again" for name in wanted.keys() - found]
             problems += [f"{name}: not in the manifest; take it out" for name in found - wanted.keys()]
             for name in found & wanted.keys():
                 problems += [f"{name}: {problem}" for problem in _array_problems(wanted[name], group)]
-    except zarr.errors.MetadataError as error:
-        return [f"{path}: a .zgroup cannot be read ({error}); pack it again"]
     except ValueError as error:
         return str(error).split("\n")
     return [f"{path}: {problem}" for problem in sorted(problems)]
@@ -104,7 +102,8 @@ def opened(path: str | Path) -> Iterator[zarr.Group]:
 
     path: a zip, which is read where it is and never unpacked; a folder with one zip; or a zarr folder. As the organisers
     do, a single .zarr folder inside is taken for the whole, folder 557 is read as crop557, and .zgroup may be missing.
-    Raises FileNotFoundError, and ValueError for what is no submission and for a zip that is damaged or not safe.
+    Raises FileNotFoundError, and ValueError for what is no submission and for a zip that is cut short or not safe; reading
+    from the group raises ValueError where a file of a zip is damaged.
     """
     source = _locate(Path(path))
     if source.is_file():
@@ -144,7 +143,10 @@ class _AsOrganisersRead(zarr.storage.Store):
     def __getitem__(self, key: str) -> bytes:
         if self._implied(key) and self._place(key) not in self.files:
             return b'{"zarr_format": 2}'
-        return self.files[self._place(key)]
+        try:
+            return self.files[self._place(key)]
+        except (BadZipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{self.files.path}: '{key}' is damaged ({error}); copy or pack the zip again") from error
 
     def listdir(self, path: str = "") -> list[str]:
         return [name for name in self.files.listdir(self._place(path)) if name] if path else list(self.folders)
@@ -167,7 +169,7 @@ class _AsOrganisersRead(zarr.storage.Store):
 
 
 def _level_of(entry: Entry, path: Path) -> Level:
-    """The finest level of a processed volume. Raises FileNotFoundError, and ValueError if it is not whole or not all of the crop."""
+    """The finest level of a processed volume. Raises FileNotFoundError, and ValueError if it is not whole or too small."""
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such volume; run predict and process for it")
     try:
@@ -194,7 +196,7 @@ def _on_grid(entry: Entry, level: Level) -> np.ndarray:
 def _write(group: zarr.Group, entry: Entry, volume: np.ndarray) -> None:
     array = group.create_dataset(
         entry.path, data=volume, chunks=tuple(min(CHUNK, n) for n in volume.shape), dimension_separator="/",
-        compressor=Blosc(cname="zstd", clevel=5, shuffle=Blosc.SHUFFLE), fill_value=0, write_empty_chunks=False,
+        compressor=Blosc(cname="zstd", clevel=5, shuffle=Blosc.SHUFFLE),
     )  # fmt: skip
     array.attrs.update(voxel_size=entry.voxel_size, translation=entry.translation, shape=entry.shape)
 
@@ -243,6 +245,13 @@ def _file_problems(info: ZipInfo) -> list[str]:
     if name.rpartition("/")[2].startswith(".z") and info.file_size > MAX_METADATA_BYTES:
         problems.append(f"has {info.file_size:,} bytes, too many for metadata; pack it again")
     return problems
+
+
+def _arrays(group: zarr.Group, path: Path) -> set[str]:
+    try:
+        return {f"{crop}/{name}" for crop in group.group_keys() for name in group[crop].array_keys()}
+    except (zarr.errors.MetadataError, ValueError) as error:
+        raise ValueError(f"{path}: a .zgroup cannot be read ({error}); pack it again") from error
 
 
 def _array_problems(entry: Entry, group: zarr.Group) -> list[str]:

@@ -1,0 +1,100 @@
+"""Seconds and memory of the challenge's instance score and of the figures beside it, against volume and number of objects.
+
+    python bench/evaluate.py [--quick]
+
+Truth is smooth noise above a threshold; the prediction is the same noise with other, finer noise added before the threshold, so
+that objects change their outline, vanish, split and merge. Each case runs in a process of its own that reads the two volumes
+(uint32) from disk; memory is the most that it held, volumes included. What is printed beside it of the public toolbox was measured
+with its main branch of 2026-06-30 on the sizes named, 200^3 with 281 and 400^3 with 1808 truth objects; it is not run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.loader import peak_memory_gb
+
+CASES = [(100, 4.0), (200, 8.0), (200, 4.0), (200, 2.0), (300, 4.0), (400, 4.0)]
+"""Side and standard deviation of the smoothing, in voxels: the objects' size, and so, with the side, their number."""
+QUICK = 200
+"""Largest side with --quick."""
+TOOLBOX = {(200, 4.0): "72 s, 7.6 GB", (400, 4.0): "not done in 550 s"}
+VOXEL_SIZE = (8.0, 8.0, 8.0)
+
+
+def write_volumes(folder: Path, side: int, smoothing: float) -> None:
+    """truth.npy and prediction.npy: uint32 ids of the connected components of thresholded noise."""
+    import cc3d
+    from scipy import ndimage
+
+    rng = np.random.default_rng(0)
+
+    def noise(sigma: float) -> np.ndarray:
+        field = ndimage.gaussian_filter(rng.standard_normal((side,) * 3, dtype=np.float32), sigma)
+        return field / field.std()
+
+    truth = noise(smoothing)
+    for name, field in (("truth", truth), ("prediction", truth + 0.25 * noise(smoothing / 2))):
+        np.save(folder / f"{name}.npy", cc3d.connected_components(field > 1.0, out_dtype=np.uint32))
+
+
+def measure(folder: Path) -> dict[str, float]:
+    from common import quality, score
+
+    truth, prediction = (np.load(folder / f"{name}.npy") for name in ("truth", "prediction"))
+    start = time.perf_counter()
+    counts = score.instance(truth, prediction, VOXEL_SIZE)
+    scored = time.perf_counter()
+    table = score.contingency(truth, prediction)
+    quality.panoptic(*quality.count_objects(table))
+    quality.variation_of_information(table)
+    quality.rand_error(table)
+    return {
+        "truth": counts.tp + counts.fn, "prediction": counts.tp + counts.fp, "matched": counts.tp,
+        "score": scored - start, "quality": time.perf_counter() - scored, "memory": peak_memory_gb(),
+    }  # fmt: skip
+
+
+def in_process(folder: Path) -> dict[str, float]:
+    words = [sys.executable, __file__, "--measure", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help=f"only up to {QUICK}^3")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure)))
+        return
+    columns = ("truth", "prediction", "matched", "score s", "quality s", "GB")
+    print(f"{'volume':<10}{'Mvoxels':>8}" + "".join(f"{column:>12}" for column in columns) + "   public toolbox")
+    for side, smoothing in CASES:
+        if options.quick and side > QUICK:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            write_volumes(Path(scratch), side, smoothing)
+            found = in_process(Path(scratch))
+        print(
+            f"{f'{side}^3':<10}{side**3 / 1e6:>8.0f}{found['truth']:>12}{found['prediction']:>12}{found['matched']:>12}"
+            f"{found['score']:>12.2f}{found['quality']:>12.2f}{found['memory']:>12.2f}   {TOOLBOX.get((side, smoothing), '')}", flush=True,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
