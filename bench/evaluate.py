@@ -4,8 +4,9 @@
 
 Truth is smooth noise above a threshold; the prediction is the same noise with other, finer noise added before the threshold, so
 that objects change their outline, vanish, split and merge. Each case runs in a process of its own that reads the two volumes
-(uint32) from disk; memory is the most that it held, volumes included. What is printed beside it of the public toolbox was measured
-with its main branch of 2026-06-30 on the sizes named, 200^3 with 281 and 400^3 with 1808 truth objects; it is not run here.
+(uint32) from disk; memory is the most that it held, volumes included. At this threshold noise nearly percolates, so that the largest
+volume has an object that spans it. What is printed of the public toolbox was measured with its main branch of 2026-06-30 on other
+volumes of these sizes, 200^3 with 281 and 400^3 with 1808 truth objects; it is not run here.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from importlib import import_module
 from pkgutil import extend_path
 from typing import Any
 
-__all__ = ["train"]
+__all__ = ["train", "predict", "process", "evaluate"]
 
 __path__ = extend_path(__path__, __name__)  # other submodules of an installed public toolbox stay importable
 

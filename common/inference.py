@@ -9,9 +9,9 @@ over the window), each voxel is the mean over overlapping windows, weighted by a
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from common import augment, regrid
+from common import augment, regrid, sampling
 from common.ngff import Grid
 from common.raw import Raw
 from common.sampling import Patch
@@ -31,6 +32,12 @@ LARGEST_STEP = 32
 
 OVERLAP = 0.5
 """Of neighbouring windows that do not agree where they overlap; nnU-Net's."""
+
+CHUNK = 128
+"""Edge in voxels that chunks of the written arrays have at most, unless a single window gives more."""
+
+WORKSPACE = 2.5
+"""Memory of a forward pass over that of the activations it holds at its peak; 2.5 for unet8 in fp32 on a CPU, 1.3 in bf16."""
 
 ShapeOf = Callable[[tuple[int, ...]], tuple[int, ...] | None]
 """Output shape (z, y, x) of a network for an input shape; None where the network refuses it."""
@@ -48,6 +55,19 @@ class Window:
     """For each axis by how many voxels input and output can grow; (0, 0) where they cannot."""
     agree: bool = True
     """Whether overlapping windows give the same values where they overlap."""
+
+    @property
+    def unit(self) -> np.ndarray:
+        """(3,) output voxels that windows may be apart: whole steps of the network, and whole input voxels."""
+        ratio = np.divide(self.output.scale, self.input.scale)
+        return np.array([step or _whole(r) for (_, step), r in zip(self.steps, ratio, strict=True)])
+
+    @property
+    def stride(self) -> np.ndarray:
+        """(3,) output voxels from one window to the next: side by side if they agree, else overlapping."""
+        size = np.array(self.output.shape)
+        wanted = size if self.agree else size * (1 - OVERLAP)
+        return np.minimum(np.maximum((wanted / self.unit).astype(int), 1) * self.unit, size)
 
     def holding(self, needed: Sequence[int]) -> Window:
         """This window, grown to at least `needed` output voxels along the axes that can grow."""
@@ -67,7 +87,7 @@ def probe(shape_of: ShapeOf, input: Patch, output: Patch) -> Window:
         found = (0, 0)
         for step in range(1, LARGEST_STEP + 1) if input.shape[axis] > 1 else ():
             out = step * input.scale[axis] / output.scale[axis]
-            if out != round(out):
+            if abs(out - round(out)) > 1e-6:
                 continue
             wanted = [_grown(output.shape, axis, times * round(out)) for times in (1, 2)]
             if [shape_of(_grown(input.shape, axis, times * step)) for times in (1, 2)] == wanted:
@@ -81,49 +101,81 @@ class Shapes:
     """Shapes and memory of a network, found without computing: on torch's meta device."""
 
     def __init__(self, model: nn.Module, logits: Callable[[nn.Module, torch.Tensor], torch.Tensor]):
-        tensors = itertools.chain(model.parameters(), model.buffers())
-        self.model = copy.deepcopy(model, {id(t): torch.empty_like(t, device="meta", requires_grad=False) for t in tensors})
-        self.logits = logits
-        self.largest = 0
-        for module in self.model.modules():
-            if not any(module.children()):
-                module.register_forward_hook(self._note)
-
-    def _note(self, module: nn.Module, taken: tuple, given: torch.Tensor) -> None:
-        self.largest = max(self.largest, sum(t.numel() for t in (*taken, given) if isinstance(t, torch.Tensor)))
+        self.model, self.logits = _OnMeta(model), logits
 
     @torch.inference_mode()
     def __call__(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """Output shape (z, y, x), None where the network refuses the input or cannot be run on the meta device."""
         try:
             given = self.logits(self.model, torch.empty(1, 1, *shape, device="meta"))
-        except (RuntimeError, ValueError, AssertionError, NotImplementedError):
+        except Exception:  # a network says in its own way that it does not take a size
             return None
         return tuple(given.shape[2:])
 
     def gigabytes(self, shape: tuple[int, ...]) -> float:
-        """Roughly what a forward pass holds at its peak in float32: twice what its largest layer takes and gives."""
-        self.largest = 0
-        self(shape)
-        return 2 * 4 * self.largest / 1e9
+        """Roughly what a forward pass in float32 holds at its peak; 0 if it cannot be run on the meta device."""
+        with _Held() as held:
+            self(shape)
+        return WORKSPACE * held.peak / 1e9
+
+
+class _OnMeta(nn.Module):
+    """A network run with tensors of its shapes that hold nothing."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        named = itertools.chain(model.named_parameters(), model.named_buffers())
+        self.empty = {name: torch.empty_like(tensor, device="meta", requires_grad=False) for name, tensor in named}
+
+    def forward(self, raw: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(self.model, self.empty, (raw,))
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, in `peak` the most at any time."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive: set[int] = set()
+        self.bytes = self.peak = 0
+
+    def __torch_dispatch__(self, function: Callable, types: Sequence, args: tuple = (), kwargs: dict | None = None) -> object:
+        given = function(*args, **(kwargs or {}))
+        for tensor in given if isinstance(given, tuple | list) else (given,):
+            if isinstance(tensor, torch.Tensor) and id(storage := tensor.untyped_storage()) not in self.alive:
+                self._count(id(storage), storage.nbytes())
+                weakref.finalize(storage, self._count, id(storage), -storage.nbytes())
+        return given
+
+    def _count(self, storage: int, size: int) -> None:
+        self.alive ^= {storage}
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
 
 
 def judged(window: Window, forward: Forward, device: torch.device) -> Window:
-    """The window, with `agree` as measured: on noise, two windows that are one step apart are compared where they overlap.
+    """The window, with `agree` as measured: two windows on noise are compared where they overlap, half a window apart.
 
-    A network of a fixed size agrees if it gives less than it takes.
+    The noise grows brighter along each axis, so that normalisation over a window shows. A network of a fixed size
+    agrees if it gives less than it takes.
     """
-    shift = window.steps
-    if not any(step_out for _, step_out in shift):
+    if not any(step_out for _, step_out in window.steps):
         return replace(window, agree=bool((window.output.extent < window.input.extent - 1e-6).any()))
-    small = window.holding([step_out + 1 for _, step_out in shift])
-    n_in, n_out = small.input.shape, small.output.shape
-    noise = torch.rand(1, 1, *(n + a for n, (a, _) in zip(n_in, shift, strict=True)), device=device, generator=torch.Generator(device).manual_seed(0))
-    first = forward(noise[(..., *(slice(n) for n in n_in))]).float()[0]
-    second = forward(noise[(..., *(slice(a, None) for a, _ in shift))]).float()[0]
-    shared = first[(..., *(slice(b, None) for _, b in shift))]
-    again = second[(..., *(slice(n - b) for n, (_, b) in zip(n_out, shift, strict=True)))]
-    return replace(window, agree=bool((shared - again).abs().max() <= 1e-3 * shared.abs().max() + 1e-6))
+    step_in, step_out = np.array(window.steps).T
+    used = window.holding(step_out + 1)
+    n_in, n_out = np.array(used.input.shape), np.array(used.output.shape)
+    times = np.maximum(n_out // 2 // np.maximum(step_out, 1), 1)
+    generator = torch.Generator(device).manual_seed(0)
+    noise = torch.rand(1, 1, *(n_in + times * step_in).tolist(), device=device, generator=generator)
+    for axis in (2, 3, 4):
+        noise *= torch.linspace(0.2, 1, noise.shape[axis], device=device).view(-1, *[1] * (4 - axis))
+    first = forward(noise[(..., *map(slice, n_in.tolist()))]).float()[0]
+    second = forward(noise[(..., *map(slice, (times * step_in).tolist(), noise.shape[2:]))]).float()[0]
+    shared = first[(..., *map(slice, (times * step_out).tolist(), n_out.tolist()))]
+    again = second[(..., *map(slice, (n_out - times * step_out).tolist()))]
+    spread = (shared - shared.mean((1, 2, 3), keepdim=True)).abs().max()
+    return replace(window, agree=bool((shared - again).abs().max() <= 1e-3 * spread + 1e-6 * shared.abs().max()))
 
 
 @dataclass(frozen=True)
@@ -132,12 +184,11 @@ class Plan:
 
     raw: Raw
     window: Window
-    corner: np.ndarray
-    """(3,) nm, lower corner of the first voxel that is written and of the network's output voxel 0."""
     grid: Grid
-    """What is written."""
+    """What is written. The network's own voxels begin at its lower corner too."""
     block: tuple[int, ...]
-    """Written voxels that are computed at a time."""
+    """Written voxels that are computed at a time, whole chunks."""
+    chunks: tuple[int, ...]
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -145,55 +196,78 @@ class Plan:
         return tuple(math.ceil(n / b) for n, b in zip(self.grid.shape, self.block, strict=True))
 
     @property
-    def chunks(self) -> tuple[int, ...]:
-        """Of the written arrays: whole chunks are in a block."""
-        return tuple(b // math.ceil(b / 128) for b in self.block)
+    def resampled(self) -> bool:
+        return not np.allclose(self.grid.scale, self.window.output.scale, rtol=1e-6)
 
     def place(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """First and last + 1 written voxel of a block."""
         start = np.array(np.unravel_index(number, self.blocks)) * self.block
         return start, np.minimum(start + self.block, self.grid.shape)
 
-    def needs(self, number: int) -> np.ndarray:
-        """First of the network's output voxels that a block is made of; a whole number of steps."""
-        start = self.place(number)[0]
-        steps = np.array([max(step_out, 1) for _, step_out in self.window.steps])
-        if self.resampled:
-            start = np.floor(start * self.grid.scale / self.window.output.scale - 1 + 1e-6).astype(int)
-        return start // steps * steps if self.window.agree else start
+    def needs(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """First and last + 1 of the network's voxels that a block is made of; the first one is on a whole unit of the window."""
+        start, stop = self.place(number)
+        if self.resampled:  # linear interpolation takes the next voxel too
+            ratio = self.grid.scale / self.window.output.scale
+            start, stop = np.floor(start * ratio - 1 + 1e-6).astype(int), np.ceil(stop * ratio + 1 - 1e-6).astype(int)
+        return start // self.window.unit * self.window.unit, stop
 
-    @property
-    def resampled(self) -> bool:
-        return not np.allclose(self.grid.scale, self.window.output.scale, rtol=1e-6)
+    def windows(self, number: int) -> list[range]:
+        """Along each axis, where the windows of a block start, in voxels of the network."""
+        size, stride = np.array(self.window.output.shape), self.window.stride
+        first, last = self.needs(number)
+        if not self.window.agree:  # of the lattice over the volume, all that reach into the block
+            first = ((first - size) // stride + 1) * stride
+        return [range(*along) for along in zip(first.tolist(), last.tolist(), stride.tolist(), strict=True)]
+
+    def raw_place(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First and last input voxel of the window that starts at a voxel of the network, in voxels of the raw, fractional.
+
+        Where both have one size, they are whole voxels of the raw, chosen as in training.
+        """
+        taken, given = self.window.input, self.window.output
+        corner = self.grid.box()[0]
+        base = sampling.on_voxels(corner + given.extent / 2, np.eye(3), taken, self.raw.grid)
+        centre = base + start * given.scale
+        half = (np.array(taken.shape) - 1) / 2 * taken.scale
+        return tuple((centre + side * half - self.raw.grid.origin) / self.raw.grid.scale for side in (-1, 1))  # type: ignore[return-value]
 
 
 def plan(
     raw: Raw, window: Window, lower: np.ndarray, upper: np.ndarray, scale: Sequence[float] | None = None, largest: int = 128
 ) -> Plan:
-    """Cover the box lower..upper (nm) by voxels of `scale` (nm; the network's unless given), in blocks of up to `largest` voxels.
+    """Cover the box lower..upper (nm) by voxels of `scale` (nm; the network's unless given), in blocks of about `largest` voxels.
 
-    Where the raw has the network's voxel size, the voxels are moved down by less than one, so that raw is not interpolated.
+    Where the raw has the network's voxel size, the voxels are moved down by less than one, onto those of the raw.
     """
     scale = np.array(scale or window.output.scale, float)
-    corner = _on_raw(lower, raw.grid, window)
+    corner = _on_raw(lower, raw.grid, window.input)
     shape = np.maximum(1, np.ceil((upper - corner) / scale - 1e-6)).astype(int)
-    same = np.allclose(scale, window.output.scale, rtol=1e-6)
-    ratio = scale / window.output.scale
-    block, needed = [], []
-    for axis, (n, (_, step)) in enumerate(zip(shape.tolist(), window.steps, strict=True)):
-        around = 0 if same else 2 + max(step, 1)  # interpolation, and starting at a whole step
-        if not step and window.agree:  # of fixed size
-            size = max(1, math.floor((window.output.shape[axis] - around) / ratio[axis]))
-        else:
-            limit = max(1, min(largest, math.floor(largest / ratio[axis])))
-            size = math.ceil(n / math.ceil(n / limit))
-            unit = (step or 1) * (2 if size > 128 else 1) if same else 1
-            size = math.ceil(size / unit) * unit
-        block.append(size)
-        needed.append(math.ceil(size * ratio[axis] - 1e-6) + around)
-    sized = window.holding(needed) if window.agree else window
     grid = Grid(corner + scale / 2, scale, tuple(shape.tolist()))
-    return Plan(raw, sized, corner, grid, tuple(block))
+    ratio, grows = scale / window.output.scale, np.array([step > 0 for _, step in window.steps])
+    same = np.allclose(ratio, 1, rtol=1e-6)
+    unit = (np.where(grows, window.unit, window.stride) if window.agree else window.stride) if same else np.ones(3, int)
+    limit = largest / np.maximum(ratio, 1)
+    block, chunks = zip(*map(_block, shape.tolist(), limit.astype(int).tolist(), unit.tolist()), strict=True)
+    if window.agree:
+        needed = np.array(block) if same else np.ceil(np.array(block) * ratio).astype(int) + 3 + window.unit
+        window = window.holding(-(-needed // window.unit) * window.unit)
+    return Plan(raw, window, grid, block, chunks)
+
+
+def _block(n: int, largest: int, unit: int) -> tuple[int, int]:
+    """Voxels along an axis of n that blocks and chunks have: blocks of about one size, of whole chunks of whole units."""
+    largest = max(largest // unit, 1) * unit
+    size = math.ceil(n / math.ceil(n / largest))
+    chunks = math.ceil(size / CHUNK)
+    chunk = math.ceil(size / chunks / unit) * unit
+    return chunks * chunk, chunk
+
+
+def _on_raw(lower: np.ndarray, grid: Grid, taken: Patch) -> np.ndarray:
+    """The corner moved down by less than a voxel onto a corner of a raw voxel, along axes where the network's voxels are as large."""
+    first = (lower - grid.box()[0]) / grid.scale
+    return lower - np.where(np.isclose(taken.scale, grid.scale, rtol=1e-6), (first - np.floor(first + 1e-3)) * grid.scale, 0)
 
 
 @torch.inference_mode()
@@ -202,20 +276,19 @@ def run(
 ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
     """For each block of `numbers`, in order, its values (classes, z, y, x) and whether its raw is 0 throughout.
 
-    The raw of the next blocks is read meanwhile. forward: raw (1, 1, z, y, x) in [0, 1] to logits; finish: logits (classes, z, y, x) to what is stored, on the device.
+    The raw of the next blocks is read meanwhile. forward: raw (1, 1, z, y, x) in [0, 1] to logits; finish: logits (classes, z, y, x)
+    to what is stored, on the device.
     """
     with ThreadPoolExecutor(ahead) as readers:
-        waiting: deque = deque()
         left = iter(numbers)
-        for number in itertools.islice(left, ahead):
-            waiting.append((number, readers.submit(_read, plan, number)))
+        waiting = deque((number, readers.submit(_read, plan, number)) for number in itertools.islice(left, ahead))
         while waiting:
             number, reading = waiting.popleft()
-            block, start = reading.result()
+            raw, start = reading.result()
             if (following := next(left, None)) is not None:
                 waiting.append((following, readers.submit(_read, plan, following)))
-            logits = _logits(plan, block, start, number, forward, device)
-            yield number, finish(_on_grid(plan, logits, number)).cpu().numpy(), not block.any()
+            logits = _logits(plan, number, raw.to(device, non_blocking=True), start, forward)
+            yield number, finish(_on_grid(plan, number, logits)).cpu().numpy(), not raw.any()
 
 
 def oriented(forward: Forward, orientations: int) -> Forward:
@@ -261,96 +334,71 @@ def decode(stored: np.ndarray, content: str) -> np.ndarray:
 
 def _read(plan: Plan, number: int) -> tuple[torch.Tensor, np.ndarray]:
     """The raw that a block needs, on voxels of the raw's grid, and the first of them."""
-    first, last = _windows(plan, number)
-    low, high = _raw_place(plan, first)[0], _raw_place(plan, last)[1]
+    windows = plan.windows(number)
+    low = plan.raw_place(np.array([starts[0] for starts in windows]))[0]
+    high = plan.raw_place(np.array([starts[-1] for starts in windows]))[1]
     start, stop = np.floor(low - 0.01).astype(int), np.ceil(high + 0.01).astype(int) + 1
     return torch.from_numpy(np.ascontiguousarray(plan.raw.read_mirrored(start, stop))), start
 
 
-def _windows(plan: Plan, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the first and the last window of a block start, in output voxels."""
-    needs = plan.needs(number)
-    if plan.window.agree:
-        return needs, needs
-    size, stride = np.array(plan.window.output.shape), _stride(plan.window)
-    start, stop = plan.place(number)
-    end = np.ceil(stop * plan.grid.scale / plan.window.output.scale + (1 if plan.resampled else 0) - 1e-6).astype(int)
-    return ((needs - size) // stride + 1) * stride, (end - 1) // stride * stride
+def _logits(plan: Plan, number: int, raw: torch.Tensor, raw_start: np.ndarray, forward: Forward) -> torch.Tensor:
+    """Logits (classes, z, y, x) of the network's voxels from the first that a block needs on: of one window, or the mean over several."""
+    window, (first, last) = plan.window, plan.needs(number)
+    linear = np.diag(np.array(window.input.scale) / plan.raw.grid.scale)
+
+    def through(corner: tuple[int, ...]) -> torch.Tensor:
+        place = plan.raw_place(np.array(corner))[0] - raw_start
+        affine = np.concatenate([linear, place[:, None]], axis=1)
+        return forward(augment.raw_patches([raw], [affine], window.input.shape, plan.raw.raw_range))[0]
+
+    corners = list(itertools.product(*plan.windows(number)))
+    if window.agree and len(corners) == 1:
+        return through(corners[0])
+    size, shape = np.array(window.output.shape), last - first
+    weight = (torch.ones(window.output.shape) if window.agree else _gaussian(window.output.shape)).to(raw.device)
+    total, weights = None, torch.zeros(*shape.tolist(), device=raw.device)
+    for corner in corners:
+        start = np.array(corner) - first
+        inside, part = _slices(np.maximum(start, 0), np.minimum(start + size, shape)), _slices(np.maximum(-start, 0), np.minimum(size, shape - start))
+        logits = through(corner)[(..., *part)] * weight[part]
+        total = logits.new_zeros(len(logits), *shape.tolist()) if total is None else total
+        total[(..., *inside)] += logits
+        weights[inside] += weight[part]
+    return total.div_(weights)  # type: ignore[union-attr]
 
 
-def _stride(window: Window) -> np.ndarray:
-    steps = np.array([max(step_out, 1) for _, step_out in window.steps])
-    return np.maximum(np.floor(np.array(window.output.shape) * (1 - OVERLAP) / steps), 1).astype(int) * steps
-
-
-def _raw_place(plan: Plan, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and last input voxel of the window whose output starts at `start`, in voxels of the raw's grid, fractional."""
-    taken, given = plan.window.input, plan.window.output
-    centre = plan.corner + (start + np.array(given.shape) / 2) * given.scale
-    half = (np.array(taken.shape) - 1) / 2 * taken.scale
-    return tuple((centre + side * half - plan.raw.grid.origin) / plan.raw.grid.scale for side in (-1, 1))  # type: ignore[return-value]
-
-
-def _logits(plan: Plan, block: torch.Tensor, block_start: np.ndarray, number: int, forward: Forward, device: torch.device) -> torch.Tensor:
-    """Logits (classes, z, y, x) of the network's voxels that a block needs, from `plan.needs` on."""
-    block = block.to(device, non_blocking=True)
-    linear = np.diag(np.array(plan.window.input.scale) / plan.raw.grid.scale)
-
-    def window(start: np.ndarray) -> torch.Tensor:
-        affine = np.concatenate([linear, (_raw_place(plan, start)[0] - block_start)[:, None]], axis=1)
-        return forward(augment.raw_patches([block], [affine], plan.window.input.shape, plan.raw.raw_range))[0]
-
-    first, last = _windows(plan, number)
-    if plan.window.agree:
-        return window(first)
-    size, needs = np.array(plan.window.output.shape), plan.needs(number)
-    shape = last + size - needs
-    weight = _gaussian(size).to(device)
-    total: torch.Tensor | None = None
-    weights = torch.zeros(*shape.tolist(), device=device)
-    for corner in itertools.product(*(range(a, b + 1, s) for a, b, s in zip(first, last, _stride(plan.window), strict=True))):
-        logits = window(np.array(corner)).float()
-        if total is None:
-            total = torch.zeros(len(logits), *shape.tolist(), device=device)
-        start = np.array(corner) - needs
-        into = tuple(slice(max(a, 0), a + n) for a, n in zip(start.tolist(), size.tolist(), strict=True))
-        part = tuple(slice(max(-a, 0), None) for a in start.tolist())
-        total[(..., *into)] += (logits * weight)[(..., *part)]
-        weights[into] += weight[part]
-    return total / weights
-
-
-def _gaussian(shape: np.ndarray) -> torch.Tensor:
+def _gaussian(shape: Sequence[int]) -> torch.Tensor:
     """Weights (z, y, x) of the voxels of a window: a Gaussian of an eighth of its size, at least 1e-3 at the corners."""
-    axes = [torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) for n in shape.tolist()]
+    axes = [torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) for n in shape]
     return (axes[0][:, None, None] * axes[1][:, None] * axes[2]).clamp_(min=1e-3)
 
 
-def _on_grid(plan: Plan, logits: torch.Tensor, number: int) -> torch.Tensor:
+def _on_grid(plan: Plan, number: int, logits: torch.Tensor) -> torch.Tensor:
     """Logits of a block on the voxels that are written: cut out, or resampled."""
     start, stop = plan.place(number)
-    needs = plan.needs(number)
+    first = plan.needs(number)[0]
     if not plan.resampled:
-        return logits[(..., *(slice(a, b) for a, b in zip((start - needs).tolist(), (stop - needs).tolist(), strict=True)))]
-    given = np.array(plan.window.output.scale)
+        return logits[(..., *_slices(start - first, stop - first))]
+    given, corner = np.array(plan.window.output.scale), plan.grid.box()[0]
     values = logits.float()
     for axis in range(3):
         matrix = regrid.axis_weights(
             plan.grid.origin[axis] + start[axis] * plan.grid.scale[axis], plan.grid.scale[axis], int(stop[axis] - start[axis]),
-            plan.corner[axis] + (needs[axis] + 0.5) * given[axis], given[axis], values.shape[axis + 1], repeat_edge=True,
+            corner[axis] + (first[axis] + 0.5) * given[axis], given[axis], values.shape[axis + 1], repeat_edge=True,
         )  # fmt: skip
         weights = torch.from_numpy(matrix).to(values.device)
         values = torch.tensordot(values, weights, dims=([axis + 1], [1])).movedim(-1, axis + 1)
     return values
 
 
-def _on_raw(lower: np.ndarray, grid: Grid, window: Window) -> np.ndarray:
-    """The corner moved down by less than a voxel, where that puts input voxels on voxels of the raw."""
-    taken, given = window.input, window.output
-    first = (lower + given.extent / 2 - (np.array(taken.shape) - 1) / 2 * taken.scale - grid.origin) / grid.scale
-    move = (first - np.floor(first + 1e-3)) * grid.scale
-    return lower - np.where(np.isclose(taken.scale, grid.scale, rtol=1e-6), move, 0)
+def _whole(ratio: float) -> int:
+    """The least number whose multiple of `ratio` is whole; 1 if none up to LARGEST_STEP is."""
+    return next((n for n in range(1, LARGEST_STEP + 1) if abs(n * ratio - round(n * ratio)) < 1e-6), 1)
 
 
 def _grown(shape: Sequence[int], axis: int, by: int) -> tuple[int, ...]:
     return tuple(n + by * (i == axis) for i, n in enumerate(shape))
+
+
+def _slices(first: np.ndarray, last: np.ndarray) -> tuple[slice, ...]:
+    return tuple(map(slice, first.tolist(), last.tolist()))

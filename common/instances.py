@@ -79,6 +79,30 @@ def smallest_dtype(n: int) -> type[np.unsignedinteger]:
     return next(dtype for dtype in (np.uint8, np.uint16, np.uint32, np.uint64) if n <= np.iinfo(dtype).max)
 
 
+def zeros(like: Volume, dtype: np.dtype | type) -> Volume:
+    """A new volume of zeros beside another; beyond IN_MEMORY it is mapped from a file without a name.
+
+    Raises OSError where the disk has not that much room: a mapped file that finds it out later ends the process (SIGBUS).
+    """
+    size = math.prod(like.shape) * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY:
+        return replace(like, array=np.zeros(like.shape, dtype))
+    with tempfile.TemporaryFile(dir=like.scratch) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            folder = like.scratch or tempfile.gettempdir()
+            raise OSError(f"{folder}: no room for {size / 1e9:.1f} GB of scratch; set scratch to a folder with more") from error
+        return replace(like, array=np.memmap(file, dtype, "r+", shape=like.shape))
+
+
+def largest(volume: Volume) -> int:
+    """The largest value of a volume, 0 of one without voxels."""
+    return max((int(volume.read(block.core).max()) for block in _blocks(volume)), default=0)
+
+
 def copy(volume: Volume, destination: Any) -> None:
     """Write a volume into an array of its shape, block by block.
 
@@ -135,7 +159,7 @@ def fill_holes(volume: Volume, max_nm3: float = np.inf) -> Volume:
     fill = hole if volume.dtype == np.bool_ else _objects_around(volume, gaps, hole)
     if not fill.any():
         return volume
-    filled = _new(volume, volume.dtype)
+    filled = zeros(volume, volume.dtype)
     for block in _blocks(volume):
         values = volume.read(block.core)
         if fill[gaps.ids[block.index]].any():
@@ -234,28 +258,9 @@ def _blocks(volume: Volume) -> Iterator[_Block]:
         )
 
 
-def _new(like: Volume, dtype: np.dtype | type) -> Volume:
-    """Zeros of the shape of a volume; beyond IN_MEMORY mapped from a file without a name.
-
-    Raises OSError where the disk has not that much room: a mapped file that finds it out later ends the process (SIGBUS).
-    """
-    size = math.prod(like.shape) * np.dtype(dtype).itemsize
-    if size <= IN_MEMORY:
-        return replace(like, array=np.zeros(like.shape, dtype))
-    with tempfile.TemporaryFile(dir=like.scratch) as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            folder = like.scratch or tempfile.gettempdir()
-            raise OSError(f"{folder}: no room for {size / 1e9:.1f} GB of scratch; set scratch to a folder with more") from error
-        return replace(like, array=np.memmap(file, dtype, "r+", shape=like.shape))
-
-
 def _map(volume: Volume, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype | type) -> Volume:
     """A function of single voxels, block by block."""
-    result = _new(volume, dtype)
+    result = zeros(volume, dtype)
     for block in _blocks(volume):
         values = function(volume.read(block.core))
         if values.any():
@@ -304,7 +309,7 @@ class _Components:
 
     def relabelled(self, table: np.ndarray) -> Volume:
         """A volume of table[id]; table[0] is 0."""
-        result = _new(self.volume, table.dtype)
+        result = zeros(self.volume, table.dtype)
         for block in _blocks(self.volume):
             if table[self.ids[block.index]].any():
                 result.array[block.core] = table[self.read(block)[block.inner]]

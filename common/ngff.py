@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import lzma
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,6 +170,7 @@ def finish_multiscale(
     """Add a coarser level for each of `factors` (voxels that become one, z, y, x), then the metadata that make the group an image.
 
     reduce(block, factor) gives the coarser block: `block_mean` for intensities, `pick` for ids. Memory: a chunk's worth.
+    Interrupted, it can be called again.
     """
     group = zarr.open_group(str(path), mode="r+")
     fine, scale, origin = group["s0"], grid.scale, grid.origin
@@ -216,7 +218,7 @@ def _new_level(group: zarr.Group, number: int, shape: Sequence[int], dtype: np.d
     array = group.create_dataset(
         f"s{number}", shape=tuple(int(n) for n in shape), dtype=dtype, fill_value=0, dimension_separator="/",
         chunks=tuple(int(min(c, n)) for c, n in zip(chunks, shape, strict=True)),
-        compressor=Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE), write_empty_chunks=False,
+        compressor=Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE), write_empty_chunks=False, overwrite=True,
     )  # fmt: skip
     array.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x"]
     return array
@@ -228,12 +230,23 @@ def pick(volume: np.ndarray, factors: Sequence[int]) -> np.ndarray:
 
 
 def block_mean(volume: np.ndarray, factors: Sequence[int]) -> np.ndarray:
-    """Mean over blocks of `factors` voxels, in the dtype of `volume` (integers rounded); a partial last block is dropped."""
-    z, y, x = (n // f for n, f in zip(volume.shape, factors, strict=True))
-    fz, fy, fx = factors
-    blocks = volume[: z * fz, : y * fy, : x * fx].reshape(z, fz, y, fy, x, fx)
-    mean = blocks.mean(axis=(1, 3, 5), dtype=np.float32)
-    return np.rint(mean).astype(volume.dtype) if volume.dtype.kind in "ui" else mean.astype(volume.dtype)
+    """Mean over blocks of `factors` voxels, in the dtype of `volume` (integers rounded); a partial last block is dropped.
+
+    Sums of slices axis by axis: many times faster than NumPy's mean over the axes of a reshaped volume.
+    """
+    n, whole = math.prod(map(int, factors)), volume.dtype.kind in "ui"
+    wide = np.int64 if whole else np.float32
+    if volume.dtype == np.uint8 and n < 257:
+        wide = np.uint16
+    total = volume
+    for axis, factor in enumerate(factors):
+        stop = total.shape[axis] // factor * factor
+        first, *others = (total[(slice(None),) * axis + (slice(k, stop, factor),)] for k in range(factor))
+        total = first.astype(wide)
+        for other in others:
+            total += other
+    mean = total / np.float32(n)
+    return np.rint(mean).astype(volume.dtype) if whole else mean.astype(volume.dtype)
 
 
 def _affine(path: Path, transforms: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:

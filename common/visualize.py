@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from scipy.special import expit
 
 from common import classes as class_table
 from common import figures, ngff, regions, regrid
@@ -66,10 +68,11 @@ def visualize(
     known = [*config.classes, *config.extra_classes, *(name for box in boxes for name in box.classes)]
     if problems := class_table.unknown_names(classes, known):
         raise ValueError("\n".join(f"--classes: {problem}" for problem in problems))
-    found = [find_layers(config, box, classes, kinds) for box in boxes]
-    for box, layers in zip(boxes, found, strict=True):
-        for absent in missing(layers, classes or config.classes):
-            say(f"note: {box}: no {absent}")
+    shown = [(box, layers) for box in boxes if any((layers := find_layers(config, box, classes, kinds, say)).values())]
+    if not shown:
+        where = f"--volume {volume}" if volume else f"--crops {crops}"
+        raise ValueError(f"{where}: nothing of {', '.join(kinds)} is there; predict and process first, or write --kinds raw")
+    boxes, found = zip(*shown, strict=True)
     if not png:
         show(boxes, found, port, bind, say)
         return []
@@ -79,46 +82,43 @@ def visualize(
     return paths
 
 
-def find_layers(config: TrainConfig, region: Region, classes: Sequence[str] = (), kinds: Sequence[str] = KINDS) -> Layers:
-    """What there is to see of a box, of the classes of the experiment unless others are given."""
+def find_layers(
+    config: TrainConfig, region: Region, classes: Sequence[str] = (), kinds: Sequence[str] = KINDS, say: Callable[[str], None] = print
+) -> Layers:
+    """What there is to see of a box, of the classes of the experiment unless others are given; what there is not is said."""
     folders = {
         "truth": region.truth,
         "predictions": region.folder(config.path("predictions_path")),
         "processed": region.folder(config.path("processed_path")),
     }
-    layers: Layers = {}
-    for kind in (kind for kind in KINDS if kind in kinds):
-        if kind == "raw":
-            layers[kind] = {"": ngff.open_levels(region.raw)}
-        else:
-            folder = folders[kind]
-            there = [name for name in classes or config.classes if folder and _is_whole(folder / name)]
-            layers[kind] = {name: ngff.open_levels(folder / name) for name in there}
-    return layers
-
-
-def missing(layers: Layers, classes: Sequence[str]) -> list[str]:
-    """Kinds without any class, and classes without prediction or processed volume where others have them."""
+    layers: Layers = {"raw": {"": ngff.open_levels(region.raw)}} if "raw" in kinds else {}
     absent = []
-    for kind, there in layers.items():
-        if not there:
-            absent.append(kind)
-        elif kind in ("predictions", "processed") and (left := [name for name in classes if name not in there]):
-            absent.append(f"{kind} of {', '.join(left)}")
-    return absent
+    for kind, folder in folders.items():
+        if kind in kinds:
+            there = [name for name in classes or config.classes if folder and _is_whole(folder / name)]
+            left = [name for name in classes or config.classes if name not in there]
+            layers[kind] = {name: ngff.open_levels(folder / name) for name in there}
+            if not there:
+                absent.append(f"no {kind}")
+            elif left and kind != "truth":
+                absent.append(f"no {kind} of {', '.join(left)}")
+    if absent:
+        say(f"note: {region}: {', '.join(absent)}")
+    return layers
 
 
 def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) -> np.ndarray:
     """A picture of a box, (y, x, 3) uint8: a row for each of its z slices at `depths`, a column for each kind that is there.
 
-    Classes are painted over each other, the largest first; objects have a colour each. Of a volume no more is read than these slices.
+    Classes lie over each other, the largest lowest; of objects with ids each has a colour. No more is read than these slices.
     """
     grids = _slices(region, layers, depths)
     values = {kind: {name: _values(kind, levels, grids) for name, levels in there.items()} for kind, there in layers.items() if there}
     raw = values.pop("raw", {}).get("")
     order, names = _painting_order(values)
     columns = [] if raw is None else [[figures.grey(plane) for plane in _stretched(raw)]]
-    columns += [_in_colour({name: there[name] for name in order if name in there}, len(grids), grids[0].shape[1:]) for there in values.values()]
+    for there in values.values():
+        columns.append(_in_colour({name: there[name] for name in order if name in there}, len(grids), grids[0].shape[1:]))
     times = max(1, round(ENLARGED / max(grids[0].shape)))
     rows = [[panel.repeat(times, 0).repeat(times, 1) for panel in row] for row in zip(*columns, strict=True)]
     rows[0][0] = figures.scale_bar(rows[0][0], grids[0].scale[2] / times)
@@ -134,7 +134,9 @@ def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) ->
     return figures.above([*head, picture], gap=0, background=255)
 
 
-def show(boxes: Sequence[Region], found: Sequence[Layers], port: int = 0, bind: str = "127.0.0.1", say: Callable[[str], None] = print) -> None:
+def show(
+    boxes: Sequence[Region], found: Sequence[Layers], port: int = 0, bind: str = "127.0.0.1", say: Callable[[str], None] = print
+) -> None:
     """Serve boxes to neuroglancer, say the links, and wait for Enter or Ctrl-C."""
     viewers = open_viewers(boxes, found, port, bind)
     links = [viewer.get_viewer_url() for viewer in viewers]
@@ -144,13 +146,18 @@ def show(boxes: Sequence[Region], found: Sequence[Layers], port: int = 0, bind: 
     say(f"from another machine: ssh -L {number}:{here}:{number} {socket.gethostname()}, then the link with localhost:{number}")
     say("Enter or Ctrl-C ends it")
     try:
-        input()
-    except EOFError:  # no terminal, as in a job of a cluster
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        pass
+        with contextlib.suppress(KeyboardInterrupt):
+            _wait()
     finally:
         _neuroglancer().stop()
+
+
+def _wait() -> None:
+    """For Enter; where there is no terminal, as in a job of a cluster, for ever."""
+    try:
+        input()
+    except EOFError:
+        threading.Event().wait()
 
 
 def open_viewers(boxes: Sequence[Region], found: Sequence[Layers], port: int = 0, bind: str = "127.0.0.1") -> list[Any]:
@@ -229,7 +236,7 @@ def _layer(neuroglancer: Any, kind: str, name: str, levels: Sequence[Level], reg
         low, high = map(float, np.percentile(raw, CONTRAST))
         return neuroglancer.ImageLayer(source=source, opacity=1.0, shader_controls={"normalized": {"range": [low, high]}})
     if kind == "predictions":
-        return neuroglancer.ImageLayer(source=source, shader=SHADER % (colour, LOGISTIC if _is_logits(levels[0]) else "value"))
+        return neuroglancer.ImageLayer(source=source, opacity=0.8, shader=SHADER % (colour, LOGISTIC if _is_logits(levels[0]) else "value"))
     return neuroglancer.SegmentationLayer(source=source, segment_default_color=None if name in class_table.INSTANCES else colour)
 
 
@@ -265,7 +272,7 @@ def _neuroglancer() -> Any:
     try:
         import neuroglancer
     except ImportError as error:
-        raise ValueError(f"neuroglancer is needed to look at volumes in a browser ({error}); pip install neuroglancer, or write --png FILE") from error
+        raise ValueError(f"a viewer in the browser needs neuroglancer ({error}); pip install neuroglancer, or write --png FILE") from error
     return neuroglancer
 
 
@@ -282,26 +289,31 @@ def _slices(region: Region, layers: Layers, depths: Sequence[float]) -> list[Gri
 
 
 def _values(kind: str, levels: Sequence[Level], grids: Sequence[Grid]) -> np.ndarray:
-    """(slices, y, x): ids or 0 and 1 of labels, probabilities of predictions, the raw as it is stored."""
+    """(slices, y, x): integer ids, or 0 and 1, of labels; float32 probabilities of predictions; raw as it is stored, in float32."""
     level = ngff.pick_level(levels, grids[0].scale)
     if kind in ("truth", "processed"):
         return np.concatenate([regrid.ids(level, grid) for grid in grids])
-    values = np.concatenate([_resampled(level, grid) for grid in grids])
-    if kind == "raw":
-        return values
-    if _is_logits(level):
-        return 1 / (1 + np.exp(-values))
-    return values / np.iinfo(level.array.dtype).max if level.array.dtype.kind == "u" else values
+    change = _probability(level) if kind == "predictions" else np.positive
+    return np.concatenate([_resampled(level, grid, change) for grid in grids])
 
 
-def _resampled(level: Level, grid: Grid) -> np.ndarray:
-    """Float32 intensities on a grid: means over larger voxels, linear between the centres of smaller ones, 0 outside."""
+def _resampled(level: Level, grid: Grid, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Changed intensities on a grid: means over larger voxels, linear between the centres of smaller ones, 0 outside."""
     corners = (np.array(grid.box()) - level.box()[0]) / level.scale
     start = np.clip(np.floor(corners[0]) - 1, 0, level.shape - 1).astype(int)
     stop = np.clip(np.ceil(corners[1]) + 1, start + 1, level.shape).astype(int)
     places = zip(grid.origin, grid.scale, grid.shape, level.translation + start * level.scale, level.scale, stop - start, strict=True)
     weights = [regrid.axis_weights(*place) for place in places]
-    return np.einsum("az,by,cx,zyx->abc", *weights, np.nan_to_num(level.read(start, stop).astype(np.float32)), optimize=True)
+    block = np.nan_to_num(change(level.read(start, stop).astype(np.float32)), copy=False)
+    return np.einsum("az,by,cx,zyx->abc", *weights, block, optimize=True)
+
+
+def _probability(level: Level) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes probabilities of a prediction as it is stored."""
+    if _is_logits(level):
+        return expit
+    dtype = level.array.dtype
+    return lambda stored: stored / (np.iinfo(dtype).max if dtype.kind == "u" else 1)
 
 
 def _stretched(raw: np.ndarray) -> np.ndarray:
@@ -318,15 +330,14 @@ def _painting_order(values: dict[str, dict[str, np.ndarray]]) -> tuple[list[str]
     return order, [name for name in names if name in order]
 
 
-def _in_colour(there: dict[str, np.ndarray], slices: int, shape: tuple[int, int]) -> list[np.ndarray]:
-    """An RGB image of each slice, classes in the order given."""
+def _in_colour(there: dict[str, np.ndarray], slices: int, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """An RGB image of each slice, classes painted in the order given."""
     images = []
     for z in range(slices):
         shares, colours = np.zeros((len(there), *shape), np.float32), list(figures.class_colours(list(there)))
         for channel, values in enumerate(there.values()):
-            labels = values.dtype.kind in "ui"
-            shares[channel] = values[z] > 0 if labels else values[z]
-            if labels and values.max() > 1:
+            shares[channel] = np.minimum(values[z], 1)
+            if values.max() > 1:
                 colours[channel] = figures.object_colours(values[z], colours[channel])
         images.append(figures.classes_in_colour(shares, range(len(there)), colours))
     return images
@@ -350,7 +361,7 @@ def _attributes(level: Level) -> dict[str, Any]:
 def _is_whole(group: Path) -> bool:
     """Whether an image is there and written to its end."""
     path = group / ".zattrs"
-    return path.is_file() and not json.loads(path.read_text()).get(ngff.UNFINISHED)
+    return path.is_file() and f'"{ngff.UNFINISHED}"' not in path.read_text()
 
 
 def _picture_paths(png: Path, boxes: Sequence[Region]) -> list[Path]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import inspect
 import subprocess
 import sys
@@ -42,13 +43,19 @@ def test_train_is_that_of_the_engine():
     assert train is common.train.train
 
 
+@pytest.mark.parametrize("name", ["train", "predict", "process", "evaluate"])
+def test_the_commands_are_functions_of_the_package(name):
+    module = importlib.import_module(f"common.{name}")
+    assert getattr(csc, name) is getattr(module, name)
+
+
 def test_train_takes_a_path(experiment):
     tiny = experiment()
     assert csc.train(tiny.folder / "train_config.py", data=tiny.data, epochs=1).epochs == 1
 
 
-@pytest.mark.parametrize("name", ["predict", "process", "evaluate", "nonsense"])
-def test_what_is_not_there_yet_cannot_be_imported(name):
+@pytest.mark.parametrize("name", ["visualise", "nonsense"])
+def test_what_is_not_there_cannot_be_imported(name):
     with pytest.raises(ImportError, match=f"cannot import name '{name}' from 'cellmap_segmentation_challenge'"):
         exec(f"from cellmap_segmentation_challenge import {name}")
     assert not hasattr(csc, name)

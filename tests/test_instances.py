@@ -20,10 +20,12 @@ from common.instances import (
     connected_components,
     copy,
     fill_holes,
+    largest,
     remove_small,
     smallest_dtype,
     threshold,
     watershed,
+    zeros,
 )
 
 ISOTROPIC, SECTIONS = (8, 8, 8), (50, 4.6, 4.6)
@@ -361,8 +363,8 @@ def test_what_is_split_does_not_depend_on_the_block():
 def test_parts_are_numbered_by_their_first_voxel_in_the_smallest_dtype():
     """Beside two joined balls, a third object that begins before the second ball."""
     mask = two_balls(ISOTROPIC)
-    second = np.argwhere(watershed(volume(mask)).array == 2).min(0)
-    mask[second[0], 0, -1] = True
+    first = np.argwhere(mask)[0]
+    mask[first[0], first[1], -1] = True
     ids = watershed(volume(mask)).array
     found, first = np.unique(ids[mask], return_index=True)
     assert found.tolist() == [1, 2, 3] and (np.diff(first) > 0).all() and (ids == 2).sum() == 1
@@ -376,6 +378,13 @@ def test_a_string_of_voxels_that_share_corners_only_is_dealt_out():
     ids = watershed(volume(mask, (5, 5, 5))).array
     np.testing.assert_array_equal(ids > 0, mask)
     assert ids.max() == 2 and ids[8, 8, 8] == 1 and ids[12, 12, 12] == 2
+
+
+def test_basins_that_share_corners_only_join_over_a_shallow_pass():
+    mask = np.zeros((21, 21, 21), bool)
+    mask[range(21), range(21), range(21)] = True
+    probability = np.where(np.indices(mask.shape)[0] // 3 % 2 == 0, 0.9, 0.8)
+    np.testing.assert_array_equal(watershed(volume(mask), volume(probability)).array, mask)
 
 
 def test_basins_join_over_the_highest_pass_first():
@@ -392,8 +401,10 @@ def test_a_mask_that_fills_its_volume_is_one_object():
 
 
 def test_touching_ids_are_split_each_alone():
-    ids = np.where(np.arange(20) < 10, 1, 2) * np.ones((10, 10, 1), np.uint8)
-    np.testing.assert_array_equal(watershed(volume(ids.astype(np.uint8), (4, 4, 4))).array, ids)
+    """Two joined balls are cast into a block of another id."""
+    mask = two_balls(ISOTROPIC)
+    ids = watershed(volume(np.where(mask, 1, 2).astype(np.uint8), (20, 20, 20))).array
+    assert same_partition(ids * mask, watershed(volume(mask)).array)
 
 
 def test_an_object_too_large_for_memory_stays_whole_and_is_named(caplog):
@@ -439,6 +450,13 @@ def test_a_copy_refuses_what_would_wrap():
         copy(ids, np.zeros((8, 8, 9), np.uint16))
 
 
+def test_the_largest_value_is_found_in_any_block():
+    ids = np.zeros((5, 6, 7), np.uint16)
+    ids[4, 5, 6] = 700
+    assert largest(volume(ids, (2, 2, 2))) == 700
+    assert largest(volume(ids[:0], (2, 2, 2))) == 0
+
+
 @pytest.mark.parametrize(("n", "dtype"), [(255, np.uint8), (256, np.uint16), (65536, np.uint32), (2**32, np.uint64)])
 def test_ids_take_the_smallest_dtype(n, dtype):
     assert smallest_dtype(n) is dtype
@@ -462,7 +480,7 @@ def test_a_disk_without_room_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(instances, "IN_MEMORY", 0)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=f"{tmp_path}: no room for 0.1 GB of scratch; set scratch"):
-        threshold(Volume(np.broadcast_to(np.uint8(0), (400, 500, 500)), ISOTROPIC, scratch=tmp_path), 0.5)
+        zeros(Volume(np.broadcast_to(np.uint8(0), (400, 500, 500)), ISOTROPIC, scratch=tmp_path), bool)
 
 
 SMALL, REAL = volume(np.zeros((4, 4, 4), np.uint8)), volume(np.zeros((4, 4, 4), np.float32))

@@ -155,6 +155,14 @@ def test_equal_objects_are_at_distance_zero():
     assert score.hausdorff(ball, ball, VOXEL) == 0
 
 
+@pytest.mark.parametrize("larger", [(3, 9), (6, 12), (3, 12)])
+def test_what_reaches_out_of_the_others_box_on_any_side_counts(larger):
+    small, large = cube((6, 9)), cube(larger)
+    for pair in ((small, large), (large, small)):
+        found = score.instance(*pair, VOXEL)
+        assert found.hausdorff_norm_sum == pytest.approx(1.01**-3, abs=1e-12)  # 3 voxels along all axes
+
+
 def test_a_distance_is_capped_at_half_the_shortest_side():
     truth, prediction = np.zeros((2, 10, 4, 60), np.uint8)
     truth[5, 2, :] = 1
