@@ -10,8 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import sparse, stats
-from skimage.metrics import adapted_rand_error as skimage_rand_error
+from scipy import sparse
 
 
 def metrics(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> dict[str, np.ndarray]:
@@ -57,6 +56,8 @@ def variation_of_information(table: sparse.csr_array) -> tuple[float, float]:
     Over the voxels of truth objects; predicted background there is one more segment. Source: Meila 2007. The same as
     skimage.metrics.variation_of_information(truth, prediction, ignore_labels=(0,)), which cannot start from a table alone.
     """
+    from scipy import stats  # as slow to import
+
     table = table[1:]
     if not table.sum():
         return math.nan, math.nan
@@ -70,8 +71,10 @@ def rand_error(table: sparse.csr_array) -> float:
 
     NaN where no two such voxels share a segment. Source: Arganda-Carreras et al. 2015, by scikit-image.
     """
+    from skimage.metrics import adapted_rand_error  # takes half a second, and training needs none of it
+
     with np.errstate(invalid="ignore", divide="ignore"):
-        return float(skimage_rand_error(table=table[1:])[0])
+        return float(adapted_rand_error(table=table[1:])[0])
 
 
 def bootstrap(

@@ -20,6 +20,7 @@ class Raw:
     factor: np.ndarray
     """(3,) voxels of the level that become one."""
     raw_range: tuple[float, ...]
+    """Values that become 0 and 1; the range of the integer type if empty."""
     dtype: np.dtype
     """uint8 as it is; float32 is in [0, 1]."""
 
@@ -33,7 +34,7 @@ class Raw:
         """Averaged voxels start..stop, which lie within the volume. Raises ValueError if a chunk cannot be decoded."""
         block = self.level.read(start * self.factor, stop * self.factor)
         if self.dtype == np.float32:
-            low, high = self._value_range()
+            low, high = self.raw_range or (0.0, float(np.iinfo(block.dtype).max))
             block = np.clip((np.nan_to_num(block.astype(np.float32)) - low) / (high - low), 0, 1)
         return block if (self.factor == 1).all() else ngff.block_mean(block, self.factor)
 
@@ -48,21 +49,17 @@ class Raw:
             return block
         return block[np.ix_(*(axis - a for axis, a in zip(axes, first, strict=True)))]
 
-    def _value_range(self) -> tuple[float, float]:
-        dtype = self.level.array.dtype
-        if self.raw_range:
-            return self.raw_range[0], self.raw_range[1]
-        if dtype.kind == "u":
-            return 0.0, float(np.iinfo(dtype).max)
-        raise ValueError(f"{self.level.path}: raw of type {dtype} has no natural range; set raw_range = (value of black, value of white)")
-
 
 def open_raw(path: Path, scale: Sequence[float], raw_range: Sequence[float] = ()) -> Raw:
     """The level of a multiscale group that is nearest to `scale` (nm), averaged down while it stays finer than that.
 
-    Raises what `common.ngff.open_levels` does.
+    Raises what `common.ngff.open_levels` does, and ValueError if the raw's type has no natural range and none is given.
     """
     level = ngff.pick_level(ngff.open_levels(path), scale)
+    if level.array.dtype.kind != "u" and not raw_range:
+        raise ValueError(
+            f"{level.path}: raw of type {level.array.dtype} has no natural range; set raw_range = (value of black, value of white)"
+        )
     dtype = np.dtype(np.uint8 if level.array.dtype == np.uint8 else np.float32)
     return Raw(level, reduction(scale, level.scale, level.shape), tuple(raw_range), dtype)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from common import figures, losses
+from common import figures, losses, quality
 from common.loaders import Batch, Batches
 from common.runtime import Precision
 
@@ -176,7 +176,7 @@ def validate(
             break
     state.validation_batches = state.validation_batches or done
     state.shown = panels.blocks()
-    return Scores(float(loss / known.clamp(min=1)), metrics(*counts.cpu().numpy()), panels.images())
+    return Scores(float(loss / known.clamp(min=1)), quality.metrics(*counts.cpu().numpy()), panels.images())
 
 
 def count(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -185,18 +185,6 @@ def count(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     axes = (0, 2, 3, 4)
     hit = (predicted & positive).sum(axes)
     return torch.stack([hit, (predicted & negative).sum(axes), positive.sum(axes) - hit]).double()
-
-
-def metrics(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> dict[str, np.ndarray]:
-    """Dice, IoU, precision and recall of each class; all NaN where there is no positive voxel to find."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = {
-            "dice": 2 * tp / (2 * tp + fp + fn),
-            "iou": tp / (tp + fp + fn),
-            "precision": np.where(tp + fp > 0, tp / (tp + fp), 0.0),
-            "recall": tp / (tp + fn),
-        }
-    return {name: np.where(tp + fn > 0, value, np.nan) for name, value in found.items()}
 
 
 class _Panels:

@@ -123,15 +123,15 @@ def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) ->
     rows = [[panel.repeat(times, 0).repeat(times, 1) for panel in row] for row in zip(*columns, strict=True)]
     rows[0][0] = figures.scale_bar(rows[0][0], grids[0].scale[2] / times)
     picture = figures.above([figures.beside(row, background=255) for row in rows], background=255)
+    picture = np.concatenate([figures.text_line([kind for kind, there in layers.items() if there], picture.shape[1]), picture])
     width = max(picture.shape[1], 480)
     labels = [name if name in layers.get("truth", {}) or not layers.get("truth") else f"{name} (no truth)" for name in names]
     head = [
         figures.text_line([f"{region}   {_about(layers.get('predictions', {}))}"], width, 18),
         figures.text_line([f"z {', '.join(f'{grid.origin[0]:g}' for grid in grids)} nm"], width, 13),
         figures.legend(labels, figures.class_colours(names), width),
-        figures.text_line([kind for kind, there in layers.items() if there], picture.shape[1]),
     ]
-    return figures.above([*head, picture], gap=0, background=255)
+    return np.concatenate([*head, np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255)])
 
 
 def show(
@@ -167,11 +167,12 @@ def open_viewers(boxes: Sequence[Region], found: Sequence[Layers], port: int = 0
     """
     neuroglancer = _neuroglancer()
     neuroglancer.stop()
-    neuroglancer.set_server_bind_address(bind, port)
-    try:
-        viewers = [neuroglancer.Viewer(allow_credentials=False) for _ in boxes]
+    try:  # first, since the library leaves a half-started server behind
+        socket.create_server((bind, port), family=socket.AF_INET6 if ":" in bind else socket.AF_INET).close()
     except OSError as error:
-        raise OSError(f"--port {port} --bind {bind}: {error.strerror}; write another port, or 0 for any free one") from error
+        raise OSError(f"--port {port} --bind {bind}: {error.strerror.split(' (')[0]}; write another port, or 0 for any free one") from error
+    neuroglancer.set_server_bind_address(bind, port)
+    viewers = [neuroglancer.Viewer(allow_credentials=False) for _ in boxes]
     for viewer, box, layers in zip(viewers, boxes, found, strict=True):
         viewer.set_state(_state(neuroglancer, box, layers))
     return viewers

@@ -10,7 +10,7 @@ import torch
 from sklearn import metrics as reference
 from torch import nn
 
-from common import losses, steps
+from common import losses, quality, steps
 from common.loaders import Batch
 from common.runtime import Precision
 from common.sampling import Patch
@@ -90,7 +90,7 @@ def test_counts_and_metrics_equal_scikit_learns_on_the_known_voxels():
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(2, 3, 4, 4, 4, generator=generator)
     target = torch.randint(-1, 2, logits.shape, generator=generator, dtype=torch.int8)
-    found = steps.metrics(*steps.count(logits, target).numpy())
+    found = quality.metrics(*steps.count(logits, target).numpy())
     for channel in range(3):
         known = target[:, channel] >= 0
         truth, predicted = target[:, channel][known].numpy(), (logits[:, channel][known] > 0).numpy()
@@ -101,7 +101,7 @@ def test_counts_and_metrics_equal_scikit_learns_on_the_known_voxels():
 
 
 def test_a_class_that_does_not_occur_is_left_out_of_the_mean():
-    found = steps.metrics(np.array([2.0, 0.0, 0.0]), np.array([0.0, 5.0, 0.0]), np.array([0.0, 0.0, 4.0]))
+    found = quality.metrics(np.array([2.0, 0.0, 0.0]), np.array([0.0, 5.0, 0.0]), np.array([0.0, 0.0, 4.0]))
     assert found["dice"][0] == 1 and math.isnan(found["dice"][1]) and found["dice"][2] == 0
     assert found["precision"][2] == 0  # nothing predicted of a class that occurs
     assert steps.Scores(0.5, found, {}).mean("dice") == 0.5

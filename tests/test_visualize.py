@@ -6,6 +6,7 @@ import io
 import json
 import socket
 import sys
+import threading
 import urllib.error
 import urllib.request
 import zlib
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from conftest import world
 from PIL import Image
 from scipy.ndimage import map_coordinates
@@ -259,6 +261,10 @@ def levels_of(tmp_path: Path, volume: np.ndarray, labels: bool) -> list[ngff.Lev
     return open_levels(tmp_path / "pyramid")
 
 
+def overwrite(level: ngff.Level, value: int) -> None:
+    zarr.open_array(str(level.path), mode="r+")[...] = value
+
+
 @pytest.mark.parametrize("factor", [(1, 1, 1), (1, 2, 2), (2, 4, 4), (1, 4, 4), (2, 1, 1), (4, 8, 8)])
 def test_coarse_views_are_means_of_the_finest_voxels(tmp_path, factor):
     volume = np.random.default_rng(0).integers(0, 256, (16, 32, 48), np.uint8)
@@ -268,8 +274,8 @@ def test_coarse_views_are_means_of_the_finest_voxels(tmp_path, factor):
 
 def test_a_view_is_read_from_the_coarsest_level_that_serves(tmp_path):
     levels = levels_of(tmp_path, np.full((16, 32, 48), 7, np.uint8), False)
-    levels[1].array[...] = 50  # told apart
-    levels[2].array[...] = 90
+    overwrite(levels[1], 50)  # told apart
+    overwrite(levels[2], 90)
     served = visualize.Served(levels, False)
     for factor, value in {(1, 1, 1): 7, (2, 2, 1): 7, (1, 2, 2): 50, (1, 4, 4): 50, (2, 4, 4): 90, (4, 8, 8): 90}.items():
         found = served.reduced(np.zeros(3, int), np.array([16, 32, 48]) // factor, np.array(factor))
@@ -287,7 +293,7 @@ def test_a_view_keeps_ids_and_the_voxels_at_the_end(tmp_path):
 def test_a_level_that_does_not_begin_where_the_finest_does_is_not_used(tmp_path):
     levels = levels_of(tmp_path, np.full((16, 32, 48), 7, np.uint8), False)
     moved = ngff.Level(levels[1].path, levels[1].array, levels[1].scale, levels[1].translation + 3)
-    levels[1].array[...] = 50
+    overwrite(levels[1], 50)
     found = visualize.Served([levels[0], moved], False).reduced(np.zeros(3, int), np.array([16, 16, 24]), np.array([1, 2, 2]))
     assert (found == 7).all()
 
@@ -362,7 +368,7 @@ def test_the_viewer_is_sent_voxels(experiment, neuroglancer):
     assert sent.dtype == np.float32  # the viewer has no float16
     np.testing.assert_array_equal(sent, logits)
     information = json.loads(get(f"neuroglancer/info/{layers['predictions/er']}"))
-    assert information["dataType"] == "float32" and information["volumeType"] == "image" and information["voxelOffset"] == [0, 0, 0]
+    assert information["dataType"] == "float32" and information["volumeType"] == "image" and list(map(int, information["voxelOffset"])) == [0, 0, 0]
 
 
 def test_objects_have_meshes_in_volumes_that_fit_into_memory(experiment, neuroglancer, monkeypatch):
@@ -396,12 +402,14 @@ def test_the_links_are_said_and_served_until_enter(experiment, neuroglancer, mon
 
 
 def test_ctrl_c_ends_the_viewer_where_there_is_no_terminal(experiment, neuroglancer, monkeypatch):
-    class Interrupted:
-        def wait(self) -> None:
+    def interrupted(event: threading.Event) -> None:
+        if threading.current_thread() is threading.main_thread():
+            waited.append(event)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("builtins.input", lambda: (_ for _ in ()).throw(EOFError))
-    monkeypatch.setattr(visualize.threading, "Event", Interrupted)
+    waited: list = []
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr(visualize.threading, "Event", lambda: Forever())
     tiny = experiment()
     assert visualize.visualize(tiny.folder, kinds=("raw",), data=tiny.data, say=lambda text: None) == []
     assert not neuroglancer.is_server_running()
