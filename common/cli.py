@@ -129,6 +129,21 @@ def evaluate(config_path: str | None, submission: str | None, truth: str | None,
         common.evaluate.evaluate(config_path, **_given(options), workers=workers, say=click.echo)
 
 
+@cli.command()
+@_boxes
+@click.option("--kinds", default="raw,truth,predictions,processed", show_default=True, help="What to show, comma-separated.")
+@click.option("--png", metavar="FILE|FOLDER", help="Write a picture of each crop instead of opening a viewer.")
+@click.option("--port", type=int, default=0, help="Of the viewer; 0 is any free one.")
+@click.option("--bind", default="127.0.0.1", show_default=True, help="Address of the viewer; 0.0.0.0 lets other machines in.")
+def visualize(config_path: str, kinds: str, **options: Any) -> None:
+    """Look at raw, truth, predictions and processed volumes, in neuroglancer or as pictures."""
+    import common.visualize
+
+    chosen = tuple(part.strip() for part in kinds.split(",") if part.strip())
+    for path in common.visualize.visualize(config_path, kinds=chosen, **_given(options), say=click.echo):
+        click.echo(path)
+
+
 @cli.command("pack-results")
 @click.argument("config_path")
 @click.option("--output", "-o", default="submission.zip", show_default=True, metavar="ZIP")

@@ -47,6 +47,7 @@ Interval = Check(
 RawRange = Check(
     lambda value: len(value) == 0 or (len(value) == 2 and value[0] < value[1]), "two numbers (low, high), low first"
 )
+Sinks = Check(lambda value: value and set(value) <= {"tensorboard", "mlflow"}, "one or both of 'tensorboard' and 'mlflow'")
 Halo = Check(lambda value: len(value) == 3 and min(value) >= 0, "three numbers of voxels, z, y, x")
 NotAClass = Check(lambda value: not inspect.isclass(value), "a function such as common.losses.bce_dice, not a class")
 
@@ -84,7 +85,7 @@ class TrainConfig:
     model_save_path: str = "checkpoints/{model_name}/{run_name}"
     """Folder of latest.pt and best.pt."""
     logs_save_path: str = "logs/{model_name}/{run_name}"
-    """Folder of the TensorBoard events and history.csv."""
+    """Folder of the TensorBoard events, history.csv and run.json."""
     predictions_path: str = "predictions/{model_name}/{run_name}"
     """Folder that predict writes to: {dataset}.zarr/{crop}/{class}."""
     processed_path: str = "processed/{model_name}/{run_name}"
@@ -181,18 +182,29 @@ class TrainConfig:
     """Epochs without a better best_metric after which training ends; 0 never ends it."""
     figure_samples: Annotated[int, NotNegative] = 2
     """Fixed validation blocks shown in TensorBoard for each class after each epoch."""
+    trackers: Annotated[tuple[str, ...], Sinks] = ("tensorboard",)
+    """Where scalars, figures and settings go: "tensorboard", "mlflow" or both; history.csv and run.json are always
+    written."""
+    mlflow_uri: str = ""
+    """MLflow's store, such as http://host:5000; logs/mlflow.db in the experiment's folder unless set."""
+    mlflow_parent: str = ""
+    """Id of the MLflow run that a new run is nested in, as the trials of a search are."""
 
     @property
     def folder(self) -> Path:
         """The experiment's folder, absolute."""
         return Path(self.base_experiment_path)
 
+    @property
+    def run(self) -> str:
+        """run_name, its fields filled in."""
+        return self.run_name.format(model_name=self.model_name, random_seed=self.random_seed)
+
     def path(self, name: str) -> Path:
         """A path setting, absolute; the fields of those for checkpoints and logs are filled in."""
         text = getattr(self, name)
         if name in RUN_FOLDERS:
-            names = {"model_name": self.model_name, "random_seed": self.random_seed}
-            text = text.format(run_name=self.run_name.format(**names), **names)
+            text = text.format(model_name=self.model_name, random_seed=self.random_seed, run_name=self.run)
         root = REPOSITORY if name in ("data_path", "cache_path") else self.folder
         return (root / Path(text).expanduser()).resolve()
 
@@ -207,7 +219,7 @@ RUN_FOLDERS = ("model_save_path", "logs_save_path", "predictions_path", "process
 MAY_CHANGE = frozenset(
     """base_experiment_path model_name run_name load_model data_path datasplit_path
     cache_path cache_gb num_workers epochs device precision channels_last early_stopping_patience training_time_limit
-    figure_samples""".split()
+    figure_samples trackers mlflow_uri mlflow_parent""".split()
 ).union(RUN_FOLDERS)
 """Settings that a continued run may change: they take effect at once and do not change what is learnt from what."""
 
@@ -254,6 +266,21 @@ def load_config(
     config = check_settings(_short(path), values, problems)
     folder, name = path.parent / config.base_experiment_path, config.model_name or path.parent.name
     return dataclasses.replace(config, base_experiment_path=str(folder), model_name=name)
+
+
+def read_overrides(path: str | Path) -> tuple[str, ...]:
+    """The "name=value" lines of a file, as `load_config` takes them; empty lines and lines that begin with # are left out.
+
+    Raises FileNotFoundError, or ValueError for a line without '='.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of overrides; write one with a line name=value for each setting")
+    lines = [(number, line.strip()) for number, line in enumerate(path.read_text().splitlines(), 1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if wrong := [f"{path}, line {number}: '{line}' has no '='; write name=value" for number, line in lines if "=" not in line]:
+        raise ValueError("\n".join(wrong))
+    return tuple(line for _, line in lines)
 
 
 @dataclass(frozen=True)

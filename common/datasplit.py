@@ -6,15 +6,25 @@ unknown in that crop, even if its folder exists.
 
     "train","d/d.zarr","recon-1/em/fibsem-uint8","d/d.zarr","recon-1/labels/groundtruth/crop28/[ecs,pm]"
 
-How a split is made: every crop of a specimen goes to one side (or, by="crop", every crop of a group of overlapping
-ones). 100000 sets of specimens are drawn from the seed and ranked over *all* crops at hand, whatever the resolution
+How a split is made: every crop of a group goes to one side. A group is a specimen, or a dataset (by="dataset"), or the
+crops that are linked by overlaps (by="crop").
+
+method="hash": a group validates if SHA-256 of "seed/name of the group", as a number in [0, 1), is below the wanted
+fraction. It looks at nothing else, so a new crop moves no old one, and a larger fraction only adds groups; but few
+groups come out unevenly. Linked crops have the name of the first of them: a new crop moves old ones only if it links
+some that stood on different sides or comes before those that it overlaps.
+
+method="balanced", the default: 100000 sets of groups are drawn from the seed and ranked over *all* crops at hand, whatever the resolution
 asked for, so that experiments at different resolutions share one assignment. The rank is the sum of
   - how far the validation fraction is from the wanted one, taken over all crops, over crops of like voxel size, over
     crops of like extent and over the crops of each class (each of the four is sum |validation - wanted| / sum crops);
   - how alike the validation crops are: the chance that two of them are of one kind of sample.
 The first set in this rank with the fewest coverage gaps *at the resolution asked for* is taken. A gap is a class
-without a training crop, or one without a validation crop though two specimens annotate it. Annotated is not the same as
-present: whether a class occurs in a crop is known from its voxels only.
+without a training crop, or one without a validation crop though two groups annotate it. Annotated is not the same as
+present: whether a class occurs in a crop is known from its voxels only (`fingerprint` counts them).
+
+With folds=K every group validates in exactly one of K splits: by its hash (the K-th part of [0, 1) that it falls into),
+or balanced, where each fold is searched as above among the groups that have not validated yet.
 
 How small a crop may be (min_extent) depends on the smallest target patch, 28 voxels here. The baselines ask for 28
 voxels at 8 nm (a patch can be known everywhere; no fine crop is smaller), for 20 at 32 nm (the usual crops of 400
@@ -44,6 +54,10 @@ from common.classes import TESTED, unknown_names
 from common.ngff import open_levels
 
 USAGES = ("train", "validate")
+GROUPS = ("specimen", "dataset", "crop")
+METHODS = ("balanced", "hash")
+FORCED = {"": (), "all": USAGES, "train": ("train",), "validate": ("validate",)}
+"""The sides that take only crops annotating every class, by the value of force_classes."""
 RAW = "recon-1/em/fibsem-uint8"
 LABELS = "recon-1/labels/groundtruth"
 CHALLENGE = Path(__file__).with_name("challenge_crops.csv")
@@ -350,15 +364,66 @@ def fits(crop: Crop, scale: Sequence[float] | None, min_extent: float) -> bool:
 
 
 def unit_of(crops: Sequence[Crop], by: str) -> np.ndarray:
-    """(crops,) int: what moves together. by='specimen': its crops; by='crop': those linked by overlaps."""
-    if by == "specimen":
-        return np.unique([crop.specimen for crop in crops], return_inverse=True)[1]
+    """(crops,) int: what moves together. by: 'specimen', 'dataset', or 'crop', which links the crops that overlap."""
+    if by != "crop":
+        return np.unique([getattr(crop, by) for crop in crops], return_inverse=True)[1]
     units = np.arange(len(crops))
     for i, one in enumerate(crops):
         for j in range(i):
             if units[i] != units[j] and one.overlaps(crops[j]):
                 units[units == units[i]] = units[j]
     return np.unique(units, return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The crops at hand and what may be done with them; all but `usable` holds for every resolution."""
+
+    crops: list[Crop]
+    """In natural order."""
+    classes: Sequence[str]
+    annotated: np.ndarray
+    """(crops, classes) bool."""
+    usable: np.ndarray
+    """(crops,) bool: those that fit."""
+    on_side: Mapping[str, np.ndarray]
+    """For each side (crops,) bool: those that it would take."""
+    units: np.ndarray
+    """(crops,) int: group of each crop."""
+    names: list[str]
+    """Of the groups."""
+
+    @property
+    def member(self) -> np.ndarray:
+        """(groups, crops) 0 / 1."""
+        return np.eye(len(self.names))[self.units].T
+
+    def sides(self, validates: np.ndarray) -> list[tuple[str, Crop]]:
+        """(usage, crop) for (groups,) bool, training ones first, each side in natural order."""
+        of_side = {"train": ~validates[self.units], "validate": validates[self.units]}
+        return [
+            (usage, crop) for usage in USAGES
+            for crop, here, there in zip(self.crops, self.on_side[usage], of_side[usage], strict=True) if here and there
+        ]  # fmt: skip
+
+
+def _pool(
+    crops: Sequence[Crop], classes: Sequence[str], scale: Sequence[float] | None, min_extent: float, by: str,
+    complete: Sequence[str],
+) -> _Pool:  # fmt: skip
+    """Raises ValueError if nothing fits."""
+    crops = sorted(crops, key=lambda crop: _natural(crop.dataset, crop.name))
+    annotated = np.array([name in crop.classes for crop in crops for name in classes], bool)
+    annotated = annotated.reshape(len(crops), len(classes))
+    usable = np.array([fits(crop, scale, min_extent) for crop in crops], bool) & annotated.any(1)
+    if not usable.any():
+        wanted = "" if scale is None else f", as fine as {_joined(scale)} nm, {min_extent:g} such voxels on every axis"
+        raise ValueError(f"no crop of {len(crops)} fits (a class asked for{wanted}); ask for coarser or smaller ones")
+    on_side = {side: usable & annotated.all(1) if side in complete else usable for side in USAGES}
+    units = unit_of(crops, by)
+    first = [crops[i] for i in np.unique(units, return_index=True)[1]]
+    names = [f"{crop.dataset}/{crop.name}" if by == "crop" else getattr(crop, by) for crop in first]
+    return _Pool(crops, classes, annotated, usable, on_side, units, names)
 
 
 def choose_sides(
@@ -370,55 +435,131 @@ def choose_sides(
     seed: int = 0,
     min_extent: float = 1,
     by: str = "specimen",
+    method: str = "balanced",
+    hold_out: Sequence[str] = (),
     complete: Sequence[str] = (),
 ) -> list[tuple[str, Crop]]:
     """(usage, crop) of the crops that fit, training ones first, each side in natural order; see the module's text.
 
-    scale: nm, None takes every resolution. min_extent: voxels of that scale. complete: the sides ('train', 'validate')
+    scale: nm, None takes every resolution. min_extent: voxels of that scale. hold_out: exact names of datasets or crops
+    ('jrc_x', 'crop28', '28', 'jrc_x/crop28') that validate, whole groups. complete: the sides ('train', 'validate')
     that take only crops annotating every one of `classes`; the others are left out there, not moved to the other side.
-    Raises ValueError if nothing fits, or if all that fits would have to move together.
+    Raises ValueError if nothing fits, nothing trains, all that fits would have to move together, or a group is held
+    out in part.
     """
-    crops = sorted(crops, key=lambda crop: _natural(crop.dataset, crop.name))
-    annotated = np.array([name in crop.classes for crop in crops for name in classes], bool)
-    annotated = annotated.reshape(len(crops), len(classes))
-    usable = np.array([fits(crop, scale, min_extent) for crop in crops], bool) & annotated.any(1)
-    if not usable.any():
-        wanted = "" if scale is None else f", as fine as {_joined(scale)} nm, {min_extent:g} such voxels on every axis"
-        raise ValueError(f"no crop of {len(crops)} fits (a class asked for{wanted}); ask for coarser or smaller ones")
-    on_side = {side: usable & annotated.all(1) if side in complete else usable for side in USAGES}
-    validates = np.zeros(len(crops), bool)
-    if validation_fraction > 0:
-        units = unit_of(crops, by)
-        if len(set(units[usable])) == 1:
-            what = {"specimen": "specimen; split it by crop", "crop": "overlapping region; add crops"}[by]
+    pool = _pool(crops, classes, scale, min_extent, by, complete)
+    held = _held(pool, hold_out, by)
+    if validation_fraction > 0 and method == "hash":
+        validates = _position(pool.names, seed) < validation_fraction
+    elif validation_fraction > 0:
+        if not held.any():
+            _check_several(pool, by)
+        validates = _search(pool, validation_fraction, seed, held)
+    else:
+        validates = np.zeros(len(pool.names), bool)
+    sides = pool.sides(validates | held)
+    if not any(usage == "train" for usage, _ in sides):
+        if not pool.on_side["train"].any():
+            raise ValueError(f"no crop of {len(crops)} annotates all of {', '.join(classes)}; do not ask for all")
+        raise ValueError("no crop is left to train on; take another seed, validate a smaller fraction or hold out less")
+    return sides
+
+
+def choose_folds(
+    crops: Sequence[Crop],
+    folds: int,
+    *,
+    classes: Sequence[str] = TESTED,
+    scale: Sequence[float] | None,
+    seed: int = 0,
+    min_extent: float = 1,
+    by: str = "specimen",
+    method: str = "balanced",
+    complete: Sequence[str] = (),
+) -> list[list[tuple[str, Crop]]]:
+    """The sides of each of `folds` splits, as `choose_sides` gives them; every group validates in exactly one.
+
+    Raises ValueError where `choose_sides` does, and if a fold has no crop that validates."""
+    pool = _pool(crops, classes, scale, min_extent, by, complete)
+    _check_several(pool, by)
+    if method == "hash":
+        fold_of = (_position(pool.names, seed) * folds).astype(int)
+    else:
+        fold_of = np.full(len(pool.names), folds - 1)
+        for fold in range(folds - 1):
+            left = fold_of == folds - 1
+            fold_of[_search(pool, 1 / folds, seed, free=left, chance=1 / (folds - fold))] = fold
+    splits = [pool.sides(fold_of == fold) for fold in range(folds)]
+    for fold, sides in enumerate(splits):
+        if missing := [usage for usage in USAGES if not any(usage == side for side, _ in sides)]:
             raise ValueError(
-                f"all {usable.sum()} crops that fit are of one {what}, or train on all with a validation fraction of 0"
+                f"fold {fold} of {folds} has no {missing[0]} crop ({len(set(pool.units[pool.usable]))} groups fit); "
+                f"write fewer folds{', or method balanced' if method == 'hash' else ''}"
             )
-        member = np.eye(units.max() + 1)[units].T
-        counts = {side: member @ (annotated & on_side[side][:, None]) for side in USAGES}
-        validates = _search(member, crops, counts, validation_fraction, seed)[units]
-    sides = {"train": on_side["train"] & ~validates, "validate": on_side["validate"] & validates}
-    if not sides["train"].any():
-        raise ValueError(f"no crop of {len(crops)} annotates all of {', '.join(classes)}; do not ask for all")
-    return [(usage, crop) for usage in USAGES for crop, here in zip(crops, sides[usage], strict=True) if here]
+    return splits
+
+
+def _check_several(pool: _Pool, by: str) -> None:
+    if len(set(pool.units[pool.usable])) > 1:
+        return
+    what = {
+        "specimen": "specimen; split it by crop", "dataset": "dataset; split it by crop", "crop": "overlapping region; add crops"
+    }[by]  # fmt: skip
+    raise ValueError(f"all {pool.usable.sum()} crops that fit are of one {what}, or train on all with a validation fraction of 0")
+
+
+def _held(pool: _Pool, names: Sequence[str], by: str) -> np.ndarray:
+    """(groups,) bool: those whose crops are all named. ValueError for a name that nothing has and a group named in part."""
+    wanted = {f"crop{name}" if name.isdecimal() else name for name in names}
+    known = [{crop.dataset, crop.name, f"{crop.dataset}/{crop.name}"} for crop in pool.crops]
+    problems = [
+        f"hold-out '{name}': no dataset or crop at hand has exactly this name; write names such as "
+        f"{pool.crops[0].dataset} or {pool.crops[0].dataset}/{pool.crops[0].name}"
+        for name in sorted(wanted - set().union(*known))
+    ]
+    named = np.array([bool(wanted & names) for names in known])
+    held = np.array([named[pool.units == unit].any() for unit in range(len(pool.names))], bool)
+    for unit in np.flatnonzero(held):
+        left = [f"{crop.dataset}/{crop.name}" for crop, u, n in zip(pool.crops, pool.units, named, strict=True) if u == unit and not n]
+        if left:
+            group = "the crops that overlap" if by == "crop" else f"{by} {pool.names[unit]}"
+            advice = "" if by == "crop" else ", or group by crop"
+            problems.append(
+                f"hold-out: a part of {group} only; name the other {len(left)} too ({', '.join(left[:5])}"
+                f"{', ...' if len(left) > 5 else ''}){advice}"
+            )
+    if problems:
+        raise ValueError("\n".join(problems))
+    return held
+
+
+def _position(names: Sequence[str], seed: int) -> np.ndarray:
+    """(names,) float64 in [0, 1): where each falls, by SHA-256 of seed and name."""
+    digests = [hashlib.sha256(f"{seed}/{name}".encode()).digest() for name in names]
+    return np.array([int.from_bytes(digest[:6]) / 2**48 for digest in digests])  # 48 bits: exact, and never rounded to 1
 
 
 def _search(
-    member: np.ndarray, crops: Sequence[Crop], counts: Mapping[str, np.ndarray], fraction: float, seed: int
-) -> np.ndarray:
-    """(units,) bool, the units that validate: the best of the drawn sets, mended while moving one unit closes a gap.
+    pool: _Pool, fraction: float, seed: int, held: np.ndarray | bool = False, free: np.ndarray | bool = True,
+    chance: float | None = None,
+) -> np.ndarray:  # fmt: skip
+    """(groups,) bool, those that validate: the best of the drawn sets, mended while moving one group closes a gap.
 
-    member: (units, crops) 0 / 1. counts: for each side (units, classes) crops that could stand there."""
-    groups = [member @ group for group in _groups(crops)]
-    kinds = member @ _one_hot([crop.kind for crop in crops])
+    held: those that validate in any case; free: those that may; chance: of a group to be drawn, `fraction` unless given.
+    """
+    member = pool.member
+    groups = [member @ group for group in _groups(pool.crops)]
+    kinds = member @ _one_hot([crop.kind for crop in pool.crops])
+    counts = {side: member @ (pool.annotated & pool.on_side[side][:, None]) for side in USAGES}
 
     def best_of(sets: np.ndarray) -> tuple[int, float, np.ndarray]:
+        sets = sets & free | held
         gaps, rank = _gaps(sets, counts), _rank(sets, groups, kinds, fraction)
         first = np.lexsort((rank, gaps))[0]
         return gaps[first], rank[first], sets[first]
 
     rng = np.random.default_rng(seed)
-    blocks = (best_of(rng.random((DRAWS // 10, len(member))) < fraction) for _ in range(10))
+    blocks = (best_of(rng.random((DRAWS // 10, len(member))) < (chance or fraction)) for _ in range(10))
     gaps, _, best = min(blocks, key=lambda block: block[:2])
     while gaps:
         fewer, _, moved = best_of(best ^ np.eye(len(best), dtype=bool))

@@ -189,6 +189,8 @@ class Plan:
     block: tuple[int, ...]
     """Written voxels that are computed at a time, whole chunks."""
     chunks: tuple[int, ...]
+    largest: int
+    """Edge in voxels that blocks have at most, or nearly so: plans for the same box with the same number are the same."""
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -252,7 +254,7 @@ def plan(
     if window.agree:
         needed = np.array(block) if same else np.ceil(np.array(block) * ratio).astype(int) + 3 + window.unit
         window = window.holding(-(-needed // window.unit) * window.unit)
-    return Plan(raw, window, grid, block, chunks)
+    return Plan(raw, window, grid, block, chunks, largest)
 
 
 def _block(n: int, largest: int, unit: int) -> tuple[int, int]:
@@ -311,13 +313,19 @@ def oriented(forward: Forward, orientations: int) -> Forward:
 
 
 def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> torch.Tensor:
-    """What is stored of logits (classes, z, y, x): logits, or probabilities, which as uint8 are rounded to 255ths."""
+    """What is stored of logits (classes, z, y, x): logits, or probabilities, which as uint8 are rounded to 255ths.
+
+    Layer by layer of z: all classes of a voxel lie side by side, as channels_last networks give them, and stay in the CPU's cache.
+    """
     stored = torch.empty(logits.shape, dtype=dtype, device=logits.device)
-    for channel, values in zip(stored, logits, strict=True):
-        values = values.float()
+    layers = max(1, (2**20 if logits.device.type == "cpu" else 2**27) // logits[:, :1].numel())
+    for given, taken in zip(logits.split(layers, 1), stored.split(layers, 1), strict=True):
+        values = given.float()
         if content == "probability":
             values = values.sigmoid()
-        channel.copy_(values.mul(255).round_() if dtype == torch.uint8 else values)
+        if dtype == torch.uint8:
+            values = values.mul(255).round_().to(dtype)
+        taken.copy_(values)
     return stored
 
 

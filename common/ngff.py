@@ -218,7 +218,7 @@ def _new_level(group: zarr.Group, number: int, shape: Sequence[int], dtype: np.d
     array = group.create_dataset(
         f"s{number}", shape=tuple(int(n) for n in shape), dtype=dtype, fill_value=0, dimension_separator="/",
         chunks=tuple(int(min(c, n)) for c, n in zip(chunks, shape, strict=True)),
-        compressor=Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE), write_empty_chunks=False, overwrite=True,
+        compressor=Blosc(cname="zstd", clevel=1, shuffle=Blosc.SHUFFLE), write_empty_chunks=False, overwrite=True,
     )  # fmt: skip
     array.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x"]
     return array

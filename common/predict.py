@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import json
 import math
+import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
+from fasteners import InterProcessLock
 from tqdm import tqdm
 
 from common import checkpoint, inference, ngff, raw, regions, runtime, train
@@ -27,14 +30,23 @@ from common.regions import Region
 from common.sampling import Patch
 from common.steps import Method
 
-WRITERS = 4
+WRITERS = min(16, max(2, os.cpu_count() or 1))
 """Threads that compress and write."""
+
+UNWRITTEN = 2
+"""Blocks that may wait to be written while others are computed."""
 
 BLOCK = {"cuda": 256}
 """Largest edge of a block in voxels, by kind of device; 128 on others."""
 
-MEMORY_FRACTION = 0.4
-"""Of the device's free memory, that a forward pass may take."""
+SMALLEST_BLOCK = 32
+"""Edge in voxels below which blocks are not made smaller to save memory."""
+
+MEMORY_FRACTION = 0.5
+"""Of the device's free memory, that a block may take."""
+
+DETERMINING = ("sha256", "precision", "content", "dtype", "orientations", "raw", "raw_range", "voxel_size", "translation", "shape")
+"""Attributes of a prediction that say which voxels it has: one with the same is the same, and is gone on with."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +73,48 @@ def predict(
     """Predict crops, or a volume, with the best checkpoint of an experiment's run; gives the folders that were written.
 
     crops, volume, roi, manifest_path: see `common.regions.choose`; classes: some of the network's, all unless
-    given; weights: "best", "latest" or a checkpoint file; output: the fields of `Output`. A folder is finished whole or
-    stays marked as unfinished; the same call goes on with it. Raises FileNotFoundError, ValueError or OSError with a sentence.
+    given; weights: "best", "latest" or a checkpoint file; output: the fields of `Output`. A class is finished whole or
+    stays marked as unfinished; the same call goes on with it. overwrite: replace what was predicted by other weights or settings.
+    Raises FileNotFoundError, ValueError or OSError with a sentence, and KeyboardInterrupt when Ctrl-C or SIGTERM came.
     """
     config = load_config(config_path, overrides, data)
     how = check_output(Output(**output), config)
-    boxes = regions.choose(config, crops, volume, roi, manifest_path, train.say)
     if unknown := [name for name in classes if name not in config.classes]:
         raise ValueError(f"{config.folder}: the network has no class {', '.join(unknown)}; it has {', '.join(config.classes)}")
+    chosen = survey(config, regions.choose(config, crops, volume, roi, manifest_path, train.say), classes)
     network = load_network(config, weights)
     train.say(f"{network.about['checkpoint']}: epoch {network.about['epoch']}, {network.about['metric']}; on {network.device}")
-    return [predict_region(network, config, box, _wanted(config, box, classes), how, overwrite) for box in boxes]
+    with train.interruptible() as stopped:
+        return [predict_region(network, config, region, names, how, overwrite, stopped) for region, names in chosen]
+
+
+def survey(config: TrainConfig, boxes: Sequence[Region], classes: Sequence[str]) -> list[tuple[Region, list[str]]]:
+    """Each box with the classes to predict there: those asked for, and of a test crop those that are scored, if there are any.
+
+    Raises ValueError with everything that is wrong with the raw of the boxes.
+    """
+    asked, chosen, problems = classes or config.classes, [], []
+    for region in boxes:
+        try:
+            lower, upper = raw.open_raw(region.raw, config.input_array_info["scale"], config.raw_range).level.box()
+        except (ValueError, FileNotFoundError) as error:
+            problems.append(str(error))
+            continue
+        if (region.lower >= upper).any() or (region.upper <= lower).any():
+            problems.append(
+                f"{region}: {regions.box_text(region.lower, region.upper)} nm, outside of its raw {region.raw}, which is "
+                f"{regions.box_text(lower, upper)} nm; check translation and scale in their .zattrs"
+            )
+        scored = region.classes if region.truth is None and region.classes else asked
+        if names := [name for name in config.classes if name in asked and name in scored]:
+            chosen.append((region, names))
+        else:
+            train.say(f"note: {region} is left out, none of {', '.join(asked)} is scored there")
+    if not chosen and not problems:
+        problems.append(f"nothing to predict: none of {', '.join(asked)} is scored in these crops; name other classes or crops")
+    if problems:
+        raise ValueError("\n".join(dict.fromkeys(problems)))
+    return chosen
 
 
 def check_output(how: Output, config: TrainConfig) -> Output:
@@ -143,166 +186,214 @@ def checkpoint_path(config: TrainConfig, weights: str) -> Path:
                 f"{folder}: no {weights or 'best'} checkpoint; train first, write the run's name (--set run_name=...), or --checkpoint FILE"
             )
         return path
-    return (Path(weights) if Path(weights).is_absolute() or Path(weights).is_file() else config.folder / weights).absolute()
+    path = (Path(weights) if Path(weights).is_absolute() or Path(weights).is_file() else config.folder / weights).absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint; write --checkpoint best, latest or the path of one")
+    return path
 
 
-def predict_region(network: Network, config: TrainConfig, region: Region, classes: Sequence[str], how: Output, overwrite: bool = False) -> Path:
-    """Predict one box into its folder, or go on where an earlier call stopped."""
-    plan = make_plan(network, config, region, how)
+def predict_region(
+    network: Network, config: TrainConfig, region: Region, classes: Sequence[str], how: Output, overwrite: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Path:  # fmt: skip
+    """Predict one box into its folder, or go on where an earlier call stopped. KeyboardInterrupt if stopped() became true."""
     folder = region.folder(config.path("predictions_path"))
-    about = _identity(network, plan, how)
-    todo = _unfinished(folder, classes, about, overwrite)
-    if not todo:
-        train.say(f"{region}: already there, in {folder}")
-        return folder
-    arrays, journal = open_arrays(folder, todo, plan, how, {**network.about, **about})
-    left = [number for number in range(math.prod(plan.blocks)) if number not in journal.done]
-    size = math.prod(plan.grid.shape)
-    train.say(
-        f"{region}: {' x '.join(map(str, plan.grid.shape))} voxels of {_nm(plan.grid.scale)} nm, {len(todo)} classes, {len(left)} blocks of "
-        f"{' x '.join(map(str, plan.block))}{'' if network.window.agree else ', overlapping windows'}; "
-        f"up to {size * len(todo) * np.dtype(how.dtype).itemsize / 1e9:.2g} GB"
-    )
-    blank = write_blocks(network, plan, how, config.classes, arrays, journal, left)
-    if blank:
-        train.say(f"note: the raw of {region} is 0 throughout in {blank} of {len(left)} blocks; if that is not so, fetch its EM chunks")
-    factors = ngff.pyramid(plan.grid)
-    with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(lambda name: ngff.finish_multiscale(folder / name, plan.grid, factors, ngff.block_mean), todo))
-    journal.close()
+    plan = make_plan(network, config, region, how)
+    about = describe(network, plan, how)
+    with _writable(folder), _alone(folder):
+        todo, largest = unfinished(folder, classes, about, overwrite)
+        if not todo:
+            train.say(f"{region}: already there, in {folder}")
+            return folder
+        if largest and not how.block:  # as it was begun, whatever memory is free now
+            plan = make_plan(network, config, region, how, largest)
+        about |= {"largest_block": plan.largest, "made": datetime.now(UTC).isoformat(timespec="seconds")}
+        zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
+        targets = [Target(folder / name, plan, how.dtype, {"class": name, "prediction": about}) for name in todo]
+        left = [number for number in range(math.prod(plan.blocks)) if any(number not in target.done for target in targets)]
+        announce(region, network, plan, how, len(todo), len(left), shutil.disk_usage(folder).free)
+        channels = [config.classes.index(name) for name in todo]
+        try:
+            blank = write_blocks(network, plan, how, channels, targets, left, stopped)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(f"{network.device}: not enough memory for blocks of {plan.largest} voxels; write --block {plan.largest // 2}") from error
+        if blank:
+            train.say(f"note: the raw of {region} is 0 throughout in {blank} of {len(left)} blocks; if that is not so, fetch its EM chunks")
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(lambda target: stopped() or target.finish(), targets))
+    if stopped():
+        train.say(f"interrupted; the same command goes on with {folder}")
+        raise KeyboardInterrupt
     return folder
 
 
-def make_plan(network: Network, config: TrainConfig, region: Region, how: Output) -> Plan:
-    """Blocks as large as the device has memory for, up to the largest that pay."""
+def make_plan(network: Network, config: TrainConfig, region: Region, how: Output, largest: int = 0) -> Plan:
+    """Blocks of up to `largest` voxels along an edge; unless given, as large as there is memory for, up to the largest that pay."""
     volume = raw.open_raw(region.raw, network.window.input.scale, config.raw_range)
-    edge = how.block or BLOCK.get(network.device.type, 128)
-    while True:
-        plan = inference.plan(volume, network.window, region.lower, region.upper, how.scale or None, edge)
-        smaller = not how.block and edge > 32
-        if not smaller or network.shapes.gigabytes(plan.window.input.shape) < MEMORY_FRACTION * runtime.free_memory_gb(network.device):
-            return plan
-        edge = edge * 3 // 4
+
+    def of(largest: int) -> Plan:
+        return inference.plan(volume, network.window, region.lower, region.upper, how.scale or None, largest)
+
+    given, largest = largest or how.block, largest or how.block or BLOCK.get(network.device.type, 128)
+    free = MEMORY_FRACTION * runtime.free_memory_gb(network.device)
+    while not given and largest > SMALLEST_BLOCK and gigabytes(network, of(largest), len(config.classes)) > free:
+        largest = largest * 3 // 4
+    (z, y, x), (_, *wanted) = of(largest).window.input.shape, of(largest).window.output.shape
+    if how.orientations == 16 and network.shapes((z, y, x)) and (network.shapes((z, x, y)) or ())[1:] != (wanted[1], wanted[0]):
+        raise ValueError(f"{region}: 16 orientations exchange y and x, and the network does not take {(z, x, y)} voxels; write 8")
+    return of(largest)
 
 
-class Journal:
-    """Which blocks are written, one line each, so that an interrupted call can go on. Held in a file beside the volumes."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # a last line without its end was cut off
-        self.done = {int(line) for line in lines}
-        self.file = path.open("a")
-        if lines or path.stat().st_size:
-            self.file.write("\n" if not path.read_text().endswith("\n") else "")
-
-    def add(self, number: int) -> None:
-        """Note a block, after its voxels are written."""
-        self.file.write(f"{number}\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        """All is written."""
-        self.file.close()
-        self.path.unlink()
+def gigabytes(network: Network, plan: Plan, classes: int) -> float:
+    """Roughly what a block takes at its peak: a forward pass, and its logits in float32, twice."""
+    return network.shapes.gigabytes(plan.window.input.shape) + 2 * 4 * classes * math.prod(plan.block) / 1e9
 
 
-def open_arrays(folder: Path, classes: Sequence[str], plan: Plan, how: Output, about: dict[str, Any]) -> tuple[dict[str, zarr.Array], Journal]:
-    """The arrays to write, and the journal of what is written already."""
-    zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
-    key = hashlib.sha256(json.dumps([about["key"], *classes]).encode()).hexdigest()[:16]
-    path = folder / f".blocks-{key}"
-    begun = path.is_file() and all((folder / name / "s0").is_dir() for name in classes)
-    if not begun:
-        path.unlink(missing_ok=True)
-        about = {**about, "made": datetime.now(UTC).isoformat(timespec="seconds")}
-        for name in classes:
-            ngff.start_multiscale(folder / name, plan.grid, how.dtype, plan.chunks, {"class": name, "prediction": about})
-    return {name: zarr.open_array(str(folder / name / "s0"), mode="r+", write_empty_chunks=False) for name in classes}, Journal(path)
-
-
-def write_blocks(
-    network: Network, plan: Plan, how: Output, channels: Sequence[str], arrays: dict[str, zarr.Array], journal: Journal, left: Sequence[int]
-) -> int:  # fmt: skip
-    """Compute blocks and write them while the next ones are computed; the number of blocks whose raw is 0 throughout."""
-    picked = [channels.index(name) for name in arrays]
-    forward = inference.oriented(network.forward, how.orientations)
-    finish = _finish(picked if len(picked) < len(channels) else None, how)
-    blank, waiting = 0, deque()
-    with ThreadPoolExecutor(WRITERS) as pool, _bar(plan, left) as bar:
-        for number, values, empty in inference.run(plan, left, forward, finish, network.device):
-            start, stop = plan.place(number)
-            where = tuple(map(slice, start.tolist(), stop.tolist()))
-            jobs = [pool.submit(array.__setitem__, where, block) for array, block in zip(arrays.values(), values, strict=True)]
-            waiting.append((number, jobs, int(np.prod(stop - start))))
-            blank += empty
-            if len(waiting) > 2:
-                _settle(*waiting.popleft(), journal, bar)
-        while waiting:
-            _settle(*waiting.popleft(), journal, bar)
-    return blank
-
-
-def _settle(number: int, jobs: list[Future], voxels: int, journal: Journal, bar: tqdm) -> None:
-    try:
-        for job in jobs:
-            job.result()
-    except OSError as error:
-        raise OSError(
-            f"{journal.path.parent}: could not be written ({error.strerror or error}); free space and run the same command again, it goes on"
-        ) from error
-    journal.add(number)
-    bar.update(voxels)
-
-
-def _finish(picked: list[int] | None, how: Output) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What is done to the logits of a block before they leave the device."""
-    dtype = getattr(torch, how.dtype)
-    return lambda logits: inference.encode(logits if picked is None else logits[picked], how.content, dtype)
-
-
-@contextlib.contextmanager
-def _bar(plan: Plan, left: Sequence[int]) -> Iterator[tqdm]:
-    total = sum(int(np.prod(np.subtract(*plan.place(number)[::-1]))) for number in left)
-    with tqdm(total=total, unit="voxel", unit_scale=True, leave=False, disable=None) as bar:
-        yield bar
-
-
-def _wanted(config: TrainConfig, region: Region, classes: Sequence[str]) -> list[str]:
-    """The classes to predict in a box: those asked for; of a test crop those that are scored there."""
-    asked = set(classes or config.classes)
-    if region.truth is None and region.classes:
-        asked &= set(region.classes)
-    if not asked:
-        raise ValueError(f"{region}: the network has none of the classes that are scored there; leave this crop out")
-    return [name for name in config.classes if name in asked]
-
-
-def _identity(network: Network, plan: Plan, how: Output) -> dict[str, Any]:
-    """What determines the voxels of a prediction, and a key made of it."""
+def describe(network: Network, plan: Plan, how: Output) -> dict[str, Any]:
+    """The attributes of a prediction: what it was made with, and a key that tells whether another one has the same voxels."""
     about = {
-        "content": how.content, "dtype": how.dtype, "orientations": how.orientations, "block": list(plan.block),
-        "raw": str(plan.raw.level.path), "raw_range": list(plan.raw.raw_range),
+        **network.about, "content": how.content, "dtype": how.dtype, "orientations": how.orientations,
+        "raw": str(plan.raw.level.path), "raw_range": list(plan.raw.raw_range), "voxel_size": plan.grid.scale.tolist(),
+        "translation": plan.grid.origin.tolist(), "shape": list(plan.grid.shape),
     }  # fmt: skip
-    place = [plan.grid.origin.tolist(), plan.grid.scale.tolist(), list(plan.grid.shape)]
-    key = json.dumps([about, place, network.about["sha256"], network.about["precision"]], sort_keys=True)
+    key = json.dumps([about[name] for name in DETERMINING])
     return {**about, "key": hashlib.sha256(key.encode()).hexdigest()[:24]}
 
 
-def _unfinished(folder: Path, classes: Sequence[str], about: dict[str, Any], overwrite: bool) -> list[str]:
-    """The classes that are still to be predicted. ValueError if the folder holds another prediction of one."""
-    todo = []
+def unfinished(folder: Path, classes: Sequence[str], about: dict[str, Any], overwrite: bool) -> tuple[list[str], int]:
+    """The classes that are still to be predicted, and the block edge that one was begun with (0: none was).
+
+    Raises ValueError if the folder holds something else in the place of one.
+    """
+    todo, largest = [], 0
     for name in classes:
-        attributes = zarr.open_group(str(folder / name), mode="r").attrs.asdict() if (folder / name / ".zattrs").is_file() else {}
+        attributes = _attributes(folder / name)
         found = attributes.get("prediction", {})
-        if found and found.get("key") != about["key"] and not overwrite:
+        if not found and (folder / name).is_dir() and any(path.name != ".zgroup" for path in (folder / name).iterdir()):
+            raise ValueError(f"{folder / name}: not written by predict; set another predictions_path, or remove it")
+        same = found.get("key") == about["key"]
+        if found and not same and not overwrite:
             raise ValueError(
-                f"{folder / name}: holds the prediction of {found.get('checkpoint')} (epoch {found.get('epoch')}, {found.get('dtype')} "
-                f"{found.get('content')}), made with other weights or settings; write --overwrite, or another predictions_path"
+                f"{folder / name}: holds the prediction of {found.get('checkpoint')} (epoch {found.get('epoch')}), made otherwise "
+                f"({_differences(found, about)}); write --overwrite, or set another predictions_path"
             )
-        if overwrite or found.get("key") != about["key"] or "multiscales" not in attributes:
+        if not same:
             todo.append(name)
-    return todo
+        elif "multiscales" not in attributes:
+            todo.append(name)
+            largest = largest or found["largest_block"]
+    return todo, largest
+
+
+class Target:
+    """One class of a prediction while it is written: its volume and, in a file beside it, the numbers of the blocks that it holds.
+
+    A number is added when its block is on disk, so that a call that ends anywhere can be gone on with.
+    """
+
+    def __init__(self, path: Path, plan: Plan, dtype: str, attributes: dict[str, Any]):
+        self.path, self.grid, self.journal = path, plan.grid, path / ".blocks"
+        mine, found = attributes["prediction"], _attributes(path).get("prediction", {})
+        begun = all(found.get(name) == mine[name] for name in ("key", "largest_block")) and self.journal.is_file()
+        if not begun:
+            ngff.start_multiscale(path, plan.grid, dtype, plan.chunks, attributes)
+            self.journal.touch()
+        lines = self.journal.read_bytes().split(b"\n")
+        if lines.pop():  # a line that was cut off
+            self.journal.write_bytes(b"".join(line + b"\n" for line in lines))
+        self.done = {int(line) for line in lines}
+        self.array = zarr.open_array(str(path / "s0"), mode="r+", write_empty_chunks=False)
+
+    def write(self, number: int, where: tuple[slice, ...], values: np.ndarray) -> None:
+        """Put a block in its place."""
+        self.array[where] = values
+        with self.journal.open("ab", buffering=0) as file:
+            file.write(b"%d\n" % number)
+
+    def finish(self) -> None:
+        """Make it an image, when all blocks are written."""
+        for part in self.path.rglob("*.partial"):  # of a chunk that was being written when a call was killed
+            part.unlink()
+        ngff.finish_multiscale(self.path, self.grid, ngff.pyramid(self.grid), ngff.block_mean)
+        self.journal.unlink()
+
+
+def write_blocks(
+    network: Network, plan: Plan, how: Output, channels: Sequence[int], targets: Sequence[Target], left: Sequence[int],
+    stopped: Callable[[], bool],
+) -> int:  # fmt: skip
+    """Compute blocks and write them while the next ones are computed; the number of blocks whose raw is 0 throughout."""
+    forward = inference.oriented(network.forward, how.orientations)
+    bar = tqdm(total=math.prod(plan.blocks), initial=math.prod(plan.blocks) - len(left), unit="block", leave=False, disable=None)
+    blank, waiting = 0, deque()
+
+    def finish(logits: torch.Tensor) -> torch.Tensor:
+        picked = logits if len(channels) == len(logits) else logits[list(channels)]
+        return inference.encode(picked, how.content, getattr(torch, how.dtype))
+
+    def settle(jobs: list[Future]) -> None:
+        for job in jobs:
+            job.result()
+        bar.update()
+
+    with ThreadPoolExecutor(WRITERS) as pool, bar:
+        for number, values, empty in inference.run(plan, left, forward, finish, network.device):
+            where = tuple(map(slice, *(corner.tolist() for corner in plan.place(number))))
+            waiting.append([pool.submit(t.write, number, where, block) for t, block in zip(targets, values, strict=True) if number not in t.done])
+            blank += empty
+            if len(waiting) > UNWRITTEN:
+                settle(waiting.popleft())
+            if stopped():
+                break
+        while waiting:
+            settle(waiting.popleft())
+    return blank
+
+
+def announce(region: Region, network: Network, plan: Plan, how: Output, classes: int, blocks: int, free: int) -> None:
+    """Say what is about to be predicted."""
+    shape, block = (" x ".join(map(str, voxels)) for voxels in (plan.grid.shape, plan.block))
+    size = math.prod(plan.grid.shape) * classes * np.dtype(how.dtype).itemsize
+    train.say(
+        f"{region}: {shape} voxels of {' x '.join(f'{s:g}' for s in plan.grid.scale)} nm, {classes} classes, {blocks} blocks of {block}"
+        f"{'' if network.window.agree else ', overlapping windows'}; up to {size / 1e9:.2g} GB, of {free / 1e9:.2g} GB that are free"
+    )
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """What goes wrong while a folder is written, as a sentence."""
+    try:
+        yield
+    except (OSError, KeyError) as error:
+        reason = error.__cause__ if isinstance(error, KeyError) else error  # zarr's, where a folder cannot be made
+        if not isinstance(reason, OSError):
+            raise
+        raise OSError(f"{folder}: could not be written ({reason.strerror or reason}); mend that, and the same command goes on") from error
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process. ValueError if another one has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = InterProcessLock(folder / ".lock")
+    if not lock.acquire(blocking=False):
+        raise ValueError(f"{folder}: another process is predicting it; wait for that one, or end it first")
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)  # while it is held: who waits for it sees a finished folder
+        lock.release()
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    """Attributes of a zarr group; none where there is none."""
+    return json.loads((path / ".zattrs").read_text()) if (path / ".zattrs").is_file() else {}
+
+
+def _differences(found: dict[str, Any], about: dict[str, Any]) -> str:
+    texts = [(name, str(found.get(name)), str(about[name])) for name in DETERMINING if found.get(name) != about[name]]
+    return "; ".join(f"{name} was {was[:80]} and is {now[:80]}" for name, was, now in texts)
 
 
 def _refuse_other_input(path: Path, settings: dict[str, str], config: TrainConfig) -> None:
@@ -319,7 +410,3 @@ def _refuse_other_input(path: Path, settings: dict[str, str], config: TrainConfi
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _nm(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:g}" for value in values)

@@ -12,6 +12,10 @@ from common import ngff
 from common.ngff import Grid, Level
 
 
+AT_ONCE = 2**27
+"""Voxels of a level that are read at a time to be averaged; bounds the memory where the level is much finer than what is wanted."""
+
+
 @dataclass(frozen=True)
 class Raw:
     """A level of a volume, averaged over whole voxels towards a wanted voxel size. Opened with `open_raw`."""
@@ -32,11 +36,23 @@ class Raw:
 
     def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """Averaged voxels start..stop, which lie within the volume. Raises ValueError if a chunk cannot be decoded."""
-        block = self.level.read(start * self.factor, stop * self.factor)
-        if self.dtype == np.float32:
-            low, high = self.raw_range or (0.0, float(np.iinfo(block.dtype).max))
-            block = np.clip((np.nan_to_num(block.astype(np.float32)) - low) / (high - low), 0, 1)
-        return block if (self.factor == 1).all() else ngff.block_mean(block, self.factor)
+        start, stop = np.array(start), np.array(stop)
+        if (self.factor == 1).all():
+            return self._values(start, stop)
+        result = np.empty(stop - start, self.dtype)
+        layers = max(1, int(AT_ONCE // np.prod([self.factor[0], *(stop - start)[1:] * self.factor[1:]])))
+        for z in range(0, len(result), layers):
+            low, high = start + [z, 0, 0], np.array([min(start[0] + z + layers, stop[0]), *stop[1:]])
+            result[z : z + layers] = ngff.block_mean(self._values(low * self.factor, high * self.factor), self.factor)
+        return result
+
+    def _values(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Voxels of the level as `dtype`."""
+        block = self.level.read(start, stop)
+        if self.dtype == np.uint8:
+            return block
+        low, high = self.raw_range or (0.0, float(np.iinfo(block.dtype).max))
+        return np.clip((np.nan_to_num(block.astype(np.float32)) - low) / (high - low), 0, 1)
 
     def read_mirrored(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """Averaged voxels start..stop; those outside of the volume are mirrored, as in training."""

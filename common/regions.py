@@ -99,9 +99,9 @@ def of_volume(path: str | Path, roi: str = "") -> Region:
         for texts, bounds in ((match.groups()[::2], lower), (match.groups()[1::2], upper))
     )
     if (low >= high).any() or (low >= upper).any() or (high <= lower).any():
-        raise ValueError(f"--roi {roi}: no box within {path}, which is {_box(lower, upper)} nm")
+        raise ValueError(f"--roi {roi}: no box within {path}, which is {box_text(lower, upper)} nm")
     low, high = np.maximum(low, lower), np.minimum(high, upper)
-    return Region(store.stem, "roi_" + _box(low, high).replace(":", "-").replace(",", "_"), path, low, high, None, ())
+    return Region(store.stem, "roi_" + box_text(low, high).replace(":", "-").replace(",", "_"), path, low, high, None, ())
 
 
 def _named(word: str, rows: Sequence[Row], tests: Sequence[Entry], root: Path) -> list[Region]:
@@ -147,5 +147,6 @@ def _of_manifest(tests: Sequence[Entry], root: Path) -> list[Region]:
     return regions
 
 
-def _box(lower: np.ndarray, upper: np.ndarray) -> str:
-    return ",".join(f"{a:g}:{b:g}" for a, b in zip(lower, upper, strict=True))
+def box_text(lower: np.ndarray, upper: np.ndarray) -> str:
+    """A box (nm) as --roi takes it."""
+    return ",".join(f"{a:.12g}:{b:.12g}" for a, b in zip(lower, upper, strict=True))
