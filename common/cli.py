@@ -189,8 +189,18 @@ def check_submission(path: str, manifest_path: str) -> None:
 @click.option("--validation-fraction", type=click.FloatRange(0, 1), help="Wanted fraction of crops that validate.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
-    "--by", type=click.Choice(["specimen", "crop"]), default="specimen", show_default=True,
+    "--group-by", "--by", "by", type=click.Choice(["specimen", "dataset", "crop"]), default="specimen", show_default=True,
     help="What never stands on both sides.",
+)  # fmt: skip
+@click.option(
+    "--method", type=click.Choice(["balanced", "hash"]), default="balanced", show_default=True,
+    help="Search for a side of each group that suits all classes, or let a hash decide: then a new crop moves no other.",
+)  # fmt: skip
+@click.option("--hold-out", metavar="NAMES", help="Comma-separated datasets or crops, by exact name, that validate.")
+@click.option("--folds", type=int, default=0, help="Write so many splits; every group validates in one of them.")
+@click.option(
+    "--force-classes", type=click.Choice(["all", "train", "validate"]),
+    help="Only crops that annotate every class, on both sides or one.",
 )  # fmt: skip
 @click.option(
     "--min-extent", type=float, default=1, show_default=True,
@@ -204,7 +214,7 @@ def make_datasplit(csv_path: str, data: str | None, **options: Any) -> None:
     from common import config, datasplit
 
     options = {name: value for name, value in options.items() if value is not None}
-    for name in ("classes", "datasets", "crops"):
+    for name in {"classes", "datasets", "crops", "hold_out"} & set(options):
         options[name] = tuple(part.strip() for part in options[name].split(","))
     if options["classes"] == ("tested",):
         del options["classes"]
@@ -212,6 +222,18 @@ def make_datasplit(csv_path: str, data: str | None, **options: Any) -> None:
     if data or "manifest" not in options:
         options["data_root"] = config.data_root(data)
     click.echo(datasplit.make(csv_path, **options))
+
+
+@cli.command()
+@click.argument("config_path")
+@click.option("--json", "json_path", metavar="FILE", help="Write it there too.")
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Override a setting of train_config.py.")
+@click.option("--data", metavar="FOLDER", help="Data root that the datasplit's paths start from.")
+def fingerprint(config_path: str, **options: Any) -> None:
+    """What the crops of CONFIG_PATH hold, what stands out, and which patch, batch and workers suit this machine."""
+    import common.fingerprint
+
+    common.fingerprint.fingerprint(config_path, **_given(options), say=click.echo)
 
 
 @cli.command()

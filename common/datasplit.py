@@ -34,6 +34,7 @@ voxels, 0.65 to 0.8 um, still fill a third of a patch) and for 9 at 128 nm (1.2 
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -238,9 +239,12 @@ class Crop:
 
     def overlaps(self, other: Crop) -> bool:
         """Whether the two share a volume; touching is not overlapping."""
-        low, high = zip(self._box(), other._box(), strict=True)
-        return self.dataset == other.dataset and bool((np.min(high, 0) - np.max(low, 0) > 1e-6 * self.extent).all())
+        if self.dataset != other.dataset:
+            return False
+        (low, high), (other_low, other_high) = self._box, other._box
+        return bool((np.minimum(high, other_high) - np.maximum(low, other_low) > 1e-6 * self.extent).all())
 
+    @functools.cached_property
     def _box(self) -> tuple[np.ndarray, np.ndarray]:
         low = np.array(self.translation) - np.array(self.voxel_size) / 2
         return low, low + self.extent
@@ -649,36 +653,74 @@ def make(
     seed: int = 0,
     by: str = "specimen",
     min_extent: float = 1,
+    method: str = "balanced",
+    hold_out: Sequence[str] = (),
+    folds: int = 0,
+    force_classes: str = "",
     datasets: Sequence[str] = ("*",),
     crops: Sequence[str] = ("*",),
     overwrite: bool = False,
 ) -> str:
-    """Make a data split and write it; the report of what it contains.
+    """Make a data split and write it; the report of what it contains and of what leaks from one side to the other.
 
     The crops are those of `manifest` (a table, or 'challenge', the default) or those found under `data_root`.
-    scale: nm, one number or z, y, x, or None for crops of every resolution; the rest as in `choose_sides`, `select` and
-    `write_datasplit`."""
+    scale: nm, one number or z, y, x, or None for crops of every resolution. folds: how many splits to write, as
+    {stem}_fold0.csv and on; 0 is the one split `csv_path`. force_classes: 'all', 'train' or 'validate', the sides that
+    take only crops annotating every class; the rest as in `choose_sides`, `select` and `write_datasplit`."""
     path = Path(csv_path)
-    _refuse_existing(path, overwrite)
+    paths = [path.with_stem(f"{path.stem}_fold{fold}") for fold in range(folds)] or [path]
+    for each in paths:
+        _refuse_existing(each, overwrite)
     scale = _three(scale)
     choice = {"validation_fraction": validation_fraction, "seed": seed, "by": by, "min_extent": min_extent}
-    _check_choice(path, scale, **choice)
+    added = {"method": method, "hold_out": ",".join(hold_out), "folds": folds, "force_classes": force_classes}
+    _check_choice(path, scale, **choice, **added)
     found, skipped = _find(path, data_root, manifest, datasets, crops)
     _check_classes(path, classes, found)
-    sides = choose_sides(found, classes=classes, scale=scale, **choice)
+    options = {"scale": scale, "seed": seed, "by": by, "min_extent": min_extent, "method": method}
+    options |= {"classes": classes, "complete": FORCED[force_classes]}
+    if folds:
+        splits = choose_folds(found, folds, **options)
+        del choice["validation_fraction"]
+    else:
+        splits = [choose_sides(found, validation_fraction=validation_fraction, hold_out=hold_out, **options)]
     source = ["--data", "DATA"] if data_root is not None else ["--manifest", _short(manifest or "challenge")]
     sizes = {} if scale is None else {"scale": _joined(scale)}
     patterns = {"datasets": ",".join(datasets), "crops": ",".join(crops)}
     chosen = {name: pattern for name, pattern in patterns.items() if pattern != "*"}
+    chosen |= {name: value for name, value in added.items() if value and value != METHODS[0]}
     command = _command(path, source, classes, {**sizes, **choice, **chosen})
-    lines = [f"# {command}", f"# {_summary(sides)}", *(_line(usage, crop, classes) for usage, crop in sides)]
-    write_datasplit(path, lines, overwrite)
-    return "\n".join([f"{path}: {_summary(sides)}", *_left_out(found, sides), *skipped, *_coverage(sides, classes)])
+    for each, sides in zip(paths, splits, strict=True):
+        lines = [f"# {command}", f"# {_summary(sides)}", *(_line(usage, crop, classes) for usage, crop in sides)]
+        write_datasplit(each, lines, overwrite)
+    summaries = [f"{each}: {_summary(sides)}" for each, sides in zip(paths, splits, strict=True)]
+    warned = [f"WARNING: {each}: {leak}" for each, sides in zip(paths, splits, strict=True) for leak in leaks(sides)]
+    return "\n".join([*summaries, *_left_out(found, splits[0]), *skipped, *_coverage(splits, classes), *warned])
+
+
+def leaks(sides: Sequence[tuple[str, Crop]]) -> list[str]:
+    """What the validation crops share with the training crops, a sentence each: specimens, and overlapping volumes."""
+    train, validate = ([crop for usage, crop in sides if usage == side] for side in USAGES)
+    found = []
+    if shared := sorted({crop.specimen for crop in train} & {crop.specimen for crop in validate}, key=_natural):
+        found.append(
+            f"{len(shared)} specimens train and validate, which makes the validation look better than new specimens will: "
+            f"{_some(shared)}; group by specimen to keep them apart"
+        )
+    pairs = [f"{a.dataset}/{a.name} and {b.name}" for a in validate for b in train if a.dataset == b.dataset and a.overlaps(b)]
+    if pairs:
+        found.append(f"{len(pairs)} validation crops overlap a training crop: {_some(pairs)}; put both on one side")
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
 
 
 def _check_choice(
-    path: Path, scale: Sequence[float] | None, validation_fraction: float, seed: int, by: str, min_extent: float = 1
-) -> None:
+    path: Path, scale: Sequence[float] | None, validation_fraction: float, seed: int, by: str, min_extent: float = 1,
+    method: str = "balanced", hold_out: str = "", folds: int = 0, force_classes: str = "",
+) -> None:  # fmt: skip
     problems = []
     if scale is not None and (len(scale) != 3 or not all(0 < size < math.inf for size in scale)):
         problems.append(f"scale {_joined(scale)}; write the voxel size in nm, as 8 or 8,8,8")
@@ -686,10 +728,17 @@ def _check_choice(
         problems.append(f"validation fraction {validation_fraction:g}; write a number from 0 to below 1, such as 0.17")
     if seed < 0:
         problems.append(f"seed {seed}; write a whole number, 0 or more")
-    if by not in ("specimen", "crop"):
-        problems.append(f"by '{by}'; write 'specimen' or 'crop'")
+    for name, value, known in (("by", by, GROUPS), ("method", method, METHODS), ("force-classes", force_classes, tuple(FORCED))):
+        if value not in known:
+            problems.append(f"{name} '{value}'; write {' or '.join(repr(each) for each in known if each)}")
     if not 0 <= min_extent < math.inf:
         problems.append(f"min-extent {min_extent:g}; write a number of voxels, 0 or more")
+    if folds < 0 or folds == 1:
+        problems.append(f"folds {folds}; write 2 or more, or 0 for one split")
+    if folds and hold_out:
+        problems.append(f"hold-out {hold_out} with {folds} folds, where every group validates once; write one of them")
+    if folds and validation_fraction != VALIDATION_FRACTION:
+        problems.append(f"validation fraction {validation_fraction:g} with {folds} folds; write one of them")
     if problems:
         raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
 
@@ -754,14 +803,26 @@ def _left_out(crops: Sequence[Crop], sides: Sequence[tuple[str, Crop]]) -> list[
     return [f"{len(crops) - len(sides)} of {len(crops)} crops left out: too coarse, too small or without these classes"]
 
 
-def _coverage(sides: Sequence[tuple[str, Crop]], classes: Sequence[str]) -> list[str]:
-    """A table of how many crops of each side annotate each class, and a sentence for classes that miss a side."""
-    counts = {name: Counter(usage for usage, crop in sides if name in crop.classes) for name in classes}
-    lines = [f"{'class':16}{'train':>8}{'validate':>10}"]
-    lines += [f"{name:16}{count['train']:8}{count['validate']:10}" for name, count in counts.items()]
-    for usage in USAGES:
-        if gaps := [name for name, count in counts.items() if not count[usage]]:
-            lines.append(f"annotated in no {usage} crop: {', '.join(gaps)}")
+def _coverage(splits: Sequence[Sequence[tuple[str, Crop]]], classes: Sequence[str]) -> list[str]:
+    """A table of how many crops of each side annotate each class, and a sentence for classes that miss a side.
+
+    Of several splits each has one column, training crops / validation crops."""
+    counts = [
+        {name: Counter(usage for usage, crop in sides if name in crop.classes) for name in classes} for sides in splits
+    ]
+    if len(splits) == 1:
+        lines = [f"{'class':16}{'train':>8}{'validate':>10}"]
+        lines += [f"{name:16}{count['train']:8}{count['validate']:10}" for name, count in counts[0].items()]
+    else:
+        lines = [f"{'class':16}" + "".join(f"{f'fold {fold}':>10}" for fold in range(len(splits)))]
+        for name in classes:
+            cells = [f"{count[name]['train']}/{count[name]['validate']}" for count in counts]
+            lines.append(f"{name:16}" + "".join(f"{cell:>10}" for cell in cells))
+    for fold, count in enumerate(counts):
+        where = f"fold {fold}: " if len(splits) > 1 else ""
+        for usage in USAGES:
+            if gaps := [name for name in classes if not count[name][usage]]:
+                lines.append(f"{where}annotated in no {usage} crop: {', '.join(gaps)}")
     return lines
 
 
@@ -785,8 +846,8 @@ def make_datasplit_csv(
     force_all_classes: True takes only crops that annotate all of `classes`, 'train' or 'validate' only on that side.
     Others are left out there; the toolbox moves them to the other side. dry_run writes nothing. The layout is the
     challenge's, so there is no search_path, raw_name or crop_name; paths are written relative to `data_root`."""
-    path, forced = Path(csv_path), {False: (), True: USAGES, "train": ("train",), "validate": ("validate",)}
-    if force_all_classes not in forced:
+    path, forced = Path(csv_path), {False: "", True: "all"}.get(force_all_classes, force_all_classes)
+    if forced not in FORCED:
         raise ValueError(f"{path}: force_all_classes '{force_all_classes}'; write True, False, 'train' or 'validate'")
     _refuse_existing(path, overwrite or dry_run)
     scale = _three(scale)
@@ -796,7 +857,7 @@ def make_datasplit_csv(
     if skipped:
         warnings.warn("\n".join(skipped), stacklevel=2)
     _check_classes(path, classes, found)
-    sides = choose_sides(found, classes=classes, scale=scale, complete=forced[force_all_classes], **choice)
+    sides = choose_sides(found, classes=classes, scale=scale, complete=FORCED[forced], **choice)
     if not dry_run:
         write_datasplit(path, [_line(usage, crop, classes) for usage, crop in sides], overwrite)
     return {

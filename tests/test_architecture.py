@@ -13,7 +13,7 @@ FLOORS = {
     0: "classes ngff augment losses optim runtime tracking checkpoint figures phantom unet cosem instances score quality",
     1: "config annotation datasplit raw regrid manifest",
     2: "crops sampling regions submission",
-    3: "loaders inference",
+    3: "loaders inference fingerprint",
     4: "steps visualize",
     5: "train predict process tune evaluate readme demo",
     6: "cli",

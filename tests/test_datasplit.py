@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import warnings
@@ -502,6 +503,235 @@ def test_lines_name_the_annotated_classes_that_are_asked_for_in_class_order():
     ]
 
 
+# Sides by hash, held out, folds
+
+
+def sides(crops, **choice):
+    return {(c.dataset, c.name): usage for usage, c in ds.choose_sides(crops, scale=None, **choice)}
+
+
+def far_away(crops):
+    """One more crop in every dataset, beside all others, and one in a dataset of its own."""
+    names = {c.dataset for c in crops} | {"aaa-1"}
+    return [*crops, *(crop(name, "crop100000", start=(-1e9, 0, 0)) for name in sorted(names))]
+
+
+@pytest.mark.parametrize("by", ds.GROUPS)
+def test_a_side_by_hash_is_the_hash_of_the_groups_name_and_nothing_else(by):
+    crops = ds.read_manifest()
+    units = ds.unit_of(crops, by)
+    expected = {}
+    for c, unit in zip(crops, units, strict=True):
+        linked = sorted((int(o.name[4:]), f"{o.dataset}/{o.name}") for o, u in zip(crops, units, strict=True) if u == unit)
+        name = linked[0][1] if by == "crop" else getattr(c, by)
+        number = int(hashlib.sha256(f"7/{name}".encode()).hexdigest()[:12], 16) / 16**12
+        expected[c.dataset, c.name] = "validate" if number < 0.3 else "train"
+    assert sides(crops, by=by, method="hash", seed=7, validation_fraction=0.3) == expected
+    assert set(expected.values()) == set(ds.USAGES)
+
+
+@pytest.mark.parametrize("by", ds.GROUPS)
+def test_by_hash_a_new_crop_moves_no_old_one_and_a_larger_fraction_only_adds(by):
+    crops = ds.read_manifest()
+    choice = {"by": by, "method": "hash", "seed": 1}
+    before = sides(crops, **choice, validation_fraction=0.2)
+    after = sides(far_away(crops), **choice, validation_fraction=0.2)
+    assert len(after) == len(before) + 23
+    assert before.items() <= after.items()
+    fewer = sides(crops[::2], **choice, validation_fraction=0.2) if by != "crop" else before
+    assert fewer.items() <= before.items()
+    more = sides(crops, **choice, validation_fraction=0.4)
+    assert {key for key, usage in before.items() if usage == "validate"} < {
+        key for key, usage in more.items() if usage == "validate"
+    }
+
+
+@pytest.mark.parametrize("method", ds.METHODS)
+@pytest.mark.parametrize("by", ds.GROUPS)
+def test_no_group_stands_on_both_sides(by, method):
+    crops = ds.read_manifest()
+    usage = sides(crops, by=by, method=method, seed=1, validation_fraction=0.3)
+    units = ds.unit_of(crops, by)
+    found = {(unit, usage[c.dataset, c.name]) for c, unit in zip(crops, units, strict=True)}
+    assert len(found) == len(set(units))
+    assert {side for _, side in found} == set(ds.USAGES)
+
+
+def test_by_crop_and_hash_about_the_wanted_fraction_validates():
+    """Of 1600 separate crops 400 +- 17 (one standard deviation of a binomial) at a quarter."""
+    crops = [crop(f"d-{n}", "crop1") for n in range(1600)]
+    chosen = list(sides(crops, by="crop", method="hash", validation_fraction=0.25).values())
+    assert abs(chosen.count("validate") - 400) < 4 * 17.3
+
+
+def test_the_resolution_moves_no_crop_of_a_hash_split():
+    crops = ds.read_manifest()
+    coarse, fine = (
+        {(c.dataset, c.name): usage for usage, c in ds.choose_sides(crops, scale=(s,) * 3, by="crop", method="hash")}
+        for s in (128, 4)
+    )
+    assert len(fine) < len(coarse)
+    assert fine.items() <= coarse.items()
+
+
+def test_only_what_is_named_exactly_is_held_out():
+    """x1 does not take x10, nor the dataset s-1 the dataset s-10."""
+    names = [("s-1", "x1"), ("s-1", "x10"), ("s-10", "x10"), ("s-10", "x2"), ("t-1", "crop3"), ("t-1", "crop33")]
+    crops = [crop(d, n, start=(1000 * k, 0, 0)) for k, (d, n) in enumerate(names)]
+
+    def held(*hold_out, by="crop", **choice):
+        found = sides(crops, by=by, validation_fraction=0, hold_out=hold_out, **choice)
+        return [key for key, usage in found.items() if usage == "validate"]
+
+    assert held("x1") == [("s-1", "x1")]
+    assert held("s-1", by="specimen") == [("s-1", "x1"), ("s-1", "x10")]
+    assert held("s-10/x10", "3") == [("s-10", "x10"), ("t-1", "crop3")]
+    assert held("x10", method="hash") == [("s-1", "x10"), ("s-10", "x10")]
+    with pytest.raises(ValueError) as caught:
+        held("x", "s-*", "crop")
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [f"hold-out '{n}'" for n in ("crop", "s-*", "x")]
+
+
+@pytest.mark.parametrize("method", ds.METHODS)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_held_out_validates_beside_what_is_drawn(method, seed):
+    crops = ds.read_manifest()
+    usage = sides(crops, method=method, seed=seed, hold_out=["jrc_mus-kidney", "jrc_sum159-1"])
+    validate = {dataset for (dataset, _), side in usage.items() if side == "validate"}
+    assert validate >= {"jrc_mus-kidney", "jrc_sum159-1"}
+    if method == "hash":
+        free = sides(crops, method=method, seed=seed)
+        assert validate == {d for (d, _), s in free.items() if s == "validate"} | {"jrc_mus-kidney", "jrc_sum159-1"}
+
+
+def test_a_group_is_not_held_out_in_part():
+    crops = ds.read_manifest()
+    with pytest.raises(ValueError, match=r"a part of specimen jrc_hela-2 only; name the other \d+ too .*, or group by crop"):
+        sides(crops, hold_out=["jrc_hela-2/crop28"])
+    with pytest.raises(ValueError, match=r"a part of specimen jrc_cos7-1 only.*jrc_cos7-1b/crop235"):
+        sides(crops, hold_out=["jrc_cos7-1a"])
+    assert sides(crops, by="dataset", hold_out=["jrc_cos7-1a"])["jrc_cos7-1a", "crop234"] == "validate"
+    a, b = next((a, b) for a, b in itertools.combinations(crops, 2) if a.overlaps(b))
+    with pytest.raises(ValueError, match="a part of the crops that overlap only"):
+        sides(crops, by="crop", hold_out=[f"{a.dataset}/{a.name}"])
+    assert sides([a, b, crop("d")], by="crop", hold_out=[a.name, b.name])[b.dataset, b.name] == "validate"
+
+
+def test_a_split_without_training_crops_is_refused():
+    with pytest.raises(ValueError, match="no crop is left to train on"):
+        sides([crop("a-1"), crop("b-1")], hold_out=["a-1", "b-1"], validation_fraction=0)
+
+
+@pytest.mark.parametrize("method", ds.METHODS)
+@pytest.mark.parametrize("by", ds.GROUPS)
+def test_in_folds_every_group_validates_exactly_once_and_trains_in_all_others(by, method):
+    crops = ds.read_manifest()
+    units = {(c.dataset, c.name): unit for c, unit in zip(crops, ds.unit_of(crops, by), strict=True)}
+    validated = []
+    for split in ds.choose_folds(crops, 3, scale=None, by=by, method=method, seed=1):
+        usage = {(c.dataset, c.name): side for side, c in split}
+        assert len(usage) == len(crops)
+        here = {units[key] for key, side in usage.items() if side == "validate"}
+        assert all((units[key] in here) == (side == "validate") for key, side in usage.items())
+        validated += here
+    assert sorted(validated) == sorted(set(units.values()))
+
+
+def test_balanced_folds_are_of_like_size_and_those_by_hash_move_no_old_crop():
+    crops = ds.read_manifest()
+    for split in ds.choose_folds(crops, 5, scale=(8, 8, 8), min_extent=28):
+        assert 0.15 < sum(usage == "validate" for usage, _ in split) / len(split) < 0.25
+    for before, after in zip(*(ds.choose_folds(c, 4, scale=None, by="crop", method="hash") for c in (crops, far_away(crops))), strict=True):
+        assert {(c.dataset, c.name, usage) for usage, c in before} <= {(c.dataset, c.name, usage) for usage, c in after}
+
+
+def test_more_folds_than_groups_are_refused():
+    crops = [crop(f"s-{n}") for n in range(3)]
+    for method in ds.METHODS:
+        with pytest.raises(ValueError, match=r"fold \d of 4 has no validate crop \(3 groups fit\); write fewer folds"):
+            ds.choose_folds(crops, 4, scale=None, method=method)
+    with pytest.raises(ValueError, match="all 3 crops that fit are of one dataset"):
+        ds.choose_folds([crop("s-1", f"crop{n}") for n in range(3)], 2, scale=None, by="dataset")
+
+
+def test_folds_are_files_of_their_own_and_one_table(tmp_path):
+    path = tmp_path / "x" / "datasplit.csv"
+    path.parent.mkdir()
+    report = ds.make(path, scale=32, classes=["mito", "perox"], folds=3).splitlines()
+    files = [path.with_name(f"datasplit_fold{k}.csv") for k in range(3)]
+    assert sorted(path.parent.iterdir()) == files
+    first = files[0].read_text().splitlines()[0]
+    assert first == files[2].read_text().splitlines()[0]
+    assert first.endswith("make-datasplit x/datasplit.csv --manifest challenge --classes mito,perox --scale 32 --seed 0 --by specimen "
+                          "--min-extent 1 --folds 3")  # fmt: skip
+    rows = [ds.read_datasplit(file, "data") for file in files]
+    counts = [[sum("perox" in r.annotated for r in split if r.usage == side) for side in ds.USAGES] for split in rows]
+    assert ["perox", *(f"{train}/{validate}" for train, validate in counts)] in [line.split() for line in report]
+    with pytest.raises(ValueError, match="datasplit_fold0.csv: exists already"):
+        ds.make(path, scale=32, folds=3)
+
+
+def test_the_choices_stand_in_the_command_and_two_runs_give_the_same_file(tmp_path):
+    choice = {
+        "scale": 8, "by": "crop", "method": "hash", "hold_out": ["jrc_hela-3", "jrc_ut21-1413-003"], "force_classes": "validate",
+        "validation_fraction": 0.3,
+    }  # fmt: skip
+    for name in ("a.csv", "b.csv"):
+        ds.make(tmp_path / name, **choice)
+    first, second = ((tmp_path / name).read_text() for name in ("a.csv", "b.csv"))
+    assert first.splitlines()[1:] == second.splitlines()[1:]
+    assert first.splitlines()[0].endswith(
+        "--by crop --min-extent 1 --method hash --hold-out jrc_hela-3,jrc_ut21-1413-003 --force-classes validate"
+    )
+    rows = ds.read_datasplit(tmp_path / "a.csv", "data")
+    assert {len(r.annotated) for r in rows if r.usage == "validate"} == {48}
+    assert min(len(r.annotated) for r in rows if r.usage == "train") < 48
+
+
+@pytest.mark.parametrize(
+    "force, complete",
+    [("all", (True, True)), ("train", (True, False)), ("validate", (False, True)), ("", (False, False))],
+)
+def test_a_forced_side_takes_complete_crops_only(tmp_path, force, complete):
+    ds.make(tmp_path / "d.csv", scale=8, force_classes=force)
+    rows = ds.read_datasplit(tmp_path / "d.csv", "data")
+    assert tuple(all(len(r.annotated) == 48 for r in rows if r.usage == side) for side in ds.USAGES) == complete
+
+
+@pytest.mark.parametrize(
+    "choice, said",
+    [
+        ({"method": "random"}, "method 'random'; write 'balanced' or 'hash'"),
+        ({"force_classes": "validation"}, "force-classes 'validation'; write 'all' or 'train' or 'validate'"),
+        ({"folds": 1}, "folds 1; write 2 or more"),
+        ({"folds": 3, "hold_out": ["jrc_hela-2"]}, "hold-out jrc_hela-2 with 3 folds"),
+        ({"folds": 3, "validation_fraction": 0.3}, "validation fraction 0.3 with 3 folds"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_named(tmp_path, choice, said):
+    with pytest.raises(ValueError, match=said):
+        ds.make(tmp_path / "d.csv", scale=8, **choice)
+
+
+def test_leaks_are_specimens_and_volumes_of_both_sides():
+    """Along x in units of 8 nm: a 0-10 and b 5-15 overlap, c 20-30 does not; s-1a and s-1b are one specimen."""
+    a, b, c = (crop("s-1a", name, start=(0, 0, x)) for name, x in (("a", 0), ("b", 40), ("c", 160)))
+    other = crop("s-1b", "d")
+    assert ds.leaks([("train", a), ("validate", crop("t-1"))]) == []
+    (shared,) = ds.leaks([("train", a), ("validate", other), ("validate", crop("t-1"))])
+    assert shared.startswith("1 specimens train and validate") and ": s-1; group by specimen" in shared
+    found = ds.leaks([("train", b), ("train", c), ("validate", a)])
+    assert found[1] == "1 validation crops overlap a training crop: s-1a/a and b; put both on one side"
+    assert len(ds.leaks([("train", c), ("validate", a), ("validate", b)])) == 1
+
+
+def test_the_report_warns_of_leaks(tmp_path):
+    assert "WARNING" not in ds.make(tmp_path / "d.csv", scale=8)
+    report = ds.make(tmp_path / "e.csv", scale=8, by="crop")
+    (warning,) = [line for line in report.splitlines() if line.startswith("WARNING")]
+    assert "specimens train and validate" in warning
+
+
 # Writing
 
 
@@ -657,9 +887,9 @@ def test_the_report_counts_the_crops_of_each_class_and_names_gaps_once(tmp_path)
 
 def test_wrong_choices_are_named_together(tmp_path):
     with pytest.raises(ValueError) as caught:
-        ds.make(tmp_path / "d.csv", scale=(8, 8), validation_fraction=1, seed=-1, by="dataset", min_extent=-1)
+        ds.make(tmp_path / "d.csv", scale=(8, 8), validation_fraction=1, seed=-1, by="cell", min_extent=-1)
     said = [line.split("; write ")[0].removeprefix(f"{tmp_path}/d.csv: ") for line in str(caught.value).splitlines()]
-    assert said == ["scale 8", "validation fraction 1", "seed -1", "by 'dataset'", "min-extent -1"]
+    assert said == ["scale 8", "validation fraction 1", "seed -1", "by 'cell'", "min-extent -1"]
     assert not (tmp_path / "d.csv").exists()
 
 
