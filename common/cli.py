@@ -171,6 +171,29 @@ def check_submission(path: str, manifest_path: str) -> None:
     click.echo(f"{path}: all volumes of the manifest, none other")
 
 
+@cli.command("fetch-data")
+@click.option("--crops", "-c", default="*", show_default=True, help="Comma-separated crops or datasets/crops, test, or * for the 289.")
+@click.option("--classes", help="Comma-separated; every annotated one unless given.")
+@click.option("--for", "for_experiment", metavar="CONFIG", help="What this experiment trains on: its crops, classes, level and margin.")
+@click.option("--scale", multiple=True, help="Voxel size in nm to fetch for: 8 or 8,8,8. Repeatable; 8, 32 and 128 unless given.")
+@click.option("--padding", help="Raw around the crops in nm: one number or z,y,x; what the baselines reach unless given.")
+@click.option("--all-resolutions", is_flag=True, help="Every level of raw and labels.")
+@click.option("--data", metavar="FOLDER", help="Data root to fetch to.")
+@click.option("--url", help="Another server with the bucket's layout.")
+@click.option("--workers", "-w", type=click.IntRange(1), default=16, show_default=True, help="Downloads at a time.")
+@click.option("--dry-run", is_flag=True, help="Say the sizes, fetch nothing.")
+@click.option("--verify", is_flag=True, help="List anew and check what is there already.")
+@click.option("--manifest", "manifest_path", metavar="FILE", help="Table of test crops; downloaded unless given.")
+@click.option("--table", metavar="FILE", help="Another table of training crops.")
+def fetch_data(scale: tuple[str, ...], padding: str | None, crops: str, **options: Any) -> None:
+    """Fetch crops and the raw around them from the challenge's public bucket; goes on where it stopped."""
+    import common.fetch
+
+    options |= {"scale": tuple(_numbers(text) for text in scale)} if scale else {}
+    options |= {"padding_nm": _numbers(padding, "--padding", 0)} if padding else {}
+    common.fetch.fetch("*" if crops == "all" else crops, **_given(options), say=click.echo)
+
+
 @cli.command("make-datasplit")
 @click.argument("csv_path", default="datasplit.csv")
 @click.option(
@@ -267,11 +290,12 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def _numbers(text: str, option: str = "--scale", least: float = 1e-9) -> tuple[float, ...]:
+    """One length in nm or three, z, y, x, as three."""
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) not in (1, 3) or min(values) <= 0:
-        raise ValueError(f"--scale {text}; write one voxel size in nm or three, z,y,x: 8 or 8,8,8")
+    if len(values) not in (1, 3) or min(values) < least:
+        raise ValueError(f"{option} {text}; write one length in nm or three, z,y,x: 8 or 8,8,8")
     return values * 3 if len(values) == 1 else values
