@@ -25,19 +25,77 @@ def cli() -> None:
     "--set", "overrides", multiple=True, metavar="NAME=VALUE",
     help="Override a setting; NAME.KEY=VALUE inside a dict. Repeatable.",
 )  # fmt: skip
+@click.option("--overrides", "override_file", metavar="FILE", help="NAME=VALUE lines, such as best_settings.txt of a search.")
 @click.option("--data", metavar="FOLDER", help="Data root that the datasplit's paths start from.")
+@click.option("--seeds", metavar="LIST", help="Train one run for each seed, one after the other: 1,2,3 or 1-3.")
+@click.option(
+    "--submit", metavar="TEMPLATE",
+    help="With --seeds: run this command for each instead, {command} and {seed} filled in, such as 'bsub -gpu num=1 {command}'.",
+)  # fmt: skip
 @click.option(
     "--check", is_flag=True,
     help="Dry run: read everything, take a few steps, report shapes, memory and time, keep nothing.",
 )  # fmt: skip
-def train(config_path: str, overrides: tuple[str, ...], data: str | None, check: bool) -> None:
+def train(
+    config_path: str, overrides: tuple[str, ...], override_file: str | None, data: str | None, seeds: str | None, submit: str | None, check: bool
+) -> None:  # fmt: skip
     """Train the experiment of CONFIG_PATH (train_config.py or its folder), or go on where it stopped."""
     import common.train
+    from common import config
+    from common import seeds as several
 
+    if override_file:
+        overrides = (*config.read_overrides(override_file), *overrides)
+    if submit and not seeds:
+        raise ValueError("--submit is for several runs; write --seeds 1,2,3 too")
     if check:
         click.echo(common.train.check(config_path, overrides, data))
+    elif submit:
+        several.submit(config_path, several.parse_seeds(seeds), submit, overrides, data)
+    elif seeds:
+        results = several.train_seeds(config_path, several.parse_seeds(seeds), overrides, data)
+        if not all(result.finished for result in results):
+            sys.exit(130)
     elif not common.train.train(config_path, overrides, data).finished:
         sys.exit(130)
+
+
+@cli.command()
+@click.argument("config_path")
+@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="In all, those of earlier calls and other processes included.")
+@click.option("--prune-after", type=int, default=4, show_default=True, help="Trials that are never pruned.")
+@click.option("--prune-epochs", type=int, default=1, show_default=True, help="Epochs of a trial before it can be pruned.")
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Override a setting of train_config.py.")
+@click.option("--data", metavar="FOLDER", help="Data root that the datasplit's paths start from.")
+def search(config_path: str, **options: Any) -> None:
+    """Search the space that search_space.py of CONFIG_PATH declares; each trial is an ordinary run."""
+    import common.search
+
+    if common.search.search(config_path, **_given(options)) is None:
+        sys.exit(130)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--from", "source", required=True, metavar="EXPERIMENT", help="The experiment to copy.")
+def new(name: str, source: str) -> None:
+    """Copy an experiment to NAME, ready to train."""
+    import common.new
+
+    folder = common.new.new(name, source)
+    click.echo(f"{folder}\n{common.new.next_command(folder)}")
+
+
+@cli.command()
+@click.argument("config_path", required=False)
+@click.option("--data", metavar="FOLDER", help="Data root to look at.")
+def doctor(config_path: str | None, data: str | None) -> None:
+    """What this machine has, what is missing, and the command that mends it. Exit code 1 if training would not start."""
+    import common.doctor
+
+    findings = common.doctor.doctor(config_path, data)
+    click.echo(common.doctor.report(findings))
+    sys.exit(0 if common.doctor.is_well(findings) else 1)
 
 
 def _boxes(command: Callable) -> Callable:

@@ -89,8 +89,7 @@ def probe(shape_of: ShapeOf, input: Patch, output: Patch) -> Window:
             out = step * input.scale[axis] / output.scale[axis]
             if abs(out - round(out)) > 1e-6:
                 continue
-            wanted = [_grown(output.shape, axis, times * round(out)) for times in (1, 2)]
-            if [shape_of(_grown(input.shape, axis, times * step)) for times in (1, 2)] == wanted:
+            if all(shape_of(_grown(input.shape, axis, n * step)) == _grown(output.shape, axis, n * round(out)) for n in (1, 2)):
                 found = (step, round(out))
                 break
         steps.append(found)
@@ -259,6 +258,8 @@ def plan(
 
 def _block(n: int, largest: int, unit: int) -> tuple[int, int]:
     """Voxels along an axis of n that blocks and chunks have: blocks of about one size, of whole chunks of whole units."""
+    if n > min(largest, CHUNK):
+        unit = math.lcm(unit, 2)  # two voxels become one of the next coarser level, chunk by chunk
     largest = max(largest // unit, 1) * unit
     size = math.ceil(n / math.ceil(n / largest))
     chunks = math.ceil(size / CHUNK)
@@ -320,11 +321,11 @@ def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> torch.Tens
     stored = torch.empty(logits.shape, dtype=dtype, device=logits.device)
     layers = max(1, (2**20 if logits.device.type == "cpu" else 2**27) // logits[:, :1].numel())
     for given, taken in zip(logits.split(layers, 1), stored.split(layers, 1), strict=True):
-        values = given.float()
+        values = given.to(torch.float32, copy=True)
         if content == "probability":
-            values = values.sigmoid()
+            values.sigmoid_()
         if dtype == torch.uint8:
-            values = values.mul(255).round_().to(dtype)
+            values = values.mul_(255).round_().to(dtype)
         taken.copy_(values)
     return stored
 

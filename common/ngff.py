@@ -163,29 +163,33 @@ def start_multiscale(
     return _new_level(group, 0, grid.shape, dtype, chunks)
 
 
+def add_level(path: str | Path, number: int, factor: Sequence[int], chunks: Sequence[int] | None = None) -> zarr.Array:
+    """An empty level `number` (1, 2, ...), `factor` (z, y, x) voxels of the one before as one; for `finish_multiscale` not to make.
+
+    chunks: those of the level before unless given.
+    """
+    group = zarr.open_group(str(path), mode="r+")
+    fine = group[f"s{number - 1}"]
+    return _new_level(group, number, np.array(fine.shape) // factor, fine.dtype, fine.chunks if chunks is None else chunks)
+
+
 def finish_multiscale(
     path: str | Path, grid: Grid, factors: Sequence[Sequence[int]],
-    reduce: Callable[[np.ndarray, Sequence[int]], np.ndarray],
+    reduce: Callable[[np.ndarray, Sequence[int]], np.ndarray], written: int = 0,
 ) -> None:  # fmt: skip
     """Add a coarser level for each of `factors` (voxels that become one, z, y, x), then the metadata that make the group an image.
 
     reduce(block, factor) gives the coarser block: `block_mean` for intensities, `pick` for ids. Memory: a chunk's worth.
-    Interrupted, it can be called again.
+    written: how many of the coarser levels hold their voxels already. Interrupted, it can be called again.
     """
     group = zarr.open_group(str(path), mode="r+")
-    fine, scale, origin = group["s0"], grid.scale, grid.origin
+    scale, origin = grid.scale, grid.origin
     levels = [(scale, origin)]
     for number, factor in enumerate(factors, 1):
-        coarse = _new_level(group, number, np.array(fine.shape) // factor, fine.dtype, fine.chunks)
-        for corner in np.ndindex(*coarse.cdata_shape):
-            start = np.array(corner) * coarse.chunks
-            stop = np.minimum(start + coarse.chunks, coarse.shape)
-            block = fine[tuple(map(slice, start * factor, stop * factor))]
-            if block.any():
-                coarse[tuple(map(slice, start, stop))] = reduce(block, factor)
+        if number > written:
+            _reduce_level(group[f"s{number - 1}"], add_level(path, number, factor), factor, reduce)
         scale, origin = scale * factor, origin + (np.array(factor) - 1) / 2 * scale
         levels.append((scale, origin))
-        fine = coarse
     axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
     datasets = [
         {
@@ -212,6 +216,17 @@ def pyramid(grid: Grid, smallest: int = 64) -> list[tuple[int, ...]]:
         scale, shape = scale * factor, shape // factor
         factors.append(tuple(factor.tolist()))
     return factors
+
+
+def _reduce_level(
+    fine: zarr.Array, coarse: zarr.Array, factor: Sequence[int], reduce: Callable[[np.ndarray, Sequence[int]], np.ndarray]
+) -> None:  # fmt: skip
+    for corner in np.ndindex(*coarse.cdata_shape):
+        start = np.array(corner) * coarse.chunks
+        stop = np.minimum(start + coarse.chunks, coarse.shape)
+        block = fine[tuple(map(slice, start * factor, stop * factor))]
+        if block.any():
+            coarse[tuple(map(slice, start, stop))] = reduce(block, factor)
 
 
 def _new_level(group: zarr.Group, number: int, shape: Sequence[int], dtype: np.dtype | type, chunks: Sequence[int]) -> zarr.Array:

@@ -288,25 +288,36 @@ def unfinished(folder: Path, classes: Sequence[str], about: dict[str, Any], over
 class Target:
     """One class of a prediction while it is written: its volume and, in a file beside it, the numbers of the blocks that it holds.
 
-    A number is added when its block is on disk, so that a call that ends anywhere can be gone on with.
+    A number is added when its block is on disk, so that a call that ends anywhere can be gone on with. The first coarser
+    level is written along with the finest, block by block, where its chunks are made of whole ones.
     """
 
     def __init__(self, path: Path, plan: Plan, dtype: str, attributes: dict[str, Any]):
         self.path, self.grid, self.journal = path, plan.grid, path / ".blocks"
+        self.factors = ngff.pyramid(plan.grid)
+        chunks, shape = np.array(plan.chunks), np.array(plan.grid.shape)
+        self.halved = bool(self.factors) and bool(((chunks % self.factors[0] == 0) | (chunks >= shape)).all())
         mine, found = attributes["prediction"], _attributes(path).get("prediction", {})
         begun = all(found.get(name) == mine[name] for name in ("key", "largest_block")) and self.journal.is_file()
         if not begun:
             ngff.start_multiscale(path, plan.grid, dtype, plan.chunks, attributes)
+            if self.halved:
+                ngff.add_level(path, 1, self.factors[0], -(-chunks // self.factors[0]))
             self.journal.touch()
         lines = self.journal.read_bytes().split(b"\n")
         if lines.pop():  # a line that was cut off
             self.journal.write_bytes(b"".join(line + b"\n" for line in lines))
         self.done = {int(line) for line in lines}
-        self.array = zarr.open_array(str(path / "s0"), mode="r+", write_empty_chunks=False)
+        self.levels = [
+            zarr.open_array(str(path / f"s{number}"), mode="r+", write_empty_chunks=False) for number in range(1 + self.halved)
+        ]
 
-    def write(self, number: int, where: tuple[slice, ...], values: np.ndarray) -> None:
+    def write(self, number: int, start: np.ndarray, values: np.ndarray) -> None:
         """Put a block in its place."""
-        self.array[where] = values
+        for array, factor in zip(self.levels, ((1, 1, 1), *self.factors), strict=False):
+            values = ngff.block_mean(values, factor) if max(factor) > 1 else values
+            first = start // factor
+            array[tuple(map(slice, first, first + values.shape))] = values
         with self.journal.open("ab", buffering=0) as file:
             file.write(b"%d\n" % number)
 
@@ -314,7 +325,7 @@ class Target:
         """Make it an image, when all blocks are written."""
         for part in self.path.rglob("*.partial"):  # of a chunk that was being written when a call was killed
             part.unlink()
-        ngff.finish_multiscale(self.path, self.grid, ngff.pyramid(self.grid), ngff.block_mean)
+        ngff.finish_multiscale(self.path, self.grid, self.factors, ngff.block_mean, written=len(self.levels) - 1)
         self.journal.unlink()
 
 
@@ -338,8 +349,8 @@ def write_blocks(
 
     with ThreadPoolExecutor(WRITERS) as pool, bar:
         for number, values, empty in inference.run(plan, left, forward, finish, network.device):
-            where = tuple(map(slice, *(corner.tolist() for corner in plan.place(number))))
-            waiting.append([pool.submit(t.write, number, where, block) for t, block in zip(targets, values, strict=True) if number not in t.done])
+            start = plan.place(number)[0]
+            waiting.append([pool.submit(t.write, number, start, block) for t, block in zip(targets, values, strict=True) if number not in t.done])
             blank += empty
             if len(waiting) > UNWRITTEN:
                 settle(waiting.popleft())

@@ -12,9 +12,7 @@ import ast
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -35,9 +33,6 @@ from common.regions import Region
 
 BLOCK = 128
 """Least edge in voxels of the blocks, where process_config.py does not say: chunks are put together up to it."""
-
-CLASSES_AT_A_TIME = 4
-"""At most: each holds batch_size blocks, and one that is split by a watershed up to 2 GB."""
 
 THRESHOLDS = "thresholds.json"
 """Beside process_config.py, written by tune: {run: {class: {"threshold": 0.35, "checkpoint": SHA-256, ...}}}."""
@@ -121,7 +116,7 @@ def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
 
 
 def run_of(config: TrainConfig) -> str:
-    return f"{config.model_name}/{config.path('model_save_path').name}"
+    return f"{config.model_name}/{config.run}"
 
 
 def read_thresholds(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -217,15 +212,11 @@ def process_region(recipe: Recipe, predictions: dict[str, Prediction], region: R
         return
     train.say(f"{region}: {len(todo)} classes")
     voxels = sum(predictions[name].level.array.size for name in todo)
-    pool = ThreadPoolExecutor(min(len(todo), os.cpu_count() or 1, CLASSES_AT_A_TIME))
     with _writing(target), _notes(), tqdm(total=voxels, unit="voxel", unit_scale=True, leave=False, disable=None) as bar:
         zarr.open_group(str(target.parent), mode="a").require_group(target.name)
-        try:
-            jobs = [pool.submit(_process_class, recipe, name, predictions[name], identities[name], target, bar.update) for name in todo]
-            for job in as_completed(jobs):
-                job.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for name in todo:  # in threads side by side they take as long, and more memory
+            bar.set_postfix_str(name, refresh=False)
+            _process_class(recipe, name, predictions[name], identities[name], target, bar.update)
 
 
 def mask_blocks(
@@ -419,9 +410,7 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise OSError(f"{folder}: could not be written ({error.strerror or error}); mend that and run the same command again, it goes on") from error
+        raise OSError(f"{folder}: could not be written ({error}); mend that and run the same command again, it goes on") from error
 
 
 class _Note(logging.Handler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,20 @@ SHOWN = 2
 WIDTH = 120
 """Columns of a terminal."""
 
+VOXELS = "Dice, IoU, precision and recall count voxels."
 KINDS = {
     "instance": (
         "instance classes: score = sqrt(F1 x Hausd)",
         {
-            "score": "score", "f1": "F1", "hausdorff": "Hausd", "pq": "PQ", "voi_split": "VOI s", "voi_merge": "VOI m", "rand_error": "Rand",
-            "dice": "Dice", "iou": "IoU", "precision": "prec", "recall": "recall",
+            "score": "score", "f1": "F1", "hausdorff": "Hausd", "pq": "PQ", "voi_split": "VOI s", "voi_merge": "VOI m",
+            "rand_error": "Rand", "dice": "Dice", "iou": "IoU", "precision": "prec", "recall": "recall",
         },
+        "Hausd: normalised Hausdorff distance, 1 best; PQ: panoptic quality at IoU > 0.5; VOI s, m: variation of information by splits and "
+        "merges in bits, 0 best; Rand: adapted Rand error, 0 best.",
     ),
-    "semantic": ("semantic classes: score = IoU", {"score": "score", "dice": "Dice", "precision": "prec", "recall": "recall"}),
+    "semantic": ("semantic classes: score = IoU", {"score": "score", "dice": "Dice", "precision": "prec", "recall": "recall"}, ""),
 }  # fmt: skip
-"""For each kind of class a title, and for each figure that is shown the head of its column."""
-
-LEGEND = (
-    "score, F1 and Hausd (normalised Hausdorff distance) are the challenge's. PQ: panoptic quality at IoU > 0.5; VOI s, m: variation of "
-    "information by splits and merges in bits, 0 best; Rand: adapted Rand error, 0 best. Dice, IoU, precision and recall count voxels."
-)
+"""For each kind of class a title, the head of the column of each figure that is shown, and what the heads mean."""
 
 OVERALL = {"overall_score": "overall score", "overall_instance_score": "instance classes", "overall_semantic_score": "semantic classes"}
 
@@ -53,7 +51,7 @@ class Table:
 def tables(result: dict[str, Any]) -> list[Table]:
     """A table for each kind of class in a result of `common.evaluate`; columns that are empty are left out."""
     found = []
-    for kind, (title, columns) in KINDS.items():
+    for kind, (title, columns, _) in KINDS.items():
         classes = {name: one for name, one in result["classes"].items() if one["kind"] == kind}
         shown = [figure for figure in columns if any(one[figure] is not None for one in classes.values())]
         intervals = any(one["interval_95"] for one in classes.values())
@@ -74,10 +72,11 @@ def terminal(result: dict[str, Any]) -> str:
         widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
         lines.append(table.title)
         for row in (table.head, *table.rows):
-            lines.append("  ".join(text.ljust(n) if k == 0 else text.rjust(max(n, 5)) for k, (text, n) in enumerate(zip(row, widths, strict=True))))
+            name, *cells = (text.rjust(max(n, 5)) for text, n in zip(row, widths, strict=True))
+            lines.append("  ".join([name.strip().ljust(widths[0]), *cells]))
         lines.append("")
     lines += [f"{name:<18}{overall(result, key)}" for key, name in OVERALL.items()]
-    for text in (*remarks(result), LEGEND, f"Metric: {result['metric']}."):
+    for text in remarks(result):
         lines += textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines)
 
@@ -90,9 +89,9 @@ def overall(result: dict[str, Any], key: str) -> str:
 
 
 def remarks(result: dict[str, Any]) -> list[str]:
-    """What a reader of the scores has to know: what the metric left out, what is missing, what is not annotated."""
+    """What a reader of the scores has to know: what the heads mean, what the metric left out, what is missing, what is not annotated."""
     crops = f"{len(result['crops'])} crops" if len(result["crops"]) > 1 else f"1 crop ({next(iter(result['crops']))})"
-    said = [f"{crops}, {result['total_evals']} evaluations."]
+    said = [f"{crops}; evaluations: {result['total_evals']}."]
     if any(result["interval_95"].values()):
         said[0] += " Intervals are of 95 %, by bootstrap over crops."
     left_out = [f"{name} in {one['left_out']} of {one['crops']} crops" for name, one in result["classes"].items() if one["left_out"]]
@@ -102,7 +101,9 @@ def remarks(result: dict[str, Any]) -> list[str]:
         said.append(f"Missing in the submission: {', '.join(missing)}.")
     if names := result.get("not_annotated"):
         said.append(f"Not annotated in these crops: {', '.join(names)}.")
-    return said
+    kinds = {one["kind"] for one in result["classes"].values()}
+    legends = [legend for kind, (_, _, legend) in KINDS.items() if kind in kinds and legend]
+    return [*said, " ".join([*legends, VOXELS]), f"Metric: {result['metric']}."]
 
 
 def check(config: TrainConfig) -> None:
@@ -110,16 +111,15 @@ def check(config: TrainConfig) -> None:
     _parts(config.folder / "README.md")
 
 
-def write_scores(config: TrainConfig, boxes: Sequence[Region], result: dict[str, Any]) -> Path:
+def write_scores(config: TrainConfig, boxes: Sequence[Region], result: dict[str, Any], say: Callable[[str], None] = print) -> Path:
     """Put the result of `common.evaluate.evaluate` and a picture of the first crops into the README; gives its path.
 
     Replaces what is between the markers; a README without them gets them at its end. Raises ValueError where one of them is missing.
     """
     path = config.folder / "README.md"
     before, after = _parts(path)
-    rows = [visualize.montage(box, visualize.find_layers(config, box)) for box in boxes[:SHOWN]]
+    rows = [visualize.montage(box, visualize.find_layers(config, box, tuple(result["classes"]), say=say)) for box in boxes[:SHOWN]]
     figures.write_png(config.folder / PICTURE, figures.above(rows, background=255))
-    before = before or f"# {config.folder.name}\n\n## Scores\n\n"
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(f"{before}{BEGIN}\n{markdown(config, boxes, result)}\n{END}{after}", encoding="utf-8", newline="")
     temporary.replace(path)
@@ -129,12 +129,14 @@ def write_scores(config: TrainConfig, boxes: Sequence[Region], result: dict[str,
 def markdown(config: TrainConfig, boxes: Sequence[Region], result: dict[str, Any]) -> str:
     """The section: what was scored and how, overall scores, a line a class, the picture."""
     made = result["provenance"]
-    thresholds = ", ".join(f"{name} {value:g}" for name, value in made["thresholds"].items() if value not in (None, 0.5))
+    thresholds = {name: value for name, value in made["thresholds"].items() if value is not None}
+    said = [f"{name} {value:g}" for name, value in thresholds.items() if value != 0.5]
+    said += ["0.5 for the others" if said else "0.5"] if len(said) < len(thresholds) else []
     changed = " with uncommitted changes" if made.get("uncommitted_changes") == "True" else ""
     lines = [
         f"`{command(config, result['asked'])}`, {made['date'][:10]}, run {made['run_name']}, {_checkpoints(made['checkpoints'])}; "
         f"commit {made['commit'][:10]}{changed}, torch {made['torch']}. Crops: {_some([str(box) for box in boxes])}. "
-        f"Thresholds: {thresholds + ', 0.5 for the others' if thresholds else '0.5'}.",
+        f"Thresholds: {', '.join(said) or 'not on record'}.",
         "",
         "| " + " | ".join(OVERALL.values()) + " |",
         "|---" * len(OVERALL) + "|",
@@ -143,8 +145,7 @@ def markdown(config: TrainConfig, boxes: Sequence[Region], result: dict[str, Any
     for table in tables(result):
         lines += ["", f"{table.title[0].upper()}{table.title[1:]}.", ""]
         lines += ["| " + " | ".join(row) + " |" for row in (table.head, ["---"] * len(table.head), *table.rows)]
-    said = " ".join([*remarks(result), LEGEND, f"Metric: {result['metric']}."])
-    return "\n".join([*lines, "", said, "", f"![raw, truth, predictions and processed volumes]({PICTURE})"])
+    return "\n".join([*lines, "", " ".join(remarks(result)), "", f"![raw, truth, predictions and processed volumes]({PICTURE})"])
 
 
 def command(config: TrainConfig, asked: dict[str, Any]) -> str:
@@ -158,9 +159,9 @@ def command(config: TrainConfig, asked: dict[str, Any]) -> str:
 
 
 def _parts(path: Path) -> tuple[str, str]:
-    """The text before and after the section of the scores, line ends as they are; ("", "\\n") without a file."""
+    """The text before and after the section of the scores, line ends as they are."""
     if not path.is_file():
-        return "", "\n"
+        return f"# {path.parent.name}\n\n## Scores\n\n", "\n"
     text = path.read_bytes().decode()
     begin, end = text.find(BEGIN), text.find(END)
     if (text.count(BEGIN), text.count(END)) == (0, 0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import platform
 import random
 import subprocess
@@ -95,14 +96,33 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def free_memory_gb(device: torch.device) -> float:
-    """Memory that is free, GB: of the device if it is CUDA, else of the machine (as far as it says so, else 8)."""
+    """Memory that is free, GB: of the device if it is CUDA, else of the machine or what a container or batch job leaves of it.
+
+    8 where the system does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 1e9
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024 / 1e9
+        return min(int(lines["MemAvailable"].split()[0]) * 1024 / 1e9, control_group_gb())
     except (OSError, KeyError):
         return 8.0
+
+
+def control_group_gb(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Memory, GB, that the control groups of this process (Linux' version 2) leave to it; infinite without a limit.
+
+    Files that were read and can be forgotten do not count as used.
+    """
+    names = [line[3:].strip("/") for line in own.read_text().splitlines() if line.startswith("0::")] if own.is_file() else []
+    left = math.inf
+    for name in names:
+        for folder in (root / name, *(root / name).parents[: len(Path(name).parts)]):
+            limit = (folder / "memory.max").read_text().strip() if (folder / "memory.max").is_file() else "max"
+            if limit != "max":
+                used = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                left = min(left, (int(limit) - int((folder / "memory.current").read_text()) + int(used["inactive_file"])) / 1e9)
+    return left
 
 
 def warnings_about(device: torch.device) -> list[str]:

@@ -10,15 +10,15 @@ import pytest
 from common.config import REPOSITORY
 
 FLOORS = {
-    0: "classes ngff augment losses optim runtime tracking checkpoint figures phantom unet cosem instances score quality",
+    0: "classes ngff augment losses optim runtime tracking checkpoint figures phantom unet cosem instances score quality runs",
     1: "config annotation datasplit raw regrid manifest",
     2: "crops sampling regions submission",
-    3: "loaders inference fingerprint",
-    4: "steps visualize",
-    5: "train predict process tune evaluate readme demo",
+    3: "loaders inference fingerprint fetch",
+    4: "steps visualize compare",
+    5: "train predict process tune evaluate readme report seeds search new doctor demo",
     6: "cli",
 }
-BESIDE = {("sampling", "crops"), ("demo", "train"), ("predict", "train"), ("process", "train"), ("tune", "process"), ("tune", "evaluate"), ("evaluate", "readme"), ("demo", "predict"), ("demo", "process"), ("demo", "evaluate"), ("cosem", "unet"), ("phantom", "classes"), ("phantom", "ngff")}
+BESIDE = {("sampling", "crops"), ("demo", "train"), ("seeds", "train"), ("search", "train"), ("tune", "process"), ("evaluate", "process"), ("predict", "train"), ("process", "train"), ("tune", "process"), ("tune", "evaluate"), ("evaluate", "readme"), ("demo", "predict"), ("demo", "process"), ("demo", "evaluate"), ("cosem", "unet"), ("phantom", "classes"), ("phantom", "ngff")}
 """Imports within a floor: (module, imports)."""
 
 

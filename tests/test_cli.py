@@ -149,7 +149,7 @@ def test_a_manifest_and_a_data_root_exclude_each_other(run, data_root, tmp_path)
 @pytest.mark.parametrize("scale", ["eight", "8,8", "8,8,0", ""])
 def test_a_scale_of_another_form_is_refused(run, tmp_path, scale):
     code, _, said = run("make-datasplit", tmp_path / "split.csv", "--scale", scale)
-    assert (code, said) == (2, f"error: --scale {scale}; write one voxel size in nm or three, z,y,x: 8 or 8,8,8\n")
+    assert (code, said) == (2, f"error: --scale {scale}; write one length in nm or three, z,y,x: 8 or 8,8,8\n")
 
 
 def test_the_scale_of_a_split_must_be_given(run, tmp_path):

@@ -11,7 +11,8 @@ import pytest
 import zarr
 from numcodecs import LZMA, Blosc, GZip, Zlib, Zstd
 
-from common.ngff import block_mean, open_levels, pick_level, write_multiscale
+from common import ngff
+from common.ngff import Grid, block_mean, open_levels, pick, pick_level, pyramid, write_multiscale
 
 VOLUME = np.random.default_rng(0).integers(0, 256, (10, 12, 14), np.uint8)
 
@@ -78,6 +79,132 @@ def test_block_mean_of_a_drawn_case():
 
 def test_block_mean_of_bright_voxels_does_not_overflow():
     assert block_mean(np.full((8, 8, 8), 65535, np.uint16), (8, 8, 8)) == 65535
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.float16, np.float32])
+@pytest.mark.parametrize("factors", [(2, 2, 2), (1, 3, 2), (5, 1, 1), (7, 7, 7)])
+def test_block_mean_is_numpys_mean_over_each_block(dtype, factors):
+    volume = (np.random.default_rng(0).random((15, 16, 17)) * 250 - (120 if np.dtype(dtype).kind == "i" else 0)).astype(dtype)
+    expected = np.empty([n // f for n, f in zip(volume.shape, factors, strict=True)])
+    for index in np.ndindex(expected.shape):
+        expected[index] = volume[tuple(slice(i * f, i * f + f) for i, f in zip(index, factors, strict=True))].astype(float).mean()
+    found = block_mean(volume, factors)
+    assert found.dtype == dtype
+    if np.dtype(dtype).kind == "f":
+        np.testing.assert_allclose(found, expected.astype(dtype), rtol=2e-3 if dtype == np.float16 else 1e-6)
+    else:
+        np.testing.assert_array_equal(found, np.rint(expected.astype(np.float32)))
+
+
+def test_picked_voxels_are_ids_that_were_there():
+    volume = np.arange(5 * 6 * 7).reshape(5, 6, 7)
+    np.testing.assert_array_equal(pick(volume, (2, 3, 1)), volume[[0, 2]][:, [1, 4]])
+    np.testing.assert_array_equal(pick(volume, (1, 1, 4)), volume[:, :, [1]])
+
+
+# Written piece by piece
+
+
+GRID = Grid(np.array([10.0, 20, 30]), np.array([40.0, 10, 10]), (9, 40, 42))
+
+
+def written_in_pieces(path: Path, volume: np.ndarray, reduce=block_mean, written: int = 0) -> list[ngff.Level]:
+    array = ngff.start_multiscale(path, GRID, volume.dtype, (4, 8, 8), {"class": "mito"})
+    for z in range(0, 9, 4):
+        array[z : z + 4] = volume[z : z + 4]
+    ngff.finish_multiscale(path, GRID, pyramid(GRID, 10), reduce, written)
+    return open_levels(path)
+
+
+@pytest.mark.parametrize("reduce", [block_mean, pick])
+def test_every_level_is_made_of_the_one_before(tmp_path, reduce):
+    volume = np.random.default_rng(0).integers(0, 200, GRID.shape, np.uint8)
+    levels = written_in_pieces(tmp_path / "image", volume, reduce)
+    assert [level.array.shape for level in levels] == [(9, 40, 42), (9, 20, 21), (9, 10, 10)]
+    expected = volume
+    for level in levels:
+        np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), expected)
+        expected = reduce(expected, (1, 2, 2))
+
+
+def test_every_level_says_where_its_voxels_are(tmp_path):
+    levels = written_in_pieces(tmp_path / "image", np.ones(GRID.shape, np.uint8))
+    np.testing.assert_allclose([level.scale for level in levels], [(40, 10, 10), (40, 20, 20), (40, 40, 40)])
+    np.testing.assert_allclose([level.translation for level in levels], [(10, 20, 30), (10, 25, 35), (10, 35, 45)])
+    np.testing.assert_allclose([level.box()[0] for level in levels], [GRID.box()[0]] * 3)
+
+
+def test_what_is_not_finished_is_no_image(tmp_path):
+    ngff.start_multiscale(tmp_path / "image", GRID, np.uint8, (4, 8, 8), {"class": "mito"})
+    with pytest.raises(ValueError, match="image: half-written; run the command that writes it again, it goes on where it stopped"):
+        open_levels(tmp_path / "image")
+
+
+def test_finishing_keeps_the_attributes_and_takes_the_mark_away(tmp_path):
+    written_in_pieces(tmp_path / "image", np.ones(GRID.shape, np.uint8))
+    attributes = zarr.open_group(str(tmp_path / "image"), mode="r").attrs.asdict()
+    assert set(attributes) == {"multiscales", "class"} and attributes["class"] == "mito"
+    assert attributes["multiscales"][0]["axes"][0] == {"name": "z", "type": "space", "unit": "nanometer"}
+
+
+def test_finishing_can_be_interrupted_and_done_again(tmp_path):
+    volume = np.random.default_rng(0).integers(0, 200, GRID.shape, np.uint8)
+    calls = []
+
+    def fails(block, factors):
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return block_mean(block, factors)
+
+    with pytest.raises(KeyboardInterrupt):
+        written_in_pieces(tmp_path / "image", volume, fails)
+    ngff.finish_multiscale(tmp_path / "image", GRID, pyramid(GRID, 10), block_mean)
+    whole = written_in_pieces(tmp_path / "other", volume)
+    for found, expected in zip(open_levels(tmp_path / "image"), whole, strict=True):
+        np.testing.assert_array_equal(found.read((0, 0, 0), found.shape), expected.read((0, 0, 0), expected.shape))
+
+
+def test_a_level_that_was_written_along_is_kept(tmp_path):
+    ngff.start_multiscale(tmp_path / "image", GRID, np.uint8, (4, 8, 8))[:] = 1
+    level = ngff.add_level(tmp_path / "image", 1, (1, 2, 2), (4, 4, 4))
+    level[:] = 7
+    assert (level.shape, level.chunks) == ((9, 20, 21), (4, 4, 4))
+    ngff.finish_multiscale(tmp_path / "image", GRID, pyramid(GRID, 10), block_mean, written=1)
+    _, found, coarsest = open_levels(tmp_path / "image")
+    assert (found.read((0, 0, 0), (9, 20, 21)) == 7).all() and (coarsest.read((0, 0, 0), (9, 10, 10)) == 7).all()
+
+
+def test_starting_removes_what_was_there(tmp_path):
+    written_in_pieces(tmp_path / "image", np.ones(GRID.shape, np.uint8))
+    ngff.start_multiscale(tmp_path / "image", GRID, np.uint8, (4, 8, 8))
+    assert {path.name for path in (tmp_path / "image").iterdir()} == {".zgroup", ".zattrs", "s0"}
+    assert {path.name for path in (tmp_path / "image/s0").iterdir()} == {".zarray", ".zattrs"}
+
+
+def test_chunks_of_zeros_take_no_space(tmp_path):
+    volume = np.zeros(GRID.shape, np.uint8)
+    volume[1, 2, 3] = 9
+    written_in_pieces(tmp_path / "image", volume)
+    for level in ("s0", "s1"):
+        chunks = [path for path in (tmp_path / "image" / level).rglob("*") if path.is_file() and not path.name.startswith(".")]
+        assert [str(path.relative_to(tmp_path / "image" / level)) for path in chunks] == ["0/0/0"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "shape", "factors"),
+    [
+        ((8, 8, 8), (64, 64, 64), []),
+        ((8, 8, 8), (65, 64, 20), [(2, 2, 2)]),
+        ((8, 8, 8), (400, 400, 400), [(2, 2, 2)] * 3),
+        ((40, 4, 4), (50, 900, 900), [(1, 2, 2)] * 3 + [(2, 2, 2)]),
+        ((8, 8, 8), (1, 300, 300), [(1, 2, 2)] * 3),
+        ((4, 8, 8), (100, 100, 300), [(2, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)]),
+        ((8, 8, 8), (2, 2, 1000), [(2, 2, 2), (1, 1, 2), (1, 1, 2), (1, 1, 2)]),
+    ],
+)
+def test_a_pyramid_halves_the_finer_axes_until_it_is_small(scale, shape, factors):
+    assert pyramid(Grid(np.zeros(3), np.array(scale, float), shape)) == factors
 
 
 def test_a_scale_listed_second_scales_the_translation_before_it(image):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -185,6 +189,127 @@ def test_check_reports_and_keeps_nothing(experiment):
     report = check(tiny.folder, data=tiny.data)
     assert "(2, 1, 20, 20, 20)" in report and "(2, 3, 16, 16, 16)" in report and "parameters" in report
     assert not (tiny.folder / "logs").exists() and not (tiny.folder / "checkpoints").exists()
+
+
+def test_check_foretells_what_a_run_writes(experiment):
+    from common.train import check
+
+    tiny = experiment(epochs=4, iterations_per_epoch=20, figure_samples=2)
+    (line,) = [line for line in check(tiny.folder, data=tiny.data).splitlines() if line.startswith("writes")]
+    checkpoints, logs = (float(word) * 1e3 for word in re.findall(r"([\d.]+) kB", line))
+    tiny.train()
+    written = {kind: sum(f.stat().st_size for f in (tiny.folder / kind).rglob("*") if f.is_file()) for kind in ("checkpoints", "logs")}
+    assert checkpoints <= written["checkpoints"] <= checkpoints + 50_000  # settings and the file's own structure
+    assert logs == pytest.approx(written["logs"], rel=0.25)
+
+
+def test_a_timed_step_leaves_out_warming_up_and_what_was_read_ahead(experiment, monkeypatch):
+    """The first steps take 0.2 s, later ones 0.02 s; reading a batch takes 0.05 s after those that workers have ready."""
+    from common import train
+
+    tiny = experiment(num_workers=1, gradient_accumulation_steps=1)
+    steps_taken, read = [], []
+
+    def step(*_):
+        steps_taken.append(1)
+        time.sleep(0.2 if len(steps_taken) <= 2 else 0.02)
+        return 0.5, 1.0
+
+    def between(start, stop):
+        for k in range(start, stop, 2):
+            read.append(k)
+            time.sleep(0.0 if len(read) <= 4 else 0.05)
+            yield None
+
+    monkeypatch.setattr(train.steps, "step", step)
+    monkeypatch.setattr(train, "training_batches", lambda *_: SimpleNamespace(between=between))
+    _, seconds, waited, _, _ = train.time_steps(tiny.config(), None, None, None, torch.device("cpu"))
+    assert 0.05 <= waited < 0.1 and waited + 0.02 <= seconds < 0.2  # a sleep is never too short, and may be too long
+
+
+@pytest.mark.parametrize(("batch_limit", "time_limit", "wanted"), [(0, 0.0, 0.8), (2, 0.0, 0.2), (0, 0.5, 0.5)])
+def test_the_time_of_a_validation_is_foretold_from_a_part_of_it(experiment, monkeypatch, batch_limit, time_limit, wanted):
+    """Eight blocks in batches of one, 0.1 s each, of which the check has time for four."""
+    from common import train
+
+    def validate(state, *_):
+        time.sleep(0.1 * min(4, batch_limit or 4))
+        state.validation_batches = min(4, batch_limit or 4)
+        return "scores"
+
+    config = experiment(batch_size=1, validation_batch_limit=batch_limit, validation_time_limit=time_limit).config()
+    device, crops, state, method = train.prepare(config)
+    assert len(crops.blocks) == 8
+    monkeypatch.setattr(train.steps, "validate", validate)
+    assert train.time_validation(config, state, method, crops, device) == (pytest.approx(wanted, abs=0.06), "scores")
+
+
+# what a run came to: run.json
+
+
+def record(tiny, run: str = "seed42") -> dict:
+    return json.loads((tiny.folder / f"logs/tiny_experiment/{run}/run.json").read_text())
+
+
+def test_a_run_says_what_it_is_and_what_it_came_to(experiment):
+    tiny = experiment(epochs=3)
+    result = tiny.train()
+    found, rows = record(tiny), history(tiny)
+    assert (found["experiment"], found["model_name"], found["run_name"]) == ("tiny_experiment", "tiny_experiment", "seed42")
+    assert found["settings"] == tiny.config().record()
+    assert found["provenance"]["device"] == "cpu" and found["provenance"]["torch"] == torch.__version__.split("+")[0]
+    assert {"commit", "python", "precision", "split_hash"} <= set(found["provenance"])
+    best = max(rows, key=lambda row: float(row["validation/dice"]))
+    assert {name: value for name, value in found["result"].items() if name != "hours"} == {
+        "epoch": 3, "iteration": 9, "best_metric": "dice", "best": result.best_metric, "best_epoch": int(best["epoch"]), "finished": True,
+        "samples_per_s": float(rows[-1]["train/samples_per_s"]),
+    }  # fmt: skip
+    (session,) = found["sessions"]
+    assert session["first_iteration"] == 0 and session["last_iteration"] == 9
+    assert datetime.fromisoformat(session["began"]) <= datetime.fromisoformat(session["ended"])
+    assert (result.run, result.logs) == ("seed42", tiny.folder / "logs/tiny_experiment/seed42")
+
+
+def test_sessions_and_hours_of_a_continued_run_add_up(experiment):
+    tiny = experiment(epochs=4)
+    tiny.train(training_time_limit=1e-6)
+    first = record(tiny)
+    tiny.train()
+    second = record(tiny)
+    assert [(s["first_iteration"], s["last_iteration"]) for s in second["sessions"]] == [(0, 3), (3, 12)]
+    assert not first["result"]["finished"] and second["result"]["finished"]
+    assert second["result"]["hours"] > first["result"]["hours"] > 0
+
+
+def test_a_run_that_fails_closes_its_session_and_keeps_its_result(experiment):
+    tiny = experiment(epochs=1)
+    tiny.train()
+    with pytest.raises(FloatingPointError):
+        tiny.train(run_name="broken", learning_rate=1e30, weight_decay=0.9, epochs=5)
+    found = record(tiny, "broken")
+    assert found["sessions"][0]["ended"] and found["result"].get("finished") in (None, False)
+
+
+def test_without_validation_the_best_is_null(experiment):
+    tiny = experiment(epochs=1)
+    lines = (tiny.folder / "datasplit.csv").read_text().splitlines(keepends=True)
+    tiny.write("datasplit.csv", "".join(line for line in lines if "validate" not in line))
+    tiny.train()
+    assert record(tiny)["result"]["best"] is None and record(tiny)["result"]["finished"]
+
+
+def test_a_report_is_given_each_validation_and_may_end_the_run(experiment):
+    tiny, told = experiment(epochs=5), []
+
+    def report(epoch, metric):
+        told.append((epoch, metric))
+        return epoch == 2
+
+    result = tiny.train(report=report)
+    assert result.epochs == 2 and result.finished
+    assert told == [(int(row["epoch"]), float(row["validation/dice"])) for row in history(tiny)]
+    assert not record(tiny)["result"]["finished"]
+    assert tiny.train().epochs == 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
