@@ -270,7 +270,7 @@ def rewrite(state: Mapping[str, Any], folder: Path, files: Sequence[Path], renam
 
     It begins with a START at step 0, so that a TensorBoard that has read the old one forgets that."""
     survey = logged.survey(files, renames)
-    events = (event for event in logged.surviving(survey, renames) if event.WhichOneof("what") not in ("file_version", "session_log"))
+    events = logged.surviving(survey, renames)
     first = list(itertools.islice(events, 1))
     began = first[0].wall_time if first else 0.0
     start = [Event(wall_time=began, file_version="brain.Event:2"), Event(wall_time=began, session_log=SessionLog(status=SessionLog.START))]

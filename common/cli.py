@@ -76,6 +76,32 @@ def search(config_path: str, **options: Any) -> None:
 
 
 @cli.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option(
+    "--metric", type=click.Choice(["score", "dice", "iou", "precision", "recall"]), help="The score where all runs have it, else their best_metric."
+)
+@click.option("--group-seeds", is_flag=True, help="Runs that differ in their seed alone are one: mean and spread.")
+@click.option("--png", metavar="FILE", help="Write the curves.")
+@click.option("--root", metavar="FOLDER", help="Where the experiments are; this repository unless given.")
+def compare(names: tuple[str, ...], **options: Any) -> None:
+    """Which of these runs is better, by how much, and is it more than chance? NAMES as in TensorBoard, or folders."""
+    import common.compare
+
+    common.compare.compare(names, **_given(options), say=click.echo)
+
+
+@cli.command()
+@click.argument("experiments", nargs=-1)
+@click.option("--output", "-o", default="report.html", show_default=True, metavar="FILE")
+@click.option("--root", metavar="FOLDER", help="Where the experiments are; this repository unless given.")
+def report(experiments: tuple[str, ...], **options: Any) -> None:
+    """One HTML page of all runs of EXPERIMENTS, or of all experiments: results, curves, pictures, settings."""
+    import common.report
+
+    click.echo(common.report.report(experiments, **_given(options), say=click.echo))
+
+
+@cli.command()
 @click.argument("name")
 @click.option("--from", "source", required=True, metavar="EXPERIMENT", help="The experiment to copy.")
 def new(name: str, source: str) -> None:

@@ -389,6 +389,7 @@ def _alone(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = InterProcessLock(folder / ".lock")
     if not lock.acquire(blocking=False):
+        lock.lockfile.close()
         raise ValueError(f"{folder}: another process is predicting it; wait for that one, or end it first")
     try:
         yield

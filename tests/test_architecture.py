@@ -12,10 +12,10 @@ from common.config import REPOSITORY
 FLOORS = {
     0: "classes ngff augment losses optim runtime tracking checkpoint figures phantom unet cosem instances score quality runs",
     1: "config annotation datasplit raw regrid manifest",
-    2: "crops sampling regions submission",
-    3: "loaders inference fingerprint fetch",
-    4: "steps visualize compare",
-    5: "train predict process tune evaluate readme report seeds search new doctor demo",
+    2: "crops sampling regions submission compare",
+    3: "loaders inference fingerprint fetch report",
+    4: "steps visualize",
+    5: "train predict process tune evaluate readme seeds search new doctor demo",
     6: "cli",
 }
 BESIDE = {("sampling", "crops"), ("demo", "train"), ("seeds", "train"), ("search", "train"), ("tune", "process"), ("evaluate", "process"), ("predict", "train"), ("process", "train"), ("tune", "process"), ("tune", "evaluate"), ("evaluate", "readme"), ("demo", "predict"), ("demo", "process"), ("demo", "evaluate"), ("cosem", "unet"), ("phantom", "classes"), ("phantom", "ngff")}

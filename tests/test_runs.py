@@ -174,6 +174,8 @@ def test_scalars_of_tensorflow_are_read(tmp_path):
     assert curves(only(tmp_path)) == {"a": [(5, 2.5), (6, 3.0), (7, 3.5)]}
     write(tmp_path / "exp/logs/m/s", [Event(wall_time=9, step=5, summary=events[1].summary)], 1)
     assert curves(only(tmp_path)) == {"a": [(5, 3.0)]}  # what described the tag was superseded
+    (event,) = runs.surviving(runs.survey(only(tmp_path).events, {}), {})
+    assert event.summary.value[0].metadata == metadata
 
 
 def test_a_run_resumed_without_a_word_becomes_one_curve(tmp_path):
@@ -350,7 +352,7 @@ def test_a_tag_is_looked_for_without_decoding(tmp_path):
     assert runs.mentions(path, ["x", "dice/mito"])
     assert not runs.mentions(path, ["los", "loss/", "mito", "dice"])
     assert not runs.mentions(path, ["loss"], middle)
-    assert runs.mentions(path, ["dice/mito"], middle + 25)  # searched up to the middle of the tag
+    assert runs.mentions(path, ["dice/mito"], middle + 32)  # searched up to the middle of the tag
     assert not runs.mentions(path, ["loss"], path.stat().st_size)
     assert not runs.mentions(write(tmp_path, [], 1), ["loss"])
     long = "x" * 300

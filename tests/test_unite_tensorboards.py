@@ -30,7 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 import unite_tensorboards
 from common import runs as logged
 from common.classes import TESTED
-from unite_tensorboards import format_age, format_size, main
+from unite_tensorboards import format_age, format_size, main, must_rewrite
 
 SCRIPT = Path(unite_tensorboards.__file__)
 DEADLINE = 60.0
@@ -456,6 +456,23 @@ def test_a_further_session_is_rewritten_under_a_new_name(tmp_path: Path, resumed
     assert shown(folder) == {"loss": curve((0, range(3)), (2, [3, 4]))}
     assert len(event_files(folder)) == 1
     assert event_files(folder) > ["events.out.tfevents.united.000000"]
+
+
+def test_a_tensorboard_that_has_read_what_is_rewritten_forgets_it(tmp_path: Path, resumed: Path) -> None:
+    unite(tmp_path)
+    log = EventAccumulator(str(tmp_path / "tensorboards/exp/m/s"), {"scalars": 0}).Reload()
+    add_run(resumed, 2, [3, 4], start=None)
+    unite(tmp_path)
+    assert [(event.step, round(event.value, 3)) for event in log.Reload().Scalars("loss")] == curve((0, range(3)), (2, [3, 4]))
+
+
+def test_a_tag_to_be_renamed_may_come_late(tmp_path: Path) -> None:
+    event_file = add_run(tmp_path / "exp/logs/m/s", 0, range(3), "loss")
+    searched: dict[Path, int] = {}
+    assert not must_rewrite([event_file], {"validation": "loss/validation"}, searched)
+    assert not must_rewrite([event_file], {"validation": "loss/validation"}, searched)
+    append(event_file, *values([3], 0, "validation"))
+    assert must_rewrite([event_file], {"validation": "loss/validation"}, searched)
 
 
 def test_sources_that_shrank_or_tags_renamed_otherwise_are_rewritten(tmp_path: Path, resumed: Path) -> None:
