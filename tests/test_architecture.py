@@ -18,7 +18,24 @@ FLOORS = {
     5: "train predict process tune evaluate readme seeds search new doctor demo",
     6: "cli",
 }
-BESIDE = {("sampling", "crops"), ("demo", "train"), ("seeds", "train"), ("search", "train"), ("tune", "process"), ("evaluate", "process"), ("predict", "train"), ("process", "train"), ("tune", "process"), ("tune", "evaluate"), ("evaluate", "readme"), ("demo", "predict"), ("demo", "process"), ("demo", "evaluate"), ("cosem", "unet"), ("phantom", "classes"), ("phantom", "ngff")}
+BESIDE = {
+    ("cosem", "unet"),
+    ("demo", "evaluate"),
+    ("demo", "predict"),
+    ("demo", "process"),
+    ("demo", "train"),
+    ("evaluate", "process"),
+    ("evaluate", "readme"),
+    ("phantom", "classes"),
+    ("phantom", "ngff"),
+    ("predict", "train"),
+    ("process", "train"),
+    ("sampling", "crops"),
+    ("search", "train"),
+    ("seeds", "train"),
+    ("tune", "evaluate"),
+    ("tune", "process"),
+}
 """Imports within a floor: (module, imports)."""
 
 

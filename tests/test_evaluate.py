@@ -324,7 +324,7 @@ def test_several_processes_give_the_same(tiny):
     assert alone == together
 
 
-def test_jobs_of_a_submission_can_be_done_by_another_process(tmp_path):
+def test_jobs_of_a_submission_can_be_done_by_another_process(tmp_path, monkeypatch):
     zip_path, store = submitted(tmp_path, {"crop1/mito": cubes()}, {"crop1/mito": cubes()})
     seen = []
 
@@ -332,12 +332,8 @@ def test_jobs_of_a_submission_can_be_done_by_another_process(tmp_path):
         seen.append((workers, pickle.loads(pickle.dumps((function, items)))))
         return [pickle.loads(pickle.dumps(function(item))) for item in items]
 
-    original = evaluate.parallel
-    evaluate.parallel = parallel
-    try:
-        evaluate.evaluate_submission(zip_path, store, result_path=tmp_path / "result.json", workers=3, say=lambda line: None)
-    finally:
-        evaluate.parallel = original
+    monkeypatch.setattr(evaluate, "parallel", parallel)
+    evaluate.evaluate_submission(zip_path, store, result_path=tmp_path / "result.json", workers=3, say=lambda line: None)
     assert seen[0][0] == 3 and seen[0][1][1] == ["crop1"]
 
 

@@ -207,13 +207,12 @@ def test_wide_integer_raw_is_seen_as_in_training(experiment):
     np.testing.assert_allclose(values(run(tiny, **LOGITS)), validation_logits(tiny), atol=1e-5)
 
 
-def test_a_trained_network_finds_what_it_was_trained_on(experiment):
-    tiny = experiment(epochs=4, iterations_per_epoch=15)
-    tiny.train()
-    probability = values(run(tiny)) / 255
-    truth = [open_levels(tiny.crop("crop3") / name)[0] for name in CLASSES]
-    truth = np.stack([level.read((0, 0, 0), level.shape) for level in truth]) > 0
-    assert probability[truth].mean() > probability[~truth].mean() + 0.1
+def test_what_was_trained_is_what_predicts(experiment):
+    tiny = experiment()
+    best = tiny.train().checkpoint
+    folder = run(tiny, **LOGITS)
+    np.testing.assert_allclose(values(folder), validation_logits(tiny), atol=1e-5)
+    assert zarr.open_group(str(folder / "er"), mode="r").attrs["prediction"]["checkpoint"] == str(best)
 
 
 # What is written
@@ -264,7 +263,7 @@ def test_the_checkpoint_and_the_settings_are_named_in_the_output(tiny):
     assert found["class"] == "nuc" and about["checkpoint"] == str(path) and about["epoch"] == 3 and about["metric"] == "dice 0.5000 at epoch 3"
     assert about["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (about["content"], about["dtype"], about["orientations"], about["precision"]) == ("probability", "uint8", 1, "fp32")
-    assert about["raw"] == str(tiny.raw / "s0") and about["torch"] == torch.__version__
+    assert about["raw"] == str(tiny.raw / "s0") and torch.__version__.startswith(about["torch"])
 
 
 def test_some_of_the_classes(tiny):
@@ -393,27 +392,29 @@ def region_of(tiny: Experiment, **settings) -> tuple:
     return predict.load_network(config), config, regions.choose(config)[0], CLASSES, Output(**settings)
 
 
-def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny):
+def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
     """Stopped at random blocks, in the middle of a line, of a chunk, and while it is finished; some classes further than others."""
-    whole = files(run(tiny, block=8))
-    folder = tiny.config().path("predictions_path") / "tiny.zarr/crop3"
-    arguments = region_of(tiny, block=8)
+    write_multiscale(tmp_path / "own.zarr", np.random.default_rng(0).integers(0, 256, (70, 45, 30), np.uint8), (8, 8, 8))
+    network, config, _, names, how = region_of(tiny, block=20)
+    region = regions.of_volume(tmp_path / "own.zarr")
+    folder = predict.predict_region(network, config, region, names, how)
+    whole = files(folder)
+    assert "er/s1/0/0/0" in whole
     for seed in range(4):
         shutil.rmtree(folder)
         choose = random.Random(seed)
         for _ in range(6):
             with pytest.raises(KeyboardInterrupt):
-                predict.predict_region(*arguments, stopped=Stop(choose.randrange(6)))
-            for name in CLASSES:
-                journal = folder / name / ".blocks"
-                lines = journal.read_bytes()
+                predict.predict_region(network, config, region, names, how, stopped=Stop(choose.randrange(5)))
+            for name in names:
+                lines = (folder / name / ".blocks").read_bytes()
                 with pytest.raises(ValueError, match="half-written"):
                     open_levels(folder / name)
                 if choose.random() < 0.5:
-                    journal.write_bytes(lines[: choose.randrange(len(lines) + 1)])
+                    (folder / name / ".blocks").write_bytes(lines[: choose.randrange(len(lines) + 1)])
             (folder / "er/s0/1").mkdir(exist_ok=True)
             (folder / "er/s0/1/0.cut.partial").write_bytes(b"half a chunk")
-        predict.predict_region(*arguments)
+        predict.predict_region(network, config, region, names, how)
         assert files(folder) == whole
 
 
@@ -740,7 +741,7 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(tiny, fails, monkeypat
     assert files(run(tiny, block=8)) == expected
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written(tiny, fails):
-    (tiny.folder / "predictions").mkdir(mode=0o500)
-    assert "could not be written (Permission denied)" in fails(tiny, wrote=True)
+def test_a_folder_that_cannot_be_made(tiny, fails):
+    (tiny.folder / "predictions").write_text("a file")
+    said = fails(tiny, wrote=True)
+    assert said.endswith("tiny.zarr/crop3: could not be written (Not a directory); mend that, and the same command goes on")

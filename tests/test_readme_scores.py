@@ -13,6 +13,11 @@ from common.evaluate import Evaluation
 from common.score import SKIPPED, Counts, InstanceCounts
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(evaluate, "RESAMPLES", 50)
+
+
 @pytest.fixture
 def tiny(experiment):
     """Two crops, er right but for a voxel's shift, mito all right."""

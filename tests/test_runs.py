@@ -191,7 +191,7 @@ def test_a_run_resumed_with_purge_step_reads_as_in_tensorboard(tmp_path):
     for number, (first, purge) in enumerate([(0, 0), (51, 51), (30, 26)]):
         events = [start(purge, number * 1e4 + 1)]
         for step in range(first, 100, 7):
-            events += [value("a", number, step, number * 1e4 + step + 2), *([value("b", number, step, number * 1e4 + step + 2)] if number == 0 else [])]
+            events += [value(tag, number, step, number * 1e4 + step + 2) for tag in ("ab" if number == 0 else "a")]
         write(folder, [Event(wall_time=number * 1e4 + 1, file_version="brain.Event:2"), *events], number)
     assert curves(only(tmp_path)) == accumulated(folder)
     assert [step for step, _ in curves(only(tmp_path))["b"]] == [0, 7, 14, 21]
@@ -428,7 +428,7 @@ def test_a_record_is_what_the_file_says(tmp_path):
     assert runs.record(only(tmp_path)) == content
 
 
-@pytest.mark.parametrize(("text", "problem"), [('{"a": ', "cannot be read"), ("[1]", "holds list where an object is needed")])
+@pytest.mark.parametrize(("text", "problem"), [('{"a": ', "cannot be read"), ("[1]", "holds a list and no object")])
 def test_a_broken_record_is_named(tmp_path, text, problem):
     folder = tmp_path / "exp/logs/m/s"
     folder.mkdir(parents=True)

@@ -38,7 +38,7 @@ DEADLINE = 60.0
 
 
 def add_run(folder: Path, number: int = 0, steps: Iterable[int] = (), tag: str = "loss", start: int | None = 0) -> Path:
-    """Write an event file into `folder`, and give its path. start: the step from which it supersedes others, None if it does not say."""
+    """Write an event file into `folder`. start: the step from which it supersedes others, None if it does not say."""
     folder.mkdir(parents=True, exist_ok=True)
     event_file = folder / f"events.out.tfevents.17000000{number:02}.host.1.0"
     first = [Event(wall_time=1e5 * number, file_version="brain.Event:2")]
@@ -51,7 +51,7 @@ def add_run(folder: Path, number: int = 0, steps: Iterable[int] = (), tag: str =
 def values(steps: Iterable[int], number: int = 0, tag: str = "loss") -> list[Event]:
     """Events of number + step / 1000 at each step."""
     return [
-        Event(wall_time=1e5 * number + step + 2, step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=number + step / 1000)]))
+    return [Event(wall_time=1e5 * number + step + 2, step=step, summary=Summary(value=[number_under(tag, number + step / 1000)])) for step in steps]
         for step in steps
     ]
 
@@ -348,7 +348,8 @@ def test_a_run_being_written_is_followed_through_its_link(tmp_path: Path) -> Non
 
 
 def event_files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if "tfevents" in path.name)
+    """Names of those that hold anything."""
+    return sorted(path.name for path in folder.iterdir() if "tfevents" in path.name and path.stat().st_size)
 
 
 @pytest.fixture
@@ -464,6 +465,10 @@ def test_a_tensorboard_that_has_read_what_is_rewritten_forgets_it(tmp_path: Path
     add_run(resumed, 2, [3, 4], start=None)
     unite(tmp_path)
     assert [(event.step, round(event.value, 3)) for event in log.Reload().Scalars("loss")] == curve((0, range(3)), (2, [3, 4]))
+    for number in (3, 4):
+        add_run(resumed, number, [5], start=None)
+        unite(tmp_path)
+    assert len(list((tmp_path / "tensorboards/exp/m/s").glob("*tfevents*"))) == 2
 
 
 def test_a_tag_to_be_renamed_may_come_late(tmp_path: Path) -> None:
@@ -531,7 +536,8 @@ def test_uniting_at_once_with_different_filters_does_not_fail(tmp_path: Path) ->
     for number in range(12):
         add_run(tmp_path / f"exp{number % 3}/logs/m{number % 2}/seed{number}", 0, [1])
         add_run(tmp_path / f"exp{number % 3}/logs/m{number % 2}/seed{number}", 1, [1], start=None if number % 2 else 5)
-    code = "import sys, unite_tensorboards as u; [u.main([sys.argv[1], '--no-serve', '--filter', f], standalone_mode=False) for f in sys.argv[2:]]"
+    call = "unite_tensorboards.main([sys.argv[1], '--no-serve', '--filter', pattern], standalone_mode=False)"
+    code = f"import sys, unite_tensorboards\nfor pattern in sys.argv[2:]: {call}"
     patterns = [["*/seed1*", "*", "exp1*"], ["*m0*", "*", "exp2*"]]
     commands = [[sys.executable, "-W", "error", "-c", code, str(tmp_path), *chosen * 5] for chosen in patterns]
     pipes = {"cwd": SCRIPT.parent, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -719,7 +725,8 @@ def test_tensorboard_shows_the_runs_keeps_up_with_them_and_stops_quietly(tmp_pat
         wait_for(process, of_ours, curve((0, [1, 2])), points)
         wait_for(process, of_others, curve((0, range(6)), (1, range(6, 14))), points)
         layout = ask(f"{url}data/plugin/custom_scalars/layout")
-        assert {"mito", "nucleus", "cell"} <= {chart["title"] for part in layout["category"] if part["title"] == "dice" for chart in part["chart"]}
+        (dice,) = (part for part in layout["category"] if part["title"] == "dice")
+        assert {"mito", "nucleus", "cell"} <= {chart["title"] for chart in dice["chart"]}
 
         append(ours, *values([3], 0, "loss/train"))
         append(sorted(resumed.iterdir())[-1], *values([14], 1))
