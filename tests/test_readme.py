@@ -9,15 +9,18 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from common.config import describe
+from common.config import ProcessConfig, TrainConfig, describe
 
 README = REPOSITORY / "README.md"
 BEGIN, END = "<!-- settings: made by `make readme` -->\n", "<!-- end of settings -->"
 
 
 def settings_table() -> str:
-    rows = [f"| `{name}` | `{default}` | {meaning.strip()} |" for name, default, meaning in describe()]
-    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *(row.replace("||", "") for row in rows)]) + "\n"
+    text = ""
+    for file, table in (("train_config.py", TrainConfig), ("process_config.py", ProcessConfig)):
+        rows = [f"| `{name}` | `{default}` | {meaning.strip()} |" for name, default, meaning in describe(table)]
+        text += "\n".join([f"| {file} | default | meaning |", "|---|---|---|", *(row.replace("||", "") for row in rows)]) + "\n\n"
+    return text
 
 
 def test_the_settings_table_is_that_of_the_code():
@@ -50,9 +53,10 @@ def test_files_and_pictures_that_it_names_are_there():
 def test_commands_that_it_names_exist():
     from common.cli import cli
 
-    for command in re.findall(r"python -m cellmap_segmentation_challenge ([a-z-]+)", README.read_text()):
+    text = "".join(path.read_text() for path in [README, *REPOSITORY.glob("docs/*.md")])
+    for command in re.findall(r"python -m cellmap_segmentation_challenge ([a-z-]+)", text):
         assert command in cli.commands, command
-    for script in re.findall(r"python ((?:bench/)?\w+\.py)", README.read_text()):
+    for script in re.findall(r"python ((?:bench/)?\w+\.py)", text):
         assert (REPOSITORY / script).is_file(), script
 
 

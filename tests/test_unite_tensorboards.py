@@ -50,10 +50,8 @@ def add_run(folder: Path, number: int = 0, steps: Iterable[int] = (), tag: str =
 
 def values(steps: Iterable[int], number: int = 0, tag: str = "loss") -> list[Event]:
     """Events of number + step / 1000 at each step."""
-    return [
-    return [Event(wall_time=1e5 * number + step + 2, step=step, summary=Summary(value=[number_under(tag, number + step / 1000)])) for step in steps]
-        for step in steps
-    ]
+    summaries = [(step, Summary.Value(tag=tag, simple_value=number + step / 1000)) for step in steps]
+    return [Event(wall_time=1e5 * number + step + 2, step=step, summary=Summary(value=[value])) for step, value in summaries]
 
 
 def append(event_file: Path, *events: Event) -> None:
