@@ -316,17 +316,22 @@ def oriented(forward: Forward, orientations: int) -> Forward:
 def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> torch.Tensor:
     """What is stored of logits (classes, z, y, x): logits, or probabilities, which as uint8 are rounded to 255ths.
 
-    Layer by layer of z: all classes of a voxel lie side by side, as channels_last networks give them, and stay in the CPU's cache.
+    Layer by layer of z: all classes of a voxel lie side by side, as channels_last networks give them, and stay in a CPU's cache.
+    There a thread takes a layer; torch's own threads would wait for each other after every step, and writers be in their way.
     """
     stored = torch.empty(logits.shape, dtype=dtype, device=logits.device)
-    layers = max(1, (2**20 if logits.device.type == "cpu" else 2**27) // logits[:, :1].numel())
-    for given, taken in zip(logits.split(layers, 1), stored.split(layers, 1), strict=True):
+    on_cpu = logits.device.type == "cpu"
+    layers = max(1, (2**20 if on_cpu else 2**27) // logits[:, :1].numel())
+
+    @torch.inference_mode()
+    def fill(taken: torch.Tensor, given: torch.Tensor) -> None:
         values = given.to(torch.float32, copy=True)
         if content == "probability":
             values.sigmoid_()
-        if dtype == torch.uint8:
-            values = values.mul_(255).round_().to(dtype)
-        taken.copy_(values)
+        taken.copy_(values.mul_(255).round_().to(dtype) if dtype == torch.uint8 else values)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list((pool.map if on_cpu else map)(fill, stored.split(layers, 1), logits.split(layers, 1)))
     return stored
 
 
