@@ -282,16 +282,22 @@ def run(
     The raw of the next blocks is read meanwhile. forward: raw (1, 1, z, y, x) in [0, 1] to logits; finish: logits (classes, z, y, x)
     to what is stored, on the device.
     """
+    on_cuda = device.type == "cuda"
     with ThreadPoolExecutor(ahead) as readers:
         left = iter(numbers)
-        waiting = deque((number, readers.submit(_read, plan, number)) for number in itertools.islice(left, ahead))
+        waiting = deque((number, readers.submit(_read, plan, number, on_cuda)) for number in itertools.islice(left, ahead))
+        computed: deque = deque()
         while waiting:
             number, reading = waiting.popleft()
             raw, start = reading.result()
             if (following := next(left, None)) is not None:
-                waiting.append((following, readers.submit(_read, plan, following)))
+                waiting.append((following, readers.submit(_read, plan, following, on_cuda)))
             logits = _logits(plan, number, raw.to(device, non_blocking=True), start, forward)
-            yield number, finish(_on_grid(plan, number, logits)).cpu().numpy(), not raw.any()
+            computed.append((number, _fetched(finish(_on_grid(plan, number, logits))), not raw.any()))
+            if len(computed) > on_cuda:  # a CUDA device copies a block while it computes the next one
+                number, fetch, empty = computed.popleft()
+                yield number, fetch(), empty
+        yield from ((number, fetch(), empty) for number, fetch, empty in computed)
 
 
 def oriented(forward: Forward, orientations: int) -> Forward:
@@ -346,13 +352,27 @@ def decode(stored: np.ndarray, content: str) -> np.ndarray:
     return np.log(probability / (1 - probability))
 
 
-def _read(plan: Plan, number: int) -> tuple[torch.Tensor, np.ndarray]:
+def _read(plan: Plan, number: int, pinned: bool) -> tuple[torch.Tensor, np.ndarray]:
     """The raw that a block needs, on voxels of the raw's grid, and the first of them."""
     windows = plan.windows(number)
     low = plan.raw_place(np.array([starts[0] for starts in windows]))[0]
     high = plan.raw_place(np.array([starts[-1] for starts in windows]))[1]
     start, stop = np.floor(low - 0.01).astype(int), np.ceil(high + 0.01).astype(int) + 1
-    return torch.from_numpy(np.ascontiguousarray(plan.raw.read_mirrored(start, stop))), start
+    raw = torch.from_numpy(np.ascontiguousarray(plan.raw.read_mirrored(start, stop)))
+    return raw.pin_memory() if pinned else raw, start
+
+
+def _fetched(values: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Gives the values on the host; a CUDA device begins to copy them now, beside what it computes next."""
+    if values.device.type != "cuda":
+        return values.cpu().numpy
+    beside = torch.cuda.Stream(values.device)
+    beside.wait_stream(torch.cuda.current_stream(values.device))
+    with torch.cuda.stream(beside):
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        done = beside.record_event()
+    values.record_stream(beside)
+    return lambda: done.synchronize() or host.numpy()
 
 
 def _logits(plan: Plan, number: int, raw: torch.Tensor, raw_start: np.ndarray, forward: Forward) -> torch.Tensor:
