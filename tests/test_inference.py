@@ -221,6 +221,13 @@ def test_windows_agree_where_neither_padding_nor_normalisation_reaches(model, in
     assert (window.input.shape, window.output.shape) == (input.shape, output.shape)
 
 
+def test_normalisation_over_a_window_shows_however_large_it_is():
+    """The means of noise alone are too much alike."""
+    window = Window(patch(128), patch(128), ((1, 1),) * 3)
+    assert not inference.judged(window, lambda raw: raw - raw.mean(), CPU).agree
+    assert inference.judged(window, lambda raw: raw - 0.5, CPU).agree
+
+
 def test_a_small_signal_on_a_large_constant_is_judged_like_any_other():
     """An output layer starts at the classes' frequencies with weights near 0; padding is still padding."""
     model = Padded()
@@ -282,10 +289,13 @@ def test_every_voxel_of_every_box_is_written_once_and_from_windows_that_hold_it(
         assert (times == 1).all()
 
 
-def test_blocks_begin_at_whole_steps_and_chunks_at_whole_halves(opened):
+def test_blocks_are_one_window_from_a_whole_step_on_and_chunks_can_be_halved(opened):
     raw = opened(noise(8, 8, 8))
     for step, largest, n in itertools.product((1, 3, 4, 18), (20, 100, 256), (19, 77, 129, 300, 513)):
-        window = Window(patch(10 * step + 8), patch(10 * step), ((step, step),) * 3)
+        window = Window(patch(2 * step + 8), patch(2 * step), ((step, step),) * 3)
+        for scale in (None, (5.0, 5.0, 5.0)):
+            plan = inference.plan(raw, window, np.full(3, -4.0), np.full(3, n * 8 - 4.0), scale, largest)
+            assert all(len(starts) == 1 for number in range(min(30, int(np.prod(plan.blocks)))) for starts in plan.windows(number))
         plan = inference.plan(raw, window, np.full(3, -4.0), np.full(3, n * 8 - 4.0), None, largest)
         assert all((plan.needs(number)[0] % step == 0).all() for number in range(min(30, int(np.prod(plan.blocks)))))
         assert plan.chunks[0] % 2 == 0 or plan.chunks[0] >= n
@@ -373,11 +383,14 @@ def test_twice_coarser_voxels_are_block_means_of_the_logits(opened, model, input
     np.testing.assert_allclose(found, reference, atol=1e-5)
 
 
+@pytest.mark.parametrize("grows", [True, False])
 @pytest.mark.parametrize("largest", [9, 128])
-def test_finer_voxels_are_interpolated_logits(opened, largest):
-    model, volume = Valid(), noise(24, 22, 20)
-    around = whole(model, volume, 6, 6)  # two voxels more on every side
-    raw, window = opened(volume, origin=(40, 0, 8)), window_of(model, patch(20), patch(12))
+def test_finer_voxels_are_interpolated_logits(opened, largest, grows):
+    volume, model = noise(24, 22, 20), Valid() if grows else nn.Conv3d(1, 2, 3)
+    lost = 4 if grows else 1
+    around = whole(model, volume, lost + 2, lost + 2)  # two voxels more on every side
+    raw = opened(volume, origin=(40, 0, 8))
+    window = window_of(model, patch(20), patch(12)) if grows else Window(patch(12), patch(10), ((0, 0),) * 3)
     plan = inference.plan(raw, window, *raw.grid.box(), (5, 5, 5), largest)
     assert plan.grid.shape == (39, 36, 32) and np.allclose(plan.grid.origin, raw.grid.origin - 4 + 2.5)
     reference = [linear(logits, plan.grid, NM, raw.grid.origin - 16) for logits in around]
@@ -396,9 +409,9 @@ def test_voxels_that_are_not_cubes(opened):
 
 def test_raw_of_another_voxel_size_is_interpolated_as_in_training(opened):
     """10 nm raw for a network of 8 nm."""
-    volume, model = ndimage.gaussian_filter(noise(20, 20, 20), 1), Cropping(2, 2)
+    volume, model = noise(20, 20, 20), Cropping(0, 0)
     raw = opened(volume, (10, 10, 10), wanted=NM)
-    plan = inference.plan(raw, window_of(model, patch(12), patch(8)), np.full(3, 15.0), np.full(3, 160.0), None, 8)
+    plan = inference.plan(raw, window_of(model, patch(8), patch(8)), np.full(3, 15.0), np.full(3, 160.0), None, 8)
     np.testing.assert_allclose(plan.grid.box()[0], 15)
     reference = linear(volume, plan.grid, (10, 10, 10), (0, 0, 0)) / 255
     np.testing.assert_allclose(everything(plan, model)[0], reference, atol=1e-4)

@@ -48,7 +48,7 @@ def test_the_nearest_level_is_averaged_while_it_stays_finer(image, wanted, level
     assert (found.level.path.name, tuple(found.factor)) == (level, factor)
 
 
-@pytest.mark.parametrize("at_once", [1, 700, 2**27])
+@pytest.mark.parametrize("at_once", [1, 120, 2**27])
 def test_averaged_voxels_are_block_means_and_lie_in_their_middle(image, monkeypatch, at_once):
     """Also where the voxels to average do not fit into memory at once."""
     monkeypatch.setattr(raw, "AT_ONCE", at_once)
