@@ -38,11 +38,12 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as custom_scalars
 
-from common import runs as logged
 from common.classes import GROUP_ATOMS, TESTED, atoms_of
-from common.runs import Run
+from common.runs import events as events_module
+from common.runs import find, history
+from common.runs.find import Run
 
-OUTPUT = logged.UNITED
+OUTPUT = find.UNITED
 LOOPBACK = "127.0.0.1"
 NAME_DEPTH = 3
 """A link stands at experiment/model/run in the output folder."""
@@ -81,11 +82,19 @@ def make_plan(runs: Iterable[Run], output: Path, searched: dict[Path, int]) -> P
     something in it is rewritten."""
     plan = Plan()
     for run in runs:
-        folders = logged.events_by_folder(run)
-        changed = {folder: files for folder, files in folders.items() if must_rewrite(files, run.renames, searched)}
-        plan.rewritten |= {place(output, run, folder): (run, files) for folder, files in changed.items()}
+        folders = events_module.events_by_folder(run)
+        changed = {
+            folder: files
+            for folder, files in folders.items()
+            if must_rewrite(files, run.renames, searched)
+        }
+        plan.rewritten |= {
+            place(output, run, folder): (run, files) for folder, files in changed.items()
+        }
         if changed or run.encloses:
-            targets = [file for folder, files in folders.items() if folder not in changed for file in files]
+            targets = [
+                file for folder, files in folders.items() if folder not in changed for file in files
+            ]
         else:
             targets = [run.folder] if folders else []
         for target in targets:
@@ -99,16 +108,20 @@ def place(output: Path, run: Run, path: Path) -> Path:
     return output / run.name / path.relative_to(run.folder)
 
 
-def must_rewrite(files: Sequence[Path], renames: Mapping[str, str], searched: dict[Path, int]) -> bool:
+def must_rewrite(
+    files: Sequence[Path], renames: Mapping[str, str], searched: dict[Path, int]
+) -> bool:
     """Whether the event files of a folder are several sessions that do not say what they supersede, or hold a tag to be renamed.
 
     TensorBoard shows the last of several hparams as it is. searched: how much of a file is known to hold no such tag."""
-    several = len(files) > 1 and files[0].parent.name != logged.HPARAMS
-    if several and not all(logged.restarts(file) for file in logged.in_order(files)[1:]):
+    several = len(files) > 1 and files[0].parent.name != find.HPARAMS
+    if several and not all(
+        events_module.restarts(file) for file in events_module.in_order(files)[1:]
+    ):
         return True
     for file in files if renames else ():
         size = file.stat().st_size
-        if logged.mentions(file, renames, searched.get(file, 0)):
+        if events_module.mentions(file, renames, searched.get(file, 0)):
             return True
         searched[file] = size
     return False
@@ -192,7 +205,9 @@ def refuse_obstacle(path: Path, output: Path, folder_wanted: bool) -> None:
     folders = [folder for folder in path.parents if folder.is_relative_to(output)]
     for part in (*reversed(folders), path):
         if is_obstacle(part, folder_wanted or part != path):
-            raise Refusal(f"{part}: in the way and not of our making; move it, or choose another folder by --output")
+            raise Refusal(
+                f"{part}: in the way and not of our making; move it, or choose another folder by --output"
+            )
 
 
 def is_obstacle(path: Path, folder_wanted: bool) -> bool:
@@ -228,9 +243,15 @@ def read_state(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def is_continued(state: Mapping[str, Any], folder: Path, files: Sequence[Path], renames: Mapping[str, str]) -> bool:
+def is_continued(
+    state: Mapping[str, Any], folder: Path, files: Sequence[Path], renames: Mapping[str, str]
+) -> bool:
     """Whether the event file in `folder` is whole, and holds the beginnings of just these files under these names."""
-    if not state or state["renames"] != dict(renames) or set(state["sources"]) != set(map(str, files)):
+    if (
+        not state
+        or state["renames"] != dict(renames)
+        or set(state["sources"]) != set(map(str, files))
+    ):
         return False
     written = folder / state["file"]
     if not written.is_file() or written.stat().st_size != state["bytes"]:
@@ -244,7 +265,9 @@ def is_continued(state: Mapping[str, Any], folder: Path, files: Sequence[Path], 
 
 def is_silent(source: Path, size: int) -> bool:
     """Whether no value stands in the first bytes of a file: the first one that comes may supersede what others hold."""
-    return not any(event.HasField("summary") for _, event in logged.read_events(source, 0, size))
+    return not any(
+        event.HasField("summary") for _, event in events_module.read_events(source, 0, size)
+    )
 
 
 def append(state: dict[str, Any], folder: Path, renames: Mapping[str, str]) -> None:
@@ -255,14 +278,14 @@ def append(state: dict[str, Any], folder: Path, renames: Mapping[str, str]) -> N
             if Path(source).stat().st_size == start:
                 continue
             try:
-                for end, event in logged.read_events(Path(source), start):
-                    logged.rename(event, renames)
-                    file.write(logged.frame(event))
+                for end, event in events_module.read_events(Path(source), start):
+                    events_module.rename(event, renames)
+                    file.write(events_module.frame(event))
                     state["sources"][source] = end
-            except logged.CutOff:
+            except events_module.CutOff:
                 continue  # being written; the rest is for the next time
-            except logged.Damaged as damage:
-                logged.say(str(damage))
+            except events_module.Damaged as damage:
+                find.say(str(damage))
     if path.stat().st_size > state["bytes"]:
         write_state(folder, state | {"bytes": path.stat().st_size})
 
@@ -273,17 +296,20 @@ def rewrite(folder: Path, files: Sequence[Path], renames: Mapping[str, str]) -> 
     For a TensorBoard that has read what we wrote before, it has a new name, and begins with a START at step 0. The one before is
     emptied and stays until the next time: TensorBoard's reader in Python does not get beyond a file that it was reading and that
     is gone."""
-    survey = logged.survey(files, renames)
-    events = logged.surviving(survey, renames)
+    survey = events_module.survey(files, renames)
+    events = events_module.surviving(survey, renames)
     first = list(itertools.islice(events, 1))
     began = first[0].wall_time if first else 0.0
-    start = [Event(wall_time=began, file_version="brain.Event:2"), Event(wall_time=began, session_log=SessionLog(status=SessionLog.START))]
+    start = [
+        Event(wall_time=began, file_version="brain.Event:2"),
+        Event(wall_time=began, session_log=SessionLog(status=SessionLog.START)),
+    ]
     before = written_files(folder)
     number = int(before[-1].suffix[1:]) + 1 if before else 0
     path, temporary = folder / f"{WRITTEN}{number:06}", folder / TEMPORARY
     with open(temporary, "wb") as file:
         for event in itertools.chain(start, first, events):
-            file.write(logged.frame(event))
+            file.write(events_module.frame(event))
     for old in before:
         if old.stat().st_size:
             os.truncate(old, 0)
@@ -291,7 +317,15 @@ def rewrite(folder: Path, files: Sequence[Path], renames: Mapping[str, str]) -> 
             old.unlink()
     os.replace(temporary, path)
     sources = {str(file): end for file, end in survey.ends.items()}
-    write_state(folder, {"file": path.name, "bytes": path.stat().st_size, "renames": dict(renames), "sources": sources})
+    write_state(
+        folder,
+        {
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "renames": dict(renames),
+            "sources": sources,
+        },
+    )
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -316,7 +350,9 @@ def written_files(folder: Path) -> list[Path]:
 def keep_layout(output: Path, wanted: bool) -> None:
     """Write the layout, unless it is there already, or remove it."""
     path = output / LAYOUT
-    content = logged.frame(Event(wall_time=1.0, file_version="brain.Event:2")) + logged.frame(layout_event())
+    content = events_module.frame(
+        Event(wall_time=1.0, file_version="brain.Event:2")
+    ) + events_module.frame(layout_event())
     if wanted and not (path.is_file() and path.read_bytes() == content):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
@@ -328,18 +364,31 @@ def keep_layout(output: Path, wanted: bool) -> None:
 def layout_event() -> Event:
     """A page with charts for losses, means, and for each metric one for each group of classes."""
     layout = layout_pb2.Layout()
-    add_category(layout, "losses and means", {"loss": "loss/(train|validation)$", **{f"mean {name}": f"mean/{name}$" for name in METRICS}})
+    add_category(
+        layout,
+        "losses and means",
+        {
+            "loss": "loss/(train|validation)$",
+            **{f"mean {name}": f"mean/{name}$" for name in METRICS},
+        },
+    )
     for metric in METRICS:
         groups = class_groups()
         charts = {title: f"{metric}/({'|'.join(names)})$" for title, names in groups.items()}
         charts["other classes"] = f"{metric}/(?!({'|'.join(TESTED)})$)"
         add_category(layout, metric, charts, closed=metric != METRICS[0])
     tensor = TensorProto(dtype="DT_STRING", string_val=[layout.SerializeToString()])
-    value = Summary.Value(tag=custom_scalars.CONFIG_SUMMARY_TAG, metadata=custom_scalars.create_summary_metadata(), tensor=tensor)
+    value = Summary.Value(
+        tag=custom_scalars.CONFIG_SUMMARY_TAG,
+        metadata=custom_scalars.create_summary_metadata(),
+        tensor=tensor,
+    )
     return Event(wall_time=1.0, summary=Summary(value=[value]))
 
 
-def add_category(layout: layout_pb2.Layout, title: str, charts: Mapping[str, str], closed: bool = False) -> None:
+def add_category(
+    layout: layout_pb2.Layout, title: str, charts: Mapping[str, str], closed: bool = False
+) -> None:
     """Add a part of the page; charts: title to a regular expression for the tags that it shows."""
     category = layout.category.add(title=title, closed=closed)
     for name, expression in charts.items():
@@ -366,7 +415,9 @@ def format_table(runs: Iterable[Run], now: float) -> str:
     rows = [("experiment/model/run", "files", "size", "written")]
     for run in runs:
         age = format_age(now - run.written)
-        rows.append((printable(run.name), str(len(run.events)), format_size(run.size), f"{age} ago"))
+        rows.append(
+            (printable(run.name), str(len(run.events)), format_size(run.size), f"{age} ago")
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         f"{name:<{widths[0]}}  {files:>{widths[1]}}  {size:>{widths[2]}}  {written:>{widths[3]}}"
@@ -400,14 +451,20 @@ def check_export(path: Path | None) -> None:
     if path is None:
         return
     if path.suffix not in (".csv", ".parquet"):
-        raise Refusal(f"{path}: ends in '{path.suffix}'; write a name that ends in .csv or .parquet")
+        raise Refusal(
+            f"{path}: ends in '{path.suffix}'; write a name that ends in .csv or .parquet"
+        )
     if not path.absolute().parent.is_dir():
-        raise Refusal(f"{path}: the folder {path.absolute().parent} does not exist; make it, or write another name")
+        raise Refusal(
+            f"{path}: the folder {path.absolute().parent} does not exist; make it, or write another name"
+        )
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError as error:
-            raise Refusal(f"{path}: parquet needs pyarrow, which is not installed; pip install pyarrow, or write a name in .csv") from error
+            raise Refusal(
+                f"{path}: parquet needs pyarrow, which is not installed; pip install pyarrow, or write a name in .csv"
+            ) from error
 
 
 def export(frames: Iterable[pd.DataFrame], path: Path) -> None:
@@ -433,7 +490,9 @@ def write_parquet(frames: Iterable[pd.DataFrame], path: Path) -> None:
     writer = None
     for frame in frames:
         text = [name for name in frame if frame[name].dtype in ("category", "object")]
-        content = pyarrow.Table.from_pandas(frame.astype(dict.fromkeys(text, "str")), preserve_index=False)
+        content = pyarrow.Table.from_pandas(
+            frame.astype(dict.fromkeys(text, "str")), preserve_index=False
+        )
         writer = writer or pyarrow.parquet.ParquetWriter(path, content.schema)
         writer.write_table(content)
     if writer:
@@ -442,10 +501,16 @@ def write_parquet(frames: Iterable[pd.DataFrame], path: Path) -> None:
 
 def long_form(runs: Iterable[Run]) -> Iterator[pd.DataFrame]:
     """All scalars: run, tag, step, wall_time (s), value."""
-    kinds = {"run": "str", "tag": "str", "step": "int64", "wall_time": "float64", "value": "float64"}
+    kinds = {
+        "run": "str",
+        "tag": "str",
+        "step": "int64",
+        "wall_time": "float64",
+        "value": "float64",
+    }
     yield pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
     for run in runs:
-        for chunk in logged.scalars(run):
+        for chunk in events_module.scalars(run):
             chunk.insert(0, "run", run.name)
             yield chunk
 
@@ -453,9 +518,17 @@ def long_form(runs: Iterable[Run]) -> Iterator[pd.DataFrame]:
 # Serving
 
 
-def stay(output: Path, port: int | None, refresh: Callable[[], tuple[list[Run], Plan]] | None, runs: Sequence[Run]) -> None:
+def stay(
+    output: Path,
+    port: int | None,
+    refresh: Callable[[], tuple[list[Run], Plan]] | None,
+    runs: Sequence[Run],
+) -> None:
     """Serve at `port`, and keep up with the runs by `refresh`, as far as they are given, until Ctrl-C."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored in a background job of a shell unless we ask
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # SIGINT is ignored in a background job of a shell unless we ask
         signal.signal(number, signal.default_int_handler)
     known = {run.name for run in runs}
     try:
@@ -474,7 +547,7 @@ def greet(refresh: Callable[[], tuple[list[Run], Plan]], known: set[str]) -> set
     try:
         new = {run.name for run in refresh()[0]} - known
     except (Refusal, OSError) as error:
-        logged.say(f"{error}; trying again")
+        find.say(f"{error}; trying again")
         return set()
     for name in sorted(new):
         click.echo(f"new run: {printable(name)}")
@@ -493,18 +566,24 @@ def start_tensorboard(output: Path, port: int) -> str:
     try:
         return tensorboard.launch()
     except program.TensorBoardServerException as error:
-        raise Refusal(f"{error.msg}; choose another by --port, or --port 0 for any free one") from error
+        raise Refusal(
+            f"{error.msg}; choose another by --port, or --port 0 for any free one"
+        ) from error
 
 
 def refuse_port(port: int) -> None:
     """Raise Refusal if `port` cannot be had; TensorBoard itself finds out only once its data server runs."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as TensorBoard: a port closed just now is free
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as TensorBoard: a port closed just now is free
         try:
             probe.bind((LOOPBACK, port))
         except OSError as error:
             reason = os.strerror(error.errno).lower()
-            raise Refusal(f"port {port}: {reason}; choose another by --port, or --port 0 for any free one") from error
+            raise Refusal(
+                f"port {port}: {reason}; choose another by --port, or --port 0 for any free one"
+            ) from error
 
 
 # The command
@@ -513,24 +592,36 @@ def refuse_port(port: int) -> None:
 def check_folders(roots: Sequence[Path], output: Path) -> None:
     """Raise Refusal for a root or an output folder that cannot be meant. All paths are resolved."""
     for root in roots:
-        if root.is_relative_to(output) or any(output.glob("train_config.py")) or any(output.glob("*/train_config.py")):
-            raise Refusal(f"{output}: holds experiments; choose another folder for the links by --output")
-        if output.is_relative_to(root) and set(logged.LOGS) & set(output.relative_to(root).parts):
-            raise Refusal(f"{output}: is in a logs folder; choose another folder for the links by --output")
+        if (
+            root.is_relative_to(output)
+            or any(output.glob("train_config.py"))
+            or any(output.glob("*/train_config.py"))
+        ):
+            raise Refusal(
+                f"{output}: holds experiments; choose another folder for the links by --output"
+            )
+        if output.is_relative_to(root) and set(find.LOGS) & set(output.relative_to(root).parts):
+            raise Refusal(
+                f"{output}: is in a logs folder; choose another folder for the links by --output"
+            )
 
 
 def read_renames(words: Sequence[str]) -> dict[str, str]:
     """Old tag to new tag from "OLD=NEW"."""
     for word in words:
         if not all(word.partition("=")):
-            raise Refusal(f"--map {word}: not of the form OLD=NEW; write the tag that was logged, and the one to show, as loss=loss/train")
+            raise Refusal(
+                f"--map {word}: not of the form OLD=NEW; write the tag that was logged, and the one to show, as loss=loss/train"
+            )
     return dict(word.split("=", 1) for word in words)
 
 
-def choose_runs(roots: Sequence[Path], output: Path, pattern: str, renames: Mapping[str, str]) -> list[Run]:
+def choose_runs(
+    roots: Sequence[Path], output: Path, pattern: str, renames: Mapping[str, str]
+) -> list[Run]:
     """The runs below `roots` that `pattern` matches. Raises Refusal if a root is no folder."""
     try:
-        return [run for run in logged.find(roots, output, renames) if fnmatchcase(run.name, pattern)]
+        return [run for run in find.find(roots, output, renames) if fnmatchcase(run.name, pattern)]
     except FileNotFoundError as error:
         raise Refusal(str(error)) from error
 
@@ -546,26 +637,75 @@ def unite(runs: Sequence[Run], output: Path, searched: dict[Path, int]) -> Plan:
             rebuild(plan, output)
             return plan
     except OSError as error:
-        raise Refusal(f"{error.filename or output}: {error.strerror}; choose another folder by --output, or try again") from error
+        raise Refusal(
+            f"{error.filename or output}: {error.strerror}; choose another folder by --output, or try again"
+        ) from error
 
 
 @click.command(context_settings={"token_normalize_func": lambda token: token.replace("_", "-")})
 @click.argument("roots", nargs=-1, metavar="[ROOT]...", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), help="Folder of the links [default: tensorboards in ROOT].")
-@click.option("--filter", "pattern", default="*", metavar="GLOB", help="Only runs whose experiment/model/run matches.")
-@click.option("--map", "words", multiple=True, metavar="OLD=NEW", help="Show what was logged under tag OLD under NEW; may be repeated.")
-@click.option("--export", "runs_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a row a run, to .csv or .parquet.")
-@click.option("--export-scalars", "scalars_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all scalars in long form.")
-@click.option("--watch", is_flag=True, help="Keep up with new runs, and with those that are rewritten, until Ctrl-C.")
-@click.option("--port", default=6006, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free port.")
-@click.option("--no-serve", is_flag=True, help="Make and print the links, but start no TensorBoard.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder of the links [default: tensorboards in ROOT].",
+)
+@click.option(
+    "--filter",
+    "pattern",
+    default="*",
+    metavar="GLOB",
+    help="Only runs whose experiment/model/run matches.",
+)
+@click.option(
+    "--map",
+    "words",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="Show what was logged under tag OLD under NEW; may be repeated.",
+)
+@click.option(
+    "--export",
+    "runs_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a row a run, to .csv or .parquet.",
+)
+@click.option(
+    "--export-scalars",
+    "scalars_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write all scalars in long form.",
+)
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Keep up with new runs, and with those that are rewritten, until Ctrl-C.",
+)
+@click.option(
+    "--port",
+    default=6006,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0 takes any free port.",
+)
+@click.option(
+    "--no-serve", is_flag=True, help="Make and print the links, but start no TensorBoard."
+)
 def main(
-    roots: tuple[Path, ...], output: Path | None, pattern: str, words: tuple[str, ...], runs_file: Path | None,
-    scalars_file: Path | None, watch: bool, port: int, no_serve: bool,
-) -> None:  # fmt: skip
+    roots: tuple[Path, ...],
+    output: Path | None,
+    pattern: str,
+    words: tuple[str, ...],
+    runs_file: Path | None,
+    scalars_file: Path | None,
+    watch: bool,
+    port: int,
+    no_serve: bool,
+) -> None:
     """Gather the runs of all experiments below ROOT (default: this repository) in one TensorBoard, on loopback only."""
     roots = [root.resolve() for root in roots or (Path(__file__).parent,)]
-    output = (output or logged.experiment_folder(roots[0]) / OUTPUT).resolve()
+    output = (output or find.experiment_folder(roots[0]) / OUTPUT).resolve()
     renames, searched = read_renames(words), {}
     check_folders(roots, output)
     check_export(runs_file)
@@ -581,7 +721,7 @@ def main(
         report_unused(renames, runs)
     try:
         if runs_file:
-            export([logged.table(runs)], runs_file)
+            export([history.table(runs)], runs_file)
         if scalars_file:
             export(long_form(runs), scalars_file)
     except (ValueError, OSError) as error:
@@ -593,7 +733,9 @@ def main(
 def describe(runs: Sequence[Run], plan: Plan, output: Path) -> str:
     """What was made, in lines."""
     rewritten = len({run.name for run, _ in plan.rewritten.values()})
-    return f"{format_table(runs, time.time())}\nruns in {output}: {len(runs)}" + (f", {rewritten} of them rewritten" if rewritten else "")
+    return f"{format_table(runs, time.time())}\nruns in {output}: {len(runs)}" + (
+        f", {rewritten} of them rewritten" if rewritten else ""
+    )
 
 
 def explain_nothing(roots: Sequence[Path], pattern: str) -> str:
@@ -606,8 +748,10 @@ def explain_nothing(roots: Sequence[Path], pattern: str) -> str:
 def report_unused(renames: Mapping[str, str], runs: Sequence[Run]) -> None:
     """Name the tags to be renamed that no run logs."""
     for tag in renames:
-        if not any(logged.mentions(file, [tag]) for run in runs for file in run.events):
-            logged.say(f"--map {tag}={renames[tag]}: none of these runs logs '{tag}'; write a tag that TensorBoard shows without --map")
+        if not any(events_module.mentions(file, [tag]) for run in runs for file in run.events):
+            find.say(
+                f"--map {tag}={renames[tag]}: none of these runs logs '{tag}'; write a tag that TensorBoard shows without --map"
+            )
 
 
 if __name__ == "__main__":

@@ -51,25 +51,35 @@ def write_volumes(folder: Path, side: int, smoothing: float) -> None:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    from common import quality, score
+    from common.score import challenge, quality
 
     truth, prediction = (np.load(folder / f"{name}.npy") for name in ("truth", "prediction"))
     start = time.perf_counter()
-    counts = score.instance(truth, prediction, VOXEL_SIZE)
+    counts = challenge.instance(truth, prediction, VOXEL_SIZE)
     scored = time.perf_counter()
-    table = score.contingency(truth, prediction)
+    table = challenge.contingency(truth, prediction)
     quality.panoptic(*quality.count_objects(table))
     quality.variation_of_information(table)
     quality.rand_error(table)
     return {
-        "truth": counts.tp + counts.fn, "prediction": counts.tp + counts.fp, "matched": counts.tp,
-        "score": scored - start, "quality": time.perf_counter() - scored, "memory": peak_memory_gb(),
-    }  # fmt: skip
+        "truth": counts.tp + counts.fn,
+        "prediction": counts.tp + counts.fp,
+        "matched": counts.tp,
+        "score": scored - start,
+        "quality": time.perf_counter() - scored,
+        "memory": peak_memory_gb(),
+    }
 
 
 def in_process(folder: Path) -> dict[str, float]:
     words = [sys.executable, __file__, "--measure", str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    done = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -84,7 +94,11 @@ def main() -> None:
         print(json.dumps(measure(options.measure)))
         return
     columns = ("truth", "prediction", "matched", "score s", "quality s", "GB")
-    print(f"{'volume':<10}{'Mvoxels':>8}" + "".join(f"{column:>12}" for column in columns) + "   public toolbox")
+    print(
+        f"{'volume':<10}{'Mvoxels':>8}"
+        + "".join(f"{column:>12}" for column in columns)
+        + "   public toolbox"
+    )
     for side, smoothing in CASES:
         if options.quick and side > QUICK:
             continue
@@ -93,8 +107,9 @@ def main() -> None:
             found = in_process(Path(scratch))
         print(
             f"{f'{side}^3':<10}{side**3 / 1e6:>8.0f}{found['truth']:>12}{found['prediction']:>12}{found['matched']:>12}"
-            f"{found['score']:>12.2f}{found['quality']:>12.2f}{found['memory']:>12.2f}   {TOOLBOX.get((side, smoothing), '')}", flush=True,
-        )  # fmt: skip
+            f"{found['score']:>12.2f}{found['quality']:>12.2f}{found['memory']:>12.2f}   {TOOLBOX.get((side, smoothing), '')}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

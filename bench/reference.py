@@ -18,7 +18,7 @@ from leibnetz import build_unet
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from common.classes import ATOM_IDS, TESTED, membership
-from common.ngff import write_multiscale
+from common.data.ngff import write_multiscale
 
 CYTO_SHARE = 0.5
 """Share of the voxels of a synthetic crop that are `cyto`; the other tested atoms have equal shares of the rest."""
@@ -47,11 +47,16 @@ def write_crops(
         rng = np.random.default_rng([seed, number])
         atoms = _random_atoms(raw_extent, rng)
         store = root / f"synthetic-{number}" / f"synthetic-{number}.zarr"
-        raw_path, labels_path = "recon-1/em/fibsem-uint8", f"recon-1/labels/groundtruth/crop{number}"
+        raw_path, labels_path = (
+            "recon-1/em/fibsem-uint8",
+            f"recon-1/labels/groundtruth/crop{number}",
+        )
         write_multiscale(store / raw_path, _raw_of(atoms, rng), [voxel_size] * 3)
         for name, of_atom in zip(TESTED, membership(TESTED).astype(np.uint8), strict=True):
             label = of_atom[atoms[inside, inside, inside]]
-            write_multiscale(store / labels_path / name, label, [voxel_size] * 3, [margin * voxel_size] * 3)
+            write_multiscale(
+                store / labels_path / name, label, [voxel_size] * 3, [margin * voxel_size] * 3
+            )
         usage = "train" if number <= crops else "validate"
         rows.append([usage, store, raw_path, store, f"{labels_path}/[{','.join(TESTED)}]"])
     path = root / "datasplit.csv"
@@ -77,7 +82,10 @@ def cellmap_data_loader(
     float32, NaN = unknown. Mirrors and transposes; `rotate` adds up to 180 degrees either way about each axis. `scale`
     is in nm.
     """
-    spatial_transforms = {"mirror": {"axes": dict.fromkeys("xyz", 0.5)}, "transpose": {"axes": list("xyz")}}
+    spatial_transforms = {
+        "mirror": {"axes": dict.fromkeys("xyz", 0.5)},
+        "transpose": {"axes": list("xyz")},
+    }
     if rotate:
         spatial_transforms["rotate"] = {"axes": dict.fromkeys("xyz", [-180, 180])}
     split = CellMapDataSplit(
@@ -140,11 +148,15 @@ def plain_training_samples_per_s(
     return samples / elapsed
 
 
-def _train_on(batch: dict[str, torch.Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
+def _train_on(
+    batch: dict[str, torch.Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> float:
     """One update, as the toolbox does it: the mean is over all voxels, unknown ones counting zero. Returns the loss."""
     optimizer.zero_grad()
     target = batch["output"]
-    loss = binary_cross_entropy_with_logits(model(batch["input"]), target.nan_to_num(0), reduction="none")
+    loss = binary_cross_entropy_with_logits(
+        model(batch["input"]), target.nan_to_num(0), reduction="none"
+    )
     loss = (loss * ~target.isnan()).mean()
     loss.backward()
     optimizer.step()
@@ -153,10 +165,15 @@ def _train_on(batch: dict[str, torch.Tensor], model: torch.nn.Module, optimizer:
 
 def _random_atoms(extent: int, rng: np.random.Generator) -> np.ndarray:
     """(extent,) * 3 uint8: each voxel's position in ATOM_IDS, tested atoms only, as nested bands of a smooth field."""
-    coarse = torch.from_numpy(rng.standard_normal((1, 1) + (2 + extent // 20,) * 3, dtype=np.float32))
+    coarse = torch.from_numpy(
+        rng.standard_normal((1, 1) + (2 + extent // 20,) * 3, dtype=np.float32)
+    )
     field = interpolate(coarse, size=(extent,) * 3, mode="trilinear")[0, 0].numpy()
     present = [(row, name) for row, name in enumerate(ATOM_IDS) if name in TESTED]
-    shares = [CYTO_SHARE if name == "cyto" else (1 - CYTO_SHARE) / (len(present) - 1) for _, name in present]
+    shares = [
+        CYTO_SHARE if name == "cyto" else (1 - CYTO_SHARE) / (len(present) - 1)
+        for _, name in present
+    ]
     bounds = np.quantile(field[::4, ::4, ::4], np.cumsum(shares)[:-1])
     return np.array([row for row, _ in present], np.uint8)[np.digitize(field, bounds)]
 

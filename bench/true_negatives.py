@@ -19,8 +19,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import loaders, phantom, train
-from common.config import REPOSITORY, load_config
+from common.config.load import load_config
+from common.data import loaders
+from common.files import REPOSITORY
+from common.train import run as run_module
+from testing import phantom
 
 MODES = {"off": (False, False), "exclusion": (True, False), "on": (True, True)}
 """use_mutual_exclusion, infer_groups."""
@@ -30,12 +33,21 @@ def run(root: Path, seed: int, mode: str, iterations: int) -> tuple[float, float
     """Mean Dice on the validation crops after the last step, and the known fraction of the training crops."""
     masked, groups = MODES[mode]
     settings = {
-        "data_path": str(root), "datasplit_path": str(root / "phantom/datasplit.csv"), "cache_path": str(root / "cache"), "random_seed": seed,
-        "model_save_path": str(root / mode / "checkpoints"), "logs_save_path": str(root / mode / "logs"), "use_mutual_exclusion": masked,
-        "infer_groups": groups, "epochs": 5, "iterations_per_epoch": iterations // 5, "figure_samples": 0, "scheduler_kwargs": {"T_max": 5},
-    }  # fmt: skip
+        "data_path": str(root),
+        "datasplit_path": str(root / "phantom/datasplit.csv"),
+        "cache_path": str(root / "cache"),
+        "random_seed": seed,
+        "model_save_path": str(root / mode / "checkpoints"),
+        "logs_save_path": str(root / mode / "logs"),
+        "use_mutual_exclusion": masked,
+        "infer_groups": groups,
+        "epochs": 5,
+        "iterations_per_epoch": iterations // 5,
+        "figure_samples": 0,
+        "scheduler_kwargs": {"T_max": 5},
+    }
     experiment = REPOSITORY / "examples/phantom_cell"
-    dice = train.train(experiment, **settings).scores.mean("dice")
+    dice = run_module.train(experiment, **settings).scores.mean("dice")
     crops = loaders.open_data(load_config(experiment, **settings)).train
     voxels = np.array([crop.counts.sum() for crop in crops])
     known = sum((crop.counts @ (crop.palette >= 0)).mean() for crop in crops) / voxels.sum()
@@ -49,15 +61,27 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["off", "on"])
     options = parser.parse_args()
     classes = load_config(REPOSITORY / "examples/phantom_cell").classes
-    print(f"{'seed':<6}" + "".join(f"{mode + ': Dice':>22}{'known':>8}" for mode in options.modes), flush=True)
+    print(
+        f"{'seed':<6}" + "".join(f"{mode + ': Dice':>22}{'known':>8}" for mode in options.modes),
+        flush=True,
+    )
     table = []
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as scratch:
             half = np.random.default_rng(seed)
             hidden = [list(half.permutation(classes)[: len(classes) // 2]) for _ in range(7)]
-            phantom.write_phantom(scratch, seed=seed, annotated=lambda n: classes if n > 6 else [str(c) for c in hidden[n]])
-            table.append([run(Path(scratch), seed, mode, options.iterations) for mode in options.modes])
-        print(f"{seed:<6}" + "".join(f"{dice:>22.3f}{known:>8.0%}" for dice, known in table[-1]), flush=True)
+            phantom.write_phantom(
+                scratch,
+                seed=seed,
+                annotated=lambda n: classes if n > 6 else [str(c) for c in hidden[n]],
+            )
+            table.append(
+                [run(Path(scratch), seed, mode, options.iterations) for mode in options.modes]
+            )
+        print(
+            f"{seed:<6}" + "".join(f"{dice:>22.3f}{known:>8.0%}" for dice, known in table[-1]),
+            flush=True,
+        )
     means = np.array(table).mean(0)
     print(f"{'mean':<6}" + "".join(f"{dice:>22.3f}{known:>8.0%}" for dice, known in means))
 

@@ -9,12 +9,22 @@ from importlib import import_module
 from pkgutil import extend_path
 from typing import Any
 
+SOURCES = {
+    "train": "common.train.run",
+    "predict": "common.infer.predict",
+    "process": "common.infer.process",
+    "evaluate": "common.score.evaluate",
+}
+"""Where each name is."""
+
 __all__ = ["train", "predict", "process", "evaluate"]
 
-__path__ = extend_path(__path__, __name__)  # other submodules of an installed public toolbox stay importable
+__path__ = extend_path(
+    __path__, __name__
+)  # other submodules of an installed public toolbox stay importable
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(f"common.{name}"), name)
+    if name in SOURCES:
+        return getattr(import_module(SOURCES[name]), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -28,14 +28,18 @@ GROUP_IDS: dict[str, int] = {
     "cent_all": 66, "chloroplast": 70, "vacuole": 73,
 }  # fmt: skip
 
-_OUTSIDE_THE_CELL = {"ecs", "rbc", "bm", "plasmodesmata"} | {a for a in ATOM_IDS if a.startswith(("chloro", "vacuole"))}
+_OUTSIDE_THE_CELL = {"ecs", "rbc", "bm", "plasmodesmata"} | {
+    a for a in ATOM_IDS if a.startswith(("chloro", "vacuole"))
+}
 
 GROUP_ATOMS: dict[str, frozenset[str]] = {
     **{
         group: frozenset({f"{group}_mem", f"{group}_lum"})
         for group in ("golgi", "ves", "endo", "lyso", "ld", "eres", "perox", "vacuole")
     },
-    "nuc": frozenset("ne_mem ne_lum np_out np_in hchrom nhchrom echrom nechrom nucpl nucleo".split()),
+    "nuc": frozenset(
+        "ne_mem ne_lum np_out np_in hchrom nhchrom echrom nechrom nucpl nucleo".split()
+    ),
     "mito": frozenset({"mito_mem", "mito_lum", "mito_ribo"}),
     "er": frozenset("er_mem er_lum eres_mem eres_lum ne_mem ne_lum np_out np_in".split()),
     "ne": frozenset("ne_mem ne_lum np_out np_in".split()),
@@ -68,9 +72,9 @@ def atoms_of(name: str) -> frozenset[str] | None:
 
 def membership(names: Sequence[str]) -> np.ndarray:
     """(classes, atoms) bool: which atoms make up each class; the row of a class outside the table is all False."""
-    return np.array([[atom in (atoms_of(name) or ()) for atom in ATOM_IDS] for name in names], bool).reshape(
-        len(names), len(ATOM_IDS)
-    )
+    return np.array(
+        [[atom in (atoms_of(name) or ()) for atom in ATOM_IDS] for name in names], bool
+    ).reshape(len(names), len(ATOM_IDS))
 
 
 def exclusions(names: Sequence[str]) -> dict[str, set[str]]:
@@ -89,6 +93,10 @@ def unknown_names(names: Iterable[str], extra: Iterable[str] = ()) -> list[str]:
     for name in names:
         if name not in table:
             near = difflib.get_close_matches(name, table, 1)
-            hint = f"did you mean '{near[0]}'?" if near else "list a class of your own in extra_classes"
+            hint = (
+                f"did you mean '{near[0]}'?"
+                if near
+                else "list a class of your own in extra_classes"
+            )
             problems.append(f"unknown class '{name}'; {hint}")
     return problems

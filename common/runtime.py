@@ -7,13 +7,18 @@ import ctypes
 import math
 import platform
 import random
+import signal
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from common.talk import say
 
 
 def seed_everything(seed: int) -> None:
@@ -26,13 +31,21 @@ def seed_everything(seed: int) -> None:
 def pick_device(name: str) -> torch.device:
     """The device of a name; "auto" is CUDA, MPS or the CPU, the first that there is. ValueError if it is not there."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device = '{name}' cannot be used here ({reason}); set device = 'auto'") from None
+        raise ValueError(
+            f"device = '{name}' cannot be used here ({reason}); set device = 'auto'"
+        ) from None
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # patches have one shape
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -77,12 +90,16 @@ class Precision:
 def pick_precision(name: str, device: torch.device) -> Precision:
     """The precision of a name on a device. ValueError for fp16 on a CPU, which has no loss scaling worth having."""
     if name == "fp16" and device.type == "cpu":
-        raise ValueError("precision = 'fp16' is for CUDA; on the CPU set precision = 'bf16' or 'fp32'")
+        raise ValueError(
+            "precision = 'fp16' is for CUDA; on the CPU set precision = 'bf16' or 'fp32'"
+        )
     if name == "auto":
         if device.type == "cuda":
             name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         else:
-            name = "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
+            name = (
+                "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
+            )
     return Precision(name, device.type)
 
 
@@ -92,7 +109,11 @@ def peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024) / 1e9
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if platform.system() == "Darwin" else 1024)
+        / 1e9
+    )
 
 
 def free_memory_gb(device: torch.device) -> float:
@@ -109,26 +130,48 @@ def free_memory_gb(device: torch.device) -> float:
         return 8.0
 
 
-def control_group_gb(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+def control_group_gb(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> float:
     """Memory, GB, that the control groups of this process (Linux' version 2) leave to it; infinite without a limit.
 
     Files that were read and can be forgotten do not count as used.
     """
-    names = [line[3:].strip("/") for line in own.read_text().splitlines() if line.startswith("0::")] if own.is_file() else []
+    names = (
+        [line[3:].strip("/") for line in own.read_text().splitlines() if line.startswith("0::")]
+        if own.is_file()
+        else []
+    )
     left = math.inf
     for name in names:
         for folder in (root / name, *(root / name).parents[: len(Path(name).parts)]):
-            limit = (folder / "memory.max").read_text().strip() if (folder / "memory.max").is_file() else "max"
+            limit = (
+                (folder / "memory.max").read_text().strip()
+                if (folder / "memory.max").is_file()
+                else "max"
+            )
             if limit != "max":
-                used = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                left = min(left, (int(limit) - int((folder / "memory.current").read_text()) + int(used["inactive_file"])) / 1e9)
+                used = dict(
+                    line.split() for line in (folder / "memory.stat").read_text().splitlines()
+                )
+                left = min(
+                    left,
+                    (
+                        int(limit)
+                        - int((folder / "memory.current").read_text())
+                        + int(used["inactive_file"])
+                    )
+                    / 1e9,
+                )
     return left
 
 
 def warnings_about(device: torch.device) -> list[str]:
     """What is known to be wrong with this installation for 3-D convolutions, a sentence each."""
     if device.type == "cuda" and torch.__version__.startswith("2.9.0"):
-        return ["torch 2.9.0 runs half-precision 3-D convolutions without cuDNN, many times slower; install 2.10"]
+        return [
+            "torch 2.9.0 runs half-precision 3-D convolutions without cuDNN, many times slower; install 2.10"
+        ]
     return []
 
 
@@ -148,7 +191,9 @@ def _version(package: str) -> str:
 
 def _git(repository: Path) -> dict[str, str]:
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(repository), *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(repository), *words], capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
@@ -156,3 +201,25 @@ def _git(repository: Path) -> dict[str, str]:
         return {"commit": git("rev-parse", "HEAD") or "none", "uncommitted_changes": str(changed)}
     except FileNotFoundError:
         return {"commit": "no git"}
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Gives a function that is true once Ctrl-C or SIGTERM came; a second Ctrl-C ends at once. Not for threads."""
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came.append(number)
+        say("\nstopping after this step; once more ends at once")
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: nobody sends it signals
+        before = {}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from common.cosem import build_finetune, load_backbone
+from common.model.cosem import build_finetune, load_backbone
 
 
-def build_model(classes: Sequence[str], freeze_backbone: bool = True, weights: str = "setup04/1820500") -> nn.Module:
+def build_model(
+    classes: Sequence[str], freeze_backbone: bool = True, weights: str = "setup04/1820500"
+) -> nn.Module:
     """(B, 1, z, y, x) to logits (B, len(classes), z - 186, y - 186, x - 186), 8 nm in and out.
 
     freeze_backbone: train the head alone (423,624 parameters for 48 classes). weights: the COSEM checkpoint of the

@@ -2,7 +2,7 @@
 
 import math
 
-from common.instances import connected_components, fill_holes, remove_small
+from common.infer.instances import connected_components, fill_holes, remove_small
 
 from .data import classes
 

@@ -1,6 +1,6 @@
 """The COSEM network setup04, pretrained, with a new head for the 48 tested classes at 8 nm. Every setting and its default: the table in the README.
 
-    python -m cellmap_segmentation_challenge train setup_04_all/train_config.py
+python -m cellmap_segmentation_challenge train setup_04_all/train_config.py
 """
 
 from .data import classes, input_array_info, target_array_info

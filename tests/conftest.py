@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.ngff import write_multiscale
+from common.data.ngff import write_multiscale
 
 CLASSES = ("mito", "er", "nuc")
 CROPS = {
@@ -54,9 +54,15 @@ FILES = {
         """,
 }
 SETTINGS = {
-    "epochs": 2, "iterations_per_epoch": 3, "batch_size": 2, "learning_rate": 0.01, "device": "cpu",
-    "precision": "fp32", "num_workers": 0, "figure_samples": 1,
-}  # fmt: skip
+    "epochs": 2,
+    "iterations_per_epoch": 3,
+    "batch_size": 2,
+    "learning_rate": 0.01,
+    "device": "cpu",
+    "precision": "fp32",
+    "num_workers": 0,
+    "figure_samples": 1,
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -90,19 +96,29 @@ def write_data(root: Path, crops: dict = CROPS, dataset: str = "tiny") -> Path:
     labels = world()
     noise = np.random.default_rng(0).normal(0, 8, RAW_SHAPE)
     raw = 60 + 120 * labels["mito"] + 40 * labels["er"] + 70 * labels["nuc"] + noise
-    write_multiscale(store / "recon-1/em/fibsem-uint8", raw.clip(1, 255).astype(np.uint8), VOXEL_SIZE)
+    write_multiscale(
+        store / "recon-1/em/fibsem-uint8", raw.clip(1, 255).astype(np.uint8), VOXEL_SIZE
+    )
     for name, (_, start, annotated) in crops.items():
         inside = tuple(slice(a, a + n) for a, n in zip(start, CROP_SHAPE, strict=True))
         for label in annotated:
             path = store / "recon-1/labels/groundtruth" / name / label
-            write_multiscale(path, labels[label][inside].astype(np.uint8), VOXEL_SIZE, np.multiply(start, VOXEL_SIZE))
+            write_multiscale(
+                path,
+                labels[label][inside].astype(np.uint8),
+                VOXEL_SIZE,
+                np.multiply(start, VOXEL_SIZE),
+            )
     return store
 
 
 def datasplit_text(crops: dict = CROPS, dataset: str = "tiny") -> str:
     """The datasplit.csv of these crops, paths relative to the data root."""
     row = '"{0}","{1}/{1}.zarr","recon-1/em/fibsem-uint8","{1}/{1}.zarr","recon-1/labels/groundtruth/{2}/[{3}]"\n'
-    return "".join(row.format(usage, dataset, name, ",".join(found)) for name, (usage, _, found) in crops.items())
+    return "".join(
+        row.format(usage, dataset, name, ",".join(found))
+        for name, (usage, _, found) in crops.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -135,14 +151,14 @@ class Experiment:
             file.write("\n" + textwrap.dedent(text))
 
     def config(self, *overrides: str, **settings: Any):
-        """Its checked settings, as `common.config.load_config` gives them."""
-        from common.config import load_config
+        """Its checked settings, as `common.config.load.load_config` gives them."""
+        from common.config.load import load_config
 
         return load_config(self.folder, overrides, self.data, **settings)
 
     def train(self, *overrides: str, **settings: Any):
-        """Train it, with settings over those of its file; the Result of `common.train.train`."""
-        from common.train import train
+        """Train it, with settings over those of its file; the Result of `common.train.run.train`."""
+        from common.train.run import train
 
         return train(self.folder, overrides, self.data, **settings)
 
@@ -181,9 +197,13 @@ def experiment(tmp_path, data_root) -> Callable[..., Experiment]:
     """
 
     def make(
-        name: str = "tiny_experiment", *, text: str = "", files: dict[str, str] | None = None,
-        classes: Sequence[str] = CLASSES, **settings: Any,
-    ) -> Experiment:  # fmt: skip
+        name: str = "tiny_experiment",
+        *,
+        text: str = "",
+        files: dict[str, str] | None = None,
+        classes: Sequence[str] = CLASSES,
+        **settings: Any,
+    ) -> Experiment:
         made = Experiment(tmp_path / name, data_root)
         made.folder.mkdir()
         for file, content in {**FILES, **(files or {})}.items():

@@ -58,7 +58,16 @@ def test_every_group_has_an_id_and_is_made_of_atoms():
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    {"ecs": 47, "cell": 1, "nuc": 33, "er": 32, "ne": 37, "np": 40, "er_mem_all": 38, "ne_mem_all": 38}.items(),
+    {
+        "ecs": 47,
+        "cell": 1,
+        "nuc": 33,
+        "er": 32,
+        "ne": 37,
+        "np": 40,
+        "er_mem_all": 38,
+        "ne_mem_all": 38,
+    }.items(),
 )
 def test_a_class_excludes_as_many_tested_classes_as_in_the_challenge(name, count):
     assert len(PARTNERS[name]) == count
@@ -128,4 +137,6 @@ def test_a_misspelt_class_is_named_with_the_nearest_one():
 
 def test_a_class_listed_as_extra_is_known():
     assert unknown_names(["synapse"], extra=["synapse"]) == []
-    assert unknown_names(["synapse"]) == ["unknown class 'synapse'; list a class of your own in extra_classes"]
+    assert unknown_names(["synapse"]) == [
+        "unknown class 'synapse'; list a class of your own in extra_classes"
+    ]

@@ -12,7 +12,7 @@ from conftest import CLASSES, datasplit_text
 from torch import nn
 
 import cellmap_segmentation_challenge as csc
-import common.train
+import common.train.run
 from cellmap_segmentation_challenge.utils import (
     CellMapLossWrapper,
     get_class_relations,
@@ -21,9 +21,9 @@ from cellmap_segmentation_challenge.utils import (
     load_safe_config,
     make_datasplit_csv,
 )
-from common import datasplit, losses
 from common.classes import TESTED
-from common.config import REPOSITORY
+from common.data import make_split, targets
+from common.files import REPOSITORY
 
 INPUT, TARGET = ({"shape": (n, n, n), "scale": (8, 8, 8)} for n in (20, 16))
 
@@ -31,7 +31,9 @@ INPUT, TARGET = ({"shape": (n, n, n), "scale": (8, 8, 8)} for n in (20, 16))
 def python(program: str, **how) -> str:
     """What a program prints in a process of its own."""
     words = [sys.executable, "-c", textwrap.dedent(program)]
-    return subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True, **how).stdout
+    return subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, check=True, **how
+    ).stdout
 
 
 # Names
@@ -40,12 +42,20 @@ def python(program: str, **how) -> str:
 def test_train_is_that_of_the_engine():
     from cellmap_segmentation_challenge import train
 
-    assert train is common.train.train
+    assert train is common.train.run.train
 
 
-@pytest.mark.parametrize("name", ["train", "predict", "process", "evaluate"])
-def test_the_commands_are_functions_of_the_package(name):
-    module = importlib.import_module(f"common.{name}")
+@pytest.mark.parametrize(
+    "name, address",
+    [
+        ("train", "common.train.run"),
+        ("predict", "common.infer.predict"),
+        ("process", "common.infer.process"),
+        ("evaluate", "common.score.evaluate"),
+    ],
+)
+def test_the_commands_are_functions_of_the_package(name, address):
+    module = importlib.import_module(address)
     assert getattr(csc, name) is getattr(module, name)
 
 
@@ -56,7 +66,9 @@ def test_train_takes_a_path(experiment):
 
 @pytest.mark.parametrize("name", ["visualise", "nonsense"])
 def test_what_is_not_there_cannot_be_imported(name):
-    with pytest.raises(ImportError, match=f"cannot import name '{name}' from 'cellmap_segmentation_challenge'"):
+    with pytest.raises(
+        ImportError, match=f"cannot import name '{name}' from 'cellmap_segmentation_challenge'"
+    ):
         exec(f"from cellmap_segmentation_challenge import {name}")
     assert not hasattr(csc, name)
 
@@ -91,7 +103,7 @@ def test_submodules_of_an_installed_toolbox_stay_importable_and_our_names_win(tm
         from cellmap_segmentation_challenge.utils import crops, get_tested_classes
         print(visualize.who, crops.who, train.__module__, get_tested_classes.__module__.split(".")[0])
         """
-    assert python(program) == "toolbox toolbox common.train cellmap_segmentation_challenge\n"
+    assert python(program) == "toolbox toolbox common.train.run cellmap_segmentation_challenge\n"
 
 
 # Classes, splits, configurations
@@ -121,19 +133,25 @@ def test_class_relations_cover_the_whole_table_unless_classes_are_named():
 
 @pytest.mark.parametrize("names", [["ecs", "mitto"], "mitto"])
 def test_class_relations_of_an_unknown_class_are_refused(names):
-    with pytest.raises(ValueError, match="get_class_relations: unknown class 'mitto'; did you mean 'mito'?"):
+    with pytest.raises(
+        ValueError, match="get_class_relations: unknown class 'mitto'; did you mean 'mito'?"
+    ):
         get_class_relations(names)
 
 
 def test_make_datasplit_csv_is_that_of_the_engine():
-    assert make_datasplit_csv is datasplit.make_datasplit_csv
+    assert make_datasplit_csv is make_split.make_datasplit_csv
 
 
 def test_a_configuration_gives_its_names(tmp_path):
     (tmp_path / "shared.py").write_text("_hidden = 1\nclasses = ['er']\nhere = __file__\n")
     config = load_safe_config(tmp_path / "shared.py")
     assert config.classes == ["er"] and config.here == str(tmp_path / "shared.py")
-    assert (config.get("classes"), config.get("epochs"), config.get("epochs", 3)) == (["er"], None, 3)
+    assert (config.get("classes"), config.get("epochs"), config.get("epochs", 3)) == (
+        ["er"],
+        None,
+        3,
+    )
     assert config.to_dict() == {"classes": ["er"], "here": str(tmp_path / "shared.py")}
 
 
@@ -144,7 +162,9 @@ def test_a_name_that_a_configuration_lacks_is_an_attribute_error(tmp_path):
 
 def test_a_configuration_cannot_be_forced_to_be_safe(tmp_path):
     (tmp_path / "shared.py").touch()
-    with pytest.raises(ValueError, match="shared.py: force_safe=True; a configuration is a program"):
+    with pytest.raises(
+        ValueError, match="shared.py: force_safe=True; a configuration is a program"
+    ):
         load_safe_config(tmp_path / "shared.py", force_safe=True)
 
 
@@ -162,14 +182,23 @@ def loaders(experiment):
 
     def make(**settings):
         tiny = experiment()
-        settings = {"iterations_per_epoch": 3, "num_workers": 0, "device": "cpu", "data_path": tiny.data, **settings}
+        settings = {
+            "iterations_per_epoch": 3,
+            "num_workers": 0,
+            "device": "cpu",
+            "data_path": tiny.data,
+            **settings,
+        }
         return get_dataloader(tiny.folder / "datasplit.csv", CLASSES, 2, INPUT, TARGET, **settings)
 
     return make
 
 
 def same(one: dict, two: dict) -> bool:
-    return all(torch.equal(one[name].nan_to_num(9), two[name].nan_to_num(9)) for name in ("input", "output"))
+    return all(
+        torch.equal(one[name].nan_to_num(9), two[name].nan_to_num(9))
+        for name in ("input", "output")
+    )
 
 
 def test_a_batch_is_a_dict_of_input_and_output(loaders):
@@ -203,11 +232,13 @@ def test_true_negatives_are_known(loaders):
 
 def test_batches_are_those_of_the_trainer(loaders, experiment):
     config = experiment("other", iterations_per_epoch=3).config()
-    data = common.train.loaders.open_data(config)
-    expected = list(common.train.training_batches(config, data, torch.device("cpu")).between(0, 6))
+    data = common.train.run.loaders.open_data(config)
+    expected = list(
+        common.train.run.training_batches(config, data, torch.device("cpu")).between(0, 6)
+    )
     for batch, other in zip(loaders()[0], expected, strict=True):
         assert torch.equal(batch["input"], other.raw)
-        assert torch.equal(batch["output"].nan_to_num(-1), losses.dense(other.target).float())
+        assert torch.equal(batch["output"].nan_to_num(-1), targets.dense(other.target).float())
 
 
 def test_a_training_loader_goes_on_where_it_stopped(loaders):
@@ -235,7 +266,9 @@ def test_equal_seeds_give_equal_batches_and_others_do_not(tmp_path, data_root, m
     monkeypatch.chdir(tmp_path)
 
     def first(**settings):
-        train, _ = get_dataloader("datasplit.csv", CLASSES, 1, INPUT, TARGET, num_workers=0, device="cpu", **settings)
+        train, _ = get_dataloader(
+            "datasplit.csv", CLASSES, 1, INPUT, TARGET, num_workers=0, device="cpu", **settings
+        )
         return next(iter(train))
 
     assert same(first(random_seed=1), first(random_seed=1))
@@ -248,36 +281,47 @@ def test_a_split_without_validation_gives_no_validation_loader(experiment):
     tiny = experiment("other")
     rows = (tiny.folder / "datasplit.csv").read_text().splitlines(keepends=True)
     tiny.write("datasplit.csv", "".join(row for row in rows if row.startswith('"train')))
-    _, validation = get_dataloader(tiny.folder / "datasplit.csv", CLASSES, 2, INPUT, TARGET, data_path=tiny.data)
+    _, validation = get_dataloader(
+        tiny.folder / "datasplit.csv", CLASSES, 2, INPUT, TARGET, data_path=tiny.data
+    )
     assert validation is None
 
 
 def test_the_target_is_as_large_as_the_input_unless_given(experiment):
     tiny = experiment()
     path = tiny.folder / "datasplit.csv"
-    train, _ = get_dataloader(path, ["er"], input_array_info=TARGET, data_path=tiny.data, num_workers=0, device="cpu")
+    train, _ = get_dataloader(
+        path, ["er"], input_array_info=TARGET, data_path=tiny.data, num_workers=0, device="cpu"
+    )
     batch = next(iter(train))
     assert batch["input"].shape == batch["output"].shape == (1, 1, 16, 16, 16)
 
 
 def test_an_unknown_keyword_is_refused(loaders):
-    with pytest.raises(ValueError, match="^get_dataloader: unknown setting 'weighted_samplr'; did you mean 'weigh"):
+    with pytest.raises(
+        ValueError, match="^get_dataloader: unknown setting 'weighted_samplr'; did you mean 'weigh"
+    ):
         loaders(weighted_samplr=True)
 
 
 def test_a_setting_without_effect_on_data_is_refused(loaders):
-    with pytest.raises(ValueError, match="^get_dataloader: learning_rate has no effect on data; leave it out$"):
+    with pytest.raises(
+        ValueError, match="^get_dataloader: learning_rate has no effect on data; leave it out$"
+    ):
         loaders(learning_rate=1.0)
 
 
 def test_settings_of_a_loader_are_checked(loaders):
-    with pytest.raises(ValueError, match="^get_dataloader: spatial_transforms: 'flip' is none; mirror, transpose and"):
+    with pytest.raises(
+        ValueError,
+        match="^get_dataloader: spatial_transforms: 'flip' is none; mirror, transpose and",
+    ):
         loaders(spatial_transforms={"flip": {}})
 
 
 def test_every_setting_of_a_loader_exists():
     from cellmap_segmentation_challenge.utils.dataloader import DATA_SETTINGS
-    from common.config import describe
+    from common.config.settings import describe
 
     assert DATA_SETTINGS <= {name for name, _, _ in describe()}
     assert not DATA_SETTINGS & set(inspect.signature(get_dataloader).parameters)
@@ -345,13 +389,20 @@ def test_the_target_is_left_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "outputs", [lambda one, two: {"b": two, "a": one}, lambda one, two: [one, two], lambda one, two: (one, two)]
+    "outputs",
+    [
+        lambda one, two: {"b": two, "a": one},
+        lambda one, two: [one, two],
+        lambda one, two: (one, two),
+    ],
 )
 def test_several_arrays_are_averaged(outputs):
     one, two = half_known(), half_known((1, 1, 8, 8, 8))
     wrapper = CellMapLossWrapper(nn.MSELoss)
     expected = (wrapper(*one) + wrapper(*two)) / 2
-    torch.testing.assert_close(wrapper(outputs(one[0], two[0]), {"a": one[1], "b": two[1]}), expected)
+    torch.testing.assert_close(
+        wrapper(outputs(one[0], two[0]), {"a": one[1], "b": two[1]}), expected
+    )
 
 
 def test_lists_of_arrays_are_averaged():

@@ -11,8 +11,16 @@ import zarr
 from scipy import ndimage
 
 from common.classes import ATOM_IDS, GROUP_ATOMS, INSTANCES, TESTED, exclusions
-from common.ngff import open_levels
-from common.phantom import EM_PATH, LABELS_PATH, PARTIAL_SETS, Phantom, class_volume, make_phantom, write_phantom
+from common.data.ngff import open_levels
+from testing.phantom import (
+    EM_PATH,
+    LABELS_PATH,
+    PARTIAL_SETS,
+    Phantom,
+    class_volume,
+    make_phantom,
+    write_phantom,
+)
 
 SHAPE = (112, 152, 152)
 SEED = 2
@@ -47,7 +55,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Phantom]:
         return made[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("common.phantom.make_phantom", make_and_keep)
+        patch.setattr("testing.phantom.make_phantom", make_and_keep)
         write_phantom(root, SEED, SHAPE, crop_size=CROP)
     return root, made[0]
 
@@ -63,8 +71,10 @@ def fine_root(tmp_path_factory: pytest.TempPathFactory, phantom: Phantom) -> Pat
     root = tmp_path_factory.mktemp("fine")
     chosen = {1: ["mito", "er_mem", "cyto"], 2: ["nuc", "ecs"]}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("common.phantom.make_phantom", lambda shape, voxel_size, seed: phantom)
-        write_phantom(root, SEED, SHAPE, 8.0, 1, 1, CROP, annotated=chosen.__getitem__, label_voxel_size=4.0)
+        patch.setattr("testing.phantom.make_phantom", lambda shape, voxel_size, seed: phantom)
+        write_phantom(
+            root, SEED, SHAPE, 8.0, 1, 1, CROP, annotated=chosen.__getitem__, label_voxel_size=4.0
+        )
     return root
 
 
@@ -88,7 +98,10 @@ def rows(root: Path) -> list[tuple[str, Path, list[str]]]:
     with open(root / "phantom" / "datasplit.csv", newline="") as file:
         lines = list(csv.reader(file))
     crops = [(usage, root / store, *path.split("/[")) for usage, _, _, store, path in lines]
-    return [(usage, store / crop, bracket.removesuffix("]").split(",")) for usage, store, crop, bracket in crops]
+    return [
+        (usage, store / crop, bracket.removesuffix("]").split(","))
+        for usage, store, crop, bracket in crops
+    ]
 
 
 def label(folder: Path, name: str) -> np.ndarray:
@@ -101,7 +114,9 @@ def start_voxel(folder: Path, name: str) -> np.ndarray:
     return (open_levels(folder / name)[0].box()[0] - em.box()[0]) / em.scale
 
 
-def test_the_same_seed_gives_the_same_arrays(phantom: Phantom, written: tuple[Path, Phantom]) -> None:
+def test_the_same_seed_gives_the_same_arrays(
+    phantom: Phantom, written: tuple[Path, Phantom]
+) -> None:
     again = written[1]
     assert again is not phantom
     np.testing.assert_array_equal(again.raw, phantom.raw)
@@ -136,7 +151,9 @@ def test_a_group_is_the_union_of_its_atoms(phantom: Phantom, group: str) -> None
 
 
 @pytest.mark.parametrize("name", INSTANCES)
-def test_each_object_is_one_piece_and_touches_no_other_of_its_class(phantom: Phantom, name: str) -> None:
+def test_each_object_is_one_piece_and_touches_no_other_of_its_class(
+    phantom: Phantom, name: str
+) -> None:
     ids = phantom.instances[name]
     pieces, count = ndimage.label(ids > 0, np.ones((3, 3, 3)))
     assert count == ids.max() == len(np.unique(ids)) - 1
@@ -150,17 +167,23 @@ def test_a_lumen_touches_only_what_encloses_it(neighbours: dict[str, set[str]], 
 
 
 @pytest.mark.parametrize("group", IN_CYTOSOL)
-def test_organelles_of_the_cytosol_touch_nothing_but_cytosol(neighbours: dict[str, set[str]], group: str) -> None:
+def test_organelles_of_the_cytosol_touch_nothing_but_cytosol(
+    neighbours: dict[str, set[str]], group: str
+) -> None:
     own = GROUP_ATOMS[group] - GROUP_ATOMS["ne"]
     assert set.union(*(neighbours[atom] for atom in own)) - own == {"cyto"}
 
 
-def test_the_plasma_membrane_separates_the_cytosol_from_the_outside(neighbours: dict[str, set[str]]) -> None:
+def test_the_plasma_membrane_separates_the_cytosol_from_the_outside(
+    neighbours: dict[str, set[str]],
+) -> None:
     assert "ecs" not in neighbours["cyto"]
     assert neighbours["pm"] == {"ecs", "cyto"}
 
 
-def test_the_nucleus_opens_to_the_cytosol_only_through_pores(neighbours: dict[str, set[str]]) -> None:
+def test_the_nucleus_opens_to_the_cytosol_only_through_pores(
+    neighbours: dict[str, set[str]],
+) -> None:
     assert all("cyto" not in neighbours[atom] for atom in INSIDE_NUCLEUS)
     assert {atom for atom in NUCLEUS if "cyto" in neighbours[atom]} == {"ne_mem", "np_out", "np_in"}
     assert neighbours["np_in"] & INSIDE_NUCLEUS
@@ -171,7 +194,11 @@ def test_the_nucleus_lies_inside_one_cell(phantom: Phantom) -> None:
 
 
 def test_membranes_are_darker_than_what_they_enclose(phantom: Phantom) -> None:
-    grey = {name: phantom.raw[phantom.atoms == ATOM_IDS[name]].mean() for name in TESTED if name in ATOM_IDS}
+    grey = {
+        name: phantom.raw[phantom.atoms == ATOM_IDS[name]].mean()
+        for name in TESTED
+        if name in ATOM_IDS
+    }
     for name in ("mito", "golgi", "ves", "endo", "er", "ne", "perox"):
         assert grey[f"{name}_mem"] < grey[f"{name}_lum"] - 10
     assert grey["hchrom"] < grey["echrom"] - 10 < grey["nucpl"] - 20
@@ -188,7 +215,9 @@ def test_sizes_hold_in_nm_at_another_voxel_size(phantom: Phantom) -> None:
     assert volume_of_a_pore_nm3(coarser) == pytest.approx(volume_of_a_pore_nm3(phantom), rel=0.15)
 
 
-def test_training_crops_have_every_tested_class_and_validation_crops_lack_at_most_one_organelle(root: Path) -> None:
+def test_training_crops_have_every_tested_class_and_validation_crops_lack_at_most_one_organelle(
+    root: Path,
+) -> None:
     positive: dict[str, set[str]] = {"train": set(), "validate": set()}
     for usage, crop, names in rows(root):
         positive[usage] |= {name for name in names if label(crop, name).any()}
@@ -198,10 +227,15 @@ def test_training_crops_have_every_tested_class_and_validation_crops_lack_at_mos
 
 def test_partly_annotated_crops_have_only_their_folders(root: Path) -> None:
     annotated = [set(names) for _, _, names in rows(root)]
-    assert annotated == [set(TESTED)] * 3 + [set(names) for names in PARTIAL_SETS] + [set(TESTED)] * 2
+    assert (
+        annotated == [set(TESTED)] * 3 + [set(names) for names in PARTIAL_SETS] + [set(TESTED)] * 2
+    )
     for _, crop, names in rows(root):
         assert {path.name for path in crop.iterdir() if path.is_dir()} == set(names)
-        assert zarr.open_group(str(crop), mode="r").attrs["cellmap"]["annotation"]["class_names"] == names
+        assert (
+            zarr.open_group(str(crop), mode="r").attrs["cellmap"]["annotation"]["class_names"]
+            == names
+        )
 
 
 def test_labels_that_exclude_each_other_never_share_a_voxel(root: Path) -> None:
@@ -214,8 +248,12 @@ def test_labels_that_exclude_each_other_never_share_a_voxel(root: Path) -> None:
             assert not [two for j, two in enumerate(masks) if two in excluded[one] and shared[i, j]]
 
 
-def test_image_and_crops_coincide_with_the_arrays_of_the_phantom(root: Path, phantom: Phantom) -> None:
-    np.testing.assert_array_equal(open_levels(root / "phantom/phantom.zarr" / EM_PATH)[0].array[:], phantom.raw)
+def test_image_and_crops_coincide_with_the_arrays_of_the_phantom(
+    root: Path, phantom: Phantom
+) -> None:
+    np.testing.assert_array_equal(
+        open_levels(root / "phantom/phantom.zarr" / EM_PATH)[0].array[:], phantom.raw
+    )
     for _, crop, names in rows(root):
         for name in names[::7]:
             start = start_voxel(crop, name)
@@ -262,11 +300,16 @@ def test_label_attributes_say_which_kind_of_segmentation_it_is(fine_root: Path) 
     mito, cyto = (group.attrs["cellmap"]["annotation"] for group in groups)
     assert mito["class_name"] == "mito"
     assert mito["annotation_type"]["type"] == "instance_segmentation"
-    assert cyto["annotation_type"] == {"type": "semantic_segmentation", "encoding": {"absent": 0, "present": 1}}
+    assert cyto["annotation_type"] == {
+        "type": "semantic_segmentation",
+        "encoding": {"absent": 0, "present": 1},
+    }
 
 
 def test_where_crops_lie_does_not_depend_on_what_they_annotate(root: Path, fine_root: Path) -> None:
-    np.testing.assert_array_equal(start_voxel(rows(root)[0][1], "cyto"), start_voxel(rows(fine_root)[0][1], "cyto"))
+    np.testing.assert_array_equal(
+        start_voxel(rows(root)[0][1], "cyto"), start_voxel(rows(fine_root)[0][1], "cyto")
+    )
 
 
 @pytest.mark.parametrize(
@@ -289,7 +332,7 @@ def test_what_cannot_be_annotated_is_refused_before_anything_is_written(
 def test_crops_that_do_not_fit_are_refused(
     tmp_path: Path, phantom: Phantom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.phantom.make_phantom", lambda shape, voxel_size, seed: phantom)
+    monkeypatch.setattr("testing.phantom.make_phantom", lambda shape, voxel_size, seed: phantom)
     with pytest.raises(ValueError, match="no room for 2 crops of 96 voxels"):
         write_phantom(tmp_path, SEED, SHAPE, train_crops=1, validate_crops=1, crop_size=96)
 

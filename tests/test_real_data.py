@@ -9,16 +9,22 @@ import pytest
 import torch
 import zarr
 
-from common.config import REPOSITORY, TrainConfig
-from common.datasplit import Row, read_datasplit
-from common.loaders import Batch, Batches, Blocks, open_data
-from common.losses import dense
-from common.ngff import block_mean
+from common.config.settings import TrainConfig
+from common.data.loaders import Batch, Batches, Blocks, open_data
+from common.data.ngff import block_mean
+from common.data.split import Row, read_datasplit
+from common.data.targets import dense
+from common.files import REPOSITORY
 
 DATA = REPOSITORY.parent / "shared" / "data"
-DATASETS = {"flyem_medulla": ("cell,pm", range(1, 7)), "drosophila_vnc": ("cyto,glia_ecs,mito,pm,synapse", (1, 3, 5))}
+DATASETS = {
+    "flyem_medulla": ("cell,pm", range(1, 7)),
+    "drosophila_vnc": ("cyto,glia_ecs,mito,pm,synapse", (1, 3, 5)),
+}
 
-pytestmark = pytest.mark.skipif(not all((DATA / name).is_dir() for name in DATASETS), reason=f"no real data in {DATA}")
+pytestmark = pytest.mark.skipif(
+    not all((DATA / name).is_dir() for name in DATASETS), reason=f"no real data in {DATA}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +42,12 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def config(folder: Path, dataset: str, input: tuple, target: tuple, scale: tuple, **settings) -> TrainConfig:
-    classes = ("pm", "cell") if dataset == "flyem_medulla" else ("pm", "mito", "cyto", "synapse", "cell")
+def config(
+    folder: Path, dataset: str, input: tuple, target: tuple, scale: tuple, **settings
+) -> TrainConfig:
+    classes = (
+        ("pm", "cell") if dataset == "flyem_medulla" else ("pm", "mito", "cyto", "synapse", "cell")
+    )
     return TrainConfig(
         lambda names: None,
         settings.pop("classes", classes),
@@ -60,12 +70,18 @@ def first_batch(settings: TrainConfig, n: int = 4) -> Batch:
     data = open_data(settings)
     return next(
         Batches(
-            Blocks(data.train, data.sampler, data.sampler.input, data.sampler.target), n, 0, torch.device("cpu")
+            Blocks(data.train, data.sampler, data.sampler.input, data.sampler.target),
+            n,
+            0,
+            torch.device("cpu"),
         ).between(0, n)
     )
 
 
-TURNED = {"mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.5}}, "rotate": {"axes": {"z": [-180, 180]}}}
+TURNED = {
+    "mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.5}},
+    "rotate": {"axes": {"z": [-180, 180]}},
+}
 
 
 def test_labels_of_flyem_are_those_of_its_arrays(folder):
@@ -83,13 +99,17 @@ def test_raw_of_flyem_surrounds_its_labels(folder):
     row, crop = read_datasplit(folder / "flyem_medulla.csv", DATA)[0], data.train[0]
     first = np.rint(crop.raw_grid.origin / 10).astype(int)
     mirrored = np.pad(np.arange(250), 200, mode="reflect")
-    axes = [mirrored[200 + a : 200 + a + n] for a, n in zip(first, crop.raw_grid.shape, strict=True)]
+    axes = [
+        mirrored[200 + a : 200 + a + n] for a, n in zip(first, crop.raw_grid.shape, strict=True)
+    ]
     np.testing.assert_array_equal(crop.raw(), array(row)[np.ix_(*axes)])
 
 
 def test_labels_of_drosophila_are_those_of_its_arrays_at_native_resolution(folder):
     data = open_data(config(folder, "drosophila_vnc", (1, 68, 68), (1, 28, 28), (50, 4.6, 4.6)))
-    for crop, row in zip(data.train, read_datasplit(folder / "drosophila_vnc.csv", DATA), strict=False):
+    for crop, row in zip(
+        data.train, read_datasplit(folder / "drosophila_vnc.csv", DATA), strict=False
+    ):
         labels = crop.palette[crop.labels()]
         for channel, name in enumerate(("pm", "mito", "cyto", "synapse")):
             np.testing.assert_array_equal(labels[..., channel], array(row, name) > 0)
@@ -126,7 +146,15 @@ def test_unannotated_cell_follows_from_its_parts(folder):
 )
 def test_batches_of_real_data_show_every_class(folder, dataset, input, target, scale):
     """With patches placed on the classes in turn, each class that occurs is positive in its patch of the batch."""
-    settings = config(folder, dataset, input, target, scale, positive_centre_fraction=1.0, spatial_transforms=TURNED)
+    settings = config(
+        folder,
+        dataset,
+        input,
+        target,
+        scale,
+        positive_centre_fraction=1.0,
+        spatial_transforms=TURNED,
+    )
     n = len(settings.classes) * 2
     batch = first_batch(settings, n)
     labels = dense(batch.target)
@@ -138,8 +166,17 @@ def test_batches_of_real_data_show_every_class(folder, dataset, input, target, s
 
 def test_dark_membranes_are_dark_in_the_batch(folder):
     """Raw and labels belong together: in turned patches membrane is as dark, cytoplasm as bright as in the arrays."""
-    rows = [row for row in read_datasplit(folder / "drosophila_vnc.csv", DATA) if row.usage == "train"]
-    settings = config(folder, "drosophila_vnc", (1, 128, 128), (1, 128, 128), (50, 4.6, 4.6), spatial_transforms=TURNED)
+    rows = [
+        row for row in read_datasplit(folder / "drosophila_vnc.csv", DATA) if row.usage == "train"
+    ]
+    settings = config(
+        folder,
+        "drosophila_vnc",
+        (1, 128, 128),
+        (1, 128, 128),
+        (50, 4.6, 4.6),
+        spatial_transforms=TURNED,
+    )
     batch = first_batch(settings, 16)
     labels = dense(batch.target)
     found = [batch.raw[:, 0][labels[:, channel] == 1].mean().item() for channel in (0, 2)]
@@ -152,8 +189,8 @@ def test_dark_membranes_are_dark_in_the_batch(folder):
 
 def place(row: Row) -> tuple[np.ndarray, tuple[int, ...]]:
     """First raw voxel and shape of a crop of drosophila_vnc at native resolution."""
-    transforms = zarr.open_group(str(row.crop / "pm"), mode="r").attrs["multiscales"][0]["datasets"][0][
-        "coordinateTransformations"
-    ]
+    transforms = zarr.open_group(str(row.crop / "pm"), mode="r").attrs["multiscales"][0][
+        "datasets"
+    ][0]["coordinateTransformations"]
     translation = next(t["translation"] for t in transforms if t["type"] == "translation")
     return np.rint(np.array(translation) / (50, 4.6, 4.6)).astype(int), array(row, "pm").shape

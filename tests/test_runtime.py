@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common import runtime
-from common.config import REPOSITORY
+from common.files import REPOSITORY
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,9 @@ def test_the_forward_pass_runs_in_its_precision(name, kind):
 
 
 def test_only_fp16_scales_its_loss():
-    assert [runtime.Precision(name, "cpu").scaler().is_enabled() for name in ("fp32", "bf16", "fp16")] == [False, False, True]
+    assert [
+        runtime.Precision(name, "cpu").scaler().is_enabled() for name in ("fp32", "bf16", "fp16")
+    ] == [False, False, True]
 
 
 def test_provenance_names_versions_and_commit(tmp_path):
@@ -65,11 +67,18 @@ def test_cuda_trains_and_its_checkpoint_goes_on_on_a_cpu(experiment, precision):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_sees_the_batches_of_the_cpu(experiment):
-    from common import loaders, train
+    from common.data import loaders
+    from common.train import run
 
-    rotate = {"rotate": {"axes": {"z": [-180, 180], "x": [-90, 90]}}, "mirror": {"axes": {"y": 0.5}}}
+    rotate = {
+        "rotate": {"axes": {"z": [-180, 180], "x": [-90, 90]}},
+        "mirror": {"axes": {"y": 0.5}},
+    }
     config = experiment(spatial_transforms=rotate).config()
     data = loaders.open_data(config)
-    cpu, cuda = (next(train.training_batches(config, data, torch.device(name)).between(0, 4)) for name in ("cpu", "cuda"))
+    cpu, cuda = (
+        next(run.training_batches(config, data, torch.device(name)).between(0, 4))
+        for name in ("cpu", "cuda")
+    )
     torch.testing.assert_close(cuda.raw.cpu(), cpu.raw, atol=2e-3, rtol=0)
     assert (cuda.target.rows.cpu() != cpu.target.rows).float().mean() < 1e-3

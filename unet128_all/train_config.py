@@ -1,6 +1,6 @@
 """LeibNetz U-Net on the 48 tested classes at 128 nm. Every setting and its default: the table in the README.
 
-    python -m cellmap_segmentation_challenge train unet128_all/train_config.py
+python -m cellmap_segmentation_challenge train unet128_all/train_config.py
 """
 
 from .data import classes, input_array_info, target_array_info

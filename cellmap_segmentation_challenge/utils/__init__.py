@@ -12,7 +12,7 @@ SOURCES = {
     "load_safe_config": "cellmap_segmentation_challenge.utils.security",
     "get_dataloader": "cellmap_segmentation_challenge.utils.dataloader",
     "CellMapLossWrapper": "cellmap_segmentation_challenge.utils.loss",
-    "make_datasplit_csv": "common.datasplit",
+    "make_datasplit_csv": "common.data.make_split",
 }
 """Where each name is; the submodules are called as in the public toolbox."""
 

@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 
-from common import runtime, train
-from common.config import check_settings, describe, environment
-from common.loaders import Batch, Batches, open_data
+from common import runtime
+from common.config.check import check_settings
+from common.config.load import environment
+from common.config.settings import describe
+from common.data.loaders import Batch, Batches, open_data
+from common.train import run
 
 DATA_SETTINGS = frozenset(
     """cache_gb cache_path contrast_range data_path device extra_classes gamma_range infer_groups intensity_probability
     iterations_per_epoch noise_std num_workers positive_centre_fraction random_seed raw_range spatial_transforms
     use_mutual_exclusion weighted_sampler""".split()
 )
-"""Settings of `common.config.TrainConfig` that bear on data, beside the parameters of `get_dataloader`."""
+"""Settings of `common.config.settings.TrainConfig` that bear on data, beside the parameters of `get_dataloader`."""
 
 
 class Loader:
@@ -64,15 +67,28 @@ def get_dataloader(
     info = input_array_info or {"shape": (1, 128, 128), "scale": (8, 8, 8)}
     values, problems = environment()
     values |= {
-        **settings, "datasplit_path": Path(datasplit_path).absolute(), "classes": classes, "batch_size": batch_size,
-        "input_array_info": info, "target_array_info": target_array_info or info,
-    }  # fmt: skip
+        **settings,
+        "datasplit_path": Path(datasplit_path).absolute(),
+        "classes": classes,
+        "batch_size": batch_size,
+        "input_array_info": info,
+        "target_array_info": target_array_info or info,
+    }
     known = {name for name, _, _ in describe()}
-    problems += [f"{name} has no effect on data; leave it out" for name in settings if name in known - DATA_SETTINGS]
-    config = check_settings("get_dataloader", {**values, "build_model": torch.nn.Identity}, problems)
+    problems += [
+        f"{name} has no effect on data; leave it out"
+        for name in settings
+        if name in known - DATA_SETTINGS
+    ]
+    config = check_settings(
+        "get_dataloader", {**values, "build_model": torch.nn.Identity}, problems
+    )
     device = runtime.pick_device(config.device)
     data = open_data(config)
-    batches, fixed = train.training_batches(config, data, device), train.validation_batches(config, data, device)
+    batches, fixed = (
+        run.training_batches(config, data, device),
+        run.validation_batches(config, data, device),
+    )
     training = Loader(batches, config.iterations_per_epoch * config.batch_size, is_train=True)
     return training, fixed and Loader(fixed, len(fixed.blocks), is_train=False)
 

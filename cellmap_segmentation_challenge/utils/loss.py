@@ -39,8 +39,14 @@ class CellMapLossWrapper(nn.Module):
         if isinstance(targets, torch.Tensor):
             return self.calc_loss(outputs, targets)
         if len(outputs) != len(targets):
-            raise ValueError(f"{len(outputs)} outputs for {len(targets)} targets; give one for each")
+            raise ValueError(
+                f"{len(outputs)} outputs for {len(targets)} targets; give one for each"
+            )
         if isinstance(targets, Mapping):
-            outputs = [outputs[name] for name in targets] if isinstance(outputs, Mapping) else outputs
+            outputs = (
+                [outputs[name] for name in targets] if isinstance(outputs, Mapping) else outputs
+            )
             targets = list(targets.values())
-        return torch.stack([self.calc_loss(*pair) for pair in zip(outputs, targets, strict=True)]).mean()
+        return torch.stack(
+            [self.calc_loss(*pair) for pair in zip(outputs, targets, strict=True)]
+        ).mean()

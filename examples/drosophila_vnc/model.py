@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from common.unet import build_unet
+from common.model.unet import build_unet
 
 from .data import input_array_info
 

@@ -1,11 +1,11 @@
 """LeibNetz U-Net on sections of a fly larva's ventral nerve cord. Crops 1-4 train, crop 5 validates.
 
-    python -m cellmap_segmentation_challenge train examples/drosophila_vnc --data FOLDER_OF_drosophila_vnc
+python -m cellmap_segmentation_challenge train examples/drosophila_vnc --data FOLDER_OF_drosophila_vnc
 """
 
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from common.losses import bce_dice
+from common.train.losses import bce_dice
 
 from .data import classes, input_array_info, target_array_info
 from .model import build_model

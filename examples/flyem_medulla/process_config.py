@@ -2,7 +2,7 @@
 
 import math
 
-from common.instances import remove_small, watershed
+from common.infer.instances import remove_small, watershed
 
 from .data import classes
 

@@ -1,11 +1,11 @@
 """LeibNetz U-Net on the membranes of a fly's optic medulla, 250^3 voxels of FIB-SEM. Crops 1-5 train, crop 6 validates.
 
-    python -m cellmap_segmentation_challenge train examples/flyem_medulla --data FOLDER_OF_flyem_medulla
+python -m cellmap_segmentation_challenge train examples/flyem_medulla --data FOLDER_OF_flyem_medulla
 """
 
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from common.losses import bce_dice
+from common.train.losses import bce_dice
 
 from .data import classes, input_array_info, target_array_info
 from .model import build_model
@@ -17,7 +17,9 @@ iterations_per_epoch = 130
 scheduler = CosineAnnealingLR
 scheduler_kwargs = {"T_max": epochs}
 criterion = bce_dice
-weight_loss = False  # 13 % of the voxels are membrane: not rare enough to be painted thicker than it is
+weight_loss = (
+    False  # 13 % of the voxels are membrane: not rare enough to be painted thicker than it is
+)
 best_metric = "iou"
 num_workers = 0
 

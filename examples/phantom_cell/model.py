@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from common.unet import build_unet
+from common.model.unet import build_unet
 
 from .data import input_array_info
 

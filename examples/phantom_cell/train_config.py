@@ -1,6 +1,6 @@
 """LeibNetz U-Net on a phantom cell. `make demo` writes the phantom and trains this.
 
-    python -m cellmap_segmentation_challenge demo
+python -m cellmap_segmentation_challenge demo
 """
 
 from functools import partial
@@ -12,7 +12,9 @@ from .data import classes, input_array_info, target_array_info
 from .model import build_model
 
 learning_rate = 4e-3
-optimizer = partial(RAdam, betas=(0.9, 0.99), decoupled_weight_decay=True)  # warm after 100 steps instead of 1000
+optimizer = partial(
+    RAdam, betas=(0.9, 0.99), decoupled_weight_decay=True
+)  # warm after 100 steps instead of 1000
 batch_size = 1
 epochs = 10
 iterations_per_epoch = 45

@@ -1,0 +1,202 @@
+"""The challenge's table of test crops: what a submission holds, and on which grids.
+
+One row for each (crop, class), with a header:
+
+    crop_name,dataset,class_label,voxel_size,translation,shape
+    557,jrc_ctl-id8-1,mito,[1.74;2.0;2.0],[23837.0;7599.0;35999.0],[600;600;600]
+
+`translation` is the centre of the first voxel, not its corner: the organisers copy it from the NGFF metadata of the label
+arrays, and the numbers agree. In jrc_mus-nacc-1, crop 982 has voxels of 16 nm and begins at 6 nm, over voxels of 4 nm at
+0, 4, 8 and 12; crop 561 has voxels of 2 nm and begins at 199 nm, the lower half of the one at 200. As corners they would
+lie askew to the raw. (The toolbox's predict takes it for the corner of a box, half a voxel off.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import numpy as np
+
+from common.data.ngff import Grid
+
+URL = (
+    "https://raw.githubusercontent.com/janelia-cellmap/cellmap-segmentation-challenge/refs/heads/main/"
+    "src/cellmap_segmentation_challenge/utils/test_crop_manifest.csv"
+)
+"""413 rows, 16 crops. The environment variable CSC_TEST_CROP_MANIFEST_URL replaces it, as in the public toolbox."""
+
+COLUMNS = ("crop_name", "dataset", "class_label", "voxel_size", "translation", "shape")
+TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One volume of a submission."""
+
+    crop: str
+    """Name of its folder, such as 'crop557'."""
+    dataset: str
+    name: str
+    """The class."""
+    voxel_size: tuple[float, float, float]
+    """z, y, x, nm."""
+    translation: tuple[float, float, float]
+    """z, y, x, nm, of the centre of the first voxel."""
+    shape: tuple[int, int, int]
+
+    @property
+    def path(self) -> str:
+        """Where its array is in a submission: 'crop557/mito'."""
+        return f"{self.crop}/{self.name}"
+
+    def grid(self) -> Grid:
+        return Grid(np.array(self.translation), np.array(self.voxel_size), self.shape)
+
+
+def read(path: str | Path) -> list[Entry]:
+    """The rows of a manifest, in the order of the file. A crop may be written 557 or crop557.
+
+    Raises FileNotFoundError, or ValueError with everything that is wrong, one line each.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such manifest; write the path of a test_crop_manifest.csv"
+        )
+    return _parse(path.read_bytes(), str(path))
+
+
+def fetch(cache: str | Path, url: str = URL, say: Callable[[str], None] = print) -> Path:
+    """The manifest's file in `cache`/manifests, downloaded if it is not there; its SHA-256 stands beside it.
+
+    A manifest from another address is another file. Raises ValueError for an address that is not http, https or file,
+    and for a file that is not the one that was downloaded; OSError if there is none and it cannot be downloaded.
+    """
+    url = os.environ.get("CSC_TEST_CROP_MANIFEST_URL") or url
+    if urlsplit(url).scheme not in ("http", "https", "file"):
+        raise ValueError(
+            f"{url}: not an address with http, https or file; write one, or give --manifest FILE"
+        )
+    path = (
+        Path(cache) / "manifests" / f"test_crops_{hashlib.sha256(url.encode()).hexdigest()[:8]}.csv"
+    )
+    record = path.with_name(path.name + ".sha256")
+    if path.is_file() and record.is_file():
+        if hashlib.sha256(path.read_bytes()).hexdigest() != record.read_text().split(" ")[0]:
+            raise ValueError(
+                f"{path}: not what {record.name} says was downloaded; delete both to download it again"
+            )
+        return path
+    content = _download(url)
+    digest = hashlib.sha256(content).hexdigest()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(
+        record, f"{digest}  {path.name}\n".encode()
+    )  # first, so that a manifest is never without it
+    _write(path, content)
+    say(f"{path}: the manifest of test crops, downloaded from {url}, SHA-256 {digest}")
+    return path
+
+
+def _parse(content: bytes, source: str) -> list[Entry]:
+    first, *lines = content.decode("utf-8-sig", errors="replace").split("\n")
+    header = [name.strip() for name in first.split(",")]
+    if sorted(header) != sorted(COLUMNS):
+        raise ValueError(
+            f"{source}: line 1: columns '{first.strip()[:100]}'; write {','.join(COLUMNS)}"
+        )
+    entries: dict[str, Entry] = {}
+    problems = []
+    for number, line in enumerate(lines, 2):
+        if not line.strip():
+            continue
+        try:
+            entry = _entry(header, [field.strip() for field in line.split(",")])
+            if entries.setdefault(entry.path, entry) is not entry:
+                raise ValueError(
+                    f"{entry.path} stands there already; write one row for each crop and class"
+                )
+        except ValueError as error:
+            problems += [f"line {number}: {problem}" for problem in error.args]
+    if not problems and not entries:
+        problems.append("no crops in it; write one row for each crop and class")
+    if problems:
+        raise ValueError("\n".join(f"{source}: {problem}" for problem in problems))
+    return list(entries.values())
+
+
+def _entry(header: list[str], fields: list[str]) -> Entry:
+    """Raises ValueError with one argument for each problem."""
+    if len(fields) != len(header):
+        raise ValueError(
+            f"{len(fields)} columns; write {len(header)}, the numbers of a list separated by semicolons"
+        )
+    row = dict(zip(header, fields, strict=True))
+    problems = [
+        f"{column} '{row[column]}'; write the name of a folder"
+        for column in ("crop_name", "dataset", "class_label")
+        if not re.fullmatch(r"\w[\w.-]*", row[column])
+    ]
+    numbers = {}
+    for column, kind, low in (
+        ("voxel_size", float, 0),
+        ("translation", float, -np.inf),
+        ("shape", int, 0),
+    ):
+        try:
+            numbers[column] = tuple(
+                map(kind, row[column].removeprefix("[").removesuffix("]").split(";"))
+            )
+        except ValueError:
+            numbers[column] = ()
+        if len(numbers[column]) != 3 or not all(
+            low < number < np.inf for number in numbers[column]
+        ):
+            example = "[600;600;600]" if kind is int else "[4.0;4.0;4.0]"
+            problems.append(
+                f"{column} '{row[column]}'; write three numbers{' above zero' if low == 0 else ''} as {example}"
+            )
+    if problems:
+        raise ValueError(*problems)
+    crop = row["crop_name"]
+    return Entry(
+        f"crop{crop}" if crop.isdecimal() else crop, row["dataset"], row["class_label"], **numbers
+    )
+
+
+def _download(url: str) -> bytes:
+    """What `url` sends, if it is a manifest. Raises OSError."""
+    try:
+        verified = (
+            ssl.create_default_context()
+        )  # cellmap-models turns verification off for the whole process
+        with urlopen(url, timeout=TIMEOUT_S, context=verified) as response:
+            content = response.read()
+        _parse(content, "it")
+    except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise OSError(
+            f"{url}: cannot fetch the manifest of test crops ({reason}); give --manifest FILE"
+        ) from error
+    return content
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,55 @@
+"""One forward pass: number type, memory layout, 2-D networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from common.runtime import Precision
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """How raw goes through a network; the same in training, validation and prediction."""
+
+    precision: Precision
+    channels_last: bool
+
+    def __call__(self, model: nn.Module, raw: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes, z, y, x) of raw (B, 1, z, y, x).
+
+        A 2-D network gets and gives patches without their axis of size 1.
+        """
+        flat = _flat_axis(raw) if is_2d(model) else None
+        if flat is not None:
+            raw = raw.squeeze(flat)
+        if self.channels_last:
+            raw = raw.contiguous(memory_format=_channels_last(raw.ndim))
+        with self.precision.autocast():
+            logits = model(raw)
+        return logits if flat is None else logits.unsqueeze(flat)
+
+
+def is_2d(model: nn.Module) -> bool:
+    """Whether the network's convolutions are all two-dimensional."""
+    kinds = {type(module) for module in model.modules()}
+    return nn.Conv2d in kinds and nn.Conv3d not in kinds
+
+
+def keep_channels_last(model: nn.Module) -> nn.Module:
+    """The model with its weights stored as channels last: same result, faster convolutions."""
+    return model.to(memory_format=_channels_last(4 if is_2d(model) else 5))
+
+
+def _channels_last(axes: int) -> torch.memory_format:
+    return torch.channels_last if axes == 4 else torch.channels_last_3d
+
+
+def _flat_axis(raw: torch.Tensor) -> int | None:
+    """The first spatial axis of size 1, if there is one."""
+    for axis in (2, 3, 4):
+        if raw.shape[axis] == 1:
+            return axis
+    return None

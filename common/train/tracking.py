@@ -1,0 +1,282 @@
+"""What a run says and keeps: lines on standard error, scalars and figures in TensorBoard or MLflow, history.csv and run.json.
+
+A sink has the same four calls as `Tracker`, which passes them on: scalars, image, text, finish.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+
+class TensorBoard:
+    """Event files in a folder. A run that starts or continues at `iteration` replaces what was logged after it."""
+
+    def __init__(self, folder: Path, iteration: int = 0):
+        self.writer = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else 0)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for tag, value in values.items():
+            self.writer.add_scalar(tag, value, step)
+        self.writer.flush()  # what led to a crash is then on disk
+
+    def image(self, tag: str, image: np.ndarray, step: int) -> None:
+        self.writer.add_image(tag, image, step, dataformats="HWC")
+
+    def text(self, tag: str, values: Mapping[str, str], step: int) -> None:
+        lines = [f"| {name} | {str(value).replace('|', '/')} |" for name, value in values.items()]
+        self.writer.add_text(tag, "\n".join(["| name | value |", "|---|---|", *lines]), step)
+
+    def finish(
+        self,
+        status: str,
+        settings: Mapping[str, str | float | bool],
+        metrics: Mapping[str, float],
+        files: Sequence[Path],
+    ) -> None:
+        if metrics:
+            finals = {f"final/{name}": value for name, value in metrics.items()}
+            self.writer.add_hparams(dict(settings), finals, run_name="hparams")
+        self.writer.close()
+
+
+class MLflow:
+    """A run in MLflow's store: begun, or gone on with where `run_id` is one of that store.
+
+    A store takes nothing back: iterations that are trained again after a crash stand there twice, with equal values.
+    ValueError if mlflow, or what it needs for a database file, is not installed.
+    """
+
+    def __init__(
+        self, uri: str, experiment: str, run_name: str, run_id: str = "", parent: str = ""
+    ):
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # training calls nobody
+        try:
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
+        except ImportError:
+            raise ValueError(
+                "trackers = 'mlflow' needs the package mlflow; pip install mlflow, or leave it out of trackers"
+            ) from None
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        artifacts = None
+        if uri.startswith(
+            "sqlite:///"
+        ):  # files would go into the folder that the command was called in
+            artifacts = Path(uri.removeprefix("sqlite:///")).absolute().with_suffix("")
+            artifacts.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.client = MlflowClient(tracking_uri=uri)
+            known = self.client.get_experiment_by_name(experiment)
+            of = (
+                known.experiment_id
+                if known
+                else self.client.create_experiment(
+                    experiment, artifacts.as_uri() if artifacts else None
+                )
+            )
+        except (ImportError, MlflowException) as error:
+            reason = str(error).strip().split(". ")[0]
+            raise ValueError(
+                f"mlflow_uri = '{uri}': the store does not open ({reason}); pip install mlflow, or write another"
+            ) from error
+        self.run_id = ""
+        with suppress(MlflowException):  # a run of another store, or one that was deleted there
+            self.run_id = self.client.get_run(run_id).info.run_id if run_id else ""
+        if self.run_id:
+            self.client.update_run(self.run_id, status="RUNNING")
+        else:
+            tags = {"mlflow.parentRunId": parent} if parent else {}
+            self.run_id = self.client.create_run(of, tags=tags, run_name=run_name).info.run_id
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            self.run_id,
+            metrics=[Metric(tag, float(value), now, step) for tag, value in values.items()],
+        )
+
+    def image(self, tag: str, image: np.ndarray, step: int) -> None:
+        """The latest image of a tag replaces the one before it."""
+        self.client.log_image(
+            self.run_id, image, artifact_file=f"figures/{tag.rsplit('/', 1)[-1]}.png"
+        )
+
+    def text(self, tag: str, values: Mapping[str, str], step: int) -> None:
+        """Settings become parameters, once, as a store keeps the first; the rest become tags. Both also a file."""
+        from mlflow.entities import Param, RunTag
+
+        run = self.client.get_run(self.run_id).data
+        if tag == "settings":
+            new = [
+                Param(name, str(value)[:6000])
+                for name, value in values.items()
+                if name not in run.params
+            ]
+            self.client.log_batch(self.run_id, params=new)
+        else:
+            self.client.log_batch(
+                self.run_id, tags=[RunTag(name, str(value)) for name, value in values.items()]
+            )
+        if "commit" in values:
+            self.client.set_tag(self.run_id, "mlflow.source.git.commit", values["commit"])
+        self.client.log_dict(self.run_id, dict(values), f"{tag}.json")
+
+    def finish(
+        self,
+        status: str,
+        settings: Mapping[str, str | float | bool],
+        metrics: Mapping[str, float],
+        files: Sequence[Path],
+    ) -> None:
+        for file in files:
+            if (
+                file.suffix == ".py"
+            ):  # under another name: a folder with a train_config.py is an experiment
+                self.client.log_text(self.run_id, file.read_text(), f"experiment/{file.name}.txt")
+            else:
+                self.client.log_artifact(self.run_id, str(file))
+        self.scalars({f"final/{name}": value for name, value in metrics.items()}, 0)
+        self.client.set_terminated(self.run_id, status)
+
+
+class Tracker:
+    """One run's log in a folder. A run that starts or continues at `iteration` replaces what was logged after it."""
+
+    def __init__(self, folder: Path, iteration: int = 0, sinks: Sequence[Any] | None = None):
+        """sinks: TensorBoard in that folder unless given."""
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.sinks = [TensorBoard(folder, iteration)] if sinks is None else list(sinks)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Log numbers under their tags; NaN (a class that does not occur) is left out."""
+        finite = {tag: value for tag, value in values.items() if np.isfinite(value)}
+        for sink in self.sinks:
+            sink.scalars(finite, step)
+
+    def image(self, tag: str, image: np.ndarray, step: int) -> None:
+        """Log an RGB image (y, x, 3) uint8."""
+        for sink in self.sinks:
+            sink.image(tag, image, step)
+
+    def text(self, tag: str, values: Mapping[str, str], step: int = 0) -> None:
+        """Log names and values as a table."""
+        for sink in self.sinks:
+            sink.text(tag, values, step)
+
+    def finish(
+        self,
+        settings: Mapping[str, str | float | bool],
+        metrics: Mapping[str, float],
+        files: Sequence[Path] = (),
+        status: str = "FINISHED",
+    ) -> None:
+        """Log settings and final metrics (TensorBoard: its HPARAMS page, as a run of its own), keep files, close.
+
+        status: FINISHED, KILLED (interrupted) or FAILED, as MLflow calls them.
+        """
+        finite = {name: value for name, value in metrics.items() if np.isfinite(value)}
+        while self.sinks:
+            self.sinks.pop().finish(status, settings, finite, files)
+
+    def history(self, row: Mapping[str, float]) -> None:
+        """Add a row, whose first column is the epoch; rows of this or a later epoch are replaced."""
+        path, rows = self.folder / "history.csv", []
+        if path.is_file():
+            with open(path, newline="") as file:
+                rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+        columns = list(dict.fromkeys([*row, *(name for old in rows for name in old)]))
+        temporary = path.with_name(f".history.{os.getpid()}")
+        try:
+            with open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows([*rows, row])
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class Record:
+    """run.json of one run: what it is, when it ran, what it came to. A run that starts at iteration 0 begins it anew."""
+
+    def __init__(self, folder: Path, iteration: int, about: Mapping[str, Any]):
+        """about: what stands beside sessions and result. The session that begins now is written at once."""
+        self.path = folder / "run.json"
+        before = read_record(folder) if iteration else {}
+        self.content = {
+            **before,
+            **about,
+            "sessions": before.get("sessions", []),
+            "result": before.get("result", {}),
+        }
+        self.content["sessions"].append(
+            {"began": _now(), "ended": None, "first_iteration": iteration, "last_iteration": None}
+        )
+        self.hours, self.begun = self.content["result"].get("hours", 0.0), time.perf_counter()
+        self.write()
+
+    def result(self, **values: Any) -> None:
+        """Replace these entries of the result, and its hours; NaN becomes null."""
+        values = {
+            name: None if isinstance(v, float) and math.isnan(v) else v
+            for name, v in values.items()
+        }
+        self.content["result"] |= {
+            **values,
+            "hours": self.hours + (time.perf_counter() - self.begun) / 3600,
+        }
+        self.write()
+
+    def end(self, iteration: int) -> None:
+        """The session ends after `iteration`."""
+        self.content["sessions"][-1] |= {"ended": _now(), "last_iteration": iteration}
+        self.write()
+
+    def write(self) -> None:
+        temporary = self.path.with_name(f".run.{os.getpid()}")
+        try:
+            temporary.write_text(json.dumps(self.content, indent=1) + "\n")
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """run.json of a run's log folder; empty where there is none, as of a run of another trainer. ValueError if it is damaged."""
+    path = folder / "run.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON ({error}); remove it, it is written again") from error
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """history.csv of a run's log folder, a dict an epoch; empty cells are NaN. FileNotFoundError if there is none."""
+    with open(folder / "history.csv", newline="") as file:
+        return [
+            {name: float(value) if value else math.nan for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

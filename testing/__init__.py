@@ -1,0 +1,1 @@
+"""What tests, benchmarks and the demo need and the engine does not."""

@@ -1,0 +1,717 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import settings as settings_module
+from common.config.load import load_config, load_process_config
+from common.config.settings import ProcessConfig, TrainConfig
+from common.files import REPOSITORY
+
+FOLDERS = sorted(
+    path.parent
+    for path in REPOSITORY.glob("**/train_config.py")
+    if not {".venv", "demo"} & set(path.parts)
+)
+"""Every experiment of the repository."""
+
+INFO = '{"shape": (20, 20, 20), "scale": (8, 8, 8)}'
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes a train_config.py with these lines after the required settings."""
+
+    def write(text: str = "", required: str | None = None) -> Path:
+        path = tmp_path / "mine" / "train_config.py"
+        path.parent.mkdir(exist_ok=True)
+        needed = f"""
+            def build_model(classes): ...
+            classes = ["mito", "er"]
+            input_array_info = {INFO}
+            target_array_info = {INFO}
+            """
+        path.write_text(
+            textwrap.dedent(needed if required is None else required) + textwrap.dedent(text)
+        )
+        return path
+
+    return write
+
+
+def problems(path, *overrides, **settings) -> list[str]:
+    """What is wrong, a line each, without the name of the file."""
+    with pytest.raises(ValueError) as caught:
+        load_config(path, overrides, **settings)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    return [line.removeprefix(f"{path}: ") for line in lines]
+
+
+# Names
+
+
+def test_a_misspelt_setting_is_refused_with_the_nearest_name(file):
+    assert problems(file("learning_rte = 1e-3")) == [
+        "unknown setting 'learning_rte'; did you mean 'learning_rate'?"
+    ]
+
+
+def test_the_file_is_named_relative_to_the_working_folder(file, monkeypatch):
+    path = file("learning_rte = 1e-3")
+    monkeypatch.chdir(path.parents[1])
+    with pytest.raises(ValueError, match="^mine/train_config.py: unknown setting"):
+        load_config(path)
+
+
+def test_a_name_that_is_like_no_setting_is_refused_with_a_way_out(file):
+    assert problems(file("zebra = 1")) == [
+        "unknown setting 'zebra'; remove it, or begin its name with _ if it is not a setting"
+    ]
+
+
+def test_a_setting_of_the_public_toolbox_that_does_not_exist_here_says_what_does(file):
+    assert problems(file("dataloader_kwargs = {}\nmodel = None")) == [
+        "unknown setting 'dataloader_kwargs'; num_workers is the one that is left of it",
+        "unknown setting 'model'; give build_model(classes), which is called after seeding",
+    ]
+
+
+def test_what_a_toolbox_name_points_to_is_a_setting_or_an_option(file):
+    known = {name for name, _, _ in settings_module.describe()} | {
+        "make-datasplit",
+        "functools.partial",
+        "labels",
+        "fetch",
+    }
+    for name, hint in settings_module.TOOLBOX_NAMES.items():
+        assert name not in known and any(word in hint for word in known), name
+
+
+def test_an_upper_case_setting_is_not_taken_for_a_constant(file):
+    assert problems(file("BATCH_SIZE = 4")) == [
+        "unknown setting 'BATCH_SIZE'; did you mean 'batch_size'?"
+    ]
+
+
+def test_what_a_configuration_works_with_is_no_setting(file):
+    text = """
+        from __future__ import annotations
+        import math
+        from functools import partial
+        from common.classes import TESTED
+        ROUNDS = 3
+        _half = 0.5
+        def thrice(n): return 3 * n
+        class Thing: ...
+        epochs = thrice(ROUNDS)
+        """
+    assert load_config(file(text.replace("from __future__ import annotations", ""))).epochs == 9
+
+
+def test_annotations_may_be_postponed(file):
+    required = (
+        "from __future__ import annotations\ndef build_model(classes: X): ...\nclasses = ['er']\n"
+    )
+    assert load_config(
+        file(f"input_array_info = target_array_info = {INFO}", required)
+    ).classes == ("er",)
+
+
+# Everything wrong in one message
+
+
+def test_everything_that_is_wrong_is_told_at_once(file):
+    text = """
+        learning_rte = 1
+        batch_size = "four"
+        gamma_range = (2, 1)
+        classes = ["mitto", "er", "er"]
+        spatial_transforms = {"rotate": {"axes": {"x": 180}}, "flip": {}}
+        run_name = "{sed}"
+        scheduler_kwargs = {"gamma": 0.1}
+        """
+    found = problems(file(text), "epochs=0", "nonsense")
+    beginnings = [
+        "--set nonsense",
+        "unknown setting 'learning_rte'",
+        "batch_size = 'four'",
+        "gamma_range",
+        "epochs = 0",
+        "class 'er' stands 2 times",
+        "unknown class 'mitto'; did you mean 'mito'?",
+        "spatial_transforms['rotate']",
+        "spatial_transforms: 'flip'",
+        "run_name = '{sed}'",
+        "scheduler_kwargs",
+    ]
+    assert sorted(found) == sorted(
+        line for start in beginnings for line in found if line.startswith(start)
+    )
+    assert len(found) == len(beginnings)
+
+
+def test_each_missing_setting_is_told_with_its_meaning(file):
+    found = problems(file(required=""))
+    assert [line.split(";")[0] for line in found] == [
+        f"'{name}' is missing"
+        for name in ("build_model", "classes", "input_array_info", "target_array_info")
+    ]
+    assert found[1].endswith("The classes that are learnt, in the order of the output channels.")
+
+
+# Types and checks
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("batch_size = 'four'", "batch_size = 'four'; write a whole number"),
+        ("batch_size = 2.5", "batch_size = 2.5; write a whole number"),
+        ("batch_size = True", "batch_size = True; write a whole number"),
+        ("batch_size = 0", "batch_size = 0; write a number above 0"),
+        ("learning_rate = -1", "learning_rate = -1.0; write a number above 0"),
+        ("learning_rate = float('nan')", "learning_rate = nan; write a number above 0"),
+        ("learning_rate = float('inf')", "learning_rate = inf; write a number above 0"),
+        ("weight_decay = -0.1", "weight_decay = -0.1; write 0 or more"),
+        ("noise_std = '0.1'", "noise_std = '0.1'; write a number"),
+        (
+            "intensity_probability = 1.5",
+            "intensity_probability = 1.5; write a number between 0 and 1",
+        ),
+        ("random_seed = 2**63", f"random_seed = {2**63}; write a whole number from 0 to 2**63 - 1"),
+        ("weight_loss = 1", "weight_loss = 1; write True or False"),
+        ("model_name = 3", "model_name = 3; write text in quotes"),
+        ("model_kwargs = [1]", "model_kwargs = [1]; write a dict"),
+        ("build_model = 'unet'", "build_model = 'unet'; write a function or a class"),
+        ("precision = 'half'", "precision = 'half'; write one of 'auto', 'bf16', 'fp16', 'fp32'"),
+        (
+            "best_metric = 'f1'",
+            "best_metric = 'f1'; write one of 'dice', 'iou', 'precision', 'recall', 'loss'",
+        ),
+        (
+            "gamma_range = (1.1, 0.9)",
+            "gamma_range = (1.1, 0.9); write two numbers (low, high), not negative, in order",
+        ),
+        ("raw_range = (255, 0)", "raw_range = (255, 0); write two numbers (low, high), low first"),
+        (
+            "raw_range = (0, 1, 2)",
+            "raw_range = (0, 1, 2); write two numbers (low, high), low first",
+        ),
+        ("raw_range = ('0', '1')", "raw_range = ('0', '1'); write a flat list of numbers"),
+        ("classes = [['mito', 'er']]", "classes = [['mito', 'er']]; write a flat list of names"),
+        ("classes = {'mito': 1}", "classes = {'mito': 1}; write a flat list of names"),
+        ("classes = []", "classes is empty; name at least one class"),
+        ("classes = ['er', 'er', 'er']", "class 'er' stands 3 times in classes; write it once"),
+        ("classes = ['mitto']", "unknown class 'mitto'; did you mean 'mito'?"),
+        ("classes = ['zebra']", "unknown class 'zebra'; list a class of your own in extra_classes"),
+        (
+            "model_save_path = '{epoch}'",
+            "model_save_path = '{epoch}'; in braces write only {model_name}, {random_seed}, {run_name}",
+        ),
+        ("run_name = 'a{'", "run_name = 'a{'; in braces write only {model_name}, {random_seed}"),
+        (
+            "scheduler_kwargs = {'step_size': 3}",
+            "scheduler_kwargs = {'step_size': 3} without a scheduler; set scheduler too",
+        ),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_with_what_to_write(file, text, problem):
+    assert problems(file(text)) == [problem]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{'shape': (20, 20, 20)}",
+        "{'shape': (20, 20, 20), 'scale': (8, 8)}",
+        "{'shape': (20, 20, 20), 'scale': 8}",
+        "{'shape': (20, 20, 20.5), 'scale': (8, 8, 8)}",
+        "{'shape': (20, 20, 0), 'scale': (8, 8, 8)}",
+        "{'shape': (20, 20, 20), 'scale': (8, 8, -8)}",
+        "{'shape': (20, 20, 20), 'scale': (8, 8, float('nan'))}",
+        "{'shape': (20,), 'scale': (8,)}",
+        "{'shape': (20, 20, 20), 'scale': (8, 8, 8), 'name': 'em'}",
+    ],
+)
+def test_an_array_info_of_another_form_is_refused(file, value):
+    (found,) = problems(file(f"input_array_info = {value}"))
+    assert found.endswith('; write {"shape": (z, y, x) in voxels, "scale": (z, y, x) in nm}')
+
+
+def test_several_input_arrays_are_refused(file):
+    (found,) = problems(file(f"input_array_info = {{'em': {INFO}, 'mask': {INFO}}}"))
+    assert found.endswith("of one array; several are not supported, and the one has no name")
+
+
+def test_a_2d_shape_is_one_voxel_thick(file):
+    info = load_config(
+        file("input_array_info = {'shape': (64, 48), 'scale': (8, 4)}")
+    ).input_array_info
+    assert info == {"shape": (1, 64, 48), "scale": (8.0, 8.0, 4.0)}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{'mirror': {'axes': {'x': 1.5}}}",
+        "{'mirror': {'axes': ['x']}}",
+        "{'mirror': {'axes': {'w': 0.5}}}",
+        "{'mirror': {'x': 0.5}}",
+        "{'mirror': 0.5}",
+        "{'rotate': {'axes': {'x': 180}}}",
+        "{'rotate': {'axes': {'x': [180, -180]}}}",
+        "{'rotate': {'axes': {'x': [0, float('inf')]}}}",
+        "{'transpose': {'axes': {'x': 1}}}",
+        "{'transpose': {'axes': ['x', 'x']}}",
+        "{'transpose': {'axes': [['x', 'y']]}}",
+        "{'flip': {'axes': {'x': 0.5}}}",
+    ],
+)
+def test_a_spatial_transform_of_another_form_is_refused(file, value):
+    (found,) = problems(file(f"spatial_transforms = {value}"))
+    assert found.startswith("spatial_transforms")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "def build_model(): ...",
+            "build_model = train_config.build_model: too many positional arguments",
+        ),
+        (
+            "model_kwargs = {'depth': 3}",
+            "build_model = train_config.build_model: got an unexpected keyword argument",
+        ),
+        (
+            "def optimizer(parameters, lr): ...",
+            "optimizer = train_config.optimizer: got an unexpected keyword",
+        ),
+        (
+            "def scheduler(optimizer, gamma): ...",
+            "scheduler = train_config.scheduler: missing a required argument",
+        ),
+        (
+            "def criterion(logits, target): ...",
+            "criterion = train_config.criterion: too many positional arguments",
+        ),
+        (
+            "class criterion: ...",
+            "criterion = train_config.criterion; write a function such as common.train.losses.bce_dice",
+        ),
+    ],
+)
+def test_a_function_that_cannot_take_what_it_will_be_given_is_refused(file, text, problem):
+    (found,) = problems(file(text))
+    assert found.startswith(problem)
+
+
+def test_whole_numbers_fit_where_numbers_are_wanted(file):
+    assert repr(load_config(file("learning_rate = 1")).learning_rate) == "1.0"
+
+
+def test_one_class_needs_no_list(file):
+    assert load_config(file("classes = 'mito'")).classes == ("mito",)
+
+
+def test_a_class_of_ones_own_is_known_once_it_is_listed(file):
+    assert load_config(file("classes = ['zebra']\nextra_classes = ['zebra']")).classes == ("zebra",)
+
+
+# --set, SEED, CELLMAP_DATA, --data
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "value"),
+    [
+        ("batch_size=3", "batch_size", 3),
+        ("learning_rate=1e-5", "learning_rate", 1e-5),
+        ("learning-rate=1e-5", "learning_rate", 1e-5),
+        ("weight_loss=false", "weight_loss", False),
+        ("classes=mito,er", "classes", ("mito", "er")),
+        ("classes=['er']", "classes", ("er",)),
+        ("raw_range=10,200", "raw_range", (10, 200)),
+        ("run_name=7", "run_name", "7"),
+        ("run_name=a=b", "run_name", "a=b"),
+        (
+            "input_array_info.shape=[44,44,44]",
+            "input_array_info",
+            {"shape": (44, 44, 44), "scale": (8.0, 8.0, 8.0)},
+        ),
+        (
+            "spatial_transforms.rotate.axes.z=[-9, 9]",
+            "spatial_transforms",
+            {"rotate": {"axes": {"z": [-9, 9]}}},
+        ),
+    ],
+)
+def test_set_overrides_a_setting(file, override, name, value):
+    assert getattr(load_config(file("batch_size = 2"), [override]), name) == value
+
+
+def test_set_inside_a_dict_leaves_its_other_keys_and_the_dict_itself_alone(file):
+    given = {"a": 1, "b": {"c": 2, "d": 3}}
+    path = file("def build_model(classes, a, b): ...")
+    found = load_config(path, ["model_kwargs.b.c=9"], model_kwargs=given)
+    assert found.model_kwargs == {"a": 1, "b": {"c": 9, "d": 3}}
+    assert given == {"a": 1, "b": {"c": 2, "d": 3}}
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("batch_size", "--set batch_size: no '='; write --set name=value"),
+        (
+            "batchsize=3",
+            "--set batchsize=3: unknown setting 'batchsize'; did you mean 'batch_size'?",
+        ),
+        (
+            "classes.x=3",
+            "--set classes.x=3: classes has no parts with names; write --set classes=value",
+        ),
+        ("batch_size=many", "batch_size = 'many'; write a whole number"),
+    ],
+)
+def test_a_wrong_override_is_refused(file, override, problem):
+    assert problems(file(), override) == [problem]
+
+
+def test_seed_of_the_environment_goes_before_the_file(file, monkeypatch):
+    monkeypatch.setenv("SEED", "7")
+    assert load_config(file("random_seed = 3")).random_seed == 7
+
+
+def test_a_seed_that_is_no_whole_number_is_refused(file, monkeypatch):
+    monkeypatch.setenv("SEED", "seven")
+    assert problems(file()) == [
+        "SEED is 'seven' in the environment; write a whole number, or unset it"
+    ]
+
+
+def test_an_override_goes_before_the_environment(file, monkeypatch):
+    monkeypatch.setenv("SEED", "7")
+    assert load_config(file(), ["random_seed=8"]).random_seed == 8
+    assert load_config(file(), random_seed=9).random_seed == 9
+
+
+def test_the_data_root_comes_from_the_file_then_the_environment_then_the_argument(
+    file, monkeypatch, tmp_path
+):
+    for name in ("file", "environment", "argument"):
+        (tmp_path / name).mkdir()
+    path = file(f"data_path = {str(tmp_path / 'file')!r}")
+    assert load_config(path).path("data_path") == tmp_path / "file"
+    monkeypatch.setenv("CELLMAP_DATA", str(tmp_path / "environment"))
+    assert load_config(path).path("data_path") == tmp_path / "environment"
+    assert load_config(path, data=tmp_path / "argument").path("data_path") == tmp_path / "argument"
+
+
+def test_a_data_root_of_a_script_goes_before_the_environment(file, monkeypatch, tmp_path):
+    monkeypatch.setenv("CELLMAP_DATA", str(tmp_path))
+    assert load_config(file(), data_path="/elsewhere").data_path == "/elsewhere"
+
+
+def test_the_data_root_is_relative_to_the_repository_unless_given(file):
+    assert load_config(file()).path("data_path") == REPOSITORY / "data"
+
+
+def test_a_given_data_root_is_relative_to_the_working_folder(file, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(file(), data="mine").path("data_path") == tmp_path / "mine"
+
+
+def test_a_data_root_that_is_no_folder_is_refused(file, monkeypatch):
+    assert problems(file(), data="/nowhere") == [
+        "the data root /nowhere is no folder; write the one that holds the datasets"
+    ]
+    monkeypatch.setenv("CELLMAP_DATA", "/neither")
+    assert problems(file())[0].startswith("the data root /neither is no folder")
+
+
+def test_an_empty_variable_is_as_good_as_none(file, monkeypatch):
+    monkeypatch.setenv("CELLMAP_DATA", "")
+    monkeypatch.setenv("CELLMAP_CACHE", "")
+    found = load_config(file())
+    assert (found.path("data_path"), found.path("cache_path")) == (
+        REPOSITORY / "data",
+        REPOSITORY / "cache",
+    )
+
+
+# Paths
+
+
+def test_paths_start_from_the_folder_of_the_file(file):
+    path = file("random_seed = 5\nrun_name = 'lr{random_seed}'")
+    found = load_config(path)
+    assert found.path("model_save_path") == path.parent / "checkpoints/mine/lr5"
+    assert found.path("datasplit_path") == path.parent / "datasplit.csv"
+
+
+def test_braces_in_other_paths_are_kept(file):
+    assert (
+        load_config(file("datasplit_path = 'a{b}.csv'")).path("datasplit_path").name == "a{b}.csv"
+    )
+
+
+def test_a_path_object_is_a_path(file):
+    text = "from pathlib import Path\nbase_experiment_path = Path(__file__).parent / 'elsewhere'"
+    path = file(text)
+    assert load_config(path).folder == path.parent / "elsewhere"
+
+
+def test_a_folder_stands_for_the_train_config_in_it(file):
+    assert load_config(file("epochs = 3").parent).epochs == 3
+
+
+def test_a_path_without_a_configuration_is_refused(tmp_path):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"nowhere: no such configuration; write the path of an experiment's",
+    ):
+        load_config(tmp_path / "nowhere")
+
+
+def test_a_file_that_is_no_python_is_refused(tmp_path):
+    (tmp_path / "datasplit.csv").touch()
+    with pytest.raises(FileNotFoundError, match=r"datasplit.csv: no such configuration"):
+        load_config(tmp_path / "datasplit.csv")
+
+
+# What ran is on record
+
+
+def test_settings_are_frozen(file):
+    found = load_config(file())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.epochs = 3
+
+
+def test_the_record_of_an_experiment_is_the_same_wherever_and_whenever_it_is_read(file, tmp_path):
+    text = """
+        from functools import partial
+        class Act: ...
+        def loss(logits, target, pos_weight, power): ...
+        def build_model(classes, act, made, parts): ...
+        criterion = partial(loss, power=2)
+        model_kwargs = {"act": Act, "made": Act(), "parts": [loss, (1,)]}
+        """
+    path = file(text)
+    shutil.copytree(path.parent, tmp_path / "copy")
+    one, two = load_config(path).record(), load_config(tmp_path / "copy").record()
+    assert {name for name in one if one[name] != two[name]} == {
+        "base_experiment_path",
+        "model_name",
+    }
+    assert one["criterion"] == "train_config.loss(power=2)"
+    made = (
+        "{'act': train_config.Act, 'made': train_config.Act(), 'parts': [train_config.loss, (1,)]}"
+    )
+    assert one["model_kwargs"] == made
+
+
+def test_the_settings_that_may_change_exist():
+    assert settings_module.MAY_CHANGE <= {f.name for f in dataclasses.fields(TrainConfig)}
+
+
+@pytest.mark.parametrize("table", [TrainConfig, ProcessConfig])
+def test_every_setting_is_described_by_a_sentence(table):
+    rows = settings_module.describe(table)
+    assert [name for name, _, _ in rows] == [f.name for f in dataclasses.fields(table)]
+    for name, _, meaning in rows:
+        assert meaning.endswith((".", "`")) and " " in meaning and "\n" not in meaning, name
+
+
+def test_the_described_default_is_the_default():
+    rows = {name: default for name, default, _ in settings_module.describe()}
+    assert (rows["classes"], rows["cache_gb"], rows["model_kwargs"], rows["optimizer"]) == (
+        "required",
+        "100.0",
+        "{}",
+        "None",
+    )
+
+
+# Files of one folder
+
+
+def test_a_copied_experiment_builds_its_own_model(experiment):
+    one = experiment()
+    two = experiment(
+        "copy", files={"model.py": "def build_model(classes):\n    return 'of the copy'\n"}
+    )
+    first, second = one.config(), two.config()
+    assert isinstance(first.build_model(("er",)), torch.nn.Module)
+    assert second.build_model(("er",)) == "of the copy"
+
+
+def test_an_edited_file_is_read_anew(experiment):
+    tiny = experiment()
+    for number in (3, 4, 5):  # of the same length, and in the same second
+        tiny.write(
+            "data.py",
+            f"classes = ['er']\ninput_array_info = target_array_info = {INFO}\nepochs = {number}\n",
+        )
+        tiny.write("train_config.py", "from .data import *\nfrom .model import build_model\n")
+        assert tiny.config().epochs == number
+
+
+def test_reading_leaves_nothing_in_the_folder(experiment):
+    tiny = experiment()
+    before = sorted(tiny.folder.rglob("*"))
+    tiny.config()
+    assert sorted(tiny.folder.rglob("*")) == before
+
+
+def test_a_folder_may_have_any_name(experiment):
+    assert experiment("2. my-unet é").config().epochs == 2
+
+
+@pytest.mark.parametrize(
+    "path", ["Path(__file__)", "UPath(__file__)", "Path(str(UPath(__file__)))"]
+)
+def test_settings_may_be_shared_as_in_the_toolbox(file, path):
+    text = f"""
+        from pathlib import Path
+        from upath import UPath
+        from cellmap_segmentation_challenge.utils import get_tested_classes, load_safe_config
+        config = load_safe_config({path}.parent / "shared.py", force_safe=False)
+        classes = get_tested_classes()
+        batch_size = config.batch_size
+        epochs = config.get("epochs", 12)
+        """
+    target = file(text)
+    (target.parent / "shared.py").write_text("import math\nfrom .deeper import batch_size\n")
+    (target.parent / "deeper.py").write_text("batch_size = 3\n")
+    found = load_config(target)
+    assert (found.batch_size, found.epochs, len(found.classes)) == (3, 12, 48)
+
+
+def test_one_configuration_may_read_another_beside_it(experiment):
+    tiny = experiment(batch_size=5)
+    text = """
+        from cellmap_segmentation_challenge.utils import load_safe_config
+
+        config_path = __file__.replace("process_config", "train_config")
+        config = load_safe_config(config_path)
+        batch_size = getattr(config, "batch_size", 8)
+        classes = config.classes
+        input_array_info = config.input_array_info
+        def process_func(x): return x > 0
+        """
+    tiny.write("process_config.py", text)
+    assert load_process_config(tiny.folder).batch_size == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "epochs = many",
+            r"train_config.py: line 6 of train_config.py: NameError: name 'many' is not defined",
+        ),
+        (
+            "epochs = (",
+            r"train_config.py: line 6 of train_config.py: SyntaxError: '\(' was never closed",
+        ),
+        ("from .broken import x", r"line 2 of broken.py: ZeroDivisionError: division by zero"),
+        (
+            "from broken import x",
+            r"ModuleNotFoundError: No module named 'broken'; write 'from .broken import'",
+        ),
+        (
+            "from .nowhere import x",
+            r"line 6 of train_config.py: ModuleNotFoundError: No module named 'experiment.*'",
+        ),
+    ],
+)
+def test_a_file_that_does_not_run_is_told_with_its_line(file, text, reason):
+    path = file(text)
+    (path.parent / "broken.py").write_text("\n1 / 0\n")
+    with pytest.raises(ValueError, match=reason):
+        load_config(path)
+
+
+# process_config.py
+
+
+def test_a_process_config_is_checked(experiment):
+    tiny = experiment()
+    text = "from .data import classes, input_array_info\nbatchsize = 3\ndef process_func(): ..."
+    tiny.write("process_config.py", text)
+    with pytest.raises(ValueError) as caught:
+        load_process_config(tiny.folder)
+    first, second = str(caught.value).splitlines()
+    assert first.endswith("unknown setting 'batchsize'; did you mean 'batch_size'?")
+    assert (
+        "process_func = process_config.process_func: too many positional arguments; `process_func(logits)`"
+        in second
+    )
+
+
+# The experiments of the repository
+
+
+def test_the_four_baselines_are_there():
+    assert {"setup_04_all", "unet8_all", "unet32_all", "unet128_all"} <= {
+        folder.name for folder in FOLDERS
+    }
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+class TestExperiment:
+    """Each folder of the repository that holds a train_config.py."""
+
+    def test_its_configuration_is_right(self, folder):
+        found = load_config(folder)
+        assert found.model_name == folder.name and found.folder == folder
+
+    def test_its_split_lies_beside_it(self, folder):
+        assert load_config(folder).path("datasplit_path").is_file()
+
+    def test_its_process_config_fits_its_train_config(self, folder):
+        train, process = load_config(folder), load_process_config(folder)
+        assert process.classes == train.classes
+
+    @pytest.mark.parametrize("array", [np.array, torch.tensor])
+    def test_its_process_func_marks_voxels_above_one_half(self, folder, array):
+        logits = array([-2.0, 0.0, 2.0]).reshape(1, 1, 1, 1, 3)
+        mask = load_process_config(folder).process_func(logits)
+        assert type(mask) is type(logits) and mask.shape == (1, 1, 1, 1, 3)
+        assert mask.flatten().tolist() == [0, 0, 1]
+
+    def test_it_is_complete(self, folder):
+        needed = {
+            "__init__.py",
+            "model.py",
+            "data.py",
+            "train_config.py",
+            "process_config.py",
+            "README.md",
+        }
+        assert not needed - {path.name for path in folder.iterdir()}
+
+
+def test_reading_a_configuration_needs_no_network_and_builds_nothing():
+    program = """
+        import socket, sys
+        def refuse(*_): raise AssertionError("network")
+        socket.socket.connect = socket.getaddrinfo = refuse
+        from common.config.load import load_config, load_process_config
+        for folder in sys.argv[1:]:
+            load_config(folder)
+            load_process_config(folder)
+        print({"leibnetz", "cellmap_models", "cellmap_data", "zarr", "tensorboard"} & set(sys.modules))
+        """
+    words = [sys.executable, "-c", textwrap.dedent(program), *map(str, FOLDERS)]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

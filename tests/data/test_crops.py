@@ -1,0 +1,623 @@
+"""Crops written to disk, decoded, cached: what is known of each voxel, and where raw and labels lie."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from common.data import crops
+from common.data.crops import Crop, Grid, open_crops
+from common.data.ngff import write_multiscale
+from common.data.split import Row
+
+RANDOM = np.random.default_rng(0)
+RAW = RANDOM.integers(1, 256, (20, 20, 20), np.uint8)
+
+
+def write_crop(
+    root: Path,
+    raw: np.ndarray,
+    labels: dict[str, np.ndarray],
+    raw_scale: Sequence[float] = (8, 8, 8),
+    label_scale: Sequence[float] = (8, 8, 8),
+    raw_translation: Sequence[float] = (0, 0, 0),
+    label_translation: Sequence[float] = (0, 0, 0),
+    annotated: Sequence[str] = (),
+    levels: int = 1,
+    usage: str = "train",
+) -> Row:
+    """A raw volume and a crop of it in the challenge's layout; all its classes are annotated unless some are named."""
+    store = root / "data.zarr" / "recon-1"
+    write_multiscale(
+        store / "em" / "fibsem-uint8", raw, raw_scale, raw_translation, levels, chunk=8
+    )
+    crop = store / "labels" / "groundtruth" / "crop1"
+    for name, volume in labels.items():
+        write_multiscale(crop / name, volume, label_scale, label_translation, chunk=8)
+    return Row(usage, store / "em" / "fibsem-uint8", crop, tuple(annotated or labels))
+
+
+def open_crop(
+    row: Row,
+    classes: Sequence[str] = ("mito",),
+    scale: Sequence[float] = (8, 8, 8),
+    margin: float = 0,
+    cache_gb: float = 1,
+    raw_range: Sequence[float] = (),
+    **settings: bool,
+) -> Crop:
+    """One crop at one scale, decoded into a cache beside its data."""
+    cache = row.raw.parents[3] / "cache"
+    margins, patch = np.full(3, float(margin)), np.array(scale, float)
+    return open_crops(
+        [row], classes, scale, scale, margins, patch, cache, cache_gb, raw_range, **settings
+    )[0]
+
+
+def volumes(crop: Crop) -> np.ndarray:
+    """(classes, z, y, x) the labels of a crop: 1, 0 or -1 = unknown."""
+    return np.moveaxis(crop.palette[crop.labels()], -1, 0)
+
+
+def raw_within(crop: Crop, lower: Sequence[float], shape: Sequence[int]) -> np.ndarray:
+    """The decoded raw from the voxel whose centre is at `lower` (nm)."""
+    start = np.rint((np.array(lower) - crop.raw_grid.origin) / crop.raw_grid.scale).astype(int)
+    assert (start >= 0).all()
+    return np.array(crop.raw()[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))])
+
+
+def blocks(
+    *where: tuple[int, int, int], shape: tuple[int, int, int] = (8, 8, 8), ids: int = 1
+) -> np.ndarray:
+    """A volume of zeros with `ids` at some voxels."""
+    volume = np.zeros(shape, np.uint8)
+    for at in where:
+        volume[at] = ids
+    return volume
+
+
+def test_labels_come_back_as_they_were_written(tmp_path):
+    mito, er = RANDOM.random((2, 8, 9, 10)) < 0.3
+    crop = open_crop(write_crop(tmp_path, RAW, {"mito": mito, "er": er & ~mito}), ("er", "mito"))
+    np.testing.assert_array_equal(volumes(crop), [er & ~mito, mito])
+
+
+def test_instance_ids_become_positive(tmp_path):
+    ids = RANDOM.choice(np.array([0, 1, 7, 256, 70_000], np.uint32), (8, 8, 8))
+    crop = open_crop(write_crop(tmp_path, RAW, {"mito": ids}))
+    np.testing.assert_array_equal(volumes(crop)[0], ids > 0)
+
+
+def test_a_class_that_the_split_does_not_name_is_unknown_though_its_folder_exists(tmp_path):
+    labels = {"mito": blocks((1, 1, 1)), "nuc": blocks((2, 2, 2))}
+    row = write_crop(tmp_path, RAW, labels, annotated=["mito"])
+    found = volumes(open_crop(row, ("mito", "nuc"), use_mutual_exclusion=False, infer_groups=False))
+    assert (found[1] == -1).all()
+
+
+def test_a_class_that_is_not_annotated_is_negative_where_an_excluding_one_is_positive(tmp_path):
+    row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
+    found = volumes(open_crop(row, ("mito", "nuc")))
+    np.testing.assert_array_equal(found[1], np.where(blocks((1, 1, 1)), 0, -1))
+
+
+def test_annotated_classes_that_are_not_learnt_inform_those_that_are(tmp_path):
+    row = write_crop(tmp_path, RAW, {"mito_mem": blocks((1, 1, 1)), "nuc": blocks((2, 2, 2))})
+    found = volumes(open_crop(row, ("mito",)))[0]
+    assert found[1, 1, 1] == 1 and found[2, 2, 2] == 0 and found[3, 3, 3] == -1
+
+
+def test_annotated_labels_are_used_as_they_are_and_contradictions_counted(tmp_path):
+    mito, nuc = blocks((1, 1, 1), (1, 1, 2), (5, 5, 5)), blocks((1, 1, 1), (1, 1, 2), (6, 6, 6))
+    crop = open_crop(write_crop(tmp_path, RAW, {"mito": mito, "nuc": nuc}), ("mito", "nuc", "er"))
+    np.testing.assert_array_equal(volumes(crop)[:2], [mito, nuc])
+    assert volumes(crop)[2, 1, 1, 1] == -1
+    assert crop.contradictions == 2
+
+
+def test_the_palette_has_a_row_for_each_combination_and_one_for_unknown(tmp_path):
+    labels = {"mito": blocks((1, 1, 1), (2, 2, 2)), "ld": blocks((3, 3, 3))}
+    crop = open_crop(write_crop(tmp_path, RAW, labels), ("mito", "ld"))
+    assert sorted(map(tuple, crop.palette.tolist())) == [(-1, -1), (0, 0), (0, 1), (1, 0)]
+    assert crop.palette[0].tolist() == [-1, -1]
+    assert (crop.labels() > 0).all()
+
+
+def test_counts_are_those_of_the_labels(tmp_path):
+    crop = open_crop(
+        write_crop(tmp_path, RAW, {"mito": RANDOM.random((70, 5, 6)) < 0.2}, (8, 8, 8))
+    )
+    np.testing.assert_array_equal(
+        crop.counts, np.bincount(crop.labels().ravel(), minlength=len(crop.palette))
+    )
+
+
+def test_examples_are_voxels_of_their_row_from_the_whole_crop(tmp_path):
+    crop = open_crop(
+        write_crop(
+            tmp_path,
+            RAW,
+            {"mito": RANDOM.random((140, 5, 6)) < 0.2, "ld": blocks((0, 3, 3), shape=(140, 5, 6))},
+        ),
+        ("mito", "ld"),
+    )
+    for row in np.flatnonzero(crop.counts):
+        assert (crop.labels()[tuple(crop.examples[row].T)] == row).all()
+    depths = crop.examples[crop.counts.argmax()][:, 0]  # uniform over 140 slices in three slabs
+    assert abs(depths.mean() - 69.5) < 4 * np.sqrt(140**2 / 12 / len(depths))
+
+
+def test_labels_of_more_than_255_combinations_are_kept(tmp_path):
+    code = np.arange(1000).reshape(10, 10, 10)
+    names = ["ecs", "pm", "cyto", "nuc", "mito", "ld", "er", "mt", "ves", "endo"]
+    crop = open_crop(
+        write_crop(tmp_path, RAW, {n: code >> i & 1 for i, n in enumerate(names)}), names
+    )
+    np.testing.assert_array_equal(volumes(crop), [code >> i & 1 for i in range(10)])
+
+
+# Labels finer than the training grid
+
+
+def test_finer_labels_are_reduced_by_majority(tmp_path):
+    """Four blocks of 2 x 2 x 2 along x, with 3, 4, 5 and 8 positive voxels: more than half of 8 is 5."""
+    fine = np.zeros((2, 2, 8), np.uint8)
+    for block, n in enumerate((3, 4, 5, 8)):
+        fine[:, :, 2 * block : 2 * block + 2] = (np.arange(8) < n).reshape(2, 2, 2)
+    crop = open_crop(write_crop(tmp_path, RAW, {"mito": fine}, label_scale=(4, 4, 4)))
+    assert volumes(crop)[0].tolist() == [[[0, 0, 1, 1]]]
+
+
+@pytest.mark.parametrize("corner", [True, False])
+def test_majority_is_not_striding(tmp_path, corner):
+    """A voxel where the first fine voxel is the odd one out: striding takes it, majority does not."""
+    fine = np.full((2, 2, 2), not corner, np.uint8)
+    fine[0, 0, 0] = corner
+    crop = open_crop(write_crop(tmp_path, RAW, {"mito": fine}, label_scale=(4, 4, 4)))
+    assert volumes(crop)[0].tolist() == [[[int(not corner)]]]
+
+
+def test_anisotropic_labels_are_reduced_by_a_factor_for_each_axis(tmp_path):
+    """2.62 x 2 x 2 nm to 8 nm: blocks of 3 x 4 x 4 voxels, that is 7.86 x 8 x 8 nm."""
+    fine = RANDOM.random((7, 9, 8)) < 0.5
+    crop = open_crop(
+        write_crop(
+            tmp_path,
+            RAW,
+            {"mito": fine},
+            label_scale=(2.62, 2, 2),
+            label_translation=(26.2, 40, 42),
+        )
+    )
+    expected = fine[:6, :8].reshape(2, 3, 2, 4, 2, 4).sum((1, 3, 5)) > 24
+    np.testing.assert_array_equal(volumes(crop)[0], expected)
+    np.testing.assert_allclose(crop.label_grid.scale, (7.86, 8, 8))
+    np.testing.assert_allclose(crop.label_grid.origin, (26.2 + 2.62, 43, 45))
+    np.testing.assert_allclose(crop.label_grid.box()[0], (26.2 - 1.31, 39, 41))
+
+
+def test_a_majority_of_very_many_voxels_does_not_overflow(tmp_path):
+    """128 nm from 2 nm: 262,144 voxels become one."""
+    fine = np.ones((64, 64, 128), np.uint8)
+    fine[:, :, 95:] = 0
+    row = write_crop(
+        tmp_path, np.ones((4, 4, 4), np.uint8), {"mito": fine}, (128, 128, 128), (2, 2, 2)
+    )
+    assert volumes(open_crop(row, scale=(128, 128, 128)))[0].tolist() == [[[1, 0]]]
+
+
+def test_labels_coarser_than_the_training_grid_stay_as_they_are(tmp_path):
+    coarse = blocks((1, 1, 1), shape=(4, 4, 4))
+    crop = open_crop(write_crop(tmp_path, RAW, {"mito": coarse}, label_scale=(16, 16, 16)))
+    np.testing.assert_array_equal(volumes(crop)[0], coarse)
+    np.testing.assert_allclose(crop.label_grid.scale, (16, 16, 16))
+
+
+def test_a_reduction_over_several_slabs_equals_one_of_the_whole(tmp_path):
+    fine = RANDOM.random((200, 4, 4)) < 0.5
+    row = write_crop(tmp_path, RAW, {"mito": fine}, label_scale=(3, 4, 4))
+    crop = open_crop(row, scale=(9, 8, 8))
+    np.testing.assert_array_equal(
+        volumes(crop)[0], fine[:198].reshape(66, 3, 2, 2, 2, 2).sum((1, 3, 5)) > 6
+    )
+
+
+def test_classes_on_another_grid_are_refused(tmp_path):
+    row = write_crop(tmp_path, RAW, {"mito": blocks(), "nuc": blocks()})
+    write_multiscale(row.crop / "nuc", blocks(), (8, 8, 8), (8, 0, 0))
+    with pytest.raises(ValueError, match="crop1/nuc: .* are not those of 'mito'"):
+        open_crop(row, ("mito", "nuc"))
+
+
+# Raw
+
+
+def test_raw_is_copied_around_the_labels(tmp_path):
+    row = write_crop(
+        tmp_path, RAW, {"mito": blocks(shape=(4, 5, 6))}, label_translation=(64, 56, 48)
+    )
+    crop = open_crop(row, margin=16)
+    np.testing.assert_array_equal(raw_within(crop, (48, 40, 32), (8, 9, 10)), RAW[6:14, 5:14, 4:14])
+    assert (np.array(crop.raw_grid.shape) <= np.array((8, 9, 10)) + 4).all()
+
+
+def test_raw_and_labels_may_have_other_resolutions_and_offsets(tmp_path):
+    labels = blocks((2, 2, 2), shape=(6, 6, 6))
+    row = write_crop(
+        tmp_path, RAW, {"mito": labels}, (8, 4, 4), (4, 4, 4), (100, 200, 300), (126, 214, 318)
+    )
+    crop = open_crop(row, scale=(8, 4, 4))
+    np.testing.assert_allclose(
+        crop.label_grid.origin, (128, 214, 318)
+    )  # two slices of 4 nm became one
+    np.testing.assert_array_equal(raw_within(crop, (124, 212, 316), (3, 6, 6)), RAW[3:6, 3:9, 4:10])
+
+
+def test_raw_is_read_at_the_level_of_the_patch(tmp_path):
+    row = write_crop(
+        tmp_path,
+        RAW,
+        {"mito": blocks(shape=(2, 2, 2))},
+        label_scale=(16, 16, 16),
+        label_translation=(36, 36, 36),
+        levels=2,
+    )
+    crop = open_crop(row, scale=(16, 16, 16))
+    means = np.rint(RAW.reshape(10, 2, 10, 2, 10, 2).mean((1, 3, 5)))
+    np.testing.assert_array_equal(raw_within(crop, (36, 36, 36), (2, 2, 2)), means[2:4, 2:4, 2:4])
+    assert np.allclose((crop.raw_grid.origin - 4) / 16, np.rint((crop.raw_grid.origin - 4) / 16))
+
+
+def test_raw_without_a_coarse_level_is_averaged(tmp_path):
+    row = write_crop(
+        tmp_path,
+        RAW,
+        {"mito": blocks(shape=(2, 2, 2))},
+        label_scale=(16, 16, 8),
+        label_translation=(36, 36, 32),
+    )
+    crop = open_crop(row, scale=(16, 16, 8))
+    means = np.rint(RAW.reshape(10, 2, 10, 2, 20).mean((1, 3)))
+    np.testing.assert_array_equal(raw_within(crop, (36, 36, 32), (2, 2, 2)), means[2:4, 2:4, 4:6])
+
+
+def test_raw_is_mirrored_beyond_its_volume(tmp_path):
+    row = write_crop(tmp_path, RAW, {"mito": blocks(shape=(20, 20, 20))})
+    crop = open_crop(row, margin=32)
+    np.testing.assert_array_equal(
+        raw_within(crop, (-32, -32, -32), (28, 28, 28)), np.pad(RAW, 4, mode="reflect")
+    )
+
+
+def test_raw_thinner_than_its_margin_is_mirrored_again_and_again(tmp_path):
+    row = write_crop(tmp_path, RAW[:3], {"mito": blocks(shape=(3, 8, 8))})
+    crop = open_crop(row, margin=64)
+    expected = np.pad(RAW[:3], ((8, 8), (8, 0), (0, 0)), mode="reflect")[:, :16, :8]
+    np.testing.assert_array_equal(raw_within(crop, (-64, -64, 0), (19, 16, 8)), expected)
+
+
+def test_labels_that_stick_out_of_the_raw_are_kept(tmp_path):
+    row = write_crop(tmp_path, RAW, {"mito": blocks((0, 0, 0))}, label_translation=(-32, 0, 0))
+    crop = open_crop(row)
+    np.testing.assert_array_equal(volumes(crop)[0], blocks((0, 0, 0)))
+    np.testing.assert_array_equal(
+        raw_within(crop, (-32, 0, 0), (8, 8, 8)),
+        np.pad(RAW, ((4, 0), (0, 0), (0, 0)), "reflect")[:8, :8, :8],
+    )
+
+
+def test_raw_of_uint16_lies_in_0_to_1(tmp_path):
+    raw = RANDOM.integers(1, 65536, RAW.shape, np.uint16)
+    crop = open_crop(write_crop(tmp_path, raw, {"mito": blocks()}))
+    np.testing.assert_allclose(
+        raw_within(crop, (0, 0, 0), (8, 8, 8)), raw[:8, :8, :8] / 65535, rtol=1e-6
+    )
+
+
+def test_raw_range_becomes_0_to_1_and_the_rest_is_cut_off(tmp_path):
+    raw = RANDOM.normal(0, 500, RAW.shape).astype(np.float32)
+    raw[0, 0, 0] = np.nan
+    crop = open_crop(write_crop(tmp_path, raw, {"mito": blocks()}), raw_range=(-400, 600))
+    expected = np.clip((np.nan_to_num(raw) + 400) / 1000, 0, 1)
+    np.testing.assert_allclose(
+        raw_within(crop, (0, 0, 0), (8, 8, 8)), expected[:8, :8, :8], atol=1e-6
+    )
+
+
+def test_raw_of_a_type_without_range_asks_for_one(tmp_path):
+    row = write_crop(tmp_path, RAW.astype(np.float32), {"mito": blocks()})
+    with pytest.raises(ValueError, match="raw of type float32 has no natural range; set raw_range"):
+        open_crop(row)
+
+
+def test_black_raw_is_refused(tmp_path):
+    """Elsewhere the volume is not black: the chunks of this crop were not fetched."""
+    raw = np.zeros((40, 40, 40), np.uint8)
+    raw[32:] = 100
+    with pytest.raises(ValueError, match="0 everywhere around data/crop1; fetch its EM chunks"):
+        open_crop(write_crop(tmp_path, raw, {"mito": blocks()}), margin=32)
+
+
+def test_raw_smaller_than_the_patch_is_refused(tmp_path):
+    row = write_crop(tmp_path, RAW, {"mito": blocks()})
+    with pytest.raises(
+        ValueError, match="160;160;160 nm of raw, smaller than the input patch of 200;200;200 nm"
+    ):
+        open_crops(
+            [row],
+            ["mito"],
+            (8, 8, 8),
+            (8, 8, 8),
+            np.zeros(3),
+            np.full(3, 200.0),
+            tmp_path / "cache",
+            1,
+        )
+
+
+def test_labels_beside_the_raw_are_refused(tmp_path):
+    row = write_crop(tmp_path, RAW, {"mito": blocks()}, label_translation=(0, 0, 400))
+    with pytest.raises(ValueError, match="do not overlap; check translation and scale"):
+        open_crop(row)
+
+
+@pytest.mark.parametrize("part", ["raw", "labels"])
+def test_a_broken_chunk_is_named(tmp_path, part):
+    row = write_crop(tmp_path, RAW, {"mito": RANDOM.integers(0, 2, (8, 8, 8), np.uint8)})
+    array = (row.raw if part == "raw" else row.crop / "mito") / "s0"
+    (array / "0" / "0" / "0").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=f"{array}: a chunk in voxels .* cannot be decoded"):
+        open_crop(row)
+
+
+def test_all_problems_of_all_crops_come_in_one_message(tmp_path):
+    far = write_crop(tmp_path / "a", RAW, {"mito": blocks()}, label_translation=(0, 0, 400))
+    bare = write_crop(tmp_path / "b", RAW, {"mito": blocks()})
+    (bare.crop / "mito" / ".zattrs").unlink()
+    with pytest.raises(ValueError) as error:
+        open_crops(
+            [far, bare],
+            ["mito"],
+            (8, 8, 8),
+            (8, 8, 8),
+            np.zeros(3),
+            np.ones(3),
+            tmp_path / "cache",
+            1,
+        )
+    assert "do not overlap" in str(error.value) and "no 'multiscales'" in str(error.value)
+
+
+def test_raw_of_several_number_types_is_decoded_to_one(tmp_path):
+    wide = RAW.astype(np.uint16) * 257  # 65535 = 255 * 257
+    pair = [
+        write_crop(tmp_path / "a", RAW, {"mito": blocks()}),
+        write_crop(tmp_path / "b", wide, {"mito": blocks()}),
+    ]
+    a, b = open_crops(
+        pair, ["mito"], (8, 8, 8), (8, 8, 8), np.zeros(3), np.ones(3), tmp_path / "cache", 1
+    )
+    assert a.raw().dtype == b.raw().dtype == np.float32
+    np.testing.assert_allclose(a.raw(), b.raw(), rtol=1e-6)
+    np.testing.assert_allclose(
+        raw_within(a, (0, 0, 0), (8, 8, 8)), RAW[:8, :8, :8] / 255, rtol=1e-6
+    )
+
+
+# The cache
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """The names of the crops that were decoded, in order."""
+    found, decode = [], crops._decode
+    monkeypatch.setattr(
+        crops,
+        "_decode",
+        lambda plan, cache: (found.append(str(plan.row.crop)), decode(plan, cache)),
+    )
+    return found
+
+
+def test_a_crop_is_decoded_once(tmp_path, decoded):
+    row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
+    first, second = open_crop(row), open_crop(row)
+    assert len(decoded) == 1
+    np.testing.assert_array_equal(volumes(first), volumes(second))
+
+
+def test_switches_of_the_inference_need_no_decoding(tmp_path, decoded):
+    row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
+    with_both = open_crop(row, ("mito", "nuc"))
+    without = open_crop(row, ("mito", "nuc"), infer_groups=False)
+    assert len(decoded) == 1
+    assert (volumes(with_both)[1] == volumes(without)[1]).all()
+
+
+@pytest.mark.parametrize("change", ["rewritten", "one chunk", "one chunk removed"])
+def test_changed_labels_are_decoded_anew(tmp_path, decoded, change):
+    labels = blocks((1, 1, 1), (12, 1, 1), shape=(16, 16, 16))
+    row = write_crop(tmp_path, RAW, {"mito": labels})
+    open_crop(row)
+    if change == "rewritten":
+        labels[2, 2, 2] = 1
+        write_multiscale(row.crop / "mito", labels, (8, 8, 8), chunk=8)
+    elif change == "one chunk":
+        labels[3, 3, 3] = 1
+        zarr.open_array(str(row.crop / "mito" / "s0"), mode="r+")[3, 3, 3] = 1
+    else:
+        labels[12, 1, 1] = 0
+        (row.crop / "mito" / "s0" / "1" / "0" / "0").unlink()
+    np.testing.assert_array_equal(volumes(open_crop(row))[0], labels)
+    assert len(decoded) == 2
+
+
+def test_raw_fetched_later_is_decoded_anew(tmp_path, decoded):
+    row = write_crop(tmp_path, RAW, {"mito": blocks()})
+    chunk = row.raw / "s0" / "0" / "0" / "1"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    assert (raw_within(open_crop(row, margin=32), (0, 0, 64), (8, 8, 3)) == 0).all()
+    chunk.write_bytes(content)
+    np.testing.assert_array_equal(
+        raw_within(open_crop(row, margin=32), (0, 0, 64), (8, 8, 3)), RAW[:8, :8, 8:11]
+    )
+    assert len(decoded) == 2
+
+
+def test_a_cache_too_small_for_the_crops_stops_with_a_sentence(tmp_path):
+    row = write_crop(tmp_path, RAW, {"mito": blocks()})
+    with pytest.raises(
+        ValueError, match="the decoded crops need 0.0 GB and cache_gb is 1e-07; raise cache_gb"
+    ):
+        open_crop(row, cache_gb=1e-7)
+
+
+def on_disk(cache: Path) -> int:
+    return sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+
+
+def test_the_least_recently_used_crop_is_removed(tmp_path, decoded):
+    rows = [write_crop(tmp_path / name, RAW, {"mito": blocks()}) for name in "abc"]
+    cache, size = tmp_path / "cache", 0
+
+    def use(row: Row, cache_gb: float) -> Crop:
+        return open_crops(
+            [row], ["mito"], (8, 8, 8), (8, 8, 8), np.zeros(3), np.ones(3), cache, cache_gb
+        )[0]
+
+    for age, row in zip((300, 100), rows, strict=False):
+        folder, size = use(row, 1).folder, on_disk(cache)
+        os.utime(folder, (1e9 - age, 1e9 - age))
+    use(rows[0], 1)  # decoded first, used last
+    use(rows[2], cache_gb=1.05e-9 * size)  # room for two
+    assert on_disk(cache) <= 1.05 * size
+    decoded.clear()
+    use(rows[0], 1)
+    assert decoded == []
+    use(rows[1], 1)
+    assert decoded == [str(rows[1].crop)]
+
+
+def test_crops_opened_before_for_the_same_run_are_not_removed(tmp_path):
+    """Training crops are opened first, validation crops second; both are needed until the end."""
+    train, validation = (write_crop(tmp_path / name, RAW, {"mito": blocks()}) for name in "ab")
+    arguments = ["mito"], (8, 8, 8), (8, 8, 8), np.zeros(3), np.ones(3), tmp_path / "cache"
+    (first,) = open_crops([train], *arguments, 1)
+    small = 1.5e-9 * (first.raw().nbytes + first.labels().nbytes)
+    with pytest.raises(ValueError, match="raise cache_gb"):
+        open_crops([validation], *arguments, small, beside=[first])
+    assert first.folder.is_dir()
+    just_enough = 2.01e-9 * (first.raw().nbytes + first.labels().nbytes)  # without the palettes
+    open_crops([validation], *arguments, just_enough, beside=[first])
+    assert first.folder.is_dir()
+
+
+def test_remains_of_a_killed_decoding_are_removed(tmp_path):
+    row = write_crop(tmp_path, RAW, {"mito": blocks()})
+    remains = tmp_path / "cache" / "crops" / ".killed"
+    remains.mkdir(parents=True)
+    os.utime(remains, (1e9, 1e9))
+    open_crop(row)
+    assert not remains.exists()
+
+
+DECODE = """
+import sys
+import numpy as np
+from pathlib import Path
+from common.data.crops import open_crops
+from common.data.split import Row
+root, folder = Path(sys.argv[1]), Path(sys.argv[2])
+store = root / "data.zarr" / "recon-1"
+row = Row("train", store / "em" / "fibsem-uint8", store / "labels" / "groundtruth" / "crop1", ("mito",))
+print("ready", flush=True)
+sys.stdin.readline()
+crop = open_crops([row], ["mito"], (8, 8, 8), (8, 8, 8), np.zeros(3), np.ones(3), folder, 1)[0]
+print(int(crop.raw().sum()), int(crop.palette[crop.labels()].sum()))
+"""
+
+
+def test_processes_that_decode_the_same_crop_at_once_do_no_harm(tmp_path):
+    labels = RANDOM.integers(0, 2, (20, 20, 20), np.uint8)
+    write_crop(tmp_path, RAW, {"mito": labels})
+    command = [sys.executable, "-c", DECODE, str(tmp_path), str(tmp_path / "cache")]
+    running = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(crops.__file__).parents[2],
+        )
+        for _ in range(3)
+    ]
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=60)[0].split() for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert len(set(map(tuple, answers))) == 1 and int(answers[0][1]) == labels.sum()
+    assert len(os.listdir(tmp_path / "cache" / "crops")) == 1
+
+
+def test_losing_the_race_to_decode_a_crop_takes_the_winners(tmp_path, monkeypatch):
+    """The other process is done between our look at the cache and our rename."""
+    row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
+    rename = os.rename
+
+    def late(source, destination):
+        if Path(destination).parent.name == "crops":
+            shutil.copytree(source, destination)
+        rename(source, destination)
+
+    monkeypatch.setattr(crops.os, "rename", late)
+    np.testing.assert_array_equal(volumes(open_crop(row))[0], blocks((1, 1, 1)))
+    assert len(os.listdir(tmp_path / "cache" / "crops")) == 1
+
+
+def test_a_decoding_that_fails_leaves_nothing_behind(tmp_path):
+    row = write_crop(tmp_path, np.zeros_like(RAW), {"mito": blocks()})
+    with pytest.raises(ValueError, match="0 everywhere"):
+        open_crop(row)
+    assert list((tmp_path / "cache" / "crops").iterdir()) == []
+
+
+def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
+    row = write_crop(tmp_path, RAW, {"mito": blocks()})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(crops.np, "save", full)
+    with pytest.raises(
+        OSError,
+        match="could not be written .No space left on device.; free space or move cache_path",
+    ):
+        open_crop(row)
+
+
+def test_an_open_crop_holds_no_volume_in_memory(tmp_path):
+    raw, labels = (
+        RANDOM.integers(1, 256, (64, 64, 64), np.uint8),
+        RANDOM.integers(0, 2, (64, 64, 64), np.uint8),
+    )
+    crop = open_crop(write_crop(tmp_path, raw, {"mito": labels}))
+    assert isinstance(crop.raw(), np.memmap) and isinstance(crop.labels(), np.memmap)
+    held = sum(value.nbytes for value in vars(crop).values() if isinstance(value, np.ndarray))
+    assert held < 10_000 < crop.raw().nbytes
+
+
+def test_the_box_of_a_grid_covers_its_outermost_voxels():
+    lower, upper = Grid(np.array([10.0, 0, 0]), np.array([4.0, 2, 1]), (3, 2, 1)).box()
+    assert lower.tolist() == [8, -1, -0.5] and upper.tolist() == [20, 3, 0.5]

@@ -1,0 +1,851 @@
+"""Fetching: only what is needed, whole, verified, and gone on with after any interruption. The bucket is a local server."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+import pytest
+import zarr
+from conftest import CLASSES, CROP_SHAPE, CROPS, VOXEL_SIZE, Experiment, world, write_data
+from numcodecs import Blosc, GZip, Zstd
+
+from common.data import fetch as module
+from common.data.fetch import SLACK, File, fetch, flaw
+from common.data.loaders import open_data
+from common.data.ngff import open_levels, write_multiscale
+from common.files import REPOSITORY
+
+RAW, LABELS = "tiny/tiny.zarr/recon-1/em/fibsem-uint8", "tiny/tiny.zarr/recon-1/labels/groundtruth"
+GROUPS = (
+    "tiny",
+    "tiny/tiny.zarr",
+    "tiny/tiny.zarr/recon-1",
+    "tiny/tiny.zarr/recon-1/em",
+    "tiny/tiny.zarr/recon-1/labels",
+    LABELS,
+)
+CHUNK, SIDE = 16, 56
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Objects and listings as S3 sends them, and the faults that the test asks for."""
+
+    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
+
+    def do_GET(self):
+        parts = urlsplit(self.path)
+        query = {
+            name: values[0]
+            for name, values in parse_qs(parts.query, keep_blank_values=True).items()
+        }
+        key = unquote(parts.path).lstrip("/")
+        listing = "list-type" in query
+        with self.server.lock:
+            self.server.asked.append(f"?{query['prefix']}" if listing else key)
+            fault = next(iter(self.server.faults.get(key, ())), None)
+            if fault:
+                self.server.faults[key].pop(0)
+        self.server.reached.release()
+        time.sleep(self.server.delay)
+        if not listing and not self.server.has(key):
+            return self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        content = self.server.listing(query) if listing else (self.server.root / key).read_bytes()
+        if isinstance(fault, int):
+            return self.answer(fault, b"<Error/>")
+        if fault == "slow":
+            time.sleep(0.6)
+        if fault == "corrupt":
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        if fault == "short":
+            content = content[: len(content) // 2]
+        return self.answer(
+            200, content, cut=fault == "drop", etag="" if listing else self.server.etag(key)
+        )
+
+    def answer(self, status: int, content: bytes, cut: bool = False, etag: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{etag}"')
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if cut else content)
+        self.close_connection = cut
+
+    def log_message(self, *arguments):
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    """A folder as a bucket. `asked` is every key and ?prefix it was asked for; `faults` what goes wrong with a key, one a request."""
+
+    daemon_threads = True
+
+    def __init__(self, root: Path):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root, self.url = root, f"http://127.0.0.1:{self.server_port}"
+        self.asked, self.faults, self.delay, self.page, self.pieces = [], {}, 0.0, 7, False
+        self.lock, self.reached = threading.Lock(), threading.Semaphore(0)
+
+    def has(self, key: str) -> bool:
+        return (self.root / key).is_file()
+
+    def etag(self, key: str) -> str:
+        """The MD5, or what S3 gives for an object that was uploaded in pieces."""
+        return f"{md5_of(self.root / key)[::-1]}-2" if self.pieces else md5_of(self.root / key)
+
+    def listing(self, query: dict[str, str]) -> bytes:
+        prefix, keys, folders = query["prefix"], [], []
+        for path in keys_of(self.root):
+            if path.startswith(prefix):
+                rest = path.removeprefix(prefix)
+                if query.get("delimiter") and "/" in rest:
+                    folders.append(prefix + rest.split("/")[0] + "/")
+                else:
+                    keys.append(path)
+        start = int(query.get("continuation-token", 0))
+        page, more = keys[start : start + self.page], start + self.page < len(keys)
+        items = [
+            f"<Contents><Key>{key}</Key><ETag>&quot;{self.etag(key)}&quot;</ETag><Size>{(self.root / key).stat().st_size}</Size></Contents>"
+            for key in page
+        ]
+        items += [
+            f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>"
+            for name in dict.fromkeys(folders)
+        ]
+        items += (
+            [f"<NextContinuationToken>{start + self.page}</NextContinuationToken>"] if more else []
+        )
+        text = f"<IsTruncated>{str(more).lower()}</IsTruncated>{''.join(items)}"
+        return f'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{text}</ListBucketResult>'.encode()
+
+    def objects(self) -> list[str]:
+        """The keys that were asked for, listings not counted."""
+        return [key for key in self.asked if not key.startswith("?")]
+
+    def handle_error(self, request, client_address):
+        pass
+
+
+@functools.cache
+def md5_of(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@functools.cache
+def keys_of(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def write_raw(store: Path, name: str = "fibsem-uint8") -> None:
+    """The raw of `write_data` in chunks of 16^3 and two levels; one chunk is left out, as if it were 0 throughout."""
+    (level,) = open_levels(store / "recon-1/em/fibsem-uint8")
+    volume = level.read((0, 0, 0), level.shape)
+    volume[:CHUNK, :CHUNK, :CHUNK] = 0
+    shutil.rmtree(store / "recon-1/em/fibsem-uint8")
+    write_multiscale(store / "recon-1/em" / name, volume, VOXEL_SIZE, levels=2, chunk=CHUNK)
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory) -> Path:
+    """What the bucket holds: the tiny cell; labels in chunks of 12^3, in two levels."""
+    root = tmp_path_factory.mktemp("bucket")
+    store = write_data(root)
+    write_raw(store)
+    for crop, (_, start, annotated) in CROPS.items():
+        inside = tuple(slice(a, a + n) for a, n in zip(start, CROP_SHAPE, strict=True))
+        for name in annotated:
+            volume = 255 * world()[name][inside].astype(np.uint8)
+            write_multiscale(
+                root / LABELS / crop / name,
+                volume,
+                VOXEL_SIZE,
+                np.multiply(start, VOXEL_SIZE),
+                levels=2,
+                chunk=12,
+            )
+    for group in GROUPS[1:]:
+        (root / group / ".zgroup").write_text('{"zarr_format": 2}')
+    (root / LABELS / "crop1/.zattrs").write_text('{"cellmap": 1}')
+    return root
+
+
+@pytest.fixture
+def server(tree, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(module, "BACKOFF_S", 0.001)
+    with Server(tree) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    rows = [
+        f"{name},tiny,8;8;8,{';'.join(str(8 * a) for a in start)},24;24;24,{' '.join(annotated)}"
+        for name, (_, start, annotated) in CROPS.items()
+    ]
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["crop,dataset,voxel_size,translation,shape,classes", *rows]))
+    return path
+
+
+@pytest.fixture
+def tests_table(tmp_path) -> Path:
+    path = tmp_path / "tests.csv"
+    path.write_text(
+        "crop_name,dataset,class_label,voxel_size,translation,shape\n"
+        "7,tiny,mito,[8.0;8.0;8.0],[256.0;256.0;256.0],[8;8;8]\n7,tiny,er,[16.0;16.0;16.0],[260.0;260.0;260.0],[8;8;8]\n"
+    )
+    return path
+
+
+@pytest.fixture
+def run(server, table, tests_table, tmp_path):
+    """`fetch` from the server to tmp_path / "data"; what it says is in run.said."""
+    said: list[str] = []
+
+    def call(crops: str = "*", **settings):
+        settings = {
+            "scale": (8,),
+            "data": tmp_path / "data",
+            "url": server.url,
+            "workers": 4,
+            "table": table,
+            **settings,
+        }
+        return fetch(crops, manifest_path=tests_table, say=said.append, **settings)
+
+    call.said, call.data = said, tmp_path / "data"
+    return call
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Every file under a data root but what fetch remembers."""
+    paths = (
+        path
+        for path in root.rglob("*")
+        if path.is_file() and ".fetch" not in path.relative_to(root).parts
+    )
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+
+def brute_force(
+    tree: Path,
+    lower_nm: np.ndarray,
+    upper_nm: np.ndarray,
+    level: str = "s0",
+    voxel: float = 8,
+    offset: float = 0,
+) -> set[str]:
+    """The chunks that exist and share a voxel with a box, by looking at every voxel."""
+    n = SIDE * 8 // int(voxel)
+    low, high = (np.arange(n) - 0.5) * voxel + offset, (np.arange(n) + 0.5) * voxel + offset
+    axes = [
+        np.unique(np.flatnonzero((high > a + 1e-6) & (low < b - 1e-6)) // CHUNK)
+        for a, b in zip(lower_nm, upper_nm, strict=True)
+    ]
+    names = {f"{RAW}/{level}/{z}/{y}/{x}" for z in axes[0] for y in axes[1] for x in axes[2]}
+    return {name for name in names if (tree / name).is_file()}
+
+
+def crop_box(name: str, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    start = 8 * np.array(CROPS[name][1]) - 4
+    return start - margin, start + 8 * np.array(CROP_SHAPE) + margin
+
+
+def raw_chunks(root: Path, level: str = "s0") -> set[str]:
+    return {
+        name for name in files(root) if name.startswith(f"{RAW}/{level}/") and "/.z" not in name
+    }
+
+
+# what is needed
+
+
+@pytest.mark.parametrize("padding", [0, 40, 88, (0, 300, 10)])
+def test_the_raw_chunks_are_those_that_touch_the_padded_crop(run, tree, padding):
+    """With 88 nm the box begins where a chunk does."""
+    run("crop2", padding_nm=padding)
+    assert raw_chunks(run.data) == brute_force(
+        tree, *crop_box("crop2", np.array(padding) + 8 * SLACK)
+    )
+    assert len(raw_chunks(run.data)) < len(raw_chunks(tree))
+
+
+def test_what_is_fetched_is_what_the_bucket_holds_byte_for_byte(run, tree):
+    run()
+    assert files(run.data).items() <= files(tree).items()
+
+
+def test_raw_and_labels_open_and_read_as_in_the_bucket(run, tree):
+    run("crop2", padding_nm=0)
+    for path in (RAW, f"{LABELS}/crop2/mito"):
+        here, there = (open_levels(root / path) for root in (run.data, tree))
+        assert [
+            (level.path.name, level.grid.shape, *level.scale, *level.translation) for level in here
+        ] == [
+            (level.path.name, level.grid.shape, *level.scale, *level.translation) for level in there
+        ]
+    inside = (30, 30, 2), (54, 54, 26)
+    np.testing.assert_array_equal(
+        open_levels(run.data / RAW)[0].read(*inside), open_levels(tree / RAW)[0].read(*inside)
+    )
+
+
+def test_metadata_of_every_group_come_along(run, tree):
+    run("crop1")
+    for name in (
+        *(f"{group}/.zgroup" for group in GROUPS[1:]),
+        f"{LABELS}/crop1/.zattrs",
+        f"{RAW}/s1/.zarray",
+    ):
+        assert (run.data / name).read_bytes() == (tree / name).read_bytes()
+
+
+def test_only_the_classes_and_crops_asked_for_come(run):
+    run("crop1,2", classes=("mito", "er"))
+    assert {
+        path.parent.name + "/" + path.name
+        for path in (run.data / LABELS).glob("*/*")
+        if path.is_dir()
+    } == {"crop1/mito", "crop1/er", "crop2/mito"}
+
+
+@pytest.mark.parametrize(("scale", "level"), [(8, "s0"), (10, "s0"), (13, "s1"), (128, "s1")])
+def test_the_level_is_the_one_that_training_picks(run, scale, level):
+    run("crop3", scale=(scale,))
+    assert raw_chunks(run.data, level)
+    assert not raw_chunks(run.data, {"s0": "s1", "s1": "s0"}[level])
+
+
+def test_labels_come_at_their_finest_level(run):
+    run("crop1", scale=(16,))
+    assert (run.data / LABELS / "crop1/mito/s0/0/0/0").is_file()
+    assert [
+        path.name
+        for path in (run.data / LABELS / "crop1/mito/s1").iterdir()
+        if not path.name.startswith(".z")
+    ] == []
+
+
+def test_all_resolutions_are_all_levels_of_raw_and_labels(run):
+    run("crop1", scale=(), all_resolutions=True)
+    assert raw_chunks(run.data, "s0") and raw_chunks(run.data, "s1")
+    assert (run.data / LABELS / "crop1/mito/s1/0/0/0").is_file()
+
+
+def test_a_coarser_level_is_cut_on_its_own_voxels(run, tree):
+    run("crop3", scale=(16,), padding_nm=0)
+    assert raw_chunks(run.data, "s1") == brute_force(
+        tree, *crop_box("crop3", 16 * SLACK), "s1", 16, 4
+    )
+
+
+def test_crops_with_coarser_labels_than_the_scale_are_left_out(run, table):
+    table.write_text(table.read_text().replace("crop1,tiny,8;8;8", "crop1,tiny,16;16;16"))
+    run("*", scale=(8,))
+    assert not (run.data / LABELS / "crop1").exists()
+    assert "1 of 3 crops left out" in run.said[0]
+
+
+def test_a_test_crop_is_its_raw_alone(run, tree):
+    """Its labels together cover 252 to 380 nm."""
+    run("test", padding_nm=0)
+    assert raw_chunks(run.data) == brute_force(
+        tree, np.full(3, 252 - 8 * SLACK), np.full(3, 380 + 8 * SLACK)
+    )
+    assert not (run.data / LABELS).exists()
+
+
+def test_a_test_crop_is_found_by_its_number(run, tmp_path):
+    run("7", padding_nm=0)
+    run("test", padding_nm=0, data=tmp_path / "other")
+    assert files(run.data) == files(tmp_path / "other")
+
+
+def test_raw_with_another_name_in_the_bucket_comes_to_the_usual_place(run, server, tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "renamed")
+    (tmp_path / "renamed" / RAW).rename(tmp_path / "renamed" / RAW.replace("uint8", "uint16"))
+    run("crop3")
+    server.root = tmp_path / "renamed"
+    run("crop3", data=tmp_path / "other")
+    assert files(tmp_path / "other") == files(run.data)
+    server.asked.clear()
+    run("crop3", data=tmp_path / "other")
+    assert not server.objects()
+
+
+def test_an_array_with_dots_between_its_chunk_numbers_is_understood(run, server, tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "dots")
+    level = tmp_path / "dots" / RAW / "s0"
+    for path in [
+        path for path in level.rglob("*") if path.is_file() and not path.name.startswith(".z")
+    ]:
+        path.rename(level / ".".join(path.relative_to(level).parts))
+    metadata = json.loads((level / ".zarray").read_text())
+    (level / ".zarray").write_text(json.dumps({**metadata, "dimension_separator": "."}))
+    server.root = tmp_path / "dots"
+    run("crop2", padding_nm=0)
+    names = {
+        name.replace(".", "/")
+        for name in (path.name for path in (run.data / RAW / "s0").iterdir())
+        if name[0].isdigit()
+    }
+    assert {f"{RAW}/s0/{name}" for name in names} == brute_force(
+        tree, *crop_box("crop2", 8 * SLACK)
+    )
+
+
+# an experiment
+
+
+@pytest.fixture
+def empty(experiment, tmp_path) -> Experiment:
+    """A tiny experiment with rotations and nothing in its data root."""
+    turn = {"rotate": {"axes": {"z": [-180, 180]}}, "mirror": {"axes": {"x": 0.5}}}
+    return Experiment(experiment(spatial_transforms=turn).folder, tmp_path / "fetched")
+
+
+def test_an_experiment_trains_on_what_was_fetched_for_it_as_on_the_whole_data(run, empty, tree):
+    run(for_experiment=empty.folder, scale=(), data=empty.data)
+    assert raw_chunks(empty.data) < raw_chunks(tree)
+    here, there = (
+        empty.train(run_name="here"),
+        Experiment(empty.folder, tree).train(run_name="there"),
+    )
+    assert here.best_metric == there.best_metric and here.epochs == 2
+    assert here.scores.loss == there.scores.loss
+
+
+def test_the_raw_that_training_and_validation_keep_is_all_there(run, empty, tree):
+    run(for_experiment=empty.folder, scale=(), data=empty.data)
+    here, there = (
+        open_data(Experiment(empty.folder, root).config()) for root in (empty.data, tree)
+    )
+    for one, other in zip(
+        (*here.train, *here.validation), (*there.train, *there.validation), strict=True
+    ):
+        np.testing.assert_array_equal(one.raw(), other.raw())
+
+
+def test_an_experiment_names_its_own_crops_and_classes(run, empty):
+    run("validate", for_experiment=empty.folder, scale=(), data=empty.data)
+    assert [path.name for path in (empty.data / LABELS).glob("crop*")] == ["crop3"]
+    assert {
+        path.name for path in (empty.data / LABELS / "crop3").iterdir() if path.is_dir()
+    } == set(CLASSES)
+
+
+def test_the_last_line_says_what_to_run_next(run, empty):
+    run(for_experiment=empty.folder, scale=(), data=empty.data)
+    assert (
+        run.said[-1]
+        == f"next: python -m cellmap_segmentation_challenge train {empty.folder} --data {empty.data}"
+    )
+    run("crop1")
+    assert run.said[-1].endswith(f"make-datasplit datasplit.csv --data {run.data} --scale 8")
+
+
+# sizes
+
+
+def test_a_dry_run_counts_what_a_run_then_writes_and_writes_nothing(run):
+    dry = run("crop1,crop3", dry_run=True)
+    assert not run.data.exists()
+    wet = run("crop1,crop3")
+    sizes = [len(content) for content in files(run.data).values()]
+    assert (dry.files, dry.bytes, dry.skipped, dry.fetched) == (len(sizes), sum(sizes), 0, 0)
+    assert (wet.fetched, wet.fetched_bytes) == (len(sizes), sum(sizes))
+
+
+def test_a_dry_run_counts_what_is_there_already(run):
+    run("crop2", padding_nm=0)
+    there = files(run.data)
+    report = run("*", padding_nm=0, dry_run=True)
+    assert (report.skipped, report.skipped_bytes) == (len(there), sum(map(len, there.values())))
+    assert files(run.data) == there
+
+
+def test_sizes_are_said_before_anything_comes(run, server):
+    run("crop3")
+    size = next(line for line in run.said if "labels" in line).split()
+    expected = {
+        name: content for name, content in files(run.data).items() if not name.startswith(f"{RAW}/")
+    }
+    assert int(size[1]) == len(expected)
+    assert any("free in" in line for line in run.said)
+
+
+def test_a_disk_that_is_too_small_stops_before_the_first_chunk(run, monkeypatch):
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda path: os.terminal_size((0, 0)) and type("Usage", (), {"free": 5000})(),
+    )
+    with pytest.raises(OSError, match=r"kB to write and 5\.00kB free; free space"):
+        run("crop3")
+    assert not raw_chunks(run.data)
+
+
+def test_metadata_of_the_same_size_with_another_content_are_replaced(run, tree):
+    """Chunks of 61^3 take as many letters in .zarray as chunks of 16^3."""
+    run("crop2")
+    path = run.data / RAW / "s0/.zarray"
+    path.write_text(path.read_text().replace("16", "61"))
+    assert run("crop2").fetched_bytes <= len(path.read_bytes())
+    assert path.read_bytes() == (tree / RAW / "s0/.zarray").read_bytes()
+
+
+# going on
+
+
+def test_a_second_run_asks_the_server_for_nothing(run, server):
+    first = run()
+    server.asked.clear()
+    second = run()
+    assert server.asked == []
+    assert (second.files, second.fetched, second.skipped) == (first.files, 0, first.files)
+
+
+def test_chunks_that_the_bucket_does_not_hold_are_never_asked_for(run, server, tree):
+    run("crop1")
+    assert not (tree / RAW / "s0/0/0/0").exists()
+    assert all((tree / key).is_file() for key in server.objects())
+
+
+def test_each_file_and_each_listing_is_asked_for_once(run, server):
+    server.page = 1000
+    run()
+    assert max(Counter(server.asked).values()) == 1
+
+
+def test_a_file_of_the_wrong_size_is_fetched_again(run):
+    run("crop2")
+    before = files(run.data)
+    for name in sorted(raw_chunks(run.data))[:2]:
+        (run.data / name).write_bytes(before[name][:-1])
+    assert run("crop2").fetched == 2
+    assert files(run.data) == before
+
+
+def test_verify_finds_a_changed_file_of_the_right_size(run):
+    run("crop2")
+    before, name = files(run.data), sorted(raw_chunks(run.data))[0]
+    (run.data / name).write_bytes(bytes(len(before[name])))
+    assert run("crop2").fetched == 0
+    assert run("crop2", verify=True).fetched == 1
+    assert files(run.data) == before
+
+
+def test_a_journal_that_was_cut_short_loses_its_last_record_only(run, server):
+    run("crop2")
+    journal = run.data / ".fetch/listings.jsonl"
+    whole = journal.read_bytes().rstrip()
+    journal.write_bytes(whole[:-9])
+    server.asked.clear()
+    run("crop2")
+    assert len(server.asked) == 1 and server.asked[0].startswith("?")
+    server.asked.clear()
+    run("crop2")
+    assert server.asked == []
+
+
+PROGRAM = """
+import sys
+from common.data.fetch import fetch
+fetch(table=sys.argv[1], data=sys.argv[2], url=sys.argv[3], scale=(8,), workers=4)
+"""
+
+
+def test_killed_at_random_moments_and_started_again_the_files_are_whole(
+    run, server, table, tmp_path
+):
+    whole = run(data=tmp_path / "whole")
+    requests, random_numbers = len(server.asked), random.Random(0)
+    server.delay, rounds = 0.002, 0
+    for sent in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+        server.asked.clear()
+        while server.reached.acquire(blocking=False):
+            pass
+        program = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(table), str(run.data), server.url],
+            cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(random_numbers.randrange(requests // 10, requests // 4)):
+            assert server.reached.acquire(timeout=20)
+        program.send_signal(sent)
+        assert program.wait(20) != 0
+        there = {
+            name: content for name, content in files(run.data).items() if not name.endswith(".part")
+        }
+        assert there.items() <= files(tmp_path / "whole").items() and len(there) < whole.files
+        rounds += 1
+    time.sleep(0.05)
+    server.asked.clear()
+    last = run()
+    assert last.skipped == len(there)
+    assert len(server.objects()) == last.fetched == whole.files - len(there)
+    assert files(run.data) == files(tmp_path / "whole")
+
+
+LOCK = """
+import sys
+from fasteners import InterProcessLock
+lock = InterProcessLock(sys.argv[1])
+lock.acquire()
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_runs_into_one_folder_are_refused(run):
+    (run.data / ".fetch").mkdir(parents=True)
+    command = [sys.executable, "-c", LOCK, str(run.data / ".fetch/lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline()
+        with pytest.raises(ValueError, match="another fetch-data is writing here"):
+            run("crop1")
+        other.communicate()
+    run("crop1")
+
+
+# faults
+
+
+@pytest.mark.parametrize("fault", ["drop", "short", "corrupt", 500, 503, 429])
+def test_a_fault_that_passes_is_overcome(run, server, tree, fault):
+    run("crop3", dry_run=True)
+    names = [
+        name for name in sorted(files(tree)) if name.startswith(f"{LABELS}/crop3/mito/s0/")
+    ] + [f"{RAW}/s0/.zarray", f"{RAW}/s0/0/1/2"]
+    server.faults = {name: [fault, fault] for name in names}
+    run("crop3")
+    assert not any(server.faults.values())
+    assert files(run.data).items() <= files(tree).items()
+
+
+def test_a_slow_answer_is_asked_for_again(run, server, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.3)
+    server.faults = {f"{RAW}/s0/0/1/2": ["slow"]}
+    run("crop3")
+    assert server.asked.count(f"{RAW}/s0/0/1/2") == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("drop", "breaks off"),
+        ("short", "sends .* bytes of"),
+        ("corrupt", "another MD5"),
+        (500, "answer 500"),
+        (403, "refused .answer 403.: it is not public"),
+        (404, "no such thing"),
+    ],
+)
+def test_a_fault_that_stays_is_named_and_the_other_files_come(run, server, tree, fault, words):
+    run("crop3", data=run.data.parent / "whole")
+    name = f"{RAW}/s0/0/1/2"
+    server.faults = {name: [fault] * 10}
+    with pytest.raises(OSError, match=words) as error:
+        run("crop3")
+    assert name in str(error.value) and "1 of " in str(error.value)
+    assert files(run.data).keys() == files(run.data.parent / "whole").keys() - {name}
+
+
+@pytest.mark.parametrize("array", [RAW, f"{LABELS}/crop3/mito"])
+def test_without_an_md5_a_chunk_that_cannot_be_decoded_is_found(run, server, tree, tmp_path, array):
+    shutil.copytree(tree, tmp_path / "bad")
+    run("crop3", data=tmp_path / "whole")
+    name = next(
+        name
+        for name in sorted(files(tmp_path / "whole"))
+        if name.startswith(f"{array}/s0/") and "/.z" not in name
+    )
+    content = bytearray((tree / name).read_bytes())
+    content[12] ^= 1  # the length in its Blosc header
+    (tmp_path / "bad" / name).write_bytes(content)
+    server.root, server.pieces = tmp_path / "bad", True
+    with pytest.raises(OSError, match="cannot be decoded") as error:
+        run("crop3")
+    assert name in str(error.value) and "1 of " in str(error.value)
+
+
+@pytest.mark.parametrize("codec", [Blosc(), Zstd(), GZip(), None])
+def test_half_a_chunk_does_not_decode(tmp_path, codec):
+    """No codec: there is nothing to see, and its size is all that is checked."""
+    zarr.save_array(str(tmp_path / "s0"), np.arange(999) ** 2, compressor=codec, chunks=999)
+    content = (tmp_path / "s0/0").read_bytes()
+    for part, whole in ((content, True), (content[: len(content) // 2], codec is None)):
+        assert (flaw(part, File("s0/0", len(part), "x-2"), tmp_path) == "") == whole
+
+
+def test_many_failures_end_the_run(run, server, tree):
+    server.faults = {name: [403] for name in raw_chunks(tree)}
+    with pytest.raises(OSError, match="10 of .* files could not be fetched"):
+        run()
+
+
+def test_a_run_that_ends_does_not_wait_for_further_tries(run, server, tree, monkeypatch):
+    monkeypatch.setattr(module, "BACKOFF_S", 8)
+    first, *others = sorted(raw_chunks(tree))
+    server.faults = {first: [500], **{name: [403] for name in others}}
+    start = time.monotonic()
+    with pytest.raises(OSError, match="could not be fetched"):
+        run()
+    assert time.monotonic() - start < 4
+
+
+def test_a_server_that_is_not_there_is_said(run, server, table):
+    with pytest.raises(OSError, match="http://127.0.0.1:1/.*cannot be reached"):
+        run(url="http://127.0.0.1:1")
+
+
+def test_an_answer_that_is_no_listing_is_said(run, server, monkeypatch):
+    monkeypatch.setattr(
+        Server, "listing", lambda self, query: b"<html>Log in to the network</html>"
+    )
+    with pytest.raises(OSError, match="sends no listing of a bucket"):
+        run()
+
+
+def test_markers_of_folders_and_keys_that_climb_out_are_passed_over(run, tree, monkeypatch):
+    listing = Server.listing
+
+    def odd(self, query):
+        keys = [f"{query['prefix']}{name}" for name in ("", "s0/", "../../../../../../../../out")]
+        items = "".join(
+            f"<Contents><Key>{key}</Key><ETag>x</ETag><Size>0</Size></Contents>"
+            for key in keys
+            if "/.z" not in key
+        )
+        return listing(self, query).replace(
+            b"</ListBucketResult>", items.encode() + b"</ListBucketResult>"
+        )
+
+    monkeypatch.setattr(Server, "listing", odd)
+    run("crop2", all_resolutions=True, scale=())
+    assert files(run.data).items() <= files(tree).items()
+
+
+def test_a_crop_that_the_bucket_does_not_hold_is_named(run, table):
+    table.write_text(table.read_text().replace("crop3,", "crop33,"))
+    with pytest.raises(FileNotFoundError, match=f"no {LABELS}/crop33/er, .*name other crops"):
+        run("33")
+
+
+def test_a_file_that_cannot_be_written_is_named(run):
+    (run.data / RAW / "s0").mkdir(parents=True)
+    (run.data / RAW / "s0/0").write_text("in the way")
+    with pytest.raises(OSError, match="s0/0/.*cannot be written"):
+        run("crop3")
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(run, tree, monkeypatch):
+    write = Path.write_bytes
+
+    def half(path: Path, content: bytes) -> None:
+        if "s0" not in path.parts or path.name.startswith((".z", "..z")):
+            return write(path, content)
+        write(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="cannot be written .No space left on device.; free space"):
+        run("crop3")
+    assert files(run.data) and files(run.data).items() <= files(tree).items()
+
+
+def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(run, server, tree, monkeypatch):
+    write, count = module._write, iter(range(1000))
+
+    def interrupted(path, content):
+        if next(count) == 30:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(module, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert "it goes on from there" in run.said[-1]
+    assert 30 <= len(files(run.data)) < 40 and files(run.data).items() <= files(tree).items()
+
+
+# asked wrongly
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"crops": "crop9"},
+            "table.csv and test crops: no crop 'crop9'; there are 4: crop1, crop2, crop3, crop7",
+        ),
+        ({"crops": ""}, "crops ''; write"),
+        ({"classes": ("mitto",)}, "unknown class 'mitto'; did you mean 'mito'"),
+        ({"classes": ("pm",)}, "table.csv: none of the 3 crops annotates pm"),
+        ({"scale": (0,)}, "scale 0; write nm"),
+        ({"scale": ((8, 8),)}, r"scale \(8, 8\); write nm"),
+        ({"scale": (2,)}, "table.csv: none of the 3 crops has labels as fine"),
+        ({"padding_nm": -1}, "padding -1; write nm"),
+        ({"all_resolutions": True}, "both scale and all_resolutions"),
+        ({"url": "s3://bucket"}, "s3://bucket: not the address of a bucket"),
+        ({"workers": 0}, "workers = 0"),
+    ],
+)
+def test_what_is_asked_wrongly_is_said_in_a_sentence(run, settings, words):
+    with pytest.raises(ValueError, match=words):
+        run(**settings)
+
+
+def test_a_row_that_is_not_in_the_layout_of_the_bucket_is_refused(run, empty):
+    path = empty.folder / "datasplit.csv"
+    path.write_text(path.read_text().replace("em/fibsem-uint8", "em/other", 1))
+    with pytest.raises(
+        ValueError, match="datasplit.csv: line 1: tiny/crop1 is not where the bucket has it"
+    ):
+        run(for_experiment=empty.folder, scale=(), data=empty.data)
+
+
+def test_a_crop_outside_of_its_raw_is_refused(run, tests_table):
+    tests_table.write_text(
+        tests_table.read_text()
+        .replace("256.0;256.0", "9000;256.0")
+        .replace("260.0;260.0", "9000;260.0")
+    )
+    with pytest.raises(ValueError, match="crop7 lies outside of its raw"):
+        run("test")
+
+
+def test_what_is_remembered_is_json_with_names_sizes_and_checksums(run, tree):
+    run("crop2")
+    lines = [
+        json.loads(line)
+        for line in (run.data / ".fetch/listings.jsonl").read_text().split("\n")
+        if line
+    ]
+    found = {
+        prefix + name: (size, etag) for _, prefix, listed in lines for name, size, etag in listed
+    }
+    for name, content in files(run.data).items():
+        assert found[name] == (len(content), hashlib.md5(content).hexdigest())

@@ -1,0 +1,813 @@
+"""Batches: raw and labels from the same place, whatever the orientation, the batch and the workers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from common.config.settings import TrainConfig
+from common.data.crops import Crop, open_crops
+from common.data.loaders import Batch, Batches, Blocks, count_voxels, notices, open_data
+from common.data.ngff import write_multiscale
+from common.data.sampling import Patch, Sampler, reach_nm, validation_samples
+from common.data.split import Row
+from common.data.targets import dense
+
+CPU = torch.device("cpu")
+MIRROR = {"mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.5}}}
+TRANSPOSE = {"transpose": {"axes": ["z", "y", "x"]}}
+IN_PLANE = {"mirror": {"axes": {"x": 0.5, "y": 0.5}}, "transpose": {"axes": ["x", "y"]}}
+ROTATE = {"rotate": {"axes": {"x": [-180, 180], "y": [-180, 180], "z": [-180, 180]}}}
+ROTATE_IN_PLANE = {"rotate": {"axes": {"z": [-180, 180]}}}
+TRANSFORMS = {
+    "as it is": {},
+    "mirrored along z": {"mirror": {"axes": {"z": 1}}},
+    "mirrored": MIRROR,
+    "transposed": TRANSPOSE,
+    "mirrored and transposed in plane": IN_PLANE,
+    "turned about z": ROTATE_IN_PLANE,
+    "turned by whole quarters": {"rotate": {"axes": {"z": [90, 90], "x": [-90, -90]}}},
+    "turned": ROTATE,
+    "everything": MIRROR | TRANSPOSE | ROTATE,
+}
+EVERYTHING = {
+    "spatial_transforms": MIRROR | TRANSPOSE | ROTATE,
+    "intensity_probability": 0.5,
+    "gamma_range": (0.8, 1.2),
+    "contrast_range": (0.8, 1.2),
+    "noise_std": 0.05,
+}
+
+
+# The alignment of raw and labels
+#
+# Raw volumes are ramps: the value of a voxel is its z, y or x in nm, so that a patch says where its voxels are from.
+# Labels are half spaces: class "z3" is positive where z is above the third threshold.
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How raw, labels and patches lie to each other; `factor` label voxels become one."""
+
+    raw_scale: tuple
+    raw_shape: tuple
+    label_scale: tuple
+    label_shape: tuple
+    label_translation: tuple
+    factor: tuple
+    input: Patch
+    target: Patch
+
+
+GEOMETRIES = {
+    "same grid": Geometry(
+        (8, 8, 8),
+        (60, 60, 60),
+        (8, 8, 8),
+        (22, 23, 24),
+        (144, 144, 144),
+        (1, 1, 1),
+        Patch((20, 18, 16), (8, 8, 8)),
+        Patch((12, 10, 8), (8, 8, 8)),
+    ),
+    "labels finer and beside the raw voxels": Geometry(
+        (8, 8, 8),
+        (60, 60, 60),
+        (4, 4, 4),
+        (45, 46, 47),
+        (147, 145, 142),
+        (2, 2, 2),
+        Patch((20, 18, 16), (8, 8, 8)),
+        Patch((12, 10, 8), (8, 8, 8)),
+    ),
+    "labels half a voxel beside": Geometry(
+        (8, 8, 8),
+        (60, 60, 60),
+        (8, 8, 8),
+        (22, 23, 24),
+        (148, 148, 148),
+        (1, 1, 1),
+        Patch((20, 18, 16), (8, 8, 8)),
+        Patch((13, 11, 9), (8, 8, 8)),
+    ),
+    "sections of 50 nm": Geometry(
+        (50, 4.6, 4.6),
+        (24, 120, 120),
+        (50, 4.6, 4.6),
+        (7, 60, 50),
+        (410, 125.5, 140.2),
+        (1, 1, 1),
+        Patch((5, 24, 22), (50, 4.6, 4.6)),
+        Patch((3, 14, 16), (50, 4.6, 4.6)),
+    ),
+    "2.62 x 2 x 2 to 8 nm": Geometry(
+        (5.24, 4, 4),
+        (80, 104, 104),
+        (2.62, 2, 2),
+        (61, 83, 80),
+        (136.3, 135, 138),
+        (3, 4, 4),
+        Patch((16, 15, 14), (8, 8, 8)),
+        Patch((9, 8, 7), (8, 8, 8)),
+    ),
+    "target coarser than input": Geometry(
+        (8, 8, 8),
+        (64, 64, 64),
+        (8, 8, 8),
+        (27, 25, 26),
+        (151, 155, 149),
+        (2, 2, 2),
+        Patch((18, 20, 22), (8, 8, 8)),
+        Patch((5, 6, 7), (16, 16, 16)),
+    ),
+    "crop smaller than the target": Geometry(
+        (8, 8, 8),
+        (60, 60, 60),
+        (4, 4, 4),
+        (9, 8, 31),
+        (240, 240, 180),
+        (2, 2, 2),
+        Patch((18, 18, 18), (8, 8, 8)),
+        Patch((14, 14, 14), (8, 8, 8)),
+    ),
+    "crop in the corner of the raw": Geometry(
+        (8, 8, 8),
+        (30, 30, 30),
+        (8, 8, 8),
+        (24, 24, 30),
+        (-16, 48, 0),
+        (1, 1, 1),
+        Patch((16, 16, 16), (8, 8, 8)),
+        Patch((10, 10, 10), (8, 8, 8)),
+    ),
+    "patches of one slice": Geometry(
+        (50, 4.6, 4.6),
+        (20, 90, 90),
+        (50, 4.6, 4.6),
+        (7, 40, 36),
+        (350, 101, 103),
+        (1, 1, 1),
+        Patch((1, 24, 26), (50, 4.6, 4.6)),
+        Patch((1, 14, 12), (50, 4.6, 4.6)),
+    ),
+}
+THRESHOLDS = 4
+
+
+def thresholds(geometry: Geometry) -> np.ndarray:
+    """(3, THRESHOLDS) nm: faces of label voxels on the training grid, from the first inner one to the last."""
+    first = np.array(geometry.label_translation) - np.array(geometry.label_scale) / 2
+    count = np.array(geometry.label_shape) // geometry.factor
+    faces = np.array([np.linspace(1, n - 1, THRESHOLDS).astype(int) for n in count])
+    return first[:, None] + faces * (np.array(geometry.label_scale) * geometry.factor)[:, None]
+
+
+def ramp(
+    shape: Sequence[int], scale: Sequence[float], translation: Sequence[float], axis: int
+) -> np.ndarray:
+    """The position (nm) of each voxel along an axis."""
+    return np.indices(shape, np.float32)[axis] * np.float32(scale[axis]) + np.float32(
+        translation[axis]
+    )
+
+
+RANGE = (-500.0, 1500.0)
+"""nm that are written as 0 and 1."""
+
+
+@pytest.fixture(scope="module", params=GEOMETRIES)
+def aligned(request, tmp_path_factory) -> tuple[Geometry, dict[str, list[Crop]]]:
+    """A geometry and a function that opens its crop three times: with raw that is z, y and x."""
+    geometry = GEOMETRIES[request.param]
+    root = tmp_path_factory.mktemp("aligned")
+    names = []
+    for axis, values in enumerate(thresholds(geometry)):
+        write_multiscale(
+            root / "raw" / "zyx"[axis],
+            ramp(geometry.raw_shape, geometry.raw_scale, (0, 0, 0), axis),
+            geometry.raw_scale,
+        )
+        place = ramp(geometry.label_shape, geometry.label_scale, geometry.label_translation, axis)
+        for number, threshold in enumerate(values):
+            names.append(f"{'zyx'[axis]}{number}")
+            write_multiscale(
+                root / "crop" / names[-1],
+                (place > threshold).astype(np.uint8),
+                geometry.label_scale,
+                geometry.label_translation,
+            )
+
+    def crops(margin: np.ndarray) -> list[Crop]:
+        rows = [Row("train", root / "raw" / axis, root / "crop", tuple(names)) for axis in "zyx"]
+        scales = geometry.input.scale, geometry.target.scale
+        return open_crops(
+            rows, names, *scales, margin, np.ones(3), root / "cache", 1, RANGE, False, False
+        )
+
+    return geometry, crops
+
+
+def read(blocks: list[Blocks], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (n, 3, z, y, x) in nm of the voxels of raw patches, and the labels (n, classes, z, y, x) beside them.
+
+    Of three sets of blocks that differ in nothing but their raw, which is z, y or x.
+    """
+    batches = [list(Batches(part, 4, 0, CPU, RANGE).between(0, n)) for part in blocks]
+    raw = torch.cat([torch.cat([batch.raw for batch in found]) for found in batches], 1)
+    labels = [torch.cat([dense(batch.target) for batch in found]) for found in batches]
+    assert torch.equal(labels[0], labels[1]) and torch.equal(labels[0], labels[2])
+    return (raw.double() * (RANGE[1] - RANGE[0]) + RANGE[0]).numpy(), labels[0].numpy()
+
+
+def offsets(patch: Patch) -> np.ndarray:
+    """(3, voxels) nm from the centre of a patch."""
+    middle = (np.array(patch.shape)[:, None] - 1) / 2
+    return (np.indices(patch.shape).reshape(3, -1) - middle) * np.array(patch.scale)[:, None]
+
+
+def folded(positions: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Where mirroring at the first and last voxel of the raw leads positions (3, voxels) outside of it."""
+    last = (np.array(geometry.raw_shape)[:, None] - 1) * np.array(geometry.raw_scale)[:, None]
+    return last - np.abs(last - np.abs(positions))
+
+
+def check_alignment(
+    geometry: Geometry, sample, positions: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Assert that raw is where the sample says, and that labels are those of where raw is.
+
+    Returns the signed errors of label borders (voxels), for voxels less than one voxel from a border.
+    """
+    expected = sample.centre[:, None] + sample.orientation @ offsets(geometry.input)
+    found = positions.reshape(3, -1)
+    assert (
+        np.abs(found - folded(expected, geometry)) < 0.01 * np.array(geometry.raw_scale)[:, None]
+    ).all()
+    inside = (np.abs(folded(expected, geometry) - expected) < 1e-9).all(axis=0)
+    assert inside.sum() > 100
+
+    # From here on only what the raw says: an affine through the positions leads to the voxels of the target
+    basis = np.concatenate([offsets(geometry.input), np.ones((1, expected.shape[1]))])
+    affine = np.linalg.lstsq(basis[:, inside].T, found[:, inside].T, rcond=None)[0].T
+    target = affine[:, :3] @ offsets(geometry.target) + affine[:, 3:]
+    scale = np.array(geometry.label_scale) * geometry.factor
+    count = np.array(geometry.label_shape) // geometry.factor
+    assert (scale <= np.array(geometry.target.scale) + 1e-9).all()
+    lower = np.array(geometry.label_translation) - np.array(geometry.label_scale) / 2
+    beyond = (
+        np.maximum(lower[:, None] - target, target - (lower + count * scale)[:, None])
+        / scale[:, None]
+    )
+    labels = labels.reshape(len(labels), -1)
+    assert (labels[:, (beyond > 0.01).any(axis=0)] == -1).all()
+    known = (beyond < -0.01).all(axis=0)
+    assert (labels[:, known] != -1).all()
+    errors = []
+    for axis, number in itertools.product(range(3), range(THRESHOLDS)):
+        distance = (target[axis, known] - thresholds(geometry)[axis, number]) / scale[axis]
+        positive = labels[axis * THRESHOLDS + number, known] == 1
+        assert positive[distance > 0.501].all() and not positive[distance < -0.501].any()
+        near = np.abs(distance) < 1
+        errors.append(positive[near] - (distance[near] > 0).astype(float))
+    return np.concatenate(errors)
+
+
+@pytest.mark.parametrize("transforms", TRANSFORMS)
+def test_raw_and_labels_are_aligned_to_half_a_voxel_in_every_orientation(aligned, transforms):
+    geometry, open_aligned = aligned
+    chosen = TRANSFORMS[transforms]
+    crops = open_aligned(reach_nm(geometry.input, chosen))
+    samplers = [
+        Sampler([crop], geometry.input, geometry.target, 7, spatial_transforms=chosen)
+        for crop in crops
+    ]
+    blocks = [
+        Blocks([crop], sampler, geometry.input, geometry.target)
+        for crop, sampler in zip(crops, samplers, strict=True)
+    ]
+    positions, labels = read(blocks, 8)
+    errors = [
+        check_alignment(geometry, samplers[0].draw(k), positions[k], labels[k]) for k in range(8)
+    ]
+    errors = np.concatenate(errors)
+    assert (labels != -1).mean() > 0.05
+    assert len(errors) > 200
+    if (
+        transforms in ("turned", "everything") and len(errors) > 2000
+    ):  # borders are where they belong on average
+        assert abs(errors.mean() * 2) < 0.1
+
+
+def test_validation_blocks_are_aligned_to_half_a_voxel(aligned):
+    geometry, open_aligned = aligned
+    crops = open_aligned((geometry.input.extent + geometry.target.extent) / 2)
+    samples = validation_samples(crops[:1], geometry.input, geometry.target, 0)[:12]
+    positions, labels = read(
+        [Blocks([crop], samples, geometry.input, geometry.target) for crop in crops], len(samples)
+    )
+    for sample, place, label in zip(samples, positions, labels, strict=True):
+        check_alignment(geometry, sample, place, label)
+
+
+def random_crop(
+    tmp_path: Path, raw: np.ndarray, labels: dict[str, np.ndarray], name: str = "a", **settings
+) -> Crop:
+    """A crop of random volumes: raw at 0 nm; labels from voxel (16, 16, 16) on unless said otherwise."""
+    values = {
+        "scale": (8, 8, 8),
+        "label_scale": (8, 8, 8),
+        "label_translation": (128, 128, 128),
+        "margin": 200.0,
+    } | settings
+    root = tmp_path / f"{name}.zarr"
+    write_multiscale(root / "raw", raw, values["scale"])
+    for label, volume in labels.items():
+        write_multiscale(
+            root / "crop1" / label, volume, values["label_scale"], values["label_translation"]
+        )
+    row = Row("train", root / "raw", root / "crop1", tuple(labels))
+    classes = values.get("classes", tuple(labels))
+    margin = np.full(3, values["margin"])
+    return open_crops(
+        [row], classes, values["scale"], values["scale"], margin, np.ones(3), tmp_path / "cache", 1
+    )[0]
+
+
+RANDOM = np.random.default_rng(0)
+INPUT, TARGET = Patch((12, 14, 10), (8, 8, 8)), Patch((6, 8, 4), (8, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def crop(tmp_path_factory) -> Crop:
+    """Random raw and two random classes that exclude each other."""
+    raw = RANDOM.integers(1, 256, (50, 50, 50), np.uint8)
+    kind = RANDOM.integers(0, 3, (18, 19, 20))
+    return random_crop(tmp_path_factory.mktemp("crop"), raw, {"mito": kind == 1, "nuc": kind == 2})
+
+
+def batches(
+    crops: Sequence[Crop], batch_size: int = 4, workers: int = 0, raw_range: tuple = (), **settings
+) -> Batches:
+    sampler = Sampler(crops, INPUT, TARGET, 3, **settings)
+    return Batches(Blocks(crops, sampler, INPUT, TARGET), batch_size, workers, CPU, raw_range)
+
+
+def joined(found: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    raw, target = (
+        torch.cat([batch.raw for batch in found]),
+        torch.cat([dense(batch.target) for batch in found]),
+    )
+    return raw, target, [name for batch in found for name in batch.where]
+
+
+def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
+    return all(
+        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+        for x, y in zip(joined(a), joined(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "transforms", [{}, ROTATE, MIRROR | TRANSPOSE, MIRROR | TRANSPOSE | ROTATE]
+)
+def test_patches_equal_scipy_at_the_places_of_the_sample(crop, transforms):
+    sampler = Sampler([crop], INPUT, TARGET, 3, spatial_transforms=transforms)
+    raw, target, _ = joined(
+        list(Batches(Blocks([crop], sampler, INPUT, TARGET), 4, 0, CPU).between(0, 6))
+    )
+    for k in range(6):
+        sample = sampler.draw(k)
+        place = sample.centre[:, None] + sample.orientation @ offsets(INPUT)
+        at = (place - crop.raw_grid.origin[:, None]) / crop.raw_grid.scale[:, None]
+        expected = ndimage.map_coordinates(crop.raw().astype(float), at, order=1) / 255
+        np.testing.assert_allclose(raw[k].flatten(), expected, atol=2e-4)
+        place = sample.centre[:, None] + sample.orientation @ offsets(TARGET)
+        at = (place - crop.label_grid.origin[:, None]) / crop.label_grid.scale[:, None]
+        row = ndimage.map_coordinates(
+            crop.labels().astype(float), at, order=0, mode="grid-constant"
+        ).astype(int)
+        clear = (np.abs(at - np.floor(at) - 0.5) > 1e-3).all(axis=0)
+        assert clear.mean() > 0.9
+        np.testing.assert_array_equal(target[k].flatten(1)[:, clear], crop.palette[row[clear]].T)
+
+
+def test_raw_is_never_black_around_a_crop_much_smaller_than_the_patch(tmp_path):
+    """A crop of 3 voxels, patches of 40 and 30 voxels, raw everywhere at 200: also where a patch is turned."""
+    small = {"mito": np.ones((3, 3, 3), np.uint8)}
+    raw, target = Patch((40, 40, 40), (8, 8, 8)), Patch((30, 30, 30), (8, 8, 8))
+    for name, transforms in {"straight": MIRROR, "turned": ROTATE}.items():
+        margin = float(reach_nm(raw, transforms).max())
+        found = random_crop(
+            tmp_path,
+            np.full((80, 80, 80), 200, np.uint8),
+            small,
+            name,
+            label_translation=(320, 320, 320),
+            margin=margin,
+        )
+        for fraction in (0.0, 1.0):
+            sampler = Sampler(
+                [found],
+                raw,
+                target,
+                3,
+                positive_centre_fraction=fraction,
+                spatial_transforms=transforms,
+            )
+            for batch in Batches(Blocks([found], sampler, raw, target), 1, 0, CPU).between(0, 12):
+                torch.testing.assert_close(batch.raw, torch.full_like(batch.raw, 200 / 255))
+                assert (dense(batch.target) == 1).any()
+
+
+def test_a_sphere_stays_a_sphere_when_axes_of_sections_are_transposed(tmp_path):
+    """200 nm across: 4 sections of 50 nm are 40 voxels of 5 nm, whichever axis becomes which."""
+    shape, scale = (12, 90, 90), (50, 5, 5)
+    place = [ramp(shape, scale, (0, 0, 0), axis) for axis in range(3)]
+    ball = (place[0] - 275) ** 2 + (place[1] - 222.5) ** 2 + (place[2] - 222.5) ** 2 < 130**2
+    patch = Patch((9, 72, 72), (50, 5, 5))
+    found = random_crop(
+        tmp_path,
+        (ball * 200 + 50).astype(np.uint8),
+        {"ld": ball},
+        scale=scale,
+        label_scale=scale,
+        label_translation=(0, 0, 0),
+        margin=400,
+    )
+    sampler = Sampler(
+        [found], patch, patch, 3, spatial_transforms=TRANSPOSE, positive_centre_fraction=0.0
+    )
+    centred = [replace(sampler.draw(k), centre=np.array([275.0, 222.5, 222.5])) for k in range(6)]
+    assert len({tuple(sample.orientation.argmax(1)) for sample in centred}) > 2
+    block = Blocks([found], sampler, patch, patch)
+    block.samples = centred
+    _, target, _ = joined(list(Batches(block, 6, 0, CPU).between(0, 6)))
+    volume = (target == 1).sum((1, 2, 3, 4)) * 50 * 5 * 5
+    np.testing.assert_allclose(volume, 4 / 3 * np.pi * 130**3, rtol=0.05)
+    for sample in target[:, 0].numpy() == 1:
+        extent = [
+            np.ptp(np.flatnonzero(sample.any(tuple({0, 1, 2} - {axis})))) * scale[axis]
+            for axis in range(3)
+        ]
+        assert all(abs(length - 260) <= 60 for length in extent)
+
+
+# Batches
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_are_the_same_with_and_without_workers(crop, workers):
+    alone = list(batches([crop], **EVERYTHING).between(0, 10))
+    assert same(alone, list(batches([crop], workers=workers, **EVERYTHING).between(0, 10)))
+
+
+@pytest.mark.parametrize("transforms", [MIRROR | TRANSPOSE, MIRROR | TRANSPOSE | ROTATE])
+def test_halves_of_a_batch_equal_the_batch(crop, transforms):
+    settings = EVERYTHING | {"spatial_transforms": transforms}
+    whole = list(batches([crop], 4, **settings).between(4, 8))
+    assert same(whole, list(batches([crop], 2, **settings).between(4, 8)))
+    assert same(whole, list(batches([crop], 1, **settings).between(4, 8)))
+
+
+def test_a_run_that_continues_draws_what_it_would_have_drawn(crop):
+    whole = list(batches([crop], **EVERYTHING).between(0, 12))
+    again = list(batches([crop], **EVERYTHING).between(8, 12))
+    assert same(whole[2:], again)
+
+
+def test_the_last_batch_may_be_smaller(crop):
+    assert [len(batch.raw) for batch in batches([crop]).between(0, 10)] == [4, 4, 2]
+
+
+def test_a_batch_has_the_shapes_and_types_that_network_and_loss_take(crop):
+    (batch,) = batches([crop]).between(0, 4)
+    target = dense(batch.target)
+    assert batch.raw.shape == (4, 1, 12, 14, 10) and batch.raw.dtype == torch.float32
+    assert target.shape == (4, 2, 6, 8, 4) and target.dtype == torch.int8
+    assert set(target.unique().tolist()) <= {-1, 0, 1}
+
+
+def test_a_batch_says_where_its_patches_are_from(crop):
+    (batch,) = batches([crop]).between(20, 22)
+    assert batch.where == ["a/crop1 (sample 20)", "a/crop1 (sample 21)"]
+
+
+@pytest.mark.parametrize("transforms", [MIRROR, ROTATE])
+def test_raw_lies_in_0_to_1_and_uses_the_range(tmp_path, transforms):
+    raw = np.where(RANDOM.random((50, 50, 50)) < 0.5, 0, 255).astype(np.uint8)
+    found = random_crop(tmp_path, raw, {"mito": np.ones((18, 18, 18), np.uint8)})
+    patches, _, _ = joined(list(batches([found], spatial_transforms=transforms).between(0, 4)))
+    assert patches.min() >= 0 and patches.max() <= 1 + 1e-6
+    assert patches.std() > 0.1
+
+
+def test_raw_that_is_white_everywhere_is_1_when_turned(tmp_path):
+    found = random_crop(
+        tmp_path, np.full((50, 50, 50), 255, np.uint8), {"mito": np.ones((18, 18, 18), np.uint8)}
+    )
+    patches, _, _ = joined(list(batches([found], spatial_transforms=ROTATE).between(0, 4)))
+    torch.testing.assert_close(patches, torch.ones_like(patches))
+
+
+def test_a_range_of_raw_values_becomes_0_to_1(crop):
+    plain, _, _ = joined(list(batches([crop]).between(0, 4)))
+    ranged, _, _ = joined(list(batches([crop], raw_range=(50, 200)).between(0, 4)))
+    torch.testing.assert_close(ranged, ((plain * 255 - 50) / 150).clamp(0, 1))
+
+
+def test_channels_are_the_classes_in_their_order(tmp_path):
+    """Raw is bright where `mito` is, dark where `nuc` is, in between elsewhere."""
+    kind = np.kron(RANDOM.integers(0, 3, (9, 9, 9)), np.ones((2, 2, 2), int))
+    raw = np.full((50, 50, 50), 100, np.uint8)
+    raw[16:34, 16:34, 16:34] = np.choose(kind, [100, 200, 20])
+    for name, classes in {"a": ("mito", "nuc"), "b": ("nuc", "mito")}.items():
+        found = random_crop(
+            tmp_path, raw, {"mito": kind == 1, "nuc": kind == 2}, name, classes=classes
+        )
+        sampler = Sampler([found], TARGET, TARGET, 3)
+        patches, target, _ = joined(
+            list(Batches(Blocks([found], sampler, TARGET, TARGET), 4, 0, CPU).between(0, 4))
+        )
+        assert torch.equal(target[:, [classes.index("mito")]] == 1, patches > 0.7)
+        assert torch.equal(target[:, [classes.index("nuc")]] == 1, patches < 0.1)
+
+
+def test_a_class_that_no_crop_annotates_is_unknown_where_nothing_excludes_it(tmp_path):
+    mito = RANDOM.random((18, 18, 18)) < 0.5
+    raw = np.full((50, 50, 50), 100, np.uint8)
+    found = random_crop(tmp_path, raw, {"mito": mito}, classes=("mito", "nuc", "cell"))
+    _, target, _ = joined(list(batches([found]).between(0, 4)))
+    assert torch.equal(target[:, 1], torch.where(target[:, 0] == 1, 0, -1).to(torch.int8))
+    assert torch.equal(target[:, 2], torch.where(target[:, 0] == 1, 1, -1).to(torch.int8))
+
+
+def test_each_patch_is_read_with_the_palette_of_its_crop(tmp_path):
+    """Two crops whose rows mean different classes, the second with more combinations than fit into a byte."""
+    names = ("mito", "nuc", *(f"mine{i}" for i in range(9)))
+    code = RANDOM.integers(0, 2048, (18, 18, 18))
+    raw = np.full((50, 50, 50), 100, np.uint8)
+    few = random_crop(
+        tmp_path, raw, {n: np.full((18, 18, 18), n == "nuc", np.uint8) for n in names}, "few"
+    )
+    many = random_crop(tmp_path, raw, {n: code >> i & 1 for i, n in enumerate(names)}, "many")
+    assert few.labels().dtype == np.uint8 and many.labels().dtype == np.uint16
+    sampler = Sampler([few, many], INPUT, TARGET, 3)
+    _, target, where = joined(
+        list(Batches(Blocks([few, many], sampler, INPUT, TARGET), 4, 0, CPU).between(0, 24))
+    )
+    assert {name.split("/")[0] for name in where} == {"few", "many"}
+    for k, name in enumerate(where):
+        if name.startswith("few"):
+            assert (
+                target[k] == (torch.tensor([n == "nuc" for n in names]))[:, None, None, None]
+            ).all()
+        else:
+            at = np.rint((sampler.draw(k).centre[:, None] + offsets(TARGET) - 128) / 8).astype(int)
+            expected = np.array([code[tuple(at)] >> i & 1 for i in range(len(names))])
+            np.testing.assert_array_equal(target[k].flatten(1), expected)
+
+
+def test_raw_of_uint16_stands_beside_raw_of_uint8(tmp_path):
+    labels = np.ones((18, 18, 18), np.uint8)
+    rows = []
+    for name, raw in {
+        "a": np.full((50, 50, 50), 51, np.uint8),
+        "b": np.full((50, 50, 50), 39321, np.uint16),
+    }.items():
+        random_crop(tmp_path, raw, {"mito": labels}, name)
+        rows.append(
+            Row(
+                "train",
+                tmp_path / f"{name}.zarr" / "raw",
+                tmp_path / f"{name}.zarr" / "crop1",
+                ("mito",),
+            )
+        )
+    both = open_crops(
+        rows, ["mito"], (8, 8, 8), (8, 8, 8), np.full(3, 200.0), np.ones(3), tmp_path / "cache", 1
+    )
+    raw, _, where = joined(list(batches(both, spatial_transforms=ROTATE).between(0, 8)))
+    assert {name[0] for name in where} == {"a", "b"}
+    for patch, name in zip(raw, where, strict=True):
+        torch.testing.assert_close(patch, torch.full_like(patch, {"a": 0.2, "b": 0.6}[name[0]]))
+
+
+@pytest.mark.parametrize("transforms", [{}, IN_PLANE, IN_PLANE | ROTATE_IN_PLANE])
+def test_patches_of_one_slice_come_from_one_slice(tmp_path, transforms):
+    """Each slice has a grey value and a class of its own: 2 * z, and positive in odd slices."""
+    raw = np.broadcast_to(np.arange(1, 51, dtype=np.uint8)[:, None, None] * 2, (50, 50, 50)).copy()
+    labels = np.broadcast_to(np.arange(18)[:, None, None] % 2, (18, 30, 30))
+    found = random_crop(tmp_path, raw, {"mito": labels}, label_translation=(128, 80, 80))
+    patch, target = Patch((1, 20, 22), (8, 8, 8)), Patch((1, 12, 10), (8, 8, 8))
+    sampler = Sampler([found], patch, target, 3, spatial_transforms=transforms)
+    shown = 0
+    for k, batch in enumerate(
+        Batches(Blocks([found], sampler, patch, target), 1, 0, CPU).between(0, 12)
+    ):
+        assert batch.raw.shape == (1, 1, 1, 20, 22) and dense(batch.target).shape == (
+            1,
+            1,
+            1,
+            12,
+            10,
+        )
+        assert batch.raw.max() - batch.raw.min() < 1e-5  # slices are not mixed
+        height = (sampler.draw(k).centre[0] - 128) / 8
+        np.testing.assert_allclose(batch.raw.flatten()[0] * 255 / 2 - 1 - 16, height, atol=1e-3)
+        known = dense(batch.target)[dense(batch.target) >= 0]
+        if abs(height - np.floor(height) - 0.5) > 0.01:
+            assert (known == np.rint(height) % 2).all()
+            shown += len(known)
+    assert shown > 500
+
+
+@pytest.mark.parametrize(
+    "beside", [0, 3, 4], ids=["on the raw voxels", "3 nm beside", "half a voxel beside"]
+)
+@pytest.mark.parametrize("patch", [TARGET, Patch((7, 5, 9), (8, 8, 8))])
+def test_validation_sees_every_voxel_once(tmp_path, beside, patch):
+    raw, mito = RANDOM.integers(1, 256, (50, 50, 50), np.uint8), RANDOM.random((18, 19, 20)) < 0.3
+    found = random_crop(tmp_path, raw, {"mito": mito}, label_translation=np.full(3, 128.0 + beside))
+    samples = validation_samples([found], INPUT, patch, 0)
+    _, target, _ = joined(
+        list(Batches(Blocks([found], samples, INPUT, patch), 3, 0, CPU).between(0, len(samples)))
+    )
+    assert (target >= 0).sum() == 18 * 19 * 20
+    for value in (0, 1):
+        expected = found.counts @ (found.palette == value)
+        np.testing.assert_array_equal((target == value).sum((0, 2, 3, 4)), expected)
+
+
+# Data of a run
+
+
+def test_voxels_are_counted_in_target_voxels_over_crops_of_any_grid(tmp_path):
+    """At 8 nm: 10 voxels; at 16 nm: 5 voxels that are 40; classes known in the second crop only count there."""
+    raw = np.full((50, 50, 50), 100, np.uint8)
+    fine, coarse = np.zeros((18, 18, 18), np.uint8), np.zeros((9, 9, 9), np.uint8)
+    fine.flat[:10], coarse.flat[:5] = 1, 1
+    crops = [
+        random_crop(tmp_path, raw, {"mito": fine}, "a", classes=("mito", "er")),
+        random_crop(
+            tmp_path,
+            raw,
+            {"mito": coarse, "er": coarse * 0},
+            "b",
+            classes=("mito", "er"),
+            label_scale=(16, 16, 16),
+        ),
+    ]
+    np.testing.assert_allclose(count_voxels(crops, 1, (8, 8, 8)), [50, 0])
+    np.testing.assert_allclose(
+        count_voxels(crops, 0, (8, 8, 8)), [18**3 - 10 + 9**3 * 8 - 40, 10 + 9**3 * 8]
+    )
+    np.testing.assert_allclose(count_voxels(crops, 1, (4, 8, 8)), [100, 0])
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A data root with three crops, of which the third annotates `mito` only, and a datasplit of the others."""
+    store = tmp_path / "data" / "set.zarr"
+    write_multiscale(store / "em", RANDOM.integers(1, 256, (50, 50, 50), np.uint8), (8, 8, 8))
+    for number, names in enumerate((("mito", "nuc"), ("mito", "nuc"), ("mito",)), 1):
+        kind = RANDOM.integers(0, 3, (18, 18, 18))
+        for index, name in enumerate(names, 1):
+            write_multiscale(
+                store / f"crop{number}" / name,
+                (kind == index).astype(np.uint8),
+                (8, 8, 8),
+                (128, 128, 128),
+            )
+    split(tmp_path, ("train", 1, "mito,nuc"), ("validate", 2, "mito,nuc"))
+    return tmp_path
+
+
+def split(root: Path, *rows: tuple[str, int, str]) -> None:
+    text = "".join(
+        f'"{usage}","set.zarr","em","set.zarr","crop{n}/[{names}]"\n' for usage, n, names in rows
+    )
+    (root / "datasplit.csv").write_text(text)
+
+
+def config(root: Path, **settings) -> TrainConfig:
+    """Settings of a run on `root`, where a path of the CSV is relative to root/data."""
+    values = {
+        "build_model": lambda classes: None,
+        "classes": ("mito", "nuc"),
+        "base_experiment_path": str(root),
+        "data_path": str(root / "data"),
+        "cache_path": str(root / "cache"),
+        "input_array_info": {"shape": INPUT.shape, "scale": INPUT.scale},
+        "target_array_info": {"shape": TARGET.shape, "scale": TARGET.scale},
+    }
+    return TrainConfig(**values | settings)
+
+
+def test_the_crops_of_a_run_are_those_of_its_datasplit(root):
+    data = open_data(config(root))
+    assert [crop.name for crop in data.train] == ["set/crop1"]
+    assert [crop.name for crop in data.validation] == ["set/crop2"]
+    assert notices(data, ("mito", "nuc")) == []
+    np.testing.assert_array_equal(data.foreground + data.background, [18**3, 18**3])
+
+
+def test_crops_that_annotate_no_class_of_the_run_are_left_out(root):
+    split(root, ("train", 1, "mito,nuc"), ("train", 3, "mito"))
+    assert [crop.name for crop in open_data(config(root, classes=("nuc",))).train] == ["set/crop1"]
+
+
+def test_a_split_without_a_crop_of_the_classes_is_refused(root):
+    with pytest.raises(
+        ValueError,
+        match="datasplit.csv: no training crop annotates any of golgi; change classes or the split",
+    ):
+        open_data(config(root, classes=("golgi",)))
+
+
+def test_a_split_without_positive_voxels_is_refused(root):
+    write_multiscale(
+        root / "data" / "set.zarr" / "crop1" / "nuc",
+        np.zeros((18, 18, 18), np.uint8),
+        (8, 8, 8),
+        (128, 128, 128),
+    )
+    with pytest.raises(
+        ValueError, match="no training crop has a positive voxel of nuc; add crops that do"
+    ):
+        open_data(config(root, classes=("nuc",)))
+
+
+def test_a_missing_class_folder_is_named(root):
+    split(root, ("train", 3, "mito,nuc"))
+    with pytest.raises(FileNotFoundError, match="line 1: no class folder .*crop3/nuc"):
+        open_data(config(root))
+
+
+def test_a_patch_larger_than_the_raw_is_refused(root):
+    with pytest.raises(
+        ValueError, match="em: 400;400;400 nm of raw, smaller than the input patch of 480;96;96 nm"
+    ):
+        open_data(config(root, input_array_info={"shape": (60, 12, 12), "scale": (8, 8, 8)}))
+
+
+def test_training_and_validation_crops_share_the_budget_of_the_cache(root):
+    """Each of the two fits by itself; together they do not, and the first must not be thrown out for the second."""
+    data = open_data(config(root))
+    sizes = [crop.raw().nbytes + crop.labels().nbytes for crop in (*data.train, *data.validation)]
+    enough, too_little = sum(sizes) * 1.3e-9, max(sizes) * 1.3e-9
+    open_data(config(root, cache_gb=enough, cache_path=str(root / "other")))
+    with pytest.raises(ValueError, match="raise cache_gb"):
+        open_data(config(root, cache_gb=too_little, cache_path=str(root / "third")))
+
+
+def test_a_class_without_positive_voxel_is_said_once(root):
+    write_multiscale(
+        root / "data" / "set.zarr" / "crop1" / "nuc",
+        np.zeros((18, 18, 18), np.uint8),
+        (8, 8, 8),
+        (128, 128, 128),
+    )
+    said = notices(open_data(config(root)), ("mito", "nuc"))
+    assert said == ["no positive voxel in the training crops, so not learnt: nuc"]
+
+
+def test_a_split_without_validation_is_said(root):
+    split(root, ("train", 1, "mito,nuc"))
+    said = notices(open_data(config(root)), ("mito", "nuc"))
+    assert said == [
+        "the datasplit has no validation crop: no metric, and the best checkpoint is the last"
+    ]
+
+
+def test_contradictions_in_the_annotation_are_counted_and_said_once(root):
+    """100 voxels of the training crop are both `mito` and `nuc`, and 50 of the validation crop."""
+    for number, n in ((1, 100), (2, 50)):
+        both = np.zeros((18, 18, 18), np.uint8)
+        both.flat[:n] = 1
+        for name in ("mito", "nuc"):
+            write_multiscale(
+                root / "data" / "set.zarr" / f"crop{number}" / name,
+                both,
+                (8, 8, 8),
+                (128, 128, 128),
+            )
+    (said,) = notices(open_data(config(root)), ("mito", "nuc"))
+    assert said.startswith(
+        "the annotation contradicts the class table in 150 voxels of 2 crops, most in set/crop1 (1.7%)"
+    )
+
+
+def test_data_opened_from_another_folder_are_the_same(root, monkeypatch, tmp_path_factory):
+    first = open_data(config(root))
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    second = open_data(config(root))
+    assert first.split_hash == second.split_hash
+    assert [crop.folder for crop in first.train] == [crop.folder for crop in second.train]

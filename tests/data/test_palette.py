@@ -1,0 +1,218 @@
+"""What annotated classes imply for the others, against drawn cases and a brute-force truth of one atom per voxel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from common.classes import ATOM_IDS, GROUP_ATOMS, TESTED, exclusions, membership
+from common.data.palette import UNKNOWN, complete, contradicts, encode
+
+TABLE = (*ATOM_IDS, *GROUP_ATOMS)
+
+
+def row(**known: int) -> tuple[np.ndarray, list[str]]:
+    """A palette of one row over the tested classes where only `known` classes are annotated."""
+    return np.array([[known.get(name, UNKNOWN) for name in TESTED]], np.int8), list(TESTED)
+
+
+def inferred(
+    use_mutual_exclusion: bool = True, infer_groups: bool = True, **known: int
+) -> dict[str, int]:
+    """The classes that `known` ones determine, and what they are."""
+    palette, names = row(**known)
+    result = complete(palette, names, use_mutual_exclusion, infer_groups)[0]
+    return {
+        n: int(v) for n, v in zip(names, result, strict=True) if v != UNKNOWN and n not in known
+    }
+
+
+def truth_of_random_voxels(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, classes of the table) labels of voxels that are one atom each, and those of a random subset of classes."""
+    random = np.random.default_rng(seed)
+    atom = random.integers(len(ATOM_IDS), size=rows)
+    truth = membership(TABLE)[:, atom].T.astype(np.int8)
+    annotated = random.random(len(TABLE)) < random.random()
+    return truth, np.where(annotated, truth, np.int8(UNKNOWN))
+
+
+def test_a_positive_class_makes_the_classes_that_exclude_it_negative():
+    found = inferred(infer_groups=False, mito=1)
+    assert found == dict.fromkeys(exclusions(TESTED)["mito"], 0)
+
+
+def test_a_positive_cell_excludes_only_ecs():
+    assert inferred(cell=1) == {"ecs": 0}
+
+
+def test_a_negative_class_excludes_nothing_without_groups():
+    assert inferred(infer_groups=False, mito=0, nuc=0, pm=0) == {}
+
+
+def test_without_mutual_exclusion_a_positive_class_makes_no_class_negative():
+    assert inferred(use_mutual_exclusion=False, infer_groups=False, mito_mem=1) == {}
+    assert inferred(use_mutual_exclusion=False, mito_mem=1) == {"mito": 1, "cell": 1}
+
+
+def test_true_negatives_equal_those_of_the_earlier_loader():
+    """The loop over pairs of cellmap-data until 2025.12: 0 wherever any annotated exclusive class is positive."""
+    partners = exclusions(TABLE)
+    for seed in range(30):
+        _, palette = truth_of_random_voxels(40, seed)
+        expected = palette.copy()
+        for channel, name in enumerate(TABLE):
+            for other in partners[name]:
+                expected[
+                    (palette[:, channel] == UNKNOWN) & (palette[:, TABLE.index(other)] == 1),
+                    channel,
+                ] = 0
+        found = complete(palette, TABLE, use_mutual_exclusion=True, infer_groups=False)
+        assert (found[expected == 0] == 0).all() and (found[expected == 1] == 1).all()
+
+
+def test_a_group_is_positive_where_one_of_its_atoms_is():
+    found = inferred(np_in=1)
+    assert {name for name, value in found.items() if value == 1} == {
+        "np",
+        "ne",
+        "nuc",
+        "er",
+        "cell",
+        "ne_mem_all",
+    }
+
+
+def test_a_group_is_negative_where_all_its_atoms_are():
+    assert inferred(golgi_mem=0, golgi_lum=0) == {"golgi": 0}
+
+
+def test_a_group_stays_unknown_where_one_of_its_atoms_is_unknown():
+    assert "mito" not in inferred(mito_mem=0, mito_lum=0)
+
+
+def test_a_group_is_not_positive_by_elimination():
+    """`np_in` is all that is left of `np`, and yet stays unknown."""
+    found = inferred(np=1, np_out=0)
+    assert "np_in" not in found
+
+
+def test_the_parts_of_a_negative_group_are_negative():
+    assert inferred(er=0) == {
+        n: 0
+        for n in "er_mem er_lum eres_mem eres_lum eres ne_mem ne_lum np_out np_in ne np er_mem_all ne_mem_all".split()
+    }
+
+
+def test_a_negative_cell_makes_all_but_ecs_negative():
+    assert inferred(cell=0) == dict.fromkeys(set(TESTED) - {"cell", "ecs"}, 0)
+
+
+def test_an_annotated_class_is_never_changed():
+    random = np.random.default_rng(0)
+    palette = random.integers(-1, 2, (400, len(TABLE))).astype(np.int8)  # mostly impossible rows
+    for switches in ((True, True), (True, False), (False, True)):
+        found = complete(palette, TABLE, *switches)
+        np.testing.assert_array_equal(found[palette != UNKNOWN], palette[palette != UNKNOWN])
+
+
+def test_the_given_palette_is_left_as_it_was():
+    palette, names = row(mito=1)
+    before = palette.copy()
+    complete(palette, names)
+    np.testing.assert_array_equal(palette, before)
+
+
+def test_with_both_switches_off_nothing_is_inferred():
+    assert inferred(use_mutual_exclusion=False, infer_groups=False, mito=1, er=0) == {}
+
+
+@pytest.mark.parametrize("switches", [(True, True), (True, False), (False, True)])
+def test_everything_inferred_is_true_of_voxels_that_are_one_atom(switches):
+    said = 0
+    for seed in range(120):
+        truth, palette = truth_of_random_voxels(60, seed)
+        found = complete(palette, TABLE, *switches)
+        known = found != UNKNOWN
+        np.testing.assert_array_equal(found[known], truth[known])
+        assert not contradicts(palette, TABLE).any()
+        said += int((known & (palette == UNKNOWN)).sum())
+    assert said > 10_000
+
+
+def test_everything_that_follows_is_inferred_but_for_positives_by_elimination():
+    """Brute force over all atoms: a class negative in every atom that fits what is known is found to be negative."""
+    atoms = membership(TABLE)
+    for seed in range(40):
+        _, palette = truth_of_random_voxels(30, seed)
+        found = complete(palette, TABLE)
+        for known, result in zip(palette, found, strict=True):
+            annotated = known != UNKNOWN
+            fits = (atoms[annotated] == (known[annotated] == 1)[:, None]).all(
+                axis=0
+            )  # over the 53 atoms
+            never = ~atoms[:, fits].any(axis=1)
+            np.testing.assert_array_equal(result[~annotated] == 0, never[~annotated])
+
+
+@pytest.mark.parametrize(
+    "known",
+    [{"mito": 1, "nuc": 1}, {"pm": 1, "cell": 0}, {"golgi": 1, "golgi_mem": 0, "golgi_lum": 0}],
+)
+def test_a_contradiction_is_recognised(known):
+    assert contradicts(*row(**known)).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    "known",
+    [{}, {"nuc": 1, "er": 1}, {"cell": 0, "ecs": 0}, {"mito": 1, "mito_mem": 0, "mito_lum": 0}],
+)
+def test_what_can_hold_together_is_no_contradiction(known):
+    assert contradicts(*row(**known)).tolist() == [False]
+
+
+def test_nothing_is_inferred_where_the_annotation_contradicts_itself():
+    assert inferred(mito=1, nuc=1) == {}
+
+
+def test_a_contradiction_leaves_other_rows_alone():
+    bad, names = row(mito=1, nuc=1)
+    good, _ = row(mito=1)
+    both = complete(np.concatenate([bad, good]), names)
+    np.testing.assert_array_equal(both[0], bad[0])
+    np.testing.assert_array_equal(both[1:], complete(good, names))
+
+
+def test_a_class_outside_the_table_implies_nothing_and_is_not_inferred():
+    names = ["mine", "yours", "mito", "nuc", "cell"]
+    palette = np.array(
+        [[1, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN], [0, UNKNOWN, 1, UNKNOWN, UNKNOWN]], np.int8
+    )
+    np.testing.assert_array_equal(complete(palette, names), [[1, -1, -1, -1, -1], [0, -1, 1, 0, 1]])
+    assert not contradicts(palette, names).any()
+
+
+def test_a_row_where_nothing_is_known_stays_unknown():
+    assert inferred() == {}
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 65, 74])
+def test_encoded_volumes_come_back(n):
+    random = np.random.default_rng(n)
+    seeds = random.integers(0, 9, (5, 6, 7))  # nine distinct voxels
+    volumes = [random.random(9)[seeds] < 0.5 for _ in range(n)]
+    index, combinations = encode(volumes)
+    np.testing.assert_array_equal(np.moveaxis(combinations[index], -1, 0), volumes)
+    assert len(combinations) <= 9
+
+
+def test_each_combination_that_occurs_has_one_row():
+    a = np.array([[[0, 0, 1, 1, 0]]], bool)
+    b = np.array([[[0, 1, 0, 1, 1]]], bool)
+    index, combinations = encode([a, b])
+    assert sorted(map(tuple, combinations.tolist())) == [
+        (False, False),
+        (False, True),
+        (True, False),
+        (True, True),
+    ]
+    assert index[0, 0, 1] == index[0, 0, 4]

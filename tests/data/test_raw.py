@@ -1,0 +1,174 @@
+"""Raw on a wanted grid: the right level, averaged, mirrored beyond the volume, scaled to [0, 1]."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data import raw
+from common.data.ngff import write_multiscale
+from common.data.raw import mirror, open_raw, reduction
+
+VOLUME = np.random.default_rng(0).integers(0, 256, (13, 18, 22), np.uint8)
+
+
+@pytest.fixture
+def image(tmp_path) -> Path:
+    """Levels of 8 and 16 nm."""
+    write_multiscale(tmp_path / "raw", VOLUME, (8, 8, 8), (100, 200, 300), levels=2, chunk=8)
+    return tmp_path / "raw"
+
+
+def means(volume: np.ndarray, factors: tuple[int, int, int]) -> np.ndarray:
+    """Block means, one block after another."""
+    shape = tuple(n // f for n, f in zip(volume.shape, factors, strict=True))
+    return np.array(
+        [
+            volume[tuple(slice(i * f, i * f + f) for i, f in zip(index, factors, strict=True))]
+            .astype(float)
+            .mean()
+            for index in np.ndindex(shape)
+        ]
+    ).reshape(shape)
+
+
+def test_raw_of_the_wanted_voxel_size_is_read_as_it_is(image):
+    found = open_raw(image, (8, 8, 8))
+    assert found.dtype == np.uint8 and found.grid.shape == VOLUME.shape
+    np.testing.assert_allclose(found.grid.origin, (100, 200, 300))
+    np.testing.assert_array_equal(found.read((1, 2, 3), (13, 9, 20)), VOLUME[1:13, 2:9, 3:20])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "level", "factor"),
+    [
+        ((8, 8, 8), "s0", (1, 1, 1)),
+        ((16, 16, 16), "s1", (1, 1, 1)),
+        ((10, 10, 10), "s0", (1, 1, 1)),
+        ((32, 32, 48), "s1", (2, 2, 3)),
+        ((16, 8, 8), "s0", (2, 1, 1)),
+        ((4, 4, 4), "s0", (1, 1, 1)),
+        ((500, 16, 16), "s1", (6, 1, 1)),
+    ],
+)
+def test_the_nearest_level_is_averaged_while_it_stays_finer(image, wanted, level, factor):
+    """Never over more voxels than there are."""
+    found = open_raw(image, wanted)
+    assert (found.level.path.name, tuple(found.factor)) == (level, factor)
+
+
+@pytest.mark.parametrize("at_once", [1, 120, 2**27])
+def test_averaged_voxels_are_block_means_and_lie_in_their_middle(image, monkeypatch, at_once):
+    """Also where the voxels to average do not fit into memory at once."""
+    monkeypatch.setattr(raw, "AT_ONCE", at_once)
+    found = open_raw(image, (16, 32, 24))
+    assert found.level.path.name == "s1" and tuple(found.factor) == (1, 2, 1)
+    np.testing.assert_allclose(found.grid.origin, (104, 204 + 8, 304))
+    np.testing.assert_allclose(found.grid.scale, (16, 32, 16))
+    fine = found.level.read((0, 0, 0), found.level.shape)
+    expected = np.rint(means(fine, (1, 2, 1)))
+    np.testing.assert_array_equal(found.read((1, 0, 2), (6, 4, 9)), expected[1:6, :4, 2:9])
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [
+        ((-3, -2, -30), (16, 20, 25)),
+        ((0, 0, 0), (13, 18, 22)),
+        ((10, 15, 20), (40, 60, 70)),
+        ((14, 0, -5), (16, 3, -1)),
+    ],
+)
+def test_beyond_the_volume_raw_is_mirrored(image, start, stop):
+    """np.pad is the reference, also where the mirror image is mirrored again, and where nothing is inside."""
+    padded = np.pad(VOLUME, 80, mode="reflect")
+    expected = padded[tuple(slice(a + 80, b + 80) for a, b in zip(start, stop, strict=True))]
+    np.testing.assert_array_equal(open_raw(image, (8, 8, 8)).read_mirrored(start, stop), expected)
+
+
+def test_mirrored_voxels_are_folded_at_the_first_and_the_last():
+    np.testing.assert_array_equal(
+        mirror(np.arange(-5, 9), 4), [1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1, 2]
+    )
+    np.testing.assert_array_equal(mirror(np.arange(-2, 3), 1), [0] * 5)
+    for n in (2, 3, 7):
+        np.testing.assert_array_equal(
+            mirror(np.arange(-50, 50), n), np.pad(np.arange(n), (50, 50 - n), mode="reflect")
+        )
+
+
+def test_a_volume_one_voxel_thick_is_the_same_at_every_depth(tmp_path):
+    write_multiscale(tmp_path / "raw", VOLUME[:1], (8, 8, 8))
+    found = open_raw(tmp_path / "raw", (8, 8, 8)).read_mirrored((-2, 0, 0), (3, 18, 22))
+    np.testing.assert_array_equal(found, VOLUME[:1].repeat(5, 0))
+
+
+def test_averaging_does_not_go_beyond_a_thin_volume():
+    np.testing.assert_array_equal(
+        reduction((16, 16, 16), np.array([4.0, 8, 16]), np.array([1, 100, 100])), [1, 2, 1]
+    )
+
+
+def test_voxel_sizes_that_are_nearly_multiples_are_multiples():
+    np.testing.assert_array_equal(
+        reduction((16, 16, 15.9), np.array([5.3335, 8.0, 4.0]), np.array([99, 99, 99])), [3, 2, 3]
+    )
+
+
+def test_a_wider_integer_becomes_0_to_1_by_its_range(tmp_path):
+    volume = VOLUME.astype(np.uint16) * 257
+    write_multiscale(tmp_path / "raw", volume, (8, 8, 8))
+    found = open_raw(tmp_path / "raw", (8, 8, 8))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.read((0, 0, 0), (13, 18, 22)), VOLUME / 255, atol=1e-6)
+
+
+def test_floats_become_0_to_1_by_raw_range_and_nan_is_black(tmp_path):
+    volume = VOLUME.astype(np.float32)
+    volume[0, 0, :3] = np.nan, -np.inf, np.inf
+    write_multiscale(tmp_path / "raw", volume, (8, 8, 8))
+    expected = np.clip((VOLUME - 50.0) / 150, 0, 1)
+    expected[0, 0, :3] = 0, 0, 1
+    np.testing.assert_allclose(
+        open_raw(tmp_path / "raw", (8, 8, 8), (50, 200)).read((0, 0, 0), (13, 18, 22)),
+        expected,
+        atol=1e-6,
+    )
+
+
+def test_floats_are_cut_off_before_they_are_averaged(tmp_path):
+    """A bright speck does not brighten its neighbours."""
+    volume = np.zeros((2, 2, 2), np.float32)
+    volume[0, 0, 0] = 1e6
+    write_multiscale(tmp_path / "raw", volume, (8, 8, 8))
+    assert open_raw(tmp_path / "raw", (16, 16, 16), (0, 1)).read((0, 0, 0), (1, 1, 1)) == 1 / 8
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_a_type_without_a_natural_range_is_refused_before_it_is_read(tmp_path, dtype):
+    write_multiscale(tmp_path / "raw", VOLUME.astype(dtype), (8, 8, 8))
+    with pytest.raises(
+        ValueError, match=f"s0: raw of type {np.dtype(dtype)} has no natural range; set raw_range ="
+    ):
+        open_raw(tmp_path / "raw", (8, 8, 8))
+
+
+def test_raw_in_micrometres_is_the_same_raw(image):
+    attributes = json.loads((image / ".zattrs").read_text())
+    for axis in attributes["multiscales"][0]["axes"]:
+        axis["unit"] = "micrometer"
+    for level in attributes["multiscales"][0]["datasets"]:
+        for transform in level["coordinateTransformations"]:
+            transform[transform["type"]] = [value / 1000 for value in transform[transform["type"]]]
+    (image / ".zattrs").write_text(json.dumps(attributes))
+    found = open_raw(image, (16, 16, 16))
+    assert found.level.path.name == "s1"
+    np.testing.assert_allclose(found.grid.box()[0], (96, 196, 296))
+
+
+def test_a_missing_raw_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such zarr group"):
+        open_raw(tmp_path / "nowhere", (8, 8, 8))

@@ -1,0 +1,700 @@
+"""Predictions to masks and objects: blocks against whole volumes, what is redone and what is left, and what is refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+from pathlib import Path
+
+import cc3d
+import numpy as np
+import pytest
+import torch
+import zarr
+from scipy import ndimage
+
+from common.config.load import load_process_config
+from common.config.settings import ProcessConfig
+from common.data import ngff
+from common.infer import encode, instances, process
+
+RNG = np.random.default_rng(5)
+ABOVE = "def process_func(logits):\n    return (logits > 0) * 1\n"
+RUN = "tiny_experiment/seed42"
+
+
+def write_prediction(
+    tiny, name, values, crop="crop3", scale=(8, 8, 8), content="probability", chunk=16, **about
+) -> Path:
+    """A prediction as predict leaves it: `values` (z, y, x) from the corner of the crop on."""
+    path = tiny.config().path("predictions_path") / "tiny.zarr" / crop / name
+    corner = ngff.open_levels(tiny.crop(crop) / "mito")[0].box()[0]
+    about = {"content": content, "key": "a", **about}
+    ngff.write_multiscale(
+        path,
+        np.asarray(values),
+        scale,
+        corner + np.array(scale) / 2,
+        chunk=chunk,
+        attributes={"prediction": about},
+    )
+    return path
+
+
+def run(tiny, **settings) -> list[Path]:
+    return process.process(tiny.folder, data=tiny.data, **settings)
+
+
+def processed(tiny, name, crop="crop3") -> zarr.Array:
+    return ngff.open_levels(tiny.config().path("processed_path") / "tiny.zarr" / crop / name)[
+        0
+    ].array
+
+
+def configured(tiny, text: str) -> None:
+    """Write process_config.py with the classes of data.py."""
+    tiny.write("process_config.py", "import math\nfrom .data import classes\n" + text)
+
+
+def recipe(function, halo=(0, 0, 0), shape=None, threshold=0.5, **settings) -> process.Recipe:
+    info = {"input_array_info": {"shape": shape, "scale": (8.0, 8.0, 8.0)}} if shape else {}
+    made = ProcessConfig(function, ("mito", "er"), halo=halo, **info, **settings)
+    return process.Recipe(
+        Path("process_config.py"), made, made.classes, "", {"mito": threshold, "er": threshold}
+    )
+
+
+def opened(tmp_path, values, content="logits", chunk=64) -> process.Prediction:
+    ngff.write_multiscale(
+        tmp_path / "p",
+        values,
+        (8, 8, 8),
+        chunk=chunk,
+        attributes={"prediction": {"content": content, "key": "a"}},
+    )
+    return process.open_prediction(tmp_path / "p")
+
+
+def mask_of(recipe, prediction) -> np.ndarray:
+    mask = np.zeros(prediction.grid.shape, int)
+    for where, values in process.mask_blocks(recipe, "mito", prediction):
+        mask[where] += 1 + values
+    assert mask.min() >= 1  # every voxel once
+    return mask == 2
+
+
+def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal up to renaming, the background being the background."""
+    pairs = np.unique([a.ravel(), b.ravel()], axis=1)
+    return len(set(pairs[0])) == len(set(pairs[1])) == pairs.shape[1] and bool(
+        ((pairs[0] == 0) == (pairs[1] == 0)).all()
+    )
+
+
+def mean_of_27(logits):
+    """Whether the mean over 3^3 voxels is above 0; of the outermost voxels over those that are there. Exact for whole numbers."""
+    return torch.nn.functional.avg_pool3d(logits, 3, 1, padding=1, count_include_pad=False) > 0
+
+
+# Blocks
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_blocks_with_a_halo_give_the_mask_of_the_whole_volume(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    shape, block, halo = (
+        rng.integers(1, 30, 3),
+        tuple(rng.integers(2, 17, 3).tolist()),
+        tuple(rng.integers(1, 4, 3).tolist()),
+    )
+    logits = rng.integers(-3, 4, shape).astype(np.float32)
+    whole = ndimage.uniform_filter(logits.astype(float), 3, mode="nearest") > 1e-6
+    prediction = opened(tmp_path, logits, chunk=int(rng.integers(4, 20)))
+    found = mask_of(recipe(mean_of_27, halo, block, batch_size=int(rng.integers(1, 9))), prediction)
+    np.testing.assert_array_equal(found, whole)
+
+
+def test_without_its_halo_a_filter_shows_the_blocks(tmp_path):
+    logits = RNG.integers(-3, 4, (20, 20, 20)).astype(np.float32)
+    whole = ndimage.uniform_filter(logits.astype(float), 3, mode="nearest") > 1e-6
+    assert (
+        mask_of(recipe(mean_of_27, (0, 0, 0), (8, 8, 8)), opened(tmp_path, logits)) != whole
+    ).any()
+
+
+def test_chunks_are_put_together_to_blocks_unless_a_shape_is_set(tmp_path):
+    given = []
+
+    def process_func(logits):
+        given.append(tuple(logits.shape))
+        return logits > 0
+
+    prediction = opened(tmp_path, np.zeros((40, 40, 300), np.uint8), "probability", chunk=48)
+    mask_of(recipe(process_func, batch_size=2), prediction)
+    assert given == [(2, 1, 40, 40, 96), (2, 1, 40, 40, 96)]
+    given.clear()
+    mask_of(recipe(process_func, shape=(40, 40, 200)), prediction)
+    assert given == [(2, 1, 40, 40, 200)]
+
+
+# Thresholds
+
+
+def uint8_steps() -> np.ndarray:
+    return np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+
+
+@pytest.mark.parametrize("step", range(1, 255, 11))
+def test_a_threshold_on_a_step_of_uint8_leaves_that_step_out(tmp_path, step):
+    found = mask_of(
+        recipe(lambda x: x > 0, threshold=step / 255),
+        opened(tmp_path, uint8_steps(), "probability"),
+    )
+    np.testing.assert_array_equal(found, uint8_steps() > step)
+
+
+@pytest.mark.parametrize(
+    "threshold", [1e-6, 0.0004, 0.05, 0.2, 0.35, 0.5, 0.6, 0.8, 0.95, 0.997, 0.9999]
+)
+def test_logits_floats_and_uint8_give_the_mask_of_p_above_the_threshold(tmp_path, threshold):
+    steps = uint8_steps()
+    wanted = steps > math.floor(round(threshold * 255, 6))
+    probability = (steps / 255).astype(np.float32)
+    for name, values, content in (
+        ("uint8", steps, "probability"),
+        ("float32", probability, "probability"),
+        ("float16", probability.astype(np.float16), "probability"),
+    ):
+        found = mask_of(
+            recipe(lambda x: x > 0, threshold=threshold), opened(tmp_path, values, content)
+        )
+        np.testing.assert_array_equal(found, wanted, err_msg=name)
+    logits = encode.decode(steps, "probability")
+    found = mask_of(recipe(lambda x: x > 0, threshold=threshold), opened(tmp_path, logits))
+    inner = (steps > 0) & (steps < 255)  # logits of uint8 0 and 1 are half a step away from them
+    np.testing.assert_array_equal(found[inner], wanted[inner])
+
+
+def test_each_class_has_its_threshold(experiment):
+    tiny = experiment()
+    configured(tiny, ABOVE + 'thresholds = {"er": 0.8}')
+    ramp = np.broadcast_to(np.linspace(0, 255, 24).astype(np.uint8), (24, 24, 24))
+    for name in ("er", "nuc"):
+        write_prediction(tiny, name, ramp)
+    run(tiny, classes=("er", "nuc"))
+    np.testing.assert_array_equal(processed(tiny, "er")[...], ramp > 204)
+    np.testing.assert_array_equal(processed(tiny, "nuc")[...] > 0, ramp > 127)
+
+
+# Objects
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_objects_across_blocks_are_those_of_the_whole_volume(experiment, seed):
+    tiny, rng = experiment(), np.random.default_rng(seed)
+    configured(
+        tiny,
+        ABOVE
+        + f'input_array_info = {{"shape": {tuple(rng.integers(3, 15, 3).tolist())}, "scale": (8, 8, 8)}}',
+    )
+    values = rng.choice(np.array([40, 220], np.uint8), (24, 24, 24), p=[0.88, 0.12])
+    write_prediction(tiny, "mito", values, chunk=int(rng.integers(5, 20)))
+    run(tiny, classes=("mito",))
+    whole = cc3d.connected_components(values > 127, connectivity=26)
+    assert whole.max() > 20
+    assert same_partition(processed(tiny, "mito")[...], whole)
+
+
+@pytest.mark.parametrize(("spacing", "dtype"), [(2, np.uint16), (4, np.uint8)])
+def test_ids_take_the_smallest_integers_that_hold_them(experiment, spacing, dtype):
+    tiny = experiment()
+    values = np.zeros((24, 24, 24), np.uint8)
+    values[::spacing, ::spacing, ::spacing] = 255
+    write_prediction(tiny, "mito", values)
+    run(tiny, classes=("mito",))
+    ids = processed(tiny, "mito")
+    assert ids.dtype == dtype and ids[...].max() == (24 // spacing) ** 3
+    assert len(np.unique(ids[...])) == (24 // spacing) ** 3 + 1
+
+
+def test_instance_func_gets_the_mask_the_probabilities_and_the_name(experiment):
+    tiny = experiment()
+    configured(
+        tiny,
+        ABOVE
+        + """
+import numpy as np
+from dataclasses import replace
+from pathlib import Path
+def instance_func(mask, probability, name):
+    np.savez(Path(__file__).parent / "seen.npz", mask=mask.array[...], whole=probability.array[...], part=probability.array[2:5, :, 3:],
+             read=probability.read((slice(1, 4),) * 3), name=name, voxel_size=mask.voxel_size)
+    return replace(mask, array=mask.array * np.int64(7))
+""",
+    )
+    values = RNG.integers(1, 255, (24, 24, 24)).astype(np.uint8)
+    write_prediction(tiny, "mito", values)
+    run(tiny, classes=("mito",))
+    seen = np.load(tiny.folder / "seen.npz")
+    np.testing.assert_array_equal(seen["mask"], values > 127)
+    np.testing.assert_allclose(seen["whole"], values / 255, atol=1e-6)
+    np.testing.assert_allclose(seen["part"], values[2:5, :, 3:] / 255, atol=1e-6)
+    np.testing.assert_allclose(seen["read"], values[1:4, 1:4, 1:4] / 255, atol=1e-6)
+    assert seen["name"] == "mito" and seen["voxel_size"].tolist() == [8, 8, 8]
+    ids = processed(tiny, "mito")
+    assert ids.dtype == np.uint8 and set(np.unique(ids[...])) == {
+        0,
+        7,
+    }  # an id stays one object, in however many pieces
+
+
+def test_a_mask_that_instance_func_gives_is_taken_apart(experiment):
+    tiny = experiment()
+    configured(tiny, ABOVE + "def instance_func(mask, probability, name):\n    return mask")
+    values = np.zeros((24, 24, 24), np.uint8)
+    values[2:5, 2:5, 2:5] = values[9:12, 9:12, 9:12] = 200
+    write_prediction(tiny, "mito", values)
+    run(tiny, classes=("mito",))
+    assert same_partition(processed(tiny, "mito")[...], cc3d.connected_components(values))
+
+
+def test_instance_classes_says_which_classes_become_objects(experiment):
+    tiny = experiment()
+    configured(tiny, ABOVE + 'instance_classes = ["er"]')
+    values = np.zeros((24, 24, 24), np.uint8)
+    values[2:5, 2:5, 2:5] = values[9:12, 9:12, 9:12] = 200
+    for name in ("mito", "er"):
+        write_prediction(tiny, name, values)
+    run(tiny, classes=("mito", "er"))
+    assert (processed(tiny, "mito")[...].max(), processed(tiny, "er")[...].max()) == (1, 2)
+
+
+def test_what_instance_functions_log_is_said(experiment, capsys):
+    tiny = experiment()
+    configured(
+        tiny,
+        ABOVE
+        + "from common.infer.instances import watershed\ndef instance_func(mask, p, name):\n    return watershed(mask, max_voxels=8)",
+    )
+    write_prediction(tiny, "mito", np.full((24, 24, 24), 255, np.uint8))
+    handlers = list(logging.getLogger(instances.__name__).handlers)
+    run(tiny, classes=("mito",))
+    assert (
+        "note: watershed: an object in a box of 24 x 24 x 24 voxels stays whole"
+        in capsys.readouterr().err
+    )
+    assert logging.getLogger(instances.__name__).handlers == handlers
+
+
+# What is redone and what is left
+
+CHANGES = {
+    "process_config.py": lambda tiny: tiny.write(
+        "process_config.py", (tiny.folder / "process_config.py").read_text() + "\nbatch_size = 3"
+    ),
+    "a module that it imports": lambda tiny: tiny.write(
+        "data.py", (tiny.folder / "data.py").read_text() + "\nmore = 1"
+    ),
+    "a module that that imports": lambda tiny: tiny.write("deep.py", "value = 2"),
+    "a threshold": lambda tiny: tuned(tiny, mito=0.6),
+    "the prediction": lambda tiny: write_prediction(
+        tiny, "mito", np.full((24, 24, 24), 200, np.uint8), key="b"
+    ),
+}
+
+
+def tuned(tiny, run: str = RUN, **thresholds: float) -> None:
+    content = {
+        run: {
+            name: {"threshold": value, "checkpoint": "c" * 64} for name, value in thresholds.items()
+        }
+    }
+    (tiny.folder / process.THRESHOLDS).write_text(json.dumps(content))
+
+
+@pytest.fixture
+def done(experiment):
+    """mito is processed, and its first voxel marked, so that it shows whether it is processed again."""
+    tiny = experiment(files={"deep.py": "value = 1"})
+    tiny.write("data.py", (tiny.folder / "data.py").read_text() + "\nfrom .deep import value")
+    write_prediction(tiny, "mito", np.full((24, 24, 24), 200, np.uint8))
+    run(tiny, classes=("mito",))
+    path = tiny.config().path("processed_path") / "tiny.zarr/crop3/mito/s0"
+    zarr.open_array(str(path), mode="r+")[0, 0, 0] = 9
+    return tiny
+
+
+def is_redone(tiny) -> bool:
+    run(tiny, classes=("mito",))
+    return processed(tiny, "mito")[0, 0, 0] != 9
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_was_made_otherwise_is_made_anew(done, what):
+    assert not is_redone(done)
+    CHANGES[what](done)
+    assert is_redone(done)
+
+
+def test_what_process_config_does_not_import_changes_nothing(done):
+    done.add("learning_rate = 1e-5")
+    done.write("model.py", (done.folder / "model.py").read_text() + "\nmore = 1")
+    tuned(done, er=0.7)
+    assert not is_redone(done)
+
+
+def test_a_copy_of_the_experiment_has_the_same_hash(experiment):
+    one, other = experiment("one"), experiment("other")
+    assert process.read_recipe(one.folder).code == process.read_recipe(other.folder).code
+    other.write("data.py", (other.folder / "data.py").read_text() + "\n")
+    assert process.read_recipe(one.folder).code != process.read_recipe(other.folder).code
+
+
+def test_functions_of_this_repository_are_part_of_the_hash(experiment, monkeypatch, tmp_path):
+    tiny = experiment()
+    monkeypatch.setattr(process, "REPOSITORY", tmp_path)
+    for room in ("infer", "data", "score"):
+        (tmp_path / "common" / room).mkdir(parents=True)
+    configured(
+        tiny,
+        "from common.infer.instances import watershed\nfrom common.data import ngff\nimport common.score.challenge\n"
+        + ABOVE,
+    )
+    found = []
+    for name in ("infer/instances", "data/ngff", "score/challenge", "infer/instances"):
+        found.append(process.read_recipe(tiny.folder).code)
+        (tmp_path / "common" / f"{name}.py").write_text(f"version = {len(found)}")
+    assert len({*found, process.read_recipe(tiny.folder).code}) == 5
+
+
+def test_overwrite_makes_anew(done):
+    run(done, classes=("mito",), overwrite=True)
+    assert processed(done, "mito")[0, 0, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("mito", "made with another threshold or process_config.py"), ("er", "half-written")],
+)
+def test_what_is_interrupted_is_not_taken_for_whole_and_is_done_by_the_next_call(
+    experiment, name, words
+):
+    """Objects are written when all are found; until then the older volume stays, which is refused as such."""
+    tiny = experiment()
+    values = RNG.integers(0, 256, (24, 24, 24)).astype(np.uint8)
+    write_prediction(tiny, name, values)
+    run(tiny, classes=(name,))
+    failing = "CALLS = []\ndef process_func(logits):\n    CALLS.append(1)\n    assert len(CALLS) < 3, 'pulled the plug'\n    return logits > 0\n"
+    configured(
+        tiny,
+        failing + "batch_size = 1\ninput_array_info = {'shape': (8, 24, 24), 'scale': (8, 8, 8)}",
+    )
+    with pytest.raises(AssertionError, match="pulled the plug"):
+        run(tiny, classes=(name,))
+    recipe = process.load_recipe(tiny.config())
+    folders = [
+        tiny.config().path(f"{kind}_path") / "tiny.zarr/crop3" / name
+        for kind in ("processed", "predictions")
+    ]
+    with pytest.raises(ValueError, match=words):
+        process.check_processed(recipe, name, *folders)
+    configured(tiny, ABOVE)
+    run(tiny, classes=(name,))
+    np.testing.assert_array_equal(processed(tiny, name)[...] > 0, values > 127)
+
+
+@pytest.mark.parametrize("name", ["mito", "er"])
+def test_the_same_call_finishes_what_was_interrupted(experiment, name):
+    tiny = experiment()
+    configured(
+        tiny,
+        """
+from pathlib import Path
+batch_size = 1
+input_array_info = {"shape": (8, 24, 24), "scale": (8, 8, 8)}
+def process_func(logits):
+    plug = Path(__file__).parent / "plug"
+    plug.write_text(plug.read_text()[1:])
+    assert plug.read_text(), "pulled"
+    return logits > 0
+""",
+    )
+    values = RNG.integers(0, 256, (24, 24, 24)).astype(np.uint8)
+    write_prediction(tiny, name, values)
+    (tiny.folder / "plug").write_text("xxx")
+    with pytest.raises(AssertionError, match="pulled"):
+        run(tiny, classes=(name,))
+    (tiny.folder / "plug").write_text("xxxxxx")
+    run(tiny, classes=(name,))
+    np.testing.assert_array_equal(processed(tiny, name)[...] > 0, values > 127)
+
+
+def test_a_processed_volume_says_what_made_it(experiment):
+    tiny = experiment()
+    tuned(tiny, mito=0.7)
+    write_prediction(tiny, "mito", np.zeros((24, 24, 24), np.uint8), epoch=3)
+    (folder,) = run(tiny, classes=("mito",))
+    about = process.attributes(folder / "mito")["processed"]
+    assert (about["threshold"], about["instances"], about["prediction"]["epoch"]) == (0.7, True, 3)
+
+
+# Which predictions
+
+
+def test_a_volume_of_ones_own_is_processed(experiment):
+    tiny = experiment()
+    folder = tiny.config().path("predictions_path") / "tiny.zarr/whole/er"
+    values = RNG.integers(0, 256, (56, 56, 56)).astype(np.uint8)
+    ngff.write_multiscale(
+        folder, values, (8, 8, 8), attributes={"prediction": {"content": "probability", "key": "a"}}
+    )
+    (made,) = run(tiny, volume=tiny.raw)
+    np.testing.assert_array_equal(ngff.open_levels(made / "er")[0].array[...], values > 127)
+
+
+def test_of_a_test_crop_the_classes_that_are_scored_are_processed(experiment, tmp_path, capsys):
+    tiny = experiment()
+    (tmp_path / "manifest.csv").write_text(
+        "crop_name,dataset,class_label,voxel_size,translation,shape\n3,tiny,er,[8;8;8],[16;240;240],[24;24;24]\n"
+    )
+    write_prediction(tiny, "er", np.zeros((24, 24, 24), np.uint8))
+    (made,) = run(tiny, crops="test", manifest_path=str(tmp_path / "manifest.csv"))
+    assert [path.name for path in made.glob("[!.]*")] == ["er"]
+    assert "not predicted" not in capsys.readouterr().err
+
+
+def test_classes_that_are_not_predicted_are_said_and_left_out(experiment, capsys):
+    tiny = experiment()
+    write_prediction(tiny, "er", np.zeros((24, 24, 24), np.uint8))
+    run(tiny)
+    assert "note: tiny/crop3: mito, nuc not predicted, left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [("mito", "er"), ()])
+def test_a_class_without_the_prediction_that_was_asked_for_is_refused(experiment, asked):
+    tiny = experiment()
+    if asked:
+        write_prediction(tiny, "er", np.zeros((24, 24, 24), np.uint8))
+    with pytest.raises(
+        FileNotFoundError, match=r"crop3: no prediction of mito.*; run predict first$"
+    ):
+        run(tiny, classes=asked)
+
+
+def test_everything_that_is_wrong_with_predictions_is_said_before_anything_is_written(experiment):
+    tiny = experiment()
+    volume = np.zeros((24, 24, 24), np.uint8)
+    write_prediction(tiny, "nuc", volume, crop="crop1")
+    write_prediction(tiny, "mito", volume[:12], crop="crop1")
+    path = write_prediction(tiny, "er", volume, crop="crop1")
+    attributes = json.loads((path / ".zattrs").read_text())
+    (path / ".zattrs").write_text(
+        json.dumps({"prediction": attributes["prediction"], ngff.UNFINISHED: True})
+    )
+    with pytest.raises(ValueError) as error:
+        run(tiny, crops="crop1,crop3")
+    said = str(error.value).split("\n")
+    assert len(said) == 3
+    assert "mito: covers z, y, x 12 to 108, 12 to 204, 12 to 204 nm of 12 to 204" in said[
+        0
+    ] and said[0].endswith("run predict with --overwrite")
+    assert "crop1/er: half-written; run the command that writes it again" in said[1]
+    assert "crop3: no prediction of mito, er, nuc" in said[2]
+    assert not (tiny.folder / "processed").exists()
+
+
+def test_an_image_that_predict_did_not_write_is_refused(experiment):
+    tiny = experiment()
+    path = write_prediction(tiny, "mito", np.zeros((24, 24, 24), np.uint8))
+    attributes = json.loads((path / ".zattrs").read_text())
+    del attributes["prediction"]
+    (path / ".zattrs").write_text(json.dumps(attributes))
+    with pytest.raises(
+        ValueError, match="mito: not written by predict .*; run predict into another folder"
+    ):
+        run(tiny, classes=("mito",))
+
+
+def test_a_prediction_of_other_voxels_than_process_config_has_is_refused(experiment):
+    tiny = experiment()
+    write_prediction(tiny, "mito", np.zeros((12, 12, 12), np.uint8), scale=(16, 16, 16))
+    with pytest.raises(
+        ValueError,
+        match=r"mito/s0: voxels of \[16.0, 16.0, 16.0\] nm, and input_array_info .*says \[8.0, 8.0, 8.0\]; write",
+    ):
+        run(tiny, classes=("mito",))
+    assert not (tiny.folder / "processed").exists()
+
+
+# Functions that give something else
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (
+            "logits[0]",
+            r"the shape \(1, 20, 20, 20\) for logits of shape \(8, 1, 20, 20, 20\); give the same shape",
+        ),
+        ("None", r"the shape \(\) for"),
+        ("(logits > 0) * 3", "values like 3; give 1 where the class is and 0 elsewhere"),
+        ("logits.sigmoid()", r"values like 0\.\d+; give 1"),
+        ("logits * float('nan')", "values like nan; give 1"),
+    ],
+)
+def test_what_is_no_mask_is_refused(experiment, result, words):
+    tiny = experiment()
+    tiny.write(
+        "process_config.py",
+        f"from .data import classes, input_array_info\ndef process_func(logits):\n    return {result}",
+    )
+    write_prediction(tiny, "er", np.full((24, 24, 24), 200, np.uint8))
+    with pytest.raises(ValueError, match=f"process_config.py: process_func gives 'er' {words}"):
+        run(tiny, classes=("er",))
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ("None", "gives NoneType for 'mito'; give a volume of ids of shape"),
+        ("mask.array * 1", r"gives int64 of shape \(24, 24, 24\) for 'mito'; give a volume"),
+        ("replace(mask, array=mask.array[:9])", r"gives bool of shape \(9, 24, 24\) for"),
+        ("probability", "gives float32 of shape"),
+        ("replace(mask, array=mask.array * -1)", "gives the id -1 for 'mito'; give ids from 1"),
+    ],
+)
+def test_what_are_no_objects_is_refused(experiment, result, words):
+    tiny = experiment()
+    configured(
+        tiny,
+        ABOVE
+        + f"from dataclasses import replace\ndef instance_func(mask, probability, name):\n    return {result}",
+    )
+    write_prediction(tiny, "mito", np.full((24, 24, 24), 200, np.uint8))
+    with pytest.raises(ValueError, match=f"process_config.py: instance_func {words}"):
+        run(tiny, classes=("mito",))
+
+
+def test_a_full_disk_is_a_sentence(experiment, monkeypatch):
+    tiny = experiment()
+    write_prediction(tiny, "er", np.full((24, 24, 24), 200, np.uint8))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zarr.storage.DirectoryStore, "_tofile", full)
+    with pytest.raises(
+        OSError,
+        match=r"crop3: could not be written \(.*No space left on device\); mend that and run the same command again",
+    ):
+        run(tiny, classes=("er",))
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            'instance_classes = ["mitoo"]',
+            "instance_classes names mitoo, which is not in classes; add or remove it",
+        ),
+        (
+            'thresholds = {"mitoo": 0.4, "x": 0.5}',
+            "thresholds names mitoo, x, which are not in classes",
+        ),
+        (
+            'thresholds = {"mito": 1.0}',
+            r"thresholds\['mito'\] = 1.0; write a probability between 0 and 1",
+        ),
+        ('thresholds = {"mito": 0}', r"thresholds\['mito'\] = 0; write a probability"),
+        ('thresholds = {"mito": "high"}', r"thresholds\['mito'\] = high; write a probability"),
+        ("halo = (1, -1, 1)", r"halo = \(1, -1, 1\); write"),
+        ("batch_size = 0", "batch_size = 0; write"),
+        ("instance_func = lambda mask: mask", "instance_func = .*: too many positional arguments"),
+        ('input_array_info = {"shape": (8, 8, 8)}', "input_array_info = .*write"),
+        ("treshold = 0.4", "unknown setting 'treshold'; did you mean 'thresholds'"),
+    ],
+)
+def test_a_setting_that_cannot_take_effect_stops_the_run(experiment, text, words):
+    tiny = experiment()
+    configured(tiny, ABOVE + text)
+    with pytest.raises(ValueError, match=words):
+        run(tiny)
+
+
+def test_settings_that_are_left_out(experiment):
+    tiny = experiment()
+    configured(tiny, ABOVE)
+    settings = load_process_config(tiny.folder)
+    assert (
+        settings.halo,
+        settings.input_array_info,
+        settings.thresholds,
+        settings.instance_func,
+    ) == ((0, 0, 0), {}, {}, None)
+    assert "mito" in settings.instance_classes and "er" not in settings.instance_classes
+
+
+def test_a_class_that_process_config_does_not_have_is_refused(experiment):
+    with pytest.raises(
+        ValueError,
+        match="process_config.py: no class mitoo in its classes; write some of mito, er, nuc",
+    ):
+        run(experiment(), classes=("mitoo",))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"run": "a/b", "thresholds": {"mito": 0.5}}',
+        json.dumps({RUN: {"mito": {"threshold": 2, "checkpoint": ""}}}),
+        json.dumps({RUN: {"mito": {"threshold": "x", "checkpoint": ""}}}),
+        json.dumps({RUN: {"mito": {"threshold": 0.5}}}),
+    ],
+)
+def test_damaged_thresholds_are_refused(experiment, text):
+    tiny = experiment()
+    (tiny.folder / process.THRESHOLDS).write_text(text)
+    with pytest.raises(
+        ValueError,
+        match="thresholds.json: not the thresholds that tune writes .*; remove it, and run tune again",
+    ):
+        run(tiny)
+
+
+def test_thresholds_of_another_run_are_refused(experiment):
+    tiny = experiment()
+    tuned(tiny, run="tiny_experiment/seed7", mito=0.7)
+    with pytest.raises(
+        ValueError,
+        match="has thresholds of the run tiny_experiment/seed7 and none of tiny_experiment/seed42; run tune for this run",
+    ):
+        run(tiny)
+
+
+def test_thresholds_of_process_config_go_before_tuned_ones(experiment):
+    tiny = experiment()
+    tuned(tiny, mito=0.7)
+    assert process.load_recipe(tiny.config()).threshold("mito") == 0.7
+    configured(tiny, ABOVE + 'thresholds = {"mito": 0.3}')
+    assert process.load_recipe(tiny.config()).threshold("mito") == 0.3
+    assert process.load_recipe(tiny.config()).threshold("er") == 0.5
+
+
+def test_thresholds_of_another_checkpoint_are_said(experiment, capsys):
+    tiny = experiment()
+    tuned(tiny, mito=0.7)
+    write_prediction(tiny, "mito", np.zeros((24, 24, 24), np.uint8), sha256="c" * 64)
+    run(tiny, classes=("mito",))
+    assert "another checkpoint" not in capsys.readouterr().err
+    write_prediction(tiny, "mito", np.zeros((24, 24, 24), np.uint8), sha256="d" * 64, key="b")
+    run(tiny, classes=("mito",))
+    assert (
+        "note: the thresholds of mito were tuned with another checkpoint" in capsys.readouterr().err
+    )

@@ -1,0 +1,273 @@
+"""The chosen thresholds: by cases drawn by hand, by brute force, and by what process and evaluate make of them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from test_process import ABOVE, RUN, configured, processed, run, write_prediction
+
+from common.data import ngff
+from common.infer import process
+from common.score import evaluate, tune
+
+
+@pytest.fixture
+def tiny(experiment):
+    """mito becomes objects by their connected components; er and nuc are masks."""
+    made = experiment()
+    configured(made, ABOVE)
+    return made
+
+
+def choose(tiny, **settings) -> dict[str, tune.Tuned]:
+    return {
+        one.name: one
+        for one in tune.tune(
+            tiny.folder, data=tiny.data, say=settings.pop("say", lambda line: None), **settings
+        )
+    }
+
+
+def truth(tiny, name, crop="crop3") -> np.ndarray:
+    return ngff.open_levels(tiny.crop(crop) / name)[0].array[...] > 0
+
+
+def write_truth(tiny, name, values, crop="crop3") -> None:
+    level = ngff.open_levels(tiny.crop(crop) / name)[0]
+    ngff.write_multiscale(
+        tiny.crop(crop) / name, np.asarray(values).astype(np.uint8), level.scale, level.translation
+    )
+
+
+def predict_all(tiny, names=("mito", "er"), crops=("crop1", "crop3"), seed=0) -> None:
+    rng = np.random.default_rng(seed)
+    for name in names:
+        power = rng.choice([0.4, 2.5])
+        for crop in crops:
+            smooth = ndimage.gaussian_filter(
+                truth(tiny, name, crop).astype(float), 1.2
+            ) + rng.normal(0, 0.05, (24, 24, 24))
+            write_prediction(
+                tiny, name, np.rint(255 * smooth.clip(0, 1) ** power).astype(np.uint8), crop=crop
+            )
+
+
+def scores_at(tiny, thresholds: dict[str, float], crops="crop1,crop3") -> dict[str, float]:
+    """By the commands themselves, with the thresholds in process_config.py."""
+    configured(tiny, ABOVE + f"thresholds = {thresholds}")
+    names = tuple(thresholds)
+    run(tiny, crops=crops, classes=names)
+    result = evaluate.evaluate(
+        tiny.folder, crops, classes=names, data=tiny.data, say=lambda line: None
+    )
+    configured(tiny, ABOVE)
+    return {name: one["score"] for name, one in result["classes"].items()}
+
+
+def test_the_threshold_lies_between_what_is_right_and_what_is_wrong(tiny):
+    """er is predicted with 0.9, wrong voxels with 0.7: all from 0.7 on are right, 0.7 is nearest to 0.5."""
+    er = truth(tiny, "er")
+    wrong = np.zeros_like(er)
+    wrong[:, :, 10:20] = True
+    write_prediction(tiny, "er", np.select([er, wrong], [0.9, 0.7]).astype(np.float32))
+    found = choose(tiny, classes=("er",))["er"]
+    assert (found.threshold, found.score) == (0.7, 1.0)
+    assert found.before == pytest.approx(er.sum() / (er | wrong).sum())
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "wanted"),
+    [
+        ((0.38, 0.38), (0.33, 0.33), 0.35),
+        ((0.06, 0.03), (0.02, 0.02), 0.025),
+        ((0.98, 0.98), (0.96, 0.93), 0.975),
+    ],
+)
+def test_it_is_looked_for_in_finer_steps_near_the_best(tiny, right, wrong, wanted):
+    """None of the coarse candidates parts right from wrong; halves of either have probabilities that make the nearest one the best of them."""
+    er, half = truth(tiny, "er"), np.arange(24)[:, None, None] < 12
+    elsewhere = np.roll(er, 9, 2)
+    write_prediction(
+        tiny,
+        "er",
+        np.select([er & half, er, elsewhere & half, elsewhere], [*right, *wrong]).astype(
+            np.float32
+        ),
+    )
+    found = choose(tiny, classes=("er",))["er"]
+    assert (found.threshold, found.score) == (wanted, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_score_is_what_evaluate_gives_after_process(tiny, seed):
+    predict_all(tiny, seed=seed)
+    found = choose(tiny, crops="crop1,crop3", classes=("mito", "er"))
+    run(tiny, crops="crop1,crop3", classes=("mito", "er"))
+    result = evaluate.evaluate(
+        tiny.folder, "crop1,crop3", classes=("mito", "er"), data=tiny.data, say=lambda line: None
+    )
+    for name, one in found.items():
+        assert 0 < one.score < 1
+        assert result["classes"][name]["score"] == one.score
+        assert result["provenance"]["thresholds"][name] == one.threshold
+    assert scores_at(tiny, {name: 0.5 for name in found}) == {
+        name: one.before for name, one in found.items()
+    }
+
+
+def test_no_candidate_scores_better(tiny):
+    predict_all(tiny)
+    found = choose(tiny, crops="crop1,crop3", classes=("mito", "er"))
+    for threshold in tune.COARSE[1::3]:
+        scores = scores_at(tiny, {"mito": threshold, "er": threshold})
+        assert all(scores[name] <= one.score for name, one in found.items())
+    assert all(one.before < one.score for one in found.values())
+
+
+def test_what_is_found_where_the_class_is_not_counts(tiny):
+    """er at 0.6 in both crops; crop1 has none. By crop3 alone 0.5 would do."""
+    er = truth(tiny, "er")
+    write_truth(tiny, "er", np.zeros((24, 24, 24)), crop="crop1")
+    write_prediction(tiny, "er", np.where(er, 0.9, 0).astype(np.float32))
+    write_prediction(tiny, "er", np.where(er, 0.6, 0).astype(np.float32), crop="crop1")
+    assert choose(tiny, classes=("er",))["er"].threshold == 0.5
+    found = choose(tiny, classes=("er",), crops="crop1,crop3")["er"]
+    assert (found.threshold, found.score, found.before) == (0.6, 1.0, 0.5)
+
+
+def test_a_crop_that_the_metric_leaves_out_counts_as_missed(tiny):
+    """One object, found in two pieces; below 0.3 there are 216 specks, whose score by the definition would be 1."""
+    mito, p = np.zeros((24, 24, 24), bool), np.zeros((24, 24, 24), np.float32)
+    p[::4, ::4, ::4] = 0.3
+    mito[9:15, 9:12, 9:12] = True
+    write_truth(tiny, "mito", mito)
+    p[mito] = 0.8
+    p[12] = 0
+    write_prediction(tiny, "mito", p)
+    assert scores_at(tiny, {"mito": 0.25}, "crop3")["mito"] == 1.0
+    found = choose(tiny, classes=("mito",))["mito"]
+    assert (found.threshold, found.score < 1) == (0.5, True)
+
+
+def test_a_class_without_a_positive_voxel_keeps_its_half(tiny):
+    predict_all(tiny, crops=("crop3",))
+    write_prediction(tiny, "nuc", np.full((24, 24, 24), 200, np.uint8))
+    write_truth(tiny, "nuc", np.zeros((24, 24, 24)))
+    said = []
+    assert set(choose(tiny, say=said.append)) == {"mito", "er"}
+    assert "not annotated or without a positive voxel there, left at 0.5: nuc" in said
+    assert set(json.loads((tiny.folder / process.THRESHOLDS).read_text())[RUN]) == {"mito", "er"}
+
+
+def test_where_no_class_is_positive_nothing_is_tuned(tiny):
+    write_prediction(tiny, "nuc", np.full((24, 24, 24), 200, np.uint8))
+    write_truth(tiny, "nuc", np.zeros((24, 24, 24)))
+    with pytest.raises(
+        ValueError, match="--crops validate: none of these crops has a positive voxel of nuc"
+    ):
+        choose(tiny, classes=("nuc",))
+    assert not (tiny.folder / process.THRESHOLDS).exists()
+
+
+def test_process_reads_what_was_found(tiny):
+    values = np.broadcast_to(np.linspace(0, 255, 24).astype(np.uint8), (24, 24, 24))
+    write_prediction(tiny, "er", values, sha256="c" * 64)
+    write_truth(tiny, "er", values > 204)
+    assert choose(tiny, classes=("er",))["er"].threshold == 0.8
+    run(tiny, classes=("er",))
+    np.testing.assert_array_equal(processed(tiny, "er")[...], values > 204)
+    assert (
+        json.loads((tiny.folder / process.THRESHOLDS).read_text())[RUN]["er"]["checkpoint"]
+        == "c" * 64
+    )
+
+
+def test_thresholds_of_other_classes_and_runs_stay(tiny):
+    before = {
+        RUN: {"er": {"threshold": 0.35, "checkpoint": ""}},
+        "tiny_experiment/seed7": {"mito": {"threshold": 0.8, "checkpoint": ""}},
+    }
+    (tiny.folder / process.THRESHOLDS).write_text(json.dumps(before))
+    predict_all(tiny, ("mito",), ("crop3",))
+    choose(tiny, classes=("mito",))
+    after = process.read_thresholds(tiny.folder / process.THRESHOLDS)
+    assert after["tiny_experiment/seed7"] == before["tiny_experiment/seed7"]
+    assert after[RUN]["er"] == before[RUN]["er"] and "mito" in after[RUN]
+
+
+def test_the_table_has_a_line_for_each_class(tiny):
+    said, _ = [], predict_all(tiny, crops=("crop3",))
+    found = choose(tiny, classes=("mito", "er"), say=said.append)
+    assert said[0].split() == ["class", "threshold", "score", "at", "0.5"]
+    for line, one in zip(said[1:], found.values(), strict=False):
+        assert line.split() == [
+            one.name,
+            f"{one.threshold:.4g}",
+            f"{one.score:.3f}",
+            f"{one.before:.3f}",
+        ]
+
+
+def test_a_trial_can_be_done_by_another_process(tiny):
+    predict_all(tiny, crops=("crop3",))
+    recipe, path = (
+        process.read_recipe(tiny.folder),
+        tiny.config().path("predictions_path") / "tiny.zarr/crop3",
+    )
+    for name in ("mito", "er"):
+        trial = tune.Trial(
+            tiny.folder, recipe.code, name, path / name, tiny.crop("crop3") / name, (0.3, 0.5)
+        )
+        function, sent = pickle.loads(pickle.dumps((tune.counts_at, trial)))
+        assert pickle.loads(pickle.dumps(function(sent))) == tune.counts_at(trial)
+
+
+def test_an_edited_process_config_is_run_again(tiny):
+    predict_all(tiny, crops=("crop3",))
+    before = choose(tiny, classes=("er",))["er"]
+    configured(tiny, "def process_func(logits):\n    return logits < 0")
+    assert choose(tiny, classes=("er",))["er"].score != before.score
+
+
+# What is refused
+
+
+def test_all_that_is_wrong_with_predictions_is_said_at_once(tiny):
+    write_prediction(tiny, "er", np.zeros((24, 24, 20), np.uint8))
+    path = write_prediction(tiny, "nuc", np.zeros((24, 24, 24), np.uint8))
+    attributes = process.attributes(path)
+    (path / ".zattrs").write_text(
+        json.dumps({"prediction": attributes["prediction"], ngff.UNFINISHED: True})
+    )
+    with pytest.raises(ValueError) as error:
+        choose(tiny)
+    missing, short, unfinished = str(error.value).split("\n")
+    assert missing.endswith("crop3/mito: no prediction; run predict first")
+    assert "crop3/er: covers" in short and short.endswith(
+        "of the annotation; run predict with --overwrite"
+    )
+    assert "crop3/nuc: half-written" in unfinished
+
+
+def test_thresholds_in_process_config_are_in_the_way(tiny):
+    configured(tiny, ABOVE + 'thresholds = {"er": 0.3}')
+    with pytest.raises(
+        ValueError,
+        match="process_config.py: thresholds are set there and go before those that tune writes; remove them",
+    ):
+        choose(tiny)
+
+
+def test_damaged_thresholds_are_said_before_the_work(tiny):
+    (tiny.folder / process.THRESHOLDS).write_text("{")
+    with pytest.raises(ValueError, match="thresholds.json: not the thresholds that tune writes"):
+        choose(tiny)  # without predictions
+
+
+def test_a_class_that_is_not_there_is_refused(tiny):
+    with pytest.raises(ValueError, match="process_config.py: no class mitoo in its classes"):
+        choose(tiny, classes=("mitoo",))

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from common.files import REPOSITORY
+from common.shell import cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line; gives (exit code, standard output, standard error)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["csc", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What common.train.run.train is called with, in place of training."""
+    import common.train.run
+
+    calls = []
+
+    def train(*arguments):
+        calls.append(arguments)
+        return SimpleNamespace(finished=True)
+
+    monkeypatch.setattr(common.train.run, "train", train)
+    return calls
+
+
+def test_the_module_is_the_command_line():
+    words = [sys.executable, "-m", "cellmap_segmentation_challenge", "--help"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(
+        "Usage: python -m cellmap_segmentation_challenge [OPTIONS] COMMAND"
+    )
+    assert {"train", "make-datasplit", "demo"} <= set(done.stdout.split())
+
+
+def test_help_comes_without_waiting_for_torch():
+    program = "import sys, common.shell.cli; print('torch' in sys.modules, 'zarr' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False False\n"
+
+
+def test_train_takes_overrides_and_the_data_root(run, trained):
+    words = (
+        "train",
+        "folder/train_config.py",
+        "--set",
+        "epochs=3",
+        "--set=model_name=a_b",
+        "--data",
+        "somewhere",
+    )
+    assert run(*words) == (0, "", "")
+    assert trained == [("folder/train_config.py", ("epochs=3", "model_name=a_b"), "somewhere")]
+
+
+def test_train_trains(run, experiment):
+    tiny = experiment()
+    code, _, said = run(
+        "train", tiny.folder / "train_config.py", "--data", tiny.data, "--set", "epochs=1"
+    )
+    assert code == 0 and "done after epoch 1" in said
+    assert (tiny.folder / "checkpoints/tiny_experiment/seed42/best.pt").is_file()
+
+
+def test_an_interrupted_training_ends_as_a_shell_expects(run, monkeypatch):
+    import common.train.run
+
+    monkeypatch.setattr(common.train.run, "train", lambda *_: SimpleNamespace(finished=False))
+    assert run("train", "x")[0] == 130
+
+
+def test_check_prints_its_report(run, monkeypatch):
+    import common.train.check
+
+    monkeypatch.setattr(common.train.check, "check", lambda *arguments: f"checked {arguments}")
+    assert run("train", "x", "--check") == (0, "checked ('x', (), None)\n", "")
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, FloatingPointError, OSError])
+def test_what_a_user_can_mend_is_a_sentence_and_exit_code_2(run, monkeypatch, error):
+    import common.train.run
+
+    def fail(*_):
+        raise error("a.csv: no such file; write it")
+
+    monkeypatch.setattr(common.train.run, "train", fail)
+    assert run("train", "x") == (2, "", "error: a.csv: no such file; write it\n")
+
+
+def test_a_mistake_of_the_program_is_not_hidden(run, monkeypatch):
+    import common.train.run
+
+    def fail(*_):
+        raise AssertionError("believed")
+
+    monkeypatch.setattr(common.train.run, "train", fail)
+    with pytest.raises(AssertionError, match="believed"):
+        run("train", "x")
+
+
+@pytest.mark.parametrize(
+    "words", [("train",), ("train", "x", "--sett", "a=1"), ("trian", "x"), ("train", "x", "y")]
+)
+def test_a_wrong_command_line_has_exit_code_2(run, trained, words):
+    code, _, said = run(*words)
+    assert code == 2 and "Error: " in said and not trained
+
+
+# make-datasplit
+
+
+@pytest.mark.parametrize("command", ["make-datasplit", "make_datasplit"])
+@pytest.mark.parametrize("option", ["--min-extent", "--min_extent"])
+def test_commands_and_options_are_found_with_both_dashes(run, data_root, tmp_path, command, option):
+    words = "--data", data_root, "--scale", 8, "--by", "crop", option, 24
+    code, said, _ = run(command, tmp_path / "split.csv", *words)
+    assert code == 0 and "training crops" in said
+
+
+def test_a_split_is_made_of_the_crops_under_the_data_root(run, data_root, tmp_path):
+    words = (
+        "--classes",
+        "mito, er",
+        "--data",
+        data_root,
+        "--scale",
+        "8",
+        "--by",
+        "crop",
+        "--validation-fraction",
+        0.4,
+    )
+    assert run("make-datasplit", tmp_path / "split.csv", *words)[0] == 0
+    rows = [
+        line
+        for line in (tmp_path / "split.csv").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    assert sorted(row.split("/")[-2:] for row in rows) == [
+        ["crop1", '[mito,er]"'],
+        ["crop2", '[mito]"'],
+        ["crop3", '[mito,er]"'],
+    ]
+
+
+def test_the_data_root_of_the_environment_is_scanned(run, data_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("CELLMAP_DATA", str(data_root))
+    assert run("make-datasplit", tmp_path / "split.csv", "--scale", "8,8,8", "--by", "crop")[0] == 0
+    assert "tiny.zarr" in (tmp_path / "split.csv").read_text()
+
+
+def test_the_public_crops_need_no_data(run, tmp_path):
+    code, said, _ = run(
+        "make-datasplit", tmp_path / "split.csv", "--manifest", "challenge", "--scale", "128"
+    )
+    assert code == 0 and "specimen" not in said.splitlines()[-1]
+    assert len((tmp_path / "split.csv").read_text().splitlines()) > 100
+
+
+def test_a_manifest_and_a_data_root_exclude_each_other(run, data_root, tmp_path):
+    words = "--manifest", "challenge", "--data", data_root, "--scale", "8"
+    code, _, said = run("make-datasplit", tmp_path / "split.csv", *words)
+    assert code == 2 and "write one of them" in said
+
+
+@pytest.mark.parametrize("scale", ["eight", "8,8", "8,8,0", ""])
+def test_a_scale_of_another_form_is_refused(run, tmp_path, scale):
+    code, _, said = run("make-datasplit", tmp_path / "split.csv", "--scale", scale)
+    assert (code, said) == (
+        2,
+        f"error: --scale {scale}; write one length in nm or three, z,y,x: 8 or 8,8,8\n",
+    )
+
+
+def test_the_scale_of_a_split_must_be_given(run, tmp_path):
+    code, _, said = run("make-datasplit", tmp_path / "split.csv")
+    assert code == 2 and "Missing option '--scale'" in said
+
+
+# demo
+
+
+def test_the_demo_takes_minutes_and_a_folder(run, monkeypatch):
+    import common.shell.demo
+
+    calls = []
+    monkeypatch.setattr(common.shell.demo, "demo", lambda *arguments: calls.append(arguments))
+    assert run("demo", "--minutes", "0.5", "--output", "here")[0] == 0
+    assert calls == [("here", 0.5)]
+
+
+def test_a_demo_takes_time(run):
+    code, _, said = run("demo", "--minutes", "0")
+    assert code == 2 and "--minutes" in said
+
+
+def test_the_environment_of_tests_is_clean():
+    assert not {"SEED", "CELLMAP_DATA"} & set(os.environ)

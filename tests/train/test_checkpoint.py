@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from common.train import checkpoint
+
+CLASSES = ("mito", "er", "nuc")
+
+
+def state(value: float = 1.0, classes=CLASSES) -> dict:
+    return {"model": {"weight": torch.full((1000,), value)}, "classes": list(classes), "epoch": 3}
+
+
+def test_what_was_saved_is_loaded(tmp_path):
+    checkpoint.save(tmp_path / "run" / "latest.pt", state(0.5))
+    found = checkpoint.load(tmp_path / "run" / "latest.pt", CLASSES)
+    assert torch.equal(found["model"]["weight"], torch.full((1000,), 0.5))
+    assert (found["classes"], found["epoch"]) == (list(CLASSES), 3)
+
+
+def test_saving_leaves_one_file(tmp_path):
+    for value in (1.0, 2.0):
+        checkpoint.save(tmp_path / "latest.pt", state(value))
+    assert [path.name for path in tmp_path.iterdir()] == ["latest.pt"]
+    assert checkpoint.load(tmp_path / "latest.pt", CLASSES)["model"]["weight"][0] == 2
+
+
+def half_then(error):
+    """A torch.save that writes the first bytes of something and then fails."""
+
+    def save(state, file):
+        file.write(b"PK half of a checkpoint")
+        file.flush()
+        raise error
+
+    return save
+
+
+FAILURES = [
+    OSError(28, "No space left on device"),
+    RuntimeError("file write failed"),
+    KeyboardInterrupt(),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+def test_a_write_that_fails_midway_leaves_the_file_before_it_and_no_other(
+    tmp_path, monkeypatch, error
+):
+    checkpoint.save(tmp_path / "latest.pt", state())
+    before = (tmp_path / "latest.pt").read_bytes()
+    monkeypatch.setattr(torch, "save", half_then(error))
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        checkpoint.save(tmp_path / "latest.pt", state(2.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["latest.pt"]
+    assert (tmp_path / "latest.pt").read_bytes() == before
+
+
+def test_a_disk_that_is_full_when_the_file_is_flushed_is_told(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    checkpoint.save(tmp_path / "latest.pt", state())
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(
+        OSError,
+        match=r"could not be written \(OSError: .*No space left.*\); the one before it stands",
+    ):
+        checkpoint.save(tmp_path / "latest.pt", state(2.0))
+    assert checkpoint.load(tmp_path / "latest.pt", CLASSES)["model"]["weight"][0] == 1
+
+
+def test_the_first_file_that_finds_no_room_says_that_nothing_was_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", half_then(OSError(28, "No space left on device")))
+    sentence = rf"^{tmp_path}/latest.pt: could not be written .* nothing was kept\. Free space and run the same command"
+    with pytest.raises(OSError, match=sentence):
+        checkpoint.save(tmp_path / "latest.pt", state())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=rf"^{tmp_path}/file/latest.pt: could not be written \("):
+        checkpoint.save(tmp_path / "file" / "latest.pt", state())
+
+
+def test_who_reads_while_it_is_written_sees_the_file_before_it(tmp_path):
+    path = tmp_path / "latest.pt"
+    checkpoint.save(path, state(1.0))
+    before = path.read_bytes()
+    with open(path, "rb") as reader:
+        begin = reader.read(100)
+        checkpoint.save(path, state(2.0))
+        assert begin + reader.read() == before != path.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "other"])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    path = tmp_path / "latest.pt"
+    checkpoint.save(path, state())
+    content = path.read_bytes()
+    if damage == "other":
+        torch.save([1, 2, 3], path)
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes(255 - byte for byte in content[middle:])
+        path.write_bytes(
+            {"cut": content[:middle], "flipped": flipped, "empty": b"", "text": b"hello\n"}[damage]
+        )
+    sentence = rf"^{path}: not a readable checkpoint of this trainer \(\w+Error.*\); remove it to start from"
+    with pytest.raises(ValueError, match=sentence):
+        checkpoint.load(path, CLASSES)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (tmp_path.joinpath("harm").mkdir, ())
+
+    torch.save({**state(), "harm": Harmful()}, tmp_path / "latest.pt")
+    with pytest.raises(ValueError, match="not a readable checkpoint of this trainer"):
+        checkpoint.load(tmp_path / "latest.pt", CLASSES)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(
+    ("classes", "difference"),
+    [
+        (
+            ("mito", "nuc", "er"),
+            "3 classes and this run has 3: channel 1 is 'er' there and 'nuc' here",
+        ),
+        (("mito", "er"), "3 classes and this run has 2: channel 2 is 'nuc' there and 'none' here"),
+        (
+            ("mito", "er", "nuc", "ld"),
+            "3 classes and this run has 4: channel 3 is 'none' there and 'ld' here",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_classes_is_refused_with_the_difference(
+    tmp_path, classes, difference
+):
+    checkpoint.save(tmp_path / "latest.pt", state())
+    with pytest.raises(
+        ValueError, match=f"trained for {difference}; use the same classes in the same order"
+    ):
+        checkpoint.load(tmp_path / "latest.pt", classes)
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.pt: no such checkpoint; set load_model"):
+        checkpoint.load(tmp_path / "nowhere.pt", CLASSES)
+
+
+def test_a_run_without_checkpoints_has_none(tmp_path):
+    assert checkpoint.find(tmp_path / "nowhere", "latest") is None
+
+
+def test_best_and_latest_are_found_apart(tmp_path):
+    checkpoint.save(tmp_path / "latest.pt", state())
+    assert checkpoint.find(tmp_path, "latest") == tmp_path / "latest.pt"
+    assert checkpoint.find(tmp_path, "best") is None
+
+
+def test_the_rest_of_an_interrupted_write_is_not_found(tmp_path):
+    (tmp_path / ".latest.pt.4711").touch()
+    assert checkpoint.find(tmp_path, "latest") is None
+
+
+def test_weights_are_put_into_a_model(tmp_path):
+    one, two = nn.Conv3d(1, 2, 3), nn.Conv3d(1, 2, 3)
+    checkpoint.load_weights(two, {"model": one.state_dict()}, tmp_path)
+    assert torch.equal(one.weight, two.weight) and torch.equal(one.bias, two.bias)
+
+
+OTHERS = [
+    nn.Conv3d(1, 2, 1),
+    nn.Sequential(nn.Conv3d(1, 2, 3)),
+    nn.Conv3d(1, 2, 3, bias=False),
+    nn.Conv3d(1, 3, 3),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_weights_of_another_network_are_refused(tmp_path, other):
+    model = nn.Conv3d(1, 2, 3)
+    with pytest.raises(
+        ValueError, match="best.pt: its weights are of another network .*set another run_name"
+    ):
+        checkpoint.load_weights(model, {"model": other.state_dict()}, tmp_path / "best.pt")

@@ -1,0 +1,118 @@
+"""Losses against torch on the known voxels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.data.targets import Target, count_known
+from common.train.losses import bce_dice, dice_loss, weighted_bce
+
+
+@pytest.fixture
+def case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, 6, generator=generator, requires_grad=True)
+    target = torch.randint(-1, 2, logits.shape, generator=generator, dtype=torch.int8)
+    return logits, target, torch.tensor([1.0, 3.0, 10.0])
+
+
+def test_weighted_bce_is_torchs_on_the_known_voxels(case):
+    logits, target, pos_weight = case
+    known = target >= 0
+    weights = pos_weight.view(1, 3, 1, 1, 1).expand_as(logits)[known]
+    reference = F.binary_cross_entropy_with_logits(
+        logits[known], target[known].float(), pos_weight=weights
+    )
+    assert torch.allclose(weighted_bce(logits, target, pos_weight), reference, rtol=1e-6)
+
+
+@pytest.mark.parametrize("criterion", [weighted_bce, dice_loss, bce_dice])
+def test_unknown_voxels_get_no_gradient_and_the_others_do(case, criterion):
+    logits, target, pos_weight = case
+    criterion(logits, target, pos_weight).backward()
+    assert (logits.grad[target < 0] == 0).all()
+    assert (logits.grad[target >= 0] != 0).all()
+
+
+def test_half_unknown_does_not_halve_the_loss():
+    target = torch.zeros(1, 1, 2, 2, 2, dtype=torch.int8)
+    target[..., 0] = -1
+    assert weighted_bce(torch.zeros(target.shape), target).item() == pytest.approx(0.6931472)
+
+
+def test_nothing_known_is_zero_with_zero_gradient():
+    logits = torch.ones(1, 1, 2, 2, 2, requires_grad=True)
+    loss = weighted_bce(logits, torch.full(logits.shape, -1, dtype=torch.int8))
+    loss.backward()
+    assert loss == 0 and (logits.grad == 0).all()
+
+
+def test_nan_in_a_float_target_is_unknown_too(case):
+    logits, target, pos_weight = case
+    as_float = target.float().masked_fill(target < 0, torch.nan)
+    assert weighted_bce(logits, as_float, pos_weight) == weighted_bce(logits, target, pos_weight)
+
+
+def test_a_logit_that_is_nan_shows_in_the_loss(case):
+    logits, target, _ = case
+    broken = logits.detach().clone()
+    broken[target >= 0] = torch.nan
+    assert weighted_bce(broken, target).isnan()
+
+
+def test_loss_of_half_precision_logits_is_float32(case):
+    logits, target, pos_weight = case
+    assert weighted_bce(logits.bfloat16(), target, pos_weight).dtype == torch.float32
+
+
+def test_dice_loss_of_a_drawn_case():
+    target = torch.tensor([1, 1, 0, 0, -1], dtype=torch.int8).view(1, 1, 1, 1, 5)
+    logits = torch.tensor([100.0, -100.0, 100.0, -100.0, 100.0]).view(1, 1, 1, 1, 5)
+    assert dice_loss(logits, target).item() == pytest.approx(1 - 2 * 1 / (2 + 2))
+
+
+def test_dice_loss_leaves_out_classes_without_a_positive():
+    target = torch.zeros(1, 2, 1, 1, 4, dtype=torch.int8)
+    target[0, 0, ..., :2] = 1
+    logits = torch.full(target.shape, 50.0)
+    assert dice_loss(logits, target).item() == pytest.approx(1 - 2 * 2 / (2 + 4))
+
+
+@pytest.fixture
+def palette_case() -> tuple[Target, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    palette = torch.randint(-1, 2, (7, 3), generator=generator, dtype=torch.int8)
+    rows = torch.randint(0, 7, (2, 20, 21, 22), generator=generator, dtype=torch.int32)
+    return Target(rows, palette), torch.tensor([1.0, 3.0, 10.0])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_the_loss_of_a_palette_image_is_that_of_its_dense_target(palette_case, layout):
+    """The volume is larger than a chunk, and its last chunk is not full."""
+    target, pos_weight = palette_case
+    logits = 3 * torch.randn(2, 3, 20, 21, 22, generator=torch.Generator().manual_seed(2))
+    by_palette, by_dense = (
+        logits.contiguous(memory_format=layout).requires_grad_() for _ in range(2)
+    )
+    found, reference = (
+        weighted_bce(by_palette, target, pos_weight),
+        weighted_bce(by_dense, target.dense(), pos_weight),
+    )
+    found.backward(), reference.backward()
+    assert found.item() == pytest.approx(reference.item(), rel=1e-6)
+    assert torch.allclose(by_palette.grad, by_dense.grad, rtol=1e-5, atol=1e-10)
+
+
+def test_unknown_voxels_of_a_palette_image_get_no_gradient_and_the_others_do(palette_case):
+    target, pos_weight = palette_case
+    logits = torch.randn(2, 3, 20, 21, 22, requires_grad=True)
+    weighted_bce(logits, target, pos_weight).backward()
+    assert (logits.grad[target.dense() < 0] == 0).all()
+    assert (logits.grad[target.dense() >= 0] != 0).all()
+
+
+def test_known_pairs_are_counted_alike(palette_case):
+    target, _ = palette_case
+    assert count_known(target) == count_known(target.dense()) == (target.dense() >= 0).sum()

@@ -1,0 +1,438 @@
+"""Whole runs on the tiny experiment."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from common.files import REPOSITORY
+
+
+def weights(result) -> dict[str, torch.Tensor]:
+    return torch.load(result.checkpoint.parent / "latest.pt", weights_only=True)["model"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def history(tiny, run: str = "seed42") -> list[dict[str, str]]:
+    with open(tiny.folder / f"logs/tiny_experiment/{run}/history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_training_learns_the_tiny_cell(experiment):
+    tiny = experiment(epochs=10, iterations_per_epoch=60, learning_rate=2e-2, weight_loss=False)
+    result = tiny.train()
+    losses = [float(row["validation/loss"]) for row in history(tiny)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert result.best_metric > 0.6
+    assert result.checkpoint.name == "best.pt"
+
+
+def test_five_epochs_equal_three_and_two_more_bit_for_bit(experiment):
+    text = "import torch\nscheduler = torch.optim.lr_scheduler.StepLR\nscheduler_kwargs = {'step_size': 2}"
+    tiny = experiment(text=text, noise_std=0.05)
+    whole = tiny.train(epochs=5, run_name="whole")
+    tiny.train(epochs=3, run_name="parts")
+    parts = tiny.train(epochs=5, run_name="parts")
+    assert same(weights(whole), weights(parts))
+    columns = [
+        name
+        for name in history(tiny, "whole")[0]
+        if "samples_per_s" not in name and "data_wait" not in name
+    ]
+    for a, b in zip(history(tiny, "whole"), history(tiny, "parts"), strict=True):
+        assert [a[c] for c in columns] == [b[c] for c in columns]
+
+
+def test_epochs_are_a_total_and_a_finished_run_stays_as_it_is(experiment):
+    tiny = experiment()
+    first = weights(tiny.train())
+    result = tiny.train()
+    assert result.epochs == 2 and same(first, weights(result)) and len(history(tiny)) == 2
+
+
+def test_iterations_per_epoch_are_optimizer_steps(experiment):
+    tiny = experiment(batch_size=3, iterations_per_epoch=4, gradient_accumulation_steps=2)
+    state = torch.load(tiny.train().checkpoint.parent / "latest.pt", weights_only=True)
+    assert state["iteration"] == 2 * 4
+    assert {int(s["step"]) for s in state["optimizer"]["state"].values()} == {8}
+
+
+def test_equal_seeds_repeat_a_run_and_another_seed_changes_it(experiment, monkeypatch):
+    tiny = experiment()
+    first = weights(tiny.train(run_name="a"))
+    assert same(first, weights(tiny.train(run_name="b")))
+    monkeypatch.setenv("SEED", "7")
+    assert not same(first, weights(tiny.train(run_name="c")))
+
+
+def test_the_number_of_workers_does_not_change_the_run(experiment):
+    tiny = experiment()
+    assert same(weights(tiny.train(run_name="a")), weights(tiny.train(run_name="b", num_workers=2)))
+
+
+def test_the_best_checkpoint_is_the_epoch_with_the_best_metric(experiment):
+    tiny = experiment(epochs=5, best_metric="loss", learning_rate=0.05)
+    result = tiny.train()
+    losses = [float(row["validation/loss"]) for row in history(tiny)]
+    best = torch.load(result.checkpoint, weights_only=True)
+    assert best["epoch"] == 1 + losses.index(min(losses))
+    assert result.best_metric == pytest.approx(min(losses))
+
+
+def test_best_and_given_checkpoints_are_loaded_when_asked_for(experiment):
+    tiny = experiment(epochs=3)
+    done = tiny.train()
+    given = torch.load(done.checkpoint, weights_only=True)["model"]
+    started = tiny.train(
+        run_name="other",
+        load_model=str(done.checkpoint),
+        learning_rate=1e-9,
+        weight_decay=0.0,
+        epochs=1,
+    )
+    moved = weights(started)
+    assert all(torch.allclose(given[name], moved[name], atol=1e-6) for name in given)
+    assert started.epochs == 1
+
+
+def test_scratch_does_not_write_over_a_run(experiment):
+    tiny = experiment()
+    before = weights(tiny.train())
+    with pytest.raises(ValueError, match="run_name"):
+        tiny.train(load_model="scratch")
+    assert same(before, weights(tiny.train()))
+
+
+def test_a_continued_run_refuses_settings_that_change_what_is_learnt(experiment):
+    tiny = experiment()
+    tiny.train()
+    with pytest.raises(ValueError, match="learning_rate was 0.01 and is 0.5"):
+        tiny.train(learning_rate=0.5)
+
+
+def test_early_stopping_ends_after_epochs_without_a_better_metric(experiment):
+    tiny = experiment(epochs=9, learning_rate=1e-12, weight_decay=0.0, early_stopping_patience=2)
+    assert tiny.train().epochs == 3
+
+
+def test_a_time_limit_ends_with_the_epoch_and_the_next_call_goes_on(experiment):
+    tiny = experiment(epochs=4)
+    assert tiny.train(training_time_limit=1e-6).epochs == 1
+    assert tiny.train().epochs == 4
+
+
+def test_without_validation_crops_the_latest_checkpoint_is_the_result(experiment):
+    tiny = experiment()
+    lines = (tiny.folder / "datasplit.csv").read_text().splitlines(keepends=True)
+    tiny.write("datasplit.csv", "".join(line for line in lines if "validate" not in line))
+    assert tiny.train().checkpoint.name == "latest.pt"
+
+
+def test_a_copied_folder_trains_its_own_model(experiment):
+    tiny = experiment()
+    model = (
+        (tiny.folder / "model.py")
+        .read_text()
+        .replace("nn.Conv3d(1, 8, 3)", "nn.Conv3d(1, 8, 3, bias=False)")
+    )
+    other = experiment("copied", files={"model.py": model})
+    assert "0.bias" in weights(tiny.train()) and "0.bias" not in weights(other.train())
+
+
+def test_true_negatives_reach_the_loss(experiment):
+    """crop2 annotates mito alone: er and nuc are known where mito is, and nowhere else, and only with the setting."""
+    from common.data import loaders
+
+    tiny = experiment(infer_groups=False)
+    rows = {
+        masked: loaders.open_data(tiny.config(use_mutual_exclusion=masked)).train[1].palette
+        for masked in (True, False)
+    }
+    assert rows[True].tolist() == [[-1, -1, -1], [0, -1, -1], [1, 0, 0]]
+    assert rows[False].tolist() == [[-1, -1, -1], [0, -1, -1], [1, -1, -1]]
+
+
+def test_the_mean_over_the_classes_that_occur_is_in_tensorboard(experiment):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tiny = experiment()
+    tiny.train()
+    log = EventAccumulator(str(tiny.folder / "logs/tiny_experiment/seed42"))
+    log.Reload()
+    tags = log.Tags()
+    wanted = {
+        "loss/train",
+        "loss/validation",
+        "lr",
+        "grad_norm",
+        "throughput/samples_per_s",
+        "throughput/data_wait",
+        "mean/dice",
+        "dice/mito",
+        "iou/er",
+        "recall/nuc",
+    }
+    assert wanted <= set(tags["scalars"])
+    assert "raw, target, prediction/mito" in tags["images"]
+    assert {tag.split("/")[0] for tag in tags["tensors"]} == {"settings", "provenance"}
+    assert [event.step for event in log.Scalars("loss/validation")] == [3, 6]
+
+
+def test_a_2d_network_trains_on_patches_one_voxel_thick(experiment):
+    data = """
+        classes = ("mito", "er", "nuc")
+        input_array_info = {"shape": (1, 20, 20), "scale": (8, 8, 8)}
+        target_array_info = {"shape": (1, 16, 16), "scale": (8, 8, 8)}
+        """
+    model = """
+        from torch import nn
+
+
+        def build_model(classes):
+            return nn.Sequential(nn.Conv2d(1, 8, 5), nn.ReLU(), nn.Conv2d(8, len(classes), 1))
+        """
+    transforms = {
+        "mirror": {"axes": {"x": 0.5}},
+        "transpose": {"axes": ["x", "y"]},
+        "rotate": {"axes": {"z": [-180, 180]}},
+    }
+    tiny = experiment(files={"data.py": data, "model.py": model}, spatial_transforms=transforms)
+    assert tiny.train().best_metric > 0
+
+
+def test_check_reports_and_keeps_nothing(experiment):
+    from common.train.check import check
+
+    tiny = experiment()
+    report = check(tiny.folder, data=tiny.data)
+    assert (
+        "(2, 1, 20, 20, 20)" in report and "(2, 3, 16, 16, 16)" in report and "parameters" in report
+    )
+    assert not (tiny.folder / "logs").exists() and not (tiny.folder / "checkpoints").exists()
+
+
+def test_check_foretells_what_a_run_writes(experiment):
+    from common.train.check import check
+
+    tiny = experiment(epochs=4, iterations_per_epoch=20, figure_samples=2)
+    (line,) = [
+        line
+        for line in check(tiny.folder, data=tiny.data).splitlines()
+        if line.startswith("writes")
+    ]
+    checkpoints, logs = (float(word) * 1e3 for word in re.findall(r"([\d.]+) kB", line))
+    tiny.train()
+    written = {
+        kind: sum(f.stat().st_size for f in (tiny.folder / kind).rglob("*") if f.is_file())
+        for kind in ("checkpoints", "logs")
+    }
+    assert (
+        checkpoints <= written["checkpoints"] <= checkpoints + 50_000
+    )  # settings and the file's own structure
+    assert logs == pytest.approx(written["logs"], rel=0.25)
+
+
+def test_a_timed_step_leaves_out_warming_up_and_what_was_read_ahead(experiment, monkeypatch):
+    """The first steps take 0.2 s, later ones 0.02 s; reading a batch takes 0.05 s after those that workers have ready."""
+    from common.train import check
+    from common.train import run as run_module
+
+    tiny = experiment(num_workers=1, gradient_accumulation_steps=1)
+    steps_taken, read = [], []
+
+    def step(*_):
+        steps_taken.append(1)
+        time.sleep(0.2 if len(steps_taken) <= 2 else 0.02)
+        return 0.5, 1.0
+
+    def between(start, stop):
+        for k in range(start, stop, 2):
+            read.append(k)
+            time.sleep(0.0 if len(read) <= 4 else 0.05)
+            yield None
+
+    monkeypatch.setattr(check.steps, "step", step)
+    monkeypatch.setattr(check, "training_batches", lambda *_: SimpleNamespace(between=between))
+    _, seconds, waited, _, _ = check.time_steps(
+        tiny.config(), None, None, None, torch.device("cpu")
+    )
+    assert (
+        0.05 <= waited < 0.1 and waited + 0.02 <= seconds < 0.2
+    )  # a sleep is never too short, and may be too long
+
+
+@pytest.mark.parametrize(
+    ("batch_limit", "time_limit", "wanted"), [(0, 0.0, 0.8), (2, 0.0, 0.2), (0, 0.5, 0.5)]
+)
+def test_the_time_of_a_validation_is_foretold_from_a_part_of_it(
+    experiment, monkeypatch, batch_limit, time_limit, wanted
+):
+    """Eight blocks in batches of one, 0.1 s each, of which the check has time for four."""
+    from common.train import check
+    from common.train import run as run_module
+
+    def validate(state, *_):
+        time.sleep(0.1 * min(4, batch_limit or 4))
+        state.validation_batches = min(4, batch_limit or 4)
+        return "scores"
+
+    config = experiment(
+        batch_size=1, validation_batch_limit=batch_limit, validation_time_limit=time_limit
+    ).config()
+    device, crops, state, method = run_module.prepare(config)
+    assert len(crops.blocks) == 8
+    monkeypatch.setattr(run_module.steps, "validate", validate)
+    assert check.time_validation(config, state, method, crops, device) == (
+        pytest.approx(wanted, abs=0.06),
+        "scores",
+    )
+
+
+# what a run came to: run.json
+
+
+def record(tiny, run: str = "seed42") -> dict:
+    return json.loads((tiny.folder / f"logs/tiny_experiment/{run}/run.json").read_text())
+
+
+def test_a_run_says_what_it_is_and_what_it_came_to(experiment):
+    tiny = experiment(epochs=3)
+    result = tiny.train()
+    found, rows = record(tiny), history(tiny)
+    assert (found["experiment"], found["model_name"], found["run_name"]) == (
+        "tiny_experiment",
+        "tiny_experiment",
+        "seed42",
+    )
+    assert found["settings"] == tiny.config().record()
+    assert (
+        found["provenance"]["device"] == "cpu"
+        and found["provenance"]["torch"] == torch.__version__.split("+")[0]
+    )
+    assert {"commit", "python", "precision", "split_hash"} <= set(found["provenance"])
+    best = max(rows, key=lambda row: float(row["validation/dice"]))
+    assert {name: value for name, value in found["result"].items() if name != "hours"} == {
+        "epoch": 3,
+        "iteration": 9,
+        "best_metric": "dice",
+        "best": result.best_metric,
+        "best_epoch": int(best["epoch"]),
+        "finished": True,
+        "samples_per_s": float(rows[-1]["train/samples_per_s"]),
+    }
+    (session,) = found["sessions"]
+    assert session["first_iteration"] == 0 and session["last_iteration"] == 9
+    assert datetime.fromisoformat(session["began"]) <= datetime.fromisoformat(session["ended"])
+    assert (result.run, result.logs) == ("seed42", tiny.folder / "logs/tiny_experiment/seed42")
+
+
+def test_sessions_and_hours_of_a_continued_run_add_up(experiment):
+    tiny = experiment(epochs=4)
+    tiny.train(training_time_limit=1e-6)
+    first = record(tiny)
+    tiny.train()
+    second = record(tiny)
+    assert [(s["first_iteration"], s["last_iteration"]) for s in second["sessions"]] == [
+        (0, 3),
+        (3, 12),
+    ]
+    assert not first["result"]["finished"] and second["result"]["finished"]
+    assert second["result"]["hours"] > first["result"]["hours"] > 0
+
+
+def test_a_run_that_fails_closes_its_session_and_keeps_its_result(experiment):
+    tiny = experiment(epochs=1)
+    tiny.train()
+    with pytest.raises(FloatingPointError):
+        tiny.train(run_name="broken", learning_rate=1e30, weight_decay=0.9, epochs=5)
+    found = record(tiny, "broken")
+    assert found["sessions"][0]["ended"] and found["result"].get("finished") in (None, False)
+
+
+def test_without_validation_the_best_is_null(experiment):
+    tiny = experiment(epochs=1)
+    lines = (tiny.folder / "datasplit.csv").read_text().splitlines(keepends=True)
+    tiny.write("datasplit.csv", "".join(line for line in lines if "validate" not in line))
+    tiny.train()
+    assert record(tiny)["result"]["best"] is None and record(tiny)["result"]["finished"]
+
+
+def test_a_report_is_given_each_validation_and_may_end_the_run(experiment):
+    tiny, told = experiment(epochs=5), []
+
+    def report(epoch, metric):
+        told.append((epoch, metric))
+        return epoch == 2
+
+    result = tiny.train(report=report)
+    assert result.epochs == 2 and result.finished
+    assert told == [(int(row["epoch"]), float(row["validation/dice"])) for row in history(tiny)]
+    assert not record(tiny)["result"]["finished"]
+    assert tiny.train().epochs == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_says_how_to_go_on_and_equals_an_uninterrupted_one(
+    experiment, number
+):
+    tiny = experiment(epochs=1, iterations_per_epoch=400, validation_batch_limit=1)
+    words = [
+        sys.executable,
+        "-m",
+        "cellmap_segmentation_challenge",
+        "train",
+        str(tiny.folder),
+        "--data",
+        str(tiny.data),
+        "--set",
+        "run_name=cut",
+    ]
+    process = subprocess.Popen(
+        words,
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    log = tiny.folder / "logs/tiny_experiment/cut"
+    deadline = time.monotonic() + 60
+    while not list(log.glob("events*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "Go on with the same command" in said and str(tiny.folder) in said
+    cut = torch.load(tiny.folder / "checkpoints/tiny_experiment/cut/latest.pt", weights_only=True)
+    assert 0 < cut["iteration"] < 400
+    assert same(weights(tiny.train(run_name="cut")), weights(tiny.train(run_name="whole")))
+
+
+def test_training_writes_nothing_into_the_data(experiment):
+    tiny = experiment()
+    before = {path: path.stat().st_mtime_ns for path in tiny.data.rglob("*")}
+    tiny.train()
+    assert before == {path: path.stat().st_mtime_ns for path in tiny.data.rglob("*")}
+
+
+def test_the_default_optimizer_decays_its_weights(experiment):
+    state = torch.load(experiment().train().checkpoint, weights_only=True)
+    assert [group["weight_decay"] > 0 for group in state["optimizer"]["param_groups"]] == [
+        True,
+        False,
+    ]
+    assert all(group["decoupled_weight_decay"] for group in state["optimizer"]["param_groups"])

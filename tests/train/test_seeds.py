@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from common.train import seeds
+from common.train.tracking import read_history
+
+
+def test_seeds_run_one_after_the_other_and_their_spread_is_that_of_their_best_epochs(
+    experiment, capsys
+):
+    tiny = experiment(epochs=2, iterations_per_epoch=30, learning_rate=0.05)
+    results = seeds.train_seeds(tiny.folder, [1, 2, 3], data=tiny.data)
+    assert [result.run for result in results] == ["seed1", "seed2", "seed3"]
+    found = seeds.spread([result.logs for result in results])
+    best = [result.best_metric for result in results]
+    assert len(set(best)) == 3
+    assert found["validation/dice"] == (
+        pytest.approx(statistics.mean(best)),
+        pytest.approx(statistics.stdev(best)),
+        3,
+    )
+    mito = [
+        max(read_history(result.logs), key=lambda row: row["validation/dice"])["recall/mito"]
+        for result in results
+    ]
+    assert found["recall/mito"][:2] == (
+        pytest.approx(statistics.mean(mito)),
+        pytest.approx(statistics.stdev(mito)),
+    )
+    assert (
+        f"mean  {statistics.mean(best):.3f} +- {statistics.stdev(best):.3f}"
+        in capsys.readouterr().err
+    )
+
+
+def write_run(folder, values, best=None):
+    folder.mkdir()
+    lines = [f"{epoch},{value}" for epoch, value in enumerate(values, 1)]
+    (folder / "history.csv").write_text("\n".join(["epoch,dice/mito", *lines]) + "\n")
+    if best:
+        (folder / "run.json").write_text(json.dumps({"result": {"best_epoch": best}}))
+    return folder
+
+
+def test_a_class_that_does_not_occur_in_a_run_is_left_out_of_the_mean(tmp_path):
+    runs = [
+        write_run(tmp_path / "a", [0.2, 0.6, 0.1], best=2),
+        write_run(tmp_path / "b", [0.4]),
+        write_run(tmp_path / "c", [""]),
+    ]
+    assert seeds.spread(runs) == {"dice/mito": (pytest.approx(0.5), pytest.approx(0.02**0.5), 2)}
+
+
+def test_one_run_has_no_spread_and_a_run_without_history_is_left_out(tmp_path):
+    found = seeds.spread([write_run(tmp_path / "a", [0.2, 0.6]), tmp_path / "none"])
+    assert found["dice/mito"][0] == 0.6 and found["dice/mito"][1] != found["dice/mito"][1]
+    assert seeds.spread([]) == {} and seeds.table({}) == "no validation to compare the seeds by"
+
+
+def test_the_table_has_means_first_and_a_line_a_class():
+    found = {
+        "validation/loss": (0.5, 0.1, 2),
+        "validation/dice": (0.7, 0.05, 2),
+        "dice/er": (0.75, 0.25, 2),
+        "dice/mito": (0.65, float("nan"), 1),
+    }
+    assert seeds.table(found).splitlines() == [
+        "2 seeds at their best epochs, mean +- standard deviation; validation loss 0.500 +- 0.100",
+        "      dice",
+        "mean  0.700 +- 0.050",
+        "er    0.750 +- 0.250",
+        "mito  0.650",
+    ]
+
+
+def test_a_queue_gets_the_command_as_one_word_that_its_shell_takes_apart_again(
+    experiment, tmp_path
+):
+    tiny = experiment()
+    overrides = ["input_array_info.shape=(20, 20, 20)", "model_name=it's"]
+    queue = tmp_path / "queue.py"
+    queue.write_text(
+        "import sys, json\nwith open(sys.argv[1], 'a') as file: file.write(json.dumps(sys.argv[2:]) + '\\n')\n"
+    )
+    seeds.submit(
+        tiny.folder,
+        [4, 5],
+        f"{sys.executable} {queue} {tmp_path / 'calls'} -J 'run {{seed}}' {{command}}",
+        overrides,
+        tiny.data,
+    )
+    calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [call[:2] for call in calls] == [["-J", "run 4"], ["-J", "run 5"]]
+    show = "import sys, json; print(json.dumps(sys.argv[1:]))"
+    shown = subprocess.run(
+        [
+            "sh",
+            "-c",
+            calls[0][2].replace("-m cellmap_segmentation_challenge", f"-c {shlex.quote(show)}"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    wanted = ["train", str(tiny.folder)]
+    for override in (*overrides, "random_seed=4"):
+        wanted += ["--set", override]
+    assert json.loads(shown.stdout) == [*wanted, "--data", str(tiny.data)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "template", "error", "sentence"),
+    [
+        ((), "bsub -n 4", ValueError, "no {command} in it"),
+        ((), "no-such-queue {command}", OSError, "no-such-queue .* did not work"),
+        ((), "false {command}", OSError, "change --submit"),
+        (["run_name=one"], "true {command}", ValueError, "write {random_seed} in it"),
+        (["random_seed=3"], "true {command}", ValueError, "write one of them"),
+    ],
+)
+def test_what_cannot_be_submitted_is_said(experiment, overrides, template, error, sentence):
+    tiny = experiment()
+    with pytest.raises(error, match=sentence):
+        seeds.submit(tiny.folder, [1, 2], template, overrides, tiny.data)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("1,2,3", [1, 2, 3]), ("7", [7]), ("1-3,9", [1, 2, 3, 9]), ("1 2", [1, 2])]
+)
+def test_seeds_are_numbers_and_ranges(text, wanted):
+    assert seeds.parse_seeds(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,1", "1-2,2", "-1"])
+def test_other_seeds_are_refused(text):
+    with pytest.raises(ValueError, match="--seeds"):
+        seeds.parse_seeds(text)
