@@ -3,13 +3,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test readme splits clean
+.PHONY: demo test check format readme splits clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cellmap_segmentation_challenge demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
+
+# layout, lint and types
+check: $(VENV)/installed
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/ruff check --quiet
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
 
 # the settings table of the README
 readme: $(VENV)/installed
@@ -20,7 +30,7 @@ splits: $(VENV)/installed
 	for split in setup_04_all unet8_all unet32_all unet128_all; do \
 		$(BIN)/$$(head -n 1 $$split/datasplit.csv | cut -c 3-) --overwrite || exit 1; done
 
-$(VENV)/installed: requirements.txt
+$(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -79,7 +79,8 @@ class Plan:
 
 def make_plan(runs: Iterable[Run], output: Path, searched: dict[Path, int]) -> Plan:
     """Link the folder of a run, but only its event files if it encloses another run (lest TensorBoard shows that twice) or if
-    something in it is rewritten."""
+    something in it is rewritten.
+    """
     plan = Plan()
     for run in runs:
         folders = events_module.events_by_folder(run)
@@ -113,7 +114,8 @@ def must_rewrite(
 ) -> bool:
     """Whether the event files of a folder are several sessions that do not say what they supersede, or hold a tag to be renamed.
 
-    TensorBoard shows the last of several hparams as it is. searched: how much of a file is known to hold no such tag."""
+    TensorBoard shows the last of several hparams as it is. searched: how much of a file is known to hold no such tag.
+    """
     several = len(files) > 1 and files[0].parent.name != find.HPARAMS
     if several and not all(
         events_module.restarts(file) for file in events_module.in_order(files)[1:]
@@ -169,7 +171,8 @@ def rebuild(plan: Plan, output: Path) -> None:
     """Make `output` hold what is planned beside what others put there, which is never touched.
 
     Links that are right already stay, and event files that we wrote go on, for a TensorBoard that is looking at them. Raises
-    Refusal where something else is in the way."""
+    Refusal where something else is in the way.
+    """
     links, rewritten = ours(output)
     for folder in rewritten:
         if folder not in plan.rewritten:
@@ -227,7 +230,8 @@ def is_obstacle(path: Path, folder_wanted: bool) -> bool:
 def follow(folder: Path, files: Sequence[Path], renames: Mapping[str, str]) -> None:
     """Bring the event file that we wrote into `folder` up to date with `files`.
 
-    What was added to them is added to it; if they are others than before, or read otherwise, it is written anew."""
+    What was added to them is added to it; if they are others than before, or read otherwise, it is written anew.
+    """
     state = read_state(folder)
     if is_continued(state, folder, files, renames):
         append(state, folder, renames)
@@ -258,7 +262,7 @@ def is_continued(
         return False
     for source, size in state["sources"].items():
         grown = Path(source).stat().st_size - size
-        if grown < 0 or grown > 0 and is_silent(Path(source), size):
+        if grown < 0 or (grown > 0 and is_silent(Path(source), size)):
             return False
     return True
 
@@ -295,7 +299,8 @@ def rewrite(folder: Path, files: Sequence[Path], renames: Mapping[str, str]) -> 
 
     For a TensorBoard that has read what we wrote before, it has a new name, and begins with a START at step 0. The one before is
     emptied and stays until the next time: TensorBoard's reader in Python does not get beyond a file that it was reading and that
-    is gone."""
+    is gone.
+    """
     survey = events_module.survey(files, renames)
     events = events_module.surviving(survey, renames)
     first = list(itertools.islice(events, 1))
@@ -557,7 +562,8 @@ def greet(refresh: Callable[[], tuple[list[Run], Plan]], known: set[str]) -> set
 def start_tensorboard(output: Path, port: int) -> str:
     """Start TensorBoard in a thread of this process and give its address.
 
-    Its Rust data server (the default) and its Python reader, which it falls back to, both follow links."""
+    Its Rust data server (the default) and its Python reader, which it falls back to, both follow links.
+    """
     from tensorboard import program  # takes longer than all else here
 
     refuse_port(port)
@@ -726,7 +732,7 @@ def main(
             export(long_form(runs), scalars_file)
     except (ValueError, OSError) as error:
         raise Refusal(str(error)) from error
-    if watch or runs and not no_serve:
+    if watch or (runs and not no_serve):
         stay(output, None if no_serve else port, refresh if watch else None, runs)
 
 

@@ -17,7 +17,7 @@ SOURCES = {
 }
 """Where each name is."""
 
-__all__ = ["train", "predict", "process", "evaluate"]
+__all__ = ["evaluate", "predict", "process", "train"]
 
 __path__ = extend_path(
     __path__, __name__

@@ -38,13 +38,26 @@ GROUP_ATOMS: dict[str, frozenset[str]] = {
         for group in ("golgi", "ves", "endo", "lyso", "ld", "eres", "perox", "vacuole")
     },
     "nuc": frozenset(
-        "ne_mem ne_lum np_out np_in hchrom nhchrom echrom nechrom nucpl nucleo".split()
+        [
+            "ne_mem",
+            "ne_lum",
+            "np_out",
+            "np_in",
+            "hchrom",
+            "nhchrom",
+            "echrom",
+            "nechrom",
+            "nucpl",
+            "nucleo",
+        ]
     ),
     "mito": frozenset({"mito_mem", "mito_lum", "mito_ribo"}),
-    "er": frozenset("er_mem er_lum eres_mem eres_lum ne_mem ne_lum np_out np_in".split()),
-    "ne": frozenset("ne_mem ne_lum np_out np_in".split()),
+    "er": frozenset(
+        ["er_mem", "er_lum", "eres_mem", "eres_lum", "ne_mem", "ne_lum", "np_out", "np_in"]
+    ),
+    "ne": frozenset(["ne_mem", "ne_lum", "np_out", "np_in"]),
     "np": frozenset({"np_out", "np_in"}),
-    "chrom": frozenset("hchrom nhchrom echrom nechrom".split()),
+    "chrom": frozenset(["hchrom", "nhchrom", "echrom", "nechrom"]),
     "mt": frozenset({"mt_out", "mt_in"}),
     "isg": frozenset({"isg_mem", "isg_lum", "isg_ins"}),
     "cell": frozenset(ATOM_IDS) - _OUTSIDE_THE_CELL,
@@ -55,13 +68,62 @@ GROUP_ATOMS: dict[str, frozenset[str]] = {
 }
 
 TESTED: tuple[str, ...] = tuple(
-    """ecs pm mito_mem mito_lum mito_ribo golgi_mem golgi_lum ves_mem ves_lum endo_mem endo_lum lyso_mem lyso_lum ld_mem
-    ld_lum er_mem er_lum eres_mem eres_lum ne_mem ne_lum np_out np_in hchrom echrom nucpl mt_out cyto mt_in nuc golgi ves
-    endo lyso ld eres perox_mem perox_lum perox mito er ne np chrom mt cell er_mem_all ne_mem_all""".split()
+    [
+        "ecs",
+        "pm",
+        "mito_mem",
+        "mito_lum",
+        "mito_ribo",
+        "golgi_mem",
+        "golgi_lum",
+        "ves_mem",
+        "ves_lum",
+        "endo_mem",
+        "endo_lum",
+        "lyso_mem",
+        "lyso_lum",
+        "ld_mem",
+        "ld_lum",
+        "er_mem",
+        "er_lum",
+        "eres_mem",
+        "eres_lum",
+        "ne_mem",
+        "ne_lum",
+        "np_out",
+        "np_in",
+        "hchrom",
+        "echrom",
+        "nucpl",
+        "mt_out",
+        "cyto",
+        "mt_in",
+        "nuc",
+        "golgi",
+        "ves",
+        "endo",
+        "lyso",
+        "ld",
+        "eres",
+        "perox_mem",
+        "perox_lum",
+        "perox",
+        "mito",
+        "er",
+        "ne",
+        "np",
+        "chrom",
+        "mt",
+        "cell",
+        "er_mem_all",
+        "ne_mem_all",
+    ]
 )
 """The 48 classes that the challenge scores, in its order: the order of the baselines' output channels."""
 
-INSTANCES: tuple[str, ...] = tuple("nuc ves endo lyso ld perox mito np mt cell".split())
+INSTANCES: tuple[str, ...] = tuple(
+    ["nuc", "ves", "endo", "lyso", "ld", "perox", "mito", "np", "mt", "cell"]
+)
 """The tested classes that are scored as instances; the other 38 are scored as masks."""
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something that the user can mend; its text says what is wrong and what to write instead.
+    """Something that the user can mend: the text says what is wrong, and what to write or do instead.
 
     The command line shows the text and ends with exit code 2.
     """
+
+
+class FileError(UserError, OSError):
+    """A file, disk, server or process that does not do its part; what to mend, and what is kept."""

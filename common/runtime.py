@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.errors import UserError
 from common.talk import say
 
 
@@ -43,7 +44,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"device = '{name}' cannot be used here ({reason}); set device = 'auto'"
         ) from None
     if device.type == "cuda":
@@ -90,7 +91,7 @@ class Precision:
 def pick_precision(name: str, device: torch.device) -> Precision:
     """The precision of a name on a device. ValueError for fp16 on a CPU, which has no loss scaling worth having."""
     if name == "fp16" and device.type == "cpu":
-        raise ValueError(
+        raise UserError(
             "precision = 'fp16' is for CUDA; on the CPU set precision = 'bf16' or 'fp32'"
         )
     if name == "auto":

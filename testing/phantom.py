@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from common.classes import ATOM_IDS, INSTANCES, TESTED, atoms_of, unknown_names
 from common.data.ngff import write_multiscale
+from common.errors import UserError
 
 SHAPE = (160, 224, 224)
 """Default size of a phantom in voxels."""
@@ -107,7 +108,7 @@ def make_phantom(shape: Sequence[int] = SHAPE, voxel_size: float = 8.0, seed: in
     needed), or if microtubules could not be hollow at this voxel size.
     """
     if not 0 < voxel_size <= 10:
-        raise ValueError(
+        raise UserError(
             f"voxel_size {voxel_size} nm; microtubules are 25 nm wide, so write 10 or less"
         )
     canvas = _Canvas(np.random.default_rng(seed), tuple(int(n) for n in shape), 1 / voxel_size)
@@ -127,7 +128,7 @@ def make_phantom(shape: Sequence[int] = SHAPE, voxel_size: float = 8.0, seed: in
 def class_volume(phantom: Phantom, name: str) -> np.ndarray:
     """(z, y, x) ground truth of a class of the table: ids for INSTANCES (smallest unsigned type), else uint8 0 or 1."""
     if problems := unknown_names([name]):
-        raise ValueError(problems[0])
+        raise UserError(problems[0])
     if name in phantom.instances:
         ids = phantom.instances[name]
         return ids.astype(np.min_scalar_type(ids.max()))
@@ -166,7 +167,7 @@ def write_phantom(
         if not names
     ]
     if problems:
-        raise ValueError("annotated: " + "; ".join(problems))
+        raise UserError("annotated: " + "; ".join(problems))
     phantom = make_phantom(shape, voxel_size, seed)
     starts = _place_crops(phantom.atoms, crop_size, train_crops, validate_crops)
     folder = Path(root) / "phantom"
@@ -197,7 +198,7 @@ def _whole_ratio(voxel_size: float, label_voxel_size: float) -> int:
     """How many label voxels fit along one voxel; ValueError unless that is a whole number, 1 or more."""
     ratio = voxel_size / label_voxel_size
     if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-6:
-        raise ValueError(
+        raise UserError(
             f"label_voxel_size {label_voxel_size} nm; write a whole fraction of the image's {voxel_size}"
         )
     return round(ratio)
@@ -259,7 +260,7 @@ def _place_crops(atoms: np.ndarray, size: int, train: int, validate: int) -> np.
         starts = _greedy_places(*_atom_counts(atoms, size, step), size, sides)
         if starts is not None:
             return starts[np.argsort(sides, kind="stable")]
-    raise ValueError(
+    raise UserError(
         f"shape {atoms.shape}: no room for {train + validate} crops of {size} voxels; ask for fewer"
     )
 
@@ -353,7 +354,7 @@ class _Canvas:
     def require(self, name: str, placed: int) -> None:
         """Raises ValueError unless at least two objects of the kind were placed."""
         if placed < 2:
-            raise ValueError(
+            raise UserError(
                 f"shape {self.shape}: room for only {placed} objects of '{name}'; use a larger shape"
             )
 

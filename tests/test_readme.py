@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,20 +53,10 @@ def test_the_tree_is_that_of_the_disk():
     for name in named:
         assert (REPOSITORY / name).exists(), name
     shown = {name.rstrip("/").split("/")[0] for name in named}
-    hidden = {
-        ".git",
-        ".venv",
-        ".pytest_cache",
-        ".ruff_cache",
-        "cache",
-        "data",
-        "demo",
-        "tensorboards",
-        "__pycache__",
-        ".whl",
-        "shared",
-    }
-    assert {path.name for path in REPOSITORY.iterdir()} - hidden <= shown
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert {line.split("/")[0] for line in tracked.stdout.splitlines()} <= shown
 
 
 def test_every_room_of_common_is_explained():

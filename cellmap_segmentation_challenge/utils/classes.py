@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from common.classes import ATOM_IDS, GROUP_IDS, TESTED, exclusions, unknown_names
+from common.errors import UserError
 
 
 def get_tested_classes() -> list[str]:
@@ -15,8 +16,9 @@ def get_tested_classes() -> list[str]:
 def get_class_relations(named_classes: Sequence[str] | None = None) -> dict[str, set[str]]:
     """For each class those of `named_classes` (all 74 unless given) that can never share a voxel with it.
 
-    Raises ValueError for names that are not in the challenge's table."""
+    Raises ValueError for names that are not in the challenge's table.
+    """
     names = [*ATOM_IDS, *GROUP_IDS] if named_classes is None else named_classes
     if problems := unknown_names([names] if isinstance(names, str) else names):
-        raise ValueError("\n".join(f"get_class_relations: {problem}" for problem in problems))
+        raise UserError("\n".join(f"get_class_relations: {problem}" for problem in problems))
     return exclusions(names)

@@ -18,9 +18,26 @@ from common.data.loaders import Batch, Batches, open_data
 from common.train import run
 
 DATA_SETTINGS = frozenset(
-    """cache_gb cache_path contrast_range data_path device extra_classes gamma_range infer_groups intensity_probability
-    iterations_per_epoch noise_std num_workers positive_centre_fraction random_seed raw_range spatial_transforms
-    use_mutual_exclusion weighted_sampler""".split()
+    [
+        "cache_gb",
+        "cache_path",
+        "contrast_range",
+        "data_path",
+        "device",
+        "extra_classes",
+        "gamma_range",
+        "infer_groups",
+        "intensity_probability",
+        "iterations_per_epoch",
+        "noise_std",
+        "num_workers",
+        "positive_centre_fraction",
+        "random_seed",
+        "raw_range",
+        "spatial_transforms",
+        "use_mutual_exclusion",
+        "weighted_sampler",
+    ]
 )
 """Settings of `common.config.settings.TrainConfig` that bear on data, beside the parameters of `get_dataloader`."""
 

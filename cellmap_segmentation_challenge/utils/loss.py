@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.errors import UserError
+
 Arrays = torch.Tensor | Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
 
 
@@ -28,7 +30,7 @@ class CellMapLossWrapper(nn.Module):
         known = ~target.isnan()
         losses = self.loss_fn(outputs, target.nan_to_num(0))
         if losses.shape != target.shape:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.loss_fn).__name__} gives losses of shape {tuple(losses.shape)} for a target of shape "
                 f"{tuple(target.shape)}; use a criterion that gives one an element"
             )
@@ -39,9 +41,7 @@ class CellMapLossWrapper(nn.Module):
         if isinstance(targets, torch.Tensor):
             return self.calc_loss(outputs, targets)
         if len(outputs) != len(targets):
-            raise ValueError(
-                f"{len(outputs)} outputs for {len(targets)} targets; give one for each"
-            )
+            raise UserError(f"{len(outputs)} outputs for {len(targets)} targets; give one for each")
         if isinstance(targets, Mapping):
             outputs = (
                 [outputs[name] for name in targets] if isinstance(outputs, Mapping) else outputs

@@ -7,6 +7,7 @@ import types
 from typing import Any
 
 from common.config.module import load_module
+from common.errors import UserError
 
 
 class Config(types.SimpleNamespace):
@@ -28,7 +29,7 @@ def load_safe_config(config_path: str | os.PathLike[str], force_safe: bool = Fal
     force_safe=True raises ValueError. Raises FileNotFoundError, or ValueError with file, line and reason if it fails.
     """
     if force_safe:
-        raise ValueError(
+        raise UserError(
             f"{config_path}: force_safe=True; a configuration is a program, read it and leave this out"
         )
     names = vars(load_module(os.fspath(config_path)))

@@ -22,6 +22,7 @@ from common.config.settings import (
     _as_text,
     describe,
 )
+from common.errors import UserError
 
 
 def check_settings(
@@ -47,7 +48,7 @@ def check_settings(
             problems.append(f"'{name}' is missing; {meanings[name]}")
     problems += _problems_within(fitting) + _problems_between(fitting)
     if problems:
-        raise ValueError("\n".join(f"{where}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{where}: {problem}" for problem in problems))
     return table(**fitting)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from common.config.check import _unknown, check_settings
 from common.config.module import _short, load_module
 from common.config.settings import ProcessConfig, TrainConfig
+from common.errors import UserError
 from common.files import REPOSITORY
 
 
@@ -58,7 +59,7 @@ def read_overrides(path: str | Path) -> tuple[str, ...]:
         for number, line in lines
         if "=" not in line
     ]:
-        raise ValueError("\n".join(wrong))
+        raise UserError("\n".join(wrong))
     return tuple(line for _, line in lines)
 
 

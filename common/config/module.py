@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.errors import UserError
+
 _LOADED = itertools.count()
 
 
@@ -34,7 +36,7 @@ def load_module(path: str | Path) -> types.ModuleType:
         try:
             spec.loader.exec_module(module)  # type: ignore[union-attr]
         except Exception as error:  # a configuration is a program, and can fail in every way
-            raise ValueError(f"{_short(path)}: {_failure(error, path.parent)}") from error
+            raise UserError(f"{_short(path)}: {_failure(error, path.parent)}") from error
     return module
 
 

@@ -196,9 +196,27 @@ RUN_FOLDERS = (
 
 
 MAY_CHANGE = frozenset(
-    """base_experiment_path model_name run_name load_model data_path datasplit_path
-    cache_path cache_gb num_workers epochs device precision channels_last early_stopping_patience training_time_limit
-    figure_samples trackers mlflow_uri mlflow_parent""".split()
+    [
+        "base_experiment_path",
+        "model_name",
+        "run_name",
+        "load_model",
+        "data_path",
+        "datasplit_path",
+        "cache_path",
+        "cache_gb",
+        "num_workers",
+        "epochs",
+        "device",
+        "precision",
+        "channels_last",
+        "early_stopping_patience",
+        "training_time_limit",
+        "figure_samples",
+        "trackers",
+        "mlflow_uri",
+        "mlflow_parent",
+    ]
 ).union(RUN_FOLDERS)
 """Settings that a continued run may change: they take effect at once and do not change what is learnt from what."""
 

@@ -125,7 +125,7 @@ def _inside(steps: Steps, shape: Sequence[int], block: Sequence[int]) -> bool:
         for (axis, start, step), n in zip(steps, shape, strict=True)
     ]
     return all(
-        0 <= min(first, last) and max(first, last) < block[axis] for axis, first, last in ends
+        min(first, last) >= 0 and max(first, last) < block[axis] for axis, first, last in ends
     )
 
 

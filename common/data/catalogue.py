@@ -16,6 +16,7 @@ import numpy as np
 from common.classes import TESTED
 from common.data.layout import LABELS, RAW
 from common.data.ngff import open_levels
+from common.errors import UserError
 
 CHALLENGE = Path(__file__).with_name("challenge_crops.csv")
 """Where the 289 public training crops are and what they annotate; the manifest named 'challenge'."""
@@ -70,7 +71,8 @@ class Crop:
 def read_manifest(path: str | Path = CHALLENGE) -> list[Crop]:
     """The crops of a table with the columns of `challenge_crops.csv`.
 
-    Raises FileNotFoundError, or ValueError with everything that is wrong, one line each."""
+    Raises FileNotFoundError, or ValueError with everything that is wrong, one line each.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -102,7 +104,7 @@ def read_manifest(path: str | Path = CHALLENGE) -> list[Crop]:
         for dataset, name in repeated
     ]
     if problems:
-        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
     return crops
 
 
@@ -111,7 +113,7 @@ def _crop_of(fields: Sequence[str]) -> Crop:
     voxel_size, translation = (tuple(map(float, size.split(";"))) for size in sizes[:2])
     (shape,) = (tuple(map(int, size.split(";"))) for size in sizes[2:])
     if not len(voxel_size) == len(translation) == len(shape) == 3 or min(*voxel_size, *shape) <= 0:
-        raise ValueError(sizes)
+        raise UserError(sizes)
     annotated = TESTED if classes == "all" else classes.split()
     name = f"crop{name}" if name.isdecimal() else name
     return Crop(dataset, name, voxel_size, translation, shape, frozenset(annotated))
@@ -168,7 +170,8 @@ def select(
 ) -> dict[tuple[str, str], Any]:
     """Those whose (dataset, crop) match a pattern each: a whole name or a glob; a number n stands for the crop 'cropn'.
 
-    Raises ValueError for patterns that match nothing."""
+    Raises ValueError for patterns that match nothing.
+    """
     names = [f"crop{name}" if name.isdecimal() else name for name in names]
     problems = []
     for what, patterns, present in (
@@ -182,14 +185,14 @@ def select(
                     f"{source}: no {what} '{pattern}'; there are {len(present)}: {known}"
                 )
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     chosen = {
         key: crop
         for key, crop in crops.items()
         if _matches(key[0], datasets) and _matches(key[1], names)
     }
     if not chosen:
-        raise ValueError(
+        raise UserError(
             f"{source}: no crop {', '.join(names)} in {', '.join(datasets)}; name crops of these datasets"
         )
     return chosen

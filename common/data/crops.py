@@ -23,6 +23,7 @@ from common.data import palette as annotation
 from common.data.ngff import Grid
 from common.data.raw import Raw, mirror, open_raw, reduction
 from common.data.split import Row
+from common.errors import FileError, UserError
 
 EXAMPLES = 128
 """Voxel positions remembered for each palette row: where to find a rare class without searching."""
@@ -94,7 +95,7 @@ def open_crops(
     other = sum(crop.raw().nbytes + crop.labels().nbytes for crop in beside)
     needed = (sum(plan.bytes for plan in plans) + other) / 1e9
     if needed > cache_gb:
-        raise ValueError(
+        raise UserError(
             f"the decoded crops need {needed:.1f} GB and cache_gb is {cache_gb:g}; raise cache_gb, take fewer crops, or rotate less "
             "(raw is kept as far around a crop as a rotated patch reaches)"
         )
@@ -146,12 +147,12 @@ def _plan(
     lower, upper = label.box()
     raw_lower, raw_upper = raw.level.box()
     if (lower >= raw_upper).any() or (upper <= raw_lower).any():
-        raise ValueError(
+        raise UserError(
             f"{row.crop}: its labels ({_nm(lower)} to {_nm(upper)} nm) and the raw {row.raw} ({_nm(raw_lower)} to {_nm(raw_upper)} nm) "
             "do not overlap; check translation and scale in their .zattrs"
         )
     if (raw_upper - raw_lower < 0.98 * patch_nm).any():
-        raise ValueError(
+        raise UserError(
             f"{row.raw}: {_nm(raw_upper - raw_lower)} nm of raw, smaller than the input patch of {_nm(patch_nm)} nm; "
             "use a smaller input shape, or remove the crop from the datasplit"
         )
@@ -195,7 +196,7 @@ def _decode(plan: _Plan, cache: Path) -> None:
         if isinstance(error, FileNotFoundError) and error.errno is None:
             raise  # of the data
         if not (cache / plan.key).is_dir():  # another process may have been first
-            raise OSError(
+            raise FileError(
                 f"{cache}: decoded crops could not be written ({error.strerror or error}); free space or move cache_path"
             ) from error
     finally:
@@ -215,7 +216,7 @@ def _decode_raw(plan: _Plan, folder: Path) -> None:
         brightest = max(brightest, float(slab.max()))
         inside[z : z + 64] = slab
     if brightest == 0:
-        raise ValueError(
+        raise UserError(
             f"{raw.level.path}: 0 everywhere around {plan.row.name}; fetch its EM chunks, or remove the crop from the datasplit"
         )
     inside.flush()
@@ -268,7 +269,7 @@ def _decode_labels(plan: _Plan, folder: Path) -> None:
             [rows.setdefault(combination.tobytes(), len(rows) + 1) for combination in combinations]
         )
         if len(rows) >= 2**16:
-            raise ValueError(
+            raise UserError(
                 f"{plan.row.crop}: more than {2**16 - 1} label combinations; its class volumes do not look like labels"
             )
         index[tuple(map(slice, start, stop))] = number[block]
@@ -296,7 +297,7 @@ def _matching_level(plan: _Plan, name: str) -> ngff.Level:
         and (level.shape // plan.label_factor == plan.label_grid.shape).all()
         and np.allclose(level.scale * plan.label_factor, plan.label_grid.scale, rtol=1e-3)
     ):
-        raise ValueError(
+        raise UserError(
             f"{plan.row.crop / name}: shape {level.shape.tolist()}, voxel size {_nm(level.scale)} nm and translation {_nm(level.translation)} nm "
             f"are not those of '{first}'; the classes of a crop share one grid"
         )
@@ -410,11 +411,13 @@ def _collect(items: Sequence, work, say: str | None = None) -> list:
         ):
             try:
                 results.append(future.result())
+            except FileError:
+                raise
             except (ValueError, FileNotFoundError) as error:
                 problems.append(str(error))
     if problems:
         more = f"\n... and {len(problems) - 10} more crops" if len(problems) > 10 else ""
-        raise ValueError("\n".join(dict.fromkeys(problems[:10])) + more)
+        raise UserError("\n".join(dict.fromkeys(problems[:10])) + more)
     return results
 
 

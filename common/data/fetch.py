@@ -49,6 +49,7 @@ from common import files as files_module
 from common.classes import unknown_names
 from common.config import load
 from common.data import catalogue, layout, manifest, ngff, sampling, split
+from common.errors import FileError, UserError
 
 URL = "https://janelia-cosem-datasets.s3.amazonaws.com"
 """The public bucket. Any S3-compatible address will do that lists without a signature, such as http://host:9000/bucket."""
@@ -152,7 +153,7 @@ def fetch(
     fetched until then stays, and the same call goes on from there.
     """
     if workers < 1:
-        raise ValueError(f"workers = {workers}; write a whole number above 0")
+        raise UserError(f"workers = {workers}; write a whole number above 0")
     root, wanted = choose(
         crops,
         classes=classes,
@@ -196,7 +197,7 @@ def _workplace(root: Path, dry_run: bool) -> Iterator[Path]:
     lock = InterProcessLock(root / ".fetch/lock")
     if not lock.acquire(blocking=False):
         lock.lockfile.close()  # which acquire leaves open
-        raise ValueError(f"{root}: another fetch-data is writing here; wait for it, or stop it")
+        raise UserError(f"{root}: another fetch-data is writing here; wait for it, or stop it")
     try:
         yield root
     finally:
@@ -221,7 +222,7 @@ def choose(
 ) -> tuple[Path, list[Wanted]]:
     """The data root and the crops that the arguments of `fetch` name. Raises what `fetch` does."""
     if scale and all_resolutions:
-        raise ValueError("both scale and all_resolutions; write one of them")
+        raise UserError("both scale and all_resolutions; write one of them")
     given: dict = (
         {"scales": tuple(_three("scale", size, 1e-9) for size in scale)}
         if scale or all_resolutions
@@ -246,7 +247,7 @@ def choose(
     if problems := unknown_names(
         classes or (), {name for one in known.values() for name in one.classes}
     ):
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     return root, _narrowed(
         [replace(one, **given) if one.usage else one for one in chosen], classes, source, say
     )
@@ -255,7 +256,7 @@ def choose(
 def _three(what: str, value: float | Sequence[float], low: float) -> tuple[float, ...]:
     numbers = (value,) * 3 if np.ndim(value) == 0 else tuple(value)  # type: ignore[arg-type]
     if len(numbers) != 3 or not all(low <= number < np.inf for number in numbers):
-        raise ValueError(f"{what} {value}; write nm, one number or three for z, y, x, such as 8")
+        raise UserError(f"{what} {value}; write nm, one number or three for z, y, x, such as 8")
     return tuple(map(float, numbers))
 
 
@@ -288,7 +289,7 @@ def _of_experiment(
                     f"{where} is not where the bucket has it; write its paths as make-datasplit does"
                 )
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     return root, found, Wanted("", "", "test", (), (raw.scale,), around)
 
 
@@ -351,7 +352,7 @@ def _named(
     if not chosen and not problems:
         problems.append(f"crops '{words}'; write *, test, or names such as 28,jrc_hela-2/crop155")
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     return list(chosen.values())
 
 
@@ -378,7 +379,7 @@ def _narrowed(
             if missing
             else "has labels as fine as that"
         )
-        raise ValueError(
+        raise UserError(
             f"{source}: none of the {len(wanted)} crops {what}; ask for other crops, classes or a coarser scale"
         )
     if len(left) < len(wanted):
@@ -470,7 +471,7 @@ def _raw_metadata(bucket: Bucket, raw: str, place: Path) -> list[File]:
             ]
         ]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(
+        raise UserError(
             f"{bucket.url}: {raw}/.zattrs is not that of an image ({error!r}); leave its crops out"
         ) from error
     for name in names:
@@ -529,7 +530,7 @@ def _raw_chunks(
     lower, upper = box
     outer = levels[0].box()
     if (lower >= outer[1]).any() or (upper <= outer[0]).any():
-        raise ValueError(
+        raise UserError(
             f"{one.store}: {one.name} lies outside of its raw; check its translation, or leave it out"
         )
     scales = (
@@ -570,7 +571,7 @@ class Bucket:
         self, url: str, journal: Path, workers: int, read_only: bool = False, verify: bool = False
     ):
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise ValueError(
+            raise UserError(
                 f"{url}: not the address of a bucket; write one with http or https, such as {URL}"
             )
         self.url, self.workers, self.verify = url.rstrip("/"), workers, verify
@@ -714,8 +715,10 @@ class Bucket:
                     404: "there is no such thing, or no longer",
                 }
                 meaning = meanings.get(response.status, "check the address")
-                raise OSError(f"{self.url}{address}: refused (answer {response.status}): {meaning}")
-        raise OSError(
+                raise FileError(
+                    f"{self.url}{address}: refused (answer {response.status}): {meaning}"
+                )
+        raise FileError(
             f"{self.url}{address}: {problem}, {attempt + 1} times; run the same command again later, it goes on where it stopped"
         )
 
@@ -834,7 +837,7 @@ def _write(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise OSError(
+        raise FileError(
             f"{path}: cannot be written ({error.strerror or error}); free space, and run the same command again"
         ) from error
 
@@ -881,7 +884,7 @@ def _free(root: Path) -> int:
 def _check_space(root: Path, missing: Sequence[File]) -> None:
     needed, free = sum(-(-file.size // BLOCK) * BLOCK for file in missing), _free(root)
     if needed > free:
-        raise OSError(
+        raise FileError(
             f"{root}: {tqdm.format_sizeof(needed)}B to write and {tqdm.format_sizeof(free)}B free; free space, write --data FOLDER of a "
             "larger disk, or fetch fewer crops or classes"
         )

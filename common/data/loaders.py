@@ -16,6 +16,7 @@ from common.data import augment, sampling, split
 from common.data.crops import Crop, open_crops
 from common.data.sampling import Patch, Sample, Sampler
 from common.data.targets import Target
+from common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def open_data(config: TrainConfig) -> Data:
     rows = split.read_datasplit(path, root)
     rows = [row for row in rows if set(row.annotated) & set(config.classes)]
     if not any(row.usage == "train" for row in rows):
-        raise ValueError(
+        raise UserError(
             f"{path}: no training crop annotates any of {', '.join(config.classes)}; change classes or the split"
         )
     split.check_files(rows)
@@ -99,7 +100,7 @@ def open_data(config: TrainConfig) -> Data:
     )
     foreground, background = (count_voxels(train, value, target.scale) for value in (1, 0))
     if not foreground.any():
-        raise ValueError(
+        raise UserError(
             f"{path}: no training crop has a positive voxel of {', '.join(config.classes)}; add crops that do"
         )
     return Data(train, validation, sampler, blocks, foreground, background, split.split_hash(rows))

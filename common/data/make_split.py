@@ -50,6 +50,7 @@ from common.classes import TESTED, unknown_names
 from common.data.catalogue import CHALLENGE, Crop, _natural, fits, read_manifest, scan, select
 from common.data.layout import LABELS, RAW
 from common.data.split import USAGES
+from common.errors import UserError
 
 GROUPS = ("specimen", "dataset", "crop")
 
@@ -134,7 +135,7 @@ def _pool(
             if scale is None
             else f", as fine as {_joined(scale)} nm, {min_extent:g} such voxels on every axis"
         )
-        raise ValueError(
+        raise UserError(
             f"no crop of {len(crops)} fits (a class asked for{wanted}); ask for coarser or smaller ones"
         )
     on_side = {side: usable & annotated.all(1) if side in complete else usable for side in USAGES}
@@ -178,10 +179,10 @@ def choose_sides(
     sides = pool.sides(validates | held)
     if not any(usage == "train" for usage, _ in sides):
         if not pool.on_side["train"].any():
-            raise ValueError(
+            raise UserError(
                 f"no crop of {len(crops)} annotates all of {', '.join(classes)}; do not ask for all"
             )
-        raise ValueError(
+        raise UserError(
             "no crop is left to train on; take another seed, validate a smaller fraction or hold out less"
         )
     return sides
@@ -201,7 +202,8 @@ def choose_folds(
 ) -> list[list[tuple[str, Crop]]]:
     """The sides of each of `folds` splits, as `choose_sides` gives them; every group validates in exactly one.
 
-    Raises ValueError where `choose_sides` does, and if a fold has no crop that validates."""
+    Raises ValueError where `choose_sides` does, and if a fold has no crop that validates.
+    """
     pool = _pool(crops, classes, scale, min_extent, by, complete)
     _check_several(pool, by)
     if method == "hash":
@@ -214,7 +216,7 @@ def choose_folds(
     splits = [pool.sides(fold_of == fold) for fold in range(folds)]
     for fold, sides in enumerate(splits):
         if missing := [usage for usage in USAGES if not any(usage == side for side, _ in sides)]:
-            raise ValueError(
+            raise UserError(
                 f"fold {fold} of {folds} has no {missing[0]} crop ({len(set(pool.units[pool.usable]))} groups fit); "
                 f"write fewer folds{', or method balanced' if method == 'hash' else ''}"
             )
@@ -229,7 +231,7 @@ def _check_several(pool: _Pool, by: str) -> None:
         "dataset": "dataset; split it by crop",
         "crop": "overlapping region; add crops",
     }[by]
-    raise ValueError(
+    raise UserError(
         f"all {pool.usable.sum()} crops that fit are of one {what}, or train on all with a validation fraction of 0"
     )
 
@@ -259,7 +261,7 @@ def _held(pool: _Pool, names: Sequence[str], by: str) -> np.ndarray:
                 f"{', ...' if len(left) > 5 else ''}){advice}"
             )
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     return held
 
 
@@ -322,7 +324,8 @@ def _rank(
 ) -> np.ndarray:
     """(sets,) the sum in the module's text, less is better; rounded, so that it orders alike on every machine.
 
-    groups: (units, n) crops of each unit in each of n groups. kinds: the same for the kinds of sample."""
+    groups: (units, n) crops of each unit in each of n groups. kinds: the same for the kinds of sample.
+    """
     uneven = sum(
         np.abs(sets @ each - fraction * each.sum(0)).sum(1) / each.sum() for each in groups
     )
@@ -369,7 +372,8 @@ def _bracket(crop: Crop, classes: Sequence[str]) -> list[str]:
 def write_datasplit(path: str | Path, lines: Sequence[str], overwrite: bool = False) -> None:
     """Write the lines to `path`, by a temporary file and a rename: there is the old file or the whole new one.
 
-    Raises ValueError if the file exists and is not to be overwritten, FileNotFoundError if its folder does not."""
+    Raises ValueError if the file exists and is not to be overwritten, FileNotFoundError if its folder does not.
+    """
     path = Path(path)
     _refuse_existing(path, overwrite)
     if not path.absolute().parent.is_dir():
@@ -384,9 +388,7 @@ def write_datasplit(path: str | Path, lines: Sequence[str], overwrite: bool = Fa
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
-        raise ValueError(
-            f"{path}: exists already; write --overwrite (overwrite=True) to replace it"
-        )
+        raise UserError(f"{path}: exists already; write --overwrite (overwrite=True) to replace it")
 
 
 def make(
@@ -413,7 +415,8 @@ def make(
     The crops are those of `manifest` (a table, or 'challenge', the default) or those found under `data_root`.
     scale: nm, one number or z, y, x, or None for crops of every resolution. folds: how many splits to write, as
     {stem}_fold0.csv and on; 0 is the one split `csv_path`. force_classes: 'all', 'train' or 'validate', the sides that
-    take only crops annotating every class; the rest as in `choose_sides`, `select` and `write_datasplit`."""
+    take only crops annotating every class; the rest as in `choose_sides`, `select` and `write_datasplit`.
+    """
     path = Path(csv_path)
     paths = [path.with_stem(f"{path.stem}_fold{fold}") for fold in range(folds)] or [path]
     for each in paths:
@@ -544,14 +547,14 @@ def _check_choice(
             f"validation fraction {validation_fraction:g} with {folds} folds; write one of them"
         )
     if problems:
-        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
 
 
 def _find(
     path: Path, data_root: Any, manifest: Any, datasets: Sequence[str], crops: Sequence[str]
 ) -> tuple[list[Crop], list[str]]:
     if data_root is not None and manifest is not None:
-        raise ValueError(
+        raise UserError(
             f"{path}: both a data root ({data_root}) and a manifest ({manifest}); write one of them"
         )
     if data_root is not None:
@@ -568,7 +571,7 @@ def _check_classes(path: Path, classes: Sequence[str], crops: Sequence[Crop]) ->
         f"class '{name}' is named {n} times; once" for name, n in Counter(classes).items() if n > 1
     ]
     if problems:
-        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
 
 
 def _command(
@@ -623,7 +626,8 @@ def _left_out(crops: Sequence[Crop], sides: Sequence[tuple[str, Crop]]) -> list[
 def _coverage(splits: Sequence[Sequence[tuple[str, Crop]]], classes: Sequence[str]) -> list[str]:
     """A table of how many crops of each side annotate each class, and a sentence for classes that miss a side.
 
-    Of several splits each has one column, training crops / validation crops."""
+    Of several splits each has one column, training crops / validation crops.
+    """
     counts = [
         {name: Counter(usage for usage, crop in sides if name in crop.classes) for name in classes}
         for sides in splits
@@ -666,13 +670,14 @@ def make_datasplit_csv(
 
     force_all_classes: True takes only crops that annotate all of `classes`, 'train' or 'validate' only on that side.
     Others are left out there; the toolbox moves them to the other side. dry_run writes nothing. The layout is the
-    challenge's, so there is no search_path, raw_name or crop_name; paths are written relative to `data_root`."""
+    challenge's, so there is no search_path, raw_name or crop_name; paths are written relative to `data_root`.
+    """
     path, forced = (
         Path(csv_path),
         {False: "", True: "all"}.get(force_all_classes, force_all_classes),
     )
     if forced not in FORCED:
-        raise ValueError(
+        raise UserError(
             f"{path}: force_all_classes '{force_all_classes}'; write True, False, 'train' or 'validate'"
         )
     _refuse_existing(path, overwrite or dry_run)

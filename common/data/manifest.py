@@ -28,6 +28,7 @@ from urllib.request import urlopen
 import numpy as np
 
 from common.data.ngff import Grid
+from common.errors import FileError, UserError
 
 URL = (
     "https://raw.githubusercontent.com/janelia-cellmap/cellmap-segmentation-challenge/refs/heads/main/"
@@ -84,7 +85,7 @@ def fetch(cache: str | Path, url: str = URL, say: Callable[[str], None] = print)
     """
     url = os.environ.get("CSC_TEST_CROP_MANIFEST_URL") or url
     if urlsplit(url).scheme not in ("http", "https", "file"):
-        raise ValueError(
+        raise UserError(
             f"{url}: not an address with http, https or file; write one, or give --manifest FILE"
         )
     path = (
@@ -93,7 +94,7 @@ def fetch(cache: str | Path, url: str = URL, say: Callable[[str], None] = print)
     record = path.with_name(path.name + ".sha256")
     if path.is_file() and record.is_file():
         if hashlib.sha256(path.read_bytes()).hexdigest() != record.read_text().split(" ")[0]:
-            raise ValueError(
+            raise UserError(
                 f"{path}: not what {record.name} says was downloaded; delete both to download it again"
             )
         return path
@@ -112,7 +113,7 @@ def _parse(content: bytes, source: str) -> list[Entry]:
     first, *lines = content.decode("utf-8-sig", errors="replace").split("\n")
     header = [name.strip() for name in first.split(",")]
     if sorted(header) != sorted(COLUMNS):
-        raise ValueError(
+        raise UserError(
             f"{source}: line 1: columns '{first.strip()[:100]}'; write {','.join(COLUMNS)}"
         )
     entries: dict[str, Entry] = {}
@@ -123,7 +124,7 @@ def _parse(content: bytes, source: str) -> list[Entry]:
         try:
             entry = _entry(header, [field.strip() for field in line.split(",")])
             if entries.setdefault(entry.path, entry) is not entry:
-                raise ValueError(
+                raise UserError(
                     f"{entry.path} stands there already; write one row for each crop and class"
                 )
         except ValueError as error:
@@ -131,14 +132,14 @@ def _parse(content: bytes, source: str) -> list[Entry]:
     if not problems and not entries:
         problems.append("no crops in it; write one row for each crop and class")
     if problems:
-        raise ValueError("\n".join(f"{source}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
     return list(entries.values())
 
 
 def _entry(header: list[str], fields: list[str]) -> Entry:
     """Raises ValueError with one argument for each problem."""
     if len(fields) != len(header):
-        raise ValueError(
+        raise UserError(
             f"{len(fields)} columns; write {len(header)}, the numbers of a list separated by semicolons"
         )
     row = dict(zip(header, fields, strict=True))
@@ -167,7 +168,7 @@ def _entry(header: list[str], fields: list[str]) -> Entry:
                 f"{column} '{row[column]}'; write three numbers{' above zero' if low == 0 else ''} as {example}"
             )
     if problems:
-        raise ValueError(*problems)
+        raise UserError(*problems)
     crop = row["crop_name"]
     return Entry(
         f"crop{crop}" if crop.isdecimal() else crop, row["dataset"], row["class_label"], **numbers
@@ -187,7 +188,7 @@ def _download(url: str) -> bytes:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection
         reason = str(error).split("\n")[0] or type(error).__name__
-        raise OSError(
+        raise FileError(
             f"{url}: cannot fetch the manifest of test crops ({reason}); give --manifest FILE"
         ) from error
     return content

@@ -18,6 +18,8 @@ import numpy as np
 import zarr
 from numcodecs import Blosc
 
+from common.errors import UserError
+
 NM_PER_UNIT = {"nanometer": 1.0, "angstrom": 0.1, "micrometer": 1e3, "millimeter": 1e6}
 
 
@@ -66,7 +68,7 @@ class Level:
                 tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
             ]
         except (RuntimeError, ValueError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: a chunk in voxels {list(map(int, start))} to {list(map(int, stop))} cannot be decoded "
                 f"({error}); copy this array again"
             ) from error
@@ -85,7 +87,7 @@ class Level:
                 with file.open("rb") as opened:
                     length = int.from_bytes(opened.read(16)[12:], "little")
                 if file.stat().st_size < max(length, 16):
-                    raise ValueError(
+                    raise UserError(
                         f"{file.name} has {file.stat().st_size} of {max(length, 16)} bytes"
                     )
 
@@ -104,15 +106,15 @@ def open_levels(path: str | Path) -> list[Level]:
         group = zarr.open_group(str(path), mode="r")
         multiscales = group.attrs.asdict().get("multiscales")
     except (zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: not a zarr v2 group ({error}); a multiscale OME-NGFF group is needed here"
         ) from error
     if not multiscales and group.attrs.get(UNFINISHED):
-        raise ValueError(
+        raise UserError(
             f"{path}: half-written; run the command that writes it again, it goes on where it stopped"
         )
     if not multiscales:
-        raise ValueError(
+        raise UserError(
             f"{path}: no 'multiscales' in .zattrs; write OME-NGFF 0.4 metadata with the voxel size in nm"
         )
     image = multiscales[0]
@@ -121,7 +123,7 @@ def open_levels(path: str | Path) -> list[Level]:
     levels = []
     for dataset in image["datasets"]:
         if not any(t.get("type") == "scale" for t in dataset.get("coordinateTransformations", ())):
-            raise ValueError(
+            raise UserError(
                 f"{path}: level '{dataset['path']}' has no scale; write its voxel size in nm into .zattrs"
             )
         scale, translation = _affine(path, dataset["coordinateTransformations"])
@@ -132,11 +134,11 @@ def open_levels(path: str | Path) -> list[Level]:
                 f"{path / dataset['path']}: array named in .zattrs is missing; copy it again"
             ) from None
         except (ValueError, zarr.errors.MetadataError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path / dataset['path']}: .zarray cannot be read ({error}); copy it again"
             ) from error
         if array.ndim != 3:
-            raise ValueError(
+            raise UserError(
                 f"{path / dataset['path']}: {array.ndim} axes; images here have three, z, y, x"
             )
         levels.append(
@@ -347,14 +349,14 @@ def _affine(path: Path, transforms: Sequence[dict]) -> tuple[np.ndarray, np.ndar
     for transform in transforms:
         kind = transform.get("type")
         if kind not in ("scale", "translation", "identity"):
-            raise ValueError(
+            raise UserError(
                 f"{path}: coordinate transformation '{kind}'; only scale and translation can be read"
             )
         if kind == "identity":
             continue
         value = np.array(transform[kind], float)
         if value.shape != (3,) or (kind == "scale" and not (value > 0).all()):
-            raise ValueError(
+            raise UserError(
                 f"{path}: {kind} {transform[kind]}; three numbers (z, y, x) are needed, a scale above zero"
             )
         if kind == "scale":
@@ -365,14 +367,12 @@ def _affine(path: Path, transforms: Sequence[dict]) -> tuple[np.ndarray, np.ndar
 
 
 def _unit_sizes(path: Path, axes: Sequence[dict] | None) -> np.ndarray:
-    """nm per unit along z, y, x; a missing unit is taken as nm."""
+    """Nm per unit along z, y, x; a missing unit is taken as nm."""
     if axes is None:
         return np.ones(3)
     if [axis.get("name") for axis in axes] != ["z", "y", "x"]:
-        raise ValueError(
-            f"{path}: axes {[axis.get('name') for axis in axes]}; they must be z, y, x"
-        )
+        raise UserError(f"{path}: axes {[axis.get('name') for axis in axes]}; they must be z, y, x")
     units = [axis.get("unit", "nanometer") for axis in axes]
     if unknown := [unit for unit in units if unit not in NM_PER_UNIT]:
-        raise ValueError(f"{path}: unit '{unknown[0]}'; use one of {', '.join(NM_PER_UNIT)}")
+        raise UserError(f"{path}: unit '{unknown[0]}'; use one of {', '.join(NM_PER_UNIT)}")
     return np.array([NM_PER_UNIT[unit] for unit in units])

@@ -10,6 +10,7 @@ import numpy as np
 
 from common.data import ngff
 from common.data.ngff import Grid, Level
+from common.errors import UserError
 
 AT_ONCE = 2**27
 """Voxels of a level that are read at a time to be averaged; bounds the memory where the level is much finer than what is wanted."""
@@ -83,7 +84,7 @@ def open_raw(path: Path, scale: Sequence[float], raw_range: Sequence[float] = ()
     """
     level = ngff.pick_level(ngff.open_levels(path), scale)
     if level.array.dtype.kind != "u" and not raw_range:
-        raise ValueError(
+        raise UserError(
             f"{level.path}: raw of type {level.array.dtype} has no natural range; set raw_range = (value of black, value of white)"
         )
     dtype = np.dtype(np.uint8 if level.array.dtype == np.uint8 else np.float32)

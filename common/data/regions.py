@@ -14,6 +14,7 @@ from common.data import catalogue, layout, manifest, ngff
 from common.data import split as split_module
 from common.data.manifest import Entry
 from common.data.split import Row
+from common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def choose(
     if volume:
         return [of_volume(volume, roi)]
     if roi:
-        raise ValueError(f"--roi {roi}: a box of what? write --volume too")
+        raise UserError(f"--roi {roi}: a box of what? write --volume too")
     entries: list[Entry] = []
     if manifest_path or "test" in [word.strip() for word in crops.split(",")]:
         entries = manifest.read(manifest_path or manifest.fetch(config.path("cache_path"), say=say))
@@ -81,7 +82,7 @@ def find(config: TrainConfig, crops: str = "validate", tests: Sequence[Entry] = 
             chosen = _named(word, rows, tests, root)
         found |= {str(region): region for region in chosen}
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{path}: no crop for --crops {crops}; write validate, train, test, * or names of crops"
         )
     return list(found.values())
@@ -100,7 +101,7 @@ def of_volume(path: str | Path, roi: str = "") -> Region:
     number = r"\s*(-?\d+(?:\.\d*)?)?\s*"
     match = re.fullmatch(",".join([f"{number}:{number}"] * 3), roi)
     if not match:
-        raise ValueError(f"--roi {roi}; write z0:z1,y0:y1,x0:x1 in nm, such as 0:4000,1000:5000,:")
+        raise UserError(f"--roi {roi}; write z0:z1,y0:y1,x0:x1 in nm, such as 0:4000,1000:5000,:")
     low, high = (
         np.array(
             [float(text) if text else bound for text, bound in zip(texts, bounds, strict=True)]
@@ -108,7 +109,7 @@ def of_volume(path: str | Path, roi: str = "") -> Region:
         for texts, bounds in ((match.groups()[::2], lower), (match.groups()[1::2], upper))
     )
     if (low >= high).any() or (low >= upper).any() or (high <= lower).any():
-        raise ValueError(f"--roi {roi}: no box within {path}, which is {box_text(lower, upper)} nm")
+        raise UserError(f"--roi {roi}: no box within {path}, which is {box_text(lower, upper)} nm")
     low, high = np.maximum(low, lower), np.minimum(high, upper)
     return Region(
         store.stem,
@@ -157,7 +158,7 @@ def _of_row(row: Row) -> Region:
 def _of_manifest(tests: Sequence[Entry], root: Path) -> list[Region]:
     """The test crops: each the box that holds all of its labels."""
     if not tests:
-        raise ValueError("no manifest of test crops; write --manifest FILE, or have it downloaded")
+        raise UserError("no manifest of test crops; write --manifest FILE, or have it downloaded")
     crops: dict[tuple[str, str], list[Entry]] = {}
     for entry in tests:
         crops.setdefault((entry.dataset, entry.crop), []).append(entry)

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from common.data.ngff import Grid, Level
+from common.errors import UserError
 
 TIE = 1e-5
 """A share within this of a half is not more than a half: half of a coarse voxel is 0, however float32 rounds it."""
@@ -181,7 +182,7 @@ def _share(slab: np.ndarray, path: Path) -> np.ndarray:
     if slab.dtype.kind in "bui":
         return slab > 0
     if not (slab.min() >= 0 and slab.max() <= 1):  # so that NaN is refused too
-        raise ValueError(
+        raise UserError(
             f"{path}: values from {slab.min():g} to {slab.max():g}; write a mask of integers, or probabilities in [0, 1]"
         )
     return slab
@@ -196,9 +197,9 @@ def _as_ids(slab: np.ndarray, path: Path) -> np.ndarray:
     whole = slab == np.rint(slab)
     if not whole.all() or slab.min() < 0:
         wrong = slab[~whole | (slab < 0)].flat[0]
-        raise ValueError(f"{path}: {wrong:g} is no id of an object; write the ids as integers")
+        raise UserError(f"{path}: {wrong:g} is no id of an object; write the ids as integers")
     if slab.max() > limit:
-        raise ValueError(
+        raise UserError(
             f"{path}: id {slab.max():.0f} in {slab.dtype}, which skips numbers beyond {limit}; write integers"
         )
     return slab.astype(np.min_scalar_type(int(slab.max())))

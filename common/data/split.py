@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from common.errors import UserError
+
 USAGES = ("train", "validate")
 
 
@@ -29,7 +31,7 @@ class Row:
     file: Path = field(default=Path("datasplit.csv"), compare=False)
     line: int = field(default=0, compare=False)
     """Line of the file, from 1."""
-    data_root: Path = field(default=Path("."), compare=False)
+    data_root: Path = field(default=Path(), compare=False)
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ def read_datasplit(path: str | Path, data_root: str | Path) -> list[Row]:
     if not problems and not any(row.usage == "train" for row in rows):
         problems.append(f'{len(rows)} rows, none to train on; write rows that begin with "train"')
     if problems:
-        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
     return rows
 
 
@@ -74,11 +76,9 @@ def _parse(line: str, data_root: Path) -> Row:
     try:
         fields = next(csv.reader([line], strict=True))
     except csv.Error as error:
-        raise ValueError(
-            f"not a row of CSV ({error}); write each field in double quotes"
-        ) from error
+        raise UserError(f"not a row of CSV ({error}); write each field in double quotes") from error
     if not 3 <= len(fields) <= 5:
-        raise ValueError(
+        raise UserError(
             f"{len(fields)} columns; write five, each in double quotes (the brackets contain commas)"
         )
     usage = next((usage for usage in USAGES if fields[0].startswith(usage[:5])), "")
@@ -90,7 +90,7 @@ def _parse(line: str, data_root: Path) -> Row:
     problems += [] if usage else [f"usage '{fields[0]}'; write 'train' or 'validate'"]
     problems += _label_problems(fields[-1])
     if problems:
-        raise ValueError(*problems)
+        raise UserError(*problems)
     crop, annotated = _split_classes(fields[-1])
     if len(fields) == 5:
         return Row(
@@ -134,7 +134,8 @@ def _repeated(rows: Sequence[Row]) -> list[str]:
 def check_files(rows: Sequence[Row]) -> None:
     """See that every raw group and every class folder exists; reads names only, no metadata.
 
-    Raises FileNotFoundError with the first ten that are missing and a count."""
+    Raises FileNotFoundError with the first ten that are missing and a count.
+    """
     missing = [
         f"{row.file}: line {row.line}: {problem}" for row in rows for problem in _missing(row)
     ]
@@ -164,7 +165,8 @@ def _missing(row: Row) -> list[str]:
 def split_hash(rows: Sequence[Row]) -> str:
     """SHA-256 of the rows in their order, paths relative to the data root: the same wherever the data lie.
 
-    A store outside of the data root enters with its whole path."""
+    A store outside of the data root enters with its whole path.
+    """
 
     def place(path: Path, root: Path) -> str:
         return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()

@@ -29,6 +29,8 @@ from scipy.sparse import coo_array, csgraph
 from skimage.morphology import local_maxima
 from skimage.segmentation import watershed as flood
 
+from common.errors import FileError, UserError
+
 IN_MEMORY = 64 * 2**20
 """Bytes up to which a new volume is in ordinary memory."""
 
@@ -54,15 +56,15 @@ class Volume:
 
     def __post_init__(self) -> None:
         if len(self.array.shape) != 3:
-            raise ValueError(
+            raise UserError(
                 f"a volume of shape {self.array.shape}; write an array of three axes, z, y, x"
             )
         if len(self.voxel_size) != 3 or not all(0 < size < np.inf for size in self.voxel_size):
-            raise ValueError(
+            raise UserError(
                 f"voxel_size {self.voxel_size}; write three lengths above zero in nm, z, y, x"
             )
         if len(self.block) != 3 or not all(length >= 1 for length in self.block):
-            raise ValueError(
+            raise UserError(
                 f"block {self.block}; write three numbers of voxels of at least 1, z, y, x"
             )
         if self.scratch is not None and not Path(self.scratch).is_dir():
@@ -104,7 +106,7 @@ def zeros(like: Volume, dtype: np.dtype | type) -> Volume:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             folder = like.scratch or tempfile.gettempdir()
-            raise OSError(
+            raise FileError(
                 f"{folder}: no room for {size / 1e9:.1f} GB of scratch; set scratch to a folder with more"
             ) from error
         return replace(like, array=np.memmap(file, dtype, "r+", shape=like.shape))
@@ -121,19 +123,19 @@ def copy(volume: Volume, destination: Any) -> None:
     Raises ValueError for another shape and for a value that the destination's dtype cannot hold (uint8 would wrap id 256 to 0).
     """
     if tuple(destination.shape) != volume.shape:
-        raise ValueError(
+        raise UserError(
             f"a volume of shape {volume.shape} for an array of shape {destination.shape}; make them equal"
         )
     dtype = np.dtype(destination.dtype)
     fits = np.can_cast(volume.dtype, dtype)
     if not fits and not (volume.dtype.kind in "ui" and dtype.kind in "ui"):
-        raise ValueError(
+        raise UserError(
             f"a volume of {volume.dtype} for an array of {dtype}; make the array {volume.dtype}"
         )
     for block in _blocks(volume):
         values = volume.read(block.core)
         if not fits and (values.max() > np.iinfo(dtype).max or values.min() < np.iinfo(dtype).min):
-            raise ValueError(
+            raise UserError(
                 f"values from {values.min()} to {values.max()} for an array of {dtype}; make it {volume.dtype}"
             )
         destination[block.core] = values
@@ -147,11 +149,11 @@ def threshold(probability: Volume, value: float) -> Volume:
     """
     kind, value = probability.dtype.kind, float(value)
     if kind not in "uf":
-        raise ValueError(
+        raise UserError(
             f"a probability of {probability.dtype}; hand over unsigned integers or floats"
         )
     if kind == "u" and not 0 <= value < 1:
-        raise ValueError(
+        raise UserError(
             f"threshold {value}; write a probability from 0 to below 1, whatever integer it is stored in"
         )
     if kind == "u":
@@ -226,13 +228,13 @@ def watershed(
     memory. Of a mask full of specks, remove_small() first: a component takes half a millisecond, however small.
     """
     if probability is not None and probability.shape != mask.shape:
-        raise ValueError(
+        raise UserError(
             f"a probability of shape {probability.shape} for a mask of shape {mask.shape}; make them equal"
         )
     if not 0 <= neck <= 1:
-        raise ValueError(f"neck {neck}; write a fraction from 0 (never split) to 1")
+        raise UserError(f"neck {neck}; write a fraction from 0 (never split) to 1")
     if not min_distance_nm >= 0:
-        raise ValueError(f"min_distance_nm {min_distance_nm}; write a length of at least 0 in nm")
+        raise UserError(f"min_distance_nm {min_distance_nm}; write a length of at least 0 in nm")
     components = _components(mask, 26)
     # There are never more parts than voxels.
     parts = components.relabelled(
@@ -306,7 +308,7 @@ def _map(
 def _voxels(volume: Volume, nm3: float, name: str, rounded: Callable) -> float:
     """A size in voxels; 3 voxels' nm^3 are 3, whatever the rounding of the product."""
     if not nm3 >= 0:
-        raise ValueError(f"{name} {nm3}; write a volume of at least 0 in nm^3")
+        raise UserError(f"{name} {nm3}; write a volume of at least 0 in nm^3")
     return float(rounded(np.round(nm3 / math.prod(volume.voxel_size), 6)))
 
 
@@ -369,11 +371,11 @@ def _components(volume: Volume, connectivity: int, of_background: bool = False) 
     Pieces are numbered through all blocks; piece 0 is the background.
     """
     if volume.dtype.kind not in "bui":
-        raise ValueError(
+        raise UserError(
             f"a volume of {volume.dtype} has no objects; threshold() it first, or hand over ids as integers"
         )
     if connectivity not in (6, 18, 26):
-        raise ValueError(f"connectivity {connectivity}; write 6, 18 or 26")
+        raise UserError(f"connectivity {connectivity}; write 6, 18 or 26")
     spans, layers, pairs, tables, pieces = {}, {}, [], [BACKGROUND], 1
     for block in _blocks(volume):
         labels, n = _label(volume, block, connectivity, of_background)
@@ -394,7 +396,7 @@ def _components(volume: Volume, connectivity: int, of_background: bool = False) 
         tables.append(_measured(labels[block.inner], n, block.core, volume.shape))
         pieces += n
         if pieces > MAX_PIECES:
-            raise ValueError(
+            raise UserError(
                 f"more than {MAX_PIECES} components of blocks; a mask without noise has fewer"
             )
     a, b = np.concatenate([np.zeros((2, 0), int), *pairs], 1)
@@ -487,7 +489,7 @@ def _objects_around(volume: Volume, gaps: _Components, hole: np.ndarray) -> np.n
 def _voxels_of_ids(volume: Volume) -> np.ndarray:
     """Voxels of each id from 0 to the largest."""
     if volume.dtype.kind not in "ui":
-        raise ValueError(
+        raise UserError(
             f"a volume of {volume.dtype} has no ids; threshold() it first, or hand over integers"
         )
     most = max(math.prod(volume.shape), 2**24)
@@ -495,7 +497,7 @@ def _voxels_of_ids(volume: Volume) -> np.ndarray:
     for block in _blocks(volume):
         ids = volume.read(block.core)
         if ids.min() < 0 or ids.max() > most:
-            raise ValueError(
+            raise UserError(
                 f"ids from {ids.min()} to {ids.max()}; number them by connected_components() first"
             )
         found = np.bincount(ids.ravel())

@@ -30,6 +30,7 @@ from common.config.settings import TrainConfig
 from common.data import ngff, raw, regions
 from common.data.regions import Region
 from common.data.sampling import Patch
+from common.errors import FileError, UserError
 from common.files import REPOSITORY
 from common.infer import encode
 from common.infer.blocks import compute_blocks, oriented
@@ -110,7 +111,7 @@ def predict(
     config = load_config(config_path, overrides, data)
     how = check_output(Output(**output), config)
     if unknown := [name for name in classes if name not in config.classes]:
-        raise ValueError(
+        raise UserError(
             f"{config.folder}: the network has no class {', '.join(unknown)}; it has {', '.join(config.classes)}"
         )
     chosen = survey(
@@ -158,7 +159,7 @@ def survey(
             f"nothing to predict: none of {', '.join(asked)} is scored in these crops; name other classes or crops"
         )
     if problems:
-        raise ValueError("\n".join(dict.fromkeys(problems)))
+        raise UserError("\n".join(dict.fromkeys(problems)))
     return chosen
 
 
@@ -183,7 +184,7 @@ def check_output(how: Output, config: TrainConfig) -> Output:
     if how.block < 0:
         problems.append(f"block {how.block}; write a number of voxels, such as 128")
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     return how
 
 
@@ -296,7 +297,7 @@ def predict_region(
         try:
             blank = write_blocks(network, plan, how, channels, targets, left, stopped)
         except torch.OutOfMemoryError as error:
-            raise ValueError(
+            raise UserError(
                 f"{network.device}: not enough memory for blocks of {plan.largest} voxels; write --block {plan.largest // 2}"
             ) from error
         if blank:
@@ -339,7 +340,7 @@ def make_plan(
         and network.shapes((z, y, x))
         and (network.shapes((z, x, y)) or ())[1:] != (wanted[1], wanted[0])
     ):
-        raise ValueError(
+        raise UserError(
             f"{region}: 16 orientations exchange y and x, and the network does not take {(z, x, y)} voxels; write 8"
         )
     return of(largest)
@@ -386,12 +387,12 @@ def unfinished(
             and (folder / name).is_dir()
             and any(path.name != ".zgroup" for path in (folder / name).iterdir())
         ):
-            raise ValueError(
+            raise UserError(
                 f"{folder / name}: not written by predict; set another predictions_path, or remove it"
             )
         same = found.get("key") == about["key"]
         if found and not same and not overwrite:
-            raise ValueError(
+            raise UserError(
                 f"{folder / name}: holds the prediction of {found.get('checkpoint')} (epoch {found.get('epoch')}), made otherwise "
                 f"({_differences(found, about)}); write --overwrite, or set another predictions_path"
             )
@@ -535,7 +536,7 @@ def _writable(folder: Path) -> Iterator[None]:
         )  # zarr's, where a folder cannot be made
         if not isinstance(reason, OSError):
             raise
-        raise OSError(
+        raise FileError(
             f"{folder}: could not be written ({reason.strerror or reason}); mend that, and the same command goes on"
         ) from error
 
@@ -547,7 +548,7 @@ def _alone(folder: Path) -> Iterator[None]:
     lock = InterProcessLock(folder / ".lock")
     if not lock.acquire(blocking=False):
         lock.lockfile.close()
-        raise ValueError(
+        raise UserError(
             f"{folder}: another process is predicting it; wait for that one, or end it first"
         )
     try:
@@ -585,7 +586,7 @@ def _refuse_other_input(path: Path, settings: dict[str, str], config: TrainConfi
         if ast.literal_eval(settings[name])["scale"] != getattr(config, name)["scale"]:
             changed.append(f"{name} was {settings[name]} and is {mine[name]}")
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{path}: trained with other settings ({'; '.join(changed)}); set them back"
         )
 

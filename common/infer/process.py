@@ -30,6 +30,7 @@ from common.config.settings import ProcessConfig, TrainConfig
 from common.data import ngff, regions, regrid
 from common.data.ngff import Grid, Level
 from common.data.regions import Region
+from common.errors import FileError, UserError
 from common.files import REPOSITORY
 from common.infer import encode, instances
 from common.infer.instances import Volume
@@ -118,7 +119,7 @@ def read_recipe(folder: Path, classes: Sequence[str] = ()) -> Recipe:
                 f"{setting} names {', '.join(unknown)}, which {'is' if len(unknown) == 1 else 'are'} not in classes; add or remove it"
             )
     if problems:
-        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
     return Recipe(
         path, settings, tuple(classes or settings.classes), _code(path), settings.thresholds
     )
@@ -131,7 +132,7 @@ def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
     if not tuned:
         return recipe
     if run_of(config) not in tuned:
-        raise ValueError(
+        raise UserError(
             f"{config.folder / THRESHOLDS}: has thresholds of the run {', '.join(tuned)} and none of {run_of(config)}; run tune for this run, "
             "or remove the file, or set thresholds in process_config.py"
         )
@@ -154,12 +155,12 @@ def read_thresholds(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
         runs = json.loads(path.read_text())
         for one in (one for found in runs.values() for one in found.values()):
             if not (0 < one["threshold"] < 1 and isinstance(one["checkpoint"], str)):
-                raise ValueError(
+                raise UserError(
                     f"a threshold of {one['threshold']}, which is no probability between 0 and 1"
                 )
         return runs
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: not the thresholds that tune writes ({error}); remove it, and run tune again"
         ) from error
 
@@ -227,7 +228,7 @@ def open_prediction(path: Path) -> Prediction:
     level = ngff.open_levels(path)[0]
     about = attributes(path).get("prediction")
     if not isinstance(about, dict) or not {"content", "key"} <= set(about):
-        raise ValueError(
+        raise UserError(
             f"{path}: not written by predict (no 'prediction' in its .zattrs); run predict into another folder"
         )
     return Prediction(level, about["content"], about)
@@ -240,7 +241,7 @@ def _fitting(recipe: Recipe, path: Path, region: Region) -> Prediction:
         Grid((region.lower + region.upper) / 2, region.upper - region.lower, (1, 1, 1)),
     )
     if not regrid.covers(prediction.level, box):
-        raise ValueError(
+        raise UserError(
             f"{path}: {regrid.shortfall(prediction.level, box)} of {region}; run predict with --overwrite"
         )
     _block(recipe, prediction)
@@ -341,7 +342,7 @@ def objects(
     )
     ids = function(mask, probability, name)
     if not isinstance(ids, Volume) or ids.shape != mask.shape or ids.dtype.kind not in "uib":
-        raise ValueError(
+        raise UserError(
             f"{recipe.path}: instance_func gives {_what(ids)} for '{name}'; give a volume of ids of shape {mask.shape}, by the functions of "
             "common.infer.instances or as dataclasses.replace(mask, array=ids)"
         )
@@ -350,7 +351,7 @@ def objects(
         and (lowest := min(int(ids.array[z : z + 64].min()) for z in range(0, ids.shape[0], 64)))
         < 0
     ):
-        raise ValueError(
+        raise UserError(
             f"{recipe.path}: instance_func gives the id {lowest} for '{name}'; give ids from 1, and 0 where there is no object"
         )
     return ids if ids.dtype.kind != "b" else instances.connected_components(ids)
@@ -397,7 +398,7 @@ def check_processed(recipe: Recipe, name: str, processed: Path, predicted: Path)
     ngff.open_levels(processed)
     about = attributes(processed).get("processed", {})
     if about and identity(recipe, name, about["prediction"])["key"] != about["key"]:
-        raise ValueError(
+        raise UserError(
             f"{processed}: made with another threshold or process_config.py than there is now; run process again"
         )
     if (
@@ -405,7 +406,7 @@ def check_processed(recipe: Recipe, name: str, processed: Path, predicted: Path)
         and predicted.is_dir()
         and open_prediction(predicted).about["key"] != about["prediction"]["key"]
     ):
-        raise ValueError(
+        raise UserError(
             f"{processed}: made of another prediction than there is now; run process again"
         )
     return about
@@ -417,7 +418,7 @@ def attributes(path: Path) -> dict[str, Any]:
 
 
 def gather(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """function of each item. What users can mend is collected from all of them and raised as one error."""
+    """Function of each item. What users can mend is collected from all of them and raised as one error."""
     results, problems = [], []
     for item in items:
         try:
@@ -474,7 +475,7 @@ def _block(recipe: Recipe, prediction: Prediction) -> np.ndarray:
     if not info:
         return np.array([c * max(1, BLOCK // c) for c in prediction.chunks])
     if not np.allclose(info["scale"], prediction.grid.scale, rtol=1e-3):
-        raise ValueError(
+        raise UserError(
             f"{prediction.level.path}: voxels of {prediction.grid.scale.tolist()} nm, and input_array_info of {recipe.path} says "
             f"{list(info['scale'])}; write that scale there, or leave input_array_info out"
         )
@@ -485,12 +486,12 @@ def _as_mask(result: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     """What process_func gave as bool. ValueError for another shape, or for anything but 0 and 1."""
     values = result.numpy(force=True) if isinstance(result, torch.Tensor) else np.asarray(result)
     if values.shape != shape:
-        raise ValueError(
+        raise UserError(
             f"{what} the shape {values.shape} for logits of shape {shape}; give the same shape"
         )
     mask = values.astype(bool)
     if values.dtype != bool and not (values == mask).all():
-        raise ValueError(
+        raise UserError(
             f"{what} values like {values[values != mask][0]}; give 1 where the class is and 0 elsewhere (objects are numbered over the "
             "whole volume, by instance_func)"
         )
@@ -555,7 +556,7 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(
+        raise FileError(
             f"{folder}: could not be written ({error}); mend that and run the same command again, it goes on"
         ) from error
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from common import runtime
 from common.config.settings import TrainConfig
+from common.errors import UserError
 from common.model.forward import ForwardPass, keep_channels_last
 
 
@@ -15,7 +16,7 @@ def build_model(config: TrainConfig, device: torch.device) -> nn.Module:
     try:
         model = config.build_model(config.classes, **config.model_kwargs).to(device)
     except TypeError as error:
-        raise ValueError(
+        raise UserError(
             f"{config.folder}: build_model(classes, **{config.model_kwargs}) does not work ({error}); change model_kwargs"
         ) from error
     if config.channels_last:
@@ -27,7 +28,7 @@ def build_model(config: TrainConfig, device: torch.device) -> nn.Module:
             shape = tuple(forward(model, raw).shape)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(
+            raise UserError(
                 f"{config.folder}: the model does not take raw of {tuple(raw.shape[2:])} voxels ({reason}); change input_array_info"
             ) from error
     wanted = (1, len(config.classes), *config.target_array_info["shape"])
@@ -37,7 +38,7 @@ def build_model(config: TrainConfig, device: torch.device) -> nn.Module:
             if shape[1] == wanted[1] and len(shape) == 5
             else f"a model with {wanted[1]} output channels"
         )
-        raise ValueError(
+        raise UserError(
             f"{config.folder}: the model gives {shape[1:]} for raw {tuple(raw.shape[2:])}, and the settings ask for {wanted[1:]}; write {hint}"
         )
     return model

@@ -25,6 +25,7 @@ from fasteners import InterProcessLock
 from torch import nn
 from tqdm import tqdm
 
+from common.errors import FileError, UserError
 from common.files import REPOSITORY
 from common.model.unet import shrunk_shape
 
@@ -49,7 +50,7 @@ def weights_path(name: str = "setup04/1820500", urls: Mapping[str, str] | None =
     """
     urls = import_module("cellmap_models.pytorch.cosem").models_dict if urls is None else urls
     if name not in urls:
-        raise ValueError(
+        raise UserError(
             f"weights '{name}': no COSEM checkpoint has this name; write one of {', '.join(urls)}"
         )
     path = _cache_folder() / "cosem" / f"{name}.pth"
@@ -131,7 +132,7 @@ def _is_recorded(path: Path) -> bool:
         return False
     recorded, found = json.loads(record_path.read_text())["bytes"], path.stat().st_size
     if found != recorded:
-        raise ValueError(
+        raise UserError(
             f"{path}: has {found:,} bytes, but {record_path.name} says {recorded:,}; delete both to download it again"
         )
     return True
@@ -188,7 +189,7 @@ def _download(name: str, url: str, path: Path) -> dict:
         ) from error
     except ValueError as error:
         reason = str(error).removeprefix(f"{part}: ").partition("; ")[0]
-        raise ValueError(
+        raise UserError(
             f"{url}: sent something else ({reason}); fetch it elsewhere and save it as {path}"
         ) from error
     finally:
@@ -211,7 +212,7 @@ def _fetch(url: str, part: Path) -> dict:
                 digest.update(chunk)
                 progress.update(len(chunk))
     if total not in (None, progress.n):
-        raise OSError(f"the transfer ended after {progress.n:,} of {total:,} bytes")
+        raise FileError(f"the transfer ended after {progress.n:,} of {total:,} bytes")
     return {"source": url, "bytes": progress.n, "sha256": digest.hexdigest()}
 
 
@@ -219,7 +220,7 @@ def _check(name: str, path: Path, record: dict) -> None:
     """Raise ValueError unless the file has the known SHA-256, if there is one, and holds the network's tensors."""
     known = KNOWN_SHA256.get(name)
     if known not in (None, record["sha256"]):
-        raise ValueError(
+        raise UserError(
             f"{path}: SHA-256 is {record['sha256']}, not the known {known}; delete it and fetch it again"
         )
     _read_backbone(name, path)
@@ -229,7 +230,7 @@ def _new_backbone(name: str) -> nn.Module:
     """The backbone of a COSEM network with new weights, without its heavy constructor."""
     cosem = "cellmap_models.pytorch.cosem"
     architecture = import_module(f"{cosem}.load_model")
-    settings = import_module(f"{cosem}.{name.split('/')[0].replace('.', '_')}.model")
+    settings = import_module(f"{cosem}.{name.split('/', maxsplit=1)[0].replace('.', '_')}.model")
     return architecture.CNNectomeUNetModule(**architecture.get_param_dict(settings))
 
 
@@ -242,7 +243,7 @@ def _read_backbone(name: str, path: Path) -> nn.Module:
     wanted = {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
     wrong = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{path}: {len(wrong)} tensors do not fit {name}, '{wrong[0]}' for one has shape {found.get(wrong[0])} "
             f"instead of {wanted.get(wrong[0])}; put the file of this checkpoint here"
         )
@@ -255,15 +256,15 @@ def _backbone_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises anything from EOFError to IndexError
-        raise ValueError(
+        raise UserError(
             f"{path}: not a PyTorch file of plain tensors ({type(error).__name__}); delete it and fetch it again"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        raise ValueError(f"{path}: no 'model' in it; put a COSEM checkpoint here")
+        raise UserError(f"{path}: no 'model' in it; put a COSEM checkpoint here")
     tensors = _final_names(path, checkpoint["model"])
     stray = [key for key in tensors if not key.startswith(("backbone.", "prediction_head."))]
     if stray:
-        raise ValueError(
+        raise UserError(
             f"{path}: '{stray[0]}' is no part of a COSEM network; put a COSEM checkpoint here"
         )
     prefix = "backbone.0."
@@ -286,7 +287,7 @@ def _final_names(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, t
             continue
         original = key.replace("chain.0", "architecture").replace("chain.1", "prediction_head")
         if original == key or original not in tensors or not torch.equal(tensor, tensors[original]):
-            raise ValueError(
+            raise UserError(
                 f"{path}: '{key}' is not the copy of another tensor in it; put a COSEM checkpoint here"
             )
     return final

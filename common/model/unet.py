@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from common.errors import UserError
+
 SMALLEST_INPUT = 44
 INPUT_STEP = 4
 LOST_VOXELS = 40
@@ -62,7 +64,7 @@ def build_unet(classes: Sequence[str], voxel_size: float | Sequence[float]) -> U
         float(v) for v in (voxel_size if isinstance(voxel_size, Sequence) else [voxel_size] * 3)
     )
     if len(voxel_size_nm) != 3 or not all(v > 0 for v in voxel_size_nm):
-        raise ValueError(
+        raise UserError(
             f"voxel size {voxel_size}: not a size in nm; write one positive number, or three for z, y, x"
         )
     leibnet = leibnetz.build_unet(
@@ -96,7 +98,7 @@ def shrunk_shape(
     for n in input_shape:
         if n < smallest or (n - smallest) % step:
             below = max(smallest, n - (n - smallest) % step)
-            raise ValueError(
+            raise UserError(
                 f"input shape {tuple(input_shape)}: {network} does not take {n} voxels on an axis, only {smallest}, "
                 f"{smallest + step}, {smallest + 2 * step}, ...; write {below} or {below + step}"
             )

@@ -37,6 +37,7 @@ import pandas as pd
 from scipy import stats
 
 from common.config.settings import RUN_FOLDERS
+from common.errors import UserError
 from common.files import REPOSITORY
 from common.runs import find
 from common.runs import history as history_module
@@ -248,10 +249,10 @@ def compare(
             f"only {readings[0].name}" if readings else "none",
             f": {notes[0]}" if notes else "",
         )
-        raise ValueError(f"{asked}: {only} of these runs can be compared{why}; give two or more")
+        raise UserError(f"{asked}: {only} of these runs can be compared{why}; give two or more")
     sides = as_sides(readings, group_seeds)
     if len(sides) < 2:
-        raise ValueError(
+        raise UserError(
             f"{asked}: these are the seeds of one model, {sides[0].name}; give two models, or no --group-seeds"
         )
     measure, why = measured(sides, metric)
@@ -308,7 +309,7 @@ def choose(names: Sequence[str | Path], root: str | Path = REPOSITORY) -> list[R
         if not matching:
             near = difflib.get_close_matches(name, [run.name for run in known], 3, 0.3)
             hint = f"near it: {', '.join(near)}" if near else f"{len(known)} runs are there"
-            raise ValueError(
+            raise UserError(
                 f"{root}: no run '{name}' ({hint}); write experiment/model/run, a glob of it, or its folder in logs"
             )
         found |= {os.path.realpath(run.folder): run for run in matching}
@@ -336,7 +337,7 @@ def read(run: Run) -> Reading:
         try:
             scores[path.name] = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: no JSON object ({error}); evaluate again, or remove it"
             ) from error
     return Reading(run, history_module.record(run), history_module.history(run), scores)
@@ -403,11 +404,11 @@ def short_names(names: Sequence[str]) -> list[str]:
 def measured(sides: Sequence[Side], metric: str = "") -> tuple[Measure, list[str]]:
     """The figures of all runs, and why it is not the score, or what to know about it. ValueError where `metric` cannot be had."""
     if metric not in (SCORE, "", *METRICS):
-        raise ValueError(f"metric '{metric}'; write one of {', '.join([SCORE, *METRICS])}")
+        raise UserError(f"metric '{metric}'; write one of {', '.join([SCORE, *METRICS])}")
     readings = [one for side in sides for one in side.members]
     file, reason = scored_alike(readings)
     if metric == SCORE and not file:
-        raise ValueError(
+        raise UserError(
             f"metric '{SCORE}': {reason or 'none of these runs is scored'}; evaluate all of them on the same crops"
         )
     groups, start = [], 0
@@ -430,7 +431,7 @@ def _of_history(
     classes = tuple(name for name in per_class[0] if all(name in found for found in per_class))
     if not classes:
         names = ", ".join(one.name for one in readings)
-        raise ValueError(
+        raise UserError(
             f"{_cut(names, 200)}: no class has a validation {metric} in all of them; give runs that validate on the same classes"
         )
     values = np.array([[found[name] for name in classes] for found in per_class])
@@ -587,7 +588,7 @@ def describe(side: Side, measure: Measure, number: int) -> dict[str, Any]:
 def difference(
     measure: Measure, a: int, b: int, column: int = 0, comparisons: int = 1
 ) -> dict[str, Any]:
-    """a minus b with its interval; over all classes also in how many a is better."""
+    """A minus b with its interval; over all classes also in how many a is better."""
     first, second = measure.of(a), measure.of(b)
     low, high = measure.interval(a, b, column, 1 - (1 - LEVEL) / comparisons)
     found = {

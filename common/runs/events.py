@@ -31,7 +31,8 @@ def scalars(run: Run, tags: Sequence[str] = ("*",)) -> Iterator[pd.DataFrame]:
 
     Superseded steps are left out (see Cuts), so that steps of a tag increase; a tag of a subfolder, which TensorBoard shows as a run
     of its own, begins with its name. Damage is named on standard error, and read up to. Reads every file twice, so that memory is
-    bounded; what is written meanwhile is not read. `pd.concat(scalars(run))` has all."""
+    bounded; what is written meanwhile is not read. `pd.concat(scalars(run))` has all.
+    """
     for folder, files in events_by_folder(run).items():
         prefix = "".join(f"{part}/" for part in folder.relative_to(run.folder).parts)
         wanted = cache(
@@ -78,7 +79,8 @@ class Cuts:
 
     A value supersedes those of its tag that stand before it at its step or beyond, as in TensorBoard's data server: so a run that
     was resumed, in whatever file, is one curve. A START event (purge_step of a SummaryWriter) supersedes values of all tags.
-    Memory is bounded by the number of tags and of restarts."""
+    Memory is bounded by the number of tags and of restarts.
+    """
 
     def __init__(self) -> None:
         self.last: dict[str, int] = {}
@@ -229,7 +231,8 @@ def read_events(file: Path, start: int = 0, stop: int | None = None) -> Iterator
 
     Raises CutOff where the file ends within an event, Damaged where a checksum is wrong. What `stop` limits has been read before,
     and its data are not checked again. TensorBoard's own EventFileLoader takes twenty times as long, for its checksums and
-    conversions are in Python. Format: TensorFlow's TFRecord, which is the length, its checksum, the data, their checksum."""
+    conversions are in Python. Format: TensorFlow's TFRecord, which is the length, its checksum, the data, their checksum.
+    """
     end = start
     with open(file, "rb") as opened:
         opened.seek(start)
@@ -240,10 +243,8 @@ def read_events(file: Path, start: int = 0, stop: int | None = None) -> Iterator
                 raise CutOff(
                     f"{file}: ends within an event, which begins at byte {end} (cut off, or being written); read up to there"
                 )
-            if (
-                length < 0
-                or stop is None
-                and CHECKSUM.unpack_from(data, length)[0] != checksum(data[:length])
+            if length < 0 or (
+                stop is None and CHECKSUM.unpack_from(data, length)[0] != checksum(data[:length])
             ):
                 raise Damaged(f"{file}: damaged at byte {end}; read up to there")
             try:

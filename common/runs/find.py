@@ -72,7 +72,8 @@ def find(
     """The runs of all experiments below `roots`, sorted by name; each once, by its own name rather than that of a link.
 
     A root may also be one experiment, its logs folder, or a folder of runs of any name. `output`, where runs are united, is not
-    searched. Raises FileNotFoundError for a root that is no folder."""
+    searched. Raises FileNotFoundError for a root that is no folder.
+    """
     roots = [Path(root).resolve() for root in ([roots] if isinstance(roots, str | Path) else roots)]
     for root in roots:
         if not root.is_dir():
@@ -120,7 +121,8 @@ def _walk_folders(
 ) -> Iterator[tuple[Path, list[Path]]]:
     """`top` and the folders down to `depth` levels below it, each with what it holds.
 
-    Each is met once, by its own name if it has one here: links are followed after all real folders, and loops end."""
+    Each is met once, by its own name if it has one here: links are followed after all real folders, and loops end.
+    """
     seen = set()
     folders, links = deque([(top, 0)]), deque()
     while folders or links:
@@ -179,7 +181,7 @@ def _runs_in(logs: Path, experiment: Path, skip: Callable[[Path], bool]) -> list
         if files := [
             entry
             for entry in entries
-            if _is_event_file(entry) or entry.name in (RECORD, HISTORY) and entry.is_file()
+            if _is_event_file(entry) or (entry.name in (RECORD, HISTORY) and entry.is_file())
         ]:
             held[folder] = files
     files_of = defaultdict(list)
@@ -196,7 +198,8 @@ def _runs_in(logs: Path, experiment: Path, skip: Callable[[Path], bool]) -> list
 def _run_folder(folder: Path, logs: Path, held: Mapping[Path, list[Path]]) -> Path:
     """The folder of the run that files in `folder` belong to.
 
-    A run at model/run owns everything below it (`add_hparams` and `add_scalars` of torch write into subfolders)."""
+    A run at model/run owns everything below it (`add_hparams` and `add_scalars` of torch write into subfolders).
+    """
     parts = folder.relative_to(logs).parts
     prefixes = (logs.joinpath(*parts[:depth]) for depth in range(STANDARD_DEPTH, len(parts)))
     folder = next((prefix for prefix in prefixes if prefix in held), folder)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.errors import UserError
 from common.runs.events import _readable, events_by_folder, in_order, scalars
 from common.runs.find import HISTORY, RECORD, Run
 
@@ -20,18 +21,19 @@ def record(run: Run) -> dict[str, Any]:
     """The content of run.json; of a run without one, as much of it as its events and history.csv tell, None for what they do not.
 
     Keys: experiment, model_name, run_name, settings (name to text), provenance, sessions, result. Raises ValueError if run.json
-    cannot be read."""
+    cannot be read.
+    """
     path = run.folder / RECORD
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return _record_of_log(run)
     except (ValueError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: cannot be read ({error}); remove it, and the run is read from its events"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(
+        raise UserError(
             f"{path}: holds a {type(content).__name__} and no object; remove it, and the run is read from its events"
         )
     return content
@@ -40,14 +42,15 @@ def record(run: Run) -> dict[str, Any]:
 def history(run: Run) -> pd.DataFrame:
     """A row an epoch, with the columns of history.csv: epoch, iteration, lr, train/..., validation/..., {metric}/{class}.
 
-    Of a run without that file it is made of the events. Empty if nothing was logged. Raises ValueError if the file is broken."""
+    Of a run without that file it is made of the events. Empty if nothing was logged. Raises ValueError if the file is broken.
+    """
     path = run.folder / HISTORY
     try:
         return pd.read_csv(path)
     except FileNotFoundError:
         return _history_of_events(run)
     except ValueError as error:  # pandas' own errors are ValueErrors
-        raise ValueError(
+        raise UserError(
             f"{path}: cannot be read ({error}); remove it, and the run is read from its events"
         ) from error
 

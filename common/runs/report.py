@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image
 
 from common.config.settings import TrainConfig
+from common.errors import UserError
 from common.files import REPOSITORY
 from common.runs import compare, events, find
 from common.runs.compare import CURVES, METRICS, Reading
@@ -96,7 +97,7 @@ def report(
     Raises ValueError or FileNotFoundError where there is no run, or a file of a run is broken.
     """
     if not experiments and not find.find(root):
-        raise ValueError(
+        raise UserError(
             f"{Path(root).resolve()}: no runs in it; train an experiment first, or write --root of one that has runs"
         )
     readings = [compare.read(run) for run in compare.choose(experiments or ("*",), root)]
@@ -409,7 +410,7 @@ def _last(one: Reading, column: str) -> float | None:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """rows are cells of HTML."""
+    """Rows are cells of HTML."""
     cells = "".join(
         f"<th><button>{escape(head)}</button></th>" if kind else f"<th>{escape(head)}</th>"
         for head in heads

@@ -24,6 +24,8 @@ from scipy import ndimage, sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.spatial import cKDTree
 
+from common.errors import UserError
+
 VERSION = "2026-06"
 """Which definition of the score this is; it belongs beside every figure made with it."""
 
@@ -294,7 +296,7 @@ def _masked(
             f"{name} {shape}"
             for name, shape in zip(("truth", "prediction", "mask"), shapes, strict=False)
         )
-        raise ValueError(
+        raise UserError(
             f"shapes differ or are not three-dimensional: {names}; bring them to the same grid (z, y, x)"
         )
     return (truth, prediction) if mask is None else (truth * (mask > 0), prediction * (mask > 0))
@@ -306,11 +308,11 @@ def _ids(
     """Both arrays, masked, in the machine's byte order. Raises ValueError if they are not ids."""
     for name, array in (("truth", truth), ("prediction", prediction)):
         if array.dtype.kind not in "uib":
-            raise ValueError(
+            raise UserError(
                 f"{name} is {array.dtype}; object ids must be integers, 0 for background"
             )
         if array.dtype.kind == "i" and array.size and array.min() < 0:
-            raise ValueError(
+            raise UserError(
                 f"{name} has the id {array.min()}; object ids must be positive, 0 for background"
             )
     return tuple(
@@ -323,7 +325,7 @@ def _sizes(voxel_size: Sequence[float]) -> np.ndarray:
     """Raises ValueError if these are not three positive sizes."""
     sizes = np.asarray(voxel_size, float)
     if sizes.shape != (3,) or not (sizes > 0).all() or not np.isfinite(sizes).all():
-        raise ValueError(
+        raise UserError(
             f"voxel_size is {voxel_size}; three sizes in nm (z, y, x) above zero are needed"
         )
     return sizes

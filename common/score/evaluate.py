@@ -46,6 +46,7 @@ from common.config.settings import TrainConfig
 from common.data import ngff, regions, regrid
 from common.data.ngff import Level
 from common.data.regions import Region
+from common.errors import FileError, UserError
 from common.files import REPOSITORY
 from common.infer import process
 from common.infer.process import Recipe
@@ -126,7 +127,7 @@ def evaluate(
         if name in box.classes
     ]
     if not jobs:
-        raise ValueError(
+        raise UserError(
             f"--crops {crops}: no annotated crop has one of these classes; test crops are scored by the organisers"
         )
     made = process.gather(partial(check, recipe), jobs)
@@ -168,7 +169,7 @@ def evaluate_submission(
         for one in part
     ]
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{truth}: no arrays {{crop}}/{{class}} in it; write the store of the truths"
         )
     result = summary(found) | {
@@ -189,14 +190,14 @@ def check(recipe: Recipe, job: Job) -> dict[str, Any]:
     made = process.check_processed(recipe, job.name, job.processed, job.predicted)
     level = ngff.open_levels(job.processed)[0]
     if not regrid.covers(level, truth.grid):
-        raise ValueError(
+        raise UserError(
             f"{job.processed}: {regrid.shortfall(level, truth.grid)} of {job.crop}; predict and process the whole crop"
         )
     return made
 
 
 def parallel(function: Callable[[Any], Any], items: Sequence[Any], workers: int = 1) -> list[Any]:
-    """function of each item, in their order, in as many processes. Raises OSError if one of them was killed."""
+    """Function of each item, in their order, in as many processes. Raises OSError if one of them was killed."""
     bar = partial(tqdm, total=len(items), leave=False, disable=None)
     if workers <= 1 or len(items) <= 1:
         return [function(item) for item in bar(items)]
@@ -204,7 +205,7 @@ def parallel(function: Callable[[Any], Any], items: Sequence[Any], workers: int 
         with ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn")) as pool:
             return list(bar(pool.map(function, items)))
     except BrokenProcessPool as error:
-        raise OSError(
+        raise FileError(
             f"one of {workers} processes was killed, most likely for want of memory; write fewer --workers"
         ) from error
 
@@ -363,7 +364,7 @@ def write(result: dict[str, Any], path: Path) -> Path:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise OSError(
+        raise FileError(
             f"{path}: could not be written ({error.strerror or error}); mend that, and run the same command again"
         ) from error
     return path
@@ -416,13 +417,13 @@ def _judge_submitted(path: Path, truth: Path, crop: str) -> list[Evaluation]:
             given = _in_memory(_level(packed[f"{crop}/{name}"], path, crop, name))
             if not regrid.covers(given, wanted.grid):
                 short = regrid.shortfall(given, wanted.grid)
-                raise ValueError(
+                raise UserError(
                     f"{given.path}: {short} of the truth; pack the crop with its own voxel_size and translation"
                 )
             try:
                 found.append(_judged(crop, name, wanted, given, is_instance, mask))
             except ValueError as error:
-                raise ValueError(f"{given.path}: {error}") from error
+                raise UserError(f"{given.path}: {error}") from error
     return found
 
 
@@ -430,7 +431,7 @@ def _level(array: Any, store: Path, crop: str, name: str) -> Level:
     """An array {crop}/{class} with its place. Raises ValueError where its attributes do not say it."""
     path = store / crop / name
     if not isinstance(array, zarr.Array) or array.ndim != 3:
-        raise ValueError(f"{path}: not an array of three axes; write {crop}/{name} as one, z, y, x")
+        raise UserError(f"{path}: not an array of three axes; write {crop}/{name} as one, z, y, x")
     try:
         scale, translation = (
             np.array(array.attrs[key], float) for key in ("voxel_size", "translation")
@@ -438,11 +439,11 @@ def _level(array: Any, store: Path, crop: str, name: str) -> Level:
         if {scale.shape, translation.shape} != {(3,)} or not (
             np.isfinite([scale, translation]).all() and (scale > 0).all()
         ):
-            raise ValueError(
+            raise UserError(
                 f"voxel_size {array.attrs['voxel_size']}, translation {array.attrs['translation']}"
             )
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: no place in space ({error}); write the attributes voxel_size and translation, each z, y, x in nm"
         ) from error
     return Level(path, array, scale, translation)
@@ -453,7 +454,7 @@ def _in_memory(level: Level) -> Level:
     try:
         volume = level.array[...]
     except (RuntimeError, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{level.path}: cannot be read ({error}); pack it again") from error
+        raise UserError(f"{level.path}: cannot be read ({error}); pack it again") from error
     return replace(level, array=zarr.array(volume, chunks=level.array.chunks, compressor=None))
 
 
@@ -465,7 +466,7 @@ def _store(path: str | Path) -> zarr.Group:
     try:
         return zarr.open_group(str(path), mode="r")
     except (zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: not a zarr v2 group ({error}); write the folder that holds {{crop}}/{{class}}"
         ) from error
 

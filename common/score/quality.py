@@ -34,7 +34,7 @@ def count_objects(table: sparse.csr_array) -> tuple[int, int, int, float]:
 def panoptic(
     tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, iou_sum: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """pq = sq x rq: panoptic, segmentation and recognition quality of each class at IoU > 0.5 (Kirillov et al. 2019).
+    """Pq = sq x rq: panoptic, segmentation and recognition quality of each class at IoU > 0.5 (Kirillov et al. 2019).
 
     All NaN where there is no truth object; sq is NaN, but pq 0, where none was found.
     """

@@ -11,6 +11,7 @@ from typing import Any
 
 from common.config.settings import TrainConfig
 from common.data.regions import Region
+from common.errors import UserError
 from common.files import REPOSITORY
 from common.show import figures, visualize
 
@@ -247,7 +248,7 @@ def _parts(path: Path) -> tuple[str, str]:
     if (text.count(BEGIN), text.count(END)) == (0, 0):
         return f"{text.rstrip()}\n\n## Scores\n\n", "\n"
     if (text.count(BEGIN), text.count(END)) != (1, 1) or end < begin:
-        raise ValueError(
+        raise UserError(
             f"{path}: '{BEGIN}' and '{END}' must stand there once, in this order; put them back, or remove both"
         )
     return text[:begin], text[end + len(END) :]

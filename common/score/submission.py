@@ -25,6 +25,7 @@ from common.classes import INSTANCES
 from common.data import regrid
 from common.data.manifest import Entry
 from common.data.ngff import Level, open_levels
+from common.errors import UserError
 
 CHUNK = 128
 MAX_BYTES = 50 * 10**9
@@ -126,13 +127,13 @@ def opened(path: str | Path) -> Iterator[zarr.Group]:
     with files:
         store = _AsOrganisersRead(files)
         if not store.crops:
-            raise ValueError(
+            raise UserError(
                 f"{source}: no crops in it; the folders crop557 and so on must lie at its root"
             )
         try:
             group = zarr.open_group(store, mode="r")
         except (zarr.errors.MetadataError, ValueError) as error:
-            raise ValueError(f"{source}: not a zarr v2 group ({error}); pack it again") from error
+            raise UserError(f"{source}: not a zarr v2 group ({error}); pack it again") from error
         yield group
 
 
@@ -164,7 +165,7 @@ class _AsOrganisersRead(zarr.storage.Store):
         try:
             return self.files[self._place(key)]
         except (BadZipFile, EOFError, zlib.error) as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.files.path}: '{key}' is damaged ({error}); copy or pack the zip again"
             ) from error
 
@@ -199,11 +200,11 @@ def _level_of(entry: Entry, path: Path) -> Level:
     try:
         levels = open_levels(path)
     except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f"{error} (if it is half-written, run process again)") from error
+        raise UserError(f"{error} (if it is half-written, run process again)") from error
     if not levels:
-        raise ValueError(f"{path}: no level in its multiscales; run process again")
+        raise UserError(f"{path}: no level in its multiscales; run process again")
     if not regrid.covers(levels[0], entry.grid()):
-        raise ValueError(
+        raise UserError(
             f"{path}: {regrid.shortfall(levels[0], entry.grid())}; run predict and process for the whole crop"
         )
     return levels[0]
@@ -215,7 +216,7 @@ def _on_grid(entry: Entry, level: Level) -> np.ndarray:
         return regrid.mask(level, entry.grid()).view(np.uint8)
     ids = regrid.ids(level, entry.grid())
     if ids.min() < 0:
-        raise ValueError(
+        raise UserError(
             f"{level.path}: id {ids.min()}; write ids above zero, and 0 where there is no object"
         )
     return ids.astype(np.min_scalar_type(int(ids.max())), copy=False)
@@ -236,7 +237,7 @@ def _write(group: zarr.Group, entry: Entry, volume: np.ndarray) -> None:
 
 def _refuse(path: Path, problems: Sequence[str]) -> None:
     if problems:
-        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
 
 
 def _locate(path: Path) -> Path:
@@ -245,7 +246,7 @@ def _locate(path: Path) -> Path:
         raise FileNotFoundError(f"{path}: no such submission; write it with pack-results")
     zips = sorted(path.glob("*.zip")) if path.is_dir() else [path]
     if len(zips) > 1:
-        raise ValueError(f"{path}: {len(zips)} zips in it; name the one that is meant")
+        raise UserError(f"{path}: {len(zips)} zips in it; name the one that is meant")
     return zips[0] if zips else path
 
 
@@ -294,7 +295,7 @@ def _arrays(group: zarr.Group, path: Path) -> set[str]:
             f"{crop}/{name}" for crop in group.group_keys() for name in group[crop].array_keys()
         }
     except (zarr.errors.MetadataError, ValueError) as error:
-        raise ValueError(f"{path}: a .zgroup cannot be read ({error}); pack it again") from error
+        raise UserError(f"{path}: a .zgroup cannot be read ({error}); pack it again") from error
 
 
 def _array_problems(entry: Entry, group: zarr.Group) -> list[str]:

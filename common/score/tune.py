@@ -18,6 +18,7 @@ import zarr
 from common.config.load import load_config
 from common.data import ngff, regions, regrid
 from common.data.ngff import Level
+from common.errors import UserError
 from common.infer import process
 from common.infer.process import Prediction, Recipe
 from common.score import challenge, evaluate
@@ -70,7 +71,7 @@ def tune(
     config = load_config(config_path, overrides, data)
     recipe = process.read_recipe(config.folder, classes)
     if recipe.thresholds:
-        raise ValueError(
+        raise UserError(
             f"{recipe.path}: thresholds are set there and go before those that tune writes; remove them"
         )
     runs = process.read_thresholds(config.folder / process.THRESHOLDS)
@@ -96,7 +97,7 @@ def tune(
     positive, scores = _scores(trials, workers)
     trials = [trial for trial in trials if trial.name in positive]
     if not trials:
-        raise ValueError(
+        raise UserError(
             f"--crops {crops}: none of these crops has a positive voxel of {', '.join(recipe.classes[:10])}"
         )
     near = {name: _around(_best(found)) for name, found in scores.items()}
@@ -179,7 +180,7 @@ def _check(trial: Trial) -> Prediction:
     """Raises FileNotFoundError or ValueError where there is no whole prediction of the crop."""
     prediction, truth = process.open_prediction(trial.predicted), ngff.open_levels(trial.truth)[0]
     if not regrid.covers(prediction.level, truth.grid):
-        raise ValueError(
+        raise UserError(
             f"{trial.predicted}: {regrid.shortfall(prediction.level, truth.grid)} of the annotation; run predict with --overwrite"
         )
     return prediction

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from common.errors import UserError
+
 
 def _dashes(name: str) -> str:
     """Commands and options are found with - and with _."""
@@ -70,7 +72,7 @@ def train(
     if override_file:
         overrides = (*load.read_overrides(override_file), *overrides)
     if submit and not seeds:
-        raise ValueError("--submit is for several runs; write --seeds 1,2,3 too")
+        raise UserError("--submit is for several runs; write --seeds 1,2,3 too")
     if check:
         click.echo(common.train.check.check(config_path, overrides, data))
     elif submit:
@@ -350,7 +352,7 @@ def evaluate(
     import common.score.evaluate
 
     if bool(config_path) == bool(submission) or bool(submission) != bool(truth):
-        raise ValueError(
+        raise UserError(
             "evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR"
         )
     if submission:
@@ -439,7 +441,7 @@ def check_submission(path: str, manifest_path: str) -> None:
     from common.score import submission
 
     if problems := submission.check(path, manifest.read(manifest_path)):
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
     click.echo(f"{path}: all volumes of the manifest, none other")
 
 
@@ -649,5 +651,5 @@ def _numbers(text: str, option: str = "--scale", least: float = 1e-9) -> tuple[f
     except ValueError:
         values = ()
     if len(values) not in (1, 3) or min(values) < least:
-        raise ValueError(f"{option} {text}; write one length in nm or three, z,y,x: 8 or 8,8,8")
+        raise UserError(f"{option} {text}; write one length in nm or three, z,y,x: 8 or 8,8,8")
     return values * 3 if len(values) == 1 else values

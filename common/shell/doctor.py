@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -93,30 +94,32 @@ def python() -> Finding:
     return Finding("python", GOOD, text)
 
 
+def requirements() -> Iterator[tuple[str, bool]]:
+    """The packages of pyproject.toml with the versions asked for, and whether training needs them."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    yield from ((text, True) for text in project["dependencies"])
+    for text in project["optional-dependencies"]["dev"]:
+        if not text.startswith(f"{project['name']}["):
+            yield text, False
+
+
 def packages() -> Iterator[Finding]:
-    """Those of requirements.txt in the versions that it asks for; those below its heading `# tests` only for tests."""
+    """Those of pyproject.toml in the versions that it asks for; those of `dev` only for tests."""
     mend = f"{sys.executable} -m pip install -r {REPOSITORY / 'requirements.txt'}"
     try:
         from packaging.requirements import Requirement
     except ImportError:  # it comes with scikit-image
         yield Finding("packages", WRONG, "not installed", mend)
         return
-    needed, wrong, found = True, [], []
-    for line in (REPOSITORY / "requirements.txt").read_text().splitlines():
-        if line.startswith("#"):
-            needed = not line.startswith("# tests")
-        if not line or line.startswith("#"):
-            continue
-        wanted, there = Requirement(line), version(Requirement(line).name)
+    wrong, found = [], []
+    for text, needed in requirements():
+        wanted = Requirement(text)
+        there = version(wanted.name)
         if there and wanted.specifier.contains(there, prereleases=True):
             found.append(f"{wanted.name} {there}")
         else:
-            wrong.append(
-                (
-                    needed,
-                    f"{wanted} is asked for, and {f'{there} is installed' if there else 'it is not installed'}",
-                )
-            )
+            state = f"{there} is installed" if there else "it is not installed"
+            wrong.append((needed, f"{wanted} is asked for, and {state}"))
     yield Finding("packages", GOOD, ", ".join(found))
     for needed, text in wrong:
         state, why = (WRONG, "") if needed else (NOTE, " (for tests only)")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.config.load import load_config
 from common.config.settings import RUN_FOLDERS
+from common.errors import UserError
 from common.files import REPOSITORY
 
 OF_RUNS = {
@@ -35,9 +36,9 @@ def new(name: str | Path, source: str | Path) -> Path:
     if target.exists():
         raise FileExistsError(f"{target}: is there already; write another name")
     if target.is_relative_to(source):
-        raise ValueError(f"{target}: lies in {source}, which is copied; write another name")
+        raise UserError(f"{target}: lies in {source}, which is copied; write another name")
     if not re.fullmatch(r"\w[\w.-]*", target.name):
-        raise ValueError(
+        raise UserError(
             f"'{target.name}' is no name for an experiment; write letters, digits, _, - and ."
         )
     left_out = OF_RUNS | _own_run_folders(source)

@@ -20,6 +20,7 @@ from common.config.settings import TrainConfig
 from common.data import ngff, regions, regrid
 from common.data.ngff import Grid, Level
 from common.data.regions import Region
+from common.errors import FileError, UserError
 from common.show import figures
 
 KINDS = ("raw", "truth", "predictions", "processed")
@@ -75,7 +76,7 @@ def visualize(
     Raises FileNotFoundError, ValueError or OSError with a sentence.
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise ValueError(f"--kinds {', '.join(unknown)}; write some of {', '.join(KINDS)}")
+        raise UserError(f"--kinds {', '.join(unknown)}; write some of {', '.join(KINDS)}")
     config = load_config(config_path, overrides, data)
     boxes = regions.choose(config, crops, volume, roi, manifest_path, say)
     known = [
@@ -84,7 +85,7 @@ def visualize(
         *(name for box in boxes for name in box.classes),
     ]
     if problems := class_table.unknown_names(classes, known):
-        raise ValueError("\n".join(f"--classes: {problem}" for problem in problems))
+        raise UserError("\n".join(f"--classes: {problem}" for problem in problems))
     shown = [
         (box, layers)
         for box in boxes
@@ -92,7 +93,7 @@ def visualize(
     ]
     if not shown:
         where = f"--volume {volume}" if volume else f"--crops {crops}"
-        raise ValueError(
+        raise UserError(
             f"{where}: nothing of {', '.join(kinds)} is there; predict and process first, or write --kinds raw"
         )
     boxes, found = zip(*shown, strict=True)
@@ -240,7 +241,7 @@ def open_viewers(
             (bind, port), family=socket.AF_INET6 if ":" in bind else socket.AF_INET
         ).close()
     except OSError as error:
-        raise OSError(
+        raise FileError(
             f"--port {port} --bind {bind}: {error.strerror.split(' (')[0]}; write another port, or 0 for any free one"
         ) from error
     neuroglancer.set_server_bind_address(bind, port)
@@ -289,7 +290,7 @@ class Served:
     def transpose(self) -> np.ndarray:
         """All of it, x, y, z: asked for to make the meshes of objects. ValueError for more than MESHED voxels."""
         if np.prod(self.shape, dtype=float) > MESHED:
-            raise ValueError(f"{self.levels[0][0].path}: too large for meshes")
+            raise UserError(f"{self.levels[0][0].path}: too large for meshes")
         return self.levels[0][0].array[...].astype(self.dtype).transpose()
 
 
@@ -379,7 +380,7 @@ def _neuroglancer() -> Any:
     try:
         import neuroglancer
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"a viewer in the browser needs neuroglancer ({error}); pip install neuroglancer, or write --png FILE"
         ) from error
     return neuroglancer
@@ -507,5 +508,5 @@ def _picture_paths(png: Path, boxes: Sequence[Region]) -> list[Path]:
     if png.suffix.lower() != ".png":
         return [png / f"{box.dataset}_{box.name}.png" for box in boxes]
     if len(boxes) > 1:
-        raise ValueError(f"--png {png}: one file for {len(boxes)} crops; write a folder")
+        raise UserError(f"--png {png}: one file for {len(boxes)} crops; write a folder")
     return [png]

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from common.errors import FileError, UserError
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write by temporary file and rename: `path` holds the old state or the new one, never a part.
@@ -29,7 +31,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         RuntimeError,
     ) as error:  # torch's zip writer turns a full disk into a RuntimeError
         kept = "the one before it stands" if path.exists() else "nothing was kept"
-        raise OSError(
+        raise FileError(
             f"{path}: could not be written ({_reason(error)}); {kept}. Free space and run the same command again"
         ) from error
     finally:
@@ -47,11 +49,11 @@ def load(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = tuple(state["classes"])
     except Exception as error:  # torch raises a different type for each kind of damage
-        raise ValueError(
+        raise UserError(
             f"{path}: not a readable checkpoint of this trainer ({_reason(error)}); remove it to start from another"
         ) from error
     if found != classes:
-        raise ValueError(
+        raise UserError(
             f"{path}: trained for {len(found)} classes and this run has {len(classes)}: {_difference(found, classes)}; "
             "use the same classes in the same order, or set another run_name"
         )
@@ -70,7 +72,7 @@ def load_weights(model: torch.nn.Module, state: dict[str, Any], path: Path) -> N
         model.load_state_dict(state["model"], strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(
+        raise UserError(
             f"{path}: its weights are of another network ({reason}); use that network, or set another run_name"
         ) from None
 

@@ -31,6 +31,7 @@ from common.data.crops import Crop
 from common.data.palette import UNKNOWN
 from common.data.sampling import Patch
 from common.data.split import Row
+from common.errors import UserError
 
 CELL, CELLS = 4, 10
 """Edge of a cell in voxels, and the cells that are read along each axis of a crop."""
@@ -119,7 +120,7 @@ def _open(config: TrainConfig) -> tuple[list[_Opened], list[str]]:
         row for row in split.read_datasplit(path, root) if set(row.annotated) & set(config.classes)
     ]
     if not rows:
-        raise ValueError(
+        raise UserError(
             f"{path}: no crop annotates any of {', '.join(config.classes)}; change classes or the split"
         )
     raw, target = Patch(**config.input_array_info), Patch(**config.target_array_info)
@@ -164,7 +165,7 @@ def _open(config: TrainConfig) -> tuple[list[_Opened], list[str]]:
                 except (ValueError, FileNotFoundError) as error:
                     broken.append(str(error).splitlines()[0])
     if not opened:
-        raise ValueError(
+        raise UserError(
             "\n".join(
                 [
                     *broken[:10],
@@ -435,7 +436,8 @@ class Probe:
         """About how many bytes a training step takes: weights, what is saved for the gradient, twice the largest layer, four logits.
 
         Measured on a CPU in fp32, without what any process takes: unet8_all 4 x 68^3 0.69 GB (this says 0.51), 2 x 132^3 3.6 GB
-        (3.8), setup_04_all 1 x 216^3 2.9 GB (2.9)."""
+        (3.8), setup_04_all 1 x 216^3 2.9 GB (2.9).
+        """
         _, saved, passing, logits = self._run(shape)
         return self.weights + batch_size * (saved + 2 * passing + 4 * logits) * (
             0.5 if self.half else 1.0
@@ -443,7 +445,8 @@ class Probe:
 
     def _run(self, shape: Sequence[int]) -> tuple[tuple[int, ...], int, int, int]:
         """Output shape; for one patch in fp32 the bytes saved for the gradient without the weights, the most bytes that go into and
-        come out of one layer (frozen ones save nothing), and those of the logits."""
+        come out of one layer (frozen ones save nothing), and those of the logits.
+        """
         flat = [
             axis
             for axis, n in enumerate(shape)

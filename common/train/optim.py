@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.errors import UserError
+
 
 def build_optimizer(
     model: nn.Module, learning_rate: float, weight_decay: float, optimizer: Callable | None = None
@@ -78,7 +80,7 @@ def start_output_at(model: nn.Module, logits: np.ndarray) -> None:
     ]
     biased = [module for module in outputs if module.bias is not None]
     if not biased:
-        raise ValueError(
+        raise UserError(
             f"init_output_to_prior: no trainable 1x1x1 convolution with {len(logits)} channels and a bias ends the model; "
             "set init_output_to_prior = False"
         )

@@ -19,6 +19,7 @@ from common.config.load import load_config
 from common.config.settings import MAY_CHANGE, TrainConfig
 from common.data import loaders
 from common.data.loaders import Batches, Blocks, Data
+from common.errors import UserError
 from common.files import REPOSITORY
 from common.model.build import build_model
 from common.model.forward import ForwardPass
@@ -138,7 +139,7 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     folder, choice = config.path("model_save_path"), config.load_model
     own = checkpoint.find(folder, "best" if choice == "best" else "latest")
     if choice == "scratch" and own:
-        raise ValueError(
+        raise UserError(
             f"{own}: this run exists and load_model = 'scratch' would write over it; set another run_name, or remove it"
         )
     if own:
@@ -482,7 +483,7 @@ def _refuse_other_settings(path: Path, saved: dict, config: TrainConfig, split_h
     if saved["split_hash"] != split_hash:
         changed.append("the crops of the datasplit are others")
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{path}: this run was started with other settings ({'; '.join(changed)}). Set them back, or set another run_name "
             "(with load_model = this file to start from its weights)"
         )

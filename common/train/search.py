@@ -31,13 +31,26 @@ from common.config.load import load_config
 from common.config.module import load_module
 from common.config.settings import MAY_CHANGE, TrainConfig
 from common.data import split
+from common.errors import UserError
 from common.talk import say
 from common.train.run import open_mlflow, train
 from common.train.tracking import MLflow
 
 OBJECTIVE = frozenset(
-    """best_metric validation_time_limit validation_batch_limit datasplit_path data_path classes extra_classes
-    input_array_info target_array_info random_seed use_mutual_exclusion infer_groups""".split()
+    [
+        "best_metric",
+        "validation_time_limit",
+        "validation_batch_limit",
+        "datasplit_path",
+        "data_path",
+        "classes",
+        "extra_classes",
+        "input_array_info",
+        "target_array_info",
+        "random_seed",
+        "use_mutual_exclusion",
+        "infer_groups",
+    ]
 )
 """Settings that decide what a trial is measured with: blocks of validation, what is known in them, and the measure."""
 
@@ -86,7 +99,7 @@ def log_uniform(low: float, high: float) -> Range:
 def integers(low: int, high: int) -> Range:
     """Whole numbers from low to high."""
     if not (isinstance(low, int) and isinstance(high, int)):
-        raise ValueError(f"integers({low}, {high}); write two whole numbers")
+        raise UserError(f"integers({low}, {high}); write two whole numbers")
     return _range(low, high, False)
 
 
@@ -97,7 +110,7 @@ def choice(*values: Any) -> Choice:
         what = (
             f"{unwritten[0]!r} cannot be written as text" if unwritten else f"{len(values)} values"
         )
-        raise ValueError(f"choice: {what}; write two or more numbers, texts or tuples of them")
+        raise UserError(f"choice: {what}; write two or more numbers, texts or tuples of them")
     return Choice(values)
 
 
@@ -181,7 +194,7 @@ def read_space(config_path: str | Path) -> dict[str, Range | Choice]:
         )
     )
     if not space:
-        raise ValueError(
+        raise UserError(
             f"{path}: nothing to search for; write lines such as learning_rate = log_uniform(1e-5, 1e-2)"
         )
     return space
@@ -199,29 +212,27 @@ def check_space(
     for name, tried in space.items():
         setting = name.split(".")[0]
         if setting in OBJECTIVE or (base.best_metric == "loss" and setting in OF_THE_LOSS):
-            raise ValueError(
+            raise UserError(
                 f"{path}: {setting} is part of what trials are measured with; take it out, and set it in train_config.py"
             )
         if setting in MAY_CHANGE | BUDGET:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {setting} is the same for all trials; take it out, and set it in train_config.py"
             )
         if any(
             override.partition("=")[0].strip().replace("-", "_") == name for override in overrides
         ):
-            raise ValueError(
+            raise UserError(
                 f"{path}: {name} is searched for, and is given by --set too; take one of them away"
             )
         for value in tried.ends:
             try:
                 config = load_config(config_path, [*overrides, f"{name}={_written(value)}"], data)
             except ValueError as error:
-                raise ValueError(
-                    f"{path}: {name} = {_written(value)} cannot be: {error}"
-                ) from error
+                raise UserError(f"{path}: {name} = {_written(value)} cannot be: {error}") from error
             _batch_limit(base, [f"batch_size={config.batch_size}"])
     if base.validation_batch_limit and isinstance(space.get("batch_size"), Range):
-        raise ValueError(
+        raise UserError(
             f"{path}: batch_size with validation_batch_limit would change the validated blocks; write batch_size = choice(...)"
         )
     if (
@@ -234,12 +245,12 @@ def check_space(
         )
         < 4
     ):
-        raise ValueError(
+        raise UserError(
             f"{path}: logs_save_path and model_save_path are the same for all runs; write {{run_name}} in them"
         )
     rows = split.read_datasplit(base.path("datasplit_path"), base.path("data_path"))
     if not any(row.usage == "validate" and set(row.annotated) & set(base.classes) for row in rows):
-        raise ValueError(
+        raise UserError(
             f"{base.path('datasplit_path')}: no validation crop to measure trials on; add rows 'validate'"
         )
 
@@ -278,7 +289,7 @@ def open_study(
         for name in {**before, **now}
         if before.get(name) != now.get(name)
     ]:
-        raise ValueError(
+        raise UserError(
             f"{folder / 'search.db'}: this search was begun otherwise ({'; '.join(changed)}), and its trials cannot be compared. "
             "Set it back, or set another model_name"
         )
@@ -397,7 +408,7 @@ def _batch_limit(base: TrainConfig, chosen: Sequence[str]) -> int:
     )
     blocks = base.validation_batch_limit * base.batch_size
     if blocks % size:
-        raise ValueError(
+        raise UserError(
             f"{base.folder / 'search_space.py'}: batch_size = {size} would be measured on other blocks, as validation_batch_limit x batch_size = "
             f"{blocks} is no multiple of it; choose divisors of {blocks}"
         )
@@ -431,7 +442,7 @@ def _flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Range
 
 def _range(low: float, high: float, log: bool) -> Range:
     if not low < high or (log and low <= 0) or not math.isfinite(high - low):
-        raise ValueError(
+        raise UserError(
             f"a range from {low} to {high}; write the lower end first{', above 0' if log else ''}"
         )
     return Range(low, high, log)
@@ -463,7 +474,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise ValueError(
+        raise UserError(
             "search needs the package optuna, which is not installed; pip install optuna"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)

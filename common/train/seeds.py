@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.config.load import load_config
+from common.errors import FileError, UserError
 from common.talk import say
 from common.train import tracking
 from common.train.run import Result, train
@@ -57,7 +58,9 @@ def submit(
         try:
             subprocess.run(call, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise OSError(f"{shlex.join(call)}: did not work ({error}); change --submit") from error
+            raise FileError(
+                f"{shlex.join(call)}: did not work ({error}); change --submit"
+            ) from error
     return calls
 
 
@@ -148,14 +151,14 @@ def parse_seeds(text: str) -> list[int]:
     except ValueError:
         seeds = []
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds {text}; write different whole numbers, 1,2,3 or 1-3")
+        raise UserError(f"--seeds {text}; write different whole numbers, 1,2,3 or 1-3")
     return seeds
 
 
 def _call(template: str, seed: int, command: str) -> list[str]:
     words = shlex.split(template)
     if not any("{command}" in word for word in words):
-        raise ValueError(
+        raise UserError(
             f"--submit '{template}': no {{command}} in it; write such as --submit 'bsub -n 4 {{command}}'"
         )
     return [word.replace("{seed}", str(seed)).replace("{command}", command) for word in words]
@@ -169,10 +172,10 @@ def _refuse_one_run(
     for seed in seeds:
         config = load_config(config_path, overrides, data, random_seed=seed)
         if config.random_seed != seed:
-            raise ValueError("--seeds beside --set random_seed=...; write one of them")
+            raise UserError("--seeds beside --set random_seed=...; write one of them")
         folders |= {config.path(name) for name in ("logs_save_path", "model_save_path")}
     if len(folders) < 2 * len(set(seeds)):
-        raise ValueError(
+        raise UserError(
             f"{config_path}: run_name = '{config.run_name}' is the same for all seeds; write {{random_seed}} in it"
         )
 

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from common.errors import UserError
+
 
 class TensorBoard:
     """Event files in a folder. A run that starts or continues at `iteration` replaces what was logged after it."""
@@ -67,7 +69,7 @@ class MLflow:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
         except ImportError:
-            raise ValueError(
+            raise UserError(
                 "trackers = 'mlflow' needs the package mlflow; pip install mlflow, or leave it out of trackers"
             ) from None
         for name in ("mlflow", "alembic"):
@@ -90,7 +92,7 @@ class MLflow:
             )
         except (ImportError, MlflowException) as error:
             reason = str(error).strip().split(". ")[0]
-            raise ValueError(
+            raise UserError(
                 f"mlflow_uri = '{uri}': the store does not open ({reason}); pip install mlflow, or write another"
             ) from error
         self.run_id = ""
@@ -266,7 +268,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"{path}: is no JSON ({error}); remove it, it is written again") from error
+        raise UserError(f"{path}: is no JSON ({error}); remove it, it is written again") from error
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:

@@ -1,5 +1,23 @@
 """The organelles and compartments of the phantom, at 8 nm."""
 
-classes = "ecs pm cyto mito mito_mem er nuc ne hchrom golgi ves endo lyso ld perox mt cell".split()
+classes = [
+    "ecs",
+    "pm",
+    "cyto",
+    "mito",
+    "mito_mem",
+    "er",
+    "nuc",
+    "ne",
+    "hchrom",
+    "golgi",
+    "ves",
+    "endo",
+    "lyso",
+    "ld",
+    "perox",
+    "mt",
+    "cell",
+]
 input_array_info = {"shape": (92, 92, 92), "scale": (8, 8, 8)}
 target_array_info = {"shape": (52, 52, 52), "scale": (8, 8, 8)}

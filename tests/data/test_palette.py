@@ -97,10 +97,24 @@ def test_a_group_is_not_positive_by_elimination():
 
 
 def test_the_parts_of_a_negative_group_are_negative():
-    assert inferred(er=0) == {
-        n: 0
-        for n in "er_mem er_lum eres_mem eres_lum eres ne_mem ne_lum np_out np_in ne np er_mem_all ne_mem_all".split()
-    }
+    assert inferred(er=0) == dict.fromkeys(
+        [
+            "er_mem",
+            "er_lum",
+            "eres_mem",
+            "eres_lum",
+            "eres",
+            "ne_mem",
+            "ne_lum",
+            "np_out",
+            "np_in",
+            "ne",
+            "np",
+            "er_mem_all",
+            "ne_mem_all",
+        ],
+        0,
+    )
 
 
 def test_a_negative_cell_makes_all_but_ecs_negative():

@@ -1112,7 +1112,7 @@ def test_the_report_counts_the_crops_of_each_class_and_names_gaps_once(tmp_path)
         ["mito", "5", "1"],
         ["er", "4", "1"],
         ["nuc", "1", "0"],
-        "annotated in no validate crop: nuc".split(),
+        ["annotated", "in", "no", "validate", "crop:", "nuc"],
     ]
 
 

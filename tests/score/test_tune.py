@@ -114,7 +114,7 @@ def test_the_score_is_what_evaluate_gives_after_process(tiny, seed):
         assert 0 < one.score < 1
         assert result["classes"][name]["score"] == one.score
         assert result["provenance"]["thresholds"][name] == one.threshold
-    assert scores_at(tiny, {name: 0.5 for name in found}) == {
+    assert scores_at(tiny, dict.fromkeys(found, 0.5)) == {
         name: one.before for name, one in found.items()
     }
 

@@ -249,7 +249,6 @@ def test_check_foretells_what_a_run_writes(experiment):
 def test_a_timed_step_leaves_out_warming_up_and_what_was_read_ahead(experiment, monkeypatch):
     """The first steps take 0.2 s, later ones 0.02 s; reading a batch takes 0.05 s after those that workers have ready."""
     from common.train import check
-    from common.train import run as run_module
 
     tiny = experiment(num_workers=1, gradient_accumulation_steps=1)
     steps_taken, read = [], []
