@@ -1,7 +1,113 @@
-"""Where the repository is, and files that are written whole or not at all."""
+"""How we write: whole files or none, one process at a time, content told by its hash."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from fasteners import InterProcessLock
+
+from common.errors import FileError, UserError
+
+
+def _home() -> Path:
+    """The checkout that this package lies in; of an installed package the working folder."""
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+REPOSITORY = _home()
+"""Where experiments, data/ and cache/ are looked for."""
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
+    """A temporary file to write, which takes the place of `path` when the block ends.
+
+    Whoever reads `path` sees the old file or the new one, never a part, also if the block fails.
+    Folders above it are made. durable: the bytes are on disk before the old file goes.
+
+    Raises:
+        FileError: if it cannot be written; the old file then stands, and nothing of the new one is left.
+    """
+    path = Path(path)
+    # the process in the name: several may write the same file, and each replaces it whole
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if durable:
+            _flush_to_disk(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise not_written(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # it took its place, or there was none for it
+            temporary.unlink()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises FileError as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON whole or not at all; NaN, which JSON does not have, is a bug. Raises FileError."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def not_written(path: Path, error: Exception) -> FileError:
+    """The error for a file or folder that could not be written, with what stands and what to do."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    kept = "the one before it stands" if path.exists() else "nothing was kept"
+    return FileError(
+        f"{path}: could not be written ({reason}); {kept}. "
+        "Mend that (free space, or choose another folder) and run the same command again"
+    )
+
+
+@contextlib.contextmanager
+def alone(lock_file: str | Path, wait: bool = False, otherwise: str = "") -> Iterator[None]:
+    """Hold a lock file for this process, until the block ends or the process dies.
+
+    wait: until another process lets go of it; without, UserError with the text `otherwise`.
+    """
+    lock_file = Path(lock_file)
+    try:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock = InterProcessLock(lock_file)
+        held = lock.acquire(blocking=wait)
+    except OSError as error:
+        raise not_written(lock_file, error) from error
+    if not held:
+        lock.lockfile.close()  # which acquire leaves open
+        raise UserError(otherwise)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def key_of(content: Any) -> str:
+    """24 hexadecimal digits that tell JSON-like content apart; the order of keys does not count."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

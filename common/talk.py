@@ -1,12 +1,20 @@
-"""How a command speaks: lines on standard error, a progress bar, the command to type next."""
+"""How we speak: lines beside a progress bar, numbers in words, the command to type next."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
+
+PROGRAM = ("python", "-m", "cellmap_segmentation_challenge")
+"""What every command line begins with."""
+
+SCRIPT = "csc"
+"""The same as an installed script, see pyproject.toml."""
 
 
 def say(text: str) -> None:
@@ -14,8 +22,94 @@ def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def command(config_path: str | Path) -> str:
-    """The command that this process was started with, or one like it."""
-    if Path(sys.argv[0]).name == "__main__.py":
-        return shlex.join(["python", "-m", Path(sys.argv[0]).parent.name, *sys.argv[1:]])
-    return f"python -m cellmap_segmentation_challenge train {config_path}"
+def note(text: str) -> None:
+    """A line about something that is unusual and may be meant."""
+    say(f"note: {text}")
+
+
+def progress(total: int, what: str = "", unit: str = "it", done: int = 0, **options: Any) -> tqdm:
+    """A progress bar that goes away when it is full; none where output is not a terminal.
+
+    Args:
+        total: how many units there are.
+        what: stands before the bar.
+        unit: of the numbers.
+        done: how many units were done before, by an earlier call.
+        options: further ones of tqdm.
+    """
+    return tqdm(
+        total=total,
+        desc=what or None,
+        unit=unit,
+        initial=done,
+        leave=False,
+        disable=None,
+        **options,
+    )
+
+
+def command_line(command: str, *words: str | Path, **options: Any) -> str:
+    """A command of ours as it is typed, quoted for a shell.
+
+    An option that is None or False is left out, True is written without a value, a list once an
+    item; `_` in its name becomes `-`:
+
+        command_line("train", "unet8_all", set=["epochs=3"], check=True)
+        -> python -m cellmap_segmentation_challenge train unet8_all --set epochs=3 --check
+    """
+    line = [*PROGRAM, command, *map(str, words)]
+    for name, value in options.items():
+        option = "--" + name.replace("_", "-")
+        if value is True:
+            line.append(option)
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        for item in values:
+            if item is not None and item is not False:
+                line += [option, str(item)]
+    return shlex.join(line)
+
+
+def this_command(otherwise: str) -> str:
+    """The command line that started this process; `otherwise` where that was no command of ours."""
+    started = Path(sys.argv[0]).name
+    if started == "__main__.py":
+        return shlex.join([*PROGRAM, *sys.argv[1:]])
+    if started == SCRIPT:
+        return shlex.join([SCRIPT, *sys.argv[1:]])
+    return otherwise
+
+
+def some(names: Sequence[str], most: int = 8) -> str:
+    """Names separated by commas, and how many there are beyond the first `most`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def nm(sizes: Sequence[float]) -> str:
+    """Lengths along z, y, x: '8' where they are equal, else '5.24 x 4 x 4'; without the unit."""
+    texts = [f"{size:.4g}" for size in sizes]
+    return texts[0] if len(set(texts)) == 1 else " x ".join(texts)
+
+
+def voxels(shape: Sequence[int]) -> str:
+    """A shape along z, y, x: '64 x 64 x 64'."""
+    return " x ".join(str(int(n)) for n in shape)
+
+
+def duration(seconds: float) -> str:
+    """'42 s', '3 min', '2.5 h'."""
+    if seconds > 5400:
+        return f"{seconds / 3600:.1f} h"
+    if seconds > 90:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s"
+
+
+def size(count: float) -> str:
+    """Bytes as '1.2 GB', '3.4 MB' or '12 kB', in powers of 1000."""
+    if count > 1e9:
+        return f"{count / 1e9:.1f} GB"
+    if count > 1e6:
+        return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e3:.0f} kB"

@@ -24,7 +24,7 @@ from common.files import REPOSITORY
 from common.model.build import build_model
 from common.model.forward import ForwardPass
 from common.runtime import interruptible
-from common.talk import command, say
+from common.talk import command_line, say, this_command
 from common.train import checkpoint, losses, optim, steps
 from common.train.steps import Method, Scores, State
 from common.train.tracking import MLflow, Record, TensorBoard, Tracker
@@ -435,7 +435,7 @@ def conclude(
     if interrupted:
         tracker.finish(settings, {}, status="KILLED")
         say(
-            f"interrupted; saved after iteration {state.iteration} in {folder / 'latest.pt'}. Go on with the same command:\n  {command(config_path)}"
+            f"interrupted; saved after iteration {state.iteration} in {folder / 'latest.pt'}. Go on with the same command:\n  {this_command(command_line('train', config_path))}"
         )
     else:
         files = [*sorted(config.folder.glob("*.py")), config.path("datasplit_path"), best]

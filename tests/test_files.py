@@ -1,0 +1,81 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from common import files
+from common.errors import FileError, UserError
+
+
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
+    path = tmp_path / "new folder" / "a.txt"
+    with files.replacing(path, durable=True) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_fails_leaves_the_file_before_it_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError("a bug keeps its traceback")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_a_sentence_with_the_file_and_what_stands(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with (
+        pytest.raises(FileError, match="the one before it stands") as caught,
+        files.replacing(path),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(caught.value).startswith(f"{path}: could not be written (No space left")
+    assert isinstance(caught.value, UserError)
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "a.json", {"a": float("nan")})
+    files.write_json(tmp_path / "a.json", {"a": [1, None]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, None]}
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
+
+
+def test_one_process_holds_a_lock_until_it_ends(tmp_path):
+    program = """
+import sys
+from common.files import alone
+with alone(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+    lock = tmp_path / "folder" / ".lock"
+    command = [sys.executable, "-c", program, str(lock)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=files.REPOSITORY, **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="busy"), files.alone(lock, otherwise="busy"):
+            pass
+        other.kill()
+    with files.alone(lock, otherwise="busy"):
+        pass
+
+
+def test_hashes_tell_content_apart_and_not_the_order_of_keys(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.sha256_of_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert files.key_of({"a": 1, "b": [2]}) == files.key_of({"b": [2], "a": 1})
+    assert files.key_of({"a": 1}) != files.key_of({"a": 2})
