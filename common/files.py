@@ -24,6 +24,23 @@ def _home() -> Path:
 REPOSITORY = _home()
 """Where experiments, data/ and cache/ are looked for."""
 
+_cache: Path | None = None
+
+
+def use_cache(folder: str | Path | None) -> None:
+    """Set what `cache_folder` gives from now on in this process; None goes back to the environment's."""
+    global _cache  # noqa: PLW0603  # a user's build_model is called without settings
+    _cache = None if folder is None else Path(folder).expanduser().absolute()
+
+
+def cache_folder() -> Path:
+    """Folder of decoded crops and pretrained weights, absolute; it need not exist.
+
+    What `use_cache` set (the setting cache_path), else CELLMAP_CACHE, else cache/ in the repository.
+    """
+    given = _cache or os.environ.get("CELLMAP_CACHE") or REPOSITORY / "cache"
+    return Path(given).expanduser().absolute()
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:

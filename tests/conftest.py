@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from common.data.ngff import write_multiscale
+from common.files import use_cache
 
 CLASSES = ("mito", "er", "nuc")
 CROPS = {
@@ -77,6 +78,7 @@ def clean_environment(tmp_path, monkeypatch) -> None:
     for name in ("CELLMAP_DATA", "SEED"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CELLMAP_CACHE", str(tmp_path / "cache"))
+    use_cache(None)
 
 
 def world(shape: Sequence[int] = RAW_SHAPE) -> dict[str, np.ndarray]:

@@ -79,3 +79,27 @@ def test_hashes_tell_content_apart_and_not_the_order_of_keys(tmp_path):
     assert files.sha256_of_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     assert files.key_of({"a": 1, "b": [2]}) == files.key_of({"b": [2], "a": 1})
     assert files.key_of({"a": 1}) != files.key_of({"a": 2})
+
+
+def test_the_cache_is_the_set_one_else_that_of_the_environment_else_the_repositorys(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CELLMAP_CACHE", str(tmp_path / "environment"))
+    files.use_cache(tmp_path / "set")
+    assert files.cache_folder() == tmp_path / "set"
+    files.use_cache(None)
+    assert files.cache_folder() == tmp_path / "environment"
+    monkeypatch.delenv("CELLMAP_CACHE")
+    assert files.cache_folder() == files.REPOSITORY / "cache"
+
+
+def test_a_cache_under_the_home_folder_and_one_beside_the_working_folder_are_absolute(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    files.use_cache("~/weights")
+    assert files.cache_folder() == tmp_path / "weights"
+    monkeypatch.chdir(tmp_path)
+    files.use_cache("weights")
+    monkeypatch.chdir("/")
+    assert files.cache_folder() == tmp_path / "weights"
