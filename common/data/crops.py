@@ -31,6 +31,13 @@ EXAMPLES = 128
 BLOCK = 128
 """Edge in label voxels of the blocks that are decoded at a time, a multiple of the usual chunks; bounds the memory."""
 
+EXTRA_VOXELS = (1, 2)
+"""Whole voxels of raw kept beyond the margin, below and above: centres move by up to half a voxel
+onto the raw's grid, and interpolation reads the next voxel."""
+
+MARGIN_SLACK = 1 + max(EXTRA_VOXELS)
+"""Voxels beyond a margin in nm that decoding can read: EXTRA_VOXELS, and rounding outwards."""
+
 FORMAT = 2
 """Raised when decoded crops are written differently, so that old ones are not read."""
 
@@ -157,8 +164,7 @@ def _plan(
             "use a smaller input shape, or remove the crop from the datasplit"
         )
     scale, origin = raw.grid.scale, raw.grid.origin
-    start = np.floor((lower - margin_nm - origin) / scale).astype(int) - 1
-    stop = np.ceil((upper + margin_nm - origin) / scale).astype(int) + 2
+    start, stop = raw_voxels(lower - margin_nm, upper + margin_nm, raw.grid)
     raw_grid = Grid(origin + start * scale, scale, tuple(int(n) for n in stop - start))
     label_factor = reduction(target_scale, label.scale, label.shape)
     label_grid = Grid(
@@ -182,6 +188,17 @@ def _plan(
     ]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     return _Plan(row, names, raw, start, raw_grid, label_factor, label_grid, key)
+
+
+def raw_voxels(lower: np.ndarray, upper: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """First voxel of `grid` that is kept for a box (nm), and the one after the last; both (3,) int.
+
+    They may lie outside of the volume, where raw is mirrored.
+    """
+    below, above = EXTRA_VOXELS
+    start = np.floor((lower - grid.origin) / grid.scale).astype(int) - below
+    stop = np.ceil((upper - grid.origin) / grid.scale).astype(int) + above
+    return start, stop
 
 
 def _decode(plan: _Plan, cache: Path) -> None:

@@ -61,10 +61,7 @@ def open_data(config: TrainConfig) -> Data:
     split.check_files(rows)
     raw, target = Patch(**config.input_array_info), Patch(**config.target_array_info)
     opened = {}
-    for usage, margin in (
-        ("train", sampling.reach_nm(raw, config.spatial_transforms)),
-        ("validate", (raw.extent + target.extent) / 2),
-    ):
+    for usage, margin in sampling.margins_nm(raw, target, config.spatial_transforms).items():
         opened[usage] = open_crops(
             [row for row in rows if row.usage == usage],
             config.classes,

@@ -180,6 +180,20 @@ def rotation(axis: str, angle: float) -> np.ndarray:
     return matrix
 
 
+def margins_nm(input: Patch, target: Patch, spatial_transforms: dict) -> dict[str, np.ndarray]:
+    """For each usage of a crop, "train" and "validate", how far around its labels raw is read: (3,) nm.
+
+    Whoever keeps raw (training, fingerprint, fetch-data) asks here; whole voxels beyond a margin
+    are `common.data.crops.raw_voxels`.
+    """
+    return {
+        # centres of training patches lie within the crop, in every orientation
+        "train": reach_nm(input, spatial_transforms),
+        # validation blocks are not turned, and the last ones stick out by up to a target patch
+        "validate": (input.extent + target.extent) / 2,
+    }
+
+
 def reach_nm(patch: Patch, transforms: dict) -> np.ndarray:
     """(3,) nm: half of the box that holds the patch in every orientation that `transforms` can give."""
     half = patch.extent / 2

@@ -124,10 +124,7 @@ def _open(config: TrainConfig) -> tuple[list[_Opened], list[str]]:
             f"{path}: no crop annotates any of {', '.join(config.classes)}; change classes or the split"
         )
     raw, target = Patch(**config.input_array_info), Patch(**config.target_array_info)
-    margins = {
-        "train": sampling.reach_nm(raw, config.spatial_transforms),
-        "validate": (raw.extent + target.extent) / 2,
-    }
+    margins = sampling.margins_nm(raw, target, config.spatial_transforms)
     opened: list[_Opened] = []
     broken: list[str] = []
 
