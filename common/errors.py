@@ -1,10 +1,10 @@
-"""How we fail: what a user can mend is one kind of error, everything else is a bug and keeps its traceback."""
+"""How we fail: what a user can mend is one kind of error; a bug keeps its traceback."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something that the user can mend: the text says what is wrong, and what to write or do instead.
+    """Something that the user can mend; the text says what is wrong, and what to write instead.
 
     The command line shows the text and ends with exit code 2.
     """
@@ -12,3 +12,7 @@ class UserError(ValueError):
 
 class FileError(UserError, OSError):
     """A file, disk, server or process that does not do its part; what to mend, and what is kept."""
+
+
+class NotFinite(UserError, FloatingPointError):  # noqa: N818  # NaN and infinity are its subject
+    """A loss or gradient that is NaN or infinite: settings or data that training cannot take."""

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from common.data import targets
 from common.data.loaders import Batch, Batches
+from common.errors import NotFinite
 from common.model.forward import ForwardPass
 from common.show import figures
 from common.train import metrics
@@ -64,7 +65,7 @@ def train_epoch(
     """Steps until `last_iteration`; ends early, after a whole step, when stop() is true.
 
     Returns loss (mean over steps), grad_norm (of the last step), samples_per_s and data_wait (fraction of the time).
-    Raises FloatingPointError at a loss or gradient that is not finite, before the step is taken.
+    Raises NotFinite at a loss or gradient that is not finite, before the step is taken.
     """
     state.model.train()
     begin, waited, samples, norm, wait = time.perf_counter(), 0.0, 0, 0.0, 0.0
@@ -129,7 +130,7 @@ def step(state: State, method: Method, group: list[Batch]) -> tuple[float, float
     )  # fp16: the scaler leaves this step out and scales less
     if not (math.isfinite(value) and math.isfinite(size)) and not overflow:
         crops = ", ".join(where for batch in group for where in batch.where)
-        raise FloatingPointError(
+        raise NotFinite(
             f"iteration {state.iteration + 1}: loss {value}, gradient norm {size}, on {crops}; the step was not taken. "
             "Lower learning_rate, set max_grad_norm, or look at these crops"
         )
