@@ -15,7 +15,7 @@ from common.config.settings import TrainConfig
 from common.data import augment, sampling, split
 from common.data.crops import Crop, open_crops
 from common.data.sampling import Patch, Sample, Sampler
-from common.data.targets import Target
+from common.data.targets import PaletteTarget
 from common.errors import UserError
 
 
@@ -25,7 +25,7 @@ class Batch:
 
     raw: torch.Tensor
     """(B, 1, z, y, x) float32 in [0, 1]."""
-    target: Target
+    target: PaletteTarget
     """Palette image of (B, z, y, x) voxels; `target.dense()` is (B, classes, z, y, x)."""
     where: list[str]
     """Crop and sample number of each patch, for messages."""
@@ -225,7 +225,7 @@ class Batches:
         for of_sample, sample in zip(rows, samples, strict=True):
             of_sample += self.first_row[sample.crop]
         where = [f"{self.blocks.crops[sample.crop].name} (sample {sample.k})" for sample in samples]
-        return Batch(patches, Target(rows, self.palette), where)
+        return Batch(patches, PaletteTarget(rows, self.palette), where)
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:

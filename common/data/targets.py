@@ -1,4 +1,20 @@
-"""What a loss is given: a palette image, or a dense target in which NaN or -1 is unknown."""
+"""What a loss is given as target, and how to ask it for labels, for what is known, and for counts.
+
+A target says of every voxel and class: positive (1), negative (0) or unknown. It comes in two forms:
+
+* `PaletteTarget`, as the loaders make it: one small number a voxel, and a table of label
+  combinations. It is what keeps 48 classes at 4 bytes a voxel.
+* a dense tensor of the logits' shape (B, classes, z, y, x): integers with -1 for unknown, or floats
+  with NaN for unknown.
+
+A loss of your own takes either with `dense` and `known`:
+
+    def my_loss(logits, target, pos_weight=None):
+        labels = dense(target)
+        mask = known(labels)
+        per_voxel = some_loss(logits.float(), (labels > 0).float())  # NaN and -1 are not > 0
+        return (per_voxel * mask).sum() / mask.sum().clamp(min=1)
+"""
 
 from __future__ import annotations
 
@@ -8,33 +24,34 @@ import torch
 
 
 @dataclass(frozen=True)
-class Target:
-    """Labels as a palette image: 4 bytes a voxel whatever the number of classes."""
+class PaletteTarget:
+    """Labels of all classes as a palette image: 4 bytes a voxel whatever the number of classes."""
 
     rows: torch.Tensor
-    """(B, z, y, x) int32, a palette row for each voxel."""
+    """(B, z, y, x) int32: for each voxel its row of the palette."""
     palette: torch.Tensor
-    """(rows, classes) int8, 1 positive, 0 negative, -1 unknown."""
+    """(rows, classes) int8: 1 positive, 0 negative, -1 unknown."""
 
     def dense(self) -> torch.Tensor:
-        """(B, classes, z, y, x) int8, channels last in memory."""
-        found = self.palette.index_select(0, self.rows.flatten())
-        return found.view(*self.rows.shape, -1).permute(0, 4, 1, 2, 3)
+        """Labels as (B, classes, z, y, x) int8, in the memory order of channels last."""
+        labels = self.palette.index_select(0, self.rows.flatten())
+        return labels.view(*self.rows.shape, -1).permute(0, 4, 1, 2, 3)
 
 
-def dense(target: Target | torch.Tensor) -> torch.Tensor:
-    """The target as a tensor of the shape of the logits."""
-    return target.dense() if isinstance(target, Target) else target
+def dense(target: PaletteTarget | torch.Tensor) -> torch.Tensor:
+    """The labels as a tensor of the shape of the logits; a tensor is returned as it is."""
+    return target.dense() if isinstance(target, PaletteTarget) else target
 
 
-def known(target: torch.Tensor) -> torch.Tensor:
-    """Bool, where a dense target is known."""
-    return ~target.isnan() if target.is_floating_point() else target >= 0
+def known(labels: torch.Tensor) -> torch.Tensor:
+    """Where dense labels are known: bool of their shape."""
+    return ~labels.isnan() if labels.is_floating_point() else labels >= 0
 
 
-def count_known(target: Target | torch.Tensor) -> torch.Tensor:
-    """Number of known (voxel, class) pairs, a float64 scalar."""
-    if isinstance(target, Target):
-        in_row = (target.palette >= 0).sum(1, dtype=torch.int32)
-        return in_row.index_select(0, target.rows.flatten()).sum(dtype=torch.float64)
+def count_known(target: PaletteTarget | torch.Tensor) -> torch.Tensor:
+    """Number of known (voxel, class) pairs, a float64 scalar on the target's device."""
+    if isinstance(target, PaletteTarget):
+        # counted per row of the palette: a dense mask would be as large as the logits
+        known_classes = (target.palette >= 0).sum(1, dtype=torch.int32)
+        return known_classes.index_select(0, target.rows.flatten()).sum(dtype=torch.float64)
     return known(target).sum(dtype=torch.float64)

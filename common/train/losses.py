@@ -1,6 +1,6 @@
 """Losses as means over *known* voxels, in float32.
 
-logits: (B, classes, z, y, x) of any float type. pos_weight: (classes,) weight of positive voxels, or None. target: a `Target`,
+logits: (B, classes, z, y, x) of any float type. pos_weight: (classes,) weight of positive voxels, or None. target: a `PaletteTarget`,
 which looks its palette up only where it is needed, or a tensor of the shape of logits: integers 1 positive, 0 negative,
 -1 unknown, or floats with NaN for unknown.
 """
@@ -10,14 +10,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from common.data.targets import Target, count_known, dense, known
+from common.data.targets import PaletteTarget, count_known, dense, known
 
 CHUNK = 8192
 """Voxels whose labels and losses are in memory at a time on a CPU: with 48 classes they stay in its cache."""
 
 
 def weighted_bce(
-    logits: torch.Tensor, target: Target | torch.Tensor, pos_weight: torch.Tensor | None = None
+    logits: torch.Tensor,
+    target: PaletteTarget | torch.Tensor,
+    pos_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Binary cross-entropy, the mean over known (voxel, class) pairs; 0 where none is known.
 
@@ -28,7 +30,7 @@ def weighted_bce(
         if pos_weight is None
         else pos_weight.float()
     )
-    if isinstance(target, Target):
+    if isinstance(target, PaletteTarget):
         positive = (target.palette == 1) * weight
         total = _PaletteBCE.apply(logits, target.rows, positive, positive + (target.palette == 0))
         return total / count_known(target).clamp(min=1).float()
@@ -80,7 +82,9 @@ class _PaletteBCE(torch.autograd.Function):
 
 
 def dice_loss(
-    logits: torch.Tensor, target: Target | torch.Tensor, pos_weight: torch.Tensor | None = None
+    logits: torch.Tensor,
+    target: PaletteTarget | torch.Tensor,
+    pos_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """1 - soft Dice, the mean over classes with a known positive voxel in the batch; 0 where there is none.
 
@@ -97,7 +101,9 @@ def dice_loss(
 
 
 def bce_dice(
-    logits: torch.Tensor, target: Target | torch.Tensor, pos_weight: torch.Tensor | None = None
+    logits: torch.Tensor,
+    target: PaletteTarget | torch.Tensor,
+    pos_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """weighted_bce plus dice_loss. Source: Isensee et al. 2021, nnU-Net."""
     return weighted_bce(logits, target, pos_weight) + dice_loss(logits, target)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.data.targets import Target, count_known
+from common.data.targets import PaletteTarget, count_known
 from common.train.losses import bce_dice, dice_loss, weighted_bce
 
 
@@ -81,11 +81,11 @@ def test_dice_loss_leaves_out_classes_without_a_positive():
 
 
 @pytest.fixture
-def palette_case() -> tuple[Target, torch.Tensor]:
+def palette_case() -> tuple[PaletteTarget, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     palette = torch.randint(-1, 2, (7, 3), generator=generator, dtype=torch.int8)
     rows = torch.randint(0, 7, (2, 20, 21, 22), generator=generator, dtype=torch.int32)
-    return Target(rows, palette), torch.tensor([1.0, 3.0, 10.0])
+    return PaletteTarget(rows, palette), torch.tensor([1.0, 3.0, 10.0])
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
