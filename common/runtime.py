@@ -1,4 +1,4 @@
-"""Seed, device and precision of a run, and the versions it ran with."""
+"""Seed, device and precision of a run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import math
 import platform
 import random
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -174,34 +172,6 @@ def warnings_about(device: torch.device) -> list[str]:
             "torch 2.9.0 runs half-precision 3-D convolutions without cuDNN, many times slower; install 2.10"
         ]
     return []
-
-
-def provenance(repository: Path) -> dict[str, str]:
-    """Versions, machine and git commit of what runs."""
-    packages = ("torch", "numpy", "zarr", "cellmap-models", "leibnetz")
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in packages}}
-    return {**versions, "machine": platform.processor() or platform.machine(), **_git(repository)}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _git(repository: Path) -> dict[str, str]:
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(repository), *words], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        changed = bool(git("status", "--porcelain"))
-        return {"commit": git("rev-parse", "HEAD") or "none", "uncommitted_changes": str(changed)}
-    except FileNotFoundError:
-        return {"commit": "no git"}
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from common.data.regions import Region
 from common.data.sampling import Patch
 from common.errors import FileError, UserError
 from common.files import REPOSITORY
+from common.provenance import provenance
 from common.infer import encode
 from common.infer.blocks import compute_blocks, oriented
 from common.infer.plan import BlockPlan, plan_blocks
@@ -229,7 +230,7 @@ def load_network(config: TrainConfig, weights: str = "") -> Network:
         "epoch": saved["epoch"],
         "metric": metric,
         "precision": forward.precision.name,
-        **runtime.provenance(REPOSITORY),
+        **provenance(REPOSITORY),
     }
     return Network(partial(forward, model), window, shapes, device, about)
 

@@ -39,7 +39,6 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 
-from common import runtime
 from common.classes import INSTANCES
 from common.config.load import load_config
 from common.config.settings import TrainConfig
@@ -48,6 +47,7 @@ from common.data.ngff import Level
 from common.data.regions import Region
 from common.errors import FileError, UserError
 from common.files import REPOSITORY
+from common.provenance import provenance
 from common.infer import process
 from common.infer.process import Recipe
 from common.score import challenge, quality, readme, submission
@@ -137,7 +137,7 @@ def evaluate(
         "not_annotated": [
             name for name in recipe.classes if name not in {job.name for job in jobs}
         ],
-        "provenance": provenance(config, jobs, made),
+        "provenance": _provenance(config, jobs, made),
     }
     path = write(result, config.path("results_path") / result_name(crops, classes))
     say(readme.terminal(result))
@@ -317,7 +317,7 @@ def class_score(name: str, counts: Sequence[challenge.Counts]) -> float:
     return _score_of(challenge.combine((name, one) for one in counts)["label_scores"][name])
 
 
-def provenance(
+def _provenance(
     config: TrainConfig, jobs: Sequence[Job], made: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """What was scored: the checkpoints and settings that the processed volumes carry, versions, commit, date."""
@@ -539,7 +539,7 @@ def _score_of(label: dict[str, float]) -> float:
 
 def _versions() -> dict[str, str]:
     return {
-        **runtime.provenance(REPOSITORY),
+        **provenance(REPOSITORY),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

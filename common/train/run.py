@@ -21,6 +21,7 @@ from common.data import loaders
 from common.data.loaders import Batches, Blocks, Data
 from common.errors import UserError
 from common.files import REPOSITORY
+from common.provenance import provenance
 from common.model.build import build_model
 from common.model.forward import ForwardPass
 from common.runtime import interruptible
@@ -70,7 +71,7 @@ def train(
     device, crops, state, method = prepare(config)
     origin = resume(config, state, crops.split_hash)
     about = {
-        **runtime.provenance(REPOSITORY),
+        **provenance(REPOSITORY),
         "device": str(device),
         "precision": method.forward.precision.name,
         "split_hash": crops.split_hash,
@@ -187,7 +188,7 @@ def save(config: TrainConfig, state: State, split_hash: str, which: str) -> None
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None,
         "classes": list(config.classes),
         "settings": config.record(),
-        "provenance": runtime.provenance(REPOSITORY),
+        "provenance": provenance(REPOSITORY),
         "split_hash": split_hash,
         **{name: getattr(state, name) for name in SAVED_NUMBERS},
     }

@@ -1,0 +1,48 @@
+"""What ran: versions of packages, the machine and the git commit, for the record beside a result."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "numpy", "zarr", "cellmap-models", "leibnetz")
+"""Those whose version can change a result."""
+
+
+def provenance(repository: Path) -> dict[str, str]:
+    """Versions, machine and git commit of what runs; of a package that is not there "not installed"."""
+    versions = {name: _version(name) for name in PACKAGES}
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "machine": platform.processor() or platform.machine(),
+        **_commit(repository),
+    }
+
+
+def _version(package: str) -> str:
+    # the installed metadata: importing torch for its version would take seconds
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit(repository: Path) -> dict[str, str]:
+    """The commit, "none" outside of a repository, and whether files differ from it; "no git" where there is no git."""
+    try:
+        changes = _git(repository, "status", "--porcelain")
+        commit = _git(repository, "rev-parse", "HEAD")
+    except FileNotFoundError:
+        return {"commit": "no git"}
+    return {"commit": commit or "none", "uncommitted_changes": str(bool(changes))}
+
+
+def _git(repository: Path, *words: str) -> str:
+    """What a git command prints; empty where it fails."""
+    done = subprocess.run(
+        ["git", "-C", str(repository), *words], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
