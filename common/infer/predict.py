@@ -32,7 +32,6 @@ from common.data.regions import Region
 from common.data.sampling import Patch
 from common.errors import FileError, UserError
 from common.files import REPOSITORY
-from common.provenance import provenance
 from common.infer import encode
 from common.infer.blocks import compute_blocks, oriented
 from common.infer.plan import BlockPlan, plan_blocks
@@ -40,6 +39,7 @@ from common.infer.window import Forward, Window, judged, probe
 from common.model import build
 from common.model.forward import ForwardPass
 from common.model.shapes import Shapes
+from common.provenance import provenance
 from common.train import checkpoint, run
 
 WRITERS = min(16, max(2, os.cpu_count() or 1))

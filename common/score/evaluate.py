@@ -47,9 +47,9 @@ from common.data.ngff import Level
 from common.data.regions import Region
 from common.errors import FileError, UserError
 from common.files import REPOSITORY
-from common.provenance import provenance
 from common.infer import process
 from common.infer.process import Recipe
+from common.provenance import provenance
 from common.score import challenge, quality, readme, submission
 from common.train import metrics
 

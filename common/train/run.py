@@ -21,9 +21,9 @@ from common.data import loaders
 from common.data.loaders import Batches, Blocks, Data
 from common.errors import UserError
 from common.files import REPOSITORY
-from common.provenance import provenance
 from common.model.build import build_model
 from common.model.forward import ForwardPass
+from common.provenance import provenance
 from common.runtime import interruptible
 from common.talk import command_line, say, this_command
 from common.train import checkpoint, losses, optim, steps
