@@ -350,7 +350,7 @@ def make_plan(
 def gigabytes(network: Network, plan: BlockPlan, classes: int) -> float:
     """Roughly what a block takes at its peak: a forward pass, and its logits in float32, twice."""
     return (
-        network.shapes.gigabytes(plan.window.input.shape)
+        network.shapes.forward_bytes(plan.window.input.shape) / 1e9
         + 2 * 4 * classes * math.prod(plan.block) / 1e9
     )
 

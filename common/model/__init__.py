@@ -1,0 +1,1 @@
+"""Networks, and what one takes, gives and needs."""

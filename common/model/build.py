@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 
@@ -9,36 +11,64 @@ from common import runtime
 from common.config.settings import TrainConfig
 from common.errors import UserError
 from common.model.forward import ForwardPass, keep_channels_last
+from common.model.shapes import Shape, Shapes
+
+SPEAKS_OF_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|[345]D|larger|smaller)\b", re.I)
+"""How torch's errors about a tensor's shape differ from others of the same type."""
 
 
 def build_model(config: TrainConfig, device: torch.device) -> nn.Module:
-    """The network on its device, its shapes checked. ValueError with the shape to write if they do not fit the settings."""
-    try:
-        model = config.build_model(config.classes, **config.model_kwargs).to(device)
-    except TypeError as error:
+    """The network of a configuration on its device.
+
+    Raises UserError with the shape to write if its shapes do not fit the settings. An error of the
+    user's own code comes through as it is.
+    """
+    model = config.build_model(config.classes, **config.model_kwargs)
+    if not isinstance(model, nn.Module):
         raise UserError(
-            f"{config.folder}: build_model(classes, **{config.model_kwargs}) does not work ({error}); change model_kwargs"
-        ) from error
+            f"{config.folder}: build_model gives a {type(model).__name__}; return a torch.nn.Module"
+        )
+    model = model.to(device)
     if config.channels_last:
         model = keep_channels_last(model)
-    raw = torch.zeros(1, 1, *config.input_array_info["shape"], device=device)
-    with torch.no_grad():
-        forward = ForwardPass(runtime.Precision("fp32", device.type), config.channels_last)
-        try:
-            shape = tuple(forward(model, raw).shape)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{config.folder}: the model does not take raw of {tuple(raw.shape[2:])} voxels ({reason}); change input_array_info"
-            ) from error
-    wanted = (1, len(config.classes), *config.target_array_info["shape"])
-    if shape != wanted:
-        hint = (
-            f"target_array_info['shape'] = {shape[2:]}"
-            if shape[1] == wanted[1] and len(shape) == 5
-            else f"a model with {wanted[1]} output channels"
-        )
-        raise UserError(
-            f"{config.folder}: the model gives {shape[1:]} for raw {tuple(raw.shape[2:])}, and the settings ask for {wanted[1:]}; write {hint}"
-        )
+    _check_shapes(config, model, device)
     return model
+
+
+def _check_shapes(config: TrainConfig, model: nn.Module, device: torch.device) -> None:
+    """Raise UserError unless the network makes the target patch of the raw patch."""
+    raw_shape = tuple(config.input_array_info["shape"])
+    given = _logits_shape(config, model, device)
+    wanted = (1, len(config.classes), *config.target_array_info["shape"])
+    if given == wanted:
+        return
+    if len(given) == len(wanted) and given[1] == wanted[1]:
+        hint = f"target_array_info['shape'] = {given[2:]}"
+    else:
+        hint = f"a model with {wanted[1]} output channels"
+    raise UserError(
+        f"{config.folder}: the model gives {given[1:]} for raw {raw_shape}, "
+        f"and the settings ask for {wanted[1:]}; write {hint}"
+    )
+
+
+def _logits_shape(config: TrainConfig, model: nn.Module, device: torch.device) -> Shape:
+    """Shape of the logits for the raw patch of the settings. UserError if the network refuses it."""
+    raw_shape = tuple(config.input_array_info["shape"])
+    forward = ForwardPass(runtime.Precision("fp32", device.type), config.channels_last)
+    try:
+        return Shapes(model, forward).logits_shape(raw_shape)
+    except Exception:  # it refuses this size, or cannot be run without values: a real pass tells
+        raw = torch.zeros(1, 1, *raw_shape, device=device)
+    try:
+        with torch.no_grad():
+            return tuple(forward(model, raw).shape)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        # any other error is a bug in the network, and advice about its input would mislead
+        if not SPEAKS_OF_SHAPES.search(reason):
+            raise
+        raise UserError(
+            f"{config.folder}: the model does not take raw of {raw_shape} voxels ({reason}); "
+            "change input_array_info"
+        ) from error

@@ -1,12 +1,14 @@
-"""One forward pass: number type, memory layout, 2-D networks."""
+"""One forward pass: number type, memory layout, 2-D networks, networks with several outputs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from common.errors import UserError
 from common.runtime import Precision
 
 
@@ -18,9 +20,14 @@ class ForwardPass:
     channels_last: bool
 
     def __call__(self, model: nn.Module, raw: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes, z, y, x) of raw (B, 1, z, y, x).
+        """Logits (B, classes, z, y, x) of raw (B, 1, z, y, x): the first output of the network."""
+        return self.outputs(model, raw)[0]
 
-        A 2-D network gets and gives patches without their axis of size 1.
+    def outputs(self, model: nn.Module, raw: torch.Tensor) -> list[torch.Tensor]:
+        """All outputs of the network, (B, classes, z, y, x) each, the finest first.
+
+        Most networks have one; those with deep supervision give a list, tuple or dict. A 2-D
+        network gets and gives patches without their axis of size 1.
         """
         flat = _flat_axis(raw) if is_2d(model) else None
         if flat is not None:
@@ -28,8 +35,10 @@ class ForwardPass:
         if self.channels_last:
             raw = raw.contiguous(memory_format=_channels_last(raw.ndim))
         with self.precision.autocast():
-            logits = model(raw)
-        return logits if flat is None else logits.unsqueeze(flat)
+            outputs = _as_list(model(raw))
+        if flat is None:
+            return outputs
+        return [output.unsqueeze(flat) for output in outputs]
 
 
 def is_2d(model: nn.Module) -> bool:
@@ -41,6 +50,22 @@ def is_2d(model: nn.Module) -> bool:
 def keep_channels_last(model: nn.Module) -> nn.Module:
     """The model with its weights stored as channels last: same result, faster convolutions."""
     return model.to(memory_format=_channels_last(4 if is_2d(model) else 5))
+
+
+def _as_list(given: object) -> list[torch.Tensor]:
+    """What a network gave, as a list of tensors."""
+    if isinstance(given, torch.Tensor):
+        return [given]
+    if isinstance(given, Mapping):
+        given = list(given.values())
+    if isinstance(given, list | tuple) and given:
+        outputs = list(given)
+        if all(isinstance(output, torch.Tensor) for output in outputs):
+            return outputs
+    raise UserError(
+        f"the model's forward gives a {type(given).__name__}; "
+        "return logits, or a list, tuple or dict of them with the finest first"
+    )
 
 
 def _channels_last(axes: int) -> torch.memory_format:

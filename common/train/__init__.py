@@ -1,0 +1,1 @@
+"""One training run: loss, optimiser, steps, checkpoints, logs; searches and repeats of it."""

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from common import runtime
 from common.config.load import load_config
@@ -32,6 +31,8 @@ from common.data.palette import UNKNOWN
 from common.data.sampling import Patch
 from common.data.split import Row
 from common.errors import UserError
+from common.model.forward import ForwardPass
+from common.model.shapes import Shapes, grown
 
 CELL, CELLS = 4, 10
 """Edge of a cell in voxels, and the cells that are read along each axis of a crop."""
@@ -390,7 +391,9 @@ def _suggestions(
     memory = MEMORY_FRACTION * runtime.free_memory_gb(device) * 1e9
     found = []
     try:
-        probe = Probe(config.build_model(config.classes, **config.model_kwargs), half)
+        model = config.build_model(config.classes, **config.model_kwargs).to("meta")
+        exact = ForwardPass(runtime.Precision("fp32", "cpu"), channels_last=False)
+        probe = Shapes(model, exact, half)
         probe.output(config.input_array_info["shape"])
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -406,93 +409,8 @@ def _suggestions(
     return [asdict(one) for one in found]
 
 
-class Probe:
-    """What a network takes and gives and needs, found without computing anything: it runs on tensors without data."""
-
-    def __init__(self, model: nn.Module, half: bool = False):
-        self.weights = sum(p.numel() * (16 if p.requires_grad else 4) for p in model.parameters())
-        """Bytes: fp32 weights, and where they learn a gradient and the two moments of RAdam."""
-        self.model, self.half = model.to("meta"), half
-
-    def output(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape (z, y, x) that comes out for raw of `shape` voxels. Raises ValueError or RuntimeError if the network does not take it."""
-        return self._run(shape)[0]
-
-    def step(self, shape: Sequence[int]) -> int:
-        """The smallest whole number of voxels, up to 64, that every axis longer than 1 can grow by; 0 if there is none."""
-        return next((n for n in range(1, 65) if self.takes(grown(shape, n))), 0)
-
-    def takes(self, shape: Sequence[int]) -> bool:
-        """Whether the network runs on raw of this shape."""
-        try:
-            return min(self._run(shape)[0]) > 0
-        except (ValueError, RuntimeError):
-            return False
-
-    def memory(self, shape: Sequence[int], batch_size: int) -> float:
-        """About how many bytes a training step takes: weights, what is saved for the gradient, twice the largest layer, four logits.
-
-        Measured on a CPU in fp32, without what any process takes: unet8_all 4 x 68^3 0.69 GB (this says 0.51), 2 x 132^3 3.6 GB
-        (3.8), setup_04_all 1 x 216^3 2.9 GB (2.9).
-        """
-        _, saved, passing, logits = self._run(shape)
-        return self.weights + batch_size * (saved + 2 * passing + 4 * logits) * (
-            0.5 if self.half else 1.0
-        )
-
-    def _run(self, shape: Sequence[int]) -> tuple[tuple[int, ...], int, int, int]:
-        """Output shape; for one patch in fp32 the bytes saved for the gradient without the weights, the most bytes that go into and
-        come out of one layer (frozen ones save nothing), and those of the logits.
-        """
-        flat = [
-            axis
-            for axis, n in enumerate(shape)
-            if n == 1 and not any(isinstance(m, nn.Conv3d) for m in self.model.modules())
-        ][:1]
-        patch = [n for axis, n in enumerate(shape) if axis not in flat]
-        ours = {id(p.untyped_storage()): p for p in self.model.parameters()}
-        saved: dict[int, Any] = {}
-        passing = [0]
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            saved[id(storage)] = storage
-            return tensor
-
-        def see(_: nn.Module, inputs: tuple, result: Any) -> None:
-            passing.append(
-                sum(t.numel() * 4 for t in (*inputs, result) if isinstance(t, torch.Tensor))
-            )
-
-        hooks = [
-            module.register_forward_hook(see)
-            for module in self.model.modules()
-            if not list(module.children())
-        ]
-        try:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                logits = self.model(torch.empty(1, 1, *patch, device="meta"))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        output = list(logits.shape[2:])
-        for axis in flat:
-            output.insert(axis, 1)
-        return (
-            tuple(output),
-            sum(s.nbytes() for key, s in saved.items() if key not in ours),
-            max(passing),
-            logits.numel() * 4,
-        )
-
-
-def grown(shape: Sequence[int], n: int) -> tuple[int, ...]:
-    """`shape` with n more voxels on every axis that is longer than 1."""
-    return tuple(size + n if size > 1 else size for size in shape)
-
-
 def suggest_patch(
-    config: TrainConfig, train: Sequence[_Opened], probe: Probe, memory: float
+    config: TrainConfig, train: Sequence[_Opened], probe: Shapes, memory: float
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Input and target shape: the largest of which two fit into `memory` bytes and whose target three of four crops can fill.
 
@@ -510,7 +428,7 @@ def suggest_patch(
         return bool(
             (sizes * target_scale <= extent)[wide].all()
             and (shape * scale <= room)[wide].all()
-            and probe.memory(shape, 2) <= memory
+            and probe.training_bytes(shape, 2) <= memory
         )
 
     best, step = start, probe.step(start)
@@ -568,18 +486,18 @@ def _patch_suggestions(
 
 
 def _batch_suggestion(
-    config: TrainConfig, probe: Probe, shape: tuple[int, ...], memory: float, device: torch.device
+    config: TrainConfig, probe: Shapes, shape: tuple[int, ...], memory: float, device: torch.device
 ) -> Suggestion:
     most = LARGEST_BATCH.get(device.type, 8)
     size = max(
         [
             2**k
             for k in range(most.bit_length())
-            if 2**k <= most and probe.memory(shape, 2**k) <= memory
+            if 2**k <= most and probe.training_bytes(shape, 2**k) <= memory
         ],
         default=1,
     )
-    need = probe.memory(shape, size)
+    need = probe.training_bytes(shape, size)
     why = f"a step with it takes about {need / 1e9:.1f} GB of the {memory / 1e9:.1f} GB that a run may take on {device.type} now"
     if need > memory:
         why += "; it does not fit, use a smaller patch"

@@ -266,46 +266,6 @@ def test_the_modified_z_score_is_that_of_the_median_absolute_deviation():
 # What is suggested
 
 
-def test_the_steps_of_a_network_are_found_by_trying():
-    """Those of the U-Net stand in common/unet.py: 44, 48, ... voxels, 40 lost. A convolution alone takes any."""
-    probe = fp.Probe(build_unet(["mito"], 8))
-    assert [probe.takes((n,) * 3) for n in (40, 44, 46, 48)] == [False, True, False, True]
-    assert (probe.step((68, 68, 68)), probe.output((68, 72, 76))) == (4, (28, 32, 36))
-    assert fp.Probe(nn.Conv3d(1, 2, 3)).step((9, 9, 9)) == 1
-    flat = fp.Probe(nn.Sequential(nn.Conv2d(1, 2, 5), nn.MaxPool2d(2), nn.Upsample(scale_factor=2)))
-    assert (flat.output((1, 20, 24)), flat.output((20, 1, 24))) == ((1, 16, 20), (16, 1, 20))
-    assert not flat.takes((1, 4, 4))
-
-
-def test_memory_is_what_autograd_saves_and_weights_and_the_largest_layer():
-    """Conv 1 -> 4 channels on 10^3 saves its input (1000 voxels) and ReLU its output (4 x 8^3); the largest layer is ReLU."""
-    model = nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU())
-    weights, layer = (4 * 27 + 4) * 16, 4 * 8**3 * 4
-    assert fp.Probe(model).memory((10, 10, 10), 3) == weights + 3 * (
-        1000 * 4 + layer + 2 * (2 * layer) + 4 * layer
-    )
-    model.requires_grad_(False)
-    probe = fp.Probe(model, half=True)
-    assert probe.memory((10, 10, 10), 1) == weights / 4 + 0.5 * (2 * (2 * layer) + 4 * layer)
-
-
-def test_the_estimate_counts_what_a_real_step_saves():
-    shape, model, saved = (48, 44, 52), build_unet(["mito", "er"], 8), {}
-
-    def keep(tensor):
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = model(torch.zeros(1, 1, *shape))
-    ours = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    size = sum(storage.nbytes() for where, storage in saved.items() if where not in ours)
-    probe = fp.Probe(model)
-    output, found, _, of_logits = probe._run(shape)
-    assert (output, of_logits) == (tuple(logits.shape[2:]), logits.numel() * 4)
-    assert found == pytest.approx(size, rel=0.02)
-
-
 def test_the_patch_is_the_largest_that_the_crops_can_fill(experiment):
     """Crops of 24^3 fill a target of 24^3, which the tiny network makes of 28^3; a raw volume of 56^3 holds that."""
     found = suggested(run(experiment())[0])
@@ -363,7 +323,8 @@ def test_the_patch_stops_where_the_network_does(experiment):
 
 def test_patch_and_batch_fit_the_memory_that_is_free(experiment, monkeypatch):
     tiny = experiment()
-    probe = fp.Probe(tiny.config().build_model(tiny.config().classes))
+    model = tiny.config().build_model(tiny.config().classes)
+    probe = fp.Shapes(model, lambda network, raw: network(raw))
 
     def with_memory(size):
         monkeypatch.setattr(fp.runtime, "free_memory_gb", lambda _: size / fp.MEMORY_FRACTION / 1e9)
@@ -375,8 +336,8 @@ def test_patch_and_batch_fit_the_memory_that_is_free(experiment, monkeypatch):
         )
 
     assert with_memory(1e9)[:2] == ([28] * 3, 4)
-    assert with_memory(probe.memory((28,) * 3, 3))[:2] == ([28] * 3, 2)
-    assert with_memory(probe.memory((24,) * 3, 2) + 1)[:2] == ([24] * 3, 2)
+    assert with_memory(probe.training_bytes((28,) * 3, 3))[:2] == ([28] * 3, 2)
+    assert with_memory(probe.training_bytes((24,) * 3, 2) + 1)[:2] == ([24] * 3, 2)
     shape, batch, why = with_memory(100)
     assert batch == 1 and why.endswith("it does not fit, use a smaller patch")
 

@@ -1,0 +1,103 @@
+"""What is said of a network that does not fit, and what is left to its own traceback."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from common.errors import UserError
+from common.model.build import build_model
+
+CPU = torch.device("cpu")
+
+
+def model_file(body: str) -> dict[str, str]:
+    """model.py with a network whose forward pass is `body`, of a Conv3d."""
+    lines = "\n".join(" " * 16 + line for line in body.splitlines())
+    return {
+        "model.py": f"""
+        import numpy as np
+        import torch
+        from torch import nn
+
+
+        class Net(nn.Conv3d):
+            def forward(self, raw):
+{lines}
+
+
+        def build_model(classes, width=3):
+            return Net(1, len(classes), 5)
+        """
+    }
+
+
+def build(tiny):
+    return build_model(tiny.config(), CPU)
+
+
+def test_a_network_that_fits_is_built(experiment):
+    model = build(experiment())
+    assert model(torch.zeros(1, 1, 20, 20, 20)).shape == (1, 3, 16, 16, 16)
+
+
+def test_a_network_that_needs_values_is_tried_with_a_real_pass(experiment):
+    needs_values = "assert raw.sum().item() == 0\nreturn super().forward(raw)"
+    build(experiment(files=model_file(needs_values)))
+
+
+def test_a_patch_that_is_too_small_is_told_with_torchs_reason(experiment):
+    tiny = experiment(input_array_info={"shape": (3, 3, 3), "scale": (8, 8, 8)})
+    with pytest.raises(UserError, match=r"\(3, 3, 3\) voxels .*input_array_info") as told:
+        build(tiny)
+    assert isinstance(told.value.__cause__, RuntimeError)
+
+
+def test_another_output_shape_is_told_with_the_one_to_write(experiment):
+    tiny = experiment(input_array_info={"shape": (22, 20, 20), "scale": (8, 8, 8)})
+    with pytest.raises(UserError, match=r"write target_array_info\['shape'\] = \(18, 16, 16\)"):
+        build(tiny)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("return raw + None", TypeError),
+        ("raise RuntimeError('no such mode')", RuntimeError),
+        ("return np.zeros(3) + np.zeros(4)", ValueError),
+    ],
+)
+def test_a_bug_in_the_forward_pass_keeps_its_error(experiment, body, error):
+    tiny = experiment(files=model_file(body))
+    with pytest.raises(error) as raised:
+        build(tiny)
+    assert type(raised.value) is error
+    assert raised.traceback[-1].path.name in ("model.py", "_tensor.py")
+
+
+def test_a_bug_in_build_model_keeps_its_error(experiment):
+    model = """
+        def build_model(classes):
+            return len(None)
+        """
+    with pytest.raises(TypeError, match="NoneType") as raised:
+        build(experiment(files={"model.py": model}))
+    assert raised.traceback[-1].path.name == "model.py"
+
+
+def test_something_else_than_a_network_is_told(experiment):
+    tiny = experiment(files={"model.py": "def build_model(classes):\n    return None\n"})
+    with pytest.raises(UserError, match="NoneType; return a torch.nn.Module"):
+        build(tiny)
+
+
+def test_checking_a_network_leaves_its_running_statistics(experiment):
+    model = """
+        from torch import nn
+
+
+        def build_model(classes):
+            return nn.Sequential(nn.Conv3d(1, len(classes), 5), nn.BatchNorm3d(len(classes)))
+        """
+    net = build(experiment(files={"model.py": model}))
+    assert net[1].num_batches_tracked == 0
