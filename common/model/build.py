@@ -53,7 +53,7 @@ def _check_shapes(config: TrainConfig, model: nn.Module, device: torch.device) -
 
 
 def _logits_shape(config: TrainConfig, model: nn.Module, device: torch.device) -> Shape:
-    """Shape of the logits for the raw patch of the settings. UserError if the network refuses it."""
+    """Shape of the logits for the raw patch of the settings. UserError if it is refused."""
     raw_shape = tuple(config.input_array_info["shape"])
     forward = ForwardPass(runtime.Precision("fp32", device.type), config.channels_last)
     try:

@@ -29,7 +29,7 @@ ShapeOf = Callable[[Shape], Shape | None]
 """Output shape (z, y, x) of a network for an input shape; None where the network refuses it."""
 
 Forward = Callable[[nn.Module, torch.Tensor], torch.Tensor]
-"""Logits (B, classes, z, y, x) of a network for raw (B, 1, z, y, x), as a ForwardPass gives them."""
+"""Logits (B, classes, z, y, x) of a network for raw (B, 1, z, y, x), as of a ForwardPass."""
 
 
 class Shapes:

@@ -6,15 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 import zarr
 from conftest import CROP_SHAPE, CROPS, datasplit_text, world, write_data
-from torch import nn
 
 from common.data import crops
 from common.data.loaders import open_data
 from common.data.ngff import write_multiscale
-from common.model.unet import build_unet
 from common.train import fingerprint as fp
 
 UNET = {
