@@ -76,7 +76,9 @@ def train(
     if check:
         click.echo(common.train.check.check(config_path, overrides, data))
     elif submit:
-        several.submit(config_path, several.parse_seeds(seeds), submit, overrides, data)
+        several.submit(
+            config_path, several.parse_seeds(seeds), submit, overrides=overrides, data=data
+        )
     elif seeds:
         results = several.train_seeds(config_path, several.parse_seeds(seeds), overrides, data)
         if not all(result.finished for result in results):

@@ -27,8 +27,9 @@ from common.provenance import provenance
 from common.runtime import interruptible
 from common.talk import command_line, say, this_command
 from common.train import checkpoint, losses, optim, steps
+from common.train.record import Recorder, RunRecord, is_better
 from common.train.steps import Method, Scores, State
-from common.train.tracking import MLflow, Record, TensorBoard, Tracker
+from common.train.tracking import MLflow, TensorBoard, Tracker
 
 
 @dataclass(frozen=True)
@@ -209,31 +210,26 @@ def validation_batches(config: TrainConfig, crops: Data, device: torch.device) -
     return Batches(blocks, config.batch_size, config.num_workers, device, config.raw_range)
 
 
-def open_logs(config: TrainConfig, state: State, about: dict[str, str]) -> tuple[Tracker, Record]:
+def open_logs(config: TrainConfig, state: State, about: dict[str, str]) -> tuple[Tracker, Recorder]:
     """Where the run's numbers go: the sinks that `trackers` names, and run.json."""
     folder = config.path("logs_save_path")
     folder.mkdir(parents=True, exist_ok=True)
-    record = Record(
-        folder,
-        state.iteration,
-        {
-            "experiment": config.folder.name,
-            "model_name": config.model_name,
-            "run_name": config.run,
-            "settings": config.record(),
-            "provenance": about,
-        },
+    about_run = RunRecord(
+        experiment=config.folder.name,
+        model_name=config.model_name,
+        run_name=config.run,
+        settings=config.record(),
+        provenance=about,
     )
+    record = Recorder(folder, state.iteration, about_run)
     sinks: list[TensorBoard | MLflow] = (
         [TensorBoard(folder, state.iteration)] if "tensorboard" in config.trackers else []
     )
     if "mlflow" in config.trackers:
         sinks.append(
-            open_mlflow(
-                config, config.run, record.content.get("mlflow_run", ""), config.mlflow_parent
-            )
+            open_mlflow(config, config.run, record.record.mlflow_run, config.mlflow_parent)
         )
-        record.content["mlflow_run"] = sinks[-1].run_id  # type: ignore[union-attr]
+        record.record.mlflow_run = sinks[-1].run_id  # type: ignore[union-attr]
         record.write()
     return Tracker(folder, state.iteration, sinks), record
 
@@ -250,7 +246,7 @@ def run(
     method: Method,
     crops: Data,
     tracker: Tracker,
-    record: Record,
+    record: Recorder,
     device: torch.device,
     stopped: Callable[[], bool],
     report: Report | None,
@@ -326,8 +322,7 @@ def finish_epoch(
     state.epoch += 1
     state.epoch_loss = [0.0, 0.0]
     metric = scores.mean(config.best_metric) if scores else math.nan
-    sign = -1 if config.best_metric == "loss" else 1
-    better = math.isfinite(metric) and not sign * metric <= sign * state.best
+    better = is_better(metric, state.best, config.best_metric)
     if better:
         state.best, state.best_epoch = metric, state.epoch
     rate = state.optimizer.param_groups[0]["lr"]

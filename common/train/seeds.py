@@ -1,4 +1,4 @@
-"""One experiment with several seeds: run after one another or handed to a queue, and how much their results differ."""
+"""One experiment with several seeds: run one by one or by a queue, and how the results spread."""
 
 from __future__ import annotations
 
@@ -6,16 +6,31 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from common.config.load import load_config
 from common.errors import FileError, UserError
-from common.talk import say
-from common.train import tracking
+from common.talk import command_line, say
+from common.train.record import HISTORY, RunRecord, best_row, read_history, read_record
 from common.train.run import Result, train
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over runs that differ in their seed alone."""
+
+    mean: float
+    deviation: float
+    """Sample standard deviation; NaN of one run."""
+    runs: int
+
+    def __str__(self) -> str:
+        mean = f"{self.mean:.3f}"
+        return f"{mean} +- {self.deviation:.3f}" if math.isfinite(self.deviation) else mean
 
 
 def train_seeds(
@@ -24,12 +39,16 @@ def train_seeds(
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
 ) -> list[Result]:
-    """Train with each seed, or go on where its run stopped, and say how the results spread. Ends with the one that is interrupted."""
+    """Train with each seed, or go on where its run stopped, and say how the results spread.
+
+    Ends with the run that is interrupted.
+    """
     _refuse_one_run(config_path, seeds, overrides, data)
-    results = []
+    results: list[Result] = []
     for seed in seeds:
-        results.append(train(config_path, overrides, data, random_seed=seed))
-        if not results[-1].finished:
+        result = train(config_path, overrides, data, random_seed=seed)
+        results.append(result)
+        if not result.finished:
             return results
     say(table(spread([result.logs for result in results])))
     return results
@@ -39,28 +58,38 @@ def submit(
     config_path: str | Path,
     seeds: Sequence[int],
     template: str,
+    *,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
 ) -> list[list[str]]:
-    """Call a queue's command once for each seed; gives the words of each call.
+    """Call a queue's command once for each seed; returns the words of each call.
 
-    template: such as "bsub -n 4 -gpu num=1 {command}" or "sbatch --gpus 1 -J seed{seed} --wrap {command}". {command} becomes
-    the whole training command as one word, quoted for the shell that the queue starts: quotes around it are not needed. No
-    shell reads the template itself. Raises ValueError for a template without {command}, OSError if a call fails.
+    Args:
+        config_path: the experiment, as for `train`.
+        seeds: one run each.
+        template: such as "bsub -n 4 -gpu num=1 {command}" or
+            "sbatch --gpus 1 -J seed{seed} --wrap {command}". {command} becomes the whole training
+            command as one word, quoted for the shell that the queue starts: quotes around it are
+            not needed. No shell reads the template itself.
+        overrides: "name=value" strings.
+        data: the data root.
+
+    Raises:
+        UserError: for a template without {command}.
+        FileError: if a call fails.
     """
     _refuse_one_run(config_path, seeds, overrides, data)
-    calls = [
-        _call(template, seed, training_command(config_path, seed, overrides, data))
-        for seed in seeds
-    ]
+    calls = []
+    for seed in seeds:
+        command = training_command(config_path, seed, overrides, data)
+        calls.append(_call(template, seed, command))
     for call in calls:
-        say(shlex.join(call))
+        line = shlex.join(call)
+        say(line)
         try:
             subprocess.run(call, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise FileError(
-                f"{shlex.join(call)}: did not work ({error}); change --submit"
-            ) from error
+            raise FileError(f"{line}: did not work ({error}); change --submit") from error
     return calls
 
 
@@ -71,74 +100,62 @@ def training_command(
     data: str | Path | None = None,
 ) -> str:
     """The command line that trains one seed, for a shell in the same folder."""
-    words = [sys.executable, "-m", "cellmap_segmentation_challenge", "train", str(config_path)]
-    words += [
-        word for override in (*overrides, f"random_seed={seed}") for word in ("--set", override)
-    ]
-    return shlex.join(words + (["--data", str(data)] if data else []))
+    settings = [*overrides, f"random_seed={seed}"]
+    words = shlex.split(command_line("train", config_path, set=settings, data=data or None))
+    # the shell that a queue starts may know another python, or none
+    words[0] = sys.executable
+    return shlex.join(words)
 
 
-def spread(folders: Sequence[Path]) -> dict[str, tuple[float, float, int]]:
-    """Mean, sample standard deviation and number of runs of each metric, over the log folders of runs with different seeds.
+def spread(folders: Sequence[Path]) -> dict[str, Spread]:
+    """How each metric spreads over the log folders of runs with different seeds, by its column.
 
-    Of each run the epoch of its best checkpoint counts, or its last epoch where there is no best. A class that does not occur
-    in a run is left out of its mean; the deviation of one run is NaN. Runs without a history are left out.
+    Of each run the epoch of its best checkpoint counts, or its last epoch where there is no best.
+    A class that does not occur in a run is left out of its mean. Runs without a history are left
+    out.
     """
-    rows = [row for folder in folders if (row := best_row(folder))]
-    names = dict.fromkeys(
-        name for row in rows for name in row if "/" in name and not name.startswith("train/")
-    )
-    found = {}
-    for name in names:
-        values = np.array([row[name] for row in rows if math.isfinite(row.get(name, math.nan))])
-        if len(values):
-            found[name] = (
-                float(values.mean()),
-                float(values.std(ddof=1)) if len(values) > 1 else math.nan,
-                len(values),
-            )
-    return found
+    columns: dict[str, list[float]] = {}
+    for folder in folders:
+        for name, value in best_epoch_of(folder).items():
+            if "/" not in name or name.startswith("train/"):
+                continue
+            values = columns.setdefault(name, [])
+            if math.isfinite(value):
+                values.append(value)
+    return {name: _spread_of(values) for name, values in columns.items() if values}
 
 
-def best_row(folder: Path) -> dict[str, float]:
-    """The epoch of the best checkpoint in a run's history, else its last; empty without a history."""
-    if not (folder / "history.csv").is_file():
+def best_epoch_of(folder: Path) -> dict[str, float]:
+    """The row of the best epoch in a run's history, else of its last; empty without a history."""
+    if not (folder / HISTORY).is_file():
         return {}
-    rows = tracking.read_history(folder)
-    best = tracking.read_record(folder).get("result", {}).get("best_epoch")
-    return next((row for row in rows if row["epoch"] == best), rows[-1] if rows else {})
+    history = read_history(folder)
+    if history.empty:
+        return {}
+    record = read_record(folder) or RunRecord()
+    row = best_row(history, record.best_metric)
+    if row is None:
+        row = history.index[-1]
+    return history.loc[row].to_dict()
 
 
-def table(found: dict[str, tuple[float, float, int]]) -> str:
-    """Means over the classes first, then each class in a line: dice, iou, precision, recall as mean +- standard deviation."""
-    if not found:
+def table(spreads: Mapping[str, Spread]) -> str:
+    """A line for the means over the classes, then one for each class; a column for each metric."""
+    if not spreads:
         return "no validation to compare the seeds by"
-    metrics = [
-        name.split("/")[1]
-        for name in found
-        if name.startswith("validation/") and name != "validation/loss"
-    ]
-    classes = dict.fromkeys(
-        name.split("/", 1)[1] for name in found if name.split("/")[0] in metrics
-    )
-    rows = [["", *metrics]]
-    for label, tags in (
-        ("mean", [f"validation/{m}" for m in metrics]),
-        *((c, [f"{m}/{c}" for m in metrics]) for c in classes),
-    ):
-        rows.append([label, *(_text(found[tag]) if tag in found else "" for tag in tags)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    runs = max(n for _, _, n in found.values())
-    loss = (
-        f"; validation loss {_text(found['validation/loss'])}" if "validation/loss" in found else ""
-    )
-    return "\n".join(
-        [f"{runs} seeds at their best epochs, mean +- standard deviation{loss}", *lines]
-    )
+    metrics = []
+    for name in spreads:
+        group, _, metric = name.partition("/")
+        if group == "validation" and metric != "loss":
+            metrics.append(metric)
+    rows = [["", *metrics], ["mean", *_cells(spreads, [f"validation/{m}" for m in metrics])]]
+    for label in _classes(spreads, metrics):
+        rows.append([label, *_cells(spreads, [f"{m}/{label}" for m in metrics])])
+    runs = max(value.runs for value in spreads.values())
+    head = f"{runs} seeds at their best epochs, mean +- standard deviation"
+    if "validation/loss" in spreads:
+        head += f"; validation loss {spreads['validation/loss']}"
+    return "\n".join([head, *_aligned(rows)])
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -146,8 +163,7 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     try:
         for part in text.replace(" ", ",").split(","):
-            first, dash, last = part.strip().partition("-")
-            seeds += range(int(first), int(last) + 1) if dash else [int(first)] if first else []
+            seeds += _parse_range(part.strip())
     except ValueError:
         seeds = []
     if not seeds or len(set(seeds)) < len(seeds):
@@ -155,11 +171,52 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def _parse_range(part: str) -> list[int]:
+    """The numbers of "3" or "3-5"; none of "". Raises ValueError."""
+    if not part:
+        return []
+    first, dash, last = part.partition("-")
+    if not dash:
+        return [int(first)]
+    return list(range(int(first), int(last) + 1))
+
+
+def _spread_of(values: Sequence[float]) -> Spread:
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return Spread(float(np.mean(values)), deviation, len(values))
+
+
+def _classes(spreads: Mapping[str, Spread], metrics: Sequence[str]) -> list[str]:
+    """The classes that any of the metrics was measured of, in their order."""
+    classes = []
+    for name in spreads:
+        metric, _, label = name.partition("/")
+        if metric in metrics:
+            classes.append(label)
+    return list(dict.fromkeys(classes))
+
+
+def _cells(spreads: Mapping[str, Spread], names: Sequence[str]) -> list[str]:
+    return [str(spreads[name]) if name in spreads else "" for name in names]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line of text for each row, its columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
 def _call(template: str, seed: int, command: str) -> list[str]:
+    """The words of one call of a queue's command."""
     words = shlex.split(template)
     if not any("{command}" in word for word in words):
         raise UserError(
-            f"--submit '{template}': no {{command}} in it; write such as --submit 'bsub -n 4 {{command}}'"
+            f"--submit '{template}': no {{command}} in it; "
+            "write such as --submit 'bsub -n 4 {command}'"
         )
     return [word.replace("{seed}", str(seed)).replace("{command}", command) for word in words]
 
@@ -167,19 +224,16 @@ def _call(template: str, seed: int, command: str) -> list[str]:
 def _refuse_one_run(
     config_path: str | Path, seeds: Sequence[int], overrides: Sequence[str], data: str | Path | None
 ) -> None:
-    """ValueError if two seeds would be one run."""
+    """UserError if two seeds would be one run."""
     folders = set()
     for seed in seeds:
         config = load_config(config_path, overrides, data, random_seed=seed)
         if config.random_seed != seed:
             raise UserError("--seeds beside --set random_seed=...; write one of them")
-        folders |= {config.path(name) for name in ("logs_save_path", "model_save_path")}
+        folders.add(config.path("logs_save_path"))
+        folders.add(config.path("model_save_path"))
     if len(folders) < 2 * len(set(seeds)):
         raise UserError(
-            f"{config_path}: run_name = '{config.run_name}' is the same for all seeds; write {{random_seed}} in it"
+            f"{config_path}: run_name = '{config.run_name}' is the same for all seeds; "
+            "write {random_seed} in it"
         )
-
-
-def _text(value: tuple[float, float, int]) -> str:
-    mean, deviation, _ = value
-    return f"{mean:.3f}" + (f" +- {deviation:.3f}" if math.isfinite(deviation) else "")

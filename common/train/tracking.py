@@ -5,15 +5,11 @@ A sink has the same four calls as `Tracker`, which passes them on: scalars, imag
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from common.errors import UserError
+from common.train.record import add_epoch
 
 
 class TensorBoard:
@@ -199,86 +196,4 @@ class Tracker:
 
     def history(self, row: Mapping[str, float]) -> None:
         """Add a row, whose first column is the epoch; rows of this or a later epoch are replaced."""
-        path, rows = self.folder / "history.csv", []
-        if path.is_file():
-            with open(path, newline="") as file:
-                rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
-        columns = list(dict.fromkeys([*row, *(name for old in rows for name in old)]))
-        temporary = path.with_name(f".history.{os.getpid()}")
-        try:
-            with open(temporary, "w", newline="") as file:
-                writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-                writer.writeheader()
-                writer.writerows([*rows, row])
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-class Record:
-    """run.json of one run: what it is, when it ran, what it came to. A run that starts at iteration 0 begins it anew."""
-
-    def __init__(self, folder: Path, iteration: int, about: Mapping[str, Any]):
-        """about: what stands beside sessions and result. The session that begins now is written at once."""
-        self.path = folder / "run.json"
-        before = read_record(folder) if iteration else {}
-        self.content = {
-            **before,
-            **about,
-            "sessions": before.get("sessions", []),
-            "result": before.get("result", {}),
-        }
-        self.content["sessions"].append(
-            {"began": _now(), "ended": None, "first_iteration": iteration, "last_iteration": None}
-        )
-        self.hours, self.begun = self.content["result"].get("hours", 0.0), time.perf_counter()
-        self.write()
-
-    def result(self, **values: Any) -> None:
-        """Replace these entries of the result, and its hours; NaN becomes null."""
-        values = {
-            name: None if isinstance(v, float) and math.isnan(v) else v
-            for name, v in values.items()
-        }
-        self.content["result"] |= {
-            **values,
-            "hours": self.hours + (time.perf_counter() - self.begun) / 3600,
-        }
-        self.write()
-
-    def end(self, iteration: int) -> None:
-        """The session ends after `iteration`."""
-        self.content["sessions"][-1] |= {"ended": _now(), "last_iteration": iteration}
-        self.write()
-
-    def write(self) -> None:
-        temporary = self.path.with_name(f".run.{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps(self.content, indent=1) + "\n")
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """run.json of a run's log folder; empty where there is none, as of a run of another trainer. ValueError if it is damaged."""
-    path = folder / "run.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error}); remove it, it is written again") from error
-
-
-def read_history(folder: Path) -> list[dict[str, float]]:
-    """history.csv of a run's log folder, a dict an epoch; empty cells are NaN. FileNotFoundError if there is none."""
-    with open(folder / "history.csv", newline="") as file:
-        return [
-            {name: float(value) if value else math.nan for name, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+        add_epoch(self.folder, row)

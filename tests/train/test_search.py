@@ -12,8 +12,8 @@ import torch
 from common.config.load import read_overrides
 from common.files import REPOSITORY
 from common.train import search as module
+from common.train.record import read_history, read_record
 from common.train.search import choice, integers, log_uniform, uniform
-from common.train.tracking import read_history, read_record
 
 optuna = pytest.importorskip("optuna")
 SPACE = """
@@ -54,13 +54,12 @@ def test_trials_are_ordinary_runs_and_the_best_becomes_a_file_that_training_take
     path = run(tiny, 3)
     trials = study_of(tiny).trials
     for number, trial in enumerate(trials, 1):
-        record, rows = (
-            read_record(logs(tiny, f"trial-{number:04d}")),
-            read_history(logs(tiny, f"trial-{number:04d}")),
-        )
-        assert record["run_name"] == f"trial-{number:04d}" and record["result"]["finished"]
-        assert float(record["settings"]["learning_rate"]) == trial.params["learning_rate"]
-        assert trial.value == max(row["validation/dice"] for row in rows)
+        record = read_record(logs(tiny, f"trial-{number:04d}"))
+        history = read_history(logs(tiny, f"trial-{number:04d}"))
+        assert record.run_name == f"trial-{number:04d}"
+        assert record.result.finished
+        assert float(record.settings["learning_rate"]) == trial.params["learning_rate"]
+        assert trial.value == history["validation/dice"].max()
         assert list(logs(tiny, f"trial-{number:04d}").glob("events*"))
     best = max(trials, key=lambda trial: trial.value)
     assert best.value > 0
@@ -121,8 +120,9 @@ def test_a_trial_below_the_median_is_ended_early_and_said_to_be(tiny):
     pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
     assert pruned and all(2 <= trial.last_step < 4 for trial in pruned)
     for trial in pruned:
-        result = read_record(logs(tiny, trial.user_attrs["run"]))["result"]
-        assert result["epoch"] == trial.last_step and not result["finished"]
+        result = read_record(logs(tiny, trial.user_attrs["run"])).result
+        assert result.epoch == trial.last_step
+        assert not result.finished
     assert study_of(tiny).best_value == min(
         trial.value for trial in trials if trial.state.name == "COMPLETE"
     )
@@ -173,16 +173,13 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_as_the_same_run(tiny):
     assert (before.state.name, after.state.name) == ("FAIL", "COMPLETE")
     assert before.params == after.params and after.user_attrs["run"] == "trial-0001"
     record = read_record(logs(tiny, "trial-0001"))
-    assert [session["first_iteration"] for session in record["sessions"]] == [
-        0,
-        2 * reached,
-    ] and 0 < reached < 40
-    rows = read_history(logs(tiny, "trial-0001"))
-    assert [row["epoch"] for row in rows] == list(range(1, 41))
-    assert after.value == max(row["validation/dice"] for row in rows)
-    assert set(after.intermediate_values.items()) <= {
-        (int(row["epoch"]), row["validation/dice"]) for row in rows
-    }
+    assert 0 < reached < 40
+    assert [session.first_iteration for session in record.sessions] == [0, 2 * reached]
+    history = read_history(logs(tiny, "trial-0001"))
+    assert history["epoch"].tolist() == list(range(1, 41))
+    assert after.value == history["validation/dice"].max()
+    logged = zip(history["epoch"], history["validation/dice"], strict=True)
+    assert set(after.intermediate_values.items()) <= set(logged)
 
 
 def test_two_processes_share_a_study_and_no_trial_is_run_twice(tiny):
@@ -196,9 +193,8 @@ def test_two_processes_share_a_study_and_no_trial_is_run_twice(tiny):
     assert sorted(trial.user_attrs["run"] for trial in trials) == [
         f"trial-{n:04d}" for n in (1, 2, 3, 4)
     ]
-    assert all(
-        len(read_record(logs(tiny, trial.user_attrs["run"]))["sessions"]) == 1 for trial in trials
-    )
+    for trial in trials:
+        assert len(read_record(logs(tiny, trial.user_attrs["run"])).sessions) == 1
     assert trials[1].datetime_start < trials[0].datetime_complete
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import statistics
 import subprocess
@@ -9,7 +10,17 @@ import sys
 import pytest
 
 from common.train import seeds
-from common.train.tracking import read_history
+from common.train.record import read_history
+from common.train.seeds import Spread
+
+
+def approximately(values) -> Spread:
+    """Equal to a Spread of these values up to rounding."""
+    return Spread(
+        pytest.approx(statistics.mean(values)),
+        pytest.approx(statistics.stdev(values)),
+        len(values),
+    )
 
 
 def test_seeds_run_one_after_the_other_and_their_spread_is_that_of_their_best_epochs(
@@ -21,55 +32,52 @@ def test_seeds_run_one_after_the_other_and_their_spread_is_that_of_their_best_ep
     found = seeds.spread([result.logs for result in results])
     best = [result.best_metric for result in results]
     assert len(set(best)) == 3
-    assert found["validation/dice"] == (
-        pytest.approx(statistics.mean(best)),
-        pytest.approx(statistics.stdev(best)),
-        3,
-    )
-    mito = [
-        max(read_history(result.logs), key=lambda row: row["validation/dice"])["recall/mito"]
-        for result in results
-    ]
-    assert found["recall/mito"][:2] == (
-        pytest.approx(statistics.mean(mito)),
-        pytest.approx(statistics.stdev(mito)),
-    )
-    assert (
-        f"mean  {statistics.mean(best):.3f} +- {statistics.stdev(best):.3f}"
-        in capsys.readouterr().err
-    )
+    assert found["validation/dice"] == approximately(best)
+    mito = []
+    for result in results:
+        history = read_history(result.logs)
+        mito.append(history["recall/mito"][history["validation/dice"].idxmax()])
+    assert found["recall/mito"] == approximately(mito)
+    mean = f"{statistics.mean(best):.3f} +- {statistics.stdev(best):.3f}"
+    assert f"mean  {mean}" in capsys.readouterr().err
 
 
-def write_run(folder, values, best=None):
+def write_run(folder, values, validation=None):
+    """A run with `dice/mito` and, where given, the mean by which its best epoch is found."""
     folder.mkdir()
-    lines = [f"{epoch},{value}" for epoch, value in enumerate(values, 1)]
-    (folder / "history.csv").write_text("\n".join(["epoch,dice/mito", *lines]) + "\n")
-    if best:
-        (folder / "run.json").write_text(json.dumps({"result": {"best_epoch": best}}))
+    lines = ["epoch,dice/mito,validation/dice"]
+    for epoch, value in enumerate(values, 1):
+        mean = validation[epoch - 1] if validation else ""
+        lines.append(f"{epoch},{value},{mean}")
+    (folder / "history.csv").write_text("\n".join(lines) + "\n")
+    if validation:
+        (folder / "run.json").write_text(json.dumps({"result": {"best_metric": "dice"}}))
     return folder
 
 
 def test_a_class_that_does_not_occur_in_a_run_is_left_out_of_the_mean(tmp_path):
     runs = [
-        write_run(tmp_path / "a", [0.2, 0.6, 0.1], best=2),
+        write_run(tmp_path / "a", [0.2, 0.6, 0.1], validation=[0.3, 0.5, 0.4]),
         write_run(tmp_path / "b", [0.4]),
         write_run(tmp_path / "c", [""]),
     ]
-    assert seeds.spread(runs) == {"dice/mito": (pytest.approx(0.5), pytest.approx(0.02**0.5), 2)}
+    assert seeds.spread(runs)["dice/mito"] == approximately([0.6, 0.4])
 
 
 def test_one_run_has_no_spread_and_a_run_without_history_is_left_out(tmp_path):
     found = seeds.spread([write_run(tmp_path / "a", [0.2, 0.6]), tmp_path / "none"])
-    assert found["dice/mito"][0] == 0.6 and found["dice/mito"][1] != found["dice/mito"][1]
-    assert seeds.spread([]) == {} and seeds.table({}) == "no validation to compare the seeds by"
+    assert found["dice/mito"].mean == 0.6
+    assert math.isnan(found["dice/mito"].deviation)
+    assert seeds.spread([]) == {}
+    assert seeds.table({}) == "no validation to compare the seeds by"
 
 
 def test_the_table_has_means_first_and_a_line_a_class():
     found = {
-        "validation/loss": (0.5, 0.1, 2),
-        "validation/dice": (0.7, 0.05, 2),
-        "dice/er": (0.75, 0.25, 2),
-        "dice/mito": (0.65, float("nan"), 1),
+        "validation/loss": Spread(0.5, 0.1, 2),
+        "validation/dice": Spread(0.7, 0.05, 2),
+        "dice/er": Spread(0.75, 0.25, 2),
+        "dice/mito": Spread(0.65, math.nan, 1),
     }
     assert seeds.table(found).splitlines() == [
         "2 seeds at their best epochs, mean +- standard deviation; validation loss 0.500 +- 0.100",
@@ -93,8 +101,8 @@ def test_a_queue_gets_the_command_as_one_word_that_its_shell_takes_apart_again(
         tiny.folder,
         [4, 5],
         f"{sys.executable} {queue} {tmp_path / 'calls'} -J 'run {{seed}}' {{command}}",
-        overrides,
-        tiny.data,
+        overrides=overrides,
+        data=tiny.data,
     )
     calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
     assert [call[:2] for call in calls] == [["-J", "run 4"], ["-J", "run 5"]]
@@ -127,7 +135,7 @@ def test_a_queue_gets_the_command_as_one_word_that_its_shell_takes_apart_again(
 def test_what_cannot_be_submitted_is_said(experiment, overrides, template, error, sentence):
     tiny = experiment()
     with pytest.raises(error, match=sentence):
-        seeds.submit(tiny.folder, [1, 2], template, overrides, tiny.data)
+        seeds.submit(tiny.folder, [1, 2], template, overrides=overrides, data=tiny.data)
 
 
 @pytest.mark.parametrize(

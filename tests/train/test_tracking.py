@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import csv
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from common.train.tracking import Record, Tracker, read_history, read_record
+from common.train.record import read_history, read_record
+from common.train.tracking import Tracker
 
 
 @pytest.fixture
@@ -121,53 +120,6 @@ def test_a_run_without_metrics_has_no_place_there(track, tmp_path):
     assert not (tmp_path / "run" / "hparams").exists()
 
 
-# history.csv
-
-
-def rows(tmp_path) -> list[dict[str, str]]:
-    with open(tmp_path / "run" / "history.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_history_has_a_row_for_each_epoch(track, tmp_path):
-    tracker = track()
-    for epoch in (1, 2):
-        tracker.history({"epoch": epoch, "train/loss": 1 / epoch})
-    assert (tmp_path / "run" / "history.csv").read_text() == "epoch,train/loss\n1,1.0\n2,0.5\n"
-
-
-def test_an_epoch_that_is_run_again_replaces_its_row_and_those_after_it(track, tmp_path):
-    tracker = track()
-    for epoch in (1, 2, 3):
-        tracker.history({"epoch": epoch, "loss": 0.5})
-    track(iteration=10).history({"epoch": 2, "loss": 0.25})
-    assert rows(tmp_path) == [{"epoch": "1", "loss": "0.5"}, {"epoch": "2", "loss": "0.25"}]
-
-
-def test_a_column_that_comes_later_is_empty_before(track, tmp_path):
-    tracker = track()
-    tracker.history({"epoch": 1, "loss": 0.5, "old": 1})
-    tracker.history({"epoch": 2, "loss": 0.5, "dice": 0.75})
-    assert rows(tmp_path) == [
-        {"epoch": "1", "loss": "0.5", "dice": "", "old": "1"},
-        {"epoch": "2", "loss": "0.5", "dice": "0.75", "old": ""},
-    ]
-
-
-def test_a_history_that_cannot_be_written_leaves_the_one_before_it(track, tmp_path, monkeypatch):
-    tracker = track()
-    tracker.history({"epoch": 1, "loss": 0.5})
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(csv.DictWriter, "writerows", full)
-    with pytest.raises(OSError, match="No space left"):
-        tracker.history({"epoch": 2, "loss": 0.25})
-    assert rows(tmp_path) == [{"epoch": "1", "loss": "0.5"}]
-    assert not list((tmp_path / "run").glob(".*"))
-
-
 def test_a_training_run_logs_curves_figures_and_settings(experiment):
     tiny = experiment(epochs=1, iterations_per_epoch=20, batch_size=1)
     tiny.train()
@@ -186,69 +138,6 @@ def test_a_training_run_logs_curves_figures_and_settings(experiment):
     )
     assert "raw, target, prediction/mito" in log.Tags()["images"]
     assert {"settings/text_summary", "provenance/text_summary"} <= set(log.Tags()["tensors"])
-
-
-# run.json
-
-
-def test_hours_are_those_of_all_sessions(tmp_path, monkeypatch):
-    clock = iter([0.0, 3600.0, 7200.0, 50000.0, 51800.0])
-    monkeypatch.setattr(
-        "common.train.tracking.time", SimpleNamespace(perf_counter=lambda: next(clock))
-    )
-    first = Record(tmp_path, 0, {})
-    first.result(epoch=1)
-    first.result(epoch=2)
-    Record(tmp_path, 10, {}).result(epoch=3)
-    assert read_record(tmp_path)["result"]["hours"] == 2.5
-
-
-def test_a_record_that_begins_anew_forgets_and_one_that_goes_on_keeps(tmp_path):
-    first = Record(tmp_path, 0, {"run_name": "a", "settings": {"epochs": "2"}})
-    first.result(epoch=1, best=float("nan"))
-    first.end(10)
-    second = Record(tmp_path, 10, {"run_name": "a", "settings": {"epochs": "4"}})
-    found = read_record(tmp_path)
-    assert found["settings"] == {"epochs": "4"} and found["result"] | {"hours": 0} == {
-        "epoch": 1,
-        "best": None,
-        "hours": 0,
-    }
-    assert [
-        (s["first_iteration"], s["last_iteration"], s["ended"] is None) for s in found["sessions"]
-    ] == [(0, 10, False), (10, None, True)]
-    second.result(epoch=2)
-    assert read_record(tmp_path)["result"]["hours"] >= found["result"]["hours"]
-    Record(tmp_path, 0, {"run_name": "a"})
-    assert read_record(tmp_path)["result"] == {} and len(read_record(tmp_path)["sessions"]) == 1
-
-
-def test_a_record_that_cannot_be_written_leaves_the_one_before_it(tmp_path, monkeypatch):
-    record = Record(tmp_path, 0, {"run_name": "a"})
-    before = (tmp_path / "run.json").read_text()
-    monkeypatch.setattr(
-        "os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
-    with pytest.raises(OSError, match="No space left"):
-        record.result(epoch=1)
-    assert (tmp_path / "run.json").read_text() == before and [
-        path.name for path in tmp_path.iterdir()
-    ] == ["run.json"]
-
-
-def test_runs_without_a_record_are_read_as_empty_and_damaged_ones_are_named(tmp_path):
-    assert read_record(tmp_path) == {}
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ValueError, match="run.json: is no JSON"):
-        read_record(tmp_path)
-
-
-def test_a_history_is_read_back_with_nan_for_empty_cells(track, tmp_path):
-    tracker = track()
-    tracker.history({"epoch": 1, "loss": 0.5})
-    tracker.history({"epoch": 2, "loss": 0.25, "dice/mito": 0.75})
-    first, second = read_history(tmp_path / "run")
-    assert first["loss"] == 0.5 and np.isnan(first["dice/mito"]) and second["dice/mito"] == 0.75
 
 
 # MLflow
@@ -295,19 +184,17 @@ def test_mlflow_has_what_history_has_the_settings_the_commit_and_the_files(exper
     result = tiny.train()
     client, (run,) = store(tiny)
     assert (run.info.run_name, run.info.status) == ("seed42", "FINISHED")
-    rows = read_history(result.logs)
+    history = read_history(result.logs)
     found = {
         (metric.step, metric.value)
         for metric in client.get_metric_history(run.info.run_id, "dice/mito")
     }
-    assert found == {(int(row["iteration"]), row["dice/mito"]) for row in rows}
+    assert found == set(zip(history["iteration"], history["dice/mito"], strict=True))
     assert run.data.metrics["final/dice"] == result.best_metric
     assert run.data.params == {name: text or "" for name, text in tiny.config().record().items()}
     record = read_record(result.logs)
-    assert (
-        run.data.tags["mlflow.source.git.commit"] == record["provenance"]["commit"]
-        and record["mlflow_run"] == run.info.run_id
-    )
+    assert run.data.tags["mlflow.source.git.commit"] == record.provenance["commit"]
+    assert record.mlflow_run == run.info.run_id
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert files == {
         "best.pt",

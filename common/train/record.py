@@ -1,0 +1,267 @@
+"""What is on record of a run beside its events: run.json and history.csv.
+
+run.json says what the run is and what it came to, history.csv has a row an epoch. Both are written
+and read here and nowhere else. Which epoch is the best one is decided here too.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import UserError
+from common.files import replacing, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD = "run.json"
+HISTORY = "history.csv"
+
+
+@dataclass
+class Session:
+    """One call of `train` on a run."""
+
+    began: str = ""
+    """When, in UTC: 2026-11-20T10:00:00+00:00."""
+    ended: str | None = None
+    """None while it runs, and for ever if its process was killed."""
+    first_iteration: int = 0
+    last_iteration: int | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to so far; None is what is not known."""
+
+    epoch: int | None = None
+    """The last one that was finished."""
+    iteration: int | None = None
+    best_metric: str | None = None
+    """What the best checkpoint is best at: "dice", "loss", ..."""
+    best: float | None = None
+    """Its value there; None without validation."""
+    best_epoch: int | None = None
+    finished: bool | None = None
+    """Whether all its epochs are done, or it ran out of patience."""
+    samples_per_s: float | None = None
+    """Training speed in the last epoch."""
+    hours: float | None = None
+    """Of all sessions."""
+
+
+@dataclass
+class RunRecord:
+    """The content of run.json."""
+
+    experiment: str = ""
+    """Name of the experiment's folder."""
+    model_name: str = ""
+    run_name: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Every setting as text, see TrainConfig.record."""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Commit, versions, device, precision and the hash of the split."""
+    sessions: list[Session] = field(default_factory=list)
+    result: RunResult = field(default_factory=RunResult)
+    mlflow_run: str = ""
+    """Id of the run in MLflow's store; empty without one."""
+
+    @property
+    def best_metric(self) -> str:
+        """What the best epoch is best at; "" where the record does not say."""
+        setting = self.settings.get("best_metric") or ""
+        # settings are recorded as Python writes them, texts with their quotes
+        return self.result.best_metric or setting.strip("'\"")
+
+
+class Recorder:
+    """Keeps run.json up to date while a run trains; iteration 0 begins it anew."""
+
+    def __init__(self, folder: Path, iteration: int, record: RunRecord):
+        """Write the session that begins now.
+
+        record: what the run is. Sessions, result and MLflow's id are those of before, unless
+        iteration is 0.
+        """
+        self.folder = folder
+        self.record = record
+        before = read_record(folder) if iteration else None
+        if before:
+            record.sessions = before.sessions
+            record.result = before.result
+            record.mlflow_run = before.mlflow_run
+        record.sessions.append(Session(began=_now(), first_iteration=iteration))
+        self._hours_before = record.result.hours or 0.0
+        self._begun = time.perf_counter()
+        self.write()
+
+    def result(self, **values: Any) -> None:
+        """Replace these fields of the result, and its hours; NaN is null in JSON."""
+        hours = self._hours_before + (time.perf_counter() - self._begun) / 3600
+        for name, value in values.items():
+            if isinstance(value, float) and math.isnan(value):
+                values[name] = None
+        self.record.result = dataclasses.replace(self.record.result, **values, hours=hours)
+        self.write()
+
+    def end(self, iteration: int) -> None:
+        """The session ends after `iteration`."""
+        session = self.record.sessions[-1]
+        session.ended = _now()
+        session.last_iteration = iteration
+        self.write()
+
+    def write(self) -> None:
+        """Write run.json whole. Raises FileError."""
+        write_record(self.folder, self.record)
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write run.json into a run's log folder. Raises FileError."""
+    content = asdict(record)
+    # the form that readers of older runs know: what there is not yet is left out
+    if record.result == RunResult():
+        content["result"] = {}
+    elif record.result.samples_per_s is None:
+        del content["result"]["samples_per_s"]
+    if not record.mlflow_run:
+        del content["mlflow_run"]
+    write_json(folder / RECORD, content)
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """run.json of a run's log folder; None where there is none, as of a run of another trainer.
+
+    What the file lacks is empty or None, and what this version does not know is left out. Raises
+    UserError if it is damaged.
+    """
+    path = folder / RECORD
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise _unreadable(path, f"cannot be read ({error})") from error
+    _refuse_other_types(path, content)
+    known = _fields(RunRecord, content)
+    known["settings"] = content.get("settings") or {}
+    known["provenance"] = content.get("provenance") or {}
+    known["sessions"] = [Session(**_fields(Session, s)) for s in content.get("sessions") or []]
+    known["result"] = RunResult(**_fields(RunResult, content.get("result") or {}))
+    return RunRecord(**known)
+
+
+def add_epoch(folder: Path, row: Mapping[str, float]) -> None:
+    """Add a row to history.csv, whose first column is the epoch. Raises FileError.
+
+    Rows of this or a later epoch are replaced: a run that goes on from an older checkpoint trains
+    them again. Rows before it stay as they were written, to the last digit.
+    """
+    path = folder / HISTORY
+    rows: list[Mapping[str, Any]] = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+    rows.append(row)
+    columns = dict.fromkeys(row)
+    for old in rows:
+        columns |= dict.fromkeys(old)
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """history.csv of a run's log folder: a row an epoch, NaN for what was not measured.
+
+    Columns are epoch, iteration, lr, train/..., validation/... and {metric}/{class}. Raises
+    FileNotFoundError if there is none, UserError if it is damaged.
+    """
+    import pandas as pd
+
+    path = folder / HISTORY
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        raise
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        raise _unreadable(path, f"cannot be read ({error})") from error
+
+
+def is_better(value: float, best: float, metric: str) -> bool:
+    """Whether a value of best_metric is better than the best so far, which is NaN before the first.
+
+    Of equal values the first stays the best; NaN and infinity never are. A lower loss is better,
+    and of every other metric a higher value.
+    """
+    if not math.isfinite(value):
+        return False
+    if math.isnan(best):
+        return True
+    return value < best if metric == "loss" else value > best
+
+
+def best_row(history: pd.DataFrame, metric: str) -> int | None:
+    """The index of the row that is the best in validation/{metric}, of which best.pt is.
+
+    None without a validation. `history` is one of `read_history`.
+    """
+    column = f"validation/{metric}"
+    if column not in history:
+        return None
+    best_index = None
+    best = math.nan
+    for index, value in history[column].items():
+        if is_better(value, best, metric):
+            best_index = index
+            best = value
+    return best_index
+
+
+def best_epoch(history: pd.DataFrame, metric: str) -> int | None:
+    """The first epoch that is the best in validation/{metric}; None without a validation."""
+    index = best_row(history, metric)
+    if index is None or "epoch" not in history:
+        return None
+    return int(history.loc[index, "epoch"])
+
+
+def _fields(schema: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a JSON object that a dataclass has fields for."""
+    names = {f.name for f in dataclasses.fields(schema)}
+    return {name: value for name, value in content.items() if name in names}
+
+
+def _refuse_other_types(path: Path, content: Any) -> None:
+    """UserError unless the parts of a run.json are objects where they should be."""
+    if not isinstance(content, dict):
+        raise _unreadable(path, f"holds a {type(content).__name__} and no object")
+    for name in ("settings", "provenance", "result"):
+        part = content.get(name) or {}
+        if not isinstance(part, dict):
+            raise _unreadable(path, f"{name} is a {type(part).__name__} and no object")
+    sessions = content.get("sessions") or []
+    if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
+        raise _unreadable(path, "sessions is no list of objects")
+
+
+def _unreadable(path: Path, problem: str) -> UserError:
+    return UserError(
+        f"{path}: {problem}; remove it, and the run is read from its events until training "
+        "writes it again"
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
