@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format readme splits clean
+.PHONY: demo test check format docs splits clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cellmap_segmentation_challenge demo
@@ -21,9 +21,9 @@ format: $(VENV)/installed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-# the settings table of the README
-readme: $(VENV)/installed
-	$(BIN)/python tests/test_readme.py
+# the pages of docs/, into site/
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --strict --quiet
 
 # the datasplits of the experiments, by the command in the first line of each
 splits: $(VENV)/installed
@@ -37,4 +37,4 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo cache tensorboards
+	rm -rf $(VENV) demo cache site tensorboards

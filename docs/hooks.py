@@ -1,0 +1,46 @@
+"""MkDocs hook: what is made of the code when the pages are built, so that it cannot go stale."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def on_startup(**_: Any) -> None:
+    """Let the pages import the code that they describe."""
+    sys.path.insert(0, str(REPOSITORY))
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Show the picture of a real result, which `evaluate --write-readme` writes."""
+    picture = REPOSITORY / "examples" / "flyem_medulla" / "scores.png"
+    files.append(File.generated(config, "scores.png", abs_src_path=str(picture)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the table of settings in the place of its marker."""
+    from common.config.settings import ProcessConfig, TrainConfig
+
+    for marker, table in (("train settings", TrainConfig), ("process settings", ProcessConfig)):
+        place = f"<!-- {marker} -->"
+        if place in markdown:
+            markdown = markdown.replace(place, settings_table(table))
+    return markdown
+
+
+def settings_table(table: type) -> str:
+    """A Markdown table of the settings of a configuration: name, default, meaning."""
+    from common.config.settings import describe
+
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, default, meaning in describe(table):
+        cells = [f"`{name}`", f"`{default}`", meaning.strip()]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,103 @@
+"""The README and the pages of docs/ are true: they build, and what they name is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.config.settings import ProcessConfig, TrainConfig, describe
+from common.files import REPOSITORY
+from common.shell.cli import cli
+
+README = REPOSITORY / "README.md"
+TEXTS = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "*_all/README.md", "examples/**/README.md")
+    for path in REPOSITORY.glob(pattern)
+)
+LARGEST_README = 8000
+"""Bytes; the rest is in docs/."""
+
+
+def names(texts: list[Path]) -> list[str]:
+    return [str(path.relative_to(REPOSITORY)) for path in texts]
+
+
+def test_the_readme_is_short():
+    assert len(README.read_bytes()) < LARGEST_README
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=names(TEXTS))
+def test_files_and_pictures_that_a_text_links_to_are_there(path):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+        made_when_built = path.name == "index.md" and target == "scores.png"
+        assert made_when_built or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=names(TEXTS))
+def test_commands_that_a_text_names_exist(path):
+    text = path.read_text()
+    for command in re.findall(r"(?:python -m cellmap_segmentation_challenge|csc) ([a-z-]+)", text):
+        assert command in cli.commands, command
+    for script in re.findall(r"python ((?:bench/)?\w+\.py)", text):
+        assert (REPOSITORY / script).is_file(), script
+    for target in re.findall(r"make ([a-z]+) ", text):
+        made = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+        assert target in made or path.name != "README.md", target
+
+
+def test_addresses_that_a_text_names_exist():
+    for path in TEXTS:
+        for address in re.findall(r"\bcommon(?:\.[a-z_]+)+", path.read_text()):
+            file = REPOSITORY / (address.replace(".", "/") + ".py")
+            parent = file.parent.with_suffix(".py")  # a name within a module
+            assert file.is_file() or file.with_suffix("").is_dir() or parent.is_file(), (
+                path,
+                address,
+            )
+
+
+def test_every_room_is_explained():
+    text = (REPOSITORY / "docs" / "design.md").read_text()
+    for path in (REPOSITORY / "common").iterdir():
+        name = f"{path.name}/" if path.is_dir() else path.name
+        assert path.name.startswith("__") or f"`{name}`" in text, path
+
+
+def test_the_tree_is_that_of_the_disk():
+    block = re.search(r"```\n(.*?)```", (REPOSITORY / "docs" / "design.md").read_text(), re.DOTALL)
+    named = set()
+    for line in block[1].splitlines():
+        named |= {name.strip("/") for name in re.split(r"\s{2,}", line)[0].split()}
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    folders = {line.split("/")[0] for line in listed.stdout.splitlines() if "/" in line}
+    assert {name for name in folders if not name.startswith(".")} <= named
+    for name in named:
+        assert (REPOSITORY / name).exists(), name
+
+
+@pytest.mark.slow
+def test_the_pages_build_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-W", "ignore", "-m", "mkdocs", "build", "--quiet", "--strict"]
+    done = subprocess.run(
+        [*command, "--site-dir", str(tmp_path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    settings = (tmp_path / "reference" / "settings" / "index.html").read_text()
+    for table in (TrainConfig, ProcessConfig):
+        for name, _, _ in describe(table):
+            assert f"<code>{name}</code>" in settings, name
+    commands = (tmp_path / "reference" / "commands" / "index.html").read_text()
+    for name in cli.commands:
+        assert f"csc {name}" in commands, name
