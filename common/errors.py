@@ -14,5 +14,5 @@ class FileError(UserError, OSError):
     """A file, disk, server or process that does not do its part; what to mend, and what is kept."""
 
 
-class NotFinite(UserError, FloatingPointError):  # noqa: N818  # NaN and infinity are its subject
+class NotFinite(UserError, FloatingPointError):
     """A loss or gradient that is NaN or infinite: settings or data that training cannot take."""

@@ -28,15 +28,16 @@ _cache: Path | None = None
 
 
 def use_cache(folder: str | Path | None) -> None:
-    """Set what `cache_folder` gives from now on in this process; None goes back to the environment's."""
-    global _cache  # noqa: PLW0603  # a user's build_model is called without settings
+    """Set what `cache_folder` gives in this process; None goes back to the environment's."""
+    # pretrained weights are loaded in a user's build_model, which is not given the settings
+    global _cache  # noqa: PLW0603
     _cache = None if folder is None else Path(folder).expanduser().absolute()
 
 
 def cache_folder() -> Path:
     """Folder of decoded crops and pretrained weights, absolute; it need not exist.
 
-    What `use_cache` set (the setting cache_path), else CELLMAP_CACHE, else cache/ in the repository.
+    What `use_cache` set (the setting cache_path), else CELLMAP_CACHE, else the repository's cache/.
     """
     given = _cache or os.environ.get("CELLMAP_CACHE") or REPOSITORY / "cache"
     return Path(given).expanduser().absolute()
@@ -49,8 +50,7 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
     Whoever reads `path` sees the old file or the new one, never a part, also if the block fails.
     Folders above it are made. durable: the bytes are on disk before the old file goes.
 
-    Raises:
-        FileError: if it cannot be written; the old file then stands, and nothing of the new one is left.
+    Raises FileError if it cannot be written; then the old file stands, and nothing of the new one.
     """
     path = Path(path)
     # the process in the name: several may write the same file, and each replaces it whole
@@ -62,12 +62,19 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
             _flush_to_disk(temporary)
         temporary.replace(path)
     except OSError as error:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) or not _concerns(error, path, temporary):
             raise
         raise not_written(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # it took its place, or there was none for it
             temporary.unlink()
+
+
+def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
+    """Whether an error is about writing `path`, and not about another file that the block reads."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return True  # a full disk names no file
+    return Path(error.filename) in (temporary, path, *path.parents)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Seed, device and precision of a run."""
+"""Seed, device and precision of a run, its memory, and how it is interrupted."""
 
 from __future__ import annotations
 
@@ -24,27 +24,26 @@ def seed_everything(seed: int) -> None:
     """Seed what draws weights; samples and augmentation have generators of their own."""
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    # the global generator: a user's build_model may draw from it
+    np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA, MPS or the CPU, the first that there is. ValueError if it is not there."""
+    """The device of a name; "auto" is CUDA, MPS or the CPU, the first that there is.
+
+    Sets what makes that device fast, for the whole process. Raises UserError if it is not there.
+    """
     if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        name = _first_device()
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+    # AssertionError: a torch that is built without CUDA
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"device = '{name}' cannot be used here ({reason}); set device = 'auto'"
-        ) from None
+        ) from error
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # patches have one shape
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -54,16 +53,27 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def keep_freed_memory() -> None:
-    """Let this process reuse the memory of large tensors instead of giving it back and faulting it in again at every step.
+def _first_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
 
-    On Linux with glibc; elsewhere nothing happens. Half of a step on a CPU can go into page faults, see bench/train.py.
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of freed tensors for the next ones.
+
+    glibc gives large blocks back at once and faults them in again at the next step; half of a step
+    on a CPU can go into that, see bench/train.py. Without glibc nothing happens.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    # numbers of malloc.h; the largest that mallopt takes for each
+    m_mmap_threshold = -3
+    m_trim_threshold = -1
     mallopt(m_mmap_threshold, 2**30)
     mallopt(m_trim_threshold, 2**31 - 1)
 
@@ -79,7 +89,8 @@ class Precision:
         """Context for the forward pass."""
         if self.name == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device, torch.bfloat16 if self.name == "bf16" else torch.float16)
+        dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
+        return torch.autocast(self.device, dtype)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Loss scaler; it does nothing unless the precision is fp16."""
@@ -87,44 +98,50 @@ class Precision:
 
 
 def pick_precision(name: str, device: torch.device) -> Precision:
-    """The precision of a name on a device. ValueError for fp16 on a CPU, which has no loss scaling worth having."""
+    """The precision of a name on a device.
+
+    Raises UserError for fp16 on a CPU, where torch has no loss scaling.
+    """
     if name == "fp16" and device.type == "cpu":
         raise UserError(
             "precision = 'fp16' is for CUDA; on the CPU set precision = 'bf16' or 'fp32'"
         )
     if name == "auto":
-        if device.type == "cuda":
-            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        else:
-            name = (
-                "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
-            )
+        name = _best_precision(device)
     return Precision(name, device.type)
+
+
+def _best_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        # an emulated bf16 is slower than fp16
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16"
+    return "fp32"
 
 
 def peak_memory_gb(device: torch.device) -> float:
     """Most memory in use so far, GB: of the device if it is CUDA, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
+    import resource  # Windows has none
 
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if platform.system() == "Darwin" else 1024)
-        / 1e9
-    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, kB on Linux
+    return peak * unit / 1e9
 
 
 def free_memory_gb(device: torch.device) -> float:
-    """Memory that is free, GB: of the device if it is CUDA, else of the machine or what a container or batch job leaves of it.
+    """Memory that is free, GB; 8 where the system does not say.
 
-    8 where the system does not say.
+    Of the device if it is CUDA, else of the machine, or what a container or batch job leaves of it.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 1e9
     try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return min(int(lines["MemAvailable"].split()[0]) * 1024 / 1e9, control_group_gb())
+        fields = _fields(Path("/proc/meminfo"))
+        free = int(fields["MemAvailable:"]) * 1024 / 1e9
+        return min(free, control_group_gb())
     except (OSError, KeyError):
         return 8.0
 
@@ -132,65 +149,78 @@ def free_memory_gb(device: torch.device) -> float:
 def control_group_gb(
     root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> float:
-    """Memory, GB, that the control groups of this process (Linux' version 2) leave to it; infinite without a limit.
+    """Memory, GB, that the control groups of this process leave to it; infinite without a limit.
 
-    Files that were read and can be forgotten do not count as used.
+    Linux' version 2 alone. Files that were read and can be forgotten do not count as used.
     """
-    names = (
-        [line[3:].strip("/") for line in own.read_text().splitlines() if line.startswith("0::")]
-        if own.is_file()
-        else []
-    )
+    if not own.is_file():
+        return math.inf
     left = math.inf
-    for name in names:
-        for folder in (root / name, *(root / name).parents[: len(Path(name).parts)]):
-            limit = (
-                (folder / "memory.max").read_text().strip()
-                if (folder / "memory.max").is_file()
-                else "max"
-            )
-            if limit != "max":
-                used = dict(
-                    line.split() for line in (folder / "memory.stat").read_text().splitlines()
-                )
-                left = min(
-                    left,
-                    (
-                        int(limit)
-                        - int((folder / "memory.current").read_text())
-                        + int(used["inactive_file"])
-                    )
-                    / 1e9,
-                )
+    for line in own.read_text().splitlines():
+        if not line.startswith("0::"):  # a hierarchy of version 1
+            continue
+        name = Path(line.removeprefix("0::").strip("/"))
+        # a limit of any group above holds too
+        for depth in range(len(name.parts) + 1):
+            folder = root.joinpath(*name.parts[:depth])
+            left = min(left, _left_in(folder))
     return left
+
+
+def _left_in(folder: Path) -> float:
+    """Memory, GB, that one control group leaves to the processes in it."""
+    limit_file = folder / "memory.max"
+    if not limit_file.is_file():
+        return math.inf
+    limit = limit_file.read_text().strip()
+    if limit == "max":
+        return math.inf
+    used = int((folder / "memory.current").read_text())
+    forgettable = int(_fields(folder / "memory.stat")["inactive_file"])
+    return (int(limit) - used + forgettable) / 1e9
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """First and second word of each line of a file of the kernel."""
+    fields = {}
+    for line in path.read_text().splitlines():
+        name, value, *_ = line.split()
+        fields[name] = value
+    return fields
 
 
 def warnings_about(device: torch.device) -> list[str]:
     """What is known to be wrong with this installation for 3-D convolutions, a sentence each."""
     if device.type == "cuda" and torch.__version__.startswith("2.9.0"):
         return [
-            "torch 2.9.0 runs half-precision 3-D convolutions without cuDNN, many times slower; install 2.10"
+            "torch 2.9.0 runs half-precision 3-D convolutions without cuDNN, many times slower; "
+            "install 2.10"
         ]
     return []
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Gives a function that is true once Ctrl-C or SIGTERM came; a second Ctrl-C ends at once. Not for threads."""
-    came: list[int] = []
+    """A function that is true once Ctrl-C or SIGTERM came, until the block ends.
 
-    def note(number: int, frame: object) -> None:
-        if came and number == signal.SIGINT:
+    A second Ctrl-C ends the process at once. In another thread than the main one it stays false.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        came.append(number)
+        received.append(number)
         say("\nstopping after this step; once more ends at once")
 
+    before = {}
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: nobody sends it signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, receive)
+    except ValueError:  # not the main thread: Python delivers no signal to it
         before = {}
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -70,20 +70,35 @@ def command_line(command: str, *words: str | Path, **options: Any) -> str:
     return shlex.join(line)
 
 
+def program() -> str:
+    """What the user typed to start this process: the script's name, or `python -m ...`."""
+    if _started_as() == SCRIPT:
+        return SCRIPT
+    return shlex.join(PROGRAM)
+
+
 def this_command(otherwise: str) -> str:
     """The command line that started this process; `otherwise` where that was no command of ours."""
-    started = Path(sys.argv[0]).name
-    if started == "__main__.py":
-        return shlex.join([*PROGRAM, *sys.argv[1:]])
-    if started == SCRIPT:
-        return shlex.join([SCRIPT, *sys.argv[1:]])
-    return otherwise
+    if _started_as() not in ("__main__.py", SCRIPT):
+        return otherwise
+    return f"{program()} {shlex.join(sys.argv[1:])}"
+
+
+def _started_as() -> str:
+    return Path(sys.argv[0]).name.removesuffix(".exe")
 
 
 def some(names: Sequence[str], most: int = 8) -> str:
     """Names separated by commas, and how many there are beyond the first `most`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def short_path(path: Path) -> str:
+    """An absolute path, relative to the working folder if it is inside."""
+    if path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
 
 
 def nm(sizes: Sequence[float]) -> str:

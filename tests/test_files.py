@@ -46,6 +46,21 @@ def test_a_full_disk_is_a_sentence_with_the_file_and_what_stands(tmp_path):
     assert isinstance(caught.value, UserError)
 
 
+def test_a_file_that_is_read_while_another_is_written_keeps_its_own_error(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match=r"source\.txt"),
+        files.replacing(tmp_path / "a.txt") as temporary,
+    ):
+        temporary.write_text((tmp_path / "source.txt").read_text())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="could not be written"):
+        files.write_text(tmp_path / "file" / "a.txt", "text")
+
+
 def test_json_has_no_nan(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a.json", {"a": float("nan")})

@@ -1,4 +1,4 @@
-"""Seed, device, precision and provenance; on CUDA where there is one."""
+"""Seed, device, precision; on CUDA where there is one."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ def test_equal_seeds_draw_equal_weights():
     drawn = []
     for seed in (3, 3, 4):
         runtime.seed_everything(seed)
-        drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist()))
+        weights = torch.rand(3).tolist()
+        global_generator = np.random.rand(3).tolist()  # noqa: NPY002  # a user's model may use it
+        drawn.append((weights, global_generator))
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="device = 'cuda:99'.*'auto'"):
+    with pytest.raises(ValueError, match=r"'cuda:99' .*'auto'"):
         runtime.pick_device("cuda:99")
 
 
 def test_fp16_is_refused_on_a_cpu():
-    with pytest.raises(ValueError, match="'bf16' or 'fp32'"):
+    with pytest.raises(ValueError, match="'bf16'"):
         runtime.pick_precision("fp16", CPU)
 
 
@@ -42,9 +44,8 @@ def test_the_forward_pass_runs_in_its_precision(name, kind):
 
 
 def test_only_fp16_scales_its_loss():
-    assert [
-        runtime.Precision(name, "cpu").scaler().is_enabled() for name in ("fp32", "bf16", "fp16")
-    ] == [False, False, True]
+    for name, scales in (("fp32", False), ("bf16", False), ("fp16", True)):
+        assert runtime.Precision(name, "cpu").scaler().is_enabled() == scales
 
 
 @pytest.mark.cuda
@@ -68,9 +69,7 @@ def test_cuda_sees_the_batches_of_the_cpu(experiment):
     }
     config = experiment(spatial_transforms=rotate).config()
     data = loaders.open_data(config)
-    cpu, cuda = (
-        next(run.training_batches(config, data, torch.device(name)).between(0, 4))
-        for name in ("cpu", "cuda")
-    )
+    cpu = next(run.training_batches(config, data, torch.device("cpu")).between(0, 4))
+    cuda = next(run.training_batches(config, data, torch.device("cuda")).between(0, 4))
     torch.testing.assert_close(cuda.raw.cpu(), cpu.raw, atol=2e-3, rtol=0)
     assert (cuda.target.rows.cpu() != cpu.target.rows).float().mean() < 1e-3

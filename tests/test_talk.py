@@ -18,11 +18,9 @@ def test_a_command_line_is_quoted_and_leaves_out_what_is_not_given():
         data=None,
         seeds=False,
     )
-    program = "python -m cellmap_segmentation_challenge"
-    assert (
-        line
-        == f"""{program} train 'my folder/unet' --set epochs=3 --set 'run_name='"'"'a'"'"'' --check"""
-    )
+    start, _, words = line.partition(" train ")
+    assert start == "python -m cellmap_segmentation_challenge"
+    assert words == """'my folder/unet' --set epochs=3 --set 'run_name='"'"'a'"'"'' --check"""
 
 
 @pytest.mark.parametrize(
@@ -36,6 +34,28 @@ def test_a_command_line_is_quoted_and_leaves_out_what_is_not_given():
 def test_the_command_that_started_this_process(monkeypatch, argv, expected):
     monkeypatch.setattr(sys, "argv", argv)
     assert talk.this_command("otherwise").endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("started", "program"),
+    [
+        (
+            "/x/cellmap_segmentation_challenge/__main__.py",
+            "python -m cellmap_segmentation_challenge",
+        ),
+        ("/usr/bin/csc", "csc"),
+        ("C:/Scripts/csc.exe", "csc"),
+    ],
+)
+def test_the_program_is_what_was_typed(monkeypatch, started, program):
+    monkeypatch.setattr(sys, "argv", [started, "train"])
+    assert talk.program() == program
+
+
+def test_a_path_is_said_from_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert talk.short_path(tmp_path / "a" / "b.py") == "a/b.py"
+    assert talk.short_path(tmp_path.parent / "b.py") == str(tmp_path.parent / "b.py")
 
 
 def test_numbers_in_words():
