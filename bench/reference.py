@@ -18,6 +18,7 @@ from leibnetz import build_unet
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from common.classes import ATOM_IDS, TESTED, membership
+from common.data import layout
 from common.data.ngff import write_multiscale
 
 CYTO_SHARE = 0.5
@@ -46,11 +47,9 @@ def write_crops(
     for number in range(1, crops + 2):
         rng = np.random.default_rng([seed, number])
         atoms = _random_atoms(raw_extent, rng)
-        store = root / f"synthetic-{number}" / f"synthetic-{number}.zarr"
-        raw_path, labels_path = (
-            "recon-1/em/fibsem-uint8",
-            f"recon-1/labels/groundtruth/crop{number}",
-        )
+        store = root / layout.store(f"synthetic-{number}")
+        raw_path = layout.RAW
+        labels_path = f"{layout.LABELS}/crop{number}"
         write_multiscale(store / raw_path, _raw_of(atoms, rng), [voxel_size] * 3)
         for name, of_atom in zip(TESTED, membership(TESTED).astype(np.uint8), strict=True):
             label = of_atom[atoms[inside, inside, inside]]

@@ -7,7 +7,6 @@ painted into free cytosol one after another and keep `GAP_NM` from each other, s
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +16,12 @@ import zarr
 from scipy import ndimage
 
 from common.classes import ATOM_IDS, INSTANCES, TESTED, atoms_of, unknown_names
+from common.data import layout, split
 from common.data.ngff import write_multiscale
 from common.errors import UserError
 
 SHAPE = (160, 224, 224)
 """Default size of a phantom in voxels."""
-
-EM_PATH = "recon-1/em/fibsem-uint8"
-LABELS_PATH = "recon-1/labels/groundtruth"
 
 GAP_NM = 24.0
 """Cytosol that is left between two organelles, and between an organelle and the plasma membrane."""
@@ -172,26 +169,18 @@ def write_phantom(
     starts = _place_crops(phantom.atoms, crop_size, train_crops, validate_crops)
     folder = Path(root) / "phantom"
     store = zarr.open_group(str(folder / "phantom.zarr"), mode="w")
-    store.require_group(EM_PATH)
-    write_multiscale(folder / "phantom.zarr" / EM_PATH, phantom.raw, [voxel_size] * 3, levels=3)
+    store.require_group(layout.RAW)
+    write_multiscale(folder / "phantom.zarr" / layout.RAW, phantom.raw, [voxel_size] * 3, levels=3)
     rows = []
     for number, (start, names) in enumerate(zip(starts, classes, strict=True), start=1):
-        crop = f"{LABELS_PATH}/crop{number}"
+        crop = f"{layout.LABELS}/crop{number}"
         store.require_group(crop).attrs["cellmap"] = {"annotation": {"class_names": names}}
         _write_labels(folder / "phantom.zarr" / crop, phantom, start, crop_size, names, repeat)
         usage = "train" if number <= train_crops else "validate"
-        rows.append(
-            [
-                usage,
-                "phantom/phantom.zarr",
-                EM_PATH,
-                "phantom/phantom.zarr",
-                f"{crop}/[{','.join(names)}]",
-            ]
-        )
-    with open(folder / "datasplit.csv", "w", newline="") as file:
-        csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
-    return folder / "datasplit.csv"
+        rows.append(split.row_text(usage, "phantom", f"crop{number}", names))
+    path = folder / "datasplit.csv"
+    path.write_text("".join(f"{row}\n" for row in rows), newline="\n")
+    return path
 
 
 def _whole_ratio(voxel_size: float, label_voxel_size: float) -> int:

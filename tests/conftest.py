@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.data import layout, split
 from common.data.ngff import write_multiscale
 from common.files import use_cache
 
@@ -94,17 +95,15 @@ def write_data(root: Path, crops: dict = CROPS, dataset: str = "tiny") -> Path:
     """Write the tiny cell in the challenge's layout: {root}/{dataset}/{dataset}.zarr/recon-1/... Returns the store.
 
     Raw is 56^3 uint8 at 8 nm, brighter for each class; a crop is 24^3 on the raw's voxels."""
-    store = root / dataset / f"{dataset}.zarr"
+    store = root / layout.store(dataset)
     labels = world()
     noise = np.random.default_rng(0).normal(0, 8, RAW_SHAPE)
     raw = 60 + 120 * labels["mito"] + 40 * labels["er"] + 70 * labels["nuc"] + noise
-    write_multiscale(
-        store / "recon-1/em/fibsem-uint8", raw.clip(1, 255).astype(np.uint8), VOXEL_SIZE
-    )
+    write_multiscale(store / layout.RAW, raw.clip(1, 255).astype(np.uint8), VOXEL_SIZE)
     for name, (_, start, annotated) in crops.items():
         inside = tuple(slice(a, a + n) for a, n in zip(start, CROP_SHAPE, strict=True))
         for label in annotated:
-            path = store / "recon-1/labels/groundtruth" / name / label
+            path = store / layout.LABELS / name / label
             write_multiscale(
                 path,
                 labels[label][inside].astype(np.uint8),
@@ -116,11 +115,11 @@ def write_data(root: Path, crops: dict = CROPS, dataset: str = "tiny") -> Path:
 
 def datasplit_text(crops: dict = CROPS, dataset: str = "tiny") -> str:
     """The datasplit.csv of these crops, paths relative to the data root."""
-    row = '"{0}","{1}/{1}.zarr","recon-1/em/fibsem-uint8","{1}/{1}.zarr","recon-1/labels/groundtruth/{2}/[{3}]"\n'
-    return "".join(
-        row.format(usage, dataset, name, ",".join(found))
-        for name, (usage, _, found) in crops.items()
-    )
+    rows = [
+        split.row_text(usage, dataset, name, annotated)
+        for name, (usage, _, annotated) in crops.items()
+    ]
+    return "".join(f"{row}\n" for row in rows)
 
 
 @dataclass(frozen=True)
@@ -132,16 +131,16 @@ class Experiment:
 
     @property
     def store(self) -> Path:
-        return self.data / "tiny/tiny.zarr"
+        return self.data / layout.store("tiny")
 
     @property
     def raw(self) -> Path:
         """Multiscale group of the raw; its one array is raw / "s0"."""
-        return self.store / "recon-1/em/fibsem-uint8"
+        return self.store / layout.RAW
 
     def crop(self, name: str = "crop1") -> Path:
         """Folder of the class groups of a crop."""
-        return self.store / "recon-1/labels/groundtruth" / name
+        return self.store / layout.LABELS / name
 
     def write(self, name: str, text: str) -> None:
         """Replace a file of the folder; the indentation of `text` is taken off."""

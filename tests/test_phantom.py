@@ -11,10 +11,9 @@ import zarr
 from scipy import ndimage
 
 from common.classes import ATOM_IDS, GROUP_ATOMS, INSTANCES, TESTED, exclusions
+from common.data import layout
 from common.data.ngff import open_levels
 from testing.phantom import (
-    EM_PATH,
-    LABELS_PATH,
     PARTIAL_SETS,
     Phantom,
     class_volume,
@@ -110,7 +109,7 @@ def label(folder: Path, name: str) -> np.ndarray:
 
 def start_voxel(folder: Path, name: str) -> np.ndarray:
     """First voxel of the image that the label covers, from the corners of both in world coordinates."""
-    em = open_levels(folder.parents[3] / EM_PATH)[0]
+    em = open_levels(folder.parents[3] / layout.RAW)[0]
     return (open_levels(folder / name)[0].box()[0] - em.box()[0]) / em.scale
 
 
@@ -252,7 +251,7 @@ def test_image_and_crops_coincide_with_the_arrays_of_the_phantom(
     root: Path, phantom: Phantom
 ) -> None:
     np.testing.assert_array_equal(
-        open_levels(root / "phantom/phantom.zarr" / EM_PATH)[0].array[:], phantom.raw
+        open_levels(root / "phantom/phantom.zarr" / layout.RAW)[0].array[:], phantom.raw
     )
     for _, crop, names in rows(root):
         for name in names[::7]:
@@ -263,7 +262,7 @@ def test_image_and_crops_coincide_with_the_arrays_of_the_phantom(
 
 
 def test_the_image_has_three_levels_of_8_16_and_32_nm(root: Path) -> None:
-    levels = open_levels(root / "phantom/phantom.zarr" / EM_PATH)
+    levels = open_levels(root / "phantom/phantom.zarr" / layout.RAW)
     assert [level.scale.tolist() for level in levels] == [[8.0] * 3, [16.0] * 3, [32.0] * 3]
     assert [level.translation.tolist() for level in levels] == [[0.0] * 3, [4.0] * 3, [12.0] * 3]
 
@@ -288,7 +287,7 @@ def test_labels_of_4_nm_coincide_in_world_coordinates(fine_root: Path, phantom: 
 def test_the_datasplit_is_written_as_the_challenge_writes_it(fine_root: Path) -> None:
     def line(usage: str, crop: str) -> str:
         store = "phantom/phantom.zarr"
-        return f'"{usage}","{store}","{EM_PATH}","{store}","{LABELS_PATH}/{crop}"\n'
+        return f'"{usage}","{store}","{layout.RAW}","{store}","{layout.LABELS}/{crop}"\n'
 
     expected = line("train", "crop1/[mito,er_mem,cyto]") + line("validate", "crop2/[nuc,ecs]")
     assert (fine_root / "phantom/datasplit.csv").read_bytes().decode() == expected

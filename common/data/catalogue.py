@@ -5,29 +5,33 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from common.classes import TESTED
-from common.data.layout import LABELS, RAW
-from common.data.ngff import open_levels
+from common.data import layout
+from common.data.ngff import Level, open_levels
 from common.errors import UserError
 
 CHALLENGE = Path(__file__).with_name("challenge_crops.csv")
-"""Where the 289 public training crops are and what they annotate; the manifest named 'challenge'."""
-
+"""Table of the 289 public training crops: where they are and what they annotate."""
 
 COLUMNS = ("crop", "dataset", "voxel_size", "translation", "shape", "classes")
 
+Key = tuple[str, str]
+"""Dataset and name of a crop."""
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Crop:
-    """An annotated block, as far as a split needs to know it."""
+class CropInfo:
+    """An annotated block, as far as a data split needs to know it; no voxels."""
 
     dataset: str
     name: str
@@ -37,10 +41,24 @@ class Crop:
     """z, y, x, nm, of the centre of the first voxel."""
     shape: tuple[int, ...]
     classes: frozenset[str]
+    """Those that are annotated."""
+
+    @property
+    def key(self) -> Key:
+        """Dataset and name."""
+        return self.dataset, self.name
+
+    @property
+    def path(self) -> str:
+        """'dataset/name', as a crop is named to users."""
+        return f"{self.dataset}/{self.name}"
 
     @property
     def specimen(self) -> str:
-        """The dataset without a last letter after a number: jrc_cos7-1a and jrc_cos7-1b are cells of one sample."""
+        """The dataset without a last letter after a number.
+
+        jrc_cos7-1a and jrc_cos7-1b are cells of one sample, and look alike.
+        """
         return re.sub(r"(?<=\d)[a-z]$", "", self.dataset)
 
     @property
@@ -53,168 +71,213 @@ class Crop:
         """(3,) nm."""
         return np.array(self.voxel_size) * self.shape
 
-    def overlaps(self, other: Crop) -> bool:
+    def overlaps(self, other: CropInfo) -> bool:
         """Whether the two share a volume; touching is not overlapping."""
         if self.dataset != other.dataset:
             return False
-        (low, high), (other_low, other_high) = self._box, other._box
-        return bool(
-            (np.minimum(high, other_high) - np.maximum(low, other_low) > 1e-6 * self.extent).all()
-        )
+        lower, upper = self._box
+        other_lower, other_upper = other._box
+        shared = np.minimum(upper, other_upper) - np.maximum(lower, other_lower)
+        # corners are sums of decimal fractions of nm: what touches may seem to overlap by rounding
+        return bool((shared > 1e-6 * self.extent).all())
 
     @functools.cached_property
     def _box(self) -> tuple[np.ndarray, np.ndarray]:
-        low = np.array(self.translation) - np.array(self.voxel_size) / 2
-        return low, low + self.extent
+        lower = np.array(self.translation) - np.array(self.voxel_size) / 2
+        return lower, lower + self.extent
 
 
-def read_manifest(path: str | Path = CHALLENGE) -> list[Crop]:
+def fits(crop: CropInfo, scale: Sequence[float] | None, min_extent: float) -> bool:
+    """Whether a crop is of use at voxels of `scale` nm; None is every resolution.
+
+    Its labels must be no coarser than that, and every axis `min_extent` such voxels long.
+    """
+    if scale is None:
+        return True
+    wanted = np.array(scale)
+    # 1 %: voxel sizes are rounded in tables and settings, 5.24 nm is asked for as 5.2
+    fine_enough = (np.array(crop.voxel_size) <= 1.01 * wanted).all()
+    large_enough = (crop.extent >= min_extent * wanted * (1 - 1e-9)).all()
+    return bool(fine_enough and large_enough)
+
+
+def natural_key(*names: str) -> list[list[tuple[str, int]]]:
+    """A key that sorts crop2 before crop10."""
+    return [_words_and_numbers(name) for name in names]
+
+
+def _words_and_numbers(name: str) -> list[tuple[str, int]]:
+    return [(word, int(number or 0)) for word, number in re.findall(r"(\D*)(\d*)", name)]
+
+
+# in a table
+
+
+def read_crop_table(path: str | Path = CHALLENGE) -> list[CropInfo]:
     """The crops of a table with the columns of `challenge_crops.csv`.
 
-    Raises FileNotFoundError, or ValueError with everything that is wrong, one line each.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        UserError: with everything that is wrong, one line each.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such manifest; write the path of a table, or 'challenge'"
         )
-    header, crops, problems = None, [], []
-    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").split("\n"), 1):
-        fields = line.strip().split(",")
-        if not line.strip() or line.startswith("#"):
-            continue
-        if header is None:
-            header = number
-            if tuple(fields) != COLUMNS:
-                problems.append(f"line {number}: '{line}'; begin with {','.join(COLUMNS)}")
-            continue
+    lines = _lines_with_content(path.read_text("utf-8-sig", errors="replace"))
+    header = next(lines, None)
+    crops = []
+    problems = []
+    if header and tuple(header[1].strip().split(",")) != COLUMNS:
+        problems.append(f"line {header[0]}: '{header[1]}'; begin with {','.join(COLUMNS)}")
+    for number, line in lines:
         try:
-            crops.append(_crop_of(fields))
+            crops.append(_parse_row(line))
         except ValueError:
             problems.append(
                 f"line {number}: '{line[:80]}'; write e.g. 28,jrc_x,4;4;4,0;0;0,400;400;400,mito er"
             )
-    repeated = [
-        key
-        for key, count in Counter((crop.dataset, crop.name) for crop in crops).items()
-        if count > 1
-    ]
-    problems += [
-        f"{dataset}/{name} stands there more than once; write one row a crop"
-        for dataset, name in repeated
-    ]
+    problems += _repeated(crops)
     if problems:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
     return crops
 
 
-def _crop_of(fields: Sequence[str]) -> Crop:
-    name, dataset, *sizes, classes = fields
-    voxel_size, translation = (tuple(map(float, size.split(";"))) for size in sizes[:2])
-    (shape,) = (tuple(map(int, size.split(";"))) for size in sizes[2:])
-    if not len(voxel_size) == len(translation) == len(shape) == 3 or min(*voxel_size, *shape) <= 0:
-        raise UserError(sizes)
-    annotated = TESTED if classes == "all" else classes.split()
-    name = f"crop{name}" if name.isdecimal() else name
-    return Crop(dataset, name, voxel_size, translation, shape, frozenset(annotated))
+def _lines_with_content(text: str) -> Iterator[tuple[int, str]]:
+    """Lines and their numbers, without those that are empty or begin with '#'."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip() and not line.startswith("#"):
+            yield number, line
+
+
+def _parse_row(line: str) -> CropInfo:
+    """Raises ValueError, without advice, if anything is wrong."""
+    name, dataset, *sizes, classes = line.strip().split(",")
+    voxel_size, translation, shape = (size.split(";") for size in sizes)
+    crop = CropInfo(
+        dataset=dataset,
+        name=f"crop{name}" if name.isdecimal() else name,
+        voxel_size=tuple(map(float, voxel_size)),
+        translation=tuple(map(float, translation)),
+        shape=tuple(map(int, shape)),
+        classes=frozenset(TESTED if classes == "all" else classes.split()),
+    )
+    if not len(crop.voxel_size) == len(crop.translation) == len(crop.shape) == 3:
+        raise ValueError("not three axes")
+    if min(*crop.voxel_size, *crop.shape) <= 0:
+        raise ValueError("not above zero")
+    return crop
+
+
+def _repeated(crops: Sequence[CropInfo]) -> list[str]:
+    return [
+        f"{path} stands there more than once; write one row a crop"
+        for path, count in Counter(crop.path for crop in crops).items()
+        if count > 1
+    ]
+
+
+# on disk
 
 
 def scan(
     data_root: str | Path, datasets: Sequence[str] = ("*",), crops: Sequence[str] = ("*",)
-) -> tuple[list[Crop], list[str]]:
-    """The crops on disk, and what is broken there, one sentence each.
+) -> tuple[list[CropInfo], list[str]]:
+    """The crops on disk (see `common.data.layout`), and what is broken there, one sentence each.
 
-    Layout: {data_root}/{dataset}/{dataset}.zarr/recon-1/labels/groundtruth/{crop}/{class}. A crop has the geometry of
-    its coarsest class. Broken classes, and crops without raw, are left out. Raises FileNotFoundError without a data
-    root, ValueError if a pattern matches nothing.
+    A crop has the geometry of its coarsest class. Broken classes, and crops without raw, are left
+    out.
+
+    Raises:
+        FileNotFoundError: without a data root.
+        UserError: if a pattern matches nothing.
     """
     root = Path(data_root)
     if not root.is_dir():
         raise FileNotFoundError(
             f"{root}: no such data root; write the folder that holds the datasets"
         )
-    folders = {
-        (folder.parents[4].name, folder.name): folder
-        for folder in root.glob(f"*/*.zarr/{LABELS}/*")
-        if folder.is_dir()
-        and folder.parents[3].stem == folder.parents[4].name
-        and not folder.name.startswith(".")
-    }
-    found, skipped = [], []
-    chosen = select(folders, datasets, crops, root)
-    for (dataset, name), folder in sorted(chosen.items(), key=lambda item: _natural(*item[0])):
-        levels = {}
-        for label in sorted(
-            path for path in folder.iterdir() if path.is_dir() and path.name != "all"
-        ):
-            try:
-                levels[label.name] = open_levels(label)[0]
-            except (ValueError, FileNotFoundError) as error:
-                skipped.append(str(error))
-        if not (folder.parents[3] / RAW).is_dir():
-            skipped.append(f"{folder}: no raw group {RAW} in its store; copy it")
+    folders = select(layout.crop_folders(root), datasets, crops, root)
+    whole = []
+    problems = []
+    for dataset, name in sorted(folders, key=lambda key: natural_key(*key)):
+        folder = folders[dataset, name]
+        levels, broken = _finest_levels(folder)
+        problems += broken
+        if not (root / layout.raw(dataset)).is_dir():
+            problems.append(f"{folder}: no raw group {layout.RAW} in its store; copy it")
         elif levels:
-            level = max(levels.values(), key=lambda level: level.scale.prod())
-            geometry = (
-                tuple(array.tolist()) for array in (level.scale, level.translation, level.shape)
-            )
-            found.append(Crop(dataset, name, *geometry, frozenset(levels)))
-    return found, skipped
+            whole.append(_crop_of_levels(dataset, name, levels))
+    return whole, problems
+
+
+def _finest_levels(crop_folder: Path) -> tuple[dict[str, Level], list[str]]:
+    """The finest level of each class of a crop, and what is wrong with those that have none."""
+    levels = {}
+    problems = []
+    for folder in sorted(crop_folder.iterdir()):
+        # 'all' holds the ids of every class in one volume
+        if folder.name == "all" or not folder.is_dir():
+            continue
+        try:
+            levels[folder.name] = open_levels(folder)[0]
+        except (UserError, FileNotFoundError) as error:
+            problems.append(str(error))
+    return levels, problems
+
+
+def _crop_of_levels(dataset: str, name: str, levels: Mapping[str, Level]) -> CropInfo:
+    coarsest = max(levels.values(), key=lambda level: level.scale.prod())
+    return CropInfo(
+        dataset=dataset,
+        name=name,
+        voxel_size=tuple(coarsest.scale.tolist()),
+        translation=tuple(coarsest.translation.tolist()),
+        shape=tuple(coarsest.shape.tolist()),
+        classes=frozenset(levels),
+    )
+
+
+# by name
 
 
 def select(
-    crops: Mapping[tuple[str, str], Any],
-    datasets: Sequence[str],
-    names: Sequence[str],
-    source: str | Path,
-) -> dict[tuple[str, str], Any]:
-    """Those whose (dataset, crop) match a pattern each: a whole name or a glob; a number n stands for the crop 'cropn'.
+    crops: Mapping[Key, T], datasets: Sequence[str], names: Sequence[str], source: str | Path
+) -> dict[Key, T]:
+    """Those of `crops` whose dataset and name each match a pattern: a whole name or a glob.
 
-    Raises ValueError for patterns that match nothing.
+    A number n stands for the crop 'cropn'. `source` begins the messages.
+
+    Raises:
+        UserError: for patterns that match nothing.
     """
     names = [f"crop{name}" if name.isdecimal() else name for name in names]
-    problems = []
-    for what, patterns, present in (
-        ("dataset", datasets, {key[0] for key in crops}),
-        ("crop", names, {key[1] for key in crops}),
-    ):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in present):
-                known = ", ".join(sorted(present, key=_natural)[:10]) or "none"
-                problems.append(
-                    f"{source}: no {what} '{pattern}'; there are {len(present)}: {known}"
-                )
+    problems = _unmatched("dataset", datasets, {dataset for dataset, _ in crops})
+    problems += _unmatched("crop", names, {name for _, name in crops})
     if problems:
-        raise UserError("\n".join(problems))
-    chosen = {
-        key: crop
-        for key, crop in crops.items()
-        if _matches(key[0], datasets) and _matches(key[1], names)
-    }
+        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+    chosen = {}
+    for (dataset, name), crop in crops.items():
+        if _matches(dataset, datasets) and _matches(name, names):
+            chosen[dataset, name] = crop
     if not chosen:
         raise UserError(
-            f"{source}: no crop {', '.join(names)} in {', '.join(datasets)}; name crops of these datasets"
+            f"{source}: no crop {', '.join(names)} in {', '.join(datasets)}; "
+            "name crops of these datasets"
         )
     return chosen
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _natural(*names: str) -> list[list[tuple[str, int]]]:
-    """Sorts crop2 before crop10."""
+def _unmatched(what: str, patterns: Sequence[str], present: set[str]) -> list[str]:
+    """A sentence for each pattern that no name matches."""
+    known = ", ".join(sorted(present, key=natural_key)[:10]) or "none"
     return [
-        [(word, int(number or 0)) for word, number in re.findall(r"(\D*)(\d*)", name)]
-        for name in names
+        f"no {what} '{pattern}'; there are {len(present)}: {known}"
+        for pattern in patterns
+        if not any(fnmatchcase(name, pattern) for name in present)
     ]
 
 
-def fits(crop: Crop, scale: Sequence[float] | None, min_extent: float) -> bool:
-    """Whether a crop makes sense at voxels of `scale` nm: labels no coarser (+1 %), min_extent voxels on every axis."""
-    if scale is None:
-        return True
-    return bool(
-        (np.array(crop.voxel_size) <= 1.01 * np.array(scale)).all()
-        and (crop.extent >= min_extent * np.array(scale) * (1 - 1e-9)).all()
-    )
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

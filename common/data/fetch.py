@@ -240,7 +240,7 @@ def choose(
         like = replace(test, usage="", **given)
         known = {
             (crop.dataset, crop.name): _of_table(crop, like)
-            for crop in catalogue.read_manifest(table)
+            for crop in catalogue.read_crop_table(table)
         }
     source = str(for_experiment or Path(table).name)
     chosen = _named(crops, known, lambda: _tests(manifest_path, test, say), source)
@@ -293,7 +293,7 @@ def _of_experiment(
     return root, found, Wanted("", "", "test", (), (raw.scale,), around)
 
 
-def _of_table(crop: catalogue.Crop, like: Wanted) -> Wanted:
+def _of_table(crop: catalogue.CropInfo, like: Wanted) -> Wanted:
     """What is wanted of a crop of the table. Scales finer than its labels are left out; if that is all of them, so is the crop."""
     fits = tuple(scale for scale in like.scales if catalogue.fits(crop, scale, 1))
     nothing = like.scales and not fits

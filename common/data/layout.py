@@ -1,8 +1,52 @@
-"""The challenge's layout of a data root: where raw and labels of a dataset are."""
+"""The challenge's layout of a data root, which the public bucket has too.
+
+    {dataset}/{dataset}.zarr/recon-1/em/fibsem-uint8                        raw
+    {dataset}/{dataset}.zarr/recon-1/labels/groundtruth/{crop}/{class}      labels
+
+Each of them is a multiscale OME-NGFF group. Paths are relative to the data root, with "/" on every
+system, as they stand in a datasplit.csv and in the bucket.
+"""
 
 from __future__ import annotations
 
-RAW = "recon-1/em/fibsem-uint8"
+from pathlib import Path
 
+RAW = "recon-1/em/fibsem-uint8"
+"""Path of the raw in a store."""
 
 LABELS = "recon-1/labels/groundtruth"
+"""Path of the folder of crops in a store."""
+
+
+def store(dataset: str) -> str:
+    """Path of a dataset's zarr store."""
+    return f"{dataset}/{dataset}.zarr"
+
+
+def raw(dataset: str) -> str:
+    """Path of a dataset's raw."""
+    return f"{store(dataset)}/{RAW}"
+
+
+def labels(dataset: str, crop: str) -> str:
+    """Path of a crop: the folder of its classes."""
+    return f"{store(dataset)}/{LABELS}/{crop}"
+
+
+def crop_folders(data_root: Path) -> dict[tuple[str, str], Path]:
+    """The folder of every crop on disk by its dataset and name."""
+    folders = {}
+    for folder in data_root.glob(f"*/*.zarr/{LABELS}/*"):
+        dataset = folder.relative_to(data_root).parts[0]
+        in_its_store = folder.is_relative_to(data_root / store(dataset))
+        if in_its_store and folder.is_dir() and not folder.name.startswith("."):
+            folders[dataset, folder.name] = folder
+    return folders
+
+
+def store_of(path: Path) -> Path | None:
+    """The innermost zarr store that a path is in, or is; None outside of any."""
+    for folder in (path, *path.parents):
+        if folder.suffix == ".zarr":
+            return folder
+    return None

@@ -47,7 +47,15 @@ from typing import Any
 import numpy as np
 
 from common.classes import TESTED, unknown_names
-from common.data.catalogue import CHALLENGE, Crop, _natural, fits, read_manifest, scan, select
+from common.data.catalogue import (
+    CHALLENGE,
+    CropInfo,
+    fits,
+    natural_key,
+    read_crop_table,
+    scan,
+    select,
+)
 from common.data.layout import LABELS, RAW
 from common.data.split import USAGES
 from common.errors import UserError
@@ -68,7 +76,7 @@ VALIDATION_FRACTION = 0.17
 DRAWS = 100_000
 
 
-def unit_of(crops: Sequence[Crop], by: str) -> np.ndarray:
+def unit_of(crops: Sequence[CropInfo], by: str) -> np.ndarray:
     """(crops,) int: what moves together. by: 'specimen', 'dataset', or 'crop', which links the crops that overlap."""
     if by != "crop":
         return np.unique([getattr(crop, by) for crop in crops], return_inverse=True)[1]
@@ -84,7 +92,7 @@ def unit_of(crops: Sequence[Crop], by: str) -> np.ndarray:
 class _Pool:
     """The crops at hand and what may be done with them; all but `usable` holds for every resolution."""
 
-    crops: list[Crop]
+    crops: list[CropInfo]
     """In natural order."""
     classes: Sequence[str]
     annotated: np.ndarray
@@ -103,7 +111,7 @@ class _Pool:
         """(groups, crops) 0 / 1."""
         return np.eye(len(self.names))[self.units].T
 
-    def sides(self, validates: np.ndarray) -> list[tuple[str, Crop]]:
+    def sides(self, validates: np.ndarray) -> list[tuple[str, CropInfo]]:
         """(usage, crop) for (groups,) bool, training ones first, each side in natural order."""
         of_side = {"train": ~validates[self.units], "validate": validates[self.units]}
         return [
@@ -117,7 +125,7 @@ class _Pool:
 
 
 def _pool(
-    crops: Sequence[Crop],
+    crops: Sequence[CropInfo],
     classes: Sequence[str],
     scale: Sequence[float] | None,
     min_extent: float,
@@ -125,7 +133,7 @@ def _pool(
     complete: Sequence[str],
 ) -> _Pool:
     """Raises ValueError if nothing fits."""
-    crops = sorted(crops, key=lambda crop: _natural(crop.dataset, crop.name))
+    crops = sorted(crops, key=lambda crop: natural_key(crop.dataset, crop.name))
     annotated = np.array([name in crop.classes for crop in crops for name in classes], bool)
     annotated = annotated.reshape(len(crops), len(classes))
     usable = np.array([fits(crop, scale, min_extent) for crop in crops], bool) & annotated.any(1)
@@ -146,7 +154,7 @@ def _pool(
 
 
 def choose_sides(
-    crops: Sequence[Crop],
+    crops: Sequence[CropInfo],
     *,
     classes: Sequence[str] = TESTED,
     scale: Sequence[float] | None,
@@ -157,7 +165,7 @@ def choose_sides(
     method: str = "balanced",
     hold_out: Sequence[str] = (),
     complete: Sequence[str] = (),
-) -> list[tuple[str, Crop]]:
+) -> list[tuple[str, CropInfo]]:
     """(usage, crop) of the crops that fit, training ones first, each side in natural order; see the module's text.
 
     scale: nm, None takes every resolution. min_extent: voxels of that scale. hold_out: exact names of datasets or crops
@@ -189,7 +197,7 @@ def choose_sides(
 
 
 def choose_folds(
-    crops: Sequence[Crop],
+    crops: Sequence[CropInfo],
     folds: int,
     *,
     classes: Sequence[str] = TESTED,
@@ -199,7 +207,7 @@ def choose_folds(
     by: str = "specimen",
     method: str = "balanced",
     complete: Sequence[str] = (),
-) -> list[list[tuple[str, Crop]]]:
+) -> list[list[tuple[str, CropInfo]]]:
     """The sides of each of `folds` splits, as `choose_sides` gives them; every group validates in exactly one.
 
     Raises ValueError where `choose_sides` does, and if a fold has no crop that validates.
@@ -333,7 +341,7 @@ def _rank(
     return np.round(uneven + (chosen**2).sum(1) / np.maximum(chosen.sum(1), 1) ** 2, 9)
 
 
-def _groups(crops: Sequence[Crop]) -> list[np.ndarray]:
+def _groups(crops: Sequence[CropInfo]) -> list[np.ndarray]:
     """Four (crops, n) 0 / 1: all crops, those of like voxel size and of like extent (octaves), those of each class."""
     names = sorted(set().union(*(crop.classes for crop in crops)))
     return [
@@ -350,7 +358,7 @@ def _one_hot(values: Sequence[Any]) -> np.ndarray:
 
 
 def make_datasplit(
-    crops: Sequence[Crop], *, classes: Sequence[str] = TESTED, **choice: Any
+    crops: Sequence[CropInfo], *, classes: Sequence[str] = TESTED, **choice: Any
 ) -> list[str]:
     """The lines of a data split; the arguments are those of `choose_sides`."""
     return [
@@ -359,13 +367,13 @@ def make_datasplit(
     ]
 
 
-def _line(usage: str, crop: Crop, classes: Sequence[str]) -> str:
+def _line(usage: str, crop: CropInfo, classes: Sequence[str]) -> str:
     store = f"{crop.dataset}/{crop.dataset}.zarr"
     labels = f"{LABELS}/{crop.name}/[{','.join(_bracket(crop, classes))}]"
     return ",".join(f'"{text}"' for text in (usage, store, RAW, store, labels))
 
 
-def _bracket(crop: Crop, classes: Sequence[str]) -> list[str]:
+def _bracket(crop: CropInfo, classes: Sequence[str]) -> list[str]:
     return [name for name in classes if name in crop.classes]
 
 
@@ -476,12 +484,12 @@ def make(
     )
 
 
-def leaks(sides: Sequence[tuple[str, Crop]]) -> list[str]:
+def leaks(sides: Sequence[tuple[str, CropInfo]]) -> list[str]:
     """What the validation crops share with the training crops, a sentence each: specimens, and overlapping volumes."""
     train, validate = ([crop for usage, crop in sides if usage == side] for side in USAGES)
     found = []
     if shared := sorted(
-        {crop.specimen for crop in train} & {crop.specimen for crop in validate}, key=_natural
+        {crop.specimen for crop in train} & {crop.specimen for crop in validate}, key=natural_key
     ):
         found.append(
             f"{len(shared)} specimens train and validate, which makes the validation look better than new specimens will: "
@@ -552,7 +560,7 @@ def _check_choice(
 
 def _find(
     path: Path, data_root: Any, manifest: Any, datasets: Sequence[str], crops: Sequence[str]
-) -> tuple[list[Crop], list[str]]:
+) -> tuple[list[CropInfo], list[str]]:
     if data_root is not None and manifest is not None:
         raise UserError(
             f"{path}: both a data root ({data_root}) and a manifest ({manifest}); write one of them"
@@ -560,11 +568,11 @@ def _find(
     if data_root is not None:
         return scan(data_root, datasets, crops)
     source = CHALLENGE if manifest in (None, "challenge") else Path(manifest)
-    table = {(crop.dataset, crop.name): crop for crop in read_manifest(source)}
+    table = {(crop.dataset, crop.name): crop for crop in read_crop_table(source)}
     return list(select(table, datasets, crops, source).values()), []
 
 
-def _check_classes(path: Path, classes: Sequence[str], crops: Sequence[Crop]) -> None:
+def _check_classes(path: Path, classes: Sequence[str], crops: Sequence[CropInfo]) -> None:
     """A class of one's own is known by a crop that annotates it."""
     problems = unknown_names(classes, set().union(*(crop.classes for crop in crops)))
     problems += [
@@ -604,10 +612,10 @@ def _short(path: str | Path) -> str:
     return (Path(Path(path).parent.name) / Path(path).name).as_posix()
 
 
-def _summary(sides: Sequence[tuple[str, Crop]]) -> str:
+def _summary(sides: Sequence[tuple[str, CropInfo]]) -> str:
     usages = Counter(usage for usage, _ in sides)
     specimens = sorted(
-        {crop.specimen for usage, crop in sides if usage == "validate"}, key=_natural
+        {crop.specimen for usage, crop in sides if usage == "validate"}, key=natural_key
     )
     return (
         f"{usages['train']} training crops, {usages['validate']} validation crops "
@@ -615,7 +623,7 @@ def _summary(sides: Sequence[tuple[str, Crop]]) -> str:
     )
 
 
-def _left_out(crops: Sequence[Crop], sides: Sequence[tuple[str, Crop]]) -> list[str]:
+def _left_out(crops: Sequence[CropInfo], sides: Sequence[tuple[str, CropInfo]]) -> list[str]:
     if len(crops) == len(sides):
         return []
     return [
@@ -623,7 +631,9 @@ def _left_out(crops: Sequence[Crop], sides: Sequence[tuple[str, Crop]]) -> list[
     ]
 
 
-def _coverage(splits: Sequence[Sequence[tuple[str, Crop]]], classes: Sequence[str]) -> list[str]:
+def _coverage(
+    splits: Sequence[Sequence[tuple[str, CropInfo]]], classes: Sequence[str]
+) -> list[str]:
     """A table of how many crops of each side annotate each class, and a sentence for classes that miss a side.
 
     Of several splits each has one column, training crops / validation crops.

@@ -1,4 +1,11 @@
-"""Reads and checks `datasplit.csv`: which crops train and which validate, and what each annotates."""
+"""The file `datasplit.csv`: which crops train and which validate, and what each annotates.
+
+One row a crop, without a header: usage ("train" or "validate"), raw store, raw path in it, label
+store, label path in it with the annotated classes in brackets. Stores are relative to the data
+root. A class that is not in the brackets is unknown in that crop, even if its folder exists.
+
+    "train","d/d.zarr","recon-1/em/fibsem-uint8","d/d.zarr","recon-1/labels/groundtruth/crop1/[ecs,pm]"
+"""
 
 from __future__ import annotations
 
@@ -12,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from common.data import layout
 from common.errors import UserError
 
 USAGES = ("train", "validate")
@@ -34,35 +42,52 @@ class Row:
     data_root: Path = field(default=Path(), compare=False)
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Dataset and crop, such as ('jrc_hela-2', 'crop28')."""
+        store = layout.store_of(self.crop.parent) or self.crop.parent
+        return store.stem, self.crop.name
+
+    @property
     def name(self) -> str:
         """Dataset and crop, such as 'jrc_hela-2/crop28'."""
-        store = next(
-            (part for part in self.crop.parents if part.suffix == ".zarr"), self.crop.parent
-        )
-        return f"{store.stem}/{self.crop.name}"
+        return "/".join(self.key)
+
+
+def row_text(usage: str, dataset: str, crop: str, classes: Sequence[str]) -> str:
+    """The row of a crop that lies where the challenge's layout has it."""
+    store = layout.store(dataset)
+    labels = f"{layout.LABELS}/{crop}/[{','.join(classes)}]"
+    return ",".join(f'"{text}"' for text in (usage, store, layout.RAW, store, labels))
 
 
 def read_datasplit(path: str | Path, data_root: str | Path) -> list[Row]:
-    """The rows of a data split, in the order of the file, stores joined to `data_root` unless they are absolute.
+    """The rows of a data split, in the order of the file.
 
-    Reads the five columns above, and three or four (usage, raw, labels). A label path without brackets is one class.
-    Empty lines and those beginning with '#' are skipped. Unlike in the public toolbox, where every usage that does not
-    begin with 'train' validates, one that begins with neither 'train' nor 'valid' is an error.
-    Raises FileNotFoundError, or ValueError with everything that is wrong, one line each.
+    Stores are joined to `data_root` unless they are absolute. Reads the five columns above, and
+    three or four (usage, raw, labels). A label path without brackets is one class. Empty lines and
+    those beginning with '#' are skipped. Unlike in the public toolbox, where every usage that does
+    not begin with 'train' validates, one that begins with neither 'train' nor 'valid' is an error.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        UserError: with everything that is wrong, one line each.
     """
-    path, data_root = Path(path), Path(data_root)
+    path = Path(path)
+    data_root = Path(data_root)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data split; write it with make-datasplit")
-    rows, problems = [], []
+    rows: list[Row] = []
+    problems: list[str] = []
+    # utf-8-sig: spreadsheets put a byte order mark first
     for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").split("\n"), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            rows.append(
-                replace(_parse(line, data_root), file=path, line=number, data_root=data_root)
-            )
-        except ValueError as error:
+            row = _parse(line, data_root)
+        except UserError as error:
             problems += [f"line {number}: {problem}" for problem in error.args]
+        else:
+            rows.append(replace(row, file=path, line=number, data_root=data_root))
     problems += _repeated(rows)
     if not problems and not any(row.usage == "train" for row in rows):
         problems.append(f'{len(rows)} rows, none to train on; write rows that begin with "train"')
@@ -72,31 +97,46 @@ def read_datasplit(path: str | Path, data_root: str | Path) -> list[Row]:
 
 
 def _parse(line: str, data_root: Path) -> Row:
-    """Raises ValueError with one argument for each problem."""
+    """One row. Raises UserError with one argument for each problem."""
+    fields = _fields(line)
+    usage = _usage(fields[0])
+    problems = [
+        f"column '{text}' is empty or has a space at an end; write it without"
+        for text in fields
+        if text != text.strip() or not text
+    ]
+    if not usage:
+        problems.append(f"usage '{fields[0]}'; write 'train' or 'validate'")
+    problems += _label_problems(fields[-1])
+    if problems:
+        raise UserError(*problems)
+    crop, annotated = _split_classes(fields[-1])
+    if len(fields) == 5:
+        _, raw_store, raw, label_store, _ = fields
+        return Row(usage, data_root / raw_store / raw, data_root / label_store / crop, annotated)
+    return Row(usage, data_root / fields[1], data_root / crop, annotated)
+
+
+def _fields(line: str) -> list[str]:
+    """The columns of a row: five, or three (usage, raw, labels)."""
     try:
         fields = next(csv.reader([line], strict=True))
     except csv.Error as error:
         raise UserError(f"not a row of CSV ({error}); write each field in double quotes") from error
     if not 3 <= len(fields) <= 5:
         raise UserError(
-            f"{len(fields)} columns; write five, each in double quotes (the brackets contain commas)"
+            f"{len(fields)} columns; "
+            "write five, each in double quotes (the brackets contain commas)"
         )
-    usage = next((usage for usage in USAGES if fields[0].startswith(usage[:5])), "")
-    fields = fields if len(fields) == 5 else fields[:3]
-    spaced = [text for text in fields if text != text.strip() or not text]
-    problems = [
-        f"column '{text}' is empty or has a space at an end; write it without" for text in spaced
-    ]
-    problems += [] if usage else [f"usage '{fields[0]}'; write 'train' or 'validate'"]
-    problems += _label_problems(fields[-1])
-    if problems:
-        raise UserError(*problems)
-    crop, annotated = _split_classes(fields[-1])
-    if len(fields) == 5:
-        return Row(
-            usage, data_root / fields[1] / fields[2], data_root / fields[3] / crop, annotated
-        )
-    return Row(usage, data_root / fields[1], data_root / crop, annotated)
+    return fields if len(fields) == 5 else fields[:3]
+
+
+def _usage(text: str) -> str:
+    """'train' or 'validate' for what begins like it ('valid', 'validation', ...), else nothing."""
+    for usage in USAGES:
+        if text.startswith(usage[:5]):
+            return usage
+    return ""
 
 
 def _label_problems(path: str) -> list[str]:
@@ -105,15 +145,18 @@ def _label_problems(path: str) -> list[str]:
     _, names = _split_classes(path)
     if any(name != name.strip() or not name for name in names):
         return [f"classes '{','.join(names)}'; write names separated by commas, without spaces"]
-    repeated = [name for name, count in Counter(names).items() if count > 1]
     return [
-        f"class '{name}' stands {names.count(name)} times in one row; write it once"
-        for name in repeated
+        f"class '{name}' stands {count} times in one row; write it once"
+        for name, count in Counter(names).items()
+        if count > 1
     ]
 
 
 def _split_classes(path: str) -> tuple[str, tuple[str, ...]]:
-    """'crop1/[mito,er]' as 'crop1' and its classes; without brackets the last part of the path is the one class."""
+    """'crop1/[mito,er]' as 'crop1' and its classes.
+
+    Without brackets the last part of the path is the one class.
+    """
     crop, _, names = path.rstrip("/").rpartition("/")
     return crop, tuple(names.strip("[]").split(","))
 
@@ -125,8 +168,8 @@ def _repeated(rows: Sequence[Row]) -> list[str]:
         before = first.setdefault(os.path.normpath(row.crop), row)
         if before is not row:
             problems.append(
-                f"line {row.line}: {row.name} ({row.usage}) already stands in line {before.line} ({before.usage}); "
-                "write one row a crop, with all its classes"
+                f"line {row.line}: {row.name} ({row.usage}) already stands in line {before.line} "
+                f"({before.usage}); write one row a crop, with all its classes"
             )
     return problems
 
@@ -134,45 +177,50 @@ def _repeated(rows: Sequence[Row]) -> list[str]:
 def check_files(rows: Sequence[Row]) -> None:
     """See that every raw group and every class folder exists; reads names only, no metadata.
 
-    Raises FileNotFoundError with the first ten that are missing and a count.
+    Raises:
+        FileNotFoundError: with the first ten that are missing and a count.
     """
-    missing = [
-        f"{row.file}: line {row.line}: {problem}" for row in rows for problem in _missing(row)
-    ]
+    missing = []
+    for row in rows:
+        missing += [f"{row.file}: line {row.line}: {problem}" for problem in _missing(row)]
     if missing:
-        advice = f"{len(missing)} missing in all; fetch them, or point --data at the folder that holds the datasets"
+        advice = (
+            f"{len(missing)} missing in all; "
+            "fetch them, or point --data at the folder that holds the datasets"
+        )
         raise FileNotFoundError("\n".join([*missing[:10], f"{rows[0].file}: {advice}"]))
 
 
 def _missing(row: Row) -> list[str]:
-    problems = []
-    for what, path in (("raw group", row.raw), ("crop folder", row.crop)):
-        stores = [
-            part for part in (path, *path.parents) if part.suffix == ".zarr" and not part.is_dir()
-        ]
-        if stores:
-            problems.append(f"no zarr store {stores[-1]}")
-        elif not path.is_dir():
-            problems.append(f"no {what} {path}")
-    if not row.crop.is_dir():
-        return list(dict.fromkeys(problems))
-    present = set(os.listdir(row.crop))
-    return problems + [
-        f"no class folder {row.crop / name}" for name in row.annotated if name not in present
-    ]
+    problems = [_missing_group("raw group", row.raw), _missing_group("crop folder", row.crop)]
+    problems = [problem for problem in dict.fromkeys(problems) if problem]
+    if row.crop.is_dir():
+        present = {path.name for path in row.crop.iterdir()}
+        absent = [name for name in row.annotated if name not in present]
+        problems += [f"no class folder {row.crop / name}" for name in absent]
+    return problems
+
+
+def _missing_group(what: str, path: Path) -> str:
+    """That a folder is not there, told by the outermost store that is not, or nothing."""
+    for folder in (*reversed(path.parents), path):
+        if folder.suffix == ".zarr" and not folder.is_dir():
+            return f"no zarr store {folder}"
+    return "" if path.is_dir() else f"no {what} {path}"
 
 
 def split_hash(rows: Sequence[Row]) -> str:
-    """SHA-256 of the rows in their order, paths relative to the data root: the same wherever the data lie.
+    """SHA-256 of the rows in their order: the same wherever the data lie.
 
-    A store outside of the data root enters with its whole path.
+    Paths are relative to the data root; a store outside of it enters with its whole path.
     """
-
-    def place(path: Path, root: Path) -> str:
-        return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-
-    content = [
-        [row.usage, place(row.raw, row.data_root), place(row.crop, row.data_root), *row.annotated]
-        for row in rows
-    ]
+    content = []
+    for row in rows:
+        raw = _relative_to(row.data_root, row.raw)
+        crop = _relative_to(row.data_root, row.crop)
+        content.append([row.usage, raw, crop, *row.annotated])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _relative_to(root: Path, path: Path) -> str:
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()

@@ -425,7 +425,7 @@ class Target:
             and self.journal.is_file()
         )
         if not begun:
-            ngff.start_multiscale(path, plan.grid, dtype, plan.chunks, attributes)
+            ngff.start_multiscale(path, plan.grid, dtype, plan.chunks, attributes=attributes)
             if self.halved:
                 ngff.add_level(path, 1, self.factors[0], -(-chunks // self.factors[0]))
             self.journal.touch()

@@ -457,12 +457,12 @@ def _process_class(
         instances.copy(
             ids,
             ngff.start_multiscale(
-                path, grid, dtype, prediction.chunks, {"class": name, "processed": about}
+                path, grid, dtype, prediction.chunks, attributes={"class": name, "processed": about}
             ),
         )
     else:
         array = ngff.start_multiscale(
-            path, grid, np.uint8, prediction.chunks, {"class": name, "processed": about}
+            path, grid, np.uint8, prediction.chunks, attributes={"class": name, "processed": about}
         )
         for where, mask in mask_blocks(recipe, name, prediction, advance):
             array[where] = mask

@@ -368,7 +368,10 @@ def _leaks(opened: Sequence[_Opened]) -> list[str]:
         grid, (dataset, name) = one.crop.label_grid, one.row.name.split("/")
         geometry = tuple(grid.scale.tolist()), tuple(grid.origin.tolist()), grid.shape
         sides.append(
-            (one.row.usage, catalogue.Crop(dataset, name, *geometry, frozenset(one.row.annotated)))
+            (
+                one.row.usage,
+                catalogue.CropInfo(dataset, name, *geometry, frozenset(one.row.annotated)),
+            )
         )
     return make_split.leaks(sides)
 

@@ -37,7 +37,7 @@ def write_crop(
     """A raw volume and a crop of it in the challenge's layout; all its classes are annotated unless some are named."""
     store = root / "data.zarr" / "recon-1"
     write_multiscale(
-        store / "em" / "fibsem-uint8", raw, raw_scale, raw_translation, levels, chunk=8
+        store / "em" / "fibsem-uint8", raw, raw_scale, raw_translation, levels=levels, chunk=8
     )
     crop = store / "labels" / "groundtruth" / "crop1"
     for name, volume in labels.items():

@@ -130,10 +130,10 @@ GRID = Grid(np.array([10.0, 20, 30]), np.array([40.0, 10, 10]), (9, 40, 42))
 def written_in_pieces(
     path: Path, volume: np.ndarray, reduce=block_mean, written: int = 0
 ) -> list[ngff.Level]:
-    array = ngff.start_multiscale(path, GRID, volume.dtype, (4, 8, 8), {"class": "mito"})
+    array = ngff.start_multiscale(path, GRID, volume.dtype, (4, 8, 8), attributes={"class": "mito"})
     for z in range(0, 9, 4):
         array[z : z + 4] = volume[z : z + 4]
-    ngff.finish_multiscale(path, GRID, pyramid(GRID, 10), reduce, written)
+    ngff.finish_multiscale(path, GRID, pyramid(GRID, 10), reduce, written=written)
     return open_levels(path)
 
 
@@ -160,7 +160,9 @@ def test_every_level_says_where_its_voxels_are(tmp_path):
 
 
 def test_what_is_not_finished_is_no_image(tmp_path):
-    ngff.start_multiscale(tmp_path / "image", GRID, np.uint8, (4, 8, 8), {"class": "mito"})
+    ngff.start_multiscale(
+        tmp_path / "image", GRID, np.uint8, (4, 8, 8), attributes={"class": "mito"}
+    )
     with pytest.raises(
         ValueError,
         match="image: half-written; run the command that writes it again, it goes on where it stopped",

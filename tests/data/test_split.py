@@ -33,7 +33,7 @@ def crop(
     shape=(10, 10, 10),
     voxel_size=(8.0, 8.0, 8.0),
 ):
-    return catalogue.Crop(
+    return catalogue.CropInfo(
         dataset, name, voxel_size, tuple(map(float, start)), shape, frozenset(classes.split())
     )
 
@@ -268,7 +268,7 @@ def test_the_hash_follows_the_split_and_not_the_machine(tmp_path):
 
 
 def test_the_table_holds_the_289_training_crops():
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     assert len({(c.dataset, c.name) for c in crops}) == len(crops) == 289
     assert len({c.dataset for c in crops}) == 22
     assert sum(c.classes >= set(TESTED) for c in crops) == 224
@@ -277,7 +277,7 @@ def test_the_table_holds_the_289_training_crops():
 
 def test_every_translation_lies_on_the_lattice_of_its_labels():
     """Offsets in the table are multiples of an eighth of a voxel; a lost decimal point would not be."""
-    for each in catalogue.read_manifest():
+    for each in catalogue.read_crop_table():
         steps = np.array(each.translation) / each.voxel_size * 16
         assert np.abs(steps - steps.round()).max() < 0.01, each
 
@@ -300,7 +300,7 @@ def test_everything_wrong_in_a_manifest_is_in_one_message(tmp_path):
     bad = ["2,d,4;4,0;0;0,9;9;9,mito", "3,d", "4,d,4;4;4,0;0;0,9;0;9,x"]
     path.write_text("\n".join(["crop,dataset", good, *bad, good]))
     with pytest.raises(ValueError) as caught:
-        catalogue.read_manifest(path)
+        catalogue.read_crop_table(path)
     said = str(caught.value).splitlines()
     assert [text.split(":")[1].split(";")[0].strip() for text in said[:4]] == [
         "line 1",
@@ -324,7 +324,7 @@ def test_a_scan_reads_the_geometry_and_the_classes_in_natural_order(tmp_path):
     labelled_store(tmp_path, dataset="c", name="x1", classes=("mito",))
     crops, skipped = catalogue.scan(tmp_path)
     assert [(c.dataset, c.name) for c in crops] == [("c", "x1"), ("d", "crop2"), ("d", "crop10")]
-    assert crops[2] == catalogue.Crop(
+    assert crops[2] == catalogue.CropInfo(
         "d", "crop10", (4, 2, 2), (12, 20, 30), (6, 6, 6), frozenset({"er", "mito"})
     )
     assert crops[1].classes == {"nuc"}
@@ -542,7 +542,7 @@ def test_the_rank_is_the_sum_that_the_module_describes():
 
 
 def test_the_order_of_the_crops_does_not_matter():
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     shuffled = [crops[n] for n in np.random.default_rng(0).permutation(len(crops))]
     assert make_split.make_datasplit(shuffled, scale=(8, 8, 8)) == make_split.make_datasplit(
         crops, scale=(8, 8, 8)
@@ -550,7 +550,7 @@ def test_the_order_of_the_crops_does_not_matter():
 
 
 def test_the_same_seed_gives_the_same_split_and_another_seed_another():
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     first, again, other = (
         make_split.make_datasplit(crops, scale=(32, 32, 32), seed=seed) for seed in (0, 0, 1)
     )
@@ -585,7 +585,7 @@ def test_both_sides_have_crops_at_any_other_fraction(fraction):
 
 
 def test_by_crop_splits_specimens_but_never_overlapping_crops():
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     usage = {
         (c.dataset, c.name): u
         for u, c in make_split.choose_sides(crops, scale=(8, 8, 8), by="crop")
@@ -648,7 +648,7 @@ def far_away(crops):
 
 @pytest.mark.parametrize("by", make_split.GROUPS)
 def test_a_side_by_hash_is_the_hash_of_the_groups_name_and_nothing_else(by):
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     units = make_split.unit_of(crops, by)
     expected = {}
     for c, unit in zip(crops, units, strict=True):
@@ -666,7 +666,7 @@ def test_a_side_by_hash_is_the_hash_of_the_groups_name_and_nothing_else(by):
 
 @pytest.mark.parametrize("by", make_split.GROUPS)
 def test_by_hash_a_new_crop_moves_no_old_one_and_a_larger_fraction_only_adds(by):
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     choice = {"by": by, "method": "hash", "seed": 1}
     before = sides(crops, **choice, validation_fraction=0.2)
     after = sides(far_away(crops), **choice, validation_fraction=0.2)
@@ -683,7 +683,7 @@ def test_by_hash_a_new_crop_moves_no_old_one_and_a_larger_fraction_only_adds(by)
 @pytest.mark.parametrize("method", make_split.METHODS)
 @pytest.mark.parametrize("by", make_split.GROUPS)
 def test_no_group_stands_on_both_sides(by, method):
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     usage = sides(crops, by=by, method=method, seed=1, validation_fraction=0.3)
     units = make_split.unit_of(crops, by)
     found = {(unit, usage[c.dataset, c.name]) for c, unit in zip(crops, units, strict=True)}
@@ -699,7 +699,7 @@ def test_by_crop_and_hash_about_the_wanted_fraction_validates():
 
 
 def test_the_resolution_moves_no_crop_of_a_hash_split():
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     coarse, fine = (
         {
             (c.dataset, c.name): usage
@@ -741,7 +741,7 @@ def test_only_what_is_named_exactly_is_held_out():
 @pytest.mark.parametrize("method", make_split.METHODS)
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_held_out_validates_beside_what_is_drawn(method, seed):
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     usage = sides(crops, method=method, seed=seed, hold_out=["jrc_mus-kidney", "jrc_sum159-1"])
     validate = {dataset for (dataset, _), side in usage.items() if side == "validate"}
     assert validate >= {"jrc_mus-kidney", "jrc_sum159-1"}
@@ -754,7 +754,7 @@ def test_what_is_held_out_validates_beside_what_is_drawn(method, seed):
 
 
 def test_a_group_is_not_held_out_in_part():
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     with pytest.raises(
         ValueError,
         match=r"a part of specimen jrc_hela-2 only; name the other \d+ too .*, or group by crop",
@@ -784,7 +784,7 @@ def test_a_split_without_training_crops_is_refused():
 @pytest.mark.parametrize("method", make_split.METHODS)
 @pytest.mark.parametrize("by", make_split.GROUPS)
 def test_in_folds_every_group_validates_exactly_once_and_trains_in_all_others(by, method):
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     units = {
         (c.dataset, c.name): unit
         for c, unit in zip(crops, make_split.unit_of(crops, by), strict=True)
@@ -800,7 +800,7 @@ def test_in_folds_every_group_validates_exactly_once_and_trains_in_all_others(by
 
 
 def test_balanced_folds_are_of_like_size_and_those_by_hash_move_no_old_crop():
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     for split in make_split.choose_folds(crops, 5, scale=(8, 8, 8), min_extent=28):
         assert 0.15 < sum(usage == "validate" for usage, _ in split) / len(split) < 0.25
     for before, after in zip(
@@ -943,7 +943,7 @@ def test_the_report_warns_of_leaks(tmp_path):
 
 
 def test_a_split_read_back_is_the_split_that_was_chosen(tmp_path):
-    crops = catalogue.read_manifest()
+    crops = catalogue.read_crop_table()
     chosen = make_split.choose_sides(crops, scale=(128, 128, 128))
     make_split.write_datasplit(
         tmp_path / "datasplit.csv", make_split.make_datasplit(crops, scale=(128, 128, 128))
