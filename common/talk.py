@@ -27,11 +27,13 @@ def note(text: str) -> None:
     say(f"note: {text}")
 
 
-def progress(total: int, what: str = "", unit: str = "it", done: int = 0, **options: Any) -> tqdm:
+def progress(
+    total: int | None, what: str = "", unit: str = "it", done: int = 0, **options: Any
+) -> tqdm:
     """A progress bar that goes away when it is full; none where output is not a terminal.
 
     Args:
-        total: how many units there are.
+        total: how many units there are, if that is known.
         what: stands before the bar.
         unit: of the numbers.
         done: how many units were done before, by an earlier call.

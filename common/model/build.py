@@ -10,6 +10,7 @@ from torch import nn
 from common import runtime
 from common.config.settings import TrainConfig
 from common.errors import UserError
+from common.files import use_cache
 from common.model.forward import ForwardPass, keep_channels_last
 from common.model.shapes import Shape, Shapes
 
@@ -17,17 +18,26 @@ SPEAKS_OF_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|[345]D|larger|smal
 """How torch's errors about a tensor's shape differ from others of the same type."""
 
 
-def build_model(config: TrainConfig, device: torch.device) -> nn.Module:
-    """The network of a configuration on its device.
+def new_model(config: TrainConfig) -> nn.Module:
+    """The network as the user's build_model gives it, with pretrained weights kept in cache_path.
 
-    Raises UserError with the shape to write if its shapes do not fit the settings. An error of the
-    user's own code comes through as it is.
+    An error of the user's own code comes through as it is.
     """
+    use_cache(config.path("cache_path"))
     model = config.build_model(config.classes, **config.model_kwargs)
     if not isinstance(model, nn.Module):
         raise UserError(
             f"{config.folder}: build_model gives a {type(model).__name__}; return a torch.nn.Module"
         )
+    return model
+
+
+def build_model(config: TrainConfig, device: torch.device) -> nn.Module:
+    """The network of a configuration on its device.
+
+    Raises UserError with the shape to write if its shapes do not fit the settings.
+    """
+    model = new_model(config)
     model = model.to(device)
     if config.channels_last:
         model = keep_channels_last(model)

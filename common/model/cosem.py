@@ -1,75 +1,90 @@
 """The COSEM pretrained networks: where their weights are, and how to take their backbone.
 
-Architecture and addresses are cellmap-models'; its own loader is not used. That one turns TLS verification off for the
-whole process, keeps truncated downloads, writes into site-packages, overwrites `sys.modules["model"]` and runs a 216^3
-forward pass in its constructor. The published files could not be fetched where this was written: files of the same
-format are what the tests load.
+Architecture and addresses are cellmap-models'; its own loader is not used. That one turns TLS
+verification off for the whole process, keeps truncated downloads, writes into site-packages,
+overwrites `sys.modules["model"]` and runs a 216^3 forward pass in its constructor. The published
+files could not be fetched where this was written; the tests load files of the same format.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import ssl
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import torch
-from fasteners import InterProcessLock
 from torch import nn
-from tqdm import tqdm
 
 from common.errors import FileError, UserError
-from common.files import REPOSITORY
+from common.files import alone, cache_folder, replacing, sha256_of_file, write_json
 from common.model.unet import shrunk_shape
+from common.talk import progress, say
 
 KNOWN_SHA256: dict[str, str] = {}
-"""Checkpoint name to the SHA-256 of its file. COSEM publishes none: enter the one that a first download prints."""
+"""Checkpoint name to SHA-256 of its file. COSEM publishes none: enter what a download prints."""
 
-SMALLEST_INPUT = (
-    198  # cellmap-models says 216, but the network takes 198 (all sizes from 100 to 238 tried)
-)
+# cellmap-models says 216, but the network takes 198: every size from 100 to 238 was tried
+SMALLEST_INPUT = 198
 INPUT_STEP = 18
 LOST_VOXELS = 186  # 180 in the backbone, 6 in the head
+
 TIMEOUT_S = 60
+READ_BYTES = 1 << 20
+
+Record = dict[str, Any]
+"""What is kept beside a file of weights: its source, bytes and sha256."""
 
 
 def weights_path(name: str = "setup04/1820500", urls: Mapping[str, str] | None = None) -> Path:
-    """The file of a checkpoint in the cache folder, downloaded if missing; a .json beside it records size and SHA-256.
+    """The file of a checkpoint in the cache folder, downloaded if missing.
 
-    The folder is the environment variable CELLMAP_CACHE, or cache/ in the repository. urls: checkpoint name to address,
-    as cellmap-models has them by default. A file that was put there by hand is recorded too, if it loads. Of several
-    processes one downloads and the others wait. Raises FileNotFoundError if the file can neither be found nor
-    downloaded, ValueError for an unknown name or a file that is not this checkpoint.
+    A .json beside it records size and SHA-256. A file that was put there by hand is recorded too,
+    if it loads. Of several processes one downloads and the others wait. The folder is
+    `common.files.cache_folder()`: the setting cache_path while a configuration builds its model.
+
+    Args:
+        name: setup and iteration.
+        urls: checkpoint name to address, as cellmap-models has them by default.
+
+    Raises:
+        FileError: if the file can neither be found nor downloaded.
+        UserError: for an unknown name, or a file that is not this checkpoint.
     """
-    urls = import_module("cellmap_models.pytorch.cosem").models_dict if urls is None else urls
+    if urls is None:
+        urls = import_module("cellmap_models.pytorch.cosem").models_dict
     if name not in urls:
         raise UserError(
             f"weights '{name}': no COSEM checkpoint has this name; write one of {', '.join(urls)}"
         )
-    path = _cache_folder() / "cosem" / f"{name}.pth"
-    if not _is_recorded(path):
-        with _locked(path):
-            if not _is_recorded(path):  # by the process that held the lock until now
-                record = (
-                    _examine(name, path) if path.is_file() else _download(name, urls[name], path)
-                )
-                _write_record(path, record)
+    path = cache_folder() / "cosem" / f"{name}.pth"
+    if _is_recorded(path):
+        return path
+    with _locked(path):
+        # asked again: the process that held the lock until now may have downloaded it
+        if not _is_recorded(path):
+            record = _examine(name, path) if path.is_file() else _download(name, urls[name], path)
+            write_json(_record_path(path), record)
+            say(f"{path}: {record['bytes']:,} bytes, SHA-256 {record['sha256']}")
     return path
 
 
 def load_backbone(name: str = "setup04/1820500", pretrained: bool = True) -> nn.Module:
-    """The U-Net of a COSEM network without its upsampling and head: (B, 1, z, y, x) to (B, 72, z - 180, ...).
+    """The U-Net of a COSEM network without its upsampling and head, on the CPU, in eval mode.
 
-    Voxels of input and output have the same size, 8 nm for setup04. On the CPU, in eval mode. With pretrained=False the
-    weights are torch's default initialisation, drawn from its generator, on its default device: the caller says so
-    aloud. Raises what `weights_path` raises.
+    (B, 1, z, y, x) to (B, 72, z - 180, y - 180, x - 180); voxels of input and output have the same
+    size, 8 nm for setup04. Raises what `weights_path` raises.
+
+    Args:
+        name: setup and iteration.
+        pretrained: False takes torch's default initialisation, drawn from its generator, on its
+            default device; the caller should say so.
     """
     if pretrained:
         return _read_backbone(name, weights_path(name))
@@ -79,18 +94,21 @@ def load_backbone(name: str = "setup04/1820500", pretrained: bool = True) -> nn.
 def build_finetune(
     classes: Sequence[str], backbone: nn.Module, freeze_backbone: bool = True
 ) -> FineTuned:
-    """`backbone` with a new head of three 3x3x3 convolutions and one output channel for each of `classes`."""
+    """`backbone` with a new head: three 3x3x3 convolutions, one output channel for each class."""
     width = backbone.out_channels
-    convolutions = [layer for _ in range(3) for layer in (nn.Conv3d(width, width, 3), nn.ReLU())]
-    return FineTuned(
-        backbone, nn.Sequential(*convolutions, nn.Conv3d(width, len(classes), 1)), freeze_backbone
-    )
+    layers: list[nn.Module] = []
+    for _ in range(3):
+        layers += [nn.Conv3d(width, width, 3), nn.ReLU()]
+    layers.append(nn.Conv3d(width, len(classes), 1))
+    return FineTuned(backbone, nn.Sequential(*layers), freeze_backbone)
 
 
 class FineTuned(nn.Module):
-    """A pretrained backbone under a new head: (B, 1, z, y, x) to logits (B, classes, z - 186, y - 186, x - 186).
+    """A pretrained backbone under a new head.
 
-    A frozen backbone stays in eval mode, gets no gradient and keeps no activations. Sizes: see `cosem_output_shape`.
+    (B, 1, z, y, x) to logits (B, classes, z - 186, y - 186, x - 186), for the sizes of
+    `cosem_output_shape`. A frozen backbone stays in eval mode, gets no gradient and keeps no
+    activations.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, freeze_backbone: bool):
@@ -101,12 +119,13 @@ class FineTuned(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> FineTuned:
+        """As of any module, but a frozen backbone stays in eval mode."""
         super().train(mode)
         self.backbone.train(mode and not self.freeze_backbone)
         return self
 
     def forward(self, raw: torch.Tensor) -> torch.Tensor:
-        """Raises ValueError where `cosem_output_shape` does."""
+        """Logits of raw; raises UserError where `cosem_output_shape` does."""
         cosem_output_shape(raw.shape[2:])
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             features = self.backbone(raw)
@@ -114,114 +133,112 @@ class FineTuned(nn.Module):
 
 
 def cosem_output_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
-    """Voxels that come out of `FineTuned` on each axis: n - 186 for n = 198, 216, 234, ...; 93 are lost on each side.
+    """Voxels that come out of `FineTuned` on each axis: n - 186 for n = 198, 216, 234, ...
 
-    Raises ValueError naming the nearest sizes that can be used.
+    Half of the lost ones are on each side. Raises UserError naming the nearest sizes to use.
     """
-    return shrunk_shape("COSEM's U-Net", input_shape, SMALLEST_INPUT, INPUT_STEP, LOST_VOXELS)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("CELLMAP_CACHE") or REPOSITORY / "cache").expanduser()
-
-
-def _is_recorded(path: Path) -> bool:
-    """Whether the file is there with its record. Raises ValueError if it is not the file that was recorded."""
-    record_path = _record_path(path)
-    if not (path.is_file() and record_path.is_file()):
-        return False
-    recorded, found = json.loads(record_path.read_text())["bytes"], path.stat().st_size
-    if found != recorded:
-        raise UserError(
-            f"{path}: has {found:,} bytes, but {record_path.name} says {recorded:,}; delete both to download it again"
-        )
-    return True
+    return shrunk_shape(
+        "COSEM's U-Net",
+        input_shape,
+        smallest=SMALLEST_INPUT,
+        step=INPUT_STEP,
+        lost=LOST_VOXELS,
+    )
 
 
 def _record_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _write_record(path: Path, record: dict) -> None:
+def _is_recorded(path: Path) -> bool:
+    """Whether the file is there with its record. UserError if it is not the file recorded."""
     record_path = _record_path(path)
-    part = record_path.with_name(record_path.name + ".part")
-    part.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(part, record_path)
-    print(f"{path}: {record['bytes']:,} bytes, SHA-256 {record['sha256']}", file=sys.stderr)
+    if not (path.is_file() and record_path.is_file()):
+        return False
+    recorded = json.loads(record_path.read_text())["bytes"]
+    size = path.stat().st_size
+    if size != recorded:
+        raise UserError(
+            f"{path}: has {size:,} bytes, but {record_path.name} says {recorded:,}; "
+            "delete both to download it again"
+        )
+    return True
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of one cached file between processes. Raises FileNotFoundError if the cache cannot be written."""
-    lock = InterProcessLock(path.with_name(path.name + ".lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{path.parent}: cannot be written ({error.strerror}); set CELLMAP_CACHE to a folder that can"
-        ) from error
-    try:
+    """Hold the lock of one cached file between processes. FileError if it cannot be made."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(alone(path.with_name(path.name + ".lock"), wait=True))
+        except FileError as error:
+            raise FileError(
+                f"{path.parent}: cannot be written ({error.__cause__}); "
+                "set cache_path or CELLMAP_CACHE to a folder that can"
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
-def _examine(name: str, path: Path) -> dict:
-    """The record of a file that somebody put into the cache. Raises ValueError if it is not this checkpoint."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    record = {"source": "put here by hand", "bytes": path.stat().st_size, "sha256": digest}
+def _examine(name: str, path: Path) -> Record:
+    """The record of a file that somebody put into the cache. UserError if it is not this one."""
+    record = {
+        "source": "put here by hand",
+        "bytes": path.stat().st_size,
+        "sha256": sha256_of_file(path),
+    }
     _check(name, path, record)
     return record
 
 
-def _download(name: str, url: str, path: Path) -> dict:
+def _download(name: str, url: str, path: Path) -> Record:
     """Fetch a checkpoint and put it at `path` when it is whole and loads; gives its record."""
-    part = path.with_name(path.name + ".part")
-    try:
-        record = _fetch(url, part)
-        _check(name, part, record)
-        os.replace(part, path)
-    except (OSError, HTTPException) as error:
-        raise FileNotFoundError(
-            f"{path}: missing, and could not be downloaded ({error}); fetch {url} elsewhere and save it as this file"
-        ) from error
-    except ValueError as error:
-        reason = str(error).removeprefix(f"{part}: ").partition("; ")[0]
-        raise UserError(
-            f"{url}: sent something else ({reason}); fetch it elsewhere and save it as {path}"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    digest = hashlib.sha256()
+    with replacing(path) as part:
+        with part.open("wb") as file:
+            for chunk in _received(url, path):
+                digest.update(chunk)
+                file.write(chunk)
+        record = {"source": url, "bytes": part.stat().st_size, "sha256": digest.hexdigest()}
+        try:
+            _check(name, part, record)
+        except UserError as error:
+            reason = str(error).removeprefix(f"{part}: ").partition("; ")[0]
+            raise UserError(
+                f"{url}: sent something else ({reason}); fetch it elsewhere and save it as {path}"
+            ) from error
     return record
 
 
-def _fetch(url: str, part: Path) -> dict:
-    """Copy what `url` sends into `part`. Raises OSError if it is less than announced."""
-    digest = hashlib.sha256()
-    verified = (
-        ssl.create_default_context()
-    )  # urlopen's own is not, once cellmap-models has downloaded something
-    with urlopen(url, timeout=TIMEOUT_S, context=verified) as response, part.open("wb") as file:
-        announced = response.headers.get("Content-Length")
-        total = None if announced is None else int(announced)
-        with tqdm(total=total, unit="B", unit_scale=True, desc=f"Downloading {url}") as progress:
-            while chunk := response.read(1 << 20):
-                file.write(chunk)
-                digest.update(chunk)
-                progress.update(len(chunk))
-    if total not in (None, progress.n):
-        raise FileError(f"the transfer ended after {progress.n:,} of {total:,} bytes")
-    return {"source": url, "bytes": progress.n, "sha256": digest.hexdigest()}
+def _received(url: str, path: Path) -> Iterator[bytes]:
+    """What `url` sends for the file `path`. FileError if it is nothing or less than announced."""
+    # urlopen's own context verifies nothing once cellmap-models has downloaded something
+    verified = ssl.create_default_context()
+    try:
+        with urlopen(url, timeout=TIMEOUT_S, context=verified) as response:
+            announced = response.headers.get("Content-Length")
+            total = None if announced is None else int(announced)
+            received = 0
+            with progress(total, f"Downloading {url}", unit="B", unit_scale=True) as bar:
+                while chunk := response.read(READ_BYTES):
+                    yield chunk
+                    received += len(chunk)
+                    bar.update(len(chunk))
+        if total not in (None, received):
+            raise HTTPException(f"the transfer ended after {received:,} of {total:,} bytes")
+    except (OSError, HTTPException) as error:
+        raise FileError(
+            f"{path}: missing, and could not be downloaded ({error}); "
+            f"fetch {url} elsewhere and save it as this file"
+        ) from error
 
 
-def _check(name: str, path: Path, record: dict) -> None:
-    """Raise ValueError unless the file has the known SHA-256, if there is one, and holds the network's tensors."""
+def _check(name: str, path: Path, record: Record) -> None:
+    """Raise UserError unless the file has the known SHA-256, if any, and the network's tensors."""
     known = KNOWN_SHA256.get(name)
     if known not in (None, record["sha256"]):
         raise UserError(
-            f"{path}: SHA-256 is {record['sha256']}, not the known {known}; delete it and fetch it again"
+            f"{path}: SHA-256 is {record['sha256']}, not the known {known}; "
+            "delete it and fetch it again"
         )
     _read_backbone(name, path)
 
@@ -229,35 +246,42 @@ def _check(name: str, path: Path, record: dict) -> None:
 def _new_backbone(name: str) -> nn.Module:
     """The backbone of a COSEM network with new weights, without its heavy constructor."""
     cosem = "cellmap_models.pytorch.cosem"
+    setup = name.partition("/")[0].replace(".", "_")
     architecture = import_module(f"{cosem}.load_model")
-    settings = import_module(f"{cosem}.{name.split('/', maxsplit=1)[0].replace('.', '_')}.model")
+    settings = import_module(f"{cosem}.{setup}.model")
     return architecture.CNNectomeUNetModule(**architecture.get_param_dict(settings))
 
 
 def _read_backbone(name: str, path: Path) -> nn.Module:
-    """The backbone with the weights in `path`. Raises ValueError if its tensors are not the network's."""
+    """The backbone with the weights in `path`. UserError if its tensors are not the network's."""
     with torch.device("meta"):
         backbone = _new_backbone(name)
     tensors = _backbone_tensors(path)
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    stored = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     wanted = {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
-    wrong = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    keys = sorted(stored.keys() | wanted.keys())
+    wrong = [key for key in keys if stored.get(key) != wanted.get(key)]
     if wrong:
         raise UserError(
-            f"{path}: {len(wrong)} tensors do not fit {name}, '{wrong[0]}' for one has shape {found.get(wrong[0])} "
-            f"instead of {wanted.get(wrong[0])}; put the file of this checkpoint here"
+            f"{path}: {len(wrong)} tensors do not fit {name}, '{wrong[0]}' for one has shape "
+            f"{stored.get(wrong[0])} instead of {wanted.get(wrong[0])}; "
+            "put the file of this checkpoint here"
         )
     backbone.load_state_dict(tensors, assign=True)
     return backbone.eval()
 
 
 def _backbone_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The backbone's tensors (float32) in a checkpoint, which is `{"model": tensors of the whole network, ...}`."""
+    """The backbone's tensors (float32) in a checkpoint.
+
+    A checkpoint is `{"model": tensors of the whole network, ...}`.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises anything from EOFError to IndexError
         raise UserError(
-            f"{path}: not a PyTorch file of plain tensors ({type(error).__name__}); delete it and fetch it again"
+            f"{path}: not a PyTorch file of plain tensors ({type(error).__name__}); "
+            "delete it and fetch it again"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise UserError(f"{path}: no 'model' in it; put a COSEM checkpoint here")
@@ -276,9 +300,10 @@ def _backbone_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _final_names(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors under cellmap-models' names; the original training wrote `architecture.unet.*`, and copies as `chain.*`.
+    """Tensors under cellmap-models' names. UserError if a copy differs from its original.
 
-    Raises ValueError if a copy differs. The renaming is that of cellmap_models.pytorch.cosem.load_model.
+    The original training wrote `architecture.unet.*`, and copies of all as `chain.*`. The renaming
+    is that of cellmap_models.pytorch.cosem.load_model.
     """
     final = {}
     for key, tensor in tensors.items():
@@ -288,6 +313,7 @@ def _final_names(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, t
         original = key.replace("chain.0", "architecture").replace("chain.1", "prediction_head")
         if original == key or original not in tensors or not torch.equal(tensor, tensors[original]):
             raise UserError(
-                f"{path}: '{key}' is not the copy of another tensor in it; put a COSEM checkpoint here"
+                f"{path}: '{key}' is not the copy of another tensor in it; "
+                "put a COSEM checkpoint here"
             )
     return final

@@ -1,10 +1,12 @@
 """The 3D U-Net of the unet* experiments, built of LeibNetz' layers, and the sizes that it takes.
 
-Three levels (12, 36, 108 channels), unpadded convolutions, residual blocks, no normalisation, logits out. Differences
-from the original baselines, which call `leibnetz.build_unet` and use the result as it is: reflection padding by zero
-voxels is switched off and the shape arithmetic of every call is left out. Outputs and gradients are equal to the last
-bit, saved activations about half, and `torch.compile` sees one graph instead of seventeen. Sizes that LeibNetz would
-silently cut are refused. The blocks stay LeibNetz': there is no activation between the two convolutions of a block.
+Three levels (12, 36, 108 channels), unpadded convolutions, residual blocks, no normalisation,
+logits out. Differences from the original baselines, which call `leibnetz.build_unet` and use the
+result as it is: reflection padding by zero voxels is switched off, and the shape arithmetic of
+every call is left out. Outputs and gradients are equal to the last bit, saved activations about
+half, and `torch.compile` sees one graph instead of seventeen. Sizes that LeibNetz would silently
+cut are refused. The blocks stay LeibNetz': there is no activation between the two convolutions of
+a block.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ LOST_VOXELS = 40
 
 
 class UNet(nn.Module):
-    """The layers of a LeibNetz U-Net, run on tensors: (B, 1, z, y, x) to logits (B, classes, z - 40, y - 40, x - 40).
+    """The layers of a LeibNetz U-Net, run on tensors.
 
-    Tensors have the names that they have in LeibNetz, so its checkpoints load. Sizes: see `unet_output_shape`.
+    (B, 1, z, y, x) to logits (B, classes, z - 40, y - 40, x - 40), for the sizes of
+    `unet_output_shape`. Weights have the names that they have in LeibNetz, so its checkpoints load.
     """
 
     def __init__(self, leibnet: nn.Module, voxel_size_nm: tuple[float, float, float]):
@@ -34,12 +37,11 @@ class UNet(nn.Module):
         self.voxel_size_nm = voxel_size_nm
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
-                module.padding_mode = (
-                    "zeros"  # "reflect" copies its input, even where it pads by nothing
-                )
+                # "reflect" copies its input, even where it pads by nothing
+                module.padding_mode = "zeros"
 
     def forward(self, raw: torch.Tensor) -> torch.Tensor:
-        """Raises ValueError where `unet_output_shape` does."""
+        """Logits of raw; raises UserError where `unet_output_shape` does."""
         unet_output_shape(raw.shape[2:])
         fine = self._block("in_conv_0", raw)
         middle = self._block("in_conv_1", functional.max_pool3d(fine, 2))
@@ -53,56 +55,77 @@ class UNet(nn.Module):
 
 
 def build_unet(classes: Sequence[str], voxel_size: float | Sequence[float]) -> UNet:
-    """An untrained network with one output channel for each of `classes`; 666,600 parameters for 48.
+    """An untrained network with one output channel for each class; 666,600 parameters for 48.
 
-    voxel_size: nm, one number or z, y, x. The layers are the same for every voxel size; the network only carries it.
-    Weights are drawn from torch's generator as LeibNetz draws them (kaiming, fan_out): same seed, same weights.
+    Weights are drawn from torch's generator as LeibNetz draws them (kaiming, fan_out): same seed,
+    same weights.
+
+    Args:
+        classes: names, in the order of the channels.
+        voxel_size: nm, one number or z, y, x. The layers are the same for every voxel size; the
+            network only carries it.
     """
     import leibnetz  # takes seconds
 
-    voxel_size_nm = tuple(
-        float(v) for v in (voxel_size if isinstance(voxel_size, Sequence) else [voxel_size] * 3)
-    )
-    if len(voxel_size_nm) != 3 or not all(v > 0 for v in voxel_size_nm):
+    sizes = voxel_size if isinstance(voxel_size, Sequence) else (voxel_size,) * 3
+    if len(sizes) != 3 or not all(size > 0 for size in sizes):
         raise UserError(
-            f"voxel size {voxel_size}: not a size in nm; write one positive number, or three for z, y, x"
+            f"voxel size {voxel_size}: not a size in nm; "
+            "write one positive number, or three for z, y, x"
         )
+    z, y, x = (float(size) for size in sizes)
     leibnet = leibnetz.build_unet(
-        top_resolution=tuple(
-            max(1, round(v)) for v in voxel_size_nm
-        ),  # used as whole numbers, and 0 fails
+        # LeibNetz uses them as whole numbers, and fails for 0
+        top_resolution=tuple(max(1, round(size)) for size in (z, y, x)),
         base_nc=12,
         nc_increase_factor=3,
         residual=True,
         final_activation="Identity",
         output_nc=len(classes),
     )
-    return UNet(leibnet, voxel_size_nm)
+    return UNet(leibnet, (z, y, x))
 
 
 def unet_output_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
-    """Voxels that come out of the U-Net on each axis: n - 40 for n = 44, 48, 52, ...; 20 are lost on each side.
+    """Voxels that come out of the U-Net on each axis: n - 40 for n = 44, 48, 52, ...
 
-    Raises ValueError naming the nearest sizes that can be used. Only these keep the output in the centre of the input.
+    Half of the lost ones are on each side; only these sizes keep the output in the centre of the
+    input. Raises UserError naming the nearest sizes to use.
     """
-    return shrunk_shape("the U-Net", input_shape, SMALLEST_INPUT, INPUT_STEP, LOST_VOXELS)
+    return shrunk_shape(
+        "the U-Net",
+        input_shape,
+        smallest=SMALLEST_INPUT,
+        step=INPUT_STEP,
+        lost=LOST_VOXELS,
+    )
 
 
 def shrunk_shape(
-    network: str, input_shape: Sequence[int], smallest: int, step: int, lost: int
+    network: str, input_shape: Sequence[int], *, smallest: int, step: int, lost: int
 ) -> tuple[int, ...]:
-    """`input_shape` less `lost` voxels on each axis, where a network takes the sizes smallest, smallest + step, ...
+    """`input_shape` less `lost` voxels on each axis.
 
-    Raises ValueError, naming `network` and the two nearest sizes that it takes, for any other size.
+    Args:
+        network: what the error calls it.
+        input_shape: voxels along each axis.
+        smallest: the smallest size that the network takes.
+        step: voxels from one size that it takes to the next.
+        lost: voxels that its convolutions take away.
+
+    Raises:
+        UserError: for a size that it does not take, with the two nearest ones that it does.
     """
-    for n in input_shape:
-        if n < smallest or (n - smallest) % step:
-            below = max(smallest, n - (n - smallest) % step)
+    for size in input_shape:
+        rest = (size - smallest) % step
+        if size < smallest or rest:
+            below = max(smallest, size - rest)
             raise UserError(
-                f"input shape {tuple(input_shape)}: {network} does not take {n} voxels on an axis, only {smallest}, "
-                f"{smallest + step}, {smallest + 2 * step}, ...; write {below} or {below + step}"
+                f"input shape {tuple(input_shape)}: {network} does not take {size} voxels on an "
+                f"axis, only {smallest}, {smallest + step}, {smallest + 2 * step}, ...; "
+                f"write {below} or {below + step}"
             )
-    return tuple(n - lost for n in input_shape)
+    return tuple(size - lost for size in input_shape)
 
 
 def _join(coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:

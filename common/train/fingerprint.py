@@ -31,6 +31,7 @@ from common.data.palette import UNKNOWN
 from common.data.sampling import Patch
 from common.data.split import Row
 from common.errors import UserError
+from common.model.build import new_model
 from common.model.forward import ForwardPass
 from common.model.shapes import Shapes, grown
 
@@ -394,7 +395,7 @@ def _suggestions(
     memory = MEMORY_FRACTION * runtime.free_memory_gb(device) * 1e9
     found = []
     try:
-        model = config.build_model(config.classes, **config.model_kwargs).to("meta")
+        model = new_model(config).to("meta")
         exact = ForwardPass(runtime.Precision("fp32", "cpu"), channels_last=False)
         probe = Shapes(model, exact, half)
         probe.output(config.input_array_info["shape"])

