@@ -600,9 +600,9 @@ def make_datasplit(csv_path: str, data: str | None, **options: Any) -> None:
 @click.option("--data", metavar="FOLDER", help="Data root that the datasplit's paths start from.")
 def fingerprint(config_path: str, **options: Any) -> None:
     """What the crops of CONFIG_PATH hold, what stands out, and which patch, batch and workers suit this machine."""
-    import common.train.fingerprint
+    from common.train import suggest
 
-    common.train.fingerprint.fingerprint(config_path, **_given(options), say=click.echo)
+    suggest.fingerprint(config_path, **_given(options), say=click.echo)
 
 
 @cli.command()

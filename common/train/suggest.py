@@ -1,0 +1,307 @@
+"""Which patch, batch and workers would suit the data of an experiment and this machine.
+
+The order is that of nnU-Net (Isensee et al., Nature Methods 2021): the patch first, as large as
+crops and memory allow, then the batch. Nothing is changed: each suggestion is a value, the value
+now set, and its reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import runtime
+from common.config.load import load_config
+from common.config.settings import TrainConfig
+from common.data import fingerprint as data_fingerprint
+from common.data.fingerprint import Facts, MeasuredCrop, short_nm
+from common.files import write_json
+from common.model.build import new_model
+from common.model.forward import ForwardPass
+from common.model.shapes import Shapes, grown
+
+MEMORY_FRACTION = 0.8
+"""Part of the free memory that a run may take."""
+
+LARGEST_BATCH = {"cuda": 32, "mps": 8, "cpu": 4}
+"""By device: beyond it a step takes longer and memory is no longer what limits."""
+
+MOST_WORKERS = 8
+
+FULL_CROPS = 25
+"""Percentile of the crops' extents that a target may have: three of four crops can fill it."""
+
+LEAST_BATCH = 2
+"""Patches that must fit into memory at least; a larger patch at batch size 1 learns worse."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A value for a setting, and why."""
+
+    setting: str
+    value: Any
+    now: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the data of an experiment hold, and what would suit this machine."""
+
+    facts: Facts
+    suggestions: list[Suggestion]
+
+    def as_json(self) -> dict[str, Any]:
+        """The facts in plain numbers and texts, and the suggestions beside them."""
+        suggestions = [asdict(suggestion) for suggestion in self.suggestions]
+        return {**self.facts.as_json(), "suggestions": suggestions}
+
+    def report(self) -> list[str]:
+        """Lines for the user."""
+        lines = [*data_fingerprint.report(self.facts), ""]
+        lines.append("suggested for this machine; nothing is changed")
+        for suggestion in self.suggestions:
+            value = _text(suggestion.value)
+            now = _text(suggestion.now)
+            lines.append(f"- {suggestion.setting} = {value} (now {now}): {suggestion.why}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run may take."""
+
+    device: torch.device
+    half: bool
+    """Whether activations are of a 16-bit type."""
+    memory: float
+    """Bytes on the device."""
+
+
+def fingerprint(
+    config_path: str | Path,
+    *,
+    data: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    json_path: str | Path = "",
+    say: Callable[[str], None] = print,
+) -> Fingerprint:
+    """Describe the crops of an experiment's datasplit, as it would read them, and say a report.
+
+    Decodes crops that are not decoded yet, into the cache that training uses. Those that cannot be
+    read are findings.
+
+    Args:
+        config_path: an experiment's folder or its train_config.py.
+        data: the data root.
+        overrides: "name=value" strings.
+        json_path: a file for the same as JSON, if given.
+        say: takes each line of the report.
+
+    Raises:
+        FileNotFoundError: without configuration, datasplit, or the folder of json_path.
+        UserError: for what is wrong in them, and if no crop can be read.
+    """
+    config = load_config(config_path, overrides, data)
+    if json_path and not Path(json_path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"{json_path}: its folder does not exist; create it first")
+    crops, unreadable = data_fingerprint.measure_crops(config)
+    facts = data_fingerprint.describe(config, crops, unreadable)
+    result = Fingerprint(facts, suggest(config, crops, facts))
+    for line in result.report():
+        say(line)
+    if json_path:
+        write_json(json_path, result.as_json())
+    return result
+
+
+def suggest(config: TrainConfig, crops: Sequence[MeasuredCrop], facts: Facts) -> list[Suggestion]:
+    """Patch, batch and workers for a run.
+
+    A network that cannot be tried becomes a finding of `facts`, and no patch is suggested.
+    """
+    machine = _this_machine(config)
+    suggestions = []
+    network = _try_network(config, machine, facts)
+    if network:
+        train = [crop for crop in crops if crop.row.usage == "train"] or list(crops)
+        shape, output = suggest_patch(config, train, network, machine.memory)
+        suggestions += _patch_suggestions(config, train, facts, (shape, output))
+        suggestions.append(_batch_suggestion(config, network, shape, machine))
+    suggestions.append(_workers_suggestion(config, crops, machine.device))
+    return suggestions
+
+
+def _this_machine(config: TrainConfig) -> Machine:
+    device = runtime.pick_device(config.device)
+    half = runtime.pick_precision(config.precision, device).name != "fp32"
+    memory = MEMORY_FRACTION * runtime.free_memory_gb(device) * 1e9
+    return Machine(device, half, memory)
+
+
+def _try_network(config: TrainConfig, machine: Machine, facts: Facts) -> Shapes | None:
+    """The network of the experiment; None, and a finding, where it does not run."""
+    try:
+        model = new_model(config).to("meta")
+        exact = ForwardPass(runtime.Precision("fp32", "cpu"), channels_last=False)
+        network = Shapes(model, exact, machine.half)
+        network.output(config.input_array_info["shape"])
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        # a user's function and torch: whatever they raise, the other facts are still worth saying
+        reason = str(error).splitlines()[0]
+        facts.findings.append(
+            f"no patch suggested: the network cannot be tried ({reason}); "
+            "mend build_model, or what it needs"
+        )
+        return None
+    return network
+
+
+def suggest_patch(
+    config: TrainConfig, train: Sequence[MeasuredCrop], network: Shapes, memory: float
+) -> tuple[Shape, Shape]:
+    """Input and target shape: the largest whose target three of four crops can fill.
+
+    Two patches fit into `memory` bytes. It is reached from the input shape of the experiment in
+    steps that the network takes; that one if it takes no other.
+    """
+    start = tuple(config.input_array_info["shape"])
+    scale = np.array(config.input_array_info["scale"])
+    target_scale = np.array(config.target_array_info["scale"])
+    extent = _usual_extent(train)
+    raw_extent = np.min([crop.raw_extent for crop in train], axis=0)
+
+    def fits(shape: Shape) -> bool:
+        output = np.array(network.output(shape))
+        wide = np.array(shape) > 1
+        in_crops = (output * target_scale <= extent)[wide].all()
+        in_raw = (shape * scale <= raw_extent)[wide].all()
+        return bool(in_crops and in_raw and network.training_bytes(shape, LEAST_BATCH) <= memory)
+
+    best = _grow(start, network, fits) if fits(start) else _shrink(start, network, fits)
+    return best, network.output(best)
+
+
+def _grow(start: Shape, network: Shapes, fits: Callable[[Shape], bool]) -> Shape:
+    """The largest shape that is reached in the network's steps and fits."""
+    step = network.step(start)
+    best = start
+    while step:
+        larger = grown(best, step)
+        if not network.takes(larger) or not fits(larger):
+            break
+        best = larger
+    return best
+
+
+def _shrink(start: Shape, network: Shapes, fits: Callable[[Shape], bool]) -> Shape:
+    """The largest smaller shape that the network takes and that fits; `start` if there is none."""
+    smallest_axis = min((size for size in start if size > 1), default=1)
+    for step in range(1, smallest_axis - 1):
+        smaller = grown(start, -step)
+        if network.takes(smaller) and fits(smaller):
+            return smaller
+    return start
+
+
+def _usual_extent(train: Sequence[MeasuredCrop]) -> np.ndarray:
+    """(3,) nm that three of four crops have along each axis."""
+    return np.percentile([crop.label_extent for crop in train], FULL_CROPS, axis=0)
+
+
+def _patch_suggestions(
+    config: TrainConfig,
+    train: Sequence[MeasuredCrop],
+    facts: Facts,
+    shapes: tuple[Shape, Shape],
+) -> list[Suggestion]:
+    """Shapes of raw and target. shapes: (raw, target) as suggested, voxels."""
+    raw = config.input_array_info
+    target = config.target_array_info
+    shape, output = shapes
+    learnt = float(np.prod(output) / np.prod(shape))
+    learnt_now = float(np.prod(target["shape"]) / np.prod(raw["shape"]))
+    covered = short_nm(np.multiply(output, target["scale"]))
+    why = (
+        f"three of four training crops have {short_nm(_usual_extent(train))} nm or more, and the "
+        f"target covers {covered} nm; {learnt:.0%} as many voxels are learnt from as are read, "
+        f"{learnt_now:.0%} now"
+    )
+    fractions = {}
+    for name, sides in facts.classes.items():
+        fraction = sides["train"].fraction
+        if fraction:
+            fractions[name] = fraction
+    if fractions:
+        rarest = min(fractions, key=lambda name: fractions[name])
+        voxels = fractions[rarest] * np.prod(output)
+        why += f"; the rarest class, {rarest}, has {voxels:.0f} voxels in the average target"
+    given = "what the network gives for that input"
+    return [
+        Suggestion("input_array_info.shape", list(shape), list(raw["shape"]), why),
+        Suggestion("target_array_info.shape", list(output), list(target["shape"]), given),
+    ]
+
+
+def _batch_suggestion(
+    config: TrainConfig, network: Shapes, shape: Shape, machine: Machine
+) -> Suggestion:
+    """The largest power of two that fits into memory and is worth its time."""
+    kind = machine.device.type
+    most = LARGEST_BATCH.get(kind, 8)
+    size = 1
+    while 2 * size <= most and network.training_bytes(shape, 2 * size) <= machine.memory:
+        size *= 2
+    need = network.training_bytes(shape, size)
+    why = (
+        f"a step with it takes about {need / 1e9:.1f} GB of the {machine.memory / 1e9:.1f} GB "
+        f"that a run may take on {kind} now"
+    )
+    if need > machine.memory:
+        why += "; it does not fit, use a smaller patch"
+    elif size == most and kind == "cpu":
+        why += "; a CPU is limited by its speed, not by memory"
+    elif size == most:
+        why += "; more would make a step longer, not better"
+    return Suggestion("batch_size", size, config.batch_size, why)
+
+
+def _workers_suggestion(
+    config: TrainConfig, crops: Sequence[MeasuredCrop], device: torch.device
+) -> Suggestion:
+    cores = _cores()
+    why = f"{cores} cores, one for the training process"
+    if device.type == "cuda":
+        number = min(MOST_WORKERS, max(1, cores - 1))
+    else:
+        # convolutions take every core there is: a second worker would take from them
+        number = int(cores > 1)
+        why += ", which uses the others too"
+    size = sum(crop.crop.raw().nbytes + crop.crop.labels().nbytes for crop in crops) / 1e9
+    free = runtime.free_memory_gb(torch.device("cpu"))
+    if size < MEMORY_FRACTION * free:
+        kept = "stay in memory"
+    else:
+        kept = "are read from disk again and again, take a fast one"
+    why += f"; the decoded crops ({size:.2f} GB, {free:.1f} GB of memory are free) {kept}"
+    return Suggestion("num_workers", number, config.num_workers, why)
+
+
+def _cores() -> int:
+    """Cores that this process may use, fewer than the machine's in a job of a cluster."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _text(value: Any) -> str:
+    return str(tuple(value)) if isinstance(value, list) else str(value)
