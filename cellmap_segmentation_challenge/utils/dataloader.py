@@ -13,7 +13,7 @@ import torch
 from common import runtime
 from common.config.check import check_settings
 from common.config.load import environment
-from common.config.settings import describe
+from common.config.settings import TrainConfig, describe
 from common.data.loaders import Batch, Batches, open_data
 from common.train import run
 
@@ -98,7 +98,7 @@ def get_dataloader(
         if name in known - DATA_SETTINGS
     ]
     config = check_settings(
-        "get_dataloader", {**values, "build_model": torch.nn.Identity}, problems
+        "get_dataloader", {**values, "build_model": torch.nn.Identity}, problems, TrainConfig
     )
     device = runtime.pick_device(config.device)
     data = open_data(config)

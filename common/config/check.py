@@ -7,131 +7,205 @@ import difflib
 import inspect
 import math
 import operator
-import os
-import types
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from common import classes as class_table
+from common.config.kinds import fit, is_a
 from common.config.settings import (
     RUN_FOLDERS,
     TOOLBOX_NAMES,
     ProcessConfig,
     TrainConfig,
-    _as_text,
+    as_text,
     describe,
 )
 from common.errors import UserError
 
+Table = TypeVar("Table", bound=TrainConfig | ProcessConfig)
+
 
 def check_settings(
-    where: str, values: dict[str, Any], problems: Sequence[str] = (), table: type = TrainConfig
-) -> Any:
-    """The values as a `table`. ValueError with these problems and all that are found, `where` before each."""
-    fields = {f.name: f for f in dataclasses.fields(table)}
-    hints = typing.get_type_hints(table, include_extras=True)
-    problems, fitting = [*problems], {}
-    for name, value in values.items():
-        if name not in fields:
-            problems.append(_unknown(name, fields))
-            continue
-        value, wrong = _fit(hints[name], value)
-        if wrong:
-            problems.append(f"{name} = {_as_text(value)}; {wrong}")
-        else:
-            fitting[name] = value
-    meanings = {name: meaning for name, _, meaning in describe(table)}
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            problems.append(f"'{name}' is missing; {meanings[name]}")
-    problems += _problems_within(fitting) + _problems_between(fitting)
-    if problems:
-        raise UserError("\n".join(f"{where}: {problem}" for problem in problems))
+    where: str, values: Mapping[str, Any], problems: Sequence[str], table: type[Table]
+) -> Table:
+    """The values as a `table` of settings.
+
+    Raises UserError with these problems and all that are found, a line each, `where` before it.
+    """
+    fitting, misfits = _each_by_itself(values, table)
+    fitting, malformed = _arrays_in_one_form(fitting)
+    every = [
+        *problems,
+        *misfits,
+        *_missing(values, table),
+        *malformed,
+        *_class_problems(fitting),
+        *_spatial_problems(fitting.get("spatial_transforms", {})),
+        *_field_problems(fitting),
+        *_call_problems(fitting),
+    ]
+    if every:
+        raise UserError("\n".join(f"{where}: {problem}" for problem in every))
     return table(**fitting)
 
 
-def _unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), known, 1, 0.6)
-    hint = (
-        f"did you mean '{near[0]}'?"
-        if near
-        else "remove it, or begin its name with _ if it is not a setting"
-    )
+def unknown_setting(name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is no setting: the nearest one, or what to do instead."""
+    hint = "remove it, or begin its name with _ if it is not a setting"
+    near = difflib.get_close_matches(name.lower(), list(known), 1, 0.6)
+    if near:
+        hint = f"did you mean '{near[0]}'?"
+    # what a name of the public toolbox became is known better than by likeness
     return f"unknown setting '{name}'; {TOOLBOX_NAMES.get(name, hint)}"
 
 
-def _fit(hint: Any, value: Any) -> tuple[Any, str | None]:
-    """`value` in the type of a setting, and what is wrong with it if it cannot be."""
-    checks = getattr(hint, "__metadata__", ())
-    hint = typing.get_args(hint)[0] if checks else hint
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None, None
-        hint = typing.get_args(hint)[0]
-    if hint is float and _is(int, value):
-        value = float(value)
-    if hint is str and isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        if isinstance(value, str):
-            value = tuple(part.strip() for part in value.strip("[]() ").split(",") if part.strip())
-        if not isinstance(value, list | tuple) or not all(_is(item, v) for v in value):
-            return value, f"write a flat list of {'names' if item is str else 'numbers'}"
-        value = tuple(value)
-    elif not _is(hint, value):
-        return value, f"write {KINDS[hint]}"
-    return value, next(
-        (f"write {check.wanted}" for check in checks if not check.passes(value)), None
-    )
+def _each_by_itself(values: Mapping[str, Any], table: type) -> tuple[dict[str, Any], list[str]]:
+    """The values that fit their settings, in those types, and what is wrong with the others."""
+    hints = typing.get_type_hints(table, include_extras=True)
+    names = [field.name for field in dataclasses.fields(table)]
+    fitting: dict[str, Any] = {}
+    problems = []
+    for name, given in values.items():
+        if name not in names:
+            problems.append(unknown_setting(name, names))
+            continue
+        value, wanted = fit(hints[name], given)
+        if wanted:
+            problems.append(f"{name} = {as_text(value)}; {wanted}")
+        else:
+            fitting[name] = value
+    return fitting, problems
 
 
-KINDS = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "text in quotes",
-    dict: "a dict",
-    Callable: "a function or a class",
-}
+def _missing(values: Mapping[str, Any], table: type) -> list[str]:
+    problems = []
+    for row in describe(table):
+        if row.default == "required" and row.name not in values:
+            problems.append(f"'{row.name}' is missing; {row.meaning}")
+    return problems
 
 
-def _is(kind: type, value: Any) -> bool:
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, int | float if kind is float else kind)
-
-
-def _problems_within(values: dict[str, Any]) -> list[str]:
-    """What is wrong inside settings that have parts. Array infos are put into one form."""
+def _arrays_in_one_form(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values with their array infos as 3-D shape and scale, and what is wrong with those."""
+    values = dict(values)
     problems = []
     for name in ("input_array_info", "target_array_info"):
         if name in values:
-            values[name], wrong = _array_info(values[name])
-            problems += [f"{name} = {values[name]}; {wrong}"] if wrong else []
-    names = values.get("classes", ("",))
-    problems += [] if names else ["classes is empty; name at least one class"]
-    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    problems += [
-        f"class '{name}' stands {names.count(name)} times in classes; write it once"
-        for name in repeated
-    ]
-    for name, value in values.get("thresholds", {}).items():
-        if not (_is(float, value) and 0 < value < 1):
-            problems.append(f"thresholds['{name}'] = {value}; write a probability between 0 and 1")
-    if "classes" in values:
-        problems += class_table.unknown_names(dict.fromkeys(names), values.get("extra_classes", ()))
-    return (
-        problems + _spatial_problems(values.get("spatial_transforms", {})) + _field_problems(values)
-    )
+            values[name], wanted = _array_info(values[name])
+            if wanted:
+                problems.append(f"{name} = {values[name]}; {wanted}")
+    return values, problems
 
 
-def _problems_between(values: dict[str, Any]) -> list[str]:
-    """What is wrong between settings that fit each by itself: functions that do not take what they will be given."""
+def _array_info(info: dict) -> tuple[dict, str]:
+    """Shape and scale of an array as tuples of three, and what to write if they cannot be."""
+    wanted = 'write {"shape": (z, y, x) in voxels, "scale": (z, y, x) in nm}'
+    if any(isinstance(value, dict) for value in info.values()):  # the toolbox's {name: info}
+        return info, f"{wanted}, of one array; several are not supported, and the one has no name"
+    try:
+        shape = tuple(operator.index(size) for size in info["shape"])
+        scale = tuple(float(size) for size in info["scale"])
+    except (KeyError, TypeError, ValueError):
+        return info, wanted
+    if len(shape) == 2:  # a 2-D patch is one voxel thick
+        shape = (1, *shape)
+        if len(scale) == 2:
+            scale = (scale[0], *scale)
+    if len(info) != 2 or len(shape) != 3 or len(scale) != 3:
+        return info, wanted
+    if min(shape) < 1 or not all(0 < size < math.inf for size in scale):
+        return info, wanted
+    return {"shape": shape, "scale": scale}, ""
+
+
+def _class_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the names of classes, and with the thresholds given by class."""
     problems = []
-    given: dict[str, tuple[int, dict]] = {
+    if "classes" in values:
+        names = values["classes"]
+        if not names:
+            problems.append("classes is empty; name at least one class")
+        distinct = list(dict.fromkeys(names))
+        for name in distinct:
+            count = names.count(name)
+            if count > 1:
+                problems.append(f"class '{name}' stands {count} times in classes; write it once")
+        problems += class_table.unknown_names(distinct, values.get("extra_classes", ()))
+    for name, value in values.get("thresholds", {}).items():
+        if not (is_a(float, value) and 0 < value < 1):
+            problems.append(f"thresholds['{name}'] = {value}; write a probability between 0 and 1")
+    return problems
+
+
+_SPATIAL_FORMS = {
+    "mirror": '{"axes": {"x": 0.5}}, a probability for each axis',
+    "rotate": '{"axes": {"x": [-180, 180]}}, low and high in degrees for each axis',
+    "transpose": '{"axes": ["x", "y"]}, axes to permute',
+}
+
+
+def _spatial_problems(transforms: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for kind, spec in transforms.items():
+        if kind not in _SPATIAL_FORMS:
+            problems.append(
+                f"spatial_transforms: '{kind}' is none; mirror, transpose and rotate are"
+            )
+        elif not _is_transform(kind, spec):
+            form = _SPATIAL_FORMS[kind]
+            problems.append(f"spatial_transforms['{kind}'] = {spec}; write {form}")
+    return problems
+
+
+def _is_transform(kind: str, spec: Any) -> bool:
+    if not isinstance(spec, dict) or set(spec) != {"axes"}:
+        return False
+    axes = spec["axes"]
+    if kind == "transpose":
+        return isinstance(axes, list | tuple) and _are_axes(axes)
+    if not isinstance(axes, dict) or not _are_axes(list(axes)):
+        return False
+    is_right = _is_probability if kind == "mirror" else _is_angle_range
+    return all(is_right(value) for value in axes.values())
+
+
+def _are_axes(names: Sequence[Any]) -> bool:
+    # one by one before the set: what stands in a list need not have a hash
+    return all(name in ("x", "y", "z") for name in names) and len(set(names)) == len(names)
+
+
+def _is_probability(value: Any) -> bool:
+    return is_a(float, value) and 0 <= value <= 1
+
+
+def _is_angle_range(angles: Any) -> bool:
+    if not isinstance(angles, list | tuple) or len(angles) != 2:
+        return False
+    if not all(is_a(float, angle) and math.isfinite(angle) for angle in angles):
+        return False
+    return angles[0] <= angles[1]
+
+
+def _field_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong in braces of run_name and of the folders of a run."""
+    problems = []
+    for name in ("run_name", *RUN_FOLDERS):
+        fields = ["model_name", "random_seed"]
+        if name != "run_name":
+            fields.append("run_name")
+        try:
+            values.get(name, "").format(**dict.fromkeys(fields, ""))
+        # all that format raises for what stands between braces
+        except (KeyError, IndexError, ValueError, AttributeError):
+            listed = ", ".join(f"{{{field}}}" for field in fields)
+            problems.append(f"{name} = {values[name]!r}; in braces write only {listed}")
+    return problems
+
+
+def _call_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with functions that do not take what they will be called with."""
+    calls: dict[str, tuple[int, dict[str, Any]]] = {
         "build_model": (1, values.get("model_kwargs", {})),
         "optimizer": (1, {"lr": 0.0, "weight_decay": 0.0}),
         "scheduler": (1, values.get("scheduler_kwargs", {})),
@@ -139,96 +213,31 @@ def _problems_between(values: dict[str, Any]) -> list[str]:
         "process_func": (1, {}),
         "instance_func": (3, {}),
     }
-    meanings = {
-        name: meaning
-        for table in (TrainConfig, ProcessConfig)
-        for name, _, meaning in describe(table)
-    }
-    for name, (arguments, keywords) in given.items():
-        if values.get(name) and (wrong := _refuses(values[name], arguments, keywords)):
-            problems.append(f"{name} = {_as_text(values[name])}: {wrong}; {meanings[name]}")
+    rows = [*describe(TrainConfig), *describe(ProcessConfig)]
+    meanings = {row.name: row.meaning for row in rows}
+    problems = []
+    for name, (arguments, keywords) in calls.items():
+        function = values.get(name)
+        refusal = _refuses(function, arguments, keywords) if function else ""
+        if refusal:
+            problems.append(f"{name} = {as_text(function)}: {refusal}; {meanings[name]}")
     if values.get("scheduler_kwargs") and not values.get("scheduler"):
-        problems.append(
-            f"scheduler_kwargs = {values['scheduler_kwargs']} without a scheduler; set scheduler too"
-        )
+        given = values["scheduler_kwargs"]
+        problems.append(f"scheduler_kwargs = {given} without a scheduler; set scheduler too")
     return problems
 
 
-def _refuses(function: Callable, arguments: int, keywords: dict[str, Any]) -> str | None:
-    """Why a function cannot be called with so many arguments and these keywords."""
+def _refuses(function: Callable, arguments: int, keywords: dict[str, Any]) -> str:
+    """Why a function cannot be called with so many arguments and these keywords; "" if it can.
+
+    Only the signature is looked at: an error inside the function is a bug of its own.
+    """
     try:
-        inspect.signature(function).bind(*[None] * arguments, **keywords)
+        signature = inspect.signature(function)
+    except ValueError:  # one written in C need not say what it takes
+        return ""
+    try:
+        signature.bind(*[None] * arguments, **keywords)
     except TypeError as error:
         return str(error)
-    except ValueError:  # one written in C need not say what it takes
-        return None
-    return None
-
-
-def _field_problems(values: dict[str, Any]) -> list[str]:
-    problems = []
-    for name, fields in (("run_name", ()), *((folder, ("run_name",)) for folder in RUN_FOLDERS)):
-        fields = ("model_name", "random_seed", *fields)
-        try:
-            values.get(name, "").format(**dict.fromkeys(fields, ""))
-        except (KeyError, IndexError, ValueError, AttributeError):
-            text = ", ".join(f"{{{field}}}" for field in fields)
-            problems.append(f"{name} = {values[name]!r}; in braces write only {text}")
-    return problems
-
-
-def _array_info(info: dict) -> tuple[dict, str | None]:
-    wanted = 'write {"shape": (z, y, x) in voxels, "scale": (z, y, x) in nm}'
-    if any(isinstance(value, dict) for value in info.values()):
-        return info, f"{wanted}, of one array; several are not supported, and the one has no name"
-    try:
-        shape, scale = tuple(map(operator.index, info["shape"])), tuple(map(float, info["scale"]))
-    except (KeyError, TypeError, ValueError):
-        return info, wanted
-    if len(shape) == 2:  # a 2-D patch is one voxel thick
-        shape, scale = (1, *shape), (scale[0], *scale) if len(scale) == 2 else scale
-    fits = (
-        len(info) == 2
-        and len(shape) == len(scale) == 3
-        and min(shape) >= 1
-        and all(0 < s < math.inf for s in scale)
-    )
-    return ({"shape": shape, "scale": scale}, None) if fits else (info, wanted)
-
-
-def _spatial_problems(transforms: dict) -> list[str]:
-    wanted = {
-        "mirror": (
-            '{"axes": {"x": 0.5}}, a probability for each axis',
-            lambda p: _is(float, p) and 0 <= p <= 1,
-        ),
-        "rotate": (
-            '{"axes": {"x": [-180, 180]}}, low and high in degrees for each axis',
-            _is_angle_range,
-        ),
-        "transpose": ('{"axes": ["x", "y"]}, axes to permute', None),
-    }
-    problems = []
-    for kind, spec in transforms.items():
-        if kind not in wanted:
-            problems.append(
-                f"spatial_transforms: '{kind}' is none; mirror, transpose and rotate are"
-            )
-            continue
-        form, fits = wanted[kind]
-        axes = spec.get("axes") if isinstance(spec, dict) and set(spec) == {"axes"} else None
-        named = isinstance(axes, dict if fits else (list, tuple)) and all(
-            axis in ("x", "y", "z") for axis in axes
-        )
-        if not named or len(set(axes)) < len(axes) or (fits and not all(map(fits, axes.values()))):
-            problems.append(f"spatial_transforms['{kind}'] = {spec}; write {form}")
-    return problems
-
-
-def _is_angle_range(angles: Any) -> bool:
-    return (
-        isinstance(angles, list | tuple)
-        and len(angles) == 2
-        and all(_is(float, angle) and math.isfinite(angle) for angle in angles)
-        and angles[0] <= angles[1]
-    )
+    return ""

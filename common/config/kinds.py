@@ -1,10 +1,13 @@
-"""What the value of a setting must be like, and what to write instead."""
+"""Types of settings: what a value must be like, and what to write instead."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+import os
+import types
+import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,45 +20,102 @@ class Check:
     wanted: str
 
 
+def one_of(*choices: str) -> Check:
+    """The value is one of `choices`."""
+    wanted = ", ".join(repr(choice) for choice in choices)
+    return Check(lambda value: value in choices, f"one of {wanted}")
+
+
+def _is_interval(value: Sequence[float]) -> bool:
+    return len(value) == 2 and 0 <= value[0] <= value[1] < math.inf
+
+
+def _is_raw_range(value: Sequence[float]) -> bool:
+    if not value:  # not set
+        return True
+    return len(value) == 2 and value[0] < value[1]
+
+
+def _are_sinks(value: Sequence[str]) -> bool:
+    return bool(value) and set(value) <= {"tensorboard", "mlflow"}
+
+
+# a comparison with NaN is False, so that none of these lets one pass
 Positive = Check(lambda value: 0 < value < math.inf, "a number above 0")
-
-
 NotNegative = Check(lambda value: 0 <= value < math.inf, "0 or more")
-
-
 Fraction = Check(lambda value: 0 <= value <= 1, "a number between 0 and 1")
-
-
+# torch takes more, NumPy's Philox no negative ones
 Seed = Check(lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
-
-
-Interval = Check(
-    lambda value: len(value) == 2 and 0 <= value[0] <= value[1] < math.inf,
-    "two numbers (low, high), not negative, in order",
-)
-
-
-RawRange = Check(
-    lambda value: len(value) == 0 or (len(value) == 2 and value[0] < value[1]),
-    "two numbers (low, high), low first",
-)
-
-
-Sinks = Check(
-    lambda value: value and set(value) <= {"tensorboard", "mlflow"},
-    "one or both of 'tensorboard' and 'mlflow'",
-)
-
-
+Interval = Check(_is_interval, "two numbers (low, high), not negative, in order")
+RawRange = Check(_is_raw_range, "two numbers (low, high), low first")
+Sinks = Check(_are_sinks, "one or both of 'tensorboard' and 'mlflow'")
 Halo = Check(lambda value: len(value) == 3 and min(value) >= 0, "three numbers of voxels, z, y, x")
-
-
+# the public toolbox takes a class here, of which it makes the loss itself
 NotAClass = Check(
     lambda value: not inspect.isclass(value),
     "a function such as common.train.losses.bce_dice, not a class",
 )
 
 
-def one_of(*choices: str) -> Check:
-    """The value is one of `choices`."""
-    return Check(lambda value: value in choices, "one of " + ", ".join(map(repr, choices)))
+_WORDS: dict[Any, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text in quotes",
+    dict: "a dict",
+    Callable: "a function or a class",
+}
+
+
+def fit(hint: Any, value: Any) -> tuple[Any, str]:
+    """The value in the type of a setting, and what to write instead; "" if it fits.
+
+    hint: the annotation of the setting. `Callable | None` and the like take None as it is, a list
+    may be written as a tuple or as text with commas, a whole number where a number is wanted.
+    """
+    checks = getattr(hint, "__metadata__", ())
+    kind = typing.get_args(hint)[0] if checks else hint
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None, ""
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is tuple:
+        value, wanted = _fit_list(typing.get_args(kind)[0], value)
+    else:
+        value, wanted = _fit_single(kind, value)
+    if wanted:
+        return value, wanted
+    for check in checks:
+        if not check.passes(value):
+            return value, f"write {check.wanted}"
+    return value, ""
+
+
+def _fit_single(kind: Any, value: Any) -> tuple[Any, str]:
+    if kind is float and is_a(int, value):
+        value = float(value)
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if is_a(kind, value):
+        return value, ""
+    return value, f"write {_WORDS[kind]}"
+
+
+def _fit_list(item: type, value: Any) -> tuple[Any, str]:
+    """The value as a tuple of items of one kind."""
+    if isinstance(value, str):  # as --set gives it: mito,er
+        parts = [part.strip() for part in value.strip("[]() ").split(",")]
+        value = tuple(part for part in parts if part)
+    is_list = isinstance(value, list | tuple)
+    if is_list and all(is_a(item, part) for part in value):
+        return tuple(value), ""
+    return value, f"write a flat list of {'names' if item is str else 'numbers'}"
+
+
+def is_a(kind: Any, value: Any) -> bool:
+    """Whether a value is of a kind: True is no number, a whole number is a number."""
+    if isinstance(value, bool) and kind in (int, float):
+        return False
+    if kind is float:
+        return isinstance(value, int | float)
+    return isinstance(value, kind)

@@ -11,74 +11,114 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.config.check import _unknown, check_settings
-from common.config.module import _short, load_module
+from common.config.check import check_settings, unknown_setting
+from common.config.module import load_module
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError
 from common.files import REPOSITORY
+from common.talk import short_path
 
 
 def load_config(
     path: str | Path, overrides: Sequence[str] = (), data: str | Path | None = None, **settings: Any
 ) -> TrainConfig:
-    """The checked settings of a training configuration file (or of the experiment folder that holds train_config.py).
+    """The checked settings of a training configuration.
 
-    overrides: "name=value" or "name.key=value", as `--set` takes them; settings: the same as Python values; data: the
-    data root. They go before the environment (SEED, CELLMAP_DATA, CELLMAP_CACHE), and that before the file.
-    Raises FileNotFoundError, or ValueError with everything that is wrong in one message.
+    What is given here goes before the environment (SEED, CELLMAP_DATA, CELLMAP_CACHE), and that
+    before the file. Raises FileNotFoundError, or UserError with everything that is wrong.
+
+    Args:
+        path: a Python file, or the experiment's folder that holds train_config.py.
+        overrides: "name=value" or "name.key=value", as `--set` takes them.
+        data: the data root.
+        settings: the same as overrides, as Python values.
     """
     path = _config_file(path, "train_config.py")
     values = _read_settings(path, TrainConfig)
-    given, problems = environment()
-    values |= {**given, **settings}
+    from_environment, problems = environment()
+    values |= from_environment
+    values |= settings
     if data:
         values["data_path"] = str(data_root(data))
-    problems += [problem for override in overrides if (problem := _override(values, override))]
+    for override in overrides:
+        problem = _override(values, override)
+        if problem:
+            problems.append(problem)
+    # only a root that was asked for must be there: reading a configuration needs no data
     root = data_root(data)
     if values.get("data_path") == str(root) and not root.is_dir():
         problems.append(f"the data root {root} is no folder; write the one that holds the datasets")
-    config = check_settings(_short(path), values, problems)
-    folder, name = path.parent / config.base_experiment_path, config.model_name or path.parent.name
-    return dataclasses.replace(config, base_experiment_path=str(folder), model_name=name)
+    config = check_settings(short_path(path), values, problems, TrainConfig)
+    return dataclasses.replace(
+        config,
+        base_experiment_path=str(path.parent / config.base_experiment_path),
+        model_name=config.model_name or path.parent.name,
+    )
+
+
+def load_process_config(path: str | Path) -> ProcessConfig:
+    """The checked settings of a process_config.py, or of the experiment's folder that holds it."""
+    path = _config_file(path, "process_config.py")
+    values = _read_settings(path, ProcessConfig)
+    return check_settings(short_path(path), values, [], ProcessConfig)
 
 
 def read_overrides(path: str | Path) -> tuple[str, ...]:
-    """The "name=value" lines of a file, as `load_config` takes them; empty lines and lines that begin with # are left out.
+    """The "name=value" lines of a file, as `load_config` takes them.
 
-    Raises FileNotFoundError, or ValueError for a line without '='.
+    Empty lines and those that begin with # are left out. Raises FileNotFoundError, or UserError
+    for lines without '='.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file of overrides; write one with a line name=value for each setting"
         )
-    lines = [(number, line.strip()) for number, line in enumerate(path.read_text().splitlines(), 1)]
-    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
-    if wrong := [
-        f"{path}, line {number}: '{line}' has no '='; write name=value"
-        for number, line in lines
-        if "=" not in line
-    ]:
-        raise UserError("\n".join(wrong))
-    return tuple(line for _, line in lines)
-
-
-def load_process_config(path: str | Path) -> ProcessConfig:
-    """The checked settings of a process_config.py (or of the experiment folder that holds it)."""
-    path = _config_file(path, "process_config.py")
-    return check_settings(_short(path), _read_settings(path, ProcessConfig), table=ProcessConfig)
+    overrides = []
+    problems = []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        line = text.strip()
+        if not line or line.startswith("#"):
+            continue
+        overrides.append(line)
+        if "=" not in line:
+            problems.append(f"{path}, line {number}: '{line}' has no '='; write name=value")
+    if problems:
+        raise UserError("\n".join(problems))
+    return tuple(overrides)
 
 
 def data_root(given: str | Path | None = None) -> Path:
     """The data root, absolute: the given one, else CELLMAP_DATA, else data/ in the repository."""
-    return (
-        Path(given or os.environ.get("CELLMAP_DATA") or REPOSITORY / "data").expanduser().absolute()
-    )
+    chosen = given or os.environ.get("CELLMAP_DATA") or REPOSITORY / "data"
+    return Path(chosen).expanduser().absolute()
+
+
+def environment() -> tuple[dict[str, Any], list[str]]:
+    """The settings that SEED, CELLMAP_DATA and CELLMAP_CACHE give, and what is wrong with them."""
+    values: dict[str, Any] = {}
+    problems = []
+    # an empty variable is how a shell script unsets one
+    if os.environ.get("CELLMAP_CACHE"):
+        values["cache_path"] = str(Path(os.environ["CELLMAP_CACHE"]).expanduser().absolute())
+    if os.environ.get("CELLMAP_DATA"):
+        values["data_path"] = str(data_root())
+    seed = os.environ.get("SEED")
+    if seed is not None:
+        try:
+            values["random_seed"] = int(seed)
+        except ValueError:
+            problems.append(
+                f"SEED is '{seed}' in the environment; write a whole number, or unset it"
+            )
+    return values, problems
 
 
 def _config_file(path: str | Path, name: str) -> Path:
+    """The configuration file of a path that may be its folder, absolute."""
     path = Path(path)
-    path = path / name if path.is_dir() else path
+    if path.is_dir():
+        path = path / name
     if not path.is_file() or path.suffix != ".py":
         raise FileNotFoundError(
             f"{path}: no such configuration; write the path of an experiment's {name}"
@@ -87,64 +127,69 @@ def _config_file(path: str | Path, name: str) -> Path:
 
 
 def _read_settings(path: Path, table: type) -> dict[str, Any]:
-    """The names that a configuration file gives and that are settings; what it works with is left out.
-
-    That is: imports, definitions, CONSTANTS, _private names, and configurations that it reads its settings from.
-    """
-    known = {f.name for f in dataclasses.fields(table)}
+    """The names that a configuration file gives, those left out that it only works with."""
+    known = {field.name for field in dataclasses.fields(table)}
     values = {}
     for name, value in vars(load_module(path)).items():
-        is_tool = (
-            isinstance(value, types.ModuleType | types.SimpleNamespace)
-            or getattr(value, "__name__", None) == name
-            or (name.isupper() and name.lower() not in known)
-            or name.startswith("_")
-            or name in ("annotations", "config_path")
-        )
-        if name in known or not is_tool:
+        if name in known or not _is_tool(name, value, known):
             values[name] = value
     return values
 
 
-def environment() -> tuple[dict[str, Any], list[str]]:
-    """The settings that SEED, CELLMAP_DATA and CELLMAP_CACHE give, and what is wrong with them."""
-    values: dict[str, Any] = {}
-    if os.environ.get("CELLMAP_CACHE"):
-        values["cache_path"] = str(Path(os.environ["CELLMAP_CACHE"]).expanduser().absolute())
-    if os.environ.get("CELLMAP_DATA"):
-        values["data_path"] = str(data_root())
-    if "SEED" not in os.environ:
-        return values, []
-    try:
-        return values | {"random_seed": int(os.environ["SEED"])}, []
-    except ValueError:
-        return values, [
-            f"SEED is '{os.environ['SEED']}' in the environment; write a whole number, or unset it"
-        ]
+def _is_tool(name: str, value: Any, known: set[str]) -> bool:
+    """Whether a name is no attempt at a setting.
+
+    True for modules, functions and classes, CONSTANTS, _private names, and configurations that the
+    file reads its settings from.
+    """
+    if name.startswith("_") or name in ("annotations", "config_path"):
+        return True
+    # BATCH_SIZE is a misspelt setting, and no constant
+    if name.isupper() and name.lower() not in known:
+        return True
+    if isinstance(value, types.ModuleType | types.SimpleNamespace):
+        return True
+    return getattr(value, "__name__", None) == name
 
 
-def _override(values: dict[str, Any], text: str) -> str | None:
-    """Apply one "name=value" or "name.key=value"; returns what is wrong with it."""
-    name, equals, value = text.partition("=")
-    name, *keys = name.strip().replace("-", "_").split(".")
+def _override(values: dict[str, Any], text: str) -> str:
+    """Apply one "name=value" or "name.key=value"; what is wrong with it, or ""."""
+    path, equals, written = text.partition("=")
+    name, *keys = path.strip().replace("-", "_").split(".")
     hints = typing.get_type_hints(TrainConfig)
     if not equals:
         return f"--set {text}: no '='; write --set name=value"
     if name not in hints:
-        return f"--set {text}: {_unknown(name, hints)}"
-    for place in (name, *keys[:-1]) if keys else ():
-        below = values.get(place, {})
-        if not isinstance(below, dict):
+        return f"--set {text}: {unknown_setting(name, hints)}"
+    value = _literal(written)
+    if keys:
+        if not _set_within(values, [name, *keys], value):
             return f"--set {text}: {name} has no parts with names; write --set {name}=value"
-        values[place] = values = dict(below)
-    literal = _literal(value)
-    is_text = not keys and hints[name] is str and not isinstance(literal, str)
-    values[keys[-1] if keys else name] = value.strip() if is_text else literal
-    return None
+        return ""
+    if hints[name] is str and not isinstance(value, str):  # a run may be named 7
+        value = written.strip()
+    values[name] = value
+    return ""
+
+
+def _set_within(values: dict[str, Any], keys: Sequence[str], value: Any) -> bool:
+    """Set a value in nested dicts; False where there is another thing than a dict."""
+    *parents, last = keys
+    for key in parents:
+        below = values.get(key, {})
+        if not isinstance(below, dict):
+            return False
+        values[key] = dict(below)  # the file's own dict stays as it is
+        values = values[key]
+    values[last] = value
+    return True
 
 
 def _literal(text: str) -> Any:
+    """The Python value that a text is; `true`, `false` and `none` as shells write them; or text."""
+    text = text.strip()
     try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False, "none": None}.get(text.strip().lower(), text.strip())
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):  # all that literal_eval refuses a text with
+        words = {"true": True, "false": False, "none": None}
+        return words.get(text.lower(), text)

@@ -1,4 +1,4 @@
-"""Runs a Python file of an experiment afresh, and says where it failed."""
+"""Runs a Python file of an experiment afresh, and finds its lines again in a traceback."""
 
 from __future__ import annotations
 
@@ -13,37 +13,62 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import UserError
+from common.talk import short_path
 
 _LOADED = itertools.count()
+_OF_EXPERIMENTS = re.compile(r"experiment\d+_")
+"""Begins the name of a module that `load_module` runs, or that such a one imports beside it."""
 
 
 def load_module(path: str | Path) -> types.ModuleType:
-    """Run a Python file of an experiment afresh, in a package of its own, so that `from .model import ...` works.
+    """Run a Python file of an experiment, in a package in which `from .model import ...` works.
 
-    Each call makes a new package: two copies of an experiment, or an edited one, never see each other's modules.
-    Raises FileNotFoundError, or ValueError with file, line and reason if the file does not run.
+    Each call makes a new package: two copies of an experiment, or an edited one, never see each
+    other's modules. Raises FileNotFoundError, or UserError with file, line and reason if the file
+    does not run; its cause is the error that the file ended with.
     """
     path = Path(path).resolve()
     if not path.is_file() or path.suffix != ".py":
         raise FileNotFoundError(f"{path}: no such Python file")
-    folder, name = (re.sub(r"\W", "_", text) for text in (path.parent.name, path.stem))
-    package = types.ModuleType(f"experiment{next(_LOADED)}_{folder}")
+    package = types.ModuleType(f"experiment{next(_LOADED)}_{_identifier(path.parent.name)}")
     package.__path__ = [str(path.parent)]
-    spec = importlib.util.spec_from_file_location(f"{package.__name__}.{name}", path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules |= {package.__name__: package, module.__name__: module}
+    spec = importlib.util.spec_from_file_location(
+        f"{package.__name__}.{_identifier(path.stem)}", path
+    )
+    assert spec is not None and spec.loader is not None  # its name ends with .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[package.__name__] = package
+    sys.modules[module.__name__] = module
     with _without_bytecode():
         try:
-            spec.loader.exec_module(module)  # type: ignore[union-attr]
+            spec.loader.exec_module(module)
         except Exception as error:  # a configuration is a program, and can fail in every way
-            raise UserError(f"{_short(path)}: {_failure(error, path.parent)}") from error
+            raise UserError(f"{short_path(path)}: {_failure(error, path.parent)}") from error
     return module
+
+
+def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The lines of experiments' files that an error came through, the outermost first.
+
+    Told by the module's name, not by the folder: an experiment may be a folder above this package.
+    """
+    frames = []
+    summaries = traceback.extract_tb(error.__traceback__)
+    for (frame, _), summary in zip(traceback.walk_tb(error.__traceback__), summaries, strict=True):
+        if _OF_EXPERIMENTS.match(frame.f_globals.get("__name__", "")):
+            frames.append(summary)
+    return frames
+
+
+def _identifier(text: str) -> str:
+    return re.sub(r"\W", "_", text)
 
 
 @contextmanager
 def _without_bytecode() -> Iterator[None]:
-    """Compiled code counts as up to date if the source has its size and its second: a quick edit would not be seen."""
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    """Compiled code counts as new if size and second of the source fit: a quick edit is missed."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
@@ -52,25 +77,17 @@ def _without_bytecode() -> Iterator[None]:
 
 def _failure(error: Exception, folder: Path) -> str:
     """What went wrong in an experiment's file, and in which line of which of its files."""
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [
-        (frame.filename, frame.lineno)
-        for frame in frames
-        if Path(frame.filename).is_relative_to(folder)
-    ]
-    if isinstance(error, SyntaxError) and error.filename:
-        places.append((error.filename, error.lineno))
-    where = f"line {places[-1][1]} of {Path(places[-1][0]).name}: " if places else ""
-    reason = error.msg if isinstance(error, SyntaxError) else error
-    beside = (
-        isinstance(error, ModuleNotFoundError)
-        and error.name
-        and (folder / f"{error.name}.py").is_file()
-    )
-    hint = f"; write 'from .{error.name} import'" if beside else ""  # type: ignore[attr-defined]
+    file: str | None = None
+    line: int | None = None
+    frames = own_frames(error)
+    if frames:
+        file, line = frames[-1].filename, frames[-1].lineno
+    reason = str(error)
+    hint = ""
+    if isinstance(error, SyntaxError):  # it did not get as far as a frame
+        file, line = error.filename or file, error.lineno or line
+        reason = error.msg
+    if isinstance(error, ModuleNotFoundError) and (folder / f"{error.name}.py").is_file():
+        hint = f"; write 'from .{error.name} import'"
+    where = f"line {line} of {Path(file).name}: " if file else ""
     return f"{where}{type(error).__name__}: {reason}{hint}"
-
-
-def _short(path: Path) -> str:
-    """A path as short as it can be said: relative to the working folder if it is inside."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

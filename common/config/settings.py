@@ -1,4 +1,4 @@
-"""Every setting: its sentence, unit, default and check, once. Reads a Python file, refuses what it does not know."""
+"""Every setting: its sentence, unit, default and check, once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, cast
 
 from common import classes as class_table
 from common.config.kinds import (
@@ -29,15 +30,20 @@ from common.files import REPOSITORY
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of one training run, checked. Read with `load_config`; the README's table is made of this class."""
+    """The settings of one training run, checked; `load_config` reads them.
+
+    The table of settings in the documents is made of this class: the string below a setting is its
+    sentence, the annotation its check.
+    """
 
     build_model: Callable
-    """`build_model(classes, **model_kwargs)` gives the network; called after seeding. Raw (B, 1, z, y, x) in, logits
-    (B, classes, z, y, x) out."""
+    """`build_model(classes, **model_kwargs)` gives the network; called after seeding. Raw (B, 1, z,
+    y, x) in, logits (B, classes, z, y, x) out."""
     classes: tuple[str, ...]
     """The classes that are learnt, in the order of the output channels."""
     input_array_info: dict
-    """Shape (voxels) and scale (nm) of the raw patch, z, y, x: `{"shape": (68, 68, 68), "scale": (8, 8, 8)}`."""
+    """Shape (voxels) and scale (nm) of the raw patch, z, y, x: `{"shape": (68, 68, 68), "scale":
+    (8, 8, 8)}`."""
     target_array_info: dict
     """Shape and scale of the target patch, which has the same centre as the raw patch."""
 
@@ -50,8 +56,8 @@ class TrainConfig:
     model_kwargs: dict = field(default_factory=dict)
     """Passed to build_model by name."""
     load_model: str = "latest"
-    """Where to start: "latest" or "best" of this run if there is one, "scratch", or a checkpoint file whose weights to
-    take."""
+    """Where to start: "latest" or "best" of this run if there is one, "scratch", or a checkpoint
+    file whose weights to take."""
     model_save_path: str = "checkpoints/{model_name}/{run_name}"
     """Folder of latest.pt and best.pt."""
     logs_save_path: str = "logs/{model_name}/{run_name}"
@@ -64,34 +70,38 @@ class TrainConfig:
     """Folder of the scores that evaluate writes."""
 
     data_path: str = "data"
-    """Data root that relative paths in the datasplit start from, itself relative to the repository; CELLMAP_DATA and
-    --data go before it."""
+    """Data root that relative paths in the datasplit start from, itself relative to the repository;
+    CELLMAP_DATA and --data go before it."""
     datasplit_path: str = "datasplit.csv"
     """Which crops train and which validate."""
     extra_classes: tuple[str, ...] = ()
     """Class names outside the challenge's table; nothing is inferred about them."""
     cache_path: str = "cache"
-    """Folder of decoded crops and pretrained weights, relative to the repository; CELLMAP_CACHE goes before it."""
+    """Folder of decoded crops and pretrained weights, relative to the repository; CELLMAP_CACHE
+    goes before it."""
     cache_gb: Annotated[float, Positive] = 100.0
-    """Largest size of the decoded crops on disk, GB; the least recently used ones are removed, a run that needs more
-    stops."""
+    """Largest size of the decoded crops on disk, GB; the least recently used ones are removed, a
+    run that needs more stops."""
     raw_range: Annotated[tuple[float, ...], RawRange] = ()
     """Raw values that become 0 and 1; the range of the raw's integer type unless set."""
     num_workers: Annotated[int, NotNegative] = 2
-    """Processes that read patches; 0 reads in the training process. The batches are the same for any number."""
+    """Processes that read patches; 0 reads in the training process. The batches are the same for
+    any number."""
 
     use_mutual_exclusion: bool = True
-    """True-negative masking: a class that is not annotated is negative where a class that excludes it is positive."""
+    """True-negative masking: a class that is not annotated is negative where a class that excludes
+    it is positive."""
     infer_groups: bool = True
-    """A class that is not annotated follows from annotated parts or from a group known to be absent."""
+    """A class that is not annotated follows from annotated parts or from a group known to be
+    absent."""
     weighted_sampler: bool = True
     """Draw every class equally often; otherwise draw crops by their volume."""
     positive_centre_fraction: Annotated[float, Fraction] = 0.5
-    """Of the patches drawn for a class, the fraction placed to contain a positive voxel of it; the others lie
-    anywhere."""
+    """Of the patches drawn for a class, the fraction placed to contain a positive voxel of it; the
+    others lie anywhere."""
     spatial_transforms: dict = field(default_factory=dict)
-    """`{"mirror": {"axes": {"x": 0.5}}, "transpose": {"axes": ["x", "y"]}, "rotate": {"axes": {"z": [-180, 180]}}}`:
-    probability per axis, axes to permute, degrees about each axis."""
+    """`{"mirror": {"axes": {"x": 0.5}}, "transpose": {"axes": ["x", "y"]}, "rotate": {"axes": {"z":
+    [-180, 180]}}}`: probability per axis, axes to permute, degrees about each axis."""
     intensity_probability: Annotated[float, Fraction] = 0.5
     """Probability of each of the three intensity changes below."""
     gamma_range: Annotated[tuple[float, ...], Interval] = (1.0, 1.0)
@@ -108,7 +118,8 @@ class TrainConfig:
     batch_size: Annotated[int, Positive] = 8
     """Patches in a forward pass."""
     gradient_accumulation_steps: Annotated[int, Positive] = 1
-    """Forward passes in an optimiser step; the loss is the mean over the known voxels of all of them."""
+    """Forward passes in an optimiser step; the loss is the mean over the known voxels of all of
+    them."""
     learning_rate: Annotated[float, Positive] = 1e-4
     """Step size."""
     optimizer: Callable | None = None
@@ -116,22 +127,25 @@ class TrainConfig:
     weight_decay: Annotated[float, NotNegative] = 0.01
     """Decoupled weight decay, on weights and not on biases."""
     scheduler: Callable | None = None
-    """A class of torch.optim.lr_scheduler, stepped after each epoch; ReduceLROnPlateau is given best_metric."""
+    """A class of torch.optim.lr_scheduler, stepped after each epoch; ReduceLROnPlateau is given
+    best_metric."""
     scheduler_kwargs: dict = field(default_factory=dict)
     """Passed to the scheduler by name."""
     criterion: Annotated[Callable | None, NotAClass] = None
-    """`criterion(logits, target, pos_weight)` from common.train.losses or like it; weighted_bce unless set."""
+    """`criterion(logits, target, pos_weight)` from common.train.losses or like it; weighted_bce
+    unless set."""
     weight_loss: bool = True
     """Weigh positive voxels of a class by background / foreground over the training crops."""
     pos_weight_cap: Annotated[float, Positive] = 10.0
-    """Largest weight of a positive voxel: without a cap a rare class is painted everywhere to catch its few voxels."""
+    """Largest weight of a positive voxel: without a cap a rare class is painted everywhere to catch
+    its few voxels."""
     init_output_to_prior: bool = True
     """Start the output layer at the frequency of each class instead of at random logits."""
     max_grad_norm: Annotated[float, NotNegative] = 0.0
     """Largest norm of the gradient of a step; 0 does not clip."""
     precision: Annotated[str, one_of("auto", "bf16", "fp16", "fp32")] = "auto"
-    """Of the forward pass: "auto" is bf16 where the device has it, else fp16 with loss scaling on CUDA and fp32 on a
-    CPU."""
+    """Of the forward pass: "auto" is bf16 where the device has it, else fp16 with loss scaling on
+    CUDA and fp32 on a CPU."""
     device: str = "auto"
     """ "auto" is CUDA, MPS or the CPU, the first that there is."""
     channels_last: bool = True
@@ -140,23 +154,27 @@ class TrainConfig:
     """Seed of weights, samples and augmentation; SEED in the environment goes before it."""
 
     training_time_limit: Annotated[float, NotNegative] = 0.0
-    """Seconds after which this call ends with the epoch then under way, as for a cluster's queue; the next call goes
-    on. 0 is no limit."""
+    """Seconds after which this call ends with the epoch then under way, as for a cluster's queue;
+    the next call goes on. 0 is no limit."""
     validation_time_limit: Annotated[float, NotNegative] = 0.0
-    """Seconds that the first validation may take; it fixes the number of blocks for all epochs. 0 is no limit."""
+    """Seconds that the first validation may take; it fixes the number of blocks for all epochs. 0
+    is no limit."""
     validation_batch_limit: Annotated[int, NotNegative] = 0
-    """Batches of a validation. 0 is no limit. The blocks and their order are the same in all epochs."""
+    """Batches of a validation. 0 is no limit. The blocks and their order are the same in all
+    epochs."""
     best_metric: Annotated[str, one_of("dice", "iou", "precision", "recall", "loss")] = "dice"
-    """What the best checkpoint is best at on the validation blocks: a mean over the classes that occur, or the loss."""
+    """What the best checkpoint is best at on the validation blocks: a mean over the classes that
+    occur, or the loss."""
     early_stopping_patience: Annotated[int, NotNegative] = 0
     """Epochs without a better best_metric after which training ends; 0 never ends it."""
     figure_samples: Annotated[int, NotNegative] = 2
     """Fixed validation blocks shown in TensorBoard for each class after each epoch."""
     trackers: Annotated[tuple[str, ...], Sinks] = ("tensorboard",)
-    """Where scalars, figures and settings go: "tensorboard", "mlflow" or both; history.csv and run.json are always
-    written."""
+    """Where scalars, figures and settings go: "tensorboard", "mlflow" or both; history.csv and
+    run.json are always written."""
     mlflow_uri: str = ""
-    """MLflow's store, such as http://host:5000; logs/mlflow.db in the experiment's folder unless set."""
+    """MLflow's store, such as http://host:5000; logs/mlflow.db in the experiment's folder unless
+    set."""
     mlflow_parent: str = ""
     """Id of the MLflow run that a new run is nested in, as the trials of a search are."""
 
@@ -177,12 +195,14 @@ class TrainConfig:
             text = text.format(
                 model_name=self.model_name, random_seed=self.random_seed, run_name=self.run
             )
+        # data and decoded crops are shared by all experiments
         root = REPOSITORY if name in ("data_path", "cache_path") else self.folder
         return (root / Path(text).expanduser()).resolve()
 
     def record(self) -> dict[str, str]:
         """Every setting as text, functions by their name, for logs and checkpoints."""
-        return {f.name: _as_text(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: as_text(getattr(self, name)) for name in names}
 
 
 RUN_FOLDERS = (
@@ -195,6 +215,7 @@ RUN_FOLDERS = (
 """Folders of one run: {model_name}, {run_name} and {random_seed} in them are filled in."""
 
 
+# that the datasplit's path may change does not let its content: a run keeps a hash of it
 MAY_CHANGE = frozenset(
     [
         "base_experiment_path",
@@ -218,7 +239,10 @@ MAY_CHANGE = frozenset(
         "mlflow_parent",
     ]
 ).union(RUN_FOLDERS)
-"""Settings that a continued run may change: they take effect at once and do not change what is learnt from what."""
+"""Settings that a continued run may change.
+
+They take effect at once, and do not change what is learnt from what.
+"""
 
 
 TOOLBOX_NAMES = {
@@ -233,13 +257,14 @@ TOOLBOX_NAMES = {
     "filter_by_scale": "make-datasplit takes --scale",
     "use_s3": "fetch the data to the data root first",
     "target_value_transforms": "labels are 0 and 1 already",
-    **{
-        f"{usage}_{kind}_transforms": "raw_range scales raw; gamma_range, contrast_range and noise_std change it"
-        for usage in ("train", "val")
-        for kind in ("raw", "raw_value")
-    },
 }
 """What to do instead of settings that the public toolbox has and that do not exist here."""
+
+# the toolbox reads one pair of these names, configurations in use set the other
+for _name in ("train_raw", "train_raw_value", "val_raw", "val_raw_value"):
+    TOOLBOX_NAMES[f"{_name}_transforms"] = (
+        "raw_range scales raw; gamma_range, contrast_range and noise_std change it"
+    )
 
 
 @dataclass(frozen=True)
@@ -247,57 +272,82 @@ class ProcessConfig:
     """What turns predictions into masks and objects."""
 
     process_func: Callable
-    """`process_func(logits)`: (B, 1, z, y, x) float logits of one class to an array of that shape, 1 where it is. 0 is the
-    class's threshold."""
+    """`process_func(logits)`: (B, 1, z, y, x) float logits of one class to an array of that shape,
+    1 where it is. 0 is the class's threshold."""
     classes: tuple[str, ...]
     """The classes to process."""
     instance_func: Callable | None = None
-    """`instance_func(mask, probability, name)`: volumes of an instance class to a volume of ids, see common.infer.instances;
-    its connected components unless set."""
+    """`instance_func(mask, probability, name)`: volumes of an instance class to a volume of ids,
+    see common.infer.instances; its connected components unless set."""
     instance_classes: tuple[str, ...] = class_table.INSTANCES
     """The classes whose objects are told apart."""
     thresholds: dict = field(default_factory=dict)
-    """Probability above which a voxel is of a class, by class; those that `tune` wrote into thresholds.json beside
-    process_config.py unless set, 0.5 for the others."""
+    """Probability above which a voxel is of a class, by class; those that `tune` wrote into
+    thresholds.json beside process_config.py unless set, 0.5 for the others."""
     halo: Annotated[tuple[int, ...], Halo] = (0, 0, 0)
     """Voxels around a block, z, y, x, that process_func sees and whose result is dropped."""
     input_array_info: dict = field(default_factory=dict)
-    """Shape (voxels) of the blocks that process_func gets and scale (nm) that the prediction must have; the
-    prediction's own unless set."""
+    """Shape (voxels) of the blocks that process_func gets and scale (nm) that the prediction must
+    have; the prediction's own unless set."""
     batch_size: Annotated[int, Positive] = 8
     """Blocks at a time."""
     extra_classes: tuple[str, ...] = ()
     """Class names outside the challenge's table."""
 
 
+class Row(NamedTuple):
+    """A setting as documents show it."""
+
+    name: str
+    default: str
+    """As it is written in Python, or "required"."""
+    meaning: str
+
+
 @functools.cache
-def describe(table: type = TrainConfig) -> tuple[tuple[str, str, str], ...]:
-    """(name, default, meaning) of each setting, read from the one place where they stand."""
-    body = ast.parse(inspect.getsource(table)).body[0].body  # type: ignore[attr-defined]
+def describe(table: type = TrainConfig) -> tuple[Row, ...]:
+    """A row for each setting of a table, read from the source: the only place where they stand."""
+    body = cast(ast.ClassDef, ast.parse(inspect.getsource(table)).body[0]).body
     rows = []
-    for node, after in zip(body, body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
-            default = "required" if node.value is None else ast.unparse(node.value)
-            default = {"field(default_factory=dict)": "{}"}.get(default, default)
-            rows.append((node.target.id, default, " ".join(after.value.value.split())))  # type: ignore[attr-defined]
+    for field_line, docstring in itertools.pairwise(body):
+        if isinstance(field_line, ast.AnnAssign) and isinstance(docstring, ast.Expr):
+            name = ast.unparse(field_line.target)
+            meaning = ast.literal_eval(docstring.value)
+            rows.append(Row(name, _default(field_line), " ".join(meaning.split())))
     return tuple(rows)
 
 
-def _as_text(value: Any) -> str:
-    """A setting in words that are the same in every run: without addresses, without the package a file was run in."""
+def _default(field_line: ast.AnnAssign) -> str:
+    if field_line.value is None:
+        return "required"
+    text = ast.unparse(field_line.value)
+    return "{}" if text == "field(default_factory=dict)" else text
+
+
+def as_text(value: Any) -> str:
+    """A setting in words that are the same in every run.
+
+    Without addresses of objects, and without the package that a configuration is run in.
+    """
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key!r}: {_as_text(item)}" for key, item in value.items()) + "}"
+        items = [f"{key!r}: {as_text(item)}" for key, item in value.items()]
+        return "{" + ", ".join(items) + "}"
     if isinstance(value, list | tuple):
-        items = ", ".join(map(_as_text, value))
-        return f"[{items}]" if isinstance(value, list) else f"({items}{',' * (len(value) == 1)})"
+        return _sequence_as_text(value)
     if isinstance(value, functools.partial):
-        arguments = [
-            *map(_as_text, value.args),
-            *(f"{name}={_as_text(item)}" for name, item in value.keywords.items()),
-        ]
-        return f"{_as_text(value.func)}({', '.join(arguments)})"
+        arguments = [as_text(item) for item in value.args]
+        arguments += [f"{name}={as_text(item)}" for name, item in value.keywords.items()]
+        return f"{as_text(value.func)}({', '.join(arguments)})"
     if hasattr(value, "__qualname__"):
-        return f"{value.__module__.split('.')[-1]}.{value.__qualname__}"
-    if type(value).__repr__ is object.__repr__:
-        return f"{_as_text(type(value))}()"
+        module = value.__module__.split(".")[-1]
+        return f"{module}.{value.__qualname__}"
+    if type(value).__repr__ is object.__repr__:  # it would give an address
+        return f"{as_text(type(value))}()"
     return repr(value)
+
+
+def _sequence_as_text(value: list | tuple) -> str:
+    text = ", ".join(as_text(item) for item in value)
+    if isinstance(value, list):
+        return f"[{text}]"
+    return f"({text},)" if len(value) == 1 else f"({text})"
