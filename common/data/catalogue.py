@@ -157,7 +157,7 @@ def _parse_row(line: str) -> CropInfo:
     voxel_size, translation, shape = (size.split(";") for size in sizes)
     crop = CropInfo(
         dataset=dataset,
-        name=f"crop{name}" if name.isdecimal() else name,
+        name=layout.crop_name(name),
         voxel_size=tuple(map(float, voxel_size)),
         translation=tuple(map(float, translation)),
         shape=tuple(map(int, shape)),
@@ -242,31 +242,43 @@ def _crop_of_levels(dataset: str, name: str, levels: Mapping[str, Level]) -> Cro
 # by name
 
 
-def select(
-    crops: Mapping[Key, T], datasets: Sequence[str], names: Sequence[str], source: str | Path
-) -> dict[Key, T]:
+def matching(crops: Mapping[Key, T], datasets: Sequence[str], names: Sequence[str]) -> dict[Key, T]:
     """Those of `crops` whose dataset and name each match a pattern: a whole name or a glob.
 
-    A number n stands for the crop 'cropn'. `source` begins the messages.
-
-    Raises:
-        UserError: for patterns that match nothing.
+    A number n stands for the crop 'cropn'.
     """
-    names = [f"crop{name}" if name.isdecimal() else name for name in names]
-    problems = _unmatched("dataset", datasets, {dataset for dataset, _ in crops})
-    problems += _unmatched("crop", names, {name for _, name in crops})
-    if problems:
-        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+    names = _with_prefix(names)
     chosen = {}
     for (dataset, name), crop in crops.items():
         if _matches(dataset, datasets) and _matches(name, names):
             chosen[dataset, name] = crop
+    return chosen
+
+
+def select(
+    crops: Mapping[Key, T], datasets: Sequence[str], names: Sequence[str], source: str | Path
+) -> dict[Key, T]:
+    """The same as `matching`, where every pattern must match.
+
+    Raises:
+        UserError: for patterns that match nothing; the message begins with `source`.
+    """
+    names = _with_prefix(names)
+    problems = _unmatched("dataset", datasets, {dataset for dataset, _ in crops})
+    problems += _unmatched("crop", names, {name for _, name in crops})
+    if problems:
+        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+    chosen = matching(crops, datasets, names)
     if not chosen:
         raise UserError(
             f"{source}: no crop {', '.join(names)} in {', '.join(datasets)}; "
             "name crops of these datasets"
         )
     return chosen
+
+
+def _with_prefix(names: Sequence[str]) -> list[str]:
+    return [layout.crop_name(name) for name in names]
 
 
 def _unmatched(what: str, patterns: Sequence[str], present: set[str]) -> list[str]:

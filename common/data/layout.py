@@ -33,6 +33,11 @@ def labels(dataset: str, crop: str) -> str:
     return f"{store(dataset)}/{LABELS}/{crop}"
 
 
+def crop_name(name: str) -> str:
+    """The name of a crop's folder: the challenge's tables write 28 for crop28."""
+    return f"crop{name}" if name.isdecimal() else name
+
+
 def crop_folders(data_root: Path) -> dict[tuple[str, str], Path]:
     """The folder of every crop on disk by its dataset and name."""
     folders = {}

@@ -1,4 +1,7 @@
-"""Raw of an EM volume on a wanted grid: which level is read, how far it is averaged down, what becomes 0 and 1."""
+"""Raw of an EM volume on a wanted grid: which level is read, how far it is averaged down.
+
+uint8 stays as it is; every other type becomes float32 in [0, 1].
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from common.data import ngff
-from common.data.ngff import Grid, Level
+from common.data.ngff import Grid, Level, Vector
 from common.errors import UserError
 
 AT_ONCE = 2**27
-"""Voxels of a level that are read at a time to be averaged; bounds the memory where the level is much finer than what is wanted."""
+"""Voxels of a level that are read at a time to be averaged.
+
+Bounds the memory where the level is much finer than what is wanted.
+"""
 
 
 @dataclass(frozen=True)
 class Raw:
-    """A level of a volume, averaged over whole voxels towards a wanted voxel size. Opened with `open_raw`."""
+    """A level of a volume, averaged over whole voxels towards a wanted voxel size."""
 
     level: Level
     factor: np.ndarray
@@ -32,30 +38,32 @@ class Raw:
     def grid(self) -> Grid:
         """Where the averaged voxels are."""
         origin = self.level.translation + (self.factor - 1) / 2 * self.level.scale
-        return Grid(
-            origin,
-            self.level.scale * self.factor,
-            tuple((self.level.shape // self.factor).tolist()),
-        )
+        shape = self.level.shape // self.factor
+        return Grid(origin, self.level.scale * self.factor, tuple(shape.tolist()))
 
-    def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        """Averaged voxels start..stop, which lie within the volume. Raises ValueError if a chunk cannot be decoded."""
-        start, stop = np.array(start), np.array(stop)
+    def read(self, start: Vector, stop: Vector) -> np.ndarray:
+        """Averaged voxels start..stop, which lie within the volume.
+
+        Raises:
+            UserError: if a chunk cannot be decoded.
+        """
+        first = np.array(start)
+        last = np.array(stop)
         if (self.factor == 1).all():
-            return self._values(start, stop)
-        result = np.empty(stop - start, self.dtype)
-        layers = max(
-            1, int(AT_ONCE // np.prod([self.factor[0], *(stop - start)[1:] * self.factor[1:]]))
-        )
-        for z in range(0, len(result), layers):
-            low, high = (
-                start + [z, 0, 0],
-                np.array([min(start[0] + z + layers, stop[0]), *stop[1:]]),
-            )
-            result[z : z + layers] = ngff.block_mean(
-                self._values(low * self.factor, high * self.factor), self.factor
-            )
-        return result
+            return self._values(first, last)
+        block = np.empty(last - first, self.dtype)
+        layers = self._layers_at_once(last - first)
+        for z in range(0, len(block), layers):
+            top = np.array([first[0] + z, *first[1:]])
+            bottom = np.array([min(first[0] + z + layers, last[0]), *last[1:]])
+            fine = self._values(top * self.factor, bottom * self.factor)
+            block[z : z + layers] = ngff.block_mean(fine, self.factor)
+        return block
+
+    def _layers_at_once(self, shape: np.ndarray) -> int:
+        """Averaged layers along z that come from AT_ONCE voxels of the level; at least one."""
+        voxels_of_a_layer = np.prod([self.factor[0], *shape[1:] * self.factor[1:]])
+        return max(1, int(AT_ONCE // voxels_of_a_layer))
 
     def _values(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Voxels of the level as `dtype`."""
@@ -63,41 +71,55 @@ class Raw:
         if self.dtype == np.uint8:
             return block
         low, high = self.raw_range or (0.0, float(np.iinfo(block.dtype).max))
-        return np.clip((np.nan_to_num(block.astype(np.float32)) - low) / (high - low), 0, 1)
+        # a NaN in raw is a hole: black; NaN means unknown in targets only
+        finite = np.nan_to_num(block.astype(np.float32))
+        return np.clip((finite - low) / (high - low), 0, 1)
 
-    def read_mirrored(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+    def read_mirrored(self, start: Vector, stop: Vector) -> np.ndarray:
         """Averaged voxels start..stop; those outside of the volume are mirrored, as in training."""
-        start, stop = np.array(start), np.array(stop)
-        shape = np.array(self.grid.shape)
-        axes = [mirror(np.arange(a, b), n) for a, b, n in zip(start, stop, shape, strict=True)]
-        first, last = np.array([a.min() for a in axes]), np.array([a.max() + 1 for a in axes])
-        block = self.read(first, last)
-        if (first == start).all() and (last == stop).all():
+        axes = []
+        for first, last, size in zip(start, stop, self.grid.shape, strict=True):
+            axes.append(mirror(np.arange(first, last), size))
+        lower = np.array([axis.min() for axis in axes])
+        upper = np.array([axis.max() + 1 for axis in axes])
+        block = self.read(lower, upper)
+        if (lower == start).all() and (upper == stop).all():
             return block
-        return block[np.ix_(*(axis - a for axis, a in zip(axes, first, strict=True)))]
+        index = [axis - low for axis, low in zip(axes, lower, strict=True)]
+        return block[np.ix_(*index)]
 
 
-def open_raw(path: Path, scale: Sequence[float], raw_range: Sequence[float] = ()) -> Raw:
-    """The level of a multiscale group that is nearest to `scale` (nm), averaged down while it stays finer than that.
+def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = ()) -> Raw:
+    """The level of a multiscale group that is nearest to `scale` (nm), averaged down.
 
-    Raises what `common.data.ngff.open_levels` does, and ValueError if the raw's type has no natural range and none is given.
+    Averaged as long as it stays no coarser than that. raw_range: the values of black and white.
+
+    Raises:
+        FileNotFoundError: as `common.data.ngff.open_levels` does.
+        UserError: as that does, and if the type has no natural range and none is given.
     """
     level = ngff.pick_level(ngff.open_levels(path), scale)
     if level.array.dtype.kind != "u" and not raw_range:
         raise UserError(
-            f"{level.path}: raw of type {level.array.dtype} has no natural range; set raw_range = (value of black, value of white)"
+            f"{level.path}: raw of type {level.array.dtype} has no natural range; "
+            "set raw_range = (value of black, value of white)"
         )
     dtype = np.dtype(np.uint8 if level.array.dtype == np.uint8 else np.float32)
     return Raw(level, reduction(scale, level.scale, level.shape), tuple(raw_range), dtype)
 
 
-def reduction(wanted: Sequence[float], scale: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Whole number of voxels along each axis that become one, so that it is not larger than the wanted voxel."""
-    return np.clip(np.floor(np.array(wanted) / scale + 1e-3).astype(int), 1, shape)
+def reduction(wanted: Vector, scale: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """(3,) whole numbers of voxels that become one, which is no larger than the wanted voxel."""
+    # 1e-3: sizes are rounded, and 16 nm is three voxels of 5.3335 nm though a little less
+    ratio = np.array(wanted) / scale + 1e-3
+    return np.clip(np.floor(ratio).astype(int), 1, shape)
 
 
 def mirror(index: np.ndarray, n: int) -> np.ndarray:
-    """Voxel numbers of any size folded into 0..n-1 at the first and last voxel, which are not repeated."""
+    """Voxel numbers of any size folded into 0..n-1 at the first and last voxel.
+
+    Those two are not repeated, as NumPy's "reflect".
+    """
     if n == 1:
         return np.zeros_like(index)
     folded = np.abs(index) % (2 * n - 2)

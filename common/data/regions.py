@@ -1,9 +1,12 @@
-"""Which boxes of which volumes a command works on: crops of the data split, of the data root or of the manifest, or any volume."""
+"""Which boxes of which volumes a command works on.
+
+Crops of the data split, of the data root or of the manifest of test crops, or any volume.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +14,8 @@ import numpy as np
 
 from common.config.settings import TrainConfig
 from common.data import catalogue, layout, manifest, ngff
-from common.data import split as split_module
 from common.data.manifest import Entry
-from common.data.split import Row
+from common.data.split import USAGES, Row, read_datasplit
 from common.errors import UserError
 
 
@@ -46,136 +48,165 @@ def choose(
     crops: str = "validate",
     volume: str | Path = "",
     roi: str = "",
-    manifest_path: str = "",
+    *,
+    manifest_path: str | Path = "",
     say: Callable[[str], None] = print,
 ) -> list[Region]:
-    """What the options --crops, --volume, --roi and --manifest of a command name; see `find` and `of_volume`.
+    """What the options --crops, --volume, --roi and --manifest of a command name.
 
-    The manifest of test crops is downloaded once, to the cache, where it is asked for and no file is given.
+    Args:
+        config: settings of the experiment.
+        crops: see `find`; not used with a volume.
+        volume: path of a multiscale group.
+        roi: box of the volume, see `of_volume`.
+        manifest_path: table of test crops. Where test crops are asked for and none is given it is
+            downloaded once, to the cache.
+        say: takes a line about the download.
     """
     if volume:
         return [of_volume(volume, roi)]
     if roi:
         raise UserError(f"--roi {roi}: a box of what? write --volume too")
     entries: list[Entry] = []
-    if manifest_path or "test" in [word.strip() for word in crops.split(",")]:
+    if manifest_path or "test" in _words(crops):
         entries = manifest.read(manifest_path or manifest.fetch(config.path("cache_path"), say=say))
     return find(config, crops, entries)
 
 
 def find(config: TrainConfig, crops: str = "validate", tests: Sequence[Entry] = ()) -> list[Region]:
-    """The crops that a comma-separated list names, each once, in its order; tests: the manifest of test crops.
+    """The crops that a comma-separated list names, each once, in its order.
 
-    "train" and "validate" are the crops of the data split, "*" is both; "test" are those of the manifest; anything else is a
-    crop (28, crop28 or jrc_hela-2/crop28, with * and ?) of the data split, the manifest or the data root, the first that has it.
-    Raises FileNotFoundError, or ValueError with everything that is not found.
+    "train" and "validate" are the crops of the data split, "*" is both; "test" are those of the
+    manifest `tests`; anything else is a crop (28, crop28 or jrc_hela-2/crop28, with * and ?) of the
+    data split, the manifest or the data root, the first that has it.
+
+    Raises:
+        FileNotFoundError: without a data split or a data root.
+        UserError: with everything that is not found.
     """
-    path, root = config.path("datasplit_path"), config.path("data_path")
-    rows = split_module.read_datasplit(path, root)
-    found: dict[str, Region] = {}
-    for word in filter(None, (word.strip() for word in crops.split(","))):
-        if word in (*split_module.USAGES, "*"):
-            chosen = [_of_row(row) for row in rows if word in (row.usage, "*")]
-        elif word == "test":
-            chosen = _of_manifest(tests, root)
-        else:
-            chosen = _named(word, rows, tests, root)
-        found |= {str(region): region for region in chosen}
-    if not found:
+    path = config.path("datasplit_path")
+    root = config.path("data_path")
+    rows = read_datasplit(path, root)
+    chosen: dict[str, Region] = {}
+    for word in _words(crops):
+        for region in _regions(word, rows, tests, root):
+            chosen[str(region)] = region
+    if not chosen:
         raise UserError(
             f"{path}: no crop for --crops {crops}; write validate, train, test, * or names of crops"
         )
-    return list(found.values())
+    return list(chosen.values())
 
 
 def of_volume(path: str | Path, roi: str = "") -> Region:
-    """A volume of one's own, whole or the box `roi` of it: "z0:z1,y0:y1,x0:x1" in nm, where a bound left out is the volume's.
+    """A volume of one's own, whole or a box of it.
 
-    Raises FileNotFoundError without a multiscale group at `path`, ValueError for a box that is none or lies outside.
+    roi: "z0:z1,y0:y1,x0:x1" in nm; a bound left out is the volume's.
+
+    Raises:
+        FileNotFoundError: without a multiscale group at `path`.
+        UserError: for a box that is none or lies outside.
     """
     path = Path(path).absolute()
     lower, upper = ngff.open_levels(path)[0].box()
-    store = next((part for part in (path, *path.parents) if part.suffix == ".zarr"), path)
-    if not roi:
-        return Region(store.stem, "whole", path, lower, upper, None, ())
-    number = r"\s*(-?\d+(?:\.\d*)?)?\s*"
-    match = re.fullmatch(",".join([f"{number}:{number}"] * 3), roi)
-    if not match:
-        raise UserError(f"--roi {roi}; write z0:z1,y0:y1,x0:x1 in nm, such as 0:4000,1000:5000,:")
-    low, high = (
-        np.array(
-            [float(text) if text else bound for text, bound in zip(texts, bounds, strict=True)]
-        )
-        for texts, bounds in ((match.groups()[::2], lower), (match.groups()[1::2], upper))
-    )
-    if (low >= high).any() or (low >= upper).any() or (high <= lower).any():
-        raise UserError(f"--roi {roi}: no box within {path}, which is {box_text(lower, upper)} nm")
-    low, high = np.maximum(low, lower), np.minimum(high, upper)
-    return Region(
-        store.stem,
-        "roi_" + box_text(low, high).replace(":", "-").replace(",", "_"),
-        path,
-        low,
-        high,
-        None,
-        (),
-    )
-
-
-def _named(word: str, rows: Sequence[Row], tests: Sequence[Entry], root: Path) -> list[Region]:
-    """Crops of one name or pattern."""
-    dataset, _, name = word.rpartition("/")
-    split = {tuple(row.name.split("/")): row for row in rows}
-    asked = {(entry.dataset, entry.crop): entry for entry in tests}
-    for known in (split, asked):
-        try:
-            chosen = catalogue.select(known, [dataset or "*"], [name], "")
-        except ValueError:
-            continue
-        if known is split:
-            return [_of_row(row) for row in chosen.values()]
-        return [
-            region
-            for region in _of_manifest(tests, root)
-            if (region.dataset, region.name) in chosen
-        ]
-    crops, _ = catalogue.scan(root, [dataset or "*"], [name])
-    labels = [
-        root / crop.dataset / f"{crop.dataset}.zarr" / layout.LABELS / crop.name for crop in crops
-    ]
-    return [
-        _of_row(Row("", label.parents[3] / layout.RAW, label, tuple(sorted(crop.classes))))
-        for label, crop in zip(labels, crops, strict=True)
-    ]
-
-
-def _of_row(row: Row) -> Region:
-    lower, upper = ngff.open_levels(row.crop / row.annotated[0])[0].box()
-    dataset, name = row.name.split("/")
-    return Region(dataset, name, row.raw, lower, upper, row.crop, row.annotated)
-
-
-def _of_manifest(tests: Sequence[Entry], root: Path) -> list[Region]:
-    """The test crops: each the box that holds all of its labels."""
-    if not tests:
-        raise UserError("no manifest of test crops; write --manifest FILE, or have it downloaded")
-    crops: dict[tuple[str, str], list[Entry]] = {}
-    for entry in tests:
-        crops.setdefault((entry.dataset, entry.crop), []).append(entry)
-    regions = []
-    for (dataset, name), entries in crops.items():
-        boxes = [entry.grid().box() for entry in entries]
-        lower, upper = (
-            np.min([low for low, _ in boxes], axis=0),
-            np.max([high for _, high in boxes], axis=0),
-        )
-        raw = root / dataset / f"{dataset}.zarr" / layout.RAW
-        regions.append(
-            Region(dataset, name, raw, lower, upper, None, tuple(entry.name for entry in entries))
-        )
-    return regions
+    dataset = (layout.store_of(path) or path).stem
+    name = "whole"
+    if roi:
+        lower, upper = _box_within(path, roi, lower, upper)
+        name = "roi_" + box_text(lower, upper).replace(":", "-").replace(",", "_")
+    return Region(dataset, name, raw=path, lower=lower, upper=upper, truth=None, classes=())
 
 
 def box_text(lower: np.ndarray, upper: np.ndarray) -> str:
     """A box (nm) as --roi takes it."""
     return ",".join(f"{a:.12g}:{b:.12g}" for a, b in zip(lower, upper, strict=True))
+
+
+def _box_within(
+    path: Path, roi: str, lower: np.ndarray, upper: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of lower..upper that --roi names; raises UserError if there is none."""
+    number = r"\s*(-?\d+(?:\.\d*)?)?\s*"
+    match = re.fullmatch(",".join([f"{number}:{number}"] * 3), roi)
+    if not match:
+        raise UserError(f"--roi {roi}; write z0:z1,y0:y1,x0:x1 in nm, such as 0:4000,1000:5000,:")
+    low = _bounds(match.groups()[::2], lower)
+    high = _bounds(match.groups()[1::2], upper)
+    if (low >= high).any() or (low >= upper).any() or (high <= lower).any():
+        raise UserError(f"--roi {roi}: no box within {path}, which is {box_text(lower, upper)} nm")
+    return np.maximum(low, lower), np.minimum(high, upper)
+
+
+def _bounds(texts: Iterable[str | None], otherwise: np.ndarray) -> np.ndarray:
+    numbers = []
+    for text, bound in zip(texts, otherwise, strict=True):
+        numbers.append(float(text) if text else bound)
+    return np.array(numbers)
+
+
+def _words(crops: str) -> list[str]:
+    """The items of a comma-separated list."""
+    words = [word.strip() for word in crops.split(",")]
+    return [word for word in words if word]
+
+
+def _regions(
+    word: str, rows: Sequence[Row], tests: Sequence[Entry], root: Path
+) -> Iterable[Region]:
+    """The crops that one word of the list names; raises UserError if there are none."""
+    if word in (*USAGES, "*"):
+        return [_of_row(row) for row in rows if word in (row.usage, "*")]
+    if word == "test":
+        if not tests:
+            raise UserError(
+                "no manifest of test crops; write --manifest FILE, or have it downloaded"
+            )
+        return _of_tests(manifest.by_crop(tests), root)
+    dataset, _, name = word.rpartition("/")
+    patterns = ([dataset or "*"], [name])
+    of_split = catalogue.matching({row.key: row for row in rows}, *patterns)
+    if of_split:
+        return [_of_row(row) for row in of_split.values()]
+    of_manifest = catalogue.matching(manifest.by_crop(tests), *patterns)
+    if of_manifest:
+        return _of_tests(of_manifest, root)
+    on_disk, _ = catalogue.scan(root, *patterns)
+    return [_of_crop_on_disk(crop, root) for crop in on_disk]
+
+
+def _of_row(row: Row) -> Region:
+    lower, upper = ngff.open_levels(row.crop / row.annotated[0])[0].box()
+    dataset, name = row.key
+    return Region(
+        dataset, name, row.raw, lower=lower, upper=upper, truth=row.crop, classes=row.annotated
+    )
+
+
+def _of_crop_on_disk(crop: catalogue.CropInfo, root: Path) -> Region:
+    return _of_row(
+        Row(
+            usage="",
+            raw=root / layout.raw(crop.dataset),
+            crop=root / layout.labels(crop.dataset, crop.name),
+            annotated=tuple(sorted(crop.classes)),
+        )
+    )
+
+
+def _of_tests(crops: Mapping[tuple[str, str], Sequence[Entry]], root: Path) -> list[Region]:
+    """Test crops, each the box that holds all of its labels."""
+    regions = []
+    for (dataset, name), entries in crops.items():
+        lower, upper = manifest.box_around(entries)
+        regions.append(
+            Region(
+                dataset,
+                name,
+                raw=root / layout.raw(dataset),
+                lower=lower,
+                upper=upper,
+                truth=None,
+                classes=tuple(entry.name for entry in entries),
+            )
+        )
+    return regions

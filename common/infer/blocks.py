@@ -155,15 +155,17 @@ def _on_grid(plan: BlockPlan, number: int, logits: torch.Tensor) -> torch.Tensor
     given, corner = np.array(plan.window.output.scale), plan.grid.box()[0]
     values = logits.float()
     for axis in range(3):
-        matrix = regrid.axis_weights(
+        target = regrid.Axis(
             plan.grid.origin[axis] + start[axis] * plan.grid.scale[axis],
             plan.grid.scale[axis],
             int(stop[axis] - start[axis]),
+        )
+        source = regrid.Axis(
             corner[axis] + (first[axis] + 0.5) * given[axis],
             given[axis],
             values.shape[axis + 1],
-            repeat_edge=True,
         )
+        matrix = regrid.axis_weights(target, source, repeat_edge=True)
         weights = torch.from_numpy(matrix).to(values.device)
         values = torch.tensordot(values, weights, dims=([axis + 1], [1])).movedim(-1, axis + 1)
     return values

@@ -78,7 +78,7 @@ def visualize(
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(f"--kinds {', '.join(unknown)}; write some of {', '.join(KINDS)}")
     config = load_config(config_path, overrides, data)
-    boxes = regions.choose(config, crops, volume, roi, manifest_path, say)
+    boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=say)
     known = [
         *config.classes,
         *config.extra_classes,
@@ -419,16 +419,11 @@ def _resampled(level: Level, grid: Grid, change: Callable[[np.ndarray], np.ndarr
     corners = (np.array(grid.box()) - level.box()[0]) / level.scale
     start = np.clip(np.floor(corners[0]) - 1, 0, level.shape - 1).astype(int)
     stop = np.clip(np.ceil(corners[1]) + 1, start + 1, level.shape).astype(int)
-    places = zip(
-        grid.origin,
-        grid.scale,
-        grid.shape,
-        level.translation + start * level.scale,
-        level.scale,
-        stop - start,
-        strict=True,
-    )
-    weights = [regrid.axis_weights(*place) for place in places]
+    window = Grid(level.translation + start * level.scale, level.scale, tuple(stop - start))
+    weights = [
+        regrid.axis_weights(regrid.axis_of(grid, axis), regrid.axis_of(window, axis))
+        for axis in range(3)
+    ]
     block = np.nan_to_num(change(level.read(start, stop).astype(np.float32)), copy=False)
     return np.einsum("az,by,cx,zyx->abc", *weights, block, optimize=True)
 

@@ -10,7 +10,7 @@ from scipy.ndimage import map_coordinates
 from skimage.transform import downscale_local_mean
 
 from common.data.ngff import Grid, Level, open_levels, write_multiscale
-from common.data.regrid import axis_weights, covers, ids, mask, shortfall
+from common.data.regrid import Axis, axis_weights, covers, ids, mask, shortfall
 
 RNG = np.random.default_rng(7)
 
@@ -362,17 +362,21 @@ def test_one_layer_of_chunks_under_the_grid_is_read_at_a_time(
 
 def test_weights_of_a_drawn_case():
     """Two source voxels of 2 under a target of 3 that begins at the same corner: the first whole, half of the second."""
-    np.testing.assert_allclose(axis_weights(1.5, 3, 1, 1, 2, 2), [[2 / 3, 1 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(
+        axis_weights(Axis(1.5, 3, 1), Axis(1, 2, 2)), [[2 / 3, 1 / 3]], rtol=1e-6
+    )
 
 
 def test_weights_of_a_finer_grid_interpolate():
     np.testing.assert_allclose(
-        axis_weights(-2, 4, 4, 0, 8, 2), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]], rtol=1e-6
+        axis_weights(Axis(-2, 4, 4), Axis(0, 8, 2)),
+        [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]],
+        rtol=1e-6,
     )
 
 
 def test_weights_of_the_same_grid_are_the_identity():
-    weights = axis_weights(23837.0, 1.74, 600, 23837.0, 1.74, 600)
+    weights = axis_weights(Axis(23837.0, 1.74, 600), Axis(23837.0, 1.74, 600))
     np.testing.assert_array_equal(weights, np.eye(600))
     assert weights.dtype == np.float32
 
@@ -383,7 +387,7 @@ def test_rows_sum_to_what_the_source_covers(seed, repeat_edge):
     rng = np.random.default_rng(seed)
     out_scale, in_scale = rng.uniform(1, 9, 2)
     out = (rng.uniform(-30, 10), out_scale, 25)
-    weights = axis_weights(*out, 0.0, in_scale, 7, repeat_edge=repeat_edge)
+    weights = axis_weights(Axis(*out), Axis(0.0, in_scale, 7), repeat_edge=repeat_edge)
     covered = overlap_by_hand(*out, 0.0, in_scale, 7).sum(1)
     assert 0 < covered.mean() < 1
     np.testing.assert_allclose(weights.sum(1), np.ones(25) if repeat_edge else covered, atol=2e-6)
@@ -396,9 +400,9 @@ def test_a_repeated_edge_is_an_edge_padded_source(out_scale):
     values = RNG.random(6)
     padded = np.pad(values, 20, "edge")
     out = (-50.0, out_scale, 12)
-    expected = axis_weights(*out, -20 * 4.0, 4.0, 46) @ padded
+    expected = axis_weights(Axis(*out), Axis(-20 * 4.0, 4.0, 46)) @ padded
     np.testing.assert_allclose(
-        axis_weights(*out, 0.0, 4.0, 6, repeat_edge=True) @ values, expected, rtol=1e-5
+        axis_weights(Axis(*out), Axis(0.0, 4.0, 6), repeat_edge=True) @ values, expected, rtol=1e-5
     )
 
 
