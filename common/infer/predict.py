@@ -116,9 +116,9 @@ def predict(
             f"{config.folder}: the network has no class {', '.join(unknown)}; it has {', '.join(config.classes)}"
         )
     chosen = survey(
-        config, regions.choose(
-        config, crops, volume, roi, manifest_path=manifest_path, say=run.say
-    ), classes
+        config,
+        regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=run.say),
+        classes,
     )
     network = load_network(config, weights)
     run.say(

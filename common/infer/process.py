@@ -62,9 +62,7 @@ def process(
     """
     config = load_config(config_path, overrides, data)
     recipe = load_recipe(config, classes)
-    boxes = regions.choose(
-        config, crops, volume, roi, manifest_path=manifest_path, say=run.say
-    )
+    boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=run.say)
     found = gather(lambda box: find_predictions(recipe, config, box, every=bool(classes)), boxes)
     _note_other_checkpoints(recipe, found)
     targets = [box.folder(config.path("processed_path")) for box in boxes]
