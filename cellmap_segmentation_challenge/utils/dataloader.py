@@ -19,9 +19,12 @@ from common.train import run
 
 DATA_SETTINGS = frozenset(
     [
+        "augment",
         "cache_gb",
         "cache_path",
+        "class_sampling_weights",
         "contrast_range",
+        "crop_sampling_weights",
         "data_path",
         "device",
         "extra_classes",

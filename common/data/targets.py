@@ -1,6 +1,6 @@
-"""What a loss is given as target, and how to ask it for labels, for what is known, and for counts.
+"""What a loss is given as target, and how to get labels, masks and counts out of it.
 
-A target says of every voxel and class: positive (1), negative (0) or unknown. It comes in two forms:
+A target says of every voxel and class: positive (1), negative (0) or unknown. It has two forms:
 
 * `PaletteTarget`, as the loaders make it: one small number a voxel, and a table of label
   combinations. It is what keeps 48 classes at 4 bytes a voxel.

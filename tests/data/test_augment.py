@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 
 from common.data import augment
-from common.data.augment import change_intensity, resample_linear, resample_nearest
+from common.data.augment import IntensityChange, change_intensity, resample_linear, resample_nearest
 from common.data.sampling import rotation
 
 BLOCK = np.random.default_rng(0).integers(0, 256, (14, 15, 16), np.uint8)
@@ -240,9 +240,8 @@ def changed(
     noise_std: float = 0,
     seed: int = 5,
 ) -> torch.Tensor:
-    n = len(patches)
-    settings = ([value] * n for value in (gamma, contrast, noise_std))
-    return change_intensity(patches.clone(), *settings, [seed + i for i in range(n)])
+    changes = [IntensityChange(gamma, contrast, noise_std, seed + i) for i in range(len(patches))]
+    return change_intensity(patches.clone(), changes)
 
 
 def test_gamma_is_a_power():
@@ -296,7 +295,8 @@ def test_settings_that_change_nothing_leave_raw_as_it_is():
 
 def test_each_sample_is_changed_by_its_own_settings():
     patches = raw(3)
-    found = change_intensity(patches.clone(), [1, 2.0, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0])
+    changes = [IntensityChange(), IntensityChange(gamma=2.0), IntensityChange()]
+    found = change_intensity(patches.clone(), changes)
     torch.testing.assert_close(found, torch.stack([patches[0], patches[1] ** 2, patches[2]]))
 
 

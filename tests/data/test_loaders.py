@@ -13,10 +13,11 @@ import torch
 from scipy import ndimage
 
 from common.config.settings import TrainConfig
-from common.data.crops import Crop, open_crops
+from common.data.crop_cache import CropCache
+from common.data.crops import Crop, CropRequest, open_crops
 from common.data.loaders import Batch, Batches, Blocks, count_voxels, notices, open_data
 from common.data.ngff import write_multiscale
-from common.data.sampling import Patch, Sampler, reach_nm, validation_samples
+from common.data.sampling import Augmentation, Patch, Sampler, reach_nm, validation_samples
 from common.data.split import Row
 from common.data.targets import dense
 
@@ -37,13 +38,13 @@ TRANSFORMS = {
     "turned": ROTATE,
     "everything": MIRROR | TRANSPOSE | ROTATE,
 }
-EVERYTHING = {
-    "spatial_transforms": MIRROR | TRANSPOSE | ROTATE,
-    "intensity_probability": 0.5,
-    "gamma_range": (0.8, 1.2),
-    "contrast_range": (0.8, 1.2),
-    "noise_std": 0.05,
-}
+EVERYTHING = Augmentation(
+    spatial_transforms=MIRROR | TRANSPOSE | ROTATE,
+    intensity_probability=0.5,
+    gamma_range=(0.8, 1.2),
+    contrast_range=(0.8, 1.2),
+    noise_std=0.05,
+)
 
 
 # The alignment of raw and labels
@@ -206,10 +207,17 @@ def aligned(request, tmp_path_factory) -> tuple[Geometry, dict[str, list[Crop]]]
 
     def crops(margin: np.ndarray) -> list[Crop]:
         rows = [Row("train", root / "raw" / axis, root / "crop", tuple(names)) for axis in "zyx"]
-        scales = geometry.input.scale, geometry.target.scale
-        return open_crops(
-            rows, names, *scales, margin, np.ones(3), root / "cache", 1, RANGE, False, False
+        request = CropRequest(
+            classes=tuple(names),
+            input_scale=geometry.input.scale,
+            target_scale=geometry.target.scale,
+            patch_nm=np.ones(3),
+            margins_nm={"train": margin},
+            raw_range=RANGE,
+            use_mutual_exclusion=False,
+            infer_groups=False,
         )
+        return open_crops(rows, request, CropCache(root / "cache", 1))
 
     return geometry, crops
 
@@ -219,7 +227,7 @@ def read(blocks: list[Blocks], n: int) -> tuple[np.ndarray, np.ndarray]:
 
     Of three sets of blocks that differ in nothing but their raw, which is z, y or x.
     """
-    batches = [list(Batches(part, 4, 0, CPU, RANGE).between(0, n)) for part in blocks]
+    batches = [list(Batches(part, 4, 0, CPU, raw_range=RANGE).between(0, n)) for part in blocks]
     raw = torch.cat([torch.cat([batch.raw for batch in found]) for found in batches], 1)
     labels = [torch.cat([dense(batch.target) for batch in found]) for found in batches]
     assert torch.equal(labels[0], labels[1]) and torch.equal(labels[0], labels[2])
@@ -285,7 +293,7 @@ def test_raw_and_labels_are_aligned_to_half_a_voxel_in_every_orientation(aligned
     chosen = TRANSFORMS[transforms]
     crops = open_aligned(reach_nm(geometry.input, chosen))
     samplers = [
-        Sampler([crop], geometry.input, geometry.target, 7, spatial_transforms=chosen)
+        Sampler([crop], geometry.input, geometry.target, 7, augmentation=Augmentation(chosen))
         for crop in crops
     ]
     blocks = [
@@ -334,10 +342,25 @@ def random_crop(
         )
     row = Row("train", root / "raw", root / "crop1", tuple(labels))
     classes = values.get("classes", tuple(labels))
-    margin = np.full(3, values["margin"])
-    return open_crops(
-        [row], classes, values["scale"], values["scale"], margin, np.ones(3), tmp_path / "cache", 1
-    )[0]
+    return open_at_8_nm([row], classes, tmp_path, values["margin"], values["scale"])[0]
+
+
+def open_at_8_nm(
+    rows: Sequence[Row],
+    classes: Sequence[str],
+    root: Path,
+    margin: float = 200.0,
+    scale: Sequence[float] = (8, 8, 8),
+) -> list[Crop]:
+    """Crops decoded into root/cache; any raw is large enough."""
+    request = CropRequest(
+        classes=tuple(classes),
+        input_scale=scale,
+        target_scale=scale,
+        patch_nm=np.ones(3),
+        margins_nm={"train": np.full(3, margin)},
+    )
+    return open_crops(rows, request, CropCache(root / "cache", 1))
 
 
 RANDOM = np.random.default_rng(0)
@@ -356,7 +379,8 @@ def batches(
     crops: Sequence[Crop], batch_size: int = 4, workers: int = 0, raw_range: tuple = (), **settings
 ) -> Batches:
     sampler = Sampler(crops, INPUT, TARGET, 3, **settings)
-    return Batches(Blocks(crops, sampler, INPUT, TARGET), batch_size, workers, CPU, raw_range)
+    blocks = Blocks(crops, sampler, INPUT, TARGET)
+    return Batches(blocks, batch_size, workers, CPU, raw_range=raw_range)
 
 
 def joined(found: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
@@ -378,7 +402,7 @@ def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
     "transforms", [{}, ROTATE, MIRROR | TRANSPOSE, MIRROR | TRANSPOSE | ROTATE]
 )
 def test_patches_equal_scipy_at_the_places_of_the_sample(crop, transforms):
-    sampler = Sampler([crop], INPUT, TARGET, 3, spatial_transforms=transforms)
+    sampler = Sampler([crop], INPUT, TARGET, 3, augmentation=Augmentation(transforms))
     raw, target, _ = joined(
         list(Batches(Blocks([crop], sampler, INPUT, TARGET), 4, 0, CPU).between(0, 6))
     )
@@ -419,7 +443,7 @@ def test_raw_is_never_black_around_a_crop_much_smaller_than_the_patch(tmp_path):
                 target,
                 3,
                 positive_centre_fraction=fraction,
-                spatial_transforms=transforms,
+                augmentation=Augmentation(transforms),
             )
             for batch in Batches(Blocks([found], sampler, raw, target), 1, 0, CPU).between(0, 12):
                 torch.testing.assert_close(batch.raw, torch.full_like(batch.raw, 200 / 255))
@@ -442,7 +466,7 @@ def test_a_sphere_stays_a_sphere_when_axes_of_sections_are_transposed(tmp_path):
         margin=400,
     )
     sampler = Sampler(
-        [found], patch, patch, 3, spatial_transforms=TRANSPOSE, positive_centre_fraction=0.0
+        [found], patch, patch, 3, augmentation=Augmentation(TRANSPOSE), positive_centre_fraction=0.0
     )
     centred = [replace(sampler.draw(k), centre=np.array([275.0, 222.5, 222.5])) for k in range(6)]
     assert len({tuple(sample.orientation.argmax(1)) for sample in centred}) > 2
@@ -465,21 +489,23 @@ def test_a_sphere_stays_a_sphere_when_axes_of_sections_are_transposed(tmp_path):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_are_the_same_with_and_without_workers(crop, workers):
-    alone = list(batches([crop], **EVERYTHING).between(0, 10))
-    assert same(alone, list(batches([crop], workers=workers, **EVERYTHING).between(0, 10)))
+    alone = list(batches([crop], augmentation=EVERYTHING).between(0, 10))
+    assert same(
+        alone, list(batches([crop], workers=workers, augmentation=EVERYTHING).between(0, 10))
+    )
 
 
 @pytest.mark.parametrize("transforms", [MIRROR | TRANSPOSE, MIRROR | TRANSPOSE | ROTATE])
 def test_halves_of_a_batch_equal_the_batch(crop, transforms):
-    settings = EVERYTHING | {"spatial_transforms": transforms}
-    whole = list(batches([crop], 4, **settings).between(4, 8))
-    assert same(whole, list(batches([crop], 2, **settings).between(4, 8)))
-    assert same(whole, list(batches([crop], 1, **settings).between(4, 8)))
+    settings = replace(EVERYTHING, spatial_transforms=transforms)
+    whole = list(batches([crop], 4, augmentation=settings).between(4, 8))
+    assert same(whole, list(batches([crop], 2, augmentation=settings).between(4, 8)))
+    assert same(whole, list(batches([crop], 1, augmentation=settings).between(4, 8)))
 
 
 def test_a_run_that_continues_draws_what_it_would_have_drawn(crop):
-    whole = list(batches([crop], **EVERYTHING).between(0, 12))
-    again = list(batches([crop], **EVERYTHING).between(8, 12))
+    whole = list(batches([crop], augmentation=EVERYTHING).between(0, 12))
+    again = list(batches([crop], augmentation=EVERYTHING).between(8, 12))
     assert same(whole[2:], again)
 
 
@@ -504,7 +530,9 @@ def test_a_batch_says_where_its_patches_are_from(crop):
 def test_raw_lies_in_0_to_1_and_uses_the_range(tmp_path, transforms):
     raw = np.where(RANDOM.random((50, 50, 50)) < 0.5, 0, 255).astype(np.uint8)
     found = random_crop(tmp_path, raw, {"mito": np.ones((18, 18, 18), np.uint8)})
-    patches, _, _ = joined(list(batches([found], spatial_transforms=transforms).between(0, 4)))
+    patches, _, _ = joined(
+        list(batches([found], augmentation=Augmentation(transforms)).between(0, 4))
+    )
     assert patches.min() >= 0 and patches.max() <= 1 + 1e-6
     assert patches.std() > 0.1
 
@@ -513,7 +541,7 @@ def test_raw_that_is_white_everywhere_is_1_when_turned(tmp_path):
     found = random_crop(
         tmp_path, np.full((50, 50, 50), 255, np.uint8), {"mito": np.ones((18, 18, 18), np.uint8)}
     )
-    patches, _, _ = joined(list(batches([found], spatial_transforms=ROTATE).between(0, 4)))
+    patches, _, _ = joined(list(batches([found], augmentation=Augmentation(ROTATE)).between(0, 4)))
     torch.testing.assert_close(patches, torch.ones_like(patches))
 
 
@@ -591,10 +619,8 @@ def test_raw_of_uint16_stands_beside_raw_of_uint8(tmp_path):
                 ("mito",),
             )
         )
-    both = open_crops(
-        rows, ["mito"], (8, 8, 8), (8, 8, 8), np.full(3, 200.0), np.ones(3), tmp_path / "cache", 1
-    )
-    raw, _, where = joined(list(batches(both, spatial_transforms=ROTATE).between(0, 8)))
+    both = open_at_8_nm(rows, ["mito"], tmp_path)
+    raw, _, where = joined(list(batches(both, augmentation=Augmentation(ROTATE)).between(0, 8)))
     assert {name[0] for name in where} == {"a", "b"}
     for patch, name in zip(raw, where, strict=True):
         torch.testing.assert_close(patch, torch.full_like(patch, {"a": 0.2, "b": 0.6}[name[0]]))
@@ -607,7 +633,7 @@ def test_patches_of_one_slice_come_from_one_slice(tmp_path, transforms):
     labels = np.broadcast_to(np.arange(18)[:, None, None] % 2, (18, 30, 30))
     found = random_crop(tmp_path, raw, {"mito": labels}, label_translation=(128, 80, 80))
     patch, target = Patch((1, 20, 22), (8, 8, 8)), Patch((1, 12, 10), (8, 8, 8))
-    sampler = Sampler([found], patch, target, 3, spatial_transforms=transforms)
+    sampler = Sampler([found], patch, target, 3, augmentation=Augmentation(transforms))
     shown = 0
     for k, batch in enumerate(
         Batches(Blocks([found], sampler, patch, target), 1, 0, CPU).between(0, 12)
@@ -753,7 +779,7 @@ def test_a_missing_class_folder_is_named(root):
 
 def test_a_patch_larger_than_the_raw_is_refused(root):
     with pytest.raises(
-        ValueError, match="em: 400;400;400 nm of raw, smaller than the input patch of 480;96;96 nm"
+        ValueError, match="em: 400 nm of raw, smaller than the input patch of 480 x 96 x 96 nm"
     ):
         open_data(config(root, input_array_info={"shape": (60, 12, 12), "scale": (8, 8, 8)}))
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from common.data.crops import Crop, Grid
+from common.data.augment import IntensityChange
+from common.data.crops import Crop
+from common.data.ngff import Grid
 from common.data.sampling import (
+    Augmentation,
     Patch,
     Sample,
     Sampler,
@@ -54,7 +57,9 @@ def made_crop(
 
 def sampler(crops: list[Crop], target: int = 8, **settings) -> Sampler:
     """Patches of 16 voxels in, `target` voxels out, at 8 nm."""
-    values = {"seed": 1, "positive_centre_fraction": 1.0} | settings
+    drawn = {f.name: settings.pop(f.name) for f in fields(Augmentation) if f.name in settings}
+    values = {"seed": 1, "positive_centre_fraction": 1.0, "augmentation": Augmentation(**drawn)}
+    values |= settings
     return Sampler(crops, Patch((16, 16, 16), (8, 8, 8)), Patch((target,) * 3, (8, 8, 8)), **values)
 
 
@@ -77,10 +82,7 @@ def as_numbers(sample: Sample) -> tuple:
         sample.crop,
         *sample.centre,
         *sample.orientation.ravel(),
-        sample.gamma,
-        sample.contrast,
-        sample.noise_std,
-        sample.noise_seed,
+        *astuple(sample.intensity),
     )
 
 
@@ -410,9 +412,9 @@ def test_intensity_changes_come_with_their_probability_and_within_their_range(cr
     )
     drawn = [drawer.draw(k) for k in range(1000)]
     for values, low, high, unchanged in (
-        ([s.gamma for s in drawn], 0.5, 0.9, 1),
-        ([s.contrast for s in drawn], 1.5, 2, 1),
-        ([s.noise_std for s in drawn], 0.2, 0.2, 0),
+        ([s.intensity.gamma for s in drawn], 0.5, 0.9, 1),
+        ([s.intensity.contrast for s in drawn], 1.5, 2, 1),
+        ([s.intensity.noise_std for s in drawn], 0.2, 0.2, 0),
     ):
         changed = [v for v in values if v != unchanged]
         assert abs(len(changed) - 300) < 4 * np.sqrt(1000 * 0.3 * 0.7)
@@ -420,7 +422,7 @@ def test_intensity_changes_come_with_their_probability_and_within_their_range(cr
 
 
 def test_every_sample_has_noise_of_its_own(crops):
-    assert len({sampler(crops).draw(k).noise_seed for k in range(100)}) == 100
+    assert len({sampler(crops).draw(k).intensity.noise_seed for k in range(100)}) == 100
 
 
 # Blocks
@@ -579,4 +581,4 @@ def test_validation_blocks_are_neither_turned_nor_changed(crops):
         crops, Patch((16,) * 3, (8,) * 3), Patch((8,) * 3, (8,) * 3), seed=3
     ):
         np.testing.assert_array_equal(sample.orientation, np.eye(3))
-        assert (sample.gamma, sample.contrast, sample.noise_std) == (1, 1, 0)
+        assert sample.intensity == IntensityChange()
