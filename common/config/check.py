@@ -241,6 +241,13 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
         refusal = _refuses(function, arguments, keywords) if function else ""
         if refusal:
             problems.append(f"{name} = {as_text(function)}: {refusal}; {meanings[name]}")
+    for tracker in values.get("trackers", ()):
+        refusal = _refuses(tracker, 3, {}) if callable(tracker) else ""
+        if refusal:
+            problems.append(
+                f"trackers: {as_text(tracker)}: {refusal}; it is called with "
+                "(folder, run_name, settings), see common.train.tracking.Sink"
+            )
     if values.get("scheduler_kwargs") and not values.get("scheduler"):
         given = values["scheduler_kwargs"]
         problems.append(f"scheduler_kwargs = {given} without a scheduler; set scheduler too")

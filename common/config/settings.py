@@ -180,9 +180,9 @@ class TrainConfig:
     """Epochs without a better best_metric after which training ends; 0 never ends it."""
     figure_samples: Annotated[int, NotNegative] = 2
     """Fixed validation blocks shown in TensorBoard for each class after each epoch."""
-    trackers: Annotated[tuple[str, ...], Sinks] = ("tensorboard",)
-    """Where scalars, figures and settings go: "tensorboard", "mlflow" or both; history.csv and
-    run.json are always written."""
+    trackers: Annotated[tuple[str | Callable, ...], Sinks] = ("tensorboard",)
+    """Where scalars, figures and settings go: "tensorboard", "mlflow", and classes like
+    common.train.tracking.Sink; history.csv and run.json are always written."""
     mlflow_uri: str = ""
     """MLflow's store, such as http://host:5000; logs/mlflow.db in the experiment's folder unless
     set."""

@@ -29,7 +29,7 @@ from common.talk import command_line, say, this_command
 from common.train import checkpoint, losses, optim, steps
 from common.train.record import Recorder, RunRecord, is_better
 from common.train.steps import Method, Scores, State
-from common.train.tracking import MLflow, TensorBoard, Tracker
+from common.train.tracking import Tracker, open_sinks
 
 
 @dataclass(frozen=True)
@@ -210,22 +210,8 @@ def open_logs(config: TrainConfig, state: State, about: dict[str, str]) -> tuple
         provenance=about,
     )
     record = Recorder(folder, state.iteration, about_run)
-    sinks: list[TensorBoard | MLflow] = (
-        [TensorBoard(folder, state.iteration)] if "tensorboard" in config.trackers else []
-    )
-    if "mlflow" in config.trackers:
-        sinks.append(
-            open_mlflow(config, config.run, record.record.mlflow_run, config.mlflow_parent)
-        )
-        record.record.mlflow_run = sinks[-1].run_id  # type: ignore[union-attr]
-        record.write()
+    sinks = open_sinks(config, state.iteration, record)
     return Tracker(folder, state.iteration, sinks), record
-
-
-def open_mlflow(config: TrainConfig, run_name: str, run_id: str = "", parent: str = "") -> MLflow:
-    """A run of this experiment in the store of mlflow_uri."""
-    uri = config.mlflow_uri or f"sqlite:///{config.folder / 'logs' / 'mlflow.db'}"
-    return MLflow(uri, config.model_name, run_name, run_id, parent)
 
 
 def run(
