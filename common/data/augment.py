@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from common.errors import UserError
 
-OwnAugmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+OwnAugmentation = Callable[[Tensor, torch.Generator], Tensor]
 """`augment(raw, generator)`: a user's own change of one patch, (1, z, y, x) float32."""
 
 OWN_STREAM = 0x9E3779B9
@@ -29,11 +30,11 @@ generator of a CPU takes no others."""
 
 
 def resample_linear(
-    blocks: Sequence[torch.Tensor],
+    blocks: Sequence[Tensor],
     affines: Sequence[np.ndarray],
     shape: Sequence[int],
     scale: float = 1.0,
-) -> torch.Tensor:
+) -> Tensor:
     """Trilinear interpolation of a block for each sample: (B, *shape) float32.
 
     Voxel values are copied without interpolation where an affine is a signed permutation onto voxel
@@ -56,11 +57,11 @@ def resample_linear(
 
 
 def raw_patches(
-    blocks: Sequence[torch.Tensor],
+    blocks: Sequence[Tensor],
     affines: Sequence[np.ndarray],
     shape: Sequence[int],
     raw_range: Sequence[float] = (),
-) -> torch.Tensor:
+) -> Tensor:
     """Raw as a network takes it: (B, 1, *shape) float32 in [0, 1].
 
     raw_range: values of uint8 blocks that become 0 and 1, (0, 255) if empty. Float blocks are in
@@ -76,8 +77,8 @@ def raw_patches(
 
 
 def resample_nearest(
-    blocks: Sequence[torch.Tensor], affines: Sequence[np.ndarray], shape: Sequence[int]
-) -> torch.Tensor:
+    blocks: Sequence[Tensor], affines: Sequence[np.ndarray], shape: Sequence[int]
+) -> Tensor:
     """Nearest voxels of an integer block (z, y, x) for each sample: (B, *shape) int32.
 
     Outside of a block is 0.
@@ -140,7 +141,7 @@ def _inside(steps: Sequence[AxisStep], shape: Sequence[int], block: Sequence[int
     return True
 
 
-def _pick(block: torch.Tensor, steps: Sequence[AxisStep], shape: Sequence[int]) -> torch.Tensor:
+def _pick(block: Tensor, steps: Sequence[AxisStep], shape: Sequence[int]) -> Tensor:
     """Nearest voxels along the axes, transposed; a view of the block if nothing is mirrored.
 
     A slice where voxels are consecutive: many times faster than gathering them.
@@ -157,8 +158,8 @@ def _pick(block: torch.Tensor, steps: Sequence[AxisStep], shape: Sequence[int]) 
 
 
 def _interpolate(
-    block: torch.Tensor, affine: np.ndarray, shape: Sequence[int], *, mode: str, padding_mode: str
-) -> torch.Tensor:
+    block: Tensor, affine: np.ndarray, shape: Sequence[int], *, mode: str, padding_mode: str
+) -> Tensor:
     """grid_sample of one block (z, y, x) at the voxels of a patch of `shape`, in float32."""
     # grid_sample counts x, y, z from -1 to 1, first to last voxel centre (align_corners)
     size = np.maximum(np.array(block.shape) - 1, 1)
@@ -202,7 +203,7 @@ class IntensityChange:
     """Seed of all that is drawn for the sample on the device, below 2^62."""
 
 
-def change_intensity(raw: torch.Tensor, changes: Sequence[IntensityChange]) -> torch.Tensor:
+def change_intensity(raw: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
     """Per sample raw ** gamma, then contrast about the mean, then noise, then back into [0, 1].
 
     raw: (B, 1, z, y, x) in [0, 1], changed in place and returned. A sample does not depend on the
@@ -224,9 +225,7 @@ def change_intensity(raw: torch.Tensor, changes: Sequence[IntensityChange]) -> t
 
 
 @torch.no_grad()
-def apply_own(
-    augment: OwnAugmentation, raw: torch.Tensor, changes: Sequence[IntensityChange]
-) -> torch.Tensor:
+def apply_own(augment: OwnAugmentation, raw: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
     """A user's `augment` on each sample of (B, 1, z, y, x) raw, changed in place and returned.
 
     Its generator is seeded by the sample alone: the same for any batch and any number of workers.
@@ -256,16 +255,16 @@ def check_own(augment: OwnAugmentation, shape: Sequence[int], device: torch.devi
             )
         results.append(result.clone())
     # not torch.equal: some CUDA kernels add in any order
-    if not torch.allclose(*results, atol=1e-4):
+    if not torch.allclose(results[0], results[1], atol=1e-4):
         raise UserError(
             "augment gave two results for one patch and one generator, so that a run could not be "
             "repeated; draw its random numbers with generator=generator"
         )
 
 
-def _flaw(result: object, raw: torch.Tensor) -> str:
+def _flaw(result: object, raw: Tensor) -> str:
     """What is wrong with what `augment` gave; "" if nothing is."""
-    if not isinstance(result, torch.Tensor):
+    if not isinstance(result, Tensor):
         return f"{type(result).__name__}, no tensor,"
     if result.shape != raw.shape or result.dtype != torch.float32:
         return f"{tuple(result.shape)} {str(result.dtype).removeprefix('torch.')}"

@@ -370,7 +370,7 @@ class RowPart(NamedTuple):
     """The voxels of one palette row in one block."""
 
     row: int
-    count: int
+    voxels: int
     positions: np.ndarray
     """(n, 3), up to EXAMPLES of them, in voxels of the crop."""
 
@@ -393,8 +393,9 @@ def _decode_labels(job: Decoding, folder: Path) -> None:
             )
         palette_rows = np.array([row_of[combination.tobytes()] for combination in combinations])
         index[ngff.slices(start, stop)] = palette_rows[block]
-        for local_row, count, positions in _examples(block, len(combinations)):
-            parts.append(RowPart(int(palette_rows[local_row]), count, positions + start))
+        for part in _examples(block, len(combinations)):
+            row = int(palette_rows[part.row])
+            parts.append(RowPart(row, part.voxels, part.positions + start))
 
     palette = np.full((len(row_of) + 1, len(job.names)), UNKNOWN, np.int8)
     for combination, row in row_of.items():
@@ -477,7 +478,7 @@ def _merge(parts: Sequence[RowPart], rows: int) -> tuple[np.ndarray, np.ndarray]
     for part in parts:
         parts_of.setdefault(part.row, []).append(part)
     for row, blocks in parts_of.items():
-        sizes = np.array([part.count for part in blocks])
+        sizes = np.array([part.voxels for part in blocks])
         counts[row] = sizes.sum()
         chosen = random.choice(len(blocks), EXAMPLES, p=sizes / sizes.sum())
         for i, block in enumerate(chosen):

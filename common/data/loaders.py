@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.config.settings import TrainConfig
@@ -224,7 +225,7 @@ def _contradicted(crop: Crop) -> float:
 class Batch:
     """What a forward pass and its loss take, on the training device."""
 
-    raw: torch.Tensor
+    raw: Tensor
     """(B, 1, z, y, x) float32 in [0, 1]."""
     target: PaletteTarget
     """Labels of (B, z, y, x) voxels; `target.dense()` is (B, classes, z, y, x)."""
@@ -259,10 +260,11 @@ class Piece(NamedTuple):
     """One sample before its geometry: blocks (z, y, x), affines (3, 4) from patch to block."""
 
     sample: Sample
-    raw: torch.Tensor
+    raw: Tensor
     raw_affine: np.ndarray
-    index: torch.Tensor
-    index_affine: np.ndarray
+    labels: Tensor
+    """Palette rows."""
+    labels_affine: np.ndarray
 
 
 class Blocks(Dataset):
@@ -289,11 +291,15 @@ class Blocks(Dataset):
         sample = self.samples.draw(k) if isinstance(self.samples, Sampler) else self.samples[k]
         crop = self.crops[sample.crop]
         raw, raw_affine = sampling.cut(crop.raw(), crop.raw_grid, sample, self.input)
-        index, index_affine = sampling.cut(crop.labels(), crop.label_grid, sample, self.target)
-        if index.dtype == np.uint16:
-            index = index.astype(np.int32)  # torch computes little in uint16
+        labels, labels_affine = sampling.cut(crop.labels(), crop.label_grid, sample, self.target)
+        if labels.dtype == np.uint16:
+            labels = labels.astype(np.int32)  # torch computes little in uint16
         return Piece(
-            sample, torch.from_numpy(raw), raw_affine, torch.from_numpy(index), index_affine
+            sample=sample,
+            raw=torch.from_numpy(raw),
+            raw_affine=raw_affine,
+            labels=torch.from_numpy(labels),
+            labels_affine=labels_affine,
         )
 
 
@@ -348,7 +354,7 @@ class Batches:
         """Orient and resample: from blocks on the CPU to what network and loss take."""
         samples = [piece.sample for piece in pieces]
         raw = [piece.raw.to(self.device, non_blocking=True) for piece in pieces]
-        index = [piece.index.to(self.device, non_blocking=True) for piece in pieces]
+        labels = [piece.labels.to(self.device, non_blocking=True) for piece in pieces]
 
         affines = [piece.raw_affine for piece in pieces]
         patches = augment.raw_patches(raw, affines, self.blocks.input.shape, self.raw_range)
@@ -357,8 +363,8 @@ class Batches:
         if self.own_augmentation is not None:
             patches = augment.apply_own(self.own_augmentation, patches, changes)
 
-        affines = [piece.index_affine for piece in pieces]
-        rows = augment.resample_nearest(index, affines, self.blocks.target.shape)
+        affines = [piece.labels_affine for piece in pieces]
+        rows = augment.resample_nearest(labels, affines, self.blocks.target.shape)
         for i, sample in enumerate(samples):
             rows[i] += self.first_row[sample.crop]
         where = [f"{self.blocks.crops[sample.crop].name} (sample {sample.k})" for sample in samples]

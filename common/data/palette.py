@@ -27,26 +27,26 @@ def complete(
 ) -> np.ndarray:
     """Fill in what the annotated classes imply for those that are not annotated.
 
-    A voxel is one atom of the class table. A positive class leaves only its own atoms possible, a
-    negative class excludes all of its atoms. A class none of whose atoms is possible is negative; a
-    class that contains a positive class is positive. Positives are never inferred by elimination,
-    and nothing is inferred where the annotation contradicts itself.
+    A voxel is one atom of the class table: a positive class leaves only its own atoms possible, a
+    negative class excludes its atoms. A class none of whose atoms is possible is negative; one that
+    contains a positive class is positive. Positives are never inferred by elimination, and nothing
+    is inferred where the annotation contradicts itself.
 
     Args:
         palette: (rows, classes) int8, 1 / 0 / UNKNOWN.
         names: of the classes; one outside the table implies nothing and is not inferred.
-        use_mutual_exclusion: reason from positive classes to negatives (true negatives, as
-            cellmap-data did until 2025.12).
-        infer_groups: reason from parts to groups and from negative groups to their parts (ours).
+        use_mutual_exclusion: from positive classes to negatives (as cellmap-data until 2025.12).
+        infer_groups: from parts to groups, from negative groups to their parts (ours).
 
     Returns:
         A new palette; known entries are untouched.
     """
     atoms = membership(names)
-    in_table = atoms.any(axis=1)
+    in_table: np.ndarray = atoms.any(axis=1)
     positive = (palette == 1) & in_table
     negative = (palette == 0) & in_table
-    to_infer = (palette == UNKNOWN) & in_table & ~contradicts(palette, names)[:, None]
+    contradictory = contradicts(palette, names)
+    to_infer = (palette == UNKNOWN) & in_table & ~contradictory[:, None]
 
     possible = np.ones((len(palette), atoms.shape[1]), bool)  # (rows, atoms)
     if use_mutual_exclusion:
@@ -76,7 +76,7 @@ def contradicts(palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 
 def _count(rows: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """(rows, columns) int: of the True entries of a row, how many are True in a column of `table`."""
+    """(rows, columns) int: how many entries are True both in a row and in a column of `table`."""
     return rows.astype(int) @ table
 
 

@@ -65,14 +65,19 @@ class Augmentation:
         """The change of one sample."""
         # all numbers are drawn, used or not: what follows does not depend on what was used
         happens = random.random(3) < self.intensity_probability
-        gamma = random.uniform(*self.gamma_range)
-        contrast = random.uniform(*self.contrast_range)
+        gamma = _uniform(random, self.gamma_range)
+        contrast = _uniform(random, self.contrast_range)
         return IntensityChange(
             gamma=gamma if happens[0] else 1.0,
             contrast=contrast if happens[1] else 1.0,
             noise_std=self.noise_std if happens[2] else 0.0,
             noise_seed=int(random.integers(2**62)),
         )
+
+
+def _uniform(random: np.random.Generator, interval: Sequence[float]) -> float:
+    low, high = interval
+    return random.uniform(low, high)
 
 
 @dataclass(frozen=True)

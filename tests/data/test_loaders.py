@@ -15,11 +15,21 @@ from scipy import ndimage
 from common.config.settings import TrainConfig
 from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, open_crops
-from common.data.loaders import Batch, Batches, Blocks, count_voxels, notices, open_data
+from common.data.loaders import (
+    Batch,
+    Batches,
+    Blocks,
+    count_voxels,
+    notices,
+    open_data,
+    training_batches,
+    validation_batches,
+)
 from common.data.ngff import write_multiscale
 from common.data.sampling import Augmentation, Patch, Sampler, reach_nm, validation_samples
 from common.data.split import Row
 from common.data.targets import dense
+from common.errors import UserError
 
 CPU = torch.device("cpu")
 MIRROR = {"mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.5}}}
@@ -837,3 +847,84 @@ def test_data_opened_from_another_folder_are_the_same(root, monkeypatch, tmp_pat
     second = open_data(config(root))
     assert first.split_hash == second.split_hash
     assert [crop.folder for crop in first.train] == [crop.folder for crop in second.train]
+
+
+# A user's own augmentation
+
+
+def brighten(raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Adds one random number of [0, 0.5) to a patch."""
+    assert raw.shape == (1, *INPUT.shape) and raw.dtype == torch.float32
+    return raw + 0.5 * torch.rand((), generator=generator, device=raw.device)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_own_augmentation_of_a_sample_depends_on_the_sample_alone(crop, workers, batch_size):
+    sampler = Sampler([crop], INPUT, TARGET, 3, augmentation=EVERYTHING)
+    blocks = Blocks([crop], sampler, INPUT, TARGET)
+    plain = joined(list(Batches(blocks, 1, 0, CPU).between(0, 6)))
+    reference = joined(list(Batches(blocks, 1, 0, CPU, own_augmentation=brighten).between(0, 6)))
+    batches = Batches(blocks, batch_size, workers, CPU, own_augmentation=brighten)
+    found = joined(list(batches.between(0, 6)))
+    assert torch.equal(found[0], reference[0]) and torch.equal(found[1], plain[1])
+    added = (found[0] - plain[0]).flatten(1)
+    assert (added.max(1).values - added.min(1).values < 1e-5).all()
+    assert len(set(added.mean(1).round(decimals=4).tolist())) == 6
+
+
+def test_own_augmentation_comes_after_the_built_in_changes(crop):
+    change = Augmentation(intensity_probability=1.0, gamma_range=(2.0, 2.0))
+    sampler = Sampler([crop], INPUT, TARGET, 3, augmentation=change)
+    blocks = Blocks([crop], sampler, INPUT, TARGET)
+    (changed,) = Batches(blocks, 4, 0, CPU).between(0, 4)
+    seen = []
+
+    def keep(raw: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+        seen.append(raw.clone())
+        return torch.zeros_like(raw)
+
+    (batch,) = Batches(blocks, 4, 0, CPU, own_augmentation=keep).between(0, 4)
+    assert torch.equal(torch.stack(seen), changed.raw)
+    assert (batch.raw == 0).all()
+
+
+def test_validation_is_not_augmented(root):
+    def forbidden(raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        raise AssertionError
+
+    settings = config(root, augment=forbidden)
+    data = open_data(settings)
+    assert len(list(validation_batches(settings, data, CPU).between(0, len(data.blocks)))) > 0
+    with pytest.raises(AssertionError):
+        next(training_batches(settings, data, CPU).between(0, 1))
+
+
+# A user's own weights of samples
+
+
+def test_crops_are_weighted_by_the_last_pattern_that_fits(root):
+    split(root, ("train", 1, "mito,nuc"), ("train", 2, "mito,nuc"), ("train", 3, "mito"))
+    weights = {"set/*": 2.0, "*/crop3": 0.5}
+    sampler = open_data(config(root, crop_sampling_weights=weights)).sampler
+    assert sampler.crop_weights.tolist() == [2.0, 2.0, 0.5]
+
+
+def test_a_pattern_that_fits_no_training_crop_is_refused(root):
+    with pytest.raises(UserError, match=r"crop_sampling_weights\['set/crop2'\].*'set/crop1'"):
+        open_data(config(root, crop_sampling_weights={"set/crop2": 2.0}))
+
+
+def test_classes_are_weighted_by_their_names(root):
+    sampler = open_data(config(root, class_sampling_weights={"nuc": 3.0})).sampler
+    assert sampler.class_weights.tolist() == [1.0, 3.0]
+
+
+def test_weights_that_leave_no_class_are_refused(root):
+    with pytest.raises(UserError, match="class_sampling_weights.*above 0"):
+        open_data(config(root, class_sampling_weights={"mito": 0.0, "nuc": 0.0}))
+
+
+def test_without_weights_of_its_own_a_run_has_none(root):
+    sampler = open_data(config(root)).sampler
+    assert sampler.class_weights is None and sampler.crop_weights is None
