@@ -1,0 +1,130 @@
+"""Pack processed test crops into the zip that is uploaded to the challenge, see `submission`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numcodecs import Blosc
+
+from common import talk
+from common.classes import INSTANCES
+from common.data import regrid
+from common.data.manifest import Entry
+from common.data.ngff import Level, open_levels
+from common.errors import UserError
+from common.files import replacing
+from common.score import submission
+
+CHUNK = 128
+"""Voxels along an edge of a chunk."""
+
+
+def pack(
+    entries: Sequence[Entry],
+    source_of: Callable[[Entry], Path],
+    output_zip: str | Path,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Bring the volume of each entry onto its grid and write them as one zip; gives its path.
+
+    An older zip is replaced when the new one is whole and checked. Ids get the smallest unsigned
+    dtype that holds them; the public toolbox writes uint8 and wraps ids beyond 255.
+
+    Args:
+        entries: rows of the manifest.
+        source_of: gives the multiscale group of an entry, whose finest level is taken: by
+            `regrid.ids` for the classes scored as instances, else by `regrid.mask`.
+        output_zip: where to write.
+        say: takes a line for each volume.
+
+    Raises:
+        UserError: with everything that is wrong; then no file is left.
+    """
+    output = Path(output_zip)
+    levels = _levels(entries, source_of, output)
+    with replacing(output) as temporary:
+        submission.refuse(output, _write_all(temporary, levels, say))
+        submission.refuse(output, submission.check(temporary, entries))
+    say(f"{output}: {len(entries)} volumes, {talk.size(output.stat().st_size)}")
+    return output
+
+
+def _levels(
+    entries: Sequence[Entry], source_of: Callable[[Entry], Path], output: Path
+) -> dict[Entry, Level]:
+    """The volume of each entry; all that is wrong with them is said at once."""
+    levels = {}
+    problems = []
+    for entry in entries:
+        try:
+            levels[entry] = _level_of(entry, Path(source_of(entry)))
+        except (FileNotFoundError, UserError) as error:
+            problems.append(f"{entry.path}: {error}")
+    submission.refuse(output, problems)
+    return levels
+
+
+def _level_of(entry: Entry, path: Path) -> Level:
+    """The finest level of a processed volume.
+
+    Raises FileNotFoundError, and UserError if it is not whole or too small.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such volume; run predict and process for it")
+    try:
+        levels = open_levels(path)
+    except (FileNotFoundError, UserError) as error:
+        raise UserError(f"{error} (if it is half-written, run process again)") from error
+    if not levels:
+        raise UserError(f"{path}: no level in its multiscales; run process again")
+    if not regrid.covers(levels[0], entry.grid()):
+        short = regrid.shortfall(levels[0], entry.grid())
+        raise UserError(f"{path}: {short}; run predict and process for the whole crop")
+    return levels[0]
+
+
+def _write_all(path: Path, levels: dict[Entry, Level], say: Callable[[str], None]) -> list[str]:
+    """Write the volumes into a zip; gives a sentence for each that could not be read."""
+    problems = []
+    with zarr.ZipStore(str(path), mode="w") as store:  # not compressed again, the chunks are
+        group = zarr.group(store=store)
+        for entry, level in levels.items():
+            try:
+                volume = _on_grid(entry, level)
+            except (UserError, OSError) as error:
+                problems.append(f"{entry.path}: {error}")
+                continue
+            _write(group, entry, volume)
+            say(f"{entry.path}: {talk.voxels(volume.shape)} {volume.dtype}")
+    return problems
+
+
+def _on_grid(entry: Entry, level: Level) -> np.ndarray:
+    """(z, y, x) unsigned integers: 0 and 1, or ids.
+
+    Raises UserError for values that are neither ids nor a mask nor probabilities.
+    """
+    if entry.name not in INSTANCES:
+        return regrid.mask(level, entry.grid()).view(np.uint8)
+    ids = regrid.ids(level, entry.grid())
+    if ids.min() < 0:
+        raise UserError(
+            f"{level.path}: id {ids.min()}; write ids above zero, and 0 where there is no object"
+        )
+    return ids.astype(np.min_scalar_type(int(ids.max())), copy=False)
+
+
+def _write(group: zarr.Group, entry: Entry, volume: np.ndarray) -> None:
+    array = group.create_dataset(
+        entry.path,
+        data=volume,
+        chunks=tuple(min(CHUNK, length) for length in volume.shape),
+        dimension_separator="/",
+        compressor=Blosc(cname="zstd", clevel=5, shuffle=Blosc.SHUFFLE),
+    )
+    array.attrs.update(
+        voxel_size=entry.voxel_size, translation=entry.translation, shape=entry.shape
+    )
