@@ -58,7 +58,7 @@ def measure(folder: Path) -> dict[str, float]:
     counts = challenge.instance(truth, prediction, VOXEL_SIZE)
     scored = time.perf_counter()
     table = challenge.contingency(truth, prediction)
-    quality.panoptic(*quality.count_objects(table))
+    quality.panoptic([quality.count_objects(table)])
     quality.variation_of_information(table)
     quality.rand_error(table)
     return {

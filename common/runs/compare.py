@@ -497,15 +497,12 @@ def _of_scores(readings: Sequence[Reading], file: str, groups: tuple[np.ndarray,
             *(counts.get(key, 0) for key in COUNTS),
         ]
     whole = challenge.combine(_pooled(rows[0].sum(0), classes, kinds))
-    overall = next(key for key in OVERALL if not math.isnan(whole[key]))
+    overall = next(key for key in OVERALL if not math.isnan(getattr(whole, key)))
 
     def figures(pooled: np.ndarray) -> list[float]:
         official = challenge.combine(_pooled(pooled, classes, kinds))
-        scores = {
-            name: label.get("combined_score", label.get("iou"))
-            for name, label in official["label_scores"].items()
-        }
-        return [official[overall], *(scores.get(name, math.nan) for name in classes)]
+        scores = {name: label.score for name, label in official.label_scores.items()}
+        return [getattr(official, overall), *(scores.get(name, math.nan) for name in classes)]
 
     drawn = np.einsum("dc,rckn->drkn", redraws(len(crops)), rows, optimize=True)
     draws = np.array([[figures(pooled) for pooled in draw] for draw in drawn])

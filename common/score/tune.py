@@ -1,30 +1,42 @@
-"""The threshold of each class that scores best on annotated crops, found by processing and scoring, from top to bottom.
+"""The threshold of each class that scores best on annotated crops, from top to bottom.
 
-In a crop annotated on 400^3 voxels a candidate takes 0.15 s for a semantic class and 0.3 to 4 s for an instance class on one core (AMD
-EPYC), more where instance_func is slow; so 48 classes in 41 such crops take about three hours, by the number of processes.
+In a crop annotated on 400^3 voxels a candidate takes 0.15 s for a semantic class and 0.3 to 4 s for
+an instance class on one core (AMD EPYC), more where instance_func is slow; so 48 classes in 41 such
+crops take about three hours, by the number of processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 
 from common.config.load import load_config
+from common.config.settings import TrainConfig
 from common.data import ngff, regions, regrid
 from common.data.ngff import Level
 from common.errors import UserError
+from common.files import write_json
 from common.infer import process
 from common.infer.process import Prediction, Recipe
-from common.score import challenge, evaluate
+from common.score import challenge
+from common.score.workers import parallel
+from common.talk import some
 
 COARSE = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Probabilities that are tried for each class; then, to each side of the best, the middle between it and the next one."""
+"""Probabilities that are tried for each class.
+
+Then, to each side of the best, the middle between it and the next one.
+"""
+
+DEFAULT = 0.5
+"""The threshold of a class that is not tuned; of equal scores the one nearest to it wins."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class Tuned:
     name: str
     threshold: float
     score: float
-    """The challenge's score of the class at that threshold, over all crops; `before` at 0.5."""
+    """The challenge's score of the class at that threshold, over all crops; `before` at DEFAULT."""
     before: float
 
 
@@ -43,12 +55,25 @@ class Trial:
     """One class in one crop at some thresholds, to be processed and scored by any process."""
 
     folder: Path
+    """Of the experiment."""
     code: str
-    """Of process_config.py."""
+    """Hash of process_config.py and what it imports."""
     name: str
+    """The class."""
     predicted: Path
+    """Multiscale group, as the next is."""
     truth: Path
     thresholds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What came out of a trial."""
+
+    is_positive: bool
+    """Whether the crop has a positive voxel of the class."""
+    counts: tuple[challenge.Counts, ...]
+    """At each threshold."""
 
 
 def tune(
@@ -61,156 +86,213 @@ def tune(
     data: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Tuned]:
-    """Choose the threshold of each class that is annotated and predicted in these crops; writes thresholds.json beside process_config.py.
+    """Choose the threshold of each class; writes thresholds.json beside process_config.py.
 
-    Each candidate is processed and scored as `process` and `evaluate` do it, by the challenge's score of the class pooled over the crops;
-    of equal ones the nearest to 0.5. Where the metric leaves a crop out for its many objects, the crop counts as missed. A class without
-    a positive voxel keeps 0.5 and is left out. Thresholds of other classes and runs stay. workers: processes, each with the memory
-    that `evaluate` takes. Raises FileNotFoundError or ValueError.
+    Each candidate is processed and scored as `process` and `evaluate` do it, by the challenge's
+    score of the class pooled over the crops; of equal ones the nearest to 0.5. Where the metric
+    leaves a crop out for its many objects, the crop counts as missed. A class without a positive
+    voxel keeps 0.5 and is left out. Thresholds of other classes and runs stay.
+
+    Args:
+        config_path: folder of an experiment, or its train_config.py.
+        crops: annotated and predicted ones, see `common.data.regions.find`.
+        classes: some of process_config.py's; all unless given.
+        workers: processes, each with the memory that `evaluate` takes.
+        overrides: settings as NAME=VALUE.
+        data: root of the data.
+        say: takes what is to be told.
+
+    Raises:
+        FileNotFoundError: without a prediction of one of the classes and crops.
+        UserError: where a prediction does not cover its crop, process_config.py sets thresholds, or
+            no class has a positive voxel.
     """
     config = load_config(config_path, overrides, data)
     recipe = process.read_recipe(config.folder, classes)
     if recipe.thresholds:
         raise UserError(
-            f"{recipe.path}: thresholds are set there and go before those that tune writes; remove them"
+            f"{recipe.path}: thresholds are set there and go before those that tune writes; "
+            "remove them"
         )
-    runs = process.read_thresholds(config.folder / process.THRESHOLDS)
-    boxes = [box for box in regions.choose(config, crops, say=say) if box.truth]
-    trials = [
-        Trial(
-            config.folder,
-            recipe.code,
-            name,
-            box.folder(config.path("predictions_path")) / name,
-            box.truth / name,
-            COARSE,
-        )
-        for name in recipe.classes
-        for box in boxes
-        if name in box.classes
-    ]
-    predictions = process.gather(_check, trials)
-    checkpoints = {
-        trial.name: one.about.get("sha256", "")
-        for trial, one in zip(trials, predictions, strict=True)
-    }
-    positive, scores = _scores(trials, workers)
-    trials = [trial for trial in trials if trial.name in positive]
-    if not trials:
-        raise UserError(
-            f"--crops {crops}: none of these crops has a positive voxel of {', '.join(recipe.classes[:10])}"
-        )
-    near = {name: _around(_best(found)) for name, found in scores.items()}
-    _, fine = _scores([replace(trial, thresholds=near[trial.name]) for trial in trials], workers)
-    found = []
-    for name in positive:
-        of = scores[name] | fine[name]
-        found.append(Tuned(name, _best(of), of[_best(of)], of[0.5]))
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    runs.setdefault(process.run_of(config), {}).update(
-        {
-            one.name: {
-                "threshold": one.threshold,
-                "score": one.score,
-                "crops": crops,
-                "checkpoint": checkpoints[one.name],
-                "date": date,
-            }
-            for one in found
-        }
-    )
-    path = evaluate.write(runs, config.folder / process.THRESHOLDS)
+    path = config.folder / process.THRESHOLDS
+    # read before the hours of work: where the file is damaged nothing could be added to it
+    runs = process.read_thresholds(path)
+    trials = _trials(config, recipe, regions.choose(config, crops, say=say))
+    checkpoints = _checkpoints(trials)
+    found = search(trials, workers)
+    if not found:
+        names = some(recipe.classes, 10)
+        raise UserError(f"--crops {crops}: none of these crops has a positive voxel of {names}")
+    runs.setdefault(process.run_of(config), {}).update(_records(found, crops, checkpoints))
+    write_json(path, runs)
     for line in table(found):
         say(line)
-    if skipped := [name for name in recipe.classes if name not in positive]:
-        say(f"not annotated or without a positive voxel there, left at 0.5: {', '.join(skipped)}")
+    tuned = {one.name for one in found}
+    left = [name for name in recipe.classes if name not in tuned]
+    if left:
+        say(f"not annotated or without a positive voxel there, left at 0.5: {', '.join(left)}")
     say(
-        f"{path}: read by process. The crops that thresholds are chosen on score better with them than new ones will"
+        f"{path}: read by process. "
+        "The crops that thresholds are chosen on score better with them than new ones will"
     )
     return found
 
 
+def search(trials: Sequence[Trial], workers: int = 1) -> list[Tuned]:
+    """The best threshold of each class with a positive voxel, in two rounds, see COARSE."""
+    scores = scores_of(trials, workers)
+    finer = []
+    for trial in trials:
+        if trial.name in scores:
+            thresholds = _beside(_best(scores[trial.name]))
+            finer.append(replace(trial, thresholds=thresholds))
+    for name, more in scores_of(finer, workers).items():
+        scores[name] |= more
+    found = []
+    for name, of_class in scores.items():
+        threshold = _best(of_class)
+        found.append(Tuned(name, threshold, of_class[threshold], of_class[DEFAULT]))
+    return found
+
+
+def scores_of(trials: Sequence[Trial], workers: int = 1) -> dict[str, dict[float, float]]:
+    """For each class with a positive voxel the score pooled over crops at each threshold."""
+    by_class: dict[str, list[TrialResult]] = {}
+    thresholds: dict[str, tuple[float, ...]] = {}
+    for trial, result in zip(trials, parallel(run_trial, trials, workers), strict=True):
+        by_class.setdefault(trial.name, []).append(result)
+        thresholds[trial.name] = trial.thresholds
+    scores = {}
+    for name, results in by_class.items():
+        if any(result.is_positive for result in results):
+            at_each = zip(*(result.counts for result in results), strict=True)
+            pooled = [class_score(counts) for counts in at_each]
+            scores[name] = dict(zip(thresholds[name], pooled, strict=True))
+    return scores
+
+
+def class_score(counts: Iterable[challenge.Counts]) -> float:
+    """The challenge's score of one class from its counts in several crops."""
+    combined = challenge.combine(("", one) for one in counts)
+    return combined.label_scores[""].score
+
+
+def run_trial(trial: Trial) -> TrialResult:
+    """Process and score one class of one crop at each threshold."""
+    recipe = _recipe(trial.folder, trial.code)
+    prediction = process.open_prediction(trial.predicted)
+    level = ngff.open_levels(trial.truth)[0]
+    truth = regrid.ids(level, level.grid)
+    if not recipe.is_scored_by_objects(trial.name):
+        truth = truth > 0
+    counts = []
+    for threshold in trial.thresholds:
+        volume = processed(
+            replace(recipe, thresholds={trial.name: threshold}), trial.name, prediction
+        )
+        counts.append(_counts(volume, truth, level))
+    return TrialResult(bool(truth.any()), tuple(counts))
+
+
+def processed(recipe: Recipe, name: str, prediction: Prediction) -> Level:
+    """What `process` would write for a class, in memory."""
+    if recipe.makes_objects(name):
+        values = process.objects(recipe, name, prediction).array
+    else:
+        values = np.zeros(prediction.grid.shape, np.uint8)
+        for where, mask in process.mask_blocks(recipe, name, prediction):
+            values[where] = mask
+    array = zarr.array(values, chunks=prediction.chunks, compressor=None)
+    grid = prediction.grid
+    return Level(prediction.level.path, array, grid.scale, grid.origin)
+
+
 def table(found: Sequence[Tuned]) -> list[str]:
+    """Lines for the terminal."""
     width = max(len(one.name) for one in found) + 2
     lines = [f"{'class':<{width}}{'threshold':>10}{'score':>9}{'at 0.5':>9}"]
-    return lines + [
-        f"{one.name:<{width}}{one.threshold:>10.4g}{one.score:>9.3f}{one.before:>9.3f}"
-        for one in found
-    ]
-
-
-def counts_at(trial: Trial) -> tuple[bool, list[challenge.Counts]]:
-    """Whether the class has a positive voxel there, and its counts at each threshold."""
-    recipe, prediction = _recipe(trial.folder, trial.code), process.open_prediction(trial.predicted)
-    level, is_instance = ngff.open_levels(trial.truth)[0], recipe.is_scored_by_objects(trial.name)
-    truth = regrid.ids(level, level.grid)
-    truth = truth if is_instance else truth > 0
-    counts = [
-        _counts(
-            replace(recipe, thresholds={trial.name: value}), trial.name, prediction, truth, level
+    for one in found:
+        lines.append(
+            f"{one.name:<{width}}{one.threshold:>10.4g}{one.score:>9.3f}{one.before:>9.3f}"
         )
-        for value in trial.thresholds
-    ]
-    return bool(truth.any()), counts
+    return lines
 
 
-def _counts(
-    recipe: Recipe, name: str, prediction: Prediction, truth: np.ndarray, level: Level
-) -> challenge.Counts:
-    """One class of one crop, processed in memory and scored on the annotation's voxels."""
-    if recipe.makes_objects(name):
-        made = process.objects(recipe, name, prediction).array
-    else:
-        made = np.zeros(prediction.grid.shape, np.uint8)
-        for where, mask in process.mask_blocks(recipe, name, prediction):
-            made[where] = mask
-    volume = Level(
-        prediction.level.path,
-        zarr.array(made, chunks=prediction.chunks, compressor=None),
-        prediction.grid.scale,
-        prediction.grid.origin,
-    )
-    if not recipe.is_scored_by_objects(name):
+def _counts(volume: Level, truth: np.ndarray, level: Level) -> challenge.Counts:
+    """A processed volume on the annotation's voxels; truth: ids, or bool for a semantic class."""
+    if truth.dtype == bool:
         return challenge.semantic(truth, regrid.mask(volume, level.grid))
     counts = challenge.instance(truth, regrid.ids(volume, level.grid), level.scale)
+    # else the threshold with the most specks would win: a crop that is left out does not hurt
     return challenge.missing(truth, True) if counts.status == challenge.SKIPPED else counts
 
 
+def _trials(config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region]) -> list[Trial]:
+    """Class by class, the crops that annotate it, at the coarse thresholds."""
+    trials = []
+    for name in recipe.classes:
+        for box in boxes:
+            if box.truth and name in box.classes:
+                trial = Trial(
+                    folder=config.folder,
+                    code=recipe.code,
+                    name=name,
+                    predicted=box.folder(config.path("predictions_path")) / name,
+                    truth=box.truth / name,
+                    thresholds=COARSE,
+                )
+                trials.append(trial)
+    return trials
+
+
+def _checkpoints(trials: Sequence[Trial]) -> dict[str, str]:
+    """SHA-256 of the checkpoint that predicted each class; "" where the prediction does not say."""
+    checkpoints = {}
+    predictions = process.gather(_check, trials)
+    for trial, prediction in zip(trials, predictions, strict=True):
+        checkpoints[trial.name] = prediction.about.get("sha256", "")
+    return checkpoints
+
+
 def _check(trial: Trial) -> Prediction:
-    """Raises FileNotFoundError or ValueError where there is no whole prediction of the crop."""
-    prediction, truth = process.open_prediction(trial.predicted), ngff.open_levels(trial.truth)[0]
+    """Raises FileNotFoundError or UserError where there is no whole prediction of the crop."""
+    prediction = process.open_prediction(trial.predicted)
+    truth = ngff.open_levels(trial.truth)[0]
     if not regrid.covers(prediction.level, truth.grid):
+        short = regrid.shortfall(prediction.level, truth.grid)
         raise UserError(
-            f"{trial.predicted}: {regrid.shortfall(prediction.level, truth.grid)} of the annotation; run predict with --overwrite"
+            f"{trial.predicted}: {short} of the annotation; run predict with --overwrite"
         )
     return prediction
 
 
-def _scores(
-    trials: Sequence[Trial], workers: int
-) -> tuple[list[str], dict[str, dict[float, float]]]:
-    """Classes with a positive voxel, and for each class the score pooled over crops at each threshold."""
-    found = list(zip(trials, evaluate.parallel(counts_at, trials, workers), strict=True))
-    positive = {trial.name: None for trial, (is_there, _) in found if is_there}
-    scores = {}
-    for name in positive:
-        thresholds = next(trial.thresholds for trial in trials if trial.name == name)
-        counts = zip(*(counts for trial, (_, counts) in found if trial.name == name), strict=True)
-        scores[name] = {
-            value: evaluate.class_score(name, one)
-            for value, one in zip(thresholds, counts, strict=True)
+def _records(
+    found: Sequence[Tuned], crops: str, checkpoints: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """The entries of thresholds.json, by class."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    records = {}
+    for one in found:
+        records[one.name] = {
+            "threshold": one.threshold,
+            "score": one.score,
+            "crops": crops,
+            "checkpoint": checkpoints[one.name],
+            "date": date,
         }
-    return list(positive), scores
+    return records
 
 
 def _best(scores: dict[float, float]) -> float:
-    return max(scores, key=lambda threshold: (scores[threshold], -abs(threshold - 0.5)))
+    return max(scores, key=lambda threshold: (scores[threshold], -abs(threshold - DEFAULT)))
 
 
-def _around(threshold: float) -> tuple[float, ...]:
+def _beside(threshold: float) -> tuple[float, ...]:
+    """The middles between a coarse threshold and its neighbours; 0 and 1 are the outermost."""
     tried = (0.0, *COARSE, 1.0)
-    at = tried.index(threshold)
-    return tuple(round((threshold + tried[k]) / 2, 4) for k in (at - 1, at + 1))
+    place = tried.index(threshold)
+    neighbours = (tried[place - 1], tried[place + 1])
+    return tuple(round((threshold + neighbour) / 2, 4) for neighbour in neighbours)
 
 
 @lru_cache(1)

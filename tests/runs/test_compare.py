@@ -14,7 +14,10 @@ from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 
 from common.runs import compare, find
-from common.score import challenge, evaluate
+from common.score import challenge
+from common.score.judge import Evaluation
+from common.score.quality import ObjectCounts, VoxelCounts
+from common.score.summary import summary
 
 CLASSES = ("mito", "er", "nuc")
 SETTINGS = {
@@ -95,15 +98,18 @@ def make_run(
     return folder
 
 
-def evaluations(quality: float, crops: int = 8, seed: int = 0) -> list[evaluate.Evaluation]:
+def evaluations(quality: float, crops: int = 8, seed: int = 0) -> list[Evaluation]:
     """A semantic and an instance class in some crops; a crop's difficulty is the same whatever the quality."""
     rng, found = np.random.default_rng(seed), []
     for crop in range(crops):
         size, ease = int(rng.integers(100, 5000)), rng.uniform(0.7, 1)
         tp = int(size * quality * ease)
         found.append(
-            evaluate.Evaluation(
-                f"d/crop{crop}", "er", challenge.Counts(tp, size - tp, size // 2), (tp, 1, 1)
+            Evaluation(
+                f"d/crop{crop}",
+                "er",
+                challenge.Counts(tp, size - tp, size // 2),
+                VoxelCounts(tp, 1, 1),
             )
         )
         objects = int(rng.integers(3, 40))
@@ -112,8 +118,14 @@ def evaluations(quality: float, crops: int = 8, seed: int = 0) -> list[evaluate.
             hit, objects - hit, objects // 3, "scored", 0.9 * hit, objects
         )
         found.append(
-            evaluate.Evaluation(
-                f"d/crop{crop}", "mito", counts, (1, 1, 1), (hit, 1, 1, 0.5), (0.1, 0.1), 0.1
+            Evaluation(
+                f"d/crop{crop}",
+                "mito",
+                counts,
+                VoxelCounts(1, 1, 1),
+                ObjectCounts(hit, 1, 1, 0.5),
+                (0.1, 0.1),
+                0.1,
             )
         )
     return found
@@ -224,21 +236,21 @@ def test_a_run_whose_best_metric_is_the_loss_is_taken_where_that_is_lowest(tmp_p
 def test_the_score_is_that_of_evaluate_and_its_spread_that_of_drawing_crops(tmp_path):
     found = {name: evaluations(quality) for name, quality in (("a/a/one", 0.6), ("a/a/two", 0.7))}
     for name, seen in found.items():
-        make_run(tmp_path, name, {"mito": 0.5, "er": 0.5}, scores=evaluate.summary(seen))
+        make_run(tmp_path, name, {"mito": 0.5, "er": 0.5}, scores=summary(seen).as_json())
     result = run_compare(tmp_path)
     assert (result["metric"], result["source"]) == ("score", "scores.json")
     for side in result["runs"]:
-        wanted = evaluate.summary(found[side["runs"][0]])
-        assert side["value"] == pytest.approx(wanted["overall_score"])
+        wanted = summary(found[side["runs"][0]])
+        assert side["value"] == pytest.approx(wanted.overall_score)
         at = [one["name"] for one in result["runs"]].index(side["name"])
         assert {n: c["values"][at] for n, c in result["classes"].items()} == pytest.approx(
-            {n: c["score"] for n, c in wanted["classes"].items()}
+            {n: c.figures.score for n, c in wanted.classes.items()}
         )
 
     def overall(seen: list, crops: np.ndarray) -> float:
         return challenge.combine(
             (one.name, one.counts) for crop in crops for one in seen if one.crop == f"d/crop{crop}"
-        )["overall_score"]
+        ).overall_score
 
     rng = np.random.default_rng(5)
     draws = [
@@ -255,18 +267,18 @@ def test_the_score_is_that_of_evaluate_and_its_spread_that_of_drawing_crops(tmp_
 
 
 def test_only_what_all_runs_are_scored_on_is_compared_and_that_is_said(tmp_path):
-    make_run(tmp_path, "a/a/one", {"er": 0.5}, scores=evaluate.summary(evaluations(0.6, 8)))
-    make_run(tmp_path, "a/a/two", {"er": 0.5}, scores=evaluate.summary(evaluations(0.7, 5)))
+    make_run(tmp_path, "a/a/one", {"er": 0.5}, scores=summary(evaluations(0.6, 8)).as_json())
+    make_run(tmp_path, "a/a/two", {"er": 0.5}, scores=summary(evaluations(0.7, 5)).as_json())
     result = run_compare(tmp_path)
     assert result["runs"][1]["value"] == pytest.approx(
-        evaluate.summary(evaluations(0.6, 8)[:10])["overall_score"]
+        summary(evaluations(0.6, 8)[:10]).overall_score
     )
     assert any("not scored on all the same crops" in text for text in result["warnings"])
 
 
 def test_without_scores_for_all_the_validation_is_compared_and_the_reason_said(tmp_path):
     make_run(
-        tmp_path, "a/a/one", {"er": 0.5, "mito": 0.4}, scores=evaluate.summary(evaluations(0.6))
+        tmp_path, "a/a/one", {"er": 0.5, "mito": 0.4}, scores=summary(evaluations(0.6)).as_json()
     )
     make_run(tmp_path, "a/a/two", {"er": 0.4, "mito": 0.3})
     result = run_compare(tmp_path)
@@ -338,7 +350,7 @@ def test_a_comparison_is_the_same_when_it_is_made_again(tmp_path):
             tmp_path,
             f"x/m/run{number}",
             {"mito": 0.5, "er": 0.2 * number},
-            scores=evaluate.summary(evaluations(0.5 + number / 10)),
+            scores=summary(evaluations(0.5 + number / 10)).as_json(),
         )
     assert run_compare(tmp_path) == run_compare(tmp_path)
 

@@ -113,24 +113,20 @@ def test_the_public_codes_values_for_two_classes():
         InstanceCounts(3, 1, 0, hausdorff_norm_sum=2.0, n_hausdorff=4),
     )
     found = challenge.combine([("mito", mito[0]), ("er", Counts(10, 5, 5)), ("mito", mito[1])])
-    one = found["label_scores"]["mito"]
-    assert one["f1"] == pytest.approx(0.8, abs=1e-9)
-    assert one["normalized_hausdorff_distance"] == pytest.approx(3.5 / 6, abs=1e-9)
+    one = found.label_scores["mito"]
+    assert one.f1 == pytest.approx(0.8, abs=1e-9)
+    assert one.normalized_hausdorff_distance == pytest.approx(3.5 / 6, abs=1e-9)
     assert (
-        one["combined_score"]
-        == found["overall_instance_score"]
+        one.combined_score
+        == found.overall_instance_score
         == pytest.approx(math.sqrt(0.8 * 3.5 / 6), abs=1e-9)
     )
     assert (
-        found["label_scores"]["er"]["iou"]
-        == found["overall_semantic_score"]
-        == pytest.approx(0.5, abs=1e-9)
+        found.label_scores["er"].iou == found.overall_semantic_score == pytest.approx(0.5, abs=1e-9)
     )
-    assert found["overall_score"] == pytest.approx(0.584436, abs=1e-6)
-    assert found["overall_score"] == pytest.approx(
-        math.sqrt(math.sqrt(0.8 * 3.5 / 6) * 0.5), abs=1e-9
-    )
-    assert (found["total_evals"], found["num_evals_done"], found["version"]) == (3, 3, "2026-06")
+    assert found.overall_score == pytest.approx(0.584436, abs=1e-6)
+    assert found.overall_score == pytest.approx(math.sqrt(math.sqrt(0.8 * 3.5 / 6) * 0.5), abs=1e-9)
+    assert (found.total_evals, found.num_evals_done) == (3, 3) and challenge.VERSION == "2026-06"
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -286,8 +282,8 @@ def test_a_skipped_evaluation_neither_helps_nor_hurts(truth, shifted):
     scored = [("mito", challenge.instance(truth, shifted, VOXEL))]
     skipped = ("mito", InstanceCounts(status="skipped_too_many_instances"))
     assert (
-        challenge.combine([*scored, skipped])["overall_instance_score"]
-        == challenge.combine(scored)["overall_instance_score"]
+        challenge.combine([*scored, skipped]).overall_instance_score
+        == challenge.combine(scored).overall_instance_score
     )
 
 
@@ -316,9 +312,9 @@ def test_a_perfect_prediction_scores_one_whatever_its_ids(truth):
     counts = challenge.instance(truth, renamed, VOXEL)
     assert counts == InstanceCounts(2, 0, 0, hausdorff_norm_sum=2.0, n_hausdorff=2)
     assert (
-        challenge.combine([("mito", counts), ("er", challenge.semantic(truth, renamed))])[
-            "overall_score"
-        ]
+        challenge.combine(
+            [("mito", counts), ("er", challenge.semantic(truth, renamed))]
+        ).overall_score
         == 1
     )
 
@@ -366,29 +362,27 @@ def test_missing_evaluations_count_but_are_not_done(truth):
             ("er", challenge.missing(truth, False)),
         ]
     )
-    assert (found["total_evals"], found["num_evals_done"]) == (3, 1)
-    assert found["label_scores"]["mito"]["combined_score"] == found["overall_score"] == 0
-    assert found["label_scores"]["er"]["iou"] == 3 / 8004
+    assert (found.total_evals, found.num_evals_done) == (3, 1)
+    assert found.label_scores["mito"].combined_score == found.overall_score == 0
+    assert found.label_scores["er"].iou == 3 / 8004
 
 
 def test_a_class_that_is_nowhere_scores_one():
     found = challenge.combine([("mito", InstanceCounts()), ("er", Counts())])
-    assert (
-        found["label_scores"]["mito"]["combined_score"] == found["label_scores"]["er"]["iou"] == 1
-    )
+    assert found.label_scores["mito"].combined_score == found.label_scores["er"].iou == 1
 
 
 def test_counts_are_pooled_over_crops_and_scores_averaged_over_classes():
     found = challenge.combine(
         [("er", Counts(90, 10, 0)), ("er", Counts(0, 0, 100)), ("pm", Counts(1, 0, 0))]
     )
-    assert found["overall_semantic_score"] == pytest.approx((90 / 200 + 1) / 2)
+    assert found.overall_semantic_score == pytest.approx((90 / 200 + 1) / 2)
 
 
 def test_the_mean_over_no_class_is_unknown():
     found = challenge.combine([("er", Counts(1, 1, 0))])
-    assert found["overall_semantic_score"] == 0.5
-    assert math.isnan(found["overall_instance_score"]) and math.isnan(found["overall_score"])
+    assert found.overall_semantic_score == 0.5
+    assert math.isnan(found.overall_instance_score) and math.isnan(found.overall_score)
 
 
 def test_semantic_counts_are_those_of_scikit_learn():
@@ -398,7 +392,7 @@ def test_semantic_counts_are_those_of_scikit_learn():
     flat = truth.ravel() > 0, prediction.ravel() > 0
     (_, fp), (fn, tp) = confusion_matrix(*flat)
     assert found == Counts(tp, fp, fn)
-    iou = challenge.combine([("er", found)])["label_scores"]["er"]["iou"]
+    iou = challenge.combine([("er", found)]).label_scores["er"].iou
     assert iou == pytest.approx(jaccard_score(*flat), abs=1e-12)
 
 

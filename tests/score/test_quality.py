@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from scipy import ndimage, stats
+from scipy import ndimage
 from skimage import metrics as skimage_metrics
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from common.score import quality
 from common.score.challenge import contingency
+from common.score.quality import ObjectCounts
 from common.train import metrics
 
 
@@ -62,7 +63,7 @@ def test_panoptic_quality_of_a_drawn_case():
     table = contingency(row(1, 1, 1, 1, 2, 2, 2, 2, 3, 0, 0), row(1, 1, 1, 0, 2, 2, 3, 3, 0, 0, 4))
     counts = quality.count_objects(table)
     assert counts == (1, 3, 2, 0.75)
-    found = quality.panoptic(*counts)
+    found = quality.panoptic([counts])
     assert found["sq"] == 0.75
     assert found["rq"] == pytest.approx(1 / (1 + 3 / 2 + 2 / 2))
     assert found["pq"] == pytest.approx(0.75 / 3.5)
@@ -79,11 +80,22 @@ def test_objects_counted_are_those_of_all_pairs(seed):
     assert (tp + fn, tp + fp) == (len(set(truth.flat) - {0}), len(set(prediction.flat) - {0}))
 
 
-def test_panoptic_quality_is_unknown_without_truth_and_zero_where_nothing_was_found():
-    found = quality.panoptic([0, 0, 2], [3, 1, 0], [0, 5, 0], [0.0, 0.0, 2.0])
-    assert np.array_equal(found["pq"], [math.nan, 0, 1], equal_nan=True)
-    assert np.array_equal(found["sq"], [math.nan, math.nan, 1], equal_nan=True)
-    assert np.array_equal(found["rq"], [math.nan, 0, 1], equal_nan=True)
+@pytest.mark.parametrize(
+    ("counts", "pq", "sq"),
+    [
+        (ObjectCounts(0, 3, 0, 0.0), math.nan, math.nan),
+        (ObjectCounts(0, 1, 5, 0.0), 0, math.nan),
+        (ObjectCounts(2, 0, 0, 2.0), 1, 1),
+    ],
+)
+def test_panoptic_quality_is_unknown_without_truth_and_zero_where_nothing_was_found(counts, pq, sq):
+    found = quality.panoptic([counts])
+    assert (found["pq"], found["sq"]) == pytest.approx((pq, sq), nan_ok=True)
+
+
+def test_panoptic_quality_pools_the_counts_of_crops():
+    crops = [ObjectCounts(1, 0, 1, 0.75), ObjectCounts(2, 1, 0, 1.5)]
+    assert quality.panoptic(crops) == quality.panoptic([ObjectCounts(3, 1, 1, 2.25)])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -133,7 +145,7 @@ def test_a_perfect_prediction_has_no_error_whatever_its_ids():
     table = contingency(truth, np.array([0, 90, 8, 7, 6, 5, 4, 3])[truth])
     assert quality.variation_of_information(table) == pytest.approx((0, 0), abs=1e-12)
     assert quality.rand_error(table) == 0
-    assert quality.panoptic(*quality.count_objects(table))["pq"] == 1
+    assert quality.panoptic([quality.count_objects(table)])["pq"] == 1
 
 
 def test_prediction_on_true_background_costs_no_information():
@@ -149,51 +161,3 @@ def test_information_and_rand_error_without_truth_are_unknown():
         quality.rand_error(table)
     )
     assert quality.count_objects(table) == (0, 2, 0, 0.0)
-
-
-@pytest.mark.parametrize("statistic", [np.mean, np.median])
-def test_the_interval_is_that_of_scipys_percentile_bootstrap(statistic):
-    values = np.random.default_rng(3).gamma(2, 1, 30)
-    found = quality.bootstrap(values, statistic, level=0.9, resamples=20000)
-    reference = stats.bootstrap(
-        (values,), statistic, confidence_level=0.9, n_resamples=20000, method="percentile", rng=1
-    )
-    assert found == pytest.approx(tuple(reference.confidence_interval), abs=0.03)
-
-
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
-    """95 % of 300 intervals, less a little because 40 crops are few, give or take three standard errors."""
-    rng = np.random.default_rng(0)
-    inside = [
-        low <= 1 <= high
-        for low, high in (
-            quality.bootstrap(rng.normal(1, 1, 40), resamples=300) for _ in range(300)
-        )
-    ]
-    assert 0.89 <= np.mean(inside) <= 0.98
-
-
-def test_the_same_seed_gives_the_same_interval_and_another_does_not():
-    values = [0.1, 0.5, 0.4, 0.9, 0.7]
-    assert (
-        quality.bootstrap(values, seed=1)
-        == quality.bootstrap(values, seed=1)
-        != quality.bootstrap(values, seed=2)
-    )
-
-
-def test_counts_are_pooled_over_the_crops_drawn():
-    """One large crop and many small ones: the pooled IoU is 0.9 or, where the large one is not drawn, 0.1."""
-    counts = np.array([[900, 100], *[[0.1, 0.9]] * 9])
-    low, high = quality.bootstrap(counts, lambda drawn: drawn[:, 0].sum() / drawn.sum())
-    assert low == pytest.approx(0.1) and high == pytest.approx(0.9, abs=0.01)
-
-
-def test_a_crop_without_the_class_is_left_out_of_the_interval():
-    values = [0.1, 0.5, 0.4, 0.9, 0.7]
-    assert quality.bootstrap([math.nan, *values, math.nan]) == quality.bootstrap(values)
-
-
-def test_there_is_no_interval_from_one_crop_or_of_an_unknown_statistic():
-    assert np.isnan(quality.bootstrap([0.5, math.nan])).all()
-    assert np.isnan(quality.bootstrap([0.5, 0.6], lambda drawn: math.nan)).all()

@@ -8,11 +8,11 @@ import pickle
 import numpy as np
 import pytest
 from scipy import ndimage
-from test_process import ABOVE, RUN, configured, processed, run, write_prediction
 
 from common.data import ngff
 from common.infer import process
 from common.score import evaluate, tune
+from tests.infer.test_process import ABOVE, RUN, configured, processed, run, write_prediction
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def scores_at(tiny, thresholds: dict[str, float], crops="crop1,crop3") -> dict[s
         tiny.folder, crops, classes=names, data=tiny.data, say=lambda line: None
     )
     configured(tiny, ABOVE)
-    return {name: one["score"] for name, one in result["classes"].items()}
+    return {name: one.figures.score for name, one in result.classes.items()}
 
 
 def test_the_threshold_lies_between_what_is_right_and_what_is_wrong(tiny):
@@ -112,8 +112,8 @@ def test_the_score_is_what_evaluate_gives_after_process(tiny, seed):
     )
     for name, one in found.items():
         assert 0 < one.score < 1
-        assert result["classes"][name]["score"] == one.score
-        assert result["provenance"]["thresholds"][name] == one.threshold
+        assert result.classes[name].figures.score == one.score
+        assert result.provenance.thresholds[name] == one.threshold
     assert scores_at(tiny, dict.fromkeys(found, 0.5)) == {
         name: one.before for name, one in found.items()
     }
@@ -222,8 +222,8 @@ def test_a_trial_can_be_done_by_another_process(tiny):
         trial = tune.Trial(
             tiny.folder, recipe.code, name, path / name, tiny.crop("crop3") / name, (0.3, 0.5)
         )
-        function, sent = pickle.loads(pickle.dumps((tune.counts_at, trial)))
-        assert pickle.loads(pickle.dumps(function(sent))) == tune.counts_at(trial)
+        function, sent = pickle.loads(pickle.dumps((tune.run_trial, trial)))
+        assert pickle.loads(pickle.dumps(function(sent))) == tune.run_trial(trial)
 
 
 def test_an_edited_process_config_is_run_again(tiny):

@@ -1,0 +1,132 @@
+"""A packed submission against a store of truths {crop}/{class}, crop by crop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from common.classes import INSTANCES
+from common.data import regrid
+from common.data.ngff import Level
+from common.errors import UserError
+from common.score import challenge, submission
+from common.score.judge import Evaluation, Truth, compare, judge
+
+
+@dataclass(frozen=True)
+class SubmittedCrop:
+    """One crop of a submission, to be read and scored by any process."""
+
+    submission: Path
+    """As `common.score.submission.opened` takes it."""
+    truths: Path
+    """Store of {crop}/{class}, and {class}_mask where only a part is annotated."""
+    crop: str
+
+
+def crops_of(truths: Path) -> list[str]:
+    """The crops that a store of truths holds. Raises FileNotFoundError or UserError."""
+    return sorted(_open_truths(truths).group_keys())
+
+
+def judge_crop(job: SubmittedCrop) -> list[Evaluation]:
+    """All classes of one crop. Raises UserError for an array that is broken or has no place."""
+    evaluations = []
+    with submission.opened(job.submission) as packed:
+        for truth in _truths(job):
+            path = f"{truth.crop}/{truth.name}"
+            if path in packed:
+                evaluations.append(_judge_array(job, truth, packed[path]))
+            else:
+                evaluations.append(_missing(truth))
+    return evaluations
+
+
+def _truths(job: SubmittedCrop) -> Iterator[Truth]:
+    """The classes that are annotated in a crop."""
+    group = _open_truths(job.truths)[job.crop]
+    for name, array in sorted(group.arrays()):
+        if name.endswith("_mask"):
+            continue
+        mask_name = f"{name}_mask"
+        yield Truth(
+            crop=job.crop,
+            name=name,
+            level=_level(array, job.truths / job.crop / name),
+            is_instance=name in INSTANCES,
+            mask=group[mask_name][...] if mask_name in group else None,
+        )
+
+
+def _missing(truth: Truth) -> Evaluation:
+    """A class that the submission lacks: nothing found, and the challenge's counts for that."""
+    wanted = truth.level.array[...]
+    nothing = compare(truth, wanted, np.zeros(wanted.shape, np.uint8))
+    return replace(nothing, counts=challenge.missing(wanted, truth.is_instance))
+
+
+def _judge_array(job: SubmittedCrop, truth: Truth, array: Any) -> Evaluation:
+    """Score an array of the submission."""
+    level = _in_memory(_level(array, job.submission / truth.crop / truth.name))
+    grid = truth.level.grid
+    if not regrid.covers(level, grid):
+        raise UserError(
+            f"{level.path}: {regrid.shortfall(level, grid)} of the truth; "
+            "pack the crop with its own voxel_size and translation"
+        )
+    try:
+        return judge(truth, level)
+    except UserError as error:  # of ids that are none, which does not know where they stand
+        raise UserError(f"{level.path}: {error}") from error
+
+
+def _level(array: Any, path: Path) -> Level:
+    """An array with its place, by its attributes voxel_size and translation.
+
+    Raises UserError where they do not say it.
+    """
+    if not isinstance(array, zarr.Array) or array.ndim != 3:
+        name = f"{path.parent.name}/{path.name}"
+        raise UserError(f"{path}: not an array of three axes; write {name} as one, z, y, x")
+    voxel_size = array.attrs.get("voxel_size")
+    translation = array.attrs.get("translation")
+    if not _is_vector(voxel_size) or not _is_vector(translation) or min(voxel_size) <= 0:
+        raise UserError(
+            f"{path}: no place in space (voxel_size {voxel_size}, translation {translation}); "
+            "write the attributes voxel_size and translation, each z, y, x in nm"
+        )
+    return Level(path, array, np.array(voxel_size, float), np.array(translation, float))
+
+
+def _is_vector(value: object) -> bool:
+    """Whether an attribute is three finite numbers."""
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    return all(isinstance(number, int | float) and np.isfinite(number) for number in value)
+
+
+def _in_memory(level: Level) -> Level:
+    """The same without its store: a zip has no files of chunks for `Level.read` to look at."""
+    try:
+        volume = level.array[...]
+    except (RuntimeError, ValueError, OSError, EOFError) as error:  # of numcodecs and zipfile
+        raise UserError(f"{level.path}: cannot be read ({error}); pack it again") from error
+    return replace(level, array=zarr.array(volume, chunks=level.array.chunks, compressor=None))
+
+
+def _open_truths(path: Path) -> zarr.Group:
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{path}: no such store of truths; write the folder that holds {{crop}}/{{class}}"
+        )
+    try:
+        return zarr.open_group(str(path), mode="r")
+    except (zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a zarr v2 group ({error}); write the folder that holds {{crop}}/{{class}}"
+        ) from error

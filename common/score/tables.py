@@ -1,0 +1,193 @@
+"""Scores as tables of text: for the terminal, and cell by cell for a README."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.score.interval import Interval
+from common.score.result import ClassScore, Kind, Scores
+
+WIDTH = 120
+"""Columns of a terminal."""
+
+INTERVAL_HEAD = "95 % interval"
+
+OVERALL_NAMES = {
+    "overall_score": "overall score",
+    "overall_instance_score": "instance classes",
+    "overall_semantic_score": "semantic classes",
+}
+"""What the scores over classes are called."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is shown of one kind of class."""
+
+    title: str
+    heads: dict[str, str]
+    """The head of the column of each figure, besides the score, that is shown."""
+    legend: str
+    """What the heads mean."""
+
+
+LAYOUTS: dict[Kind, Layout] = {
+    "instance": Layout(
+        title="instance classes: score = sqrt(F1 x Hausd)",
+        heads={
+            "f1": "F1",
+            "hausdorff": "Hausd",
+            "pq": "PQ",
+            "voi_split": "VOI s",
+            "voi_merge": "VOI m",
+            "rand_error": "Rand",
+            "dice": "Dice",
+            "iou": "IoU",
+            "precision": "prec",
+            "recall": "recall",
+        },
+        legend=(
+            "Hausd: normalised Hausdorff distance, 1 best; PQ: panoptic quality at IoU > 0.5; "
+            "VOI s, m: variation of information by splits and merges in bits, 0 best; "
+            "Rand: adapted Rand error, 0 best."
+        ),
+    ),
+    "semantic": Layout(
+        title="semantic classes: score = IoU",
+        heads={"dice": "Dice", "precision": "prec", "recall": "recall"},
+        legend="",
+    ),
+}
+
+VOXELS = "Dice, IoU, precision and recall count voxels."
+
+
+@dataclass(frozen=True)
+class Table:
+    """The classes of one kind, as text."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def tables(scores: Scores) -> list[Table]:
+    """A table for each kind of class; columns that are empty are left out."""
+    found = []
+    for kind, layout in LAYOUTS.items():
+        classes = {name: score for name, score in scores.classes.items() if score.kind == kind}
+        if classes:
+            found.append(_table(layout, classes))
+    return found
+
+
+def terminal(scores: Scores) -> str:
+    """All tables, then the scores over classes and remarks, in lines of at most WIDTH."""
+    lines = []
+    for table in tables(scores):
+        lines += [table.title, *_aligned([table.head, *table.rows]), ""]
+    for key, name in OVERALL_NAMES.items():
+        lines.append(f"{name:<18}{overall(scores, key)}")
+    for text in remarks(scores):
+        lines += textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def overall(scores: Scores, key: str) -> str:
+    """A score over classes with its interval; a sentence where there is no class of that kind."""
+    value = scores.overall(key)
+    if value is None and key == "overall_score":
+        return "none: it needs classes of both kinds"
+    if value is None:
+        return "none of this kind"
+    interval = scores.interval_95[key]
+    return f"{value:.4f} ({_between(interval)})" if interval else f"{value:.4f}"
+
+
+def remarks(scores: Scores) -> list[str]:
+    """What a reader of the scores has to know, a text each.
+
+    How many crops; what the metric left out, what is missing, what is not annotated; what the heads
+    of the columns mean; and which definition of the metric it is.
+    """
+    texts = [_extent(scores)]
+    left_out = _counted(scores, {name: score.left_out for name, score in scores.classes.items()})
+    if left_out:
+        texts.append(
+            "Left out by the metric, for more predicted objects than it takes, so that they count "
+            f"neither way: {left_out}."
+        )
+    missing = _counted(scores, {name: score.missing for name, score in scores.classes.items()})
+    if missing:
+        texts.append(f"Missing in the submission: {missing}.")
+    if scores.not_annotated:
+        texts.append(f"Not annotated in these crops: {', '.join(scores.not_annotated)}.")
+    kinds = {score.kind for score in scores.classes.values()}
+    legends = [layout.legend for kind, layout in LAYOUTS.items() if kind in kinds]
+    texts.append(" ".join(filter(None, [*legends, VOXELS])))
+    texts.append(f"Metric: {scores.metric}.")
+    return texts
+
+
+def _table(layout: Layout, classes: dict[str, ClassScore]) -> Table:
+    """The classes of one kind, at least one."""
+    shown = [name for name in layout.heads if _has_figure(classes, name)]
+    has_intervals = any(score.interval_95 for score in classes.values())
+    head = ["class", "crops", "score"]
+    if has_intervals:
+        head.append(INTERVAL_HEAD)
+    head += [layout.heads[name] for name in shown]
+    rows = []
+    for name, score in classes.items():
+        row = [name, str(score.crops), _number(score.figures.score)]
+        if has_intervals:
+            row.append(_between(score.interval_95))
+        row += [_number(getattr(score.figures, figure)) for figure in shown]
+        rows.append(row)
+    return Table(layout.title, head, rows)
+
+
+def _has_figure(classes: dict[str, ClassScore], figure: str) -> bool:
+    return any(getattr(score.figures, figure) is not None for score in classes.values())
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns, the first to the left, the others to the right."""
+    columns = list(zip(*rows, strict=True))
+    # five at least: a figure such as 0.123, whatever the head
+    widths = [max(5, *map(len, column)) for column in columns]
+    first_width = max(map(len, columns[0]))
+    lines = []
+    for first, *others in rows:
+        cells = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(first_width), *cells]))
+    return lines
+
+
+def _extent(scores: Scores) -> str:
+    """How many crops and evaluations there are, and what the intervals are."""
+    crops = list(scores.crops)
+    named = f"1 crop ({crops[0]})" if len(crops) == 1 else f"{len(crops)} crops"
+    text = f"{named}; evaluations: {scores.total_evals}."
+    if any(scores.interval_95.values()):
+        text += " Intervals are of 95 %, by bootstrap over crops."
+    return text
+
+
+def _counted(scores: Scores, number_of: dict[str, int]) -> str:
+    """'mito in 2 of 3 crops, ...' for the classes with a number above 0."""
+    texts = []
+    for name, number in number_of.items():
+        if number:
+            texts.append(f"{name} in {number} of {scores.classes[name].crops} crops")
+    return ", ".join(texts)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _between(interval: Interval | None) -> str:
+    return f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else ""

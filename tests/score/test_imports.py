@@ -1,0 +1,26 @@
+"""Scoring takes what it needs and no more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from common.files import REPOSITORY
+
+
+def imported_with(*modules: str) -> set[str]:
+    """The packages that a fresh process holds after an import."""
+    program = f"import sys, {', '.join(modules)}; print(*{{n.split('.')[0] for n in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "module", ["challenge", "quality", "interval", "result", "submission", "packing", "judge"]
+)
+def test_the_metric_and_submissions_need_no_torch(module):
+    assert not imported_with(f"common.score.{module}") & {"torch", "PIL", "tensorboard"}
