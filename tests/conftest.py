@@ -40,8 +40,13 @@ FILES = {
 
 
         def build_model(classes):
-            layers = nn.Conv3d(1, 8, 3), nn.ReLU(), nn.Conv3d(8, 8, 3), nn.ReLU(), nn.Conv3d(8, len(classes), 1)
-            return nn.Sequential(*layers)
+            return nn.Sequential(
+                nn.Conv3d(1, 8, 3),
+                nn.ReLU(),
+                nn.Conv3d(8, 8, 3),
+                nn.ReLU(),
+                nn.Conv3d(8, len(classes), 1),
+            )
         """,
     "train_config.py": """
         from .data import classes, input_array_info, target_array_info
@@ -76,7 +81,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path, monkeypatch) -> None:
-    """Nothing that the caller's shell sets reaches a test, and no test writes into the repository's cache."""
+    """Nothing that the caller's shell sets reaches a test; no test writes into the real cache."""
     for name in ("CELLMAP_DATA", "SEED"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CELLMAP_CACHE", str(tmp_path / "cache"))
@@ -98,18 +103,21 @@ def run(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 
 
 def world(shape: Sequence[int] = RAW_SHAPE) -> dict[str, np.ndarray]:
-    """What is where in the tiny cell, bool (z, y, x): round mitochondria, sheets of er, layers of nucleus across them.
+    """What is where in the tiny cell, bool (z, y, x) for each class.
 
-    Periodic with 24 voxels, so that every crop of 24^3 holds some of each; mito overlaps neither er nor nuc."""
+    Round mitochondria, sheets of er, layers of nucleus across them; mito overlaps neither er nor
+    nuc. Periodic with 24 voxels, so that every crop of 24^3 holds some of each.
+    """
     z, y, x = (grid % 24 for grid in np.indices(shape))
     mito = (z - 12) ** 2 + (y - 10) ** 2 + (x - 12) ** 2 < 36
     return {"mito": mito, "er": (x < 4) & ~mito, "nuc": (y >= 18) & ~mito}
 
 
 def write_data(root: Path, crops: dict = CROPS, dataset: str = "tiny") -> Path:
-    """Write the tiny cell in the challenge's layout: {root}/{dataset}/{dataset}.zarr/recon-1/... Returns the store.
+    """Write the tiny cell in the challenge's layout under a data root; returns the store.
 
-    Raw is 56^3 uint8 at 8 nm, brighter for each class; a crop is 24^3 on the raw's voxels."""
+    Raw is 56^3 uint8 at 8 nm, brighter for each class; a crop is 24^3 on the raw's voxels.
+    """
     store = root / layout.store(dataset)
     labels = world()
     noise = np.random.default_rng(0).normal(0, 8, RAW_SHAPE)
@@ -163,7 +171,7 @@ class Experiment:
 
     def add(self, text: str) -> None:
         """Add lines to train_config.py."""
-        with open(self.folder / "train_config.py", "a") as file:
+        with (self.folder / "train_config.py").open("a") as file:
             file.write("\n" + textwrap.dedent(text))
 
     def config(self, *overrides: str, **settings: Any):
@@ -173,7 +181,7 @@ class Experiment:
         return load_config(self.folder, overrides, self.data, **settings)
 
     def train(self, *overrides: str, **settings: Any):
-        """Train it, with settings over those of its file; the Result of `common.train.run.train`."""
+        """Train it, with settings over those of its file; the Result of the trainer."""
         from common.train.run import train
 
         return train(self.folder, overrides, self.data, **settings)
@@ -189,7 +197,7 @@ def tiny_store(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def data_root(tmp_path, tiny_store) -> Path:
-    """A data root of its own for each test, which may damage it: dataset 'tiny', crops as in CROPS."""
+    """A data root for each test, which may damage it: dataset 'tiny', crops as in CROPS."""
     shutil.copytree(tiny_store, tmp_path / "data")
     return tmp_path / "data"
 
@@ -198,18 +206,19 @@ def data_root(tmp_path, tiny_store) -> Path:
 def experiment(tmp_path, data_root) -> Callable[..., Experiment]:
     """Makes tiny experiments: `experiment()`, or with anything of it changed.
 
-        tiny = experiment(epochs=4, batch_size=1)                # settings of train_config.py; they replace SETTINGS
-        tiny = experiment(text='scheduler = torch.optim...')      # lines at the end of train_config.py
-        tiny = experiment("other", files={"model.py": "..."})     # another folder; files instead of those in FILES
-        tiny = experiment(classes=("mito", "er"))                 # in data.py
+        tiny = experiment(epochs=4, batch_size=1)              # settings, over those in SETTINGS
+        tiny = experiment(text='scheduler = torch.optim...')   # lines at the end of train_config.py
+        tiny = experiment("other", files={"model.py": "..."})  # another folder; files over FILES
+        tiny = experiment(classes=("mito", "er"))              # in data.py
         tiny.train(); tiny.train("epochs=6", random_seed=7); tiny.config().batch_size
         tiny.folder; tiny.data; tiny.raw / "s0"; tiny.crop("crop2") / "mito"
         tiny.write("model.py", "..."); tiny.add("epochs = 9")
 
-    The network takes 20^3 voxels to 16^3, 8 nm, classes mito, er and nuc; two crops train (one of them annotates only
-    mito), one validates; two epochs of three iterations on the CPU in fp32 without workers, in about a second.
-    What the classes are: `conftest.world()`. All experiments of a test share `data_root` and the cache in tmp_path.
-    A setting whose value is not written as its repr (a class, a function) goes into `text`.
+    The network takes 20^3 voxels to 16^3, 8 nm, classes mito, er and nuc; two crops train (one of
+    them annotates only mito), one validates; two epochs of three iterations on the CPU in fp32
+    without workers, in about a second. What the classes are: `conftest.world()`. All experiments
+    of a test share `data_root` and the cache in tmp_path. A setting whose value is not written as
+    its repr (a class, a function) goes into `text`.
     """
 
     def make(

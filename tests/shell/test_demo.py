@@ -58,7 +58,7 @@ def test_nothing_is_written_beside_the_experiment(run):
 
 
 def test_started_again_it_shows_the_same_run(run):
-    _, out, first = run()
+    _, _, first = run()
     picture, _, second = run()
     assert picture and second == first
 
