@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
+
 import pytest
 from crops_at_hand import crop, labelled_store
 
@@ -55,18 +57,15 @@ def test_folds_are_files_of_their_own_and_one_table(tmp_path):
     first = files[0].read_text().splitlines()[0]
     assert first == files[2].read_text().splitlines()[0]
     assert first.endswith(
-        "make-datasplit x/datasplit.csv --manifest challenge --classes mito,perox --scale 32 --seed 0 --by specimen "
-        "--min-extent 1 --folds 3"
+        "make-datasplit x/datasplit.csv --manifest challenge --classes mito,perox --scale 32 "
+        "--seed 0 --by specimen --min-extent 1 --folds 3"
     )
-    rows = [read_datasplit(file, "data") for file in files]
-    counts = [
-        [sum("perox" in r.annotated for r in split if r.usage == side) for side in USAGES]
-        for split in rows
-    ]
-    assert ["perox", *(f"{train}/{validate}" for train, validate in counts)] in [
-        line.split() for line in report
-    ]
-    with pytest.raises(UserError, match="datasplit_fold0.csv: exists already"):
+    cells = ["perox"]
+    for file in files:
+        annotating = [row.usage for row in read_datasplit(file, "data") if "perox" in row.annotated]
+        cells.append("/".join(str(annotating.count(usage)) for usage in USAGES))
+    assert cells in [line.split() for line in report]
+    with pytest.raises(UserError, match=r"datasplit_fold0\.csv: exists already"):
         make_split.make(path, scale=32, folds=3)
 
 
@@ -84,7 +83,8 @@ def test_the_choices_stand_in_the_command_and_two_runs_give_the_same_file(tmp_pa
     first, second = ((tmp_path / name).read_text() for name in ("a.csv", "b.csv"))
     assert first.splitlines()[1:] == second.splitlines()[1:]
     assert first.splitlines()[0].endswith(
-        "--by crop --min-extent 1 --method hash --hold-out jrc_hela-3,jrc_ut21-1413-003 --force-classes validate"
+        "--by crop --min-extent 1 --method hash --hold-out jrc_hela-3,jrc_ut21-1413-003 "
+        "--force-classes validate"
     )
     rows = read_datasplit(tmp_path / "a.csv", "data")
     assert {len(r.annotated) for r in rows if r.usage == "validate"} == {48}
@@ -103,20 +103,16 @@ def test_the_choices_stand_in_the_command_and_two_runs_give_the_same_file(tmp_pa
 def test_a_forced_side_takes_complete_crops_only(tmp_path, force, complete):
     make_split.make(tmp_path / "d.csv", scale=8, force_classes=force)
     rows = read_datasplit(tmp_path / "d.csv", "data")
-    assert (
-        tuple(all(len(r.annotated) == 48 for r in rows if r.usage == side) for side in USAGES)
-        == complete
-    )
+    for usage, forced in zip(USAGES, complete, strict=True):
+        counts = [len(row.annotated) for row in rows if row.usage == usage]
+        assert (min(counts) == 48) == forced
 
 
 @pytest.mark.parametrize(
     "choice, said",
     [
-        ({"method": "random"}, "method 'random'; write 'balanced' or 'hash'"),
-        (
-            {"force_classes": "validation"},
-            "force-classes 'validation'; write 'all' or 'train' or 'validate'",
-        ),
+        ({"method": "random"}, "method 'random'; write 'balanced'"),
+        ({"force_classes": "validation"}, "force-classes 'validation'; write 'all'"),
         ({"folds": 1}, "folds 1; write 2 or more"),
         ({"folds": 3, "hold_out": ["jrc_hela-2"]}, "hold-out jrc_hela-2 with 3 folds"),
         ({"folds": 3, "validation_fraction": 0.3}, "validation fraction 0.3 with 3 folds"),
@@ -128,18 +124,20 @@ def test_choices_that_do_not_go_together_are_named(tmp_path, choice, said):
 
 
 def test_leaks_are_specimens_and_volumes_of_both_sides():
-    """Along x in units of 8 nm: a 0-10 and b 5-15 overlap, c 20-30 does not; s-1a and s-1b are one specimen."""
-    a, b, c = (crop("s-1a", name, start=(0, 0, x)) for name, x in (("a", 0), ("b", 40), ("c", 160)))
+    """Along x in units of 8 nm: a 0-10 and b 5-15 overlap, c 20-30 does not.
+
+    s-1a and s-1b are one specimen.
+    """
+    a = crop("s-1a", "a")
+    b = crop("s-1a", "b", start=(0, 0, 40))
+    c = crop("s-1a", "c", start=(0, 0, 160))
     other = crop("s-1b", "d")
     assert make_split.leaks([("train", a), ("validate", crop("t-1"))]) == []
     (shared,) = make_split.leaks([("train", a), ("validate", other), ("validate", crop("t-1"))])
-    assert (
-        shared.startswith("1 specimens train and validate") and ": s-1; group by specimen" in shared
-    )
-    found = make_split.leaks([("train", b), ("train", c), ("validate", a)])
-    assert (
-        found[1] == "1 validation crops overlap a training crop: s-1a/a and b; put both on one side"
-    )
+    assert shared.startswith("1 specimens train and validate")
+    assert ": s-1; group by specimen" in shared
+    _, overlap = make_split.leaks([("train", b), ("train", c), ("validate", a)])
+    assert overlap.startswith("1 validation crops overlap a training crop: s-1a/a and b;")
     assert len(make_split.leaks([("train", c), ("validate", a), ("validate", b)])) == 1
 
 
@@ -166,7 +164,7 @@ def test_a_split_read_back_is_the_split_that_was_chosen(tmp_path):
 def test_a_second_split_replaces_the_first_only_when_asked_to(tmp_path):
     path = tmp_path / "datasplit.csv"
     make_split.write_datasplit(path, ["one"])
-    with pytest.raises(UserError, match="datasplit.csv: exists already; write --overwrite"):
+    with pytest.raises(UserError, match=r"datasplit\.csv: .* --overwrite"):
         make_split.write_datasplit(path, ["two"])
     assert path.read_bytes() == b"one\n"
     make_split.write_datasplit(path, ["two"], overwrite=True)
@@ -188,7 +186,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="datasplit.csv: its folder does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"datasplit\.csv: its folder"):
         make_split.write_datasplit(tmp_path / "nowhere" / "datasplit.csv", ["one"])
 
 
@@ -197,25 +195,26 @@ def test_a_missing_folder_is_named(tmp_path):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_committed_split_is_what_the_command_makes_byte_for_byte(tmp_path, experiment):
-    (scale, min_extent), path = EXPERIMENTS[experiment], tmp_path / experiment / "datasplit.csv"
+    scale, min_extent = EXPERIMENTS[experiment]
+    path = tmp_path / experiment / "datasplit.csv"
     path.parent.mkdir()
     make_split.make(path, scale=scale, min_extent=min_extent)
     committed = (REPOSITORY / experiment / "datasplit.csv").read_bytes()
     assert committed == path.read_bytes()
     assert committed.decode().splitlines()[0] == (
-        f"# python -m cellmap_segmentation_challenge make-datasplit {experiment}/datasplit.csv --manifest challenge "
-        f"--classes tested --scale {scale} --validation-fraction 0.17 --seed 0 --by specimen --min-extent {min_extent}"
+        "# python -m cellmap_segmentation_challenge make-datasplit "
+        f"{experiment}/datasplit.csv --manifest challenge --classes tested --scale {scale} "
+        f"--validation-fraction 0.17 --seed 0 --by specimen --min-extent {min_extent}"
     )
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_tested_class_stands_on_both_sides_of_a_committed_split(experiment):
     rows = read_datasplit(REPOSITORY / experiment / "datasplit.csv", "data")
-    for side in USAGES:
-        counts = {
-            name: sum(name in r.annotated for r in rows if r.usage == side) for name in TESTED
-        }
-        assert min(counts.values()) >= 19, counts
+    for usage in USAGES:
+        annotated = [row.annotated for row in rows if row.usage == usage]
+        counts = Counter(name for names in annotated for name in names)
+        assert min(counts[name] for name in TESTED) >= 19, counts
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -271,8 +270,9 @@ def test_the_command_names_what_was_chosen_and_no_machine(tmp_path):
     make_split.make(path, scale=(8, 4, 4), **choice)
     text = path.read_text()
     assert text.splitlines()[0] == (
-        "# python -m cellmap_segmentation_challenge make-datasplit mine/datasplit.csv --manifest challenge "
-        "--classes mito,er --scale 8,4,4 --validation-fraction 0.17 --seed 3 --by crop --min-extent 1 "
+        "# python -m cellmap_segmentation_challenge make-datasplit "
+        "mine/datasplit.csv --manifest challenge --classes mito,er --scale 8,4,4 "
+        "--validation-fraction 0.17 --seed 3 --by crop --min-extent 1 "
         "--datasets 'jrc_hela-*' --crops 28,27"
     )
     assert str(tmp_path) not in text
@@ -358,7 +358,7 @@ def test_a_wrong_choice_is_named(tmp_path, choice, said):
 
 
 def test_a_missing_manifest_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.csv: no such manifest"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv: no such manifest"):
         make_split.make(tmp_path / "d.csv", scale=8, manifest=tmp_path / "nowhere.csv")
 
 
@@ -369,9 +369,8 @@ def test_a_missing_manifest_is_named(tmp_path):
 def data(tmp_path):
     """Six specimens of one crop; the even ones annotate mito and er, the odd ones mito alone."""
     for n in range(6):
-        labelled_store(
-            tmp_path / "data", f"s-{n}", "crop1", ("mito", "er") if n % 2 == 0 else ("mito",)
-        )
+        classes = ("mito",) if n % 2 else ("mito", "er")
+        labelled_store(tmp_path / "data", f"s-{n}", "crop1", classes)
     return tmp_path / "data"
 
 
@@ -409,9 +408,7 @@ def test_an_incomplete_crop_validates_where_only_training_is_forced(tmp_path, da
 
 def test_an_unknown_way_to_force_classes_is_an_error(tmp_path, data):
     """In the toolbox 'validation' does nothing, silently."""
-    with pytest.raises(
-        ValueError, match="force_all_classes 'validation'; write True, False, 'train' or 'validate'"
-    ):
+    with pytest.raises(UserError, match="force_all_classes 'validation'"):
         make_split.make_datasplit_csv(
             ["mito"], 8, "validation", csv_path=tmp_path / "d.csv", data_root=data
         )
@@ -437,22 +434,19 @@ def test_an_existing_file_is_refused_before_the_data_are_looked_at(tmp_path, dat
     path = tmp_path / "datasplit.csv"
     path.write_text("# by hand")
     for function in (make_split.make, make_split.make_datasplit_csv):
-        with pytest.raises(UserError, match="datasplit.csv: exists already"):
+        with pytest.raises(UserError, match=r"datasplit\.csv: exists already"):
             function(csv_path=path, scale=8, data_root=tmp_path / "nowhere")
-    assert (
-        len(make_split.make_datasplit_csv(["mito"], 8, csv_path=path, data_root=data, dry_run=True))
-        == 6
-    )
+    found = make_split.make_datasplit_csv(["mito"], 8, csv_path=path, data_root=data, dry_run=True)
+    assert len(found) == 6
     make_split.make_datasplit_csv(["mito"], 8, csv_path=path, data_root=data, overwrite=True)
     assert len(read_datasplit(path, data)) == 6
 
 
 def test_labels_coarser_than_the_scale_are_left_out_and_none_takes_all(data):
     labelled_store(data, "t-1", "crop1", ("mito",), voxel_size=(16, 16, 16))
-    assert (
-        len(make_split.make_datasplit_csv(["mito"], (8, 8, 8), data_root=data, dry_run=True)) == 6
-    )
-    assert len(make_split.make_datasplit_csv(["mito"], data_root=data, dry_run=True)) == 7
+    fine = make_split.make_datasplit_csv(["mito"], (8, 8, 8), data_root=data, dry_run=True)
+    every = make_split.make_datasplit_csv(["mito"], data_root=data, dry_run=True)
+    assert (len(fine), len(every)) == (6, 7)
 
 
 def test_a_broken_crop_is_warned_of(data):
