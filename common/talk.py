@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def short_path(path: Path) -> str:
     return str(path)
 
 
-def nm(sizes: Sequence[float]) -> str:
+def nm(sizes: Iterable[float]) -> str:
     """Lengths along z, y, x: '8' where they are equal, else '5.24 x 4 x 4'; without the unit."""
     texts = [f"{size:.4g}" for size in sizes]
     return texts[0] if len(set(texts)) == 1 else " x ".join(texts)

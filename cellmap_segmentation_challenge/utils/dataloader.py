@@ -14,14 +14,23 @@ from common import runtime
 from common.config.check import check_settings
 from common.config.load import environment
 from common.config.settings import TrainConfig, describe
-from common.data.loaders import Batch, Batches, open_data
-from common.train import run
+from common.data import augment
+from common.data.loaders import (
+    Batch,
+    Batches,
+    open_data,
+    training_batches,
+    validation_batches,
+)
 
 DATA_SETTINGS = frozenset(
     [
+        "augment",
         "cache_gb",
         "cache_path",
+        "class_sampling_weights",
         "contrast_range",
+        "crop_sampling_weights",
         "data_path",
         "device",
         "extra_classes",
@@ -101,11 +110,11 @@ def get_dataloader(
         "get_dataloader", {**values, "build_model": torch.nn.Identity}, problems, TrainConfig
     )
     device = runtime.pick_device(config.device)
+    if config.augment:
+        augment.check_own(config.augment, config.input_array_info["shape"], device)
     data = open_data(config)
-    batches, fixed = (
-        run.training_batches(config, data, device),
-        run.validation_batches(config, data, device),
-    )
+    batches = training_batches(config, data, device)
+    fixed = validation_batches(config, data, device)
     training = Loader(batches, config.iterations_per_epoch * config.batch_size, is_train=True)
     return training, fixed and Loader(fixed, len(fixed.blocks), is_train=False)
 

@@ -41,6 +41,7 @@ def check_settings(
         *_missing(values, table),
         *malformed,
         *_class_problems(fitting),
+        *_sampling_weight_problems(fitting),
         *_spatial_problems(fitting.get("spatial_transforms", {})),
         *_field_problems(fitting),
         *_call_problems(fitting),
@@ -138,6 +139,24 @@ def _class_problems(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def _sampling_weight_problems(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, weight in values.get("class_sampling_weights", {}).items():
+        if "classes" in values and name not in values["classes"]:
+            problems.append(f"class_sampling_weights['{name}']: not one of classes; remove it")
+        elif not (is_a(float, weight) and 0 <= weight < math.inf):
+            problems.append(
+                f"class_sampling_weights['{name}'] = {weight}; write a number, 0 or more"
+            )
+    for pattern, weight in values.get("crop_sampling_weights", {}).items():
+        if not (is_a(float, weight) and 0 < weight < math.inf):
+            problems.append(
+                f"crop_sampling_weights['{pattern}'] = {weight}; write a number above 0 "
+                "(a crop that is never to be drawn is left out of the datasplit)"
+            )
+    return problems
+
+
 _SPATIAL_FORMS = {
     "mirror": '{"axes": {"x": 0.5}}, a probability for each axis',
     "rotate": '{"axes": {"x": [-180, 180]}}, low and high in degrees for each axis',
@@ -210,6 +229,7 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
         "optimizer": (1, {"lr": 0.0, "weight_decay": 0.0}),
         "scheduler": (1, values.get("scheduler_kwargs", {})),
         "criterion": (3, {}),
+        "augment": (2, {}),
         "process_func": (1, {}),
         "instance_func": (3, {}),
     }
@@ -221,9 +241,22 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
         refusal = _refuses(function, arguments, keywords) if function else ""
         if refusal:
             problems.append(f"{name} = {as_text(function)}: {refusal}; {meanings[name]}")
+    for tracker in values.get("trackers", ()):
+        refusal = _refuses(tracker, 3, {}) if callable(tracker) else ""
+        if refusal:
+            problems.append(
+                f"trackers: {as_text(tracker)}: {refusal}; it is called with "
+                "(folder, run_name, settings), see common.train.tracking.Sink"
+            )
     if values.get("scheduler_kwargs") and not values.get("scheduler"):
         given = values["scheduler_kwargs"]
         problems.append(f"scheduler_kwargs = {given} without a scheduler; set scheduler too")
+    weights = values.get("class_sampling_weights")
+    if weights and not values.get("weighted_sampler", True):
+        problems.append(
+            f"class_sampling_weights = {weights} with weighted_sampler = False, which draws no "
+            "classes; set weighted_sampler = True, or leave the weights out"
+        )
     return problems
 
 

@@ -36,8 +36,9 @@ def _is_raw_range(value: Sequence[float]) -> bool:
     return len(value) == 2 and value[0] < value[1]
 
 
-def _are_sinks(value: Sequence[str]) -> bool:
-    return bool(value) and set(value) <= {"tensorboard", "mlflow"}
+def _are_sinks(value: Sequence[str | Callable]) -> bool:
+    known = [callable(item) or item in ("tensorboard", "mlflow") for item in value]
+    return bool(known) and all(known)
 
 
 # a comparison with NaN is False, so that none of these lets one pass
@@ -48,7 +49,10 @@ Fraction = Check(lambda value: 0 <= value <= 1, "a number between 0 and 1")
 Seed = Check(lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
 Interval = Check(_is_interval, "two numbers (low, high), not negative, in order")
 RawRange = Check(_is_raw_range, "two numbers (low, high), low first")
-Sinks = Check(_are_sinks, "one or both of 'tensorboard' and 'mlflow'")
+Sinks = Check(
+    _are_sinks,
+    "'tensorboard', 'mlflow', or a class of your own like common.train.tracking.Sink",
+)
 Halo = Check(lambda value: len(value) == 3 and min(value) >= 0, "three numbers of voxels, z, y, x")
 # the public toolbox takes a class here, of which it makes the loss itself
 NotAClass = Check(
@@ -101,7 +105,7 @@ def _fit_single(kind: Any, value: Any) -> tuple[Any, str]:
     return value, f"write {_WORDS[kind]}"
 
 
-def _fit_list(item: type, value: Any) -> tuple[Any, str]:
+def _fit_list(item: Any, value: Any) -> tuple[Any, str]:
     """The value as a tuple of items of one kind."""
     if isinstance(value, str):  # as --set gives it: mito,er
         parts = [part.strip() for part in value.strip("[]() ").split(",")]
@@ -109,7 +113,7 @@ def _fit_list(item: type, value: Any) -> tuple[Any, str]:
     is_list = isinstance(value, list | tuple)
     if is_list and all(is_a(item, part) for part in value):
         return tuple(value), ""
-    return value, f"write a flat list of {'names' if item is str else 'numbers'}"
+    return value, f"write a flat list of {'numbers' if item in (int, float) else 'names'}"
 
 
 def is_a(kind: Any, value: Any) -> bool:

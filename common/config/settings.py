@@ -99,6 +99,13 @@ class TrainConfig:
     positive_centre_fraction: Annotated[float, Fraction] = 0.5
     """Of the patches drawn for a class, the fraction placed to contain a positive voxel of it; the
     others lie anywhere."""
+    class_sampling_weights: dict = field(default_factory=dict)
+    """`{"mito": 3.0}`: how often weighted_sampler draws a class compared with the others; 1 unless
+    set, 0 is never."""
+    crop_sampling_weights: dict = field(default_factory=dict)
+    """`{"jrc_hela-2/*": 2.0}`: how often a crop is drawn compared with others that have the class
+    (without weighted_sampler: that are as large); patterns of dataset/crop, the last that fits
+    counts, 1 unless set."""
     spatial_transforms: dict = field(default_factory=dict)
     """`{"mirror": {"axes": {"x": 0.5}}, "transpose": {"axes": ["x", "y"]}, "rotate": {"axes": {"z":
     [-180, 180]}}}`: probability per axis, axes to permute, degrees about each axis."""
@@ -110,6 +117,10 @@ class TrainConfig:
     """Factor on the distance of raw from its mean."""
     noise_std: Annotated[float, NotNegative] = 0.0
     """Standard deviation of Gaussian noise added to raw in [0, 1]."""
+    augment: Callable | None = None
+    """`augment(raw, generator)` gives raw back: your own change of each training patch, (1, z, y, x)
+    float32 in [0, 1] on the device, after the changes above. Draw random numbers with the
+    torch.Generator, which is the sample's own."""
 
     epochs: Annotated[int, Positive] = 1000
     """Epochs in total: a finished run that is started again does nothing."""
@@ -169,9 +180,9 @@ class TrainConfig:
     """Epochs without a better best_metric after which training ends; 0 never ends it."""
     figure_samples: Annotated[int, NotNegative] = 2
     """Fixed validation blocks shown in TensorBoard for each class after each epoch."""
-    trackers: Annotated[tuple[str, ...], Sinks] = ("tensorboard",)
-    """Where scalars, figures and settings go: "tensorboard", "mlflow" or both; history.csv and
-    run.json are always written."""
+    trackers: Annotated[tuple[str | Callable, ...], Sinks] = ("tensorboard",)
+    """Where scalars, figures and settings go: "tensorboard", "mlflow", and classes like
+    common.train.tracking.Sink; history.csv and run.json are always written."""
     mlflow_uri: str = ""
     """MLflow's store, such as http://host:5000; logs/mlflow.db in the experiment's folder unless
     set."""
@@ -203,6 +214,17 @@ class TrainConfig:
         """Every setting as text, functions by their name, for logs and checkpoints."""
         names = [field.name for field in dataclasses.fields(self)]
         return {name: as_text(getattr(self, name)) for name in names}
+
+    @classmethod
+    def recorded_defaults(cls) -> dict[str, str]:
+        """The defaults as `record` writes them: what an older record without a setting ran with."""
+        defaults = {}
+        for setting in dataclasses.fields(cls):
+            if setting.default is not dataclasses.MISSING:
+                defaults[setting.name] = as_text(setting.default)
+            elif setting.default_factory is not dataclasses.MISSING:
+                defaults[setting.name] = as_text(setting.default_factory())
+        return defaults
 
 
 RUN_FOLDERS = (

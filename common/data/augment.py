@@ -1,28 +1,50 @@
-"""Orient and resample a batch of blocks on its device, and change their intensities.
+"""Orient and resample a batch of blocks on its device, and change its intensities.
 
-An affine (3, 4) float64 takes an output voxel (i, j, k) to fractional voxel coordinates in its block, z, y, x. Raw and
-labels of a sample get affines made from one orientation in nm, so that they cannot drift apart.
+An affine (3, 4) float64 takes an output voxel (i, j, k) to fractional voxel coordinates in its
+block, z, y, x. Raw and labels of a sample get affines made from one orientation in nm, so that they
+cannot drift apart.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from common.errors import UserError
+
+OwnAugmentation = Callable[[Tensor, torch.Generator], Tensor]
+"""`augment(raw, generator)`: a user's own change of one patch, (1, z, y, x) float32."""
+
+OWN_STREAM = 0x9E3779B9
+"""Tells the seeds of `augment` from those of the noise. It differs in the low 32 bits: torch's
+generator of a CPU takes no others."""
+
+
+# Geometry
 
 
 def resample_linear(
-    blocks: Sequence[torch.Tensor],
+    blocks: Sequence[Tensor],
     affines: Sequence[np.ndarray],
     shape: Sequence[int],
     scale: float = 1.0,
-) -> torch.Tensor:
-    """Trilinear: a block (z, y, x) uint8 or float and an affine for each sample; gives (B, *shape) float32 times `scale`.
+) -> Tensor:
+    """Trilinear interpolation of a block for each sample: (B, *shape) float32.
 
-    Voxel values are copied without interpolation where an affine is a signed permutation onto voxel centres.
+    Voxel values are copied without interpolation where an affine is a signed permutation onto voxel
+    centres. Outside of a block its border is repeated.
+
+    Args:
+        blocks: (z, y, x) uint8 or float, one a sample, of any sizes.
+        affines: one a sample.
+        shape: of the patches, voxels.
+        scale: factor on all values.
     """
     patches = torch.empty((len(blocks), *shape), device=blocks[0].device)
     for patch, block, affine in zip(patches, blocks, affines, strict=True):
@@ -30,139 +52,224 @@ def resample_linear(
         if steps is not None and _on_voxels(steps):
             patch.copy_(_pick(block, steps, shape))
         else:
-            patch.copy_(_sample(block, affine, shape, mode="bilinear", padding_mode="border"))
+            patch.copy_(_interpolate(block, affine, shape, mode="bilinear", padding_mode="border"))
     return patches.mul_(scale)
 
 
 def raw_patches(
-    blocks: Sequence[torch.Tensor],
+    blocks: Sequence[Tensor],
     affines: Sequence[np.ndarray],
     shape: Sequence[int],
     raw_range: Sequence[float] = (),
-) -> torch.Tensor:
-    """Raw as a network takes it: (B, 1, *shape) float32 in [0, 1]; `raw_range` of uint8 blocks becomes 0 and 1, floats are in [0, 1]."""
-    low, high = (raw_range or (0.0, 255.0)) if blocks[0].dtype == torch.uint8 else (0.0, 1.0)
+) -> Tensor:
+    """Raw as a network takes it: (B, 1, *shape) float32 in [0, 1].
+
+    raw_range: values of uint8 blocks that become 0 and 1, (0, 255) if empty. Float blocks are in
+    [0, 1] already.
+    """
+    if blocks[0].dtype != torch.uint8:
+        return resample_linear(blocks, affines, shape)[:, None]
+    low, high = raw_range or (0.0, 255.0)
     patches = resample_linear(blocks, affines, shape, 1 / (high - low))[:, None]
-    if blocks[0].dtype == torch.uint8 and (low, high) != (0, 255):
+    if (low, high) != (0, 255):
         patches.sub_(low / (high - low)).clamp_(0, 1)
     return patches
 
 
 def resample_nearest(
-    blocks: Sequence[torch.Tensor], affines: Sequence[np.ndarray], shape: Sequence[int]
-) -> torch.Tensor:
-    """Nearest neighbour of integer blocks (z, y, x), one a sample; outside of a block is 0. Gives (B, *shape) int32."""
+    blocks: Sequence[Tensor], affines: Sequence[np.ndarray], shape: Sequence[int]
+) -> Tensor:
+    """Nearest voxels of an integer block (z, y, x) for each sample: (B, *shape) int32.
+
+    Outside of a block is 0.
+    """
     rows = torch.empty((len(blocks), *shape), dtype=torch.int32, device=blocks[0].device)
     for row, block, affine in zip(rows, blocks, affines, strict=True):
         steps = _axis_steps(affine)
         if steps is not None and _inside(steps, shape, block.shape):
             row.copy_(_pick(block, steps, shape))
         else:
-            row.copy_(_sample(block, affine, shape, mode="nearest", padding_mode="zeros"))
+            row.copy_(_interpolate(block, affine, shape, mode="nearest", padding_mode="zeros"))
     return rows
 
 
-def change_intensity(
-    raw: torch.Tensor,
-    gamma: Sequence[float],
-    contrast: Sequence[float],
-    noise_std: Sequence[float],
-    seeds: Sequence[int],
-) -> torch.Tensor:
-    """Per sample, raw ** gamma, then contrast about the mean, then noise, then back into [0, 1].
+@dataclass(frozen=True)
+class AxisStep:
+    """How an output axis runs along an axis of the block."""
 
-    raw: (B, 1, z, y, x) in [0, 1]; gamma, contrast, noise_std: one a sample, where 1, 1 and 0 change nothing; seeds: of the
-    noise, one a sample, so that a sample does not depend on its batch. Works in place and returns raw.
+    axis: int
+    """Of the block."""
+    start: float
+    """Where the first output voxel is, in block voxels."""
+    step: float
+    """Block voxels from one output voxel to the next; negative if mirrored."""
+
+    def voxel(self, i: int) -> int:
+        """The block voxel nearest to output voxel i."""
+        # halves go up, whatever the rounding error: neighbours then take neighbours
+        return math.floor(self.start + self.step * i + 0.5 + 1e-6)
+
+
+def _axis_steps(affine: np.ndarray) -> list[AxisStep] | None:
+    """For each output axis the step of an affine along a block axis; None for a rotation."""
+    linear = np.abs(affine[:, :3])
+    axes = linear.argmax(0).tolist()
+    beside = linear.sum() - sum(linear[axis, output] for output, axis in enumerate(axes))
+    if beside > 1e-9 or len(set(axes)) < 3:
+        return None
+    steps = []
+    for output, axis in enumerate(axes):
+        steps.append(AxisStep(axis, float(affine[axis, 3]), float(affine[axis, output])))
+    return steps
+
+
+def _on_voxels(steps: Sequence[AxisStep]) -> bool:
+    """Whether every output voxel is a block voxel."""
+    return all(
+        abs(abs(along.step) - 1) < 1e-6 and abs(along.start - round(along.start)) < 1e-3
+        for along in steps
+    )
+
+
+def _inside(steps: Sequence[AxisStep], shape: Sequence[int], block: Sequence[int]) -> bool:
+    """Whether all nearest voxels lie within a block of that shape."""
+    for along, n in zip(steps, shape, strict=True):
+        first = along.voxel(0)
+        last = along.voxel(n - 1)
+        if min(first, last) < 0 or max(first, last) >= block[along.axis]:
+            return False
+    return True
+
+
+def _pick(block: Tensor, steps: Sequence[AxisStep], shape: Sequence[int]) -> Tensor:
+    """Nearest voxels along the axes, transposed; a view of the block if nothing is mirrored.
+
+    A slice where voxels are consecutive: many times faster than gathering them.
     """
-    for sample, g, c, std, seed in zip(raw, gamma, contrast, noise_std, seeds, strict=True):
-        if g != 1:
-            sample.pow_(g)
-        if c != 1:
-            mean = sample.mean()
-            sample.sub_(mean).mul_(c).add_(mean)
-        if std > 0:
-            generator = torch.Generator(raw.device).manual_seed(int(seed))
-            sample.add_(
-                torch.randn(sample.shape, generator=generator, device=raw.device), alpha=std
-            )
-        if c != 1 or std > 0:
-            sample.clamp_(0, 1)
+    for along, n in zip(steps, shape, strict=True):
+        if abs(along.step - 1) < 1e-6:
+            block = block.narrow(along.axis, along.voxel(0), n)
+        elif abs(along.step + 1) < 1e-6:
+            block = block.narrow(along.axis, along.voxel(0) - n + 1, n).flip(along.axis)
+        else:
+            voxels = [along.voxel(i) for i in range(n)]
+            block = block.index_select(along.axis, torch.tensor(voxels, device=block.device))
+    return block.permute([along.axis for along in steps])
+
+
+def _interpolate(
+    block: Tensor, affine: np.ndarray, shape: Sequence[int], *, mode: str, padding_mode: str
+) -> Tensor:
+    """grid_sample of one block (z, y, x) at the voxels of a patch of `shape`, in float32."""
+    # grid_sample counts x, y, z from -1 to 1, first to last voxel centre (align_corners)
+    size = np.maximum(np.array(block.shape) - 1, 1)
+    normalised = affine * (2 / size)[:, None]
+    normalised[:, 3] -= 1
+    columns = torch.from_numpy(np.ascontiguousarray(normalised[::-1].T))
+    columns = columns.to(block.device, torch.float32)
+
+    # a sum of three broadcast terms: on a CPU several times faster than affine_grid's product
+    z = torch.arange(shape[0], device=block.device)[:, None] * columns[0]
+    y = torch.arange(shape[1], device=block.device)[:, None] * columns[1]
+    x = torch.arange(shape[2], device=block.device)[:, None] * columns[2]
+    grid = (z + columns[3])[:, None, None] + (y[:, None] + x)
+
+    # in parts of z on a CPU: its threads share a batch, and not a volume
+    parts = math.gcd(shape[0], torch.get_num_threads()) if block.device.type == "cpu" else 1
+    values = F.grid_sample(
+        block.float().expand(parts, 1, *block.shape),
+        grid.view(parts, -1, *shape[1:], 3),
+        mode=mode,
+        padding_mode=padding_mode,
+        align_corners=True,
+    )
+    return values.view(*shape)
+
+
+# Intensity
+
+
+@dataclass(frozen=True)
+class IntensityChange:
+    """How the raw of one sample is changed; this one is not."""
+
+    gamma: float = 1.0
+    """Exponent of raw in [0, 1]."""
+    contrast: float = 1.0
+    """Factor on the distance from the mean."""
+    noise_std: float = 0.0
+    """Standard deviation of Gaussian noise."""
+    noise_seed: int = 0
+    """Seed of all that is drawn for the sample on the device, below 2^62."""
+
+
+def change_intensity(raw: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
+    """Per sample raw ** gamma, then contrast about the mean, then noise, then back into [0, 1].
+
+    raw: (B, 1, z, y, x) in [0, 1], changed in place and returned. A sample does not depend on the
+    others in its batch.
+    """
+    for patch, change in zip(raw, changes, strict=True):
+        if change.gamma != 1:
+            patch.pow_(change.gamma)
+        if change.contrast != 1:
+            mean = patch.mean()
+            patch.sub_(mean).mul_(change.contrast).add_(mean)
+        if change.noise_std > 0:
+            generator = torch.Generator(raw.device).manual_seed(change.noise_seed)
+            noise = torch.randn(patch.shape, generator=generator, device=raw.device)
+            patch.add_(noise, alpha=change.noise_std)
+        if change.contrast != 1 or change.noise_std > 0:
+            patch.clamp_(0, 1)
     return raw
 
 
-Steps = list[tuple[int, float, float]]
-"""For each output axis the block axis that it runs along, where it begins, and how far each voxel goes."""
+@torch.no_grad()
+def apply_own(augment: OwnAugmentation, raw: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
+    """A user's `augment` on each sample of (B, 1, z, y, x) raw, changed in place and returned.
 
-
-def _axis_steps(affine: np.ndarray) -> Steps | None:
-    """The steps of an affine whose output axes run along block axes; None for a rotation."""
-    linear = np.abs(affine[:, :3])
-    along = linear.argmax(0).tolist()
-    if (
-        linear.sum() - sum(linear[row, axis] for axis, row in enumerate(along)) > 1e-9
-        or len(set(along)) < 3
-    ):
-        return None
-    return [
-        (row, float(affine[row, 3]), float(affine[row, axis])) for axis, row in enumerate(along)
-    ]
-
-
-def _on_voxels(steps: Steps) -> bool:
-    """Whether every output voxel is a block voxel."""
-    return all(
-        abs(abs(step) - 1) < 1e-6 and abs(start - round(start)) < 1e-3 for _, start, step in steps
-    )
-
-
-def _nearest(place: float) -> int:
-    return math.floor(place + 0.5 + 1e-6)  # halves go up, whatever the rounding error
-
-
-def _inside(steps: Steps, shape: Sequence[int], block: Sequence[int]) -> bool:
-    ends = [
-        (axis, _nearest(start), _nearest(start + step * (n - 1)))
-        for (axis, start, step), n in zip(steps, shape, strict=True)
-    ]
-    return all(
-        min(first, last) >= 0 and max(first, last) < block[axis] for axis, first, last in ends
-    )
-
-
-def _pick(block: torch.Tensor, steps: Steps, shape: Sequence[int]) -> torch.Tensor:
-    """Nearest voxels along the axes: a slice where voxels are consecutive, then a transpose; a view if nothing is mirrored."""
-    for (axis, start, step), n in zip(steps, shape, strict=True):
-        if abs(step - 1) < 1e-6:
-            block = block.narrow(axis, _nearest(start), n)
-        elif abs(step + 1) < 1e-6:
-            block = block.narrow(axis, _nearest(start) - n + 1, n).flip(axis)
-        else:
-            index = torch.tensor(
-                [_nearest(start + step * i) for i in range(n)], device=block.device
-            )
-            block = block.index_select(axis, index)
-    return block.permute([axis for axis, _, _ in steps])
-
-
-def _sample(
-    block: torch.Tensor, affine: np.ndarray, shape: Sequence[int], **how: str
-) -> torch.Tensor:
-    """grid_sample of one block (z, y, x), in float32; on a CPU in parts of z, since threads share a batch and not a volume.
-
-    The grid, x, y, z in [-1, 1] from the first to the last voxel centre, is a sum of three broadcast terms: on a CPU several
-    times faster than the matrix product of affine_grid.
+    Its generator is seeded by the sample alone: the same for any batch and any number of workers.
     """
-    size = np.maximum(np.array(block.shape) - 1, 1)
-    scaled = affine * (2 / size)[:, None]
-    scaled[:, 3] -= 1
-    columns = torch.from_numpy(np.ascontiguousarray(scaled[::-1].T)).to(block.device, torch.float32)
-    z, y, x = (
-        torch.arange(n, device=block.device)[:, None] * column
-        for n, column in zip(shape, columns, strict=False)
-    )
-    grid = (z + columns[3])[:, None, None] + (y[:, None] + x)
-    parts = math.gcd(shape[0], torch.get_num_threads()) if block.device.type == "cpu" else 1
-    values = block.float().expand(parts, 1, *block.shape)
-    return F.grid_sample(
-        values, grid.view(parts, -1, *shape[1:], 3), align_corners=True, **how
-    ).view(*shape)
+    for patch, change in zip(raw, changes, strict=True):
+        generator = torch.Generator(raw.device).manual_seed(change.noise_seed ^ OWN_STREAM)
+        patch.copy_(augment(patch, generator))
+    return raw
+
+
+def check_own(augment: OwnAugmentation, shape: Sequence[int], device: torch.device) -> None:
+    """Try a user's `augment` on a patch of `shape` voxels before anything is trained with it.
+
+    Raises UserError if it does not give a finite float32 patch of that shape, or another one for
+    the same generator. What it raises itself passes through.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    raw = torch.rand((1, *shape), generator=generator, device=device)
+    results = []
+    for _ in range(2):
+        result = augment(raw.clone(), generator.manual_seed(1))
+        problem = _flaw(result, raw)
+        if problem:
+            raise UserError(
+                f"augment gave {problem} for raw {tuple(raw.shape)} float32; return a finite "
+                "float32 tensor of the shape and on the device that it is given"
+            )
+        results.append(result.clone())
+    # not torch.equal: some CUDA kernels add in any order
+    if not torch.allclose(results[0], results[1], atol=1e-4):
+        raise UserError(
+            "augment gave two results for one patch and one generator, so that a run could not be "
+            "repeated; draw its random numbers with generator=generator"
+        )
+
+
+def _flaw(result: object, raw: Tensor) -> str:
+    """What is wrong with what `augment` gave; "" if nothing is."""
+    if not isinstance(result, Tensor):
+        return f"{type(result).__name__}, no tensor,"
+    if result.shape != raw.shape or result.dtype != torch.float32:
+        return f"{tuple(result.shape)} {str(result.dtype).removeprefix('torch.')}"
+    if result.device != raw.device:
+        return f"a tensor on {result.device}"
+    if not result.isfinite().all():
+        return "values that are not finite"
+    return ""

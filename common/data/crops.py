@@ -1,35 +1,40 @@
-"""One crop ready for sampling: raw block, palette index volume, palette; decoded once, kept on disk, shared by all processes."""
+"""Crops ready for sampling: a block of raw, a palette image of the labels, and its palette.
+
+Decoded once, kept on disk, shared by all processes. In this order: what a run asks for, what
+decoding one crop will read and write, decoding raw, decoding labels, loading what was decoded.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
-import json
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from common.data import ngff
-from common.data import palette as annotation
-from common.data.ngff import Grid
+from common.data.crop_cache import CropCache, label_stamp, raw_stamp
+from common.data.ngff import Grid, Level
+from common.data.palette import UNKNOWN, complete, contradicts, encode
 from common.data.raw import Raw, mirror, open_raw, reduction
 from common.data.split import Row
 from common.errors import FileError, UserError
+from common.files import key_of
+from common.talk import nm, progress
 
 EXAMPLES = 128
-"""Voxel positions remembered for each palette row: where to find a rare class without searching."""
+"""Voxel positions kept for each palette row: a rare class is found without searching for it."""
 
 BLOCK = 128
-"""Edge in label voxels of the blocks that are decoded at a time, a multiple of the usual chunks; bounds the memory."""
+"""Edge (label voxels) of the blocks that are decoded at a time: a multiple of the usual chunks, so
+that none is read twice, and small enough for 48 classes of a block to stay in memory."""
+
+SLAB = 64
+"""Slices of raw that are copied at a time; bounds the memory."""
 
 EXTRA_VOXELS = (1, 2)
 """Whole voxels of raw kept beyond the margin, below and above: centres move by up to half a voxel
@@ -41,10 +46,38 @@ MARGIN_SLACK = 1 + max(EXTRA_VOXELS)
 FORMAT = 2
 """Raised when decoded crops are written differently, so that old ones are not read."""
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+# What a run asks for
+
+
+@dataclass(frozen=True)
+class CropRequest:
+    """What a run wants of its crops."""
+
+    classes: tuple[str, ...]
+    input_scale: Sequence[float]
+    """Voxel size (nm) of the raw patch: raw is kept at the level nearest to it."""
+    target_scale: Sequence[float]
+    """Voxel size (nm) of the target patch: finer labels are reduced towards it."""
+    patch_nm: np.ndarray
+    """(3,) extent of the raw patch; a raw volume smaller than that is refused."""
+    margins_nm: Mapping[str, np.ndarray]
+    """For each usage of a crop how far around its labels raw is kept, see `sampling.margins_nm`."""
+    raw_range: tuple[float, ...] = ()
+    """Raw values that become 0 and 1; the range of the integer type if empty."""
+    use_mutual_exclusion: bool = True
+    infer_groups: bool = True
+
 
 @dataclass(frozen=True)
 class Crop:
-    """A decoded crop. Index 0 of the label volume, and every voxel outside of it, is the palette row "nothing is known"."""
+    """A decoded crop.
+
+    Index 0 of the label volume, and every voxel outside of it, is the row "nothing is known".
+    """
 
     name: str
     folder: Path
@@ -61,62 +94,89 @@ class Crop:
 
     def raw(self) -> np.ndarray:
         """Memory-mapped (z, y, x) uint8, or float32 in [0, 1]."""
-        return _open(str(self.folder / "raw.npy"))
+        return _memory_map(str(self.folder / "raw.npy"))
 
     def labels(self) -> np.ndarray:
         """Memory-mapped (z, y, x) uint8 or uint16 palette rows."""
-        return _open(str(self.folder / "labels.npy"))
+        return _memory_map(str(self.folder / "labels.npy"))
+
+    @property
+    def bytes(self) -> int:
+        """Size of its two volumes."""
+        return self.raw().nbytes + self.labels().nbytes
+
+
+@functools.lru_cache(maxsize=512)  # bounds the files that a process holds open
+def _memory_map(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
 
 
 def open_crops(
-    rows: Sequence[Row],
-    classes: Sequence[str],
-    input_scale: Sequence[float],
-    target_scale: Sequence[float],
-    margin_nm: np.ndarray,
-    patch_nm: np.ndarray,
-    cache: Path,
-    cache_gb: float,
-    raw_range: Sequence[float] = (),
-    use_mutual_exclusion: bool = True,
-    infer_groups: bool = True,
-    beside: Sequence[Crop] = (),
+    rows: Sequence[Row], request: CropRequest, cache: CropCache, *, beside: Sequence[Crop] = ()
 ) -> list[Crop]:
-    """Every crop of a split, decoded now or earlier. margin_nm: (3,) how far around the labels raw is kept;
-    patch_nm: (3,) extent of the raw patch, which must fit into the raw; beside: crops of the same run that stay cached.
+    """Every crop of a split, decoded now or earlier; nothing stays in memory but palettes.
 
-    Raises ValueError with all the problems of all the crops in one message. Nothing stays in memory but palettes.
+    Args:
+        rows: crops of one usage; their patches stand in one batch and get one number type.
+        request: what is wanted of them.
+        cache: where they are or will be.
+        beside: crops of the same run that were opened before and stay in the cache.
+
+    Raises:
+        UserError: with all that is wrong with any crop, or if they are larger than the cache.
+        FileError: if the cache cannot be written.
     """
-    reasons = use_mutual_exclusion or infer_groups
-    plans = _collect(
-        rows,
-        lambda row: _plan(
-            row, classes, input_scale, target_scale, margin_nm, patch_nm, raw_range, reasons
-        ),
-    )
-    if any(plan.raw.dtype != np.uint8 for plan in plans):  # patches of a batch have one number type
-        plans = [
-            replace(plan, raw=replace(plan.raw, dtype=np.dtype(np.float32)), key=plan.key + "f")
-            for plan in plans
-        ]
-    other = sum(crop.raw().nbytes + crop.labels().nbytes for crop in beside)
-    needed = (sum(plan.bytes for plan in plans) + other) / 1e9
-    if needed > cache_gb:
+    jobs = _for_each(rows, lambda row: _plan_decoding(row, request), "opening crops")
+    jobs = _with_one_number_type(jobs)
+    _check_they_fit(jobs, cache, beside)
+    missing = [job for job in jobs if not cache.holds(job.key)]
+    in_use = {job.key for job in jobs} | {crop.folder.name for crop in beside}
+    cache.make_room(sum(job.bytes for job in missing), in_use)
+    _for_each(missing, lambda job: _decode(job, cache), "decoding crops")
+    return [_load(job, request, cache) for job in jobs]
+
+
+def _for_each(items: Sequence[Item], work: Callable[[Item], Result], what: str) -> list[Result]:
+    """work(item) for all items on several threads, with a progress bar named `what`.
+
+    Raises UserError with what is wrong with any of the first ten; FileError at once.
+    """
+    results = []
+    problems = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(work, item) for item in items]
+        with progress(len(items), what, unit="crop") as bar:
+            for future in futures:
+                try:
+                    results.append(future.result())
+                except FileError:
+                    raise  # a full disk is one problem, not one of every crop
+                except (UserError, FileNotFoundError) as error:
+                    problems.append(str(error))
+                bar.update()
+    if problems:
+        lines = list(dict.fromkeys(problems[:10]))
+        if len(problems) > 10:
+            lines.append(f"... and {len(problems) - 10} more crops")
+        raise UserError("\n".join(lines))
+    return results
+
+
+def _check_they_fit(jobs: Sequence[Decoding], cache: CropCache, beside: Sequence[Crop]) -> None:
+    needed = sum(job.bytes for job in jobs) + sum(crop.bytes for crop in beside)
+    if needed / 1e9 > cache.gigabytes:
         raise UserError(
-            f"the decoded crops need {needed:.1f} GB and cache_gb is {cache_gb:g}; raise cache_gb, take fewer crops, or rotate less "
+            f"the decoded crops need {needed / 1e9:.1f} GB and cache_gb is {cache.gigabytes:g}; "
+            "raise cache_gb, take fewer crops, or rotate less "
             "(raw is kept as far around a crop as a rotated patch reaches)"
         )
-    cache = cache / "crops"
-    cache.mkdir(parents=True, exist_ok=True)
-    missing = [plan for plan in plans if not (cache / plan.key).is_dir()]
-    keep = {plan.key for plan in plans} | {crop.folder.name for crop in beside}
-    _make_room(cache, cache_gb * 1e9 - sum(plan.bytes for plan in missing), keep)
-    _collect(missing, lambda plan: _decode(plan, cache), "decoding crops")
-    return [_load(plan, cache, classes, use_mutual_exclusion, infer_groups) for plan in plans]
+
+
+# What decoding one crop will read and write
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Decoding:
     """What decoding one crop will read and write."""
 
     row: Row
@@ -127,51 +187,31 @@ class _Plan:
     """First voxel of the block on the grid of `raw`; may lie outside of the volume."""
     raw_grid: Grid
     label_factor: np.ndarray
+    """(3,) label voxels that become one."""
     label_grid: Grid
     key: str
+    """Name in the cache, made of all that the result depends on."""
 
     @property
     def bytes(self) -> int:
-        return int(np.prod(self.raw_grid.shape)) * self.raw.dtype.itemsize + int(
-            np.prod(self.label_grid.shape)
-        )
+        """Size of what will be written."""
+        raw = int(np.prod(self.raw_grid.shape)) * self.raw.dtype.itemsize
+        return raw + int(np.prod(self.label_grid.shape))
 
 
-def _plan(
-    row: Row,
-    classes: Sequence[str],
-    input_scale: Sequence[float],
-    target_scale: Sequence[float],
-    margin_nm: np.ndarray,
-    patch_nm: np.ndarray,
-    raw_range: Sequence[float],
-    reasons: bool,
-) -> _Plan:
-    every_class = set(classes) <= set(row.annotated)
-    names = tuple(n for n in row.annotated if n in classes or (reasons and not every_class))
-    raw = open_raw(row.raw, input_scale, raw_range)
+def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
+    names = _classes_to_read(row, request)
+    raw = open_raw(row.raw, request.input_scale, request.raw_range)
     label = ngff.open_levels(row.crop / row.annotated[0])[0]
+    _check_overlap(row, raw, label)
+    _check_size(row, raw, request.patch_nm)
+
     lower, upper = label.box()
-    raw_lower, raw_upper = raw.level.box()
-    if (lower >= raw_upper).any() or (upper <= raw_lower).any():
-        raise UserError(
-            f"{row.crop}: its labels ({_nm(lower)} to {_nm(upper)} nm) and the raw {row.raw} ({_nm(raw_lower)} to {_nm(raw_upper)} nm) "
-            "do not overlap; check translation and scale in their .zattrs"
-        )
-    if (raw_upper - raw_lower < 0.98 * patch_nm).any():
-        raise UserError(
-            f"{row.raw}: {_nm(raw_upper - raw_lower)} nm of raw, smaller than the input patch of {_nm(patch_nm)} nm; "
-            "use a smaller input shape, or remove the crop from the datasplit"
-        )
-    scale, origin = raw.grid.scale, raw.grid.origin
-    start, stop = raw_voxels(lower - margin_nm, upper + margin_nm, raw.grid)
-    raw_grid = Grid(origin + start * scale, scale, tuple(int(n) for n in stop - start))
-    label_factor = reduction(target_scale, label.scale, label.shape)
-    label_grid = Grid(
-        label.translation + (label_factor - 1) / 2 * label.scale,
-        label.scale * label_factor,
-        tuple(int(n) for n in label.shape // label_factor),
-    )
+    margin = request.margins_nm[row.usage]
+    start, stop = raw_voxels(lower - margin, upper + margin, raw.grid)
+    raw_shape = tuple((stop - start).tolist())
+    raw_grid = Grid(raw.grid.origin + start * raw.grid.scale, raw.grid.scale, raw_shape)
+    factor = reduction(request.target_scale, label.scale, label.shape)
     identity = [
         FORMAT,
         str(row.raw),
@@ -181,13 +221,52 @@ def _plan(
         raw.factor.tolist(),
         start.tolist(),
         raw_grid.shape,
-        label_factor.tolist(),
+        factor.tolist(),
         raw.raw_range,
-        _raw_stamp(raw.level, start * raw.factor, stop * raw.factor),
-        *(_label_stamp(row.crop / name, label.path.name) for name in names),
+        raw_stamp(raw.level, start * raw.factor, stop * raw.factor),
     ]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
-    return _Plan(row, names, raw, start, raw_grid, label_factor, label_grid, key)
+    for name in names:
+        identity.append(label_stamp(row.crop / name, label.path.name))
+    return Decoding(
+        row=row,
+        names=names,
+        raw=raw,
+        raw_start=start,
+        raw_grid=raw_grid,
+        label_factor=factor,
+        label_grid=_reduced_grid(label, factor),
+        key=key_of(identity),
+    )
+
+
+def _classes_to_read(row: Row, request: CropRequest) -> tuple[str, ...]:
+    """The annotated classes that the run learns; all, where something follows from the others."""
+    reasons = request.use_mutual_exclusion or request.infer_groups
+    if reasons and not set(request.classes) <= set(row.annotated):
+        return row.annotated
+    return tuple(name for name in row.annotated if name in request.classes)
+
+
+def _check_overlap(row: Row, raw: Raw, label: Level) -> None:
+    lower, upper = label.box()
+    raw_lower, raw_upper = raw.level.box()
+    if (lower >= raw_upper).any() or (upper <= raw_lower).any():
+        raise UserError(
+            f"{row.crop}: its labels (from {_place(lower)} to {_place(upper)} nm) and the raw "
+            f"{row.raw} (from {_place(raw_lower)} to {_place(raw_upper)} nm) do not overlap; "
+            "check translation and scale in their .zattrs"
+        )
+
+
+def _check_size(row: Row, raw: Raw, patch_nm: np.ndarray) -> None:
+    lower, upper = raw.level.box()
+    extent = upper - lower
+    # a patch may be 2 % larger: mirroring fills that in
+    if (extent < 0.98 * patch_nm).any():
+        raise UserError(
+            f"{row.raw}: {nm(extent)} nm of raw, smaller than the input patch of "
+            f"{nm(patch_nm)} nm; use a smaller input shape, or remove the crop from the datasplit"
+        )
 
 
 def raw_voxels(lower: np.ndarray, upper: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -201,281 +280,243 @@ def raw_voxels(lower: np.ndarray, upper: np.ndarray, grid: Grid) -> tuple[np.nda
     return start, stop
 
 
-def _decode(plan: _Plan, cache: Path) -> None:
+def _reduced_grid(label: Level, factor: np.ndarray) -> Grid:
+    """Where label voxels are once `factor` became one; an incomplete last one is left out."""
+    origin = label.translation + (factor - 1) / 2 * label.scale
+    shape = tuple((label.shape // factor).tolist())
+    return Grid(origin, label.scale * factor, shape)
+
+
+def _with_one_number_type(jobs: list[Decoding]) -> list[Decoding]:
+    """All raw as float32 if any of it is not uint8: the patches of a batch have one type."""
+    if all(job.raw.dtype == np.uint8 for job in jobs):
+        return jobs
+    as_float = []
+    for job in jobs:
+        raw = replace(job.raw, dtype=np.dtype(np.float32))
+        as_float.append(replace(job, raw=raw, key=job.key + "f"))
+    return as_float
+
+
+def _decode(job: Decoding, cache: CropCache) -> None:
     """Write raw.npy, labels.npy and palette.npz of a crop into the cache, whole or not at all."""
-    folder = Path(tempfile.mkdtemp(prefix=".", dir=cache))
-    try:
-        _decode_raw(plan, folder)
-        _decode_labels(plan, folder)
-        if not (cache / plan.key).exists():
-            os.rename(folder, cache / plan.key)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and error.errno is None:
-            raise  # of the data
-        if not (cache / plan.key).is_dir():  # another process may have been first
-            raise FileError(
-                f"{cache}: decoded crops could not be written ({error.strerror or error}); free space or move cache_path"
-            ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with cache.writing(job.key) as folder:
+        _decode_raw(job, folder)
+        _decode_labels(job, folder)
 
 
-def _decode_raw(plan: _Plan, folder: Path) -> None:
-    """Copy the raw block, averaged down to the training grid; outside of the volume it is mirrored, not black."""
-    raw, shape = plan.raw, np.array(plan.raw_grid.shape)
-    first, last = (
-        np.clip(corner, 0, raw.grid.shape) for corner in (plan.raw_start, plan.raw_start + shape)
-    )
-    inside = _new_volume(folder / "inside.npy", plan.raw.dtype, last - first)
-    brightest = 0.0
-    for z in range(0, inside.shape[0], 64):
-        slab = raw.read(first + [z, 0, 0], np.array([min(first[0] + z + 64, last[0]), *last[1:]]))
-        brightest = max(brightest, float(slab.max()))
-        inside[z : z + 64] = slab
-    if brightest == 0:
-        raise UserError(
-            f"{raw.level.path}: 0 everywhere around {plan.row.name}; fetch its EM chunks, or remove the crop from the datasplit"
-        )
-    inside.flush()
-    if (first == plan.raw_start).all() and (last == plan.raw_start + shape).all():
-        os.rename(folder / "inside.npy", folder / "raw.npy")
+# Decoding raw
+
+
+def _decode_raw(job: Decoding, folder: Path) -> None:
+    """Copy the raw block, averaged down to the training grid; outside of the volume it is mirrored.
+
+    Mirrored and not black: zeros would be an edge that no cell has.
+    """
+    start = job.raw_start
+    stop = start + job.raw_grid.shape
+    first = np.clip(start, 0, job.raw.grid.shape)
+    last = np.clip(stop, 0, job.raw.grid.shape)
+    if (first == start).all() and (last == stop).all():
+        _copy_raw(job, first, last, folder / "raw.npy")
         return
-    before, after = first - plan.raw_start, plan.raw_start + shape - last
-    mirrored = [
-        mirror(np.arange(-a, n + b), n) for n, a, b in zip(inside.shape, before, after, strict=True)
-    ]
-    raw = _new_volume(folder / "raw.npy", plan.raw.dtype, plan.raw_grid.shape)
-    for z in range(0, raw.shape[0], 64):
-        raw[z : z + 64] = inside[np.ix_(mirrored[0][z : z + 64], *mirrored[1:])]
-    raw.flush()
+    inside = _copy_raw(job, first, last, folder / "inside.npy")
+    axes = []
+    for axis, n in enumerate(inside.shape):
+        voxels = np.arange(start[axis] - first[axis], stop[axis] - first[axis])
+        axes.append(mirror(voxels, n))
+    block = _new_volume(folder / "raw.npy", job.raw.dtype, job.raw_grid.shape)
+    for z in range(0, len(block), SLAB):
+        block[z : z + SLAB] = inside[np.ix_(axes[0][z : z + SLAB], axes[1], axes[2])]
+    block.flush()
     (folder / "inside.npy").unlink()
 
 
-def _new_volume(path: Path, dtype: np.dtype, shape: Sequence[int]) -> np.memmap:
-    """A memory map with its space on disk taken: without that, writing to it on a full disk kills the process."""
-    volume = np.lib.format.open_memmap(
-        path, mode="w+", dtype=dtype, shape=tuple(int(n) for n in shape)
-    )
+def _copy_raw(job: Decoding, first: np.ndarray, last: np.ndarray, path: Path) -> np.memmap:
+    """Voxels first..last of the volume as a new file. Raises UserError if all of them are 0."""
+    block = _new_volume(path, job.raw.dtype, last - first)
+    brightest = 0.0
+    for z in range(0, len(block), SLAB):
+        start = np.array([first[0] + z, first[1], first[2]])
+        stop = np.array([min(start[0] + SLAB, last[0]), last[1], last[2]])
+        slab = job.raw.read(start, stop)
+        brightest = max(brightest, float(slab.max()))
+        block[z : z + SLAB] = slab
+    if brightest == 0:
+        # a chunk that is not there reads as 0; real EM is never 0 all around a crop
+        raise UserError(
+            f"{job.raw.level.path}: 0 everywhere around {job.row.name}; "
+            "fetch its EM chunks, or remove the crop from the datasplit"
+        )
+    block.flush()
+    return block
+
+
+def _new_volume(path: Path, dtype: np.dtype, shape: Sequence[int] | np.ndarray) -> np.memmap:
+    """A memory map whose space on disk is taken."""
+    size = tuple(int(n) for n in shape)
+    volume = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=size)
     if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        # otherwise writing to the map on a full disk ends the process by a signal, without a word
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return volume
 
 
-def _decode_labels(plan: _Plan, folder: Path) -> None:
-    """Make the palette image of a crop, block by block: ids become positive, finer labels are reduced by majority.
+# Decoding labels
 
-    A reduced voxel is positive where more than half of its voxels are, as in the challenge's own resampling.
-    """
-    levels = [_matching_level(plan, name) for name in plan.names]
-    rows: dict[bytes, int] = {}
-    pieces: list[
-        tuple[int, int, np.ndarray]
-    ] = []  # row, voxels in this block, some of their positions
-    factor, shape = plan.label_factor, np.array(plan.label_grid.shape)
-    edge = np.maximum(1, BLOCK // factor)
-    index = np.zeros(shape, np.uint16)
-    for corner in np.ndindex(*(-(-shape // edge))):
-        start = corner * edge
-        stop = np.minimum(start + edge, shape)
-        volumes = [
-            _majority(level.read(start * factor, stop * factor) != 0, factor) for level in levels
-        ]
-        block, combinations = annotation.encode(volumes)
-        number = np.array(
-            [rows.setdefault(combination.tobytes(), len(rows) + 1) for combination in combinations]
-        )
-        if len(rows) >= 2**16:
+
+class RowPart(NamedTuple):
+    """The voxels of one palette row in one block."""
+
+    row: int
+    voxels: int
+    positions: np.ndarray
+    """(n, 3), up to EXAMPLES of them, in voxels of the crop."""
+
+
+def _decode_labels(job: Decoding, folder: Path) -> None:
+    """Make the palette image of a crop, block by block: ids become positive."""
+    levels = [_matching_level(job, name) for name in job.names]
+    index = np.zeros(job.label_grid.shape, np.uint16)
+    row_of: dict[bytes, int] = {}  # for each combination of labels its palette row
+    parts: list[RowPart] = []
+    for start, stop in _blocks(job):
+        masks = [_read_mask(level, start, stop, job.label_factor) for level in levels]
+        block, combinations = encode(masks)
+        for combination in combinations:
+            row_of.setdefault(combination.tobytes(), len(row_of) + 1)  # 0 is "nothing is known"
+        if len(row_of) >= 2**16:
             raise UserError(
-                f"{plan.row.crop}: more than {2**16 - 1} label combinations; its class volumes do not look like labels"
+                f"{job.row.crop}: more than {2**16 - 1} label combinations; "
+                "its class volumes do not look like labels"
             )
-        index[tuple(map(slice, start, stop))] = number[block]
-        pieces += [
-            (number[row], n, at + start) for row, n, at in _examples(block, len(combinations))
-        ]
-    np.save(folder / "labels.npy", index.astype(np.uint8) if len(rows) < 256 else index)
-    combinations = np.frombuffer(b"".join(rows), bool).reshape(len(rows), len(plan.names))
-    palette = np.concatenate(
-        [np.full((1, len(plan.names)), annotation.UNKNOWN, np.int8), combinations.astype(np.int8)]
-    )
-    counts, examples = _merge(pieces, len(palette))
+        palette_rows = np.array([row_of[combination.tobytes()] for combination in combinations])
+        index[ngff.slices(start, stop)] = palette_rows[block]
+        for part in _examples(block, len(combinations)):
+            row = int(palette_rows[part.row])
+            parts.append(RowPart(row, part.voxels, part.positions + start))
+
+    palette = np.full((len(row_of) + 1, len(job.names)), UNKNOWN, np.int8)
+    for combination, row in row_of.items():
+        palette[row] = np.frombuffer(combination, bool)
+    counts, examples = _merge(parts, len(palette))
+    np.save(folder / "labels.npy", index.astype(np.uint8) if len(palette) <= 256 else index)
     np.savez(folder / "palette.npz", palette=palette, counts=counts, examples=examples)
 
 
-def _matching_level(plan: _Plan, name: str) -> ngff.Level:
-    """The finest level of a class, on the same voxels as the crop's first class. ValueError if it is not."""
-    level, first = ngff.open_levels(plan.row.crop / name)[0], plan.row.annotated[0]
-    origin = level.translation + (plan.label_factor - 1) / 2 * level.scale
-    same_place = np.allclose(
-        origin, plan.label_grid.origin, atol=0.05 * float(plan.label_grid.scale.min())
+def _blocks(job: Decoding) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """First and last voxel of the blocks that cover the reduced labels."""
+    shape = np.array(job.label_grid.shape)
+    edge = np.maximum(1, BLOCK // job.label_factor)
+    for number in np.ndindex(*(-(-shape // edge))):
+        start = number * edge
+        yield start, np.minimum(start + edge, shape)
+
+
+def _matching_level(job: Decoding, name: str) -> Level:
+    """The finest level of a class. Raises UserError if it is not on the voxels of the first."""
+    level = ngff.open_levels(job.row.crop / name)[0]
+    grid = _reduced_grid(level, job.label_factor)
+    tolerance = 0.05 * float(job.label_grid.scale.min())
+    fits = (
+        np.allclose(grid.origin, job.label_grid.origin, atol=tolerance)
+        and grid.shape == job.label_grid.shape
+        and np.allclose(grid.scale, job.label_grid.scale, rtol=1e-3)
     )
-    if not (
-        same_place
-        and (level.shape // plan.label_factor == plan.label_grid.shape).all()
-        and np.allclose(level.scale * plan.label_factor, plan.label_grid.scale, rtol=1e-3)
-    ):
+    if not fits:
         raise UserError(
-            f"{plan.row.crop / name}: shape {level.shape.tolist()}, voxel size {_nm(level.scale)} nm and translation {_nm(level.translation)} nm "
-            f"are not those of '{first}'; the classes of a crop share one grid"
+            f"{job.row.crop / name}: shape {level.shape.tolist()}, voxel size {nm(level.scale)} nm "
+            f"and translation {_place(level.translation)} nm are not those of "
+            f"'{job.row.annotated[0]}'; the classes of a crop share one grid"
         )
     return level
 
 
-def _majority(volume: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """Bool volume reduced by blocks of `factors`: True where more than half of a block is."""
-    if (factors == 1).all():
-        return volume
-    if not volume.any():
-        return np.zeros(np.array(volume.shape) // factors, bool)
-    count = volume.astype(np.uint32)
-    for axis, factor in enumerate(factors):
-        n = count.shape[axis] // factor * factor
-        count = sum(count[(slice(None),) * axis + (slice(k, n, factor),)] for k in range(factor))
-    return count * 2 > factors.prod()
+def _read_mask(level: Level, start: np.ndarray, stop: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Bool (z, y, x), where a class is: reduced voxels start..stop."""
+    return _majority(level.read(start * factor, stop * factor) != 0, factor)
 
 
-def _examples(index: np.ndarray, rows: int) -> list[tuple[int, int, np.ndarray]]:
-    """For each row (row, voxels, (n, 3) positions of up to EXAMPLES of them), chosen by a generator with a fixed seed."""
+def _majority(mask: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """A bool volume reduced by blocks of `factor`: True where more than half of a block is.
+
+    As in the challenge's own resampling.
+    """
+    if (factor == 1).all():
+        return mask
+    if not mask.any():  # most classes are absent from most blocks
+        return np.zeros(np.array(mask.shape) // factor, bool)
+    count = mask
+    for axis, step in enumerate(factor.tolist()):
+        count = ngff.sum_along(count, axis, step, np.uint32)
+    return count * 2 > factor.prod()
+
+
+def _examples(index: np.ndarray, rows: int) -> Iterator[RowPart]:
+    """The voxels of each row of a block, positions relative to it; the choice has a fixed seed."""
     random = np.random.default_rng(0)
-    order = np.argsort(index.ravel().astype(np.uint16), kind="stable")
-    ends = np.cumsum(np.bincount(index.ravel(), minlength=rows))
-    found = []
-    for row, (start, end) in enumerate(zip(np.concatenate([[0], ends]), ends, strict=False)):
-        chosen = (
-            order[random.integers(start, end, EXAMPLES)]
-            if end - start > EXAMPLES
-            else order[start:end]
-        )
-        found.append(
-            (row, int(end - start), np.stack(np.unravel_index(chosen, index.shape), axis=1))
-        )
-    return found
+    by_row = np.argsort(index.ravel().astype(np.uint16), kind="stable")
+    counts = np.bincount(index.ravel(), minlength=rows)
+    end = 0
+    for row, count in enumerate(counts.tolist()):
+        start = end
+        end = start + count
+        if count > EXAMPLES:
+            chosen = by_row[random.integers(start, end, EXAMPLES)]
+        else:
+            chosen = by_row[start:end]
+        yield RowPart(row, count, np.stack(np.unravel_index(chosen, index.shape), axis=1))
 
 
-def _merge(pieces: list[tuple[int, int, np.ndarray]], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Counts (rows,) and EXAMPLES positions a row, each slab represented by its share of the row's voxels."""
+def _merge(parts: Sequence[RowPart], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (rows,) and positions (rows, EXAMPLES, 3): a block gives its share of each row."""
     random = np.random.default_rng(0)
-    counts, examples = np.zeros(rows, np.int64), np.zeros((rows, EXAMPLES, 3), np.int32)
-    of_row: dict[int, list[tuple[int, np.ndarray]]] = {}
-    for row, n, positions in pieces:
-        of_row.setdefault(int(row), []).append((n, positions))
-    for row, parts in of_row.items():
-        sizes = np.array([n for n, _ in parts])
+    counts = np.zeros(rows, np.int64)
+    examples = np.zeros((rows, EXAMPLES, 3), np.int32)
+    parts_of: dict[int, list[RowPart]] = {}
+    for part in parts:
+        parts_of.setdefault(part.row, []).append(part)
+    for row, blocks in parts_of.items():
+        sizes = np.array([part.voxels for part in blocks])
         counts[row] = sizes.sum()
-        part = random.choice(len(parts), EXAMPLES, p=sizes / sizes.sum())
-        examples[row] = [parts[p][1][random.integers(len(parts[p][1]))] for p in part]
+        chosen = random.choice(len(blocks), EXAMPLES, p=sizes / sizes.sum())
+        for i, block in enumerate(chosen):
+            positions = blocks[block].positions
+            examples[row, i] = positions[random.integers(len(positions))]
     return counts, examples
 
 
-def _load(
-    plan: _Plan, cache: Path, classes: Sequence[str], use_mutual_exclusion: bool, infer_groups: bool
-) -> Crop:
+# Loading what was decoded
+
+
+def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
     """A decoded crop, with what its annotation implies for the classes of this run."""
-    folder = cache / plan.key
-    os.utime(folder)
+    folder = cache.path(job.key)
+    os.utime(folder)  # used now: `make_room` removes the least recently used
     with np.load(folder / "palette.npz") as file:
-        found, counts, examples = file["palette"], file["counts"], file["examples"]
-    names = [*plan.names, *(c for c in classes if c not in plan.names)]
-    palette = np.full((len(found), len(names)), annotation.UNKNOWN, np.int8)
-    palette[:, : len(plan.names)] = found
-    contradictions = int(counts[annotation.contradicts(palette, names)].sum())
-    palette = annotation.complete(palette, names, use_mutual_exclusion, infer_groups)
-    palette = palette[:, [names.index(c) for c in classes]]
+        annotated = file["palette"]
+        counts = file["counts"]
+        examples = file["examples"]
+
+    # annotated classes that are not learnt take part in the reasoning, and are dropped after it
+    names = [*job.names, *(name for name in request.classes if name not in job.names)]
+    palette = np.full((len(annotated), len(names)), UNKNOWN, np.int8)
+    palette[:, : len(job.names)] = annotated
+    contradictions = int(counts[contradicts(palette, names)].sum())
+    palette = complete(palette, names, request.use_mutual_exclusion, request.infer_groups)
     return Crop(
-        plan.row.name,
-        folder,
-        plan.raw_grid,
-        plan.label_grid,
-        palette,
-        counts,
-        examples,
-        contradictions,
+        name=job.row.name,
+        folder=folder,
+        raw_grid=job.raw_grid,
+        label_grid=job.label_grid,
+        palette=palette[:, [names.index(name) for name in request.classes]],
+        counts=counts,
+        examples=examples,
+        contradictions=contradictions,
     )
 
 
-def _make_room(cache: Path, budget: float, keep: set[str]) -> None:
-    """Remove the least recently used decoded crops until the others fit into `budget` bytes; those in `keep` stay.
-
-    Also removes what a killed process left half decoded more than a day ago.
-    """
-    found, total = [], 0
-    for folder in cache.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process may be making room too
-            used, size = (
-                folder.stat().st_mtime,
-                sum(file.stat().st_size for file in folder.iterdir()),
-            )
-            if not folder.name.startswith("."):
-                total += size
-                found.append((used, folder, size))
-            elif time.time() - used > 86400:
-                shutil.rmtree(folder, ignore_errors=True)
-    for _, folder, size in sorted(found):
-        if total > budget and folder.name not in keep:
-            total -= size
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _collect(items: Sequence, work, say: str | None = None) -> list:
-    """work(item) for all items on several threads; all that goes wrong is raised as one ValueError."""
-    if not items:
-        return []
-    results, problems = [], []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(work, item) for item in items]
-        for future in tqdm(
-            futures, say, unit="crop", disable=say is None or len(items) < 2 or None, leave=False
-        ):
-            try:
-                results.append(future.result())
-            except FileError:
-                raise
-            except (ValueError, FileNotFoundError) as error:
-                problems.append(str(error))
-    if problems:
-        more = f"\n... and {len(problems) - 10} more crops" if len(problems) > 10 else ""
-        raise UserError("\n".join(dict.fromkeys(problems[:10])) + more)
-    return results
-
-
-@functools.lru_cache(maxsize=512)
-def _open(path: str) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
-
-
-def _raw_stamp(level: ngff.Level, start: np.ndarray, stop: np.ndarray) -> list[int]:
-    """When the metadata of a level and the folders of its chunks in voxels start..stop were last written."""
-    first, last = (
-        np.maximum(start, 0) // level.array.chunks,
-        -(-np.minimum(stop, level.shape) // level.array.chunks),
-    )
-    chunks = [
-        level.path / str(z) / str(y)
-        for z in range(first[0], last[0])
-        for y in range(first[1], last[1])
-    ]
-    return _stamp([level.path.parent / ".zattrs", level.path / ".zarray", level.path, *chunks])
-
-
-def _label_stamp(group: Path, level: str) -> list[int]:
-    """When the metadata of a class and all folders of its chunks were last written."""
-    planes = _folders(group / level)  # chunks are s0/z/y/x or s0/z.y.x
-    rows = [row for plane in planes for row in _folders(plane)]
-    return _stamp([group / ".zattrs", group / level / ".zarray", group / level, *planes, *rows])
-
-
-def _folders(path: Path | str) -> list[str]:
-    return (
-        sorted(entry.path for entry in os.scandir(path) if entry.is_dir())
-        if os.path.isdir(path)
-        else []
-    )
-
-
-def _stamp(paths: Sequence[Path | str]) -> list[int]:
-    """When files and folders were last written: changed data are decoded anew. Replacing a chunk changes its folder."""
-    return [os.stat(path).st_mtime_ns for path in paths if os.path.exists(path)]
-
-
-def _nm(values: np.ndarray) -> str:
-    return ";".join(f"{value:g}" for value in values)
+def _place(position: np.ndarray) -> str:
+    """A position along z, y, x."""
+    return ", ".join(f"{value:g}" for value in position)

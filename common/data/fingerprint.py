@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from common.config.settings import TrainConfig
-from common.data import catalogue, make_split, ngff, sampling, split
+from common.data import catalogue, loaders, make_split, ngff, split
 from common.data.crops import Crop, open_crops
 from common.data.palette import UNKNOWN
-from common.data.sampling import Patch
 from common.data.split import Row
 from common.errors import UserError
 from common.talk import nm, some
@@ -218,22 +217,11 @@ def _measure_all(
 ) -> list[MeasuredCrop]:
     """Decode and measure crops of one usage; those of `measured` stay in the cache."""
     split.check_files(rows)
-    raw = Patch(**config.input_array_info)
-    target = Patch(**config.target_array_info)
-    margins = sampling.margins_nm(raw, target, config.spatial_transforms)
     crops = open_crops(
         rows,
-        config.classes,
-        raw.scale,
-        target.scale,
-        margins[rows[0].usage],
-        raw.extent,
-        config.path("cache_path"),
-        config.cache_gb,
-        config.raw_range,
-        config.use_mutual_exclusion,
-        config.infer_groups,
-        [crop.crop for crop in measured],
+        loaders.crop_request(config),
+        loaders.crop_cache(config),
+        beside=[crop.crop for crop in measured],
     )
     return [_measure(row, crop) for row, crop in zip(rows, crops, strict=True)]
 

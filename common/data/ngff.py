@@ -366,7 +366,7 @@ def block_mean(volume: np.ndarray, factors: Vector) -> np.ndarray:
     total = volume
     # sums of slices axis by axis: many times faster than NumPy's mean of a reshaped volume
     for axis, factor in enumerate(map(int, factors)):
-        total = _sum_along(total, axis, factor, _wide_enough(volume.dtype, count))
+        total = sum_along(total, axis, factor, _wide_enough(volume.dtype, count))
     mean = total / np.float32(count)
     return np.rint(mean).astype(volume.dtype) if whole_numbers else mean.astype(volume.dtype)
 
@@ -378,7 +378,7 @@ def _wide_enough(dtype: np.dtype, count: int) -> type:
     return np.int64 if dtype.kind in "ui" else np.float32
 
 
-def _sum_along(volume: np.ndarray, axis: int, factor: int, dtype: type) -> np.ndarray:
+def sum_along(volume: np.ndarray, axis: int, factor: int, dtype: type) -> np.ndarray:
     """Sums of `factor` neighbours along an axis."""
     stop = volume.shape[axis] // factor * factor
     before = (slice(None),) * axis

@@ -1,19 +1,21 @@
-"""Sample k of a run, as a pure function of (seed, k), and the blocks that it needs.
+"""Sample k of a run as a pure function of (seed, k), and the blocks that it needs.
 
-Crop, centre, orientation and intensity come from a counter-based generator (NumPy's Philox) keyed by seed and k: the batches
-are the same for any number of workers, and a run that continues needs no sampler state.
+Crop, centre, orientation and intensity come from a counter-based generator (NumPy's Philox) keyed
+by seed and k: the batches are the same for any number of workers, and a run that continues needs no
+sampler state.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from common.data.augment import IntensityChange
 from common.data.crops import Crop
-from common.data.ngff import Grid
+from common.data.ngff import Grid, slices
 
 AXES = {"z": 0, "y": 1, "x": 2}
 
@@ -40,11 +42,51 @@ class Sample:
     centre: np.ndarray
     """(3,) nm, of raw and target patch alike."""
     orientation: np.ndarray
-    """(3, 3): takes an offset within the patch (nm) to an offset in the world (nm); rotation x permutation x mirror."""
-    gamma: float = 1.0
-    contrast: float = 1.0
+    """(3, 3): takes an offset within the patch (nm) to an offset in the world (nm); rotation x
+    permutation x mirror."""
+    intensity: IntensityChange = field(default_factory=IntensityChange)
+
+
+# Drawing training samples
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training samples are turned and changed by; nothing by default."""
+
+    spatial_transforms: dict = field(default_factory=dict)
+    intensity_probability: float = 0.0
+    """Of each of the three changes below."""
+    gamma_range: tuple[float, ...] = (1.0, 1.0)
+    contrast_range: tuple[float, ...] = (1.0, 1.0)
     noise_std: float = 0.0
-    noise_seed: int = 0
+
+    def draw_intensity(self, random: np.random.Generator) -> IntensityChange:
+        """The change of one sample."""
+        # all numbers are drawn, used or not: what follows does not depend on what was used
+        happens = random.random(3) < self.intensity_probability
+        gamma = _uniform(random, self.gamma_range)
+        contrast = _uniform(random, self.contrast_range)
+        return IntensityChange(
+            gamma=gamma if happens[0] else 1.0,
+            contrast=contrast if happens[1] else 1.0,
+            noise_std=self.noise_std if happens[2] else 0.0,
+            noise_seed=int(random.integers(2**62)),
+        )
+
+
+def _uniform(random: np.random.Generator, interval: Sequence[float]) -> float:
+    low, high = interval
+    return random.uniform(low, high)
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """Where a class is positive."""
+
+    crops: list[int]
+    rows: list[np.ndarray]
+    """For each of these crops the palette rows that are positive."""
 
 
 @dataclass(frozen=True)
@@ -56,112 +98,156 @@ class Sampler:
     target: Patch
     seed: int
     weighted: bool = True
+    """Draw classes equally often, or as class_weights say; otherwise crops by their volume."""
     positive_centre_fraction: float = 0.5
-    spatial_transforms: dict | None = None
-    intensity_probability: float = 0.0
-    gamma_range: tuple[float, float] = (1.0, 1.0)
-    contrast_range: tuple[float, float] = (1.0, 1.0)
-    noise_std: float = 0.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    class_weights: np.ndarray | None = None
+    """(classes,) how often a class is drawn compared with the others."""
+    crop_weights: np.ndarray | None = None
+    """(crops,) how often a crop is drawn compared with the others that it could be."""
 
     def draw(self, k: int) -> Sample:
         """Sample k: the same on every call, whatever else was drawn."""
         random = generator(self.seed, k)
-        orientation, turned = draw_orientation(random, self.spatial_transforms or {})
+        orientation, turned = draw_orientation(random, self.augmentation.spatial_transforms)
         crop, centre = self._place(random, k, orientation)
         if not turned:
             centre = on_voxels(centre, orientation, self.input, self.crops[crop].raw_grid)
-        change = random.random(3) < self.intensity_probability
-        gamma, contrast = random.uniform(*self.gamma_range), random.uniform(*self.contrast_range)
-        return Sample(
-            k,
-            crop,
-            centre,
-            orientation,
-            gamma if change[0] else 1.0,
-            contrast if change[1] else 1.0,
-            self.noise_std if change[2] else 0.0,
-            int(random.integers(2**62)),
-        )
+        return Sample(k, crop, centre, orientation, self.augmentation.draw_intensity(random))
 
     def _place(
         self, random: np.random.Generator, k: int, orientation: np.ndarray
     ) -> tuple[int, np.ndarray]:
-        """Crop and centre. Weighted: the classes take turns in an order drawn anew each round; then a crop that has the class."""
-        if not self.weighted or not self._classes:
+        """Crop and centre of sample k; if weighted, of the class whose turn it is."""
+        if not self.weighted or not self._occurrences:
             crop = int(random.choice(len(self.crops), p=self._volumes))
             return crop, self._anywhere(random, crop)
-        turn, place = divmod(k, len(self._classes))
-        order = generator(self.seed, 2**63 + turn).permutation(len(self._classes))
-        candidates, rows = self._classes[order[place]]
-        choice = int(random.integers(len(candidates)))
-        crop = candidates[choice]
+        occurrence = self._occurrences[self._turn(k)]
+        choice = self._draw_crop(random, occurrence)
+        crop = occurrence.crops[choice]
         if random.random() >= self.positive_centre_fraction:
             return crop, self._anywhere(random, crop)
-        row = rows[choice]
-        counts = self.crops[crop].counts[row]
-        example = self.crops[crop].examples[
-            row[random.choice(len(row), p=counts / counts.sum())], random.integers(self._n_examples)
-        ]
-        grid = self.crops[crop].label_grid
-        within = orientation @ ((random.random(3) - 0.5) * (self.target.extent - self.target.scale))
+        positive = self._positive_voxel(random, crop, occurrence.rows[choice])
+        # the voxel lies anywhere in the patch, so that the centre tells the network nothing
+        room = self.target.extent - self.target.scale
+        within = orientation @ ((random.random(3) - 0.5) * room)
         lower, upper = self._centres(crop)
-        return crop, np.clip(grid.origin + example * grid.scale + within, lower, upper)
+        return crop, np.clip(positive + within, lower, upper)
+
+    def _turn(self, k: int) -> int:
+        """Which of the classes that occur sample k is for.
+
+        They take turns in an order drawn anew each round. With weights a round gives each class its
+        share of the turns, rounded up or down at random (systematic sampling).
+        """
+        number = len(self._occurrences)
+        round_number, place = divmod(k, number)
+        # above 2**63: no sample has this number
+        random = generator(self.seed, 2**63 + round_number)
+        turn = random.permutation(number)[place]
+        if self._shares is None:
+            return int(turn)
+        point = (turn + random.random()) / number
+        return int(np.searchsorted(np.cumsum(self._shares)[:-1], point, side="right"))
+
+    def _draw_crop(self, random: np.random.Generator, occurrence: Occurrence) -> int:
+        """Position in `occurrence` of the crop that a sample is from."""
+        number = len(occurrence.crops)
+        if self.crop_weights is None:
+            return int(random.integers(number))
+        weights = self.crop_weights[occurrence.crops]
+        return int(random.choice(number, p=weights / weights.sum()))
+
+    def _positive_voxel(
+        self, random: np.random.Generator, crop: int, rows: np.ndarray
+    ) -> np.ndarray:
+        """(3,) nm: the centre of one of the voxels in these palette rows, each equally often."""
+        of_crop = self.crops[crop]
+        counts = of_crop.counts[rows]
+        row = rows[random.choice(len(rows), p=counts / counts.sum())]
+        example = of_crop.examples[row, random.integers(of_crop.examples.shape[1])]
+        return of_crop.label_grid.origin + example * of_crop.label_grid.scale
 
     def _anywhere(self, random: np.random.Generator, crop: int) -> np.ndarray:
         lower, upper = self._centres(crop)
         return lower + random.random(3) * (upper - lower)
 
     def _centres(self, crop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where a centre may lie: the target patch within the crop, or where the crop is smaller, the crop within the patch.
+        """Where a centre may lie: the patch within the crop, or a smaller crop within the patch.
 
         Never outside of the crop: raw is kept as far around it as a patch reaches.
         """
         lower, upper = self.crops[crop].label_grid.box()
-        a, b = lower + self.target.extent / 2, upper - self.target.extent / 2
-        return np.maximum(lower, np.minimum(a, b)), np.minimum(upper, np.maximum(a, b))
-
-    @functools.cached_property
-    def _n_examples(self) -> int:
-        return self.crops[0].examples.shape[1]
+        first = lower + self.target.extent / 2
+        last = upper - self.target.extent / 2
+        return (
+            np.maximum(lower, np.minimum(first, last)),
+            np.minimum(upper, np.maximum(first, last)),
+        )
 
     @functools.cached_property
     def _volumes(self) -> np.ndarray:
-        volumes = np.array(
-            [np.prod(np.subtract(*crop.label_grid.box()[::-1])) for crop in self.crops]
-        )
+        """(crops,) probability of a crop where classes take no turns."""
+        boxes = [crop.label_grid.box() for crop in self.crops]
+        volumes = np.array([np.prod(upper - lower) for lower, upper in boxes])
+        if self.crop_weights is not None:
+            volumes = volumes * self.crop_weights
         return volumes / volumes.sum()
 
     @functools.cached_property
-    def _classes(self) -> list[tuple[list[int], list[np.ndarray]]]:
-        """For each class with a positive voxel: the crops that have one, and the palette rows in them that are positive."""
-        found = []
-        for channel in range(self.crops[0].palette.shape[1]):
-            rows = [
-                np.flatnonzero((crop.palette[:, channel] == 1) & (crop.counts > 0))
-                for crop in self.crops
-            ]
-            crops = [i for i, row in enumerate(rows) if len(row)]
-            if crops:
-                found.append((crops, [rows[i] for i in crops]))
-        return found
+    def _channels(self) -> list[int]:
+        """The classes that take turns: those with a positive voxel and a weight above 0."""
+        positive = np.any([_positive_rows(crop).any(axis=0) for crop in self.crops], axis=0)
+        if self.class_weights is not None:
+            positive = positive & (self.class_weights > 0)
+        return np.flatnonzero(positive).tolist()
+
+    @functools.cached_property
+    def _occurrences(self) -> list[Occurrence]:
+        """For each of `_channels` where it is positive."""
+        occurrences = []
+        positive = [_positive_rows(crop) for crop in self.crops]
+        for channel in self._channels:
+            rows = [np.flatnonzero(of_crop[:, channel]) for of_crop in positive]
+            crops = [i for i, of_crop in enumerate(rows) if len(of_crop)]
+            occurrences.append(Occurrence(crops, [rows[i] for i in crops]))
+        return occurrences
+
+    @functools.cached_property
+    def _shares(self) -> np.ndarray | None:
+        """For each of `_channels` its share of the samples; None if all are equal."""
+        if self.class_weights is None:
+            return None
+        weights = self.class_weights[self._channels]
+        return None if (weights == weights[0]).all() else weights / weights.sum()
+
+
+def _positive_rows(crop: Crop) -> np.ndarray:
+    """(rows, classes) bool: palette rows that occur in the crop and are positive."""
+    return (crop.palette == 1) & (crop.counts > 0)[:, None]
 
 
 def generator(seed: int, number: int) -> np.random.Generator:
-    """Philox keyed by two numbers below 2**64; as a list NumPy would round them to float64 where one is above 2**63."""
+    """Philox keyed by two numbers below 2**64."""
+    # an array: of a list NumPy makes float64 where one number is above 2**63, and rounds both
     return np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))
+
+
+# Orientation
 
 
 def draw_orientation(random: np.random.Generator, transforms: dict) -> tuple[np.ndarray, bool]:
     """An orientation (3, 3) and whether it turns by other than whole axes.
 
-    Mirrors each axis with its probability, permutes the named axes only, then rotates about x, y and z by angles (degrees)
-    drawn from their ranges. In nm, so that nothing is sheared where voxels are not cubes.
+    Mirrors each axis with its probability, permutes the named axes only, then rotates about x, y
+    and z by angles (degrees) drawn from their ranges. In nm, so that nothing is sheared where
+    voxels are not cubes.
     """
     mirror = transforms.get("mirror", {}).get("axes", {})
     signs = np.array([-1.0 if random.random() < mirror.get(axis, 0) else 1.0 for axis in "zyx"])
-    axes = [AXES[axis] for axis in transforms.get("transpose", {}).get("axes", ())]
+    axes = sorted(_swapped_axes(transforms))
     order = np.arange(3)
-    order[sorted(axes)] = random.permutation(sorted(axes))
+    order[axes] = random.permutation(axes)
     orientation = np.eye(3)[order] * signs
     turned = False
     for axis, (low, high) in transforms.get("rotate", {}).get("axes", {}).items():
@@ -171,17 +257,30 @@ def draw_orientation(random: np.random.Generator, transforms: dict) -> tuple[np.
     return orientation, turned
 
 
+def _swapped_axes(transforms: dict) -> list[int]:
+    return [AXES[axis] for axis in transforms.get("transpose", {}).get("axes", ())]
+
+
 def rotation(axis: str, angle: float) -> np.ndarray:
-    """Rotation (3, 3) of z, y, x coordinates about an axis, by `angle` radians; right-handed in x, y, z (about z: x to y)."""
-    a, b = (AXES[axis] - 1) % 3, (AXES[axis] - 2) % 3
+    """Rotation (3, 3) of z, y, x coordinates about an axis, by `angle` radians.
+
+    Right-handed in x, y, z: about z it turns x to y.
+    """
+    a = (AXES[axis] - 1) % 3
+    b = (AXES[axis] - 2) % 3
     matrix = np.eye(3)
-    matrix[a, a] = matrix[b, b] = np.cos(angle)
-    matrix[a, b], matrix[b, a] = -np.sin(angle), np.sin(angle)
+    matrix[a, a] = np.cos(angle)
+    matrix[b, b] = np.cos(angle)
+    matrix[a, b] = -np.sin(angle)
+    matrix[b, a] = np.sin(angle)
     return matrix
 
 
+# How far a patch reaches
+
+
 def margins_nm(input: Patch, target: Patch, spatial_transforms: dict) -> dict[str, np.ndarray]:
-    """For each usage of a crop, "train" and "validate", how far around its labels raw is read: (3,) nm.
+    """For each usage of a crop how far around its labels raw is read: (3,) nm.
 
     Whoever keeps raw (training, fingerprint, fetch-data) asks here; whole voxels beyond a margin
     are `common.data.crops.raw_voxels`.
@@ -195,32 +294,35 @@ def margins_nm(input: Patch, target: Patch, spatial_transforms: dict) -> dict[st
 
 
 def reach_nm(patch: Patch, transforms: dict) -> np.ndarray:
-    """(3,) nm: half of the box that holds the patch in every orientation that `transforms` can give."""
+    """(3,) nm: half of the box that holds the patch in every orientation of `transforms`."""
     half = patch.extent / 2
-    swapped = [AXES[axis] for axis in transforms.get("transpose", {}).get("axes", ())]
+    swapped = _swapped_axes(transforms)
     if swapped:
         half[swapped] = half[swapped].max()
     for axis, angles in transforms.get("rotate", {}).get("axes", {}).items():
         if any(angles):
             plane = [i for i in range(3) if i != AXES[axis]]
             half[plane] = np.hypot(*half[plane])
-    return (
-        np.minimum(half, np.linalg.norm(patch.extent / 2))
-        if swapped or transforms.get("rotate")
-        else half
-    )
+    if not swapped and not transforms.get("rotate"):
+        return half
+    # several rotations one after the other: no corner gets further than half the diagonal
+    return np.minimum(half, np.linalg.norm(patch.extent / 2))
+
+
+# Placing and cutting
 
 
 def on_voxels(centre: np.ndarray, orientation: np.ndarray, patch: Patch, grid: Grid) -> np.ndarray:
-    """The centre moved by at most half a voxel so that patch voxels lie on voxels of the grid and need no interpolation.
+    """The centre moved by at most half a voxel, so that a patch has voxels of the grid.
 
-    Only along axes where the voxels have the grid's size. Halves go down, as nearest neighbours at halves go up: the two
-    together leave a patch on the label voxels where it was.
+    They then need no interpolation. Only along axes where the voxels have the grid's size.
     """
-    shape, scale = (
-        np.abs(orientation) @ np.array([patch.shape, patch.scale]).T
-    ).T  # along the world's axes
+    # shape and voxel size of the patch along the world's axes
+    along_world = np.abs(orientation) @ np.array([patch.shape, patch.scale]).T
+    shape, scale = along_world.T
     first = (centre - grid.origin) / grid.scale - (shape - 1) / 2
+    # halves go down, as nearest neighbours at halves go up: together they leave a patch on the
+    # label voxels where it was
     move = (np.ceil(first - 0.5 - 1e-6) - first) * grid.scale
     return centre + np.where(np.isclose(scale, grid.scale, rtol=1e-6), move, 0)
 
@@ -228,49 +330,62 @@ def on_voxels(centre: np.ndarray, orientation: np.ndarray, patch: Patch, grid: G
 def cut(
     volume: np.ndarray, grid: Grid, sample: Sample, patch: Patch
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The part of `volume` that a patch reads, and the affine (3, 4) float64 from patch voxels to voxels of that part.
+    """The part of `volume` that a patch reads, and the affine from patch voxels to voxels of it.
 
-    Outside of the volume it is 0.
+    The affine is (3, 4) float64. Outside of the volume the part is 0.
     """
     linear = sample.orientation * patch.scale / grid.scale[:, None]
     last_voxel = np.array(patch.shape) - 1
     corner = (sample.centre - grid.origin) / grid.scale - linear @ last_voxel / 2
     ends = linear * last_voxel
+    # 0.01 voxel more, so that rounding does not put a patch's own corner outside
     start = np.floor(corner + np.minimum(ends, 0).sum(1) - 0.01).astype(int)
     stop = np.ceil(corner + np.maximum(ends, 0).sum(1) + 0.01).astype(int) + 1
     affine = np.concatenate([linear, (corner - start)[:, None]], axis=1)
-    first, last = np.maximum(start, 0), np.minimum(stop, volume.shape)
+    first = np.maximum(start, 0)
+    last = np.minimum(stop, volume.shape)
     if (first == start).all() and (last == stop).all():
-        return np.array(volume[_slices(first, last)]), affine
+        return np.array(volume[slices(first, last)]), affine
     block = np.zeros(stop - start, volume.dtype)
     if (last > first).all():
-        block[_slices(first - start, last - start)] = volume[_slices(first, last)]
+        block[slices(first - start, last - start)] = volume[slices(first, last)]
     return block, affine
 
 
-def _slices(first: np.ndarray, last: np.ndarray) -> tuple[slice, ...]:
-    return tuple(map(slice, first.tolist(), last.tolist()))
+# Validation
 
 
 def validation_samples(
     crops: Sequence[Crop], input: Patch, target: Patch, seed: int
 ) -> list[Sample]:
-    """Blocks that cover every validation crop once, in a fixed order that visits all crops early.
-
-    Blocks start at the crop's first voxel; the last ones stick out, where nothing is known, so that no voxel counts twice.
-    A crop smaller than the patch is in the middle of one block.
-    """
-    tiles: list[list[Sample]] = []
+    """Blocks that cover every validation crop once, in a fixed order that sees all crops early."""
+    tiles = []
     for index, crop in enumerate(crops):
-        lower, upper = crop.label_grid.box()
-        centres = []
-        for a, b, extent in zip(lower, upper, target.extent, strict=True):
-            n = max(1, int(np.ceil((b - a) / extent - 1e-6)))
-            centres.append([(a + b) / 2] if n == 1 else a + (np.arange(n) + 0.5) * extent)
-        mesh = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 3)
-        order = generator(seed, index).permutation(len(mesh))
-        on_grid = [on_voxels(mesh[i], np.eye(3), input, crop.raw_grid) for i in order]
-        tiles.append([Sample(0, index, centre, np.eye(3)) for centre in on_grid])
-    rounds = max(len(tile) for tile in tiles)
-    ordered = [tile[i] for i in range(rounds) for tile in tiles if i < len(tile)]
+        centres = _tile(crop.label_grid, target)
+        order = generator(seed, index).permutation(len(centres))
+        samples = []
+        for i in order:
+            centre = on_voxels(centres[i], np.eye(3), input, crop.raw_grid)
+            samples.append(Sample(0, index, centre, np.eye(3)))
+        tiles.append(samples)
+    # one block of each crop after the other: a validation cut short by its limit saw all crops
+    ordered = []
+    for number in range(max(len(tile) for tile in tiles)):
+        ordered += [tile[number] for tile in tiles if number < len(tile)]
     return [replace(sample, k=k) for k, sample in enumerate(ordered)]
+
+
+def _tile(grid: Grid, target: Patch) -> np.ndarray:
+    """(blocks, 3) nm: centres of target patches side by side that cover a crop.
+
+    They begin at the crop's first voxel; the last ones stick out, where nothing is known, so that
+    no voxel counts twice. A crop smaller than the patch is in the middle of one.
+    """
+    centres = []
+    for lower, upper, extent in zip(*grid.box(), target.extent, strict=True):
+        number = int(np.ceil((upper - lower) / extent - 1e-6))
+        if number <= 1:
+            centres.append(np.array([(lower + upper) / 2]))
+        else:
+            centres.append(lower + (np.arange(number) + 0.5) * extent)
+    return np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 3)

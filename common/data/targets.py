@@ -1,6 +1,6 @@
-"""What a loss is given as target, and how to ask it for labels, for what is known, and for counts.
+"""What a loss is given as target, and how to get labels, masks and counts out of it.
 
-A target says of every voxel and class: positive (1), negative (0) or unknown. It comes in two forms:
+A target says of every voxel and class: positive (1), negative (0) or unknown. It has two forms:
 
 * `PaletteTarget`, as the loaders make it: one small number a voxel, and a table of label
   combinations. It is what keeps 48 classes at 4 bytes a voxel.
@@ -21,34 +21,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class PaletteTarget:
     """Labels of all classes as a palette image: 4 bytes a voxel whatever the number of classes."""
 
-    rows: torch.Tensor
+    rows: Tensor
     """(B, z, y, x) int32: for each voxel its row of the palette."""
-    palette: torch.Tensor
+    palette: Tensor
     """(rows, classes) int8: 1 positive, 0 negative, -1 unknown."""
 
-    def dense(self) -> torch.Tensor:
+    def dense(self) -> Tensor:
         """Labels as (B, classes, z, y, x) int8, in the memory order of channels last."""
         labels = self.palette.index_select(0, self.rows.flatten())
         return labels.view(*self.rows.shape, -1).permute(0, 4, 1, 2, 3)
 
 
-def dense(target: PaletteTarget | torch.Tensor) -> torch.Tensor:
+def dense(target: PaletteTarget | Tensor) -> Tensor:
     """The labels as a tensor of the shape of the logits; a tensor is returned as it is."""
     return target.dense() if isinstance(target, PaletteTarget) else target
 
 
-def known(labels: torch.Tensor) -> torch.Tensor:
+def known(labels: Tensor) -> Tensor:
     """Where dense labels are known: bool of their shape."""
     return ~labels.isnan() if labels.is_floating_point() else labels >= 0
 
 
-def count_known(target: PaletteTarget | torch.Tensor) -> torch.Tensor:
+def count_known(target: PaletteTarget | Tensor) -> Tensor:
     """Number of known (voxel, class) pairs, a float64 scalar on the target's device."""
     if isinstance(target, PaletteTarget):
         # counted per row of the palette: a dense mask would be as large as the logits

@@ -6,45 +6,69 @@ from pathlib import Path
 
 from common.config.load import load_config
 from common.data import regions
+from common.errors import UserError
 from common.files import REPOSITORY
 from common.infer import predict, process
 from common.score import evaluate
 from common.show import figures, visualize
+from common.talk import command_line, say
 from common.train import run
-from testing import phantom
 
 EXPERIMENT = REPOSITORY / "examples" / "phantom_cell"
 
+ONLY_IN_A_CHECKOUT = (
+    "demo: it takes examples/phantom_cell and testing/ of the repository; "
+    f"clone that, and type {command_line('demo')} in its folder"
+)
+
 
 def demo(output: str | Path, minutes: float) -> Path | None:
-    """Make a phantom under `output`, train examples/phantom_cell on it, predict, process and score its validation crops; gives a picture.
+    """Train examples/phantom_cell on data made under `output`, and show what it learnt.
 
-    None if training was interrupted. It ends with the epoch that is under way after `minutes`. Started again, it goes on until its last epoch.
+    Predicts, processes and scores the crops that validate. Returns the picture of them; None if
+    training was interrupted. Training ends with the epoch that is under way after `minutes`;
+    started again, the demo goes on until the last epoch. Raises UserError outside of a checkout.
     """
+    if not EXPERIMENT.is_dir():
+        raise UserError(ONLY_IN_A_CHECKOUT)
     output = Path(output).absolute()
     data = output / "data"
     if not (data / "phantom" / "datasplit.csv").is_file():
-        run.say(f"writing a phantom cell to {data}")
-        phantom.write_phantom(data)
-    settings = [f"data_path={data}", f"cache_path={output / 'cache'}"]
-    for name, folder in (
-        ("model_save_path", "checkpoints"),
-        ("logs_save_path", "logs"),
-        ("predictions_path", "predictions"),
-        ("processed_path", "processed"),
-        ("results_path", "results"),
-    ):
-        settings.append(f"{name}={output / folder}/{{model_name}}/{{run_name}}")
+        say(f"writing a phantom cell to {data}")
+        write_data(data)
+    settings = [f"data_path={data}", f"cache_path={output / 'cache'}", *_run_folders(output)]
     if not run.train(EXPERIMENT, settings, training_time_limit=minutes * 60).finished:
         return None
     predict.predict(EXPERIMENT, overrides=settings, overwrite=True)
     process.process(EXPERIMENT, overrides=settings)
     evaluate.evaluate(EXPERIMENT, overrides=settings)
     config = load_config(EXPERIMENT, settings)
-    rows = [
-        visualize.montage(box, visualize.find_layers(config, box)) for box in regions.choose(config)
-    ]
+    rows = []
+    for box in regions.choose(config):
+        rows.append(visualize.montage(box, visualize.find_layers(config, box)))
     picture = output / "demo.png"
     figures.write_png(picture, figures.above(rows, background=255))
     print(f"raw, truth, predictions and processed volumes of both validation crops: {picture}")
     return picture
+
+
+def write_data(folder: Path) -> None:
+    """Write the phantom cell as a data root. Raises UserError outside of a checkout."""
+    try:
+        from testing import phantom
+    except ImportError as error:  # no part of the installed package
+        raise UserError(ONLY_IN_A_CHECKOUT) from error
+    phantom.write_phantom(folder)
+
+
+def _run_folders(output: Path) -> list[str]:
+    """Overrides that put what a run writes under `output`, not into the experiment's folder."""
+    folders = {
+        "model_save_path": "checkpoints",
+        "logs_save_path": "logs",
+        "predictions_path": "predictions",
+        "processed_path": "processed",
+        "results_path": "results",
+    }
+    run_of_model = "{model_name}/{run_name}"
+    return [f"{name}={output / folder}/{run_of_model}" for name, folder in folders.items()]

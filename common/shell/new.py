@@ -1,61 +1,57 @@
-"""A new experiment from another one: its files under a new name, without what its runs left behind."""
+"""A new experiment from another one: its files under a new name, without what its runs left."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from common.config.load import load_config
 from common.config.settings import RUN_FOLDERS
 from common.errors import UserError
 from common.files import REPOSITORY
+from common.talk import command_line, some
 
-OF_RUNS = {
-    "logs",
-    "checkpoints",
-    "predictions",
-    "processed",
-    "results",
-    "thresholds.json",
-    "scores.png",
-    "__pycache__",
-}
+OF_RUNS = frozenset(
+    [
+        "logs",
+        "checkpoints",
+        "predictions",
+        "processed",
+        "results",
+        "thresholds.json",
+        "scores.png",
+        "__pycache__",
+    ]
+)
 """What training, predict, process, tune and evaluate leave in an experiment's folder."""
 
 NO_RESULTS = "None yet.\n"
 
+# neither in the middle of a longer name nor of another path
+_BEFORE = r"(?<![\w./-])"
+_AFTER = r"(?![\w-])"
+
 
 def new(name: str | Path, source: str | Path) -> Path:
-    """Copy an experiment to the folder `name`, its name in texts and commands changed, results taken out; gives the folder.
+    """Copy an experiment to the folder `name`; returns it, absolute.
 
-    source: an experiment's folder, looked for here and in the repository. Raises FileExistsError or FileNotFoundError, or
-    ValueError if the copy's configuration cannot be read; then nothing is left of it.
+    Its name in texts and commands is changed, and its results are taken out. Raises
+    FileExistsError, FileNotFoundError, or UserError if the copy's configuration cannot be read;
+    then nothing is left of it.
+
+    source: an experiment's folder, looked for here and in the repository.
     """
-    target, source = Path(name).expanduser().absolute(), _find(source)
-    if target.exists():
-        raise FileExistsError(f"{target}: is there already; write another name")
-    if target.is_relative_to(source):
-        raise UserError(f"{target}: lies in {source}, which is copied; write another name")
-    if not re.fullmatch(r"\w[\w.-]*", target.name):
-        raise UserError(
-            f"'{target.name}' is no name for an experiment; write letters, digits, _, - and ."
-        )
-    left_out = OF_RUNS | _own_run_folders(source)
+    target = Path(name).expanduser().absolute()
+    source = _find(source)
+    _refuse(target, source)
     target.parent.mkdir(parents=True, exist_ok=True)
+    # under another name until it is whole: a half copy would pass for an experiment
     partial = target.with_name(f".{target.name}.partial")
     try:
-        shutil.copytree(
-            source,
-            partial,
-            ignore=lambda _, names: {n for n in names if n in left_out or n.startswith(".")},
-        )
-        for path in partial.rglob("*"):
-            if path.suffix in (".py", ".md", ".csv") and path.is_file():
-                path.write_text(renamed(path.read_text(), source, target))
-        readme = partial / "README.md"
-        text = readme.read_text() if readme.is_file() else f"# {target.name}\n"
-        readme.write_text(without_results(text).replace("\n", f"\n\nA copy of {source.name}.\n", 1))
+        shutil.copytree(source, partial, ignore=_left_behind(source))
+        _rename(partial, source, target)
         load_config(partial)
         partial.rename(target)
     finally:
@@ -65,65 +61,102 @@ def new(name: str | Path, source: str | Path) -> Path:
 
 def next_command(target: Path) -> str:
     """What to type after `new`."""
-    return f"python -m cellmap_segmentation_challenge train {said(target)} --check"
+    return command_line("train", name_of(target), check=True)
 
 
 def renamed(text: str, source: Path, target: Path) -> str:
-    """The text with the folder of `source` replaced where it stands as a path, and its name where it stands alone."""
-    text = _replace(text, said(source), said(target)) if said(source) != source.name else text
-    text = re.sub(rf"(?<![\w./-]){re.escape(source.name)}(?=/)", lambda _: said(target), text)
-    lines = [
-        _replace(line, source.name, said(target) if "python -m" in line else target.name)
-        for line in text.splitlines(keepends=True)
-    ]
+    """The text with `source` replaced: by the path where it stands as one, else by the name."""
+    new_path = name_of(target)
+    if name_of(source) != source.name:
+        text = _replace(text, name_of(source), new_path)
+    beginning = rf"{_BEFORE}{re.escape(source.name)}(?=/)"
+    text = re.sub(beginning, lambda _: new_path, text)
+    lines = []
+    for line in text.splitlines(keepends=True):
+        # in a command the name alone is a path, too
+        replacement = new_path if "python -m" in line else target.name
+        lines.append(_replace(line, source.name, replacement))
     return "".join(lines)
 
 
 def without_results(text: str) -> str:
-    """A README whose sections Results and Scores, down to the next section, say that there are none yet."""
-    kept, inside = [], False
+    """A README whose sections Results and Scores, down to the next section, say: none yet."""
+    kept = []
+    emptied = False
     for section in re.split(r"(?m)^(?=##? )", text):
         title = section.partition("\n")[0]
         if not re.match(r"##? (Results|Scores)\b", title):
             kept.append(section)
-        elif not inside:
+        elif not emptied:
             kept.append(f"{title}\n\n{NO_RESULTS}\n")
-            inside = True
+            emptied = True
     return "".join(kept).rstrip() + "\n"
 
 
-def said(folder: Path) -> str:
+def name_of(folder: Path) -> str:
     """A folder as a command in the repository names it."""
-    return str(folder.relative_to(REPOSITORY)) if folder.is_relative_to(REPOSITORY) else str(folder)
+    if folder.is_relative_to(REPOSITORY):
+        return str(folder.relative_to(REPOSITORY))
+    return str(folder)
+
+
+def _refuse(target: Path, source: Path) -> None:
+    if target.exists():
+        raise FileExistsError(f"{target}: is there already; write another name")
+    if target.is_relative_to(source):
+        raise UserError(f"{target}: lies in {source}, which is copied; write another name")
+    if not re.fullmatch(r"\w[\w.-]*", target.name):
+        raise UserError(
+            f"'{target.name}' is no name for an experiment; write letters, digits, _, - and ."
+        )
+
+
+def _left_behind(source: Path) -> Callable[[str, list[str]], set[str]]:
+    """For `copytree`: the names in a folder that are not copied."""
+    of_runs = OF_RUNS | _own_run_folders(source)
+
+    def ignored(_: str, names: list[str]) -> set[str]:
+        return {name for name in names if name in of_runs or name.startswith(".")}
+
+    return ignored
+
+
+def _rename(folder: Path, source: Path, target: Path) -> None:
+    """Put the new name into the texts of a copy, and take the results out of its README."""
+    for path in folder.rglob("*"):
+        if path.suffix in (".py", ".md", ".csv") and path.is_file():
+            path.write_text(renamed(path.read_text(), source, target))
+    readme = folder / "README.md"
+    text = readme.read_text() if readme.is_file() else f"# {target.name}\n"
+    origin = f"\n\nA copy of {source.name}.\n"
+    readme.write_text(without_results(text).replace("\n", origin, 1))
 
 
 def _find(source: str | Path) -> Path:
     """The folder of an experiment, absolute. FileNotFoundError with those that there are."""
-    for folder in (Path(source).expanduser().absolute(), REPOSITORY / source):
-        folder = folder.parent if folder.name == "train_config.py" else folder
+    for path in (Path(source).expanduser().absolute(), REPOSITORY / source):
+        folder = path.parent if path.name == "train_config.py" else path
         if (folder / "train_config.py").is_file():
             return folder.resolve()
-    there = sorted(
-        said(path.parent)
-        for pattern in ("*", "examples/*")
-        for path in REPOSITORY.glob(f"{pattern}/train_config.py")
-    )
-    raise FileNotFoundError(
-        f"{source}: no experiment, as it holds no train_config.py; copy one of {', '.join(there)}"
-    )
+    experiments = []
+    for pattern in ("*/train_config.py", "examples/*/train_config.py"):
+        experiments += [name_of(path.parent) for path in REPOSITORY.glob(pattern)]
+    hint = f"copy one of {some(sorted(experiments))}" if experiments else "name the folder of one"
+    raise FileNotFoundError(f"{source}: no experiment, as it holds no train_config.py; {hint}")
 
 
 def _own_run_folders(source: Path) -> set[str]:
-    """First folders of the paths that this experiment's runs write to, where it set them to others in its folder."""
+    """First folders, within an experiment's own, of the paths that it set for its runs."""
     config = load_config(source)
-    paths = [config.path(name) for name in RUN_FOLDERS]
-    return {
-        path.relative_to(source).parts[0]
-        for path in paths
-        if path.is_relative_to(source) and path != source
-    }
+    folders = set()
+    for name in RUN_FOLDERS:
+        path = config.path(name)
+        if path.is_relative_to(source) and path != source:
+            folders.add(path.relative_to(source).parts[0])
+    return folders
 
 
 def _replace(text: str, old: str, new: str) -> str:
     """Replace a name where it is not part of a longer one."""
-    return re.sub(rf"(?<![\w./-]){re.escape(old)}(?![\w-])", lambda _: new, text)
+    # a function, since a backslash means something in a replacement
+    return re.sub(rf"{_BEFORE}{re.escape(old)}{_AFTER}", lambda _: new, text)

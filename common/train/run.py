@@ -17,8 +17,8 @@ from tqdm import tqdm
 from common import runtime
 from common.config.load import load_config
 from common.config.settings import MAY_CHANGE, TrainConfig
-from common.data import loaders
-from common.data.loaders import Batches, Blocks, Data
+from common.data import augment, loaders
+from common.data.loaders import Data, training_batches, validation_batches
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.model.build import build_model
@@ -29,7 +29,7 @@ from common.talk import command_line, say, this_command
 from common.train import checkpoint, losses, optim, steps
 from common.train.record import Recorder, RunRecord, is_better
 from common.train.steps import Method, Scores, State
-from common.train.tracking import MLflow, TensorBoard, Tracker
+from common.train.tracking import Tracker, open_sinks
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def prepare(config: TrainConfig) -> tuple[torch.device, Data, State, Method]:
     """Device, crops, and a run at its first step. Seeds before weights are drawn; the model is checked before data are decoded."""
     device = runtime.pick_device(config.device)
     precision = runtime.pick_precision(config.precision, device)
+    if config.augment:
+        augment.check_own(config.augment, config.input_array_info["shape"], device)
     runtime.seed_everything(config.random_seed)
     model = build_model(config, device)
     crops = loaders.open_data(config)
@@ -196,20 +198,6 @@ def save(config: TrainConfig, state: State, split_hash: str, which: str) -> None
     checkpoint.save(config.path("model_save_path") / f"{which}.pt", whole)
 
 
-def training_batches(config: TrainConfig, crops: Data, device: torch.device) -> Batches:
-    """The stream of training samples; iteration i takes the same ones in every run with these settings and this seed."""
-    blocks = Blocks(crops.train, crops.sampler, crops.sampler.input, crops.sampler.target)
-    return Batches(blocks, config.batch_size, config.num_workers, device, config.raw_range)
-
-
-def validation_batches(config: TrainConfig, crops: Data, device: torch.device) -> Batches | None:
-    """The fixed validation blocks, or None if no crop validates."""
-    if not crops.blocks:
-        return None
-    blocks = Blocks(crops.validation, crops.blocks, crops.sampler.input, crops.sampler.target)
-    return Batches(blocks, config.batch_size, config.num_workers, device, config.raw_range)
-
-
 def open_logs(config: TrainConfig, state: State, about: dict[str, str]) -> tuple[Tracker, Recorder]:
     """Where the run's numbers go: the sinks that `trackers` names, and run.json."""
     folder = config.path("logs_save_path")
@@ -222,22 +210,8 @@ def open_logs(config: TrainConfig, state: State, about: dict[str, str]) -> tuple
         provenance=about,
     )
     record = Recorder(folder, state.iteration, about_run)
-    sinks: list[TensorBoard | MLflow] = (
-        [TensorBoard(folder, state.iteration)] if "tensorboard" in config.trackers else []
-    )
-    if "mlflow" in config.trackers:
-        sinks.append(
-            open_mlflow(config, config.run, record.record.mlflow_run, config.mlflow_parent)
-        )
-        record.record.mlflow_run = sinks[-1].run_id  # type: ignore[union-attr]
-        record.write()
+    sinks = open_sinks(config, state.iteration, record)
     return Tracker(folder, state.iteration, sinks), record
-
-
-def open_mlflow(config: TrainConfig, run_name: str, run_id: str = "", parent: str = "") -> MLflow:
-    """A run of this experiment in the store of mlflow_uri."""
-    uri = config.mlflow_uri or f"sqlite:///{config.folder / 'logs' / 'mlflow.db'}"
-    return MLflow(uri, config.model_name, run_name, run_id, parent)
 
 
 def run(
@@ -470,7 +444,9 @@ def epoch_progress(config: TrainConfig, state: State, end: int) -> tqdm:
 
 def _refuse_other_settings(path: Path, saved: dict, config: TrainConfig, split_hash: str) -> None:
     """A continued run is the same run: settings that change what is learnt cannot change under way."""
-    old, new = saved["settings"], config.record()
+    # a setting that did not exist yet was what its default is
+    old = TrainConfig.recorded_defaults() | saved["settings"]
+    new = config.record()
     changed = [
         f"{name} was {old.get(name)} and is {new[name]}"
         for name in new

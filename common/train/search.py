@@ -33,8 +33,8 @@ from common.config.settings import MAY_CHANGE, TrainConfig
 from common.data import split
 from common.errors import UserError
 from common.talk import say
-from common.train.run import open_mlflow, train
-from common.train.tracking import MLflow
+from common.train.run import train
+from common.train.tracking import MLflow, open_mlflow
 
 OBJECTIVE = frozenset(
     [
@@ -395,7 +395,7 @@ def _mlflow_parent(study: Any, base: TrainConfig) -> MLflow | None:
     """The MLflow run that the trials are nested in, None without MLflow."""
     if "mlflow" not in base.trackers:
         return None
-    sink = open_mlflow(base, "search", study.user_attrs.get("mlflow_run", ""))
+    sink = open_mlflow(base, "search", run_id=study.user_attrs.get("mlflow_run", ""))
     study.set_user_attr("mlflow_run", sink.run_id)
     return sink
 

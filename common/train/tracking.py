@@ -1,50 +1,138 @@
-"""What a run says and keeps: lines on standard error, scalars and figures in TensorBoard or MLflow, history.csv and run.json.
-
-A sink has the same four calls as `Tracker`, which passes them on: scalars, image, text, finish.
-"""
+"""Where the scalars, figures and texts of a run go: TensorBoard, MLflow, or a sink of one's own."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from common.config.settings import TrainConfig
 from common.errors import UserError
-from common.train.record import add_epoch
+from common.train.record import Recorder, add_epoch
+
+Hyperparameters = Mapping[str, str | float | bool]
+
+LONGEST_PARAMETER = 6000
+"""Characters that an MLflow store takes for a parameter."""
+
+
+class Sink(Protocol):
+    """Takes what a run logs. The setting `trackers` takes classes with these four calls, too.
+
+    Such a class, or a function that returns an object with the calls, is called with
+    (folder, run_name, settings) whenever `train` begins or goes on with a run: the folder of the
+    run's logs, the name of the run, and each setting as text. Iterations that are trained again
+    after a crash are logged again, with the same values. What the calls raise ends the run.
+
+    Weights & Biases, as an example in a file `wandb_tracker.py` of an experiment:
+
+        class WeightsAndBiases:
+            def __init__(self, folder, run_name, settings):
+                import wandb
+
+                self.wandb = wandb
+                self.run = wandb.init(
+                    project=settings["model_name"].strip("'"),
+                    name=run_name,
+                    id=run_name,
+                    resume="allow",
+                    dir=folder,
+                    config=settings,
+                )
+
+            def scalars(self, values, step):
+                self.run.log(dict(values), step=step)
+
+            def image(self, tag, image, step):
+                self.run.log({tag: self.wandb.Image(image)}, step=step)
+
+            def text(self, tag, values, step):
+                self.run.config.update({tag: dict(values)}, allow_val_change=True)
+
+            def finish(self, status, settings, metrics, files):
+                self.run.summary.update({f"final/{name}": v for name, v in metrics.items()})
+                self.run.finish(exit_code=0 if status == "FINISHED" else 1)
+
+    and in train_config.py:
+
+        from .wandb_tracker import WeightsAndBiases
+
+        trackers = ("tensorboard", WeightsAndBiases)
+    """
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Log finite numbers under their tags ("loss/train", "dice/mito", ...) at an iteration."""
+
+    def image(self, tag: str, image: np.ndarray, step: int) -> None:
+        """Log an RGB image (y, x, 3) uint8."""
+
+    def text(self, tag: str, values: Mapping[str, str], step: int) -> None:
+        """Log names and values: tag is "settings" or "provenance"."""
+
+    def finish(
+        self,
+        status: str,
+        settings: Hyperparameters,
+        metrics: Mapping[str, float],
+        files: Sequence[Path],
+    ) -> None:
+        """Log how the call of `train` ended, and close. Nothing is called after it.
+
+        Args:
+            status: "FINISHED", "KILLED" (interrupted; the run may go on) or "FAILED".
+            settings: the few settings that runs are compared by; empty unless finished.
+            metrics: the final best_metric and loss, as far as they are finite.
+            files: to keep with the run: its *.py, its datasplit, its best checkpoint.
+        """
+
+
+SinkFactory = Callable[[Path, str, Mapping[str, str]], Sink]
+"""(folder, run_name, settings) to a sink."""
+
+CALLS = ("scalars", "image", "text", "finish")
+"""What a sink must have."""
 
 
 class TensorBoard:
-    """Event files in a folder. A run that starts or continues at `iteration` replaces what was logged after it."""
+    """Event files in a folder."""
 
     def __init__(self, folder: Path, iteration: int = 0):
+        """A run that starts or continues at `iteration` replaces what was logged after it."""
         self.writer = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else 0)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """A curve for each tag."""
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
         self.writer.flush()  # what led to a crash is then on disk
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
+        """An image, one a step."""
         self.writer.add_image(tag, image, step, dataformats="HWC")
 
     def text(self, tag: str, values: Mapping[str, str], step: int) -> None:
-        lines = [f"| {name} | {str(value).replace('|', '/')} |" for name, value in values.items()]
-        self.writer.add_text(tag, "\n".join(["| name | value |", "|---|---|", *lines]), step)
+        """A Markdown table of names and values."""
+        lines = ["| name | value |", "|---|---|"]
+        for name, value in values.items():
+            cell = str(value).replace("|", "/")  # which would end the cell
+            lines.append(f"| {name} | {cell} |")
+        self.writer.add_text(tag, "\n".join(lines), step)
 
     def finish(
         self,
         status: str,
-        settings: Mapping[str, str | float | bool],
+        settings: Hyperparameters,
         metrics: Mapping[str, float],
         files: Sequence[Path],
     ) -> None:
+        """The HPARAMS page has settings and metrics, as a run of its own; files are not kept."""
         if metrics:
             finals = {f"final/{name}": value for name, value in metrics.items()}
             self.writer.add_hparams(dict(settings), finals, run_name="hparams")
@@ -52,102 +140,116 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run in MLflow's store: begun, or gone on with where `run_id` is one of that store.
+    """A run in MLflow's store.
 
-    A store takes nothing back: iterations that are trained again after a crash stand there twice, with equal values.
-    ValueError if mlflow, or what it needs for a database file, is not installed.
+    A store takes nothing back: iterations that are trained again after a crash stand there twice,
+    with equal values.
     """
 
     def __init__(
-        self, uri: str, experiment: str, run_name: str, run_id: str = "", parent: str = ""
+        self, uri: str, experiment: str, run_name: str, *, run_id: str = "", parent: str = ""
     ):
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # training calls nobody
+        """Begin a run, or go on with the one of `run_id` where the store has it.
+
+        Args:
+            uri: the store: a server, a folder, or a database file after sqlite:///.
+            experiment: the name that runs are grouped by; it is made where there is none.
+            run_name: of a new run.
+            run_id: of an earlier session of this run.
+            parent: id of the run that a new one is nested in.
+
+        Raises:
+            UserError: if mlflow, or what it needs for a database file, is not installed, or the
+                store does not open.
+        """
+        client_class, not_opened = _import_mlflow()
+        database = _database_of(uri)
+        if database:
+            database.parent.mkdir(parents=True, exist_ok=True)
         try:
-            from mlflow import MlflowClient
-            from mlflow.exceptions import MlflowException
-        except ImportError:
-            raise UserError(
-                "trackers = 'mlflow' needs the package mlflow; pip install mlflow, or leave it out of trackers"
-            ) from None
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        artifacts = None
-        if uri.startswith(
-            "sqlite:///"
-        ):  # files would go into the folder that the command was called in
-            artifacts = Path(uri.removeprefix("sqlite:///")).absolute().with_suffix("")
-            artifacts.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.client = MlflowClient(tracking_uri=uri)
-            known = self.client.get_experiment_by_name(experiment)
-            of = (
-                known.experiment_id
-                if known
-                else self.client.create_experiment(
-                    experiment, artifacts.as_uri() if artifacts else None
-                )
-            )
-        except (ImportError, MlflowException) as error:
+            self.client = client_class(tracking_uri=uri)
+            experiment_id = self._experiment_id(experiment, database)
+        except (ImportError, not_opened) as error:
             reason = str(error).strip().split(". ")[0]
             raise UserError(
-                f"mlflow_uri = '{uri}': the store does not open ({reason}); pip install mlflow, or write another"
+                f"mlflow_uri = '{uri}': the store does not open ({reason}); pip install mlflow, "
+                "or write another"
             ) from error
         self.run_id = ""
-        with suppress(MlflowException):  # a run of another store, or one that was deleted there
-            self.run_id = self.client.get_run(run_id).info.run_id if run_id else ""
+        if run_id:
+            # it may be a run of another store, or one that was deleted there
+            with suppress(not_opened):
+                self.run_id = self.client.get_run(run_id).info.run_id
         if self.run_id:
             self.client.update_run(self.run_id, status="RUNNING")
-        else:
-            tags = {"mlflow.parentRunId": parent} if parent else {}
-            self.run_id = self.client.create_run(of, tags=tags, run_name=run_name).info.run_id
+            return
+        tags = {"mlflow.parentRunId": parent} if parent else {}
+        run = self.client.create_run(experiment_id, tags=tags, run_name=run_name)
+        self.run_id = run.info.run_id
+
+    def _experiment_id(self, name: str, database: Path | None) -> str:
+        """Of the experiment of that name, which is made where there is none."""
+        known = self.client.get_experiment_by_name(name)
+        if known:
+            return known.experiment_id
+        if not database:
+            return self.client.create_experiment(name)
+        # files beside the database: MLflow's default is a folder where the command was called
+        return self.client.create_experiment(name, database.with_suffix("").as_uri())
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """A metric for each tag."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self.client.log_batch(
-            self.run_id,
-            metrics=[Metric(tag, float(value), now, step) for tag, value in values.items()],
-        )
+        metrics = [Metric(tag, float(value), now, step) for tag, value in values.items()]
+        self.client.log_batch(self.run_id, metrics=metrics)
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """The latest image of a tag replaces the one before it."""
-        self.client.log_image(
-            self.run_id, image, artifact_file=f"figures/{tag.rsplit('/', 1)[-1]}.png"
-        )
+        name = tag.rsplit("/", 1)[-1]
+        self.client.log_image(self.run_id, image, artifact_file=f"figures/{name}.png")
 
     def text(self, tag: str, values: Mapping[str, str], step: int) -> None:
-        """Settings become parameters, once, as a store keeps the first; the rest become tags. Both also a file."""
-        from mlflow.entities import Param, RunTag
-
-        run = self.client.get_run(self.run_id).data
+        """Settings become parameters, everything else becomes tags; both are kept as a file too."""
         if tag == "settings":
-            new = [
-                Param(name, str(value)[:6000])
-                for name, value in values.items()
-                if name not in run.params
-            ]
-            self.client.log_batch(self.run_id, params=new)
+            self._parameters(values)
         else:
-            self.client.log_batch(
-                self.run_id, tags=[RunTag(name, str(value)) for name, value in values.items()]
-            )
+            self._tags(values)
         if "commit" in values:
             self.client.set_tag(self.run_id, "mlflow.source.git.commit", values["commit"])
         self.client.log_dict(self.run_id, dict(values), f"{tag}.json")
 
+    def _parameters(self, values: Mapping[str, str]) -> None:
+        """Log those that the run does not have yet: a store refuses another value for them."""
+        from mlflow.entities import Param
+
+        known = self.client.get_run(self.run_id).data.params
+        parameters = []
+        for name, value in values.items():
+            if name not in known:
+                parameters.append(Param(name, str(value)[:LONGEST_PARAMETER]))
+        self.client.log_batch(self.run_id, params=parameters)
+
+    def _tags(self, values: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(name, str(value)) for name, value in values.items()]
+        self.client.log_batch(self.run_id, tags=tags)
+
     def finish(
         self,
         status: str,
-        settings: Mapping[str, str | float | bool],
+        settings: Hyperparameters,
         metrics: Mapping[str, float],
         files: Sequence[Path],
     ) -> None:
+        """Keep files and final metrics, and end the run."""
         for file in files:
-            if (
-                file.suffix == ".py"
-            ):  # under another name: a folder with a train_config.py is an experiment
-                self.client.log_text(self.run_id, file.read_text(), f"experiment/{file.name}.txt")
+            if file.suffix == ".py":
+                # as text: a folder with a train_config.py would be taken for an experiment
+                text = file.read_text()
+                self.client.log_text(self.run_id, text, f"experiment/{file.name}.txt")
             else:
                 self.client.log_artifact(self.run_id, str(file))
         self.scalars({f"final/{name}": value for name, value in metrics.items()}, 0)
@@ -155,10 +257,13 @@ class MLflow:
 
 
 class Tracker:
-    """One run's log in a folder. A run that starts or continues at `iteration` replaces what was logged after it."""
+    """One run's log: passes everything to each of its sinks, and keeps history.csv."""
 
-    def __init__(self, folder: Path, iteration: int = 0, sinks: Sequence[Any] | None = None):
-        """sinks: TensorBoard in that folder unless given."""
+    def __init__(self, folder: Path, iteration: int = 0, sinks: Sequence[Sink] | None = None):
+        """A run that starts or continues at `iteration` replaces what was logged after it.
+
+        sinks: TensorBoard in that folder unless given.
+        """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.sinks = [TensorBoard(folder, iteration)] if sinks is None else list(sinks)
@@ -181,19 +286,87 @@ class Tracker:
 
     def finish(
         self,
-        settings: Mapping[str, str | float | bool],
+        settings: Hyperparameters,
         metrics: Mapping[str, float],
         files: Sequence[Path] = (),
         status: str = "FINISHED",
     ) -> None:
-        """Log settings and final metrics (TensorBoard: its HPARAMS page, as a run of its own), keep files, close.
-
-        status: FINISHED, KILLED (interrupted) or FAILED, as MLflow calls them.
-        """
+        """Log settings and final metrics, keep files, close; see `Sink.finish`."""
         finite = {name: value for name, value in metrics.items() if np.isfinite(value)}
+        # each is taken off first: where one fails, a second call finishes the others alone
         while self.sinks:
             self.sinks.pop().finish(status, settings, finite, files)
 
     def history(self, row: Mapping[str, float]) -> None:
-        """Add a row, whose first column is the epoch; rows of this or a later epoch are replaced."""
+        """Add a row to history.csv; those of this epoch and later ones are replaced."""
         add_epoch(self.folder, row)
+
+
+def open_sinks(config: TrainConfig, iteration: int, recorder: Recorder) -> list[Sink]:
+    """The sinks that the setting `trackers` names, for a run that is at `iteration`.
+
+    The run in MLflow's store is noted in the record, so that the next session goes on with it.
+    Raises UserError for a sink that does not open or lacks one of the four calls.
+    """
+    folder = config.path("logs_save_path")
+    sinks: list[Sink] = []
+    for tracker in config.trackers:
+        if tracker == "tensorboard":
+            sinks.append(TensorBoard(folder, iteration))
+        elif tracker == "mlflow":
+            record = recorder.record
+            sink = open_mlflow(
+                config, config.run, run_id=record.mlflow_run, parent=config.mlflow_parent
+            )
+            sinks.append(sink)
+            record.mlflow_run = sink.run_id
+            recorder.write()
+        elif not isinstance(tracker, str):
+            sinks.append(_own_sink(tracker, config))
+    return sinks
+
+
+def open_mlflow(
+    config: TrainConfig, run_name: str, *, run_id: str = "", parent: str = ""
+) -> MLflow:
+    """A run of this experiment in the store of mlflow_uri."""
+    uri = config.mlflow_uri or f"sqlite:///{config.folder / 'logs' / 'mlflow.db'}"
+    return MLflow(uri, config.model_name, run_name, run_id=run_id, parent=parent)
+
+
+def _own_sink(factory: SinkFactory, config: TrainConfig) -> Sink:
+    """A user's sink, whose calls are looked at once, before anything is trained."""
+    sink = factory(config.path("logs_save_path"), config.run, config.record())
+    missing = [call for call in CALLS if not callable(getattr(sink, call, None))]
+    if missing:
+        name = getattr(factory, "__qualname__", repr(factory))
+        given = type(sink).__qualname__
+        raise UserError(
+            f"trackers: {name} gives a {given} without {', '.join(missing)}; give it the calls "
+            f"{', '.join(CALLS)} of common.train.tracking.Sink"
+        )
+    return sink
+
+
+def _database_of(uri: str) -> Path | None:
+    """The database file that is a store, None of any other."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///")).absolute()
+
+
+def _import_mlflow() -> tuple[Any, type[Exception]]:
+    """MlflowClient and MlflowException of the package, which is optional."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # training calls nobody
+    try:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+    except ImportError:
+        raise UserError(
+            "trackers = 'mlflow' needs the package mlflow; pip install mlflow, "
+            "or leave it out of trackers"
+        ) from None
+    # both say at the level of information what they do to a database file
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient, MlflowException

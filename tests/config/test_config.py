@@ -715,3 +715,29 @@ def test_reading_a_configuration_needs_no_network_and_builds_nothing():
     words = [sys.executable, "-c", textwrap.dedent(program), *map(str, FOLDERS)]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+# What is drawn how often, and a user's own augmentation
+
+
+@pytest.mark.parametrize(
+    ("text", "keyword"),
+    [
+        ("augment = lambda raw: raw", "too many positional arguments"),
+        ("class_sampling_weights = {'nobody': 2}", "['nobody']: not one of classes"),
+        ("class_sampling_weights = {'mito': -1}", "['mito'] = -1"),
+        ("class_sampling_weights = {'mito': True}", "['mito'] = True"),
+        ("crop_sampling_weights = {'a/*': 0}", "['a/*'] = 0"),
+        ("class_sampling_weights = {'mito': 2}\nweighted_sampler = False", "draws no classes"),
+    ],
+)
+def test_sampling_weights_and_augment_that_cannot_take_effect_are_refused(file, text, keyword):
+    (problem,) = problems(file(text))
+    assert keyword in problem and text.split(" =")[0] in problem
+
+
+def test_settings_that_a_record_does_not_have_are_told_by_their_defaults():
+    defaults = TrainConfig.recorded_defaults()
+    assert defaults["augment"] == "None" and defaults["class_sampling_weights"] == "{}"
+    assert defaults["learning_rate"] == "0.0001"
+    assert "build_model" not in defaults

@@ -10,8 +10,9 @@ import torch
 from scipy import ndimage
 
 from common.data import augment
-from common.data.augment import change_intensity, resample_linear, resample_nearest
+from common.data.augment import IntensityChange, change_intensity, resample_linear, resample_nearest
 from common.data.sampling import rotation
+from common.errors import UserError
 
 BLOCK = np.random.default_rng(0).integers(0, 256, (14, 15, 16), np.uint8)
 
@@ -240,9 +241,8 @@ def changed(
     noise_std: float = 0,
     seed: int = 5,
 ) -> torch.Tensor:
-    n = len(patches)
-    settings = ([value] * n for value in (gamma, contrast, noise_std))
-    return change_intensity(patches.clone(), *settings, [seed + i for i in range(n)])
+    changes = [IntensityChange(gamma, contrast, noise_std, seed + i) for i in range(len(patches))]
+    return change_intensity(patches.clone(), changes)
 
 
 def test_gamma_is_a_power():
@@ -296,7 +296,8 @@ def test_settings_that_change_nothing_leave_raw_as_it_is():
 
 def test_each_sample_is_changed_by_its_own_settings():
     patches = raw(3)
-    found = change_intensity(patches.clone(), [1, 2.0, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0])
+    changes = [IntensityChange(), IntensityChange(gamma=2.0), IntensityChange()]
+    found = change_intensity(patches.clone(), changes)
     torch.testing.assert_close(found, torch.stack([patches[0], patches[1] ** 2, patches[2]]))
 
 
@@ -318,3 +319,54 @@ def test_noise_leaves_the_global_generator_alone():
 @pytest.mark.parametrize("seed", [0, 2**62 - 1])
 def test_seeds_of_62_bits_are_accepted(seed):
     assert changed(raw(1), noise_std=0.1, seed=seed).isfinite().all()
+
+
+# A user's own augmentation, tried before training
+
+
+def add_noise(patch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return patch + 0.1 * torch.rand(patch.shape, generator=generator, device=patch.device)
+
+
+def darken_in_place(patch: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+    return patch.mul_(0.5)
+
+
+@pytest.mark.parametrize("good", [add_noise, darken_in_place])
+def test_own_augmentation_that_can_be_repeated_is_taken(good):
+    augment.check_own(good, (4, 5, 6), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "what"),
+    [
+        (lambda patch, _: patch[0], r"\(4, 5, 6\) float32"),
+        (lambda patch, _: patch[:, 1:], r"\(1, 3, 5, 6\) float32"),
+        (lambda patch, _: patch.double(), "float64"),
+        (lambda patch, _: patch / 0, "not finite"),
+        (lambda patch, _: patch.numpy(), "ndarray"),
+        (lambda patch, _: None, "NoneType"),
+        (lambda patch, _: patch + torch.rand(()), "generator=generator"),
+    ],
+    ids=["no channel", "shape", "type", "infinite", "array", "nothing", "global generator"],
+)
+def test_own_augmentation_that_gives_something_else_is_refused_in_a_sentence(bad, what):
+    with pytest.raises(UserError, match=f"augment gave.*{what}"):
+        augment.check_own(bad, (4, 5, 6), torch.device("cpu"))
+
+
+def test_what_own_augmentation_raises_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        augment.check_own(lambda patch, _: 1 / 0, (4, 5, 6), torch.device("cpu"))
+
+
+def test_own_random_numbers_are_not_those_of_the_noise():
+    change = IntensityChange(noise_std=0.1, noise_seed=5)
+    patches = torch.full((1, 1, 5, 5, 5), 0.5)
+    noise = (change_intensity(patches.clone(), [change]) - 0.5) / 0.1
+    own = augment.apply_own(
+        lambda patch, generator: torch.randn(patch.shape, generator=generator),
+        patches.clone(),
+        [change],
+    )
+    assert abs(torch.corrcoef(torch.stack([noise.flatten(), own.flatten()]))[0, 1]) < 0.3

@@ -14,8 +14,9 @@ import pytest
 import zarr
 
 from common.data import crops
-from common.data.crops import Crop, Grid, open_crops
-from common.data.ngff import write_multiscale
+from common.data.crop_cache import CropCache
+from common.data.crops import Crop, CropRequest, Decoding, open_crops
+from common.data.ngff import Grid, write_multiscale
 from common.data.split import Row
 
 RANDOM = np.random.default_rng(0)
@@ -45,21 +46,31 @@ def write_crop(
     return Row(usage, store / "em" / "fibsem-uint8", crop, tuple(annotated or labels))
 
 
-def open_crop(
-    row: Row,
+def request(
     classes: Sequence[str] = ("mito",),
     scale: Sequence[float] = (8, 8, 8),
     margin: float = 0,
-    cache_gb: float = 1,
-    raw_range: Sequence[float] = (),
-    **settings: bool,
-) -> Crop:
-    """One crop at one scale, decoded into a cache beside its data."""
-    cache = row.raw.parents[3] / "cache"
-    margins, patch = np.full(3, float(margin)), np.array(scale, float)
-    return open_crops(
-        [row], classes, scale, scale, margins, patch, cache, cache_gb, raw_range, **settings
-    )[0]
+    **settings,
+) -> CropRequest:
+    """Raw and labels at one voxel size, with patches of one voxel, unless said otherwise."""
+    values = {
+        "classes": tuple(classes),
+        "input_scale": scale,
+        "target_scale": scale,
+        "patch_nm": np.array(scale, float),
+        "margins_nm": dict.fromkeys(("train", "validate"), np.full(3, float(margin))),
+    }
+    return CropRequest(**values | settings)
+
+
+def cache_in(root: Path, gigabytes: float = 1) -> CropCache:
+    return CropCache(root / "cache" / "crops", gigabytes)
+
+
+def open_crop(row: Row, *wanted, cache_gb: float = 1, **settings) -> Crop:
+    """One crop, decoded into a cache beside its data; the arguments of `request`."""
+    cache = cache_in(row.raw.parents[3], cache_gb)
+    return open_crops([row], request(*wanted, **settings), cache)[0]
 
 
 def volumes(crop: Crop) -> np.ndarray:
@@ -348,19 +359,8 @@ def test_black_raw_is_refused(tmp_path):
 
 def test_raw_smaller_than_the_patch_is_refused(tmp_path):
     row = write_crop(tmp_path, RAW, {"mito": blocks()})
-    with pytest.raises(
-        ValueError, match="160;160;160 nm of raw, smaller than the input patch of 200;200;200 nm"
-    ):
-        open_crops(
-            [row],
-            ["mito"],
-            (8, 8, 8),
-            (8, 8, 8),
-            np.zeros(3),
-            np.full(3, 200.0),
-            tmp_path / "cache",
-            1,
-        )
+    with pytest.raises(ValueError, match="160 nm of raw, smaller than the input patch of 200 nm"):
+        open_crop(row, patch_nm=np.full(3, 200.0))
 
 
 def test_labels_beside_the_raw_are_refused(tmp_path):
@@ -383,16 +383,7 @@ def test_all_problems_of_all_crops_come_in_one_message(tmp_path):
     bare = write_crop(tmp_path / "b", RAW, {"mito": blocks()})
     (bare.crop / "mito" / ".zattrs").unlink()
     with pytest.raises(ValueError) as error:
-        open_crops(
-            [far, bare],
-            ["mito"],
-            (8, 8, 8),
-            (8, 8, 8),
-            np.zeros(3),
-            np.ones(3),
-            tmp_path / "cache",
-            1,
-        )
+        open_crops([far, bare], request(), cache_in(tmp_path))
     assert "do not overlap" in str(error.value) and "no 'multiscales'" in str(error.value)
 
 
@@ -402,9 +393,7 @@ def test_raw_of_several_number_types_is_decoded_to_one(tmp_path):
         write_crop(tmp_path / "a", RAW, {"mito": blocks()}),
         write_crop(tmp_path / "b", wide, {"mito": blocks()}),
     ]
-    a, b = open_crops(
-        pair, ["mito"], (8, 8, 8), (8, 8, 8), np.zeros(3), np.ones(3), tmp_path / "cache", 1
-    )
+    a, b = open_crops(pair, request(), cache_in(tmp_path))
     assert a.raw().dtype == b.raw().dtype == np.float32
     np.testing.assert_allclose(a.raw(), b.raw(), rtol=1e-6)
     np.testing.assert_allclose(
@@ -418,13 +407,15 @@ def test_raw_of_several_number_types_is_decoded_to_one(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
     """The names of the crops that were decoded, in order."""
-    found, decode = [], crops._decode
-    monkeypatch.setattr(
-        crops,
-        "_decode",
-        lambda plan, cache: (found.append(str(plan.row.crop)), decode(plan, cache)),
-    )
-    return found
+    names = []
+    decode = crops._decode
+
+    def decode_and_note(job: Decoding, cache: CropCache) -> None:
+        names.append(str(job.row.crop))
+        decode(job, cache)
+
+    monkeypatch.setattr(crops, "_decode", decode_and_note)
+    return names
 
 
 def test_a_crop_is_decoded_once(tmp_path, decoded):
@@ -487,16 +478,15 @@ def on_disk(cache: Path) -> int:
 
 def test_the_least_recently_used_crop_is_removed(tmp_path, decoded):
     rows = [write_crop(tmp_path / name, RAW, {"mito": blocks()}) for name in "abc"]
-    cache, size = tmp_path / "cache", 0
+    cache = tmp_path / "cache"
 
     def use(row: Row, cache_gb: float) -> Crop:
-        return open_crops(
-            [row], ["mito"], (8, 8, 8), (8, 8, 8), np.zeros(3), np.ones(3), cache, cache_gb
-        )[0]
+        return open_crops([row], request(), cache_in(tmp_path, cache_gb))[0]
 
-    for age, row in zip((300, 100), rows, strict=False):
-        folder, size = use(row, 1).folder, on_disk(cache)
+    for age, row in ((300, rows[0]), (100, rows[1])):
+        folder = use(row, 1).folder
         os.utime(folder, (1e9 - age, 1e9 - age))
+    size = on_disk(cache)
     use(rows[0], 1)  # decoded first, used last
     use(rows[2], cache_gb=1.05e-9 * size)  # room for two
     assert on_disk(cache) <= 1.05 * size
@@ -510,14 +500,13 @@ def test_the_least_recently_used_crop_is_removed(tmp_path, decoded):
 def test_crops_opened_before_for_the_same_run_are_not_removed(tmp_path):
     """Training crops are opened first, validation crops second; both are needed until the end."""
     train, validation = (write_crop(tmp_path / name, RAW, {"mito": blocks()}) for name in "ab")
-    arguments = ["mito"], (8, 8, 8), (8, 8, 8), np.zeros(3), np.ones(3), tmp_path / "cache"
-    (first,) = open_crops([train], *arguments, 1)
-    small = 1.5e-9 * (first.raw().nbytes + first.labels().nbytes)
+    (first,) = open_crops([train], request(), cache_in(tmp_path))
+    small = cache_in(tmp_path, 1.5e-9 * first.bytes)
     with pytest.raises(ValueError, match="raise cache_gb"):
-        open_crops([validation], *arguments, small, beside=[first])
+        open_crops([validation], request(), small, beside=[first])
     assert first.folder.is_dir()
-    just_enough = 2.01e-9 * (first.raw().nbytes + first.labels().nbytes)  # without the palettes
-    open_crops([validation], *arguments, just_enough, beside=[first])
+    just_enough = cache_in(tmp_path, 2.01e-9 * first.bytes)  # without the palettes
+    open_crops([validation], request(), just_enough, beside=[first])
     assert first.folder.is_dir()
 
 
@@ -532,16 +521,19 @@ def test_remains_of_a_killed_decoding_are_removed(tmp_path):
 
 DECODE = """
 import sys
-import numpy as np
 from pathlib import Path
+
 from common.data.crops import open_crops
 from common.data.split import Row
-root, folder = Path(sys.argv[1]), Path(sys.argv[2])
+from tests.data.test_crops import cache_in, request
+
+root = Path(sys.argv[1])
 store = root / "data.zarr" / "recon-1"
-row = Row("train", store / "em" / "fibsem-uint8", store / "labels" / "groundtruth" / "crop1", ("mito",))
+labels = store / "labels" / "groundtruth" / "crop1"
+row = Row("train", store / "em" / "fibsem-uint8", labels, ("mito",))
 print("ready", flush=True)
 sys.stdin.readline()
-crop = open_crops([row], ["mito"], (8, 8, 8), (8, 8, 8), np.zeros(3), np.ones(3), folder, 1)[0]
+crop = open_crops([row], request(), cache_in(root))[0]
 print(int(crop.raw().sum()), int(crop.palette[crop.labels()].sum()))
 """
 
@@ -549,7 +541,7 @@ print(int(crop.raw().sum()), int(crop.palette[crop.labels()].sum()))
 def test_processes_that_decode_the_same_crop_at_once_do_no_harm(tmp_path):
     labels = RANDOM.integers(0, 2, (20, 20, 20), np.uint8)
     write_crop(tmp_path, RAW, {"mito": labels})
-    command = [sys.executable, "-c", DECODE, str(tmp_path), str(tmp_path / "cache")]
+    command = [sys.executable, "-c", DECODE, str(tmp_path)]
     running = [
         subprocess.Popen(
             command,
@@ -574,14 +566,14 @@ def test_processes_that_decode_the_same_crop_at_once_do_no_harm(tmp_path):
 def test_losing_the_race_to_decode_a_crop_takes_the_winners(tmp_path, monkeypatch):
     """The other process is done between our look at the cache and our rename."""
     row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
-    rename = os.rename
+    rename = Path.rename
 
     def late(source, destination):
-        if Path(destination).parent.name == "crops":
+        if destination.parent.name == "crops":
             shutil.copytree(source, destination)
-        rename(source, destination)
+        return rename(source, destination)
 
-    monkeypatch.setattr(crops.os, "rename", late)
+    monkeypatch.setattr(Path, "rename", late)
     np.testing.assert_array_equal(volumes(open_crop(row))[0], blocks((1, 1, 1)))
     assert len(os.listdir(tmp_path / "cache" / "crops")) == 1
 

@@ -13,12 +13,23 @@ import torch
 from scipy import ndimage
 
 from common.config.settings import TrainConfig
-from common.data.crops import Crop, open_crops
-from common.data.loaders import Batch, Batches, Blocks, count_voxels, notices, open_data
+from common.data.crop_cache import CropCache
+from common.data.crops import Crop, CropRequest, open_crops
+from common.data.loaders import (
+    Batch,
+    Batches,
+    Blocks,
+    count_voxels,
+    notices,
+    open_data,
+    training_batches,
+    validation_batches,
+)
 from common.data.ngff import write_multiscale
-from common.data.sampling import Patch, Sampler, reach_nm, validation_samples
+from common.data.sampling import Augmentation, Patch, Sampler, reach_nm, validation_samples
 from common.data.split import Row
 from common.data.targets import dense
+from common.errors import UserError
 
 CPU = torch.device("cpu")
 MIRROR = {"mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.5}}}
@@ -37,13 +48,13 @@ TRANSFORMS = {
     "turned": ROTATE,
     "everything": MIRROR | TRANSPOSE | ROTATE,
 }
-EVERYTHING = {
-    "spatial_transforms": MIRROR | TRANSPOSE | ROTATE,
-    "intensity_probability": 0.5,
-    "gamma_range": (0.8, 1.2),
-    "contrast_range": (0.8, 1.2),
-    "noise_std": 0.05,
-}
+EVERYTHING = Augmentation(
+    spatial_transforms=MIRROR | TRANSPOSE | ROTATE,
+    intensity_probability=0.5,
+    gamma_range=(0.8, 1.2),
+    contrast_range=(0.8, 1.2),
+    noise_std=0.05,
+)
 
 
 # The alignment of raw and labels
@@ -206,10 +217,17 @@ def aligned(request, tmp_path_factory) -> tuple[Geometry, dict[str, list[Crop]]]
 
     def crops(margin: np.ndarray) -> list[Crop]:
         rows = [Row("train", root / "raw" / axis, root / "crop", tuple(names)) for axis in "zyx"]
-        scales = geometry.input.scale, geometry.target.scale
-        return open_crops(
-            rows, names, *scales, margin, np.ones(3), root / "cache", 1, RANGE, False, False
+        request = CropRequest(
+            classes=tuple(names),
+            input_scale=geometry.input.scale,
+            target_scale=geometry.target.scale,
+            patch_nm=np.ones(3),
+            margins_nm={"train": margin},
+            raw_range=RANGE,
+            use_mutual_exclusion=False,
+            infer_groups=False,
         )
+        return open_crops(rows, request, CropCache(root / "cache", 1))
 
     return geometry, crops
 
@@ -219,7 +237,7 @@ def read(blocks: list[Blocks], n: int) -> tuple[np.ndarray, np.ndarray]:
 
     Of three sets of blocks that differ in nothing but their raw, which is z, y or x.
     """
-    batches = [list(Batches(part, 4, 0, CPU, RANGE).between(0, n)) for part in blocks]
+    batches = [list(Batches(part, 4, 0, CPU, raw_range=RANGE).between(0, n)) for part in blocks]
     raw = torch.cat([torch.cat([batch.raw for batch in found]) for found in batches], 1)
     labels = [torch.cat([dense(batch.target) for batch in found]) for found in batches]
     assert torch.equal(labels[0], labels[1]) and torch.equal(labels[0], labels[2])
@@ -285,7 +303,7 @@ def test_raw_and_labels_are_aligned_to_half_a_voxel_in_every_orientation(aligned
     chosen = TRANSFORMS[transforms]
     crops = open_aligned(reach_nm(geometry.input, chosen))
     samplers = [
-        Sampler([crop], geometry.input, geometry.target, 7, spatial_transforms=chosen)
+        Sampler([crop], geometry.input, geometry.target, 7, augmentation=Augmentation(chosen))
         for crop in crops
     ]
     blocks = [
@@ -334,10 +352,25 @@ def random_crop(
         )
     row = Row("train", root / "raw", root / "crop1", tuple(labels))
     classes = values.get("classes", tuple(labels))
-    margin = np.full(3, values["margin"])
-    return open_crops(
-        [row], classes, values["scale"], values["scale"], margin, np.ones(3), tmp_path / "cache", 1
-    )[0]
+    return open_at_8_nm([row], classes, tmp_path, values["margin"], values["scale"])[0]
+
+
+def open_at_8_nm(
+    rows: Sequence[Row],
+    classes: Sequence[str],
+    root: Path,
+    margin: float = 200.0,
+    scale: Sequence[float] = (8, 8, 8),
+) -> list[Crop]:
+    """Crops decoded into root/cache; any raw is large enough."""
+    request = CropRequest(
+        classes=tuple(classes),
+        input_scale=scale,
+        target_scale=scale,
+        patch_nm=np.ones(3),
+        margins_nm={"train": np.full(3, margin)},
+    )
+    return open_crops(rows, request, CropCache(root / "cache", 1))
 
 
 RANDOM = np.random.default_rng(0)
@@ -356,7 +389,8 @@ def batches(
     crops: Sequence[Crop], batch_size: int = 4, workers: int = 0, raw_range: tuple = (), **settings
 ) -> Batches:
     sampler = Sampler(crops, INPUT, TARGET, 3, **settings)
-    return Batches(Blocks(crops, sampler, INPUT, TARGET), batch_size, workers, CPU, raw_range)
+    blocks = Blocks(crops, sampler, INPUT, TARGET)
+    return Batches(blocks, batch_size, workers, CPU, raw_range=raw_range)
 
 
 def joined(found: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
@@ -378,7 +412,7 @@ def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
     "transforms", [{}, ROTATE, MIRROR | TRANSPOSE, MIRROR | TRANSPOSE | ROTATE]
 )
 def test_patches_equal_scipy_at_the_places_of_the_sample(crop, transforms):
-    sampler = Sampler([crop], INPUT, TARGET, 3, spatial_transforms=transforms)
+    sampler = Sampler([crop], INPUT, TARGET, 3, augmentation=Augmentation(transforms))
     raw, target, _ = joined(
         list(Batches(Blocks([crop], sampler, INPUT, TARGET), 4, 0, CPU).between(0, 6))
     )
@@ -419,7 +453,7 @@ def test_raw_is_never_black_around_a_crop_much_smaller_than_the_patch(tmp_path):
                 target,
                 3,
                 positive_centre_fraction=fraction,
-                spatial_transforms=transforms,
+                augmentation=Augmentation(transforms),
             )
             for batch in Batches(Blocks([found], sampler, raw, target), 1, 0, CPU).between(0, 12):
                 torch.testing.assert_close(batch.raw, torch.full_like(batch.raw, 200 / 255))
@@ -442,7 +476,7 @@ def test_a_sphere_stays_a_sphere_when_axes_of_sections_are_transposed(tmp_path):
         margin=400,
     )
     sampler = Sampler(
-        [found], patch, patch, 3, spatial_transforms=TRANSPOSE, positive_centre_fraction=0.0
+        [found], patch, patch, 3, augmentation=Augmentation(TRANSPOSE), positive_centre_fraction=0.0
     )
     centred = [replace(sampler.draw(k), centre=np.array([275.0, 222.5, 222.5])) for k in range(6)]
     assert len({tuple(sample.orientation.argmax(1)) for sample in centred}) > 2
@@ -465,21 +499,23 @@ def test_a_sphere_stays_a_sphere_when_axes_of_sections_are_transposed(tmp_path):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_are_the_same_with_and_without_workers(crop, workers):
-    alone = list(batches([crop], **EVERYTHING).between(0, 10))
-    assert same(alone, list(batches([crop], workers=workers, **EVERYTHING).between(0, 10)))
+    alone = list(batches([crop], augmentation=EVERYTHING).between(0, 10))
+    assert same(
+        alone, list(batches([crop], workers=workers, augmentation=EVERYTHING).between(0, 10))
+    )
 
 
 @pytest.mark.parametrize("transforms", [MIRROR | TRANSPOSE, MIRROR | TRANSPOSE | ROTATE])
 def test_halves_of_a_batch_equal_the_batch(crop, transforms):
-    settings = EVERYTHING | {"spatial_transforms": transforms}
-    whole = list(batches([crop], 4, **settings).between(4, 8))
-    assert same(whole, list(batches([crop], 2, **settings).between(4, 8)))
-    assert same(whole, list(batches([crop], 1, **settings).between(4, 8)))
+    settings = replace(EVERYTHING, spatial_transforms=transforms)
+    whole = list(batches([crop], 4, augmentation=settings).between(4, 8))
+    assert same(whole, list(batches([crop], 2, augmentation=settings).between(4, 8)))
+    assert same(whole, list(batches([crop], 1, augmentation=settings).between(4, 8)))
 
 
 def test_a_run_that_continues_draws_what_it_would_have_drawn(crop):
-    whole = list(batches([crop], **EVERYTHING).between(0, 12))
-    again = list(batches([crop], **EVERYTHING).between(8, 12))
+    whole = list(batches([crop], augmentation=EVERYTHING).between(0, 12))
+    again = list(batches([crop], augmentation=EVERYTHING).between(8, 12))
     assert same(whole[2:], again)
 
 
@@ -504,7 +540,9 @@ def test_a_batch_says_where_its_patches_are_from(crop):
 def test_raw_lies_in_0_to_1_and_uses_the_range(tmp_path, transforms):
     raw = np.where(RANDOM.random((50, 50, 50)) < 0.5, 0, 255).astype(np.uint8)
     found = random_crop(tmp_path, raw, {"mito": np.ones((18, 18, 18), np.uint8)})
-    patches, _, _ = joined(list(batches([found], spatial_transforms=transforms).between(0, 4)))
+    patches, _, _ = joined(
+        list(batches([found], augmentation=Augmentation(transforms)).between(0, 4))
+    )
     assert patches.min() >= 0 and patches.max() <= 1 + 1e-6
     assert patches.std() > 0.1
 
@@ -513,7 +551,7 @@ def test_raw_that_is_white_everywhere_is_1_when_turned(tmp_path):
     found = random_crop(
         tmp_path, np.full((50, 50, 50), 255, np.uint8), {"mito": np.ones((18, 18, 18), np.uint8)}
     )
-    patches, _, _ = joined(list(batches([found], spatial_transforms=ROTATE).between(0, 4)))
+    patches, _, _ = joined(list(batches([found], augmentation=Augmentation(ROTATE)).between(0, 4)))
     torch.testing.assert_close(patches, torch.ones_like(patches))
 
 
@@ -591,10 +629,8 @@ def test_raw_of_uint16_stands_beside_raw_of_uint8(tmp_path):
                 ("mito",),
             )
         )
-    both = open_crops(
-        rows, ["mito"], (8, 8, 8), (8, 8, 8), np.full(3, 200.0), np.ones(3), tmp_path / "cache", 1
-    )
-    raw, _, where = joined(list(batches(both, spatial_transforms=ROTATE).between(0, 8)))
+    both = open_at_8_nm(rows, ["mito"], tmp_path)
+    raw, _, where = joined(list(batches(both, augmentation=Augmentation(ROTATE)).between(0, 8)))
     assert {name[0] for name in where} == {"a", "b"}
     for patch, name in zip(raw, where, strict=True):
         torch.testing.assert_close(patch, torch.full_like(patch, {"a": 0.2, "b": 0.6}[name[0]]))
@@ -607,7 +643,7 @@ def test_patches_of_one_slice_come_from_one_slice(tmp_path, transforms):
     labels = np.broadcast_to(np.arange(18)[:, None, None] % 2, (18, 30, 30))
     found = random_crop(tmp_path, raw, {"mito": labels}, label_translation=(128, 80, 80))
     patch, target = Patch((1, 20, 22), (8, 8, 8)), Patch((1, 12, 10), (8, 8, 8))
-    sampler = Sampler([found], patch, target, 3, spatial_transforms=transforms)
+    sampler = Sampler([found], patch, target, 3, augmentation=Augmentation(transforms))
     shown = 0
     for k, batch in enumerate(
         Batches(Blocks([found], sampler, patch, target), 1, 0, CPU).between(0, 12)
@@ -753,7 +789,7 @@ def test_a_missing_class_folder_is_named(root):
 
 def test_a_patch_larger_than_the_raw_is_refused(root):
     with pytest.raises(
-        ValueError, match="em: 400;400;400 nm of raw, smaller than the input patch of 480;96;96 nm"
+        ValueError, match="em: 400 nm of raw, smaller than the input patch of 480 x 96 x 96 nm"
     ):
         open_data(config(root, input_array_info={"shape": (60, 12, 12), "scale": (8, 8, 8)}))
 
@@ -811,3 +847,84 @@ def test_data_opened_from_another_folder_are_the_same(root, monkeypatch, tmp_pat
     second = open_data(config(root))
     assert first.split_hash == second.split_hash
     assert [crop.folder for crop in first.train] == [crop.folder for crop in second.train]
+
+
+# A user's own augmentation
+
+
+def brighten(raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Adds one random number of [0, 0.5) to a patch."""
+    assert raw.shape == (1, *INPUT.shape) and raw.dtype == torch.float32
+    return raw + 0.5 * torch.rand((), generator=generator, device=raw.device)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_own_augmentation_of_a_sample_depends_on_the_sample_alone(crop, workers, batch_size):
+    sampler = Sampler([crop], INPUT, TARGET, 3, augmentation=EVERYTHING)
+    blocks = Blocks([crop], sampler, INPUT, TARGET)
+    plain = joined(list(Batches(blocks, 1, 0, CPU).between(0, 6)))
+    reference = joined(list(Batches(blocks, 1, 0, CPU, own_augmentation=brighten).between(0, 6)))
+    batches = Batches(blocks, batch_size, workers, CPU, own_augmentation=brighten)
+    found = joined(list(batches.between(0, 6)))
+    assert torch.equal(found[0], reference[0]) and torch.equal(found[1], plain[1])
+    added = (found[0] - plain[0]).flatten(1)
+    assert (added.max(1).values - added.min(1).values < 1e-5).all()
+    assert len(set(added.mean(1).round(decimals=4).tolist())) == 6
+
+
+def test_own_augmentation_comes_after_the_built_in_changes(crop):
+    change = Augmentation(intensity_probability=1.0, gamma_range=(2.0, 2.0))
+    sampler = Sampler([crop], INPUT, TARGET, 3, augmentation=change)
+    blocks = Blocks([crop], sampler, INPUT, TARGET)
+    (changed,) = Batches(blocks, 4, 0, CPU).between(0, 4)
+    seen = []
+
+    def keep(raw: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+        seen.append(raw.clone())
+        return torch.zeros_like(raw)
+
+    (batch,) = Batches(blocks, 4, 0, CPU, own_augmentation=keep).between(0, 4)
+    assert torch.equal(torch.stack(seen), changed.raw)
+    assert (batch.raw == 0).all()
+
+
+def test_validation_is_not_augmented(root):
+    def forbidden(raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        raise AssertionError
+
+    settings = config(root, augment=forbidden)
+    data = open_data(settings)
+    assert len(list(validation_batches(settings, data, CPU).between(0, len(data.blocks)))) > 0
+    with pytest.raises(AssertionError):
+        next(training_batches(settings, data, CPU).between(0, 1))
+
+
+# A user's own weights of samples
+
+
+def test_crops_are_weighted_by_the_last_pattern_that_fits(root):
+    split(root, ("train", 1, "mito,nuc"), ("train", 2, "mito,nuc"), ("train", 3, "mito"))
+    weights = {"set/*": 2.0, "*/crop3": 0.5}
+    sampler = open_data(config(root, crop_sampling_weights=weights)).sampler
+    assert sampler.crop_weights.tolist() == [2.0, 2.0, 0.5]
+
+
+def test_a_pattern_that_fits_no_training_crop_is_refused(root):
+    with pytest.raises(UserError, match=r"crop_sampling_weights\['set/crop2'\].*'set/crop1'"):
+        open_data(config(root, crop_sampling_weights={"set/crop2": 2.0}))
+
+
+def test_classes_are_weighted_by_their_names(root):
+    sampler = open_data(config(root, class_sampling_weights={"nuc": 3.0})).sampler
+    assert sampler.class_weights.tolist() == [1.0, 3.0]
+
+
+def test_weights_that_leave_no_class_are_refused(root):
+    with pytest.raises(UserError, match="class_sampling_weights.*above 0"):
+        open_data(config(root, class_sampling_weights={"mito": 0.0, "nuc": 0.0}))
+
+
+def test_without_weights_of_its_own_a_run_has_none(root):
+    sampler = open_data(config(root)).sampler
+    assert sampler.class_weights is None and sampler.crop_weights is None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from common.data.crops import Crop, Grid
+from common.data.augment import IntensityChange
+from common.data.crops import Crop
+from common.data.ngff import Grid
 from common.data.sampling import (
+    Augmentation,
     Patch,
     Sample,
     Sampler,
@@ -54,7 +57,9 @@ def made_crop(
 
 def sampler(crops: list[Crop], target: int = 8, **settings) -> Sampler:
     """Patches of 16 voxels in, `target` voxels out, at 8 nm."""
-    values = {"seed": 1, "positive_centre_fraction": 1.0} | settings
+    drawn = {f.name: settings.pop(f.name) for f in fields(Augmentation) if f.name in settings}
+    values = {"seed": 1, "positive_centre_fraction": 1.0, "augmentation": Augmentation(**drawn)}
+    values |= settings
     return Sampler(crops, Patch((16, 16, 16), (8, 8, 8)), Patch((target,) * 3, (8, 8, 8)), **values)
 
 
@@ -77,10 +82,7 @@ def as_numbers(sample: Sample) -> tuple:
         sample.crop,
         *sample.centre,
         *sample.orientation.ravel(),
-        sample.gamma,
-        sample.contrast,
-        sample.noise_std,
-        sample.noise_seed,
+        *astuple(sample.intensity),
     )
 
 
@@ -410,9 +412,9 @@ def test_intensity_changes_come_with_their_probability_and_within_their_range(cr
     )
     drawn = [drawer.draw(k) for k in range(1000)]
     for values, low, high, unchanged in (
-        ([s.gamma for s in drawn], 0.5, 0.9, 1),
-        ([s.contrast for s in drawn], 1.5, 2, 1),
-        ([s.noise_std for s in drawn], 0.2, 0.2, 0),
+        ([s.intensity.gamma for s in drawn], 0.5, 0.9, 1),
+        ([s.intensity.contrast for s in drawn], 1.5, 2, 1),
+        ([s.intensity.noise_std for s in drawn], 0.2, 0.2, 0),
     ):
         changed = [v for v in values if v != unchanged]
         assert abs(len(changed) - 300) < 4 * np.sqrt(1000 * 0.3 * 0.7)
@@ -420,7 +422,7 @@ def test_intensity_changes_come_with_their_probability_and_within_their_range(cr
 
 
 def test_every_sample_has_noise_of_its_own(crops):
-    assert len({sampler(crops).draw(k).noise_seed for k in range(100)}) == 100
+    assert len({sampler(crops).draw(k).intensity.noise_seed for k in range(100)}) == 100
 
 
 # Blocks
@@ -579,4 +581,57 @@ def test_validation_blocks_are_neither_turned_nor_changed(crops):
         crops, Patch((16,) * 3, (8,) * 3), Patch((8,) * 3, (8,) * 3), seed=3
     ):
         np.testing.assert_array_equal(sample.orientation, np.eye(3))
-        assert (sample.gamma, sample.contrast, sample.noise_std) == (1, 1, 0)
+        assert sample.intensity == IntensityChange()
+
+
+# A user's own weights
+
+
+def one_class_each() -> list[Crop]:
+    """Three crops that are all of one class, another each."""
+    return [made_crop(np.full((12, 12, 12), i + 1), seed=i) for i in range(3)]
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 4), (0.5, 2, 0.5), (1, 0, 2)])
+def test_a_round_gives_each_class_its_share_rounded_up_or_down(weights):
+    drawer = sampler(one_class_each(), class_weights=np.array(weights, float))
+    turns = np.count_nonzero(weights)
+    shares = turns * np.array(weights) / np.sum(weights)
+    total = np.zeros(3)
+    for start in range(0, 600 * turns, turns):
+        crops = [drawer.draw(k).crop for k in range(start, start + turns)]
+        drawn = np.bincount(crops, minlength=3)
+        assert (np.floor(shares) <= drawn).all() and (drawn <= np.ceil(shares)).all()
+        total += drawn
+    np.testing.assert_allclose(total / 600, shares, atol=4 * 0.5 / np.sqrt(600))
+
+
+def test_equal_weights_of_classes_draw_what_no_weights_draw(crops):
+    plain = sampler(crops, **EVERYTHING)
+    equal = sampler(crops, class_weights=np.full(3, 2.0), **EVERYTHING)
+    for k in range(60):
+        assert as_numbers(plain.draw(k)) == as_numbers(equal.draw(k))
+
+
+def test_a_class_is_looked_for_in_crops_by_their_weight():
+    crops = [made_crop(np.full((12, 12, 12), 1), seed=i) for i in range(3)]
+    drawer = sampler(crops, crop_weights=np.array([1.0, 2.0, 5.0]))
+    drawn = np.bincount([drawer.draw(k).crop for k in range(2000)], minlength=3) / 2000
+    np.testing.assert_allclose(drawn, [1 / 8, 2 / 8, 5 / 8], atol=4 * 0.5 / np.sqrt(2000))
+
+
+def test_weights_of_crops_leave_the_share_of_classes_as_it_is():
+    """The second class is in one crop only, whose weight is small."""
+    labels = [np.full((12, 12, 12), 1), np.full((12, 12, 12), 2)]
+    crops = [made_crop(volume, seed=i) for i, volume in enumerate(labels)]
+    drawer = sampler(crops, crop_weights=np.array([1.0, 0.01]))
+    for start in range(0, 60, 2):
+        assert sorted(drawer.draw(k).crop for k in (start, start + 1)) == [0, 1]
+
+
+def test_without_classes_crops_are_drawn_by_volume_times_weight():
+    small = made_crop(np.ones((10, 10, 10), int))
+    large = made_crop(np.ones((10, 10, 30), int), seed=1)
+    drawer = sampler([small, large], weighted=False, crop_weights=np.array([3.0, 1.0]))
+    of_large = sum(drawer.draw(k).crop for k in range(800))
+    assert abs(of_large - 400) < 4 * np.sqrt(800 * 0.5 * 0.5)

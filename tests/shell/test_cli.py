@@ -1,3 +1,5 @@
+"""What each command takes, and what it calls."""
+
 from __future__ import annotations
 
 import os
@@ -8,20 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from common.files import REPOSITORY
-from common.shell import cli
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the command line; gives (exit code, standard output, standard error)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["csc", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, *capsys.readouterr()
-
-    return call
+from common.shell import package
+from common.shell.cli import cli
+from common.shell.group import Command
 
 
 @pytest.fixture
@@ -39,14 +30,61 @@ def trained(monkeypatch):
     return calls
 
 
+# Help
+
+
 def test_the_module_is_the_command_line():
     words = [sys.executable, "-m", "cellmap_segmentation_challenge", "--help"]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(
-        "Usage: python -m cellmap_segmentation_challenge [OPTIONS] COMMAND"
-    )
-    assert {"train", "make-datasplit", "demo"} <= set(done.stdout.split())
+    assert done.stdout.startswith("Usage: python -m cellmap_segmentation_challenge [OPTIONS]")
+    assert "`python -m cellmap_segmentation_challenge COMMAND --help`" in done.stdout
+
+
+def test_the_overview_lists_every_command_by_task_in_whole_sentences(run):
+    code, text, _ = run("--help")
+    assert code == 0 and text.startswith("Usage: csc [OPTIONS] COMMAND")
+    headings = [line[:-1] for line in text.splitlines() if line.endswith(":") and line[0] != " "]
+    assert headings[1:] == [
+        "Start",
+        "Data",
+        "Train",
+        "Predict and score",
+        "Look and compare",
+        "Submit to the challenge",
+    ]
+    words = text.split()
+    for name, command in cli.commands.items():
+        assert name in words
+        summary = command.summary()
+        assert summary.endswith(".") and summary in " ".join(words), name
+
+
+@pytest.mark.parametrize("name", ["", *cli.commands])
+def test_help_fits_80_columns_and_explains_every_option(run, name):
+    _, text, _ = run(*name.split(), "--help")
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for option in cli.commands[name].params if name else cli.params:
+        if option.param_type_name == "option":
+            assert option.help and option.help.endswith((".", ")")), option.name
+
+
+def test_an_option_means_the_same_wherever_it_stands():
+    """Of those that most commands take; the others say what they are for there."""
+    for name in ("overrides", "manifest_path", "root"):
+        texts = set()
+        for command in cli.commands.values():
+            texts |= {o.help for o in command.params if o.name == name and not o.required}
+        assert len(texts) == 1, name
+
+
+def test_the_version_is_that_of_the_package(run):
+    assert run("--version") == (0, f"{package.NAME} {package.version()}\n", "")
+    assert f'version = "{package.version()}"' in (REPOSITORY / "pyproject.toml").read_text()
+
+
+def test_every_command_stands_under_a_heading():
+    assert all(isinstance(command, Command) for command in cli.commands.values())
 
 
 def test_help_comes_without_waiting_for_torch():
@@ -92,28 +130,6 @@ def test_check_prints_its_report(run, monkeypatch):
 
     monkeypatch.setattr(common.train.check, "check", lambda *arguments: f"checked {arguments}")
     assert run("train", "x", "--check") == (0, "checked ('x', (), None)\n", "")
-
-
-@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, FloatingPointError, OSError])
-def test_what_a_user_can_mend_is_a_sentence_and_exit_code_2(run, monkeypatch, error):
-    import common.train.run
-
-    def fail(*_):
-        raise error("a.csv: no such file; write it")
-
-    monkeypatch.setattr(common.train.run, "train", fail)
-    assert run("train", "x") == (2, "", "error: a.csv: no such file; write it\n")
-
-
-def test_a_mistake_of_the_program_is_not_hidden(run, monkeypatch):
-    import common.train.run
-
-    def fail(*_):
-        raise AssertionError("believed")
-
-    monkeypatch.setattr(common.train.run, "train", fail)
-    with pytest.raises(AssertionError, match="believed"):
-        run("train", "x")
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from common.data import ngff
+from common.errors import UserError
 from common.shell import demo
 
 
@@ -24,7 +26,7 @@ def run(experiment, tmp_path, monkeypatch, capsys):
         (root / "phantom/datasplit.csv").touch()
 
     monkeypatch.setattr(demo, "EXPERIMENT", tiny.folder)
-    monkeypatch.setattr(demo.phantom, "write_phantom", write_data)
+    monkeypatch.setattr(demo, "write_data", write_data)
 
     def go(minutes: float = 1.0):
         picture = demo.demo(tmp_path / "out", minutes)
@@ -39,7 +41,8 @@ def test_it_goes_from_data_to_scores_and_a_picture(run):
     with Image.open(picture) as image:
         assert min(image.size) > 300
     [scores] = out.glob("results/**/*.json")
-    assert f"{json.loads(scores.read_text())['overall_score']:.4f}" in said and str(picture) in said
+    score = json.loads(scores.read_text())["overall_score"]
+    assert f"{score:.4f}" in said and str(picture) in said
     for kind in ("predictions", "processed"):
         [crop] = out.glob(f"{kind}/*/*/tiny.zarr/crop3")
         assert ngff.open_levels(crop / "mito")[0].shape.tolist() == [24, 24, 24]
@@ -47,14 +50,8 @@ def test_it_goes_from_data_to_scores_and_a_picture(run):
 
 def test_nothing_is_written_beside_the_experiment(run):
     run()
-    assert not {path.name for path in demo.EXPERIMENT.iterdir()} & {
-        "predictions",
-        "processed",
-        "results",
-        "checkpoints",
-        "logs",
-        "cache",
-    }
+    written = {"predictions", "processed", "results", "checkpoints", "logs", "cache"}
+    assert written.isdisjoint(path.name for path in demo.EXPERIMENT.iterdir())
 
 
 def test_started_again_it_shows_the_same_run(run):
@@ -64,7 +61,18 @@ def test_started_again_it_shows_the_same_run(run):
 
 
 def test_an_interrupted_training_ends_it(run, monkeypatch):
-    monkeypatch.setattr(
-        demo.run, "train", lambda *words, **settings: SimpleNamespace(finished=False)
-    )
+    def interrupted(*_, **__):
+        return SimpleNamespace(finished=False)
+
+    monkeypatch.setattr(demo.run, "train", interrupted)
     assert run()[0] is None
+
+
+@pytest.mark.parametrize("missing", ["examples", "testing"])
+def test_outside_of_the_repository_it_says_what_it_needs(tmp_path, monkeypatch, missing):
+    if missing == "examples":
+        monkeypatch.setattr(demo, "EXPERIMENT", tmp_path / "examples")
+    monkeypatch.setitem(sys.modules, "testing", None)  # as if it could not be imported
+    with pytest.raises(UserError, match="clone"):
+        demo.demo(tmp_path / "out", 1)
+    assert not (tmp_path / "out").exists()

@@ -102,13 +102,13 @@ def test_too_little_shared_memory_stops_workers_and_only_them(experiment, monkey
 def test_the_cache_needs_room(experiment, monkeypatch, free_gb, state):
     """50 GB are enough to begin, and less than the 100 of cache_gb."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free_gb * 1e9))
-    (finding,) = found(doctor.disks(experiment().config(), None), "cache")
+    (finding,) = found(doctor.disks(experiment().config()), "cache")
     assert finding.state == state
 
 
 def test_a_folder_that_cannot_be_written_to_stops_training(experiment, monkeypatch):
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
-    assert {finding.state for finding in doctor.disks(experiment().config(), None)} == {WRONG}
+    assert {finding.state for finding in doctor.disks(experiment().config())} == {WRONG}
 
 
 def test_a_gpu_that_torch_does_not_use_is_said(monkeypatch):

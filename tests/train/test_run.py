@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from common.errors import UserError
 from common.files import REPOSITORY
 
 
@@ -115,6 +116,47 @@ def test_scratch_does_not_write_over_a_run(experiment):
     with pytest.raises(ValueError, match="run_name"):
         tiny.train(load_model="scratch")
     assert same(before, weights(tiny.train()))
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(experiment):
+    tiny = experiment()
+    path = tiny.train().checkpoint.parent / "latest.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["settings"]["augment"]
+    torch.save(saved, path)
+    assert tiny.train(epochs=3).epochs == 3
+
+
+OWN = """
+import torch
+
+
+def augment(raw, generator):
+    return raw + 0.1 * torch.randn(raw.shape, generator=generator, device=raw.device)
+"""
+
+
+def test_own_augmentation_changes_what_is_learnt_and_a_run_with_it_can_be_repeated(experiment):
+    tiny = experiment(text=OWN)
+    first = weights(tiny.train(run_name="first"))
+    assert same(first, weights(tiny.train(run_name="again", num_workers=2)))
+    assert not same(first, weights(tiny.train(run_name="plain", augment=None)))
+
+
+def test_own_augmentation_that_gives_another_shape_is_refused_before_data_are_decoded(experiment):
+    tiny = experiment(text="def augment(raw, generator):\n    return raw[0]")
+    with pytest.raises(UserError, match=r"augment gave \(20, 20, 20\)"):
+        tiny.train()
+    assert not tiny.config().path("cache_path").exists()
+
+
+def test_sampling_weights_change_what_is_learnt_and_equal_ones_do_not(experiment):
+    tiny = experiment()
+    plain = weights(tiny.train(run_name="plain"))
+    equal = tiny.train(run_name="equal", class_sampling_weights={"mito": 1.0})
+    assert same(plain, weights(equal))
+    other = tiny.train(run_name="other", class_sampling_weights={"mito": 5.0, "nuc": 0.0})
+    assert not same(plain, weights(other))
 
 
 def test_a_continued_run_refuses_settings_that_change_what_is_learnt(experiment):

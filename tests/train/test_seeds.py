@@ -88,34 +88,30 @@ def test_the_table_has_means_first_and_a_line_a_class():
     ]
 
 
+QUEUE = """
+import json
+import sys
+
+with open(sys.argv[1], "a") as file:
+    file.write(json.dumps(sys.argv[2:]) + "\\n")
+"""
+
+
 def test_a_queue_gets_the_command_as_one_word_that_its_shell_takes_apart_again(
     experiment, tmp_path
 ):
     tiny = experiment()
     overrides = ["input_array_info.shape=(20, 20, 20)", "model_name=it's"]
     queue = tmp_path / "queue.py"
-    queue.write_text(
-        "import sys, json\nwith open(sys.argv[1], 'a') as file: file.write(json.dumps(sys.argv[2:]) + '\\n')\n"
-    )
-    seeds.submit(
-        tiny.folder,
-        [4, 5],
-        f"{sys.executable} {queue} {tmp_path / 'calls'} -J 'run {{seed}}' {{command}}",
-        overrides=overrides,
-        data=tiny.data,
-    )
+    queue.write_text(QUEUE)
+    template = f"{sys.executable} {queue} {tmp_path / 'calls'} -J 'run {{seed}}' {{command}}"
+    seeds.submit(tiny.folder, [4, 5], template, overrides=overrides, data=tiny.data)
     calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
     assert [call[:2] for call in calls] == [["-J", "run 4"], ["-J", "run 5"]]
+    # the shell that a queue starts takes the command apart; here it is shown what it would get
     show = "import sys, json; print(json.dumps(sys.argv[1:]))"
-    shown = subprocess.run(
-        [
-            "sh",
-            "-c",
-            calls[0][2].replace("-m cellmap_segmentation_challenge", f"-c {shlex.quote(show)}"),
-        ],
-        capture_output=True,
-        text=True,
-    )
+    command = calls[0][2].replace("-m cellmap_segmentation_challenge", f"-c {shlex.quote(show)}")
+    shown = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     wanted = ["train", str(tiny.folder)]
     for override in (*overrides, "random_seed=4"):
         wanted += ["--set", override]

@@ -1,31 +1,36 @@
 from __future__ import annotations
 
+import inspect
+import json
 import sys
+import textwrap
 import time
+import types
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from common.errors import UserError
 from common.train.record import read_history, read_record
-from common.train.tracking import Tracker
+from common.train.tracking import Sink, Tracker
 
 
 @pytest.fixture
 def track(tmp_path):
     """Makes trackers of one folder and closes them."""
-    made = []
+    trackers = []
 
     def make(iteration: int = 0) -> Tracker:
-        for tracker in made:
+        for tracker in trackers:
             tracker.finish({}, {})
             time.sleep(1 - time.time() % 1)  # event files are told apart by their second
-        made.append(Tracker(tmp_path / "run", iteration))
-        return made[-1]
+        trackers.append(Tracker(tmp_path / "run", iteration))
+        return trackers[-1]
 
     yield make
-    for tracker in made:
+    for tracker in trackers:
         tracker.finish({}, {})
 
 
@@ -102,17 +107,15 @@ def test_text_is_a_table_of_names_and_values(track, read):
 
 
 def test_the_end_of_a_run_is_on_the_hparams_page(track, read):
-    track().finish(
-        {"learning_rate": 1e-3, "use_mutual_exclusion": True}, {"dice": 0.75, "loss": float("nan")}
-    )
+    settings = {"learning_rate": 1e-3, "use_mutual_exclusion": True}
+    track().finish(settings, {"dice": 0.75, "loss": float("nan")})
     log = read("hparams")
-    assert scalars(log, "final/dice") == [(0, 0.75)] and log.Tags()["scalars"] == ["final/dice"]
+    assert scalars(log, "final/dice") == [(0, 0.75)]
+    assert log.Tags()["scalars"] == ["final/dice"]
     content = log.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     given = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
-    assert (given["learning_rate"].number_value, given["use_mutual_exclusion"].number_value) == (
-        1e-3,
-        1,
-    )
+    assert given["learning_rate"].number_value == 1e-3
+    assert given["use_mutual_exclusion"].number_value == 1
 
 
 def test_a_run_without_metrics_has_no_place_there(track, tmp_path):
@@ -133,11 +136,170 @@ def test_a_training_run_logs_curves_figures_and_settings(experiment):
         "lr",
         "grad_norm",
     }
-    assert wanted | {"throughput/samples_per_s", "throughput/data_wait"} <= set(
-        log.Tags()["scalars"]
-    )
-    assert "raw, target, prediction/mito" in log.Tags()["images"]
+    throughput = {"throughput/samples_per_s", "throughput/data_wait"}
+    assert wanted | throughput <= set(log.Tags()["scalars"])
+    assert figure("mito") in log.Tags()["images"]
     assert {"settings/text_summary", "provenance/text_summary"} <= set(log.Tags()["tensors"])
+
+
+# a tracker of one's own
+
+RECORDER = """
+    import json
+
+
+    class Recorder:
+        def __init__(self, folder, run_name, settings):
+            self.file = (folder / "calls.txt").open("a")
+            self.write("begin", run_name, settings["learning_rate"])
+
+        def write(self, *words):
+            self.file.write(json.dumps(words) + "\\n")
+
+        def scalars(self, values, step):
+            self.write("scalars", sorted(values), step)
+
+        def image(self, tag, image, step):
+            self.write("image", tag, list(image.shape), str(image.dtype), step)
+
+        def text(self, tag, values, step):
+            self.write("text", tag, step)
+
+        def finish(self, status, settings, metrics, files):
+            self.write("finish", status, sorted(metrics), [file.name for file in files])
+            self.file.close()
+
+
+    class Half:
+        def __init__(self, folder, run_name, settings):
+            pass
+
+        def scalars(self, values, step):
+            pass
+
+        text = scalars
+
+
+    def takes_too_few(folder):
+        return None
+
+
+    def gives_nothing(folder, run_name, settings):
+        pass
+    """
+
+
+@pytest.fixture
+def own(experiment):
+    """Makes experiments with these trackers out of a file of their own."""
+
+    def make(trackers: str, **settings):
+        text = f"from . import recorder\n\ntrackers = ({trackers},)"
+        return experiment(files={"recorder.py": RECORDER}, text=text, **settings)
+
+    return make
+
+
+def calls_of(logs) -> list:
+    return [json.loads(line) for line in (logs / "calls.txt").read_text().splitlines()]
+
+
+def test_a_tracker_of_ones_own_is_called_for_all_that_a_run_logs(own):
+    result = own("'tensorboard', recorder.Recorder", epochs=1).train()
+    calls = calls_of(result.logs)
+    assert calls[0] == ["begin", "seed42", "0.01"]
+    assert ["text", "settings", 0] in calls
+    assert ["text", "provenance", 0] in calls
+    assert ["scalars", ["loss/validation"], 3] in calls
+    (shape,) = [call[2] for call in calls if call[:2] == ["image", figure("mito")]]
+    assert shape[2] == 3
+    finish, status, metrics, files = calls[-1]
+    assert (finish, status, metrics) == ("finish", "FINISHED", ["dice", "loss"])
+    assert {"best.pt", "datasplit.csv", "train_config.py"} <= set(files)
+    assert list(result.logs.glob("events*"))
+
+
+def figure(name: str) -> str:
+    return f"raw, target, prediction/{name}"
+
+
+def test_a_tracker_of_ones_own_may_be_the_only_one_and_is_asked_again_when_a_run_goes_on(own):
+    tiny = own("recorder.Recorder", epochs=2)
+    tiny.train(training_time_limit=1e-6)
+    calls = calls_of(tiny.train().logs)
+    assert [call[0] for call in calls].count("begin") == 2
+    assert [call[2] for call in calls if call[:2] == ["scalars", ["loss/validation"]]] == [3, 6]
+    assert not list((tiny.folder / "logs/tiny_experiment/seed42").glob("events*"))
+
+
+def test_a_run_that_fails_tells_it(own):
+    tiny = own("recorder.Recorder", epochs=5, learning_rate=1e30, weight_decay=0.9)
+    with pytest.raises(FloatingPointError):
+        tiny.train()
+    logs = tiny.folder / "logs/tiny_experiment/seed42"
+    assert calls_of(logs)[-1][:2] == ["finish", "FAILED"]
+
+
+@pytest.mark.parametrize(
+    ("trackers", "problem"),
+    [
+        ("'wandb'", "'tensorboard', 'mlflow'"),
+        ("3", "names"),
+        ("recorder.takes_too_few", r"recorder\.takes_too_few.*folder, run_name, settings"),
+        ("recorder.Half", "Half without image, finish"),
+        ("recorder.gives_nothing", "NoneType without scalars"),
+    ],
+)
+def test_a_tracker_that_cannot_be_one_is_refused_before_training(own, trackers, problem):
+    tiny = own(trackers)
+    with pytest.raises(UserError, match=problem):
+        tiny.train()
+    assert not (tiny.folder / "checkpoints").exists()
+
+
+class WandbStandIn(types.ModuleType):
+    """What the documented example uses of the package wandb."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.calls = []
+        self.config = self.summary = self
+
+    def init(self, **options):
+        self.calls.append(("init", options))
+        return self
+
+    def Image(self, image):
+        return image.shape
+
+    def log(self, values, step):
+        self.calls.append(("log", values, step))
+
+    def update(self, values, **options):
+        self.calls.append(("update", values))
+
+    def finish(self, exit_code):
+        self.calls.append(("finish", exit_code))
+
+
+def test_the_documented_example_logs_to_weights_and_biases(experiment, monkeypatch):
+    wandb = WandbStandIn()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    example = inspect.getdoc(Sink)
+    module = example[example.index("    class Weights") : example.index("and in train_config.py")]
+    configuration = example[example.index("    from .wandb_tracker") :]
+    tiny = experiment(
+        files={"wandb_tracker.py": textwrap.dedent(module)},
+        text=textwrap.dedent(configuration),
+        epochs=1,
+    )
+    result = tiny.train()
+    name, options = wandb.calls[0]
+    assert (name, options["project"], options["id"]) == ("init", "tiny_experiment", "seed42")
+    assert options["config"] == tiny.config().record()
+    assert ("log", {"loss/validation": result.scores.loss}, 3) in wandb.calls
+    assert wandb.calls[-2][1]["final/dice"] == result.best_metric
+    assert wandb.calls[-1] == ("finish", 0)
 
 
 # MLflow
@@ -148,13 +310,8 @@ of_mlflow = pytest.mark.filterwarnings("ignore")  # it warns of what it does its
 def test_without_mlflow_one_sentence_says_what_to_install(experiment, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     tiny = experiment(trackers=("tensorboard", "mlflow"))
-    with pytest.raises(ValueError, match="pip install mlflow, or leave it out of trackers"):
+    with pytest.raises(UserError, match="pip install mlflow"):
         tiny.train()
-
-
-def test_a_tracker_that_there_is_not_is_refused(experiment):
-    with pytest.raises(ValueError, match="'tensorboard' and 'mlflow'"):
-        experiment(trackers=("wandb",)).config()
 
 
 @of_mlflow
@@ -172,8 +329,9 @@ def store():
 
     def runs(tiny, uri: str = ""):
         client = mlflow.MlflowClient(tracking_uri=uri or f"sqlite:///{tiny.folder}/logs/mlflow.db")
-        (of,) = [one for one in client.search_experiments() if one.name == "tiny_experiment"]
-        return client, client.search_runs([of.experiment_id], order_by=["attributes.start_time"])
+        ids = {known.name: known.experiment_id for known in client.search_experiments()}
+        found = client.search_runs([ids["tiny_experiment"]], order_by=["attributes.start_time"])
+        return client, found
 
     return runs
 
@@ -185,11 +343,9 @@ def test_mlflow_has_what_history_has_the_settings_the_commit_and_the_files(exper
     client, (run,) = store(tiny)
     assert (run.info.run_name, run.info.status) == ("seed42", "FINISHED")
     history = read_history(result.logs)
-    found = {
-        (metric.step, metric.value)
-        for metric in client.get_metric_history(run.info.run_id, "dice/mito")
-    }
-    assert found == set(zip(history["iteration"], history["dice/mito"], strict=True))
+    logged = client.get_metric_history(run.info.run_id, "dice/mito")
+    written = zip(history["iteration"], history["dice/mito"], strict=True)
+    assert {(metric.step, metric.value) for metric in logged} == set(written)
     assert run.data.metrics["final/dice"] == result.best_metric
     assert run.data.params == {name: text or "" for name, text in tiny.config().record().items()}
     record = read_record(result.logs)
@@ -218,14 +374,14 @@ def test_a_continued_run_goes_on_in_the_same_mlflow_run(experiment, store, tmp_p
     tiny.train(training_time_limit=1e-6)
     tiny.train(epochs=3)
     client, (run,) = store(tiny, uri)
-    steps = [
-        metric.step for metric in client.get_metric_history(run.info.run_id, "loss/validation")
-    ]
-    assert steps == [3, 6, 9] and run.info.status == "FINISHED"
+    losses = client.get_metric_history(run.info.run_id, "loss/validation")
+    assert [metric.step for metric in losses] == [3, 6, 9]
+    assert run.info.status == "FINISHED"
     assert run.data.params["epochs"] == "4"  # a store keeps the first
     tiny.train(run_name="other", epochs=1)
     assert len(store(tiny, uri)[1]) == 2
-    assert not (tmp_path / "mlruns").exists() and (tmp_path / "elsewhere/store").is_dir()
+    assert not (tmp_path / "mlruns").exists()
+    assert (tmp_path / "elsewhere/store").is_dir()
 
 
 @of_mlflow
@@ -249,13 +405,10 @@ def test_the_trials_of_a_search_are_nested_in_one_run(experiment, store):
     search(tiny.folder, 1, data=tiny.data)
     search(tiny.folder, 2, data=tiny.data)
     _, runs = store(tiny)
-    (parent,) = [run for run in runs if run.info.run_name == "search"]
-    nested = {
-        run.info.run_name: run.data.tags.get("mlflow.parentRunId")
-        for run in runs
-        if run is not parent
-    }
-    assert nested == {"trial-0001": parent.info.run_id, "trial-0002": parent.info.run_id}
-    assert parent.data.metrics["final/dice"] == max(
-        run.data.metrics["final/dice"] for run in runs if run is not parent
-    )
+    by_name = {run.info.run_name: run for run in runs}
+    parent = by_name.pop("search")
+    assert sorted(by_name) == ["trial-0001", "trial-0002"]
+    for run in by_name.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    best = max(run.data.metrics["final/dice"] for run in by_name.values())
+    assert parent.data.metrics["final/dice"] == best

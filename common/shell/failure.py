@@ -1,0 +1,83 @@
+"""What is said about an error that ends a command: a sentence, the user's own lines, or all."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config.module import own_frames
+from common.errors import UserError
+
+MISSING = (
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+"""Errors about a path that the user can mend, whoever raises them."""
+
+FULL_DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+"""Reasons for which a disk takes nothing."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the command line shows, and how it ends."""
+
+    text: str
+    exit_code: int
+
+
+def answer(error: Exception, whole: bool) -> Answer | None:
+    """What to show for an error; None where Python's own traceback is the best answer.
+
+    2 is the exit code for what a user can mend, 1 for a bug. An error that a line of an
+    experiment's own files came through is shown by those lines alone.
+
+    whole: show the traceback of everything.
+    """
+    if is_mendable(error):
+        text = f"error: {sentence(error)}"
+        if whole:
+            text = "".join(traceback.format_exception(error)) + text
+        return Answer(text, exit_code=2)
+    if own_frames(error) and not whole:
+        return Answer(own_lines(error), exit_code=1)
+    return None
+
+
+def is_mendable(error: Exception) -> bool:
+    """Whether an error is about what the user gave us, or about a disk or a path."""
+    if isinstance(error, (UserError, *MISSING)):
+        return True
+    return isinstance(error, OSError) and error.errno in FULL_DISK
+
+
+def sentence(error: Exception) -> str:
+    """The sentence for a mendable error. One of ours is its own; the system's get path and line."""
+    if isinstance(error, UserError) or not isinstance(error, OSError):
+        return str(error)
+    if error.strerror is None:  # raised by us, with a sentence
+        text = str(error) or type(error).__name__
+    elif error.filename is None:
+        text = error.strerror
+    else:
+        text = f"{error.filename}: {error.strerror}"
+    if error.errno in FULL_DISK:
+        text += "; free space or choose another folder, and run the same command again"
+    frames = own_frames(error)
+    if frames:
+        text += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    return text
+
+
+def own_lines(error: Exception) -> str:
+    """A traceback of the lines in experiments' own files alone."""
+    lines = ["Traceback in the experiment's own files (most recent call last):\n"]
+    lines += traceback.format_list(own_frames(error))
+    lines += traceback.format_exception_only(error)
+    lines += ["The same command with --traceback shows the calls in between, too."]
+    return "".join(lines)

@@ -1,0 +1,109 @@
+"""The shape of the command line: commands under headings, errors answered, `--traceback`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from common.shell import failure, package
+
+_WHOLE_TRACEBACK = "common.shell.whole_traceback"
+"""Key in the context of click; a value there is seen by the group and by its commands."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+
+
+def _ask_for_traceback(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[_WHOLE_TRACEBACK] = True
+
+
+def _traceback_option(hidden: bool) -> click.Option:
+    return click.Option(
+        ["--traceback"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        hidden=hidden,
+        callback=_ask_for_traceback,
+        help="Show the whole traceback of an error. Goes before or after the command.",
+    )
+
+
+def _show_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"{package.NAME} {package.version()}")
+        context.exit()
+
+
+def _version_option() -> click.Option:
+    return click.Option(
+        ["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_show_version,
+        help="Show the version.",
+    )
+
+
+class Command(click.Command):
+    """A command that stands under a heading and takes --traceback."""
+
+    def __init__(self, *args: Any, heading: str, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.heading = heading
+        # one line in the overview is enough for an option that every command takes
+        self.params.append(_traceback_option(hidden=True))
+
+    def summary(self) -> str:
+        """The first paragraph of the command's help, whole: click's own would end with '...'."""
+        paragraph = (self.help or "").strip().partition("\n\n")[0]
+        return " ".join(paragraph.split())
+
+
+class Commands(click.Group):
+    """The commands, listed as they are declared, under their headings."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.params += [_version_option(), _traceback_option(hidden=False)]
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        """The names of the commands in the order of their declaration."""
+        return list(self.commands)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands heading by heading."""
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            assert isinstance(command, Command)
+            rows.setdefault(command.heading, []).append((name, command.summary()))
+        for heading, commands in rows.items():
+            with formatter.section(heading):
+                formatter.write_dl(commands)
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Say where more is, by the name that the program was started under."""
+        formatter.write_paragraph()
+        formatter.write_text(
+            f"Type `{context.command_path} COMMAND --help` for a command's options."
+        )
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command; an error that is no bug of ours ends with a sentence."""
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            context.exit(INTERRUPTED)
+        except Exception as error:
+            whole = context.meta.get(_WHOLE_TRACEBACK, False)
+            answer = failure.answer(error, whole)
+            if answer is None:
+                raise
+            click.echo(answer.text, err=True)
+            context.exit(answer.exit_code)

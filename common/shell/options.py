@@ -1,0 +1,135 @@
+"""Options that several commands take, each defined once, and what their texts mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from common.errors import UserError
+
+Decorator = Callable[[Callable], Callable]
+
+
+class Names(click.ParamType):
+    """Names separated by commas, as a tuple."""
+
+    name = "list"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """The names in a text; a tuple is one already, since click converts defaults too."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        return tuple(part for part in parts if part)
+
+
+class Lengths(click.ParamType):
+    """A length in nm, or three along z, y, x, as a tuple of three."""
+
+    name = "nm"
+
+    def __init__(self, least: float = 1e-9) -> None:
+        self.least = least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Three numbers. Raises UserError for another count, or one below `least`."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) not in (1, 3) or not all(number >= self.least for number in numbers):
+            option = param.opts[0] if param else self.name
+            raise UserError(f"{option} {value}; write one length in nm or three, z,y,x: 8 or 8,8,8")
+        return numbers * 3 if len(numbers) == 1 else numbers
+
+
+config_path = click.argument("config_path")
+optional_config_path = click.argument("config_path", required=False)
+
+overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Override a setting of train_config.py; NAME.KEY=VALUE inside a dict. Repeatable.",
+)
+
+manifest = click.option(
+    "--manifest",
+    "manifest_path",
+    metavar="FILE",
+    help="Table of test crops; downloaded unless given.",
+)
+
+root = click.option(
+    "--root", metavar="FOLDER", help="Where the experiments are; this repository unless given."
+)
+
+
+def data(text: str = "Data root that the datasplit's paths start from.") -> Decorator:
+    """`--data FOLDER`."""
+    return click.option("--data", metavar="FOLDER", help=text)
+
+
+def crops(text: str, default: str = "validate") -> Decorator:
+    """`--crops LIST`, as it is written."""
+    return click.option(
+        "--crops", "-c", default=default, show_default=True, metavar="LIST", help=text
+    )
+
+
+def classes(
+    text: str = "Comma-separated; all of the experiment unless given.", **more: Any
+) -> Decorator:
+    """`--classes LIST`, as a tuple of names; None unless given."""
+    return click.option("--classes", type=Names(), help=text, **more)
+
+
+def workers(text: str = "Processes that score.", default: int = 1) -> Decorator:
+    """`--workers NUMBER`."""
+    return click.option(
+        "--workers", "-w", type=click.IntRange(1), default=default, show_default=True, help=text
+    )
+
+
+def together(*options: Decorator) -> Decorator:
+    """One decorator that adds these options, listed in this order."""
+
+    def add(command: Callable) -> Callable:
+        for option in reversed(options):  # a decorator adds before what is there
+            command = option(command)
+        return command
+
+    return add
+
+
+boxes = together(
+    config_path,
+    crops(
+        "Comma-separated: validate, train, test, * or crops such as 28, crop28, jrc_hela-2/crop28."
+    ),
+    click.option("--volume", metavar="GROUP", help="An OME-NGFF group instead of crops."),
+    click.option(
+        "--roi",
+        metavar="Z0:Z1,Y0:Y1,X0:X1",
+        help="A box of --volume, in nm; a bound left out is the volume's.",
+    ),
+    classes(),
+    manifest,
+    overrides,
+    data(),
+)
+"""What the commands take that work on boxes of volumes."""
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given: a default that is not ours to know stays out."""
+    return {name: value for name, value in options.items() if value is not None}
