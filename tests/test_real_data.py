@@ -1,4 +1,4 @@
-"""Two public EM volumes in the challenge's layout, if they lie beside the checkout in ../shared/data."""
+"""Two public EM volumes in the challenge's layout, if they lie in ../shared/data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import zarr
 
 from common.config.settings import TrainConfig
 from common.data.loaders import Batch, Batches, Blocks, open_data
-from common.data.ngff import block_mean
-from common.data.split import Row, read_datasplit
+from common.data.ngff import block_mean, open_levels, slices
+from common.data.split import Row, read_datasplit, row_text
 from common.data.targets import dense
 from common.files import REPOSITORY
 
 DATA = REPOSITORY.parent / "shared" / "data"
 DATASETS = {
-    "flyem_medulla": ("cell,pm", range(1, 7)),
-    "drosophila_vnc": ("cyto,glia_ecs,mito,pm,synapse", (1, 3, 5)),
+    "flyem_medulla": (("cell", "pm"), range(1, 7)),
+    "drosophila_vnc": (("cyto", "glia_ecs", "mito", "pm", "synapse"), (1, 3, 5)),
 }
 
 pytestmark = pytest.mark.skipif(
@@ -32,13 +32,11 @@ def folder(tmp_path_factory) -> Path:
     """An experiment folder with a datasplit of each dataset: the last crop validates."""
     root = tmp_path_factory.mktemp("real")
     for name, (classes, numbers) in DATASETS.items():
-        store = f"{name}/{name}.zarr"
-        lines = [
-            f'"{"validate" if n == numbers[-1] else "train"}","{store}","recon-1/em/fibsem-uint8","{store}",'
-            f'"recon-1/labels/groundtruth/crop{n}/[{classes}]"\n'
-            for n in numbers
-        ]
-        (root / f"{name}.csv").write_text("".join(lines))
+        lines = []
+        for number in numbers:
+            usage = "validate" if number == numbers[-1] else "train"
+            lines.append(row_text(usage, name, f"crop{number}", classes))
+        (root / f"{name}.csv").write_text("\n".join(lines) + "\n")
     return root
 
 
@@ -68,14 +66,8 @@ def array(row: Row, name: str = "") -> np.ndarray:
 
 def first_batch(settings: TrainConfig, n: int = 4) -> Batch:
     data = open_data(settings)
-    return next(
-        Batches(
-            Blocks(data.train, data.sampler, data.sampler.input, data.sampler.target),
-            n,
-            0,
-            torch.device("cpu"),
-        ).between(0, n)
-    )
+    blocks = Blocks(data.train, data.sampler, data.sampler.input, data.sampler.target)
+    return next(Batches(blocks, n, 0, torch.device("cpu")).between(0, n))
 
 
 TURNED = {
@@ -96,7 +88,8 @@ def test_labels_of_flyem_are_those_of_its_arrays(folder):
 
 def test_raw_of_flyem_surrounds_its_labels(folder):
     data = open_data(config(folder, "flyem_medulla", (68, 68, 68), (28, 28, 28), (10, 10, 10)))
-    row, crop = read_datasplit(folder / "flyem_medulla.csv", DATA)[0], data.train[0]
+    row = read_datasplit(folder / "flyem_medulla.csv", DATA)[0]
+    crop = data.train[0]
     first = np.rint(crop.raw_grid.origin / 10).astype(int)
     mirrored = np.pad(np.arange(250), 200, mode="reflect")
     axes = [
@@ -117,7 +110,8 @@ def test_labels_of_drosophila_are_those_of_its_arrays_at_native_resolution(folde
 
 def test_drosophila_is_reduced_in_plane_by_majority_and_mean(folder):
     data = open_data(config(folder, "drosophila_vnc", (20, 60, 60), (8, 30, 30), (16.67, 9.2, 9.2)))
-    crop, row = data.train[0], read_datasplit(folder / "drosophila_vnc.csv", DATA)[0]
+    crop = data.train[0]
+    row = read_datasplit(folder / "drosophila_vnc.csv", DATA)[0]
     fine = array(row, "mito") > 0
     z, y, x = fine.shape
     share = fine[:, : y // 2 * 2, : x // 2 * 2].reshape(z, y // 2, 2, x // 2, 2).mean((2, 4))
@@ -129,7 +123,7 @@ def test_drosophila_is_reduced_in_plane_by_majority_and_mean(folder):
 
 
 def test_unannotated_cell_follows_from_its_parts(folder):
-    """`cell` is not annotated there: positive where `pm`, `mito` or `cyto` is, unknown elsewhere."""
+    """`cell` is positive where `pm`, `mito` or `cyto` is, unknown elsewhere."""
     data = open_data(config(folder, "drosophila_vnc", (1, 68, 68), (1, 28, 28), (50, 4.6, 4.6)))
     labels = data.train[0].palette[data.train[0].labels()]
     inside = (labels[..., :3] == 1).any(axis=-1)
@@ -145,7 +139,7 @@ def test_unannotated_cell_follows_from_its_parts(folder):
     ],
 )
 def test_batches_of_real_data_show_every_class(folder, dataset, input, target, scale):
-    """With patches placed on the classes in turn, each class that occurs is positive in its patch of the batch."""
+    """Patches are placed on the classes in turn: each is positive in its patch."""
     settings = config(
         folder,
         dataset,
@@ -165,7 +159,7 @@ def test_batches_of_real_data_show_every_class(folder, dataset, input, target, s
 
 
 def test_dark_membranes_are_dark_in_the_batch(folder):
-    """Raw and labels belong together: in turned patches membrane is as dark, cytoplasm as bright as in the arrays."""
+    """In turned patches membrane is as dark and cytoplasm as bright as in the arrays."""
     rows = [
         row for row in read_datasplit(folder / "drosophila_vnc.csv", DATA) if row.usage == "train"
     ]
@@ -180,8 +174,8 @@ def test_dark_membranes_are_dark_in_the_batch(folder):
     batch = first_batch(settings, 16)
     labels = dense(batch.target)
     found = [batch.raw[:, 0][labels[:, channel] == 1].mean().item() for channel in (0, 2)]
-    raw, (lower, shape) = array(rows[0]), place(rows[0])
-    part = raw[tuple(slice(a, a + n) for a, n in zip(lower, shape, strict=True))] / 255
+    lower, shape = place(rows[0])
+    part = array(rows[0])[slices(lower, lower + shape)] / 255
     expected = [part[array(rows[0], name) > 0].mean() for name in ("pm", "cyto")]
     assert expected[0] < expected[1] - 0.1
     np.testing.assert_allclose(found, expected, atol=0.06)
@@ -189,8 +183,5 @@ def test_dark_membranes_are_dark_in_the_batch(folder):
 
 def place(row: Row) -> tuple[np.ndarray, tuple[int, ...]]:
     """First raw voxel and shape of a crop of drosophila_vnc at native resolution."""
-    transforms = zarr.open_group(str(row.crop / "pm"), mode="r").attrs["multiscales"][0][
-        "datasets"
-    ][0]["coordinateTransformations"]
-    translation = next(t["translation"] for t in transforms if t["type"] == "translation")
-    return np.rint(np.array(translation) / (50, 4.6, 4.6)).astype(int), array(row, "pm").shape
+    level = open_levels(row.crop / "pm")[0]
+    return np.rint(level.translation / (50, 4.6, 4.6)).astype(int), tuple(level.shape)

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from common.data import augment
 from common.data.augment import IntensityChange, change_intensity, resample_linear, resample_nearest
+from common.data.ngff import slices
 from common.data.sampling import rotation
 from common.errors import UserError
 
@@ -21,12 +22,13 @@ def affine_about_centre(
     linear: np.ndarray, shape: tuple[int, ...], block: tuple[int, ...] = BLOCK.shape
 ) -> np.ndarray:
     """(3, 4): takes the centre of the patch to the centre of the block."""
-    centre, middle = (np.array(block) - 1) / 2, (np.array(shape) - 1) / 2
+    centre = (np.array(block) - 1) / 2
+    middle = (np.array(shape) - 1) / 2
     return np.concatenate([linear, (centre - linear @ middle)[:, None]], axis=1)
 
 
 def turned(seed: int, shape: tuple[int, ...], anisotropy: float = 1) -> np.ndarray:
-    """A rotation about all axes, a mirror and a small shift; `anisotropy` is how much longer voxels are along z."""
+    """A rotation about all axes, a mirror and a small shift; voxels are longer along z."""
     random = np.random.default_rng(seed)
     stretch = np.diag([anisotropy, 1, 1])
     matrix = np.diag([1, -1, 1])
@@ -60,9 +62,8 @@ def test_linear_equals_scipy(shape, anisotropy):
     affines = [turned(seed, shape, anisotropy) for seed in range(4)]
     found = resample_linear(*batch(*affines), shape)
     assert found.shape == (4, *shape) and found.dtype == torch.float32
-    np.testing.assert_allclose(
-        found, [scipy_linear(affine, shape) for affine in affines], atol=0.02
-    )  # of 255
+    expected = [scipy_linear(affine, shape) for affine in affines]
+    np.testing.assert_allclose(found, expected, atol=0.02)  # of 255
 
 
 def test_linear_at_another_scale_equals_scipy():
@@ -91,10 +92,9 @@ def test_whole_axes_are_copied_without_interpolation(order, signs):
     affine[:, 3] = np.floor(affine[:, 3])
     first = affine[:, 3].astype(int)
     last = (affine[:, :3] @ (np.array(shape) - 1) + affine[:, 3]).astype(int)
-    part = BLOCK[tuple(slice(min(a, b), max(a, b) + 1) for a, b in zip(first, last, strict=True))]
-    expected = np.flip(
-        part.transpose(np.argsort(order)), [axis for axis in range(3) if signs[axis] < 0]
-    )
+    part = BLOCK[slices(np.minimum(first, last), np.maximum(first, last) + 1)]
+    mirrored = [axis for axis in range(3) if signs[axis] < 0]
+    expected = np.flip(part.transpose(np.argsort(order)), mirrored)
     np.testing.assert_array_equal(resample_linear(*batch(affine), shape)[0], expected)
     np.testing.assert_array_equal(resample_nearest(*batch(affine), shape)[0], expected)
 
@@ -153,7 +153,8 @@ def test_a_sample_does_not_depend_on_the_others_in_its_batch():
 @pytest.mark.parametrize("threads", [2, 3])
 def test_the_number_of_threads_changes_nothing(threads):
     shape = (6, 7, 5)
-    found, before = {}, torch.get_num_threads()
+    found = {}
+    before = torch.get_num_threads()
     for n in (1, threads):
         torch.set_num_threads(n)
         found[n] = (
@@ -284,7 +285,7 @@ def test_noise_is_gaussian_with_its_standard_deviation():
     ],
 )
 def test_raw_stays_in_0_to_1_and_does_not_become_constant(settings):
-    """The public loader gave 0 to 255 to gamma and contrast, which made every patch the constant 1."""
+    """The public loader gave 0 to 255 to gamma and contrast: every patch became constant 1."""
     found = changed(raw(), **settings)
     assert found.min() >= 0 and found.max() <= 1
     assert (found.std(dim=(1, 2, 3, 4)) > 0.1).all()

@@ -1,4 +1,4 @@
-"""Crops written to disk, decoded, cached: what is known of each voxel, and where raw and labels lie."""
+"""Crops decoded and cached: what is known of each voxel, where raw and labels lie."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import zarr
 from common.data import crops
 from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, Decoding, open_crops
-from common.data.ngff import Grid, write_multiscale
+from common.data.ngff import Grid, slices, write_multiscale
 from common.data.split import Row
 
 RANDOM = np.random.default_rng(0)
@@ -35,7 +35,9 @@ def write_crop(
     levels: int = 1,
     usage: str = "train",
 ) -> Row:
-    """A raw volume and a crop of it in the challenge's layout; all its classes are annotated unless some are named."""
+    """A raw volume and a crop of it in the challenge's layout.
+
+    All its classes are annotated unless some are named."""
     store = root / "data.zarr" / "recon-1"
     write_multiscale(
         store / "em" / "fibsem-uint8", raw, raw_scale, raw_translation, levels=levels, chunk=8
@@ -80,9 +82,10 @@ def volumes(crop: Crop) -> np.ndarray:
 
 def raw_within(crop: Crop, lower: Sequence[float], shape: Sequence[int]) -> np.ndarray:
     """The decoded raw from the voxel whose centre is at `lower` (nm)."""
-    start = np.rint((np.array(lower) - crop.raw_grid.origin) / crop.raw_grid.scale).astype(int)
+    offset = (np.array(lower) - crop.raw_grid.origin) / crop.raw_grid.scale
+    start = np.rint(offset).astype(int)
     assert (start >= 0).all()
-    return np.array(crop.raw()[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))])
+    return np.array(crop.raw()[slices(start, start + shape)])
 
 
 def blocks(
@@ -127,7 +130,8 @@ def test_annotated_classes_that_are_not_learnt_inform_those_that_are(tmp_path):
 
 
 def test_annotated_labels_are_used_as_they_are_and_contradictions_counted(tmp_path):
-    mito, nuc = blocks((1, 1, 1), (1, 1, 2), (5, 5, 5)), blocks((1, 1, 1), (1, 1, 2), (6, 6, 6))
+    mito = blocks((1, 1, 1), (1, 1, 2), (5, 5, 5))
+    nuc = blocks((1, 1, 1), (1, 1, 2), (6, 6, 6))
     crop = open_crop(write_crop(tmp_path, RAW, {"mito": mito, "nuc": nuc}), ("mito", "nuc", "er"))
     np.testing.assert_array_equal(volumes(crop)[:2], [mito, nuc])
     assert volumes(crop)[2, 1, 1, 1] == -1
@@ -143,23 +147,16 @@ def test_the_palette_has_a_row_for_each_combination_and_one_for_unknown(tmp_path
 
 
 def test_counts_are_those_of_the_labels(tmp_path):
-    crop = open_crop(
-        write_crop(tmp_path, RAW, {"mito": RANDOM.random((70, 5, 6)) < 0.2}, (8, 8, 8))
-    )
-    np.testing.assert_array_equal(
-        crop.counts, np.bincount(crop.labels().ravel(), minlength=len(crop.palette))
-    )
+    mito = RANDOM.random((70, 5, 6)) < 0.2
+    crop = open_crop(write_crop(tmp_path, RAW, {"mito": mito}))
+    expected = np.bincount(crop.labels().ravel(), minlength=len(crop.palette))
+    np.testing.assert_array_equal(crop.counts, expected)
 
 
 def test_examples_are_voxels_of_their_row_from_the_whole_crop(tmp_path):
-    crop = open_crop(
-        write_crop(
-            tmp_path,
-            RAW,
-            {"mito": RANDOM.random((140, 5, 6)) < 0.2, "ld": blocks((0, 3, 3), shape=(140, 5, 6))},
-        ),
-        ("mito", "ld"),
-    )
+    shape = (140, 5, 6)
+    labels = {"mito": RANDOM.random(shape) < 0.2, "ld": blocks((0, 3, 3), shape=shape)}
+    crop = open_crop(write_crop(tmp_path, RAW, labels), ("mito", "ld"))
     for row in np.flatnonzero(crop.counts):
         assert (crop.labels()[tuple(crop.examples[row].T)] == row).all()
     depths = crop.examples[crop.counts.argmax()][:, 0]  # uniform over 140 slices in three slabs
@@ -169,17 +166,16 @@ def test_examples_are_voxels_of_their_row_from_the_whole_crop(tmp_path):
 def test_labels_of_more_than_255_combinations_are_kept(tmp_path):
     code = np.arange(1000).reshape(10, 10, 10)
     names = ["ecs", "pm", "cyto", "nuc", "mito", "ld", "er", "mt", "ves", "endo"]
-    crop = open_crop(
-        write_crop(tmp_path, RAW, {n: code >> i & 1 for i, n in enumerate(names)}), names
-    )
-    np.testing.assert_array_equal(volumes(crop), [code >> i & 1 for i in range(10)])
+    labels = {name: code >> bit & 1 for bit, name in enumerate(names)}
+    crop = open_crop(write_crop(tmp_path, RAW, labels), names)
+    np.testing.assert_array_equal(volumes(crop), list(labels.values()))
 
 
 # Labels finer than the training grid
 
 
 def test_finer_labels_are_reduced_by_majority(tmp_path):
-    """Four blocks of 2 x 2 x 2 along x, with 3, 4, 5 and 8 positive voxels: more than half of 8 is 5."""
+    """Four blocks of 2^3 along x, with 3, 4, 5 and 8 positive voxels: more than half is 5."""
     fine = np.zeros((2, 2, 8), np.uint8)
     for block, n in enumerate((3, 4, 5, 8)):
         fine[:, :, 2 * block : 2 * block + 2] = (np.arange(8) < n).reshape(2, 2, 2)
@@ -189,7 +185,7 @@ def test_finer_labels_are_reduced_by_majority(tmp_path):
 
 @pytest.mark.parametrize("corner", [True, False])
 def test_majority_is_not_striding(tmp_path, corner):
-    """A voxel where the first fine voxel is the odd one out: striding takes it, majority does not."""
+    """The first fine voxel is the odd one out: striding takes it, majority does not."""
     fine = np.full((2, 2, 2), not corner, np.uint8)
     fine[0, 0, 0] = corner
     crop = open_crop(write_crop(tmp_path, RAW, {"mito": fine}, label_scale=(4, 4, 4)))
@@ -199,15 +195,8 @@ def test_majority_is_not_striding(tmp_path, corner):
 def test_anisotropic_labels_are_reduced_by_a_factor_for_each_axis(tmp_path):
     """2.62 x 2 x 2 nm to 8 nm: blocks of 3 x 4 x 4 voxels, that is 7.86 x 8 x 8 nm."""
     fine = RANDOM.random((7, 9, 8)) < 0.5
-    crop = open_crop(
-        write_crop(
-            tmp_path,
-            RAW,
-            {"mito": fine},
-            label_scale=(2.62, 2, 2),
-            label_translation=(26.2, 40, 42),
-        )
-    )
+    place = {"label_scale": (2.62, 2, 2), "label_translation": (26.2, 40, 42)}
+    crop = open_crop(write_crop(tmp_path, RAW, {"mito": fine}, **place))
     expected = fine[:6, :8].reshape(2, 3, 2, 4, 2, 4).sum((1, 3, 5)) > 24
     np.testing.assert_array_equal(volumes(crop)[0], expected)
     np.testing.assert_allclose(crop.label_grid.scale, (7.86, 8, 8))
@@ -236,15 +225,14 @@ def test_a_reduction_over_several_slabs_equals_one_of_the_whole(tmp_path):
     fine = RANDOM.random((200, 4, 4)) < 0.5
     row = write_crop(tmp_path, RAW, {"mito": fine}, label_scale=(3, 4, 4))
     crop = open_crop(row, scale=(9, 8, 8))
-    np.testing.assert_array_equal(
-        volumes(crop)[0], fine[:198].reshape(66, 3, 2, 2, 2, 2).sum((1, 3, 5)) > 6
-    )
+    positive = fine[:198].reshape(66, 3, 2, 2, 2, 2).sum((1, 3, 5))
+    np.testing.assert_array_equal(volumes(crop)[0], positive > 6)
 
 
 def test_classes_on_another_grid_are_refused(tmp_path):
     row = write_crop(tmp_path, RAW, {"mito": blocks(), "nuc": blocks()})
     write_multiscale(row.crop / "nuc", blocks(), (8, 8, 8), (8, 0, 0))
-    with pytest.raises(ValueError, match="crop1/nuc: .* are not those of 'mito'"):
+    with pytest.raises(ValueError, match=r"crop1/nuc: .* 'mito'"):
         open_crop(row, ("mito", "nuc"))
 
 
@@ -345,7 +333,7 @@ def test_raw_range_becomes_0_to_1_and_the_rest_is_cut_off(tmp_path):
 
 def test_raw_of_a_type_without_range_asks_for_one(tmp_path):
     row = write_crop(tmp_path, RAW.astype(np.float32), {"mito": blocks()})
-    with pytest.raises(ValueError, match="raw of type float32 has no natural range; set raw_range"):
+    with pytest.raises(ValueError, match=r"float32.*raw_range"):
         open_crop(row)
 
 
@@ -353,19 +341,19 @@ def test_black_raw_is_refused(tmp_path):
     """Elsewhere the volume is not black: the chunks of this crop were not fetched."""
     raw = np.zeros((40, 40, 40), np.uint8)
     raw[32:] = 100
-    with pytest.raises(ValueError, match="0 everywhere around data/crop1; fetch its EM chunks"):
+    with pytest.raises(ValueError, match="0 everywhere around data/crop1"):
         open_crop(write_crop(tmp_path, raw, {"mito": blocks()}), margin=32)
 
 
 def test_raw_smaller_than_the_patch_is_refused(tmp_path):
     row = write_crop(tmp_path, RAW, {"mito": blocks()})
-    with pytest.raises(ValueError, match="160 nm of raw, smaller than the input patch of 200 nm"):
+    with pytest.raises(ValueError, match=r"160 nm .* 200 nm"):
         open_crop(row, patch_nm=np.full(3, 200.0))
 
 
 def test_labels_beside_the_raw_are_refused(tmp_path):
     row = write_crop(tmp_path, RAW, {"mito": blocks()}, label_translation=(0, 0, 400))
-    with pytest.raises(ValueError, match="do not overlap; check translation and scale"):
+    with pytest.raises(ValueError, match="do not overlap"):
         open_crop(row)
 
 
@@ -374,7 +362,7 @@ def test_a_broken_chunk_is_named(tmp_path, part):
     row = write_crop(tmp_path, RAW, {"mito": RANDOM.integers(0, 2, (8, 8, 8), np.uint8)})
     array = (row.raw if part == "raw" else row.crop / "mito") / "s0"
     (array / "0" / "0" / "0").write_bytes(b"cut short")
-    with pytest.raises(ValueError, match=f"{array}: a chunk in voxels .* cannot be decoded"):
+    with pytest.raises(ValueError, match=f"{array}: .* cannot be decoded"):
         open_crop(row)
 
 
@@ -420,7 +408,8 @@ def decoded(monkeypatch) -> list[str]:
 
 def test_a_crop_is_decoded_once(tmp_path, decoded):
     row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
-    first, second = open_crop(row), open_crop(row)
+    first = open_crop(row)
+    second = open_crop(row)
     assert len(decoded) == 1
     np.testing.assert_array_equal(volumes(first), volumes(second))
 
@@ -466,9 +455,7 @@ def test_raw_fetched_later_is_decoded_anew(tmp_path, decoded):
 
 def test_a_cache_too_small_for_the_crops_stops_with_a_sentence(tmp_path):
     row = write_crop(tmp_path, RAW, {"mito": blocks()})
-    with pytest.raises(
-        ValueError, match="the decoded crops need 0.0 GB and cache_gb is 1e-07; raise cache_gb"
-    ):
+    with pytest.raises(ValueError, match=r"cache_gb is 1e-07"):
         open_crop(row, cache_gb=1e-7)
 
 
@@ -560,7 +547,7 @@ def test_processes_that_decode_the_same_crop_at_once_do_no_harm(tmp_path):
     answers = [process.communicate(timeout=60)[0].split() for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
     assert len(set(map(tuple, answers))) == 1 and int(answers[0][1]) == labels.sum()
-    assert len(os.listdir(tmp_path / "cache" / "crops")) == 1
+    assert len(list((tmp_path / "cache" / "crops").iterdir())) == 1
 
 
 def test_losing_the_race_to_decode_a_crop_takes_the_winners(tmp_path, monkeypatch):
@@ -575,7 +562,7 @@ def test_losing_the_race_to_decode_a_crop_takes_the_winners(tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "rename", late)
     np.testing.assert_array_equal(volumes(open_crop(row))[0], blocks((1, 1, 1)))
-    assert len(os.listdir(tmp_path / "cache" / "crops")) == 1
+    assert len(list((tmp_path / "cache" / "crops").iterdir())) == 1
 
 
 def test_a_decoding_that_fails_leaves_nothing_behind(tmp_path):
@@ -592,18 +579,13 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(crops.np, "save", full)
-    with pytest.raises(
-        OSError,
-        match="could not be written .No space left on device.; free space or move cache_path",
-    ):
+    with pytest.raises(OSError, match=r"No space left on device.*cache_path"):
         open_crop(row)
 
 
 def test_an_open_crop_holds_no_volume_in_memory(tmp_path):
-    raw, labels = (
-        RANDOM.integers(1, 256, (64, 64, 64), np.uint8),
-        RANDOM.integers(0, 2, (64, 64, 64), np.uint8),
-    )
+    raw = RANDOM.integers(1, 256, (64, 64, 64), np.uint8)
+    labels = RANDOM.integers(0, 2, (64, 64, 64), np.uint8)
     crop = open_crop(write_crop(tmp_path, raw, {"mito": labels}))
     assert isinstance(crop.raw(), np.memmap) and isinstance(crop.labels(), np.memmap)
     held = sum(value.nbytes for value in vars(crop).values() if isinstance(value, np.ndarray))

@@ -1,4 +1,4 @@
-"""Batches: raw and labels from the same place, whatever the orientation, the batch and the workers."""
+"""Batches: raw and labels from one place, whatever the orientation, batch and workers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ EVERYTHING = Augmentation(
 
 # The alignment of raw and labels
 #
-# Raw volumes are ramps: the value of a voxel is its z, y or x in nm, so that a patch says where its voxels are from.
+# Raw volumes are ramps: the value of a voxel is its z, y or x in nm, so that a patch says where its
+# voxels are from.
 # Labels are half spaces: class "z3" is positive where z is above the third threshold.
 
 
@@ -173,7 +174,7 @@ THRESHOLDS = 4
 
 
 def thresholds(geometry: Geometry) -> np.ndarray:
-    """(3, THRESHOLDS) nm: faces of label voxels on the training grid, from the first inner one to the last."""
+    """(3, THRESHOLDS) nm: faces of label voxels on the training grid, first to last inner one."""
     first = np.array(geometry.label_translation) - np.array(geometry.label_scale) / 2
     count = np.array(geometry.label_shape) // geometry.factor
     faces = np.array([np.linspace(1, n - 1, THRESHOLDS).astype(int) for n in count])
@@ -233,13 +234,17 @@ def aligned(request, tmp_path_factory) -> tuple[Geometry, dict[str, list[Crop]]]
 
 
 def read(blocks: list[Blocks], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (n, 3, z, y, x) in nm of the voxels of raw patches, and the labels (n, classes, z, y, x) beside them.
+    """Positions (n, 3, z, y, x) in nm of raw patches' voxels, and the labels (n, classes, z, y, x).
 
     Of three sets of blocks that differ in nothing but their raw, which is z, y or x.
     """
-    batches = [list(Batches(part, 4, 0, CPU, raw_range=RANGE).between(0, n)) for part in blocks]
-    raw = torch.cat([torch.cat([batch.raw for batch in found]) for found in batches], 1)
-    labels = [torch.cat([dense(batch.target) for batch in found]) for found in batches]
+    raw_of_axis = []
+    labels = []
+    for part in blocks:
+        batches = list(Batches(part, 4, 0, CPU, raw_range=RANGE).between(0, n))
+        raw_of_axis.append(torch.cat([batch.raw for batch in batches]))
+        labels.append(torch.cat([dense(batch.target) for batch in batches]))
+    raw = torch.cat(raw_of_axis, 1)
     assert torch.equal(labels[0], labels[1]) and torch.equal(labels[0], labels[2])
     return (raw.double() * (RANGE[1] - RANGE[0]) + RANGE[0]).numpy(), labels[0].numpy()
 
@@ -251,7 +256,7 @@ def offsets(patch: Patch) -> np.ndarray:
 
 
 def folded(positions: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Where mirroring at the first and last voxel of the raw leads positions (3, voxels) outside of it."""
+    """Positions (3, voxels), those outside mirrored at the first and last voxel of the raw."""
     last = (np.array(geometry.raw_shape)[:, None] - 1) * np.array(geometry.raw_scale)[:, None]
     return last - np.abs(last - np.abs(positions))
 
@@ -261,7 +266,7 @@ def check_alignment(
 ) -> np.ndarray:
     """Assert that raw is where the sample says, and that labels are those of where raw is.
 
-    Returns the signed errors of label borders (voxels), for voxels less than one voxel from a border.
+    Returns the signed errors of label borders (voxels) where a border is less than a voxel away.
     """
     expected = sample.centre[:, None] + sample.orientation @ offsets(geometry.input)
     found = positions.reshape(3, -1)
@@ -271,7 +276,7 @@ def check_alignment(
     inside = (np.abs(folded(expected, geometry) - expected) < 1e-9).all(axis=0)
     assert inside.sum() > 100
 
-    # From here on only what the raw says: an affine through the positions leads to the voxels of the target
+    # From here on only what the raw says: an affine through the positions leads to the target
     basis = np.concatenate([offsets(geometry.input), np.ones((1, expected.shape[1]))])
     affine = np.linalg.lstsq(basis[:, inside].T, found[:, inside].T, rcond=None)[0].T
     target = affine[:, :3] @ offsets(geometry.target) + affine[:, 3:]
@@ -337,7 +342,7 @@ def test_validation_blocks_are_aligned_to_half_a_voxel(aligned):
 def random_crop(
     tmp_path: Path, raw: np.ndarray, labels: dict[str, np.ndarray], name: str = "a", **settings
 ) -> Crop:
-    """A crop of random volumes: raw at 0 nm; labels from voxel (16, 16, 16) on unless said otherwise."""
+    """A crop of given volumes: raw at 0 nm, labels from voxel (16, 16, 16) on by default."""
     values = {
         "scale": (8, 8, 8),
         "label_scale": (8, 8, 8),
@@ -374,7 +379,8 @@ def open_at_8_nm(
 
 
 RANDOM = np.random.default_rng(0)
-INPUT, TARGET = Patch((12, 14, 10), (8, 8, 8)), Patch((6, 8, 4), (8, 8, 8))
+INPUT = Patch((12, 14, 10), (8, 8, 8))
+TARGET = Patch((6, 8, 4), (8, 8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -394,11 +400,12 @@ def batches(
 
 
 def joined(found: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    raw, target = (
-        torch.cat([batch.raw for batch in found]),
-        torch.cat([dense(batch.target) for batch in found]),
-    )
-    return raw, target, [name for batch in found for name in batch.where]
+    raw = torch.cat([batch.raw for batch in found])
+    target = torch.cat([dense(batch.target) for batch in found])
+    where = []
+    for batch in found:
+        where += batch.where
+    return raw, target, where
 
 
 def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
@@ -433,9 +440,10 @@ def test_patches_equal_scipy_at_the_places_of_the_sample(crop, transforms):
 
 
 def test_raw_is_never_black_around_a_crop_much_smaller_than_the_patch(tmp_path):
-    """A crop of 3 voxels, patches of 40 and 30 voxels, raw everywhere at 200: also where a patch is turned."""
+    """A crop of 3 voxels, patches of 40 and 30, raw 200 everywhere: also in turned patches."""
     small = {"mito": np.ones((3, 3, 3), np.uint8)}
-    raw, target = Patch((40, 40, 40), (8, 8, 8)), Patch((30, 30, 30), (8, 8, 8))
+    raw = Patch((40, 40, 40), (8, 8, 8))
+    target = Patch((30, 30, 30), (8, 8, 8))
     for name, transforms in {"straight": MIRROR, "turned": ROTATE}.items():
         margin = float(reach_nm(raw, transforms).max())
         found = random_crop(
@@ -462,7 +470,8 @@ def test_raw_is_never_black_around_a_crop_much_smaller_than_the_patch(tmp_path):
 
 def test_a_sphere_stays_a_sphere_when_axes_of_sections_are_transposed(tmp_path):
     """200 nm across: 4 sections of 50 nm are 40 voxels of 5 nm, whichever axis becomes which."""
-    shape, scale = (12, 90, 90), (50, 5, 5)
+    shape = (12, 90, 90)
+    scale = (50, 5, 5)
     place = [ramp(shape, scale, (0, 0, 0), axis) for axis in range(3)]
     ball = (place[0] - 275) ** 2 + (place[1] - 222.5) ** 2 + (place[2] - 222.5) ** 2 < 130**2
     patch = Patch((9, 72, 72), (50, 5, 5))
@@ -588,7 +597,7 @@ def test_a_class_that_no_crop_annotates_is_unknown_where_nothing_excludes_it(tmp
 
 
 def test_each_patch_is_read_with_the_palette_of_its_crop(tmp_path):
-    """Two crops whose rows mean different classes, the second with more combinations than fit into a byte."""
+    """Two crops whose rows mean different classes; the second has more than fit into a byte."""
     names = ("mito", "nuc", *(f"mine{i}" for i in range(9)))
     code = RANDOM.integers(0, 2048, (18, 18, 18))
     raw = np.full((50, 50, 50), 100, np.uint8)
@@ -642,7 +651,8 @@ def test_patches_of_one_slice_come_from_one_slice(tmp_path, transforms):
     raw = np.broadcast_to(np.arange(1, 51, dtype=np.uint8)[:, None, None] * 2, (50, 50, 50)).copy()
     labels = np.broadcast_to(np.arange(18)[:, None, None] % 2, (18, 30, 30))
     found = random_crop(tmp_path, raw, {"mito": labels}, label_translation=(128, 80, 80))
-    patch, target = Patch((1, 20, 22), (8, 8, 8)), Patch((1, 12, 10), (8, 8, 8))
+    patch = Patch((1, 20, 22), (8, 8, 8))
+    target = Patch((1, 12, 10), (8, 8, 8))
     sampler = Sampler([found], patch, target, 3, augmentation=Augmentation(transforms))
     shown = 0
     for k, batch in enumerate(
@@ -670,7 +680,8 @@ def test_patches_of_one_slice_come_from_one_slice(tmp_path, transforms):
 )
 @pytest.mark.parametrize("patch", [TARGET, Patch((7, 5, 9), (8, 8, 8))])
 def test_validation_sees_every_voxel_once(tmp_path, beside, patch):
-    raw, mito = RANDOM.integers(1, 256, (50, 50, 50), np.uint8), RANDOM.random((18, 19, 20)) < 0.3
+    raw = RANDOM.integers(1, 256, (50, 50, 50), np.uint8)
+    mito = RANDOM.random((18, 19, 20)) < 0.3
     found = random_crop(tmp_path, raw, {"mito": mito}, label_translation=np.full(3, 128.0 + beside))
     samples = validation_samples([found], INPUT, patch, 0)
     _, target, _ = joined(
@@ -686,10 +697,12 @@ def test_validation_sees_every_voxel_once(tmp_path, beside, patch):
 
 
 def test_voxels_are_counted_in_target_voxels_over_crops_of_any_grid(tmp_path):
-    """At 8 nm: 10 voxels; at 16 nm: 5 voxels that are 40; classes known in the second crop only count there."""
+    """10 voxels of 8 nm, 5 of 16 nm that are 40; a class known in one crop counts there only."""
     raw = np.full((50, 50, 50), 100, np.uint8)
-    fine, coarse = np.zeros((18, 18, 18), np.uint8), np.zeros((9, 9, 9), np.uint8)
-    fine.flat[:10], coarse.flat[:5] = 1, 1
+    fine = np.zeros((18, 18, 18), np.uint8)
+    fine.flat[:10] = 1
+    coarse = np.zeros((9, 9, 9), np.uint8)
+    coarse.flat[:5] = 1
     crops = [
         random_crop(tmp_path, raw, {"mito": fine}, "a", classes=("mito", "er")),
         random_crop(
@@ -710,7 +723,7 @@ def test_voxels_are_counted_in_target_voxels_over_crops_of_any_grid(tmp_path):
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """A data root with three crops, of which the third annotates `mito` only, and a datasplit of the others."""
+    """A data root with three crops (the third annotates `mito` only), a datasplit of two."""
     store = tmp_path / "data" / "set.zarr"
     write_multiscale(store / "em", RANDOM.integers(1, 256, (50, 50, 50), np.uint8), (8, 8, 8))
     for number, names in enumerate((("mito", "nuc"), ("mito", "nuc"), ("mito",)), 1):
@@ -763,7 +776,7 @@ def test_crops_that_annotate_no_class_of_the_run_are_left_out(root):
 def test_a_split_without_a_crop_of_the_classes_is_refused(root):
     with pytest.raises(
         ValueError,
-        match="datasplit.csv: no training crop annotates any of golgi; change classes or the split",
+        match=r"datasplit.csv: .* golgi",
     ):
         open_data(config(root, classes=("golgi",)))
 
@@ -775,30 +788,27 @@ def test_a_split_without_positive_voxels_is_refused(root):
         (8, 8, 8),
         (128, 128, 128),
     )
-    with pytest.raises(
-        ValueError, match="no training crop has a positive voxel of nuc; add crops that do"
-    ):
+    with pytest.raises(ValueError, match="positive voxel of nuc"):
         open_data(config(root, classes=("nuc",)))
 
 
 def test_a_missing_class_folder_is_named(root):
     split(root, ("train", 3, "mito,nuc"))
-    with pytest.raises(FileNotFoundError, match="line 1: no class folder .*crop3/nuc"):
+    with pytest.raises(FileNotFoundError, match=r"line 1: .*crop3/nuc"):
         open_data(config(root))
 
 
 def test_a_patch_larger_than_the_raw_is_refused(root):
-    with pytest.raises(
-        ValueError, match="em: 400 nm of raw, smaller than the input patch of 480 x 96 x 96 nm"
-    ):
+    with pytest.raises(ValueError, match=r"em: 400 nm .* 480 x 96 x 96 nm"):
         open_data(config(root, input_array_info={"shape": (60, 12, 12), "scale": (8, 8, 8)}))
 
 
 def test_training_and_validation_crops_share_the_budget_of_the_cache(root):
-    """Each of the two fits by itself; together they do not, and the first must not be thrown out for the second."""
+    """Each fits by itself and both do not: the first must not be thrown out for the second."""
     data = open_data(config(root))
     sizes = [crop.raw().nbytes + crop.labels().nbytes for crop in (*data.train, *data.validation)]
-    enough, too_little = sum(sizes) * 1.3e-9, max(sizes) * 1.3e-9
+    enough = sum(sizes) * 1.3e-9
+    too_little = max(sizes) * 1.3e-9
     open_data(config(root, cache_gb=enough, cache_path=str(root / "other")))
     with pytest.raises(ValueError, match="raise cache_gb"):
         open_data(config(root, cache_gb=too_little, cache_path=str(root / "third")))
@@ -836,9 +846,8 @@ def test_contradictions_in_the_annotation_are_counted_and_said_once(root):
                 (128, 128, 128),
             )
     (said,) = notices(open_data(config(root)), ("mito", "nuc"))
-    assert said.startswith(
-        "the annotation contradicts the class table in 150 voxels of 2 crops, most in set/crop1 (1.7%)"
-    )
+    assert "contradicts" in said and "150 voxels of 2 crops" in said
+    assert "set/crop1 (1.7%)" in said
 
 
 def test_data_opened_from_another_folder_are_the_same(root, monkeypatch, tmp_path_factory):
@@ -921,7 +930,7 @@ def test_classes_are_weighted_by_their_names(root):
 
 
 def test_weights_that_leave_no_class_are_refused(root):
-    with pytest.raises(UserError, match="class_sampling_weights.*above 0"):
+    with pytest.raises(UserError, match=r"class_sampling_weights.*above 0"):
         open_data(config(root, class_sampling_weights={"mito": 0.0, "nuc": 0.0}))
 
 

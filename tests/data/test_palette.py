@@ -1,4 +1,4 @@
-"""What annotated classes imply for the others, against drawn cases and a brute-force truth of one atom per voxel."""
+"""What annotated classes imply for others: drawn cases, and brute force over single atoms."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ def inferred(
     """The classes that `known` ones determine, and what they are."""
     palette, names = row(**known)
     result = complete(palette, names, use_mutual_exclusion, infer_groups)[0]
-    return {
-        n: int(v) for n, v in zip(names, result, strict=True) if v != UNKNOWN and n not in known
-    }
+    inferred = {}
+    for name, value in zip(names, result, strict=True):
+        if value != UNKNOWN and name not in known:
+            inferred[name] = int(value)
+    return inferred
 
 
 def truth_of_random_voxels(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, classes of the table) labels of voxels that are one atom each, and those of a random subset of classes."""
+    """Labels (rows, classes) of voxels that are one atom each, and those of a random subset."""
     random = np.random.default_rng(seed)
     atom = random.integers(len(ATOM_IDS), size=rows)
     truth = membership(TABLE)[:, atom].T.astype(np.int8)
@@ -55,17 +57,15 @@ def test_without_mutual_exclusion_a_positive_class_makes_no_class_negative():
 
 
 def test_true_negatives_equal_those_of_the_earlier_loader():
-    """The loop over pairs of cellmap-data until 2025.12: 0 wherever any annotated exclusive class is positive."""
+    """The loop of cellmap-data until 2025.12: 0 wherever an exclusive class is positive."""
     partners = exclusions(TABLE)
     for seed in range(30):
         _, palette = truth_of_random_voxels(40, seed)
         expected = palette.copy()
         for channel, name in enumerate(TABLE):
             for other in partners[name]:
-                expected[
-                    (palette[:, channel] == UNKNOWN) & (palette[:, TABLE.index(other)] == 1),
-                    channel,
-                ] = 0
+                excluded = palette[:, TABLE.index(other)] == 1
+                expected[(palette[:, channel] == UNKNOWN) & excluded, channel] = 0
         found = complete(palette, TABLE, use_mutual_exclusion=True, infer_groups=False)
         assert (found[expected == 0] == 0).all() and (found[expected == 1] == 1).all()
 
@@ -154,16 +154,15 @@ def test_everything_inferred_is_true_of_voxels_that_are_one_atom(switches):
 
 
 def test_everything_that_follows_is_inferred_but_for_positives_by_elimination():
-    """Brute force over all atoms: a class negative in every atom that fits what is known is found to be negative."""
+    """Over all atoms: a class that is in no atom that fits what is known is negative."""
     atoms = membership(TABLE)
     for seed in range(40):
         _, palette = truth_of_random_voxels(30, seed)
         found = complete(palette, TABLE)
         for known, result in zip(palette, found, strict=True):
             annotated = known != UNKNOWN
-            fits = (atoms[annotated] == (known[annotated] == 1)[:, None]).all(
-                axis=0
-            )  # over the 53 atoms
+            positive = known[annotated] == 1
+            fits = (atoms[annotated] == positive[:, None]).all(axis=0)  # (atoms,)
             never = ~atoms[:, fits].any(axis=1)
             np.testing.assert_array_equal(result[~annotated] == 0, never[~annotated])
 

@@ -1,4 +1,4 @@
-"""Samples as a pure function of seed and k: where they lie, how they are turned, what is cut out for them."""
+"""Samples as a pure function of seed and k: place, orientation, what is cut out for them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from common.data.sampling import (
     Sampler,
     cut,
     draw_orientation,
+    margins_nm,
     on_voxels,
     reach_nm,
     rotation,
@@ -41,7 +42,7 @@ def palette_index(labels: np.ndarray, classes: int = 3) -> np.ndarray:
 def made_crop(
     labels: np.ndarray, classes: int = 3, scale: float = 8, seed: int = 0, origin: float = 1000
 ) -> Crop:
-    """A crop whose voxels are positive for class `label - 1` only, with examples of each row; 0 is of no class."""
+    """A crop whose voxels are positive for class `label - 1` only; 0 is of no class."""
     random = np.random.default_rng(seed)
     palette = np.concatenate(
         [np.full((1, classes), -1), np.eye(classes, dtype=int), np.zeros((1, classes))]
@@ -67,11 +68,9 @@ def sampler(crops: list[Crop], target: int = 8, **settings) -> Sampler:
 def crops() -> list[Crop]:
     """Three crops: all classes; the first only; the first and a single voxel of the third."""
     random = np.random.default_rng(0)
-    every, first, rare = (
-        random.integers(0, 4, (20, 21, 22)),
-        random.integers(0, 2, (18, 18, 18)),
-        random.integers(0, 2, (19, 19, 19)),
-    )
+    every = random.integers(0, 4, (20, 21, 22))
+    first = random.integers(0, 2, (18, 18, 18))
+    rare = random.integers(0, 2, (19, 19, 19))
     rare[3, 0, 18] = 3
     return [made_crop(labels, seed=i) for i, labels in enumerate((every, first, rare))]
 
@@ -100,8 +99,8 @@ EVERYTHING = {
 
 
 def test_a_sample_is_the_same_in_any_order_and_from_any_sampler(crops):
-    one, other = sampler(crops, **EVERYTHING), sampler(crops, **EVERYTHING)
-    forward = [as_numbers(one.draw(k)) for k in range(40)]
+    forward = [as_numbers(sampler(crops, **EVERYTHING).draw(k)) for k in range(40)]
+    other = sampler(crops, **EVERYTHING)
     backward = [as_numbers(other.draw(k)) for k in reversed(range(40))]
     assert forward == backward[::-1]
 
@@ -127,7 +126,7 @@ def test_a_large_seed_and_a_late_sample_are_not_rounded(crops):
 
 
 def positive_classes(crop: Crop, labels: np.ndarray, sample: Sample, target: int = 8) -> np.ndarray:
-    """(classes,) bool: which classes have a positive voxel in the target patch of an axis-aligned sample."""
+    """(classes,) bool: classes with a positive voxel in the target of an axis-aligned sample."""
     patch = Patch((target,) * 3, (8, 8, 8))
     index, affine = cut(palette_index(labels), crop.label_grid, sample, patch)
     at = np.floor(
@@ -148,14 +147,13 @@ def test_every_class_is_drawn_equally_often_however_rare_it_is():
 def test_the_order_of_the_classes_is_drawn_anew_each_round():
     labels = [np.full((12, 12, 12), i + 1) for i in range(3)]
     drawer = sampler([made_crop(volume, seed=i) for i, volume in enumerate(labels)])
-    orders = {
-        tuple(drawer.draw(k).crop for k in range(start, start + 3)) for start in range(0, 300, 3)
-    }
+    crops = [drawer.draw(k).crop for k in range(300)]
+    orders = {tuple(crops[start : start + 3]) for start in range(0, 300, 3)}
     assert orders == set(itertools.permutations(range(3)))
 
 
 def test_a_class_without_positive_voxel_takes_no_turn():
-    """Of three classes the first does not occur; the turns of the other two are over after two samples."""
+    """Of three classes the first does not occur: a round of the others has two samples."""
     drawer = sampler([made_crop(np.full((12, 12, 12), i), seed=i) for i in (2, 3)])
     for start in range(0, 40, 2):
         assert sorted(drawer.draw(k).crop for k in (start, start + 1)) == [0, 1]
@@ -171,9 +169,10 @@ def test_a_class_without_positive_voxel_takes_no_turn():
 )
 @pytest.mark.parametrize("target", [1, 5, 8, 30])
 def test_a_patch_drawn_for_a_class_contains_it(transforms, target):
-    """A class of one voxel in a corner, one in the middle, one that fills the rest; patches from one voxel on."""
+    """A class of one voxel in a corner, one in the middle, one that fills the rest."""
     labels = np.ones((20, 21, 22), int)
-    labels[0, 20, 21], labels[10, 10, 10] = 2, 3
+    labels[0, 20, 21] = 2
+    labels[10, 10, 10] = 3
     crop = made_crop(labels)
     drawer = sampler([crop], target, spatial_transforms=transforms)
     for start in range(0, 120, 3):
@@ -186,12 +185,9 @@ def test_a_patch_drawn_for_a_class_contains_it(transforms, target):
 def test_every_positive_voxel_of_a_class_is_drawn_equally_often():
     """A class in two palette rows, of 900 and of 100 voxels."""
     labels = np.zeros((20, 20, 20), int)
-    labels[0].flat[:300], labels[1].flat[:300], labels[2].flat[:300], labels[10].flat[:100] = (
-        1,
-        1,
-        1,
-        2,
-    )
+    for z in range(3):
+        labels[z].flat[:300] = 1
+    labels[10].flat[:100] = 2
     crop = made_crop(labels)
     palette = crop.palette.copy()
     palette[1:3] = (1, -1, -1), (1, -1, 0)
@@ -201,16 +197,12 @@ def test_every_positive_voxel_of_a_class_is_drawn_equally_often():
 
 
 def test_the_positive_voxel_lies_anywhere_in_the_patch():
-    """One positive voxel in the middle of a large crop: its place in the patch is uniform over the patch."""
+    """One positive voxel in the middle of a large crop: its place in the patch is uniform."""
     labels = np.zeros((41, 41, 41), int)
     labels[20, 20, 20] = 1
     crop = made_crop(labels)
-    places = (
-        np.array(
-            [crop.label_grid.origin + 160 - sampler([crop]).draw(k).centre for k in range(1000)]
-        )
-        / 8
-    )
+    centres = np.array([sampler([crop]).draw(k).centre for k in range(1000)])
+    places = (crop.label_grid.origin + 160 - centres) / 8
     assert np.abs(places).max() <= 4
     np.testing.assert_allclose(places.mean(axis=0), 0, atol=4 * np.sqrt(64 / 12 / 1000))
     np.testing.assert_allclose(places.std(axis=0), np.sqrt(49 / 12), atol=0.2)
@@ -228,10 +220,8 @@ def test_a_fraction_of_the_patches_is_placed_on_the_class():
 
 
 def test_unweighted_crops_are_drawn_by_their_volume():
-    small, large = (
-        made_crop(np.ones((10, 10, 10), int)),
-        made_crop(np.ones((10, 10, 30), int), seed=1),
-    )
+    small = made_crop(np.ones((10, 10, 10), int))
+    large = made_crop(np.ones((10, 10, 30), int), seed=1)
     drawer = sampler([small, large], weighted=False)
     n = sum(drawer.draw(k).crop for k in range(800))
     assert abs(n - 600) < 4 * np.sqrt(800 * 0.75 * 0.25)
@@ -243,9 +233,8 @@ def test_target_patches_lie_within_the_crop(crops, settings):
     for k in range(100):
         sample = drawer.draw(k)
         lower, upper = crops[sample.crop].label_grid.box()
-        assert (sample.centre - 32 >= lower - 1e-6).all() and (
-            sample.centre + 32 <= upper + 1e-6
-        ).all()
+        assert (sample.centre - 32 >= lower - 1e-6).all()
+        assert (sample.centre + 32 <= upper + 1e-6).all()
 
 
 def test_patches_reach_every_part_of_a_crop():
@@ -268,10 +257,9 @@ def test_a_crop_smaller_than_the_patch_lies_within_the_patch_and_its_centre_with
     lower, upper = crop.label_grid.box()
     for k in range(60):
         centre = sampler([crop], 24, **settings).draw(k).centre
-        assert (centre - 96 <= lower + 4 + 1e-6).all() and (
-            centre + 96 >= upper - 4 - 1e-6
-        ).all()  # 4: on_voxels
-        assert (centre >= lower - 4 - 1e-6).all() and (centre <= upper + 4 + 1e-6).all()
+        moved = 4 + 1e-6  # by on_voxels
+        assert (centre - 96 <= lower + moved).all() and (centre + 96 >= upper - moved).all()
+        assert (centre >= lower - moved).all() and (centre <= upper + moved).all()
 
 
 # Orientations
@@ -394,6 +382,14 @@ def test_reach_holds_every_corner_of_the_patch_in_every_orientation(patch, kinds
         np.testing.assert_allclose(furthest, reach)  # and no further than needed
 
 
+def test_raw_is_kept_as_far_as_patches_and_blocks_reach():
+    raw = Patch((16, 16, 16), (8, 8, 8))
+    margins = margins_nm(raw, Patch((4, 6, 8), (8, 8, 8)), ALL_AXES)
+    np.testing.assert_allclose(margins["train"], reach_nm(raw, ALL_AXES))
+    # the centre of the last block is up to half a target patch outside of the crop
+    np.testing.assert_allclose(margins["validate"], [64 + 16, 64 + 24, 64 + 32])
+
+
 def test_reach_is_never_more_than_half_the_diagonal():
     patch = Patch((10, 30, 20), (8, 8, 8))
     assert (reach_nm(patch, ALL_AXES) <= np.linalg.norm(patch.extent) / 2).all()
@@ -463,16 +459,14 @@ def test_cut_takes_the_block_around_the_sample_and_its_affine_leads_to_the_same_
         sample = Sample(0, 0, centre, orientation)
         found = [cut(coordinates[axis], grid, sample, patch) for axis in range(3)]
         for voxel in ((0, 0, 0), (2, 6, 8), (1, 3, 0)):
-            world = centre + orientation @ (
-                (np.array(voxel) - (np.array(patch.shape) - 1) / 2) * patch.scale
-            )
+            from_middle = np.array(voxel) - (np.array(patch.shape) - 1) / 2
+            world = centre + orientation @ (from_middle * patch.scale)
             for axis, (block, affine) in enumerate(found):
                 at = affine[:, :3] @ voxel + affine[:, 3]
                 assert (at >= 0).all() and (at <= np.array(block.shape) - 1).all()
                 value = block[0, 0, 0] + at[axis]  # the volume is a ramp of slope 1
-                np.testing.assert_allclose(
-                    grid.origin[axis] + value * grid.scale[axis], world[axis], atol=1e-9
-                )
+                place = grid.origin[axis] + value * grid.scale[axis]
+                np.testing.assert_allclose(place, world[axis], atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -480,9 +474,10 @@ def test_cut_takes_the_block_around_the_sample_and_its_affine_leads_to_the_same_
     [((-4, 12, 12), (-2, 0, 0)), ((20, 40, 12), (1, 3, 0)), ((500, 12, 12), (61, 0, 0))],
 )
 def test_a_block_is_zero_outside_of_the_volume(centre, first):
-    """Patches of 4 voxels on the voxels of a volume of 4: partly outside below, above, and altogether outside."""
+    """Patches of 4 voxels in a volume of 4: partly outside below, above, and altogether outside."""
     volume = np.random.default_rng(0).integers(1, 9, (4, 4, 4), np.uint8)
-    grid, patch = Grid(np.zeros(3), np.full(3, 8.0), (4, 4, 4)), Patch((4, 4, 4), (8, 8, 8))
+    grid = Grid(np.zeros(3), np.full(3, 8.0), (4, 4, 4))
+    patch = Patch((4, 4, 4), (8, 8, 8))
     sample = Sample(0, 0, on_voxels(np.array(centre, float), np.eye(3), patch, grid), np.eye(3))
     block, affine = cut(volume, grid, sample, patch)
     at = np.rint(affine[:, 3]).astype(int)
@@ -493,7 +488,8 @@ def test_a_block_is_zero_outside_of_the_volume(centre, first):
 
 def test_a_block_is_a_copy():
     volume = np.ones((9, 9, 9), np.uint8)
-    grid, patch = Grid(np.zeros(3), np.full(3, 8.0), (9, 9, 9)), Patch((2, 2, 2), (8, 8, 8))
+    grid = Grid(np.zeros(3), np.full(3, 8.0), (9, 9, 9))
+    patch = Patch((2, 2, 2), (8, 8, 8))
     block, _ = cut(volume, grid, Sample(0, 0, np.full(3, 32.0), np.eye(3)), patch)
     block[:] = 0
     assert volume.all()
@@ -502,10 +498,8 @@ def test_a_block_is_a_copy():
 @pytest.mark.parametrize("transforms", [{}, ALL_AXES])
 @pytest.mark.parametrize("scale", [(8, 4, 6), (5, 5, 5), (3, 7, 4)])
 def test_a_block_holds_every_voxel_that_interpolation_reads_and_hardly_more(transforms, scale):
-    patch, grid = (
-        Patch((5, 12, 9), (8, 4, 6)),
-        Grid(np.zeros(3), np.array(scale, float), (400, 400, 400)),
-    )
+    patch = Patch((5, 12, 9), (8, 4, 6))
+    grid = Grid(np.zeros(3), np.array(scale, float), (400, 400, 400))
     for seed in range(100):
         random = np.random.default_rng(seed)
         orientation, _ = draw_orientation(random, transforms)
@@ -513,10 +507,9 @@ def test_a_block_holds_every_voxel_that_interpolation_reads_and_hardly_more(tran
         block, affine = cut(np.zeros(grid.shape, np.uint8), grid, sample, patch)
         corners = np.array(list(itertools.product(*[(0, n - 1) for n in patch.shape]))).T
         at = affine[:, :3] @ corners + affine[:, 3:]
-        assert (np.floor(at) >= 0).all() and (
-            np.ceil(at) <= np.array(block.shape)[:, None] - 1
-        ).all()
-        assert (at.min(axis=1) < 2).all() and (at.max(axis=1) > np.array(block.shape) - 3).all()
+        last = np.array(block.shape) - 1
+        assert (np.floor(at) >= 0).all() and (np.ceil(at) <= last[:, None]).all()
+        assert (at.min(axis=1) < 2).all() and (at.max(axis=1) > last - 2).all()
 
 
 # Validation
@@ -526,14 +519,12 @@ def covered(crop: Crop, samples: list[Sample], target: Patch) -> np.ndarray:
     """How often each voxel of the crop is a voxel of a target patch."""
     times = np.zeros(crop.label_grid.shape, int)
     for sample in samples:
-        first = (sample.centre - crop.label_grid.origin) / crop.label_grid.scale - (
-            np.array(target.shape) - 1
-        ) / 2
-        voxels = [
-            np.floor(a + np.arange(n) + 0.5 + 1e-6).astype(int)
-            for a, n in zip(first, target.shape, strict=True)
-        ]
-        inside = [v[(v >= 0) & (v < size)] for v, size in zip(voxels, times.shape, strict=True)]
+        centre = (sample.centre - crop.label_grid.origin) / crop.label_grid.scale
+        inside = []
+        for axis, n in enumerate(target.shape):
+            place = centre[axis] + np.arange(n) - (n - 1) / 2
+            voxels = np.floor(place + 0.5 + 1e-6).astype(int)
+            inside.append(voxels[(voxels >= 0) & (voxels < times.shape[axis])])
         times[np.ix_(*inside)] += 1
     return times
 
@@ -545,16 +536,7 @@ def test_validation_covers_every_voxel_once(shape, target, raw_offset):
     """Also where raw voxels lie half a voxel beside label voxels."""
     crop = made_crop(np.ones(shape, int))
     raw_grid = Grid(crop.label_grid.origin - 400 + raw_offset, crop.raw_grid.scale, (200, 200, 200))
-    crop = Crop(
-        crop.name,
-        crop.folder,
-        raw_grid,
-        crop.label_grid,
-        crop.palette,
-        crop.counts,
-        crop.examples,
-        0,
-    )
+    crop = replace(crop, raw_grid=raw_grid)
     patch = Patch((target,) * 3, (8, 8, 8))
     samples = validation_samples([crop], Patch((16, 16, 16), (8, 8, 8)), patch, seed=0)
     np.testing.assert_array_equal(covered(crop, samples, patch), 1)
