@@ -1,10 +1,11 @@
-"""Functions that configurations and scripts of this field import, over `common/`; imported when they are used."""
+"""Functions that configurations and scripts of this field import, over `common/`.
+
+They are imported when they are used.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
-from pkgutil import extend_path
-from typing import Any
+from cellmap_segmentation_challenge._public import names_of
 
 SOURCES = {
     "get_tested_classes": "cellmap_segmentation_challenge.utils.classes",
@@ -16,12 +17,13 @@ SOURCES = {
 }
 """Where each name is; the submodules are called as in the public toolbox."""
 
-__all__ = sorted(SOURCES)
+__all__ = [  # given by __getattr__
+    "CellMapLossWrapper",
+    "get_class_relations",
+    "get_dataloader",
+    "get_tested_classes",
+    "load_safe_config",
+    "make_datasplit_csv",
+]
 
-__path__ = extend_path(__path__, __name__)
-
-
-def __getattr__(name: str) -> Any:
-    if name in SOURCES:
-        return getattr(import_module(SOURCES[name]), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = names_of(__name__, SOURCES)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cellmap_segmentation_challenge._public import names_of
 from common.classes import ATOM_IDS, GROUP_IDS, TESTED, exclusions, unknown_names
 from common.errors import UserError
+
+__getattr__ = names_of(__name__, {})
 
 
 def get_tested_classes() -> list[str]:
@@ -14,11 +17,17 @@ def get_tested_classes() -> list[str]:
 
 
 def get_class_relations(named_classes: Sequence[str] | None = None) -> dict[str, set[str]]:
-    """For each class those of `named_classes` (all 74 unless given) that can never share a voxel with it.
+    """For each class those of `named_classes` that can never share a voxel with it.
 
-    Raises ValueError for names that are not in the challenge's table.
+    named_classes: all 74 unless given. Raises UserError for names outside the challenge's table.
     """
-    names = [*ATOM_IDS, *GROUP_IDS] if named_classes is None else named_classes
-    if problems := unknown_names([names] if isinstance(names, str) else names):
+    if named_classes is None:
+        names = [*ATOM_IDS, *GROUP_IDS]
+    elif isinstance(named_classes, str):
+        names = [named_classes]
+    else:
+        names = list(named_classes)
+    problems = unknown_names(names)
+    if problems:
         raise UserError("\n".join(f"get_class_relations: {problem}" for problem in problems))
     return exclusions(names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cellmap_segmentation_challenge._public import names_of
 from common import runtime
 from common.config.check import check_settings
 from common.config.load import environment
@@ -22,6 +24,11 @@ from common.data.loaders import (
     training_batches,
     validation_batches,
 )
+
+__getattr__ = names_of(__name__, {})
+
+DEFAULT_INFO = {"shape": (1, 128, 128), "scale": (8, 8, 8)}
+"""The public toolbox's: one slice."""
 
 DATA_SETTINGS = frozenset(
     [
@@ -48,18 +55,22 @@ DATA_SETTINGS = frozenset(
         "weighted_sampler",
     ]
 )
-"""Settings of `common.config.settings.TrainConfig` that bear on data, beside the parameters of `get_dataloader`."""
+"""Settings of a TrainConfig that bear on data, beside the parameters of `get_dataloader`."""
 
 
 class Loader:
-    """Iterates over dicts: "input" (B, 1, z, y, x) in [0, 1], "output" (B, classes, z, y, x) of 1, 0 and NaN = unknown.
+    """Iterates over batches as dicts of float32 on the device.
 
-    Both float32, on the device. Each iteration over a training loader gives the next `iterations_per_epoch` batches; a
-    validation loader gives the same batches every time. `len()` is the number of batches.
+    "input" (B, 1, z, y, x) in [0, 1], "output" (B, classes, z, y, x) of 1, 0 and NaN = unknown.
+    Each iteration over a training loader gives the next `iterations_per_epoch` batches; a
+    validation loader gives the same ones every time. `len()` is the number of batches.
+
+    samples: how many there are in an iteration.
     """
 
-    def __init__(self, batches: Batches, samples: int, is_train: bool):
-        self.batches, self.samples = batches, samples
+    def __init__(self, batches: Batches, samples: int, is_train: bool) -> None:
+        self.batches = batches
+        self.samples = samples
         self.epochs = itertools.count() if is_train else itertools.repeat(0)
 
     @property
@@ -68,14 +79,15 @@ class Loader:
         return self
 
     def __len__(self) -> int:
-        return -(-self.samples // self.batches.batch_size)
+        return math.ceil(self.samples / self.batches.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         start = next(self.epochs) * self.samples
         return map(_as_dict, self.batches.between(start, start + self.samples))
 
 
-def get_dataloader(
+# the order of the public toolbox: scripts give the first five by position
+def get_dataloader(  # noqa: PLR0917
     datasplit_path: str | os.PathLike[str] = "datasplit.csv",
     classes: Sequence[str] = ("nuc", "er"),
     batch_size: int = 1,
@@ -83,40 +95,52 @@ def get_dataloader(
     target_array_info: dict | None = None,
     **settings: Any,
 ) -> tuple[Loader, Loader | None]:
-    """(training loader, validation loader) over the crops of a datasplit; no crop that validates: None in its place.
+    """(training loader, validation loader) over a datasplit; None if no crop validates.
 
-    input_array_info: {"shape": (z, y, x) in voxels, "scale": (z, y, x) in nm}, (1, 128, 128) at 8 nm unless given;
-    target_array_info: the same as the input unless given. settings: those in DATA_SETTINGS, as in a train_config.py.
-    Paths in the datasplit start from data_path, or CELLMAP_DATA, or data/ of the repository.
-    Raises FileNotFoundError, or ValueError with everything that is wrong.
+    Raises FileNotFoundError, or UserError with everything that is wrong.
+
+    Args:
+        datasplit_path: which crops train and which validate. Its paths start from data_path, or
+            CELLMAP_DATA, or data/ of the repository.
+        classes: in the order of the channels.
+        batch_size: patches in a batch.
+        input_array_info: {"shape": (z, y, x) in voxels, "scale": (z, y, x) in nm}; (1, 128, 128)
+            at 8 nm unless given.
+        target_array_info: likewise; that of the input unless given.
+        settings: those in DATA_SETTINGS, as in a train_config.py.
     """
-    info = input_array_info or {"shape": (1, 128, 128), "scale": (8, 8, 8)}
-    values, problems = environment()
-    values |= {
-        **settings,
-        "datasplit_path": Path(datasplit_path).absolute(),
-        "classes": classes,
-        "batch_size": batch_size,
-        "input_array_info": info,
-        "target_array_info": target_array_info or info,
-    }
-    known = {name for name, _, _ in describe()}
-    problems += [
-        f"{name} has no effect on data; leave it out"
-        for name in settings
-        if name in known - DATA_SETTINGS
-    ]
-    config = check_settings(
-        "get_dataloader", {**values, "build_model": torch.nn.Identity}, problems, TrainConfig
+    config = _settings(
+        settings,
+        datasplit_path=Path(datasplit_path).absolute(),
+        classes=classes,
+        batch_size=batch_size,
+        input_array_info=input_array_info or DEFAULT_INFO,
+        target_array_info=target_array_info or input_array_info or DEFAULT_INFO,
     )
     device = runtime.pick_device(config.device)
     if config.augment:
         augment.check_own(config.augment, config.input_array_info["shape"], device)
     data = open_data(config)
     batches = training_batches(config, data, device)
+    samples = config.iterations_per_epoch * config.batch_size
+    training = Loader(batches, samples, is_train=True)
     fixed = validation_batches(config, data, device)
-    training = Loader(batches, config.iterations_per_epoch * config.batch_size, is_train=True)
-    return training, fixed and Loader(fixed, len(fixed.blocks), is_train=False)
+    if fixed is None:
+        return training, None
+    return training, Loader(fixed, len(fixed.blocks), is_train=False)
+
+
+def _settings(given: dict[str, Any], **parameters: Any) -> TrainConfig:
+    """The settings of a training whose batches these are. UserError for those without effect."""
+    values, problems = environment()
+    known = {row.name for row in describe()}
+    for name in given:
+        if name in known - DATA_SETTINGS:
+            problems.append(f"{name} has no effect on data; leave it out")
+    values |= given
+    values |= parameters
+    values["build_model"] = torch.nn.Identity  # required, and not used
+    return check_settings("get_dataloader", values, problems, TrainConfig)
 
 
 def _as_dict(batch: Batch) -> dict[str, torch.Tensor]:

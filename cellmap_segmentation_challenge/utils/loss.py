@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from cellmap_segmentation_challenge._public import names_of
 from common.errors import UserError
+
+__getattr__ = names_of(__name__, {})
 
 Arrays = torch.Tensor | Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
 
 
 class CellMapLossWrapper(nn.Module):
-    """`loss_class(**kwargs)` as a mean over known voxels: those where the target is not NaN. 0 where none is known.
+    """`loss_class(**kwargs)` as a mean over known voxels: those where the target is not NaN.
 
-    loss_class: gives one loss an element with reduction="none", as torch's criteria do. The public toolbox divides by
-    all voxels, so that its loss follows the annotated fraction, and leaves NaN outputs out; here the loss is then NaN.
+    0 where none is known. The public toolbox divides by all voxels, so that its loss follows the
+    annotated fraction, and leaves outputs out that are NaN; here the loss is then NaN.
+
+    loss_class: gives a loss for each element with reduction="none", as torch's criteria do.
     """
 
-    def __init__(self, loss_class: type[nn.Module], **kwargs: Any):
+    def __init__(self, loss_class: type[nn.Module], **kwargs: Any) -> None:
         super().__init__()
         self.kwargs = {**kwargs, "reduction": "none"}
         self.loss_fn = loss_class(**self.kwargs)
@@ -31,22 +36,33 @@ class CellMapLossWrapper(nn.Module):
         losses = self.loss_fn(outputs, target.nan_to_num(0))
         if losses.shape != target.shape:
             raise UserError(
-                f"{type(self.loss_fn).__name__} gives losses of shape {tuple(losses.shape)} for a target of shape "
-                f"{tuple(target.shape)}; use a criterion that gives one an element"
+                f"{type(self.loss_fn).__name__} gives losses of shape {tuple(losses.shape)} for "
+                f"a target of shape {tuple(target.shape)}; use a criterion that gives one an "
+                "element"
             )
         return torch.where(known, losses, 0).sum() / known.sum().clamp(min=1)
 
     def forward(self, outputs: Arrays, targets: Arrays) -> torch.Tensor:
-        """Of one array, or the mean over several: targets by name, outputs by name or in the order of the targets."""
+        """Of one array, or the mean over several.
+
+        Targets of several arrays go by name, outputs by name or in the order of the targets.
+        """
         if isinstance(targets, torch.Tensor):
-            return self.calc_loss(outputs, targets)
+            return self.calc_loss(cast(torch.Tensor, outputs), targets)
         if len(outputs) != len(targets):
             raise UserError(f"{len(outputs)} outputs for {len(targets)} targets; give one for each")
-        if isinstance(targets, Mapping):
-            outputs = (
-                [outputs[name] for name in targets] if isinstance(outputs, Mapping) else outputs
-            )
-            targets = list(targets.values())
-        return torch.stack(
-            [self.calc_loss(*pair) for pair in zip(outputs, targets, strict=True)]
-        ).mean()
+        losses = []
+        for output, target in zip(*_in_one_order(outputs, targets), strict=True):
+            losses.append(self.calc_loss(output, target))
+        return torch.stack(losses).mean()
+
+
+def _in_one_order(
+    outputs: Arrays, targets: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
+) -> tuple[Iterable[torch.Tensor], Iterable[torch.Tensor]]:
+    """Outputs and targets in the order of the targets."""
+    if not isinstance(outputs, Mapping):
+        return outputs, targets.values() if isinstance(targets, Mapping) else targets
+    if not isinstance(targets, Mapping):
+        raise UserError("outputs are given by name and targets are not; name the targets, too")
+    return [outputs[name] for name in targets], targets.values()

@@ -1,0 +1,155 @@
+"""What the public toolbox of the same name has and we do not, where it is installed, too.
+
+Only one package of a name can be imported, and this one is if it comes first on the path. The
+toolbox then runs under a name of its own, `cellmap_segmentation_challenge._toolbox`: its modules
+see each other and its own names, never ours. What we lack is given out under the common name:
+
+    import cellmap_segmentation_challenge.models          the toolbox's module
+    from cellmap_segmentation_challenge.utils import X    ours if we have X, else the toolbox's
+
+Each module of the toolbox runs once: under both names it is the same object.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "cellmap_segmentation_challenge"
+TOOLBOX = f"{PACKAGE}._toolbox"
+HERE = Path(__file__).resolve().parent
+
+FUNCTIONS = {
+    "train": "common.train.run",
+    "predict": "common.infer.predict",
+    "process": "common.infer.process",
+    "evaluate": "common.score.evaluate",
+}
+"""Functions of the package, and the module of the engine that each is in."""
+
+
+def names_of(module: str, sources: Mapping[str, str]) -> Callable[[str], Any]:
+    """A `__getattr__` for one of our modules: names imported when used, then the toolbox's.
+
+    sources: the module that each of our own names is in.
+    """
+
+    def get(name: str) -> Any:
+        if name in sources:
+            return getattr(import_module(sources[name]), name)
+        # tools ask modules for names such as __wrapped__; our submodules come before the toolbox
+        if not name.startswith("_") and not _is_ours(f"{module}.{name}"):
+            counterpart = _toolbox_module(module)
+            if counterpart and hasattr(counterpart, name):
+                return getattr(counterpart, name)
+        raise AttributeError(f"module '{module}' has no attribute '{name}'")
+
+    return get
+
+
+def install() -> None:
+    """Let `import` find the toolbox's modules under the common name."""
+    if not any(isinstance(finder, Finder) for finder in sys.meta_path):
+        # first: the next finder would run a module below one of the toolbox's a second time
+        sys.meta_path.insert(0, Finder())
+
+
+class Finder(MetaPathFinder):
+    """Finds modules of the toolbox that we do not have."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Where a module is; None for every other package, and for what is ours."""
+        if fullname == TOOLBOX:
+            return _toolbox_spec()
+        if not fullname.startswith(f"{PACKAGE}.") or fullname.startswith(f"{TOOLBOX}."):
+            return None
+        below = fullname.removeprefix(f"{PACKAGE}.")
+        if below in FUNCTIONS:
+            # as an attribute of the package, the toolbox's module would take the function's place
+            raise ModuleNotFoundError(
+                f"{fullname} is a function here; write from {PACKAGE} import {below}", name=fullname
+            )
+        if _is_ours(fullname) or not _toolbox_spec():
+            return None
+        counterpart = importlib.util.find_spec(f"{TOOLBOX}.{below}")
+        if counterpart is None:
+            return None
+        is_package = counterpart.submodule_search_locations is not None
+        return ModuleSpec(fullname, Alias(counterpart.name), is_package=is_package)
+
+
+class Alias(Loader):
+    """Gives a module of the toolbox out under a second name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The module itself."""
+        module = import_module(self.name)
+        self.spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put back what the import system wrote over: relative imports go by it."""
+        module.__spec__ = self.spec
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a module below our package is one of this folder's files."""
+    parts = name.split(".")[1:]
+    path = HERE.joinpath(*parts)
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def _toolbox_module(module: str) -> ModuleType | None:
+    """The toolbox's module in the place of ours; None without a toolbox, or if it has none."""
+    spec = _toolbox_spec()
+    if spec is None:
+        return None
+    name = TOOLBOX + module.removeprefix(PACKAGE)
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            return None
+        reason: ImportError = error
+    except ImportError as error:
+        reason = error
+    raise ImportError(
+        f"{module} has not got it, and the toolbox in {spec.origin} cannot be imported ({reason})"
+    ) from reason
+
+
+def _toolbox_spec() -> ModuleSpec | None:
+    """The toolbox under its own name; None where there is none."""
+    for spec in _specs():
+        if spec.origin and Path(spec.origin).resolve().parent != HERE:
+            return importlib.util.spec_from_file_location(
+                TOOLBOX, spec.origin, submodule_search_locations=[str(Path(spec.origin).parent)]
+            )
+    return None
+
+
+def _specs() -> Iterator[ModuleSpec]:
+    """Every package of the common name that there is."""
+    for folder in sys.path:
+        spec = PathFinder.find_spec(PACKAGE, [folder])
+        if spec:
+            yield spec
+    # an editable installation is found by a finder of its own
+    for finder in sys.meta_path:
+        if finder is PathFinder or isinstance(finder, Finder):
+            continue
+        spec = finder.find_spec(PACKAGE, None)
+        if spec:
+            yield spec

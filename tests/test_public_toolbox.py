@@ -1,0 +1,222 @@
+"""The public toolbox of the same name beside ours: a made-up one with the real one's shape."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from common.files import REPOSITORY
+
+TOOLBOX = {
+    "__init__.py": """
+        from .config import RAW_NAME
+        from .models import UNet_2D
+
+
+        def __getattr__(name):
+            if name == "match_crop_space":
+                from .utils.helpers import match_crop_space
+
+                return match_crop_space
+            raise AttributeError(name)
+        """,
+    "config.py": "RAW_NAME = 'em/fibsem-uint8'",
+    # the names of its utils are more than ours, and their submodules are called as ours
+    "utils/__init__.py": """
+        from .classes import get_tested_classes
+        from .helpers import pad_to
+        from .security import analyze_script, load_safe_config
+        """,
+    "utils/classes.py": """
+        COLOUR = "red"
+
+
+        def get_tested_classes():
+            return ["of the toolbox"]
+        """,
+    "utils/helpers.py": """
+        from ..config import RAW_NAME
+
+
+        def pad_to(n):
+            return n, RAW_NAME
+
+
+        def match_crop_space():
+            return "matched"
+        """,
+    "utils/security.py": """
+        def analyze_script(path):
+            return True, []
+
+
+        def load_safe_config(path):
+            raise AssertionError("the toolbox's")
+        """,
+    "models/__init__.py": """
+        from .. import config
+        from ..utils import get_tested_classes, pad_to
+        from .unet import UNet_2D
+
+        SEEN = get_tested_classes(), pad_to(2), config.RAW_NAME
+        """,
+    "models/unet.py": """
+        import cellmap_segmentation_challenge.utils.helpers as helpers
+
+
+        class UNet_2D:
+            padding = staticmethod(helpers.pad_to)
+
+            def later(self):
+                from ..utils import pad_to  # as in a function that is called long after
+
+                return pad_to is helpers.pad_to
+        """,
+    "train.py": """
+        def train(path):
+            raise AssertionError("the toolbox's")
+        """,
+    "visualize.py": "import neuroglancer_that_is_not_there",
+}
+
+
+@pytest.fixture
+def site(tmp_path) -> Path:
+    """A folder with the toolbox in it, as a site-packages."""
+    for name, text in TOOLBOX.items():
+        path = tmp_path / "site" / "cellmap_segmentation_challenge" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    return tmp_path / "site"
+
+
+@pytest.fixture
+def python(site, tmp_path):
+    """Runs a program with ours first on the path and the toolbox behind; gives what it prints."""
+
+    def call(program: str, behind: Path | None = site, code: int = 0) -> str:
+        folders = [str(REPOSITORY)] + ([str(behind)] if behind else [])
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout if code == 0 else done.stderr.splitlines()[-1]
+
+    return call
+
+
+def test_a_submodule_of_the_toolbox_sees_the_toolboxs_names(python):
+    program = """
+        import cellmap_segmentation_challenge.models
+        print(cellmap_segmentation_challenge.models.SEEN)
+        """
+    assert python(program) == ("(['of the toolbox'], (2, 'em/fibsem-uint8'), 'em/fibsem-uint8')\n")
+
+
+def test_ours_win_and_what_we_lack_is_the_toolboxs(python):
+    program = """
+        import cellmap_segmentation_challenge.models
+        from cellmap_segmentation_challenge import RAW_NAME, match_crop_space, train
+        from cellmap_segmentation_challenge.utils import get_tested_classes, load_safe_config
+        from cellmap_segmentation_challenge.utils import pad_to
+        from cellmap_segmentation_challenge.utils.classes import COLOUR, get_class_relations
+        from cellmap_segmentation_challenge.utils.security import analyze_script
+        print(train.__module__, len(get_tested_classes()), load_safe_config.__module__)
+        print(RAW_NAME, match_crop_space(), pad_to(1)[0], COLOUR, analyze_script(""))
+        """
+    assert python(program) == (
+        "common.train.run 48 cellmap_segmentation_challenge.utils.security\n"
+        "em/fibsem-uint8 matched 1 red (True, [])\n"
+    )
+
+
+def test_each_module_of_the_toolbox_runs_once(python):
+    program = """
+        import pickle
+        import sys
+        import cellmap_segmentation_challenge.models.unet as unet
+        from cellmap_segmentation_challenge import UNet_2D
+        from cellmap_segmentation_challenge.models import UNet_2D as again
+        from cellmap_segmentation_challenge.utils.helpers import pad_to
+        print(unet.UNet_2D is UNet_2D is again, UNet_2D.padding is pad_to, UNet_2D().later())
+        pickled = pickle.dumps(UNet_2D)
+        print(sum(name.endswith("models.unet") for name in sys.modules))
+        print(pickle.loads(pickled) is UNet_2D)
+        """
+    assert python(program) == "True True True\n2\nTrue\n"
+
+
+def test_what_was_pickled_is_read_in_another_process(python, tmp_path):
+    path = tmp_path / "pickle"
+    program = """
+        import pathlib, pickle
+        from cellmap_segmentation_challenge.models import UNet_2D
+        pathlib.Path({path!r}).write_bytes(pickle.dumps(UNet_2D()))
+        """
+    python(program.format(path=str(path)))
+    program = """
+        import pathlib, pickle
+        print(type(pickle.loads(pathlib.Path({path!r}).read_bytes())).__name__)
+        """
+    assert python(program.format(path=str(path))) == "UNet_2D\n"
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("import cellmap_segmentation_challenge.visualize", "'neuroglancer_that_is_not_there'"),
+        ("import cellmap_segmentation_challenge.nothing", "'cellmap_segmentation_challenge.noth"),
+        ("from cellmap_segmentation_challenge import nothing", "cannot import name 'nothing'"),
+        ("from cellmap_segmentation_challenge.utils import nothing", "import name 'nothing'"),
+        ("import cellmap_segmentation_challenge.train", "from cellmap_segmentation_challenge imp"),
+    ],
+)
+def test_what_cannot_be_imported_says_why(python, statement, reason):
+    assert reason in python(statement, code=1)
+
+
+def test_a_broken_toolbox_is_told_where_it_is_asked_for_and_only_there(python, site):
+    (site / "cellmap_segmentation_challenge/config.py").write_text("import missing_package")
+    program = "from cellmap_segmentation_challenge.utils import get_tested_classes"
+    assert python(program) == ""
+    said = python("from cellmap_segmentation_challenge.utils import pad_to", code=1)
+    assert said.startswith("ImportError: ")
+    assert str(site) in said and "'missing_package'" in said
+
+
+def test_without_a_toolbox_there_are_only_ours(python):
+    said = python("import cellmap_segmentation_challenge.models", behind=None, code=1)
+    assert said.endswith("No module named 'cellmap_segmentation_challenge.models'")
+    program = """
+        import cellmap_segmentation_challenge as ours
+        print(hasattr(ours, "train"), hasattr(ours, "RAW_NAME"), hasattr(ours, "_private"))
+        """
+    assert python(program, behind=None) == "True False False\n"
+
+
+def test_an_editable_installation_of_the_toolbox_is_found(python, site):
+    program = f"""
+        import importlib.util, sys
+
+        class Editable:
+            @classmethod
+            def find_spec(cls, name, path=None, target=None):
+                if name == "cellmap_segmentation_challenge":
+                    return importlib.util.spec_from_file_location(
+                        name, {str(site / "cellmap_segmentation_challenge/__init__.py")!r})
+
+        sys.meta_path.append(Editable)
+        from cellmap_segmentation_challenge.models import SEEN
+        print(SEEN[0])
+        """
+    assert python(program, behind=None) == "['of the toolbox']\n"
