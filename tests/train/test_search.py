@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from common.config.load import read_overrides
+from common.errors import UserError
 from common.files import REPOSITORY
+from common.train import run as training
 from common.train import search as module
+from common.train import space, steps
 from common.train.record import read_history, read_record
 from common.train.search import choice, integers, log_uniform, uniform
 
@@ -27,9 +30,14 @@ SPACE = """
 @pytest.fixture
 def tiny(experiment):
     """A tiny experiment with a space; a trial takes about half a second."""
-    made = experiment(epochs=3, iterations_per_epoch=2, figure_samples=0, validation_batch_limit=2)
-    made.write("search_space.py", SPACE)
-    return made
+    tiny = experiment(epochs=3, iterations_per_epoch=2, figure_samples=0, validation_batch_limit=2)
+    tiny.write("search_space.py", SPACE)
+    return tiny
+
+
+def write_space(tiny, *lines: str) -> None:
+    helpers = "from common.train.search import choice, integers, log_uniform, uniform"
+    tiny.write("search_space.py", "\n".join([helpers, *lines]))
 
 
 def run(tiny, trials: int, *overrides: str, **options):
@@ -63,69 +71,82 @@ def test_trials_are_ordinary_runs_and_the_best_becomes_a_file_that_training_take
         assert list(logs(tiny, f"trial-{number:04d}").glob("events*"))
     best = max(trials, key=lambda trial: trial.value)
     assert best.value > 0
-    settings = dict(line.split("=") for line in read_overrides(path))
-    assert {name: ast.literal_eval(text) for name, text in settings.items()} == {
-        **best.params,
-        "batch_size": int(best.params["batch_size"]),
-    }
-    again = tiny.train(
-        *read_overrides(path),
-        run_name="again",
-        validation_batch_limit=4 // int(settings["batch_size"]),
-    )
+    overrides = read_overrides(path)
+    settings = dict(line.split("=") for line in overrides)
+    batch_size = int(best.params["batch_size"])
+    assert ast.literal_eval(settings["learning_rate"]) == best.params["learning_rate"]
+    assert int(settings["batch_size"]) == batch_size
+    assert len(settings) == 2
+    again = tiny.train(*overrides, run_name="again", validation_batch_limit=4 // batch_size)
     assert again.best_metric == best.value
 
 
+@pytest.fixture
+def weights(monkeypatch) -> list:
+    """The weights that each run starts with, while it lasts."""
+    started = []
+    prepare = training.prepare
+
+    def keep(config):
+        prepared = prepare(config)
+        (state,) = [part for part in prepared if isinstance(part, steps.State)]
+        values = state.model.state_dict()
+        started.append({name: value.clone() for name, value in values.items()})
+        return prepared
+
+    monkeypatch.setattr(training, "prepare", keep)
+    return started
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list:
+    """Crop and centre of the blocks of each validation, while it lasts."""
+    validations = []
+    validate = steps.validate
+
+    def keep(state, method, batches, *arguments, **options):
+        blocks = []
+        on_device = batches.on_device
+
+        def note(pieces):
+            blocks.extend((piece.sample.crop, tuple(piece.sample.centre)) for piece in pieces)
+            return on_device(pieces)
+
+        batches.on_device = note
+        validations.append(blocks)
+        return validate(state, method, batches, *arguments, **options)
+
+    monkeypatch.setattr(steps, "validate", keep)
+    return validations
+
+
 def test_every_trial_starts_from_the_same_weights_and_is_measured_on_the_same_blocks(
-    tiny, monkeypatch
+    tiny, weights, measured
 ):
-    from common.train import run as run_module
-    from common.train import steps
-
-    begun, measured = [], []
-    prepare, validate = run_module.prepare, steps.validate
-
-    def prepared(config):
-        made = prepare(config)
-        begun.append({name: value.clone() for name, value in made[2].model.state_dict().items()})
-        return made
-
-    def validated(state, method, batches, *others):
-        seen, on_device = [], batches.on_device
-        batches.on_device = lambda pieces: (
-            [seen.append((p.sample.crop, tuple(p.sample.centre))) for p in pieces]
-            and on_device(pieces)
-        )
-        measured.append(seen)
-        return validate(state, method, batches, *others)
-
-    monkeypatch.setattr(run_module, "prepare", prepared)
-    monkeypatch.setattr(steps, "validate", validated)
     tiny.add("validation_time_limit = 1e-9\nload_model = 'scratch'")
     run(tiny, 4, "epochs=1")
     assert len({trial.params["batch_size"] for trial in study_of(tiny).trials}) == 2
-    assert all(torch.equal(one[name], begun[0][name]) for one in begun for name in one)
-    assert (
-        len(begun) == 4 and len(measured[0]) == 4 and all(seen == measured[0] for seen in measured)
-    )
+    assert len(weights) == 4
+    for started in weights:
+        for name, value in started.items():
+            assert torch.equal(value, weights[0][name])
+    assert len(measured[0]) == 4
+    assert measured == [measured[0]] * 4
 
 
 def test_a_trial_below_the_median_is_ended_early_and_said_to_be(tiny):
-    tiny.write(
-        "search_space.py",
-        "from common.train.search import choice\nlearning_rate = choice(0.05, 1e-9)",
-    )
+    write_space(tiny, "learning_rate = choice(0.05, 1e-9)")
     run(tiny, 6, "epochs=4", "best_metric=loss", prune_after=1, prune_epochs=1)
     trials = study_of(tiny).trials
     pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
-    assert pruned and all(2 <= trial.last_step < 4 for trial in pruned)
+    assert pruned
     for trial in pruned:
+        assert 2 <= trial.last_step < 4
         result = read_record(logs(tiny, trial.user_attrs["run"])).result
         assert result.epoch == trial.last_step
         assert not result.finished
-    assert study_of(tiny).best_value == min(
-        trial.value for trial in trials if trial.state.name == "COMPLETE"
-    )
+    completed = [trial.value for trial in trials if trial.state.name == "COMPLETE"]
+    assert study_of(tiny).best_value == min(completed)
 
 
 def test_a_search_that_is_called_again_adds_the_trials_that_are_missing(tiny):
@@ -133,88 +154,116 @@ def test_a_search_that_is_called_again_adds_the_trials_that_are_missing(tiny):
     run(tiny, 3, "epochs=1")
     run(tiny, 2, "epochs=1")
     trials = study_of(tiny).trials
-    assert [trial.user_attrs["run"] for trial in trials] == [
-        "trial-0001",
-        "trial-0002",
-        "trial-0003",
-    ]
+    names = [trial.user_attrs["run"] for trial in trials]
+    assert names == ["trial-0001", "trial-0002", "trial-0003"]
     assert len({trial.params["learning_rate"] for trial in trials}) == 3
 
 
-def start(tiny, trials: int, *overrides: str) -> subprocess.Popen:
-    code = f"import sys; from common.train.search import search; search({str(tiny.folder)!r}, {trials}, {overrides!r}, {str(tiny.data)!r}, prune_after=99)"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=REPOSITORY,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+HOLD = """
+    import time
 
 
-def wait_for(path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    class Hold:
+        def __init__(self, folder, run_name, settings):
+            self.folder = folder
+            self.holds = run_name == "trial-0001"
+
+        def scalars(self, values, step):
+            if self.holds and step == 4 and "loss/validation" in values:
+                (self.folder / "held").touch()
+                while not (self.folder / "go").exists():
+                    time.sleep(0.02)
+
+        def image(self, tag, image, step):
+            pass
+
+        def text(self, tag, values, step):
+            pass
+
+        def finish(self, status, settings, metrics, files):
+            pass
+    """
 
 
-def test_a_killed_trial_goes_on_from_its_checkpoint_as_the_same_run(tiny):
-    latest = tiny.folder / "checkpoints/tiny_experiment/trial-0001/latest.pt"
-    search = start(tiny, 1, "epochs=40")
-    wait_for(latest)
-    search.kill()
-    search.communicate()
+@pytest.fixture
+def held(tiny):
+    """Starts a search in a process that stops in the second epoch of trial-0001.
+
+    There it has logged its validation, and its checkpoint is that of the first epoch. It goes on
+    when `go` is made in the folder of the trial's logs.
+    """
+    processes = []
+
+    def start(trials: int) -> subprocess.Popen:
+        tiny.write("hold.py", HOLD)
+        tiny.add("from .hold import Hold\n\ntrackers = (Hold,)")
+        call = f"search({str(tiny.folder)!r}, {trials}, (), {str(tiny.data)!r}, prune_after=99)"
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from common.train.search import search; {call}"],
+            cwd=REPOSITORY,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        processes.append(process)
+        reached = logs(tiny, "trial-0001") / "held"
+        while not reached.exists() and process.poll() is None:
+            time.sleep(0.02)
+        assert process.poll() is None, process.communicate()[1]
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint_as_the_same_run(tiny, held):
+    process = held(1)
+    process.kill()
+    process.communicate()
     assert states(tiny) == ["RUNNING"]
-    reached = torch.load(latest, weights_only=True)["epoch"]
 
-    run(tiny, 1, "epochs=40")
+    run(tiny, 1, "trackers=tensorboard")
     before, after = study_of(tiny).trials
     assert (before.state.name, after.state.name) == ("FAIL", "COMPLETE")
-    assert before.params == after.params and after.user_attrs["run"] == "trial-0001"
+    assert before.params == after.params
+    assert after.user_attrs["run"] == "trial-0001"
     record = read_record(logs(tiny, "trial-0001"))
-    assert 0 < reached < 40
-    assert [session.first_iteration for session in record.sessions] == [0, 2 * reached]
+    assert [session.first_iteration for session in record.sessions] == [0, 2]
     history = read_history(logs(tiny, "trial-0001"))
-    assert history["epoch"].tolist() == list(range(1, 41))
+    assert history["epoch"].tolist() == [1, 2, 3]
     assert after.value == history["validation/dice"].max()
     logged = zip(history["epoch"], history["validation/dice"], strict=True)
     assert set(after.intermediate_values.items()) <= set(logged)
 
 
-def test_two_processes_share_a_study_and_no_trial_is_run_twice(tiny):
-    other = start(tiny, 4, "epochs=6")
-    wait_for(logs(tiny, "trial-0001"))
-    run(tiny, 4, "epochs=6", prune_after=99)
+def test_two_processes_share_a_study_and_no_trial_is_run_twice(tiny, held):
+    other = held(4)
+    run(tiny, 4, "trackers=tensorboard", prune_after=99)
+    assert states(tiny) == ["RUNNING", "COMPLETE", "COMPLETE", "COMPLETE"]
+    (logs(tiny, "trial-0001") / "go").touch()
     said = other.communicate(timeout=90)[1]
     assert other.returncode == 0, said
-    trials = study_of(tiny).trials
     assert states(tiny) == ["COMPLETE"] * 4
-    assert sorted(trial.user_attrs["run"] for trial in trials) == [
-        f"trial-{n:04d}" for n in (1, 2, 3, 4)
-    ]
-    for trial in trials:
-        assert len(read_record(logs(tiny, trial.user_attrs["run"])).sessions) == 1
-    assert trials[1].datetime_start < trials[0].datetime_complete
+    names = [trial.user_attrs["run"] for trial in study_of(tiny).trials]
+    assert names == ["trial-0001", "trial-0002", "trial-0003", "trial-0004"]
+    for name in names:
+        assert len(read_record(logs(tiny, name)).sessions) == 1
 
 
 def test_settings_that_diverge_fail_their_trial_and_not_the_search(tiny):
-    tiny.write(
-        "search_space.py",
-        "from common.train.search import choice\nlearning_rate = choice(0.01, 1e30)",
-    )
+    write_space(tiny, "learning_rate = choice(0.01, 1e30)")
     run(tiny, 4, "epochs=1", "weight_decay=0.9")
     by_rate = {trial.params["learning_rate"]: trial.state.name for trial in study_of(tiny).trials}
     assert by_rate == {"0.01": "COMPLETE", "1e+30": "FAIL"}
 
 
 @pytest.mark.parametrize(
-    ("space", "sentence"),
+    ("line", "problem"),
     [
-        (
-            "best_metric = choice('dice', 'iou')",
-            "best_metric is part of what trials are measured with",
-        ),
+        ("best_metric = choice('dice', 'iou')", "best_metric is part of what trials are measured"),
         ("validation_batch_limit = integers(1, 4)", "validation_batch_limit is part of"),
         ("datasplit_path = choice('a.csv', 'b.csv')", "datasplit_path is part of"),
         (
@@ -236,51 +285,43 @@ def test_settings_that_diverge_fail_their_trial_and_not_the_search(tiny):
         ("optimizer = choice(print, len)", "cannot be written as text"),
     ],
 )
-def test_a_space_that_cannot_be_searched_is_refused_in_a_sentence(tiny, space, sentence):
-    tiny.write(
-        "search_space.py",
-        f"from common.train.search import choice, integers, log_uniform, uniform\n{space}",
-    )
-    with pytest.raises(ValueError, match=sentence):
+def test_a_space_that_cannot_be_searched_is_refused_in_a_sentence(tiny, line, problem):
+    write_space(tiny, line)
+    with pytest.raises(UserError, match=problem):
         run(tiny, 1)
     assert not (tiny.folder / "logs").exists()
 
 
-@pytest.mark.parametrize("setting", ["weight_loss", "pos_weight_cap"])
-def test_what_changes_the_loss_is_refused_where_the_loss_is_the_measure(tiny, setting):
-    tiny.write(
-        "search_space.py",
-        f"from common.train.search import choice\n{setting} = choice({'True, False' if setting == 'weight_loss' else '1.0, 2.0'})",
-    )
-    space = module.read_space(tiny.folder)
-    module.check_space(space, tiny.folder, tiny.config(), (), tiny.data)
-    with pytest.raises(ValueError, match="measured with"):
-        module.check_space(space, tiny.folder, tiny.config("best_metric=loss"), (), tiny.data)
+@pytest.mark.parametrize(
+    "line", ["weight_loss = choice(True, False)", "pos_weight_cap = choice(1.0, 2.0)"]
+)
+def test_what_changes_the_loss_is_refused_where_the_loss_is_the_measure(tiny, line):
+    write_space(tiny, line)
+    tried = space.read_space(tiny.folder)
+    space.check_space(tried, tiny.config(), tiny.folder, data=tiny.data)
+    by_loss = tiny.config("best_metric=loss")
+    with pytest.raises(UserError, match="measured with"):
+        space.check_space(tried, by_loss, tiny.folder, data=tiny.data)
 
 
 def test_a_search_cannot_be_gone_on_with_under_other_settings(tiny):
     run(tiny, 1, "epochs=1")
-    with pytest.raises(ValueError, match="max_grad_norm was 0.0 and is 1.0"):
+    with pytest.raises(UserError, match="max_grad_norm was"):
         run(tiny, 2, "epochs=1", "max_grad_norm=1")
-    tiny.write(
-        "search_space.py",
-        "from common.train.search import choice\nlearning_rate = choice(0.1, 0.2)",
-    )
-    with pytest.raises(ValueError, match="space learning_rate was Range"):
+    write_space(tiny, "learning_rate = choice(0.1, 0.2)")
+    with pytest.raises(UserError, match="space learning_rate was Range"):
         run(tiny, 2, "epochs=1")
 
 
 def test_a_searched_setting_is_not_given_by_hand_too(tiny):
-    with pytest.raises(
-        ValueError, match="learning_rate is searched for, and is given by --set too"
-    ):
+    with pytest.raises(UserError, match="given by --set too"):
         run(tiny, 1, "learning-rate=1")
 
 
 def test_without_validation_or_a_space_there_is_no_search(tiny):
     lines = (tiny.folder / "datasplit.csv").read_text().splitlines(keepends=True)
     tiny.write("datasplit.csv", "".join(line for line in lines if "validate" not in line))
-    with pytest.raises(ValueError, match="no validation crop"):
+    with pytest.raises(UserError, match="no validation crop"):
         run(tiny, 1)
     (tiny.folder / "search_space.py").unlink()
     with pytest.raises(FileNotFoundError, match="learning_rate = log_uniform"):
@@ -289,16 +330,14 @@ def test_without_validation_or_a_space_there_is_no_search(tiny):
 
 def test_without_optuna_one_sentence_says_what_to_install(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ValueError, match="pip install optuna"):
+    with pytest.raises(UserError, match="pip install optuna"):
         run(tiny, 1)
 
 
 def test_parts_of_dicts_are_searched_by_their_names(tiny):
-    tiny.write(
-        "search_space.py",
-        "from common.train.search import integers\nmodel_kwargs = {'width': integers(2, 4), 'inner': {'kind': integers(0, 1)}}",
-    )
-    assert module.read_space(tiny.folder) == {
+    inner = "'inner': {'kind': integers(0, 1)}"
+    write_space(tiny, f"model_kwargs = {{'width': integers(2, 4), {inner}}}")
+    assert space.read_space(tiny.folder) == {
         "model_kwargs.width": integers(2, 4),
         "model_kwargs.inner.kind": integers(0, 1),
     }
@@ -309,19 +348,17 @@ def test_a_file_of_overrides_is_lines_of_name_and_value(tmp_path):
     path.write_text("# best of 3\n\nlearning_rate=0.1\n  batch_size = 2\n")
     assert read_overrides(path) == ("learning_rate=0.1", "batch_size = 2")
     path.write_text("learning_rate 0.1\n")
-    with pytest.raises(ValueError, match="line 1: 'learning_rate 0.1' has no '='"):
+    with pytest.raises(UserError, match="line 1: 'learning_rate"):
         read_overrides(path)
     with pytest.raises(FileNotFoundError, match="no such file of overrides"):
         read_overrides(tmp_path / "none")
 
 
 def test_helpers_give_what_optuna_is_asked_for():
-    distributions = optuna.distributions
-    assert module._distribution(log_uniform(1, 10)) == distributions.FloatDistribution(
-        1.0, 10.0, log=True
-    )
-    assert module._distribution(uniform(0, 1)) == distributions.FloatDistribution(0.0, 1.0)
-    assert module._distribution(integers(1, 3)) == distributions.IntDistribution(1, 3)
-    assert module._distribution(choice(1, "a", (2, 3))) == distributions.CategoricalDistribution(
-        ["1", "a", "(2, 3)"]
-    )
+    kinds = optuna.distributions
+    wanted = kinds.FloatDistribution(1.0, 10.0, log=True)
+    assert module.distribution(log_uniform(1, 10)) == wanted
+    assert module.distribution(uniform(0, 1)) == kinds.FloatDistribution(0.0, 1.0)
+    assert module.distribution(integers(1, 3)) == kinds.IntDistribution(1, 3)
+    wanted = kinds.CategoricalDistribution(["1", "a", "(2, 3)"])
+    assert module.distribution(choice(1, "a", (2, 3))) == wanted
