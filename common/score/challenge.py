@@ -25,9 +25,9 @@ import fastremap
 import numpy as np
 from scipy import ndimage, sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-from scipy.spatial import cKDTree
 
 from common.errors import UserError
+from common.score.hausdorff import hausdorff
 
 Sizes = Sequence[float] | np.ndarray
 """nm, z, y, x."""
@@ -150,8 +150,7 @@ def instance(
     """Match objects and sum their Hausdorff distances.
 
     A truth object is all voxels of its id; a predicted object is a 26-connected component of one
-    id. A distance is capped at half the shortest side of the volume, and every object of either
-    side without a match counts with that cap. Where neither side has an object everything is 0.
+    id. Where neither side has an object everything is 0.
 
     Args:
         truth: ids, integers from 1; 0 is background.
@@ -160,8 +159,7 @@ def instance(
         mask: where it is 0 both sides are background.
 
     Raises:
-        UserError: where shapes differ, an id is negative or not an integer, or voxel_size is not
-            three sizes.
+        UserError: for other shapes, ids below 0 or not integer, or not three voxel sizes.
     """
     truth, prediction = _ids(truth, prediction, mask)
     sizes = _sizes(voxel_size)
@@ -174,16 +172,15 @@ def instance(
         return InstanceCounts(status=SKIPPED)
     pairs = match(table)
     tp = len(pairs)
-    unmatched = n_truth - tp + int(n_prediction) - tp
-    cap = min(sizes * truth.shape) / 2
-    distances = np.array(_distances(truth, prediction, pairs, sizes)).clip(max=cap)
-    total = _normalised(distances, sizes).sum() + unmatched * _normalised(cap, sizes)
+    fp = int(n_prediction) - tp
+    fn = n_truth - tp
+    distances = np.array(_distances(truth, prediction, pairs, sizes))
     return InstanceCounts(
         tp=tp,
-        fp=int(n_prediction) - tp,
-        fn=n_truth - tp,
-        hausdorff_norm_sum=float(total),
-        n_hausdorff=tp + unmatched,
+        fp=fp,
+        fn=fn,
+        hausdorff_norm_sum=_distance_sum(distances, fp + fn, truth.shape, sizes),
+        n_hausdorff=tp + fp + fn,
     )
 
 
@@ -263,85 +260,6 @@ def match(table: sparse.csr_array) -> np.ndarray:
     return 1 + pairs[pairs[:, 1] < n_prediction]
 
 
-def hausdorff(a: np.ndarray, b: np.ndarray, voxel_size: Sizes) -> float:
-    """Hausdorff distance in nm between the voxel centres of two objects, not capped.
-
-    a, b: bool (z, y, x), each with a voxel at least.
-    """
-    sizes = _sizes(voxel_size)
-    # voxels of both are at distance 0
-    return max(_farthest(a & ~b, b, sizes), _farthest(b & ~a, a, sizes))
-
-
-def _farthest(outside: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> float:
-    """The largest distance from a voxel of `outside` to the nearest voxel of b.
-
-    No voxel of `outside` is in b; 0 if it has none.
-
-    Branch and bound over cells of 2^k voxels' side: a cell whose centre has distance d to b holds
-    distances within d -+ its half diagonal. Cells that cannot hold the largest are dropped, the
-    others are split. The public code takes a distance transform of the box around both objects, for
-    each pair; here few voxels of a thick difference are ever looked at. Looking at the surface of
-    `outside` alone would be wrong: where b is a shell around it the largest distance lies inside.
-    The nearest voxel of b, in turn, is always on b's surface.
-    """
-    if not outside.any():
-        return 0.0
-    # a tree that is fast to build: few queries follow
-    tree = cKDTree(
-        np.argwhere(_surface(b)) * sizes, leafsize=64, compact_nodes=False, balanced_tree=False
-    )
-    # pyramid[k]: which cells of 2^k voxels' side hold a voxel
-    pyramid = [outside]
-    while max(pyramid[-1].shape) > 4:
-        pyramid.append(_halved(pyramid[-1]))
-    cells = np.argwhere(pyramid[-1])
-    for level in range(len(pyramid) - 1, 0, -1):
-        distances = _distances_to(tree, cells, 2**level, sizes)
-        half_diagonal = (2**level - 1) / 2 * np.linalg.norm(sizes)
-        surely_reached = (distances - half_diagonal).max()
-        cells = _split(cells[distances + half_diagonal >= surely_reached], pyramid[level - 1])
-    return float(_distances_to(tree, cells, 1, sizes).max())
-
-
-def _distances_to(tree: cKDTree, cells: np.ndarray, side: int, sizes: np.ndarray) -> np.ndarray:
-    """From the centres of cells of `side` voxels to the nearest point of the tree, nm."""
-    centres = ((cells + 0.5) * side - 0.5) * sizes
-    distances, _ = tree.query(centres)
-    return distances
-
-
-def _split(cells: np.ndarray, finer: np.ndarray) -> np.ndarray:
-    """(cells, 3) the eighths of each cell that hold a voxel, by the mask of the finer level."""
-    corners = np.indices((2, 2, 2)).reshape(3, -1).T
-    parts = (2 * cells[:, None] + corners).reshape(-1, 3)
-    # a level of odd size has no second half at its end
-    parts = parts[(parts < finer.shape).all(1)]
-    return parts[finer[tuple(parts.T)]]
-
-
-def _surface(b: np.ndarray) -> np.ndarray:
-    """Voxels of b with a face neighbour outside b or outside the array."""
-    core = (slice(1, -1),) * 3
-    inner = b[core].copy()
-    for axis in range(3):
-        for side in (slice(None, -2), slice(2, None)):
-            inner &= b[*core[:axis], side, *core[axis + 1 :]]
-    surface = b.copy()
-    surface[core] ^= inner
-    return surface
-
-
-def _halved(mask: np.ndarray) -> np.ndarray:
-    """Whether a block of 2^3 voxels holds any."""
-    # an axis a turn: the first one is halved, and goes to the end
-    for _ in range(3):
-        half = mask[::2].copy()
-        half[: len(mask) // 2] |= mask[1::2]
-        mask = np.moveaxis(half, 0, -1)
-    return mask
-
-
 def _too_many(n_truth: int, n_prediction: int) -> bool:
     """Whether the public code skips an evaluation for its predicted objects.
 
@@ -372,6 +290,18 @@ def _around(a: tuple[slice, ...], b: tuple[slice, ...]) -> tuple[slice, ...]:
     """The box around two boxes."""
     sides = zip(a, b, strict=True)
     return tuple(slice(min(x.start, y.start), max(x.stop, y.stop)) for x, y in sides)
+
+
+def _distance_sum(
+    distances: np.ndarray, unmatched: int, shape: tuple[int, ...], sizes: np.ndarray
+) -> float:
+    """Sum of normalised distances, capped at half the shortest side of the volume.
+
+    Every object of either side without a match counts with that cap.
+    """
+    cap = min(sizes * shape) / 2
+    matched = _normalised(distances.clip(max=cap), sizes).sum()
+    return float(matched + unmatched * _normalised(cap, sizes))
 
 
 def _normalised(distance: np.ndarray | float, sizes: np.ndarray) -> np.ndarray:

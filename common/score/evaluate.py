@@ -60,8 +60,8 @@ def evaluate(  # noqa: PLR0913  the options of the command
 ) -> Scores:
     """Score the processed volumes of annotated crops; writes a JSON file and gives its content.
 
-    The file is scores.json under results_path for the crops that validate and all classes, and
-    scores_CROPS_CLASSES.json for others.
+    It is under results_path, see `result_name`. Raises FileNotFoundError and UserError, also for a
+    volume that is not made of the prediction, code and thresholds that there are now.
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
@@ -73,12 +73,6 @@ def evaluate(  # noqa: PLR0913  the options of the command
         overrides: settings as NAME=VALUE.
         data: root of the data.
         say: takes what is to be told, tables among it.
-
-    Raises:
-        FileNotFoundError: without a processed volume, or its annotation.
-        UserError: where no crop is annotated, and for a volume that is half-written, does not cover
-            its crop, or was not made of the prediction, by the process_config.py and with the
-            thresholds that there are now.
     """
     config = load_config(config_path, overrides, data)
     recipe = process.load_recipe(config, classes)
@@ -87,25 +81,11 @@ def evaluate(  # noqa: PLR0913  the options of the command
         from common.score import readme
 
         readme.check(config)
-    boxes = _annotated(config, crops, manifest_path, say)
-    jobs = _jobs(config, recipe, boxes)
-    if not jobs:
-        raise UserError(
-            f"--crops {crops}: no annotated crop has one of these classes; "
-            "test crops are scored by the organisers"
-        )
-    records = process.gather(partial(check, recipe), jobs)
-    annotated = {job.name for job in jobs}
-    scores = replace(
-        summary(parallel(judge_job, jobs, workers)),
-        asked=Asked(crops, tuple(classes), tuple(overrides)),
-        not_annotated=tuple(name for name in recipe.classes if name not in annotated),
-        provenance=_provenance(config, jobs, records),
-    )
-    path = config.path("results_path") / result_name(crops, classes)
-    result.write(scores, path)
-    say(tables.terminal(scores))
-    say(f"\n{path}")
+    chosen = regions.choose(config, crops, manifest_path=manifest_path, say=say)
+    boxes = [box for box in chosen if box.truth]
+    asked = Asked(crops, tuple(classes), tuple(overrides))
+    scores = _score(config, recipe, boxes, asked, workers=workers)
+    _publish(scores, config.path("results_path") / result_name(crops, classes), say)
     if write_readme:
         say(str(readme.write_scores(config, boxes, scores, say)))
     return scores
@@ -135,30 +115,13 @@ def evaluate_submission(
         FileNotFoundError: without a submission or truths.
         UserError: where one of them is not what it should be.
     """
-    crops = submitted.crops_of(Path(truth))
-    with submission.opened(path):
-        pass  # so that what is wrong with it is said once, and first
-    jobs = [SubmittedCrop(Path(path), Path(truth), crop) for crop in crops]
-    evaluations: list[Evaluation] = []
-    for of_crop in parallel(submitted.judge_crop, jobs, workers):
-        evaluations += of_crop
-    if not evaluations:
-        raise UserError(
-            f"{truth}: no arrays {{crop}}/{{class}} in it; write the store of the truths"
-        )
-    scores = replace(
-        summary(evaluations),
-        provenance=Provenance(
-            date=_now(),
-            versions=provenance(REPOSITORY),
-            submission=str(path),
-            truth=str(truth),
-        ),
+    evaluations = _judge_submission(Path(path), Path(truth), workers)
+    about = Provenance(
+        date=_now(), versions=provenance(REPOSITORY), submission=str(path), truth=str(truth)
     )
-    say(tables.terminal(scores))
+    scores = replace(summary(evaluations), provenance=about)
+    _publish(scores, Path(result_path), say)
     _note_resampled(evaluations, say)
-    result.write(scores, result_path)
-    say(f"\n{result_path}")
     return scores
 
 
@@ -185,7 +148,10 @@ def judge_job(job: Job) -> Evaluation:
 
 
 def result_name(crops: str, classes: Sequence[str] = ()) -> str:
-    """The file of a set of crops and classes, so that one does not replace another's."""
+    """The file of a set of crops and classes, so that one does not replace another's.
+
+    scores.json for all classes of the crops that validate, else scores_CROPS_CLASSES.json.
+    """
     is_usual = crops == "validate" and not classes
     parts = [] if is_usual else [crops.replace(" ", "")]
     if classes:
@@ -198,11 +164,41 @@ def result_name(crops: str, classes: Sequence[str] = ()) -> str:
     return f"scores_{name}.json" if name else "scores.json"
 
 
-def _annotated(
-    config: TrainConfig, crops: str, manifest_path: str, say: Callable[[str], None]
-) -> list[Region]:
-    boxes = regions.choose(config, crops, manifest_path=manifest_path, say=say)
-    return [box for box in boxes if box.truth]
+def _score(
+    config: TrainConfig, recipe: Recipe, boxes: Sequence[Region], asked: Asked, *, workers: int
+) -> Scores:
+    """Check all volumes, then score them. Raises as `evaluate` does."""
+    jobs = _jobs(config, recipe, boxes)
+    if not jobs:
+        raise UserError(
+            f"--crops {asked.crops}: no annotated crop has one of these classes; "
+            "test crops are scored by the organisers"
+        )
+    # what is wrong with any of them is said before the minutes of work
+    records = process.gather(partial(check, recipe), jobs)
+    annotated = {job.name for job in jobs}
+    return replace(
+        summary(parallel(judge_job, jobs, workers)),
+        asked=asked,
+        not_annotated=tuple(name for name in recipe.classes if name not in annotated),
+        provenance=_provenance(config, jobs, records),
+    )
+
+
+def _judge_submission(path: Path, truth: Path, workers: int) -> list[Evaluation]:
+    """All classes of all crops. Raises as `evaluate_submission` does."""
+    crops = submitted.crops_of(truth)
+    with submission.opened(path):
+        pass  # so that what is wrong with it is said once, and first
+    jobs = [SubmittedCrop(path, truth, crop) for crop in crops]
+    evaluations: list[Evaluation] = []
+    for of_crop in parallel(submitted.judge_crop, jobs, workers):
+        evaluations += of_crop
+    if not evaluations:
+        raise UserError(
+            f"{truth}: no arrays {{crop}}/{{class}} in it; write the store of the truths"
+        )
+    return evaluations
 
 
 def _jobs(config: TrainConfig, recipe: Recipe, boxes: Sequence[Region]) -> list[Job]:
@@ -245,6 +241,12 @@ def _provenance(
 def _checkpoint(prediction: dict[str, Any]) -> Checkpoint:
     names = [each.name for each in fields(Checkpoint)]
     return Checkpoint(**{name: prediction.get(name) for name in names})
+
+
+def _publish(scores: Scores, path: Path, say: Callable[[str], None]) -> None:
+    result.write(scores, path)
+    say(tables.terminal(scores))
+    say(f"\n{path}")
 
 
 def _note_resampled(evaluations: Sequence[Evaluation], say: Callable[[str], None]) -> None:

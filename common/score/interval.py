@@ -59,7 +59,7 @@ class CountTable:
     def score(self, times: np.ndarray | None = None) -> ChallengeScore:
         """The challenge's score of the crops, each as often as `times` says, or once.
 
-        times: (crops,). Pooling the counts first gives the same as combining the evaluations one by one.
+        times: (crops,). Pooling counts first gives the same as combining all evaluations.
         """
         if times is None:
             times = np.ones(len(self.crops))

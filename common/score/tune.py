@@ -89,9 +89,8 @@ def tune(
     """Choose the threshold of each class; writes thresholds.json beside process_config.py.
 
     Each candidate is processed and scored as `process` and `evaluate` do it, by the challenge's
-    score of the class pooled over the crops; of equal ones the nearest to 0.5. Where the metric
-    leaves a crop out for its many objects, the crop counts as missed. A class without a positive
-    voxel keeps 0.5 and is left out. Thresholds of other classes and runs stay.
+    score of the class pooled over the crops. A class without a positive voxel keeps 0.5 and is left
+    out. Thresholds of other classes and runs stay. Raises FileNotFoundError or UserError.
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
@@ -101,19 +100,10 @@ def tune(
         overrides: settings as NAME=VALUE.
         data: root of the data.
         say: takes what is to be told.
-
-    Raises:
-        FileNotFoundError: without a prediction of one of the classes and crops.
-        UserError: where a prediction does not cover its crop, process_config.py sets thresholds, or
-            no class has a positive voxel.
     """
     config = load_config(config_path, overrides, data)
     recipe = process.read_recipe(config.folder, classes)
-    if recipe.thresholds:
-        raise UserError(
-            f"{recipe.path}: thresholds are set there and go before those that tune writes; "
-            "remove them"
-        )
+    _check_thresholds(recipe)
     path = config.folder / process.THRESHOLDS
     # read before the hours of work: where the file is damaged nothing could be added to it
     runs = process.read_thresholds(path)
@@ -125,16 +115,8 @@ def tune(
         raise UserError(f"--crops {crops}: none of these crops has a positive voxel of {names}")
     runs.setdefault(process.run_of(config), {}).update(_records(found, crops, checkpoints))
     write_json(path, runs)
-    for line in table(found):
+    for line in table(found) + _remarks(path, recipe, found):
         say(line)
-    tuned = {one.name for one in found}
-    left = [name for name in recipe.classes if name not in tuned]
-    if left:
-        say(f"not annotated or without a positive voxel there, left at 0.5: {', '.join(left)}")
-    say(
-        f"{path}: read by process. "
-        "The crops that thresholds are chosen on score better with them than new ones will"
-    )
     return found
 
 
@@ -216,6 +198,29 @@ def table(found: Sequence[Tuned]) -> list[str]:
             f"{one.name:<{width}}{one.threshold:>10.4g}{one.score:>9.3f}{one.before:>9.3f}"
         )
     return lines
+
+
+def _check_thresholds(recipe: Recipe) -> None:
+    if recipe.thresholds:
+        raise UserError(
+            f"{recipe.path}: thresholds are set there and go before those that tune writes; "
+            "remove them"
+        )
+
+
+def _remarks(path: Path, recipe: Recipe, found: Sequence[Tuned]) -> list[str]:
+    """What was left out, and what the file is."""
+    texts = []
+    tuned = {one.name for one in found}
+    left = [name for name in recipe.classes if name not in tuned]
+    if left:
+        names = ", ".join(left)
+        texts.append(f"not annotated or without a positive voxel there, left at 0.5: {names}")
+    texts.append(
+        f"{path}: read by process. "
+        "The crops that thresholds are chosen on score better with them than new ones will"
+    )
+    return texts
 
 
 def _counts(volume: Level, truth: np.ndarray, level: Level) -> challenge.Counts:
