@@ -1,4 +1,4 @@
-"""What ran: versions of packages, the machine and the git commit, for the record beside a result."""
+"""What ran: versions of packages, the machine and the git commit, beside every result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGES = ("torch", "numpy", "zarr", "cellmap-models", "leibnetz")
 
 
 def provenance(repository: Path) -> dict[str, str]:
-    """Versions, machine and git commit of what runs; of a package that is not there "not installed"."""
+    """Versions, machine and git commit of what runs."""
     versions = {name: _version(name) for name in PACKAGES}
     return {
         "python": platform.python_version(),
@@ -31,7 +31,10 @@ def _version(package: str) -> str:
 
 
 def _commit(repository: Path) -> dict[str, str]:
-    """The commit, "none" outside of a repository, and whether files differ from it; "no git" where there is no git."""
+    """The commit, "none" outside of a repository, and whether files differ from it.
+
+    "no git" where git is not installed.
+    """
     try:
         changes = _git(repository, "status", "--porcelain")
         commit = _git(repository, "rev-parse", "HEAD")

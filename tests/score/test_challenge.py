@@ -1,4 +1,4 @@
-"""The challenge's score against values made with its public code, brute force and exhaustive search."""
+"""The challenge's score against values of its public code, brute force and exhaustive search."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shifted() -> np.ndarray:
 def blobs(
     seed: int, noise: float = 0.0, shape: tuple[int, int, int] = (15, 17, 16), ids: int = 9
 ) -> np.ndarray:
-    """Random touching objects, some in several places; the same ones a little changed with noise."""
+    """Random touching objects, some in several places; with noise the same, a little changed."""
 
     def fields(seed: int, sigma: float) -> np.ndarray:
         smooth = ndimage.gaussian_filter(
@@ -267,7 +267,7 @@ def test_a_perfect_prediction_scores_one_whatever_its_ids(truth):
 
 
 def test_an_unmatched_prediction_is_no_part_of_the_object_whose_number_it_has():
-    """The public code would measure the speck, component 2, with truth object 2, and so its distance would not be zero."""
+    """The public code would measure the speck, component 2, as a part of truth object 2."""
     truth, prediction = cube((2, 8), (12, 18)), cube()
     prediction[12:18, 12:18, 12:18] = 1
     prediction[19, 0, 0] = 2

@@ -59,7 +59,10 @@ def test_metrics_of_a_class_without_a_positive_voxel_are_unknown():
 
 
 def test_panoptic_quality_of_a_drawn_case():
-    """Object 1 is found with IoU 3/4; 2 is cut in halves, IoU 1/2 each, which is not enough; 3 is missed; one prediction is nowhere."""
+    """Object 1 is found with IoU 3/4, 2 is cut in halves, 3 is missed, one prediction is nowhere.
+
+    The halves have IoU 1/2 each, which is not enough.
+    """
     table = contingency(row(1, 1, 1, 1, 2, 2, 2, 2, 3, 0, 0), row(1, 1, 1, 0, 2, 2, 3, 3, 0, 0, 4))
     counts = quality.count_objects(table)
     assert counts == (1, 3, 2, 0.75)

@@ -1,4 +1,4 @@
-"""The file of scores: what is written is read back, also of an earlier version, and else is refused."""
+"""The file of scores: what is written is read back, files of an earlier version too."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_the_zip_holds_zarr_v2_at_its_root_as_the_organisers_unpack_it(packed, t
     ("largest", "dtype"), [(255, np.uint8), (512, np.uint16), (70_000, np.uint32)]
 )
 def test_no_id_is_lost_or_wrapped(source_of, tmp_path, largest, dtype):
-    """Trap 30: as uint8, 512 objects are 255."""
+    """As uint8, 512 objects are 255."""
     volume = np.zeros(SHAPE, np.int64)
     volume.flat[:600] = np.arange(largest - 599, largest + 1).clip(0)
     write_multiscale(source_of(MITO), volume, (8, 8, 8), (100, 200, 300))
@@ -121,7 +121,7 @@ def test_a_volume_of_many_chunks_most_of_them_empty_is_packed(source_of, tmp_pat
 
 
 def test_probabilities_at_their_own_resolution_are_thresholded(source_of, tmp_path):
-    """Trap 29: 0.9 in float32 is 1, not 0."""
+    """0.9 in float32 is 1, not 0."""
     write_multiscale(source_of(ECS), np.full(SHAPE, 0.9, np.float32), (8, 8, 8), (100, 200, 300))
     with opened(pack([ECS], source_of, tmp_path / "submission.zip", silent)) as group:
         assert (group["crop1/ecs"][:] == 1).all()
@@ -136,7 +136,7 @@ def test_what_is_packed_is_said(source_of, tmp_path):
 
 
 def test_a_newer_zip_replaces_the_older(packed, source_of):
-    """Trap 31: nothing of the older one is read again."""
+    """Nothing of the older one is read again."""
     assert (everything_in(packed)["crop1/mito"] == 3).any()
     write_multiscale(source_of(MITO), np.where(IDS == 3, 4, IDS), (8, 8, 8), (100, 200, 300))
     pack(ENTRIES, source_of, packed, silent)
@@ -275,7 +275,7 @@ def test_metadata_cut_short_are_a_problem(packed, tmp_path, name):
 
 def test_a_missing_submission_is_named(tmp_path):
     for read in (lambda path: check(path, ENTRIES), everything_in):
-        with pytest.raises(FileNotFoundError, match="nowhere.zip: no such submission"):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.zip: no such submission"):
             read(tmp_path / "nowhere.zip")
 
 
@@ -438,4 +438,4 @@ def test_the_keys_of_an_opened_submission_are_those_of_the_plain_one(packed, tmp
 
 def test_an_error_of_the_reader_passes_through(packed):
     with pytest.raises(ZeroDivisionError), opened(packed):
-        1 / 0
+        raise ZeroDivisionError
