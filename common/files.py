@@ -80,7 +80,7 @@ def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all. Raises FileError as `replacing` does."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, content: Any) -> None:

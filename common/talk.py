@@ -115,7 +115,9 @@ def voxels(shape: Sequence[int]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """'42 s', '3 min', '2.5 h'."""
+    """'42 s', '3 min', '2.5 h', '3 days'."""
+    if seconds > 172_800:
+        return f"{seconds / 86_400:.0f} days"
     if seconds > 5400:
         return f"{seconds / 3600:.1f} h"
     if seconds > 90:

@@ -59,7 +59,8 @@ def test_a_path_is_said_from_the_working_folder(tmp_path, monkeypatch):
 
 
 def test_numbers_in_words():
-    assert [talk.duration(s) for s in (42, 180, 9000)] == ["42 s", "3 min", "2.5 h"]
+    durations = [talk.duration(s) for s in (42, 180, 9000, 260_000)]
+    assert durations == ["42 s", "3 min", "2.5 h", "3 days"]
     assert [talk.size(n) for n in (12e3, 3.4e6, 1.25e9)] == ["12 kB", "3.4 MB", "1.2 GB"]
     assert (talk.nm((8, 8, 8)), talk.nm((5.24, 4, 4))) == ("8", "5.24 x 4 x 4")
     assert talk.voxels((1, 2, 3)) == "1 x 2 x 3"
