@@ -1,0 +1,1 @@
+"""What was run before: found, read, compared, reported, united in one TensorBoard."""

@@ -1,0 +1,89 @@
+"""The Custom Scalars page of TensorBoard: charts of losses and means, and of related classes."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalars
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from common.classes import GROUP_ATOMS, TESTED, atoms_of
+
+FILE = "layout/events.out.tfevents.layout"
+"""TensorBoard takes the layout from any run; ours is a run of nothing else."""
+
+METRICS = ("dice", "iou", "precision", "recall")
+
+BEGAN = 1.0
+"""Wall time of the events, s: always the same, so that the file is the same each time."""
+
+
+def write(path: Path) -> None:
+    """Write the event file of the page, unless it is there already."""
+    version = Event(wall_time=BEGAN, file_version="brain.Event:2")
+    content = io.BytesIO()
+    writer = RecordWriter(content)
+    for event in (version, layout_event()):
+        writer.write(event.SerializeToString())
+    if path.is_file() and path.read_bytes() == content.getvalue():
+        return
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content.getvalue())
+
+
+def layout_event() -> Event:
+    """A page with charts for losses, means, and for each metric one for each group of classes."""
+    page = layout_pb2.Layout()
+    charts = {"loss": "loss/(train|validation)$"}
+    charts |= {f"mean {metric}": f"mean/{metric}$" for metric in METRICS}
+    _add_part(page, "losses and means", charts)
+    for metric in METRICS:
+        charts = {}
+        for title, names in class_groups().items():
+            charts[title] = f"{metric}/({'|'.join(names)})$"
+        charts["other classes"] = f"{metric}/(?!({'|'.join(TESTED)})$)"
+        _add_part(page, metric, charts, closed=metric != METRICS[0])
+    tensor = TensorProto(dtype="DT_STRING", string_val=[page.SerializeToString()])
+    value = Summary.Value(
+        tag=custom_scalars.CONFIG_SUMMARY_TAG,
+        metadata=custom_scalars.create_summary_metadata(),
+        tensor=tensor,
+    )
+    return Event(wall_time=BEGAN, summary=Summary(value=[value]))
+
+
+def _add_part(
+    page: layout_pb2.Layout, title: str, charts: Mapping[str, str], closed: bool = False
+) -> None:
+    """Add a part of the page; charts: title to a regular expression for the tags shown in it."""
+    category = page.category.add(title=title, closed=closed)
+    for name, expression in charts.items():
+        content = layout_pb2.MultilineChartContent(tag=[expression])
+        category.chart.add(title=name, multiline=content)
+
+
+def class_groups() -> dict[str, list[str]]:
+    """The tested classes by their first name, as mito, mito_mem and mito_lum.
+
+    Those without relatives are grouped by where they are: cell or nucleus.
+    """
+    families = defaultdict(list)
+    for name in TESTED:
+        families[name.split("_")[0]].append(name)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for family, names in families.items():
+        atoms = atoms_of(names[0])
+        if len(names) > 1:
+            groups[family] += names
+        elif atoms and atoms <= GROUP_ATOMS["nuc"]:
+            groups["nucleus"] += names
+        else:
+            groups["cell"] += names
+    return dict(groups)

@@ -1,0 +1,267 @@
+"""How good each side of a comparison is, and how sure the difference of two sides is.
+
+What is compared is the challenge's score where `evaluate` scored the same crops for all runs, else
+a metric of the validation at each run's best epoch. A difference is judged over
+
+    seeds      where both sides are several seeds: Welch's t-test
+    crops      where the same crops are scored for both: drawn with replacement, the same draws for
+               both sides, see `common.score.interval`
+    classes    where only the validation is there: the t-test of the differences of each class
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from common.errors import UserError
+from common.runs.find import HISTORY
+from common.runs.reading import METRICS, Reading
+from common.runs.sides import Side
+from common.score.challenge import ChallengeScore
+from common.score.interval import LEVEL, CountTable, Interval, redraws, student
+from common.score.result import OVERALL
+
+SCORE = "score"
+"""The challenge's, of the files of `evaluate`."""
+
+
+@dataclass(frozen=True)
+class CropDraws:
+    """The figures of a measure with other crops of the same kind."""
+
+    figures: np.ndarray
+    """(draws, runs, 1 + classes)."""
+    crops: tuple[int, ...]
+    """(1 + classes,) how many crops each figure is of."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure over all classes, and of each class, for every run."""
+
+    metric: str
+    source: str
+    """Where it stands: history.csv, or the name of a file of `evaluate`."""
+    classes: tuple[str, ...]
+    values: np.ndarray
+    """(runs, 1 + classes), column 0 over all classes."""
+    groups: tuple[np.ndarray, ...]
+    """For each side the rows of its runs."""
+    draws: CropDraws | None = None
+    """None for a metric of the validation."""
+
+    @property
+    def of_validation(self) -> bool:
+        """Whether it was measured while training."""
+        return self.source == HISTORY
+
+    def of(self, side: int) -> np.ndarray:
+        """(1 + classes,) mean over the seeds of a side."""
+        return self.values[self.groups[side]].mean(0)
+
+    def spread(self, side: int) -> float | None:
+        """Standard deviation over the seeds; None for one."""
+        values = self.values[self.groups[side], 0]
+        return float(values.std(ddof=1)) if len(values) > 1 else None
+
+    def basis(self, a: int, b: int) -> str:
+        """What a difference of two sides is judged over, in words."""
+        seeds = [len(self.groups[side]) for side in (a, b)]
+        if min(seeds) > 1:
+            return f"Welch's t over {seeds[0]} and {seeds[1]} seeds"
+        if self.draws:
+            return f"paired bootstrap over {self.draws.crops[0]} crops"
+        return f"paired t over {len(self.classes)} classes"
+
+    def interval(self, a: int, b: int, column: int = 0, *, level: float = LEVEL) -> Interval | None:
+        """The interval of side a minus side b in a column; None where one unit is judged over."""
+        rows_a = self.groups[a]
+        rows_b = self.groups[b]
+        if min(len(rows_a), len(rows_b)) > 1:
+            return welch(self.values[rows_a, column], self.values[rows_b, column], level)
+        difference = self.of(a) - self.of(b)
+        if self.draws:
+            figures = self.draws.figures[:, :, column]
+            drawn = figures[:, rows_a].mean(1) - figures[:, rows_b].mean(1)
+            return student(difference[column], drawn, self.draws.crops[column], level)
+        return None if column else paired(difference[1:], level)
+
+    def ordered(self, sides: Sequence[int]) -> Measure:
+        """The same with its sides in another order."""
+        return replace(self, groups=tuple(self.groups[side] for side in sides))
+
+
+def welch(first: np.ndarray, second: np.ndarray, level: float) -> Interval | None:
+    """The interval of the difference of two means, of at least two values each.
+
+    None where no value varies: seeds that all came to the same are no measure of chance.
+    """
+    if not np.ptp(first) and not np.ptp(second):
+        return None
+    with _nearly_equal_values():
+        test = stats.ttest_ind(first, second, equal_var=False)
+        return _limits(test, level)
+
+
+def paired(differences: np.ndarray, level: float) -> Interval | None:
+    """The interval of the mean of differences; None for fewer than two."""
+    if len(differences) < 2:
+        return None
+    with _nearly_equal_values():
+        return _limits(stats.ttest_1samp(differences, 0), level)
+
+
+def _nearly_equal_values() -> warnings.catch_warnings:
+    """SciPy warns where values are equal but for rounding; the interval is then as narrow."""
+    return warnings.catch_warnings(action="ignore", category=RuntimeWarning)
+
+
+def _limits(test: Any, level: float) -> Interval:
+    limits = test.confidence_interval(level)
+    return float(limits.low), float(limits.high)
+
+
+# What there is to compare
+
+
+def measured(sides: Sequence[Side], metric: str = "") -> tuple[Measure, list[str]]:
+    """Return the figures of all runs, and what has to be said about them.
+
+    Raises UserError where `metric` cannot be had. Without it the score is taken if all runs have
+    it, else the best_metric that all of them have, else dice.
+    """
+    if metric not in (SCORE, "", *METRICS):
+        raise UserError(f"metric '{metric}'; write one of {', '.join([SCORE, *METRICS])}")
+    readings: list[Reading] = []
+    groups = []
+    for side in sides:
+        groups.append(np.arange(len(side.members)) + len(readings))
+        readings += side.members
+    file, reason = scored_alike(readings)
+    if metric == SCORE and not file:
+        raise UserError(
+            f"metric '{SCORE}': {reason or 'none of these runs is scored'}; "
+            "evaluate all of them on the same crops"
+        )
+    if file and metric in ("", SCORE):
+        return _of_scores(readings, file, tuple(groups)), stale_scores(readings, file)
+    measure = _of_history(readings, metric or _usual_metric(readings), tuple(groups))
+    return measure, [f"the challenge's score is not compared: {reason}"] if reason else []
+
+
+def _usual_metric(readings: Sequence[Reading]) -> str:
+    metrics = {reading.best_metric for reading in readings} - {"loss"}
+    return metrics.pop() if len(metrics) == 1 else "dice"
+
+
+def _of_history(
+    readings: Sequence[Reading], metric: str, groups: tuple[np.ndarray, ...]
+) -> Measure:
+    """A metric of the validation, over the classes that all runs have it of."""
+    by_run = [reading.per_class(metric) for reading in readings]
+    common = set(by_run[0]).intersection(*by_run)
+    classes = tuple(name for name in by_run[0] if name in common)
+    if not classes:
+        names = ", ".join(reading.name for reading in readings)
+        raise UserError(
+            f"{names[:200]}: no class has a validation {metric} in all of them; "
+            "give runs that validate on the same classes"
+        )
+    values = np.array([[by_class[name] for name in classes] for by_class in by_run])
+    return Measure(
+        metric=metric,
+        source=HISTORY,
+        classes=classes,
+        values=np.column_stack([values.mean(1), values]),
+        groups=groups,
+    )
+
+
+def scored_alike(readings: Sequence[Reading]) -> tuple[str, str]:
+    """The name of a file of scores that all runs have and that share crops, or "" and why not.
+
+    The reason is "" where no run is scored.
+    """
+    if not any(reading.scores for reading in readings):
+        return "", ""
+    for reading in readings:
+        if not reading.scores:
+            return "", f"{reading.name} is not scored"
+    for file in readings[0].scores:  # that of the validation crops comes first
+        if not all(file in reading.scores for reading in readings):
+            continue
+        cells = [set(reading.scores[file].counts()) for reading in readings]
+        if set.intersection(*cells):
+            return file, ""
+        for reading, counted in zip(readings, cells, strict=True):
+            if not counted:
+                return "", f"{reading.name} has a {file} without counts, of an older evaluate"
+    return "", "the runs are not scored on the same crops"
+
+
+def _of_scores(readings: Sequence[Reading], file: str, groups: tuple[np.ndarray, ...]) -> Measure:
+    """The challenge's score, counts pooled over the crops that all runs have it for."""
+    cells = [reading.scores[file].counts() for reading in readings]
+    common = sorted(set(cells[0]).intersection(*cells))
+    tables = []
+    for counts in cells:
+        tables.append(CountTable.of((crop, name, counts[crop, name]) for crop, name in common))
+    crops_of = [name for _, name in common]
+    classes = tuple(name for name in readings[0].scores[file].classes if name in crops_of)
+    overall = _overall(tables[0].score())
+    draws = []
+    for times in redraws(len(tables[0].crops)):
+        draws.append([_figures(table.score(times), overall, classes) for table in tables])
+    return Measure(
+        metric=SCORE,
+        source=file,
+        classes=classes,
+        values=np.array([_figures(table.score(), overall, classes) for table in tables]),
+        groups=groups,
+        draws=CropDraws(
+            figures=np.array(draws),
+            crops=(len(tables[0].crops), *(crops_of.count(name) for name in classes)),
+        ),
+    )
+
+
+def _overall(score: ChallengeScore) -> str:
+    """The figure over all classes, else that of the only kind of classes that there is."""
+    return next(key for key in OVERALL if not math.isnan(getattr(score, key)))
+
+
+def _figures(score: ChallengeScore, overall: str, classes: Sequence[str]) -> list[float]:
+    """A row of a measure; NaN for a class that none of the drawn crops has."""
+    figures = [getattr(score, overall)]
+    for name in classes:
+        label = score.label_scores.get(name)
+        figures.append(label.score if label else math.nan)
+    return figures
+
+
+def stale_scores(readings: Sequence[Reading], file: str) -> list[str]:
+    """Sentences about scores that are not what they seem."""
+    sentences = []
+    for reading in readings:
+        provenance = reading.scores[file].provenance
+        checkpoints = (provenance and provenance.checkpoints) or ()
+        epochs = [checkpoint.epoch for checkpoint in checkpoints]
+        if epochs and reading.best_epoch and set(epochs) != {reading.best_epoch}:
+            at = ", ".join(map(str, epochs))
+            sentences.append(
+                f"{reading.name} was scored at epoch {at} and is best at {reading.best_epoch}: "
+                "predict and evaluate it again"
+            )
+    cells = {frozenset(reading.scores[file].counts()) for reading in readings}
+    if len(cells) > 1:
+        sentences.append(
+            "the runs were not scored on all the same crops and classes: what all have is compared"
+        )
+    return sentences

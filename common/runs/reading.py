@@ -1,0 +1,165 @@
+"""A run as it stands on disk: its record, its history, its scores, and where its folders are."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from common.config.settings import RUN_FOLDERS, TrainConfig
+from common.runs import history as history_module
+from common.runs.find import Run
+from common.score import result
+from common.score.result import Scores
+from common.train.record import RunRecord, RunResult, best_epoch, best_row
+
+METRICS = ("dice", "iou", "precision", "recall")
+"""Metrics of the validation, of which history.csv has a column a class."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known of a run."""
+
+    run: Run
+    record: RunRecord
+    history: pd.DataFrame
+    """A row an epoch."""
+    scores: dict[str, Scores]
+    """What `evaluate` wrote, by the name of the file; that of the validation crops first."""
+
+    @property
+    def name(self) -> str:
+        """experiment/model/run."""
+        return self.run.name
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Every setting as text."""
+        return self.record.settings
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Commit, versions, device and the like."""
+        return self.record.provenance
+
+    @property
+    def result(self) -> RunResult:
+        """What the run came to."""
+        return self.record.result
+
+    @property
+    def best_metric(self) -> str:
+        """What its best epoch is best at; "dice" where it is not known."""
+        return self.record.best_metric or "dice"
+
+    @cached_property
+    def best(self) -> pd.Series | None:
+        """The row of the best epoch, which best.pt is of; None without validation."""
+        row = best_row(self.history, self.best_metric)
+        return None if row is None else self.history.loc[row]
+
+    @property
+    def best_value(self) -> float | None:
+        """The best_metric at the best epoch; None without validation."""
+        return None if self.best is None else float(self.best[f"validation/{self.best_metric}"])
+
+    @property
+    def best_epoch(self) -> int | None:
+        """None without validation."""
+        return best_epoch(self.history, self.best_metric)
+
+    def per_class(self, metric: str) -> dict[str, float]:
+        """A metric at the best epoch, of the classes that the validation holds."""
+        if self.best is None:
+            return {}
+        known = self.best.dropna()
+        start = f"{metric}/"
+        columns = [column for column in known.index if column.startswith(start)]
+        return {column.removeprefix(start): float(known[column]) for column in columns}
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether the best epoch has a metric of any class."""
+        return any(self.per_class(metric) for metric in METRICS)
+
+    def last(self, column: str) -> float | None:
+        """The last known value of a column of the history."""
+        if column not in self.history:
+            return None
+        values = self.history[column].dropna()
+        return float(values.iloc[-1]) if len(values) else None
+
+    def folder(self, setting: str) -> Path:
+        """The folder that one of RUN_FOLDERS, such as results_path, names for this run."""
+        return run_folder(self.run, self.record, setting)
+
+
+def read(run: Run) -> Reading:
+    """Read a run with its history and scores. Raises UserError where a file of it is broken."""
+    record = history_module.record(run)
+    paths = sorted(run_folder(run, record, "results_path").glob("*.json"), key=_scores_order)
+    return Reading(
+        run=run,
+        record=record,
+        history=history_module.history(run),
+        scores={path.name: result.read(path) for path in paths},
+    )
+
+
+def _scores_order(path: Path) -> tuple[bool, str]:
+    """The validation crops' scores.json first."""
+    return path.name != "scores.json", path.name
+
+
+def run_folder(run: Run, record: RunRecord, setting: str) -> Path:
+    """Return the folder that a setting of RUN_FOLDERS names for a run, absolute.
+
+    Settings are believed where they also name the folder that the run was found in, as seen from
+    the experiment on record or from the one that it is in now (a repository may have been moved).
+    A run of another trainer, or one whose folder was renamed, has its results and checkpoints where
+    the defaults say: the settings may by now name those of a new run.
+    """
+    homes = [run.experiment]
+    recorded = _parsed(record.settings.get("base_experiment_path", "''"))
+    if recorded:
+        homes.insert(0, Path(recorded))
+    for home in homes:
+        config = _recorded_config(record, home)
+        if config and config.path("logs_save_path") == run.folder.resolve():
+            return config.path(setting)
+    below_logs = run.folder.relative_to(run.logs)
+    default = getattr(TrainConfig, setting)
+    return run.experiment / default.format(model_name=below_logs.parent, run_name=below_logs.name)
+
+
+def _recorded_config(record: RunRecord, home: Path) -> TrainConfig | None:
+    """As much of a run's settings as its paths are made of; None where they are not on record."""
+    names = ("model_name", "run_name", "random_seed", *RUN_FOLDERS)
+    if not set(names) <= set(record.settings):
+        return None
+    values = {name: _parsed(record.settings[name]) for name in names}
+    return TrainConfig(
+        build_model=_no_model,
+        classes=(),
+        input_array_info={},
+        target_array_info={},
+        base_experiment_path=str(home),
+        **values,
+    )
+
+
+def _no_model() -> None:
+    """Stands for the network, which no path depends on."""
+
+
+def _parsed(text: str) -> Any:
+    """A setting from the text that TrainConfig.record made of it."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,126 @@
+"""The sides of a comparison, each a run or the seeds of one model, and in what they differ."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from common.config.settings import RUN_FOLDERS
+from common.runs.reading import Reading
+
+PLACES = frozenset(
+    {
+        "base_experiment_path",
+        "model_name",
+        "run_name",
+        "data_path",
+        "datasplit_path",
+        "cache_path",
+        *RUN_FOLDERS,
+    }
+)
+"""Settings that say where things are, not what is done."""
+
+MADE_WITH = ("commit", "split_hash", "torch", "device", "precision")
+"""Entries of the provenance in which runs may differ."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is compared: a run, or the seeds of one model."""
+
+    name: str
+    members: tuple[Reading, ...]
+
+
+def as_sides(readings: Sequence[Reading], group_seeds: bool = False) -> list[Side]:
+    """Return a side a run; or a side for all runs of a model that differ in their seed alone.
+
+    Their names are those of the runs without the folders that all share.
+    """
+    groups: dict[object, list[Reading]] = {}
+    for reading in readings:
+        key = _without_seed(reading) if group_seeds else reading.name
+        groups.setdefault(key, []).append(reading)
+    members = list(groups.values())
+    names = short_names([_group_name(group) for group in members])
+    return [Side(name, tuple(group)) for name, group in zip(names, members, strict=True)]
+
+
+def _without_seed(reading: Reading) -> tuple:
+    """Equal for two seeds of one model."""
+    hidden = PLACES | {"random_seed"}
+    settings = tuple(sorted(item for item in reading.settings.items() if item[0] not in hidden))
+    model = reading.name.rsplit("/", 1)[0]
+    # runs without settings are told by their names: seed1, seed2
+    return reading.run.experiment, model, settings or re.sub(r"\d+$", "", reading.name)
+
+
+def _group_name(group: Sequence[Reading]) -> str:
+    names = [reading.name for reading in group]
+    if len(names) == 1:
+        return names[0]
+    shared = os.path.commonprefix(names)  # noqa: RUF071  by letters: seed1 and seed2 are seed*
+    return shared.rstrip("0123456789") + "*"
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without the folders that all of them begin with; equal ones numbered."""
+    parts = [name.split("/") for name in names]
+    shared = 0
+    if len(names) > 1:
+        shortest = min(map(len, parts))
+        while shared < shortest - 1 and len({part[shared] for part in parts}) == 1:
+            shared += 1
+    short = ["/".join(part[shared:]) for part in parts]
+    distinct = []
+    for number, name in enumerate(short, 1):
+        is_alone = short.count(name) == 1
+        distinct.append(name if is_alone else f"{name} ({short[:number].count(name)})")
+    return distinct
+
+
+def differing_settings(sides: Sequence[Side]) -> dict[str, list[str]]:
+    """Settings in which the sides differ, with the value of each side, "" where not known.
+
+    Those that say where things are do not count, the seed only between sides of one run.
+    """
+    hidden = set(PLACES)
+    if any(len(side.members) > 1 for side in sides):
+        hidden.add("random_seed")
+    names: dict[str, None] = {}
+    for side in sides:
+        for reading in side.members:
+            names |= dict.fromkeys(reading.settings)
+    return differing(sides, [name for name in names if name not in hidden])
+
+
+def differing(
+    sides: Sequence[Side],
+    names: Sequence[str],
+    part: Literal["settings", "provenance"] = "settings",
+) -> dict[str, list[str]]:
+    """Which of these entries of the record differ, with the value of each side.
+
+    A side whose runs have several values has all of them; "" where none is known.
+    """
+    found = {}
+    for name in names:
+        values = [" | ".join(_values(side, name, part)) for side in sides]
+        known = {value for value in values if value}
+        if len(known) > 1:
+            found[name] = values
+    return found
+
+
+def _values(side: Side, name: str, part: str) -> list[str]:
+    """The different values that the runs of a side have."""
+    values = []
+    for reading in side.members:
+        entries = getattr(reading, part)
+        if name in entries:
+            values.append(str(entries[name]))
+    return list(dict.fromkeys(values))

@@ -1,0 +1,340 @@
+"""Gather the runs of all experiments in one TensorBoard.
+
+    python unite_tensorboards.py                         all experiments of this repository
+    python unite_tensorboards.py --watch                 the same, and whatever appears meanwhile
+    python unite_tensorboards.py --filter "unet8*" --port 0
+    python unite_tensorboards.py /scratch/me/repo . --no-serve --export runs.csv
+
+Each run becomes a link `tensorboards/<experiment>/<model>/<run>`. Nothing is copied, so that
+TensorBoard follows a run that is being written, or resumed in a further event file: its data server
+drops the steps that a later session has again, also where the session does not say so.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import click
+
+from common import talk
+from common.errors import FileError, UserError
+from common.files import REPOSITORY, alone
+from common.runs import export, history, layout, serve
+from common.runs.find import LOGS as LOGS_FOLDERS
+from common.runs.find import UNITED, Run, experiment_folder, find, say_once
+
+NAME_DEPTH = 3
+"""A link stands at experiment/model/run in the output folder."""
+
+MARK = f"{os.sep}.{os.sep}"
+"""Stands after the logs folder in what each link of ours says, and in no link made by hand.
+
+So we know our links again, and never remove another.
+"""
+
+
+# Links
+
+
+def unite(runs: Sequence[Run], output: Path) -> None:
+    """Make the folder `output` hold a link for each run, beside what others put there.
+
+    Raises UserError if something is in the way, FileError if the folder cannot be written.
+    """
+    if not runs and not output.exists():
+        return
+    _refuse_foreign_folders(output, output)
+    try:
+        with alone(output / ".lock", wait=True):
+            _rebuild(wanted_links(runs, output), output)
+    except FileError:
+        raise
+    except OSError as error:
+        place = error.filename or output
+        raise FileError(
+            f"{place}: {error.strerror}; choose another folder by --output, or try again"
+        ) from error
+
+
+def wanted_links(runs: Iterable[Run], output: Path) -> dict[Path, str]:
+    """What each link in the output folder has to say: the way to a run's folder or event file."""
+    links = {}
+    for run in runs:
+        # TensorBoard would show a run that lies in another one's folder twice
+        targets = run.events if run.encloses else (run.folder,)
+        for target in targets if run.events else ():
+            link = output / run.name / target.relative_to(run.folder)
+            way = os.path.relpath(run.logs, link.parent)
+            links[link] = f"{way}{MARK}{target.relative_to(run.logs)}"
+    return links
+
+
+def _rebuild(wanted: dict[Path, str], output: Path) -> None:
+    """Make `output` hold these links; those that are right already stay untouched."""
+    for link, way in _links_of_ours(output).items():
+        if wanted.get(link) != way:
+            link.unlink()
+            _remove_empty(link.parent, output)
+    for link in wanted:
+        _refuse_foreign_folders(link.parent, output)
+        if not _may_be_link(link):
+            raise _in_the_way(link)
+    for link, way in wanted.items():
+        if _our_link(link) is None:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(way)
+    page = output / layout.FILE
+    if wanted:
+        layout.write(page)
+    elif page.is_file():
+        page.unlink()
+        _remove_empty(page.parent, output)
+
+
+def _links_of_ours(output: Path) -> dict[Path, str]:
+    """The links that earlier calls made in `output`, and what they say."""
+    links = {}
+    for folder, folders, files in os.walk(output):
+        for name in folders + files:
+            path = Path(folder, name)
+            way = _our_link(path)
+            if way is not None and len(path.relative_to(output).parts) >= NAME_DEPTH:
+                links[path] = way
+    return links
+
+
+def _our_link(path: Path) -> str | None:
+    """What the link at `path` says if it is of our making; None for anything else."""
+    try:
+        way = os.readlink(path)  # noqa: PTH115  Path.readlink drops the mark
+    except OSError:
+        return None
+    return way if MARK in way else None
+
+
+def _remove_empty(folder: Path, output: Path) -> None:
+    """Remove `folder`, and those around it, if nothing is left in them."""
+    while folder != output and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+def _refuse_foreign_folders(folder: Path, output: Path) -> None:
+    """Raise UserError if a folder from `output` to `folder` is something else, or a link."""
+    parts = [part for part in (folder, *folder.parents) if part.is_relative_to(output)]
+    for part in reversed(parts):
+        if not _may_be_folder(part):
+            raise _in_the_way(part)
+
+
+def _in_the_way(path: Path) -> UserError:
+    return UserError(
+        f"{path}: in the way and not of our making; move it, or choose another folder by --output"
+    )
+
+
+def _may_be_folder(path: Path) -> bool:
+    """Whether a real folder is at `path` or can be made there."""
+    mode = _mode(path)
+    return mode is None or stat.S_ISDIR(mode)
+
+
+def _may_be_link(path: Path) -> bool:
+    """Whether a link of ours is at `path` or can be made there."""
+    return _mode(path) is None or _our_link(path) is not None
+
+
+def _mode(path: Path) -> int | None:
+    """What stands at `path`, links not followed; None for nothing."""
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+# The command
+
+
+class _Refusal(click.ClickException):
+    exit_code = 2
+
+
+class _Command(click.Command):
+    """Ends with a sentence and exit code 2 where the user can mend what is wrong."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (UserError, FileNotFoundError) as error:
+            raise _Refusal(str(error)) from error
+
+
+@click.command(
+    cls=_Command,
+    context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
+)
+@click.argument("roots", nargs=-1, metavar="[ROOT]...", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder of the links [default: tensorboards in ROOT].",
+)
+@click.option(
+    "--filter",
+    "pattern",
+    default="*",
+    metavar="GLOB",
+    help="Only runs whose experiment/model/run matches.",
+)
+@click.option(
+    "--export",
+    "runs_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a row a run, to .csv or .parquet.",
+)
+@click.option(
+    "--export-scalars",
+    "scalars_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write all scalars in long form.",
+)
+@click.option("--watch", is_flag=True, help="Keep up with new runs until Ctrl-C.")
+@click.option(
+    "--port",
+    default=6006,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0 takes any free port.",
+)
+@click.option(
+    "--no-serve", is_flag=True, help="Make and print the links, but start no TensorBoard."
+)
+def main(  # noqa: PLR0917  click passes them by name
+    roots: tuple[Path, ...],
+    output: Path | None,
+    pattern: str,
+    runs_file: Path | None,
+    scalars_file: Path | None,
+    watch: bool,
+    port: int,
+    no_serve: bool,
+) -> None:
+    """Gather the runs of all experiments below ROOT in one TensorBoard, on loopback only.
+
+    ROOT is this repository unless given.
+    """
+    folders = [root.resolve() for root in roots or (REPOSITORY,)]
+    output = (output or experiment_folder(folders[0]) / UNITED).resolve()
+    _check_folders(folders, output)
+    for file in (runs_file, scalars_file):
+        if file:
+            export.check(file)
+
+    def refresh() -> list[Run]:
+        runs = [run for run in find(folders, output) if fnmatchcase(run.name, pattern)]
+        unite(runs, output)
+        return runs
+
+    runs = refresh()
+    click.echo(_listing(runs, output) if runs else _nothing_found(folders, pattern))
+    if runs_file:
+        export.write([history.table(runs)], runs_file)
+    if scalars_file:
+        export.write(export.long_form(runs), scalars_file)
+    if watch or (runs and not no_serve):
+        served_port = None if no_serve else port
+        _stay(output, served_port, refresh if watch else None, {run.name for run in runs})
+
+
+def _check_folders(roots: Sequence[Path], output: Path) -> None:
+    """Raise UserError for an output folder that cannot be meant. All paths are resolved."""
+    experiments = [*output.glob("train_config.py"), *output.glob("*/train_config.py")]
+    for root in roots:
+        if experiments or root.is_relative_to(output):
+            raise UserError(
+                f"{output}: holds experiments; choose another folder for the links by --output"
+            )
+        between = output.relative_to(root).parts if output.is_relative_to(root) else ()
+        if set(LOGS_FOLDERS) & set(between):
+            raise UserError(
+                f"{output}: is in a logs folder; choose another folder for the links by --output"
+            )
+
+
+def format_table(runs: Iterable[Run], now: float) -> str:
+    """A line a run: name, number of event files, their size, how long ago one was written."""
+    rows = [("experiment/model/run", "files", "size", "written")]
+    for run in runs:
+        # the clock of a file server may be ahead of ours
+        age = talk.duration(max(0.0, now - run.written))
+        files = str(len(run.events))
+        rows.append((printable(run.name), files, talk.size(run.size), f"{age} ago"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *figures in rows:
+        cells = [name.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True)]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def printable(name: str) -> str:
+    """`name` with a question mark for each character that has no picture or no encoding."""
+    return "".join(character if character.isprintable() else "?" for character in name)
+
+
+def _listing(runs: Sequence[Run], output: Path) -> str:
+    return f"{format_table(runs, time.time())}\nruns in {output}: {len(runs)}"
+
+
+def _nothing_found(roots: Sequence[Path], pattern: str) -> str:
+    where = ", ".join(map(str, roots))
+    if pattern == "*":
+        return f"no runs found under {where}; train an experiment first"
+    return f"no run under {where} matches '{pattern}'; try --filter '*'"
+
+
+def _stay(
+    output: Path,
+    port: int | None,
+    refresh: Callable[[], list[Run]] | None,
+    known: set[str],
+) -> None:
+    """Serve at `port`, and keep up with the runs by `refresh`, as far as given, until Ctrl-C."""
+    # SIGINT is ignored in a background job of a shell unless we ask for it
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        if port is not None:
+            address = serve.start(output, port)
+            click.echo(f"TensorBoard at {address} (Ctrl-C ends it)")
+        while True:
+            time.sleep(serve.INTERVAL)
+            if refresh:
+                known = known | _greet(refresh, known)
+    except KeyboardInterrupt:
+        click.echo()
+
+
+def _greet(refresh: Callable[[], list[Run]], known: set[str]) -> set[str]:
+    """Look again at the runs, and say the names of new ones, which are returned.
+
+    What went wrong is said as well: it may not the next time.
+    """
+    try:
+        new = {run.name for run in refresh()} - known
+    except (UserError, OSError) as error:
+        say_once(f"{error}; trying again")
+        return set()
+    for name in sorted(new):
+        click.echo(f"new run: {printable(name)}")
+    return new
