@@ -1,0 +1,161 @@
+"""The package as pip knows it: what it asks for, and that it works where it is installed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from common.files import REPOSITORY
+from common.shell import package
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+PACKAGES = ("common", "cellmap_segmentation_challenge")
+
+
+def name_of(text: str) -> str:
+    return Requirement(text).name.lower().replace("_", "-")
+
+
+def imported(folder: str) -> set[str]:
+    """The packages that files import, the functions' own imports included."""
+    names = set()
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - set(PACKAGES)
+
+
+def test_what_the_engine_imports_is_asked_for():
+    asked = {name_of(text) for text in PROJECT["dependencies"]}
+    for texts in PROJECT["optional-dependencies"].values():
+        asked |= {name_of(text) for text in texts}
+    # of the repository; a user's own tracker; what doctor looks for before it needs it
+    exceptions = {"testing", "wandb", "packaging"}
+    distributions = metadata.packages_distributions()
+    for module in imported("common") - exceptions:
+        names = {name.lower().replace("_", "-") for name in distributions.get(module, [module])}
+        assert names & asked or f"{module}-skinny" in asked, module
+
+
+def test_benchmarks_reference_is_no_need_of_the_engine():
+    assert "cellmap_data" not in imported("common")
+    assert "cellmap-data" not in {name_of(text) for text in PROJECT["dependencies"]}
+
+
+def test_a_checkout_asks_for_what_its_pyproject_says():
+    requirements = list(package.requirements())
+    for_training = [asked.text for asked in requirements if asked.for_training]
+    assert for_training == PROJECT["dependencies"]
+    assert "pytest>=8" in {asked.text for asked in requirements if not asked.for_training}
+
+
+def test_an_installed_package_asks_for_what_its_metadata_says(monkeypatch, tmp_path):
+    monkeypatch.setattr(package, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(package.metadata, "version", lambda _: "7.8")
+    texts = ["torch>=2.10", "optuna; extra == 'search'", 'pytest>=8; extra == "dev"']
+    monkeypatch.setattr(package.metadata, "requires", lambda _: texts)
+    assert package.version() == "7.8"
+    assert list(package.requirements()) == [package.Requirement("torch>=2.10", for_training=True)]
+
+
+def test_another_project_in_the_working_folder_is_not_taken_for_ours(monkeypatch, tmp_path):
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "mine"\nversion = "1"\n')
+    monkeypatch.setattr(package, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(package.metadata, "version", lambda _: "7.8")
+    assert package.version() == "7.8"
+
+
+# Installed
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """A folder that pip installed this package into, without its requirements and editable not."""
+    pytest.importorskip("setuptools", minversion="77")
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    for name in PACKAGES:
+        shutil.copytree(REPOSITORY / name, source / name)
+    target = tmp_path_factory.mktemp("site")
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", target, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture
+def csc(site, tmp_path):
+    """Runs the installed command in an unrelated folder."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def call(*words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, site / "bin" / "csc", *map(str, words)],
+            cwd=elsewhere,
+            env={**os.environ, "PYTHONPATH": str(site)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return call
+
+
+def test_the_installed_command_trains_an_experiment_in_an_unrelated_folder(csc, experiment):
+    tiny = experiment(epochs=1)
+    done = csc("train", tiny.folder, "--data", tiny.data)
+    assert done.returncode == 0, done.stderr
+    assert (tiny.folder / "checkpoints/tiny_experiment/seed42/best.pt").is_file()
+
+
+def test_data_and_cache_are_then_looked_for_in_the_working_folder(csc, experiment, monkeypatch):
+    monkeypatch.delenv("CELLMAP_CACHE")
+    tiny = experiment(epochs=1)
+    (tiny.folder.parent / "elsewhere" / "data").symlink_to(tiny.data)
+    done = csc("train", tiny.folder)
+    assert done.returncode == 0, done.stderr
+    assert list((tiny.folder.parent / "elsewhere" / "cache").rglob("raw.npy"))
+
+
+def test_the_installed_command_copies_an_experiment_of_the_working_folder(csc, experiment):
+    tiny = experiment()
+    elsewhere = tiny.folder.parent / "elsewhere"
+    shutil.copytree(tiny.folder, elsewhere / "unet")
+    done = csc("new", "mine", "--from", "unet")
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere / "mine/train_config.py").is_file()
+    assert done.stdout.endswith("train mine --check\n")
+
+
+def test_the_installed_command_looks_at_its_own_requirements(csc, experiment):
+    tiny = experiment()
+    done = csc("doctor", tiny.folder, "--data", tiny.data)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "torch" in done.stdout and "for tests only" not in done.stdout
+
+
+def test_the_installed_command_says_that_the_demo_needs_the_repository(csc):
+    done = csc("demo")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: demo: ") and done.stderr.count("\n") == 1
+
+
+def test_the_installed_command_knows_its_version_and_its_table_of_crops(csc):
+    assert csc("--version").stdout == f"{package.NAME} {PROJECT['version']}\n"
+    done = csc("make-datasplit", "split.csv", "--manifest", "challenge", "--scale", "128")
+    assert done.returncode == 0, done.stderr
