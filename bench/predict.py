@@ -112,7 +112,8 @@ def predicted(config, network, region, block: int) -> float:
 
     shutil.rmtree(config.path("predictions_path"), ignore_errors=True)
     begun = time.perf_counter()
-    predict.predict_region(network, config, region, config.classes, predict.Output(block=block))
+    output = predict.Output(block=block)
+    predict.predict_region(network, config, region, config.classes, output=output)
     return time.perf_counter() - begun
 
 

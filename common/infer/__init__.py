@@ -1,0 +1,1 @@
+"""A network, and functions made of its output, over volumes larger than memory."""

@@ -1,158 +1,264 @@
-"""A network over a volume, one block at a time: how large a window is, how much raw it needs, how windows are put together.
+"""A network over a volume, one block at a time.
 
-A block of the output is computed from the raw around it alone, so blocks can be made in any order, by any number of
-calls, and be written once. A network without padding gives the same voxels in a block as in the whole volume, provided that
-windows start at whole steps of its pooling. Where windows do not agree on the voxels that they share (padding, normalisation
-over the window), each voxel is the mean over overlapping windows, weighted by a Gaussian about their centres as in nnU-Net
-(Isensee et al. 2021); the windows stand on one lattice over the volume, so that blocks meet without seams.
+A block of the output is computed from the raw around it alone, so blocks can be made in any order,
+by any number of calls, and be written once: `read_block` and `compute_block` know nothing of who
+calls them, `compute_blocks` is one way to, on one device. A network without padding gives the same
+voxels in a block as in the whole volume, provided that windows start at whole steps of its pooling.
+Where windows do not agree on the voxels that they share (padding, normalisation over the window),
+each voxel is the mean over overlapping windows, weighted by a Gaussian about their centres as in
+nnU-Net (Isensee et al. 2021); the windows stand on one lattice over the volume, so that blocks meet
+without seams.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from common.data import augment, regrid
+from common.data.ngff import slices
 from common.infer.plan import BlockPlan
-from common.infer.window import Forward
+from common.infer.window import Forward, Window
+
+READ_AHEAD = 2
+"""Blocks whose raw is read while one is computed."""
+
+
+@dataclass(frozen=True)
+class RawBlock:
+    """The raw that a block needs."""
+
+    number: int
+    values: torch.Tensor
+    """(z, y, x) uint8, or float32 in [0, 1]; on the host."""
+    start: np.ndarray
+    """(3,) its first voxel, of the raw's grid."""
+
+    @property
+    def blank(self) -> bool:
+        """Whether it is 0 throughout."""
+        return not self.values.any()
+
+
+@dataclass(frozen=True)
+class BlockValues:
+    """What is stored of a block."""
+
+    number: int
+    values: np.ndarray
+    """(classes, z, y, x)."""
+    blank: bool
+    """Whether its raw is 0 throughout."""
+
+
+def read_block(plan: BlockPlan, number: int, pinned: bool = False) -> RawBlock:
+    """The raw that a block needs, mirrored beyond the volume.
+
+    pinned: in page-locked memory, from which a CUDA device copies while it computes.
+    """
+    starts = plan.window_starts(number)
+    low, _ = plan.raw_ends(np.array([along[0] for along in starts]))
+    _, high = plan.raw_ends(np.array([along[-1] for along in starts]))
+    # 0.01 voxels: where rounding puts a window just off a voxel, that one is read too
+    start = np.floor(low - 0.01).astype(int)
+    stop = np.ceil(high + 0.01).astype(int) + 1
+    values = np.ascontiguousarray(plan.raw.read_mirrored(start, stop))
+    raw = torch.from_numpy(values)
+    return RawBlock(number, raw.pin_memory() if pinned else raw, start)
+
+
+@torch.inference_mode()
+def compute_block(
+    plan: BlockPlan, raw: RawBlock, forward: Forward, device: torch.device
+) -> torch.Tensor:
+    """Logits (classes, z, y, x) of a block on the voxels that are written, on the device."""
+    on_device = RawBlock(raw.number, raw.values.to(device, non_blocking=True), raw.start)
+    logits = _network_logits(plan, on_device, forward)
+    if plan.resampled:
+        return _resampled(plan, raw.number, logits)
+    start, stop = plan.output_box(raw.number)
+    first, _ = plan.network_box(raw.number)
+    return logits[:, *slices(start - first, stop - first)]
 
 
 @torch.inference_mode()
 def compute_blocks(
     plan: BlockPlan,
-    numbers: Sequence[int],
+    numbers: Iterable[int],
     forward: Forward,
-    finish: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    to_stored: Callable[[torch.Tensor], torch.Tensor],
     device: torch.device,
-    ahead: int = 2,
-) -> Iterator[tuple[int, np.ndarray, bool]]:
-    """For each block of `numbers`, in order, its values (classes, z, y, x) and whether its raw is 0 throughout.
+) -> Iterator[BlockValues]:
+    """Blocks on one device, in the order of `numbers`; the raw of the next is read meanwhile.
 
-    The raw of the next blocks is read meanwhile. forward: raw (1, 1, z, y, x) in [0, 1] to logits; finish: logits (classes, z, y, x)
-    to what is stored, on the device.
+    Args:
+        plan: which voxels the blocks have.
+        numbers: of the blocks.
+        forward: raw (1, 1, z, y, x) in [0, 1] to logits.
+        to_stored: logits (classes, z, y, x) to what is stored, on the device.
+        device: where the network is.
     """
     on_cuda = device.type == "cuda"
-    with ThreadPoolExecutor(ahead) as readers:
-        left = iter(numbers)
-        waiting = deque(
-            (number, readers.submit(_read, plan, number, on_cuda))
-            for number in itertools.islice(left, ahead)
-        )
-        computed: deque = deque()
-        while waiting:
-            number, reading = waiting.popleft()
-            raw, start = reading.result()
-            if (following := next(left, None)) is not None:
-                waiting.append((following, readers.submit(_read, plan, following, on_cuda)))
-            logits = _logits(plan, number, raw.to(device, non_blocking=True), start, forward)
-            computed.append(
-                (number, _fetched(finish(_on_grid(plan, number, logits))), not raw.any())
-            )
-            if (
-                len(computed) > on_cuda
-            ):  # a CUDA device copies a block while it computes the next one
-                number, fetch, empty = computed.popleft()
-                yield number, fetch(), empty
-        yield from ((number, fetch(), empty) for number, fetch, empty in computed)
+    # a CUDA device copies a block to the host while it computes the next one
+    behind = 1 if on_cuda else 0
+    copying: deque[_Copy] = deque()
+    for raw in _read_ahead(plan, numbers, pinned=on_cuda):
+        values = to_stored(compute_block(plan, raw, forward, device))
+        copying.append(_begin_copy(values, raw))
+        if len(copying) > behind:
+            yield copying.popleft().wait()
+    for copy in copying:
+        yield copy.wait()
 
 
 def oriented(forward: Forward, orientations: int) -> Forward:
-    """The mean of a network's logits over 8 mirrorings, or over 16 with y and x exchanged; 1 is the network itself."""
+    """The mean of a network's logits over 1, 8 or 16 orientations.
+
+    1 is the network itself, 8 are all mirrorings, 16 the same again with y and x exchanged.
+    """
     if orientations == 1:
         return forward
-
-    def mean(raw: torch.Tensor) -> torch.Tensor:
-        total: torch.Tensor | None = None
-        for exchange in (False, True)[: orientations // 8]:
-            for mirrored in itertools.product((False, True), repeat=3):
-                axes = [axis for axis, m in zip((2, 3, 4), mirrored, strict=True) if m]
-                turned = (raw.transpose(3, 4) if exchange else raw).flip(axes)
-                logits = forward(turned.contiguous()).float().flip(axes)
-                logits = logits.transpose(3, 4) if exchange else logits
-                total = logits if total is None else total.add_(logits)
-        return total / orientations
-
-    return mean
+    exchanges = (False,) if orientations == 8 else (False, True)
+    return partial(_mean_over_orientations, forward, exchanges)
 
 
-def _read(plan: BlockPlan, number: int, pinned: bool) -> tuple[torch.Tensor, np.ndarray]:
-    """The raw that a block needs, on voxels of the raw's grid, and the first of them."""
-    windows = plan.windows(number)
-    low = plan.raw_place(np.array([starts[0] for starts in windows]))[0]
-    high = plan.raw_place(np.array([starts[-1] for starts in windows]))[1]
-    start, stop = np.floor(low - 0.01).astype(int), np.ceil(high + 0.01).astype(int) + 1
-    raw = torch.from_numpy(np.ascontiguousarray(plan.raw.read_mirrored(start, stop)))
-    return raw.pin_memory() if pinned else raw, start
+def _mean_over_orientations(
+    forward: Forward, exchanges: Sequence[bool], raw: torch.Tensor
+) -> torch.Tensor:
+    total: torch.Tensor | None = None
+    subsets = itertools.product((False, True), repeat=3)
+    for exchange, mirrored in itertools.product(exchanges, subsets):
+        axes = list(itertools.compress((2, 3, 4), mirrored))
+        turned = raw.transpose(3, 4) if exchange else raw
+        logits = forward(turned.flip(axes).contiguous()).float().flip(axes)
+        if exchange:
+            logits = logits.transpose(3, 4)
+        total = logits if total is None else total.add_(logits)
+    assert total is not None
+    return total / (8 * len(exchanges))
 
 
-def _fetched(values: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Gives the values on the host; a CUDA device begins to copy them now, beside what it computes next."""
+def _read_ahead(plan: BlockPlan, numbers: Iterable[int], pinned: bool) -> Iterator[RawBlock]:
+    """The raw of blocks, in their order, read in threads while the caller works on those before."""
+    reading: deque = deque()
+    with ThreadPoolExecutor(READ_AHEAD) as readers:
+        for number in numbers:
+            reading.append(readers.submit(read_block, plan, number, pinned))
+            if len(reading) > READ_AHEAD:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """Values of a block on their way to the host."""
+
+    number: int
+    host: torch.Tensor
+    arrived: torch.cuda.Event | None
+    """None where they are there."""
+    blank: bool
+
+    def wait(self) -> BlockValues:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return BlockValues(self.number, self.host.numpy(), self.blank)
+
+
+def _begin_copy(values: torch.Tensor, raw: RawBlock) -> _Copy:
+    """A CUDA device begins to copy now, beside what it computes next; values of a CPU are there."""
     if values.device.type != "cuda":
-        return values.cpu().numpy
+        return _Copy(raw.number, values.cpu(), None, raw.blank)
     beside = torch.cuda.Stream(values.device)
     beside.wait_stream(torch.cuda.current_stream(values.device))
     with torch.cuda.stream(beside):
-        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(
-            values, non_blocking=True
-        )
-        done = beside.record_event()
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        arrived = beside.record_event()
+    # so that the memory is not given to another tensor before it is copied
     values.record_stream(beside)
-    return lambda: done.synchronize() or host.numpy()
+    return _Copy(raw.number, host, arrived, raw.blank)
 
 
-def _logits(
-    plan: BlockPlan, number: int, raw: torch.Tensor, raw_start: np.ndarray, forward: Forward
+def _network_logits(plan: BlockPlan, raw: RawBlock, forward: Forward) -> torch.Tensor:
+    """Logits (classes, z, y, x) of the network's voxels from the first that a block needs on."""
+    corners = list(itertools.product(*plan.window_starts(raw.number)))
+    if plan.window.agree and len(corners) == 1:
+        return _window_logits(plan, raw, corners[0], forward)
+    return _mean_of_windows(plan, raw, corners, forward)
+
+
+def _window_logits(
+    plan: BlockPlan, raw: RawBlock, corner: tuple[int, ...], forward: Forward
 ) -> torch.Tensor:
-    """Logits (classes, z, y, x) of the network's voxels from the first that a block needs on: of one window, or the mean over several."""
-    window, (first, last) = plan.window, plan.needs(number)
+    """Logits (classes, z, y, x) of the window that gives voxels from `corner` on."""
+    window = plan.window
+    first, _ = plan.raw_ends(np.array(corner))
     linear = np.diag(np.array(window.input.scale) / plan.raw.grid.scale)
+    affine = np.concatenate([linear, (first - raw.start)[:, None]], axis=1)
+    patch = augment.raw_patches([raw.values], [affine], window.input.shape, plan.raw.raw_range)
+    return forward(patch)[0]
 
-    def through(corner: tuple[int, ...]) -> torch.Tensor:
-        place = plan.raw_place(np.array(corner))[0] - raw_start
-        affine = np.concatenate([linear, place[:, None]], axis=1)
-        return forward(
-            augment.raw_patches([raw], [affine], window.input.shape, plan.raw.raw_range)
-        )[0]
 
-    corners = list(itertools.product(*plan.windows(number)))
-    if window.agree and len(corners) == 1:
-        return through(corners[0])
-    size, shape = np.array(window.output.shape), last - first
-    weight = (
-        torch.ones(window.output.shape) if window.agree else _gaussian(window.output.shape)
-    ).to(raw.device)
-    total, weights = None, torch.zeros(*shape.tolist(), device=raw.device)
+def _mean_of_windows(
+    plan: BlockPlan, raw: RawBlock, corners: Sequence[tuple[int, ...]], forward: Forward
+) -> torch.Tensor:
+    """Logits (classes, z, y, x), the weighted mean over the windows that reach into a block."""
+    first, last = plan.network_box(raw.number)
+    shape = last - first
+    size = np.array(plan.window.output.shape)
+    weight = _window_weight(plan.window).to(raw.values.device)
+    weights = torch.zeros(*shape.tolist(), device=raw.values.device)
+    total: torch.Tensor | None = None
     for corner in corners:
         start = np.array(corner) - first
-        inside, part = (
-            _slices(np.maximum(start, 0), np.minimum(start + size, shape)),
-            _slices(np.maximum(-start, 0), np.minimum(size, shape - start)),
-        )
-        logits = through(corner)[(..., *part)] * weight[part]
-        total = logits.new_zeros(len(logits), *shape.tolist()) if total is None else total
-        total[(..., *inside)] += logits
+        # where the window and the block overlap, in voxels of each; windows may stick out
+        inside = slices(np.maximum(start, 0), np.minimum(start + size, shape))
+        part = slices(np.maximum(-start, 0), np.minimum(size, shape - start))
+        logits = _window_logits(plan, raw, corner, forward)[:, *part] * weight[part]
+        if total is None:
+            total = logits.new_zeros(len(logits), *shape.tolist())
+        total[:, *inside] += logits
         weights[inside] += weight[part]
-    return total.div_(weights)  # type: ignore[union-attr]
+    assert total is not None
+    return total.div_(weights)
+
+
+def _window_weight(window: Window) -> torch.Tensor:
+    """(z, y, x) weight of each voxel of a window in the mean; all one where windows agree."""
+    if window.agree:
+        return torch.ones(window.output.shape)
+    return _gaussian(window.output.shape)
 
 
 def _gaussian(shape: Sequence[int]) -> torch.Tensor:
-    """Weights (z, y, x) of the voxels of a window: a Gaussian of an eighth of its size, at least 1e-3 at the corners."""
-    axes = [torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) for n in shape]
-    return (axes[0][:, None, None] * axes[1][:, None] * axes[2]).clamp_(min=1e-3)
+    """(z, y, x) a Gaussian of an eighth of the window's size, nnU-Net's, at least 1e-3.
+
+    Not 0: a voxel at the volume's corner may be in the corner of a single window.
+    """
+    axes = []
+    for n in shape:
+        distance = (torch.arange(n) - (n - 1) / 2) / (n / 8)
+        axes.append(torch.exp(-0.5 * distance**2))
+    z, y, x = axes
+    return (z[:, None, None] * y[:, None] * x).clamp_(min=1e-3)
 
 
-def _on_grid(plan: BlockPlan, number: int, logits: torch.Tensor) -> torch.Tensor:
-    """Logits of a block on the voxels that are written: cut out, or resampled."""
-    start, stop = plan.place(number)
-    first = plan.needs(number)[0]
-    if not plan.resampled:
-        return logits[(..., *_slices(start - first, stop - first))]
-    given, corner = np.array(plan.window.output.scale), plan.grid.box()[0]
+def _resampled(plan: BlockPlan, number: int, logits: torch.Tensor) -> torch.Tensor:
+    """Float32 logits of a block on the voxels that are written, resampled axis by axis."""
+    start, stop = plan.output_box(number)
+    first, _ = plan.network_box(number)
+    given = np.array(plan.window.output.scale)
+    corner = plan.grid.box()[0]
     values = logits.float()
     for axis in range(3):
         target = regrid.Axis(
@@ -169,7 +275,3 @@ def _on_grid(plan: BlockPlan, number: int, logits: torch.Tensor) -> torch.Tensor
         weights = torch.from_numpy(matrix).to(values.device)
         values = torch.tensordot(values, weights, dims=([axis + 1], [1])).movedim(-1, axis + 1)
     return values
-
-
-def _slices(first: np.ndarray, last: np.ndarray) -> tuple[slice, ...]:
-    return tuple(map(slice, first.tolist(), last.tolist()))

@@ -14,73 +14,93 @@ from common.data.raw import Raw
 from common.data.sampling import Patch
 from common.infer.window import Window
 
-CHUNK = 128
-"""Edge in voxels that chunks of the written arrays have at most, unless a single window gives more."""
+LARGEST_CHUNK = 128
+"""Edge in voxels that written chunks have at most, unless a single window gives more."""
+
+SAME_SCALE = 1e-6
+"""Relative difference up to which two voxel sizes are one."""
+
+ROUNDING = 1e-6
+"""Of a voxel: what rounding of nm leaves of a whole number."""
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """Which voxels are computed, in which blocks, with which window."""
+    """Which voxels are computed, in which blocks, with which window.
+
+    Boxes of a block are its first voxel and its last + 1, (3,) each, counted from the lower corner
+    of `grid`.
+    """
 
     raw: Raw
     window: Window
     grid: Grid
     """What is written. The network's own voxels begin at its lower corner too."""
-    block: tuple[int, ...]
+    block_shape: tuple[int, ...]
     """Written voxels that are computed at a time, whole chunks."""
-    chunks: tuple[int, ...]
+    chunk_shape: tuple[int, ...]
     largest: int
-    """Edge in voxels that blocks have at most, or nearly so: plans for the same box with the same number are the same."""
+    """Edge in voxels that blocks have at most, or nearly so. It determines the plan of a box."""
 
     @property
-    def blocks(self) -> tuple[int, ...]:
+    def counts(self) -> tuple[int, ...]:
         """Number of blocks along each axis."""
-        return tuple(math.ceil(n / b) for n, b in zip(self.grid.shape, self.block, strict=True))
+        pairs = zip(self.grid.shape, self.block_shape, strict=True)
+        return tuple(math.ceil(n / length) for n, length in pairs)
+
+    @property
+    def blocks(self) -> range:
+        """The numbers of all blocks."""
+        return range(math.prod(self.counts))
 
     @property
     def resampled(self) -> bool:
-        return not np.allclose(self.grid.scale, self.window.output.scale, rtol=1e-6)
+        """Whether the written voxels have another size than the network's."""
+        return not np.allclose(self.grid.scale, self.window.output.scale, rtol=SAME_SCALE)
 
-    def place(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """First and last + 1 written voxel of a block."""
-        start = np.array(np.unravel_index(number, self.blocks)) * self.block
-        return start, np.minimum(start + self.block, self.grid.shape)
+    def output_box(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The written voxels of a block."""
+        start = np.array(np.unravel_index(number, self.counts)) * self.block_shape
+        return start, np.minimum(start + self.block_shape, self.grid.shape)
 
-    def needs(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """First and last + 1 of the network's voxels that a block is made of; the first one is on a whole unit of the window."""
-        start, stop = self.place(number)
-        if self.resampled:  # linear interpolation takes the next voxel too
+    def network_box(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The network's voxels that a block is made of, from a whole unit of the window on."""
+        start, stop = self.output_box(number)
+        if self.resampled:
             ratio = self.grid.scale / self.window.output.scale
-            start, stop = (
-                np.floor(start * ratio - 1 + 1e-6).astype(int),
-                np.ceil(stop * ratio + 1 - 1e-6).astype(int),
-            )
+            # one more on each side: linear interpolation takes the next voxel too
+            start = np.floor(start * ratio - 1 + ROUNDING).astype(int)
+            stop = np.ceil(stop * ratio + 1 - ROUNDING).astype(int)
         return start // self.window.unit * self.window.unit, stop
 
-    def windows(self, number: int) -> list[range]:
+    def window_starts(self, number: int) -> list[range]:
         """Along each axis, where the windows of a block start, in voxels of the network."""
-        size, stride = np.array(self.window.output.shape), self.window.stride
-        first, last = self.needs(number)
-        if not self.window.agree:  # of the lattice over the volume, all that reach into the block
+        size = np.array(self.window.output.shape)
+        stride = self.window.stride
+        first, last = self.network_box(number)
+        if not self.window.agree:
+            # on one lattice over the whole volume, so that a voxel is the mean over the same
+            # windows in any block: all windows that reach into this one
             first = ((first - size) // stride + 1) * stride
-        return [
-            range(*along)
-            for along in zip(first.tolist(), last.tolist(), stride.tolist(), strict=True)
-        ]
+        axes = zip(first.tolist(), last.tolist(), stride.tolist(), strict=True)
+        return [range(start, stop, step) for start, stop, step in axes]
 
-    def raw_place(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First and last input voxel of the window that starts at a voxel of the network, in voxels of the raw, fractional.
+    def raw_ends(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the first and last input voxel of a window lie, in fractional voxels of the raw.
 
-        Where both have one size, they are whole voxels of the raw, chosen as in training.
+        start: the first voxel that the window gives, in voxels of the network. Where the network's
+        input has the raw's voxel size, the window is on whole voxels of the raw, chosen as in
+        training.
         """
-        taken, given = self.window.input, self.window.output
+        taken = self.window.input
+        given = self.window.output
         corner = self.grid.box()[0]
         base = sampling.on_voxels(corner + given.extent / 2, np.eye(3), taken, self.raw.grid)
         centre = base + start * given.scale
         half = (np.array(taken.shape) - 1) / 2 * taken.scale
-        return tuple(
-            (centre + side * half - self.raw.grid.origin) / self.raw.grid.scale for side in (-1, 1)
-        )  # type: ignore[return-value]
+        first = (centre - half - self.raw.grid.origin) / self.raw.grid.scale
+        last = (centre + half - self.raw.grid.origin) / self.raw.grid.scale
+        return first, last
 
 
 def plan_blocks(
@@ -88,54 +108,87 @@ def plan_blocks(
     window: Window,
     lower: np.ndarray,
     upper: np.ndarray,
-    scale: Sequence[float] | None = None,
+    *,
+    scale: Sequence[float] = (),
     largest: int = 128,
 ) -> BlockPlan:
-    """Cover the box lower..upper (nm) by voxels of `scale` (nm; the network's unless given), in blocks of about `largest` voxels.
+    """Cover a box of the raw by written voxels, in blocks.
 
-    Where the raw has the network's voxel size, the voxels are moved down by less than one, onto those of the raw.
+    Where the raw has the network's voxel size, the box is moved down by less than a voxel onto
+    those of the raw.
+
+    Args:
+        raw: what is read.
+        window: of the network; it grows to a whole block where it can.
+        lower: (3,) nm, corner of the box, as `upper`.
+        upper: the other corner.
+        scale: nm, z, y, x, of the written voxels; the network's unless given.
+        largest: voxels along an edge of a block, about.
     """
-    scale = np.array(scale or window.output.scale, float)
+    written_scale = np.array(scale or window.output.scale, float)
     corner = _on_raw(lower, raw.grid, window.input)
-    shape = np.maximum(1, np.ceil((upper - corner) / scale - 1e-6)).astype(int)
-    grid = Grid(corner + scale / 2, scale, tuple(shape.tolist()))
-    ratio, grows = scale / window.output.scale, np.array([step > 0 for _, step in window.steps])
-    same = np.allclose(ratio, 1, rtol=1e-6)
-    unit = (
-        (np.where(grows, window.unit, window.stride) if window.agree else window.stride)
-        if same
-        else np.ones(3, int)
-    )
-    limit = largest / np.maximum(ratio, 1)
-    block, chunks = zip(
-        *map(_block, shape.tolist(), limit.astype(int).tolist(), unit.tolist()), strict=True
-    )
+    shape = np.maximum(1, np.ceil((upper - corner) / written_scale - ROUNDING)).astype(int)
+    grid = Grid(corner + written_scale / 2, written_scale, tuple(shape.tolist()))
+    ratio = written_scale / window.output.scale
+    resampled = not np.allclose(ratio, 1, rtol=SAME_SCALE)
+    units = np.ones(3, int) if resampled else _block_units(window)
+    limits = (largest / np.maximum(ratio, 1)).astype(int)
+    block = []
+    chunk = []
+    for n, limit, unit in zip(shape.tolist(), limits.tolist(), units.tolist(), strict=True):
+        block_length, chunk_length = _lengths(n, limit, unit)
+        block.append(block_length)
+        chunk.append(chunk_length)
     if window.agree:
-        needed = (
-            np.array(block)
-            if same
-            else np.ceil(np.array(block) * ratio).astype(int) + 3 + window.unit
-        )
+        needed = np.array(block)
+        if resampled:
+            # the voxel before and behind that interpolation takes, one for rounding, and up to a
+            # unit before
+            needed = np.ceil(needed * ratio).astype(int) + 3 + window.unit
         window = window.holding(-(-needed // window.unit) * window.unit)
-    return BlockPlan(raw, window, grid, block, chunks, largest)
+    return BlockPlan(
+        raw,
+        window,
+        grid,
+        block_shape=tuple(block),
+        chunk_shape=tuple(chunk),
+        largest=largest,
+    )
 
 
-def _block(n: int, largest: int, unit: int) -> tuple[int, int]:
-    """Voxels along an axis of n that blocks and chunks have: blocks of about one size, of whole chunks of whole units."""
-    if n > min(largest, CHUNK):
+def _block_units(window: Window) -> np.ndarray:
+    """(3,) voxels that the edges of blocks are multiples of.
+
+    A window that grows becomes one block; others are tiled.
+    """
+    if not window.agree:
+        return window.stride
+    grows = np.array([step_out > 0 for _, step_out in window.steps])
+    return np.where(grows, window.unit, window.stride)
+
+
+def _lengths(n: int, largest: int, unit: int) -> tuple[int, int]:
+    """Voxels of blocks and of chunks along an axis of n.
+
+    Blocks are of about one size, of whole chunks, and these of whole units.
+    """
+    if n > min(largest, LARGEST_CHUNK):
         unit = math.lcm(unit, 2)  # two voxels become one of the next coarser level, chunk by chunk
     largest = max(largest // unit, 1) * unit
-    size = math.ceil(n / math.ceil(n / largest))
-    chunks = math.ceil(size / CHUNK)
-    chunk = math.ceil(size / chunks / unit) * unit
+    blocks = math.ceil(n / largest)
+    length = math.ceil(n / blocks)
+    chunks = math.ceil(length / LARGEST_CHUNK)
+    chunk = math.ceil(length / chunks / unit) * unit
     return chunks * chunk, chunk
 
 
 def _on_raw(lower: np.ndarray, grid: Grid, taken: Patch) -> np.ndarray:
-    """The corner moved down by less than a voxel onto a corner of a raw voxel, along axes where the network's voxels are as large."""
+    """The corner, moved down by less than a voxel onto a corner of a raw voxel.
+
+    Along axes where the network's voxels are as large. Else a network would get interpolated raw,
+    which it has not seen in training.
+    """
     first = (lower - grid.box()[0]) / grid.scale
-    return lower - np.where(
-        np.isclose(taken.scale, grid.scale, rtol=1e-6),
-        (first - np.floor(first + 1e-3)) * grid.scale,
-        0,
-    )
+    beyond = (first - np.floor(first + 1e-3)) * grid.scale
+    same = np.isclose(taken.scale, grid.scale, rtol=SAME_SCALE)
+    return lower - np.where(same, beyond, 0)

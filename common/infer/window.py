@@ -9,18 +9,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from common.data.ngff import slices
 from common.data.sampling import Patch
 from common.model.shapes import ShapeOf
 
 LARGEST_STEP = 32
-"""Voxels by which sizes that a network takes may differ; above it the network counts as one of a fixed size."""
-
+"""Voxels up to which growing is tried; a network that needs more counts as one of a fixed size."""
 
 OVERLAP = 0.5
 """Of neighbouring windows that do not agree where they overlap; nnU-Net's."""
 
+SAME_SCALE = 1e-6
+"""Of a voxel: what rounding of nm leaves of a whole number."""
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
+"""Raw (1, 1, z, y, x) in [0, 1] to logits (1, classes, z, y, x)."""
 
 
 @dataclass(frozen=True)
@@ -36,91 +39,119 @@ class Window:
 
     @property
     def unit(self) -> np.ndarray:
-        """(3,) output voxels that windows may be apart: whole steps of the network, and whole input voxels."""
-        ratio = np.divide(self.output.scale, self.input.scale)
-        return np.array([step or _whole(r) for (_, step), r in zip(self.steps, ratio, strict=True)])
+        """(3,) output voxels that windows may be apart: whole steps, and whole input voxels."""
+        ratios = np.divide(self.output.scale, self.input.scale)
+        units = []
+        for (_, step_out), ratio in zip(self.steps, ratios, strict=True):
+            units.append(step_out or _least_whole_multiple(ratio))
+        return np.array(units)
 
     @property
     def stride(self) -> np.ndarray:
-        """(3,) output voxels from one window to the next: side by side if they agree, else overlapping."""
+        """(3,) output voxels between windows: side by side if they agree, else overlapping."""
         size = np.array(self.output.shape)
         wanted = size if self.agree else size * (1 - OVERLAP)
-        return np.minimum(np.maximum((wanted / self.unit).astype(int), 1) * self.unit, size)
+        units = np.maximum((wanted / self.unit).astype(int), 1)
+        return np.minimum(units * self.unit, size)
 
-    def holding(self, needed: Sequence[int]) -> Window:
+    def holding(self, needed: Sequence[int] | np.ndarray) -> Window:
         """This window, grown to at least `needed` output voxels along the axes that can grow."""
-        n_in, n_out = list(self.input.shape), list(self.output.shape)
+        n_in = self.input.shape
+        n_out = self.output.shape
         for axis, (step_in, step_out) in enumerate(self.steps):
-            if step_out:
-                grow = max(0, math.ceil((needed[axis] - n_out[axis]) / step_out))
-                n_in[axis] += grow * step_in
-                n_out[axis] += grow * step_out
-        return replace(
-            self,
-            input=Patch(tuple(n_in), self.input.scale),
-            output=Patch(tuple(n_out), self.output.scale),
-        )
-
-
-def probe(shape_of: ShapeOf, input: Patch, output: Patch) -> Window:
-    """The window of a network, and the steps by which it can grow, found by asking for the shapes that it gives."""
-    steps = []
-    for axis in range(3):
-        found = (0, 0)
-        for step in range(1, LARGEST_STEP + 1) if input.shape[axis] > 1 else ():
-            out = step * input.scale[axis] / output.scale[axis]
-            if abs(out - round(out)) > 1e-6:
+            if step_out == 0:
                 continue
-            if all(
-                shape_of(_grown(input.shape, axis, n * step))
-                == _grown(output.shape, axis, n * round(out))
-                for n in (1, 2)
-            ):
-                found = (step, round(out))
-                break
-        steps.append(found)
-    return Window(input, output, tuple(steps))
+            times = max(0, math.ceil((needed[axis] - n_out[axis]) / step_out))
+            n_in = _grown(n_in, axis, times * step_in)
+            n_out = _grown(n_out, axis, times * step_out)
+        taken = replace(self.input, shape=n_in)
+        given = replace(self.output, shape=n_out)
+        return replace(self, input=taken, output=given)
 
 
-def judged(window: Window, forward: Forward, device: torch.device) -> Window:
-    """The window, with `agree` as measured: two windows on noise are compared where they overlap, half a window apart.
+def find_window(shape_of: ShapeOf, input: Patch, output: Patch) -> Window:
+    """The window of a network and its steps, found by asking for the shapes that it gives."""
+    steps = tuple(_steps_along(axis, shape_of, input, output) for axis in range(3))
+    return Window(input, output, steps)
 
-    The noise grows brighter along each axis, so that normalisation over a window shows. A network of a fixed size
-    agrees if it gives less than it takes.
+
+def _steps_along(axis: int, shape_of: ShapeOf, input: Patch, output: Patch) -> tuple[int, int]:
+    """The least voxels by which input and output grow along an axis; (0, 0) if they do not."""
+    if input.shape[axis] == 1:
+        return 0, 0  # a slice: 2-D networks have no such axis
+    for step_in in range(1, LARGEST_STEP + 1):
+        exact = step_in * input.scale[axis] / output.scale[axis]
+        step_out = round(exact)
+        if abs(exact - step_out) > SAME_SCALE:
+            continue
+        if shape_of(_grown(input.shape, axis, step_in)) != _grown(output.shape, axis, step_out):
+            continue
+        # two steps too, since one larger size may fit by chance
+        given = shape_of(_grown(input.shape, axis, 2 * step_in))
+        if given == _grown(output.shape, axis, 2 * step_out):
+            return step_in, step_out
+    return 0, 0
+
+
+def _grown(shape: tuple[int, int, int], axis: int, voxels: int) -> tuple[int, int, int]:
+    """A shape that is larger along one axis."""
+    z, y, x = (n + voxels * (i == axis) for i, n in enumerate(shape))
+    return z, y, x
+
+
+def with_agreement(window: Window, forward: Forward, device: torch.device) -> Window:
+    """The window with `agree` as measured.
+
+    Two windows on noise, half a window apart, are compared where they overlap. A network of a fixed
+    size cannot be asked so; it agrees if it gives less than it takes.
     """
     if not any(step_out for _, step_out in window.steps):
-        return replace(
-            window, agree=bool((window.output.extent < window.input.extent - 1e-6).any())
-        )
+        is_smaller = window.output.extent < window.input.extent - SAME_SCALE
+        return replace(window, agree=bool(is_smaller.any()))
     step_in, step_out = np.array(window.steps).T
     used = window.holding(step_out + 1)
-    n_in, n_out = np.array(used.input.shape), np.array(used.output.shape)
+    n_in = np.array(used.input.shape)
+    n_out = np.array(used.output.shape)
     times = np.maximum(n_out // 2 // np.maximum(step_out, 1), 1)
+    shift_in = times * step_in
+    shift_out = times * step_out
+    nothing = np.zeros(3, int)
+    noise = _noise(n_in + shift_in, device)
+    first = forward(noise[:, :, *slices(nothing, n_in)]).float()[0]
+    second = forward(noise[:, :, *slices(shift_in, n_in + shift_in)]).float()[0]
+    shared = first[:, *slices(shift_out, n_out)]
+    again = second[:, *slices(nothing, n_out - shift_out)]
+    return replace(window, agree=_is_close(shared, again))
+
+
+def _noise(shape: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(1, 1, *shape) noise that grows brighter along each axis.
+
+    Of noise that is the same everywhere two windows have nearly one mean, and normalisation over a
+    window would not show.
+    """
     generator = torch.Generator(device).manual_seed(0)
-    noise = torch.rand(1, 1, *(n_in + times * step_in).tolist(), device=device, generator=generator)
+    noise = torch.rand(1, 1, *shape.tolist(), device=device, generator=generator)
     for axis in (2, 3, 4):
-        noise *= torch.linspace(0.2, 1, noise.shape[axis], device=device).view(
-            -1, *[1] * (4 - axis)
-        )
-    first = forward(noise[(..., *map(slice, n_in.tolist()))]).float()[0]
-    second = forward(
-        noise[(..., *map(slice, (times * step_in).tolist(), noise.shape[2:]))]
-    ).float()[0]
-    shared = first[(..., *map(slice, (times * step_out).tolist(), n_out.tolist()))]
-    again = second[(..., *map(slice, (n_out - times * step_out).tolist()))]
+        ramp = torch.linspace(0.2, 1, noise.shape[axis], device=device)
+        noise *= ramp.view(-1, *[1] * (4 - axis))
+    return noise
+
+
+def _is_close(shared: torch.Tensor, again: torch.Tensor) -> bool:
+    """Whether logits (classes, z, y, x) of the same voxels are equal but for rounding.
+
+    Compared with how much they vary about their means: an output layer begins with weights near 0
+    on large biases, where padding changes the logits by little of their size.
+    """
     spread = (shared - shared.mean((1, 2, 3), keepdim=True)).abs().max()
-    return replace(
-        window,
-        agree=bool((shared - again).abs().max() <= 1e-3 * spread + 1e-6 * shared.abs().max()),
-    )
+    rounding = 1e-3 * spread + 1e-6 * shared.abs().max()
+    return bool((shared - again).abs().max() <= rounding)
 
 
-def _whole(ratio: float) -> int:
+def _least_whole_multiple(ratio: float) -> int:
     """The least number whose multiple of `ratio` is whole; 1 if none up to LARGEST_STEP is."""
-    return next(
-        (n for n in range(1, LARGEST_STEP + 1) if abs(n * ratio - round(n * ratio)) < 1e-6), 1
-    )
-
-
-def _grown(shape: Sequence[int], axis: int, by: int) -> tuple[int, ...]:
-    return tuple(n + by * (i == axis) for i, n in enumerate(shape))
+    for number in range(1, LARGEST_STEP + 1):
+        if abs(number * ratio - round(number * ratio)) < SAME_SCALE:
+            return number
+    return 1

@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import ngff, regions, regrid
+from common.data.records import ProcessedRecord
 from common.data.regions import Region
 from common.errors import UserError
 from common.files import REPOSITORY
@@ -125,8 +125,8 @@ def evaluate_submission(
     return scores
 
 
-def check(recipe: Recipe, job: Job) -> dict[str, Any]:
-    """What a processed volume says of how it was made.
+def check(recipe: Recipe, job: Job) -> ProcessedRecord | None:
+    """What a processed volume says of how it was made; None if it is of another program.
 
     Raises FileNotFoundError or UserError where it is not what should be scored.
     """
@@ -220,13 +220,13 @@ def _jobs(config: TrainConfig, recipe: Recipe, boxes: Sequence[Region]) -> list[
 
 
 def _provenance(
-    config: TrainConfig, jobs: Sequence[Job], records: Sequence[dict[str, Any]]
+    config: TrainConfig, jobs: Sequence[Job], records: Sequence[ProcessedRecord | None]
 ) -> Provenance:
     """The checkpoints and settings that the processed volumes carry, versions, commit, date."""
-    checkpoints = {_checkpoint(record.get("prediction", {})): None for record in records}
+    checkpoints = {_checkpoint(record): None for record in records}
     thresholds = {}
     for job, record in zip(jobs, records, strict=True):
-        thresholds[job.name] = record.get("threshold")
+        thresholds[job.name] = record.threshold if record else None
     return Provenance(
         date=_now(),
         versions=provenance(REPOSITORY),
@@ -238,9 +238,10 @@ def _provenance(
     )
 
 
-def _checkpoint(prediction: dict[str, Any]) -> Checkpoint:
+def _checkpoint(record: ProcessedRecord | None) -> Checkpoint:
     names = [each.name for each in fields(Checkpoint)]
-    return Checkpoint(**{name: prediction.get(name) for name in names})
+    prediction = record.prediction if record else None
+    return Checkpoint(**{name: getattr(prediction, name, None) for name in names})
 
 
 def _publish(scores: Scores, path: Path, say: Callable[[str], None]) -> None:

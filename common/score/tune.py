@@ -255,7 +255,7 @@ def _checkpoints(trials: Sequence[Trial]) -> dict[str, str]:
     checkpoints = {}
     predictions = process.gather(_check, trials)
     for trial, prediction in zip(trials, predictions, strict=True):
-        checkpoints[trial.name] = prediction.about.get("sha256", "")
+        checkpoints[trial.name] = prediction.record.sha256 or ""
     return checkpoints
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import ngff, regions, regrid
 from common.data.ngff import Grid, Level
+from common.data.records import read_prediction
 from common.data.regions import Region
 from common.errors import FileError, UserError
 from common.show import figures
@@ -473,23 +473,17 @@ def _in_colour(
 
 def _about(predictions: dict[str, list[Level]]) -> str:
     """Which checkpoint predicted: run, epoch and metric."""
-    found = [_attributes(levels[0]).get("prediction") for levels in predictions.values()]
+    found = [read_prediction(levels[0].path.parent) for levels in predictions.values()]
     return "; ".join(
         dict.fromkeys(
-            f"{a['model_name']}/{a['run_name']}, epoch {a['epoch']} ({a['metric']})"
-            for a in found
-            if a
+            f"{a.model_name}/{a.run_name}, epoch {a.epoch} ({a.metric})" for a in found if a
         )
     )
 
 
 def _is_logits(level: Level) -> bool:
-    return _attributes(level).get("prediction", {}).get("content") == "logits"
-
-
-def _attributes(level: Level) -> dict[str, Any]:
-    """Of the group that the level is of."""
-    return json.loads((level.path.parent / ".zattrs").read_text())
+    prediction = read_prediction(level.path.parent)
+    return prediction is not None and prediction.content == "logits"
 
 
 def _is_whole(group: Path) -> bool:

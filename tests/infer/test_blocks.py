@@ -19,6 +19,7 @@ from common.data.sampling import Patch
 from common.infer import blocks, encode
 from common.infer import plan as plan_module
 from common.infer import window as window_module
+from common.infer.blocks import BlockValues
 from common.infer.plan import BlockPlan
 from common.infer.window import Window
 from common.model import cosem, shapes, unet
@@ -114,7 +115,18 @@ def shapes_of(model: nn.Module) -> Shapes:
 
 @torch.inference_mode()
 def window_of(model: nn.Module, input: Patch, output: Patch) -> Window:
-    return window_module.judged(window_module.probe(shapes_of(model), input, output), model, CPU)
+    return window_module.with_agreement(
+        window_module.find_window(shapes_of(model), input, output), model, CPU
+    )
+
+
+def computed(
+    plan: BlockPlan,
+    numbers: Sequence[int],
+    forward: Callable,
+    to_stored: Callable = lambda logits: logits,
+) -> list[BlockValues]:
+    return list(blocks.compute_blocks(plan, numbers, forward, to_stored=to_stored, device=CPU))
 
 
 def everything(
@@ -122,10 +134,9 @@ def everything(
 ) -> np.ndarray:
     """(classes, z, y, x) of all blocks. Fails unless every voxel is given exactly once and none outside."""
     written, times = None, np.zeros(plan.grid.shape, int)
-    for number, values, _ in blocks.compute_blocks(
-        plan, range(int(np.prod(plan.blocks))), forward, finish, CPU
-    ):
-        start, stop = plan.place(number)
+    for block in computed(plan, plan.blocks, forward, finish):
+        values = block.values
+        start, stop = plan.output_box(block.number)
         where = tuple(map(slice, start, stop))
         written = (
             np.zeros((len(values), *plan.grid.shape), values.dtype) if written is None else written
@@ -143,7 +154,7 @@ def in_blocks(
     lower=None,
     upper=None,
     largest: int = 128,
-    scale=None,
+    scale=(),
 ) -> np.ndarray:
     low, high = raw.grid.box()
     return everything(
@@ -152,8 +163,8 @@ def in_blocks(
             window,
             low if lower is None else np.array(lower),
             high if upper is None else np.array(upper),
-            scale,
-            largest,
+            scale=scale,
+            largest=largest,
         ),
         model,
     )
@@ -179,13 +190,13 @@ def whole(model: nn.Module, volume: np.ndarray, before: int, after: int) -> np.n
 def test_the_unet_grows_in_steps_of_4():
     with torch.device("meta"):
         model = unet.build_unet(("mito", "er"), 8)
-    assert window_module.probe(shapes_of(model), patch(68), patch(28)).steps == ((4, 4),) * 3
+    assert window_module.find_window(shapes_of(model), patch(68), patch(28)).steps == ((4, 4),) * 3
 
 
 def test_the_cosem_network_grows_in_steps_of_18():
     with torch.device("meta"):
         model = cosem.build_finetune(("mito",), cosem.load_backbone(pretrained=False))
-    window = window_module.probe(shapes_of(model), patch(216), patch(30))
+    window = window_module.find_window(shapes_of(model), patch(216), patch(30))
     assert window.steps == ((18, 18),) * 3
     assert (
         window.holding((31, 48, 49)).input.shape,
@@ -236,7 +247,7 @@ STRIDED = nn.Sequential(
     ],
 )
 def test_a_network_grows_in_whole_steps_of_its_strides(model, input, output, steps):
-    assert window_module.probe(shapes_of(model), input, output).steps == (steps,) * 3
+    assert window_module.find_window(shapes_of(model), input, output).steps == (steps,) * 3
 
 
 class OneSize(nn.Module):
@@ -267,7 +278,7 @@ def test_a_network_of_one_size_or_that_needs_values_does_not_grow(model):
 def test_probing_leaves_the_network_as_it_is():
     model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.BatchNorm3d(2)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    window_module.probe(shapes_of(model), patch(6), patch(4))
+    window_module.find_window(shapes_of(model), patch(6), patch(4))
     assert all(
         torch.equal(before[name], value) and value.device == CPU
         for name, value in model.state_dict().items()
@@ -276,7 +287,9 @@ def test_probing_leaves_the_network_as_it_is():
 
 def test_an_axis_of_one_voxel_does_not_grow():
     model = nn.Conv3d(1, 1, (1, 3, 3))
-    assert window_module.probe(shapes_of(model), patch((1, 8, 8)), patch((1, 6, 6))).steps == (
+    assert window_module.find_window(
+        shapes_of(model), patch((1, 8, 8)), patch((1, 6, 6))
+    ).steps == (
         (0, 0),
         (1, 1),
         (1, 1),
@@ -325,8 +338,8 @@ def test_windows_agree_where_neither_padding_nor_normalisation_reaches(model, in
 def test_normalisation_over_a_window_shows_however_large_it_is():
     """The means of noise alone are too much alike."""
     window = Window(patch(128), patch(128), ((1, 1),) * 3)
-    assert not window_module.judged(window, lambda raw: raw - raw.mean(), CPU).agree
-    assert window_module.judged(window, lambda raw: raw - 0.5, CPU).agree
+    assert not window_module.with_agreement(window, lambda raw: raw - raw.mean(), CPU).agree
+    assert window_module.with_agreement(window, lambda raw: raw - 0.5, CPU).agree
 
 
 def test_a_small_signal_on_a_large_constant_is_judged_like_any_other():
@@ -364,7 +377,7 @@ def test_the_identity_gives_the_raw_bit_for_bit(opened, context, largest):
     volume, model = noise(23, 40, 9), Cropping(*context)
     window = window_of(model, patch(12 + sum(context)), patch(12))
     plan = plan_module.plan_blocks(
-        opened(volume), window, np.full(3, -4.0), np.array([23, 40, 9]) * 8 - 4.0, None, largest
+        opened(volume), window, np.full(3, -4.0), np.array([23, 40, 9]) * 8 - 4.0, largest=largest
     )
     found = everything(plan, model, lambda logits: logits.mul(255).round().to(torch.uint8))
     np.testing.assert_array_equal(found[0], volume)
@@ -380,25 +393,25 @@ def test_every_voxel_of_every_box_is_written_once_and_from_windows_that_hold_it(
         )
         window = Window(patch([n + 10 for n in size]), patch(size), steps, bool(random.integers(2)))
         scale = (
-            None
+            ()
             if random.random() < 0.5
             else tuple(random.choice([3.0, 5.0, 8.0, 12.0, 16.0, 40.0], 3))
         )
         upper = random.integers(1, 90, 3) * 4.0
         plan = plan_module.plan_blocks(
-            raw, window, np.full(3, -4.0), upper, scale, int(random.integers(3, 60))
+            raw, window, np.full(3, -4.0), upper, scale=scale, largest=int(random.integers(3, 60))
         )
         times = np.zeros(plan.grid.shape, int)
         assert (plan.grid.box()[0] <= -4 + 1e-6).all() and (
             plan.grid.box()[1] >= upper - 1e-6
         ).all()
-        assert all(b % c == 0 for b, c in zip(plan.block, plan.chunks, strict=True))
-        for number in range(int(np.prod(plan.blocks))):
-            start, stop = plan.place(number)
+        assert all(b % c == 0 for b, c in zip(plan.block_shape, plan.chunk_shape, strict=True))
+        for number in plan.blocks:
+            start, stop = plan.output_box(number)
             times[tuple(map(slice, start, stop))] += 1
-            (first, last), ratio = plan.needs(number), plan.grid.scale / window.output.scale
+            (first, last), ratio = plan.network_box(number), plan.grid.scale / window.output.scale
             assert (first <= start * ratio + 1e-6).all() and (last >= stop * ratio - 1e-6).all()
-            for axis, starts in enumerate(plan.windows(number)):
+            for axis, starts in enumerate(plan.window_starts(number)):
                 given = {v for s in starts for v in range(s, s + plan.window.output.shape[axis])}
                 assert set(range(first[axis], last[axis])) <= given
         assert (times == 1).all()
@@ -410,24 +423,21 @@ def test_blocks_are_one_window_from_a_whole_step_on_and_chunks_can_be_halved(ope
         (1, 3, 4, 18), (20, 100, 256), (19, 77, 129, 300, 513)
     ):
         window = Window(patch(2 * step + 8), patch(2 * step), ((step, step),) * 3)
-        for scale in (None, (5.0, 5.0, 5.0)):
+        for scale in ((), (5.0, 5.0, 5.0)):
             plan = plan_module.plan_blocks(
-                raw, window, np.full(3, -4.0), np.full(3, n * 8 - 4.0), scale, largest
+                raw, window, np.full(3, -4.0), np.full(3, n * 8 - 4.0), scale=scale, largest=largest
             )
             assert all(
                 len(starts) == 1
-                for number in range(min(30, int(np.prod(plan.blocks))))
-                for starts in plan.windows(number)
+                for number in plan.blocks[:30]
+                for starts in plan.window_starts(number)
             )
         plan = plan_module.plan_blocks(
-            raw, window, np.full(3, -4.0), np.full(3, n * 8 - 4.0), None, largest
+            raw, window, np.full(3, -4.0), np.full(3, n * 8 - 4.0), largest=largest
         )
-        assert all(
-            (plan.needs(number)[0] % step == 0).all()
-            for number in range(min(30, int(np.prod(plan.blocks))))
-        )
-        assert plan.chunks[0] % 2 == 0 or plan.chunks[0] >= n
-        assert plan.block[0] <= max(largest, 2 * step) + 4 * step
+        assert all((plan.network_box(number)[0] % step == 0).all() for number in plan.blocks[:30])
+        assert plan.chunk_shape[0] % 2 == 0 or plan.chunk_shape[0] >= n
+        assert plan.block_shape[0] <= max(largest, 2 * step) + 4 * step
 
 
 @pytest.mark.parametrize("steps", [(0, 0), (1, 1)])
@@ -492,7 +502,7 @@ def test_windows_lie_on_voxels_of_the_raw_wherever_the_box_begins(opened):
     raw = opened(volume, origin=(3, 100, 0))
     window = window_of(model, patch(12), patch(8))
     lower = np.array([3 - 4 + 8 + 5, 100 - 4 + 16.0, -4 + 7.9])
-    plan = plan_module.plan_blocks(raw, window, lower, lower + [40, 64, 16], None, 8)
+    plan = plan_module.plan_blocks(raw, window, lower, lower + [40, 64, 16], largest=8)
     np.testing.assert_allclose(plan.grid.box()[0], [3 - 4 + 8, 100 - 4 + 16, -4])
     assert plan.grid.shape == (6, 8, 3)
     np.testing.assert_array_equal(np.rint(everything(plan, model)[0] * 255), volume[1:7, 2:10, 0:3])
@@ -552,7 +562,7 @@ def test_finer_voxels_are_interpolated_logits(opened, largest, grows):
         if grows
         else Window(patch(12), patch(10), ((0, 0),) * 3)
     )
-    plan = plan_module.plan_blocks(raw, window, *raw.grid.box(), (5, 5, 5), largest)
+    plan = plan_module.plan_blocks(raw, window, *raw.grid.box(), scale=(5, 5, 5), largest=largest)
     assert plan.grid.shape == (39, 36, 32) and np.allclose(
         plan.grid.origin, raw.grid.origin - 4 + 2.5
     )
@@ -577,7 +587,7 @@ def test_raw_of_another_voxel_size_is_interpolated_as_in_training(opened):
     volume, model = noise(20, 20, 20), Cropping(0, 0)
     raw = opened(volume, (10, 10, 10), wanted=NM)
     plan = plan_module.plan_blocks(
-        raw, window_of(model, patch(8), patch(8)), np.full(3, 15.0), np.full(3, 160.0), None, 8
+        raw, window_of(model, patch(8), patch(8)), np.full(3, 15.0), np.full(3, 160.0), largest=8
     )
     np.testing.assert_allclose(plan.grid.box()[0], 15)
     reference = linear(volume, plan.grid, (10, 10, 10), (0, 0, 0)) / 255
@@ -624,15 +634,15 @@ def test_slices_are_put_together_and_many_are_made_in_a_block(opened, axis):
     """A 2-D network along any axis: one slice a window, a block has many."""
     volume, model = noise(17, 20, 23), nn.Conv2d(1, 2, 3)
     shape = np.insert([10, 10], axis, 1)
-    window = window_module.probe(
+    window = window_module.find_window(
         lambda s: tuple(n - 2 if i != axis else n for i, n in enumerate(s)),
         patch(shape),
         patch([n - 2 if n > 1 else 1 for n in shape]),
     )
     plan = plan_module.plan_blocks(
-        opened(volume), window, np.full(3, -4.0), np.array(volume.shape) * 8 - 4.0, None, 10
+        opened(volume), window, np.full(3, -4.0), np.array(volume.shape) * 8 - 4.0, largest=10
     )
-    assert plan.block[axis] > 4
+    assert plan.block_shape[axis] > 4
     found = everything(plan, lambda raw: model(raw.squeeze(2 + axis)).unsqueeze(2 + axis))
     padded = (
         np.pad(volume, [(0, 0) if i == axis else (1, 1) for i in range(3)], mode="reflect").astype(
@@ -656,12 +666,13 @@ def test_blocks_whose_raw_is_black_are_told(opened):
     volume[8:] = 0
     raw = opened(volume)
     plan = plan_module.plan_blocks(
-        raw, Window(patch(10), patch(10), ((1, 1),) * 3), *raw.grid.box(), None, 10
+        raw, Window(patch(10), patch(10), ((1, 1),) * 3), *raw.grid.box(), largest=10
     )
-    assert [
-        empty
-        for _, _, empty in blocks.compute_blocks(plan, [0, 1, 2], Cropping(0, 0), lambda x: x, CPU)
-    ] == [False, True, True]
+    assert [block.blank for block in computed(plan, [0, 1, 2], Cropping(0, 0))] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_blocks_are_given_in_the_order_asked_for(opened):
@@ -670,26 +681,20 @@ def test_blocks_are_given_in_the_order_asked_for(opened):
         Window(patch(4), patch(4), ((1, 1),) * 3),
         np.full(3, -4.0),
         np.array([156.0, 76, 76]),
-        None,
-        4,
+        largest=4,
     )
-    assert [
-        number
-        for number, _, _ in blocks.compute_blocks(
-            plan, [7, 2, 11], Cropping(0, 0), lambda x: x, CPU
-        )
-    ] == [7, 2, 11]
+    assert [block.number for block in computed(plan, [7, 2, 11], Cropping(0, 0))] == [7, 2, 11]
 
 
 def test_a_damaged_chunk_ends_the_run_with_its_name(opened):
     raw = opened(noise(20, 10, 10))
     (raw.level.path / "1/0/0").write_bytes(b"damaged")
     window = Window(patch(4), patch(4), ((1, 1),) * 3)
-    plan = plan_module.plan_blocks(raw, window, *raw.grid.box(), None, 4)
+    plan = plan_module.plan_blocks(raw, window, *raw.grid.box(), largest=4)
     with pytest.raises(
         ValueError, match=f"{raw.level.path}: a chunk in voxels .* cannot be decoded"
     ):
-        list(blocks.compute_blocks(plan, range(20), Cropping(0, 0), lambda x: x, CPU))
+        computed(plan, range(20), Cropping(0, 0))
 
 
 # Orientations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -14,7 +13,8 @@ import pytest
 import zarr
 from scipy import ndimage
 
-from common.infer import instances
+from common.infer import components
+from common.infer import volume as volume_module
 from common.infer.instances import (
     Volume,
     connected_components,
@@ -150,7 +150,7 @@ def test_a_volume_without_objects_has_none():
 
 
 def test_too_many_components_are_refused_before_their_numbers_wrap(monkeypatch):
-    monkeypatch.setattr(instances, "MAX_PIECES", 100)
+    monkeypatch.setattr(components, "MAX_PIECES", 100)
     mask = np.indices((6, 6, 6)).sum(0) % 2 == 0
     with pytest.raises(ValueError, match="more than 100 components"):
         connected_components(volume(mask, (3, 3, 3)), 6)
@@ -448,11 +448,10 @@ def test_touching_ids_are_split_each_alone():
     assert same_partition(ids * mask, watershed(volume(mask)).array)
 
 
-def test_an_object_too_large_for_memory_stays_whole_and_is_named(caplog):
+def test_an_object_too_large_for_memory_stays_whole_and_is_named(capsys):
     mask = two_balls(ISOTROPIC)
-    with caplog.at_level(logging.WARNING, "common.infer.instances"):
-        assert watershed(volume(mask), max_voxels=1000).array.max() == 1
-    assert "box of 41 x 45 x 76 voxels stays whole; max_voxels is 1000" in caplog.text
+    assert watershed(volume(mask), max_voxels=1000).array.max() == 1
+    assert "41 x 45 x 76 voxels stays whole; max_voxels is 1000" in capsys.readouterr().err
 
 
 # threshold, copy, volumes
@@ -510,7 +509,7 @@ def test_ids_take_the_smallest_dtype(n, dtype):
 
 
 def test_large_volumes_are_mapped_and_nothing_is_left_in_scratch(tmp_path, monkeypatch):
-    monkeypatch.setattr(instances, "IN_MEMORY", 0)
+    monkeypatch.setattr(volume_module, "IN_MEMORY", 0)
     mask = np.random.default_rng(0).random((30, 30, 30)) < 0.3
     made = remove_small(
         connected_components(fill_holes(Volume(mask, ISOTROPIC, (16, 16, 16), tmp_path)), 6), 4096
@@ -532,7 +531,7 @@ def test_a_disk_without_room_is_named(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(instances, "IN_MEMORY", 0)
+    monkeypatch.setattr(volume_module, "IN_MEMORY", 0)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=f"{tmp_path}: no room for 0.1 GB of scratch; set scratch"):
         zeros(

@@ -409,9 +409,9 @@ def test_orientations_are_averaged(tiny):
     network = predict.load_network(config)
     (region,) = regions.choose(config)
     plan = predict.make_plan(network, config, region, Output(orientations=8))
-    ((_, expected, _),) = blocks_module.compute_blocks(
-        plan, [0], blocks_module.oriented(network.forward, 8), lambda logits: logits, network.device
-    )
+    raw = blocks_module.read_block(plan, 0)
+    forward = blocks_module.oriented(network.forward, 8)
+    expected = blocks_module.compute_block(plan, raw, forward, network.device)
     np.testing.assert_allclose(eight, expected, atol=1e-5)
     assert np.abs(eight - one).max() > 0.01
 
@@ -493,6 +493,12 @@ def region_of(tiny: Experiment, **settings) -> tuple:
     )
 
 
+def predict_tiny(tiny: Experiment, stopped=predict.never, **settings) -> Path:
+    """Predict the validation crop, or go on with it, until `stopped()`."""
+    network, config, region, names, output = region_of(tiny, **settings)
+    return predict.predict_region(network, config, region, names, output=output, stopped=stopped)
+
+
 def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
     """Stopped at random blocks, in the middle of a line, of a chunk, and while it is finished; some classes further than others."""
     write_multiscale(
@@ -502,7 +508,7 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
     )
     network, config, _, names, how = region_of(tiny, block=20)
     region = regions.of_volume(tmp_path / "own.zarr")
-    folder = predict.predict_region(network, config, region, names, how)
+    folder = predict.predict_region(network, config, region, names, output=how)
     whole = files(folder)
     assert "er/s1/0/0/0" in whole
     for seed in range(4):
@@ -511,7 +517,7 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
         for _ in range(6):
             with pytest.raises(KeyboardInterrupt):
                 predict.predict_region(
-                    network, config, region, names, how, stopped=Stop(choose.randrange(5))
+                    network, config, region, names, output=how, stopped=Stop(choose.randrange(5))
                 )
             for name in names:
                 lines = (folder / name / ".blocks").read_bytes()
@@ -523,22 +529,21 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
                     )
             (folder / "er/s0/1").mkdir(exist_ok=True)
             (folder / "er/s0/1/0.cut.partial").write_bytes(b"half a chunk")
-        predict.predict_region(network, config, region, names, how)
+        predict.predict_region(network, config, region, names, output=how)
         assert files(folder) == whole
 
 
 def test_what_is_written_is_not_computed_again(tiny, monkeypatch):
-    arguments = region_of(tiny, block=8)
     with pytest.raises(KeyboardInterrupt):
-        predict.predict_region(*arguments, stopped=Stop(10))
+        predict_tiny(tiny, block=8, stopped=Stop(10))
     computed, original = [], predict.compute_blocks
 
-    def counted(plan, numbers, *others):
+    def counted(plan, numbers, *others, **options):
         computed.extend(numbers)
-        return original(plan, numbers, *others)
+        return original(plan, numbers, *others, **options)
 
     monkeypatch.setattr(predict, "compute_blocks", counted)
-    predict.predict_region(*arguments)
+    predict_tiny(tiny, block=8)
     assert computed == list(range(11, 27))
 
 
@@ -547,7 +552,7 @@ def test_an_interruption_while_finishing_is_gone_on_with(tiny, monkeypatch):
     folder = tiny.config().path("predictions_path") / "tiny.zarr/crop3"
     shutil.rmtree(folder)
     with pytest.raises(KeyboardInterrupt):
-        predict.predict_region(*region_of(tiny, block=8), stopped=Stop(27 + 1))
+        predict_tiny(tiny, block=8, stopped=Stop(27 + 1))
     finished = [
         name
         for name in CLASSES
@@ -584,11 +589,11 @@ def test_ctrl_c_ends_after_a_block_with_a_sentence(tiny, monkeypatch, capfd):
 def test_a_prediction_begun_with_more_memory_is_gone_on_with(tiny, monkeypatch):
     """The size of blocks, and of chunks, is that of the beginning."""
     network, config, region, names, how = region_of(tiny)
-    monkeypatch.setitem(predict.BLOCK, "cpu", 8)
+    monkeypatch.setitem(predict.LARGEST_BLOCK, "cpu", 8)
     with pytest.raises(KeyboardInterrupt):
-        predict.predict_region(network, config, region, names, how, stopped=Stop(5))
-    monkeypatch.setitem(predict.BLOCK, "cpu", 16)
-    folder = predict.predict_region(network, config, region, names, how)
+        predict.predict_region(network, config, region, names, output=how, stopped=Stop(5))
+    monkeypatch.setitem(predict.LARGEST_BLOCK, "cpu", 16)
+    folder = predict.predict_region(network, config, region, names, output=how)
     assert open_levels(folder / "er")[0].array.chunks == (8, 8, 8)
 
 
@@ -597,7 +602,7 @@ def test_another_block_size_begins_anew(tiny):
     folder = tiny.config().path("predictions_path") / "tiny.zarr/crop3"
     shutil.rmtree(folder)
     with pytest.raises(KeyboardInterrupt):
-        predict.predict_region(*region_of(tiny, block=8), stopped=Stop(5))
+        predict_tiny(tiny, block=8, stopped=Stop(5))
     assert files(run(tiny, block=12)) == expected
 
 
@@ -613,7 +618,7 @@ def test_a_finished_prediction_is_left_alone(tiny, capfd):
 def test_a_prediction_of_other_weights_or_settings_is_replaced_only_when_asked(tiny, unfinished):
     if unfinished:
         with pytest.raises(KeyboardInterrupt):
-            predict.predict_region(*region_of(tiny, block=8), stopped=Stop(5))
+            predict_tiny(tiny, block=8, stopped=Stop(5))
         folder = tiny.config().path("predictions_path") / "tiny.zarr/crop3"
     else:
         folder = run(tiny, block=8)
@@ -683,7 +688,7 @@ def test_blocks_are_smaller_where_memory_is(tiny, tmp_path, monkeypatch):
     for gb in (100.0, 0.2, 0.05, 1e-6):
         monkeypatch.setattr(runtime, "free_memory_gb", lambda _, gb=gb: gb)
         plan = predict.make_plan(network, config, region, Output())
-        blocks.append(plan.block[0])
+        blocks.append(plan.block_shape[0])
         needed.append(predict.gigabytes(network, plan, 3) / gb)
     assert (
         blocks[0] == 100
@@ -695,7 +700,7 @@ def test_blocks_are_smaller_where_memory_is(tiny, tmp_path, monkeypatch):
 
 
 def test_too_little_memory_on_the_device_is_told_with_a_smaller_block(tiny, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from skimage.metrics import adapted_rand_error, variation_of_information
 
-from common.data import ngff
+from common.data import ngff, records
 from common.errors import FileError, UserError
 from common.infer import process
 from common.score import challenge, evaluate, tables, workers
@@ -461,7 +461,7 @@ def test_what_process_would_make_anew_is_not_scored(tiny, what):
 def test_a_prediction_that_is_being_made_anew_is_not_scored(tiny):
     path = write_prediction(tiny, "er", truth(tiny, "er") * 255)
     run(tiny, classes=("er",))
-    attributes = process.attributes(path)
+    attributes = records.read_attributes(path)
     (path / ".zattrs").write_text(
         json.dumps({"prediction": attributes["prediction"], ngff.UNFINISHED: True})
     )

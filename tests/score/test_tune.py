@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from common.data import ngff
+from common.data import ngff, records
 from common.errors import UserError
 from common.infer import process
 from common.score import evaluate, tune
@@ -237,7 +237,7 @@ def test_an_edited_process_config_is_run_again(tiny):
 def test_all_that_is_wrong_with_predictions_is_said_at_once(tiny):
     write_prediction(tiny, "er", np.zeros((24, 24, 20), np.uint8))
     path = write_prediction(tiny, "nuc", np.zeros((24, 24, 24), np.uint8))
-    attributes = process.attributes(path)
+    attributes = records.read_attributes(path)
     (path / ".zattrs").write_text(
         json.dumps({"prediction": attributes["prediction"], ngff.UNFINISHED: True})
     )

@@ -1,0 +1,233 @@
+"""Connected components of a volume larger than memory.
+
+Two passes as in Rosenfeld and Pfaltz (1966), with blocks in the place of rows. The first labels
+each block alone (by cc3d) together with the last layer of the blocks before it, so that two blocks
+both label that layer: pieces that hold the same voxel of it are one component, whatever lies across
+the face, an edge or a corner. The second finds which pieces belong together (components of a graph,
+by SciPy). Components are then numbered by their first voxel in z, y, x order, which no block has a
+part in: ids are the same for any block shape. Labels are not stored but found again when a block is
+read, which costs less than writing them to disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cc3d
+import numpy as np
+from scipy.sparse import coo_array, csgraph
+
+from common.errors import UserError
+from common.infer.boxes import Box
+from common.infer.volume import Block, Volume, blocks, smallest_dtype, zeros
+
+MAX_PIECES = 2**31 - 1
+"""Components of all blocks together: the graph counts them in int32."""
+
+FAR = np.iinfo(np.int64).max
+
+Index = tuple[int, ...]
+"""Which block, along each axis."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Size and place of n components, int64."""
+
+    voxels: np.ndarray
+    """(n,)."""
+    first: np.ndarray
+    """(n,) first voxel in z, y, x order, counted through the volume."""
+    low: np.ndarray
+    """(3, n) lower corner of the box of each."""
+    high: np.ndarray
+    """(3, n) upper corner, last voxel + 1."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """Connected components of a volume, 1..n; 0 is what lies between them."""
+
+    volume: Volume
+    connectivity: int
+    of_background: bool
+    """Whether they are components of the zeros."""
+    ids: dict[Index, np.ndarray]
+    """For each block the id of each of its labels; [0] is 0."""
+    n: int
+    voxels: np.ndarray
+    """(n + 1,) of each id; [0] is 0."""
+    low: np.ndarray
+    high: np.ndarray
+    """(n + 1, 3) box of each id: first voxel, last + 1."""
+
+    def read(self, block: Block) -> np.ndarray:
+        """Ids of the grown block."""
+        labels, _ = _label(self.volume, block, self.connectivity, self.of_background)
+        return self.ids[block.index][labels]
+
+    def relabelled(self, table: np.ndarray) -> Volume:
+        """A volume of table[id]; table[0] is 0."""
+        result = zeros(self.volume, table.dtype)
+        for block in blocks(self.volume):
+            if table[self.ids[block.index]].any():
+                result.array[block.core] = table[self.read(block)[block.inner]]
+        return result
+
+
+def find_components(volume: Volume, connectivity: int, of_background: bool = False) -> Components:
+    """The components of a mask, or of ids, of which different ones stay apart.
+
+    of_background: those of the zeros. Raises UserError for anything but integers and for another
+        connectivity than 6, 18 and 26.
+    """
+    if volume.dtype.kind not in "bui":
+        raise UserError(
+            f"a volume of {volume.dtype} has no objects; threshold() it first, or hand over ids as "
+            "integers"
+        )
+    if connectivity not in (6, 18, 26):
+        raise UserError(f"connectivity {connectivity}; write 6, 18 or 26")
+    pieces = _Pieces()
+    for block in blocks(volume):
+        labels, n = _label(volume, block, connectivity, of_background)
+        pieces.add(volume, block, labels, n)
+    group, n = pieces.grouped()
+    measures = _reduced(_joined(pieces.measures), group, n)
+    # in the order of their first voxels; the background has -1 and stays 0
+    order = np.argsort(measures.first)
+    number = np.empty(n, smallest_dtype(n - 1))
+    number[order] = np.arange(n)
+    ids = {}
+    for index, span in pieces.spans.items():
+        ids[index] = np.append(number[group[:1]], number[group[span]])
+    return Components(
+        volume,
+        connectivity,
+        of_background,
+        ids=ids,
+        n=n - 1,
+        voxels=measures.voxels[order],
+        low=measures.low.T[order],
+        high=measures.high.T[order],
+    )
+
+
+def _label(
+    volume: Volume, block: Block, connectivity: int, of_background: bool
+) -> tuple[np.ndarray, int]:
+    """Components 1..n of a grown block, and n."""
+    values = volume.read(block.grown)
+    if of_background:
+        values = values == 0
+    if not values.any():
+        return np.zeros(values.shape, np.uint16), 0
+    return cc3d.connected_components(values, connectivity=connectivity, return_N=True)  # type: ignore[call-overload]  # 6, 18 or 26
+
+
+def _background() -> Measures:
+    """Of piece 0, which comes first of all and touches the border of the volume."""
+    return Measures(
+        voxels=np.zeros(1, np.int64),
+        first=np.full(1, -1),
+        low=np.full((3, 1), -1),
+        high=np.zeros((3, 1), np.int64),
+    )
+
+
+@dataclass
+class _Pieces:
+    """Components of single blocks, numbered through all blocks; 0 is the background."""
+
+    count: int = 1
+    spans: dict[Index, slice] = field(default_factory=dict)
+    """Pieces of each block."""
+    pairs: list[np.ndarray] = field(default_factory=list)
+    """(2, k) pieces that hold a voxel in common."""
+    measures: list[Measures] = field(default_factory=lambda: [_background()])
+    layers: dict[tuple[int, Index], np.ndarray] = field(default_factory=dict)
+    """Labels of the last layer of a block along an axis, until the block behind it comes."""
+
+    def add(self, volume: Volume, block: Block, labels: np.ndarray, n: int) -> None:
+        """Take in the next block in z, y, x order, labelled 1..n. UserError for too many pieces."""
+        self.spans[block.index] = slice(self.count, self.count + n)
+        for axis in range(3):
+            if block.index[axis] > 0:
+                self._pair_with_block_before(axis, block.index, labels)
+            if block.core[axis].stop < volume.shape[axis]:
+                self.layers[axis, block.index] = labels.take(-1, axis)
+        self.measures.append(_measured(labels[block.inner], n, block.core, volume.shape))
+        self.count += n
+        if self.count > MAX_PIECES:
+            raise UserError(
+                f"more than {MAX_PIECES} components of blocks; a mask without noise has fewer"
+            )
+
+    def _pair_with_block_before(self, axis: int, index: Index, labels: np.ndarray) -> None:
+        """The first layer of a grown block is the last one of the block before it."""
+        before = (*index[:axis], index[axis] - 1, *index[axis + 1 :])
+        layer_before = self.layers.pop((axis, before))
+        a, b = _label_pairs(layer_before, labels.take(0, axis))
+        # labels of a block begin with 1
+        first_before = self.spans[before].start
+        first = self.spans[index].start
+        self.pairs.append(np.stack([a - 1 + first_before, b - 1 + first]))
+
+    def grouped(self) -> tuple[np.ndarray, int]:
+        """The component of each piece, and how many there are, the background among them."""
+        a, b = np.concatenate([np.zeros((2, 0), int), *self.pairs], axis=1)
+        graph = coo_array((np.ones(len(a), bool), (a, b)), (self.count, self.count))
+        n, group = csgraph.connected_components(graph, directed=False)
+        return group, int(n)
+
+
+def _label_pairs(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(k,) and (k,) the distinct pairs of labels above 0 that one voxel has in two labellings."""
+    held = before > 0
+    # one number a pair, which np.unique sorts far faster than rows
+    pairs = np.unique(before[held].astype(np.int64) << 32 | after[held].astype(np.int64))
+    return pairs >> 32, pairs & 0xFFFFFFFF
+
+
+def _joined(parts: list[Measures]) -> Measures:
+    """One after another."""
+    return Measures(
+        voxels=np.concatenate([part.voxels for part in parts]),
+        first=np.concatenate([part.first for part in parts]),
+        low=np.concatenate([part.low for part in parts], axis=1),
+        high=np.concatenate([part.high for part in parts], axis=1),
+    )
+
+
+def _reduced(measures: Measures, group: np.ndarray, n: int) -> Measures:
+    """Those of n groups of components; group: (k,) the group of each."""
+    voxels = np.zeros(n, np.int64)
+    np.add.at(voxels, group, measures.voxels)
+    first = np.full(n, FAR)
+    np.minimum.at(first, group, measures.first)
+    low = np.full((3, n), FAR)
+    high = np.zeros((3, n), np.int64)
+    for axis in range(3):  # NumPy is many times slower at rows of three
+        np.minimum.at(low[axis], group, measures.low[axis])
+        np.maximum.at(high[axis], group, measures.high[axis])
+    return Measures(voxels, first, low, high)
+
+
+def _measured(labels: np.ndarray, n: int, core: Box, shape: tuple[int, int, int]) -> Measures:
+    """Those of the labels 1..n of a block, from runs along x: far fewer than voxels."""
+    flat = labels.ravel()
+    begins = np.ones(flat.size, bool)
+    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
+    begins[:: labels.shape[2]] = True
+    start = np.flatnonzero(begins)
+    length = np.diff(start, append=flat.size)
+    held = flat[start] > 0
+    start = start[held]
+    length = length[held]
+    place = np.stack(np.unravel_index(start, labels.shape))
+    place += np.array([along.start for along in core])[:, None]
+    end = place + 1
+    end[2] = place[2] + length
+    first = np.ravel_multi_index(tuple(place), shape)
+    label = flat[start].astype(np.int64)
+    return _reduced(Measures(length, first, place, end), label - 1, n)

@@ -1,0 +1,148 @@
+"""Whether what is on disk is what would be made, and which of its blocks are there.
+
+A volume with the key that is wanted is left as it is or gone on with; one with another key is not
+the same (see common.data.records). While a class is predicted, a journal beside it names the blocks
+that are on disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.data.records import (
+    DETERMINING,
+    PredictionRecord,
+    ProcessedRecord,
+    is_finished,
+    read_prediction,
+    read_processed,
+)
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What is left to predict of a box."""
+
+    classes: list[str]
+    largest_block: int | None
+    """Edge of blocks that one of them was begun with, None if none was."""
+
+
+def unfinished(
+    folder: Path, classes: Sequence[str], wanted: PredictionRecord, overwrite: bool
+) -> Unfinished:
+    """The classes under `folder` that are not there as `wanted`, and whole.
+
+    Raises UserError where something stands in the place of one that may not be replaced.
+    """
+    left = []
+    largest_block = None
+    for name in classes:
+        stored = _replaceable(folder / name, wanted, overwrite)
+        begun = stored is not None and stored.key == wanted.key
+        if begun and is_finished(folder / name):
+            continue
+        left.append(name)
+        if stored and begun and largest_block is None:
+            largest_block = stored.largest_block
+    return Unfinished(left, largest_block)
+
+
+def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> PredictionRecord | None:
+    """The prediction at `group`, None where nothing is. UserError if it may not be replaced."""
+    stored = read_prediction(group)
+    if stored is None:
+        # never removed, whatever overwrite says: it may be a user's own work
+        if group.is_dir() and any(path.name != ".zgroup" for path in group.iterdir()):
+            raise UserError(
+                f"{group}: not written by predict; set another predictions_path, or remove it"
+            )
+        return None
+    if stored.key != wanted.key and not overwrite:
+        raise UserError(
+            f"{group}: holds the prediction of {stored.checkpoint} (epoch {stored.epoch}), made "
+            f"otherwise ({differences(stored, wanted)}); write --overwrite, or set another "
+            "predictions_path"
+        )
+    return stored
+
+
+def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
+    """In what two predictions differ, in words."""
+    texts = []
+    for name in DETERMINING:
+        was = getattr(stored, name)
+        now = getattr(wanted, name)
+        if was != now:
+            texts.append(f"{name} was {str(was)[:80]} and is {str(now)[:80]}")
+    return "; ".join(texts)
+
+
+def is_processed(group: Path, wanted: ProcessedRecord) -> bool:
+    """Whether a processed class is there as `wanted`, and whole."""
+    stored = read_processed(group)
+    return stored is not None and stored.key == wanted.key and is_finished(group)
+
+
+def refuse_stale(
+    group: Path,
+    stored: ProcessedRecord,
+    wanted: ProcessedRecord,
+    prediction: PredictionRecord | None,
+) -> None:
+    """Raises UserError for a processed class that would now be made otherwise.
+
+    Args:
+        group: where it is.
+        stored: what it says.
+        wanted: what it would say now, made of the same prediction.
+        prediction: the one that is there now. None where there is none: predictions are large, and
+            may be removed when they are processed.
+    """
+    if stored.key != wanted.key:
+        raise UserError(
+            f"{group}: made with another threshold or process_config.py than there is now; run "
+            "process again"
+        )
+    if prediction is not None and prediction.key != stored.prediction.key:
+        raise UserError(f"{group}: made of another prediction than there is now; run process again")
+
+
+class Journal:
+    """Numbers of the blocks of a class that are on disk, a line each, in a file beside it.
+
+    A number is added when its block is written, so that a call that ends anywhere can be gone on
+    with.
+    """
+
+    def __init__(self, group: Path):
+        self.path = group / ".blocks"
+
+    def exists(self) -> bool:
+        """Whether the class was begun and is not finished."""
+        return self.path.is_file()
+
+    def begin(self) -> None:
+        """An empty journal."""
+        self.path.touch()
+
+    def read(self) -> set[int]:
+        """The numbers in it. A line that was cut off is taken away: the next goes behind it."""
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+        return {int(line) for line in whole.split()}
+
+    def add(self, number: int) -> None:
+        """Note a block as written. Several threads may, each writes one line at once."""
+        with self.path.open("ab", buffering=0) as file:
+            file.write(b"%d\n" % number)
+
+    def remove(self) -> None:
+        """When all blocks are written."""
+        self.path.unlink()

@@ -1,0 +1,129 @@
+"""A trained network, ready to predict: the weights of a checkpoint, and the window that fits."""
+
+from __future__ import annotations
+
+import ast
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import runtime
+from common.config.settings import TrainConfig
+from common.data.records import PredictionRecord
+from common.data.sampling import Patch
+from common.errors import UserError
+from common.files import REPOSITORY, sha256_of_file
+from common.infer.window import Forward, Window, find_window, with_agreement
+from common.model import build
+from common.model.forward import ForwardPass
+from common.model.shapes import Shapes
+from common.provenance import provenance
+from common.train import checkpoint
+
+LIKE_IN_TRAINING = ("raw_range", "model_kwargs")
+"""Settings that must be what they were in training, beside the scales of the arrays."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network, ready to predict."""
+
+    forward: Forward
+    window: Window
+    shapes: Shapes
+    device: torch.device
+    record: PredictionRecord
+    """What a prediction will say of it: the checkpoint, its precision, the versions."""
+
+
+def load_network(config: TrainConfig, weights: str = "") -> Network:
+    """The network with the weights of a checkpoint, every one.
+
+    weights: see `checkpoint_path`. Raises FileNotFoundError or UserError; never has other weights.
+    """
+    path = checkpoint_path(config, weights)
+    saved = checkpoint.load(path, config.classes)
+    _refuse_other_input(path, saved["settings"], config)
+    device = runtime.pick_device(config.device)
+    model = build.build_model(config, device)
+    checkpoint.load_weights(model, saved, path)
+    model.eval()
+    forward = ForwardPass(runtime.pick_precision(config.precision, device), config.channels_last)
+    # float32: whether windows agree is told from differences of 1e-3, the grain of half precision
+    exact = ForwardPass(runtime.pick_precision("fp32", device), config.channels_last)
+    shapes = Shapes(model, exact)
+    window = find_window(
+        shapes, Patch(**config.input_array_info), Patch(**config.target_array_info)
+    )
+    with torch.inference_mode():
+        window = with_agreement(window, partial(exact, model), device)
+    record = _record(config, path, saved, forward.precision.name)
+    return Network(partial(forward, model), window, shapes=shapes, device=device, record=record)
+
+
+def checkpoint_path(config: TrainConfig, weights: str) -> Path:
+    """The checkpoint that `weights` names: "best", "latest" or a path.
+
+    "" is the best, or the latest where none was validated. A path is relative to the working folder
+    or, where it is not there, to the experiment's.
+    """
+    if weights in ("", "best", "latest"):
+        return _checkpoint_of_run(config, weights)
+    path = Path(weights)
+    if not path.is_absolute() and not path.is_file():
+        path = config.folder / path
+    path = path.absolute()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint; write --checkpoint best, latest or the path of one"
+        )
+    return path
+
+
+def _checkpoint_of_run(config: TrainConfig, which: str) -> Path:
+    folder = config.path("model_save_path")
+    path = checkpoint.find(folder, which or "best")
+    if path is None and not which:
+        path = checkpoint.find(folder, "latest")
+    if path is None:
+        raise FileNotFoundError(
+            f"{folder}: no {which or 'best'} checkpoint; train first, write the run's name "
+            "(--set run_name=...), or --checkpoint FILE"
+        )
+    return path
+
+
+def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig) -> None:
+    """What the network was trained on is what it must be given. Raises UserError."""
+    now = config.record()
+    changed = [name for name in LIKE_IN_TRAINING if trained[name] != now[name]]
+    for name in ("input_array_info", "target_array_info"):
+        # shapes may differ: windows grow
+        if ast.literal_eval(trained[name])["scale"] != getattr(config, name)["scale"]:
+            changed.append(name)
+    if changed:
+        texts = [f"{name} was {trained[name]} and is {now[name]}" for name in changed]
+        raise UserError(f"{path}: trained with other settings ({'; '.join(texts)}); set them back")
+
+
+def _record(
+    config: TrainConfig, path: Path, saved: dict[str, Any], precision: str
+) -> PredictionRecord:
+    metric = "not validated"
+    if math.isfinite(saved["best"]):
+        metric = f"{config.best_metric} {saved['best']:.4f} at epoch {saved['best_epoch']}"
+    return PredictionRecord(
+        experiment=config.folder.name,
+        model_name=config.model_name,
+        run_name=config.path("model_save_path").name,
+        checkpoint=str(path),
+        sha256=sha256_of_file(path),
+        epoch=saved["epoch"],
+        metric=metric,
+        precision=precision,
+        environment=provenance(REPOSITORY),
+    )

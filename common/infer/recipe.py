@@ -1,0 +1,185 @@
+"""How predictions become masks and objects: process_config.py, tuned thresholds, code hash."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from common.classes import INSTANCES
+from common.config.load import load_process_config
+from common.config.settings import ProcessConfig, TrainConfig
+from common.errors import UserError
+from common.files import REPOSITORY, sha256_of_file
+
+THRESHOLDS = "thresholds.json"
+"""Beside process_config.py, by tune: {run: {class: {"threshold": 0.35, "checkpoint": SHA-256}}}."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a class becomes a mask or objects."""
+
+    path: Path
+    """process_config.py."""
+    settings: ProcessConfig
+    classes: tuple[str, ...]
+    """Those to process."""
+    code: str
+    """Hash of process_config.py and what it imports."""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the checkpoint that the threshold of a class was tuned with."""
+
+    def threshold(self, name: str) -> float:
+        """Probability above which a voxel is of the class."""
+        return self.thresholds.get(name, 0.5)
+
+    def makes_objects(self, name: str) -> bool:
+        """Whether the objects of a class are told apart."""
+        return name in self.settings.instance_classes
+
+    def is_scored_by_objects(self, name: str) -> bool:
+        """As the challenge has it; of other classes those that are made into objects."""
+        if name in INSTANCES:
+            return True
+        return name in self.settings.extra_classes and self.makes_objects(name)
+
+
+def read_recipe(folder: Path, classes: Sequence[str] = ()) -> Recipe:
+    """The process_config.py of an experiment, without what was tuned.
+
+    classes: those to process, all of its own unless given. Raises FileNotFoundError, or UserError
+        with all that is wrong.
+    """
+    path = folder / "process_config.py"
+    settings = load_process_config(folder)
+    problems = []
+    unknown = _unknown(classes, settings)
+    if unknown:
+        problems.append(
+            f"no class {', '.join(unknown)} in its classes; write some of "
+            f"{', '.join(settings.classes)}"
+        )
+    problems += _problem_of_names("thresholds", tuple(settings.thresholds), settings)
+    # the default is the challenge's table, of which an experiment need not have all
+    if settings.instance_classes != INSTANCES:
+        problems += _problem_of_names("instance_classes", settings.instance_classes, settings)
+    if problems:
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+    return Recipe(
+        path,
+        settings,
+        classes=tuple(classes or settings.classes),
+        code=code_hash(path),
+        thresholds=settings.thresholds,
+    )
+
+
+def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
+    """The process_config.py of a run, with the thresholds that were tuned on it.
+
+    Those that it sets itself go before them. Raises FileNotFoundError or UserError.
+    """
+    recipe = read_recipe(config.folder, classes)
+    if recipe.thresholds:
+        return recipe
+    path = config.folder / THRESHOLDS
+    runs = read_thresholds(path)
+    if not runs:
+        return recipe
+    run = run_of(config)
+    if run not in runs:
+        raise UserError(
+            f"{path}: has thresholds of the run {', '.join(runs)} and none of {run}; run tune for "
+            "this run, or remove the file, or set thresholds in process_config.py"
+        )
+    tuned = runs[run]
+    return replace(
+        recipe,
+        thresholds={name: entry["threshold"] for name, entry in tuned.items()},
+        checkpoints={name: entry["checkpoint"] for name, entry in tuned.items()},
+    )
+
+
+def run_of(config: TrainConfig) -> str:
+    """Name of a run in thresholds.json."""
+    return f"{config.model_name}/{config.run}"
+
+
+def read_thresholds(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """What tune found, by run and class; {} without the file. UserError for another file."""
+    if not path.is_file():
+        return {}
+    try:
+        runs = json.loads(path.read_text())
+        for tuned in runs.values():
+            for entry in tuned.values():
+                _check_threshold(entry["threshold"], entry["checkpoint"])
+    # whatever shape another file has, it fails in one of these ways
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{path}: not the thresholds that tune writes ({error}); remove it, and run tune again"
+        ) from error
+    return runs
+
+
+def _check_threshold(threshold: Any, checkpoint: Any) -> None:
+    if not (0 < threshold < 1 and isinstance(checkpoint, str)):
+        raise UserError(f"a threshold of {threshold}, which is no probability between 0 and 1")
+
+
+def _unknown(names: Sequence[str], settings: ProcessConfig) -> list[str]:
+    return [name for name in names if name not in settings.classes]
+
+
+def _problem_of_names(setting: str, names: Sequence[str], settings: ProcessConfig) -> list[str]:
+    """A sentence about the names in a setting that are none of the classes, if there are any."""
+    unknown = _unknown(names, settings)
+    if not unknown:
+        return []
+    are = "is" if len(unknown) == 1 else "are"
+    return [f"{setting} names {', '.join(unknown)}, which {are} not in classes; add or remove it"]
+
+
+def code_hash(path: Path) -> str:
+    """Hash of a Python file and all that it imports from its folder and this repository.
+
+    By content alone: a copy of an experiment has the same hash as the original.
+    """
+    files: set[Path] = set()
+    new = {path.resolve()}
+    while new:
+        files |= new
+        imported: set[Path] = set()
+        for file in new:
+            imported.update(_imported_files(file))
+        new = imported - files
+    digests = sorted(sha256_of_file(file) for file in files)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _imported_files(path: Path) -> Iterator[Path]:
+    """Files of its folder (by relative import) and of this repository that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        for module in _imported_modules(path, node):
+            file = module.with_suffix(".py")
+            if file.is_file():
+                yield file.resolve()
+
+
+def _imported_modules(path: Path, node: ast.AST) -> list[Path]:
+    """Where the modules would be that an import names, without `.py`; [] for another node."""
+    if isinstance(node, ast.Import):
+        return [REPOSITORY.joinpath(*alias.name.split(".")) for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    base = path.parents[node.level - 1] if node.level else REPOSITORY
+    if node.module:
+        base = base.joinpath(*node.module.split("."))
+    # a name that is imported from a package may be a module of it
+    return [base, *(base / alias.name for alias in node.names)]

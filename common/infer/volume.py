@@ -1,0 +1,184 @@
+"""Volumes larger than memory: one class of one image, read and written one block at a time."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.ngff import slices
+from common.errors import FileError, UserError
+from common.infer.boxes import Box, corners
+
+IN_MEMORY = 64 * 2**20
+"""Bytes up to which a new volume is in ordinary memory."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One class of one image; z, y, x."""
+
+    array: Any
+    """Whatever has .shape, .dtype and slicing: a numpy array, a memmap, a zarr.Array."""
+    voxel_size: Sequence[float]
+    """nm."""
+    block: Sequence[int] = (256, 256, 256)
+    """Voxels worked on at a time; a multiple of a zarr.Array's chunks is quickest."""
+    scratch: Path | None = None
+    """Folder of intermediate volumes, which have no name and are gone with the process.
+
+    None: the system's temporary folder.
+    """
+
+    def __post_init__(self) -> None:
+        if len(self.array.shape) != 3:
+            raise UserError(
+                f"a volume of shape {self.array.shape}; write an array of three axes, z, y, x"
+            )
+        if len(self.voxel_size) != 3 or not all(0 < length < np.inf for length in self.voxel_size):
+            raise UserError(
+                f"voxel_size {self.voxel_size}; write three lengths above zero in nm, z, y, x"
+            )
+        if len(self.block) != 3 or not all(length >= 1 for length in self.block):
+            raise UserError(
+                f"block {self.block}; write three numbers of voxels of at least 1, z, y, x"
+            )
+        if self.scratch is not None and not Path(self.scratch).is_dir():
+            raise FileNotFoundError(
+                f"{self.scratch}: no such folder for scratch; make it or name another"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along z, y, x."""
+        z, y, x = self.array.shape
+        return int(z), int(y), int(x)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """In this machine's byte order."""
+        return np.dtype(self.array.dtype).newbyteorder("=")
+
+    def read(self, where: Box) -> np.ndarray:
+        """The voxels of a box, contiguous, as `dtype`."""
+        return np.ascontiguousarray(self.array[where], self.dtype)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a volume that is worked on at once."""
+
+    index: tuple[int, ...]
+    """Which one along each axis."""
+    core: Box
+    """Its own voxels."""
+    grown: Box
+    """And the layer before them on each axis: any two neighbours are in one grown block."""
+    inner: Box
+    """`core` within `grown`."""
+
+
+def blocks(volume: Volume) -> Iterator[Block]:
+    """The blocks of a volume in z, y, x order."""
+    for index, start in corners(volume.shape, volume.block):
+        stop = np.minimum(start + volume.block, volume.shape)
+        before = np.maximum(start - 1, 0)
+        yield Block(
+            index,
+            core=slices(start, stop),
+            grown=slices(before, stop),
+            inner=slices(start - before, stop - before),
+        )
+
+
+def smallest_dtype(n: int) -> type[np.unsignedinteger]:
+    """The smallest unsigned integer that holds 0..n."""
+    for dtype in (np.uint8, np.uint16, np.uint32):
+        if n <= np.iinfo(dtype).max:
+            return dtype
+    return np.uint64
+
+
+def zeros(like: Volume, dtype: np.dtype | type) -> Volume:
+    """A new volume of zeros beside another; beyond IN_MEMORY it is mapped from a scratch file.
+
+    Raises FileError where the disk has not that much room.
+    """
+    size = math.prod(like.shape) * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY:
+        return replace(like, array=np.zeros(like.shape, dtype))
+    with tempfile.TemporaryFile(dir=like.scratch) as file:
+        try:
+            # a mapped file that finds out later that the disk is full ends the process (SIGBUS)
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            folder = like.scratch or tempfile.gettempdir()
+            raise FileError(
+                f"{folder}: no room for {size / 1e9:.1f} GB of scratch; set scratch to a folder "
+                "with more"
+            ) from error
+        return replace(like, array=np.memmap(file, dtype, "r+", shape=like.shape))
+
+
+def largest(volume: Volume) -> int:
+    """The largest value of a volume, 0 of one without voxels."""
+    return max((int(volume.read(block.core).max()) for block in blocks(volume)), default=0)
+
+
+def smallest(volume: Volume) -> int:
+    """The smallest value of a volume, 0 of one without voxels."""
+    return min((int(volume.read(block.core).min()) for block in blocks(volume)), default=0)
+
+
+def copy(volume: Volume, destination: Any) -> None:
+    """Write a volume into an array of its shape, block by block.
+
+    Raises UserError for another shape and for a value that the destination's dtype cannot hold.
+    """
+    if tuple(destination.shape) != volume.shape:
+        raise UserError(
+            f"a volume of shape {volume.shape} for an array of shape {destination.shape}; make "
+            "them equal"
+        )
+    dtype = np.dtype(destination.dtype)
+    fits = np.can_cast(volume.dtype, dtype)
+    if not fits and not (volume.dtype.kind in "ui" and dtype.kind in "ui"):
+        raise UserError(
+            f"a volume of {volume.dtype} for an array of {dtype}; make the array {volume.dtype}"
+        )
+    for block in blocks(volume):
+        values = volume.read(block.core)
+        if not fits:
+            _refuse_wrapping(values, dtype)
+        destination[block.core] = values
+
+
+def _refuse_wrapping(values: np.ndarray, dtype: np.dtype) -> None:
+    """Raises UserError for integers beyond a dtype: NumPy would write id 256 as 0 into uint8."""
+    limits = np.iinfo(dtype)
+    if values.max() > limits.max or values.min() < limits.min:
+        raise UserError(
+            f"values from {values.min()} to {values.max()} for an array of {dtype}; make it "
+            f"{values.dtype}"
+        )
+
+
+def map_voxels(
+    volume: Volume, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype | type
+) -> Volume:
+    """A function of single voxels, block by block."""
+    result = zeros(volume, dtype)
+    for block in blocks(volume):
+        values = function(volume.read(block.core))
+        if values.any():
+            result.array[block.core] = values
+    return result

@@ -1,0 +1,112 @@
+"""Predicted classes on disk while they are written, block by block."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from common.data import ngff, records
+from common.data.ngff import Grid, slices
+from common.data.records import PredictionRecord
+from common.errors import FileError
+from common.infer.ledger import Journal
+from common.infer.plan import BlockPlan
+
+
+@dataclass(frozen=True)
+class ClassVolume:
+    """One class of a prediction while it is written: blocks in any order, by several threads."""
+
+    path: Path
+    grid: Grid
+    factors: list[tuple[int, ...]]
+    """Voxels that become one on each coarser level."""
+    levels: list[zarr.Array]
+    """Those written block by block: the finest, and the next if its chunks are whole in a block."""
+    journal: Journal
+    done: set[int]
+    """Blocks that were on disk when it was opened."""
+
+    def write(self, number: int, start: np.ndarray, values: np.ndarray) -> None:
+        """Put a block (z, y, x) in its place, from voxel `start` on, and note it as done."""
+        self.levels[0][slices(start, start + values.shape)] = values
+        if len(self.levels) > 1:
+            halves = ngff.block_mean(values, self.factors[0])
+            first = start // self.factors[0]
+            self.levels[1][slices(first, first + halves.shape)] = halves
+        self.journal.add(number)
+
+    def finish(self) -> None:
+        """Make it an image, when all blocks are written. Interrupted, it can be called again."""
+        # of chunks that were being written when a call was killed
+        for part in self.path.rglob("*.partial"):
+            part.unlink()
+        ngff.finish_multiscale(
+            self.path, self.grid, self.factors, ngff.block_mean, written=len(self.levels) - 1
+        )
+        self.journal.remove()
+
+
+def open_class(path: Path, plan: BlockPlan, name: str, record: PredictionRecord) -> ClassVolume:
+    """The class `name` at `path`, gone on with if it was begun as the record says, else anew."""
+    factors = ngff.pyramid(plan.grid)
+    halved = bool(factors) and _halves_in_whole_chunks(plan, factors[0])
+    journal = Journal(path)
+    if not _was_begun(path, record, journal):
+        attributes = records.group_attributes(name, record)
+        ngff.start_multiscale(
+            path, plan.grid, np.dtype(record.dtype), plan.chunk_shape, attributes=attributes
+        )
+        if halved:
+            chunks = -(-np.array(plan.chunk_shape) // factors[0])
+            ngff.add_level(path, 1, factors[0], chunks.tolist())
+        journal.begin()
+    levels = []
+    for number in range(1 + halved):
+        # chunks of zeros take no space
+        array = zarr.open_array(str(path / f"s{number}"), mode="r+", write_empty_chunks=False)
+        levels.append(array)
+    return ClassVolume(
+        path, plan.grid, factors, levels=levels, journal=journal, done=journal.read()
+    )
+
+
+def _was_begun(path: Path, record: PredictionRecord, journal: Journal) -> bool:
+    """Whether an earlier call began the class with the same voxels in the same blocks."""
+    stored = records.read_prediction(path)
+    if stored is None or not journal.exists():
+        return False
+    return stored.key == record.key and stored.largest_block == record.largest_block
+
+
+def _halves_in_whole_chunks(plan: BlockPlan, factor: tuple[int, ...]) -> bool:
+    """Whether no chunk of the next coarser level is made of two blocks.
+
+    Threads that write two blocks would overwrite each other's part of it.
+    """
+    chunks = np.array(plan.chunk_shape)
+    whole = (chunks % factor == 0) | (chunks >= plan.grid.shape)
+    return bool(whole.all())
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What keeps volumes from being written under a folder, as a sentence. Raises FileError."""
+    try:
+        yield
+    except FileError:
+        raise  # a sentence already
+    except (OSError, KeyError) as error:
+        # zarr turns a folder that cannot be made into a KeyError
+        reason = error.__cause__ if isinstance(error, KeyError) else error
+        if not isinstance(reason, OSError):
+            raise
+        raise FileError(
+            f"{folder}: could not be written ({reason.strerror or reason}); mend that, and the "
+            "same command goes on"
+        ) from error
