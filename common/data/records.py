@@ -147,9 +147,7 @@ def read_attributes(group: Path) -> dict[str, Any]:
 def read_prediction(group: Path) -> PredictionRecord | None:
     """How a class was predicted; None where there is none, or one of another program."""
     stored = read_attributes(group).get(PREDICTION)
-    if not isinstance(stored, dict) or "content" not in stored:
-        return None
-    return PredictionRecord.of(stored)
+    return PredictionRecord.of(stored) if isinstance(stored, dict) and stored else None
 
 
 def read_processed(group: Path) -> ProcessedRecord | None:
