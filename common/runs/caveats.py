@@ -55,6 +55,7 @@ def _other_data(sides: Sequence[Side], measure: Measure) -> list[str]:
             f"the runs learn other classes: compared over the {len(measure.classes)} that all have"
         )
     targets = differing(sides, ["target_array_info"]).get("target_array_info", [])
+    # the shape alone may differ: it changes which blocks are seen, not what a voxel is
     sizes = list(dict.fromkeys(_voxel_size(text) for text in targets))
     if len([size for size in sizes if size]) > 1:
         sentences.append(

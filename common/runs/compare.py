@@ -58,14 +58,19 @@ def compare(
     if len(sides) < 2:
         raise UserError(f"{asked}: these are seeds of one model; give two, or no --group-seeds")
     measure, about_scores = measured(sides, metric)
-    figures = [measure.of(number)[0] for number in range(len(sides))]
-    order = np.argsort(np.negative(figures), kind="stable").tolist()
+    order = _best_first(measure)
     sides = [sides[number] for number in order]
     comparison = compared(sides, measure.ordered(order), [*notes, *about_scores])
     say(terminal(comparison))
     if png:
         say(f"\n{write_curves(png, sides, measure.metric)}")
     return comparison
+
+
+def _best_first(measure: Measure) -> list[int]:
+    """The numbers of the sides in the order of their values; of equal ones the first named leads."""
+    values = [measure.of(side)[0] for side in range(len(measure.groups))]
+    return np.argsort(np.negative(values), kind="stable").tolist()
 
 
 def _validated(readings: Sequence[Reading]) -> tuple[list[Reading], list[str]]:
@@ -129,6 +134,7 @@ def _lead(sides: Sequence[Side], measure: Measure, other: int) -> Lead:
         best=sides[0].name,
         other=sides[other].name,
         difference=float(best_values[0] - other_values[0]),
+        # Bonferroni: the more comparisons, the likelier that one of them errs
         interval=measure.interval(0, other, level=1 - (1 - LEVEL) / comparisons),
         basis=measure.basis(0, other),
         better_in=int((best_values[1:] > other_values[1:]).sum()),

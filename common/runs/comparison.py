@@ -53,6 +53,7 @@ class Lead:
     @property
     def is_sure(self) -> bool:
         """Whether the difference is more than chance."""
+        # sides are sorted by value, so that only the lower end can reach 0
         return self.interval is not None and self.interval[0] > 0
 
 

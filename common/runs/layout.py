@@ -32,6 +32,7 @@ def write(path: Path) -> None:
     writer = RecordWriter(content)
     for event in (version, layout_event()):
         writer.write(event.SerializeToString())
+    # a TensorBoard that is running need not read it again
     if path.is_file() and path.read_bytes() == content.getvalue():
         return
     path.parent.mkdir(exist_ok=True)
@@ -45,9 +46,11 @@ def layout_event() -> Event:
     charts |= {f"mean {metric}": f"mean/{metric}$" for metric in METRICS}
     _add_part(page, "losses and means", charts)
     for metric in METRICS:
+        # a chart for each of 48 classes would hide which of the relatives lags behind
         charts = {}
         for title, names in class_groups().items():
             charts[title] = f"{metric}/({'|'.join(names)})$"
+        # extra_classes, and names of the challenge that are not tested
         charts["other classes"] = f"{metric}/(?!({'|'.join(TESTED)})$)"
         _add_part(page, metric, charts, closed=metric != METRICS[0])
     tensor = TensorProto(dtype="DT_STRING", string_val=[page.SerializeToString()])

@@ -86,11 +86,14 @@ class Measure:
         rows_b = self.groups[b]
         if min(len(rows_a), len(rows_b)) > 1:
             return welch(self.values[rows_a, column], self.values[rows_b, column], level)
+        # one seed says nothing about another one: what is left are the crops, or the classes
         difference = self.of(a) - self.of(b)
         if self.draws:
+            # a hard crop is hard for both sides: on the same draws that cancels out
             figures = self.draws.figures[:, :, column]
             drawn = figures[:, rows_a].mean(1) - figures[:, rows_b].mean(1)
             return student(difference[column], drawn, self.draws.crops[column], level)
+        # one class of one validation is one number, of which nobody knows how it would vary
         return None if column else paired(difference[1:], level)
 
     def ordered(self, sides: Sequence[int]) -> Measure:
@@ -208,6 +211,7 @@ def scored_alike(readings: Sequence[Reading]) -> tuple[str, str]:
 
 def _of_scores(readings: Sequence[Reading], file: str, groups: tuple[np.ndarray, ...]) -> Measure:
     """The challenge's score, counts pooled over the crops that all runs have it for."""
+    # runs may be scored on other crops: only what all have says which of them is better
     cells = [reading.scores[file].counts() for reading in readings]
     common = sorted(set(cells[0]).intersection(*cells))
     tables = []
@@ -216,6 +220,7 @@ def _of_scores(readings: Sequence[Reading], file: str, groups: tuple[np.ndarray,
     crops_of = [name for _, name in common]
     classes = tuple(name for name in readings[0].scores[file].classes if name in crops_of)
     overall = _overall(tables[0].score())
+    # the same draws for all runs, so that their differences can be taken draw by draw
     draws = []
     for times in redraws(len(tables[0].crops)):
         draws.append([_figures(table.score(times), overall, classes) for table in tables])

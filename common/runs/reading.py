@@ -77,7 +77,7 @@ class Reading:
         """A metric at the best epoch, of the classes that the validation holds."""
         if self.best is None:
             return {}
-        known = self.best.dropna()
+        known = self.best.dropna()  # NaN: the validation has no voxel of the class
         start = f"{metric}/"
         columns = [column for column in known.index if column.startswith(start)]
         return {column.removeprefix(start): float(known[column]) for column in columns}
@@ -119,11 +119,11 @@ def _scores_order(path: Path) -> tuple[bool, str]:
 def run_folder(run: Run, record: RunRecord, setting: str) -> Path:
     """Return the folder that a setting of RUN_FOLDERS names for a run, absolute.
 
-    Settings are believed where they also name the folder that the run was found in, as seen from
-    the experiment on record or from the one that it is in now (a repository may have been moved).
-    A run of another trainer, or one whose folder was renamed, has its results and checkpoints where
-    the defaults say: the settings may by now name those of a new run.
+    Its settings are believed where they also name the folder that the run was found in, as seen
+    from the experiment on record or from the one that it is in now. Otherwise the folder is where
+    the defaults put it, beside the logs.
     """
+    # a repository may have been moved, an experiment copied with its runs
     homes = [run.experiment]
     recorded = _parsed(record.settings.get("base_experiment_path", "''"))
     if recorded:
@@ -132,6 +132,7 @@ def run_folder(run: Run, record: RunRecord, setting: str) -> Path:
         config = _recorded_config(record, home)
         if config and config.path("logs_save_path") == run.folder.resolve():
             return config.path(setting)
+    # of another trainer, or renamed: its settings may by now name the folders of a new run
     below_logs = run.folder.relative_to(run.logs)
     default = getattr(TrainConfig, setting)
     return run.experiment / default.format(model_name=below_logs.parent, run_name=below_logs.name)

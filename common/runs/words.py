@@ -116,6 +116,7 @@ def _standings(comparison: Comparison) -> str:
                 _between(lead.interval) if lead else "",
             ]
         )
+    # without seeds the column is empty
     if not is_spread:
         for row in rows:
             del row[3]

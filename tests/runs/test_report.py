@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from common.runs import report
+from common.runs import report, section
 from common.train.tracking import TensorBoard
 
 SETTINGS = {
@@ -214,7 +214,7 @@ def test_the_page_loads_nothing(tmp_path):
     without_pictures = re.sub(r"data:image/[^\"]*", "", found.source)
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", without_pictures)
     assert not {"link", "iframe", "object", "embed", "base"} & set(found.tags)
-    assert report.INK not in found.source
+    assert section.INK not in found.source
     assert "fill: currentColor" in found.source
     assert ("content", report.POLICY) in found.attributes
     assert "default-src 'none'" in report.POLICY
@@ -276,10 +276,10 @@ def test_bars_show_each_class_and_its_score(tmp_path):
 def test_pictures_are_the_last_of_each_tag_and_are_scaled_down(tmp_path):
     folder = make_run(tmp_path, "a/m/seed1", [0.4, 0.8])
     log_images(folder, "prediction/mito", 0, 255)
-    Image.new("RGB", (3000, 600), (255, 0, 0)).save(tmp_path / "a" / report.SCORES_PICTURE)
+    Image.new("RGB", (3000, 600), (255, 0, 0)).save(tmp_path / "a" / section.SCORES_PICTURE)
     found = page(tmp_path)
     wide, last = found.pictures()
-    assert wide.size == (report.PICTURE_WIDTH, 240)
+    assert wide.size == (section.PICTURE_WIDTH, 240)
     assert wide.getpixel((5, 5))[0] > 240
     assert last.size == (24, 16)
     assert np.asarray(last).min() > 250
@@ -288,7 +288,7 @@ def test_pictures_are_the_last_of_each_tag_and_are_scaled_down(tmp_path):
 
 def test_a_picture_that_cannot_be_read_is_a_line_of_text(tmp_path):
     make_run(tmp_path, "a/m/seed1", [0.4])
-    (tmp_path / "a" / report.SCORES_PICTURE).write_bytes(b"no picture")
+    (tmp_path / "a" / section.SCORES_PICTURE).write_bytes(b"no picture")
     found = page(tmp_path)
     assert "scores.png: cannot be read" in found.text
     assert not found.pictures()
@@ -297,7 +297,7 @@ def test_a_picture_that_cannot_be_read_is_a_line_of_text(tmp_path):
 def test_events_that_are_too_large_are_not_read_for_pictures(tmp_path, monkeypatch):
     folder = make_run(tmp_path, "a/m/seed1", [0.4, 0.8])
     log_images(folder, "prediction/mito", 0)
-    monkeypatch.setattr(report, "EVENTS_GB", 1e-9)
+    monkeypatch.setattr(section, "EVENTS_GB", 1e-9)
     assert not page(tmp_path).pictures()
 
 
@@ -316,7 +316,7 @@ def test_settings_that_differ_from_their_defaults_come_first(tmp_path):
 def test_defaults_are_those_that_a_run_records(experiment):
     tiny = experiment()
     recorded = tiny.config().record()
-    usual = report.defaults()
+    usual = section.defaults()
     assert set(recorded) == set(usual)
     for name in ("weight_decay", "scheduler", "best_metric", "spatial_transforms"):
         assert recorded[name] == usual[name]

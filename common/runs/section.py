@@ -1,0 +1,301 @@
+"""All that the page of `report` shows of one experiment."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from PIL import Image
+
+from common import talk
+from common.config.settings import TrainConfig
+from common.runs.curves import CURVES, curves, render
+from common.runs.events import read_files
+from common.runs.find import Run
+from common.runs.reading import METRICS, Reading
+from common.runs.sides import PLACES, as_sides
+from common.score.interval import Interval
+from common.score.result import OVERALL, Scores
+
+PICTURE_WIDTH = 1200
+"""Pixels that a wider picture is scaled down to."""
+
+FIGURES = 6
+"""Pictures of the last validation that are shown of an experiment."""
+
+EVENTS_GB = 1.0
+"""Event files larger than this together are not read for pictures."""
+
+INK = "#123457"
+"""Stands in curves for the colour of the page's text."""
+
+SCORES_PICTURE = "scores.png"
+"""In the folder of an experiment: written by `evaluate --write-readme`."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A class of one run."""
+
+    name: str
+    validation: float | None
+    score: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The classes of one run, at its best epoch and as `evaluate` scored them."""
+
+    metric: str
+    file: str
+    """Of the scores; "" where there are none."""
+    note: str
+    classes: list[Bar]
+    has_scores: bool
+    has_intervals: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a data URI, or why it cannot be shown."""
+
+    caption: str
+    source: str = ""
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one run."""
+
+    shown: list[Picture]
+    figures: int
+    """How many of them are of the last validation."""
+    available: int
+    """How many the last validation drew."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one run: (name, value, default)."""
+
+    changed: list[tuple[str, str, str]]
+    others: list[tuple[str, str, str]]
+    """At their defaults, or names and paths."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """All about one experiment."""
+
+    anchor: str
+    label: str
+    lead: str
+    runs: int
+    svg: Markup
+    """Curves of the best runs; empty where nothing is logged."""
+    bars: Bars | None
+    pictures: Pictures | None
+    """None where the page has pictures enough."""
+    settings: Settings | None
+    """None where they are not known."""
+    provenance: list[tuple[str, str]]
+
+
+def section_of(group: Sequence[Reading], anchor: str, is_pictured: bool) -> Section:
+    """All about one experiment, whose best run comes first."""
+    best = group[0]
+    return Section(
+        anchor=anchor,
+        label=best.name.split("/")[0],
+        lead=_lead(group),
+        runs=len(group),
+        svg=_curves(group),
+        bars=_bars(best),
+        pictures=_pictures(best) if is_pictured else None,
+        settings=_settings(best),
+        provenance=_provenance(best),
+    )
+
+
+def _lead(group: Sequence[Reading]) -> str:
+    best = group[0]
+    lead = f"Best of {len(group)} runs: {best.name}" if len(group) > 1 else best.name
+    if best.best_value is None:
+        return lead
+    return f"{lead}, {best.best_metric} {best.best_value:.4f} at epoch {best.best_epoch}"
+
+
+def _curves(group: Sequence[Reading]) -> Markup:
+    """SVG of the best runs, in the colour of the page's text; empty where nothing is logged."""
+    drawn = [reading for reading in group if len(reading.history)][:CURVES]
+    if not drawn:
+        return Markup("")
+    figure = curves(as_sides(drawn), group[0].best_metric, INK)
+    svg = render(figure, "svg").decode()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    # all figures have the same ids, which may stand once in a page
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    # as wide as the page instead of its own size in points
+    head = r'<svg \1 role="img" aria-label="curves">'
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', head, svg, count=1)
+    # matplotlib escapes the names in it
+    return Markup(svg)
+
+
+def _bars(reading: Reading) -> Bars | None:
+    """The metric of the validation and the challenge's score of each class; None without any."""
+    metric = reading.best_metric if reading.best_metric in METRICS else "dice"
+    validation = reading.per_class(metric)
+    file, scores = next(iter(reading.scores.items()), ("", None))
+    scored = scores.classes if scores else {}
+    bars = []
+    for name in dict.fromkeys([*validation, *scored]):
+        in_file = scored.get(name)
+        bar = Bar(
+            name=name,
+            validation=validation.get(name),
+            score=in_file.figures.score if in_file else None,
+            interval=in_file.interval_95 if in_file else None,
+        )
+        bars.append(bar)
+    if not bars:
+        return None
+    overall = overall_scores(scores) if scores else []
+    values = [f"{key.replace('_', ' ')} {value:.4f}" for key, value in overall]
+    return Bars(
+        metric=metric,
+        file=file,
+        note=f"{scores.metric}: {', '.join(values)}." if scores and values else "",
+        classes=bars,
+        has_scores=bool(scored),
+        has_intervals=any(bar.interval for bar in bars),
+    )
+
+
+def _pictures(reading: Reading) -> Pictures:
+    """The picture that `evaluate --write-readme` made, and those of the last validation."""
+    shown = []
+    path = reading.run.experiment / SCORES_PICTURE
+    if path.is_file():
+        shown.append(_picture(SCORES_PICTURE, path.read_bytes()))
+    images = last_images(reading.run)
+    figures = list(images.items())[:FIGURES]
+    for tag, (step, content) in figures:
+        shown.append(_picture(f"{tag}, iteration {step}", content))
+    return Pictures(shown, figures=len(figures), available=len(images))
+
+
+def last_images(run: Run) -> dict[str, tuple[int, bytes]]:
+    """By tag, the step and the file of the last image in a run's events.
+
+    Nothing of a run whose events are larger than EVENTS_GB.
+    """
+    if run.size > EVENTS_GB * 1e9:
+        return {}
+    images = {}
+    for event in read_files(run.events):
+        for value in event.summary.value:
+            if value.HasField("image"):
+                images[value.tag] = (event.step, value.image.encoded_image_string)
+    return dict(sorted(images.items()))
+
+
+def _picture(caption: str, content: bytes) -> Picture:
+    """A picture as JPEG, not wider than PICTURE_WIDTH."""
+    try:
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+    except OSError as error:
+        return Picture(caption, problem=str(error))
+    if image.width > PICTURE_WIDTH:
+        height = round(image.height * PICTURE_WIDTH / image.width)
+        image = image.resize((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
+    packed = io.BytesIO()
+    image.save(packed, "JPEG", quality=85)
+    source = f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode()}"
+    return Picture(caption, source, image.width, image.height)
+
+
+def _settings(reading: Reading) -> Settings | None:
+    """The settings that differ from their defaults, and the others."""
+    if not reading.settings:
+        return None
+    usual = defaults()
+    settings = Settings([], [])
+    for name, value in reading.settings.items():
+        is_changed = name not in PLACES and value != usual.get(name)
+        rows = settings.changed if is_changed else settings.others
+        rows.append((name, value, usual.get(name, "")))
+    return settings
+
+
+def defaults() -> dict[str, str]:
+    """Each setting's default as runs record it; "" for those that have none."""
+    required = []
+    for field in fields(TrainConfig):
+        if field.default is MISSING and field.default_factory is MISSING:
+            required.append(field.name)
+    nothing: dict[str, Any] = dict.fromkeys(required)
+    return TrainConfig(**nothing).record() | dict.fromkeys(required, "")
+
+
+def _provenance(reading: Reading) -> list[tuple[str, str]]:
+    """What the best checkpoint is, and what made it."""
+    sessions = reading.record.sessions
+    known: dict[str, Any] = {
+        "checkpoint": _checkpoint(reading),
+        "epoch of the best": reading.best_epoch,
+        "logs": _in_experiment(reading, reading.run.folder),
+        **reading.provenance,
+        "began": sessions[0].began if sessions else None,
+        "ended": sessions[-1].ended if sessions else None,
+        "sessions": len(sessions) or None,
+        **{file: _origin_of_scores(scores) for file, scores in reading.scores.items()},
+    }
+    return [(name, str(value)) for name, value in known.items() if value is not None]
+
+
+def _checkpoint(reading: Reading) -> str:
+    folder = reading.folder("model_save_path")
+    for name in ("best.pt", "latest.pt"):
+        path = folder / name
+        if path.is_file():
+            return f"{_in_experiment(reading, path)}, {talk.size(path.stat().st_size)}"
+    return "none found"
+
+
+def _in_experiment(reading: Reading, path: Path) -> Path:
+    """`path` as seen from the experiment's folder, if it is in it."""
+    experiment = reading.run.experiment
+    return path.relative_to(experiment) if path.is_relative_to(experiment) else path
+
+
+def _origin_of_scores(scores: Scores) -> str:
+    provenance = scores.provenance
+    if provenance is None:
+        return ""
+    known = {
+        "date": provenance.date,
+        "commit": provenance.versions.get("commit"),
+        "thresholds": provenance.thresholds,
+    }
+    return ", ".join(f"{name} {value}" for name, value in known.items() if value)
+
+
+def overall_scores(scores: Scores) -> list[tuple[str, float]]:
+    """The scores over classes that are known, by name; the one that counts first."""
+    known = []
+    for key in OVERALL:
+        value = scores.overall(key)
+        if value is not None:
+            known.append((key, value))
+    return known
