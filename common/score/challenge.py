@@ -149,8 +149,7 @@ def instance(
 ) -> InstanceCounts:
     """Match objects and sum their Hausdorff distances.
 
-    A truth object is all voxels of its id; a predicted object is a 26-connected component of one
-    id. Where neither side has an object everything is 0.
+    A truth object is all voxels of its id, a predicted one a 26-connected component of one id.
 
     Args:
         truth: ids, integers from 1; 0 is background.

@@ -60,8 +60,7 @@ def evaluate(  # noqa: PLR0913  the options of the command
 ) -> Scores:
     """Score the processed volumes of annotated crops; writes a JSON file and gives its content.
 
-    It is under results_path, see `result_name`. Raises FileNotFoundError and UserError, also for a
-    volume that is not made of the prediction, code and thresholds that there are now.
+    Raises UserError for a volume that was not made of the prediction, code and thresholds of now.
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
@@ -72,13 +71,12 @@ def evaluate(  # noqa: PLR0913  the options of the command
         workers: processes.
         overrides: settings as NAME=VALUE.
         data: root of the data.
-        say: takes what is to be told, tables among it.
+        say: takes what is to be told.
     """
     config = load_config(config_path, overrides, data)
     recipe = process.load_recipe(config, classes)
     if write_readme:
-        # pictures take Pillow and TensorBoard's writer, which scoring does without
-        from common.score import readme
+        from common.score import readme  # with Pillow and TensorBoard, which scoring does without
 
         readme.check(config)
     chosen = regions.choose(config, crops, manifest_path=manifest_path, say=say)

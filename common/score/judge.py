@@ -60,14 +60,17 @@ class Truth:
 def judge(truth: Truth, found: Level) -> Evaluation:
     """Score what was found of a class, on the truth's voxels. Raises UserError for wrong ids."""
     grid = truth.level.grid
+    # ids by the nearest voxel, a mean of two objects is none; masks by their share of a voxel
     volume = regrid.ids(found, grid) if truth.is_instance else regrid.mask(found, grid)
     evaluation = compare(truth, regrid.ids(truth.level, grid), volume)
+    # metadata round sizes such as 5.24 nm, which is no other size
     same_voxels = np.allclose(found.scale, truth.level.scale, rtol=1e-3)
     return replace(evaluation, resampled=not same_voxels)
 
 
 def compare(truth: Truth, wanted: np.ndarray, found: np.ndarray) -> Evaluation:
     """Compare the truth's own volume and one on its grid; both hold ids for an instance class."""
+    # voxels are counted for instance classes too: Dice and IoU say how much of the tissue is found
     voxels = challenge.semantic(wanted, found, truth.mask)
     evaluation = Evaluation(
         crop=truth.crop,

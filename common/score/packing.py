@@ -44,9 +44,11 @@ def pack(
         UserError: with everything that is wrong; then no file is left.
     """
     output = Path(output_zip)
+    # hours of resampling begin when all volumes are known to be there
     levels = _levels(entries, source_of, output)
     with replacing(output) as temporary:
         submission.refuse(output, _write_all(temporary, levels, say))
+        # read back as the organisers will: what they refuse is better known before the upload
         submission.refuse(output, submission.check(temporary, entries))
     say(f"{output}: {len(entries)} volumes, {talk.size(output.stat().st_size)}")
     return output
@@ -114,6 +116,7 @@ def _on_grid(entry: Entry, level: Level) -> np.ndarray:
         raise UserError(
             f"{level.path}: id {ids.min()}; write ids above zero, and 0 where there is no object"
         )
+    # scored from their numbers alone, which any unsigned dtype holds: the smallest packs best
     return ids.astype(np.min_scalar_type(int(ids.max())), copy=False)
 
 

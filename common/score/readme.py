@@ -76,6 +76,7 @@ def command(config: TrainConfig, asked: Asked) -> str:
         named = str(folder.relative_to(REPOSITORY))
     else:
         named = folder.name
+    # places differ from machine to machine, and may name who owns it
     kept = [text for text in asked.overrides if "_path" not in text.partition("=")[0]]
     return command_line(
         "evaluate",
@@ -142,6 +143,7 @@ def _around_scores(path: Path) -> tuple[str, str]:
     begin = text.find(BEGIN)
     end = text.find(END)
     if begin < 0 and end < 0:
+        # at the end: what stands first in a README is the author's choice
         return f"{text.rstrip()}\n\n## Scores\n\n", "\n"
     is_whole = text.count(BEGIN) == text.count(END) == 1 and begin < end
     if not is_whole:

@@ -286,6 +286,7 @@ def _class_json(score: ClassScore) -> dict[str, Any]:
         "crops": score.crops,
         "left_out": score.left_out,
         "missing": score.missing,
+        # flat, beside what they are figures of: one look-up less for who reads the file
         **score.figures.of_kind(score.kind),
         "interval_95": _list(score.interval_95),
     }
@@ -381,6 +382,7 @@ def _provenance_json(provenance: Provenance) -> dict[str, Any]:
 
 def _provenance_from(entry: Mapping[str, Any]) -> Provenance:
     known = {each.name for each in fields(Provenance)}
+    # versions are an open list, which is what is left
     named = {key: value for key, value in entry.items() if key in known}
     checkpoints = named.pop("checkpoints", None)
     return Provenance(

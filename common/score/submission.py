@@ -45,6 +45,7 @@ def check(path: str | Path, entries: Sequence[Entry]) -> list[str]:
     try:
         source = _locate(path)
         if source.is_file():
+            # checksums are read last: those of a zip bomb would take hours
             refuse(source, _zip_problems(source) or _damaged(source))
         with opened(source) as group:
             problems = _group_problems(group, source, entries)
@@ -96,6 +97,7 @@ class _AsOrganisersRead(zarr.storage.Store):
 
     def __init__(self, files: zarr.storage.Store) -> None:
         self.files = files
+        # whoever zips my.zarr and not what is in it gets one folder more
         inside = [name for name in files.listdir("") if name.endswith(".zarr")]
         self.root = f"{inside[0]}/" if len(inside) == 1 else ""
         self.folders = {_crop_name(folder): folder for folder in files.listdir(self.root)}
@@ -177,6 +179,7 @@ def _zip_problems(path: Path) -> list[str]:
         problems += [f"'{info.filename[:100]}' {problem}" for problem in _file_problems(info)]
     unpacked = sum(info.file_size for info in files)
     if unpacked > min(MAX_BYTES, MAX_RATIO * path.stat().st_size):
+        # sizes as the zip states them: nothing is unpacked to find out
         problems.append(
             f"{path.stat().st_size:,} bytes unpack to {unpacked:,}; "
             f"at most {MAX_BYTES:,} and {MAX_RATIO} times the size are taken"

@@ -46,10 +46,12 @@ def figures(evaluations: Sequence[Evaluation]) -> Figures:
     first = evaluations[0]
     official = challenge.combine((one.name, one.counts) for one in evaluations)
     score = official.label_scores[first.name]
+    # pooled as the challenge pools: a crop with little of a class weighs little
     pooled = metrics.metrics(*np.sum([one.voxels for one in evaluations], axis=0))
     of_voxels = {name: _known(value) for name, value in pooled.items()}
     of_objects: dict[str, float | None] = {}
     if isinstance(score, challenge.InstanceScore):
+        # partitions of different crops have no ids in common: their distances can only be averaged
         panoptic = quality.panoptic(one.objects for one in evaluations if one.objects)
         of_objects = {
             "f1": score.f1,
@@ -75,6 +77,7 @@ def _class_score(evaluations: Sequence[Evaluation]) -> ClassScore:
     """One class over its crops."""
     first = evaluations[0]
     statuses = [one.counts.status for one in evaluations]
+    # over the crops that annotate the class: the others say nothing of it
     (reach,) = interval.over_crops(
         _table(evaluations), lambda drawn: [drawn.label_scores[first.name].score]
     )

@@ -91,6 +91,7 @@ def terminal(scores: Scores) -> str:
     for key, name in OVERALL_NAMES.items():
         lines.append(f"{name:<18}{overall(scores, key)}")
     for text in remarks(scores):
+        # names of classes and crops stay whole, to be searched for and copied
         lines += textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines)
 
@@ -135,6 +136,7 @@ def _table(layout: Layout, classes: dict[str, ClassScore]) -> Table:
     """The classes of one kind, at least one."""
     shown = [name for name in layout.heads if _has_figure(classes, name)]
     has_intervals = any(score.interval_95 for score in classes.values())
+    # a column of dashes, as of intervals over one crop, would only take width
     head = ["class", "crops", "score"]
     if has_intervals:
         head.append(INTERVAL_HEAD)

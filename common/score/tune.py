@@ -108,11 +108,10 @@ def tune(
     # read before the hours of work: where the file is damaged nothing could be added to it
     runs = process.read_thresholds(path)
     trials = _trials(config, recipe, regions.choose(config, crops, say=say))
+    # all predictions are looked at before the first is processed
     checkpoints = _checkpoints(trials)
     found = search(trials, workers)
-    if not found:
-        names = some(recipe.classes, 10)
-        raise UserError(f"--crops {crops}: none of these crops has a positive voxel of {names}")
+    _check_found(found, recipe, crops)
     runs.setdefault(process.run_of(config), {}).update(_records(found, crops, checkpoints))
     write_json(path, runs)
     for line in table(found) + _remarks(path, recipe, found):
@@ -122,6 +121,7 @@ def tune(
 
 def search(trials: Sequence[Trial], workers: int = 1) -> list[Tuned]:
     """The best threshold of each class with a positive voxel, in two rounds, see COARSE."""
+    # two rounds of 13 candidates in all: each costs a run of process and evaluate over all crops
     scores = scores_of(trials, workers)
     finer = []
     for trial in trials:
@@ -208,6 +208,12 @@ def _check_thresholds(recipe: Recipe) -> None:
         )
 
 
+def _check_found(found: Sequence[Tuned], recipe: Recipe, crops: str) -> None:
+    if not found:
+        names = some(recipe.classes, 10)
+        raise UserError(f"--crops {crops}: none of these crops has a positive voxel of {names}")
+
+
 def _remarks(path: Path, recipe: Recipe, found: Sequence[Tuned]) -> list[str]:
     """What was left out, and what the file is."""
     texts = []
@@ -275,6 +281,7 @@ def _records(
     found: Sequence[Tuned], crops: str, checkpoints: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
     """The entries of thresholds.json, by class."""
+    # the checkpoint, because a threshold is for the network it was tuned with: process notes others
     date = datetime.now(UTC).isoformat(timespec="seconds")
     records = {}
     for one in found:
@@ -289,6 +296,7 @@ def _records(
 
 
 def _best(scores: dict[float, float]) -> float:
+    # of equal scores the nearest to 0.5: the least that is read out of these crops
     return max(scores, key=lambda threshold: (scores[threshold], -abs(threshold - DEFAULT)))
 
 
