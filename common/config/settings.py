@@ -118,8 +118,8 @@ class TrainConfig:
     noise_std: Annotated[float, NotNegative] = 0.0
     """Standard deviation of Gaussian noise added to raw in [0, 1]."""
     augment: Callable | None = None
-    """`augment(raw, generator)` gives raw back: your own change of each training patch, (1, z, y, x)
-    float32 in [0, 1] on the device, after the changes above. Draw random numbers with the
+    """`augment(raw, generator)` gives raw back: your own change of each training patch, (1, z, y,
+    x) float32 in [0, 1] on the device, after the changes above. Draw random numbers with the
     torch.Generator, which is the sample's own."""
 
     epochs: Annotated[int, Positive] = 1000

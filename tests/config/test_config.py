@@ -1,3 +1,5 @@
+"""Settings: read from a file, overridden, checked, and on record."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,6 +16,7 @@ import torch
 from common.config import settings as settings_module
 from common.config.load import load_config, load_process_config
 from common.config.settings import ProcessConfig, TrainConfig
+from common.errors import UserError
 from common.files import REPOSITORY
 
 FOLDERS = sorted(
@@ -49,7 +52,7 @@ def file(tmp_path):
 
 def problems(path, *overrides, **settings) -> list[str]:
     """What is wrong, a line each, without the name of the file."""
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         load_config(path, overrides, **settings)
     lines = str(caught.value).splitlines()
     assert all(line.startswith(f"{path}: ") for line in lines)
@@ -68,7 +71,7 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name(file):
 def test_the_file_is_named_relative_to_the_working_folder(file, monkeypatch):
     path = file("learning_rte = 1e-3")
     monkeypatch.chdir(path.parents[1])
-    with pytest.raises(ValueError, match="^mine/train_config.py: unknown setting"):
+    with pytest.raises(UserError, match=r"^mine/train_config\.py: "):
         load_config(path)
 
 
@@ -86,14 +89,11 @@ def test_a_setting_of_the_public_toolbox_that_does_not_exist_here_says_what_does
 
 
 def test_what_a_toolbox_name_points_to_is_a_setting_or_an_option(file):
-    known = {name for name, _, _ in settings_module.describe()} | {
-        "make-datasplit",
-        "functools.partial",
-        "labels",
-        "fetch",
-    }
+    known = {row.name for row in settings_module.describe()}
+    known |= {"make-datasplit", "functools.partial", "labels", "fetch"}
     for name, hint in settings_module.TOOLBOX_NAMES.items():
-        assert name not in known and any(word in hint for word in known), name
+        assert name not in known, name
+        assert any(word in hint for word in known), name
 
 
 def test_an_upper_case_setting_is_not_taken_for_a_constant(file):
@@ -104,7 +104,6 @@ def test_an_upper_case_setting_is_not_taken_for_a_constant(file):
 
 def test_what_a_configuration_works_with_is_no_setting(file):
     text = """
-        from __future__ import annotations
         import math
         from functools import partial
         from common.classes import TESTED
@@ -114,16 +113,15 @@ def test_what_a_configuration_works_with_is_no_setting(file):
         class Thing: ...
         epochs = thrice(ROUNDS)
         """
-    assert load_config(file(text.replace("from __future__ import annotations", ""))).epochs == 9
+    assert load_config(file(text)).epochs == 9
 
 
 def test_annotations_may_be_postponed(file):
     required = (
         "from __future__ import annotations\ndef build_model(classes: X): ...\nclasses = ['er']\n"
     )
-    assert load_config(
-        file(f"input_array_info = target_array_info = {INFO}", required)
-    ).classes == ("er",)
+    path = file(f"input_array_info = target_array_info = {INFO}", required)
+    assert load_config(path).classes == ("er",)
 
 
 # Everything wrong in one message
@@ -139,7 +137,7 @@ def test_everything_that_is_wrong_is_told_at_once(file):
         run_name = "{sed}"
         scheduler_kwargs = {"gamma": 0.1}
         """
-    found = problems(file(text), "epochs=0", "nonsense")
+    lines = problems(file(text), "epochs=0", "nonsense")
     beginnings = [
         "--set nonsense",
         "unknown setting 'learning_rte'",
@@ -153,19 +151,16 @@ def test_everything_that_is_wrong_is_told_at_once(file):
         "run_name = '{sed}'",
         "scheduler_kwargs",
     ]
-    assert sorted(found) == sorted(
-        line for start in beginnings for line in found if line.startswith(start)
-    )
-    assert len(found) == len(beginnings)
+    assert len(lines) == len(beginnings)
+    for beginning in beginnings:
+        assert sum(line.startswith(beginning) for line in lines) == 1, beginning
 
 
 def test_each_missing_setting_is_told_with_its_meaning(file):
-    found = problems(file(required=""))
-    assert [line.split(";")[0] for line in found] == [
-        f"'{name}' is missing"
-        for name in ("build_model", "classes", "input_array_info", "target_array_info")
-    ]
-    assert found[1].endswith("The classes that are learnt, in the order of the output channels.")
+    lines = problems(file(required=""))
+    needed = ("build_model", "classes", "input_array_info", "target_array_info")
+    assert [line.partition(";")[0] for line in lines] == [f"'{n}' is missing" for n in needed]
+    assert "order of the output channels" in lines[1]
 
 
 # Types and checks
@@ -214,8 +209,9 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
         ("classes = ['mitto']", "unknown class 'mitto'; did you mean 'mito'?"),
         ("classes = ['zebra']", "unknown class 'zebra'; list a class of your own in extra_classes"),
         (
-            "model_save_path = '{epoch}'",
-            "model_save_path = '{epoch}'; in braces write only {model_name}, {random_seed}, {run_name}",
+            "results_path = '{epoch}'",
+            "results_path = '{epoch}'; "
+            "in braces write only {model_name}, {random_seed}, {run_name}",
         ),
         ("run_name = 'a{'", "run_name = 'a{'; in braces write only {model_name}, {random_seed}"),
         (
@@ -243,20 +239,18 @@ def test_a_value_that_does_not_fit_is_refused_with_what_to_write(file, text, pro
     ],
 )
 def test_an_array_info_of_another_form_is_refused(file, value):
-    (found,) = problems(file(f"input_array_info = {value}"))
-    assert found.endswith('; write {"shape": (z, y, x) in voxels, "scale": (z, y, x) in nm}')
+    (problem,) = problems(file(f"input_array_info = {value}"))
+    assert problem.endswith('; write {"shape": (z, y, x) in voxels, "scale": (z, y, x) in nm}')
 
 
 def test_several_input_arrays_are_refused(file):
-    (found,) = problems(file(f"input_array_info = {{'em': {INFO}, 'mask': {INFO}}}"))
-    assert found.endswith("of one array; several are not supported, and the one has no name")
+    (problem,) = problems(file(f"input_array_info = {{'em': {INFO}, 'mask': {INFO}}}"))
+    assert "several are not supported" in problem
 
 
 def test_a_2d_shape_is_one_voxel_thick(file):
-    info = load_config(
-        file("input_array_info = {'shape': (64, 48), 'scale': (8, 4)}")
-    ).input_array_info
-    assert info == {"shape": (1, 64, 48), "scale": (8.0, 8.0, 4.0)}
+    config = load_config(file("input_array_info = {'shape': (64, 48), 'scale': (8, 4)}"))
+    assert config.input_array_info == {"shape": (1, 64, 48), "scale": (8.0, 8.0, 4.0)}
 
 
 @pytest.mark.parametrize(
@@ -277,8 +271,8 @@ def test_a_2d_shape_is_one_voxel_thick(file):
     ],
 )
 def test_a_spatial_transform_of_another_form_is_refused(file, value):
-    (found,) = problems(file(f"spatial_transforms = {value}"))
-    assert found.startswith("spatial_transforms")
+    (problem,) = problems(file(f"spatial_transforms = {value}"))
+    assert problem.startswith("spatial_transforms")
 
 
 @pytest.mark.parametrize(
@@ -306,13 +300,24 @@ def test_a_spatial_transform_of_another_form_is_refused(file, value):
         ),
         (
             "class criterion: ...",
-            "criterion = train_config.criterion; write a function such as common.train.losses.bce_dice",
+            "criterion = train_config.criterion; write a function such as",
         ),
     ],
 )
 def test_a_function_that_cannot_take_what_it_will_be_given_is_refused(file, text, problem):
-    (found,) = problems(file(text))
-    assert found.startswith(problem)
+    (sentence,) = problems(file(text))
+    assert sentence.startswith(problem)
+
+
+def test_what_goes_wrong_inside_a_function_is_not_looked_at(file):
+    text = """
+        class Net:
+            def __init__(self, classes, depth):
+                raise TypeError("got an unexpected keyword argument 'paddng'")
+        build_model = Net
+        model_kwargs = {"depth": 3}
+        """
+    assert load_config(file(text)).model_kwargs == {"depth": 3}
 
 
 def test_whole_numbers_fit_where_numbers_are_wanted(file):
@@ -361,8 +366,8 @@ def test_set_overrides_a_setting(file, override, name, value):
 def test_set_inside_a_dict_leaves_its_other_keys_and_the_dict_itself_alone(file):
     given = {"a": 1, "b": {"c": 2, "d": 3}}
     path = file("def build_model(classes, a, b): ...")
-    found = load_config(path, ["model_kwargs.b.c=9"], model_kwargs=given)
-    assert found.model_kwargs == {"a": 1, "b": {"c": 9, "d": 3}}
+    config = load_config(path, ["model_kwargs.b.c=9"], model_kwargs=given)
+    assert config.model_kwargs == {"a": 1, "b": {"c": 9, "d": 3}}
     assert given == {"a": 1, "b": {"c": 2, "d": 3}}
 
 
@@ -440,11 +445,9 @@ def test_a_data_root_that_is_no_folder_is_refused(file, monkeypatch):
 def test_an_empty_variable_is_as_good_as_none(file, monkeypatch):
     monkeypatch.setenv("CELLMAP_DATA", "")
     monkeypatch.setenv("CELLMAP_CACHE", "")
-    found = load_config(file())
-    assert (found.path("data_path"), found.path("cache_path")) == (
-        REPOSITORY / "data",
-        REPOSITORY / "cache",
-    )
+    config = load_config(file())
+    assert config.path("data_path") == REPOSITORY / "data"
+    assert config.path("cache_path") == REPOSITORY / "cache"
 
 
 # Paths
@@ -452,15 +455,14 @@ def test_an_empty_variable_is_as_good_as_none(file, monkeypatch):
 
 def test_paths_start_from_the_folder_of_the_file(file):
     path = file("random_seed = 5\nrun_name = 'lr{random_seed}'")
-    found = load_config(path)
-    assert found.path("model_save_path") == path.parent / "checkpoints/mine/lr5"
-    assert found.path("datasplit_path") == path.parent / "datasplit.csv"
+    config = load_config(path)
+    assert config.path("model_save_path") == path.parent / "checkpoints/mine/lr5"
+    assert config.path("datasplit_path") == path.parent / "datasplit.csv"
 
 
 def test_braces_in_other_paths_are_kept(file):
-    assert (
-        load_config(file("datasplit_path = 'a{b}.csv'")).path("datasplit_path").name == "a{b}.csv"
-    )
+    config = load_config(file("datasplit_path = 'a{b}.csv'"))
+    assert config.path("datasplit_path").name == "a{b}.csv"
 
 
 def test_a_path_object_is_a_path(file):
@@ -474,16 +476,13 @@ def test_a_folder_stands_for_the_train_config_in_it(file):
 
 
 def test_a_path_without_a_configuration_is_refused(tmp_path):
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"nowhere: no such configuration; write the path of an experiment's",
-    ):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such configuration"):
         load_config(tmp_path / "nowhere")
 
 
 def test_a_file_that_is_no_python_is_refused(tmp_path):
     (tmp_path / "datasplit.csv").touch()
-    with pytest.raises(FileNotFoundError, match=r"datasplit.csv: no such configuration"):
+    with pytest.raises(FileNotFoundError, match=r"datasplit\.csv: no such configuration"):
         load_config(tmp_path / "datasplit.csv")
 
 
@@ -491,9 +490,9 @@ def test_a_file_that_is_no_python_is_refused(tmp_path):
 
 
 def test_settings_are_frozen(file):
-    found = load_config(file())
+    config = load_config(file())
     with pytest.raises(dataclasses.FrozenInstanceError):
-        found.epochs = 3
+        config.epochs = 3
 
 
 def test_the_record_of_an_experiment_is_the_same_wherever_and_whenever_it_is_read(file, tmp_path):
@@ -507,16 +506,14 @@ def test_the_record_of_an_experiment_is_the_same_wherever_and_whenever_it_is_rea
         """
     path = file(text)
     shutil.copytree(path.parent, tmp_path / "copy")
-    one, two = load_config(path).record(), load_config(tmp_path / "copy").record()
-    assert {name for name in one if one[name] != two[name]} == {
-        "base_experiment_path",
-        "model_name",
-    }
-    assert one["criterion"] == "train_config.loss(power=2)"
-    made = (
+    record = load_config(path).record()
+    of_copy = load_config(tmp_path / "copy").record()
+    different = {name for name in record if record[name] != of_copy[name]}
+    assert different == {"base_experiment_path", "model_name"}
+    assert record["criterion"] == "train_config.loss(power=2)"
+    assert record["model_kwargs"] == (
         "{'act': train_config.Act, 'made': train_config.Act(), 'parts': [train_config.loss, (1,)]}"
     )
-    assert one["model_kwargs"] == made
 
 
 def test_the_settings_that_may_change_exist():
@@ -532,26 +529,22 @@ def test_every_setting_is_described_by_a_sentence(table):
 
 
 def test_the_described_default_is_the_default():
-    rows = {name: default for name, default, _ in settings_module.describe()}
-    assert (rows["classes"], rows["cache_gb"], rows["model_kwargs"], rows["optimizer"]) == (
-        "required",
-        "100.0",
-        "{}",
-        "None",
-    )
+    defaults = {row.name: row.default for row in settings_module.describe()}
+    assert defaults["classes"] == "required"
+    assert defaults["cache_gb"] == "100.0"
+    assert defaults["model_kwargs"] == "{}"
+    assert defaults["optimizer"] == "None"
 
 
 # Files of one folder
 
 
 def test_a_copied_experiment_builds_its_own_model(experiment):
-    one = experiment()
-    two = experiment(
-        "copy", files={"model.py": "def build_model(classes):\n    return 'of the copy'\n"}
-    )
-    first, second = one.config(), two.config()
-    assert isinstance(first.build_model(("er",)), torch.nn.Module)
-    assert second.build_model(("er",)) == "of the copy"
+    model = "def build_model(classes):\n    return 'of the copy'\n"
+    original = experiment().config()
+    copy = experiment("copy", files={"model.py": model}).config()
+    assert isinstance(original.build_model(("er",)), torch.nn.Module)
+    assert copy.build_model(("er",)) == "of the copy"
 
 
 def test_an_edited_file_is_read_anew(experiment):
@@ -592,8 +585,8 @@ def test_settings_may_be_shared_as_in_the_toolbox(file, path):
     target = file(text)
     (target.parent / "shared.py").write_text("import math\nfrom .deeper import batch_size\n")
     (target.parent / "deeper.py").write_text("batch_size = 3\n")
-    found = load_config(target)
-    assert (found.batch_size, found.epochs, len(found.classes)) == (3, 12, 48)
+    config = load_config(target)
+    assert (config.batch_size, config.epochs, len(config.classes)) == (3, 12, 48)
 
 
 def test_one_configuration_may_read_another_beside_it(experiment):
@@ -637,7 +630,7 @@ def test_one_configuration_may_read_another_beside_it(experiment):
 def test_a_file_that_does_not_run_is_told_with_its_line(file, text, reason):
     path = file(text)
     (path.parent / "broken.py").write_text("\n1 / 0\n")
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(UserError, match=reason):
         load_config(path)
 
 
@@ -648,14 +641,12 @@ def test_a_process_config_is_checked(experiment):
     tiny = experiment()
     text = "from .data import classes, input_array_info\nbatchsize = 3\ndef process_func(): ..."
     tiny.write("process_config.py", text)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         load_process_config(tiny.folder)
     first, second = str(caught.value).splitlines()
     assert first.endswith("unknown setting 'batchsize'; did you mean 'batch_size'?")
-    assert (
-        "process_func = process_config.process_func: too many positional arguments; `process_func(logits)`"
-        in second
-    )
+    assert "process_config.process_func: too many positional arguments" in second
+    assert "`process_func(logits)`" in second
 
 
 # The experiments of the repository
@@ -710,7 +701,8 @@ def test_reading_a_configuration_needs_no_network_and_builds_nothing():
         for folder in sys.argv[1:]:
             load_config(folder)
             load_process_config(folder)
-        print({"leibnetz", "cellmap_models", "cellmap_data", "zarr", "tensorboard"} & set(sys.modules))
+        heavy = {"leibnetz", "cellmap_models", "cellmap_data", "zarr", "tensorboard"}
+        print(heavy & set(sys.modules))
         """
     words = [sys.executable, "-c", textwrap.dedent(program), *map(str, FOLDERS)]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)

@@ -41,8 +41,8 @@ def test_what_the_engine_imports_is_asked_for():
     asked = {name_of(text) for text in PROJECT["dependencies"]}
     for texts in PROJECT["optional-dependencies"].values():
         asked |= {name_of(text) for text in texts}
-    # of the repository; a user's own tracker; what doctor looks for before it needs it
-    exceptions = {"testing", "wandb", "packaging"}
+    # of the repository; what doctor does without where it is not there
+    exceptions = {"testing", "packaging"}
     distributions = metadata.packages_distributions()
     for module in imported("common") - exceptions:
         names = {name.lower().replace("_", "-") for name in distributions.get(module, [module])}
@@ -82,7 +82,7 @@ def test_another_project_in_the_working_folder_is_not_taken_for_ours(monkeypatch
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """A folder that pip installed this package into, without its requirements and editable not."""
+    """A folder that pip installed this package into, not editable and without its requirements."""
     pytest.importorskip("setuptools", minversion="77")
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
