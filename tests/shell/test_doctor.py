@@ -1,6 +1,9 @@
+"""What doctor finds, and what it says mends it."""
+
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +13,8 @@ from common.shell import doctor
 from common.shell.doctor import GOOD, NOTE, WRONG, Finding
 
 
-def found(findings, what: str) -> list[Finding]:
+def about(findings, what: str) -> list[Finding]:
+    """The findings about one thing."""
     return [finding for finding in findings if finding.what == what]
 
 
@@ -20,44 +24,41 @@ def test_a_machine_that_can_train_an_experiment_is_well_and_stays_as_it_is(exper
     findings = doctor.doctor(tiny.folder, tiny.data)
     assert doctor.is_well(findings), doctor.report(findings)
     assert sorted(tmp_path.rglob("*")) == before
-    assert found(findings, "data")[0].text == f"3 annotated crops of 1 datasets in {tiny.data}"
-    assert found(findings, "datasplit")[0].text.startswith("3 crops of ")
-    assert "cpu in fp32" in found(findings, "device")[0].text
+    assert about(findings, "data")[0].text == f"3 annotated crops of 1 datasets in {tiny.data}"
+    assert about(findings, "datasplit")[0].text.startswith("3 crops of ")
+    assert "cpu in fp32" in about(findings, "device")[0].text
     tiny.train()  # and it does train
 
 
 def test_a_missing_data_root_says_how_to_name_one(monkeypatch, tmp_path):
     monkeypatch.setenv("CELLMAP_DATA", str(tmp_path / "none"))
-    (finding,) = found(doctor.doctor(), "data")
-    assert (
-        finding.state == WRONG
-        and str(tmp_path / "none") in finding.text
-        and "CELLMAP_DATA=FOLDER" in finding.mend
-    )
+    (finding,) = about(doctor.doctor(), "data")
+    assert finding.state == WRONG
+    assert str(tmp_path / "none") in finding.text
+    assert "CELLMAP_DATA=FOLDER" in finding.mend
 
 
 def test_what_a_datasplit_names_and_is_not_there_is_named(experiment):
     tiny = experiment()
     shutil.rmtree(tiny.crop("crop3"))
     findings = doctor.doctor(tiny.folder, tiny.data)
-    (finding,) = found(findings, "datasplit")
+    (finding,) = about(findings, "datasplit")
     assert finding.state == WRONG and "crop3" in finding.text and "make-datasplit" in finding.mend
-    assert found(findings, "data")[0].text.startswith("2 annotated crops")
+    assert about(findings, "data")[0].text.startswith("2 annotated crops")
 
 
 def test_crops_without_raw_are_said(experiment):
     tiny = experiment()
     shutil.rmtree(tiny.raw.parent)
-    assert "no raw (recon-1/em) for tiny" in [
-        finding.text for finding in doctor.doctor(None, tiny.data)
-    ]
+    texts = [finding.text for finding in about(doctor.doctor(None, tiny.data), "data")]
+    assert "no raw (recon-1/em) for tiny" in texts
 
 
 def test_settings_that_cannot_be_read_are_a_finding_and_the_rest_is_still_looked_at(experiment):
     tiny = experiment(text="learning_rte = 1")
     findings = doctor.doctor(tiny.folder, tiny.data)
-    assert "did you mean 'learning_rate'" in found(findings, "settings")[0].text
-    assert not doctor.is_well(findings) and found(findings, "device") and found(findings, "data")
+    assert "did you mean 'learning_rate'" in about(findings, "settings")[0].text
+    assert not doctor.is_well(findings) and about(findings, "device") and about(findings, "data")
 
 
 @pytest.mark.parametrize(
@@ -71,38 +72,39 @@ def test_settings_that_cannot_be_read_are_a_finding_and_the_rest_is_still_looked
 def test_packages_are_held_against_the_requirements(
     monkeypatch, package, installed, state, sentence
 ):
-    version = doctor.version
-    monkeypatch.setattr(
-        doctor, "version", lambda name: installed if name == package else version(name)
-    )
-    wrong = [
-        finding
-        for finding in doctor.packages()
-        if finding.what == "packages" and finding.state != GOOD
-    ]
+    versions = doctor.version
+
+    def version(name):
+        return installed if name == package else versions(name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    wrong = [finding for finding in about(doctor.packages(), "packages") if finding.state != GOOD]
     assert [finding.state for finding in wrong] == [state]
     assert sentence in wrong[0].text and "pip install -r" in wrong[0].mend
 
 
+def test_without_a_checkout_a_missing_package_is_installed_by_itself(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(doctor, "version", lambda name: "" if name == "zarr" else "99")
+    wrong = [finding for finding in doctor.packages() if "zarr" in finding.text]
+    assert "pip install 'zarr>=2.18,<3'" in wrong[0].mend
+
+
 def test_too_little_shared_memory_stops_workers_and_only_them(experiment, monkeypatch):
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda _: SimpleNamespace(free=64e6)
-    )  # what a container has by default
-    states = {
-        workers: found(
-            doctor.machine(experiment(f"w{workers}", num_workers=workers).config()), "shared memory"
-        )
-        for workers in (0, 1)
-    }
-    assert states[0][0].state == GOOD
-    assert states[1][0].state == WRONG and "--shm-size" in states[1][0].mend
+    # what a container has by default
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64e6))
+    config = experiment().config(num_workers=0)
+    [without_workers] = about(doctor.machine(config), "shared memory")
+    [with_workers] = about(doctor.machine(replace(config, num_workers=1)), "shared memory")
+    assert without_workers.state == GOOD
+    assert with_workers.state == WRONG and "--shm-size" in with_workers.mend
 
 
 @pytest.mark.parametrize(("free_gb", "state"), [(0.5, WRONG), (10, NOTE), (50, NOTE), (500, GOOD)])
 def test_the_cache_needs_room(experiment, monkeypatch, free_gb, state):
     """50 GB are enough to begin, and less than the 100 of cache_gb."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free_gb * 1e9))
-    (finding,) = found(doctor.disks(experiment().config()), "cache")
+    (finding,) = about(doctor.disks(experiment().config()), "cache")
     assert finding.state == state
 
 
@@ -114,7 +116,7 @@ def test_a_folder_that_cannot_be_written_to_stops_training(experiment, monkeypat
 def test_a_gpu_that_torch_does_not_use_is_said(monkeypatch):
     monkeypatch.setattr(doctor, "nvidia", lambda _: "580.1, NVIDIA H100, 81559 MiB")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    (finding,) = found(doctor.devices(None), "torch")
+    (finding,) = about(doctor.devices(None), "torch")
     assert finding.state == NOTE and "trains on the CPU" in finding.text
 
 
@@ -123,19 +125,19 @@ def test_a_device_that_cannot_convolve_stops_training(monkeypatch):
         raise RuntimeError("CUDA error: no kernel image is available\nmore")
 
     monkeypatch.setattr(doctor, "convolve", broken)
-    (finding,) = found(doctor.devices(None), "device")
+    (finding,) = about(doctor.devices(None), "device")
     assert finding == Finding("device", WRONG, "CUDA error: no kernel image is available")
 
 
 def test_a_device_that_is_not_there_stops_training(experiment, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    (finding,) = found(doctor.devices(experiment(device="mps").config()), "device")
+    (finding,) = about(doctor.devices(experiment(device="mps").config()), "device")
     assert finding.state == WRONG and "device = 'mps'" in finding.text
 
 
 def test_versions_known_to_be_slow_are_said(monkeypatch):
     monkeypatch.setattr(runtime, "warnings_about", lambda _: ["torch 2.9.0 is slow"])
-    assert found(doctor.devices(None), "torch")[0].text == "torch 2.9.0 is slow"
+    assert about(doctor.devices(None), "torch")[0].text == "torch 2.9.0 is slow"
 
 
 def test_a_report_ends_with_what_stops_training():

@@ -1,3 +1,5 @@
+"""A new experiment from another one."""
+
 from __future__ import annotations
 
 import pytest
@@ -35,35 +37,40 @@ Free.
 """
 
 
+FILES = {
+    "__init__.py",
+    "data.py",
+    "model.py",
+    "train_config.py",
+    "process_config.py",
+    "datasplit.csv",
+    "README.md",
+}
+"""Of every experiment."""
+
+LEFT_BY_RUNS = (
+    "predictions/x/y.txt",
+    "processed/a",
+    "results/r.json",
+    "guesses/g",
+    "thresholds.json",
+    "scores.png",
+    "__pycache__/m.pyc",
+    ".hidden",
+)
+
+
 def test_a_copy_has_the_files_and_nothing_that_runs_left(experiment, tmp_path):
     tiny = experiment(predictions_path="guesses/{run_name}")
     tiny.train()
-    for left in (
-        "predictions/x/y.txt",
-        "processed/a",
-        "results/r.json",
-        "guesses/g",
-        "thresholds.json",
-        "scores.png",
-        "__pycache__/m.pyc",
-        ".hidden",
-    ):
-        (tiny.folder / left).parent.mkdir(parents=True, exist_ok=True)
-        (tiny.folder / left).write_text("{}")
+    for name in LEFT_BY_RUNS:
+        path = tiny.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
     tiny.write("notes.txt", "kept")
-    made = new(tmp_path / "copy", tiny.folder)
-    wanted = {
-        "__init__.py",
-        "data.py",
-        "model.py",
-        "train_config.py",
-        "process_config.py",
-        "datasplit.csv",
-        "notes.txt",
-        "README.md",
-    }
-    assert {path.name for path in made.iterdir()} == wanted
-    assert (made / "model.py").read_text() == (tiny.folder / "model.py").read_text()
+    copy = new(tmp_path / "copy", tiny.folder)
+    assert {path.name for path in copy.iterdir()} == {*FILES, "notes.txt"}
+    assert (copy / "model.py").read_text() == (tiny.folder / "model.py").read_text()
     assert (tiny.folder / "logs").is_dir()
 
 
@@ -72,18 +79,15 @@ def test_a_copy_trains_under_its_own_name(experiment, tmp_path):
 
     tiny = experiment()
     result = train(new(tmp_path / "copy", tiny.folder), data=tiny.data)
-    assert (
-        result.finished and result.checkpoint == tmp_path / "copy/checkpoints/copy/seed42/best.pt"
-    )
+    assert result.finished
+    assert result.checkpoint == tmp_path / "copy/checkpoints/copy/seed42/best.pt"
 
 
 def test_the_readme_names_the_copy_and_not_the_scores_of_its_source(experiment, tmp_path):
     tiny = experiment()
     (tiny.folder / "README.md").write_text(README.format(folder=tiny.folder))
     text = (new(tmp_path / "copy", tiny.folder) / "README.md").read_text()
-    assert (
-        text
-        == f"""# copy
+    wanted = f"""# copy
 
 A copy of tiny_experiment.
 
@@ -102,7 +106,7 @@ None yet.
 
 Free.
 """
-    )
+    assert text == wanted
 
 
 @pytest.mark.parametrize(
@@ -123,13 +127,12 @@ def test_names_and_paths_are_told_apart(text, wanted):
 
 
 def test_a_split_says_the_command_that_makes_it_in_its_new_place(tmp_path):
-    made = new(tmp_path / "copy", "unet8_all")
-    first, second = (
-        (folder / "datasplit.csv").read_text().partition("\n")
-        for folder in (REPOSITORY / "unet8_all", made)
-    )
-    assert second[0] == first[0].replace("unet8_all", str(made)) and second[2] == first[2]
-    assert load_config(made).model_name == "copy"
+    copy = new(tmp_path / "copy", "unet8_all")
+    line, _, rows = (REPOSITORY / "unet8_all/datasplit.csv").read_text().partition("\n")
+    line_of_copy, _, rows_of_copy = (copy / "datasplit.csv").read_text().partition("\n")
+    assert line_of_copy == line.replace("unet8_all", str(copy))
+    assert rows_of_copy == rows
+    assert load_config(copy).model_name == "copy"
 
 
 def test_sections_without_results_stay(tmp_path):
@@ -140,8 +143,8 @@ def test_a_relative_name_is_a_folder_here_and_the_next_command_names_it(
     experiment, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    made = new("copy", experiment().folder.name)
-    assert made == tmp_path / "copy" and next_command(made).endswith(f"train {made} --check")
+    copy = new("copy", experiment().folder.name)
+    assert copy == tmp_path / "copy" and next_command(copy).endswith(f"train {copy} --check")
     assert next_command(REPOSITORY / "mine").endswith("train mine --check")
 
 
