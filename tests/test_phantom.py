@@ -73,7 +73,14 @@ def fine_root(tmp_path_factory: pytest.TempPathFactory, phantom: Phantom) -> Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("testing.phantom.make_phantom", lambda shape, voxel_size, seed: phantom)
         write_phantom(
-            root, SEED, SHAPE, 8.0, 1, 1, CROP, annotated=chosen.__getitem__, label_voxel_size=4.0
+            root,
+            SEED,
+            SHAPE,
+            train_crops=1,
+            validate_crops=1,
+            crop_size=CROP,
+            annotated=chosen.__getitem__,
+            label_voxel_size=4.0,
         )
     return root
 
