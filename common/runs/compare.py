@@ -68,7 +68,7 @@ def compare(
 
 
 def _best_first(measure: Measure) -> list[int]:
-    """The numbers of the sides in the order of their values; of equal ones the first named leads."""
+    """The numbers of the sides by their values; of equal ones that which was named first leads."""
     values = [measure.of(side)[0] for side in range(len(measure.groups))]
     return np.argsort(np.negative(values), kind="stable").tolist()
 

@@ -172,7 +172,7 @@ class _Command(click.Command):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except (UserError, FileNotFoundError) as error:
+        except (UserError, OSError) as error:  # a file that may not be read, a full disk
             raise _Refusal(str(error)) from error
 
 

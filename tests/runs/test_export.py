@@ -139,3 +139,19 @@ def test_a_broken_record_is_refused_in_one_sentence(tmp_path):
     assert result.exit_code == 2
     assert result.output.splitlines()[-1].startswith("Error: ")
     assert not (tmp_path / "runs.csv").exists()
+
+
+def test_an_event_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    file = write(tmp_path / "exp/logs/m/s", [value("a", 1, 1)])
+    opened = Path.open
+
+    def refuse(path: Path, *arguments, **options):
+        if path == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    result = unite(tmp_path, "--export-scalars", str(tmp_path / "scalars.csv"))
+    assert result.exit_code == 2
+    assert f"Permission denied: '{file}'" in result.output
+    assert not (tmp_path / "scalars.csv").exists()
