@@ -67,7 +67,7 @@ def evaluate(  # noqa: PLR0913  the options of the command
         crops: see `common.data.regions.find`.
         classes: some of process_config.py's; all unless given.
         manifest_path: table of test crops.
-        write_readme: also into the README of the experiment, with a picture.
+        write_readme: also into the experiment's README, with a picture.
         workers: processes.
         overrides: settings as NAME=VALUE.
         data: root of the data.

@@ -108,7 +108,6 @@ def tune(
     # read before the hours of work: where the file is damaged nothing could be added to it
     runs = process.read_thresholds(path)
     trials = _trials(config, recipe, regions.choose(config, crops, say=say))
-    # all predictions are looked at before the first is processed
     checkpoints = _checkpoints(trials)
     found = search(trials, workers)
     _check_found(found, recipe, crops)
@@ -259,6 +258,7 @@ def _trials(config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region]
 def _checkpoints(trials: Sequence[Trial]) -> dict[str, str]:
     """SHA-256 of the checkpoint that predicted each class; "" where the prediction does not say."""
     checkpoints = {}
+    # all predictions are looked at before the first is processed
     predictions = process.gather(_check, trials)
     for trial, prediction in zip(trials, predictions, strict=True):
         checkpoints[trial.name] = prediction.record.sha256 or ""

@@ -19,6 +19,11 @@ def imported_with(*modules: str) -> set[str]:
     return set(done.stdout.split())
 
 
+def test_scoring_draws_no_pictures():
+    packages = imported_with("common.score.challenge", "common.score.evaluate")
+    assert not packages & {"PIL", "tensorboard", "matplotlib"}
+
+
 @pytest.mark.parametrize(
     "module", ["challenge", "quality", "interval", "result", "submission", "packing", "judge"]
 )
