@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.config.load import load_config
+from common.config.module import load_module
 from common.data import regions
 from common.errors import UserError
 from common.files import REPOSITORY
@@ -15,10 +16,11 @@ from common.talk import command_line, say
 from common.train import run
 
 EXPERIMENT = REPOSITORY / "examples" / "phantom_cell"
+PHANTOM = REPOSITORY / "testing" / "phantom.py"
 
 ONLY_IN_A_CHECKOUT = (
     "demo: it takes examples/phantom_cell and testing/ of the repository; "
-    f"clone that, and type {command_line('demo')} in its folder"
+    f"clone that, install it with `pip install -e .`, and type {command_line('demo')} there"
 )
 
 
@@ -54,11 +56,10 @@ def demo(output: str | Path, minutes: float) -> Path | None:
 
 def write_data(folder: Path) -> None:
     """Write the phantom cell as a data root. Raises UserError outside of a checkout."""
-    try:
-        from testing import phantom
-    except ImportError as error:  # no part of the installed package
-        raise UserError(ONLY_IN_A_CHECKOUT) from error
-    phantom.write_phantom(folder)
+    if not PHANTOM.is_file():
+        raise UserError(ONLY_IN_A_CHECKOUT)
+    # by its path: an installed `csc` does not have the checkout's folder among its packages
+    load_module(PHANTOM).write_phantom(folder)
 
 
 def _run_folders(output: Path) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 
 from common.data import ngff
 from common.errors import UserError
+from common.files import REPOSITORY
 from common.shell import demo
 
 
@@ -68,11 +68,16 @@ def test_an_interrupted_training_ends_it(run, monkeypatch):
     assert run()[0] is None
 
 
-@pytest.mark.parametrize("missing", ["examples", "testing"])
+@pytest.mark.parametrize("missing", ["EXPERIMENT", "PHANTOM"])
 def test_outside_of_the_repository_it_says_what_it_needs(tmp_path, monkeypatch, missing):
-    if missing == "examples":
-        monkeypatch.setattr(demo, "EXPERIMENT", tmp_path / "examples")
-    monkeypatch.setitem(sys.modules, "testing", None)  # as if it could not be imported
+    monkeypatch.setattr(demo, missing, tmp_path / "nowhere")
     with pytest.raises(UserError, match="clone"):
         demo.demo(tmp_path / "out", 1)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_phantom_is_that_of_the_repository(tmp_path, monkeypatch):
+    phantom = SimpleNamespace(write_phantom=lambda folder: (folder / "written").touch())
+    monkeypatch.setattr(demo, "load_module", {REPOSITORY / "testing/phantom.py": phantom}.get)
+    demo.write_data(tmp_path)
+    assert (tmp_path / "written").is_file()

@@ -41,8 +41,7 @@ def test_what_the_engine_imports_is_asked_for():
     asked = {name_of(text) for text in PROJECT["dependencies"]}
     for texts in PROJECT["optional-dependencies"].values():
         asked |= {name_of(text) for text in texts}
-    # of the repository; what doctor does without where it is not there
-    exceptions = {"testing", "packaging"}
+    exceptions = {"packaging"}  # doctor does without where it is not there
     distributions = metadata.packages_distributions()
     for module in imported("common") - exceptions:
         names = {name.lower().replace("_", "-") for name in distributions.get(module, [module])}
@@ -114,6 +113,13 @@ def csc(site, tmp_path):
         )
 
     return call
+
+
+def test_every_file_of_the_engine_is_installed(site):
+    """Tables and templates, too."""
+    listed = ["git", "ls-files", *PACKAGES]
+    done = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert not [name for name in done.stdout.splitlines() if not (site / name).is_file()]
 
 
 def test_the_installed_command_trains_an_experiment_in_an_unrelated_folder(csc, experiment):
