@@ -1,0 +1,1 @@
+"""Pictures of volumes, and volumes in a viewer."""

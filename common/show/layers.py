@@ -1,0 +1,103 @@
+"""What there is to see of a box: raw, truth, predictions and processed volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit
+
+from common.config.settings import TrainConfig
+from common.data import ngff
+from common.data.ngff import Level
+from common.data.records import read_prediction
+from common.data.regions import Region
+
+KINDS = ("raw", "truth", "predictions", "processed")
+
+LABELS = ("truth", "processed")
+"""The kinds whose voxels are ids, or 0 and 1."""
+
+Layers = dict[str, dict[str, list[Level]]]
+"""For each kind the levels of each class that is there; those of the raw are ["raw"][""]."""
+
+
+def find_layers(
+    config: TrainConfig,
+    region: Region,
+    classes: Sequence[str] = (),
+    kinds: Sequence[str] = KINDS,
+    *,
+    say: Callable[[str], None] = print,
+) -> Layers:
+    """What there is to see of a box; what is not there yet is left out and said.
+
+    Args:
+        config: settings of the experiment.
+        region: the box.
+        classes: those of the experiment unless given.
+        kinds: some of KINDS.
+        say: takes a line about what is left out.
+    """
+    folders = {
+        "truth": region.truth,
+        "predictions": region.folder(config.path("predictions_path")),
+        "processed": region.folder(config.path("processed_path")),
+    }
+    wanted = list(classes or config.classes)
+    layers: Layers = {}
+    if "raw" in kinds:
+        layers["raw"] = {"": ngff.open_levels(region.raw)}
+    absent = []
+    for kind, folder in folders.items():
+        if kind not in kinds:
+            continue
+        layers[kind] = _open_classes(folder, wanted)
+        missing = [name for name in wanted if name not in layers[kind]]
+        if not layers[kind]:
+            absent.append(f"no {kind}")
+        elif missing and kind != "truth":  # a crop annotates few classes, which is nothing to say
+            absent.append(f"no {kind} of {', '.join(missing)}")
+    if absent:
+        say(f"note: {region}: {', '.join(absent)}")
+    return layers
+
+
+def _open_classes(folder: Path | None, classes: Sequence[str]) -> dict[str, list[Level]]:
+    """The levels of each class whose image is there and written to its end."""
+    if not folder:
+        return {}
+    return {name: ngff.open_levels(folder / name) for name in classes if _is_whole(folder / name)}
+
+
+def _is_whole(group: Path) -> bool:
+    """Whether an image is there and written to its end."""
+    path = group / ".zattrs"
+    return path.is_file() and f'"{ngff.UNFINISHED}"' not in path.read_text()
+
+
+def probability_of(level: Level) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes probabilities of the voxels of a prediction as it is stored."""
+    if is_logits(level):
+        return expit
+    dtype = level.array.dtype
+    largest = np.iinfo(dtype).max if dtype.kind == "u" else 1
+    return lambda stored: stored / largest
+
+
+def is_logits(level: Level) -> bool:
+    """Whether a prediction holds logits, as it says of itself, and not probabilities."""
+    prediction = read_prediction(level.path.parent)
+    return prediction is not None and prediction.content == "logits"
+
+
+def predicted_by(predictions: Mapping[str, Sequence[Level]]) -> str:
+    """Which checkpoints predicted: run, epoch and metric of each."""
+    checkpoints = []
+    for levels in predictions.values():
+        prediction = read_prediction(levels[0].path.parent)
+        if prediction:
+            run = f"{prediction.model_name}/{prediction.run_name}"
+            checkpoints.append(f"{run}, epoch {prediction.epoch} ({prediction.metric})")
+    return "; ".join(dict.fromkeys(checkpoints))

@@ -1,0 +1,199 @@
+"""A picture of a box: a row for each of some z slices, a column for each kind of volume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from common.data import ngff, regrid
+from common.data.ngff import Grid, Level
+from common.data.regions import Region
+from common.show import figures
+from common.show.layers import LABELS, Layers, predicted_by, probability_of
+
+PANEL = 512
+"""Pixels of the longer side of a panel, at most; a smaller crop is enlarged by a whole number."""
+
+ENLARGED = 360
+"""Pixels that an enlarged panel should have."""
+
+NARROWEST = 480
+"""Pixels of a picture's width, at least: the title must be read."""
+
+DEPTHS = (0.25, 0.5, 0.75)
+"""Which z slices of a crop are shown, as fractions of its depth."""
+
+CONTRAST = (0.5, 99.5)
+"""Percentiles of the raw in a picture that are black and white in it."""
+
+SHOWN = 0.5
+"""Probability above which a class is in the picture's legend."""
+
+WHITE = 255
+
+Volumes = dict[str, np.ndarray]
+"""(slices, y, x) values of each class."""
+
+
+def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) -> np.ndarray:
+    """A picture of a box, (y, x, 3) uint8: a row for each z slice, a column for each kind.
+
+    Classes lie over each other, the largest lowest; of objects with ids each has a colour. No more
+    is read than these slices.
+    """
+    grids = slice_grids(region, layers, depths)
+    kinds = [kind for kind, classes in layers.items() if classes]
+    classes: dict[str, Volumes] = {}
+    for kind in kinds:
+        if kind != "raw":
+            of_kind = layers[kind].items()
+            classes[kind] = {name: values(kind, levels, grids) for name, levels in of_kind}
+    order = _painting_order(classes)
+    columns = []
+    if layers.get("raw"):
+        raw = values("raw", layers["raw"][""], grids)
+        columns.append([figures.grey(plane) for plane in _stretched(raw)])
+    for volumes in classes.values():
+        painted = {name: volumes[name] for name in order if name in volumes}
+        columns.append(_in_colour(painted, len(grids), grids[0].shape[1:]))
+    picture = _panels(columns, grids[0])
+    heads = figures.text_line(kinds, picture.shape[1])
+    picture = np.concatenate([heads, picture])
+    width = max(picture.shape[1], NARROWEST)
+    margin = width - picture.shape[1]
+    picture = np.pad(picture, ((0, 0), (0, margin), (0, 0)), constant_values=WHITE)
+    names = [name for name in _names(classes) if name in order]
+    title = _title(region, layers, grids, names=names, width=width)
+    return np.concatenate([*title, picture])
+
+
+def slice_grids(region: Region, layers: Layers, depths: Sequence[float]) -> list[Grid]:
+    """Grids of one voxel in depth and square pixels, at fractions of the depth of a box.
+
+    Voxels are those of the coarser of raw and truth, or coarser, so that PANEL pixels are enough.
+    """
+    present = [layers[kind] for kind in ("raw", "truth") if layers.get(kind)]
+    if not present:
+        present = [classes for classes in layers.values() if classes]
+    finest = []
+    for classes in present:
+        scales = [levels[0].scale for levels in classes.values()]
+        finest.append(np.min(scales, axis=0))
+    scale = np.max(finest, axis=0)
+    extent = region.upper - region.lower
+    side = scale[1:].max()
+    # less a little, so that rounding of nm does not make a pixel twice as large
+    pixel = side * max(1, np.ceil(extent[1:].max() / side / PANEL - 1e-6))
+    voxel = np.array([scale[0], pixel, pixel])
+    shape = np.maximum(1, np.rint(extent / voxel)).astype(int).tolist()
+    planes = sorted({min(int(depth * shape[0]), shape[0] - 1) for depth in depths})
+    grids = []
+    for z in planes:
+        offset = np.array([z * voxel[0], 0, 0])
+        grids.append(Grid(region.lower + voxel / 2 + offset, voxel, (1, shape[1], shape[2])))
+    return grids
+
+
+def values(kind: str, levels: Sequence[Level], grids: Sequence[Grid]) -> np.ndarray:
+    """(slices, y, x) of one volume on some grids.
+
+    Labels are integer ids, or 0 and 1; predictions float32 probabilities; raw as it is stored, in
+    float32.
+    """
+    level = ngff.pick_level(levels, grids[0].scale)
+    if kind in LABELS:
+        return np.concatenate([regrid.ids(level, grid) for grid in grids])
+    change = probability_of(level) if kind == "predictions" else np.positive
+    return np.concatenate([_resampled(level, grid, change) for grid in grids])
+
+
+def contrast(raw: np.ndarray) -> tuple[float, float]:
+    """The values of raw that are black and white."""
+    low, high = np.percentile(raw, CONTRAST)
+    return float(low), float(high)
+
+
+def _resampled(level: Level, grid: Grid, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Changed intensities on a grid, 0 outside of the volume.
+
+    Means over larger voxels, linear between the centres of smaller ones.
+    """
+    lower, upper = (np.array(grid.box()) - level.box()[0]) / level.scale
+    start = np.clip(np.floor(lower) - 1, 0, level.shape - 1).astype(int)
+    stop = np.clip(np.ceil(upper) + 1, start + 1, level.shape).astype(int)
+    window = Grid(level.translation + start * level.scale, level.scale, tuple(stop - start))
+    weights = []
+    for axis in range(3):
+        target = regrid.axis_of(grid, axis)
+        weights.append(regrid.axis_weights(target, regrid.axis_of(window, axis)))
+    # changed before it is averaged: what lies outside is no logit of 0, which were one half
+    block = np.nan_to_num(change(level.read(start, stop).astype(np.float32)), copy=False)
+    return np.einsum("az,by,cx,zyx->abc", *weights, block, optimize=True)
+
+
+def _stretched(raw: np.ndarray) -> np.ndarray:
+    """In [0, 1], by the percentiles of CONTRAST."""
+    low, high = np.percentile(raw, CONTRAST)
+    return np.clip((raw - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _names(classes: Mapping[str, Volumes]) -> list[str]:
+    """The classes of all kinds, each once."""
+    names: dict[str, None] = {}
+    for volumes in classes.values():
+        names |= dict.fromkeys(volumes)
+    return list(names)
+
+
+def _painting_order(classes: Mapping[str, Volumes]) -> list[str]:
+    """The classes that are seen in any kind, the largest first."""
+    names = _names(classes)
+    masks = []
+    for name in names:
+        of_class = [volumes[name] > SHOWN for volumes in classes.values() if name in volumes]
+        masks.append(np.any(of_class, axis=0))
+    return [names[channel] for channel in figures.largest_first(masks) if masks[channel].any()]
+
+
+def _in_colour(volumes: Volumes, slices: int, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """An RGB image of each slice, classes painted in the order given."""
+    images = []
+    for z in range(slices):
+        shares = np.zeros((len(volumes), *shape), np.float32)
+        colours = list(figures.class_colours(list(volumes)))
+        for channel, volume in enumerate(volumes.values()):
+            shares[channel] = np.minimum(volume[z], 1)
+            if volume.max() > 1:
+                colours[channel] = figures.object_colours(volume[z], colours[channel])
+        images.append(figures.classes_in_colour(shares, range(len(volumes)), colours))
+    return images
+
+
+def _panels(columns: Sequence[Sequence[np.ndarray]], grid: Grid) -> np.ndarray:
+    """Columns of slices side by side, enlarged, with a scale bar in the first."""
+    times = max(1, round(ENLARGED / max(grid.shape)))
+    rows = []
+    for images in zip(*columns, strict=True):
+        rows.append([figures.enlarged(image, times) for image in images])
+    rows[0][0] = figures.scale_bar(rows[0][0], grid.scale[2] / times)
+    beside = [figures.beside(row, background=WHITE) for row in rows]
+    return figures.above(beside, background=WHITE)
+
+
+def _title(
+    region: Region, layers: Layers, grids: Sequence[Grid], *, names: Sequence[str], width: int
+) -> list[np.ndarray]:
+    """What stands above the panels: box, checkpoint, depths, and a legend of the classes."""
+    truth = layers.get("truth", {})
+    labels = []
+    for name in names:
+        is_unchecked = truth and name not in truth
+        labels.append(f"{name} (no truth)" if is_unchecked else name)
+    depths = ", ".join(f"{grid.origin[0]:g}" for grid in grids)
+    checkpoint = predicted_by(layers.get("predictions", {}))
+    return [
+        figures.text_line([f"{region}   {checkpoint}"], width, 18),
+        figures.text_line([f"z {depths} nm"], width, 13),
+        figures.legend(labels, figures.class_colours(names), width),
+    ]
