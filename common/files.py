@@ -44,17 +44,18 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
+def replacing(path: str | Path, durable: bool = False, sole_writer: bool = False) -> Iterator[Path]:
     """A temporary file to write, which takes the place of `path` when the block ends.
 
     Whoever reads `path` sees the old file or the new one, never a part, also if the block fails.
-    Folders above it are made. durable: the bytes are on disk before the old file goes.
+    Folders above it are made. durable: the bytes are on disk before the old file goes. sole_writer:
+    no other process writes this file, so what a killed one left of it is written over.
 
     Raises FileError if it cannot be written; then the old file stands, and nothing of the new one.
     """
     path = Path(path)
     # the process in the name: several may write the same file, and each replaces it whole
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{'part' if sole_writer else os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -34,6 +34,16 @@ def test_what_fails_leaves_the_file_before_it_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_sole_writer_writes_over_what_a_killed_process_left(tmp_path):
+    path = tmp_path / "chunk"
+    with files.replacing(path, sole_writer=True) as temporary:
+        left = temporary
+    left.write_text("half")
+    with files.replacing(path, sole_writer=True) as temporary:
+        temporary.write_text("whole")
+    assert [file.name for file in tmp_path.iterdir()] == ["chunk"]
+
+
 def test_a_full_disk_is_a_sentence_with_the_file_and_what_stands(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

@@ -37,9 +37,7 @@ class Raw:
     @property
     def grid(self) -> Grid:
         """Where the averaged voxels are."""
-        origin = self.level.translation + (self.factor - 1) / 2 * self.level.scale
-        shape = self.level.shape // self.factor
-        return Grid(origin, self.level.scale * self.factor, tuple(shape.tolist()))
+        return averaged_grid(self.level, self.factor)
 
     def read(self, start: Vector, stop: Vector) -> np.ndarray:
         """Averaged voxels start..stop, which lie within the volume.
@@ -106,6 +104,13 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = ()) -> Raw:
         )
     dtype = np.dtype(np.uint8 if level.array.dtype == np.uint8 else np.float32)
     return Raw(level, reduction(scale, level.scale, level.shape), tuple(raw_range), dtype)
+
+
+def averaged_grid(level: Level, factor: np.ndarray) -> Grid:
+    """Where a level's voxels are once `factor` became one; an incomplete last one is left out."""
+    origin = level.translation + (factor - 1) / 2 * level.scale
+    shape = level.shape // factor
+    return Grid(origin, level.scale * factor, tuple(shape.tolist()))
 
 
 def reduction(wanted: Vector, scale: np.ndarray, shape: np.ndarray) -> np.ndarray:
