@@ -36,9 +36,7 @@ def test_what_fails_leaves_the_file_before_it_and_nothing_else(tmp_path):
 
 def test_a_sole_writer_writes_over_what_a_killed_process_left(tmp_path):
     path = tmp_path / "chunk"
-    with files.replacing(path, sole_writer=True) as temporary:
-        left = temporary
-    left.write_text("half")
+    (tmp_path / ".chunk.part").write_text("half")
     with files.replacing(path, sole_writer=True) as temporary:
         temporary.write_text("whole")
     assert [file.name for file in tmp_path.iterdir()] == ["chunk"]

@@ -21,6 +21,7 @@ from common.data.ngff import (
     pyramid,
     write_multiscale,
 )
+from common.errors import UserError
 
 VOLUME = np.random.default_rng(0).integers(0, 256, (10, 12, 14), np.uint8)
 
@@ -94,17 +95,12 @@ def test_block_mean_of_bright_voxels_does_not_overflow():
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.float16, np.float32])
 @pytest.mark.parametrize("factors", [(2, 2, 2), (1, 3, 2), (5, 1, 1), (7, 7, 7)])
 def test_block_mean_is_numpys_mean_over_each_block(dtype, factors):
-    volume = (
-        np.random.default_rng(0).random((15, 16, 17)) * 250
-        - (120 if np.dtype(dtype).kind == "i" else 0)
-    ).astype(dtype)
-    expected = np.empty([n // f for n, f in zip(volume.shape, factors, strict=True)])
+    lowest = -120 if np.dtype(dtype).kind == "i" else 0
+    volume = (lowest + 250 * np.random.default_rng(0).random((15, 16, 17))).astype(dtype)
+    expected = np.empty(np.array(volume.shape) // factors)
     for index in np.ndindex(expected.shape):
-        expected[index] = (
-            volume[tuple(slice(i * f, i * f + f) for i, f in zip(index, factors, strict=True))]
-            .astype(float)
-            .mean()
-        )
+        start = np.multiply(index, factors)
+        expected[index] = volume[ngff.slices(start, start + factors)].astype(float).mean()
     found = block_mean(volume, factors)
     assert found.dtype == dtype
     if np.dtype(dtype).kind == "f":
@@ -164,8 +160,8 @@ def test_what_is_not_finished_is_no_image(tmp_path):
         tmp_path / "image", GRID, np.uint8, (4, 8, 8), attributes={"class": "mito"}
     )
     with pytest.raises(
-        ValueError,
-        match="image: half-written; run the command that writes it again, it goes on where it stopped",
+        UserError,
+        match="image: half-written",
     ):
         open_levels(tmp_path / "image")
 
@@ -208,9 +204,8 @@ def test_a_level_that_was_written_along_is_kept(tmp_path):
     assert (level.shape, level.chunks) == ((9, 20, 21), (4, 4, 4))
     ngff.finish_multiscale(tmp_path / "image", GRID, pyramid(GRID, 10), block_mean, written=1)
     _, found, coarsest = open_levels(tmp_path / "image")
-    assert (found.read((0, 0, 0), (9, 20, 21)) == 7).all() and (
-        coarsest.read((0, 0, 0), (9, 10, 10)) == 7
-    ).all()
+    assert (found.read((0, 0, 0), (9, 20, 21)) == 7).all()
+    assert (coarsest.read((0, 0, 0), (9, 10, 10)) == 7).all()
 
 
 def test_starting_removes_what_was_there(tmp_path):
@@ -353,21 +348,21 @@ def test_of_two_levels_equally_near_the_finer_is_picked(image):
 )
 def test_metadata_that_do_not_place_an_image_are_refused(image, edit, words):
     change(image, edit)
-    with pytest.raises(ValueError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         open_levels(image)
     assert str(image) in str(error.value)
 
 
 def test_a_group_without_multiscales_is_refused(image):
     (image / ".zattrs").write_text("{}")
-    with pytest.raises(ValueError, match="no 'multiscales'"):
+    with pytest.raises(UserError, match="no 'multiscales'"):
         open_levels(image)
 
 
 @pytest.mark.parametrize("name", [".zattrs", "s0/.zarray"])
 def test_metadata_that_are_cut_short_are_named(image, name):
     (image / name).write_text((image / name).read_text()[:20])
-    with pytest.raises(ValueError, match=str(image)):
+    with pytest.raises(UserError, match=str(image)):
         open_levels(image)
 
 
@@ -378,19 +373,19 @@ def test_a_path_without_group_is_named(tmp_path):
 
 def test_a_folder_that_is_no_group_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="folder: not a zarr v2 group"):
+    with pytest.raises(UserError, match="folder: not a zarr v2 group"):
         open_levels(tmp_path / "folder")
 
 
 def test_a_missing_array_is_named(image):
     shutil.rmtree(image / "s1")
-    with pytest.raises(FileNotFoundError, match="s1: array named in .zattrs is missing"):
+    with pytest.raises(FileNotFoundError, match="s1: array named"):
         open_levels(image)
 
 
 def test_an_array_with_a_channel_axis_is_refused(image):
     zarr.open_group(str(image), mode="a").create_dataset("s0", data=VOLUME[None], overwrite=True)
-    with pytest.raises(ValueError, match="s0: 4 axes"):
+    with pytest.raises(UserError, match="s0: 4 axes"):
         open_levels(image)
 
 
@@ -411,7 +406,5 @@ def test_a_chunk_cut_short_is_named_with_its_array(image, codec):
     )
     chunk = image / "s0" / "0.0.0"
     chunk.write_bytes(chunk.read_bytes()[:100])
-    with pytest.raises(
-        ValueError, match=r"s0: a chunk in voxels \[0, 0, 0\] to \[1, 1, 1\] cannot be decoded"
-    ):
+    with pytest.raises(UserError, match=r"s0: a chunk in voxels \[0, 0, 0\] to \[1, 1, 1\]"):
         open_levels(image)[0].read((0, 0, 0), (1, 1, 1))

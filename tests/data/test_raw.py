@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from common.data import raw
-from common.data.ngff import write_multiscale
+from common.data.ngff import slices, write_multiscale
 from common.data.raw import mirror, open_raw, reduction
+from common.errors import UserError
 
 VOLUME = np.random.default_rng(0).integers(0, 256, (13, 18, 22), np.uint8)
 
@@ -24,15 +25,11 @@ def image(tmp_path) -> Path:
 
 def means(volume: np.ndarray, factors: tuple[int, int, int]) -> np.ndarray:
     """Block means, one block after another."""
-    shape = tuple(n // f for n, f in zip(volume.shape, factors, strict=True))
-    return np.array(
-        [
-            volume[tuple(slice(i * f, i * f + f) for i, f in zip(index, factors, strict=True))]
-            .astype(float)
-            .mean()
-            for index in np.ndindex(shape)
-        ]
-    ).reshape(shape)
+    result = np.empty(np.array(volume.shape) // factors)
+    for index in np.ndindex(result.shape):
+        start = np.multiply(index, factors)
+        result[index] = volume[slices(start, start + factors)].astype(float).mean()
+    return result
 
 
 def test_raw_of_the_wanted_voxel_size_is_read_as_it_is(image):
@@ -83,9 +80,9 @@ def test_averaged_voxels_are_block_means_and_lie_in_their_middle(image, monkeypa
     ],
 )
 def test_beyond_the_volume_raw_is_mirrored(image, start, stop):
-    """np.pad is the reference, also where the mirror image is mirrored again, and where nothing is inside."""
+    """As np.pad does, also where the mirror image is mirrored again and where nothing is inside."""
     padded = np.pad(VOLUME, 80, mode="reflect")
-    expected = padded[tuple(slice(a + 80, b + 80) for a, b in zip(start, stop, strict=True))]
+    expected = padded[slices(np.add(start, 80), np.add(stop, 80))]
     np.testing.assert_array_equal(open_raw(image, (8, 8, 8)).read_mirrored(start, stop), expected)
 
 
@@ -151,7 +148,7 @@ def test_floats_are_cut_off_before_they_are_averaged(tmp_path):
 def test_a_type_without_a_natural_range_is_refused_before_it_is_read(tmp_path, dtype):
     write_multiscale(tmp_path / "raw", VOLUME.astype(dtype), (8, 8, 8))
     with pytest.raises(
-        ValueError, match=f"s0: raw of type {np.dtype(dtype)} has no natural range; set raw_range ="
+        UserError, match=f"s0: raw of type {np.dtype(dtype)} has no natural range; set raw_range ="
     ):
         open_raw(tmp_path / "raw", (8, 8, 8))
 

@@ -1,4 +1,4 @@
-"""Which boxes a command works on: crops of the split, of the data root, of the manifest, or any volume."""
+"""Which boxes a command works on: crops of split, data root or manifest, or any volume."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from conftest import CLASSES, CROPS, write_data
 from common.data import manifest, regions
 from common.data.ngff import write_multiscale
 from common.data.regions import Region, find, of_volume
+from common.errors import UserError
 
 TESTS = """crop_name,dataset,class_label,voxel_size,translation,shape
 7,tiny,mito,[8.0;8.0;8.0],[16.0;24.0;32.0],[10;10;10]
@@ -79,7 +80,7 @@ def test_a_test_crop_is_the_box_around_all_of_its_classes(experiment, entries):
 
 
 def test_crops_that_are_nowhere_are_named_with_those_that_are_there(experiment):
-    with pytest.raises(ValueError, match="no crop 'crop77'; there are 3: crop1, crop2, crop3"):
+    with pytest.raises(UserError, match="no crop 'crop77'; there are 3: crop1, crop2, crop3"):
         find(experiment().config(), "validate,77")
 
 
@@ -87,14 +88,12 @@ def test_a_split_without_the_asked_for_usage(experiment):
     tiny = experiment()
     split = tiny.folder / "datasplit.csv"
     split.write_text("\n".join(line for line in split.read_text().splitlines() if "train" in line))
-    with pytest.raises(
-        ValueError, match="no crop for --crops validate; write validate, train, test"
-    ):
+    with pytest.raises(UserError, match="no crop for --crops validate"):
         find(tiny.config())
 
 
 def test_test_crops_need_a_manifest(experiment):
-    with pytest.raises(ValueError, match="no manifest of test crops; write --manifest FILE"):
+    with pytest.raises(UserError, match="no manifest of test crops"):
         find(experiment().config(), "test")
 
 
@@ -142,7 +141,7 @@ def test_a_whole_volume(volume):
         ("0:40,100:110,10000000:10000020", (0, 100, 1e7), (40, 110, 1e7 + 20)),
         (":,:,:", (-4, 96, 1e7), (76, 196, 1e7 + 40)),
         (" 8 : 16 , : 120, 10000004.5: ", (8, 96, 1e7 + 4.5), (16, 120, 1e7 + 40)),
-        ("-100:0,0:1e9".replace("1e9", "1000000000") + ",:", (-4, 96, 1e7), (0, 196, 1e7 + 40)),
+        ("-100:0,0:1000000000,:", (-4, 96, 1e7), (0, 196, 1e7 + 40)),
     ],
 )
 def test_a_box_of_a_volume_in_nm_within_the_volume(volume, roi, lower, upper):
@@ -163,21 +162,21 @@ def test_boxes_that_differ_have_folders_that_differ(volume):
     "roi", ["0:40", "0-40,0-40,0-40", "a:b,:,:", "0:40,100:110,:,:", "0:40 100:110 0:20"]
 )
 def test_text_that_is_no_box(volume, roi):
-    with pytest.raises(ValueError, match=f"--roi {roi}; write z0:z1,y0:y1,x0:x1 in nm"):
+    with pytest.raises(UserError, match=f"--roi {roi}; write z0:z1"):
         of_volume(volume, roi)
 
 
 @pytest.mark.parametrize("roi", ["76:100,:,:", ":-4,:,:", "20:20,:,:", "30:20,:,:", ":,:,0:100"])
 def test_a_box_that_is_empty_or_outside(volume, roi):
     with pytest.raises(
-        ValueError,
+        UserError,
         match=f"--roi {roi}: no box within {volume}, which is -4:76,96:196,10000000:10000040 nm",
     ):
         of_volume(volume, roi)
 
 
 def test_a_box_of_no_volume(experiment):
-    with pytest.raises(ValueError, match="--roi 0:8,0:8,0:8: a box of what"):
+    with pytest.raises(UserError, match="--roi 0:8,0:8,0:8: a box of what"):
         regions.choose(experiment().config(), roi="0:8,0:8,0:8")
 
 
@@ -192,5 +191,5 @@ def test_a_volume_needs_no_data_split(experiment, volume):
 def test_a_path_without_a_volume(volume):
     with pytest.raises(FileNotFoundError, match="nowhere: no such zarr group"):
         of_volume(volume / "nowhere")
-    with pytest.raises(ValueError, match="s0: not a zarr v2 group"):
+    with pytest.raises(UserError, match="s0: not a zarr v2 group"):
         of_volume(volume / "s0")

@@ -9,8 +9,9 @@ import pytest
 from scipy.ndimage import map_coordinates
 from skimage.transform import downscale_local_mean
 
-from common.data.ngff import Grid, Level, open_levels, write_multiscale
+from common.data.ngff import Grid, Level, open_levels, slices, write_multiscale
 from common.data.regrid import Axis, axis_weights, covers, ids, mask, shortfall
+from common.errors import UserError
 
 RNG = np.random.default_rng(7)
 
@@ -32,13 +33,10 @@ def grid(origin, scale, shape) -> Grid:
 
 def positions(level: Level, target: Grid) -> np.ndarray:
     """(3, z, y, x) centres of the target voxels in source voxels."""
-    start, step = (target.origin - level.translation) / level.scale, target.scale / level.scale
-    return np.stack(
-        np.meshgrid(
-            *(a + s * np.arange(n) for a, s, n in zip(start, step, target.shape, strict=True)),
-            indexing="ij",
-        )
-    )
+    start = (target.origin - level.translation) / level.scale
+    step = target.scale / level.scale
+    axes = [a + s * np.arange(n) for a, s, n in zip(start, step, target.shape, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"))
 
 
 def overlap_by_hand(out_origin, out_scale, n_out, in_origin, in_scale, n_in) -> np.ndarray:
@@ -69,7 +67,7 @@ def test_ids_on_their_own_grid_are_copied(source):
 
 
 def test_ids_of_a_drawn_row_at_half_the_voxel_size(source):
-    """8 nm voxels at 0 and 8 nm; 4 nm voxels at -2, 2, 6, 10: two in each, whose centres differ by half of theirs."""
+    """8 nm voxels at 0 and 8 nm; 4 nm voxels at -2, 2, 6, 10: two in each."""
     level = source([[[3, 9]]], (8, 8, 8))
     np.testing.assert_array_equal(
         ids(level, grid((0, 0, -2), (8, 8, 4), (1, 1, 4))), [[[3, 3, 9, 9]]]
@@ -77,7 +75,7 @@ def test_ids_of_a_drawn_row_at_half_the_voxel_size(source):
 
 
 def test_ids_at_double_the_voxel_size_are_ids_that_were_there(source):
-    """Trap 28: two cubes 3 and 9 in floats, downsampled, stay 3 and 9 and keep their size."""
+    """Two cubes 3 and 9 in floats, downsampled, stay 3 and 9 and keep their size."""
     volume = np.zeros((16, 16, 16), np.float32)
     volume[:8, :8, :8], volume[8:, 8:, 8:] = 3, 9
     found = ids(source(volume), grid((4, 4, 4), (16, 16, 16), (8, 8, 8)))
@@ -129,7 +127,7 @@ def test_ids_keep_their_dtype_and_their_largest_value(source, dtype):
     ("largest", "dtype"), [(255, np.uint8), (256, np.uint16), (70_000, np.uint32), (0, np.uint8)]
 )
 def test_whole_floats_are_ids_in_the_smallest_dtype(source, largest, dtype):
-    """Trap 30: 512 objects in floats are 512 objects. The large ids come in a late layer of chunks."""
+    """512 objects in floats are 512 objects. The large ids come in a late layer of chunks."""
     volume = np.zeros((12, 3, 3), np.float32)
     volume[1], volume[-1] = min(largest, 200), largest
     found = ids(source(volume), grid((0, 0, 0), (8, 8, 8), volume.shape))
@@ -141,7 +139,7 @@ def test_whole_floats_are_ids_in_the_smallest_dtype(source, largest, dtype):
 def test_floats_that_are_no_ids_are_refused(source, wrong):
     volume = np.ones((2, 2, 2))
     volume[1, 0, 1] = wrong
-    with pytest.raises(ValueError, match=r"s0: (.* is no id of an object|id inf in float64)"):
+    with pytest.raises(UserError, match=r"s0: (.* is no id of an object|id inf in float64)"):
         ids(source(volume), grid((0, 0, 0), (8, 8, 8), (2, 2, 2)))
 
 
@@ -149,7 +147,7 @@ def test_float_ids_beyond_the_last_whole_number_are_refused(source):
     """2^24 + 1 and 2^24 are one number in float32."""
     assert np.float32(2**24 + 1) == np.float32(2**24)
     with pytest.raises(
-        ValueError, match="id 16777218 in float32, which skips numbers beyond 16777216"
+        UserError, match="id 16777218 in float32, which skips numbers beyond 16777216"
     ):
         ids(
             source(np.full((1, 1, 1), 2**24 + 2, np.float32)), grid((0, 0, 0), (8, 8, 8), (1, 1, 1))
@@ -174,7 +172,7 @@ def test_an_integer_above_zero_is_the_class(source, dtype):
 
 
 def test_a_probability_on_its_own_grid_is_thresholded(source):
-    """Trap 29: a probability of 0.9 is the class, not 0; one of a half is not."""
+    """A probability of 0.9 is the class, not 0; one of a half is not."""
     level = source(np.array([[[0.9, 0.5, 0.51, 0.0, 1.0]]], np.float32))
     np.testing.assert_array_equal(
         mask(level, grid((0, 0, 0), (8, 8, 8), (1, 1, 5))), [[[1, 0, 1, 0, 1]]]
@@ -201,7 +199,10 @@ def test_rounding_of_nm_does_not_make_another_grid(source):
 
 
 def test_a_difference_in_scale_that_adds_up_is_resampled(source):
-    """Voxels of 8.004 nm are one voxel of 8 nm behind after 2000: the mean over each is a difference of the running sum."""
+    """Voxels of 8.004 nm are one voxel of 8 nm behind after 2000.
+
+    The mean over each is a difference of the running sum.
+    """
     volume = np.random.default_rng(0).random(2000).round()
     edges = -4.002 + 8.004 * np.arange(2000)
     running = np.interp(edges, -4 + 8 * np.arange(2001), np.cumsum([0, *volume]))
@@ -250,7 +251,7 @@ def test_coarser_masks_on_random_grids_are_means_over_the_extent(source, seed):
     rng = np.random.default_rng(seed)
     volume = probabilities(rng.integers(6, 14, 3), seed)
     level = source(volume, rng.uniform(2, 9, 3), rng.uniform(-99, 99, 3))
-    low, high = level.box()
+    low, _ = level.box()
     target = grid(
         rng.uniform(low - 5, low + 20), level.scale * rng.uniform(1, 4, 3), rng.integers(1, 9, 3)
     )
@@ -283,7 +284,7 @@ def test_finer_masks_on_random_grids_are_scipys_linear_interpolation(source, see
 
 
 def test_a_mask_at_half_the_voxel_size_is_every_voxel_twice(source):
-    """The step between two centres is crossed half way, so nothing moves: trap 34 shifts and leaves seams between chunks."""
+    """The step between two centres is crossed half way: nothing moves, no seams between chunks."""
     volume = RNG.integers(0, 2, (9, 10, 11), np.uint8)
     found = mask(source(volume), grid((0, 0, -2), (8, 8, 4), (9, 10, 22)))
     np.testing.assert_array_equal(found, volume.repeat(2, 2))
@@ -323,7 +324,7 @@ def test_floats_that_are_no_probabilities_are_refused(source, low, high):
     level = source(np.array([[[low, high]]], np.float32))
     for target in (grid((0, 0, 0), (8, 8, 8), (1, 1, 2)), grid((1, 0, 0), (4, 8, 8), (1, 1, 2))):
         with pytest.raises(
-            ValueError, match=r"s0: values from .*; write a mask .* probabilities in \[0, 1\]"
+            UserError, match=r"s0: values from .*; write a mask .* probabilities in \[0, 1\]"
         ):
             mask(level, target)
 
@@ -343,12 +344,13 @@ def test_floats_that_are_no_probabilities_are_refused(source, low, high):
 def test_one_layer_of_chunks_under_the_grid_is_read_at_a_time(
     source, monkeypatch, resample, origin, scale, more
 ):
-    """With the planes beyond it that its last target voxels reach into; no layer begins two reads."""
-    level, reads = source(np.ones((40, 12, 12), np.uint8)), []
+    """With the planes beyond it that the last target voxels need; no layer begins two reads."""
+    level = source(np.ones((40, 12, 12), np.uint8))
+    reads = []
 
     def read(self, start, stop):
         reads.append((start, stop))
-        return self.array[tuple(map(slice, start, stop))]
+        return self.array[slices(start, stop)]
 
     monkeypatch.setattr(Level, "read", read)
     assert resample(level, grid(origin, scale, (12, 4, 4))).all()
@@ -361,7 +363,7 @@ def test_one_layer_of_chunks_under_the_grid_is_read_at_a_time(
 
 
 def test_weights_of_a_drawn_case():
-    """Two source voxels of 2 under a target of 3 that begins at the same corner: the first whole, half of the second."""
+    """Two source voxels of 2 under a target of 3 that begins at the same corner."""
     np.testing.assert_allclose(
         axis_weights(Axis(1.5, 3, 1), Axis(1, 2, 2)), [[2 / 3, 1 / 3]], rtol=1e-6
     )
@@ -396,7 +398,7 @@ def test_rows_sum_to_what_the_source_covers(seed, repeat_edge):
 
 @pytest.mark.parametrize("out_scale", [3.0, 4.0, 11.0])
 def test_a_repeated_edge_is_an_edge_padded_source(out_scale):
-    """The same weights as of a source that goes on for 20 voxels on both sides with its outermost values."""
+    """As of a source that goes on for 20 voxels on both sides with its outermost values."""
     values = RNG.random(6)
     padded = np.pad(values, 20, "edge")
     out = (-50.0, out_scale, 12)
