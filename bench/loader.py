@@ -29,8 +29,7 @@ def ours(csv: Path, input_size: int, target_size: int, rotate: bool):
     from common import runtime
     from common.classes import TESTED
     from common.config.settings import TrainConfig
-    from common.data.loaders import open_data
-    from common.train.run import training_batches
+    from common.data.loaders import open_data, training_batches
 
     transforms = {
         "mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.5}},

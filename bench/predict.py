@@ -51,7 +51,7 @@ def write_checkpoints(scratch: Path) -> None:
     """{output}.pt for both of OUTPUTS, as the trainer saves them."""
     from common import runtime
     from common.model import build
-    from common.train import optim, run
+    from common.train import checkpoint, optim
     from common.train.steps import State
 
     config = settings(scratch, "cpu")
@@ -72,7 +72,7 @@ def write_checkpoints(scratch: Path) -> None:
                         config.classes
                     ):
                         module.weight.mul_(30)
-        run.save(config, state, "none", output)
+        checkpoint.save_state(config, state, "none", output)
 
 
 def write_volume(path: Path, side: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import operator
@@ -45,6 +46,7 @@ def check_settings(
         *_spatial_problems(fitting.get("spatial_transforms", {})),
         *_field_problems(fitting),
         *_call_problems(fitting),
+        *_metric_problems(fitting),
     ]
     if every:
         raise UserError("\n".join(f"{where}: {problem}" for problem in every))
@@ -228,7 +230,7 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
         "build_model": (1, values.get("model_kwargs", {})),
         "optimizer": (1, {"lr": 0.0, "weight_decay": 0.0}),
         "scheduler": (1, values.get("scheduler_kwargs", {})),
-        "criterion": (3, {}),
+        "criterion": (_loss_arguments(values.get("criterion")), {}),
         "augment": (2, {}),
         "process_func": (1, {}),
         "instance_func": (3, {}),
@@ -258,6 +260,34 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
             "classes; set weighted_sampler = True, or leave the weights out"
         )
     return problems
+
+
+METRICS = ("dice", "iou", "precision", "recall", "loss")
+"""What best_metric may be without metrics of the user's own."""
+
+
+def _metric_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the user's metrics, and with a best_metric that is none."""
+    own = values.get("metrics", {})
+    problems = []
+    for name, metric in own.items():
+        if name in METRICS or not isinstance(name, str) or not name.isidentifier():
+            problems.append(f"metrics[{name!r}]; give it another name, of letters, digits and _")
+        elif not callable(metric) or _refuses(metric, 4, {}):
+            problems.append(f"metrics['{name}'] = {as_text(metric)}; write metric(tp, fp, fn, tn)")
+    best = values.get("best_metric", "dice")
+    if best not in (*METRICS, *own):
+        choices = ", ".join(map(repr, (*METRICS, *own)))
+        problems.append(f"best_metric = '{best}'; write one of {choices}")
+    return problems
+
+
+def _loss_arguments(criterion: Any) -> int:
+    """With how many arguments a criterion is called: a class with none, others with 3 or 2."""
+    made = criterion.func if isinstance(criterion, functools.partial) else criterion
+    if inspect.isclass(made):
+        return 0
+    return 2 if criterion and _refuses(criterion, 3, {}) else 3
 
 
 def _refuses(function: Callable, arguments: int, keywords: dict[str, Any]) -> str:

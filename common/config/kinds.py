@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import types
@@ -54,12 +53,6 @@ Sinks = Check(
     "'tensorboard', 'mlflow', or a class of your own like common.train.tracking.Sink",
 )
 Halo = Check(lambda value: len(value) == 3 and min(value) >= 0, "three numbers of voxels, z, y, x")
-# the public toolbox takes a class here, of which it makes the loss itself
-NotAClass = Check(
-    lambda value: not inspect.isclass(value),
-    "a function such as common.train.losses.bce_dice, not a class",
-)
-
 
 _WORDS: dict[Any, str] = {
     bool: "True or False",

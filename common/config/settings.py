@@ -17,7 +17,6 @@ from common.config.kinds import (
     Fraction,
     Halo,
     Interval,
-    NotAClass,
     NotNegative,
     Positive,
     RawRange,
@@ -142,9 +141,10 @@ class TrainConfig:
     best_metric."""
     scheduler_kwargs: dict = field(default_factory=dict)
     """Passed to the scheduler by name."""
-    criterion: Annotated[Callable | None, NotAClass] = None
-    """`criterion(logits, target, pos_weight)` from common.train.losses or like it; weighted_bce
-    unless set."""
+    criterion: Callable | None = None
+    """The loss: `criterion(logits, target, pos_weight)` from common.train.losses or like it, or any
+    loss of torch or MONAI, which is called with logits and a dense target of 0 and 1, see
+    common.train.criterion; weighted_bce unless set."""
     weight_loss: bool = True
     """Weigh positive voxels of a class by background / foreground over the training crops."""
     pos_weight_cap: Annotated[float, Positive] = 10.0
@@ -173,9 +173,13 @@ class TrainConfig:
     validation_batch_limit: Annotated[int, NotNegative] = 0
     """Batches of a validation. 0 is no limit. The blocks and their order are the same in all
     epochs."""
-    best_metric: Annotated[str, one_of("dice", "iou", "precision", "recall", "loss")] = "dice"
-    """What the best checkpoint is best at on the validation blocks: a mean over the classes that
-    occur, or the loss."""
+    metrics: dict = field(default_factory=dict)
+    """`{"specificity": specificity}`: your own metrics of a validation, by name. `metric(tp, fp,
+    fn, tn)` gets voxel counts, a NumPy array over the classes each, and gives a value for each
+    class; higher is better."""
+    best_metric: str = "dice"
+    """What the best checkpoint is best at on the validation blocks: "dice", "iou", "precision",
+    "recall" or one of metrics, a mean over the classes that occur; or "loss"."""
     early_stopping_patience: Annotated[int, NotNegative] = 0
     """Epochs without a better best_metric after which training ends; 0 never ends it."""
     figure_samples: Annotated[int, NotNegative] = 2
@@ -256,6 +260,7 @@ MAY_CHANGE = frozenset(
         "early_stopping_patience",
         "training_time_limit",
         "figure_samples",
+        "metrics",
         "trackers",
         "mlflow_uri",
         "mlflow_parent",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,158 +17,227 @@ import torch
 from common import runtime
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import loaders, targets
-from common.data.loaders import Data
+from common.data import targets
+from common.data.loaders import Batch
+from common.talk import duration, nm, size
 from common.train import steps
-from common.train.run import _duration, log_epoch, prepare, training_batches, validation_batches
-from common.train.steps import Method, Scores, State
+from common.train.logs import log_epoch
+from common.train.run import Setup, notices, prepare
+from common.train.steps import LOG_EVERY, Scores, State, TrainedEpoch
 from common.train.tracking import Tracker
+
+TIMED_STEPS = 8
+"""Steps that are timed."""
+
+TIMED_S = 30.0
+"""Seconds after which no more steps are begun."""
+
+VALIDATION_S = 10.0
+"""Seconds that validation may take."""
 
 
 def check(
     config_path: str | Path, overrides: Sequence[str] = (), data: str | Path | None = None
 ) -> str:
-    """Read the configuration, train and validate for some seconds, write nothing but decoded crops; a report of what the run takes.
+    """A report of what a run takes, from training and validating for some seconds.
 
-    Steps are timed once the queue of the workers is as full as it will be in a long run; validation for up to ten seconds.
+    Nothing is written but decoded crops. Steps are timed once the queue of the workers is as full
+    as it will be in a long run.
     """
     config = load_config(config_path, overrides, data)
-    device, crops, state, method = prepare(config)
-    group, seconds, waited, loss, norm = time_steps(config, state, method, crops, device)
-    validation, scores = time_validation(config, state, method, crops, device)
-    once, each = logs_size(config, state, scores)
-    saved = _bytes([state.model.state_dict(), state.optimizer.state_dict()])
-    hours = config.epochs * (config.iterations_per_epoch * seconds + validation) / 3600
-    sizes = [(p.numel(), p.requires_grad) for p in state.model.parameters()]
-    known = float(
-        np.mean(
-            [float(targets.known(targets.dense(batch.target)).float().mean()) for batch in group]
-        )
-    )
+    setup, state = prepare(config)
+    step = time_steps(setup, state)
+    validation = time_validation(setup, state)
+    logs = logs_size(config, state, validation.scores)
+    lines = [
+        *_patch_lines(setup, step.group),
+        *_setup_lines(setup, state),
+        *_time_lines(setup, step, validation),
+        _disk_line(config, state, logs),
+    ]
+    lines += [_line("note", notice) for notice in notices(setup)]
+    return "\n".join(lines)
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<12}{text}"
+
+
+def _patch_lines(setup: Setup, group: Sequence[Batch]) -> list[str]:
+    config = setup.config
     raw = group[0].raw
-    return "\n".join(
-        [
-            f"raw         {tuple(raw.shape)} at {_nm(config.input_array_info)} nm, {float(raw.min()):.2f} to {float(raw.max()):.2f}",
-            f"target      {tuple(targets.dense(group[0].target).shape)} at {_nm(config.target_array_info)} nm, {known:.0%} known",
-            f"parameters  {sum(n for n, _ in sizes):,}, {sum(n for n, trained in sizes if trained):,} of them trained",
-            f"crops       {len(crops.train)} train, {len(crops.validation)} validate in {len(crops.blocks)} blocks",
-            f"device      {device}, {method.forward.precision.name}; peak memory {runtime.peak_memory_gb(device):.2f} GB, {runtime.free_memory_gb(device):.1f} GB more are free",
-            f"iteration   {seconds:.3f} s, {waited:.3f} s of it waiting for data; loss {loss:.4f}, gradient norm {norm:.3g}",
-            f"validation  {_duration(validation)} after each epoch"
-            if scores
-            else "validation  none",
-            f"run         {config.epochs} epochs of {config.iterations_per_epoch} iterations take {_duration(hours * 3600)} here",
-            f"writes      {_size(2 * saved)} of checkpoints, {_size(once + each * config.epochs)} of logs",
-            *(
-                f"note        {notice}"
-                for notice in (
-                    *runtime.warnings_about(device),
-                    *loaders.notices(crops, config.classes),
-                )
-            ),
-        ]
-    )
+    labels = [targets.dense(batch.target) for batch in group]
+    known = np.mean([float(targets.known(label).float().mean()) for label in labels])
+    raw_nm = nm(config.input_array_info["scale"])
+    target_nm = nm(config.target_array_info["scale"])
+    low = float(raw.min())
+    high = float(raw.max())
+    return [
+        _line("raw", f"{tuple(raw.shape)} at {raw_nm} nm, {low:.2f} to {high:.2f}"),
+        _line("target", f"{tuple(labels[0].shape)} at {target_nm} nm, {known:.0%} known"),
+    ]
 
 
-TIMED_STEPS, TIMED_S, VALIDATION_S = 8, 30.0, 10.0
-"""Steps that a check times; seconds after which it begins no more of them; seconds that it validates."""
+def _setup_lines(setup: Setup, state: State) -> list[str]:
+    parameters = list(state.model.parameters())
+    every = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    crops = setup.crops
+    precision = setup.method.forward.precision.name
+    peak = runtime.peak_memory_gb(setup.device)
+    free = runtime.free_memory_gb(setup.device)
+    return [
+        _line("parameters", f"{every:,}, {trained:,} of them trained"),
+        _line(
+            "crops",
+            f"{len(crops.train)} train, {len(crops.validation)} validate in "
+            f"{len(crops.blocks)} blocks",
+        ),
+        _line(
+            "device",
+            f"{setup.device}, {precision}; peak memory {peak:.2f} GB, {free:.1f} GB more are free",
+        ),
+    ]
 
 
-def time_steps(
-    config: TrainConfig, state: State, method: Method, crops: Data, device: torch.device
-) -> tuple[list[loaders.Batch], float, float, float, float]:
-    """The last group of batches; seconds a step, and of it waiting for data; its loss and gradient norm.
+def _time_lines(setup: Setup, step: TimedStep, validation: TimedValidation) -> list[str]:
+    config = setup.config
+    an_epoch = config.iterations_per_epoch * step.seconds + validation.seconds
+    validated = "none"
+    if validation.scores:
+        validated = f"{duration(validation.seconds)} after each epoch"
+    return [
+        _line(
+            "iteration",
+            f"{step.seconds:.3f} s, {step.waited:.3f} s of it waiting for data; "
+            f"loss {step.loss:.4f}, gradient norm {step.grad_norm:.3g}",
+        ),
+        _line("validation", validated),
+        _line(
+            "run",
+            f"{config.epochs} epochs of {config.iterations_per_epoch} iterations take "
+            f"{duration(config.epochs * an_epoch)} here",
+        ),
+    ]
 
-    A step's first calls choose convolutions and fill memory pools, and workers have batches ready that were read meanwhile:
-    steps are timed after both, their mean is what a long run will see.
+
+def _disk_line(config: TrainConfig, state: State, logs: LogsSize) -> str:
+    # best.pt and latest.pt
+    checkpoints = 2 * _bytes([state.model.state_dict(), state.optimizer.state_dict()])
+    events = logs.once + logs.an_epoch * config.epochs
+    return _line("writes", f"{size(checkpoints)} of checkpoints, {size(events)} of logs")
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    """How long an optimiser step takes."""
+
+    group: list[Batch]
+    """What the last one was made on."""
+    seconds: float
+    waited: float
+    """Seconds of it waiting for data."""
+    loss: float
+    """Of the last step, as grad_norm."""
+    grad_norm: float
+
+
+def time_steps(setup: Setup, state: State) -> TimedStep:
+    """The mean of TIMED_STEPS steps, after some that do not count.
+
+    The first steps choose convolutions and fill memory pools, and workers have batches ready that
+    were read meanwhile: steps are timed after both, so that their mean is what a long run sees.
     """
-    accumulation = config.gradient_accumulation_steps
-    warm_up = 2 + math.ceil(
-        2 * config.num_workers / accumulation
-    )  # torch reads two batches ahead for each worker
-    batches = training_batches(config, crops, device).between(
-        0, (warm_up + TIMED_STEPS) * config.batch_size * accumulation
-    )
-    times: list[tuple[float, float]] = []
+    config = setup.config
+    accumulation = setup.method.accumulation
+    # torch reads two batches ahead for each worker
+    warm_up = 2 + math.ceil(2 * config.num_workers / accumulation)
+    samples = (warm_up + TIMED_STEPS) * config.batch_size * accumulation
+    batches = setup.training.between(0, samples)
     for count in (warm_up, TIMED_STEPS):
-        begun, times = time.perf_counter(), []
+        times: list[float] = []
+        waits: list[float] = []
+        begun = time.perf_counter()
         while len(times) < count and time.perf_counter() - begun < TIMED_S:
             start = time.perf_counter()
             group = [next(batches) for _ in range(accumulation)]
-            waited = time.perf_counter() - start
-            loss, norm = steps.step(
-                state, method, group
-            )  # ends with a copy to the CPU: the device has then done its work
-            times.append((time.perf_counter() - start, waited))
-    seconds, waited = np.mean(times, 0)
-    return group, float(seconds), float(waited), loss, norm
+            waits.append(time.perf_counter() - start)
+            # it ends with a copy to the CPU: the device has then done its work
+            loss, grad_norm = steps.step(state, setup.method, group)
+            times.append(time.perf_counter() - start)
+    return TimedStep(group, float(np.mean(times)), float(np.mean(waits)), loss, grad_norm)
 
 
-def time_validation(
-    config: TrainConfig, state: State, method: Method, crops: Data, device: torch.device
-) -> tuple[float, Scores | None]:
-    """Seconds that a validation takes, from as many of its batches as VALIDATION_S has time for; and what those gave."""
-    fixed = validation_batches(config, crops, device)
-    if not fixed:
-        return 0.0, None
-    begun = time.perf_counter()
+@dataclass(frozen=True)
+class TimedValidation:
+    """How long a validation takes, and what it found."""
+
+    seconds: float
+    scores: Scores | None
+    """None without a validation."""
+
+
+def time_validation(setup: Setup, state: State) -> TimedValidation:
+    """Seconds of a whole validation, from as many batches as VALIDATION_S has time for."""
+    if setup.validation is None:
+        return TimedValidation(0.0, None)
+    config = setup.config
     limit = min(VALIDATION_S, config.validation_time_limit or VALIDATION_S)
+    begun = time.perf_counter()
     scores = steps.validate(
         state,
-        method,
-        fixed,
-        config.classes,
-        limit,
-        config.validation_batch_limit,
-        config.figure_samples,
+        setup.method,
+        dataclasses.replace(setup.validation, time_limit=limit),
         lambda: False,
     )
-    seconds, blocks = time.perf_counter() - begun, math.ceil(len(crops.blocks) / config.batch_size)
-    whole = (
-        seconds / state.validation_batches * min(config.validation_batch_limit or blocks, blocks)
-    )
-    return min(
-        whole, max(config.validation_time_limit, seconds)
-    ) if config.validation_time_limit else whole, scores
+    seconds = time.perf_counter() - begun
+    batches = math.ceil(len(setup.crops.blocks) / config.batch_size)
+    if config.validation_batch_limit:
+        batches = min(batches, config.validation_batch_limit)
+    whole = seconds / state.validation_batches * batches
+    if config.validation_time_limit:
+        whole = min(whole, max(config.validation_time_limit, seconds))
+    return TimedValidation(whole, scores)
 
 
-def logs_size(config: TrainConfig, state: State, scores: Scores | None) -> tuple[int, int]:
-    """Bytes of TensorBoard's events that a run writes once, and for each epoch: found by writing one epoch elsewhere."""
+@dataclass(frozen=True)
+class LogsSize:
+    """Bytes of TensorBoard's events."""
+
+    once: int
+    an_epoch: int
+
+
+def logs_size(config: TrainConfig, state: State, scores: Scores | None) -> LogsSize:
+    """What a run writes into its events, found by writing one epoch elsewhere."""
     if "tensorboard" not in config.trackers:
-        return 0, 0
+        return LogsSize(0, 0)
+    trained = TrainedEpoch(loss=1.0, grad_norm=1.0, samples_per_s=1.0, data_wait=0.0)
+    scalars = {f"{name}/train": value for name, value in dataclasses.asdict(trained).items()}
     with tempfile.TemporaryDirectory() as folder:
-        tracker, sizes = Tracker(Path(folder)), []
-        trained = {"loss": 1.0, "grad_norm": 1.0, "samples_per_s": 1.0, "data_wait": 0.0}
-        for log in (
-            lambda: tracker.text("settings", config.record()),
-            lambda: tracker.scalars({f"{name}/train": value for name, value in trained.items()}, 1),
-            lambda: log_epoch(config, state, trained, scores, 0.1, tracker),
-        ):
+        tracker = Tracker(Path(folder))
+
+        def size_after(log: Callable[[], None]) -> int:
             log()
             tracker.scalars({"flush": 0.0}, 1)
-            sizes.append(sum(path.stat().st_size for path in Path(folder).iterdir()))
+            return sum(path.stat().st_size for path in Path(folder).iterdir())
+
+        once = size_after(lambda: tracker.text("settings", config.record()))
+        with_steps = size_after(lambda: tracker.scalars(scalars, 1))
+        with_epoch = size_after(
+            lambda: log_epoch(config, state, tracker, trained, scores=scores, learning_rate=0.1)
+        )
         tracker.finish({}, {})
-    once, steps_too, all_of_it = sizes
-    return once, all_of_it - steps_too + (steps_too - once) * (config.iterations_per_epoch // 20)
+    logged_steps = config.iterations_per_epoch // LOG_EVERY
+    return LogsSize(once, with_epoch - with_steps + (with_steps - once) * logged_steps)
 
 
 def _bytes(value: Any) -> int:
-    """Of the tensors in nested dicts and lists."""
+    """Bytes of the tensors in nested dicts and lists."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(map(_bytes, items))
-
-
-def _size(count: float) -> str:
-    return (
-        f"{count / 1e9:.1f} GB"
-        if count > 1e9
-        else f"{count / 1e6:.1f} MB"
-        if count > 1e6
-        else f"{count / 1e3:.0f} kB"
-    )
-
-
-def _nm(info: dict) -> str:
-    return " x ".join(f"{s:g}" for s in info["scale"])
+    if isinstance(value, dict):
+        return sum(_bytes(item) for item in value.values())
+    if isinstance(value, list):
+        return sum(_bytes(item) for item in value)
+    return 0

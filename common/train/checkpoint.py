@@ -1,89 +1,191 @@
-"""The whole training state, written atomically, found again, verified."""
+"""The whole training state: written whole or not at all, found again, verified, gone on from."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common.errors import FileError, UserError
+from common.config.settings import MAY_CHANGE, TrainConfig
+from common.errors import UserError
+from common.files import REPOSITORY, not_written, replacing
+from common.provenance import provenance
+from common.train.steps import State
+
+SAVED_NUMBERS = (
+    "epoch",
+    "iteration",
+    "best",
+    "best_epoch",
+    "validation_batches",
+    "shown",
+    "epoch_loss",
+)
+"""Fields of State that are saved as they are, beside the states of model, optimiser and others."""
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write by temporary file and rename: `path` holds the old state or the new one, never a part.
+def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -> None:
+    """Write the whole state as latest.pt or best.pt of the run. Raises FileError."""
+    content = {
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scheduler": state.scheduler.state_dict() if state.scheduler else None,
+        "scaler": state.scaler.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None,
+        "classes": list(config.classes),
+        "settings": config.record(),
+        "provenance": provenance(REPOSITORY),
+        "split_hash": split_hash,
+    }
+    for name in SAVED_NUMBERS:
+        content[name] = getattr(state, name)
+    save(config.path("model_save_path") / f"{which}.pt", content)
 
-    Raises OSError with one sentence if the disk is full; the old file then stands.
+
+def resume(config: TrainConfig, state: State, split_hash: str) -> str:
+    """Load what load_model asks for into the state; returns a sentence that says what was loaded.
+
+    The run's own checkpoint goes before a given one: the same command starts a run from given
+    weights, and later goes on with it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        kept = "the one before it stands" if path.exists() else "nothing was kept"
-        raise FileError(
-            f"{path}: could not be written ({_reason(error)}); {kept}. Free space and run the same command again"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # it is no longer there, or there was no place for it
-            temporary.unlink()
+    choice = config.load_model
+    own = find(config.path("model_save_path"), "best" if choice == "best" else "latest")
+    if own and choice == "scratch":
+        raise UserError(
+            f"{own}: this run exists and load_model = 'scratch' would write over it; "
+            "set another run_name, or remove it"
+        )
+    if own:
+        saved = load(own, config.classes)
+        _refuse_other_settings(own, saved, config, split_hash)
+        load_weights(state.model, saved, own)
+        _restore(state, saved)
+        return f"continuing {own} after epoch {state.epoch}, iteration {state.iteration}"
+    if choice in ("latest", "best", "scratch"):
+        return "starting with new weights"
+    given = config.folder / choice  # which is `choice` itself if that is absolute
+    saved = load(given, config.classes)
+    load_weights(state.model, saved, given)
+    return f"starting at epoch 0 with the weights of {given} (epoch {saved['epoch']})"
+
+
+def _restore(state: State, saved: dict[str, Any]) -> None:
+    """Put all of a saved state but the model's weights back."""
+    state.optimizer.load_state_dict(saved["optimizer"])
+    if state.scheduler:
+        state.scheduler.load_state_dict(saved["scheduler"])
+    if saved["scaler"]:  # empty unless that run was in fp16
+        state.scaler.load_state_dict(saved["scaler"])
+    for name in SAVED_NUMBERS:
+        setattr(state, name, saved[name])
+    torch.set_rng_state(saved["rng"])
+    if torch.cuda.is_available() and saved["cuda_rng"] is not None:
+        torch.cuda.set_rng_state_all(saved["cuda_rng"])
+
+
+def _refuse_other_settings(
+    path: Path, saved: dict[str, Any], config: TrainConfig, split_hash: str
+) -> None:
+    """A continued run is the same run: what is learnt from what cannot change under way."""
+    # a setting that did not exist yet when the run was begun was what its default is
+    before = TrainConfig.recorded_defaults() | saved["settings"]
+    changed = []
+    for name, value in config.record().items():
+        if name not in MAY_CHANGE and before.get(name) != value:
+            changed.append(f"{name} was {before.get(name)} and is {value}")
+    if saved["split_hash"] != split_hash:
+        changed.append("the crops of the datasplit are others")
+    if changed:
+        raise UserError(
+            f"{path}: this run was started with other settings ({'; '.join(changed)}). "
+            "Set them back, or set another run_name "
+            "(with load_model = this file to start from its weights)"
+        )
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint: `path` holds the old one or the new one, never a part.
+
+    Raises FileError with one sentence if the disk is full; the old file then stands.
+    """
+    with replacing(path, durable=True) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch's zip writer turns a full disk into a RuntimeError
+            cause = error.__context__
+            reason = cause if isinstance(cause, OSError) else error
+            raise not_written(path, reason) from error
 
 
 def load(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Read a state onto the CPU. ValueError if the file is damaged, or of a model for another class list."""
+    """A checkpoint, its tensors on the CPU. No code in it is run.
+
+    Raises FileNotFoundError if there is none, UserError if it is damaged or of a model for another
+    list of classes.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such checkpoint; set load_model = 'latest' or the path of one"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        found = tuple(state["classes"])
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved_classes = tuple(saved["classes"])
     except Exception as error:  # torch raises a different type for each kind of damage
         raise UserError(
-            f"{path}: not a readable checkpoint of this trainer ({_reason(error)}); remove it to start from another"
+            f"{path}: not a readable checkpoint of this trainer ({_reason(error)}); "
+            "remove it to start from another"
         ) from error
-    if found != classes:
+    if saved_classes != classes:
         raise UserError(
-            f"{path}: trained for {len(found)} classes and this run has {len(classes)}: {_difference(found, classes)}; "
+            f"{path}: trained for {len(saved_classes)} classes and this run has {len(classes)}: "
+            f"{_difference(saved_classes, classes)}; "
             "use the same classes in the same order, or set another run_name"
         )
-    return state
+    return saved
 
 
 def find(folder: Path, which: str) -> Path | None:
-    """`latest.pt` or `best.pt` of a run if it is there. Of an interrupted write nothing is left to be found."""
+    """`latest.pt` or `best.pt` of a run, None if it is not there."""
     path = folder / f"{which}.pt"
     return path if path.is_file() else None
 
 
-def load_weights(model: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Put the weights of a state into the model, every one. ValueError if names or shapes differ."""
+def best_of(config: TrainConfig) -> Path:
+    """The best checkpoint of a run, or where its latest is if none was validated."""
+    folder = config.path("model_save_path")
+    return find(folder, "best") or folder / "latest.pt"
+
+
+def load_weights(model: torch.nn.Module, saved: dict[str, Any], path: Path) -> None:
+    """Put the weights of a checkpoint into the model, every one.
+
+    Raises UserError if names or shapes differ. path: where it was read from.
+    """
     try:
-        model.load_state_dict(state["model"], strict=True)
+        model.load_state_dict(saved["model"], strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{path}: its weights are of another network ({reason}); use that network, or set another run_name"
+            f"{path}: its weights are of another network ({reason}); "
+            "use that network, or set another run_name"
         ) from None
 
 
 def _reason(error: Exception) -> str:
-    cause = error.__context__ if isinstance(error.__context__, OSError) else error
-    return ": ".join(filter(None, (type(cause).__name__, " ".join(str(cause).split())[:200])))
+    """An error in one line: its type, and the first 200 characters of its text."""
+    text = " ".join(str(error).split())[:200]
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name
 
 
-def _difference(found: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+def _difference(saved: tuple[str, ...], wanted: tuple[str, ...]) -> str:
     """The first channel in which two class lists differ."""
-    pairs = itertools.zip_longest(found, wanted, fillvalue="none")
-    channel, there, here = next((i, a, b) for i, (a, b) in enumerate(pairs) if a != b)
-    return f"channel {channel} is '{there}' there and '{here}' here"
+    pairs = itertools.zip_longest(saved, wanted, fillvalue="none")
+    for channel, (before, now) in enumerate(pairs):
+        if before != now:
+            return f"channel {channel} is '{before}' there and '{now}' here"
+    raise AssertionError("the lists are equal")

@@ -1,12 +1,14 @@
-"""RAdam with decoupled weight decay, schedulers, and how often positive voxels count."""
+"""RAdam with decoupled weight decay, schedulers, class weights, and where the output starts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from common.errors import UserError
 
@@ -16,14 +18,17 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimiser over the trainable parameters; biases and other vectors are not decayed.
 
-    The original baselines asked RAdam for decoupled decay and left the decay itself at 0; here it is a setting above 0.
+    The original baselines asked RAdam for decoupled decay and left the decay itself at 0; here it
+    is a setting above 0.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    weights = [p for p in trainable if p.ndim > 1]
+    vectors = [p for p in trainable if p.ndim <= 1]
+    groups = []
+    if weights:
+        groups.append({"params": weights, "weight_decay": weight_decay})
+    if vectors:
+        groups.append({"params": vectors, "weight_decay": 0.0})
     if optimizer is not None:
         return optimizer(groups, lr=learning_rate, weight_decay=weight_decay)
     return torch.optim.RAdam(
@@ -34,58 +39,78 @@ def build_optimizer(
 def build_scheduler(
     optimizer: torch.optim.Optimizer,
     scheduler: Callable | None,
-    kwargs: dict,
+    kwargs: dict[str, Any],
     higher_is_better: bool,
-) -> torch.optim.lr_scheduler.LRScheduler | None:
-    """The scheduler, stepped after each epoch; ReduceLROnPlateau is told which way is better unless the settings say it."""
+) -> LRScheduler | None:
+    """The scheduler, which is stepped after each epoch; None without one.
+
+    ReduceLROnPlateau is told which way is better, unless kwargs say it.
+    """
     if scheduler is None:
         return None
-    if scheduler is torch.optim.lr_scheduler.ReduceLROnPlateau:
+    if scheduler is ReduceLROnPlateau:
         kwargs = {"mode": "max" if higher_is_better else "min", **kwargs}
     return scheduler(optimizer, **kwargs)
 
 
-def positive_weights(foreground: np.ndarray, background: np.ndarray, cap: float) -> np.ndarray:
-    """(classes,) float32 background / foreground, at most `cap`; 1 for a class without any positive voxel.
+def step_scheduler(scheduler: LRScheduler | None, metric: float) -> None:
+    """Move the scheduler by an epoch; ReduceLROnPlateau is given the metric."""
+    if scheduler is None:
+        return
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(metric)
+    else:
+        scheduler.step()
 
-    The public toolbox has no cap, and a class with one positive voxel gets a weight of up to 1e8 there.
+
+def positive_weights(foreground: np.ndarray, background: np.ndarray, cap: float) -> np.ndarray:
+    """(classes,) float32 background / foreground, at most `cap`; 1 for a class never seen positive.
+
+    The public toolbox has no cap: a class with one positive voxel gets a weight of up to 1e8 there.
     """
     weights = np.minimum(background / np.maximum(foreground, 1), cap)
-    return np.where((foreground > 0) & (background > 0), weights, 1.0).astype(np.float32)
+    is_seen = (foreground > 0) & (background > 0)
+    return np.where(is_seen, weights, 1.0).astype(np.float32)
 
 
 def prior_logits(foreground: np.ndarray, background: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(classes,) float32 logits of the constant prediction with the least weighted cross-entropy on these voxel counts.
+    """(classes,) float32 logits of the best constant prediction for these voxel counts.
 
-    That is log(weight * foreground / background). A class never seen positive is given one positive voxel.
+    The least weighted cross-entropy is at log(weight * foreground / background). A class never seen
+    positive is given one positive voxel.
     """
-    return np.log(weights * np.maximum(foreground, 1) / np.maximum(background, 1)).astype(
-        np.float32
-    )
+    odds = weights * np.maximum(foreground, 1) / np.maximum(background, 1)
+    return np.log(odds).astype(np.float32)
 
 
 @torch.no_grad()
 def start_output_at(model: nn.Module, logits: np.ndarray) -> None:
-    """Make the first prediction `logits` everywhere: bias of the last convolution with one channel a class, weights x 0.01.
+    """Make the first prediction `logits` everywhere.
 
-    Source of the recipe: Lin et al. 2017, focal loss, section 4.1. Raises ValueError if no such layer with a bias is found.
+    They become the bias of the last 1x1x1 convolution with one channel a class, whose weights are
+    multiplied by 0.01. Source of the recipe: Lin et al. 2017, focal loss, section 4.1. Raises
+    UserError if no such layer with a bias is found.
     """
-    outputs = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
-        and module.weight.shape[0] == len(logits)
-        and module.weight.requires_grad
-        and max(module.weight.shape[2:], default=1) == 1
-    ]
+    outputs = [module for module in model.modules() if _is_output(module, len(logits))]
     biased = [module for module in outputs if module.bias is not None]
     if not biased:
         raise UserError(
-            f"init_output_to_prior: no trainable 1x1x1 convolution with {len(logits)} channels and a bias ends the model; "
-            "set init_output_to_prior = False"
+            f"init_output_to_prior: no trainable 1x1x1 convolution with {len(logits)} channels and "
+            "a bias ends the model; set init_output_to_prior = False"
         )
     for module in outputs:
         module.weight.mul_(0.01)
-    biased[-1].bias.copy_(torch.from_numpy(logits).to(biased[-1].bias))
+    # a residual block adds up two such layers: one of them carries the logits
     for module in biased[:-1]:
         module.bias.zero_()
+    last = biased[-1].bias
+    last.copy_(torch.from_numpy(logits).to(last))
+
+
+def _is_output(module: nn.Module, classes: int) -> bool:
+    """Whether a layer may be what gives the logits: trainable, 1x1x1, a channel a class."""
+    if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+        return False
+    weight = module.weight
+    kernel = weight.shape[2:]
+    return len(weight) == classes and weight.requires_grad and max(kernel, default=1) == 1

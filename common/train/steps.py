@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,8 +16,19 @@ from common.data import targets
 from common.data.loaders import Batch, Batches
 from common.errors import NotFinite
 from common.model.forward import ForwardPass
-from common.show import figures
 from common.train import metrics
+from common.train.criterion import Criterion, over_outputs
+from common.train.losses import AnyTarget
+from common.train.panels import Panels
+
+LOG_EVERY = 20
+"""Iterations from one logged loss to the next."""
+
+Stop = Callable[[], bool]
+"""True once the run is to end."""
+
+Log = Callable[[dict[str, float], int], None]
+"""Takes numbers under their tags, and the iteration."""
 
 
 @dataclass
@@ -33,11 +44,12 @@ class State:
     iteration: int = 0
     """Optimiser steps done."""
     best: float = math.nan
+    """The best value of best_metric so far; NaN before the first validation."""
     best_epoch: int = 0
     validation_batches: int = 0
     """How many batches the first validation had time for; 0 before it."""
     shown: dict[str, list[int]] = field(default_factory=dict)
-    """For each class the validation blocks shown in TensorBoard, fixed by the first validation."""
+    """For each class the validation blocks shown as figures, fixed by the first validation."""
     epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Sum of the losses and number of steps of the epoch under way."""
 
@@ -46,98 +58,49 @@ class State:
 class Method:
     """How a step is made: what does not change while a run goes on."""
 
-    criterion: Callable
+    criterion: Criterion
     pos_weight: torch.Tensor | None
+    """(classes,) weight of positive voxels; None weighs none."""
     forward: ForwardPass
     max_grad_norm: float
+    """0 does not clip."""
+    accumulation: int = 1
+    """Forward passes in an optimiser step."""
+
+    def loss(self, outputs: list[torch.Tensor], target: AnyTarget) -> torch.Tensor:
+        """The loss of what a network gave, a scalar."""
+        if len(outputs) == 1:
+            return self.criterion(outputs[0], target, self.pos_weight)
+        return over_outputs(self.criterion, outputs, target, self.pos_weight)
 
 
-def train_epoch(
-    state: State,
-    method: Method,
-    batches: Iterator[Batch],
-    last_iteration: int,
-    accumulation: int,
-    log: Callable[[dict[str, float], int], None],
-    stop: Callable[[], bool],
-    bar: tqdm,
-) -> dict[str, float]:
-    """Steps until `last_iteration`; ends early, after a whole step, when stop() is true.
+@dataclass(frozen=True)
+class Validation:
+    """What a validation looks at: the same in every epoch."""
 
-    Returns loss (mean over steps), grad_norm (of the last step), samples_per_s and data_wait (fraction of the time).
-    Raises NotFinite at a loss or gradient that is not finite, before the step is taken.
-    """
-    state.model.train()
-    begin, waited, samples, norm, wait = time.perf_counter(), 0.0, 0, 0.0, 0.0
-    recent: list[float] = []
-    while state.iteration < last_iteration and not stop():
-        asked = time.perf_counter()
-        group = [next(batches) for _ in range(accumulation)]
-        waited += time.perf_counter() - asked
-        loss, norm = step(state, method, group)
-        state.iteration += 1
-        state.epoch_loss[0] += loss
-        state.epoch_loss[1] += 1
-        recent.append(loss)
-        samples += sum(len(batch.raw) for batch in group)
-        elapsed = time.perf_counter() - begin
-        rate, wait = samples / elapsed, waited / elapsed
-        if state.iteration % 20 == 0 or state.iteration == last_iteration:
-            log(
-                {
-                    "loss/train": float(np.mean(recent)),
-                    "grad_norm": norm,
-                    "throughput/samples_per_s": rate,
-                    "throughput/data_wait": wait,
-                },
-                state.iteration,
-            )
-            recent = []
-        bar.set_postfix_str(
-            f"loss {state.epoch_loss[0] / state.epoch_loss[1]:.4f}, {rate:.1f} samples/s, data wait {wait:.0%}",
-            refresh=False,
-        )
-        bar.update()
-    rate = samples / max(time.perf_counter() - begin, 1e-9)
-    return {
-        "loss": state.epoch_loss[0] / max(state.epoch_loss[1], 1),
-        "grad_norm": norm,
-        "samples_per_s": rate,
-        "data_wait": wait,
-    }
+    batches: Batches
+    classes: tuple[str, ...]
+    time_limit: float = 0.0
+    """Seconds that the first one may take; 0 is no limit."""
+    batch_limit: int = 0
+    """0 is no limit."""
+    figure_samples: int = 0
+    """Blocks shown for each class."""
+    metrics: Mapping[str, metrics.Metric] = field(default_factory=dict)
+    """The user's own, by name."""
 
 
-def step(state: State, method: Method, group: list[Batch]) -> tuple[float, float]:
-    """One optimiser step on the mean over all known (voxel, class) pairs of a group of batches; loss and gradient norm."""
-    known = [targets.count_known(batch.target) for batch in group]
-    total = torch.stack(known).sum().clamp(min=1)
-    loss = torch.zeros((), device=total.device)
-    for batch, n in zip(group, known, strict=True):
-        part = (
-            method.criterion(
-                method.forward(state.model, batch.raw), batch.target, method.pos_weight
-            )
-            * (n / total).float()
-        )
-        state.scaler.scale(part).backward()
-        loss += part.detach()
-    state.scaler.unscale_(state.optimizer)
-    parameters = [p for p in state.model.parameters() if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(parameters, method.max_grad_norm or math.inf)
-    value, size = torch.stack([loss, norm]).tolist()
-    overflow = state.scaler.is_enabled() and math.isfinite(
-        value
-    )  # fp16: the scaler leaves this step out and scales less
-    if not (math.isfinite(value) and math.isfinite(size)) and not overflow:
-        crops = ", ".join(where for batch in group for where in batch.where)
-        raise NotFinite(
-            f"iteration {state.iteration + 1}: loss {value}, gradient norm {size}, on {crops}; the step was not taken. "
-            "Lower learning_rate, set max_grad_norm, or look at these crops"
-        )
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    return value, size
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """What an epoch of training came to."""
+
+    loss: float
+    """The mean over its steps."""
+    grad_norm: float
+    """Of the last step."""
+    samples_per_s: float
+    data_wait: float
+    """The fraction of the time spent waiting for data."""
 
 
 @dataclass
@@ -146,125 +109,207 @@ class Scores:
 
     loss: float
     per_class: dict[str, np.ndarray]
-    """dice, iou, precision, recall: (classes,) at probability 0.5 over all known voxels; NaN for a class without a positive one."""
+    """dice, iou, precision, recall and the user's own: (classes,) each, at probability 0.5 over all
+    known voxels; NaN for a class without a positive one."""
     images: dict[str, np.ndarray]
     """RGB image of each class on its fixed blocks."""
 
     def mean(self, metric: str) -> float:
-        """A metric's mean over the classes that occur, or the loss."""
+        """A metric's mean over the classes where it is finite, NaN without any; or the loss."""
         values = np.array([self.loss]) if metric == "loss" else self.per_class[metric]
         values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else math.nan
 
 
-@torch.no_grad()
-def validate(
+def train_epoch(
     state: State,
     method: Method,
-    batches: Batches,
-    classes: tuple[str, ...],
-    time_limit: float,
-    batch_limit: int,
-    figure_samples: int,
-    stop: Callable[[], bool],
-) -> Scores | None:
-    """Loss and metrics over the fixed blocks; None if stop() became true. The first call sets state.validation_batches.
+    batches: Iterator[Batch],
+    last_iteration: int,
+    *,
+    log: Log,
+    stop: Stop,
+    bar: tqdm,
+) -> TrainedEpoch:
+    """Take steps until `last_iteration`; end early, after a whole step, when stop() is true.
 
-    Counts are pooled over everything seen, not averaged over batches.
+    Args:
+        state: of the run; its iteration and epoch_loss are counted on.
+        method: how a step is made.
+        batches: what to train on, in order.
+        last_iteration: of this epoch.
+        log: takes the loss every LOG_EVERY iterations.
+        stop: is asked before each step.
+        bar: progress, one unit a step.
+
+    Raises:
+        NotFinite: at a loss or gradient that is not finite, before the step is taken.
     """
-    state.model.eval()
-    size, blocks = batches.batch_size, len(batches.blocks)
-    wanted = min(n for n in (state.validation_batches, batch_limit, math.ceil(blocks / size)) if n)
-    counts = torch.zeros(3, len(classes), dtype=torch.float64, device=batches.device)
-    loss, known = torch.zeros(2, dtype=torch.float64, device=batches.device)
-    ratio = np.divide(batches.blocks.target.scale, batches.blocks.input.scale)
-    panels = _Panels(classes, state.shown, figure_samples, ratio)
-    begin = time.perf_counter()
-    done = 0
-    for number, batch in enumerate(batches.between(0, min(wanted * size, blocks))):
-        if stop():
-            return None
-        logits = method.forward(state.model, batch.raw)
-        target = targets.dense(batch.target)
-        n = targets.count_known(batch.target)
-        loss += method.criterion(logits, batch.target, method.pos_weight).double() * n
-        known += n
-        counts += count(logits, target)
-        panels.take(batch.raw, target, logits, number * size)
-        done += 1
-        if time_limit and not state.validation_batches and time.perf_counter() - begin > time_limit:
-            break
-    state.validation_batches = state.validation_batches or done
-    state.shown = panels.blocks()
-    return Scores(
-        float(loss / known.clamp(min=1)), metrics.metrics(*counts.cpu().numpy()), panels.images()
+    state.model.train()
+    clock = _Clock()
+    recent: list[float] = []
+    norm = 0.0
+    while state.iteration < last_iteration and not stop():
+        asked = time.perf_counter()
+        group = [next(batches) for _ in range(method.accumulation)]
+        clock.waited += time.perf_counter() - asked
+        loss, norm = step(state, method, group)
+        state.iteration += 1
+        state.epoch_loss[0] += loss
+        state.epoch_loss[1] += 1
+        recent.append(loss)
+        clock.took(sum(len(batch.raw) for batch in group))
+        if state.iteration % LOG_EVERY == 0 or state.iteration == last_iteration:
+            scalars = {
+                "loss/train": float(np.mean(recent)),
+                "grad_norm": norm,
+                "throughput/samples_per_s": clock.samples_per_s,
+                "throughput/data_wait": clock.data_wait,
+            }
+            log(scalars, state.iteration)
+            recent = []
+        mean_loss = state.epoch_loss[0] / state.epoch_loss[1]
+        bar.set_postfix_str(f"loss {mean_loss:.4f}, {clock}", refresh=False)
+        bar.update()
+    return TrainedEpoch(
+        loss=state.epoch_loss[0] / max(state.epoch_loss[1], 1),
+        grad_norm=norm,
+        samples_per_s=clock.samples / max(clock.since_begin(), 1e-9),
+        data_wait=clock.data_wait,
     )
 
 
-def count(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """(3, classes) float64: true positive, false positive, false negative voxels at probability 0.5, where known."""
-    predicted, positive, negative = logits > 0, target == 1, target == 0
+class _Clock:
+    """How fast samples are trained on, and how much of the time goes into waiting for them."""
+
+    def __init__(self) -> None:
+        self.begin = time.perf_counter()
+        self.samples = 0
+        self.waited = 0.0
+        """Seconds."""
+        self.samples_per_s = 0.0
+        self.data_wait = 0.0
+
+    def since_begin(self) -> float:
+        return time.perf_counter() - self.begin
+
+    def took(self, samples: int) -> None:
+        """Count the samples of a step that has ended now."""
+        self.samples += samples
+        elapsed = self.since_begin()
+        self.samples_per_s = self.samples / elapsed
+        self.data_wait = self.waited / elapsed
+
+    def __str__(self) -> str:
+        return f"{self.samples_per_s:.1f} samples/s, data wait {self.data_wait:.0%}"
+
+
+def step(state: State, method: Method, group: list[Batch]) -> tuple[float, float]:
+    """One optimiser step on a group of batches; returns its loss and gradient norm.
+
+    The loss is the mean over the known (voxel, class) pairs of the whole group, however they are
+    spread over its batches.
+    """
+    known = [targets.count_known(batch.target) for batch in group]
+    total = torch.stack(known).sum().clamp(min=1)
+    loss = torch.zeros((), device=total.device)
+    for batch, known_pairs in zip(group, known, strict=True):
+        outputs = method.forward.outputs(state.model, batch.raw)
+        # a batch's loss is a mean: weighed by its known pairs, the parts add up to the whole mean
+        part = method.loss(outputs, batch.target) * (known_pairs / total).float()
+        state.scaler.scale(part).backward()
+        loss += part.detach()
+    state.scaler.unscale_(state.optimizer)
+    parameters = [p for p in state.model.parameters() if p.grad is not None]
+    norm = nn.utils.clip_grad_norm_(parameters, method.max_grad_norm or math.inf)
+    loss_value, norm_value = torch.stack([loss, norm]).tolist()  # one wait for the device, not two
+    _refuse_not_finite(state, group, loss_value, norm_value)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    return loss_value, norm_value
+
+
+def _refuse_not_finite(state: State, group: list[Batch], loss: float, norm: float) -> None:
+    """Raise NotFinite, naming the crops, unless loss and gradient are finite."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    # in fp16 a gradient may overflow: the scaler then leaves the step out and scales less
+    if state.scaler.is_enabled() and math.isfinite(loss):
+        return
+    crops: list[str] = []
+    for batch in group:
+        crops += batch.where
+    raise NotFinite(
+        f"iteration {state.iteration + 1}: loss {loss}, gradient norm {norm}, on "
+        f"{', '.join(crops)}; the step was not taken. "
+        "Lower learning_rate, set max_grad_norm, or look at these crops"
+    )
+
+
+@torch.no_grad()
+def validate(state: State, method: Method, validation: Validation, stop: Stop) -> Scores | None:
+    """Loss and metrics over the fixed blocks; None if stop() became true.
+
+    Counts are pooled over everything seen, not averaged over batches. The first call fixes how many
+    batches later ones take (state.validation_batches) and which blocks are shown (state.shown).
+    """
+    state.model.eval()
+    batches = validation.batches
+    counts = torch.zeros(4, len(validation.classes), dtype=torch.float64, device=batches.device)
+    loss, known = torch.zeros(2, dtype=torch.float64, device=batches.device)
+    ratio = np.divide(batches.blocks.target.scale, batches.blocks.input.scale)
+    panels = Panels(validation.classes, state.shown, validation.figure_samples, ratio)
+    is_first = not state.validation_batches
+    begin = time.perf_counter()
+    done = 0
+    for batch in batches.between(0, _last_block(state, validation)):
+        if stop():
+            return None
+        logits = method.forward(state.model, batch.raw)
+        labels = targets.dense(batch.target)
+        known_pairs = targets.count_known(batch.target)
+        loss += method.loss([logits], batch.target).double() * known_pairs
+        known += known_pairs
+        counts += count(logits, labels)
+        panels.take(batch.raw, labels, logits, done * batches.batch_size)
+        done += 1
+        out_of_time = validation.time_limit and time.perf_counter() - begin > validation.time_limit
+        if is_first and out_of_time:
+            break
+    if is_first:
+        state.validation_batches = done
+    state.shown = panels.blocks()
+    return Scores(
+        loss=float(loss / known.clamp(min=1)),
+        per_class=metrics.of_counts(counts.cpu().numpy(), validation.metrics),
+        images=panels.images(),
+    )
+
+
+def _last_block(state: State, validation: Validation) -> int:
+    """How many validation blocks are looked at: what the limits and the first validation leave."""
+    blocks = len(validation.batches.blocks)
+    size = validation.batches.batch_size
+    batches = math.ceil(blocks / size)
+    for limit in (state.validation_batches, validation.batch_limit):
+        if limit:
+            batches = min(batches, limit)
+    return min(batches * size, blocks)
+
+
+def count(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(4, classes) float64: true and false positive, false and true negative voxels.
+
+    Of the known ones, at probability 0.5. labels: dense, (B, classes, z, y, x).
+    """
+    predicted = logits > 0
+    positive = labels == 1
+    negative = labels == 0
     axes = (0, 2, 3, 4)
-    hit = (predicted & positive).sum(axes)
-    return torch.stack([hit, (predicted & negative).sum(axes), positive.sum(axes) - hit]).double()
-
-
-class _Panels:
-    """Pictures of a few blocks for each class: of the given ones, or, the first time, of those with most of the class."""
-
-    def __init__(
-        self, classes: tuple[str, ...], shown: dict[str, list[int]], samples: int, ratio: np.ndarray
-    ):
-        self.classes, self.shown, self.samples = classes, shown, samples
-        self.ratio = ratio  # size of a target voxel in raw voxels, z, y, x
-        self.kept: dict[str, list[tuple[int, int, np.ndarray]]] = {name: [] for name in classes}
-
-    def take(
-        self, raw: torch.Tensor, target: torch.Tensor, logits: torch.Tensor, first_block: int
-    ) -> None:
-        """Keep the slices of this batch that are to be shown: the z with most positive voxels of the class."""
-        if not self.samples:
-            return
-        per_slice = (target == 1).sum((3, 4)).cpu().numpy()  # (B, classes, z)
-        for sample, of_classes in enumerate(per_slice):
-            for channel, name in enumerate(self.classes):
-                block, amount = first_block + sample, int(of_classes[channel].sum())
-                if self.shown:
-                    wanted = block in self.shown.get(name, ())
-                else:
-                    wanted = amount > 0 and (
-                        len(self.kept[name]) < self.samples or amount > self.kept[name][-1][0]
-                    )
-                if wanted:
-                    z = int(of_classes[channel].argmax())
-                    self.kept[name].append(
-                        (
-                            amount,
-                            block,
-                            self._slice(
-                                raw[sample, 0], target[sample, channel], logits[sample, channel], z
-                            ),
-                        )
-                    )
-                    self.kept[name] = sorted(self.kept[name], key=lambda kept: (-kept[0], kept[1]))[
-                        : self.samples
-                    ]
-
-    def _slice(
-        self, raw: torch.Tensor, target: torch.Tensor, logits: torch.Tensor, z: int
-    ) -> np.ndarray:
-        raw_z = int((z + 0.5 - len(target) / 2) * self.ratio[0] + len(raw) / 2)
-        slices = raw[raw_z], target[z], logits[z].float().sigmoid()
-        return figures.panel(*(part.cpu().numpy() for part in slices), self.ratio[1:])
-
-    def blocks(self) -> dict[str, list[int]]:
-        return self.shown or {
-            name: [block for _, block, _ in kept] for name, kept in self.kept.items() if kept
-        }
-
-    def images(self) -> dict[str, np.ndarray]:
-        return {
-            name: figures.above([image for _, _, image in kept])
-            for name, kept in self.kept.items()
-            if kept
-        }
+    true_positive = (predicted & positive).sum(axes)
+    false_positive = (predicted & negative).sum(axes)
+    false_negative = positive.sum(axes) - true_positive
+    true_negative = negative.sum(axes) - false_positive
+    counts = [true_positive, false_positive, false_negative, true_negative]
+    return torch.stack(counts).double()

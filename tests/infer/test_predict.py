@@ -53,7 +53,7 @@ def save_weights(
         best=0.5,
         best_epoch=epoch,
     )
-    run_module.save(config, state, "no split", which)
+    checkpoint.save_state(config, state, "no split", which)
     return config.path("model_save_path") / f"{which}.pt"
 
 

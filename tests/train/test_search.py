@@ -89,7 +89,7 @@ def weights(monkeypatch) -> list:
 
     def keep(config):
         prepared = prepare(config)
-        (state,) = [part for part in prepared if isinstance(part, steps.State)]
+        _, state = prepared
         values = state.model.state_dict()
         started.append({name: value.clone() for name, value in values.items()})
         return prepared
@@ -104,8 +104,9 @@ def measured(monkeypatch) -> list:
     validations = []
     validate = steps.validate
 
-    def keep(state, method, batches, *arguments, **options):
+    def keep(state, method, validation, stop):
         blocks = []
+        batches = validation.batches
         on_device = batches.on_device
 
         def note(pieces):
@@ -114,7 +115,7 @@ def measured(monkeypatch) -> list:
 
         batches.on_device = note
         validations.append(blocks)
-        return validate(state, method, batches, *arguments, **options)
+        return validate(state, method, validation, stop)
 
     monkeypatch.setattr(steps, "validate", keep)
     return validations

@@ -1,0 +1,250 @@
+"""The setting `criterion` as the trainer calls it: our losses, any other loss, several outputs.
+
+Two kinds of loss are taken:
+
+* those of `common.train.losses` and like them: `criterion(logits, target, pos_weight)`. They know
+  what is unknown, and are called as they are.
+* any other, such as those of torch and MONAI: `criterion(logits, target)`, with a dense target of 0
+  and 1. Where the loss of each voxel can be had (reduction="none"), the mean over known voxels is
+  taken, as CellMapLossWrapper does. A loss that only gives one number, as Dice does, is given
+  unknown voxels as surely negative ones: target 0, logit -30. They get no gradient and add nothing
+  to an overlap or a size.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.config.settings import TrainConfig
+from common.data.targets import PaletteTarget, dense, known
+from common.errors import UserError
+from common.train.losses import AnyTarget, weighted_bce
+
+Criterion = Callable[[torch.Tensor, AnyTarget, torch.Tensor | None], torch.Tensor]
+"""`criterion(logits, target, pos_weight)` gives a scalar."""
+
+SURELY_NEGATIVE = -30.0
+"""A logit whose probability, 1e-13, changes no sum in float32."""
+
+
+def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
+    """The setting `criterion` on a device, tried out: weighted_bce unless set.
+
+    A class, or a functools.partial of one, is instantiated. Raises UserError for a loss that cannot
+    be called.
+    """
+    setting = config.criterion
+    if setting is None:
+        return weighted_bce
+    made = setting.func if isinstance(setting, functools.partial) else setting
+    loss = setting() if inspect.isclass(made) else setting
+    if isinstance(loss, nn.Module):
+        loss = loss.to(device)
+    criterion = loss if takes_pos_weight(loss) else OrdinaryLoss(loss)
+    try_out(criterion, config, device)
+    return criterion
+
+
+def uses_pos_weight(criterion: Criterion) -> bool:
+    """Whether a criterion is given the weights of positive voxels."""
+    return not isinstance(criterion, OrdinaryLoss)
+
+
+def takes_pos_weight(loss: Callable) -> bool:
+    """Whether a loss is called with a third argument: one it needs, or that is named pos_weight."""
+    # of a module the signature of __call__ says nothing
+    function = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # functions written in C need not have one
+        return False
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(by_position) < 3:
+        return False
+    third = by_position[2]
+    return third.default is third.empty or third.name == "pos_weight"
+
+
+class OrdinaryLoss:
+    """A loss of (logits, target) as one over the known voxels; pos_weight is not for it."""
+
+    def __init__(self, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]):
+        """loss: gives a scalar, or a loss for each element.
+
+        A loss that has an attribute `takes_unknown` which is true is given NaN for unknown voxels.
+        """
+        self.loss = loss
+        self.for_each_voxel = _without_reduction(loss)
+        self.gives_one_number: bool | None = None
+        """Whether the loss of each voxel cannot be had; None before the first call."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return getattr(self.loss, "__name__", type(self.loss).__name__)
+
+    def __call__(
+        self, logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The loss over the known voxels of a target, a scalar in float32."""
+        labels = dense(target)
+        mask = known(labels)
+        logits = logits.float()
+        positive = (labels > 0).float()  # unknown ones, -1 or NaN, are not above 0
+        if getattr(self.loss, "takes_unknown", False):
+            return self.loss(logits, positive.masked_fill(~mask, torch.nan))
+        if not self.gives_one_number:
+            losses = self.for_each_voxel(logits, positive)
+            self.gives_one_number = losses.shape != logits.shape
+            if not self.gives_one_number:
+                return mean_over_known(losses, mask)
+        return self.loss(logits.where(mask, SURELY_NEGATIVE), positive)
+
+
+def mean_over_known(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean of the losses where `mask` is true; 0 where it is nowhere."""
+    return torch.where(mask, losses, 0).sum() / mask.sum().clamp(min=1)
+
+
+def _without_reduction(loss: Callable) -> Callable[..., torch.Tensor]:
+    """The loss with reduction="none", where it has one; else the loss."""
+    if isinstance(loss, nn.Module):
+        if not hasattr(loss, "reduction"):
+            return loss
+        loss = copy.copy(loss)
+        loss.reduction = "none"
+        return loss
+    try:
+        has_reduction = "reduction" in inspect.signature(loss).parameters
+    except ValueError:
+        return loss
+    return functools.partial(loss, reduction="none") if has_reduction else loss
+
+
+def over_outputs(
+    criterion: Criterion,
+    outputs: Sequence[torch.Tensor],
+    target: AnyTarget,
+    pos_weight: torch.Tensor | None,
+) -> torch.Tensor:
+    """The weighted mean of the losses of several outputs (deep supervision).
+
+    Weights are 1, 1/2, 1/4, ... of their sum, the finest output first, as in nnU-Net (Isensee et
+    al. 2021). A coarser output covers the same volume as the first, and is compared with the
+    nearest voxels of the target.
+    """
+    loss = torch.zeros((), device=outputs[0].device)
+    weights = [0.5**k for k in range(len(outputs))]
+    for weight, output in zip(weights, outputs, strict=True):
+        if output.shape[:2] != outputs[0].shape[:2]:
+            raise UserError(
+                f"the model gives outputs of shapes {tuple(outputs[0].shape)} and "
+                f"{tuple(output.shape)}; give all of them one channel for each class"
+            )
+        part = criterion(output, resampled(target, output.shape[2:]), pos_weight)
+        loss = loss + part * (weight / sum(weights))
+    return loss
+
+
+def resampled(target: AnyTarget, shape: Sequence[int]) -> AnyTarget:
+    """The target on a grid of `shape` voxels over the same volume, by nearest neighbours."""
+    if isinstance(target, PaletteTarget):
+        return PaletteTarget(_nearest(target.rows, shape), target.palette)
+    return _nearest(target, shape)
+
+
+def _nearest(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    for axis, size in zip((-3, -2, -1), shape, strict=True):
+        old_size = volume.shape[axis]
+        if size != old_size:
+            centres = (torch.arange(size, device=volume.device) + 0.5) * (old_size / size)
+            volume = volume.index_select(axis, centres.floor().long())
+    return volume
+
+
+def notices(criterion: Criterion, weight_loss: bool) -> list[str]:
+    """What a user should know of a criterion that has been tried out, a sentence each."""
+    if not isinstance(criterion, OrdinaryLoss):
+        return []
+    sentences = []
+    if criterion.gives_one_number:
+        sentences.append(
+            f"criterion {criterion.name} gives one number for a batch: unknown voxels are given to "
+            f"it as surely negative (logit {SURELY_NEGATIVE:g}, target 0); they get no gradient, "
+            "and where it is a mean over voxels they count in it"
+        )
+    if weight_loss:
+        sentences.append(
+            f"criterion {criterion.name} takes no pos_weight: weight_loss has no effect on it"
+        )
+    return sentences
+
+
+def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> None:
+    """Call a criterion once, on logits of 0, before hours of training.
+
+    An error of code in the experiment's folder comes through as it is. Raises UserError if a
+    library refuses the call, or if it gives no number with a gradient.
+    """
+    classes = len(config.classes)
+    shape = config.target_array_info["shape"]
+    logits = torch.zeros(1, classes, *shape, device=device, requires_grad=True)
+    # unknown, negative and positive voxels of all classes
+    palette = torch.tensor([[-1], [0], [1]], dtype=torch.int8, device=device).repeat(1, classes)
+    voxels = torch.arange(math.prod(shape), dtype=torch.int32, device=device)
+    target = PaletteTarget((voxels % 3).view(1, *shape), palette)
+    pos_weight = torch.ones(classes, device=device) if config.weight_loss else None
+    try:
+        loss = criterion(logits, target, pos_weight)
+    except Exception as error:
+        if _raised_in(error, config.folder):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"criterion = {_name(criterion)}: cannot be called with logits and a target of shape "
+            f"{tuple(logits.shape)} ({type(error).__name__}: {reason}); {_CONTRACT}"
+        ) from error
+    problem = _problem(loss)
+    if problem:
+        raise UserError(f"criterion = {_name(criterion)}: {problem}; {_CONTRACT}")
+
+
+_CONTRACT = (
+    "write criterion(logits, target), which gives one number or one for each voxel, "
+    "or criterion(logits, target, pos_weight) as in common.train.losses"
+)
+
+
+def _problem(loss: Any) -> str:
+    """What is wrong with the result of a criterion; "" if nothing is."""
+    if not isinstance(loss, torch.Tensor):
+        return f"gives a {type(loss).__name__}"
+    if loss.ndim:
+        return f"gives a tensor of shape {tuple(loss.shape)}"
+    if not loss.requires_grad:
+        return "gives a number without a gradient"
+    if not loss.isfinite():
+        return f"gives {loss.item()} for logits of 0"
+    return ""
+
+
+def _name(criterion: Criterion) -> str:
+    if isinstance(criterion, OrdinaryLoss):
+        return criterion.name
+    return getattr(criterion, "__name__", type(criterion).__name__)
+
+
+def _raised_in(error: Exception, folder: Path) -> bool:
+    """Whether a function of a file in `folder` was running when an error was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(folder in Path(frame.filename).parents for frame in frames)
