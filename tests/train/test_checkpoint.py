@@ -1,9 +1,14 @@
+"""Checkpoints: whole or none, damaged ones named, weights put into models they fit."""
+
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
 from torch import nn
 
+from common.errors import FileError, UserError
 from common.train import checkpoint
 
 CLASSES = ("mito", "er", "nuc")
@@ -63,26 +68,23 @@ def test_a_disk_that_is_full_when_the_file_is_flushed_is_told(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     checkpoint.save(tmp_path / "latest.pt", state())
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(
-        OSError,
-        match=r"could not be written \(OSError: .*No space left.*\); the one before it stands",
-    ):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match=r"No space left.*the one before it stands"):
         checkpoint.save(tmp_path / "latest.pt", state(2.0))
     assert checkpoint.load(tmp_path / "latest.pt", CLASSES)["model"]["weight"][0] == 1
 
 
 def test_the_first_file_that_finds_no_room_says_that_nothing_was_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", half_then(OSError(28, "No space left on device")))
-    sentence = rf"^{tmp_path}/latest.pt: could not be written .* nothing was kept\. Free space and run the same command"
-    with pytest.raises(OSError, match=sentence):
+    sentence = rf"^{tmp_path}/latest.pt: .*nothing was kept.*free space.*the same command"
+    with pytest.raises(FileError, match=sentence):
         checkpoint.save(tmp_path / "latest.pt", state())
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=rf"^{tmp_path}/file/latest.pt: could not be written \("):
+    with pytest.raises(FileError, match=rf"^{tmp_path}/file/latest.pt: could not be written"):
         checkpoint.save(tmp_path / "file" / "latest.pt", state())
 
 
@@ -109,8 +111,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
         path.write_bytes(
             {"cut": content[:middle], "flipped": flipped, "empty": b"", "text": b"hello\n"}[damage]
         )
-    sentence = rf"^{path}: not a readable checkpoint of this trainer \(\w+Error.*\); remove it to start from"
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=rf"^{path}: not a readable checkpoint.*remove it"):
         checkpoint.load(path, CLASSES)
 
 
@@ -120,7 +121,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
             return (tmp_path.joinpath("harm").mkdir, ())
 
     torch.save({**state(), "harm": Harmful()}, tmp_path / "latest.pt")
-    with pytest.raises(ValueError, match="not a readable checkpoint of this trainer"):
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
         checkpoint.load(tmp_path / "latest.pt", CLASSES)
     assert not (tmp_path / "harm").exists()
 
@@ -128,29 +129,21 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 @pytest.mark.parametrize(
     ("classes", "difference"),
     [
-        (
-            ("mito", "nuc", "er"),
-            "3 classes and this run has 3: channel 1 is 'er' there and 'nuc' here",
-        ),
-        (("mito", "er"), "3 classes and this run has 2: channel 2 is 'nuc' there and 'none' here"),
-        (
-            ("mito", "er", "nuc", "ld"),
-            "3 classes and this run has 4: channel 3 is 'none' there and 'ld' here",
-        ),
+        (("mito", "nuc", "er"), "has 3: channel 1 is 'er' there and 'nuc' here"),
+        (("mito", "er"), "has 2: channel 2 is 'nuc' there and 'none' here"),
+        (("mito", "er", "nuc", "ld"), "has 4: channel 3 is 'none' there and 'ld' here"),
     ],
 )
 def test_a_checkpoint_of_other_classes_is_refused_with_the_difference(
     tmp_path, classes, difference
 ):
     checkpoint.save(tmp_path / "latest.pt", state())
-    with pytest.raises(
-        ValueError, match=f"trained for {difference}; use the same classes in the same order"
-    ):
+    with pytest.raises(UserError, match=f"{difference}; use the same classes"):
         checkpoint.load(tmp_path / "latest.pt", classes)
 
 
 def test_a_missing_file_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.pt: no such checkpoint; set load_model"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.pt: no such checkpoint"):
         checkpoint.load(tmp_path / "nowhere.pt", CLASSES)
 
 
@@ -186,7 +179,5 @@ OTHERS = [
 @pytest.mark.parametrize("other", OTHERS, ids=str)
 def test_weights_of_another_network_are_refused(tmp_path, other):
     model = nn.Conv3d(1, 2, 3)
-    with pytest.raises(
-        ValueError, match="best.pt: its weights are of another network .*set another run_name"
-    ):
+    with pytest.raises(UserError, match=r"best.pt: .*another network"):
         checkpoint.load_weights(model, {"model": other.state_dict()}, tmp_path / "best.pt")

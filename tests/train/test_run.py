@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import torch
 
 from common.errors import UserError
 from common.files import REPOSITORY
+from common.train.run import prepare
 
 
 def weights(result) -> dict[str, torch.Tensor]:
@@ -288,32 +290,42 @@ def test_check_foretells_what_a_run_writes(experiment):
     assert logs == pytest.approx(written["logs"], rel=0.25)
 
 
+class Clock:
+    """Stands in for time: moves only when it is told to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
 def test_a_timed_step_leaves_out_warming_up_and_what_was_read_ahead(experiment, monkeypatch):
-    """The first steps take 0.2 s, later ones 0.02 s; reading a batch takes 0.05 s after those that workers have ready."""
+    """The first steps take 0.2 s, later ones 0.02 s; a batch 0.05 s after those read ahead."""
     from common.train import check
 
-    tiny = experiment(num_workers=1, gradient_accumulation_steps=1)
-    steps_taken, read = [], []
+    clock = Clock()
+    steps_taken = []
+    read = []
 
     def step(*_):
         steps_taken.append(1)
-        time.sleep(0.2 if len(steps_taken) <= 2 else 0.02)
+        clock.now += 0.2 if len(steps_taken) <= 2 else 0.02
         return 0.5, 1.0
 
     def between(start, stop):
         for k in range(start, stop, 2):
             read.append(k)
-            time.sleep(0.0 if len(read) <= 4 else 0.05)
+            clock.now += 0.0 if len(read) <= 4 else 0.05
             yield None
 
+    setup, state = prepare(experiment(num_workers=1, gradient_accumulation_steps=1).config())
+    setup = dataclasses.replace(setup, training=SimpleNamespace(between=between))
     monkeypatch.setattr(check.steps, "step", step)
-    monkeypatch.setattr(check, "training_batches", lambda *_: SimpleNamespace(between=between))
-    _, seconds, waited, _, _ = check.time_steps(
-        tiny.config(), None, None, None, torch.device("cpu")
-    )
-    assert (
-        0.05 <= waited < 0.1 and waited + 0.02 <= seconds < 0.2
-    )  # a sleep is never too short, and may be too long
+    monkeypatch.setattr(check, "time", clock)
+    timed = check.time_steps(setup, state)
+    assert timed.waited == pytest.approx(0.05)
+    assert timed.seconds == pytest.approx(0.07)
 
 
 @pytest.mark.parametrize(
@@ -324,23 +336,24 @@ def test_the_time_of_a_validation_is_foretold_from_a_part_of_it(
 ):
     """Eight blocks in batches of one, 0.1 s each, of which the check has time for four."""
     from common.train import check
-    from common.train import run as run_module
+
+    clock = Clock()
 
     def validate(state, *_):
-        time.sleep(0.1 * min(4, batch_limit or 4))
         state.validation_batches = min(4, batch_limit or 4)
+        clock.now += 0.1 * state.validation_batches
         return "scores"
 
     config = experiment(
         batch_size=1, validation_batch_limit=batch_limit, validation_time_limit=time_limit
     ).config()
-    device, crops, state, method = run_module.prepare(config)
-    assert len(crops.blocks) == 8
-    monkeypatch.setattr(run_module.steps, "validate", validate)
-    assert check.time_validation(config, state, method, crops, device) == (
-        pytest.approx(wanted, abs=0.06),
-        "scores",
-    )
+    setup, state = prepare(config)
+    assert len(setup.crops.blocks) == 8
+    monkeypatch.setattr(check.steps, "validate", validate)
+    monkeypatch.setattr(check, "time", clock)
+    timed = check.time_validation(setup, state)
+    assert timed.seconds == pytest.approx(wanted)
+    assert timed.scores == "scores"
 
 
 # what a run came to: run.json

@@ -48,7 +48,8 @@ def seeded_model() -> nn.Module:
 
 
 def test_a_batch_of_four_equals_two_accumulated_batches_of_two_with_unequal_known_counts():
-    first, second = make_batch(2, 1, unknown=0.1), make_batch(2, 2, unknown=0.9)
+    first = make_batch(2, 1, unknown=0.1)
+    second = make_batch(2, 2, unknown=0.9)
     whole = Batch(
         torch.cat([first.raw, second.raw]),
         torch.cat([first.target, second.target]),
@@ -67,10 +68,10 @@ def test_gradients_are_clipped_once_to_the_norm_of_the_whole_group():
     state = make_state(seeded_model(), lr=1.0)
     before = [p.detach().clone() for p in state.model.parameters()]
     _, norm = steps.step(state, make_method(max_grad_norm=0.01), group)
-    moved = torch.cat(
-        [(a - b).flatten() for a, b in zip(before, state.model.parameters(), strict=True)]
-    ).norm()
-    assert norm > 0.01 and moved.item() == pytest.approx(0.01, rel=1e-3)
+    after = state.model.parameters()
+    moves = [(a - b).flatten() for a, b in zip(before, after, strict=True)]
+    assert norm > 0.01
+    assert torch.cat(moves).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step_and_names_the_crops():
@@ -92,7 +93,8 @@ def test_a_2d_network_gets_patches_without_their_axis_of_size_one():
 
 
 def test_bf16_logits_are_near_those_of_fp32():
-    model, raw = seeded_model(), torch.rand(1, 1, 6, 6, 6)
+    model = seeded_model()
+    raw = torch.rand(1, 1, 6, 6, 6)
     half = ForwardPass(Precision("bf16", "cpu"), channels_last=False)(model, raw)
     assert half.dtype == torch.bfloat16
     assert torch.allclose(half.float(), model(raw), atol=0.02)
@@ -102,19 +104,20 @@ def test_counts_and_metrics_equal_scikit_learns_on_the_known_voxels():
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(2, 3, 4, 4, 4, generator=generator)
     target = torch.randint(-1, 2, logits.shape, generator=generator, dtype=torch.int8)
-    found = metrics.metrics(*steps.count(logits, target).numpy())
+    tp, fp, fn, tn = steps.count(logits, target).numpy()
+    found = metrics.metrics(tp, fp, fn)
     for channel in range(3):
         known = target[:, channel] >= 0
-        truth, predicted = (
-            target[:, channel][known].numpy(),
-            (logits[:, channel][known] > 0).numpy(),
-        )
+        truth = target[:, channel][known].numpy()
+        predicted = (logits[:, channel][known] > 0).numpy()
         assert found["dice"][channel] == pytest.approx(reference.f1_score(truth, predicted))
         assert found["iou"][channel] == pytest.approx(reference.jaccard_score(truth, predicted))
         assert found["precision"][channel] == pytest.approx(
             reference.precision_score(truth, predicted)
         )
         assert found["recall"][channel] == pytest.approx(reference.recall_score(truth, predicted))
+        counts = [[tn[channel], fp[channel]], [fn[channel], tp[channel]]]
+        assert reference.confusion_matrix(truth, predicted).tolist() == counts
 
 
 def test_a_class_that_does_not_occur_is_left_out_of_the_mean():
@@ -139,11 +142,9 @@ class _Fixed:
     """Batches from a list, as common.data.loaders.Batches gives them."""
 
     def __init__(self, batches: list[Batch]):
-        self.batches, self.batch_size, self.device = (
-            batches,
-            len(batches[0].raw),
-            torch.device("cpu"),
-        )
+        self.batches = batches
+        self.batch_size = len(batches[0].raw)
+        self.device = torch.device("cpu")
         self.blocks = _Blocks(sum(len(batch.raw) for batch in batches))
 
     def between(self, start: int, stop: int):
@@ -151,14 +152,9 @@ class _Fixed:
 
 
 def validate(state: steps.State, batches: list[Batch], **changes) -> steps.Scores:
-    given = {
-        "classes": ("mito", "er"),
-        "time_limit": 0.0,
-        "batch_limit": 0,
-        "figure_samples": 1,
-        "stop": lambda: False,
-    }
-    return steps.validate(state, make_method(), _Fixed(batches), **{**given, **changes})
+    given = {"classes": ("mito", "er"), "figure_samples": 1} | changes
+    validation = steps.Validation(_Fixed(batches), **given)
+    return steps.validate(state, make_method(), validation, lambda: False)
 
 
 def test_validation_pools_over_batches_with_unequal_known_counts():
@@ -166,10 +162,8 @@ def test_validation_pools_over_batches_with_unequal_known_counts():
     whole = Batch(
         torch.cat([b.raw for b in batches]), torch.cat([b.target for b in batches]), [""] * 6
     )
-    pooled, at_once = (
-        validate(make_state(seeded_model()), batches),
-        validate(make_state(seeded_model()), [whole]),
-    )
+    pooled = validate(make_state(seeded_model()), batches)
+    at_once = validate(make_state(seeded_model()), [whole])
     assert pooled.loss == pytest.approx(at_once.loss, rel=1e-6)
     for name in at_once.per_class:
         assert np.array_equal(pooled.per_class[name], at_once.per_class[name])
@@ -183,22 +177,26 @@ def test_validation_pools_over_batches_with_unequal_known_counts():
 def test_a_time_limit_fixes_the_number_of_batches_for_later_epochs(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(steps.time, "perf_counter", lambda: float(next(clock)))
-    batches, state = [make_batch(1, seed, 0.0) for seed in range(6)], make_state(seeded_model())
+    batches = [make_batch(1, seed, 0.0) for seed in range(6)]
+    state = make_state(seeded_model())
     validate(state, batches, time_limit=2.5)
     assert state.validation_batches == 3
     monkeypatch.setattr(steps.time, "perf_counter", lambda: 0.0)
-    first, again = validate(state, batches[:3]), validate(state, batches, time_limit=2.5)
+    first = validate(state, batches[:3])
+    again = validate(state, batches, time_limit=2.5)
     assert state.validation_batches == 3 and first.loss == again.loss
 
 
 def test_a_batch_limit_takes_the_first_batches():
-    batches, state = [make_batch(1, seed, 0.0) for seed in range(4)], make_state(seeded_model())
+    batches = [make_batch(1, seed, 0.0) for seed in range(4)]
+    state = make_state(seeded_model())
     limited = validate(state, batches, batch_limit=2)
     assert limited.loss == validate(make_state(seeded_model()), batches[:2]).loss
 
 
 def test_figures_show_the_same_blocks_in_every_epoch():
-    batches, state = [make_batch(2, seed, 0.2) for seed in range(3)], make_state(seeded_model())
+    batches = [make_batch(2, seed, 0.2) for seed in range(3)]
+    state = make_state(seeded_model())
     validate(state, batches)
     shown = dict(state.shown)
     positives = torch.cat([(b.target == 1).sum((2, 3, 4)) for b in batches])
