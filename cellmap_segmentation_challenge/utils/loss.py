@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from cellmap_segmentation_challenge._public import names_of
+from common.data.targets import known
 from common.errors import UserError
+from common.train.criterion import mean_over_known
 
 __getattr__ = names_of(__name__, {})
 
@@ -25,6 +27,9 @@ class CellMapLossWrapper(nn.Module):
     loss_class: gives a loss for each element with reduction="none", as torch's criteria do.
     """
 
+    takes_unknown = True
+    """As a criterion of the trainer it is given NaN for unknown voxels."""
+
     def __init__(self, loss_class: type[nn.Module], **kwargs: Any) -> None:
         super().__init__()
         self.kwargs = {**kwargs, "reduction": "none"}
@@ -32,7 +37,6 @@ class CellMapLossWrapper(nn.Module):
 
     def calc_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Of one array."""
-        known = ~target.isnan()
         losses = self.loss_fn(outputs, target.nan_to_num(0))
         if losses.shape != target.shape:
             raise UserError(
@@ -40,7 +44,7 @@ class CellMapLossWrapper(nn.Module):
                 f"a target of shape {tuple(target.shape)}; use a criterion that gives one an "
                 "element"
             )
-        return torch.where(known, losses, 0).sum() / known.sum().clamp(min=1)
+        return mean_over_known(losses, known(target))
 
     def forward(self, outputs: Arrays, targets: Arrays) -> torch.Tensor:
         """Of one array, or the mean over several.

@@ -31,6 +31,9 @@ ShapeOf = Callable[[Shape], Shape | None]
 Forward = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """Logits (B, classes, z, y, x) of a network for raw (B, 1, z, y, x), as of a ForwardPass."""
 
+Outputs = Callable[[nn.Module, torch.Tensor], list[torch.Tensor]]
+"""Likewise all outputs of a network, the finest first."""
+
 
 class Shapes:
     """Shapes and memory of a network. The network itself stays as it is, and where it is."""
@@ -138,6 +141,28 @@ class Activations:
     largest_layer: int
     """The most that goes into and comes out of one layer."""
     logits: int
+
+
+def parameters_of_outputs(
+    model: nn.Module, outputs: Outputs, shape: Sequence[int]
+) -> list[set[str]]:
+    """For each output of a network the names of the trainable parameters that it depends on.
+
+    All of them for one output if the network cannot be run on the meta device.
+    """
+    on_meta = _OnMeta(model)
+    trained = {name: tensor for name, tensor in on_meta.empty.items() if tensor.requires_grad}
+    names = []
+    try:
+        for output in outputs(on_meta, torch.empty(1, 1, *shape, device="meta")):
+            gradients = torch.autograd.grad(
+                output.sum(), list(trained.values()), allow_unused=True, retain_graph=True
+            )
+            pairs = zip(trained, gradients, strict=True)
+            names.append({name for name, gradient in pairs if gradient is not None})
+    except Exception:  # a network that needs values raises whatever it likes
+        return [set(trained)]
+    return names
 
 
 def grown(shape: Sequence[int], step: int) -> Shape:

@@ -105,7 +105,7 @@ class OrdinaryLoss:
             return self.loss(logits, positive.masked_fill(~mask, torch.nan))
         if not self.gives_one_number:
             losses = self.for_each_voxel(logits, positive)
-            self.gives_one_number = losses.shape != logits.shape
+            self.gives_one_number = getattr(losses, "shape", None) != logits.shape
             if not self.gives_one_number:
                 return mean_over_known(losses, mask)
         return self.loss(logits.where(mask, SURELY_NEGATIVE), positive)

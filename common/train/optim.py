@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,27 +84,42 @@ def prior_logits(foreground: np.ndarray, background: np.ndarray, weights: np.nda
 
 
 @torch.no_grad()
-def start_output_at(model: nn.Module, logits: np.ndarray) -> None:
-    """Make the first prediction `logits` everywhere.
+def start_output_at(
+    model: nn.Module, logits: np.ndarray, outputs: Sequence[Collection[str]] | None = None
+) -> None:
+    """Make the first prediction `logits` everywhere, in each output of the network.
 
     They become the bias of the last 1x1x1 convolution with one channel a class, whose weights are
     multiplied by 0.01. Source of the recipe: Lin et al. 2017, focal loss, section 4.1. Raises
     UserError if no such layer with a bias is found.
+
+    Args:
+        model: the network, which is changed.
+        logits: (classes,).
+        outputs: for each output, the finest first, the names of the parameters that it depends on;
+            one that depends on all unless given.
     """
-    outputs = [module for module in model.modules() if _is_output(module, len(logits))]
-    biased = [module for module in outputs if module.bias is not None]
-    if not biased:
+    layers = {n: m for n, m in model.named_modules() if _is_output(m, len(logits))}
+    biases = {f"{n}.bias".lstrip("."): m.bias for n, m in layers.items() if m.bias is not None}
+    finest, *coarser = outputs or [set(biases)]
+    heads = [[name for name in biases if name in finest]]
+    # what a coarser output shares with the finest is the finest's to set
+    for names in coarser:
+        heads.append([name for name in biases if name in names and name not in finest])
+    if not heads[0]:
         raise UserError(
             f"init_output_to_prior: no trainable 1x1x1 convolution with {len(logits)} channels and "
             "a bias ends the model; set init_output_to_prior = False"
         )
-    for module in outputs:
-        module.weight.mul_(0.01)
-    # a residual block adds up two such layers: one of them carries the logits
-    for module in biased[:-1]:
-        module.bias.zero_()
-    last = biased[-1].bias
-    last.copy_(torch.from_numpy(logits).to(last))
+    for layer in layers.values():
+        layer.weight.mul_(0.01)
+    for bias in biases.values():
+        bias.zero_()
+    for head in heads:
+        if head:
+            # a residual block adds up two such layers: the last one carries the logits
+            bias = biases[head[-1]]
+            bias.copy_(torch.from_numpy(logits).to(bias))
 
 
 def _is_output(module: nn.Module, classes: int) -> bool:

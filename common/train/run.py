@@ -21,6 +21,7 @@ from common.data.loaders import Batch, Batches, Data, training_batches, validati
 from common.files import REPOSITORY
 from common.model.build import build_model
 from common.model.forward import ForwardPass
+from common.model.shapes import parameters_of_outputs
 from common.provenance import provenance
 from common.runtime import interruptible
 from common.talk import command_line, note, say
@@ -145,7 +146,7 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
     weights = class_weights(config, crops, loss)
     if config.init_output_to_prior:
         prior = optim.prior_logits(crops.foreground, crops.background, weights)
-        optim.start_output_at(model, prior)
+        start_at_prior(config, model, prior)
     setup = Setup(
         config=config,
         device=device,
@@ -168,6 +169,13 @@ def class_weights(config: TrainConfig, crops: Data, loss: criterion.Criterion) -
     if config.weight_loss and criterion.uses_pos_weight(loss):
         return optim.positive_weights(crops.foreground, crops.background, config.pos_weight_cap)
     return np.ones(len(config.classes), np.float32)
+
+
+def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray) -> None:
+    """Make the logits of a new network `prior`, (classes,), in each of its outputs."""
+    exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
+    outputs = parameters_of_outputs(model, exact.outputs, config.input_array_info["shape"])
+    optim.start_output_at(model, prior, outputs)
 
 
 def first_state(config: TrainConfig, model: nn.Module, precision: runtime.Precision) -> State:

@@ -1,0 +1,354 @@
+"""Any loss as a criterion: over the known voxels, against torch, MONAI and sums by hand."""
+
+from __future__ import annotations
+
+import functools
+import json
+from types import MappingProxyType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cellmap_segmentation_challenge.utils import CellMapLossWrapper
+from common.data.targets import PaletteTarget
+from common.errors import UserError
+from common.train import criterion as module
+from common.train.criterion import OrdinaryLoss, over_outputs, resampled, takes_pos_weight
+from common.train.losses import bce_dice, dice_loss, weighted_bce
+
+CPU = torch.device("cpu")
+
+
+class SigmoidDice(nn.Module):
+    """Called as MONAI's DiceLoss(sigmoid=True): 1 - Dice of each channel, the mean over them."""
+
+    def __init__(self, reduction: str = "mean"):
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        probability = input.sigmoid()
+        axes = (2, 3, 4)
+        overlap = (probability * target).sum(axes)
+        size = (probability + target).sum(axes)
+        loss = 1 - (2 * overlap + 1e-5) / (size + 1e-5)
+        if self.reduction == "none":
+            return loss.view(*loss.shape, 1, 1, 1)
+        return loss.mean()
+
+
+@pytest.fixture
+def case() -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that want a gradient, and dense labels in which a third is unknown."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, 6, generator=generator, requires_grad=True)
+    labels = torch.randint(-1, 2, logits.shape, generator=generator, dtype=torch.int8)
+    return logits, labels
+
+
+def as_nan(labels: torch.Tensor) -> torch.Tensor:
+    return labels.float().masked_fill(labels < 0, torch.nan)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.BCEWithLogitsLoss(),
+        nn.BCEWithLogitsLoss(reduction="sum"),
+        F.binary_cross_entropy_with_logits,
+        functools.partial(F.binary_cross_entropy_with_logits, reduction="none"),
+        lambda logits, target: F.softplus(logits) - logits * target,
+    ],
+    ids=["module", "sum", "function", "partial", "own"],
+)
+def test_a_loss_of_each_voxel_is_averaged_over_the_known_ones(case, loss):
+    logits, labels = case
+    known = labels >= 0
+    reference = F.binary_cross_entropy_with_logits(logits[known], labels[known].float())
+    assert torch.allclose(OrdinaryLoss(loss)(logits, labels), reference, rtol=1e-6)
+
+
+def test_the_mean_is_that_of_the_toolboxs_wrapper(case):
+    logits, labels = case
+    wrapper = CellMapLossWrapper(nn.MSELoss)
+    expected = wrapper(logits, as_nan(labels))
+    assert torch.equal(OrdinaryLoss(nn.MSELoss())(logits, labels), expected)
+    assert torch.equal(OrdinaryLoss(wrapper)(logits, labels), expected)
+
+
+def test_a_palette_image_gives_the_loss_of_its_dense_labels(case):
+    logits, _ = case
+    palette = torch.tensor([[-1, 0, 1], [1, 1, -1], [0, 1, 0]], dtype=torch.int8)
+    rows = torch.randint(0, 3, (2, 4, 5, 6), dtype=torch.int32)
+    target = PaletteTarget(rows, palette)
+    loss = OrdinaryLoss(nn.BCEWithLogitsLoss())
+    assert torch.equal(loss(logits, target), loss(logits, target.dense()))
+
+
+def masked_dice(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Dice loss of sigmoids over the known voxels alone, sample by sample and class by class."""
+    losses = []
+    for sample_logits, sample_labels in zip(logits, labels, strict=True):
+        for x, y in zip(sample_logits, sample_labels, strict=True):
+            known = y >= 0
+            probability = x[known].sigmoid()
+            positive = y[known].float()
+            overlap = (probability * positive).sum()
+            size = (probability + positive).sum()
+            losses.append(1 - (2 * overlap + 1e-5) / (size + 1e-5))
+    return torch.stack(losses).mean()
+
+
+def check_dice(loss: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """A Dice loss leaves unknown voxels out: of its value, and of the gradient."""
+    criterion = OrdinaryLoss(loss)
+    value = criterion(logits, labels)
+    assert criterion.gives_one_number
+    assert value.item() == pytest.approx(masked_dice(logits, labels).item(), rel=1e-5)
+    value.backward()
+    assert (logits.grad[labels < 0] == 0).all()
+    assert (logits.grad[labels >= 0] != 0).all()
+
+
+def test_a_loss_of_one_number_leaves_unknown_voxels_out_of_overlap_and_size(case):
+    check_dice(SigmoidDice(), *case)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_monais_dice_loss_is_taken_as_it_is(case):
+    losses = pytest.importorskip("monai.losses", reason="MONAI is not installed")
+    check_dice(losses.DiceLoss(sigmoid=True), *case)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (weighted_bce, True),
+        (bce_dice, True),
+        (lambda logits, target, w: 0, True),
+        (lambda logits, target, pos_weight=None: 0, True),
+        (lambda logits, target: 0, False),
+        (nn.BCEWithLogitsLoss(), False),
+        (F.binary_cross_entropy_with_logits, False),
+        (functools.partial(weighted_bce, pos_weight=None), False),
+        (torch.binary_cross_entropy_with_logits, False),
+    ],
+)
+def test_a_loss_is_given_pos_weight_if_it_asks_for_it(loss, expected):
+    assert takes_pos_weight(loss) is expected
+
+
+# What cannot be a criterion
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("criterion = nn.NLLLoss()", "NLLLoss: cannot be called"),
+        ("criterion = lambda logits, target: 0.0", "gives a float"),
+        ("criterion = lambda logits, target: logits.mean((0, 1))", "shape"),
+        ("criterion = lambda logits, target: target.mean()", "without a gradient"),
+        ("criterion = lambda logits, target: logits.sum() / 0", "gives -inf"),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence_before_crops_are_decoded(experiment, text, reason):
+    tiny = experiment(text=f"from torch import nn\n{text}")
+    with pytest.raises(UserError, match=reason) as told:
+        tiny.train()
+    assert "\n" not in str(told.value)
+    assert not (tiny.folder / "logs").exists()
+
+
+def test_an_error_in_the_users_own_loss_keeps_its_traceback(experiment):
+    text = """
+        def criterion(logits, target):
+            return logits + None
+        """
+    with pytest.raises(TypeError) as raised:
+        experiment(text=text).train()
+    assert any(entry.path.name == "train_config.py" for entry in raised.traceback)
+
+
+def test_a_class_that_needs_arguments_is_refused_with_the_setting(experiment):
+    tiny = experiment(text="from torch import nn\ncriterion = nn.CrossEntropyLoss\n")
+    tiny.config()
+    text = "class Loss:\n    def __init__(self, alpha):\n        pass\n\n\ncriterion = Loss\n"
+    with pytest.raises(UserError, match="alpha"):
+        experiment("other", text=text).config()
+
+
+# Several outputs
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2), (2, 8, 4), (6, 8, 4)])
+def test_a_target_is_resampled_by_nearest_neighbours(shape):
+    labels = torch.randint(-1, 2, (2, 3, 6, 8, 4), dtype=torch.int8)
+    reference = F.interpolate(labels.float(), shape, mode="nearest-exact")
+    assert torch.equal(resampled(labels, shape).float(), reference)
+    rows = torch.randint(0, 9, (2, 6, 8, 4), dtype=torch.int32)
+    coarse = resampled(PaletteTarget(rows, torch.zeros(9, 1, dtype=torch.int8)), shape)
+    reference = F.interpolate(rows[:, None].float(), shape, mode="nearest-exact")
+    assert torch.equal(coarse.rows[:, None].float(), reference)
+
+
+def test_several_outputs_are_weighed_1_half_quarter():
+    labels = torch.randint(-1, 2, (1, 2, 8, 8, 8), dtype=torch.int8)
+    outputs = [torch.randn(1, 2, n, n, n) for n in (8, 4, 2)]
+    losses = [weighted_bce(x, resampled(labels, x.shape[2:]), None) for x in outputs]
+    expected = (4 * losses[0] + 2 * losses[1] + losses[2]) / 7
+    assert torch.allclose(over_outputs(weighted_bce, outputs, labels, None), expected)
+
+
+def test_outputs_with_other_channels_are_refused():
+    outputs = [torch.zeros(1, 2, 8, 8, 8), torch.zeros(1, 5, 4, 4, 4)]
+    with pytest.raises(UserError, match=r"\(1, 5, 4, 4, 4\)"):
+        over_outputs(dice_loss, outputs, torch.zeros(1, 2, 8, 8, 8), None)
+
+
+# Whole runs
+
+
+def losses_of(tiny, run: str) -> list[float]:
+    from common.train.record import read_history
+
+    return read_history(tiny.folder / f"logs/tiny_experiment/{run}")["train/loss"].tolist()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nn.BCEWithLogitsLoss()",
+        "nn.BCEWithLogitsLoss",
+        "functools.partial(nn.BCEWithLogitsLoss, reduction='sum')",
+        "F.binary_cross_entropy_with_logits",
+    ],
+)
+def test_torchs_cross_entropy_trains_as_ours_without_weights(experiment, text, capsys):
+    tiny = experiment(weight_loss=False)
+    tiny.train(run_name="ours")
+    tiny.add(
+        "import functools\nimport torch.nn.functional as F\nfrom torch import nn\n"
+        f"criterion = {text}"
+    )
+    tiny.train(run_name="torchs")
+    assert losses_of(tiny, "torchs") == pytest.approx(losses_of(tiny, "ours"), rel=1e-5)
+    assert "note: criterion" not in capsys.readouterr().err
+
+
+def test_a_loss_of_one_number_trains_and_says_what_unknown_voxels_are(experiment, capsys):
+    text = """
+        import torch
+        from torch import nn
+
+
+        class Dice(nn.Module):
+            def __init__(self, smooth=1.0):
+                super().__init__()
+                self.register_buffer("smooth", torch.tensor(smooth))
+
+            def forward(self, input, target):
+                probability = input.sigmoid()
+                overlap = (probability * target).sum()
+                size = (probability + target).sum()
+                return 1 - (2 * overlap + self.smooth) / (size + self.smooth)
+
+
+        criterion = Dice(smooth=2.0)
+        """
+    tiny = experiment(epochs=4, iterations_per_epoch=30, learning_rate=0.02, text=text)
+    tiny.train()
+    losses = losses_of(tiny, "seed42")
+    assert losses[-1] < 0.8 * losses[0]
+    said = capsys.readouterr().err
+    assert "Dice gives one number" in said
+    assert "weight_loss has no effect" in said
+
+
+def test_a_module_is_moved_to_the_device():
+    class Loss(nn.Module):
+        def to(self, device):
+            moved.append(device)
+            return self
+
+        def forward(self, logits, target, pos_weight):
+            return weighted_bce(logits, target, pos_weight)
+
+    moved = []
+    config = _Config(Loss())
+    assert module.build_criterion(config, CPU) is config.criterion
+    assert moved == [CPU]
+
+
+class _Config:
+    """As much of a configuration as a criterion is built from."""
+
+    classes = ("mito", "er")
+    target_array_info = MappingProxyType({"shape": (4, 4, 4)})
+    weight_loss = True
+    folder = None
+
+    def __init__(self, criterion):
+        self.criterion = criterion
+
+
+DEEP = """
+    import torch
+    from torch import nn
+
+
+    class Deep(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv3d(1, 8, 5), nn.ReLU())
+            self.fine = nn.Conv3d(8, classes, 1)
+            self.coarse = nn.Conv3d(8, classes, 1)
+
+        def forward(self, raw):
+            features = self.body(raw)
+            small = nn.functional.avg_pool3d(features, 2)
+            return [self.fine(features), self.coarse(small)]
+
+
+    def build_model(classes):
+        return Deep(len(classes))
+    """
+
+
+def test_a_network_with_two_outputs_learns_from_both_and_is_judged_by_the_first(experiment):
+    from common.train.run import prepare
+
+    tiny = experiment(files={"model.py": DEEP}, epochs=1, iterations_per_epoch=1)
+    setup, state = prepare(tiny.config())
+    batch = next(setup.training_from(0))
+    with torch.no_grad():
+        fine, coarse = state.model(batch.raw)
+    labels = batch.target.dense()
+    # every second voxel, the second of each pair: the nearest to the centre of a coarse voxel
+    losses = [
+        weighted_bce(fine, labels, setup.method.pos_weight),
+        weighted_bce(coarse, labels[..., 1::2, 1::2, 1::2], setup.method.pos_weight),
+    ]
+    expected = (2 * losses[0] + losses[1]) / 3
+    tiny.train()
+    assert losses_of(tiny, "seed42") == [pytest.approx(expected.item(), rel=1e-5)]
+
+
+def test_both_outputs_of_a_network_start_at_the_prior(experiment):
+    from common.train.run import prepare
+
+    _, state = prepare(experiment(files={"model.py": DEEP}).config())
+    assert state.model.fine.bias.abs().min() > 0
+    assert torch.equal(state.model.fine.bias, state.model.coarse.bias)
+
+
+def test_a_network_with_two_outputs_predicts_with_the_first(experiment):
+    from cellmap_segmentation_challenge import predict
+
+    tiny = experiment(files={"model.py": DEEP}, epochs=1)
+    result = tiny.train()
+    predict(tiny.folder, data=tiny.data)
+    record = json.loads((result.logs / "run.json").read_text())
+    assert record["result"]["finished"]
+    assert list((tiny.folder / "predictions").rglob("mito"))

@@ -1,0 +1,86 @@
+"""Metrics of the user's own, against counts by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import UserError
+from common.train import metrics
+from common.train.record import read_history
+from common.train.run import prepare
+
+OWN = """
+    def specificity(tp, fp, fn, tn):
+        return tn / (tn + fp)
+
+
+    metrics = {"specificity": specificity}
+    """
+
+
+def test_own_metrics_stand_beside_the_built_in_ones():
+    counts = np.array([[1.0, 2.0], [3.0, 0.0], [1.0, 0.0], [5.0, 4.0]])
+    values = metrics.of_counts(counts, {"specificity": lambda tp, fp, fn, tn: tn / (tn + fp)})
+    assert list(values) == [*metrics.BUILT_IN, "specificity"]
+    assert values["specificity"].tolist() == [5 / 8, 1.0]
+    assert values["dice"].tolist() == [2 / 6, 1.0]
+
+
+def test_nothing_to_divide_by_is_nan_and_no_warning():
+    counts = np.zeros((4, 2))
+    values = metrics.of_counts(counts, {"share": lambda tp, fp, fn, tn: tp / (tp + tn)})
+    assert np.isnan(values["share"]).all()
+
+
+def test_a_metric_of_another_shape_is_told():
+    with pytest.raises(UserError, match=r"metrics\['total'\].*\(\) for 3 classes"):
+        metrics.try_out({"total": lambda tp, fp, fn, tn: tp.sum()}, 3)
+
+
+def test_an_own_metric_is_logged_and_decides_the_best_epoch(experiment):
+    """Recomputed from the best checkpoint over the known voxels of the validation blocks."""
+    tiny = experiment(text=OWN, epochs=3, best_metric="specificity", learning_rate=0.05)
+    result = tiny.train()
+    history = read_history(result.logs)
+    best = torch.load(result.checkpoint, weights_only=True)
+    values = history["validation/specificity"]
+    assert best["epoch"] == 1 + int(values.argmax())
+    assert result.best_metric == best["best"] == values.max()
+
+    setup, state = prepare(tiny.config())
+    state.model.load_state_dict(best["model"])
+    negative = np.zeros(3)
+    true_negative = np.zeros(3)
+    with torch.no_grad():
+        for batch in setup.validation.batches.between(0, len(setup.crops.blocks)):
+            is_negative = batch.target.dense() == 0
+            is_found = is_negative & (state.model(batch.raw) <= 0)
+            negative += is_negative.sum((0, 2, 3, 4)).numpy()
+            true_negative += is_found.sum((0, 2, 3, 4)).numpy()
+    row = history.iloc[best["epoch"] - 1]
+    logged = [row[f"specificity/{name}"] for name in ("mito", "er", "nuc")]
+    assert logged == pytest.approx(true_negative / negative)
+    assert row["validation/specificity"] == pytest.approx(np.mean(logged))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("metrics = {'dice': lambda tp, fp, fn, tn: tp}", "another name"),
+        ("metrics = {'a/b': lambda tp, fp, fn, tn: tp}", "another name"),
+        ("metrics = {'two': lambda tp, fp: tp}", r"metric\(tp, fp, fn, tn\)"),
+        ("best_metric = 'specificity'", "one of 'dice'"),
+    ],
+)
+def test_a_metric_that_cannot_be_is_refused_with_the_setting(experiment, text, reason):
+    with pytest.raises(UserError, match=reason):
+        experiment(text=text).config()
+
+
+def test_a_run_from_before_goes_on_with_a_metric_more(experiment):
+    tiny = experiment(epochs=2)
+    tiny.train(epochs=1)
+    tiny.add(OWN)
+    assert tiny.train().epochs == 2
