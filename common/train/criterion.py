@@ -48,6 +48,8 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
         return weighted_bce
     made = setting.func if isinstance(setting, functools.partial) else setting
     loss = setting() if inspect.isclass(made) else setting
+    if not callable(loss):
+        raise UserError(f"criterion = {type(loss).__name__}(): cannot be called; {_CONTRACT}")
     if isinstance(loss, nn.Module):
         loss = loss.to(device)
     criterion = loss if takes_pos_weight(loss) else OrdinaryLoss(loss)

@@ -295,12 +295,12 @@ def test_a_spatial_transform_of_another_form_is_refused(file, value):
             "scheduler = train_config.scheduler: missing a required argument",
         ),
         (
-            "def criterion(logits, target): ...",
+            "def criterion(logits): ...",
             "criterion = train_config.criterion: too many positional arguments",
         ),
         (
-            "class criterion: ...",
-            "criterion = train_config.criterion; write a function such as",
+            "class criterion:\n    def __init__(self, alpha): ...",
+            "criterion = train_config.criterion: missing a required argument",
         ),
     ],
 )

@@ -146,6 +146,7 @@ def test_a_loss_is_given_pos_weight_if_it_asks_for_it(loss, expected):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ("class criterion: ...", "cannot be called"),
         ("criterion = nn.NLLLoss()", "NLLLoss: cannot be called"),
         ("criterion = lambda logits, target: 0.0", "gives a float"),
         ("criterion = lambda logits, target: logits.mean((0, 1))", "shape"),
