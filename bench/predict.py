@@ -153,7 +153,7 @@ def speed(scratch: Path, side: int, device: str, block: int, output: str, rounds
         "compressed": side**3 * len(config.classes) / stored,
         "load": os.getloadavg()[0],
         "windows": f"{len(blocks)} of {' x '.join(map(str, blocks[0].shape[2:]))}",
-        "about": f"{name}, {network.about['precision']}",
+        "about": f"{name}, {network.record.precision}",
     }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -135,25 +136,42 @@ def watershed(  # noqa: PLR0917  # so it is called in process_config.py files
 ) -> Volume:
     """Ids as of connected_components(), with objects that touch split at their necks.
 
-    Every component (26-connected) is flooded alone, from the maxima of a landscape: the distance to
-    the background in nm or, where a volume of it is given, the probability, smoothed over one
-    voxel. Two basins stay apart where the landscape between them falls below `neck` times the lower
-    of their maxima, so 0.75 splits two balls whose contact is less than 3/4 as wide as the smaller
-    ball. They are one object where the maxima are nearer than `min_distance_nm`, and where the
-    distance falls by less than a voxel's shortest edge, which is the grain of its surface. Beyond
-    the border of the volume nothing is known: no distance is measured to it.
-
-    Of a mask full of specks, remove_small() first: a component takes half a millisecond, however
-    small.
+    Every component (26-connected) is flooded alone, from the maxima of a landscape. Two basins stay
+    apart where the landscape between them falls below `neck` times the lower of their maxima: 0.75
+    splits two balls whose contact is less than 3/4 as wide as the smaller. A component takes half
+    a millisecond, however small, so of a mask full of specks remove_small() first.
 
     Args:
         mask: a mask, or ids.
-        probability: of the same shape; unsigned integers or floats.
+        probability: the landscape, smoothed over one voxel; unless given, the distance to the
+            background in nm, of which nothing is known beyond the border of the volume.
         min_distance_nm: maxima nearer to each other are of one object.
         neck: 0 (never split) to 1.
-        max_voxels: a component whose box holds more is left whole, and a note says so: a box takes
-            about 60 bytes a voxel in memory.
+        max_voxels: a component whose box holds more (60 bytes a voxel) stays whole, with a note.
     """
+    _check_watershed(mask, probability, min_distance_nm, neck)
+    components = find_components(mask, 26)
+    dtype = smallest_dtype(math.prod(mask.shape))  # there are never more parts than voxels
+    parts = components.relabelled(np.arange(components.n + 1, dtype=dtype))
+    last = components.n
+    for number, where in _boxes_around(components, max_voxels):
+        ids = parts.read(where)
+        height = None if probability is None else probability.read(where)
+        # other objects may reach into the box
+        split = split_object(
+            ids == number, height, mask.voxel_size, min_distance_nm=min_distance_nm, neck=neck
+        )
+        if split.max() > 1:
+            # part 1 keeps the number
+            parts.array[where] = np.where(split > 1, last - 1 + split.astype(ids.dtype), ids)
+            last += int(split.max()) - 1
+    # each part is in one piece, so this only numbers them by their first voxel
+    return connected_components(parts)
+
+
+def _check_watershed(
+    mask: Volume, probability: Volume | None, min_distance_nm: float, neck: float
+) -> None:
     if probability is not None and probability.shape != mask.shape:
         raise UserError(
             f"a probability of shape {probability.shape} for a mask of shape {mask.shape}; "
@@ -163,43 +181,20 @@ def watershed(  # noqa: PLR0917  # so it is called in process_config.py files
         raise UserError(f"neck {neck}; write a fraction from 0 (never split) to 1")
     if not min_distance_nm >= 0:
         raise UserError(f"min_distance_nm {min_distance_nm}; write a length of at least 0 in nm")
-    components = find_components(mask, 26)
-    # never more parts than voxels
-    dtype = smallest_dtype(math.prod(mask.shape))
-    parts = components.relabelled(np.arange(components.n + 1, dtype=dtype))
-    last = components.n
+
+
+def _boxes_around(components: Components, max_voxels: int) -> Iterator[tuple[int, Box]]:
+    """Each component with its box and the layer around it; too large ones are noted, left out."""
     for number in range(1, components.n + 1):
-        where = _box_around(components, number, max_voxels)
-        if where is None:
-            continue
-        ids = parts.read(where)
-        split = split_object(
-            ids == number,
-            None if probability is None else probability.read(where),
-            mask.voxel_size,
-            min_distance_nm=min_distance_nm,
-            neck=neck,
-        )
-        if split.max() > 1:
-            # part 1 keeps the number
-            parts.array[where] = np.where(split > 1, last - 1 + split.astype(ids.dtype), ids)
-            last += int(split.max()) - 1
-    # each part is connected, so this only numbers them by their first voxel
-    return connected_components(parts)
-
-
-def _box_around(components: Components, number: int, max_voxels: int) -> Box | None:
-    """The box of a component and the layer around it; None, with a note, if it is too large."""
-    shape = components.volume.shape
-    low = np.maximum(components.low[number] - 1, 0)
-    high = np.minimum(components.high[number] + 1, shape)
-    if math.prod((high - low).tolist()) > max_voxels:
-        note(
-            f"watershed: an object in a box of {voxels(high - low)} voxels stays whole; "
-            f"max_voxels is {max_voxels}"
-        )
-        return None
-    return slices(low, high)
+        low = np.maximum(components.low[number] - 1, 0)
+        high = np.minimum(components.high[number] + 1, components.volume.shape)
+        if math.prod((high - low).tolist()) <= max_voxels:
+            yield number, slices(low, high)
+        else:
+            note(
+                f"watershed: an object in a box of {voxels(high - low)} voxels stays whole; "
+                f"max_voxels is {max_voxels}"
+            )
 
 
 def _in_voxels(volume: Volume, nm3: float, name: str) -> float:

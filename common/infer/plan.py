@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from common.data.raw import Raw
 from common.data.sampling import Patch
 from common.infer.window import Window
 
+# 2 MB of uint8: readers want a part of a volume, and a file system does not want millions of files
 LARGEST_CHUNK = 128
 """Edge in voxels that written chunks have at most, unless a single window gives more."""
 
@@ -133,27 +135,25 @@ def plan_blocks(
     resampled = not np.allclose(ratio, 1, rtol=SAME_SCALE)
     units = np.ones(3, int) if resampled else _block_units(window)
     limits = (largest / np.maximum(ratio, 1)).astype(int)
-    block = []
-    chunk = []
-    for n, limit, unit in zip(shape.tolist(), limits.tolist(), units.tolist(), strict=True):
-        block_length, chunk_length = _lengths(n, limit, unit)
-        block.append(block_length)
-        chunk.append(chunk_length)
+    axes = zip(shape.tolist(), limits.tolist(), units.tolist(), strict=True)
+    lengths = [_lengths(n, limit, unit) for n, limit, unit in axes]
+    block = tuple(along.block for along in lengths)
     if window.agree:
-        needed = np.array(block)
-        if resampled:
-            # the voxel before and behind that interpolation takes, one for rounding, and up to a
-            # unit before
-            needed = np.ceil(needed * ratio).astype(int) + 3 + window.unit
-        window = window.holding(-(-needed // window.unit) * window.unit)
-    return BlockPlan(
-        raw,
-        window,
-        grid,
-        block_shape=tuple(block),
-        chunk_shape=tuple(chunk),
-        largest=largest,
-    )
+        window = _window_of_block(window, block, ratio, resampled)
+    chunk = tuple(along.chunk for along in lengths)
+    return BlockPlan(raw, window, grid, block_shape=block, chunk_shape=chunk, largest=largest)
+
+
+def _window_of_block(
+    window: Window, block: Sequence[int], ratio: np.ndarray, resampled: bool
+) -> Window:
+    """The window, grown to give a whole block. ratio: network's voxels that a written one takes."""
+    needed = np.array(block)
+    if resampled:
+        # the voxel before and behind that interpolation takes, one for rounding, and up to a unit
+        # before, since windows start on whole units
+        needed = np.ceil(needed * ratio).astype(int) + 3 + window.unit
+    return window.holding(-(-needed // window.unit) * window.unit)
 
 
 def _block_units(window: Window) -> np.ndarray:
@@ -167,7 +167,14 @@ def _block_units(window: Window) -> np.ndarray:
     return np.where(grows, window.unit, window.stride)
 
 
-def _lengths(n: int, largest: int, unit: int) -> tuple[int, int]:
+class Lengths(NamedTuple):
+    """Voxels along an axis."""
+
+    block: int
+    chunk: int
+
+
+def _lengths(n: int, largest: int, unit: int) -> Lengths:
     """Voxels of blocks and of chunks along an axis of n.
 
     Blocks are of about one size, of whole chunks, and these of whole units.
@@ -176,10 +183,11 @@ def _lengths(n: int, largest: int, unit: int) -> tuple[int, int]:
         unit = math.lcm(unit, 2)  # two voxels become one of the next coarser level, chunk by chunk
     largest = max(largest // unit, 1) * unit
     blocks = math.ceil(n / largest)
+    # of one size: a last block of a few voxels would cost a whole window
     length = math.ceil(n / blocks)
     chunks = math.ceil(length / LARGEST_CHUNK)
     chunk = math.ceil(length / chunks / unit) * unit
-    return chunks * chunk, chunk
+    return Lengths(chunks * chunk, chunk)
 
 
 def _on_raw(lower: np.ndarray, grid: Grid, taken: Patch) -> np.ndarray:

@@ -39,18 +39,22 @@ from common.infer.plan import BlockPlan, plan_blocks
 from common.infer.writer import ClassVolume, open_class, writing
 from common.talk import nm, note, progress, say, size, voxels
 
+# Blosc lets go of the interpreter's lock, so threads compress side by side
 WRITERS = min(16, max(2, os.cpu_count() or 1))
 """Threads that compress and write."""
 
+# each waits in memory with all of its classes: more would only move the disk's backlog there
 UNWRITTEN = 2
 """Blocks that may wait to be written while others are computed."""
 
 LARGEST_BLOCK = {"cuda": 256}
 """Edge in voxels that blocks have at most, by kind of device; 128 on others."""
 
+# below, a block is mostly context that is computed and dropped
 SMALLEST_BLOCK = 32
 """Edge in voxels below which blocks are not made smaller to save memory."""
 
+# half: `gigabytes` is an estimate, and other processes want some too
 MEMORY_FRACTION = 0.5
 """Of the device's free memory, that a block may take."""
 
@@ -90,15 +94,17 @@ def predict(  # noqa: PLR0913  # the options of the command
     data: str | Path | None = None,
     **output: Any,
 ) -> list[Path]:
-    """Predict crops, or a volume, with a checkpoint of an experiment's run.
+    """Predict crops, or a volume, with a checkpoint of an experiment's run; gives their folders.
 
-    A class is finished whole or stays marked as unfinished; the same call goes on with it.
+    A folder has a multiscale group for each class, which is whole or marked as unfinished; the same
+    call goes on with it. Raises FileNotFoundError, UserError, and KeyboardInterrupt when Ctrl-C or
+    SIGTERM came.
 
     Args:
-        config_path: the experiment.
-        crops: which ones, as `volume`, `roi` and `manifest_path` see `common.data.regions.choose`.
-        volume: instead of crops.
-        roi: box of the volume.
+        config_path: the experiment; with `overrides` and `data` as of `common.config.load`.
+        crops: which; or `volume` with `roi`; with `manifest_path` as of `common.data.regions`.
+        volume: path of a volume of one's own.
+        roi: box of it.
         classes: some of the network's, all unless given.
         weights: "best", "latest" or a checkpoint file; the best unless given.
         manifest_path: of test crops.
@@ -106,38 +112,23 @@ def predict(  # noqa: PLR0913  # the options of the command
         overrides: "name=value" for settings.
         data: data root.
         output: fields of `Output`.
-
-    Returns:
-        The folder of each box, which has a multiscale group for each class.
-
-    Raises:
-        UserError, FileNotFoundError: with a sentence.
-        KeyboardInterrupt: when Ctrl-C or SIGTERM came.
     """
     config = load_config(config_path, overrides, data)
-    storage = check_output(Output(**output), config)
-    _refuse_unknown_classes(config, classes)
+    stored_as = check_output(Output(**output), config)
     boxes = regions.choose(
         config, crops, volume=volume, roi=roi, manifest_path=manifest_path, say=say
     )
     chosen = choose_classes(config, boxes, classes)
     network = load_network(config, weights)
+    _announce_network(network)
+    with runtime.interruptible() as stopped:
+        run = partial(predict_region, output=stored_as, overwrite=overwrite, stopped=stopped)
+        return [run(network, config, region, names) for region, names in chosen]
+
+
+def _announce_network(network: Network) -> None:
     about = network.record
     say(f"{about.checkpoint}: epoch {about.epoch}, {about.metric}; on {network.device}")
-    folders = []
-    with runtime.interruptible() as stopped:
-        for region, names in chosen:
-            folder = predict_region(
-                network,
-                config,
-                region,
-                names,
-                output=storage,
-                overwrite=overwrite,
-                stopped=stopped,
-            )
-            folders.append(folder)
-    return folders
 
 
 def check_output(output: Output, config: TrainConfig) -> Output:
@@ -174,15 +165,6 @@ def _is_square_in_plane(config: TrainConfig) -> bool:
     return True
 
 
-def _refuse_unknown_classes(config: TrainConfig, classes: Sequence[str]) -> None:
-    unknown = [name for name in classes if name not in config.classes]
-    if unknown:
-        raise UserError(
-            f"{config.folder}: the network has no class {', '.join(unknown)}; it has "
-            f"{', '.join(config.classes)}"
-        )
-
-
 def choose_classes(
     config: TrainConfig, boxes: Sequence[Region], classes: Sequence[str]
 ) -> list[tuple[Region, list[str]]]:
@@ -193,6 +175,12 @@ def choose_classes(
     boxes.
     """
     asked = classes or config.classes
+    unknown = [name for name in asked if name not in config.classes]
+    if unknown:
+        raise UserError(
+            f"{config.folder}: the network has no class {', '.join(unknown)}; it has "
+            f"{', '.join(config.classes)}"
+        )
     chosen = []
     problems = []
     for region in boxes:
@@ -200,6 +188,7 @@ def choose_classes(
         if problem:
             problems.append(problem)
             continue
+        # in the network's order, whatever order they were asked for in
         names = [name for name in config.classes if name in asked]
         if region.truth is None and region.classes:
             names = [name for name in names if name in region.classes]
@@ -213,6 +202,7 @@ def choose_classes(
             "classes or crops"
         )
     if problems:
+        # each once: crops of one volume share what is wrong with it
         raise UserError("\n".join(dict.fromkeys(problems)))
     return chosen
 
@@ -246,39 +236,30 @@ def predict_region(
 ) -> Path:
     """Predict one box into its folder, or go on where an earlier call stopped.
 
+    Raises UserError where the folder cannot be used, KeyboardInterrupt if `stopped()` became true.
+
     Args:
         network: trained.
-        config: of the experiment.
+        config: its experiment.
         region: the box.
-        classes: names of the network's classes.
+        classes: some of the network's.
         output: how it is stored.
         overwrite: replace what was predicted by other weights or settings.
         stopped: asked after each block whether to end there.
-
-    Raises:
-        UserError: where the folder cannot be written, is held by another process, or has something
-            else.
-        KeyboardInterrupt: if `stopped()` became true.
     """
     folder = region.folder(config.path("predictions_path"))
     plan = make_plan(network, config, region, output)
-    record = describe(network, plan, output)
     with writing(folder), _alone(folder):
-        left = ledger.unfinished(folder, classes, record, overwrite)
+        left = ledger.unfinished(folder, classes, describe(network, plan, output), overwrite)
         if not left.classes:
             say(f"{region}: already there, in {folder}")
             return folder
+        # as it was begun, whatever memory is free now: its chunks are of that size
         if left.largest_block and not output.block:
-            # as it was begun, whatever memory is free now: its chunks are of that size
             plan = make_plan(network, config, region, output, largest=left.largest_block)
         work = begin(network, config, plan, output, folder=folder, classes=left.classes)
         _announce(region, work, shutil.disk_usage(folder).free)
-        blank = compute_and_write(work, stopped)
-        if blank:
-            note(
-                f"the raw of {region} is 0 throughout in {blank} of {len(work.left)} blocks; if "
-                "that is not so, fetch its EM chunks"
-            )
+        _note_blank(region, work, compute_and_write(work, stopped))
         finish(work.volumes, stopped)
     if stopped():
         say(f"interrupted; the same command goes on with {folder}")
@@ -424,6 +405,15 @@ def _announce(region: Region, work: Work, free: int) -> None:
         f"{len(work.volumes)} classes, {len(work.left)} blocks of {voxels(plan.block_shape)}"
         f"{overlapping}; up to {size(most)}, of {size(free)} that are free"
     )
+
+
+def _note_blank(region: Region, work: Work, blank: int) -> None:
+    """Raw of 0 is what a chunk has that was not downloaded."""
+    if blank:
+        note(
+            f"the raw of {region} is 0 throughout in {blank} of {len(work.left)} blocks; if that "
+            "is not so, fetch its EM chunks"
+        )
 
 
 def compute_and_write(work: Work, stopped: Callable[[], bool] = never) -> int:

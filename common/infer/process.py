@@ -3,11 +3,11 @@
     read process_config.py -> choose boxes -> find their predictions -> for each class: mask block
     by block, objects over the whole volume, write
 
-A processed volume says in its attribute "processed" what made it (see common.data.records): the prediction,
-the threshold, and a hash of process_config.py and of the files that it imports from its folder and
-from this repository. What was made by the same is left as it is, so an edited function, a tuned
-threshold and a new checkpoint are followed and nothing else is done twice. Until its last voxel is
-written a volume is marked as unfinished, and nothing here takes it for whole.
+A processed volume says in its attribute "processed" what made it (see common.data.records): the
+prediction, the threshold, and a hash of process_config.py and of the files that it imports from its
+folder and from this repository. What was made by the same is left as it is, so an edited function,
+a tuned threshold and a new checkpoint are followed and nothing else is done twice. Until its last
+voxel is written a volume is marked as unfinished, and nothing here takes it for whole.
 """
 
 from __future__ import annotations
@@ -80,42 +80,34 @@ def process(  # noqa: PLR0913  # the options of the command
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
 ) -> list[Path]:
-    """Turn the predictions of crops, or of a volume, into masks and objects.
+    """Turn the predictions of crops, or of a volume, into masks and objects; gives their folders.
 
-    What was processed from the same predictions in the same way is left as it is, what was
-    processed otherwise is replaced.
+    A folder has a multiscale group for each class. What was processed from the same predictions in
+    the same way is left as it is, what was processed otherwise is replaced. Raises
+    FileNotFoundError or UserError.
 
     Args:
-        config_path: the experiment.
-        crops: which ones, as `volume`, `roi` and `manifest_path` see `common.data.regions.choose`.
-        volume: instead of crops.
-        roi: box of the volume.
+        config_path: the experiment; with `overrides` and `data` as of `common.config.load`.
+        crops: which; or `volume` with `roi`; with `manifest_path` as of `common.data.regions`.
+        volume: path of a volume of one's own.
+        roi: box of it.
         classes: some of process_config.py's; all that are predicted unless given.
         manifest_path: of test crops.
         overwrite: replace all.
         overrides: "name=value" for settings.
         data: data root.
-
-    Returns:
-        The folder of each box, which has a multiscale group for each class.
-
-    Raises:
-        UserError, FileNotFoundError: with a sentence.
     """
     config = load_config(config_path, overrides, data)
     recipe = load_recipe(config, classes)
     boxes = regions.choose(
         config, crops, volume=volume, roi=roi, manifest_path=manifest_path, say=say
     )
-    find = partial(find_predictions, recipe, config, every=bool(classes))
-    predictions = gather(find, boxes)
+    # all of them before anything is written, so that all that is wrong is said at once
+    predictions = gather(partial(find_predictions, recipe, config, every=bool(classes)), boxes)
     _note_other_checkpoints(recipe, predictions)
-    folders = []
-    for region, by_class in zip(boxes, predictions, strict=True):
-        folder = region.folder(config.path("processed_path"))
-        process_region(recipe, by_class, region, folder, overwrite=overwrite)
-        folders.append(folder)
-    return folders
+    root = config.path("processed_path")
+    run = partial(process_region, recipe, root=root, overwrite=overwrite)
+    return [run(region, by_class) for region, by_class in zip(boxes, predictions, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -209,16 +201,17 @@ def _open_fitting(recipe: Recipe, region: Region, folder: Path, name: str) -> Pr
 
 def process_region(
     recipe: Recipe,
-    predictions: dict[str, Prediction],
     region: Region,
-    folder: Path,
+    predictions: dict[str, Prediction],
     *,
+    root: Path,
     overwrite: bool = False,
-) -> None:
-    """Process the classes of one box into `folder`.
+) -> Path:
+    """Process the classes of one box into its folder under `root`.
 
     What is there as it would be made now is left, unless overwrite.
     """
+    folder = region.folder(root)
     wanted = {name: describe(recipe, name, p.record) for name, p in predictions.items()}
     left = []
     for name, record in wanted.items():
@@ -226,7 +219,7 @@ def process_region(
             left.append(name)
     if not left:
         say(f"{region}: already there, in {folder}")
-        return
+        return folder
     say(f"{region}: {len(left)} classes")
     total = sum(predictions[name].level.array.size for name in left)
     with writing(folder), progress(total, unit="voxel", unit_scale=True) as bar:
@@ -236,6 +229,7 @@ def process_region(
             process_class(
                 recipe, name, predictions[name], folder=folder, record=wanted[name], bar=bar
             )
+    return folder
 
 
 def process_class(
