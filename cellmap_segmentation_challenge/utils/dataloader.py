@@ -122,8 +122,7 @@ def get_dataloader(  # noqa: PLR0917
         augment.check_own(config.augment, config.input_array_info["shape"], device)
     data = open_data(config)
     batches = training_batches(config, data, device)
-    samples = config.iterations_per_epoch * config.batch_size
-    training = Loader(batches, samples, is_train=True)
+    training = Loader(batches, config.iterations_per_epoch * config.batch_size, is_train=True)
     fixed = validation_batches(config, data, device)
     if fixed is None:
         return training, None

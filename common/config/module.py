@@ -77,15 +77,14 @@ def _without_bytecode() -> Iterator[None]:
 
 def _failure(error: Exception, folder: Path) -> str:
     """What went wrong in an experiment's file, and in which line of which of its files."""
-    file: str | None = None
-    line: int | None = None
     frames = own_frames(error)
-    if frames:
-        file, line = frames[-1].filename, frames[-1].lineno
+    file = frames[-1].filename if frames else None
+    line = frames[-1].lineno if frames else None
     reason = str(error)
     hint = ""
-    if isinstance(error, SyntaxError):  # it did not get as far as a frame
-        file, line = error.filename or file, error.lineno or line
+    if isinstance(error, SyntaxError) and error.filename:  # it did not get as far as a frame
+        file = error.filename
+        line = error.lineno
         reason = error.msg
     if isinstance(error, ModuleNotFoundError) and (folder / f"{error.name}.py").is_file():
         hint = f"; write 'from .{error.name} import'"
