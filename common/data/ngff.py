@@ -19,12 +19,10 @@ import numpy as np
 import zarr
 from numcodecs import Blosc
 
+from common.data.box import Vector, slices
 from common.errors import UserError
 
 NM_PER_UNIT = {"nanometer": 1.0, "angstrom": 0.1, "micrometer": 1e3, "millimeter": 1e6}
-
-Vector = Sequence[float] | np.ndarray
-"""Three numbers along z, y, x."""
 
 Reduction = Callable[[np.ndarray, Vector], np.ndarray]
 """(block, factors) -> the coarser block: `block_mean` or `pick`."""
@@ -115,11 +113,6 @@ class Level:
             if size < needed:
                 return f"{file.name} has {size} of {needed} bytes"
         return ""
-
-
-def slices(start: Vector, stop: Vector) -> tuple[slice, ...]:
-    """The index of voxels start..stop of an array: one slice an axis."""
-    return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
 
 
 def chunk_ranges(start: Vector, stop: Vector, chunks: Vector) -> list[range]:

@@ -7,10 +7,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from common.data.ngff import Vector
+from common.data.box import Vector
 
 Box: TypeAlias = tuple[slice, ...]
-"""Part of an array, along z, y, x; made by `common.data.ngff.slices`."""
+"""Part of an array, along z, y, x; made by `common.data.box.slices`."""
 
 
 def corners(shape: Vector, block_shape: Vector) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:

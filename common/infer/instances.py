@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from common.data.ngff import slices
+from common.data.box import slices
 from common.errors import UserError
 from common.infer.boxes import Box
 from common.infer.components import Components, find_components

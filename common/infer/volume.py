@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data.ngff import slices
+from common.data.box import slices
 from common.errors import FileError, UserError
 from common.infer.boxes import Box, corners
 
