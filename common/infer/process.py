@@ -34,32 +34,9 @@ from common.errors import UserError
 from common.infer import encode, instances, ledger
 from common.infer.boxes import Box, corners
 from common.infer.instances import Volume
-from common.infer.recipe import (
-    THRESHOLDS,
-    Recipe,
-    load_recipe,
-    read_recipe,
-    read_thresholds,
-    run_of,
-)
+from common.infer.recipe import Recipe, load_recipe
 from common.infer.writer import writing
 from common.talk import note, progress, say, some
-
-__all__ = [
-    "THRESHOLDS",
-    "Prediction",
-    "Recipe",
-    "check_processed",
-    "gather",
-    "load_recipe",
-    "mask_blocks",
-    "objects",
-    "open_prediction",
-    "process",
-    "read_recipe",
-    "read_thresholds",
-    "run_of",
-]
 
 LEAST_BLOCK = 128
 """Edge in voxels that chunks are put together to, where process_config.py has no block shape."""

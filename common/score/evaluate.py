@@ -21,7 +21,7 @@ from common.data.regions import Region
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.infer import process
-from common.infer.process import Recipe
+from common.infer.recipe import Recipe, load_recipe
 from common.provenance import provenance
 from common.score import judge, result, submission, submitted, tables
 from common.score.judge import Evaluation, Truth
@@ -74,7 +74,7 @@ def evaluate(  # noqa: PLR0913  the options of the command
         say: takes what is to be told.
     """
     config = load_config(config_path, overrides, data)
-    recipe = process.load_recipe(config, classes)
+    recipe = load_recipe(config, classes)
     if write_readme:
         from common.score import readme  # with Pillow and TensorBoard, which scoring does without
 

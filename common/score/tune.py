@@ -24,7 +24,8 @@ from common.data.ngff import Level
 from common.errors import UserError
 from common.files import write_json
 from common.infer import process
-from common.infer.process import Prediction, Recipe
+from common.infer.process import Prediction
+from common.infer.recipe import THRESHOLDS, Recipe, read_recipe, read_thresholds, run_of
 from common.score import challenge
 from common.score.workers import parallel
 from common.talk import some
@@ -102,16 +103,16 @@ def tune(
         say: takes what is to be told.
     """
     config = load_config(config_path, overrides, data)
-    recipe = process.read_recipe(config.folder, classes)
+    recipe = read_recipe(config.folder, classes)
     _check_thresholds(recipe)
-    path = config.folder / process.THRESHOLDS
+    path = config.folder / THRESHOLDS
     # read before the hours of work: where the file is damaged nothing could be added to it
-    runs = process.read_thresholds(path)
+    runs = read_thresholds(path)
     trials = _trials(config, recipe, regions.choose(config, crops, say=say))
     checkpoints = _checkpoints(trials)
     found = search(trials, workers)
     _check_found(found, recipe, crops)
-    runs.setdefault(process.run_of(config), {}).update(_records(found, crops, checkpoints))
+    runs.setdefault(run_of(config), {}).update(_records(found, crops, checkpoints))
     write_json(path, runs)
     for line in table(found) + _remarks(path, recipe, found):
         say(line)
@@ -311,4 +312,4 @@ def _beside(threshold: float) -> tuple[float, ...]:
 @lru_cache(1)
 def _recipe(folder: Path, code: str) -> Recipe:
     """process_config.py runs once in a process, or again when it was edited."""
-    return process.read_recipe(folder)
+    return read_recipe(folder)

@@ -19,6 +19,7 @@ from common.config.settings import ProcessConfig
 from common.data import ngff, records
 from common.infer import encode, process
 from common.infer import recipe as recipe_module
+from common.infer.recipe import THRESHOLDS, Recipe, load_recipe, read_recipe
 
 RNG = np.random.default_rng(5)
 ABOVE = "def process_func(logits):\n    return (logits > 0) * 1\n"
@@ -58,10 +59,10 @@ def configured(tiny, text: str) -> None:
     tiny.write("process_config.py", "import math\nfrom .data import classes\n" + text)
 
 
-def recipe(function, halo=(0, 0, 0), shape=None, threshold=0.5, **settings) -> process.Recipe:
+def recipe(function, halo=(0, 0, 0), shape=None, threshold=0.5, **settings) -> Recipe:
     info = {"input_array_info": {"shape": shape, "scale": (8.0, 8.0, 8.0)}} if shape else {}
     made = ProcessConfig(function, ("mito", "er"), halo=halo, **info, **settings)
-    return process.Recipe(
+    return Recipe(
         Path("process_config.py"), made, made.classes, "", {"mito": threshold, "er": threshold}
     )
 
@@ -309,7 +310,7 @@ def tuned(tiny, run: str = RUN, **thresholds: float) -> None:
             name: {"threshold": value, "checkpoint": "c" * 64} for name, value in thresholds.items()
         }
     }
-    (tiny.folder / process.THRESHOLDS).write_text(json.dumps(content))
+    (tiny.folder / THRESHOLDS).write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -345,9 +346,9 @@ def test_what_process_config_does_not_import_changes_nothing(done):
 
 def test_a_copy_of_the_experiment_has_the_same_hash(experiment):
     one, other = experiment("one"), experiment("other")
-    assert process.read_recipe(one.folder).code == process.read_recipe(other.folder).code
+    assert read_recipe(one.folder).code == read_recipe(other.folder).code
     other.write("data.py", (other.folder / "data.py").read_text() + "\n")
-    assert process.read_recipe(one.folder).code != process.read_recipe(other.folder).code
+    assert read_recipe(one.folder).code != read_recipe(other.folder).code
 
 
 def test_functions_of_this_repository_are_part_of_the_hash(experiment, monkeypatch, tmp_path):
@@ -362,9 +363,9 @@ def test_functions_of_this_repository_are_part_of_the_hash(experiment, monkeypat
     )
     found = []
     for name in ("infer/instances", "data/ngff", "score/challenge", "infer/instances"):
-        found.append(process.read_recipe(tiny.folder).code)
+        found.append(read_recipe(tiny.folder).code)
         (tmp_path / "common" / f"{name}.py").write_text(f"version = {len(found)}")
-    assert len({*found, process.read_recipe(tiny.folder).code}) == 5
+    assert len({*found, read_recipe(tiny.folder).code}) == 5
 
 
 def test_overwrite_makes_anew(done):
@@ -391,7 +392,7 @@ def test_what_is_interrupted_is_not_taken_for_whole_and_is_done_by_the_next_call
     )
     with pytest.raises(AssertionError, match="pulled the plug"):
         run(tiny, classes=(name,))
-    recipe = process.load_recipe(tiny.config())
+    recipe = load_recipe(tiny.config())
     folders = [
         tiny.config().path(f"{kind}_path") / "tiny.zarr/crop3" / name
         for kind in ("processed", "predictions")
@@ -658,7 +659,7 @@ def test_a_class_that_process_config_does_not_have_is_refused(experiment):
 )
 def test_damaged_thresholds_are_refused(experiment, text):
     tiny = experiment()
-    (tiny.folder / process.THRESHOLDS).write_text(text)
+    (tiny.folder / THRESHOLDS).write_text(text)
     with pytest.raises(
         ValueError,
         match="thresholds.json: not the thresholds that tune writes .*; remove it, and run tune again",
@@ -679,10 +680,10 @@ def test_thresholds_of_another_run_are_refused(experiment):
 def test_thresholds_of_process_config_go_before_tuned_ones(experiment):
     tiny = experiment()
     tuned(tiny, mito=0.7)
-    assert process.load_recipe(tiny.config()).threshold("mito") == 0.7
+    assert load_recipe(tiny.config()).threshold("mito") == 0.7
     configured(tiny, ABOVE + 'thresholds = {"mito": 0.3}')
-    assert process.load_recipe(tiny.config()).threshold("mito") == 0.3
-    assert process.load_recipe(tiny.config()).threshold("er") == 0.5
+    assert load_recipe(tiny.config()).threshold("mito") == 0.3
+    assert load_recipe(tiny.config()).threshold("er") == 0.5
 
 
 def test_thresholds_of_another_checkpoint_are_said(experiment, capsys):

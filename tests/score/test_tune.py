@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from common.data import ngff, records
 from common.errors import UserError
-from common.infer import process
+from common.infer.recipe import THRESHOLDS, read_recipe, read_thresholds
 from common.score import evaluate, tune
 from tests.infer.test_process import ABOVE, RUN, configured, processed, run, write_prediction
 
@@ -160,7 +160,7 @@ def test_a_class_without_a_positive_voxel_keeps_its_half(tiny):
     said = []
     assert set(choose(tiny, say=said.append)) == {"mito", "er"}
     assert "not annotated or without a positive voxel there, left at 0.5: nuc" in said
-    assert set(json.loads((tiny.folder / process.THRESHOLDS).read_text())[RUN]) == {"mito", "er"}
+    assert set(json.loads((tiny.folder / THRESHOLDS).read_text())[RUN]) == {"mito", "er"}
 
 
 def test_where_no_class_is_positive_nothing_is_tuned(tiny):
@@ -168,7 +168,7 @@ def test_where_no_class_is_positive_nothing_is_tuned(tiny):
     write_truth(tiny, "nuc", np.zeros((24, 24, 24)))
     with pytest.raises(UserError, match="positive voxel of nuc"):
         choose(tiny, classes=("nuc",))
-    assert not (tiny.folder / process.THRESHOLDS).exists()
+    assert not (tiny.folder / THRESHOLDS).exists()
 
 
 def test_process_reads_what_was_found(tiny):
@@ -178,10 +178,7 @@ def test_process_reads_what_was_found(tiny):
     assert choose(tiny, classes=("er",))["er"].threshold == 0.8
     run(tiny, classes=("er",))
     np.testing.assert_array_equal(processed(tiny, "er")[...], values > 204)
-    assert (
-        json.loads((tiny.folder / process.THRESHOLDS).read_text())[RUN]["er"]["checkpoint"]
-        == "c" * 64
-    )
+    assert json.loads((tiny.folder / THRESHOLDS).read_text())[RUN]["er"]["checkpoint"] == "c" * 64
 
 
 def test_thresholds_of_other_classes_and_runs_stay(tiny):
@@ -189,10 +186,10 @@ def test_thresholds_of_other_classes_and_runs_stay(tiny):
         RUN: {"er": {"threshold": 0.35, "checkpoint": ""}},
         "tiny_experiment/seed7": {"mito": {"threshold": 0.8, "checkpoint": ""}},
     }
-    (tiny.folder / process.THRESHOLDS).write_text(json.dumps(before))
+    (tiny.folder / THRESHOLDS).write_text(json.dumps(before))
     predict_all(tiny, ("mito",), ("crop3",))
     choose(tiny, classes=("mito",))
-    after = process.read_thresholds(tiny.folder / process.THRESHOLDS)
+    after = read_thresholds(tiny.folder / THRESHOLDS)
     assert after["tiny_experiment/seed7"] == before["tiny_experiment/seed7"]
     assert after[RUN]["er"] == before[RUN]["er"] and "mito" in after[RUN]
 
@@ -213,7 +210,7 @@ def test_the_table_has_a_line_for_each_class(tiny):
 def test_a_trial_can_be_done_by_another_process(tiny):
     predict_all(tiny, crops=("crop3",))
     recipe, path = (
-        process.read_recipe(tiny.folder),
+        read_recipe(tiny.folder),
         tiny.config().path("predictions_path") / "tiny.zarr/crop3",
     )
     for name in ("mito", "er"):
@@ -258,7 +255,7 @@ def test_thresholds_in_process_config_are_in_the_way(tiny):
 
 
 def test_damaged_thresholds_are_said_before_the_work(tiny):
-    (tiny.folder / process.THRESHOLDS).write_text("{")
+    (tiny.folder / THRESHOLDS).write_text("{")
     with pytest.raises(ValueError, match=r"thresholds\.json: not the thresholds"):
         choose(tiny)  # without predictions
 
