@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -126,11 +127,11 @@ def read_crop_table(path: str | Path = CHALLENGE) -> list[CropInfo]:
             f"{path}: no such manifest; write the path of a table, or 'challenge'"
         )
     lines = _lines_with_content(path.read_text("utf-8-sig", errors="replace"))
-    header = next(lines, None)
     crops = []
     problems = []
-    if header and tuple(header[1].strip().split(",")) != COLUMNS:
-        problems.append(f"line {header[0]}: '{header[1]}'; begin with {','.join(COLUMNS)}")
+    for number, header in itertools.islice(lines, 1):
+        if tuple(header.strip().split(",")) != COLUMNS:
+            problems.append(f"line {number}: '{header}'; begin with {','.join(COLUMNS)}")
     for number, line in lines:
         try:
             crops.append(_parse_row(line))
@@ -171,9 +172,10 @@ def _parse_row(line: str) -> CropInfo:
 
 
 def _repeated(crops: Sequence[CropInfo]) -> list[str]:
+    counts = Counter(crop.path for crop in crops)
     return [
         f"{path} stands there more than once; write one row a crop"
-        for path, count in Counter(crop.path for crop in crops).items()
+        for path, count in counts.items()
         if count > 1
     ]
 
@@ -284,11 +286,11 @@ def _with_prefix(names: Sequence[str]) -> list[str]:
 def _unmatched(what: str, patterns: Sequence[str], present: set[str]) -> list[str]:
     """A sentence for each pattern that no name matches."""
     known = ", ".join(sorted(present, key=natural_key)[:10]) or "none"
-    return [
-        f"no {what} '{pattern}'; there are {len(present)}: {known}"
-        for pattern in patterns
-        if not any(fnmatchcase(name, pattern) for name in present)
-    ]
+    problems = []
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in present):
+            problems.append(f"no {what} '{pattern}'; there are {len(present)}: {known}")
+    return problems
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

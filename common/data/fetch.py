@@ -153,7 +153,7 @@ def plan(bucket: Bucket, wanted: Sequence[WantedCrop], place: Path) -> list[Remo
     )
     levels = {raw: ngff.open_levels(place / raw) for raw in raws}
     labels, boxes = _labels(bucket, [crop for crop in wanted if crop.classes], place)
-    folders = dict.fromkeys(folder for crop in wanted for folder in _groups_above(crop))
+    folders = dict.fromkeys(itertools.chain.from_iterable(map(_groups_above, wanted)))
     groups = bucket.map(lambda folder: bucket.find(f"{folder}/.z"), folders, "listing groups")
     needs = []
     for crop in wanted:
@@ -221,7 +221,9 @@ def _labels(
 
     Of all levels, or where scales are asked for of the finest, from which training reduces labels.
     """
-    folders = [f"{crop.labels}/{name}" for crop in crops for name in crop.classes]
+    folders: list[str] = []
+    for crop in crops:
+        folders += crop.class_folders
     listed = bucket.map(lambda folder: bucket.find(f"{folder}/"), folders, "listing labels")
     missing = [folder for folder in folders if not listed[folder]]
     if missing:
@@ -232,7 +234,7 @@ def _labels(
 
     def finest(crop: WantedCrop) -> ngff.Level:
         # the classes of a crop share one grid, so that one of them is opened
-        first = f"{crop.labels}/{crop.classes[0]}"
+        first = crop.class_folders[0]
         for file in listed[first]:
             if file.is_metadata:
                 bucket.bring(file, place)
@@ -241,8 +243,7 @@ def _labels(
     opened = bucket.map(finest, crops, "reading the labels' metadata")
     files = []
     for crop, level in opened.items():
-        for name in crop.classes:
-            folder = f"{crop.labels}/{name}"
+        for folder in crop.class_folders:
             for file in listed[folder]:
                 in_finest = file.path.startswith(f"{folder}/{level.path.name}/")
                 if file.is_metadata or in_finest or not crop.scales:
@@ -298,7 +299,10 @@ def _voxels_kept(
     """
     factor = reduction(scale, level.scale, level.shape)
     start, stop = raw_voxels(lower, upper, averaged_grid(level, factor))
-    return np.clip(start * factor, 0, level.shape), np.clip(stop * factor, 0, level.shape)
+    # what is beyond the volume is mirrored, from voxels that are kept anyway
+    first = np.clip(start * factor, 0, level.shape)
+    last = np.clip(stop * factor, 0, level.shape)
+    return first, last
 
 
 def _existing_chunks(bucket: Bucket, needs: Sequence[_RawNeed]) -> list[RemoteFile]:
@@ -364,9 +368,11 @@ def _say_sizes(
         return f"  {what:14}{count:>10,} files {talk.size(size):>9}"
 
     raw = [file.size for file in files if f"/{layout.RAW}/" in file.path]
-    say(f"{len(wanted)} crops of {len({crop.dataset for crop in wanted})} datasets")
-    say(line("raw", len(raw), sum(raw)))
-    say(line("labels", report.files - len(raw), report.bytes - sum(raw)))
+    raw_bytes = sum(raw)
+    datasets = {crop.dataset for crop in wanted}
+    say(f"{len(wanted)} crops of {len(datasets)} datasets")
+    say(line("raw", len(raw), raw_bytes))
+    say(line("labels", report.files - len(raw), report.bytes - raw_bytes))
     say(line("there already", report.skipped, report.skipped_bytes))
     say(line("to fetch", report.fetched, report.fetched_bytes))
     say(f"  {talk.size(_free_bytes(root))} free in {root}")

@@ -149,8 +149,8 @@ def _check_classes(path: Path, classes: Sequence[str], crops: Sequence[CropInfo]
 def _three(scale: Scale) -> tuple[float, ...] | None:
     if scale is None:
         return None
-    sizes = np.ravel(scale).tolist()
-    return tuple(float(size) for size in (sizes * 3 if np.ndim(scale) == 0 else sizes))
+    sizes = np.ravel(scale).astype(float).tolist()
+    return tuple(sizes * 3 if np.ndim(scale) == 0 else sizes)
 
 
 # the command that makes the file again
@@ -276,11 +276,14 @@ def _table(splits: Sequence[Sides], classes: Sequence[str]) -> list[str]:
             train, validate = (_count(splits[0], name, usage) for usage in USAGES)
             lines.append(f"{name:16}{train:8}{validate:10}")
         return lines
-    columns = [f"fold {fold}" for fold in range(len(splits))]
-    lines = [f"{'class':16}" + "".join(f"{column:>10}" for column in columns)]
+    columns = "".join(f"{f'fold {fold}':>10}" for fold in range(len(splits)))
+    lines = [f"{'class':16}{columns}"]
     for name in classes:
-        cells = ["/".join(str(_count(sides, name, usage)) for usage in USAGES) for sides in splits]
-        lines.append(f"{name:16}" + "".join(f"{cell:>10}" for cell in cells))
+        line = f"{name:16}"
+        for sides in splits:
+            train, validate = (_count(sides, name, usage) for usage in USAGES)
+            line += f"{f'{train}/{validate}':>10}"
+        lines.append(line)
     return lines
 
 
@@ -364,6 +367,8 @@ def make_datasplit_csv(  # noqa: PLR0913, PLR0917  # the toolbox's arguments, in
     sides = choose_sides(known, rules)
     if not dry_run:
         write_datasplit(path, rows(sides, classes), overwrite)
-    return {
-        f"{data_root}/{layout.labels(*crop.key)}": _annotated(crop, classes) for _, crop in sides
-    }
+    classes_of = {}
+    for _, crop in sides:
+        folder = f"{data_root}/{layout.labels(crop.dataset, crop.name)}"
+        classes_of[folder] = _annotated(crop, classes)
+    return classes_of

@@ -117,10 +117,11 @@ class Level:
 
 def chunk_ranges(start: Vector, stop: Vector, chunks: Vector) -> list[range]:
     """For each axis the numbers of the chunks that hold voxels start..stop."""
-    return [
-        range(int(a) // int(n), -(-int(b) // int(n)))
-        for a, b, n in zip(start, stop, chunks, strict=True)
-    ]
+    ranges = []
+    for first, end, size in zip(start, stop, map(int, chunks), strict=True):
+        last = -(-int(end) // size)  # rounded up
+        ranges.append(range(int(first) // size, last))
+    return ranges
 
 
 def open_levels(path: str | Path) -> list[Level]:
@@ -266,7 +267,8 @@ def finish_multiscale(
     datasets = [_dataset(0, scale, origin)]
     for number, factor in enumerate(factors, 1):
         if number > written:
-            _reduce_level(group[f"s{number - 1}"], add_level(path, number, factor), factor, reduce)
+            coarse = add_level(path, number, factor)
+            _reduce_level(group[f"s{number - 1}"], coarse, factor, reduce)
         # the first coarse voxel lies over the first `factor` fine ones: its centre is theirs
         origin = origin + (np.array(factor) - 1) / 2 * scale
         scale = scale * factor

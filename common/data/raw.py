@@ -52,16 +52,19 @@ class Raw:
         block = np.empty(last - first, self.dtype)
         layers = self._layers_at_once(last - first)
         for z in range(0, len(block), layers):
-            top = np.array([first[0] + z, *first[1:]])
-            bottom = np.array([min(first[0] + z + layers, last[0]), *last[1:]])
+            top = first.copy()
+            top[0] += z
+            bottom = last.copy()
+            bottom[0] = min(top[0] + layers, last[0])
             fine = self._values(top * self.factor, bottom * self.factor)
             block[z : z + layers] = ngff.block_mean(fine, self.factor)
         return block
 
     def _layers_at_once(self, shape: np.ndarray) -> int:
         """Averaged layers along z that come from AT_ONCE voxels of the level; at least one."""
-        voxels_of_a_layer = np.prod([self.factor[0], *shape[1:] * self.factor[1:]])
-        return max(1, int(AT_ONCE // voxels_of_a_layer))
+        of_one_layer = shape * self.factor
+        of_one_layer[0] = self.factor[0]
+        return max(1, int(AT_ONCE // np.prod(of_one_layer)))
 
     def _values(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Voxels of the level as `dtype`."""

@@ -119,6 +119,7 @@ def of_volume(path: str | Path, roi: str = "") -> Region:
 
 def box_text(lower: np.ndarray, upper: np.ndarray) -> str:
     """A box (nm) as --roi takes it."""
+    # twelve digits, no exponent: boxes that differ have folders that differ, and 1e7 is no bound
     return ",".join(f"{a:.12g}:{b:.12g}" for a, b in zip(lower, upper, strict=True))
 
 
@@ -127,7 +128,8 @@ def _box_within(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The part of lower..upper that --roi names; raises UserError if there is none."""
     number = r"\s*(-?\d+(?:\.\d*)?)?\s*"
-    match = re.fullmatch(",".join([f"{number}:{number}"] * 3), roi)
+    bounds = f"{number}:{number}"
+    match = re.fullmatch(f"{bounds},{bounds},{bounds}", roi)
     if not match:
         raise UserError(f"--roi {roi}; write z0:z1,y0:y1,x0:x1 in nm, such as 0:4000,1000:5000,:")
     low = _bounds(match.groups()[::2], lower)
@@ -164,6 +166,7 @@ def _regions(
         return _of_tests(manifest.by_crop(tests), root)
     dataset, _, name = word.rpartition("/")
     patterns = ([dataset or "*"], [name])
+    # the split first: its rows may name other places than the layout's
     of_split = catalogue.matching({row.key: row for row in rows}, *patterns)
     if of_split:
         return [_of_row(row) for row in of_split.values()]
@@ -175,7 +178,9 @@ def _regions(
 
 
 def _of_row(row: Row) -> Region:
-    lower, upper = ngff.open_levels(row.crop / row.annotated[0])[0].box()
+    # the classes of a crop share one grid, so that one of them is opened
+    levels = ngff.open_levels(row.crop / row.annotated[0])
+    lower, upper = levels[0].box()
     dataset, name = row.key
     return Region(
         dataset, name, row.raw, lower=lower, upper=upper, truth=row.crop, classes=row.annotated

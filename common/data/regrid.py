@@ -85,7 +85,8 @@ def mask(level: Level, grid: Grid) -> np.ndarray:
     last = rows.shape[1] - touched[:, ::-1].argmax(1)
     across_y = csr_array(weights_y)
     across_x = csr_array(weights_x)
-    for run in _runs((z + first) // level.array.chunks[0], np.asarray(rows.any(1))):
+    layer = (z + first) // level.array.chunks[0]
+    for run in _runs(layer, np.asarray(rows.any(1))):
         start = first[run].min()
         stop = last[run].max()
         lower = (z + start, y, x)
@@ -95,7 +96,8 @@ def mask(level: Level, grid: Grid) -> np.ndarray:
             continue
         # the share is thresholded once, after resampling: rounded before, halves would add up
         flat = slab.reshape(stop - start, -1).astype(np.float32)
-        planes = (csr_array(rows[run, start:stop]) @ flat).reshape(-1, *slab.shape[1:])
+        along_z = csr_array(rows[run, start:stop])
+        planes = (along_z @ flat).reshape(-1, *slab.shape[1:])
         for target, plane in zip(result[run], planes, strict=True):
             target[:] = (across_x @ (across_y @ plane).T).T > 0.5 + TIE
     return result
@@ -120,7 +122,8 @@ def axis_weights(target: Axis, source: Axis, *, repeat_edge: bool = False) -> np
     """
     ratio = target.scale / source.scale
     # in source voxels from here on
-    centre = (target.origin - source.origin + target.scale * np.arange(target.size)) / source.scale
+    offset = target.origin - source.origin
+    centre = (offset + target.scale * np.arange(target.size)) / source.scale
     # a window of one voxel at p overlaps voxel j by 1 - |p - j|: that is linear interpolation
     width = max(ratio, 1)
     edges = np.arange(source.size + 1) - 0.5
@@ -131,7 +134,8 @@ def axis_weights(target: Axis, source: Axis, *, repeat_edge: bool = False) -> np
     weights[weights < 1e-6] = 0  # what rounding of nm leaves of a voxel that is only touched
     covered = 1 if repeat_edge else _overlap(centre, ratio, -0.5, source.size - 0.5) / ratio
     total = weights.sum(1)
-    weights *= np.divide(covered, total, out=np.zeros(target.size), where=total > 0)[:, None]
+    nothing = np.zeros(target.size)
+    weights *= np.divide(covered, total, out=nothing, where=total > 0)[:, None]
     return weights.astype(np.float32)
 
 
@@ -152,7 +156,8 @@ def shortfall(level: Level, grid: Grid) -> str:
 
 
 def _box_text(grid: Grid) -> str:
-    return ", ".join(f"{low:g} to {high:g}" for low, high in zip(*grid.box(), strict=True))
+    lower, upper = grid.box()
+    return ", ".join(f"{low:g} to {high:g}" for low, high in zip(lower, upper, strict=True))
 
 
 def _nearest(level: Level, grid: Grid) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
@@ -165,9 +170,12 @@ def _nearest(level: Level, grid: Grid) -> Iterator[tuple[tuple[slice, ...], np.n
     index = [voxels for _, voxels in axes]
     if not all(len(voxels) for voxels in index):
         return
-    for run in _runs(index[0] // level.array.chunks[0], np.ones(len(index[0]), bool)):
+    layer = index[0] // level.array.chunks[0]
+    for run in _runs(layer, np.ones(len(layer), bool)):
         wanted = [index[0][run], *index[1:]]
-        slab = level.read([voxels[0] for voxels in wanted], [voxels[-1] + 1 for voxels in wanted])
+        start = [voxels[0] for voxels in wanted]
+        stop = [voxels[-1] + 1 for voxels in wanted]
+        slab = level.read(start, stop)
         for axis, voxels in enumerate(wanted):
             # a copy is made only where voxels are skipped or repeated
             if len(voxels) < slab.shape[axis] or (np.diff(voxels) != 1).any():
@@ -181,12 +189,15 @@ def _nearest_along(level: Level, grid: Grid, axis: int) -> tuple[slice, np.ndarr
 
     In the source is a voxel whose centre is.
     """
-    size = level.array.shape[axis]
-    offset = (grid.origin[axis] - level.translation[axis]) / level.scale[axis]
-    position = offset + grid.scale[axis] / level.scale[axis] * np.arange(grid.shape[axis])
-    inside = np.flatnonzero((position >= -0.5 - ALIGNED) & (position <= size - 0.5 + ALIGNED))
+    target = axis_of(grid, axis)
+    source = axis_of(level.grid, axis)
+    offset = (target.origin - source.origin) / source.scale
+    position = offset + target.scale / source.scale * np.arange(target.size)
+    from_first = position >= -0.5 - ALIGNED
+    to_last = position <= source.size - 0.5 + ALIGNED
+    inside = np.flatnonzero(from_first & to_last)
     # of two equally near the lower, however nm are rounded
-    nearest = np.ceil(position[inside] - 0.5 - ALIGNED).astype(int).clip(0, size - 1)
+    nearest = np.ceil(position[inside] - 0.5 - ALIGNED).astype(int).clip(0, source.size - 1)
     along = slice(inside[0], inside[-1] + 1) if len(inside) else slice(0)
     return along, nearest
 
@@ -197,7 +208,8 @@ def _window_weights(level: Level, grid: Grid, axis: int) -> tuple[int, np.ndarra
     corner = level.box()[0][axis]
     low, high = ((bound[axis] - corner) / source.scale for bound in grid.box())
     # one voxel more at each end: a finer target interpolates with the neighbour
-    start, stop = np.clip([np.floor(low) - 1, np.ceil(high) + 1], 0, source.size).astype(int)
+    wanted = np.array([np.floor(low) - 1, np.ceil(high) + 1])
+    start, stop = wanted.clip(0, source.size).astype(int)
     # at least one voxel, also if the grid lies outside
     start = min(start, source.size - 1)
     stop = max(stop, start + 1, 1)
@@ -208,7 +220,8 @@ def _window_weights(level: Level, grid: Grid, axis: int) -> tuple[int, np.ndarra
 def _runs(layer: np.ndarray, wanted: np.ndarray) -> Iterator[slice]:
     """The stretches of wanted rows that begin in one layer."""
     rows = np.flatnonzero(wanted)
-    for run in np.split(rows, np.flatnonzero(np.diff(layer[rows])) + 1):
+    first_of_a_layer = np.flatnonzero(np.diff(layer[rows])) + 1
+    for run in np.split(rows, first_of_a_layer):
         if len(run):
             yield slice(run[0], run[-1] + 1)
 

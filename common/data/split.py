@@ -188,7 +188,8 @@ def check_files(rows: Sequence[Row]) -> None:
             f"{len(missing)} missing in all; "
             "fetch them, or point --data at the folder that holds the datasets"
         )
-        raise FileNotFoundError("\n".join([*missing[:10], f"{rows[0].file}: {advice}"]))
+        lines = [*missing[:10], f"{rows[0].file}: {advice}"]
+        raise FileNotFoundError("\n".join(lines))
 
 
 def _missing(row: Row) -> list[str]:

@@ -8,7 +8,7 @@ crops, and the voxel sizes of the baselines.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,11 @@ class WantedCrop:
         return layout.labels(self.dataset, self.name)
 
     @property
+    def class_folders(self) -> list[str]:
+        """The folder of each class, under the data root."""
+        return [f"{self.labels}/{name}" for name in self.classes]
+
+    @property
     def raw(self) -> str:
         """Its dataset's raw, under the data root."""
         return layout.raw(self.dataset)
@@ -132,8 +137,7 @@ def choose(choice: Choice, say: Callable[[str], None]) -> tuple[Path, list[Wante
         return _test_crops(choice.manifest_path, test_crop, say)
 
     chosen = _named(choice.crops, known, tests, choice.source)
-    annotated = {name for crop in known.values() for name in crop.classes}
-    problems = unknown_names(choice.classes or (), annotated)
+    problems = unknown_names(choice.classes or (), _annotated(known.values()))
     if problems:
         raise UserError("\n".join(problems))
     # those of the table, without a usage, have what is given already, less the scales too fine
@@ -281,7 +285,7 @@ def _with_something(
             left.append(replace(crop, classes=classes))
     missing = []
     if not all(crop.usage == "test" for crop in crops):  # whose labels are not public
-        annotated = {name for crop in left for name in crop.classes}
+        annotated = _annotated(left)
         missing = [name for name in choice.classes or () if name not in annotated]
     if missing or not left:
         what = "has labels as fine as that"
@@ -297,3 +301,8 @@ def _with_something(
             "too coarse, too small or without these classes"
         )
     return left
+
+
+def _annotated(crops: Iterable[WantedCrop]) -> set[str]:
+    """Every class that one of the crops has."""
+    return set().union(*(crop.classes for crop in crops))
