@@ -19,6 +19,7 @@ import numpy as np
 import zarr
 from numcodecs import Blosc
 
+from common.data import codecs
 from common.data.box import Vector, slices
 from common.errors import UserError
 
@@ -408,6 +409,7 @@ def _open_image(path: Path) -> tuple[zarr.Group, dict]:
 
 def _open_array(group: zarr.Group, path: Path, name: str) -> zarr.Array:
     """The array of a level."""
+    codecs.check(group.store, name, path / name)
     try:
         array = group[name]
     except KeyError:

@@ -9,16 +9,19 @@ these at its root, without an enclosing folder. Here it is opened and checked; `
 
 from __future__ import annotations
 
+import math
 import re
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import zarr
 
+from common.data import codecs
 from common.data.manifest import Entry
 from common.errors import UserError
 
@@ -30,6 +33,9 @@ MAX_RATIO = 500
 
 MAX_METADATA_BYTES = 2**20
 """Of a .zarray, .zattrs or .zgroup: each is read whole, and a real one has a few hundred bytes."""
+
+MAX_CHUNK_BYTES = 2**31
+"""Decoded; a chunk of a small array may be larger than it, but Blosc itself takes no more."""
 
 TOLERANCE_NM = 1e-3
 """Between an attribute and the manifest."""
@@ -84,6 +90,24 @@ def opened(path: str | Path) -> Iterator[zarr.Group]:
         except (zarr.errors.MetadataError, ValueError) as error:
             raise UserError(f"{source}: not a zarr v2 group ({error}); pack it again") from error
         yield group
+
+
+def open_array(group: zarr.Group, name: str, path: str | Path) -> zarr.Array:
+    """An array {crop}/{class} of a submission or of truths that is safe to read.
+
+    path: for the message. Raises UserError if the array runs code that it brings, if what it says
+    of its size would fill the memory, or if its metadata cannot be read.
+    """
+    codecs.check(group.store, f"{group.path}/{name}", path)
+    try:
+        array = group[name]
+        array.attrs.asdict()
+    except (zarr.errors.MetadataError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: metadata cannot be read ({error}); pack it again") from error
+    reason = _size_problem(array) if isinstance(array, zarr.Array) else ""
+    if reason:
+        raise UserError(f"{path}: {reason}")
+    return array
 
 
 def refuse(path: Path, problems: Sequence[str]) -> None:
@@ -174,7 +198,7 @@ def _zip_problems(path: Path) -> list[str]:
             files = file.infolist()
     except (BadZipFile, EOFError, zlib.error) as error:
         return [_not_whole(error)]
-    problems = []
+    problems = _name_problems(info.filename for info in files)
     for info in files:
         problems += [f"'{info.filename[:100]}' {problem}" for problem in _file_problems(info)]
     unpacked = sum(info.file_size for info in files)
@@ -201,12 +225,32 @@ def _not_whole(error: Exception) -> str:
     return f"not a whole zip ({error}); copy or pack it again"
 
 
+def _name_problems(names: Iterable[str]) -> list[str]:
+    """Names in a zip that stand for two files, so that it depends on the reader which is taken."""
+    times = Counter(_as_unpacked(name) for name in names)
+    problems = []
+    for name, number in times.items():
+        if number > 1:
+            problems.append(f"'{name[:100]}' is in it {number} times; zip the zarr folder again")
+    return problems
+
+
+def _as_unpacked(name: str) -> str:
+    """A name in a zip as `opened` reads it: 557/mito/0 is crop557/mito/0."""
+    parts = name.rstrip("/").split("/")
+    enclosing = parts[:1] if parts[0].endswith(".zarr") else []
+    inside = parts[len(enclosing) :]
+    return "/".join([*enclosing, *map(_crop_name, inside[:1]), *inside[1:]])
+
+
 def _file_problems(info: ZipInfo) -> list[str]:
     """Why a file in a zip is not safe to unpack."""
     name = info.orig_filename  # ZipInfo.filename is mended already: cut at \0, \ turned to /
     problems = []
     is_absolute = re.match(r"/|[A-Za-z]:", name)
-    if is_absolute or ".." in name.split("/") or set(name) & {"\\", "\0"}:
+    # also a//b and ./a: another name for a file that may be there already
+    has_steps = {"", ".", ".."} & set(name.removesuffix("/").split("/"))
+    if is_absolute or has_steps or set(name) & {"\\", "\0"}:
         problems.append(
             "points outside of the zip, or is no path of zarr; zip the contents of the zarr folder"
         )
@@ -252,10 +296,10 @@ def _arrays(group: zarr.Group, path: Path) -> set[str]:
 def _array_problems(entry: Entry, group: zarr.Group) -> list[str]:
     """How an array differs from its row of the manifest."""
     try:
-        array = group[entry.path]
-        attributes = array.attrs.asdict()
-    except (zarr.errors.MetadataError, ValueError) as error:
-        return [f"metadata cannot be read ({error}); pack it again"]
+        array = open_array(group, entry.path, entry.path)
+    except UserError as error:
+        return [str(error).removeprefix(f"{entry.path}: ")]
+    attributes = array.attrs.asdict()
     problems = []
     if array.dtype.kind not in "ui":
         problems.append(f"{array.dtype}; write unsigned integers")
@@ -265,6 +309,20 @@ def _array_problems(entry: Entry, group: zarr.Group) -> list[str]:
         if not _is_near(attributes.get(key), value):
             problems.append(f"{key} {attributes.get(key)}; write {list(value)}")
     return problems
+
+
+def _size_problem(array: zarr.Array) -> str:
+    """Why an array would fill the memory on being read, by its own account; empty if it would not.
+
+    Chunks that are missing take no space in a file, so that the account is all there is.
+    """
+    size = math.prod(array.shape) * array.dtype.itemsize
+    chunk = math.prod(array.chunks) * array.dtype.itemsize
+    if size > MAX_BYTES:
+        return f"shape {array.shape} has {size:,} bytes; at most {MAX_BYTES:,} are taken"
+    if chunk > max(size, MAX_CHUNK_BYTES):
+        return f"a chunk {array.chunks} has {chunk:,} bytes; write chunks no larger than the array"
+    return ""
 
 
 def _is_near(given: object, wanted: Sequence[float]) -> bool:

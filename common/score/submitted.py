@@ -41,7 +41,8 @@ def judge_crop(job: SubmittedCrop) -> list[Evaluation]:
         for truth in _truths(job):
             path = f"{truth.crop}/{truth.name}"
             if path in packed:
-                evaluations.append(_judge_array(job, truth, packed[path]))
+                array = submission.open_array(packed, path, job.submission / path)
+                evaluations.append(_judge_array(job, truth, array))
             else:
                 evaluations.append(_missing(truth))
     return evaluations
@@ -50,16 +51,21 @@ def judge_crop(job: SubmittedCrop) -> list[Evaluation]:
 def _truths(job: SubmittedCrop) -> Iterator[Truth]:
     """The classes that are annotated in a crop."""
     group = _open_truths(job.truths)[job.crop]
-    for name, array in sorted(group.arrays()):
+    folder = job.truths / job.crop
+    for name in sorted(group.array_keys()):
         if name.endswith("_mask"):
             continue
+        array = submission.open_array(group, name, folder / name)
+        mask = None
         mask_name = f"{name}_mask"
+        if mask_name in group:
+            mask = submission.open_array(group, mask_name, folder / mask_name)[...]
         yield Truth(
             crop=job.crop,
             name=name,
-            level=_level(array, job.truths / job.crop / name),
+            level=_level(array, folder / name),
             is_instance=name in INSTANCES,
-            mask=group[mask_name][...] if mask_name in group else None,
+            mask=mask,
         )
 
 
@@ -116,7 +122,9 @@ def _in_memory(level: Level) -> Level:
         volume = level.array[...]
     except (RuntimeError, ValueError, OSError, EOFError) as error:  # of numcodecs and zipfile
         raise UserError(f"{level.path}: cannot be read ({error}); pack it again") from error
-    return replace(level, array=zarr.array(volume, chunks=level.array.chunks, compressor=None))
+    # a chunk larger than the array would be made whole
+    chunks = tuple(min(pair) for pair in zip(level.array.chunks, volume.shape, strict=True))
+    return replace(level, array=zarr.array(volume, chunks=chunks, compressor=None))
 
 
 def _open_truths(path: Path) -> zarr.Group:

@@ -439,3 +439,45 @@ def test_the_keys_of_an_opened_submission_are_those_of_the_plain_one(packed, tmp
 def test_an_error_of_the_reader_passes_through(packed):
     with pytest.raises(ZeroDivisionError), opened(packed):
         raise ZeroDivisionError
+
+
+# what an array says of itself
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"chunks": [100_000] * 3}, "bytes; write chunks no larger than the array"),
+        ({"shape": [100_000] * 3}, "1,000,000,000,000,000 bytes; at most 50,000,000,000"),
+        ({"filters": [{"id": "pickle"}]}, "codec 'pickle' is not decoded"),
+        ({"compressor": {"id": "pickle"}}, "codec 'pickle' is not decoded"),
+        ({"compressor": {"id": "mine"}}, "codec 'mine' is not decoded"),
+        ({"dtype": "|O", "filters": [{"id": "pickle"}]}, "holds objects of Python"),
+    ],
+)
+def test_an_array_that_would_run_code_or_fill_the_memory_is_not_opened(
+    packed, tmp_path, changes, words
+):
+    folder = unzipped(packed, tmp_path / "submission.zarr")
+    rewrite(folder, ".zarray", lambda array: array.update(changes))
+    for path in (folder, zipped(folder, tmp_path / "again.zip")):
+        (problem,) = check(path, ENTRIES)
+        assert problem.startswith(f"{path}: crop1/mito: ") and words in problem
+
+
+@pytest.mark.parametrize("name", ["crop1/mito/0/0/0", "1/mito/0/0/0", "1/.zgroup"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_is_there_twice_is_refused(packed, name):
+    with ZipFile(packed, "a") as file:
+        file.writestr(name, b"another")
+    (problem,) = check(packed, ENTRIES)
+    assert "is in it 2 times; zip the zarr folder again" in problem
+    with pytest.raises(ValueError, match="is in it 2 times"):
+        everything_in(packed)
+
+
+@pytest.mark.parametrize("name", ["crop1//mito/0/0/0", "./crop1/mito/0/0/0", "crop1/./9"])
+def test_another_spelling_of_a_path_is_refused(packed, name):
+    with ZipFile(packed, "a") as file:
+        file.writestr(name, b"another")
+    assert "is no path of zarr" in check(packed, ENTRIES)[0]

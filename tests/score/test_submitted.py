@@ -222,3 +222,22 @@ def test_jobs_of_a_submission_can_be_done_by_another_process(tmp_path, monkeypat
     )
     ((processes, (_, (job,))),) = seen
     assert (processes, job.crop) == (3, "crop1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"chunks": [100_000] * 3}, "no larger than the array"),
+        ({"shape": [100_000] * 3}, "at most 50,000,000,000"),
+        ({"compressor": {"id": "pickle"}}, "codec 'pickle'"),
+    ],
+)
+@pytest.mark.parametrize("side", ["given", "truth"])
+def test_what_would_run_code_or_fill_the_memory_is_refused(tmp_path, changes, words, side):
+    volumes = {"crop1/mito": cubes()}
+    zip_path, store = submitted(tmp_path, volumes, volumes)
+    file = tmp_path / f"{side}.zarr/crop1/mito/.zarray"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    given = tmp_path / "given.zarr" if side == "given" else zip_path
+    with pytest.raises(UserError, match=rf"{side}.*/crop1/mito: .*{words}"):
+        judged(tmp_path, given, store)
