@@ -389,7 +389,8 @@ def _compressor(folder: Path) -> dict | None:
 
 
 def _decodes(content: bytes, compressor: dict | None) -> bool:
-    if compressor is None:
+    # what `codecs` does not know is not tried: a file could bring code; who reads it is told
+    if compressor is None or compressor["id"] not in codecs.COMPRESSORS:
         return True
     # numcodecs hands a short chunk to Blosc, which reads on beyond its end
     if compressor["id"] == "blosc":

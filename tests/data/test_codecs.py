@@ -11,7 +11,7 @@ import pytest
 import zarr
 from numcodecs import BZ2, LZ4, LZMA, Blosc, Delta, GZip, Shuffle, Zlib, Zstd
 
-from common.data import codecs, ngff
+from common.data import bucket, codecs, ngff
 from common.errors import UserError
 
 RAN: list[str] = []
@@ -92,3 +92,9 @@ def test_what_is_no_codec_is_said(tmp_path, changes):
 def test_metadata_that_are_none_are_left_to_the_reader(text):
     codecs.check({"s0/.zarray": text.encode()}, "s0", "image/s0")
     codecs.check({}, "s0", "image/s0")
+
+
+def test_a_chunk_that_was_downloaded_is_tried_by_known_codecs_alone():
+    assert bucket._decodes(pickle.dumps(Payload()), {"id": "pickle"})
+    assert not bucket._decodes(b"cut", {"id": "zstd"})
+    assert RAN == []
