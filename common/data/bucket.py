@@ -34,6 +34,7 @@ import numcodecs
 import urllib3
 
 from common import files, talk
+from common.data import codecs
 from common.errors import FileError, UserError
 
 URL = "https://janelia-cosem-datasets.s3.amazonaws.com"
