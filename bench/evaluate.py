@@ -1,12 +1,14 @@
-"""Seconds and memory of the challenge's instance score and of the figures beside it, against volume and number of objects.
+"""Seconds and memory of the challenge's instance score and of the figures beside it.
 
     python bench/evaluate.py [--quick]
 
-Truth is smooth noise above a threshold; the prediction is the same noise with other, finer noise added before the threshold, so
-that objects change their outline, vanish, split and merge. Each case runs in a process of its own that reads the two volumes
-(uint32) from disk; memory is the most that it held, volumes included. At this threshold noise nearly percolates, so that the largest
-volume has an object that spans it. What is printed of the public toolbox was measured with its main branch of 2026-06-30 on other
-volumes of these sizes, 200^3 with 281 and 400^3 with 1808 truth objects; it is not run here.
+Truth is smooth noise above a threshold; the prediction is the same noise with other, finer noise
+added before the threshold, so that objects change their outline, vanish, split and merge. Each case
+runs in a process of its own that reads the two volumes (uint32) from disk; memory is the most that
+it held, volumes included. At this threshold noise nearly percolates, so that the largest volume has
+an object that spans it. What is printed of the public toolbox was measured with its main branch of
+2026-06-30 on other volumes of these sizes, 200^3 with 281 and 400^3 with 1808 truth objects; it is
+not run here.
 """
 
 from __future__ import annotations
@@ -27,10 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.loader import peak_memory_gb
 
 CASES = [(100, 4.0), (200, 8.0), (200, 4.0), (200, 2.0), (300, 4.0), (400, 4.0)]
-"""Side and standard deviation of the smoothing, in voxels: the objects' size, and so, with the side, their number."""
+"""Side and standard deviation of the smoothing, in voxels: size and so number of the objects."""
+
 QUICK = 200
 """Largest side with --quick."""
+
 TOOLBOX = {(200, 4.0): "72 s, 7.6 GB", (400, 4.0): "not done in 550 s"}
+
 VOXEL_SIZE = (8.0, 8.0, 8.0)
 
 
@@ -46,14 +51,18 @@ def write_volumes(folder: Path, side: int, smoothing: float) -> None:
         return field / field.std()
 
     truth = noise(smoothing)
-    for name, field in (("truth", truth), ("prediction", truth + 0.25 * noise(smoothing / 2))):
-        np.save(folder / f"{name}.npy", cc3d.connected_components(field > 1.0, out_dtype=np.uint32))
+    prediction = truth + 0.25 * noise(smoothing / 2)
+    for name, field in {"truth": truth, "prediction": prediction}.items():
+        objects = cc3d.connected_components(field > 1.0, out_dtype=np.uint32)
+        np.save(folder / f"{name}.npy", objects)
 
 
 def measure(folder: Path) -> dict[str, float]:
+    """Objects of both volumes, seconds of the score and of the other figures, and memory (GB)."""
     from common.score import challenge, quality
 
-    truth, prediction = (np.load(folder / f"{name}.npy") for name in ("truth", "prediction"))
+    truth = np.load(folder / "truth.npy")
+    prediction = np.load(folder / "prediction.npy")
     start = time.perf_counter()
     counts = challenge.instance(truth, prediction, VOXEL_SIZE)
     scored = time.perf_counter()
@@ -72,6 +81,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 def in_process(folder: Path) -> dict[str, float]:
+    """`measure` in a process of its own, on one core."""
     words = [sys.executable, __file__, "--measure", str(folder)]
     done = subprocess.run(
         words,
@@ -86,6 +96,7 @@ def in_process(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    """Print a line a case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help=f"only up to {QUICK}^3")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -94,22 +105,19 @@ def main() -> None:
         print(json.dumps(measure(options.measure)))
         return
     columns = ("truth", "prediction", "matched", "score s", "quality s", "GB")
-    print(
-        f"{'volume':<10}{'Mvoxels':>8}"
-        + "".join(f"{column:>12}" for column in columns)
-        + "   public toolbox"
-    )
+    heads = "".join(f"{column:>12}" for column in columns)
+    print(f"{'volume':<10}{'Mvoxels':>8}{heads}   public toolbox")
     for side, smoothing in CASES:
         if options.quick and side > QUICK:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             write_volumes(Path(scratch), side, smoothing)
             found = in_process(Path(scratch))
-        print(
-            f"{f'{side}^3':<10}{side**3 / 1e6:>8.0f}{found['truth']:>12}{found['prediction']:>12}{found['matched']:>12}"
-            f"{found['score']:>12.2f}{found['quality']:>12.2f}{found['memory']:>12.2f}   {TOOLBOX.get((side, smoothing), '')}",
-            flush=True,
-        )
+        objects = [f"{found[name]:>12}" for name in ("truth", "prediction", "matched")]
+        costs = [f"{found[name]:>12.2f}" for name in ("score", "quality", "memory")]
+        volume = f"{f'{side}^3':<10}{side**3 / 1e6:>8.0f}"
+        toolbox = TOOLBOX.get((side, smoothing), "")
+        print(f"{volume}{''.join(objects)}{''.join(costs)}   {toolbox}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Prediction end to end (read, compute, encode, compress, write, pyramid) against the bare network, and its memory.
+"""Prediction end to end against the bare network, and its memory.
 
     python bench/predict.py [--device cpu] [--quick]
 
-unet8 with 48 classes and random weights on a volume of noise, in the precision of the config; uint8 probabilities. "bare" are forward
-passes on the very blocks of the volume, in memory already. Both alternate in one process; the ratio is that of the medians, beside the
-load that other work made. What output costs depends on how it compresses: once the output layer is as random as the rest, once it
-gives the classes frequencies between 0.2 % and 27 %. Memory is the most that a fresh process held, for two volumes of which one has
-8 times the voxels of the other, both larger than a block.
+unet8 with 48 classes and random weights on a volume of noise, in the precision of the config; uint8
+probabilities. End to end is read, compute, encode, compress, write and pyramid. "bare" are forward
+passes on the very blocks of the volume, in memory already. Both alternate in one process; the ratio
+is that of the medians, beside the load that other work made. What output costs depends on how it
+compresses: once the output layer is as random as the rest, once it gives the classes frequencies
+between 0.2 % and 27 %. Memory is the most that a fresh process held, for two volumes of which one
+has 8 times the voxels of the other, both larger than a block.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +33,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 SIDES = {"cpu": 256, "cuda": 1024}
 """Voxels of the volume that speed is measured on, each axis."""
 
-
 OUTPUTS = ("random", "background")
 """Of the network: of its random weights, or such that most of it is background."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a process of its own measures."""
+
+    scratch: Path
+    side: int
+    """Voxels of the volume along each axis."""
+    device: str
+    block: int
+    """Largest edge of a block; 0 is what the device takes."""
+    output: str
+    """One of OUTPUTS."""
+    rounds: int
+
+    def words(self) -> list[str]:
+        """As `from_words` takes it."""
+        return [str(getattr(self, field.name)) for field in fields(self)]
+
+    @classmethod
+    def from_words(cls, words: Sequence[str]) -> Case:
+        """Of a command line."""
+        scratch, side, device, block, output, rounds = words
+        return cls(Path(scratch), int(side), device, int(block), output, int(rounds))
 
 
 def settings(scratch: Path, device: str):
@@ -81,29 +108,24 @@ def write_volume(path: Path, side: int) -> None:
     from common.data.ngff import Grid
 
     grid = Grid(np.zeros(3), np.full(3, 8.0), (side,) * 3)
-    array, random = (
-        ngff.start_multiscale(path, grid, np.uint8, (128,) * 3),
-        np.random.default_rng(0),
-    )
+    array = ngff.start_multiscale(path, grid, np.uint8, (128,) * 3)
+    random = np.random.default_rng(0)
     for z in range(0, side, 128):
         array[z : z + 128] = random.integers(1, 256, array[z : z + 128].shape, np.uint8)
     ngff.finish_multiscale(path, grid, (), ngff.block_mean)
 
 
-def prepare(scratch: Path, side: int, device: str, output: str):
+def prepare(case: Case):
     """Config, network and region."""
     from common.data import regions
-    from common.infer import predict
+    from common.infer.network import load_network
 
-    config = settings(scratch, device)
-    path = scratch / f"noise{side}.zarr"
+    config = settings(case.scratch, case.device)
+    path = case.scratch / f"noise{case.side}.zarr"
     if not path.is_dir():
-        write_volume(path, side)
-    return (
-        config,
-        predict.load_network(config, str(scratch / "model_save" / f"{output}.pt")),
-        regions.of_volume(path),
-    )
+        write_volume(path, case.side)
+    network = load_network(config, str(case.scratch / "model_save" / f"{case.output}.pt"))
+    return config, network, regions.of_volume(path)
 
 
 def predicted(config, network, region, block: int) -> float:
@@ -128,51 +150,57 @@ def bare(network, blocks: list[torch.Tensor]) -> float:
     return time.perf_counter() - begun
 
 
-def speed(scratch: Path, side: int, device: str, block: int, output: str, rounds: int) -> dict:
-    """Voxels/s, end to end and bare, of alternating rounds after one that warms up and keeps the blocks."""
-    config, network, region = prepare(scratch, side, device, output)
+def speed(case: Case) -> dict:
+    """Voxels/s, end to end and bare, of alternating rounds.
+
+    After one that warms up and keeps the blocks.
+    """
+    config, network, region = prepare(case)
     blocks: list[torch.Tensor] = []
 
     def keep(raw: torch.Tensor) -> torch.Tensor:
         blocks.append(raw.clone())
         return network.forward(raw)
 
-    predicted(config, replace(network, forward=keep), region, block)
+    predicted(config, replace(network, forward=keep), region, case.block)
     bare(network, blocks)
-    times = [
-        (predicted(config, network, region, block), bare(network, blocks)) for _ in range(rounds)
-    ]
-    ours, alone = (side**3 / np.median(seconds) for seconds in zip(*times, strict=True))
-    stored = sum(path.stat().st_size for path in config.path("predictions_path").rglob("s0/*/*/*"))
-    name = (
-        torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
-    )
+    whole = []
+    passes = []
+    for _ in range(case.rounds):
+        whole.append(predicted(config, network, region, case.block))
+        passes.append(bare(network, blocks))
+    voxels = case.side**3
+    chunks = config.path("predictions_path").rglob("s0/*/*/*")
+    stored = sum(path.stat().st_size for path in chunks)
+    if case.device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{torch.get_num_threads()} threads"
     return {
-        "ours": ours,
-        "bare": alone,
-        "compressed": side**3 * len(config.classes) / stored,
+        "ours": voxels / np.median(whole),
+        "bare": voxels / np.median(passes),
+        "compressed": voxels * len(config.classes) / stored,
         "load": os.getloadavg()[0],
         "windows": f"{len(blocks)} of {' x '.join(map(str, blocks[0].shape[2:]))}",
         "about": f"{name}, {network.record.precision}",
     }
 
 
-def memory(scratch: Path, side: int, device: str, block: int, output: str) -> dict:
+def memory(case: Case) -> dict:
     """Peak of a process, GB."""
     from bench.loader import peak_memory_gb
     from common import runtime
 
-    config, network, region = prepare(scratch, side, device, output)
-    predicted(config, network, region, block)
-    return {
-        "host": peak_memory_gb(),
-        "device": runtime.peak_memory_gb(network.device) if device == "cuda" else 0.0,
-    }
+    config, network, region = prepare(case)
+    predicted(config, network, region, case.block)
+    on_device = runtime.peak_memory_gb(network.device) if case.device == "cuda" else 0.0
+    return {"host": peak_memory_gb(), "device": on_device}
 
 
-def in_process(*arguments: object) -> dict:
+def in_process(what: str, case: Case) -> dict:
+    """`speed` or `memory` of a case, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, "--measure", *map(str, arguments)],
+        [sys.executable, __file__, "--measure", what, *case.words()],
         capture_output=True,
         text=True,
         check=False,
@@ -183,6 +211,7 @@ def in_process(*arguments: object) -> dict:
 
 
 def main() -> None:
+    """Print a line for each kind of output, and one for each peak of memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
@@ -192,24 +221,30 @@ def main() -> None:
     parser.add_argument("--measure", nargs=7)
     options = parser.parse_args()
     if options.measure:
-        which, scratch, side, device, block, output, rounds = options.measure
-        arguments = (Path(scratch), int(side), device, int(block), output)
-        print(
-            json.dumps(speed(*arguments, int(rounds)) if which == "speed" else memory(*arguments))
-        )
+        what, *words = options.measure
+        measured = (speed if what == "speed" else memory)(Case.from_words(words))
+        print(json.dumps(measured))
         return
-    side, rounds = (192, 2) if options.quick else (SIDES[options.device], options.rounds)
-    small, block = (128, 64) if options.quick else (side, 0)
-    with tempfile.TemporaryDirectory() as scratch:
-        write_checkpoints(Path(scratch))
-        found = {
-            output: in_process("speed", scratch, side, options.device, 0, output, rounds)
-            for output in OUTPUTS
-        }
-        held = [
-            in_process("memory", scratch, n, options.device, block, "random", 1)
-            for n in (small, 2 * small)
-        ]
+    side = SIDES[options.device]
+    rounds = options.rounds
+    small = side
+    block = 0
+    if options.quick:
+        side = 192
+        rounds = 2
+        small = 128
+        block = 64
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        write_checkpoints(scratch)
+        found = {}
+        for output in OUTPUTS:
+            case = Case(scratch, side, options.device, 0, output, rounds)
+            found[output] = in_process("speed", case)
+        held = []
+        for edge in (small, 2 * small):
+            case = Case(scratch, edge, options.device, block, "random", 1)
+            held.append(in_process("memory", case))
     about = found["random"]
     print(f"unet8, 48 classes, {side}^3 voxels in {about['windows']}, {about['about']}")
     print(f"{'output':<12}{'compressed':>11}{'Mvoxel/s':>10}{'bare':>8}{'ratio':>7}{'load':>7}")

@@ -483,6 +483,6 @@ def percent(fraction: float | None) -> str:
     return f"{fraction:.3%}" if fraction < 0.1 else f"{fraction:.1%}"
 
 
-def short_nm(sizes: Sequence[float]) -> str:
+def short_nm(sizes: Sequence[float] | np.ndarray) -> str:
     """'8' for equal lengths, otherwise '5.24x4x4': a key of the JSON."""
-    return nm(sizes).replace(" x ", "x")
+    return nm(list(sizes)).replace(" x ", "x")
