@@ -1,10 +1,12 @@
-"""Batches per second: ours in the form that the loss consumes, against cellmap-data's loader, on the same crops.
+"""Batches per second: ours as the loss takes them, and cellmap-data's loader, on the same crops.
 
     python bench/loader.py [--seconds 10] [--data FOLDER]
 
-One core: no workers, one thread. Both give raw float32 and the target of all 48 classes, with mirror and transpose, with and
-without rotation about all axes; each case runs in a process of its own, ours and the reference in turn, so that both see the
-same machine. Ours counts everything up to the loss: drawing, copying blocks, geometry, and the palette lookup.
+One core: no workers, one thread. Both give raw float32 and the target of all 48 classes, with
+mirror and transpose, with and without rotation about all axes: ours as a palette image, which the
+loss looks up by itself, the reference as a dense tensor. Each case runs in a process of its own,
+ours and the reference in turn, so that both see the same machine. Ours counts everything up to the
+loss: drawing, copying blocks, geometry.
 """
 
 from __future__ import annotations
@@ -16,45 +18,71 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-CASES = [(132, 92, True), (68, 28, True), (132, 92, False), (68, 28, False)]
 SCALE = (8.0, 8.0, 8.0)
+BATCH_SIZE = 2
+LOADERS = ("reference", "ours")
 
 
-def ours(csv: Path, input_size: int, target_size: int, rotate: bool):
-    """Endless batches of two of our loader on this machine's CPU."""
+@dataclass(frozen=True)
+class Case:
+    """Edges (voxels) of a raw and a target patch, and whether they are rotated."""
+
+    input_size: int
+    target_size: int
+    rotate: bool
+
+
+CASES = [Case(132, 92, True), Case(68, 28, True), Case(132, 92, False), Case(68, 28, False)]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one process measured."""
+
+    rate: float
+    """Samples per second."""
+    memory: float
+    """Peak memory of the process, GB."""
+
+
+def ours(csv: Path, case: Case) -> Iterator:
+    """Endless batches of our loader on this machine's CPU."""
     from common import runtime
     from common.classes import TESTED
     from common.config.settings import TrainConfig
     from common.data.loaders import open_data, training_batches
 
-    transforms = {
+    transforms: dict = {
         "mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.5}},
         "transpose": {"axes": ["x", "y", "z"]},
     }
-    if rotate:
+    if case.rotate:
         transforms["rotate"] = {"axes": {axis: [-180, 180] for axis in "xyz"}}
     config = TrainConfig(
-        build_model=None,
+        build_model=lambda classes: None,
         classes=TESTED,
-        input_array_info={"shape": (input_size,) * 3, "scale": SCALE},
-        target_array_info={"shape": (target_size,) * 3, "scale": SCALE},
+        input_array_info={"shape": (case.input_size,) * 3, "scale": SCALE},
+        target_array_info={"shape": (case.target_size,) * 3, "scale": SCALE},
         base_experiment_path=str(csv.parent),
         data_path=str(csv.parent),
         datasplit_path=str(csv),
         cache_path=str(csv.parent / "cache"),
         spatial_transforms=transforms,
-        batch_size=2,
+        batch_size=BATCH_SIZE,
         num_workers=0,
     )
-    return training_batches(config, open_data(config), runtime.pick_device("cpu")).between(0, 10**9)
+    batches = training_batches(config, open_data(config), runtime.pick_device("cpu"))
+    return batches.between(0, 10**9)
 
 
-def reference(csv: Path, input_size: int, target_size: int, rotate: bool):
-    """Endless batches of two of cellmap-data's loader."""
+def reference(csv: Path, case: Case) -> Iterator:
+    """Endless batches of cellmap-data's loader."""
     from bench.reference import cellmap_data_loader
     from common.classes import TESTED
 
@@ -62,46 +90,44 @@ def reference(csv: Path, input_size: int, target_size: int, rotate: bool):
         yield from cellmap_data_loader(
             csv,
             classes=TESTED,
-            input_shape=(input_size,) * 3,
-            target_shape=(target_size,) * 3,
+            input_shape=(case.input_size,) * 3,
+            target_shape=(case.target_size,) * 3,
             scale=SCALE,
-            rotate=rotate,
-            batch_size=2,
+            rotate=case.rotate,
+            batch_size=BATCH_SIZE,
             iterations=10**4,
         )
 
 
-def measure(
-    which: str, csv: Path, input_size: int, target_size: int, rotate: bool, seconds: float
-) -> dict[str, float]:
-    """Samples per second after one batch to warm up, and peak memory of the process in GB."""
+def measure(which: str, csv: Path, case: Case, seconds: float) -> Speed:
+    """The speed of a loader, after one batch to warm up."""
     import torch
 
     torch.set_num_threads(1)
-    batches = iter(
-        {"ours": ours, "reference": reference}[which](csv, input_size, target_size, rotate)
-    )
+    batches = ours(csv, case) if which == "ours" else reference(csv, case)
     next(batches)
-    start, samples = time.perf_counter(), 0
+    samples = 0
+    start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         next(batches)
-        samples += 2
-    rate = samples / (time.perf_counter() - start)
-    return {"rate": rate, "memory": peak_memory_gb()}
+        samples += BATCH_SIZE
+    return Speed(samples / (time.perf_counter() - start), peak_memory_gb())
 
 
 def peak_memory_gb() -> float:
-    """Most resident memory of this process since it began to run this program; getrusage would count its parent's too."""
-    status = Path("/proc/self/status").read_text()
-    return (
-        next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1e6
-    )
+    """Most resident memory of this process since it began to run this program."""
+    # not getrusage, which counts what its parent had before
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1e6
+    return float("nan")
 
 
-def in_process(*arguments: object) -> dict[str, float]:
-    words = [sys.executable, __file__, "--measure", *map(str, arguments)]
+def in_process(which: str, csv: Path, case: Case, seconds: float) -> Speed:
+    """The same as `measure`, in a process of its own."""
+    arguments = [which, csv, *astuple(case), seconds]
     done = subprocess.run(
-        words,
+        [sys.executable, __file__, "--measure", *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -109,7 +135,24 @@ def in_process(*arguments: object) -> dict[str, float]:
     )
     if done.returncode:
         raise SystemExit(done.stderr)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return Speed(*json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def compare(csv: Path, case: Case, seconds: float, rounds: int) -> str:
+    """A row of the table: the best of several rounds, the two loaders in turn."""
+    speeds: dict[str, list[Speed]] = {which: [] for which in LOADERS}
+    for _ in range(rounds):
+        for which in LOADERS:
+            speeds[which].append(in_process(which, csv, case, seconds))
+    rate = {which: max(speed.rate for speed in found) for which, found in speeds.items()}
+    memory = {which: max(speed.memory for speed in found) for which, found in speeds.items()}
+    patch = f"{case.input_size}->{case.target_size}"
+    rotation = "yes" if case.rotate else "no"
+    ratio = rate["ours"] / rate["reference"]
+    return (
+        f"{patch:<12}{rotation:<10}{rate['reference']:>14.2f}{rate['ours']:>12.1f}"
+        f"{ratio:>7.0f}x{memory['reference']:>8.2f}{memory['ours']:>9.2f}"
+    )
 
 
 def main() -> None:
@@ -117,48 +160,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--measure", nargs=6)
+    parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         which, csv, input_size, target_size, rotate, seconds = options.measure
-        print(
-            json.dumps(
-                measure(
-                    which,
-                    Path(csv),
-                    int(input_size),
-                    int(target_size),
-                    rotate == "True",
-                    float(seconds),
-                )
-            )
-        )
+        case = Case(int(input_size), int(target_size), rotate == "True")
+        print(json.dumps(astuple(measure(which, Path(csv), case, float(seconds)))))
         return
     with tempfile.TemporaryDirectory() as scratch:
         from bench.reference import write_crops
 
         csv = write_crops(options.data or scratch)
-        print(
-            f"{'patch':<12}{'rotation':<10}{'cellmap-data':>14}{'ours':>12}{'ratio':>8}{'GB':>8}{'GB ours':>9}   (samples/s, best of {options.rounds})"
-        )
-        for input_size, target_size, rotate in CASES:
-            runs = {"reference": [], "ours": []}
-            for _ in range(options.rounds):
-                for which, results in runs.items():
-                    results.append(
-                        in_process(which, csv, input_size, target_size, rotate, options.seconds)
-                    )
-            best = {
-                which: max(result["rate"] for result in results) for which, results in runs.items()
-            }
-            memory = {
-                which: max(result["memory"] for result in results)
-                for which, results in runs.items()
-            }
-            print(
-                f"{input_size}->{target_size:<8}{'yes' if rotate else 'no':<10}{best['reference']:>14.2f}{best['ours']:>12.1f}"
-                f"{best['ours'] / best['reference']:>7.0f}x{memory['reference']:>8.2f}{memory['ours']:>9.2f}"
-            )
+        head = f"{'patch':<12}{'rotation':<10}{'cellmap-data':>14}{'ours':>12}{'ratio':>8}"
+        head += f"{'GB':>8}{'GB ours':>9}"
+        print(f"{head}   (samples/s, best of {options.rounds})")
+        for case in CASES:
+            print(compare(csv, case, options.seconds, options.rounds))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What our figures are compared with: cellmap-data's loader, and a plain loop over it and LeibNetz.
 
-Both as the public toolbox runs them. Nothing here is tuned in either direction: no workers, full precision, the
-libraries' own defaults.
+Both as the public toolbox runs them. Nothing here is tuned in either direction: no workers, full
+precision, the libraries' own defaults.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from common.data import layout
 from common.data.ngff import write_multiscale
 
 CYTO_SHARE = 0.5
-"""Share of the voxels of a synthetic crop that are `cyto`; the other tested atoms have equal shares of the rest."""
+"""Share of a crop's voxels that are `cyto`; the other tested atoms share the rest equally."""
 
 
 def write_crops(
@@ -34,11 +34,19 @@ def write_crops(
     voxel_size: float = 8,
     seed: int = 0,
 ) -> Path:
-    """Write synthetic crops in the challenge's layout, all tested classes annotated; returns their datasplit.csv.
+    """Write synthetic crops in the challenge's layout, all tested classes annotated.
 
-    `crops` crops train and one more validates, each in the middle of a raw volume of its own. `extent` and `raw_extent`
-    are voxels along each axis, `voxel_size` is in nm. The default raw_extent holds a 132^3 input in any orientation
-    around any centre at which a 92^3 target lies within the crop: 200 - 92 + 132 * sqrt(3) = 337.
+    Args:
+        root: data root.
+        crops: crops that train; one more validates. Each is in the middle of a raw of its own.
+        extent: voxels of a crop along each axis.
+        raw_extent: voxels of its raw. The default holds a 132^3 input in any orientation around any
+            centre at which a 92^3 target lies within the crop: 200 - 92 + 132 * sqrt(3) = 337.
+        voxel_size: nm.
+        seed: of the volumes.
+
+    Returns:
+        Their datasplit.csv.
     """
     root = Path(root).absolute()  # cellmap-data resolves relative paths from the working directory
     margin = (raw_extent - extent) // 2
@@ -57,7 +65,7 @@ def write_crops(
                 store / labels_path / name, label, [voxel_size] * 3, [margin * voxel_size] * 3
             )
         usage = "train" if number <= crops else "validate"
-        rows.append([usage, store, raw_path, store, f"{labels_path}/[{','.join(TESTED)}]"])
+        rows.append([usage, store, layout.RAW, store, f"{labels_path}/[{','.join(TESTED)}]"])
     path = root / "datasplit.csv"
     with path.open("w", newline="") as file:
         csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
@@ -75,18 +83,18 @@ def cellmap_data_loader(
     batch_size: int,
     iterations: int,
 ) -> CellMapDataLoader:
-    """cellmap-data's training loader over the datasplit at `path`, built as the toolbox's `get_dataloader` builds it.
+    """cellmap-data's training loader over a datasplit, built as the toolbox's `get_dataloader` does.
 
-    Gives `iterations` batches: dicts with "input" (B, 1, z, y, x) in [0, 255] and "output" (B, classes, z, y, x),
-    float32, NaN = unknown. Mirrors and transposes; `rotate` adds up to 180 degrees either way about each axis. `scale`
-    is in nm.
+    Gives `iterations` batches: dicts with "input" (B, 1, z, y, x) in [0, 255] and "output"
+    (B, classes, z, y, x), float32, NaN = unknown. Mirrors and transposes; `rotate` adds up to 180
+    degrees either way about each axis. `scale` is in nm.
     """
     spatial_transforms = {
         "mirror": {"axes": dict.fromkeys("xyz", 0.5)},
         "transpose": {"axes": list("xyz")},
     }
     if rotate:
-        spatial_transforms["rotate"] = {"axes": dict.fromkeys("xyz", [-180, 180])}
+        spatial_transforms["rotate"] = {"axes": {axis: [-180, 180] for axis in "xyz"}}
     split = CellMapDataSplit(
         input_arrays={"input": {"shape": input_shape, "scale": scale}},
         target_arrays={"output": {"shape": target_shape, "scale": scale}},
@@ -96,7 +104,8 @@ def cellmap_data_loader(
         spatial_transforms=spatial_transforms,
     )
     dataset = split.train_datasets_combined
-    # A crop that fails to open is skipped and a class that is not found is not read: both would flatter this loader.
+    # a crop that fails to open is skipped and a class that is not found is not read: both would
+    # flatter this loader
     with Path(path).open(newline="") as file:
         assert len(dataset.datasets) == sum(row[0] == "train" for row in csv.reader(file))
     assert dataset.get_crop_class_matrix().all()
@@ -115,8 +124,9 @@ def plain_training_samples_per_s(
 ) -> float:
     """Samples per second of a plain float32 training loop over `cellmap_data_loader`.
 
-    Timed for `seconds` and until the batch then under way ends, after one batch to warm up. The U-Net of the baselines
-    as LeibNetz ships it, 48 classes, 8 nm, rotation on; no precision and no memory format set.
+    Timed for `seconds` and until the batch then under way ends, after one batch to warm up. The
+    U-Net of the baselines as LeibNetz ships it, 48 classes, 8 nm, rotation on; no precision and no
+    memory format set.
     """
     scale = (8, 8, 8)
     loader = cellmap_data_loader(
@@ -140,17 +150,20 @@ def plain_training_samples_per_s(
     optimizer = torch.optim.RAdam(model.parameters(), lr=1e-4, decoupled_weight_decay=True)
     batches = iter(loader)
     _train_on(next(batches), model, optimizer)
-    samples, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
+    samples = 0
+    elapsed = 0.0
+    start = time.perf_counter()
+    while elapsed < seconds:
         _train_on(next(batches), model, optimizer)
         samples += batch_size
+        elapsed = time.perf_counter() - start
     return samples / elapsed
 
 
 def _train_on(
     batch: dict[str, torch.Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> float:
-    """One update, as the toolbox does it: the mean is over all voxels, unknown ones counting zero. Returns the loss."""
+    """One update, as the toolbox does it: a mean over all voxels, unknown ones counting zero."""
     optimizer.zero_grad()
     target = batch["output"]
     loss = binary_cross_entropy_with_logits(
@@ -163,16 +176,16 @@ def _train_on(
 
 
 def _random_atoms(extent: int, rng: np.random.Generator) -> np.ndarray:
-    """(extent,) * 3 uint8: each voxel's position in ATOM_IDS, tested atoms only, as nested bands of a smooth field."""
-    coarse = torch.from_numpy(
-        rng.standard_normal((1, 1) + (2 + extent // 20,) * 3, dtype=np.float32)
-    )
+    """(extent,) * 3 uint8: each voxel's position in ATOM_IDS, as nested bands of a smooth field.
+
+    Tested atoms only.
+    """
+    knots = (1, 1, *(2 + extent // 20,) * 3)
+    coarse = torch.from_numpy(rng.standard_normal(knots, dtype=np.float32))
     field = interpolate(coarse, size=(extent,) * 3, mode="trilinear")[0, 0].numpy()
     present = [(row, name) for row, name in enumerate(ATOM_IDS) if name in TESTED]
-    shares = [
-        CYTO_SHARE if name == "cyto" else (1 - CYTO_SHARE) / (len(present) - 1)
-        for _, name in present
-    ]
+    of_others = (1 - CYTO_SHARE) / (len(present) - 1)
+    shares = [CYTO_SHARE if name == "cyto" else of_others for _, name in present]
     bounds = np.quantile(field[::4, ::4, ::4], np.cumsum(shares)[:-1])
     return np.array([row for row, _ in present], np.uint8)[np.digitize(field, bounds)]
 

@@ -1,11 +1,12 @@
-"""Does true-negative masking help? A phantom cell with a random half of the classes annotated in each training crop.
+"""Does true-negative masking help? Half of the classes of each training crop are annotated.
 
     python bench/true_negatives.py [--seeds 0 1 2] [--iterations 300] [--modes off on]
 
-For each seed the phantom, the hidden half and the weights are drawn anew; each mode takes the same number of steps. "off" uses the
-annotation as it is, "exclusion" adds true negatives (`use_mutual_exclusion`), "on" also groups and their parts (`infer_groups`), which
-is the default. Validation crops are
-annotated with all classes. Known is the fraction of (voxel, class) pairs of the training crops whose label is known.
+For each seed the phantom cell, the hidden half and the weights are drawn anew; each mode takes the
+same number of steps. "off" uses the annotation as it is, "exclusion" adds true negatives
+(`use_mutual_exclusion`), "on" also groups and their parts (`infer_groups`), which is the default.
+Validation crops are annotated with all classes. Known is the fraction of (voxel, class) pairs of
+the training crops whose label is known.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +32,8 @@ MODES = {"off": (False, False), "exclusion": (True, False), "on": (True, True)}
 
 
 def run(root: Path, seed: int, mode: str, iterations: int) -> tuple[float, float]:
-    """Mean Dice on the validation crops after the last step, and the known fraction of the training crops."""
-    masked, groups = MODES[mode]
+    """Mean Dice on the validation crops after the last step; known part of the training crops."""
+    use_mutual_exclusion, infer_groups = MODES[mode]
     settings = {
         "data_path": str(root),
         "datasplit_path": str(root / "phantom/datasplit.csv"),
@@ -39,8 +41,8 @@ def run(root: Path, seed: int, mode: str, iterations: int) -> tuple[float, float
         "random_seed": seed,
         "model_save_path": str(root / mode / "checkpoints"),
         "logs_save_path": str(root / mode / "logs"),
-        "use_mutual_exclusion": masked,
-        "infer_groups": groups,
+        "use_mutual_exclusion": use_mutual_exclusion,
+        "infer_groups": infer_groups,
         "epochs": 5,
         "iterations_per_epoch": iterations // 5,
         "figure_samples": 0,
@@ -54,6 +56,18 @@ def run(root: Path, seed: int, mode: str, iterations: int) -> tuple[float, float
     return dice, known
 
 
+def write_half_annotated(root: Path, seed: int, classes: Sequence[str]) -> None:
+    """Write a phantom of which training crops annotate a random half of the classes."""
+    random = np.random.default_rng(seed)
+    half = len(classes) // 2
+    chosen = [[str(name) for name in random.permutation(classes)[:half]] for _ in range(7)]
+    phantom.write_phantom(
+        root,
+        seed=seed,
+        annotated=lambda number: classes if number > 6 else chosen[number],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -61,29 +75,21 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["off", "on"])
     options = parser.parse_args()
     classes = load_config(REPOSITORY / "examples/phantom_cell").classes
-    print(
-        f"{'seed':<6}" + "".join(f"{mode + ': Dice':>22}{'known':>8}" for mode in options.modes),
-        flush=True,
-    )
+    heads = [f"{mode + ': Dice':>22}{'known':>8}" for mode in options.modes]
+    print(f"{'seed':<6}" + "".join(heads), flush=True)
     table = []
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as scratch:
-            half = np.random.default_rng(seed)
-            hidden = [list(half.permutation(classes)[: len(classes) // 2]) for _ in range(7)]
-            phantom.write_phantom(
-                scratch,
-                seed=seed,
-                annotated=lambda n: classes if n > 6 else [str(c) for c in hidden[n]],
-            )
-            table.append(
-                [run(Path(scratch), seed, mode, options.iterations) for mode in options.modes]
-            )
-        print(
-            f"{seed:<6}" + "".join(f"{dice:>22.3f}{known:>8.0%}" for dice, known in table[-1]),
-            flush=True,
-        )
-    means = np.array(table).mean(0)
-    print(f"{'mean':<6}" + "".join(f"{dice:>22.3f}{known:>8.0%}" for dice, known in means))
+            root = Path(scratch)
+            write_half_annotated(root, seed, classes)
+            table.append([run(root, seed, mode, options.iterations) for mode in options.modes])
+        print(row(str(seed), table[-1]), flush=True)
+    print(row("mean", np.array(table).mean(0)))
+
+
+def row(head: str, results: Sequence[tuple[float, float]] | np.ndarray) -> str:
+    """A line of the table: Dice and known fraction of each mode."""
+    return f"{head:<6}" + "".join(f"{dice:>22.3f}{known:>8.0%}" for dice, known in results)
 
 
 if __name__ == "__main__":
