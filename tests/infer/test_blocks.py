@@ -1,4 +1,4 @@
-"""A network over a volume in blocks: the same as over the whole volume, every voxel once, whatever the sizes."""
+"""A network over a volume in blocks: as over the whole volume, every voxel once, at any size."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.nn import functional
 from common.data.ngff import write_multiscale
 from common.data.raw import Raw, open_raw
 from common.data.sampling import Patch
+from common.errors import UserError
 from common.infer import blocks, encode
 from common.infer import plan as plan_module
 from common.infer import window as window_module
@@ -61,19 +62,19 @@ class Valid(nn.Module):
     def __init__(self, classes: int = 2):
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.low, self.last = (
-            nn.Conv3d(1, 3, 3),
-            nn.Conv3d(3, 3, 3),
-            nn.Conv3d(6, classes, 3),
-        )
+        self.first = nn.Conv3d(1, 3, 3)
+        self.low = nn.Conv3d(3, 3, 3)
+        self.last = nn.Conv3d(6, classes, 3)
         self.head = nn.Conv3d(classes, classes, 1)
 
     def forward(self, raw: torch.Tensor) -> torch.Tensor:
         if any(n % 2 for n in raw.shape[2:]):
             raise ValueError("only even sizes")
         fine = self.first(raw).tanh()
-        coarse = functional.interpolate(self.low(functional.max_pool3d(fine, 2)), scale_factor=2)
-        return self.head(self.last(torch.cat([coarse, fine[(..., *[slice(2, -2)] * 3)]], 1)).tanh())
+        low = self.low(functional.max_pool3d(fine, 2))
+        coarse = functional.interpolate(low, scale_factor=2)
+        cropped = fine[:, :, 2:-2, 2:-2, 2:-2]
+        return self.head(self.last(torch.cat([coarse, cropped], 1)).tanh())
 
 
 class Padded(nn.Module):
@@ -91,22 +92,16 @@ class Padded(nn.Module):
 
 
 class Cropping(nn.Module):
-    """The raw itself without `before` voxels at the beginning of each axis and `after` at its end."""
+    """The raw without `before` voxels at the beginning of each axis and `after` at its end."""
 
-    def __init__(self, before: int | Sequence[int], after: int | Sequence[int]):
+    def __init__(self, before: int, after: int):
         super().__init__()
-        self.before, self.after = ((n,) * 3 if isinstance(n, int) else n for n in (before, after))
+        self.before = before
+        self.after = after
 
     def forward(self, raw: torch.Tensor) -> torch.Tensor:
-        return raw[
-            (
-                ...,
-                *(
-                    slice(b, n - a)
-                    for b, a, n in zip(self.before, self.after, raw.shape[2:], strict=True)
-                ),
-            )
-        ]
+        inside = [slice(self.before, n - self.after) for n in raw.shape[2:]]
+        return raw[:, :, *inside]
 
 
 def shapes_of(model: nn.Module) -> Shapes:
@@ -132,7 +127,7 @@ def computed(
 def everything(
     plan: BlockPlan, forward: Callable, finish: Callable = lambda logits: logits
 ) -> np.ndarray:
-    """(classes, z, y, x) of all blocks. Fails unless every voxel is given exactly once and none outside."""
+    """(classes, z, y, x) of all blocks. Fails unless every voxel is given exactly once."""
     written, times = None, np.zeros(plan.grid.shape, int)
     for block in computed(plan, plan.blocks, forward, finish):
         values = block.values
@@ -172,7 +167,10 @@ def in_blocks(
 
 @torch.inference_mode()
 def whole(model: nn.Module, volume: np.ndarray, before: int, after: int) -> np.ndarray:
-    """Logits of a volume in one forward pass, with so many mirrored voxels around it; one more where that makes a size even."""
+    """Logits of a volume in one forward pass, with so many mirrored voxels around it.
+
+    One more behind it where that makes a size even.
+    """
     raw = (
         np.pad(
             volume,
@@ -297,7 +295,7 @@ def test_an_axis_of_one_voxel_does_not_grow():
 
 
 def test_memory_is_counted_from_the_tensors_that_are_alive():
-    """The second layer holds what it takes and what it gives; the raw is held by the caller all along."""
+    """The second layer holds what it takes and what it gives; the caller holds the raw."""
     model = nn.Sequential(nn.Conv3d(1, 4, 3), nn.Conv3d(4, 16, 3), nn.Conv3d(16, 1, 3))
     voxels = 12**3 + 4 * 10**3 + 16 * 8**3
     assert shapes_of(model).forward_bytes((12, 12, 12)) == shapes.WORKSPACE * 4 * voxels
@@ -343,7 +341,7 @@ def test_normalisation_over_a_window_shows_however_large_it_is():
 
 
 def test_a_small_signal_on_a_large_constant_is_judged_like_any_other():
-    """An output layer starts at the classes' frequencies with weights near 0; padding is still padding."""
+    """An output layer starts at the classes' frequencies, with weights near 0."""
     model = Padded()
     with torch.no_grad():
         model.layers[2].weight.mul_(1e-4)
@@ -360,7 +358,7 @@ SIZES = [(40, 33, 27), (7, 19, 30), (1, 24, 13), (5, 5, 5)]
 @pytest.mark.parametrize("largest", [8, 15, 128])
 @pytest.mark.parametrize("shape", SIZES)
 def test_blocks_of_an_unpadded_network_equal_the_whole_volume(opened, shape, largest):
-    """#23: of volumes that blocks do not divide, all is predicted; #24: and nothing is moved by a voxel."""
+    """Also of volumes that blocks do not divide; and nothing is moved by a voxel."""
     model, volume = Valid(), noise(*shape)
     reference = whole(model, volume, 4, 4)[(slice(None), *map(slice, shape))]
     found = in_blocks(
@@ -373,7 +371,7 @@ def test_blocks_of_an_unpadded_network_equal_the_whole_volume(opened, shape, lar
 @pytest.mark.parametrize("largest", [5, 16, 128])
 @pytest.mark.parametrize("context", [(0, 0), (3, 3), (7, 7)])
 def test_the_identity_gives_the_raw_bit_for_bit(opened, context, largest):
-    """#23 and #24: every voxel is written, where it was read."""
+    """Every voxel is written, where it was read."""
     volume, model = noise(23, 40, 9), Cropping(*context)
     window = window_of(model, patch(12 + sum(context)), patch(12))
     plan = plan_module.plan_blocks(
@@ -384,7 +382,7 @@ def test_the_identity_gives_the_raw_bit_for_bit(opened, context, largest):
 
 
 def test_every_voxel_of_every_box_is_written_once_and_from_windows_that_hold_it(opened):
-    """#23: over many sizes, steps, blocks and voxel sizes."""
+    """Over many sizes, steps, blocks and voxel sizes."""
     raw, random = opened(noise(16, 16, 16)), np.random.default_rng(0)
     for _ in range(100):
         steps = tuple((s, s) for s in random.choice([0, 1, 2, 3, 4, 18], 3).tolist())
@@ -455,7 +453,10 @@ def test_a_network_of_one_size_is_tiled(opened, steps):
 
 
 def blended(model: nn.Module, volume: np.ndarray, n: int) -> np.ndarray:
-    """Over the whole volume at once: windows of n on a lattice of n / 2 from voxel 0 on, and before it; weights written out."""
+    """Over the whole volume at once, weights written out.
+
+    Windows of n stand on a lattice of n / 2, from before voxel 0 on.
+    """
     pad, distance = 2 * n, (np.arange(n) - (n - 1) / 2) / (n / 8)
     raw = np.pad(volume, pad, mode="reflect").astype(np.float32) / 255
     g = np.exp(-(distance**2) / 2)
@@ -502,14 +503,14 @@ def test_windows_lie_on_voxels_of_the_raw_wherever_the_box_begins(opened):
     raw = opened(volume, origin=(3, 100, 0))
     window = window_of(model, patch(12), patch(8))
     lower = np.array([3 - 4 + 8 + 5, 100 - 4 + 16.0, -4 + 7.9])
-    plan = plan_module.plan_blocks(raw, window, lower, lower + [40, 64, 16], largest=8)
+    plan = plan_module.plan_blocks(raw, window, lower, np.add(lower, [40, 64, 16]), largest=8)
     np.testing.assert_allclose(plan.grid.box()[0], [3 - 4 + 8, 100 - 4 + 16, -4])
     assert plan.grid.shape == (6, 8, 3)
     np.testing.assert_array_equal(np.rint(everything(plan, model)[0] * 255), volume[1:7, 2:10, 0:3])
 
 
 def test_an_odd_context_sees_the_raw_as_in_training(opened):
-    """16 voxels out of 21 have their centre between voxels; training takes the lower one, so the voxel behind is in the middle."""
+    """16 of 21 voxels have their centre between voxels, of which training takes the lower."""
     volume, model = noise(30, 30, 30), Cropping(3, 2)
     window = window_of(model, patch(21), patch(16))
     np.testing.assert_array_equal(
@@ -518,7 +519,7 @@ def test_an_odd_context_sees_the_raw_as_in_training(opened):
 
 
 def linear(volume: np.ndarray, grid, scale: Sequence[float], origin: Sequence[float]) -> np.ndarray:
-    """A volume of voxels of `scale` with the first centre at `origin`, interpolated at the voxel centres of a grid."""
+    """A volume interpolated at the voxel centres of a grid; its first centre is at `origin`."""
     axes = [
         (o + np.arange(n) * s - a) / b
         for o, n, s, a, b in zip(grid.origin, grid.shape, grid.scale, origin, scale, strict=True)
@@ -618,7 +619,7 @@ def test_a_target_finer_than_the_raw(opened):
 
 
 def test_windows_of_one_size_keep_to_whole_voxels_of_the_raw(opened):
-    """13 voxels to 17 halves: windows begin at every 16th, and what the network does about the missing half is the same in all."""
+    """13 voxels to 17 halves: windows begin at every 16th, and lack the same half in all."""
     volume, model = (
         noise(20, 16, 12),
         nn.Sequential(Cropping(2, 2), nn.Upsample(scale_factor=2), Cropping(1, 0)),
@@ -691,9 +692,7 @@ def test_a_damaged_chunk_ends_the_run_with_its_name(opened):
     (raw.level.path / "1/0/0").write_bytes(b"damaged")
     window = Window(patch(4), patch(4), ((1, 1),) * 3)
     plan = plan_module.plan_blocks(raw, window, *raw.grid.box(), largest=4)
-    with pytest.raises(
-        ValueError, match=f"{raw.level.path}: a chunk in voxels .* cannot be decoded"
-    ):
+    with pytest.raises(UserError, match=f"{raw.level.path}: .* cannot be decoded"):
         computed(plan, range(20), Cropping(0, 0))
 
 

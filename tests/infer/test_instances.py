@@ -13,6 +13,7 @@ import pytest
 import zarr
 from scipy import ndimage
 
+from common.errors import UserError
 from common.infer import components
 from common.infer import volume as volume_module
 from common.infer.instances import (
@@ -152,7 +153,7 @@ def test_a_volume_without_objects_has_none():
 def test_too_many_components_are_refused_before_their_numbers_wrap(monkeypatch):
     monkeypatch.setattr(components, "MAX_PIECES", 100)
     mask = np.indices((6, 6, 6)).sum(0) % 2 == 0
-    with pytest.raises(ValueError, match="more than 100 components"):
+    with pytest.raises(UserError, match="more than 100"):
         connected_components(volume(mask, (3, 3, 3)), 6)
 
 
@@ -188,7 +189,7 @@ def test_a_hole_across_eight_blocks_is_filled_with_the_id_around_it():
 
 
 def test_of_ids_only_a_hole_in_one_object_is_filled():
-    """Left, object 3 around a hole; right, a hole between 3 and 7; a 7 swims in a third hole of 3."""
+    """Object 3 around a hole; a hole between 3 and 7; and a hole of 3 in which a 7 swims."""
     ids = np.full((3, 5, 17), 3, np.uint8)
     ids[1, 1:4, 1:4] = 0
     ids[1, 1:4, 6:9] = 0
@@ -336,7 +337,7 @@ def test_a_rod_with_a_rough_surface_stays_one(voxel_size, direction):
     rough = ndimage.gaussian_filter(np.random.default_rng(1).standard_normal(shape), 1.5)
     radius = 80 + min(voxel_size) * rough / rough.std()
     mask = np.linalg.norm(grid - along[..., None] * direction, axis=-1) < radius
-    ids, n = ndimage.label(mask)
+    ids, _ = ndimage.label(mask)
     mask = ids == np.bincount(ids[mask]).argmax()
     assert watershed(volume(mask, voxel_size=voxel_size)).array.max() == 1
 
@@ -481,16 +482,14 @@ def test_a_copy_refuses_what_would_wrap():
     destination = zarr.zeros((8, 8, 8), chunks=(2, 8, 8), dtype=np.uint16)
     copy(ids, destination)
     np.testing.assert_array_equal(destination[:], ids.array)
-    with pytest.raises(
-        ValueError, match="values from 256 to 383 for an array of uint8; make it uint16"
-    ):
+    with pytest.raises(UserError, match=r"256 to 383 .* uint8"):
         copy(ids, np.zeros((8, 8, 8), np.uint8))
     small = np.zeros((8, 8, 8), np.uint8)
     copy(volume(ids.array % 256), small)
     np.testing.assert_array_equal(small, ids.array % 256)
-    with pytest.raises(ValueError, match="uint16 for an array of bool"):
+    with pytest.raises(UserError, match="array of bool"):
         copy(ids, np.zeros((8, 8, 8), bool))
-    with pytest.raises(ValueError, match="make them equal"):
+    with pytest.raises(UserError, match="shape"):
         copy(ids, np.zeros((8, 8, 9), np.uint16))
 
 
@@ -533,7 +532,7 @@ def test_a_disk_without_room_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(volume_module, "IN_MEMORY", 0)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match=f"{tmp_path}: no room for 0.1 GB of scratch; set scratch"):
+    with pytest.raises(OSError, match=f"{tmp_path}: no room for 0.1 GB"):
         zeros(
             Volume(np.broadcast_to(np.uint8(0), (400, 500, 500)), ISOTROPIC, scratch=tmp_path), bool
         )
@@ -545,37 +544,37 @@ SMALL, REAL = volume(np.zeros((4, 4, 4), np.uint8)), volume(np.zeros((4, 4, 4), 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (lambda: volume(np.zeros((4, 4))), r"shape \(4, 4\); write an array of three axes"),
+        (lambda: volume(np.zeros((4, 4))), r"shape \(4, 4\)"),
         (lambda: volume(np.zeros((4, 4, 4)), voxel_size=(8, 8, 0)), r"voxel_size \(8, 8, 0\)"),
         (lambda: volume(np.zeros((4, 4, 4)), (0, 4, 4)), r"block \(0, 4, 4\)"),
-        (lambda: connected_components(REAL), r"float32 has no objects; threshold\(\) it first"),
-        (lambda: connected_components(SMALL, 8), "connectivity 8; write 6, 18 or 26"),
-        (lambda: threshold(SMALL, 128), "threshold 128.0; write a probability"),
+        (lambda: connected_components(REAL), "float32 has no objects"),
+        (lambda: connected_components(SMALL, 8), "connectivity 8"),
+        (lambda: threshold(SMALL, 128), "threshold 128.0"),
         (lambda: threshold(volume(np.zeros((4, 4, 4), bool)), 0.5), "probability of bool"),
         (lambda: remove_small(SMALL, -1), "min_nm3 -1"),
         (lambda: remove_small(REAL, 1), "float32 has no ids"),
         (
             lambda: remove_small(volume(np.full((4, 4, 4), -1)), 1),
-            r"ids from -1 to -1; number them by connected_components\(\)",
+            "ids from -1 to -1",
         ),
         (
             lambda: remove_small(volume(np.full((4, 4, 4), 2**40)), 1),
-            "number them by connected_components",
+            "number them",
         ),
         (lambda: fill_holes(SMALL, np.nan), "max_nm3 nan"),
         (
             lambda: watershed(SMALL, volume(np.zeros((4, 4, 5)))),
             r"probability of shape \(4, 4, 5\)",
         ),
-        (lambda: watershed(SMALL, neck=2), "neck 2; write a fraction"),
+        (lambda: watershed(SMALL, neck=2), "neck 2"),
         (lambda: watershed(SMALL, min_distance_nm=-1), "min_distance_nm -1"),
     ],
 )
 def test_wrong_values_are_refused_with_a_sentence(wrong, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
         wrong()
 
 
 def test_a_missing_scratch_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere: no such folder for scratch"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         Volume(np.zeros((4, 4, 4)), ISOTROPIC, scratch=tmp_path / "nowhere")

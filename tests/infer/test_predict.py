@@ -1,4 +1,4 @@
-"""Predicting boxes: what validation would give, wherever it ends it goes on, and a sentence when it cannot."""
+"""Predicting boxes: what validation gives, going on wherever it ended, sentences when it cannot."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from scipy.special import expit
 from common import runtime
 from common.data import loaders, ngff, regions
 from common.data.ngff import open_levels, write_multiscale
+from common.errors import UserError
 from common.infer import blocks as blocks_module
 from common.infer import predict
 from common.infer.predict import Output
@@ -91,7 +92,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def validation_logits(tiny: Experiment, **settings) -> np.ndarray:
-    """(classes, z, y, x) logits of the one validation crop, put together of the trainer's validation batches."""
+    """(classes, z, y, x) logits of the one validation crop, from the trainer's batches."""
     config = tiny.config(**settings)
     data = loaders.open_data(config)
     model = config.build_model(config.classes, **config.model_kwargs)
@@ -132,11 +133,14 @@ POOLED = """
     class Net(nn.Module):
         def __init__(self, classes):
             super().__init__()
-            self.first, self.low, self.last = nn.Conv3d(1, 4, 3), nn.Conv3d(4, 4, 3), nn.Conv3d(8, classes, 3)
+            self.first = nn.Conv3d(1, 4, 3)
+            self.low = nn.Conv3d(4, 4, 3)
+            self.last = nn.Conv3d(8, classes, 3)
 
         def forward(self, raw):
             fine = self.first(raw).relu()
-            coarse = functional.interpolate(self.low(functional.max_pool3d(fine, 2)), scale_factor=2)
+            low = self.low(functional.max_pool3d(fine, 2))
+            coarse = functional.interpolate(low, scale_factor=2)
             return self.last(torch.cat([coarse, fine[:, :, 2:-2, 2:-2, 2:-2]], 1))
 
 
@@ -201,7 +205,7 @@ def arrays(shape, target, scale=(8, 8, 8), target_scale=None) -> dict:
 def test_a_validation_crop_gets_the_logits_that_validation_gives_it(
     experiment, model, settings, block
 ):
-    """#24: raw on the same voxels; #26: normalised in the same way."""
+    """Raw is on the same voxels, and normalised in the same way."""
     tiny = experiment(files={"model.py": model} if model else None, **settings)
     save_weights(tiny)
     expected = validation_logits(tiny)
@@ -214,7 +218,7 @@ def test_a_validation_crop_gets_the_logits_that_validation_gives_it(
 def test_a_crop_between_voxels_of_the_raw_gets_the_logits_of_voxels_that_are_there(
     experiment, nm, moved
 ):
-    """Predicted voxels lie on those of the raw, as the network sees them; where they are is written down."""
+    """Predicted voxels lie on those of the raw, and where they are is written down."""
     tiny = experiment()
     save_weights(tiny)
     for group in tiny.crop("crop3").iterdir():
@@ -273,7 +277,7 @@ def test_the_output_is_a_multiscale_image_on_the_crop(tiny):
 
 
 def test_uint8_are_the_probabilities_in_255ths(tiny):
-    """#27: not float32 logits by default."""
+    """Which is the default."""
     logits = values(run(tiny, **LOGITS))
     np.testing.assert_array_equal(values(run(tiny, overwrite=True)), np.rint(255 * expit(logits)))
     np.testing.assert_allclose(
@@ -298,7 +302,7 @@ def test_a_large_volume_has_coarser_levels(tiny, tmp_path):
 
 
 def test_chunks_are_compressed_and_whole_in_a_block(tiny, tmp_path):
-    """#27: compressed, and on the scale that is asked for."""
+    """And on the scale that is asked for."""
     write_multiscale(tmp_path / "own.zarr", np.full((60, 60, 60), 77, np.uint8), (8, 8, 8))
     folder = run(tiny, volume=tmp_path / "own.zarr", block=32)
     assert open_levels(folder / "er")[0].array.chunks == (30, 30, 30)
@@ -396,9 +400,7 @@ def test_a_test_crop_gets_the_classes_that_are_scored_there(tiny, tmp_path, capf
         "note: tiny/crop8 is left out, none of mito, er, nuc is scored there"
         in capfd.readouterr().err
     )
-    with pytest.raises(
-        ValueError, match="nothing to predict: none of mito is scored in these crops"
-    ):
+    with pytest.raises(UserError, match="none of mito is scored"):
         run(tiny, "test", manifest_path=tmp_path / "test.csv", classes=("mito",))
 
 
@@ -419,10 +421,7 @@ def test_orientations_are_averaged(tiny):
 def test_raw_that_is_black_is_noted(tiny, capfd):
     zarr.open(str(tiny.raw / "s0"), mode="r+")[:] = 0
     run(tiny)
-    assert (
-        "note: the raw of tiny/crop3 is 0 throughout in 1 of 1 blocks; if that is not so, fetch its EM chunks"
-        in capfd.readouterr().err
-    )
+    assert "note: the raw of tiny/crop3 is 0 throughout in 1 of 1 blocks" in capfd.readouterr().err
 
 
 # The checkpoint
@@ -448,7 +447,7 @@ def test_the_best_checkpoint_is_taken_or_the_one_that_is_named(experiment, tmp_p
 
 
 def test_the_checkpoint_is_found_from_any_folder(tiny, tmp_path, monkeypatch):
-    """#25: the run's folder does not depend on where the command is given."""
+    """The run's folder does not depend on where the command is given."""
     expected = values(run(tiny))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -458,12 +457,12 @@ def test_the_checkpoint_is_found_from_any_folder(tiny, tmp_path, monkeypatch):
 
 
 def test_weights_are_those_of_the_file_every_one(tiny, monkeypatch):
-    """#25: nothing is predicted by a network that the checkpoint did not fill."""
+    """Nothing is predicted by a network that the checkpoint did not fill."""
     path = tiny.config().path("model_save_path") / "best.pt"
     saved = torch.load(path, weights_only=True)
     del saved["model"]["4.bias"]
     torch.save(saved, path)
-    with pytest.raises(ValueError, match=f"{path}: its weights are of another network .*4.bias"):
+    with pytest.raises(UserError, match=f"{path}: .*4.bias"):
         run(tiny)
     assert not tiny.config().path("predictions_path").exists()
 
@@ -500,7 +499,10 @@ def predict_tiny(tiny: Experiment, stopped=predict.never, **settings) -> Path:
 
 
 def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
-    """Stopped at random blocks, in the middle of a line, of a chunk, and while it is finished; some classes further than others."""
+    """Stopped at random blocks, in the middle of a line, of a chunk, and while it is finished.
+
+    Some classes are further than others.
+    """
     write_multiscale(
         tmp_path / "own.zarr",
         np.random.default_rng(0).integers(0, 256, (70, 45, 30), np.uint8),
@@ -521,7 +523,7 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
                 )
             for name in names:
                 lines = (folder / name / ".blocks").read_bytes()
-                with pytest.raises(ValueError, match="half-written"):
+                with pytest.raises(UserError, match="half-written"):
                     open_levels(folder / name)
                 if choose.random() < 0.5:
                     (folder / name / ".blocks").write_bytes(
@@ -624,12 +626,12 @@ def test_a_prediction_of_other_weights_or_settings_is_replaced_only_when_asked(t
         folder = run(tiny, block=8)
     before = files(folder)
     with pytest.raises(
-        ValueError,
-        match=rf"{folder}/mito: holds the prediction of .*best.pt \(epoch 3\), made otherwise \(dtype was uint8 and is float32\); write --overwrite",
+        UserError,
+        match=rf"{folder}/mito: .*best.pt .*dtype was uint8 and is float32.*--overwrite",
     ):
         run(tiny, dtype="float32", block=8)
     save_weights(tiny, seed=7)
-    with pytest.raises(ValueError, match=r"made otherwise \(sha256 was \w{64} and is \w{64}\)"):
+    with pytest.raises(UserError, match=r"sha256 was \w{64} and is \w{64}"):
         run(tiny, block=8)
     assert files(folder) == before
     replaced = values(run(tiny, block=8, overwrite=True))
@@ -642,8 +644,8 @@ def test_what_predict_did_not_write_is_never_replaced(tiny):
     write_multiscale(folder / "er", np.ones((4, 4, 4), np.uint8), (8, 8, 8))
     before = files(folder)
     with pytest.raises(
-        ValueError,
-        match=f"{folder}/er: not written by predict; set another predictions_path, or remove it",
+        UserError,
+        match=f"{folder}/er: not written by predict",
     ):
         run(tiny, overwrite=True)
     assert files(folder) == before
@@ -667,8 +669,8 @@ def test_two_processes_do_not_predict_into_one_folder(tiny):
     ) as other:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(
-            ValueError,
-            match=f"{folder}: another process is predicting it; wait for that one, or end it first",
+            UserError,
+            match=f"{folder}: another process",
         ):
             run(tiny)
         assert [path.name for path in folder.iterdir()] == [".lock"]
@@ -705,9 +707,7 @@ def test_too_little_memory_on_the_device_is_told_with_a_smaller_block(tiny, monk
         yield
 
     monkeypatch.setattr(predict, "compute_blocks", fails)
-    with pytest.raises(
-        ValueError, match="cpu: not enough memory for blocks of 128 voxels; write --block 64"
-    ):
+    with pytest.raises(UserError, match=r"cpu: .*--block 64"):
         run(tiny)
 
 
@@ -735,7 +735,10 @@ def test_memory_is_what_a_control_group_leaves(tmp_path):
 
 @pytest.fixture
 def fails(monkeypatch, capfd):
-    """Runs predict from the command line, which must end with exit code 2 and write nothing; gives the sentence."""
+    """Runs predict from the command line, which must end with exit code 2; gives the sentence.
+
+    Nothing may be written, unless `wrote`.
+    """
 
     def run(tiny: Experiment, *words: str, wrote: bool = False) -> str:
         monkeypatch.setattr(
@@ -759,10 +762,8 @@ def test_no_checkpoint(experiment, fails):
     assert fails(tiny, "--checkpoint", "latest").startswith(
         f"{folder}: no latest checkpoint; train first"
     )
-    assert (
-        fails(tiny, "--checkpoint", "nowhere.pt")
-        == f"{tiny.folder}/nowhere.pt: no such checkpoint; write --checkpoint best, latest or the path of one"
-    )
+    said = fails(tiny, "--checkpoint", "nowhere.pt")
+    assert said.startswith(f"{tiny.folder}/nowhere.pt: no such checkpoint")
 
 
 def test_a_file_that_is_no_checkpoint(tiny, fails):
@@ -809,7 +810,7 @@ def test_scales_that_changed_since_training(tiny, fails):
 
 
 def test_a_range_of_raw_that_changed_since_training(tiny, fails):
-    """#26: what was normalised otherwise in training is not predicted."""
+    """What was normalised otherwise in training is not predicted."""
     assert "raw_range was () and is (0, 100)); set them back" in fails(
         tiny, "--set", "raw_range=(0, 100)"
     )
@@ -843,9 +844,7 @@ def test_raw_that_is_missing_is_told_before_anything_is_predicted(tiny, fails):
 def test_a_crop_outside_of_its_raw(tiny, fails):
     write_multiscale(tiny.raw, np.ones((9, 9, 9), np.uint8), (8, 8, 8), (5000, 0, 0))
     said = fails(tiny)
-    assert said.startswith(
-        f"tiny/crop3: 12:204,236:428,236:428 nm, outside of its raw {tiny.raw}, which is 4996:5068,-4:68,-4:68 nm"
-    )
+    assert said.startswith(f"tiny/crop3: 12:204,236:428,236:428 nm, outside of its raw {tiny.raw}")
 
 
 def test_a_class_that_the_network_has_not(tiny, fails):
@@ -867,7 +866,7 @@ def test_options_that_do_not_fit(tiny, fails, words, sentence):
 
 
 def test_everything_wrong_with_the_output_is_told_at_once(tiny):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         run(tiny, content="odds", dtype="int4", orientations=3, scale=(8.0,))
     assert str(error.value).split("\n") == [
         "content 'odds'; write probability or logits",
@@ -909,7 +908,7 @@ def test_a_damaged_chunk(tiny, fails):
         and said.endswith("copy this array again")
         and "\n" not in said
     )
-    with pytest.raises(ValueError, match="half-written"):
+    with pytest.raises(UserError, match="half-written"):
         open_levels(tiny.config().path("predictions_path") / "tiny.zarr/crop3/er")
 
 
@@ -929,16 +928,11 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(tiny, fails, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(zarr.storage.DirectoryStore, "__setitem__", full)
         said = fails(tiny, "--block", "8", wrote=True)
-    assert (
-        said
-        == f"{folder}: could not be written (No space left on device); mend that, and the same command goes on"
-    )
+    assert said.startswith(f"{folder}: could not be written (No space left on device)")
     assert files(run(tiny, block=8)) == expected
 
 
 def test_a_folder_that_cannot_be_made(tiny, fails):
     (tiny.folder / "predictions").write_text("a file")
     said = fails(tiny, wrote=True)
-    assert said.endswith(
-        "tiny.zarr/crop3: could not be written (Not a directory); mend that, and the same command goes on"
-    )
+    assert "tiny.zarr/crop3: could not be written (Not a directory)" in said

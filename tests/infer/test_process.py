@@ -1,4 +1,4 @@
-"""Predictions to masks and objects: blocks against whole volumes, what is redone and what is left, and what is refused."""
+"""Predictions to masks and objects: blocks as whole volumes, what is redone, what is refused."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from scipy import ndimage
 from common.config.load import load_process_config
 from common.config.settings import ProcessConfig
 from common.data import ngff, records
+from common.errors import UserError
 from common.infer import encode, process
 from common.infer import recipe as recipe_module
 from common.infer.recipe import THRESHOLDS, Recipe, load_recipe, read_recipe
@@ -95,7 +96,7 @@ def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def mean_of_27(logits):
-    """Whether the mean over 3^3 voxels is above 0; of the outermost voxels over those that are there. Exact for whole numbers."""
+    """Whether the mean over 3^3 voxels, those that are there, is above 0; exact for integers."""
     return torch.nn.functional.avg_pool3d(logits, 3, 1, padding=1, count_include_pad=False) > 0
 
 
@@ -194,12 +195,10 @@ def test_each_class_has_its_threshold(experiment):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_objects_across_blocks_are_those_of_the_whole_volume(experiment, seed):
-    tiny, rng = experiment(), np.random.default_rng(seed)
-    configured(
-        tiny,
-        ABOVE
-        + f'input_array_info = {{"shape": {tuple(rng.integers(3, 15, 3).tolist())}, "scale": (8, 8, 8)}}',
-    )
+    tiny = experiment()
+    rng = np.random.default_rng(seed)
+    block = tuple(rng.integers(3, 15, 3).tolist())
+    configured(tiny, ABOVE + f'input_array_info = {{"shape": {block}, "scale": (8, 8, 8)}}')
     values = rng.choice(np.array([40, 220], np.uint8), (24, 24, 24), p=[0.88, 0.12])
     write_prediction(tiny, "mito", values, chunk=int(rng.integers(5, 20)))
     run(tiny, classes=("mito",))
@@ -230,8 +229,15 @@ import numpy as np
 from dataclasses import replace
 from pathlib import Path
 def instance_func(mask, probability, name):
-    np.savez(Path(__file__).parent / "seen.npz", mask=mask.array[...], whole=probability.array[...], part=probability.array[2:5, :, 3:],
-             read=probability.read((slice(1, 4),) * 3), name=name, voxel_size=mask.voxel_size)
+    np.savez(
+        Path(__file__).parent / "seen.npz",
+        mask=mask.array[...],
+        whole=probability.array[...],
+        part=probability.array[2:5, :, 3:],
+        read=probability.read((slice(1, 4),) * 3),
+        name=name,
+        voxel_size=mask.voxel_size,
+    )
     return replace(mask, array=mask.array * np.int64(7))
 """,
     )
@@ -277,7 +283,8 @@ def test_what_instance_functions_log_is_said(experiment, capsys):
     configured(
         tiny,
         ABOVE
-        + "from common.infer.instances import watershed\ndef instance_func(mask, p, name):\n    return watershed(mask, max_voxels=8)",
+        + "from common.infer.instances import watershed\n"
+        + "def instance_func(mask, p, name):\n    return watershed(mask, max_voxels=8)",
     )
     write_prediction(tiny, "mito", np.full((24, 24, 24), 255, np.uint8))
     run(tiny, classes=("mito",))
@@ -315,7 +322,7 @@ def tuned(tiny, run: str = RUN, **thresholds: float) -> None:
 
 @pytest.fixture
 def done(experiment):
-    """mito is processed, and its first voxel marked, so that it shows whether it is processed again."""
+    """mito is processed, and its first voxel marked, which shows if it is processed again."""
     tiny = experiment(files={"deep.py": "value = 1"})
     tiny.write("data.py", (tiny.folder / "data.py").read_text() + "\nfrom .deep import value")
     write_prediction(tiny, "mito", np.full((24, 24, 24), 200, np.uint8))
@@ -358,8 +365,9 @@ def test_functions_of_this_repository_are_part_of_the_hash(experiment, monkeypat
         (tmp_path / "common" / room).mkdir(parents=True)
     configured(
         tiny,
-        "from common.infer.instances import watershed\nfrom common.data import ngff\nimport common.score.challenge\n"
-        + ABOVE,
+        "from common.infer.instances import watershed\n"
+        "from common.data import ngff\n"
+        "import common.score.challenge\n" + ABOVE,
     )
     found = []
     for name in ("infer/instances", "data/ngff", "score/challenge", "infer/instances"):
@@ -380,12 +388,18 @@ def test_overwrite_makes_anew(done):
 def test_what_is_interrupted_is_not_taken_for_whole_and_is_done_by_the_next_call(
     experiment, name, words
 ):
-    """Objects are written when all are found; until then the older volume stays, which is refused as such."""
+    """Objects are written when all are found; until then the older volume stays, and is refused."""
     tiny = experiment()
     values = RNG.integers(0, 256, (24, 24, 24)).astype(np.uint8)
     write_prediction(tiny, name, values)
     run(tiny, classes=(name,))
-    failing = "CALLS = []\ndef process_func(logits):\n    CALLS.append(1)\n    assert len(CALLS) < 3, 'pulled the plug'\n    return logits > 0\n"
+    failing = """
+CALLS = []
+def process_func(logits):
+    CALLS.append(1)
+    assert len(CALLS) < 3, "pulled the plug"
+    return logits > 0
+"""
     configured(
         tiny,
         failing + "batch_size = 1\ninput_array_info = {'shape': (8, 24, 24), 'scale': (8, 8, 8)}",
@@ -397,7 +411,7 @@ def test_what_is_interrupted_is_not_taken_for_whole_and_is_done_by_the_next_call
         tiny.config().path(f"{kind}_path") / "tiny.zarr/crop3" / name
         for kind in ("processed", "predictions")
     ]
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
         process.check_processed(recipe, name, *folders)
     configured(tiny, ABOVE)
     run(tiny, classes=(name,))
@@ -456,7 +470,8 @@ def test_a_volume_of_ones_own_is_processed(experiment):
 def test_of_a_test_crop_the_classes_that_are_scored_are_processed(experiment, tmp_path, capsys):
     tiny = experiment()
     (tmp_path / "manifest.csv").write_text(
-        "crop_name,dataset,class_label,voxel_size,translation,shape\n3,tiny,er,[8;8;8],[16;240;240],[24;24;24]\n"
+        "crop_name,dataset,class_label,voxel_size,translation,shape\n"
+        "3,tiny,er,[8;8;8],[16;240;240],[24;24;24]\n"
     )
     write_prediction(tiny, "er", np.zeros((24, 24, 24), np.uint8))
     (made,) = run(tiny, crops="test", manifest_path=str(tmp_path / "manifest.csv"))
@@ -476,9 +491,7 @@ def test_a_class_without_the_prediction_that_was_asked_for_is_refused(experiment
     tiny = experiment()
     if asked:
         write_prediction(tiny, "er", np.zeros((24, 24, 24), np.uint8))
-    with pytest.raises(
-        FileNotFoundError, match=r"crop3: no prediction of mito.*; run predict first$"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"crop3: no prediction of mito"):
         run(tiny, classes=asked)
 
 
@@ -492,7 +505,7 @@ def test_everything_that_is_wrong_with_predictions_is_said_before_anything_is_wr
     (path / ".zattrs").write_text(
         json.dumps({"prediction": attributes["prediction"], ngff.UNFINISHED: True})
     )
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         run(tiny, crops="crop1,crop3")
     said = str(error.value).split("\n")
     assert len(said) == 3
@@ -510,9 +523,7 @@ def test_an_image_that_predict_did_not_write_is_refused(experiment):
     attributes = json.loads((path / ".zattrs").read_text())
     del attributes["prediction"]
     (path / ".zattrs").write_text(json.dumps(attributes))
-    with pytest.raises(
-        ValueError, match="mito: not written by predict .*; run predict into another folder"
-    ):
+    with pytest.raises(UserError, match="mito: not written by predict"):
         run(tiny, classes=("mito",))
 
 
@@ -520,8 +531,8 @@ def test_a_prediction_of_other_voxels_than_process_config_has_is_refused(experim
     tiny = experiment()
     write_prediction(tiny, "mito", np.zeros((12, 12, 12), np.uint8), scale=(16, 16, 16))
     with pytest.raises(
-        ValueError,
-        match=r"mito/s0: voxels of \[16.0, 16.0, 16.0\] nm, and input_array_info .*says \[8.0, 8.0, 8.0\]; write",
+        UserError,
+        match=r"mito/s0: voxels of \[16.0, 16.0, 16.0\] .*says \[8.0, 8.0, 8.0\]",
     ):
         run(tiny, classes=("mito",))
     assert not (tiny.folder / "processed").exists()
@@ -535,33 +546,34 @@ def test_a_prediction_of_other_voxels_than_process_config_has_is_refused(experim
     [
         (
             "logits[0]",
-            r"the shape \(1, 20, 20, 20\) for logits of shape \(8, 1, 20, 20, 20\); give the same shape",
+            r"the shape \(1, 20, 20, 20\) for logits of shape \(8, 1, 20, 20, 20\)",
         ),
         ("None", r"the shape \(\) for"),
-        ("(logits > 0) * 3", "values like 3; give 1 where the class is and 0 elsewhere"),
-        ("logits.sigmoid()", r"values like 0\.\d+; give 1"),
-        ("logits * float('nan')", "values like nan; give 1"),
+        ("(logits > 0) * 3", "values like 3"),
+        ("logits.sigmoid()", r"values like 0\.\d+"),
+        ("logits * float('nan')", "values like nan"),
     ],
 )
 def test_what_is_no_mask_is_refused(experiment, result, words):
     tiny = experiment()
     tiny.write(
         "process_config.py",
-        f"from .data import classes, input_array_info\ndef process_func(logits):\n    return {result}",
+        "from .data import classes, input_array_info\n"
+        f"def process_func(logits):\n    return {result}",
     )
     write_prediction(tiny, "er", np.full((24, 24, 24), 200, np.uint8))
-    with pytest.raises(ValueError, match=f"process_config.py: process_func gives 'er' {words}"):
+    with pytest.raises(UserError, match=f"process_config.py: process_func gives 'er' {words}"):
         run(tiny, classes=("er",))
 
 
 @pytest.mark.parametrize(
     ("result", "words"),
     [
-        ("None", "gives NoneType for 'mito'; give a volume of ids of shape"),
-        ("mask.array * 1", r"gives int64 of shape \(24, 24, 24\) for 'mito'; give a volume"),
+        ("None", "gives NoneType for 'mito'"),
+        ("mask.array * 1", r"gives int64 of shape \(24, 24, 24\) for 'mito'"),
         ("replace(mask, array=mask.array[:9])", r"gives bool of shape \(9, 24, 24\) for"),
         ("probability", "gives float32 of shape"),
-        ("replace(mask, array=mask.array * -1)", "gives the id -1 for 'mito'; give ids from 1"),
+        ("replace(mask, array=mask.array * -1)", "gives the id -1 for 'mito'"),
     ],
 )
 def test_what_are_no_objects_is_refused(experiment, result, words):
@@ -569,10 +581,11 @@ def test_what_are_no_objects_is_refused(experiment, result, words):
     configured(
         tiny,
         ABOVE
-        + f"from dataclasses import replace\ndef instance_func(mask, probability, name):\n    return {result}",
+        + "from dataclasses import replace\n"
+        + f"def instance_func(mask, probability, name):\n    return {result}",
     )
     write_prediction(tiny, "mito", np.full((24, 24, 24), 200, np.uint8))
-    with pytest.raises(ValueError, match=f"process_config.py: instance_func {words}"):
+    with pytest.raises(UserError, match=f"process_config.py: instance_func {words}"):
         run(tiny, classes=("mito",))
 
 
@@ -599,29 +612,29 @@ def test_a_full_disk_is_a_sentence(experiment, monkeypatch):
     [
         (
             'instance_classes = ["mitoo"]',
-            "instance_classes names mitoo, which is not in classes; add or remove it",
+            "instance_classes names mitoo",
         ),
         (
             'thresholds = {"mitoo": 0.4, "x": 0.5}',
-            "thresholds names mitoo, x, which are not in classes",
+            "thresholds names mitoo, x, which are",
         ),
         (
             'thresholds = {"mito": 1.0}',
-            r"thresholds\['mito'\] = 1.0; write a probability between 0 and 1",
+            r"thresholds\['mito'\] = 1.0",
         ),
-        ('thresholds = {"mito": 0}', r"thresholds\['mito'\] = 0; write a probability"),
-        ('thresholds = {"mito": "high"}', r"thresholds\['mito'\] = high; write a probability"),
-        ("halo = (1, -1, 1)", r"halo = \(1, -1, 1\); write"),
-        ("batch_size = 0", "batch_size = 0; write"),
+        ('thresholds = {"mito": 0}', r"thresholds\['mito'\] = 0;"),
+        ('thresholds = {"mito": "high"}', r"thresholds\['mito'\] = high"),
+        ("halo = (1, -1, 1)", r"halo = \(1, -1, 1\)"),
+        ("batch_size = 0", "batch_size = 0"),
         ("instance_func = lambda mask: mask", "instance_func = .*: too many positional arguments"),
         ('input_array_info = {"shape": (8, 8, 8)}', "input_array_info = .*write"),
-        ("treshold = 0.4", "unknown setting 'treshold'; did you mean 'thresholds'"),
+        ("treshold = 0.4", "'treshold'.*'thresholds'"),
     ],
 )
 def test_a_setting_that_cannot_take_effect_stops_the_run(experiment, text, words):
     tiny = experiment()
     configured(tiny, ABOVE + text)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
         run(tiny)
 
 
@@ -640,8 +653,8 @@ def test_settings_that_are_left_out(experiment):
 
 def test_a_class_that_process_config_does_not_have_is_refused(experiment):
     with pytest.raises(
-        ValueError,
-        match="process_config.py: no class mitoo in its classes; write some of mito, er, nuc",
+        UserError,
+        match=r"process_config.py: no class mitoo",
     ):
         run(experiment(), classes=("mitoo",))
 
@@ -661,8 +674,8 @@ def test_damaged_thresholds_are_refused(experiment, text):
     tiny = experiment()
     (tiny.folder / THRESHOLDS).write_text(text)
     with pytest.raises(
-        ValueError,
-        match="thresholds.json: not the thresholds that tune writes .*; remove it, and run tune again",
+        UserError,
+        match=r"thresholds.json: not the thresholds that tune writes",
     ):
         run(tiny)
 
@@ -671,8 +684,8 @@ def test_thresholds_of_another_run_are_refused(experiment):
     tiny = experiment()
     tuned(tiny, run="tiny_experiment/seed7", mito=0.7)
     with pytest.raises(
-        ValueError,
-        match="has thresholds of the run tiny_experiment/seed7 and none of tiny_experiment/seed42; run tune for this run",
+        UserError,
+        match="tiny_experiment/seed7 and none of tiny_experiment/seed42",
     ):
         run(tiny)
 

@@ -1,0 +1,118 @@
+"""What stored volumes say of how they were made, and which of their blocks are on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common.data import records
+from common.data.ngff import write_multiscale
+from common.data.records import PredictionRecord, ProcessedRecord
+from common.errors import UserError
+from common.infer import ledger
+from common.infer.ledger import Journal
+
+PREDICTED = PredictionRecord(
+    experiment="unet8",
+    checkpoint="/runs/best.pt",
+    sha256="ab" * 32,
+    epoch=7,
+    precision="fp32",
+    dtype="uint8",
+    orientations=1,
+    raw="/data/raw/s0",
+    raw_range=[],
+    voxel_size=[8.0, 8.0, 8.0],
+    translation=[0.0, 4.0, 0.0],
+    shape=[64, 64, 64],
+    largest_block=128,
+    made="2026-01-01T00:00:00+00:00",
+    environment={"torch": "2.10", "commit": "none"},
+).with_key()
+PROCESSED = ProcessedRecord(
+    threshold=0.35, process_config="cd" * 32, instances=True, prediction=PREDICTED
+).with_key("mito")
+
+
+def write(group, name, record, finished=True) -> None:
+    """A class that says it was made as in the record."""
+    group.mkdir(parents=True)
+    attributes = records.group_attributes(name, record)
+    if finished:
+        attributes["multiscales"] = []
+    (group / ".zattrs").write_text(json.dumps(attributes))
+
+
+def test_keys_do_not_change_from_version_to_version():
+    """Finished volumes would be made again. Computed once from the JSON of the fields."""
+    assert PREDICTED.key == "bbc5e6aaaa454dec2f915cad"
+    assert PROCESSED.key == "e4f02482a4454f7184fc8ac6"
+
+
+@pytest.mark.parametrize("name", records.DETERMINING)
+def test_whatever_determines_voxels_changes_the_key(name):
+    other = replace(PREDICTED, **{name: "other"}).with_key()
+    assert other.key != PREDICTED.key
+    assert ledger.differences(PREDICTED, other).startswith(f"{name} was ")
+
+
+def test_what_does_not_determine_voxels_does_not_change_the_key():
+    other = replace(PREDICTED, checkpoint="/moved.pt", largest_block=64, environment={})
+    assert other.with_key().key == PREDICTED.key
+
+
+def test_the_prediction_the_class_and_the_recipe_change_the_key_of_what_is_processed():
+    others = [
+        PROCESSED.with_key("er"),
+        replace(PROCESSED, threshold=0.5).with_key("mito"),
+        replace(PROCESSED, prediction=replace(PREDICTED, key="x")).with_key("mito"),
+    ]
+    assert len({PROCESSED.key, *(other.key for other in others)}) == 4
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    write(tmp_path / "predicted", "mito", PREDICTED)
+    write(tmp_path / "processed", "mito", PROCESSED)
+    assert records.read_prediction(tmp_path / "predicted") == PREDICTED
+    assert records.read_processed(tmp_path / "processed") == PROCESSED
+    assert records.read_processed(tmp_path / "predicted") is None
+
+
+def test_what_an_older_record_does_not_say_is_not_made_up(tmp_path):
+    stored = {"content": "logits", "key": "a", "something": "else"}
+    assert PredictionRecord.of(stored).attributes() == stored
+
+
+def test_what_is_finished_is_left_and_what_is_begun_is_gone_on_with(tmp_path):
+    write(tmp_path / "mito", "mito", PREDICTED)
+    write(tmp_path / "er", "er", replace(PREDICTED, largest_block=64), finished=False)
+    left = ledger.unfinished(tmp_path, ["mito", "er", "nuc"], PREDICTED, overwrite=False)
+    assert (left.classes, left.largest_block) == (["er", "nuc"], 64)
+
+
+def test_another_prediction_is_replaced_only_when_asked(tmp_path):
+    write(tmp_path / "mito", "mito", PREDICTED)
+    other = replace(PREDICTED, dtype="float32").with_key()
+    with pytest.raises(UserError, match=r"best.pt .*dtype was uint8 and is float32"):
+        ledger.unfinished(tmp_path, ["mito"], other, overwrite=False)
+    assert ledger.unfinished(tmp_path, ["mito"], other, overwrite=True).classes == ["mito"]
+
+
+def test_what_predict_did_not_write_is_not_replaced_even_when_asked(tmp_path):
+    write_multiscale(tmp_path / "mito", np.ones((4, 4, 4), np.uint8), (8, 8, 8))
+    with pytest.raises(UserError, match="not written by predict"):
+        ledger.unfinished(tmp_path, ["mito"], PREDICTED, overwrite=True)
+
+
+def test_a_line_that_was_cut_off_does_not_count_and_does_not_spoil_the_next(tmp_path):
+    journal = Journal(tmp_path)
+    journal.begin()
+    for number in (3, 12, 7):
+        journal.add(number)
+    journal.path.write_bytes(journal.path.read_bytes() + b"14")
+    assert journal.read() == {3, 12, 7}
+    journal.add(5)
+    assert journal.read() == {3, 5, 7, 12}
