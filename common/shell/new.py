@@ -11,35 +11,18 @@ from common.config.load import load_config
 from common.config.settings import RUN_FOLDERS
 from common.errors import UserError
 from common.files import REPOSITORY
+from common.shell.rename import OF_RUNS, RENAMED, Renaming, name_of
 from common.talk import command_line, some
 
-OF_RUNS = frozenset(
-    [
-        "logs",
-        "checkpoints",
-        "predictions",
-        "processed",
-        "results",
-        "thresholds.json",
-        "scores.png",
-        "__pycache__",
-    ]
-)
-"""What training, predict, process, tune and evaluate leave in an experiment's folder."""
-
 NO_RESULTS = "None yet.\n"
-
-# neither in the middle of a longer name nor of another path
-_BEFORE = r"(?<![\w./-])"
-_AFTER = r"(?![\w-])"
 
 
 def new(name: str | Path, source: str | Path) -> Path:
     """Copy an experiment to the folder `name`; returns it, absolute.
 
-    Its name in texts and commands is changed, and its results are taken out. Raises
-    FileExistsError, FileNotFoundError, or UserError if the copy's configuration cannot be read;
-    then nothing is left of it.
+    Its own paths in texts and commands are changed, see common.shell.rename, and its results are
+    taken out. Raises FileExistsError, FileNotFoundError, or UserError if the copy's configuration
+    cannot be read; then nothing is left of it.
 
     source: an experiment's folder, looked for here and in the repository.
     """
@@ -64,21 +47,6 @@ def next_command(target: Path) -> str:
     return command_line("train", name_of(target), check=True)
 
 
-def renamed(text: str, source: Path, target: Path) -> str:
-    """The text with `source` replaced: by the path where it stands as one, else by the name."""
-    new_path = name_of(target)
-    if name_of(source) != source.name:
-        text = _replace(text, name_of(source), new_path)
-    beginning = rf"{_BEFORE}{re.escape(source.name)}(?=/)"
-    text = re.sub(beginning, lambda _: new_path, text)
-    lines = []
-    for line in text.splitlines(keepends=True):
-        # in a command the name alone is a path, too
-        replacement = new_path if "python -m" in line else target.name
-        lines.append(_replace(line, source.name, replacement))
-    return "".join(lines)
-
-
 def without_results(text: str) -> str:
     """A README whose sections Results and Scores, down to the next section, say: none yet."""
     kept = []
@@ -91,13 +59,6 @@ def without_results(text: str) -> str:
             kept.append(f"{title}\n\n{NO_RESULTS}\n")
             emptied = True
     return "".join(kept).rstrip() + "\n"
-
-
-def name_of(folder: Path) -> str:
-    """A folder as a command in the repository names it."""
-    if folder.is_relative_to(REPOSITORY):
-        return str(folder.relative_to(REPOSITORY))
-    return str(folder)
 
 
 def _refuse(target: Path, source: Path) -> None:
@@ -115,21 +76,36 @@ def _left_behind(source: Path) -> Callable[[str, list[str]], set[str]]:
     """For `copytree`: the names in a folder that are not copied."""
     of_runs = OF_RUNS | _own_run_folders(source)
 
-    def ignored(_: str, names: list[str]) -> set[str]:
-        return {name for name in names if name in of_runs or name.startswith(".")}
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        hidden = {name for name in names if name.startswith(".") or name == "__pycache__"}
+        # a folder of that name further down is no run's
+        return hidden | of_runs.intersection(names) if Path(folder) == source else hidden
 
     return ignored
 
 
 def _rename(folder: Path, source: Path, target: Path) -> None:
     """Put the new name into the texts of a copy, and take the results out of its README."""
+    renaming = Renaming(source, target)
     for path in folder.rglob("*"):
-        if path.suffix in (".py", ".md", ".csv") and path.is_file():
-            path.write_text(renamed(path.read_text(), source, target))
+        if path.suffix in RENAMED and path.is_file():
+            _rewrite(path, renaming)
     readme = folder / "README.md"
-    text = readme.read_text() if readme.is_file() else f"# {target.name}\n"
+    text = readme.read_text("utf-8") if readme.is_file() else f"# {target.name}\n"
     origin = f"\n\nA copy of {source.name}.\n"
-    readme.write_text(without_results(text).replace("\n", origin, 1))
+    readme.write_text(without_results(text).replace("\n", origin, 1), "utf-8")
+
+
+def _rewrite(path: Path, renaming: Renaming) -> None:
+    """Write a file under the new name, if it changes; to the byte what it was elsewhere."""
+    try:
+        # not read_text, which would turn the line ends of another system into ours
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        return
+    new_text = renaming.of_file(path.suffix, text)
+    if new_text != text:
+        path.write_bytes(new_text.encode())
 
 
 def _find(source: str | Path) -> Path:
@@ -154,9 +130,3 @@ def _own_run_folders(source: Path) -> set[str]:
         if path.is_relative_to(source) and path != source:
             folders.add(path.relative_to(source).parts[0])
     return folders
-
-
-def _replace(text: str, old: str, new: str) -> str:
-    """Replace a name where it is not part of a longer one."""
-    # a function, since a backslash means something in a replacement
-    return re.sub(rf"{_BEFORE}{re.escape(old)}{_AFTER}", lambda _: new, text)

@@ -6,7 +6,8 @@ import pytest
 
 from common.config.load import load_config
 from common.files import REPOSITORY
-from common.shell.new import new, next_command, renamed, without_results
+from common.shell.new import new, next_command, without_results
+from common.shell.rename import FLAGS, Renaming
 
 README = """# tiny_experiment
 
@@ -109,21 +110,131 @@ Free.
     assert text == wanted
 
 
+PROGRAM = "python -m cellmap_segmentation_challenge"
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
         ("# phantom_cell", "# mine"),
+        ("# phantom_cell, small", "# mine, small"),
+        ("# phantom_cell data", "# phantom_cell data"),
         ("python -m x train examples/phantom_cell --check", "python -m x train deep/mine --check"),
         ("train examples/phantom_cell/train_config.py", "train deep/mine/train_config.py"),
+        ("see phantom_cell/README.md.", "see deep/mine/README.md."),
+        ("see ./phantom_cell/logs", "see deep/mine/logs"),
         (
-            "examples/phantom_cells, my_phantom_cell, phantom_cell-2",
-            "examples/phantom_cells, my_phantom_cell, phantom_cell-2",
+            "examples/phantom_cells, my_phantom_cell, phantom_cell-2, phantom_cell.zarr",
+            "examples/phantom_cells, my_phantom_cell, phantom_cell-2, phantom_cell.zarr",
         ),
         ("a path b/phantom_cell of another", "a path b/phantom_cell of another"),
+        ("it needs phantom_cell/phantom_cell.zarr", "it needs phantom_cell/phantom_cell.zarr"),
+        ("the phantom_cell of the demo", "the phantom_cell of the demo"),
+        (
+            f"`{PROGRAM} train phantom_cell` of phantom_cell",
+            f"`{PROGRAM} train deep/mine` of phantom_cell",
+        ),
+        (f"{PROGRAM} train \\\n  phantom_cell", f"{PROGRAM} train \\\n  deep/mine"),
+        (f"{PROGRAM} train --check phantom_cell", f"{PROGRAM} train --check deep/mine"),
+        (f"{PROGRAM} phantom_cell phantom_cell", f"{PROGRAM} phantom_cell deep/mine"),
+        (
+            f"{PROGRAM} predict phantom_cell --data phantom_cell --crops phantom_cell/crop1,phantom_cell",
+            f"{PROGRAM} predict deep/mine --data phantom_cell --crops phantom_cell/crop1,phantom_cell",
+        ),
+        ("cp -r phantom_cell other  # phantom_cell", "cp -r deep/mine other  # phantom_cell"),
+        ("csc fetch-data --for phantom_cell", "csc fetch-data --for deep/mine"),
+        ("the csc of phantom_cell", "the csc of phantom_cell"),
     ],
 )
 def test_names_and_paths_are_told_apart(text, wanted):
-    assert renamed(text, REPOSITORY / "examples/phantom_cell", REPOSITORY / "deep/mine") == wanted
+    renaming = Renaming(REPOSITORY / "examples/phantom_cell", REPOSITORY / "deep/mine")
+    assert renaming.of_text(text, has_title=True) == wanted
+
+
+def test_the_flags_are_those_of_the_commands():
+    from common.shell.cli import cli
+
+    flags = set()
+    for command in cli.commands.values():
+        for option in command.params:
+            if getattr(option, "is_flag", False):
+                flags |= set(option.opts)
+    assert flags == FLAGS
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny", "mito", "import", "crop1", "classes", "train", "model", "er"]
+)
+def test_a_name_of_the_data_or_of_the_code_stays(experiment, tmp_path, name):
+    from common.train.run import train
+
+    tiny = experiment(name)
+    rows = (tiny.folder / "datasplit.csv").read_text()
+    command = f"# {PROGRAM} make-datasplit {tiny.folder}/datasplit.csv --datasets {name}"
+    told = f"# 2 crops of {name}, 1 of others"
+    split = f"{command}\n{told}\n{rows}"
+    # as another system writes it
+    (tiny.folder / "datasplit.csv").write_bytes(split.replace("\n", "\r\n").encode())
+    tiny.add(f"_text = lambda: 0  # {name}\n_{name} = '{name}/train_config.py'")
+    tiny.write("notes.csv", f"{name},{name}/train_config.py\n# {PROGRAM} train {name}\n")
+    tiny.write("latin.md", "")
+    (tiny.folder / "latin.md").write_bytes(b"caf\xe9 " + name.encode())
+    copy = new(tmp_path / "copy", tiny.folder)
+    kept = (copy / "datasplit.csv").read_bytes().decode()
+    line = command.replace(f"{tiny.folder}/", f"{copy}/")
+    assert kept == split.replace(command, line).replace("\n", "\r\n")
+    for path in tiny.folder.iterdir():
+        if path.suffix in (".py", ".md") or path.name == "notes.csv":
+            assert (copy / path.name).read_bytes() == path.read_bytes(), path
+    assert train(copy, data=tiny.data).finished
+
+
+def test_comments_and_docstrings_of_a_program_name_the_copy_and_its_code_does_not_change(tmp_path):
+    text = f'''"""A network.
+
+{PROGRAM} train old --data old
+"""
+
+load_model = "old/train_config.py"  # see old/train_config.py
+
+
+def old(old="old"):
+    """As in old/train_config.py."""
+    return old  # {PROGRAM} train old
+'''
+    source = tmp_path / "old"
+    source.mkdir()
+    (source / "train_config.py").touch()
+    copy = tmp_path / "new one"
+    new_text = Renaming(source, copy).of_file(".py", text)
+    wanted = (
+        text.replace("train old ", f"train '{copy}' ")
+        .replace("# see old/", f"# see {copy}/")
+        .replace("As in old/", f"As in {copy}/")
+        .replace("train old\n", f"train '{copy}'\n")
+    )
+    assert new_text == wanted
+
+
+@pytest.mark.parametrize("name", ["flyem_medulla", "drosophila_vnc", "phantom_cell"])
+def test_the_dataset_of_an_example_keeps_its_name(tmp_path, name):
+    source = REPOSITORY / "examples" / name
+    copy = new(tmp_path / "my_fly", source)
+    assert (copy / "datasplit.csv").read_bytes() == (source / "datasplit.csv").read_bytes()
+    text = (copy / "README.md").read_text()
+    assert text.startswith("# my_fly\n") and f"train {copy}" in text
+    assert text.count(f"{name}/{name}.zarr") == (source / "README.md").read_text().count(
+        f"{name}/{name}.zarr"
+    )
+
+
+def test_folders_of_a_package_in_an_experiment_are_copied_whatever_they_are_called(
+    experiment, tmp_path
+):
+    tiny = experiment()
+    (tiny.folder / "parts/results").mkdir(parents=True)
+    tiny.write("parts/results/table.py", "x = 1")
+    assert (new(tmp_path / "copy", tiny.folder) / "parts/results/table.py").is_file()
 
 
 def test_a_split_says_the_command_that_makes_it_in_its_new_place(tmp_path):
