@@ -83,7 +83,7 @@ def cellmap_data_loader(
     batch_size: int,
     iterations: int,
 ) -> CellMapDataLoader:
-    """cellmap-data's training loader over a datasplit, built as the toolbox's `get_dataloader` does.
+    """cellmap-data's training loader over a datasplit, as the toolbox's `get_dataloader` builds it.
 
     Gives `iterations` batches: dicts with "input" (B, 1, z, y, x) in [0, 255] and "output"
     (B, classes, z, y, x), float32, NaN = unknown. Mirrors and transposes; `rotate` adds up to 180
