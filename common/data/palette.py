@@ -38,11 +38,10 @@ def complete(
         use_mutual_exclusion: from positive classes to negatives (as cellmap-data until 2025.12).
         infer_groups: from parts to groups, from negative groups to their parts (ours).
 
-    Returns:
-        A new palette; known entries are untouched.
+    Returns a new palette; known entries are untouched.
     """
     atoms = membership(names)
-    in_table: np.ndarray = atoms.any(axis=1)
+    in_table = np.asarray(atoms.any(axis=1))
     positive = (palette == 1) & in_table
     negative = (palette == 0) & in_table
     contradictory = contradicts(palette, names)
