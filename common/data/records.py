@@ -77,6 +77,7 @@ class PredictionRecord:
     def attributes(self) -> dict[str, Any]:
         """As it is stored: what is None is left out."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "environment"}
+        # so that a copy of an older record is what that was
         stored = {name: value for name, value in known.items() if value is not None}
         return stored | self.environment
 

@@ -154,6 +154,7 @@ def _read_ahead(plan: BlockPlan, numbers: Iterable[int], pinned: bool) -> Iterat
             reading.append(readers.submit(read_block, plan, number, pinned))
             if len(reading) > READ_AHEAD:
                 yield reading.popleft().result()
+        # what is left when there is no more to submit
         while reading:
             yield reading.popleft().result()
 
@@ -225,6 +226,7 @@ def _mean_of_windows(
         inside = slices(np.maximum(start, 0), np.minimum(start + size, shape))
         part = slices(np.maximum(-start, 0), np.minimum(size, shape - start))
         logits = _window_logits(plan, raw, corner, forward)[:, *part] * weight[part]
+        # only now is it known how many classes there are
         if total is None:
             total = logits.new_zeros(len(logits), *shape.tolist())
         total[:, *inside] += logits

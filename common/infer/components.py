@@ -218,7 +218,7 @@ def _measured(labels: np.ndarray, n: int, core: Box, shape: tuple[int, int, int]
     flat = labels.ravel()
     begins = np.ones(flat.size, bool)
     np.not_equal(flat[1:], flat[:-1], out=begins[1:])
-    begins[:: labels.shape[2]] = True
+    begins[:: labels.shape[2]] = True  # a run ends with its row
     start = np.flatnonzero(begins)
     length = np.diff(start, append=flat.size)
     held = flat[start] > 0

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+# 2**20 float32 are 4 MB
 LAYER_VOXELS = {"cpu": 2**20}
 """Voxels encoded at a time, by kind of device: as many as a CPU's cache holds; 2**27 on others."""
 
@@ -33,6 +34,7 @@ def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> torch.Tens
 
 @torch.inference_mode()
 def _encode_into(stored: torch.Tensor, logits: torch.Tensor, content: str) -> None:
+    # in float32: bfloat16 has 8 bits, too few for 255ths; a copy, since the caller keeps its logits
     values = logits.to(torch.float32, copy=True)
     if content == "probability":
         values.sigmoid_()
@@ -50,6 +52,7 @@ def decode(stored: np.ndarray, content: str) -> np.ndarray:
         return stored.astype(np.float32)
     if stored.dtype == np.uint8:
         return _logits_of_255ths()[stored]
+    # 1 - 1e-7 is the second largest float32 below 1; logits are then within -16..16
     probability = np.clip(stored.astype(np.float32), 1e-7, 1 - 1e-7)
     return np.log(probability / (1 - probability))
 

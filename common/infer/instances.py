@@ -48,6 +48,7 @@ __all__ = [
     "zeros",
 ]
 
+# 16 M counts of 8 bytes: ids of other programs may be far apart, and a table by id must still fit
 IDS_WITHOUT_NUMBERING = 2**24
 """Largest id that a table by id is made for, or the number of voxels where that is larger."""
 
@@ -99,7 +100,7 @@ def fill_holes(volume: Volume, max_nm3: float = np.inf) -> Volume:
     is_hole = enclosed & (gaps.voxels <= most)
     fill = is_hole if volume.dtype == np.bool_ else _objects_around(volume, gaps, is_hole)
     if not fill.any():
-        return volume
+        return volume  # nothing is copied
     filled = zeros(volume, volume.dtype)
     for block in blocks(volume):
         values = volume.read(block.core)
@@ -201,6 +202,7 @@ def _in_voxels(volume: Volume, nm3: float, name: str) -> float:
     """A size in voxels; 3 voxels' nm^3 are 3, whatever the rounding of the product."""
     if not nm3 >= 0:
         raise UserError(f"{name} {nm3}; write a volume of at least 0 in nm^3")
+    # 5 * 50 * 4.6 * 4.6 is more than 5 times the product of the sizes, by rounding
     return float(np.round(nm3 / math.prod(volume.voxel_size), 6))
 
 

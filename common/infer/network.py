@@ -24,6 +24,7 @@ from common.model.shapes import Shapes
 from common.provenance import provenance
 from common.train import checkpoint
 
+# a network gives something for any raw; only its training says what it must be given
 LIKE_IN_TRAINING = ("raw_range", "model_kwargs")
 """Settings that must be what they were in training, beside the scales of the arrays."""
 

@@ -96,9 +96,8 @@ def predict(  # noqa: PLR0913  # the options of the command
 ) -> list[Path]:
     """Predict crops, or a volume, with a checkpoint of an experiment's run; gives their folders.
 
-    A folder has a multiscale group for each class, which is whole or marked as unfinished; the same
-    call goes on with it. Raises FileNotFoundError, UserError, and KeyboardInterrupt when Ctrl-C or
-    SIGTERM came.
+    A folder has a multiscale group for each class, whole or marked as unfinished, with which the
+    same call goes on. Raises UserError or FileNotFoundError; KeyboardInterrupt on Ctrl-C or SIGTERM.
 
     Args:
         config_path: the experiment; with `overrides` and `data` as of `common.config.load`.
@@ -120,9 +119,20 @@ def predict(  # noqa: PLR0913  # the options of the command
     )
     chosen = choose_classes(config, boxes, classes)
     network = load_network(config, weights)
+    return _predict_regions(network, config, chosen, stored_as, overwrite=overwrite)
+
+
+def _predict_regions(
+    network: Network,
+    config: TrainConfig,
+    chosen: Sequence[tuple[Region, list[str]]],
+    output: Output,
+    *,
+    overwrite: bool,
+) -> list[Path]:
     _announce_network(network)
     with runtime.interruptible() as stopped:
-        run = partial(predict_region, output=stored_as, overwrite=overwrite, stopped=stopped)
+        run = partial(predict_region, output=output, overwrite=overwrite, stopped=stopped)
         return [run(network, config, region, names) for region, names in chosen]
 
 
@@ -236,16 +246,14 @@ def predict_region(
 ) -> Path:
     """Predict one box into its folder, or go on where an earlier call stopped.
 
-    Raises UserError where the folder cannot be used, KeyboardInterrupt if `stopped()` became true.
-
     Args:
         network: trained.
         config: its experiment.
         region: the box.
         classes: some of the network's.
         output: how it is stored.
-        overwrite: replace what was predicted by other weights or settings.
-        stopped: asked after each block whether to end there.
+        overwrite: replace what was predicted by other weights or settings; else a UserError.
+        stopped: asked after each block whether to end there, with a KeyboardInterrupt.
     """
     folder = region.folder(config.path("predictions_path"))
     plan = make_plan(network, config, region, output)

@@ -38,6 +38,7 @@ from common.infer.recipe import Recipe, load_recipe
 from common.infer.writer import writing
 from common.talk import note, progress, say, some
 
+# small chunks one by one would spend their time in process_func's overhead and halo
 LEAST_BLOCK = 128
 """Edge in voxels that chunks are put together to, where process_config.py has no block shape."""
 

@@ -159,6 +159,7 @@ def code_hash(path: Path) -> str:
         for file in new:
             imported.update(_imported_files(file))
         new = imported - files
+    # sorted, since names do not count
     digests = sorted(sha256_of_file(file) for file in files)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 

@@ -112,6 +112,7 @@ def _smoothed(probability: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
     Unsmoothed, the noise of single voxels would be summits.
     """
+    # divided by the filtered mask, so that what lies around the object does not pull its rim down
     weight = ndimage.gaussian_filter(inside.astype(np.float32), 1, mode="constant")
     within = np.where(inside, probability, 0).astype(np.float32)
     total = ndimage.gaussian_filter(within, 1, mode="constant")
@@ -156,6 +157,7 @@ def _passes(basins: np.ndarray, landscape: np.ndarray) -> list[Pass]:
         pair = np.sort([basins[here][touch], basins[there][touch]], axis=0).astype(np.int64)
         keys.append(pair[0] << 32 | pair[1])
         heights.append(np.minimum(landscape[here][touch], landscape[there][touch]))
+    # a pair of basins as one number, which np.unique sorts far faster than rows
     key, which = np.unique(np.concatenate(keys), return_inverse=True)
     highest = np.full(len(key), -np.inf)
     np.maximum.at(highest, which, np.concatenate(heights))

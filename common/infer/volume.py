@@ -17,6 +17,7 @@ from common.data.box import slices
 from common.errors import FileError, UserError
 from common.infer.boxes import Box, corners
 
+# a file for each small volume would cost more than the memory
 IN_MEMORY = 64 * 2**20
 """Bytes up to which a new volume is in ordinary memory."""
 
@@ -179,6 +180,7 @@ def map_voxels(
     result = zeros(volume, dtype)
     for block in blocks(volume):
         values = function(volume.read(block.core))
+        # zeros stay untouched: pages that are not written take no memory
         if values.any():
             result.array[block.core] = values
     return result

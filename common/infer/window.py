@@ -13,6 +13,7 @@ from common.data.ngff import slices
 from common.data.sampling import Patch
 from common.model.shapes import ShapeOf
 
+# five poolings by 2; COSEM's network, which pools by 3 and by 2, grows by 18
 LARGEST_STEP = 32
 """Voxels up to which growing is tried; a network that needs more counts as one of a fixed size."""
 
@@ -109,6 +110,7 @@ def with_agreement(window: Window, forward: Forward, device: torch.device) -> Wi
         is_smaller = window.output.extent < window.input.extent - SAME_SCALE
         return replace(window, agree=bool(is_smaller.any()))
     step_in, step_out = np.array(window.steps).T
+    # more than a step, so that two windows a step apart overlap
     used = window.holding(step_out + 1)
     n_in = np.array(used.input.shape)
     n_out = np.array(used.output.shape)

@@ -39,6 +39,7 @@ class ClassVolume:
             halves = ngff.block_mean(values, self.factors[0])
             first = start // self.factors[0]
             self.levels[1][slices(first, first + halves.shape)] = halves
+        # last: a block counts when it is on disk on both levels
         self.journal.add(number)
 
     def finish(self) -> None:
