@@ -8,8 +8,11 @@ import functools
 import inspect
 import math
 import operator
+import os
+import string
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from common import classes as class_table
@@ -44,7 +47,7 @@ def check_settings(
         *_class_problems(fitting),
         *_sampling_weight_problems(fitting),
         *_spatial_problems(fitting.get("spatial_transforms", {})),
-        *_field_problems(fitting),
+        *_name_problems(fitting),
         *_call_problems(fitting),
         *_metric_problems(fitting),
     ]
@@ -208,20 +211,73 @@ def _is_angle_range(angles: Any) -> bool:
     return angles[0] <= angles[1]
 
 
-def _field_problems(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong in braces of run_name and of the folders of a run."""
+def _name_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with names and folders of a run, and with what stands in braces there."""
     problems = []
     for name in ("run_name", *RUN_FOLDERS):
-        fields = ["model_name", "random_seed"]
-        if name != "run_name":
-            fields.append("run_name")
-        try:
-            values.get(name, "").format(**dict.fromkeys(fields, ""))
-        # all that format raises for what stands between braces
-        except (KeyError, IndexError, ValueError, AttributeError):
-            listed = ", ".join(f"{{{field}}}" for field in fields)
-            problems.append(f"{name} = {values[name]!r}; in braces write only {listed}")
+        if name not in values:
+            continue
+        text = values[name]
+        if name == "run_name":
+            problem = _wrong_fields(text, ("model_name", "random_seed")) or _wrong_name(text)
+        else:
+            fields = ("model_name", "random_seed", "run_name")
+            problem = _wrong_fields(text, fields) or _leads_out(text)
+        if problem:
+            problems.append(f"{name} = {text!r}; {problem}")
+    model_name = values.get("model_name")
+    if model_name:  # the folder's name is taken for ""
+        problem = _wrong_name(model_name)
+        if problem:
+            problems.append(f"model_name = {model_name!r}; {problem}")
+    for name in values.get("extra_classes", ()):  # the name of a class is a folder's, too
+        problem = _wrong_name(name)
+        if problem:
+            problems.append(f"extra_classes: {name!r}; {problem}")
     return problems
+
+
+def _wrong_fields(text: str, fields: Sequence[str]) -> str:
+    """What to write if braces hold anything but these names; "" if they do not.
+
+    An attribute, an index, a conversion or a width is refused: `format` would look inside the
+    object.
+    """
+    wanted = f"in braces write only {', '.join(f'{{{field}}}' for field in fields)}"
+    try:
+        parsed = list(string.Formatter().parse(text))
+    except ValueError:
+        return wanted
+    for _, field, width, conversion in parsed:
+        if field is not None and (field not in fields or width or conversion):
+            return wanted
+    return ""
+
+
+LONGEST_NAME = 200
+"""Bytes of a name: file systems take 255, and suffixes and numbers are added to it."""
+
+
+def _wrong_name(text: str) -> str:
+    """What to write if a name cannot be that of a folder; "" if it can."""
+    if any(sign in "/\\" or not sign.isprintable() for sign in text):
+        return "it is a name and no path; write it without / and \\ and signs that do not print"
+    # a hidden folder is not found among the runs, and an option is no argument
+    if not text or text[0] in ".-" or text != text.strip():
+        return "write a name that begins with no dot, dash or space and ends with no space"
+    if len(text.encode(errors="replace")) > LONGEST_NAME:
+        return f"write a name of at most {LONGEST_NAME} bytes"
+    return ""
+
+
+def _leads_out(text: str) -> str:
+    """What to write if a relative path goes above the folder that it starts from; "" if not."""
+    if Path(os.path.normpath(text)).parts[:1] != (os.pardir,):
+        return ""
+    return (
+        "it leads out of the experiment's folder; write a folder in it, or an absolute path if "
+        "another place is meant"
+    )
 
 
 def _call_problems(values: Mapping[str, Any]) -> list[str]:

@@ -93,6 +93,8 @@ def _fit_single(kind: Any, value: Any) -> tuple[Any, str]:
         value = float(value)
     if kind is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
+    if kind is str and is_a(str, value) and "\0" in value:  # no path takes it
+        return value, "write text without a zero byte"
     if is_a(kind, value):
         return value, ""
     return value, f"write {_WORDS[kind]}"

@@ -213,6 +213,22 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
             "results_path = '{epoch}'; "
             "in braces write only {model_name}, {random_seed}, {run_name}",
         ),
+        (
+            "model_save_path = '{run_name!r}'",
+            "model_save_path = '{run_name!r}'; "
+            "in braces write only {model_name}, {random_seed}, {run_name}",
+        ),
+        (
+            "logs_save_path = 'logs/{run_name}/../../../x'",
+            "logs_save_path = 'logs/{run_name}/../../../x'; it leads out of the experiment's "
+            "folder; write a folder in it, or an absolute path if another place is meant",
+        ),
+        ("data_path = 'a\\0b'", "data_path = 'a\\x00b'; write text without a zero byte"),
+        (
+            "extra_classes = ['../mito']",
+            "extra_classes: '../mito'; it is a name and no path; "
+            "write it without / and \\ and signs that do not print",
+        ),
         ("run_name = 'a{'", "run_name = 'a{'; in braces write only {model_name}, {random_seed}"),
         (
             "scheduler_kwargs = {'step_size': 3}",
@@ -222,6 +238,39 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
 )
 def test_a_value_that_does_not_fit_is_refused_with_what_to_write(file, text, problem):
     assert problems(file(text)) == [problem]
+
+
+@pytest.mark.parametrize("setting", ["run_name", "model_name"])
+@pytest.mark.parametrize(
+    "name", ["../x", "..", ".", ".x", "/tmp/x", "a/b", "a\\b", "a\nb", "-x", " a", "a ", "a" * 201]
+)
+def test_the_name_of_a_run_or_model_is_no_path(file, setting, name):
+    path = file("")
+    with pytest.raises(
+        UserError, match=rf"{setting} = .*; (it is a name and no path|write a name)"
+    ):
+        load_config(path, **{setting: name})
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["model_name.__class__", "model_name[0]", "model_name!r", "random_seed:>9", "", "0", "epochs"],
+)
+@pytest.mark.parametrize("setting", ["run_name", "predictions_path"])
+def test_braces_hold_the_names_of_settings_alone(file, setting, field):
+    path = file("")
+    with pytest.raises(UserError, match=r"in braces write only \{model_name}, \{random_seed}"):
+        load_config(path, [f"{setting}=a{{{field}}}"])
+
+
+def test_names_and_folders_that_are_meant_are_taken(file):
+    path = file("")
+    for name in ("lr=1e-4", "seed 7, wide", "v1.2", "Größe", "{model_name}-{random_seed}", "{{x}}"):
+        load_config(path, run_name=name)
+    for folder in ("/scratch/{run_name}", "~/runs", "a/../b", "out/{model_name}", "..x"):
+        load_config(path, predictions_path=folder, logs_save_path=folder)
+    load_config(path, data_path="../data", cache_path="../cache", datasplit_path="../split.csv")
+    assert load_config(path, model_name="").model_name == path.parent.name
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,14 @@ def test_an_unknown_setting_on_the_command_line(experiment, fails):
     assert has(fails(experiment(), "epoch=3"), "--set epoch=3", "did you mean 'epochs'?")
 
 
+def test_a_run_that_would_be_written_outside_of_the_experiment(experiment, fails, tmp_path):
+    tiny = experiment()
+    before = sorted(tmp_path.rglob("*"))
+    assert has(fails(tiny, "run_name=../../../x"), "run_name = '../../../x'; it is a name")
+    assert has(fails(tiny, "logs_save_path=../x"), "leads out of the experiment's folder")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_wrong_type(experiment, fails):
     assert has(fails(experiment(batch_size="four")), "batch_size = 'four'", "a whole number")
 

@@ -138,8 +138,8 @@ PROGRAM = "python -m cellmap_segmentation_challenge"
         (f"{PROGRAM} train --check phantom_cell", f"{PROGRAM} train --check deep/mine"),
         (f"{PROGRAM} phantom_cell phantom_cell", f"{PROGRAM} phantom_cell deep/mine"),
         (
-            f"{PROGRAM} predict phantom_cell --data phantom_cell --crops phantom_cell/crop1,phantom_cell",
-            f"{PROGRAM} predict deep/mine --data phantom_cell --crops phantom_cell/crop1,phantom_cell",
+            f"{PROGRAM} predict phantom_cell --data phantom_cell --crops phantom_cell/crop1,x",
+            f"{PROGRAM} predict deep/mine --data phantom_cell --crops phantom_cell/crop1,x",
         ),
         ("cp -r phantom_cell other  # phantom_cell", "cp -r deep/mine other  # phantom_cell"),
         ("csc fetch-data --for phantom_cell", "csc fetch-data --for deep/mine"),
