@@ -97,7 +97,7 @@ def predict(  # noqa: PLR0913  # the options of the command
     """Predict crops, or a volume, with a checkpoint of an experiment's run; gives their folders.
 
     A folder has a multiscale group for each class, whole or marked as unfinished, with which the
-    same call goes on. Raises UserError or FileNotFoundError; KeyboardInterrupt on Ctrl-C or SIGTERM.
+    same call goes on. Raises UserError, FileNotFoundError, and KeyboardInterrupt on Ctrl-C.
 
     Args:
         config_path: the experiment; with `overrides` and `data` as of `common.config.load`.

@@ -128,7 +128,8 @@ def everything(
     plan: BlockPlan, forward: Callable, finish: Callable = lambda logits: logits
 ) -> np.ndarray:
     """(classes, z, y, x) of all blocks. Fails unless every voxel is given exactly once."""
-    written, times = None, np.zeros(plan.grid.shape, int)
+    written = None
+    times = np.zeros(plan.grid.shape, int)
     for block in computed(plan, plan.blocks, forward, finish):
         values = block.values
         start, stop = plan.output_box(block.number)
@@ -359,7 +360,8 @@ SIZES = [(40, 33, 27), (7, 19, 30), (1, 24, 13), (5, 5, 5)]
 @pytest.mark.parametrize("shape", SIZES)
 def test_blocks_of_an_unpadded_network_equal_the_whole_volume(opened, shape, largest):
     """Also of volumes that blocks do not divide; and nothing is moved by a voxel."""
-    model, volume = Valid(), noise(*shape)
+    model = Valid()
+    volume = noise(*shape)
     reference = whole(model, volume, 4, 4)[(slice(None), *map(slice, shape))]
     found = in_blocks(
         opened(volume), window_of(model, patch(20), patch(12)), model, largest=largest
@@ -372,7 +374,8 @@ def test_blocks_of_an_unpadded_network_equal_the_whole_volume(opened, shape, lar
 @pytest.mark.parametrize("context", [(0, 0), (3, 3), (7, 7)])
 def test_the_identity_gives_the_raw_bit_for_bit(opened, context, largest):
     """Every voxel is written, where it was read."""
-    volume, model = noise(23, 40, 9), Cropping(*context)
+    volume = noise(23, 40, 9)
+    model = Cropping(*context)
     window = window_of(model, patch(12 + sum(context)), patch(12))
     plan = plan_module.plan_blocks(
         opened(volume), window, np.full(3, -4.0), np.array([23, 40, 9]) * 8 - 4.0, largest=largest
@@ -383,7 +386,8 @@ def test_the_identity_gives_the_raw_bit_for_bit(opened, context, largest):
 
 def test_every_voxel_of_every_box_is_written_once_and_from_windows_that_hold_it(opened):
     """Over many sizes, steps, blocks and voxel sizes."""
-    raw, random = opened(noise(16, 16, 16)), np.random.default_rng(0)
+    raw = opened(noise(16, 16, 16))
+    random = np.random.default_rng(0)
     for _ in range(100):
         steps = tuple((s, s) for s in random.choice([0, 1, 2, 3, 4, 18], 3).tolist())
         size = tuple(
@@ -407,7 +411,8 @@ def test_every_voxel_of_every_box_is_written_once_and_from_windows_that_hold_it(
         for number in plan.blocks:
             start, stop = plan.output_box(number)
             times[tuple(map(slice, start, stop))] += 1
-            (first, last), ratio = plan.network_box(number), plan.grid.scale / window.output.scale
+            first, last = plan.network_box(number)
+            ratio = plan.grid.scale / window.output.scale
             assert (first <= start * ratio + 1e-6).all() and (last >= stop * ratio - 1e-6).all()
             for axis, starts in enumerate(plan.window_starts(number)):
                 given = {v for s in starts for v in range(s, s + plan.window.output.shape[axis])}
@@ -441,7 +446,8 @@ def test_blocks_are_one_window_from_a_whole_step_on_and_chunks_can_be_halved(ope
 @pytest.mark.parametrize("steps", [(0, 0), (1, 1)])
 def test_a_network_of_one_size_is_tiled(opened, steps):
     """Its windows stand side by side, several to a block; those at the end stick out."""
-    volume, model = noise(25, 11, 30), nn.Conv3d(1, 2, 3)
+    volume = noise(25, 11, 30)
+    model = nn.Conv3d(1, 2, 3)
     window = Window(patch(12), patch(10), (steps,) * 3)
     reference = whole(model, volume, 1, 1)[:, :25, :11, :30]
     np.testing.assert_allclose(
@@ -457,11 +463,13 @@ def blended(model: nn.Module, volume: np.ndarray, n: int) -> np.ndarray:
 
     Windows of n stand on a lattice of n / 2, from before voxel 0 on.
     """
-    pad, distance = 2 * n, (np.arange(n) - (n - 1) / 2) / (n / 8)
+    pad = 2 * n
+    distance = (np.arange(n) - (n - 1) / 2) / (n / 8)
     raw = np.pad(volume, pad, mode="reflect").astype(np.float32) / 255
     g = np.exp(-(distance**2) / 2)
     weight = np.maximum(g[:, None, None] * g[:, None] * g, 1e-3)
-    total, weights = np.zeros((2, *raw.shape)), np.zeros(raw.shape)
+    total = np.zeros((2, *raw.shape))
+    weights = np.zeros(raw.shape)
     for corner in itertools.product(
         *(range(pad - n // 2, pad + size, n // 2) for size in volume.shape)
     ):
@@ -477,7 +485,8 @@ def blended(model: nn.Module, volume: np.ndarray, n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(20, 30, 17), (3, 12, 12), (1, 5, 26)])
 def test_a_padded_network_is_the_weighted_mean_over_overlapping_windows(opened, shape):
-    volume, model = noise(*shape), Padded()
+    volume = noise(*shape)
+    model = Padded()
     window = window_of(model, patch(12), patch(12))
     np.testing.assert_allclose(
         in_blocks(opened(volume), window, model), blended(model, volume, 12), atol=1e-5
@@ -486,7 +495,8 @@ def test_a_padded_network_is_the_weighted_mean_over_overlapping_windows(opened, 
 
 def test_blended_blocks_meet_without_seams(opened):
     """The windows stand where they stand, whatever the blocks."""
-    volume, model = noise(20, 37, 30), Padded()
+    volume = noise(20, 37, 30)
+    model = Padded()
     window = window_of(model, patch(12), patch(12))
     raw = opened(volume)
     np.testing.assert_array_equal(
@@ -499,7 +509,8 @@ def test_blended_blocks_meet_without_seams(opened):
 
 def test_windows_lie_on_voxels_of_the_raw_wherever_the_box_begins(opened):
     """The box is moved down by less than a voxel, so that raw is not interpolated."""
-    volume, model = noise(20, 20, 20), Cropping(2, 2)
+    volume = noise(20, 20, 20)
+    model = Cropping(2, 2)
     raw = opened(volume, origin=(3, 100, 0))
     window = window_of(model, patch(12), patch(8))
     lower = np.array([3 - 4 + 8 + 5, 100 - 4 + 16.0, -4 + 7.9])
@@ -511,7 +522,8 @@ def test_windows_lie_on_voxels_of_the_raw_wherever_the_box_begins(opened):
 
 def test_an_odd_context_sees_the_raw_as_in_training(opened):
     """16 of 21 voxels have their centre between voxels, of which training takes the lower."""
-    volume, model = noise(30, 30, 30), Cropping(3, 2)
+    volume = noise(30, 30, 30)
+    model = Cropping(3, 2)
     window = window_of(model, patch(21), patch(16))
     np.testing.assert_array_equal(
         np.rint(in_blocks(opened(volume), window, model, largest=8)[0] * 255), volume
@@ -554,7 +566,8 @@ def test_twice_coarser_voxels_are_block_means_of_the_logits(
 @pytest.mark.parametrize("grows", [True, False])
 @pytest.mark.parametrize("largest", [9, 128])
 def test_finer_voxels_are_interpolated_logits(opened, largest, grows):
-    volume, model = noise(24, 22, 20), Valid() if grows else nn.Conv3d(1, 2, 3)
+    volume = noise(24, 22, 20)
+    model = Valid() if grows else nn.Conv3d(1, 2, 3)
     lost = 4 if grows else 1
     around = whole(model, volume, lost + 2, lost + 2)  # two voxels more on every side
     raw = opened(volume, origin=(40, 0, 8))
@@ -572,7 +585,8 @@ def test_finer_voxels_are_interpolated_logits(opened, largest, grows):
 
 
 def test_voxels_that_are_not_cubes(opened):
-    volume, scale = noise(9, 20, 22), (30.0, 8.0, 6.0)
+    volume = noise(9, 20, 22)
+    scale = (30.0, 8.0, 6.0)
     model = nn.Conv3d(1, 1, (1, 3, 5))
     window = window_of(model, patch((5, 12, 12), scale), patch((5, 10, 8), scale))
     raw = np.pad(volume, ((0, 0), (1, 1), (2, 2)), mode="reflect").astype(np.float32) / 255
@@ -585,7 +599,8 @@ def test_voxels_that_are_not_cubes(opened):
 
 def test_raw_of_another_voxel_size_is_interpolated_as_in_training(opened):
     """10 nm raw for a network of 8 nm."""
-    volume, model = noise(20, 20, 20), Cropping(0, 0)
+    volume = noise(20, 20, 20)
+    model = Cropping(0, 0)
     raw = opened(volume, (10, 10, 10), wanted=NM)
     plan = plan_module.plan_blocks(
         raw, window_of(model, patch(8), patch(8)), np.full(3, 15.0), np.full(3, 160.0), largest=8
@@ -611,7 +626,8 @@ def halves(volume: np.ndarray) -> np.ndarray:
 
 
 def test_a_target_finer_than_the_raw(opened):
-    volume, model = noise(20, 16, 12), nn.Sequential(Cropping(2, 2), nn.Upsample(scale_factor=2))
+    volume = noise(20, 16, 12)
+    model = nn.Sequential(Cropping(2, 2), nn.Upsample(scale_factor=2))
     found = in_blocks(
         opened(volume), window_of(model, patch(12), patch(16, (4, 4, 4))), model, largest=9
     )
@@ -620,10 +636,8 @@ def test_a_target_finer_than_the_raw(opened):
 
 def test_windows_of_one_size_keep_to_whole_voxels_of_the_raw(opened):
     """13 voxels to 17 halves: windows begin at every 16th, and lack the same half in all."""
-    volume, model = (
-        noise(20, 16, 12),
-        nn.Sequential(Cropping(2, 2), nn.Upsample(scale_factor=2), Cropping(1, 0)),
-    )
+    volume = noise(20, 16, 12)
+    model = nn.Sequential(Cropping(2, 2), nn.Upsample(scale_factor=2), Cropping(1, 0))
     window = Window(patch(13), patch(17, (4, 4, 4)), ((0, 0),) * 3)
     found = in_blocks(opened(volume), window, model, largest=9)
     moved = halves(np.pad(volume, (0, 1), mode="reflect"))[1:41, 1:33, 1:25]
@@ -633,7 +647,8 @@ def test_windows_of_one_size_keep_to_whole_voxels_of_the_raw(opened):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slices_are_put_together_and_many_are_made_in_a_block(opened, axis):
     """A 2-D network along any axis: one slice a window, a block has many."""
-    volume, model = noise(17, 20, 23), nn.Conv2d(1, 2, 3)
+    volume = noise(17, 20, 23)
+    model = nn.Conv2d(1, 2, 3)
     shape = np.insert([10, 10], axis, 1)
     window = window_module.find_window(
         lambda s: tuple(n - 2 if i != axis else n for i, n in enumerate(s)),
@@ -700,7 +715,8 @@ def test_a_damaged_chunk_ends_the_run_with_its_name(opened):
 
 
 def test_eight_orientations_are_the_mean_over_mirrorings():
-    model, raw = Valid(), torch.rand(1, 1, 20, 24, 28)
+    model = Valid()
+    raw = torch.rand(1, 1, 20, 24, 28)
     with torch.inference_mode():
         found = blocks.oriented(model, 8)(raw).numpy()
         by_hand = []
@@ -712,7 +728,8 @@ def test_eight_orientations_are_the_mean_over_mirrorings():
 
 
 def test_sixteen_orientations_add_those_with_y_and_x_exchanged():
-    model, raw = Valid(), torch.rand(1, 1, 20, 24, 28)
+    model = Valid()
+    raw = torch.rand(1, 1, 20, 24, 28)
     with torch.inference_mode():
         eight = blocks.oriented(model, 8)
         exchanged = eight(raw.transpose(3, 4).contiguous()).transpose(3, 4)
@@ -722,7 +739,8 @@ def test_sixteen_orientations_add_those_with_y_and_x_exchanged():
 
 
 def test_sixteen_orientations_do_not_care_how_y_and_x_are_exchanged_or_mirrored():
-    model, raw = blocks.oriented(Valid(), 16), torch.rand(1, 1, 20, 24, 24)
+    model = blocks.oriented(Valid(), 16)
+    raw = torch.rand(1, 1, 20, 24, 24)
     with torch.inference_mode():
         np.testing.assert_allclose(model(raw.flip(3)).flip(3), model(raw), atol=1e-5)
         np.testing.assert_allclose(

@@ -29,7 +29,8 @@ from common.infer.instances import (
     zeros,
 )
 
-ISOTROPIC, SECTIONS = (8, 8, 8), (50, 4.6, 4.6)
+ISOTROPIC = (8, 8, 8)
+SECTIONS = (50, 4.6, 4.6)
 
 
 def volume(
@@ -181,7 +182,8 @@ def test_filled_masks_are_those_of_scipy_whatever_the_block(seed):
 
 
 def test_a_hole_across_eight_blocks_is_filled_with_the_id_around_it():
-    outer, inner = ball((20, 20, 20), (9.5, 9.5, 9.5), 70), ball((20, 20, 20), (9.5, 9.5, 9.5), 40)
+    outer = ball((20, 20, 20), (9.5, 9.5, 9.5), 70)
+    inner = ball((20, 20, 20), (9.5, 9.5, 9.5), 40)
     ids = (300 * (outer & ~inner)).astype(np.uint16)
     filled = fill_holes(volume(ids, (10, 10, 10))).array
     assert filled.dtype == np.uint16
@@ -234,7 +236,8 @@ def test_holes_above_the_size_stay():
 def test_small_objects_go_by_their_nm3_as_in_scipy(seed):
     rng = np.random.default_rng(seed)
     shape = rng.integers(5, 20, 3)
-    mask, block = rng.random(shape) < 0.12, [int(rng.integers(1, n + 1)) for n in shape]
+    mask = rng.random(shape) < 0.12
+    block = [int(rng.integers(1, n + 1)) for n in shape]
     ids, n = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = ndimage.sum_labels(mask, ids, np.arange(n + 1))
     large = np.flatnonzero(sizes >= 3)
@@ -319,7 +322,8 @@ def test_beads_no_thicker_than_the_grain_of_the_surface_are_one():
 )
 def test_a_ball_and_ellipsoids_stay_one(voxel_size, semi_axes):
     shape = np.ceil(np.divide((400, 700, 700), voxel_size)).astype(int)
-    centre, rng = np.divide((200, 350, 350), voxel_size), np.random.default_rng(0)
+    centre = np.divide((200, 350, 350), voxel_size)
+    rng = np.random.default_rng(0)
     for _ in range(3):
         sizes = np.divide(voxel_size, semi_axes) * 100
         mask = ball(shape, centre + rng.uniform(-0.5, 0.5, 3), 100, sizes)
@@ -538,7 +542,8 @@ def test_a_disk_without_room_is_named(tmp_path, monkeypatch):
         )
 
 
-SMALL, REAL = volume(np.zeros((4, 4, 4), np.uint8)), volume(np.zeros((4, 4, 4), np.float32))
+SMALL = volume(np.zeros((4, 4, 4), np.uint8))
+REAL = volume(np.zeros((4, 4, 4), np.float32))
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ def validation_logits(tiny: Experiment, **settings) -> np.ndarray:
     path = config.path("model_save_path") / "best.pt"
     checkpoint.load_weights(model, checkpoint.load(path, config.classes), path)
     forward = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
-    grid, shape = data.validation[0].label_grid, np.array(config.target_array_info["shape"])
+    grid = data.validation[0].label_grid
+    shape = np.array(config.target_array_info["shape"])
     whole = np.full((len(config.classes), *grid.shape), np.nan, np.float32)
     samples = iter(data.blocks)
     for batch in run_module.validation_batches(config, data, torch.device("cpu")).between(
@@ -112,7 +113,8 @@ def validation_logits(tiny: Experiment, **settings) -> np.ndarray:
             start = np.floor(
                 (sample.centre - grid.origin) / grid.scale - (shape - 1) / 2 + 0.5 + 1e-6
             ).astype(int)  # as labels are taken
-            first, last = np.maximum(start, 0), np.minimum(start + shape, grid.shape)
+            first = np.maximum(start, 0)
+            last = np.minimum(start + shape, grid.shape)
             inside = tuple(map(slice, first, last))
             whole[(slice(None), *inside)] = part[
                 (slice(None), *map(slice, first - start, last - start))
@@ -538,7 +540,8 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
 def test_what_is_written_is_not_computed_again(tiny, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         predict_tiny(tiny, block=8, stopped=Stop(10))
-    computed, original = [], predict.compute_blocks
+    computed = []
+    original = predict.compute_blocks
 
     def counted(plan, numbers, *others, **options):
         computed.extend(numbers)
@@ -566,7 +569,8 @@ def test_an_interruption_while_finishing_is_gone_on_with(tiny, monkeypatch):
 
 
 def test_ctrl_c_ends_after_a_block_with_a_sentence(tiny, monkeypatch, capfd):
-    original, calls = ForwardPass.__call__, []
+    original = ForwardPass.__call__
+    calls = []
 
     def interrupting(self, model, raw):
         calls.append(1)
@@ -684,9 +688,11 @@ def test_two_processes_do_not_predict_into_one_folder(tiny):
 
 def test_blocks_are_smaller_where_memory_is(tiny, tmp_path, monkeypatch):
     write_multiscale(tmp_path / "own.zarr", np.ones((200, 200, 200), np.uint8), (8, 8, 8))
-    config, region = tiny.config(), regions.of_volume(tmp_path / "own.zarr")
+    config = tiny.config()
+    region = regions.of_volume(tmp_path / "own.zarr")
     network = predict.load_network(config)
-    blocks, needed = [], []
+    blocks = []
+    needed = []
     for gb in (100.0, 0.2, 0.05, 1e-6):
         monkeypatch.setattr(runtime, "free_memory_gb", lambda _, gb=gb: gb)
         plan = predict.make_plan(network, config, region, Output())
@@ -712,7 +718,8 @@ def test_too_little_memory_on_the_device_is_told_with_a_smaller_block(tiny, monk
 
 
 def test_memory_is_what_a_control_group_leaves(tmp_path):
-    own, folder = tmp_path / "cgroup", tmp_path / "fs" / "batch" / "job"
+    own = tmp_path / "cgroup"
+    folder = tmp_path / "fs" / "batch" / "job"
     own.write_text("4:memory:/old\n0::/batch/job\n")
     folder.mkdir(parents=True)
     for group, limit, used, forgotten in (
@@ -917,7 +924,8 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(tiny, fails, monkeypat
     expected = files(run(tiny, block=8))
     folder = tiny.config().path("predictions_path") / "tiny.zarr/crop3"
     shutil.rmtree(tiny.config().path("predictions_path"))
-    original, calls = zarr.storage.DirectoryStore.__setitem__, []
+    original = zarr.storage.DirectoryStore.__setitem__
+    calls = []
 
     def full(self, key, value):
         calls.append(key)

@@ -106,11 +106,9 @@ def mean_of_27(logits):
 @pytest.mark.parametrize("seed", range(12))
 def test_blocks_with_a_halo_give_the_mask_of_the_whole_volume(tmp_path, seed):
     rng = np.random.default_rng(seed)
-    shape, block, halo = (
-        rng.integers(1, 30, 3),
-        tuple(rng.integers(2, 17, 3).tolist()),
-        tuple(rng.integers(1, 4, 3).tolist()),
-    )
+    shape = rng.integers(1, 30, 3)
+    block = tuple(rng.integers(2, 17, 3).tolist())
+    halo = tuple(rng.integers(1, 4, 3).tolist())
     logits = rng.integers(-3, 4, shape).astype(np.float32)
     whole = ndimage.uniform_filter(logits.astype(float), 3, mode="nearest") > 1e-6
     prediction = opened(tmp_path, logits, chunk=int(rng.integers(4, 20)))
@@ -352,7 +350,8 @@ def test_what_process_config_does_not_import_changes_nothing(done):
 
 
 def test_a_copy_of_the_experiment_has_the_same_hash(experiment):
-    one, other = experiment("one"), experiment("other")
+    one = experiment("one")
+    other = experiment("other")
     assert read_recipe(one.folder).code == read_recipe(other.folder).code
     other.write("data.py", (other.folder / "data.py").read_text() + "\n")
     assert read_recipe(one.folder).code != read_recipe(other.folder).code
