@@ -40,9 +40,6 @@ EXTRA_VOXELS = (1, 2)
 """Whole voxels of raw kept beyond the margin, below and above: centres move by up to half a voxel
 onto the raw's grid, and interpolation reads the next voxel."""
 
-MARGIN_SLACK = 1 + max(EXTRA_VOXELS)
-"""Voxels beyond a margin in nm that decoding can read: EXTRA_VOXELS, and rounding outwards."""
-
 FORMAT = 2
 """Raised when decoded crops are written differently, so that old ones are not read."""
 
