@@ -16,6 +16,7 @@ import numpy as np
 from common.data.augment import IntensityChange
 from common.data.crops import Crop
 from common.data.ngff import Grid, slices
+from common.files import key_of
 
 AXES = {"z": 0, "y": 1, "x": 2}
 
@@ -373,6 +374,13 @@ def validation_samples(
     for number in range(max(len(tile) for tile in tiles)):
         ordered += [tile[number] for tile in tiles if number < len(tile)]
     return [replace(sample, k=k) for k, sample in enumerate(ordered)]
+
+
+def key_of_blocks(crops: Sequence[Crop], blocks: Sequence[Sample], target: Patch) -> str:
+    """24 hexadecimal digits that tell apart what validations looked at, in whatever order."""
+    # centres are sums of voxel sizes: rounded, so that they are equal on every machine
+    places = [[crops[block.crop].name, *block.centre.round(3).tolist()] for block in blocks]
+    return key_of([sorted(places), list(target.shape), list(target.scale)])
 
 
 def _tile(grid: Grid, target: Patch) -> np.ndarray:

@@ -10,15 +10,20 @@ from common.runs.measure import Measure
 from common.runs.reading import Reading
 from common.runs.sides import Side, differing
 
-BLOCKS = (
-    "target_array_info",
-    "batch_size",
-    "validation_batch_limit",
-    "validation_time_limit",
-    "use_mutual_exclusion",
-    "infer_groups",
-)
-"""Settings that change which voxels a validation looks at, or which of them are known."""
+KNOWN = ("use_mutual_exclusion", "infer_groups")
+"""Settings that change which voxels of a validation are known."""
+
+LIMITS = ("validation_batch_limit", "validation_time_limit")
+"""Settings that let a validation look at a part of its blocks."""
+
+BLOCKS = ("target_array_info", "batch_size", *LIMITS, "random_seed")
+"""Settings that may change which blocks a validation looks at."""
+
+ONLY_WITH_LIMIT = ("batch_size", "random_seed")
+"""Those of them that change nothing where all blocks are looked at.
+
+The seed ordered the blocks in runs that do not say which ones they looked at.
+"""
 
 
 def incomparable(sides: Sequence[Side], measure: Measure) -> list[str]:
@@ -76,15 +81,40 @@ def _voxel_size(text: str) -> str:
 def _other_validation(sides: Sequence[Side]) -> list[str]:
     """About metrics of validations that did not look at the same voxels."""
     sentences = []
-    names = list(BLOCKS)
-    # the size of a batch matters only to a validation that counts batches
-    if not _is_set(sides, "validation_batch_limit") and not _is_set(sides, "validation_time_limit"):
-        names.remove("batch_size")
-    blocks = differing(sides, names)
+    recorded = {reading.result.validation_blocks for reading in _readings(sides)}
+    if None in recorded:
+        sentences += _perhaps_other_blocks(sides)
+    elif len(recorded) > 1:
+        sentences.append(_other_blocks(sides))
+    known = _differing_between_runs(sides, KNOWN)
+    if known:
+        sentences.append(
+            f"the runs validated with other labels known: they differ in {', '.join(known)}"
+        )
+    return sentences
+
+
+def _other_blocks(sides: Sequence[Side]) -> str:
+    """That runs looked at other blocks, as they have it on record."""
+    numbers = []
+    for reading in _readings(sides):
+        number, _, _ = str(reading.result.validation_blocks).partition(",")
+        numbers.append(f"{reading.name} {number}")
+    return (
+        f"the runs validated on other blocks ({talk.some(numbers, 4)}): a difference between them "
+        "is one of the blocks too"
+    )
+
+
+def _perhaps_other_blocks(sides: Sequence[Side]) -> list[str]:
+    """About runs of which one does not say which blocks it looked at: by their settings."""
+    sentences = []
+    is_limited = any(_is_set(sides, limit) for limit in LIMITS)
+    names = [name for name in BLOCKS if is_limited or name not in ONLY_WITH_LIMIT]
+    blocks = _differing_between_runs(sides, names)
     if blocks:
         sentences.append(
-            "the runs may have validated on other blocks, or with other labels known: "
-            f"they differ in {', '.join(blocks)}"
+            f"the runs may have validated on other blocks: they differ in {', '.join(blocks)}"
         )
     if _is_set(sides, "validation_time_limit"):
         sentences.append(
@@ -92,6 +122,12 @@ def _other_validation(sides: Sequence[Side]) -> list[str]:
             "machine"
         )
     return sentences
+
+
+def _differing_between_runs(sides: Sequence[Side], names: Sequence[str]) -> list[str]:
+    """Settings in which any two runs differ, also two seeds of one side."""
+    runs = [Side(reading.name, (reading,)) for reading in _readings(sides)]
+    return list(differing(runs, names))
 
 
 def _is_set(sides: Sequence[Side], name: str) -> bool:

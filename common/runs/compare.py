@@ -19,7 +19,7 @@ from common.runs.caveats import incomparable
 from common.runs.choose import choose
 from common.runs.comparison import ClassFigures, Comparison, Lead, Standing
 from common.runs.curves import write_curves
-from common.runs.measure import Measure, measured
+from common.runs.measure import Measure, left_out, measured
 from common.runs.reading import Reading, read
 from common.runs.sides import MADE_WITH, Side, as_sides, differing, differing_settings
 from common.runs.words import terminal
@@ -58,7 +58,7 @@ def compare(
     if len(sides) < 2:
         raise UserError(f"{asked}: these are seeds of one model; give two, or no --group-seeds")
     measure, about_scores = measured(sides, metric)
-    order = _best_first(measure)
+    order = _best_first(sides, measure)
     sides = [sides[number] for number in order]
     comparison = compared(sides, measure.ordered(order), [*notes, *about_scores])
     say(terminal(comparison))
@@ -67,10 +67,24 @@ def compare(
     return comparison
 
 
-def _best_first(measure: Measure) -> list[int]:
-    """The numbers of the sides by their values; of equal ones that which was named first leads."""
-    values = [measure.of(side)[0] for side in range(len(measure.groups))]
-    return np.argsort(np.negative(values), kind="stable").tolist()
+def _best_first(sides: Sequence[Side], measure: Measure) -> list[int]:
+    """The numbers of the sides by their values.
+
+    Of equal ones that leads of which the metric left out less, then that which was named first.
+    """
+    values = [measure.of(number)[0] for number in range(len(sides))]
+    less = [_left_out(side, measure) for side in sides]
+    return np.lexsort((less, np.negative(values))).tolist()
+
+
+def _left_out(side: Side, measure: Measure) -> int:
+    """In how many crops the metric left out classes of a side, each counted; 0 of a validation."""
+    if measure.of_validation:
+        return 0
+    total = 0
+    for reading in side.members:
+        total += sum(len(crops) for crops in left_out(reading.scores[measure.source]).values())
+    return total
 
 
 def _validated(readings: Sequence[Reading]) -> tuple[list[Reading], list[str]]:
@@ -122,6 +136,7 @@ def _standing(side: Side, measure: Measure, number: int) -> Standing:
         best_epoch=[reading.best_epoch for reading in side.members],
         epoch=[reading.result.epoch for reading in side.members],
         finished=[reading.result.finished for reading in side.members],
+        left_out=_left_out(side, measure),
     )
 
 

@@ -22,6 +22,8 @@ class Standing:
     best_epoch: list[int | None]
     epoch: list[int | None]
     finished: list[bool | None]
+    left_out: int = 0
+    """Classes in crops that the metric left out of the scores, for too many predicted objects."""
 
 
 @dataclass(frozen=True)

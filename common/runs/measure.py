@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from common import talk
 from common.errors import UserError
 from common.runs.find import HISTORY
 from common.runs.reading import METRICS, Reading
 from common.runs.sides import Side
-from common.score.challenge import ChallengeScore
+from common.score.challenge import SKIPPED, ChallengeScore, Counts
 from common.score.interval import LEVEL, CountTable, Interval, redraws, student
-from common.score.result import OVERALL
+from common.score.result import OVERALL, Scores
 
 SCORE = "score"
 """The challenge's, of the files of `evaluate`."""
@@ -156,7 +157,8 @@ def measured(sides: Sequence[Side], metric: str = "") -> tuple[Measure, list[str
     if file and metric in ("", SCORE):
         return _of_scores(readings, file, tuple(groups)), stale_scores(readings, file)
     measure = _of_history(readings, metric or _usual_metric(readings), tuple(groups))
-    return measure, [f"the challenge's score is not compared: {reason}"] if reason else []
+    sentences = [f"the challenge's score is not compared: {reason}"] if reason else []
+    return measure, sentences + _known_to_some(readings, measure)
 
 
 def _usual_metric(readings: Sequence[Reading]) -> str:
@@ -187,6 +189,22 @@ def _of_history(
     )
 
 
+def _known_to_some(readings: Sequence[Reading], measure: Measure) -> list[str]:
+    """About classes that are in the metric of some runs, and not in a mean over those of all."""
+    having: dict[str, list[str]] = {}
+    for reading in readings:
+        for name in reading.per_class(measure.metric):
+            having.setdefault(name, []).append(reading.name)
+    partial = [name for name in having if name not in measure.classes]
+    if not partial:
+        return []
+    listed = [f"{name} of {talk.some(having[name], 3)}" for name in partial]
+    return [
+        f"{measure.metric} is the mean over the {len(measure.classes)} classes that all runs have "
+        f"it of ({talk.some(measure.classes)}); not in it: {talk.some(listed, 4)}"
+    ]
+
+
 def scored_alike(readings: Sequence[Reading]) -> tuple[str, str]:
     """The name of a file of scores that all runs have and that share crops, or "" and why not.
 
@@ -200,19 +218,49 @@ def scored_alike(readings: Sequence[Reading]) -> tuple[str, str]:
     for file in readings[0].scores:  # that of the validation crops comes first
         if not all(file in reading.scores for reading in readings):
             continue
-        cells = [set(reading.scores[file].counts()) for reading in readings]
+        cells = [set(counted(reading.scores[file])) for reading in readings]
         if set.intersection(*cells):
             return file, ""
-        for reading, counted in zip(readings, cells, strict=True):
-            if not counted:
-                return "", f"{reading.name} has a {file} without counts, of an older evaluate"
+        for reading, of_run in zip(readings, cells, strict=True):
+            if not of_run:
+                return "", _nothing_counted(reading, file)
     return "", "the runs are not scored on the same crops"
+
+
+def counted(scores: Scores) -> dict[tuple[str, str], Counts]:
+    """The counts by (crop, class) that are in the score.
+
+    A class that the metric left out of a crop, for too many predicted objects, is not: without
+    counts it would be as good as a class in which nothing is wrong.
+    """
+    counts = scores.counts()
+    return {cell: of_cell for cell, of_cell in counts.items() if of_cell.status != SKIPPED}
+
+
+def left_out(scores: Scores) -> dict[str, list[str]]:
+    """For each class the crops that the metric left it out of, for too many predicted objects."""
+    crops: dict[str, list[str]] = {}
+    for crop, classes in scores.crops.items():
+        for name, score in classes.items():
+            if score.status == SKIPPED:
+                crops.setdefault(name, []).append(crop)
+    return crops
+
+
+def _nothing_counted(reading: Reading, file: str) -> str:
+    """Why a file has no counts to compare."""
+    if reading.scores[file].counts():
+        return (
+            f"of {reading.name} the metric left out every class of {file}, for too many predicted "
+            "objects"
+        )
+    return f"{reading.name} has a {file} without counts, of an older evaluate"
 
 
 def _of_scores(readings: Sequence[Reading], file: str, groups: tuple[np.ndarray, ...]) -> Measure:
     """The challenge's score, counts pooled over the crops that all runs have it for."""
     # runs may be scored on other crops: only what all have says which of them is better
-    cells = [reading.scores[file].counts() for reading in readings]
+    cells = [counted(reading.scores[file]) for reading in readings]
     common = sorted(set(cells[0]).intersection(*cells))
     tables = []
     for counts in cells:
@@ -264,9 +312,32 @@ def stale_scores(readings: Sequence[Reading], file: str) -> list[str]:
                 f"{reading.name} was scored at epoch {at} and is best at {reading.best_epoch}: "
                 "predict and evaluate it again"
             )
+        sentences += _left_out_sentences(reading, file)
+    definitions = {reading.scores[file].metric: None for reading in readings}
+    if len(definitions) > 1:
+        sentences.append(
+            f"the runs are scored by other definitions ({'; '.join(definitions)}): evaluate all of "
+            "them again with one"
+        )
     cells = {frozenset(reading.scores[file].counts()) for reading in readings}
     if len(cells) > 1:
         sentences.append(
             "the runs were not scored on all the same crops and classes: what all have is compared"
         )
     return sentences
+
+
+def _left_out_sentences(reading: Reading, file: str) -> list[str]:
+    """About a score that looks good because the metric did not look at all of the prediction."""
+    scores = reading.scores[file]
+    crops_of = left_out(scores)
+    if not crops_of:
+        return []
+    listed = []
+    for name, crops in crops_of.items():
+        listed.append(f"{name} in {len(crops)} of {scores.classes[name].crops} crops")
+    return [
+        f"{reading.name} predicts too many objects of {talk.some(listed)}: the metric leaves them "
+        "out, and a class left out of every crop counts 1.0 in its own score; no run is compared "
+        "there"
+    ]

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from common.runs.comparison import Comparison, Lead
+from common.runs.measure import SCORE
 from common.score.interval import Interval
 
 COLUMNS = 5
@@ -35,6 +36,12 @@ def verdict(comparison: Comparison) -> str:
         line += f"; they differ in {_listed(list(comparison.settings), 8)}"
     else:
         line += "; their settings are equal or not known"
+    best = comparison.standings[0]
+    if best.left_out:
+        line += (
+            f"; the metric left out {best.left_out} of {best.name}'s classes in crops, for too "
+            "many objects"
+        )
     if comparison.warnings:
         line += f"; mind the {len(comparison.warnings)} warnings"
     return line
@@ -137,7 +144,9 @@ def _differences(comparison: Comparison) -> str:
 def _classes(comparison: Comparison) -> str:
     """The values of each class on the first COLUMNS sides."""
     source = "at the best epoch" if comparison.of_validation else comparison.source
+    over = "score" if comparison.metric == SCORE else "mean"
     title = f"{comparison.metric} of each class, {source}"
+    title += f"; above is the {over} over these {len(comparison.classes)}"
     if len(comparison.standings) > COLUMNS:
         title += f"; the best {COLUMNS} runs"
     rows = [["class", *_numbers(comparison), "1 - 2", "95 %"]]

@@ -57,6 +57,8 @@ class RunResult:
     """Training speed in the last epoch."""
     hours: float | None = None
     """Of all sessions."""
+    validation_blocks: str | None = None
+    """Tells the blocks that the validation looks at from those of another run; None as `best`."""
 
 
 @dataclass
@@ -132,8 +134,9 @@ def write_record(folder: Path, record: RunRecord) -> None:
     # the form that readers of older runs know: what there is not yet is left out
     if record.result == RunResult():
         content["result"] = {}
-    elif record.result.samples_per_s is None:
-        del content["result"]["samples_per_s"]
+    for name in ("samples_per_s", "validation_blocks"):
+        if content["result"].get(name, ...) is None:
+            del content["result"][name]
     if not record.mlflow_run:
         del content["mlflow_run"]
     write_json(folder / RECORD, content)

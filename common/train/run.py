@@ -16,7 +16,7 @@ from torch import nn
 from common import runtime
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import augment, loaders
+from common.data import augment, loaders, sampling
 from common.data.loaders import Batch, Batches, Data, training_batches, validation_batches
 from common.files import REPOSITORY
 from common.model.build import build_model
@@ -289,14 +289,12 @@ def run_epochs(
         checkpoint.save_state(config, state, split_hash, "latest")
         if is_best:
             checkpoint.save_state(config, state, split_hash, "best")
-        run_logs.recorder.result(
-            **result_so_far(config, state), samples_per_s=trained.samples_per_s
-        )
+        run_logs.recorder.result(**result_so_far(setup, state), samples_per_s=trained.samples_per_s)
         if config.training_time_limit and time.perf_counter() - begun > config.training_time_limit:
             ended = "training_time_limit"
         if report and scores and report(state.epoch, scores.mean(config.best_metric)):
             ended = "pruned"
-    run_logs.recorder.result(**result_so_far(config, state))
+    run_logs.recorder.result(**result_so_far(setup, state))
     if not ended and state.epoch < config.epochs:
         ended = f"no better {config.best_metric} for {config.early_stopping_patience} epochs"
     return scores, ended
@@ -345,8 +343,9 @@ def finish_epoch(
     return is_best
 
 
-def result_so_far(config: TrainConfig, state: State) -> dict[str, Any]:
+def result_so_far(setup: Setup, state: State) -> dict[str, Any]:
     """The fields of RunResult that training knows."""
+    config = setup.config
     return {
         "epoch": state.epoch,
         "iteration": state.iteration,
@@ -354,7 +353,19 @@ def result_so_far(config: TrainConfig, state: State) -> dict[str, Any]:
         "best": state.best,
         "best_epoch": state.best_epoch,
         "finished": state.epoch >= config.epochs or out_of_patience(config, state),
+        "validation_blocks": validation_blocks(setup, state),
     }
+
+
+def validation_blocks(setup: Setup, state: State) -> str | None:
+    """How many blocks the validation looks at, and their key; None before the first validation."""
+    if setup.validation is None or not state.validation_batches:
+        return None
+    crops = setup.crops
+    count = steps.blocks_looked_at(state, setup.validation)
+    looked_at = crops.blocks[:count]
+    key = sampling.key_of_blocks(crops.validation, looked_at, crops.sampler.target)
+    return f"{count} of {len(crops.blocks)} blocks, {key}"
 
 
 def out_of_patience(config: TrainConfig, state: State) -> bool:

@@ -263,7 +263,7 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
     is_first = not state.validation_batches
     begin = time.perf_counter()
     done = 0
-    for batch in batches.between(0, _last_block(state, validation)):
+    for batch in batches.between(0, blocks_looked_at(state, validation)):
         if stop():
             return None
         logits = method.forward(state.model, batch.raw)
@@ -287,7 +287,7 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
     )
 
 
-def _last_block(state: State, validation: Validation) -> int:
+def blocks_looked_at(state: State, validation: Validation) -> int:
     """How many validation blocks are looked at: what the limits and the first validation leave."""
     blocks = len(validation.batches.blocks)
     size = validation.batches.batch_size

@@ -20,6 +20,7 @@ from common.data.sampling import (
     Sampler,
     cut,
     draw_orientation,
+    key_of_blocks,
     margins_nm,
     on_voxels,
     reach_nm,
@@ -556,6 +557,15 @@ def test_validation_blocks_come_in_one_order_that_visits_all_crops_early(crops):
     first, second = (validation_samples(crops, *patches, seed=3) for _ in range(2))
     assert [as_numbers(sample) for sample in first] == [as_numbers(sample) for sample in second]
     assert [sample.crop for sample in first[:6]] == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_key_of_blocks_is_that_of_the_same_voxels_in_any_order(crops):
+    target = Patch((8, 8, 8), (8, 8, 8))
+    blocks = validation_samples(crops, Patch((16, 16, 16), (8, 8, 8)), target, seed=3)
+    key = key_of_blocks(crops, blocks, target)
+    assert key_of_blocks(crops, blocks[::-1], target) == key
+    assert key_of_blocks(crops, blocks[1:], target) != key
+    assert key_of_blocks(crops, blocks, Patch((8, 8, 8), (16, 16, 16))) != key
 
 
 def test_validation_blocks_are_neither_turned_nor_changed(crops):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +184,78 @@ def test_only_what_all_runs_are_scored_on_is_compared_and_that_is_said(tmp_path)
     assert any("not scored on all the same crops" in text for text in found.warnings)
 
 
+def left_out_everywhere(crops: int = 8) -> list[Evaluation]:
+    """A prediction of noise: the semantic class is bad, the instance class never counted."""
+    skipped = challenge.InstanceCounts(status=challenge.SKIPPED)
+    found = []
+    for evaluation in evaluations(0.1, crops):
+        counts = skipped if evaluation.is_instance else evaluation.counts
+        found.append(replace(evaluation, counts=counts))
+    return found
+
+
+def test_what_the_metric_leaves_out_of_one_run_is_compared_for_none_and_named(tmp_path):
+    noise = summary(left_out_everywhere())
+    assert noise.classes["mito"].figures.score == 1  # as the challenge counts it
+    make_run(tmp_path, "a/a/noise", {"er": 0.5}, scores=noise)
+    make_run(tmp_path, "a/a/good", {"er": 0.5}, scores=summary(evaluations(0.6)))
+    found = run_compare(tmp_path)
+    assert [standing.name for standing in found.standings] == ["good", "noise"]
+    assert [standing.left_out for standing in found.standings] == [0, 8]
+    assert list(found.classes) == ["er"]
+    said = "a/a/noise predicts too many objects of mito in 8 of 8 crops: the metric leaves them out"
+    assert any(text.startswith(said) for text in found.warnings), found.warnings
+
+
+def test_of_equal_runs_that_leads_of_which_nothing_is_left_out(tmp_path):
+    good = evaluations(0.6)
+    noise = [n if n.is_instance else g for n, g in zip(left_out_everywhere(), good, strict=True)]
+    make_run(tmp_path, "a/a/a_noise", {"er": 0.5}, scores=summary(noise))
+    make_run(tmp_path, "a/a/good", {"er": 0.5}, scores=summary(good))
+    found = run_compare(tmp_path)
+    assert [standing.name for standing in found.standings] == ["good", "a_noise"]
+
+
+def test_a_leader_of_which_something_is_left_out_is_named_in_the_verdict(tmp_path):
+    best = evaluations(0.9)
+    noise = [n if n.is_instance else b for n, b in zip(left_out_everywhere(), best, strict=True)]
+    make_run(tmp_path, "a/a/noise", {"er": 0.5}, scores=summary(noise))
+    make_run(tmp_path, "a/a/good", {"er": 0.5}, scores=summary(evaluations(0.6)))
+    found = run_compare(tmp_path)
+    assert found.standings[0].name == "noise"
+    assert "; the metric left out 8 of noise's classes in crops, for too many" in verdict(found)
+
+
+def test_a_run_of_which_nothing_is_counted_has_no_score_to_compare(tmp_path):
+    noise = [one for one in left_out_everywhere() if one.is_instance]
+    make_run(tmp_path, "a/a/noise", {"er": 0.5}, scores=summary(noise))
+    make_run(tmp_path, "a/a/good", {"er": 0.6}, scores=summary(evaluations(0.6)))
+    with pytest.raises(UserError, match="of a/a/noise the metric left out every class"):
+        run_compare(tmp_path, metric="score")
+    found = run_compare(tmp_path)
+    assert found.metric == "dice"
+    assert found.standings[0].name == "good"
+
+
+def test_scores_by_other_definitions_are_named(tmp_path):
+    older = replace(summary(evaluations(0.6)), metric="CellMap Segmentation Challenge, 1999-01")
+    make_run(tmp_path, "a/a/one", {"er": 0.5}, scores=older)
+    make_run(tmp_path, "a/a/two", {"er": 0.5}, scores=summary(evaluations(0.7)))
+    assert any("other definitions" in text for text in run_compare(tmp_path).warnings)
+
+
+def test_over_which_classes_a_mean_is_taken_is_said(tmp_path):
+    make_run(tmp_path, "x/m/one", {"mito": 0.9, "er": 0.8, "nuc": 0.2})
+    make_run(tmp_path, "x/m/two", {"mito": 0.5, "er": 0.5, "nuc": math.nan})
+    lines: list[str] = []
+    found = compare(["x"], root=tmp_path, say=lines.append)
+    assert found.standings[0].value == pytest.approx(0.85)
+    (said,) = found.warnings
+    assert "the mean over the 2 classes that all runs have it of (mito, er)" in said
+    assert said.endswith("not in it: nuc of x/m/one")
+    assert "above is the mean over these 2" in lines[0]
+
+
 def test_without_scores_for_all_the_validation_is_compared_and_the_reason_said(tmp_path):
     scores = summary(evaluations(0.6))
     make_run(tmp_path, "a/a/one", {"er": 0.5, "mito": 0.4}, scores=scores)
@@ -274,6 +348,7 @@ def test_names_lose_the_folders_that_all_share():
             "other target voxel sizes (8 nm, 16 nm)",
         ),
         ({"validation_batch_limit": "5"}, {}, "differ in validation_batch_limit"),
+        ({"target_array_info": "{'shape': (8, 8, 8), 'scale': (8, 8, 8)}"}, {}, "in target_array"),
         ({"use_mutual_exclusion": "False"}, {}, "differ in use_mutual_exclusion"),
         ({"validation_time_limit": "60.0"}, {}, "depended on its machine"),
         ({}, {"finished": False}, "x/m/two is not finished (epoch 3 of 3)"),
@@ -299,6 +374,39 @@ def test_the_batch_size_matters_only_where_batches_are_counted(tmp_path):
     make_run(tmp_path, "y/m/one", {"mito": 0.9, "er": 0.8}, counted)
     make_run(tmp_path, "y/m/two", {"mito": 0.5, "er": 0.5}, {"batch_size": "4", **counted})
     assert "differ in batch_size" in run_compare(tmp_path, "y").warnings[0]
+
+
+def set_blocks(root: Path, name: str, blocks: str) -> None:
+    """Put on record which blocks a run validated on."""
+    experiment, model, run = name.split("/")
+    path = root / experiment / "logs" / model / run / "run.json"
+    content = json.loads(path.read_text())
+    content["result"]["validation_blocks"] = blocks
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("limit", ["validation_batch_limit", "validation_time_limit"])
+def test_seeds_that_may_have_validated_on_other_blocks_are_named(tmp_path, limit):
+    for seed in "123":
+        settings = {"random_seed": seed, limit: "5"}
+        make_run(tmp_path, f"x/m/seed{seed}", {"mito": 0.9, "er": 0.8}, settings)
+        make_run(tmp_path, f"x/n/seed{seed}", {"mito": 0.5, "er": 0.5}, settings)
+    found = run_compare(tmp_path, group_seeds=True)
+    assert any(
+        "may have validated on other blocks: they differ in random_seed" in text
+        for text in found.warnings
+    )
+
+
+def test_runs_that_say_that_they_validated_on_the_same_blocks_are_believed(tmp_path):
+    for name, seed in (("one", "1"), ("two", "2")):
+        settings = {"random_seed": seed, "validation_time_limit": "60.0", "batch_size": seed}
+        make_run(tmp_path, f"x/m/{name}", {"mito": 0.9, "er": 0.8}, settings)
+        set_blocks(tmp_path, f"x/m/{name}", "8 of 96 blocks, abc")
+    assert not run_compare(tmp_path).warnings
+    set_blocks(tmp_path, "x/m/two", "6 of 96 blocks, def")
+    (said,) = run_compare(tmp_path).warnings
+    assert "on other blocks (x/m/one 8 of 96 blocks, x/m/two 6 of 96 blocks)" in said
 
 
 @pytest.mark.parametrize(

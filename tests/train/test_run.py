@@ -379,6 +379,8 @@ def test_a_run_says_what_it_is_and_what_it_came_to(experiment):
     )
     assert {"commit", "python", "precision", "split_hash"} <= set(found["provenance"])
     best = max(rows, key=lambda row: float(row["validation/dice"]))
+    blocks = found["result"].pop("validation_blocks")
+    assert re.fullmatch(r"(\d+) of \1 blocks, [0-9a-f]{24}", blocks)
     assert {name: value for name, value in found["result"].items() if name != "hours"} == {
         "epoch": 3,
         "iteration": 9,
@@ -392,6 +394,16 @@ def test_a_run_says_what_it_is_and_what_it_came_to(experiment):
     assert session["first_iteration"] == 0 and session["last_iteration"] == 9
     assert datetime.fromisoformat(session["began"]) <= datetime.fromisoformat(session["ended"])
     assert (result.run, result.logs) == ("seed42", tiny.folder / "logs/tiny_experiment/seed42")
+
+
+def test_which_blocks_a_limited_validation_looked_at_is_on_record(experiment):
+    tiny = experiment(epochs=1, validation_batch_limit=1, batch_size=1)
+    tiny.train()
+    tiny.train(run_name="all", validation_batch_limit=0)
+    limited = record(tiny)["result"]["validation_blocks"]
+    every = record(tiny, "all")["result"]["validation_blocks"]
+    assert limited.startswith("1 of ")
+    assert limited.split(", ")[1] != every.split(", ")[1]
 
 
 def test_sessions_and_hours_of_a_continued_run_add_up(experiment):
