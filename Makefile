@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BASELINES := setup_04_all unet8_all unet32_all unet128_all
 
 .PHONY: demo test check format docs splits clean
 
@@ -27,8 +28,8 @@ docs: $(VENV)/installed
 
 # the datasplits of the experiments, by the command in the first line of each
 splits: $(VENV)/installed
-	for split in setup_04_all unet8_all unet32_all unet128_all; do \
-		$(BIN)/$$(head -n 1 $$split/datasplit.csv | cut -c 3-) --overwrite || exit 1; done
+	for split in $(BASELINES:=/datasplit.csv) $(BASELINES:=/datasplit_partial.csv); do \
+		$(BIN)/$$(head -n 1 $$split | cut -c 3-) --overwrite || exit 1; done
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.12 ...")'

@@ -73,6 +73,22 @@ SETTINGS = {
 }
 
 
+class Folders:
+    """Lets pytest take every folder for a plain one.
+
+    The repository has an __init__.py. As a package it would be imported from the folder above, and
+    what lies beside the checkout could be taken for a module of ours.
+    """
+
+    @staticmethod
+    def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector:
+        return pytest.Dir.from_parent(parent, path=path)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Folders())
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tests share their machine, and sums in one thread are the same on every run."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,31 @@ def test_an_experiment_imports_itself_common_and_packages_only(folder):
                 assert node.level <= 1 and (
                     node.level == 1 or (node.module or "").split(".")[0] not in others
                 )
+
+
+def test_a_clone_has_the_folders_of_runs_and_ignores_what_runs_write():
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    names = set(listed.stdout.splitlines())
+    assert "__init__.py" in names
+    for folder in experiments():
+        if folder.name.endswith("_all") or folder.parent.name == "examples":
+            where = folder.relative_to(REPOSITORY).as_posix()
+            for kind in ("logs", "checkpoints"):
+                assert {name for name in names if name.startswith(f"{where}/{kind}/")} == {
+                    f"{where}/{kind}/.gitkeep"
+                }
+                ignored = subprocess.run(
+                    ["git", "check-ignore", "--quiet", f"{where}/{kind}/model/seed42/x"],
+                    cwd=REPOSITORY,
+                    check=False,
+                )
+                assert ignored.returncode == 0
+
+
+def test_the_folder_above_the_repository_is_not_searched_for_modules():
+    assert str(REPOSITORY.parent) not in sys.path
 
 
 def test_the_unets_differ_in_their_voxel_size_alone():

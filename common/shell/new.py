@@ -48,16 +48,22 @@ def next_command(target: Path) -> str:
 
 
 def without_results(text: str) -> str:
-    """A README whose sections Results and Scores, down to the next section, say: none yet."""
+    """A README whose sections Results, Scores and People, down to the next section, say: none yet.
+
+    Scores are a part of Results: where both are, one of them stays.
+    """
     kept = []
-    emptied = False
+    emptied = set()
     for section in re.split(r"(?m)^(?=##? )", text):
         title = section.partition("\n")[0]
-        if not re.match(r"##? (Results|Scores)\b", title):
+        found = re.match(r"##? (Results|Scores|People)\b", title)
+        if not found:
             kept.append(section)
-        elif not emptied:
+            continue
+        kind = "Results" if found[1] == "Scores" else found[1]
+        if kind not in emptied:
             kept.append(f"{title}\n\n{NO_RESULTS}\n")
-            emptied = True
+        emptied.add(kind)
     return "".join(kept).rstrip() + "\n"
 
 

@@ -24,6 +24,9 @@ EXPERIMENTS = {
 }
 """The voxel size (nm) and the smallest extent (voxels) that each split is made with."""
 
+SPLITS = {"datasplit.csv": "all", "datasplit_partial.csv": ""}
+"""The splits of each, and whose crops must annotate every class."""
+
 
 def sides_of(path):
     return {row.name: row.usage for row in read_datasplit(path, "data")}
@@ -194,23 +197,54 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_committed_split_is_what_the_command_makes_byte_for_byte(tmp_path, experiment):
+@pytest.mark.parametrize(("name", "force_classes"), SPLITS.items())
+def test_the_committed_split_is_what_the_command_makes_byte_for_byte(
+    tmp_path, experiment, name, force_classes
+):
     scale, min_extent = EXPERIMENTS[experiment]
-    path = tmp_path / experiment / "datasplit.csv"
+    path = tmp_path / experiment / name
     path.parent.mkdir()
-    make_split.make(path, scale=scale, min_extent=min_extent)
-    committed = (REPOSITORY / experiment / "datasplit.csv").read_bytes()
+    make_split.make(path, scale=scale, min_extent=min_extent, force_classes=force_classes)
+    committed = (REPOSITORY / experiment / name).read_bytes()
     assert committed == path.read_bytes()
+    forced = f" --force-classes {force_classes}" if force_classes else ""
     assert committed.decode().splitlines()[0] == (
         "# python -m cellmap_segmentation_challenge make-datasplit "
-        f"{experiment}/datasplit.csv --manifest challenge --classes tested --scale {scale} "
-        f"--validation-fraction 0.17 --seed 0 --by specimen --min-extent {min_extent}"
+        f"{experiment}/{name} --manifest challenge --classes tested --scale {scale} "
+        f"--validation-fraction 0.17 --seed 0 --by specimen --min-extent {min_extent}{forced}"
     )
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_tested_class_stands_on_both_sides_of_a_committed_split(experiment):
+@pytest.mark.parametrize(
+    ("experiment", "train", "validate", "more"),
+    [
+        ("setup_04_all", 186, 38, 21),
+        ("unet8_all", 186, 38, 21),
+        ("unet32_all", 170, 36, 63),
+        ("unet128_all", 69, 19, 49),
+    ],
+)
+def test_a_baseline_trains_on_crops_that_annotate_every_class(experiment, train, validate, more):
+    """The wider split holds the same crops on the same sides, and those that annotate a part."""
     rows = read_datasplit(REPOSITORY / experiment / "datasplit.csv", "data")
+    assert all(set(row.annotated) == set(TESTED) for row in rows)
+    assert Counter(row.usage for row in rows) == {"train": train, "validate": validate}
+    wide = sides_of(REPOSITORY / experiment / "datasplit_partial.csv")
+    assert wide.items() >= {row.name: row.usage for row in rows}.items()
+    assert len(wide) - len(rows) == more
+    readme = (REPOSITORY / experiment / "README.md").read_text()
+    assert (
+        f"{train} crops train, {validate} validate ({validate / len(rows):.1%}".replace("%", " %")
+        in readme
+    )
+    assert f"with {more} crops more" in readme
+    assert f"train {experiment} --set datasplit_path=datasplit_partial.csv" in readme
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("name", SPLITS)
+def test_every_tested_class_stands_on_both_sides_of_a_committed_split(experiment, name):
+    rows = read_datasplit(REPOSITORY / experiment / name, "data")
     for usage in USAGES:
         annotated = [row.annotated for row in rows if row.usage == usage]
         counts = Counter(name for names in annotated for name in names)
@@ -218,29 +252,34 @@ def test_every_tested_class_stands_on_both_sides_of_a_committed_split(experiment
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_a_committed_split_validates_on_a_sixth_of_the_crops_of_several_kinds(experiment):
-    sides = sides_of(REPOSITORY / experiment / "datasplit.csv")
-    validate = [name.split("/")[0] for name, usage in sides.items() if usage == "validate"]
-    assert 0.15 < len(validate) / len(sides) < 0.2
-    assert len({crop(dataset).kind for dataset in validate}) >= 4
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_committed_split_validates_on_about_a_sixth_of_the_crops(experiment, name):
+    sides = sides_of(REPOSITORY / experiment / name)
+    validate = [path.split("/")[0] for path, usage in sides.items() if usage == "validate"]
+    assert 0.15 < len(validate) / len(sides) < 0.22
+    kinds = len({crop(dataset).kind for dataset in validate})
+    # at 128 nm few of the crops that annotate all classes are large enough
+    assert kinds >= (2 if (experiment, name) == ("unet128_all", "datasplit.csv") else 4)
 
 
 def test_no_specimen_stands_on_both_sides_within_or_across_the_experiments():
     usages = {}
     for experiment in EXPERIMENTS:
-        for name, usage in sides_of(REPOSITORY / experiment / "datasplit.csv").items():
-            usages.setdefault(crop(name.split("/")[0]).specimen, set()).add(usage)
+        for file in SPLITS:
+            for name, usage in sides_of(REPOSITORY / experiment / file).items():
+                usages.setdefault(crop(name.split("/")[0]).specimen, set()).add(usage)
     assert len(usages) == 21
     assert all(len(found) == 1 for found in usages.values())
 
 
 def test_crops_too_coarse_or_too_small_are_not_in_the_fine_split():
-    names = set(sides_of(REPOSITORY / "unet8_all" / "datasplit.csv"))
+    names = set(sides_of(REPOSITORY / "unet8_all" / "datasplit_partial.csv"))
+    coarse = set(sides_of(REPOSITORY / "unet32_all" / "datasplit_partial.csv"))
     assert "jrc_mus-kidney/crop221" not in names
     assert "jrc_mus-kidney/crop129" in names
-    assert "jrc_mus-kidney/crop221" in sides_of(REPOSITORY / "unet32_all" / "datasplit.csv")
+    assert "jrc_mus-kidney/crop221" in coarse
     assert "jrc_hela-2/crop9" in names
-    assert "jrc_hela-2/crop9" not in sides_of(REPOSITORY / "unet32_all" / "datasplit.csv")
+    assert "jrc_hela-2/crop9" not in coarse
 
 
 def test_one_number_is_the_scale_of_every_axis(tmp_path):

@@ -32,6 +32,10 @@ mito 0.98
 | mito | 0.5 |
 <!-- end of scores -->
 
+## People
+
+Designed by: somebody.
+
 ## License
 
 Free.
@@ -100,6 +104,10 @@ cp -r {tmp_path}/copy other && python -m cellmap_segmentation_challenge train ot
 ```
 
 ## Results
+
+None yet.
+
+## People
 
 None yet.
 

@@ -1,0 +1,1 @@
+"""Baselines of the CellMap Segmentation Challenge: a folder is an experiment, common the engine."""
