@@ -1,10 +1,11 @@
-"""Training throughput on a CPU or GPU: ours end to end, the bare model, and the plain loop of the public toolbox.
+"""Training throughput on a CPU or GPU: ours end to end, the bare model, the public toolbox's loop.
 
     python bench/train.py [--seconds 20] [--device cpu]
 
-unet8, 48 classes, rotation, mirror and transpose on, batch 2 (68 -> 28) and 1 (116 -> 76). "bare model" takes the same steps
-(forward, loss, backward, optimiser) on one batch that is in memory already; "plain loop" is cellmap-data and LeibNetz in fp32.
-All three alternate in one run, in processes of their own; the best of the rounds is shown, since other load only slows down.
+unet8, 48 classes, rotation, mirror and transpose on, batch 2 (68 -> 28) and 1 (116 -> 76). "bare
+model" takes the same steps (forward, loss, backward, optimiser) on one batch that is in memory
+already; "plain loop" is cellmap-data and LeibNetz in fp32. All three alternate in one run, in
+processes of their own; the best of the rounds is shown, since other load only slows down.
 """
 
 from __future__ import annotations
@@ -15,9 +16,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured, and for how long."""
+
+    csv: str
+    size: int
+    """Of the raw patch; the target is 40 voxels smaller."""
+    batch_size: int
+    workers: int
+    device: str
+    seconds: float
+
 
 CASES = {
     "cpu": [(68, 2, 0), (116, 1, 0)],
@@ -26,87 +42,92 @@ CASES = {
 """Input size, batch size, workers."""
 
 
-def start(csv: Path, size: int, batch_size: int, workers: int, device_name: str):
+def start(case: Case):
     """State, method and batches of a run of unet8 on the benchmark's crops."""
     from common.config.load import load_config
     from common.files import REPOSITORY
-    from common.train import run as run_module
+    from common.train.run import prepare
 
+    folder = Path(case.csv).parent
     scale = (8, 8, 8)
     config = load_config(
         REPOSITORY / "unet8_all",
-        data_path=str(csv.parent),
-        datasplit_path=str(csv),
-        cache_path=str(csv.parent / "cache"),
-        batch_size=batch_size,
-        input_array_info={"shape": (size,) * 3, "scale": scale},
-        target_array_info={"shape": (size - 40,) * 3, "scale": scale},
-        num_workers=workers,
-        device=device_name,
+        data_path=str(folder),
+        datasplit_path=case.csv,
+        cache_path=str(folder / "cache"),
+        batch_size=case.batch_size,
+        input_array_info={"shape": (case.size,) * 3, "scale": scale},
+        target_array_info={"shape": (case.size - 40,) * 3, "scale": scale},
+        num_workers=case.workers,
+        device=case.device,
     )
-    device, data, state, method = run_module.prepare(config)
-    return state, method, run_module.training_batches(config, data, device).between(0, 10**9)
+    setup, state = prepare(config)
+    return state, setup.method, setup.training.between(0, 10**9)
 
 
-def ours(
-    csv: Path, size: int, batch_size: int, workers: int, device: str, seconds: float
-) -> dict[str, float]:
+def ours(case: Case) -> dict[str, float]:
     """Samples/s and data-wait fraction of the trainer's own epoch."""
     from tqdm import tqdm
 
     from common.train import steps
 
-    state, method, batches = start(csv, size, batch_size, workers, device)
-    steps.train_epoch(
-        state, method, batches, 2, 1, lambda *_: None, lambda: False, tqdm(disable=True)
-    )
+    state, method, batches = start(case)
+
+    def train_until(last_iteration: int, stop) -> steps.TrainedEpoch:
+        return steps.train_epoch(
+            state,
+            method,
+            batches,
+            last_iteration,
+            log=lambda *_: None,
+            stop=stop,
+            bar=tqdm(disable=True),
+        )
+
+    train_until(2, lambda: False)
     begun = time.perf_counter()
-    found = steps.train_epoch(
-        state,
-        method,
-        batches,
-        10**9,
-        1,
-        lambda *_: None,
-        lambda: time.perf_counter() - begun > seconds,
-        tqdm(disable=True),
-    )
-    return {"rate": found["samples_per_s"], "wait": found["data_wait"]}
+    trained = train_until(10**9, lambda: time.perf_counter() - begun > case.seconds)
+    return {"rate": trained.samples_per_s, "wait": trained.data_wait}
 
 
-def bare(
-    csv: Path, size: int, batch_size: int, workers: int, device: str, seconds: float
-) -> dict[str, float]:
+def bare(case: Case) -> dict[str, float]:
     """Samples/s of the same steps on one batch."""
+    from dataclasses import replace
+
     from common.train import steps
 
-    state, method, batches = start(csv, size, batch_size, 0, device)
+    state, method, batches = start(replace(case, workers=0))
     batch = next(batches)
     steps.step(state, method, [batch])
     steps.step(state, method, [batch])
-    begun, samples = time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds:
+    begun = time.perf_counter()
+    samples = 0
+    while time.perf_counter() - begun < case.seconds:
         steps.step(state, method, [batch])
-        samples += batch_size
+        samples += case.batch_size
     return {"rate": samples / (time.perf_counter() - begun)}
 
 
-def plain(
-    csv: Path, size: int, batch_size: int, workers: int, device: str, seconds: float
-) -> dict[str, float]:
+def plain(case: Case) -> dict[str, float]:
     """Samples/s of a plain loop over cellmap-data and LeibNetz."""
     from bench.reference import plain_training_samples_per_s
 
-    return {
-        "rate": plain_training_samples_per_s(
-            csv, input_shape=(size,) * 3, batch_size=batch_size, seconds=seconds
-        )
-    }
+    rate = plain_training_samples_per_s(
+        Path(case.csv),
+        input_shape=(case.size,) * 3,
+        batch_size=case.batch_size,
+        seconds=case.seconds,
+    )
+    return {"rate": rate}
 
 
-def in_process(*arguments: object) -> dict[str, float]:
+SIDES = {"ours": ours, "bare": bare, "plain": plain}
+
+
+def in_process(side: str, case: Case) -> dict[str, float]:
+    """What a side measures, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, "--measure", *map(str, arguments)],
+        [sys.executable, __file__, "--measure", side, json.dumps(asdict(case))],
         capture_output=True,
         text=True,
         check=False,
@@ -116,50 +137,51 @@ def in_process(*arguments: object) -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def best_of_rounds(case: Case, sides: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    """The fastest measurement of each side; the sides take turns."""
+    best: dict[str, dict[str, float]] = {}
+    for _ in range(rounds):
+        for side in sides:
+            measured = in_process(side, case)
+            if side not in best or measured["rate"] > best[side]["rate"]:
+                best[side] = measured
+    return best
+
+
+def row(case: Case, best: dict[str, dict[str, float]]) -> str:
+    """A line of the table."""
+    rate = {side: measured["rate"] for side, measured in best.items()}
+    patch = f"{case.size}->{case.size - 40}"
+    text = f"{patch:<12}{case.batch_size:>6}{rate['ours']:>9.2f}{rate['bare']:>12.2f}"
+    text += f"{rate['ours'] / rate['bare']:>7.2f}{best['ours']['wait']:>11.1%}"
+    if "plain" in rate:
+        text += f"{rate['plain']:>12.2f}{rate['ours'] / rate['plain']:>6.1f}x"
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--measure", nargs=7)
+    parser.add_argument("--measure", nargs=2)
     options = parser.parse_args()
     if options.measure:
-        which, csv, size, batch_size, workers, device, seconds = options.measure
-        run = {"ours": ours, "bare": bare, "plain": plain}[which]
-        print(
-            json.dumps(
-                run(Path(csv), int(size), int(batch_size), int(workers), device, float(seconds))
-            )
-        )
+        side, case = options.measure
+        print(json.dumps(SIDES[side](Case(**json.loads(case)))))
         return
     with tempfile.TemporaryDirectory() as scratch:
         from bench.reference import write_crops
 
-        csv = write_crops(scratch)
-        sides = ("ours", "bare", "plain") if options.device == "cpu" else ("ours", "bare")
+        csv = str(write_crops(scratch))
+        sides = list(SIDES) if options.device == "cpu" else ["ours", "bare"]
         print(
-            f"{'patch':<12}{'batch':>6}{'ours':>9}{'bare model':>12}{'ratio':>7}{'data wait':>11}{'plain loop':>12}{'ratio':>7}   (samples/s)"
+            f"{'patch':<12}{'batch':>6}{'ours':>9}{'bare model':>12}{'ratio':>7}{'data wait':>11}"
+            f"{'plain loop':>12}{'ratio':>7}   (samples/s)"
         )
         for size, batch_size, workers in CASES[options.device]:
-            runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-            for _ in range(options.rounds):
-                for side in sides:
-                    runs[side].append(
-                        in_process(
-                            side, csv, size, batch_size, workers, options.device, options.seconds
-                        )
-                    )
-            best = {side: max(results, key=lambda r: r["rate"]) for side, results in runs.items()}
-            rate = {side: result["rate"] for side, result in best.items()}
-            reference = (
-                f"{rate['plain']:>12.2f}{rate['ours'] / rate['plain']:>6.1f}x"
-                if "plain" in rate
-                else ""
-            )
-            print(
-                f"{size}->{size - 40:<8}{batch_size:>6}{rate['ours']:>9.2f}{rate['bare']:>12.2f}{rate['ours'] / rate['bare']:>7.2f}"
-                f"{best['ours']['wait']:>10.1%}{reference}"
-            )
+            case = Case(csv, size, batch_size, workers, options.device, options.seconds)
+            print(row(case, best_of_rounds(case, sides, options.rounds)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.request import urlopen
 
 import torch
@@ -95,7 +95,7 @@ def build_finetune(
     classes: Sequence[str], backbone: nn.Module, freeze_backbone: bool = True
 ) -> FineTuned:
     """`backbone` with a new head: three 3x3x3 convolutions, one output channel for each class."""
-    width = backbone.out_channels
+    width = cast(int, backbone.out_channels)
     layers: list[nn.Module] = []
     for _ in range(3):
         layers += [nn.Conv3d(width, width, 3), nn.ReLU()]

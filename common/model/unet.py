@@ -12,6 +12,7 @@ a block.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ class UNet(nn.Module):
 
     def __init__(self, leibnet: nn.Module, voxel_size_nm: tuple[float, float, float]):
         super().__init__()
-        self.nodes_dict = leibnet.nodes_dict
+        self.nodes_dict = cast(nn.ModuleDict, leibnet.nodes_dict)
         self.voxel_size_nm = voxel_size_nm
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
@@ -51,7 +52,8 @@ class UNet(nn.Module):
         return self._block("output", fine)
 
     def _block(self, name: str, features: torch.Tensor) -> torch.Tensor:
-        return self.nodes_dict[name].model(features)
+        block = cast(nn.Module, self.nodes_dict[name].model)
+        return block(features)
 
 
 def build_unet(classes: Sequence[str], voxel_size: float | Sequence[float]) -> UNet:

@@ -123,9 +123,9 @@ def _without_reduction(loss: Callable) -> Callable[..., torch.Tensor]:
     if isinstance(loss, nn.Module):
         if not hasattr(loss, "reduction"):
             return loss
-        loss = copy.copy(loss)
-        loss.reduction = "none"
-        return loss
+        elementwise = copy.copy(loss)
+        elementwise.reduction = "none"  # type: ignore[assignment]  # a text, no submodule
+        return elementwise
     try:
         has_reduction = "reduction" in inspect.signature(loss).parameters
     except ValueError:

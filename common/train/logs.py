@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from common.config.settings import TrainConfig
 from common.talk import duration, progress, say, this_command
+from common.train.checkpoint import best_of
 from common.train.record import Recorder, RunRecord
 from common.train.steps import Scores, State, TrainedEpoch
 from common.train.tracking import Tracker, open_sinks
@@ -93,29 +93,34 @@ def log_epoch(
         scores: what its validation found.
         learning_rate: that it was trained with.
     """
-    row: dict[str, float] = {
-        "epoch": state.epoch,
-        "iteration": state.iteration,
-        "lr": learning_rate,
-    }
+    row: dict[str, float] = {"epoch": state.epoch, "iteration": state.iteration}
+    row["lr"] = learning_rate
     for name, value in asdict(trained).items():
         row[f"train/{name}"] = value
     if scores:
-        means = {name: scores.mean(name) for name in scores.per_class}
-        per_class = {}
-        for name, values in scores.per_class.items():
-            for class_name, value in zip(config.classes, values, strict=True):
-                per_class[f"{name}/{class_name}"] = value
-        row["validation/loss"] = scores.loss
-        row |= {f"validation/{name}": mean for name, mean in means.items()}
-        row |= per_class
-        tracker.scalars({"loss/validation": scores.loss}, state.iteration)
-        tracker.scalars({f"mean/{name}": mean for name, mean in means.items()}, state.iteration)
-        tracker.scalars(per_class, state.iteration)
-        for name, image in scores.images.items():
-            tracker.image(f"raw, target, prediction/{name}", image, state.iteration)
+        row |= _log_validation(config, state, tracker, scores)
     tracker.scalars({"lr": learning_rate}, state.iteration)
     tracker.history(row)
+
+
+def _log_validation(
+    config: TrainConfig, state: State, tracker: Tracker, scores: Scores
+) -> dict[str, float]:
+    """Log what a validation found; returns it as columns of history.csv."""
+    means = {name: scores.mean(name) for name in scores.per_class}
+    per_class = {}
+    for name, values in scores.per_class.items():
+        for class_name, value in zip(config.classes, values, strict=True):
+            per_class[f"{name}/{class_name}"] = value
+    tracker.scalars({"loss/validation": scores.loss}, state.iteration)
+    tracker.scalars({f"mean/{name}": mean for name, mean in means.items()}, state.iteration)
+    tracker.scalars(per_class, state.iteration)
+    for name, image in scores.images.items():
+        tracker.image(f"raw, target, prediction/{name}", image, state.iteration)
+    columns = {"validation/loss": scores.loss}
+    for name, mean in means.items():
+        columns[f"validation/{name}"] = mean
+    return columns | per_class
 
 
 def say_epoch(
@@ -167,13 +172,7 @@ def close_interrupted(config: TrainConfig, state: State, tracker: Tracker, comma
 
 
 def close_finished(
-    config: TrainConfig,
-    state: State,
-    tracker: Tracker,
-    *,
-    scores: Scores | None,
-    reason: str,
-    checkpoint: Path,
+    config: TrainConfig, state: State, tracker: Tracker, *, scores: Scores | None, reason: str
 ) -> None:
     """Log final metrics and files, and say where the best checkpoint is and how good.
 
@@ -183,8 +182,8 @@ def close_finished(
         tracker: is closed.
         scores: of the last validation.
         reason: why the run ended early, or "".
-        checkpoint: the best one.
     """
+    checkpoint = best_of(config)
     final = {config.best_metric: state.best}
     if scores:
         final["loss"] = scores.loss

@@ -94,7 +94,7 @@ class Panels:
             raw[raw_z].cpu().numpy(),
             labels[z].cpu().numpy(),
             logits[z].float().sigmoid().cpu().numpy(),
-            self.ratio[1:],
+            voxel_ratio=self.ratio[1:].tolist(),
         )
 
     def blocks(self) -> dict[str, list[int]]:

@@ -84,23 +84,12 @@ def train(
     with logs.open_logs(config, state, about) as run_logs, interruptible() as stopped:
         announce(setup, state, run_logs, about=about, origin=origin)
         scores, ended = run_epochs(setup, state, run_logs, stopped=stopped, report=report)
-        best = checkpoint.best_of(config)
         if ended == INTERRUPTED:
             command = command_line("train", config_path)
             logs.close_interrupted(config, state, run_logs.tracker, command)
         else:
-            logs.close_finished(
-                config, state, run_logs.tracker, scores=scores, reason=ended, checkpoint=best
-            )
-    return Result(
-        epochs=state.epoch,
-        finished=ended != INTERRUPTED,
-        run=config.run,
-        logs=config.path("logs_save_path"),
-        best_metric=state.best,
-        checkpoint=best,
-        scores=scores,
-    )
+            logs.close_finished(config, state, run_logs.tracker, scores=scores, reason=ended)
+    return result_of(config, state, scores, ended)
 
 
 @dataclass(frozen=True)
@@ -247,12 +236,7 @@ INTERRUPTED = "interrupted"
 
 
 def run_epochs(
-    setup: Setup,
-    state: State,
-    run_logs: Logs,
-    *,
-    stopped: Stop,
-    report: Report | None,
+    setup: Setup, state: State, run_logs: Logs, *, stopped: Stop, report: Report | None
 ) -> tuple[Scores | None, str]:
     """Train, validate and save until the last epoch, or until something ends the run early.
 
@@ -266,38 +250,43 @@ def run_epochs(
         report: is told of each validation, and may end the run.
     """
     config = setup.config
-    split_hash = setup.crops.split_hash
     batches = setup.training_from(state.iteration)
-    begun = time.perf_counter()
-    first_epoch = state.epoch
+    pace = Pace(first_epoch=state.epoch, begun=time.perf_counter())
     scores = None
     ended = ""
     while not ended and state.epoch < config.epochs and not out_of_patience(config, state):
-        trained, scores = run_epoch(
+        trained, validated = run_epoch(
             setup, state, batches, tracker=run_logs.tracker, stopped=stopped
         )
         if stopped():
-            checkpoint.save_state(config, state, split_hash, "latest")
+            checkpoint.save_state(config, state, setup.crops.split_hash, "latest")
             ended = INTERRUPTED
             break
-        seconds = time.perf_counter() - begun
-        is_best = finish_epoch(
-            config, state, trained=trained, scores=scores, tracker=run_logs.tracker
-        )
-        left = seconds / (state.epoch - first_epoch) * (config.epochs - state.epoch)
-        logs.say_epoch(config, state, trained, scores=scores, is_best=is_best, seconds_left=left)
-        checkpoint.save_state(config, state, split_hash, "latest")
-        if is_best:
-            checkpoint.save_state(config, state, split_hash, "best")
-        run_logs.recorder.result(**result_so_far(setup, state), samples_per_s=trained.samples_per_s)
-        if config.training_time_limit and time.perf_counter() - begun > config.training_time_limit:
-            ended = "training_time_limit"
-        if report and scores and report(state.epoch, scores.mean(config.best_metric)):
-            ended = "pruned"
+        scores = validated
+        finish_epoch(setup, state, run_logs, trained=trained, scores=scores, pace=pace)
+        ended = ends_early(config, state, scores, pace=pace, report=report)
     run_logs.recorder.result(**result_so_far(setup, state))
     if not ended and state.epoch < config.epochs:
         ended = f"no better {config.best_metric} for {config.early_stopping_patience} epochs"
     return scores, ended
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long this call has been training."""
+
+    first_epoch: int
+    """Epochs that earlier calls did."""
+    begun: float
+    """Of time.perf_counter()."""
+
+    def seconds(self) -> float:
+        """Since this call began to train."""
+        return time.perf_counter() - self.begun
+
+    def seconds_left(self, epoch: int, epochs: int) -> float:
+        """Until the last of `epochs`, if the others take as long as those of this call so far."""
+        return self.seconds() / (epoch - self.first_epoch) * (epochs - epoch)
 
 
 def run_epoch(
@@ -322,14 +311,44 @@ def run_epoch(
 
 
 def finish_epoch(
-    config: TrainConfig,
+    setup: Setup,
     state: State,
+    run_logs: Logs,
     *,
     trained: TrainedEpoch,
     scores: Scores | None,
-    tracker: Tracker,
+    pace: Pace,
+) -> None:
+    """Count an epoch that was trained and validated; log it, say it, save it.
+
+    Args:
+        setup: of the run.
+        state: of the run, which moves on.
+        run_logs: where its numbers go.
+        trained: what the training came to.
+        scores: what the validation found.
+        pace: tells how long the others will take.
+    """
+    config = setup.config
+    learning_rate = state.optimizer.param_groups[0]["lr"]  # before the scheduler changes it
+    is_best = count_epoch(config, state, trained, scores)
+    logs.log_epoch(
+        config, state, run_logs.tracker, trained, scores=scores, learning_rate=learning_rate
+    )
+    seconds_left = pace.seconds_left(state.epoch, config.epochs)
+    logs.say_epoch(
+        config, state, trained, scores=scores, is_best=is_best, seconds_left=seconds_left
+    )
+    checkpoint.save_state(config, state, setup.crops.split_hash, "latest")
+    if is_best:
+        checkpoint.save_state(config, state, setup.crops.split_hash, "best")
+    run_logs.recorder.result(**result_so_far(setup, state), samples_per_s=trained.samples_per_s)
+
+
+def count_epoch(
+    config: TrainConfig, state: State, trained: TrainedEpoch, scores: Scores | None
 ) -> bool:
-    """Count the epoch, move the scheduler and log; returns whether it is the best so far."""
+    """Count an epoch in the state, move the scheduler; returns whether it is the best so far."""
     state.epoch += 1
     state.epoch_loss = [0.0, 0.0]
     metric = scores.mean(config.best_metric) if scores else math.nan
@@ -337,10 +356,20 @@ def finish_epoch(
     if is_best:
         state.best = metric
         state.best_epoch = state.epoch
-    learning_rate = state.optimizer.param_groups[0]["lr"]
     optim.step_scheduler(state.scheduler, metric if scores else trained.loss)
-    logs.log_epoch(config, state, tracker, trained, scores=scores, learning_rate=learning_rate)
     return is_best
+
+
+def ends_early(
+    config: TrainConfig, state: State, scores: Scores | None, *, pace: Pace, report: Report | None
+) -> str:
+    """Why the run ends after the epoch that was finished, other than for being done; "" if not."""
+    ended = ""
+    if config.training_time_limit and pace.seconds() > config.training_time_limit:
+        ended = "training_time_limit"
+    if report and scores and report(state.epoch, scores.mean(config.best_metric)):
+        ended = "pruned"
+    return ended
 
 
 def result_so_far(setup: Setup, state: State) -> dict[str, Any]:
@@ -372,3 +401,16 @@ def out_of_patience(config: TrainConfig, state: State) -> bool:
     """Whether there was no better epoch for early_stopping_patience epochs."""
     patience = config.early_stopping_patience
     return patience > 0 and state.epoch - state.best_epoch >= patience
+
+
+def result_of(config: TrainConfig, state: State, scores: Scores | None, ended: str) -> Result:
+    """What `train` returns. ended: why the run ended, "" if it came to its end."""
+    return Result(
+        epochs=state.epoch,
+        finished=ended != INTERRUPTED,
+        run=config.run,
+        logs=config.path("logs_save_path"),
+        best_metric=state.best,
+        checkpoint=checkpoint.best_of(config),
+        scores=scores,
+    )

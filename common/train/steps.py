@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +53,18 @@ class State:
     """For each class the validation blocks shown as figures, fixed by the first validation."""
     epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Sum of the losses and number of steps of the epoch under way."""
+
+    def count_step(self, loss: float) -> None:
+        """Count an optimiser step that was taken."""
+        self.iteration += 1
+        self.epoch_loss[0] += loss
+        self.epoch_loss[1] += 1
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the steps of the epoch under way; 0 before the first."""
+        total, steps = self.epoch_loss
+        return total / max(steps, 1)
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,8 @@ def train_epoch(
 ) -> TrainedEpoch:
     """Take steps until `last_iteration`; end early, after a whole step, when stop() is true.
 
+    Raises NotFinite at a loss or gradient that is not finite, before the step is taken.
+
     Args:
         state: of the run; its iteration and epoch_loss are counted on.
         method: how a step is made.
@@ -141,38 +156,26 @@ def train_epoch(
         log: takes the loss every LOG_EVERY iterations.
         stop: is asked before each step.
         bar: progress, one unit a step.
-
-    Raises:
-        NotFinite: at a loss or gradient that is not finite, before the step is taken.
     """
     state.model.train()
     clock = _Clock()
     recent: list[float] = []
     norm = 0.0
     while state.iteration < last_iteration and not stop():
-        asked = time.perf_counter()
-        group = [next(batches) for _ in range(method.accumulation)]
-        clock.waited += time.perf_counter() - asked
+        with clock.waiting():
+            group = [next(batches) for _ in range(method.accumulation)]
         loss, norm = step(state, method, group)
-        state.iteration += 1
-        state.epoch_loss[0] += loss
-        state.epoch_loss[1] += 1
+        state.count_step(loss)
         recent.append(loss)
         clock.took(sum(len(batch.raw) for batch in group))
         if state.iteration % LOG_EVERY == 0 or state.iteration == last_iteration:
-            scalars = {
-                "loss/train": float(np.mean(recent)),
-                "grad_norm": norm,
-                "throughput/samples_per_s": clock.samples_per_s,
-                "throughput/data_wait": clock.data_wait,
-            }
-            log(scalars, state.iteration)
+            scalars = {"loss/train": float(np.mean(recent)), "grad_norm": norm}
+            log(scalars | clock.scalars(), state.iteration)
             recent = []
-        mean_loss = state.epoch_loss[0] / state.epoch_loss[1]
-        bar.set_postfix_str(f"loss {mean_loss:.4f}, {clock}", refresh=False)
+        bar.set_postfix_str(f"loss {state.mean_loss:.4f}, {clock}", refresh=False)
         bar.update()
     return TrainedEpoch(
-        loss=state.epoch_loss[0] / max(state.epoch_loss[1], 1),
+        loss=state.mean_loss,
         grad_norm=norm,
         samples_per_s=clock.samples / max(clock.since_begin(), 1e-9),
         data_wait=clock.data_wait,
@@ -193,12 +196,26 @@ class _Clock:
     def since_begin(self) -> float:
         return time.perf_counter() - self.begin
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time that the block takes as waiting for data."""
+        asked = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - asked
+
     def took(self, samples: int) -> None:
         """Count the samples of a step that has ended now."""
         self.samples += samples
         elapsed = self.since_begin()
         self.samples_per_s = self.samples / elapsed
         self.data_wait = self.waited / elapsed
+
+    def scalars(self) -> dict[str, float]:
+        """As they are logged."""
+        return {
+            "throughput/samples_per_s": self.samples_per_s,
+            "throughput/data_wait": self.data_wait,
+        }
 
     def __str__(self) -> str:
         return f"{self.samples_per_s:.1f} samples/s, data wait {self.data_wait:.0%}"

@@ -100,7 +100,7 @@ def tiny(cache, monkeypatch) -> nn.Module:
 
 @pytest.fixture
 def server():
-    """A loopback server that sends `.body`, claims `.announced` bytes, and calls `.wait()` first."""
+    """A loopback server: calls `.wait()`, claims `.announced` bytes, and sends `.body`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):

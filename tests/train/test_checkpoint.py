@@ -92,7 +92,7 @@ def test_who_reads_while_it_is_written_sees_the_file_before_it(tmp_path):
     path = tmp_path / "latest.pt"
     checkpoint.save(path, state(1.0))
     before = path.read_bytes()
-    with open(path, "rb") as reader:
+    with path.open("rb") as reader:
         begin = reader.read(100)
         checkpoint.save(path, state(2.0))
         assert begin + reader.read() == before != path.read_bytes()

@@ -20,7 +20,10 @@ from common.train.optim import (
 
 
 def test_decay_is_decoupled_as_in_a_step_by_hand():
-    """RAdam's first steps are unrectified: w <- w - lr * weight_decay * w, then w <- w - lr * bias-corrected mean gradient."""
+    """RAdam's first steps are unrectified.
+
+    w <- w - lr * weight_decay * w, then w <- w - lr * bias-corrected mean gradient.
+    """
     layer = nn.Linear(3, 2)
     optimizer = build_optimizer(layer, learning_rate=0.1, weight_decay=0.5)
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
@@ -100,6 +103,17 @@ def test_the_first_loss_of_the_unet_is_that_of_the_prior():
     start_output_at(model, prior)
     near = (model(raw).detach() - torch.from_numpy(prior).view(1, 2, 1, 1, 1)).abs().max()
     assert near < 0.2 < 1 < far
+
+
+def test_each_output_starts_at_the_prior_and_a_shared_layer_serves_the_finest():
+    """The coarse output is layer a, the fine one the sum of a and b: b carries the logits."""
+    model = nn.ModuleDict({"a": nn.Conv3d(4, 2, 1), "b": nn.Conv3d(4, 2, 1)})
+    prior = np.array([-3.0, 1.0], np.float32)
+    start_output_at(model, prior, [{"a.bias", "b.bias"}, {"a.bias"}])
+    assert model["a"].bias.tolist() == [0.0, 0.0]
+    assert model["b"].bias.tolist() == prior.tolist()
+    start_output_at(model, prior, [{"b.bias"}, {"a.bias"}])
+    assert model["a"].bias.tolist() == model["b"].bias.tolist() == prior.tolist()
 
 
 def test_a_model_without_an_output_layer_is_named():
