@@ -368,9 +368,26 @@ def as_text(value: Any) -> str:
     if hasattr(value, "__qualname__"):
         module = value.__module__.split(".")[-1]
         return f"{module}.{value.__qualname__}"
+    if hasattr(value, "named_buffers"):
+        return _module_as_text(value)
     if type(value).__repr__ is object.__repr__:  # it would give an address
         return f"{as_text(type(value))}()"
     return repr(value)
+
+
+def _module_as_text(module: Any) -> str:
+    """A torch.nn.Module, such as a loss, with its plain attributes and tensors.
+
+    Its own text leaves out most of them: two losses that differ would look like one.
+    """
+    plain = {
+        name: value
+        for name, value in vars(module).items()
+        if name[0] != "_" and name != "training" and isinstance(value, bool | int | float | str)
+    }
+    tensors = {name: tensor.tolist() for name, tensor in module.state_dict().items()}
+    arguments = [f"{name}={value!r}" for name, value in sorted((plain | tensors).items())]
+    return f"{as_text(type(module))}({', '.join(arguments)})"
 
 
 def _sequence_as_text(value: list | tuple) -> str:

@@ -238,6 +238,14 @@ def test_torchs_cross_entropy_trains_as_ours_without_weights(experiment, text, c
     assert "note: criterion" not in capsys.readouterr().err
 
 
+def test_a_run_does_not_go_on_with_a_loss_of_other_arguments(experiment):
+    tiny = experiment(text="from torch import nn\ncriterion = nn.BCEWithLogitsLoss()", epochs=1)
+    tiny.train()
+    tiny.add("import torch\ncriterion = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0))")
+    with pytest.raises(UserError, match=r"criterion was .* and is .*pos_weight=2.0"):
+        tiny.train(epochs=2)
+
+
 def test_a_loss_of_one_number_trains_and_says_what_unknown_voxels_are(experiment, capsys):
     text = """
         import torch
