@@ -368,26 +368,27 @@ def as_text(value: Any) -> str:
     if hasattr(value, "__qualname__"):
         module = value.__module__.split(".")[-1]
         return f"{module}.{value.__qualname__}"
-    if hasattr(value, "named_buffers"):
-        return _module_as_text(value)
-    if type(value).__repr__ is object.__repr__:  # it would give an address
-        return f"{as_text(type(value))}()"
+    # the text of an object without one of its own would give an address
+    if type(value).__repr__ is object.__repr__ or hasattr(value, "named_buffers"):
+        return _object_as_text(value)
     return repr(value)
 
 
-def _module_as_text(module: Any) -> str:
-    """A torch.nn.Module, such as a loss, with its plain attributes and tensors.
+def _object_as_text(value: Any) -> str:
+    """An object by its class; a torch.nn.Module, such as a loss, with its numbers and texts.
 
-    Its own text leaves out most of them: two losses that differ would look like one.
+    A module's own text leaves out most of them: two losses that differ would look like one.
     """
-    plain = {
-        name: value
-        for name, value in vars(module).items()
-        if name[0] != "_" and name != "training" and isinstance(value, bool | int | float | str)
-    }
-    tensors = {name: tensor.tolist() for name, tensor in module.state_dict().items()}
-    arguments = [f"{name}={value!r}" for name, value in sorted((plain | tensors).items())]
-    return f"{as_text(type(module))}({', '.join(arguments)})"
+    arguments: dict[str, Any] = {}
+    if hasattr(value, "named_buffers"):
+        for name, attribute in vars(value).items():
+            is_private = name[0] == "_" or name == "training"
+            if not is_private and isinstance(attribute, bool | int | float | str):
+                arguments[name] = attribute
+        for name, tensor in value.state_dict().items():
+            arguments[name] = tensor.tolist()
+    text = ", ".join(f"{name}={arguments[name]!r}" for name in sorted(arguments))
+    return f"{as_text(type(value))}({text})"
 
 
 def _sequence_as_text(value: list | tuple) -> str:
