@@ -14,7 +14,11 @@ from common.classes import INSTANCES
 from common.config.load import load_process_config
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError
-from common.files import REPOSITORY, sha256_of_file
+from common.files import sha256_of_file
+
+# not files.REPOSITORY, which of an installed package is the working folder
+IMPORT_ROOT = Path(__file__).resolve().parents[2]
+"""Folder that `common` is imported from."""
 
 THRESHOLDS = "thresholds.json"
 """Beside process_config.py, by tune: {run: {class: {"threshold": 0.35, "checkpoint": SHA-256}}}."""
@@ -176,10 +180,10 @@ def _imported_files(path: Path) -> Iterator[Path]:
 def _imported_modules(path: Path, node: ast.AST) -> list[Path]:
     """Where the modules would be that an import names, without `.py`; [] for another node."""
     if isinstance(node, ast.Import):
-        return [REPOSITORY.joinpath(*alias.name.split(".")) for alias in node.names]
+        return [IMPORT_ROOT.joinpath(*alias.name.split(".")) for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
         return []
-    base = path.parents[node.level - 1] if node.level else REPOSITORY
+    base = path.parents[node.level - 1] if node.level else IMPORT_ROOT
     if node.module:
         base = base.joinpath(*node.module.split("."))
     # a name that is imported from a package may be a module of it

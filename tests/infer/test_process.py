@@ -357,9 +357,14 @@ def test_a_copy_of_the_experiment_has_the_same_hash(experiment):
     assert read_recipe(one.folder).code != read_recipe(other.folder).code
 
 
+def test_the_engine_is_found_where_it_is_imported_from():
+    """Also where it is installed, and the command is given in another folder."""
+    assert (recipe_module.IMPORT_ROOT / "common/infer/recipe.py").samefile(recipe_module.__file__)
+
+
 def test_functions_of_this_repository_are_part_of_the_hash(experiment, monkeypatch, tmp_path):
     tiny = experiment()
-    monkeypatch.setattr(recipe_module, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(recipe_module, "IMPORT_ROOT", tmp_path)
     for room in ("infer", "data", "score"):
         (tmp_path / "common" / room).mkdir(parents=True)
     configured(
