@@ -24,8 +24,9 @@ from common.runs.choose import choose
 from common.runs.curves import CURVES
 from common.runs.find import find
 from common.runs.reading import Reading, read
-from common.runs.section import overall_scores, section_of
+from common.runs.section import MARK, left_out_of, overall_scores, section_of
 from common.runs.sides import as_sides, differing_settings
+from common.show.figures import PANEL_WORDS
 
 TEMPLATE = "report.html.j2"
 
@@ -57,6 +58,8 @@ class Row:
     hours: float | None
     samples_per_s: float | None
     score: float | None
+    left_out: str
+    """What the metric left out of the score, a sentence; "" for nothing."""
     began: str
     commit: str
     differs: str
@@ -126,25 +129,29 @@ def _page(groups: Sequence[Sequence[Reading]]) -> str:
         cell=CELL,
         most_curves=CURVES,
         most_pictured=PICTURED,
+        mark=MARK,
+        reading_panels=PANEL_WORDS,
     )
 
 
 def ranked(readings: Iterable[Reading]) -> list[Reading]:
     """The best run first; runs without validation last.
 
-    Those of the best_metric that most runs have come before the others.
+    Those of the best_metric that most runs have come before the others. Of equal ones that is first
+    of which the metric left out nothing.
     """
     readings = list(readings)
     metrics = Counter(reading.best_metric for reading in readings if reading.best is not None)
     usual = metrics.most_common(1)[0][0] if metrics else ""
 
-    def key(reading: Reading) -> tuple[bool, bool, str, float]:
+    def key(reading: Reading) -> tuple[bool, bool, str, float, bool]:
         value = reading.best_value
         badness = 0.0
         if value is not None:
             badness = value if reading.best_metric == "loss" else -value
         metric = reading.best_metric
-        return value is None, bool(usual) and metric != usual, metric, badness
+        has_left_out = any(left_out_of(scores) for scores in reading.scores.values())
+        return value is None, bool(usual) and metric != usual, metric, badness, has_left_out
 
     return sorted(readings, key=key)
 
@@ -178,6 +185,7 @@ def _row(reading: Reading, anchor: str, differs: str) -> Row:
         hours=_finite(reading.result.hours),
         samples_per_s=_finite(reading.last("train/samples_per_s")),
         score=overall[0][1] if overall else None,
+        left_out=left_out_of(scores) if scores else "",
         began=_began(reading),
         commit=_commit(reading),
         differs=differs,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
@@ -35,6 +36,9 @@ EVENTS_GB = 1.0
 INK = "#123457"
 """Stands in curves for the colour of the page's text."""
 
+MARK = "*"
+"""Stands at scores that look better than they are."""
+
 SCORES_PICTURE = "scores.png"
 """In the folder of an experiment: written by `evaluate --write-readme`."""
 
@@ -47,6 +51,8 @@ class Bar:
     validation: float | None
     score: float | None
     interval: Interval | None
+    left_out: int
+    """Crops that the metric left it out of; such a score is marked."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +136,10 @@ def section_of(group: Sequence[Reading], anchor: str, is_pictured: bool) -> Sect
 def _lead(group: Sequence[Reading]) -> str:
     best = group[0]
     lead = f"Best of {len(group)} runs: {best.name}" if len(group) > 1 else best.name
-    if best.best_value is None:
-        return lead
-    return f"{lead}, {best.best_metric} {best.best_value:.4f} at epoch {best.best_epoch}"
+    if best.best_value is not None:
+        lead += f", {best.best_metric} {best.best_value:.4f} at epoch {best.best_epoch}"
+    left_out = left_out_of(next(iter(best.scores.values()))) if best.scores else ""
+    return f"{lead}. {left_out}" if left_out else lead
 
 
 def _curves(group: Sequence[Reading]) -> Markup:
@@ -154,7 +161,7 @@ def _curves(group: Sequence[Reading]) -> Markup:
 
 def _bars(reading: Reading) -> Bars | None:
     """The metric of the validation and the challenge's score of each class; None without any."""
-    metric = reading.best_metric if reading.best_metric in METRICS else "dice"
+    metric = _shown_metric(reading)
     validation = reading.per_class(metric)
     file, scores = next(iter(reading.scores.items()), ("", None))
     scored = scores.classes if scores else {}
@@ -166,20 +173,29 @@ def _bars(reading: Reading) -> Bars | None:
             validation=validation.get(name),
             score=in_file.figures.score if in_file else None,
             interval=in_file.interval_95 if in_file else None,
+            left_out=in_file.left_out if in_file else 0,
         )
         bars.append(bar)
     if not bars:
         return None
     overall = overall_scores(scores) if scores else []
     values = [f"{key.replace('_', ' ')} {value:.4f}" for key, value in overall]
+    notes = [f"{scores.metric}: {', '.join(values)}."] if scores and values else []
+    if scores and left_out_of(scores):
+        notes.append(f"{MARK} {left_out_of(scores)}")
     return Bars(
         metric=metric,
         file=file,
-        note=f"{scores.metric}: {', '.join(values)}." if scores and values else "",
+        note=" ".join(notes),
         classes=bars,
         has_scores=bool(scored),
         has_intervals=any(bar.interval for bar in bars),
     )
+
+
+def _shown_metric(reading: Reading) -> str:
+    """The metric that classes are shown by: the best_metric, if it is one of each class."""
+    return reading.best_metric if reading.best_metric in METRICS else "dice"
 
 
 def _pictures(reading: Reading) -> Pictures:
@@ -189,10 +205,52 @@ def _pictures(reading: Reading) -> Pictures:
     if path.is_file():
         shown.append(_picture(SCORES_PICTURE, path.read_bytes()))
     images = last_images(reading.run)
-    figures = list(images.items())[:FIGURES]
-    for tag, (step, content) in figures:
-        shown.append(_picture(f"{tag}, iteration {step}", content))
-    return Pictures(shown, figures=len(figures), available=len(images))
+    metric = _shown_metric(reading)
+    values = reading.per_class(metric)
+    tags = chosen_tags(list(images), values)
+    for tag in tags:
+        step, content = images[tag]
+        value = values.get(_class_of(tag))
+        about = "" if value is None else f", {metric} {value:.3f} at the best epoch"
+        shown.append(_picture(f"{tag}, iteration {step}{about}", content))
+    return Pictures(shown, figures=len(tags), available=len(images))
+
+
+def chosen_tags(tags: Sequence[str], values: Mapping[str, float]) -> list[str]:
+    """The FIGURES pictures that say most: of classes that occur, from the best to the worst.
+
+    Whole organelles before their parts, as mito before mito_mem. Tags of no known class come last.
+
+    Args:
+        tags: of pictures, whose last part is a class.
+        values: a metric of the classes that the validation holds.
+    """
+    names = {_class_of(tag) for tag in tags}
+
+    def rank(tag: str) -> tuple[bool, bool]:
+        name = _class_of(tag)
+        whole = name.split("_")[0]
+        return name not in values, whole != name and whole in names
+
+    ranks: dict[tuple[bool, bool], list[str]] = {}
+    for tag in tags:
+        ranks.setdefault(rank(tag), []).append(tag)
+    chosen: list[str] = []
+    for _, equals in sorted(ranks.items()):
+        best_first = sorted(equals, key=lambda tag: -values.get(_class_of(tag), 0.0))
+        chosen += _spread(best_first, FIGURES - len(chosen))
+    return chosen
+
+
+def _spread(items: Sequence[str], most: int) -> list[str]:
+    """At most so many of the items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[place] for place in np.linspace(0, len(items) - 1, most).round().astype(int)]
+
+
+def _class_of(tag: str) -> str:
+    return tag.rsplit("/", 1)[-1]
 
 
 def last_images(run: Run) -> dict[str, tuple[int, bytes]]:
@@ -289,6 +347,20 @@ def _origin_of_scores(scores: Scores) -> str:
         "thresholds": provenance.thresholds,
     }
     return ", ".join(f"{name} {value}" for name, value in known.items() if value)
+
+
+def left_out_of(scores: Scores) -> str:
+    """What the metric left out, as a sentence; "" where it left out nothing."""
+    listed = []
+    for name, score in scores.classes.items():
+        if score.left_out:
+            listed.append(f"{name} in {score.left_out} of {score.crops} crops")
+    if not listed:
+        return ""
+    return (
+        f"The metric left out {talk.some(listed)}, for too many predicted objects: these are not "
+        "in the score, and a class left out of every crop counts 1.0."
+    )
 
 
 def overall_scores(scores: Scores) -> list[tuple[str, float]]:

@@ -16,9 +16,19 @@ UNKNOWN_RGB = np.array([70, 90, 140], np.uint8)
 
 FRAME_RGB = (255, 200, 0)
 
+PANEL_WORDS = (
+    "Left to right: raw, target, prediction. The target is white where the class is, black where "
+    "it is not, and blue where nobody knows; the prediction is black at probability 0 and white at "
+    "1. The yellow frame is the part of the raw that the target covers."
+)
+"""What is to be seen in a `panel`."""
+
 PAPER = (255, 255, 255)
 INK = (20, 20, 20)
-GREY = 128
+GAP_RGB = (210, 190, 150)
+"""Sand, between pictures: neither a grey, which would be a probability, nor "unknown"."""
+
+Background = int | tuple[int, int, int]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "cell": (58, 62, 74),
@@ -172,7 +182,9 @@ def classes_in_colour(
     return np.rint(image).astype(np.uint8)
 
 
-def beside(images: Sequence[np.ndarray], gap: int = 6, background: int = GREY) -> np.ndarray:
+def beside(
+    images: Sequence[np.ndarray], gap: int = 6, background: Background = GAP_RGB
+) -> np.ndarray:
     """RGB images next to each other, each in the middle of the height."""
     height = max(image.shape[0] for image in images)
     width = sum(image.shape[1] + gap for image in images) - gap
@@ -185,7 +197,9 @@ def beside(images: Sequence[np.ndarray], gap: int = 6, background: int = GREY) -
     return canvas
 
 
-def above(images: Sequence[np.ndarray], gap: int = 6, background: int = GREY) -> np.ndarray:
+def above(
+    images: Sequence[np.ndarray], gap: int = 6, background: Background = GAP_RGB
+) -> np.ndarray:
     """RGB images one below the other, each in the middle of the width."""
     turned = [image.transpose(1, 0, 2) for image in images]
     return beside(turned, gap, background).transpose(1, 0, 2)

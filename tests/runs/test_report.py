@@ -273,6 +273,55 @@ def test_bars_show_each_class_and_its_score(tmp_path):
     assert shares == [0.8, 0.61, 0.4, 0.2]
 
 
+def noise_scores(overall: float) -> dict:
+    """Scores of a prediction of which the metric left out mito."""
+    return {
+        "metric": "CellMap",
+        "overall_score": overall,
+        "classes": {
+            "mito": {"kind": "instance", "score": 1.0, "left_out": 2, "crops": 2},
+            "er": {"score": 0.2, "left_out": 0, "crops": 2},
+        },
+    }
+
+
+def test_a_score_that_the_metric_left_something_out_of_is_marked_and_sorted_last(tmp_path):
+    for name, overall in (("noise", 0.99), ("good", 0.5)):
+        make_run(tmp_path, f"a/m/{name}", [0.4])
+        scores = noise_scores(overall)
+        if name == "good":
+            del scores["classes"]["mito"]
+        write_scores(tmp_path / f"a/results/m/{name}", scores)
+    found = page(tmp_path)
+    assert found.column(0) == ["a/m/good", "a/m/noise"]  # of equal dice
+    assert found.column(8) == ["0.5000", "0.9900*"]
+    assert '<td class="number" data-value="" title="The metric left out mito' in found.source
+
+
+def test_a_best_run_that_predicts_too_many_objects_is_not_called_best_without_a_word(tmp_path):
+    make_run(tmp_path, "a/m/noise", [0.4])
+    write_scores(tmp_path / "a/results/m/noise", noise_scores(0.99))
+    found = page(tmp_path)
+    assert "The metric left out mito in 2 of 2 crops, for too many" in found.text
+    assert [row[0] for row in found.tables[1]] == ["class", "mito *", "er"]
+
+
+def test_pictures_are_of_classes_that_occur_from_the_best_to_the_worst():
+    values = {"nuc": 0.9, "mito": 0.8, "mito_mem": 0.85, "er": 0.5, "ves": 0.1, "pm": 0.0}
+    tags = [f"panels/{name}" for name in sorted([*values, "cyto", "actin", "bm", "cent"])]
+    chosen = [tag.rsplit("/", 1)[1] for tag in section.chosen_tags(tags, values)]
+    assert chosen == ["nuc", "mito", "er", "ves", "pm", "mito_mem"]
+    many = {f"class{number}": number / 20 for number in range(21)}
+    chosen = section.chosen_tags(list(many), many)
+    assert chosen == ["class20", "class16", "class12", "class8", "class4", "class0"]
+
+
+def test_what_is_to_be_seen_in_the_pictures_is_said(tmp_path):
+    folder = make_run(tmp_path, "a/m/seed1", [0.4])
+    log_images(folder, "raw, target, prediction/mito", 0)
+    assert "blue where nobody knows" in page(tmp_path).text
+
+
 def test_pictures_are_the_last_of_each_tag_and_are_scaled_down(tmp_path):
     folder = make_run(tmp_path, "a/m/seed1", [0.4, 0.8])
     log_images(folder, "prediction/mito", 0, 255)

@@ -31,6 +31,13 @@ def test_a_panel_shows_raw_target_and_probability_side_by_side():
     assert shown_probability.tolist() == [[255, 0], [127, 0]]
 
 
+def test_what_lies_between_pictures_is_no_probability_and_not_unknown():
+    image = figures.panel(np.zeros((8, 8)), np.zeros((8, 8)), np.zeros((8, 8)))
+    gap = image[:, 24:30].reshape(-1, 3)
+    assert np.ptp(gap.astype(int), axis=1).min() > 30  # a grey has none
+    assert not (gap == figures.UNKNOWN_RGB).all(1).any()
+
+
 def test_the_frame_is_what_the_target_covers():
     def framed(ratio: float) -> np.ndarray:
         target = np.zeros((4, 4))
@@ -123,7 +130,7 @@ def test_pictures_below_each_other_keep_their_pixels(tmp_path):
     path = tmp_path / "x" / "a.png"
     figures.write_png(path, figures.above([upper, lower], gap=1))
     with Image.open(path) as image:
-        assert np.asarray(image)[..., 0].tolist() == [[10] * 3, [10] * 3, [128] * 3, [20] * 3]
+        assert np.asarray(image)[..., 0].tolist() == [[10] * 3, [10] * 3, [210] * 3, [20] * 3]
     assert [file.name for file in path.parent.iterdir()] == ["a.png"]
 
 
