@@ -7,10 +7,8 @@ sqrt(F1 x normalised Hausdorff distance)). The public code's weak spots are part
 a match needs no least IoU, an empty prediction keeps the Hausdorff term of far objects, and a
 prediction with too many objects is left out.
 
-Two differences. The public code gives a matched prediction the number of its truth object and
-leaves the others theirs, so that an unmatched prediction whose number happens to be that of a truth
-object is measured as part of that object's match; here the distance is between an object and its
-match alone. And it keeps distances in float32; here they are float64.
+Versions of the score, `common.score.versions`, differ in a few switches; the default is the number
+that the public code gives.
 """
 
 from __future__ import annotations
@@ -27,13 +25,11 @@ from scipy import ndimage, sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from common.errors import UserError
-from common.score.hausdorff import hausdorff
+from common.score.hausdorff import farthest, surface_points
+from common.score.versions import CSC, Version
 
 Sizes = Sequence[float] | np.ndarray
 """nm, z, y, x."""
-
-VERSION = "2026-06"
-"""Which definition of the score this is; it belongs beside every figure made with it."""
 
 # The next five are the public code's defaults, which the organisers can replace by environment
 # variables of the names in brackets.
@@ -124,7 +120,7 @@ class ChallengeScore:
     """Likewise, over the semantic classes."""
     total_evals: int
     num_evals_done: int
-    """Those not missing."""
+    """All of them, or those not missing, see `Version.missing_is_done`."""
 
 
 def semantic(truth: np.ndarray, prediction: np.ndarray, mask: np.ndarray | None = None) -> Counts:
@@ -146,6 +142,8 @@ def instance(
     prediction: np.ndarray,
     voxel_size: Sizes,
     mask: np.ndarray | None = None,
+    *,
+    version: Version = CSC,
 ) -> InstanceCounts:
     """Match objects and sum their Hausdorff distances.
 
@@ -156,15 +154,21 @@ def instance(
         prediction: ids on the same voxels.
         voxel_size: nm, z, y, x.
         mask: where it is 0 both sides are background.
+        version: of the score.
 
     Raises:
         UserError: for other shapes, ids below 0 or not integer, or not three voxel sizes.
     """
     truth, prediction = _ids(truth, prediction, mask)
     sizes = _sizes(voxel_size)
-    truth, n_truth = _renumbered(truth)
-    prediction, n_prediction = cc3d.connected_components(prediction, connectivity=26, return_N=True)
-    if _too_many(n_truth, n_prediction):
+    truth, ids = _renumbered(truth)
+    n_truth = len(ids)
+    # C order: components are numbered as their voxels lie in memory
+    prediction, n_prediction = cc3d.connected_components(
+        np.ascontiguousarray(prediction), connectivity=26, return_N=True
+    )
+    counted = max(ids, default=0) if version.largest_id_is_number else n_truth
+    if _too_many(counted, n_prediction):
         return InstanceCounts(status=SKIPPED)
     table = _overlaps(truth, prediction, n_truth, n_prediction)
     if table[1:, 1:].nnz > MAX_OVERLAPS:
@@ -173,12 +177,19 @@ def instance(
     tp = len(pairs)
     fp = int(n_prediction) - tp
     fn = n_truth - tp
-    distances = np.array(_distances(truth, prediction, pairs, sizes))
+    parts = _parts(pairs, ids, n_prediction, version)
+    cap = min(sizes * truth.shape) / 2
+    measured = _distances(truth, prediction, parts, sizes=sizes, cap=cap)
+    distances = np.array(measured + [cap] * (n_truth - len(parts)))
+    if version.rounds_distances:
+        distances = distances.astype(np.float32).astype(float)
+    # every predicted object without a match counts with the cap
+    total = _normalised(distances, sizes).sum() + fp * _normalised(cap, sizes)
     return InstanceCounts(
         tp=tp,
         fp=fp,
         fn=fn,
-        hausdorff_norm_sum=_distance_sum(distances, fp + fn, truth.shape, sizes),
+        hausdorff_norm_sum=float(total),
         n_hausdorff=tp + fp + fn,
     )
 
@@ -191,11 +202,11 @@ def missing(truth: np.ndarray, is_instance: bool) -> Counts:
     """
     if not is_instance:
         return Counts(fn=truth.size, status=MISSING)
-    n_truth = int(np.count_nonzero(fastremap.unique(truth)))
+    n_truth = int(np.count_nonzero(fastremap.unique(_native(truth))))
     return InstanceCounts(fn=n_truth, status=MISSING, n_hausdorff=n_truth)
 
 
-def combine(evaluations: Iterable[tuple[str, Counts]]) -> ChallengeScore:
+def combine(evaluations: Iterable[tuple[str, Counts]], version: Version = CSC) -> ChallengeScore:
     """Scores from (class, counts) of every crop: counts pooled for each class, classes averaged.
 
     A class without an object or voxel on either side scores 1. The mean over no class is NaN, and
@@ -210,13 +221,14 @@ def combine(evaluations: Iterable[tuple[str, Counts]]) -> ChallengeScore:
     overall_instance = _mean(of_instances)
     overall_semantic = _mean(of_masks)
     every = [counts for part in pooled.values() for counts in part]
+    n_missing = sum(counts.status == MISSING for counts in every)
     return ChallengeScore(
         label_scores=classes,
         overall_score=math.sqrt(overall_instance * overall_semantic),
         overall_instance_score=overall_instance,
         overall_semantic_score=overall_semantic,
         total_evals=len(every),
-        num_evals_done=sum(counts.status != MISSING for counts in every),
+        num_evals_done=len(every) - (0 if version.missing_is_done else n_missing),
     )
 
 
@@ -229,9 +241,9 @@ def contingency(
     UserError as `instance` does.
     """
     truth, prediction = _ids(truth, prediction, mask)
-    truth, n_truth = _renumbered(truth)
-    prediction, n_prediction = _renumbered(prediction)
-    return _overlaps(truth, prediction, n_truth, n_prediction)
+    truth, truth_ids = _renumbered(truth)
+    prediction, predicted_ids = _renumbered(prediction)
+    return _overlaps(truth, prediction, len(truth_ids), len(predicted_ids))
 
 
 def match(table: sparse.csr_array) -> np.ndarray:
@@ -272,35 +284,107 @@ def _too_many(n_truth: int, n_prediction: int) -> bool:
     return n_prediction / n_truth > limit
 
 
+def _parts(
+    pairs: np.ndarray, ids: Sequence[int], n_prediction: int, version: Version
+) -> dict[int, list[int]]:
+    """Of which predicted objects the found part of each truth object consists.
+
+    By the number of the truth object; those of which nothing was found are left out. ids: of the
+    truth objects, as they were given.
+    """
+    parts = {truth: [predicted] for truth, predicted in pairs.tolist()}
+    if not version.unmatched_keep_their_number:
+        return parts
+    matched = set(pairs[:, 1].tolist())
+    for number, truth_id in enumerate(ids, 1):
+        if truth_id <= n_prediction and truth_id not in matched:
+            parts.setdefault(number, []).append(truth_id)
+    return parts
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """A volume of objects 1..n."""
+
+    volume: np.ndarray
+    boxes: list[tuple[slice, ...]]
+    """Around object 1, 2, ..."""
+
+    @classmethod
+    def of(cls, volume: np.ndarray) -> _Labelled:
+        return cls(volume, ndimage.find_objects(volume))
+
+    def box(self, number: int) -> tuple[slice, ...]:
+        """Around an object."""
+        return self.boxes[number - 1]
+
+    def corner(self, number: int) -> list[int]:
+        """The first voxel of an object's box."""
+        return [side.start for side in self.box(number)]
+
+    def mask(self, number: int) -> np.ndarray:
+        """An object, in its box."""
+        return self.volume[self.box(number)] == number
+
+    def surface(self, number: int, sizes: np.ndarray) -> np.ndarray:
+        """(n, 3) nm, where the outermost voxels of an object are."""
+        return surface_points(self.mask(number), sizes, self.corner(number))
+
+
 def _distances(
-    truth: np.ndarray, prediction: np.ndarray, pairs: np.ndarray, sizes: np.ndarray
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    parts: dict[int, list[int]],
+    *,
+    sizes: np.ndarray,
+    cap: float,
 ) -> list[float]:
-    """Hausdorff distance of each pair of ids, nm, each in the box around both."""
-    truth_boxes = ndimage.find_objects(truth)
-    prediction_boxes = ndimage.find_objects(prediction)
+    """Hausdorff distance between each truth object and its parts, nm, at most the cap."""
+    wanted = _Labelled.of(truth)
+    found = _Labelled.of(prediction)
     distances = []
-    for truth_id, predicted_id in pairs.tolist():
-        box = _around(truth_boxes[truth_id - 1], prediction_boxes[predicted_id - 1])
-        distances.append(hausdorff(truth[box] == truth_id, prediction[box] == predicted_id, sizes))
+    for number, numbers in parts.items():
+        distance = _distance(wanted, number, found, numbers, sizes=sizes, cap=cap)
+        distances.append(min(cap, distance))
     return distances
 
 
-def _around(a: tuple[slice, ...], b: tuple[slice, ...]) -> tuple[slice, ...]:
-    """The box around two boxes."""
-    sides = zip(a, b, strict=True)
-    return tuple(slice(min(x.start, y.start), max(x.stop, y.stop)) for x, y in sides)
-
-
-def _distance_sum(
-    distances: np.ndarray, unmatched: int, shape: tuple[int, ...], sizes: np.ndarray
+def _distance(
+    truth: _Labelled,
+    number: int,
+    found: _Labelled,
+    parts: Sequence[int],
+    *,
+    sizes: np.ndarray,
+    cap: float,
 ) -> float:
-    """Sum of normalised distances, capped at half the shortest side of the volume.
+    """Hausdorff distance between a truth object and its parts; beyond the cap not exact."""
+    box = truth.box(number)
+    distance = max(_beyond(found.box(part), box, sizes) for part in parts)
+    if distance > cap:  # as of most parts that only have the object's number
+        return distance
+    # each object in its own box: one around all of them could be the whole volume
+    missed = truth.mask(number)
+    for part in parts:
+        missed &= found.volume[box] != part
+    points = np.concatenate([found.surface(part, sizes) for part in parts])
+    distance = farthest(missed, points, sizes, corner=truth.corner(number), cap=cap)
+    points = truth.surface(number, sizes)
+    for part in parts:
+        surplus = found.mask(part)
+        surplus &= truth.volume[found.box(part)] != number
+        reached = farthest(surplus, points, sizes, corner=found.corner(part), cap=cap)
+        distance = max(distance, reached)
+    return distance
 
-    Every object of either side without a match counts with that cap.
-    """
-    cap = min(sizes * shape) / 2
-    matched = _normalised(distances.clip(max=cap), sizes).sum()
-    return float(matched + unmatched * _normalised(cap, sizes))
+
+def _beyond(a: tuple[slice, ...], b: tuple[slice, ...], sizes: np.ndarray) -> float:
+    """How far one box reaches out of another, nm: a voxel of the one is that far from the other."""
+    reaches = [0.0]
+    for outer, inner, size in zip(a, b, sizes.tolist(), strict=True):
+        reaches.append((inner.start - outer.start) * size)
+        reaches.append((outer.stop - inner.stop) * size)
+    return max(reaches)
 
 
 def _normalised(distance: np.ndarray | float, sizes: np.ndarray) -> np.ndarray:
@@ -351,10 +435,11 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def _renumbered(ids: np.ndarray) -> tuple[np.ndarray, int]:
-    """The same objects with ids 1..n, and n."""
-    ids, _ = fastremap.renumber(ids)
-    return ids, int(ids.max(initial=0))
+def _renumbered(ids: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """The same objects with ids 1..n, and the n ids that they had."""
+    renumbered, new_id_of = fastremap.renumber(ids)
+    old = sorted((new, int(given)) for given, new in new_id_of.items() if new)
+    return renumbered, [given for _, given in old]
 
 
 def _masked(
@@ -396,6 +481,9 @@ def _check_ids(name: str, ids: np.ndarray) -> None:
 
 
 def _native(ids: np.ndarray) -> np.ndarray:
+    """Ids in the machine's byte order; bool, which fastremap takes for 0 and 1 always, as uint8."""
+    if ids.dtype.kind == "b":
+        return ids.view(np.uint8)
     return ids.astype(ids.dtype.newbyteorder("="), copy=False)
 
 

@@ -23,11 +23,12 @@ from common.files import REPOSITORY
 from common.infer import process
 from common.infer.recipe import Recipe, load_recipe
 from common.provenance import provenance
-from common.score import judge, result, submission, submitted, tables
+from common.score import judge, result, submission, submitted, tables, versions
 from common.score.judge import Evaluation, Truth
 from common.score.result import Asked, Checkpoint, Provenance, Scores
 from common.score.submitted import SubmittedCrop
 from common.score.summary import summary
+from common.score.versions import CSC, Version
 from common.score.workers import parallel
 
 
@@ -44,6 +45,8 @@ class Job:
     predicted: Path
     is_instance: bool
     """Whether the class is scored by its objects."""
+    version: Version = CSC
+    """Of the challenge's score."""
 
 
 def evaluate(  # noqa: PLR0913  the options of the command
@@ -53,6 +56,7 @@ def evaluate(  # noqa: PLR0913  the options of the command
     classes: Sequence[str] = (),
     manifest_path: str = "",
     write_readme: bool = False,
+    metric_version: str = CSC.name,
     workers: int = 1,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
@@ -68,11 +72,13 @@ def evaluate(  # noqa: PLR0913  the options of the command
         classes: some of process_config.py's; all unless given.
         manifest_path: table of test crops.
         write_readme: also into the experiment's README, with a picture.
+        metric_version: of the challenge's score, see `common.score.versions`.
         workers: processes.
         overrides: settings as NAME=VALUE.
         data: root of the data.
         say: takes what is to be told.
     """
+    version = versions.find(metric_version)
     config = load_config(config_path, overrides, data)
     recipe = load_recipe(config, classes)
     if write_readme:
@@ -82,8 +88,9 @@ def evaluate(  # noqa: PLR0913  the options of the command
     chosen = regions.choose(config, crops, manifest_path=manifest_path, say=say)
     boxes = [box for box in chosen if box.truth]
     asked = Asked(crops, tuple(classes), tuple(overrides))
-    scores = _score(config, recipe, boxes, asked, workers=workers)
-    _publish(scores, config.path("results_path") / result_name(crops, classes), say)
+    scores = _score(config, recipe, boxes, asked, version=version, workers=workers)
+    name = result_name(crops, classes, version)
+    _publish(scores, config.path("results_path") / name, say)
     if write_readme:
         say(str(readme.write_scores(config, boxes, scores, say)))
     return scores
@@ -94,6 +101,7 @@ def evaluate_submission(
     truth: str | Path,
     *,
     result_path: str | Path = "result.json",
+    metric_version: str = CSC.name,
     workers: int = 1,
     say: Callable[[str], None] = print,
 ) -> Scores:
@@ -106,6 +114,7 @@ def evaluate_submission(
         truth: store of {crop}/{class} (and {class}_mask); its arrays and the submission's have the
             attributes voxel_size and translation (of the centre of the first voxel), nm.
         result_path: the JSON file.
+        metric_version: of the challenge's score, see `common.score.versions`.
         workers: processes.
         say: takes what is to be told, tables among it.
 
@@ -113,11 +122,12 @@ def evaluate_submission(
         FileNotFoundError: without a submission or truths.
         UserError: where one of them is not what it should be.
     """
-    evaluations = _judge_submission(Path(path), Path(truth), workers)
+    version = versions.find(metric_version)
+    evaluations = _judge_submission(Path(path), Path(truth), version, workers)
     about = Provenance(
         date=_now(), versions=provenance(REPOSITORY), submission=str(path), truth=str(truth)
     )
-    scores = replace(summary(evaluations), provenance=about)
+    scores = replace(summary(evaluations, version), provenance=about)
     _publish(scores, Path(result_path), say)
     _note_resampled(evaluations, say)
     return scores
@@ -141,19 +151,23 @@ def check(recipe: Recipe, job: Job) -> ProcessedRecord | None:
 
 def judge_job(job: Job) -> Evaluation:
     """Read a class of a crop, and score it on the annotation's voxels."""
-    truth = Truth(job.crop, job.name, ngff.open_levels(job.truth)[0], job.is_instance)
+    level = ngff.open_levels(job.truth)[0]
+    truth = Truth(job.crop, job.name, level, job.is_instance, version=job.version)
     return judge.judge(truth, ngff.open_levels(job.processed)[0])
 
 
-def result_name(crops: str, classes: Sequence[str] = ()) -> str:
+def result_name(crops: str, classes: Sequence[str] = (), version: Version = CSC) -> str:
     """The file of a set of crops and classes, so that one does not replace another's.
 
-    scores.json for all classes of the crops that validate, else scores_CROPS_CLASSES.json.
+    scores.json for all classes of the crops that validate, else scores_CROPS_CLASSES.json; with
+    the version of the metric where that is not the usual one.
     """
     is_usual = crops == "validate" and not classes
     parts = [] if is_usual else [crops.replace(" ", "")]
     if classes:
         parts.append(",".join(classes))
+    if version != CSC:
+        parts.append(version.name)
     words = "_".join(filter(None, parts))
     name = re.sub(r"[^\w,.-]", "-", words.replace("*", "all"))[:80]
     # what is shortened, or changed in a way that another may be too, is told apart by its checksum
@@ -163,10 +177,16 @@ def result_name(crops: str, classes: Sequence[str] = ()) -> str:
 
 
 def _score(
-    config: TrainConfig, recipe: Recipe, boxes: Sequence[Region], asked: Asked, *, workers: int
+    config: TrainConfig,
+    recipe: Recipe,
+    boxes: Sequence[Region],
+    asked: Asked,
+    *,
+    version: Version,
+    workers: int,
 ) -> Scores:
     """Check all volumes, then score them. Raises as `evaluate` does."""
-    jobs = _jobs(config, recipe, boxes)
+    jobs = [replace(job, version=version) for job in _jobs(config, recipe, boxes)]
     if not jobs:
         raise UserError(
             f"--crops {asked.crops}: no annotated crop has one of these classes; "
@@ -176,19 +196,19 @@ def _score(
     records = process.gather(partial(check, recipe), jobs)
     annotated = {job.name for job in jobs}
     return replace(
-        summary(parallel(judge_job, jobs, workers)),
+        summary(parallel(judge_job, jobs, workers), version),
         asked=asked,
         not_annotated=tuple(name for name in recipe.classes if name not in annotated),
         provenance=_provenance(config, jobs, records),
     )
 
 
-def _judge_submission(path: Path, truth: Path, workers: int) -> list[Evaluation]:
+def _judge_submission(path: Path, truth: Path, version: Version, workers: int) -> list[Evaluation]:
     """All classes of all crops. Raises as `evaluate_submission` does."""
     crops = submitted.crops_of(truth)
     with submission.opened(path):
         pass  # so that what is wrong with it is said once, and first
-    jobs = [SubmittedCrop(path, truth, crop) for crop in crops]
+    jobs = [SubmittedCrop(path, truth, crop, version) for crop in crops]
     evaluations: list[Evaluation] = []
     for of_crop in parallel(submitted.judge_crop, jobs, workers):
         evaluations += of_crop

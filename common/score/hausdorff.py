@@ -6,6 +6,7 @@ every voxel of it for each pair; here cells of voxels are dropped at once. Times
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,19 +20,33 @@ def hausdorff(a: np.ndarray, b: np.ndarray, voxel_size: Sequence[float] | np.nda
     """
     sizes = np.asarray(voxel_size, float)
     # voxels of both are at distance 0
-    return max(_farthest(a & ~b, b, sizes), _farthest(b & ~a, a, sizes))
+    return max(
+        farthest(a & ~b, surface_points(b, sizes), sizes),
+        farthest(b & ~a, surface_points(a, sizes), sizes),
+    )
 
 
-def _farthest(outside: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> float:
-    """The largest distance from a voxel of `outside` to the nearest voxel of b, nm.
+def farthest(
+    outside: np.ndarray,
+    points: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    corner: Sequence[int] = (0, 0, 0),
+    cap: float = math.inf,
+) -> float:
+    """The largest distance from a voxel of one object to the nearest of another, nm; 0 without any.
 
-    No voxel of `outside` is in b; 0 if it has none.
+    Args:
+        outside: bool (z, y, x), the voxels of the one object that are not in the other.
+        points: (n, 3) nm, the surface of the other: the nearest voxel of it is always there. The
+            farthest voxel of `outside`, in turn, is not on its own surface where the other is a
+            shell around it, so all of it is searched.
+        sizes: (3,) nm.
+        corner: of `outside`, in voxels, where points are counted from.
+        cap: nm; a larger distance need not be exact, but is no smaller than this.
     """
     if not outside.any():
         return 0.0
-    # The nearest voxel of b is always on b's surface. The farthest voxel of `outside`, in turn, is
-    # not on its own where b is a shell around it, so all of it has to be searched.
-    points = np.argwhere(_surface(b)) * sizes
     # a tree that is fast to build: few queries follow
     tree = cKDTree(points, leafsize=64, compact_nodes=False, balanced_tree=False)
     # pyramid[k]: which cells of 2^k voxels' side hold a voxel
@@ -42,18 +57,41 @@ def _farthest(outside: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> float:
     # distance d, its voxels are at d -+ half its diagonal. What cannot hold the largest is dropped.
     cells = np.argwhere(pyramid[-1])
     for level in range(len(pyramid) - 1, 0, -1):
-        distances = _distances_to(tree, cells, 2**level, sizes)
+        distances = _distances_to(tree, _centres(cells, 2**level, corner) * sizes)
         half_diagonal = (2**level - 1) / 2 * np.linalg.norm(sizes)
         surely_reached = (distances - half_diagonal).max()
+        if surely_reached >= cap:
+            return float(surely_reached)
         can_be_largest = distances + half_diagonal >= surely_reached
         cells = _split(cells[can_be_largest], pyramid[level - 1])
-    return float(_distances_to(tree, cells, 1, sizes).max())
+    return float(_distances_to(tree, _centres(cells, 1, corner) * sizes).max())
 
 
-def _distances_to(tree: cKDTree, cells: np.ndarray, side: int, sizes: np.ndarray) -> np.ndarray:
-    """From the centres of cells of `side` voxels to the nearest point of the tree, nm."""
-    centres = ((cells + 0.5) * side - 0.5) * sizes
-    distances, _ = tree.query(centres)
+def surface_points(
+    b: np.ndarray, sizes: np.ndarray, corner: Sequence[int] = (0, 0, 0)
+) -> np.ndarray:
+    """(n, 3) nm, voxels of b with a face neighbour outside b or outside the array.
+
+    corner: of the array, in voxels.
+    """
+    core = (slice(1, -1),) * 3
+    inner = b[core].copy()
+    for axis in range(3):
+        for side in (slice(None, -2), slice(2, None)):
+            inner &= b[*core[:axis], side, *core[axis + 1 :]]
+    surface = b.copy()
+    surface[core] ^= inner
+    return (np.argwhere(surface) + np.asarray(corner)) * sizes
+
+
+def _centres(cells: np.ndarray, side: int, corner: Sequence[int]) -> np.ndarray:
+    """The centres of cells of `side` voxels, in voxels."""
+    return (cells + 0.5) * side - 0.5 + np.asarray(corner)
+
+
+def _distances_to(tree: cKDTree, points: np.ndarray) -> np.ndarray:
+    """From points to the nearest one of the tree, nm."""
+    distances, _ = tree.query(points)
     return distances
 
 
@@ -64,18 +102,6 @@ def _split(cells: np.ndarray, finer: np.ndarray) -> np.ndarray:
     # a level of odd size has no second half at its end
     parts = parts[(parts < finer.shape).all(1)]
     return parts[finer[tuple(parts.T)]]
-
-
-def _surface(b: np.ndarray) -> np.ndarray:
-    """Voxels of b with a face neighbour outside b or outside the array."""
-    core = (slice(1, -1),) * 3
-    inner = b[core].copy()
-    for axis in range(3):
-        for side in (slice(None, -2), slice(2, None)):
-            inner &= b[*core[:axis], side, *core[axis + 1 :]]
-    surface = b.copy()
-    surface[core] ^= inner
-    return surface
 
 
 def _halved(mask: np.ndarray) -> np.ndarray:

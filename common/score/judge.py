@@ -15,6 +15,7 @@ from common.data import regrid
 from common.data.ngff import Level
 from common.score import challenge, quality
 from common.score.quality import ObjectCounts, VoxelCounts
+from common.score.versions import CSC, Version
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Truth:
     """Whether the class is scored by its objects."""
     mask: np.ndarray | None = None
     """On the annotation's voxels; where it is 0 nothing counts."""
+    version: Version = CSC
+    """Of the challenge's score."""
 
 
 def judge(truth: Truth, found: Level) -> Evaluation:
@@ -87,7 +90,9 @@ def compare(truth: Truth, wanted: np.ndarray, found: np.ndarray) -> Evaluation:
     pairs = challenge.contingency(wanted, found, truth.mask)
     return replace(
         evaluation,
-        counts=challenge.instance(wanted, found, truth.level.scale, truth.mask),
+        counts=challenge.instance(
+            wanted, found, truth.level.scale, truth.mask, version=truth.version
+        ),
         objects=quality.count_objects(pairs),
         voi=quality.variation_of_information(pairs),
         rand_error=quality.rand_error(pairs),
@@ -96,4 +101,6 @@ def compare(truth: Truth, wanted: np.ndarray, found: np.ndarray) -> Evaluation:
 
 def _narrow(ids: np.ndarray) -> np.ndarray:
     """The same ids in the smallest unsigned dtype: uint64 takes twice the time."""
-    return fastremap.refit(ids) if ids.dtype.kind == "u" else ids
+    if ids.dtype.kind != "u":
+        return ids
+    return fastremap.refit(ids.astype(ids.dtype.newbyteorder("="), copy=False))

@@ -16,6 +16,7 @@ from common.data.ngff import Level
 from common.errors import UserError
 from common.score import challenge, submission
 from common.score.judge import Evaluation, Truth, compare, judge
+from common.score.versions import CSC, Version
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class SubmittedCrop:
     truths: Path
     """Store of {crop}/{class}, and {class}_mask where only a part is annotated."""
     crop: str
+    version: Version = CSC
+    """Of the challenge's score."""
 
 
 def crops_of(truths: Path) -> list[str]:
@@ -66,6 +69,7 @@ def _truths(job: SubmittedCrop) -> Iterator[Truth]:
             level=_level(array, folder / name),
             is_instance=name in INSTANCES,
             mask=mask,
+            version=job.version,
         )
 
 

@@ -11,16 +11,20 @@ from common.score import challenge, interval, quality
 from common.score.interval import CountTable, Interval
 from common.score.judge import Evaluation
 from common.score.result import OVERALL, ClassScore, CropScore, Figures, Scores
+from common.score.versions import CSC, Version, stamp
 from common.train import metrics
 
 
-def summary(evaluations: Sequence[Evaluation]) -> Scores:
-    """The challenge's scores and intervals, figures of each class, and every crop by itself."""
-    official = challenge.combine((one.name, one.counts) for one in evaluations)
+def summary(evaluations: Sequence[Evaluation], version: Version = CSC) -> Scores:
+    """The challenge's scores and intervals, figures of each class, and every crop by itself.
+
+    version: of the challenge's score that the evaluations were counted by.
+    """
+    official = challenge.combine(((one.name, one.counts) for one in evaluations), version)
     by_class = _group(evaluations, lambda one: one.name)
     by_crop = _group(evaluations, lambda one: one.crop)
     return Scores(
-        metric=f"CellMap Segmentation Challenge, {challenge.VERSION}",
+        metric=stamp(version),
         settings={
             "confidence": interval.LEVEL,
             "resamples": interval.DRAWS,

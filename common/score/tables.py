@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.score import versions
 from common.score.interval import Interval
 from common.score.result import ClassScore, Kind, Scores
 
@@ -128,7 +129,7 @@ def remarks(scores: Scores) -> list[str]:
     kinds = {score.kind for score in scores.classes.values()}
     legends = [layout.legend for kind, layout in LAYOUTS.items() if kind in kinds]
     texts.append(" ".join(filter(None, [*legends, VOXELS])))
-    texts.append(f"Metric: {scores.metric}.")
+    texts.append(f"Metric: {versions.about(scores.metric)}.")
     return texts
 
 

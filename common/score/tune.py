@@ -26,7 +26,8 @@ from common.files import write_json
 from common.infer import process
 from common.infer.process import Prediction
 from common.infer.recipe import THRESHOLDS, Recipe, read_recipe, read_thresholds, run_of
-from common.score import challenge
+from common.score import challenge, versions
+from common.score.versions import CSC, Version
 from common.score.workers import parallel
 from common.talk import some
 
@@ -65,6 +66,8 @@ class Trial:
     """Multiscale group, as the next is."""
     truth: Path
     thresholds: tuple[float, ...]
+    version: Version = CSC
+    """Of the challenge's score."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def tune(
     crops: str = "validate",
     *,
     classes: Sequence[str] = (),
+    metric_version: str = CSC.name,
     workers: int = 1,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
@@ -97,18 +101,21 @@ def tune(
         config_path: folder of an experiment, or its train_config.py.
         crops: annotated and predicted ones, see `common.data.regions.find`.
         classes: some of process_config.py's; all unless given.
+        metric_version: of the challenge's score, see `common.score.versions`.
         workers: processes, each with the memory that `evaluate` takes.
         overrides: settings as NAME=VALUE.
         data: root of the data.
         say: takes what is to be told.
     """
+    version = versions.find(metric_version)
     config = load_config(config_path, overrides, data)
     recipe = read_recipe(config.folder, classes)
     _check_thresholds(recipe)
     path = config.folder / THRESHOLDS
     # read before the hours of work: where the file is damaged nothing could be added to it
     runs = read_thresholds(path)
-    trials = _trials(config, recipe, regions.choose(config, crops, say=say))
+    boxes = regions.choose(config, crops, say=say)
+    trials = [replace(trial, version=version) for trial in _trials(config, recipe, boxes)]
     checkpoints = _checkpoints(trials)
     found = search(trials, workers)
     _check_found(found, recipe, crops)
@@ -172,7 +179,7 @@ def run_trial(trial: Trial) -> TrialResult:
         volume = processed(
             replace(recipe, thresholds={trial.name: threshold}), trial.name, prediction
         )
-        counts.append(_counts(volume, truth, level))
+        counts.append(_counts(volume, truth, level, trial.version))
     return TrialResult(bool(truth.any()), tuple(counts))
 
 
@@ -229,11 +236,12 @@ def _remarks(path: Path, recipe: Recipe, found: Sequence[Tuned]) -> list[str]:
     return texts
 
 
-def _counts(volume: Level, truth: np.ndarray, level: Level) -> challenge.Counts:
+def _counts(volume: Level, truth: np.ndarray, level: Level, version: Version) -> challenge.Counts:
     """A processed volume on the annotation's voxels; truth: ids, or bool for a semantic class."""
     if truth.dtype == bool:
         return challenge.semantic(truth, regrid.mask(volume, level.grid))
-    counts = challenge.instance(truth, regrid.ids(volume, level.grid), level.scale)
+    found = regrid.ids(volume, level.grid)
+    counts = challenge.instance(truth, found, level.scale, version=version)
     # else the threshold with the most specks would win: a crop that is left out does not hurt
     return challenge.missing(truth, True) if counts.status == challenge.SKIPPED else counts
 

@@ -429,6 +429,7 @@ def process(config_path: str, **given: Any) -> None:
 @options.overrides
 @options.data()
 @options.workers()
+@options.metric_version
 def tune(config_path: str, **given: Any) -> None:
     """Choose the threshold of each class on annotated crops that are predicted.
 
@@ -463,6 +464,7 @@ def tune(config_path: str, **given: Any) -> None:
     show_default=True,
     help="Of --submission.",
 )
+@options.metric_version
 def evaluate(
     config_path: str | None,
     *,
@@ -470,6 +472,7 @@ def evaluate(
     truth: str | None,
     result_path: str,
     workers: int,
+    metric_version: str,
     **given: Any,
 ) -> None:
     """Score an experiment's processed crops, or a packed submission.
@@ -479,10 +482,21 @@ def evaluate(
     from common.score import evaluate as module
 
     if config_path and not submission and not truth:
-        module.evaluate(config_path, **options.given(given), workers=workers, say=click.echo)
+        module.evaluate(
+            config_path,
+            **options.given(given),
+            metric_version=metric_version,
+            workers=workers,
+            say=click.echo,
+        )
     elif submission and truth and not config_path:
         module.evaluate_submission(
-            submission, truth, result_path=result_path, workers=workers, say=click.echo
+            submission,
+            truth,
+            result_path=result_path,
+            metric_version=metric_version,
+            workers=workers,
+            say=click.echo,
         )
     else:
         raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from common.errors import UserError
+from common.score.versions import CSC, VERSIONS
 
 Decorator = Callable[[Callable], Callable]
 
@@ -67,6 +68,14 @@ manifest = click.option(
     "manifest_path",
     metavar="FILE",
     help="Table of test crops; downloaded unless given.",
+)
+
+metric_version = click.option(
+    "--metric-version",
+    type=click.Choice(list(VERSIONS)),
+    default=CSC.name,
+    show_default=True,
+    help="The organisers' number, or their definition as it is written.",
 )
 
 root = click.option(

@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from common.score import challenge
 from common.score.challenge import Counts, InstanceCounts
+from common.score.versions import CSC, DEFINITION, Version
 
 VOXEL = (8.0, 8.0, 8.0)
 EIGHTY_NM = 1.01 ** (-80 / math.sqrt(3 * 8**2))
@@ -57,9 +58,12 @@ def blobs(
 
 
 def by_brute_force(
-    truth: np.ndarray, prediction: np.ndarray, voxel_size: tuple[float, ...]
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    voxel_size: tuple[float, ...],
+    version: Version = DEFINITION,
 ) -> InstanceCounts:
-    """The definition, word for word: dense IoU, dense assignment, all pairs of voxels."""
+    """A version word for word: dense IoU, dense assignment, all pairs of voxels."""
     prediction = label(prediction, connectivity=3, background=0)
     truth_ids, prediction_ids = np.unique(truth[truth > 0]), np.unique(prediction[prediction > 0])
     iou = np.array(
@@ -70,18 +74,23 @@ def by_brute_force(
     )
     cost = np.where(iou > 0, np.trunc((1 - iou) * 1e6), 1_000_001)
     pairs = [(i, j) for i, j in zip(*linear_sum_assignment(cost), strict=True) if iou[i, j] > 0]
+    # who is matched gets the id of its match; who is not keeps its number, or gets one of its own
+    renamed = prediction.astype(np.int64)
+    if not version.unmatched_keep_their_number:
+        renamed[prediction > 0] += 10**9
+    for i, j in pairs:
+        renamed[prediction == prediction_ids[j]] = truth_ids[i]
     cap = min(np.multiply(voxel_size, truth.shape)) / 2
     distances = []
-    for i, j in pairs:
-        between = cdist(
-            *(
-                np.argwhere(mask) * voxel_size
-                for mask in (truth == truth_ids[i], prediction == prediction_ids[j])
-            )
-        )
-        distances.append(min(cap, max(between.min(0).max(), between.min(1).max())))
+    for number in truth_ids:
+        sides = [np.argwhere(volume == number) * voxel_size for volume in (truth, renamed)]
+        distance = cap
+        if len(sides[1]):
+            between = cdist(*sides)
+            distance = min(cap, max(between.min(0).max(), between.min(1).max()))
+        distances.append(float(np.float32(distance)) if version.rounds_distances else distance)
     fp, fn = len(prediction_ids) - len(pairs), len(truth_ids) - len(pairs)
-    normalised = [1.01 ** (-d / math.hypot(*voxel_size)) for d in distances + [cap] * (fp + fn)]
+    normalised = [1.01 ** (-d / math.hypot(*voxel_size)) for d in distances + [cap] * fp]
     return InstanceCounts(
         len(pairs), fp, fn, hausdorff_norm_sum=sum(normalised), n_hausdorff=len(normalised)
     )
@@ -126,17 +135,16 @@ def test_the_public_codes_values_for_two_classes():
     )
     assert found.overall_score == pytest.approx(0.584436, abs=1e-6)
     assert found.overall_score == pytest.approx(math.sqrt(math.sqrt(0.8 * 3.5 / 6) * 0.5), abs=1e-9)
-    assert (found.total_evals, found.num_evals_done) == (3, 3) and challenge.VERSION == "2026-06"
+    assert (found.total_evals, found.num_evals_done) == (3, 3)
 
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("voxel_size", [(8.0, 8.0, 8.0), (5.24, 4.0, 3.3)])
-def test_an_evaluation_is_the_definition_by_brute_force(seed, voxel_size):
+@pytest.mark.parametrize("version", [CSC, DEFINITION], ids=lambda version: version.name)
+def test_an_evaluation_is_its_version_by_brute_force(seed, voxel_size, version):
     truth, prediction = blobs(seed), blobs(seed, noise=0.5)
-    found, reference = (
-        challenge.instance(truth, prediction, voxel_size),
-        by_brute_force(truth, prediction, voxel_size),
-    )
+    found = challenge.instance(truth, prediction, voxel_size, version=version)
+    reference = by_brute_force(truth, prediction, voxel_size, version)
     assert (found.tp, found.fp, found.fn, found.n_hausdorff) == (
         reference.tp,
         reference.fp,
@@ -150,10 +158,9 @@ def test_an_evaluation_is_the_definition_by_brute_force(seed, voxel_size):
 def test_what_reaches_out_of_the_others_box_on_any_side_counts(larger):
     small, large = cube((6, 9)), cube(larger)
     for pair in ((small, large), (large, small)):
-        found = challenge.instance(*pair, VOXEL)
-        assert found.hausdorff_norm_sum == pytest.approx(
-            1.01**-3, abs=1e-12
-        )  # 3 voxels along all axes
+        found = challenge.instance(*pair, VOXEL, version=DEFINITION)
+        # 3 voxels along all axes
+        assert found.hausdorff_norm_sum == pytest.approx(1.01**-3, abs=1e-12)
 
 
 def test_a_distance_is_capped_at_half_the_shortest_side():
@@ -266,14 +273,62 @@ def test_a_perfect_prediction_scores_one_whatever_its_ids(truth):
     )
 
 
-def test_an_unmatched_prediction_is_no_part_of_the_object_whose_number_it_has():
-    """The public code would measure the speck, component 2, as a part of truth object 2."""
+def test_an_unmatched_prediction_is_measured_as_a_part_of_the_object_whose_number_it_has():
+    """By the organisers' code: component 2 is a speck, and truth object 2 is found exactly."""
     truth, prediction = cube((2, 8), (12, 18)), cube()
     prediction[12:18, 12:18, 12:18] = 1
     prediction[19, 0, 0] = 2
+    as_written = challenge.instance(truth, prediction, VOXEL, version=DEFINITION)
+    assert (as_written.tp, as_written.fp, as_written.fn) == (1, 1, 1)
+    assert as_written.hausdorff_norm_sum == pytest.approx(1 + 2 * EIGHTY_NM, abs=1e-12)
+    by_the_code = challenge.instance(truth, prediction, VOXEL)
+    assert by_the_code.hausdorff_norm_sum == pytest.approx(3 * EIGHTY_NM, abs=1e-12)
+
+
+def test_the_guard_takes_the_largest_id_for_the_number_of_objects():
+    """One object with id 1000, its match and 60 specks: the organisers' code scores it."""
+    truth = np.zeros((40, 40, 40), np.uint32)
+    truth[10:30, 10:30, 10:30] = 1000
+    prediction = truth.copy()
+    places = [(z, y, x) for z in range(0, 8, 2) for y in range(0, 8, 2) for x in range(0, 40, 2)]
+    for number, place in enumerate(places[:60], 2):
+        prediction[place] = number
     found = challenge.instance(truth, prediction, VOXEL)
-    assert (found.tp, found.fp, found.fn) == (1, 1, 1)
-    assert found.hausdorff_norm_sum == pytest.approx(1 + 2 * EIGHTY_NM, abs=1e-12)
+    assert (found.tp, found.fp, found.status) == (1, 60, "scored")
+    # returned by that code
+    assert found.hausdorff_norm_sum == pytest.approx(54.48750302456399, abs=1e-9)
+    renumbered = challenge.instance(truth // 1000, prediction, VOXEL)
+    as_written = challenge.instance(truth, prediction, VOXEL, version=DEFINITION)
+    assert renumbered.status == as_written.status == "skipped_too_many_instances"
+
+
+def test_what_the_organisers_code_returned_for_drawn_objects():
+    truth = np.zeros((40, 40, 40), np.uint32)
+    truth[4:12, 4:12, 4:12], truth[26:34, 26:34, 26:34] = 1, 2
+    first_a_speck = np.zeros_like(truth)
+    first_a_speck[2:4, 30:32, 30:32] = 9
+    first_a_speck[5:13, 4:12, 4:12] = 5
+    first_a_speck[26:34, 26:34, 27:35] = 7
+    found = challenge.instance(truth, first_a_speck, VOXEL)
+    assert (found.tp, found.fp, found.fn, found.n_hausdorff) == (2, 1, 0, 3)
+    assert found.hausdorff_norm_sum == pytest.approx(2.7771884112487664, abs=1e-9)
+    close_by = np.zeros_like(truth)
+    close_by[14:20, 4:12, 4:12] = 1
+    found = challenge.instance(truth, close_by, VOXEL)
+    assert (found.tp, found.fp, found.fn, found.n_hausdorff) == (0, 1, 2, 3)
+    assert found.hausdorff_norm_sum == pytest.approx(2.7270875061459767, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["bool", ">u2", ">i8"])
+def test_volumes_of_any_kind_that_hold_nothing_add_nothing(kind):
+    empty = np.zeros((20, 20, 20), kind)
+    assert challenge.instance(empty, empty, VOXEL) == InstanceCounts()
+    assert challenge.missing(empty, is_instance=True).fn == 0
+
+
+@pytest.mark.parametrize("kind", ["bool", ">u2", "<i8"])
+def test_a_missing_class_misses_the_objects_of_any_kind_of_truth(kind):
+    assert challenge.missing(cube((2, 8)).astype(kind), is_instance=True).fn == 1
 
 
 def test_predictions_without_truth_are_all_false_and_never_skipped():
@@ -301,15 +356,17 @@ def test_a_missing_class_misses_every_object_or_every_voxel(truth):
     assert challenge.missing(truth, is_instance=False) == Counts(0, 0, 8000, "missing")
 
 
-def test_missing_evaluations_count_but_are_not_done(truth):
+@pytest.mark.parametrize(("version", "done"), [(CSC, 3), (DEFINITION, 1)])
+def test_missing_evaluations_count_and_the_code_calls_them_done(truth, version, done):
     found = challenge.combine(
         [
             ("mito", challenge.missing(truth, True)),
             ("er", Counts(3, 0, 1)),
             ("er", challenge.missing(truth, False)),
-        ]
+        ],
+        version,
     )
-    assert (found.total_evals, found.num_evals_done) == (3, 1)
+    assert (found.total_evals, found.num_evals_done) == (3, done)
     assert found.label_scores["mito"].combined_score == found.overall_score == 0
     assert found.label_scores["er"].iou == 3 / 8004
 

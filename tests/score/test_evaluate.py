@@ -147,10 +147,35 @@ def test_one_of_two_objects_found_one_moved_and_one_too_many(tiny):
     split, merge = variation_of_information(wanted, found, ignore_labels=(0,))
     assert (one["voi_split"], one["voi_merge"]) == pytest.approx((split, merge))
     assert one["rand_error"] == pytest.approx(adapted_rand_error(wanted, found)[0])
-    # matched at a voxel's distance; two without a match at half the crop's side, 96 nm
+    # matched at a voxel's distance; two without a match at half the crop's side, 96 nm; the speck
+    # is the first predicted object, and so taken for a part of what was found of truth object 1
     near, far = (1.01 ** -(nm / np.sqrt(3 * 64)) for nm in (8, 96))
+    assert one["hausdorff"] == pytest.approx(far)
+    assert one["score"] == pytest.approx(np.sqrt(0.5 * far))
+    written = scored(tiny, classes=("mito",), metric_version="definition-2026-06")
+    one = written["classes"]["mito"]
     assert one["hausdorff"] == pytest.approx((near + 2 * far) / 3)
     assert one["score"] == pytest.approx(np.sqrt(0.5 * (near + 2 * far) / 3))
+
+
+def test_each_version_of_the_metric_is_stamped_and_has_its_own_file(tiny):
+    for name in ("mito", "er", "nuc"):
+        write_processed(tiny, name, truth(tiny, name))
+    said = []
+    usual = scored(tiny, say=said.append)
+    assert usual["metric"] == "CellMap Segmentation Challenge, csc-2026-06"
+    assert "csc-2026-06: the number that the organisers' code" in " ".join(said[0].split())
+    folder = tiny.config().path("results_path")
+    written = scored(tiny, metric_version="definition-2026-06")
+    assert written["metric"].endswith("definition-2026-06")
+    assert json.loads((folder / "scores.json").read_text()) == usual
+    beside = json.loads((folder / "scores_definition-2026-06.json").read_text())
+    assert beside["metric"] == written["metric"]
+
+
+def test_a_version_that_is_not_known_is_refused(tiny):
+    with pytest.raises(UserError, match="'mine'; write one of csc-2026-06, definition-2026-06"):
+        scored(tiny, metric_version="mine")
 
 
 def test_counts_are_pooled_over_crops_before_they_are_divided(tiny):

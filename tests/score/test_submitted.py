@@ -82,7 +82,8 @@ def test_what_the_submission_lacks_is_missing_as_the_challenge_has_it(tmp_path):
     }
     said = []
     result = judged(tmp_path, *submitted(tmp_path, truths, {"crop1/nuc": cubes()}), say=said.append)
-    assert (result["total_evals"], result["num_evals_done"]) == (3, 1)
+    # the organisers' code calls missing classes done
+    assert (result["total_evals"], result["num_evals_done"]) == (3, 3)
     mito, er = (result["crops"]["crop1"][name] for name in ("mito", "er"))
     assert mito["status"] == er["status"] == "missing"
     assert (mito["fn"], mito["hausdorff"], mito["pq"]) == (4, 0, 0)

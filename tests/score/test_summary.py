@@ -10,6 +10,7 @@ from common.score import challenge, result
 from common.score.judge import Evaluation
 from common.score.quality import ObjectCounts, VoxelCounts
 from common.score.summary import summary
+from common.score.versions import DEFINITION
 
 
 def random_evaluations(rng, crops=6) -> list[Evaluation]:
@@ -46,7 +47,8 @@ def test_overall_scores_are_those_of_the_challenge():
     official = challenge.combine((one.name, one.counts) for one in found)
     for key in result.OVERALL:
         assert scores.overall(key) == getattr(official, key)
-    assert challenge.VERSION in scores.metric
+    assert scores.metric == "CellMap Segmentation Challenge, csc-2026-06"
+    assert summary(found, DEFINITION).metric.endswith(", definition-2026-06")
 
 
 def test_the_figures_of_classes_can_be_made_again_from_what_is_written_of_crops():
