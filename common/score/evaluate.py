@@ -30,6 +30,7 @@ from common.score.submitted import SubmittedCrop
 from common.score.summary import summary
 from common.score.versions import CSC, Version
 from common.score.workers import parallel
+from common.talk import some
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def evaluate_submission(
     )
     scores = replace(summary(evaluations, version), provenance=about)
     _publish(scores, Path(result_path), say)
-    _note_resampled(evaluations, say)
+    _note_other_grids(evaluations, say)
     return scores
 
 
@@ -268,12 +269,19 @@ def _publish(scores: Scores, path: Path, say: Callable[[str], None]) -> None:
     say(f"\n{path}")
 
 
-def _note_resampled(evaluations: Sequence[Evaluation], say: Callable[[str], None]) -> None:
+def _note_other_grids(evaluations: Sequence[Evaluation], say: Callable[[str], None]) -> None:
     resampled = [f"{one.crop}/{one.name}" for one in evaluations if one.resampled]
     if resampled:
         say(
             f"note: {len(resampled)} of {len(evaluations)} have voxels of another size than "
             f"the truth and were resampled, {resampled[0]} for one"
+        )
+    short = [f"{one.crop}/{one.name}" for one in evaluations if not one.covered]
+    if short:
+        say(
+            f"note: {len(short)} of {len(evaluations)} do not reach over all of the truth: "
+            f"{some(short, 4)}; what is beyond counts as background, as in the challenge. If that "
+            "is not meant, pack them with their own voxel_size and translation"
         )
 
 

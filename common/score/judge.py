@@ -38,6 +38,8 @@ class Evaluation:
     shape: tuple[int, ...] = ()
     resampled: bool = False
     """Whether what was found had voxels of another size."""
+    covered: bool = True
+    """Whether what was found reaches over all of the annotation; the rest counts as background."""
 
     @property
     def is_instance(self) -> bool:
@@ -68,7 +70,7 @@ def judge(truth: Truth, found: Level) -> Evaluation:
     evaluation = compare(truth, regrid.ids(truth.level, grid), volume)
     # metadata round sizes such as 5.24 nm, which is no other size
     same_voxels = np.allclose(found.scale, truth.level.scale, rtol=1e-3)
-    return replace(evaluation, resampled=not same_voxels)
+    return replace(evaluation, resampled=not same_voxels, covered=regrid.covers(found, grid))
 
 
 def compare(truth: Truth, wanted: np.ndarray, found: np.ndarray) -> Evaluation:

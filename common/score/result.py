@@ -9,7 +9,7 @@ Numbers that do not exist are None here and null in the file. The layout of the 
     total_evals, num_evals_done
     classes      {class: kind, crops, left_out, missing, figures, interval_95}
     crops        {crop: {class: status, figures, counts, voxels, objects, voxel_size, shape,
-                 resampled}}
+                 resampled, covered}}
     asked        crops, classes and overrides of the command
     not_annotated  classes that none of the crops has
     provenance   experiment, run, checkpoints with SHA-256, thresholds, versions, git commit, date
@@ -116,6 +116,8 @@ class CropScore:
     """In its voxels."""
     resampled: bool
     """Whether what was found had voxels of another size."""
+    covered: bool = True
+    """Whether what was found reaches over all of the annotation; the rest counts as background."""
 
     @property
     def kind(self) -> Kind:
@@ -320,6 +322,7 @@ def _crop_class_json(score: CropScore) -> dict[str, Any]:
         "voxel_size": list(score.voxel_size),
         "shape": list(score.shape),
         "resampled": score.resampled,
+        "covered": score.covered,
     }
 
 
@@ -341,6 +344,7 @@ def _crop_class_from(entry: Mapping[str, Any]) -> CropScore:
         voxel_size=tuple(entry.get("voxel_size") or ()),
         shape=tuple(entry.get("shape") or ()),
         resampled=entry.get("resampled", False),
+        covered=entry.get("covered", True),
     )
 
 

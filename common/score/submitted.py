@@ -75,20 +75,14 @@ def _truths(job: SubmittedCrop) -> Iterator[Truth]:
 
 def _missing(truth: Truth) -> Evaluation:
     """A class that the submission lacks: nothing found, and the challenge's counts for that."""
-    wanted = truth.level.array[...]
+    wanted = regrid.ids(truth.level, truth.level.grid)
     nothing = compare(truth, wanted, np.zeros(wanted.shape, np.uint8))
     return replace(nothing, counts=challenge.missing(wanted, truth.is_instance))
 
 
 def _judge_array(job: SubmittedCrop, truth: Truth, array: Any) -> Evaluation:
-    """Score an array of the submission."""
+    """Score an array of the submission; where it does not reach counts as background."""
     level = _in_memory(_level(array, job.submission / truth.crop / truth.name))
-    grid = truth.level.grid
-    if not regrid.covers(level, grid):
-        raise UserError(
-            f"{level.path}: {regrid.shortfall(level, grid)} of the truth; "
-            "pack the crop with its own voxel_size and translation"
-        )
     try:
         return judge(truth, level)
     except UserError as error:  # of ids that are none, which does not know where they stand

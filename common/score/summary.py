@@ -117,6 +117,7 @@ def _crop_score(one: Evaluation) -> CropScore:
         voxel_size=one.voxel_size,
         shape=one.shape,
         resampled=one.resampled,
+        covered=one.covered,
     )
 
 

@@ -122,8 +122,6 @@ def test_other_voxels_than_those_of_the_truth_are_resampled_and_told(tmp_path):
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [
-        ({"voxel_size": [4, 4, 4]}, "covers z, y, x .* of the truth"),
-        ({"translation": [400, 40, 400]}, "covers z, y, x"),
         ({"voxel_size": [8, 8]}, r"no place in space \(voxel_size \[8, 8\]"),
         ({"voxel_size": [8, 8, 0]}, r"no place in space \(voxel_size \[8, 8, 0\]"),
         ({"voxel_size": [8, 8, -8]}, "no place in space"),
@@ -137,6 +135,45 @@ def test_a_wrong_place_is_refused(tmp_path, attributes, words):
     zip_path, store = submitted(tmp_path, volumes, volumes, **attributes)
     with pytest.raises(UserError, match=f"given.zip/crop1/mito: {words}"):
         judged(tmp_path, zip_path, store)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "found"),
+    [
+        ({"translation": [4, 40, 400 + 8 * 8]}, 3),  # the first one ends before
+        ({"translation": [4000, 40, 400]}, 0),
+    ],
+)
+def test_what_a_submission_does_not_cover_is_background_and_told(tmp_path, attributes, found):
+    """One crop that is short does not take the score from the others."""
+    truths = {"crop1/mito": cubes(), "crop2/mito": cubes()}
+    _, store = submitted(tmp_path, truths, truths)
+    given = zarr.open_group(str(tmp_path / "given.zarr"), mode="r+")
+    part = given.create_dataset("crop2/mito", data=cubes()[:, :, 8:], overwrite=True)
+    part.attrs.update({"voxel_size": [8] * 3, **attributes})
+    said = []
+    result = judged(tmp_path, tmp_path / "given.zarr", store, said.append)
+    whole, short = (result["crops"][crop]["mito"] for crop in ("crop1", "crop2"))
+    assert (whole["score"], whole["covered"]) == (1, True)
+    assert (short["tp"], short["fn"], short["covered"]) == (found, 4 - found, False)
+    (note,) = [text for text in said if text.startswith("note")]
+    assert "1 of 2 do not reach over all of the truth: crop2/mito;" in note
+    assert "background, as in the challenge" in note
+
+
+@pytest.mark.parametrize("kind", ["bool", ">u2", "<f4"])
+def test_truths_of_any_kind_are_scored(tmp_path, kind):
+    objects = (cubes() > 0).astype(kind) if kind == "bool" else cubes().astype(kind)
+    truths = {"crop1/mito": objects, "crop1/er": (cubes() > 0).astype(kind), "crop1/nuc": objects}
+    given = {"crop1/mito": cubes(), "crop1/er": (cubes() > 0).astype(np.uint8)}
+    result = judged(tmp_path, *submitted(tmp_path, truths, given))
+    assert result["classes"]["er"]["score"] == 1
+    number = 1 if kind == "bool" else 4
+    assert (
+        result["classes"]["nuc"]["fn"]
+        == result["classes"]["mito"]["tp"] + (result["classes"]["mito"]["fn"])
+    )
+    assert result["classes"]["nuc"]["fn"] == number
 
 
 @pytest.mark.parametrize(
