@@ -1,8 +1,9 @@
-"""Orient and resample a batch of blocks on its device, and change its intensities.
+"""Resample blocks to patches on the training device, and change their intensities.
 
-An affine (3, 4) float64 takes an output voxel (i, j, k) to fractional voxel coordinates in its
-block, z, y, x. Raw and labels of a sample get affines made from one orientation in nm, so that they
-cannot drift apart.
+The geometry of a sample is an affine (3, 4) float64 that takes a voxel index of the patch to
+fractional voxel indices of the block, both z, y, x, with voxel centres at whole numbers. The
+affines of raw and labels are made from the same orientation in nm (`common.data.sampling.cut`), so
+that the two stay aligned.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ from torch import Tensor
 from common.errors import UserError
 
 OwnAugmentation = Callable[[Tensor, torch.Generator], Tensor]
-"""`augment(raw, generator)`: a user's own change of one patch, (1, z, y, x) float32."""
+"""The setting `augment`: `augment(raw, generator)` returns a changed patch.
+
+raw is (1, z, y, x) float32 in [0, 1], on the device of the generator.
+"""
 
 OWN_STREAM = 0x9E3779B9
-"""Tells the seeds of `augment` from those of the noise. It differs in the low 32 bits: torch's
-generator of a CPU takes no others."""
+"""XORed with the seed of a sample's noise to make the seed of its `augment`.
+
+It has set bits among the low 32, the only ones that torch's CPU generator uses.
+"""
 
 
 # Geometry
@@ -35,15 +41,15 @@ def resample_linear(
     shape: Sequence[int],
     scale: float = 1.0,
 ) -> Tensor:
-    """Trilinear interpolation of a block for each sample: (B, *shape) float32.
+    """Resample one block per sample by trilinear interpolation; return (B, *shape) float32.
 
-    Voxel values are copied without interpolation where an affine is a signed permutation onto voxel
-    centres. Outside of a block its border is repeated.
+    Where an affine maps voxel centres onto voxel centres along whole axes, values are copied
+    without interpolation. Beyond the edge of a block its outermost values are repeated.
 
     Args:
-        blocks: (z, y, x) uint8 or float, one a sample, of any sizes.
-        affines: one a sample.
-        shape: of the patches, voxels.
+        blocks: B tensors (z, y, x) uint8 or float, of any sizes.
+        affines: B affines from patch to block, see the module's text.
+        shape: shape of the patches in voxels, z, y, x.
         scale: factor on all values.
     """
     patches = torch.empty((len(blocks), *shape), device=blocks[0].device)
@@ -62,10 +68,10 @@ def raw_patches(
     shape: Sequence[int],
     raw_range: Sequence[float] = (),
 ) -> Tensor:
-    """Raw as a network takes it: (B, 1, *shape) float32 in [0, 1].
+    """Resample blocks of raw to network input, (B, 1, *shape) float32 in [0, 1].
 
-    raw_range: values of uint8 blocks that become 0 and 1, (0, 255) if empty. Float blocks are in
-    [0, 1] already.
+    `raw_range` is the pair of values of uint8 blocks that become 0 and 1, (0, 255) if empty; values
+    beyond it are clipped. Float blocks are in [0, 1] already.
     """
     if blocks[0].dtype != torch.uint8:
         return resample_linear(blocks, affines, shape)[:, None]
@@ -79,9 +85,9 @@ def raw_patches(
 def resample_nearest(
     blocks: Sequence[Tensor], affines: Sequence[np.ndarray], shape: Sequence[int]
 ) -> Tensor:
-    """Nearest voxels of an integer block (z, y, x) for each sample: (B, *shape) int32.
+    """Resample one integer block (z, y, x) per sample by nearest neighbour; (B, *shape) int32.
 
-    Outside of a block is 0.
+    Voxels outside of a block are 0, the palette row of "nothing is known".
     """
     rows = torch.empty((len(blocks), *shape), dtype=torch.int32, device=blocks[0].device)
     for row, block, affine in zip(rows, blocks, affines, strict=True):
@@ -95,23 +101,23 @@ def resample_nearest(
 
 @dataclass(frozen=True)
 class AxisStep:
-    """How an output axis runs along an axis of the block."""
+    """How one axis of a patch runs along one axis of its block."""
 
     axis: int
-    """Of the block."""
+    """Axis of the block, 0 to 2."""
     start: float
-    """Where the first output voxel is, in block voxels."""
+    """Position of the first patch voxel, in block voxels."""
     step: float
-    """Block voxels from one output voxel to the next; negative if mirrored."""
+    """Block voxels from one patch voxel to the next; negative if mirrored."""
 
     def voxel(self, i: int) -> int:
-        """The block voxel nearest to output voxel i."""
+        """Return the block voxel nearest to patch voxel i."""
         # halves go up, whatever the rounding error: neighbours then take neighbours
         return math.floor(self.start + self.step * i + 0.5 + 1e-6)
 
 
 def _axis_steps(affine: np.ndarray) -> list[AxisStep] | None:
-    """For each output axis the step of an affine along a block axis; None for a rotation."""
+    """Return the AxisStep of each patch axis; None for an affine that rotates."""
     linear = np.abs(affine[:, :3])
     axes = linear.argmax(0).tolist()
     beside = linear.sum() - sum(linear[axis, output] for output, axis in enumerate(axes))
@@ -124,7 +130,7 @@ def _axis_steps(affine: np.ndarray) -> list[AxisStep] | None:
 
 
 def _on_voxels(steps: Sequence[AxisStep]) -> bool:
-    """Whether every output voxel is a block voxel."""
+    """Return whether every patch voxel coincides with a block voxel."""
     return all(
         abs(abs(along.step) - 1) < 1e-6 and abs(along.start - round(along.start)) < 1e-3
         for along in steps
@@ -132,7 +138,7 @@ def _on_voxels(steps: Sequence[AxisStep]) -> bool:
 
 
 def _inside(steps: Sequence[AxisStep], shape: Sequence[int], block: Sequence[int]) -> bool:
-    """Whether all nearest voxels lie within a block of that shape."""
+    """Return whether all nearest voxels lie within a block of shape `block`."""
     for along, n in zip(steps, shape, strict=True):
         first = along.voxel(0)
         last = along.voxel(n - 1)
@@ -142,9 +148,9 @@ def _inside(steps: Sequence[AxisStep], shape: Sequence[int], block: Sequence[int
 
 
 def _pick(block: Tensor, steps: Sequence[AxisStep], shape: Sequence[int]) -> Tensor:
-    """Nearest voxels along the axes, transposed; a view of the block if nothing is mirrored.
+    """Return the nearest voxels of a patch that does not rotate; a view if nothing is mirrored.
 
-    A slice where voxels are consecutive: many times faster than gathering them.
+    Consecutive voxels are taken as a slice, which is many times faster than gathering them.
     """
     for along, n in zip(steps, shape, strict=True):
         if abs(along.step - 1) < 1e-6:
@@ -160,7 +166,7 @@ def _pick(block: Tensor, steps: Sequence[AxisStep], shape: Sequence[int]) -> Ten
 def _interpolate(
     block: Tensor, affine: np.ndarray, shape: Sequence[int], *, mode: str, padding_mode: str
 ) -> Tensor:
-    """grid_sample of one block (z, y, x) at the voxels of a patch of `shape`, in float32."""
+    """Sample one block (z, y, x) at the voxels of a patch by grid_sample, in float32."""
     # grid_sample counts x, y, z from -1 to 1, first to last voxel centre (align_corners)
     size = np.maximum(np.array(block.shape) - 1, 1)
     normalised = affine * (2 / size)[:, None]
@@ -191,23 +197,23 @@ def _interpolate(
 
 @dataclass(frozen=True)
 class IntensityChange:
-    """How the raw of one sample is changed; this one is not."""
+    """How the intensities of one sample are changed; the defaults change nothing."""
 
     gamma: float = 1.0
     """Exponent of raw in [0, 1]."""
     contrast: float = 1.0
-    """Factor on the distance from the mean."""
+    """Factor on the distance of raw from the mean of the patch."""
     noise_std: float = 0.0
-    """Standard deviation of Gaussian noise."""
+    """Standard deviation of Gaussian noise added to raw in [0, 1]."""
     noise_seed: int = 0
-    """Seed of all that is drawn for the sample on the device, below 2^62."""
+    """Seed of all random numbers drawn for the sample on the device, 0 to 2^62 - 1."""
 
 
 def change_intensity(raw: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
-    """Per sample raw ** gamma, then contrast about the mean, then noise, then back into [0, 1].
+    """Apply gamma, contrast and noise to each sample, in this order, and clip to [0, 1].
 
-    raw: (B, 1, z, y, x) in [0, 1], changed in place and returned. A sample does not depend on the
-    others in its batch.
+    `raw` is (B, 1, z, y, x) in [0, 1]; it is changed in place and returned. The result of a sample
+    does not depend on the others in its batch.
     """
     for patch, change in zip(raw, changes, strict=True):
         if change.gamma != 1:
@@ -226,9 +232,11 @@ def change_intensity(raw: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
 
 @torch.no_grad()
 def apply_own(augment: OwnAugmentation, raw: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
-    """A user's `augment` on each sample of (B, 1, z, y, x) raw, changed in place and returned.
+    """Apply the user's `augment` to each sample of `raw`.
 
-    Its generator is seeded by the sample alone: the same for any batch and any number of workers.
+    `raw` is (B, 1, z, y, x); it is changed in place and returned. The generator that `augment` gets
+    is seeded by the sample alone, so the result is the same for any batch size and any number of
+    workers.
     """
     for patch, change in zip(raw, changes, strict=True):
         generator = torch.Generator(raw.device).manual_seed(change.noise_seed ^ OWN_STREAM)
@@ -237,10 +245,11 @@ def apply_own(augment: OwnAugmentation, raw: Tensor, changes: Sequence[Intensity
 
 
 def check_own(augment: OwnAugmentation, shape: Sequence[int], device: torch.device) -> None:
-    """Try a user's `augment` on a patch of `shape` voxels before anything is trained with it.
+    """Call the user's `augment` twice on random raw of `shape` voxels, before training begins.
 
-    Raises UserError if it does not give a finite float32 patch of that shape, or another one for
-    the same generator. What it raises itself passes through.
+    Raises UserError if it does not return a finite float32 tensor of the shape and on the device of
+    its input, or if two calls with the same generator state differ. An error raised in its code is
+    passed on unchanged.
     """
     generator = torch.Generator(device).manual_seed(0)
     raw = torch.rand((1, *shape), generator=generator, device=device)
@@ -263,7 +272,7 @@ def check_own(augment: OwnAugmentation, shape: Sequence[int], device: torch.devi
 
 
 def _flaw(result: object, raw: Tensor) -> str:
-    """What is wrong with what `augment` gave; "" if nothing is."""
+    """Return what is wrong with the result of `augment`; "" if nothing is."""
     if not isinstance(result, Tensor):
         return f"{type(result).__name__}, no tensor,"
     if result.shape != raw.shape or result.dtype != torch.float32:

@@ -1,7 +1,8 @@
-"""Crops ready for sampling: a block of raw, a palette image of the labels, and its palette.
+"""Decode crops for sampling: a block of raw, a palette image of the labels, and its palette.
 
-Decoded once, kept on disk, shared by all processes. In this order: what a run asks for, what
-decoding one crop will read and write, decoding raw, decoding labels, loading what was decoded.
+A crop is decoded once, kept in the cache on disk, and opened as memory maps by all processes. The
+module has five parts: what a run asks for, what decoding a crop will read and write, decoding raw,
+decoding labels, and loading a decoded crop.
 """
 
 from __future__ import annotations
@@ -27,21 +28,27 @@ from common.files import key_of
 from common.talk import nm, progress
 
 EXAMPLES = 128
-"""Voxel positions kept for each palette row: a rare class is found without searching for it."""
+"""Voxel positions kept for each palette row: a rare class can be sampled without a search."""
 
 BLOCK = 128
-"""Edge (label voxels) of the blocks that are decoded at a time: a multiple of the usual chunks, so
-that none is read twice, and small enough for 48 classes of a block to stay in memory."""
+"""Edge, in label voxels, of the blocks in which labels are decoded.
+
+A multiple of the usual chunk sizes, so that no chunk is read twice, and small enough for the masks
+of 48 classes to fit into memory.
+"""
 
 SLAB = 64
-"""Slices of raw that are copied at a time; bounds the memory."""
+"""Slices of raw that are copied at a time; this bounds the memory."""
 
 EXTRA_VOXELS = (1, 2)
-"""Whole voxels of raw kept beyond the margin, below and above: centres move by up to half a voxel
-onto the raw's grid, and interpolation reads the next voxel."""
+"""Whole voxels of raw kept beyond the margin, below and above.
+
+The centre of a patch moves by up to half a voxel onto the grid of the raw, and interpolation reads
+the next voxel.
+"""
 
 FORMAT = 2
-"""Raised when decoded crops are written differently, so that old ones are not read."""
+"""Version of the decoded files. It is part of the key of a crop: a new version decodes anew."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,19 +59,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class CropRequest:
-    """What a run wants of its crops."""
+    """What a run needs of its crops."""
 
     classes: tuple[str, ...]
     input_scale: Sequence[float]
-    """Voxel size (nm) of the raw patch: raw is kept at the level nearest to it."""
+    """Voxel size (nm) of the raw patch: raw is read from the level nearest to it."""
     target_scale: Sequence[float]
     """Voxel size (nm) of the target patch: finer labels are reduced towards it."""
     patch_nm: np.ndarray
-    """(3,) extent of the raw patch; a raw volume smaller than that is refused."""
+    """(3,) size of the raw patch in nm; a smaller raw volume is refused."""
     margins_nm: Mapping[str, np.ndarray]
-    """For each usage of a crop how far around its labels raw is kept, see `sampling.margins_nm`."""
+    """How far around its labels the raw of a crop is kept, (3,) nm by usage ("train", "validate"),
+    see `sampling.margins_nm`."""
     raw_range: tuple[float, ...] = ()
-    """Raw values that become 0 and 1; the range of the integer type if empty."""
+    """Raw values that become 0 and 1; the range of the unsigned integer type if empty."""
     use_mutual_exclusion: bool = True
     infer_groups: bool = True
 
@@ -73,33 +81,39 @@ class CropRequest:
 class Crop:
     """A decoded crop.
 
-    Index 0 of the label volume, and every voxel outside of it, is the row "nothing is known".
+    Row 0 of the palette is unknown for every class. It stands for every voxel outside of the label
+    volume.
     """
 
     name: str
+    """Dataset and crop, such as 'jrc_hela-2/crop28'."""
     folder: Path
+    """Folder of raw.npy and labels.npy in the cache."""
     raw_grid: Grid
+    """Where the voxels of `raw()` are."""
     label_grid: Grid
+    """Where the voxels of `labels()` are."""
     palette: np.ndarray
-    """(rows, classes) int8, 1 / 0 / -1 = unknown."""
+    """(rows, classes) int8: 1 positive, 0 negative, -1 unknown; inferred labels included."""
     counts: np.ndarray
-    """(rows,) int64, voxels of each row."""
+    """(rows,) int64: number of voxels of each palette row."""
     examples: np.ndarray
-    """(rows, EXAMPLES, 3) int32, label voxels of each row, drawn at random."""
+    """(rows, EXAMPLES, 3) int32: indices z, y, x of label voxels of each row, drawn at random with
+    replacement; zeros for a row without voxels."""
     contradictions: int
-    """Voxels whose annotated classes cannot all hold."""
+    """Number of voxels whose labels contradict the class table."""
 
     def raw(self) -> np.ndarray:
-        """Memory-mapped (z, y, x) uint8, or float32 in [0, 1]."""
+        """Return the raw, memory-mapped: (z, y, x) uint8, or float32 in [0, 1]."""
         return _memory_map(str(self.folder / "raw.npy"))
 
     def labels(self) -> np.ndarray:
-        """Memory-mapped (z, y, x) uint8 or uint16 palette rows."""
+        """Return the palette row of each voxel, memory-mapped: (z, y, x) uint8 or uint16."""
         return _memory_map(str(self.folder / "labels.npy"))
 
     @property
     def bytes(self) -> int:
-        """Size of its two volumes."""
+        """Size of raw and labels in bytes."""
         return self.raw().nbytes + self.labels().nbytes
 
 
@@ -111,16 +125,20 @@ def _memory_map(path: str) -> np.ndarray:
 def open_crops(
     rows: Sequence[Row], request: CropRequest, cache: CropCache, *, beside: Sequence[Crop] = ()
 ) -> list[Crop]:
-    """Every crop of a split, decoded now or earlier; nothing stays in memory but palettes.
+    """Open the crops of these rows; those that are not in the cache are decoded first.
+
+    Only palettes, counts and examples are held in memory; volumes are memory-mapped.
 
     Args:
-        rows: crops of one usage; their patches stand in one batch and get one number type.
-        request: what is wanted of them.
-        cache: where they are or will be.
-        beside: crops of the same run that were opened before and stay in the cache.
+        rows: crops of one usage. They share batches, so the raw of all of them is float32 if that
+            of any is not uint8.
+        request: what the run needs of them.
+        cache: where decoded crops are kept.
+        beside: other crops of the same run, opened earlier, which are not removed from the cache.
 
     Raises:
-        UserError: with all that is wrong with any crop, or if they are larger than the cache.
+        UserError: with the problems of all crops in one message, or if the crops are larger than
+            the cache.
         FileError: if the cache cannot be written.
     """
     jobs = _for_each(rows, lambda row: _plan_decoding(row, request), "opening crops")
@@ -134,9 +152,10 @@ def open_crops(
 
 
 def _for_each(items: Sequence[Item], work: Callable[[Item], Result], what: str) -> list[Result]:
-    """work(item) for all items on several threads, with a progress bar named `what`.
+    """Return work(item) for all items, run on several threads with a progress bar `what`.
 
-    Raises UserError with what is wrong with any of the first ten; FileError at once.
+    UserErrors and FileNotFoundErrors are collected and raised as one UserError, which lists the
+    first ten; a FileError is raised at once.
     """
     results = []
     problems = []
@@ -178,20 +197,22 @@ class Decoding:
 
     row: Row
     names: tuple[str, ...]
-    """Annotated classes that are read."""
+    """Annotated classes whose labels are read."""
     raw: Raw
     raw_start: np.ndarray
-    """First voxel of the block on the grid of `raw`; may lie outside of the volume."""
+    """(3,) first voxel of the block in the voxels of `raw`; may lie outside of the volume."""
     raw_grid: Grid
+    """The raw to be written."""
     label_factor: np.ndarray
-    """(3,) label voxels that become one."""
+    """(3,) number of annotated voxels along each axis that are reduced to one."""
     label_grid: Grid
+    """The labels to be written."""
     key: str
-    """Name in the cache, made of all that the result depends on."""
+    """Folder name in the cache: a hash of everything that the result depends on."""
 
     @property
     def bytes(self) -> int:
-        """Size of what will be written."""
+        """Bytes that will be written, if labels take one byte per voxel."""
         raw = int(np.prod(self.raw_grid.shape)) * self.raw.dtype.itemsize
         return raw + int(np.prod(self.label_grid.shape))
 
@@ -237,7 +258,7 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
 
 
 def _classes_to_read(row: Row, request: CropRequest) -> tuple[str, ...]:
-    """The annotated classes that the run learns; all, where something follows from the others."""
+    """Return the classes to read: those that the run learns, or all if any must be inferred."""
     reasons = request.use_mutual_exclusion or request.infer_groups
     if reasons and not set(request.classes) <= set(row.annotated):
         return row.annotated
@@ -267,7 +288,7 @@ def _check_size(row: Row, raw: Raw, patch_nm: np.ndarray) -> None:
 
 
 def raw_voxels(lower: np.ndarray, upper: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """First voxel of `grid` that is kept for a box (nm), and the one after the last; both (3,) int.
+    """Return the first voxel of `grid` kept for a box (nm), and the last + 1; both (3,) int.
 
     They may lie outside of the volume, where raw is mirrored.
     """
@@ -278,14 +299,14 @@ def raw_voxels(lower: np.ndarray, upper: np.ndarray, grid: Grid) -> tuple[np.nda
 
 
 def _reduced_grid(label: Level, factor: np.ndarray) -> Grid:
-    """Where label voxels are once `factor` became one; an incomplete last one is left out."""
+    """Return the grid of labels reduced by `factor`; an incomplete last voxel is left out."""
     origin = label.translation + (factor - 1) / 2 * label.scale
     shape = tuple((label.shape // factor).tolist())
     return Grid(origin, label.scale * factor, shape)
 
 
 def _with_one_number_type(jobs: list[Decoding]) -> list[Decoding]:
-    """All raw as float32 if any of it is not uint8: the patches of a batch have one type."""
+    """Return the jobs, all with float32 raw if any is not uint8: a batch has one number type."""
     if all(job.raw.dtype == np.uint8 for job in jobs):
         return jobs
     as_float = []
@@ -306,9 +327,9 @@ def _decode(job: Decoding, cache: CropCache) -> None:
 
 
 def _decode_raw(job: Decoding, folder: Path) -> None:
-    """Copy the raw block, averaged down to the training grid; outside of the volume it is mirrored.
+    """Write the raw block, averaged down to the training grid and mirrored outside of the volume.
 
-    Mirrored and not black: zeros would be an edge that no cell has.
+    Zeros outside of the volume would look like an edge, which no cell has.
     """
     start = job.raw_start
     stop = start + job.raw_grid.shape
@@ -330,7 +351,7 @@ def _decode_raw(job: Decoding, folder: Path) -> None:
 
 
 def _copy_raw(job: Decoding, first: np.ndarray, last: np.ndarray, path: Path) -> np.memmap:
-    """Voxels first..last of the volume as a new file. Raises UserError if all of them are 0."""
+    """Copy voxels first..last-1 of the volume to a new file. Raises UserError if all are 0."""
     block = _new_volume(path, job.raw.dtype, last - first)
     brightest = 0.0
     for z in range(0, len(block), SLAB):
@@ -350,7 +371,7 @@ def _copy_raw(job: Decoding, first: np.ndarray, last: np.ndarray, path: Path) ->
 
 
 def _new_volume(path: Path, dtype: np.dtype, shape: Sequence[int] | np.ndarray) -> np.memmap:
-    """A memory map whose space on disk is taken."""
+    """Return a new writable memory map whose space on disk is already allocated."""
     size = tuple(int(n) for n in shape)
     volume = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=size)
     if hasattr(os, "posix_fallocate"):
@@ -369,11 +390,11 @@ class RowPart(NamedTuple):
     row: int
     voxels: int
     positions: np.ndarray
-    """(n, 3), up to EXAMPLES of them, in voxels of the crop."""
+    """(n, 3) with n <= EXAMPLES: indices z, y, x of some of these voxels."""
 
 
 def _decode_labels(job: Decoding, folder: Path) -> None:
-    """Make the palette image of a crop, block by block: ids become positive."""
+    """Write the palette image of a crop, block by block; any label other than 0 is positive."""
     levels = [_matching_level(job, name) for name in job.names]
     index = np.zeros(job.label_grid.shape, np.uint16)
     row_of: dict[bytes, int] = {}  # for each combination of labels its palette row
@@ -403,7 +424,7 @@ def _decode_labels(job: Decoding, folder: Path) -> None:
 
 
 def _blocks(job: Decoding) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """First and last voxel of the blocks that cover the reduced labels."""
+    """Iterate over the blocks that cover the reduced labels: first voxel, and last + 1."""
     shape = np.array(job.label_grid.shape)
     edge = np.maximum(1, BLOCK // job.label_factor)
     for number in np.ndindex(*(-(-shape // edge))):
@@ -412,7 +433,10 @@ def _blocks(job: Decoding) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _matching_level(job: Decoding, name: str) -> Level:
-    """The finest level of a class. Raises UserError if it is not on the voxels of the first."""
+    """Return the finest level of a class.
+
+    Raises UserError if its grid differs from that of the crop's first annotated class.
+    """
     level = ngff.open_levels(job.row.crop / name)[0]
     grid = _reduced_grid(level, job.label_factor)
     tolerance = 0.05 * float(job.label_grid.scale.min())
@@ -431,14 +455,14 @@ def _matching_level(job: Decoding, name: str) -> Level:
 
 
 def _read_mask(level: Level, start: np.ndarray, stop: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Bool (z, y, x), where a class is: reduced voxels start..stop."""
+    """Return the mask of a class in reduced voxels start..stop-1, (z, y, x) bool."""
     return _majority(level.read(start * factor, stop * factor) != 0, factor)
 
 
 def _majority(mask: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """A bool volume reduced by blocks of `factor`: True where more than half of a block is.
+    """Reduce a bool volume by blocks of `factor` voxels: True where more than half of a block is.
 
-    As in the challenge's own resampling.
+    The challenge's own resampling uses the same rule.
     """
     if (factor == 1).all():
         return mask
@@ -451,7 +475,10 @@ def _majority(mask: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def _examples(index: np.ndarray, rows: int) -> Iterator[RowPart]:
-    """The voxels of each row of a block, positions relative to it; the choice has a fixed seed."""
+    """Count the voxels of each row in a block, and choose some positions with a fixed seed.
+
+    Positions are relative to the block.
+    """
     random = np.random.default_rng(0)
     by_row = np.argsort(index.ravel().astype(np.uint16), kind="stable")
     counts = np.bincount(index.ravel(), minlength=rows)
@@ -467,7 +494,10 @@ def _examples(index: np.ndarray, rows: int) -> Iterator[RowPart]:
 
 
 def _merge(parts: Sequence[RowPart], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Counts (rows,) and positions (rows, EXAMPLES, 3): a block gives its share of each row."""
+    """Merge the parts of all blocks into counts (rows,) and positions (rows, EXAMPLES, 3).
+
+    A block contributes positions in proportion to its voxels of the row.
+    """
     random = np.random.default_rng(0)
     counts = np.zeros(rows, np.int64)
     examples = np.zeros((rows, EXAMPLES, 3), np.int32)
@@ -488,7 +518,7 @@ def _merge(parts: Sequence[RowPart], rows: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
-    """A decoded crop, with what its annotation implies for the classes of this run."""
+    """Open a decoded crop, and infer labels from its annotation for the classes of this run."""
     folder = cache.path(job.key)
     os.utime(folder)  # used now: `make_room` removes the least recently used
     with np.load(folder / "palette.npz") as file:
@@ -515,5 +545,5 @@ def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
 
 
 def _place(position: np.ndarray) -> str:
-    """A position along z, y, x."""
+    """Return a position as text: z, y, x."""
     return ", ".join(f"{value:g}" for value in position)

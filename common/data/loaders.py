@@ -1,4 +1,9 @@
-"""From a datasplit to training and validation batches, and how often each class occurs."""
+"""Open the crops of a datasplit, and make training and validation batches from them.
+
+`open_data` reads and decodes, `training_batches` and `validation_batches` make the streams of
+batches. Workers cut blocks out of memory-mapped crops (`Blocks`); orientation, resampling and
+intensity changes happen on the training device (`Batches.on_device`).
+"""
 
 from __future__ import annotations
 
@@ -28,24 +33,30 @@ from common.errors import UserError
 
 @dataclass(frozen=True)
 class Data:
-    """The crops of a run and the patches drawn from them."""
+    """The decoded crops of a run, and which samples are taken from them."""
 
     train: list[Crop]
     validation: list[Crop]
     sampler: Sampler
+    """Draws the training samples."""
     blocks: list[Sample]
-    """Validation samples, always in this order."""
+    """The validation samples ("validation blocks"), always in this order."""
     foreground: np.ndarray
-    """(classes,) training voxels known to be positive, in target voxels."""
+    """(classes,) float64: positive voxels in the training crops, counted in target voxels."""
     background: np.ndarray
-    """(classes,) training voxels known to be negative, likewise."""
+    """(classes,) float64: negative voxels in the training crops, counted in target voxels."""
     split_hash: str
+    """SHA-256 of the datasplit, see `common.data.split.split_hash`."""
 
 
 def open_data(config: TrainConfig) -> Data:
-    """Read the datasplit, decode what is not decoded yet, check that there is something to learn.
+    """Read the datasplit and open its crops, decoding those that are not in the cache.
 
-    Raises FileNotFoundError or UserError with all problems in one message.
+    Raises:
+        FileNotFoundError: if the datasplit, or data that it names, are missing.
+        UserError: with all problems of the crops in one message, and if no training crop has a
+            positive voxel of any class.
+        FileError: if the cache cannot be written.
     """
     rows = rows_of_run(config)
     request = crop_request(config)
@@ -78,9 +89,10 @@ def open_data(config: TrainConfig) -> Data:
 
 
 def rows_of_run(config: TrainConfig) -> list[Row]:
-    """The rows of the datasplit that annotate a class of the run; their files are there.
+    """Return the rows of the datasplit that annotate at least one class of the run.
 
-    Raises FileNotFoundError or UserError with all problems in one message.
+    Checks that their folders exist. Raises FileNotFoundError or UserError with all problems in one
+    message.
     """
     path = config.path("datasplit_path")
     rows = split.read_datasplit(path, config.path("data_path"))
@@ -99,7 +111,7 @@ def _used_for(usage: str, rows: Sequence[Row]) -> list[Row]:
 
 
 def crop_request(config: TrainConfig) -> CropRequest:
-    """What a run wants of its crops."""
+    """Return what a run needs of its crops: classes, voxel sizes, margins of raw."""
     raw = Patch(**config.input_array_info)
     target = Patch(**config.target_array_info)
     return CropRequest(
@@ -115,7 +127,7 @@ def crop_request(config: TrainConfig) -> CropRequest:
 
 
 def crop_cache(config: TrainConfig) -> CropCache:
-    """Where the decoded crops of a run are; runs with one cache_path share them."""
+    """Return the cache of decoded crops; all runs with the same cache_path share it."""
     return CropCache(config.path("cache_path") / "crops", config.cache_gb)
 
 
@@ -140,9 +152,9 @@ def _sampler(config: TrainConfig, crops: Sequence[Crop]) -> Sampler:
 
 
 def _class_weights(config: TrainConfig, crops: Sequence[Crop]) -> np.ndarray | None:
-    """(classes,) of class_sampling_weights; None if it is empty.
+    """Return class_sampling_weights as (classes,); None if it is empty.
 
-    Raises UserError if no class that occurs is left.
+    Raises UserError if every class that occurs has weight 0.
     """
     given = config.class_sampling_weights
     if not given:
@@ -158,9 +170,9 @@ def _class_weights(config: TrainConfig, crops: Sequence[Crop]) -> np.ndarray | N
 
 
 def _crop_weights(config: TrainConfig, crops: Sequence[Crop]) -> np.ndarray | None:
-    """(crops,) of crop_sampling_weights; None if it is empty.
+    """Return crop_sampling_weights as (crops,); None if it is empty.
 
-    Raises UserError with the patterns that fit no training crop.
+    Raises UserError with the patterns that match no training crop.
     """
     given = config.crop_sampling_weights
     if not given:
@@ -181,7 +193,10 @@ def _crop_weights(config: TrainConfig, crops: Sequence[Crop]) -> np.ndarray | No
 
 
 def count_voxels(crops: Sequence[Crop], value: int, scale: Sequence[float]) -> np.ndarray:
-    """(classes,) float64: voxels of `scale` (nm) that the crops know to be `value` (1 or 0)."""
+    """Count the voxels labelled `value` (1 or 0) in all crops, as (classes,) float64.
+
+    The volume is expressed in voxels of size `scale` (nm), so counts need not be whole numbers.
+    """
     total = np.zeros(crops[0].palette.shape[1])
     for crop in crops:
         per_target_voxel = crop.label_grid.scale.prod() / np.prod(scale)
@@ -190,7 +205,7 @@ def count_voxels(crops: Sequence[Crop], value: int, scale: Sequence[float]) -> n
 
 
 def notices(data: Data, classes: Sequence[str]) -> list[str]:
-    """What a user should know of the data before training, a sentence each, each said once."""
+    """Return what the user should know about the data before training, as sentences."""
     sentences = []
     absent = [name for name, voxels in zip(classes, data.foreground, strict=True) if voxels == 0]
     if absent:
@@ -214,7 +229,7 @@ def notices(data: Data, classes: Sequence[str]) -> list[str]:
 
 
 def _contradicted(crop: Crop) -> float:
-    """Fraction of a crop's voxels whose annotated classes cannot all hold."""
+    """Return the fraction of a crop's voxels whose labels contradict the class table."""
     return crop.contradictions / crop.counts.sum()
 
 
@@ -223,18 +238,21 @@ def _contradicted(crop: Crop) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a forward pass and its loss take, on the training device."""
+    """The input of one forward pass and its loss, on the training device."""
 
     raw: Tensor
     """(B, 1, z, y, x) float32 in [0, 1]."""
     target: PaletteTarget
-    """Labels of (B, z, y, x) voxels; `target.dense()` is (B, classes, z, y, x)."""
+    """Labels of all classes; `target.dense()` is (B, classes, z, y, x) int8."""
     where: list[str]
-    """Crop and sample number of each patch, for messages."""
+    """Crop name and sample number of each patch, for messages."""
 
 
 def training_batches(config: TrainConfig, data: Data, device: torch.device) -> Batches:
-    """The stream of training samples: the same in every run with these settings and this seed."""
+    """Return the batches of training samples, augmented.
+
+    They are the same in every run with the same settings and seed.
+    """
     blocks = Blocks(data.train, data.sampler, data.sampler.input, data.sampler.target)
     return Batches(
         blocks,
@@ -247,7 +265,10 @@ def training_batches(config: TrainConfig, data: Data, device: torch.device) -> B
 
 
 def validation_batches(config: TrainConfig, data: Data, device: torch.device) -> Batches | None:
-    """The fixed validation blocks, never augmented; None if no crop validates."""
+    """Return the batches of the fixed validation blocks, not augmented.
+
+    None if the datasplit has no validation crop.
+    """
     if not data.blocks:
         return None
     blocks = Blocks(data.validation, data.blocks, data.sampler.input, data.sampler.target)
@@ -257,18 +278,21 @@ def validation_batches(config: TrainConfig, data: Data, device: torch.device) ->
 
 
 class Piece(NamedTuple):
-    """One sample before its geometry: blocks (z, y, x), affines (3, 4) from patch to block."""
+    """One sample as a worker cuts it, before it is oriented and resampled."""
 
     sample: Sample
     raw: Tensor
+    """Block (z, y, x) uint8, or float32 in [0, 1]."""
     raw_affine: np.ndarray
+    """(3, 4) float64, from voxels of the patch to voxels of the block, see `sampling.cut`."""
     labels: Tensor
-    """Palette rows."""
+    """Block (z, y, x) uint8 or int32, rows of the crop's own palette."""
     labels_affine: np.ndarray
+    """(3, 4) float64, likewise."""
 
 
 class Blocks(Dataset):
-    """What sample k needs, cut out of the decoded crops: all that a worker does."""
+    """Map-style dataset: item k is sample k as a `Piece`. This is all that a worker does."""
 
     def __init__(
         self,
@@ -304,7 +328,7 @@ class Blocks(Dataset):
 
 
 class Batches:
-    """Batches of consecutive samples: blocks read by workers, geometry done on the device."""
+    """Batches of consecutive samples: workers cut the blocks, the device resamples them."""
 
     def __init__(
         self,
@@ -316,15 +340,16 @@ class Batches:
         raw_range: Sequence[float] = (),
         own_augmentation: OwnAugmentation | None = None,
     ):
-        """Batches of `batch_size` samples of `blocks`.
+        """Make batches of `batch_size` samples.
 
         Args:
             blocks: the samples.
-            batch_size: patches of a batch.
-            num_workers: processes that read; 0 reads in this one. The batches do not depend on it.
-            device: where they are used.
-            raw_range: values of uint8 raw that become 0 and 1.
-            own_augmentation: a user's change of each patch, after the built-in ones.
+            batch_size: patches in a batch.
+            num_workers: worker processes; 0 cuts blocks in this process. The batches do not depend
+                on it.
+            device: the device of the batches.
+            raw_range: values of uint8 raw that become 0 and 1, (0, 255) if empty.
+            own_augmentation: the setting `augment`, applied after the built-in changes.
         """
         self.blocks = blocks
         self.batch_size = batch_size
@@ -338,7 +363,7 @@ class Batches:
         self.first_row = np.cumsum([0, *map(len, palettes)]).tolist()
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of samples start..stop-1, in order; the last one may be smaller."""
+        """Iterate over the batches of samples start..stop-1, in order; the last may be smaller."""
         loader = DataLoader(
             self.blocks,
             self.batch_size,
@@ -351,7 +376,11 @@ class Batches:
         return (self.on_device(pieces) for pieces in loader)
 
     def on_device(self, pieces: Sequence[Piece]) -> Batch:
-        """Orient and resample: from blocks on the CPU to what network and loss take."""
+        """Turn pieces on the CPU into a batch on the device.
+
+        Orients and resamples raw (linear) and labels (nearest neighbour), changes intensities, and
+        adds an offset to the palette rows, so that one palette serves all crops.
+        """
         samples = [piece.sample for piece in pieces]
         raw = [piece.raw.to(self.device, non_blocking=True) for piece in pieces]
         labels = [piece.labels.to(self.device, non_blocking=True) for piece in pieces]

@@ -1,8 +1,12 @@
-"""What is known about a voxel: the label palette, true negatives, groups from atoms.
+"""Palette images of labels, and what annotated classes imply for the others.
 
-A crop's truth is a palette image: one small integer a voxel, and a palette with one row for each
-combination of labels that occurs. Reasoning about labels acts on the few rows of the palette, never
-on the voxels.
+The labels of a crop are stored as a palette image: an index volume with one small integer per
+voxel, and a palette (rows, classes) with one row for each combination of labels that occurs.
+Whatever is inferred about labels is inferred for the few rows of the palette, not for voxels.
+
+A class is a set of *atoms* (see `common.classes`), the smallest parts that the class table tells
+apart: `mito` consists of `mito_mem`, `mito_lum` and `mito_ribo`. A *group* is a class of several
+atoms. Every voxel belongs to exactly one atom.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ import numpy as np
 from common.classes import membership
 
 UNKNOWN = -1
+"""Entry of a palette for a class that is not annotated and could not be inferred."""
 
 GROUP = 32
-"""Volumes whose labels are packed into the bits of one int64 beside the rows found so far."""
+"""Number of volumes that `encode` packs into one int64, beside the row found so far."""
 
 
 def complete(
@@ -25,20 +30,23 @@ def complete(
     use_mutual_exclusion: bool = True,
     infer_groups: bool = True,
 ) -> np.ndarray:
-    """Fill in what the annotated classes imply for those that are not annotated.
+    """Return the palette with UNKNOWN entries filled in where the known ones imply them.
 
-    A voxel is one atom of the class table: a positive class leaves only its own atoms possible, a
-    negative class excludes its atoms. A class none of whose atoms is possible is negative; one that
-    contains a positive class is positive. Positives are never inferred by elimination, and nothing
-    is inferred where the annotation contradicts itself.
+    A voxel belongs to exactly one atom. So a positive class leaves only its own atoms possible, and
+    a negative class rules out its atoms. An unknown class becomes negative if none of its atoms is
+    possible, and positive if it contains a positive class. A class is never made positive because
+    all others are excluded, and nothing is inferred in a row that contradicts itself.
 
     Args:
-        palette: (rows, classes) int8, 1 / 0 / UNKNOWN.
-        names: of the classes; one outside the table implies nothing and is not inferred.
-        use_mutual_exclusion: from positive classes to negatives (as cellmap-data until 2025.12).
-        infer_groups: from parts to groups, from negative groups to their parts (ours).
+        palette: (rows, classes) int8: 1 positive, 0 negative, UNKNOWN.
+        names: the class of each column; a class outside the table implies nothing and is not
+            inferred.
+        use_mutual_exclusion: infer negatives from positive classes, as cellmap-data did until
+            2025.12.
+        infer_groups: infer groups from their parts, and parts from negative groups.
 
-    Returns a new palette; known entries are untouched.
+    Returns:
+        A new palette of the same shape; known entries are unchanged.
     """
     atoms = membership(names)
     in_table = np.asarray(atoms.any(axis=1))
@@ -62,9 +70,9 @@ def complete(
 
 
 def contradicts(palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """(rows,) bool: rows whose annotated classes cannot all hold.
+    """Return (rows,) bool: whether the labels of a row contradict the class table.
 
-    Such as `mito` and `nuc` positive, or `pm` positive and `cell` negative.
+    Examples are `mito` and `nuc` both positive, or `pm` positive and `cell` negative.
     """
     atoms = membership(names)
     in_table = atoms.any(axis=1)
@@ -75,15 +83,16 @@ def contradicts(palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 
 def _count(rows: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """(rows, columns) int: how many entries are True both in a row and in a column of `table`."""
+    """Return (rows, columns) int: entries True both in a row and in a column of `table`."""
     return rows.astype(int) @ table
 
 
 def encode(volumes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Palette image of several bool volumes of one shape (z, y, x).
+    """Encode several bool volumes (z, y, x) of one shape as a palette image.
 
-    Returns the index volume (int64) and the combinations (rows, volumes) bool:
-    `combinations[index]` gives the volumes back.
+    Returns:
+        The index volume (z, y, x) int64, and the combinations (rows, volumes) bool that occur.
+        `combinations[index]` is (z, y, x, volumes), the volumes again.
     """
     index = np.zeros(volumes[0].shape, np.int64)
     combinations = np.zeros((1, 0), bool)

@@ -1,6 +1,6 @@
-"""Raw of an EM volume on a wanted grid: which level is read, how far it is averaged down.
+"""Read the raw of an EM volume near a wanted voxel size: choose a level and average it down.
 
-uint8 stays as it is; every other type becomes float32 in [0, 1].
+uint8 stays uint8; every other type becomes float32 in [0, 1].
 """
 
 from __future__ import annotations
@@ -16,31 +16,34 @@ from common.data.ngff import Grid, Level, Vector
 from common.errors import UserError
 
 AT_ONCE = 2**27
-"""Voxels of a level that are read at a time to be averaged.
+"""Most voxels of a level that are read at a time for averaging.
 
-Bounds the memory where the level is much finer than what is wanted.
+This bounds the memory where the level is much finer than the wanted voxel size.
 """
 
 
 @dataclass(frozen=True)
 class Raw:
-    """A level of a volume, averaged over whole voxels towards a wanted voxel size."""
+    """A level of a volume, averaged over whole numbers of voxels towards a wanted voxel size.
+
+    "Voxels" are averaged voxels unless stated otherwise.
+    """
 
     level: Level
     factor: np.ndarray
-    """(3,) voxels of the level that become one."""
+    """(3,) number of voxels of the level that are averaged to one, along each axis."""
     raw_range: tuple[float, ...]
-    """Values that become 0 and 1; the range of the integer type if empty."""
+    """Values that become 0 and 1; the range of the unsigned integer type if empty."""
     dtype: np.dtype
-    """uint8 as it is; float32 is in [0, 1]."""
+    """Type of what is read: uint8 (unchanged), or float32 in [0, 1]."""
 
     @property
     def grid(self) -> Grid:
-        """Where the averaged voxels are."""
+        """Where the voxels are."""
         return averaged_grid(self.level, self.factor)
 
     def read(self, start: Vector, stop: Vector) -> np.ndarray:
-        """Averaged voxels start..stop, which lie within the volume.
+        """Return voxels start..stop-1 (z, y, x), which must lie within the volume.
 
         Raises:
             UserError: if a chunk cannot be decoded.
@@ -61,13 +64,13 @@ class Raw:
         return block
 
     def _layers_at_once(self, shape: np.ndarray) -> int:
-        """Averaged layers along z that come from AT_ONCE voxels of the level; at least one."""
+        """Return how many layers along z to average at a time; at least one."""
         of_one_layer = shape * self.factor
         of_one_layer[0] = self.factor[0]
         return max(1, int(AT_ONCE // np.prod(of_one_layer)))
 
     def _values(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """Voxels of the level as `dtype`."""
+        """Return voxels of the level, not averaged, as `dtype`."""
         block = self.level.read(start, stop)
         if self.dtype == np.uint8:
             return block
@@ -77,7 +80,7 @@ class Raw:
         return np.clip((finite - low) / (high - low), 0, 1)
 
     def read_mirrored(self, start: Vector, stop: Vector) -> np.ndarray:
-        """Averaged voxels start..stop; those outside of the volume are mirrored, as in training."""
+        """Return voxels start..stop-1; outside of the volume raw is mirrored, as in training."""
         axes = []
         for first, last, size in zip(start, stop, self.grid.shape, strict=True):
             axes.append(mirror(np.arange(first, last), size))
@@ -91,13 +94,15 @@ class Raw:
 
 
 def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = ()) -> Raw:
-    """The level of a multiscale group that is nearest to `scale` (nm), averaged down.
+    """Open the level of a multiscale group whose voxel size is nearest to `scale` (nm).
 
-    Averaged as long as it stays no coarser than that. raw_range: the values of black and white.
+    A finer level is averaged over as many whole voxels as keep it no coarser than `scale`.
+    `raw_range` is the pair of values of black and white.
 
     Raises:
-        FileNotFoundError: as `common.data.ngff.open_levels` does.
-        UserError: as that does, and if the type has no natural range and none is given.
+        FileNotFoundError: as `common.data.ngff.open_levels`.
+        UserError: as `common.data.ngff.open_levels`, and if the raw is not of an unsigned integer
+            type and no `raw_range` is given.
     """
     level = ngff.pick_level(ngff.open_levels(path), scale)
     if level.array.dtype.kind != "u" and not raw_range:
@@ -110,23 +115,23 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = ()) -> Raw:
 
 
 def averaged_grid(level: Level, factor: np.ndarray) -> Grid:
-    """Where a level's voxels are once `factor` became one; an incomplete last one is left out."""
+    """Return the grid of a level averaged by `factor`; an incomplete last voxel is left out."""
     origin = level.translation + (factor - 1) / 2 * level.scale
     shape = level.shape // factor
     return Grid(origin, level.scale * factor, tuple(shape.tolist()))
 
 
 def reduction(wanted: Vector, scale: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """(3,) whole numbers of voxels that become one, which is no larger than the wanted voxel."""
+    """Return (3,) int: how many voxels of size `scale` fit into one of `wanted`, at least 1."""
     # 1e-3: sizes are rounded, and 16 nm is three voxels of 5.3335 nm though a little less
     ratio = np.array(wanted) / scale + 1e-3
     return np.clip(np.floor(ratio).astype(int), 1, shape)
 
 
 def mirror(index: np.ndarray, n: int) -> np.ndarray:
-    """Voxel numbers of any size folded into 0..n-1 at the first and last voxel.
+    """Fold voxel indices of any size into 0..n-1, mirrored at the first and the last voxel.
 
-    Those two are not repeated, as NumPy's "reflect".
+    These two are not repeated, as in NumPy's pad mode "reflect".
     """
     if n == 1:
         return np.zeros_like(index)

@@ -1,8 +1,13 @@
-"""Sample k of a run as a pure function of (seed, k), and the blocks that it needs.
+"""Draw sample k as a pure function of (seed, k), and cut the blocks that it reads.
 
-Crop, centre, orientation and intensity come from a counter-based generator (NumPy's Philox) keyed
-by seed and k: the batches are the same for any number of workers, and a run that continues needs no
-sampler state.
+The crop, centre, orientation and intensity change of a sample come from a counter-based generator
+(NumPy's Philox) keyed by seed and k. So the batches are the same for any number of workers, and a
+continued run needs no sampler state.
+
+Three words for boxes of voxels: a *crop* is an annotated part of a dataset with the raw around it;
+a *patch* is what goes through the network in one sample; a *block* is the part of a crop's volume
+that a patch reads, before it is rotated and resampled. Positions and sizes are in nm in the world
+frame of the dataset, z, y, x, unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -23,28 +28,32 @@ AXES = {"z": 0, "y": 1, "x": 2}
 
 @dataclass(frozen=True)
 class Patch:
-    """Shape (voxels) and scale (nm) of the raw or target patch."""
+    """Shape and voxel size of the raw patch or of the target patch."""
 
     shape: tuple[int, int, int]
+    """Voxels, z, y, x."""
     scale: tuple[float, float, float]
+    """Voxel size in nm, z, y, x."""
 
     @property
     def extent(self) -> np.ndarray:
-        """(3,) nm."""
+        """(3,) size of the patch in nm."""
         return np.array(self.shape) * self.scale
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What sample k is: where it lies, how it is turned, how its intensities change."""
+    """One sample: where it lies, how it is oriented, and how its intensities change."""
 
     k: int
+    """Number of the sample, counted from 0 over the whole run."""
     crop: int
+    """Index of its crop in `Sampler.crops`."""
     centre: np.ndarray
-    """(3,) nm, of raw and target patch alike."""
+    """(3,) world position in nm of the centre, which raw and target patch share."""
     orientation: np.ndarray
-    """(3, 3): takes an offset within the patch (nm) to an offset in the world (nm); rotation x
-    permutation x mirror."""
+    """(3, 3) orthogonal matrix from offsets in the patch to offsets in the world, both in nm. It is
+    the product rotation @ permutation @ mirror."""
     intensity: IntensityChange = field(default_factory=IntensityChange)
 
 
@@ -53,17 +62,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training samples are turned and changed by; nothing by default."""
+    """The augmentation of training samples; none by default.
+
+    The fields are the settings of the same names.
+    """
 
     spatial_transforms: dict = field(default_factory=dict)
     intensity_probability: float = 0.0
-    """Of each of the three changes below."""
+    """Probability of each of the three changes below."""
     gamma_range: tuple[float, ...] = (1.0, 1.0)
     contrast_range: tuple[float, ...] = (1.0, 1.0)
     noise_std: float = 0.0
 
     def draw_intensity(self, random: np.random.Generator) -> IntensityChange:
-        """The change of one sample."""
+        """Draw the intensity change of one sample."""
         # all numbers are drawn, used or not: what follows does not depend on what was used
         happens = random.random(3) < self.intensity_probability
         gamma = _uniform(random, self.gamma_range)
@@ -83,11 +95,12 @@ def _uniform(random: np.random.Generator, interval: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Occurrence:
-    """Where a class is positive."""
+    """Where one class is positive."""
 
     crops: list[int]
+    """Indices of the crops with a positive voxel of the class."""
     rows: list[np.ndarray]
-    """For each of these crops the palette rows that are positive."""
+    """For each of these crops, the palette rows in which the class is positive."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +112,18 @@ class Sampler:
     target: Patch
     seed: int
     weighted: bool = True
-    """Draw classes equally often, or as class_weights say; otherwise crops by their volume."""
+    """True draws a class first, then a crop that has it; False draws crops by their volume."""
     positive_centre_fraction: float = 0.5
+    """If weighted, the fraction of samples whose target patch contains a voxel of the class."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     class_weights: np.ndarray | None = None
-    """(classes,) how often a class is drawn compared with the others."""
+    """(classes,) relative frequencies of the classes; None draws all equally often."""
     crop_weights: np.ndarray | None = None
-    """(crops,) how often a crop is drawn compared with the others that it could be."""
+    """(crops,) relative frequencies of the crops among those that could be drawn instead; None
+    weighs all alike."""
 
     def draw(self, k: int) -> Sample:
-        """Sample k: the same on every call, whatever else was drawn."""
+        """Return sample k: the same on every call, independent of other calls."""
         random = generator(self.seed, k)
         orientation, turned = draw_orientation(random, self.augmentation.spatial_transforms)
         crop, centre = self._place(random, k, orientation)
@@ -119,7 +134,7 @@ class Sampler:
     def _place(
         self, random: np.random.Generator, k: int, orientation: np.ndarray
     ) -> tuple[int, np.ndarray]:
-        """Crop and centre of sample k; if weighted, of the class whose turn it is."""
+        """Return crop and centre (nm) of sample k; if weighted, for the class whose turn it is."""
         if not self.weighted or not self._occurrences:
             crop = int(random.choice(len(self.crops), p=self._volumes))
             return crop, self._anywhere(random, crop)
@@ -136,10 +151,11 @@ class Sampler:
         return crop, np.clip(positive + within, lower, upper)
 
     def _turn(self, k: int) -> int:
-        """Which of the classes that occur sample k is for.
+        """Return the class that sample k is drawn for, as an index into `_channels`.
 
-        They take turns in an order drawn anew each round. With weights a round gives each class its
-        share of the turns, rounded up or down at random (systematic sampling).
+        The classes that occur take turns: each round of as many samples as there are classes has an
+        order of its own. With class weights, a class gets its share of the turns of a round,
+        rounded up or down at random (systematic sampling).
         """
         number = len(self._occurrences)
         round_number, place = divmod(k, number)
@@ -152,7 +168,7 @@ class Sampler:
         return int(np.searchsorted(np.cumsum(self._shares)[:-1], point, side="right"))
 
     def _draw_crop(self, random: np.random.Generator, occurrence: Occurrence) -> int:
-        """Position in `occurrence` of the crop that a sample is from."""
+        """Draw a crop that has the class; return its position in `occurrence.crops`."""
         number = len(occurrence.crops)
         if self.crop_weights is None:
             return int(random.integers(number))
@@ -162,7 +178,7 @@ class Sampler:
     def _positive_voxel(
         self, random: np.random.Generator, crop: int, rows: np.ndarray
     ) -> np.ndarray:
-        """(3,) nm: the centre of one of the voxels in these palette rows, each equally often."""
+        """Draw a voxel of these palette rows, all equally likely; return its centre, (3,) nm."""
         of_crop = self.crops[crop]
         counts = of_crop.counts[rows]
         row = rows[random.choice(len(rows), p=counts / counts.sum())]
@@ -174,9 +190,10 @@ class Sampler:
         return lower + random.random(3) * (upper - lower)
 
     def _centres(self, crop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where a centre may lie: the patch within the crop, or a smaller crop within the patch.
+        """Return the lowest and highest centre (nm) of a target patch in a crop.
 
-        Never outside of the crop: raw is kept as far around it as a patch reaches.
+        Along each axis the patch lies within the crop, or a smaller crop within the patch. A centre
+        is never outside of the crop: raw is kept as far around the crop as a patch reaches.
         """
         lower, upper = self.crops[crop].label_grid.box()
         first = lower + self.target.extent / 2
@@ -188,7 +205,7 @@ class Sampler:
 
     @functools.cached_property
     def _volumes(self) -> np.ndarray:
-        """(crops,) probability of a crop where classes take no turns."""
+        """(crops,) probability of each crop if samples are not drawn by class."""
         boxes = [crop.label_grid.box() for crop in self.crops]
         volumes = np.array([np.prod(upper - lower) for lower, upper in boxes])
         if self.crop_weights is not None:
@@ -197,7 +214,7 @@ class Sampler:
 
     @functools.cached_property
     def _channels(self) -> list[int]:
-        """The classes that take turns: those with a positive voxel and a weight above 0."""
+        """Indices of the classes that take turns: a positive voxel in a crop, weight above 0."""
         positive = np.any([_positive_rows(crop).any(axis=0) for crop in self.crops], axis=0)
         if self.class_weights is not None:
             positive = positive & (self.class_weights > 0)
@@ -205,7 +222,7 @@ class Sampler:
 
     @functools.cached_property
     def _occurrences(self) -> list[Occurrence]:
-        """For each of `_channels` where it is positive."""
+        """For each class of `_channels`, where it is positive."""
         occurrences = []
         positive = [_positive_rows(crop) for crop in self.crops]
         for channel in self._channels:
@@ -216,7 +233,7 @@ class Sampler:
 
     @functools.cached_property
     def _shares(self) -> np.ndarray | None:
-        """For each of `_channels` its share of the samples; None if all are equal."""
+        """For each class of `_channels`, its share of the samples; None if all are equal."""
         if self.class_weights is None:
             return None
         weights = self.class_weights[self._channels]
@@ -224,12 +241,12 @@ class Sampler:
 
 
 def _positive_rows(crop: Crop) -> np.ndarray:
-    """(rows, classes) bool: palette rows that occur in the crop and are positive."""
+    """Return (rows, classes) bool: rows that occur in the crop and in which a class is positive."""
     return (crop.palette == 1) & (crop.counts > 0)[:, None]
 
 
 def generator(seed: int, number: int) -> np.random.Generator:
-    """Philox keyed by two numbers below 2**64."""
+    """Return a Philox generator keyed by two integers from 0 to 2**64 - 1."""
     # an array: of a list NumPy makes float64 where one number is above 2**63, and rounds both
     return np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))
 
@@ -238,11 +255,19 @@ def generator(seed: int, number: int) -> np.random.Generator:
 
 
 def draw_orientation(random: np.random.Generator, transforms: dict) -> tuple[np.ndarray, bool]:
-    """An orientation (3, 3) and whether it turns by other than whole axes.
+    """Draw an orientation (3, 3); also return whether it rotates by any angle.
 
-    Mirrors each axis with its probability, permutes the named axes only, then rotates about x, y
-    and z by angles (degrees) drawn from their ranges. In nm, so that nothing is sheared where
-    voxels are not cubes.
+    Each axis is mirrored with its probability, then the axes listed under "transpose" are permuted
+    at random, then the patch is rotated about each axis listed under "rotate", in that order, by an
+    angle in degrees drawn from its range. The matrix acts on offsets in nm, so that nothing is
+    sheared where voxels are not cubes.
+
+    Args:
+        random: generator of the sample.
+        transforms: the setting `spatial_transforms`.
+
+    Returns:
+        The orientation, see `Sample.orientation`, and False if it only mirrors and permutes axes.
     """
     mirror = transforms.get("mirror", {}).get("axes", {})
     signs = np.array([-1.0 if random.random() < mirror.get(axis, 0) else 1.0 for axis in "zyx"])
@@ -263,9 +288,9 @@ def _swapped_axes(transforms: dict) -> list[int]:
 
 
 def rotation(axis: str, angle: float) -> np.ndarray:
-    """Rotation (3, 3) of z, y, x coordinates about an axis, by `angle` radians.
+    """Return the rotation (3, 3) of z, y, x coordinates about an axis by `angle` radians.
 
-    Right-handed in x, y, z: about z it turns x to y.
+    It is right-handed in x, y, z: a rotation about z by 90 degrees takes x to y.
     """
     a = (AXES[axis] - 1) % 3
     b = (AXES[axis] - 2) % 3
@@ -281,10 +306,10 @@ def rotation(axis: str, angle: float) -> np.ndarray:
 
 
 def margins_nm(input: Patch, target: Patch, spatial_transforms: dict) -> dict[str, np.ndarray]:
-    """For each usage of a crop how far around its labels raw is read: (3,) nm.
+    """Return how far around the labels of a crop raw is read, (3,) nm, by usage of the crop.
 
-    Whoever keeps raw (training, fingerprint, fetch-data) asks here; whole voxels beyond a margin
-    are `common.data.crops.raw_voxels`.
+    The keys are "train" and "validate". Training, fingerprint and fetch-data all take the margin
+    from here; `common.data.crops.raw_voxels` rounds it up to whole voxels.
     """
     return {
         # centres of training patches lie within the crop, in every orientation
@@ -295,7 +320,10 @@ def margins_nm(input: Patch, target: Patch, spatial_transforms: dict) -> dict[st
 
 
 def reach_nm(patch: Patch, transforms: dict) -> np.ndarray:
-    """(3,) nm: half of the box that holds the patch in every orientation of `transforms`."""
+    """Return (3,) nm: half the size of a box that holds the patch in every orientation.
+
+    `transforms` is the setting `spatial_transforms`.
+    """
     half = patch.extent / 2
     swapped = _swapped_axes(transforms)
     if swapped:
@@ -314,9 +342,10 @@ def reach_nm(patch: Patch, transforms: dict) -> np.ndarray:
 
 
 def on_voxels(centre: np.ndarray, orientation: np.ndarray, patch: Patch, grid: Grid) -> np.ndarray:
-    """The centre moved by at most half a voxel, so that a patch has voxels of the grid.
+    """Return the centre (nm) moved by at most half a voxel, so that patch and grid voxels coincide.
 
-    They then need no interpolation. Only along axes where the voxels have the grid's size.
+    Such a patch is copied without interpolation. The centre is moved only along axes where patch
+    and grid have the same voxel size. The orientation must not rotate.
     """
     # shape and voxel size of the patch along the world's axes
     along_world = np.abs(orientation) @ np.array([patch.shape, patch.scale]).T
@@ -331,9 +360,17 @@ def on_voxels(centre: np.ndarray, orientation: np.ndarray, patch: Patch, grid: G
 def cut(
     volume: np.ndarray, grid: Grid, sample: Sample, patch: Patch
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The part of `volume` that a patch reads, and the affine from patch voxels to voxels of it.
+    """Cut the block of a volume that a patch reads.
 
-    The affine is (3, 4) float64. Outside of the volume the part is 0.
+    Args:
+        volume: (z, y, x), raw or palette rows.
+        grid: where the voxels of `volume` are.
+        sample: centre and orientation of the patch.
+        patch: its shape and voxel size.
+
+    Returns:
+        The block (z, y, x), 0 outside of the volume, and the affine (3, 4) float64 that takes a
+        voxel index of the patch to fractional voxel indices of the block.
     """
     linear = sample.orientation * patch.scale / grid.scale[:, None]
     last_voxel = np.array(patch.shape) - 1
@@ -359,7 +396,11 @@ def cut(
 def validation_samples(
     crops: Sequence[Crop], input: Patch, target: Patch, seed: int
 ) -> list[Sample]:
-    """Blocks that cover every validation crop once, in a fixed order that sees all crops early."""
+    """Return samples whose target patches cover every validation crop once, in a fixed order.
+
+    They are not augmented. The crops alternate, so that a validation that is cut short has seen all
+    of them; within a crop the order is random but fixed by `seed`.
+    """
     tiles = []
     for index, crop in enumerate(crops):
         centres = _tile(crop.label_grid, target)
@@ -384,10 +425,11 @@ def key_of_blocks(crops: Sequence[Crop], blocks: Sequence[Sample], target: Patch
 
 
 def _tile(grid: Grid, target: Patch) -> np.ndarray:
-    """(blocks, 3) nm: centres of target patches side by side that cover a crop.
+    """Return (blocks, 3) nm: the centres of target patches, side by side, that cover a crop.
 
-    They begin at the crop's first voxel; the last ones stick out, where nothing is known, so that
-    no voxel counts twice. A crop smaller than the patch is in the middle of one.
+    The first patch begins at the first voxel of the crop. The last ones reach beyond it, where
+    labels are unknown, so that no voxel counts twice. Along an axis where the crop is no larger
+    than the patch, the patch is centred on it.
     """
     centres = []
     for lower, upper, extent in zip(*grid.box(), target.extent, strict=True):

@@ -1,13 +1,15 @@
-"""What a loss is given as target, and how to get labels, masks and counts out of it.
+"""The target of a loss, and functions that turn it into dense labels, masks and counts.
 
-A target says of every voxel and class: positive (1), negative (0) or unknown. It has two forms:
+A target labels every (voxel, class) pair as positive (1), negative (0) or unknown. Unknown means
+not annotated: such a pair must not contribute to a loss or a metric. A target has one of two forms:
 
-* `PaletteTarget`, as the loaders make it: one small number a voxel, and a table of label
-  combinations. It is what keeps 48 classes at 4 bytes a voxel.
-* a dense tensor of the logits' shape (B, classes, z, y, x): integers with -1 for unknown, or floats
-  with NaN for unknown.
+* a `PaletteTarget`, which the loaders make: an image of palette rows and a table of label
+  combinations. It takes 4 bytes per voxel for any number of classes.
+* a dense tensor of the shape of the logits, (B, classes, z, y, x): integers with -1 for unknown, or
+  floats with NaN for unknown.
 
-A loss of your own takes either with `dense` and `known`:
+`dense` and `known` accept both forms, so a loss of your own can be written as
+
 
     def my_loss(logits, target, pos_weight=None):
         labels = dense(target)
@@ -26,31 +28,40 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PaletteTarget:
-    """Labels of all classes as a palette image: 4 bytes a voxel whatever the number of classes."""
+    """Labels of all classes as a palette image, 4 bytes per voxel for any number of classes."""
 
     rows: Tensor
-    """(B, z, y, x) int32: for each voxel its row of the palette."""
+    """(B, z, y, x) int32: the palette row of each voxel."""
     palette: Tensor
     """(rows, classes) int8: 1 positive, 0 negative, -1 unknown."""
 
     def dense(self) -> Tensor:
-        """Labels as (B, classes, z, y, x) int8, in the memory order of channels last."""
+        """Return the labels as (B, classes, z, y, x) int8, in channels-last memory order.
+
+        1 is positive, 0 negative, -1 unknown.
+        """
         labels = self.palette.index_select(0, self.rows.flatten())
         return labels.view(*self.rows.shape, -1).permute(0, 4, 1, 2, 3)
 
 
 def dense(target: PaletteTarget | Tensor) -> Tensor:
-    """The labels as a tensor of the shape of the logits; a tensor is returned as it is."""
+    """Return the labels in the shape of the logits; a tensor is returned unchanged.
+
+    A `PaletteTarget` gives int8 with -1 for unknown.
+    """
     return target.dense() if isinstance(target, PaletteTarget) else target
 
 
 def known(labels: Tensor) -> Tensor:
-    """Where dense labels are known: bool of their shape."""
+    """Return a bool mask of the shape of dense `labels`, True where the label is known.
+
+    Unknown is NaN in floating-point labels and any value below 0 in integer labels.
+    """
     return ~labels.isnan() if labels.is_floating_point() else labels >= 0
 
 
 def count_known(target: PaletteTarget | Tensor) -> Tensor:
-    """Number of known (voxel, class) pairs, a float64 scalar on the target's device."""
+    """Return the number of known (voxel, class) pairs, a float64 scalar on the target's device."""
     if isinstance(target, PaletteTarget):
         # counted per row of the palette: a dense mask would be as large as the logits
         known_classes = (target.palette >= 0).sum(1, dtype=torch.int32)

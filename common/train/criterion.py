@@ -1,14 +1,17 @@
-"""The setting `criterion` as the trainer calls it: our losses, any other loss, several outputs.
+"""Turn the setting `criterion` into a function that the trainer can call.
 
-Two kinds of loss are taken:
+Two kinds of loss are accepted:
 
-* those of `common.train.losses` and like them: `criterion(logits, target, pos_weight)`. They know
-  what is unknown, and are called as they are.
-* any other, such as those of torch and MONAI: `criterion(logits, target)`, with a dense target of 0
-  and 1. Where the loss of each voxel can be had (reduction="none"), the mean over known voxels is
-  taken, as CellMapLossWrapper does. A loss that only gives one number, as Dice does, is given
-  unknown voxels as surely negative ones: target 0, logit -30. They get no gradient and add nothing
-  to an overlap or a size.
+* A loss with three arguments, `criterion(logits, target, pos_weight)`, such as those of
+  `common.train.losses`. It is called as it is, and has to leave out unknown voxels itself.
+* A loss with two arguments, `criterion(logits, target)`, such as those of torch and MONAI. It gets
+  float32 logits and a dense float32 target of 0 and 1; `OrdinaryLoss` leaves out unknown voxels. If
+  the loss can return one value per voxel (reduction="none"), the mean over the known voxels is
+  taken, as in the toolbox's CellMapLossWrapper. If it returns a single number, as Dice losses do,
+  unknown voxels are passed with target 0 and logit -30: they get no gradient and add nothing to an
+  overlap or a sum.
+
+A network with several outputs is trained on all of them, see `over_outputs`.
 """
 
 from __future__ import annotations
@@ -31,17 +34,18 @@ from common.errors import UserError
 from common.train.losses import AnyTarget, weighted_bce
 
 Criterion = Callable[[torch.Tensor, AnyTarget, torch.Tensor | None], torch.Tensor]
-"""`criterion(logits, target, pos_weight)` gives a scalar."""
+"""`criterion(logits, target, pos_weight)` returns a scalar, see `common.train.losses`."""
 
 SURELY_NEGATIVE = -30.0
-"""A logit whose probability, 1e-13, changes no sum in float32."""
+"""A logit with probability 1e-13, which is too small to change a sum in float32."""
 
 
 def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
-    """The setting `criterion` on a device, tried out: weighted_bce unless set.
+    """Return the loss of the setting `criterion`, on `device` and tried out once.
 
-    A class, or a functools.partial of one, is instantiated. Raises UserError for a loss that cannot
-    be called.
+    Without the setting this is weighted_bce. A class, or a functools.partial of one, is
+    instantiated; a module is moved to the device. Raises UserError for a loss that cannot be
+    called, see `try_out`.
     """
     setting = config.criterion
     if setting is None:
@@ -58,12 +62,16 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
 
 
 def uses_pos_weight(criterion: Criterion) -> bool:
-    """Whether a criterion is given the weights of positive voxels."""
+    """Return whether a criterion uses pos_weight: any but a wrapped loss of two arguments."""
     return not isinstance(criterion, OrdinaryLoss)
 
 
 def takes_pos_weight(loss: Callable) -> bool:
-    """Whether a loss is called with a third argument: one it needs, or that is named pos_weight."""
+    """Return whether a loss is to be called with pos_weight as third argument.
+
+    It is if its third positional parameter has no default or is named pos_weight. Functions without
+    a Python signature are called with two arguments.
+    """
     # of a module the signature of __call__ says nothing
     function = loss.forward if isinstance(loss, nn.Module) else loss
     try:
@@ -78,27 +86,31 @@ def takes_pos_weight(loss: Callable) -> bool:
 
 
 class OrdinaryLoss:
-    """A loss of (logits, target) as one over the known voxels; pos_weight is not for it."""
+    """Wraps a loss of (logits, target) so that unknown voxels are left out.
+
+    pos_weight is accepted and ignored.
+    """
 
     def __init__(self, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]):
-        """loss: gives a scalar, or a loss for each element.
+        """Wrap a loss that returns a scalar or a tensor of the shape of the logits.
 
-        A loss that has an attribute `takes_unknown` which is true is given NaN for unknown voxels.
+        A loss with a true attribute `takes_unknown` gets the float32 logits and a target that is
+        NaN where the label is unknown; its result is returned unchanged.
         """
         self.loss = loss
         self.for_each_voxel = _without_reduction(loss)
         self.gives_one_number: bool | None = None
-        """Whether the loss of each voxel cannot be had; None before the first call."""
+        """Whether the loss returns no value per voxel; None before the first call."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name of the loss in messages."""
         return getattr(self.loss, "__name__", type(self.loss).__name__)
 
     def __call__(
         self, logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The loss over the known voxels of a target, a scalar in float32."""
+        """Return the loss over the known voxels of `target`, a float32 scalar."""
         labels = dense(target)
         mask = known(labels)
         logits = logits.float()
@@ -114,12 +126,12 @@ class OrdinaryLoss:
 
 
 def mean_over_known(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean of the losses where `mask` is true; 0 where it is nowhere."""
+    """Return the mean of `losses` where `mask` is True; 0 if it is True nowhere."""
     return torch.where(mask, losses, 0).sum() / mask.sum().clamp(min=1)
 
 
 def _without_reduction(loss: Callable) -> Callable[..., torch.Tensor]:
-    """The loss with reduction="none", where it has one; else the loss."""
+    """Return the loss with reduction="none" if it has a reduction, otherwise the loss itself."""
     if isinstance(loss, nn.Module):
         if not hasattr(loss, "reduction"):
             return loss
@@ -139,11 +151,12 @@ def over_outputs(
     target: AnyTarget,
     pos_weight: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The weighted mean of the losses of several outputs (deep supervision).
+    """Return the weighted mean of the losses of several outputs (deep supervision).
 
-    Weights are 1, 1/2, 1/4, ... of their sum, the finest output first, as in nnU-Net (Isensee et
-    al. 2021). A coarser output covers the same volume as the first, and is compared with the
-    nearest voxels of the target.
+    `outputs` are logits (B, classes, z, y, x), the finest first; the target is on the voxels of the
+    finest. The weights are 1, 1/2, 1/4, ..., divided by their sum, as in nnU-Net (Isensee et al.
+    2021). A coarser output covers the same volume and is compared with the nearest voxels of the
+    target. Raises UserError if the outputs differ in batch size or number of channels.
     """
     loss = torch.zeros((), device=outputs[0].device)
     weights = [0.5**k for k in range(len(outputs))]
@@ -159,7 +172,7 @@ def over_outputs(
 
 
 def resampled(target: AnyTarget, shape: Sequence[int]) -> AnyTarget:
-    """The target on a grid of `shape` voxels over the same volume, by nearest neighbours."""
+    """Return the target on `shape` (z, y, x) voxels over the same volume, by nearest neighbour."""
     if isinstance(target, PaletteTarget):
         return PaletteTarget(_nearest(target.rows, shape), target.palette)
     return _nearest(target, shape)
@@ -175,7 +188,7 @@ def _nearest(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def notices(criterion: Criterion, weight_loss: bool) -> list[str]:
-    """What a user should know of a criterion that has been tried out, a sentence each."""
+    """Return what the user should know about a criterion that has been tried out, as sentences."""
     if not isinstance(criterion, OrdinaryLoss):
         return []
     sentences = []
@@ -193,10 +206,11 @@ def notices(criterion: Criterion, weight_loss: bool) -> list[str]:
 
 
 def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> None:
-    """Call a criterion once, on logits of 0, before hours of training.
+    """Call a criterion once on logits of 0, so that mistakes show before hours of training.
 
-    An error of code in the experiment's folder comes through as it is. Raises UserError if a
-    library refuses the call, or if it gives no number with a gradient.
+    The target has the shape of the settings, with unknown, negative and positive voxels. Raises
+    UserError if a library refuses the call, or if the result is not a finite scalar with a
+    gradient. An error raised in the experiment's own code is passed on unchanged.
     """
     classes = len(config.classes)
     shape = config.target_array_info["shape"]
@@ -228,7 +242,7 @@ _CONTRACT = (
 
 
 def _problem(loss: Any) -> str:
-    """What is wrong with the result of a criterion; "" if nothing is."""
+    """Return what is wrong with the result of a criterion; "" if nothing is."""
     if not isinstance(loss, torch.Tensor):
         return f"gives a {type(loss).__name__}"
     if loss.ndim:
@@ -247,6 +261,6 @@ def _name(criterion: Criterion) -> str:
 
 
 def _raised_in(error: Exception, folder: Path) -> bool:
-    """Whether a function of a file in `folder` was running when an error was raised."""
+    """Return whether the traceback of `error` passes through a file in `folder`."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(folder in Path(frame.filename).parents for frame in frames)

@@ -1,13 +1,13 @@
-"""Losses as means over *known* voxels, in float32.
+"""Losses that are averaged over the known voxels, computed in float32.
 
-Each is called as `criterion(logits, target, pos_weight)` and gives a scalar:
+Each is called as `criterion(logits, target, pos_weight)` and returns a scalar:
 
-* logits: (B, classes, z, y, x) of any float type.
-* target: a `PaletteTarget`, which looks its palette up only where it is needed, or a tensor of the
-  shape of the logits: integers 1 positive, 0 negative, -1 unknown, or floats with NaN for unknown.
-* pos_weight: (classes,) weight of positive voxels, or None.
+* logits: (B, classes, z, y, x), any floating-point type, before the sigmoid.
+* target: a `PaletteTarget`, or a dense tensor of the shape of the logits: integers with 1 positive,
+  0 negative and -1 unknown, or floats with 1, 0 and NaN. See `common.data.targets`.
+* pos_weight: (classes,) weight of the positive voxels of each class, or None for 1.
 
-Losses of torch, MONAI or your own that are called in another way: see `common.train.criterion`.
+`common.train.criterion` adapts losses with another signature, such as those of torch and MONAI.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from common.data.targets import PaletteTarget, count_known, dense, known
 AnyTarget = PaletteTarget | torch.Tensor
 
 VOXELS_AT_ONCE = 8192
-"""Voxels whose labels and losses are in memory at a time on a CPU."""
-# with 48 classes they stay in its cache
+"""Voxels of a palette image that are expanded to all classes at a time on a CPU."""
+# with 48 classes they fit into its cache
 
 MORE_ON_A_GPU = 128
-"""Times as many on a GPU, which has no such cache to stay in and needs enough work for a launch."""
+"""Factor on VOXELS_AT_ONCE on other devices: a GPU needs more work in each kernel launch."""
 
 
 def weighted_bce(
     logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Binary cross-entropy, the mean over known (voxel, class) pairs; 0 where none is known.
+    """Return the binary cross-entropy, averaged over the known (voxel, class) pairs.
 
-    The public toolbox divides by all voxels, so that its step size follows the annotated fraction;
-    this does not.
+    The term of a positive pair is multiplied by `pos_weight` of its class. The result is 0, with a
+    gradient of 0, if no pair is known. The public toolbox divides by the number of all voxels
+    instead, which makes smaller steps on sparsely annotated crops.
     """
     if pos_weight is None:
         weight = torch.ones(logits.shape[1], device=logits.device)
@@ -59,11 +60,11 @@ def weighted_bce(
 
 
 class _PaletteBCE(torch.autograd.Function):
-    """Sum of the weighted cross-entropy of a palette image, chunk by chunk.
+    """Sum of the weighted cross-entropy over a palette image, computed chunk by chunk.
 
-    With w+ and w- the weights of the positive and the negative term, a pair's loss is
-    (w+ + w-) softplus(x) - w+ x and its gradient (w+ + w-) sigmoid(x) - w+. The gradient is made in
-    the same pass: neither a dense target nor a mask of it ever exists.
+    Let w+ and w- be the weights of the positive and the negative term, both 0 for an unknown pair.
+    The loss of a pair is (w+ + w-) softplus(x) - w+ x, its gradient (w+ + w-) sigmoid(x) - w+. The
+    forward pass computes both, so that no dense target and no mask are ever allocated.
     """
 
     @staticmethod
@@ -106,10 +107,11 @@ class _PaletteBCE(torch.autograd.Function):
 def dice_loss(
     logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """1 - soft Dice, the mean over classes with a known positive voxel in the batch; 0 without any.
+    """Return 1 - soft Dice, averaged over the classes with a positive voxel in the batch.
 
-    pos_weight is not used: Dice balances foreground and background itself. Source: Milletari et al.
-    2016, V-Net.
+    Overlaps and sizes are summed over all known voxels of the batch. The result is 0 if no class
+    has a positive voxel. pos_weight is ignored, since Dice balances foreground and background by
+    itself. Source: Milletari et al. 2016, V-Net.
     """
     labels = dense(target)
     mask = known(labels).float()
@@ -126,5 +128,5 @@ def dice_loss(
 def bce_dice(
     logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """weighted_bce plus dice_loss. Source: Isensee et al. 2021, nnU-Net."""
+    """Return weighted_bce + dice_loss. Source: Isensee et al. 2021, nnU-Net."""
     return weighted_bce(logits, target, pos_weight) + dice_loss(logits, target)

@@ -1,4 +1,8 @@
-"""Metrics of counted voxels: Dice, IoU, precision, recall, and the user's own."""
+"""Metrics computed from voxel counts: Dice, IoU, precision, recall, and the user's own.
+
+Counts are float64 arrays (classes,): tp, fp, fn and tn are true positive, false positive, false
+negative and true negative voxels.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,17 @@ import numpy as np
 from common.errors import UserError
 
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""`metric(tp, fp, fn, tn)`: counts of voxels, (classes,) float64 each, to a value a class."""
+"""`metric(tp, fp, fn, tn)` returns (classes,) values, NaN for a class without a value."""
 
 BUILT_IN = ("dice", "iou", "precision", "recall")
 
 
 def metrics(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> dict[str, np.ndarray]:
-    """Dice, IoU, precision and recall of each class; all NaN where there is nothing to find."""
+    """Return dice, iou, precision and recall by name, (classes,) each.
+
+    All four are NaN for a class without a positive voxel (tp + fn = 0). Precision is 0 for a class
+    that occurs and was predicted nowhere.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         values = {
             "dice": 2 * tp / (2 * tp + fp + fn),
@@ -28,14 +36,14 @@ def metrics(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> dict[str, np.ndar
 
 
 def of_counts(counts: np.ndarray, own: Mapping[str, Metric]) -> dict[str, np.ndarray]:
-    """All metrics by name, (classes,) each, the user's own after the built-in ones.
+    """Return all metrics by name, (classes,) each: the built-in ones, then the user's own.
 
     Args:
-        counts: (4, classes): true and false positive, false and true negative voxels.
-        own: the user's; of a class they do not apply to they give NaN.
+        counts: (4, classes) voxel counts: tp, fp, fn, tn.
+        own: the user's metrics by name; their values are kept as they are.
 
     Raises:
-        UserError: if one does not give a number for each class.
+        UserError: if a metric does not return one number per class.
     """
     tp, fp, fn, tn = counts
     values = metrics(tp, fp, fn)
@@ -52,8 +60,9 @@ def of_counts(counts: np.ndarray, own: Mapping[str, Metric]) -> dict[str, np.nda
 
 
 def try_out(own: Mapping[str, Metric], classes: int) -> None:
-    """Call the user's metrics once, before hours of training. UserError for what they may not give.
+    """Call the user's metrics once on counts of 1, so that mistakes show before hours of training.
 
-    An error of their own code comes through as it is.
+    Raises UserError for a result of the wrong shape. An error raised in their code is passed on
+    unchanged.
     """
     of_counts(np.ones((4, classes)), own)

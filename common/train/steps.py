@@ -1,4 +1,7 @@
-"""Train one epoch, validate once."""
+"""Train for one epoch, take one optimiser step, run one validation.
+
+`State` holds what changes during a run, `Method` and `Validation` what does not.
+"""
 
 from __future__ import annotations
 
@@ -23,65 +26,66 @@ from common.train.losses import AnyTarget
 from common.train.panels import Panels
 
 LOG_EVERY = 20
-"""Iterations from one logged loss to the next."""
+"""Iterations (optimiser steps) between two logged training losses."""
 
 Stop = Callable[[], bool]
-"""True once the run is to end."""
+"""Returns True once the run should end."""
 
 Log = Callable[[dict[str, float], int], None]
-"""Takes numbers under their tags, and the iteration."""
+"""`log(values, iteration)` logs scalars by tag, such as "loss/train"."""
 
 
 @dataclass
 class State:
-    """All that changes while a run goes on."""
+    """Everything that changes during a run, and is saved in a checkpoint."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler | None
     scaler: torch.amp.GradScaler
     epoch: int = 0
-    """Epochs done, validation included."""
+    """Number of finished epochs, validation included."""
     iteration: int = 0
-    """Optimiser steps done."""
+    """Number of optimiser steps taken."""
     best: float = math.nan
     """The best value of best_metric so far; NaN before the first validation."""
     best_epoch: int = 0
+    """The epoch of `best`, counted from 1; 0 before the first validation."""
     validation_batches: int = 0
-    """How many batches the first validation had time for; 0 before it."""
+    """Number of batches in every validation, fixed by the first one; 0 before it."""
     shown: dict[str, list[int]] = field(default_factory=dict)
-    """For each class the validation blocks shown as figures, fixed by the first validation."""
+    """Validation blocks shown as figures, by class; fixed by the first validation."""
     epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Sum of the losses and number of steps of the epoch under way."""
+    """Sum of the losses and number of steps in the current epoch."""
 
     def count_step(self, loss: float) -> None:
-        """Count an optimiser step that was taken."""
+        """Count an optimiser step and its loss."""
         self.iteration += 1
         self.epoch_loss[0] += loss
         self.epoch_loss[1] += 1
 
     @property
     def mean_loss(self) -> float:
-        """Over the steps of the epoch under way; 0 before the first."""
+        """Mean loss over the steps of the current epoch so far; 0 before the first."""
         total, steps = self.epoch_loss
         return total / max(steps, 1)
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a step is made: what does not change while a run goes on."""
+    """How a step is taken; it does not change during a run."""
 
     criterion: Criterion
     pos_weight: torch.Tensor | None
-    """(classes,) weight of positive voxels; None weighs none."""
+    """(classes,) weight of positive voxels in the loss; None with weight_loss = False."""
     forward: ForwardPass
     max_grad_norm: float
-    """0 does not clip."""
+    """Gradients are clipped to this norm; 0 turns clipping off."""
     accumulation: int = 1
-    """Forward passes in an optimiser step."""
+    """Batches (forward passes) in one optimiser step."""
 
     def loss(self, outputs: list[torch.Tensor], target: AnyTarget) -> torch.Tensor:
-        """The loss of what a network gave, a scalar."""
+        """Return the loss of a network's outputs, a scalar; several are deep supervision."""
         if len(outputs) == 1:
             return self.criterion(outputs[0], target, self.pos_weight)
         return over_outputs(self.criterion, outputs, target, self.pos_weight)
@@ -89,46 +93,50 @@ class Method:
 
 @dataclass(frozen=True)
 class Validation:
-    """What a validation looks at: the same in every epoch."""
+    """What every validation runs on; the same in every epoch."""
 
     batches: Batches
     classes: tuple[str, ...]
     time_limit: float = 0.0
-    """Seconds that the first one may take; 0 is no limit."""
+    """Seconds after which the first validation ends; 0 is no limit."""
     batch_limit: int = 0
-    """0 is no limit."""
+    """Most batches in a validation; 0 is no limit."""
     figure_samples: int = 0
-    """Blocks shown for each class."""
+    """Blocks shown as figures for each class."""
     metrics: Mapping[str, metrics.Metric] = field(default_factory=dict)
-    """The user's own, by name."""
+    """The user's own metrics by name."""
 
 
 @dataclass(frozen=True)
 class TrainedEpoch:
-    """What an epoch of training came to."""
+    """Results of one epoch of training."""
 
     loss: float
-    """The mean over its steps."""
+    """Mean over the steps of the epoch."""
     grad_norm: float
-    """Of the last step."""
+    """Norm of the gradient in the last step, before clipping."""
     samples_per_s: float
     data_wait: float
-    """The fraction of the time spent waiting for data."""
+    """Fraction of the time spent waiting for data, 0 to 1."""
 
 
 @dataclass
 class Scores:
-    """What a validation found."""
+    """Results of one validation."""
 
     loss: float
+    """Mean over the known (voxel, class) pairs of all blocks."""
     per_class: dict[str, np.ndarray]
-    """dice, iou, precision, recall and the user's own: (classes,) each, at probability 0.5 over all
-    known voxels; NaN for a class without a positive one."""
+    """dice, iou, precision, recall and the user's own metrics, (classes,) each. A voxel counts as
+    predicted above probability 0.5. The four are NaN for a class without a positive voxel."""
     images: dict[str, np.ndarray]
-    """RGB image of each class on its fixed blocks."""
+    """RGB image (y, x, 3) uint8 by class, of its fixed blocks."""
 
     def mean(self, metric: str) -> float:
-        """A metric's mean over the classes where it is finite, NaN without any; or the loss."""
+        """Return the mean of a metric over the classes where it is finite; for "loss" the loss.
+
+        NaN if there is no such class.
+        """
         values = np.array([self.loss]) if metric == "loss" else self.per_class[metric]
         values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else math.nan
@@ -144,18 +152,18 @@ def train_epoch(
     stop: Stop,
     bar: tqdm,
 ) -> TrainedEpoch:
-    """Take steps until `last_iteration`; end early, after a whole step, when stop() is true.
+    """Take optimiser steps until `last_iteration`, or until stop() returns True.
 
-    Raises NotFinite at a loss or gradient that is not finite, before the step is taken.
+    Raises NotFinite if the loss or the gradient is not finite; that step is not taken.
 
     Args:
-        state: of the run; its iteration and epoch_loss are counted on.
-        method: how a step is made.
-        batches: what to train on, in order.
-        last_iteration: of this epoch.
-        log: takes the loss every LOG_EVERY iterations.
-        stop: is asked before each step.
-        bar: progress, one unit a step.
+        state: state of the run, updated in place.
+        method: how a step is taken.
+        batches: training batches, in order; each step takes `method.accumulation` of them.
+        last_iteration: the iteration at which this epoch ends, counted over the whole run.
+        log: called every LOG_EVERY iterations with the mean loss since the last call.
+        stop: called before each step.
+        bar: progress bar, advanced by one per step.
     """
     state.model.train()
     clock = _Clock()
@@ -183,7 +191,7 @@ def train_epoch(
 
 
 class _Clock:
-    """How fast samples are trained on, and how much of the time goes into waiting for them."""
+    """Measures samples per second and the fraction of the time spent waiting for data."""
 
     def __init__(self) -> None:
         self.begin = time.perf_counter()
@@ -198,13 +206,13 @@ class _Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time that the block takes as waiting for data."""
+        """Count the time spent in the with-block as time waiting for data."""
         asked = time.perf_counter()
         yield
         self.waited += time.perf_counter() - asked
 
     def took(self, samples: int) -> None:
-        """Count the samples of a step that has ended now."""
+        """Count the samples of the step that has just ended."""
         self.samples += samples
         elapsed = self.since_begin()
         self.samples_per_s = self.samples / elapsed
@@ -222,10 +230,11 @@ class _Clock:
 
 
 def step(state: State, method: Method, group: list[Batch]) -> tuple[float, float]:
-    """One optimiser step on a group of batches; returns its loss and gradient norm.
+    """Take one optimiser step on a group of batches; return its loss and gradient norm.
 
-    The loss is the mean over the known (voxel, class) pairs of the whole group, however they are
-    spread over its batches.
+    The loss is the mean over the known (voxel, class) pairs of the whole group: the loss of each
+    batch is weighted by its number of known pairs. The norm is that before clipping. Raises
+    NotFinite, before the step is taken, if either is not finite.
     """
     known = [targets.count_known(batch.target) for batch in group]
     total = torch.stack(known).sum().clamp(min=1)
@@ -248,7 +257,7 @@ def step(state: State, method: Method, group: list[Batch]) -> tuple[float, float
 
 
 def _refuse_not_finite(state: State, group: list[Batch], loss: float, norm: float) -> None:
-    """Raise NotFinite, naming the crops, unless loss and gradient are finite."""
+    """Raise NotFinite, naming the crops, unless the loss and the gradient norm are finite."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
     # in fp16 a gradient may overflow: the scaler then leaves the step out and scales less
@@ -266,10 +275,11 @@ def _refuse_not_finite(state: State, group: list[Batch], loss: float, norm: floa
 
 @torch.no_grad()
 def validate(state: State, method: Method, validation: Validation, stop: Stop) -> Scores | None:
-    """Loss and metrics over the fixed blocks; None if stop() became true.
+    """Compute the loss and the metrics over the fixed blocks; None if stop() returned True.
 
-    Counts are pooled over everything seen, not averaged over batches. The first call fixes how many
-    batches later ones take (state.validation_batches) and which blocks are shown (state.shown).
+    Voxels are counted over all blocks before a metric is computed; metrics are not averaged over
+    batches. The first call fixes the number of batches of all later calls
+    (state.validation_batches) and the blocks that are shown (state.shown).
     """
     state.model.eval()
     batches = validation.batches
@@ -305,7 +315,7 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
 
 
 def blocks_looked_at(state: State, validation: Validation) -> int:
-    """How many validation blocks are looked at: what the limits and the first validation leave."""
+    """Return the number of blocks to validate on, given the limits and the first validation."""
     blocks = len(validation.batches.blocks)
     size = validation.batches.batch_size
     batches = math.ceil(blocks / size)
@@ -316,9 +326,10 @@ def blocks_looked_at(state: State, validation: Validation) -> int:
 
 
 def count(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(4, classes) float64: true and false positive, false and true negative voxels.
+    """Count the known voxels as (4, classes) float64: tp, fp, fn, tn.
 
-    Of the known ones, at probability 0.5. labels: dense, (B, classes, z, y, x).
+    A voxel is predicted positive where its logit is above 0, that is, its probability above 0.5.
+    Both arguments are (B, classes, z, y, x); `labels` are integers with -1 for unknown.
     """
     predicted = logits > 0
     positive = labels == 1
