@@ -1,4 +1,7 @@
-"""What the network sees and what it is asked for: 216^3 voxels of raw, the inner 30^3 voxels as target, at 8 nm."""
+"""What the network sees and what it is asked for.
+
+Raw of 216^3 voxels, and the inner 30^3 voxels as target, at 8 nm.
+"""
 
 from common.classes import TESTED
 

@@ -1,4 +1,7 @@
-"""The network: the backbone of COSEM's setup04 and a new head, 235,105,092 parameters for 48 classes."""
+"""The network: the backbone of COSEM's setup04 and a new head.
+
+235,105,092 parameters for 48 classes.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,14 @@ def build_model(
 ) -> nn.Module:
     """(B, 1, z, y, x) to logits (B, len(classes), z - 186, y - 186, x - 186), 8 nm in and out.
 
-    freeze_backbone: train the head alone (423,624 parameters for 48 classes). weights: the COSEM checkpoint of the
-    backbone, downloaded once, or "random" for the same network without pretraining. Raises FileNotFoundError if the
-    checkpoint is neither in the cache nor can be downloaded.
+    Args:
+        classes: one output channel each.
+        freeze_backbone: train the head alone, 423,624 parameters for 48 classes.
+        weights: the COSEM checkpoint of the backbone, downloaded once, or "random" for the same
+            network without pretraining.
+
+    Raises:
+        FileNotFoundError: if the checkpoint is neither in the cache nor can be downloaded.
     """
     if weights != "random":
         return build_finetune(classes, load_backbone(weights), freeze_backbone)

@@ -1,4 +1,7 @@
-"""From predictions to masks and objects: a voxel is of a class where its probability is above the class's threshold."""
+"""Predictions to masks and objects.
+
+A voxel is of a class where its probability is above the threshold of the class.
+"""
 
 import math
 
@@ -8,10 +11,16 @@ from .data import classes
 
 
 def process_func(logits):
-    """(B, 1, z, y, x) float logits of one class, 0 at its threshold, to 0 and 1 of the same shape."""
+    """Give 1 where the class is and 0 elsewhere, in the shape of the logits.
+
+    logits: (B, 1, z, y, x) float of one class, 0 at the threshold of the class.
+    """
     return (logits > 0) * 1
 
 
 def instance_func(mask, probability, name):
-    """Volumes of an instance class to ids: its connected pieces without holes, specks of under 20 voxels left out."""
+    """Give the ids of the objects of an instance class.
+
+    Objects are connected pieces with their holes filled; specks of under 20 voxels are left out.
+    """
     return remove_small(connected_components(fill_holes(mask)), 20 * math.prod(mask.voxel_size))

@@ -1,6 +1,8 @@
-"""The COSEM network setup04, pretrained, with a new head for the 48 tested classes at 8 nm. Every setting and its default: the table in the README.
+"""The COSEM network setup04, pretrained, with a new head for the 48 tested classes at 8 nm.
 
-python -m cellmap_segmentation_challenge train setup_04_all/train_config.py
+    python -m cellmap_segmentation_challenge train setup_04_all/train_config.py
+
+Every setting, its default and its meaning: docs/reference/settings.md.
 """
 
 from .data import classes, input_array_info, target_array_info

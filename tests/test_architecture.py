@@ -55,7 +55,7 @@ def test_a_module_imports_only_from_rooms_before_its_own(path):
 
 
 def test_no_two_modules_import_each_other():
-    """Nor in a longer circle: importing any module first works, and each can be read before the next."""
+    """Nor in a longer circle: each module can be read, and imported, before the next."""
     stems = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path for path in MODULES}
     needs = {}
     for name, path in stems.items():

@@ -1,6 +1,8 @@
-"""LeibNetz U-Net on the 48 tested classes at 128 nm. Every setting and its default: the table in the README.
+"""LeibNetz U-Net on the 48 tested classes at 128 nm.
 
-python -m cellmap_segmentation_challenge train unet128_all/train_config.py
+    python -m cellmap_segmentation_challenge train unet128_all/train_config.py
+
+Every setting, its default and its meaning: docs/reference/settings.md.
 """
 
 from .data import classes, input_array_info, target_array_info

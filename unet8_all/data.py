@@ -1,4 +1,7 @@
-"""What the network sees and what it is asked for: 68^3 voxels of raw, the inner 28^3 voxels as target, at 8 nm."""
+"""What the network sees and what it is asked for.
+
+Raw of 68^3 voxels, and the inner 28^3 voxels as target, at 8 nm.
+"""
 
 from common.classes import TESTED
 

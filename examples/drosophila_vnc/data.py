@@ -1,6 +1,7 @@
-"""Membrane, mitochondria and cytosol of a fly larva's ventral nerve cord, sections of 50 nm resampled to 12.5 x 9.2 x 9.2 nm.
+"""Membrane, mitochondria and cytosol of a fly larva's ventral nerve cord.
 
-20 sections are 1000 nm: 68 voxels of 12.5 nm fit into them.
+Sections of 50 nm are resampled to 12.5 x 9.2 x 9.2 nm. 20 sections are 1000 nm, so that 68 voxels
+of 12.5 nm fit into them.
 """
 
 classes = ["pm", "mito", "cyto"]

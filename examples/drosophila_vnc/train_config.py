@@ -1,6 +1,8 @@
-"""LeibNetz U-Net on sections of a fly larva's ventral nerve cord. Crops 1-4 train, crop 5 validates.
+"""LeibNetz U-Net on sections of a fly larva's ventral nerve cord.
 
-python -m cellmap_segmentation_challenge train examples/drosophila_vnc --data FOLDER_OF_drosophila_vnc
+    python -m cellmap_segmentation_challenge train examples/drosophila_vnc --data FOLDER
+
+Crops 1 to 4 train, crop 5 validates. FOLDER holds drosophila_vnc/drosophila_vnc.zarr.
 """
 
 from torch.optim.lr_scheduler import CosineAnnealingLR

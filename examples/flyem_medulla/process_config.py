@@ -1,4 +1,7 @@
-"""From predictions to masks and objects: a voxel is of a class where its probability is above the class's threshold."""
+"""Predictions to masks and objects.
+
+A voxel is of a class where its probability is above the threshold of the class.
+"""
 
 import math
 
@@ -8,11 +11,18 @@ from .data import classes
 
 
 def process_func(logits):
-    """(B, 1, z, y, x) float logits of one class, 0 at its threshold, to 0 and 1 of the same shape."""
+    """Give 1 where the class is and 0 elsewhere, in the shape of the logits.
+
+    logits: (B, 1, z, y, x) float of one class, 0 at the threshold of the class.
+    """
     return (logits > 0) * 1
 
 
 def instance_func(mask, probability, name):
-    """Cells touch everywhere in neuropil: what hangs together by a neck narrower than half is split."""
+    """Give the ids of the cells.
+
+    Cells touch everywhere in neuropil: pieces that hang together by a neck narrower than half
+    their width are split.
+    """
     speck = 100 * math.prod(mask.voxel_size)
     return remove_small(watershed(remove_small(mask, speck), neck=0.5), speck)

@@ -1,6 +1,8 @@
-"""LeibNetz U-Net on the membranes of a fly's optic medulla, 250^3 voxels of FIB-SEM. Crops 1-5 train, crop 6 validates.
+"""LeibNetz U-Net on the membranes of a fly's optic medulla, 250^3 voxels of FIB-SEM.
 
-python -m cellmap_segmentation_challenge train examples/flyem_medulla --data FOLDER_OF_flyem_medulla
+    python -m cellmap_segmentation_challenge train examples/flyem_medulla --data FOLDER
+
+Crops 1 to 5 train, crop 6 validates. FOLDER holds flyem_medulla/flyem_medulla.zarr.
 """
 
 from torch.optim.lr_scheduler import CosineAnnealingLR

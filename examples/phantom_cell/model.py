@@ -1,4 +1,7 @@
-"""The network: LeibNetz' 3D U-Net at 8 nm, 666,353 parameters for 17 classes, on raw that is centred first."""
+"""The network: LeibNetz' 3D U-Net at 8 nm, on raw that is centred first.
+
+666,353 parameters for 17 classes.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,17 @@ from .data import input_array_info
 
 
 class Centred(nn.Module):
-    """Raw in [0, 1] to about -2 to 2: a network without normalisation learns faster from it, which counts in a short run."""
+    """A network on raw that is brought from [0, 1] to about -2 to 2.
+
+    A network without normalisation learns faster from it, which counts in a short run.
+    """
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
 
     def forward(self, raw: torch.Tensor) -> torch.Tensor:
+        """Give the logits of the network."""
         return self.network((raw - 0.5) * 5)
 
 

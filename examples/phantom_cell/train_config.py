@@ -12,9 +12,8 @@ from .data import classes, input_array_info, target_array_info
 from .model import build_model
 
 learning_rate = 4e-3
-optimizer = partial(
-    RAdam, betas=(0.9, 0.99), decoupled_weight_decay=True
-)  # warm after 100 steps instead of 1000
+# betas: warm after 100 steps instead of 1000
+optimizer = partial(RAdam, betas=(0.9, 0.99), decoupled_weight_decay=True)
 batch_size = 1
 epochs = 10
 iterations_per_epoch = 45
