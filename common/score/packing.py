@@ -16,7 +16,8 @@ from common.data.manifest import Entry
 from common.data.ngff import Level, open_levels
 from common.errors import UserError
 from common.files import replacing
-from common.score import submission
+from common.score import gaps, submission
+from common.score.gaps import Gap
 
 CHUNK = 128
 """Voxels along an edge of a chunk."""
@@ -27,6 +28,8 @@ def pack(
     source_of: Callable[[Entry], Path],
     output_zip: str | Path,
     say: Callable[[str], None] = print,
+    *,
+    partial: bool = False,
 ) -> Path:
     """Bring the volume of each entry onto its grid and write them as one zip; gives its path.
 
@@ -39,53 +42,72 @@ def pack(
             `regrid.ids` for the classes scored as instances, else by `regrid.mask`.
         output_zip: where to write.
         say: takes a line for each volume.
+        partial: pack the volumes that are there, and list the others.
 
     Raises:
         UserError: with everything that is wrong; then no file is left.
     """
     output = Path(output_zip)
     # hours of resampling begin when all volumes are known to be there
-    levels = _levels(entries, source_of, output)
+    levels, lacking = _levels(entries, source_of)
+    if lacking and not (partial and levels):
+        submission.refuse(output, _refusal(lacking, entries, has_some=bool(levels)))
     with replacing(output) as temporary:
         submission.refuse(output, _write_all(temporary, levels, say))
         # read back as the organisers will: what they refuse is better known before the upload
-        submission.refuse(output, submission.check(temporary, entries))
-    say(f"{output}: {len(entries)} volumes, {talk.size(output.stat().st_size)}")
+        submission.refuse(output, submission.check(temporary, list(levels)))
+    if lacking:
+        say(f"not in it are {len(lacking)} of {len(entries)} volumes:")
+        for line in gaps.table(lacking, entries) + gaps.consequences(lacking, entries):
+            say(line)
+    say(f"{output}: {len(levels)} volumes, {talk.size(output.stat().st_size)}")
     return output
 
 
 def _levels(
-    entries: Sequence[Entry], source_of: Callable[[Entry], Path], output: Path
-) -> dict[Entry, Level]:
-    """The volume of each entry; all that is wrong with them is said at once."""
+    entries: Sequence[Entry], source_of: Callable[[Entry], Path]
+) -> tuple[dict[Entry, Level], list[Gap]]:
+    """The volume of each entry, and those that cannot be packed."""
     levels = {}
-    problems = []
+    lacking = []
     for entry in entries:
-        try:
-            levels[entry] = _level_of(entry, Path(source_of(entry)))
-        except (FileNotFoundError, UserError) as error:
-            problems.append(f"{entry.path}: {error}")
-    submission.refuse(output, problems)
-    return levels
+        level = _level_of(entry, Path(source_of(entry)))
+        if isinstance(level, Gap):
+            lacking.append(level)
+        else:
+            levels[entry] = level
+    return levels, lacking
 
 
-def _level_of(entry: Entry, path: Path) -> Level:
-    """The finest level of a processed volume.
-
-    Raises FileNotFoundError, and UserError if it is not whole or too small.
-    """
+def _level_of(entry: Entry, path: Path) -> Level | Gap:
+    """The finest level of a processed volume, if it is whole and large enough."""
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such volume; run predict and process for it")
+        sentence = f"{path}: no such volume; run predict and process for it"
+        return Gap(entry, gaps.NOT_PROCESSED, sentence)
     try:
         levels = open_levels(path)
     except (FileNotFoundError, UserError) as error:
-        raise UserError(f"{error} (if it is half-written, run process again)") from error
+        sentence = f"{error} (if it is half-written, run process again)"
+        return Gap(entry, gaps.UNREADABLE, sentence)
     if not levels:
-        raise UserError(f"{path}: no level in its multiscales; run process again")
+        sentence = f"{path}: no level in its multiscales; run process again"
+        return Gap(entry, gaps.UNREADABLE, sentence)
     if not regrid.covers(levels[0], entry.grid()):
         short = regrid.shortfall(levels[0], entry.grid())
-        raise UserError(f"{path}: {short}; run predict and process for the whole crop")
+        sentence = f"{path}: {short}; run predict and process for the whole crop"
+        return Gap(entry, gaps.TOO_SMALL, sentence)
     return levels[0]
+
+
+def _refusal(lacking: Sequence[Gap], entries: Sequence[Entry], *, has_some: bool) -> list[str]:
+    """Why nothing is packed, and how to pack what is there."""
+    lines = gaps.sentences(lacking, entries)
+    if len(lacking) > gaps.LISTED:
+        # one problem of the zip, which is named once
+        lines = ["\n".join(["cannot be packed: " + lines[0], *lines[1:]])]
+    if has_some:
+        lines[-1] += "\n(to pack what is there, write --partial)"
+    return lines
 
 
 def _write_all(path: Path, levels: dict[Entry, Level], say: Callable[[str], None]) -> list[str]:

@@ -24,6 +24,8 @@ import zarr
 from common.data import codecs
 from common.data.manifest import Entry
 from common.errors import UserError
+from common.score import gaps
+from common.score.gaps import Gap
 
 MAX_BYTES = 50 * 10**9
 """Unpacked; the organisers refuse more."""
@@ -41,11 +43,19 @@ TOLERANCE_NM = 1e-3
 """Between an attribute and the manifest."""
 
 
-def check(path: str | Path, entries: Sequence[Entry]) -> list[str]:
-    """What is wrong with a submission, one sentence each.
+def check(path: str | Path, entries: Sequence[Entry], *, partial: bool = False) -> list[str]:
+    """What is wrong with a submission, one sentence each; of many missing volumes a table.
 
     Any (crop, class) missing or too many, dtype, shape and place. Reads metadata, and of a zip the
-    checksums of all files. path: as for `opened`. Raises FileNotFoundError if there is none.
+    checksums of all files.
+
+    Args:
+        path: as for `opened`.
+        entries: rows of the manifest.
+        partial: volumes may be missing, though not all.
+
+    Raises:
+        FileNotFoundError: if there is no submission.
     """
     path = Path(path)
     try:
@@ -54,10 +64,21 @@ def check(path: str | Path, entries: Sequence[Entry]) -> list[str]:
             # checksums are read last: those of a zip bomb would take hours
             refuse(source, _zip_problems(source) or _damaged(source))
         with opened(source) as group:
-            problems = _group_problems(group, source, entries)
+            given = _arrays(group, source)
+            problems = _group_problems(group, given, entries)
+            absent = _missing(given, entries)
+            if not partial or len(absent) == len(entries):
+                problems += _missing_problems(absent, entries)
     except UserError as error:
         return str(error).split("\n")
     return [f"{path}: {problem}" for problem in sorted(problems)]
+
+
+def lacking(path: str | Path, entries: Sequence[Entry]) -> list[Gap]:
+    """The volumes of the manifest that a submission lacks. Raises as `opened` does."""
+    source = _locate(Path(path))
+    with opened(source) as group:
+        return _missing(_arrays(group, source), entries)
 
 
 @contextmanager
@@ -268,13 +289,26 @@ def _file_problems(info: ZipInfo) -> list[str]:
     return problems
 
 
-def _group_problems(group: zarr.Group, path: Path, entries: Sequence[Entry]) -> list[str]:
+def _missing(given: Iterable[str], entries: Sequence[Entry]) -> list[Gap]:
+    """The volumes of the manifest that are not among the arrays of a submission."""
+    sentence = "missing; process this crop and class, and pack again"
+    given = set(given)
+    return [Gap(entry, gaps.MISSING, sentence) for entry in entries if entry.path not in given]
+
+
+def _missing_problems(absent: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
+    """A sentence for each volume that is missing, or for many of them a table as one problem."""
+    lines = gaps.sentences(absent, entries)
+    if len(absent) <= gaps.LISTED:
+        return lines
+    table = "\n".join(["missing are " + lines[0], *lines[1:]])
+    return [f"{table}\n(what is submitted is scored all the same: check it with --partial)"]
+
+
+def _group_problems(group: zarr.Group, given: set[str], entries: Sequence[Entry]) -> list[str]:
     """How the arrays of a submission differ from the manifest's."""
     wanted = {entry.path: entry for entry in entries}
-    given = _arrays(group, path)
     problems = []
-    for name in wanted.keys() - given:
-        problems.append(f"{name}: missing; process this crop and class, and pack again")
     for name in given - wanted.keys():
         problems.append(f"{name}: not in the manifest; take it out")
     for name in given & wanted.keys():

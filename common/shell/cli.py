@@ -588,10 +588,20 @@ def report(experiments: tuple[str, ...], **given: Any) -> None:
     metavar="ZIP",
     help="The submission.",
 )
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Pack the volumes that are there; the score counts the others as missing.",
+)
 @options.manifest
 @options.overrides
 def pack_results(
-    config_path: str, output: str, manifest_path: str | None, overrides: tuple[str, ...]
+    config_path: str,
+    *,
+    output: str,
+    partial: bool,
+    manifest_path: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Pack an experiment's processed test crops into a zip that the challenge takes."""
     from common.config import load
@@ -604,7 +614,11 @@ def pack_results(
     root = settings.path("processed_path")
     entries = manifest.read(manifest_path)
     packed = packing.pack(
-        entries, lambda entry: root / f"{entry.dataset}.zarr" / entry.path, output, click.echo
+        entries,
+        lambda entry: root / f"{entry.dataset}.zarr" / entry.path,
+        output,
+        click.echo,
+        partial=partial,
     )
     click.echo(packed)
 
@@ -614,12 +628,20 @@ def pack_results(
 @click.option(
     "--manifest", "manifest_path", metavar="FILE", required=True, help="Table of test crops."
 )
-def check_submission(path: str, manifest_path: str) -> None:
+@click.option("--partial", is_flag=True, help="Volumes may be missing; they are listed.")
+def check_submission(path: str, *, manifest_path: str, partial: bool) -> None:
     """List what is wrong with a packed submission."""
     from common.data import manifest
-    from common.score import submission
+    from common.score import gaps, submission
 
-    problems = submission.check(path, manifest.read(manifest_path))
+    entries = manifest.read(manifest_path)
+    problems = submission.check(path, entries, partial=partial)
     if problems:
         raise UserError("\n".join(problems))
-    click.echo(f"{path}: all volumes of the manifest, none other")
+    lacking = submission.lacking(path, entries)
+    if not lacking:
+        click.echo(f"{path}: all volumes of the manifest, none other")
+        return
+    click.echo(f"{path}: valid; missing are {len(lacking)} of {len(entries)} volumes:")
+    for line in gaps.table(lacking, entries) + gaps.consequences(lacking, entries):
+        click.echo(line)

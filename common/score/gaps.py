@@ -1,0 +1,71 @@
+"""What a submission lacks of the manifest: one table, and what the score makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.data.manifest import Entry
+
+NOT_PROCESSED = "not processed"
+UNREADABLE = "half-written or unreadable"
+TOO_SMALL = "does not cover the crop"
+MISSING = "missing"
+
+LISTED = 8
+"""Up to so many volumes each have a sentence; more are a table."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A volume that cannot be packed, or that a submission lacks."""
+
+    entry: Entry
+    reason: str
+    """A few words, the same for all gaps of a kind."""
+    sentence: str
+    """With the path, and what to do."""
+
+
+def sentences(gaps: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
+    """A sentence for each of a few gaps; of many a table, and a sentence for each reason."""
+    if len(gaps) <= LISTED:
+        return [f"{gap.entry.path}: {gap.sentence}" for gap in gaps]
+    lines = [f"{len(gaps)} of {len(entries)} volumes:", *table(gaps, entries)]
+    examples = {gap.reason: gap for gap in reversed(gaps)}
+    for reason, gap in examples.items():
+        lines.append(f"{reason}, for one {gap.entry.path}: {gap.sentence}")
+    return lines
+
+
+def table(gaps: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
+    """A line for each crop and reason with the classes, below a head."""
+    classes: dict[tuple[str, str], list[str]] = {}
+    for gap in gaps:
+        classes.setdefault((gap.entry.crop, gap.reason), []).append(gap.entry.name)
+    rows = [("crop", "volumes", "why", "classes")]
+    for (crop, reason), names in classes.items():
+        of_crop = sum(entry.crop == crop for entry in entries)
+        listed = "all" if len(names) == of_crop else ", ".join(sorted(names))
+        rows.append((crop, f"{len(names)} of {of_crop}", reason, listed))
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:3]]
+    lines = []
+    for *cells, names in rows:
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join(["", *padded, names]))
+    return lines
+
+
+def consequences(gaps: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
+    """What the challenge's score counts for volumes that are not submitted."""
+    lacking = {gap.entry for gap in gaps}
+    submitted = {entry.name for entry in entries if entry not in lacking}
+    absent = sorted({entry.name for entry in lacking} - submitted)
+    texts = [
+        "the score counts each of them as missing: of an instance class all objects of the crop "
+        "are missed, at distance term 0; of a semantic class every voxel of the crop is missed, "
+        "background too"
+    ]
+    if absent:
+        texts.append(f"in no crop, so with class score 0: {', '.join(absent)}")
+    return texts
