@@ -9,7 +9,7 @@ BASELINES := setup_04_all unet8_all unet32_all unet128_all
 demo: $(VENV)/installed
 	$(BIN)/python -m cellmap_segmentation_challenge demo
 
-test: $(VENV)/installed
+test: check
 	$(BIN)/python -m pytest -n auto
 
 # layout, lint and types
