@@ -235,10 +235,24 @@ def _overlap(
     return (upper - lower).clip(0)
 
 
+def offset(level: Level, grid: Grid) -> np.ndarray:
+    """(3,) nm from the voxels of a grid to the source's nearest, where they are farthest apart.
+
+    For voxels of one size, or nearly so: what a small difference of size adds up to is in it.
+    """
+    first = (grid.origin - level.translation) / level.scale
+    steps = np.array(grid.shape) - 1
+    last = first + steps * grid.scale / level.scale
+    ends = np.stack([first, last])
+    between = ends - np.rint(ends)
+    farther = np.abs(between).argmax(0)
+    return -np.choose(farther, between) * level.scale
+
+
 def _aligned(level: Level, grid: Grid) -> bool:
     """Whether the voxels of the grid are voxels of the source, or would be if that went on."""
-    offset = (grid.origin - level.translation) / level.scale
-    between = np.abs(offset - np.rint(offset))
+    first = (grid.origin - level.translation) / level.scale
+    between = np.abs(first - np.rint(first))
     # scales that differ a little part by a whole voxel at the end of a long axis
     drift = np.abs((grid.scale / level.scale - 1) * grid.shape)
     return bool((between < ALIGNED).all() and (drift < ALIGNED).all())

@@ -25,7 +25,7 @@ from common.infer.recipe import Recipe, load_recipe
 from common.provenance import provenance
 from common.score import judge, result, submission, submitted, tables, versions
 from common.score.judge import Evaluation, Truth
-from common.score.result import Asked, Checkpoint, Provenance, Scores
+from common.score.result import Asked, Checkpoint, CropScore, Provenance, Scores
 from common.score.submitted import SubmittedCrop
 from common.score.summary import summary
 from common.score.versions import CSC, Version
@@ -130,7 +130,6 @@ def evaluate_submission(
     )
     scores = replace(summary(evaluations, version), provenance=about)
     _publish(scores, Path(result_path), say)
-    _note_other_grids(evaluations, say)
     return scores
 
 
@@ -267,19 +266,36 @@ def _publish(scores: Scores, path: Path, say: Callable[[str], None]) -> None:
     result.write(scores, path)
     say(tables.terminal(scores))
     say(f"\n{path}")
+    _note_other_grids(scores, say)
 
 
-def _note_other_grids(evaluations: Sequence[Evaluation], say: Callable[[str], None]) -> None:
-    resampled = [f"{one.crop}/{one.name}" for one in evaluations if one.resampled]
-    if resampled:
+def _note_other_grids(scores: Scores, say: Callable[[str], None]) -> None:
+    """What was scored on other voxels than its own, or does not reach over the truth."""
+    by_path: dict[str, CropScore] = {}
+    for crop, classes in scores.crops.items():
+        for name, score in classes.items():
+            by_path[f"{crop}/{name}"] = score
+    total = len(by_path)
+    beside = {path: score.offset for path, score in by_path.items() if any(score.offset)}
+    resampled = [path for path, score in by_path.items() if score.resampled]
+    other_size = [path for path in resampled if path not in beside]
+    if other_size:
         say(
-            f"note: {len(resampled)} of {len(evaluations)} have voxels of another size than "
-            f"the truth and were resampled, {resampled[0]} for one"
+            f"note: {len(other_size)} of {total} have voxels of another size than "
+            f"the truth and were resampled, {other_size[0]} for one"
         )
-    short = [f"{one.crop}/{one.name}" for one in evaluations if not one.covered]
+    if beside:
+        farthest = max(beside, key=lambda path: max(map(abs, beside[path])))
+        lengths = ", ".join(f"{length:.4g}" for length in beside[farthest])
+        say(
+            f"note: {len(beside)} of {total} lie beside the voxels of the truth and were "
+            f"resampled, {farthest} by {lengths} nm (z, y, x): scores are lower for it, so check "
+            "the translation of the truth and of the raw that was predicted"
+        )
+    short = [path for path, score in by_path.items() if not score.covered]
     if short:
         say(
-            f"note: {len(short)} of {len(evaluations)} do not reach over all of the truth: "
+            f"note: {len(short)} of {total} do not reach over all of the truth: "
             f"{some(short, 4)}; what is beyond counts as background, as in the challenge. If that "
             "is not meant, pack them with their own voxel_size and translation"
         )

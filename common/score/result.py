@@ -9,7 +9,7 @@ Numbers that do not exist are None here and null in the file. The layout of the 
     total_evals, num_evals_done
     classes      {class: kind, crops, left_out, missing, figures, interval_95}
     crops        {crop: {class: status, figures, counts, voxels, objects, voxel_size, shape,
-                 resampled, covered}}
+                 resampled, offset, covered}}
     asked        crops, classes and overrides of the command
     not_annotated  classes that none of the crops has
     provenance   experiment, run, checkpoints with SHA-256, thresholds, versions, git commit, date
@@ -115,7 +115,9 @@ class CropScore:
     shape: tuple[int, ...]
     """In its voxels."""
     resampled: bool
-    """Whether what was found had voxels of another size."""
+    """Whether what was found had voxels of another size, or between those of the annotation."""
+    offset: tuple[float, ...] = (0.0, 0.0, 0.0)
+    """nm that voxels of the annotation's size lay beside it, z, y, x."""
     covered: bool = True
     """Whether what was found reaches over all of the annotation; the rest counts as background."""
 
@@ -322,6 +324,7 @@ def _crop_class_json(score: CropScore) -> dict[str, Any]:
         "voxel_size": list(score.voxel_size),
         "shape": list(score.shape),
         "resampled": score.resampled,
+        "offset": list(score.offset),
         "covered": score.covered,
     }
 
@@ -344,6 +347,7 @@ def _crop_class_from(entry: Mapping[str, Any]) -> CropScore:
         voxel_size=tuple(entry.get("voxel_size") or ()),
         shape=tuple(entry.get("shape") or ()),
         resampled=entry.get("resampled", False),
+        offset=tuple(entry.get("offset") or (0.0, 0.0, 0.0)),
         covered=entry.get("covered", True),
     )
 

@@ -117,6 +117,7 @@ def _crop_score(one: Evaluation) -> CropScore:
         voxel_size=one.voxel_size,
         shape=one.shape,
         resampled=one.resampled,
+        offset=one.offset,
         covered=one.covered,
     )
 

@@ -381,6 +381,42 @@ def test_the_result_is_on_record(tiny):
     )
 
 
+@pytest.mark.parametrize("by", [(4, 0, 0), (0, -2, 4), (1, 1, -1)])
+def test_a_volume_beside_the_voxels_of_the_truth_is_resampled_and_told_by_how_much(tiny, by):
+    path = write_processed(tiny, "er", truth(tiny, "er"))
+    moved(path, by)
+    said = []
+    result = scored(tiny, classes=("er",), say=said.append)
+    one = result["crops"]["tiny/crop3"]["er"]
+    assert one["resampled"] is True
+    # half a voxel is as far from the next voxel on either side
+    expected = np.where(np.abs(by) == 4, np.abs(one["offset"]), by)
+    assert np.where(np.abs(by) == 4, 4, one["offset"]) == pytest.approx(expected)
+    (note,) = [text for text in said if text.startswith("note")]
+    assert "1 of 1 lie beside the voxels of the truth" in note
+    assert f"tiny/crop3/er by {', '.join(f'{length:.4g}' for length in one['offset'])} nm" in note
+
+
+@pytest.mark.parametrize("by", [(0, 0, 0), (0.02, 0, -0.02)])
+def test_what_metadata_round_is_no_other_place(tiny, by):
+    path = write_processed(tiny, "er", truth(tiny, "er"))
+    moved(path, by)
+    said = []
+    result = scored(tiny, classes=("er",), say=said.append)
+    one = result["crops"]["tiny/crop3"]["er"]
+    assert (one["resampled"], one["offset"], one["score"]) == (False, [0, 0, 0], 1)
+    assert not [text for text in said if text.startswith("note")]
+
+
+def moved(path: Path, by) -> None:
+    """Move a volume by so many nm."""
+    file = path / ".zattrs"
+    attributes = json.loads(file.read_text())
+    _, move = attributes["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    move["translation"] = (np.array(move["translation"]) + by).tolist()
+    file.write_text(json.dumps(attributes))
+
+
 def test_sets_of_crops_and_classes_have_files_of_their_own(tiny):
     asked = [
         ("validate", ()),

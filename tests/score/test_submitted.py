@@ -141,7 +141,7 @@ def test_a_wrong_place_is_refused(tmp_path, attributes, words):
     ("attributes", "found"),
     [
         ({"translation": [4, 40, 400 + 8 * 8]}, 3),  # the first one ends before
-        ({"translation": [4000, 40, 400]}, 0),
+        ({"translation": [4004, 40, 400]}, 0),
     ],
 )
 def test_what_a_submission_does_not_cover_is_background_and_told(tmp_path, attributes, found):
