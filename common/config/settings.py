@@ -36,27 +36,29 @@ class TrainConfig:
     """
 
     build_model: Callable
-    """`build_model(classes, **model_kwargs)` gives the network; called after seeding. Raw (B, 1, z,
-    y, x) in, logits (B, classes, z, y, x) out."""
+    """`build_model(classes, **model_kwargs)` returns the network; it is called after seeding. The
+    network takes raw (B, 1, z, y, x) and returns logits (B, classes, z, y, x)."""
     classes: tuple[str, ...]
-    """The classes that are learnt, in the order of the output channels."""
+    """The classes to learn, in the order of the output channels."""
     input_array_info: dict
-    """Shape (voxels) and scale (nm) of the raw patch, z, y, x: `{"shape": (68, 68, 68), "scale":
-    (8, 8, 8)}`."""
+    """Shape (voxels) and voxel size (nm) of the raw patch, z, y, x: `{"shape": (68, 68, 68),
+    "scale": (8, 8, 8)}`."""
     target_array_info: dict
-    """Shape and scale of the target patch, which has the same centre as the raw patch."""
+    """Shape (voxels) and voxel size (nm) of the target patch, z, y, x. It has the same centre as
+    the raw patch."""
 
     base_experiment_path: str = ""
-    """Folder that relative paths below start from; the folder of the config file unless set."""
+    """Folder that the relative paths below start from; by default the folder of the config file."""
     model_name: str = ""
-    """Name of the model in logs and checkpoints; the name of the experiment's folder unless set."""
+    """Name of the model in logs and checkpoints; by default the name of the experiment's folder."""
     run_name: str = "seed{random_seed}"
     """Name of this run under the model; the same name continues the same run."""
     model_kwargs: dict = field(default_factory=dict)
-    """Passed to build_model by name."""
+    """Keyword arguments of build_model."""
     load_model: str = "latest"
-    """Where to start: "latest" or "best" of this run if there is one, "scratch", or a checkpoint
-    file whose weights to take."""
+    """"latest" or "best" continues this run from that checkpoint, or starts it with new weights;
+    "scratch" does not continue an existing run but stops; a checkpoint file provides the weights
+    that a new run starts from."""
     model_save_path: str = "checkpoints/{model_name}/{run_name}"
     """Folder of latest.pt and best.pt."""
     logs_save_path: str = "logs/{model_name}/{run_name}"
@@ -64,134 +66,140 @@ class TrainConfig:
     predictions_path: str = "predictions/{model_name}/{run_name}"
     """Folder that predict writes to: {dataset}.zarr/{crop}/{class}."""
     processed_path: str = "processed/{model_name}/{run_name}"
-    """Folder that process writes to, likewise."""
+    """Folder that process writes to: {dataset}.zarr/{crop}/{class}."""
     results_path: str = "results/{model_name}/{run_name}"
     """Folder of the scores that evaluate writes."""
 
     data_path: str = "data"
-    """Data root that relative paths in the datasplit start from, itself relative to the repository;
-    CELLMAP_DATA and --data go before it."""
+    """Data root, which relative paths in the datasplit start from; itself relative to the
+    repository. CELLMAP_DATA and --data take precedence."""
     datasplit_path: str = "datasplit.csv"
-    """Which crops train and which validate."""
+    """File that lists the training and validation crops."""
     extra_classes: tuple[str, ...] = ()
     """Class names outside the challenge's table; nothing is inferred about them."""
     cache_path: str = "cache"
-    """Folder of decoded crops and pretrained weights, relative to the repository; CELLMAP_CACHE
-    goes before it."""
+    """Folder of decoded crops and pretrained weights, relative to the repository. CELLMAP_CACHE
+    takes precedence."""
     cache_gb: Annotated[float, Positive] = 100.0
-    """Largest size of the decoded crops on disk, GB; the least recently used ones are removed, a
-    run that needs more stops."""
+    """Largest size of the decoded crops on disk, in GB (10^9 bytes). The least recently used crops
+    are removed; a run that needs more stops."""
     raw_range: Annotated[tuple[float, ...], RawRange] = ()
-    """Raw values that become 0 and 1; the range of the raw's integer type unless set."""
+    """Raw values (low, high) that become 0 and 1; by default the range of the raw's unsigned
+    integer type."""
     num_workers: Annotated[int, NotNegative] = 2
-    """Processes that read patches; 0 reads in the training process. The batches are the same for
-    any number."""
+    """Worker processes that read patches; 0 reads them in the training process. The batches are the
+    same for any number."""
 
     use_mutual_exclusion: bool = True
-    """True-negative masking: a class that is not annotated is negative where a class that excludes
-    it is positive."""
+    """True-negative masking: a class that is not annotated counts as negative where a class that
+    excludes it is positive."""
     infer_groups: bool = True
-    """A class that is not annotated follows from annotated parts or from a group known to be
-    absent."""
+    """Infer a class that is not annotated: positive where an annotated part of it is positive,
+    negative where all of its parts, or a group that contains it, are negative."""
     weighted_sampler: bool = True
-    """Draw every class equally often; otherwise draw crops by their volume."""
+    """True draws every class equally often, then a crop that has it; False draws crops by their
+    volume."""
     positive_centre_fraction: Annotated[float, Fraction] = 0.5
-    """Of the patches drawn for a class, the fraction placed to contain a positive voxel of it; the
-    others lie anywhere."""
+    """With weighted_sampler: the fraction of samples whose target patch is placed to contain a
+    positive voxel of the class drawn. The others lie anywhere in the crop."""
     class_sampling_weights: dict = field(default_factory=dict)
-    """`{"mito": 3.0}`: how often weighted_sampler draws a class compared with the others; 1 unless
-    set, 0 is never."""
+    """`{"mito": 3.0}`: how often weighted_sampler draws a class relative to the others. Default 1;
+    0 never draws it."""
     crop_sampling_weights: dict = field(default_factory=dict)
-    """`{"jrc_hela-2/*": 2.0}`: how often a crop is drawn compared with others that have the class
-    (without weighted_sampler: that are as large); patterns of dataset/crop, the last that fits
-    counts, 1 unless set."""
+    """`{"jrc_hela-2/*": 2.0}`: how often a crop is drawn relative to others that have the class
+    (without weighted_sampler: relative to others of its volume). Keys are patterns of dataset/crop,
+    of which the last that matches counts. Default 1."""
     spatial_transforms: dict = field(default_factory=dict)
     """`{"mirror": {"axes": {"x": 0.5}}, "transpose": {"axes": ["x", "y"]}, "rotate": {"axes": {"z":
-    [-180, 180]}}}`: probability per axis, axes to permute, degrees about each axis."""
+    [-180, 180]}}}`: the probability of mirroring each axis, the axes to permute, and the range of
+    the angle about each axis in degrees."""
     intensity_probability: Annotated[float, Fraction] = 0.5
-    """Probability of each of the three intensity changes below."""
+    """Probability of each of the three intensity changes below, independent of each other."""
     gamma_range: Annotated[tuple[float, ...], Interval] = (1.0, 1.0)
-    """Exponent applied to raw in [0, 1]."""
+    """Range of the exponent applied to raw in [0, 1]."""
     contrast_range: Annotated[tuple[float, ...], Interval] = (1.0, 1.0)
-    """Factor on the distance of raw from its mean."""
+    """Range of the factor on the distance of raw from the mean of its patch."""
     noise_std: Annotated[float, NotNegative] = 0.0
     """Standard deviation of Gaussian noise added to raw in [0, 1]."""
     augment: Callable | None = None
-    """`augment(raw, generator)` gives raw back: your own change of each training patch, (1, z, y,
-    x) float32 in [0, 1] on the device, after the changes above. Draw random numbers with the
-    torch.Generator, which is the sample's own."""
+    """`augment(raw, generator)` returns the changed raw of one training patch, (1, z, y, x) float32
+    in [0, 1] on the device; it is called after the changes above. Draw random numbers from the
+    torch.Generator, which is seeded for each sample."""
 
     epochs: Annotated[int, Positive] = 1000
-    """Epochs in total: a finished run that is started again does nothing."""
+    """Number of epochs in total: a finished run that is started again does nothing."""
     iterations_per_epoch: Annotated[int, Positive] = 1000
-    """Optimiser steps in an epoch."""
+    """Optimiser steps per epoch."""
     batch_size: Annotated[int, Positive] = 8
-    """Patches in a forward pass."""
+    """Patches per forward pass."""
     gradient_accumulation_steps: Annotated[int, Positive] = 1
-    """Forward passes in an optimiser step; the loss is the mean over the known voxels of all of
+    """Forward passes per optimiser step; the loss is the mean over the known voxels of all of
     them."""
     learning_rate: Annotated[float, Positive] = 1e-4
-    """Step size."""
+    """Learning rate that the optimiser starts with."""
     optimizer: Callable | None = None
-    """`optimizer(parameters, lr=, weight_decay=)`; RAdam with decoupled weight decay unless set."""
+    """`optimizer(parameters, lr=, weight_decay=)` returns the optimiser; by default RAdam with
+    decoupled weight decay."""
     weight_decay: Annotated[float, NotNegative] = 0.01
-    """Decoupled weight decay, on weights and not on biases."""
+    """Decoupled weight decay, applied to weights but not to biases."""
     scheduler: Callable | None = None
-    """A class of torch.optim.lr_scheduler, stepped after each epoch; ReduceLROnPlateau is given
-    best_metric."""
+    """A class of torch.optim.lr_scheduler, stepped after each epoch; ReduceLROnPlateau gets the
+    value of best_metric."""
     scheduler_kwargs: dict = field(default_factory=dict)
-    """Passed to the scheduler by name."""
+    """Keyword arguments of the scheduler."""
     criterion: Callable | None = None
-    """The loss: `criterion(logits, target, pos_weight)` from common.train.losses or like it, or any
-    loss of torch or MONAI, which is called with logits and a dense target of 0 and 1, see
-    common.train.criterion; weighted_bce unless set."""
+    """The loss, by default weighted_bce: `criterion(logits, target, pos_weight)` like those of
+    common.train.losses, or any loss of torch or MONAI, which is called with logits and a dense
+    target of 0 and 1; see common.train.criterion."""
     weight_loss: bool = True
-    """Weigh positive voxels of a class by background / foreground over the training crops."""
+    """Weight the positive voxels of a class by background / foreground: its negative voxels over
+    its positive voxels in the training crops."""
     pos_weight_cap: Annotated[float, Positive] = 10.0
-    """Largest weight of a positive voxel: without a cap a rare class is painted everywhere to catch
-    its few voxels."""
+    """Largest weight of a positive voxel. Without a cap, a network predicts a rare class everywhere
+    to catch its few voxels."""
     init_output_to_prior: bool = True
-    """Start the output layer at the frequency of each class instead of at random logits."""
+    """Initialise the output layer so that the first prediction is the frequency of each class."""
     max_grad_norm: Annotated[float, NotNegative] = 0.0
-    """Largest norm of the gradient of a step; 0 does not clip."""
+    """Norm to which the gradient of a step is clipped; 0 turns clipping off."""
     precision: Annotated[str, one_of("auto", "bf16", "fp16", "fp32")] = "auto"
-    """Of the forward pass: "auto" is bf16 where the device has it, else fp16 with loss scaling on
-    CUDA and fp32 on a CPU."""
+    """Number type of the forward pass: "auto" is bf16 where the device supports it, else fp16 with
+    loss scaling on CUDA and fp32 on a CPU."""
     device: str = "auto"
-    """ "auto" is CUDA, MPS or the CPU, the first that there is."""
+    """Device of torch, such as "cuda" or "cpu"; "auto" is the first that exists of CUDA, MPS and
+    the CPU."""
     channels_last: bool = True
-    """Keep activations as z, y, x, channel in memory: same result, faster convolutions."""
+    """Use torch's channels-last memory format: same result, faster convolutions."""
     random_seed: Annotated[int, Seed] = 42
-    """Seed of weights, samples and augmentation; SEED in the environment goes before it."""
+    """Seed of weights, samples and augmentation. The environment variable SEED takes precedence."""
 
     training_time_limit: Annotated[float, NotNegative] = 0.0
-    """Seconds after which this call ends with the epoch then under way, as for a cluster's queue;
-    the next call goes on. 0 is no limit."""
+    """Seconds after which this call ends, once the current epoch is finished; the same command
+    continues the run. 0 is no limit."""
     validation_time_limit: Annotated[float, NotNegative] = 0.0
-    """Seconds that the first validation may take; it fixes the number of blocks for all epochs. 0
-    is no limit."""
+    """Seconds after which the first validation ends; all later ones use the same blocks. 0 is no
+    limit."""
     validation_batch_limit: Annotated[int, NotNegative] = 0
-    """Batches of a validation. 0 is no limit. The blocks and their order are the same in all
+    """Most batches in a validation; 0 is no limit. The blocks and their order are the same in all
     epochs."""
     metrics: dict = field(default_factory=dict)
-    """`{"specificity": specificity}`: your own metrics of a validation, by name. `metric(tp, fp,
-    fn, tn)` gets voxel counts, a NumPy array over the classes each, and gives a value for each
-    class; higher is better."""
+    """`{"specificity": specificity}`: your own validation metrics by name. `metric(tp, fp, fn, tn)`
+    gets voxel counts, NumPy arrays (classes,), and returns (classes,) values; higher is better."""
     best_metric: str = "dice"
-    """What the best checkpoint is best at on the validation blocks: "dice", "iou", "precision",
-    "recall" or one of metrics, a mean over the classes that occur; or "loss"."""
+    """The metric that chooses the best checkpoint: "dice", "iou", "precision", "recall" or one of
+    metrics, averaged over the classes that occur in the validation blocks; or "loss"."""
     early_stopping_patience: Annotated[int, NotNegative] = 0
-    """Epochs without a better best_metric after which training ends; 0 never ends it."""
+    """Number of epochs without an improvement of best_metric after which training ends; 0 turns
+    early stopping off."""
     figure_samples: Annotated[int, NotNegative] = 2
-    """Fixed validation blocks shown in TensorBoard for each class after each epoch."""
+    """Validation blocks shown as figures for each class after each epoch, always the same ones."""
     trackers: Annotated[tuple[str | Callable, ...], Sinks] = ("tensorboard",)
-    """Where scalars, figures and settings go: "tensorboard", "mlflow", and classes like
-    common.train.tracking.Sink; history.csv and run.json are always written."""
+    """Where scalars, figures and settings are logged: "tensorboard", "mlflow", and classes like
+    common.train.tracking.Sink. history.csv and run.json are always written."""
     mlflow_uri: str = ""
-    """MLflow's store, such as http://host:5000; logs/mlflow.db in the experiment's folder unless
-    set."""
+    """MLflow's store, such as http://host:5000; by default logs/mlflow.db in the experiment's
+    folder."""
     mlflow_parent: str = ""
-    """Id of the MLflow run that a new run is nested in, as the trials of a search are."""
+    """Id of the MLflow run that a new run is nested in, as for the trials of a search."""
 
     @property
     def folder(self) -> Path:
@@ -200,11 +208,11 @@ class TrainConfig:
 
     @property
     def run(self) -> str:
-        """run_name, its fields filled in."""
+        """run_name with its fields filled in."""
         return self.run_name.format(model_name=self.model_name, random_seed=self.random_seed)
 
     def path(self, name: str) -> Path:
-        """A path setting, absolute; the fields of those for checkpoints and logs are filled in."""
+        """Return the setting `name` as an absolute path, its {fields} filled in."""
         text = getattr(self, name)
         if name in RUN_FOLDERS:
             text = text.format(
@@ -215,13 +223,16 @@ class TrainConfig:
         return (root / Path(text).expanduser()).resolve()
 
     def record(self) -> dict[str, str]:
-        """Every setting as text, functions by their name, for logs and checkpoints."""
+        """Return every setting as text, functions by their name, for logs and checkpoints."""
         names = [field.name for field in dataclasses.fields(self)]
         return {name: as_text(getattr(self, name)) for name in names}
 
     @classmethod
     def recorded_defaults(cls) -> dict[str, str]:
-        """The defaults as `record` writes them: what an older record without a setting ran with."""
+        """Return the defaults as `record` writes them.
+
+        They stand for settings that an older record does not have yet.
+        """
         defaults = {}
         for setting in dataclasses.fields(cls):
             if setting.default is not dataclasses.MISSING:
@@ -238,7 +249,7 @@ RUN_FOLDERS = (
     "processed_path",
     "results_path",
 )
-"""Folders of one run: {model_name}, {run_name} and {random_seed} in them are filled in."""
+"""Path settings in which {model_name}, {run_name} and {random_seed} are filled in."""
 
 
 # that the datasplit's path may change does not let its content: a run keeps a hash of it
@@ -268,7 +279,7 @@ MAY_CHANGE = frozenset(
 ).union(RUN_FOLDERS)
 """Settings that a continued run may change.
 
-They take effect at once, and do not change what is learnt from what.
+They take effect at once, and change neither the data nor the method of training.
 """
 
 
@@ -285,7 +296,7 @@ TOOLBOX_NAMES = {
     "use_s3": "fetch the data to the data root first",
     "target_value_transforms": "labels are 0 and 1 already",
 }
-"""What to do instead of settings that the public toolbox has and that do not exist here."""
+"""Settings of the public toolbox that do not exist here, and what to write instead."""
 
 # the toolbox reads one pair of these names, configurations in use set the other
 for _name in ("train_raw", "train_raw_value", "val_raw", "val_raw_value"):
@@ -296,44 +307,45 @@ for _name in ("train_raw", "train_raw_value", "val_raw", "val_raw_value"):
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """What turns predictions into masks and objects."""
+    """The settings of `process`, which turns predictions into masks and objects."""
 
     process_func: Callable
-    """`process_func(logits)`: (B, 1, z, y, x) float logits of one class to an array of that shape,
-    1 where it is. 0 is the class's threshold."""
+    """`process_func(logits)` takes float logits (B, 1, z, y, x) of one class, shifted so that 0 is
+    the threshold of the class, and returns an array of that shape: 1 where the class is, else 0."""
     classes: tuple[str, ...]
     """The classes to process."""
     instance_func: Callable | None = None
-    """`instance_func(mask, probability, name)`: volumes of an instance class to a volume of ids,
-    see common.infer.instances; its connected components unless set."""
+    """`instance_func(mask, probability, name)` takes two volumes of an instance class and returns a
+    volume of ids, see common.infer.instances; by default the connected components of the mask."""
     instance_classes: tuple[str, ...] = class_table.INSTANCES
     """The classes whose objects are told apart."""
     thresholds: dict = field(default_factory=dict)
-    """Probability above which a voxel is of a class, by class; those that `tune` wrote into
-    thresholds.json beside process_config.py unless set, 0.5 for the others."""
+    """Probability above which a voxel belongs to a class, by class; by default those that `tune`
+    wrote into thresholds.json beside process_config.py, and 0.5 for the others."""
     halo: Annotated[tuple[int, ...], Halo] = (0, 0, 0)
-    """Voxels around a block, z, y, x, that process_func sees and whose result is dropped."""
+    """Voxels around a block, z, y, x, that process_func gets in addition and whose result is
+    dropped."""
     input_array_info: dict = field(default_factory=dict)
-    """Shape (voxels) of the blocks that process_func gets and scale (nm) that the prediction must
-    have; the prediction's own unless set."""
+    """Shape (voxels) of the blocks that process_func gets, and voxel size (nm) that the prediction
+    must have; by default those of the prediction."""
     batch_size: Annotated[int, Positive] = 8
-    """Blocks at a time."""
+    """Blocks that process_func gets at a time."""
     extra_classes: tuple[str, ...] = ()
     """Class names outside the challenge's table."""
 
 
 class Row(NamedTuple):
-    """A setting as documents show it."""
+    """One setting as the documents show it."""
 
     name: str
     default: str
-    """As it is written in Python, or "required"."""
+    """The default as written in Python, or "required"."""
     meaning: str
 
 
 @functools.cache
 def describe(table: type = TrainConfig) -> tuple[Row, ...]:
-    """A row for each setting of a table, read from the source: the only place where they stand."""
+    """Return one row for each setting of a table, read from the source of its class."""
     body = cast(ast.ClassDef, ast.parse(inspect.getsource(table)).body[0]).body
     rows = []
     for field_line, docstring in itertools.pairwise(body):
@@ -352,9 +364,9 @@ def _default(field_line: ast.AnnAssign) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A setting in words that are the same in every run.
+    """Return a setting as text that is the same in every run.
 
-    Without addresses of objects, and without the package that a configuration is run in.
+    It has no addresses of objects, and not the package that a configuration is imported in.
     """
     if isinstance(value, dict):
         items = [f"{key!r}: {as_text(item)}" for key, item in value.items()]

@@ -1,4 +1,8 @@
-"""The whole training state: written whole or not at all, found again, verified, gone on from."""
+"""Save the whole training state of a run, and continue from it.
+
+A checkpoint is a file of torch.save with the state dicts of model, optimiser, scheduler and scaler,
+the random states, the numbers of `State`, and the classes, settings and provenance of the run.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +27,14 @@ SAVED_NUMBERS = (
     "shown",
     "epoch_loss",
 )
-"""Fields of State that are saved as they are, beside the states of model, optimiser and others."""
+"""Fields of State that are saved as they are; the others are saved as state dicts."""
 
 
 def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -> None:
-    """Write the whole state as latest.pt or best.pt of the run. Raises FileError."""
+    """Write the whole state as latest.pt or best.pt of the run.
+
+    `which` is "latest" or "best". Raises FileError if the file cannot be written.
+    """
     content = {
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -46,10 +53,12 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
 
 
 def resume(config: TrainConfig, state: State, split_hash: str) -> str:
-    """Load what load_model asks for into the state; returns a sentence that says what was loaded.
+    """Load the checkpoint that load_model asks for; return a sentence that says what was loaded.
 
-    The run's own checkpoint goes before a given one: the same command starts a run from given
-    weights, and later goes on with it.
+    A checkpoint of the run itself takes precedence over a given file: the same command first starts
+    a run from given weights, and later continues it. From a given file only the weights are taken,
+    and `state` stays at epoch 0. Raises FileNotFoundError or UserError, the latter also if the run
+    was begun with other settings than those of MAY_CHANGE.
     """
     choice = config.load_model
     own = find(config.path("model_save_path"), "best" if choice == "best" else "latest")
@@ -73,7 +82,7 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
 
 
 def _restore(state: State, saved: dict[str, Any]) -> None:
-    """Put all of a saved state but the model's weights back."""
+    """Restore everything of a saved state except the weights of the model."""
     state.optimizer.load_state_dict(saved["optimizer"])
     if state.scheduler:
         state.scheduler.load_state_dict(saved["scheduler"])
@@ -89,7 +98,7 @@ def _restore(state: State, saved: dict[str, Any]) -> None:
 def _refuse_other_settings(
     path: Path, saved: dict[str, Any], config: TrainConfig, split_hash: str
 ) -> None:
-    """A continued run is the same run: what is learnt from what cannot change under way."""
+    """Raise UserError if settings outside MAY_CHANGE, or the datasplit, differ from those saved."""
     # a setting that did not exist yet when the run was begun was what its default is
     before = TrainConfig.recorded_defaults() | saved["settings"]
     changed = []
@@ -107,9 +116,10 @@ def _refuse_other_settings(
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint: `path` holds the old one or the new one, never a part.
+    """Write a checkpoint atomically: `path` holds the old or the new one, never a part of it.
 
-    Raises FileError with one sentence if the disk is full; the old file then stands.
+    Raises FileError if the file cannot be written, for example on a full disk; the old file is then
+    unchanged.
     """
     with replacing(path, durable=True) as temporary, temporary.open("wb") as file:
         try:
@@ -122,9 +132,9 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
-    """A checkpoint, its tensors on the CPU. No code in it is run.
+    """Load a checkpoint with its tensors on the CPU, without running code from the file.
 
-    Raises FileNotFoundError if there is none, UserError if it is damaged or of a model for another
+    Raises FileNotFoundError if there is none, UserError if it is damaged or was trained for another
     list of classes.
     """
     if not path.is_file():
@@ -149,21 +159,21 @@ def load(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def find(folder: Path, which: str) -> Path | None:
-    """`latest.pt` or `best.pt` of a run, None if it is not there."""
+    """Return the path of {which}.pt in `folder`; None if there is no such file."""
     path = folder / f"{which}.pt"
     return path if path.is_file() else None
 
 
 def best_of(config: TrainConfig) -> Path:
-    """The best checkpoint of a run, or where its latest is if none was validated."""
+    """Return the path of best.pt of a run; that of latest.pt if there is no best.pt."""
     folder = config.path("model_save_path")
     return find(folder, "best") or folder / "latest.pt"
 
 
 def load_weights(model: torch.nn.Module, saved: dict[str, Any], path: Path) -> None:
-    """Put the weights of a checkpoint into the model, every one.
+    """Load the weights of a checkpoint into the model.
 
-    Raises UserError if names or shapes differ. path: where it was read from.
+    Raises UserError, which names `path`, unless all names and shapes of parameters agree.
     """
     try:
         model.load_state_dict(saved["model"], strict=True)
@@ -176,14 +186,14 @@ def load_weights(model: torch.nn.Module, saved: dict[str, Any], path: Path) -> N
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line: its type, and the first 200 characters of its text."""
+    """Return an error as one line: its type, and the first 200 characters of its text."""
     text = " ".join(str(error).split())[:200]
     name = type(error).__name__
     return f"{name}: {text}" if text else name
 
 
 def _difference(saved: tuple[str, ...], wanted: tuple[str, ...]) -> str:
-    """The first channel in which two class lists differ."""
+    """Return a sentence about the first channel in which two lists of classes differ."""
     pairs = itertools.zip_longest(saved, wanted, fillvalue="none")
     for channel, (before, now) in enumerate(pairs):
         if before != now:

@@ -1,4 +1,4 @@
-"""RAdam with decoupled weight decay, schedulers, class weights, and where the output starts."""
+"""Optimiser, scheduler, weights of positive voxels, and the initial bias of the output layer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from common.errors import UserError
 def build_optimizer(
     model: nn.Module, learning_rate: float, weight_decay: float, optimizer: Callable | None = None
 ) -> torch.optim.Optimizer:
-    """The optimiser over the trainable parameters; biases and other vectors are not decayed.
+    """Return the optimiser over the trainable parameters, by default RAdam.
 
-    The original baselines asked RAdam for decoupled decay and left the decay itself at 0; here it
-    is a setting above 0.
+    Weight decay is decoupled; it applies to weights, not to biases and other parameters with one
+    axis. The original baselines asked RAdam for decoupled decay and left its factor at 0; here it
+    is the setting weight_decay. `optimizer` is called with the two parameter groups, `lr` and
+    `weight_decay`.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     weights = [p for p in trainable if p.ndim > 1]
@@ -42,9 +44,9 @@ def build_scheduler(
     kwargs: dict[str, Any],
     higher_is_better: bool,
 ) -> LRScheduler | None:
-    """The scheduler, which is stepped after each epoch; None without one.
+    """Return scheduler(optimizer, **kwargs), which is stepped after each epoch; None without one.
 
-    ReduceLROnPlateau is told which way is better, unless kwargs say it.
+    ReduceLROnPlateau gets the mode "max" or "min" of best_metric, unless `kwargs` have one.
     """
     if scheduler is None:
         return None
@@ -54,7 +56,7 @@ def build_scheduler(
 
 
 def step_scheduler(scheduler: LRScheduler | None, metric: float) -> None:
-    """Move the scheduler by an epoch; ReduceLROnPlateau is given the metric."""
+    """Step the scheduler after an epoch; ReduceLROnPlateau gets `metric`."""
     if scheduler is None:
         return
     if isinstance(scheduler, ReduceLROnPlateau):
@@ -64,9 +66,11 @@ def step_scheduler(scheduler: LRScheduler | None, metric: float) -> None:
 
 
 def positive_weights(foreground: np.ndarray, background: np.ndarray, cap: float) -> np.ndarray:
-    """(classes,) float32 background / foreground, at most `cap`; 1 for a class never seen positive.
+    """Return (classes,) float32 weights of positive voxels: background / foreground, at most `cap`.
 
-    The public toolbox has no cap: a class with one positive voxel gets a weight of up to 1e8 there.
+    The arguments are voxel counts (classes,). The weight is 1 for a class that is nowhere positive
+    or nowhere negative. The public toolbox has no cap; there, a class with one positive voxel gets
+    a weight of up to 1e8.
     """
     weights = np.minimum(background / np.maximum(foreground, 1), cap)
     is_seen = (foreground > 0) & (background > 0)
@@ -74,10 +78,10 @@ def positive_weights(foreground: np.ndarray, background: np.ndarray, cap: float)
 
 
 def prior_logits(foreground: np.ndarray, background: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(classes,) float32 logits of the best constant prediction for these voxel counts.
+    """Return (classes,) float32: the constant logits with the least weighted cross-entropy.
 
-    The least weighted cross-entropy is at log(weight * foreground / background). A class never seen
-    positive is given one positive voxel.
+    This is log(weight * foreground / background), from voxel counts and weights of positive voxels,
+    (classes,) each. Counts below 1 are taken as 1.
     """
     odds = weights * np.maximum(foreground, 1) / np.maximum(background, 1)
     return np.log(odds).astype(np.float32)
@@ -87,17 +91,17 @@ def prior_logits(foreground: np.ndarray, background: np.ndarray, weights: np.nda
 def start_output_at(
     model: nn.Module, logits: np.ndarray, outputs: Sequence[Collection[str]] | None = None
 ) -> None:
-    """Make the first prediction `logits` everywhere, in each output of the network.
+    """Initialise a network so that each of its outputs predicts about `logits` everywhere.
 
-    They become the bias of the last 1x1x1 convolution with one channel a class, whose weights are
-    multiplied by 0.01. Source of the recipe: Lin et al. 2017, focal loss, section 4.1. Raises
-    UserError if no such layer with a bias is found.
+    The logits become the bias of the last 1x1x1 convolution with one channel per class, and its
+    weights are multiplied by 0.01. Source: Lin et al. 2017, focal loss, section 4.1. Raises
+    UserError if there is no such layer with a bias.
 
     Args:
-        model: the network, which is changed.
+        model: the network, changed in place.
         logits: (classes,).
-        outputs: for each output, the finest first, the names of the parameters that it depends on;
-            one that depends on all unless given.
+        outputs: for each output, the finest first, the names of the parameters that it depends on.
+            Without it, there is one output that depends on all of them.
     """
     layers = {n: m for n, m in model.named_modules() if _is_output(m, len(logits))}
     biases = {f"{n}.bias".lstrip("."): m.bias for n, m in layers.items() if m.bias is not None}
@@ -123,7 +127,7 @@ def start_output_at(
 
 
 def _is_output(module: nn.Module, classes: int) -> bool:
-    """Whether a layer may be what gives the logits: trainable, 1x1x1, a channel a class."""
+    """Return whether a layer may be an output layer: trainable, 1x1x1, one channel per class."""
     if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
         return False
     weight = module.weight

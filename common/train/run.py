@@ -1,4 +1,8 @@
-"""One training run, from top to bottom: `train`."""
+"""One training run, from top to bottom.
+
+`train` reads the settings, `prepare` builds everything from them, `run_epochs` is the training
+loop. One step and one validation are in `common.train.steps`.
+"""
 
 from __future__ import annotations
 
@@ -34,26 +38,29 @@ from common.train.tracking import Tracker
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to."""
+    """The result of a call of `train`."""
 
     epochs: int
-    """Epochs done."""
+    """Number of finished epochs, those of earlier calls included."""
     finished: bool
-    """False if it was interrupted."""
+    """False if the call was interrupted by Ctrl-C or SIGTERM."""
     run: str
     """Name of the run."""
     logs: Path
-    """Folder of its events, history.csv and run.json."""
+    """Folder of the TensorBoard events, history.csv and run.json."""
     best_metric: float
-    """Of best_checkpoint; NaN without validation."""
+    """Value of the setting best_metric at the best epoch; NaN without validation."""
     checkpoint: Path
-    """The best checkpoint, or the latest where there is no best."""
+    """best.pt, or latest.pt if there is no best.pt."""
     scores: Scores | None
-    """The last validation of this call."""
+    """The last validation of this call; None without one."""
 
 
 Report = Callable[[int, float], bool]
-"""Called after each validation with the epoch and its best_metric; True ends the run."""
+"""`report(epoch, value)` is called after each validation with the value of best_metric.
+
+The run ends if it returns True.
+"""
 
 
 def train(
@@ -63,19 +70,22 @@ def train(
     report: Report | None = None,
     **settings: Any,
 ) -> Result:
-    """Train the experiment of a configuration file, or go on where its run stopped.
+    """Train the experiment of a configuration file, or continue its run where it stopped.
 
     Args:
-        config_path: an experiment's folder, or its train_config.py.
-        overrides: "name=value" texts, which go before the file.
-        data: the data root, as data_path.
-        report: is told of each validation, and may end the run.
-        settings: overrides as Python values.
+        config_path: folder of an experiment, or its train_config.py.
+        overrides: settings as "name=value", which take precedence over the file.
+        data: the data root; takes precedence over the setting data_path.
+        report: called after each validation; may end the run.
+        settings: settings as keyword arguments, which take precedence over the file.
+
+    Returns:
+        What the run has reached, see `Result`.
 
     Raises:
-        UserError: for what the user can mend: settings, data, a model or loss that does not fit, a
-            loss that is not finite, a full disk.
-        FileNotFoundError: for a file that is not there.
+        UserError: for whatever the user can fix: settings, data, a model or loss that does not fit,
+            a loss that is not finite, a full disk.
+        FileNotFoundError: if a file is missing.
     """
     config = load_config(config_path, overrides, data, **settings)
     setup, state = prepare(config)
@@ -94,7 +104,7 @@ def train(
 
 @dataclass(frozen=True)
 class Setup:
-    """What does not change while a run goes on."""
+    """Everything that does not change during a run."""
 
     config: TrainConfig
     device: torch.device
@@ -102,10 +112,10 @@ class Setup:
     method: Method
     training: Batches
     validation: Validation | None
-    """None if no crop validates."""
+    """None if the datasplit has no validation crop."""
 
     def about(self) -> dict[str, str]:
-        """What is on record of the run beside versions and commit."""
+        """Return what is recorded about the run in addition to versions and commit."""
         return {
             "device": str(self.device),
             "precision": self.method.forward.precision.name,
@@ -113,7 +123,10 @@ class Setup:
         }
 
     def training_from(self, iteration: int) -> Iterator[Batch]:
-        """The batches of the rest of the run after `iteration`; each run gets the same ones."""
+        """Iterate over the training batches of the run after `iteration`.
+
+        They depend on the settings and the seed only, not on where earlier calls stopped.
+        """
         config = self.config
         per_iteration = config.batch_size * config.gradient_accumulation_steps
         last = config.epochs * config.iterations_per_epoch
@@ -121,7 +134,11 @@ class Setup:
 
 
 def prepare(config: TrainConfig) -> tuple[Setup, State]:
-    """Everything that a run needs, and its state before the first step."""
+    """Build everything that a run needs, and its state before the first step.
+
+    In this order: device, loss, network, crops, initial output, batches, optimiser. Mistakes in the
+    user's own functions show before crops are decoded.
+    """
     device = runtime.pick_device(config.device)
     precision = runtime.pick_precision(config.precision, device)
     # mistakes in what the user wrote are told before minutes go into decoding crops
@@ -154,21 +171,21 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
 
 
 def class_weights(config: TrainConfig, crops: Data, loss: criterion.Criterion) -> np.ndarray:
-    """(classes,) float32: how much a positive voxel counts in the loss; 1 where none is weighed."""
+    """Return (classes,) float32 weights of positive voxels; 1 if the loss uses no weights."""
     if config.weight_loss and criterion.uses_pos_weight(loss):
         return optim.positive_weights(crops.foreground, crops.background, config.pos_weight_cap)
     return np.ones(len(config.classes), np.float32)
 
 
 def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray) -> None:
-    """Make the logits of a new network `prior`, (classes,), in each of its outputs."""
+    """Initialise every output of a network so that its logits begin at `prior`, (classes,)."""
     exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
     outputs = parameters_of_outputs(model, exact.outputs, config.input_array_info["shape"])
     optim.start_output_at(model, prior, outputs)
 
 
 def first_state(config: TrainConfig, model: nn.Module, precision: runtime.Precision) -> State:
-    """A run at its first step."""
+    """Return the state of a new run: the model, a new optimiser and scheduler, iteration 0."""
     optimizer = optim.build_optimizer(
         model, config.learning_rate, config.weight_decay, config.optimizer
     )
@@ -180,7 +197,7 @@ def first_state(config: TrainConfig, model: nn.Module, precision: runtime.Precis
 
 
 def build_validation(config: TrainConfig, crops: Data, device: torch.device) -> Validation | None:
-    """What each validation looks at; None if no crop validates."""
+    """Return what every validation runs on; None if the datasplit has no validation crop."""
     batches = validation_batches(config, crops, device)
     if batches is None:
         return None
@@ -197,14 +214,14 @@ def build_validation(config: TrainConfig, crops: Data, device: torch.device) -> 
 def announce(
     setup: Setup, state: State, run_logs: Logs, *, about: dict[str, str], origin: str
 ) -> None:
-    """Say and log what is about to run.
+    """Print and log what is about to run.
 
     Args:
-        setup: of the run.
-        state: of the run.
-        run_logs: where settings and provenance go.
+        setup: what the run was built from.
+        state: state of the run.
+        run_logs: gets settings and provenance.
         about: versions, commit, device, precision and the hash of the split.
-        origin: where the weights are from, a sentence.
+        origin: a sentence that says where the weights are from.
     """
     config = setup.config
     crops = setup.crops
@@ -224,7 +241,7 @@ def announce(
 
 
 def notices(setup: Setup) -> list[str]:
-    """What a user should know before training, a sentence each."""
+    """Return what the user should know before training, as sentences."""
     return [
         *runtime.warnings_about(setup.device),
         *loaders.notices(setup.crops, setup.config.classes),
@@ -240,14 +257,16 @@ def run_epochs(
 ) -> tuple[Scores | None, str]:
     """Train, validate and save until the last epoch, or until something ends the run early.
 
-    Returns the last validation, and why the run ended: "" if it came to its end.
-
     Args:
-        setup: of the run.
-        state: of the run, which moves on.
-        run_logs: where its numbers go.
-        stopped: true once the user interrupts it; the state is then saved within an epoch.
-        report: is told of each validation, and may end the run.
+        setup: what the run was built from.
+        state: state of the run, updated in place.
+        run_logs: gets its scalars, figures and results.
+        stopped: returns True once the user interrupts the run; the state is then saved in the
+            middle of the epoch.
+        report: called after each validation; may end the run.
+
+    Returns:
+        The last validation of this call, and why the run ended; "" after the last epoch.
     """
     config = setup.config
     batches = setup.training_from(state.iteration)
@@ -273,26 +292,29 @@ def run_epochs(
 
 @dataclass(frozen=True)
 class Pace:
-    """How long this call has been training."""
+    """Measures how long this call has been training."""
 
     first_epoch: int
-    """Epochs that earlier calls did."""
+    """Number of epochs that earlier calls finished."""
     begun: float
-    """Of time.perf_counter()."""
+    """Value of time.perf_counter() when this call began to train."""
 
     def seconds(self) -> float:
-        """Since this call began to train."""
+        """Return the seconds since this call began to train."""
         return time.perf_counter() - self.begun
 
     def seconds_left(self, epoch: int, epochs: int) -> float:
-        """Until the last of `epochs`, if the others take as long as those of this call so far."""
+        """Return the expected seconds until the last of `epochs`, at the pace of this call."""
         return self.seconds() / (epoch - self.first_epoch) * (epochs - epoch)
 
 
 def run_epoch(
     setup: Setup, state: State, batches: Iterator[Batch], *, tracker: Tracker, stopped: Stop
 ) -> tuple[TrainedEpoch, Scores | None]:
-    """Train for the rest of the epoch under way, and validate unless the run is to stop."""
+    """Train for the rest of the current epoch, then validate.
+
+    The validation is None if the run has none, or if stopped() returned True.
+    """
     config = setup.config
     last_iteration = (state.epoch + 1) * config.iterations_per_epoch
     with logs.epoch_progress(config, state, last_iteration) as bar:
@@ -319,15 +341,15 @@ def finish_epoch(
     scores: Scores | None,
     pace: Pace,
 ) -> None:
-    """Count an epoch that was trained and validated; log it, say it, save it.
+    """Count an epoch that was trained and validated, then log, print and save it.
 
     Args:
-        setup: of the run.
-        state: of the run, which moves on.
-        run_logs: where its numbers go.
-        trained: what the training came to.
-        scores: what the validation found.
-        pace: tells how long the others will take.
+        setup: what the run was built from.
+        state: state of the run, updated in place.
+        run_logs: gets its scalars, figures and results.
+        trained: results of the training of this epoch.
+        scores: results of its validation.
+        pace: estimates how long the remaining epochs will take.
     """
     config = setup.config
     learning_rate = state.optimizer.param_groups[0]["lr"]  # before the scheduler changes it
@@ -348,7 +370,7 @@ def finish_epoch(
 def count_epoch(
     config: TrainConfig, state: State, trained: TrainedEpoch, scores: Scores | None
 ) -> bool:
-    """Count an epoch in the state, move the scheduler; returns whether it is the best so far."""
+    """Count an epoch and step the scheduler; return whether the epoch is the best so far."""
     state.epoch += 1
     state.epoch_loss = [0.0, 0.0]
     metric = scores.mean(config.best_metric) if scores else math.nan
@@ -363,7 +385,7 @@ def count_epoch(
 def ends_early(
     config: TrainConfig, state: State, scores: Scores | None, *, pace: Pace, report: Report | None
 ) -> str:
-    """Why the run ends after the epoch that was finished, other than for being done; "" if not."""
+    """Return why the run ends after this epoch though more are left; "" if it goes on."""
     ended = ""
     if config.training_time_limit and pace.seconds() > config.training_time_limit:
         ended = "training_time_limit"
@@ -373,7 +395,7 @@ def ends_early(
 
 
 def result_so_far(setup: Setup, state: State) -> dict[str, Any]:
-    """The fields of RunResult that training knows."""
+    """Return the fields of RunResult that are known during training."""
     config = setup.config
     return {
         "epoch": state.epoch,
@@ -387,7 +409,7 @@ def result_so_far(setup: Setup, state: State) -> dict[str, Any]:
 
 
 def validation_blocks(setup: Setup, state: State) -> str | None:
-    """How many blocks the validation looks at, and their key; None before the first validation."""
+    """Return how many blocks are validated, and their key; None before the first validation."""
     if setup.validation is None or not state.validation_batches:
         return None
     crops = setup.crops
@@ -398,13 +420,13 @@ def validation_blocks(setup: Setup, state: State) -> str | None:
 
 
 def out_of_patience(config: TrainConfig, state: State) -> bool:
-    """Whether there was no better epoch for early_stopping_patience epochs."""
+    """Return whether early_stopping_patience epochs have passed since the best one."""
     patience = config.early_stopping_patience
     return patience > 0 and state.epoch - state.best_epoch >= patience
 
 
 def result_of(config: TrainConfig, state: State, scores: Scores | None, ended: str) -> Result:
-    """What `train` returns. ended: why the run ended, "" if it came to its end."""
+    """Return the result of `train`; `ended` says why the run ended, see `run_epochs`."""
     return Result(
         epochs=state.epoch,
         finished=ended != INTERRUPTED,
