@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,12 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """A line about something that is unusual and may be meant."""
     say(f"note: {text}")
+
+
+@functools.cache
+def note_once(text: str) -> None:
+    """The same as `note`, once a process for each text: many crops may have one reason."""
+    note(text)
 
 
 def progress(

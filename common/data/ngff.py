@@ -14,25 +14,19 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import zarr
 from numcodecs import Blosc
 
-from common.data import codecs
+from common.data import adapted, codecs, foreign, metadata
 from common.data.box import Vector, slices
+from common.data.metadata import UNFINISHED, LevelMetadata
 from common.errors import UserError
-
-NM_PER_UNIT = {"nanometer": 1.0, "angstrom": 0.1, "micrometer": 1e3, "millimeter": 1e6}
 
 Reduction = Callable[[np.ndarray, Vector], np.ndarray]
 """(block, factors) -> the coarser block: `block_mean` or `pick`."""
-
-UNFINISHED = "unfinished"
-"""Attribute of a group whose voxels are not all written yet.
-
-It stands instead of 'multiscales', so that no reader takes the group for a whole image.
-"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +56,10 @@ class Level:
     """(3,) float64, size of a voxel in nm."""
     translation: np.ndarray
     """(3,) float64, world position in nm of the centre of voxel (0, 0, 0)."""
+    has_translation: bool = True
+    """Whether the metadata say so; else the position is 0."""
+    dropped: tuple[int, ...] = ()
+    """Axes of the array on disk that have length 1 and are left away."""
 
     @property
     def shape(self) -> np.ndarray:
@@ -83,37 +81,51 @@ class Level:
         Raises:
             UserError: with the path of the array, if a chunk cannot be decoded.
         """
-        too_short = self._chunk_cut_short(start, stop)
-        if too_short:
-            raise self._undecodable(start, stop, too_short)
+        damage = self._damaged_chunk(start, stop)
+        if damage:
+            raise self._undecodable(start, stop, damage)
         try:
             return self.array[slices(start, stop)]
         # every codec has errors of its own
         except (RuntimeError, ValueError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise self._undecodable(start, stop, str(error)) from error
+        except MemoryError as error:
+            raise UserError(
+                f"{self.path}: voxels {_whole(start)} to {_whole(stop)} do not fit into memory "
+                f"({error}); write the array with smaller chunks, or take a smaller box of it"
+            ) from error
+
+    def chunk_file(self, index: Sequence[int]) -> Path:
+        """The file of a chunk, by its number along z, y, x; it need not exist."""
+        separator = self.array._dimension_separator
+        return self.path / adapted.chunk_name(index, self.dropped, separator)
 
     def _undecodable(self, start: Vector, stop: Vector, reason: str) -> UserError:
-        first = [int(n) for n in start]
-        last = [int(n) for n in stop]
         return UserError(
-            f"{self.path}: a chunk in voxels {first} to {last} cannot be decoded ({reason}); "
-            "copy this array again"
+            f"{self.path}: a chunk in voxels {_whole(start)} to {_whole(stop)} cannot be decoded "
+            f"({reason}); copy this array again"
         )
 
-    def _chunk_cut_short(self, start: Vector, stop: Vector) -> str:
-        """The first Blosc chunk with fewer bytes than its header says, or nothing."""
+    def _damaged_chunk(self, start: Vector, stop: Vector) -> str:
+        """Of the first Blosc chunk that is not as long as its header says, what is wrong, or ""."""
         # numcodecs hands such a chunk to Blosc, which reads on beyond its end
         if not isinstance(self.array.compressor, Blosc):
             return ""
         for index in itertools.product(*chunk_ranges(start, stop, self.array.chunks)):
-            file = Path(self.array.store.path, self.array._chunk_key(index))
+            file = self.chunk_file(index)
             if not file.is_file():
                 continue
-            needed = _blosc_length(file)
+            packed, unpacked = _blosc_lengths(file)
             size = file.stat().st_size
-            if size < needed:
-                return f"{file.name} has {size} of {needed} bytes"
+            if size < packed:
+                return f"{file.name} has {size} of {packed} bytes"
+            # filters may change the length
+            if not self.array.filters and unpacked != self._chunk_bytes():
+                return f"{file.name} unpacks to {unpacked} bytes, and not {self._chunk_bytes()}"
         return ""
+
+    def _chunk_bytes(self) -> int:
+        return math.prod(self.array.chunks) * self.array.dtype.itemsize
 
 
 def chunk_ranges(start: Vector, stop: Vector, chunks: Vector) -> list[range]:
@@ -126,32 +138,25 @@ def chunk_ranges(start: Vector, stop: Vector, chunks: Vector) -> list[range]:
 
 
 def open_levels(path: str | Path) -> list[Level]:
-    """The levels of the multiscale image at `path`, finest first.
+    """The levels of the multiscale image at `path`, finest first; at least one.
+
+    Axes beside z, y, x are left away where they have length 1. Chunks that are not there are 0
+    where the array does not say what they are.
 
     Raises:
         FileNotFoundError: if there is no zarr group, or an array that it names is missing.
-        UserError: if its metadata do not place it in space.
+        UserError: if it is something else, or its metadata do not place it in space.
     """
+    foreign.refuse_remote(path)
     path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"{path}: no such zarr group; check the path in the datasplit and the data root"
-        )
-    group, image = _open_image(path)
-    units = _unit_sizes(path, image.get("axes"))
-    # the image's own transformation comes after that of the level
-    outer = _affine(path, image.get("coordinateTransformations", ()))
-    levels = []
-    for dataset in image["datasets"]:
-        scale, translation = _affine_of_level(path, dataset)
-        levels.append(
-            Level(
-                path=path / dataset["path"],
-                array=_open_array(group, path, dataset["path"]),
-                scale=scale * outer[0] * units,
-                translation=(translation * outer[0] + outer[1]) * units,
-            )
-        )
+    image = metadata.read_image(path)
+    try:
+        group = zarr.open_group(str(path), mode="r")
+    except (zarr.errors.GroupNotFoundError, zarr.errors.MetadataError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a zarr v2 group ({error}); a multiscale OME-NGFF group is needed here"
+        ) from error
+    levels = [_open_level(group, path, image.axes, about) for about in image.levels]
     return sorted(levels, key=lambda level: float(np.prod(level.scale)))
 
 
@@ -384,108 +389,45 @@ def sum_along(volume: np.ndarray, axis: int, factor: int, dtype: type) -> np.nda
     return total
 
 
-def _open_image(path: Path) -> tuple[zarr.Group, dict]:
-    """A group, and the first of its multiscale images."""
+def _open_level(group: zarr.Group, path: Path, axes: Sequence[str], about: LevelMetadata) -> Level:
+    """A level with its array."""
+    folder = path / about.name
+    codecs.check(group.store, about.name, folder)
+    described = metadata.read_array(folder)
+    dropped = metadata.dropped_axes(folder, axes, described)
     try:
-        group = zarr.open_group(str(path), mode="r")
-        attributes = group.attrs.asdict()
-    except (zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a zarr v2 group ({error}); a multiscale OME-NGFF group is needed here"
-        ) from error
-    multiscales = attributes.get("multiscales")
-    if multiscales:
-        return group, multiscales[0]
-    if attributes.get(UNFINISHED):
-        raise UserError(
-            f"{path}: half-written; run the command that writes it again, "
-            "it goes on where it stopped"
-        )
-    raise UserError(
-        f"{path}: no 'multiscales' in .zattrs; "
-        "write OME-NGFF 0.4 metadata with the voxel size in nm"
+        if dropped or described.content.get("fill_value") is None:
+            array = adapted.open_array(folder, described, dropped)
+        else:
+            array = group[about.name]
+    # whatever is wrong with a file of others, zarr fails on it in one of these ways
+    except (ValueError, TypeError, KeyError, OSError, zarr.errors.MetadataError) as error:
+        raise UserError(f"{folder}: .zarray cannot be read ({error}); copy it again") from error
+    return Level(
+        path=folder,
+        array=array,
+        scale=about.scale,
+        translation=about.translation,
+        has_translation=about.has_translation,
+        dropped=dropped,
     )
 
 
-def _open_array(group: zarr.Group, path: Path, name: str) -> zarr.Array:
-    """The array of a level."""
-    codecs.check(group.store, name, path / name)
-    try:
-        array = group[name]
-    except KeyError:
-        raise FileNotFoundError(
-            f"{path / name}: array named in .zattrs is missing; copy it again"
-        ) from None
-    except (ValueError, zarr.errors.MetadataError) as error:
-        raise UserError(
-            f"{path / name}: .zarray cannot be read ({error}); copy it again"
-        ) from error
-    if array.ndim != 3:
-        raise UserError(f"{path / name}: {array.ndim} axes; images here have three, z, y, x")
-    return array
+class BloscLengths(NamedTuple):
+    """Bytes of a Blosc chunk, as its header says."""
+
+    packed: int
+    """At least those of the header."""
+    unpacked: int
 
 
-def _affine_of_level(path: Path, dataset: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and translation of one level; a scale is required."""
-    transforms = dataset.get("coordinateTransformations", ())
-    if not any(transform.get("type") == "scale" for transform in transforms):
-        raise UserError(
-            f"{path}: level '{dataset['path']}' has no scale; write its voxel size in nm "
-            "into .zattrs"
-        )
-    return _affine(path, transforms)
-
-
-def _affine(path: Path, transforms: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and translation that NGFF transforms amount to, applied in the order listed."""
-    scale = np.ones(3)
-    translation = np.zeros(3)
-    for transform in transforms:
-        kind = transform.get("type")
-        if kind == "identity":
-            continue
-        if kind == "scale":
-            value = _three_numbers(path, transform, kind)
-            scale = scale * value
-            translation = translation * value
-        elif kind == "translation":
-            translation = translation + _three_numbers(path, transform, kind)
-        else:
-            raise UserError(
-                f"{path}: coordinate transformation '{kind}'; "
-                "only scale and translation can be read"
-            )
-    return scale, translation
-
-
-def _three_numbers(path: Path, transform: dict, kind: str) -> np.ndarray:
-    value = np.array(transform[kind], float)
-    if value.shape != (3,) or (kind == "scale" and not (value > 0).all()):
-        raise UserError(
-            f"{path}: {kind} {transform[kind]}; three numbers (z, y, x) are needed, "
-            "a scale above zero"
-        )
-    return value
-
-
-def _unit_sizes(path: Path, axes: Sequence[dict] | None) -> np.ndarray:
-    """Nm per unit along z, y, x; a missing unit is taken as nm."""
-    if axes is None:
-        return np.ones(3)
-    names = [axis.get("name") for axis in axes]
-    if names != ["z", "y", "x"]:
-        raise UserError(f"{path}: axes {names}; they must be z, y, x")
-    sizes = []
-    for axis in axes:
-        unit = axis.get("unit", "nanometer")
-        if unit not in NM_PER_UNIT:
-            raise UserError(f"{path}: unit '{unit}'; use one of {', '.join(NM_PER_UNIT)}")
-        sizes.append(NM_PER_UNIT[unit])
-    return np.array(sizes)
-
-
-def _blosc_length(chunk: Path) -> int:
-    """Bytes of a Blosc chunk, as its header of 16 bytes says in the last four; at least those."""
+def _blosc_lengths(chunk: Path) -> BloscLengths:
+    # Source: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst
     with chunk.open("rb") as file:
         header = file.read(16)
-    return max(int.from_bytes(header[12:], "little"), 16)
+    packed = int.from_bytes(header[12:], "little")
+    return BloscLengths(max(packed, 16), unpacked=int.from_bytes(header[4:8], "little"))
+
+
+def _whole(position: Vector) -> list[int]:
+    return [int(n) for n in position]

@@ -343,7 +343,7 @@ def test_of_two_levels_equally_near_the_finer_is_picked(image):
         ),
         (lambda m: m["axes"][0].update(unit="parsec"), "unit 'parsec'"),
         (lambda m: m["axes"].reverse(), "must be z, y, x"),
-        (lambda m: m["axes"].insert(0, {"name": "c", "type": "channel"}), "must be z, y, x"),
+        (lambda m: m["axes"].insert(0, {"name": "c", "type": "channel"}), "4 numbers, one an axis"),
     ],
 )
 def test_metadata_that_do_not_place_an_image_are_refused(image, edit, words):

@@ -1,0 +1,104 @@
+"""What a path holds that is no OME-NGFF 0.4 group of zarr v2, told by its look, in words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from common.errors import UserError
+
+NEEDED = "an OME-NGFF 0.4 group of zarr v2 on this disk is needed here"
+
+ZARR_3 = "zarr v3 (it has a zarr.json); write it as zarr v2 with OME-NGFF 0.4 metadata"
+
+FORMATS = {
+    (".tif", ".tiff"): "a TIFF file",
+    (".h5", ".hdf5", ".hdf", ".ims"): "an HDF5 file",
+    (".mrc", ".rec", ".map", ".ali", ".st"): "an MRC file",
+    (".nii", ".nii.gz"): "a NIfTI file",
+    (".nrrd", ".nhdr"): "an NRRD file",
+    (".npy", ".npz"): "a NumPy file",
+    (".zip",): "a zip file",
+    (".czi", ".lif", ".nd2", ".dm3", ".dm4", ".ser"): "a microscope's own file",
+    (".png", ".jpg", ".jpeg"): "a picture",
+}
+"""What files are by the ends of their names."""
+
+MOST_IMAGES = 3
+"""Paths of images that are looked for in a folder that is none itself."""
+
+
+def refuse_remote(place: str | Path) -> None:
+    """Raises UserError for an address such as s3://bucket/volume.zarr, also where Path cut it."""
+    # Path makes s3:/bucket of s3://bucket; two letters at least, since C:/data is a folder
+    address = re.search(r"(?:^|/)([A-Za-z][A-Za-z0-9+]+):/+([^/].*)", str(place))
+    if address:
+        scheme, rest = address.groups()
+        raise UserError(
+            f"{scheme}://{rest}: remote stores are not read; copy it to this disk first (data of "
+            "the challenge with fetch-data), and write the path of the copy"
+        )
+
+
+def refuse(path: Path) -> None:
+    """See that a path is a zarr v2 group.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        UserError: with what it is, and what is needed.
+    """
+    refuse_remote(path)
+    if path.is_file():
+        raise UserError(f"{path}: {_kind_of_file(path)}; {NEEDED}: convert it first")
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{path}: no such zarr group; a multiscale OME-NGFF group is needed here"
+        )
+    if not (path / ".zgroup").is_file():
+        raise UserError(f"{path}: {_kind_of_folder(path)}")
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The first few groups below a folder that have multiscale metadata, two folders deep."""
+    found = []
+    for file in sorted([*folder.glob("*/.zattrs"), *folder.glob("*/*/.zattrs")]):
+        try:
+            is_image = b'"multiscales"' in file.read_bytes()
+        except OSError:
+            is_image = False
+        if is_image:
+            found.append(file.parent)
+        if len(found) == MOST_IMAGES:
+            break
+    return found
+
+
+def _kind_of_file(path: Path) -> str:
+    name = path.name.lower()
+    for endings, kind in FORMATS.items():
+        if name.endswith(endings):
+            return kind
+    return "a file"
+
+
+def _kind_of_folder(path: Path) -> str:
+    """What a folder without .zgroup is, and what to write instead."""
+    if (path / "zarr.json").is_file():
+        return ZARR_3
+    if (path / ".zarray").is_file():
+        return f"not a zarr v2 group but an array; write the group that it is in, {path.parent}"
+    if (path / "attributes.json").is_file():
+        return f"N5 (it has an attributes.json), not a zarr v2 group; {NEEDED}: convert it first"
+    if (path / "info").is_file():
+        return (
+            "precomputed of neuroglancer (it has an info), not a zarr v2 group; "
+            f"{NEEDED}: convert it first"
+        )
+    pictures = [*path.glob("*.tif"), *path.glob("*.tiff"), *path.glob("*.png")]
+    if pictures:
+        return (
+            f"a folder of {len(pictures)} pictures, not a zarr v2 group; {NEEDED}: convert it first"
+        )
+    below = images_below(path)
+    where = f"write the path of an image in it, such as {below[0]}" if below else NEEDED
+    return f"not a zarr v2 group (it has no .zgroup); {where}"
