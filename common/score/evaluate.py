@@ -21,7 +21,7 @@ from common.data.regions import Region
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.infer import process
-from common.infer.recipe import Recipe, load_recipe
+from common.infer.recipe import THRESHOLDS, Recipe, load_recipe, read_thresholds, run_of
 from common.provenance import provenance
 from common.score import judge, result, submission, submitted, tables, versions
 from common.score.judge import Evaluation, Truth
@@ -199,7 +199,11 @@ def _score(
         summary(parallel(judge_job, jobs, workers), version),
         asked=asked,
         not_annotated=tuple(name for name in recipe.classes if name not in annotated),
-        provenance=_provenance(config, jobs, records),
+        provenance=replace(
+            _provenance(config, jobs, records),
+            # without checkpoints of tune, process_config.py has thresholds of its own or nobody has
+            tuned_on=_tuned_on(config, asked, jobs, records) if recipe.checkpoints else None,
+        ),
     )
 
 
@@ -254,6 +258,29 @@ def _provenance(
         checkpoints=tuple(sorted(checkpoints, key=str)),
         thresholds=thresholds,
     )
+
+
+def _tuned_on(
+    config: TrainConfig,
+    asked: Asked,
+    jobs: Sequence[Job],
+    records: Sequence[ProcessedRecord | None],
+) -> dict[str, list[str]]:
+    """By class, the scored crops that tune chose its threshold on.
+
+    Of a file that does not name its crops, those that were asked for in the same words.
+    """
+    tuned = read_thresholds(config.folder / THRESHOLDS).get(run_of(config), {})
+    crops: dict[str, list[str]] = {}
+    for job, record in zip(jobs, records, strict=True):
+        if record is None or job.name not in tuned:
+            continue
+        entry = tuned[job.name]
+        names = entry.get("chosen_on")
+        is_same = entry.get("crops") == asked.crops if names is None else job.crop in names
+        if is_same:
+            crops.setdefault(job.name, []).append(job.crop)
+    return crops
 
 
 def _checkpoint(record: ProcessedRecord | None) -> Checkpoint:

@@ -12,7 +12,8 @@ Numbers that do not exist are None here and null in the file. The layout of the 
                  resampled, offset, covered}}
     asked        crops, classes and overrides of the command
     not_annotated  classes that none of the crops has
-    provenance   experiment, run, checkpoints with SHA-256, thresholds, versions, git commit, date
+    provenance   experiment, run, checkpoints with SHA-256, thresholds, of the crops those that
+                 thresholds were chosen on (tuned_on), versions, git commit, date
 
 where figures stand among the other entries, see `Figures`; the dataclasses say what each entry is.
 """
@@ -167,6 +168,8 @@ class Provenance:
     checkpoints: tuple[Checkpoint, ...] | None = None
     thresholds: dict[str, float | None] | None = None
     """By class; None of a volume that another program wrote."""
+    tuned_on: dict[str, list[str]] | None = None
+    """By class, those of the crops scored here that its threshold was chosen on, if there are."""
     submission: str | None = None
     truth: str | None = None
 
@@ -381,6 +384,7 @@ def _provenance_json(provenance: Provenance) -> dict[str, Any]:
         "run_name": provenance.run_name,
         "checkpoints": checkpoints,
         "thresholds": provenance.thresholds,
+        "tuned_on": provenance.tuned_on or None,
         **provenance.versions,
         "date": provenance.date,
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from common.score import versions
 from common.score.interval import Interval
 from common.score.result import ClassScore, Kind, Scores
+from common.talk import some
 
 WIDTH = 120
 """Columns of a terminal."""
@@ -111,8 +112,9 @@ def overall(scores: Scores, key: str) -> str:
 def remarks(scores: Scores) -> list[str]:
     """What a reader of the scores has to know, a text each.
 
-    How many crops; what the metric left out, what is missing, what is not annotated; what the heads
-    of the columns mean; and which definition of the metric it is.
+    How many crops; what the metric left out, what is missing, what is not annotated; which
+    thresholds were chosen on these crops; what the heads of the columns mean; and which version of
+    the metric it is.
     """
     texts = [_extent(scores)]
     left_out = _counted(scores, {name: score.left_out for name, score in scores.classes.items()})
@@ -126,6 +128,9 @@ def remarks(scores: Scores) -> list[str]:
         texts.append(f"Missing in the submission: {missing}.")
     if scores.not_annotated:
         texts.append(f"Not annotated in these crops: {', '.join(scores.not_annotated)}.")
+    tuned_on = (scores.provenance and scores.provenance.tuned_on) or {}
+    if tuned_on:
+        texts.append(_tuned_text(scores, tuned_on))
     kinds = {score.kind for score in scores.classes.values()}
     legends = [layout.legend for kind, layout in LAYOUTS.items() if kind in kinds]
     texts.append(" ".join(filter(None, [*legends, VOXELS])))
@@ -186,6 +191,18 @@ def _counted(scores: Scores, number_of: dict[str, int]) -> str:
         if number:
             texts.append(f"{name} in {number} of {scores.classes[name].crops} crops")
     return ", ".join(texts)
+
+
+def _tuned_text(scores: Scores, tuned_on: dict[str, list[str]]) -> str:
+    """That thresholds were chosen on what is scored, of which classes and on which crops."""
+    is_every_class = set(tuned_on) >= set(scores.classes)
+    classes = "all classes" if is_every_class else ", ".join(tuned_on)
+    crops = sorted({crop for of_class in tuned_on.values() for crop in of_class})
+    where = "all of them" if set(crops) >= set(scores.crops) else some(crops)
+    return (
+        f"The thresholds of {classes} were chosen on crops that are scored here ({where}), so that "
+        "other crops will score lower; tune with --folds says by how much."
+    )
 
 
 def _number(value: float | None) -> str:

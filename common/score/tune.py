@@ -8,7 +8,7 @@ crops take about three hours, by the number of processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,8 @@ from common.files import write_json
 from common.infer import process
 from common.infer.process import Prediction
 from common.infer.recipe import THRESHOLDS, Recipe, read_recipe, read_thresholds, run_of
-from common.score import challenge, versions
+from common.score import challenge, summary, versions
+from common.score.judge import Evaluation, Truth, judge
 from common.score.versions import CSC, Version
 from common.score.workers import parallel
 from common.talk import some
@@ -50,6 +51,10 @@ class Tuned:
     score: float
     """The challenge's score of the class at that threshold, over all crops; `before` at DEFAULT."""
     before: float
+    crops: tuple[str, ...] = ()
+    """That the threshold was chosen on."""
+    by_others: float | None = None
+    """The score where each crop has the threshold that others choose, see `Tried.by_others`."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Trial:
     thresholds: tuple[float, ...]
     version: Version = CSC
     """Of the challenge's score."""
+    crop: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,65 @@ class TrialResult:
     """At each threshold."""
 
 
-def tune(
+@dataclass
+class Tried:
+    """What came of one class at every threshold that was tried."""
+
+    crops: list[str] = field(default_factory=list)
+    counts: dict[float, list[challenge.Counts]] = field(default_factory=dict)
+    """By threshold, an item a crop."""
+    is_positive: bool = False
+    """Whether any crop has a positive voxel of the class."""
+
+    def add(self, trial: Trial, result: TrialResult) -> None:
+        """One more crop."""
+        self.crops.append(trial.crop)
+        self.is_positive |= result.is_positive
+        for threshold, counts in zip(trial.thresholds, result.counts, strict=True):
+            self.counts.setdefault(threshold, []).append(counts)
+
+    def score(self, threshold: float, crops: Iterable[int] | None = None) -> float:
+        """The challenge's score at a threshold, pooled over all crops or those of these numbers."""
+        counts = self.counts[threshold]
+        return class_score(counts if crops is None else [counts[number] for number in crops])
+
+    def best(
+        self, thresholds: Iterable[float] | None = None, crops: Sequence[int] | None = None
+    ) -> float:
+        """The threshold that scores best on crops, of all or of these."""
+        scores = {
+            threshold: self.score(threshold, crops) for threshold in thresholds or self.counts
+        }
+        # of equal scores the nearest to 0.5: the least that is read out of these crops
+        return max(scores, key=lambda threshold: (scores[threshold], -abs(threshold - DEFAULT)))
+
+    def by_others(self, folds: int) -> float | None:
+        """The score with thresholds chosen on the other crops: cross-validation.
+
+        Crops are dealt to the folds in turn; those of a fold are scored at the threshold of COARSE
+        that is best on all others, and counts are pooled over the folds. With as many folds as
+        crops, or more, each crop is left out once. None with fewer than two crops.
+        """
+        number = len(self.crops)
+        folds = min(folds, number)
+        if folds < 2:
+            return None
+        pooled = []
+        for fold in range(folds):
+            held = range(fold, number, folds)
+            others = [crop for crop in range(number) if crop not in held]
+            # finer thresholds lie about the best of all crops, those that are held among them
+            threshold = self.best(COARSE, others)
+            pooled += [self.counts[threshold][crop] for crop in held]
+        return class_score(pooled)
+
+
+def tune(  # noqa: PLR0913  the options of the command
     config_path: str | Path,
     crops: str = "validate",
     *,
     classes: Sequence[str] = (),
+    folds: int = 0,
     metric_version: str = CSC.name,
     workers: int = 1,
     overrides: Sequence[str] = (),
@@ -101,6 +161,7 @@ def tune(
         config_path: folder of an experiment, or its train_config.py.
         crops: annotated and predicted ones, see `common.data.regions.find`.
         classes: some of process_config.py's; all unless given.
+        folds: of a cross-validation over crops, whose score is told too; 0 for none.
         metric_version: of the challenge's score, see `common.score.versions`.
         workers: processes, each with the memory that `evaluate` takes.
         overrides: settings as NAME=VALUE.
@@ -117,47 +178,48 @@ def tune(
     boxes = regions.choose(config, crops, say=say)
     trials = [replace(trial, version=version) for trial in _trials(config, recipe, boxes)]
     checkpoints = _checkpoints(trials)
-    found = search(trials, workers)
+    found = search(trials, workers, folds)
     _check_found(found, recipe, crops)
-    runs.setdefault(run_of(config), {}).update(_records(found, crops, checkpoints))
+    records = _records(found, crops, checkpoints, metric=version.name)
+    runs.setdefault(run_of(config), {}).update(records)
     write_json(path, runs)
-    for line in table(found) + _remarks(path, recipe, found):
+    for line in table(found) + _remarks(path, recipe, found) + _at_edges(found, trials, workers):
         say(line)
     return found
 
 
-def search(trials: Sequence[Trial], workers: int = 1) -> list[Tuned]:
+def search(trials: Sequence[Trial], workers: int = 1, folds: int = 0) -> list[Tuned]:
     """The best threshold of each class with a positive voxel, in two rounds, see COARSE."""
     # two rounds of 13 candidates in all: each costs a run of process and evaluate over all crops
-    scores = scores_of(trials, workers)
+    tried = try_all(trials, workers)
     finer = []
     for trial in trials:
-        if trial.name in scores:
-            thresholds = _beside(_best(scores[trial.name]))
+        if trial.name in tried:
+            thresholds = _beside(tried[trial.name].best())
             finer.append(replace(trial, thresholds=thresholds))
-    for name, more in scores_of(finer, workers).items():
-        scores[name] |= more
+    for name, more in try_all(finer, workers).items():
+        tried[name].counts |= more.counts
     found = []
-    for name, of_class in scores.items():
-        threshold = _best(of_class)
-        found.append(Tuned(name, threshold, of_class[threshold], of_class[DEFAULT]))
+    for name, of_class in tried.items():
+        threshold = of_class.best()
+        tuned = Tuned(
+            name=name,
+            threshold=threshold,
+            score=of_class.score(threshold),
+            before=of_class.score(DEFAULT),
+            crops=tuple(of_class.crops),
+            by_others=of_class.by_others(folds),
+        )
+        found.append(tuned)
     return found
 
 
-def scores_of(trials: Sequence[Trial], workers: int = 1) -> dict[str, dict[float, float]]:
-    """For each class with a positive voxel the score pooled over crops at each threshold."""
-    by_class: dict[str, list[TrialResult]] = {}
-    thresholds: dict[str, tuple[float, ...]] = {}
+def try_all(trials: Sequence[Trial], workers: int = 1) -> dict[str, Tried]:
+    """What came of each class with a positive voxel."""
+    tried: dict[str, Tried] = {}
     for trial, result in zip(trials, parallel(run_trial, trials, workers), strict=True):
-        by_class.setdefault(trial.name, []).append(result)
-        thresholds[trial.name] = trial.thresholds
-    scores = {}
-    for name, results in by_class.items():
-        if any(result.is_positive for result in results):
-            at_each = zip(*(result.counts for result in results), strict=True)
-            pooled = [class_score(counts) for counts in at_each]
-            scores[name] = dict(zip(thresholds[name], pooled, strict=True))
-    return scores
+        tried.setdefault(trial.name, Tried()).add(trial, result)
+    return {name: of_class for name, of_class in tried.items() if of_class.is_positive}
 
 
 def class_score(counts: Iterable[challenge.Counts]) -> float:
@@ -196,14 +258,35 @@ def processed(recipe: Recipe, name: str, prediction: Prediction) -> Level:
     return Level(prediction.level.path, array, grid.scale, grid.origin)
 
 
+def look(trial: Trial) -> list[Evaluation]:
+    """All figures of one class of one crop at each threshold, as `evaluate` has them."""
+    recipe = _recipe(trial.folder, trial.code)
+    prediction = process.open_prediction(trial.predicted)
+    truth = Truth(
+        crop=trial.crop,
+        name=trial.name,
+        level=ngff.open_levels(trial.truth)[0],
+        is_instance=recipe.is_scored_by_objects(trial.name),
+        version=trial.version,
+    )
+    evaluations = []
+    for threshold in trial.thresholds:
+        at_threshold = replace(recipe, thresholds={trial.name: threshold})
+        evaluations.append(judge(truth, processed(at_threshold, trial.name, prediction)))
+    return evaluations
+
+
 def table(found: Sequence[Tuned]) -> list[str]:
     """Lines for the terminal."""
     width = max(len(one.name) for one in found) + 2
-    lines = [f"{'class':<{width}}{'threshold':>10}{'score':>9}{'at 0.5':>9}"]
+    is_validated = any(one.by_others is not None for one in found)
+    head = f"{'class':<{width}}{'threshold':>10}{'score':>9}{'at 0.5':>9}"
+    lines = [f"{head}{'by others':>11}" if is_validated else head]
     for one in found:
-        lines.append(
-            f"{one.name:<{width}}{one.threshold:>10.4g}{one.score:>9.3f}{one.before:>9.3f}"
-        )
+        line = f"{one.name:<{width}}{one.threshold:>10.4g}{one.score:>9.3f}{one.before:>9.3f}"
+        if is_validated:
+            line += f"{'-':>11}" if one.by_others is None else f"{one.by_others:>11.3f}"
+        lines.append(line)
     return lines
 
 
@@ -233,7 +316,47 @@ def _remarks(path: Path, recipe: Recipe, found: Sequence[Tuned]) -> list[str]:
         f"{path}: read by process. "
         "The crops that thresholds are chosen on score better with them than new ones will"
     )
+    if any(one.by_others is not None for one in found):
+        texts.append(
+            "by others: the score where each crop has the threshold that other crops choose, which "
+            "is nearer to what new crops will have; '-' where there is one crop alone"
+        )
     return texts
+
+
+def _at_edges(found: Sequence[Tuned], trials: Sequence[Trial], workers: int) -> list[str]:
+    """A note with figures for each class whose threshold lies at the edge of what is tried.
+
+    The score alone can be best where a picture is all foreground or nothing.
+    """
+    at_edge = {one.name: one for one in found if not COARSE[0] < one.threshold < COARSE[-1]}
+    again = []
+    for trial in trials:
+        if trial.name in at_edge:
+            thresholds = (at_edge[trial.name].threshold, DEFAULT)
+            again.append(replace(trial, thresholds=thresholds))
+    looks = parallel(look, again, workers)
+    notes = []
+    for name, one in at_edge.items():
+        of_class = [look for trial, look in zip(again, looks, strict=True) if trial.name == name]
+        chosen, default = (_figures(evaluations) for evaluations in zip(*of_class, strict=True))
+        notes.append(
+            f"note: {name}: its threshold of {one.threshold:g} lies at the edge of what is tried "
+            f"({_beside(COARSE[0])[0]:g} to {_beside(COARSE[-1])[1]:g}). There it has {chosen}; "
+            f"at {DEFAULT:g} {default}. Look at its pictures (visualize) before it is used; a "
+            "threshold of your own goes into process_config.py, into thresholds"
+        )
+    return notes
+
+
+def _figures(evaluations: Sequence[Evaluation]) -> str:
+    """'score 0.745, Dice 0.400, PQ 0.000'; PQ of an instance class alone."""
+    figures = summary.figures(evaluations)
+    texts = {"score": figures.score, "Dice": figures.dice}
+    if evaluations[0].is_instance:
+        texts["PQ"] = figures.pq
+    named = [f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in texts.items()]
+    return ", ".join(named)
 
 
 def _counts(volume: Level, truth: np.ndarray, level: Level, version: Version) -> challenge.Counts:
@@ -259,6 +382,7 @@ def _trials(config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region]
                     predicted=box.folder(config.path("predictions_path")) / name,
                     truth=box.truth / name,
                     thresholds=COARSE,
+                    crop=str(box),
                 )
                 trials.append(trial)
     return trials
@@ -287,7 +411,7 @@ def _check(trial: Trial) -> Prediction:
 
 
 def _records(
-    found: Sequence[Tuned], crops: str, checkpoints: dict[str, str]
+    found: Sequence[Tuned], crops: str, checkpoints: dict[str, str], *, metric: str
 ) -> dict[str, dict[str, Any]]:
     """The entries of thresholds.json, by class."""
     # the checkpoint, because a threshold is for the network it was tuned with: process notes others
@@ -297,16 +421,15 @@ def _records(
         records[one.name] = {
             "threshold": one.threshold,
             "score": one.score,
+            "score_by_others": one.by_others,
             "crops": crops,
+            # by name: what is asked for, such as 'validate', may be others one day
+            "chosen_on": list(one.crops),
+            "metric": metric,
             "checkpoint": checkpoints[one.name],
             "date": date,
         }
     return records
-
-
-def _best(scores: dict[float, float]) -> float:
-    # of equal scores the nearest to 0.5: the least that is read out of these crops
-    return max(scores, key=lambda threshold: (scores[threshold], -abs(threshold - DEFAULT)))
 
 
 def _beside(threshold: float) -> tuple[float, ...]:

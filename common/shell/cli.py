@@ -430,6 +430,12 @@ def process(config_path: str, **given: Any) -> None:
 @options.data()
 @options.workers()
 @options.metric_version
+@click.option(
+    "--folds",
+    type=click.IntRange(2),
+    help="Also score each crop with the threshold that other crops choose, in so many parts; "
+    "as many as there are crops leave one out each.",
+)
 def tune(config_path: str, **given: Any) -> None:
     """Choose the threshold of each class on annotated crops that are predicted.
 

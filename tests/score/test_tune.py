@@ -12,7 +12,7 @@ from scipy import ndimage
 from common.data import ngff, records
 from common.errors import UserError
 from common.infer.recipe import THRESHOLDS, read_recipe, read_thresholds
-from common.score import evaluate, tune
+from common.score import challenge, evaluate, tune
 from tests.infer.test_process import ABOVE, RUN, configured, processed, run, write_prediction
 
 
@@ -226,6 +226,125 @@ def test_an_edited_process_config_is_run_again(tiny):
     before = choose(tiny, classes=("er",))["er"]
     configured(tiny, "def process_func(logits):\n    return logits < 0")
     assert choose(tiny, classes=("er",))["er"].score != before.score
+
+
+# What a threshold is worth
+
+
+def test_a_threshold_at_the_edge_is_told_with_its_figures(tiny):
+    """One object, nowhere likelier than 0.03, and as likely in a plane: all thresholds are bad."""
+    mito = np.zeros((24, 24, 24), bool)
+    mito[4:10, 4:10, 4:10] = True
+    plane = np.zeros_like(mito)
+    plane[:, :, 4:8] = True
+    write_truth(tiny, "mito", mito)
+    write_prediction(tiny, "mito", np.where(mito | plane, 0.06, 0).astype(np.float32))
+    er = truth(tiny, "er")
+    write_prediction(tiny, "er", np.where(er, 0.9, 0.1).astype(np.float32))
+    said = []
+    found = choose(tiny, classes=("mito", "er"), say=said.append)
+    (note,) = [line for line in said if line.startswith("note")]
+    one = found["mito"]
+    dice = 2 * 216 / (216 + (mito | plane).sum())
+    assert one.threshold == 0.05 and found["er"].threshold == 0.5
+    assert note.startswith(
+        "note: mito: its threshold of 0.05 lies at the edge of what is tried (0.025 to 0.975). "
+        f"There it has score {one.score:.3f}, Dice {dice:.3f}, PQ 0.000; at 0.5 score "
+        f"{one.before:.3f}, Dice 0.000, PQ 0.000."
+    )
+    assert "thresholds" in note and "visualize" in note
+
+
+def test_thresholds_know_the_crops_and_the_version_they_were_chosen_by(tiny):
+    predict_all(tiny)
+    choose(tiny, crops="crop1,crop3", classes=("er",), metric_version="definition-2026-06")
+    entry = json.loads((tiny.folder / THRESHOLDS).read_text())[RUN]["er"]
+    assert entry["chosen_on"] == ["tiny/crop1", "tiny/crop3"]
+    assert (entry["metric"], entry["crops"]) == ("definition-2026-06", "crop1,crop3")
+
+
+def tried(*scores_of_crops: dict[float, float]) -> tune.Tried:
+    """IoU of each crop, of 100 voxels, by threshold; 0 at the others."""
+    result = tune.Tried([f"crop{number}" for number in range(len(scores_of_crops))])
+    for threshold in tune.COARSE:
+        ious = [scores.get(threshold, 0) for scores in scores_of_crops]
+        tps = [round(100 * iou) for iou in ious]
+        result.counts[threshold] = [challenge.Counts(tp, 0, 100 - tp) for tp in tps]
+    return result
+
+
+def test_cross_validation_scores_each_crop_at_the_threshold_of_the_others():
+    """Crop 0 is best at 0.3, the others at 0.7; left out, crop 0 is scored at 0.7."""
+    of_class = tried({0.3: 0.9, 0.7: 0.2}, {0.3: 0.1, 0.7: 0.8}, {0.3: 0.4, 0.7: 0.6})
+    assert of_class.best() == 0.7 and of_class.score(0.7) == pytest.approx(1.6 / 3)
+    # crop 1 by 0 and 2: 0.3 has 1.3, 0.7 has 0.8; crop 2 by 0 and 1: 1.0 either way, 0.3 is first
+    by_others = of_class.by_others(3)
+    choice = of_class.best(tune.COARSE, [0, 1])
+    assert by_others == pytest.approx((0.2 + 0.1 + {0.3: 0.4, 0.7: 0.6}[choice]) / 3)
+    assert of_class.by_others(99) == by_others < of_class.score(0.7)
+    # two folds: crops 0 and 2 by crop 1, and crop 1 by them
+    assert of_class.by_others(2) == pytest.approx((0.2 + 0.6 + 0.1) / 3)
+
+
+def test_cross_validation_needs_two_crops():
+    assert tried({0.3: 0.9}).by_others(2) is None
+    assert tried({0.3: 0.9}, {0.3: 0.9}).by_others(0) is None
+
+
+def test_the_score_by_other_crops_stands_beside_the_ordinary_one(tiny):
+    predict_all(tiny)
+    said = []
+    found = choose(tiny, crops="crop1,crop3", classes=("mito", "er"), folds=2, say=said.append)
+    assert said[0].split() == ["class", "threshold", "score", "at", "0.5", "by", "others"]
+    for line, one in zip(said[1:], found.values(), strict=False):
+        assert line.split()[-1] == f"{one.by_others:.3f}" and one.by_others <= one.score
+    assert any(line.startswith("by others: the score where each crop") for line in said)
+    entry = json.loads((tiny.folder / THRESHOLDS).read_text())[RUN]["er"]
+    assert entry["score_by_others"] == found["er"].by_others
+
+
+def test_evaluate_says_that_thresholds_were_chosen_on_what_it_scores(tiny):
+    predict_all(tiny)
+    choose(tiny, crops="crop3", classes=("er",))
+    run(tiny, crops="crop1,crop3", classes=("mito", "er"))
+
+    def told(crops, classes):
+        said = []
+        scores = evaluate.evaluate(
+            tiny.folder, crops, classes=classes, data=tiny.data, say=said.append
+        )
+        return scores.provenance.tuned_on, " ".join(said[0].split())
+
+    tuned_on, text = told("crop1,crop3", ("mito", "er"))
+    assert tuned_on == {"er": ["tiny/crop3"]}
+    assert "The thresholds of er were chosen on crops that are scored here (tiny/crop3)" in text
+    assert "thresholds of all classes were chosen on" in told("crop3", ("er",))[1]
+    tuned_on, text = told("crop1", ("er",))
+    assert not tuned_on and "were chosen on" not in text
+    evaluate.evaluate(
+        tiny.folder,
+        "crop3",
+        classes=("er",),
+        write_readme=True,
+        data=tiny.data,
+        say=lambda line: None,
+    )
+    readme = (tiny.folder / "README.md").read_text()
+    assert "The thresholds of all classes were chosen on crops that are scored here" in readme
+
+
+def test_a_file_that_does_not_name_its_crops_is_known_by_what_was_asked(tiny):
+    predict_all(tiny)
+    choose(tiny, crops="crop3", classes=("er",))
+    path = tiny.folder / THRESHOLDS
+    runs = json.loads(path.read_text())
+    del runs[RUN]["er"]["chosen_on"]
+    path.write_text(json.dumps(runs))
+    run(tiny, crops="crop3", classes=("er",))
+    scores = evaluate.evaluate(
+        tiny.folder, "crop3", classes=("er",), data=tiny.data, say=lambda line: None
+    )
+    assert scores.provenance.tuned_on == {"er": ["tiny/crop3"]}
 
 
 # What is refused
