@@ -136,7 +136,11 @@ class ProcessedRecord:
 def group_attributes(name: str, record: PredictionRecord | ProcessedRecord) -> dict[str, Any]:
     """Attributes of the zarr group of a class that is made as the record says."""
     kind = PREDICTION if isinstance(record, PredictionRecord) else PROCESSED
-    return {"class": name, kind: record.attributes()}
+    attributes = {"class": name, kind: record.attributes()}
+    if isinstance(record, ProcessedRecord) and record.instances:
+        # by which viewers take voxels for ids: https://ngff.openmicroscopy.org/0.4, "image-label"
+        attributes["image-label"] = {"version": "0.4"}
+    return attributes
 
 
 def read_attributes(group: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import zarr
 from common import runtime
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import regions
+from common.data import regions, series
 from common.data.raw import Raw, open_raw
 from common.data.records import PredictionRecord
 from common.data.regions import Region
@@ -505,6 +505,7 @@ def finish(volumes: Sequence[ClassVolume], stopped: Callable[[], bool] = never) 
     with ThreadPoolExecutor(WRITERS) as pool:
         jobs = [pool.submit(_finish_unless, stopped, volume) for volume in volumes]
     _wait(jobs)
+    series.add([volume.path for volume in volumes])
 
 
 def _finish_unless(stopped: Callable[[], bool], volume: ClassVolume) -> None:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import ngff, records, regions, regrid
+from common.data import ngff, records, regions, regrid, series
 from common.data.ngff import Grid, Level, slices
 from common.data.records import PredictionRecord, ProcessedRecord
 from common.data.regions import Region
@@ -207,6 +207,7 @@ def process_region(
             process_class(
                 recipe, name, predictions[name], folder=folder, record=wanted[name], bar=bar
             )
+        series.add([folder / name for name in wanted])
     return folder
 
 

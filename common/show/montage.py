@@ -30,6 +30,12 @@ CONTRAST = (0.5, 99.5)
 SHOWN = 0.5
 """Probability above which a class is in the picture's legend."""
 
+EMPTY = {"truth": "nothing", "predictions": f"nothing above {SHOWN}", "processed": "nothing"}
+"""What stands above a black column, by its kind."""
+
+STRIPES = 5
+"""Objects of a class whose colours are in the legend, at most."""
+
 WHITE = 255
 
 Volumes = dict[str, np.ndarray]
@@ -58,14 +64,21 @@ def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) ->
         painted = {name: volumes[name] for name in order if name in volumes}
         columns.append(_in_colour(painted, len(grids), grids[0].shape[1:]))
     picture = _panels(columns, grids[0])
-    heads = figures.text_line(kinds, picture.shape[1])
+    heads = figures.text_line([_head(kind, classes) for kind in kinds], picture.shape[1])
     picture = np.concatenate([heads, picture])
     width = max(picture.shape[1], NARROWEST)
     margin = width - picture.shape[1]
     picture = np.pad(picture, ((0, 0), (0, margin), (0, 0)), constant_values=WHITE)
     names = [name for name in _names(classes) if name in order]
-    title = _title(region, layers, grids, names=names, width=width)
-    return np.concatenate([*title, picture])
+    title = _title(region, layers, grids, width=width)
+    return np.concatenate([*title, _legend(names, layers, classes, width), picture])
+
+
+def _head(kind: str, classes: Mapping[str, Volumes]) -> str:
+    """What stands above a column: the kind, and whether there is nothing to see in it."""
+    if kind not in classes or any((volume > SHOWN).any() for volume in classes[kind].values()):
+        return kind
+    return f"{kind}: {EMPTY[kind]} in these slices"
 
 
 def slice_grids(region: Region, layers: Layers, depths: Sequence[float]) -> list[Grid]:
@@ -164,7 +177,7 @@ def _in_colour(volumes: Volumes, slices: int, shape: tuple[int, ...]) -> list[np
         colours = list(figures.class_colours(list(volumes)))
         for channel, volume in enumerate(volumes.values()):
             shares[channel] = np.minimum(volume[z], 1)
-            if volume.max() > 1:
+            if _is_of_objects(volume):
                 colours[channel] = figures.object_colours(volume[z], colours[channel])
         images.append(figures.classes_in_colour(shares, range(len(volumes)), colours))
     return images
@@ -182,18 +195,41 @@ def _panels(columns: Sequence[Sequence[np.ndarray]], grid: Grid) -> np.ndarray:
 
 
 def _title(
-    region: Region, layers: Layers, grids: Sequence[Grid], *, names: Sequence[str], width: int
+    region: Region, layers: Layers, grids: Sequence[Grid], *, width: int
 ) -> list[np.ndarray]:
-    """What stands above the panels: box, checkpoint, depths, and a legend of the classes."""
-    truth = layers.get("truth", {})
-    labels = []
-    for name in names:
-        is_unchecked = truth and name not in truth
-        labels.append(f"{name} (no truth)" if is_unchecked else name)
+    """What stands above the panels: box, checkpoint and depths."""
     depths = ", ".join(f"{grid.origin[0]:g}" for grid in grids)
     checkpoint = predicted_by(layers.get("predictions", {}))
     return [
         figures.text_line([f"{region}   {checkpoint}"], width, 18),
         figures.text_line([f"z {depths} nm"], width, 13),
-        figures.legend(labels, figures.class_colours(names), width),
     ]
+
+
+def _legend(
+    names: Sequence[str], layers: Layers, classes: Mapping[str, Volumes], width: int
+) -> np.ndarray:
+    """The classes on their colours; those that are seen as objects on the colours of these."""
+    truth = layers.get("truth", {})
+    labels = []
+    colours = []
+    for name, colour in zip(names, figures.class_colours(names), strict=True):
+        is_unchecked = truth and name not in truth
+        labels.append(f"{name} (no truth)" if is_unchecked else name)
+        ids = _object_ids([volumes[name] for volumes in classes.values() if name in volumes])
+        colours.append(figures.colours_of_objects(ids, colour) if ids else colour)
+    return figures.legend(labels, colours, width)
+
+
+def _object_ids(volumes: Sequence[np.ndarray]) -> list[int]:
+    """The first STRIPES ids of the volumes that are shown as objects."""
+    ids: set[int] = set()
+    for volume in volumes:
+        if _is_of_objects(volume):
+            ids |= set(np.unique(volume[volume > 0]).tolist())
+    return sorted(ids)[:STRIPES]
+
+
+def _is_of_objects(volume: np.ndarray) -> bool:
+    """Whether a volume has ids of objects, and is neither a mask nor a probability."""
+    return bool(volume.max() > 1)

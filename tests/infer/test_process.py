@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from common.config.load import load_process_config
 from common.config.settings import ProcessConfig
-from common.data import ngff, records
+from common.data import ngff, records, series
 from common.errors import UserError
 from common.infer import encode, process
 from common.infer import recipe as recipe_module
@@ -274,6 +274,18 @@ def test_instance_classes_says_which_classes_become_objects(experiment):
         write_prediction(tiny, name, values)
     run(tiny, classes=("mito", "er"))
     assert (processed(tiny, "mito")[...].max(), processed(tiny, "er")[...].max()) == (1, 2)
+
+
+def test_viewers_take_objects_for_labels_and_find_all_images_from_the_root(experiment):
+    tiny = experiment()
+    for name in ("mito", "er"):
+        write_prediction(tiny, name, np.full((24, 24, 24), 200, np.uint8))
+    run(tiny, classes=("mito", "er"))
+    store = tiny.config().path("processed_path") / "tiny.zarr"
+    root = zarr.open_group(str(store), mode="r")
+    assert root["crop3/mito"].attrs["image-label"] == {"version": "0.4"}
+    assert "image-label" not in root["crop3/er"].attrs  # a mask
+    assert series.listed(store) == ["crop3/er", "crop3/mito"]
 
 
 def test_what_instance_functions_log_is_said(experiment, capsys):
