@@ -97,6 +97,11 @@ def _started_as() -> str:
     return Path(sys.argv[0]).name.removesuffix(".exe")
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """'1 crop', '2 crops', '2 classes'; plural: unless it is the noun and an s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def some(names: Sequence[str], most: int = 8) -> str:
     """Names separated by commas, and how many there are beyond the first `most`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

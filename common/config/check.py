@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 from common import classes as class_table
 from common.config.kinds import fit, is_a
 from common.config.settings import (
+    NOT_HERE,
+    OTHER_NAMES,
     RUN_FOLDERS,
     TOOLBOX_NAMES,
     ProcessConfig,
@@ -58,12 +60,22 @@ def check_settings(
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:
     """The sentence for a name that is no setting: the nearest one, or what to do instead."""
-    hint = "remove it, or begin its name with _ if it is not a setting"
-    near = difflib.get_close_matches(name.lower(), list(known), 1, 0.6)
-    if near:
+    known = list(known)
+    key = name.lower()
+    near = difflib.get_close_matches(key, known, 1, 0.6)
+    # what another program calls so is known better than by likeness
+    elsewhere = OTHER_NAMES.get(key)
+    if elsewhere in known:
+        hint = f"did you mean '{elsewhere}'?"
+    elif name in TOOLBOX_NAMES:
+        hint = TOOLBOX_NAMES[name]
+    elif key in NOT_HERE:
+        hint = NOT_HERE[key]
+    elif near:
         hint = f"did you mean '{near[0]}'?"
-    # what a name of the public toolbox became is known better than by likeness
-    return f"unknown setting '{name}'; {TOOLBOX_NAMES.get(name, hint)}"
+    else:
+        hint = "remove it, or begin its name with _ if it is not a setting"
+    return f"unknown setting '{name}'; {hint}"
 
 
 def _each_by_itself(values: Mapping[str, Any], table: type) -> tuple[dict[str, Any], list[str]]:

@@ -42,7 +42,9 @@ def load_module(path: str | Path) -> types.ModuleType:
     with _without_bytecode():
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # a configuration is a program, and can fail in every way
+        except BaseException as error:  # a configuration is a program, and can end in every way
+            if isinstance(error, KeyboardInterrupt) and not _is_raised_there(error):
+                raise
             raise UserError(f"{short_path(path)}: {_failure(error, path.parent)}") from error
     return module
 
@@ -75,13 +77,22 @@ def _without_bytecode() -> Iterator[None]:
         sys.dont_write_bytecode = before
 
 
-def _failure(error: Exception, folder: Path) -> str:
+def _is_raised_there(error: KeyboardInterrupt) -> bool:
+    """Whether an experiment's file says `raise KeyboardInterrupt`: otherwise it is a Ctrl-C."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1]
+    line = innermost.line or ""
+    return innermost in own_frames(error) and line.startswith("raise")
+
+
+def _failure(error: BaseException, folder: Path) -> str:
     """What went wrong in an experiment's file, and in which line of which of its files."""
     frames = own_frames(error)
     file = frames[-1].filename if frames else None
     line = frames[-1].lineno if frames else None
     reason = str(error)
     hint = ""
+    if isinstance(error, SystemExit):
+        hint = "; a configuration gives settings, take out what ends the program"
     if isinstance(error, SyntaxError) and error.filename:  # it did not get as far as a frame
         file = error.filename
         line = error.lineno

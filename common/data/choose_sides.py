@@ -294,13 +294,13 @@ def _check_several(pool: _Pool, by: str) -> None:
     if pool.usable_groups > 1:
         return
     what = {
-        "specimen": "specimen; split it by crop",
-        "dataset": "dataset; split it by crop",
+        "specimen": "specimen; split it by crop (--group-by crop)",
+        "dataset": "dataset; split it by crop (--group-by crop)",
         "crop": "overlapping region; add crops",
     }[by]
     raise UserError(
         f"all {pool.usable.sum()} crops that fit are of one {what}, "
-        "or train on all with a validation fraction of 0"
+        "or train on all (--validation-fraction 0)"
     )
 
 
@@ -328,7 +328,7 @@ def _held_out(pool: _Pool, rules: SplitRules) -> np.ndarray:
         if not left:
             continue
         what = "the crops that overlap" if rules.by == "crop" else f"{rules.by} {pool.names[group]}"
-        advice = "" if rules.by == "crop" else ", or group by crop"
+        advice = "" if rules.by == "crop" else ", or write --group-by crop"
         problems.append(
             f"hold-out: a part of {what} only; "
             f"name the other {len(left)} too ({talk.some(left, most=5)}){advice}"

@@ -276,14 +276,20 @@ def _check_overlap(row: Row, raw: Raw, label: Level) -> None:
         )
 
 
+def is_smaller(raw_extent: np.ndarray, patch_nm: np.ndarray) -> bool:
+    """Whether raw is too small for a patch; both (3,) nm."""
+    # a patch may be 2 % larger: mirroring fills that in
+    return bool((raw_extent < 0.98 * patch_nm).any())
+
+
 def _check_size(row: Row, raw: Raw, patch_nm: np.ndarray) -> None:
     lower, upper = raw.level.box()
     extent = upper - lower
-    # a patch may be 2 % larger: mirroring fills that in
-    if (extent < 0.98 * patch_nm).any():
+    if is_smaller(extent, patch_nm):
         raise UserError(
             f"{row.raw}: {nm(extent)} nm of raw, smaller than the input patch of "
-            f"{nm(patch_nm)} nm; use a smaller input shape, or remove the crop from the datasplit"
+            f"{nm(patch_nm)} nm; use a smaller input shape (the command fingerprint suggests one), "
+            "or remove the crop from the datasplit"
         )
 
 

@@ -370,7 +370,7 @@ def _say_sizes(
     raw = [file.size for file in files if f"/{layout.RAW}/" in file.path]
     raw_bytes = sum(raw)
     datasets = {crop.dataset for crop in wanted}
-    say(f"{len(wanted)} crops of {len(datasets)} datasets")
+    say(f"{talk.count(len(wanted), 'crop')} of {talk.count(len(datasets), 'dataset')}")
     say(line("raw", len(raw), raw_bytes))
     say(line("labels", report.files - len(raw), report.bytes - raw_bytes))
     say(line("there already", report.skipped, report.skipped_bytes))

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from common.config.settings import TrainConfig
 from common.data import catalogue, loaders, make_split, ngff, split
-from common.data.crops import Crop, open_crops
+from common.data.crops import Crop, is_smaller, open_crops
 from common.data.palette import UNKNOWN
 from common.data.split import Row
 from common.errors import UserError
-from common.talk import nm, some
+from common.talk import count, nm, some
 
 CELL = 4
 """Edge of a cell in voxels."""
@@ -164,6 +164,7 @@ def describe(
         intensities=_intensities(crops),
         findings=list(unreadable),
     )
+    facts.findings += _smaller_than_the_patch(config, crops)
     facts.findings += _not_imaged(crops)
     facts.findings += _without_a_voxel(config.classes, crops)
     facts.findings += _missing_classes(facts)
@@ -205,9 +206,8 @@ def measure_crops(config: TrainConfig) -> tuple[list[MeasuredCrop], list[str]]:
                     unreadable.append(str(error).splitlines()[0])
     if not measured:
         shown = unreadable[:UNREADABLE_SHOWN]
-        problem = (
-            f"{path}: none of its {len(rows)} crops can be read; mend them, or name other crops"
-        )
+        none = "its only crop cannot" if len(rows) == 1 else f"none of its {len(rows)} crops can"
+        problem = f"{path}: {none} be read; mend them, or name other crops"
         raise UserError("\n".join([*shown, problem]))
     return measured, unreadable
 
@@ -217,9 +217,11 @@ def _measure_all(
 ) -> list[MeasuredCrop]:
     """Decode and measure crops of one usage; those of `measured` stay in the cache."""
     split.check_files(rows)
+    # of any size: what to do about raw that is smaller than a patch is found here
+    request = replace(loaders.crop_request(config), patch_nm=np.zeros(3))
     crops = open_crops(
         rows,
-        loaders.crop_request(config),
+        request,
         loaders.crop_cache(config),
         beside=[crop.crop for crop in measured],
     )
@@ -320,6 +322,18 @@ def _of_values(parts: Sequence[np.ndarray]) -> Intensities:
     return Intensities(len(parts), *[round(float(number), 4) for number in numbers])
 
 
+def _smaller_than_the_patch(config: TrainConfig, crops: Sequence[MeasuredCrop]) -> list[str]:
+    """Crops whose raw does not hold a patch, which training refuses."""
+    patch_nm = loaders.crop_request(config).patch_nm
+    names = [crop.row.name for crop in crops if is_smaller(crop.raw_extent, patch_nm)]
+    if not names:
+        return []
+    return [
+        f"raw smaller than the input patch of {short_nm(patch_nm)} nm, which stops training, in "
+        f"{count(len(names), 'crop')}: {some(names, 5)}; use a smaller input shape"
+    ]
+
+
 def _not_imaged(crops: Sequence[MeasuredCrop]) -> list[str]:
     """Crops that are black or constant in parts."""
     return [
@@ -371,10 +385,9 @@ def _too_coarse(config: TrainConfig, crops: Sequence[MeasuredCrop]) -> list[str]
     names = [crop.row.name for crop in crops if (crop.raw_scale > COARSE * scale).any()]
     if not names:
         return []
-    return [
-        f"{len(names)} crops have no raw near {short_nm(scale)} nm and are interpolated: "
-        f"{some(names, 5)}"
-    ]
+    have = count(len(names), "crop has", "crops have")
+    are = "is" if len(names) == 1 else "are"
+    return [f"{have} no raw near {short_nm(scale)} nm and {are} interpolated: {some(names, 5)}"]
 
 
 def _odd_datasets(intensities: Mapping[str, Intensities]) -> list[str]:
@@ -451,7 +464,8 @@ def report(facts: Facts) -> list[str]:
     train = facts.crops["train"]
     validate = facts.crops["validate"]
     lines = [
-        f"{facts.experiment}: {train} training crops, {validate} validation crops",
+        f"{facts.experiment}: {count(train, 'training crop')}, "
+        f"{count(validate, 'validation crop')}",
         "",
         f"{'':16}{'training crops':^32}{'validation crops':^32}".rstrip(),
         f"{'class':16}" + f"{'annotated':>10}{'present':>9}{'of known':>10}   " * 2,

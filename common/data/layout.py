@@ -49,6 +49,22 @@ def crop_folders(data_root: Path) -> dict[tuple[str, str], Path]:
     return folders
 
 
+def data_root_near(folder: Path) -> Path | None:
+    """A data root above or below a folder that is none; None where there is no crop either.
+
+    Looked for where somebody is off by a level: in a dataset, in a store, or one folder above.
+    """
+    stores = [place for place in (folder, *folder.parents) if place.suffix == ".zarr"]
+    candidates = [store.parent.parent for store in stores]
+    if folder.is_dir():
+        candidates += [store.parent.parent for store in folder.glob("*.zarr")]
+        candidates += sorted(place for place in folder.iterdir() if place.is_dir())
+    for candidate in candidates:
+        if candidate != folder and crop_folders(candidate):
+            return candidate
+    return None
+
+
 def store_of(path: Path) -> Path | None:
     """The innermost zarr store that a path is in, or is; None outside of any."""
     for folder in (path, *path.parents):

@@ -214,18 +214,21 @@ def leaks(sides: Sides) -> list[str]:
     shared = {crop.specimen for crop in train} & {crop.specimen for crop in validate}
     if shared:
         names = talk.some(sorted(shared, key=natural_key), most=5)
+        found = talk.count(
+            len(shared), "specimen trains and validates", "specimens train and validate"
+        )
         problems.append(
-            f"{len(shared)} specimens train and validate, which makes the validation look better "
-            f"than new specimens will: {names}; group by specimen to keep them apart"
+            f"{found}, which makes the validation look better than new specimens will: {names}; "
+            "make-datasplit --group-by specimen keeps them apart"
         )
     pairs = []
     for crop in validate:
         overlapped = [other for other in train if crop.overlaps(other)]
         pairs += [f"{crop.path} and {other.name}" for other in overlapped]
     if pairs:
+        overlap = talk.count(len(pairs), "validation crop overlaps", "validation crops overlap")
         problems.append(
-            f"{len(pairs)} validation crops overlap a training crop: {talk.some(pairs, most=5)}; "
-            "put both on one side"
+            f"{overlap} a training crop: {talk.some(pairs, most=5)}; put both on one side"
         )
     return problems
 
@@ -260,7 +263,8 @@ def _summary(sides: Sides) -> str:
     validate = [crop for usage, crop in sides if usage == "validate"]
     specimens = sorted({crop.specimen for crop in validate}, key=natural_key)
     return (
-        f"{len(sides) - len(validate)} training crops, {len(validate)} validation crops "
+        f"{talk.count(len(sides) - len(validate), 'training crop')}, "
+        f"{talk.count(len(validate), 'validation crop')} "
         f"({len(validate) / len(sides):.1%}) of {', '.join(specimens) or 'no specimen'}"
     )
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,8 +22,12 @@ from pathlib import Path
 
 from common.data import layout
 from common.errors import UserError
+from common.talk import command_line, count, some
 
 USAGES = ("train", "validate")
+
+PROBLEMS_SHOWN = 10
+"""Of a file in which everything is wrong; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,9 @@ def read_datasplit(path: str | Path, data_root: str | Path) -> list[Row]:
         else:
             rows.append(replace(row, file=path, line=number, data_root=data_root))
     problems += _repeated(rows)
+    if len(problems) > PROBLEMS_SHOWN:
+        more = len(problems) - PROBLEMS_SHOWN
+        problems = [*problems[:PROBLEMS_SHOWN], f"{count(more, 'problem')} more of this kind"]
     if not problems and not any(row.usage == "train" for row in rows):
         problems.append(f'{len(rows)} rows, none to train on; write rows that begin with "train"')
     if problems:
@@ -104,6 +112,11 @@ def _parse(line: str, data_root: Path) -> Row:
         f"column '{text}' is empty or has a space at an end; write it without"
         for text in fields
         if text != text.strip() or not text
+    ]
+    problems += [
+        f"column '{text}' has backslashes; write / between the parts of a path"
+        for text in fields[1:]
+        if "\\" in text
     ]
     if not usage:
         problems.append(f"usage '{fields[0]}'; write 'train' or 'validate'")
@@ -178,18 +191,44 @@ def check_files(rows: Sequence[Row]) -> None:
     """See that every raw group and every class folder exists; reads names only, no metadata.
 
     Raises:
-        FileNotFoundError: with the first ten that are missing and a count.
+        FileNotFoundError: with the first ten that are missing, the lines that name them, a count,
+            and the command that mends it.
     """
-    missing = []
+    lines_of: dict[str, list[str]] = {}
     for row in rows:
-        missing += [f"{row.file}: line {row.line}: {problem}" for problem in _missing(row)]
-    if missing:
-        advice = (
-            f"{len(missing)} missing in all; "
-            "fetch them, or point --data at the folder that holds the datasets"
-        )
-        lines = [*missing[:10], f"{rows[0].file}: {advice}"]
-        raise FileNotFoundError("\n".join(lines))
+        for problem in _missing(row):
+            lines_of.setdefault(problem, []).append(str(row.line))
+    if not lines_of:
+        return
+    file = rows[0].file
+    shown = []
+    for problem, numbers in list(lines_of.items())[:PROBLEMS_SHOWN]:
+        where = f"line{'s' if len(numbers) > 1 else ''} {some(numbers, most=5)}"
+        shown.append(f"{file}: {where}: {problem}")
+    advice = f"{len(lines_of)} missing in all; {_how_to_mend(rows)}"
+    raise FileNotFoundError("\n".join([*shown, f"{file}: {advice}"]))
+
+
+def _how_to_mend(rows: Sequence[Row]) -> str:
+    """What to do about files of these rows that are not there."""
+    root = rows[0].data_root
+    near = layout.data_root_near(root)
+    if near and any(row.crop.is_relative_to(root) for row in rows):
+        relative = [row.crop.relative_to(root) for row in rows if row.crop.is_relative_to(root)]
+        if any((near / path).is_dir() for path in relative):
+            return f"the datasets are in {near}: write {shlex.join(['--data', str(near)])}"
+    name_it = "name the folder that holds the datasets: --data FOLDER or CELLMAP_DATA=FOLDER"
+    # zarr, which takes its time, is only needed where something is missing
+    from common.data import catalogue
+
+    public = {f"{crop.dataset}/{crop.name}" for crop in catalogue.read_crop_table()}
+    experiment = rows[0].file.parent
+    if public.isdisjoint(row.name for row in rows):
+        return name_it
+    if not (experiment / "train_config.py").is_file():
+        return f"fetch them with fetch-data, or {name_it}"
+    command = command_line("fetch-data", data=root, **{"for": experiment})
+    return f"fetch them:\n  {command}\nor {name_it}"
 
 
 def _missing(row: Row) -> list[str]:

@@ -12,7 +12,7 @@ from common.config.settings import TrainConfig
 from common.errors import UserError
 from common.files import use_cache
 from common.model.forward import ForwardPass, keep_channels_last
-from common.model.shapes import Shape, Shapes
+from common.model.shapes import LARGEST_STEP, Shape, Shapes, grown
 
 SPEAKS_OF_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|[345]D|larger|smaller)\b", re.I)
 """How torch's errors about a tensor's shape differ from others of the same type."""
@@ -80,5 +80,17 @@ def _logits_shape(config: TrainConfig, model: nn.Module, device: torch.device) -
             raise
         raise UserError(
             f"{config.folder}: the model does not take raw of {raw_shape} voxels ({reason}); "
-            "change input_array_info"
+            f"{_sizes_it_takes(Shapes(model, forward), raw_shape)}"
         ) from error
+
+
+def _sizes_it_takes(shapes: Shapes, raw_shape: Shape) -> str:
+    """What to write for a raw shape that a network does not take: the nearest that it does."""
+    for step in range(1, LARGEST_STEP + 1):
+        for shape in (grown(raw_shape, step), grown(raw_shape, -step)):
+            if min(shape) > 0 and shapes.takes(shape):
+                return (
+                    f"change input_array_info: it takes {shape} and gives {shapes.output(shape)}, "
+                    "which is the shape of target_array_info"
+                )
+    return "change input_array_info"

@@ -124,7 +124,8 @@ def shrunk_shape(
             below = max(smallest, size - rest)
             raise UserError(
                 f"input shape {tuple(input_shape)}: {network} does not take {size} voxels on an "
-                f"axis, only {smallest}, {smallest + step}, {smallest + 2 * step}, ...; "
+                f"axis, only {smallest} + {step}k ({smallest}, {smallest + step}, "
+                f"{smallest + 2 * step}, ...), of which {lost} less come out; "
                 f"write {below} or {below + step}"
             )
     return tuple(size - lost for size in input_shape)

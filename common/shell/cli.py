@@ -581,6 +581,23 @@ def report(experiments: tuple[str, ...], **given: Any) -> None:
     click.echo(module.report(experiments, **options.given(given), say=click.echo))
 
 
+@cli.command(
+    heading=LOOK,
+    # its options stand where it is, so that `python unite_tensorboards.py` has them too
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS] [ROOT]...")
+def unite(words: tuple[str, ...]) -> None:
+    """Gather the runs of all experiments in one TensorBoard.
+
+    The same as `python unite_tensorboards.py`; its options: `unite --help`.
+    """
+    from common.runs import unite as module
+
+    module.main(list(words), prog_name=f"{talk.program()} unite")
+
+
 # Submit to the challenge
 
 

@@ -21,7 +21,7 @@ from common.data import layout
 from common.errors import UserError
 from common.files import REPOSITORY, cache_folder
 from common.shell import package
-from common.talk import command_line, some
+from common.talk import command_line, count, some
 
 GOOD = "ok"
 NOTE = "note"
@@ -309,13 +309,16 @@ def data_found(config: TrainConfig | None, data: str | Path | None) -> Iterator[
         yield Finding("data", WRONG, f"the data root {root} is no folder", mend)
         return
     crops = layout.crop_folders(root)
+    near = None if crops else layout.data_root_near(root)
+    if near:
+        mend = f"the crops are in {near}: {shlex.join(['--data', str(near)])}"
     datasets = {dataset for dataset, _ in crops}
     without_raw = []
     for dataset in sorted(datasets):
         folder = (root / layout.raw(dataset)).parent  # a datasplit may name another raw in it
         if not any(folder.glob("*")):
             without_raw.append(dataset)
-    text = f"{len(crops)} annotated crops of {len(datasets)} datasets in {root}"
+    text = f"{count(len(crops), 'annotated crop')} of {count(len(datasets), 'dataset')} in {root}"
     if crops:
         yield Finding("data", GOOD, text)
     else:
@@ -334,11 +337,11 @@ def _datasplit(path: Path, root: Path) -> Finding:
         rows = split.read_datasplit(path, root)
         split.check_files(rows)
     except (UserError, FileNotFoundError) as error:
-        lines = str(error).splitlines()
-        text = " | ".join(lines[:3])
-        if len(lines) > 3:
-            text += f" and {len(lines) - 3} more"
+        text = " | ".join(str(error).splitlines()[:3])
         remake = command_line("make-datasplit", path, overwrite=True, scale="NM")
         mend = f"fetch what is missing, or write a split of what is there: {remake}"
+        near = layout.data_root_near(root) if root.is_dir() else None
+        if near and not layout.crop_folders(root):
+            mend = f"name the data root: {shlex.join(['--data', str(near)])}"
         return Finding("datasplit", WRONG, text, mend)
-    return Finding("datasplit", GOOD, f"{len(rows)} crops of {path}, all there")
+    return Finding("datasplit", GOOD, f"{count(len(rows), 'crop')} of {path}, all there")

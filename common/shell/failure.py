@@ -74,7 +74,7 @@ def sentence(error: Exception) -> str:
     return text
 
 
-def own_lines(error: Exception) -> str:
+def own_lines(error: BaseException) -> str:
     """A traceback of the lines in experiments' own files alone."""
     lines = ["Traceback in the experiment's own files (most recent call last):\n"]
     lines += traceback.format_list(own_frames(error))

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from common.config.module import own_frames
 from common.shell import failure, package
 
 _WHOLE_TRACEBACK = "common.shell.whole_traceback"
@@ -100,6 +101,12 @@ class Commands(click.Group):
             return super().invoke(context)
         except KeyboardInterrupt:
             context.exit(INTERRUPTED)
+        except SystemExit as ended:
+            # a command of ours ends so; a network or loss that does would look like success
+            if not own_frames(ended):
+                raise
+            click.echo(failure.own_lines(ended), err=True)
+            context.exit(1)
         except Exception as error:
             whole = context.meta.get(_WHOLE_TRACEBACK, False)
             answer = failure.answer(error, whole)

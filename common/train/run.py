@@ -95,7 +95,8 @@ def train(
         announce(setup, state, run_logs, about=about, origin=origin)
         scores, ended = run_epochs(setup, state, run_logs, stopped=stopped, report=report)
         if ended == INTERRUPTED:
-            command = command_line("train", config_path)
+            given = [*overrides, *(f"{name}={value}" for name, value in settings.items())]
+            command = command_line("train", config_path, set=given, data=data)
             logs.close_interrupted(config, state, run_logs.tracker, command)
         else:
             logs.close_finished(config, state, run_logs.tracker, scores=scores, reason=ended)

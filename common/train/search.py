@@ -114,7 +114,7 @@ def search(
             run = functools.partial(train, config_path, settings, data)
             if not _run(study, trial, run):
                 return None
-    best = write_best(study, folder, config_path)
+    best = write_best(study, folder, config_path, overrides=overrides, data=data)
     if parent:
         metrics = {base.best_metric: study.best_value} if best else {}
         parent.finish("FINISHED", {}, metrics, [best] if best else [])
@@ -272,10 +272,17 @@ def _run(study: Study, trial: Trial, run: Callable[..., Result]) -> bool:
     return True
 
 
-def write_best(study: Study, folder: Path, config_path: str | Path) -> Path | None:
-    """Write the settings of the best trial for `train --overrides`, and say them.
+def write_best(
+    study: Study,
+    folder: Path,
+    config_path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    data: str | Path | None = None,
+) -> Path | None:
+    """Write the settings of the best trial for `train --overrides`, and say how to train with them.
 
-    None if no trial came to its end.
+    overrides, data: as the search was given them. None if no trial came to its end.
     """
     states = _optuna().trial.TrialState
     ends = [trial.state for trial in study.get_trials(deepcopy=False)]
@@ -292,7 +299,9 @@ def write_best(study: Study, folder: Path, config_path: str | Path) -> Path | No
         f"end, {ends.count(states.PRUNED)} ended early"
     )
     write_text(path, "\n".join([f"# {summary}", *lines]) + "\n")
-    command = command_line("train", config_path, overrides=path)
+    # a run of its own: that of the experiment, or of an earlier best, was begun with other settings
+    settings = [*overrides, f"run_name=best-{best.user_attrs['run']}"]
+    command = command_line("train", config_path, overrides=path, set=settings, data=data)
     say(f"{summary}; {', '.join(lines)}\n  {command}")
     return path
 

@@ -29,16 +29,16 @@ from common.model.shapes import Shapes, grown
 MEMORY_FRACTION = 0.8
 """Part of the free memory that a run may take."""
 
-LARGEST_BATCH = {"cuda": 32, "mps": 8, "cpu": 4}
+LEAST_BATCH = 2
+"""Patches that must fit into memory at least; a larger patch at batch size 1 learns worse."""
+
+LARGEST_BATCH = {"cuda": 32, "mps": 8, "cpu": LEAST_BATCH}
 """By device: beyond it a step takes longer and memory is no longer what limits."""
 
 MOST_WORKERS = 8
 
 FULL_CROPS = 25
 """Percentile of the crops' extents that a target may have: three of four crops can fill it."""
-
-LEAST_BATCH = 2
-"""Patches that must fit into memory at least; a larger patch at batch size 1 learns worse."""
 
 Shape = tuple[int, ...]
 
@@ -269,9 +269,11 @@ def _batch_suggestion(
     if need > machine.memory:
         why += "; it does not fit, use a smaller patch"
     elif size == most and kind == "cpu":
-        why += "; a CPU is limited by its speed, not by memory"
+        why += "; more would take a CPU in proportion longer, and a single patch learns worse"
     elif size == most:
         why += "; more would make a step longer, not better"
+    else:
+        why += f"; {2 * size} take {network.training_bytes(shape, 2 * size) / 1e9:.1f} GB"
     return Suggestion("batch_size", size, config.batch_size, why)
 
 

@@ -88,6 +88,43 @@ def test_a_setting_of_the_public_toolbox_that_does_not_exist_here_says_what_does
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("lr", "did you mean 'learning_rate'?"),
+        ("LR", "did you mean 'learning_rate'?"),
+        ("seed", "did you mean 'random_seed'?"),
+        ("amp", "did you mean 'precision'?"),
+        ("gpus", "did you mean 'device'?"),
+        ("workers", "did you mean 'num_workers'?"),
+        ("patience", "did you mean 'early_stopping_patience'?"),
+        ("loss", "did you mean 'criterion'?"),
+        ("split", "did you mean 'datasplit_path'?"),
+        ("momentum", "give it to the optimizer: functools.partial(torch.optim.SGD, momentum=0.9)"),
+        ("compile", "there is none; build_model may return torch.compile(model)"),
+    ],
+)
+def test_a_name_of_other_programs_is_told_the_setting_or_what_to_do(file, name, hint):
+    assert problems(file(), f"{name}=1") == [f"--set {name}=1: unknown setting '{name}'; {hint}"]
+
+
+def test_names_of_other_programs_are_no_settings_and_what_they_point_to_is():
+    settings = {field.name for field in dataclasses.fields(TrainConfig)}
+    tables = (settings_module.OTHER_NAMES, settings_module.NOT_HERE, settings_module.TOOLBOX_NAMES)
+    names = [name for table in tables for name in table]
+    assert len(names) == len(set(names)) and settings.isdisjoint(names)
+    assert set(settings_module.OTHER_NAMES.values()) <= settings
+
+
+def test_a_processing_configuration_is_not_told_settings_of_training(file, tmp_path):
+    path = tmp_path / "process_config.py"
+    path.write_text("def process_func(logits): ...\nclasses = ['mito']\nlr = 1\nbs = 2\n")
+    with pytest.raises(UserError) as caught:
+        load_process_config(path)
+    first, second = str(caught.value).splitlines()
+    assert "'lr'; remove it" in first and "did you mean 'batch_size'?" in second
+
+
 def test_what_a_toolbox_name_points_to_is_a_setting_or_an_option(file):
     known = {row.name for row in settings_module.describe()}
     known |= {"make-datasplit", "functools.partial", "labels", "fetch"}

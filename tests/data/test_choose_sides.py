@@ -188,7 +188,10 @@ def test_by_crop_splits_specimens_but_never_overlapping_crops():
 
 def test_one_specimen_cannot_be_split_by_specimen():
     crops = [crop("d", f"crop{n}", start=(1000 * n, 0, 0)) for n in range(3)]
-    with pytest.raises(UserError, match="one specimen; split it by crop"):
+    with pytest.raises(
+        UserError,
+        match=r"one specimen; split it by crop \(--group-by crop\), or .*--validation-fraction 0",
+    ):
         choose(crops, scale=None)
     assert usages(choose(crops, scale=None, by="crop")) == set(USAGES)
     with pytest.raises(UserError, match="one overlapping region"):

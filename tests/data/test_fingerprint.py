@@ -133,7 +133,7 @@ def test_cells_are_blocks_of_the_volume_that_do_not_repeat(shape):
 
 def test_data_without_faults_have_the_shared_specimen_as_their_one_finding(experiment):
     (finding,) = describe(experiment()).findings
-    assert finding.startswith("1 specimens train and validate")
+    assert finding.startswith("1 specimen trains and validates")
 
 
 def test_a_missing_part_of_the_raw_is_found_with_its_share(experiment):

@@ -137,10 +137,10 @@ def test_leaks_are_specimens_and_volumes_of_both_sides():
     other = crop("s-1b", "d")
     assert make_split.leaks([("train", a), ("validate", crop("t-1"))]) == []
     (shared,) = make_split.leaks([("train", a), ("validate", other), ("validate", crop("t-1"))])
-    assert shared.startswith("1 specimens train and validate")
-    assert ": s-1; group by specimen" in shared
+    assert shared.startswith("1 specimen trains and validates")
+    assert ": s-1; make-datasplit --group-by specimen" in shared
     _, overlap = make_split.leaks([("train", b), ("train", c), ("validate", a)])
-    assert overlap.startswith("1 validation crops overlap a training crop: s-1a/a and b;")
+    assert overlap.startswith("1 validation crop overlaps a training crop: s-1a/a and b;")
     assert len(make_split.leaks([("train", c), ("validate", a), ("validate", b)])) == 1
 
 
@@ -353,7 +353,7 @@ def test_the_report_counts_the_crops_of_each_class_and_names_gaps_once(tmp_path)
         tmp_path / "d.csv", manifest=table, scale=8, classes=["mito", "er", "nuc"]
     ).splitlines()
     assert report[0].startswith(
-        f"{tmp_path}/d.csv: 5 training crops, 1 validation crops (16.7%) of s-"
+        f"{tmp_path}/d.csv: 5 training crops, 1 validation crop (16.7%) of s-"
     )
     assert [line.split() for line in report[1:]] == [
         ["class", "train", "validate"],

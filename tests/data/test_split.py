@@ -168,7 +168,48 @@ def test_present_files_pass_and_missing_ones_are_named_with_their_line(tmp_path)
         f"{path}: line 3: no crop folder {store / layout.LABELS}/crop2",
         f"{path}: line 4: no zarr store {tmp_path}/data/e/e.zarr",
     ]
-    assert lines[3].startswith(f"{path}: 3 missing in all")
+    assert lines[3].startswith(f"{path}: 3 missing in all; name the folder that holds the datasets")
+
+
+def test_a_store_that_many_rows_name_is_said_to_be_missing_once(tmp_path):
+    path = written(tmp_path, *(row(name=f"crop{n}") for n in range(9)))
+    with pytest.raises(FileNotFoundError) as caught:
+        split_module.check_files(split_module.read_datasplit(path, tmp_path / "data"))
+    first, advice = str(caught.value).splitlines()
+    store = tmp_path / "data/d/d.zarr"
+    assert first == f"{path}: lines 1, 2, 3, 4, 5 and 4 more: no zarr store {store}"
+    assert "1 missing in all" in advice and "fetch-data" not in advice
+
+
+def test_missing_crops_of_the_challenge_come_with_the_command_that_fetches_them(tmp_path):
+    line = split_module.row_text("train", "jrc_cos7-1a", "crop234", ["ecs"])
+    path = written(tmp_path, line)
+    rows = split_module.read_datasplit(path, tmp_path / "data")
+    with pytest.raises(FileNotFoundError, match="fetch them with fetch-data, or name the folder"):
+        split_module.check_files(rows)
+    (tmp_path / "train_config.py").touch()
+    command = f"fetch-data --data {tmp_path}/data --for {tmp_path}"
+    with pytest.raises(FileNotFoundError, match=f"cellmap_segmentation_challenge {command}\n"):
+        split_module.check_files(rows)
+
+
+@pytest.mark.parametrize("given", ["data/d", "data/d/d.zarr", "."])
+def test_a_data_root_that_is_off_by_a_folder_is_told_the_right_one(tmp_path, given):
+    labelled_store(tmp_path / "data", classes=("mito", "er"))
+    rows = split_module.read_datasplit(written(tmp_path, row()), tmp_path / given)
+    with pytest.raises(FileNotFoundError, match=f"write --data {tmp_path}/data$"):
+        split_module.check_files(rows)
+
+
+def test_backslashes_are_told_to_be_slashes_and_a_problem_of_all_rows_is_not_said_for_each(
+    tmp_path,
+):
+    rows = [row(name=f"crop{n}").replace("/", "\\") for n in range(12)]
+    with pytest.raises(UserError) as caught:
+        split_module.read_datasplit(written(tmp_path, *rows), tmp_path)
+    lines = str(caught.value).splitlines()
+    assert "column 'd\\d.zarr' has backslashes; write / between the parts of a path" in lines[0]
+    assert len(lines) == 11 and lines[-1].endswith("problems more of this kind")
 
 
 def test_a_missing_raw_group_is_named(tmp_path):
@@ -186,7 +227,7 @@ def test_of_many_missing_files_ten_are_named_and_all_are_counted(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         split_module.check_files(rows)
     assert len(str(caught.value).splitlines()) == 11
-    assert "24 missing in all" in str(caught.value)
+    assert "13 missing in all" in str(caught.value)
 
 
 def test_the_hash_follows_the_split_and_not_the_machine(tmp_path):

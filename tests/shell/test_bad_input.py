@@ -104,6 +104,28 @@ def test_a_configuration_that_does_not_run(experiment, fails):
     assert has(fails(tiny), f"line {line} of train_config.py", "ModuleNotFoundError")
 
 
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("import sys\nsys.exit(0)", "SystemExit: 0"),
+        ("exit('no data')", "SystemExit: no data"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise GeneratorExit", "GeneratorExit"),
+    ],
+)
+def test_a_configuration_that_ends_the_program(experiment, fails, text, error):
+    tiny = experiment(text=text)
+    line = len((tiny.folder / "train_config.py").read_text().splitlines())
+    assert has(fails(tiny), f"line {line} of train_config.py: {error}")
+
+
+def test_a_network_that_ends_the_program_is_no_success(experiment, run):
+    model = "import sys\n\ndef build_model(classes):\n    sys.exit(0)\n"
+    tiny = experiment(files={"model.py": model})
+    code, _, said = run("train", tiny.folder, "--data", tiny.data)
+    assert code == 1 and 'model.py", line 4' in said and "SystemExit: 0" in said
+
+
 def test_a_data_root_that_is_not_there(experiment, fails):
     tiny = experiment()
     shutil.rmtree(tiny.data)
@@ -131,6 +153,38 @@ def test_a_model_with_another_number_of_channels(experiment, fails):
 def test_an_input_too_small_for_the_model(experiment, fails):
     said = fails(experiment(), "input_array_info.shape=(3, 3, 3)")
     assert has(said, "(3, 3, 3)", "change input_array_info")
+
+
+def test_an_input_between_the_sizes_that_a_model_takes(experiment, fails):
+    unet = """
+        from common.model.unet import build_unet
+
+
+        def build_model(classes):
+            return build_unet(classes, 8)
+        """
+    tiny = experiment(files={"model.py": unet})
+    said = fails(tiny, "input_array_info.shape=(50, 50, 50)")
+    assert has(said, "only 44 + 4k (44, 48, 52, ...), of which 40 less come out; write 48 or 52")
+    of_torch = """
+        from torch import nn
+
+
+        class Net(nn.Module):
+            def __init__(self, classes):
+                super().__init__()
+                self.layer = nn.Conv3d(1, classes, 3)
+
+            def forward(self, raw):
+                return self.layer(raw.view(len(raw), 1, 6, *raw.shape[3:]))
+
+
+        def build_model(classes):
+            return Net(len(classes))
+        """
+    tiny = experiment("other", files={"model.py": of_torch})
+    said = fails(tiny, "input_array_info.shape=(7, 7, 7)")
+    assert has(said, "it takes (6, 6, 6) and gives (4, 4, 4)")
 
 
 def test_a_model_that_does_not_take_its_arguments(experiment, fails):

@@ -132,6 +132,25 @@ def test_check_prints_its_report(run, monkeypatch):
     assert run("train", "x", "--check") == (0, "checked ('x', (), None)\n", "")
 
 
+def test_unite_is_the_script_unite_tensorboards(run, experiment):
+    tiny = experiment()
+    tiny.train(epochs=1)
+    root = tiny.folder.parent
+    code, said, _ = run(
+        "unite", root, "--no_serve", "--filter", "tiny*", "--export", root / "x.csv"
+    )
+    assert code == 0 and "tiny_experiment/tiny_experiment/seed42" in said
+    assert (root / "tensorboards/tiny_experiment/tiny_experiment/seed42").is_symlink()
+    assert (root / "x.csv").is_file()
+    code, said, _ = run("unite", "--help")
+    assert code == 0 and said.startswith("Usage: csc unite [OPTIONS] [ROOT]...")
+    assert "--export-scalars" in said
+    code, _, said = run("unite", root, "--no-such-option")
+    assert code == 2 and "No such option" in said
+    code, _, said = run("unite", root, "--output", root, "--no-serve")
+    assert code == 2 and "holds experiments" in said
+
+
 @pytest.mark.parametrize(
     "words", [("train",), ("train", "x", "--sett", "a=1"), ("trian", "x"), ("train", "x", "y")]
 )

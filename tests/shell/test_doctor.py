@@ -24,7 +24,7 @@ def test_a_machine_that_can_train_an_experiment_is_well_and_stays_as_it_is(exper
     findings = doctor.doctor(tiny.folder, tiny.data)
     assert doctor.is_well(findings), doctor.report(findings)
     assert sorted(tmp_path.rglob("*")) == before
-    assert about(findings, "data")[0].text == f"3 annotated crops of 1 datasets in {tiny.data}"
+    assert about(findings, "data")[0].text == f"3 annotated crops of 1 dataset in {tiny.data}"
     assert about(findings, "datasplit")[0].text.startswith("3 crops of ")
     assert "cpu in fp32" in about(findings, "device")[0].text
     tiny.train()  # and it does train
@@ -36,6 +36,15 @@ def test_a_missing_data_root_says_how_to_name_one(monkeypatch, tmp_path):
     assert finding.state == WRONG
     assert str(tmp_path / "none") in finding.text
     assert "CELLMAP_DATA=FOLDER" in finding.mend
+
+
+@pytest.mark.parametrize("inside", ["tiny", "tiny/tiny.zarr", "tiny/tiny.zarr/recon-1", ".."])
+def test_a_data_root_that_is_off_by_a_folder_is_told_the_right_one(experiment, inside):
+    tiny = experiment()
+    findings = doctor.doctor(tiny.folder, (tiny.data / inside).resolve())
+    mends = [about(findings, what)[0].mend for what in ("data", "datasplit")]
+    assert all(mend.endswith(f"--data {tiny.data}") for mend in mends), mends
+    assert not any("fetch" in mend for mend in mends)
 
 
 def test_what_a_datasplit_names_and_is_not_there_is_named(experiment):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -56,6 +57,20 @@ def states(tiny) -> list[str]:
 
 def logs(tiny, name: str):
     return tiny.folder / "logs/tiny_experiment" / name
+
+
+def test_the_command_that_is_said_trains_the_best_beside_a_run_of_the_experiment(tiny, capsys, run):
+    """As it is typed, in a folder where the experiment was trained before."""
+    tiny.train()
+    module.search(tiny.folder, 2, ("weight_decay=0.5", "epochs=1"), tiny.data)
+    command = capsys.readouterr().err.strip().splitlines()[-1].strip()
+    words = shlex.split(command)
+    assert words[:4] == ["python", "-m", "cellmap_segmentation_challenge", "train"]
+    code, _, said = run(*words[3:])
+    assert code == 0, said
+    (folder,) = (tiny.folder / "logs/tiny_experiment").glob("best-trial-*")
+    settings = read_record(folder).settings
+    assert (settings["weight_decay"], settings["epochs"]) == ("0.5", "1")
 
 
 def test_trials_are_ordinary_runs_and_the_best_becomes_a_file_that_training_takes(tiny):

@@ -104,11 +104,39 @@ def test_patch_and_batch_fit_the_memory_that_is_free(experiment, monkeypatch):
         suggestions = suggested(tiny)
         return suggestions["input_array_info.shape"].value, suggestions["batch_size"].value
 
-    assert with_memory(1e9) == ([28] * 3, 4)
-    assert with_memory(shapes.training_bytes((28,) * 3, 3)) == ([28] * 3, 2)
+    assert with_memory(1e9) == ([28] * 3, 2)
     assert with_memory(shapes.training_bytes((24,) * 3, 2) + 1) == ([24] * 3, 2)
     assert with_memory(100)[1] == 1
     assert "does not fit" in suggested(tiny)["batch_size"].why
+
+
+def test_the_reason_for_a_batch_does_not_speak_against_it(experiment, monkeypatch):
+    """A CPU is not told to take more patches at a time, since it would take longer."""
+    batch = suggested(experiment(batch_size=1))["batch_size"]
+    assert (batch.value, batch.now) == (2, 1)
+    assert "more would take a CPU in proportion longer" in batch.why
+    assert "not by memory" not in batch.why
+    monkeypatch.setitem(suggest.LARGEST_BATCH, "cpu", 32)
+    tiny = experiment("other")
+    shapes = Shapes(tiny.config().build_model(tiny.config().classes), lambda net, raw: net(raw))
+    free = shapes.training_bytes((28,) * 3, 5) / suggest.MEMORY_FRACTION / 1e9
+    monkeypatch.setattr(runtime, "free_memory_gb", lambda _: free)
+    batch = suggested(tiny)["batch_size"]
+    assert batch.value == 4 and "; 8 take 0.0 GB" in batch.why
+
+
+def test_raw_that_is_smaller_than_the_patch_is_a_finding_and_a_smaller_patch_is_suggested(
+    experiment,
+):
+    sizes = {
+        "input_array_info": {"shape": (60,) * 3, "scale": (8,) * 3},
+        "target_array_info": {"shape": (56,) * 3, "scale": (8,) * 3},
+    }
+    result, said = run(experiment(**sizes))
+    sentence = "raw smaller than the input patch of 480 nm, which stops training, in 3 crops"
+    assert any(sentence in line for line in said), said
+    values = {suggestion.setting: suggestion.value for suggestion in result.suggestions}
+    assert values["input_array_info.shape"] == [28] * 3
 
 
 def test_workers_leave_a_core_to_the_training(experiment, monkeypatch):
@@ -144,7 +172,7 @@ def test_the_report_says_each_suggestion_with_its_reason_and_changes_nothing(exp
     tiny = experiment()
     before = {path: path.read_bytes() for path in tiny.folder.iterdir() if path.is_file()}
     result, said = run(tiny)
-    assert said[0] == "tiny_experiment: 2 training crops, 1 validation crops"
+    assert said[0] == "tiny_experiment: 2 training crops, 1 validation crop"
     for suggestion in result.suggestions:
         (line,) = [line for line in said if line.startswith(f"- {suggestion.setting} = ")]
         assert line.endswith(suggestion.why)
