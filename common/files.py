@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,13 @@ def alone(lock_file: str | Path, wait: bool = False, otherwise: str = "") -> Ite
         yield
     finally:
         lock.release()
+
+
+def free_bytes(folder: str | Path) -> int:
+    """Free space where a folder is or will be."""
+    folder = Path(folder).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    return shutil.disk_usage(existing).free
 
 
 def sha256_of_file(path: str | Path) -> str:

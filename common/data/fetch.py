@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -375,18 +374,12 @@ def _say_sizes(
     say(line("labels", report.files - len(raw), report.bytes - raw_bytes))
     say(line("there already", report.skipped, report.skipped_bytes))
     say(line("to fetch", report.fetched, report.fetched_bytes))
-    say(f"  {talk.size(_free_bytes(root))} free in {root}")
-
-
-def _free_bytes(root: Path) -> int:
-    """Free space where the data root is or will be."""
-    existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
-    return shutil.disk_usage(existing).free
+    say(f"  {talk.size(files_module.free_bytes(root))} free in {root}")
 
 
 def _check_space(root: Path, missing: Sequence[RemoteFile]) -> None:
     needed = sum(-(-file.size // DISK_BLOCK) * DISK_BLOCK for file in missing)
-    free = _free_bytes(root)
+    free = files_module.free_bytes(root)
     if needed > free:
         raise FileError(
             f"{root}: {talk.size(needed)} to write and {talk.size(free)} free; "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ class Region:
     """Folder with a multiscale group for each annotated class."""
     classes: tuple[str, ...]
     """Those annotated, or, for a test crop, those asked for; none for a volume of one's own."""
+    asked_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of a test crop, the voxel size in nm that each class is asked for at."""
 
     def __str__(self) -> str:
         return f"{self.dataset}/{self.name}"
@@ -212,6 +214,7 @@ def _of_tests(crops: Mapping[tuple[str, str], Sequence[Entry]], root: Path) -> l
                 upper=upper,
                 truth=None,
                 classes=tuple(entry.name for entry in entries),
+                asked_scales={entry.name: entry.voxel_size for entry in entries},
             )
         )
     return regions

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,12 +31,13 @@ from common.data.records import PredictionRecord
 from common.data.regions import Region
 from common.errors import UserError
 from common.files import alone
-from common.infer import encode, ledger
+from common.infer import encode, ledger, room
 from common.infer.blocks import BlockValues, compute_blocks, oriented
 from common.infer.network import Network, load_network
 from common.infer.plan import BlockPlan, plan_blocks
+from common.infer.room import Need
 from common.infer.writer import ClassVolume, open_class, writing
-from common.talk import nm, note, progress, say, size, voxels
+from common.talk import nm, note, progress, say, voxels
 
 # Blosc lets go of the interpreter's lock, so threads compress side by side
 WRITERS = min(16, max(2, os.cpu_count() or 1))
@@ -68,7 +68,7 @@ class Output:
     dtype: str = "uint8"
     """"uint8" (probabilities in 255ths), "float16" or "float32"."""
     scale: tuple[float, ...] = ()
-    """Voxel size in nm, z, y, x; the network's unless given."""
+    """Voxel size in nm, z, y, x; unless given the network's, or that of a test crop if coarser."""
     orientations: int = 1
     """Mirrored and transposed copies whose logits are averaged: 1, 8 or 16."""
     block: int = 0
@@ -131,9 +131,56 @@ def _predict_regions(
     overwrite: bool,
 ) -> list[Path]:
     _announce_network(network)
+    # of all boxes before anything is written, so that what cannot be done is said at once
+    needs = []
+    for region, names in chosen:
+        need = _need(network, config, region, names, output=output, overwrite=overwrite)
+        needs.append(need)
+    room.announce(config.path("predictions_path"), needs)
     with runtime.interruptible() as stopped:
         run = partial(predict_region, output=output, overwrite=overwrite, stopped=stopped)
         return [run(network, config, region, names) for region, names in chosen]
+
+
+def _need(
+    network: Network,
+    config: TrainConfig,
+    region: Region,
+    classes: Sequence[str],
+    *,
+    output: Output,
+    overwrite: bool,
+) -> Need:
+    """What is left to write of a box. Raises UserError where something is in its place."""
+    folder = region.folder(config.path("predictions_path"))
+    raw = open_raw(region.raw, network.window.input.scale, config.raw_range)
+    stored_as = at_asked_scale(output, region, config)
+    # how large blocks may be changes nothing in what is written
+    plan = _plan_of_edge(network, raw, region, stored_as, edge=SMALLEST_BLOCK)
+    left = ledger.unfinished(folder, classes, describe(network, plan, output), overwrite).classes
+    new = [name for name in left if not (folder / name).is_dir()]
+    of_class = room.bytes_of(plan.grid, output.dtype)
+    return Need(
+        values=math.prod(plan.grid.shape) * len(left),
+        bytes=of_class * len(left),
+        new_bytes=of_class * len(new),
+    )
+
+
+def at_asked_scale(output: Output, region: Region, config: TrainConfig) -> Output:
+    """How a box is stored: a test crop in no finer voxels than any of its classes is scored at.
+
+    Crops of 16 and 32 nm would take most of the disk at a network's 8 nm. It is one size for all
+    classes that the network has, whichever are asked for, so that later ones stand beside them.
+    """
+    scales = [region.asked_scales[name] for name in config.classes if name in region.asked_scales]
+    if output.scale or not scales:
+        return output
+    network_scale = np.array(config.target_array_info["scale"], float)
+    asked = np.min(scales, axis=0)
+    if (asked <= network_scale).all():
+        return output
+    return replace(output, scale=tuple(np.maximum(asked, network_scale).tolist()))
 
 
 def _announce_network(network: Network) -> None:
@@ -256,6 +303,7 @@ def predict_region(
         stopped: asked after each block whether to end there, with a KeyboardInterrupt.
     """
     folder = region.folder(config.path("predictions_path"))
+    output = at_asked_scale(output, region, config)
     plan = make_plan(network, config, region, output)
     with writing(folder), _alone(folder):
         left = ledger.unfinished(folder, classes, describe(network, plan, output), overwrite)
@@ -266,7 +314,7 @@ def predict_region(
         if left.largest_block and not output.block:
             plan = make_plan(network, config, region, output, largest=left.largest_block)
         work = begin(network, config, plan, output, folder=folder, classes=left.classes)
-        _announce(region, work, shutil.disk_usage(folder).free)
+        _announce(region, work)
         _note_blank(region, work, compute_and_write(work, stopped))
         finish(work.volumes, stopped)
     if stopped():
@@ -402,16 +450,14 @@ def begin(
     )
 
 
-def _announce(region: Region, work: Work, free: int) -> None:
-    """Say what is about to be predicted, and how much of `free` bytes it may take."""
+def _announce(region: Region, work: Work) -> None:
+    """Say what is about to be predicted."""
     plan = work.plan
-    values = math.prod(plan.grid.shape) * len(work.volumes)
-    most = values * np.dtype(work.output.dtype).itemsize
     overlapping = "" if plan.window.agree else ", overlapping windows"
     say(
         f"{region}: {voxels(plan.grid.shape)} voxels of {nm(plan.grid.scale.tolist())} nm, "
         f"{len(work.volumes)} classes, {len(work.left)} blocks of {voxels(plan.block_shape)}"
-        f"{overlapping}; up to {size(most)}, of {size(free)} that are free"
+        f"{overlapping}"
     )
 
 

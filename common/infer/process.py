@@ -441,10 +441,11 @@ def block_shape(recipe: Recipe, prediction: Prediction) -> np.ndarray:
     if not info:
         return np.array([chunk * max(1, LEAST_BLOCK // chunk) for chunk in prediction.chunks])
     if not np.allclose(info["scale"], prediction.grid.scale, rtol=1e-3):
+        wanted = ",".join(f"{length:g}" for length in info["scale"])
         raise UserError(
             f"{prediction.level.path}: voxels of {prediction.grid.scale.tolist()} nm, and "
             f"input_array_info of {recipe.path} says {list(info['scale'])}; write that scale "
-            "there, or leave input_array_info out"
+            f"there, or leave input_array_info out, or predict with --scale {wanted} --overwrite"
         )
     return np.array(info["shape"])
 

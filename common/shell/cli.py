@@ -373,7 +373,8 @@ def search(config_path: str, **given: Any) -> None:
 @click.option(
     "--scale",
     type=Lengths(),
-    help="Voxel size in nm to store at: 16 or 16,16,16; the network's unless given.",
+    help="Voxel size in nm to store at: 16 or 16,16,16; the network's unless given, or that which "
+    "a test crop is scored at if it is coarser.",
 )
 @click.option(
     "--orientations",

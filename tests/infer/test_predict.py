@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,9 +24,9 @@ from scipy.special import expit
 from common import runtime
 from common.data import loaders, ngff, regions
 from common.data.ngff import open_levels, write_multiscale
-from common.errors import UserError
+from common.errors import FileError, UserError
 from common.infer import blocks as blocks_module
-from common.infer import predict
+from common.infer import predict, room
 from common.infer.predict import Output
 from common.model.forward import ForwardPass
 from common.shell import cli
@@ -404,6 +406,101 @@ def test_a_test_crop_gets_the_classes_that_are_scored_there(tiny, tmp_path, capf
     )
     with pytest.raises(UserError, match="none of mito is scored"):
         run(tiny, "test", manifest_path=tmp_path / "test.csv", classes=("mito",))
+
+
+ROW = "{},tiny,{},[{};{};{}],[80.0;80.0;80.0],[6;6;6]\n"
+HEADER = "crop_name,dataset,class_label,voxel_size,translation,shape\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored"),
+    [
+        ({"er": (16, 16, 16)}, (16, 16, 16)),
+        ({"er": (4, 4, 4)}, (8, 8, 8)),
+        ({"er": (8, 8, 8)}, (8, 8, 8)),
+        ({"er": (32, 4, 16)}, (32, 8, 16)),
+        ({"er": (16, 16, 16), "mito": (32, 32, 32)}, (16, 16, 16)),
+        # of which the network knows nothing
+        ({"er": (16, 16, 16), "golgi_lum": (8, 8, 8)}, (16, 16, 16)),
+    ],
+)
+def test_a_test_crop_is_stored_no_finer_than_it_is_scored(tiny, tmp_path, asked, stored):
+    rows = [ROW.format(7, name, *scale) for name, scale in asked.items()]
+    (tmp_path / "test.csv").write_text(HEADER + "".join(rows))
+    # whichever classes are asked for, so that others can stand beside them later
+    folder = run(tiny, "test", manifest_path=tmp_path / "test.csv", classes=("er",))
+    level = open_levels(folder / "er")[0]
+    np.testing.assert_allclose(level.scale, stored)
+    assert run(tiny, "test", manifest_path=tmp_path / "test.csv") == folder
+
+
+def test_a_test_crop_is_stored_at_the_scale_that_is_asked_for(tiny, tmp_path):
+    (tmp_path / "test.csv").write_text(HEADER + ROW.format(7, "er", 16, 16, 16))
+    folder = run(tiny, "test", manifest_path=tmp_path / "test.csv", scale=(8, 8, 8))
+    np.testing.assert_allclose(open_levels(folder / "er")[0].scale, 8)
+
+
+def test_coarse_voxels_of_a_test_crop_are_the_means_of_the_networks(tiny, tmp_path):
+    (tmp_path / "test.csv").write_text(HEADER + ROW.format(7, "er", 16, 16, 16))
+    coarse = run(tiny, "test", manifest_path=tmp_path / "test.csv", **LOGITS)
+    level = open_levels(coarse / "er")[0]
+    found = values(coarse, ["er"])
+    fine = run(
+        tiny,
+        "test",
+        manifest_path=tmp_path / "test.csv",
+        scale=(8, 8, 8),
+        overwrite=True,
+        **LOGITS,
+    )
+    np.testing.assert_allclose(level.box()[0], open_levels(fine / "er")[0].box()[0])
+    expected = ngff.block_mean(values(fine, ["er"]), (1, 2, 2, 2))
+    shape = np.minimum(found.shape, expected.shape)
+    inside = tuple(slice(1, n - 1) for n in shape[1:])
+    np.testing.assert_allclose(found[0][inside], expected[0][inside], atol=1e-4)
+
+
+def test_the_size_of_all_boxes_is_said_first(tiny, capfd):
+    run_all = partial(predict.predict, tiny.folder, "*", data=tiny.data)
+    run_all()
+    said = capfd.readouterr().err
+    values_in_all = 3 * len(CROPS) * 24**3
+    total = f"{len(CROPS)} boxes: {values_in_all / 1e3:.0f} k voxels x classes, at most "
+    assert total in said and said.index(total) < said.index("blocks of")
+    assert "GB free in" in said
+    run_all()
+    assert "voxels x classes" not in capfd.readouterr().err  # nothing is left
+
+
+@pytest.mark.parametrize(("free", "words"), [(4000, "not even a tenth"), (5000, ""), (1e6, "")])
+def test_what_cannot_fit_on_the_disk_is_refused_before_anything_is_written(
+    tiny, monkeypatch, capfd, free, words
+):
+    """Three classes of 24^3 voxels."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    root = tiny.config().path("predictions_path")
+    if not words:
+        run(tiny)
+        noted = "enough only if predictions compress well" in capfd.readouterr().err
+        assert noted == (free < 3 * 24**3)
+        return
+    with pytest.raises(FileError, match=words) as failure:
+        run(tiny)
+    assert str(root) in str(failure.value) and "--scale" in str(failure.value)
+    assert not root.exists()
+
+
+def test_what_is_there_already_needs_no_room(tiny, monkeypatch):
+    run(tiny)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    run(tiny)
+
+
+def test_bytes_are_those_of_all_levels(tiny, tmp_path):
+    write_multiscale(tmp_path / "own.zarr", np.full((90, 70, 131), 77, np.uint8), (8, 8, 8))
+    folder = run(tiny, volume=tmp_path / "own.zarr", classes=("er",), dtype="float16")
+    levels = open_levels(folder / "er")
+    assert room.bytes_of(levels[0].grid, "float16") == sum(level.array.nbytes for level in levels)
 
 
 def test_orientations_are_averaged(tiny):
