@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from common.data import ngff
+from common.data.annotation import LabelReader
 from common.data.crop_cache import CropCache, label_stamp, raw_stamp
 from common.data.ngff import Grid, Level
 from common.data.palette import UNKNOWN, complete, contradicts, encode
@@ -47,7 +48,7 @@ The centre of a patch moves by up to half a voxel onto the grid of the raw, and 
 the next voxel.
 """
 
-FORMAT = 2
+FORMAT = 3
 """Version of the decoded files. It is part of the key of a crop: a new version decodes anew."""
 
 Item = TypeVar("Item")
@@ -102,6 +103,8 @@ class Crop:
     replacement; zeros for a row without voxels."""
     contradictions: int
     """Number of voxels whose labels contradict the class table."""
+    remarks: tuple[tuple[str, str], ...] = ()
+    """(class, sentence) for each kind of label value that was taken for something unusual."""
 
     def raw(self) -> np.ndarray:
         """Return the raw, memory-mapped: (z, y, x) uint8, or float32 in [0, 1]."""
@@ -400,14 +403,17 @@ class RowPart(NamedTuple):
 
 
 def _decode_labels(job: Decoding, folder: Path) -> None:
-    """Write the palette image of a crop, block by block; any label other than 0 is positive."""
-    levels = [_matching_level(job, name) for name in job.names]
+    """Write the palette image of a crop, block by block.
+
+    Any label is positive that is neither absent nor unknown, see `common.data.annotation`.
+    """
+    readers = [LabelReader(_matching_level(job, name), name) for name in job.names]
     index = np.zeros(job.label_grid.shape, np.uint16)
     row_of: dict[bytes, int] = {}  # for each combination of labels its palette row
     parts: list[RowPart] = []
     for start, stop in _blocks(job):
-        masks = [_read_mask(level, start, stop, job.label_factor) for level in levels]
-        block, combinations = encode(masks)
+        labels = [_read_labels(reader, start, stop, job.label_factor) for reader in readers]
+        block, combinations = _encode_known(labels)
         for combination in combinations:
             row_of.setdefault(combination.tobytes(), len(row_of) + 1)  # 0 is "nothing is known"
         if len(row_of) >= 2**16:
@@ -423,10 +429,24 @@ def _decode_labels(job: Decoding, folder: Path) -> None:
 
     palette = np.full((len(row_of) + 1, len(job.names)), UNKNOWN, np.int8)
     for combination, row in row_of.items():
-        palette[row] = np.frombuffer(combination, bool)
+        palette[row] = np.frombuffer(combination, np.int8)
     counts, examples = _merge(parts, len(palette))
     np.save(folder / "labels.npy", index.astype(np.uint8) if len(palette) <= 256 else index)
-    np.savez(folder / "palette.npz", palette=palette, counts=counts, examples=examples)
+    np.savez(
+        folder / "palette.npz",
+        palette=palette,
+        counts=counts,
+        examples=examples,
+        remarks=_remarks(readers),
+    )
+
+
+def _remarks(readers: Sequence[LabelReader]) -> np.ndarray:
+    """(n, 2) text: class and sentence."""
+    remarks = []
+    for reader in readers:
+        remarks += [(reader.name, remark) for remark in reader.remarks()]
+    return np.array(remarks, str).reshape(-1, 2)
 
 
 def _blocks(job: Decoding) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -460,9 +480,38 @@ def _matching_level(job: Decoding, name: str) -> Level:
     return level
 
 
-def _read_mask(level: Level, start: np.ndarray, stop: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Return the mask of a class in reduced voxels start..stop-1, (z, y, x) bool."""
-    return _majority(level.read(start * factor, stop * factor) != 0, factor)
+Labels = tuple[np.ndarray, np.ndarray | None]
+"""Where a class is, and where that is unknown (None: nowhere); bool (z, y, x) each."""
+
+
+def _read_labels(
+    reader: LabelReader, start: np.ndarray, stop: np.ndarray, factor: np.ndarray
+) -> Labels:
+    """Reduced voxels start..stop of a class.
+
+    A reduced voxel is unknown where its unknown voxels decide which side has the majority.
+    """
+    positive, unknown = reader.read(start * factor, stop * factor)
+    certain = _majority(positive, factor)
+    if unknown is None:
+        return certain, None
+    possible = _majority(positive | unknown, factor)
+    return certain, possible & ~certain
+
+
+def _encode_known(labels: Sequence[Labels]) -> tuple[np.ndarray, np.ndarray]:
+    """Palette image of several classes: indices, and combinations (rows, classes) int8."""
+    masks = [positive for positive, _ in labels]
+    in_part = []  # the classes that are not known everywhere
+    for number, (_, unknown) in enumerate(labels):
+        if unknown is not None:
+            in_part.append(number)
+            masks.append(unknown)
+    index, bits = encode(masks)
+    combinations = bits[:, : len(labels)].astype(np.int8)
+    of_those = combinations[:, in_part]
+    combinations[:, in_part] = np.where(bits[:, len(labels) :], UNKNOWN, of_those)
+    return index, combinations
 
 
 def _majority(mask: np.ndarray, factor: np.ndarray) -> np.ndarray:
@@ -531,6 +580,7 @@ def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
         annotated = file["palette"]
         counts = file["counts"]
         examples = file["examples"]
+        remarks = tuple((str(name), str(text)) for name, text in file["remarks"])
 
     # annotated classes that are not learnt take part in the reasoning, and are dropped after it
     names = [*job.names, *(name for name in request.classes if name not in job.names)]
@@ -547,6 +597,7 @@ def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
         counts=counts,
         examples=examples,
         contradictions=contradictions,
+        remarks=remarks,
     )
 
 

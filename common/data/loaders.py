@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.config.settings import TrainConfig
-from common.data import augment, sampling, split
+from common.data import annotation, augment, sampling, split
 from common.data.augment import OwnAugmentation
 from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, open_crops
@@ -212,6 +212,10 @@ def notices(data: Data, classes: Sequence[str]) -> list[str]:
         sentences.append(
             f"no positive voxel in the training crops, so not learnt: {', '.join(absent)}"
         )
+    remarks: list[tuple[str, str]] = []
+    for crop in (*data.train, *data.validation):
+        remarks += crop.remarks
+    sentences += annotation.summed_up(remarks)
     at_odds = [crop for crop in (*data.train, *data.validation) if crop.contradictions]
     if at_odds:
         worst = max(at_odds, key=_contradicted)

@@ -58,7 +58,7 @@ def ids(level: Level, grid: Grid) -> np.ndarray:
     source = level.array.dtype
     result = np.zeros(grid.shape, source.newbyteorder("=") if source.kind in "ui" else np.uint8)
     for where, slab in _nearest(level, grid):
-        block = _as_ids(slab, level.path)
+        block = as_ids(slab, level.path)
         if block.itemsize > result.itemsize:  # larger ids in a later layer of a float volume
             result = result.astype(block.dtype)
         result[where] = block
@@ -270,8 +270,11 @@ def _share(slab: np.ndarray, path: Path) -> np.ndarray:
     return slab
 
 
-def _as_ids(slab: np.ndarray, path: Path) -> np.ndarray:
-    """The same numbers in an integer dtype."""
+def as_ids(slab: np.ndarray, path: Path) -> np.ndarray:
+    """The same numbers in an integer dtype.
+
+    Raises UserError for floats that are no ids. path: where they were read from.
+    """
     if slab.dtype.kind == "b":
         return slab.view(np.uint8)
     if slab.dtype.kind in "ui":

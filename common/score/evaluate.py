@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import ngff, regions, regrid
+from common.data import annotation, ngff, regions, regrid
 from common.data.records import ProcessedRecord
 from common.data.regions import Region
 from common.errors import UserError
@@ -30,7 +30,7 @@ from common.score.submitted import SubmittedCrop
 from common.score.summary import summary
 from common.score.versions import CSC, Version
 from common.score.workers import parallel
-from common.talk import some
+from common.talk import note, some
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ def evaluate_submission(
     )
     scores = replace(summary(evaluations, version), provenance=about)
     _publish(scores, Path(result_path), say)
+    _note_annotation(evaluations)
     return scores
 
 
@@ -195,8 +196,10 @@ def _score(
     # what is wrong with any of them is said before the minutes of work
     records = process.gather(partial(check, recipe), jobs)
     annotated = {job.name for job in jobs}
+    evaluations = parallel(judge_job, jobs, workers)
+    _note_annotation(evaluations)
     return replace(
-        summary(parallel(judge_job, jobs, workers), version),
+        summary(evaluations, version),
         asked=asked,
         not_annotated=tuple(name for name in recipe.classes if name not in annotated),
         provenance=replace(
@@ -326,6 +329,13 @@ def _note_other_grids(scores: Scores, say: Callable[[str], None]) -> None:
             f"{some(short, 4)}; what is beyond counts as background, as in the challenge. If that "
             "is not meant, pack them with their own voxel_size and translation"
         )
+
+
+def _note_annotation(evaluations: Sequence[Evaluation]) -> None:
+    """What values of the annotation were taken for, a line for each kind."""
+    of_classes = [(one.name, remark) for one in evaluations for remark in one.remarks]
+    for sentence in annotation.summed_up(of_classes):
+        note(sentence)
 
 
 def _now() -> str:

@@ -12,6 +12,7 @@ import fastremap
 import numpy as np
 
 from common.data import regrid
+from common.data.annotation import LabelReader
 from common.data.ngff import Level
 from common.score import challenge, quality
 from common.score.quality import ObjectCounts, VoxelCounts
@@ -47,6 +48,8 @@ class Evaluation:
     """nm that voxels of the annotation's size lay beside it."""
     covered: bool = True
     """Whether what was found reaches over all of the annotation; the rest counts as background."""
+    remarks: tuple[str, ...] = ()
+    """What of the annotation was taken for what, a sentence each."""
 
     @property
     def is_instance(self) -> bool:
@@ -70,12 +73,20 @@ class Truth:
 
 
 def judge(truth: Truth, found: Level) -> Evaluation:
-    """Score what was found of a class, on the truth's voxels. Raises UserError for wrong ids."""
+    """Score what was found of a class, on the truth's voxels; what is unknown there is left out.
+
+    Raises UserError for wrong ids.
+    """
     grid = truth.level.grid
+    reader = LabelReader(truth.level, truth.name)
+    wanted, known = reader.ids()
+    if known is not None:
+        truth = replace(truth, mask=known if truth.mask is None else known & (truth.mask > 0))
     # ids by the nearest voxel, a mean of two objects is none; masks by their share of a voxel
     volume = regrid.ids(found, grid) if truth.is_instance else regrid.mask(found, grid)
-    evaluation = compare(truth, regrid.ids(truth.level, grid), volume)
-    evaluation = replace(evaluation, covered=regrid.covers(found, grid))
+    evaluation = compare(truth, wanted, volume)
+    covered = regrid.covers(found, grid)
+    evaluation = replace(evaluation, covered=covered, remarks=tuple(reader.remarks()))
     # metadata round sizes such as 5.24 nm, which is no other size
     if not np.allclose(found.scale, grid.scale, rtol=1e-3):
         return replace(evaluation, resampled=True)

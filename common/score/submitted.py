@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from common.classes import INSTANCES
-from common.data import regrid
+from common.data.annotation import LabelReader
 from common.data.ngff import Level
 from common.errors import UserError
 from common.score import challenge, submission
@@ -75,7 +75,7 @@ def _truths(job: SubmittedCrop) -> Iterator[Truth]:
 
 def _missing(truth: Truth) -> Evaluation:
     """A class that the submission lacks: nothing found, and the challenge's counts for that."""
-    wanted = regrid.ids(truth.level, truth.level.grid)
+    wanted, _ = LabelReader(truth.level, truth.name).ids()
     nothing = compare(truth, wanted, np.zeros(wanted.shape, np.uint8))
     return replace(nothing, counts=challenge.missing(wanted, truth.is_instance))
 

@@ -20,6 +20,7 @@ import zarr
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import ngff, regions, regrid
+from common.data.annotation import LabelReader
 from common.data.ngff import Level
 from common.errors import UserError
 from common.files import write_json
@@ -233,7 +234,7 @@ def run_trial(trial: Trial) -> TrialResult:
     recipe = _recipe(trial.folder, trial.code)
     prediction = process.open_prediction(trial.predicted)
     level = ngff.open_levels(trial.truth)[0]
-    truth = regrid.ids(level, level.grid)
+    truth, known = LabelReader(level, trial.name).ids()
     if not recipe.is_scored_by_objects(trial.name):
         truth = truth > 0
     counts = []
@@ -241,7 +242,7 @@ def run_trial(trial: Trial) -> TrialResult:
         volume = processed(
             replace(recipe, thresholds={trial.name: threshold}), trial.name, prediction
         )
-        counts.append(_counts(volume, truth, level, trial.version))
+        counts.append(_counts(volume, truth, level, known=known, version=trial.version))
     return TrialResult(bool(truth.any()), tuple(counts))
 
 
@@ -359,12 +360,14 @@ def _figures(evaluations: Sequence[Evaluation]) -> str:
     return ", ".join(named)
 
 
-def _counts(volume: Level, truth: np.ndarray, level: Level, version: Version) -> challenge.Counts:
+def _counts(
+    volume: Level, truth: np.ndarray, level: Level, *, known: np.ndarray | None, version: Version
+) -> challenge.Counts:
     """A processed volume on the annotation's voxels; truth: ids, or bool for a semantic class."""
     if truth.dtype == bool:
-        return challenge.semantic(truth, regrid.mask(volume, level.grid))
+        return challenge.semantic(truth, regrid.mask(volume, level.grid), known)
     found = regrid.ids(volume, level.grid)
-    counts = challenge.instance(truth, found, level.scale, version=version)
+    counts = challenge.instance(truth, found, level.scale, known, version=version)
     # else the threshold with the most specks would win: a crop that is left out does not hurt
     return challenge.missing(truth, True) if counts.status == challenge.SKIPPED else counts
 

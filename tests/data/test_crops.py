@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -169,6 +170,61 @@ def test_labels_of_more_than_255_combinations_are_kept(tmp_path):
     labels = {name: code >> bit & 1 for bit, name in enumerate(names)}
     crop = open_crop(write_crop(tmp_path, RAW, labels), names)
     np.testing.assert_array_equal(volumes(crop), list(labels.values()))
+
+
+# What is not known within an annotated class
+
+
+def with_unknown_255(row: Row, name: str) -> None:
+    """Let the metadata of a class say that 255 is unknown, as the challenge's do."""
+    annotation = {"annotation_type": {"encoding": {"absent": 0, "unknown": 255}}}
+    path = row.crop / name / "s0" / ".zattrs"
+    path.write_text(json.dumps({"cellmap": {"annotation": annotation}}))
+
+
+def test_what_the_metadata_call_unknown_is_not_learnt(tmp_path):
+    """In labels, counts and examples; another class is known in the same voxels."""
+    er = blocks((1, 1, 1))
+    er[4:] = 255
+    mito = blocks((2, 2, 2), (5, 5, 5))
+    row = write_crop(tmp_path, RAW, {"er": er, "mito": mito})
+    with_unknown_255(row, "er")
+    crop = open_crop(row, ("er", "mito"), use_mutual_exclusion=False, infer_groups=False)
+    np.testing.assert_array_equal(volumes(crop), [np.where(er == 255, -1, er.astype(int)), mito])
+    positive = crop.palette[:, 0] == 1
+    assert crop.counts[positive].sum() == 1
+    assert (crop.examples[positive & (crop.counts > 0)] == 1).all()
+    assert crop.remarks == (("er", "255 (by its metadata) was taken for unknown"),)
+
+
+def test_unknown_voxels_follow_from_other_classes_as_those_of_unannotated_ones_do(tmp_path):
+    nuc = np.full((8, 8, 8), 255, np.uint8)
+    row = write_crop(tmp_path, RAW, {"nuc": nuc, "mito": blocks((1, 1, 1))})
+    with_unknown_255(row, "nuc")
+    found = volumes(open_crop(row, ("nuc", "mito")))[0]
+    np.testing.assert_array_equal(found, np.where(blocks((1, 1, 1)), 0, -1))
+
+
+def test_a_coarse_voxel_is_unknown_where_its_unknown_voxels_decide(tmp_path):
+    """Blocks of 2^3 along x, of which more than half must be positive."""
+    fine = np.zeros((2, 2, 10), np.uint8)
+    for block, (positive, unknown) in enumerate([(5, 3), (4, 1), (2, 2), (0, 5), (0, 4)]):
+        values = [1] * positive + [255] * unknown + [0] * (8 - positive - unknown)
+        fine[:, :, 2 * block : 2 * block + 2] = np.reshape(values, (2, 2, 2))
+    row = write_crop(tmp_path, RAW, {"er": fine}, label_scale=(4, 4, 4))
+    with_unknown_255(row, "er")
+    assert volumes(open_crop(row, ("er",)))[0].tolist() == [[[1, -1, 0, -1, 0]]]
+
+
+def test_negative_labels_and_nan_are_unknown(tmp_path):
+    er = blocks((1, 1, 1)).astype(np.float32)
+    er[5] = np.nan
+    mito = blocks((1, 1, 1)).astype(np.int16)
+    mito[6] = -1
+    row = write_crop(tmp_path, RAW, {"er": er, "mito": mito})
+    found = volumes(open_crop(row, ("er", "mito"), use_mutual_exclusion=False))
+    assert (found[0, 5] == -1).all() and (found[1, 6] == -1).all()
+    assert (found == -1).sum() == 128 and (found == 1).sum() == 2
 
 
 # Labels finer than the training grid

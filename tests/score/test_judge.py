@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +38,27 @@ def test_a_truth_of_any_kind_is_judged(tmp_path, kind, is_instance):
     wanted, found = (ngff.open_levels(tmp_path / name)[0] for name in ("wanted", "found"))
     counts = judge(Truth("crop", "mito", wanted, is_instance), found).counts
     assert (counts.tp, counts.fp, counts.fn) == ((1 if is_instance else 125), 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "float32"])
+@pytest.mark.parametrize("is_instance", [True, False])
+def test_unknown_voxels_of_the_truth_count_on_neither_side(tmp_path, kind, is_instance):
+    """255 by the metadata, negative numbers and NaN: half of what was found lies there."""
+    unknown = {"uint8": 255, "int16": -1, "float32": np.nan}[kind]
+    truth = np.zeros((12, 12, 12), kind)
+    truth[2:6, 2:6, 2:6] = 1
+    truth[6:] = unknown
+    found = np.zeros((12, 12, 12), np.uint8)
+    found[2:6, 2:6, 2:6] = 1
+    found[7:11, 2:6, 2:6] = 2
+    for name, volume in (("wanted", truth), ("found", found)):
+        ngff.write_multiscale(tmp_path / name, volume, (8, 8, 8))
+    encoding = {"annotation_type": {"encoding": {"absent": 0, "unknown": 255}}}
+    attributes = tmp_path / "wanted" / "s0" / ".zattrs"
+    attributes.write_text(json.dumps({"cellmap": {"annotation": encoding}}))
+    wanted, level = (ngff.open_levels(tmp_path / name)[0] for name in ("wanted", "found"))
+    evaluation = judge(Truth("crop", "mito", wanted, is_instance), level)
+    counts = evaluation.counts
+    assert (counts.tp, counts.fp, counts.fn) == ((1 if is_instance else 64), 0, 0)
+    assert tuple(evaluation.voxels) == (64, 0, 0)
+    assert "taken for unknown" in evaluation.remarks[0]

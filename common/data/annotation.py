@@ -1,0 +1,223 @@
+"""What the values of a label volume mean: positive, absent, or unknown.
+
+The metadata of a label say it, `cellmap.annotation.annotation_type` in the .zattrs of its group or
+of the array (the challenge's form, https://github.com/janelia-cellmap/cellmap-schemas):
+
+    {"type": "semantic_segmentation", "encoding": {"absent": 0, "present": 1, "unknown": 255}}
+
+What is neither absent nor unknown is positive: the ids of objects too. Negative numbers and NaN are
+unknown whatever the metadata say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.classes import INSTANCES
+from common.data import regrid
+from common.data.ngff import Level, Vector
+from common.data.records import read_attributes
+from common.errors import UserError
+from common.talk import some
+
+POSSIBILITIES = ("absent", "present", "unknown")
+"""What an encoding may give a value to."""
+
+INSTANCE_TYPE = "instance_segmentation"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What the metadata of a label volume say of its values."""
+
+    is_instance: bool
+    """Whether its values are ids of objects."""
+    absent: int = 0
+    present: int | None = None
+    """None where it is not said, as the next one."""
+    unknown: int | None = None
+    id_of_unknown: int | None = None
+    """The value of unknown in a volume of ids whose metadata count no such voxel: there an id."""
+
+    def named(self) -> list[int]:
+        """The values that have a meaning."""
+        values = (self.absent, self.present, self.unknown)
+        return [value for value in values if value is not None]
+
+
+def encoding_of(level: Level, name: str) -> Encoding:
+    """What the metadata of a class say; those of the array go before those of its group.
+
+    In a volume of ids the value of unknown may be an object's: it is, where `complement_counts`
+    counts no unknown voxel. name: of the class, which tells ids from masks where no type is given.
+
+    Raises UserError for an encoding that is not made of whole numbers.
+    """
+    said: dict[str, Any] = {}
+    for attributes in (read_attributes(level.path.parent), level.array.attrs.asdict()):
+        said |= _annotation(attributes)
+    kind = _object(said.get("annotation_type"))
+    values = _values(level.path, _object(kind.get("encoding")))
+    is_instance = name in INSTANCES
+    if kind.get("type"):
+        is_instance = kind["type"] == INSTANCE_TYPE
+    unknown = values.get("unknown")
+    counts = _object(said.get("complement_counts"))
+    taken = unknown is not None and is_instance and bool(counts) and not counts.get("unknown")
+    return Encoding(
+        is_instance=is_instance,
+        absent=values.get("absent", 0),
+        present=values.get("present"),
+        unknown=None if taken else unknown,
+        id_of_unknown=unknown if taken else None,
+    )
+
+
+def _annotation(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return _object(_object(attributes.get("cellmap")).get("annotation"))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A JSON object; an empty one for anything else, which says nothing."""
+    return value if isinstance(value, dict) else {}
+
+
+def _values(path: Path, encoding: Mapping[str, Any]) -> dict[str, int]:
+    values = {}
+    for possibility in POSSIBILITIES:
+        value = encoding.get(possibility)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+            raise UserError(
+                f"{path}: encoding of '{possibility}' is {value!r} in .zattrs; "
+                'write a whole number, such as {"absent": 0, "unknown": 255}'
+            )
+        values[possibility] = int(value)
+    return values
+
+
+def summed_up(remarks: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each different sentence of (class, sentence), with the classes it is about."""
+    classes: dict[str, set[str]] = {}
+    for name, sentence in remarks:
+        classes.setdefault(sentence, set()).add(name)
+    return [f"labels of {some(sorted(names))}: {text}" for text, names in classes.items()]
+
+
+class LabelReader:
+    """A label volume, read as what is positive and what is unknown; remembers what it met."""
+
+    def __init__(self, level: Level, name: str):
+        """Read one level of the class `name`. Raises UserError for metadata that are wrong."""
+        self.level = level
+        self.name = name
+        self.encoding = encoding_of(level, name)
+        self.unknown_voxels = 0
+        self._met: dict[str, None] = {}
+        self._may_be_mask = not self.encoding.is_instance
+        """Whether nothing but 0, 1 and one number that may mean unknown was met."""
+        self._has_one = self.encoding.present == 1
+        self._suspect: int | None = None
+
+    def read(self, start: Vector, stop: Vector) -> tuple[np.ndarray, np.ndarray | None]:
+        """Voxels start..stop: where the class is, and where that is unknown; both bool.
+
+        None where all is known.
+        """
+        values = self.level.read(start, stop)
+        unknown = self._unknown(values)
+        self._look(values)
+        positive = values != self.encoding.absent
+        if unknown is None:
+            return positive, None
+        return positive & ~unknown, unknown
+
+    def ids(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The whole volume as integer ids, and where it is known; 0 where it is absent or unknown.
+
+        None where all is known. Raises UserError for values that are no ids.
+        """
+        values = self.level.read((0, 0, 0), self.level.shape)
+        unknown = self._unknown(values)
+        self._look(values)
+        if unknown is not None or self.encoding.absent:
+            nothing = values == self.encoding.absent
+            if unknown is not None:
+                nothing |= unknown
+            # where 0 is said to be positive there are no ids to keep
+            values = ~nothing if self.encoding.present == 0 else np.where(nothing, 0, values)
+        ids = regrid.as_ids(values.astype(values.dtype.newbyteorder("="), copy=False), self.path)
+        return ids, None if unknown is None else ~unknown
+
+    @property
+    def path(self) -> Path:
+        """Of the array."""
+        return self.level.path
+
+    def remarks(self) -> list[str]:
+        """What was taken for what in all that was read, a sentence each."""
+        remarks = list(self._met)
+        if self._may_be_mask and self._has_one and self._suspect is not None:
+            remarks.append(
+                f"{self._suspect} stands beside 0 and 1, and was taken for positive; if it means "
+                'unknown, write annotation_type.encoding = {"absent": 0, "present": 1, '
+                f'"unknown": {self._suspect}}} into its .zattrs'
+            )
+        return remarks
+
+    def _unknown(self, values: np.ndarray) -> np.ndarray | None:
+        """Where values are unknown; None where none is."""
+        unknown = None
+        for what, where in self._unknown_by_kind(values):
+            if where.any():
+                unknown = where if unknown is None else unknown | where
+                self._met[f"{what} was taken for unknown"] = None
+        if unknown is not None:
+            self.unknown_voxels += int(np.count_nonzero(unknown))
+        return unknown
+
+    def _unknown_by_kind(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        encoding = self.encoding
+        if encoding.unknown is not None:
+            yield f"{encoding.unknown} (by its metadata)", values == encoding.unknown
+        if encoding.absent and 0 not in (encoding.present, encoding.unknown):
+            # a chunk that is not there reads as 0, which is no background here
+            yield "0 (which its metadata do not name)", values == 0
+        if values.dtype.kind in "if":
+            yield "what is below 0", (values < 0) & ~np.isin(values, encoding.named())
+        if values.dtype.kind == "f":
+            yield "NaN", np.isnan(values)
+
+    def _look(self, values: np.ndarray) -> None:
+        """Note what may mean something else than it is taken for."""
+        taken = self.encoding.id_of_unknown
+        if taken is not None and (values == taken).any():
+            self._met[
+                f"{taken} was taken for the id of an object: complement_counts in its metadata "
+                "counts no unknown voxel"
+            ] = None
+        if not self._may_be_mask or not values.size:
+            return
+        highest = values.max()
+        if highest <= 1:
+            self._has_one |= bool(highest == 1)
+            return
+        self._may_be_mask = highest in self._often_unknown() and self._suspect in (None, highest)
+        if not self._may_be_mask:
+            return
+        rest = values[values != highest]
+        self._suspect = int(highest)
+        self._has_one |= bool((rest == 1).any())
+        self._may_be_mask = bool((rest <= 1).all())
+
+    def _often_unknown(self) -> set[int]:
+        """Numbers that are often written for unknown, less those that the metadata name."""
+        dtype = self.level.array.dtype
+        highest = np.iinfo(dtype).max if dtype.kind in "ui" else 255
+        return {255, int(highest)} - set(self.encoding.named())

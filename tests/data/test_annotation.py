@@ -1,0 +1,157 @@
+"""What values of labels mean: unknown where their metadata say so, below 0, or NaN."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data.annotation import LabelReader, encoding_of, summed_up
+from common.data.ngff import Level, open_levels, write_multiscale
+from common.errors import UserError
+
+SEMANTIC = "semantic_segmentation"
+INSTANCE = "instance_segmentation"
+
+
+def describe(folder: Path, kind: str | None, encoding: object, **more: object) -> None:
+    """Write annotation metadata beside what a .zattrs of a group or array says."""
+    path = folder / ".zattrs"
+    attributes = json.loads(path.read_text()) if path.is_file() else {}
+    annotation_type = {"encoding": encoding} | ({"type": kind} if kind else {})
+    attributes["cellmap"] = {"annotation": {"annotation_type": annotation_type, **more}}
+    path.write_text(json.dumps(attributes))
+
+
+def label(root: Path, values: object, dtype: str = "uint8", name: str = "er") -> Level:
+    """A label volume of one row of voxels."""
+    volume = np.array(values, dtype).reshape(1, 1, -1)
+    write_multiscale(root / name, volume, (8, 8, 8))
+    return open_levels(root / name)[0]
+
+
+def read(level: Level, name: str = "er") -> tuple[list[int], list[str]]:
+    """1, 0 or -1 of each voxel, and the remarks."""
+    reader = LabelReader(level, name)
+    positive, unknown = reader.read((0, 0, 0), level.shape)
+    labels = positive.astype(int)
+    if unknown is not None:
+        labels[unknown] = -1
+    return labels.ravel().tolist(), reader.remarks()
+
+
+CHALLENGE = {"absent": 0, "unknown": 255}
+
+
+@pytest.mark.parametrize("where", ["group", "array"])
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int64", "float32"])
+def test_255_is_unknown_where_the_metadata_say_so(tmp_path, where, dtype):
+    level = label(tmp_path, [0, 1, 255, 1], dtype)
+    describe(level.path.parent if where == "group" else level.path, SEMANTIC, CHALLENGE)
+    labels, remarks = read(open_levels(tmp_path / "er")[0])
+    assert labels == [0, 1, -1, 1]
+    assert remarks == ["255 (by its metadata) was taken for unknown"]
+
+
+def test_metadata_of_the_array_go_before_those_of_its_group(tmp_path):
+    level = label(tmp_path, [0, 1, 254, 255])
+    describe(level.path.parent, SEMANTIC, {"absent": 0, "unknown": 254})
+    describe(level.path, SEMANTIC, {"absent": 0, "present": 254, "unknown": 255})
+    assert read(open_levels(tmp_path / "er")[0])[0] == [0, 1, 1, -1]
+
+
+@pytest.mark.parametrize(
+    "values, encoding, expected",
+    [
+        ([0, 1, 2], {"unknown": 0, "absent": 1, "present": 2}, [-1, 0, 1]),
+        ([0, 1], {"absent": 1, "present": 0}, [1, 0]),
+        ([0, 1, 2], {"absent": 1, "present": 2}, [-1, 0, 1]),
+        ([0, 1, 3], {"absent": 0, "present": 1, "unknown": 3}, [0, 1, -1]),
+    ],
+)
+def test_every_encoding_is_read_as_it_says(tmp_path, values, encoding, expected):
+    level = label(tmp_path, values)
+    describe(level.path, SEMANTIC, encoding)
+    assert read(open_levels(tmp_path / "er")[0])[0] == expected
+
+
+@pytest.mark.parametrize("dtype", ["int8", ">i2", "float64"])
+def test_negative_numbers_are_unknown(tmp_path, dtype):
+    labels, remarks = read(label(tmp_path, [0, -1, 3, -7], dtype))
+    assert labels == [0, -1, 1, -1]
+    assert remarks == ["what is below 0 was taken for unknown"]
+
+
+def test_nan_is_unknown(tmp_path):
+    labels, remarks = read(label(tmp_path, [0, np.nan, 1], "float32"))
+    assert labels == [0, -1, 1]
+    assert remarks == ["NaN was taken for unknown"]
+
+
+@pytest.mark.parametrize(
+    "counts, is_id", [({"absent": 1}, True), ({"absent": 1, "unknown": 2}, False)]
+)
+def test_in_a_volume_of_ids_255_is_unknown_unless_the_counts_say_that_none_is(
+    tmp_path, counts, is_id
+):
+    level = label(tmp_path, [0, 254, 255, 256], "uint16", "mito")
+    describe(level.path, INSTANCE, CHALLENGE, complement_counts=counts)
+    labels, remarks = read(open_levels(tmp_path / "mito")[0], "mito")
+    assert labels == [0, 1, 1 if is_id else -1, 1]
+    assert ("id of an object" in remarks[0]) == is_id
+
+
+def test_ids_without_a_word_of_unknown_are_ids(tmp_path):
+    level = label(tmp_path, [0, 1, 255], name="mito")
+    assert read(level, "mito") == ([0, 1, 1], [])
+    describe(level.path, INSTANCE, {"absent": 0})
+    assert read(open_levels(tmp_path / "mito")[0], "mito") == ([0, 1, 1], [])
+
+
+@pytest.mark.parametrize(
+    "values, dtype",
+    [([0, 1, 255], "uint8"), ([0, 1, 65535], "uint16"), ([1, 255], "int32"), ([0, 1, 255], "f4")],
+)
+def test_255_beside_0_and_1_in_a_mask_is_positive_with_a_remark(tmp_path, values, dtype):
+    labels, remarks = read(label(tmp_path, values, dtype))
+    assert labels == [int(value > 0) for value in values]
+    assert f"{values[-1]} stands beside 0 and 1" in remarks[0]
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0, 255], [0, 1, 2, 255], [0, 7], [0, 0]])
+def test_an_ordinary_mask_has_no_remark(tmp_path, values):
+    assert read(label(tmp_path, values)) == ([int(value > 0) for value in values], [])
+
+
+def test_a_255_that_the_metadata_call_present_is_no_surprise(tmp_path):
+    level = label(tmp_path, [0, 1, 255])
+    describe(level.path, SEMANTIC, {"absent": 0, "present": 255})
+    assert read(open_levels(tmp_path / "er")[0]) == ([0, 1, 1], [])
+
+
+@pytest.mark.parametrize("wrong", ["255", [255], True, 2.5])
+def test_an_encoding_that_is_no_number_is_refused(tmp_path, wrong):
+    level = label(tmp_path, [0, 1])
+    describe(level.path, SEMANTIC, {"absent": 0, "unknown": wrong})
+    with pytest.raises(UserError, match=r"er/s0: encoding of 'unknown' .* write a whole number"):
+        encoding_of(open_levels(tmp_path / "er")[0], "er")
+
+
+@pytest.mark.parametrize("nothing", [None, [], "semantic", 3])
+def test_metadata_of_another_shape_say_nothing(tmp_path, nothing):
+    level = label(tmp_path, [0, 1])
+    (level.path / ".zattrs").write_text(json.dumps({"cellmap": {"annotation": nothing}}))
+    assert read(open_levels(tmp_path / "er")[0]) == ([0, 1], [])
+
+
+def test_ids_are_whole_numbers_with_0_where_nothing_is_known(tmp_path):
+    ids, known = LabelReader(label(tmp_path, [0, np.nan, 300, -2], "float32"), "mito").ids()
+    assert ids.ravel().tolist() == [0, 0, 300, 0] and ids.dtype.kind == "u"
+    assert known.ravel().tolist() == [True, False, True, False]
+
+
+def test_one_line_tells_of_all_crops():
+    lines = summed_up([("mito", "x"), ("er", "x"), ("mito", "x"), ("er", "y")])
+    assert lines == ["labels of er, mito: x", "labels of er: y"]
