@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,6 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def on_startup(**_: Any) -> None:
-    """Let the pages import the code that they describe."""
-    sys.path.insert(0, str(REPOSITORY))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
