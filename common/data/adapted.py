@@ -1,4 +1,4 @@
-"""Arrays of others as arrays of three axes, of which every voxel has a value."""
+"""Open zarr arrays of other programs as arrays with three axes and a fill value."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from common.data.metadata import ArrayMetadata
 
 
 def open_array(folder: Path, about: ArrayMetadata, dropped: Sequence[int]) -> zarr.Array:
-    """The array in a folder, to be read.
+    """Open the array in a folder for reading.
 
     Args:
-        folder: of the array.
-        about: its .zarray.
-        dropped: axes that are left away; they have length 1, and chunks of 1 along them hold the
-            same bytes without them.
+        folder: folder of the array.
+        about: content of its .zarray.
+        dropped: axes to drop. They have length 1 and chunks of length 1, so the bytes of a chunk
+            are the same without them.
     """
     content = dict(about.content)
     for name in ("shape", "chunks"):
@@ -34,7 +34,7 @@ def open_array(folder: Path, about: ArrayMetadata, dropped: Sequence[int]) -> za
 
 
 def chunk_name(index: Sequence[int | str], dropped: Sequence[int], separator: str) -> str:
-    """The file of a chunk in the folder of its array, by its number along z, y, x."""
+    """Return the file name of a chunk in the folder of its array, by its number along z, y, x."""
     numbers = [str(number) for number in index]
     for axis in dropped:
         numbers.insert(axis, "0")

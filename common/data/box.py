@@ -1,6 +1,7 @@
-"""Boxes of an array, by their first and last voxels.
+"""Index boxes of voxels in an array.
 
-Without zarr, which takes a second to import: configurations import functions over volumes.
+This module does not import zarr, which takes a second: configurations import functions over
+volumes, and those need boxes only.
 """
 
 from __future__ import annotations
@@ -14,5 +15,5 @@ Vector = Sequence[float] | np.ndarray
 
 
 def slices(start: Vector, stop: Vector) -> tuple[slice, ...]:
-    """The index of voxels start..stop of an array: one slice an axis."""
+    """Return the index of voxels start..stop-1 of an array: one slice per axis."""
     return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))

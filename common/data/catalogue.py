@@ -1,4 +1,4 @@
-"""Which annotated crops there are: in a table, or on disk."""
+"""List annotated crops, from a table or from the data root, and select them by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from common.data.ngff import Level, open_levels
 from common.errors import UserError
 
 CHALLENGE = Path(__file__).with_name("challenge_crops.csv")
-"""Table of the 289 public training crops: where they are and what they annotate."""
+"""Table of the 289 public training crops: their place, voxels and annotated classes."""
 
 COLUMNS = ("crop", "dataset", "voxel_size", "translation", "shape", "classes")
 
@@ -32,17 +32,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CropInfo:
-    """An annotated block, as far as a data split needs to know it; no voxels."""
+    """What a datasplit needs to know about an annotated crop, without its voxels."""
 
     dataset: str
     name: str
     voxel_size: tuple[float, ...]
-    """z, y, x, nm, of the labels."""
+    """Voxel size of the labels in nm, z, y, x."""
     translation: tuple[float, ...]
-    """z, y, x, nm, of the centre of the first voxel."""
+    """Position of the centre of the first voxel in nm, z, y, x."""
     shape: tuple[int, ...]
+    """Voxels, z, y, x."""
     classes: frozenset[str]
-    """Those that are annotated."""
+    """The annotated classes."""
 
     @property
     def key(self) -> Key:
@@ -51,29 +52,29 @@ class CropInfo:
 
     @property
     def path(self) -> str:
-        """'dataset/name', as a crop is named to users."""
+        """The crop as 'dataset/name', as in messages."""
         return f"{self.dataset}/{self.name}"
 
     @property
     def specimen(self) -> str:
-        """The dataset without a last letter after a number.
+        """The dataset without a final letter after a number.
 
-        jrc_cos7-1a and jrc_cos7-1b are cells of one sample, and look alike.
+        For example, jrc_cos7-1a and jrc_cos7-1b are cells of one specimen and look alike.
         """
         return re.sub(r"(?<=\d)[a-z]$", "", self.dataset)
 
     @property
     def kind(self) -> str:
-        """The dataset without its numbers: jrc_hela-2 and jrc_hela-3 are of one kind."""
+        """The dataset without its numbers: jrc_hela-2 and jrc_hela-3 are of the same kind."""
         return re.sub(r"(-\d+[a-z]?)+$", "", self.dataset)
 
     @property
     def extent(self) -> np.ndarray:
-        """(3,) nm."""
+        """(3,) size in nm."""
         return np.array(self.voxel_size) * self.shape
 
     def overlaps(self, other: CropInfo) -> bool:
-        """Whether the two share a volume; touching is not overlapping."""
+        """Return whether two crops of a dataset share a volume; touching is not overlapping."""
         if self.dataset != other.dataset:
             return False
         lower, upper = self._box
@@ -89,9 +90,10 @@ class CropInfo:
 
 
 def fits(crop: CropInfo, scale: Sequence[float] | None, min_extent: float) -> bool:
-    """Whether a crop is of use at voxels of `scale` nm; None is every resolution.
+    """Return whether a crop can be used at a voxel size of `scale` nm; None accepts every crop.
 
-    Its labels must be no coarser than that, and every axis `min_extent` such voxels long.
+    Its labels must be no coarser than `scale`, and every axis at least `min_extent` voxels of
+    `scale` long.
     """
     if scale is None:
         return True
@@ -103,7 +105,7 @@ def fits(crop: CropInfo, scale: Sequence[float] | None, min_extent: float) -> bo
 
 
 def natural_key(*names: str) -> list[list[tuple[str, int]]]:
-    """A key that sorts crop2 before crop10."""
+    """Return a sort key that puts crop2 before crop10."""
     return [_words_and_numbers(name) for name in names]
 
 
@@ -115,11 +117,11 @@ def _words_and_numbers(name: str) -> list[tuple[str, int]]:
 
 
 def read_crop_table(path: str | Path = CHALLENGE) -> list[CropInfo]:
-    """The crops of a table with the columns of `challenge_crops.csv`.
+    """Return the crops of a table with the columns of `challenge_crops.csv`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        UserError: with everything that is wrong, one line each.
+        UserError: with all problems of the table, one per line.
     """
     path = Path(path)
     if not path.is_file():
@@ -186,13 +188,14 @@ def _repeated(crops: Sequence[CropInfo]) -> list[str]:
 def scan(
     data_root: str | Path, datasets: Sequence[str] = ("*",), crops: Sequence[str] = ("*",)
 ) -> tuple[list[CropInfo], list[str]]:
-    """The crops on disk (see `common.data.layout`), and what is broken there, one sentence each.
+    """Return the crops on disk, and a sentence for each problem found there.
 
-    A crop has the geometry of its coarsest class. Broken classes, and crops without raw, are left
-    out.
+    `datasets` and `crops` are names or patterns, see `matching`; the layout is that of
+    `common.data.layout`. The geometry of a crop is that of its coarsest class. Classes that cannot
+    be opened, and crops without raw, are left out.
 
     Raises:
-        FileNotFoundError: without a data root.
+        FileNotFoundError: if there is no data root.
         UserError: if a pattern matches nothing.
     """
     root = Path(data_root)
@@ -215,7 +218,7 @@ def scan(
 
 
 def _finest_levels(crop_folder: Path) -> tuple[dict[str, Level], list[str]]:
-    """The finest level of each class of a crop, and what is wrong with those that have none."""
+    """Return the finest level of each class of a crop, and a sentence per class without one."""
     levels = {}
     problems = []
     for folder in sorted(crop_folder.iterdir()):
@@ -245,9 +248,9 @@ def _crop_of_levels(dataset: str, name: str, levels: Mapping[str, Level]) -> Cro
 
 
 def matching(crops: Mapping[Key, T], datasets: Sequence[str], names: Sequence[str]) -> dict[Key, T]:
-    """Those of `crops` whose dataset and name each match a pattern: a whole name or a glob.
+    """Return the `crops` whose dataset and name both match a pattern, a whole name or a glob.
 
-    A number n stands for the crop 'cropn'.
+    A number n in `names` stands for the crop 'cropn'.
     """
     names = _with_prefix(names)
     chosen = {}
@@ -260,7 +263,7 @@ def matching(crops: Mapping[Key, T], datasets: Sequence[str], names: Sequence[st
 def select(
     crops: Mapping[Key, T], datasets: Sequence[str], names: Sequence[str], source: str | Path
 ) -> dict[Key, T]:
-    """The same as `matching`, where every pattern must match.
+    """Do the same as `matching`, but every pattern must match something.
 
     Raises:
         UserError: for patterns that match nothing; the message begins with `source`.

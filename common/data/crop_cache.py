@@ -1,4 +1,8 @@
-"""Decoded crops on disk: a folder each, named by what it was made of, whole or not there."""
+"""The cache of decoded crops on disk.
+
+A decoded crop is one folder. Its name is a key made of everything that its content depends on, and
+it appears only once it is complete.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +21,30 @@ from common.data.ngff import Level, chunk_ranges
 from common.errors import FileError
 
 ABANDONED_S = 86400
-"""Age from which a half-decoded crop is taken for the remains of a killed process, seconds."""
+"""Seconds after which a half-decoded crop is taken for the remains of a killed process."""
 
 
 @dataclass(frozen=True)
 class CropCache:
-    """A folder of decoded crops and how large it may become; several processes may share it."""
+    """A folder of decoded crops with a largest size; several processes may share it."""
 
     folder: Path
     gigabytes: float
     """Limit in GB (10^9 bytes). The least recently used crops are removed to stay below it."""
 
     def path(self, key: str) -> Path:
-        """Folder of a decoded crop."""
+        """Return the folder of the crop with this key."""
         return self.folder / key
 
     def holds(self, key: str) -> bool:
-        """Whether a crop is decoded."""
+        """Return whether the crop with this key is in the cache."""
         return self.path(key).is_dir()
 
     @contextlib.contextmanager
     def writing(self, key: str) -> Iterator[Path]:
-        """An empty folder to write a crop's files into; it is in the cache when the block ends.
+        """Context manager: yield an empty folder, which enters the cache when the block ends.
 
-        If the block fails, nothing is left of it. Raises FileError where the disk does not take it.
+        If the block raises, the folder is removed. Raises FileError if the disk cannot be written.
         """
         with self._said_in_a_sentence():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -74,9 +78,10 @@ class CropCache:
             ) from error
 
     def make_room(self, needed: int, keep: set[str]) -> None:
-        """Remove the least recently used crops until `needed` more bytes fit; those in `keep` stay.
+        """Remove the least recently used crops until `needed` more bytes fit.
 
-        Also removes what killed processes left half decoded more than ABANDONED_S ago.
+        Crops with a key in `keep` are not removed. Half-decoded crops older than ABANDONED_S are
+        removed in any case.
         """
         if not self.folder.is_dir():
             return
@@ -103,11 +108,14 @@ def _size(folder: Path) -> int:
 
 
 # When the sources of a decoded crop were last written. Hashing the data would take as long as
-# decoding them; times of files and folders notice a chunk that was rewritten, added or removed.
+# decoding them; the times of files and folders show a chunk that was rewritten, added or removed.
 
 
 def raw_stamp(level: Level, start: np.ndarray, stop: np.ndarray) -> list[int]:
-    """Times of a level's metadata and of the folders of its chunks in voxels start..stop."""
+    """Return the modification times (ns) of a level's metadata and chunk folders in a box.
+
+    The box is voxels start..stop-1 of the level.
+    """
     inside = np.maximum(start, 0), np.minimum(stop, level.shape)
     chunks_z, chunks_y, _ = chunk_ranges(*inside, level.array.chunks)
     paths = [level.path.parent / ".zattrs", level.path / ".zarray", level.path]
@@ -117,7 +125,7 @@ def raw_stamp(level: Level, start: np.ndarray, stop: np.ndarray) -> list[int]:
 
 
 def label_stamp(group: Path, level: str) -> list[int]:
-    """Times of the metadata of a class and of all the folders of its chunks."""
+    """Return the modification times (ns) of a class's metadata and of all its chunk folders."""
     array = group / level
     planes = _folders(array)  # chunks are s0/z/y/x or s0/z.y.x
     rows = []

@@ -1,4 +1,4 @@
-"""What a path holds that is no OME-NGFF 0.4 group of zarr v2, told by its look, in words."""
+"""Say what a path holds if it is not an OME-NGFF 0.4 group of zarr v2."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ FORMATS = {
     (".czi", ".lif", ".nd2", ".dm3", ".dm4", ".ser"): "a microscope's own file",
     (".png", ".jpg", ".jpeg"): "a picture",
 }
-"""What files are by the ends of their names."""
+"""Kinds of files by the end of their names."""
 
 MOST_IMAGES = 3
-"""Paths of images that are looked for in a folder that is none itself."""
+"""Most images that a message lists if a folder is not an image but contains some."""
 
 
 def refuse_remote(place: str | Path) -> None:
@@ -41,11 +41,11 @@ def refuse_remote(place: str | Path) -> None:
 
 
 def refuse(path: Path) -> None:
-    """See that a path is a zarr v2 group.
+    """Check that a path is a zarr v2 group.
 
     Raises:
-        FileNotFoundError: if there is nothing.
-        UserError: with what it is, and what is needed.
+        FileNotFoundError: if nothing is there.
+        UserError: if it is something else; the message says what it is and what is needed.
     """
     refuse_remote(path)
     if path.is_file():

@@ -1,10 +1,10 @@
-"""The challenge's layout of a data root, which the public bucket has too.
+"""Paths in the challenge's layout of a data root, which is also that of the public bucket.
 
     {dataset}/{dataset}.zarr/recon-1/em/fibsem-uint8                        raw
     {dataset}/{dataset}.zarr/recon-1/labels/groundtruth/{crop}/{class}      labels
 
-Each of them is a multiscale OME-NGFF group. Paths are relative to the data root, with "/" on every
-system, as they stand in a datasplit.csv and in the bucket.
+Each of these paths is a multiscale OME-NGFF group. Paths are relative to the data root, with "/" on
+every system, as in a datasplit.csv and in the bucket.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def labels(dataset: str, crop: str) -> str:
 
 
 def crop_name(name: str) -> str:
-    """The name of a crop's folder: the challenge's tables write 28 for crop28."""
+    """Return the folder name of a crop: '28', as in the challenge's tables, becomes 'crop28'."""
     return f"crop{name}" if name.isdecimal() else name
 
 
 def crop_folders(data_root: Path) -> dict[tuple[str, str], Path]:
-    """The folder of every crop on disk by its dataset and name."""
+    """Return the folder of every crop on disk, by (dataset, crop name)."""
     folders = {}
     for folder in data_root.glob(f"*/*.zarr/{LABELS}/*"):
         dataset = folder.relative_to(data_root).parts[0]
@@ -66,7 +66,7 @@ def data_root_near(folder: Path) -> Path | None:
 
 
 def store_of(path: Path) -> Path | None:
-    """The innermost zarr store that a path is in, or is; None outside of any."""
+    """Return the innermost zarr store that contains `path` or is `path`; None if there is none."""
     for folder in (path, *path.parents):
         if folder.suffix == ".zarr":
             return folder

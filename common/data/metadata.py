@@ -1,7 +1,8 @@
-"""What an OME-NGFF 0.4 group says of its image, checked before anything trusts it.
+"""Read and check the metadata of OME-NGFF 0.4 groups.
 
-The metadata come from programs of all kinds. Whatever is wrong with them is one sentence that
-begins with the path of the group or array. Lengths are nm, axes z, y, x.
+The metadata may come from any program, so everything is checked before it is used. Each problem is
+a UserError of one sentence that begins with the path of the group or array. Lengths are in nm, axes
+are z, y, x.
 
 Source: https://ngff.openmicroscopy.org/0.4 and https://zarr-specs.readthedocs.io, version 2.
 """
@@ -41,50 +42,50 @@ SPACE = ("z", "y", "x")
 
 SMALLEST_EM_NM = 0.3
 LARGEST_EM_NM = 10_000
-"""Voxels of volume EM lie in between; lengths without a unit that do not are no nm."""
+"""Range of voxel sizes in volume EM; sizes without a unit that are outside of it are not in nm."""
 
 SMALLEST_NM = 1e-3
 LARGEST_NM = 1e12
-"""Voxel sizes and positions beyond these, a picometre and a kilometre, are mistakes."""
+"""Range of credible voxel sizes and positions: a picometre to a kilometre."""
 
 LARGEST_CHUNK = 2**34
-"""Bytes of a chunk; a chunk is decoded whole, in memory."""
+"""Largest chunk in bytes; a chunk is decoded as a whole, in memory."""
 
 LARGEST_ARRAY = 2**60
-"""Voxels; beyond, 64 bits do not count the bytes."""
+"""Largest number of voxels of an array; 64 bits could not count the bytes of more."""
 
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")
-"""Fill values that JSON has no numbers for."""
+"""Fill values that zarr writes as text, since JSON has no such numbers."""
 
 UNFINISHED = "unfinished"
-"""Attribute of a group whose voxels are not all written yet.
+"""Attribute of a group that is still being written.
 
-It stands instead of 'multiscales', so that no reader takes the group for a whole image.
+Such a group has no 'multiscales', so that no reader takes it for a complete image.
 """
 
 
 @dataclass(frozen=True)
 class LevelMetadata:
-    """One resolution: which array, and where its voxels are."""
+    """The metadata of one resolution of an image."""
 
     name: str
     """Path of the array in the group."""
     scale: np.ndarray
-    """(3,) nm, size of a voxel."""
+    """(3,) voxel size in nm."""
     translation: np.ndarray
-    """(3,) nm, centre of the first voxel."""
+    """(3,) position of the centre of the first voxel in nm."""
     has_translation: bool
-    """Whether the metadata say where it is; else it begins at 0."""
+    """Whether the metadata have a translation; without one it is taken as 0."""
 
 
 @dataclass(frozen=True)
 class ImageMetadata:
-    """A multiscale image."""
+    """The metadata of a multiscale image."""
 
     axes: tuple[str, ...]
     """Names of all axes of its arrays: z, y, x, and others before them that have length 1."""
     levels: tuple[LevelMetadata, ...]
-    """As they are listed; at least one."""
+    """The levels in the order of the file; at least one."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,14 @@ class ArrayMetadata:
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     content: dict[str, Any]
-    """All of it."""
+    """The whole JSON object."""
 
 
 def read_image(path: Path) -> ImageMetadata:
-    """The first image of the group at `path`.
+    """Return the metadata of the first multiscale image of the group at `path`.
 
     Raises:
-        FileNotFoundError: if there is nothing.
+        FileNotFoundError: if nothing is there.
         UserError: if it is something else, or if its metadata do not place an image in space.
     """
     foreign.refuse(path)

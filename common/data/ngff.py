@@ -1,8 +1,8 @@
-"""OME-NGFF 0.4 (zarr v2) multiscale images: open, pick a level, place in the world (nm), write.
+"""Read and write OME-NGFF 0.4 multiscale images (zarr v2).
 
-A voxel is a point with an extent: `translation` is the world position of the *centre* of voxel
-(0, 0, 0), as in the NGFF specification, so an image covers `translation - scale / 2` to
-`translation + (shape - 1/2) * scale`. Axes are z, y, x.
+Positions are in nm in the world frame of an image, z, y, x. `translation` is the position of the
+*centre* of voxel (0, 0, 0), as in the NGFF specification, so that an image covers the box from
+`translation - scale / 2` to `translation + (shape - 1/2) * scale`.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from common.data.metadata import UNFINISHED, LevelMetadata
 from common.errors import UserError
 
 Reduction = Callable[[np.ndarray, Vector], np.ndarray]
-"""(block, factors) -> the coarser block: `block_mean` or `pick`."""
+"""`reduce(block, factors)` returns the coarser block, such as `block_mean` or `pick`."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of a block are."""
+    """Where the voxels of a volume are in the world."""
 
     origin: np.ndarray
-    """(3,) nm, the world position of the centre of voxel (0, 0, 0)."""
+    """(3,) position in nm of the centre of voxel (0, 0, 0)."""
     scale: np.ndarray
-    """(3,) nm, the size of a voxel."""
+    """(3,) voxel size in nm."""
     shape: tuple[int, int, int]
+    """Voxels, z, y, x."""
 
     def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper corner in nm, voxel extents included."""
+        """Return the lower and the upper corner in nm, (3,) each, of the volume of all voxels."""
         lower = self.origin - self.scale / 2
         upper = self.origin + (np.array(self.shape) - 0.5) * self.scale
         return lower, upper
@@ -48,22 +49,22 @@ class Grid:
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of an image."""
+    """One resolution of a multiscale image."""
 
     path: Path
     array: zarr.Array
     scale: np.ndarray
-    """(3,) float64, size of a voxel in nm."""
+    """(3,) float64, voxel size in nm."""
     translation: np.ndarray
-    """(3,) float64, world position in nm of the centre of voxel (0, 0, 0)."""
+    """(3,) float64, position in nm of the centre of voxel (0, 0, 0)."""
     has_translation: bool = True
-    """Whether the metadata say so; else the position is 0."""
+    """Whether the metadata have a translation; without one it is taken as 0."""
     dropped: tuple[int, ...] = ()
-    """Axes of the array on disk that have length 1 and are left away."""
+    """Axes of the array on disk that are dropped: those other than z, y, x, of length 1."""
 
     @property
     def shape(self) -> np.ndarray:
-        """(3,) int, voxels."""
+        """(3,) int, voxels along z, y, x."""
         return np.array(self.array.shape)
 
     @property
@@ -72,11 +73,11 @@ class Level:
         return Grid(self.translation, self.scale, tuple(self.shape.tolist()))
 
     def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper corner of the image in nm, voxel extents included."""
+        """Return the lower and the upper corner in nm, see `Grid.box`."""
         return self.grid.box()
 
     def read(self, start: Vector, stop: Vector) -> np.ndarray:
-        """Voxels start..stop, which lie within the array.
+        """Return voxels start..stop-1 (z, y, x), which must lie within the array.
 
         Raises:
             UserError: with the path of the array, if a chunk cannot be decoded.
@@ -96,7 +97,7 @@ class Level:
             ) from error
 
     def chunk_file(self, index: Sequence[int]) -> Path:
-        """The file of a chunk, by its number along z, y, x; it need not exist."""
+        """Return the file of a chunk, by its number along z, y, x; it need not exist."""
         separator = self.array._dimension_separator
         return self.path / adapted.chunk_name(index, self.dropped, separator)
 
@@ -107,7 +108,7 @@ class Level:
         )
 
     def _damaged_chunk(self, start: Vector, stop: Vector) -> str:
-        """Of the first Blosc chunk that is not as long as its header says, what is wrong, or ""."""
+        """Return what is wrong with the first Blosc chunk whose length contradicts its header."""
         # numcodecs hands such a chunk to Blosc, which reads on beyond its end
         if not isinstance(self.array.compressor, Blosc):
             return ""
@@ -129,7 +130,7 @@ class Level:
 
 
 def chunk_ranges(start: Vector, stop: Vector, chunks: Vector) -> list[range]:
-    """For each axis the numbers of the chunks that hold voxels start..stop."""
+    """Return, for each axis, the numbers of the chunks that hold voxels start..stop-1."""
     ranges = []
     for first, end, size in zip(start, stop, map(int, chunks), strict=True):
         last = -(-int(end) // size)  # rounded up
@@ -138,14 +139,14 @@ def chunk_ranges(start: Vector, stop: Vector, chunks: Vector) -> list[range]:
 
 
 def open_levels(path: str | Path) -> list[Level]:
-    """The levels of the multiscale image at `path`, finest first; at least one.
+    """Open the levels of the multiscale image at `path`, the finest first; at least one.
 
-    Axes beside z, y, x are left away where they have length 1. Chunks that are not there are 0
-    where the array does not say what they are.
+    Axes other than z, y, x are dropped; they must have length 1. Missing chunks have the fill value
+    of the array, or 0 if it has none.
 
     Raises:
-        FileNotFoundError: if there is no zarr group, or an array that it names is missing.
-        UserError: if it is something else, or its metadata do not place it in space.
+        FileNotFoundError: if there is no zarr group, or if an array that it names is missing.
+        UserError: if `path` is something else, or if its metadata do not place it in space.
     """
     foreign.refuse_remote(path)
     path = Path(path)
@@ -161,9 +162,10 @@ def open_levels(path: str | Path) -> list[Level]:
 
 
 def pick_level(levels: Sequence[Level], scale: Vector) -> Level:
-    """The level whose voxel size is nearest to `scale` (nm), the finer one of two.
+    """Return the level whose voxel size is nearest to `scale` (nm); of two equally near, the finer.
 
-    Distance is the sum over axes of |log ratio|: half as large is as far as twice as large.
+    The distance is the sum over axes of |log(ratio)|, so that half the size is as far as twice the
+    size.
     """
 
     def distance(level: Level) -> tuple[float, float]:
@@ -187,14 +189,14 @@ def write_multiscale(
     """Write `volume` as an OME-NGFF 0.4 group.
 
     Args:
-        path: of the group; what was there is removed.
+        path: path of the group; an existing group is replaced.
         volume: (z, y, x).
-        voxel_size: nm.
-        translation: nm, of the centre of the first voxel.
-        levels: how many resolutions, each half of the one before. Coarser levels are block means,
-            so several levels are for intensities only.
+        voxel_size: nm, z, y, x.
+        translation: position of the centre of the first voxel in nm, z, y, x.
+        levels: number of resolutions, each half of the one before. Coarser levels are block means,
+            so write more than one for intensities only, not for labels.
         chunk: voxels of a chunk along each axis.
-        attributes: added to the group's.
+        attributes: further attributes of the group.
     """
     grid = Grid(np.array(translation, float), np.array(voxel_size, float), volume.shape)
     array = start_multiscale(path, grid, volume.dtype, (chunk,) * 3, attributes=attributes)
@@ -210,16 +212,16 @@ def start_multiscale(
     *,
     attributes: dict | None = None,
 ) -> zarr.Array:
-    """A new group with an empty finest level, which is returned to be written.
+    """Create a group with an empty finest level, and return that array to be written.
 
-    It becomes an image with `finish_multiscale`. Chunks that are 0 throughout take no space.
+    The group becomes an image with `finish_multiscale`. Chunks that are all 0 are not stored.
 
     Args:
-        path: of the group; what was there is removed.
-        grid: of the finest level.
-        dtype: of all levels.
-        chunks: voxels of a chunk.
-        attributes: of the group.
+        path: path of the group; an existing group is replaced.
+        grid: grid of the finest level.
+        dtype: dtype of all levels.
+        chunks: voxels of a chunk, z, y, x.
+        attributes: attributes of the group.
     """
     group = zarr.open_group(str(path), mode="w")
     group.attrs.put({**(attributes or {}), UNFINISHED: True})
@@ -229,13 +231,15 @@ def start_multiscale(
 def add_level(
     path: str | Path, number: int, factor: Vector, chunks: Vector | None = None
 ) -> zarr.Array:
-    """An empty coarser level to be written, which `finish_multiscale` need not make then.
+    """Create an empty coarser level, and return its array to be written.
+
+    Give `finish_multiscale` the number of levels made this way as `written`.
 
     Args:
-        path: of a group that `start_multiscale` began.
-        number: of the level, 1, 2, ...
-        factor: voxels of the level before that become one.
-        chunks: voxels of a chunk; those of the level before unless given.
+        path: path of a group that `start_multiscale` created.
+        number: number of the level: 1, 2, ...
+        factor: voxels of the next finer level that become one, z, y, x.
+        chunks: voxels of a chunk; by default those of the next finer level.
     """
     group = zarr.open_group(str(path), mode="r+")
     fine = group[f"s{number - 1}"]
@@ -256,16 +260,16 @@ def finish_multiscale(
     *,
     written: int = 0,
 ) -> None:
-    """Add the coarser levels, then the metadata that make the group an image.
+    """Write the coarser levels, then the metadata that make the group an image.
 
-    Takes the memory of a few chunks. After an interruption it can be called again.
+    This takes the memory of a few chunks, and can be called again after an interruption.
 
     Args:
-        path: of a group that `start_multiscale` began.
-        grid: of its finest level.
-        factors: for each coarser level the voxels of the one before that become one.
+        path: path of a group that `start_multiscale` created.
+        grid: grid of its finest level.
+        factors: for each coarser level, the voxels of the next finer one that become one.
         reduce: `block_mean` for intensities, `pick` for ids.
-        written: how many of the coarser levels hold their voxels already.
+        written: number of coarser levels whose voxels are already written.
     """
     group = zarr.open_group(str(path), mode="r+")
     scale = grid.scale
@@ -302,10 +306,10 @@ def _multiscale(name: str, datasets: Sequence[dict]) -> dict:
 
 
 def pyramid(grid: Grid, smallest: int = 64) -> list[tuple[int, ...]]:
-    """Factors of the coarser levels of a large image, until its longest axis has `smallest` voxels.
+    """Return the factors of coarser levels until no axis is longer than `smallest` voxels.
 
-    Voxels grow towards cubes first: an axis whose voxels are already twice as long as the shortest
-    waits for the others.
+    Voxels become cubes first: an axis is not reduced while its voxels are at least 1.5 times as
+    long as the shortest.
     """
     scale = np.array(grid.scale)
     shape = np.array(grid.shape)
@@ -350,7 +354,7 @@ def _new_level(
 
 
 def pick(volume: np.ndarray, factors: Vector) -> np.ndarray:
-    """One voxel of each block of a label volume: the middle one, the lower of two."""
+    """Reduce a label volume: take the middle voxel of each block, the lower of two."""
     index = []
     for size, factor in zip(volume.shape, map(int, factors), strict=True):
         index.append(slice((factor - 1) // 2, size // factor * factor, factor))
@@ -358,9 +362,9 @@ def pick(volume: np.ndarray, factors: Vector) -> np.ndarray:
 
 
 def block_mean(volume: np.ndarray, factors: Vector) -> np.ndarray:
-    """Mean over blocks of `factors` voxels, in the dtype of `volume` (integers rounded).
+    """Return the mean over blocks of `factors` voxels, in the dtype of `volume`.
 
-    A partial last block is dropped.
+    Integers are rounded. An incomplete last block is dropped.
     """
     count = math.prod(map(int, factors))
     whole_numbers = volume.dtype.kind in "ui"
@@ -380,7 +384,7 @@ def _wide_enough(dtype: np.dtype, count: int) -> type:
 
 
 def sum_along(volume: np.ndarray, axis: int, factor: int, dtype: type) -> np.ndarray:
-    """Sums of `factor` neighbours along an axis."""
+    """Return the sums of `factor` neighbours along an axis; an incomplete last group is dropped."""
     stop = volume.shape[axis] // factor * factor
     before = (slice(None),) * axis
     total: np.ndarray = volume[(*before, slice(0, stop, factor))].astype(dtype)
@@ -390,7 +394,7 @@ def sum_along(volume: np.ndarray, axis: int, factor: int, dtype: type) -> np.nda
 
 
 def _open_level(group: zarr.Group, path: Path, axes: Sequence[str], about: LevelMetadata) -> Level:
-    """A level with its array."""
+    """Open one level of an image."""
     folder = path / about.name
     codecs.check(group.store, about.name, folder)
     described = metadata.read_array(folder)
@@ -414,11 +418,12 @@ def _open_level(group: zarr.Group, path: Path, axes: Sequence[str], about: Level
 
 
 class BloscLengths(NamedTuple):
-    """Bytes of a Blosc chunk, as its header says."""
+    """Lengths of a Blosc chunk in bytes, from its header."""
 
     packed: int
-    """At least those of the header."""
+    """Compressed length, header included."""
     unpacked: int
+    """Length of the decompressed values."""
 
 
 def _blosc_lengths(chunk: Path) -> BloscLengths:

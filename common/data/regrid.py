@@ -1,10 +1,9 @@
-"""A volume on another grid, both placed in the world (nm).
+"""Resample a volume to another grid; both are placed in the world (nm).
 
-Ids are taken from the nearest voxel, a class by its share of each voxel. Masks and probabilities
-are resampled one axis after another with a matrix an axis (`axis_weights`): the mean over the
-extent of a larger voxel, linear interpolation at the centre of a finer one. What the source does
-not cover is 0. Work goes by layers of the source's chunks, so that memory holds the result and one
-such layer.
+Ids are taken from the nearest source voxel. Masks and probabilities are resampled one axis after
+the other with a matrix (`axis_weights`): the mean over the extent of a larger target voxel, linear
+interpolation at the centre of a finer one. Outside of the source the result is 0. The source is
+read in layers of its chunks, so that memory holds the result and one such layer.
 """
 
 from __future__ import annotations
@@ -20,40 +19,41 @@ from common.data.ngff import Grid, Level
 from common.errors import UserError
 
 TIE = 1e-5
-"""A share within this of a half is not more than a half.
+"""A share of a voxel counts as more than half only above 0.5 + TIE.
 
-So half of a coarse voxel is 0, however float32 rounds it.
+So a voxel that is exactly half filled becomes 0, however float32 rounds the share.
 """
 
 ALIGNED = 1e-3
-"""Voxels; grids that differ by less are one grid. Voxel sizes are written with about six digits."""
+"""Grids that differ by less than this, in voxels, count as one: files give sizes to six digits."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A grid along one axis, in nm or any other unit."""
+    """A grid along one axis, in nm or any other unit of length."""
 
     origin: float
-    """Centre of the first voxel."""
+    """Position of the centre of the first voxel."""
     scale: float
-    """Size of a voxel."""
+    """Voxel size."""
     size: int
     """Number of voxels."""
 
 
 def axis_of(grid: Grid, number: int) -> Axis:
-    """Axis 0, 1 or 2 of a grid, in nm."""
+    """Return axis 0, 1 or 2 of a grid, in nm."""
     return Axis(grid.origin[number], grid.scale[number], grid.shape[number])
 
 
 def ids(level: Level, grid: Grid) -> np.ndarray:
-    """(z, y, x) ids of the source voxel nearest to the centre of each target voxel.
+    """Resample ids to `grid` by nearest neighbour; return (z, y, x) integers.
 
-    The lower of two; 0 outside of the source. In the source's integer dtype; a float volume of
-    whole numbers is taken as the ids it holds, in the smallest unsigned dtype for them.
+    Each target voxel takes the id of the source voxel nearest to its centre, the lower of two; it
+    is 0 outside of the source. The dtype is that of the source. Whole numbers stored as floats are
+    converted to the smallest unsigned dtype that holds them.
 
     Raises:
-        UserError: for other floats, and for ids from where on the float dtype skips whole numbers.
+        UserError: for other floats, and for ids too large for the float dtype to be exact.
     """
     source = level.array.dtype
     result = np.zeros(grid.shape, source.newbyteorder("=") if source.kind in "ui" else np.uint8)
@@ -66,13 +66,13 @@ def ids(level: Level, grid: Grid) -> np.ndarray:
 
 
 def mask(level: Level, grid: Grid) -> np.ndarray:
-    """(z, y, x) bool, where the class makes up more than half of a target voxel.
+    """Resample a mask to `grid`: (z, y, x) bool, True where it fills more than half of a voxel.
 
-    False outside of the source. An integer source is the class where it is above 0, a float source
-    holds probabilities. Between grids whose voxels coincide nothing is resampled.
+    False outside of the source. An integer source is positive where it is above 0; a float source
+    holds probabilities. If the voxels of both grids coincide, nothing is resampled.
 
     Raises:
-        UserError: for floats beyond [0, 1].
+        UserError: for floats outside of [0, 1].
     """
     if _aligned(level, grid):
         return _mask_on_same_voxels(level, grid)
@@ -112,13 +112,14 @@ def _mask_on_same_voxels(level: Level, grid: Grid) -> np.ndarray:
 
 
 def axis_weights(target: Axis, source: Axis, *, repeat_edge: bool = False) -> np.ndarray:
-    """(target.size, source.size) float32: how much of each source voxel a target voxel takes.
+    """Return the matrix (target.size, source.size) float32 that resamples along one axis.
 
-    A larger target voxel takes the source voxels by their overlap, exact for any ratio; a finer one
-    interpolates linearly between two centres; at equal sizes the two are the same. Beyond the
-    outermost centres the outermost voxel goes on to the source's edge, and then there is 0: a row
-    sums to the part of its voxel that the source covers. With repeat_edge it goes on without end,
-    and all rows sum to 1.
+    Row i has the weights of the source voxels in target voxel i. A target voxel that is larger than
+    a source voxel weights them by overlap, which is exact for any ratio; a smaller one interpolates
+    linearly between two centres. At equal sizes both are the same. Between the outermost centre and
+    the edge of the source, the outermost voxel is repeated; beyond the edge weights are 0, so that
+    a row sums to the fraction of its voxel that the source covers. With `repeat_edge` the outermost
+    voxel is repeated without end, and all rows sum to 1.
     """
     ratio = target.scale / source.scale
     # in source voxels from here on
@@ -140,9 +141,9 @@ def axis_weights(target: Axis, source: Axis, *, repeat_edge: bool = False) -> np
 
 
 def covers(level: Level, grid: Grid) -> bool:
-    """Whether the source reaches over the grid's box, voxel extents included.
+    """Return whether the source covers the box of the grid.
 
-    Half a source voxel may be missing: that is how far a nearest voxel is good for.
+    Half a source voxel may be missing at each side, since a nearest voxel serves that far.
     """
     lower, upper = level.box()
     wanted_lower, wanted_upper = grid.box()
@@ -151,7 +152,7 @@ def covers(level: Level, grid: Grid) -> bool:
 
 
 def shortfall(level: Level, grid: Grid) -> str:
-    """What a source covers and what was asked of it, for the message when `covers` is False."""
+    """Return what a source covers and what it should cover, for messages if `covers` is False."""
     return f"covers z, y, x {_box_text(level.grid)} nm of {_box_text(grid)} nm"
 
 
@@ -161,9 +162,9 @@ def _box_text(grid: Grid) -> str:
 
 
 def _nearest(level: Level, grid: Grid) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-    """The target voxels inside of the source, and the nearest source voxel of each.
+    """Iterate over the target voxels inside of the source, with the nearest source voxel of each.
 
-    By layers of the source's chunks: (index of the target, its values).
+    Yields (index in the target, values), one layer of the source's chunks at a time.
     """
     axes = [_nearest_along(level, grid, axis) for axis in range(3)]
     inside = [along for along, _ in axes]
@@ -185,9 +186,9 @@ def _nearest(level: Level, grid: Grid) -> Iterator[tuple[tuple[slice, ...], np.n
 
 
 def _nearest_along(level: Level, grid: Grid, axis: int) -> tuple[slice, np.ndarray]:
-    """Along an axis, which target voxels are in the source, and the nearest voxel of each.
+    """Return which target voxels along an axis have their centre in the source.
 
-    In the source is a voxel whose centre is.
+    Also returns the nearest source voxel of each of them.
     """
     target = axis_of(grid, axis)
     source = axis_of(level.grid, axis)
@@ -203,7 +204,7 @@ def _nearest_along(level: Level, grid: Grid, axis: int) -> tuple[slice, np.ndarr
 
 
 def _window_weights(level: Level, grid: Grid, axis: int) -> tuple[int, np.ndarray]:
-    """The first source voxel that the grid needs, and `axis_weights` of those from there on."""
+    """Return the first source voxel that the grid needs, and `axis_weights` from there on."""
     source = axis_of(level.grid, axis)
     corner = level.box()[0][axis]
     low, high = ((bound[axis] - corner) / source.scale for bound in grid.box())
@@ -218,7 +219,7 @@ def _window_weights(level: Level, grid: Grid, axis: int) -> tuple[int, np.ndarra
 
 
 def _runs(layer: np.ndarray, wanted: np.ndarray) -> Iterator[slice]:
-    """The stretches of wanted rows that begin in one layer."""
+    """Iterate over the runs of wanted rows that begin in the same layer."""
     rows = np.flatnonzero(wanted)
     first_of_a_layer = np.flatnonzero(np.diff(layer[rows])) + 1
     for run in np.split(rows, first_of_a_layer):
@@ -229,7 +230,7 @@ def _runs(layer: np.ndarray, wanted: np.ndarray) -> Iterator[slice]:
 def _overlap(
     centre: np.ndarray, width: float, low: np.ndarray | float, high: np.ndarray | float
 ) -> np.ndarray:
-    """Length that windows of `width` around `centre` share with low..high."""
+    """Return the length that windows of `width` around `centre` share with low..high."""
     upper = np.minimum(centre + width / 2, high)
     lower = np.maximum(centre - width / 2, low)
     return (upper - lower).clip(0)
@@ -250,7 +251,7 @@ def offset(level: Level, grid: Grid) -> np.ndarray:
 
 
 def _aligned(level: Level, grid: Grid) -> bool:
-    """Whether the voxels of the grid are voxels of the source, or would be if that went on."""
+    """Return whether the voxels of the grid lie on the source's lattice of voxels."""
     first = (grid.origin - level.translation) / level.scale
     between = np.abs(first - np.rint(first))
     # scales that differ a little part by a whole voxel at the end of a long axis
@@ -259,7 +260,7 @@ def _aligned(level: Level, grid: Grid) -> bool:
 
 
 def _share(slab: np.ndarray, path: Path) -> np.ndarray:
-    """How much of each voxel is the class: bool or float in [0, 1]."""
+    """Return how much of each voxel is positive: bool, or float in [0, 1]."""
     if slab.dtype.kind in "bui":
         return slab > 0
     if not (slab.min() >= 0 and slab.max() <= 1):  # so that NaN is refused too
@@ -271,9 +272,9 @@ def _share(slab: np.ndarray, path: Path) -> np.ndarray:
 
 
 def as_ids(slab: np.ndarray, path: Path) -> np.ndarray:
-    """The same numbers in an integer dtype.
+    """Return the same numbers in an integer dtype.
 
-    Raises UserError for floats that are no ids. path: where they were read from.
+    Raises UserError, which names `path`, for floats that are not ids.
     """
     if slab.dtype.kind == "b":
         return slab.view(np.uint8)

@@ -1,8 +1,9 @@
-"""The file `datasplit.csv`: which crops train and which validate, and what each annotates.
+"""Read `datasplit.csv`, the file that lists training and validation crops and their classes.
 
-One row a crop, without a header: usage ("train" or "validate"), raw store, raw path in it, label
-store, label path in it with the annotated classes in brackets. Stores are relative to the data
-root. A class that is not in the brackets is unknown in that crop, even if its folder exists.
+It has one row per crop and no header: usage ("train" or "validate"), raw store, path of the raw in
+it, label store, path of the crop in it with the annotated classes in brackets. Stores are relative
+to the data root. A class that is not in the brackets is unknown in that crop, even if its folder
+exists. An example, one row:
 
     "train","d/d.zarr","recon-1/em/fibsem-uint8","d/d.zarr","recon-1/labels/groundtruth/crop1/[ecs,pm]"
 """
@@ -32,7 +33,7 @@ PROBLEMS_SHOWN = 10
 
 @dataclass(frozen=True)
 class Row:
-    """One crop of a data split."""
+    """One row of a datasplit: a crop, and what it is used for."""
 
     usage: str
     """'train' or 'validate'."""
@@ -41,10 +42,13 @@ class Row:
     crop: Path
     """Folder that holds one multiscale group for each annotated class."""
     annotated: tuple[str, ...]
+    """The annotated classes; every other class is unknown in this crop."""
     file: Path = field(default=Path("datasplit.csv"), compare=False)
+    """The datasplit that the row was read from."""
     line: int = field(default=0, compare=False)
-    """Line of the file, from 1."""
+    """Line number in `file`, counted from 1."""
     data_root: Path = field(default=Path(), compare=False)
+    """The data root that relative stores were joined to."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -59,23 +63,24 @@ class Row:
 
 
 def row_text(usage: str, dataset: str, crop: str, classes: Sequence[str]) -> str:
-    """The row of a crop that lies where the challenge's layout has it."""
+    """Return the line of datasplit.csv for a crop in the challenge's layout."""
     store = layout.store(dataset)
     labels = f"{layout.LABELS}/{crop}/[{','.join(classes)}]"
     return ",".join(f'"{text}"' for text in (usage, store, layout.RAW, store, labels))
 
 
 def read_datasplit(path: str | Path, data_root: str | Path) -> list[Row]:
-    """The rows of a data split, in the order of the file.
+    """Return the rows of a datasplit, in the order of the file.
 
-    Stores are joined to `data_root` unless they are absolute. Reads the five columns above, and
-    three or four (usage, raw, labels). A label path without brackets is one class. Empty lines and
-    those beginning with '#' are skipped. Unlike in the public toolbox, where every usage that does
-    not begin with 'train' validates, one that begins with neither 'train' nor 'valid' is an error.
+    Stores are joined to `data_root` unless they are absolute. Instead of the five columns above, a
+    row may have three or four, of which the first three count: usage, raw, labels. A label path
+    without brackets names a single class. Empty lines and lines that begin with '#' are skipped. A
+    usage that begins with neither 'train' nor 'valid' is an error; in the public toolbox every
+    usage that does not begin with 'train' is validation.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        UserError: with everything that is wrong, one line each.
+        UserError: with all problems of the file, one per line; also if no row trains.
     """
     path = Path(path)
     data_root = Path(data_root)
@@ -105,7 +110,7 @@ def read_datasplit(path: str | Path, data_root: str | Path) -> list[Row]:
 
 
 def _parse(line: str, data_root: Path) -> Row:
-    """One row. Raises UserError with one argument for each problem."""
+    """Parse one line. Raises UserError with one argument per problem."""
     fields = _fields(line)
     usage = _usage(fields[0])
     problems = [
@@ -131,7 +136,7 @@ def _parse(line: str, data_root: Path) -> Row:
 
 
 def _fields(line: str) -> list[str]:
-    """The columns of a row: five, or three (usage, raw, labels)."""
+    """Return the columns of a line: five, or three (usage, raw, labels)."""
     try:
         fields = next(csv.reader([line], strict=True))
     except csv.Error as error:
@@ -145,7 +150,7 @@ def _fields(line: str) -> list[str]:
 
 
 def _usage(text: str) -> str:
-    """'train' or 'validate' for what begins like it ('valid', 'validation', ...), else nothing."""
+    """Return 'train' or 'validate' for a text with the same first five letters, otherwise ''."""
     for usage in USAGES:
         if text.startswith(usage[:5]):
             return usage
@@ -166,9 +171,9 @@ def _label_problems(path: str) -> list[str]:
 
 
 def _split_classes(path: str) -> tuple[str, tuple[str, ...]]:
-    """'crop1/[mito,er]' as 'crop1' and its classes.
+    """Split 'crop1/[mito,er]' into 'crop1' and ('mito', 'er').
 
-    Without brackets the last part of the path is the one class.
+    Without brackets, the last part of the path is the only class.
     """
     crop, _, names = path.rstrip("/").rpartition("/")
     return crop, tuple(names.strip("[]").split(","))
@@ -188,11 +193,11 @@ def _repeated(rows: Sequence[Row]) -> list[str]:
 
 
 def check_files(rows: Sequence[Row]) -> None:
-    """See that every raw group and every class folder exists; reads names only, no metadata.
+    """Check that every raw group and every class folder exists; metadata are not read.
 
     Raises:
-        FileNotFoundError: with the first ten that are missing, the lines that name them, a count,
-            and the command that mends it.
+        FileNotFoundError: with the first missing folders, the lines that name them, how many are
+            missing, and the command to fetch them.
     """
     lines_of: dict[str, list[str]] = {}
     for row in rows:
@@ -210,7 +215,7 @@ def check_files(rows: Sequence[Row]) -> None:
 
 
 def _how_to_mend(rows: Sequence[Row]) -> str:
-    """What to do about files of these rows that are not there."""
+    """Return what the user can do about missing files of these rows."""
     root = rows[0].data_root
     near = layout.data_root_near(root)
     if near and any(row.crop.is_relative_to(root) for row in rows):
@@ -242,7 +247,7 @@ def _missing(row: Row) -> list[str]:
 
 
 def _missing_group(what: str, path: Path) -> str:
-    """That a folder is not there, told by the outermost store that is not, or nothing."""
+    """Return a sentence about a missing folder, or about its store if that is missing; else ''."""
     for folder in (*reversed(path.parents), path):
         if folder.suffix == ".zarr" and not folder.is_dir():
             return f"no zarr store {folder}"
@@ -250,9 +255,10 @@ def _missing_group(what: str, path: Path) -> str:
 
 
 def split_hash(rows: Sequence[Row]) -> str:
-    """SHA-256 of the rows in their order: the same wherever the data lie.
+    """Return the SHA-256 of the rows in their order.
 
-    Paths are relative to the data root; a store outside of it enters with its whole path.
+    It is the same wherever the data root is, since paths are taken relative to it; a store outside
+    of the data root counts with its whole path.
     """
     content = []
     for row in rows:
