@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from common import classes as class_table
-from common.data import ngff
 from common.data.ngff import Level
+from common.data.records import read_processed
 from common.data.regions import Region
 from common.errors import FileError, UserError
 from common.show import figures, montage
 from common.show.layers import LABELS, Layers, is_logits
+from common.show.painted import Objects, Painted, Part, bottom_up, on_same_voxels
+from common.show.served import Served
 
 SHADER = """#uicontrol vec3 color color(default="%s")
 #uicontrol float lowest slider(min=0, max=1, default=0)
@@ -27,10 +30,15 @@ void main() {
   emitRGBA(vec4(color, probability < lowest ? 0.0 : probability));
 }"""
 
-LOGISTIC = "1.0 / (1.0 + exp(-value))"
+CLASSES_SHADER = """#uicontrol float opacity slider(min=0, max=1, default=0.6)
+void main() {
+  int number = int(toRaw(getDataValue()));
+  vec3 color = vec3(0.0);
+%s
+  emitRGBA(vec4(color, number == 0 ? 0.0 : opacity));
+}"""
 
-MESHED = 512**3
-"""Voxels up to which the objects of a volume are shown in 3D: all of it is read for that."""
+LOGISTIC = "1.0 / (1.0 + exp(-value))"
 
 PANEL_PIXELS = 400
 """About as wide is each of the four panels of the viewer."""
@@ -112,63 +120,11 @@ def _refuse_taken_port(port: int, bind: str) -> None:
         ) from error
 
 
-class Served:
-    """A multiscale volume as neuroglancer.LocalVolume takes an array."""
-
-    def __init__(self, levels: Sequence[Level], labels: bool):
-        """labels: whether voxels are ids, of which coarser ones are picked and not averaged."""
-        finest = levels[0]
-        self.shape: tuple[int, ...] = tuple(finest.shape.tolist())
-        self.dtype = _served_dtype(finest.array.dtype, labels)
-        self.labels = labels
-        self.levels: list[tuple[Level, np.ndarray]] = []
-        """Those whose voxels are blocks of the finest, and of how many."""
-        for level in levels:
-            ratio = np.rint(level.scale / finest.scale).astype(int)
-            is_multiple = np.allclose(level.scale, ratio * finest.scale)
-            distance = np.abs(level.box()[0] - finest.box()[0])
-            if is_multiple and (distance < finest.scale / 100).all():
-                self.levels.append((level, ratio))
-
-    def reduced(self, start: np.ndarray, stop: np.ndarray, factor: np.ndarray) -> np.ndarray:
-        """Voxels start..stop of the volume with `factor` voxels made one.
-
-        Read from the coarsest level that they can be made of.
-        """
-        level, ratio = self._coarsest(factor)
-        rest = factor // ratio
-        first = start * rest
-        last = np.minimum(stop * rest, level.shape)
-        result = np.zeros(stop - start, self.dtype)
-        if (first < last).all():
-            block = level.read(first, last)
-            # the volume may end within a block: its mean is that of the voxels that there are
-            padding = [(0, -length % r) for length, r in zip(block.shape, rest, strict=True)]
-            block = np.pad(block, padding, "edge")
-            reduce = ngff.pick if self.labels else ngff.block_mean
-            block = reduce(block, rest)
-            result[tuple(map(slice, block.shape))] = block
-        return result
-
-    def _coarsest(self, factor: np.ndarray) -> tuple[Level, np.ndarray]:
-        for level, ratio in reversed(self.levels):
-            if not (factor % ratio).any():
-                return level, ratio
-        return self.levels[0]  # the finest, whose ratio is 1
-
-    def transpose(self) -> np.ndarray:
-        """All of it, x, y, z: asked for to make the meshes of objects.
-
-        Raises UserError for more than MESHED voxels.
-        """
-        finest = self.levels[0][0]
-        if np.prod(self.shape, dtype=float) > MESHED:
-            raise UserError(f"{finest.path}: too large for meshes")
-        return finest.array[...].astype(self.dtype).transpose()
-
-
 def _state(neuroglancer: Neuroglancer, region: Region, layers: Layers) -> Any:
-    """What the viewer shows first: the middle of the box, raw and the first class of each kind."""
+    """What the viewer shows first: the middle of the box, raw, objects and masks.
+
+    Classes one by one are archived: 48 of three kinds would be a wall of tabs.
+    """
     present = [levels for classes in layers.values() for levels in classes.values()]
     scale = present[0][0].scale
     middle = (region.lower + region.upper) / 2
@@ -180,15 +136,127 @@ def _state(neuroglancer: Neuroglancer, region: Region, layers: Layers) -> Any:
     state.position = (middle / scale)[::-1]
     state.cross_section_scale = longest / PANEL_PIXELS
     state.projection_scale = longest * 1.5
-    for kind, classes in layers.items():
-        for number, (name, levels) in enumerate(classes.items()):
-            make = _LAYERS.get(kind, _labels_layer)
-            state.layers.append(
-                name=f"{kind}/{name}" if name else kind,
-                layer=make(neuroglancer, name, levels, region),
-                visible=number == 0,
-            )
+    opening = _opening(neuroglancer, layers, region)
+    first = _first_seen(opening)
+    for entry in opening:
+        state.layers.append(name=entry.name, layer=entry.layer, visible=entry.name in first)
+    named = {entry.name for entry in opening}
+    for name, layer in _single_layers(neuroglancer, layers, region):
+        if name not in named:
+            # archived: in the list of layers, and no tab
+            state.layers.append(name=name, layer=layer, visible=False, archived=True)
     return state
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A layer that has a tab."""
+
+    name: str
+    kind: str
+    shows: str
+    """"raw", "objects" or "masks"."""
+    layer: Any
+
+
+SEEN_FIRST = {
+    "raw": ("raw",),
+    "objects": ("processed", "truth"),
+    "masks": ("processed", "predictions", "truth"),
+}
+"""Of which kind each is seen first: what was made, else what it is compared with."""
+
+
+def _first_seen(opening: Sequence[_Entry]) -> set[str]:
+    """The names of the layers that are on: raw, one of objects and one of masks."""
+    names = set()
+    for shows, kinds in SEEN_FIRST.items():
+        for kind in kinds:
+            fitting = [
+                entry.name for entry in opening if (entry.kind, entry.shows) == (kind, shows)
+            ]
+            if fitting:
+                names.add(fitting[0])
+                break
+    return names
+
+
+def _opening(neuroglancer: Neuroglancer, layers: Layers, region: Region) -> list[_Entry]:
+    """Raw, and for each kind a layer of all its objects and one of all its masks."""
+    entries = []
+    for kind, classes in layers.items():
+        if kind == "raw":
+            layer = _raw_layer(neuroglancer, "", classes[""], region)
+            entries.append(_Entry("raw", kind, "raw", layer))
+            continue
+        parts = [Part(name, levels) for name, levels in classes.items()]
+        for shows in ("objects", "masks"):
+            of_sort = [part for part in parts if _has_objects(kind, part) == (shows == "objects")]
+            for group in on_same_voxels(of_sort):
+                entries.append(_together(neuroglancer, kind, shows, group=group, region=region))
+    return _numbered(entries)
+
+
+def _has_objects(kind: str, part: Part) -> bool:
+    if kind not in LABELS:
+        return False
+    processed = read_processed(part.levels[0].path.parent)
+    return processed.instances if processed else part.name in class_table.INSTANCES
+
+
+def _together(
+    neuroglancer: Neuroglancer, kind: str, shows: str, *, group: Sequence[Part], region: Region
+) -> _Entry:
+    """The layer of some classes on the same voxels; of one class its own."""
+    if len(group) == 1:
+        [part] = group
+        make = _LAYERS.get(kind, _labels_layer)
+        layer = make(neuroglancer, part.name, part.levels, region)
+        return _Entry(f"{kind}/{part.name}", kind, shows, layer)
+    parts = bottom_up(group)
+    finest = parts[0].levels[0]
+    if shows == "objects":
+        source = _source(neuroglancer, Objects(parts), finest)
+        layer = neuroglancer.SegmentationLayer(source=source)
+    else:
+        source = _source(neuroglancer, Painted(parts, kind in LABELS), finest, is_image=True)
+        shader = _shader_of_classes([part.name for part in parts])
+        layer = neuroglancer.ImageLayer(source=source, opacity=1.0, shader=shader)
+    return _Entry(f"{kind} {shows}", kind, shows, layer)
+
+
+def _numbered(entries: Sequence[_Entry]) -> list[_Entry]:
+    """The entries with names of their own: classes on other voxels are in a second layer."""
+    names: list[str] = []
+    distinct = []
+    for entry in entries:
+        names.append(entry.name)
+        number = names.count(entry.name)
+        name = entry.name if number == 1 else f"{entry.name} {number}"
+        distinct.append(replace(entry, name=name))
+    return distinct
+
+
+def _shader_of_classes(names: Sequence[str]) -> str:
+    """Shows numbers of classes, from 1, in the colours of the classes; 0 is clear."""
+    lines = []
+    for number, (name, colour) in enumerate(
+        zip(names, figures.class_colours(names) / 255, strict=True), 1
+    ):
+        red, green, blue = (f"{share:.3f}" for share in colour)
+        lines.append(f"  if (number == {number}) color = vec3({red}, {green}, {blue});  // {name}")
+    return CLASSES_SHADER % "\n".join(lines)
+
+
+def _single_layers(
+    neuroglancer: Neuroglancer, layers: Layers, region: Region
+) -> Iterator[tuple[str, Any]]:
+    """The name and the layer of each class of each kind."""
+    for kind, classes in layers.items():
+        make = _LAYERS.get(kind, _labels_layer)
+        for name, levels in classes.items():
+            if name:
+                yield f"{kind}/{name}", make(neuroglancer, name, levels, region)
 
 
 def _raw_layer(
@@ -198,7 +266,7 @@ def _raw_layer(
     grids = montage.slice_grids(region, {"raw": {"": list(levels)}}, (0.5,))
     low, high = montage.contrast(montage.values("raw", levels, grids))
     return neuroglancer.ImageLayer(
-        source=_source(neuroglancer, levels, "raw"),
+        source=_source(neuroglancer, Served(levels, False), levels[0], is_image=True),
         opacity=1.0,
         shader_controls={"normalized": {"range": [low, high]}},
     )
@@ -210,7 +278,7 @@ def _predictions_layer(
     """A prediction as its class's colour where it is probable."""
     probability = LOGISTIC if is_logits(levels[0]) else "value"
     return neuroglancer.ImageLayer(
-        source=_source(neuroglancer, levels, "predictions"),
+        source=_source(neuroglancer, Served(levels, False), levels[0], is_image=True),
         opacity=0.8,
         shader=SHADER % (_hexadecimal(name), probability),
     )
@@ -222,7 +290,7 @@ def _labels_layer(
     """Labels as segments: objects in colours of the viewer, other classes in their own."""
     colour = None if name in class_table.INSTANCES else _hexadecimal(name)
     return neuroglancer.SegmentationLayer(
-        source=_source(neuroglancer, levels, "truth"), segment_default_color=colour
+        source=_source(neuroglancer, Served(levels, True), levels[0]), segment_default_color=colour
     )
 
 
@@ -235,8 +303,10 @@ def _hexadecimal(name: str) -> str:
     return "#" + bytes(figures.class_colours([name])[0]).hex()
 
 
-def _source(neuroglancer: Neuroglancer, levels: Sequence[Level], kind: str) -> Any:
-    """A volume in its place in the world.
+def _source(
+    neuroglancer: Neuroglancer, served: Served | Painted, finest: Level, *, is_image: bool = False
+) -> Any:
+    """A volume in its place in the world, as ids of segments unless is_image.
 
     A voxel of the viewer covers [i, i + 1), one of ours [i - 1/2, i + 1/2).
     """
@@ -250,33 +320,18 @@ def _source(neuroglancer: Neuroglancer, levels: Sequence[Level], kind: str) -> A
             block = self.data.reduced(start, end, np.array(scale_key.split(","), int))
             return neuroglancer.chunks.encode_npz(block), "application/octet-stream"
 
-    labels = kind in LABELS
-    finest = levels[0]
-    served = Served(levels, labels)
     space = neuroglancer.CoordinateSpace(names=["z", "y", "x"], units="nm", scales=finest.scale)
     usual = neuroglancer.downsample_scales.DEFAULT_MAX_DOWNSAMPLING
     volume = Pyramid(
         served,
         space,
-        volume_type="segmentation" if labels else "image",
+        volume_type="image" if is_image else "segmentation",
         # the library's own limit is for views made of the finest voxels
         max_downsampling=int(served.levels[-1][1].prod()) * usual,
     )
     place = np.column_stack([np.eye(3), finest.translation / finest.scale - 0.5])
     transform = neuroglancer.CoordinateSpaceTransform(output_dimensions=space, matrix=place)
     return neuroglancer.LayerDataSource(volume, transform=transform)
-
-
-def _served_dtype(stored: np.dtype, labels: bool) -> np.dtype:
-    """What the viewer can show: unsigned ids, intensities in up to 32 bits."""
-    native = stored.newbyteorder("=")
-    if labels:
-        if stored.kind == "u":
-            return native
-        return np.dtype(np.uint8 if stored.kind == "b" else np.uint64)
-    if stored.kind in "ui" and stored.itemsize <= 4:
-        return native
-    return np.dtype(np.float32)
 
 
 def import_neuroglancer() -> Neuroglancer:

@@ -19,14 +19,18 @@ import zarr
 from conftest import world
 from PIL import Image
 
+from common.classes import TESTED
 from common.data import ngff, regions
 from common.data.ngff import open_levels, write_multiscale
 from common.data.regions import Region
 from common.errors import FileError, UserError
 from common.infer import predict
-from common.show import figures, viewer, visualize
+from common.show import figures, painted, viewer, visualize
+from common.show import served as served_module
 from common.show.layers import Layers, find_layers
 from common.show.montage import montage
+from common.show.painted import Objects, Painted, Part
+from common.show.served import Served
 
 CORNER = np.array((2, 30, 30))
 """Of crop3, the validation crop of the tiny experiment, in voxels."""
@@ -337,7 +341,7 @@ def overwrite(level: ngff.Level, value: int) -> None:
 )
 def test_coarse_views_are_means_of_the_finest_voxels(tmp_path, factor):
     volume = np.random.default_rng(0).integers(0, 256, (16, 32, 48), np.uint8)
-    served = viewer.Served(levels_of(tmp_path, volume, False), False)
+    served = Served(levels_of(tmp_path, volume, False), False)
     found = served.reduced(np.array([1, 0, 2]), np.array(volume.shape) // factor, np.array(factor))
     expected = ngff.block_mean(volume, factor)[1:, :, 2:]
     np.testing.assert_allclose(found.astype(float), expected, atol=1)  # rounded at each level
@@ -345,7 +349,7 @@ def test_coarse_views_are_means_of_the_finest_voxels(tmp_path, factor):
 
 def test_the_mean_of_the_last_voxels_is_of_those_that_there_are(tmp_path):
     write_multiscale(tmp_path / "raw", np.full((5, 5, 5), 80, np.uint8), (8, 8, 8))
-    served = viewer.Served(open_levels(tmp_path / "raw"), False)
+    served = Served(open_levels(tmp_path / "raw"), False)
     assert (served.reduced(np.zeros(3, int), np.full(3, 3), np.full(3, 2)) == 80).all()
 
 
@@ -353,7 +357,7 @@ def test_a_view_is_read_from_the_coarsest_level_that_serves(tmp_path):
     levels = levels_of(tmp_path, np.full((16, 32, 48), 7, np.uint8), False)
     overwrite(levels[1], 50)  # told apart
     overwrite(levels[2], 90)
-    served = viewer.Served(levels, False)
+    served = Served(levels, False)
     values = {
         (1, 1, 1): 7,
         (2, 2, 1): 7,
@@ -371,7 +375,7 @@ def test_a_view_keeps_ids_and_the_voxels_at_the_end(tmp_path):
     """13 voxels by twos are 7, the last of a single one; no id between two others appears."""
     volume = np.random.default_rng(0).choice(np.array([0, 3, 900], np.uint16), (13, 13, 13))
     write_multiscale(tmp_path / "ids", volume, (8, 8, 8))
-    served = viewer.Served(open_levels(tmp_path / "ids"), True)
+    served = Served(open_levels(tmp_path / "ids"), True)
     found = served.reduced(np.array([2, 0, 0]), np.array([7, 7, 7]), np.array([2, 2, 2]))
     np.testing.assert_array_equal(found, volume[4::2, ::2, ::2])
 
@@ -380,7 +384,7 @@ def test_a_level_that_does_not_begin_where_the_finest_does_is_not_used(tmp_path)
     levels = levels_of(tmp_path, np.full((16, 32, 48), 7, np.uint8), False)
     moved = ngff.Level(levels[1].path, levels[1].array, levels[1].scale, levels[1].translation + 3)
     overwrite(levels[1], 50)
-    served = viewer.Served([levels[0], moved], False)
+    served = Served([levels[0], moved], False)
     found = served.reduced(np.zeros(3, int), np.array([16, 16, 24]), np.array([1, 2, 2]))
     assert (found == 7).all()
 
@@ -430,16 +434,17 @@ def test_the_viewer_has_a_layer_for_each_class_in_its_place(experiment, neurogla
     write(tiny, "processed", "mito", np.zeros((24, 24, 24), np.uint8))
     opened, state, get = viewed(tiny)
     layers = {layer["name"]: layer for layer in state["layers"]}
-    assert {name: layer.get("visible", True) for name, layer in layers.items()} == {
+    tabs = {name: layer for name, layer in layers.items() if not layer.get("archived")}
+    assert {name: layer.get("visible", True) for name, layer in tabs.items()} == {
         "raw": True,
-        "truth/mito": True,
+        "truth objects": False,
         "truth/er": False,
-        "truth/nuc": False,
         "predictions/er": True,
         "processed/mito": True,
     }
+    assert [name for name in layers if name not in tabs] == ["truth/mito", "truth/nuc"]
     types = [layer["type"] for layer in layers.values()]
-    assert types == ["image", *["segmentation"] * 3, "image", "segmentation"]
+    assert types == ["image", *["segmentation"] * 2, "image", *["segmentation"] * 3]
     assert "exp(-value)" in layers["predictions/er"]["shader"]
     assert layers["truth/er"]["segmentDefaultColor"] == "#f59e32"
     begins = {
@@ -459,6 +464,73 @@ def test_the_viewer_has_a_layer_for_each_class_in_its_place(experiment, neurogla
     middle = 8 * CORNER + 92
     np.testing.assert_allclose(np.array(state["position"]) * 8, middle[::-1])
     assert b"neuroglancer" in get(f"v/{opened.token}/")
+
+
+def ids_at(tmp_path: Path, name: str, *places: tuple[int, int]) -> Part:
+    """A class of 4^3 voxels; in its layer z the id."""
+    volume = np.zeros((4, 4, 4), np.uint8)
+    for z, number in places:
+        volume[z] = number
+    write_multiscale(tmp_path / name, volume, (8, 8, 8), (4, 4, 4))
+    return Part(name, open_levels(tmp_path / name))
+
+
+def all_of(volume: Painted) -> list[int]:
+    """The values of the layers, each of one value."""
+    values = volume.reduced(np.zeros(3, int), np.full(3, 4), np.ones(3, int))
+    assert (values == values[:, :1, :1]).all()
+    return values[:, 0, 0].tolist()
+
+
+def test_objects_of_several_classes_are_one_volume_of_ids(tmp_path):
+    parts = [
+        ids_at(tmp_path, "mito", (0, 7), (1, 250)),
+        ids_at(tmp_path, "cell", (0, 1), (1, 1), (2, 2)),
+    ]
+    below = painted.bottom_up(parts)
+    assert [part.name for part in below] == ["cell", "mito"]
+    assert all_of(Objects(below)) == [1007, 1250, 2, 0]
+
+
+def test_masks_and_predictions_of_several_classes_are_one_volume_of_their_numbers(tmp_path):
+    er = ids_at(tmp_path, "er", (0, 255), (1, 100))
+    membrane = ids_at(tmp_path, "er_mem", (0, 200), (2, 127))
+    below = painted.bottom_up([membrane, er])
+    assert [part.name for part in below] == ["er", "er_mem"]
+    assert all_of(Painted(below, are_labels=True)) == [2, 1, 2, 0]
+    assert all_of(Painted(below, are_labels=False)) == [2, 0, 0, 0]  # probabilities above 0.5
+
+
+def test_classes_on_other_voxels_are_not_painted_together(tmp_path):
+    same = [ids_at(tmp_path, name) for name in ("er", "er_mem")]
+    write_multiscale(tmp_path / "pm", np.zeros((4, 4, 4), np.uint8), (4, 4, 4))
+    other = Part("pm", open_levels(tmp_path / "pm"))
+    assert painted.on_same_voxels([other, *same]) == [same, [other]]
+
+
+def test_48_classes_open_as_few_tabs_in_the_colours_of_the_classes(experiment, neuroglancer):
+    tiny = experiment()
+    zeros = np.zeros((24, 24, 24), np.uint8)
+    for kind in ("predictions", "processed"):
+        for name in TESTED:
+            write(tiny, kind, name, zeros)
+    _, state, get = viewed(tiny, classes=TESTED)
+    tabs = [layer for layer in state["layers"] if not layer.get("archived")]
+    assert [layer["name"] for layer in tabs] == [
+        "raw",
+        "truth objects",
+        "truth/er",
+        "predictions masks",
+        "processed objects",
+        "processed masks",
+    ]
+    seen = [layer["name"] for layer in tabs if layer.get("visible", True)]
+    assert seen == ["raw", "processed objects", "processed masks"]
+    red, green, blue = figures.class_colours(["golgi"])[0] / 255
+    color = f"color = vec3({red:.3f}, {green:.3f}, {blue:.3f});  // golgi"
+    assert color in tabs[5]["shader"]
+    sent = chunk(get(f"neuroglancer/npz/{token(tabs[5])}/2,2,2/0,0,0/12,12,12"))
+    assert sent.shape == (12, 12, 12)
 
 
 def test_the_viewer_is_sent_voxels(experiment, neuroglancer):
@@ -490,7 +562,7 @@ def test_objects_have_meshes_in_volumes_that_fit_into_memory(experiment, neurogl
     corners = np.frombuffer(mesh, "<f4", 3 * int.from_bytes(mesh[:4], "little"), 4).reshape(-1, 3)
     where = np.argwhere(world()["mito"][INSIDE])
     np.testing.assert_allclose(np.ptp(corners, 0) / 8e-9, np.ptp(where, 0)[::-1] + 1, atol=1.01)
-    monkeypatch.setattr(viewer, "MESHED", 1000)
+    monkeypatch.setattr(served_module, "MESHED", 1000)
     _, state, get = viewed(tiny, kinds=("truth",), classes=("mito",))
     with pytest.raises(urllib.error.HTTPError) as answer:
         get(f"neuroglancer/mesh/{token(state['layers'][0])}/1")

@@ -1,0 +1,118 @@
+"""Classes of one kind as one volume: objects as one set of ids, masks as numbers of classes.
+
+A viewer with a layer for each of 48 classes of three kinds shows its user a wall of tabs. What is
+looked at first is one layer of objects and one of masks; both are made where they are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.classes import atoms_of
+from common.data.ngff import Level
+from common.errors import UserError
+from common.show.layers import probability_of
+from common.show.montage import SHOWN
+from common.show.served import MESHED, Served
+
+Seen = Callable[[np.ndarray], np.ndarray]
+"""Voxels as they are stored to bool, where the class is."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One class of a painted volume."""
+
+    name: str
+    levels: list[Level]
+
+    @property
+    def voxels(self) -> tuple:
+        """Equal for classes on the same voxels."""
+        finest = self.levels[0]
+        place = [*finest.scale.round(3), *finest.translation.round(3)]
+        return tuple(map(float, place)), tuple(finest.shape.tolist())
+
+
+def bottom_up(parts: Sequence[Part]) -> list[Part]:
+    """The parts in the order to paint them: a cell under its nucleus, a group under its atoms."""
+
+    def atoms(part: Part) -> int:
+        return len(atoms_of(part.name) or ())
+
+    return sorted(parts, key=atoms, reverse=True)
+
+
+def on_same_voxels(parts: Sequence[Part]) -> list[list[Part]]:
+    """The parts grouped by their voxels, the largest group first."""
+    groups: dict[tuple, list[Part]] = {}
+    for part in parts:
+        groups.setdefault(part.voxels, []).append(part)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+class Painted:
+    """Several classes on the same voxels as one volume to be served, see `Served`."""
+
+    labels = True
+
+    def __init__(self, parts: Sequence[Part], are_labels: bool):
+        """Parts are painted in the order given, each over those before.
+
+        are_labels: whether they hold ids or masks, and not predictions.
+        """
+        self.parts = [Served(part.levels, are_labels) for part in parts]
+        self.seen: list[Seen] = [_seen(part, are_labels) for part in parts]
+        self.shape = self.parts[0].shape
+        self.levels = self.parts[0].levels
+        self.dtype = np.dtype(np.uint8)
+
+    def reduced(self, start: np.ndarray, stop: np.ndarray, factor: np.ndarray) -> np.ndarray:
+        """Voxels start..stop of the volume with `factor` voxels made one."""
+        result = np.zeros(stop - start, self.dtype)
+        for number, part in enumerate(self.parts):
+            block = part.reduced(start, stop, factor)
+            where = self.seen[number](block)
+            result[where] = self.painted(number, block[where])
+        return result
+
+    def painted(self, number: int, values: np.ndarray) -> np.ndarray | int:
+        """What voxels of a part become: its number from 1."""
+        return number + 1
+
+    def transpose(self) -> np.ndarray:
+        """All of it, x, y, z, for the meshes of objects. UserError for more than MESHED voxels."""
+        if np.prod(self.shape, dtype=float) * len(self.parts) > MESHED:
+            raise UserError("too large for meshes")
+        start = np.zeros(3, int)
+        ones = np.ones(3, int)
+        return self.reduced(start, np.array(self.shape), ones).transpose()
+
+
+class Objects(Painted):
+    """Objects of several classes, their ids told apart by what is added for the class."""
+
+    def __init__(self, parts: Sequence[Part]):
+        super().__init__(parts, are_labels=True)
+        self.step = _step([part.dtype for part in self.parts])
+        self.dtype = np.dtype(np.uint64)
+
+    def painted(self, number: int, values: np.ndarray) -> np.ndarray:
+        """The ids of a part with the step of its class: 3000017 is object 17 of the fourth."""
+        return values.astype(np.uint64) + np.uint64(number * self.step)
+
+
+def _step(dtypes: Sequence[np.dtype]) -> int:
+    """A power of ten above all ids that these types hold, as far as 64 bits go for 18 classes."""
+    largest = max(int(np.iinfo(dtype).max) for dtype in dtypes)
+    return min(10 ** len(str(largest)), 10**18)
+
+
+def _seen(part: Part, are_labels: bool) -> Seen:
+    if are_labels:
+        return lambda block: block > 0
+    probability = probability_of(part.levels[0])
+    return lambda block: probability(block) > SHOWN

@@ -1,0 +1,81 @@
+"""A multiscale volume, read where and as coarsely as a viewer looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from common.data import ngff
+from common.data.ngff import Level
+from common.errors import UserError
+
+MESHED = 512**3
+"""Voxels up to which the objects of a volume are shown in 3D: all of it is read for that."""
+
+
+class Served:
+    """A multiscale volume as neuroglancer.LocalVolume takes an array."""
+
+    def __init__(self, levels: Sequence[Level], labels: bool):
+        """labels: whether voxels are ids, of which coarser ones are picked and not averaged."""
+        finest = levels[0]
+        self.shape: tuple[int, ...] = tuple(finest.shape.tolist())
+        self.dtype = _served_dtype(finest.array.dtype, labels)
+        self.labels = labels
+        self.levels: list[tuple[Level, np.ndarray]] = []
+        """Those whose voxels are blocks of the finest, and of how many."""
+        for level in levels:
+            ratio = np.rint(level.scale / finest.scale).astype(int)
+            is_multiple = np.allclose(level.scale, ratio * finest.scale)
+            distance = np.abs(level.box()[0] - finest.box()[0])
+            if is_multiple and (distance < finest.scale / 100).all():
+                self.levels.append((level, ratio))
+
+    def reduced(self, start: np.ndarray, stop: np.ndarray, factor: np.ndarray) -> np.ndarray:
+        """Voxels start..stop of the volume with `factor` voxels made one.
+
+        Read from the coarsest level that they can be made of.
+        """
+        level, ratio = self._coarsest(factor)
+        rest = factor // ratio
+        first = start * rest
+        last = np.minimum(stop * rest, level.shape)
+        result = np.zeros(stop - start, self.dtype)
+        if (first < last).all():
+            block = level.read(first, last)
+            # the volume may end within a block: its mean is that of the voxels that there are
+            padding = [(0, -length % r) for length, r in zip(block.shape, rest, strict=True)]
+            block = np.pad(block, padding, "edge")
+            reduce = ngff.pick if self.labels else ngff.block_mean
+            block = reduce(block, rest)
+            result[tuple(map(slice, block.shape))] = block
+        return result
+
+    def _coarsest(self, factor: np.ndarray) -> tuple[Level, np.ndarray]:
+        for level, ratio in reversed(self.levels):
+            if not (factor % ratio).any():
+                return level, ratio
+        return self.levels[0]  # the finest, whose ratio is 1
+
+    def transpose(self) -> np.ndarray:
+        """All of it, x, y, z: asked for to make the meshes of objects.
+
+        Raises UserError for more than MESHED voxels.
+        """
+        finest = self.levels[0][0]
+        if np.prod(self.shape, dtype=float) > MESHED:
+            raise UserError(f"{finest.path}: too large for meshes")
+        return finest.array[...].astype(self.dtype).transpose()
+
+
+def _served_dtype(stored: np.dtype, labels: bool) -> np.dtype:
+    """What the viewer can show: unsigned ids, intensities in up to 32 bits."""
+    native = stored.newbyteorder("=")
+    if labels:
+        if stored.kind == "u":
+            return native
+        return np.dtype(np.uint8 if stored.kind == "b" else np.uint64)
+    if stored.kind in "ui" and stored.itemsize <= 4:
+        return native
+    return np.dtype(np.float32)
