@@ -11,6 +11,7 @@ import pytest
 
 from common.config.settings import ProcessConfig, TrainConfig, describe
 from common.files import REPOSITORY
+from common.model import cosem, unet
 from common.shell.cli import cli
 
 README = REPOSITORY / "README.md"
@@ -59,6 +60,24 @@ def test_addresses_that_a_text_names_exist():
                 path,
                 address,
             )
+
+
+def test_an_experiment_says_which_sizes_its_network_takes():
+    rules = {
+        "setup_04_all": cosem,
+        "unet8_all": unet,
+        "unet32_all": unet,
+        "unet128_all": unet,
+        "examples/phantom_cell": unet,
+        "examples/flyem_medulla": unet,
+        "examples/drosophila_vnc": unet,
+    }
+    for folder, network in rules.items():
+        rule = f"{network.SMALLEST_INPUT} + {network.INPUT_STEP}k"
+        text = (REPOSITORY / folder / "data.py").read_text()
+        assert f"({rule}) on an axis, and gives {network.LOST_VOXELS} less" in text, folder
+        if folder.endswith("_all"):
+            assert rule in (REPOSITORY / folder / "README.md").read_text(), folder
 
 
 def test_every_room_is_explained():

@@ -166,6 +166,9 @@ def _parse_row(line: str) -> CropInfo:
         shape=tuple(map(int, shape)),
         classes=frozenset(TESTED if classes == "all" else classes.split()),
     )
+    # names become folders: nothing that climbs out of the data root
+    if not all(re.fullmatch(r"\w[\w.-]*", text) for text in (crop.dataset, crop.name)):
+        raise ValueError("no names of folders")
     if not len(crop.voxel_size) == len(crop.translation) == len(crop.shape) == 3:
         raise ValueError("not three axes")
     if min(*crop.voxel_size, *crop.shape) <= 0:

@@ -160,7 +160,11 @@ def _usage(text: str) -> str:
 def _label_problems(path: str) -> list[str]:
     if not re.fullmatch(r"[^\[\]]+/(\[[^\[\]]*\]|[^\[\]]+)", path):
         return [f"label path '{path}'; write it as crop1/[mito,er], in double quotes"]
-    _, names = _split_classes(path)
+    crop, names = _split_classes(path)
+    if Path(crop).name in ("", ".."):
+        return [f"label path '{path}' ends in no folder of a crop; write crop1/[mito,er]"]
+    if any(name in (".", "..") or "/" in name for name in names):
+        return [f"classes '{','.join(names)}'; write names of folders"]
     if any(name != name.strip() or not name for name in names):
         return [f"classes '{','.join(names)}'; write names separated by commas, without spaces"]
     return [

@@ -37,7 +37,7 @@ from common.infer.network import Network, load_network
 from common.infer.plan import BlockPlan, plan_blocks
 from common.infer.room import Need
 from common.infer.writer import ClassVolume, open_class, writing
-from common.talk import nm, note, progress, say, voxels
+from common.talk import count, nm, note, progress, say, voxels
 
 # Blosc lets go of the interpreter's lock, so threads compress side by side
 WRITERS = min(16, max(2, os.cpu_count() or 1))
@@ -456,7 +456,8 @@ def _announce(region: Region, work: Work) -> None:
     overlapping = "" if plan.window.agree else ", overlapping windows"
     say(
         f"{region}: {voxels(plan.grid.shape)} voxels of {nm(plan.grid.scale.tolist())} nm, "
-        f"{len(work.volumes)} classes, {len(work.left)} blocks of {voxels(plan.block_shape)}"
+        f"{count(len(work.volumes), 'class', 'classes')}, "
+        f"{count(len(work.left), 'block')} of {voxels(plan.block_shape)}"
         f"{overlapping}"
     )
 

@@ -36,7 +36,7 @@ from common.infer.boxes import Box, corners
 from common.infer.instances import Volume
 from common.infer.recipe import Recipe, load_recipe
 from common.infer.writer import writing
-from common.talk import note, progress, say, some
+from common.talk import count, note, progress, say, some
 
 # small chunks one by one would spend their time in process_func's overhead and halo
 LEAST_BLOCK = 128
@@ -198,7 +198,7 @@ def process_region(
     if not left:
         say(f"{region}: already there, in {folder}")
         return folder
-    say(f"{region}: {len(left)} classes")
+    say(f"{region}: {count(len(left), 'class', 'classes')}")
     total = sum(predictions[name].level.array.size for name in left)
     with writing(folder), progress(total, unit="voxel", unit_scale=True) as bar:
         zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)

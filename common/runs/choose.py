@@ -12,6 +12,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.runs.find import LOGS, Run, find, name_runs
+from common.talk import count
 
 
 def choose(names: Sequence[str | Path], root: str | Path = REPOSITORY) -> list[Run]:
@@ -71,7 +72,9 @@ def _logs_of(folder: Path) -> Path:
 
 def _unknown(name: str, root: str | Path, known: Sequence[Run]) -> UserError:
     near = difflib.get_close_matches(name, [run.name for run in known], n=3, cutoff=0.3)
-    hint = f"near it: {', '.join(near)}" if near else f"{len(known)} runs are there"
+    hint = count(len(known), "run is there", "runs are there")
+    if near:
+        hint = f"near it: {', '.join(near)}"
     return UserError(
         f"{root}: no run '{name}' ({hint}); "
         "write experiment/model/run, a glob of it, or its folder in logs"

@@ -326,19 +326,27 @@ def data_found(config: TrainConfig | None, data: str | Path | None) -> Iterator[
     if without_raw:
         yield Finding("data", WRONG, f"no raw (recon-1/em) for {some(without_raw)}", mend)
     if config:
-        yield _datasplit(config.path("datasplit_path"), root)
+        yield _datasplit(config, root)
 
 
-def _datasplit(path: Path, root: Path) -> Finding:
-    """Whether every crop of a datasplit is there."""
+def _datasplit(config: TrainConfig, root: Path) -> Finding:
+    """Whether every crop of the experiment's datasplit is there."""
     from common.data import split
 
+    path = config.path("datasplit_path")
     try:
         rows = split.read_datasplit(path, root)
         split.check_files(rows)
     except (UserError, FileNotFoundError) as error:
         text = " | ".join(str(error).splitlines()[:3])
-        remake = command_line("make-datasplit", path, overwrite=True, scale="NM")
+        remake = command_line(
+            "make-datasplit",
+            path,
+            data=root,
+            classes=",".join(config.classes),
+            scale=",".join(f"{size:g}" for size in config.target_array_info["scale"]),
+            overwrite=True,
+        )
         mend = f"fetch what is missing, or write a split of what is there: {remake}"
         near = layout.data_root_near(root) if root.is_dir() else None
         if near and not layout.crop_folders(root):

@@ -19,7 +19,7 @@ from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import targets
 from common.data.loaders import Batch
-from common.talk import duration, nm, size
+from common.talk import count, duration, nm, size
 from common.train import steps
 from common.train.logs import log_epoch
 from common.train.run import Setup, notices, prepare
@@ -91,7 +91,7 @@ def _setup_lines(setup: Setup, state: State) -> list[str]:
         _line(
             "crops",
             f"{len(crops.train)} train, {len(crops.validation)} validate in "
-            f"{len(crops.blocks)} blocks",
+            f"{count(len(crops.blocks), 'block')}",
         ),
         _line(
             "device",
@@ -115,7 +115,9 @@ def _time_lines(setup: Setup, step: TimedStep, validation: TimedValidation) -> l
         _line("validation", validated),
         _line(
             "run",
-            f"{config.epochs} epochs of {config.iterations_per_epoch} iterations take "
+            f"{count(config.epochs, 'epoch')} of "
+            f"{count(config.iterations_per_epoch, 'iteration')} "
+            f"{'takes' if config.epochs == 1 else 'take'} "
             f"{duration(config.epochs * an_epoch)} here",
         ),
     ]
@@ -154,11 +156,11 @@ def time_steps(setup: Setup, state: State) -> TimedStep:
     warm_up = 2 + math.ceil(2 * config.num_workers / accumulation)
     samples = (warm_up + TIMED_STEPS) * config.batch_size * accumulation
     batches = setup.training.between(0, samples)
-    for count in (warm_up, TIMED_STEPS):
+    for wanted in (warm_up, TIMED_STEPS):
         times: list[float] = []
         waits: list[float] = []
         begun = time.perf_counter()
-        while len(times) < count and time.perf_counter() - begun < TIMED_S:
+        while len(times) < wanted and time.perf_counter() - begun < TIMED_S:
             start = time.perf_counter()
             group = [next(batches) for _ in range(accumulation)]
             waits.append(time.perf_counter() - start)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import runtime
+from common import runtime, talk
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import augment, loaders, sampling
@@ -232,8 +232,10 @@ def announce(
         f"{about['precision']}; {origin}"
     )
     say(
-        f"{len(crops.train)} training crops, {len(crops.validation)} validation crops in "
-        f"{len(crops.blocks)} blocks, {len(config.classes)} classes"
+        f"{talk.count(len(crops.train), 'training crop')}, "
+        f"{talk.count(len(crops.validation), 'validation crop')} in "
+        f"{talk.count(len(crops.blocks), 'block')}, "
+        f"{talk.count(len(config.classes), 'class', 'classes')}"
     )
     for notice in notices(setup):
         note(notice)

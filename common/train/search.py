@@ -30,7 +30,7 @@ from common.config.settings import MAY_CHANGE, TrainConfig
 from common.data import split
 from common.errors import FileError, UserError
 from common.files import alone, write_text
-from common.talk import command_line, note, say
+from common.talk import command_line, count, note, say
 from common.train.run import Result, train
 from common.train.space import (
     BUDGET,
@@ -295,8 +295,8 @@ def write_best(
     lines = _drawn(best)
     metric = ast.literal_eval(study.user_attrs["settings"]["best_metric"])
     summary = (
-        f"{best.user_attrs['run']}: {metric} {best.value:.4f}, best of {completed} trials to their "
-        f"end, {ends.count(states.PRUNED)} ended early"
+        f"{best.user_attrs['run']}: {metric} {best.value:.4f}, best of "
+        f"{count(completed, 'trial')} that came to the end, {ends.count(states.PRUNED)} ended early"
     )
     write_text(path, "\n".join([f"# {summary}", *lines]) + "\n")
     # a run of its own: that of the experiment, or of an earlier best, was begun with other settings

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.config.load import load_config
 from common.errors import FileError, UserError
-from common.talk import command_line, say
+from common.talk import command_line, count, say
 from common.train.record import HISTORY, RunRecord, best_row, read_history, read_record
 from common.train.run import Result, train
 
@@ -152,7 +152,8 @@ def table(spreads: Mapping[str, Spread]) -> str:
     for label in _classes(spreads, metrics):
         rows.append([label, *_cells(spreads, [f"{m}/{label}" for m in metrics])])
     runs = max(value.runs for value in spreads.values())
-    head = f"{runs} seeds at their best epochs, mean +- standard deviation"
+    head = count(runs, "seed at its best epoch", "seeds at their best epochs")
+    head += ", mean +- standard deviation"
     if "validation/loss" in spreads:
         head += f"; validation loss {spreads['validation/loss']}"
     return "\n".join([head, *_aligned(rows)])

@@ -2,6 +2,8 @@
 
 Sections of 50 nm are resampled to 12.5 x 9.2 x 9.2 nm. 20 sections are 1000 nm, so that 68 voxels
 of 12.5 nm fit into them.
+
+The network takes 44, 48, 52, ... voxels (44 + 4k) on an axis, and gives 40 less.
 """
 
 classes = ["pm", "mito", "cyto"]

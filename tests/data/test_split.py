@@ -149,6 +149,12 @@ def test_a_missing_file_is_named(tmp_path):
         split_module.read_datasplit(tmp_path / "nowhere.csv", "data")
 
 
+@pytest.mark.parametrize("classes", ["../[mito]", "[..]", "[.,mito]", "[mito/../../x]"])
+def test_names_that_climb_out_of_a_crop_are_refused(tmp_path, classes):
+    (line,) = problems(tmp_path, row(classes=classes))
+    assert "ends in no folder of a crop" in line or "write names of folders" in line
+
+
 # Files and hash
 
 
