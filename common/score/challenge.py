@@ -21,11 +21,11 @@ from dataclasses import dataclass
 import cc3d
 import fastremap
 import numpy as np
-from scipy import ndimage, sparse
+from scipy import sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from common.errors import UserError
-from common.score.hausdorff import farthest, surface_points
+from common.score.distances import capped_distances
 from common.score.versions import CSC, Version
 
 Sizes = Sequence[float] | np.ndarray
@@ -163,10 +163,7 @@ def instance(
     sizes = _sizes(voxel_size)
     truth, ids = _renumbered(truth)
     n_truth = len(ids)
-    # C order: components are numbered as their voxels lie in memory
-    prediction, n_prediction = cc3d.connected_components(
-        np.ascontiguousarray(prediction), connectivity=26, return_N=True
-    )
+    prediction, n_prediction = _components(prediction)
     counted = max(ids, default=0) if version.largest_id_is_number else n_truth
     if _too_many(counted, n_prediction):
         return InstanceCounts(status=SKIPPED)
@@ -174,23 +171,22 @@ def instance(
     if table[1:, 1:].nnz > MAX_OVERLAPS:
         return InstanceCounts(status=SKIPPED)
     pairs = match(table)
-    tp = len(pairs)
-    fp = int(n_prediction) - tp
-    fn = n_truth - tp
     parts = _parts(pairs, ids, n_prediction, version)
     cap = min(sizes * truth.shape) / 2
-    measured = _distances(truth, prediction, parts, sizes=sizes, cap=cap)
+    measured = capped_distances(truth, prediction, parts, sizes=sizes, cap=cap)
     distances = np.array(measured + [cap] * (n_truth - len(parts)))
     if version.rounds_distances:
         distances = distances.astype(np.float32).astype(float)
+    tp = len(pairs)
+    fp = int(n_prediction) - tp
     # every predicted object without a match counts with the cap
     total = _normalised(distances, sizes).sum() + fp * _normalised(cap, sizes)
     return InstanceCounts(
         tp=tp,
         fp=fp,
-        fn=fn,
+        fn=n_truth - tp,
         hausdorff_norm_sum=float(total),
-        n_hausdorff=tp + fp + fn,
+        n_hausdorff=n_truth + fp,
     )
 
 
@@ -271,6 +267,12 @@ def match(table: sparse.csr_array) -> np.ndarray:
     return 1 + pairs[pairs[:, 1] < n_prediction]
 
 
+def _components(ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """26-connected pieces of one id each, numbered from 1 in the order of their first voxel."""
+    # C order: components are numbered as their voxels lie in memory
+    return cc3d.connected_components(np.ascontiguousarray(ids), connectivity=26, return_N=True)
+
+
 def _too_many(n_truth: int, n_prediction: int) -> bool:
     """Whether the public code skips an evaluation for its predicted objects.
 
@@ -300,91 +302,6 @@ def _parts(
         if truth_id <= n_prediction and truth_id not in matched:
             parts.setdefault(number, []).append(truth_id)
     return parts
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """A volume of objects 1..n."""
-
-    volume: np.ndarray
-    boxes: list[tuple[slice, ...]]
-    """Around object 1, 2, ..."""
-
-    @classmethod
-    def of(cls, volume: np.ndarray) -> _Labelled:
-        return cls(volume, ndimage.find_objects(volume))
-
-    def box(self, number: int) -> tuple[slice, ...]:
-        """Around an object."""
-        return self.boxes[number - 1]
-
-    def corner(self, number: int) -> list[int]:
-        """The first voxel of an object's box."""
-        return [side.start for side in self.box(number)]
-
-    def mask(self, number: int) -> np.ndarray:
-        """An object, in its box."""
-        return self.volume[self.box(number)] == number
-
-    def surface(self, number: int, sizes: np.ndarray) -> np.ndarray:
-        """(n, 3) nm, where the outermost voxels of an object are."""
-        return surface_points(self.mask(number), sizes, self.corner(number))
-
-
-def _distances(
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    parts: dict[int, list[int]],
-    *,
-    sizes: np.ndarray,
-    cap: float,
-) -> list[float]:
-    """Hausdorff distance between each truth object and its parts, nm, at most the cap."""
-    wanted = _Labelled.of(truth)
-    found = _Labelled.of(prediction)
-    distances = []
-    for number, numbers in parts.items():
-        distance = _distance(wanted, number, found, numbers, sizes=sizes, cap=cap)
-        distances.append(min(cap, distance))
-    return distances
-
-
-def _distance(
-    truth: _Labelled,
-    number: int,
-    found: _Labelled,
-    parts: Sequence[int],
-    *,
-    sizes: np.ndarray,
-    cap: float,
-) -> float:
-    """Hausdorff distance between a truth object and its parts; beyond the cap not exact."""
-    box = truth.box(number)
-    distance = max(_beyond(found.box(part), box, sizes) for part in parts)
-    if distance > cap:  # as of most parts that only have the object's number
-        return distance
-    # each object in its own box: one around all of them could be the whole volume
-    missed = truth.mask(number)
-    for part in parts:
-        missed &= found.volume[box] != part
-    points = np.concatenate([found.surface(part, sizes) for part in parts])
-    distance = farthest(missed, points, sizes, corner=truth.corner(number), cap=cap)
-    points = truth.surface(number, sizes)
-    for part in parts:
-        surplus = found.mask(part)
-        surplus &= truth.volume[found.box(part)] != number
-        reached = farthest(surplus, points, sizes, corner=found.corner(part), cap=cap)
-        distance = max(distance, reached)
-    return distance
-
-
-def _beyond(a: tuple[slice, ...], b: tuple[slice, ...], sizes: np.ndarray) -> float:
-    """How far one box reaches out of another, nm: a voxel of the one is that far from the other."""
-    reaches = [0.0]
-    for outer, inner, size in zip(a, b, sizes.tolist(), strict=True):
-        reaches.append((inner.start - outer.start) * size)
-        reaches.append((outer.stop - inner.stop) * size)
-    return max(reaches)
 
 
 def _normalised(distance: np.ndarray | float, sizes: np.ndarray) -> np.ndarray:

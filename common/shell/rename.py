@@ -48,6 +48,7 @@ FLAGS = frozenset(
         "--overwrite",
         "--traceback",
         "--verify",
+        "--partial",
         "--write-readme",
         "-O",
     ]

@@ -12,7 +12,7 @@ from scipy import ndimage
 from common.data import ngff, records
 from common.errors import UserError
 from common.infer.recipe import THRESHOLDS, read_recipe, read_thresholds
-from common.score import challenge, evaluate, tune
+from common.score import challenge, evaluate, trials, tune
 from tests.infer.test_process import ABOVE, RUN, configured, processed, run, write_prediction
 
 
@@ -122,7 +122,7 @@ def test_the_score_is_what_evaluate_gives_after_process(tiny, seed):
 def test_no_candidate_scores_better(tiny):
     predict_all(tiny)
     found = choose(tiny, crops="crop1,crop3", classes=("mito", "er"))
-    for threshold in tune.COARSE[1::3]:
+    for threshold in trials.COARSE[1::3]:
         scores = scores_at(tiny, {"mito": threshold, "er": threshold})
         assert all(scores[name] <= one.score for name, one in found.items())
     assert all(one.before < one.score for one in found.values())
@@ -214,11 +214,11 @@ def test_a_trial_can_be_done_by_another_process(tiny):
         tiny.config().path("predictions_path") / "tiny.zarr/crop3",
     )
     for name in ("mito", "er"):
-        trial = tune.Trial(
+        trial = trials.Trial(
             tiny.folder, recipe.code, name, path / name, tiny.crop("crop3") / name, (0.3, 0.5)
         )
-        function, sent = pickle.loads(pickle.dumps((tune.run_trial, trial)))
-        assert pickle.loads(pickle.dumps(function(sent))) == tune.run_trial(trial)
+        function, sent = pickle.loads(pickle.dumps((trials.run_trial, trial)))
+        assert pickle.loads(pickle.dumps(function(sent))) == trials.run_trial(trial)
 
 
 def test_an_edited_process_config_is_run_again(tiny):
@@ -263,10 +263,10 @@ def test_thresholds_know_the_crops_and_the_version_they_were_chosen_by(tiny):
     assert (entry["metric"], entry["crops"]) == ("definition-2026-06", "crop1,crop3")
 
 
-def tried(*scores_of_crops: dict[float, float]) -> tune.Tried:
+def tried(*scores_of_crops: dict[float, float]) -> trials.Tried:
     """IoU of each crop, of 100 voxels, by threshold; 0 at the others."""
-    result = tune.Tried([f"crop{number}" for number in range(len(scores_of_crops))])
-    for threshold in tune.COARSE:
+    result = trials.Tried([f"crop{number}" for number in range(len(scores_of_crops))])
+    for threshold in trials.COARSE:
         ious = [scores.get(threshold, 0) for scores in scores_of_crops]
         tps = [round(100 * iou) for iou in ious]
         result.counts[threshold] = [challenge.Counts(tp, 0, 100 - tp) for tp in tps]
@@ -279,7 +279,7 @@ def test_cross_validation_scores_each_crop_at_the_threshold_of_the_others():
     assert of_class.best() == 0.7 and of_class.score(0.7) == pytest.approx(1.6 / 3)
     # crop 1 by 0 and 2: 0.3 has 1.3, 0.7 has 0.8; crop 2 by 0 and 1: 1.0 either way, 0.3 is first
     by_others = of_class.by_others(3)
-    choice = of_class.best(tune.COARSE, [0, 1])
+    choice = of_class.best(trials.COARSE, [0, 1])
     assert by_others == pytest.approx((0.2 + 0.1 + {0.3: 0.4, 0.7: 0.6}[choice]) / 3)
     assert of_class.by_others(99) == by_others < of_class.score(0.7)
     # two folds: crops 0 and 2 by crop 1, and crop 1 by them

@@ -1,0 +1,97 @@
+"""Hausdorff distances of many objects of two volumes, each measured in the boxes of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from common.score.hausdorff import farthest, surface_points
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A volume of objects 1..n."""
+
+    volume: np.ndarray
+    boxes: list[tuple[slice, ...]]
+    """Around object 1, 2, ..."""
+
+    @classmethod
+    def of(cls, volume: np.ndarray) -> Labelled:
+        """A volume with the boxes of its objects."""
+        return cls(volume, ndimage.find_objects(volume))
+
+    def box(self, number: int) -> tuple[slice, ...]:
+        """Around an object."""
+        return self.boxes[number - 1]
+
+    def corner(self, number: int) -> list[int]:
+        """The first voxel of an object's box."""
+        return [side.start for side in self.box(number)]
+
+    def mask(self, number: int) -> np.ndarray:
+        """An object, in its box."""
+        return self.volume[self.box(number)] == number
+
+    def surface(self, number: int, sizes: np.ndarray) -> np.ndarray:
+        """(n, 3) nm, where the outermost voxels of an object are."""
+        return surface_points(self.mask(number), sizes, self.corner(number))
+
+
+def capped_distances(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    parts: dict[int, list[int]],
+    *,
+    sizes: np.ndarray,
+    cap: float,
+) -> list[float]:
+    """Hausdorff distance between each truth object and its parts, nm, at most the cap."""
+    wanted = Labelled.of(truth)
+    found = Labelled.of(prediction)
+    distances = []
+    for number, numbers in parts.items():
+        distance = _distance(wanted, number, found, numbers, sizes=sizes, cap=cap)
+        distances.append(min(cap, distance))
+    return distances
+
+
+def _distance(
+    truth: Labelled,
+    number: int,
+    found: Labelled,
+    parts: Sequence[int],
+    *,
+    sizes: np.ndarray,
+    cap: float,
+) -> float:
+    """Hausdorff distance between a truth object and its parts; beyond the cap not exact."""
+    box = truth.box(number)
+    distance = max(_beyond(found.box(part), box, sizes) for part in parts)
+    if distance > cap:  # as of most parts that only have the object's number
+        return distance
+    # each object in its own box: one around all of them could be the whole volume
+    missed = truth.mask(number)
+    for part in parts:
+        missed &= found.volume[box] != part
+    points = np.concatenate([found.surface(part, sizes) for part in parts])
+    distance = farthest(missed, points, sizes, corner=truth.corner(number), cap=cap)
+    points = truth.surface(number, sizes)
+    for part in parts:
+        surplus = found.mask(part)
+        surplus &= truth.volume[found.box(part)] != number
+        reached = farthest(surplus, points, sizes, corner=found.corner(part), cap=cap)
+        distance = max(distance, reached)
+    return distance
+
+
+def _beyond(a: tuple[slice, ...], b: tuple[slice, ...], sizes: np.ndarray) -> float:
+    """How far one box reaches out of another, nm: a voxel of the one is that far from the other."""
+    reaches = [0.0]
+    for outer, inner, size in zip(a, b, sizes.tolist(), strict=True):
+        reaches.append((inner.start - outer.start) * size)
+        reaches.append((outer.stop - inner.stop) * size)
+    return max(reaches)
