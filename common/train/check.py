@@ -1,4 +1,4 @@
-"""`train --check`: a dry run that says what a run takes."""
+"""The command `train --check`: a dry run that reports shapes, memory and time."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from common.train.steps import LOG_EVERY, Scores, State, TrainedEpoch
 from common.train.tracking import Tracker
 
 TIMED_STEPS = 8
-"""Steps that are timed."""
+"""Number of steps that are timed."""
 
 TIMED_S = 30.0
-"""Seconds after which no more steps are begun."""
+"""Seconds after which no further step is begun."""
 
 VALIDATION_S = 10.0
-"""Seconds that validation may take."""
+"""Seconds after which the validation is cut short."""
 
 
 def check(
     config_path: str | Path, overrides: Sequence[str] = (), data: str | Path | None = None
 ) -> str:
-    """A report of what a run takes, from training and validating for some seconds.
+    """Train and validate for some seconds, and return a report of what a run would take.
 
-    Nothing is written but decoded crops. Steps are timed once the queue of the workers is as full
-    as it will be in a long run.
+    Only decoded crops are written. Steps are timed once the queue of the workers is in the steady
+    state of a long run.
     """
     config = load_config(config_path, overrides, data)
     setup, state = prepare(config)
@@ -132,23 +132,25 @@ def _disk_line(config: TrainConfig, state: State, logs: LogsSize) -> str:
 
 @dataclass(frozen=True)
 class TimedStep:
-    """How long an optimiser step takes."""
+    """How long an optimiser step takes, and the last step."""
 
     group: list[Batch]
-    """What the last one was made on."""
+    """The batches of the last step."""
     seconds: float
+    """Mean seconds per step."""
     waited: float
-    """Seconds of it waiting for data."""
+    """Mean seconds per step spent waiting for data."""
     loss: float
-    """Of the last step, as grad_norm."""
+    """Loss of the last step; `grad_norm` likewise."""
     grad_norm: float
 
 
 def time_steps(setup: Setup, state: State) -> TimedStep:
-    """The mean of TIMED_STEPS steps, after some that do not count.
+    """Return the mean time of TIMED_STEPS steps, after a warm-up.
 
-    The first steps choose convolutions and fill memory pools, and workers have batches ready that
-    were read meanwhile: steps are timed after both, so that their mean is what a long run sees.
+    In the first steps convolution algorithms are chosen, memory pools fill, and workers have
+    batches ready that they read ahead. Steps are timed after that, so that their mean is that of a
+    long run.
     """
     config = setup.config
     accumulation = setup.method.accumulation
@@ -172,7 +174,7 @@ def time_steps(setup: Setup, state: State) -> TimedStep:
 
 @dataclass(frozen=True)
 class TimedValidation:
-    """How long a validation takes, and what it found."""
+    """How long a validation takes, and its results."""
 
     seconds: float
     scores: Scores | None
@@ -180,7 +182,7 @@ class TimedValidation:
 
 
 def time_validation(setup: Setup, state: State) -> TimedValidation:
-    """Seconds of a whole validation, from as many batches as VALIDATION_S has time for."""
+    """Estimate the seconds of a whole validation from as many batches as VALIDATION_S allows."""
     if setup.validation is None:
         return TimedValidation(0.0, None)
     config = setup.config
@@ -204,14 +206,14 @@ def time_validation(setup: Setup, state: State) -> TimedValidation:
 
 @dataclass(frozen=True)
 class LogsSize:
-    """Bytes of TensorBoard's events."""
+    """Size of TensorBoard's events in bytes: once per run, and for each epoch."""
 
     once: int
     an_epoch: int
 
 
 def logs_size(config: TrainConfig, state: State, scores: Scores | None) -> LogsSize:
-    """What a run writes into its events, found by writing one epoch elsewhere."""
+    """Measure what a run writes to its TensorBoard events, by logging one epoch elsewhere."""
     if "tensorboard" not in config.trackers:
         return LogsSize(0, 0)
     trained = TrainedEpoch(loss=1.0, grad_norm=1.0, samples_per_s=1.0, data_wait=0.0)
@@ -235,7 +237,7 @@ def logs_size(config: TrainConfig, state: State, scores: Scores | None) -> LogsS
 
 
 def _bytes(value: Any) -> int:
-    """Bytes of the tensors in nested dicts and lists."""
+    """Return the size in bytes of all tensors in nested dicts and lists."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
     if isinstance(value, dict):

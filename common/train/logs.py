@@ -1,4 +1,4 @@
-"""What a run says on the terminal and logs: before its first epoch, after each, at its end."""
+"""Print and log the progress of a run: when it begins, after each epoch, and at its end."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ IN_HPARAMS = (
     "use_mutual_exclusion",
     "random_seed",
 )
-"""Settings that TensorBoard's HPARAMS page compares runs by."""
+"""Settings by which TensorBoard's HPARAMS page compares runs."""
 
 
 @dataclass(frozen=True)
 class Logs:
-    """Where the numbers of a run go."""
+    """The logs of one run."""
 
     tracker: Tracker
-    """Scalars and figures: the sinks that `trackers` names, and history.csv."""
+    """Gets scalars and figures, for history.csv and the sinks in the setting `trackers`."""
     recorder: Recorder
-    """run.json."""
+    """Keeps run.json up to date."""
 
 
 @contextmanager
 def open_logs(config: TrainConfig, state: State, about: dict[str, str]) -> Iterator[Logs]:
-    """The logs of a run, closed when the block ends; as failed if an error ends it.
+    """Context manager: yield the logs of a run, and close them when the block ends.
 
-    about: versions, commit, device, precision and the hash of the split.
+    If an exception ends the block, trackers are closed with the status "FAILED". `about` has
+    versions, commit, device, precision and the hash of the split.
     """
     folder = config.path("logs_save_path")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def open_logs(config: TrainConfig, state: State, about: dict[str, str]) -> Itera
 
 
 def epoch_progress(config: TrainConfig, state: State, last_iteration: int) -> tqdm:
-    """Progress bar of an epoch, which may have been begun by an earlier call."""
+    """Return the progress bar of the current epoch, which an earlier call may have begun."""
     left = last_iteration - state.iteration
     return progress(
         config.iterations_per_epoch,
@@ -83,15 +84,15 @@ def log_epoch(
     scores: Scores | None,
     learning_rate: float,
 ) -> None:
-    """Log an epoch that was finished: scalars, figures and a row of history.csv.
+    """Log a finished epoch: scalars, figures and a row of history.csv.
 
     Args:
-        config: names the classes.
-        state: whose epoch and iteration count it already.
-        tracker: where it goes.
-        trained: what its training came to.
-        scores: what its validation found.
-        learning_rate: that it was trained with.
+        config: settings of the run.
+        state: state of the run, in which the epoch is already counted.
+        tracker: gets the scalars, figures and the row.
+        trained: results of the training of this epoch.
+        scores: results of its validation; None without one.
+        learning_rate: learning rate of the epoch.
     """
     row: dict[str, float] = {"epoch": state.epoch, "iteration": state.iteration}
     row["lr"] = learning_rate
@@ -106,7 +107,7 @@ def log_epoch(
 def _log_validation(
     config: TrainConfig, state: State, tracker: Tracker, scores: Scores
 ) -> dict[str, float]:
-    """Log what a validation found; returns it as columns of history.csv."""
+    """Log the results of a validation; return them as columns of history.csv."""
     means = {name: scores.mean(name) for name in scores.per_class}
     per_class = {}
     for name, values in scores.per_class.items():
@@ -132,15 +133,15 @@ def say_epoch(
     is_best: bool,
     seconds_left: float,
 ) -> None:
-    """One line about an epoch that was finished.
+    """Print one line about a finished epoch.
 
     Args:
-        config: says which metric decides.
-        state: whose epoch counts it already.
-        trained: what its training came to.
-        scores: what its validation found.
+        config: settings of the run.
+        state: state of the run, in which the epoch is already counted.
+        trained: results of the training of this epoch.
+        scores: results of its validation; None without one.
         is_best: whether it is the best epoch so far.
-        seconds_left: that the run will take.
+        seconds_left: expected seconds until the last epoch is done.
     """
     parts = [f"epoch {state.epoch}/{config.epochs}: loss {trained.loss:.4f}"]
     if scores:
@@ -154,14 +155,14 @@ def say_epoch(
 
 
 def hparams(config: TrainConfig) -> dict[str, Any]:
-    """The settings that runs are compared by."""
+    """Return the settings in IN_HPARAMS by name."""
     return {name: getattr(config, name) for name in IN_HPARAMS}
 
 
 def close_interrupted(config: TrainConfig, state: State, tracker: Tracker, command: str) -> None:
-    """Close the trackers of a run that was interrupted, and say how to go on.
+    """Close the trackers of an interrupted run, and print how to continue it.
 
-    command: what to type, unless the command line is known.
+    `command` is printed if the command line that started this process is not known.
     """
     tracker.finish(hparams(config), {}, status="KILLED")
     latest = config.path("model_save_path") / "latest.pt"
@@ -174,14 +175,14 @@ def close_interrupted(config: TrainConfig, state: State, tracker: Tracker, comma
 def close_finished(
     config: TrainConfig, state: State, tracker: Tracker, *, scores: Scores | None, reason: str
 ) -> None:
-    """Log final metrics and files, and say where the best checkpoint is and how good.
+    """Log the final metrics and files, close the tracker, and print the best checkpoint.
 
     Args:
-        config: says which metric decides.
-        state: of the run.
-        tracker: is closed.
-        scores: of the last validation.
-        reason: why the run ended early, or "".
+        config: settings of the run.
+        state: state of the run.
+        tracker: gets metrics and files, and is closed.
+        scores: results of the last validation; None without one.
+        reason: why the run ended early; "" if it did not.
     """
     checkpoint = best_of(config)
     final = {config.best_metric: state.best}

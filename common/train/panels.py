@@ -12,31 +12,33 @@ from common.show import figures
 
 @dataclass(frozen=True)
 class _Panel:
-    """A picture of one block, and why it was chosen."""
+    """A figure of one block, and how many voxels of the class the block has."""
 
     positive: int
-    """Voxels of the class in the block."""
+    """Positive voxels of the class in the block."""
     block: int
+    """Number of the validation block."""
     image: np.ndarray
+    """(y, x, 3) uint8."""
 
 
 class Panels:
-    """Pictures of a few blocks for each class.
+    """Figures of a few validation blocks for each class.
 
-    Those that an earlier validation showed, so that one sees them change; the first time those with
-    most of the class.
+    The first validation chooses the blocks with the most voxels of the class. Later ones show the
+    same blocks, so that changes can be seen.
     """
 
     def __init__(
         self, classes: tuple[str, ...], shown: dict[str, list[int]], samples: int, ratio: np.ndarray
     ):
-        """Keep up to `samples` blocks of each class.
+        """Keep up to `samples` blocks for each class.
 
         Args:
             classes: names, in the order of the channels.
-            shown: for each class its blocks; empty the first time.
+            shown: numbers of the blocks to show, by class; empty to choose them.
             samples: blocks for each class; 0 keeps none.
-            ratio: (3,) size of a target voxel in raw voxels.
+            ratio: (3,) size of a target voxel in raw voxels, z, y, x.
         """
         self.classes = classes
         self.shown = shown
@@ -47,13 +49,13 @@ class Panels:
     def take(
         self, raw: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, first_block: int
     ) -> None:
-        """Keep the slices of a batch that are to be shown.
+        """Take the figures of a batch.
 
         Args:
-            raw: (B, 1, z, y, x).
-            labels: dense, (B, classes, z, y, x).
-            logits: of their shape.
-            first_block: number of the batch's first block.
+            raw: (B, 1, z, y, x) in [0, 1].
+            labels: dense labels (B, classes, z, y, x), -1 for unknown.
+            logits: (B, classes, z, y, x).
+            first_block: number of the first block of the batch.
         """
         if not self.samples:
             return
@@ -80,14 +82,14 @@ class Panels:
         return positive > kept[-1].positive
 
     def _keep(self, name: str, panel: _Panel) -> None:
-        """Add a panel; the one with the fewest voxels of the class gives way."""
+        """Add a panel; if there are too many, drop the one with the fewest voxels of the class."""
         panels = sorted([*self.kept[name], panel], key=lambda panel: (-panel.positive, panel.block))
         self.kept[name] = panels[: self.samples]
 
     def _slice(
         self, raw: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, z: int
     ) -> np.ndarray:
-        """One slice of the labels beside the raw at the same place and the probability."""
+        """Return one z slice of raw, labels and probability side by side, (y, x, 3) uint8."""
         # both patches have the same centre, and their voxels may differ in size
         raw_z = int((z + 0.5 - len(labels) / 2) * self.ratio[0] + len(raw) / 2)
         return figures.panel(
@@ -98,7 +100,7 @@ class Panels:
         )
 
     def blocks(self) -> dict[str, list[int]]:
-        """For each class the blocks that are shown."""
+        """Return the numbers of the blocks that are shown, by class."""
         if self.shown:
             return self.shown
         return {
@@ -106,7 +108,7 @@ class Panels:
         }
 
     def images(self) -> dict[str, np.ndarray]:
-        """For each class its panels above each other, RGB."""
+        """Return the figures of each class below each other, (y, x, 3) uint8 by class."""
         images = {}
         for name, panels in self.kept.items():
             if panels:

@@ -1,7 +1,7 @@
-"""What is on record of a run beside its events: run.json and history.csv.
+"""Read and write the records of a run, run.json and history.csv, and find its best epoch.
 
-run.json says what the run is and what it came to, history.csv has a row an epoch. Both are written
-and read here and nowhere else. Which epoch is the best one is decided here too.
+run.json has the settings, provenance, sessions and result of the run; history.csv has one row per
+epoch. No other module reads or writes these files.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ class Session:
     """One call of `train` on a run."""
 
     began: str = ""
-    """When, in UTC: 2026-11-20T10:00:00+00:00."""
+    """Time in UTC, such as 2026-11-20T10:00:00+00:00."""
     ended: str | None = None
-    """None while it runs, and for ever if its process was killed."""
+    """Time in UTC; None while it runs, and also later if its process was killed."""
     first_iteration: int = 0
     last_iteration: int | None = None
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to so far; None is what is not known."""
+    """What a run has reached so far; fields that are not known are None."""
 
     epoch: int | None = None
-    """The last one that was finished."""
+    """The last finished epoch, counted from 1."""
     iteration: int | None = None
     best_metric: str | None = None
-    """What the best checkpoint is best at: "dice", "loss", ..."""
+    """The metric that chooses the best checkpoint: "dice", "loss", ..."""
     best: float | None = None
-    """Its value there; None without validation."""
+    """Value of best_metric at the best epoch; None without validation."""
     best_epoch: int | None = None
     finished: bool | None = None
-    """Whether all its epochs are done, or it ran out of patience."""
+    """Whether all epochs are done, or early stopping ended the run."""
     samples_per_s: float | None = None
-    """Training speed in the last epoch."""
+    """Training samples per second in the last epoch."""
     hours: float | None = None
-    """Of all sessions."""
+    """Hours of all sessions together."""
     validation_blocks: str | None = None
     """Tells the blocks that the validation looks at from those of another run; None as `best`."""
 
@@ -80,20 +80,20 @@ class RunRecord:
 
     @property
     def best_metric(self) -> str:
-        """What the best epoch is best at; "" where the record does not say."""
+        """The metric that chooses the best epoch; "" if the record does not have it."""
         setting = self.settings.get("best_metric") or ""
         # settings are recorded as Python writes them, texts with their quotes
         return self.result.best_metric or setting.strip("'\"")
 
 
 class Recorder:
-    """Keeps run.json up to date while a run trains; iteration 0 begins it anew."""
+    """Keeps run.json up to date while a run trains."""
 
     def __init__(self, folder: Path, iteration: int, record: RunRecord):
-        """Write the session that begins now.
+        """Add a session that begins now, and write run.json.
 
-        record: what the run is. Sessions, result and MLflow's id are those of before, unless
-        iteration is 0.
+        `record` describes the run. For a continued run (`iteration` above 0) its sessions, result
+        and MLflow id are taken from the existing run.json; at iteration 0 they begin anew.
         """
         self.folder = folder
         self.record = record
@@ -108,7 +108,7 @@ class Recorder:
         self.write()
 
     def result(self, **values: Any) -> None:
-        """Replace these fields of the result, and its hours; NaN is null in JSON."""
+        """Replace fields of the result, update its hours, and write run.json; NaN becomes null."""
         hours = self._hours_before + (time.perf_counter() - self._begun) / 3600
         for name, value in values.items():
             if isinstance(value, float) and math.isnan(value):
@@ -117,19 +117,19 @@ class Recorder:
         self.write()
 
     def end(self, iteration: int) -> None:
-        """The session ends after `iteration`."""
+        """Note that the session ends now, after `iteration`, and write run.json."""
         session = self.record.sessions[-1]
         session.ended = _now()
         session.last_iteration = iteration
         self.write()
 
     def write(self) -> None:
-        """Write run.json whole. Raises FileError."""
+        """Write run.json atomically. Raises FileError if it cannot be written."""
         write_record(self.folder, self.record)
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
-    """Write run.json into a run's log folder. Raises FileError."""
+    """Write run.json into the log folder of a run. Raises FileError if it cannot be written."""
     content = asdict(record)
     # the form that readers of older runs know: what there is not yet is left out
     if record.result == RunResult():
@@ -143,10 +143,11 @@ def write_record(folder: Path, record: RunRecord) -> None:
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """run.json of a run's log folder; None where there is none, as of a run of another trainer.
+    """Read run.json from the log folder of a run.
 
-    What the file lacks is empty or None, and what this version does not know is left out. Raises
-    UserError if it is damaged.
+    None if there is no such file, as for a run of another trainer. Fields that the file lacks are
+    empty or None, and fields that this version does not know are ignored. Raises UserError if the
+    file is damaged.
     """
     path = folder / RECORD
     try:
@@ -165,10 +166,11 @@ def read_record(folder: Path) -> RunRecord | None:
 
 
 def add_epoch(folder: Path, row: Mapping[str, float]) -> None:
-    """Add a row to history.csv, whose first column is the epoch. Raises FileError.
+    """Add a row to history.csv. Its first column must be "epoch".
 
-    Rows of this or a later epoch are replaced: a run that goes on from an older checkpoint trains
-    them again. Rows before it stay as they were written, to the last digit.
+    Rows of this epoch and of later ones are removed, since a run that continues from an older
+    checkpoint trains these epochs again. Earlier rows stay as they were written, to the last digit.
+    Raises FileError if the file cannot be written.
     """
     path = folder / HISTORY
     rows: list[Mapping[str, Any]] = []
@@ -186,10 +188,10 @@ def add_epoch(folder: Path, row: Mapping[str, float]) -> None:
 
 
 def read_history(folder: Path) -> pd.DataFrame:
-    """history.csv of a run's log folder: a row an epoch, NaN for what was not measured.
+    """Read history.csv from the log folder of a run: one row per epoch.
 
-    Columns are epoch, iteration, lr, train/..., validation/... and {metric}/{class}. Raises
-    FileNotFoundError if there is none, UserError if it is damaged.
+    The columns are epoch, iteration, lr, train/..., validation/... and {metric}/{class}, with NaN
+    for what was not measured. Raises FileNotFoundError if there is no such file, UserError if it is damaged.
     """
     import pandas as pd
 
@@ -203,10 +205,10 @@ def read_history(folder: Path) -> pd.DataFrame:
 
 
 def is_better(value: float, best: float, metric: str) -> bool:
-    """Whether a value of best_metric is better than the best so far, which is NaN before the first.
+    """Return whether a value of best_metric is better than `best`, the best value so far.
 
-    Of equal values the first stays the best; NaN and infinity never are. A lower loss is better,
-    and of every other metric a higher value.
+    `best` is NaN before the first value. Lower is better for "loss", higher for every other metric.
+    Equal values, NaN and infinity are not better.
     """
     if not math.isfinite(value):
         return False
@@ -216,9 +218,9 @@ def is_better(value: float, best: float, metric: str) -> bool:
 
 
 def best_row(history: pd.DataFrame, metric: str) -> int | None:
-    """The index of the row that is the best in validation/{metric}, of which best.pt is.
+    """Return the index of the row with the best validation/{metric}, the epoch of best.pt.
 
-    None without a validation. `history` is one of `read_history`.
+    None without a validation. `history` is the result of `read_history`.
     """
     column = f"validation/{metric}"
     if column not in history:
@@ -233,7 +235,7 @@ def best_row(history: pd.DataFrame, metric: str) -> int | None:
 
 
 def best_epoch(history: pd.DataFrame, metric: str) -> int | None:
-    """The first epoch that is the best in validation/{metric}; None without a validation."""
+    """Return the first epoch with the best validation/{metric}; None without a validation."""
     index = best_row(history, metric)
     if index is None or "epoch" not in history:
         return None
@@ -241,13 +243,13 @@ def best_epoch(history: pd.DataFrame, metric: str) -> int | None:
 
 
 def _fields(schema: Any, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a JSON object that a dataclass has fields for."""
+    """Return the entries of a JSON object that are fields of a dataclass."""
     names = {f.name for f in dataclasses.fields(schema)}
     return {name: value for name, value in content.items() if name in names}
 
 
 def _refuse_other_types(path: Path, content: Any) -> None:
-    """UserError unless the parts of a run.json are objects where they should be."""
+    """Raise UserError unless the parts of a run.json have the expected types."""
     if not isinstance(content, dict):
         raise _unreadable(path, f"holds a {type(content).__name__} and no object")
     for name in ("settings", "provenance", "result"):

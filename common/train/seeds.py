@@ -1,4 +1,4 @@
-"""One experiment with several seeds: run one by one or by a queue, and how the results spread."""
+"""Train one experiment with several seeds, here or through a queue, and report the spread."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from common.train.run import Result, train
 
 @dataclass(frozen=True)
 class Spread:
-    """A metric over runs that differ in their seed alone."""
+    """Mean and spread of a metric over runs that differ only in their seed."""
 
     mean: float
     deviation: float
-    """Sample standard deviation; NaN of one run."""
+    """Sample standard deviation; NaN for a single run."""
     runs: int
+    """Number of runs with a value."""
 
     def __str__(self) -> str:
         mean = f"{self.mean:.3f}"
@@ -39,9 +40,9 @@ def train_seeds(
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
 ) -> list[Result]:
-    """Train with each seed, or go on where its run stopped, and say how the results spread.
+    """Train with each seed, or continue its run, and print how the results spread.
 
-    Ends with the run that is interrupted.
+    Stops after a run that is interrupted, and returns the results up to that one.
     """
     _refuse_one_run(config_path, seeds, overrides, data)
     results: list[Result] = []
@@ -62,11 +63,11 @@ def submit(
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
 ) -> list[list[str]]:
-    """Call a queue's command once for each seed; returns the words of each call.
+    """Call the command of a queue once for each seed; return the words of each call.
 
     Args:
         config_path: the experiment, as for `train`.
-        seeds: one run each.
+        seeds: the seeds, one job each.
         template: such as "bsub -n 4 -gpu num=1 {command}" or
             "sbatch --gpus 1 -J seed{seed} --wrap {command}". {command} becomes the whole training
             command as one word, quoted for the shell that the queue starts: quotes around it are
@@ -99,7 +100,7 @@ def training_command(
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
 ) -> str:
-    """The command line that trains one seed, for a shell in the same folder."""
+    """Return the command line that trains one seed, for a shell in the current folder."""
     settings = [*overrides, f"random_seed={seed}"]
     words = shlex.split(command_line("train", config_path, set=settings, data=data or None))
     # the shell that a queue starts may know another python, or none
@@ -108,11 +109,11 @@ def training_command(
 
 
 def spread(folders: Sequence[Path]) -> dict[str, Spread]:
-    """How each metric spreads over the log folders of runs with different seeds, by its column.
+    """Return the spread of each metric over runs with different seeds, by column of history.csv.
 
-    Of each run the epoch of its best checkpoint counts, or its last epoch where there is no best.
-    A class that does not occur in a run is left out of its mean. Runs without a history are left
-    out.
+    `folders` are the log folders. Each run counts with the epoch of its best checkpoint, or with
+    its last epoch if there is no best one. Values that are NaN, such as those of a class that does
+    not occur, and runs without a history are left out.
     """
     columns: dict[str, list[float]] = {}
     for folder in folders:
@@ -126,7 +127,7 @@ def spread(folders: Sequence[Path]) -> dict[str, Spread]:
 
 
 def best_epoch_of(folder: Path) -> dict[str, float]:
-    """The row of the best epoch in a run's history, else of its last; empty without a history."""
+    """Return the row of the best epoch in history.csv, or of the last one; {} without a history."""
     if not (folder / HISTORY).is_file():
         return {}
     history = read_history(folder)
@@ -140,7 +141,7 @@ def best_epoch_of(folder: Path) -> dict[str, float]:
 
 
 def table(spreads: Mapping[str, Spread]) -> str:
-    """A line for the means over the classes, then one for each class; a column for each metric."""
+    """Return a text table: the means over classes, then one row per class; metrics as columns."""
     if not spreads:
         return "no validation to compare the seeds by"
     metrics = []
@@ -160,7 +161,7 @@ def table(spreads: Mapping[str, Spread]) -> str:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds of an option: "1,2,3" or "1-5"."""
+    """Parse the seeds of the option --seeds: "1,2,3" or "1-5". Raises UserError."""
     seeds: list[int] = []
     try:
         for part in text.replace(" ", ",").split(","):
@@ -173,7 +174,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _parse_range(part: str) -> list[int]:
-    """The numbers of "3" or "3-5"; none of "". Raises ValueError."""
+    """Return the numbers of "3" or "3-5"; none for "". Raises ValueError."""
     if not part:
         return []
     first, dash, last = part.partition("-")
@@ -188,7 +189,7 @@ def _spread_of(values: Sequence[float]) -> Spread:
 
 
 def _classes(spreads: Mapping[str, Spread], metrics: Sequence[str]) -> list[str]:
-    """The classes that any of the metrics was measured of, in their order."""
+    """Return the classes for which any of the metrics has a value, in their order."""
     classes = []
     for name in spreads:
         metric, _, label = name.partition("/")
@@ -202,7 +203,7 @@ def _cells(spreads: Mapping[str, Spread], names: Sequence[str]) -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A line of text for each row, its columns below each other."""
+    """Return one line of text per row, with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -212,7 +213,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _call(template: str, seed: int, command: str) -> list[str]:
-    """The words of one call of a queue's command."""
+    """Return the words of one call of the command of a queue."""
     words = shlex.split(template)
     if not any("{command}" in word for word in words):
         raise UserError(
@@ -225,7 +226,7 @@ def _call(template: str, seed: int, command: str) -> list[str]:
 def _refuse_one_run(
     config_path: str | Path, seeds: Sequence[int], overrides: Sequence[str], data: str | Path | None
 ) -> None:
-    """UserError if two seeds would be one run."""
+    """Raise UserError if two seeds would write to the same run."""
     folders = set()
     for seed in seeds:
         config = load_config(config_path, overrides, data, random_seed=seed)

@@ -24,12 +24,12 @@ LONGEST_PARAMETER = 6000
 
 
 class Sink(Protocol):
-    """Takes what a run logs. The setting `trackers` takes classes with these four calls, too.
+    """Gets everything that a run logs. The setting `trackers` accepts classes with these methods.
 
-    Such a class, or a function that returns an object with the calls, is called with
-    (folder, run_name, settings) whenever `train` begins or goes on with a run: the folder of the
-    run's logs, the name of the run, and each setting as text. Iterations that are trained again
-    after a crash are logged again, with the same values. What the calls raise ends the run.
+    Such a class, or a function that returns an object with the four methods, is called with
+    (folder, run_name, settings) whenever `train` starts or continues a run: the folder of the run's
+    logs, the name of the run, and each setting as text. Iterations that are trained again after a
+    crash are logged again, with the same values. An exception in a method ends the run.
 
     Weights & Biases, as an example in a file `wandb_tracker.py` of an experiment:
 
@@ -68,13 +68,13 @@ class Sink(Protocol):
     """
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Log finite numbers under their tags ("loss/train", "dice/mito", ...) at an iteration."""
+        """Log finite numbers by tag ("loss/train", "dice/mito", ...) at iteration `step`."""
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
-        """Log an RGB image (y, x, 3) uint8."""
+        """Log an RGB image (y, x, 3) uint8 at iteration `step`."""
 
     def text(self, tag: str, values: Mapping[str, str], step: int) -> None:
-        """Log names and values: tag is "settings" or "provenance"."""
+        """Log names and values; `tag` is "settings" or "provenance"."""
 
     def finish(
         self,
@@ -83,42 +83,43 @@ class Sink(Protocol):
         metrics: Mapping[str, float],
         files: Sequence[Path],
     ) -> None:
-        """Log how the call of `train` ended, and close. Nothing is called after it.
+        """Log how the call of `train` ended, and close. No method is called afterwards.
 
         Args:
-            status: "FINISHED", "KILLED" (interrupted; the run may go on) or "FAILED".
-            settings: the few settings that runs are compared by; empty unless finished.
-            metrics: the final best_metric and loss, as far as they are finite.
-            files: to keep with the run: its *.py, its datasplit, its best checkpoint.
+            status: "FINISHED", "KILLED" (interrupted; the run may be continued) or "FAILED".
+            settings: the few settings by which runs are compared; empty if the call failed.
+            metrics: the final values of best_metric and loss that are finite.
+            files: files to keep with the run: the experiment's *.py, its datasplit and its best
+                checkpoint.
         """
 
 
 SinkFactory = Callable[[Path, str, Mapping[str, str]], Sink]
-"""(folder, run_name, settings) to a sink."""
+"""`factory(folder, run_name, settings)` returns a sink."""
 
 CALLS = ("scalars", "image", "text", "finish")
-"""What a sink must have."""
+"""Methods that a sink must have."""
 
 
 class TensorBoard:
-    """Event files in a folder."""
+    """Writes TensorBoard event files into a folder."""
 
     def __init__(self, folder: Path, iteration: int = 0):
-        """A run that starts or continues at `iteration` replaces what was logged after it."""
+        """Open the folder; what was logged after `iteration` is replaced."""
         self.writer = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else 0)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """A curve for each tag."""
+        """Add a point to the curve of each tag."""
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
         self.writer.flush()  # what led to a crash is then on disk
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
-        """An image, one a step."""
+        """Add an image at iteration `step`."""
         self.writer.add_image(tag, image, step, dataformats="HWC")
 
     def text(self, tag: str, values: Mapping[str, str], step: int) -> None:
-        """A Markdown table of names and values."""
+        """Add names and values as a Markdown table."""
         lines = ["| name | value |", "|---|---|"]
         for name, value in values.items():
             cell = str(value).replace("|", "/")  # which would end the cell
@@ -132,7 +133,7 @@ class TensorBoard:
         metrics: Mapping[str, float],
         files: Sequence[Path],
     ) -> None:
-        """The HPARAMS page has settings and metrics, as a run of its own; files are not kept."""
+        """Log settings and metrics on the HPARAMS page, and close; files are ignored."""
         if metrics:
             finals = {f"final/{name}": value for name, value in metrics.items()}
             self.writer.add_hparams(dict(settings), finals, run_name="hparams")
@@ -140,27 +141,27 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run in MLflow's store.
+    """Logs a run to an MLflow store.
 
-    A store takes nothing back: iterations that are trained again after a crash stand there twice,
+    A store does not delete values: iterations that are trained again after a crash are there twice,
     with equal values.
     """
 
     def __init__(
         self, uri: str, experiment: str, run_name: str, *, run_id: str = "", parent: str = ""
     ):
-        """Begin a run, or go on with the one of `run_id` where the store has it.
+        """Create a run, or continue the run `run_id` if the store has it.
 
         Args:
             uri: the store: a server, a folder, or a database file after sqlite:///.
-            experiment: the name that runs are grouped by; it is made where there is none.
-            run_name: of a new run.
-            run_id: of an earlier session of this run.
-            parent: id of the run that a new one is nested in.
+            experiment: name of the MLflow experiment; it is created if it does not exist.
+            run_name: name of a new run.
+            run_id: id of this run in an earlier session.
+            parent: id of the run that a new run is nested in.
 
         Raises:
-            UserError: if mlflow, or what it needs for a database file, is not installed, or the
-                store does not open.
+            UserError: if mlflow, or a package that it needs for a database file, is not installed,
+                or if the store cannot be opened.
         """
         client_class, not_opened = _import_mlflow()
         database = _database_of(uri)
@@ -188,7 +189,7 @@ class MLflow:
         self.run_id = run.info.run_id
 
     def _experiment_id(self, name: str, database: Path | None) -> str:
-        """Of the experiment of that name, which is made where there is none."""
+        """Return the id of the experiment with this name, which is created if necessary."""
         known = self.client.get_experiment_by_name(name)
         if known:
             return known.experiment_id
@@ -198,7 +199,7 @@ class MLflow:
         return self.client.create_experiment(name, database.with_suffix("").as_uri())
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """A metric for each tag."""
+        """Log a metric for each tag."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -206,12 +207,12 @@ class MLflow:
         self.client.log_batch(self.run_id, metrics=metrics)
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
-        """The latest image of a tag replaces the one before it."""
+        """Log an image; it replaces the previous one with the same tag."""
         name = tag.rsplit("/", 1)[-1]
         self.client.log_image(self.run_id, image, artifact_file=f"figures/{name}.png")
 
     def text(self, tag: str, values: Mapping[str, str], step: int) -> None:
-        """Settings become parameters, everything else becomes tags; both are kept as a file too."""
+        """Log settings as parameters and anything else as tags; both also as a JSON file."""
         if tag == "settings":
             self._parameters(values)
         else:
@@ -221,7 +222,7 @@ class MLflow:
         self.client.log_dict(self.run_id, dict(values), f"{tag}.json")
 
     def _parameters(self, values: Mapping[str, str]) -> None:
-        """Log those that the run does not have yet: a store refuses another value for them."""
+        """Log parameters that the run does not have yet; a store refuses to change the others."""
         from mlflow.entities import Param
 
         known = self.client.get_run(self.run_id).data.params
@@ -244,7 +245,7 @@ class MLflow:
         metrics: Mapping[str, float],
         files: Sequence[Path],
     ) -> None:
-        """Keep files and final metrics, and end the run."""
+        """Log files and final metrics, and end the run."""
         for file in files:
             if file.suffix == ".py":
                 # as text: a folder with a train_config.py would be taken for an experiment
@@ -257,19 +258,16 @@ class MLflow:
 
 
 class Tracker:
-    """One run's log: passes everything to each of its sinks, and keeps history.csv."""
+    """The log of one run: passes everything to its sinks, and writes history.csv."""
 
     def __init__(self, folder: Path, iteration: int = 0, sinks: Sequence[Sink] | None = None):
-        """A run that starts or continues at `iteration` replaces what was logged after it.
-
-        sinks: TensorBoard in that folder unless given.
-        """
+        """Create the folder. Without `sinks`, log to TensorBoard in it from `iteration` on."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.sinks = [TensorBoard(folder, iteration)] if sinks is None else list(sinks)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Log numbers under their tags; NaN (a class that does not occur) is left out."""
+        """Log numbers by tag at iteration `step`; NaN and infinity are left out."""
         finite = {tag: value for tag, value in values.items() if np.isfinite(value)}
         for sink in self.sinks:
             sink.scalars(finite, step)
@@ -291,22 +289,22 @@ class Tracker:
         files: Sequence[Path] = (),
         status: str = "FINISHED",
     ) -> None:
-        """Log settings and final metrics, keep files, close; see `Sink.finish`."""
+        """Log settings, final metrics and files, and close all sinks; see `Sink.finish`."""
         finite = {name: value for name, value in metrics.items() if np.isfinite(value)}
         # each is taken off first: where one fails, a second call finishes the others alone
         while self.sinks:
             self.sinks.pop().finish(status, settings, finite, files)
 
     def history(self, row: Mapping[str, float]) -> None:
-        """Add a row to history.csv; those of this epoch and later ones are replaced."""
+        """Add a row to history.csv; rows of this epoch and later ones are removed."""
         add_epoch(self.folder, row)
 
 
 def open_sinks(config: TrainConfig, iteration: int, recorder: Recorder) -> list[Sink]:
-    """The sinks that the setting `trackers` names, for a run that is at `iteration`.
+    """Open the sinks in the setting `trackers`, for a run that is at `iteration`.
 
-    The run in MLflow's store is noted in the record, so that the next session goes on with it.
-    Raises UserError for a sink that does not open or lacks one of the four calls.
+    The id of the MLflow run is written to the record, so that the next session continues it. Raises
+    UserError for a sink that cannot be opened or lacks one of the four methods.
     """
     folder = config.path("logs_save_path")
     sinks: list[Sink] = []
@@ -329,13 +327,13 @@ def open_sinks(config: TrainConfig, iteration: int, recorder: Recorder) -> list[
 def open_mlflow(
     config: TrainConfig, run_name: str, *, run_id: str = "", parent: str = ""
 ) -> MLflow:
-    """A run of this experiment in the store of mlflow_uri."""
+    """Open a run of this experiment in the store mlflow_uri."""
     uri = config.mlflow_uri or f"sqlite:///{config.folder / 'logs' / 'mlflow.db'}"
     return MLflow(uri, config.model_name, run_name, run_id=run_id, parent=parent)
 
 
 def _own_sink(factory: SinkFactory, config: TrainConfig) -> Sink:
-    """A user's sink, whose calls are looked at once, before anything is trained."""
+    """Make a user's sink, and check that it has the four methods."""
     sink = factory(config.path("logs_save_path"), config.run, config.record())
     missing = [call for call in CALLS if not callable(getattr(sink, call, None))]
     if missing:
@@ -349,14 +347,14 @@ def _own_sink(factory: SinkFactory, config: TrainConfig) -> Sink:
 
 
 def _database_of(uri: str) -> Path | None:
-    """The database file that is a store, None of any other."""
+    """Return the database file of a store; None for another kind of store."""
     if not uri.startswith("sqlite:///"):
         return None
     return Path(uri.removeprefix("sqlite:///")).absolute()
 
 
 def _import_mlflow() -> tuple[Any, type[Exception]]:
-    """MlflowClient and MlflowException of the package, which is optional."""
+    """Return MlflowClient and MlflowException of the optional package."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # training calls nobody
     try:
         from mlflow import MlflowClient
