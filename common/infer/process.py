@@ -31,7 +31,7 @@ from common.data.ngff import Grid, Level, slices
 from common.data.records import PredictionRecord, ProcessedRecord
 from common.data.regions import Region
 from common.errors import UserError
-from common.infer import encode, instances, ledger
+from common.infer import encode, functions, instances, ledger
 from common.infer.boxes import Box, corners
 from common.infer.instances import Volume
 from common.infer.recipe import Recipe, load_recipe
@@ -281,9 +281,7 @@ def _batch_of_masks(
         # process_func has 0 at the threshold
         logits.append(_padded_logits(prediction, start - halo, start + block + halo) - zero)
     given = torch.from_numpy(np.stack(logits)[:, None])
-    shape = tuple(given.shape)
-    what = f"{recipe.path}: process_func gives '{name}'"
-    masks = _as_mask(recipe.settings.process_func(given), shape, what)
+    masks = functions.mask(recipe, name, given)
     for start, mask in zip(starts, masks[:, 0], strict=True):
         stop = np.minimum(start + block, prediction.grid.shape)
         yield slices(start, stop), mask[slices(halo, halo + stop - start)]
@@ -334,28 +332,8 @@ def objects(
         mask.array[where] = values
     if recipe.settings.instance_func is None:
         return instances.connected_components(mask)
-    ids = recipe.settings.instance_func(mask, probability, name)
-    _refuse_no_ids(ids, mask.shape, f"{recipe.path}: instance_func gives", name)
+    ids = functions.ids(recipe, name, mask, probability)
     return ids if ids.dtype.kind != "b" else instances.connected_components(ids)
-
-
-def _refuse_no_ids(ids: Any, shape: tuple[int, int, int], what: str, name: str) -> None:
-    """Raises UserError for what is no volume of ids, or a mask, of the shape."""
-    if not isinstance(ids, Volume) or ids.shape != shape or ids.dtype.kind not in "uib":
-        given = type(ids).__name__
-        if hasattr(ids, "shape"):
-            given = f"{ids.dtype} of shape {tuple(ids.shape)}"
-        raise UserError(
-            f"{what} {given} for '{name}'; give a volume of ids of shape {shape}, by the functions "
-            "of common.infer.instances or as dataclasses.replace(mask, array=ids)"
-        )
-    if ids.dtype.kind == "i":
-        lowest = instances.smallest(ids)
-        if lowest < 0:
-            raise UserError(
-                f"{what} the id {lowest} for '{name}'; give ids from 1, and 0 where there is no "
-                "object"
-            )
 
 
 class _Probability:
@@ -448,22 +426,6 @@ def block_shape(recipe: Recipe, prediction: Prediction) -> np.ndarray:
             f"there, or leave input_array_info out, or predict with --scale {wanted} --overwrite"
         )
     return np.array(info["shape"])
-
-
-def _as_mask(result: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-    """What process_func gave as bool. UserError for another shape, or for more than 0 and 1."""
-    values = result.numpy(force=True) if isinstance(result, torch.Tensor) else np.asarray(result)
-    if values.shape != shape:
-        raise UserError(
-            f"{what} the shape {values.shape} for logits of shape {shape}; give the same shape"
-        )
-    mask = values.astype(bool)
-    if values.dtype != bool and not (values == mask).all():
-        raise UserError(
-            f"{what} values like {values[values != mask][0]}; give 1 where the class is and 0 "
-            "elsewhere (objects are numbered over the whole volume, by instance_func)"
-        )
-    return mask
 
 
 def _note_other_checkpoints(recipe: Recipe, boxes: Sequence[dict[str, Prediction]]) -> None:

@@ -39,6 +39,11 @@ class Volume:
     """
 
     def __post_init__(self) -> None:
+        if not isinstance(getattr(self.array, "dtype", None), np.dtype):
+            raise UserError(
+                f"a volume of a {type(self.array).__name__}; write a NumPy or zarr array of three "
+                "axes, z, y, x"
+            )
         if len(self.array.shape) != 3:
             raise UserError(
                 f"a volume of shape {self.array.shape}; write an array of three axes, z, y, x"

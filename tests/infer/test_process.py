@@ -15,6 +15,7 @@ import zarr
 from scipy import ndimage
 
 from common.config.load import load_process_config
+from common.config.module import own_frames
 from common.config.settings import ProcessConfig
 from common.data import ngff, records, series
 from common.errors import UserError
@@ -564,8 +565,19 @@ def test_a_prediction_of_other_voxels_than_process_config_has_is_refused(experim
             "logits[0]",
             r"the shape \(1, 20, 20, 20\) for logits of shape \(8, 1, 20, 20, 20\)",
         ),
-        ("None", r"the shape \(\) for"),
+        ("None", r"nothing \(None: is a return missing\?\); give one array"),
+        ("[logits > 0]", "a list; give one array or tensor"),
+        ("(logits > 0, logits)", "a tuple; give one array"),
+        ("{'mask': logits > 0}", "a dict; give one array"),
+        ("float(logits.mean())", "a float; give one array"),
+        ("'mask'", "a str; give one array"),
+        ("logits.mean()", r"the shape \(\) for logits"),
+        ("(logits > 0).to('meta')", "a Tensor of torch.bool of shape .*; give one array"),
+        ("logits.numpy().astype(complex)", "an array of complex128"),
+        ("logits.numpy().astype(object)", "an array of object"),
         ("(logits > 0) * 3", "values like 3"),
+        ("(logits > 0) * -1", "values like -1"),
+        ("(logits > 0) * 255", "values like 255; give 1 where"),
         ("logits.sigmoid()", r"values like 0\.\d+"),
         ("logits * float('nan')", "values like nan"),
     ],
@@ -585,10 +597,22 @@ def test_what_is_no_mask_is_refused(experiment, result, words):
 @pytest.mark.parametrize(
     ("result", "words"),
     [
-        ("None", "gives NoneType for 'mito'"),
-        ("mask.array * 1", r"gives int64 of shape \(24, 24, 24\) for 'mito'"),
-        ("replace(mask, array=mask.array[:9])", r"gives bool of shape \(9, 24, 24\) for"),
-        ("probability", "gives float32 of shape"),
+        ("None", r"gives nothing \(None: is a return missing\?\) for 'mito'"),
+        ("[mask]", "gives a list for 'mito'"),
+        ("(mask, probability)", "gives a tuple for 'mito'"),
+        ("1.0", "gives a float for 'mito'"),
+        ("mask.array * 1", r"gives a ndarray of int64 of shape \(24, 24, 24\) for 'mito'"),
+        (
+            "torch.zeros(24, 24, 24)",
+            r"gives a Tensor of torch.float32 of shape \(24, 24, 24\) for 'mito'",
+        ),
+        ("replace(mask, array=mask.array[:9])", r"gives a Volume of bool of shape \(9, 24, 24\)"),
+        ("replace(mask, array=mask.array * 1j)", "gives a Volume of complex128 of shape"),
+        ("probability", "gives a Volume of float32 of shape"),
+        ("replace(mask, array=[[1]])", r"instance_func: a volume of a list; write a NumPy"),
+        ("replace(mask, array=torch.zeros(24, 24, 24))", "instance_func: a volume of a Tensor"),
+        ("replace(mask, array=mask.array[0])", "instance_func: a volume of shape"),
+        ("remove_small(mask, -5)", "instance_func: min_nm3 -5; write a volume of at least 0"),
         ("replace(mask, array=mask.array * -1)", "gives the id -1 for 'mito'"),
     ],
 )
@@ -597,12 +621,51 @@ def test_what_are_no_objects_is_refused(experiment, result, words):
     configured(
         tiny,
         ABOVE
+        + "import torch\n"
         + "from dataclasses import replace\n"
+        + "from common.infer.instances import remove_small\n"
         + f"def instance_func(mask, probability, name):\n    return {result}",
     )
     write_prediction(tiny, "mito", np.full((24, 24, 24), 200, np.uint8))
-    with pytest.raises(UserError, match=f"process_config.py: instance_func {words}"):
+    with pytest.raises(UserError, match=f"process_config.py: (instance_func )?{words}"):
         run(tiny, classes=("mito",))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "logits > 0",
+        "(logits > 0).numpy()",
+        "(logits > 0).to(torch.bfloat16)",
+        "(logits > 0).to(torch.float16)",
+        "(logits > 0).float().requires_grad_()",
+        "(logits > 0).long()",
+        "(logits > 0).to_sparse()",
+        "(logits > 0).numpy().astype('>i2')",
+    ],
+)
+def test_a_mask_is_taken_in_any_type_that_holds_0_and_1(experiment, result):
+    tiny = experiment()
+    tiny.write(
+        "process_config.py",
+        f"import torch\nfrom .data import classes\ndef process_func(logits):\n    return {result}",
+    )
+    values = RNG.integers(0, 256, (24, 24, 24)).astype(np.uint8)
+    write_prediction(tiny, "er", values)
+    run(tiny, classes=("er",))
+    np.testing.assert_array_equal(processed(tiny, "er")[...], values > 127)
+
+
+@pytest.mark.parametrize("function", ["process_func(logits)", "instance_func(mask, p, name)"])
+def test_errors_of_the_users_functions_keep_the_users_lines(experiment, function):
+    tiny = experiment()
+    own = ABOVE if function.startswith("instance") else ""
+    configured(tiny, f"{own}def {function}:\n    return [1][7]\n")
+    write_prediction(tiny, "mito", np.full((24, 24, 24), 200, np.uint8))
+    with pytest.raises(IndexError) as failure:
+        run(tiny, classes=("mito",))
+    (line,) = own_frames(failure.value)
+    assert line.line == "return [1][7]"
 
 
 def test_a_full_disk_is_a_sentence(experiment, monkeypatch):
