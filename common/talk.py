@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,12 @@ SCRIPT = "csc"
 """The same as an installed script, see pyproject.toml."""
 
 
+_noted: set[str] = set()
+"""What `note_once` said."""
+
+_lock = threading.Lock()  # crops are opened in threads
+
+
 def say(text: str) -> None:
     """A line on standard error, beside a progress bar if there is one."""
     tqdm.write(text, file=sys.stderr)
@@ -28,9 +34,12 @@ def note(text: str) -> None:
     say(f"note: {text}")
 
 
-@functools.cache
 def note_once(text: str) -> None:
     """The same as `note`, once a process for each text: many crops may have one reason."""
+    with _lock:
+        if text in _noted:
+            return
+        _noted.add(text)
     note(text)
 
 

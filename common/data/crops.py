@@ -22,6 +22,7 @@ from common.data.annotation import LabelReader
 from common.data.crop_cache import CropCache, label_stamp, raw_stamp
 from common.data.ngff import Grid, Level
 from common.data.palette import UNKNOWN, complete, contradicts, encode
+from common.data.placement import check_crop, check_detail
 from common.data.raw import Raw, mirror, open_raw, reduction
 from common.data.split import Row
 from common.errors import FileError, UserError
@@ -224,7 +225,8 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
     names = _classes_to_read(row, request)
     raw = open_raw(row.raw, request.input_scale, request.raw_range)
     label = ngff.open_levels(row.crop / row.annotated[0])[0]
-    _check_overlap(row, raw, label)
+    check_crop(row.crop, label, raw.level, raw.finest_nm)
+    check_detail(label, request.target_scale, "the target patch")
     _check_size(row, raw, request.patch_nm)
 
     lower, upper = label.box()
@@ -266,17 +268,6 @@ def _classes_to_read(row: Row, request: CropRequest) -> tuple[str, ...]:
     if reasons and not set(request.classes) <= set(row.annotated):
         return row.annotated
     return tuple(name for name in row.annotated if name in request.classes)
-
-
-def _check_overlap(row: Row, raw: Raw, label: Level) -> None:
-    lower, upper = label.box()
-    raw_lower, raw_upper = raw.level.box()
-    if (lower >= raw_upper).any() or (upper <= raw_lower).any():
-        raise UserError(
-            f"{row.crop}: its labels (from {_place(lower)} to {_place(upper)} nm) and the raw "
-            f"{row.raw} (from {_place(raw_lower)} to {_place(raw_upper)} nm) do not overlap; "
-            "check translation and scale in their .zattrs"
-        )
 
 
 def is_smaller(raw_extent: np.ndarray, patch_nm: np.ndarray) -> bool:
@@ -360,21 +351,18 @@ def _decode_raw(job: Decoding, folder: Path) -> None:
 
 
 def _copy_raw(job: Decoding, first: np.ndarray, last: np.ndarray, path: Path) -> np.memmap:
-    """Copy voxels first..last-1 of the volume to a new file. Raises UserError if all are 0."""
+    """Copy voxels first..last-1 of the volume to a new file. Raises UserError if all are black."""
     block = _new_volume(path, job.raw.dtype, last - first)
-    brightest = 0.0
+    darkest = np.inf
+    brightest = -np.inf
     for z in range(0, len(block), SLAB):
         start = np.array([first[0] + z, first[1], first[2]])
         stop = np.array([min(start[0] + SLAB, last[0]), last[1], last[2]])
         slab = job.raw.read(start, stop)
+        darkest = min(darkest, float(slab.min()))
         brightest = max(brightest, float(slab.max()))
         block[z : z + SLAB] = slab
-    if brightest == 0:
-        # a chunk that is not there reads as 0; real EM is never 0 all around a crop
-        raise UserError(
-            f"{job.raw.level.path}: 0 everywhere around {job.row.name}; "
-            "fetch its EM chunks, or remove the crop from the datasplit"
-        )
+    job.raw.check_values(darkest, brightest, f"around {job.row.name}")
     block.flush()
     return block
 

@@ -47,6 +47,13 @@ class Grid:
         return lower, upper
 
 
+def box_text(grid: Grid) -> str:
+    """The box of a grid: 'z, y, x 0 to 160, 0 to 160, 40 to 200', in nm."""
+    lower, upper = grid.box()
+    sides = [f"{low:g} to {high:g}" for low, high in zip(lower, upper, strict=True)]
+    return f"z, y, x {', '.join(sides)}"
+
+
 @dataclass(frozen=True)
 class Level:
     """One resolution of a multiscale image."""

@@ -13,13 +13,23 @@ import numpy as np
 
 from common.data import ngff
 from common.data.ngff import Grid, Level, Vector
+from common.data.placement import check_detail
 from common.errors import UserError
+from common.talk import note_once
 
 AT_ONCE = 2**27
 """Most voxels of a level that are read at a time for averaging.
 
 This bounds the memory where the level is much finer than the wanted voxel size.
 """
+
+
+NARROW = 0.25
+"""Part of an integer type's range: raw that uses less of it has little contrast for a network."""
+
+
+SAMPLE = 64
+"""Voxels along an edge of the block whose contrast is looked at before a volume is predicted."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class Raw:
     """Values that become 0 and 1; the range of the unsigned integer type if empty."""
     dtype: np.dtype
     """Type of what is read: uint8 (unchanged), or float32 in [0, 1]."""
+    finest_nm: np.ndarray
+    """(3,) voxel size of the finest level of the volume, nm."""
 
     @property
     def grid(self) -> Grid:
@@ -74,10 +86,77 @@ class Raw:
         block = self.level.read(start, stop)
         if self.dtype == np.uint8:
             return block
-        low, high = self.raw_range or (0.0, float(np.iinfo(block.dtype).max))
+        low, high = self._range
         # a NaN in raw is a hole: black; NaN means unknown in targets only
         finite = np.nan_to_num(block.astype(np.float32))
         return np.clip((finite - low) / (high - low), 0, 1)
+
+    def check_values(self, darkest: float, brightest: float, where: str) -> None:
+        """Judge what was read somewhere: a note where a network can see little in it.
+
+        Args:
+            darkest: smallest value, as `read` gives it.
+            brightest: largest value.
+            where: "around crop1".
+
+        Raises:
+            UserError: if all of it is black.
+        """
+        path = self.level.path
+        if brightest == 0:
+            raise UserError(f"{path}: 0 everywhere {where}; {self._way_out_of_black()}")
+        if darkest == brightest:
+            note_once(
+                f"{path}: {self._stored(darkest)} everywhere {where}, so that nothing can be seen "
+                "there; look at the volume and at raw_range"
+            )
+        else:
+            self._note_narrow(darkest, brightest, where)
+
+    def note_contrast(self, lower: np.ndarray, upper: np.ndarray) -> None:
+        """Look at the middle of a box (nm), and note it where a network sees little contrast."""
+        if self.raw_range or self.level.array.dtype.itemsize == 1:
+            return
+        shape = np.array(self.grid.shape)
+        middle = ((lower + upper) / 2 - self.grid.origin) / self.grid.scale
+        start = np.clip(np.rint(middle).astype(int) - SAMPLE // 2, 0, np.maximum(shape - SAMPLE, 0))
+        block = self.read(start, np.minimum(start + SAMPLE, shape))
+        self._note_narrow(float(block.min()), float(block.max()), "in the middle of the box")
+
+    def _note_narrow(self, darkest: float, brightest: float, where: str) -> None:
+        stored = self.level.array.dtype
+        if self.raw_range or stored.itemsize == 1 or brightest - darkest >= NARROW:
+            return
+        low = self._stored(darkest)
+        high = self._stored(brightest)
+        note_once(
+            f"{self.level.path}: {stored} from {low} to {high} {where}, which a network gets as "
+            f"{darkest:.2g} to {brightest:.2g} of 0 to 1; where that is all of its contrast set "
+            f"raw_range = ({low}, {high})"
+        )
+
+    def _way_out_of_black(self) -> str:
+        """What to do where raw is 0 throughout."""
+        if self.raw_range:
+            low, high = self.raw_range
+            return (
+                f"raw_range = ({low:g}, {high:g}) makes black of what is {low:g} or less: set the "
+                "range of this raw, or fetch its EM chunks"
+            )
+        # a chunk that is not there reads as 0; real EM is never 0 all around a crop
+        return "fetch its EM chunks, or remove the crop from the datasplit"
+
+    def _stored(self, value: float) -> str:
+        """The value of the level that `read` gives as this one."""
+        if self.dtype == np.uint8:
+            return f"{value:g}"
+        low, high = self._range
+        return f"{low + value * (high - low):.6g}"
+
+    @property
+    def _range(self) -> tuple[float, ...]:
+        """Values of the level that become 0 and 1."""
+        return self.raw_range or (0.0, float(np.iinfo(self.level.array.dtype).max))
 
     def read_mirrored(self, start: Vector, stop: Vector) -> np.ndarray:
         """Return voxels start..stop-1; outside of the volume raw is mirrored, as in training."""
@@ -104,14 +183,22 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = ()) -> Raw:
         UserError: as `common.data.ngff.open_levels`, and if the raw is not of an unsigned integer
             type and no `raw_range` is given.
     """
-    level = ngff.pick_level(ngff.open_levels(path), scale)
+    levels = ngff.open_levels(path)
+    level = ngff.pick_level(levels, scale)
+    check_detail(level, scale, "the network's input")
     if level.array.dtype.kind != "u" and not raw_range:
         raise UserError(
             f"{level.path}: raw of type {level.array.dtype} has no natural range; "
             "set raw_range = (value of black, value of white)"
         )
     dtype = np.dtype(np.uint8 if level.array.dtype == np.uint8 else np.float32)
-    return Raw(level, reduction(scale, level.scale, level.shape), tuple(raw_range), dtype)
+    return Raw(
+        level=level,
+        factor=reduction(scale, level.scale, level.shape),
+        raw_range=tuple(raw_range),
+        dtype=dtype,
+        finest_nm=levels[0].scale,
+    )
 
 
 def averaged_grid(level: Level, factor: np.ndarray) -> Grid:

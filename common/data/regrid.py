@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_array
 
-from common.data.ngff import Grid, Level
+from common.data.ngff import Grid, Level, box_text
 from common.errors import UserError
 
 TIE = 1e-5
@@ -153,12 +153,7 @@ def covers(level: Level, grid: Grid) -> bool:
 
 def shortfall(level: Level, grid: Grid) -> str:
     """Return what a source covers and what it should cover, for messages if `covers` is False."""
-    return f"covers z, y, x {_box_text(level.grid)} nm of {_box_text(grid)} nm"
-
-
-def _box_text(grid: Grid) -> str:
-    lower, upper = grid.box()
-    return ", ".join(f"{low:g} to {high:g}" for low, high in zip(lower, upper, strict=True))
+    return f"covers {box_text(level.grid)} nm of {box_text(grid)} nm"
 
 
 def _nearest(level: Level, grid: Grid) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:

@@ -273,12 +273,21 @@ def _problem_of_raw(region: Region, config: TrainConfig) -> str:
     lower, upper = raw.level.box()
     is_outside = (region.lower >= upper).any() or (region.upper <= lower).any()
     if not is_outside:
-        return ""
+        return _problem_of_values(raw, region)
     return (
         f"{region}: {regions.box_text(region.lower, region.upper)} nm, outside of its raw "
         f"{region.raw}, which is {regions.box_text(lower, upper)} nm; check translation and "
         "scale in their .zattrs"
     )
+
+
+def _problem_of_values(raw: Raw, region: Region) -> str:
+    """Why the middle of a box cannot be read; "" where it can. Notes little contrast."""
+    try:
+        raw.note_contrast(region.lower, region.upper)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def predict_region(

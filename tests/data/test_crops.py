@@ -149,7 +149,7 @@ def test_the_palette_has_a_row_for_each_combination_and_one_for_unknown(tmp_path
 
 def test_counts_are_those_of_the_labels(tmp_path):
     mito = RANDOM.random((70, 5, 6)) < 0.2
-    crop = open_crop(write_crop(tmp_path, RAW, {"mito": mito}))
+    crop = open_crop(write_crop(tmp_path, RAW.repeat(4, 0), {"mito": mito}))
     expected = np.bincount(crop.labels().ravel(), minlength=len(crop.palette))
     np.testing.assert_array_equal(crop.counts, expected)
 
@@ -157,7 +157,7 @@ def test_counts_are_those_of_the_labels(tmp_path):
 def test_examples_are_voxels_of_their_row_from_the_whole_crop(tmp_path):
     shape = (140, 5, 6)
     labels = {"mito": RANDOM.random(shape) < 0.2, "ld": blocks((0, 3, 3), shape=shape)}
-    crop = open_crop(write_crop(tmp_path, RAW, labels), ("mito", "ld"))
+    crop = open_crop(write_crop(tmp_path, RAW.repeat(8, 0), labels), ("mito", "ld"))
     for row in np.flatnonzero(crop.counts):
         assert (crop.labels()[tuple(crop.examples[row].T)] == row).all()
     depths = crop.examples[crop.counts.argmax()][:, 0]  # uniform over 140 slices in three slabs
@@ -279,7 +279,7 @@ def test_labels_coarser_than_the_training_grid_stay_as_they_are(tmp_path):
 
 def test_a_reduction_over_several_slabs_equals_one_of_the_whole(tmp_path):
     fine = RANDOM.random((200, 4, 4)) < 0.5
-    row = write_crop(tmp_path, RAW, {"mito": fine}, label_scale=(3, 4, 4))
+    row = write_crop(tmp_path, RAW.repeat(4, 0), {"mito": fine}, label_scale=(3, 4, 4))
     crop = open_crop(row, scale=(9, 8, 8))
     positive = fine[:198].reshape(66, 3, 2, 2, 2, 2).sum((1, 3, 5))
     np.testing.assert_array_equal(volumes(crop)[0], positive > 6)

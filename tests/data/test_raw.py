@@ -169,3 +169,46 @@ def test_raw_in_micrometres_is_the_same_raw(image):
 def test_a_missing_raw_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such zarr group"):
         open_raw(tmp_path / "nowhere", (8, 8, 8))
+
+
+# What a network sees of it
+
+
+def stretched(tmp_path, bits: int, dtype=np.uint16) -> Path:
+    """Raw that uses so many bits of its type."""
+    volume = (VOLUME.astype(np.uint32) * (2**bits - 1) // 255).astype(dtype)
+    write_multiscale(tmp_path / "raw", volume, (8, 8, 8))
+    return tmp_path / "raw"
+
+
+def look(path: Path, raw_range=()) -> None:
+    found = open_raw(path, (8, 8, 8), raw_range)
+    found.note_contrast(*found.level.box())
+
+
+def test_raw_that_uses_ten_of_its_sixteen_bits_is_noted_with_the_range_to_write(tmp_path, capsys):
+    look(stretched(tmp_path, 10))
+    said = capsys.readouterr().err
+    assert "raw/s0: uint16 from 0 to 1023 in the middle of the box" in said
+    assert "as 0 to 0.016 of 0 to 1" in said and "set raw_range = (0, 1023)" in said
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype", "raw_range"), [(16, np.uint16, ()), (10, np.uint16, (0, 1023)), (5, "u1", ())]
+)
+def test_raw_with_contrast_or_a_range_is_nothing_to_say(tmp_path, bits, dtype, raw_range, capsys):
+    look(stretched(tmp_path, bits, dtype), raw_range)
+    assert capsys.readouterr().err == ""
+
+
+def test_raw_that_is_one_value_is_noted(image, capsys):
+    open_raw(image, (8, 8, 8)).check_values(200, 200, "around crop1")
+    assert "s0: 200 everywhere around crop1, so that nothing can be" in capsys.readouterr().err
+
+
+def test_black_raw_is_refused_with_the_reason(tmp_path, image):
+    with pytest.raises(UserError, match="s0: 0 everywhere around crop1; fetch its EM chunks"):
+        open_raw(image, (8, 8, 8)).check_values(0, 0, "around crop1")
+    ranged = open_raw(stretched(tmp_path / "other", 10), (8, 8, 8), (2000, 3000))
+    with pytest.raises(UserError, match=r"raw_range = \(2000, 3000\) makes black of what is 2000"):
+        ranged.check_values(0, 0, "around crop1")

@@ -431,5 +431,5 @@ def test_a_source_may_end_half_a_voxel_short(source, origin, shape, covered):
 def test_what_is_covered_is_said_in_nm(source):
     level = source(np.ones((4, 4, 2), np.uint8))
     assert shortfall(level, grid((0, 0, 0), (4, 4, 4), (8, 8, 8))) == (
-        "covers z, y, x -4 to 28, -4 to 28, -4 to 12 nm of -2 to 30, -2 to 30, -2 to 30 nm"
+        "covers z, y, x -4 to 28, -4 to 28, -4 to 12 nm of z, y, x -2 to 30, -2 to 30, -2 to 30 nm"
     )

@@ -941,7 +941,7 @@ def test_raw_that_is_missing_is_told_before_anything_is_predicted(tiny, fails):
     shutil.rmtree(raw)
     assert (
         fails(tiny, "--crops", "*")
-        == f"{raw}: no such zarr group; check the path in the datasplit and the data root"
+        == f"{raw}: no such zarr group; a multiscale OME-NGFF group is needed here"
     )
 
 

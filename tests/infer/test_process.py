@@ -526,7 +526,7 @@ def test_everything_that_is_wrong_with_predictions_is_said_before_anything_is_wr
         run(tiny, crops="crop1,crop3")
     said = str(error.value).split("\n")
     assert len(said) == 3
-    assert "mito: covers z, y, x 12 to 108, 12 to 204, 12 to 204 nm of 12 to 204" in said[
+    assert "mito: covers z, y, x 12 to 108, 12 to 204, 12 to 204 nm of z, y, x 12 to 204" in said[
         0
     ] and said[0].endswith("run predict with --overwrite")
     assert "crop1/er: half-written; run the command that writes it again" in said[1]

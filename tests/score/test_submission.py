@@ -157,7 +157,7 @@ def test_all_that_is_wrong_with_the_volumes_comes_in_one_message(source_of, tmp_
     )
     assert (
         "crop22/nuc" in short
-        and "covers z, y, x 96 to 160, 196 to 292, 296 to 408 nm of 96 to 176" in short
+        and "covers z, y, x 96 to 160, 196 to 292, 296 to 408 nm of z, y, x 96 to 176" in short
     )
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,120 @@
+"""Whether raw, labels and network fit together in space: refused, noted, or nothing to say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data.ngff import Level, open_levels, write_multiscale
+from common.data.placement import check_crop, check_detail
+from common.data.raw import open_raw
+from common.errors import UserError
+
+NOTHING: list[str] = []
+
+
+def image(path: Path, shape, scale=(8, 8, 8), translation=(0, 0, 0)) -> Level:
+    volume = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)
+    write_multiscale(path, volume, scale, translation)
+    return open_levels(path)[0]
+
+
+def notes(capsys) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+# Detail
+
+
+@pytest.mark.parametrize("wanted", [(8, 8, 8), (5.4, 5.4, 5.4), (128, 128, 128), (64, 4, 4)])
+def test_voxels_that_are_fine_enough_are_nothing_to_say(tmp_path, wanted, capsys):
+    scale = (8, 4, 4) if wanted == (64, 4, 4) else (8, 8, 8)
+    check_detail(image(tmp_path / "raw", (4, 4, 4), scale), wanted, "the input")
+    assert notes(capsys) == NOTHING
+
+
+@pytest.mark.parametrize(("scale", "wanted"), [((16, 16, 16), (8, 8, 8)), ((40, 4, 4), (8, 8, 8))])
+def test_voxels_that_are_enlarged_are_noted_once(tmp_path, scale, wanted, capsys):
+    image(tmp_path / "raw", (4, 4, 4), scale)
+    for _ in range(2):
+        open_raw(tmp_path / "raw", wanted)
+    (said,) = notes(capsys)
+    assert f"{tmp_path}/raw/s0: voxels of {scale[0]}" in said
+    assert "nm, and the network's input has 8 nm; it is enlarged, which adds no detail" in said
+
+
+def test_voxels_ten_times_too_large_are_refused(tmp_path):
+    image(tmp_path / "raw", (4, 4, 4), (80, 80, 80))
+    with pytest.raises(UserError, match=r"raw/s0: voxels of 80 nm.* has 8 nm, 10 times finer"):
+        open_raw(tmp_path / "raw", (8, 8, 8))
+
+
+# Crops
+
+
+def crop_in(tmp_path, shape, translation=(0, 0, 0), scale=(8, 8, 8), raw_shape=(40, 40, 40)):
+    """Look at a crop of a raw volume of 320 nm."""
+    raw = image(tmp_path / "raw", raw_shape)
+    label = image(tmp_path / "crop1/mito", shape, scale, translation)
+    check_crop(tmp_path / "crop1", label, raw, raw.scale)
+
+
+@pytest.mark.parametrize(
+    ("shape", "translation", "scale"),
+    [
+        ((40, 40, 40), (0, 0, 0), (8, 8, 8)),
+        ((10, 10, 10), (240, 0, 80), (8, 8, 8)),
+        ((40, 10, 10), (-4, 0, 0), (8, 8, 8)),
+        ((21, 20, 20), (-4, -4, -4), (16, 16, 16)),
+        ((160, 160, 160), (-3, -3, -3), (2, 2, 2)),
+    ],
+)
+def test_a_crop_in_its_raw_is_nothing_to_say(tmp_path, shape, translation, scale, capsys):
+    crop_in(tmp_path, shape, translation, scale)
+    assert notes(capsys) == NOTHING
+
+
+def test_a_crop_that_shares_one_layer_with_the_raw_is_refused_with_both_boxes(tmp_path):
+    with pytest.raises(UserError, match="less than half of the crop lies in the raw") as error:
+        crop_in(tmp_path, (10, 10, 10), (312, 0, 0))
+    assert "crop1: labels at z, y, x 308 to 388, -4 to 76, -4 to 76 nm" in str(error.value)
+    assert f"raw {tmp_path}/raw at z, y, x -4 to 316, -4 to 316, -4 to 316 nm" in str(error.value)
+
+
+def test_a_crop_beside_the_raw_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"crop1: labels at .* do not overlap; check translation"):
+        crop_in(tmp_path, (10, 10, 10), (0, 320, 0))
+
+
+def test_a_crop_that_reaches_beyond_the_raw_is_noted(tmp_path, capsys):
+    crop_in(tmp_path, (10, 10, 10), (264, 0, 0))
+    (said,) = notes(capsys)
+    assert "labels at z, y, x 260 to 340, " in said and "-4 to 316" in said
+    assert said.endswith("what is beyond the raw is trained on mirrored raw")
+
+
+def test_labels_much_finer_than_any_raw_are_noted(tmp_path, capsys):
+    crop_in(tmp_path, (10, 10, 10), scale=(0.8, 0.8, 0.8))
+    (said,) = notes(capsys)
+    assert "voxels of 0.8 nm, 10 times finer than those of the raw" in said
+
+
+def without_translation(path: Path) -> Level:
+    attributes = json.loads((path / ".zattrs").read_text())
+    del attributes["multiscales"][0]["datasets"][0]["coordinateTransformations"][1]
+    (path / ".zattrs").write_text(json.dumps(attributes))
+    return open_levels(path)[0]
+
+
+def test_labels_without_a_place_are_noted_unless_they_cover_all_of_the_raw(tmp_path, capsys):
+    raw = image(tmp_path / "raw", (40, 40, 40))
+    image(tmp_path / "crop1/mito", (10, 10, 10))
+    check_crop(tmp_path / "crop1", without_translation(tmp_path / "crop1/mito"), raw, raw.scale)
+    (said,) = notes(capsys)
+    assert "crop1: no translation in its .zattrs, so it begins at 0: labels at z, y, x -4" in said
+    image(tmp_path / "crop2/mito", (40, 40, 40))
+    check_crop(tmp_path / "crop2", without_translation(tmp_path / "crop2/mito"), raw, raw.scale)
+    assert notes(capsys) == NOTHING
