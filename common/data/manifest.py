@@ -1,4 +1,4 @@
-"""The challenge's table of test crops: what a submission holds, and on which grids.
+"""Read the challenge's manifest of test crops: the volumes of a submission, and their grids.
 
 One row for each (crop, class), with a header:
 
@@ -51,7 +51,7 @@ N = TypeVar("N", int, float)
 
 @dataclass(frozen=True)
 class Entry:
-    """One volume of a submission."""
+    """One row of the manifest: a volume of a submission."""
 
     crop: str
     """Name of its folder, such as 'crop557'."""
@@ -59,14 +59,14 @@ class Entry:
     name: str
     """The class."""
     voxel_size: tuple[float, float, float]
-    """z, y, x, nm."""
+    """nm, z, y, x."""
     translation: tuple[float, float, float]
-    """z, y, x, nm, of the centre of the first voxel."""
+    """Position of the centre of the first voxel in nm, z, y, x."""
     shape: tuple[int, int, int]
 
     @property
     def path(self) -> str:
-        """Where its array is in a submission: 'crop557/mito'."""
+        """Path of its array in a submission, such as 'crop557/mito'."""
         return f"{self.crop}/{self.name}"
 
     def grid(self) -> Grid:
@@ -75,7 +75,7 @@ class Entry:
 
 
 def read(path: str | Path) -> list[Entry]:
-    """The rows of a manifest, in the order of the file. A crop may be written 557 or crop557.
+    """Return the rows of a manifest, in the order of the file; crop 557 may be written crop557.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -90,7 +90,7 @@ def read(path: str | Path) -> list[Entry]:
 
 
 def by_crop(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
-    """The entries of each (dataset, crop), in their order."""
+    """Return the entries by (dataset, crop), in their order."""
     crops: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         crops.setdefault((entry.dataset, entry.crop), []).append(entry)
@@ -98,9 +98,9 @@ def by_crop(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
 
 
 def box_around(entries: Sequence[Entry]) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper corner (nm) of the box that holds all of these volumes.
+    """Return the lower and upper corner (nm) of the box around all of these volumes.
 
-    The classes of a test crop are asked for at different voxel sizes, whose boxes differ a little.
+    The classes of a test crop have different voxel sizes, so that their boxes differ a little.
     """
     boxes = [entry.grid().box() for entry in entries]
     lower = np.min([low for low, _ in boxes], axis=0)

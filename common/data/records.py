@@ -1,7 +1,7 @@
-"""What stored volumes say of how they were made: the schema of two attributes of their zarr groups.
+"""Records of how stored volumes were made, kept in attributes of their zarr groups.
 
-A predicted class carries the attribute "prediction", a processed class the attribute "processed".
-Both hold a key, made of all that determines the voxels.
+The group of a predicted class has the attribute "prediction", that of a processed class the
+attribute "processed". Both have a key, a hash of everything that determines the voxels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from common.files import key_of
 
 PREDICTION = "prediction"
 PROCESSED = "processed"
-"""Attributes of the zarr group that the records stand under."""
+"""Names of the attributes of the zarr group that hold the records."""
 
 DETERMINING = (
     "sha256",
@@ -37,45 +37,47 @@ Neither names nor order may change: predictions that are finished would be made 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRecord:
-    """How a class was predicted: the attribute "prediction". None where the volume does not say."""
+    """The attribute "prediction": how a class was predicted. Fields that are unknown are None."""
 
     experiment: str | None = None
     model_name: str | None = None
     run_name: str | None = None
     checkpoint: str | None = None
-    """Path of the file at the time."""
+    """Path of the checkpoint when it was used."""
     sha256: str | None = None
-    """Of the checkpoint."""
+    """SHA-256 of the checkpoint."""
     epoch: int | None = None
     metric: str | None = None
-    """Of the checkpoint on the validation crops, in words."""
+    """Value of best_metric of the checkpoint, as text."""
     precision: str | None = None
     content: str = "probability"
     """"probability" or "logits"."""
     dtype: str | None = None
     orientations: int | None = None
     raw: str | None = None
-    """Array that was read."""
+    """Path of the array of raw that was read."""
     raw_range: list[float] | None = None
     voxel_size: list[float] | None = None
-    """nm, z, y, x, as `translation` (of the first voxel's centre); shape in voxels."""
+    """nm, z, y, x."""
     translation: list[float] | None = None
+    """Position of the centre of the first voxel in nm, z, y, x."""
     shape: list[int] | None = None
+    """Voxels, z, y, x."""
     key: str = ""
-    """Made of the fields in DETERMINING."""
+    """Hash of the fields in DETERMINING."""
     largest_block: int | None = None
-    """Edge of blocks that it was begun with. Not in the key: it changes chunks and no voxel."""
+    """Largest edge of a block in voxels. Not in the key: it changes chunks but no voxel."""
     made: str | None = None
-    """ISO 8601, UTC."""
+    """Time in UTC, ISO 8601."""
     environment: dict[str, Any] = field(default_factory=dict)
-    """Versions, machine and commit, and what else may stand beside these on disk."""
+    """Versions, machine and commit, and any other entries found on disk."""
 
     def with_key(self) -> PredictionRecord:
-        """The same with the key of its fields."""
+        """Return a copy with the key of its fields."""
         return replace(self, key=key_of([getattr(self, name) for name in DETERMINING]))
 
     def attributes(self) -> dict[str, Any]:
-        """As it is stored: what is None is left out."""
+        """Return the record as it is stored; fields that are None are left out."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "environment"}
         # so that a copy of an older record is what that was
         stored = {name: value for name, value in known.items() if value is not None}
@@ -92,16 +94,16 @@ class PredictionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessedRecord:
-    """How a predicted class became a mask or objects: the attribute "processed"."""
+    """The attribute "processed": how a predicted class became a mask or objects."""
 
     threshold: float
-    """Probability above which a voxel is of the class."""
+    """Probability above which a voxel belongs to the class."""
     process_config: str
     """Hash of process_config.py and of what it imports."""
     instances: bool
     """Whether objects are told apart."""
     prediction: PredictionRecord
-    """What it was made of."""
+    """The record of the prediction that it was made from."""
     key: str = ""
     made: str | None = None
     """ISO 8601, UTC."""
@@ -134,7 +136,7 @@ class ProcessedRecord:
 
 
 def group_attributes(name: str, record: PredictionRecord | ProcessedRecord) -> dict[str, Any]:
-    """Attributes of the zarr group of a class that is made as the record says."""
+    """Return the attributes of the zarr group of class `name` with this record."""
     kind = PREDICTION if isinstance(record, PredictionRecord) else PROCESSED
     attributes = {"class": name, kind: record.attributes()}
     if isinstance(record, ProcessedRecord) and record.instances:
@@ -144,23 +146,23 @@ def group_attributes(name: str, record: PredictionRecord | ProcessedRecord) -> d
 
 
 def read_attributes(group: Path) -> dict[str, Any]:
-    """Attributes of a zarr group; none where there is no group."""
+    """Return the attributes of a zarr group; {} if there is no group."""
     path = group / ".zattrs"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def read_prediction(group: Path) -> PredictionRecord | None:
-    """How a class was predicted; None where there is none, or one of another program."""
+    """Return the record of a predicted class; None if the group does not have one."""
     stored = read_attributes(group).get(PREDICTION)
     return PredictionRecord.of(stored) if isinstance(stored, dict) and stored else None
 
 
 def read_processed(group: Path) -> ProcessedRecord | None:
-    """How a class was processed; None where there is none, or one of another program."""
+    """Return the record of a processed class; None if the group does not have one."""
     stored = read_attributes(group).get(PROCESSED)
     return ProcessedRecord.of(stored) if stored else None
 
 
 def is_finished(group: Path) -> bool:
-    """Whether all voxels of a class are written: only then is its group an image."""
+    """Return whether all voxels of a class are written; only then its group is an image."""
     return "multiscales" in read_attributes(group)

@@ -1,6 +1,7 @@
-"""Which boxes of which volumes a command works on.
+"""Choose the boxes of volumes that a command works on.
 
-Crops of the data split, of the data root or of the manifest of test crops, or any volume.
+These are crops of the datasplit, of the data root or of the manifest of test crops, or a box of any
+volume.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ class Region:
     """A box of a raw volume that is predicted, processed and scored as one."""
 
     dataset: str
+    """Name of the dataset, or of the volume's store."""
     name: str
+    """Name of the crop; 'whole' or 'roi_...' for a volume."""
     raw: Path
     """Multiscale group of the raw."""
     lower: np.ndarray
-    """(3,) nm, the box with the extents of its voxels; `upper` likewise."""
+    """(3,) lower corner of the box in nm."""
     upper: np.ndarray
+    """(3,) upper corner of the box in nm."""
     truth: Path | None
-    """Folder with a multiscale group for each annotated class."""
+    """Folder with a multiscale group for each annotated class; None without annotation."""
     classes: tuple[str, ...]
-    """Those annotated, or, for a test crop, those asked for; none for a volume of one's own."""
+    """The annotated classes; for a test crop the classes to submit; empty for a volume."""
     asked_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Of a test crop, the voxel size in nm that each class is asked for at."""
 
@@ -41,7 +45,7 @@ class Region:
         return f"{self.dataset}/{self.name}"
 
     def folder(self, root: Path) -> Path:
-        """Where predictions or processed volumes of this box are: one multiscale group a class."""
+        """Return the folder of this box under `root`, which has one multiscale group per class."""
         return root / f"{self.dataset}.zarr" / self.name
 
 
@@ -54,16 +58,16 @@ def choose(
     manifest_path: str | Path = "",
     say: Callable[[str], None] = print,
 ) -> list[Region]:
-    """What the options --crops, --volume, --roi and --manifest of a command name.
+    """Return the boxes that the options --crops, --volume, --roi and --manifest select.
 
     Args:
         config: settings of the experiment.
-        crops: see `find`; not used with a volume.
+        crops: see `find`; ignored with a volume.
         volume: path of a multiscale group.
         roi: box of the volume, see `of_volume`.
-        manifest_path: table of test crops. Where test crops are asked for and none is given it is
-            downloaded once, to the cache.
-        say: takes a line about the download.
+        manifest_path: table of test crops. If it is needed and not given, it is downloaded once,
+            into the cache.
+        say: called with a line about the download.
     """
     if volume:
         return [of_volume(volume, roi)]
@@ -120,7 +124,7 @@ def of_volume(path: str | Path, roi: str = "") -> Region:
 
 
 def box_text(lower: np.ndarray, upper: np.ndarray) -> str:
-    """A box (nm) as --roi takes it."""
+    """Return a box (nm) as text that --roi accepts."""
     # twelve digits, no exponent: boxes that differ have folders that differ, and 1e7 is no bound
     return ",".join(f"{a:.12g}:{b:.12g}" for a, b in zip(lower, upper, strict=True))
 
@@ -149,7 +153,7 @@ def _bounds(texts: Iterable[str | None], otherwise: np.ndarray) -> np.ndarray:
 
 
 def _words(crops: str) -> list[str]:
-    """The items of a comma-separated list."""
+    """Return the items of a comma-separated list."""
     words = [word.strip() for word in crops.split(",")]
     return [word for word in words if word]
 
@@ -201,7 +205,7 @@ def _of_crop_on_disk(crop: catalogue.CropInfo, root: Path) -> Region:
 
 
 def _of_tests(crops: Mapping[tuple[str, str], Sequence[Entry]], root: Path) -> list[Region]:
-    """Test crops, each the box that holds all of its labels."""
+    """Return the regions of test crops, each the box around all of its labels."""
     regions = []
     for (dataset, name), entries in crops.items():
         lower, upper = manifest.box_around(entries)

@@ -191,7 +191,8 @@ def read_history(folder: Path) -> pd.DataFrame:
     """Read history.csv from the log folder of a run: one row per epoch.
 
     The columns are epoch, iteration, lr, train/..., validation/... and {metric}/{class}, with NaN
-    for what was not measured. Raises FileNotFoundError if there is no such file, UserError if it is damaged.
+    for what was not measured. Raises FileNotFoundError if there is no such file, UserError if it is
+    damaged.
     """
     import pandas as pd
 

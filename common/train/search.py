@@ -1,6 +1,6 @@
-"""A search for good settings: ordinary runs with settings drawn by Optuna from a declared space.
+"""Search for good settings: train runs with settings that Optuna draws from a declared space.
 
-`search_space.py` beside train_config.py gives names of settings what to try for them:
+`search_space.py` beside train_config.py says what to try for which setting:
 
     from common.train.search import choice, integers, log_uniform, uniform
 
@@ -8,8 +8,8 @@
     batch_size = choice(1, 2, 4)
     model_kwargs = {"channels": integers(8, 32)}    # model_kwargs.channels; other entries stay
 
-Trials, whether they are run by one process or by several at a time, share a study in an SQLite file
-beside the runs.
+Each trial is an ordinary run. The trials of one or of several processes share a study, an SQLite
+file beside the runs.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ from common.train.tracking import MLflow, open_mlflow
 __all__ = ["choice", "integers", "log_uniform", "search", "uniform"]
 
 OFF = ("validation_time_limit=0", "training_time_limit=0")
-"""In a trial: they would make its result depend on how fast it was."""
+"""Settings of every trial: time limits would make its result depend on the speed of the machine."""
 
 DATABASE_TIMEOUT_S = 120
-"""How long a process waits for others that write to the study; a network disk can be slow."""
+"""Seconds that a process waits for others that write to the study; network disks can be slow."""
 
 Study = Any
-"""An optuna.Study: the package is optional."""
+"""An optuna.Study; not a type here, since the package is optional."""
 
 Trial = Any
-"""An optuna.Trial, or one that is read back."""
+"""An optuna.Trial, or an optuna.trial.FrozenTrial that was read back."""
 
 
 def search(
@@ -73,22 +73,22 @@ def search(
     prune_after: int = 4,
     prune_epochs: int = 1,
 ) -> Path | None:
-    """Run trials until the study has so many of them, and write the settings of the best one.
+    """Run trials until the study has `trials` of them, and write the settings of the best one.
 
-    What an interrupted search left half done is gone on with. A trial is ended early when its best
-    so far is below the median of the other trials at that epoch. The objective is the run's
-    best_metric, on the same blocks in all trials.
+    Trials that an interrupted search left unfinished are continued. The objective is best_metric,
+    on the same validation blocks in all trials. A trial is pruned (ended early) if its best value
+    so far is worse than the median of the other trials at that epoch.
 
     Args:
-        config_path: an experiment's folder or its train_config.py, with a search_space.py beside.
-        trials: of the study, those of earlier calls and other processes included.
-        overrides: "name=value" strings for all trials.
+        config_path: folder of an experiment or its train_config.py, with search_space.py beside it.
+        trials: number of trials, including those of earlier calls and of other processes.
+        overrides: settings of all trials as "name=value".
         data: the data root.
-        prune_after: trials that end before any trial is ended early.
-        prune_epochs: first epochs of a trial in which it is not ended.
+        prune_after: number of trials that must finish before any is pruned.
+        prune_epochs: number of first epochs in which a trial is not pruned.
 
     Returns:
-        The file of the best settings; None if interrupted, or if no trial came to its end.
+        The file with the best settings; None if interrupted, or if no trial finished.
     """
     optuna = _optuna()
     space = read_space(config_path)
@@ -122,7 +122,7 @@ def search(
 
 
 def open_study(folder: Path, base: TrainConfig, space: Space, pruner: Any) -> Study:
-    """The study in folder/search.db, new or gone on with.
+    """Create or open the study in folder/search.db.
 
     Raises UserError if it was begun with another space or other settings.
     """
@@ -158,7 +158,7 @@ def open_study(folder: Path, base: TrainConfig, space: Space, pruner: Any) -> St
 
 
 def _identity(base: TrainConfig, space: Space) -> dict[str, str]:
-    """What must be the same in all trials of a study, as text."""
+    """Return as text what must be the same in all trials of a study."""
     identity = {}
     for name, value in base.record().items():
         if name not in MAY_CHANGE or name in BUDGET:
@@ -172,31 +172,31 @@ def _identity(base: TrainConfig, space: Space) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Queue:
-    """Gives this process one trial after another that no other process runs.
+    """Hands out trials to this process, each of which no other process runs.
 
-    The process of a trial holds the trial's lock, and the system takes the lock away from a process
-    that dies. What such a one left becomes a new trial of the study with the same settings and the
-    same run, so that it goes on from its checkpoint.
+    The process that runs a trial holds its lock, which the operating system releases if the process
+    dies. Such an abandoned trial becomes a new trial with the same settings and the same run, which
+    continues from its checkpoint.
     """
 
     study: Study
     folder: Path
-    """Of the study and the locks."""
+    """Folder of the study and the locks."""
     space: Space
     seed: int
     trials: int
-    """How many the study should have."""
+    """Number of trials that the study should have."""
 
     @contextmanager
     def next_trial(self) -> Iterator[Trial | None]:
-        """A trial of this process alone while the block runs; None if there are enough."""
+        """Context manager: yield a locked trial; None if the study has enough trials."""
         with ExitStack() as lock:
             with _study_lock(self.folder):
                 trial = self._claim(lock)
             yield trial
 
     def _claim(self, lock: ExitStack) -> Trial | None:
-        """A trial that its process left, else a new one, its lock held by `lock`."""
+        """Return an abandoned trial or a new one, locked by `lock`; None if there are enough."""
         every = self.study.get_trials(deepcopy=False)
         abandoned = self._take_abandoned(every, lock)
         if not abandoned and _count_begun(every) >= self.trials:
@@ -213,7 +213,7 @@ class _Queue:
         return trial
 
     def _take_abandoned(self, every: Sequence[Trial], lock: ExitStack) -> Trial | None:
-        """A trial whose process has died; Optuna is asked to draw its settings once more."""
+        """Return a trial whose process has died; its settings are enqueued in the study again."""
         states = _optuna().trial.TrialState
         for trial in every:
             if trial.state != states.RUNNING:
@@ -226,7 +226,7 @@ class _Queue:
         return None
 
     def _ask(self, number: int) -> Trial:
-        """A trial of the study: one that was enqueued, else one that is drawn."""
+        """Return a new trial with enqueued settings if there are any, otherwise with drawn ones."""
         optuna = _optuna()
         # the number of trials in the seed: a search that is gone on with draws nothing twice
         self.study.sampler = optuna.samplers.TPESampler(seed=(self.seed + number) % 2**32)
@@ -234,15 +234,15 @@ class _Queue:
 
 
 def _count_begun(every: Sequence[Trial]) -> int:
-    """Trials of a study; one that goes on with another counts once with it."""
+    """Count the trials of a study; a trial and the one that continues it count once."""
     continued = {trial.user_attrs.get("continues") for trial in every}
     return sum(trial.number not in continued for trial in every)
 
 
 def _run(study: Study, trial: Trial, run: Callable[..., Result]) -> bool:
-    """Run a trial and tell the study what it came to; False if it was interrupted.
+    """Run a trial and tell the study its result; return False if it was interrupted.
 
-    run: `train` but for its argument `report`.
+    `run` is `train` with all arguments but `report`.
     """
     states = _optuna().trial.TrialState
     pruned = False
@@ -307,7 +307,7 @@ def write_best(
 
 
 def distribution(tried: Range | Choice) -> Any:
-    """What Optuna draws a setting from."""
+    """Return the Optuna distribution of a range or choice."""
     distributions = _optuna().distributions
     if isinstance(tried, Choice):
         # as texts: Optuna's file takes no tuples
@@ -318,12 +318,12 @@ def distribution(tried: Range | Choice) -> Any:
 
 
 def _drawn(trial: Trial) -> list[str]:
-    """The settings that were drawn for a trial, as --set takes them."""
+    """Return the settings drawn for a trial, as --set takes them."""
     return [f"{name}={written(value)}" for name, value in trial.params.items()]
 
 
 def _own_settings(base: TrainConfig, trial: Trial, parent: MLflow | None) -> list[str]:
-    """The settings of a trial beside those that were drawn, as --set takes them."""
+    """Return the other settings of a trial, as --set takes them."""
     batch_size = int(trial.params.get("batch_size", base.batch_size))
     settings = [
         *OFF,
@@ -339,7 +339,7 @@ def _own_settings(base: TrainConfig, trial: Trial, parent: MLflow | None) -> lis
 
 
 def _mlflow_parent(study: Study, base: TrainConfig) -> MLflow | None:
-    """The MLflow run that the trials are nested in, None without MLflow."""
+    """Open the MLflow run that the trials are nested in; None without MLflow."""
     if "mlflow" not in base.trackers:
         return None
     sink = open_mlflow(base, "search", run_id=study.user_attrs.get("mlflow_run", ""))
@@ -357,12 +357,12 @@ def _say_what_is_off(given: TrainConfig) -> None:
 
 
 def _study_lock(folder: Path) -> Any:
-    """Held while the study is looked at and changed: two processes would take the same trial."""
+    """Lock the study, so that two processes do not take the same trial."""
     return alone(folder / ".search.lock", wait=True)
 
 
 def _take(folder: Path, run: str, lock: ExitStack) -> bool:
-    """Let `lock` hold the lock of a trial's run; False if another process has it."""
+    """Add the lock of a trial's run to `lock`; return False if another process holds it."""
     try:
         lock.enter_context(alone(folder / f".{run}.lock"))
     except FileError:

@@ -1,4 +1,4 @@
-"""What a search tries for which setting: search_space.py of an experiment, read and checked."""
+"""Read and check search_space.py, which says what a search tries for each setting."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ OBJECTIVE = frozenset(
         "infer_groups",
     ]
 )
-"""Settings that decide what a trial is measured with: the blocks, their labels, the measure."""
+"""Settings that decide how a trial is measured: the blocks, their labels, the metric."""
 
 BUDGET = frozenset(
     ["epochs", "iterations_per_epoch", "early_stopping_patience", "training_time_limit"]
 )
-"""Settings of how long a trial may take, which is the same for all."""
+"""Settings that decide how long a trial may take; they are the same for all trials."""
 
 OF_THE_LOSS = frozenset(["criterion", "weight_loss", "pos_weight_cap"])
-"""Settings that change the validation's loss: part of the measure where that is best_metric."""
+"""Settings that change the validation loss: part of the measure if best_metric is "loss"."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included; whole ones if the ends are."""
+    """Numbers from low to high, both included; whole numbers if both are ints."""
 
     low: float
     high: float
@@ -55,40 +55,41 @@ class Range:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """What is tried before a search: where both ends can be set, so can what lies between."""
+        """The values that are checked before a search: if both are valid, so are all in between."""
         return self.low, self.high
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values."""
+    """One of several values."""
 
     ends: tuple[Any, ...]
+    """The values, all of which are checked before a search."""
 
 
 Space = Mapping[str, Range | Choice]
-"""What to try for each setting, by "name" or "name.key"."""
+"""What to try for each setting, by name; "name.key" is an entry of a dict."""
 
 
 def uniform(low: float, high: float) -> Range:
-    """Numbers from low to high, all alike."""
+    """Draw numbers from low to high, uniformly."""
     return _range(float(low), float(high), log=False)
 
 
 def log_uniform(low: float, high: float) -> Range:
-    """Numbers above 0 from low to high, as many between 1 and 10 as between 10 and 100."""
+    """Draw numbers from low to high, both above 0, uniformly on a logarithmic scale."""
     return _range(float(low), float(high), log=True)
 
 
 def integers(low: int, high: int) -> Range:
-    """Whole numbers from low to high."""
+    """Draw whole numbers from low to high, both included."""
     if not (isinstance(low, int) and isinstance(high, int)):
         raise UserError(f"integers({low}, {high}); write two whole numbers")
     return _range(low, high, log=False)
 
 
 def choice(*values: Any) -> Choice:
-    """One of these numbers, texts, True, False, None, or tuples of them."""
+    """Draw one of these values: numbers, texts, True, False, None, or tuples of them."""
     what = "write two or more numbers, texts or tuples of them"
     for value in values:
         if not _is_literal(value):
@@ -99,9 +100,9 @@ def choice(*values: Any) -> Choice:
 
 
 def read_space(config_path: str | Path) -> dict[str, Range | Choice]:
-    """What to try for each setting, from search_space.py beside a configuration.
+    """Return what to try for each setting, from search_space.py beside a configuration.
 
-    Raises FileNotFoundError without that file, UserError if nothing is in it.
+    Raises FileNotFoundError if there is no such file, UserError if it has no range or choice.
     """
     given = Path(config_path)
     folder = given if given.is_dir() else given.parent
@@ -125,13 +126,13 @@ def check_space(
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
 ) -> None:
-    """UserError if a trial could be measured otherwise than another, or could not be configured.
+    """Raise UserError if trials would not be comparable, or could not be configured.
 
     Args:
-        space: as `read_space` returns it; every end of every range in it is tried.
-        base: the settings of the experiment without it.
-        config_path: where they are from.
-        overrides: the "name=value" strings that all trials are given.
+        space: what to try, see `read_space`; every end of every range is tried.
+        base: the settings of the experiment without the search.
+        config_path: path of the configuration.
+        overrides: settings as "name=value", the same for all trials.
         data: the data root.
     """
     path = base.folder / FILE
@@ -159,9 +160,9 @@ def check_space(
 
 
 def batch_limit(base: TrainConfig, batch_size: int) -> int:
-    """validation_batch_limit that gives a trial of this batch size the blocks of the base settings.
+    """Return the validation_batch_limit with which a trial validates the blocks of `base`.
 
-    Raises UserError where no whole number of batches does.
+    `batch_size` is that of the trial. Raises UserError if no whole number of batches does.
     """
     blocks = base.validation_batch_limit * base.batch_size
     if blocks % batch_size:
@@ -174,12 +175,12 @@ def batch_limit(base: TrainConfig, batch_size: int) -> int:
 
 
 def written(value: Any) -> str:
-    """A value as --set takes it. Optuna keeps choices as this text already."""
+    """Return a value as --set takes it. Optuna stores choices as such text already."""
     return value if isinstance(value, str) else repr(value)
 
 
 def _refuse_setting(path: Path, name: str, best_metric: str) -> None:
-    """UserError for a setting that must be the same in all trials."""
+    """Raise UserError for a setting that must be the same in all trials."""
     setting = name.partition(".")[0]
     moved = "take it out, and set it in train_config.py"
     measures = setting in OBJECTIVE or (best_metric == "loss" and setting in OF_THE_LOSS)
@@ -190,7 +191,7 @@ def _refuse_setting(path: Path, name: str, best_metric: str) -> None:
 
 
 def _refuse_one_run(path: Path, base: TrainConfig) -> None:
-    """UserError if two trials would write into one folder."""
+    """Raise UserError if two trials would write to the same folder."""
     folders = set()
     for name in ("a", "b"):
         trial = dataclasses.replace(base, run_name=name)
@@ -204,7 +205,7 @@ def _refuse_one_run(path: Path, base: TrainConfig) -> None:
 
 
 def _refuse_no_validation(base: TrainConfig) -> None:
-    """UserError if no crop could measure a trial."""
+    """Raise UserError if the datasplit has no validation crop for the classes."""
     path = base.path("datasplit_path")
     for row in split.read_datasplit(path, base.path("data_path")):
         if row.usage == "validate" and set(row.annotated) & set(base.classes):
@@ -213,12 +214,12 @@ def _refuse_no_validation(base: TrainConfig) -> None:
 
 
 def _name_of(override: str) -> str:
-    """The setting of "name=value", spelled as in a configuration."""
+    """Return the name in "name=value", spelled as in a configuration."""
     return override.partition("=")[0].strip().replace("-", "_")
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Range | Choice]]:
-    """The ranges and choices in nested dicts by their dotted names; everything else is left out."""
+    """Iterate over the ranges and choices in nested dicts, by dotted name."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{name}.")
@@ -235,7 +236,7 @@ def _range(low: float, high: float, log: bool) -> Range:
 
 
 def _is_literal(value: Any) -> bool:
-    """Whether a value is the same after it was written as text, as --set and Optuna do."""
+    """Return whether a value survives being written as text, as by --set and Optuna."""
     try:
         return ast.literal_eval(repr(value)) == value
     except (ValueError, SyntaxError):
