@@ -20,13 +20,16 @@ import numpy as np
 
 from common.classes import INSTANCES
 from common.data import regrid
-from common.data.ngff import Level, Vector
+from common.data.ngff import Grid, Level, Vector
 from common.data.records import read_attributes
 from common.errors import UserError
 from common.talk import some
 
 POSSIBILITIES = ("absent", "present", "unknown")
 """What an encoding may give a value to."""
+
+UNKNOWN_ID = -1
+"""Stands for unknown in `LabelReader.on`."""
 
 INSTANCE_TYPE = "instance_segmentation"
 
@@ -130,13 +133,36 @@ class LabelReader:
 
         None where all is known.
         """
-        values = self.level.read(start, stop)
+        return self.meaning(self.level.read(start, stop))
+
+    def meaning(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Where values of the volume are positive, and where unknown; both bool.
+
+        None where all is known.
+        """
         unknown = self._unknown(values)
         self._look(values)
         positive = values != self.encoding.absent
         if unknown is None:
             return positive, None
         return positive & ~unknown, unknown
+
+    def on(self, grid: Grid) -> np.ndarray:
+        """(z, y, x) int64: ids of the nearest voxels, 0 where absent, -1 where unknown.
+
+        Outside of the volume all is unknown.
+        """
+        result = np.full(grid.shape, UNKNOWN_ID, np.int64)
+        for where, values in regrid.nearest(self.level, grid):
+            positive, unknown = self.meaning(values)
+            # NaN, which is unknown, is no whole number
+            ids = np.where(positive, values, 0).astype(np.int64)
+            # 0 may be said to be positive
+            ids[positive & (ids == 0)] = 1
+            if unknown is not None:
+                ids[unknown] = UNKNOWN_ID
+            result[where] = ids
+        return result
 
     def ids(self) -> tuple[np.ndarray, np.ndarray | None]:
         """The whole volume as integer ids, and where it is known; 0 where it is absent or unknown.

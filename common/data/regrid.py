@@ -57,7 +57,7 @@ def ids(level: Level, grid: Grid) -> np.ndarray:
     """
     source = level.array.dtype
     result = np.zeros(grid.shape, source.newbyteorder("=") if source.kind in "ui" else np.uint8)
-    for where, slab in _nearest(level, grid):
+    for where, slab in nearest(level, grid):
         block = as_ids(slab, level.path)
         if block.itemsize > result.itemsize:  # larger ids in a later layer of a float volume
             result = result.astype(block.dtype)
@@ -105,7 +105,7 @@ def mask(level: Level, grid: Grid) -> np.ndarray:
 
 def _mask_on_same_voxels(level: Level, grid: Grid) -> np.ndarray:
     result = np.zeros(grid.shape, bool)
-    for where, slab in _nearest(level, grid):
+    for where, slab in nearest(level, grid):
         share = _share(slab, level.path)
         result[where] = share if share.dtype == bool else share > 0.5
     return result
@@ -156,7 +156,7 @@ def shortfall(level: Level, grid: Grid) -> str:
     return f"covers {box_text(level.grid)} nm of {box_text(grid)} nm"
 
 
-def _nearest(level: Level, grid: Grid) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+def nearest(level: Level, grid: Grid) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
     """Iterate over the target voxels inside of the source, with the nearest source voxel of each.
 
     Yields (index in the target, values), one layer of the source's chunks at a time.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from common.data import ngff, regrid
+from common.data.annotation import UNKNOWN_ID, LabelReader
 from common.data.ngff import Grid, Level
 from common.data.regions import Region
 from common.show import figures
@@ -52,7 +53,9 @@ def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) ->
     kinds = [kind for kind, classes in layers.items() if classes]
     classes: dict[str, Volumes] = {}
     for kind in kinds:
-        if kind != "raw":
+        if kind == "truth":
+            classes[kind] = {n: truth_values(n, level, grids) for n, level in layers[kind].items()}
+        elif kind != "raw":
             of_kind = layers[kind].items()
             classes[kind] = {name: values(kind, levels, grids) for name, levels in of_kind}
     order = _painting_order(classes)
@@ -62,7 +65,7 @@ def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) ->
         columns.append([figures.grey(plane) for plane in _stretched(raw)])
     for volumes in classes.values():
         painted = {name: volumes[name] for name in order if name in volumes}
-        columns.append(_in_colour(painted, len(grids), grids[0].shape[1:]))
+        columns.append(_in_colour(painted, _unknown(list(volumes.values()))))
     picture = _panels(columns, grids[0])
     heads = figures.text_line([_head(kind, classes) for kind in kinds], picture.shape[1])
     picture = np.concatenate([heads, picture])
@@ -111,14 +114,26 @@ def slice_grids(region: Region, layers: Layers, depths: Sequence[float]) -> list
 def values(kind: str, levels: Sequence[Level], grids: Sequence[Grid]) -> np.ndarray:
     """(slices, y, x) of one volume on some grids.
 
-    Labels are integer ids, or 0 and 1; predictions float32 probabilities; raw as it is stored, in
-    float32.
+    Labels are integer ids, or 0 and 1; predictions float32 probabilities, UNKNOWN_ID where they are
+    NaN; raw as it is stored, in float32.
     """
     level = ngff.pick_level(levels, grids[0].scale)
     if kind in LABELS:
         return np.concatenate([regrid.ids(level, grid) for grid in grids])
     change = probability_of(level) if kind == "predictions" else np.positive
-    return np.concatenate([_resampled(level, grid, change) for grid in grids])
+    planes = np.concatenate([_resampled(level, grid, change) for grid in grids])
+    if kind == "predictions" and level.array.dtype.kind == "f":
+        # a network that has come to NaN has not said "no"
+        share = np.concatenate([_resampled(level, grid, np.isnan) for grid in grids])
+        planes[share > SHOWN] = UNKNOWN_ID
+    return planes
+
+
+def truth_values(name: str, levels: Sequence[Level], grids: Sequence[Grid]) -> np.ndarray:
+    """(slices, y, x) ids of a class's truth on some grids; UNKNOWN_ID where it is unknown."""
+    level = ngff.pick_level(levels, grids[0].scale)
+    reader = LabelReader(level, name)
+    return np.concatenate([reader.on(grid) for grid in grids])
 
 
 def contrast(raw: np.ndarray) -> tuple[float, float]:
@@ -169,18 +184,30 @@ def _painting_order(classes: Mapping[str, Volumes]) -> list[str]:
     return [names[channel] for channel in figures.largest_first(masks) if masks[channel].any()]
 
 
-def _in_colour(volumes: Volumes, slices: int, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """An RGB image of each slice, classes painted in the order given."""
+def _in_colour(volumes: Volumes, unknown: np.ndarray) -> list[np.ndarray]:
+    """An RGB image of each slice, classes painted in the order given.
+
+    unknown: (slices, y, x) bool.
+    """
     images = []
-    for z in range(slices):
-        shares = np.zeros((len(volumes), *shape), np.float32)
+    for z in range(len(unknown)):
+        shares = np.zeros((len(volumes), *unknown[z].shape), np.float32)
         colours = list(figures.class_colours(list(volumes)))
         for channel, volume in enumerate(volumes.values()):
-            shares[channel] = np.minimum(volume[z], 1)
+            shares[channel] = np.clip(volume[z], 0, 1)  # unknown is below 0
             if _is_of_objects(volume):
                 colours[channel] = figures.object_colours(volume[z], colours[channel])
-        images.append(figures.classes_in_colour(shares, range(len(volumes)), colours))
+        image = figures.classes_in_colour(shares, range(len(volumes)), colours)
+        # where a class is known to be, one sees it, whatever is not known of others
+        nowhere = shares.max(0, initial=0) == 0
+        image[nowhere & unknown[z]] = figures.UNKNOWN_RGB
+        images.append(image)
     return images
+
+
+def _unknown(volumes: Sequence[np.ndarray]) -> np.ndarray:
+    """(slices, y, x) bool: where any of the volumes is unknown."""
+    return np.any([volume == UNKNOWN_ID for volume in volumes], axis=0)
 
 
 def _panels(columns: Sequence[Sequence[np.ndarray]], grid: Grid) -> np.ndarray:
@@ -218,6 +245,9 @@ def _legend(
         labels.append(f"{name} (no truth)" if is_unchecked else name)
         ids = _object_ids([volumes[name] for volumes in classes.values() if name in volumes])
         colours.append(figures.colours_of_objects(ids, colour) if ids else colour)
+    if any(_unknown(list(volumes.values())).any() for volumes in classes.values()):
+        labels.append("unknown")
+        colours.append(figures.UNKNOWN_RGB)
     return figures.legend(labels, colours, width)
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.classes import atoms_of
+from common.data.annotation import LabelReader
 from common.data.ngff import Level
-from common.errors import UserError
 from common.show.layers import probability_of
 from common.show.montage import SHOWN
-from common.show.served import MESHED, Served
+from common.show.served import Served, refuse_large
 
 Seen = Callable[[np.ndarray], np.ndarray]
 """Voxels as they are stored to bool, where the class is."""
@@ -65,6 +65,9 @@ class Painted:
         are_labels: whether they hold ids or masks, and not predictions.
         """
         self.parts = [Served(part.levels, are_labels) for part in parts]
+        for part in self.parts:
+            # as it is stored: unknown may be a negative number
+            part.dtype = part.levels[0][0].array.dtype.newbyteorder("=")
         self.seen: list[Seen] = [_seen(part, are_labels) for part in parts]
         self.shape = self.parts[0].shape
         self.levels = self.parts[0].levels
@@ -85,8 +88,7 @@ class Painted:
 
     def transpose(self) -> np.ndarray:
         """All of it, x, y, z, for the meshes of objects. UserError for more than MESHED voxels."""
-        if np.prod(self.shape, dtype=float) * len(self.parts) > MESHED:
-            raise UserError("too large for meshes")
+        refuse_large(self.parts[0].levels[0][0].path, self.shape, len(self.parts))
         start = np.zeros(3, int)
         ones = np.ones(3, int)
         return self.reduced(start, np.array(self.shape), ones).transpose()
@@ -107,12 +109,15 @@ class Objects(Painted):
 
 def _step(dtypes: Sequence[np.dtype]) -> int:
     """A power of ten above all ids that these types hold, as far as 64 bits go for 18 classes."""
-    largest = max(int(np.iinfo(dtype).max) for dtype in dtypes)
+    whole = [dtype if dtype.kind in "iu" else np.dtype(np.uint32) for dtype in dtypes]
+    largest = max(int(np.iinfo(dtype).max) for dtype in whole)
     return min(10 ** len(str(largest)), 10**18)
 
 
 def _seen(part: Part, are_labels: bool) -> Seen:
     if are_labels:
-        return lambda block: block > 0
+        # of processed volumes, which have no encoding, all that is not 0
+        reader = LabelReader(part.levels[0], part.name)
+        return lambda block: reader.meaning(block)[0]
     probability = probability_of(part.levels[0])
     return lambda block: probability(block) > SHOWN

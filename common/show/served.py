@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -64,9 +65,14 @@ class Served:
         Raises UserError for more than MESHED voxels.
         """
         finest = self.levels[0][0]
-        if np.prod(self.shape, dtype=float) > MESHED:
-            raise UserError(f"{finest.path}: too large for meshes")
+        refuse_large(finest.path, self.shape)
         return finest.array[...].astype(self.dtype).transpose()
+
+
+def refuse_large(path: Path, shape: Sequence[int], volumes: int = 1) -> None:
+    """UserError where volumes of a shape have more than MESHED voxels together."""
+    if np.prod(shape, dtype=float) * volumes > MESHED:
+        raise UserError(f"{path}: too large for meshes")
 
 
 def _served_dtype(stored: np.dtype, labels: bool) -> np.dtype:

@@ -287,10 +287,14 @@ def _predictions_layer(
 def _labels_layer(
     neuroglancer: Neuroglancer, name: str, levels: Sequence[Level], region: Region
 ) -> Any:
-    """Labels as segments: objects in colours of the viewer, other classes in their own."""
+    """Labels as segments: objects in colours of the viewer, other classes in their own.
+
+    What is unknown is clear.
+    """
     colour = None if name in class_table.INSTANCES else _hexadecimal(name)
     return neuroglancer.SegmentationLayer(
-        source=_source(neuroglancer, Served(levels, True), levels[0]), segment_default_color=colour
+        source=_source(neuroglancer, Objects([Part(name, list(levels))]), levels[0]),
+        segment_default_color=colour,
     )
 
 

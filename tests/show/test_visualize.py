@@ -218,6 +218,89 @@ def test_anisotropic_voxels_are_shown_at_their_true_proportions(tmp_path):
     np.testing.assert_allclose(image[1:], stretched[1:], atol=1.01)
 
 
+def annotated(path: Path, **encoding: int) -> None:
+    """Write what the values of labels mean into their metadata."""
+    group = zarr.open_group(str(path), mode="r+")
+    kind = {"type": "semantic_segmentation", "encoding": encoding}
+    group.attrs["cellmap"] = {"annotation": {"annotation_type": kind}}
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(255, np.uint8), (-1, np.int8), (-3, np.int64), (np.nan, np.float32)]
+)
+def test_what_is_unknown_in_the_truth_is_shown_as_unknown(experiment, value, dtype):
+    """Unless another class is known to be there; the legend says what the colour means."""
+    tiny = experiment()
+    labels = np.zeros((24, 24, 24), dtype)
+    labels[:, :12] = value
+    labels[:, 12:16] = 1
+    nuc = np.zeros((24, 24, 24), np.uint8)
+    nuc[:, :3] = 1
+    for name, volume in {"er": labels, "nuc": nuc}.items():
+        path = tiny.crop("crop3") / name
+        write_multiscale(path, volume, (8, 8, 8), 8 * CORNER)
+        annotated(path, absent=0, unknown=255)
+    [path], _ = shown(tiny, kinds=("truth",), classes=("er", "nuc"))
+    rows = panels(read(path), 1)[1, 0][:, 5]
+    er, nuc_colour = figures.class_colours(["er", "nuc"])
+    expected = [nuc_colour] * 3 + [figures.UNKNOWN_RGB] * 9 + [er] * 4 + [np.zeros(3)] * 8
+    np.testing.assert_array_equal(rows, expected)
+    image = read(path)
+    wanted = figures.legend(
+        ["er", "nuc", "unknown"], [er, nuc_colour, figures.UNKNOWN_RGB], image.shape[1]
+    )
+    np.testing.assert_array_equal(image[27 + 22 :][: len(wanted)], wanted)
+
+
+def test_255_is_an_id_where_no_metadata_say_otherwise(experiment):
+    tiny = experiment()
+    path = tiny.crop("crop3") / "mito"
+    write_multiscale(path, np.full((24, 24, 24), 255, np.uint8), (8, 8, 8), 8 * CORNER)
+    [picture], _ = shown(tiny, kinds=("truth",), classes=("mito",))
+    colour = figures.colours_of_objects([255], figures.class_colours(["mito"])[0])[0]
+    assert (panels(read(picture), 1)[1, 0] == colour).all()
+
+
+def test_a_prediction_that_is_not_a_number_is_no_background(experiment):
+    tiny = experiment()
+    values = np.zeros((24, 24, 24), np.float32)
+    values[:, :12] = np.nan
+    write(tiny, "predictions", "er", values, prediction={"content": "logits"})
+    [path], _ = shown(tiny, kinds=("predictions",), classes=("er",))
+    assert (panels(read(path), 1)[1, 0][:12] == figures.UNKNOWN_RGB).all()
+
+
+def test_a_column_without_anything_says_so(experiment):
+    tiny = experiment()
+    write(tiny, "predictions", "er", np.full((24, 24, 24), 100, np.uint8))
+    write(tiny, "processed", "er", np.zeros((24, 24, 24), np.uint8))
+    [path], _ = shown(tiny, kinds=("predictions", "processed"), classes=("er",))
+    heads = ["predictions: nothing above 0.5 in these slices", "processed: nothing in these slices"]
+    image = read(path)
+    wanted = figures.text_line(heads, 2 * 360 + 6)
+    legend_height = len(figures.legend([], [], image.shape[1]))
+    found = image[27 + 22 + legend_height :][: len(wanted), : wanted.shape[1]]
+    np.testing.assert_array_equal(found, wanted)
+    write(tiny, "processed", "er", np.ones((24, 24, 24), np.uint8))
+    [path], _ = shown(tiny, kinds=("processed",), classes=("er",))
+    image = read(path)
+    wanted = figures.text_line(["processed"], 360)
+    legend_height = len(figures.legend(["er"], figures.class_colours(["er"]), image.shape[1]))
+    found = image[27 + 22 + legend_height :][: len(wanted), :360]
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_legend_has_the_colours_of_the_objects_that_are_seen(experiment):
+    tiny = experiment()
+    ids = np.zeros((24, 24, 24), np.uint8)
+    ids[:, :8] = 2
+    ids[:, 8:16] = 9
+    write(tiny, "processed", "mito", ids)
+    [path], _ = shown(tiny, kinds=("processed",), classes=("mito",))
+    objects = figures.colours_of_objects([2, 9], figures.class_colours(["mito"])[0])
+    np.testing.assert_array_equal(*legend_of(path, ["mito"], ["mito"], colours=[objects]))
+
+
 def test_a_large_crop_fits_and_no_more_than_its_slices_is_read(tmp_path, monkeypatch):
     raw = np.zeros((40, 700, 1100), np.uint8)
     raw[10, :, :550] = 200
@@ -243,10 +326,13 @@ def test_a_large_crop_fits_and_no_more_than_its_slices_is_read(tmp_path, monkeyp
     assert not third[117:].any()
 
 
-def legend_of(path: Path, names: list[str], labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def legend_of(
+    path: Path, names: list[str], labels: list[str], colours=None
+) -> tuple[np.ndarray, np.ndarray]:
     """The legend of a picture, and what one with these labels looks like."""
     image = read(path)
-    wanted = figures.legend(labels, figures.class_colours(names), image.shape[1])
+    colours = figures.class_colours(names) if colours is None else colours
+    wanted = figures.legend(labels, colours, image.shape[1])
     return image[27 + 22 :][: len(wanted)], wanted
 
 
