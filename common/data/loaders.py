@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ class Data:
     """(classes,) float64: negative voxels in the training crops, counted in target voxels."""
     split_hash: str
     """SHA-256 of the datasplit, see `common.data.split.split_hash`."""
+    rows: list[Row]
+    """Rows of the datasplit that annotate a class of the run."""
 
 
 def open_data(config: TrainConfig) -> Data:
@@ -67,9 +69,7 @@ def open_data(config: TrainConfig) -> Data:
     sampler = _sampler(config, train)
     blocks: list[Sample] = []
     if validation:
-        blocks = sampling.validation_samples(
-            validation, sampler.input, sampler.target, config.random_seed
-        )
+        blocks = sampling.validation_samples(validation, sampler.input, sampler.target)
     foreground = count_voxels(train, 1, sampler.target.scale)
     background = count_voxels(train, 0, sampler.target.scale)
     if not foreground.any():
@@ -85,6 +85,7 @@ def open_data(config: TrainConfig) -> Data:
         foreground=foreground,
         background=background,
         split_hash=split.split_hash(rows),
+        rows=rows,
     )
 
 
@@ -206,12 +207,11 @@ def count_voxels(crops: Sequence[Crop], value: int, scale: Sequence[float]) -> n
 
 def notices(data: Data, classes: Sequence[str]) -> list[str]:
     """Return what the user should know about the data before training, as sentences."""
-    sentences = []
-    absent = [name for name, voxels in zip(classes, data.foreground, strict=True) if voxels == 0]
-    if absent:
-        sentences.append(
-            f"no positive voxel in the training crops, so not learnt: {', '.join(absent)}"
-        )
+    sentences = [
+        *_not_learnt(data, classes),
+        *split.not_listed(data.rows, classes),
+        *_not_measured(data, classes),
+    ]
     remarks: list[tuple[str, str]] = []
     for crop in (*data.train, *data.validation):
         remarks += crop.remarks
@@ -230,6 +230,60 @@ def notices(data: Data, classes: Sequence[str]) -> list[str]:
             "the datasplit has no validation crop: no metric, and the best checkpoint is the last"
         )
     return sentences
+
+
+def _not_learnt(data: Data, classes: Sequence[str]) -> list[str]:
+    """Sentences about classes of which the training crops say too little."""
+    annotated = split.annotating(data.rows, "train")
+    nowhere = []
+    without_positive = []
+    always_positive = []
+    only_inferred = []
+    for name, positive, negative in zip(classes, data.foreground, data.background, strict=True):
+        if not positive:
+            (without_positive if name in annotated else nowhere).append(name)
+        elif not negative:
+            always_positive.append(name)
+        elif name not in annotated:
+            only_inferred.append(name)
+    sentences = {
+        "annotated in no training crop, so not learnt": nowhere,
+        "no positive voxel in the training crops, so not learnt": without_positive,
+        "positive wherever the training crops know it, never negative, so only learnt to be "
+        "everywhere": [_with_origin(name, annotated) for name in always_positive],
+        "annotated in no training crop, learnt only where it follows from other classes": (
+            only_inferred
+        ),
+    }
+    return [f"{what}: {', '.join(names)}" for what, names in sentences.items() if names]
+
+
+def _with_origin(name: str, annotated: Collection[str]) -> str:
+    if name in annotated:
+        return name
+    return f"{name} (annotated in no training crop: it follows from other classes)"
+
+
+def _not_measured(data: Data, classes: Sequence[str]) -> list[str]:
+    """A sentence about classes that the validation crops cannot measure, if there are any."""
+    if not data.validation:
+        return []
+    scale = data.sampler.target.scale
+    positive = count_voxels(data.validation, 1, scale)
+    negative = count_voxels(data.validation, 0, scale)
+    left_out = []
+    for name, positives, negatives in zip(classes, positive, negative, strict=True):
+        if not positives:
+            left_out.append(f"{name} (no positive voxel)")
+        elif not negatives:
+            left_out.append(f"{name} (no negative voxel)")
+    if not left_out:
+        return []
+    measured = len(classes) - len(left_out)
+    return [
+        f"means of the validation are over {measured} of {len(classes)} classes; its crops do not "
+        f"measure {', '.join(left_out)}"
+    ]
 
 
 def _contradicted(crop: Crop) -> float:

@@ -196,6 +196,29 @@ def _repeated(rows: Sequence[Row]) -> list[str]:
     return problems
 
 
+def annotating(rows: Sequence[Row], usage: str) -> Counter[str]:
+    """For each class that is annotated, the number of crops of this usage that annotate it."""
+    names: Counter[str] = Counter()
+    for row in rows:
+        if row.usage == usage:
+            names.update(row.annotated)
+    return names
+
+
+def not_listed(rows: Sequence[Row], classes: Sequence[str]) -> list[str]:
+    """A sentence about classes that training crops annotate and the run does not learn, if any."""
+    others = annotating(rows, "train")
+    for name in classes:
+        others.pop(name, None)
+    if not others:
+        return []
+    names = [f"{name} ({count})" for name, count in others.most_common()]
+    return [
+        f"annotated in training crops (so many of them) and not in classes, so not learnt: "
+        f"{some(names)}"
+    ]
+
+
 def check_files(rows: Sequence[Row]) -> None:
     """Check that every raw group and every class folder exists; metadata are not read.
 

@@ -326,11 +326,11 @@ def data_found(config: TrainConfig | None, data: str | Path | None) -> Iterator[
     if without_raw:
         yield Finding("data", WRONG, f"no raw (recon-1/em) for {some(without_raw)}", mend)
     if config:
-        yield _datasplit(config, root)
+        yield from _datasplit(config, root)
 
 
-def _datasplit(config: TrainConfig, root: Path) -> Finding:
-    """Whether every crop of the experiment's datasplit is there."""
+def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
+    """Whether every crop of a datasplit is there, and annotates what is to be learnt."""
     from common.data import split
 
     path = config.path("datasplit_path")
@@ -351,5 +351,14 @@ def _datasplit(config: TrainConfig, root: Path) -> Finding:
         near = layout.data_root_near(root) if root.is_dir() else None
         if near and not layout.crop_folders(root):
             mend = f"name the data root: {shlex.join(['--data', str(near)])}"
-        return Finding("datasplit", WRONG, text, mend)
-    return Finding("datasplit", GOOD, f"{count(len(rows), 'crop')} of {path}, all there")
+        yield Finding("datasplit", WRONG, text, mend)
+        return
+    yield Finding("datasplit", GOOD, f"{count(len(rows), 'crop')} of {path}, all there")
+    annotated = split.annotating(rows, "train")
+    missing = [name for name in config.classes if name not in annotated]
+    if missing:
+        text = f"annotated in no training crop: {some(missing)}"
+        mend = "leave them out of classes, or add crops that annotate them"
+        yield Finding("classes", NOTE if len(missing) < len(config.classes) else WRONG, text, mend)
+    for sentence in split.not_listed(rows, config.classes):
+        yield Finding("classes", NOTE, sentence)

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from common.config.settings import MAY_CHANGE, TrainConfig
+from common.data.sampling import BLOCK_ORDER
 from common.errors import UserError
 from common.files import REPOSITORY, not_written, replacing
 from common.provenance import provenance
+from common.talk import note
 from common.train.steps import State
 
 SAVED_NUMBERS = (
@@ -46,6 +48,7 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
         "settings": config.record(),
         "provenance": provenance(REPOSITORY),
         "split_hash": split_hash,
+        "block_order": BLOCK_ORDER,
     }
     for name in SAVED_NUMBERS:
         content[name] = getattr(state, name)
@@ -72,6 +75,7 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
         _refuse_other_settings(own, saved, config, split_hash)
         load_weights(state.model, saved, own)
         _restore(state, saved)
+        _note_other_order(own, state, saved)
         return f"continuing {own} after epoch {state.epoch}, iteration {state.iteration}"
     if choice in ("latest", "best", "scratch"):
         return "starting with new weights"
@@ -93,6 +97,18 @@ def _restore(state: State, saved: dict[str, Any]) -> None:
     torch.set_rng_state(saved["rng"])
     if torch.cuda.is_available() and saved["cuda_rng"] is not None:
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
+
+
+def _note_other_order(path: Path, state: State, saved: dict[str, Any]) -> None:
+    """Forget the numbers of validation blocks that were in another order, and say so."""
+    if saved.get("block_order") == BLOCK_ORDER:
+        return
+    state.shown = {}
+    note(
+        f"{path}: written when the order of validation blocks depended on random_seed; a limited "
+        "validation looks at other blocks from here on, so its metrics before and after differ, "
+        "and figures show other blocks"
+    )
 
 
 def _refuse_other_settings(

@@ -128,7 +128,8 @@ class Scores:
     """Mean over the known (voxel, class) pairs of all blocks."""
     per_class: dict[str, np.ndarray]
     """dice, iou, precision, recall and the user's own metrics, (classes,) each. A voxel counts as
-    predicted above probability 0.5. The four are NaN for a class without a positive voxel."""
+    predicted above probability 0.5. The four are NaN for a class without a positive or without a
+    negative voxel."""
     images: dict[str, np.ndarray]
     """RGB image (y, x, 3) uint8 by class, of its fixed blocks."""
 

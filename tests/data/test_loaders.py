@@ -331,7 +331,7 @@ def test_raw_and_labels_are_aligned_to_half_a_voxel_in_every_orientation(aligned
 def test_validation_blocks_are_aligned_to_half_a_voxel(aligned):
     geometry, open_aligned = aligned
     crops = open_aligned((geometry.input.extent + geometry.target.extent) / 2)
-    samples = validation_samples(crops[:1], geometry.input, geometry.target, 0)[:12]
+    samples = validation_samples(crops[:1], geometry.input, geometry.target)[:12]
     positions, labels = read(
         [Blocks([crop], samples, geometry.input, geometry.target) for crop in crops], len(samples)
     )
@@ -683,7 +683,7 @@ def test_validation_sees_every_voxel_once(tmp_path, beside, patch):
     raw = RANDOM.integers(1, 256, (50, 50, 50), np.uint8)
     mito = RANDOM.random((18, 19, 20)) < 0.3
     found = random_crop(tmp_path, raw, {"mito": mito}, label_translation=np.full(3, 128.0 + beside))
-    samples = validation_samples([found], INPUT, patch, 0)
+    samples = validation_samples([found], INPUT, patch)
     _, target, _ = joined(
         list(Batches(Blocks([found], samples, INPUT, patch), 3, 0, CPU).between(0, len(samples)))
     )
@@ -823,6 +823,53 @@ def test_a_class_without_positive_voxel_is_said_once(root):
     )
     said = notices(open_data(config(root)), ("mito", "nuc"))
     assert said == ["no positive voxel in the training crops, so not learnt: nuc"]
+
+
+def test_every_seed_validates_on_the_same_blocks_in_the_same_order(root):
+    first, second = (open_data(config(root, random_seed=seed)) for seed in (1, 2))
+    assert [block.centre.tolist() for block in first.blocks] == [
+        block.centre.tolist() for block in second.blocks
+    ]
+    assert len(first.blocks) > 1
+
+
+def test_a_training_crop_more_does_not_change_the_order_of_validation_blocks(root):
+    before = open_data(config(root)).blocks
+    split(root, ("train", 3, "mito"), ("train", 1, "mito,nuc"), ("validate", 2, "mito,nuc"))
+    after = open_data(config(root)).blocks
+    assert [block.centre.tolist() for block in before] == [block.centre.tolist() for block in after]
+
+
+def test_a_class_that_no_training_crop_annotates_is_told(root):
+    """`er` follows from others as negative alone; `cell` as positive alone."""
+    classes = ("mito", "nuc", "er", "cell")
+    said = notices(open_data(config(root, classes=classes)), classes)
+    assert "annotated in no training crop, so not learnt: er" in said
+    assert any("only learnt to be everywhere: cell (annotated in no" in line for line in said)
+    assert said[-1] == (
+        "means of the validation are over 2 of 4 classes; its crops do not measure "
+        "er (no positive voxel), cell (no negative voxel)"
+    )
+
+
+def test_a_class_that_is_positive_everywhere_is_told(root):
+    for number in (1, 2):
+        write_multiscale(
+            root / "data" / "set.zarr" / f"crop{number}" / "nuc",
+            np.ones((18, 18, 18), np.uint8),
+            (8, 8, 8),
+            (128, 128, 128),
+        )
+    said = notices(open_data(config(root)), ("mito", "nuc"))
+    assert any(line.endswith("so only learnt to be everywhere: nuc") for line in said)
+    assert any(line.endswith("measure nuc (no negative voxel)") for line in said)
+
+
+def test_annotated_classes_that_the_run_does_not_list_are_told(root):
+    said = notices(open_data(config(root, classes=("mito",))), ("mito",))
+    assert said == [
+        "annotated in training crops (so many of them) and not in classes, so not learnt: nuc (1)"
+    ]
 
 
 def test_a_split_without_validation_is_said(root):

@@ -58,6 +58,19 @@ def test_what_a_datasplit_names_and_is_not_there_is_named(experiment):
     assert about(findings, "data")[0].text.startswith("2 annotated crops")
 
 
+def test_classes_that_no_training_crop_annotates_are_said(experiment):
+    tiny = experiment()
+    assert not about(doctor.doctor(tiny.folder, tiny.data), "classes")
+    path = tiny.config().path("datasplit_path")
+    rows = path.read_text().splitlines()
+    name = tiny.config().classes[-1]
+    rows = [row.replace(f",{name}", "") if row.startswith('"train') else row for row in rows]
+    path.write_text("\n".join(rows))
+    (finding,) = about(doctor.doctor(tiny.folder, tiny.data), "classes")
+    assert finding.state == NOTE
+    assert finding.text == f"annotated in no training crop: {name}"
+
+
 def test_crops_without_raw_are_said(experiment):
     tiny = experiment()
     shutil.rmtree(tiny.raw.parent)

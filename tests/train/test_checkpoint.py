@@ -181,3 +181,18 @@ def test_weights_of_another_network_are_refused(tmp_path, other):
     model = nn.Conv3d(1, 2, 3)
     with pytest.raises(UserError, match=r"best.pt: .*another network"):
         checkpoint.load_weights(model, {"model": other.state_dict()}, tmp_path / "best.pt")
+
+
+def test_a_run_that_was_begun_in_another_order_of_blocks_goes_on_with_a_note(experiment, capsys):
+    tiny = experiment(epochs=1)
+    tiny.train()
+    path = tiny.config().path("model_save_path") / "latest.pt"
+    saved = torch.load(path, weights_only=True)
+    assert saved["shown"]
+    del saved["block_order"]
+    torch.save(saved, path)
+    capsys.readouterr()
+    assert tiny.train(epochs=2).epochs == 2
+    assert "the order of validation blocks depended on random_seed" in capsys.readouterr().err
+    tiny.train(epochs=3)
+    assert "order of validation blocks" not in capsys.readouterr().err

@@ -10,6 +10,7 @@ from common.errors import UserError
 from common.train import metrics
 from common.train.record import read_history
 from common.train.run import prepare
+from common.train.steps import Scores
 
 OWN = """
     def specificity(tp, fp, fn, tn):
@@ -26,6 +27,14 @@ def test_own_metrics_stand_beside_the_built_in_ones():
     assert list(values) == [*metrics.BUILT_IN, "specificity"]
     assert values["specificity"].tolist() == [5 / 8, 1.0]
     assert values["dice"].tolist() == [2 / 6, 1.0]
+
+
+def test_a_class_without_a_known_negative_is_left_out_of_the_mean():
+    """Found everywhere it would have 1.0, which says nothing; the other class has 0.5."""
+    counts = np.array([[1.0, 9.0], [1.0, 0.0], [0.0, 0.0], [5.0, 0.0]])
+    values = metrics.of_counts(counts, {})
+    assert all(np.isnan(value[1]) for value in values.values())
+    assert Scores(0.1, values, {}).mean("iou") == 0.5
 
 
 def test_nothing_to_divide_by_is_nan_and_no_warning():
