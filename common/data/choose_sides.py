@@ -1,7 +1,7 @@
-"""Which crops train and which validate: what a group is, how sides are drawn, how they are ranked.
+"""Choose which crops train and which validate.
 
-Every crop of a group goes to one side. A group is a specimen, or a dataset (by="dataset"), or the
-crops that are linked by overlaps (by="crop").
+A *side* is training or validation. All crops of a group go to the same side. A group is a specimen,
+or a dataset (by="dataset"), or a set of crops linked by overlaps (by="crop").
 
 method="hash": a group validates if SHA-256 of "seed/name of the group", as a number in [0, 1), is
 below the wanted fraction. It looks at nothing else, so a new crop moves no old one, and a larger
@@ -68,7 +68,7 @@ Sides = list[tuple[str, CropInfo]]
 
 @dataclass(frozen=True)
 class SplitRules:
-    """How sides are chosen; see the module's text."""
+    """How sides are chosen; see the module docstring."""
 
     classes: Sequence[str] = TESTED
     """Those that are wanted; a crop that annotates none of them is left out."""
@@ -151,7 +151,7 @@ class SplitRules:
 
 
 def choose_sides(crops: Sequence[CropInfo], rules: SplitRules) -> Sides:
-    """The sides of the crops that fit.
+    """Return the sides of the crops that fit the rules.
 
     Raises:
         UserError: if nothing fits, nothing trains, all that fits would have to move together, or a

@@ -1,8 +1,8 @@
-"""What the data of an experiment hold, and what stands out in them.
+"""Describe the data of an experiment, and report what is unusual in them.
 
-Class counts come from the palettes of the decoded crops, so that only raw is read here, and
-sparsely: of each crop at most 1000 cells of 4^3 voxels, spread evenly over the annotated block. A
-cell whose voxels all have one value was not imaged: EM has noise.
+Class counts come from the palettes of the decoded crops, so only raw is read here, and sparsely: at
+most 1000 cells of 4^3 voxels per crop, spread evenly over the annotated block. A cell whose voxels
+all have the same value was not imaged, since EM has noise.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from common.errors import UserError
 from common.talk import count, nm, some
 
 CELL = 4
-"""Edge of a cell in voxels."""
+"""Edge of a cell, in voxels."""
 
 CELLS = 10
-"""Cells that are read along each axis of a crop."""
+"""Most cells that are read along each axis of a crop."""
 
 FAR = 3.5
-"""Modified z-score above which a value is called far from the others."""
+"""Modified z-score above which a value is reported as far from the others."""
 # Iglewicz and Hoaglin, How to detect and handle outliers, 1993
 
 FEWEST = 5
-"""Values below which nothing is called far from the others."""
+"""Least number of values for which a value can be reported as far from the others."""
 # of four values the median deviation is a guess: two of them lie beside the median
 
 LEAST_BRIGHTNESS_DEVIATION = 0.01
@@ -55,22 +55,22 @@ UNREADABLE_SHOWN = 10
 
 @dataclass(frozen=True)
 class MeasuredCrop:
-    """One crop of the split, decoded, and what was measured in it."""
+    """A decoded crop of the datasplit, and what was measured in it."""
 
     row: Row
     crop: Crop
     values: np.ndarray
-    """Sampled raw, in [0, 1]."""
+    """(n,) raw of the sampled voxels, in [0, 1]."""
     constant: float
-    """Fraction of the cells whose voxels are all equal."""
+    """Fraction of the cells whose voxels are all equal, 0 to 1."""
     black: float
-    """Fraction of the cells whose voxels are all 0."""
+    """Fraction of the cells whose voxels are all 0, 0 to 1."""
     raw_scale: np.ndarray
-    """(3,) nm, of the finest level."""
+    """(3,) voxel size of the finest level of the raw in nm."""
     raw_extent: np.ndarray
-    """(3,) nm, of the whole volume."""
+    """(3,) size of the whole raw volume in nm."""
     label_scale: np.ndarray
-    """(3,) nm, as annotated."""
+    """(3,) voxel size of the labels as annotated, in nm."""
 
     @property
     def dataset(self) -> str:
@@ -431,9 +431,10 @@ def _odd_fractions(classes: Sequence[str], crops: Sequence[MeasuredCrop]) -> lis
 
 
 def far(values: np.ndarray, least: float) -> np.ndarray:
-    """(n,) modified z-scores of (n,) values, 0.6745 |x - median| / MAD.
+    """Return the modified z-scores (n,) of (n,) values: 0.6745 |x - median| / MAD.
 
-    least: taken for a smaller median absolute deviation. All are 0 for fewer than FEWEST values.
+    MAD is the median absolute deviation, but at least `least`. All scores are 0 for fewer than
+    FEWEST values.
     """
     if len(values) < FEWEST:
         return np.zeros(len(values))

@@ -1,8 +1,8 @@
-"""Write a `datasplit.csv`: the command make-datasplit, the file, and what it says about it.
+"""The command make-datasplit: write a `datasplit.csv` and report what is in it.
 
-Which side a crop goes to is chosen in `common.data.choose_sides`; the file is described in
-`common.data.split`. Two lines of comment come first: the command that makes the file again, and
-what is in it.
+`common.data.choose_sides` chooses the side (training or validation) of each crop, and
+`common.data.split` describes the file. The file begins with two comments: the command that makes it
+again, and a summary of its content.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from common.data.split import USAGES
 from common.errors import UserError
 
 Scale = float | Sequence[float] | None
-"""nm: one number, z, y, x, or crops of every resolution."""
+"""Voxel size in nm: one number, or z, y, x; None takes crops of every resolution."""
 
 
 def make(
@@ -38,9 +38,9 @@ def make(
     overwrite: bool = False,
     **choice: Any,
 ) -> str:
-    """Make a data split and write it.
+    """Make a datasplit and write it.
 
-    Returns the report of what it contains and of what leaks from one side to the other.
+    Returns a report of what it contains and of what training and validation crops share.
 
     Args:
         csv_path: the file; with folds they are {stem}_fold0.csv and on.

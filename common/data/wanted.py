@@ -1,8 +1,8 @@
-"""What fetch-data is asked for: which crops, which classes, at which scale, how far raw reaches.
+"""Find out what fetch-data should fetch: crops, classes, voxel sizes, and how much raw around them.
 
-An experiment says all of that itself: its data split the crops and classes, its patches the scale
-and how much raw around a crop training and validation read. Without one it is the table of training
-crops, and the voxel sizes of the baselines.
+For an experiment, its datasplit lists the crops and classes; its patches determine the voxel sizes
+and how much raw around a crop training and validation read. Without an experiment, crops are those
+of the table of training crops, and voxel sizes those of the baselines.
 """
 
 from __future__ import annotations

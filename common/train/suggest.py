@@ -1,8 +1,8 @@
-"""Which patch, batch and workers would suit the data of an experiment and this machine.
+"""Suggest a patch shape, a batch size and a number of workers for an experiment on this machine.
 
-The order is that of nnU-Net (Isensee et al., Nature Methods 2021): the patch first, as large as
-crops and memory allow, then the batch. Nothing is changed: each suggestion is a value, the value
-now set, and its reason.
+As in nnU-Net (Isensee et al., Nature Methods 2021), the patch is chosen first, as large as crops
+and memory allow, then the batch size. No setting is changed: a suggestion is a value, the current
+value, and a reason.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from common.model.forward import ForwardPass
 from common.model.shapes import Shapes, grown
 
 MEMORY_FRACTION = 0.8
-"""Part of the free memory that a run may take."""
+"""Fraction of the free memory that a run may take."""
 
 LEAST_BATCH = 2
-"""Patches that must fit into memory at least; a larger patch at batch size 1 learns worse."""
+"""Least batch size that must fit into memory; a larger patch at batch size 1 learns worse."""
 
 LARGEST_BATCH = {"cuda": 32, "mps": 8, "cpu": LEAST_BATCH}
-"""By device: beyond it a step takes longer and memory is no longer what limits."""
+"""Largest suggested batch size by device; beyond it a step only takes longer."""
 
 MOST_WORKERS = 8
 
 FULL_CROPS = 25
-"""Percentile of the crops' extents that a target may have: three of four crops can fill it."""
+"""Percentile of the crops' sizes that a target patch may have: three of four crops can fill it."""
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A value for a setting, and why."""
+    """A suggested value of a setting, its current value, and the reason."""
 
     setting: str
     value: Any
@@ -55,7 +55,7 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the data of an experiment hold, and what would suit this machine."""
+    """A description of the data of an experiment, and suggestions for this machine."""
 
     facts: Facts
     suggestions: list[Suggestion]
@@ -78,13 +78,13 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run may take."""
+    """What a run may use of this machine."""
 
     device: torch.device
     half: bool
-    """Whether activations are of a 16-bit type."""
+    """Whether activations have a 16-bit type."""
     memory: float
-    """Bytes on the device."""
+    """Bytes of memory on the device."""
 
 
 def fingerprint(
@@ -95,10 +95,10 @@ def fingerprint(
     json_path: str | Path = "",
     say: Callable[[str], None] = print,
 ) -> Fingerprint:
-    """Describe the crops of an experiment's datasplit, as it would read them, and say a report.
+    """Describe the crops of an experiment as training would read them, and print a report.
 
-    Decodes crops that are not decoded yet, into the cache that training uses. Those that cannot be
-    read are findings.
+    Crops that are not in the cache are decoded into it. Crops that cannot be read are listed among
+    the findings.
 
     Args:
         config_path: an experiment's folder or its train_config.py.
