@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -206,7 +207,10 @@ def scan(
         raise FileNotFoundError(
             f"{root}: no such data root; write the folder that holds the datasets"
         )
-    folders = select(layout.crop_folders(root), datasets, crops, root)
+    present = layout.crop_folders(root)
+    if not present:
+        raise FileNotFoundError(f"{root}: no annotated crop in it; {_where_else(root)}")
+    folders = select(present, datasets, crops, root)
     whole = []
     problems = []
     for dataset, name in sorted(folders, key=lambda key: natural_key(*key)):
@@ -218,6 +222,15 @@ def scan(
         elif levels:
             whole.append(_crop_of_levels(dataset, name, levels))
     return whole, problems
+
+
+def _where_else(root: Path) -> str:
+    """What to do about a data root without crops."""
+    near = layout.data_root_near(root)
+    if near:
+        return f"they are in {near}: write {shlex.join(['--data', str(near)])}"
+    expected = layout.labels("DATASET", "CROP")
+    return f"write the folder that holds {expected}, or fill it with fetch-data"
 
 
 def _finest_levels(crop_folder: Path) -> tuple[dict[str, Level], list[str]]:

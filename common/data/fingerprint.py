@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -205,11 +206,19 @@ def measure_crops(config: TrainConfig) -> tuple[list[MeasuredCrop], list[str]]:
                 except (UserError, FileNotFoundError) as error:
                     unreadable.append(str(error).splitlines()[0])
     if not measured:
-        shown = unreadable[:UNREADABLE_SHOWN]
-        none = "its only crop cannot" if len(rows) == 1 else f"none of its {len(rows)} crops can"
-        problem = f"{path}: {none} be read; mend them, or name other crops"
-        raise UserError("\n".join([*shown, problem]))
+        raise _none_measured(path, rows, unreadable)
     return measured, unreadable
+
+
+def _none_measured(path: Path, rows: Sequence[Row], unreadable: Sequence[str]) -> UserError:
+    """The error for a split of which no crop can be read."""
+    shown = "\n".join(unreadable[:UNREADABLE_SHOWN])
+    try:
+        split.check_files(rows)
+    except FileNotFoundError as error:
+        shown = str(error)  # each file that is not there once, with what mends it
+    none = "its only crop cannot" if len(rows) == 1 else f"none of its {len(rows)} crops can"
+    return UserError(f"{shown}\n{path}: {none} be read; mend them, or name other crops")
 
 
 def _measure_all(

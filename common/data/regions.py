@@ -16,7 +16,7 @@ import numpy as np
 from common.config.settings import TrainConfig
 from common.data import catalogue, layout, manifest, ngff
 from common.data.manifest import Entry
-from common.data.split import USAGES, Row, read_datasplit
+from common.data.split import USAGES, Row, check_files, read_datasplit
 from common.errors import UserError
 
 
@@ -163,7 +163,7 @@ def _regions(
 ) -> Iterable[Region]:
     """The crops that one word of the list names; raises UserError if there are none."""
     if word in (*USAGES, "*"):
-        return [_of_row(row) for row in rows if word in (row.usage, "*")]
+        return _of_rows([row for row in rows if word in (row.usage, "*")])
     if word == "test":
         if not tests:
             raise UserError(
@@ -175,12 +175,19 @@ def _regions(
     # the split first: its rows may name other places than the layout's
     of_split = catalogue.matching({row.key: row for row in rows}, *patterns)
     if of_split:
-        return [_of_row(row) for row in of_split.values()]
+        return _of_rows(of_split.values())
     of_manifest = catalogue.matching(manifest.by_crop(tests), *patterns)
     if of_manifest:
         return _of_tests(of_manifest, root)
     on_disk, _ = catalogue.scan(root, *patterns)
     return [_of_crop_on_disk(crop, root) for crop in on_disk]
+
+
+def _of_rows(rows: Iterable[Row]) -> list[Region]:
+    rows = list(rows)
+    # all that are not there in one message, with what mends it
+    check_files([row for row in rows if not row.crop.is_dir()])
+    return [_of_row(row) for row in rows]
 
 
 def _of_row(row: Row) -> Region:

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from common.classes import TESTED
 from common.config import load
 from common.config.load import load_config
 from common.config.settings import TrainConfig
@@ -343,7 +344,7 @@ def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
             "make-datasplit",
             path,
             data=root,
-            classes=",".join(config.classes),
+            classes="tested" if config.classes == TESTED else ",".join(config.classes),
             scale=",".join(f"{size:g}" for size in config.target_array_info["scale"]),
             overwrite=True,
         )

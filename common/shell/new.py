@@ -26,7 +26,7 @@ def new(name: str | Path, source: str | Path) -> Path:
 
     source: an experiment's folder, looked for here and in the repository.
     """
-    target = Path(name).expanduser().absolute()
+    target = Path(name).expanduser().resolve()
     source = _find(source)
     _refuse(target, source)
     target.parent.mkdir(parents=True, exist_ok=True)

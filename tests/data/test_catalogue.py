@@ -10,6 +10,7 @@ from crops_at_hand import crop, labelled_store
 
 from common.classes import TESTED
 from common.data import catalogue, layout
+from common.errors import UserError
 from common.files import REPOSITORY
 
 FACTS = REPOSITORY.parent / "shared" / "facts" / "train_crops.csv"
@@ -60,6 +61,26 @@ def test_everything_wrong_in_a_manifest_is_in_one_message(tmp_path):
         "line 5",
     ]
     assert "d/crop1 stands there more than once" in said[4]
+
+
+@pytest.mark.parametrize("start", ["../x,jrc_x", "1,../jrc_x", "1,a/b", ".x,jrc_x"])
+def test_a_name_in_a_table_of_crops_is_a_folders(tmp_path, start):
+    path = tmp_path / "crops.csv"
+    header = "crop,dataset,voxel_size,translation,shape,classes"
+    path.write_text(f"{header}\n{start},4;4;4,0;0;0,400;400;400,mito er\n")
+    with pytest.raises(UserError, match=r"line 2: .*; write e\.g\. 28,jrc_x"):
+        catalogue.read_crop_table(path)
+
+
+def test_a_data_root_without_crops_says_where_they_are(tmp_path):
+    labelled_store(tmp_path / "data", classes=("mito",))
+    for inside in ("d", "d/d.zarr", "d/d.zarr/recon-1", ".."):
+        root = (tmp_path / "data" / inside).resolve()
+        with pytest.raises(FileNotFoundError, match=f"no annotated crop in it; .*{tmp_path}/data$"):
+            catalogue.scan(root)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds DATASET/DATASET\.zarr/.*, or fill it with"):
+        catalogue.scan(tmp_path / "empty")
 
 
 def test_a_scan_reads_the_geometry_and_the_classes_in_natural_order(tmp_path):

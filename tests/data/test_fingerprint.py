@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -180,6 +181,14 @@ def test_a_class_that_one_side_does_not_annotate_is_named(experiment):
     facts = describe(tiny)
     assert "annotated in no validate crop: er, nuc" in facts.findings
     assert "- annotated in no validate crop: er, nuc" in fingerprint.report(facts)
+
+
+def test_a_data_root_that_is_off_by_a_folder_is_told_the_right_one(experiment):
+    tiny = experiment()
+    config = replace(tiny.config(), data_path=str(tiny.data / "tiny"))
+    with pytest.raises(UserError, match=f"write --data {tiny.data}\n") as caught:
+        fingerprint.measure_crops(config)
+    assert str(caught.value).count("no zarr store") == 1
 
 
 def test_a_crop_that_cannot_be_read_is_a_finding_and_the_others_are_described(experiment):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,14 @@ def test_a_test_crop_is_the_box_around_all_of_its_classes(experiment, entries):
 def test_crops_that_are_nowhere_are_named_with_those_that_are_there(experiment):
     with pytest.raises(UserError, match="no crop 'crop77'; there are 3: crop1, crop2, crop3"):
         find(experiment().config(), "validate,77")
+
+
+def test_a_data_root_that_is_off_by_a_folder_is_told_the_right_one(experiment):
+    tiny = experiment()
+    config = replace(tiny.config(), data_path=str(tiny.data / "tiny"))
+    for crops in ("validate", "crop1", "*"):
+        with pytest.raises(FileNotFoundError, match=f"write --data {tiny.data}$"):
+            find(config, crops)
 
 
 def test_a_split_without_the_asked_for_usage(experiment):
