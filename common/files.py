@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,26 @@ def cache_folder() -> Path:
     """
     given = _cache or os.environ.get("CELLMAP_CACHE") or REPOSITORY / "cache"
     return Path(given).expanduser().absolute()
+
+
+# Path makes s3:/bucket of s3://bucket; two letters at least, since C:/data is a folder
+_ADDRESS = re.compile("(?:^|/)([A-Za-z][A-Za-z0-9+]+):/+([^/].*)")
+
+
+def is_remote(place: str | Path) -> bool:
+    """Whether this is an address such as s3://bucket/volume.zarr, also where Path cut it."""
+    return bool(_ADDRESS.search(str(place))) and not Path(place).exists()
+
+
+def refuse_remote(place: str | Path) -> None:
+    """Raises UserError for an address where a path is needed."""
+    address = _ADDRESS.search(str(place))
+    if address and is_remote(place):
+        scheme, rest = address.groups()
+        raise UserError(
+            f"{scheme}://{rest}: remote stores are not read; copy it to this disk first (data of "
+            "the challenge with fetch-data), and write the path of the copy"
+        )
 
 
 @contextlib.contextmanager

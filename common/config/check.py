@@ -28,6 +28,7 @@ from common.config.settings import (
     describe,
 )
 from common.errors import UserError
+from common.talk import nm
 
 Table = TypeVar("Table", bound=TrainConfig | ProcessConfig)
 
@@ -46,6 +47,7 @@ def check_settings(
         *misfits,
         *_missing(values, table),
         *malformed,
+        *([] if malformed else _patch_problems(fitting)),
         *_class_problems(fitting),
         *_sampling_weight_problems(fitting),
         *_spatial_problems(fitting.get("spatial_transforms", {})),
@@ -135,6 +137,32 @@ def _array_info(info: dict) -> tuple[dict, str]:
     if min(shape) < 1 or not all(0 < size < math.inf for size in scale):
         return info, wanted
     return {"shape": shape, "scale": scale}, ""
+
+
+def _patch_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a target patch that reaches beyond its input patch.
+
+    A shape that no network gives is left to the network, which knows the one to write.
+    """
+    if "input_array_info" not in values or "target_array_info" not in values:
+        return []
+    given = values["input_array_info"]
+    wanted = values["target_array_info"]
+    axes = zip(given["shape"], wanted["shape"], _extent(given), _extent(wanted), strict=True)
+    for size, target_size, extent, target_extent in axes:
+        # sizes such as 5.24 nm are rounded
+        if target_size <= size and target_extent > 1.001 * extent:
+            return [
+                f"target_array_info covers {nm(_extent(wanted))} nm, and input_array_info "
+                f"{nm(_extent(given))} nm; a network cannot tell what it does not see: write "
+                "another scale of the target, or a larger input"
+            ]
+    return []
+
+
+def _extent(info: Mapping[str, Any]) -> list[float]:
+    """Nm of a patch along z, y, x."""
+    return [size * scale for size, scale in zip(info["shape"], info["scale"], strict=True)]
 
 
 def _class_problems(values: Mapping[str, Any]) -> list[str]:

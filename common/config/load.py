@@ -15,7 +15,7 @@ from common.config.check import check_settings, unknown_setting
 from common.config.module import load_module
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError
-from common.files import REPOSITORY
+from common.files import REPOSITORY, refuse_remote
 from common.talk import short_path
 
 
@@ -89,8 +89,12 @@ def read_overrides(path: str | Path) -> tuple[str, ...]:
 
 
 def data_root(given: str | Path | None = None) -> Path:
-    """The data root, absolute: the given one, else CELLMAP_DATA, else data/ in the repository."""
+    """The data root, absolute: the given one, else CELLMAP_DATA, else data/ in the repository.
+
+    Raises UserError for an address.
+    """
     chosen = given or os.environ.get("CELLMAP_DATA") or REPOSITORY / "data"
+    refuse_remote(chosen)
     return Path(chosen).expanduser().absolute()
 
 

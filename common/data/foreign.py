@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import refuse_remote
 
 NEEDED = "an OME-NGFF 0.4 group of zarr v2 on this disk is needed here"
 
@@ -26,18 +26,6 @@ FORMATS = {
 
 MOST_IMAGES = 3
 """Most images that a message lists if a folder is not an image but contains some."""
-
-
-def refuse_remote(place: str | Path) -> None:
-    """Raises UserError for an address such as s3://bucket/volume.zarr, also where Path cut it."""
-    # Path makes s3:/bucket of s3://bucket; two letters at least, since C:/data is a folder
-    address = re.search(r"(?:^|/)([A-Za-z][A-Za-z0-9+]+):/+([^/].*)", str(place))
-    if address:
-        scheme, rest = address.groups()
-        raise UserError(
-            f"{scheme}://{rest}: remote stores are not read; copy it to this disk first (data of "
-            "the challenge with fetch-data), and write the path of the copy"
-        )
 
 
 def refuse(path: Path) -> None:

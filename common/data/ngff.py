@@ -20,10 +20,11 @@ import numpy as np
 import zarr
 from numcodecs import Blosc
 
-from common.data import adapted, codecs, foreign, metadata
+from common.data import adapted, codecs, metadata
 from common.data.box import Vector, slices
 from common.data.metadata import UNFINISHED, LevelMetadata
 from common.errors import UserError
+from common.files import refuse_remote
 
 Reduction = Callable[[np.ndarray, Vector], np.ndarray]
 """`reduce(block, factors)` returns the coarser block, such as `block_mean` or `pick`."""
@@ -155,7 +156,7 @@ def open_levels(path: str | Path) -> list[Level]:
         FileNotFoundError: if there is no zarr group, or if an array that it names is missing.
         UserError: if `path` is something else, or if its metadata do not place it in space.
     """
-    foreign.refuse_remote(path)
+    refuse_remote(path)
     path = Path(path)
     image = metadata.read_image(path)
     try:

@@ -191,6 +191,8 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = ()) -> Raw:
             f"{level.path}: raw of type {level.array.dtype} has no natural range; "
             "set raw_range = (value of black, value of white)"
         )
+    if level.array.dtype == np.uint8 and raw_range:
+        note_once(f"{level.path}: raw_range is for other types, uint8 is taken as it is")
     dtype = np.dtype(np.uint8 if level.array.dtype == np.uint8 else np.float32)
     return Raw(
         level=level,

@@ -18,6 +18,7 @@ from common.data import catalogue, layout, manifest, ngff
 from common.data.manifest import Entry
 from common.data.split import USAGES, Row, check_files, read_datasplit
 from common.errors import UserError
+from common.files import refuse_remote
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def of_volume(path: str | Path, roi: str = "") -> Region:
         FileNotFoundError: without a multiscale group at `path`.
         UserError: for a box that is none or lies outside.
     """
+    refuse_remote(path)
     path = Path(path).absolute()
     lower, upper = ngff.open_levels(path)[0].box()
     dataset = (layout.store_of(path) or path).stem

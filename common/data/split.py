@@ -23,6 +23,7 @@ from pathlib import Path
 
 from common.data import layout
 from common.errors import UserError
+from common.files import is_remote
 from common.talk import command_line, count, some
 
 USAGES = ("train", "validate")
@@ -122,6 +123,11 @@ def _parse(line: str, data_root: Path) -> Row:
         f"column '{text}' has backslashes; write / between the parts of a path"
         for text in fields[1:]
         if "\\" in text
+    ]
+    problems += [
+        f"column '{text}' is an address; remote stores are not read, write the path of a copy"
+        for text in fields[1:]
+        if is_remote(text)
     ]
     if not usage:
         problems.append(f"usage '{fields[0]}'; write 'train' or 'validate'")

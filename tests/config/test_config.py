@@ -310,6 +310,34 @@ def test_names_and_folders_that_are_meant_are_taken(file):
     assert load_config(path, model_name="").model_name == path.parent.name
 
 
+def test_a_target_that_reaches_beyond_its_input_is_refused(file):
+    (problem,) = problems(
+        file(
+            "input_array_info = {'shape': (20, 20, 20), 'scale': (8, 8, 8)}\n"
+            "target_array_info = {'shape': (16, 16, 16), 'scale': (40, 40, 40)}"
+        )
+    )
+    assert "target_array_info covers 640 nm, and input_array_info 160 nm" in problem
+
+
+@pytest.mark.parametrize("target", ["(16, 16, 16)", "(20, 20, 20)", "(1, 20, 20)"])
+def test_a_target_within_its_input_is_taken(file, target):
+    path = file(
+        "input_array_info = {'shape': (20, 20, 20), 'scale': (5.24, 4, 4)}\n"
+        f"target_array_info = {{'shape': {target}, 'scale': (5.2402, 4, 4)}}"
+    )
+    assert load_config(path).input_array_info["shape"] == (20, 20, 20)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/data", "https://host/data"])
+def test_a_data_root_is_a_folder_on_this_machine(file, address, monkeypatch):
+    with pytest.raises(UserError, match=f"{address}: remote stores are not read; copy it"):
+        load_config(file(""), data=address)
+    monkeypatch.setenv("CELLMAP_DATA", address)
+    with pytest.raises(UserError, match="remote stores are not read"):
+        load_config(file(""))
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -335,7 +363,8 @@ def test_several_input_arrays_are_refused(file):
 
 
 def test_a_2d_shape_is_one_voxel_thick(file):
-    config = load_config(file("input_array_info = {'shape': (64, 48), 'scale': (8, 4)}"))
+    info = "{'shape': (64, 48), 'scale': (8, 4)}"
+    config = load_config(file(f"input_array_info = target_array_info = {info}"))
     assert config.input_array_info == {"shape": (1, 64, 48), "scale": (8.0, 8.0, 4.0)}
 
 
