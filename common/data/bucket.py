@@ -1,4 +1,4 @@
-"""A public S3 bucket over HTTPS: what it holds, and the content of its objects, verified.
+"""List and download the objects of a public S3 bucket over HTTPS, with verification.
 
 What there is, with sizes and checksums, comes from S3's listings (ListObjectsV2), which are kept in
 a journal: a listing that was asked for once is not asked for again. An object is verified by its
@@ -44,10 +44,10 @@ Any S3-compatible address will do that lists without a signature, such as http:/
 """
 
 TRIES = 6
-"""How often a request is made before the server is given up."""
+"""Number of times that a request is made before giving up."""
 
 BACKOFF_S = 0.5
-"""Wait before the second try of a request; it doubles from try to try."""
+"""Seconds to wait before the second try of a request; the wait doubles with each try."""
 
 TIMEOUT_S = 30.0
 

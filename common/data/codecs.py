@@ -1,8 +1,8 @@
-"""Which codecs may decode arrays that others wrote.
+"""Allow only safe codecs to decode arrays of other programs.
 
-A zarr array names its codecs itself, and some of those that numcodecs registers run code that the
-file brings (`pickle`), on opening already: a fill value is decoded too. So `.zarray` is read as
-text, and what it names is compared with a list, before zarr sees it.
+A zarr array names its own codecs, and some that numcodecs registers (`pickle`) run code from the
+file, even on opening, since a fill value is decoded too. So `.zarray` is read as text, and its
+codecs are compared with a list, before zarr opens the array.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.talk import some
 
 COMPRESSORS = ("blosc", "bz2", "gzip", "lz4", "lzma", "pcodec", "zfpy", "zlib", "zstd")
-"""Codecs of numcodecs that pack bytes."""
+"""Allowed codecs of numcodecs that compress bytes."""
 
 FILTERS = (
     *("adler32", "astype", "base64", "bitround", "crc32", "crc32c", "delta"),

@@ -1,4 +1,4 @@
-"""The command fetch-data: chosen crops, classes and resolutions, and the raw around them.
+"""The command fetch-data: download chosen crops, classes and resolutions, and the raw around them.
 
 The bucket has the layout of `common.data.layout`, zarr v2, and so does the data root afterwards:
 the same metadata, and of the chunks those that are needed. An array keeps its whole shape; a chunk
@@ -45,10 +45,10 @@ A patch of 68 voxels, as the baselines take, reaches so far when it is rotated.
 """
 
 MAX_FAILURES = 10
-"""Files that fail before a run stops: then it is the network, and not a file."""
+"""Number of failed files after which a run stops: the problem is then the network, not a file."""
 
 DISK_BLOCK = 4096
-"""Bytes: a file on disk takes a multiple of this."""
+"""Bytes of a block on disk; a file takes a multiple of this."""
 
 Box = tuple[np.ndarray, np.ndarray]
 """Lower and upper corner, (3,) nm each."""
@@ -56,15 +56,15 @@ Box = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class FetchReport:
-    """Files and bytes that a run was about."""
+    """Numbers of files and bytes of one call of `fetch`."""
 
     files: int
     bytes: int
     skipped: int
-    """Files that were there already."""
+    """Number of files that were there already."""
     skipped_bytes: int
     fetched: int
-    """Files that came now."""
+    """Number of files that were downloaded."""
     fetched_bytes: int
 
 
@@ -78,9 +78,9 @@ def fetch(
     say: Callable[[str], None] = print,
     **choice: Any,
 ) -> FetchReport:
-    """Copy what is missing from the bucket to the data root; says sizes first.
+    """Download what is missing from the bucket to the data root, after printing the sizes.
 
-    What was fetched before an error stays, and the same call goes on from there.
+    Files that were complete before an error are kept, and the same call continues from there.
 
     Args:
         crops: see `common.data.wanted.Choice`.

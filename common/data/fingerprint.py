@@ -106,13 +106,13 @@ class ClassFacts:
     """A class in the crops of one side of the split."""
 
     annotated: int
-    """Crops that annotate it."""
+    """Number of crops that annotate the class."""
     present: int
-    """Crops with a voxel of it."""
+    """Number of crops with a positive voxel."""
     known_um3: float
     positive_um3: float
     fraction: float | None
-    """Positive of known volume; None where nothing is known."""
+    """Positive volume over known volume, 0 to 1; None if nothing is known."""
 
 
 @dataclass(frozen=True)
