@@ -7,11 +7,13 @@ it appears only once it is complete.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,42 +110,51 @@ def _size(folder: Path) -> int:
 
 
 # When the sources of a decoded crop were last written. Hashing the data would take as long as
-# decoding them; the times of files and folders show a chunk that was rewritten, added or removed.
+# decoding them; sizes and times of the files of chunks notice one that was rewritten in place,
+# copied over, added or removed. 48 classes of 400^3 voxels have 16,464 chunks of 64^3,
+# whose states are read in 0.2 s.
 
 
-def raw_stamp(level: Level, start: np.ndarray, stop: np.ndarray) -> list[int]:
-    """Return the modification times (ns) of a level's metadata and chunk folders in a box.
-
-    The box is voxels start..stop-1 of the level.
-    """
+def raw_stamp(level: Level, start: np.ndarray, stop: np.ndarray) -> str:
+    """Return a hash of sizes and times of a level's metadata and of its chunks in start..stop-1."""
     inside = np.maximum(start, 0), np.minimum(stop, level.shape)
-    chunks_z, chunks_y, _ = chunk_ranges(*inside, level.array.chunks)
-    paths = [level.path.parent / ".zattrs", level.path / ".zarray", level.path]
-    for z in chunks_z:
-        paths += [level.path / str(z) / str(y) for y in chunks_y]
-    return _times(paths)
-
-
-def label_stamp(group: Path, level: str) -> list[int]:
-    """Return the modification times (ns) of a class's metadata and of all its chunk folders."""
-    array = group / level
-    planes = _folders(array)  # chunks are s0/z/y/x or s0/z.y.x
-    rows = []
-    for plane in planes:
-        rows += _folders(plane)
-    return _times([group / ".zattrs", array / ".zarray", array, *planes, *rows])
-
-
-def _folders(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return []
-    with os.scandir(path) as entries:  # knows what is a folder without asking for each entry
-        return sorted(path / entry.name for entry in entries if entry.is_dir())
-
-
-def _times(paths: Sequence[Path]) -> list[int]:
-    times = []
-    for path in paths:
+    folder = level.path.parent
+    files = [folder / ".zattrs", level.path / ".zarray"]
+    for index in itertools.product(*chunk_ranges(*inside, level.array.chunks)):
+        files.append(Path(level.array.store.path, level.array._chunk_key(index)))
+    states = []
+    for file in files:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a chunk not fetched
-            times.append(path.stat().st_mtime_ns)
-    return times
+            states.append(_state(os.path.relpath(file, folder), file.stat()))
+    return _hash(states)
+
+
+def label_stamp(group: Path, level: str) -> str:
+    """Return a hash of sizes and times of the metadata of a class and of all its chunks."""
+    attributes = group / ".zattrs"
+    states = [_state(level, attributes.stat())] if attributes.is_file() else []
+    array = group / level
+    # the classes of a crop may call their finest level by different names
+    folder = array if array.is_dir() else group
+    return _hash([*states, *_states_in(str(folder))])
+
+
+def _states_in(folder: str, name: str = "") -> Iterator[str]:
+    """Yield the states of all files below a folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            inside = f"{name}/{entry.name}"
+            if entry.is_dir():
+                yield from _states_in(entry.path, inside)
+            else:
+                yield _state(inside, entry.stat())
+
+
+def _state(name: str, status: os.stat_result) -> str:
+    # the time of change too: a copy may keep the time of the last write, and the size as well
+    return f"{name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
+def _hash(states: Iterable[str]) -> str:
+    """The same in whatever order a folder is listed."""
+    return hashlib.sha256("\n".join(sorted(states)).encode()).hexdigest()

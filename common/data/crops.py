@@ -7,11 +7,13 @@ decoding labels, and loading a decoded crop.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -151,19 +153,27 @@ def open_crops(
     missing = [job for job in jobs if not cache.holds(job.key)]
     in_use = {job.key for job in jobs} | {crop.folder.name for crop in beside}
     cache.make_room(sum(job.bytes for job in missing), in_use)
-    _for_each(missing, lambda job: _decode(job, cache), "decoding crops")
+    given_up = threading.Event()
+    missing = [replace(job, given_up=given_up) for job in missing]
+    _for_each(missing, lambda job: _decode(job, cache), "decoding crops", given_up)
     return [_load(job, request, cache) for job in jobs]
 
 
-def _for_each(items: Sequence[Item], work: Callable[[Item], Result], what: str) -> list[Result]:
+def _for_each(
+    items: Sequence[Item],
+    work: Callable[[Item], Result],
+    what: str,
+    given_up: threading.Event | None = None,
+) -> list[Result]:
     """Return work(item) for all items, run on several threads with a progress bar `what`.
 
     UserErrors and FileNotFoundErrors are collected and raised as one UserError, which lists the
-    first ten; a FileError is raised at once.
+    first ten; a FileError is raised at once. After that, or Ctrl-C, what has not begun does not
+    begin, and `given_up` tells what has begun to end.
     """
     results = []
     problems = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with _threads(given_up or threading.Event()) as pool:
         futures = [pool.submit(work, item) for item in items]
         with progress(len(items), what, unit="crop") as bar:
             for future in futures:
@@ -180,6 +190,23 @@ def _for_each(items: Sequence[Item], work: Callable[[Item], Result], what: str) 
             lines.append(f"... and {len(problems) - 10} more crops")
         raise UserError("\n".join(lines))
     return results
+
+
+@contextlib.contextmanager
+def _threads(given_up: threading.Event) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are done when the block ends; where an error ends it, as soon as they can be."""
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        yield pool
+    except BaseException:
+        given_up.set()
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+class _GivenUp(Exception):
+    """Ends a thread whose result nobody waits for."""
 
 
 def _check_they_fit(jobs: Sequence[Decoding], cache: CropCache, beside: Sequence[Crop]) -> None:
@@ -213,6 +240,13 @@ class Decoding:
     """The labels to be written."""
     key: str
     """Folder name in the cache: a hash of everything that the result depends on."""
+    given_up: threading.Event = field(default_factory=threading.Event, compare=False)
+    """Set when nobody waits for the result any more."""
+
+    def check_wanted(self) -> None:
+        """Raise _GivenUp if nobody waits for the result any more; asked before each long step."""
+        if self.given_up.is_set():
+            raise _GivenUp
 
     @property
     def bytes(self) -> int:
@@ -358,6 +392,7 @@ def _copy_raw(job: Decoding, first: np.ndarray, last: np.ndarray, path: Path) ->
     for z in range(0, len(block), SLAB):
         start = np.array([first[0] + z, first[1], first[2]])
         stop = np.array([min(start[0] + SLAB, last[0]), last[1], last[2]])
+        job.check_wanted()
         slab = job.raw.read(start, stop)
         darkest = min(darkest, float(slab.min()))
         brightest = max(brightest, float(slab.max()))
@@ -400,7 +435,10 @@ def _decode_labels(job: Decoding, folder: Path) -> None:
     row_of: dict[bytes, int] = {}  # for each combination of labels its palette row
     parts: list[RowPart] = []
     for start, stop in _blocks(job):
-        labels = [_read_labels(reader, start, stop, job.label_factor) for reader in readers]
+        labels = []
+        for reader in readers:
+            job.check_wanted()
+            labels.append(_read_labels(reader, start, stop, job.label_factor))
         block, combinations = _encode_known(labels)
         for combination in combinations:
             row_of.setdefault(combination.tobytes(), len(row_of) + 1)  # 0 is "nothing is known"

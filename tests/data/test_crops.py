@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -494,6 +496,83 @@ def test_changed_labels_are_decoded_anew(tmp_path, decoded, change):
         (row.crop / "mito" / "s0" / "1" / "0" / "0").unlink()
     np.testing.assert_array_equal(volumes(open_crop(row))[0], labels)
     assert len(decoded) == 2
+
+
+@pytest.mark.parametrize("part", ["labels", "raw"])
+@pytest.mark.parametrize("how", ["in place", "copied over with its time"])
+def test_a_chunk_with_other_bytes_of_the_same_size_is_decoded_anew(tmp_path, decoded, part, how):
+    """Uncompressed chunks keep their size; the folders of a chunk do not change at all."""
+    labels = blocks((1, 1, 1))
+    row = write_crop(tmp_path, RAW, {"mito": labels})
+    level = row.crop / "mito" / "s0" if part == "labels" else row.raw / "s0"
+    old = zarr.open_array(str(level), mode="r")[...]
+    zarr.save_array(str(level), old, chunks=(8, 8, 8), compressor=None, dimension_separator="/")
+    open_crop(row)
+    chunk = level / "0" / "0" / "0"
+    before = chunk.stat()
+    content = np.fromfile(chunk, np.uint8)
+    content[:] = 1
+    if how == "in place":
+        with chunk.open("r+b") as file:
+            file.write(content.tobytes())
+    else:
+        other = tmp_path / "other"
+        other.write_bytes(content.tobytes())
+        os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+        shutil.copy2(other, chunk)
+    crop = open_crop(row)
+    assert len(decoded) == 2
+    found = volumes(crop)[0] if part == "labels" else raw_within(crop, (0, 0, 0), (8, 8, 8))
+    assert (found == 1).all()
+
+
+def test_what_did_not_change_is_not_decoded_anew(tmp_path, decoded):
+    row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
+    for _ in range(2):
+        open_crop(row)
+    assert len(decoded) == 1
+
+
+def test_an_interrupt_gives_up_what_has_begun_and_begins_nothing_more(tmp_path, monkeypatch):
+    """Held in the first block of the first crops, while others wait for a thread."""
+    rows = []
+    for number in range(20):
+        rows.append(write_crop(tmp_path / str(number), RAW, {"mito": blocks((1, 1, 1))}))
+    begun = []
+    interrupted = threading.Event()
+
+    def held(job: Decoding, folder: Path) -> None:
+        begun.append(job)
+        assert interrupted.wait(20) and job.given_up.wait(20)
+        job.check_wanted()
+
+    def interrupt(*_: object) -> None:
+        if begun:
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    class Bar:
+        def __init__(self, total: int, what: str, unit: str):
+            self.is_decoding = what.startswith("decoding")
+
+        def __enter__(self) -> Bar:
+            while self.is_decoding and not begun:
+                time.sleep(0.01)
+            interrupt()
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self) -> None:
+            pass
+
+    monkeypatch.setattr(crops, "_decode_raw", held)
+    monkeypatch.setattr(crops, "progress", Bar)
+    with pytest.raises(KeyboardInterrupt):
+        open_crops(rows, request(), cache_in(tmp_path))
+    assert 1 <= len(begun) <= 8
+    assert not list((tmp_path / "cache" / "crops").iterdir())
 
 
 def test_raw_fetched_later_is_decoded_anew(tmp_path, decoded):
