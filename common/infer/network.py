@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from common.files import REPOSITORY, sha256_of_file
 from common.infer.window import Forward, Window, find_window, with_agreement
 from common.model import build
 from common.model.forward import ForwardPass
+from common.model.outputs import OutputRange
 from common.model.shapes import Shapes
 from common.provenance import provenance
 from common.train import checkpoint
@@ -39,6 +40,8 @@ class Network:
     device: torch.device
     record: PredictionRecord
     """What a prediction will say of it: the checkpoint, its precision, the versions."""
+    outputs: OutputRange = field(default_factory=OutputRange)
+    """Of what it has given for real raw so far."""
 
 
 def load_network(config: TrainConfig, weights: str = "") -> Network:

@@ -37,6 +37,7 @@ from common.infer.network import Network, load_network
 from common.infer.plan import BlockPlan, plan_blocks
 from common.infer.room import Need
 from common.infer.writer import ClassVolume, open_class, writing
+from common.model.outputs import PROBABILITIES
 from common.talk import count, nm, note, progress, say, voxels
 
 # Blosc lets go of the interpreter's lock, so threads compress side by side
@@ -139,7 +140,14 @@ def _predict_regions(
     room.announce(config.path("predictions_path"), needs)
     with runtime.interruptible() as stopped:
         run = partial(predict_region, output=output, overwrite=overwrite, stopped=stopped)
-        return [run(network, config, region, names) for region, names in chosen]
+        folders = []
+        noted = False
+        for region, names in chosen:
+            folders.append(run(network, config, region, names))
+            if network.outputs.are_probabilities and not noted:
+                note(f"{config.folder}: {PROBABILITIES}")
+                noted = True
+    return folders
 
 
 def _need(
@@ -484,7 +492,7 @@ def compute_and_write(work: Work, stopped: Callable[[], bool] = never) -> int:
     """Compute the blocks that are left, and write them while the next ones are computed.
 
     Returns the number of blocks whose raw is 0 throughout. Raises UserError where memory does not
-    do.
+    do, and for outputs that are NaN.
     """
     blank = 0
     waiting: deque[list[Future]] = deque()
@@ -508,23 +516,34 @@ def compute_and_write(work: Work, stopped: Callable[[], bool] = never) -> int:
 def _computed(work: Work) -> Iterator[BlockValues]:
     """The blocks that are left, as they are stored."""
     network = work.network
-    dtype = getattr(torch, work.output.dtype)
     return compute_blocks(
         work.plan,
         work.left,
         oriented(network.forward, work.output.orientations),
-        to_stored=partial(_stored, work.channels, work.output.content, dtype),
+        to_stored=partial(_stored, work),
         device=network.device,
     )
 
 
-def _stored(
-    channels: list[int], content: str, dtype: torch.dtype, logits: torch.Tensor
-) -> torch.Tensor:
+def _stored(work: Work, logits: torch.Tensor) -> torch.Tensor:
     """What is stored of the logits (classes, z, y, x) of all classes: some of them, encoded."""
+    _refuse_nan(work, logits)
+    work.network.outputs.add(logits)
     # all of them are not indexed, which would copy a block
-    picked = logits if len(channels) == len(logits) else logits[channels]
-    return encode.encode(picked, content, dtype)
+    picked = logits if len(work.channels) == len(logits) else logits[work.channels]
+    return encode.encode(picked, work.output.content, getattr(torch, work.output.dtype))
+
+
+def _refuse_nan(work: Work, logits: torch.Tensor) -> None:
+    """Raises UserError for NaN, which uint8 would hold as 0."""
+    # a sum is NaN if one of them is, and takes a tenth of the time of looking for it
+    if not logits.sum(dtype=torch.float32).isnan() or not logits.isnan().any():
+        return
+    about = work.network.record
+    raise UserError(
+        f"{about.checkpoint}: the network gives NaN, in {about.precision}; predict with --set "
+        "precision=fp32, and if that does not help, its weights are broken: take another checkpoint"
+    )
 
 
 def _begin_writing(pool: ThreadPoolExecutor, work: Work, block: BlockValues) -> list[Future]:

@@ -13,7 +13,7 @@ from common.data import ngff
 from common.data.ngff import Grid
 from common.errors import FileError
 from common.files import free_bytes
-from common.talk import note, say, size
+from common.talk import count, note, say, size
 
 # measured: 3 to 5, since most voxels of most classes are 0 or nearly so
 TYPICAL = 4
@@ -57,10 +57,10 @@ def announce(folder: Path, needs: Iterable[Need]) -> None:
     most = sum(need.bytes for need in left)
     new = sum(need.new_bytes for need in left)
     free = free_bytes(folder)
-    boxes = "1 box" if len(left) == 1 else f"{len(left)} boxes"
     say(
-        f"{boxes}: {count(values)} voxels x classes, at most {size(most)} uncompressed, as a rule "
-        f"{size(most / TYPICAL)} on disk; {size(free)} free in {folder}"
+        f"{count(len(left), 'box', 'boxes')}: {amount(values)} voxels x classes, at most "
+        f"{size(most)} uncompressed, as a rule {size(most / TYPICAL)} on disk; "
+        f"{size(free)} free in {folder}"
     )
     # what was begun has part of its room already
     if new / MOST > free:
@@ -73,7 +73,7 @@ def announce(folder: Path, needs: Iterable[Need]) -> None:
         note(f"{size(free)} free are enough only if predictions compress well, as most do")
 
 
-def count(values: float) -> str:
+def amount(values: float) -> str:
     """A number of values: '1,443 G', '88.0 G', '5.3 M', '800'."""
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if values >= factor:

@@ -466,7 +466,7 @@ def test_the_size_of_all_boxes_is_said_first(tiny, capfd):
     said = capfd.readouterr().err
     values_in_all = 3 * len(CROPS) * 24**3
     total = f"{len(CROPS)} boxes: {values_in_all / 1e3:.0f} k voxels x classes, at most "
-    assert total in said and said.index(total) < said.index("blocks of")
+    assert total in said and said.index(total) < said.index("block of")
     assert "GB free in" in said
     run_all()
     assert "voxels x classes" not in capfd.readouterr().err  # nothing is left
@@ -501,6 +501,46 @@ def test_bytes_are_those_of_all_levels(tiny, tmp_path):
     folder = run(tiny, volume=tmp_path / "own.zarr", classes=("er",), dtype="float16")
     levels = open_levels(folder / "er")
     assert room.bytes_of(levels[0].grid, "float16") == sum(level.array.nbytes for level in levels)
+
+
+@pytest.mark.parametrize(
+    ("end", "noted"),
+    [
+        (".sigmoid()", True),
+        (".softmax(1)", True),
+        (".clamp(0, 1)", True),
+        ("", False),
+        (" * 0", False),
+        (".relu()", False),
+    ],
+)
+def test_a_network_that_ends_in_a_sigmoid_is_noted(experiment, capfd, end, noted):
+    tiny = experiment()
+    tiny.write(
+        "model.py",
+        f"""
+    from torch import nn
+    class Net(nn.Conv3d):
+        def forward(self, raw):
+            return super().forward(raw){end}
+    def build_model(classes): return Net(1, len(classes), 5)
+    """,
+    )
+    save_weights(tiny)
+    predict.predict(tiny.folder, "train", data=tiny.data)  # of several crops it is said once
+    said = capfd.readouterr().err
+    assert said.count("all outputs of the network lie in [0, 1]") == noted
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_network_that_gives_nan_is_refused(tiny, dtype):
+    path = tiny.config().path("model_save_path") / "best.pt"
+    saved = torch.load(path, weights_only=True)
+    for tensor in saved["model"].values():
+        tensor[...] = np.nan
+    torch.save(saved, path)
+    with pytest.raises(UserError, match=r"best.pt: the network gives NaN, in fp32; .*checkpoint"):
+        run(tiny, dtype=dtype)
 
 
 def test_orientations_are_averaged(tiny):
