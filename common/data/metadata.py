@@ -138,10 +138,19 @@ def read_image(path: Path) -> ImageMetadata:
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError for anything else, FileNotFoundError without."""
     try:
-        content = json.loads(file.read_bytes())
+        text = file.read_bytes()
     except FileNotFoundError:
         raise
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error}); copy it again") from error
+    return as_object(file, text)
+
+
+def as_object(file: Path, text: bytes) -> dict[str, Any]:
+    """The JSON object in the text of a file. Raises UserError for anything else."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
         raise UserError(f"{file}: cannot be read ({error}); copy it again") from error
     except RecursionError:
         raise UserError(f"{file}: brackets without end; copy it again") from None
@@ -162,7 +171,14 @@ def read_array(path: Path) -> ArrayMetadata:
             raise UserError(f"{path}: {foreign.ZARR_3}")
         raise FileNotFoundError(f"{path}: array named in .zattrs is missing; copy it again")
     file = path / ".zarray"
-    content = read_object(file)
+    return as_array(file, read_object(file))
+
+
+def as_array(file: Path, content: dict[str, Any]) -> ArrayMetadata:
+    """What the content of a .zarray says of its size.
+
+    Raises UserError if it describes no array of numbers that a computer could hold.
+    """
     if content.get("zarr_format") != 2:
         raise UserError(f"{file}: zarr_format {content.get('zarr_format')!r}; only 2 can be read")
     array = ArrayMetadata(
@@ -174,6 +190,8 @@ def read_array(path: Path) -> ArrayMetadata:
     separator = content.get("dimension_separator", ".")
     if separator not in (".", "/"):
         raise UserError(f"{file}: dimension_separator {_short(separator)}; write '.' or '/'")
+    if content.get("order", "C") not in ("C", "F"):
+        raise UserError(f"{file}: order {_short(content['order'])}; write 'C' or 'F'")
     fill = content.get("fill_value")
     if not (fill is None or isinstance(fill, int | float) or fill in NOT_FINITE):
         raise UserError(f"{file}: fill_value {_short(fill)}; write a number, such as 0")
@@ -438,8 +456,9 @@ def _check_size(file: Path, array: ArrayMetadata, itemsize: int) -> None:
         )
     chunk_bytes = math.prod(chunks) * itemsize
     if chunk_bytes > LARGEST_CHUNK:
+        gigabytes = min(chunk_bytes, 10**30) / 1e9  # JSON has numbers that no float holds
         raise UserError(
-            f"{file}: a chunk of {chunks} voxels has {chunk_bytes / 1e9:.4g} GB, which no memory "
+            f"{file}: a chunk of {chunks} voxels has {gigabytes:.4g} GB, which no memory "
             "takes; write the array with chunks of about 128 x 128 x 128"
         )
     if math.prod(shape) > LARGEST_ARRAY:

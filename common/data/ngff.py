@@ -124,7 +124,8 @@ class Level:
             file = self.chunk_file(index)
             if not file.is_file():
                 continue
-            packed, unpacked = _blosc_lengths(file)
+            with file.open("rb") as opened:
+                packed, unpacked = blosc_lengths(opened.read(16))
             size = file.stat().st_size
             if size < packed:
                 return f"{file.name} has {size} of {packed} bytes"
@@ -434,10 +435,9 @@ class BloscLengths(NamedTuple):
     """Length of the decompressed values."""
 
 
-def _blosc_lengths(chunk: Path) -> BloscLengths:
+def blosc_lengths(header: bytes) -> BloscLengths:
+    """Return what the first 16 bytes of a Blosc chunk say of its lengths."""
     # Source: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst
-    with chunk.open("rb") as file:
-        header = file.read(16)
     packed = int.from_bytes(header[12:], "little")
     return BloscLengths(max(packed, 16), unpacked=int.from_bytes(header[4:8], "little"))
 

@@ -53,8 +53,8 @@ def judge_crop(job: SubmittedCrop) -> list[Evaluation]:
 
 def _truths(job: SubmittedCrop) -> Iterator[Truth]:
     """The classes that are annotated in a crop."""
-    group = _open_truths(job.truths)[job.crop]
     folder = job.truths / job.crop
+    group = _open_truths(folder)
     for name in sorted(group.array_keys()):
         if name.endswith("_mask"):
             continue
@@ -62,7 +62,8 @@ def _truths(job: SubmittedCrop) -> Iterator[Truth]:
         mask = None
         mask_name = f"{name}_mask"
         if mask_name in group:
-            mask = submission.open_array(group, mask_name, folder / mask_name)[...]
+            masked = submission.open_array(group, mask_name, folder / mask_name)
+            mask = submission.read_array(masked, folder / mask_name)
         yield Truth(
             crop=job.crop,
             name=name,
@@ -99,7 +100,8 @@ def _level(array: Any, path: Path) -> Level:
         raise UserError(f"{path}: not an array of three axes; write {name} as one, z, y, x")
     voxel_size = array.attrs.get("voxel_size")
     translation = array.attrs.get("translation")
-    if not _is_vector(voxel_size) or not _is_vector(translation) or min(voxel_size) <= 0:
+    is_placed = submission.is_place(voxel_size) and submission.is_place(translation)
+    if not is_placed or min(voxel_size) <= 0:
         raise UserError(
             f"{path}: no place in space (voxel_size {voxel_size}, translation {translation}); "
             "write the attributes voxel_size and translation, each z, y, x in nm"
@@ -107,19 +109,9 @@ def _level(array: Any, path: Path) -> Level:
     return Level(path, array, np.array(voxel_size, float), np.array(translation, float))
 
 
-def _is_vector(value: object) -> bool:
-    """Whether an attribute is three finite numbers."""
-    if not isinstance(value, list) or len(value) != 3:
-        return False
-    return all(isinstance(number, int | float) and np.isfinite(number) for number in value)
-
-
 def _in_memory(level: Level) -> Level:
     """The same without its store: a zip has no files of chunks for `Level.read` to look at."""
-    try:
-        volume = level.array[...]
-    except (RuntimeError, ValueError, OSError, EOFError) as error:  # of numcodecs and zipfile
-        raise UserError(f"{level.path}: cannot be read ({error}); pack it again") from error
+    volume = submission.read_array(level.array, level.path)
     # a chunk larger than the array would be made whole
     chunks = tuple(min(pair) for pair in zip(level.array.chunks, volume.shape, strict=True))
     return replace(level, array=zarr.array(volume, chunks=chunks, compressor=None))
@@ -132,7 +124,7 @@ def _open_truths(path: Path) -> zarr.Group:
         )
     try:
         return zarr.open_group(str(path), mode="r")
-    except (zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError, ValueError) as error:
+    except submission.GROUP_ERRORS as error:
         raise UserError(
             f"{path}: not a zarr v2 group ({error}); write the folder that holds {{crop}}/{{class}}"
         ) from error

@@ -447,7 +447,7 @@ def test_an_error_of_the_reader_passes_through(packed):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"chunks": [100_000] * 3}, "bytes; write chunks no larger than the array"),
+        ({"chunks": [100_000] * 3}, "GB, which no memory takes"),
         ({"shape": [100_000] * 3}, "1,000,000,000,000,000 bytes; at most 50,000,000,000"),
         ({"filters": [{"id": "pickle"}]}, "codec 'pickle' is not decoded"),
         ({"compressor": {"id": "pickle"}}, "codec 'pickle' is not decoded"),

@@ -265,7 +265,7 @@ def test_jobs_of_a_submission_can_be_done_by_another_process(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"chunks": [100_000] * 3}, "no larger than the array"),
+        ({"chunks": [100_000] * 3}, "no memory takes"),
         ({"shape": [100_000] * 3}, "at most 50,000,000,000"),
         ({"compressor": {"id": "pickle"}}, "codec 'pickle'"),
     ],
