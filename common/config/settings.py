@@ -251,6 +251,19 @@ RUN_FOLDERS = (
 )
 """Path settings in which {model_name}, {run_name} and {random_seed} are filled in."""
 
+PLACES = frozenset(
+    {
+        "base_experiment_path",
+        "model_name",
+        "run_name",
+        "data_path",
+        "datasplit_path",
+        "cache_path",
+        *RUN_FOLDERS,
+    }
+)
+"""Settings that say where things are, not what is done."""
+
 
 # that the datasplit's path may change does not let its content: a run keeps a hash of it
 MAY_CHANGE = frozenset(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
+from urllib.parse import urlencode
 
 from common.errors import UserError
 
 LOOPBACK = "127.0.0.1"
+
+PINNED = ("mean/dice", "mean/iou", "loss/validation", "loss/train")
+"""Tags that are looked at first."""
 
 INTERVAL = 5
 """Seconds between two looks at the runs, of ours and of TensorBoard."""
@@ -31,6 +36,16 @@ def start(folder: Path, port: int) -> str:
         raise UserError(
             f"{error.msg}; choose another by --port, or --port 0 for any free one"
         ) from error
+
+
+def first_page(address: str) -> str:
+    """The address of the page with losses and means above all charts of single classes.
+
+    TensorBoard sorts charts by the alphabet, but for those that its address pins.
+    """
+    cards = [{"plugin": "scalars", "tag": tag} for tag in PINNED]
+    query = urlencode({"pinnedCards": json.dumps(cards, separators=(",", ":"))})
+    return f"{address}?{query}#timeseries"
 
 
 def _refuse_busy(port: int) -> None:

@@ -8,21 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from common.config.settings import RUN_FOLDERS
+from common.config.settings import PLACES
 from common.runs.reading import Reading
-
-PLACES = frozenset(
-    {
-        "base_experiment_path",
-        "model_name",
-        "run_name",
-        "data_path",
-        "datasplit_path",
-        "cache_path",
-        *RUN_FOLDERS,
-    }
-)
-"""Settings that say where things are, not what is done."""
 
 MADE_WITH = ("commit", "split_hash", "torch", "device", "precision")
 """Entries of the provenance in which runs may differ."""

@@ -29,6 +29,8 @@ from common.files import REPOSITORY, alone
 from common.runs import export, history, layout, serve
 from common.runs.find import LOGS as LOGS_FOLDERS
 from common.runs.find import UNITED, Run, experiment_folder, find, say_once
+from common.runs.sides import PLACES
+from common.train.record import read_record
 
 NAME_DEPTH = 3
 """A link stands at experiment/model/run in the output folder."""
@@ -53,7 +55,7 @@ def unite(runs: Sequence[Run], output: Path) -> None:
     _refuse_foreign_folders(output, output)
     try:
         with alone(output / ".lock", wait=True):
-            _rebuild(wanted_links(runs, output), output)
+            _rebuild(wanted_links(runs, output), output, _differing(runs))
     except FileError:
         raise
     except OSError as error:
@@ -76,8 +78,29 @@ def wanted_links(runs: Iterable[Run], output: Path) -> dict[Path, str]:
     return links
 
 
-def _rebuild(wanted: dict[Path, str], output: Path) -> None:
-    """Make `output` hold these links; those that are right already stay untouched."""
+def _differing(runs: Iterable[Run]) -> dict[str, list[str]]:
+    """The settings in which runs differ, with the values that they have."""
+    values: dict[str, dict[str, None]] = {}
+    for run in runs:
+        try:
+            known = read_record(run.folder)
+        except UserError as error:  # one damaged file keeps nobody from the curves
+            say_once(str(error))
+            continue
+        for name, value in (known.settings if known else {}).items():
+            values.setdefault(name, {})[value] = None
+    differing = {}
+    for name, of_name in values.items():
+        if len(of_name) > 1 and name not in PLACES:
+            differing[name] = [value.strip("'") for value in of_name]
+    return differing
+
+
+def _rebuild(wanted: dict[Path, str], output: Path, differing: dict[str, list[str]]) -> None:
+    """Make `output` hold these links; those that are right already stay untouched.
+
+    differing: settings, see `layout.hparams_event`.
+    """
     for link, way in _links_of_ours(output).items():
         if wanted.get(link) != way:
             link.unlink()
@@ -92,7 +115,7 @@ def _rebuild(wanted: dict[Path, str], output: Path) -> None:
             link.symlink_to(way)
     page = output / layout.FILE
     if wanted:
-        layout.write(page)
+        layout.write(page, differing)
     elif page.is_file():
         page.unlink()
         _remove_empty(page.parent, output)
@@ -316,7 +339,7 @@ def _stay(
     try:
         if port is not None:
             address = serve.start(output, port)
-            click.echo(f"TensorBoard at {address} (Ctrl-C ends it)")
+            click.echo(f"TensorBoard at {serve.first_page(address)} (Ctrl-C ends it)")
         while True:
             time.sleep(serve.INTERVAL)
             if refresh:

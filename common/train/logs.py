@@ -10,21 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.config.settings import TrainConfig
+from common.config.settings import PLACES, TrainConfig
 from common.talk import duration, progress, say, this_command
 from common.train.checkpoint import best_of
 from common.train.record import Recorder, RunRecord
 from common.train.steps import Scores, State, TrainedEpoch
 from common.train.tracking import Tracker, open_sinks
-
-IN_HPARAMS = (
-    "learning_rate",
-    "batch_size",
-    "weight_decay",
-    "use_mutual_exclusion",
-    "random_seed",
-)
-"""Settings by which TensorBoard's HPARAMS page compares runs."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +146,16 @@ def say_epoch(
 
 
 def hparams(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings in IN_HPARAMS by name."""
-    return {name: getattr(config, name) for name in IN_HPARAMS}
+    """Return all settings but names and paths, as TensorBoard's HPARAMS page takes them.
+
+    Which of them runs differ in is known to who looks at all runs: `common.runs.layout`.
+    """
+    values: dict[str, Any] = {}
+    for name, text in config.record().items():
+        if name not in PLACES:
+            value = getattr(config, name)
+            values[name] = value if isinstance(value, bool | int | float | str) else text
+    return values
 
 
 def close_interrupted(config: TrainConfig, state: State, tracker: Tracker, command: str) -> None:

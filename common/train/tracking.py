@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from common.config.settings import TrainConfig
 from common.errors import UserError
+from common.show.figures import PANEL_WORDS
 from common.train.record import Recorder, add_epoch
 
 Hyperparameters = Mapping[str, str | float | bool]
@@ -87,7 +89,7 @@ class Sink(Protocol):
 
         Args:
             status: "FINISHED", "KILLED" (interrupted; the run may be continued) or "FAILED".
-            settings: the few settings by which runs are compared; empty if the call failed.
+            settings: the settings but names and paths; empty if the call failed.
             metrics: the final values of best_metric and loss that are finite.
             files: files to keep with the run: the experiment's *.py, its datasplit and its best
                 checkpoint.
@@ -96,6 +98,9 @@ class Sink(Protocol):
 
 SinkFactory = Callable[[Path, str, Mapping[str, str]], Sink]
 """`factory(folder, run_name, settings)` returns a sink."""
+
+HOW_TO_READ = "raw, target, prediction"
+"""Tag of the text about the images, whose tags begin with it."""
 
 CALLS = ("scalars", "image", "text", "finish")
 """Methods that a sink must have."""
@@ -107,6 +112,7 @@ class TensorBoard:
     def __init__(self, folder: Path, iteration: int = 0):
         """Open the folder; what was logged after `iteration` is replaced."""
         self.writer = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else 0)
+        self.is_explained = False
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add a point to the curve of each tag."""
@@ -115,7 +121,10 @@ class TensorBoard:
         self.writer.flush()  # what led to a crash is then on disk
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
-        """Add an image at iteration `step`."""
+        """Add an image at iteration `step`, and once a text that says what is to be seen."""
+        if not self.is_explained:
+            self.is_explained = True
+            self.writer.add_text(HOW_TO_READ, PANEL_WORDS, 0)
         self.writer.add_image(tag, image, step, dataformats="HWC")
 
     def text(self, tag: str, values: Mapping[str, str], step: int) -> None:
@@ -135,9 +144,20 @@ class TensorBoard:
     ) -> None:
         """Log settings and metrics on the HPARAMS page, and close; files are ignored."""
         if metrics:
-            finals = {f"final/{name}": value for name, value in metrics.items()}
-            self.writer.add_hparams(dict(settings), finals, run_name="hparams")
+            self._add_hparams(settings, metrics)
         self.writer.close()
+
+    def _add_hparams(self, settings: Hyperparameters, metrics: Mapping[str, float]) -> None:
+        """Add the run to the HPARAMS page.
+
+        SummaryWriter.add_hparams would make a second run of it, with a list of columns: which
+        settings differ between runs is known to nobody but who looks at all of them.
+        """
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"final/{name}", value, 0)
+        _, begin, end = hparams_summaries(dict(settings), {}, None)
+        for summary in (begin, end):
+            self.writer._get_file_writer().add_summary(summary)
 
 
 class MLflow:

@@ -15,16 +15,21 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from event_files import append, value, write
+from run_folders import make_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
 from common.classes import TESTED
 from common.files import REPOSITORY
-from common.runs import layout
+from common.runs import layout, serve, unite
+from common.runs.find import find
 
 DEADLINE = 60.0
 """A command that did not end after this many seconds is killed, and its test fails."""
@@ -54,13 +59,13 @@ def test_the_layout_shows_each_class_and_mean_once_beside_its_relatives(tmp_path
         for name in TESTED:
             assert len(charts_of(f"{metric}/{name}", page)) == 1
     for name in ("mito", "mito_mem", "mito_ribo"):
-        assert charts_of(f"dice/{name}", page) == [("dice", "mito")]
+        assert charts_of(f"dice/{name}", page) == [("dice: mito", name)]
     for name in ("nucpl", "nuc"):
-        assert charts_of(f"iou/{name}", page) == [("iou", "nucleus")]
+        assert charts_of(f"iou/{name}", page) == [("iou: nucleus", name)]
     for name in ("ecs", "pm"):
-        assert charts_of(f"dice/{name}", page) == [("dice", "cell")]
+        assert charts_of(f"dice/{name}", page) == [("dice: cell", name)]
     for name in ("mine", "mito_new"):
-        assert charts_of(f"dice/{name}", page) == [("dice", "other classes")]
+        assert charts_of(f"dice/{name}", page) == [("dice: other classes", "other classes")]
     for tag in ("loss/train", "loss/validation"):
         assert charts_of(tag, page) == [("losses and means", "loss")]
 
@@ -71,6 +76,31 @@ def test_a_layout_that_is_there_already_is_not_written_again(tmp_path):
     written = path.stat().st_mtime_ns
     layout.write(path)
     assert path.stat().st_mtime_ns == written
+
+
+def test_the_hparams_page_has_the_settings_that_differ_between_runs(tmp_path):
+    for name, rate, loss in (("one", "0.001", "'bce'"), ("two", "0.01", "'dice'")):
+        make_run(
+            tmp_path,
+            f"x/m/{name}",
+            {"mito": 0.5},
+            {"learning_rate": rate, "loss": loss, "run_name": name},
+        )
+    runs = [replace(run, events=(run.folder / "events",)) for run in find(tmp_path)]
+    unite.unite(runs, tmp_path / "out")
+    log = EventAccumulator(str((tmp_path / "out" / layout.FILE).parent)).Reload()
+    content = log.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    page = plugin_data_pb2.HParamsPluginData.FromString(content).experiment
+    columns = {info.name: info.type for info in page.hparam_infos}
+    number, text = api_pb2.DATA_TYPE_FLOAT64, api_pb2.DATA_TYPE_STRING
+    assert columns == {"learning_rate": number, "loss": text}
+    assert all(info.differs for info in page.hparam_infos)
+
+
+def test_losses_and_means_are_pinned_above_all_other_charts():
+    query = parse_qs(urlsplit(serve.first_page("http://127.0.0.1:6006/")).query)
+    cards = json.loads(query["pinnedCards"][0])
+    assert [card["tag"] for card in cards][:3] == ["mean/dice", "mean/iou", "loss/validation"]
 
 
 # serving
@@ -171,8 +201,8 @@ def test_tensorboard_shows_the_runs_keeps_up_with_them_and_stops_quietly(tmp_pat
         wait_for(process, of_ours, [(1, 0.5)], points)
         wait_for(process, of_others, curve, points)
         page = ask(f"{url}data/plugin/custom_scalars/layout")
-        (dice,) = [part for part in page["category"] if part["title"] == "dice"]
-        assert {"mito", "nucleus", "cell"} <= {chart["title"] for chart in dice["chart"]}
+        (mito,) = [part for part in page["category"] if part["title"] == "dice: mito"]
+        assert {"mito", "mito_mem"} <= {chart["title"] for chart in mito["chart"]}
 
         append(ours, [value("loss", 0.25, 3)])
         append(second, [value("loss", 0.25, 8, 108.0)])

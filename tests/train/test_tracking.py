@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from common.errors import UserError
+from common.train import logs
 from common.train.record import read_history, read_record
 from common.train.tracking import Sink, Tracker
 
@@ -106,10 +107,11 @@ def test_text_is_a_table_of_names_and_values(track, read):
     ]
 
 
-def test_the_end_of_a_run_is_on_the_hparams_page(track, read):
+def test_the_end_of_a_run_is_on_the_hparams_page_and_no_second_run(track, read, tmp_path):
     settings = {"learning_rate": 1e-3, "use_mutual_exclusion": True}
     track().finish(settings, {"dice": 0.75, "loss": float("nan")})
-    log = read("hparams")
+    assert not [path for path in (tmp_path / "run").iterdir() if path.is_dir()]
+    log = read()
     assert scalars(log, "final/dice") == [(0, 0.75)]
     assert log.Tags()["scalars"] == ["final/dice"]
     content = log.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
@@ -118,9 +120,32 @@ def test_the_end_of_a_run_is_on_the_hparams_page(track, read):
     assert given["use_mutual_exclusion"].number_value == 1
 
 
-def test_a_run_without_metrics_has_no_place_there(track, tmp_path):
+def test_a_run_has_no_list_of_columns_which_would_be_that_of_all_runs(track, read):
+    track().finish({"learning_rate": 1e-3}, {"dice": 0.5})
+    assert "_hparams_/experiment" not in read().PluginTagToContent("hparams")
+
+
+def test_a_run_without_metrics_has_no_place_there(track, read):
     track().finish({"learning_rate": 1e-3}, {"dice": float("nan")})
-    assert not (tmp_path / "run" / "hparams").exists()
+    with pytest.raises(KeyError):
+        read().PluginTagToContent("hparams")
+
+
+def test_what_blue_means_is_said_once(track, read):
+    tracker = track()
+    for step in (1, 2):
+        tracker.image("raw, target, prediction/mito", np.zeros((2, 2, 3), np.uint8), step)
+    tracker.finish({}, {})
+    (event,) = read().Tensors("raw, target, prediction/text_summary")
+    assert b"blue where nobody knows" in event.tensor_proto.string_val[0]
+
+
+def test_all_settings_but_places_are_on_the_hparams_page(experiment):
+    tiny = experiment(weight_decay=0.5, use_mutual_exclusion=False)
+    given = logs.hparams(tiny.config())
+    assert (given["weight_decay"], given["use_mutual_exclusion"]) == (0.5, False)
+    assert given["classes"] == "('mito', 'er', 'nuc')"
+    assert not {"run_name", "data_path", "model_save_path"} & set(given)
 
 
 def test_a_training_run_logs_curves_figures_and_settings(experiment):
