@@ -48,11 +48,11 @@ def table(gaps: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
         of_crop = sum(entry.crop == crop for entry in entries)
         listed = "all" if len(names) == of_crop else ", ".join(sorted(names))
         rows.append((crop, f"{len(names)} of {of_crop}", reason, listed))
-    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:3]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for *cells, names in rows:
-        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-        lines.append("  ".join(["", *padded, names]))
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(["", *cells]).rstrip())
     return lines
 
 

@@ -14,7 +14,7 @@ from common.classes import INSTANCES
 from common.data.annotation import LabelReader
 from common.data.ngff import Level
 from common.errors import UserError
-from common.score import challenge, submission
+from common.score import arrays, challenge, submission
 from common.score.judge import Evaluation, Truth, compare, judge
 from common.score.versions import CSC, Version
 
@@ -44,7 +44,7 @@ def judge_crop(job: SubmittedCrop) -> list[Evaluation]:
         for truth in _truths(job):
             path = f"{truth.crop}/{truth.name}"
             if path in packed:
-                array = submission.open_array(packed, path, job.submission / path)
+                array = arrays.open_array(packed, path, job.submission / path)
                 evaluations.append(_judge_array(job, truth, array))
             else:
                 evaluations.append(_missing(truth))
@@ -58,12 +58,12 @@ def _truths(job: SubmittedCrop) -> Iterator[Truth]:
     for name in sorted(group.array_keys()):
         if name.endswith("_mask"):
             continue
-        array = submission.open_array(group, name, folder / name)
+        array = arrays.open_array(group, name, folder / name)
         mask = None
         mask_name = f"{name}_mask"
         if mask_name in group:
-            masked = submission.open_array(group, mask_name, folder / mask_name)
-            mask = submission.read_array(masked, folder / mask_name)
+            masked = arrays.open_array(group, mask_name, folder / mask_name)
+            mask = arrays.read_array(masked, folder / mask_name)
         yield Truth(
             crop=job.crop,
             name=name,
@@ -100,7 +100,7 @@ def _level(array: Any, path: Path) -> Level:
         raise UserError(f"{path}: not an array of three axes; write {name} as one, z, y, x")
     voxel_size = array.attrs.get("voxel_size")
     translation = array.attrs.get("translation")
-    is_placed = submission.is_place(voxel_size) and submission.is_place(translation)
+    is_placed = arrays.is_place(voxel_size) and arrays.is_place(translation)
     if not is_placed or min(voxel_size) <= 0:
         raise UserError(
             f"{path}: no place in space (voxel_size {voxel_size}, translation {translation}); "
@@ -111,7 +111,7 @@ def _level(array: Any, path: Path) -> Level:
 
 def _in_memory(level: Level) -> Level:
     """The same without its store: a zip has no files of chunks for `Level.read` to look at."""
-    volume = submission.read_array(level.array, level.path)
+    volume = arrays.read_array(level.array, level.path)
     # a chunk larger than the array would be made whole
     chunks = tuple(min(pair) for pair in zip(level.array.chunks, volume.shape, strict=True))
     return replace(level, array=zarr.array(volume, chunks=chunks, compressor=None))
