@@ -235,10 +235,10 @@ def notices(data: Data, classes: Sequence[str]) -> list[str]:
 def _not_learnt(data: Data, classes: Sequence[str]) -> list[str]:
     """Sentences about classes of which the training crops say too little."""
     annotated = split.annotating(data.rows, "train")
-    nowhere = []
-    without_positive = []
-    always_positive = []
-    only_inferred = []
+    nowhere: list[str] = []
+    without_positive: list[str] = []
+    always_positive: list[str] = []
+    only_inferred: list[str] = []
     for name, positive, negative in zip(classes, data.foreground, data.background, strict=True):
         if not positive:
             (without_positive if name in annotated else nowhere).append(name)

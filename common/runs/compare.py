@@ -74,7 +74,7 @@ def _best_first(sides: Sequence[Side], measure: Measure) -> list[int]:
     """
     values = [measure.of(number)[0] for number in range(len(sides))]
     less = [_left_out(side, measure) for side in sides]
-    return np.lexsort((less, np.negative(values))).tolist()
+    return np.lexsort((np.array(less), np.negative(values))).tolist()
 
 
 def _left_out(side: Side, measure: Measure) -> int:

@@ -262,9 +262,14 @@ def legend(
         is_dark = np.dot(stripes.mean(0), LUMA) < 128
         text = PAPER if is_dark else INK
         # on stripes no one colour of letters is read everywhere: the other one around them
-        around = {"stroke_width": 1, "stroke_fill": INK if is_dark else PAPER}
-        outline = around if len(stripes) > 1 else {}
-        draw.text((place[0] + 6, place[1] + 2), name, text, font, **outline)
+        draw.text(
+            (place[0] + 6, place[1] + 2),
+            name,
+            text,
+            font,
+            stroke_width=1 if len(stripes) > 1 else 0,
+            stroke_fill=INK if is_dark else PAPER,
+        )
     return np.asarray(image)
 
 

@@ -71,7 +71,7 @@ class Painted:
         self.seen: list[Seen] = [_seen(part, are_labels) for part in parts]
         self.shape = self.parts[0].shape
         self.levels = self.parts[0].levels
-        self.dtype = np.dtype(np.uint8)
+        self.dtype: np.dtype = np.dtype(np.uint8)
 
     def reduced(self, start: np.ndarray, stop: np.ndarray, factor: np.ndarray) -> np.ndarray:
         """Voxels start..stop of the volume with `factor` voxels made one."""
