@@ -7,10 +7,14 @@ intensity changes happen on the training device (`Batches.on_device`).
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import shutil
 import signal
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +30,8 @@ from common.data.crops import Crop, CropRequest, open_crops
 from common.data.sampling import Augmentation, Patch, Sample, Sampler
 from common.data.split import Row
 from common.data.targets import PaletteTarget
-from common.errors import UserError
+from common.errors import FileError, UserError
+from common.talk import size
 
 # The data of a run
 
@@ -335,6 +340,17 @@ def validation_batches(config: TrainConfig, data: Data, device: torch.device) ->
     )
 
 
+SHARED_MEMORY = Path("/dev/shm")
+"""Where workers hand their samples over, on Linux."""
+
+READ_AHEAD = 2
+"""Batches that torch lets each worker read ahead: prefetch_factor of its DataLoader."""
+
+
+class WorkerLost(FileError):
+    """A process that reads samples ended before its work was done."""
+
+
 class Piece(NamedTuple):
     """One sample as a worker cuts it, before it is oriented and resampled."""
 
@@ -431,7 +447,43 @@ class Batches:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_trainer,
         )
-        return (self.on_device(pieces) for pieces in loader)
+        if self.num_workers and stop > start:
+            self._check_shared_memory(start, stop)
+        with _keeping_its_handler_of_dead_children():
+            iterator = iter(loader)
+        return self._batches(iterator)
+
+    def _batches(self, iterator: Iterator[list[Piece]]) -> Iterator[Batch]:
+        while True:
+            try:
+                pieces = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                ended = [worker.exitcode for worker in getattr(iterator, "_workers", ())]
+                if not any(ended):  # None: runs, 0: ended well
+                    raise
+                raise WorkerLost(_how_a_worker_ended(next(filter(None, ended)))) from error
+            yield self.on_device(pieces)
+
+    def _check_shared_memory(self, start: int, stop: int) -> None:
+        """Raise UserError if the batches that workers read ahead do not fit into shared memory.
+
+        A worker that finds it full is killed. start, stop: numbers of the samples.
+        """
+        if not SHARED_MEMORY.is_dir():
+            return
+        piece = self.blocks[start]
+        batch = self.batch_size * (piece.raw.nbytes + piece.labels.nbytes)
+        batches = -(-(stop - start) // self.batch_size)
+        needed = batch * min(READ_AHEAD * self.num_workers, batches)
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if needed > free:
+            raise UserError(
+                f"{SHARED_MEMORY}: {size(free)} free, and num_workers = {self.num_workers} needs "
+                f"{size(needed)} for batches of {self.batch_size}; set num_workers = 0, or give "
+                "the container more (docker run --shm-size=8g)"
+            )
 
     def on_device(self, pieces: Sequence[Piece]) -> Batch:
         """Turn pieces on the CPU into a batch on the device.
@@ -456,6 +508,36 @@ class Batches:
             rows[i] += self.first_row[sample.crop]
         where = [f"{self.blocks.crops[sample.crop].name} (sample {sample.k})" for sample in samples]
         return Batch(patches, PaletteTarget(rows, self.palette), where)
+
+
+@contextlib.contextmanager
+def _keeping_its_handler_of_dead_children() -> Iterator[None]:
+    """Undo that torch, in the block, lets a worker's death raise wherever it finds this process.
+
+    That may be in the middle of a step. Without it the next batch tells of it, seconds later, where
+    the state of a run is whole.
+    """
+    has_signals = hasattr(signal, "SIGCHLD")
+    if not has_signals or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+def _how_a_worker_ended(exit_code: int) -> str:
+    """Return a sentence about a worker that is gone. exit_code: of a signal if below 0."""
+    advice = {
+        -signal.SIGBUS: f"{SHARED_MEMORY} is full; set num_workers = 0, or give the container more "
+        "(docker run --shm-size=8g)",
+        -signal.SIGKILL: "most likely for want of memory; lower num_workers or batch_size",
+    }
+    how = f"exit code {exit_code}"
+    if exit_code < 0:
+        how = signal.Signals(-exit_code).name
+    what_to_do = advice.get(exit_code, "set num_workers = 0 to see its error in this process")
+    return f"a worker that reads samples ended ({how}): {what_to_do}"
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:

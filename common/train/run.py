@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,14 @@ from common import runtime, talk
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import augment, loaders, sampling
-from common.data.loaders import Batch, Batches, Data, training_batches, validation_batches
+from common.data.loaders import (
+    Batch,
+    Batches,
+    Data,
+    WorkerLost,
+    training_batches,
+    validation_batches,
+)
 from common.files import REPOSITORY
 from common.model.build import build_model
 from common.model.forward import ForwardPass
@@ -277,9 +285,10 @@ def run_epochs(
     scores = None
     ended = ""
     while not ended and state.epoch < config.epochs and not out_of_patience(config, state):
-        trained, validated = run_epoch(
-            setup, state, batches, tracker=run_logs.tracker, stopped=stopped
-        )
+        with saved_if_a_worker_is_lost(setup, state):
+            trained, validated = run_epoch(
+                setup, state, batches, tracker=run_logs.tracker, stopped=stopped
+            )
         if stopped():
             checkpoint.save_state(config, state, setup.crops.split_hash, "latest")
             ended = INTERRUPTED
@@ -309,6 +318,20 @@ class Pace:
     def seconds_left(self, epoch: int, epochs: int) -> float:
         """Return the expected seconds until the last of `epochs`, at the pace of this call."""
         return self.seconds() / (epoch - self.first_epoch) * (epochs - epoch)
+
+
+@contextmanager
+def saved_if_a_worker_is_lost(setup: Setup, state: State) -> Iterator[None]:
+    """Save the state, which is whole between two steps, before WorkerLost goes on."""
+    try:
+        yield
+    except WorkerLost as error:
+        checkpoint.save_state(setup.config, state, setup.crops.split_hash, "latest")
+        latest = setup.config.path("model_save_path") / "latest.pt"
+        raise WorkerLost(
+            f"{error}. Saved after iteration {state.iteration} in {latest}; "
+            "the same command goes on from there"
+        ) from error
 
 
 def run_epoch(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +17,14 @@ import torch
 from scipy import ndimage
 
 from common.config.settings import TrainConfig
+from common.data import loaders
 from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, open_crops
 from common.data.loaders import (
     Batch,
     Batches,
     Blocks,
+    WorkerLost,
     count_voxels,
     notices,
     open_data,
@@ -503,6 +509,26 @@ def test_a_sphere_stays_a_sphere_when_axes_of_sections_are_transposed(tmp_path):
 
 
 # Batches
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(signal.SIGKILL, "lower num_workers"), (signal.SIGBUS, "set num_workers = 0")],
+)
+def test_a_worker_that_is_killed_ends_with_a_sentence(crop, number, advice):
+    stream = batches([crop], workers=1).between(0, 400)
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, number)
+    with pytest.raises(WorkerLost, match=rf"{number.name}.*{advice}"):
+        list(stream)
+
+
+def test_shared_memory_too_small_for_the_workers_is_said_before_they_begin(crop, monkeypatch):
+    monkeypatch.setattr(loaders.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    with pytest.raises(UserError, match=r"/dev/shm: 10 kB free.* num_workers = 0"):
+        batches([crop], workers=1).between(0, 400)
+    assert list(batches([crop], workers=0).between(0, 4))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores

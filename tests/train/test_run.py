@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -16,8 +17,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from common.data.loaders import WorkerLost
 from common.errors import UserError
 from common.files import REPOSITORY
+from common.train import steps
 from common.train.run import prepare
 
 
@@ -511,3 +514,24 @@ def test_the_default_optimizer_decays_its_weights(experiment):
         False,
     ]
     assert all(group["decoupled_weight_decay"] for group in state["optimizer"]["param_groups"])
+
+
+def test_a_run_whose_worker_is_killed_is_saved_and_goes_on_as_if_it_was_not(
+    experiment, monkeypatch
+):
+    tiny = experiment(num_workers=1, epochs=2)
+    expected = weights(tiny.train(run_name="undisturbed"))
+    take_step = steps.step
+    taken = []
+
+    def step(*arguments):
+        taken.append(1)
+        if len(taken) == 2:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+        return take_step(*arguments)
+
+    monkeypatch.setattr(steps, "step", step)
+    with pytest.raises(WorkerLost, match=r"SIGKILL.* Saved after iteration \d+ in .*latest.pt"):
+        tiny.train(run_name="disturbed")
+    assert same(expected, weights(tiny.train(run_name="disturbed")))
