@@ -7,11 +7,13 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.config import horizon
 from common.config.check import check_settings, unknown_setting
+from common.config.kinds import is_a
 from common.config.module import load_module
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError
@@ -35,6 +37,7 @@ def load_config(
     """
     path = _config_file(path, "train_config.py")
     values = _read_settings(path, TrainConfig)
+    written_epochs = values.get("epochs", TrainConfig.epochs)
     from_environment, problems = environment()
     values |= from_environment
     values |= settings
@@ -44,6 +47,8 @@ def load_config(
         problem = _override(values, override)
         if problem:
             problems.append(problem)
+    own_lengths = horizon.named_in(overrides, settings)
+    _lengthen_schedule(values, written_epochs, own_lengths)
     # only a root that was asked for must be there: reading a configuration needs no data
     root = data_root(data)
     if values.get("data_path") == str(root) and not root.is_dir():
@@ -54,6 +59,28 @@ def load_config(
         base_experiment_path=str(path.parent / config.base_experiment_path),
         model_name=config.model_name or path.parent.name,
     )
+
+
+def _lengthen_schedule(
+    values: dict[str, Any], written_epochs: Any, own_lengths: Collection[str]
+) -> None:
+    """Make the schedule of the scheduler as long as the run, see `common.config.horizon`.
+
+    written_epochs: what the file says. own_lengths: names that the command line gave a value of
+    their own, which stays.
+    """
+    kwargs = values.get("scheduler_kwargs", {})
+    epochs = values.get("epochs", TrainConfig.epochs)
+    # anything else is told by the checks
+    if not callable(values.get("scheduler")) or not isinstance(kwargs, dict):
+        return
+    if not is_a(int, epochs):
+        return
+    filled = horizon.with_horizon(values["scheduler"], kwargs, epochs=epochs, before=written_epochs)
+    for name in own_lengths:
+        if name in kwargs:
+            filled[name] = kwargs[name]
+    values["scheduler_kwargs"] = filled
 
 
 def load_process_config(path: str | Path) -> ProcessConfig:

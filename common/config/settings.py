@@ -58,7 +58,7 @@ class TrainConfig:
     load_model: str = "latest"
     """"latest" or "best" continues this run from that checkpoint, or starts it with new weights;
     "scratch" does not continue an existing run but stops; a checkpoint file provides the weights
-    that a new run starts from."""
+    that a new run starts from, also a bare state_dict of another trainer."""
     model_save_path: str = "checkpoints/{model_name}/{run_name}"
     """Folder of latest.pt and best.pt."""
     logs_save_path: str = "logs/{model_name}/{run_name}"
@@ -144,9 +144,11 @@ class TrainConfig:
     """Decoupled weight decay, applied to weights but not to biases."""
     scheduler: Callable | None = None
     """A class of torch.optim.lr_scheduler, stepped after each epoch; ReduceLROnPlateau gets the
-    value of best_metric."""
+    value of best_metric, or the training loss if no crop validates. A continued run may change
+    it."""
     scheduler_kwargs: dict = field(default_factory=dict)
-    """Keyword arguments of the scheduler."""
+    """Keyword arguments of the scheduler. Its length (T_max, total_steps and the like) counts
+    epochs: left out, or written as `epochs`, it follows them. A continued run may change it."""
     criterion: Callable | None = None
     """The loss, by default weighted_bce: `criterion(logits, target, pos_weight)` like those of
     common.train.losses, or any loss of torch or MONAI, which is called with logits and a dense
@@ -188,8 +190,9 @@ class TrainConfig:
     """The metric that chooses the best checkpoint: "dice", "iou", "precision", "recall" or one of
     metrics, averaged over the classes that occur in the validation blocks; or "loss"."""
     early_stopping_patience: Annotated[int, NotNegative] = 0
-    """Number of epochs without an improvement of best_metric after which training ends; 0 turns
-    early stopping off."""
+    """Number of epochs without an improvement of best_metric, or of the training loss if no crop
+    validates, after which training ends; 0 turns early stopping off. Epochs without a value do not
+    count."""
     figure_samples: Annotated[int, NotNegative] = 2
     """Validation blocks shown as figures for each class after each epoch, always the same ones."""
     trackers: Annotated[tuple[str | Callable, ...], Sinks] = ("tensorboard",)
@@ -294,6 +297,10 @@ MAY_CHANGE = frozenset(
 
 They take effect at once, and change neither the data nor the method of training.
 """
+
+
+OF_THE_FUTURE = frozenset(["scheduler", "scheduler_kwargs"])
+"""Settings that a continued run may change, too: they say at which rate it goes on, and no more."""
 
 
 TOOLBOX_NAMES = {

@@ -55,7 +55,7 @@ def check(
         *_time_lines(setup, step, validation),
         _disk_line(config, state, logs),
     ]
-    lines += [_line("note", notice) for notice in notices(setup)]
+    lines += [_line("note", notice) for notice in notices(setup, state)]
     return "\n".join(lines)
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from common.config.settings import MAY_CHANGE, TrainConfig
+from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
 from common.data.sampling import BLOCK_ORDER
 from common.errors import UserError
 from common.files import REPOSITORY, not_written, replacing
 from common.provenance import provenance
-from common.talk import note
+from common.talk import note, some
+from common.train import schedule, weights_file
 from common.train.steps import State
 
 SAVED_NUMBERS = (
@@ -25,6 +26,9 @@ SAVED_NUMBERS = (
     "iteration",
     "best",
     "best_epoch",
+    "judged",
+    "best_loss",
+    "waited",
     "validation_batches",
     "shown",
     "epoch_loss",
@@ -64,39 +68,117 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     was begun with other settings than those of MAY_CHANGE.
     """
     choice = config.load_model
-    own = find(config.path("model_save_path"), "best" if choice == "best" else "latest")
+    own = _own(config)
     if own and choice == "scratch":
         raise UserError(
             f"{own}: this run exists and load_model = 'scratch' would write over it; "
             "set another run_name, or remove it"
         )
     if own:
-        saved = load(own, config.classes)
+        saved = _load_own(own, config)
         _refuse_other_settings(own, saved, config, split_hash)
         load_weights(state.model, saved, own)
-        _restore(state, saved)
+        changes = _restore(config, state, saved)
         _note_other_order(own, state, saved)
-        return f"continuing {own} after epoch {state.epoch}, iteration {state.iteration}"
+        origin = f"continuing {own} after epoch {state.epoch}, iteration {state.iteration}"
+        return f"{origin}; {changes}" if changes else origin
     if choice in ("latest", "best", "scratch"):
         return "starting with new weights"
     given = config.folder / choice  # which is `choice` itself if that is absolute
-    saved = load(given, config.classes)
-    load_weights(state.model, saved, given)
-    return f"starting at epoch 0 with the weights of {given} (epoch {saved['epoch']})"
+    saved = weights_file.read(given)
+    if is_whole(saved):
+        _refuse_other_classes(given, saved, config.classes)
+        load_weights(state.model, saved, given)
+        return f"starting at epoch 0 with the weights of {given} (epoch {saved['epoch']})"
+    weights_file.load_weights(state.model, saved, given)
+    return (
+        f"starting at epoch 0 with the weights of {given}; nothing else was taken from it, and it "
+        f"does not say of which classes its channels are: here they are {some(config.classes)}"
+    )
 
 
-def _restore(state: State, saved: dict[str, Any]) -> None:
-    """Restore everything of a saved state except the weights of the model."""
-    state.optimizer.load_state_dict(saved["optimizer"])
-    if state.scheduler:
-        state.scheduler.load_state_dict(saved["scheduler"])
+def _own(config: TrainConfig) -> Path | None:
+    """Return the checkpoint with which the run goes on; None if it is to begin.
+
+    load_model = "best" goes on with the latest one until there is a best. Raises UserError if the
+    latest one is gone and a run that begins anew would write over the best.
+    """
+    folder = config.path("model_save_path")
+    best = find(folder, "best")
+    latest = find(folder, "latest")
+    if config.load_model == "best":
+        return best or latest
+    if best and not latest and config.load_model != "scratch":
+        raise UserError(
+            f"{folder}: latest.pt is gone and best.pt stands; a run that begins anew would write "
+            f"over it. {_from_best(best)}"
+        )
+    return latest or best
+
+
+def _from_best(best: Path) -> str:
+    """Return how a run whose latest.pt is lost can go on."""
+    return (
+        "Go on after the epoch of best.pt with load_model = 'best' (later epochs are trained "
+        f"again), or leave all files as they are and set another run_name with load_model = "
+        f"'{best}'"
+    )
+
+
+def _load_own(own: Path, config: TrainConfig) -> dict[str, Any]:
+    """Load the checkpoint with which a run goes on; raises UserError with what else there is."""
+    try:
+        saved = weights_file.read(own)
+    except UserError as error:
+        raise UserError(f"{error}. {_instead_of(own)}") from error
+    if not is_whole(saved):
+        raise UserError(
+            f"{own}: holds no whole state of a run, with which it could go on, but perhaps "
+            "weights; move it to another place, and start from it with load_model = its new path"
+        )
+    _refuse_other_classes(own, saved, config.classes)
+    return saved
+
+
+def _instead_of(own: Path) -> str:
+    """Return how to go on where a checkpoint of a run cannot be read."""
+    other = "latest" if own.name == "best.pt" else "best"
+    path = find(own.parent, other)
+    try:
+        readable = path is not None and is_whole(weights_file.read(path))
+    except UserError:
+        readable = False
+    if not readable or path is None:
+        return "The run has no other checkpoint: put a copy of this file back, or set run_name"
+    if other == "best":
+        return f"best.pt stands. {_from_best(path)}"
+    return "latest.pt stands: go on with load_model = 'latest'"
+
+
+def is_whole(saved: Any) -> bool:
+    """Return whether what a file holds is a whole state of a run of this trainer."""
+    return isinstance(saved, dict) and all(name in saved for name in ("model", "classes", "epoch"))
+
+
+def _restore(config: TrainConfig, state: State, saved: dict[str, Any]) -> str:
+    """Restore everything of a saved state except the weights of the model.
+
+    Returns a sentence about the learning rate if it is to be another one, or "".
+    """
+    before = TrainConfig.recorded_defaults() | saved["settings"]
+    changes = schedule.go_on(
+        config, before, saved, optimizer=state.optimizer, scheduler=state.scheduler
+    )
     if saved["scaler"]:  # empty unless that run was in fp16
         state.scaler.load_state_dict(saved["scaler"])
+    # earlier versions counted from the best epoch, which was 0 without one
+    state.waited = saved["epoch"] - saved["best_epoch"] if saved["best_epoch"] else 0
     for name in SAVED_NUMBERS:
-        setattr(state, name, saved[name])
+        setattr(state, name, saved.get(name, getattr(state, name)))
     torch.set_rng_state(saved["rng"])
     if torch.cuda.is_available() and saved["cuda_rng"] is not None:
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
+    return changes
 
 
 def _note_other_order(path: Path, state: State, saved: dict[str, Any]) -> None:
@@ -119,7 +201,7 @@ def _refuse_other_settings(
     before = TrainConfig.recorded_defaults() | saved["settings"]
     changed = []
     for name, value in config.record().items():
-        if name not in MAY_CHANGE and before.get(name) != value:
+        if name not in MAY_CHANGE | OF_THE_FUTURE and before.get(name) != value:
             changed.append(f"{name} was {before.get(name)} and is {value}")
     if saved["split_hash"] != split_hash:
         changed.append("the crops of the datasplit are others")
@@ -150,28 +232,28 @@ def save(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
     """Load a checkpoint with its tensors on the CPU, without running code from the file.
 
-    Raises FileNotFoundError if there is none, UserError if it is damaged or was trained for another
-    list of classes.
+    Raises FileNotFoundError if there is none, UserError if it is damaged, is no whole state of a
+    run, or was trained for another list of classes.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such checkpoint; set load_model = 'latest' or the path of one"
-        )
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        saved_classes = tuple(saved["classes"])
-    except Exception as error:  # torch raises a different type for each kind of damage
+    saved = weights_file.read(path)
+    if not is_whole(saved):
         raise UserError(
-            f"{path}: not a readable checkpoint of this trainer ({_reason(error)}); "
-            "remove it to start from another"
-        ) from error
+            f"{path}: holds no whole state of a run of this trainer, but perhaps weights; start a "
+            "run from them with load_model = this file, and use the checkpoint that it writes"
+        )
+    _refuse_other_classes(path, saved, classes)
+    return saved
+
+
+def _refuse_other_classes(path: Path, saved: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Raise UserError unless a checkpoint is of a network for these classes."""
+    saved_classes = tuple(saved["classes"])
     if saved_classes != classes:
         raise UserError(
             f"{path}: trained for {len(saved_classes)} classes and this run has {len(classes)}: "
             f"{_difference(saved_classes, classes)}; "
             "use the same classes in the same order, or set another run_name"
         )
-    return saved
 
 
 def find(folder: Path, which: str) -> Path | None:
@@ -191,21 +273,13 @@ def load_weights(model: torch.nn.Module, saved: dict[str, Any], path: Path) -> N
 
     Raises UserError, which names `path`, unless all names and shapes of parameters agree.
     """
-    try:
-        model.load_state_dict(saved["model"], strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+    difference = weights_file.difference(saved["model"], model)
+    if difference:
         raise UserError(
-            f"{path}: its weights are of another network ({reason}); "
+            f"{path}: its weights are of another network ({difference}); "
             "use that network, or set another run_name"
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    """Return an error as one line: its type, and the first 200 characters of its text."""
-    text = " ".join(str(error).split())[:200]
-    name = type(error).__name__
-    return f"{name}: {text}" if text else name
+        )
+    model.load_state_dict(saved["model"], strict=True)
 
 
 def _difference(saved: tuple[str, ...], wanted: tuple[str, ...]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -46,21 +49,31 @@ def build_scheduler(
 ) -> LRScheduler | None:
     """Return scheduler(optimizer, **kwargs), which is stepped after each epoch; None without one.
 
-    ReduceLROnPlateau gets the mode "max" or "min" of best_metric, unless `kwargs` have one.
+    ReduceLROnPlateau gets the mode "max" or "min" of what it will be stepped with, unless a mode is
+    given.
     """
     if scheduler is None:
         return None
-    if scheduler is ReduceLROnPlateau:
+    made: Any = scheduler
+    given: dict[str, Any] = {}
+    if isinstance(scheduler, functools.partial):
+        made = scheduler.func
+        given = scheduler.keywords
+    if inspect.isclass(made) and issubclass(made, ReduceLROnPlateau) and "mode" not in given:
         kwargs = {"mode": "max" if higher_is_better else "min", **kwargs}
     return scheduler(optimizer, **kwargs)
 
 
 def step_scheduler(scheduler: LRScheduler | None, metric: float) -> None:
-    """Step the scheduler after an epoch; ReduceLROnPlateau gets `metric`."""
+    """Step the scheduler after an epoch; ReduceLROnPlateau gets `metric`.
+
+    It is not stepped without one (NaN): to it that would be an epoch without an improvement.
+    """
     if scheduler is None:
         return
     if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(metric)
+        if math.isfinite(metric):
+            scheduler.step(metric)
     else:
         scheduler.step()
 

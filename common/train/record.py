@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -218,6 +218,36 @@ def is_better(value: float, best: float, metric: str) -> bool:
     return value < best if metric == "loss" else value > best
 
 
+@dataclass
+class BestSoFar:
+    """The best epoch that was measured so far, and on which classes epochs are compared.
+
+    A mean that leaves out a class which it had before is over other, perhaps easier classes: such
+    an epoch is not compared. One with a class more than before is the best of those with it.
+    """
+
+    value: float = math.nan
+    """Of best_metric; NaN before the first."""
+    classes: frozenset[Any] = frozenset()
+    """All that had a value in some epoch."""
+
+    def compares(self, classes: Collection[Any]) -> bool:
+        """Whether a mean over these classes can be compared with the best."""
+        return self.classes <= frozenset(classes)
+
+    def take(self, value: float, classes: Collection[Any], metric: str) -> bool:
+        """Keep an epoch if it is the best so far; returns whether it is."""
+        if not self.compares(classes):
+            return False
+        if frozenset(classes) != self.classes:
+            self.classes = frozenset(classes)
+            self.value = math.nan
+        if not is_better(value, self.value, metric):
+            return False
+        self.value = value
+        return True
+
+
 def best_row(history: pd.DataFrame, metric: str) -> int | None:
     """Return the index of the row with the best validation/{metric}, the epoch of best.pt.
 
@@ -226,12 +256,13 @@ def best_row(history: pd.DataFrame, metric: str) -> int | None:
     column = f"validation/{metric}"
     if column not in history:
         return None
+    by_class = [name for name in history if name.startswith(f"{metric}/")]
     best_index = None
-    best = math.nan
+    best = BestSoFar()
     for index, value in history[column].items():
-        if is_better(value, best, metric):
+        classes = [name for name in by_class if math.isfinite(history.loc[index, name])]
+        if best.take(value, classes, metric):
             best_index = index
-            best = value
     return best_index
 
 

@@ -36,10 +36,10 @@ from common.model.forward import ForwardPass
 from common.model.shapes import parameters_of_outputs
 from common.provenance import provenance
 from common.runtime import interruptible
-from common.talk import command_line, note, say
-from common.train import checkpoint, criterion, logs, metrics, optim, steps
+from common.talk import command_line, note, say, some
+from common.train import checkpoint, criterion, logs, metrics, optim, schedule, steps
 from common.train.logs import Logs
-from common.train.record import is_better
+from common.train.record import BestSoFar, is_better
 from common.train.steps import Method, Scores, State, Stop, TrainedEpoch, Validation
 from common.train.tracking import Tracker
 
@@ -122,6 +122,8 @@ class Setup:
     training: Batches
     validation: Validation | None
     """None if the datasplit has no validation crop."""
+    unusual: tuple[str, ...] = ()
+    """What is unusual about the settings, as sentences."""
 
     def about(self) -> dict[str, str]:
         """Return what is recorded about the run in addition to versions and commit."""
@@ -157,6 +159,7 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
     metrics.try_out(config.metrics, len(config.classes))
     runtime.seed_everything(config.random_seed)  # before weights are drawn
     model = build_model(config, device)
+    unusual = schedule.try_out(config, model)
     crops = loaders.open_data(config)
     weights = class_weights(config, crops, loss)
     if config.init_output_to_prior:
@@ -175,8 +178,9 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
         ),
         training=training_batches(config, crops, device),
         validation=build_validation(config, crops, device),
+        unusual=tuple(unusual),
     )
-    return setup, first_state(config, model, precision)
+    return setup, first_state(config, model, precision, validated=bool(crops.validation))
 
 
 def class_weights(config: TrainConfig, crops: Data, loss: criterion.Criterion) -> np.ndarray:
@@ -193,15 +197,17 @@ def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray) -> 
     optim.start_output_at(model, prior, outputs)
 
 
-def first_state(config: TrainConfig, model: nn.Module, precision: runtime.Precision) -> State:
-    """Return the state of a new run: the model, a new optimiser and scheduler, iteration 0."""
-    optimizer = optim.build_optimizer(
-        model, config.learning_rate, config.weight_decay, config.optimizer
-    )
-    higher_is_better = config.best_metric != "loss"
-    scheduler = optim.build_scheduler(
-        optimizer, config.scheduler, config.scheduler_kwargs, higher_is_better
-    )
+def first_state(
+    config: TrainConfig, model: nn.Module, precision: runtime.Precision, validated: bool
+) -> State:
+    """Return the state of a new run: the model, a new optimiser and scheduler, iteration 0.
+
+    validated: whether a crop validates; the training loss steers the scheduler if none does.
+    """
+    optimizer = schedule.first_optimizer(config, model)
+    higher_is_better = validated and config.best_metric != "loss"
+    scheduler = schedule.first_scheduler(config, optimizer, higher_is_better=higher_is_better)
+    schedule.refuse_other_mode(config, scheduler, validated)
     return State(model, optimizer, scheduler, precision.scaler())
 
 
@@ -245,18 +251,20 @@ def announce(
         f"{talk.count(len(crops.blocks), 'block')}, "
         f"{talk.count(len(config.classes), 'class', 'classes')}"
     )
-    for notice in notices(setup):
+    for notice in notices(setup, state):
         note(notice)
     run_logs.tracker.text("settings", config.record(), state.iteration)
     run_logs.tracker.text("provenance", about, state.iteration)
 
 
-def notices(setup: Setup) -> list[str]:
+def notices(setup: Setup, state: State) -> list[str]:
     """Return what the user should know before training, as sentences."""
     return [
         *runtime.warnings_about(setup.device),
         *loaders.notices(setup.crops, setup.config.classes),
         *criterion.notices(setup.method.criterion, setup.config.weight_loss),
+        *setup.unusual,
+        *schedule.notices(setup.config, state.scheduler, validated=bool(setup.crops.validation)),
     ]
 
 
@@ -298,7 +306,7 @@ def run_epochs(
         ended = ends_early(config, state, scores, pace=pace, report=report)
     run_logs.recorder.result(**result_so_far(setup, state))
     if not ended and state.epoch < config.epochs:
-        ended = f"no better {config.best_metric} for {config.early_stopping_patience} epochs"
+        ended = f"no better {judged_by(setup)} for {config.early_stopping_patience} epochs"
     return scores, ended
 
 
@@ -399,13 +407,52 @@ def count_epoch(
     """Count an epoch and step the scheduler; return whether the epoch is the best so far."""
     state.epoch += 1
     state.epoch_loss = [0.0, 0.0]
-    metric = scores.mean(config.best_metric) if scores else math.nan
-    is_best = is_better(metric, state.best, config.best_metric)
+    if scores:
+        value, improved = judge_validation(config, state, scores)
+    else:
+        value = trained.loss
+        improved = is_better(value, state.best_loss, "loss")
+    if is_better(trained.loss, state.best_loss, "loss"):
+        state.best_loss = trained.loss
+    if improved:
+        state.waited = 0
+    elif math.isfinite(value):
+        state.waited += 1
+    optim.step_scheduler(state.scheduler, value)
+    return improved and scores is not None
+
+
+def judge_validation(config: TrainConfig, state: State, scores: Scores) -> tuple[float, bool]:
+    """Compare a validation with the best so far, and keep it if it is better.
+
+    Returns its best_metric, NaN if there is none that can be compared, and whether it is the best.
+    """
+    value = scores.mean(config.best_metric)
+    classes = scores.channels(config.best_metric)
+    best = BestSoFar(state.best, frozenset(state.judged))
+    if not best.compares(classes):
+        missing = [config.classes[channel] for channel in sorted(best.classes - set(classes))]
+        pass_over(state, f"has no {config.best_metric} of {some(missing)}, as others have")
+        return math.nan, False
+    if not math.isfinite(value):
+        pass_over(state, f"has {config.best_metric} {value}")
+        return math.nan, False
+    is_best = best.take(value, classes, config.best_metric)
+    state.judged = sorted(best.classes)
     if is_best:
-        state.best = metric
+        state.best = value
         state.best_epoch = state.epoch
-    optim.step_scheduler(state.scheduler, metric if scores else trained.loss)
-    return is_best
+    return value, is_best
+
+
+def pass_over(state: State, why: str) -> None:
+    """Count an epoch that nothing can be decided by, and say so at the first one."""
+    state.passed_over += 1
+    if state.passed_over == 1:
+        note(
+            f"epoch {state.epoch} {why}: it and others like it decide nothing, neither what is "
+            "best nor the learning rate nor when to stop"
+        )
 
 
 def ends_early(
@@ -413,7 +460,8 @@ def ends_early(
 ) -> str:
     """Return why the run ends after this epoch though more are left; "" if it goes on."""
     ended = ""
-    if config.training_time_limit and pace.seconds() > config.training_time_limit:
+    is_done = state.epoch >= config.epochs or out_of_patience(config, state)
+    if not is_done and config.training_time_limit and pace.seconds() > config.training_time_limit:
         ended = "training_time_limit"
     if report and scores and report(state.epoch, scores.mean(config.best_metric)):
         ended = "pruned"
@@ -446,9 +494,16 @@ def validation_blocks(setup: Setup, state: State) -> str | None:
 
 
 def out_of_patience(config: TrainConfig, state: State) -> bool:
-    """Return whether early_stopping_patience epochs have passed since the best one."""
+    """Return whether early_stopping_patience epochs have passed since the last better one."""
     patience = config.early_stopping_patience
-    return patience > 0 and state.epoch - state.best_epoch >= patience
+    return patience > 0 and state.waited >= patience
+
+
+def judged_by(setup: Setup) -> str:
+    """Return in words what says whether an epoch is better."""
+    if setup.crops.validation:
+        return setup.config.best_metric
+    return "training loss"
 
 
 def result_of(config: TrainConfig, state: State, scores: Scores | None, ended: str) -> Result:

@@ -268,6 +268,7 @@ def _run(study: Study, trial: Trial, run: Callable[..., Result]) -> bool:
     elif math.isfinite(result.best_metric):
         study.tell(trial, result.best_metric)
     else:
+        say(f"{trial.user_attrs['run']}: no validation gave a value; it is compared with no other")
         study.tell(trial, state=states.FAIL)
     return True
 

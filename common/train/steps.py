@@ -51,6 +51,14 @@ class State:
     """The best value of best_metric so far; NaN before the first validation."""
     best_epoch: int = 0
     """The epoch of `best`, counted from 1; 0 before the first validation."""
+    judged: list[int] = field(default_factory=list)
+    """Channels of the classes on which epochs are compared, see record.BestSoFar."""
+    best_loss: float = math.nan
+    """The lowest training loss of an epoch so far, which decides where no crop validates."""
+    waited: int = 0
+    """Number of epochs since the last better one; those without a value do not count."""
+    passed_over: int = 0
+    """Number of epochs of this call without a value; it is not saved."""
     validation_batches: int = 0
     """Number of batches in every validation, fixed by the first one; 0 before it."""
     shown: dict[str, list[int]] = field(default_factory=dict)
@@ -141,6 +149,12 @@ class Scores:
         values = np.array([self.loss]) if metric == "loss" else self.per_class[metric]
         values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else math.nan
+
+    def channels(self, metric: str) -> list[int]:
+        """Return the channels of the classes that `mean` is over; none for "loss"."""
+        if metric == "loss":
+            return []
+        return np.flatnonzero(np.isfinite(self.per_class[metric])).tolist()
 
 
 def train_epoch(

@@ -1,0 +1,283 @@
+"""The learning rate over the epochs of a run: tried before training, and changed under way.
+
+Schedulers are built and stepped in `common.train.optim`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from common.config.module import own_frames
+from common.config.settings import TrainConfig, as_text
+from common.errors import UserError
+from common.talk import some
+from common.train.optim import build_optimizer, build_scheduler, step_scheduler
+
+MOST_TRIED = 20_000
+"""Epochs up to which a schedule is tried: about a second."""
+
+OF_PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr")
+"""What ReduceLROnPlateau has seen so far; the rest of its state are its settings."""
+
+
+def try_out(config: TrainConfig, model: nn.Module) -> list[str]:
+    """Run optimiser and scheduler through all epochs; return sentences about what is unusual.
+
+    They get other parameters than those of the model, in as many groups.
+
+    Raises UserError if they cannot be built, are something else, or raise in some epoch. An error
+    in the experiment's own code is passed on unchanged.
+    """
+    optimizer = first_optimizer(config, _like(model))
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    scheduler = first_scheduler(config, optimizer, higher_is_better=config.best_metric != "loss")
+    # after the scheduler, which counts its steps
+    with _refusals(config, "optimizer", "give one whose step() needs no arguments"):
+        optimizer.step()
+    if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
+        return []
+    rates = []
+    for epoch in range(min(config.epochs, MOST_TRIED)):
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+        with _refusals(config, "scheduler", _advice(config, epoch + 1)):
+            step_scheduler(scheduler, 0.0)
+    _refuse_no_rates(config, rates)
+    return [*_at_zero(rates), *_other_length(config, scheduler)]
+
+
+def _like(model: nn.Module) -> nn.Module:
+    """Return a module with a small parameter for each number of axes that the model has."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    axes = sorted({parameter.ndim for parameter in trainable})
+    return nn.ParameterList([torch.zeros([1] * ndim) for ndim in axes])
+
+
+def first_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser of a new run; raises UserError if what is set does not give one."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"{config.folder}: build_model gives a network without a trainable parameter; "
+            "leave requires_grad on where it is to learn"
+        )
+    with _refusals(config, "optimizer", "write optimizer(parameters, lr=, weight_decay=)"):
+        optimizer = build_optimizer(
+            model, config.learning_rate, config.weight_decay, config.optimizer
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(
+            f"{config.folder}: optimizer = {as_text(config.optimizer)} gives {_kind(optimizer)}; "
+            "return a torch.optim.Optimizer over the parameters that it is given"
+        )
+    return optimizer
+
+
+def first_scheduler(
+    config: TrainConfig, optimizer: torch.optim.Optimizer, *, higher_is_better: bool
+) -> LRScheduler | None:
+    """Return the scheduler of a new run; raises UserError if what is set does not give one."""
+    advice = "write what scheduler(optimizer, **scheduler_kwargs) takes"
+    with _refusals(config, "scheduler", advice):
+        scheduler = build_scheduler(
+            optimizer, config.scheduler, config.scheduler_kwargs, higher_is_better
+        )
+    methods = ("step", "state_dict", "load_state_dict")
+    if config.scheduler is None or isinstance(scheduler, LRScheduler):
+        return scheduler
+    if isinstance(scheduler, type) or not all(hasattr(scheduler, name) for name in methods):
+        raise UserError(
+            f"{config.folder}: scheduler = {as_text(config.scheduler)} gives {_kind(scheduler)}; "
+            "return a scheduler of torch.optim.lr_scheduler, or one with step(), state_dict() "
+            "and load_state_dict()"
+        )
+    return scheduler
+
+
+def refuse_other_mode(config: TrainConfig, scheduler: LRScheduler | None, validated: bool) -> None:
+    """Raise UserError if a ReduceLROnPlateau takes a better value for a worse one."""
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        return
+    higher_is_better = validated and config.best_metric != "loss"
+    wanted = "max" if higher_is_better else "min"
+    if scheduler.mode == wanted:
+        return
+    given = f"best_metric = '{config.best_metric}'" if validated else "the training loss"
+    why = "" if validated else " (no crop validates)"
+    better = "higher" if higher_is_better else "lower"
+    raise UserError(
+        f"{config.folder}: scheduler has mode = '{scheduler.mode}' and is given {given}{why}, "
+        f"which is better the {better} it is; write mode = '{wanted}', or leave it out"
+    )
+
+
+def notices(config: TrainConfig, scheduler: LRScheduler | None, validated: bool) -> list[str]:
+    """Return what decides about learning rate and end where no crop validates, as sentences."""
+    if validated:
+        return []
+    deciding = []
+    if isinstance(scheduler, ReduceLROnPlateau):
+        deciding.append("ReduceLROnPlateau")
+    if config.early_stopping_patience:
+        deciding.append("early stopping")
+    if not deciding:
+        return []
+    verb = "goes" if len(deciding) == 1 else "go"
+    return [
+        f"{' and '.join(deciding)} {verb} by the training loss, the lower the better: "
+        "no crop validates"
+    ]
+
+
+def go_on(
+    config: TrainConfig,
+    before: dict[str, str],
+    saved: dict[str, Any],
+    *,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler | None,
+) -> str:
+    """Restore optimiser and scheduler of a saved state; return what changes from now on, or "".
+
+    If epochs, scheduler or scheduler_kwargs changed, the rates are from now on those that the new
+    schedule would have reached by itself. ReduceLROnPlateau keeps the rate and what it has seen.
+
+    Args:
+        config: settings of this call.
+        before: settings that the state was saved with, as text.
+        saved: content of the checkpoint.
+        optimizer: a new one, restored in place.
+        scheduler: a new one of it, restored in place; None without one.
+    """
+    now = config.record()
+    changed = [name for name in ("scheduler", "scheduler_kwargs") if before.get(name) != now[name]]
+    follows = changed or before.get("epochs") != now["epochs"]
+    if isinstance(scheduler, ReduceLROnPlateau):
+        optimizer.load_state_dict(saved["optimizer"])
+        seen = saved["scheduler"] or {}
+        if changed:
+            seen = {name: seen[name] for name in OF_PLATEAU if name in seen}
+        scheduler.load_state_dict(scheduler.state_dict() | seen)
+    elif not follows:
+        optimizer.load_state_dict(saved["optimizer"])
+        if scheduler:
+            scheduler.load_state_dict(saved["scheduler"])
+    else:
+        with warnings.catch_warnings():
+            # torch warns of schedulers that are stepped before their optimiser
+            warnings.simplefilter("ignore")
+            for _ in range(saved["epoch"]):
+                step_scheduler(scheduler, math.nan)
+        rates = [_options(group) for group in optimizer.param_groups]
+        optimizer.load_state_dict(saved["optimizer"])
+        for group, options in zip(optimizer.param_groups, rates, strict=True):
+            group.update(options)
+    return _what_changes(config, before, saved, changed=changed, optimizer=optimizer)
+
+
+def _what_changes(
+    config: TrainConfig,
+    before: dict[str, str],
+    saved: dict[str, Any],
+    *,
+    changed: Sequence[str],
+    optimizer: torch.optim.Optimizer,
+) -> str:
+    """Return a sentence about another schedule than that of the saved state, or ""."""
+    was = float(saved["optimizer"]["param_groups"][0]["lr"])
+    rate = float(optimizer.param_groups[0]["lr"])
+    if not changed and was == rate:
+        return ""
+    now = config.record()
+    parts = [f"{name} was {before.get(name)} and is {now[name]}" for name in changed]
+    if not changed:
+        parts.append(f"epochs was {before.get('epochs')} and is {now['epochs']}")
+    rates = f"epoch {saved['epoch'] + 1} begins at learning rate {rate:.3g}"
+    if was != rate:
+        rates += f" instead of {was:.3g}"
+    return f"{'; '.join(parts)}: {rates}"
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a parameter group without its parameters."""
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+@contextmanager
+def _refusals(config: TrainConfig, setting: str, advice: str) -> Iterator[None]:
+    """Turn an error of a library about what a setting gives it into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        value = getattr(config, setting)
+        # a bug of the experiment's own code, or of ours, keeps its traceback
+        if value is None or own_frames(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{config.folder}: {setting} = {as_text(value)}: {type(error).__name__}: {reason}; "
+            f"{advice}"
+        ) from error
+
+
+def _advice(config: TrainConfig, epoch: int) -> str:
+    return (
+        f"this ends epoch {epoch} of {config.epochs}: it is stepped once an epoch, so write a "
+        "length in epochs, or leave its length out"
+    )
+
+
+def _refuse_no_rates(config: TrainConfig, rates: Sequence[float]) -> None:
+    for epoch, rate in enumerate(rates, 1):
+        if not (math.isfinite(rate) and rate >= 0):
+            raise UserError(
+                f"{config.folder}: scheduler = {as_text(config.scheduler)} gives the learning rate "
+                f"{rate} in epoch {epoch}; write scheduler_kwargs that keep it at 0 or above"
+            )
+
+
+def _at_zero(rates: Sequence[float]) -> list[str]:
+    """Return a sentence about the epochs in which nothing is learnt, if there are any."""
+    spans = []
+    numbered = enumerate(rates, 1)
+    for is_zero, group in itertools.groupby(numbered, key=lambda pair: pair[1] == 0):
+        epochs = [epoch for epoch, _ in group]
+        if is_zero:
+            span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+            spans.append(span)
+    if not spans:
+        return []
+    return [f"the scheduler's learning rate is 0, and nothing is learnt, in epoch {some(spans)}"]
+
+
+def _other_length(config: TrainConfig, scheduler: LRScheduler) -> list[str]:
+    """Return a sentence about a schedule that is not as long as the run, if it should be."""
+    for name in ("T_max", "total_steps", "total_iters"):
+        length = getattr(scheduler, name, None)
+        if not isinstance(length, int) or length == config.epochs:
+            continue
+        # a warm-up is shorter than its run
+        if name == "total_iters" and length < config.epochs:
+            continue
+        return [
+            f"the schedule is {length} epochs long ({name}) and the run {config.epochs}: it is "
+            f"stepped once an epoch; leave {name} out for one as long as the run"
+        ]
+    return []
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}, which was not called"
+    return f"a {type(value).__name__}"
