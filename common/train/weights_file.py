@@ -46,8 +46,9 @@ def _unreadable(path: Path, error: Exception) -> str:
     )
     if isinstance(error, pickle.UnpicklingError) and is_torch_file:
         return (
-            "not a readable checkpoint of this trainer: it holds other objects than tensors, numbers and text, and "
-            "reading them could run code. If you trust it, save its weights alone: "
+            "not a readable checkpoint of this trainer: it holds other objects than "
+            "tensors, numbers and text, and reading them could run code. If you trust it, save its "
+            "weights alone: "
             "torch.save(torch.load(path, weights_only=False)['state_dict'], 'weights.pt')"
         )
     reason = " ".join(str(error).split()).partition(". ")[0][:200]

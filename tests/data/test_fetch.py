@@ -469,8 +469,15 @@ def test_a_journal_that_was_cut_short_loses_its_last_record_only(run, server):
 
 
 PROGRAM = """
+import signal
 import sys
 from common.data.fetch import fetch
+
+def interrupt(*received):
+    print("interrupted", flush=True)
+    signal.default_int_handler(*received)
+
+signal.signal(signal.SIGINT, interrupt)
 fetch(table=sys.argv[1], data=sys.argv[2], url=sys.argv[3], scale=(8,), workers=4)
 """
 
@@ -489,17 +496,23 @@ def test_killed_at_random_moments_and_started_again_the_files_are_whole(
         program = subprocess.Popen(
             command,
             cwd=REPOSITORY,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         while len(server.asked) <= answered:  # the next one is held at the gate
             assert program.poll() is None
             time.sleep(0.01)
         program.send_signal(sent)
+        if sent == signal.SIGINT:
+            # let on before it has the signal, it could fetch all the rest
+            while "interrupted" not in program.stdout.readline():
+                assert program.poll() is None
         while program.poll() is None:  # Ctrl-C waits for what is under way
             server.gate.let(1)
             time.sleep(0.01)
+        program.communicate()
         assert program.returncode != 0
         server.gate.let(None)
         server.wait_until_idle()
