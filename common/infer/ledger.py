@@ -37,6 +37,8 @@ def unfinished(
 ) -> Unfinished:
     """The classes under `folder` that are not there as `wanted`, and whole.
 
+    With `overwrite` those that are whole too: what they were made of may have changed in ways that
+    no record tells, as raw does of which chunks were missing. What was begun alike is gone on with.
     Raises UserError where something stands in the place of one that may not be replaced.
     """
     left = []
@@ -44,10 +46,11 @@ def unfinished(
     for name in classes:
         stored = _replaceable(folder / name, wanted, overwrite)
         begun = stored is not None and stored.key == wanted.key
-        if begun and is_finished(folder / name):
+        whole = begun and is_finished(folder / name)
+        if whole and not overwrite:
             continue
         left.append(name)
-        if stored and begun and largest_block is None:
+        if stored and begun and not whole and largest_block is None:
             largest_block = stored.largest_block
     return Unfinished(left, largest_block)
 

@@ -108,7 +108,8 @@ def predict(  # noqa: PLR0913  # the options of the command
         classes: some of the network's, all unless given.
         weights: "best", "latest" or a checkpoint file; the best unless given.
         manifest_path: of test crops.
-        overwrite: replace what was predicted by other weights or settings.
+        overwrite: replace what is there, also of other weights or settings; what was begun alike is
+            gone on with.
         overrides: "name=value" for settings.
         data: data root.
         output: fields of `Output`.
@@ -316,7 +317,8 @@ def predict_region(
         region: the box.
         classes: some of the network's.
         output: how it is stored.
-        overwrite: replace what was predicted by other weights or settings; else a UserError.
+        overwrite: replace what is there; else what is whole is left, and what was predicted by
+            other weights or settings is a UserError.
         stopped: asked after each block whether to end there, with a KeyboardInterrupt.
     """
     folder = region.folder(config.path("predictions_path"))
@@ -484,7 +486,7 @@ def _note_blank(region: Region, work: Work, blank: int) -> None:
     if blank:
         note(
             f"the raw of {region} is 0 throughout in {blank} of {len(work.left)} blocks; if that "
-            "is not so, fetch its EM chunks"
+            "is not so, fetch its EM chunks, and predict it again with --overwrite"
         )
 
 

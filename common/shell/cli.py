@@ -393,7 +393,7 @@ def search(config_path: str, **given: Any) -> None:
     "--overwrite",
     "-O",
     is_flag=True,
-    help="Replace predictions made with other weights or settings.",
+    help="Predict again what is there already, also with other weights or settings.",
 )
 def predict(config_path: str, logits: bool, orientations: str, **given: Any) -> None:
     """Predict crops or a volume with an experiment's trained network.

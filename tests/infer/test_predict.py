@@ -752,9 +752,33 @@ def test_another_block_size_begins_anew(tiny):
 def test_a_finished_prediction_is_left_alone(tiny, capfd):
     folder = run(tiny)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    assert run(tiny, overwrite=True) == folder
+    assert run(tiny) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
     assert f"tiny/crop3: already there, in {folder}" in capfd.readouterr().err
+
+
+def test_overwrite_predicts_again_what_no_record_tells_from_what_is_there(tiny):
+    """Raw of which chunks were missing, for one."""
+    raw = tiny.store / "recon-1/em/fibsem-uint8/s0"
+    chunks = [path for path in raw.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    contents = {path: path.read_bytes() for path in chunks}
+    expected = values(run(tiny))
+    for path in chunks:
+        path.unlink()
+    other = values(run(tiny, overwrite=True))
+    assert (other != expected).any()
+    for path, content in contents.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    np.testing.assert_array_equal(values(run(tiny)), other)
+    np.testing.assert_array_equal(values(run(tiny, overwrite=True)), expected)
+
+
+def test_overwrite_leaves_the_classes_that_are_not_asked_for(tiny):
+    folder = run(tiny)
+    before = files(folder / "er"), (folder / "er/.zattrs").stat().st_mtime_ns
+    run(tiny, classes=("mito",), overwrite=True)
+    assert (files(folder / "er"), (folder / "er/.zattrs").stat().st_mtime_ns) == before
 
 
 @pytest.mark.parametrize("unfinished", [False, True])
