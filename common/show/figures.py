@@ -12,7 +12,7 @@ import numpy as np
 
 from common.files import replacing
 
-UNKNOWN_RGB = np.array([70, 90, 140], np.uint8)
+UNKNOWN_RGB = np.array([75, 115, 235], np.uint8)
 """Blue, so that what is not known is told from what is negative (black)."""
 
 FRAME_RGB = (255, 200, 0)
