@@ -69,17 +69,22 @@ def _kind_of_file(path: Path) -> str:
     return "a file"
 
 
+def _array(path: Path) -> str:
+    """What to do with an array in the place of a group."""
+    if (path.parent / ".zgroup").is_file():
+        return f"not a zarr v2 group but an array; write the group that it is in, {path.parent}"
+    return (
+        "a zarr v2 array, which does not say how large its voxels are; put it into an OME-NGFF 0.4 "
+        "group, with the voxel size in nm"
+    )
+
+
 def _kind_of_folder(path: Path) -> str:
     """What a folder without .zgroup is, and what to write instead."""
     if (path / "zarr.json").is_file():
         return ZARR_3
     if (path / ".zarray").is_file():
-        if (path.parent / ".zgroup").is_file():
-            return f"not a zarr v2 group but an array; write the group that it is in, {path.parent}"
-        return (
-            "a zarr v2 array, which does not say how large its voxels are; put it into an OME-NGFF "
-            "0.4 group, with the voxel size in nm"
-        )
+        return _array(path)
     if (path / "attributes.json").is_file():
         return f"N5 (it has an attributes.json), not a zarr v2 group; {NEEDED}: convert it first"
     if (path / "info").is_file():

@@ -23,7 +23,8 @@ from common.model.forward import ForwardPass
 from common.model.outputs import OutputRange
 from common.model.shapes import Shapes
 from common.provenance import provenance
-from common.train import checkpoint
+from common.talk import note, some
+from common.train import checkpoint, weights_file
 
 # a network gives something for any raw; only its training says what it must be given
 LIKE_IN_TRAINING = ("raw_range", "model_kwargs")
@@ -50,11 +51,22 @@ def load_network(config: TrainConfig, weights: str = "") -> Network:
     weights: see `checkpoint_path`. Raises FileNotFoundError or UserError; never has other weights.
     """
     path = checkpoint_path(config, weights)
-    saved = checkpoint.load(path, config.classes)
-    _refuse_other_input(path, saved["settings"], config)
+    saved = weights_file.read(path)
+    is_whole = checkpoint.is_whole(saved)
+    if is_whole:
+        checkpoint.refuse_other_classes(path, saved, config.classes)
+        _refuse_other_input(path, saved["settings"], config)
     device = runtime.pick_device(config.device)
     model = build.build_model(config, device)
-    checkpoint.load_weights(model, saved, path)
+    if is_whole:
+        checkpoint.load_weights(model, saved, path)
+    else:
+        weights_file.load_weights(model, saved, path)
+        note(
+            f"{path}: weights without settings; that they were trained for "
+            f"{some(config.classes)}, in this order, on raw of these voxels and of this range, is "
+            "taken from the experiment"
+        )
     model.eval()
     forward = ForwardPass(runtime.pick_precision(config.precision, device), config.channels_last)
     # float32: whether windows agree is told from differences of 1e-3, the grain of half precision
@@ -65,7 +77,7 @@ def load_network(config: TrainConfig, weights: str = "") -> Network:
     )
     with torch.inference_mode():
         window = with_agreement(window, partial(exact, model), device)
-    record = _record(config, path, saved, forward.precision.name)
+    record = _record(config, path, saved if is_whole else {}, forward.precision.name)
     return Network(partial(forward, model), window, shapes=shapes, device=device, record=record)
 
 
@@ -117,8 +129,9 @@ def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig
 def _record(
     config: TrainConfig, path: Path, saved: dict[str, Any], precision: str
 ) -> PredictionRecord:
+    """saved: the whole state of a run; {} where only weights are known."""
     metric = "not validated"
-    if math.isfinite(saved["best"]):
+    if math.isfinite(saved.get("best", math.nan)):
         metric = f"{config.best_metric} {saved['best']:.4f} at epoch {saved['best_epoch']}"
     return PredictionRecord(
         experiment=config.folder.name,
@@ -126,7 +139,7 @@ def _record(
         run_name=config.path("model_save_path").name,
         checkpoint=str(path),
         sha256=sha256_of_file(path),
-        epoch=saved["epoch"],
+        epoch=saved.get("epoch"),
         metric=metric,
         precision=precision,
         environment=provenance(REPOSITORY),

@@ -194,7 +194,8 @@ def at_asked_scale(output: Output, region: Region, config: TrainConfig) -> Outpu
 
 def _announce_network(network: Network) -> None:
     about = network.record
-    say(f"{about.checkpoint}: epoch {about.epoch}, {about.metric}; on {network.device}")
+    trained = "weights alone" if about.epoch is None else f"epoch {about.epoch}, {about.metric}"
+    say(f"{about.checkpoint}: {trained}; on {network.device}")
 
 
 def check_output(output: Output, config: TrainConfig) -> Output:

@@ -87,7 +87,7 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     given = config.folder / choice  # which is `choice` itself if that is absolute
     saved = weights_file.read(given)
     if is_whole(saved):
-        _refuse_other_classes(given, saved, config.classes)
+        refuse_other_classes(given, saved, config.classes)
         load_weights(state.model, saved, given)
         return f"starting at epoch 0 with the weights of {given} (epoch {saved['epoch']})"
     weights_file.load_weights(state.model, saved, given)
@@ -136,7 +136,7 @@ def _load_own(own: Path, config: TrainConfig) -> dict[str, Any]:
             f"{own}: holds no whole state of a run, with which it could go on, but perhaps "
             "weights; move it to another place, and start from it with load_model = its new path"
         )
-    _refuse_other_classes(own, saved, config.classes)
+    refuse_other_classes(own, saved, config.classes)
     return saved
 
 
@@ -241,11 +241,11 @@ def load(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
             f"{path}: holds no whole state of a run of this trainer, but perhaps weights; start a "
             "run from them with load_model = this file, and use the checkpoint that it writes"
         )
-    _refuse_other_classes(path, saved, classes)
+    refuse_other_classes(path, saved, classes)
     return saved
 
 
-def _refuse_other_classes(path: Path, saved: dict[str, Any], classes: tuple[str, ...]) -> None:
+def refuse_other_classes(path: Path, saved: dict[str, Any], classes: tuple[str, ...]) -> None:
     """Raise UserError unless a checkpoint is of a network for these classes."""
     saved_classes = tuple(saved["classes"])
     if saved_classes != classes:

@@ -74,7 +74,7 @@ def load_weights(model: nn.Module, content: Any, path: Path) -> None:
     if wrong:
         raise UserError(
             f"{path}: its weights are of another network ({wrong}); "
-            "use that network, or another load_model"
+            "use that network, or another file"
         )
     model.load_state_dict(tensors, strict=True)
 

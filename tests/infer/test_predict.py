@@ -941,6 +941,41 @@ def test_a_file_that_is_no_checkpoint(tiny, fails):
     )
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda weights: weights,
+        lambda weights: {"state_dict": weights, "epoch": 7},
+        lambda weights: {f"module.{name}": tensor for name, tensor in weights.items()},
+    ],
+)
+def test_weights_of_another_trainer_are_taken(tiny, wrapped, capfd):
+    """The file is good: it only does not say what it was trained with."""
+    expected = values(run(tiny))
+    best = tiny.config().path("model_save_path") / "best.pt"
+    path = tiny.folder / "weights.pt"
+    torch.save(wrapped(torch.load(best, weights_only=True)["model"]), path)
+    folder = run(tiny, weights=str(path), overwrite=True)
+    np.testing.assert_array_equal(values(folder), expected)
+    said = capfd.readouterr().err
+    assert f"note: {path}: weights without settings; that they were trained for mito, er" in said
+    assert f"{path}: weights alone; on cpu" in said
+    about = zarr.open_group(str(folder / "er"), mode="r").attrs["prediction"]
+    assert about["checkpoint"] == str(path) and "epoch" not in about
+
+
+def test_weights_of_another_network_are_refused_with_the_first_difference(tiny, fails):
+    best = tiny.config().path("model_save_path") / "best.pt"
+    weights = torch.load(best, weights_only=True)["model"]
+    first = next(iter(weights))
+    weights[first] = weights[first][:1]
+    path = tiny.folder / "weights.pt"
+    torch.save(weights, path)
+    said = fails(tiny, "--checkpoint", str(path))
+    assert said.startswith(f"{path}: its weights are of another network (1 of")
+    assert f"first '{first}'" in said and "remove" not in said
+
+
 def test_a_checkpoint_of_other_classes(tiny, fails):
     tiny.write(
         "data.py",
