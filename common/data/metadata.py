@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -171,7 +172,9 @@ def read_array(path: Path) -> ArrayMetadata:
             raise UserError(f"{path}: {foreign.ZARR_3}")
         raise FileNotFoundError(f"{path}: array named in .zattrs is missing; copy it again")
     file = path / ".zarray"
-    return as_array(file, read_object(file))
+    array = as_array(file, read_object(file))
+    _check_names(path, array.content.get("dimension_separator", "."))
+    return array
 
 
 def as_array(file: Path, content: dict[str, Any]) -> ArrayMetadata:
@@ -463,6 +466,20 @@ def _check_size(file: Path, array: ArrayMetadata, itemsize: int) -> None:
         )
     if math.prod(shape) > LARGEST_ARRAY:
         raise UserError(f"{file}: shape {shape} is larger than any volume; write its true shape")
+
+
+def _check_names(folder: Path, separator: str) -> None:
+    """UserError if chunks are named with another separator: none of them would be found."""
+    with os.scandir(folder) as entries:
+        chunk = next((entry for entry in entries if entry.name[0].isdecimal()), None)
+    if chunk is None:
+        return
+    written = "/" if chunk.is_dir() else "."
+    if written != separator:
+        raise UserError(
+            f"{folder}: chunks such as {chunk.name}, and dimension_separator {separator!r} in "
+            f".zarray; write {written!r} there"
+        )
 
 
 def _whole_numbers(file: Path, content: dict[str, Any], name: str) -> tuple[int, ...]:

@@ -122,6 +122,8 @@ class Level:
             return ""
         for index in itertools.product(*chunk_ranges(start, stop, self.array.chunks)):
             file = self.chunk_file(index)
+            if file.is_dir():
+                return f"{file.name} is a folder"
             if not file.is_file():
                 continue
             with file.open("rb") as opened:

@@ -6,12 +6,17 @@ attribute "processed". Both have a key, a hash of everything that determines the
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from common import typed
+from common.data.metadata import read_object
+from common.errors import UserError
 from common.files import key_of
+
+Record = TypeVar("Record")
 
 PREDICTION = "prediction"
 PROCESSED = "processed"
@@ -148,19 +153,33 @@ def group_attributes(name: str, record: PredictionRecord | ProcessedRecord) -> d
 def read_attributes(group: Path) -> dict[str, Any]:
     """Return the attributes of a zarr group; {} if there is no group."""
     path = group / ".zattrs"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def read_prediction(group: Path) -> PredictionRecord | None:
     """Return the record of a predicted class; None if the group does not have one."""
     stored = read_attributes(group).get(PREDICTION)
-    return PredictionRecord.of(stored) if isinstance(stored, dict) and stored else None
+    if not isinstance(stored, dict) or not stored:
+        return None
+    return _checked(group, PREDICTION, PredictionRecord.of, stored)
 
 
 def read_processed(group: Path) -> ProcessedRecord | None:
     """Return the record of a processed class; None if the group does not have one."""
     stored = read_attributes(group).get(PROCESSED)
-    return ProcessedRecord.of(stored) if stored else None
+    return _checked(group, PROCESSED, ProcessedRecord.of, stored) if stored else None
+
+
+def _checked(group: Path, name: str, make: Callable[[Any], Record], stored: Any) -> Record:
+    """A record as it is stored. Raises UserError if it is damaged."""
+    try:
+        record = make(stored)
+        typed.check(record)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{group}: '{name}' in .zattrs cannot be read ({error}); make this volume again"
+        ) from error
+    return record
 
 
 def is_finished(group: Path) -> bool:

@@ -125,7 +125,10 @@ def read_thresholds(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
             for entry in tuned.values():
                 _check_threshold(entry["threshold"], entry["checkpoint"])
     # whatever shape another file has, it fails in one of these ways
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError, IndexError),
+        *(OSError, RecursionError),
+    ) as error:
         raise UserError(
             f"{path}: not the thresholds that tune writes ({error}); remove it, and run tune again"
         ) from error

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from common import typed
 from common.errors import UserError
 from common.files import write_json
 from common.score.challenge import Counts, InstanceCounts
@@ -255,8 +256,10 @@ def read(path: str | Path) -> Scores:
         content = json.loads(Path(path).read_text())
         if not isinstance(content, dict):
             raise TypeError(f"a {type(content).__name__}")
-        return from_json(content)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        scores = from_json(content)
+        typed.check(scores)
+        return scores
+    except (OSError, RecursionError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path}: no scores of evaluate ({error}); evaluate again, or remove it"
         ) from error

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import typed
 from common.errors import UserError
 from common.files import replacing, write_json
 
@@ -154,7 +155,7 @@ def read_record(folder: Path) -> RunRecord | None:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise _unreadable(path, f"cannot be read ({error})") from error
     _refuse_other_types(path, content)
     known = _fields(RunRecord, content)
@@ -162,7 +163,12 @@ def read_record(folder: Path) -> RunRecord | None:
     known["provenance"] = content.get("provenance") or {}
     known["sessions"] = [Session(**_fields(Session, s)) for s in content.get("sessions") or []]
     known["result"] = RunResult(**_fields(RunResult, content.get("result") or {}))
-    return RunRecord(**known)
+    read = RunRecord(**known)
+    try:
+        typed.check(read)
+    except TypeError as error:
+        raise _unreadable(path, str(error)) from error
+    return read
 
 
 def add_epoch(folder: Path, row: Mapping[str, float]) -> None:
@@ -170,13 +176,12 @@ def add_epoch(folder: Path, row: Mapping[str, float]) -> None:
 
     Rows of this epoch and of later ones are removed, since a run that continues from an older
     checkpoint trains these epochs again. Earlier rows stay as they were written, to the last digit.
-    Raises FileError if the file cannot be written.
+    Raises FileError if the file cannot be written, UserError if the one before it is damaged.
     """
     path = folder / HISTORY
     rows: list[Mapping[str, Any]] = []
     if path.is_file():
-        with path.open(newline="") as file:
-            rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+        rows = [old for old in _rows(path) if float(old["epoch"]) < row["epoch"]]
     rows.append(row)
     columns = dict.fromkeys(row)
     for old in rows:
@@ -197,12 +202,39 @@ def read_history(folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     path = folder / HISTORY
+    _rows(path)  # pandas would take cells for others where a row has more of them
+    return pd.read_csv(path)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a history.csv as they are written. Raises UserError if it is damaged."""
     try:
-        return pd.read_csv(path)
-    except FileNotFoundError:
-        raise
-    except ValueError as error:  # pandas' own errors are ValueErrors
+        text = path.read_bytes().decode()
+        lines = list(csv.reader(text.splitlines(), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, f"cannot be read ({error})") from error
+    if not lines or lines[0][:1] != ["epoch"] or len(set(lines[0])) < len(lines[0]):
+        raise _unreadable(path, "cannot be read (no header that begins with epoch)")
+    if not text.endswith("\n"):
+        raise _unreadable(path, f"cannot be read (ends within line {len(lines)})")
+    for number, line in enumerate(lines, 1):
+        if len(line) != len(lines[0]):
+            raise _unreadable(path, f"line {number}: {len(line)} of {len(lines[0])} columns")
+        for cell in line if number > 1 else ():
+            if not _is_number(cell):
+                raise _unreadable(path, f"line {number}: {cell[:40]!r} is no number")
+        if number > 1 and not line[0]:
+            raise _unreadable(path, f"line {number}: no epoch")
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell holds a number, or is empty for what was not measured."""
+    try:
+        float(cell or "0")
+    except ValueError:
+        return False
+    return True
 
 
 def is_better(value: float, best: float, metric: str) -> bool:

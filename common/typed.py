@@ -1,0 +1,58 @@
+"""Whether what was read from a file has the types that a dataclass says."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from typing import Any
+
+
+def check(record: Any) -> None:
+    """Raises TypeError, with name and value, unless every field of a dataclass has its type."""
+    for name, hint in _hints(record.__class__).items():
+        value = getattr(record, name)
+        if not fits(hint, value):
+            text = repr(value)
+            raise TypeError(f"{name} is {text if len(text) < 80 else text[:77] + '...'}")
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a value is what an annotation says; whole numbers are numbers, True is none."""
+    parts = typing.get_args(hint)
+    kind = typing.get_origin(hint)
+    if kind in (types.UnionType, typing.Union):
+        return any(fits(part, value) for part in parts)
+    if kind is typing.Literal:
+        return value in parts
+    if kind is not None:
+        return isinstance(value, kind) and _items_fit(kind, parts, value)
+    return hint is Any or _is_a(hint, value)
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    if isinstance(value, bool) and kind in (int, float):
+        return False
+    if kind is float:
+        return isinstance(value, int | float)
+    if dataclasses.is_dataclass(kind) and isinstance(value, kind):
+        check(value)
+    return isinstance(value, kind)
+
+
+def _items_fit(kind: type, parts: tuple[Any, ...], value: Any) -> bool:
+    """Whether the items of a dict, list or tuple are of the kinds in its annotation."""
+    if kind is dict:
+        keys_fit = all(fits(parts[0], key) for key in value)
+        return keys_fit and all(fits(parts[1], item) for item in value.values())
+    if len(parts) == 2 and parts[1] is not Ellipsis:
+        return len(value) == 2 and all(map(fits, parts, value))
+    return all(fits(parts[0], item) for item in value)
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The annotations of the fields of a dataclass."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
