@@ -10,12 +10,20 @@ from typing import Any
 
 
 def check(record: Any) -> None:
-    """Raises TypeError, with name and value, unless every field of a dataclass has its type."""
+    """Raises TypeError, with name and value, unless every field has its type.
+
+    record: a dataclass or a NamedTuple.
+    """
     for name, hint in _hints(record.__class__).items():
         value = getattr(record, name)
         if not fits(hint, value):
             text = repr(value)
             raise TypeError(f"{name} is {text if len(text) < 80 else text[:77] + '...'}")
+
+
+def no_constant(name: str) -> float:
+    """For json.loads(parse_constant=...): NaN and Infinity are no JSON, and none of ours."""
+    raise ValueError(f"{name}, which is no number")
 
 
 def fits(hint: Any, value: Any) -> bool:
@@ -36,9 +44,11 @@ def _is_a(kind: type, value: Any) -> bool:
         return False
     if kind is float:
         return isinstance(value, int | float)
-    if dataclasses.is_dataclass(kind) and isinstance(value, kind):
+    if not isinstance(value, kind):
+        return False
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
         check(value)
-    return isinstance(value, kind)
+    return True
 
 
 def _items_fit(kind: type, parts: tuple[Any, ...], value: Any) -> bool:
@@ -53,6 +63,8 @@ def _items_fit(kind: type, parts: tuple[Any, ...], value: Any) -> bool:
 
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
-    """The annotations of the fields of a dataclass."""
+    """The annotations of the fields of a dataclass or NamedTuple."""
     hints = typing.get_type_hints(kind)
+    if hasattr(kind, "_fields"):
+        return {name: hints[name] for name in kind._fields}
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

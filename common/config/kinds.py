@@ -54,6 +54,9 @@ Sinks = Check(
 )
 Halo = Check(lambda value: len(value) == 3 and min(value) >= 0, "three numbers of voxels, z, y, x")
 
+LIMIT = 2**63
+"""NumPy and torch do not count as far."""
+
 _WORDS: dict[Any, str] = {
     bool: "True or False",
     int: "a whole number",
@@ -85,11 +88,13 @@ def fit(hint: Any, value: Any) -> tuple[Any, str]:
     for check in checks:
         if not check.passes(value):
             return value, f"write {check.wanted}"
+    if is_a(int, value) and abs(value) >= LIMIT:
+        return value, "write a number below 2**63"
     return value, ""
 
 
 def _fit_single(kind: Any, value: Any) -> tuple[Any, str]:
-    if kind is float and is_a(int, value):
+    if kind is float and is_a(int, value) and abs(value) < LIMIT:
         value = float(value)
     if kind is str and isinstance(value, os.PathLike):
         value = os.fspath(value)

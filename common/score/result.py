@@ -253,7 +253,7 @@ def read(path: str | Path) -> Scores:
     Raises UserError for another file.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(), parse_constant=typed.no_constant)
         if not isinstance(content, dict):
             raise TypeError(f"a {type(content).__name__}")
         scores = from_json(content)
@@ -350,12 +350,19 @@ def _crop_class_from(entry: Mapping[str, Any]) -> CropScore:
         counts=_counts_from(counts, status) if counts else None,
         voxels=VoxelCounts(**voxels) if voxels else None,
         objects=ObjectCounts(**objects) if objects else None,
-        voxel_size=tuple(entry.get("voxel_size") or ()),
-        shape=tuple(entry.get("shape") or ()),
+        voxel_size=_three(entry.get("voxel_size")),
+        shape=_three(entry.get("shape")),
         resampled=entry.get("resampled", False),
         offset=tuple(entry.get("offset") or (0.0, 0.0, 0.0)),
         covered=entry.get("covered", True),
     )
+
+
+def _three(numbers: list[Any] | None) -> tuple[Any, ...]:
+    """Numbers along z, y, x; none in files that an earlier version wrote."""
+    if numbers and len(numbers) != 3:
+        raise ValueError(f"{numbers} along three axes")
+    return tuple(numbers or ())
 
 
 def _counts_from(counts: Mapping[str, Any], status: str) -> Counts:

@@ -152,7 +152,7 @@ def read_record(folder: Path) -> RunRecord | None:
     """
     path = folder / RECORD
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(), parse_constant=typed.no_constant)
     except FileNotFoundError:
         return None
     except (ValueError, OSError, RecursionError) as error:
