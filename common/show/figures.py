@@ -31,30 +31,33 @@ GAP_RGB = (210, 190, 150)
 
 Background = int | tuple[int, int, int]
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "cell": (57, 60, 96), "ecs": (19, 41, 47), "cyto": (113, 95, 134), "pm": (249, 249, 236),
-    "nuc": (143, 45, 171), "nucpl": (102, 138, 153), "hchrom": (136, 32, 73),
-    "echrom": (69, 208, 149), "chrom": (163, 111, 177),
-    "mito": (236, 72, 168), "mito_mem": (189, 2, 112), "mito_lum": (214, 143, 185),
-    "mito_ribo": (61, 0, 36),
-    "er": (245, 158, 50), "er_mem": (105, 62, 9), "er_lum": (255, 210, 154),
-    "er_mem_all": (166, 132, 89),
-    "eres": (214, 3, 246), "eres_mem": (106, 7, 121), "eres_lum": (238, 131, 255),
-    "ne": (37, 221, 0), "ne_mem": (36, 111, 21), "ne_lum": (140, 255, 116),
-    "ne_mem_all": (77, 150, 63),
-    "np": (248, 8, 74), "np_out": (103, 0, 28), "np_in": (249, 178, 198),
-    "golgi": (46, 178, 240), "golgi_mem": (0, 123, 180), "golgi_lum": (162, 202, 221),
-    "ves": (210, 214, 41), "ves_mem": (168, 171, 47), "ves_lum": (252, 255, 130),
-    "endo": (31, 25, 252), "endo_mem": (4, 0, 145), "endo_lum": (161, 159, 255),
-    "lyso": (40, 174, 171), "lyso_mem": (17, 111, 109), "lyso_lum": (102, 255, 251),
-    "ld": (239, 99, 0), "ld_mem": (143, 91, 54), "ld_lum": (213, 173, 144),
-    "perox": (141, 67, 255), "perox_mem": (89, 20, 196), "perox_lum": (230, 214, 255),
-    "mt": (31, 183, 33), "mt_out": (27, 75, 28), "mt_in": (171, 223, 171),
-    # not scored by the challenge
-    "ribo": (176, 80, 74), "vim": (205, 170, 125), "nucleo": (40, 44, 110),
-    "chloroplast": (60, 150, 60), "vacuole": (140, 190, 215), "isg": (225, 130, 130),
-    "cent": (0, 235, 215),
-}  # fmt: skip
+
+def _colour_table(text: str) -> dict[str, tuple[int, ...]]:
+    """Names and colours, each as name #rrggbb."""
+    words = text.split()
+    names = words[0::2]
+    codes = words[1::2]
+    return {name: tuple(bytes.fromhex(code[1:])) for name, code in zip(names, codes, strict=True)}
+
+
+COLOURS = _colour_table("""
+    cell #393c60  ecs #13292f  cyto #715f86  pm #f9f9ec
+    nuc #8f2dab  nucpl #668a99  hchrom #882049  echrom #45d095  chrom #a36fb1
+    mito #ec48a8  mito_mem #bd0270  mito_lum #d68fb9  mito_ribo #3d0024
+    er #f59e32  er_mem #693e09  er_lum #ffd29a  er_mem_all #a68459
+    eres #d603f6  eres_mem #6a0779  eres_lum #ee83ff
+    ne #25dd00  ne_mem #246f15  ne_lum #8cff74  ne_mem_all #4d963f
+    np #f8084a  np_out #67001c  np_in #f9b2c6
+    golgi #2eb2f0  golgi_mem #007bb4  golgi_lum #a2cadd
+    ves #d2d629  ves_mem #a8ab2f  ves_lum #fcff82
+    endo #1f19fc  endo_mem #040091  endo_lum #a19fff
+    lyso #28aeab  lyso_mem #116f6d  lyso_lum #66fffb
+    ld #ef6300  ld_mem #8f5b36  ld_lum #d5ad90
+    perox #8d43ff  perox_mem #5914c4  perox_lum #e6d6ff
+    mt #1fb721  mt_out #1b4b1c  mt_in #abdfab
+    ribo #b0504a  vim #cdaa7d  nucleo #282c6e  chloroplast #3c963c
+    vacuole #8cbed7  isg #e18282  cent #00ebd7
+""")
 """Dim for what fills a cell, vivid for what lies in it; parts (mito_mem) are shades of the whole.
 
 Those of the 48 tested classes were moved apart by annealing in the colour space OKLab (Ottosson
