@@ -69,7 +69,15 @@ def weights_path(name: str = "setup04/1820500", urls: Mapping[str, str] | None =
     with _locked(path):
         # asked again: the process that held the lock until now may have downloaded it
         if not _is_recorded(path):
+            first = _first_sha256(path)
             record = _examine(name, path) if path.is_file() else _download(name, urls[name], path)
+            if first not in ("", record["sha256"]):
+                path.unlink()
+                raise UserError(
+                    f"{record['source']}: its SHA-256 is {record['sha256']} and that of the file "
+                    f"taken first {first}; it was not kept. If the change is meant, delete "
+                    f"{_record_path(path)}"
+                )
             write_json(_record_path(path), record)
             say(f"{path}: {record['bytes']:,} bytes, SHA-256 {record['sha256']}")
     return path
@@ -162,7 +170,22 @@ def _is_recorded(path: Path) -> bool:
             f"{path}: has {size:,} bytes, but {record_path.name} says {recorded:,}; "
             "delete both to download it again"
         )
+    digest = sha256_of_file(path)
+    first = _first_sha256(path)
+    if digest != first:
+        raise UserError(
+            f"{path}: its SHA-256 is {digest}, but {record_path.name} says {first}: the file was "
+            "changed after it was taken; delete both to download it again"
+        )
     return True
+
+
+def _first_sha256(path: Path) -> str:
+    """The SHA-256 that is on record of a file, whether it is still there or not; "" if none is."""
+    record_path = _record_path(path)
+    if not record_path.is_file():
+        return ""
+    return json.loads(record_path.read_text())["sha256"]
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class Shapes:
 
     def __init__(self, model: nn.Module, forward: Forward, half: bool = False):
         """half: whether training keeps its activations in a 16-bit type."""
-        self.model = _OnMeta(model)
+        self.model = OnMeta(model)
         self.forward = forward
         self.half = half
         # fp32 weights, and where they learn a gradient and the two moments of RAdam or Adam
@@ -150,7 +150,7 @@ def parameters_of_outputs(
 
     All of them for one output if the network cannot be run on the meta device.
     """
-    on_meta = _OnMeta(model)
+    on_meta = OnMeta(model)
     trained = {name: tensor for name, tensor in on_meta.empty.items() if tensor.requires_grad}
     names = []
     try:
@@ -170,7 +170,7 @@ def grown(shape: Sequence[int], step: int) -> Shape:
     return tuple(size + step if size > 1 else size for size in shape)
 
 
-class _OnMeta(nn.Module):
+class OnMeta(nn.Module):
     """A network run with tensors that have the shapes of its own and hold nothing."""
 
     def __init__(self, model: nn.Module):
@@ -183,6 +183,7 @@ class _OnMeta(nn.Module):
         }
 
     def forward(self, raw: torch.Tensor) -> Any:
+        """Return what the network gives, without values."""
         return torch.func.functional_call(self.model, self.empty, (raw,))
 
 

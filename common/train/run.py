@@ -31,6 +31,7 @@ from common.data.loaders import (
     validation_batches,
 )
 from common.files import REPOSITORY
+from common.model import activation
 from common.model.build import build_model
 from common.model.forward import ForwardPass
 from common.model.shapes import parameters_of_outputs
@@ -159,7 +160,7 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
     metrics.try_out(config.metrics, len(config.classes))
     runtime.seed_everything(config.random_seed)  # before weights are drawn
     model = build_model(config, device)
-    unusual = schedule.try_out(config, model)
+    unusual = [*schedule.try_out(config, model), *unusual_outputs(config, model)]
     crops = loaders.open_data(config)
     weights = class_weights(config, crops, loss)
     if config.init_output_to_prior:
@@ -181,6 +182,13 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
         unusual=tuple(unusual),
     )
     return setup, first_state(config, model, precision, validated=bool(crops.validation))
+
+
+def unusual_outputs(config: TrainConfig, model: nn.Module) -> list[str]:
+    """Return a sentence about a network that gives something else than logits, if it does."""
+    exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
+    sentence = activation.notice(model, exact.outputs, config.input_array_info["shape"])
+    return [sentence] if sentence else []
 
 
 def class_weights(config: TrainConfig, crops: Data, loss: criterion.Criterion) -> np.ndarray:

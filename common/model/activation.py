@@ -1,0 +1,82 @@
+"""Whether a network gives logits, or what an activation makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.model.shapes import OnMeta, Outputs, Shape
+
+ACTIVATIONS = {
+    "SigmoidBackward0": "a sigmoid",
+    "HardsigmoidBackward0": "a hard sigmoid",
+    "LogSigmoidBackward0": "a log-sigmoid",
+    "SoftmaxBackward0": "a softmax",
+    "LogSoftmaxBackward0": "a log-softmax",
+    "ReluBackward0": "a ReLU",
+    "TanhBackward0": "a tanh",
+}
+"""Autograd's names of operations that leave no logits, as in a sentence."""
+
+WITHOUT_EFFECT = (
+    "ToCopyBackward0",
+    "CloneBackward0",
+    "ViewBackward0",
+    "ReshapeAliasBackward0",
+    "UnsafeViewBackward0",
+    "SqueezeBackward1",
+    "UnsqueezeBackward0",
+    "SliceBackward0",
+    "PermuteBackward0",
+    "AliasBackward0",
+)
+"""Operations that move values and do not change them."""
+
+
+def notice(model: nn.Module, outputs: Outputs, shape: Shape) -> str:
+    """Return a sentence about a network that ends in an activation; "" if none is found.
+
+    In eval mode, too: many networks give logits to the loss alone. Nothing is computed: the
+    network runs on the meta device, and its last operation is read from the graph of the gradient.
+
+    Args:
+        model: the network, left as it is.
+        outputs: as of a ForwardPass.
+        shape: of raw, (z, y, x) voxels.
+    """
+    was_training = model.training
+    try:
+        while_training = _activation(model.train(), outputs, shape)
+        otherwise = _activation(model.eval(), outputs, shape)
+    finally:
+        model.train(was_training)
+    found = while_training or otherwise
+    if not found:
+        return ""
+    when = "" if while_training else " in eval mode"
+    return (
+        f"the network ends in {found}{when}, and its outputs are taken for logits: the loss, "
+        "validation and predictions apply a sigmoid to them and take values above 0 for positive; "
+        "leave the activation out"
+    )
+
+
+def _activation(model: nn.Module, outputs: Outputs, shape: Shape) -> str:
+    """Return the activation that the first output of a network ends in, or ""."""
+    raw = torch.empty(1, 1, *shape, device="meta", requires_grad=True)
+    try:
+        with torch.enable_grad():
+            logits = outputs(OnMeta(model), raw)[0]
+    except Exception:  # a network that needs values raises whatever it likes
+        return ""
+    return ACTIVATIONS.get(_last_operation(logits), "")
+
+
+def _last_operation(tensor: torch.Tensor) -> str:
+    """Return autograd's name of the operation that gave the values of a tensor; "" if none."""
+    node: Any = tensor.grad_fn
+    while node is not None and node.name() in WITHOUT_EFFECT:
+        node = node.next_functions[0][0]
+    return "" if node is None else node.name()
