@@ -25,10 +25,21 @@ def new_model(config: TrainConfig) -> nn.Module:
     """
     use_cache(config.path("cache_path"))
     model = config.build_model(config.classes, **config.model_kwargs)
+    if isinstance(model, type):
+        raise UserError(
+            f"{config.folder}: build_model gives the class {model.__name__} itself; "
+            f"call it: return {model.__name__}(...)"
+        )
     if not isinstance(model, nn.Module):
         raise UserError(
             f"{config.folder}: build_model gives a {type(model).__name__}; return a torch.nn.Module"
         )
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise UserError(
+                f"{config.folder}: build_model gives {parameter.dtype} weights, '{name}' for one; "
+                "return model.float() (the setting precision makes the forward pass faster)"
+            )
     return model
 
 
@@ -73,6 +84,8 @@ def _logits_shape(config: TrainConfig, model: nn.Module, device: torch.device) -
     try:
         with torch.no_grad():
             return tuple(forward(model, raw).shape)
+    except UserError as error:
+        raise UserError(f"{config.folder}: {error}") from error
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         # any other error is a bug in the network, and advice about its input would mislead

@@ -72,7 +72,7 @@ def weights_path(name: str = "setup04/1820500", urls: Mapping[str, str] | None =
             first = _first_sha256(path)
             record = _examine(name, path) if path.is_file() else _download(name, urls[name], path)
             if first not in ("", record["sha256"]):
-                path.unlink()
+                path.unlink()  # just downloaded: a file put there by hand is not replaced
                 raise UserError(
                     f"{record['source']}: its SHA-256 is {record['sha256']} and that of the file "
                     f"taken first {first}; it was not kept. If the change is meant, delete "

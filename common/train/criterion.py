@@ -53,7 +53,7 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
     made = setting.func if isinstance(setting, functools.partial) else setting
     loss = setting() if inspect.isclass(made) else setting
     if not callable(loss):
-        raise UserError(f"criterion = {type(loss).__name__}(): cannot be called; {_CONTRACT}")
+        raise UserError(f"criterion = {type(loss).__name__}(): cannot be called; {CONTRACT}")
     if isinstance(loss, nn.Module):
         loss = loss.to(device)
     criterion = loss if takes_pos_weight(loss) else OrdinaryLoss(loss)
@@ -228,29 +228,29 @@ def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"criterion = {_name(criterion)}: cannot be called with logits and a target of shape "
-            f"{tuple(logits.shape)} ({type(error).__name__}: {reason}); {_CONTRACT}"
+            f"{tuple(logits.shape)} ({type(error).__name__}: {reason}); {CONTRACT}"
         ) from error
-    problem = _problem(loss)
+    problem = problem_with(loss)
+    if not problem and not loss.isfinite():
+        problem = f"gives {loss.item()} for logits of 0"
     if problem:
-        raise UserError(f"criterion = {_name(criterion)}: {problem}; {_CONTRACT}")
+        raise UserError(f"criterion = {_name(criterion)}: {problem}; {CONTRACT}")
 
 
-_CONTRACT = (
+CONTRACT = (
     "write criterion(logits, target), which gives one number or one for each voxel, "
     "or criterion(logits, target, pos_weight) as in common.train.losses"
 )
 
 
-def _problem(loss: Any) -> str:
-    """Return what is wrong with the result of a criterion; "" if nothing is."""
+def problem_with(loss: Any) -> str:
+    """Return what is wrong with the type of a criterion's result; "" if nothing is."""
     if not isinstance(loss, torch.Tensor):
         return f"gives a {type(loss).__name__}"
     if loss.ndim:
         return f"gives a tensor of shape {tuple(loss.shape)}"
-    if not loss.requires_grad:
+    if torch.is_grad_enabled() and not loss.requires_grad:
         return "gives a number without a gradient"
-    if not loss.isfinite():
-        return f"gives {loss.item()} for logits of 0"
     return ""
 
 

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from common.data import targets
 from common.data.loaders import Batch, Batches
-from common.errors import NotFinite
+from common.errors import NotFinite, UserError
 from common.model.forward import ForwardPass
 from common.train import metrics
-from common.train.criterion import Criterion, over_outputs
+from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_with
 from common.train.losses import AnyTarget
 from common.train.panels import Panels
 
@@ -94,9 +94,20 @@ class Method:
 
     def loss(self, outputs: list[torch.Tensor], target: AnyTarget) -> torch.Tensor:
         """Return the loss of a network's outputs, a scalar; several are deep supervision."""
+        if torch.is_grad_enabled() and not outputs[0].requires_grad:
+            raise UserError(
+                "the model gives logits without a gradient; leave detach(), numpy() and no_grad() "
+                "out of its forward"
+            )
         if len(outputs) == 1:
-            return self.criterion(outputs[0], target, self.pos_weight)
-        return over_outputs(self.criterion, outputs, target, self.pos_weight)
+            loss = self.criterion(outputs[0], target, self.pos_weight)
+        else:
+            loss = over_outputs(self.criterion, outputs, target, self.pos_weight)
+        # tried before training, but a loss may give something else where a class is missing
+        problem = problem_with(loss)
+        if problem:
+            raise UserError(f"criterion {problem} for a batch in training; {CONTRACT}")
+        return loss
 
 
 @dataclass(frozen=True)

@@ -101,3 +101,48 @@ def test_checking_a_network_leaves_its_running_statistics(experiment):
         """
     net = build(experiment(files={"model.py": model}))
     assert net[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("return nn.Conv3d", "build_model gives the class Conv3d itself; call it"),
+        ("return nn.Conv3d(1, 3, 5), 1", "build_model gives a tuple; return a torch.nn.Module"),
+        ("return nn.Conv3d(1, 3, 5).double()", "build_model gives torch.float64 weights, 'weight'"),
+        ("return nn.Conv3d(1, 3, 5).half()", "build_model gives torch.float16 weights"),
+    ],
+)
+def test_what_build_model_must_not_give_is_told(experiment, body, sentence):
+    text = f"from torch import nn\n\n\ndef build_model(classes):\n    {body}\n"
+    tiny = experiment(files={"model.py": text})
+    with pytest.raises(UserError, match=sentence) as raised:
+        tiny.train()
+    assert str(raised.value).startswith(str(tiny.folder))
+
+
+@pytest.mark.parametrize(
+    ("result", "sentence"),
+    [
+        ("None", "forward gives a NoneType"),
+        ("logits.detach().numpy()", "forward gives a ndarray"),
+        ("[]", "forward gives a list"),
+        ("logits.detach()", "logits without a gradient; leave detach"),
+    ],
+)
+def test_what_forward_must_not_give_is_told(experiment, result, sentence):
+    text = f"""
+        from torch import nn
+
+
+        class Network(nn.Conv3d):
+            def forward(self, raw):
+                logits = super().forward(raw)
+                return {result}
+
+
+        def build_model(classes):
+            return Network(1, 3, 5)
+        """
+    tiny = experiment(files={"model.py": text}, init_output_to_prior=False)
+    with pytest.raises(UserError, match=sentence):
+        tiny.train()

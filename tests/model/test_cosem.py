@@ -268,6 +268,16 @@ def test_a_file_of_another_size_than_recorded_is_refused(tiny):
         cosem.weights_path()
 
 
+def test_a_file_that_changed_and_kept_its_size_is_refused(tiny):
+    content = checkpoint(tiny.state_dict())
+    place(content)
+    cosem.weights_path()
+    path = place(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=rf"^{path}: its SHA-256 is .*was changed after"):
+        cosem.weights_path()
+    assert path.is_file()
+
+
 def damaged_copy(state):
     return state | {"chain.1.bias": state["chain.1.bias"] + 1}
 
@@ -342,6 +352,19 @@ def test_a_download_is_recorded_and_happens_once(tiny, cache, server):
     assert files(cache) == ["1820500.pth", "1820500.pth.json"]
 
 
+def test_another_file_than_the_one_taken_first_is_not_kept(tiny, cache, server):
+    server.body = checkpoint(original_names(tiny))
+    path = cosem.weights_path(NAME, server.urls)
+    path.unlink()
+    assert cosem.weights_path(NAME, server.urls) == path  # the same file once more
+    path.unlink()
+    changed = {name: tensor + 1 for name, tensor in original_names(tiny).items()}
+    server.body = checkpoint(changed)
+    with pytest.raises(UserError, match=r"that of the file taken first .* was not kept"):
+        cosem.weights_path(NAME, server.urls)
+    assert files(cache) == ["1820500.pth.json"]
+
+
 def test_a_server_that_does_not_announce_a_length_is_accepted(tiny, cache, server):
     server.body, server.announced = checkpoint(tiny.state_dict()), None
     assert cosem.weights_path(NAME, server.urls).read_bytes() == server.body
@@ -383,6 +406,7 @@ from pathlib import Path
 
 sys.path[:0] = [".", "tests", "tests/model"]
 import test_cosem
+from common.errors import UserError
 from common.model import cosem
 
 mark, url = sys.argv[1:]

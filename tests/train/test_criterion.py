@@ -361,3 +361,29 @@ def test_a_network_with_two_outputs_predicts_with_the_first(experiment):
     record = json.loads((result.logs / "run.json").read_text())
     assert record["result"]["finished"]
     assert list((tiny.folder / "predictions").rglob("mito"))
+
+
+@pytest.mark.parametrize(
+    ("later", "sentence"),
+    [
+        ("0.0", "criterion gives a float for a batch in training"),
+        ("[loss]", "criterion gives a list for a batch"),
+        ("loss.detach()", "without a gradient for a batch"),
+        ("loss.expand(2)", r"shape \(2,\) for a batch"),
+    ],
+)
+def test_a_loss_that_gives_something_else_later_is_told(experiment, later, sentence):
+    text = f"""
+        from common.train.losses import weighted_bce
+
+        _calls = []
+
+
+        def criterion(logits, target, pos_weight):
+            _calls.append(1)
+            loss = weighted_bce(logits, target, pos_weight)
+            return loss if len(_calls) < 3 else {later}
+        """
+    tiny = experiment(text=text)
+    with pytest.raises(UserError, match=sentence):
+        tiny.train()
