@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import multiprocessing.connection
+import os
 import shutil
 import signal
 import threading
+import traceback
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -347,6 +351,13 @@ READ_AHEAD = 2
 """Batches that torch lets each worker read ahead: prefetch_factor of its DataLoader."""
 
 
+NO_SHARED_MEMORY = 3
+"""Exit code of a worker that found no room for its samples."""
+
+NOT_HANDED_OVER = 4
+"""Exit code of a worker that could not hand its samples over for another reason."""
+
+
 class WorkerLost(FileError):
     """A process that reads samples ended before its work was done."""
 
@@ -445,7 +456,7 @@ class Batches:
             num_workers=self.num_workers,
             collate_fn=list,  # blocks differ in size: they become one tensor on the device
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_prepare_worker,
         )
         if self.num_workers and stop > start:
             self._check_shared_memory(start, stop)
@@ -459,11 +470,12 @@ class Batches:
                 pieces = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                ended = [worker.exitcode for worker in getattr(iterator, "_workers", ())]
-                if not any(ended):  # None: runs, 0: ended well
+            # torch's own, and those of a connection that breaks while a sample is handed over
+            except (RuntimeError, OSError, EOFError) as error:
+                ended = _exit_code(getattr(iterator, "_workers", ()), error)
+                if not ended and not isinstance(error, ConnectionError | EOFError):
                     raise
-                raise WorkerLost(_how_a_worker_ended(next(filter(None, ended)))) from error
+                raise WorkerLost(_how_a_worker_ended(ended)) from error
             yield self.on_device(pieces)
 
     def _check_shared_memory(self, start: int, stop: int) -> None:
@@ -526,21 +538,46 @@ def _keeping_its_handler_of_dead_children() -> Iterator[None]:
     signal.signal(signal.SIGCHLD, before)
 
 
+def _exit_code(workers: Sequence[Any], error: Exception) -> int:
+    """Return the exit code of a worker that ended badly, 0 if none did; `error` came of it."""
+    if isinstance(error, OSError | EOFError):
+        # a process closes its connections a moment before it is gone
+        multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=5)
+    return next((worker.exitcode for worker in workers if worker.exitcode), 0)
+
+
 def _how_a_worker_ended(exit_code: int) -> str:
     """Return a sentence about a worker that is gone. exit_code: of a signal if below 0."""
+    is_full = (
+        f"{SHARED_MEMORY} is full; set num_workers = 0, or give the container more "
+        "(docker run --shm-size=8g)"
+    )
     advice = {
-        -signal.SIGBUS: f"{SHARED_MEMORY} is full; set num_workers = 0, or give the container more "
-        "(docker run --shm-size=8g)",
+        NO_SHARED_MEMORY: is_full,
+        -signal.SIGBUS: is_full,
         -signal.SIGKILL: "most likely for want of memory; lower num_workers or batch_size",
     }
-    how = f"exit code {exit_code}"
+    how = f"exit code {exit_code}" if exit_code else "while it handed one over"
     if exit_code < 0:
         how = signal.Signals(-exit_code).name
-    what_to_do = advice.get(exit_code, "set num_workers = 0 to see its error in this process")
+    what_to_do = advice.get(
+        exit_code, "see that memory and /dev/shm are not full, or set num_workers = 0"
+    )
     return f"a worker that reads samples ended ({how}): {what_to_do}"
 
 
-def _leave_signals_to_the_trainer(_: int) -> None:
+def _prepare_worker(_: int) -> None:
     # workers inherit the trainer's handlers; Ctrl-C reaches them too, torch ends them by SIGTERM
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # a thread of the queue hands samples over; its errors are printed, and the trainer would wait
+    # for these samples for ever
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)
+
+
+def _end_worker(error: Exception, _: object) -> None:
+    """End this process where its samples cannot be handed over."""
+    if "shared memory" in str(error) or "No space left" in str(error):
+        os._exit(NO_SHARED_MEMORY)
+    traceback.print_exception(error)
+    os._exit(NOT_HANDED_OVER)

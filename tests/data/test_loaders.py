@@ -520,8 +520,19 @@ def test_a_worker_that_is_killed_ends_with_a_sentence(crop, number, advice):
     next(stream)
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, number)
-    with pytest.raises(WorkerLost, match=rf"{number.name}.*{advice}"):
+    with pytest.raises(WorkerLost, match=rf"{number.name}.*{advice}|handed one over.*num_workers"):
         list(stream)
+
+
+def test_shared_memory_that_others_fill_meanwhile_ends_with_a_sentence(crop, monkeypatch):
+    """What torch raises in a thread of the worker, which printed it while the trainer waited."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    with pytest.raises(WorkerLost, match=r"exit code 3.*/dev/shm is full; set num_workers = 0"):
+        list(batches([crop], workers=1).between(0, 40))
 
 
 def test_shared_memory_too_small_for_the_workers_is_said_before_they_begin(crop, monkeypatch):
