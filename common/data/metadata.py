@@ -472,8 +472,8 @@ def _check_names(folder: Path, separator: str) -> None:
     """UserError if chunks are named with another separator: none of them would be found."""
     with os.scandir(folder) as entries:
         chunk = next((entry for entry in entries if entry.name[0].isdecimal()), None)
-    if chunk is None:
-        return
+    if chunk is None or (chunk.is_file() and "." not in chunk.name):
+        return  # of an array with one axis, or no chunk
     written = "/" if chunk.is_dir() else "."
     if written != separator:
         raise UserError(

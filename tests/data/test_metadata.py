@@ -324,6 +324,17 @@ def test_an_array_that_is_none_is_a_sentence(image, changes):
     assert str(image / "s0") in str(error.value)
 
 
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_chunks_that_are_named_otherwise_than_the_array_says_are_not_zeros(image, separator):
+    zarr.open_group(str(image), mode="r+").create_dataset(
+        "s0", data=VOLUME, chunks=(3, 3, 3), dimension_separator=separator, overwrite=True
+    )
+    assert (whole(image) == VOLUME).all()
+    change_array(image, dimension_separator="." if separator == "/" else "/")
+    with pytest.raises(UserError, match=f"s0: chunks such as 0.*; write '{separator}' there"):
+        open_levels(image)
+
+
 def test_a_chunk_that_is_missing_is_0_where_the_array_does_not_say(image):
     """zarr gives whatever is in memory."""
     change_array(image, fill_value=None)
