@@ -331,7 +331,9 @@ def test_chunks_that_are_named_otherwise_than_the_array_says_are_not_zeros(image
     )
     assert (whole(image) == VOLUME).all()
     change_array(image, dimension_separator="." if separator == "/" else "/")
-    with pytest.raises(UserError, match=f"s0: chunks such as [0-9.]+, .*; write '{separator}' there"):
+    with pytest.raises(
+        UserError, match=f"s0: chunks such as [0-9.]+, .*; write '{separator}' there"
+    ):
         open_levels(image)
 
 
