@@ -572,7 +572,7 @@ def _prepare_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # a thread of the queue hands samples over; its errors are printed, and the trainer would wait
     # for these samples for ever
-    Queue._on_queue_feeder_error = staticmethod(_end_worker)
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
 
 
 def _end_worker(error: Exception, _: object) -> None:
