@@ -208,7 +208,10 @@ def test_a_crop_that_cannot_be_read_is_a_finding_and_the_others_are_described(ex
 
 
 def test_raw_coarser_than_what_the_network_is_given_is_named(experiment):
-    tiny = experiment(input_array_info={"shape": (20,) * 3, "scale": (4,) * 3})
+    tiny = experiment(
+        input_array_info={"shape": (20,) * 3, "scale": (4,) * 3},
+        target_array_info={"shape": (16,) * 3, "scale": (4,) * 3},
+    )
     assert findings(tiny, "3 crops have no raw near 4 nm")
 
 
