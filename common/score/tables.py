@@ -180,7 +180,7 @@ def _extent(scores: Scores) -> str:
     named = f"1 crop ({crops[0]})" if len(crops) == 1 else f"{len(crops)} crops"
     text = f"{named}; evaluations: {scores.total_evals}."
     if any(scores.interval_95.values()):
-        text += " Intervals are of 95 %, by bootstrap over crops."
+        text += " Intervals are of 95 %: Student's t on bootstrap draws of crops."
     return text
 
 
