@@ -11,6 +11,8 @@ unknown whatever the metadata say.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ import numpy as np
 
 from common.classes import INSTANCES
 from common.data import regrid
-from common.data.ngff import Grid, Level, Vector
+from common.data.ngff import Grid, Level, Vector, chunk_ranges
 from common.data.records import read_attributes
 from common.errors import UserError
 from common.talk import some
@@ -32,6 +34,21 @@ UNKNOWN_ID = -1
 """Stands for unknown in `LabelReader.on`."""
 
 INSTANCE_TYPE = "instance_segmentation"
+
+LOOKED_AT = 27
+"""Chunks that are looked at to know whether a writer stores empty ones."""
+
+MOST_LINES = 12
+"""Remarks about labels that are said; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many voxels of a label volume are absent, by its metadata."""
+
+    absent: int
+    attribute: str
+    """What says so: complement_counts of the annotation, or class_counts as cellmap-data writes."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,8 @@ class Encoding:
     unknown: int | None = None
     id_of_unknown: int | None = None
     """The value of unknown in a volume of ids whose metadata count no such voxel: there an id."""
+    counted: Counted | None = None
+    """What the metadata count, where they do."""
 
     def named(self) -> list[int]:
         """The values that have a meaning."""
@@ -78,7 +97,28 @@ def encoding_of(level: Level, name: str) -> Encoding:
         present=values.get("present"),
         unknown=None if taken else unknown,
         id_of_unknown=unknown if taken else None,
+        counted=_counted(level, name, counts, absent_is_0=values.get("absent", 0) == 0),
     )
+
+
+def _counted(
+    level: Level, name: str, complement: Mapping[str, Any], *, absent_is_0: bool
+) -> Counted | None:
+    """What the metadata count; None where they do not, or count the voxels of another grid."""
+    voxels = math.prod(level.array.shape)
+    absent = complement.get("absent")
+    if isinstance(absent, int) and _is_count(absent):
+        others = sum(number for number in complement.values() if _is_count(number))
+        return Counted(absent, "complement_counts") if others <= voxels else None
+    # number of voxels that are not 0
+    positive = _object(level.array.attrs.get("class_counts")).get(name)
+    if _is_count(positive) and absent_is_0 and positive <= voxels:
+        return Counted(voxels - positive, "class_counts")
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _annotation(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,11 +146,17 @@ def _values(path: Path, encoding: Mapping[str, Any]) -> dict[str, int]:
 
 
 def summed_up(remarks: Sequence[tuple[str, str]]) -> list[str]:
-    """A line for each different sentence of (class, sentence), with the classes it is about."""
+    """A line for each different sentence of (class, sentence), with the classes it is about.
+
+    Of very many the first ones.
+    """
     classes: dict[str, set[str]] = {}
     for name, sentence in remarks:
         classes.setdefault(sentence, set()).add(name)
-    return [f"labels of {some(sorted(names))}: {text}" for text, names in classes.items()]
+    lines = [f"labels of {some(sorted(names))}: {text}" for text, names in classes.items()]
+    if len(lines) <= MOST_LINES:
+        return lines
+    return [*lines[:MOST_LINES], f"... and {len(lines) - MOST_LINES} more remarks about labels"]
 
 
 class LabelReader:
@@ -122,6 +168,8 @@ class LabelReader:
         self.name = name
         self.encoding = encoding_of(level, name)
         self.unknown_voxels = 0
+        self._voxels = 0
+        self._absent_voxels = 0
         self._met: dict[str, None] = {}
         self._may_be_mask = not self.encoding.is_instance
         """Whether nothing but 0, 1 and one number that may mean unknown was met."""
@@ -167,7 +215,7 @@ class LabelReader:
     def ids(self) -> tuple[np.ndarray, np.ndarray | None]:
         """The whole volume as integer ids, and where it is known; 0 where it is absent or unknown.
 
-        None where all is known. Raises UserError for values that are no ids.
+        None where all is known. Raises UserError for values that are no ids, and as `check_whole`.
         """
         values = self.level.read((0, 0, 0), self.level.shape)
         unknown = self._unknown(values)
@@ -178,8 +226,48 @@ class LabelReader:
                 nothing |= unknown
             # where 0 is said to be positive there are no ids to keep
             values = ~nothing if self.encoding.present == 0 else np.where(nothing, 0, values)
+        self.check_whole()
         ids = regrid.as_ids(values.astype(values.dtype.newbyteorder("="), copy=False), self.path)
         return ids, None if unknown is None else ~unknown
+
+    def check_whole(self) -> None:
+        """Compare what was read, once, of the whole volume with what its metadata count.
+
+        A chunk that was lost, or not fetched, reads as the fill value: as background, mostly. Where
+        nothing is counted that can be known only of a writer that stores empty chunks too.
+
+        Raises UserError if chunks are missing and the counts say that they held something.
+        """
+        voxels = math.prod(self.level.array.shape)
+        chunks = self.level.missing_chunks((0, 0, 0), self.level.shape)
+        lost = f"{chunks.missing} of {chunks.of} chunks are not there"
+        counted = self.encoding.counted
+        if counted is None:
+            if chunks.missing and _stores_empty_chunks(self.level):
+                self._met[
+                    f"{lost} in {self._crop}, and were taken for {self.level.array.fill_value}; "
+                    "empty chunks are stored in this array, so they may be lost: copy it again"
+                ] = None
+            return
+        more = self._absent_voxels > counted.absent
+        # a reduction may leave out the last voxels of the volume
+        fewer = self._voxels == voxels and self._absent_voxels < counted.absent
+        if not more and not fewer:
+            return
+        differ = (
+            f"{self._absent_voxels:,} voxels are absent, and {counted.absent:,} by "
+            f"{counted.attribute} in the metadata"
+        )
+        if chunks.missing:
+            raise UserError(
+                f"{self.path}: {lost}, and what they held is missed: {differ}; fetch or copy this "
+                f"array again, or, if its labels were edited, correct {counted.attribute}"
+            )
+        self._met[f"{differ} of {self._crop}: they were edited, or are not whole"] = None
+
+    @property
+    def _crop(self) -> str:
+        return self.path.parents[1].name
 
     @property
     def path(self) -> Path:
@@ -221,7 +309,9 @@ class LabelReader:
             yield "NaN", np.isnan(values)
 
     def _look(self, values: np.ndarray) -> None:
-        """Note what may mean something else than it is taken for."""
+        """Count what is absent, and note what may mean something else than it is taken for."""
+        self._voxels += values.size
+        self._absent_voxels += int(np.count_nonzero(values == self.encoding.absent))
         taken = self.encoding.id_of_unknown
         if taken is not None and (values == taken).any():
             self._met[
@@ -247,3 +337,22 @@ class LabelReader:
         dtype = self.level.array.dtype
         highest = np.iinfo(dtype).max if dtype.kind in "ui" else 255
         return {255, int(highest)} - set(self.encoding.named())
+
+
+def _stores_empty_chunks(level: Level) -> bool:
+    """Whether a stored chunk holds nothing but the fill value.
+
+    The smallest files are looked at: nothing is packed smaller.
+    """
+    sizes = []
+    for index in itertools.product(*chunk_ranges((0, 0, 0), level.shape, level.array.chunks)):
+        file = level.chunk_file(index)
+        if file.is_file():
+            sizes.append((file.stat().st_size, index))
+    fill = level.array.fill_value
+    return any((_chunk(level, index) == fill).all() for _, index in sorted(sizes)[:LOOKED_AT])
+
+
+def _chunk(level: Level, index: tuple[int, ...]) -> np.ndarray:
+    start = np.array(index) * level.array.chunks
+    return level.read(start, np.minimum(start + level.array.chunks, level.shape))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.ngff import Level, chunk_ranges
+from common.data.ngff import Level
 from common.errors import FileError
 
 ABANDONED_S = 86400
@@ -120,8 +119,7 @@ def raw_stamp(level: Level, start: np.ndarray, stop: np.ndarray) -> str:
     inside = np.maximum(start, 0), np.minimum(stop, level.shape)
     folder = level.path.parent
     files = [folder / ".zattrs", level.path / ".zarray"]
-    for index in itertools.product(*chunk_ranges(*inside, level.array.chunks)):
-        files.append(Path(level.array.store.path, level.array._chunk_key(index)))
+    files += level.chunk_files(*inside)
     states = []
     for file in files:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a chunk not fetched

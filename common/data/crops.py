@@ -22,7 +22,7 @@ import numpy as np
 from common.data import ngff
 from common.data.annotation import LabelReader
 from common.data.crop_cache import CropCache, label_stamp, raw_stamp
-from common.data.ngff import Grid, Level
+from common.data.ngff import Grid, Level, MissingChunks
 from common.data.palette import UNKNOWN, complete, contradicts, encode
 from common.data.placement import check_crop, check_detail
 from common.data.raw import Raw, mirror, open_raw, reduction
@@ -51,8 +51,10 @@ The centre of a patch moves by up to half a voxel onto the grid of the raw, and 
 the next voxel.
 """
 
-FORMAT = 3
+FORMAT = 4
 """Version of the decoded files. It is part of the key of a crop: a new version decodes anew."""
+
+ALL_THERE = MissingChunks(0, 0)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -108,6 +110,8 @@ class Crop:
     """Number of voxels whose labels contradict the class table."""
     remarks: tuple[tuple[str, str], ...] = ()
     """(class, sentence) for each kind of label value that was taken for something unusual."""
+    missing_raw: MissingChunks = ALL_THERE
+    """Chunks of raw where its labels are, and how many of them are not there."""
 
     def raw(self) -> np.ndarray:
         """Return the raw, memory-mapped: (z, y, x) uint8, or float32 in [0, 1]."""
@@ -238,6 +242,8 @@ class Decoding:
     """(3,) number of annotated voxels along each axis that are reduced to one."""
     label_grid: Grid
     """The labels to be written."""
+    missing_raw: MissingChunks
+    """Chunks of raw where the labels are, and how many of them are not there."""
     key: str
     """Folder name in the cache: a hash of everything that the result depends on."""
     given_up: threading.Event = field(default_factory=threading.Event, compare=False)
@@ -292,8 +298,16 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
         raw_grid=raw_grid,
         label_factor=factor,
         label_grid=_reduced_grid(label, factor),
+        missing_raw=_missing_raw(raw.level, lower, upper),
         key=key_of(identity),
     )
+
+
+def _missing_raw(level: Level, lower: np.ndarray, upper: np.ndarray) -> MissingChunks:
+    """Missing chunks of raw in a box (nm). Around it EM may end, and be stored without chunks."""
+    start = np.rint((lower - level.translation) / level.scale + 0.5).astype(int)
+    stop = np.rint((upper - level.translation) / level.scale + 0.5).astype(int)
+    return level.missing_chunks(np.maximum(start, 0), np.minimum(stop, level.shape))
 
 
 def _classes_to_read(row: Row, request: CropRequest) -> tuple[str, ...]:
@@ -453,6 +467,8 @@ def _decode_labels(job: Decoding, folder: Path) -> None:
             row = int(palette_rows[part.row])
             parts.append(RowPart(row, part.voxels, part.positions + start))
 
+    for reader in readers:
+        reader.check_whole()
     palette = np.full((len(row_of) + 1, len(job.names)), UNKNOWN, np.int8)
     for combination, row in row_of.items():
         palette[row] = np.frombuffer(combination, np.int8)
@@ -624,6 +640,7 @@ def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
         examples=examples,
         contradictions=contradictions,
         remarks=remarks,
+        missing_raw=job.missing_raw,
     )
 
 

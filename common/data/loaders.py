@@ -35,7 +35,7 @@ from common.data.sampling import Augmentation, Patch, Sample, Sampler
 from common.data.split import Row
 from common.data.targets import PaletteTarget
 from common.errors import FileError, UserError
-from common.talk import size
+from common.talk import size, some
 
 # The data of a run
 
@@ -225,6 +225,7 @@ def notices(data: Data, classes: Sequence[str]) -> list[str]:
     for crop in (*data.train, *data.validation):
         remarks += crop.remarks
     sentences += annotation.summed_up(remarks)
+    sentences += _not_there([*data.train, *data.validation])
     at_odds = [crop for crop in (*data.train, *data.validation) if crop.contradictions]
     if at_odds:
         worst = max(at_odds, key=_contradicted)
@@ -239,6 +240,20 @@ def notices(data: Data, classes: Sequence[str]) -> list[str]:
             "the datasplit has no validation crop: no metric, and the best checkpoint is the last"
         )
     return sentences
+
+
+def _not_there(crops: Sequence[Crop]) -> list[str]:
+    """A sentence about crops whose labels lie on raw that is not there."""
+    short = [crop for crop in crops if crop.missing_raw.missing]
+    if not short:
+        return []
+    missing = sum(crop.missing_raw.missing for crop in short)
+    total = sum(crop.missing_raw.of for crop in short)
+    return [
+        f"{missing} of {total} chunks of raw are not there under the labels of "
+        f"{some([crop.name for crop in short])}, and are black: fetch their EM chunks again, or "
+        "remove the crops from the datasplit"
+    ]
 
 
 def _not_learnt(data: Data, classes: Sequence[str]) -> list[str]:

@@ -64,6 +64,12 @@ UNFINISHED = "unfinished"
 Such a group has no 'multiscales', so that no reader takes it for a complete image.
 """
 
+STORED_CHUNKS = "stored_chunks"
+"""Attribute of a group that was written here: how many chunks of its finest level are stored.
+
+Chunks of zeros are not, so that nothing else tells one that was lost.
+"""
+
 
 @dataclass(frozen=True)
 class LevelMetadata:

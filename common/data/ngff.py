@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import lzma
 import math
+import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from numcodecs import Blosc
 
 from common.data import adapted, codecs, metadata
 from common.data.box import Vector, slices
-from common.data.metadata import UNFINISHED, LevelMetadata
+from common.data.metadata import STORED_CHUNKS, UNFINISHED, LevelMetadata
 from common.errors import UserError
 from common.files import refuse_remote
 
@@ -53,6 +54,13 @@ def box_text(grid: Grid) -> str:
     lower, upper = grid.box()
     sides = [f"{low:g} to {high:g}" for low, high in zip(lower, upper, strict=True)]
     return f"z, y, x {', '.join(sides)}"
+
+
+class MissingChunks(NamedTuple):
+    """How many chunks of some voxels are not there."""
+
+    missing: int
+    of: int
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,20 @@ class Level:
         separator = self.array._dimension_separator
         return self.path / adapted.chunk_name(index, self.dropped, separator)
 
+    def chunk_files(self, start: Vector, stop: Vector) -> Iterator[Path]:
+        """The files of the chunks that hold voxels start..stop-1; they need not exist."""
+        for index in itertools.product(*chunk_ranges(start, stop, self.array.chunks)):
+            yield self.chunk_file(index)
+
+    def missing_chunks(self, start: Vector, stop: Vector) -> MissingChunks:
+        """Count the chunks that hold voxels start..stop-1, and those that have no file.
+
+        These read as the fill value. Many writers leave out chunks that hold nothing else.
+        """
+        files = list(self.chunk_files(start, stop))
+        missing = [file for file in files if not file.is_file()]
+        return MissingChunks(len(missing), len(files))
+
     def _undecodable(self, start: Vector, stop: Vector, reason: str) -> UserError:
         return UserError(
             f"{self.path}: a chunk in voxels {_whole(start)} to {_whole(stop)} cannot be decoded "
@@ -120,8 +142,7 @@ class Level:
         # numcodecs hands such a chunk to Blosc, which reads on beyond its end
         if not isinstance(self.array.compressor, Blosc):
             return ""
-        for index in itertools.product(*chunk_ranges(start, stop, self.array.chunks)):
-            file = self.chunk_file(index)
+        for file in self.chunk_files(start, stop):
             if file.is_dir():
                 return f"{file.name} is a folder"
             if not file.is_file():
@@ -296,7 +317,17 @@ def finish_multiscale(
         datasets.append(_dataset(number, scale, origin))
     attributes = group.attrs.asdict()
     attributes.pop(UNFINISHED, None)
+    attributes[STORED_CHUNKS] = count_chunks(path)
     group.attrs.put({"multiscales": [_multiscale(Path(path).name, datasets)], **attributes})
+
+
+def count_chunks(path: str | Path) -> int:
+    """Number of chunks that are stored of the finest level of an image that was written here."""
+    stored = 0
+    for _, _, names in os.walk(Path(path) / "s0"):
+        # metadata, and what is left of chunks that were being written
+        stored += sum(not name.startswith(".") and not name.endswith(".partial") for name in names)
+    return stored
 
 
 def _dataset(number: int, scale: np.ndarray, origin: np.ndarray) -> dict:

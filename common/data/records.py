@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common import typed
-from common.data.metadata import read_object
+from common.data.metadata import STORED_CHUNKS, read_object
+from common.data.ngff import count_chunks
 from common.errors import UserError
 from common.files import key_of
 
@@ -185,3 +186,21 @@ def _checked(group: Path, name: str, make: Callable[[Any], Record], stored: Any)
 def is_finished(group: Path) -> bool:
     """Return whether all voxels of a class are written; only then its group is an image."""
     return "multiscales" in read_attributes(group)
+
+
+def lost_chunks(group: Path) -> int:
+    """How many chunks of a finished class are gone since it was written; 0 where it is unknown."""
+    stored = read_attributes(group).get(STORED_CHUNKS)
+    if not isinstance(stored, int):
+        return 0
+    return max(0, stored - count_chunks(group))
+
+
+def refuse_lost_chunks(group: Path, command: str) -> None:
+    """Raises UserError where chunks are gone, with the command that makes the class again."""
+    lost = lost_chunks(group)
+    if lost:
+        raise UserError(
+            f"{group}: {lost} of its stored chunks are gone, and would read as 0; copy it again, "
+            f"or run {command} again. If it was edited, remove {STORED_CHUNKS!r} from its .zattrs"
+        )

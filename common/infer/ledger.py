@@ -17,6 +17,7 @@ from common.data.records import (
     PredictionRecord,
     ProcessedRecord,
     is_finished,
+    lost_chunks,
     read_prediction,
     read_processed,
 )
@@ -46,7 +47,7 @@ def unfinished(
     for name in classes:
         stored = _replaceable(folder / name, wanted, overwrite)
         begun = stored is not None and stored.key == wanted.key
-        whole = begun and is_finished(folder / name)
+        whole = begun and is_finished(folder / name) and not lost_chunks(folder / name)
         if whole and not overwrite:
             continue
         left.append(name)
@@ -88,7 +89,9 @@ def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
 def is_processed(group: Path, wanted: ProcessedRecord) -> bool:
     """Whether a processed class is there as `wanted`, and whole."""
     stored = read_processed(group)
-    return stored is not None and stored.key == wanted.key and is_finished(group)
+    if stored is None or stored.key != wanted.key:
+        return False
+    return is_finished(group) and not lost_chunks(group)
 
 
 def refuse_stale(

@@ -150,7 +150,8 @@ def find_predictions(
 def open_prediction(path: Path) -> Prediction:
     """A finished prediction.
 
-    Raises FileNotFoundError, or UserError for one that is half-written or not of `predict`.
+    Raises FileNotFoundError, or UserError for one that is half-written, not of `predict`, or whose
+    chunks are gone.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no prediction; run predict first")
@@ -161,6 +162,7 @@ def open_prediction(path: Path) -> Prediction:
             f"{path}: not written by predict (no 'prediction' in its .zattrs); run predict into "
             "another folder"
         )
+    records.refuse_lost_chunks(path, "predict")
     return Prediction(level, record)
 
 
@@ -382,6 +384,7 @@ def check_processed(
     stored = records.read_processed(processed)
     if stored is None:
         return None
+    records.refuse_lost_chunks(processed, "process")
     wanted = describe(recipe, name, stored.prediction)
     prediction = open_prediction(predicted).record if predicted.is_dir() else None
     ledger.refuse_stale(processed, stored, wanted, prediction)

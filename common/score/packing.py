@@ -14,6 +14,7 @@ from common.classes import INSTANCES
 from common.data import regrid
 from common.data.manifest import Entry
 from common.data.ngff import Level, open_levels
+from common.data.records import refuse_lost_chunks
 from common.errors import UserError
 from common.files import replacing
 from common.score import gaps, submission
@@ -86,6 +87,7 @@ def _level_of(entry: Entry, path: Path) -> Level | Gap:
         return Gap(entry, gaps.NOT_PROCESSED, sentence)
     try:
         levels = open_levels(path)
+        refuse_lost_chunks(path, "process")
     except (FileNotFoundError, UserError) as error:
         sentence = f"{error} (if it is half-written, run process again)"
         return Gap(entry, gaps.UNREADABLE, sentence)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from common.data.annotation import LabelReader, encoding_of, summed_up
 from common.data.ngff import Level, open_levels, write_multiscale
@@ -155,3 +156,111 @@ def test_ids_are_whole_numbers_with_0_where_nothing_is_known(tmp_path):
 def test_one_line_tells_of_all_crops():
     lines = summed_up([("mito", "x"), ("er", "x"), ("mito", "x"), ("er", "y")])
     assert lines == ["labels of er, mito: x", "labels of er: y"]
+
+
+# Chunks that were lost
+
+
+def chunked(root: Path, volume: np.ndarray, name: str = "er", *, store_empty: bool) -> Level:
+    """A label volume in chunks of 4 voxels along each axis."""
+    write_multiscale(root / name, volume, (8, 8, 8), chunk=4)
+    if store_empty:
+        array = zarr.open_array(str(root / name / "s0"), mode="r+", write_empty_chunks=True)
+        array[...] = volume
+    return open_levels(root / name)[0]
+
+
+def corners() -> np.ndarray:
+    """Something in two of eight chunks: 30 voxels."""
+    volume = np.zeros((8, 8, 8), np.uint8)
+    volume[0:3, 0:3, 0:3] = 1
+    volume[5:8, 7, 7] = 1
+    return volume
+
+
+def read_whole(root: Path, how: str, name: str = "er") -> list[str]:
+    """The remarks after a whole volume was read, as training or as evaluation reads it."""
+    reader = LabelReader(open_levels(root / name)[0], name)
+    if how == "training":
+        for z in (0, 4):
+            reader.read((z, 0, 0), (z + 4, 8, 8))
+        reader.check_whole()
+    else:
+        reader.ids()
+    return reader.remarks()
+
+
+HOW = pytest.mark.parametrize("how", ["training", "evaluation"])
+COUNTS = pytest.mark.parametrize("attribute", ["complement_counts", "class_counts"])
+
+
+def count(level: Level, attribute: str, positive: int = 30) -> None:
+    if attribute == "complement_counts":
+        describe(level.path, SEMANTIC, CHALLENGE, complement_counts={"absent": 512 - positive})
+    else:
+        (level.path / ".zattrs").write_text(json.dumps({"class_counts": {"er": positive}}))
+
+
+@HOW
+@COUNTS
+def test_a_lost_chunk_of_labels_is_not_background_where_the_metadata_count(
+    tmp_path, how, attribute
+):
+    level = chunked(tmp_path, corners(), store_empty=False)
+    count(level, attribute)
+    assert read_whole(tmp_path, how) == []
+    level.chunk_file((1, 1, 1)).unlink()
+    with pytest.raises(UserError) as error:
+        read_whole(tmp_path, how)
+    assert f"{level.path}: 7 of 8 chunks are not there" in str(error.value)
+    assert f"485 voxels are absent, and 482 by {attribute}" in str(error.value)
+
+
+@HOW
+def test_counts_in_the_metadata_of_the_group_are_compared_too(tmp_path, how):
+    level = chunked(tmp_path, corners(), "mito", store_empty=True)
+    describe(level.path.parent, INSTANCE, {"absent": 0}, complement_counts={"absent": 482})
+    level.chunk_file((0, 0, 0)).unlink()
+    with pytest.raises(UserError, match="1 of 8 chunks are not there"):
+        read_whole(tmp_path, how, "mito")
+
+
+@HOW
+@COUNTS
+@pytest.mark.parametrize("positive", [29, 31])
+def test_labels_edited_since_they_were_counted_are_a_remark(tmp_path, how, attribute, positive):
+    level = chunked(tmp_path, corners(), store_empty=True)
+    count(level, attribute, positive)
+    (remark,) = read_whole(tmp_path, how)
+    assert f"482 voxels are absent, and {512 - positive} by {attribute}" in remark
+
+
+@HOW
+def test_counts_of_another_grid_say_nothing(tmp_path, how):
+    level = chunked(tmp_path, corners(), store_empty=False)
+    describe(level.path, SEMANTIC, CHALLENGE, complement_counts={"absent": 500, "unknown": 13})
+    assert read_whole(tmp_path, how) == []
+
+
+@HOW
+def test_a_chunk_that_is_not_there_beside_stored_empty_ones_is_a_remark(tmp_path, how):
+    level = chunked(tmp_path, corners(), store_empty=True)
+    assert read_whole(tmp_path, how) == []
+    level.chunk_file((1, 1, 1)).unlink()
+    (remark,) = read_whole(tmp_path, how)
+    assert "1 of 8 chunks are not there" in remark
+
+
+@HOW
+def test_a_writer_may_leave_out_empty_chunks(tmp_path, how):
+    chunked(tmp_path, corners(), store_empty=False)
+    chunked(tmp_path, np.zeros((8, 8, 8), np.uint8), "nuc", store_empty=False)
+    assert read_whole(tmp_path, how) == []
+    assert read_whole(tmp_path, how, "nuc") == []
+
+
+def test_of_many_remarks_the_first_are_said():
+    remarks = [("er", f"remark {number}") for number in range(15)]
+    lines = summed_up(remarks)
+    assert lines[0] == "labels of er: remark 0"
+    assert lines[12:] == ["... and 3 more remarks about labels"]

@@ -21,6 +21,7 @@ from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, Decoding, open_crops
 from common.data.ngff import Grid, slices, write_multiscale
 from common.data.split import Row
+from common.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 RAW = RANDOM.integers(1, 256, (20, 20, 20), np.uint8)
@@ -526,6 +527,55 @@ def test_a_chunk_with_other_bytes_of_the_same_size_is_decoded_anew(tmp_path, dec
     assert (found == 1).all()
 
 
+@pytest.mark.parametrize("separator", [".", "/"])
+@pytest.mark.parametrize("axes", ["zyx", "czyx", "tczyx"])
+def test_a_chunk_of_raw_of_any_name_is_decoded_anew(tmp_path, decoded, axes, separator):
+    row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
+    more = (1,) * (len(axes) - 3)
+    zarr.save_array(
+        str(row.raw / "s0"),
+        RAW.reshape(more + RAW.shape),
+        chunks=(*more, 8, 8, 8),
+        compressor=None,
+        dimension_separator=separator,
+    )
+    attributes = json.loads((row.raw / ".zattrs").read_text())
+    image = attributes["multiscales"][0]
+    image["axes"] = [{"name": axis} for axis in axes[: len(more)]] + image["axes"]
+    for transform in image["datasets"][0]["coordinateTransformations"]:
+        transform[transform["type"]] = [1.0] * len(more) + transform[transform["type"]]
+    (row.raw / ".zattrs").write_text(json.dumps(attributes))
+    open_crop(row)
+    open_crop(row)
+    assert len(decoded) == 1
+    chunk = row.raw / "s0" / separator.join(["0"] * len(axes))
+    with chunk.open("r+b") as file:
+        file.write(np.full(512, 7, np.uint8).tobytes())
+    assert (raw_within(open_crop(row), (0, 0, 0), (8, 8, 8)) == 7).all()
+    assert len(decoded) == 2
+
+
+def test_a_chunk_of_labels_that_was_lost_is_not_taken_for_background(tmp_path):
+    labels = blocks((1, 1, 1), (12, 1, 1), shape=(16, 16, 16))
+    row = write_crop(tmp_path, RAW, {"mito": labels})
+    attributes = row.crop / "mito" / "s0" / ".zattrs"
+    counts = {"cellmap": {"annotation": {"complement_counts": {"absent": 16**3 - 2}}}}
+    attributes.write_text(json.dumps(counts))
+    assert open_crop(row).remarks == ()
+    (row.crop / "mito" / "s0" / "1" / "0" / "0").unlink()
+    with pytest.raises(UserError, match="mito/s0: 7 of 8 chunks are not there"):
+        open_crop(row)
+
+
+def test_chunks_of_raw_that_are_missing_under_the_labels_are_counted(tmp_path):
+    """Those around the labels are not: EM may end there, and black chunks need not be stored."""
+    row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))}, label_translation=(32, 0, 0))
+    (row.raw / "s0" / "2" / "0" / "0").unlink()
+    assert open_crop(row, margin=64).missing_raw == (0, 2)
+    (row.raw / "s0" / "1" / "0" / "0").unlink()
+    assert open_crop(row, margin=64).missing_raw == (1, 2)
+
+
 def test_what_did_not_change_is_not_decoded_anew(tmp_path, decoded):
     row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
     for _ in range(2):
@@ -647,6 +697,7 @@ from pathlib import Path
 
 from common.data.crops import open_crops
 from common.data.split import Row
+from common.errors import UserError
 from tests.data.test_crops import cache_in, request
 
 root = Path(sys.argv[1])

@@ -17,7 +17,7 @@ import torch
 from scipy import ndimage
 
 from common.config.settings import TrainConfig
-from common.data import loaders
+from common.data import loaders, ngff
 from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, open_crops
 from common.data.loaders import (
@@ -915,6 +915,16 @@ def test_a_split_without_validation_is_said(root):
     assert said == [
         "the datasplit has no validation crop: no metric, and the best checkpoint is the last"
     ]
+
+
+def test_raw_that_is_not_there_under_labels_is_told(root):
+    raw = root / "data" / "set.zarr" / "em"
+    volume = ngff.open_levels(raw)[0].array[...]
+    write_multiscale(raw, volume, (8, 8, 8), chunk=20)
+    assert notices(open_data(config(root)), ("mito", "nuc")) == []
+    ngff.open_levels(raw)[0].chunk_file((1, 1, 1)).unlink()
+    (said,) = notices(open_data(config(root)), ("mito", "nuc"))
+    assert "2 of 16 chunks of raw are not there under the labels of set/crop1" in said
 
 
 def test_contradictions_in_the_annotation_are_counted_and_said_once(root):

@@ -169,7 +169,8 @@ def test_what_is_not_finished_is_no_image(tmp_path):
 def test_finishing_keeps_the_attributes_and_takes_the_mark_away(tmp_path):
     written_in_pieces(tmp_path / "image", np.ones(GRID.shape, np.uint8))
     attributes = zarr.open_group(str(tmp_path / "image"), mode="r").attrs.asdict()
-    assert set(attributes) == {"multiscales", "class"} and attributes["class"] == "mito"
+    assert set(attributes) == {"multiscales", "class", "stored_chunks"}
+    assert attributes["class"] == "mito"
     assert attributes["multiscales"][0]["axes"][0] == {
         "name": "z",
         "type": "space",

@@ -757,6 +757,14 @@ def test_a_finished_prediction_is_left_alone(tiny, capfd):
     assert f"tiny/crop3: already there, in {folder}" in capfd.readouterr().err
 
 
+def test_a_finished_prediction_that_lost_a_chunk_is_predicted_again(tiny):
+    folder = run(tiny)
+    expected = values(folder)
+    open_levels(folder / "mito")[0].chunk_file((0, 0, 0)).unlink()
+    assert (values(folder) != expected).any()
+    np.testing.assert_array_equal(values(run(tiny)), expected)
+
+
 def test_overwrite_predicts_again_what_no_record_tells_from_what_is_there(tiny):
     """Raw of which chunks were missing, for one."""
     raw = tiny.store / "recon-1/em/fibsem-uint8/s0"

@@ -393,6 +393,41 @@ def test_functions_of_this_repository_are_part_of_the_hash(experiment, monkeypat
     assert len({*found, read_recipe(tiny.folder).code}) == 5
 
 
+def test_what_lost_a_chunk_since_it_was_written_is_made_anew(done):
+    written = Path(done.config().path("processed_path") / "tiny.zarr/crop3/mito")
+    ngff.open_levels(written)[0].chunk_file((1, 1, 1)).unlink()
+    with pytest.raises(UserError, match=r"1 of its stored chunks are gone.*run process again"):
+        check(done)
+    assert is_redone(done)
+    check(done)
+
+
+def check(tiny, name: str = "mito") -> None:
+    """Ask, as evaluate does, whether what was processed is whole."""
+    folders = [tiny.config().path(kind) for kind in ("processed_path", "predictions_path")]
+    processed, predicted = (folder / "tiny.zarr/crop3" / name for folder in folders)
+    process.check_processed(load_recipe(tiny.config()), name, processed, predicted)
+
+
+def test_a_prediction_that_lost_a_chunk_is_refused(experiment):
+    tiny = experiment()
+    path = write_prediction(tiny, "mito", np.full((24, 24, 24), 200, np.uint8))
+    ngff.open_levels(path)[0].chunk_file((0, 1, 1)).unlink()
+    with pytest.raises(UserError, match=r"1 of its stored chunks are gone.*run predict again"):
+        run(tiny, classes=("mito",))
+
+
+def test_chunks_of_zeros_need_not_be_there(experiment):
+    tiny = experiment()
+    values = np.zeros((24, 24, 24), np.uint8)
+    values[0, 0, 0] = 200
+    path = write_prediction(tiny, "mito", values)
+    assert ngff.count_chunks(path) == 1
+    run(tiny, classes=("mito",))
+    assert processed(tiny, "mito")[0, 0, 0] == 1
+    check(tiny)
+
+
 def test_overwrite_makes_anew(done):
     run(done, classes=("mito",), overwrite=True)
     assert processed(done, "mito")[0, 0, 0] == 1
