@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple, cast
 
 from common import classes as class_table
 from common.config.kinds import (
+    BelowOne,
     Fraction,
     Halo,
     Interval,
@@ -163,6 +164,10 @@ class TrainConfig:
     """Initialise the output layer so that the first prediction is the frequency of each class."""
     max_grad_norm: Annotated[float, NotNegative] = 0.0
     """Norm to which the gradient of a step is clipped; 0 turns clipping off."""
+    ema_decay: Annotated[float, BelowOne] = 0.0
+    """Factor per step of a moving average of the weights, such as 0.999; it is the average that
+    validates, is chosen as best and predicts. The factor after t steps is at most (1 + t) /
+    (10 + t), so that short runs profit, too. 0 keeps no average. A continued run may change it."""
     precision: Annotated[str, one_of("auto", "bf16", "fp16", "fp32")] = "auto"
     """Number type of the forward pass: "auto" is bf16 where the device supports it, else fp16 with
     loss scaling on CUDA and fp32 on a CPU."""
@@ -299,8 +304,11 @@ They take effect at once, and change neither the data nor the method of training
 """
 
 
-OF_THE_FUTURE = frozenset(["scheduler", "scheduler_kwargs"])
-"""Settings that a continued run may change, too: they say at which rate it goes on, and no more."""
+OF_THE_FUTURE = frozenset(["scheduler", "scheduler_kwargs", "ema_decay"])
+"""Settings that a continued run may change, too: they say how it goes on, and no more.
+
+At which rate, and whether its weights are averaged, which the trained ones do not depend on.
+"""
 
 
 TOOLBOX_NAMES = {
@@ -348,6 +356,9 @@ OTHER_NAMES = {
     "max_iterations": "iterations_per_epoch",
     "accumulation_steps": "gradient_accumulation_steps",
     "accumulate_grad_batches": "gradient_accumulation_steps",
+    "ema": "ema_decay",
+    "use_ema": "ema_decay",
+    "model_ema": "ema_decay",
     "clip_grad": "max_grad_norm",
     "clip_grad_norm": "max_grad_norm",
     "grad_clip": "max_grad_norm",
@@ -425,7 +436,6 @@ NOT_HERE = {
     "num_classes": "it is the number of names in classes",
     "in_channels": "raw has one channel",
     "out_channels": "it is the number of names in classes",
-    "ema": "there is none",
     "verbose": "there is none",
     "debug": "there is none; `train --check` takes a few steps and keeps nothing",
 }

@@ -1,7 +1,8 @@
 """Save the whole training state of a run, and continue from it.
 
-A checkpoint is a file of torch.save with the state dicts of model, optimiser, scheduler and scaler,
-the random states, the numbers of `State`, and the classes, settings and provenance of the run.
+A checkpoint is a file of torch.save with the state dicts of model, average of its weights,
+optimiser, scheduler and scaler, the random states, the numbers of `State`, and the classes,
+settings and provenance of the run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from common.errors import UserError
 from common.files import REPOSITORY, not_written, replacing
 from common.provenance import provenance
 from common.talk import note, some
-from common.train import schedule, weights_file
+from common.train import average, schedule, weights_file
 from common.train.steps import State
 
 SAVED_NUMBERS = (
@@ -43,6 +44,7 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
     """
     content = {
         "model": state.model.state_dict(),
+        "ema": state.ema.state_dict() if state.ema else None,
         "optimizer": state.optimizer.state_dict(),
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "scaler": state.scaler.state_dict(),
@@ -77,7 +79,7 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     if own:
         saved = _load_own(own, config)
         _refuse_other_settings(own, saved, config, split_hash)
-        load_weights(state.model, saved, own)
+        load_weights(state.model, saved, own, trained=True)
         changes = _restore(config, state, saved)
         _note_other_order(own, state, saved)
         origin = f"continuing {own} after epoch {state.epoch}, iteration {state.iteration}"
@@ -89,8 +91,10 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     if is_whole(saved):
         refuse_other_classes(given, saved, config.classes)
         load_weights(state.model, saved, given)
+        average.begin_again(state.ema, state.model)
         return f"starting at epoch 0 with the weights of {given} (epoch {saved['epoch']})"
     weights_file.load_weights(state.model, saved, given)
+    average.begin_again(state.ema, state.model)
     return (
         f"starting at epoch 0 with the weights of {given}; nothing else was taken from it, and it "
         f"does not say of which classes its channels are: here they are {some(config.classes)}"
@@ -163,12 +167,13 @@ def is_whole(saved: Any) -> bool:
 def _restore(config: TrainConfig, state: State, saved: dict[str, Any]) -> str:
     """Restore everything of a saved state except the weights of the model.
 
-    Returns a sentence about the learning rate if it is to be another one, or "".
+    Returns what is to be another one from now on, learning rate or average, as a sentence, or "".
     """
     before = TrainConfig.recorded_defaults() | saved["settings"]
     changes = schedule.go_on(
         config, before, saved, optimizer=state.optimizer, scheduler=state.scheduler
     )
+    changes = "; ".join(part for part in (changes, _restore_average(state, saved)) if part)
     if saved["scaler"]:  # empty unless that run was in fp16
         state.scaler.load_state_dict(saved["scaler"])
     # earlier versions counted from the best epoch, which was 0 without one
@@ -179,6 +184,18 @@ def _restore(config: TrainConfig, state: State, saved: dict[str, Any]) -> str:
     if torch.cuda.is_available() and saved["cuda_rng"] is not None:
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
     return changes
+
+
+def _restore_average(state: State, saved: dict[str, Any]) -> str:
+    """Restore the average of the weights; return what is new about it, or ""."""
+    before = saved.get("ema")
+    if state.ema is None:
+        return "the weights are no longer averaged" if before else ""
+    if before:
+        state.ema.load_state_dict(before)
+        return ""
+    average.begin_again(state.ema, state.model)
+    return "the weights are averaged from here on"
 
 
 def _note_other_order(path: Path, state: State, saved: dict[str, Any]) -> None:
@@ -268,18 +285,31 @@ def best_of(config: TrainConfig) -> Path:
     return find(folder, "best") or folder / "latest.pt"
 
 
-def load_weights(model: torch.nn.Module, saved: dict[str, Any], path: Path) -> None:
-    """Load the weights of a checkpoint into the model.
+def load_weights(
+    model: torch.nn.Module, saved: dict[str, Any], path: Path, *, trained: bool = False
+) -> None:
+    """Load the weights of a checkpoint into the model: those that predict.
 
-    Raises UserError, which names `path`, unless all names and shapes of parameters agree.
+    They are the average of the weights, where the run kept one. Raises UserError, which names
+    `path`, unless all names and shapes of parameters agree.
+
+    Args:
+        model: gets the weights.
+        saved: content of the checkpoint.
+        path: of the checkpoint.
+        trained: load the weights with which training goes on instead.
     """
-    difference = weights_file.difference(saved["model"], model)
+    tensors = saved["model"]
+    averaged = average.averaged_weights(saved)
+    if averaged and not trained:
+        tensors = averaged
+    difference = weights_file.difference(tensors, model)
     if difference:
         raise UserError(
             f"{path}: its weights are of another network ({difference}); "
             "use that network, or set another run_name"
         )
-    model.load_state_dict(saved["model"], strict=True)
+    model.load_state_dict(tensors, strict=True)
 
 
 def _difference(saved: tuple[str, ...], wanted: tuple[str, ...]) -> str:

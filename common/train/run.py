@@ -38,7 +38,7 @@ from common.model.shapes import parameters_of_outputs
 from common.provenance import provenance
 from common.runtime import interruptible
 from common.talk import command_line, note, say, some
-from common.train import checkpoint, criterion, logs, metrics, optim, schedule, steps
+from common.train import average, checkpoint, criterion, logs, metrics, optim, schedule, steps
 from common.train.logs import Logs
 from common.train.record import BestSoFar, is_better
 from common.train.steps import Method, Scores, State, Stop, TrainedEpoch, Validation
@@ -210,13 +210,21 @@ def first_state(
 ) -> State:
     """Return the state of a new run: the model, a new optimiser and scheduler, iteration 0.
 
+    The average of the weights, if the run keeps one, begins with those of the model.
+
     validated: whether a crop validates; the training loss steers the scheduler if none does.
     """
     optimizer = schedule.first_optimizer(config, model)
     higher_is_better = validated and config.best_metric != "loss"
     scheduler = schedule.first_scheduler(config, optimizer, higher_is_better=higher_is_better)
     schedule.refuse_other_mode(config, scheduler, validated)
-    return State(model, optimizer, scheduler, precision.scaler())
+    return State(
+        model,
+        optimizer,
+        scheduler,
+        precision.scaler(),
+        ema=average.new_average(config, model),
+    )
 
 
 def build_validation(config: TrainConfig, crops: Data, device: torch.device) -> Validation | None:

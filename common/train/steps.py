@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from common.data import targets
@@ -65,6 +66,13 @@ class State:
     """Validation blocks shown as figures, by class; fixed by the first validation."""
     epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Sum of the losses and number of steps in the current epoch."""
+    ema: AveragedModel | None = None
+    """The moving average of the weights; None with ema_decay = 0."""
+
+    @property
+    def predictor(self) -> nn.Module:
+        """The network that is validated and will predict: the average, where one is kept."""
+        return self.model if self.ema is None else self.ema.module
 
     def count_step(self, loss: float) -> None:
         """Count an optimiser step and its loss."""
@@ -279,6 +287,8 @@ def step(state: State, method: Method, group: list[Batch]) -> tuple[float, float
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update_parameters(state.model)
     return loss_value, norm_value
 
 
@@ -307,7 +317,7 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
     batches. The first call fixes the number of batches of all later calls
     (state.validation_batches) and the blocks that are shown (state.shown).
     """
-    state.model.eval()
+    model = state.predictor.eval()
     batches = validation.batches
     counts = torch.zeros(4, len(validation.classes), dtype=torch.float64, device=batches.device)
     loss, known = torch.zeros(2, dtype=torch.float64, device=batches.device)
@@ -319,7 +329,7 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
     for batch in batches.between(0, blocks_looked_at(state, validation)):
         if stop():
             return None
-        logits = method.forward(state.model, batch.raw)
+        logits = method.forward(model, batch.raw)
         labels = targets.dense(batch.target)
         known_pairs = targets.count_known(batch.target)
         loss += method.loss([logits], batch.target).double() * known_pairs
