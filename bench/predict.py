@@ -118,7 +118,7 @@ def write_volume(path: Path, side: int) -> None:
 def prepare(case: Case):
     """Config, network and region."""
     from common.data import regions
-    from common.infer.network import load_network
+    from common.infer.ensemble import load_network
 
     config = settings(case.scratch, case.device)
     path = case.scratch / f"noise{case.side}.zarr"

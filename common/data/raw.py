@@ -54,6 +54,13 @@ class Raw:
         """Where the voxels are."""
         return averaged_grid(self.level, self.factor)
 
+    def reads_like(self, other: Raw) -> bool:
+        """Return whether another one reads the same values at the same voxels."""
+        if self.level.path != other.level.path or (self.factor != other.factor).any():
+            return False
+        # uint8 is taken as it is
+        return self.dtype == np.uint8 or self.raw_range == other.raw_range
+
     def read(self, start: Vector, stop: Vector) -> np.ndarray:
         """Return voxels start..stop-1 (z, y, x), which must lie within the volume.
 

@@ -49,9 +49,9 @@ class PredictionRecord:
     model_name: str | None = None
     run_name: str | None = None
     checkpoint: str | None = None
-    """Path of the checkpoint when it was used."""
+    """Path of the checkpoint when it was used; of an ensemble all, with " + " between them."""
     sha256: str | None = None
-    """SHA-256 of the checkpoint."""
+    """SHA-256 of the checkpoint; of an ensemble of those of all, in whatever order."""
     epoch: int | None = None
     metric: str | None = None
     """Value of best_metric of the checkpoint, as text."""
@@ -73,6 +73,8 @@ class PredictionRecord:
     """Hash of the fields in DETERMINING."""
     largest_block: int | None = None
     """Largest edge of a block in voxels. Not in the key: it changes chunks but no voxel."""
+    members: list[dict[str, Any]] | None = None
+    """Of an ensemble: experiment, run, checkpoint, sha256, epoch and metric of each network."""
     made: str | None = None
     """Time in UTC, ISO 8601."""
     environment: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +91,16 @@ class PredictionRecord:
         stored = {name: value for name, value in known.items() if value is not None}
         return stored | self.environment
 
+    @property
+    def networks(self) -> int | None:
+        """How many networks an ensemble is of; None of a single one."""
+        return len(self.members) if self.members else None
+
+    @property
+    def at(self) -> str:
+        """Epoch and metric of the checkpoint, or what an ensemble is made of, as text."""
+        return at_epoch(self.epoch, self.metric)
+
     @classmethod
     def of(cls, stored: dict[str, Any]) -> PredictionRecord:
         """The record that `attributes` made."""
@@ -96,6 +108,13 @@ class PredictionRecord:
         known = {name: value for name, value in stored.items() if name in names}
         other = {name: value for name, value in stored.items() if name not in names}
         return cls(**known, environment=other)
+
+
+def at_epoch(epoch: int | None, metric: str | None) -> str:
+    """Where in its run a checkpoint stands, as text. An ensemble has no epoch."""
+    if epoch is None and metric:
+        return metric
+    return f"epoch {epoch} ({metric})"
 
 
 @dataclass(frozen=True, kw_only=True)

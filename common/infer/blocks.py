@@ -21,6 +21,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from common.data import augment, regrid
 from common.data.ngff import slices
@@ -29,6 +30,22 @@ from common.infer.window import Forward, Window
 
 READ_AHEAD = 2
 """Blocks whose raw is read while one is computed."""
+
+
+def nothing(_: torch.Tensor) -> None:
+    """What looks at the logits of a network, where nobody does."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network over the blocks of a volume, alone or as one of an ensemble."""
+
+    plan: BlockPlan
+    """Those of an ensemble have the same blocks, each in windows of its own."""
+    forward: Forward
+    """Raw (1, 1, z, y, x) in [0, 1] to logits."""
+    look: Callable[[torch.Tensor], None] = nothing
+    """Called with its logits (classes, z, y, x) of each block."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +80,34 @@ def read_block(plan: BlockPlan, number: int, pinned: bool = False) -> RawBlock:
 
     pinned: in page-locked memory, from which a CUDA device copies while it computes.
     """
+    return _read(plan, number, _raw_box(plan, number), pinned)
+
+
+def read_for_each(plans: Sequence[BlockPlan], number: int, pinned: bool = False) -> list[RawBlock]:
+    """The raw of a block for each of several networks; what they all take alike is read once."""
+    boxes = [_raw_box(plan, number) for plan in plans]
+    if not all(plan.raw.reads_like(plans[0].raw) for plan in plans):
+        return [_read(plan, number, box, pinned) for plan, box in zip(plans, boxes, strict=True)]
+    start = np.min([first for first, _ in boxes], axis=0)
+    stop = np.max([last for _, last in boxes], axis=0)
+    return [_read(plans[0], number, (start, stop), pinned)] * len(plans)
+
+
+def _raw_box(plan: BlockPlan, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first voxel of the raw that a block needs, and its last + 1."""
     starts = plan.window_starts(number)
     low, _ = plan.raw_ends(np.array([along[0] for along in starts]))
     _, high = plan.raw_ends(np.array([along[-1] for along in starts]))
     # 0.01 voxels: where rounding puts a window just off a voxel, that one is read too
     start = np.floor(low - 0.01).astype(int)
     stop = np.ceil(high + 0.01).astype(int) + 1
+    return start, stop
+
+
+def _read(
+    plan: BlockPlan, number: int, box: tuple[np.ndarray, np.ndarray], pinned: bool
+) -> RawBlock:
+    start, stop = box
     values = np.ascontiguousarray(plan.raw.read_mirrored(start, stop))
     raw = torch.from_numpy(values)
     return RawBlock(number, raw.pin_memory() if pinned else raw, start)
@@ -90,9 +129,8 @@ def compute_block(
 
 @torch.inference_mode()
 def compute_blocks(
-    plan: BlockPlan,
+    members: Sequence[Member],
     numbers: Iterable[int],
-    forward: Forward,
     *,
     to_stored: Callable[[torch.Tensor], torch.Tensor],
     device: torch.device,
@@ -100,23 +138,50 @@ def compute_blocks(
     """Blocks on one device, in the order of `numbers`; the raw of the next is read meanwhile.
 
     Args:
-        plan: which voxels the blocks have.
+        members: the network, or those whose mean is taken, with the blocks.
         numbers: of the blocks.
-        forward: raw (1, 1, z, y, x) in [0, 1] to logits.
         to_stored: logits (classes, z, y, x) to what is stored, on the device.
-        device: where the network is.
+        device: where the networks are.
     """
+    plans = [member.plan for member in members]
     on_cuda = device.type == "cuda"
     # a CUDA device copies a block to the host while it computes the next one
     behind = 1 if on_cuda else 0
     copying: deque[_Copy] = deque()
-    for raw in _read_ahead(plan, numbers, pinned=on_cuda):
-        values = to_stored(compute_block(plan, raw, forward, device))
-        copying.append(_begin_copy(values, raw))
+    for raw in _read_ahead(plans, numbers, pinned=on_cuda):
+        values = to_stored(_mean_logits(members, raw, device))
+        copying.append(_begin_copy(values, raw[0]))
         if len(copying) > behind:
             yield copying.popleft().wait()
     for copy in copying:
         yield copy.wait()
+
+
+def _mean_logits(
+    members: Sequence[Member], raw: Sequence[RawBlock], device: torch.device
+) -> torch.Tensor:
+    """Logits (classes, z, y, x) of the mean probability of all members; of one, its own.
+
+    Probabilities, as in deep ensembles (Lakshminarayanan et al. 2017) and where nnU-Net joins
+    configurations (Isensee et al. 2021): of logits, that member would decide which is surest of
+    itself, and networks of different losses differ in that by far. In logarithms, so that the
+    logit is exact where the probability rounds to 1; however many members there are, two sums and
+    the logits of one are in memory.
+    """
+    positive: torch.Tensor | None = None
+    negative: torch.Tensor | None = None
+    for member, block in zip(members, raw, strict=True):
+        logits = compute_block(member.plan, block, member.forward, device)
+        member.look(logits)
+        if len(members) == 1:
+            return logits
+        logits = logits.float()
+        is_class = functional.logsigmoid(logits)
+        is_not = functional.logsigmoid(-logits)
+        positive = is_class if positive is None else torch.logaddexp(positive, is_class)
+        negative = is_not if negative is None else torch.logaddexp(negative, is_not)
+    assert positive is not None and negative is not None
+    return positive - negative
 
 
 def oriented(forward: Forward, orientations: int) -> Forward:
@@ -146,12 +211,14 @@ def _mean_over_orientations(
     return total / (8 * len(exchanges))
 
 
-def _read_ahead(plan: BlockPlan, numbers: Iterable[int], pinned: bool) -> Iterator[RawBlock]:
+def _read_ahead(
+    plans: Sequence[BlockPlan], numbers: Iterable[int], pinned: bool
+) -> Iterator[list[RawBlock]]:
     """The raw of blocks, in their order, read in threads while the caller works on those before."""
     reading: deque = deque()
     with ThreadPoolExecutor(READ_AHEAD) as readers:
         for number in numbers:
-            reading.append(readers.submit(read_block, plan, number, pinned))
+            reading.append(readers.submit(read_for_each, plans, number, pinned))
             if len(reading) > READ_AHEAD:
                 yield reading.popleft().result()
         # what is left when there is no more to submit

@@ -68,7 +68,7 @@ def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> Pred
         return None
     if stored.key != wanted.key and not overwrite:
         raise UserError(
-            f"{group}: holds the prediction of {stored.checkpoint} (epoch {stored.epoch}), made "
+            f"{group}: holds the prediction of {stored.checkpoint} ({stored.at}), made "
             f"otherwise ({differences(stored, wanted)}); write --overwrite, or set another "
             "predictions_path"
         )

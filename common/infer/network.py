@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 
 from common import runtime
 from common.config.settings import TrainConfig
+from common.data.raw import Raw, open_raw
 from common.data.records import PredictionRecord
+from common.data.regions import Region
 from common.data.sampling import Patch
 from common.errors import UserError
 from common.files import REPOSITORY, sha256_of_file
@@ -30,6 +33,8 @@ from common.train import checkpoint, weights_file
 LIKE_IN_TRAINING = ("raw_range", "model_kwargs")
 """Settings that must be what they were in training, beside the scales of the arrays."""
 
+ARRAYS = ("input_array_info", "target_array_info")
+
 
 @dataclass(frozen=True)
 class Network:
@@ -41,17 +46,36 @@ class Network:
     device: torch.device
     record: PredictionRecord
     """What a prediction will say of it: the checkpoint, its precision, the versions."""
+    config: TrainConfig
+    """Settings of its experiment."""
     outputs: OutputRange = field(default_factory=OutputRange)
     """Of what it has given for real raw so far."""
+    trained_on: frozenset[str] | None = None
+    """Crops, dataset/crop, that it was trained on; None where nothing tells."""
+    members: tuple[Network, ...] = ()
+    """The networks of an ensemble, for which this one stands; see `common.infer.ensemble`."""
+
+    @property
+    def each(self) -> tuple[Network, ...]:
+        """The networks whose mean is predicted: itself, unless it stands for several."""
+        return self.members or (self,)
+
+    def raw_of(self, region: Region) -> Raw:
+        """The raw of a box as this network gets it."""
+        return open_raw(region.raw, self.window.input.scale, self.config.raw_range)
 
 
-def load_network(config: TrainConfig, weights: str = "") -> Network:
-    """The network with the weights of a checkpoint, every one.
+def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
+    """The network of an experiment with the weights of a checkpoint, every one.
 
-    weights: see `checkpoint_path`. Raises FileNotFoundError or UserError; never has other weights.
+    Args:
+        config: settings of the experiment.
+        path: of the checkpoint.
+        saved: its content, as `weights_file.read` gives it.
+
+    Raises:
+        UserError: where the network, or what it must be given, is not that of the checkpoint.
     """
-    path = checkpoint_path(config, weights)
-    saved = weights_file.read(path)
     is_whole = checkpoint.is_whole(saved)
     if is_whole:
         checkpoint.refuse_other_classes(path, saved, config.classes)
@@ -78,7 +102,29 @@ def load_network(config: TrainConfig, weights: str = "") -> Network:
     with torch.inference_mode():
         window = with_agreement(window, partial(exact, model), device)
     record = _record(config, path, saved if is_whole else {}, forward.precision.name)
-    return Network(partial(forward, model), window, shapes=shapes, device=device, record=record)
+    return Network(
+        partial(forward, model),
+        window,
+        shapes=shapes,
+        device=device,
+        record=record,
+        config=config,
+    )
+
+
+def as_trained(config: TrainConfig, recorded: Mapping[str, str], names: Sequence[str]) -> TrainConfig:
+    """Settings with the values that a checkpoint has on record for some of them.
+
+    Those that are no literals, such as functions, stay; so do those that are not on record.
+    """
+    before = TrainConfig.recorded_defaults() | dict(recorded)
+    values = {}
+    for name in names:
+        try:
+            values[name] = ast.literal_eval(before[name])
+        except (ValueError, SyntaxError, KeyError):
+            continue
+    return replace(config, **values)
 
 
 def checkpoint_path(config: TrainConfig, weights: str) -> Path:
@@ -117,7 +163,7 @@ def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig
     """What the network was trained on is what it must be given. Raises UserError."""
     now = config.record()
     changed = [name for name in LIKE_IN_TRAINING if trained[name] != now[name]]
-    for name in ("input_array_info", "target_array_info"):
+    for name in ARRAYS:
         # shapes may differ: windows grow
         if ast.literal_eval(trained[name])["scale"] != getattr(config, name)["scale"]:
             changed.append(name)

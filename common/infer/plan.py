@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -144,6 +144,17 @@ def plan_blocks(
     return BlockPlan(raw, window, grid, block_shape=block, chunk_shape=chunk, largest=largest)
 
 
+def in_same_blocks(plan: BlockPlan, raw: Raw, window: Window) -> BlockPlan:
+    """The same written voxels in the same blocks, for a network with another window.
+
+    raw: as that network gets it, with voxels where the plan's raw has them.
+    """
+    if window.agree:
+        ratio = plan.grid.scale / window.output.scale
+        window = _window_of_block(window, plan.block_shape, ratio, plan.resampled)
+    return replace(plan, raw=raw, window=window)
+
+
 def _window_of_block(
     window: Window, block: Sequence[int], ratio: np.ndarray, resampled: bool
 ) -> Window:
@@ -153,6 +164,9 @@ def _window_of_block(
         # the voxel before and behind that interpolation takes, one for rounding, and up to a unit
         # before, since windows start on whole units
         needed = np.ceil(needed * ratio).astype(int) + 3 + window.unit
+    elif (needed % window.unit).any():
+        # blocks of another network's units: windows start up to a unit before them
+        needed = needed + window.unit - 1
     return window.holding(-(-needed // window.unit) * window.unit)
 
 

@@ -32,9 +32,10 @@ from common.data.regions import Region
 from common.errors import UserError
 from common.files import alone
 from common.infer import encode, ledger, room
-from common.infer.blocks import BlockValues, compute_blocks, oriented
-from common.infer.network import Network, load_network
-from common.infer.plan import BlockPlan, plan_blocks
+from common.infer.blocks import BlockValues, Member, compute_blocks, oriented
+from common.infer.ensemble import load_network, note_training_crops
+from common.infer.network import Network
+from common.infer.plan import BlockPlan, in_same_blocks, plan_blocks
 from common.infer.room import Need
 from common.infer.writer import ClassVolume, open_class, writing
 from common.model.outputs import PROBABILITIES
@@ -88,7 +89,7 @@ def predict(  # noqa: PLR0913  # the options of the command
     volume: str | Path = "",
     roi: str = "",
     classes: Sequence[str] = (),
-    weights: str = "",
+    weights: str | Sequence[str] = "",
     manifest_path: str = "",
     overwrite: bool = False,
     overrides: Sequence[str] = (),
@@ -106,7 +107,8 @@ def predict(  # noqa: PLR0913  # the options of the command
         volume: path of a volume of one's own.
         roi: box of it.
         classes: some of the network's, all unless given.
-        weights: "best", "latest" or a checkpoint file; the best unless given.
+        weights: "best", "latest" or a checkpoint file; the best unless given. Several are an
+            ensemble, see `common.infer.ensemble.load_network`.
         manifest_path: of test crops.
         overwrite: replace what is there, also of other weights or settings; what was begun alike is
             gone on with.
@@ -133,6 +135,7 @@ def _predict_regions(
     overwrite: bool,
 ) -> list[Path]:
     _announce_network(network)
+    note_training_crops(network, [region for region, _ in chosen])
     # of all boxes before anything is written, so that what cannot be done is said at once
     needs = []
     for region, names in chosen:
@@ -145,7 +148,7 @@ def _predict_regions(
         noted = False
         for region, names in chosen:
             folders.append(run(network, config, region, names))
-            if network.outputs.are_probabilities and not noted:
+            if not noted and any(each.outputs.are_probabilities for each in network.each):
                 note(f"{config.folder}: {PROBABILITIES}")
                 noted = True
     return folders
@@ -162,7 +165,7 @@ def _need(
 ) -> Need:
     """What is left to write of a box. Raises UserError where something is in its place."""
     folder = region.folder(config.path("predictions_path"))
-    raw = open_raw(region.raw, network.window.input.scale, config.raw_range)
+    raw = network.raw_of(region)
     stored_as = at_asked_scale(output, region, config)
     # how large blocks may be changes nothing in what is written
     plan = _plan_of_edge(network, raw, region, stored_as, edge=SMALLEST_BLOCK)
@@ -193,9 +196,12 @@ def at_asked_scale(output: Output, region: Region, config: TrainConfig) -> Outpu
 
 
 def _announce_network(network: Network) -> None:
-    about = network.record
-    trained = "weights alone" if about.epoch is None else f"epoch {about.epoch}, {about.metric}"
-    say(f"{about.checkpoint}: {trained}; on {network.device}")
+    if network.members:
+        say(f"the mean probability of {len(network.members)} networks, on {network.device}:")
+    for each in network.each:
+        about = each.record
+        trained = "weights alone" if about.epoch is None else f"epoch {about.epoch}, {about.metric}"
+        say(f"{about.checkpoint}: {trained}; on {network.device}")
 
 
 def check_output(output: Output, config: TrainConfig) -> Output:
@@ -333,7 +339,7 @@ def predict_region(
         # as it was begun, whatever memory is free now: its chunks are of that size
         if left.largest_block and not output.block:
             plan = make_plan(network, config, region, output, largest=left.largest_block)
-        work = begin(network, config, plan, output, folder=folder, classes=left.classes)
+        work = begin(network, region, plan, output, folder=folder, classes=left.classes)
         _announce(region, work)
         _note_blank(region, work, compute_and_write(work, stopped))
         finish(work.volumes, stopped)
@@ -365,18 +371,33 @@ def make_plan(
     largest: edge of blocks in voxels; unless it or `output.block` is given, as large as there is
     memory for, up to the largest that pay.
     """
-    raw = open_raw(region.raw, network.window.input.scale, config.raw_range)
+    raw = network.raw_of(region)
     given = largest or output.block
     edge = given or LARGEST_BLOCK.get(network.device.type, 128)
     plan = _plan_of_edge(network, raw, region, output, edge=edge)
     if not given:
         free = MEMORY_FRACTION * runtime.free_memory_gb(network.device)
-        while edge > SMALLEST_BLOCK and gigabytes(network, plan, len(config.classes)) > free:
+        classes = len(config.classes)
+        while edge > SMALLEST_BLOCK and gigabytes(network, region, plan, classes) > free:
             edge = edge * 3 // 4
             plan = _plan_of_edge(network, raw, region, output, edge=edge)
     if output.orientations == 16:
-        _refuse_exchange(network, region, plan.window.input.shape)
+        for each, its_plan in zip(network.each, plans_of(network, region, plan), strict=True):
+            _refuse_exchange(each, region, its_plan.window.input.shape)
     return plan
+
+
+def plans_of(network: Network, region: Region, plan: BlockPlan) -> list[BlockPlan]:
+    """The blocks of a box for each network of an ensemble, or for the only one.
+
+    plan: as of `make_plan`.
+    """
+    if not network.members:
+        return [plan]
+    plans = []
+    for member in network.members:
+        plans.append(in_same_blocks(plan, member.raw_of(region), member.window))
+    return plans
 
 
 def _plan_of_edge(
@@ -401,11 +422,16 @@ def _refuse_exchange(network: Network, region: Region, shape: tuple[int, int, in
         )
 
 
-def gigabytes(network: Network, plan: BlockPlan, classes: int) -> float:
-    """Roughly what a block takes at its peak: a forward pass, and its logits in float32, twice."""
+def gigabytes(network: Network, region: Region, plan: BlockPlan, classes: int) -> float:
+    """Roughly what a block takes at its peak: a forward pass, and its logits in float32, twice.
+
+    Of an ensemble the largest pass, and three times more logits: two sums, and what is added.
+    """
     logits = 4 * classes * math.prod(plan.block_shape) / 1e9
-    forward_pass = network.shapes.forward_bytes(plan.window.input.shape) / 1e9
-    return forward_pass + 2 * logits
+    passes = []
+    for each, its_plan in zip(network.each, plans_of(network, region, plan), strict=True):
+        passes.append(each.shapes.forward_bytes(its_plan.window.input.shape) / 1e9)
+    return max(passes) + (5 if network.members else 2) * logits
 
 
 def describe(network: Network, plan: BlockPlan, output: Output) -> PredictionRecord:
@@ -430,6 +456,8 @@ class Work:
 
     network: Network
     plan: BlockPlan
+    plans: list[BlockPlan]
+    """Of each network, with the blocks of `plan`."""
     output: Output
     channels: list[int]
     """Of the network, those to be stored."""
@@ -441,7 +469,7 @@ class Work:
 
 def begin(
     network: Network,
-    config: TrainConfig,
+    region: Region,
     plan: BlockPlan,
     output: Output,
     *,
@@ -463,8 +491,9 @@ def begin(
     return Work(
         network,
         plan,
-        output,
-        channels=[config.classes.index(name) for name in classes],
+        plans=plans_of(network, region, plan),
+        output=output,
+        channels=[network.config.classes.index(name) for name in classes],
         volumes=volumes,
         left=left,
     )
@@ -518,31 +547,34 @@ def compute_and_write(work: Work, stopped: Callable[[], bool] = never) -> int:
 
 def _computed(work: Work) -> Iterator[BlockValues]:
     """The blocks that are left, as they are stored."""
-    network = work.network
+    members = []
+    for network, plan in zip(work.network.each, work.plans, strict=True):
+        forward = oriented(network.forward, work.output.orientations)
+        members.append(Member(plan, forward, look=partial(_look, network)))
     return compute_blocks(
-        work.plan,
-        work.left,
-        oriented(network.forward, work.output.orientations),
-        to_stored=partial(_stored, work),
-        device=network.device,
+        members, work.left, to_stored=partial(_stored, work), device=work.network.device
     )
 
 
 def _stored(work: Work, logits: torch.Tensor) -> torch.Tensor:
     """What is stored of the logits (classes, z, y, x) of all classes: some of them, encoded."""
-    _refuse_nan(work, logits)
-    work.network.outputs.add(logits)
     # all of them are not indexed, which would copy a block
     picked = logits if len(work.channels) == len(logits) else logits[work.channels]
     return encode.encode(picked, work.output.content, getattr(torch, work.output.dtype))
 
 
-def _refuse_nan(work: Work, logits: torch.Tensor) -> None:
+def _look(network: Network, logits: torch.Tensor) -> None:
+    """See what a network gave for a block. Raises UserError for NaN."""
+    _refuse_nan(network, logits)
+    network.outputs.add(logits)
+
+
+def _refuse_nan(network: Network, logits: torch.Tensor) -> None:
     """Raises UserError for NaN, which uint8 would hold as 0."""
     # a sum is NaN if one of them is, and takes a tenth of the time of looking for it
     if not logits.sum(dtype=torch.float32).isnan() or not logits.isnan().any():
         return
-    about = work.network.record
+    about = network.record
     raise UserError(
         f"{about.checkpoint}: the network gives NaN, in {about.precision}; predict with --set "
         "precision=fp32, and if that does not help, its weights are broken: take another checkpoint"

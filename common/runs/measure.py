@@ -305,7 +305,10 @@ def stale_scores(readings: Sequence[Reading], file: str) -> list[str]:
     for reading in readings:
         provenance = reading.scores[file].provenance
         checkpoints = (provenance and provenance.checkpoints) or ()
-        epochs = [checkpoint.epoch for checkpoint in checkpoints]
+        for checkpoint in checkpoints:
+            if checkpoint.networks:
+                sentences.append(f"{reading.name} is scored by an ensemble, {checkpoint.metric}")
+        epochs = [checkpoint.epoch for checkpoint in checkpoints if not checkpoint.networks]
         if epochs and reading.best_epoch and set(epochs) != {reading.best_epoch}:
             at = ", ".join(map(str, epochs))
             sentences.append(

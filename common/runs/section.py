@@ -341,8 +341,10 @@ def _origin_of_scores(scores: Scores) -> str:
     provenance = scores.provenance
     if provenance is None:
         return ""
+    checkpoints = provenance.checkpoints or ()
     known = {
         "date": provenance.date,
+        "predicted by": "; ".join(each.metric or "" for each in checkpoints if each.networks),
         "commit": provenance.versions.get("commit"),
         "thresholds": provenance.thresholds,
     }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.config.settings import TrainConfig
+from common.data.records import at_epoch
 from common.data.regions import Region
 from common.errors import UserError
 from common.files import REPOSITORY, replacing
@@ -121,7 +122,7 @@ def _checkpoints(checkpoints: Sequence[Checkpoint]) -> str:
     for checkpoint in checkpoints:
         if checkpoint.sha256:
             digest = checkpoint.sha256[:12]
-            texts.append(f"epoch {checkpoint.epoch} ({checkpoint.metric}), SHA-256 {digest}")
+            texts.append(f"{at_epoch(checkpoint.epoch, checkpoint.metric)}, SHA-256 {digest}")
     # volumes that another program wrote say nothing
     return f"checkpoint of {'; '.join(texts)}" if texts else "checkpoint not on record"
 

@@ -152,6 +152,8 @@ class Checkpoint:
     dtype: str | None = None
     orientations: int | None = None
     """How many were averaged."""
+    networks: int | None = None
+    """How many an ensemble is of; None of a single one."""
 
 
 @dataclass(frozen=True)
@@ -386,6 +388,9 @@ def _provenance_json(provenance: Provenance) -> dict[str, Any]:
     checkpoints = None
     if provenance.checkpoints is not None:
         checkpoints = [asdict(checkpoint) for checkpoint in provenance.checkpoints]
+        for checkpoint in checkpoints:
+            if checkpoint["networks"] is None:
+                del checkpoint["networks"]
     entry: dict[str, Any] = {
         "submission": provenance.submission,
         "truth": provenance.truth,

@@ -200,7 +200,8 @@ def fetch_data(crops: str, scale: tuple[tuple[float, ...], ...], **given: Any) -
     "--folds",
     type=int,
     default=0,
-    help="Write so many splits; every group validates in one of them.",
+    help="Write so many splits; every group validates in one of them. Train each with --set "
+    "datasplit_path=, predict with --checkpoint of each.",
 )
 @click.option(
     "--force-classes",
@@ -360,7 +361,11 @@ def search(config_path: str, **given: Any) -> None:
 @cli.command(heading=PREDICT)
 @options.boxes
 @click.option(
-    "--checkpoint", "weights", metavar="best|latest|FILE", help="The best of the run unless given."
+    "--checkpoint",
+    "weights",
+    metavar="best|latest|FILE",
+    multiple=True,
+    help="The best of the run unless given. Several are averaged: folds, seeds, other experiments.",
 )
 @click.option(
     "--dtype",

@@ -99,5 +99,5 @@ def predicted_by(predictions: Mapping[str, Sequence[Level]]) -> str:
         prediction = read_prediction(levels[0].path.parent)
         if prediction:
             run = f"{prediction.model_name}/{prediction.run_name}"
-            checkpoints.append(f"{run}, epoch {prediction.epoch} ({prediction.metric})")
+            checkpoints.append(f"{run}, {prediction.at}")
     return "; ".join(dict.fromkeys(checkpoints))

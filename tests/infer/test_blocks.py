@@ -121,7 +121,8 @@ def computed(
     forward: Callable,
     to_stored: Callable = lambda logits: logits,
 ) -> list[BlockValues]:
-    return list(blocks.compute_blocks(plan, numbers, forward, to_stored=to_stored, device=CPU))
+    member = blocks.Member(plan, forward)
+    return list(blocks.compute_blocks([member], numbers, to_stored=to_stored, device=CPU))
 
 
 def everything(

@@ -866,7 +866,7 @@ def test_blocks_are_smaller_where_memory_is(tiny, tmp_path, monkeypatch):
         monkeypatch.setattr(runtime, "free_memory_gb", lambda _, gb=gb: gb)
         plan = predict.make_plan(network, config, region, Output())
         blocks.append(plan.block_shape[0])
-        needed.append(predict.gigabytes(network, plan, 3) / gb)
+        needed.append(predict.gigabytes(network, region, plan, 3) / gb)
     assert (
         blocks[0] == 100
         and blocks == sorted(blocks, reverse=True)

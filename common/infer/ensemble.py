@@ -1,0 +1,180 @@
+"""Several networks as one: the checkpoints of folds, of seeds, of experiments with the same classes.
+
+What is predicted is the mean of their probabilities, see `common.infer.blocks`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.config.load import load_config
+from common.config.settings import TrainConfig
+from common.data import split
+from common.data.records import PredictionRecord
+from common.data.regions import Region
+from common.errors import UserError
+from common.infer.network import (
+    ARRAYS,
+    LIKE_IN_TRAINING,
+    Network,
+    as_trained,
+    checkpoint_path,
+    load_checkpoint,
+)
+from common.talk import nm, note, some
+from common.train import checkpoint, weights_file
+
+OF_RUN = ("model_name", "run_name", "random_seed", "model_save_path", "datasplit_path")
+"""Settings that say which run a checkpoint is of, and by which crops it was trained."""
+
+SAME_SCALE = 1e-6
+"""Relative difference up to which two voxel sizes are one."""
+
+
+def load_network(config: TrainConfig, weights: str | Sequence[str] = "") -> Network:
+    """The network of a checkpoint, or one that stands for those of several.
+
+    A checkpoint that lies in the folder of another experiment is of the network of that one, with
+    the settings that it has on record; so is each of several checkpoints of this one. A file that
+    lies in no experiment is taken to be of this one.
+
+    weights: see `checkpoint_path`. Raises FileNotFoundError or UserError; no network ever has other
+        weights than those of its file.
+    """
+    names = list(weights) if isinstance(weights, list | tuple) else [weights]
+    paths = [checkpoint_path(config, str(name)) for name in names or [""]]
+    networks = [_load(config, path, is_alone=len(paths) == 1) for path in paths]
+    if len(networks) == 1:
+        return networks[0]
+    _refuse_twice(networks)
+    _refuse_other_voxels(config, networks)
+    # by hash: whatever order they are named in, the sum is the same to the last bit
+    networks.sort(key=lambda network: network.record.sha256 or "")
+    record = _record_of_all(config, networks)
+    return replace(networks[0], record=record, members=tuple(networks))
+
+
+def _load(config: TrainConfig, path: Path, *, is_alone: bool) -> Network:
+    saved = weights_file.read(path)
+    folder = experiment_of(path) or config.folder
+    is_other = folder.resolve() != config.folder.resolve()
+    own = config
+    if is_other:
+        of_folder = load_config(folder)
+        own = replace(of_folder, device=config.device, precision=config.precision)
+    recorded = saved["settings"] if checkpoint.is_whole(saved) else {}
+    if is_other or not is_alone:
+        own = as_trained(own, recorded, (*ARRAYS, *LIKE_IN_TRAINING, *OF_RUN))
+    _refuse_other_classes(config, own, path)
+    network = load_checkpoint(own, path, saved)
+    of_run = as_trained(own, recorded, OF_RUN)
+    crops = _trained_on(of_run, config.path("data_path"), saved) if recorded else None
+    return replace(network, trained_on=crops)
+
+
+def experiment_of(path: Path) -> Path | None:
+    """The folder of the experiment that a file lies in, None where it lies in none."""
+    for folder in path.parents:
+        if (folder / "train_config.py").is_file():
+            return folder
+    return None
+
+
+def _refuse_other_classes(config: TrainConfig, own: TrainConfig, path: Path) -> None:
+    """Raises UserError where the experiment of a checkpoint has other classes than this one."""
+    if own.classes == config.classes:
+        return
+    raise UserError(
+        f"{path}: its experiment {own.folder} has the classes {', '.join(own.classes)}, and "
+        f"{config.folder} has {', '.join(config.classes)}; name checkpoints of networks with the "
+        "same classes in the same order"
+    )
+
+
+def _refuse_twice(networks: Sequence[Network]) -> None:
+    seen: dict[str, str] = {}
+    for network in networks:
+        digest = str(network.record.sha256)
+        path = str(network.record.checkpoint)
+        if digest in seen:
+            raise UserError(
+                f"{path}: the same weights as {seen[digest]}, which would count twice; name each "
+                "checkpoint once"
+            )
+        seen[digest] = path
+
+
+def _refuse_other_voxels(config: TrainConfig, networks: Sequence[Network]) -> None:
+    """Raises UserError unless all networks take and give voxels of one size."""
+    for network in networks:
+        for name in ARRAYS:
+            given = getattr(network.config, name)["scale"]
+            wanted = getattr(config, name)["scale"]
+            if not np.allclose(given, wanted, rtol=SAME_SCALE):
+                raise UserError(
+                    f"{network.record.checkpoint}: its {name} has voxels of {nm(given)} nm, and "
+                    f"that of {config.folder} of {nm(wanted)} nm; the mean is over networks of one "
+                    "voxel size: predict with the others"
+                )
+
+
+def _record_of_all(config: TrainConfig, networks: Sequence[Network]) -> PredictionRecord:
+    """What a prediction will say of the mean of several networks."""
+    records = [network.record for network in networks]
+    names = ("experiment", "model_name", "run_name", "checkpoint", "sha256", "epoch", "metric")
+    members = [{name: getattr(record, name) for name in names} for record in records]
+    runs = [f"{record.model_name}/{record.run_name} {record.at}" for record in records]
+    # the range too: a bare state_dict does not have it on record
+    determining = []
+    for network in networks:
+        determining.append([network.record.sha256, list(network.config.raw_range)])
+    return replace(
+        records[0],
+        experiment=config.folder.name,
+        model_name=config.model_name,
+        run_name=config.path("model_save_path").name,
+        checkpoint=" + ".join(str(record.checkpoint) for record in records),
+        sha256=hashlib.sha256(json.dumps(determining).encode()).hexdigest(),
+        epoch=None,
+        metric=f"mean of {len(records)} networks: {'; '.join(runs)}",
+        members=members,
+    )
+
+
+def _trained_on(config: TrainConfig, data_root: Path, saved: Any) -> frozenset[str] | None:
+    """The crops, dataset/crop, that a checkpoint was trained on; None where nothing tells.
+
+    config: settings of its run.
+    """
+    try:
+        rows = split.read_datasplit(config.path("datasplit_path"), data_root)
+    except (UserError, FileNotFoundError):
+        return None
+    # the file may have been written anew since
+    if split.split_hash(rows) != saved["split_hash"]:
+        return None
+    return frozenset(row.name for row in rows if row.usage == "train")
+
+
+def note_training_crops(network: Network, regions: Sequence[Region]) -> None:
+    """Say which of the boxes are crops that a network was trained on: scores there are too good."""
+    annotated = [str(region) for region in regions if region.truth is not None]
+    for each in network.each:
+        path = each.record.checkpoint
+        if each.trained_on is None:
+            if annotated and network.members:
+                note(
+                    f"{path}: its datasplit is not there any more as it was, so nothing tells "
+                    "whether it was trained on crops that are predicted here"
+                )
+            continue
+        shared = [name for name in annotated if name in each.trained_on]
+        if shared:
+            note(f"{path} was trained on {some(shared)}: a score there says nothing of other data")
