@@ -112,7 +112,9 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
     )
 
 
-def as_trained(config: TrainConfig, recorded: Mapping[str, str], names: Sequence[str]) -> TrainConfig:
+def as_trained(
+    config: TrainConfig, recorded: Mapping[str, str], names: Sequence[str]
+) -> TrainConfig:
     """Settings with the values that a checkpoint has on record for some of them.
 
     Those that are no literals, such as functions, stay; so do those that are not on record.

@@ -104,9 +104,7 @@ def seeds(experiment) -> tuple[Experiment, Path, Path]:
 
 def test_the_mean_is_of_probabilities(seeds):
     tiny, first, second = seeds
-    apart = [
-        predicted(tiny, path, into=path.parent.name, **LOGITS) for path in (first, second)
-    ]
+    apart = [predicted(tiny, path, into=path.parent.name, **LOGITS) for path in (first, second)]
     assert np.abs(apart[0] - apart[1]).max() > 0.5
     together = predicted(tiny, first, second, into="logits", **LOGITS)
     np.testing.assert_allclose(together, mean_logits(*apart), atol=1e-4)
@@ -123,9 +121,7 @@ def test_logits_of_sure_networks_do_not_saturate(seeds):
         bias = list(saved["model"])[-1]
         saved["model"][bias] += 30
         torch.save(saved, path)
-    apart = [
-        predicted(tiny, path, into=path.parent.name, **LOGITS) for path in (first, second)
-    ]
+    apart = [predicted(tiny, path, into=path.parent.name, **LOGITS) for path in (first, second)]
     together = predicted(tiny, first, second, into="both", **LOGITS)
     # p = 1 - q: of q near 0 the mean is exact in float64
     of_not = np.mean([expit(-each.astype(np.float64)) for each in apart], axis=0)
