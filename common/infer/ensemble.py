@@ -1,4 +1,4 @@
-"""Several networks as one: the checkpoints of folds, of seeds, of experiments with the same classes.
+"""Several networks as one: checkpoints of folds, of seeds, of experiments with the same classes.
 
 What is predicted is the mean of their probabilities, see `common.infer.blocks`.
 """
