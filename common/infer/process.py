@@ -12,7 +12,7 @@ voxel is written a volume is marked as unfinished, and nothing here takes it for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -41,6 +41,9 @@ from common.talk import count, note, progress, say, some
 # small chunks one by one would spend their time in process_func's overhead and halo
 LEAST_BLOCK = 128
 """Edge in voxels that chunks are put together to, where process_config.py has no block shape."""
+
+EVERYWHERE = 0.95
+"""Part of a volume: a class that is positive in more of it is positive everywhere."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -210,7 +213,24 @@ def process_region(
                 recipe, name, predictions[name], folder=folder, record=wanted[name], bar=bar
             )
         series.add([folder / name for name in wanted])
+    _note_everywhere(region, folder, {name: wanted[name].threshold for name in left})
     return folder
+
+
+def _note_everywhere(region: Region, folder: Path, thresholds: Mapping[str, float]) -> None:
+    """Note classes that are positive in nearly all of a box."""
+    full = []
+    for name, threshold in thresholds.items():
+        # the voxels that the coarsest level picks stand for all
+        level = ngff.open_levels(folder / name)[-1]
+        values = level.read((0, 0, 0), level.shape)
+        if np.count_nonzero(values) >= EVERYWHERE * values.size:
+            full.append(f"{name} (threshold {threshold:g})")
+    if full:
+        note(
+            f"{region}: positive in nearly all voxels: {some(full)}; look at the pictures "
+            "(visualize), and at thresholds unless the box lies within it"
+        )
 
 
 def process_class(

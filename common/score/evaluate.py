@@ -129,7 +129,10 @@ def evaluate_submission(
         date=_now(), versions=provenance(REPOSITORY), submission=str(path), truth=str(truth)
     )
     scores = replace(summary(evaluations, version), provenance=about)
+    lines = submitted.refused(evaluations)
     _publish(scores, Path(result_path), say)
+    if lines:
+        say("\n".join(["", *lines]))
     _note_annotation(evaluations)
     return scores
 
@@ -297,6 +300,7 @@ def _publish(scores: Scores, path: Path, say: Callable[[str], None]) -> None:
     say(tables.terminal(scores))
     say(f"\n{path}")
     _note_other_grids(scores, say)
+    _note_everywhere(scores, say)
 
 
 def _note_other_grids(scores: Scores, say: Callable[[str], None]) -> None:
@@ -306,28 +310,39 @@ def _note_other_grids(scores: Scores, say: Callable[[str], None]) -> None:
         for name, score in classes.items():
             by_path[f"{crop}/{name}"] = score
     total = len(by_path)
-    beside = {path: score.offset for path, score in by_path.items() if any(score.offset)}
-    resampled = [path for path, score in by_path.items() if score.resampled]
-    other_size = [path for path in resampled if path not in beside]
+    offsets = {path: score.offset for path, score in by_path.items()}
+    other_size = []
+    for path, score in by_path.items():
+        if score.resampled and not any(score.offset):
+            other_size.append(path)
     if other_size:
         say(
             f"note: {len(other_size)} of {total} have voxels of another size than "
             f"the truth and were resampled, {other_size[0]} for one"
         )
+    beside = judge.beside_text(offsets, total, "the truth")
     if beside:
-        farthest = max(beside, key=lambda path: max(map(abs, beside[path])))
-        lengths = ", ".join(f"{length:.4g}" for length in beside[farthest])
-        say(
-            f"note: {len(beside)} of {total} lie beside the voxels of the truth and were "
-            f"resampled, {farthest} by {lengths} nm (z, y, x): scores are lower for it, so check "
-            "the translation of the truth and of the raw that was predicted"
-        )
+        say(f"note: {beside}")
     short = [path for path, score in by_path.items() if not score.covered]
     if short:
         say(
             f"note: {len(short)} of {total} do not reach over all of the truth: "
             f"{some(short, 4)}; what is beyond counts as background, as in the challenge. If that "
             "is not meant, pack them with their own voxel_size and translation"
+        )
+
+
+def _note_everywhere(scores: Scores, say: Callable[[str], None]) -> None:
+    """Classes that are positive nearly everywhere, and not in the annotation."""
+    found: dict[str, list[str]] = {}
+    for crop, classes in scores.crops.items():
+        for name, score in classes.items():
+            if score.voxels and judge.is_everywhere(score.voxels, score.shape):
+                found.setdefault(name, []).append(crop)
+    for name, crops in found.items():
+        say(
+            f"note: {name} is found in nearly all voxels of {some(crops, 4)}, and annotated in a "
+            "part of them: look at the pictures (visualize), and at its threshold"
         )
 
 

@@ -6,6 +6,8 @@ bytes a voxel of them in memory.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import fastremap
@@ -13,7 +15,8 @@ import numpy as np
 
 from common.data import regrid
 from common.data.annotation import LabelReader
-from common.data.ngff import Level
+from common.data.ngff import Grid, Level
+from common.infer.process import EVERYWHERE
 from common.score import challenge, quality
 from common.score.quality import ObjectCounts, VoxelCounts
 from common.score.versions import CSC, Version
@@ -22,6 +25,9 @@ from common.score.versions import CSC, Version
 # mask is what it was: its voxels are the nearest ones up to a fifth
 SAME_PLACE = 0.05
 """Of a voxel: volumes that lie less beside the annotation are on its voxels."""
+
+FULL = 0.9
+"""Part of a crop that a class fills where it is no surprise that it is found everywhere."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Evaluation:
     """Whether what was found reaches over all of the annotation; the rest counts as background."""
     remarks: tuple[str, ...] = ()
     """What of the annotation was taken for what, a sentence each."""
+    refused: str = ""
+    """Why what was submitted cannot be scored and counts as missing."""
 
     @property
     def is_instance(self) -> bool:
@@ -87,13 +95,51 @@ def judge(truth: Truth, found: Level) -> Evaluation:
     evaluation = compare(truth, wanted, volume)
     covered = regrid.covers(found, grid)
     evaluation = replace(evaluation, covered=covered, remarks=tuple(reader.remarks()))
-    # metadata round sizes such as 5.24 nm, which is no other size
-    if not np.allclose(found.scale, grid.scale, rtol=1e-3):
+    if not _is_same_size(found, grid):
         return replace(evaluation, resampled=True)
+    offset = beside(found, grid)
+    return replace(evaluation, resampled=any(offset), offset=offset)
+
+
+def beside(found: Level, grid: Grid) -> tuple[float, ...]:
+    """nm, z, y, x, that voxels of the size of a grid's lie beside it; 0 where they lie on it.
+
+    0 for voxels of another size too.
+    """
     offset = regrid.offset(found, grid)
-    if (np.abs(offset) < SAME_PLACE * grid.scale).all():
-        return evaluation
-    return replace(evaluation, resampled=True, offset=tuple(offset.tolist()))
+    if not _is_same_size(found, grid) or (np.abs(offset) < SAME_PLACE * grid.scale).all():
+        return (0.0, 0.0, 0.0)
+    return tuple(offset.tolist())
+
+
+def beside_text(offsets: Mapping[str, Sequence[float]], total: int, what: str) -> str:
+    """Of volumes that lie beside the voxels of `what`, how many and how far; empty without any.
+
+    offsets: of `beside`, by a name for the volume; those that are 0 do not count.
+    """
+    found = {name: offset for name, offset in offsets.items() if any(offset)}
+    if not found:
+        return ""
+    farthest = max(found, key=lambda name: max(map(abs, found[name])))
+    # -0.0 is 0
+    lengths = ", ".join(f"{length + 0.0:.4g}" for length in found[farthest])
+    return (
+        f"{len(found)} of {total} lie beside the voxels of {what} and were resampled, {farthest} "
+        f"by {lengths} nm (z, y, x): scores are lower for it, so check the translation of {what} "
+        "and of the raw that was predicted"
+    )
+
+
+def _is_same_size(found: Level, grid: Grid) -> bool:
+    # metadata round sizes such as 5.24 nm, which is no other size
+    return bool(np.allclose(found.scale, grid.scale, rtol=1e-3))
+
+
+def is_everywhere(voxels: VoxelCounts, shape: Sequence[int]) -> bool:
+    """Whether a class was found nearly everywhere in a crop that is not full of it."""
+    size = math.prod(shape)
+    is_full = voxels.tp + voxels.fp >= EVERYWHERE * size
+    return is_full and voxels.tp + voxels.fn < FULL * size
 
 
 def compare(truth: Truth, wanted: np.ndarray, found: np.ndarray) -> Evaluation:

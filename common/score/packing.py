@@ -19,6 +19,7 @@ from common.errors import UserError
 from common.files import replacing
 from common.score import gaps, submission
 from common.score.gaps import Gap
+from common.score.judge import beside, beside_text
 
 CHUNK = 128
 """Voxels along an edge of a chunk."""
@@ -53,6 +54,10 @@ def pack(
     levels, lacking = _levels(entries, source_of)
     if lacking and not (partial and levels):
         submission.refuse(output, _refusal(lacking, entries, has_some=bool(levels)))
+    offsets = {entry.path: beside(level, entry.grid()) for entry, level in levels.items()}
+    text = beside_text(offsets, len(levels), "the manifest")
+    if text:
+        say(f"note: {text}")
     with replacing(output) as temporary:
         submission.refuse(output, _write_all(temporary, levels, say))
         # read back as the organisers will: what they refuse is better known before the upload

@@ -9,7 +9,7 @@ Numbers that do not exist are None here and null in the file. The layout of the 
     total_evals, num_evals_done
     classes      {class: kind, crops, left_out, missing, figures, interval_95}
     crops        {crop: {class: status, figures, counts, voxels, objects, voxel_size, shape,
-                 resampled, offset, covered}}
+                 resampled, offset, covered, refused where it is}}
     asked        crops, classes and overrides of the command
     not_annotated  classes that none of the crops has
     provenance   experiment, run, checkpoints with SHA-256, thresholds, of the crops those that
@@ -122,6 +122,8 @@ class CropScore:
     """nm that voxels of the annotation's size lay beside it, z, y, x."""
     covered: bool = True
     """Whether what was found reaches over all of the annotation; the rest counts as background."""
+    refused: str = ""
+    """Why what was submitted cannot be scored, and is missing."""
 
     @property
     def kind(self) -> Kind:
@@ -325,6 +327,8 @@ def _crop_class_json(score: CropScore) -> dict[str, Any]:
         counts = asdict(score.counts)
         del counts["status"]  # which stands above
         entry["counts"] = counts
+    if score.refused:
+        entry["refused"] = score.refused
     return {
         **entry,
         "voxels": score.voxels and score.voxels._asdict(),
@@ -357,6 +361,7 @@ def _crop_class_from(entry: Mapping[str, Any]) -> CropScore:
         resampled=entry.get("resampled", False),
         offset=tuple(entry.get("offset") or (0.0, 0.0, 0.0)),
         covered=entry.get("covered", True),
+        refused=str(entry.get("refused", "")),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,29 @@ def crops_of(truths: Path) -> list[str]:
 
 
 def judge_crop(job: SubmittedCrop) -> list[Evaluation]:
-    """All classes of one crop. Raises UserError for an array that is broken or has no place."""
-    evaluations = []
+    """All classes of one crop; an array that is broken or has no place counts as missing.
+
+    Raises UserError for truths that are wrong.
+    """
     with submission.opened(job.submission) as packed:
-        for truth in _truths(job):
-            path = f"{truth.crop}/{truth.name}"
-            if path in packed:
-                array = arrays.open_array(packed, path, job.submission / path)
-                evaluations.append(_judge_array(job, truth, array))
-            else:
-                evaluations.append(_missing(truth))
-    return evaluations
+        return [_judge_class(job, truth, packed) for truth in _truths(job)]
+
+
+def refused(evaluations: Sequence[Evaluation]) -> list[str]:
+    """A table of what was submitted and cannot be scored, with what the score makes of it.
+
+    Raises UserError if that is all of it.
+    """
+    bad = [one for one in evaluations if one.refused]
+    if not bad:
+        return []
+    if not any(one.counts.status != challenge.MISSING for one in evaluations):
+        raise UserError("\n".join(one.refused for one in bad))
+    lines = [
+        f"{len(bad)} of {len(evaluations)} volumes cannot be scored, and count as missing, as what "
+        "is not submitted does:"
+    ]
+    return lines + [f"  {one.refused}" for one in bad]
 
 
 def _truths(job: SubmittedCrop) -> Iterator[Truth]:
@@ -72,6 +84,18 @@ def _truths(job: SubmittedCrop) -> Iterator[Truth]:
             mask=mask,
             version=job.version,
         )
+
+
+def _judge_class(job: SubmittedCrop, truth: Truth, packed: zarr.Group) -> Evaluation:
+    path = f"{truth.crop}/{truth.name}"
+    if path not in packed:
+        return _missing(truth)
+    try:
+        array = arrays.open_array(packed, path, job.submission / path)
+        return _judge_array(job, truth, array)
+    except UserError as error:
+        # where the truth is wrong this one fails too
+        return replace(_missing(truth), refused=str(error))
 
 
 def _missing(truth: Truth) -> Evaluation:

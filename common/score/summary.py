@@ -118,6 +118,7 @@ def _crop_score(one: Evaluation) -> CropScore:
         shape=one.shape,
         resampled=one.resampled,
         offset=one.offset,
+        refused=one.refused,
         covered=one.covered,
     )
 

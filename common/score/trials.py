@@ -62,6 +62,12 @@ class TrialResult:
     """Whether the crop has a positive voxel of the class."""
     counts: tuple[challenge.Counts, ...]
     """At each threshold."""
+    found: tuple[int, ...] = ()
+    """Positive voxels at each threshold."""
+    annotated: int = 0
+    """Positive voxels of the annotation."""
+    voxels: int = 0
+    """Of the crop."""
 
 
 @dataclass
@@ -73,13 +79,23 @@ class Tried:
     """By threshold, an item a crop."""
     is_positive: bool = False
     """Whether any crop has a positive voxel of the class."""
+    found: dict[float, int] = field(default_factory=dict)
+    """Positive voxels of all crops by threshold."""
+    annotated: int = 0
+    """Positive voxels of the annotation of all crops."""
+    voxels: int = 0
+    """Of all crops."""
 
     def add(self, trial: Trial, result: TrialResult) -> None:
         """One more crop."""
         self.crops.append(trial.crop)
         self.is_positive |= result.is_positive
+        self.annotated += result.annotated
+        self.voxels += result.voxels
         for threshold, counts in zip(trial.thresholds, result.counts, strict=True):
             self.counts.setdefault(threshold, []).append(counts)
+        for threshold, found in zip(trial.thresholds, result.found, strict=True):
+            self.found[threshold] = self.found.get(threshold, 0) + found
 
     def score(self, threshold: float, crops: Iterable[int] | None = None) -> float:
         """The challenge's score at a threshold, pooled over all crops or those of these numbers."""
@@ -140,12 +156,21 @@ def run_trial(trial: Trial) -> TrialResult:
     if not recipe.is_scored_by_objects(trial.name):
         truth = truth > 0
     counts = []
+    positive = []
     for threshold in trial.thresholds:
         volume = processed(
             replace(recipe, thresholds={trial.name: threshold}), trial.name, prediction
         )
-        counts.append(_counts(volume, truth, level, known=known, version=trial.version))
-    return TrialResult(bool(truth.any()), tuple(counts))
+        found = (regrid.mask if truth.dtype == bool else regrid.ids)(volume, level.grid)
+        counts.append(_counts(found, truth, level, known=known, version=trial.version))
+        positive.append(int(np.count_nonzero(found)))
+    return TrialResult(
+        is_positive=bool(truth.any()),
+        counts=tuple(counts),
+        found=tuple(positive),
+        annotated=int(np.count_nonzero(truth)),
+        voxels=truth.size,
+    )
 
 
 def look(trial: Trial) -> list[Evaluation]:
@@ -180,12 +205,16 @@ def processed(recipe: Recipe, name: str, prediction: Prediction) -> Level:
 
 
 def _counts(
-    volume: Level, truth: np.ndarray, level: Level, *, known: np.ndarray | None, version: Version
+    found: np.ndarray,
+    truth: np.ndarray,
+    level: Level,
+    *,
+    known: np.ndarray | None,
+    version: Version,
 ) -> challenge.Counts:
-    """A processed volume on the annotation's voxels; truth: ids, or bool for a semantic class."""
+    """What was found, on the annotation's voxels; truth: ids, or bool for a semantic class."""
     if truth.dtype == bool:
-        return challenge.semantic(truth, regrid.mask(volume, level.grid), known)
-    found = regrid.ids(volume, level.grid)
+        return challenge.semantic(truth, found, known)
     counts = challenge.instance(truth, found, level.scale, known, version=version)
     # else the threshold with the most specks would win: a crop that is left out does not hurt
     return challenge.missing(truth, True) if counts.status == challenge.SKIPPED else counts

@@ -18,10 +18,10 @@ from common.data import ngff, regions, regrid
 from common.errors import UserError
 from common.files import write_json
 from common.infer import process
-from common.infer.process import Prediction
+from common.infer.process import EVERYWHERE, Prediction
 from common.infer.recipe import THRESHOLDS, Recipe, read_recipe, read_thresholds, run_of
 from common.score import summary, versions
-from common.score.judge import Evaluation
+from common.score.judge import FULL, Evaluation, beside, beside_text
 from common.score.trials import COARSE, DEFAULT, Trial, look, try_all
 from common.score.versions import CSC
 from common.score.workers import parallel
@@ -41,6 +41,10 @@ class Tuned:
     """That the threshold was chosen on."""
     by_others: float | None = None
     """The score where each crop has the threshold that others choose, see `Tried.by_others`."""
+    found: float = 0.0
+    """Part of the voxels of its crops that is positive at the threshold."""
+    annotated: float = 0.0
+    """Part of them that is annotated as positive."""
 
 
 def tune(  # noqa: PLR0913  the options of the command
@@ -81,13 +85,14 @@ def tune(  # noqa: PLR0913  the options of the command
     runs = read_thresholds(path)
     boxes = regions.choose(config, crops, say=say)
     trials = [replace(trial, version=version) for trial in _trials(config, recipe, boxes)]
-    checkpoints = _checkpoints(trials)
+    checkpoints = _checkpoints(trials, say)
     found = search(trials, workers, folds)
     _check_found(found, recipe, crops)
     records = _records(found, crops, checkpoints, metric=version.name)
     runs.setdefault(run_of(config), {}).update(records)
     write_json(path, runs)
-    for line in table(found) + _remarks(path, recipe, found) + _at_edges(found, trials, workers):
+    lines = table(found) + _remarks(path, recipe, found) + _everywhere(found)
+    for line in lines + _at_edges(found, trials, workers):
         say(line)
     return found
 
@@ -103,6 +108,7 @@ def search(trials: Sequence[Trial], workers: int = 1, folds: int = 0) -> list[Tu
             finer.append(replace(trial, thresholds=thresholds))
     for name, more in try_all(finer, workers).items():
         tried[name].counts |= more.counts
+        tried[name].found |= more.found
     found = []
     for name, of_class in tried.items():
         threshold = of_class.best()
@@ -113,6 +119,8 @@ def search(trials: Sequence[Trial], workers: int = 1, folds: int = 0) -> list[Tu
             before=of_class.score(DEFAULT),
             crops=tuple(of_class.crops),
             by_others=of_class.by_others(folds),
+            found=of_class.found[threshold] / of_class.voxels,
+            annotated=of_class.annotated / of_class.voxels,
         )
         found.append(tuned)
     return found
@@ -164,6 +172,20 @@ def _remarks(path: Path, recipe: Recipe, found: Sequence[Tuned]) -> list[str]:
             "is nearer to what new crops will have; '-' where there is one crop alone"
         )
     return texts
+
+
+def _everywhere(found: Sequence[Tuned]) -> list[str]:
+    """A note for each class that its threshold makes positive nearly everywhere, or nowhere."""
+    notes = []
+    for one in found:
+        is_full = one.found >= EVERYWHERE and one.annotated < FULL
+        if is_full or not one.found:
+            notes.append(
+                f"note: {one.name}: at its threshold of {one.threshold:g} {one.found:.1%} of the "
+                f"voxels of these crops are positive, and {one.annotated:.1%} of the annotation: "
+                "no threshold tells this class from the rest. Train longer before it is used"
+            )
+    return notes
 
 
 def _at_edges(found: Sequence[Tuned], trials: Sequence[Trial], workers: int) -> list[str]:
@@ -220,13 +242,22 @@ def _trials(config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region]
     return trials
 
 
-def _checkpoints(trials: Sequence[Trial]) -> dict[str, str]:
-    """SHA-256 of the checkpoint that predicted each class; "" where the prediction does not say."""
+def _checkpoints(trials: Sequence[Trial], say: Callable[[str], None]) -> dict[str, str]:
+    """SHA-256 of the checkpoint that predicted each class; "" where the prediction does not say.
+
+    Notes predictions that lie beside the voxels of the annotation.
+    """
     checkpoints = {}
+    offsets = {}
     # all predictions are looked at before the first is processed
     predictions = process.gather(_check, trials)
     for trial, prediction in zip(trials, predictions, strict=True):
         checkpoints[trial.name] = prediction.record.sha256 or ""
+        truth = ngff.open_levels(trial.truth)[0]
+        offsets[f"{trial.crop}/{trial.name}"] = beside(prediction.level, truth.grid)
+    text = beside_text(offsets, len(trials), "the annotation")
+    if text:
+        say(f"note: {text}")
     return checkpoints
 
 

@@ -305,6 +305,21 @@ def test_what_instance_functions_log_is_said(experiment, capsys):
     )
 
 
+@pytest.mark.parametrize("classes", [("mito",), ("er",)])
+def test_a_class_that_is_positive_everywhere_is_told(experiment, capsys, classes):
+    """Objects and masks."""
+    tiny = experiment()
+    values = np.full((24, 24, 24), 200, np.uint8)
+    write_prediction(tiny, *classes, values)
+    run(tiny, classes=classes)
+    said = capsys.readouterr().err
+    assert f"crop3: positive in nearly all voxels: {classes[0]} (threshold 0.5)" in said
+    values[:4] = 0
+    write_prediction(tiny, *classes, values, key="b")
+    run(tiny, classes=classes)
+    assert "nearly all" not in capsys.readouterr().err
+
+
 # What is redone and what is left
 
 CHANGES = {

@@ -417,6 +417,19 @@ def moved(path: Path, by) -> None:
     file.write_text(json.dumps(attributes))
 
 
+def test_a_class_that_is_found_everywhere_and_annotated_in_a_part_is_told(tiny):
+    everywhere = np.ones((24, 24, 24), np.uint8)
+    write_processed(tiny, "er", everywhere)
+    said = []
+    scored(tiny, classes=("er",), say=said.append)
+    (note,) = [text for text in said if text.startswith("note")]
+    assert "er is found in nearly all voxels of tiny/crop3" in note
+    write_truth(tiny, "er", everywhere)
+    said = []
+    scored(tiny, classes=("er",), say=said.append)
+    assert not [text for text in said if text.startswith("note")]
+
+
 def test_sets_of_crops_and_classes_have_files_of_their_own(tiny):
     asked = [
         ("validate", ()),

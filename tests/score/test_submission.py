@@ -54,6 +54,16 @@ def packed(tmp_path, source_of) -> Path:
     return pack(ENTRIES, source_of, tmp_path / "submission.zip", lambda text: None)
 
 
+def test_volumes_between_the_voxels_of_the_manifest_are_told(tmp_path, source_of):
+    said: list[str] = []
+    pack(ENTRIES, source_of, tmp_path / "submission.zip", said.append)
+    assert not [line for line in said if line.startswith("note")]
+    write_multiscale(source_of(MITO), IDS, (8, 8, 8), (100, 204, 300), chunk=8)
+    pack([MITO], source_of, tmp_path / "submission.zip", said.append)
+    (note,) = [line for line in said if line.startswith("note")]
+    assert "1 of 1 lie beside the voxels of the manifest" in note
+
+
 def silent(text: str) -> None:
     pass
 

@@ -15,6 +15,7 @@ from common.data import ngff
 from common.data.manifest import Entry
 from common.errors import UserError
 from common.score import evaluate, packing
+from common.score.result import read as read_result
 from tests.score.volumes import PERFECT, cubes, fine
 
 
@@ -90,6 +91,53 @@ def test_what_the_submission_lacks_is_missing_as_the_challenge_has_it(tmp_path):
     assert er["counts"]["fn"] == 24**3 and er["voxels"] == {"tp": 0, "fp": 0, "fn": 4 * 6**3}
     told = " ".join(said[0].split())
     assert "Missing in the submission: er in 1 of 1 crops, mito in 1 of 1 crops." in told
+
+
+def damaged(store: Path, how: str) -> None:
+    """Make an array that cannot be scored."""
+    if how == "no place":
+        (store / ".zattrs").unlink()
+    elif how == "no ids":
+        zarr.save_array(str(store), np.full((24,) * 3, 0.5))
+        (store / ".zattrs").write_text(
+            json.dumps({"voxel_size": [8] * 3, "translation": [4.0, 40.0, 400.0]})
+        )
+    elif how == "damaged chunk":
+        chunk = store / "0" / "0" / "0"
+        chunk.write_bytes(chunk.read_bytes()[:20])
+    else:
+        (store / ".zarray").write_text("{")
+
+
+@pytest.mark.parametrize("how", ["no place", "no ids", "damaged chunk", "damaged metadata"])
+def test_what_cannot_be_scored_is_missing_and_the_rest_is_scored(tmp_path, how):
+    volumes = {"crop1/mito": cubes(), "crop1/nuc": cubes(), "crop2/mito": cubes()}
+    _, truth = submitted(tmp_path, volumes, volumes)
+    given = tmp_path / "given.zarr"
+    for name in ("crop1/mito", "crop2/mito"):
+        damaged(given / name, how)
+    said = []
+    result = judged(tmp_path, given, truth, say=said.append)
+    assert result["classes"]["nuc"]["score"] == 1
+    assert result["classes"]["mito"]["score"] == 0
+    crops = [result["crops"][name]["mito"] for name in ("crop1", "crop2")]
+    assert [crop["status"] for crop in crops] == ["missing", "missing"]
+    assert all(f"given.zarr/crop{n}/mito" in crops[n - 1]["refused"] for n in (1, 2))
+    assert "refused" not in result["crops"]["crop1"]["nuc"]
+    stored = read_result(tmp_path / "result.json")
+    assert stored.crops["crop1"]["mito"].refused == crops[0]["refused"]
+    head, first, second = said[-1].strip().split("\n")
+    assert head.startswith("2 of 3 volumes cannot be scored, and count as missing")
+    assert "given.zarr/crop1/mito" in first and "given.zarr/crop2/mito" in second
+
+
+def test_a_wrong_truth_is_no_fault_of_the_submission(tmp_path):
+    volumes = {"crop1/mito": cubes(), "crop1/nuc": cubes()}
+    path, truth = submitted(tmp_path, volumes, volumes)
+    chunk = truth / "crop1/mito/0/0/0"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"truth.zarr/crop1/mito: a chunk"):
+        judged(tmp_path, path, truth)
 
 
 def test_voxels_outside_of_the_mask_do_not_count(tmp_path):

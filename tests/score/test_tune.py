@@ -24,6 +24,15 @@ def tiny(experiment):
     return made
 
 
+def moved(path, by) -> None:
+    """Move a volume by so many nm; it still reaches over the annotation."""
+    file = path / ".zattrs"
+    attributes = json.loads(file.read_text())
+    _, move = attributes["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    move["translation"] = (np.array(move["translation"]) + by).tolist()
+    file.write_text(json.dumps(attributes))
+
+
 def choose(tiny, **settings) -> dict[str, tune.Tuned]:
     return {
         one.name: one
@@ -253,6 +262,32 @@ def test_a_threshold_at_the_edge_is_told_with_its_figures(tiny):
         f"{one.before:.3f}, Dice 0.000, PQ 0.000."
     )
     assert "thresholds" in note and "visualize" in note
+
+
+def test_a_class_that_its_threshold_makes_positive_everywhere_is_told(tiny):
+    """A network that was hardly trained says 0.3 everywhere: its best is a full picture."""
+    er = truth(tiny, "er")
+    write_prediction(tiny, "er", np.full(er.shape, 0.3, np.float32))
+    write_prediction(tiny, "nuc", np.where(truth(tiny, "nuc"), 0.9, 0.1).astype(np.float32))
+    said = []
+    found = choose(tiny, classes=("er", "nuc"), say=said.append)
+    assert found["er"].threshold < 0.3 and found["er"].found == 1
+    (note,) = [line for line in said if line.startswith("note")]
+    assert note.startswith(f"note: er: at its threshold of {found['er'].threshold:g} 100.0% of the")
+    assert f"{er.mean():.1%} of the annotation" in note
+
+
+def test_a_prediction_half_a_voxel_beside_the_annotation_is_told(tiny):
+    er = truth(tiny, "er")
+    path = write_prediction(tiny, "er", np.where(er, 0.9, 0.1).astype(np.float32))
+    said = []
+    choose(tiny, classes=("er",), say=said.append)
+    assert not [line for line in said if line.startswith("note")]
+    moved(path, (0, 3, 0))
+    choose(tiny, classes=("er",), say=said.append)
+    (note,) = [line for line in said if line.startswith("note")]
+    assert "1 of 1 lie beside the voxels of the annotation" in note
+    assert "tiny/crop3/er by 0, 3, 0 nm" in note
 
 
 def test_thresholds_know_the_crops_and_the_version_they_were_chosen_by(tiny):
