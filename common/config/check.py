@@ -349,6 +349,8 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
     if values.get("scheduler_kwargs") and not values.get("scheduler"):
         given = values["scheduler_kwargs"]
         problems.append(f"scheduler_kwargs = {given} without a scheduler; set scheduler too")
+    if values.get("scheduler_step") == "iteration" and not values.get("scheduler"):
+        problems.append("scheduler_step = 'iteration' without a scheduler; set scheduler too")
     weights = values.get("class_sampling_weights")
     if weights and not values.get("weighted_sampler", True):
         problems.append(

@@ -1,8 +1,9 @@
-"""How long a scheduler's schedule is: as many epochs as the run has, unless it is told otherwise.
+"""How long a scheduler's schedule is: as many steps as the run has, unless it is told otherwise.
 
 A schedule that is shorter than its run raises in the middle of it, or trains at rate 0; one that is
 longer never comes to its end. So its length need not be written, and where it was written as
-`epochs` it follows when the command line changes them.
+`epochs` it follows when the command line changes them. A schedule has a step for each epoch, or
+for each iteration with scheduler_step = "iteration".
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 HORIZONS = (
     "T_max",
@@ -24,24 +25,46 @@ HORIZONS = (
     "num_training_steps",
     "epochs",
 )
-"""Parameters of schedulers that tell their length, in epochs: they are stepped once an epoch."""
+"""Parameters of schedulers that tell their length, in steps of the scheduler."""
 
 DECAYS_TO_NOTHING = ("PolynomialLR",)
 """Schedulers whose default length, 5, would train the rest of the run at rate 0."""
 
 
+class Length(NamedTuple):
+    """How long a run is, and how often its scheduler is stepped."""
+
+    epochs: int
+    iterations_per_epoch: int
+    scheduler_step: str
+    """"epoch" or "iteration"."""
+
+    @property
+    def iterations(self) -> int:
+        """Optimiser steps of the run."""
+        return self.epochs * self.iterations_per_epoch
+
+    @property
+    def steps(self) -> int:
+        """Steps of the scheduler in the run."""
+        return self.epochs if self.scheduler_step == "epoch" else self.iterations
+
+
 def with_horizon(
-    scheduler: Callable, kwargs: Mapping[str, Any], *, epochs: int, before: int | None
+    scheduler: Callable, kwargs: Mapping[str, Any], length: Length, written: Length
 ) -> dict[str, Any]:
     """scheduler_kwargs in which the schedule is as long as the run.
 
     Args:
         scheduler: a class or function, or a functools.partial of one.
-        kwargs: as they are given; what they name stays, but for what follows `epochs`.
-        epochs: of the run.
-        before: epochs that the configuration was written for: a length equal to it follows
-            `epochs`; None if nothing follows.
+        kwargs: as they are given; what they name stays, but for what follows the run.
+        length: of the run.
+        written: of the run that the configuration was written for. What is equal to its epochs or,
+            where the scheduler is stepped by iterations, to its iterations, follows `length`.
     """
+    follows = {written.epochs}
+    if length.scheduler_step == "iteration":
+        follows.add(written.iterations)
     filled = dict(kwargs)
     given = filled
     if isinstance(scheduler, functools.partial):
@@ -50,12 +73,13 @@ def with_horizon(
     lengths = _lengths(scheduler)
     named = [parameter.name for parameter in lengths if parameter.name in given]
     if not named:
-        return filled | dict.fromkeys(_left_out(scheduler, lengths), epochs)
+        return filled | dict.fromkeys(_left_out(scheduler, lengths), length.steps)
+    if _product(given) in follows:
+        # it goes before epochs and steps_per_epoch
+        return filled | {"total_steps": length.steps}
     for name in named:
-        if before is not None and given[name] == before:
-            filled[name] = epochs
-    if before is not None and _is_product(given, before):
-        filled["total_steps"] = epochs  # it goes before epochs and steps_per_epoch
+        if given[name] in follows:
+            filled[name] = length.steps
     return filled
 
 
@@ -90,11 +114,11 @@ def _left_out(scheduler: Callable, lengths: Sequence[inspect.Parameter]) -> list
     return optional[:1]
 
 
-def _is_product(given: Mapping[str, Any], epochs: int) -> bool:
-    """Whether OneCycleLR's epochs and steps_per_epoch make up so many steps."""
+def _product(given: Mapping[str, Any]) -> int | None:
+    """The steps that OneCycleLR's epochs and steps_per_epoch make up; None if they do not."""
     if given.get("total_steps") is not None:
-        return False
+        return None
     steps_per_epoch = given.get("steps_per_epoch")
     if not isinstance(steps_per_epoch, int) or not isinstance(given.get("epochs"), int):
-        return False
-    return given["epochs"] * steps_per_epoch == epochs
+        return None
+    return given["epochs"] * steps_per_epoch

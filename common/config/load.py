@@ -7,7 +7,7 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def load_config(
     """
     path = _config_file(path, "train_config.py")
     values = _read_settings(path, TrainConfig)
-    written_epochs = values.get("epochs", TrainConfig.epochs)
+    written = _length(values)
     from_environment, problems = environment()
     values |= from_environment
     values |= settings
@@ -48,7 +48,7 @@ def load_config(
         if problem:
             problems.append(problem)
     own_lengths = horizon.named_in(overrides, settings)
-    _lengthen_schedule(values, written_epochs, own_lengths)
+    _lengthen_schedule(values, written, own_lengths)
     # only a root that was asked for must be there: reading a configuration needs no data
     root = data_root(data)
     if values.get("data_path") == str(root) and not root.is_dir():
@@ -61,22 +61,31 @@ def load_config(
     )
 
 
+def _length(values: Mapping[str, Any]) -> horizon.Length | None:
+    """How long a run with these settings is; None if they are not what they should be."""
+    settings = {}
+    for name in horizon.Length._fields:
+        settings[name] = values.get(name, getattr(TrainConfig, name))
+    numbers = (settings["epochs"], settings["iterations_per_epoch"])
+    return horizon.Length(**settings) if all(is_a(int, number) for number in numbers) else None
+
+
 def _lengthen_schedule(
-    values: dict[str, Any], written_epochs: Any, own_lengths: Collection[str]
+    values: dict[str, Any], written: horizon.Length | None, own_lengths: Collection[str]
 ) -> None:
     """Make the schedule of the scheduler as long as the run, see `common.config.horizon`.
 
-    written_epochs: what the file says. own_lengths: names that the command line gave a value of
-    their own, which stays.
+    written: what the file says. own_lengths: names that the command line gave a value of their
+    own, which stays.
     """
     kwargs = values.get("scheduler_kwargs", {})
-    epochs = values.get("epochs", TrainConfig.epochs)
+    length = _length(values)
     # anything else is told by the checks
     if not callable(values.get("scheduler")) or not isinstance(kwargs, dict):
         return
-    if not is_a(int, epochs):
+    if length is None:
         return
-    filled = horizon.with_horizon(values["scheduler"], kwargs, epochs=epochs, before=written_epochs)
+    filled = horizon.with_horizon(values["scheduler"], kwargs, length, written or length)
     for name in own_lengths:
         if name in kwargs:
             filled[name] = kwargs[name]

@@ -144,12 +144,19 @@ class TrainConfig:
     weight_decay: Annotated[float, NotNegative] = 0.01
     """Decoupled weight decay, applied to weights but not to biases."""
     scheduler: Callable | None = None
-    """A class of torch.optim.lr_scheduler, stepped after each epoch; ReduceLROnPlateau gets the
-    value of best_metric, or the training loss if no crop validates. A continued run may change
+    """A class of torch.optim.lr_scheduler, stepped as scheduler_step says; ReduceLROnPlateau gets
+    the value of best_metric, or the training loss if no crop validates. A continued run may change
     it."""
     scheduler_kwargs: dict = field(default_factory=dict)
-    """Keyword arguments of the scheduler. Its length (T_max, total_steps and the like) counts
-    epochs: left out, or written as `epochs`, it follows them. A continued run may change it."""
+    """Keyword arguments of the scheduler. Its length (T_max, total_steps and the like) counts its
+    steps: left out, or written as `epochs`, it is that of the run. A continued run may change
+    it."""
+    scheduler_step: Annotated[str, one_of("epoch", "iteration")] = "epoch"
+    """Whether the scheduler is stepped after each epoch or after each iteration (optimiser step);
+    ReduceLROnPlateau goes by epochs. A continued run may change it."""
+    warmup_iterations: Annotated[int, NotNegative] = 0
+    """Iterations in which the learning rate rises in a line from nearly 0 to that of the scheduler;
+    0 begins at full rate. A continued run may change it."""
     criterion: Callable | None = None
     """The loss, by default weighted_bce: `criterion(logits, target, pos_weight)` like those of
     common.train.losses, or any loss of torch or MONAI, which is called with logits and a dense
@@ -304,7 +311,9 @@ They take effect at once, and change neither the data nor the method of training
 """
 
 
-OF_THE_FUTURE = frozenset(["scheduler", "scheduler_kwargs", "ema_decay"])
+OF_THE_FUTURE = frozenset(
+    ["scheduler", "scheduler_kwargs", "scheduler_step", "warmup_iterations", "ema_decay"]
+)
 """Settings that a continued run may change, too: they say how it goes on, and no more.
 
 At which rate, and whether its weights are averaged, which the trained ones do not depend on.
@@ -368,6 +377,10 @@ OTHER_NAMES = {
     "loss_function": "criterion",
     "optim": "optimizer",
     "lr_scheduler": "scheduler",
+    "warmup": "warmup_iterations",
+    "warmup_steps": "warmup_iterations",
+    "num_warmup_steps": "warmup_iterations",
+    "scheduler_interval": "scheduler_step",
     "patience": "early_stopping_patience",
     "early_stopping": "early_stopping_patience",
     "patch_size": "input_array_info",
@@ -419,8 +432,7 @@ NOT_HERE = {
     "betas": "give them to the optimizer: functools.partial(torch.optim.AdamW, betas=...)",
     "eps": "give it to the optimizer: functools.partial(torch.optim.AdamW, eps=...)",
     "nesterov": "give it to the optimizer: functools.partial(torch.optim.SGD, nesterov=True, ...)",
-    "warmup": "write a scheduler, such as torch.optim.lr_scheduler.LinearLR",
-    "warmup_epochs": "write a scheduler, such as torch.optim.lr_scheduler.LinearLR",
+    "warmup_epochs": "write warmup_iterations, which counts optimiser steps",
     "dropout": "the network is built by build_model: give it there, or by model_kwargs",
     "compile": "there is none; build_model may return torch.compile(model)",
     "shuffle": "samples are drawn at random by random_seed",

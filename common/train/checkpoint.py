@@ -33,6 +33,7 @@ SAVED_NUMBERS = (
     "validation_batches",
     "shown",
     "epoch_loss",
+    "learning_rate",
 )
 """Fields of State that are saved as they are; the others are saved as state dicts."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def build_scheduler(
     kwargs: dict[str, Any],
     higher_is_better: bool,
 ) -> LRScheduler | None:
-    """Return scheduler(optimizer, **kwargs), which is stepped after each epoch; None without one.
+    """Return scheduler(optimizer, **kwargs); None without one.
 
     ReduceLROnPlateau gets the mode "max" or "min" of what it will be stepped with, unless a mode is
     given.
@@ -65,7 +66,7 @@ def build_scheduler(
 
 
 def step_scheduler(scheduler: LRScheduler | None, metric: float) -> None:
-    """Step the scheduler after an epoch; ReduceLROnPlateau gets `metric`.
+    """Step the scheduler, after an epoch or an iteration; ReduceLROnPlateau gets `metric`.
 
     It is not stepped without one (NaN): to it that would be an epoch without an improvement.
     """
@@ -76,6 +77,27 @@ def step_scheduler(scheduler: LRScheduler | None, metric: float) -> None:
             scheduler.step(metric)
     else:
         scheduler.step()
+
+
+@contextmanager
+def at_fraction(optimizer: torch.optim.Optimizer, fraction: float) -> Iterator[None]:
+    """Context manager: lower all learning rates to a fraction of what the scheduler says."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * fraction
+    yield
+    # schedulers compute a rate from the one before it
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def warmed_up(iteration: int, warmup_iterations: int) -> float:
+    """Return the fraction of the learning rate in the step after `iteration`.
+
+    It rises in a line to 1 in the last step of the warm-up. Source: Goyal et al. 2017, section 2.2,
+    gradual warm-up.
+    """
+    return min(1.0, (iteration + 1) / max(warmup_iterations, 1))
 
 
 def positive_weights(foreground: np.ndarray, background: np.ndarray, cap: float) -> np.ndarray:

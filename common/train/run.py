@@ -176,6 +176,8 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
             forward=ForwardPass(precision, config.channels_last),
             max_grad_norm=config.max_grad_norm,
             accumulation=config.gradient_accumulation_steps,
+            warmup=config.warmup_iterations,
+            schedules_iterations=config.scheduler_step == "iteration",
         ),
         training=training_batches(config, crops, device),
         validation=build_validation(config, crops, device),
@@ -402,10 +404,9 @@ def finish_epoch(
         pace: estimates how long the remaining epochs will take.
     """
     config = setup.config
-    learning_rate = state.optimizer.param_groups[0]["lr"]  # before the scheduler changes it
     is_best = count_epoch(config, state, trained, scores)
     logs.log_epoch(
-        config, state, run_logs.tracker, trained, scores=scores, learning_rate=learning_rate
+        config, state, run_logs.tracker, trained, scores=scores, learning_rate=state.learning_rate
     )
     seconds_left = pace.seconds_left(state.epoch, config.epochs)
     logs.say_epoch(
@@ -420,7 +421,7 @@ def finish_epoch(
 def count_epoch(
     config: TrainConfig, state: State, trained: TrainedEpoch, scores: Scores | None
 ) -> bool:
-    """Count an epoch and step the scheduler; return whether the epoch is the best so far."""
+    """Count an epoch, step a scheduler of epochs; return whether the epoch is the best so far."""
     state.epoch += 1
     state.epoch_loss = [0.0, 0.0]
     if scores:
@@ -434,7 +435,8 @@ def count_epoch(
         state.waited = 0
     elif math.isfinite(value):
         state.waited += 1
-    optim.step_scheduler(state.scheduler, value)
+    if config.scheduler_step == "epoch":
+        optim.step_scheduler(state.scheduler, value)
     return improved and scores is not None
 
 

@@ -1,4 +1,6 @@
-"""The learning rate over the epochs of a run: tried before training, and changed under way.
+"""The learning rate over the steps of a run: tried before training, and changed under way.
+
+A scheduler has a step for each epoch or, with scheduler_step = "iteration", for each iteration.
 
 Schedulers are built and stepped in `common.train.optim`.
 """
@@ -16,6 +18,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from common.config.horizon import Length
 from common.config.module import own_frames
 from common.config.settings import TrainConfig, as_text
 from common.errors import UserError
@@ -23,18 +26,21 @@ from common.talk import some
 from common.train.optim import build_optimizer, build_scheduler, step_scheduler
 
 MOST_TRIED = 20_000
-"""Epochs up to which a schedule is tried: about a second."""
+"""Steps up to which a schedule is tried: about a second."""
+
+OF_THE_SCHEDULE = ("scheduler", "scheduler_kwargs", "scheduler_step", "warmup_iterations")
+"""Settings that say how the learning rate goes, beside epochs."""
 
 OF_PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr")
 """What ReduceLROnPlateau has seen so far; the rest of its state are its settings."""
 
 
 def try_out(config: TrainConfig, model: nn.Module) -> list[str]:
-    """Run optimiser and scheduler through all epochs; return sentences about what is unusual.
+    """Run optimiser and scheduler through the whole run; return sentences about what is unusual.
 
     They get other parameters than those of the model, in as many groups.
 
-    Raises UserError if they cannot be built, are something else, or raise in some epoch. An error
+    Raises UserError if they cannot be built, are something else, or raise in some step. An error
     in the experiment's own code is passed on unchanged.
     """
     optimizer = first_optimizer(config, _like(model))
@@ -45,15 +51,21 @@ def try_out(config: TrainConfig, model: nn.Module) -> list[str]:
     # after the scheduler, which counts its steps
     with _refusals(config, "optimizer", "give one whose step() needs no arguments"):
         optimizer.step()
+    unusual = _endless_warm_up(config)
     if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
-        return []
+        return unusual
     rates = []
-    for epoch in range(min(config.epochs, MOST_TRIED)):
+    for step in range(min(_length(config).steps, MOST_TRIED)):
         rates.append(float(optimizer.param_groups[0]["lr"]))
-        with _refusals(config, "scheduler", _advice(config, epoch + 1)):
+        with _refusals(config, "scheduler", _advice(config, step + 1)):
             step_scheduler(scheduler, 0.0)
     _refuse_no_rates(config, rates)
-    return [*_at_zero(rates), *_other_length(config, scheduler)]
+    return [*unusual, *_at_zero(config, rates), *_other_length(config, scheduler)]
+
+
+def _length(config: TrainConfig) -> Length:
+    """Return how long the run is."""
+    return Length(config.epochs, config.iterations_per_epoch, config.scheduler_step)
 
 
 def _like(model: nn.Module) -> nn.Module:
@@ -92,6 +104,11 @@ def first_scheduler(
             optimizer, config.scheduler, config.scheduler_kwargs, higher_is_better
         )
     methods = ("step", "state_dict", "load_state_dict")
+    if isinstance(scheduler, ReduceLROnPlateau) and config.scheduler_step == "iteration":
+        raise UserError(
+            f"{config.folder}: scheduler_step = 'iteration' with ReduceLROnPlateau, which goes by "
+            "the results of an epoch; set scheduler_step = 'epoch', or another scheduler"
+        )
     if config.scheduler is None or isinstance(scheduler, LRScheduler):
         return scheduler
     if isinstance(scheduler, type) or not all(hasattr(scheduler, name) for name in methods):
@@ -148,7 +165,7 @@ def go_on(
 ) -> str:
     """Restore optimiser and scheduler of a saved state; return what changes from now on, or "".
 
-    If epochs, scheduler or scheduler_kwargs changed, the rates are from now on those that the new
+    If epochs or a setting OF_THE_SCHEDULE changed, the rates are from now on those that the new
     schedule would have reached by itself. ReduceLROnPlateau keeps the rate and what it has seen.
 
     Args:
@@ -159,7 +176,7 @@ def go_on(
         scheduler: a new one of it, restored in place; None without one.
     """
     now = config.record()
-    changed = [name for name in ("scheduler", "scheduler_kwargs") if before.get(name) != now[name]]
+    changed = [name for name in OF_THE_SCHEDULE if before.get(name) != now[name]]
     follows = changed or before.get("epochs") != now["epochs"]
     if isinstance(scheduler, ReduceLROnPlateau):
         optimizer.load_state_dict(saved["optimizer"])
@@ -175,7 +192,7 @@ def go_on(
         with warnings.catch_warnings():
             # torch warns of schedulers that are stepped before their optimiser
             warnings.simplefilter("ignore")
-            for _ in range(saved["epoch"]):
+            for _ in range(saved[config.scheduler_step]):
                 step_scheduler(scheduler, math.nan)
         rates = [_options(group) for group in optimizer.param_groups]
         optimizer.load_state_dict(saved["optimizer"])
@@ -202,6 +219,8 @@ def _what_changes(
     if not changed:
         parts.append(f"epochs was {before.get('epochs')} and is {now['epochs']}")
     rates = f"epoch {saved['epoch'] + 1} begins at learning rate {rate:.3g}"
+    if config.scheduler_step == "iteration":
+        rates = f"iteration {saved['iteration'] + 1} has learning rate {rate:.3g}"
     if was != rate:
         rates += f" instead of {was:.3g}"
     return f"{'; '.join(parts)}: {rates}"
@@ -231,48 +250,66 @@ def _refusals(config: TrainConfig, setting: str, advice: str) -> Iterator[None]:
         ) from error
 
 
-def _advice(config: TrainConfig, epoch: int) -> str:
+def _advice(config: TrainConfig, step: int) -> str:
+    unit = config.scheduler_step
     return (
-        f"this ends epoch {epoch} of {config.epochs}: it is stepped once an epoch, so write a "
-        "length in epochs, or leave its length out"
+        f"this ends {unit} {step} of {_length(config).steps}: it is stepped once an {unit}, so "
+        f"write a length in {unit}s, or leave its length out"
     )
 
 
+def _endless_warm_up(config: TrainConfig) -> list[str]:
+    """Return a sentence about a warm-up that no step of the run comes after, if it is one."""
+    iterations = _length(config).iterations
+    if config.warmup_iterations < iterations:
+        return []
+    return [
+        f"the run has {iterations} iterations, all of them in its warm-up (warmup_iterations = "
+        f"{config.warmup_iterations})"
+    ]
+
+
 def _refuse_no_rates(config: TrainConfig, rates: Sequence[float]) -> None:
-    for epoch, rate in enumerate(rates, 1):
+    for step, rate in enumerate(rates, 1):
         if not (math.isfinite(rate) and rate >= 0):
             raise UserError(
                 f"{config.folder}: scheduler = {as_text(config.scheduler)} gives the learning rate "
-                f"{rate} in epoch {epoch}; write scheduler_kwargs that keep it at 0 or above"
+                f"{rate} in {config.scheduler_step} {step}; write scheduler_kwargs that keep it at "
+                "0 or above"
             )
 
 
-def _at_zero(rates: Sequence[float]) -> list[str]:
-    """Return a sentence about the epochs in which nothing is learnt, if there are any."""
+def _at_zero(config: TrainConfig, rates: Sequence[float]) -> list[str]:
+    """Return a sentence about the steps in which nothing is learnt, if there are any."""
     spans = []
     numbered = enumerate(rates, 1)
     for is_zero, group in itertools.groupby(numbered, key=lambda pair: pair[1] == 0):
-        epochs = [epoch for epoch, _ in group]
+        steps = [step for step, _ in group]
         if is_zero:
-            span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+            span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
             spans.append(span)
     if not spans:
         return []
-    return [f"the scheduler's learning rate is 0, and nothing is learnt, in epoch {some(spans)}"]
+    return [
+        "the scheduler's learning rate is 0, and nothing is learnt, in "
+        f"{config.scheduler_step} {some(spans)}"
+    ]
 
 
 def _other_length(config: TrainConfig, scheduler: LRScheduler) -> list[str]:
     """Return a sentence about a schedule that is not as long as the run, if it should be."""
+    steps = _length(config).steps
+    unit = config.scheduler_step
     for name in ("T_max", "total_steps", "total_iters"):
         length = getattr(scheduler, name, None)
-        if not isinstance(length, int) or length == config.epochs:
+        if not isinstance(length, int) or length == steps:
             continue
         # a warm-up is shorter than its run
-        if name == "total_iters" and length < config.epochs:
+        if name == "total_iters" and length < steps:
             continue
         return [
-            f"the schedule is {length} epochs long ({name}) and the run {config.epochs}: it is "
-            f"stepped once an epoch; leave {name} out for one as long as the run"
+            f"the schedule is {length} {unit}s long ({name}) and the run {steps}: it is "
+            f"stepped once an {unit}; leave {name} out for one as long as the run"
         ]
     return []
 

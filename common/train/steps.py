@@ -21,7 +21,7 @@ from common.data import targets
 from common.data.loaders import Batch, Batches
 from common.errors import NotFinite, UserError
 from common.model.forward import ForwardPass
-from common.train import metrics
+from common.train import metrics, optim
 from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_with
 from common.train.losses import AnyTarget
 from common.train.panels import Panels
@@ -66,6 +66,8 @@ class State:
     """Validation blocks shown as figures, by class; fixed by the first validation."""
     epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Sum of the losses and number of steps in the current epoch."""
+    learning_rate: float = math.nan
+    """Of the last step, in the first group of parameters."""
     ema: AveragedModel | None = None
     """The moving average of the weights; None with ema_decay = 0."""
 
@@ -99,6 +101,10 @@ class Method:
     """Gradients are clipped to this norm; 0 turns clipping off."""
     accumulation: int = 1
     """Batches (forward passes) in one optimiser step."""
+    warmup: int = 0
+    """Iterations in which the learning rate rises to that of the scheduler."""
+    schedules_iterations: bool = False
+    """Whether the scheduler is stepped after each iteration, not after each epoch."""
 
     def loss(self, outputs: list[torch.Tensor], target: AnyTarget) -> torch.Tensor:
         """Return the loss of a network's outputs, a scalar; several are deep supervision."""
@@ -207,6 +213,8 @@ def train_epoch(
         with clock.waiting():
             group = [next(batches) for _ in range(method.accumulation)]
         loss, norm = step(state, method, group)
+        if method.schedules_iterations:
+            optim.step_scheduler(state.scheduler, math.nan)
         state.count_step(loss)
         recent.append(loss)
         clock.took(sum(len(batch.raw) for batch in group))
@@ -284,7 +292,10 @@ def step(state: State, method: Method, group: list[Batch]) -> tuple[float, float
     norm = nn.utils.clip_grad_norm_(parameters, method.max_grad_norm or math.inf)
     loss_value, norm_value = torch.stack([loss, norm]).tolist()  # one wait for the device, not two
     _refuse_not_finite(state, group, loss_value, norm_value)
-    state.scaler.step(state.optimizer)
+    fraction = optim.warmed_up(state.iteration, method.warmup)
+    with optim.at_fraction(state.optimizer, fraction):
+        state.learning_rate = float(state.optimizer.param_groups[0]["lr"])
+        state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:

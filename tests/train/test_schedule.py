@@ -328,3 +328,106 @@ def test_what_is_no_optimizer_or_scheduler_is_told(experiment, text, sentence):
     with pytest.raises(UserError, match=sentence):
         tiny.train()
     assert not tiny.config().path("cache_path").exists()
+
+
+# ---- by iterations
+
+
+@pytest.mark.parametrize("kwargs", ["{}", "{'T_max': epochs}", "{'T_max': 2 * 3}"])
+def test_a_schedule_by_iterations_is_as_long_as_the_run(experiment, kwargs):
+    settings = {"epochs": 2, "iterations_per_epoch": 3, "scheduler_step": "iteration"}
+    tiny = with_scheduler(experiment, "CosineAnnealingLR", kwargs, **settings)
+    assert tiny.config().scheduler_kwargs == {"T_max": 6}
+    assert tiny.config("epochs=5").scheduler_kwargs == {"T_max": 15}
+    assert tiny.config("iterations_per_epoch=7").scheduler_kwargs == {"T_max": 14}
+    assert tiny.config("epochs=5", "scheduler_step=epoch").scheduler_kwargs["T_max"] in (5, 6)
+    tiny.train()
+    assert rates(tiny) == pytest.approx([cosine(2, 6), cosine(5, 6)])
+
+
+def test_one_cycle_by_iterations_in_its_own_words_follows(experiment):
+    kwargs = "{'max_lr': 1.0, 'epochs': epochs, 'steps_per_epoch': iterations_per_epoch}"
+    settings = {"epochs": 2, "iterations_per_epoch": 3, "scheduler_step": "iteration"}
+    tiny = with_scheduler(experiment, "OneCycleLR", kwargs, **settings)
+    assert tiny.config("epochs=4").scheduler_kwargs["total_steps"] == 12
+    tiny.train("epochs=4")
+
+
+def test_a_warm_up_is_a_line_to_the_rate_of_the_scheduler(experiment):
+    settings = {"epochs": 6, "iterations_per_epoch": 1, "warmup_iterations": 4}
+    tiny = with_scheduler(experiment, "StepLR", "{'step_size': 3}", **settings)
+    tiny.train()
+    assert rates(tiny) == pytest.approx([0.0025, 0.005, 0.0075, 0.001, 0.001, 0.001])
+
+
+def test_a_warm_up_takes_steps_as_long_as_the_rate_says(experiment):
+    text = """
+        import torch
+        from torch.optim import SGD as optimizer
+        """
+    weights = {}
+    for run, settings in {
+        "warm": {"warmup_iterations": 10},
+        "slow": {"learning_rate": 0.001},
+    }.items():
+        tiny = experiment(run, text=text, epochs=1, iterations_per_epoch=1)
+        result = tiny.train(run_name=run, **settings)
+        weights[run] = torch.load(result.checkpoint, weights_only=True)["model"]
+    for name, tensor in weights["warm"].items():
+        torch.testing.assert_close(tensor, weights["slow"][name], rtol=0, atol=1e-8)
+
+
+SLOW_START = {"scheduler_step": "iteration", "warmup_iterations": 4, "epochs": 4}
+
+
+@pytest.mark.parametrize("scheduler", ["OneCycleLR", "PolynomialLR"])
+def test_a_run_scheduled_by_iterations_equals_its_parts_bit_for_bit(experiment, scheduler):
+    kwargs = "{'max_lr': 0.02}" if scheduler == "OneCycleLR" else "{'power': 0.9}"
+    tiny = with_scheduler(experiment, scheduler, kwargs, **SLOW_START)
+    saved = {}
+    for run, stops in {"whole": [], "parts": [1e-9]}.items():
+        for seconds in stops:
+            tiny.train(run_name=run, training_time_limit=seconds)
+        result = tiny.train(run_name=run)
+        path = result.checkpoint.with_name("latest.pt")
+        saved[run] = torch.load(path, weights_only=True)
+    assert len(rates(tiny, "parts")) == 4
+    assert rates(tiny, "parts") == rates(tiny, "whole")
+    for name, tensor in saved["whole"]["model"].items():
+        assert torch.equal(tensor, saved["parts"]["model"][name])
+    assert (
+        saved["whole"]["optimizer"]["param_groups"] == saved["parts"]["optimizer"]["param_groups"]
+    )
+
+
+def test_a_continued_run_may_go_over_to_iterations(experiment, capsys):
+    tiny = with_scheduler(experiment, "CosineAnnealingLR", epochs=4, iterations_per_epoch=3)
+    tiny.train("training_time_limit=1e-9")
+    capsys.readouterr()
+    tiny.train("scheduler_step=iteration")
+    assert rates(tiny) == pytest.approx([0.01, cosine(5, 12), cosine(8, 12), cosine(11, 12)])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "scheduler_step was 'epoch' and is 'iteration'" in said
+    assert "iteration 4 has learning rate" in said
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "settings", "sentence"),
+    [
+        ("ReduceLROnPlateau", {}, "ReduceLROnPlateau, which goes by the results of an epoch"),
+        ("None", {}, "scheduler_step = 'iteration' without a scheduler"),
+        ("StepLR", {"warmup_iterations": -1}, "warmup_iterations = -1; write 0 or more"),
+        ("StepLR", {"scheduler_step": "step"}, "write one of 'epoch', 'iteration'"),
+    ],
+)
+def test_a_schedule_by_iterations_that_cannot_be_is_told(experiment, scheduler, settings, sentence):
+    kwargs = "{'step_size': 1}" if scheduler == "StepLR" else "{}"
+    settings = {"scheduler_step": "iteration", **settings}
+    tiny = with_scheduler(experiment, scheduler, kwargs, **settings)
+    with pytest.raises(UserError, match=sentence):
+        tiny.train()
+
+
+def test_a_run_that_is_all_warm_up_says_so(experiment, capsys):
+    experiment(warmup_iterations=6).train()
+    assert "has 6 iterations, all of them in its warm-up" in capsys.readouterr().err
