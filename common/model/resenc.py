@@ -1,0 +1,251 @@
+"""The residual-encoder U-Net of the resenc* experiments: how it is planned, and MONAI's layers.
+
+The layers are MONAI's `SegResNetDS` (Myronenko 2018; He et al. 2023 in Auto3DSeg): residual blocks
+in the encoder, skips that are added, a transposed convolution and one block a level in the decoder.
+Patches of raw and target are equal, since the convolutions pad. Of the planning, the pooling along
+the axes of short voxels first is MONAI's, too; the depth is chosen here, by the patch.
+
+Why MONAI and not `dynamic-network-architectures`: docs/explanation/networks.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.errors import UserError
+
+WIDTH = 16
+"""Channels at the voxels of raw; they double wherever voxels are halved."""
+
+NORM_GROUPS = 8
+"""Groups of a group norm, as in MONAI's SegResNet."""
+
+SMALLEST_FEATURE_MAP = 4
+"""Voxels on an axis at the lowest level, as nnU-Net plans them (Isensee et al. 2021)."""
+
+MOST_HALVINGS = 4
+"""From raw to the lowest level, of an axis: 16 channels are 256 there, and windows grow by 16."""
+
+STEM_STRIDES = (1, 2, 4)
+
+BLOCKS = (1, 2, 2, 2, 2)
+"""Residual blocks of each level of the encoder."""
+
+NORMS = ("group", "instance", "batch")
+
+Axes = tuple[int, int, int]
+"""A whole number for z, y and x."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a residual-encoder U-Net is built by."""
+
+    stem: Axes
+    """Voxels of raw, z, y, x, in one voxel of the first level."""
+    resolution: tuple[float, float, float]
+    """Size of that voxel in nm."""
+    pools: tuple[Axes, ...]
+    """From each level to the next the voxels that become one."""
+    width: int
+    """Channels of the first level; the others have twice as many as the one above."""
+
+    @property
+    def levels(self) -> int:
+        """Return how many there are."""
+        return len(self.pools) + 1
+
+    @property
+    def step(self) -> Axes:
+        """Return of what number the voxels of raw have to be a multiple, z, y, x."""
+        z, y, x = (math.prod(axis) for axis in zip(self.stem, *self.pools, strict=True))
+        return z, y, x
+
+
+def plan_resenc(
+    scale: float | Sequence[float],
+    patch: Sequence[int],
+    *,
+    stem_stride: int = 1,
+    width: int = WIDTH,
+) -> Plan:
+    """Plan a network for raw patches of `patch` voxels of `scale` nm, z, y, x.
+
+    Axes of short voxels are halved alone until the voxels are about as long on all axes: with 50 x
+    4.6 x 4.6 nm three times in the plane. The patch is halved as often as leaves whole voxels and at
+    least 4 on an axis, four times at most.
+
+    Args:
+        scale: one number or z, y, x.
+        patch: voxels of raw, and of target.
+        stem_stride: voxels of raw on an axis that are one voxel of the first level: with 2 nothing
+            but the first and the last convolution runs at the voxels of raw. It holds for the axes
+            that are halved first.
+        width: channels at the voxels of raw; the first level has stem_stride times as many.
+
+    Raises:
+        UserError: for a patch that cannot be halved, or a stride or width that is none.
+    """
+    if stem_stride not in STEM_STRIDES:
+        raise UserError(f"stem_stride = {stem_stride}: write 1, 2 or 4")
+    if width < 4 or width % 4:
+        raise UserError(f"width = {width}: not a number of channels; write 8, 16 or 32")
+    nm = _three_sizes(scale)
+    pools = _pools(nm, _axes(patch))
+    in_stem = STEM_STRIDES.index(stem_stride)
+    if len(pools) <= in_stem:
+        raise UserError(
+            f"patch {_axes(patch)}: cannot be halved {in_stem + 1} times to whole voxels, at least "
+            f"{SMALLEST_FEATURE_MAP} on an axis; write multiples of 16, such as (64, 64, 64)"
+        )
+    stem = (1, 1, 1)
+    for pool in pools[:in_stem]:
+        stem = _times(stem, pool)
+    z, y, x = np.multiply(nm, stem).tolist()
+    return Plan(stem, (z, y, x), pools[in_stem:], width * stem_stride)
+
+
+def build_resenc(
+    classes: Sequence[str],
+    scale: float | Sequence[float],
+    patch: Sequence[int],
+    *,
+    stem_stride: int = 1,
+    width: int = WIDTH,
+    norm: str = "group",
+    deep_supervision: bool = False,
+) -> ResEnc:
+    """Return an untrained network with one output channel for each class; see `plan_resenc`.
+
+    Args:
+        classes: names, in the order of the channels.
+        scale: voxel size in nm, one number or z, y, x.
+        patch: voxels of raw, and of target, z, y, x.
+        stem_stride: 2 is the quick variant, which computes little at the voxels of raw.
+        width: channels at the voxels of raw.
+        norm: "group" (8 groups), "instance" or "batch".
+        deep_supervision: give a list of logits while training, the finest first, each on half as
+            many voxels along an axis; in eval mode there is the finest alone.
+    """
+    if norm not in NORMS:
+        raise UserError(f"norm = {norm!r}: no such layer; write one of {', '.join(NORMS)}")
+    plan = plan_resenc(scale, patch, stem_stride=stem_stride, width=width)
+    return ResEnc(plan, len(classes), norm=norm, deep_supervision=deep_supervision)
+
+
+class ResEnc(nn.Module):
+    """A residual-encoder U-Net: (B, 1, z, y, x) to logits (B, classes, z, y, x).
+
+    With deep supervision it gives a list of them in training mode. It takes voxels that are a
+    multiple of `plan.step`.
+    """
+
+    def __init__(self, plan: Plan, classes: int, *, norm: str, deep_supervision: bool):
+        super().__init__()
+        from monai.networks.nets import SegResNetDS  # takes seconds
+
+        self.plan = plan
+        has_stem = plan.stem != (1, 1, 1)
+        layers = SegResNetDS(
+            init_filters=plan.width,
+            in_channels=plan.width // 2 if has_stem else 1,
+            out_channels=classes,
+            norm=_norm(norm, plan.width),
+            blocks_down=BLOCKS[: plan.levels],
+            dsdepth=len(plan.pools) if deep_supervision else 1,
+            resolution=plan.resolution,
+        )
+        self.stem: nn.Module = nn.Identity()
+        self.head: nn.Module = nn.Identity()
+        if has_stem:
+            self.stem = nn.Conv3d(1, plan.width // 2, plan.stem, plan.stem)
+            # the last level's own output would be on its large voxels
+            cast(nn.ModuleDict, layers.up_layers[-1])["head"] = nn.Identity()
+            self.head = _finest(plan, classes)
+        self.layers: nn.Module = layers
+
+    def forward(self, raw: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """Logits of raw; UserError for a size that the network does not take."""
+        _refuse_other_sizes(raw.shape[2:], self.plan.step)
+        outputs = self.layers(self.stem(raw))
+        if isinstance(outputs, torch.Tensor):
+            return self.head(outputs)
+        return [self.head(outputs[0]), *outputs[1:]]
+
+
+def _finest(plan: Plan, classes: int) -> nn.Module:
+    """From features of the first level to logits at the voxels of raw.
+
+    A transposed convolution with the kernel of its stride is a pixel shuffle: each voxel gives its
+    parts without looking at its neighbours, which the blocks have done.
+    """
+    features = plan.width // 2
+    return nn.Sequential(
+        nn.ConvTranspose3d(plan.width, features, plan.stem, plan.stem),
+        nn.ReLU(inplace=True),
+        nn.Conv3d(features, classes, 1),
+    )
+
+
+def _norm(norm: str, width: int) -> str | tuple[str, dict[str, int]]:
+    """The layer as MONAI takes it."""
+    if norm == "group":
+        return "group", {"num_groups": math.gcd(NORM_GROUPS, width)}
+    return norm
+
+
+def _refuse_other_sizes(shape: Sequence[int], step: Axes) -> None:
+    for size, multiple in zip(shape, step, strict=True):
+        if size % multiple:
+            below = max(size // multiple, 1) * multiple
+            raise UserError(
+                f"input shape {tuple(shape)}: the residual-encoder U-Net takes multiples of {step} "
+                f"voxels, not {size} on an axis; write {below} or {below + multiple}"
+            )
+
+
+def _pools(nm: tuple[float, ...], size: Axes) -> tuple[Axes, ...]:
+    """How a patch of `size` voxels of `nm` is halved, time after time."""
+    pools: list[Axes] = []
+    while len(pools) < MOST_HALVINGS:
+        pool = _pool(nm)
+        smaller = _axes([n // factor for n, factor in zip(size, pool, strict=True)])
+        halved = [n for n, factor in zip(smaller, pool, strict=True) if factor > 1]
+        if _times(smaller, pool) != size or min(halved) < SMALLEST_FEATURE_MAP:
+            break
+        pools.append(pool)
+        size = smaller
+        nm = tuple(np.multiply(nm, pool).tolist())
+    return tuple(pools)
+
+
+def _pool(nm: tuple[float, ...]) -> Axes:
+    """The axes that are halved next, 2 each: those at most half as long as the longest, or all."""
+    pool = _axes([2 if 2 * length <= max(nm) else 1 for length in nm])
+    return pool if max(pool) > 1 else (2, 2, 2)
+
+
+def _three_sizes(scale: float | Sequence[float]) -> tuple[float, float, float]:
+    sizes = scale if isinstance(scale, Sequence) else (scale,) * 3
+    if len(sizes) != 3 or not all(size > 0 for size in sizes):
+        raise UserError(
+            f"voxel size {scale}: not a size in nm; write one positive number, or three for z, y, x"
+        )
+    z, y, x = (float(size) for size in sizes)
+    return z, y, x
+
+
+def _times(size: Axes, factors: Axes) -> Axes:
+    return _axes(np.multiply(size, factors).tolist())
+
+
+def _axes(values: Sequence[int]) -> Axes:
+    z, y, x = (int(value) for value in values)
+    return z, y, x
