@@ -79,8 +79,8 @@ def plan_resenc(
     """Plan a network for raw patches of `patch` voxels of `scale` nm, z, y, x.
 
     Axes of short voxels are halved alone until the voxels are about as long on all axes: with 50 x
-    4.6 x 4.6 nm three times in the plane. The patch is halved as often as leaves whole voxels and at
-    least 4 on an axis, four times at most.
+    4.6 x 4.6 nm three times in the plane. The patch is halved as often as leaves whole voxels and
+    at least 4 on an axis, four times at most.
 
     Args:
         scale: one number or z, y, x.
