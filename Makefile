@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-BASELINES := setup_04_all unet8_all unet32_all unet128_all
+BASELINES := setup_04_all unet8_all unet32_all unet128_all resenc8_all
 
 .PHONY: demo test check format docs splits clean
 

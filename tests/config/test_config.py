@@ -767,10 +767,9 @@ def test_a_process_config_is_checked(experiment):
 # The experiments of the repository
 
 
-def test_the_four_baselines_are_there():
-    assert {"setup_04_all", "unet8_all", "unet32_all", "unet128_all"} <= {
-        folder.name for folder in FOLDERS
-    }
+def test_the_baselines_are_there():
+    baselines = {"setup_04_all", "unet8_all", "unet32_all", "unet128_all", "resenc8_all"}
+    assert baselines <= {folder.name for folder in FOLDERS}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -21,6 +21,7 @@ EXPERIMENTS = {
     "unet8_all": (8, 28),
     "unet32_all": (32, 20),
     "unet128_all": (128, 9),
+    "resenc8_all": (8, 28),
 }
 """The voxel size (nm) and the smallest extent (voxels) that each split is made with."""
 
@@ -222,6 +223,7 @@ def test_the_committed_split_is_what_the_command_makes_byte_for_byte(
         ("unet8_all", 186, 38, 21),
         ("unet32_all", 170, 36, 63),
         ("unet128_all", 69, 19, 49),
+        ("resenc8_all", 186, 38, 21),
     ],
 )
 def test_a_baseline_trains_on_crops_that_annotate_every_class(experiment, train, validate, more):
