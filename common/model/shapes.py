@@ -6,9 +6,8 @@ any size cost nothing.
 
 from __future__ import annotations
 
-import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,15 +175,27 @@ class OnMeta(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        named = itertools.chain(model.named_parameters(), model.named_buffers())
         self.empty = {
             name: torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
-            for name, tensor in named
+            for name, tensor in _named_tensors(model)
         }
+        # each tensor of each module once: torch leaves the tensors of a module that has two names,
+        # such as the encoder that nnU-Net's decoder holds too, replaced for ever otherwise
+        empty_of = {id(tensor): self.empty[name] for name, tensor in _named_tensors(model)}
+        self.replacing = {}
+        for prefix, module in model.named_modules():
+            for name, tensor in _named_tensors(module, recurse=False):
+                self.replacing[f"{prefix}.{name}" if prefix else name] = empty_of[id(tensor)]
 
     def forward(self, raw: torch.Tensor) -> Any:
         """Return what the network gives, without values."""
-        return torch.func.functional_call(self.model, self.empty, (raw,))
+        return torch.func.functional_call(self.model, self.replacing, (raw,), tie_weights=False)
+
+
+def _named_tensors(model: nn.Module, recurse: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers, each once."""
+    yield from model.named_parameters(recurse=recurse)
+    yield from model.named_buffers(recurse=recurse)
 
 
 class _Held(TorchDispatchMode):

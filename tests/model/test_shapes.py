@@ -96,3 +96,26 @@ def test_the_network_is_left_as_it_was():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     Shapes(model, FORWARD).training_bytes((6, 6, 6), batch_size=1)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class Shared(nn.Module):
+    """A layer under two names, as nnU-Net's encoder is, and another layer with its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv3d(1, 1, 3)
+        self.same_layer = self.layer
+        self.same_weights = nn.Conv3d(1, 1, 3)
+        self.same_weights.weight = self.layer.weight
+
+    def forward(self, raw):
+        return self.same_weights(self.same_layer(self.layer(raw)))
+
+
+def test_a_network_with_a_layer_under_two_names_is_left_as_it_was():
+    model = Shared()
+    before = dict(model.named_parameters())
+    assert Shapes(model, FORWARD).logits_shape((10, 10, 10)) == (1, 1, 4, 4, 4)
+    after = dict(model.named_parameters())
+    assert [after[name] is tensor for name, tensor in before.items()] == [True] * 3
+    assert model.same_weights.weight is model.layer.weight
