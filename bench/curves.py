@@ -1,0 +1,94 @@
+"""Draws what `bench/quality.py` measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Okabe and Ito's, which people with any kind of colour vision tell apart
+COLOURS = {
+    "new": "#D55E00",
+    "committed": "#8A8A8A",
+    "monai": "#0072B2",
+    "cellmap": "#CC79A7",
+    "nnunet": "#009E73",
+}
+APART = 0.045
+"""Part of the axis that two names at the end of curves are apart at least."""
+
+
+def draw(found: dict[str, list[dict[str, Any]]], about: dict[str, Any], path: Path) -> None:
+    """A panel for each class: the mean over seeds, and a band from the lowest to the highest."""
+    from matplotlib.figure import Figure
+
+    first = next(iter(found.values()))
+    classes = list(first[0]["marks"][0]["iou"])
+    figure = Figure(figsize=(4.6 * len(classes), 4.2), layout="constrained", dpi=150)
+    panels = figure.subplots(1, len(classes), squeeze=False)[0]
+    for panel, name in zip(panels, classes, strict=True):
+        _draw_class(panel, name, found)
+    panels[0].set_ylabel("IoU of the whole validation crop")
+    seeds = len(about["seeds"])
+    figure.suptitle(
+        f"{about['dataset']}: quality at equal wall time", x=0.01, ha="left", weight="bold"
+    )
+    mean = f"mean and range of {seeds} seeds; " if seeds > 1 else "one seed; "
+    note = f"{mean}{about['conditions']}; {about['machine']}, {about['date']}"
+    figure.supxlabel(note, fontsize=6.5, color="#666666", x=0.01, ha="left")
+    figure.savefig(path)
+
+
+def _draw_class(panel: Any, name: str, found: dict[str, list[dict[str, Any]]]) -> None:
+    ends = []
+    longest = 0.0
+    for contestant, seeds in found.items():
+        marks = np.array([[mark["seconds"] / 60 for mark in seed["marks"]] for seed in seeds])
+        values = np.array([[mark["iou"][name] for mark in seed["marks"]] for seed in seeds])
+        minutes = marks.mean(axis=0)
+        colour = COLOURS[contestant]
+        is_new = contestant == "new"
+        panel.fill_between(
+            minutes, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0
+        )
+        panel.plot(
+            minutes,
+            values.mean(axis=0),
+            color=colour,
+            lw=2.4 if is_new else 1.6,
+            marker="o",
+            ms=4.5 if is_new else 3.5,
+            zorder=3 if is_new else 2,
+        )
+        ends.append((float(values[:, -1].mean()), contestant))
+        longest = max(longest, float(minutes[-1]))
+    top = max(0.1, 1.08 * max(panel.get_ylim()[1] / 1.08, *(end for end, _ in ends)))
+    panel.set_ylim(-0.02 * top, min(top, 1.02))
+    panel.set_xlim(0, longest * 1.3)
+    _name_ends(panel, ends, longest)
+    panel.set_title(name, loc="left", fontsize=10)
+    panel.set_xlabel("minutes of training", fontsize=9)
+    panel.grid(axis="y", color="#E6E6E6", lw=0.8)
+    panel.set_axisbelow(True)
+    panel.tick_params(labelsize=8, length=0)
+    for side in ("top", "right", "left"):
+        panel.spines[side].set_visible(False)
+
+
+def _name_ends(panel: Any, ends: list[tuple[float, str]], longest: float) -> None:
+    """Names at the end of the curves, moved up where they would lie on each other."""
+    low, high = panel.get_ylim()
+    last = -np.inf
+    for value, contestant in sorted(ends):
+        place = max(value, last + APART * (high - low))
+        last = place
+        panel.text(
+            longest * 1.03,
+            place,
+            f"{contestant} {value:.2f}",
+            color=COLOURS[contestant],
+            fontsize=8.5,
+            va="center",
+            weight="bold" if contestant == "new" else "normal",
+        )

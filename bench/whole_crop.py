@@ -1,0 +1,106 @@
+"""How good a network is on the whole of the crops that validate.
+
+By the engine's own predict, process and score, whatever the network was trained by: windows that
+overlap and are blended where a network pads, real raw around the crop where it does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.classes import INSTANCES
+from common.config.settings import ProcessConfig, TrainConfig
+from common.data import ngff, regions
+from common.data.regions import Region
+from common.infer import window
+from common.infer.network import load_network
+from common.infer.predict import Output, predict_region
+from common.infer.process import find_predictions, process_region
+from common.infer.recipe import Recipe, read_recipe
+from common.score import judge, summary
+from common.score.judge import Evaluation, Truth
+
+OVERLAP = 0.25
+"""Of windows that do not agree; predict's own 0.5 takes twice as long for the same figures."""
+
+FIGURES = ("score", "f1", "hausdorff", "pq", "voi_split", "voi_merge")
+"""What is reported of the objects of an instance class."""
+
+
+def above_half(logits):
+    """1 where the probability is above 0.5."""
+    return (logits > 0) * 1
+
+
+def thresholded(config: TrainConfig) -> Recipe:
+    """The thresholded map, and its connected components for an instance class."""
+    settings = ProcessConfig(process_func=above_half, classes=config.classes)
+    # nothing asks for the hash: each volume is made anew
+    return Recipe(Path(__file__), settings, classes=config.classes, code="")
+
+
+def of_experiment(folder: Path) -> Recipe:
+    """The process_config.py of an experiment at threshold 0.5, without what was tuned."""
+    return replace(read_recipe(folder), thresholds={})
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The validation crops as a network predicted them."""
+
+    config: TrainConfig
+    crops: list[Region]
+
+    def iou(self) -> dict[str, float]:
+        """By class, at probability 0.5 over the known voxels of all crops."""
+        counted: dict[str, list[Evaluation]] = {name: [] for name in self.config.classes}
+        for one in self._judged(thresholded(self.config), by_objects=False):
+            counted[one.name].append(one)
+        return {name: _iou(of_class) for name, of_class in counted.items() if of_class}
+
+    def objects(self, recipe: Recipe) -> dict[str, dict[str, float]]:
+        """For each instance class its FIGURES, objects made by a recipe."""
+        counted: dict[str, list[Evaluation]] = {}
+        for one in self._judged(recipe, by_objects=True):
+            counted.setdefault(one.name, []).append(one)
+        figures = {}
+        for name, of_class in counted.items():
+            pooled = summary.figures(of_class)
+            figures[name] = {figure: getattr(pooled, figure) for figure in FIGURES}
+        return figures
+
+    def _judged(self, recipe: Recipe, *, by_objects: bool) -> list[Evaluation]:
+        """Every class of every crop; those of INSTANCES alone, by their objects."""
+        evaluations = []
+        for crop in self.crops:
+            assert crop.truth is not None
+            names = [name for name in recipe.classes if name in crop.classes]
+            if by_objects:
+                names = [name for name in names if name in INSTANCES]
+            wanted = replace(recipe, classes=tuple(names))
+            predictions = find_predictions(wanted, self.config, crop)
+            root = self.config.path("processed_path")
+            folder = process_region(wanted, crop, predictions, root=root, overwrite=True)
+            for name in names:
+                truth = Truth(str(crop), name, ngff.open_levels(crop.truth / name)[0], by_objects)
+                found = ngff.open_levels(folder / name)[0]
+                evaluations.append(judge.judge(truth, found))
+        return evaluations
+
+
+def predict_crops(config: TrainConfig, weights: str) -> Predicted:
+    """Predict the validation crops with a checkpoint, as the command `predict` does."""
+    window.OVERLAP = OVERLAP
+    network = load_network(config, weights)
+    crops = regions.choose(config, "validate")
+    for crop in crops:
+        predict_region(network, config, crop, list(config.classes), output=Output(), overwrite=True)
+    return Predicted(config, crops)
+
+
+def _iou(evaluations: list[Evaluation]) -> float:
+    counts = [one.voxels for one in evaluations]
+    hits = sum(one.tp for one in counts)
+    misses = sum(one.fp + one.fn for one in counts)
+    return hits / max(hits + misses, 1)
