@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -58,8 +59,22 @@ def resample_linear(
         if steps is not None and _on_voxels(steps):
             patch.copy_(_pick(block, steps, shape))
         else:
-            patch.copy_(_interpolate(block, affine, shape, mode="bilinear", padding_mode="border"))
+            _interpolate(block, affine, patch)
     return patches.mul_(scale)
+
+
+def resample_linear_at(block: Tensor, places: Tensor) -> Tensor:
+    """Resample a block (z, y, x) at any places by trilinear interpolation; (z, y, x) float32.
+
+    places: (3, z, y, x) float32, z, y, x of each voxel of the patch, in voxels of the block. Beyond
+    the edge of the block its outermost values are repeated.
+    """
+    if block.device.type == "cpu":
+        patch = torch.empty(places.shape[1:])
+        _gather().linear_at(_numpy(block.float()), _numpy(places), patch.numpy())
+        return patch
+    grid = _grid_of_places(block, places)
+    return _grid_sample(block, grid, mode="bilinear", padding_mode="border")
 
 
 def raw_patches(
@@ -95,7 +110,7 @@ def resample_nearest(
         if steps is not None and _inside(steps, shape, block.shape):
             row.copy_(_pick(block, steps, shape))
         else:
-            row.copy_(_interpolate(block, affine, shape, mode="nearest", padding_mode="zeros"))
+            _take_nearest(block, affine, row)
     return rows
 
 
@@ -163,33 +178,86 @@ def _pick(block: Tensor, steps: Sequence[AxisStep], shape: Sequence[int]) -> Ten
     return block.permute([along.axis for along in steps])
 
 
-def _interpolate(
-    block: Tensor, affine: np.ndarray, shape: Sequence[int], *, mode: str, padding_mode: str
-) -> Tensor:
-    """Sample one block (z, y, x) at the voxels of a patch by grid_sample, in float32."""
-    # grid_sample counts x, y, z from -1 to 1, first to last voxel centre (align_corners)
-    size = np.maximum(np.array(block.shape) - 1, 1)
-    normalised = affine * (2 / size)[:, None]
+def _interpolate(block: Tensor, affine: np.ndarray, patch: Tensor) -> None:
+    """Fill `patch` (z, y, x) from a block (z, y, x) by trilinear interpolation, in float32."""
+    columns = _columns(block, affine)
+    if block.device.type == "cpu":
+        _gather().linear(_numpy(block.float()), _numpy(columns), patch.numpy())
+        return
+    grid = _grid(columns, patch.shape)
+    patch.copy_(_grid_sample(block, grid, mode="bilinear", padding_mode="border"))
+
+
+def _take_nearest(block: Tensor, affine: np.ndarray, patch: Tensor) -> None:
+    """Fill `patch` (z, y, x) with the nearest voxels of a block (z, y, x), 0 outside of it."""
+    columns = _columns(block, affine)
+    if block.device.type == "cpu":
+        _gather().nearest(_numpy(block), _numpy(columns), patch.numpy())
+        return
+    grid = _grid(columns, patch.shape)
+    patch.copy_(_grid_sample(block, grid, mode="nearest", padding_mode="zeros"))
+
+
+def _gather() -> ModuleType:
+    """Return `common.data.gather`, which takes a third of a second to import."""
+    try:
+        from common.data import gather
+    except ImportError as error:
+        raise UserError(
+            f"numba, which resamples patches on a CPU, cannot be imported ({error}); "
+            "pip install numba, or train on a GPU"
+        ) from error
+    return gather
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.contiguous().numpy()
+
+
+def _per_voxel(block: Tensor) -> list[float]:
+    """Return how far it is from voxel to voxel along z, y, x as `grid_sample` counts.
+
+    It counts from -1 to 1, from the first voxel's centre to the last one's (align_corners).
+    """
+    return [2 / max(n - 1, 1) for n in block.shape]
+
+
+def _columns(block: Tensor, affine: np.ndarray) -> Tensor:
+    """Return (4, 3) float32, the affine as `grid_sample` counts, which does x, y, z.
+
+    The rows are a patch voxel's step along z, y and x, and its first voxel.
+    """
+    normalised = affine * np.array(_per_voxel(block))[:, None]
     normalised[:, 3] -= 1
     columns = torch.from_numpy(np.ascontiguousarray(normalised[::-1].T))
-    columns = columns.to(block.device, torch.float32)
+    return columns.to(block.device, torch.float32)
 
-    # a sum of three broadcast terms: on a CPU several times faster than affine_grid's product
-    z = torch.arange(shape[0], device=block.device)[:, None] * columns[0]
-    y = torch.arange(shape[1], device=block.device)[:, None] * columns[1]
-    x = torch.arange(shape[2], device=block.device)[:, None] * columns[2]
-    grid = (z + columns[3])[:, None, None] + (y[:, None] + x)
 
-    # in parts of z on a CPU: its threads share a batch, and not a volume
-    parts = math.gcd(shape[0], torch.get_num_threads()) if block.device.type == "cpu" else 1
+def _grid(columns: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return (*shape, 3) float32: where the voxels of a patch lie as `grid_sample` counts."""
+    # a sum of three broadcast terms: cheaper than affine_grid's product
+    z = torch.arange(shape[0], device=columns.device)[:, None] * columns[0]
+    y = torch.arange(shape[1], device=columns.device)[:, None] * columns[1]
+    x = torch.arange(shape[2], device=columns.device)[:, None] * columns[2]
+    return (z + columns[3])[:, None, None] + (y[:, None] + x)
+
+
+def _grid_of_places(block: Tensor, places: Tensor) -> Tensor:
+    """Return (z, y, x, 3) float32: places (3, z, y, x) in voxels as `grid_sample` counts."""
+    per_voxel = torch.tensor(_per_voxel(block), dtype=places.dtype, device=places.device)
+    return (places.movedim(0, -1) * per_voxel - 1).flip(-1)
+
+
+def _grid_sample(block: Tensor, grid: Tensor, *, mode: str, padding_mode: str) -> Tensor:
+    """Sample one block (z, y, x) at the places of a grid, in float32."""
     values = F.grid_sample(
-        block.float().expand(parts, 1, *block.shape),
-        grid.view(parts, -1, *shape[1:], 3),
+        block.float()[None, None],
+        grid[None],
         mode=mode,
         padding_mode=padding_mode,
         align_corners=True,
     )
-    return values.view(*shape)
+    return values[0, 0]
 
 
 # Intensity
