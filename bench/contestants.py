@@ -170,6 +170,15 @@ def ours(
     return train_until(config, marks)
 
 
+def for_steps(
+    path: Path, settings: dict[str, Any], steps: int, overrides: Sequence[str] = ()
+) -> Iterator[Snapshot]:
+    """Train an experiment for so many steps, its schedule with it; one snapshot, at the end."""
+    lengths = as_long_as(load_config(path, overrides, **settings), steps)
+    config = load_config(path, overrides, **settings | lengths)
+    return train_until(config, [math.inf])
+
+
 def as_long_as(config: TrainConfig, steps: int) -> dict[str, int]:
     """Settings that make a run `steps` long, or nearly so, in as many epochs as it has.
 

@@ -82,6 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="of our trainer, that read patches")
     parser.add_argument("--json", type=Path, help="file that gets all figures")
     parser.add_argument("--plot", type=Path, help="PNG that gets the curves")
+    parser.add_argument("--logs", type=Path, help="folder that keeps what each process wrote")
     parser.add_argument("--quick", action="store_true", help="seconds on drawn tissue")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -101,7 +102,7 @@ def compare(options: argparse.Namespace, scratch: Path) -> list[Outcome]:
     """Train and score every contestant with every seed."""
     jobs = [job(options, scratch, name, seed) for seed in options.seeds for name in able(options)]
     return side_by_side.run_all(
-        jobs, slots(options), isa=options.isa, logs=scratch / "logs", tell=tell
+        jobs, slots(options), isa=options.isa, logs=options.logs or scratch / "logs", tell=tell
     )
 
 

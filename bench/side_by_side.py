@@ -116,8 +116,6 @@ def _run(job: Job, cores: Cores, *, isa: str, log: Path, tell: Tell) -> Outcome:
         problem = events.pop()["problem"]
     elif status:
         problem = f"ended with status {status}"
-    if problem:
-        problem = f"{problem} ({log})"
     return Outcome(job, events, problem)
 
 

@@ -14,7 +14,7 @@ from common.config.settings import ProcessConfig, TrainConfig
 from common.data import ngff, regions
 from common.data.regions import Region
 from common.infer import window
-from common.infer.network import load_network
+from common.infer.ensemble import load_network
 from common.infer.predict import Output, predict_region
 from common.infer.process import find_predictions, process_region
 from common.infer.recipe import Recipe, read_recipe
