@@ -49,6 +49,7 @@ DATA_SETTINGS = frozenset(
         "num_workers",
         "positive_centre_fraction",
         "random_seed",
+        "raw_normalization",
         "raw_range",
         "spatial_transforms",
         "use_mutual_exclusion",
@@ -61,7 +62,8 @@ DATA_SETTINGS = frozenset(
 class Loader:
     """Iterates over batches as dicts of float32 on the device.
 
-    "input" (B, 1, z, y, x) in [0, 1], "output" (B, classes, z, y, x) of 1, 0 and NaN = unknown.
+    "input" (B, 1, z, y, x), in [0, 1] unless raw_normalization = "zscore"; "output" (B, classes, z,
+    y, x) of 1, 0 and NaN = unknown.
     Each iteration over a training loader gives the next `iterations_per_epoch` batches; a
     validation loader gives the same ones every time. `len()` is the number of batches.
 

@@ -87,6 +87,12 @@ class TrainConfig:
     raw_range: Annotated[tuple[float, ...], RawRange] = ()
     """Raw values (low, high) that become 0 and 1; by default the range of the raw's unsigned
     integer type."""
+    raw_normalization: Annotated[str, one_of("range", "percentile", "zscore")] = "range"
+    """How volumes that differ in contrast are made alike: "range" leaves raw as raw_range gives it;
+    "percentile" makes the percentiles 0.5 and 99.5 of the whole raw volume 0 and 1, and clips;
+    "zscore" does that, and the network gets mean 0 and deviation 1. Statistics are measured once in
+    a volume, kept with the run, and used by predict; changes of intensity and `augment` work on
+    raw in [0, 1] in any case."""
     num_workers: Annotated[int, NotNegative] = 2
     """Worker processes that read patches; 0 reads them in the training process. The batches are the
     same for any number."""
@@ -417,6 +423,9 @@ OTHER_NAMES = {
     "split": "datasplit_path",
     "datasplit": "datasplit_path",
     "cache": "cache_path",
+    "normalize": "raw_normalization",
+    "normalization": "raw_normalization",
+    "norm": "raw_normalization",
     "metric": "best_metric",
     "monitor": "best_metric",
     "time_limit": "training_time_limit",
@@ -444,7 +453,6 @@ NOT_HERE = {
     "devices": "a run takes one device, which is the setting device",
     "num_gpus": "a run takes one device, which is the setting device",
     "deterministic": "the same random_seed gives the same run",
-    "normalize": "raw_range says which raw values become 0 and 1",
     "num_classes": "it is the number of names in classes",
     "in_channels": "raw has one channel",
     "out_channels": "it is the number of names in classes",
@@ -456,7 +464,8 @@ NOT_HERE = {
 # the toolbox reads one pair of these names, configurations in use set the other
 for _name in ("train_raw", "train_raw_value", "val_raw", "val_raw_value"):
     TOOLBOX_NAMES[f"{_name}_transforms"] = (
-        "raw_range scales raw; gamma_range, contrast_range and noise_std change it"
+        "raw_range and raw_normalization scale raw; gamma_range, contrast_range and noise_std "
+        "change it"
     )
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from common.config.settings import TrainConfig
-from common.data import catalogue, loaders, make_split, ngff, split
+from common.data import catalogue, loaders, make_split, ngff, normalize, split
 from common.data.crops import Crop, is_smaller, open_crops
+from common.data.normalize import Scaling
 from common.data.palette import UNKNOWN
 from common.data.split import Row
 from common.errors import UserError
@@ -42,6 +43,13 @@ LEAST_BRIGHTNESS_DEVIATION = 0.01
 
 LEAST_DECADES_DEVIATION = 0.1
 """The same of the fraction of a class, in powers of ten."""
+
+OTHER_BRIGHTNESS = 0.2
+"""Distance between the medians of two datasets, in [0, 1], from which they count as unlike."""
+# the gamma_range of the baselines, 0.9 to 1.1, moves a middle grey by 0.03
+
+OTHER_CONTRAST = 1.5
+"""Times the contrast of another dataset from which two count as unlike."""
 
 EMPTY = 0.01
 """Fraction of constant cells above which a crop counts as empty in parts."""
@@ -142,6 +150,8 @@ class Facts:
     """Crops by voxel size (nm): of the finest raw, of the labels, and of the raw as it is read."""
     intensities: dict[str, Intensities]
     """By dataset."""
+    scalings: dict[str, dict[str, Any]]
+    """How training normalises each raw volume; {} with raw_normalization = "range"."""
     findings: list[str]
     """Sentences about what stands out."""
 
@@ -163,14 +173,18 @@ def describe(
         classes=_classes(config.classes, by_usage),
         resolutions=_resolutions(crops),
         intensities=_intensities(crops),
+        scalings={},
         findings=list(unreadable),
     )
+    _add_scalings(facts, config, crops)
     facts.findings += _smaller_than_the_patch(config, crops)
     facts.findings += _not_imaged(crops)
     facts.findings += _without_a_voxel(config.classes, crops)
     facts.findings += _missing_classes(facts)
     facts.findings += _too_coarse(config, crops)
     facts.findings += _odd_datasets(facts.intensities)
+    if config.raw_normalization == "range":
+        facts.findings += unlike_datasets(facts.intensities)
     facts.findings += _odd_fractions(config.classes, crops)
     facts.findings += _leaks(crops)
     return facts
@@ -282,6 +296,17 @@ def cells(volume: np.ndarray) -> np.ndarray:
         blocks_shape += [len(corners), width]
     blocks = volume[np.ix_(*voxels)].reshape(blocks_shape)
     return blocks.transpose(0, 2, 4, 1, 3, 5).reshape(-1, edge.prod())
+
+
+def _add_scalings(facts: Facts, config: TrainConfig, crops: Sequence[MeasuredCrop]) -> None:
+    """Add how raw is normalised, or as a finding why it cannot be."""
+    volumes = [crop.row.raw for crop in crops]
+    try:
+        scalings = normalize.of_volumes(config, volumes, {})
+    except UserError as error:
+        facts.findings.append(str(error))
+        return
+    facts.scalings = {name: scaling.record() for name, scaling in scalings.items()}
 
 
 def _classes(
@@ -410,9 +435,39 @@ def _odd_datasets(intensities: Mapping[str, Intensities]) -> list[str]:
                 findings.append(
                     f"{dataset}: the {what} of its raw is {value:.2f}, of the median dataset "
                     f"{np.median(values):.2f} ({score:.1f} times the usual distance); look at it, "
-                    "or set raw_range and gamma_range"
+                    "or set raw_normalization and gamma_range"
                 )
     return findings
+
+
+def unlike_datasets(intensities: Mapping[str, Intensities]) -> list[str]:
+    """Datasets that differ in brightness or contrast so that a network should not be left to it."""
+    if len(intensities) < 2:
+        return []
+    darkest = min(intensities, key=lambda dataset: intensities[dataset].p50)
+    brightest = max(intensities, key=lambda dataset: intensities[dataset].p50)
+    contrasts = {}
+    for dataset, numbers in intensities.items():
+        contrasts[dataset] = max(numbers.p99 - numbers.p1, 1e-3)
+    flattest = min(contrasts, key=lambda dataset: contrasts[dataset])
+    richest = max(contrasts, key=lambda dataset: contrasts[dataset])
+    unlike = []
+    if intensities[brightest].p50 - intensities[darkest].p50 > OTHER_BRIGHTNESS:
+        unlike.append(
+            f"the median of {darkest} is {intensities[darkest].p50:.2f}, of {brightest} "
+            f"{intensities[brightest].p50:.2f}"
+        )
+    if contrasts[richest] > OTHER_CONTRAST * contrasts[flattest]:
+        unlike.append(
+            f"from p1 to p99 are {contrasts[flattest]:.2f} in {flattest} and "
+            f"{contrasts[richest]:.2f} in {richest}"
+        )
+    if not unlike:
+        return []
+    return [
+        f"raw differs between datasets ({'; '.join(unlike)}): raw_normalization = 'percentile' or "
+        "'zscore' makes them alike"
+    ]
 
 
 def _odd_fractions(classes: Sequence[str], crops: Sequence[MeasuredCrop]) -> list[str]:
@@ -491,6 +546,7 @@ def report(facts: Facts) -> list[str]:
     for dataset, numbers in facts.intensities.items():
         values = [f"{getattr(numbers, name):8.3f}" for name in names]
         lines.append(f"{dataset:24}{numbers.crops:>6}{''.join(values)}")
+    lines += [f"{name}: {Scaling.of(scaling)}" for name, scaling in facts.scalings.items()]
     lines.append("")
     lines += [f"- {finding}" for finding in facts.findings] or ["nothing stands out"]
     return lines

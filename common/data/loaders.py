@@ -15,8 +15,8 @@ import shutil
 import signal
 import threading
 import traceback
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +27,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.config.settings import TrainConfig
-from common.data import annotation, augment, sampling, split
+from common.data import annotation, augment, normalize, sampling, split
 from common.data.augment import OwnAugmentation
 from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, open_crops
+from common.data.normalize import Scaling
 from common.data.sampling import Augmentation, Patch, Sample, Sampler
 from common.data.split import Row
 from common.data.targets import PaletteTarget
@@ -58,10 +59,14 @@ class Data:
     """SHA-256 of the datasplit, see `common.data.split.split_hash`."""
     rows: list[Row]
     """Rows of the datasplit that annotate a class of the run."""
+    scalings: normalize.Scalings = field(default_factory=dict)
+    """How raw is normalised, by the name of its volume; {} with raw_normalization = "range"."""
 
 
-def open_data(config: TrainConfig) -> Data:
+def open_data(config: TrainConfig, known: Mapping[str, Scaling] | None = None) -> Data:
     """Read the datasplit and open its crops, decoding those that are not in the cache.
+
+    known: how the run that is continued normalised its raw volumes, by their names.
 
     Raises:
         FileNotFoundError: if the datasplit, or data that it names, are missing.
@@ -74,6 +79,7 @@ def open_data(config: TrainConfig) -> Data:
     cache = crop_cache(config)
     train = open_crops(_used_for("train", rows), request, cache)
     validation = open_crops(_used_for("validate", rows), request, cache, beside=train)
+    scalings = normalize.of_volumes(config, [row.raw for row in rows], known or {})
 
     sampler = _sampler(config, train)
     blocks: list[Sample] = []
@@ -95,6 +101,7 @@ def open_data(config: TrainConfig) -> Data:
         background=background,
         split_hash=split.split_hash(rows),
         rows=rows,
+        scalings=scalings,
     )
 
 
@@ -323,11 +330,17 @@ class Batch:
     """The input of one forward pass and its loss, on the training device."""
 
     raw: Tensor
-    """(B, 1, z, y, x) float32 in [0, 1]."""
+    """(B, 1, z, y, x) float32; in [0, 1], unless with raw_normalization = "zscore"."""
     target: PaletteTarget
     """Labels of all classes; `target.dense()` is (B, classes, z, y, x) int8."""
     where: list[str]
     """Crop name and sample number of each patch, for messages."""
+    scalings: Sequence[Scaling | None] = ()
+    """How the raw of each patch was normalised; empty if it was not."""
+
+    def raw_in_unit_range(self) -> Tensor:
+        """Return raw (B, 1, z, y, x) in [0, 1], to be looked at."""
+        return normalize.in_unit_range(self.raw, self.scalings)
 
 
 def training_batches(config: TrainConfig, data: Data, device: torch.device) -> Batches:
@@ -342,6 +355,7 @@ def training_batches(config: TrainConfig, data: Data, device: torch.device) -> B
         config.num_workers,
         device,
         raw_range=config.raw_range,
+        scalings=_scalings_of_crops(config, data, "train"),
         own_augmentation=config.augment,
     )
 
@@ -355,8 +369,21 @@ def validation_batches(config: TrainConfig, data: Data, device: torch.device) ->
         return None
     blocks = Blocks(data.validation, data.blocks, data.sampler.input, data.sampler.target)
     return Batches(
-        blocks, config.batch_size, config.num_workers, device, raw_range=config.raw_range
+        blocks,
+        config.batch_size,
+        config.num_workers,
+        device,
+        raw_range=config.raw_range,
+        scalings=_scalings_of_crops(config, data, "validate"),
     )
+
+
+def _scalings_of_crops(config: TrainConfig, data: Data, usage: str) -> list[Scaling]:
+    """Return the scaling of each crop of a usage; [] where raw is not normalised."""
+    if not data.scalings:
+        return []
+    rows = _used_for(usage, data.rows)
+    return [data.scalings[normalize.name_of(row.raw, config)] for row in rows]
 
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -438,6 +465,7 @@ class Batches:
         device: torch.device,
         *,
         raw_range: Sequence[float] = (),
+        scalings: Sequence[Scaling] = (),
         own_augmentation: OwnAugmentation | None = None,
     ):
         """Make batches of `batch_size` samples.
@@ -449,6 +477,7 @@ class Batches:
                 on it.
             device: the device of the batches.
             raw_range: values of uint8 raw that become 0 and 1, (0, 255) if empty.
+            scalings: how the raw of each crop of `blocks` is normalised; empty if it is not.
             own_augmentation: the setting `augment`, applied after the built-in changes.
         """
         self.blocks = blocks
@@ -456,6 +485,7 @@ class Batches:
         self.num_workers = num_workers
         self.device = device
         self.raw_range = raw_range
+        self.scalings: list[Scaling | None] = [*scalings] or [None] * len(blocks.crops)
         self.own_augmentation = own_augmentation
         # one palette for all crops: a batch is looked up at once
         palettes = [crop.palette for crop in blocks.crops]
@@ -524,17 +554,20 @@ class Batches:
 
         affines = [piece.raw_affine for piece in pieces]
         patches = augment.raw_patches(raw, affines, self.blocks.input.shape, self.raw_range)
+        scalings = [self.scalings[sample.crop] for sample in samples]
+        patches = normalize.to_unit_range(patches, scalings)
         changes = [sample.intensity for sample in samples]
         patches = augment.change_intensity(patches, changes)
         if self.own_augmentation is not None:
             patches = augment.apply_own(self.own_augmentation, patches, changes)
+        patches = normalize.standardize(patches, scalings)
 
         affines = [piece.labels_affine for piece in pieces]
         rows = augment.resample_nearest(labels, affines, self.blocks.target.shape)
         for i, sample in enumerate(samples):
             rows[i] += self.first_row[sample.crop]
         where = [f"{self.blocks.crops[sample.crop].name} (sample {sample.k})" for sample in samples]
-        return Batch(patches, PaletteTarget(rows, self.palette), where)
+        return Batch(patches, PaletteTarget(rows, self.palette), where, scalings)
 
 
 @contextlib.contextmanager

@@ -138,8 +138,9 @@ class Raw:
         high = self._stored(brightest)
         note_once(
             f"{self.level.path}: {stored} from {low} to {high} {where}, which a network gets as "
-            f"{darkest:.2g} to {brightest:.2g} of 0 to 1; where that is all of its contrast set "
-            f"raw_range = ({low}, {high})"
+            f"{darkest:.2g} to {brightest:.2g} of 0 to 1 unless raw_normalization stretches it; "
+            f"where that is all of its contrast set raw_range = ({low}, {high}), or "
+            "raw_normalization = 'percentile'"
         )
 
     def _way_out_of_black(self) -> str:
@@ -198,8 +199,6 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = ()) -> Raw:
             f"{level.path}: raw of type {level.array.dtype} has no natural range; "
             "set raw_range = (value of black, value of white)"
         )
-    if level.array.dtype == np.uint8 and raw_range:
-        note_once(f"{level.path}: raw_range is for other types, uint8 is taken as it is")
     dtype = np.dtype(np.uint8 if level.array.dtype == np.uint8 else np.float32)
     return Raw(
         level=level,

@@ -41,6 +41,10 @@ Neither names nor order may change: predictions that are finished would be made 
 """
 
 
+DETERMINING_IF_KNOWN = ("raw_scaling",)
+"""Fields that determine voxels and that came later: they go into the key unless they are None."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictionRecord:
     """The attribute "prediction": how a class was predicted. Fields that are unknown are None."""
@@ -63,6 +67,8 @@ class PredictionRecord:
     raw: str | None = None
     """Path of the array of raw that was read."""
     raw_range: list[float] | None = None
+    raw_scaling: dict[str, Any] | None = None
+    """How raw was normalised, see `common.data.normalize.Scaling`; None if it was not."""
     voxel_size: list[float] | None = None
     """nm, z, y, x."""
     translation: list[float] | None = None
@@ -70,7 +76,7 @@ class PredictionRecord:
     shape: list[int] | None = None
     """Voxels, z, y, x."""
     key: str = ""
-    """Hash of the fields in DETERMINING."""
+    """Hash of the fields in DETERMINING and DETERMINING_IF_KNOWN."""
     largest_block: int | None = None
     """Largest edge of a block in voxels. Not in the key: it changes chunks but no voxel."""
     members: list[dict[str, Any]] | None = None
@@ -82,7 +88,12 @@ class PredictionRecord:
 
     def with_key(self) -> PredictionRecord:
         """Return a copy with the key of its fields."""
-        return replace(self, key=key_of([getattr(self, name) for name in DETERMINING]))
+        content = [getattr(self, name) for name in DETERMINING]
+        for name in DETERMINING_IF_KNOWN:
+            value = getattr(self, name)
+            if value is not None:
+                content.append({name: value})
+        return replace(self, key=key_of(content))
 
     def attributes(self) -> dict[str, Any]:
         """Return the record as it is stored; fields that are None are left out."""

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from common.data import augment, regrid
+from common.data import augment, normalize, regrid
 from common.data.ngff import slices
 from common.infer.plan import BlockPlan
 from common.infer.window import Forward, Window
@@ -274,6 +274,8 @@ def _window_logits(
     linear = np.diag(np.array(window.input.scale) / plan.raw.grid.scale)
     affine = np.concatenate([linear, (first - raw.start)[:, None]], axis=1)
     patch = augment.raw_patches([raw.values], [affine], window.input.shape, plan.raw.raw_range)
+    patch = normalize.to_unit_range(patch, [plan.scaling])
+    patch = normalize.standardize(patch, [plan.scaling])
     return forward(patch)[0]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.data.records import (
     DETERMINING,
+    DETERMINING_IF_KNOWN,
     PredictionRecord,
     ProcessedRecord,
     is_finished,
@@ -78,7 +79,7 @@ def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> Pred
 def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
     """In what two predictions differ, in words."""
     texts = []
-    for name in DETERMINING:
+    for name in (*DETERMINING, *DETERMINING_IF_KNOWN):
         was = getattr(stored, name)
         now = getattr(wanted, name)
         if was != now:

@@ -14,6 +14,8 @@ import torch
 
 from common import runtime
 from common.config.settings import TrainConfig
+from common.data import normalize
+from common.data.normalize import Scaling, Scalings
 from common.data.raw import Raw, open_raw
 from common.data.records import PredictionRecord
 from common.data.regions import Region
@@ -30,7 +32,7 @@ from common.talk import note, some
 from common.train import checkpoint, weights_file
 
 # a network gives something for any raw; only its training says what it must be given
-LIKE_IN_TRAINING = ("raw_range", "model_kwargs")
+LIKE_IN_TRAINING = ("raw_range", "raw_normalization", "model_kwargs")
 """Settings that must be what they were in training, beside the scales of the arrays."""
 
 ARRAYS = ("input_array_info", "target_array_info")
@@ -50,6 +52,8 @@ class Network:
     """Settings of its experiment."""
     outputs: OutputRange = field(default_factory=OutputRange)
     """Of what it has given for real raw so far."""
+    raw_scalings: Scalings = field(default_factory=dict)
+    """How the volumes were normalised that it was trained on, by their names."""
     trained_on: frozenset[str] | None = None
     """Crops, dataset/crop, that it was trained on; None where nothing tells."""
     members: tuple[Network, ...] = ()
@@ -63,6 +67,10 @@ class Network:
     def raw_of(self, region: Region) -> Raw:
         """The raw of a box as this network gets it."""
         return open_raw(region.raw, self.window.input.scale, self.config.raw_range)
+
+    def scaling_of(self, region: Region, raw: Raw) -> Scaling | None:
+        """How the raw of a box is normalised: as in training, for a volume that it knew."""
+        return normalize.of_volume(self.config, region.raw, raw, self.raw_scalings)
 
 
 def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
@@ -108,6 +116,7 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
         shapes=shapes,
         device=device,
         record=record,
+        raw_scalings=checkpoint.scalings_in(saved) if is_whole else {},
         config=config,
     )
 
@@ -163,6 +172,8 @@ def _checkpoint_of_run(config: TrainConfig, which: str) -> Path:
 
 def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig) -> None:
     """What the network was trained on is what it must be given. Raises UserError."""
+    # a setting that did not exist yet was what its default is
+    trained = TrainConfig.recorded_defaults() | trained
     now = config.record()
     changed = [name for name in LIKE_IN_TRAINING if trained[name] != now[name]]
     for name in ARRAYS:

@@ -11,6 +11,7 @@ import numpy as np
 
 from common.data import sampling
 from common.data.ngff import Grid
+from common.data.normalize import Scaling
 from common.data.raw import Raw
 from common.data.sampling import Patch
 from common.infer.window import Window
@@ -43,6 +44,8 @@ class BlockPlan:
     chunk_shape: tuple[int, ...]
     largest: int
     """Edge in voxels that blocks have at most, or nearly so. It determines the plan of a box."""
+    scaling: Scaling | None = None
+    """How raw is normalised; None leaves it as raw_range gives it."""
 
     @property
     def counts(self) -> tuple[int, ...]:

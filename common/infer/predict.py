@@ -169,7 +169,9 @@ def _need(
     stored_as = at_asked_scale(output, region, config)
     # how large blocks may be changes nothing in what is written
     plan = _plan_of_edge(network, raw, region, stored_as, edge=SMALLEST_BLOCK)
-    left = ledger.unfinished(folder, classes, describe(network, plan, output), overwrite).classes
+    plan = replace(plan, scaling=network.scaling_of(region, raw))
+    wanted = describe(network, region, plan, output)
+    left = ledger.unfinished(folder, classes, wanted, overwrite).classes
     new = [name for name in left if not (folder / name).is_dir()]
     of_class = room.bytes_of(plan.grid, output.dtype)
     return Need(
@@ -289,7 +291,7 @@ def _problem_of_raw(region: Region, config: TrainConfig) -> str:
     lower, upper = raw.level.box()
     is_outside = (region.lower >= upper).any() or (region.upper <= lower).any()
     if not is_outside:
-        return _problem_of_values(raw, region)
+        return _problem_of_values(raw, region, config)
     return (
         f"{region}: {regions.box_text(region.lower, region.upper)} nm, outside of its raw "
         f"{region.raw}, which is {regions.box_text(lower, upper)} nm; check translation and "
@@ -297,10 +299,11 @@ def _problem_of_raw(region: Region, config: TrainConfig) -> str:
     )
 
 
-def _problem_of_values(raw: Raw, region: Region) -> str:
+def _problem_of_values(raw: Raw, region: Region, config: TrainConfig) -> str:
     """Why the middle of a box cannot be read; "" where it can. Notes little contrast."""
     try:
-        raw.note_contrast(region.lower, region.upper)
+        if config.raw_normalization == "range":
+            raw.note_contrast(region.lower, region.upper)
     except UserError as error:
         return str(error)
     return ""
@@ -332,7 +335,8 @@ def predict_region(
     output = at_asked_scale(output, region, config)
     plan = make_plan(network, config, region, output)
     with writing(folder), _alone(folder):
-        left = ledger.unfinished(folder, classes, describe(network, plan, output), overwrite)
+        wanted = describe(network, region, plan, output)
+        left = ledger.unfinished(folder, classes, wanted, overwrite)
         if not left.classes:
             say(f"{region}: already there, in {folder}")
             return folder
@@ -384,7 +388,7 @@ def make_plan(
     if output.orientations == 16:
         for each, its_plan in zip(network.each, plans_of(network, region, plan), strict=True):
             _refuse_exchange(each, region, its_plan.window.input.shape)
-    return plan
+    return replace(plan, scaling=network.scaling_of(region, raw))
 
 
 def plans_of(network: Network, region: Region, plan: BlockPlan) -> list[BlockPlan]:
@@ -396,7 +400,9 @@ def plans_of(network: Network, region: Region, plan: BlockPlan) -> list[BlockPla
         return [plan]
     plans = []
     for member in network.members:
-        plans.append(in_same_blocks(plan, member.raw_of(region), member.window))
+        raw = member.raw_of(region)
+        its_plan = in_same_blocks(plan, raw, member.window)
+        plans.append(replace(its_plan, scaling=member.scaling_of(region, raw)))
     return plans
 
 
@@ -434,7 +440,7 @@ def gigabytes(network: Network, region: Region, plan: BlockPlan, classes: int) -
     return max(passes) + (5 if network.members else 2) * logits
 
 
-def describe(network: Network, plan: BlockPlan, output: Output) -> PredictionRecord:
+def describe(network: Network, region: Region, plan: BlockPlan, output: Output) -> PredictionRecord:
     """What a prediction will say of how it was made."""
     record = replace(
         network.record,
@@ -443,11 +449,20 @@ def describe(network: Network, plan: BlockPlan, output: Output) -> PredictionRec
         orientations=output.orientations,
         raw=str(plan.raw.level.path),
         raw_range=list(plan.raw.raw_range),
+        raw_scaling=_scaling_record(plans_of(network, region, plan)),
         voxel_size=plan.grid.scale.tolist(),
         translation=plan.grid.origin.tolist(),
         shape=list(plan.grid.shape),
     )
     return record.with_key()
+
+
+def _scaling_record(plans: Sequence[BlockPlan]) -> dict[str, Any] | None:
+    """How raw is normalised for each network, as a prediction has it on record."""
+    records = [plan.scaling.record() if plan.scaling else None for plan in plans]
+    if not any(records):
+        return None
+    return records[0] if len(records) == 1 else {"members": records}
 
 
 @dataclass(frozen=True)
@@ -478,7 +493,7 @@ def begin(
 ) -> Work:
     """Open the classes of a box for writing, and see which blocks an earlier call left."""
     record = replace(
-        describe(network, plan, output),
+        describe(network, region, plan, output),
         largest_block=plan.largest,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
     )

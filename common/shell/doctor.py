@@ -363,3 +363,15 @@ def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
         yield Finding("classes", NOTE if len(missing) < len(config.classes) else WRONG, text, mend)
     for sentence in split.not_listed(rows, config.classes):
         yield Finding("classes", NOTE, sentence)
+    if config.raw_normalization != "range":
+        yield _normalization(config, len({row.raw for row in rows}))
+
+
+def _normalization(config: TrainConfig, volumes: int) -> Finding:
+    """What training will do to raw, and where it can be seen."""
+    text = (
+        f"raw_normalization = '{config.raw_normalization}': measured once in each of "
+        f"{count(volumes, 'volume')}, when training or fingerprint first reads them"
+    )
+    seen = command_line("fingerprint", config.folder, data=config.path("data_path"))
+    return Finding("raw", GOOD, f"{text}; what it comes to: {seen}")

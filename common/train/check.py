@@ -74,6 +74,7 @@ def _patch_lines(setup: Setup, group: Sequence[Batch]) -> list[str]:
     high = float(raw.max())
     return [
         _line("raw", f"{tuple(raw.shape)} at {raw_nm} nm, {low:.2f} to {high:.2f}"),
+        *(_line("", f"{name}: {scaling}") for name, scaling in setup.crops.scalings.items()),
         _line("target", f"{tuple(labels[0].shape)} at {target_nm} nm, {known:.0%} known"),
     ]
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
+from common.data.normalize import Scaling, Scalings
 from common.data.sampling import BLOCK_ORDER
 from common.errors import UserError
 from common.files import REPOSITORY, not_written, replacing
@@ -34,6 +35,7 @@ SAVED_NUMBERS = (
     "shown",
     "epoch_loss",
     "learning_rate",
+    "raw_scalings",
 )
 """Fields of State that are saved as they are; the others are saved as state dicts."""
 
@@ -60,6 +62,21 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
     for name in SAVED_NUMBERS:
         content[name] = getattr(state, name)
     save(config.path("model_save_path") / f"{which}.pt", content)
+
+
+def raw_scalings(config: TrainConfig) -> Scalings:
+    """Return how the run that load_model continues normalised its raw; {} if it is to begin."""
+    if config.raw_normalization == "range":
+        return {}
+    own = _own(config)
+    return scalings_in(_load_own(own, config)) if own else {}
+
+
+def scalings_in(saved: dict[str, Any]) -> Scalings:
+    """Return how raw was normalised, by the names of volumes, from what a checkpoint holds."""
+    # a run from before there was raw_normalization has none
+    stored = saved.get("raw_scalings", {})
+    return {name: Scaling.of(scaling) for name, scaling in stored.items()}
 
 
 def resume(config: TrainConfig, state: State, split_hash: str) -> str:

@@ -132,7 +132,11 @@ class Setup:
             "device": str(self.device),
             "precision": self.method.forward.precision.name,
             "split_hash": self.crops.split_hash,
-        }
+        } | self.raw_scalings()
+
+    def raw_scalings(self) -> dict[str, str]:
+        """Return how each raw volume is normalised, as text by "raw <its name>"."""
+        return {f"raw {name}": str(scaling) for name, scaling in self.crops.scalings.items()}
 
     def training_from(self, iteration: int) -> Iterator[Batch]:
         """Iterate over the training batches of the run after `iteration`.
@@ -161,7 +165,7 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
     runtime.seed_everything(config.random_seed)  # before weights are drawn
     model = build_model(config, device)
     unusual = [*schedule.try_out(config, model), *unusual_outputs(config, model)]
-    crops = loaders.open_data(config)
+    crops = loaders.open_data(config, checkpoint.raw_scalings(config))
     weights = class_weights(config, crops, loss)
     if config.init_output_to_prior:
         prior = optim.prior_logits(crops.foreground, crops.background, weights)
@@ -183,7 +187,9 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
         validation=build_validation(config, crops, device),
         unusual=tuple(unusual),
     )
-    return setup, first_state(config, model, precision, validated=bool(crops.validation))
+    state = first_state(config, model, precision, validated=bool(crops.validation))
+    state.raw_scalings = {name: scaling.record() for name, scaling in crops.scalings.items()}
+    return setup, state
 
 
 def unusual_outputs(config: TrainConfig, model: nn.Module) -> list[str]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,6 +69,8 @@ class State:
     """Sum of the losses and number of steps in the current epoch."""
     learning_rate: float = math.nan
     """Of the last step, in the first group of parameters."""
+    raw_scalings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How the raw of each volume is normalised, fixed by the first call; see data.normalize."""
     ema: AveragedModel | None = None
     """The moving average of the weights; None with ema_decay = 0."""
 
@@ -346,7 +349,7 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
         loss += method.loss([logits], batch.target).double() * known_pairs
         known += known_pairs
         counts += count(logits, labels)
-        panels.take(batch.raw, labels, logits, done * batches.batch_size)
+        panels.take(batch.raw_in_unit_range(), labels, logits, done * batches.batch_size)
         done += 1
         out_of_time = validation.time_limit and time.perf_counter() - begin > validation.time_limit
         if is_first and out_of_time:

@@ -260,3 +260,33 @@ def test_the_modified_z_score_is_that_of_the_median_absolute_deviation():
 def test_a_split_without_these_classes_is_refused(experiment):
     with pytest.raises(UserError, match="no crop annotates any of pm"):
         describe(experiment(classes=("pm",)))
+
+
+def test_how_raw_is_normalised_is_said(experiment):
+    tiny = experiment(raw_normalization="zscore")
+    facts = describe(tiny)
+    ((name, scaling),) = facts.scalings.items()
+    assert name == "tiny/tiny.zarr/recon-1/em/fibsem-uint8"
+    line = f"{name}: {scaling['low']:.3f} to {scaling['high']:.3f} become 0 to 1, less"
+    assert any(text.startswith(line) for text in fingerprint.report(facts))
+
+
+def test_raw_that_is_not_normalised_is_not_measured(experiment):
+    assert describe(experiment()).scalings == {}
+
+
+def test_datasets_of_another_contrast_are_reported():
+    def intensities(low: float, high: float) -> fingerprint.Intensities:
+        middle = (low + high) / 2
+        return fingerprint.Intensities(1, middle, 0.1, low, middle, middle, middle, high)
+
+    alike = {"a": intensities(0.2, 0.7), "b": intensities(0.3, 0.7)}
+    assert fingerprint.unlike_datasets(alike) == []
+    assert fingerprint.unlike_datasets({"a": intensities(0.4, 0.5)}) == []
+    flat = {"a": intensities(0.2, 0.7), "b": intensities(0.4, 0.5)}
+    (said,) = fingerprint.unlike_datasets(flat)
+    assert "from p1 to p99 are 0.10 in b and 0.50 in a" in said and "median" not in said
+    bright = {"a": intensities(0.1, 0.5), "b": intensities(0.5, 0.9)}
+    (said,) = fingerprint.unlike_datasets(bright)
+    assert "the median of a is 0.30, of b 0.70" in said and "p99" not in said
+    assert "raw_normalization = 'percentile'" in said

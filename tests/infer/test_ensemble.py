@@ -195,6 +195,28 @@ def test_each_network_gets_raw_in_its_own_range(experiment):
     np.testing.assert_allclose(together, mean_logits(*apart), atol=1e-4)
 
 
+def test_each_network_gets_raw_normalised_as_in_its_training(experiment):
+    tiny = experiment()
+    plain = checkpoint_of(tiny, "plain")
+    standard = checkpoint_of(tiny, "standard", raw_normalization="zscore")
+    apart = []
+    for path, mode in ((plain, "range"), (standard, "zscore")):
+        (folder,) = predict.predict(
+            tiny.folder,
+            data=tiny.data,
+            overrides=[f"run_name={path.parent.name}", f"raw_normalization={mode}"],
+            **LOGITS,
+        )
+        levels = [open_levels(folder / name)[0] for name in CLASSES]
+        apart.append(np.stack([level.read((0, 0, 0), level.shape) for level in levels]))
+    together = predicted(tiny, plain, standard, into="both", **LOGITS)
+    np.testing.assert_allclose(together, mean_logits(*apart), atol=1e-4)
+    (group,) = tiny.folder.glob("predictions/*/both/*/crop3/er")
+    scalings = read_prediction(group).raw_scaling["members"]
+    (saved,) = torch.load(standard, weights_only=True)["raw_scalings"].values()
+    assert saved in scalings and None in scalings
+
+
 def test_what_is_there_is_known_by_all_its_checkpoints(seeds, capfd):
     tiny, first, second = seeds
     predicted(tiny, first, second, into="both")

@@ -22,8 +22,9 @@ from conftest import CLASSES, CROPS, Experiment, write_data
 from scipy.special import expit
 
 from common import runtime
-from common.data import loaders, ngff, regions
+from common.data import loaders, ngff, normalize, regions
 from common.data.ngff import open_levels, write_multiscale
+from common.data.normalize import Scaling
 from common.errors import FileError, UserError
 from common.infer import blocks as blocks_module
 from common.infer import predict, room
@@ -194,6 +195,8 @@ def arrays(shape, target, scale=(8, 8, 8), target_scale=None) -> dict:
         (COARSER, arrays(18, 8, target_scale=(16, 16, 16))),
         (None, arrays(12, 8, (16, 16, 16))),
         (None, {"raw_range": (60, 180)}),
+        (None, {"raw_normalization": "percentile"}),
+        (None, {"raw_normalization": "zscore", "raw_range": (60, 180)}),
     ],
     ids=[
         "valid",
@@ -204,6 +207,8 @@ def arrays(shape, target, scale=(8, 8, 8), target_scale=None) -> dict:
         "coarser target",
         "averaged raw",
         "raw range",
+        "percentile",
+        "zscore",
     ],
 )
 def test_a_validation_crop_gets_the_logits_that_validation_gives_it(
@@ -258,6 +263,68 @@ def test_wide_integer_raw_is_seen_as_in_training(experiment):
     )
     save_weights(tiny)
     np.testing.assert_allclose(values(run(tiny, **LOGITS)), validation_logits(tiny), atol=1e-5)
+
+
+WINDOW = """
+    import torch
+    from torch import nn
+
+
+    class Window(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, raw):
+            return raw[:, :, 2:-2, 2:-2, 2:-2].expand(-1, 3, -1, -1, -1) + self.weight
+
+
+    def build_model(classes):
+        return Window()
+    """
+"""A network that shows what it is given."""
+
+
+@pytest.mark.parametrize("mode", ["range", "percentile", "zscore"])
+def test_a_network_is_given_the_same_numbers_as_in_training(experiment, mode):
+    """To the last bit."""
+    tiny = experiment(files={"model.py": WINDOW}, raw_normalization=mode)
+    save_weights(tiny)
+    found = values(run(tiny, **LOGITS))
+    np.testing.assert_array_equal(found, validation_logits(tiny))
+    assert (found.min() < 0) == (mode == "zscore")
+
+
+def test_a_volume_of_the_training_is_normalised_as_it_was_there(experiment, monkeypatch, tmp_path):
+    tiny = experiment(raw_normalization="zscore")
+    saved = torch.load(tiny.train().checkpoint, weights_only=True)["raw_scalings"]
+    (scaling,) = saved.values()
+    changed = Scaling(0.0, 0.5, 0.1, 0.3, (56, 56, 56))
+    monkeypatch.setattr(normalize, "_measured", lambda *_: changed)
+    group = zarr.open_group(str(run(tiny) / "er"), mode="r")
+    assert group.attrs["prediction"]["raw_scaling"] == scaling
+    # one that training did not know is measured
+    own = tmp_path / "own.zarr"
+    shutil.copytree(tiny.raw, own)
+    group = zarr.open_group(str(run(tiny, volume=own) / "er"), mode="r")
+    assert group.attrs["prediction"]["raw_scaling"] == changed.record()
+
+
+def test_a_volume_that_is_normalised_otherwise_now_is_not_taken_for_the_same(
+    experiment, monkeypatch, tmp_path
+):
+    tiny = experiment(raw_normalization="percentile")
+    save_weights(tiny)
+    folder = run(tiny)
+    made = zarr.open_group(str(folder / "er"), mode="r").attrs["prediction"]["made"]
+    run(tiny)
+    assert zarr.open_group(str(folder / "er"), mode="r").attrs["prediction"]["made"] == made
+    changed = Scaling(0.0, 0.5, 0.0, 1.0, (56, 56, 56))
+    monkeypatch.setattr(normalize, "_measured", lambda *_: changed)
+    with pytest.raises(
+        UserError, match=r"made otherwise \(raw_scaling was .*'high': 0.74.* and is .*'high': 0.5,"
+    ):
+        run(tiny)
 
 
 def test_what_was_trained_is_what_predicts(experiment):
@@ -1024,6 +1091,12 @@ def test_a_range_of_raw_that_changed_since_training(tiny, fails):
     """What was normalised otherwise in training is not predicted."""
     assert "raw_range was () and is (0, 100)); set them back" in fails(
         tiny, "--set", "raw_range=(0, 100)"
+    )
+
+
+def test_a_normalisation_that_changed_since_training(tiny, fails):
+    assert "raw_normalization was 'range' and is 'zscore'); set them back" in fails(
+        tiny, "--set", "raw_normalization=zscore"
     )
 
 

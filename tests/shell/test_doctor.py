@@ -71,6 +71,13 @@ def test_classes_that_no_training_crop_annotates_are_said(experiment):
     assert finding.text == f"annotated in no training crop: {name}"
 
 
+def test_how_raw_is_normalised_is_said(experiment):
+    tiny = experiment(raw_normalization="zscore")
+    (finding,) = about(doctor.doctor(tiny.folder, tiny.data), "raw")
+    assert finding.state == GOOD
+    assert "'zscore': measured once in each of 1 volume, when" in finding.text
+
+
 def test_crops_without_raw_are_said(experiment):
     tiny = experiment()
     shutil.rmtree(tiny.raw.parent)

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from common.data import normalize
 from common.data.loaders import WorkerLost
+from common.data.normalize import Scaling
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.train import steps
@@ -66,6 +69,53 @@ def test_five_epochs_equal_three_and_two_more_bit_for_bit(experiment):
     ]
     for a, b in zip(history(tiny, "whole"), history(tiny, "parts"), strict=True):
         assert [a[c] for c in columns] == [b[c] for c in columns]
+
+
+@pytest.mark.parametrize("mode", ["percentile", "zscore"])
+def test_a_normalised_run_is_continued_bit_for_bit_and_by_any_number_of_workers(experiment, mode):
+    tiny = experiment(raw_normalization=mode, noise_std=0.05, gamma_range=(0.8, 1.2))
+    whole = tiny.train(epochs=3, run_name="whole")
+    tiny.train(epochs=1, run_name="parts")
+    shutil.rmtree(tiny.config().path("cache_path") / "raw_scalings")
+    parts = tiny.train(epochs=3, run_name="parts", num_workers=2)
+    assert same(weights(whole), weights(parts))
+    plain = tiny.train(epochs=3, run_name="plain", raw_normalization="range")
+    assert not same(weights(whole), weights(plain))
+
+
+def test_a_continued_run_keeps_the_scaling_of_its_beginning(experiment, monkeypatch):
+    """Whatever was downloaded of a volume since."""
+    tiny = experiment(raw_normalization="zscore")
+    first = tiny.train(epochs=1)
+    saved = torch.load(first.checkpoint, weights_only=True)["raw_scalings"]
+    (name,) = saved
+    measured = Scaling(0.0, 0.5, 0.1, 0.3, (56, 56, 56))
+    monkeypatch.setattr(normalize, "_measured", lambda *_: measured)
+    latest = tiny.train(epochs=2).checkpoint.parent / "latest.pt"
+    assert torch.load(latest, weights_only=True)["raw_scalings"] == saved
+    setup, _ = prepare(tiny.config())
+    assert setup.crops.scalings == {name: Scaling.of(saved[name])}
+    new, _ = prepare(tiny.config(run_name="new"))
+    assert new.crops.scalings == {name: measured}
+    provenance = json.loads((first.logs / "run.json").read_text())["provenance"]
+    assert provenance[f"raw {name}"] == str(Scaling.of(saved[name]))
+
+
+def test_another_normalisation_is_another_run(experiment):
+    tiny = experiment()
+    tiny.train(epochs=1)
+    with pytest.raises(ValueError, match="raw_normalization was 'range' and is 'zscore'"):
+        tiny.train(epochs=2, raw_normalization="zscore")
+
+
+def test_own_augmentation_gets_0_to_1_with_any_normalisation(experiment):
+    text = """
+        def augment(raw, generator):
+            assert 0 <= raw.min() and raw.max() <= 1
+            assert raw.max() - raw.min() > 0.8
+            return raw
+        """
+    experiment(text=text, raw_normalization="zscore").train(epochs=1)
 
 
 def test_epochs_are_a_total_and_a_finished_run_stays_as_it_is(experiment):
