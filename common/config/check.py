@@ -373,6 +373,8 @@ def _metric_problems(values: Mapping[str, Any]) -> list[str]:
             problems.append(f"metrics[{name!r}]; give it another name, of letters, digits and _")
         elif not callable(metric) or _refuses(metric, 4, {}):
             problems.append(f"metrics['{name}'] = {as_text(metric)}; write metric(tp, fp, fn, tn)")
+    if values.get("metric_smoothing") == 1:
+        problems.append("metric_smoothing = 1 keeps the first value forever; write 0.9, or 0")
     best = values.get("best_metric", "dice")
     if best not in (*METRICS, *own):
         choices = ", ".join(map(repr, (*METRICS, *own)))

@@ -207,6 +207,10 @@ class TrainConfig:
     best_metric: str = "dice"
     """The metric that chooses the best checkpoint: "dice", "iou", "precision", "recall" or one of
     metrics, averaged over the classes that occur in the validation blocks; or "loss"."""
+    metric_smoothing: Annotated[float, Fraction] = 0.0
+    """Weight of the epochs before in a running mean of best_metric, s x before + (1 - s) x value,
+    that chooses the best checkpoint, steers ReduceLROnPlateau and stops early: 0.9 where validation
+    is small and its metric jumps. 0 takes each epoch by itself."""
     early_stopping_patience: Annotated[int, NotNegative] = 0
     """Number of epochs without an improvement of best_metric, or of the training loss if no crop
     validates, after which training ends; 0 turns early stopping off. Epochs without a value do not
@@ -332,7 +336,7 @@ TOOLBOX_NAMES = {
     "dataloader_kwargs": "num_workers is the one that is left of it",
     "criterion_kwargs": "criterion may be a functools.partial",
     "low_is_best": "best_metric says what is best",
-    "smoothing_window": "best_metric says what is best",
+    "smoothing_window": "metric_smoothing is the weight of the epochs before",
     "validation_prob": "make-datasplit takes --validation-fraction",
     "force_all_classes": "write the datasplit with make-datasplit",
     "filter_by_scale": "make-datasplit takes --scale",

@@ -45,6 +45,8 @@ COLUMNS = {
     "loss/train": "train/loss",
     "loss/validation": "validation/loss",
     "grad_norm": "train/grad_norm",
+    "mean/dice/train": "train/dice",
+    "mean/iou/train": "train/iou",
 }
 """Tags that have another name in history.csv."""
 

@@ -48,7 +48,7 @@ def layout_event() -> Event:
     """A page with charts for losses, means, and for each metric one for each group of classes."""
     page = layout_pb2.Layout()
     charts = {"loss": "loss/(train|validation)$"}
-    charts |= {f"mean {metric}": f"mean/{metric}$" for metric in METRICS}
+    charts |= {f"mean {metric}": f"mean/{metric}(/train|_smoothed)?$" for metric in METRICS}
     _add_part(page, "losses and means", charts)
     for metric in METRICS:
         # a chart a class: within a chart colours tell runs apart, and nothing tells classes

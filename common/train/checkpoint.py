@@ -35,6 +35,8 @@ SAVED_NUMBERS = (
     "shown",
     "epoch_loss",
     "learning_rate",
+    "epoch_counts",
+    "smoothed",
     "raw_scalings",
 )
 """Fields of State that are saved as they are; the others are saved as state dicts."""

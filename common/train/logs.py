@@ -91,7 +91,8 @@ def log_epoch(
         row[f"train/{name}"] = value
     if scores:
         row |= _log_validation(config, state, tracker, scores)
-    tracker.scalars({"lr": learning_rate}, state.iteration)
+    trained_means = {"mean/dice/train": trained.dice, "mean/iou/train": trained.iou}
+    tracker.scalars({"lr": learning_rate} | trained_means, state.iteration)
     tracker.history(row)
 
 
@@ -100,6 +101,8 @@ def _log_validation(
 ) -> dict[str, float]:
     """Log the results of a validation; return them as columns of history.csv."""
     means = {name: scores.mean(name) for name in scores.per_class}
+    if config.metric_smoothing:
+        means[f"{config.best_metric}_smoothed"] = scores.judged
     per_class = {}
     for name, values in scores.per_class.items():
         for class_name, value in zip(config.classes, values, strict=True):

@@ -283,9 +283,11 @@ class BestSoFar:
 def best_row(history: pd.DataFrame, metric: str) -> int | None:
     """Return the index of the row with the best validation/{metric}, the epoch of best.pt.
 
-    None without a validation. `history` is the result of `read_history`.
+    Of a run with metric_smoothing it is the best of the smoothed values. None without a validation.
+    `history` is the result of `read_history`.
     """
-    column = f"validation/{metric}"
+    smoothed = f"validation/{metric}_smoothed"
+    column = smoothed if smoothed in history else f"validation/{metric}"
     if column not in history:
         return None
     by_class = [name for name in history if name.startswith(f"{metric}/")]

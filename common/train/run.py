@@ -430,6 +430,7 @@ def count_epoch(
     """Count an epoch, step a scheduler of epochs; return whether the epoch is the best so far."""
     state.epoch += 1
     state.epoch_loss = [0.0, 0.0]
+    state.epoch_counts = []
     if scores:
         value, improved = judge_validation(config, state, scores)
     else:
@@ -449,7 +450,8 @@ def count_epoch(
 def judge_validation(config: TrainConfig, state: State, scores: Scores) -> tuple[float, bool]:
     """Compare a validation with the best so far, and keep it if it is better.
 
-    Returns its best_metric, NaN if there is none that can be compared, and whether it is the best.
+    Returns its best_metric, smoothed if that is asked for and NaN if there is none that can be
+    compared, and whether it is the best.
     """
     value = scores.mean(config.best_metric)
     classes = scores.channels(config.best_metric)
@@ -461,6 +463,13 @@ def judge_validation(config: TrainConfig, state: State, scores: Scores) -> tuple
     if not math.isfinite(value):
         pass_over(state, f"has {config.best_metric} {value}")
         return math.nan, False
+    # a mean over other classes than before begins anew, as the best does
+    is_like_before = frozenset(classes) == best.classes and math.isfinite(state.smoothed)
+    weight = config.metric_smoothing if is_like_before else 0.0
+    if weight:
+        value = weight * state.smoothed + (1 - weight) * value
+    state.smoothed = value
+    scores.judged = value
     is_best = best.take(value, classes, config.best_metric)
     state.judged = sorted(best.classes)
     if is_best:

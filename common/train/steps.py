@@ -33,6 +33,9 @@ LOG_EVERY = 20
 Stop = Callable[[], bool]
 """Returns True once the run should end."""
 
+Look = Callable[[torch.Tensor, AnyTarget], None]
+"""`look(logits, target)`, of one batch."""
+
 Log = Callable[[dict[str, float], int], None]
 """`log(values, iteration)` logs scalars by tag, such as "loss/train"."""
 
@@ -69,6 +72,10 @@ class State:
     """Sum of the losses and number of steps in the current epoch."""
     learning_rate: float = math.nan
     """Of the last step, in the first group of parameters."""
+    epoch_counts: list[list[float]] = field(default_factory=list)
+    """Voxels of logged training batches in the current epoch, as `count` gives them; [] before."""
+    smoothed: float = math.nan
+    """The running mean of best_metric, see the setting metric_smoothing."""
     raw_scalings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """How the raw of each volume is normalised, fixed by the first call; see data.normalize."""
     ema: AveragedModel | None = None
@@ -84,6 +91,19 @@ class State:
         self.iteration += 1
         self.epoch_loss[0] += loss
         self.epoch_loss[1] += 1
+
+    @torch.no_grad()
+    def count_voxels(self, logits: torch.Tensor, target: AnyTarget) -> None:
+        """Count what a training batch got right, for the training metrics of the epoch."""
+        counts = count(logits, targets.dense(target)).cpu().numpy()
+        before = self.epoch_counts or np.zeros_like(counts)
+        self.epoch_counts = np.add(before, counts).tolist()
+
+    def training_metric(self, name: str) -> float:
+        """Mean of "dice" or "iou" over the classes in the logged batches of the epoch, or NaN."""
+        if not self.epoch_counts:
+            return math.nan
+        return finite_mean(metrics.of_counts(np.array(self.epoch_counts), {})[name])
 
     @property
     def mean_loss(self) -> float:
@@ -154,6 +174,9 @@ class TrainedEpoch:
     samples_per_s: float
     data_wait: float
     """Fraction of the time spent waiting for data, 0 to 1."""
+    dice: float = math.nan
+    """Mean over the classes in the logged batches, before their steps; NaN without one."""
+    iou: float = math.nan
 
 
 @dataclass
@@ -168,6 +191,8 @@ class Scores:
     negative voxel."""
     images: dict[str, np.ndarray]
     """RGB image (y, x, 3) uint8 by class, of its fixed blocks."""
+    judged: float = math.nan
+    """What the epoch is judged by: best_metric, smoothed if asked; NaN if by nothing."""
 
     def mean(self, metric: str) -> float:
         """Return the mean of a metric over the classes where it is finite; for "loss" the loss.
@@ -175,8 +200,7 @@ class Scores:
         NaN if there is no such class.
         """
         values = np.array([self.loss]) if metric == "loss" else self.per_class[metric]
-        values = values[np.isfinite(values)]
-        return float(values.mean()) if len(values) else math.nan
+        return finite_mean(values)
 
     def channels(self, metric: str) -> list[int]:
         """Return the channels of the classes that `mean` is over; none for "loss"."""
@@ -215,13 +239,15 @@ def train_epoch(
     while state.iteration < last_iteration and not stop():
         with clock.waiting():
             group = [next(batches) for _ in range(method.accumulation)]
-        loss, norm = step(state, method, group)
+        is_logged = state.iteration % LOG_EVERY == LOG_EVERY - 1
+        is_logged = is_logged or state.iteration + 1 == last_iteration
+        loss, norm = step(state, method, group, look=state.count_voxels if is_logged else None)
         if method.schedules_iterations:
             optim.step_scheduler(state.scheduler, math.nan)
         state.count_step(loss)
         recent.append(loss)
         clock.took(sum(len(batch.raw) for batch in group))
-        if state.iteration % LOG_EVERY == 0 or state.iteration == last_iteration:
+        if is_logged:
             scalars = {"loss/train": float(np.mean(recent)), "grad_norm": norm}
             log(scalars | clock.scalars(), state.iteration)
             recent = []
@@ -232,6 +258,8 @@ def train_epoch(
         grad_norm=norm,
         samples_per_s=clock.samples / max(clock.since_begin(), 1e-9),
         data_wait=clock.data_wait,
+        dice=state.training_metric("dice"),
+        iou=state.training_metric("iou"),
     )
 
 
@@ -274,8 +302,18 @@ class _Clock:
         return f"{self.samples_per_s:.1f} samples/s, data wait {self.data_wait:.0%}"
 
 
-def step(state: State, method: Method, group: list[Batch]) -> tuple[float, float]:
+def finite_mean(values: np.ndarray) -> float:
+    """Return the mean of what is finite; NaN of nothing."""
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else math.nan
+
+
+def step(
+    state: State, method: Method, group: list[Batch], look: Look | None = None
+) -> tuple[float, float]:
     """Take one optimiser step on a group of batches; return its loss and gradient norm.
+
+    `look` is called with the logits and the target of the last batch, when the step is taken.
 
     The loss is the mean over the known (voxel, class) pairs of the whole group: the loss of each
     batch is weighted by its number of known pairs. The norm is that before clipping. Raises
@@ -303,6 +341,8 @@ def step(state: State, method: Method, group: list[Batch]) -> tuple[float, float
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.update_parameters(state.model)
+    if look:  # only now: the graph of the forward pass is gone, and its memory free
+        look(outputs[0].detach(), group[-1].target)
     return loss_value, norm_value
 
 

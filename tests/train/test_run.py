@@ -575,12 +575,12 @@ def test_a_run_whose_worker_is_killed_is_saved_and_goes_on_as_if_it_was_not(
     take_step = steps.step
     taken = []
 
-    def step(*arguments):
+    def step(*arguments, **options):
         taken.append(1)
         if len(taken) == 2:
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid, signal.SIGKILL)
-        return take_step(*arguments)
+        return take_step(*arguments, **options)
 
     monkeypatch.setattr(steps, "step", step)
     with pytest.raises(
