@@ -126,9 +126,7 @@ def test_training_metrics_of_an_interrupted_epoch_are_those_of_a_whole_one(
     whole = read_history(tiny.train(run_name="whole").logs)
     setup, state = run.prepare(tiny.config(run_name="cut"))
     with run.logs.open_logs(setup.config, state, setup.about()) as logs:
-        run.run_epochs(
-            setup, state, logs, stopped=lambda: state.iteration >= 10, report=None
-        )
+        run.run_epochs(setup, state, logs, stopped=lambda: state.iteration >= 10, report=None)
     assert state.iteration == 10 and state.epoch == 1
     cut = read_history(tiny.train(run_name="cut").logs)
     for name in ("train/dice", "train/iou"):
