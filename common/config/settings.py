@@ -189,6 +189,10 @@ class TrainConfig:
     the CPU."""
     channels_last: bool = True
     """Use torch's channels-last memory format: same result, faster convolutions."""
+    compile: bool = False
+    """Compile the network for training by torch.compile, which takes a minute or more before the
+    first step; where that fails, a sentence says why and training goes on without. Validation and
+    prediction are not compiled."""
     random_seed: Annotated[int, Seed] = 42
     """Seed of weights, samples and augmentation. The environment variable SEED takes precedence."""
 
@@ -306,6 +310,7 @@ MAY_CHANGE = frozenset(
         "device",
         "precision",
         "channels_last",
+        "compile",
         "early_stopping_patience",
         "training_time_limit",
         "figure_samples",
@@ -352,6 +357,8 @@ OTHER_NAMES = {
     "bf16": "precision",
     "half": "precision",
     "dtype": "precision",
+    "torch_compile": "compile",
+    "compile_model": "compile",
     "lr": "learning_rate",
     "base_lr": "learning_rate",
     "step_size": "learning_rate",
@@ -447,7 +454,6 @@ NOT_HERE = {
     "nesterov": "give it to the optimizer: functools.partial(torch.optim.SGD, nesterov=True, ...)",
     "warmup_epochs": "write warmup_iterations, which counts optimiser steps",
     "dropout": "the network is built by build_model: give it there, or by model_kwargs",
-    "compile": "there is none; build_model may return torch.compile(model)",
     "shuffle": "samples are drawn at random by random_seed",
     "pin_memory": "num_workers is all that is to be set of the loader",
     "persistent_workers": "num_workers is all that is to be set of the loader",

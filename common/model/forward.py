@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ class ForwardPass:
 
     precision: Precision
     channels_last: bool
+    compiled: Callable[[torch.Tensor], Any] | None = None
+    """The network by torch.compile, sharing its weights; what learns goes through it. Validation
+    and prediction do not: their patches and their mode would be compiled anew."""
 
     def __call__(self, model: nn.Module, raw: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes, z, y, x) of raw (B, 1, z, y, x): the first output of the network."""
@@ -29,13 +33,16 @@ class ForwardPass:
         Most networks have one; those with deep supervision give a list, tuple or dict. A 2-D
         network gets and gives patches without their axis of size 1.
         """
+        network: Callable[[torch.Tensor], Any] = model
+        if self.compiled is not None and torch.is_grad_enabled():
+            network = self.compiled
         flat = _flat_axis(raw) if is_2d(model) else None
         if flat is not None:
             raw = raw.squeeze(flat)
         if self.channels_last:
             raw = raw.contiguous(memory_format=_channels_last(raw.ndim))
         with self.precision.autocast():
-            outputs = _as_list(model(raw))
+            outputs = _as_list(network(raw))
         if flat is None:
             return outputs
         return [output.unsqueeze(flat) for output in outputs]

@@ -33,6 +33,7 @@ from common.data.loaders import (
 from common.files import REPOSITORY
 from common.model import activation
 from common.model.build import build_model
+from common.model.compiling import try_compiling
 from common.model.forward import ForwardPass
 from common.model.shapes import parameters_of_outputs
 from common.provenance import provenance
@@ -170,6 +171,7 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
     if config.init_output_to_prior:
         prior = optim.prior_logits(crops.foreground, crops.background, weights)
         start_at_prior(config, model, prior)
+    forward, sentences = forward_pass(config, model, precision, device)
     setup = Setup(
         config=config,
         device=device,
@@ -177,7 +179,7 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
         method=Method(
             criterion=loss,
             pos_weight=torch.from_numpy(weights).to(device) if config.weight_loss else None,
-            forward=ForwardPass(precision, config.channels_last),
+            forward=forward,
             max_grad_norm=config.max_grad_norm,
             accumulation=config.gradient_accumulation_steps,
             warmup=config.warmup_iterations,
@@ -185,11 +187,23 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
         ),
         training=training_batches(config, crops, device),
         validation=build_validation(config, crops, device),
-        unusual=tuple(unusual),
+        unusual=(*unusual, *sentences),
     )
     state = first_state(config, model, precision, validated=bool(crops.validation))
     state.raw_scalings = {name: scaling.record() for name, scaling in crops.scalings.items()}
     return setup, state
+
+
+def forward_pass(
+    config: TrainConfig, model: nn.Module, precision: runtime.Precision, device: torch.device
+) -> tuple[ForwardPass, list[str]]:
+    """Return how raw goes through the network, and what is to be said about it."""
+    plain = ForwardPass(precision, config.channels_last)
+    if not config.compile:
+        return plain, []
+    raw = torch.zeros(config.batch_size, 1, *config.input_array_info["shape"], device=device)
+    forward, sentence = try_compiling(plain, model, raw)
+    return forward, [sentence] if sentence else []
 
 
 def unusual_outputs(config: TrainConfig, model: nn.Module) -> list[str]:

@@ -101,7 +101,7 @@ def test_a_setting_of_the_public_toolbox_that_does_not_exist_here_says_what_does
         ("loss", "did you mean 'criterion'?"),
         ("split", "did you mean 'datasplit_path'?"),
         ("momentum", "give it to the optimizer: functools.partial(torch.optim.SGD, momentum=0.9)"),
-        ("compile", "there is none; build_model may return torch.compile(model)"),
+        ("torch_compile", "did you mean 'compile'?"),
     ],
 )
 def test_a_name_of_other_programs_is_told_the_setting_or_what_to_do(file, name, hint):
