@@ -33,6 +33,7 @@ DEFAULT_INFO = {"shape": (1, 128, 128), "scale": (8, 8, 8)}
 DATA_SETTINGS = frozenset(
     [
         "augment",
+        "augmentations",
         "cache_gb",
         "cache_path",
         "class_sampling_weights",

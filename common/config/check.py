@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common import classes as class_table
+from common.config.augmentations import augmentation_problems
 from common.config.kinds import fit, is_a
 from common.config.settings import (
     NOT_HERE,
@@ -51,6 +52,10 @@ def check_settings(
         *_class_problems(fitting),
         *_sampling_weight_problems(fitting),
         *_spatial_problems(fitting.get("spatial_transforms", {})),
+        *augmentation_problems(
+            fitting.get("augmentations", {}),
+            {} if malformed else fitting.get("input_array_info", {}),
+        ),
         *_name_problems(fitting),
         *_call_problems(fitting),
         *_metric_problems(fitting),

@@ -128,6 +128,10 @@ class TrainConfig:
     """Range of the factor on the distance of raw from the mean of its patch."""
     noise_std: Annotated[float, NotNegative] = 0.0
     """Standard deviation of Gaussian noise added to raw in [0, 1]."""
+    augmentations: dict = field(default_factory=dict)
+    """`{"elastic": {"probability": 0.3, "amplitude_nm": 40, "spacing_nm": 200}}`: deformation,
+    scaling, blur, lost sections and other kinds, each with its probability, off by default; see Use
+    your own augmentation and sampling."""
     augment: Callable | None = None
     """`augment(raw, generator)` returns the changed raw of one training patch, (1, z, y, x) float32
     in [0, 1] on the device; it is called after the changes above. Draw random numbers from the
@@ -413,8 +417,7 @@ OTHER_NAMES = {
     "class_names": "classes",
     "network": "build_model",
     "net": "build_model",
-    "augmentation": "spatial_transforms",
-    "augmentations": "spatial_transforms",
+    "augmentation": "augmentations",
     "transforms": "spatial_transforms",
     "checkpoint": "load_model",
     "resume": "load_model",

@@ -82,16 +82,19 @@ def raw_patches(
     affines: Sequence[np.ndarray],
     shape: Sequence[int],
     raw_range: Sequence[float] = (),
+    *,
+    resample: Callable[..., Tensor] = resample_linear,
 ) -> Tensor:
     """Resample blocks of raw to network input, (B, 1, *shape) float32 in [0, 1].
 
     `raw_range` is the pair of values of uint8 blocks that become 0 and 1, (0, 255) if empty; values
-    beyond it are clipped. Float blocks are in [0, 1] already.
+    beyond it are clipped. Float blocks are in [0, 1] already. `resample` takes what
+    `resample_linear` takes.
     """
     if blocks[0].dtype != torch.uint8:
-        return resample_linear(blocks, affines, shape)[:, None]
+        return resample(blocks, affines, shape)[:, None]
     low, high = raw_range or (0.0, 255.0)
-    patches = resample_linear(blocks, affines, shape, 1 / (high - low))[:, None]
+    patches = resample(blocks, affines, shape, 1 / (high - low))[:, None]
     if (low, high) != (0, 255):
         patches.sub_(low / (high - low)).clamp_(0, 1)
     return patches

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import multiprocessing.connection
 import os
 import shutil
 import signal
 import threading
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -26,8 +27,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from common.config.augmentations import read_augmentations
 from common.config.settings import TrainConfig
-from common.data import annotation, augment, normalize, sampling, split
+from common.data import annotation, augment, defects, distort, normalize, sampling, split
 from common.data.augment import OwnAugmentation
 from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, open_crops
@@ -136,7 +138,9 @@ def crop_request(config: TrainConfig) -> CropRequest:
         input_scale=raw.scale,
         target_scale=target.scale,
         patch_nm=raw.extent,
-        margins_nm=sampling.margins_nm(raw, target, config.spatial_transforms),
+        margins_nm=sampling.margins_nm(
+            raw, target, config.spatial_transforms, config.augmentations
+        ),
         raw_range=config.raw_range,
         use_mutual_exclusion=config.use_mutual_exclusion,
         infer_groups=config.infer_groups,
@@ -162,6 +166,7 @@ def _sampler(config: TrainConfig, crops: Sequence[Crop]) -> Sampler:
             gamma_range=config.gamma_range,
             contrast_range=config.contrast_range,
             noise_std=config.noise_std,
+            kinds=read_augmentations(config.augmentations),
         ),
         class_weights=_class_weights(config, crops),
         crop_weights=_crop_weights(config, crops),
@@ -545,29 +550,79 @@ class Batches:
     def on_device(self, pieces: Sequence[Piece]) -> Batch:
         """Turn pieces on the CPU into a batch on the device.
 
-        Orients and resamples raw (linear) and labels (nearest neighbour), changes intensities, and
-        adds an offset to the palette rows, so that one palette serves all crops.
+        Orients and resamples raw (linear) and labels (nearest neighbour), spoils raw and changes
+        its intensities, and adds an offset to the palette rows, so that one palette serves all
+        crops.
         """
         samples = [piece.sample for piece in pieces]
-        raw = [piece.raw.to(self.device, non_blocking=True) for piece in pieces]
-        labels = [piece.labels.to(self.device, non_blocking=True) for piece in pieces]
-
-        affines = [piece.raw_affine for piece in pieces]
-        patches = augment.raw_patches(raw, affines, self.blocks.input.shape, self.raw_range)
         scalings = [self.scalings[sample.crop] for sample in samples]
-        patches = normalize.to_unit_range(patches, scalings)
+        patches = self._raw_patches(pieces, scalings)
         changes = [sample.intensity for sample in samples]
         patches = augment.change_intensity(patches, changes)
+        for patch, sample in zip(patches, samples, strict=True):
+            if sample.defects is not None:
+                defects.cut_out(patch, sample.defects, self.blocks.input.scale)
         if self.own_augmentation is not None:
             patches = augment.apply_own(self.own_augmentation, patches, changes)
         patches = normalize.standardize(patches, scalings)
 
-        affines = [piece.labels_affine for piece in pieces]
-        rows = augment.resample_nearest(labels, affines, self.blocks.target.shape)
+        rows = self._rows(pieces)
         for i, sample in enumerate(samples):
             rows[i] += self.first_row[sample.crop]
         where = [f"{self.blocks.crops[sample.crop].name} (sample {sample.k})" for sample in samples]
         return Batch(patches, PaletteTarget(rows, self.palette), where, scalings)
+
+    def _raw_patches(
+        self, pieces: Sequence[Piece], scalings: Sequence[normalize.Scaling | None]
+    ) -> Tensor:
+        """Resample raw, (B, 1, z, y, x) float32 in [0, 1], with the defects of each sample."""
+        input = self.blocks.input
+        blocks = []
+        for piece, scaling in zip(pieces, scalings, strict=True):
+            block = piece.raw.to(self.device, non_blocking=True)
+            if piece.sample.defects is not None:
+                unit = self._unit(block, scaling)
+                block = defects.spoil_sections(block, piece.sample.defects, unit)
+            blocks.append(block)
+        affines = [piece.raw_affine for piece in pieces]
+        resample: Callable[..., Tensor] = augment.resample_linear
+        readings = [self._reading(piece.sample) for piece in pieces]
+        if any(readings):
+            resample = functools.partial(distort.resample_linear, readings=readings)
+        patches = augment.raw_patches(
+            blocks, affines, input.shape, self.raw_range, resample=resample
+        )
+        patches = normalize.to_unit_range(patches, scalings)
+        for patch, piece in zip(patches, pieces, strict=True):
+            if piece.sample.defects is not None:
+                patch.copy_(defects.spoil_optics(patch, piece.sample.defects, input.scale))
+        return patches
+
+    def _unit(self, block: Tensor, scaling: normalize.Scaling | None) -> float:
+        """Return by how much values of a block differ that are 0 and 1 in the patch."""
+        low, high = self.raw_range or (0.0, 255.0)
+        unit = high - low if block.dtype == torch.uint8 else 1.0
+        return unit if scaling is None else unit * (scaling.high - scaling.low)
+
+    def _rows(self, pieces: Sequence[Piece]) -> Tensor:
+        """Resample labels, (B, z, y, x) int32, rows of the palette of each crop."""
+        shape = self.blocks.target.shape
+        blocks = [piece.labels.to(self.device, non_blocking=True) for piece in pieces]
+        affines = [piece.labels_affine for piece in pieces]
+        readings = [self._reading(piece.sample, of_labels=True) for piece in pieces]
+        if any(readings):
+            return distort.resample_nearest(blocks, affines, shape, readings=readings)
+        return augment.resample_nearest(blocks, affines, shape)
+
+    def _reading(self, sample: Sample, *, of_labels: bool = False) -> distort.Reading | None:
+        """Return how a distorted sample reads its raw, or its labels; None if it is not."""
+        if sample.distortion is None:
+            return None
+        crop = self.blocks.crops[sample.crop]
+        if of_labels:
+            patch = self.blocks.target
+            return distort.Reading(sample.distortion.of_labels, patch.scale, crop.label_grid.scale)
+        return distort.Reading(sample.distortion, self.blocks.input.scale, crop.raw_grid.scale)
 
 
 @contextlib.contextmanager

@@ -13,13 +13,18 @@ frame of the dataset, z, y, x, unless stated otherwise.
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from common.config.augmentations import Augmentations, Scale, read_augmentations
+from common.data import defects, distort
 from common.data.augment import IntensityChange
 from common.data.crops import Crop
+from common.data.defects import Defects
+from common.data.distort import Distortion
 from common.data.ngff import Grid, slices
 from common.files import key_of
 
@@ -52,9 +57,13 @@ class Sample:
     centre: np.ndarray
     """(3,) world position in nm of the centre, which raw and target patch share."""
     orientation: np.ndarray
-    """(3, 3) orthogonal matrix from offsets in the patch to offsets in the world, both in nm. It is
-    the product rotation @ permutation @ mirror."""
+    """(3, 3) matrix from offsets in the patch to offsets in the world, both in nm. It is the
+    product rotation @ permutation @ mirror @ scaling, orthogonal but for the last."""
     intensity: IntensityChange = field(default_factory=IntensityChange)
+    distortion: Distortion | None = None
+    """What is added to the positions that the orientation gives."""
+    defects: Defects | None = None
+    """How the raw is spoilt."""
 
 
 # Drawing training samples
@@ -64,7 +73,7 @@ class Sample:
 class Augmentation:
     """The augmentation of training samples; none by default.
 
-    The fields are the settings of the same names.
+    The first fields are the settings of the same names.
     """
 
     spatial_transforms: dict = field(default_factory=dict)
@@ -73,24 +82,21 @@ class Augmentation:
     gamma_range: tuple[float, ...] = (1.0, 1.0)
     contrast_range: tuple[float, ...] = (1.0, 1.0)
     noise_std: float = 0.0
+    kinds: Augmentations = field(default_factory=Augmentations)
+    """The setting `augmentations`, read."""
 
     def draw_intensity(self, random: np.random.Generator) -> IntensityChange:
         """Draw the intensity change of one sample."""
         # all numbers are drawn, used or not: what follows does not depend on what was used
         happens = random.random(3) < self.intensity_probability
-        gamma = _uniform(random, self.gamma_range)
-        contrast = _uniform(random, self.contrast_range)
+        gamma = defects.uniform(random, self.gamma_range)
+        contrast = defects.uniform(random, self.contrast_range)
         return IntensityChange(
             gamma=gamma if happens[0] else 1.0,
             contrast=contrast if happens[1] else 1.0,
             noise_std=self.noise_std if happens[2] else 0.0,
             noise_seed=int(random.integers(2**62)),
         )
-
-
-def _uniform(random: np.random.Generator, interval: Sequence[float]) -> float:
-    low, high = interval
-    return random.uniform(low, high)
 
 
 @dataclass(frozen=True)
@@ -125,11 +131,54 @@ class Sampler:
     def draw(self, k: int) -> Sample:
         """Return sample k: the same on every call, independent of other calls."""
         random = generator(self.seed, k)
+        kinds = self.augmentation.kinds
         orientation, turned = draw_orientation(random, self.augmentation.spatial_transforms)
+        scaling = self.stream(k, "scale")
+        if scaling is not None and kinds.scale is not None:
+            # one that is scaled needs interpolation, as one that is turned
+            turned = True
+            orientation = orientation / draw_factors(scaling, kinds.scale)
         crop, centre = self._place(random, k, orientation)
         if not turned:
             centre = on_voxels(centre, orientation, self.input, self.crops[crop].raw_grid)
-        return Sample(k, crop, centre, orientation, self.augmentation.draw_intensity(random))
+        return Sample(
+            k=k,
+            crop=crop,
+            centre=centre,
+            orientation=orientation,
+            intensity=self.augmentation.draw_intensity(random),
+            distortion=self._distortion(k, orientation, self.crops[crop].raw_grid),
+            defects=defects.draw(kinds, functools.partial(self.stream, k)),
+        )
+
+    def stream(self, k: int, name: str) -> np.random.Generator | None:
+        """Return the random numbers of a kind of `augmentations` for sample k.
+
+        None if it does not happen to the sample. Each kind has numbers of its own: turning it on
+        leaves everything else of the sample as it was, so that runs with and without can be
+        compared.
+        """
+        kind = getattr(self.augmentation.kinds, name)
+        if kind is None:
+            return None
+        random = generator(self.seed, k, zlib.crc32(name.encode()))
+        return random if random.random() < kind.probability else None
+
+    def _distortion(self, k: int, orientation: np.ndarray, raw: Grid) -> Distortion | None:
+        kinds = self.augmentation.kinds
+        parts: dict = {}
+        for name, part in (("section_shift", "shift"), ("section_slip", "slip")):
+            random = self.stream(k, name)
+            if random is not None:
+                # in the target patch, where the loss sees it
+                reach_z = np.abs(orientation[0]) @ self.target.extent / 2
+                kind = getattr(kinds, name)
+                parts[part] = distort.draw_sections(random, kind, reach_z, raw.scale)
+        random = self.stream(k, "elastic")
+        if random is not None and kinds.elastic is not None:
+            extent = np.maximum(self.input.extent, self.target.extent)
+            parts["field"] = distort.draw_field(random, kinds.elastic, extent)
+        return Distortion(**parts) if parts else None
 
     def _place(
         self, random: np.random.Generator, k: int, orientation: np.ndarray
@@ -146,6 +195,11 @@ class Sampler:
         positive = self._positive_voxel(random, crop, occurrence.rows[choice])
         # the voxel lies anywhere in the patch, so that the centre tells the network nothing
         room = self.target.extent - self.target.scale
+        moving = [name for name in distort.OF_LABELS if self.stream(k, name) is not None]
+        if moving:
+            # and stays in it, wherever the sample is displaced to
+            displaced = distort.bound_nm(self.augmentation.kinds, moving)
+            room = np.maximum(room - 2 * np.abs(np.linalg.inv(orientation)) @ displaced, 0)
         within = orientation @ ((random.random(3) - 0.5) * room)
         lower, upper = self._centres(crop)
         return crop, np.clip(positive + within, lower, upper)
@@ -245,10 +299,16 @@ def _positive_rows(crop: Crop) -> np.ndarray:
     return (crop.palette == 1) & (crop.counts > 0)[:, None]
 
 
-def generator(seed: int, number: int) -> np.random.Generator:
-    """Return a Philox generator keyed by two integers from 0 to 2**64 - 1."""
+def generator(seed: int, number: int, stream: int = 0) -> np.random.Generator:
+    """Return a Philox generator keyed by two integers from 0 to 2**64 - 1.
+
+    stream: likewise; streams of one key never overlap, since each begins 2**192 blocks after the
+    one before.
+    """
     # an array: of a list NumPy makes float64 where one number is above 2**63, and rounds both
-    return np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))
+    key = np.array([seed, number], np.uint64)
+    counter = np.array([0, 0, 0, stream], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 # Orientation
@@ -283,6 +343,14 @@ def draw_orientation(random: np.random.Generator, transforms: dict) -> tuple[np.
     return orientation, turned
 
 
+def draw_factors(random: np.random.Generator, scale: Scale) -> np.ndarray:
+    """Draw the factors by which a patch is enlarged along its axes, (3,)."""
+    low, high = scale.factor
+    # in logarithms: half as large is as likely as twice as large
+    factors = np.exp(random.uniform(np.log(low), np.log(high), 3))
+    return np.full(3, factors[0]) if scale.isotropic else factors
+
+
 def _swapped_axes(transforms: dict) -> list[int]:
     return [AXES[axis] for axis in transforms.get("transpose", {}).get("axes", ())]
 
@@ -305,15 +373,19 @@ def rotation(axis: str, angle: float) -> np.ndarray:
 # How far a patch reaches
 
 
-def margins_nm(input: Patch, target: Patch, spatial_transforms: dict) -> dict[str, np.ndarray]:
+def margins_nm(
+    input: Patch, target: Patch, spatial_transforms: dict, augmentations: dict | None = None
+) -> dict[str, np.ndarray]:
     """Return how far around the labels of a crop raw is read, (3,) nm, by usage of the crop.
 
     The keys are "train" and "validate". Training, fingerprint and fetch-data all take the margin
     from here; `common.data.crops.raw_voxels` rounds it up to whole voxels.
     """
+    kinds = read_augmentations(augmentations or {})
+    smallest = kinds.scale.factor[0] if kinds.scale else 1.0
     return {
         # centres of training patches lie within the crop, in every orientation
-        "train": reach_nm(input, spatial_transforms),
+        "train": reach_nm(input, spatial_transforms) / min(smallest, 1) + distort.bound_nm(kinds),
         # validation blocks are not turned, and the last ones stick out by up to a target patch
         "validate": (input.extent + target.extent) / 2,
     }
@@ -377,8 +449,11 @@ def cut(
     corner = (sample.centre - grid.origin) / grid.scale - linear @ last_voxel / 2
     ends = linear * last_voxel
     # 0.01 voxel more, so that rounding does not put a patch's own corner outside
-    start = np.floor(corner + np.minimum(ends, 0).sum(1) - 0.01).astype(int)
-    stop = np.ceil(corner + np.maximum(ends, 0).sum(1) + 0.01).astype(int) + 1
+    beyond = np.full(3, 0.01)
+    if sample.distortion is not None:
+        beyond += sample.distortion.reach_nm / grid.scale
+    start = np.floor(corner + np.minimum(ends, 0).sum(1) - beyond).astype(int)
+    stop = np.ceil(corner + np.maximum(ends, 0).sum(1) + beyond).astype(int) + 1
     affine = np.concatenate([linear, (corner - start)[:, None]], axis=1)
     first = np.maximum(start, 0)
     last = np.minimum(stop, volume.shape)

@@ -170,7 +170,7 @@ def _of_experiment(
     raw = sampling.Patch(**settings.input_array_info)
     target = sampling.Patch(**settings.target_array_info)
     # the margins that training and validation keep, so that what is fetched follows them
-    margins = sampling.margins_nm(raw, target, settings.spatial_transforms)
+    margins = sampling.margins_nm(raw, target, settings.spatial_transforms, settings.augmentations)
     rows = split.read_datasplit(settings.path("datasplit_path"), root)
     crops = {}
     problems = []

@@ -16,6 +16,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from common.config.augmentations import read_augmentations
 from common.config.settings import TrainConfig
 from common.data import loaders, ngff
 from common.data.crop_cache import CropCache
@@ -32,7 +33,14 @@ from common.data.loaders import (
     validation_batches,
 )
 from common.data.ngff import write_multiscale
-from common.data.sampling import Augmentation, Patch, Sampler, reach_nm, validation_samples
+from common.data.sampling import (
+    Augmentation,
+    Patch,
+    Sampler,
+    margins_nm,
+    reach_nm,
+    validation_samples,
+)
 from common.data.split import Row
 from common.data.targets import dense
 from common.errors import UserError
@@ -345,6 +353,59 @@ def test_validation_blocks_are_aligned_to_half_a_voxel(aligned):
         check_alignment(geometry, sample, place, label)
 
 
+DISTORTIONS = {
+    "scaled": {"scale": {"probability": 1, "factor": (0.7, 1.4), "isotropic": False}},
+    "elastic": {"elastic": {"probability": 1, "amplitude_nm": 24, "spacing_nm": 60}},
+    "shifted": {"section_shift": {"probability": 1, "max_nm": 40}},
+}
+
+
+@pytest.mark.parametrize("kinds", [*DISTORTIONS, "all", "all, turned"])
+def test_raw_and_labels_stay_aligned_to_half_a_voxel_when_they_are_distorted(aligned, kinds):
+    """Raw patches on the voxels of the target: each says where it is read, its label follows.
+
+    A ramp stays one under interpolation, so that positions are exact, whatever moved them.
+    """
+    geometry, open_aligned = aligned
+    if geometry == GEOMETRIES["crop in the corner of the raw"]:
+        pytest.skip("mirrored raw does not say where it is read")
+    chosen = {}
+    for name, kind in DISTORTIONS.items():
+        if name == kinds or kinds.startswith("all"):
+            chosen |= kind
+    spatial = MIRROR | TRANSPOSE | ROTATE if kinds == "all, turned" else IN_PLANE
+    target = geometry.target
+    crops = open_aligned(margins_nm(target, target, spatial, chosen)["train"])
+    augmentation = Augmentation(spatial, kinds=read_augmentations(chosen))
+    blocks = []
+    for crop in crops:
+        sampler = Sampler([crop], target, target, 7, augmentation=augmentation)
+        blocks.append(Blocks([crop], sampler, target, target))
+    positions, labels = read(blocks, 6)
+    positions = positions.reshape(6, 3, -1)
+    labels = labels.reshape(6, len(crops[0].palette[0]), -1)
+
+    lower, upper = crops[0].label_grid.box()
+    scale = crops[0].label_grid.scale
+    last = (np.array(geometry.raw_shape)[:, None] - 1) * np.array(geometry.raw_scale)[:, None]
+    beyond = np.maximum(lower[:, None] - positions, positions - upper[:, None]) / scale[:, None]
+    # at the edge of the volume raw is mirrored, and says another place
+    clear = ((positions > 1) & (positions < last - 1)).all(axis=1)
+    outside = (beyond > 0.02).any(axis=1)
+    assert (labels.transpose(0, 2, 1)[clear & outside] == -1).all()
+    known = (beyond < -0.02).all(axis=1) & clear
+    assert known.mean() > 0.05
+    assert (labels.transpose(0, 2, 1)[known] != -1).all()
+    borders = 0
+    for axis, number in itertools.product(range(3), range(THRESHOLDS)):
+        distance = (positions[:, axis] - thresholds(geometry)[axis, number]) / scale[axis]
+        positive = labels[:, axis * THRESHOLDS + number] == 1
+        assert positive[known & (distance > 0.51)].all()
+        assert not positive[known & (distance < -0.51)].any()
+        borders += (known & (np.abs(distance) < 1)).sum()
+    assert borders > 200
+
+
 def random_crop(
     tmp_path: Path, raw: np.ndarray, labels: dict[str, np.ndarray], name: str = "a", **settings
 ) -> Crop:
@@ -563,6 +624,65 @@ def test_a_run_that_continues_draws_what_it_would_have_drawn(crop):
     whole = list(batches([crop], augmentation=EVERYTHING).between(0, 12))
     again = list(batches([crop], augmentation=EVERYTHING).between(8, 12))
     assert same(whole[2:], again)
+
+
+EVERY_KIND = {
+    "scale": {"probability": 0.5},
+    "elastic": {"probability": 0.5, "amplitude_nm": 20, "spacing_nm": 60},
+    "section_shift": {"probability": 0.5, "max_nm": 24},
+    "section_slip": {"probability": 0.5, "max_nm": 24},
+    "missing_sections": {"probability": 0.5},
+    "section_contrast": {"probability": 0.5},
+    "low_resolution": {"probability": 0.5, "voxel_nm": (16, 32)},
+    "blur": {"probability": 0.5, "sigma_nm": 8},
+    "sharpen": {"probability": 0.5, "sigma_nm": 8},
+    "gradient": {"probability": 0.5},
+    "cutout": {"probability": 0.5, "edge_nm": (24, 40)},
+}
+ALL_KINDS = replace(EVERYTHING, kinds=read_augmentations(EVERY_KIND))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+def test_with_every_kind_on_batches_depend_on_seed_and_number_alone(crop):
+    """Not on workers, batch size or where the run began."""
+    whole = list(batches([crop], augmentation=ALL_KINDS).between(0, 12))
+    assert same(whole, list(batches([crop], workers=2, augmentation=ALL_KINDS).between(0, 12)))
+    assert same(whole, list(batches([crop], 1, augmentation=ALL_KINDS).between(0, 12)))
+    assert same(whole[2:], list(batches([crop], augmentation=ALL_KINDS).between(8, 12)))
+    raw, target, _ = joined(whole)
+    assert raw.min() >= 0 and raw.max() <= 1 and raw.isfinite().all()
+    assert set(target.unique().tolist()) == {-1, 0, 1}
+
+
+def changes(crop: Crop, name: str, n: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) whether raw, and labels, of a sample are other ones with a kind on."""
+    values = EVERY_KIND[name] | {"probability": 1}
+    spoilt = replace(EVERYTHING, kinds=read_augmentations({name: values}))
+    plain = joined(list(batches([crop], augmentation=EVERYTHING).between(0, n)))
+    found = joined(list(batches([crop], augmentation=spoilt).between(0, n)))
+    raw = (plain[0] != found[0]).flatten(1).any(1)
+    labels = (plain[1] != found[1]).flatten(1).any(1)
+    return raw.numpy(), labels.numpy()
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_every_kind_changes_raw_and_those_of_geometry_labels(crop, name):
+    raw, labels = changes(crop, name)
+    assert raw.mean() > 0.7
+    moving = name in ("scale", "elastic", "section_shift")
+    assert labels.mean() > 0.7 if moving else not labels.any()
+
+
+def test_sections_are_spoilt_within_the_range_of_raw(crop):
+    """Raw of 50 becomes 0, 200 becomes 1; a missing section is 0."""
+    kinds = read_augmentations({"missing_sections": {"probability": 1, "number": 2}})
+    augmentation = Augmentation(kinds=kinds)
+    found = batches([crop], augmentation=augmentation, raw_range=(50, 200)).between(0, 4)
+    plain = batches([crop], raw_range=(50, 200)).between(0, 4)
+    before, after = joined(list(plain))[0], joined(list(found))[0]
+    lost = (after == 0).flatten(3).all(3)[:, 0]
+    assert lost.any() and lost.sum(1).max() <= 2
+    assert torch.equal(after[:, 0][~lost], before[:, 0][~lost])
 
 
 def test_the_last_batch_may_be_smaller(crop):

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
+from common.config.augmentations import Scale, read_augmentations
 from common.data.augment import IntensityChange
 from common.data.crops import Crop
+from common.data.defects import Defects
+from common.data.distort import Distortion, Reading
 from common.data.ngff import Grid
 from common.data.sampling import (
     Augmentation,
@@ -19,6 +23,7 @@ from common.data.sampling import (
     Sample,
     Sampler,
     cut,
+    draw_factors,
     draw_orientation,
     key_of_blocks,
     margins_nm,
@@ -394,6 +399,114 @@ def test_raw_is_kept_as_far_as_patches_and_blocks_reach():
 def test_reach_is_never_more_than_half_the_diagonal():
     patch = Patch((10, 30, 20), (8, 8, 8))
     assert (reach_nm(patch, ALL_AXES) <= np.linalg.norm(patch.extent) / 2).all()
+
+
+# Kinds of augmentation
+
+KINDS = {
+    "scale": {"probability": 0.5, "factor": (0.5, 1.5)},
+    "elastic": {"probability": 0.5, "amplitude_nm": 20, "spacing_nm": 60},
+    "section_shift": {"probability": 0.5, "max_nm": 24},
+    "section_slip": {"probability": 0.5, "max_nm": 24},
+    "blur": {"probability": 0.5, "sigma_nm": 8},
+    "missing_sections": {"probability": 0.5},
+}
+
+
+def with_kinds(crops: list[Crop], *names: str) -> Sampler:
+    chosen = read_augmentations({name: KINDS[name] for name in names})
+    return sampler(crops, **EVERYTHING, kinds=chosen)
+
+
+def test_a_kind_that_is_turned_on_leaves_everything_else_of_a_sample(crops):
+    """So that two runs differ by the kind alone."""
+    plain = [sampler(crops, **EVERYTHING).draw(k) for k in range(40)]
+    blurred = [with_kinds(crops, "blur", "section_slip").draw(k) for k in range(40)]
+    assert [as_numbers(sample) for sample in plain] == [as_numbers(sample) for sample in blurred]
+    alone = [with_kinds(crops, "blur").draw(k) for k in range(40)]
+    assert [sample.defects for sample in alone] == [sample.defects for sample in blurred]
+    happened = np.mean([sample.defects is not None for sample in alone])
+    assert 0.25 < happened < 0.75
+
+
+def test_kinds_happen_independently_of_each_other(crops):
+    drawn = [with_kinds(crops, *KINDS).draw(k) for k in range(400)]
+    happened = []
+    for sample in drawn:
+        distortion = sample.distortion or Distortion()
+        defects = sample.defects or Defects()
+        parts = (distortion.field, distortion.shift, distortion.slip, defects.missing)
+        one = [part is not None for part in parts]
+        happened.append([*one, defects.blur_nm > 0, abs(np.linalg.det(sample.orientation)) != 1])
+    happened = np.array(happened)[:, :5]
+    assert np.abs(happened.mean(0) - 0.5).max() < 0.1
+    assert np.abs(np.corrcoef(happened.T) - np.eye(5)).max() < 0.2
+
+
+def test_scaled_samples_are_enlarged_by_the_factors_that_were_drawn(crops):
+    scaled = with_kinds(crops, "scale")
+    plain = sampler(crops, **EVERYTHING)
+    factors = []
+    for k in range(200):
+        stretch = np.linalg.inv(scaled.draw(k).orientation) @ plain.draw(k).orientation
+        np.testing.assert_allclose(stretch, np.eye(3) * stretch[0, 0], atol=1e-9)
+        factors.append(stretch[0, 0])
+    assert 0.5 <= min(factors) < 0.55 and 1.4 < max(factors) <= 1.5
+    assert 0.35 < np.mean(np.isclose(factors, 1)) < 0.65
+
+
+def test_factors_of_each_axis_are_drawn_if_asked_for():
+    random = np.random.default_rng(0)
+    drawn = [draw_factors(random, Scale(1.0, (0.5, 2.0), False)) for _ in range(300)]
+    drawn = np.log2(drawn)
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.2
+    assert abs(drawn.mean()) < 0.1 and np.abs(drawn).max() <= 1
+
+
+def test_the_positive_voxel_stays_in_a_target_patch_that_is_displaced():
+    """Every place within the patch less the displacement is reached, whatever the field."""
+    labels = np.zeros((40, 40, 40), int)
+    labels[19, 21, 20] = 1
+    crop = made_crop(labels)
+    voxel = crop.label_grid.origin + np.array([19, 21, 20]) * 8
+    setting = {name: KINDS[name] | {"probability": 1} for name in ("elastic", "section_shift")}
+    kinds = read_augmentations(setting)
+    drawer = sampler([crop], 16, spatial_transforms=ALL_AXES, kinds=kinds)
+    seen = []
+    for k in range(100):
+        sample = drawer.draw(k)
+        reading = Reading(sample.distortion.of_labels, drawer.target.scale, crop.label_grid.scale)
+        _, affine = cut(np.zeros(labels.shape), crop.label_grid, sample, drawer.target)
+        places = reading.positions(affine, drawer.target.shape, torch.device("cpu")).numpy()
+        middle = affine @ [7.5, 7.5, 7.5, 1]
+        offset = (voxel - sample.centre) / 8
+        distance = np.linalg.norm(places.reshape(3, -1).T - (middle[:3] + offset), axis=1)
+        seen.append(distance.min())
+    assert max(seen) < 1.2  # voxels: half a diagonal, more where the field stretches
+
+
+def test_raw_is_kept_as_far_as_distorted_patches_reach():
+    raw = Patch((16, 16, 16), (8, 8, 8))
+    plain = margins_nm(raw, raw, ALL_AXES)
+    kinds = {name: values | {"probability": 0.1} for name, values in KINDS.items()}
+    found = margins_nm(raw, raw, ALL_AXES, kinds)
+    expected = plain["train"] / 0.5 + np.array([20, 20 + 24 + 24, 20 + 24 + 24])
+    np.testing.assert_allclose(found["train"], expected)
+    np.testing.assert_allclose(found["validate"], plain["validate"])
+
+
+def test_blocks_hold_all_that_distorted_patches_read(crops):
+    """Also those of a scale far from 1: no position lies beyond the block."""
+    drawer = with_kinds(crops, *KINDS)
+    volume = np.zeros((90, 90, 90), np.uint8)
+    grid = Grid(np.full(3, 800.0), np.full(3, 8.0), volume.shape)
+    for k in range(60):
+        sample = drawer.draw(k)
+        block, affine = cut(volume, grid, sample, drawer.input)
+        reading = Reading(sample.distortion or Distortion(), drawer.input.scale, grid.scale)
+        places = reading.positions(affine, drawer.input.shape, torch.device("cpu")).numpy()
+        assert (places >= 0).all()
+        assert (places.max(axis=(1, 2, 3)) <= np.array(block.shape) - 1).all()
 
 
 # Intensity
