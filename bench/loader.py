@@ -1,6 +1,7 @@
 """Batches per second: ours as the loss takes them, and cellmap-data's loader, on the same crops.
 
     python bench/loader.py [--seconds 10] [--data FOLDER]
+    python bench/loader.py --augmentations: what each kind of the setting `augmentations` costs
 
 One core: no workers, one thread. Both give raw float32 and the target of all 48 classes, with
 mirror and transpose, with and without rotation about all axes: ours as a palette image, which the
@@ -19,10 +20,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+if TYPE_CHECKING:
+    from common.config.settings import TrainConfig
 
 SCALE = (8.0, 8.0, 8.0)
 BATCH_SIZE = 2
@@ -54,9 +59,17 @@ class Speed:
 def ours(csv: Path, case: Case) -> Iterator:
     """Endless batches of our loader on this machine's CPU."""
     from common import runtime
+    from common.data.loaders import open_data, training_batches
+
+    config = config_of(csv, case)
+    batches = training_batches(config, open_data(config), runtime.pick_device("cpu"))
+    return batches.between(0, 10**9)
+
+
+def config_of(csv: Path, case: Case, **settings: Any) -> TrainConfig:
+    """A training of all classes on this split."""
     from common.classes import TESTED
     from common.config.settings import TrainConfig
-    from common.data.loaders import open_data, training_batches
 
     transforms: dict = {
         "mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.5}},
@@ -64,7 +77,7 @@ def ours(csv: Path, case: Case) -> Iterator:
     }
     if case.rotate:
         transforms["rotate"] = {"axes": {axis: [-180, 180] for axis in "xyz"}}
-    config = TrainConfig(
+    return TrainConfig(
         build_model=lambda classes: None,
         classes=TESTED,
         input_array_info={"shape": (case.input_size,) * 3, "scale": SCALE},
@@ -76,9 +89,8 @@ def ours(csv: Path, case: Case) -> Iterator:
         spatial_transforms=transforms,
         batch_size=BATCH_SIZE,
         num_workers=0,
+        **settings,
     )
-    batches = training_batches(config, open_data(config), runtime.pick_device("cpu"))
-    return batches.between(0, 10**9)
 
 
 def reference(csv: Path, case: Case) -> Iterator:
@@ -105,13 +117,51 @@ def measure(which: str, csv: Path, case: Case, seconds: float) -> Speed:
 
     torch.set_num_threads(1)
     batches = ours(csv, case) if which == "ours" else reference(csv, case)
+    return Speed(rate_of(batches, seconds), peak_memory_gb())
+
+
+def cost_of_augmentations(csv: Path, case: Case, seconds: float, rounds: int) -> list[str]:
+    """Rows of a table: samples/s with each kind alone on, as a ratio to none.
+
+    In one process and in turn; each kind happens to every sample. The best of several rounds.
+    """
+    import torch
+
+    from bench.show_augmentations import STRONG
+    from common.config.augmentations import read_augmentations
+    from common.data.loaders import Batches, Blocks, open_data
+
+    torch.set_num_threads(1)
+    # one cache for all: raw is kept as far as any kind reaches
+    data = open_data(config_of(csv, case, augmentations=STRONG))
+    streams = {}
+    for name in ("none", *STRONG):
+        kinds = read_augmentations({name: STRONG[name]} if name in STRONG else {})
+        augmentation = replace(data.sampler.augmentation, kinds=kinds)
+        sampler = replace(data.sampler, augmentation=augmentation)
+        blocks = Blocks(data.train, sampler, sampler.input, sampler.target)
+        batches = Batches(blocks, BATCH_SIZE, 0, torch.device("cpu"))
+        streams[name] = batches.between(0, 10**9)
+    best = dict.fromkeys(streams, 0.0)
+    for _ in range(rounds):
+        for name, stream in streams.items():
+            best[name] = max(best[name], rate_of(stream, seconds))
+    rows = []
+    for name, rate in best.items():
+        extra = (1 / rate - 1 / best["none"]) * 1000
+        rows.append(f"{name:<20}{rate:>10.1f}{rate / best['none']:>8.2f}{extra:>12.1f}")
+    return rows
+
+
+def rate_of(batches: Iterator, seconds: float) -> float:
+    """Samples per second, after one batch to warm up."""
     next(batches)
     samples = 0
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         next(batches)
         samples += BATCH_SIZE
-    return Speed(samples / (time.perf_counter() - start), peak_memory_gb())
+    return samples / (time.perf_counter() - start)
 
 
 def peak_memory_gb() -> float:
@@ -160,6 +210,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--augmentations", action="store_true")
     parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -171,6 +222,12 @@ def main() -> None:
         from bench.reference import write_crops
 
         csv = write_crops(options.data or scratch)
+        if options.augmentations:
+            for case in CASES:
+                print(f"{case}\n{'kind':<20}{'samples/s':>10}{'ratio':>8}{'ms a sample':>12}")
+                rows = cost_of_augmentations(csv, case, options.seconds, options.rounds)
+                print("\n".join(rows))
+            return
         head = f"{'patch':<12}{'rotation':<10}{'cellmap-data':>14}{'ours':>12}{'ratio':>8}"
         head += f"{'GB':>8}{'GB ours':>9}"
         print(f"{head}   (samples/s, best of {options.rounds})")

@@ -10,6 +10,8 @@ from mkdocs.structure.files import File, Files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+AUGMENTATIONS = "<!-- augmentations -->"
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Show the picture of a real result, which `evaluate --write-readme` writes."""
@@ -19,8 +21,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the table of settings in the place of its marker."""
+    """Put the tables of settings in the places of their markers."""
     from common.config.settings import ProcessConfig, TrainConfig
+
+    if AUGMENTATIONS in markdown:
+        markdown = markdown.replace(AUGMENTATIONS, augmentations_table())
 
     for marker, table in (("train settings", TrainConfig), ("process settings", ProcessConfig)):
         place = f"<!-- {marker} -->"
@@ -37,4 +42,18 @@ def settings_table(table: type) -> str:
     for name, default, meaning in describe(table):
         cells = [f"`{name}`", f"`{default}`", meaning.strip()]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def augmentations_table() -> str:
+    """A Markdown table of the kinds of the setting `augmentations`, and of their values."""
+    from common.config.augmentations import KINDS
+    from common.config.settings import describe
+
+    lines = ["| kind | value | default | meaning |", "|---|---|---|---|"]
+    for name, kind in KINDS.items():
+        does = " ".join((kind.__doc__ or "").split())
+        lines.append(f"| **`{name}`** | | | {does} |")
+        for value, default, meaning in describe(kind):
+            lines.append(f"| | `{value}` | `{default}` | {meaning.strip()} |")
     return "\n".join(lines)

@@ -149,17 +149,15 @@ DRAWINGS: dict[str, Callable[..., dict]] = {
 # Sections, in the block
 
 
-def spoil_sections(block: Tensor, defects: Defects, raw_range: Sequence[float] = ()) -> Tensor:
-    """Return a block of raw (z, y, x) with uneven and missing sections.
+def spoil_sections(block: Tensor, defects: Defects, unit: float) -> Tensor:
+    """Return a block of raw (z, y, x) with uneven and missing sections, in its number type.
 
-    raw_range: values of a uint8 block that become 0 and 1, (0, 255) if empty. A float block is in
-    [0, 1]. The result has the number type of the block.
+    block: uint8, or float in [0, 1]. unit: by how much its values differ that the network sees as 0
+    and 1.
     """
     if defects.uneven is None and defects.missing is None:
         return block
     highest = 255.0 if block.dtype == torch.uint8 else 1.0
-    low, high = raw_range or (0.0, 255.0)
-    unit = high - low if block.dtype == torch.uint8 else 1.0
     values = block.float()
     if defects.uneven is not None:
         values = _uneven(values, defects.uneven, unit)
@@ -171,7 +169,7 @@ def spoil_sections(block: Tensor, defects: Defects, raw_range: Sequence[float] =
 
 
 def _uneven(values: Tensor, uneven: UnevenSections, unit: float) -> Tensor:
-    """Change contrast and brightness of each section. unit: of raw from 0 to 1, in `values`."""
+    """Change contrast and brightness of each section."""
     random = _generator(uneven.seed)
     sections = len(values)
     factors = random.uniform(uneven.contrast[0], uneven.contrast[1], sections)

@@ -75,7 +75,7 @@ def test_one_axis_that_is_drawn_loses_resolution():
 @pytest.mark.parametrize(("fill", "value"), [("black", 0), ("mean", float(BLOCK.float().mean()))])
 @pytest.mark.parametrize("number", [1, 3])
 def test_missing_sections_are_whole_planes_of_the_volume(number, fill, value):
-    found = defects.spoil_sections(BLOCK, Defects(missing=MissingPlanes(number, fill, 5)))
+    found = defects.spoil_sections(BLOCK, Defects(missing=MissingPlanes(number, fill, 5)), 255)
     lost = [z for z in range(12) if not torch.equal(found[z], BLOCK[z])]
     assert len(lost) == number and found.dtype == torch.uint8
     for z in lost:
@@ -85,7 +85,7 @@ def test_missing_sections_are_whole_planes_of_the_volume(number, fill, value):
 def test_every_section_may_be_the_one_that_is_missing():
     lost = set()
     for seed in range(200):
-        found = defects.spoil_sections(BLOCK, Defects(missing=MissingPlanes(1, "black", seed)))
+        found = defects.spoil_sections(BLOCK, Defects(missing=MissingPlanes(1, "black", seed)), 255)
         lost |= {z for z in range(12) if not found[z].any()}
     assert lost == set(range(12))
 
@@ -93,7 +93,7 @@ def test_every_section_may_be_the_one_that_is_missing():
 def test_uneven_sections_have_factors_and_offsets_of_their_own():
     """Each section is an affine function of what it was, about its mean, within the ranges."""
     uneven = UnevenSections((0.8, 1.25), (0.02, 0.05), 7)
-    found = defects.spoil_sections(BLOCK, Defects(uneven=uneven))
+    found = defects.spoil_sections(BLOCK, Defects(uneven=uneven), 255)
     factors = []
     added = []
     for before, after in zip(BLOCK.double(), found.double(), strict=True):
@@ -107,12 +107,12 @@ def test_uneven_sections_have_factors_and_offsets_of_their_own():
     assert min(added) < 0 < max(added)
 
 
-@pytest.mark.parametrize("raw_range", [(), (50, 200)])
-def test_brightness_is_that_of_raw_in_0_to_1(raw_range):
+@pytest.mark.parametrize("unit", [255, 150])
+def test_brightness_is_that_of_raw_in_0_to_1(unit):
     flat = torch.full((12, 5, 5), 120, dtype=torch.uint8)
     uneven = UnevenSections((1.0, 1.0), (0.1, 0.1), 7)
-    found = defects.spoil_sections(flat, Defects(uneven=uneven), raw_range)
-    grey = (150 if raw_range else 255) * 0.1
+    found = defects.spoil_sections(flat, Defects(uneven=uneven), unit)
+    grey = unit * 0.1
     assert set(found.unique().tolist()) <= {round(120 - grey), round(120 + grey)}
 
 
@@ -120,14 +120,14 @@ def test_float_blocks_are_spoilt_alike_and_stay_in_0_to_1():
     both = Defects(
         uneven=UnevenSections((2.0, 3.0), (0.2, 0.3), 7), missing=MissingPlanes(2, "mean", 3)
     )
-    grey = defects.spoil_sections(BLOCK, both)
-    found = defects.spoil_sections(BLOCK / 255, both)
+    grey = defects.spoil_sections(BLOCK, both, 255)
+    found = defects.spoil_sections(BLOCK / 255, both, 1)
     assert found.dtype == torch.float32 and found.min() >= 0 and found.max() <= 1
     torch.testing.assert_close(found * 255, grey.float(), atol=0.51, rtol=0)
 
 
 def test_a_block_without_defects_of_sections_is_left_alone():
-    assert defects.spoil_sections(BLOCK, Defects(blur_nm=8)) is BLOCK
+    assert defects.spoil_sections(BLOCK, Defects(blur_nm=8), 255) is BLOCK
 
 
 # Optics and light
