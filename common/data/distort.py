@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.config.augmentations import Augmentations, Elastic, SectionShift, SectionSlip
@@ -174,7 +173,7 @@ def resample_linear(
             patches[i] = augment.resample_linear([blocks[i]], [affines[i]], shape, scale)[0]
         else:
             places = reading.positions(affines[i], shape, blocks[i].device)
-            patches[i] = _linear(blocks[i], places).mul_(scale)
+            patches[i] = augment.resample_linear_at(blocks[i], places).mul_(scale)
     return patches
 
 
@@ -227,21 +226,6 @@ def _affine_positions(affine: np.ndarray, shape: Sequence[int], device: torch.de
     y = torch.arange(shape[1], device=device)[:, None] * columns[1]
     x = torch.arange(shape[2], device=device) * columns[2]
     return z + columns[3] + (y + x)
-
-
-def _linear(block: Tensor, places: Tensor) -> Tensor:
-    """Interpolate a block (z, y, x); beyond its edge the outermost values are repeated."""
-    # grid_sample counts x, y, z from -1 to 1, first to last voxel centre (align_corners)
-    size = torch.tensor([max(n - 1, 1) for n in block.shape], device=block.device)
-    grid = places * (2 / size)[:, None, None, None] - 1
-    values = F.grid_sample(
-        block.float()[None, None],
-        grid.flip(0).movedim(0, -1)[None],
-        mode="bilinear",
-        padding_mode="border",
-        align_corners=True,
-    )
-    return values[0, 0]
 
 
 def _nearest(block: Tensor, places: Tensor) -> Tensor:
