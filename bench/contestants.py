@@ -137,7 +137,8 @@ class Clock:
 def settings_of_run(folder: Path, **settings: Any) -> dict[str, Any]:
     """Settings of a run whose files all go to `folder`, with nothing that only a user looks at."""
     places = ("model_save", "logs_save", "predictions", "processed", "results")
-    paths = {f"{place}_path": str(folder / place) for place in places}
+    # of its own for each name: the run whose steps are timed has another
+    paths = {f"{place}_path": str(folder / "{run_name}" / place) for place in places}
     return paths | {"figure_samples": 0, **settings}
 
 

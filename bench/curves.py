@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,25 @@ def draw(found: dict[str, list[dict[str, Any]]], about: dict[str, Any], path: Pa
 
     first = next(iter(found.values()))
     classes = list(first[0]["marks"][0]["iou"])
-    figure = Figure(figsize=(4.6 * len(classes), 4.2), layout="constrained", dpi=150)
+    width = 4.6 * len(classes)
+    figure = Figure(figsize=(width, 4.4), layout="constrained", dpi=150)
     panels = figure.subplots(1, len(classes), squeeze=False)[0]
     for panel, name in zip(panels, classes, strict=True):
         _draw_class(panel, name, found)
-    panels[0].set_ylabel("IoU of the whole validation crop")
+    panels[0].set_ylabel("IoU of the whole validation crop", fontsize=9)
     seeds = len(about["seeds"])
     figure.suptitle(
         f"{about['dataset']}: quality at equal wall time", x=0.01, ha="left", weight="bold"
     )
     mean = f"mean and range of {seeds} seeds; " if seeds > 1 else "one seed; "
     note = f"{mean}{about['conditions']}; {about['machine']}, {about['date']}"
-    figure.supxlabel(note, fontsize=6.5, color="#666666", x=0.01, ha="left")
+    lines = textwrap.fill(note, int(19 * width))
+    figure.supxlabel(lines, fontsize=6.5, color="#666666", x=0.01, ha="left")
     figure.savefig(path)
 
 
 def _draw_class(panel: Any, name: str, found: dict[str, list[dict[str, Any]]]) -> None:
     ends = []
-    longest = 0.0
     for contestant, seeds in found.items():
         marks = np.array([[mark["seconds"] / 60 for mark in seed["marks"]] for seed in seeds])
         values = np.array([[mark["iou"][name] for mark in seed["marks"]] for seed in seeds])
@@ -59,14 +61,15 @@ def _draw_class(panel: Any, name: str, found: dict[str, list[dict[str, Any]]]) -
             lw=2.4 if is_new else 1.6,
             marker="o",
             ms=4.5 if is_new else 3.5,
+            clip_on=False,
             zorder=3 if is_new else 2,
         )
         ends.append((float(values[:, -1].mean()), contestant))
-        longest = max(longest, float(minutes[-1]))
-    top = max(0.1, 1.08 * max(panel.get_ylim()[1] / 1.08, *(end for end, _ in ends)))
-    panel.set_ylim(-0.02 * top, min(top, 1.02))
-    panel.set_xlim(0, longest * 1.3)
-    _name_ends(panel, ends, longest)
+    last = max(line.get_xdata()[-1] for line in panel.get_lines())
+    panel.set_xlim(0, last)
+    ticks = [mark["minutes"] for mark in next(iter(found.values()))[0]["marks"]]
+    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    _name_ends(panel, sorted(ends))
     panel.set_title(name, loc="left", fontsize=10)
     panel.set_xlabel("minutes of training", fontsize=9)
     panel.grid(axis="y", color="#E6E6E6", lw=0.8)
@@ -76,19 +79,28 @@ def _draw_class(panel: Any, name: str, found: dict[str, list[dict[str, Any]]]) -
         panel.spines[side].set_visible(False)
 
 
-def _name_ends(panel: Any, ends: list[tuple[float, str]], longest: float) -> None:
-    """Names at the end of the curves, moved up where they would lie on each other."""
+def _name_ends(panel: Any, ends: list[tuple[float, str]]) -> None:
+    """Names right of the ends of the curves, moved apart where they would lie on each other."""
     low, high = panel.get_ylim()
-    last = -np.inf
-    for value, contestant in sorted(ends):
-        place = max(value, last + APART * (high - low))
-        last = place
-        panel.text(
-            longest * 1.03,
-            place,
+    # an IoU of 0 is in the picture unless all are far above
+    low = low if low > 0.5 else -0.02 * high
+    panel.set_ylim(low, high)
+    places = np.array([value for value, _ in ends])
+    apart = APART * (high - low)
+    for _ in range(200):
+        overlaps = np.maximum(apart - np.diff(places), 0) / 2
+        places[:-1] -= overlaps
+        places[1:] += overlaps
+    for place, (value, contestant) in zip(places, ends, strict=True):
+        panel.annotate(
             f"{contestant} {value:.2f}",
+            (1, place),
+            xycoords=("axes fraction", "data"),
+            xytext=(7, 0),
+            textcoords="offset points",
             color=COLOURS[contestant],
             fontsize=8.5,
             va="center",
             weight="bold" if contestant == "new" else "normal",
+            annotation_clip=False,
         )

@@ -159,6 +159,8 @@ def tell(name: str, event: dict[str, Any]) -> None:
 
 def measured(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The events of one contestant with one seed: a mark each, and its objects at the end."""
+    import torch
+
     from bench.contestants import CONTESTANTS as functions
     from bench.contestants import Case
     from bench.whole_crop import of_experiment, predict_crops, thresholded
@@ -179,7 +181,10 @@ def measured(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         "connected components": thresholded(snapshot.config),
         "process_config.py": of_experiment(REPOSITORY / "examples" / case.dataset),
     }
-    yield {"objects": {how: predicted.objects(recipe) for how, recipe in recipes.items()}}
+    yield {
+        "objects": {how: predicted.objects(recipe) for how, recipe in recipes.items()},
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 # The tables
@@ -204,6 +209,7 @@ def report(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> None:
     print()
     for name in found:
         print(f"{name}: {ABOUT[name]}")
+    print("\n".join(ended_early(found)))
     problems = [f"{one.job.name} failed: {one.problem}" for one in outcomes if one.problem]
     print("\n".join(problems))
     if options.json:
@@ -225,7 +231,7 @@ def by_contestant(outcomes: Sequence[Outcome]) -> Found:
             continue
         *marks, last = outcome.events
         task = outcome.job.task
-        measurement = {"seed": task["seed"], "marks": marks, "objects": last["objects"]}
+        measurement = {"seed": task["seed"], "marks": marks, **last}
         found.setdefault(task["contestant"], []).append(measurement)
     return found
 
@@ -276,6 +282,21 @@ def curves_table(found: Found, minutes: Sequence[float]) -> list[str]:
             lines.append(
                 f"| {contestant} | {name} | {' | '.join(cells)} | {steps} | {voxels} million |"
             )
+    return lines
+
+
+def ended_early(found: Found) -> list[str]:
+    """A sentence about each run that was over before its time: it was faster than it was timed."""
+    lines = []
+    for contestant, seeds in found.items():
+        for seed in seeds:
+            last = seed["marks"][-1]
+            trained = last["seconds"] / 60
+            if trained < 0.97 * last["minutes"]:
+                lines.append(
+                    f"{contestant}/seed{seed['seed']}: trained for {trained:.1f} of "
+                    f"{last['minutes']:g} min; its steps were timed as slower before"
+                )
     return lines
 
 
