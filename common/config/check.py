@@ -365,6 +365,9 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+CHALLENGE = "challenge"
+"""What best_metric may be with validation_score_every."""
+
 METRICS = ("dice", "iou", "precision", "recall", "loss")
 """What best_metric may be without metrics of the user's own."""
 
@@ -374,14 +377,25 @@ def _metric_problems(values: Mapping[str, Any]) -> list[str]:
     own = values.get("metrics", {})
     problems = []
     for name, metric in own.items():
-        if name in METRICS or not isinstance(name, str) or not name.isidentifier():
+        if name in (*METRICS, CHALLENGE) or not isinstance(name, str) or not name.isidentifier():
             problems.append(f"metrics[{name!r}]; give it another name, of letters, digits and _")
         elif not callable(metric) or _refuses(metric, 4, {}):
             problems.append(f"metrics['{name}'] = {as_text(metric)}; write metric(tp, fp, fn, tn)")
     if values.get("metric_smoothing") == 1:
         problems.append("metric_smoothing = 1 keeps the first value forever; write 0.9, or 0")
     best = values.get("best_metric", "dice")
-    if best not in (*METRICS, *own):
+    every = values.get("validation_score_every", 0)
+    if best == CHALLENGE and not every:
+        problems.append(
+            "best_metric = 'challenge' with validation_score_every = 0, which never scores; write "
+            "validation_score_every = 5"
+        )
+    if best == CHALLENGE and is_a(int, every) and every > values.get("epochs", every):
+        problems.append(
+            f"validation_score_every = {every} is more than epochs, so that best_metric has no "
+            "value; write fewer"
+        )
+    if best not in (*METRICS, CHALLENGE, *own):
         choices = ", ".join(map(repr, (*METRICS, *own)))
         problems.append(f"best_metric = '{best}'; write one of {choices}")
     return problems

@@ -214,7 +214,12 @@ class TrainConfig:
     gets voxel counts, NumPy arrays (classes,), and returns (classes,) values; higher is better."""
     best_metric: str = "dice"
     """The metric that chooses the best checkpoint: "dice", "iou", "precision", "recall" or one of
-    metrics, averaged over the classes that occur in the validation blocks; or "loss"."""
+    metrics, averaged over the classes that occur in the validation blocks; "loss"; or "challenge",
+    with validation_score_every."""
+    validation_score_every: Annotated[int, NotNegative] = 0
+    """Epochs between two scores of whole validation crops: predicted, processed by
+    process_config.py and scored as the challenge does it; 0 is never. With best_metric =
+    "challenge" that score chooses the best checkpoint."""
     metric_smoothing: Annotated[float, Fraction] = 0.0
     """Weight of the epochs before in a running mean of best_metric, s x before + (1 - s) x value,
     that chooses the best checkpoint, steers ReduceLROnPlateau and stops early: 0.9 where validation

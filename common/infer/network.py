@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from common import runtime
 from common.config.settings import TrainConfig
@@ -99,8 +100,30 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
             f"{some(config.classes)}, in this order, on raw of these voxels and of this range, is "
             "taken from the experiment"
         )
-    model.eval()
     forward = ForwardPass(runtime.pick_precision(config.precision, device), config.channels_last)
+    record = _record(config, path, saved if is_whole else {}, forward.precision.name)
+    scalings = checkpoint.scalings_in(saved) if is_whole else {}
+    return network_of(config, model.eval(), forward, record=record, scalings=scalings)
+
+
+def network_of(
+    config: TrainConfig,
+    model: nn.Module,
+    forward: ForwardPass,
+    *,
+    record: PredictionRecord,
+    scalings: Scalings,
+) -> Network:
+    """A network that predicts with a model, which is in eval mode and on its device.
+
+    Args:
+        config: settings of the experiment.
+        model: of the experiment.
+        forward: how raw goes through it.
+        record: what a prediction will say of it.
+        scalings: how the raw of each volume was normalised in training.
+    """
+    device = next(model.parameters()).device
     # float32: whether windows agree is told from differences of 1e-3, the grain of half precision
     exact = ForwardPass(runtime.pick_precision("fp32", device), config.channels_last)
     shapes = Shapes(model, exact)
@@ -109,14 +132,13 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
     )
     with torch.inference_mode():
         window = with_agreement(window, partial(exact, model), device)
-    record = _record(config, path, saved if is_whole else {}, forward.precision.name)
     return Network(
         partial(forward, model),
         window,
         shapes=shapes,
         device=device,
         record=record,
-        raw_scalings=checkpoint.scalings_in(saved) if is_whole else {},
+        raw_scalings=scalings,
         config=config,
     )
 

@@ -300,21 +300,24 @@ def train(
     import common.train.run
     import common.train.seeds as several
     from common.config import load
+    from common.score.whole_crops import of_run
 
     if override_file:  # --set goes before the file
         overrides = (*load.read_overrides(override_file), *overrides)
     if check:
-        click.echo(common.train.check.check(config_path, overrides, data))
+        click.echo(common.train.check.check(config_path, overrides, data, score=of_run))
     elif submit:
         if not seeds:
             raise UserError("--submit is for several runs; write --seeds 1,2,3 too")
         chosen = several.parse_seeds(seeds)
         several.submit(config_path, chosen, submit, overrides=overrides, data=data)
     elif seeds:
-        results = several.train_seeds(config_path, several.parse_seeds(seeds), overrides, data)
+        results = several.train_seeds(
+            config_path, several.parse_seeds(seeds), overrides, data, score=of_run
+        )
         _end(all(result.finished for result in results))
     else:
-        _end(common.train.run.train(config_path, overrides, data).finished)
+        _end(common.train.run.train(config_path, overrides, data, score=of_run).finished)
 
 
 def _end(finished: bool) -> None:
@@ -350,8 +353,9 @@ def search(config_path: str, **given: Any) -> None:
     Each trial is an ordinary run.
     """
     import common.train.search
+    from common.score.whole_crops import of_run
 
-    best = common.train.search.search(config_path, **options.given(given))
+    best = common.train.search.search(config_path, **options.given(given), score=of_run)
     _end(best is not None)
 
 

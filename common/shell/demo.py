@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.files import REPOSITORY
 from common.infer import predict, process
 from common.score import evaluate
+from common.score.whole_crops import of_run
 from common.show import figures, visualize
 from common.talk import command_line, say
 from common.train import run
@@ -39,7 +40,8 @@ def demo(output: str | Path, minutes: float) -> Path | None:
         say(f"writing a phantom cell to {data}")
         write_data(data)
     settings = [f"data_path={data}", f"cache_path={output / 'cache'}", *_run_folders(output)]
-    if not run.train(EXPERIMENT, settings, training_time_limit=minutes * 60).finished:
+    result = run.train(EXPERIMENT, settings, score=of_run, training_time_limit=minutes * 60)
+    if not result.finished:
         return None
     predict.predict(EXPERIMENT, overrides=settings, overwrite=True)
     process.process(EXPERIMENT, overrides=settings)

@@ -22,7 +22,7 @@ from common.data.loaders import Batch
 from common.talk import count, duration, nm, size
 from common.train import steps
 from common.train.logs import log_epoch
-from common.train.run import Setup, notices, prepare
+from common.train.run import Score, Setup, notices, prepare
 from common.train.steps import LOG_EVERY, Scores, State, TrainedEpoch
 from common.train.tracking import Tracker
 
@@ -37,7 +37,11 @@ VALIDATION_S = 10.0
 
 
 def check(
-    config_path: str | Path, overrides: Sequence[str] = (), data: str | Path | None = None
+    config_path: str | Path,
+    overrides: Sequence[str] = (),
+    data: str | Path | None = None,
+    *,
+    score: Score | None = None,
 ) -> str:
     """Train and validate for some seconds, and return a report of what a run would take.
 
@@ -45,7 +49,7 @@ def check(
     state of a long run.
     """
     config = load_config(config_path, overrides, data)
-    setup, state = prepare(config)
+    setup, state = prepare(config, score)
     step = time_steps(setup, state)
     validation = time_validation(setup, state)
     logs = logs_size(config, state, validation.scores)

@@ -14,7 +14,7 @@ from common.config.settings import PLACES, TrainConfig
 from common.talk import duration, progress, say, this_command
 from common.train.checkpoint import best_of
 from common.train.record import Recorder, RunRecord
-from common.train.steps import Scores, State, TrainedEpoch
+from common.train.steps import CHALLENGE, Scores, State, TrainedEpoch
 from common.train.tracking import Tracker, open_sinks
 
 
@@ -141,7 +141,9 @@ def say_epoch(
     if scores:
         best = " (best)" if is_best else ""
         parts.append(f"validation loss {scores.loss:.4f}")
-        parts.append(f"{config.best_metric} {scores.mean(config.best_metric):.3f}{best}")
+        # the challenge's score is there in some epochs only
+        if config.best_metric != CHALLENGE or scores.whole:
+            parts.append(f"{config.best_metric} {scores.mean(config.best_metric):.3f}{best}")
     parts.append(f"{trained.samples_per_s:.1f} samples/s")
     parts.append(f"data wait {trained.data_wait:.0%}")
     parts.append(f"{duration(seconds_left)} left")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from common.data.loaders import (
     training_batches,
     validation_batches,
 )
+from common.errors import UserError
 from common.files import REPOSITORY
 from common.model import activation
 from common.model.build import build_model
@@ -42,7 +44,16 @@ from common.talk import command_line, note, say, some
 from common.train import average, checkpoint, criterion, logs, metrics, optim, schedule, steps
 from common.train.logs import Logs
 from common.train.record import BestSoFar, is_better
-from common.train.steps import Method, Scores, State, Stop, TrainedEpoch, Validation
+from common.train.steps import (
+    CHALLENGE,
+    Method,
+    ScoreCrops,
+    Scores,
+    State,
+    Stop,
+    TrainedEpoch,
+    Validation,
+)
 from common.train.tracking import Tracker
 
 
@@ -73,11 +84,20 @@ The run ends if it returns True.
 """
 
 
+Score = Callable[[TrainConfig], ScoreCrops | None]
+"""Gives what scores the validation crops of a run: `common.score.whole_crops.of_run`.
+
+It predicts, processes and scores, which the rooms after this one do: it is handed in from above.
+"""
+
+
 def train(
     config_path: str | Path,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
     report: Report | None = None,
+    *,
+    score: Score | None = None,
     **settings: Any,
 ) -> Result:
     """Train the experiment of a configuration file, or continue its run where it stopped.
@@ -87,6 +107,7 @@ def train(
         overrides: settings as "name=value", which take precedence over the file.
         data: the data root; takes precedence over the setting data_path.
         report: called after each validation; may end the run.
+        score: what scores whole crops for validation_score_every.
         settings: settings as keyword arguments, which take precedence over the file.
 
     Returns:
@@ -98,7 +119,7 @@ def train(
         FileNotFoundError: if a file is missing.
     """
     config = load_config(config_path, overrides, data, **settings)
-    setup, state = prepare(config)
+    setup, state = prepare(config, score)
     origin = checkpoint.resume(config, state, setup.crops.split_hash)
     about = provenance(REPOSITORY) | setup.about()
     with logs.open_logs(config, state, about) as run_logs, interruptible() as stopped:
@@ -150,7 +171,7 @@ class Setup:
         return self.training.between(iteration * per_iteration, last * per_iteration)
 
 
-def prepare(config: TrainConfig) -> tuple[Setup, State]:
+def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, State]:
     """Build everything that a run needs, and its state before the first step.
 
     In this order: device, loss, network, crops, initial output, batches, optimiser. Mistakes in the
@@ -163,6 +184,7 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
         augment.check_own(config.augment, config.input_array_info["shape"], device)
     loss = criterion.build_criterion(config, device)
     metrics.try_out(config.metrics, len(config.classes))
+    score_crops = prepare_score(config, score)
     runtime.seed_everything(config.random_seed)  # before weights are drawn
     model = build_model(config, device)
     unusual = [*schedule.try_out(config, model), *unusual_outputs(config, model)]
@@ -186,7 +208,7 @@ def prepare(config: TrainConfig) -> tuple[Setup, State]:
             schedules_iterations=config.scheduler_step == "iteration",
         ),
         training=training_batches(config, crops, device),
-        validation=build_validation(config, crops, device),
+        validation=build_validation(config, crops, device, score_crops),
         unusual=(*unusual, *sentences),
     )
     state = first_state(config, model, precision, validated=bool(crops.validation))
@@ -249,7 +271,21 @@ def first_state(
     )
 
 
-def build_validation(config: TrainConfig, crops: Data, device: torch.device) -> Validation | None:
+def prepare_score(config: TrainConfig, score: Score | None) -> ScoreCrops | None:
+    """Return what scores whole crops; None where they are not to be scored."""
+    if not config.validation_score_every:
+        return None
+    if score is None:
+        raise UserError(
+            f"{config.folder}: validation_score_every = {config.validation_score_every}, and this "
+            "call has nothing to score with; give train(..., score=common.score.whole_crops.of_run)"
+        )
+    return score(config)
+
+
+def build_validation(
+    config: TrainConfig, crops: Data, device: torch.device, score: ScoreCrops | None = None
+) -> Validation | None:
     """Return what every validation runs on; None if the datasplit has no validation crop."""
     batches = validation_batches(config, crops, device)
     if batches is None:
@@ -261,6 +297,8 @@ def build_validation(config: TrainConfig, crops: Data, device: torch.device) -> 
         batch_limit=config.validation_batch_limit,
         figure_samples=config.figure_samples,
         metrics=config.metrics,
+        score=partial(score, crops.scalings) if score else None,
+        score_every=config.validation_score_every,
     )
 
 
@@ -467,6 +505,8 @@ def judge_validation(config: TrainConfig, state: State, scores: Scores) -> tuple
     Returns its best_metric, smoothed if that is asked for and NaN if there is none that can be
     compared, and whether it is the best.
     """
+    if config.best_metric == CHALLENGE and scores.whole is None:
+        return math.nan, False  # whole crops are scored in other epochs
     value = scores.mean(config.best_metric)
     classes = scores.channels(config.best_metric)
     best = BestSoFar(state.best, frozenset(state.judged))
@@ -510,7 +550,8 @@ def ends_early(
     is_done = state.epoch >= config.epochs or out_of_patience(config, state)
     if not is_done and config.training_time_limit and pace.seconds() > config.training_time_limit:
         ended = "training_time_limit"
-    if report and scores and report(state.epoch, scores.mean(config.best_metric)):
+    is_measured = scores and (config.best_metric != CHALLENGE or scores.whole)
+    if report and scores and is_measured and report(state.epoch, scores.mean(config.best_metric)):
         ended = "pruned"
     return ended
 

@@ -31,7 +31,7 @@ from common.data import split
 from common.errors import FileError, UserError
 from common.files import alone, write_text
 from common.talk import command_line, count, note, say
-from common.train.run import Result, train
+from common.train.run import Result, Score, train
 from common.train.space import (
     BUDGET,
     Choice,
@@ -72,6 +72,7 @@ def search(
     *,
     prune_after: int = 4,
     prune_epochs: int = 1,
+    score: Score | None = None,
 ) -> Path | None:
     """Run trials until the study has `trials` of them, and write the settings of the best one.
 
@@ -86,6 +87,7 @@ def search(
         data: the data root.
         prune_after: number of trials that must finish before any is pruned.
         prune_epochs: number of first epochs in which a trial is not pruned.
+        score: as of `common.train.run.train`.
 
     Returns:
         The file with the best settings; None if interrupted, or if no trial finished.
@@ -111,7 +113,7 @@ def search(
             drawn = _drawn(trial)
             say(f"{trial.user_attrs['run']}: {', '.join(drawn)}")
             settings = [*overrides, *drawn, *_own_settings(base, trial, parent)]
-            run = functools.partial(train, config_path, settings, data)
+            run = functools.partial(train, config_path, settings, data, score=score)
             if not _run(study, trial, run):
                 return None
     best = write_best(study, folder, config_path, overrides=overrides, data=data)

@@ -16,7 +16,7 @@ from common.config.load import load_config
 from common.errors import FileError, UserError
 from common.talk import command_line, count, say
 from common.train.record import HISTORY, RunRecord, best_row, read_history, read_record
-from common.train.run import Result, train
+from common.train.run import Result, Score, train
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ def train_seeds(
     seeds: Sequence[int],
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
+    *,
+    score: Score | None = None,
 ) -> list[Result]:
     """Train with each seed, or continue its run, and print how the results spread.
 
@@ -47,7 +49,7 @@ def train_seeds(
     _refuse_one_run(config_path, seeds, overrides, data)
     results: list[Result] = []
     for seed in seeds:
-        result = train(config_path, overrides, data, random_seed=seed)
+        result = train(config_path, overrides, data, score=score, random_seed=seed)
         results.append(result)
         if not result.finished:
             return results

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from common.data import targets
 from common.data.loaders import Batch, Batches
+from common.data.normalize import Scalings
 from common.errors import NotFinite, UserError
 from common.model.forward import ForwardPass
 from common.train import metrics, optim
@@ -35,6 +36,24 @@ Stop = Callable[[], bool]
 
 Look = Callable[[torch.Tensor, AnyTarget], None]
 """`look(logits, target)`, of one batch."""
+
+CHALLENGE = "challenge"
+"""The name of the challenge's score of whole crops among the metrics."""
+
+
+@dataclass(frozen=True)
+class WholeCropScore:
+    """The challenge's score of whole validation crops."""
+
+    overall: float
+    """What ranks submissions, over instance and semantic classes; NaN without a class."""
+    per_class: np.ndarray
+    """(classes,), NaN of a class that is not scored."""
+
+
+ScoreCrops = Callable[[Scalings, nn.Module, ForwardPass, Stop], WholeCropScore | None]
+"""`score(scalings, model, forward, stop)`: how raw is normalised, a model in eval mode, and how raw
+goes through it. None once stop() returned True."""
 
 Log = Callable[[dict[str, float], int], None]
 """`log(values, iteration)` logs scalars by tag, such as "loss/train"."""
@@ -161,6 +180,14 @@ class Validation:
     """Blocks shown as figures for each class."""
     metrics: Mapping[str, metrics.Metric] = field(default_factory=dict)
     """The user's own metrics by name."""
+    score: Callable[[nn.Module, ForwardPass, Stop], WholeCropScore | None] | None = None
+    """Scores whole crops: a ScoreCrops that has its scalings."""
+    score_every: int = 0
+    """In each epoch whose number is a multiple of this; 0 is never."""
+
+    def is_scored(self, epoch: int) -> bool:
+        """Return whether whole crops are scored in an epoch, counted from 1."""
+        return self.score is not None and self.score_every > 0 and epoch % self.score_every == 0
 
 
 @dataclass(frozen=True)
@@ -191,20 +218,24 @@ class Scores:
     negative voxel."""
     images: dict[str, np.ndarray]
     """RGB image (y, x, 3) uint8 by class, of its fixed blocks."""
+    whole: WholeCropScore | None = None
+    """The challenge's score of whole crops, in the epochs that have one."""
     judged: float = math.nan
     """What the epoch is judged by: best_metric, smoothed if asked; NaN if by nothing."""
 
     def mean(self, metric: str) -> float:
-        """Return the mean of a metric over the classes where it is finite; for "loss" the loss.
+        """Return the mean of a metric over the classes where it is finite.
 
-        NaN if there is no such class.
+        For "loss" the loss, for "challenge" the overall score. NaN if there is none.
         """
+        if metric == CHALLENGE:
+            return self.whole.overall if self.whole else math.nan
         values = np.array([self.loss]) if metric == "loss" else self.per_class[metric]
         return finite_mean(values)
 
     def channels(self, metric: str) -> list[int]:
         """Return the channels of the classes that `mean` is over; none for "loss"."""
-        if metric == "loss":
+        if metric not in self.per_class:
             return []
         return np.flatnonzero(np.isfinite(self.per_class[metric])).tolist()
 
@@ -397,9 +428,17 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
     if is_first:
         state.validation_batches = done
     state.shown = panels.blocks()
+    per_class = metrics.of_counts(counts.cpu().numpy(), validation.metrics)
+    whole = None
+    if validation.score and validation.is_scored(state.epoch + 1):
+        whole = validation.score(model, method.forward, stop)
+        if whole is None:
+            return None
+        per_class[CHALLENGE] = whole.per_class
     return Scores(
+        whole=whole,
         loss=float(loss / known.clamp(min=1)),
-        per_class=metrics.of_counts(counts.cpu().numpy(), validation.metrics),
+        per_class=per_class,
         images=panels.images(),
     )
 

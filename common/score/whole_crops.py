@@ -1,0 +1,174 @@
+"""The challenge's score of whole validation crops in the middle of a training, from top to bottom.
+
+Each crop is predicted, processed and scored by the functions of `predict`, `process` and `tune`, in
+a folder of the run that is removed afterwards. So what chooses the best checkpoint is what will be
+scored, but for two things: a class with too many objects to be scored counts as missing, since
+the organisers' number would give it 1, and a class without a positive voxel in any crop is left
+out.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from common.config.settings import TrainConfig
+from common.data import regions, split
+from common.data.normalize import Scalings
+from common.data.records import PredictionRecord
+from common.data.regions import Region
+from common.errors import UserError
+from common.infer import predict
+from common.infer.network import Network, network_of
+from common.infer.predict import Output
+from common.infer.recipe import Recipe, read_recipe
+from common.model.forward import ForwardPass
+from common.score import challenge
+from common.score.trials import Trial, run_trial
+from common.train.steps import Stop, WholeCropScore
+
+FOLDER = "validation_score"
+"""Of a run's logs, while crops are scored."""
+
+
+@dataclass(frozen=True)
+class WholeCrops:
+    """The validation crops of a run, and how they are processed."""
+
+    config: TrainConfig
+    recipe: Recipe
+    crops: tuple[tuple[Region, tuple[str, ...]], ...]
+    """With the classes that are scored in each."""
+    block: int
+    """Edge of the blocks that are predicted at a time, voxels."""
+
+    def __call__(
+        self, scalings: Scalings, model: nn.Module, forward: ForwardPass, stopped: Stop
+    ) -> WholeCropScore | None:
+        """Score a network; None where `stopped()` is true before all is done.
+
+        Args:
+            scalings: how the raw of each volume is normalised in this run.
+            model: in eval mode, on its device.
+            forward: how raw goes through it.
+            stopped: asked between blocks.
+        """
+        folder = self.config.path("logs_save_path") / FOLDER
+        shutil.rmtree(folder, ignore_errors=True)  # of a call that was killed
+        folder.mkdir(parents=True)
+        try:
+            network = network_of(
+                self.config, model, forward, record=PredictionRecord(), scalings=scalings
+            )
+            counted = []
+            for region, names in self.crops:
+                counted += self._counts(network, region, names, folder=folder, stopped=stopped)
+                if stopped():
+                    return None
+                # so that one crop at a time is on disk
+                shutil.rmtree(region.folder(folder))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return combined(self.config.classes, counted)
+
+    def _counts(
+        self,
+        network: Network,
+        region: Region,
+        names: Sequence[str],
+        *,
+        folder: Path,
+        stopped: Stop,
+    ) -> list[Counted]:
+        """Predict a crop into a folder, and count each class in it; [] if stopped."""
+        output = Output(block=self.block)
+        plan = predict.make_plan(network, self.config, region, output)
+        of_crop = region.folder(folder)
+        of_crop.parent.mkdir(parents=True, exist_ok=True)
+        work = predict.begin(network, region, plan, output, folder=of_crop, classes=names)
+        predict.compute_and_write(work, stopped)
+        if stopped():
+            return []
+        predict.finish(work.volumes)
+        counted = []
+        for name in names:
+            assert region.truth is not None
+            trial = Trial(
+                folder=self.config.folder,
+                code=self.recipe.code,
+                name=name,
+                predicted=of_crop / name,
+                truth=region.truth / name,
+                thresholds=(self.recipe.threshold(name),),
+                crop=str(region),
+            )
+            result = run_trial(trial)
+            counted.append(Counted(name, result.is_positive, result.counts[0]))
+        return counted
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One class in one crop."""
+
+    name: str
+    is_positive: bool
+    """Whether the crop has a voxel of the class."""
+    counts: challenge.Counts
+
+
+def of_run(config: TrainConfig) -> WholeCrops | None:
+    """What scores the validation crops of a run; None where none validates.
+
+    Raises FileNotFoundError or UserError where they cannot be scored: without a process_config.py,
+    or where it has none of the classes that are annotated.
+    """
+    recipe = read_recipe(config.folder)
+    chosen = []
+    rows = split.read_datasplit(config.path("datasplit_path"), config.path("data_path"))
+    if not any(row.usage == "validate" for row in rows):
+        return None
+    validating = regions.find(config, "validate")
+    for region in validating:
+        names = [name for name in config.classes if name in region.classes]
+        names = [name for name in names if name in recipe.classes]
+        if names:
+            chosen.append((region, tuple(names)))
+    if not chosen:
+        raise UserError(
+            f"{recipe.path}: none of its classes is annotated in a crop that validates, so that "
+            "validation_score_every has nothing to score; add them, or set it to 0"
+        )
+    return WholeCrops(config, recipe, tuple(chosen), block_of(config))
+
+
+def block_of(config: TrainConfig) -> int:
+    """The edge of the blocks that are predicted: with their context about one training batch.
+
+    For which there is memory. Not by the memory that is free, which would differ from run to run,
+    and with it the last bits of what is predicted.
+    """
+    taken = np.array(config.input_array_info["shape"])
+    scales = np.divide(config.input_array_info["scale"], config.target_array_info["scale"])
+    given = np.array(config.target_array_info["shape"])
+    context = np.max(taken * scales - given)
+    edge = round((config.batch_size * np.prod(taken * scales)) ** (1 / 3) - context)
+    return max(int(edge), int(given.min()), 1)
+
+
+def combined(classes: Sequence[str], counted: Sequence[Counted]) -> WholeCropScore:
+    """The challenge's score over all crops, and that of each class; NaN of one that is nowhere."""
+    positive = {one.name for one in counted if one.is_positive}
+    score = challenge.combine((one.name, one.counts) for one in counted if one.name in positive)
+    per_class = np.full(len(classes), np.nan)
+    for name, of_class in score.label_scores.items():
+        per_class[classes.index(name)] = of_class.score
+    # of one kind of classes alone there is no geometric mean of both
+    known = [score.overall_score, score.overall_instance_score, score.overall_semantic_score]
+    overall = next((value for value in known if np.isfinite(value)), np.nan)
+    return WholeCropScore(overall, per_class)
