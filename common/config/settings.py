@@ -230,6 +230,9 @@ class TrainConfig:
     count."""
     figure_samples: Annotated[int, NotNegative] = 2
     """Validation blocks shown as figures for each class after each epoch, always the same ones."""
+    figure_crops: Annotated[int, NotNegative] = 1
+    """Validation crops of which a whole slice is shown after each epoch, with all classes in
+    colour: the first ones, in the middle along z."""
     trackers: Annotated[tuple[str | Callable, ...], Sinks] = ("tensorboard",)
     """Where scalars, figures and settings are logged: "tensorboard", "mlflow", and classes like
     common.train.tracking.Sink. history.csv and run.json are always written."""
@@ -323,6 +326,7 @@ MAY_CHANGE = frozenset(
         "early_stopping_patience",
         "training_time_limit",
         "figure_samples",
+        "figure_crops",
         "metrics",
         "trackers",
         "mlflow_uri",

@@ -296,6 +296,7 @@ def build_validation(
         time_limit=config.validation_time_limit,
         batch_limit=config.validation_batch_limit,
         figure_samples=config.figure_samples,
+        figure_crops=config.figure_crops,
         metrics=config.metrics,
         score=partial(score, crops.scalings) if score else None,
         score_every=config.validation_score_every,

@@ -23,7 +23,7 @@ from common.data.loaders import Batch, Batches
 from common.data.normalize import Scalings
 from common.errors import NotFinite, UserError
 from common.model.forward import ForwardPass
-from common.train import metrics, optim
+from common.train import metrics, optim, whole_slice
 from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_with
 from common.train.losses import AnyTarget
 from common.train.panels import Panels
@@ -178,6 +178,8 @@ class Validation:
     """Most batches in a validation; 0 is no limit."""
     figure_samples: int = 0
     """Blocks shown as figures for each class."""
+    figure_crops: int = 0
+    """Crops of which a whole slice is shown."""
     metrics: Mapping[str, metrics.Metric] = field(default_factory=dict)
     """The user's own metrics by name."""
     score: Callable[[nn.Module, ForwardPass, Stop], WholeCropScore | None] | None = None
@@ -217,7 +219,7 @@ class Scores:
     predicted above probability 0.5. The four are NaN for a class without a positive or without a
     negative voxel."""
     images: dict[str, np.ndarray]
-    """RGB image (y, x, 3) uint8 by class, of its fixed blocks."""
+    """RGB image (y, x, 3) uint8 by class, of its fixed blocks; and by crop, of a whole slice."""
     whole: WholeCropScore | None = None
     """The challenge's score of whole crops, in the epochs that have one."""
     judged: float = math.nan
@@ -408,6 +410,7 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
     loss, known = torch.zeros(2, dtype=torch.float64, device=batches.device)
     ratio = np.divide(batches.blocks.target.scale, batches.blocks.input.scale)
     panels = Panels(validation.classes, state.shown, validation.figure_samples, ratio)
+    slices = whole_slice.slices_of(batches.blocks, validation.figure_crops, validation.classes)
     is_first = not state.validation_batches
     begin = time.perf_counter()
     done = 0
@@ -420,7 +423,10 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
         loss += method.loss([logits], batch.target).double() * known_pairs
         known += known_pairs
         counts += count(logits, labels)
-        panels.take(batch.raw_in_unit_range(), labels, logits, done * batches.batch_size)
+        raw = batch.raw_in_unit_range()
+        first = done * batches.batch_size
+        panels.take(raw, labels, logits, first)
+        whole_slice.take(slices, batches.blocks, first, raw=raw, labels=labels, logits=logits)
         done += 1
         out_of_time = validation.time_limit and time.perf_counter() - begin > validation.time_limit
         if is_first and out_of_time:
@@ -439,7 +445,7 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
         whole=whole,
         loss=float(loss / known.clamp(min=1)),
         per_class=per_class,
-        images=panels.images(),
+        images=panels.images() | {whole.title: whole.image() for whole in slices},
     )
 
 

@@ -1,0 +1,152 @@
+"""A slice through a whole validation crop, put together from the blocks of a validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from common.data.box import slices
+from common.data.loaders import Blocks
+from common.data.sampling import Sample, Sampler
+from common.show import figures
+
+LARGEST = 320
+"""Pixels along an edge of a slice; more are left out, since a picture is kept of every epoch."""
+
+ENLARGED = 240
+"""Pixels up to which the edges of a small slice are enlarged."""
+
+SHOWN = 0.5
+"""Probability above which a class that is nowhere in the truth is painted."""
+
+
+class WholeSlice:
+    """Raw, truth and prediction of the middle of a crop, along z.
+
+    The slice has the voxels of the target patch, from the lower corner of the crop on.
+    """
+
+    def __init__(self, blocks: Blocks, number: int, classes: Sequence[str]):
+        """Begin with nothing seen.
+
+        Args:
+            blocks: of the validation.
+            number: of the crop among theirs.
+            classes: names, in the order of the channels.
+        """
+        crop = blocks.crops[number]
+        target = blocks.target
+        lower, upper = crop.label_grid.box()
+        scale = np.array(target.scale, float)
+        shape = np.maximum(np.rint((upper - lower) / scale).astype(int), 1)
+        self.name = crop.name
+        self.number = number
+        self.classes = classes
+        self.patch = np.array(target.shape)
+        self.scale = scale
+        self.ratio = scale / blocks.input.scale
+        self.lower = lower
+        self.depth = int(shape[0]) // 2
+        plane = shape[1:].tolist()
+        self.raw = np.zeros(plane, np.float32)
+        self.truth = np.full((len(classes), *plane), -1, np.int8)
+        self.probability = np.zeros((len(classes), *plane), np.float16)
+        self.seen = np.zeros(plane, bool)
+
+    @property
+    def title(self) -> str:
+        """Name of the picture."""
+        return f"whole {self.name.replace('/', ' ')}"
+
+    def take(
+        self, sample: Sample, raw: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor
+    ) -> None:
+        """Take what a block has of the slice, if anything.
+
+        Args:
+            sample: the block.
+            raw: (z, y, x) in [0, 1], with the same centre as the others.
+            labels: (classes, z, y, x), -1 for unknown.
+            logits: (classes, z, y, x).
+        """
+        if sample.crop != self.number:
+            return
+        corner = (sample.centre - self.lower) / self.scale - self.patch / 2
+        start = np.rint(corner).astype(int)
+        z = self.depth - int(start[0])
+        if not 0 <= z < self.patch[0]:
+            return
+        # where block and slice overlap, in pixels of each; blocks may stick out
+        first = np.maximum(start[1:], 0)
+        last = np.minimum(start[1:] + self.patch[1:], self.raw.shape)
+        if (first >= last).any():
+            return
+        rows, columns = slices(first, last)
+        own = slices(first - start[1:], last - start[1:])
+        self.seen[rows, columns] = True
+        self.truth[:, rows, columns] = labels[:, z, *own].cpu().numpy()
+        self.probability[:, rows, columns] = logits[:, z, *own].float().sigmoid().cpu().numpy()
+        self.raw[rows, columns] = self._raw_under(raw, z).cpu().numpy()[*own]
+
+    def _raw_under(self, raw: torch.Tensor, z: int) -> torch.Tensor:
+        """Raw (y, x) under a slice of the target patch, the nearest voxels."""
+        # both patches have the same centre, and their voxels may differ in size
+        indices = []
+        for axis, n in enumerate(raw.shape):
+            of_target = torch.arange(int(self.patch[axis]), device=raw.device)
+            ratio = float(self.ratio[axis])
+            inside = (of_target + 0.5 - float(self.patch[axis]) / 2) * ratio + n / 2
+            indices.append(inside.floor().long().clamp(0, n - 1))
+        return raw[indices[0][z]][indices[1]][:, indices[2]]
+
+    def image(self) -> np.ndarray:
+        """Three panels with a caption and the names of the classes, (height, width, 3) uint8."""
+        step = -(-max(self.raw.shape) // LARGEST)
+        times = max(1, ENLARGED // max(self.raw.shape))
+        truth = self.truth[:, ::step, ::step]
+        probability = self.probability[:, ::step, ::step].astype(np.float32)
+        seen = self.seen[::step, ::step]
+        is_shown = (truth == 1) | (probability > SHOWN)
+        order = [channel for channel in figures.largest_first(is_shown) if is_shown[channel].any()]
+        colours = figures.class_colours(self.classes)
+        target = figures.classes_in_colour(truth == 1, order, colours)
+        nothing_known = (truth == -1).any(0) & ~(truth == 1).any(0)
+        target[nothing_known] = figures.UNKNOWN_RGB
+        panels = [
+            figures.grey(self.raw[::step, ::step]),
+            target,
+            figures.classes_in_colour(probability, order, colours),
+        ]
+        for panel in panels:
+            panel[~seen] = figures.GAP_RGB
+        row = figures.beside([figures.enlarged(panel, times) for panel in panels])
+        width = row.shape[1]
+        words = [f"{self.name}: raw", "target, blue: not known", "prediction, by probability"]
+        names = [self.classes[channel] for channel in order]
+        parts = [figures.text_line(words, width, 12), row]
+        if names:
+            parts.append(figures.legend(names, colours[order], width, 12))
+        return figures.above(parts, 2, figures.PAPER)
+
+
+def slices_of(blocks: Blocks, number: int, classes: Sequence[str]) -> list[WholeSlice]:
+    """A slice of each of the first validation crops, at most `number` of them."""
+    return [WholeSlice(blocks, crop, classes) for crop in range(min(number, len(blocks.crops)))]
+
+
+def take(
+    wholes: Sequence[WholeSlice],
+    blocks: Blocks,
+    first: int,
+    *,
+    raw: torch.Tensor,
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+) -> None:
+    """Give the blocks of a batch, from number `first` on, to all slices; see `WholeSlice.take`."""
+    assert not isinstance(blocks.samples, Sampler), "validation has a list of blocks"
+    for number, sample in enumerate(blocks.samples[first : first + len(raw)]):
+        for whole in wholes:
+            whole.take(sample, raw[number, 0], labels[number], logits[number])
