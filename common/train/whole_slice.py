@@ -84,11 +84,12 @@ class WholeSlice:
         if (first >= last).any():
             return
         rows, columns = slices(first, last)
-        own = slices(first - start[1:], last - start[1:])
+        own_rows, own_columns = slices(first - start[1:], last - start[1:])
         self.seen[rows, columns] = True
-        self.truth[:, rows, columns] = labels[:, z, *own].cpu().numpy()
-        self.probability[:, rows, columns] = logits[:, z, *own].float().sigmoid().cpu().numpy()
-        self.raw[rows, columns] = self._raw_under(raw, z).cpu().numpy()[*own]
+        self.truth[:, rows, columns] = labels[:, z, own_rows, own_columns].cpu().numpy()
+        probability = logits[:, z, own_rows, own_columns].float().sigmoid()
+        self.probability[:, rows, columns] = probability.cpu().numpy()
+        self.raw[rows, columns] = self._raw_under(raw, z)[own_rows, own_columns].cpu().numpy()
 
     def _raw_under(self, raw: torch.Tensor, z: int) -> torch.Tensor:
         """Raw (y, x) under a slice of the target patch, the nearest voxels."""

@@ -52,8 +52,9 @@ def test_a_slice_holds_raw_truth_and_prediction_of_the_crop(experiment, monkeypa
         truth.append(level.read((12, 0, 0), (13, 24, 24))[0])
     np.testing.assert_array_equal(whole.truth, np.stack(truth))
     raw = open_levels(tiny.raw)[0]
-    start = np.rint((level.translation - raw.translation) / 8).astype(int) + [12, 0, 0]
-    expected = raw.read(start, start + [1, 24, 24])[0] / 255
+    first = np.rint((level.translation - raw.translation) / 8).astype(int)
+    start = np.add(first, (12, 0, 0))
+    expected = raw.read(start, np.add(start, (1, 24, 24)))[0] / 255
     np.testing.assert_allclose(whole.raw, expected, atol=1e-6)
     (folder,) = predict(tiny.folder, data=tiny.data, content="logits", dtype="float32")
     for channel, name in enumerate(CLASSES):
