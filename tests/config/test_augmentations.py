@@ -13,7 +13,10 @@ from common.config.augmentations import (
     augmentation_problems,
     read_augmentations,
 )
+from common.config.check import unknown_setting
+from common.config.load import load_config
 from common.config.settings import TrainConfig, describe
+from common.errors import UserError
 
 INPUT = {"shape": (20, 20, 20), "scale": (8.0, 8.0, 8.0)}
 EVERY_KIND = {
@@ -111,3 +114,24 @@ def test_sections_need_sections_around_them():
 
 def test_a_wrong_input_shape_hides_no_other_problem():
     assert augmentation_problems(EVERY_KIND, {}) == []
+
+
+def test_what_is_wrong_with_augmentations_is_told_with_all_else(tmp_path):
+    path = tmp_path / "train_config.py"
+    info = "{'shape': (20, 20, 20), 'scale': (8, 8, 8)}"
+    path.write_text(
+        "def build_model(classes): ...\nclasses = ['mito']\nbatch_size = 0\n"
+        f"input_array_info = target_array_info = {info}\n"
+        "augmentations = {'blur': {'probability': 2, 'sigma_nm': 8}, 'blurr': {}}\n"
+    )
+    with pytest.raises(UserError) as error:
+        load_config(path, ["augmentations.blur.sigma_nm=-1"])
+    told = [line.partition(": ")[2] for line in str(error.value).splitlines()]
+    assert [line.partition(";")[0] for line in told] == [
+        "batch_size = 0",
+        "augmentations['blur']['probability'] = 2",
+        "augmentations['blur']['sigma_nm'] = -1",
+        "augmentations: 'blurr' is none",
+    ]
+    hint = unknown_setting("augmentation", TrainConfig.__dataclass_fields__)
+    assert hint.endswith("did you mean 'augmentations'?")

@@ -71,6 +71,21 @@ def test_five_epochs_equal_three_and_two_more_bit_for_bit(experiment):
         assert [a[c] for c in columns] == [b[c] for c in columns]
 
 
+EVERY_KIND = {
+    "scale": {"probability": 0.5},
+    "elastic": {"probability": 0.5, "amplitude_nm": 20, "spacing_nm": 60},
+    "section_shift": {"probability": 0.5, "max_nm": 24},
+    "section_slip": {"probability": 0.5, "max_nm": 24},
+    "missing_sections": {"probability": 0.5},
+    "section_contrast": {"probability": 0.5},
+    "low_resolution": {"probability": 0.5, "voxel_nm": (16, 32)},
+    "blur": {"probability": 0.5, "sigma_nm": 8},
+    "sharpen": {"probability": 0.5, "sigma_nm": 8},
+    "gradient": {"probability": 0.5},
+    "cutout": {"probability": 0.5, "edge_nm": (24, 40)},
+}
+
+
 @pytest.mark.parametrize("mode", ["percentile", "zscore"])
 def test_a_normalised_run_is_continued_bit_for_bit_and_by_any_number_of_workers(experiment, mode):
     tiny = experiment(raw_normalization=mode, noise_std=0.05, gamma_range=(0.8, 1.2))
@@ -81,6 +96,19 @@ def test_a_normalised_run_is_continued_bit_for_bit_and_by_any_number_of_workers(
     assert same(weights(whole), weights(parts))
     plain = tiny.train(epochs=3, run_name="plain", raw_normalization="range")
     assert not same(weights(whole), weights(plain))
+
+
+def test_a_run_with_every_augmentation_is_continued_bit_for_bit(experiment):
+    """Also with other workers; with other augmentations it is not continued."""
+    tiny = experiment(augmentations=EVERY_KIND, raw_normalization="zscore", noise_std=0.05)
+    whole = tiny.train(epochs=3, run_name="whole")
+    tiny.train(epochs=1, run_name="parts")
+    parts = tiny.train(epochs=3, run_name="parts", num_workers=2)
+    assert same(weights(whole), weights(parts))
+    plain = tiny.train(epochs=3, run_name="plain", augmentations={})
+    assert not same(weights(whole), weights(plain))
+    with pytest.raises(UserError, match="augmentations was"):
+        tiny.train(epochs=4, run_name="parts", augmentations={})
 
 
 def test_a_continued_run_keeps_the_scaling_of_its_beginning(experiment, monkeypatch):
