@@ -1,13 +1,13 @@
 """Batches per second: ours as the loss takes them, and cellmap-data's loader, on the same crops.
 
-    python bench/loader.py [--seconds 10] [--data FOLDER]
+    python bench/loader.py [--seconds 10] [--data FOLDER] [--device cuda]
     python bench/loader.py --augmentations: what each kind of the setting `augmentations` costs
 
 One core: no workers, one thread. Both give raw float32 and the target of all 48 classes, with
 mirror and transpose, with and without rotation about all axes: ours as a palette image, which the
 loss looks up by itself, the reference as a dense tensor. Each case runs in a process of its own,
 ours and the reference in turn, so that both see the same machine. Ours counts everything up to the
-loss: drawing, copying blocks, geometry.
+loss: drawing, copying blocks, geometry. With --device cuda the batches of both end on that device.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class Speed:
     """Peak memory of the process, GB."""
 
 
-def ours(csv: Path, case: Case) -> Iterator:
-    """Endless batches of our loader on this machine's CPU."""
+def ours(csv: Path, case: Case, device: str = "cpu") -> Iterator:
+    """Endless batches of our loader on a device."""
     from common import runtime
     from common.data.loaders import open_data, training_batches
 
     config = config_of(csv, case)
-    batches = training_batches(config, open_data(config), runtime.pick_device("cpu"))
+    batches = training_batches(config, open_data(config), runtime.pick_device(device))
     return batches.between(0, 10**9)
 
 
@@ -93,13 +93,13 @@ def config_of(csv: Path, case: Case, **settings: Any) -> TrainConfig:
     )
 
 
-def reference(csv: Path, case: Case) -> Iterator:
-    """Endless batches of cellmap-data's loader."""
+def reference(csv: Path, case: Case, device: str = "cpu") -> Iterator:
+    """Endless batches of cellmap-data's loader, taken to a device as its users do."""
     from bench.reference import cellmap_data_loader
     from common.classes import TESTED
 
     while True:
-        yield from cellmap_data_loader(
+        batches = cellmap_data_loader(
             csv,
             classes=TESTED,
             input_shape=(case.input_size,) * 3,
@@ -109,15 +109,18 @@ def reference(csv: Path, case: Case) -> Iterator:
             batch_size=BATCH_SIZE,
             iterations=10**4,
         )
+        for batch in batches:
+            yield {name: batch[name].to(device) for name in ("input", "output")}
 
 
-def measure(which: str, csv: Path, case: Case, seconds: float) -> Speed:
+def measure(which: str, csv: Path, case: Case, *, device: str, seconds: float) -> Speed:
     """The speed of a loader, after one batch to warm up."""
     import torch
 
     torch.set_num_threads(1)
-    batches = ours(csv, case) if which == "ours" else reference(csv, case)
-    return Speed(rate_of(batches, seconds), peak_memory_gb())
+    loader = ours if which == "ours" else reference
+    batches = loader(csv, case, device)
+    return Speed(rate_of(batches, device, seconds), peak_memory_gb())
 
 
 def cost_of_augmentations(csv: Path, case: Case, seconds: float, rounds: int) -> list[str]:
@@ -164,15 +167,25 @@ def cpu_time_of(batches: Iterator, seconds: float) -> float:
     return (time.process_time() - start) / samples
 
 
-def rate_of(batches: Iterator, seconds: float) -> float:
+def rate_of(batches: Iterator, device: str, seconds: float) -> float:
     """Samples per second, after one batch to warm up."""
     next(batches)
+    finish(device)
     samples = 0
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         next(batches)
         samples += BATCH_SIZE
+    finish(device)
     return samples / (time.perf_counter() - start)
+
+
+def finish(device: str) -> None:
+    """Wait until a GPU has done what it was told to: what is timed is the work, not the telling."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def peak_memory_gb() -> float:
@@ -184,9 +197,9 @@ def peak_memory_gb() -> float:
     return float("nan")
 
 
-def in_process(which: str, csv: Path, case: Case, seconds: float) -> Speed:
+def in_process(which: str, csv: Path, case: Case, *, device: str, seconds: float) -> Speed:
     """The same as `measure`, in a process of its own."""
-    arguments = [which, csv, *astuple(case), seconds]
+    arguments = [which, csv, *astuple(case), device, seconds]
     done = subprocess.run(
         [sys.executable, __file__, "--measure", *map(str, arguments)],
         capture_output=True,
@@ -199,12 +212,13 @@ def in_process(which: str, csv: Path, case: Case, seconds: float) -> Speed:
     return Speed(*json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def compare(csv: Path, case: Case, seconds: float, rounds: int) -> str:
+def compare(csv: Path, case: Case, options: argparse.Namespace) -> str:
     """A row of the table: the best of several rounds, the two loaders in turn."""
     speeds: dict[str, list[Speed]] = {which: [] for which in LOADERS}
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         for which in LOADERS:
-            speeds[which].append(in_process(which, csv, case, seconds))
+            speed = in_process(which, csv, case, device=options.device, seconds=options.seconds)
+            speeds[which].append(speed)
     rate = {which: max(speed.rate for speed in found) for which, found in speeds.items()}
     memory = {which: max(speed.memory for speed in found) for which, found in speeds.items()}
     patch = f"{case.input_size}->{case.target_size}"
@@ -222,12 +236,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--augmentations", action="store_true")
-    parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--measure", nargs=7, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        which, csv, input_size, target_size, rotate, seconds = options.measure
+        which, csv, input_size, target_size, rotate, device, seconds = options.measure
         case = Case(int(input_size), int(target_size), rotate == "True")
-        print(json.dumps(astuple(measure(which, Path(csv), case, float(seconds)))))
+        speed = measure(which, Path(csv), case, device=device, seconds=float(seconds))
+        print(json.dumps(astuple(speed)))
         return
     with tempfile.TemporaryDirectory() as scratch:
         from bench.reference import write_crops
@@ -243,7 +259,7 @@ def main() -> None:
         head += f"{'GB':>8}{'GB ours':>9}"
         print(f"{head}   (samples/s, best of {options.rounds})")
         for case in CASES:
-            print(compare(csv, case, options.seconds, options.rounds))
+            print(compare(csv, case, options))
 
 
 if __name__ == "__main__":
