@@ -24,9 +24,8 @@ from common.data.sampling import Patch
 from common.errors import UserError
 from common.files import REPOSITORY, sha256_of_file
 from common.infer.window import Forward, Window, find_window, with_agreement
-from common.model import build
+from common.model import activation, build
 from common.model.forward import ForwardPass
-from common.model.outputs import OutputRange
 from common.model.shapes import Shapes
 from common.provenance import provenance
 from common.talk import note, some
@@ -51,8 +50,6 @@ class Network:
     """What a prediction will say of it: the checkpoint, its precision, the versions."""
     config: TrainConfig
     """Settings of its experiment."""
-    outputs: OutputRange = field(default_factory=OutputRange)
-    """Of what it has given for real raw so far."""
     raw_scalings: Scalings = field(default_factory=dict)
     """How the volumes were normalised that it was trained on, by their names."""
     trained_on: frozenset[str] | None = None
@@ -130,6 +127,9 @@ def network_of(
     window = find_window(
         shapes, Patch(**config.input_array_info), Patch(**config.target_array_info)
     )
+    unusual = activation.notice(model, exact.outputs, config.input_array_info["shape"])
+    if unusual:
+        note(f"{config.folder}: {unusual}")
     with torch.inference_mode():
         window = with_agreement(window, partial(exact, model), device)
     return Network(

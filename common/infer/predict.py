@@ -38,7 +38,6 @@ from common.infer.network import Network
 from common.infer.plan import BlockPlan, in_same_blocks, plan_blocks
 from common.infer.room import Need
 from common.infer.writer import ClassVolume, open_class, writing
-from common.model.outputs import PROBABILITIES
 from common.talk import count, nm, note, progress, say, voxels
 
 # Blosc lets go of the interpreter's lock, so threads compress side by side
@@ -144,14 +143,7 @@ def _predict_regions(
     room.announce(config.path("predictions_path"), needs)
     with runtime.interruptible() as stopped:
         run = partial(predict_region, output=output, overwrite=overwrite, stopped=stopped)
-        folders = []
-        noted = False
-        for region, names in chosen:
-            folders.append(run(network, config, region, names))
-            if not noted and any(each.outputs.are_probabilities for each in network.each):
-                note(f"{config.folder}: {PROBABILITIES}")
-                noted = True
-    return folders
+        return [run(network, config, region, names) for region, names in chosen]
 
 
 def _need(
@@ -565,7 +557,7 @@ def _computed(work: Work) -> Iterator[BlockValues]:
     members = []
     for network, plan in zip(work.network.each, work.plans, strict=True):
         forward = oriented(network.forward, work.output.orientations)
-        members.append(Member(plan, forward, look=partial(_look, network)))
+        members.append(Member(plan, forward, look=partial(_refuse_nan, network)))
     return compute_blocks(
         members, work.left, to_stored=partial(_stored, work), device=work.network.device
     )
@@ -576,12 +568,6 @@ def _stored(work: Work, logits: torch.Tensor) -> torch.Tensor:
     # all of them are not indexed, which would copy a block
     picked = logits if len(work.channels) == len(logits) else logits[work.channels]
     return encode.encode(picked, work.output.content, getattr(torch, work.output.dtype))
-
-
-def _look(network: Network, logits: torch.Tensor) -> None:
-    """See what a network gave for a block. Raises UserError for NaN."""
-    _refuse_nan(network, logits)
-    network.outputs.add(logits)
 
 
 def _refuse_nan(network: Network, logits: torch.Tensor) -> None:

@@ -9,6 +9,8 @@ from torch import nn
 
 from common.model.shapes import OnMeta, Outputs, Shape
 
+CLAMP = "clamp to 0 and above"
+
 ACTIVATIONS = {
     "SigmoidBackward0": "a sigmoid",
     "HardsigmoidBackward0": "a hard sigmoid",
@@ -17,6 +19,7 @@ ACTIVATIONS = {
     "LogSoftmaxBackward0": "a log-softmax",
     "ReluBackward0": "a ReLU",
     "TanhBackward0": "a tanh",
+    CLAMP: "a clamp to 0 and above",
 }
 """Autograd's names of operations that leave no logits, as in a sentence."""
 
@@ -79,4 +82,8 @@ def _last_operation(tensor: torch.Tensor) -> str:
     node: Any = tensor.grad_fn
     while node is not None and node.name() in WITHOUT_EFFECT:
         node = node.next_functions[0][0]
-    return "" if node is None else node.name()
+    if node is None:
+        return ""
+    if node.name() == "ClampBackward1" and node._saved_min is not None and node._saved_min >= 0:
+        return CLAMP
+    return node.name()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from common import runtime
 from common.config.settings import TrainConfig
 from common.errors import UserError
 from common.files import use_cache
 from common.model.forward import ForwardPass, keep_channels_last
-from common.model.shapes import LARGEST_STEP, Shape, Shapes, grown
+from common.model.shapes import LARGEST_STEP, OnMeta, Shape, Shapes, grown
 
 SPEAKS_OF_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|[345]D|larger|smaller)\b", re.I)
 """How torch's errors about a tensor's shape differ from others of the same type."""
@@ -34,6 +37,8 @@ def new_model(config: TrainConfig) -> nn.Module:
         raise UserError(
             f"{config.folder}: build_model gives a {type(model).__name__}; return a torch.nn.Module"
         )
+    if _is_lazy(model):
+        _give_shapes(config, model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise UserError(
@@ -41,6 +46,24 @@ def new_model(config: TrainConfig) -> nn.Module:
                 "return model.float() (the setting precision makes the forward pass faster)"
             )
     return model
+
+
+def _give_shapes(config: TrainConfig, model: nn.Module) -> None:
+    """Run a network of lazy modules once, by which their weights get shapes and values."""
+    raw = torch.zeros(1, 1, *config.input_array_info["shape"])
+    forward = ForwardPass(runtime.Precision("fp32", "cpu"), channels_last=False)
+    with torch.no_grad(), _in_sentences(config, model, forward):
+        forward.outputs(model, raw)
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise UserError(
+            f"{config.folder}: the weights '{lazy[0]}' of a lazy module have no shape, as the "
+            "network does not use it in training; leave the module out, or give its channels"
+        )
+    for module in model.modules():
+        # of raw that is 0 throughout
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.reset_running_stats()
 
 
 def build_model(config: TrainConfig, device: torch.device) -> nn.Module:
@@ -57,33 +80,51 @@ def build_model(config: TrainConfig, device: torch.device) -> nn.Module:
 
 
 def _check_shapes(config: TrainConfig, model: nn.Module, device: torch.device) -> None:
-    """Raise UserError unless the network makes the target patch of the raw patch."""
+    """Raise UserError unless the network makes the target patch of the raw patch.
+
+    Further outputs may have fewer voxels.
+    """
     raw_shape = tuple(config.input_array_info["shape"])
-    given = _logits_shape(config, model, device)
+    given, *further = _output_shapes(config, model, device)
     wanted = (1, len(config.classes), *config.target_array_info["shape"])
-    if given == wanted:
-        return
-    if len(given) == len(wanted) and given[1] == wanted[1]:
-        hint = f"target_array_info['shape'] = {given[2:]}"
-    else:
-        hint = f"a model with {wanted[1]} output channels"
-    raise UserError(
-        f"{config.folder}: the model gives {given[1:]} for raw {raw_shape}, "
-        f"and the settings ask for {wanted[1:]}; write {hint}"
-    )
+    if given != wanted:
+        if len(given) == len(wanted) and given[1] == wanted[1]:
+            hint = f"target_array_info['shape'] = {given[2:]}"
+        else:
+            hint = f"a model with {wanted[1]} output channels"
+        raise UserError(
+            f"{config.folder}: the model gives {given[1:]} for raw {raw_shape}, "
+            f"and the settings ask for {wanted[1:]}; write {hint}"
+        )
+    for number, shape in enumerate(further, 2):
+        if len(shape) != len(wanted) or shape[:2] != wanted[:2]:
+            raise UserError(
+                f"{config.folder}: output {number} of the model has the shape {shape[1:]}, and the "
+                f"first {given[1:]}; give all of them {wanted[1]} channels and three axes of "
+                "voxels, or return the first alone"
+            )
 
 
-def _logits_shape(config: TrainConfig, model: nn.Module, device: torch.device) -> Shape:
-    """Shape of the logits for the raw patch of the settings. UserError if it is refused."""
+def _output_shapes(config: TrainConfig, model: nn.Module, device: torch.device) -> list[Shape]:
+    """Shapes of all outputs for the raw patch of the settings. UserError if it is refused."""
     raw_shape = tuple(config.input_array_info["shape"])
     forward = ForwardPass(runtime.Precision("fp32", device.type), config.channels_last)
     try:
-        return Shapes(model, forward).logits_shape(raw_shape)
+        with torch.inference_mode():
+            outputs = forward.outputs(OnMeta(model), torch.empty(1, 1, *raw_shape, device="meta"))
     except Exception:  # it refuses this size, or cannot be run without values: a real pass tells
         raw = torch.zeros(1, 1, *raw_shape, device=device)
+        with torch.no_grad(), _in_sentences(config, model, forward):
+            outputs = forward.outputs(model, raw)
+    return [tuple(output.shape) for output in outputs]
+
+
+@contextlib.contextmanager
+def _in_sentences(config: TrainConfig, model: nn.Module, forward: ForwardPass) -> Iterator[None]:
+    """Raise what a network does not take as UserError, with what it does."""
+    raw_shape = tuple(config.input_array_info["shape"])
     try:
-        with torch.no_grad():
-            return tuple(forward(model, raw).shape)
+        yield
     except UserError as error:
         raise UserError(f"{config.folder}: {error}") from error
     except RuntimeError as error:
@@ -91,10 +132,18 @@ def _logits_shape(config: TrainConfig, model: nn.Module, device: torch.device) -
         # any other error is a bug in the network, and advice about its input would mislead
         if not SPEAKS_OF_SHAPES.search(reason):
             raise
+        advice = "change input_array_info"
+        if not _is_lazy(model):
+            advice = _sizes_it_takes(Shapes(model, forward), raw_shape)
         raise UserError(
             f"{config.folder}: the model does not take raw of {raw_shape} voxels ({reason}); "
-            f"{_sizes_it_takes(Shapes(model, forward), raw_shape)}"
+            f"{advice}"
         ) from error
+
+
+def _is_lazy(model: nn.Module) -> bool:
+    """Whether some weights have no shape until the network runs."""
+    return any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _sizes_it_takes(shapes: Shapes, raw_shape: Shape) -> str:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from common.config.settings import TrainConfig
@@ -206,36 +207,128 @@ def notices(criterion: Criterion, weight_loss: bool) -> list[str]:
 
 
 def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> None:
-    """Call a criterion once on logits of 0, so that mistakes show before hours of training.
+    """Call a criterion on some logits, so that mistakes show before hours of training.
 
     The target has the shape of the settings, with unknown, negative and positive voxels. Raises
     UserError if a library refuses the call, or if the result is not a finite scalar with a
     gradient. An error raised in the experiment's own code is passed on unchanged.
     """
-    classes = len(config.classes)
-    shape = config.target_array_info["shape"]
-    logits = torch.zeros(1, classes, *shape, device=device, requires_grad=True)
-    # unknown, negative and positive voxels of all classes
-    palette = torch.tensor([[-1], [0], [1]], dtype=torch.int8, device=device).repeat(1, classes)
-    voxels = torch.arange(math.prod(shape), dtype=torch.int32, device=device)
-    target = PaletteTarget((voxels % 3).view(1, *shape), palette)
-    pos_weight = torch.ones(classes, device=device) if config.weight_loss else None
-    try:
-        loss = criterion(logits, target, pos_weight)
-    except Exception as error:
-        if _raised_in(error, config.folder):
-            raise
-        reason = str(error).partition("\n")[0]
+    if _is_for_probabilities(config.criterion):
         raise UserError(
-            f"criterion = {_name(criterion)}: cannot be called with logits and a target of shape "
-            f"{tuple(logits.shape)} ({type(error).__name__}: {reason}); {CONTRACT}"
-        ) from error
-    problem = problem_with(loss)
-    if not problem and not loss.isfinite():
-        problem = f"gives {loss.item()} for logits of 0"
-    if problem:
-        raise UserError(f"criterion = {_name(criterion)}: {problem}; {CONTRACT}")
+            f"{config.folder}: criterion = {_name(criterion)}: is for probabilities; {LOGITS}"
+        )
+    trial = Trial(criterion, config, device)
+    for logit, where in ((0.0, "of 0"), (-2.0, "below 0")):
+        try:
+            loss = trial.loss(torch.full_like(trial.labels, logit))
+        except Exception as error:
+            if _raised_in(error, config.folder):
+                raise
+            raise UserError(_refused(criterion, config, trial, error)) from error
+        problem = problem_with(loss)
+        if not problem and not loss.isfinite():
+            problem = f"gives {loss.item()} for logits {where}: {LOGITS}"
+        if problem:
+            raise UserError(
+                f"{config.folder}: criterion = {_name(criterion)}: {problem}; {CONTRACT}"
+            )
 
+
+def _is_for_probabilities(setting: Any) -> bool:
+    """Whether it is torch's loss for probabilities, which ends the process on CUDA for others."""
+    made = setting.func if isinstance(setting, functools.partial) else setting
+    if made is F.binary_cross_entropy or isinstance(made, nn.BCELoss):
+        return True
+    return inspect.isclass(made) and issubclass(made, nn.BCELoss)
+
+
+def _refused(criterion: Criterion, config: TrainConfig, trial: Trial, error: Exception) -> str:
+    """What a criterion does not take, and what to write."""
+    reason = str(error).partition("\n")[0]
+    advice = CONTRACT
+    if "same device" in reason:
+        advice = (
+            "keep its tensors as buffers of a module (register_buffer), which is moved to the "
+            "device, or move them to logits.device when it is called"
+        )
+    elif "device-side assert" in reason or "between 0 and 1" in reason or "[0, 1]" in reason:
+        advice = LOGITS
+    return (
+        f"{config.folder}: criterion = {_name(criterion)}: cannot be called with logits and a "
+        f"target of shape {tuple(trial.labels.shape)} ({type(error).__name__}: {reason}); {advice}"
+    )
+
+
+class Trial:
+    """A batch of one sample to try a criterion on."""
+
+    def __init__(self, criterion: Criterion, config: TrainConfig, device: torch.device):
+        """Unknown, negative and positive voxels of all classes, in turn."""
+        self.criterion = criterion
+        self.shape = config.target_array_info["shape"]
+        self.classes = len(config.classes)
+        self.pos_weight = torch.ones(self.classes, device=device) if config.weight_loss else None
+        palette = torch.tensor([[-1], [0], [1]], dtype=torch.int8, device=device)
+        self.palette = palette.repeat(1, self.classes)
+        voxels = torch.arange(math.prod(self.shape), dtype=torch.int32, device=device)
+        self.rows = (voxels % 3).view(1, *self.shape)
+        self.labels = dense(PaletteTarget(self.rows, self.palette)).float()
+        """-1 unknown, 0 negative, 1 positive; (1, classes, z, y, x)."""
+
+    def loss(self, logits: torch.Tensor, *, known: bool = True) -> torch.Tensor:
+        """The loss of these logits, which get a gradient; known: whether any voxel is."""
+        rows = self.rows if known else torch.zeros_like(self.rows)
+        target = PaletteTarget(rows, self.palette)
+        return self.criterion(logits.requires_grad_(), target, self.pos_weight)
+
+    def settled(self) -> bool:
+        """Whether the loss has next to nothing to gain from surer logits that are sure and right.
+
+        That of a loss for probabilities, or for numbers as such, goes on to change.
+        """
+        right = (self.labels > 0).float() - 0.5
+        uncertain, sure, surer = (float(self.loss(right * n).detach()) for n in (0, 16, 32))
+        gained = abs(uncertain - sure)
+        return abs(surer - sure) <= max(0.1 * gained, 1e-3)
+
+    def fails_without_labels(self) -> bool:
+        """Whether loss or gradient are not finite where nothing is known."""
+        logits = torch.zeros_like(self.labels)
+        loss = self.loss(logits, known=False)
+        if problem_with(loss):
+            # such as a constant 0 for a batch without labels: training steps over it
+            return False
+        loss.backward()
+        finite = logits.grad is None or bool(logits.grad.isfinite().all())
+        return not (bool(loss.isfinite()) and finite)
+
+
+def unusual(criterion: Criterion, config: TrainConfig, device: torch.device) -> list[str]:
+    """What is unusual about a criterion that was tried out, as sentences."""
+    trial = Trial(criterion, config, device)
+    name = f"{config.folder}: criterion = {_name(criterion)}"
+    sentences = []
+    try:
+        if not trial.settled():
+            sentences.append(
+                f"{name}: changes on for logits from 8 to 16 that are right, as if they were no "
+                f"logits: {LOGITS}"
+            )
+        if trial.fails_without_labels():
+            sentences.append(
+                f"{name}: is not finite where nothing of a patch is known, which ends the run; let "
+                "it give 0 * logits.sum() there"
+            )
+    except Exception as error:
+        # logits of 0 passed: it is the user's own, and may look at what it is given
+        sentences.append(f"{name}: fails for some labels ({type(error).__name__}: {error})")
+    return sentences
+
+
+LOGITS = (
+    "a loss gets logits here, from -inf to inf; take the one for logits (BCEWithLogitsLoss for "
+    "BCELoss, sigmoid=True with MONAI's), or apply the sigmoid in it"
+)
 
 CONTRACT = (
     "write criterion(logits, target), which gives one number or one for each voxel, "

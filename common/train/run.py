@@ -183,11 +183,13 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     if config.augment:
         augment.check_own(config.augment, config.input_array_info["shape"], device)
     loss = criterion.build_criterion(config, device)
+    # before the seed: a loss may draw numbers
+    unusual = criterion.unusual(loss, config, device) if config.criterion else []
     metrics.try_out(config.metrics, len(config.classes))
     score_crops = prepare_score(config, score)
     runtime.seed_everything(config.random_seed)  # before weights are drawn
     model = build_model(config, device)
-    unusual = [*schedule.try_out(config, model), *unusual_outputs(config, model)]
+    unusual += [*schedule.try_out(config, model), *unusual_outputs(config, model)]
     crops = loaders.open_data(config, checkpoint.raw_scalings(config))
     weights = class_weights(config, crops, loss)
     if config.init_output_to_prior:

@@ -146,3 +146,50 @@ def test_what_forward_must_not_give_is_told(experiment, result, sentence):
     tiny = experiment(files={"model.py": text}, init_output_to_prior=False)
     with pytest.raises(UserError, match=sentence):
         tiny.train()
+
+
+LAZY = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.first = nn.LazyConv3d(4, 3)
+        self.norm = nn.LazyBatchNorm3d()
+        self.last = nn.LazyConv3d(classes, 3)
+        {more}
+
+    def forward(self, raw):
+        return self.last(self.norm(self.first(raw)))
+
+
+def build_model(classes, width=3):
+    return Net(len(classes))
+"""
+
+
+def test_lazy_modules_get_their_shapes(experiment):
+    model = build(experiment(files={"model.py": LAZY.format(more="")}))
+    assert model.training and (model.norm.running_var == 1).all()
+    assert model(torch.zeros(1, 1, 20, 20, 20)).shape == (1, 3, 16, 16, 16)
+    assert model.first.weight.shape == (4, 1, 3, 3, 3)
+
+
+def test_a_lazy_module_without_use_is_told(experiment):
+    files = {"model.py": LAZY.format(more="self.idle = nn.LazyConv3d(2, 3)")}
+    with pytest.raises(UserError, match=r"'idle.weight' of a lazy module"):
+        build(experiment(files=files))
+
+
+@pytest.mark.parametrize("further", ["logits[:, :2]", "logits.mean((2, 3, 4))", "logits[0]"])
+def test_a_further_output_of_another_kind_is_told(experiment, further):
+    body = f"logits = super().forward(raw)\nreturn [logits, {further}]"
+    with pytest.raises(UserError, match=r"tiny_experiment: output 2 of the model has the shape"):
+        build(experiment(files=model_file(body)))
+
+
+def test_a_coarser_output_is_taken(experiment):
+    body = "logits = super().forward(raw)\nreturn [logits, logits[..., ::2, ::2, ::2]]"
+    build(experiment(files=model_file(body)))

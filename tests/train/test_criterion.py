@@ -162,6 +162,85 @@ def test_a_mistake_is_told_in_one_sentence_before_crops_are_decoded(experiment, 
     assert not (tiny.folder / "logs").exists()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "criterion = nn.BCELoss",
+        "criterion = nn.BCELoss()",
+        "criterion = nn.functional.binary_cross_entropy",
+        "import functools\ncriterion = functools.partial(nn.BCELoss, reduction='sum')",
+        "def criterion(x, y):\n    return (y * x.log() + (1 - y) * (1 - x).log()).mean()",
+    ],
+)
+def test_a_loss_for_probabilities_is_refused_with_the_file(experiment, text):
+    tiny = experiment(text=f"from torch import nn\n{text}")
+    with pytest.raises(UserError, match="loss gets logits here") as told:
+        tiny.train()
+    assert str(told.value).startswith(f"{tiny.folder}: criterion = ")
+
+
+def unusual_of(tiny) -> list[str]:
+    config = tiny.config()
+    return module.unusual(module.build_criterion(config, CPU), config, CPU)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from monai.losses import DiceLoss\ncriterion = DiceLoss()",
+        "from monai.losses import TverskyLoss\ncriterion = TverskyLoss()",
+        "from torch import nn\ncriterion = nn.MSELoss()",
+        "from torch import nn\ncriterion = nn.L1Loss",
+    ],
+)
+def test_a_loss_that_is_not_for_logits_is_told(experiment, text):
+    (sentence,) = unusual_of(experiment(text=text))
+    assert "criterion = " in sentence and "loss gets logits here" in sentence
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from monai.losses import DiceLoss\ncriterion = DiceLoss(sigmoid=True)",
+        "from monai.losses import DiceCELoss\ncriterion = DiceCELoss(sigmoid=True)",
+        "from monai.losses import FocalLoss\ncriterion = FocalLoss()",
+        "from monai.losses import TverskyLoss\ncriterion = TverskyLoss(sigmoid=True)",
+        "from torch import nn\ncriterion = nn.BCEWithLogitsLoss()",
+        "from torch import nn\ncriterion = nn.SoftMarginLoss",
+        "from torch import nn\ncriterion = nn.MultiLabelSoftMarginLoss()",
+        "from common.train.losses import bce_dice\ncriterion = bce_dice",
+        "from common.train.losses import dice_loss\ncriterion = dice_loss",
+    ],
+)
+def test_losses_for_logits_are_taken_without_a_word(experiment, text):
+    assert unusual_of(experiment(text=text)) == []
+
+
+def test_a_loss_that_is_nan_where_nothing_is_known_is_told(experiment):
+    text = """
+        from torch import nn
+
+
+        def criterion(logits, target, pos_weight):
+            labels = target.palette.t()[:, target.rows.long()].movedim(0, 1)
+            known = labels >= 0
+            return nn.BCEWithLogitsLoss()(logits[known], labels[known].float())
+        """
+    (sentence,) = unusual_of(experiment(text=text))
+    assert "not finite where nothing of a patch is known" in sentence
+
+
+def test_a_loss_on_another_device_is_told_what_to_do(experiment):
+    tiny = experiment()
+    error = RuntimeError("Expected all tensors to be on the same device, but found cpu and cuda:0")
+
+    def elsewhere(logits, target):
+        raise error
+
+    with pytest.raises(UserError, match="register_buffer"):
+        module.try_out(OrdinaryLoss(elsewhere), tiny.config(), CPU)
+
+
 def test_an_error_in_the_users_own_loss_keeps_its_traceback(experiment):
     text = """
         def criterion(logits, target):
