@@ -1,6 +1,6 @@
 """Save the whole training state of a run, and continue from it.
 
-A checkpoint is a file of torch.save with the state dicts of model, average of its weights,
+A checkpoint is a file of torch.save with the state dicts of model, average of its weights, loss,
 optimiser, scheduler and scaler, the random states, the numbers of `State`, and the classes,
 settings and provenance of the run.
 """
@@ -50,6 +50,7 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
     content = {
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict() if state.ema else None,
+        "criterion": state.criterion.state_dict() if state.criterion is not None else None,
         "optimizer": state.optimizer.state_dict(),
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "scaler": state.scaler.state_dict(),
@@ -100,6 +101,7 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
         saved = _load_own(own, config)
         _refuse_other_settings(own, saved, config, split_hash)
         load_weights(state.model, saved, own, trained=True)
+        _restore_criterion(state, saved, own)
         changes = _restore(config, state, saved)
         _note_other_order(own, state, saved)
         origin = f"continuing {own} after epoch {state.epoch}, iteration {state.iteration}"
@@ -204,6 +206,20 @@ def _restore(config: TrainConfig, state: State, saved: dict[str, Any]) -> str:
     if torch.cuda.is_available() and saved["cuda_rng"] is not None:
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
     return changes
+
+
+def _restore_criterion(state: State, saved: dict[str, Any], path: Path) -> None:
+    """Restore what a loss has counted. Raises UserError if it counts something else by now."""
+    before = saved.get("criterion")
+    if state.criterion is None or before is None:
+        return
+    difference = weights_file.difference(before, state.criterion)
+    if difference:
+        raise UserError(
+            f"{path}: its criterion kept something else ({difference}); "
+            "set the code of the loss back, or set another run_name"
+        )
+    state.criterion.load_state_dict(before)
 
 
 def _restore_average(state: State, saved: dict[str, Any]) -> str:

@@ -45,8 +45,8 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
     """Return the loss of the setting `criterion`, on `device` and tried out once.
 
     Without the setting this is weighted_bce. A class, or a functools.partial of one, is
-    instantiated; a module is moved to the device. Raises UserError for a loss that cannot be
-    called, see `try_out`.
+    instantiated; of a module, a copy is moved to the device. Raises UserError for a loss that
+    cannot be called, see `try_out`.
     """
     setting = config.criterion
     if setting is None:
@@ -56,10 +56,31 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
     if not callable(loss):
         raise UserError(f"criterion = {type(loss).__name__}(): cannot be called; {CONTRACT}")
     if isinstance(loss, nn.Module):
-        loss = loss.to(device)
+        # what it counts in training must not change the setting, which is on record
+        loss = copy.deepcopy(loss).to(device)
     criterion = loss if takes_pos_weight(loss) else OrdinaryLoss(loss)
+    module = module_of(criterion)
+    before = copy.deepcopy(module.state_dict()) if module else {}
     try_out(criterion, config, device)
+    if module:
+        module.load_state_dict(before)
     return criterion
+
+
+def module_of(criterion: Criterion) -> nn.Module | None:
+    """Return the module that a criterion is, whose state is saved; None of a function."""
+    loss = criterion.loss if isinstance(criterion, OrdinaryLoss) else criterion
+    return loss if isinstance(loss, nn.Module) else None
+
+
+def set_mode(criterion: Criterion, training: bool) -> None:
+    """Put a criterion that is a module into the mode of training or of validation."""
+    parts: list[Any] = [criterion]
+    if isinstance(criterion, OrdinaryLoss):
+        parts = [criterion.loss, criterion.for_each_voxel]
+    for part in parts:
+        if isinstance(part, nn.Module):
+            part.train(training)
 
 
 def uses_pos_weight(criterion: Criterion) -> bool:
@@ -190,9 +211,15 @@ def _nearest(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 def notices(criterion: Criterion, weight_loss: bool) -> list[str]:
     """Return what the user should know about a criterion that has been tried out, as sentences."""
-    if not isinstance(criterion, OrdinaryLoss):
-        return []
     sentences = []
+    module = module_of(criterion)
+    if module and any(parameter.requires_grad for parameter in module.parameters()):
+        sentences.append(
+            f"criterion {_name(criterion)} has parameters, which are not trained: the optimiser "
+            "gets those of the network"
+        )
+    if not isinstance(criterion, OrdinaryLoss):
+        return sentences
     if criterion.gives_one_number:
         sentences.append(
             f"criterion {criterion.name} gives one number for a batch: unknown voxels are given to "

@@ -7,19 +7,22 @@ Each is called as `criterion(logits, target, pos_weight)` and returns a scalar:
   0 negative and -1 unknown, or floats with 1, 0 and NaN. See `common.data.targets`.
 * pos_weight: (classes,) weight of the positive voxels of each class, or None for 1.
 
+What follows pos_weight is given by name: `criterion = functools.partial(focal_loss, gamma=1.5)`.
 `common.train.criterion` adapts losses with another signature, such as those of torch and MONAI.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from common.data.targets import PaletteTarget, count_known, dense, known
+from common.data.targets import PaletteTarget, count_known, known
 
-AnyTarget = PaletteTarget | torch.Tensor
+AnyTarget = PaletteTarget | Tensor
 
 VOXELS_AT_ONCE = 8192
 """Voxels of a palette image that are expanded to all classes at a time on a CPU."""
@@ -29,9 +32,7 @@ MORE_ON_A_GPU = 128
 """Factor on VOXELS_AT_ONCE on other devices: a GPU needs more work in each kernel launch."""
 
 
-def weighted_bce(
-    logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None = None
-) -> torch.Tensor:
+def weighted_bce(logits: Tensor, target: AnyTarget, pos_weight: Tensor | None = None) -> Tensor:
     """Return the binary cross-entropy, averaged over the known (voxel, class) pairs.
 
     The term of a positive pair is multiplied by `pos_weight` of its class. The result is 0, with a
@@ -46,7 +47,7 @@ def weighted_bce(
         # per row of the palette: the weight of the positive term, and of both terms together
         positive = (target.palette == 1) * weight
         both = positive + (target.palette == 0)
-        total = _PaletteBCE.apply(logits, target.rows, positive, both)
+        total = _SumOverPairs.apply(logits, target.rows, positive, both, BCE)
         return total / count_known(target).clamp(min=1).float()
     mask = known(target)
     total = F.binary_cross_entropy_with_logits(
@@ -59,74 +60,295 @@ def weighted_bce(
     return total / mask.sum().clamp(min=1)
 
 
-class _PaletteBCE(torch.autograd.Function):
-    """Sum of the weighted cross-entropy over a palette image, computed chunk by chunk.
+class _Terms(NamedTuple):
+    """A loss of single pairs, as functions of the logits x and two weights of each pair.
 
-    Let w+ and w- be the weights of the positive and the negative term, both 0 for an unknown pair.
-    The loss of a pair is (w+ + w-) softplus(x) - w+ x, its gradient (w+ + w-) sigmoid(x) - w+. The
-    forward pass computes both, so that no dense target and no mask are ever allocated.
+    The weights are that of the positive term, and that of both terms together; both are 0 for an
+    unknown pair.
+    """
+
+    value: Callable[[Tensor, Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """Derivative of `value` by x."""
+
+
+def _bce_value(x: Tensor, positive: Tensor, both: Tensor) -> Tensor:
+    return torch.addcmul(positive * -x, both, F.softplus(x))
+
+
+def _bce_slope(x: Tensor, positive: Tensor, both: Tensor) -> Tensor:
+    return torch.addcmul(-positive, both, x.sigmoid())
+
+
+BCE = _Terms(_bce_value, _bce_slope)
+
+
+def _focal(gamma: float) -> _Terms:
+    """Cross-entropy times (1 - probability of the truth) to the power of gamma."""
+
+    def value(x: Tensor, positive: Tensor, both: Tensor) -> Tensor:
+        p = x.sigmoid()
+        if_positive = (1 - p) ** gamma * F.softplus(-x)
+        if_negative = p**gamma * F.softplus(x)
+        return positive * if_positive + (both - positive) * if_negative
+
+    def slope(x: Tensor, positive: Tensor, both: Tensor) -> Tensor:
+        p = x.sigmoid()
+        if_positive = -((1 - p) ** gamma) * (gamma * p * F.softplus(-x) + 1 - p)
+        if_negative = p**gamma * (gamma * (1 - p) * F.softplus(x) + p)
+        return positive * if_positive + (both - positive) * if_negative
+
+    return _Terms(value, slope)
+
+
+def _parts(voxels: int, device: torch.device) -> Iterator[slice]:
+    """Yield the parts of a palette image that are expanded to all classes at a time."""
+    size = VOXELS_AT_ONCE
+    if device.type != "cpu":
+        size *= MORE_ON_A_GPU
+    for start in range(0, voxels, size):
+        yield slice(start, start + size)
+
+
+def _classes_last(logits: Tensor) -> Tensor:
+    """Return logits as (voxels, classes); a view, not a copy, if they are channels last."""
+    return logits.movedim(1, -1).reshape(-1, logits.shape[1])
+
+
+def _as_logits(values: Tensor, logits: Tensor) -> Tensor:
+    """Return (voxels, classes) values in the shape of the logits."""
+    shape = (len(logits), *logits.shape[2:], logits.shape[1])
+    return values.view(shape).movedim(-1, 1)
+
+
+class _SumOverPairs(torch.autograd.Function):
+    """Sum of a loss of single pairs over a palette image, computed part by part.
+
+    The forward pass computes loss and gradient, so that no dense target and no mask are ever
+    allocated.
     """
 
     @staticmethod
     def forward(  # noqa: PLR0917  # torch calls it by position
-        ctx: Any,
-        logits: torch.Tensor,
-        rows: torch.Tensor,
-        positive: torch.Tensor,
-        both: torch.Tensor,
-    ) -> torch.Tensor:
-        classes = logits.shape[1]
-        # a view, not a copy, if the logits are channels last
-        values = logits.movedim(1, -1).reshape(-1, classes)
+        ctx: Any, logits: Tensor, rows: Tensor, positive: Tensor, both: Tensor, terms: _Terms
+    ) -> Tensor:
+        values = _classes_last(logits)
         rows = rows.flatten()
         gradient = torch.empty_like(values) if ctx.needs_input_grad[0] else None
         # float64: a float32 sum over millions of voxels loses the last digits
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
-        size = VOXELS_AT_ONCE
-        if logits.device.type != "cpu":
-            size *= MORE_ON_A_GPU
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
+        for part in _parts(len(rows), logits.device):
             x = values[part].float()
             w = positive.index_select(0, rows[part])
             s = both.index_select(0, rows[part])
-            total += torch.addcmul(w * -x, s, F.softplus(x)).sum()
+            total += terms.value(x, w, s).sum()
             if gradient is not None:
-                gradient[part] = torch.addcmul(-w, s, x.sigmoid())
+                gradient[part] = terms.slope(x, w, s)
         if gradient is not None:
-            as_logits = gradient.view(*logits.shape[:1], *logits.shape[2:], classes)
-            ctx.save_for_backward(as_logits.movedim(-1, 1))
+            ctx.save_for_backward(_as_logits(gradient, logits))
         return total.float()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0].to(gradient.dtype), None, None, None
+        return gradient * grad_outputs[0].to(gradient.dtype), None, None, None, None
+
+
+def focal_loss(
+    logits: Tensor,
+    target: AnyTarget,
+    pos_weight: Tensor | None = None,
+    *,
+    gamma: float = 2.0,
+    alpha: float | None = None,
+) -> Tensor:
+    """Return the binary focal loss, averaged over the known (voxel, class) pairs.
+
+    It is weighted_bce in which each term is multiplied by (1 - probability of the truth) to the
+    power of `gamma`: what is known already counts less. Source: Lin et al. 2017, focal loss.
+
+    Args:
+        logits: see the module; so are `target` and `pos_weight`.
+        target: what is true.
+        pos_weight: multiplies the terms of positive pairs.
+        gamma: 0 is cross-entropy.
+        alpha: in addition, weight of positive pairs; negative ones have 1 - alpha. None is 1 for
+            both. The source found 0.25 best with gamma 2.
+    """
+    weight = torch.ones(logits.shape[1], device=logits.device)
+    if pos_weight is not None:
+        weight = pos_weight.float()
+    of_negative = 1.0
+    if alpha is not None:
+        weight = weight * alpha
+        of_negative = 1 - alpha
+    terms = _focal(gamma)
+    if isinstance(target, PaletteTarget):
+        positive = (target.palette == 1) * weight
+        both = positive + (target.palette == 0) * of_negative
+        total = _SumOverPairs.apply(logits, target.rows, positive, both, terms)
+    else:
+        positive = (target > 0) * weight.view(-1, *[1] * (logits.ndim - 2))
+        both = positive + (target == 0) * of_negative  # NaN is not 0
+        total = terms.value(logits.float(), positive, both).sum()
+    return total / count_known(target).clamp(min=1).float()
+
+
+class _Sums(NamedTuple):
+    """What overlaps are made of, sums over the known voxels, (samples, classes) each."""
+
+    overlap: Tensor
+    """Of the probabilities of positive voxels."""
+    predicted: Tensor
+    """Of all probabilities."""
+    positive: Tensor
+    """Number of positive voxels."""
+
+    def over_batch(self) -> _Sums:
+        """Return the sums over all samples, (1, classes) each."""
+        return _Sums(*[part.sum(0, keepdim=True) for part in self])
+
+
+def _sums(logits: Tensor, target: AnyTarget) -> _Sums:
+    """Return the sums of each sample, float32."""
+    if isinstance(target, PaletteTarget):
+        return _Sums(*_SumsOverPalette.apply(logits, target.rows, target.palette))
+    mask = known(target)
+    probability = torch.where(mask, logits.float().sigmoid(), 0)
+    positive = (target > 0).float()
+    axes = list(range(2, logits.ndim))
+    return _Sums((probability * positive).sum(axes), probability.sum(axes), positive.sum(axes))
+
+
+class _SumsOverPalette(torch.autograd.Function):
+    """`_Sums` over a palette image, computed part by part.
+
+    The gradient of a pair is p (1 - p) times the gradient by overlap, if it is positive, and by
+    predicted, if it is known. It is computed part by part, too: no dense target is ever allocated.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, rows: Tensor, palette: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        is_known = (palette >= 0).float()
+        is_positive = (palette == 1).float()
+        sums = torch.zeros(3, *logits.shape[:2], dtype=torch.float64, device=logits.device)
+        for k in range(len(logits)):
+            values = _classes_last(logits[k : k + 1])
+            of_sample = rows[k].flatten()
+            for part in _parts(len(of_sample), logits.device):
+                p = values[part].float().sigmoid()
+                positive = is_positive.index_select(0, of_sample[part])
+                sums[0, k] += (p * positive).sum(0)
+                sums[1, k] += (p * is_known.index_select(0, of_sample[part])).sum(0)
+                sums[2, k] += positive.sum(0)
+        ctx.save_for_backward(logits, rows, is_known, is_positive)
+        overlap, predicted, count = sums.float()
+        ctx.mark_non_differentiable(count)
+        return overlap, predicted, count
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        logits, rows, is_known, is_positive = ctx.saved_tensors
+        by_overlap, by_predicted, _ = grad_outputs
+        gradient = torch.empty_like(logits)
+        for k in range(len(logits)):
+            values = _classes_last(logits[k : k + 1])
+            of_sample = rows[k].flatten()
+            factors = is_positive * by_overlap[k] + is_known * by_predicted[k]
+            slopes = torch.empty_like(values)
+            for part in _parts(len(of_sample), logits.device):
+                p = values[part].float().sigmoid()
+                slopes[part] = factors.index_select(0, of_sample[part]) * (p - p * p)
+            gradient[k : k + 1] = _as_logits(slopes, logits[k : k + 1])
+        return gradient, None, None
 
 
 def dice_loss(
-    logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None = None
-) -> torch.Tensor:
+    logits: Tensor,
+    target: AnyTarget,
+    pos_weight: Tensor | None = None,
+    *,
+    per_sample: bool = False,
+    smooth: float = 0.0,
+) -> Tensor:
     """Return 1 - soft Dice, averaged over the classes with a positive voxel in the batch.
 
-    Overlaps and sizes are summed over all known voxels of the batch. The result is 0 if no class
-    has a positive voxel. pos_weight is ignored, since Dice balances foreground and background by
-    itself. Source: Milletari et al. 2016, V-Net.
+    Dice is (2 overlap + smooth) / (predicted + positive + smooth), sums over all known voxels of
+    the batch. The result is 0 if no class has a positive voxel. Source: Milletari et al. 2016.
+
+    Args:
+        logits: see the module; so is `target`.
+        target: what is true.
+        pos_weight: ignored, since Dice balances foreground and background by itself.
+        per_sample: sum over each sample of the batch by itself, and average over those samples and
+            classes that have a positive voxel.
+        smooth: pulls Dice towards 1 where a class has few voxels; nnU-Net has 1e-5.
     """
-    labels = dense(target)
-    mask = known(labels).float()
-    positive = (labels > 0).float()
-    probability = logits.float().sigmoid() * mask
-    axes = [0, *range(2, logits.ndim)]
-    overlap = (probability * positive).sum(axes)
-    size = (probability + positive).sum(axes)
-    occurs = positive.sum(axes) > 0
-    loss = 1 - 2 * overlap / size.clamp(min=1e-6)
-    return (loss * occurs).sum() / occurs.sum().clamp(min=1)
+    sums = _sums(logits, target)
+    if not per_sample:
+        sums = sums.over_batch()
+    size = sums.predicted + sums.positive + smooth
+    dice = (2 * sums.overlap + smooth) / size.clamp(min=1e-6)
+    return _mean_where_positive(1 - dice, sums)
 
 
-def bce_dice(
-    logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None = None
-) -> torch.Tensor:
+def tversky_loss(
+    logits: Tensor,
+    target: AnyTarget,
+    pos_weight: Tensor | None = None,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    per_sample: bool = False,
+    smooth: float = 0.0,
+) -> Tensor:
+    """Return 1 - the Tversky index, averaged like `dice_loss`, which is alpha = beta = 0.5.
+
+    The index is TP / (TP + alpha FP + beta FN), with `smooth` added to both, of soft counts over
+    known voxels. Source: Salehi et al. 2017.
+
+    Args:
+        logits: see the module; so is `target`.
+        target: what is true.
+        pos_weight: ignored.
+        alpha: weight of what is predicted and not there.
+        beta: weight of what is there and not predicted: above alpha, less is missed.
+        per_sample: as of `dice_loss`.
+        smooth: added to numerator and denominator.
+    """
+    sums = _sums(logits, target)
+    if not per_sample:
+        sums = sums.over_batch()
+    false_positive = sums.predicted - sums.overlap
+    false_negative = sums.positive - sums.overlap
+    size = sums.overlap + alpha * false_positive + beta * false_negative + smooth
+    index = (sums.overlap + smooth) / size.clamp(min=1e-6)
+    return _mean_where_positive(1 - index, sums)
+
+
+def _mean_where_positive(losses: Tensor, sums: _Sums) -> Tensor:
+    """Return the mean over the (sample, class) pairs with a positive voxel; 0 if there is none."""
+    occurs = sums.positive > 0
+    return (losses * occurs).sum() / occurs.sum().clamp(min=1)
+
+
+def bce_dice(logits: Tensor, target: AnyTarget, pos_weight: Tensor | None = None) -> Tensor:
     """Return weighted_bce + dice_loss. Source: Isensee et al. 2021, nnU-Net."""
     return weighted_bce(logits, target, pos_weight) + dice_loss(logits, target)
+
+
+def weighted_sum(
+    logits: Tensor,
+    target: AnyTarget,
+    pos_weight: Tensor | None = None,
+    *,
+    losses: Sequence[tuple[float, Callable[..., Tensor]]],
+) -> Tensor:
+    """Return the sum of several losses of three arguments, each times its weight.
+
+    `criterion = partial(weighted_sum, losses=[(1.0, focal_loss), (0.5, dice_loss)])`.
+    """
+    parts = [weight * loss(logits, target, pos_weight) for weight, loss in losses]
+    return torch.stack(parts).sum()

@@ -182,6 +182,7 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     # mistakes in what the user wrote are told before minutes go into decoding crops
     if config.augment:
         augment.check_own(config.augment, config.input_array_info["shape"], device)
+    runtime.seed_everything(config.random_seed)  # a loss may draw weights of its own
     loss = criterion.build_criterion(config, device)
     # before the seed: a loss may draw numbers
     unusual = criterion.unusual(loss, config, device) if config.criterion else []
@@ -215,6 +216,7 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     )
     state = first_state(config, model, precision, validated=bool(crops.validation))
     state.raw_scalings = {name: scaling.record() for name, scaling in crops.scalings.items()}
+    state.criterion = criterion.module_of(loss)
     return setup, state
 
 

@@ -24,7 +24,7 @@ from common.data.normalize import Scalings
 from common.errors import NotFinite, UserError
 from common.model.forward import ForwardPass
 from common.train import metrics, optim, whole_slice
-from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_with
+from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_with, set_mode
 from common.train.losses import AnyTarget
 from common.train.panels import Panels
 
@@ -97,6 +97,8 @@ class State:
     """The running mean of best_metric, see the setting metric_smoothing."""
     raw_scalings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """How the raw of each volume is normalised, fixed by the first call; see data.normalize."""
+    criterion: nn.Module | None = None
+    """The loss, if it is a module, which may count something; None otherwise."""
     ema: AveragedModel | None = None
     """The moving average of the weights; None with ema_decay = 0."""
 
@@ -155,6 +157,7 @@ class Method:
                 "the model gives logits without a gradient; leave detach(), numpy() and no_grad() "
                 "out of its forward"
             )
+        set_mode(self.criterion, training=torch.is_grad_enabled())
         if len(outputs) == 1:
             loss = self.criterion(outputs[0], target, self.pos_weight)
         else:

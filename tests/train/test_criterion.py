@@ -365,7 +365,7 @@ def test_a_module_is_moved_to_the_device():
 
     moved = []
     config = _Config(Loss())
-    assert module.build_criterion(config, CPU) is config.criterion
+    assert type(module.build_criterion(config, CPU)) is Loss
     assert moved == [CPU]
 
 
@@ -466,3 +466,72 @@ def test_a_loss_that_gives_something_else_later_is_told(experiment, later, sente
     tiny = experiment(text=text)
     with pytest.raises(UserError, match=sentence):
         tiny.train()
+
+
+# ---- a loss with a state
+
+
+COUNTING = """
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+
+    class Counting(nn.Module):
+        '''Cross-entropy over the square root of the calls so far, which a buffer counts.'''
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("drawn", torch.rand(2))
+            self.reduction = "mean"
+
+        def forward(self, logits, target{third}):
+            if self.training:
+                self.calls += 1
+            losses = F.binary_cross_entropy_with_logits(logits, {target}.float(), reduction="none")
+            return {reduced} / self.calls.clamp(min=1).sqrt()
+
+
+    criterion = Counting{made}
+    """
+ORDINARY = {"third": "", "target": "target", "reduced": "losses"}
+OURS = {"third": ", pos_weight", "target": "(target.dense() > 0)", "reduced": "losses.mean()"}
+
+
+@pytest.mark.parametrize("made", ["", "()"], ids=["class", "instance"])
+@pytest.mark.parametrize("form", [ORDINARY, OURS], ids=["two arguments", "three"])
+def test_what_a_loss_counts_is_saved_and_a_run_in_parts_equals_a_whole_one(experiment, form, made):
+    text = COUNTING.format(**form, made=made)
+    if made:  # an instance is on record with its numbers
+        text = text.replace("torch.rand(2)", "torch.ones(2)")
+    tiny = experiment(text=text, epochs=4)
+    saved = {}
+    for run in ("whole", "parts"):
+        if run == "parts":
+            tiny.train(run_name=run, epochs=2)
+        result = tiny.train(run_name=run)
+        saved[run] = torch.load(result.checkpoint.with_name("latest.pt"), weights_only=True)
+    # neither the trial before training nor validation counts
+    assert saved["whole"]["criterion"]["calls"] == saved["parts"]["criterion"]["calls"] == 4 * 3
+    drawn = [saved[run]["criterion"]["drawn"] for run in saved]
+    assert torch.equal(*drawn)
+    for name, tensor in saved["whole"]["model"].items():
+        assert torch.equal(tensor, saved["parts"]["model"][name])
+
+
+def test_a_loss_that_keeps_something_else_by_now_is_refused(experiment):
+    tiny = experiment(text=COUNTING.format(**ORDINARY, made=""))
+    tiny.train()
+    changed = COUNTING.format(**ORDINARY, made="").replace("torch.rand(2)", "torch.rand(3)")
+    tiny.add(changed)
+    with pytest.raises(UserError, match=r"its criterion kept something else \(1 of 2 .*'drawn'"):
+        tiny.train(epochs=3)
+
+
+def test_parameters_of_a_loss_that_nobody_trains_are_told(experiment, capsys):
+    text = COUNTING.format(**ORDINARY, made="")
+    text = text.replace('self.reduction = "mean"', "self.scale = nn.Parameter(torch.ones(()))")
+    text = text.replace('reduction="none")', 'reduction="none") * self.scale')
+    experiment(text=text).train()
+    assert "criterion Counting has parameters, which are not trained" in capsys.readouterr().err
