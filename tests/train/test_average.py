@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.infer.network import load_network
+from common.infer.network import load_checkpoint
 from common.train import average, checkpoint
 from common.train.run import prepare
 from common.train.steps import validate
@@ -93,7 +93,7 @@ def test_the_average_validates_is_the_best_and_predicts(experiment):
     result = tiny.train(ema_decay=0.9, epochs=1)
     config = tiny.config(ema_decay=0.9)
     saved = checkpoint.load(result.checkpoint, config.classes)
-    network = load_network(config).forward.args[0]
+    network = load_checkpoint(config, result.checkpoint, saved).forward.args[0]
     assert same(network.state_dict(), average.averaged_weights(saved))
     # validated once more, with the weights as they predict and as they are trained
     losses = []
@@ -132,7 +132,7 @@ def test_a_checkpoint_from_before_there_were_averages_goes_on(experiment):
     del saved["ema"], saved["settings"]["ema_decay"]
     torch.save(saved, path)
     assert tiny.train(epochs=3).epochs == 3
-    load_network(tiny.config(), str(path))
+    load_checkpoint(tiny.config(), path, saved)
 
 
 def test_a_run_that_starts_from_a_checkpoint_takes_its_average(experiment):
