@@ -182,11 +182,12 @@ def figures_of(runs: Sequence[dict[str, Any]], classes: Sequence[str]) -> list[s
 def measured(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The one event of a run: what it came to."""
     from bench import contestants
+    from bench.case import settings_of_run
     from bench.whole_crop import predict_crops
 
     path = Path(task["experiment"])
     overrides, objects = with_objects(task["overrides"])
-    settings = contestants.settings_of_run(
+    settings = settings_of_run(
         Path(task["folder"]),
         data_path=task["data"],
         cache_path=task["cache"],

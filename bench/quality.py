@@ -6,12 +6,12 @@
     python bench/quality.py --quick
 
 Prints IoU at probability 0.5 on the whole of the crops that validate, after each number of minutes
-of training, and what was trained. Each contestant (see `bench/contestants.py`) is a process of its
-own; on a CPU it has one core to itself, and as many run at once as there are cores, the rest
-after them. On a GPU one runs at a time. The clock counts training alone: neither imports, decoding
-and building, nor what is predicted and scored for the table. Where a learning rate follows a
-schedule, it ends with the last minute. `--quick` takes a minute, on tissue that is drawn: whether
-all of this works, not how good anything is.
+of training, and what was trained. Each contestant (see `bench/contestants.py`, `bench/peers.py`) is
+a process of its own; on a CPU it has one core to itself, and as many run at once as there are
+cores, the rest after them. On a GPU one runs at a time. The clock counts training alone: neither
+imports, decoding and building, nor what is predicted and scored for the table. Where a learning
+rate follows a schedule, it ends with the last minute. `--quick` takes some minutes, on tissue that
+is drawn: it shows whether all of this works, not how good anything is.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def able(options: argparse.Namespace) -> list[str]:
 
 
 def job(options: argparse.Namespace, scratch: Path, contestant: str, seed: int) -> Job:
-    from bench.contestants import Case
+    from bench.case import Case
 
     case = Case(
         contestant=contestant,
@@ -161,8 +161,8 @@ def measured(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The events of one contestant with one seed: a mark each, and its objects at the end."""
     import torch
 
+    from bench.case import Case
     from bench.contestants import CONTESTANTS as functions
-    from bench.contestants import Case
     from bench.whole_crop import of_experiment, predict_crops, thresholded
 
     case = Case(**task | {"minutes": tuple(task["minutes"])})

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from bench import contestants, quality
-from bench.contestants import Case, Clock
+from bench import case, contestants, peers, quality
+from bench.case import Case, Clock
 from bench.drawn import write_tissue
 from bench.side_by_side import Job, Outcome
 from bench.whole_crop import predict_crops, thresholded
@@ -50,7 +50,7 @@ def test_training_in_segments_is_the_training_of_train(experiment, monkeypatch):
 
 def test_the_clock_stands_still_between_marks(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(contestants.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(case.time, "perf_counter", lambda: now[0])
     clock = Clock()
     clock.start(10)
     now[0] = 4.0
@@ -114,9 +114,9 @@ def case_of(tissue, tmp_path, contestant="monai") -> Case:
 def test_patches_of_peers_have_raw_and_labels_of_the_same_place(tissue, tmp_path):
     """Membranes are drawn dark, and two voxels wide."""
     case = case_of(tissue, tmp_path)
-    config = contestants.config_of_peer(case, contestants.build_basic_unet)
+    config = peers.config_of_peer(case, peers.build_basic_unet)
     crops = loaders.open_data(config).train
-    raw, target = next(contestants.patches(config, crops, case, positive_fraction=0.5))
+    raw, target = next(peers.patches(config, crops, case, positive_fraction=0.5))
     assert raw.shape == (2, 1, 32, 32, 32)
     assert target.shape == (2, 2, 32, 32, 32)
     is_pm = target[:, :1] == 1
@@ -148,7 +148,7 @@ def test_a_loss_at_several_scales_is_the_mean_of_them_weighted_by_half():
     outputs = [torch.randn(1, 2, n, n, n, generator=random) for n in (8, 4, 2)]
     halved = torch.nn.functional.interpolate(target, (4, 4, 4))
     expected = (2 * bce_dice(outputs[0], target) + bce_dice(outputs[1], halved)) / 3
-    assert contestants.deeply_supervised(outputs, target) == pytest.approx(float(expected))
+    assert peers.deeply_supervised(outputs, target) == pytest.approx(float(expected))
 
 
 def outcome(contestant: str, seed: int, pm: float, problem: str = "") -> Outcome:
