@@ -157,38 +157,45 @@ def spoil_sections(block: Tensor, defects: Defects, unit: float) -> Tensor:
     """
     if defects.uneven is None and defects.missing is None:
         return block
-    highest = 255.0 if block.dtype == torch.uint8 else 1.0
-    values = block.float()
     if defects.uneven is not None:
-        values = _uneven(values, defects.uneven, unit)
+        block = _uneven(block, defects.uneven, unit)
     if defects.missing is not None:
-        values = _without_sections(values, defects.missing)
-    values = values.clamp(0, highest)
-    # a grey value of 255 more or less is a tenth of the noise of EM
-    return values.round().to(block.dtype) if block.dtype == torch.uint8 else values
+        block = _without_sections(block, defects.missing)
+    return block
 
 
-def _uneven(values: Tensor, uneven: UnevenSections, unit: float) -> Tensor:
+def _uneven(block: Tensor, uneven: UnevenSections, unit: float) -> Tensor:
     """Change contrast and brightness of each section."""
     random = _generator(uneven.seed)
-    sections = len(values)
+    sections = len(block)
+    values = block.float()
     factors = random.uniform(uneven.contrast[0], uneven.contrast[1], sections)
     added = random.uniform(uneven.brightness[0], uneven.brightness[1], sections) * unit
     added *= random.choice([-1, 1], sections)
     means = values.mean((1, 2), keepdim=True)
-    return (values - means) * _column(factors, values) + means + _column(added, values)
+    contrast = _column(factors, values)
+    # about the mean of the section
+    values = values.mul_(contrast) if values is not block else values * contrast
+    values.add_(means * (1 - contrast) + _column(added, values))
+    if block.dtype == torch.uint8:
+        # half a grey value more or less is a tenth of the noise of EM
+        return values.round_().clamp_(0, 255).to(torch.uint8)
+    return values.clamp_(0, 1)
 
 
-def _without_sections(values: Tensor, missing: MissingPlanes) -> Tensor:
+def _without_sections(block: Tensor, missing: MissingPlanes) -> Tensor:
     """Set sections to black or to the mean of the block."""
-    sections = len(values)
+    sections = len(block)
     number = min(missing.number, sections)
     lost = _generator(missing.seed).choice(sections, number, replace=False)
-    fill = values.mean() if missing.fill == "mean" else 0.0
-    values = values.clone()
+    fill = 0.0
+    if missing.fill == "mean":
+        fill = float(block.float().mean())
+        fill = round(fill) if block.dtype == torch.uint8 else fill
+    block = block.clone()
     for z in lost.tolist():
-        values[z] = fill
-    return values
+        block[z] = fill
+    return block
 
 
 def _generator(seed: int) -> np.random.Generator:

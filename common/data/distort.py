@@ -141,17 +141,18 @@ class Reading:
     def positions(self, affine: np.ndarray, shape: Sequence[int], device: torch.device) -> Tensor:
         """Return (3, *shape) float32: where each patch voxel is read, in voxels of the block."""
         places = _affine_positions(affine, shape, device)
-        block_nm = torch.tensor(self.block_nm, dtype=torch.float32, device=device)
         if self.distortion.field is not None:
-            field = field_nm(self.distortion.field, shape, self.patch_nm, device)
-            places += field / block_nm[:, None, None, None]
+            places += field_voxels(
+                self.distortion.field, shape, self.patch_nm, self.block_nm, device=device
+            )
         middle = affine @ [*(np.array(shape) - 1) / 2, 1]
-        z_nm = (places[0] - middle[0]) * block_nm[0]
         for sections in (self.distortion.shift, self.distortion.slip):
             if sections is not None:
-                moved = (z_nm >= sections.first_nm) & (z_nm < sections.last_nm)
+                first, last = np.array([sections.first_nm, sections.last_nm]) / self.block_nm[0]
+                moved = (places[0] >= middle[0] + first) & (places[0] < middle[0] + last)
                 for axis in (1, 2):
-                    places[axis] += moved * (sections.move_nm[axis] / self.block_nm[axis])
+                    move = float(sections.move_nm[axis] / self.block_nm[axis])
+                    places[axis].add_(moved, alpha=move)
         return places
 
 
@@ -198,17 +199,23 @@ def resample_nearest(
     return rows
 
 
-def field_nm(
-    field: ElasticField, shape: Sequence[int], voxel_nm: Sequence[float], device: torch.device
+def field_voxels(
+    field: ElasticField,
+    shape: Sequence[int],
+    patch_nm: Sequence[float],
+    block_nm: np.ndarray,
+    *,
+    device: torch.device,
 ) -> Tensor:
-    """Return (3, *shape) float32: the displacement (nm) at the voxels of a patch."""
+    """Return (3, *shape) float32: the displacement at the voxels of a patch, in block voxels."""
     matrices = []
     for axis, n in enumerate(shape):
         points = field.control.shape[1 + axis]
-        offsets = (np.arange(n) - (n - 1) / 2) * voxel_nm[axis]
+        offsets = (np.arange(n) - (n - 1) / 2) * patch_nm[axis]
         matrices.append(_spline(offsets / field.spacing[axis] + (points - 1) / 2, points))
-    control = torch.from_numpy(field.control).to(device, torch.float32)
-    return along_axes(control, matrices)
+    # divided before it is interpolated, of a hundred points instead of a million voxels
+    control = torch.from_numpy(field.control / block_nm[:, None, None, None])
+    return along_axes(control.to(device, torch.float32), matrices)
 
 
 def _spline(at: np.ndarray, points: int) -> np.ndarray:
@@ -231,9 +238,10 @@ def _affine_positions(affine: np.ndarray, shape: Sequence[int], device: torch.de
 def _nearest(block: Tensor, places: Tensor) -> Tensor:
     """Take the nearest voxel of a block (z, y, x) of integers; 0 outside of it, int32."""
     # halves go up, whatever the rounding error, as in `augment.AxisStep.voxel`
-    voxels = torch.floor(places + (0.5 + 1e-4)).long()
-    size = torch.tensor(block.shape, device=block.device)[:, None, None, None]
-    inside = ((voxels >= 0) & (voxels < size)).all(dim=0)
-    voxels = torch.minimum(voxels.clamp_(min=0), size - 1)
-    z, y, x = voxels
-    return block[z, y, x].to(torch.int32) * inside
+    voxels = (places + (0.5 + 1e-4)).floor_()
+    inside = torch.ones(places.shape[1:], dtype=torch.bool, device=block.device)
+    index = torch.zeros(places.shape[1:], dtype=torch.long, device=block.device)
+    for along, size in zip(voxels, block.shape, strict=True):
+        inside &= (along >= 0) & (along < size)
+        index.mul_(size).add_(along.clamp_(0, size - 1).long())
+    return block.take(index).to(torch.int32).mul_(inside)

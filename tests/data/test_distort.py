@@ -43,6 +43,10 @@ def splines(field: ElasticField) -> np.ndarray:
     return values
 
 
+def field_nm(field: ElasticField) -> torch.Tensor:
+    return distort.field_voxels(field, SHAPE, PATCH_NM, np.ones(3), device=CPU)
+
+
 def places(affine: np.ndarray, field: ElasticField) -> np.ndarray:
     at = np.tensordot(affine[:, :3], np.indices(SHAPE), 1) + affine[:, 3].reshape(3, 1, 1, 1)
     return at + splines(field) / TAKEN.reshape(3, 1, 1, 1)
@@ -54,7 +58,7 @@ def places(affine: np.ndarray, field: ElasticField) -> np.ndarray:
 @pytest.mark.parametrize("spacing", [30.0, 80.0, 1000.0])
 def test_the_field_is_made_of_cubic_b_splines(spacing):
     field = drawn(kind=elastic(10, spacing))
-    found = distort.field_nm(field, SHAPE, PATCH_NM, CPU)
+    found = field_nm(field)
     np.testing.assert_allclose(found, splines(field), atol=1e-3)
 
 
@@ -63,7 +67,7 @@ def test_a_constant_lattice_moves_everything_alike():
     for spacing in (8.0, 29.0, 90.0):
         field = drawn(kind=elastic(3, spacing))
         constant = ElasticField(np.full_like(field.control, 7), field.spacing)
-        found = distort.field_nm(constant, SHAPE, PATCH_NM, CPU)
+        found = field_nm(constant)
         torch.testing.assert_close(found, torch.full_like(found, 7))
 
 
@@ -82,13 +86,13 @@ def test_the_largest_amplitude_that_is_taken_does_not_fold():
 
 
 def test_moves_average_out_to_a_fifth_of_the_amplitude():
-    fields = [distort.field_nm(drawn(seed), SHAPE, PATCH_NM, CPU) for seed in range(100)]
+    fields = [field_nm(drawn(seed)) for seed in range(100)]
     assert 0.17 < float(torch.stack(fields).std()) / 30 < 0.22
 
 
 def test_an_axis_of_amplitude_0_stays():
     kind = Elastic(1.0, (0.0, 20.0, 20.0), (80.0,) * 3)
-    found = distort.field_nm(drawn(kind=kind), SHAPE, PATCH_NM, CPU)
+    found = field_nm(drawn(kind=kind))
     assert not found[0].any() and found[1].any() and found[2].any()
 
 
