@@ -18,6 +18,7 @@ from bench.case import Case, Clock, Snapshot
 from bench.side_by_side import REPOSITORY
 from common.config.load import load_config
 from common.config.settings import TrainConfig
+from common.score.whole_crops import of_run
 from common.train import logs
 from common.train.run import Setup, prepare, run_epochs
 from common.train.steps import State
@@ -90,7 +91,7 @@ def train_until(config: TrainConfig, marks: Sequence[float]) -> Iterator[Snapsho
 
 def start(config: TrainConfig) -> tuple[Setup, State]:
     """What a run needs, and its state; it does not validate."""
-    setup, state = prepare(config)
+    setup, state = prepare(config, of_run)
     return replace(setup, validation=None), state
 
 

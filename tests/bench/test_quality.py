@@ -184,6 +184,15 @@ def test_tables_and_files_have_mean_and_range_and_what_failed(tmp_path, capsys):
     assert (tmp_path / "q.png").stat().st_size > 10_000
 
 
+def test_an_experiment_that_scores_whole_crops_is_trained_too(experiment):
+    """Its validation is no training: it is left out, whatever it is by."""
+    scored = {"validation_score_every": 1, "best_metric": "challenge"}
+    config = experiment(**scored).config()
+    [snapshot] = contestants.train_until(config, [float("inf")])
+    assert snapshot.steps == 6
+    assert not (config.path("model_save_path") / "best.pt").exists()
+
+
 @pytest.mark.slow
 def test_the_command_trains_and_scores(tmp_path):
     pytest.importorskip("monai")
