@@ -1,6 +1,11 @@
 """Gather the runs of all experiments in one TensorBoard; see common/runs/unite.py."""
 
-from common.runs.unite import main
+import sys
 
 if __name__ == "__main__":
-    main()
+    try:
+        from common.runs.unite import main
+
+        main()
+    except KeyboardInterrupt:  # also while libraries are imported
+        sys.exit(130)

@@ -523,10 +523,21 @@ class Batches:
             # torch's own, and those of a connection that breaks while a sample is handed over
             except (RuntimeError, OSError, EOFError) as error:
                 ended = _exit_code(getattr(iterator, "_workers", ()), error)
-                if not ended and not isinstance(error, ConnectionError | EOFError):
+                if ended or isinstance(error, ConnectionError | EOFError):
+                    raise WorkerLost(_how_a_worker_ended(ended)) from error
+                if not isinstance(error, OSError):
                     raise
-                raise WorkerLost(_how_a_worker_ended(ended)) from error
+                raise WorkerLost(self._unreadable(error)) from error
             yield self.on_device(pieces)
+
+    def _unreadable(self, error: OSError) -> str:
+        """A sentence about samples that the system did not read, here or in a live worker."""
+        # torch puts a worker's whole traceback into the message
+        reason = str(error).strip().splitlines()[-1]
+        return (
+            f"{self.blocks.crops[0].folder.parent}: decoded crops cannot be read ({reason}); see "
+            "that the disk of cache_path is there, and run the same command again"
+        )
 
     def _check_shared_memory(self, start: int, stop: int) -> None:
         """Raise UserError if the batches that workers read ahead do not fit into shared memory.
@@ -535,7 +546,10 @@ class Batches:
         """
         if not SHARED_MEMORY.is_dir():
             return
-        piece = self.blocks[start]
+        try:
+            piece = self.blocks[start]
+        except OSError as error:
+            raise WorkerLost(self._unreadable(error)) from error
         batch = self.batch_size * (piece.raw.nbytes + piece.labels.nbytes)
         batches = -(-(stop - start) // self.batch_size)
         needed = batch * min(READ_AHEAD * self.num_workers, batches)
@@ -643,9 +657,15 @@ def _keeping_its_handler_of_dead_children() -> Iterator[None]:
 
 def _exit_code(workers: Sequence[Any], error: Exception) -> int:
     """Return the exit code of a worker that ended badly, 0 if none did; `error` came of it."""
-    if isinstance(error, OSError | EOFError):
+    text = str(error)
+    is_told = "in DataLoader worker" in text
+    breaks = isinstance(error, OSError | EOFError) or "ancdata" in text or "shared memory" in text
+    if workers and breaks and not is_told:
         # a process closes its connections a moment before it is gone
-        multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=5)
+        sentinels = {worker.sentinel: worker for worker in workers}
+        for sentinel in multiprocessing.connection.wait(list(sentinels), timeout=5):
+            # and is waited for a moment after its sentinel is closed
+            sentinels[sentinel].join(5)
     return next((worker.exitcode for worker in workers if worker.exitcode), 0)
 
 

@@ -581,8 +581,27 @@ def test_a_worker_that_is_killed_ends_with_a_sentence(crop, number, advice):
     next(stream)
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, number)
-    with pytest.raises(WorkerLost, match=rf"{number.name}.*{advice}|handed one over.*num_workers"):
+    with pytest.raises(WorkerLost, match=rf"{number.name}.*{advice}"):
         list(stream)
+
+
+@pytest.mark.parametrize(("workers", "here"), [(0, True), (1, True), (1, False)])
+def test_a_disk_that_is_gone_is_said_in_a_sentence(crop, monkeypatch, workers, here):
+    """Here and in a worker that lives on, whose traceback torch puts into the message."""
+    cut = loaders.sampling.cut
+
+    def gone(*arguments: object) -> object:
+        if not here and multiprocessing.parent_process() is None:
+            return cut(*arguments)
+        raise OSError(5, "Input/output error", "raw.npy")
+
+    monkeypatch.setattr(loaders.sampling, "cut", gone)
+    with pytest.raises(WorkerLost) as told:
+        list(batches([crop], workers=workers).between(0, 4))
+    text = str(told.value)
+    assert text.startswith(f"{crop.folder.parent}: decoded crops cannot be read (")
+    assert "[Errno 5] Input/output error: 'raw.npy'); see" in text
+    assert "Traceback" not in text and "\n" not in text
 
 
 def test_shared_memory_that_others_fill_meanwhile_ends_with_a_sentence(crop, monkeypatch):

@@ -33,6 +33,30 @@ def trained(monkeypatch):
 # Help
 
 
+@pytest.mark.parametrize(
+    ("script", "imported"),
+    [
+        ("cellmap_segmentation_challenge/__main__.py", "common.shell.cli"),
+        ("unite_tensorboards.py", "common.runs.unite"),
+    ],
+)
+def test_ctrl_c_while_libraries_are_imported_leaves_no_trace(script, imported):
+    text = f"""
+import runpy, sys
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == {imported!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+runpy.run_path({script!r}, run_name="__main__")
+"""
+    words = [sys.executable, "-c", text]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "", "")
+
+
 def test_the_module_is_the_command_line():
     words = [sys.executable, "-m", "cellmap_segmentation_challenge", "--help"]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
