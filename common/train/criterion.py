@@ -21,7 +21,8 @@ import functools
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,21 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
         # what it counts in training must not change the setting, which is on record
         loss = copy.deepcopy(loss).to(device)
     criterion = loss if takes_pos_weight(loss) else OrdinaryLoss(loss)
+    with state_kept(criterion):
+        try_out(criterion, config, device)
+    return criterion
+
+
+@contextmanager
+def state_kept(criterion: Criterion) -> Iterator[None]:
+    """Context manager: what a loss counts while it is tried out is forgotten afterwards."""
     module = module_of(criterion)
     before = copy.deepcopy(module.state_dict()) if module else {}
-    try_out(criterion, config, device)
-    if module:
-        module.load_state_dict(before)
-    return criterion
+    try:
+        yield
+    finally:
+        if module:
+            module.load_state_dict(before)
 
 
 def module_of(criterion: Criterion) -> nn.Module | None:
@@ -336,12 +346,15 @@ def unusual(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
     name = f"{config.folder}: criterion = {_name(criterion)}"
     sentences = []
     try:
-        if not trial.settled():
+        with state_kept(criterion):
+            settled = trial.settled()
+            fails_without_labels = trial.fails_without_labels()
+        if not settled:
             sentences.append(
                 f"{name}: changes on for logits from 8 to 16 that are right, as if they were no "
                 f"logits: {LOGITS}"
             )
-        if trial.fails_without_labels():
+        if fails_without_labels:
             sentences.append(
                 f"{name}: is not finite where nothing of a patch is known, which ends the run; let "
                 "it give 0 * logits.sum() there"
