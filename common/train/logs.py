@@ -112,6 +112,8 @@ def _log_validation(
     tracker.scalars(per_class, state.iteration)
     for name, image in scores.images.items():
         tracker.image(f"raw, target, prediction/{name}", image, state.iteration)
+    for name, image in scores.slices.items():
+        tracker.image(f"whole crop/{name}", image, state.iteration)
     columns = {"validation/loss": scores.loss}
     for name, mean in means.items():
         columns[f"validation/{name}"] = mean

@@ -222,7 +222,9 @@ class Scores:
     predicted above probability 0.5. The four are NaN for a class without a positive or without a
     negative voxel."""
     images: dict[str, np.ndarray]
-    """RGB image (y, x, 3) uint8 by class, of its fixed blocks; and by crop, of a whole slice."""
+    """RGB image (y, x, 3) uint8 by class, of its fixed blocks."""
+    slices: dict[str, np.ndarray] = field(default_factory=dict)
+    """RGB image (y, x, 3) uint8 by crop, of a slice through all of it."""
     whole: WholeCropScore | None = None
     """The challenge's score of whole crops, in the epochs that have one."""
     judged: float = math.nan
@@ -448,7 +450,8 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
         whole=whole,
         loss=float(loss / known.clamp(min=1)),
         per_class=per_class,
-        images=panels.images() | {whole.title: whole.image() for whole in slices},
+        images=panels.images(),
+        slices={whole.title: whole.image() for whole in slices},
     )
 
 

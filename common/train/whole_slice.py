@@ -58,7 +58,7 @@ class WholeSlice:
     @property
     def title(self) -> str:
         """Name of the picture."""
-        return f"whole {self.name.replace('/', ' ')}"
+        return self.name.replace("/", " ")
 
     def take(
         self, sample: Sample, raw: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor
@@ -134,7 +134,9 @@ class WholeSlice:
 
 def slices_of(blocks: Blocks, number: int, classes: Sequence[str]) -> list[WholeSlice]:
     """A slice of each of the first validation crops, at most `number` of them."""
-    return [WholeSlice(blocks, crop, classes) for crop in range(min(number, len(blocks.crops)))]
+    if not number:
+        return []
+    return [WholeSlice(blocks, crop, classes) for crop in range(len(blocks.crops))[:number]]
 
 
 def take(

@@ -60,15 +60,14 @@ def test_a_slice_holds_raw_truth_and_prediction_of_the_crop(experiment, monkeypa
     for channel, name in enumerate(CLASSES):
         logits = open_levels(folder / name)[0].read((12, 0, 0), (13, 24, 24))[0]
         np.testing.assert_allclose(whole.probability[channel], expit(logits), atol=1e-3)
-    assert list(scores.images)[-1] == "whole tiny crop3"
-    assert scores.images["whole tiny crop3"].dtype == np.uint8
+    assert list(scores.slices) == ["tiny crop3"] and scores.slices["tiny crop3"].dtype == np.uint8
 
 
 def test_what_no_block_has_shown_is_told_from_what_is_there(experiment, monkeypatch):
     tiny = experiment(validation_batch_limit=1, batch_size=1)
     whole, scores = whole_of(tiny, monkeypatch)
     assert 0 < whole.seen.mean() < 1 or not whole.seen.any()
-    image = scores.images[whole.title]
+    image = scores.slices[whole.title]
     assert (image == figures.GAP_RGB).all(-1).mean() > 0.2
 
 
@@ -86,7 +85,7 @@ def test_no_crop_is_shown_if_none_is_asked_for(experiment):
     tiny = experiment(figure_crops=0)
     setup, state = run.prepare(tiny.config())
     scores = validate(state, setup.method, setup.validation, lambda: False)
-    assert not any(name.startswith("whole") for name in scores.images)
+    assert scores.images and not scores.slices
 
 
 def test_a_continued_run_may_show_other_crops(experiment):
