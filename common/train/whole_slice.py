@@ -149,6 +149,8 @@ def take(
     logits: torch.Tensor,
 ) -> None:
     """Give the blocks of a batch, from number `first` on, to all slices; see `WholeSlice.take`."""
+    if not wholes:
+        return
     assert not isinstance(blocks.samples, Sampler), "validation has a list of blocks"
     for number, sample in enumerate(blocks.samples[first : first + len(raw)]):
         for whole in wholes:
