@@ -27,6 +27,9 @@ WIDTH = 16
 NORM_GROUPS = 8
 """Groups of a group norm, as in MONAI's SegResNet."""
 
+FINE_FEATURES = 8
+"""Channels at the voxels of raw of a network with a stem: one block of AVX2's float32."""
+
 SMALLEST_FEATURE_MAP = 4
 """Voxels on an axis at the lowest level, as nnU-Net plans them (Isensee et al. 2021)."""
 
@@ -162,36 +165,55 @@ class ResEnc(nn.Module):
             dsdepth=len(plan.pools) if deep_supervision else 1,
             resolution=plan.resolution,
         )
-        self.stem: nn.Module = nn.Identity()
-        self.head: nn.Module = nn.Identity()
         if has_stem:
-            self.stem = nn.Conv3d(1, plan.width // 2, plan.stem, plan.stem)
             # the last level's own output would be on its large voxels
             cast(nn.ModuleDict, layers.up_layers[-1])["head"] = nn.Identity()
-            self.head = _finest(plan, classes)
+        self.ends = Ends(plan, classes, norm) if has_stem else None
         self.layers: nn.Module = layers
 
     def forward(self, raw: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Logits of raw; UserError for a size that the network does not take."""
         _refuse_other_sizes(raw.shape[2:], self.plan.step)
-        outputs = self.layers(self.stem(raw))
+        if self.ends is None:
+            return self.layers(raw)
+        fine = self.ends.look(raw)
+        outputs = self.layers(self.ends.down(fine))
         if isinstance(outputs, torch.Tensor):
-            return self.head(outputs)
-        return [self.head(outputs[0]), *outputs[1:]]
+            return self.ends.finest(outputs, fine)
+        return [self.ends.finest(outputs[0], fine), *outputs[1:]]
 
 
-def _finest(plan: Plan, classes: int) -> nn.Module:
-    """From features of the first level to logits at the voxels of raw.
+class Ends(nn.Module):
+    """What a network with a stem computes at the voxels of raw: few features, without blocks.
 
-    A transposed convolution with the kernel of its stride is a pixel shuffle: each voxel gives its
-    parts without looking at its neighbours, which the blocks have done.
+    They go down into the first level, and beside what comes back up into the output: a boundary of
+    two voxels is seen at once by them, and late by what passed through voxels twice as large.
     """
-    features = plan.width // 2
-    return nn.Sequential(
-        nn.ConvTranspose3d(plan.width, features, plan.stem, plan.stem),
-        nn.ReLU(inplace=True),
-        nn.Conv3d(features, classes, 1),
-    )
+
+    def __init__(self, plan: Plan, classes: int, norm: str):
+        super().__init__()
+        from monai.networks.layers.utils import get_norm_layer
+
+        # along an axis that is not halved yet voxels are long, and neighbours far
+        kernel = _axes([3 if stride > 1 else 1 for stride in plan.stem])
+        padding = _axes([size // 2 for size in kernel])
+        self.look = nn.Sequential(
+            nn.Conv3d(1, FINE_FEATURES, kernel, padding=padding, bias=False),
+            get_norm_layer(_norm(norm, FINE_FEATURES), 3, FINE_FEATURES),
+            nn.ReLU(inplace=True),
+        )
+        self.down = nn.Conv3d(FINE_FEATURES, plan.width // 2, plan.stem, plan.stem)
+        # with the kernel of its stride each voxel gives its parts, as a pixel shuffle does
+        self.up = nn.Sequential(
+            nn.ConvTranspose3d(plan.width, FINE_FEATURES, plan.stem, plan.stem, bias=False),
+            get_norm_layer(_norm(norm, FINE_FEATURES), 3, FINE_FEATURES),
+            nn.ReLU(inplace=True),
+        )
+        self.output = nn.Conv3d(2 * FINE_FEATURES, classes, 1)
+
+    def finest(self, features: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
+        """Logits at the voxels of raw, from features of the first level and those of `look`."""
+        return self.output(torch.cat([self.up(features), fine], dim=1))
 
 
 def _norm(norm: str, width: int) -> str | tuple[str, dict[str, int]]:

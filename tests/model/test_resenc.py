@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from monai.networks.nets.segresnet_ds import scales_for_resolution
 
 from common.classes import TESTED
+from common.data.sampling import Patch
 from common.errors import UserError
+from common.infer.window import find_window
 from common.model.forward import ForwardPass
 from common.model.resenc import build_resenc, plan_resenc
-from common.model.shapes import Shapes
+from common.model.shapes import Shapes, parameters_of_outputs
 from common.runtime import Precision
+from common.train.optim import start_output_at
 
 FORWARD = ForwardPass(Precision("fp32", "cpu"), channels_last=False)
 
@@ -123,3 +128,57 @@ def test_a_size_that_is_not_taken_is_told_with_the_nearest():
     model = build_resenc(["mito"], 8, (32, 32, 32))
     with pytest.raises(UserError, match=r"multiples of \(8, 8, 8\) .*write 32 or 40"):
         model(torch.rand(1, 1, 32, 36, 32))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("deep", [False, True])
+def test_every_output_can_start_at_the_frequency_of_its_classes(stride, deep):
+    torch.manual_seed(0)
+    model = build_resenc(
+        ["mito", "er"], 8, (16, 16, 16), stem_stride=stride, width=8, deep_supervision=deep
+    )
+    prior = np.array([-3.0, 1.0], np.float32)
+    outputs = parameters_of_outputs(model, FORWARD.outputs, (16, 16, 16))
+    start_output_at(model, prior, outputs)
+    for output in FORWARD.outputs(model, torch.rand(1, 1, 16, 16, 16)):
+        assert output.mean((0, 2, 3, 4)).tolist() == pytest.approx(prior.tolist(), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("scale", "shape", "step"),
+    [(8, (8, 16, 16), (2, 2, 2)), ((50, 4.6, 4.6), (4, 16, 16), (1, 4, 4))],
+)
+def test_windows_grow_by_the_step_of_the_plan(scale, shape, step):
+    model = build_resenc(["mito"], scale, shape, width=8)
+    assert model.plan.step == step
+    patch = Patch(shape, (8, 8, 8))
+    window = find_window(Shapes(model, FORWARD), patch, patch)
+    assert window.steps == tuple((voxels, voxels) for voxels in step)
+
+
+@pytest.mark.parametrize("norm", ["group", "instance", "batch"])
+def test_far_from_its_border_a_larger_window_agrees_only_with_batch_norm(norm):
+    """The others normalise by the mean and deviation of the window."""
+    torch.manual_seed(0)
+    model = build_resenc(["mito"], 8, (16, 16, 16), width=8, norm=norm)
+    FORWARD(model.train(), torch.rand(2, 1, 16, 16, 16))
+    model.eval()
+    assert model.plan.step == (4, 4, 4)
+    # what a voxel sees: 1 + 2 convolutions, then 4, 4 at half and a quarter, then 2 a level back
+    margin = 48
+    raw = torch.rand(1, 1, 16, 16, 2 * margin + 8) * torch.linspace(0.2, 1, 2 * margin + 8)
+    with torch.no_grad():
+        whole = FORWARD(model, raw)[..., margin : margin + 8]
+        larger = FORWARD(model, torch.nn.functional.pad(raw, (0, 16), value=0.5))
+    agrees = torch.allclose(whole, larger[..., margin : margin + 8], atol=1e-5)
+    assert agrees == (norm == "batch")
+
+
+def test_a_checkpoint_is_read_by_a_network_that_is_built_again():
+    torch.manual_seed(0)
+    options = {"stem_stride": 2, "width": 8, "deep_supervision": True}
+    first = build_resenc(["mito"], 8, (16, 16, 16), **options)
+    second = build_resenc(["mito"], 8, (16, 16, 16), **options)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    raw = torch.rand(1, 1, 16, 16, 16)
+    assert torch.equal(first.eval()(raw), second.eval()(raw))
