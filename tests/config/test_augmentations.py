@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from bench.show_augmentations import SHAPE, STRONG
 from common.config.augmentations import (
     KINDS,
     Augmentations,
@@ -42,6 +43,12 @@ def test_every_kind_is_read_with_its_defaults():
     assert kinds.blur.sigma_nm == (8, 8) and kinds.sharpen.amount == (0.5, 1.5)
     assert kinds.cutout.number == (2, 2) and kinds.missing_sections.fill == "mean"
     assert kinds.scale.probability == 1.0 and kinds.scale.isotropic
+
+
+def test_the_picture_shows_every_kind():
+    assert set(STRONG) == set(KINDS)
+    info = {"shape": SHAPE, "scale": (10.0, 10.0, 10.0)}
+    assert augmentation_problems(STRONG, info) == []
 
 
 def test_none_is_on_by_default_and_one_of_probability_0_is_off():
