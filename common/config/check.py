@@ -354,6 +354,11 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
     if values.get("scheduler_kwargs") and not values.get("scheduler"):
         given = values["scheduler_kwargs"]
         problems.append(f"scheduler_kwargs = {given} without a scheduler; set scheduler too")
+    if values.get("init_logit_rms") and not values.get("init_output_to_prior", True):
+        problems.append(
+            f"init_logit_rms = {values['init_logit_rms']} with init_output_to_prior = False, which "
+            "leaves the output layer as it is; leave one of them out"
+        )
     if values.get("scheduler_step") == "iteration" and not values.get("scheduler"):
         problems.append("scheduler_step = 'iteration' without a scheduler; set scheduler too")
     weights = values.get("class_sampling_weights")

@@ -179,6 +179,10 @@ class TrainConfig:
     to catch its few voxels."""
     init_output_to_prior: bool = True
     """Initialise the output layer so that the first prediction is the frequency of each class."""
+    init_logit_rms: Annotated[float, NotNegative] = 0.0
+    """With init_output_to_prior: root mean square, over the first batch, of what the weights of the
+    output layer make of its input, to which they are scaled, such as 1.0; the bias makes up for the
+    mean. 0 multiplies these weights by 0.01 instead."""
     max_grad_norm: Annotated[float, NotNegative] = 0.0
     """Norm to which the gradient of a step is clipped; 0 turns clipping off."""
     ema_decay: Annotated[float, BelowOne] = 0.0

@@ -124,12 +124,16 @@ def prior_logits(foreground: np.ndarray, background: np.ndarray, weights: np.nda
 
 @torch.no_grad()
 def start_output_at(
-    model: nn.Module, logits: np.ndarray, outputs: Sequence[Collection[str]] | None = None
+    model: nn.Module,
+    logits: np.ndarray,
+    outputs: Sequence[Collection[str]] | None = None,
+    *,
+    factor: float = 0.01,
 ) -> None:
     """Initialise a network so that each of its outputs predicts about `logits` everywhere.
 
     The logits become the bias of the last 1x1x1 convolution with one channel per class, and its
-    weights are multiplied by 0.01. Source: Lin et al. 2017, focal loss, section 4.1. Raises
+    weights are multiplied by `factor`. Source: Lin et al. 2017, focal loss, section 4.1. Raises
     UserError if there is no such layer with a bias.
 
     Args:
@@ -137,6 +141,7 @@ def start_output_at(
         logits: (classes,).
         outputs: for each output, the finest first, the names of the parameters that it depends on.
             Without it, there is one output that depends on all of them.
+        factor: on the weights of these layers.
     """
     layers = {n: m for n, m in model.named_modules() if _is_output(m, len(logits))}
     biases = {f"{n}.bias".lstrip("."): m.bias for n, m in layers.items() if m.bias is not None}
@@ -151,7 +156,7 @@ def start_output_at(
             "a bias ends the model; set init_output_to_prior = False"
         )
     for layer in layers.values():
-        layer.weight.mul_(0.01)
+        layer.weight.mul_(factor)
     for bias in biases.values():
         bias.zero_()
     for head in heads:
@@ -159,6 +164,48 @@ def start_output_at(
             # a residual block adds up two such layers: the last one carries the logits
             bias = biases[head[-1]]
             bias.copy_(torch.from_numpy(logits).to(bias))
+
+
+@torch.no_grad()
+def calibrate_output(
+    model: nn.Module,
+    logits: np.ndarray,
+    outputs: Sequence[Collection[str]],
+    *,
+    measure: Callable[[], list[torch.Tensor]],
+    rms: float,
+) -> None:
+    """Scale what the weights of the output layers add to `logits` to a root mean square of `rms`.
+
+    For each class by itself; the bias then makes up for the mean of it. The mean counts in the root
+    mean square: without normalisation it is far larger than the deviation from it, and a step that
+    changes all features alike moves it. After Mishkin and Matas 2016, all you need is a good init.
+
+    Args:
+        model: after `start_output_at` with factor 1, changed in place.
+        logits: (classes,), the bias.
+        outputs: as of start_output_at.
+        measure: gives the logits of each output for a batch, as the model is now.
+        rms: to reach.
+    """
+    bias = torch.from_numpy(logits).view(1, -1, 1, 1, 1)
+    seen: set[str] = set()
+    heads = []
+    for names in outputs:
+        layers = {n: m for n, m in model.named_modules() if _is_output(m, len(logits))}
+        own = [m for n, m in layers.items() if f"{n}.weight".lstrip(".") in set(names) - seen]
+        heads.append(own)
+        seen |= set(names)
+    for head, given in zip(heads, measure(), strict=True):
+        added = given.float() - bias.to(given.device)
+        size = added.square().mean((0, 2, 3, 4)).sqrt().clamp(min=1e-6)
+        for layer in head:
+            layer.weight.mul_((rms / size).view(-1, *[1] * (layer.weight.ndim - 1)))
+    for head, given in zip(heads, measure(), strict=True):
+        mean = (given.float() - bias.to(given.device)).mean((0, 2, 3, 4))
+        with_bias = [layer.bias for layer in head if layer.bias is not None]
+        if with_bias:
+            with_bias[-1].sub_(mean)
 
 
 def _is_output(module: nn.Module, classes: int) -> bool:

@@ -6,6 +6,8 @@ loop. One step and one validation are in `common.train.steps`.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -195,7 +197,7 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     weights = class_weights(config, crops, loss)
     if config.init_output_to_prior:
         prior = optim.prior_logits(crops.foreground, crops.background, weights)
-        start_at_prior(config, model, prior)
+        start_at_prior(config, model, prior, crops)
     forward, sentences = forward_pass(config, model, precision, device)
     setup = Setup(
         config=config,
@@ -246,11 +248,25 @@ def class_weights(config: TrainConfig, crops: Data, loss: criterion.Criterion) -
     return np.ones(len(config.classes), np.float32)
 
 
-def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray) -> None:
+def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, crops: Data) -> None:
     """Initialise every output of a network so that its logits begin at `prior`, (classes,)."""
     exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
     outputs = parameters_of_outputs(model, exact.outputs, config.input_array_info["shape"])
-    optim.start_output_at(model, prior, outputs)
+    if not config.init_logit_rms:
+        optim.start_output_at(model, prior, outputs)
+        return
+    optim.start_output_at(model, prior, outputs, factor=1.0)
+    device = next(model.parameters()).device
+    # its samples are the first of training, whoever reads them
+    here = dataclasses.replace(config, num_workers=0)
+    first = next(training_batches(here, crops, device).between(0, config.batch_size))
+
+    def measure() -> list[torch.Tensor]:
+        # a copy in training mode: running statistics and random numbers stay as they are
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return exact.outputs(copy.deepcopy(model).train(), first.raw)
+
+    optim.calibrate_output(model, prior, outputs, measure=measure, rms=config.init_logit_rms)
 
 
 def first_state(

@@ -13,6 +13,7 @@ from common.train.losses import weighted_bce
 from common.train.optim import (
     build_optimizer,
     build_scheduler,
+    calibrate_output,
     positive_weights,
     prior_logits,
     start_output_at,
@@ -119,3 +120,48 @@ def test_each_output_starts_at_the_prior_and_a_shared_layer_serves_the_finest():
 def test_a_model_without_an_output_layer_is_named():
     with pytest.raises(ValueError, match="init_output_to_prior = False"):
         start_output_at(nn.Sequential(nn.Conv3d(1, 3, 3)), np.zeros(3, np.float32))
+
+
+def test_a_calibrated_output_has_the_mean_of_the_prior_and_the_size_asked_for(experiment):
+    from common.train.run import prepare, training_batches
+
+    tiny = experiment(init_logit_rms=0.5, num_workers=2)
+    config = tiny.config()
+    setup, state = prepare(config)
+    weights = setup.method.pos_weight.numpy()
+    prior = prior_logits(setup.crops.foreground, setup.crops.background, weights)
+    first = next(training_batches(config, setup.crops, setup.device).between(0, 2))
+    with torch.no_grad():
+        logits = setup.method.forward(state.model, first.raw)
+        torch.testing.assert_close(logits.mean((0, 2, 3, 4)), torch.tensor(prior))
+        output = state.model[-1]
+        added = logits - output.bias.view(1, 3, 1, 1, 1)
+    sizes = added.square().mean((0, 2, 3, 4)).sqrt()
+    torch.testing.assert_close(sizes, torch.full((3,), 0.5))
+
+
+def test_a_calibrated_output_without_a_prior_is_refused(experiment):
+    with pytest.raises(ValueError, match=r"init_logit_rms = 0.5 with init_output_to_prior = False"):
+        experiment(init_logit_rms=0.5, init_output_to_prior=False).config()
+
+
+def test_each_output_is_calibrated_by_itself():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"a": nn.Conv3d(4, 2, 1), "b": nn.Conv3d(4, 2, 1)})
+    prior = np.array([-3.0, 1.0], np.float32)
+    names = [{"b.weight", "b.bias"}, {"a.weight", "a.bias"}]
+    raw = 1 + torch.rand(1, 4, 5, 5, 5)
+
+    def measure():
+        shift = 6 * model["a"].bias.view(1, 2, 1, 1, 1)
+        coarse = 7 * model["a"](raw) - shift
+        return [model["b"](raw).detach(), coarse.detach()]
+
+    start_output_at(model, prior, names, factor=1.0)
+    calibrate_output(model, prior, names, measure=measure, rms=0.7)
+    for logits in measure():
+        torch.testing.assert_close(logits.mean((0, 2, 3, 4)), torch.from_numpy(prior))
+    for layer, factor in (("b", 1), ("a", 7)):
+        added = factor * nn.functional.conv3d(raw, model[layer].weight)
+        sizes = added.square().mean((0, 2, 3, 4)).sqrt()
+        torch.testing.assert_close(sizes, torch.full((2,), 0.7))
