@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import refuse_remote
+from common.talk import count
 
 NEEDED = "an OME-NGFF 0.4 group of zarr v2 on this disk is needed here"
 
@@ -94,9 +95,7 @@ def _kind_of_folder(path: Path) -> str:
         )
     pictures = [*path.glob("*.tif"), *path.glob("*.tiff"), *path.glob("*.png")]
     if pictures:
-        return (
-            f"a folder of {len(pictures)} pictures, not a zarr v2 group; {NEEDED}: convert it first"
-        )
+        return f"a folder of {count(len(pictures), 'picture')}, not a zarr v2 group; {NEEDED}: convert it first"
     below = images_below(path)
     where = f"write the path of an image in it, such as {below[0]}" if below else NEEDED
     return f"not a zarr v2 group (it has no .zgroup); {where}"
