@@ -95,7 +95,8 @@ def _kind_of_folder(path: Path) -> str:
         )
     pictures = [*path.glob("*.tif"), *path.glob("*.tiff"), *path.glob("*.png")]
     if pictures:
-        return f"a folder of {count(len(pictures), 'picture')}, not a zarr v2 group; {NEEDED}: convert it first"
+        pictured = count(len(pictures), "picture")
+        return f"a folder of {pictured}, not a zarr v2 group; {NEEDED}: convert it first"
     below = images_below(path)
     where = f"write the path of an image in it, such as {below[0]}" if below else NEEDED
     return f"not a zarr v2 group (it has no .zgroup); {where}"

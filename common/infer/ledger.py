@@ -76,12 +76,6 @@ def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> Pred
     return stored
 
 
-def _maker(stored: PredictionRecord) -> str:
-    """The checkpoint and its epoch, as far as they are known."""
-    epoch = "" if stored.epoch is None else f" (epoch {stored.epoch})"
-    return f"{stored.checkpoint or 'an unknown checkpoint'}{epoch}"
-
-
 def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
     """In what two predictions differ, in words."""
     texts = []
