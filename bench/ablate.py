@@ -76,6 +76,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not (options.experiment and options.data) and not options.child:
         parser.error("write the experiment's folder, and --data with that of the datasets")
+    # now: the commit may be another one hours later
+    options.machine = "" if options.child else machine()
     return options
 
 
@@ -131,7 +133,7 @@ def report(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> None:
         "length": length,
         "seeds": options.seeds,
         "device": f"{options.device}, {options.precision}, {options.jobs} at once",
-        "machine": machine(),
+        "machine": options.machine,
         "date": datetime.now(UTC).date().isoformat(),
     }
     common = f" with {'; '.join(options.set)}" if options.set else ""
