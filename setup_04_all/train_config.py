@@ -11,7 +11,7 @@ from .model import build_model
 model_kwargs = {"freeze_backbone": True}  # False trains all 235 million parameters
 
 learning_rate = 1e-4  # the default of the public toolbox; the original baselines took 1e-6
-batch_size = 4
+batch_size = 2
 epochs = 1000
 iterations_per_epoch = 1000
 max_grad_norm = 100.0  # loose: only against blow-ups, as in the original baselines

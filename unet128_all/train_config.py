@@ -9,7 +9,7 @@ from .data import classes, input_array_info, target_array_info
 from .model import build_model
 
 learning_rate = 1e-4  # the default of the public toolbox; the original baselines took 1e-6
-batch_size = 4
+batch_size = 32
 epochs = 1000
 iterations_per_epoch = 1000
 max_grad_norm = 100.0  # loose: only against blow-ups, as in the original baselines

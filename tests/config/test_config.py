@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from common.config import settings as settings_module
-from common.config.load import load_config, load_process_config
+from common.config.load import load_config, load_process_config, read_overrides
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError
 from common.files import REPOSITORY
@@ -847,3 +847,22 @@ def test_settings_that_a_record_does_not_have_are_told_by_their_defaults():
     assert defaults["augment"] == "None" and defaults["class_sampling_weights"] == "{}"
     assert defaults["learning_rate"] == "0.0001"
     assert "build_model" not in defaults
+
+
+@pytest.mark.parametrize("name", ["setup_04_all", "unet8_all", "unet32_all", "unet128_all"])
+def test_the_numbers_of_the_original_baselines_are_one_file_away(name):
+    folder = REPOSITORY / name
+    chosen = load_config(folder)
+    original = load_config(folder, read_overrides(folder / "original.txt"))
+    raw, target = (216, 30) if name == "setup_04_all" else (68, 28)
+    assert tuple(original.input_array_info["shape"]) == (raw,) * 3
+    assert tuple(original.target_array_info["shape"]) == (target,) * 3
+    assert (original.batch_size, original.learning_rate) == (4, 1e-6)
+    assert (original.weight_decay, original.max_grad_norm) == (0, 100)
+    # a run of its own, and in everything else the same
+    assert original.path("model_save_path") != chosen.path("model_save_path")
+    for same in ("input_array_info", "target_array_info"):
+        assert getattr(original, same)["scale"] == getattr(chosen, same)["scale"]
+    assert original.classes == chosen.classes
+    assert original.spatial_transforms == chosen.spatial_transforms
+    assert original.gamma_range == original.contrast_range == chosen.gamma_range == (0.9, 1.1)

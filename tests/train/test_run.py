@@ -13,16 +13,21 @@ import signal
 import subprocess
 import sys
 from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from common.config.load import read_overrides
 from common.data import normalize
 from common.data.loaders import WorkerLost
+from common.data.ngff import write_multiscale
 from common.data.normalize import Scaling
 from common.errors import UserError
 from common.files import REPOSITORY
+from common.train import check as check_module
 from common.train import steps
 from common.train.run import prepare
 
@@ -354,6 +359,39 @@ def test_check_reports_and_keeps_nothing(experiment):
         "(2, 1, 20, 20, 20)" in report and "(2, 3, 16, 16, 16)" in report and "parameters" in report
     )
     assert not (tiny.folder / "logs").exists() and not (tiny.folder / "checkpoints").exists()
+
+
+@pytest.fixture
+def one_crop(tmp_path) -> Path:
+    """A data root with a crop that annotates two classes, and raw that holds a patch of 68^3."""
+    random = np.random.default_rng(0)
+    store = tmp_path / "data/set/set.zarr"
+    raw = random.integers(1, 255, (80, 80, 80), np.uint8)
+    write_multiscale(store / "recon-1/em/raw", raw, (8, 8, 8))
+    for name in ("mito", "nuc"):
+        mask = random.integers(0, 2, (28, 28, 28), np.uint8)
+        group = store / f"recon-1/labels/groundtruth/crop1/{name}"
+        write_multiscale(group, mask, (8, 8, 8), (208, 208, 208))
+    crop = "recon-1/labels/groundtruth/crop1/[mito,nuc]"
+    row = ["train", "set/set.zarr", "recon-1/em/raw", "set/set.zarr", crop]
+    text = ",".join(f'"{cell}"' for cell in row)
+    (tmp_path / "data/datasplit.csv").write_text(f"{text}\n")
+    return tmp_path / "data"
+
+
+def test_the_original_recipe_of_a_baseline_takes_a_step(one_crop, monkeypatch):
+    monkeypatch.setattr(check_module, "TIMED_STEPS", 1)
+    folder = REPOSITORY / "unet8_all"
+    overrides = [
+        *read_overrides(folder / "original.txt"),
+        f"datasplit_path={one_crop}/datasplit.csv",
+        "batch_size=1",
+        "num_workers=0",
+        "device=cpu",
+    ]
+    said = check_module.check(folder, overrides, one_crop)
+    assert "(1, 1, 68, 68, 68) at 8 nm" in said
+    assert "(1, 48, 28, 28, 28) at 8 nm" in said
 
 
 def test_check_foretells_what_a_run_writes(experiment):
