@@ -8,10 +8,11 @@ import math
 import platform
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,32 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     # the global generator: a user's build_model may draw from it
     np.random.seed(seed % 2**32)  # noqa: NPY002
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all global generators, of torch, CUDA, NumPy and Python, to be saved.
+
+    Tensors, numbers and texts alone, which torch.load reads without running code.
+    """
+    name, words, *position = np.random.get_state()  # noqa: NPY002
+    return {
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None,
+        "numpy_rng": (name, words.tolist(), *position),
+        "python_rng": random.getstate(),
+    }
+
+
+def restore_random_state(saved: Mapping[str, Any]) -> None:
+    """Set the global generators to what `random_state` gave, or to as much as there is of it."""
+    torch.set_rng_state(saved["rng"])
+    on_cuda = saved.get("cuda_rng") or []
+    # a run may go on with fewer GPUs
+    for number, state in enumerate(on_cuda[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, number)
+    if "numpy_rng" in saved:  # earlier versions saved those of torch alone
+        np.random.set_state(saved["numpy_rng"])  # noqa: NPY002
+        random.setstate(saved["python_rng"])
 
 
 def pick_device(name: str) -> torch.device:

@@ -507,6 +507,9 @@ class Batches:
             collate_fn=list,  # blocks differ in size: they become one tensor on the device
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_prepare_worker,
+            # it draws the seed of workers whenever it is begun; from torch's global generator, a
+            # stop in an epoch would move every later number, such as those of dropout
+            generator=torch.Generator(),
         )
         if self.num_workers and stop > start:
             self._check_shared_memory(start, stop)

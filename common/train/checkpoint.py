@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from common import runtime
 from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
 from common.data.normalize import Scaling, Scalings
 from common.data.sampling import BLOCK_ORDER
@@ -34,7 +35,9 @@ SAVED_NUMBERS = (
     "validation_batches",
     "shown",
     "epoch_loss",
+    "recent_losses",
     "learning_rate",
+    "grad_norm",
     "epoch_counts",
     "smoothed",
     "raw_scalings",
@@ -54,14 +57,12 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
         "optimizer": state.optimizer.state_dict(),
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "scaler": state.scaler.state_dict(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None,
         "classes": list(config.classes),
         "settings": config.record(),
         "provenance": provenance(REPOSITORY),
         "split_hash": split_hash,
         "block_order": BLOCK_ORDER,
-    }
+    } | runtime.random_state()
     for name in SAVED_NUMBERS:
         content[name] = getattr(state, name)
     save(config.path("model_save_path") / f"{which}.pt", content)
@@ -202,9 +203,11 @@ def _restore(config: TrainConfig, state: State, saved: dict[str, Any]) -> str:
     state.waited = saved["epoch"] - saved["best_epoch"] if saved["best_epoch"] else 0
     for name in SAVED_NUMBERS:
         setattr(state, name, saved.get(name, getattr(state, name)))
-    torch.set_rng_state(saved["rng"])
-    if torch.cuda.is_available() and saved["cuda_rng"] is not None:
-        torch.cuda.set_rng_state_all(saved["cuda_rng"])
+    if state.iteration:
+        # an epoch that only lacks its validation: torch would warn that the scheduler is stepped
+        # first, since it does not know of the steps of earlier calls
+        state.optimizer._opt_called = True  # type: ignore[attr-defined]
+    runtime.restore_random_state(saved)
     return changes
 
 

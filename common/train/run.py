@@ -460,7 +460,25 @@ def run_epoch(
         )
     if stopped() or setup.validation is None:
         return trained, None
-    return trained, steps.validate(state, setup.method, setup.validation, stopped)
+    return trained, validate(setup, state, setup.validation, stopped)
+
+
+def validate(
+    setup: Setup, state: State, validation: Validation, stopped: Stop
+) -> Scores | None:
+    """Validate the current epoch; None if stopped() returned True.
+
+    A validation that does not come to its end leaves the random numbers as they were: the call that
+    goes on begins it again.
+    """
+    before = runtime.random_state()
+    scores = None
+    try:
+        scores = steps.validate(state, setup.method, validation, stopped)
+    finally:
+        if scores is None:
+            runtime.restore_random_state(before)
+    return scores
 
 
 def finish_epoch(

@@ -89,8 +89,12 @@ class State:
     """Validation blocks shown as figures, by class; fixed by the first validation."""
     epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Sum of the losses and number of steps in the current epoch."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Losses since one was last logged."""
     learning_rate: float = math.nan
     """Of the last step, in the first group of parameters."""
+    grad_norm: float = 0.0
+    """Norm of the gradient in the last step, before clipping."""
     epoch_counts: list[list[float]] = field(default_factory=list)
     """Voxels of logged training batches in the current epoch, as `count` gives them; [] before."""
     smoothed: float = math.nan
@@ -107,11 +111,13 @@ class State:
         """The network that is validated and will predict: the average, where one is kept."""
         return self.model if self.ema is None else self.ema.module
 
-    def count_step(self, loss: float) -> None:
-        """Count an optimiser step and its loss."""
+    def count_step(self, loss: float, norm: float) -> None:
+        """Count an optimiser step, its loss and the norm of its gradient."""
         self.iteration += 1
         self.epoch_loss[0] += loss
         self.epoch_loss[1] += 1
+        self.recent_losses.append(loss)
+        self.grad_norm = norm
 
     @torch.no_grad()
     def count_voxels(self, logits: torch.Tensor, target: AnyTarget) -> None:
@@ -272,8 +278,6 @@ def train_epoch(
     """
     state.model.train()
     clock = _Clock()
-    recent: list[float] = []
-    norm = 0.0
     while state.iteration < last_iteration and not stop():
         with clock.waiting():
             group = [next(batches) for _ in range(method.accumulation)]
@@ -282,18 +286,17 @@ def train_epoch(
         loss, norm = step(state, method, group, look=state.count_voxels if is_logged else None)
         if method.schedules_iterations:
             optim.step_scheduler(state.scheduler, math.nan)
-        state.count_step(loss)
-        recent.append(loss)
+        state.count_step(loss, norm)
         clock.took(sum(len(batch.raw) for batch in group))
         if is_logged:
-            scalars = {"loss/train": float(np.mean(recent)), "grad_norm": norm}
+            scalars = {"loss/train": float(np.mean(state.recent_losses)), "grad_norm": norm}
             log(scalars | clock.scalars(), state.iteration)
-            recent = []
+            state.recent_losses = []
         bar.set_postfix_str(f"loss {state.mean_loss:.4f}, {clock}", refresh=False)
         bar.update()
     return TrainedEpoch(
         loss=state.mean_loss,
-        grad_norm=norm,
+        grad_norm=state.grad_norm,
         samples_per_s=clock.samples / max(clock.since_begin(), 1e-9),
         data_wait=clock.data_wait,
         dice=state.training_metric("dice"),
