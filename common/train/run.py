@@ -463,9 +463,7 @@ def run_epoch(
     return trained, validate(setup, state, setup.validation, stopped)
 
 
-def validate(
-    setup: Setup, state: State, validation: Validation, stopped: Stop
-) -> Scores | None:
+def validate(setup: Setup, state: State, validation: Validation, stopped: Stop) -> Scores | None:
     """Validate the current epoch; None if stopped() returned True.
 
     A validation that does not come to its end leaves the random numbers as they were: the call that
