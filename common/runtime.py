@@ -34,7 +34,8 @@ def random_state() -> dict[str, Any]:
 
     Tensors, numbers and texts alone, which torch.load reads without running code.
     """
-    name, words, *position = np.random.get_state()  # noqa: NPY002
+    of_numpy: Any = np.random.get_state()  # noqa: NPY002
+    name, words, *position = of_numpy
     return {
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None,
