@@ -27,12 +27,12 @@ TOOLBOX = f"{PACKAGE}._toolbox"
 HERE = Path(__file__).resolve().parent
 
 FUNCTIONS = {
-    "train": "common.train.run",
+    "train": "cellmap_segmentation_challenge._scored",
     "predict": "common.infer.predict",
     "process": "common.infer.process",
     "evaluate": "common.score.evaluate",
 }
-"""Functions of the package, and the module of the engine that each is in."""
+"""Functions of the package, and the module that each is in."""
 
 
 def names_of(module: str, sources: Mapping[str, str]) -> Callable[[str], Any]:

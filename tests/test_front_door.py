@@ -27,6 +27,7 @@ from common.classes import TESTED
 from common.data import make_split, targets
 from common.errors import UserError
 from common.files import REPOSITORY
+from common.train.record import read_history
 
 INPUT, TARGET = ({"shape": (n, n, n), "scale": (8, 8, 8)} for n in (20, 16))
 
@@ -42,16 +43,26 @@ def python(program: str, **how) -> str:
 # Names
 
 
-def test_train_is_that_of_the_engine():
-    from cellmap_segmentation_challenge import train
+def test_train_is_that_of_the_engine_and_scores_whole_crops_like_the_command(experiment, run):
+    tiny = experiment(validation_score_every=1, epochs=1)
+    assert inspect.signature(csc.train) == inspect.signature(common.train.run.train)
+    result = csc.train(tiny.folder, data=tiny.data, run_name="function")
+    run("train", tiny.folder, "--data", tiny.data, "--set", "run_name=command")
+    names = ("function", "command")
+    histories = [read_history(result.logs.parent / name) for name in names]
+    first, second = (history["validation/challenge"].tolist() for history in histories)
+    assert first == second and 0 <= first[0] <= 1
 
-    assert train is common.train.run.train
+
+def test_train_takes_another_score(experiment):
+    tiny = experiment(validation_score_every=1)
+    with pytest.raises(UserError, match="nothing to score with"):
+        csc.train(tiny.folder, data=tiny.data, score=None)
 
 
 @pytest.mark.parametrize(
     "name, address",
     [
-        ("train", "common.train.run"),
         ("predict", "common.infer.predict"),
         ("process", "common.infer.process"),
         ("evaluate", "common.score.evaluate"),

@@ -198,13 +198,16 @@ class LabelReader:
     def on(self, grid: Grid) -> np.ndarray:
         """(z, y, x) int64: ids of the nearest voxels, 0 where absent, -1 where unknown.
 
-        Outside of the volume all is unknown.
+        Outside of the volume all is unknown. Ids from 2**63 on are others here, as int64 ends there.
         """
         result = np.full(grid.shape, UNKNOWN_ID, np.int64)
         for where, values in regrid.nearest(self.level, grid):
             positive, unknown = self.meaning(values)
             # NaN, which is unknown, is no whole number
             ids = np.where(positive, values, 0).astype(np.int64)
+            if values.dtype.kind == "u":
+                # those from 2**63 on have become negative, and the last one UNKNOWN_ID
+                ids &= np.iinfo(np.int64).max
             # 0 may be said to be positive
             ids[positive & (ids == 0)] = 1
             if unknown is not None:

@@ -69,11 +69,17 @@ def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> Pred
         return None
     if stored.key != wanted.key and not overwrite:
         raise UserError(
-            f"{group}: holds the prediction of {stored.checkpoint} ({stored.at}), made "
-            f"otherwise ({differences(stored, wanted)}); write --overwrite, or set another "
-            "predictions_path"
+            f"{group}: holds the prediction of {_origin(stored)}, made otherwise "
+            f"({differences(stored, wanted)}); write --overwrite, or set another predictions_path"
         )
     return stored
+
+
+def _origin(stored: PredictionRecord) -> str:
+    """The checkpoint of a prediction, as text; older records may not say it."""
+    if not stored.checkpoint:
+        return "a checkpoint that its record does not name"
+    return f"{stored.checkpoint} ({stored.at})"
 
 
 def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:

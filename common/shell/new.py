@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -34,6 +36,7 @@ def new(name: str | Path, source: str | Path) -> Path:
     partial = target.with_name(f".{target.name}.partial")
     try:
         shutil.copytree(source, partial, ignore=_left_behind(source))
+        _drop_emptied(partial, source)
         _rename(partial, source, target)
         load_config(partial)
         partial.rename(target)
@@ -80,12 +83,12 @@ def _refuse(target: Path, source: Path) -> None:
 
 def _left_behind(source: Path) -> Callable[[str, list[str]], set[str]]:
     """For `copytree`: the names in a folder that are not copied."""
-    of_runs = OF_RUNS | _own_run_folders(source)
+    # only here: a folder of that name further down is no run's
+    of_runs = {source / name for name in OF_RUNS} | _own_run_folders(source)
 
     def ignored(folder: str, names: list[str]) -> set[str]:
         hidden = {name for name in names if name.startswith(".") or name == "__pycache__"}
-        # a folder of that name further down is no run's
-        return hidden | of_runs.intersection(names) if Path(folder) == source else hidden
+        return hidden | {name for name in names if Path(folder, name) in of_runs}
 
     return ignored
 
@@ -127,12 +130,26 @@ def _find(source: str | Path) -> Path:
     raise FileNotFoundError(f"{source}: no experiment, as it holds no train_config.py; {hint}")
 
 
-def _own_run_folders(source: Path) -> set[str]:
-    """First folders, within an experiment's own, of the paths that it set for its runs."""
+def _own_run_folders(source: Path) -> set[Path]:
+    """The folders in an experiment's own that its settings give to runs, of whatever run.
+
+    No more than those: `data/predictions` does not make `data` a folder of runs.
+    """
     config = load_config(source)
     folders = set()
     for name in RUN_FOLDERS:
-        path = config.path(name)
-        if path.is_relative_to(source) and path != source:
-            folders.add(path.relative_to(source).parts[0])
+        around_fields = re.split(r"\{.*?\}", getattr(config, name))
+        pattern = "*".join(glob.escape(text) for text in around_fields)
+        absolute = Path(os.path.normpath(source / Path(pattern).expanduser()))
+        if absolute.is_relative_to(source) and absolute != source:
+            folders.update(source.glob(str(absolute.relative_to(source))))
     return folders
+
+
+def _drop_emptied(partial: Path, source: Path) -> None:
+    """Remove the folders of a copy that held nothing but folders of runs."""
+    for folder in _own_run_folders(source):
+        for parent in folder.relative_to(source).parents[:-1]:
+            copied = partial / parent
+            if copied.is_dir() and not any(copied.iterdir()):
+                copied.rmdir()

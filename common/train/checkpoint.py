@@ -260,13 +260,25 @@ def _refuse_other_settings(
         if name not in MAY_CHANGE | OF_THE_FUTURE and before.get(name) != value:
             changed.append(f"{name} was {before.get(name)} and is {value}")
     if saved["split_hash"] != split_hash:
-        changed.append("the crops of the datasplit are others")
+        changed.append(f"the crops of the datasplit are others{_other_splits(config)}")
     if changed:
         raise UserError(
             f"{path}: this run was started with other settings ({'; '.join(changed)}). "
             "Set them back, or set another run_name "
             "(with load_model = this file to start from its weights)"
         )
+
+
+def _other_splits(config: TrainConfig) -> str:
+    """The other datasplits of an experiment, as what to try; empty without any.
+
+    The baselines' first split is datasplit_partial.csv today: runs begun with it go on with it.
+    """
+    given = config.path("datasplit_path")
+    names = sorted(path.name for path in config.folder.glob("datasplit*.csv") if path != given)
+    if not names:
+        return ""
+    return f", perhaps those of {some(names)}: try --set datasplit_path={names[0]}"
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

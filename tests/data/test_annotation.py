@@ -12,6 +12,7 @@ import zarr
 from common.data.annotation import LabelReader, encoding_of, summed_up
 from common.data.ngff import Level, open_levels, write_multiscale
 from common.errors import UserError
+from common.score import challenge
 
 SEMANTIC = "semantic_segmentation"
 INSTANCE = "instance_segmentation"
@@ -151,6 +152,17 @@ def test_ids_are_whole_numbers_with_0_where_nothing_is_known(tmp_path):
     ids, known = LabelReader(label(tmp_path, [0, np.nan, 300, -2], "float32"), "mito").ids()
     assert ids.ravel().tolist() == [0, 0, 300, 0] and ids.dtype.kind == "u"
     assert known.ravel().tolist() == [True, False, True, False]
+
+
+def test_the_largest_ids_of_64_bits_are_objects(tmp_path):
+    values = [0, 7, 2**63 - 1, 2**63, 2**63 + 5, 2**64 - 1]
+    level = label(tmp_path, values, "uint64", "mito")
+    ids, known = LabelReader(level, "mito").ids()
+    assert ids.ravel().tolist() == values and known is None
+    drawn = LabelReader(level, "mito").on(level.grid)
+    assert (drawn > 0).ravel().tolist() == [value > 0 for value in values]
+    # counted as they are: a truth and its own copy
+    assert challenge.instance(ids, ids, (8, 8, 8)).tp == len(values) - 1
 
 
 def test_one_line_tells_of_all_crops():

@@ -101,6 +101,12 @@ def test_another_prediction_is_replaced_only_when_asked(tmp_path):
     assert ledger.unfinished(tmp_path, ["mito"], other, overwrite=True).classes == ["mito"]
 
 
+def test_a_prediction_whose_record_names_no_checkpoint_is_refused_in_a_sentence(tmp_path):
+    write(tmp_path / "mito", "mito", PredictionRecord(key="a"))
+    with pytest.raises(UserError, match="of a checkpoint that its record does not name, made oth"):
+        ledger.unfinished(tmp_path, ["mito"], PREDICTED, overwrite=False)
+
+
 def test_what_predict_did_not_write_is_not_replaced_even_when_asked(tmp_path):
     write_multiscale(tmp_path / "mito", np.ones((4, 4, 4), np.uint8), (8, 8, 8))
     with pytest.raises(UserError, match="not written by predict"):

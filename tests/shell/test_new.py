@@ -79,6 +79,31 @@ def test_a_copy_has_the_files_and_nothing_that_runs_left(experiment, tmp_path):
     assert (tiny.folder / "logs").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("path", "written"),
+    [
+        ("data/predictions", "data/predictions/x.zarr/a"),
+        ("data/of_{run_name}/{model_name}", "data/of_other/x/x.zarr/a"),
+        ("./data/../data/[1]/{run_name}", "data/[1]/other/x.zarr/a"),
+    ],
+)
+def test_what_lies_beside_a_folder_of_runs_is_copied(experiment, tmp_path, path, written):
+    tiny = experiment(predictions_path=path)
+    for name in (written, "data/points.csv", "data/1/kept.csv"):
+        (tiny.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        tiny.write(name, "1")
+    copy = new(tmp_path / "copy", tiny.folder)
+    copied = {file.name for file in (copy / "data").rglob("*")}
+    assert copied == {"points.csv", "1", "kept.csv"}
+
+
+def test_folders_that_held_runs_alone_are_not_copied_empty(experiment, tmp_path):
+    tiny = experiment(logs_save_path="runs/{run_name}/logs", results_path="runs/{run_name}/scores")
+    tiny.train(epochs=1)
+    assert (tiny.folder / "runs/seed42/logs").is_dir()
+    assert not (new(tmp_path / "copy", tiny.folder) / "runs").exists()
+
+
 def test_a_copy_trains_under_its_own_name(experiment, tmp_path):
     from common.train.run import train
 

@@ -15,6 +15,7 @@ from cellmap_segmentation_challenge.utils import CellMapLossWrapper
 from common.data.targets import PaletteTarget
 from common.errors import UserError
 from common.train import criterion as module
+from common.train import steps
 from common.train.criterion import OrdinaryLoss, over_outputs, resampled, takes_pos_weight
 from common.train.losses import bce_dice, dice_loss, weighted_bce
 
@@ -451,21 +452,34 @@ def test_a_network_with_two_outputs_predicts_with_the_first(experiment):
         ("loss.expand(2)", r"shape \(2,\) for a batch"),
     ],
 )
-def test_a_loss_that_gives_something_else_later_is_told(experiment, later, sentence):
+def test_a_loss_that_gives_something_else_later_is_told(experiment, monkeypatch, later, sentence):
+    """From the second step on; before it the loss is tried, however often."""
     text = f"""
+        from pathlib import Path
+
         from common.train.losses import weighted_bce
 
-        _calls = []
+        _marker = Path(__file__).with_name("second_step")
 
 
         def criterion(logits, target, pos_weight):
-            _calls.append(1)
             loss = weighted_bce(logits, target, pos_weight)
-            return loss if len(_calls) < 3 else {later}
+            return {later} if _marker.exists() else loss
         """
     tiny = experiment(text=text)
+    take_step = steps.step
+    begun = []
+
+    def step(*arguments, **options):
+        begun.append(1)
+        if len(begun) == 2:
+            (tiny.folder / "second_step").touch()
+        return take_step(*arguments, **options)
+
+    monkeypatch.setattr(steps, "step", step)
     with pytest.raises(UserError, match=sentence):
         tiny.train()
+    assert len(begun) == 2
 
 
 # ---- a loss with a state

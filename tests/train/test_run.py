@@ -582,17 +582,32 @@ INTERRUPTED_IN_STEP_7 = """
 
     from common.train.losses import weighted_bce
 
-    _calls = []
-
 
     def criterion(logits, target, pos_weight):
-        _calls.append(1)
-        # it is tried once before the first step
-        if "INTERRUPT_WITH" in os.environ and len(_calls) == 1 + 7:
+        if os.environ.get("IN_STEP") == "7":
             os.kill(os.getpid(), int(os.environ["INTERRUPT_WITH"]))
         return weighted_bce(logits, target, pos_weight)
     """
 """A loss that interrupts its own process, in the middle of a step."""
+
+COUNTS_STEPS = """
+import itertools
+import os
+
+from cellmap_segmentation_challenge.__main__ import main
+from common.train import steps
+
+numbers = itertools.count(1)
+take_step = steps.step
+
+def step(*arguments, **options):
+    os.environ["IN_STEP"] = str(next(numbers))
+    return take_step(*arguments, **options)
+
+steps.step = step
+main()
+"""
+"""The command line; says in which step it is. Calls of a loss do not: it is tried before."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -602,7 +617,7 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_equals_an_uninterrupted_
     tiny = experiment(epochs=1, iterations_per_epoch=20, text=INTERRUPTED_IN_STEP_7)
     words = ["train", str(tiny.folder), "--data", str(tiny.data), "--set", "run_name=cut"]
     done = subprocess.run(
-        [sys.executable, "-m", "cellmap_segmentation_challenge", *words],
+        [sys.executable, "-c", COUNTS_STEPS, *words],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -615,6 +630,23 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_equals_an_uninterrupted_
     cut = torch.load(tiny.folder / "checkpoints/tiny_experiment/cut/latest.pt", weights_only=True)
     assert cut["iteration"] == 7
     assert same(weights(tiny.train(run_name="cut")), weights(tiny.train(run_name="whole")))
+
+
+def test_a_run_whose_split_is_in_another_file_now_goes_on_with_that_file(experiment):
+    """As those of the baselines that were begun with what is datasplit_partial.csv now."""
+    tiny = experiment()
+    tiny.train(epochs=1, run_name="moved")
+    whole = tiny.train(epochs=2, run_name="whole")
+    text = (tiny.folder / "datasplit.csv").read_text()
+    tiny.write("datasplit_partial.csv", text)
+    lines = [line for line in text.splitlines() if "crop2" not in line]
+    assert len(lines) == len(text.splitlines()) - 1
+    tiny.write("datasplit.csv", "\n".join(lines) + "\n")
+    sentence = "crops of the datasplit are others, .* --set datasplit_path=datasplit_partial.csv"
+    with pytest.raises(UserError, match=sentence):
+        tiny.train(epochs=2, run_name="moved")
+    moved = tiny.train("datasplit_path=datasplit_partial.csv", epochs=2, run_name="moved")
+    assert same(weights(moved), weights(whole))
 
 
 def test_training_writes_nothing_into_the_data(experiment):
