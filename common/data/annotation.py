@@ -198,7 +198,7 @@ class LabelReader:
     def on(self, grid: Grid) -> np.ndarray:
         """(z, y, x) int64: ids of the nearest voxels, 0 where absent, -1 where unknown.
 
-        Outside of the volume all is unknown. Ids from 2**63 on are others here, as int64 ends there.
+        Outside of the volume all is unknown. int64 ends at 2**63: ids from there on become others.
         """
         result = np.full(grid.shape, UNKNOWN_ID, np.int64)
         for where, values in regrid.nearest(self.level, grid):
