@@ -136,7 +136,7 @@ def _own_run_folders(source: Path) -> set[Path]:
     No more than those: `data/predictions` does not make `data` a folder of runs.
     """
     config = load_config(source)
-    folders = set()
+    folders: set[Path] = set()
     for name in RUN_FOLDERS:
         around_fields = re.split(r"\{.*?\}", getattr(config, name))
         pattern = "*".join(glob.escape(text) for text in around_fields)
