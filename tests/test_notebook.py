@@ -20,7 +20,7 @@ def test_the_notebook_trains_and_scores(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     notebook = nbformat.read(REPOSITORY / "docs" / "tutorials" / "phantom.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
-    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3")
+    client = nbclient.NotebookClient(notebook, timeout=None, kernel_name="python3")
     client.execute(cwd=str(tmp_path))
     said = "".join(
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])

@@ -213,6 +213,24 @@ def _checked(group: Path, name: str, make: Callable[[Any], Record], stored: Any)
     return record
 
 
+def is_damaged(group: Path) -> bool:
+    """Return whether the .zattrs of a group, or a record in it, cannot be read."""
+    try:
+        read_prediction(group)
+        read_processed(group)
+    except UserError:
+        return True
+    return False
+
+
+def refuse_unreadable(group: Path, command: str) -> None:
+    """Raises UserError where .zattrs is damaged, with the command that makes the class again."""
+    try:
+        read_attributes(group)
+    except UserError as error:
+        raise UserError(f"{error}, or run {command} again") from error
+
+
 def is_finished(group: Path) -> bool:
     """Return whether all voxels of a class are written; only then its group is an image."""
     return "multiscales" in read_attributes(group)

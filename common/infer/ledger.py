@@ -17,12 +17,14 @@ from common.data.records import (
     DETERMINING_IF_KNOWN,
     PredictionRecord,
     ProcessedRecord,
+    is_damaged,
     is_finished,
     lost_chunks,
     read_prediction,
     read_processed,
 )
 from common.errors import UserError
+from common.talk import note
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,14 @@ def unfinished(
 
 def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> PredictionRecord | None:
     """The prediction at `group`, None where nothing is. UserError if it may not be replaced."""
+    if is_damaged(group):
+        if not overwrite and not _is_of_predict(group):
+            raise UserError(
+                f"{group}: its .zattrs cannot be read, and nothing says that predict wrote it; "
+                "write --overwrite to predict it again, or remove it"
+            )
+        note(f"{group}: its .zattrs cannot be read; predicted again")
+        return None
     stored = read_prediction(group)
     if stored is None:
         # never removed, whatever overwrite says: it may be a user's own work
@@ -73,6 +83,13 @@ def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> Pred
             f"({differences(stored, wanted)}); write --overwrite, or set another predictions_path"
         )
     return stored
+
+
+def _is_of_predict(group: Path) -> bool:
+    """Whether a class with a damaged .zattrs is of predict, or without voxels to lose."""
+    if Journal(group).exists() or not (group / "s0").exists():
+        return True
+    return b'"prediction"' in (group / ".zattrs").read_bytes()
 
 
 def _origin(stored: PredictionRecord) -> str:
@@ -94,7 +111,10 @@ def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
 
 
 def is_processed(group: Path, wanted: ProcessedRecord) -> bool:
-    """Whether a processed class is there as `wanted`, and whole."""
+    """Whether a processed class is there as `wanted`, and whole. One that is damaged is noted."""
+    if is_damaged(group):
+        note(f"{group}: its .zattrs cannot be read; processed again")
+        return False
     stored = read_processed(group)
     if stored is None or stored.key != wanted.key:
         return False

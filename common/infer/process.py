@@ -158,6 +158,7 @@ def open_prediction(path: Path) -> Prediction:
     """
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no prediction; run predict first")
+    records.refuse_unreadable(path, "predict")
     level = ngff.open_levels(path)[0]
     record = records.read_prediction(path)
     if record is None or not record.key:
@@ -400,6 +401,7 @@ def check_processed(
     """
     if not (processed / ".zattrs").is_file():
         raise FileNotFoundError(f"{processed}: no processed volume; run predict, then process")
+    records.refuse_unreadable(processed, "process")
     ngff.open_levels(processed)  # which refuses a half-written one
     stored = records.read_processed(processed)
     if stored is None:

@@ -79,8 +79,10 @@ def open_class(path: Path, plan: BlockPlan, name: str, record: PredictionRecord)
 
 def _was_begun(path: Path, record: PredictionRecord, journal: Journal) -> bool:
     """Whether an earlier call began the class with the same voxels in the same blocks."""
+    if not journal.exists() or records.is_damaged(path):
+        return False
     stored = records.read_prediction(path)
-    if stored is None or not journal.exists():
+    if stored is None:
         return False
     return stored.key == record.key and stored.largest_block == record.largest_block
 

@@ -593,7 +593,8 @@ def test_an_interrupt_gives_up_what_has_begun_and_begins_nothing_more(tmp_path, 
 
     def held(job: Decoding, folder: Path) -> None:
         begun.append(job)
-        assert interrupted.wait(20) and job.given_up.wait(20)
+        interrupted.wait()
+        job.given_up.wait()
         job.check_wanted()
 
     def interrupt(*_: object) -> None:
@@ -730,7 +731,7 @@ def test_processes_that_decode_the_same_crop_at_once_do_no_harm(tmp_path):
     for process in running:
         process.stdin.write("go\n")
         process.stdin.flush()
-    answers = [process.communicate(timeout=60)[0].split() for process in running]
+    answers = [process.communicate()[0].split() for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
     assert len(set(map(tuple, answers))) == 1 and int(answers[0][1]) == labels.sum()
     assert len(list((tmp_path / "cache" / "crops").iterdir())) == 1

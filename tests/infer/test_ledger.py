@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import zarr
 
 from common.data import records
 from common.data.ngff import write_multiscale
@@ -14,6 +15,9 @@ from common.data.records import PredictionRecord, ProcessedRecord
 from common.errors import UserError
 from common.infer import ledger
 from common.infer.ledger import Journal
+from common.infer.predict import predict
+from common.infer.process import process
+from common.score.evaluate import evaluate
 
 PREDICTED = PredictionRecord(
     experiment="unet8",
@@ -111,6 +115,47 @@ def test_what_predict_did_not_write_is_not_replaced_even_when_asked(tmp_path):
     write_multiscale(tmp_path / "mito", np.ones((4, 4, 4), np.uint8), (8, 8, 8))
     with pytest.raises(UserError, match="not written by predict"):
         ledger.unfinished(tmp_path, ["mito"], PREDICTED, overwrite=True)
+
+
+def cut_off(group) -> None:
+    """Take the end off the .zattrs of a class."""
+    path = group / ".zattrs"
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def test_a_class_of_predict_whose_zattrs_is_cut_off_is_predicted_again(tmp_path, capfd):
+    write(tmp_path / "mito", "mito", PREDICTED)
+    (tmp_path / "mito/s0").mkdir()
+    cut_off(tmp_path / "mito")
+    left = ledger.unfinished(tmp_path, ["mito"], PREDICTED, overwrite=False)
+    assert (left.classes, left.largest_block) == (["mito"], None)
+    assert f"{tmp_path}/mito: its .zattrs cannot be read; pred" in capfd.readouterr().err
+    # an empty one says nothing, but a journal does
+    (tmp_path / "mito/.zattrs").write_text("")
+    with pytest.raises(UserError, match="nothing says that predict wrote it"):
+        ledger.unfinished(tmp_path, ["mito"], PREDICTED, overwrite=False)
+    assert ledger.unfinished(tmp_path, ["mito"], PREDICTED, overwrite=True).classes == ["mito"]
+    Journal(tmp_path / "mito").begin()
+    assert ledger.unfinished(tmp_path, ["mito"], PREDICTED, overwrite=False).classes == ["mito"]
+
+
+def test_the_commands_make_a_volume_again_whose_zattrs_is_cut_off(experiment):
+    tiny = experiment(epochs=1)
+    tiny.train()
+    (predicted,) = predict(tiny.folder, data=tiny.data)
+    (processed,) = process(tiny.folder, data=tiny.data)
+    whole = [zarr.open_array(f / "mito/s0", mode="r")[...] for f in (predicted, processed)]
+    for folder in (predicted, processed):
+        cut_off(folder / "mito")
+    with pytest.raises(UserError, match=r"mito/\.zattrs: .*copy it again, or run predict again"):
+        process(tiny.folder, data=tiny.data)
+    predict(tiny.folder, data=tiny.data)
+    with pytest.raises(UserError, match=r"mito/\.zattrs: .*copy it again, or run process again"):
+        evaluate(tiny.folder, data=tiny.data)
+    process(tiny.folder, data=tiny.data)
+    for folder, values in zip((predicted, processed), whole, strict=True):
+        np.testing.assert_array_equal(zarr.open_array(folder / "mito/s0", mode="r")[...], values)
+        assert records.is_finished(folder / "mito")
 
 
 def test_a_line_that_was_cut_off_does_not_count_and_does_not_spoil_the_next(tmp_path):

@@ -893,21 +893,21 @@ def test_what_predict_did_not_write_is_never_replaced(tiny):
 
 
 HOLD = """
-import sys, time
+import sys
 from fasteners import InterProcessLock
 lock = InterProcessLock(sys.argv[1])
 lock.acquire()
 print("held", flush=True)
-time.sleep(60)
+sys.stdin.readline()
 """
 
 
 def test_two_processes_do_not_predict_into_one_folder(tiny):
     folder = tiny.config().path("predictions_path") / "tiny.zarr/crop3"
     folder.mkdir(parents=True)
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder / ".lock")], stdout=subprocess.PIPE
-    ) as other:
+    command = [sys.executable, "-c", HOLD, str(folder / ".lock")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as other:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(
             UserError,

@@ -492,7 +492,7 @@ def viewed(tiny, **options):
     server = opened.get_viewer_url().partition("/v/")[0]
 
     def get(path: str) -> bytes:
-        with urllib.request.urlopen(f"{server}/{path}", timeout=20) as answer:
+        with urllib.request.urlopen(f"{server}/{path}", timeout=600) as answer:
             return answer.read()
 
     return opened, opened.state.to_json(), get
@@ -662,7 +662,7 @@ def test_the_links_are_said_and_served_until_enter(experiment, neuroglancer, mon
     said = []
 
     def enter() -> str:
-        with urllib.request.urlopen(said[0].split(": ", 1)[1], timeout=20) as answer:
+        with urllib.request.urlopen(said[0].split(": ", 1)[1], timeout=600) as answer:
             answers.append(answer.status)
         return ""
 
