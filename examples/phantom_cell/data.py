@@ -1,6 +1,6 @@
 """The organelles and compartments of the phantom, at 8 nm.
 
-The network takes 44, 48, 52, ... voxels (44 + 4k) on an axis, and gives 40 less.
+The network takes multiples of 8 voxels on an axis.
 """
 
 classes = [
@@ -22,5 +22,5 @@ classes = [
     "mt",
     "cell",
 ]
-input_array_info = {"shape": (92, 92, 92), "scale": (8, 8, 8)}
-target_array_info = {"shape": (52, 52, 52), "scale": (8, 8, 8)}
+input_array_info = {"shape": (48, 48, 48), "scale": (8, 8, 8)}
+target_array_info = {"shape": (48, 48, 48), "scale": (8, 8, 8)}
