@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from common.config.load import load_config
 from common.config.settings import ProcessConfig, TrainConfig, describe
 from common.files import REPOSITORY
 from common.model import cosem, unet
@@ -68,16 +69,29 @@ def test_an_experiment_says_which_sizes_its_network_takes():
         "unet8_all": unet,
         "unet32_all": unet,
         "unet128_all": unet,
-        "examples/phantom_cell": unet,
-        "examples/flyem_medulla": unet,
-        "examples/drosophila_vnc": unet,
     }
     for folder, network in rules.items():
         rule = f"{network.SMALLEST_INPUT} + {network.INPUT_STEP}k"
         text = (REPOSITORY / folder / "data.py").read_text()
         assert f"({rule}) on an axis, and gives {network.LOST_VOXELS} less" in text, folder
-        if folder.endswith("_all"):
-            assert rule in (REPOSITORY / folder / "README.md").read_text(), folder
+        assert rule in (REPOSITORY / folder / "README.md").read_text(), folder
+
+
+RESENC = (
+    "resenc8_all",
+    "examples/phantom_cell",
+    "examples/flyem_medulla",
+    "examples/drosophila_vnc",
+)
+
+
+@pytest.mark.parametrize("folder", RESENC)
+def test_an_experiment_says_of_what_number_its_patch_is_a_multiple(folder):
+    config = load_config(REPOSITORY / folder)
+    step = config.build_model(config.classes).plan.step
+    text = " ".join((REPOSITORY / folder / "data.py").read_text().split())
+    for multiple in set(step) - {1}:
+        assert re.search(rf"multiples of [^.]*\b{multiple}\b", text), (multiple, text)
 
 
 def test_every_room_is_explained():

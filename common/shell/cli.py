@@ -57,9 +57,7 @@ def main() -> None:
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0.1),
-    default=6.0,
-    show_default=True,
-    help="How long to train.",
+    help="End training early, with the epoch after so many minutes.",
 )
 @click.option(
     "--output",
@@ -68,11 +66,11 @@ def main() -> None:
     metavar="FOLDER",
     help="Where data, logs and the picture go.",
 )
-def demo(minutes: float, output: str) -> None:
+def demo(minutes: float | None, output: str) -> None:
     """Make a phantom cell, train a U-Net on it on this machine, and show what it learnt."""
     from common.shell.demo import demo as run
 
-    run(output, minutes)
+    run(output, minutes or 0.0)
 
 
 @cli.command(heading=START)

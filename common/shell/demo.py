@@ -25,12 +25,13 @@ ONLY_IN_A_CHECKOUT = (
 )
 
 
-def demo(output: str | Path, minutes: float) -> Path | None:
+def demo(output: str | Path, minutes: float = 0.0) -> Path | None:
     """Train examples/phantom_cell on data made under `output`, and show what it learnt.
 
     Predicts, processes and scores the crops that validate. Returns the picture of them; None if
-    training was interrupted. Training ends with the epoch that is under way after `minutes`;
-    started again, the demo goes on until the last epoch. Raises UserError outside of a checkout.
+    training was interrupted. What is learnt depends on the steps, so that all of them are taken, on
+    a slow machine too; unless `minutes` is given: training then ends with the epoch that is under
+    way, and goes on if the demo is started again. Raises UserError outside of a checkout.
     """
     if not EXPERIMENT.is_dir():
         raise UserError(ONLY_IN_A_CHECKOUT)

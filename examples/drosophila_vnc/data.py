@@ -1,7 +1,7 @@
 """Membrane, mitochondria and cytosol of a fly larva's ventral nerve cord.
 
-Serial sections of 50 nm, at 4.6 nm in the plane: as they were imaged. The network takes multiples
-of 4 sections and of 16 voxels in the plane.
+Serial sections of 50 nm, at 4.6 nm in the plane: as they were imaged. The network takes any number
+of sections, and multiples of 8 voxels in the plane.
 """
 
 classes = ["pm", "mito", "cyto"]

@@ -263,7 +263,8 @@ def test_the_demo_takes_minutes_and_a_folder(run, monkeypatch):
     calls = []
     monkeypatch.setattr(common.shell.demo, "demo", lambda *arguments: calls.append(arguments))
     assert run("demo", "--minutes", "0.5", "--output", "here")[0] == 0
-    assert calls == [("here", 0.5)]
+    assert run("demo")[0] == 0
+    assert calls == [("here", 0.5), ("demo", 0.0)]
 
 
 def test_a_demo_takes_time(run):
