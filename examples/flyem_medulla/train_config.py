@@ -19,6 +19,7 @@ learning_rate = 4e-3
 warmup_iterations = 20
 scheduler_step = "iteration"
 ema_decay = 0.99
+init_logit_rms = 1.0
 epochs = 12
 iterations_per_epoch = 100
 weight_loss = False  # Dice balances the classes

@@ -17,6 +17,7 @@ learning_rate = 5e-3
 warmup_iterations = 20
 scheduler_step = "iteration"
 ema_decay = 0.99
+init_logit_rms = 1.0
 max_grad_norm = 1.0
 epochs = 10
 iterations_per_epoch = 60
