@@ -5,16 +5,27 @@
 Every setting, its default and its meaning: docs/reference/settings.md.
 """
 
-from torch.optim import AdamW
+from torch.optim import AdamW as optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR as scheduler
+
+from common.train.losses import bce_dice as criterion
 
 from .data import classes, input_array_info, target_array_info
 from .model import build_model
 
-learning_rate = 1e-3  # a network with normalisation takes ten times the step of one without
-optimizer = AdamW
-batch_size = 4
-epochs = 1000
+# a batch of 8 is enough for batch norm, with which a prediction does not depend on its windows
+model_kwargs = {"norm": "batch"}
+batch_size = 8
+
+# what was measured on small volumes for minutes (docs/explanation/recipe.md), slower for days
+learning_rate = 1e-3
+warmup_iterations = 1000
+scheduler_step = "iteration"
+ema_decay = 0.999
+init_logit_rms = 1.0
+epochs = 300
 iterations_per_epoch = 1000
+weight_loss = False  # Dice balances the classes
 max_grad_norm = 100.0  # loose: only against blow-ups, as in the other baselines
 validation_time_limit = 60.0
 

@@ -1,8 +1,9 @@
-"""The network: a residual-encoder U-Net for sections, 0.6 million parameters for three classes."""
+"""The network: a residual-encoder U-Net for sections, 555,371 parameters for three classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -11,8 +12,9 @@ from common.model.resenc import build_resenc
 from .data import input_array_info
 
 
-def build_model(classes: Sequence[str]) -> nn.Module:
-    """Untrained: (B, 1, z, y, x) to logits (B, len(classes), z, y, x)."""
-    scale = input_array_info["scale"]
-    shape = input_array_info["shape"]
-    return build_resenc(classes, scale, shape, width=8, stem_stride=2, norm="batch")
+def build_model(classes: Sequence[str], **options: Any) -> nn.Module:
+    """Untrained: (B, 1, z, y, x) to logits (B, len(classes), z, y, x).
+
+    options: of `common.model.resenc.build_resenc`, by the setting model_kwargs.
+    """
+    return build_resenc(classes, input_array_info["scale"], input_array_info["shape"], **options)
