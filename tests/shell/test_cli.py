@@ -22,7 +22,7 @@ def trained(monkeypatch):
 
     calls = []
 
-    def train(*arguments):
+    def train(*arguments, **_):
         calls.append(arguments)
         return SimpleNamespace(finished=True)
 
