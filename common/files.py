@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,34 @@ def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
     if not isinstance(error.filename, str | os.PathLike):
         return True  # a full disk names no file
     return Path(error.filename) in (temporary, path, *path.parents)
+
+
+def sweep(folder: Path, names: Collection[str]) -> None:
+    """Remove what killed processes of this machine left of files that `replacing` was to write.
+
+    names: of these files. Nothing of them may be being written by this process.
+    """
+    for path in folder.glob(".*"):
+        name, _, process = path.name[1:].rpartition(".")
+        if name not in names or not process.isdecimal():
+            continue
+        # in a container the killed process had, as often as not, the number of this one
+        if int(process) == os.getpid() or not _is_running(int(process)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    """Whether there is a process of this number; yes where the system does not say."""
+    if os.name == "nt":
+        return True  # there, signal 0 is Ctrl-C
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

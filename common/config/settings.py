@@ -204,6 +204,13 @@ class TrainConfig:
     random_seed: Annotated[int, Seed] = 42
     """Seed of weights, samples and augmentation. The environment variable SEED takes precedence."""
 
+    checkpoint_minutes: Annotated[float, NotNegative] = 10.0
+    """Minutes after which latest.pt is written within an epoch, again and again: what is lost at
+    most, besides a validation, if the process is killed. It is also written before and after each
+    validation; 0 is at these times only."""
+    checkpoints_kept: Annotated[int, Positive] = 2
+    """Number of latest checkpoints that are kept: latest.pt, latest.1.pt and so on. If one is
+    damaged the run goes on with the next. 1 keeps latest.pt only."""
     training_time_limit: Annotated[float, NotNegative] = 0.0
     """Seconds after which this call ends, once the current epoch is finished; the same command
     continues the run. 0 is no limit."""
@@ -328,6 +335,8 @@ MAY_CHANGE = frozenset(
         "channels_last",
         "compile",
         "early_stopping_patience",
+        "checkpoint_minutes",
+        "checkpoints_kept",
         "training_time_limit",
         "figure_samples",
         "figure_crops",

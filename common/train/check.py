@@ -129,11 +129,11 @@ def _time_lines(setup: Setup, step: TimedStep, validation: TimedValidation) -> l
 
 
 def _disk_line(config: TrainConfig, state: State, logs: LogsSize) -> str:
-    # best.pt and latest.pt
+    # best.pt, and latest.pt with those before it
     parts = [state.model.state_dict(), state.optimizer.state_dict()]
     if state.ema is not None:
         parts.append(state.ema.state_dict())
-    checkpoints = 2 * _bytes(parts)
+    checkpoints = (1 + config.checkpoints_kept) * _bytes(parts)
     events = logs.once + logs.an_epoch * config.epochs
     return _line("writes", f"{size(checkpoints)} of checkpoints, {size(events)} of logs")
 

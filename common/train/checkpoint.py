@@ -3,11 +3,20 @@
 A checkpoint is a file of torch.save with the state dicts of model, average of its weights, loss,
 optimiser, scheduler and scaler, the random states, the numbers of `State`, and the classes,
 settings and provenance of the run.
+
+latest.pt is the newest one, latest.1.pt the one before it, and so on; best.pt that of the best
+epoch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +27,11 @@ from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
 from common.data.normalize import Scaling, Scalings
 from common.data.sampling import BLOCK_ORDER
 from common.errors import UserError
-from common.files import REPOSITORY, not_written, replacing
+from common.files import REPOSITORY, not_written, replacing, sweep
 from common.provenance import provenance
 from common.talk import note, some
 from common.train import average, schedule, weights_file
+from common.train.record import HISTORY, RECORD
 from common.train.steps import State
 
 SAVED_NUMBERS = (
@@ -40,9 +50,26 @@ SAVED_NUMBERS = (
     "grad_norm",
     "epoch_counts",
     "smoothed",
+    "validation_loss",
     "raw_scalings",
 )
 """Fields of State that are saved as they are; the others are saved as state dicts."""
+
+
+PARTS: dict[str, type | tuple[type, ...]] = {
+    "model": dict,
+    "optimizer": dict,
+    "scheduler": (dict, type(None)),
+    "scaler": dict,
+    "rng": torch.Tensor,
+    "classes": list,
+    "settings": dict,
+    "split_hash": str,
+    "epoch": int,
+    "iteration": int,
+    "best_epoch": int,
+}
+"""Types of what every whole state holds."""
 
 
 def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -> None:
@@ -65,7 +92,21 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
     } | runtime.random_state()
     for name in SAVED_NUMBERS:
         content[name] = getattr(state, name)
-    save(config.path("model_save_path") / f"{which}.pt", content)
+    kept = config.checkpoints_kept if which == "latest" else 1
+    save(config.path("model_save_path") / f"{which}.pt", content, kept)
+
+
+def regularly(minutes: float, save_now: Callable[[], None]) -> Callable[[], None]:
+    """Return what, called after each step, calls `save_now` every so many minutes; 0 is never."""
+    last = time.monotonic()
+
+    def save_if_due() -> None:
+        nonlocal last
+        if minutes and time.monotonic() - last >= 60 * minutes:
+            save_now()
+            last = time.monotonic()
+
+    return save_if_due
 
 
 def raw_scalings(config: TrainConfig) -> Scalings:
@@ -73,7 +114,11 @@ def raw_scalings(config: TrainConfig) -> Scalings:
     if config.raw_normalization == "range":
         return {}
     own = _own(config)
-    return scalings_in(_load_own(own, config)) if own else {}
+    if not own:
+        return {}
+    path, saved, _ = _newest_good(own, config)
+    with _restoring(path, "raw_scalings"):
+        return scalings_in(saved)
 
 
 def scalings_in(saved: dict[str, Any]) -> Scalings:
@@ -92,21 +137,19 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     was begun with other settings than those of MAY_CHANGE.
     """
     choice = config.load_model
+    folder = config.path("model_save_path")
+    sweep(folder, ("latest.pt", "best.pt"))
+    sweep(config.path("logs_save_path"), (RECORD, HISTORY))
     own = _own(config)
     if own and choice == "scratch":
         raise UserError(
-            f"{own}: this run exists and load_model = 'scratch' would write over it; "
-            "set another run_name, or remove it"
+            f"{own[0]}: this run exists and load_model = 'scratch' would write over it; "
+            "set another run_name"
         )
     if own:
-        saved = _load_own(own, config)
-        _refuse_other_settings(own, saved, config, split_hash)
-        load_weights(state.model, saved, own, trained=True)
-        _restore_criterion(state, saved, own)
-        changes = _restore(config, state, saved)
-        _note_other_order(own, state, saved)
-        origin = f"continuing {own} after epoch {state.epoch}, iteration {state.iteration}"
-        return f"{origin}; {changes}" if changes else origin
+        return _go_on(own, config, state, split_hash)
+    if choice != "scratch":
+        _refuse_lost_checkpoints(config)
     if choice in ("latest", "best", "scratch"):
         return "starting with new weights"
     given = config.folder / choice  # which is `choice` itself if that is absolute
@@ -124,23 +167,67 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     )
 
 
-def _own(config: TrainConfig) -> Path | None:
-    """Return the checkpoint with which the run goes on; None if it is to begin.
+def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) -> str:
+    """Load the newest readable checkpoint of a run; return a sentence about it."""
+    path, saved, unreadable = _newest_good(own, config)
+    _refuse_other_settings(path, saved, config, split_hash)
+    load_weights(state.model, saved, path, trained=True)
+    _restore_criterion(state, saved, path)
+    changes = _restore(config, state, saved, path)
+    _note_other_order(path, state, saved)
+    for problem in unreadable:
+        note(problem)
+    if unreadable:
+        note(f"the run goes on with the newest checkpoint that can be read, {path}")
+        _take_place_of_latest(path)
+    origin = f"continuing {path} after epoch {state.epoch}, iteration {state.iteration}"
+    return f"{origin}; {changes}" if changes else origin
 
-    load_model = "best" goes on with the latest one until there is a best. Raises UserError if the
-    latest one is gone and a run that begins anew would write over the best.
+
+def _take_place_of_latest(good: Path) -> None:
+    """Copy a checkpoint to latest.pt; the unreadable file there gets another name.
+
+    Otherwise it would be kept as the one before the next, in the place of a good one.
+    """
+    latest = good.with_name("latest.pt")
+    with replacing(latest, durable=True) as temporary:
+        shutil.copyfile(good, temporary)
+        if latest.is_file():
+            latest.replace(latest.with_name("latest.pt.unreadable"))
+
+
+def _own(config: TrainConfig) -> list[Path]:
+    """Return the checkpoints with which the run may go on, the newest first; [] if it is to begin.
+
+    load_model = "best" goes on with the latest ones until there is a best. Raises UserError if the
+    latest ones are gone and a run that begins anew would write over the best.
     """
     folder = config.path("model_save_path")
     best = find(folder, "best")
-    latest = find(folder, "latest")
+    latest = folder / "latest.pt"
+    latest_ones = [latest] if latest.is_file() else []
+    latest_ones += earlier(latest)
+    if best is None:
+        return latest_ones
     if config.load_model == "best":
-        return best or latest
-    if best and not latest and config.load_model != "scratch":
+        return [best]
+    if not latest_ones and config.load_model != "scratch":
         raise UserError(
             f"{folder}: latest.pt is gone and best.pt stands; a run that begins anew would write "
             f"over it. {_from_best(best)}"
         )
-    return latest or best
+    return [*latest_ones, best]
+
+
+def _refuse_lost_checkpoints(config: TrainConfig) -> None:
+    """Raise UserError if a run that begins would write over the logs of a run of its name."""
+    history = config.path("logs_save_path") / HISTORY
+    if history.is_file():
+        raise UserError(
+            f"{history}: a run of this name was trained, and {config.path('model_save_path')} has "
+            "no checkpoint of it; put its latest.pt back, or set another run_name, or write over "
+            "its logs with load_model = 'scratch'"
+        )
 
 
 def _from_best(best: Path) -> str:
@@ -152,34 +239,60 @@ def _from_best(best: Path) -> str:
     )
 
 
-def _load_own(own: Path, config: TrainConfig) -> dict[str, Any]:
-    """Load the checkpoint with which a run goes on; raises UserError with what else there is."""
-    try:
-        saved = weights_file.read(own)
-    except UserError as error:
-        raise UserError(f"{error}. {_instead_of(own)}") from error
-    if not is_whole(saved):
-        raise UserError(
-            f"{own}: holds no whole state of a run, with which it could go on, but perhaps "
-            "weights; move it to another place, and start from it with load_model = its new path"
-        )
-    refuse_other_classes(own, saved, config.classes)
-    return saved
+def _newest_good(
+    own: list[Path], config: TrainConfig
+) -> tuple[Path, dict[str, Any], list[str]]:
+    """Load the first checkpoint that can be read.
+
+    Returns its path, its content, and what is wrong with those before it. Raises UserError if none
+    can be read, or if it is of other classes.
+    """
+    unreadable = []
+    for path in own:
+        try:
+            saved = weights_file.read(path)
+        except weights_file.Unreadable as error:
+            unreadable.append(error.problem)
+            continue
+        wrong = _wrong_parts(saved)
+        if wrong:
+            unreadable.append(f"{path}: holds no whole state of a run ({some(wrong)})")
+            continue
+        refuse_other_classes(path, saved, config.classes)
+        return path, saved, unreadable
+    raise UserError(f"{'; '.join(unreadable)}. {_instead_of(own[0])}")
+
+
+def _wrong_parts(saved: Any) -> list[str]:
+    """Return what is missing in a whole state of a run, or is of another type."""
+    if not isinstance(saved, dict):
+        return [f"but a {type(saved).__name__}"]
+    kinds = dict(PARTS)
+    for part in dataclasses.fields(State):
+        # numbers came to be one after the other: what an earlier version did not save is optional
+        if part.name in SAVED_NUMBERS and part.name in saved:
+            default = part.default_factory() if callable(part.default_factory) else part.default
+            kinds[part.name] = (int, float) if isinstance(default, float) else type(default)
+    for name in ("ema", "criterion"):
+        if name in saved:
+            kinds[name] = (dict, type(None))
+    wrong = []
+    for name, kind in kinds.items():
+        if name not in saved:
+            wrong.append(f"'{name}' is missing")
+        elif not isinstance(saved[name], kind):
+            wrong.append(f"'{name}' is of type {type(saved[name]).__name__}")
+    return wrong
 
 
 def _instead_of(own: Path) -> str:
-    """Return how to go on where a checkpoint of a run cannot be read."""
-    other = "latest" if own.name == "best.pt" else "best"
-    path = find(own.parent, other)
-    try:
-        readable = path is not None and is_whole(weights_file.read(path))
-    except UserError:
-        readable = False
-    if not readable or path is None:
-        return "The run has no other checkpoint: put a copy of this file back, or set run_name"
-    if other == "best":
-        return f"best.pt stands. {_from_best(path)}"
-    return "latest.pt stands: go on with load_model = 'latest'"
+    """Return how to go on where no checkpoint of a run can be read."""
+    if own.name == "best.pt" and find(own.parent, "latest"):
+        return "latest.pt stands: go on with load_model = 'latest'"
+    return (
+        "The run has no other checkpoint: put a copy of this file back, or leave all files as they "
+        "are and set another run_name"
+    )
 
 
 def is_whole(saved: Any) -> bool:
@@ -187,18 +300,37 @@ def is_whole(saved: Any) -> bool:
     return isinstance(saved, dict) and all(name in saved for name in ("model", "classes", "epoch"))
 
 
-def _restore(config: TrainConfig, state: State, saved: dict[str, Any]) -> str:
+@contextmanager
+def _restoring(path: Path, part: str) -> Iterator[None]:
+    """Raise UserError where a part of a checkpoint is not what its name says."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # torch raises a different type for each kind of wrong content
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: its {part} cannot be restored ({type(error).__name__}: {reason}); put a copy "
+            "of this file back, or set another run_name, with load_model = this file to start from "
+            "its weights"
+        ) from error
+
+
+def _restore(config: TrainConfig, state: State, saved: dict[str, Any], path: Path) -> str:
     """Restore everything of a saved state except the weights of the model.
 
     Returns what is to be another one from now on, learning rate or average, as a sentence, or "".
     """
     before = TrainConfig.recorded_defaults() | saved["settings"]
-    changes = schedule.go_on(
-        config, before, saved, optimizer=state.optimizer, scheduler=state.scheduler
-    )
-    changes = "; ".join(part for part in (changes, _restore_average(state, saved)) if part)
+    with _restoring(path, "optimizer or scheduler"):
+        changes = schedule.go_on(
+            config, before, saved, optimizer=state.optimizer, scheduler=state.scheduler
+        )
+    with _restoring(path, "ema"):
+        changes = "; ".join(part for part in (changes, _restore_average(state, saved)) if part)
     if saved["scaler"]:  # empty unless that run was in fp16
-        state.scaler.load_state_dict(saved["scaler"])
+        with _restoring(path, "scaler"):
+            state.scaler.load_state_dict(saved["scaler"])
     # earlier versions counted from the best epoch, which was 0 without one
     state.waited = saved["epoch"] - saved["best_epoch"] if saved["best_epoch"] else 0
     for name in SAVED_NUMBERS:
@@ -207,7 +339,8 @@ def _restore(config: TrainConfig, state: State, saved: dict[str, Any]) -> str:
         # an epoch that only lacks its validation: torch would warn that the scheduler is stepped
         # first, since it does not know of the steps of earlier calls
         state.optimizer._opt_called = True  # type: ignore[attr-defined]
-    runtime.restore_random_state(saved)
+    with _restoring(path, "random state"):
+        runtime.restore_random_state(saved)
     return changes
 
 
@@ -222,7 +355,8 @@ def _restore_criterion(state: State, saved: dict[str, Any], path: Path) -> None:
             f"{path}: its criterion kept something else ({difference}); "
             "set the code of the loss back, or set another run_name"
         )
-    state.criterion.load_state_dict(before)
+    with _restoring(path, "criterion"):
+        state.criterion.load_state_dict(before)
 
 
 def _restore_average(state: State, saved: dict[str, Any]) -> str:
@@ -281,20 +415,56 @@ def _other_splits(config: TrainConfig) -> str:
     return f", perhaps those of {some(names)}: try --set datasplit_path={names[0]}"
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
+def save(path: Path, content: dict[str, Any], kept: int = 1) -> None:
     """Write a checkpoint atomically: `path` holds the old or the new one, never a part of it.
 
-    Raises FileError if the file cannot be written, for example on a full disk; the old file is then
-    unchanged.
+    The old one becomes the first of those that are kept before it, see `earlier`. Raises FileError
+    if the file cannot be written, for example on a full disk; the old file is then unchanged.
+
+    kept: number of checkpoints that are kept in all.
     """
-    with replacing(path, durable=True) as temporary, temporary.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:
-            # torch's zip writer turns a full disk into a RuntimeError
-            cause = error.__context__
-            reason = cause if isinstance(cause, OSError) else error
-            raise not_written(path, reason) from error
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:
+                # torch's zip writer turns a full disk into a RuntimeError
+                cause = error.__context__
+                reason = cause if isinstance(cause, OSError) else error
+                raise not_written(path, reason) from error
+            file.flush()
+            os.fsync(file.fileno())
+        # only now that the new one is on the disk. A kill before it has its name leaves the old one
+        # as the newest of the earlier ones, which `find` takes for it
+        _number(path, kept)
+
+
+def _number(path: Path, kept: int) -> None:
+    """Give the checkpoint at `path` the number 1, the one before it 2, and so on."""
+    for number in range(kept - 1, 0, -1):
+        newer = _numbered(path, number - 1)
+        if newer.is_file():
+            newer.replace(_numbered(path, number))
+    for old in earlier(path):
+        if int(old.stem.rpartition(".")[2]) >= kept:
+            old.unlink()
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}.{number}{path.suffix}") if number else path
+
+
+def earlier(path: Path) -> list[Path]:
+    """Return the checkpoints that are kept from before that at `path`, the newest first.
+
+    Of latest.pt these are latest.1.pt, latest.2.pt and so on.
+    """
+    by_number = {}
+    for other in path.parent.glob(f"{path.stem}.*{path.suffix}"):
+        number = other.stem.rpartition(".")[2]
+        if number.isdecimal():
+            by_number[int(number)] = other
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def load(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -325,15 +495,17 @@ def refuse_other_classes(path: Path, saved: dict[str, Any], classes: tuple[str, 
 
 
 def find(folder: Path, which: str) -> Path | None:
-    """Return the path of {which}.pt in `folder`; None if there is no such file."""
+    """Return the path of {which}.pt in `folder`, or of the one before it; None without either."""
     path = folder / f"{which}.pt"
-    return path if path.is_file() else None
+    if path.is_file():
+        return path
+    return next(iter(earlier(path)), None)
 
 
 def best_of(config: TrainConfig) -> Path:
     """Return the path of best.pt of a run; that of latest.pt if there is no best.pt."""
     folder = config.path("model_save_path")
-    return find(folder, "best") or folder / "latest.pt"
+    return find(folder, "best") or find(folder, "latest") or folder / "latest.pt"
 
 
 def load_weights(

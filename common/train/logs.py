@@ -178,22 +178,19 @@ def close_interrupted(config: TrainConfig, state: State, tracker: Tracker, comma
     )
 
 
-def close_finished(
-    config: TrainConfig, state: State, tracker: Tracker, *, scores: Scores | None, reason: str
-) -> None:
+def close_finished(config: TrainConfig, state: State, tracker: Tracker, *, reason: str) -> None:
     """Log the final metrics and files, close the tracker, and print the best checkpoint.
 
     Args:
         config: settings of the run.
         state: state of the run.
         tracker: gets metrics and files, and is closed.
-        scores: results of the last validation; None without one.
         reason: why the run ended early; "" if it did not.
     """
     checkpoint = best_of(config)
     final = {config.best_metric: state.best}
-    if scores:
-        final["loss"] = scores.loss
+    if math.isfinite(state.validation_loss):
+        final["loss"] = state.validation_loss
     files = [*sorted(config.folder.glob("*.py")), config.path("datasplit_path"), checkpoint]
     tracker.finish(hparams(config), final, files)
     ended = f" ({reason})" if reason else ""

@@ -132,7 +132,7 @@ def train(
             command = command_line("train", config_path, set=given, data=data)
             logs.close_interrupted(config, state, run_logs.tracker, command)
         else:
-            logs.close_finished(config, state, run_logs.tracker, scores=scores, reason=ended)
+            logs.close_finished(config, state, run_logs.tracker, reason=ended)
     return result_of(config, state, scores, ended)
 
 
@@ -442,12 +442,13 @@ def saved_if_a_worker_is_lost(setup: Setup, state: State) -> Iterator[None]:
 def run_epoch(
     setup: Setup, state: State, batches: Iterator[Batch], *, tracker: Tracker, stopped: Stop
 ) -> tuple[TrainedEpoch, Scores | None]:
-    """Train for the rest of the current epoch, then validate.
+    """Train for the rest of the current epoch, save, then validate.
 
     The validation is None if the run has none, or if stopped() returned True.
     """
     config = setup.config
     last_iteration = (state.epoch + 1) * config.iterations_per_epoch
+    save = partial(checkpoint.save_state, config, state, setup.crops.split_hash, "latest")
     with logs.epoch_progress(config, state, last_iteration) as bar:
         trained = steps.train_epoch(
             state,
@@ -457,8 +458,12 @@ def run_epoch(
             log=tracker.scalars,
             stop=stopped,
             bar=bar,
+            after_step=checkpoint.regularly(config.checkpoint_minutes, save),
         )
-    if stopped() or setup.validation is None:
+    if stopped():
+        return trained, None
+    save()  # the steps of the epoch are kept, whatever becomes of its validation and its logs
+    if setup.validation is None:
         return trained, None
     return trained, validate(setup, state, setup.validation, stopped)
 
@@ -500,6 +505,10 @@ def finish_epoch(
     """
     config = setup.config
     is_best = count_epoch(config, state, trained, scores)
+    # in this order a call that ends between any two goes on exactly: latest.pt is of before the
+    # validation until everything about the epoch is written, and what is written twice is equal
+    if is_best:
+        checkpoint.save_state(config, state, setup.crops.split_hash, "best")
     logs.log_epoch(
         config, state, run_logs.tracker, trained, scores=scores, learning_rate=state.learning_rate
     )
@@ -508,8 +517,6 @@ def finish_epoch(
         config, state, trained, scores=scores, is_best=is_best, seconds_left=seconds_left
     )
     checkpoint.save_state(config, state, setup.crops.split_hash, "latest")
-    if is_best:
-        checkpoint.save_state(config, state, setup.crops.split_hash, "best")
     run_logs.recorder.result(**result_so_far(setup, state), samples_per_s=trained.samples_per_s)
 
 
@@ -521,6 +528,7 @@ def count_epoch(
     state.epoch_loss = [0.0, 0.0]
     state.epoch_counts = []
     if scores:
+        state.validation_loss = scores.loss
         value, improved = judge_validation(config, state, scores)
     else:
         value = trained.loss

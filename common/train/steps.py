@@ -97,6 +97,8 @@ class State:
     """Norm of the gradient in the last step, before clipping."""
     epoch_counts: list[list[float]] = field(default_factory=list)
     """Voxels of logged training batches in the current epoch, as `count` gives them; [] before."""
+    validation_loss: float = math.nan
+    """Of the last validation; NaN before the first."""
     smoothed: float = math.nan
     """The running mean of best_metric, see the setting metric_smoothing."""
     raw_scalings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -262,6 +264,7 @@ def train_epoch(
     log: Log,
     stop: Stop,
     bar: tqdm,
+    after_step: Callable[[], None] = lambda: None,
 ) -> TrainedEpoch:
     """Take optimiser steps until `last_iteration`, or until stop() returns True.
 
@@ -275,6 +278,7 @@ def train_epoch(
         log: called every LOG_EVERY iterations with the mean loss since the last call.
         stop: called before each step.
         bar: progress bar, advanced by one per step.
+        after_step: called after each step, when the state is whole and the step is logged.
     """
     state.model.train()
     clock = _Clock()
@@ -294,6 +298,7 @@ def train_epoch(
             state.recent_losses = []
         bar.set_postfix_str(f"loss {state.mean_loss:.4f}, {clock}", refresh=False)
         bar.update()
+        after_step()
     return TrainedEpoch(
         loss=state.mean_loss,
         grad_norm=state.grad_norm,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -19,26 +20,53 @@ PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before the name of each tensor."""
 
 
+class Unreadable(UserError):
+    """A file that holds no tensors for us; `problem` says why, without what to do."""
+
+    def __init__(self, path: Path, problem: str, advice: str):
+        super().__init__(f"{path}: {problem}; {advice}")
+        self.problem = f"{path}: {problem}"
+
+
 def read(path: Path) -> Any:
     """Return what a file of torch.save holds, its tensors on the CPU, without running its code.
 
-    Raises FileNotFoundError if there is none, UserError if it cannot be read.
+    Raises FileNotFoundError if there is none, Unreadable if it cannot be read or is not what was
+    written.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such checkpoint; set load_model = 'latest' or the path of one"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            _refuse_changed(file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of damage
-        raise UserError(f"{path}: {_unreadable(path, error)}") from error
+        problem, advice = _unreadable(path, error)
+        raise Unreadable(path, problem, advice) from error
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def _refuse_changed(file: BinaryIO) -> None:
+    """Raise BadZipFile unless the parts of a file of torch.save have the checksums in it.
+
+    torch writes a CRC-32 of each tensor and of their names and numbers, and reads without looking
+    at them: of 22 flipped bits 21 became weights, one of 1e37.
+    """
+    if not zipfile.is_zipfile(file):
+        return  # of torch 1.5 and before, without checksums, or damaged, which torch tells
+    changed = zipfile.ZipFile(file).testzip()
+    if changed:
+        raise zipfile.BadZipFile(f"the checksum of its part {changed} is wrong")
+
+
+def _unreadable(path: Path, error: Exception) -> tuple[str, str]:
     """Return what is wrong with a file that torch does not read, and what to do."""
     if path.suffix == ".safetensors":
         return (
-            "safetensors are not read; save them with torch.save(safetensors.torch.load_file(...))"
+            "safetensors are not read",
+            "save them with torch.save(safetensors.torch.load_file(...))",
         )
     is_torch_file = not isinstance(error, EOFError) and path.read_bytes()[:2] in (
         b"PK",
@@ -47,15 +75,15 @@ def _unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and is_torch_file:
         return (
             "not a readable checkpoint of this trainer: it holds other objects than "
-            "tensors, numbers and text, and reading them could run code. If you trust it, save its "
-            "weights alone: "
-            "torch.save(torch.load(path, weights_only=False)['state_dict'], 'weights.pt')"
+            "tensors, numbers and text, and reading them could run code",
+            "if you trust it, save its weights alone: "
+            "torch.save(torch.load(path, weights_only=False)['state_dict'], 'weights.pt')",
         )
     reason = " ".join(str(error).split()).partition(". ")[0][:200]
     return (
         f"not a readable checkpoint of this trainer: damaged, cut off or no file of torch.save "
-        f"({path.stat().st_size:,} bytes; {type(error).__name__}: {reason}); "
-        "copy it again where it is from"
+        f"({path.stat().st_size:,} bytes; {type(error).__name__}: {reason})",
+        "copy it again where it is from",
     )
 
 

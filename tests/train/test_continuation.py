@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import multiprocessing
+import os
 import random
-from contextlib import contextmanager
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,9 +18,11 @@ import pytest
 import torch
 
 from common import runtime
+from common.errors import UserError
+from common.files import REPOSITORY
 from common.runs.find import Run
+from common.train import checkpoint, steps
 from common.train import run as run_module
-from common.train import steps
 from common.train.record import read_history, read_record
 
 MODEL = """
@@ -112,14 +120,14 @@ def assert_equal_ends(tiny, run: str, undisturbed: str = "undisturbed") -> None:
         assert getattr(one, name) == getattr(other, name), name
 
 
-def stopping_when(is_time):
-    """Stands in for `runtime.interruptible`: the run is told to stop once is_time() is true."""
+def stop_when(patch, is_time) -> None:
+    """Let runs be told to stop once is_time() is true."""
+    run_epochs = run_module.run_epochs
 
-    @contextmanager
-    def interruptible():
-        yield is_time
+    def stopped_in_time(*arguments, stopped, **options):
+        return run_epochs(*arguments, stopped=is_time, **options)
 
-    return interruptible
+    patch.setattr(run_module, "run_epochs", stopped_in_time)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -138,9 +146,7 @@ def test_a_run_with_dropout_that_is_stopped_in_an_epoch_goes_on_as_if_it_was_not
     monkeypatch.setattr(steps, "step", step)
     for last in (3, 4, 8):
         with monkeypatch.context() as patch:
-            patch.setattr(
-                run_module, "interruptible", stopping_when(lambda last=last: len(taken) >= last)
-            )
+            stop_when(patch, lambda last=last: len(taken) >= last)
             assert not tiny.train(run_name="stopped", num_workers=num_workers).finished
         assert state_of(tiny, "stopped")["iteration"] == last
     assert tiny.train(run_name="stopped", num_workers=num_workers).finished
@@ -171,7 +177,7 @@ def test_a_run_that_is_stopped_in_its_validation_goes_on_as_if_it_was_not(tiny, 
     with monkeypatch.context() as patch:
         patch.setattr(steps, "count", counting)
         # three of training, the fourth is the first block of the validation
-        patch.setattr(run_module, "interruptible", stopping_when(lambda: len(validated) == 4))
+        stop_when(patch, lambda: len(validated) == 4)
         assert not tiny.train(run_name="stopped", batch_size=1).finished
     saved = state_of(tiny, "stopped")
     assert (saved["epoch"], saved["iteration"]) == (0, 5)
@@ -197,3 +203,151 @@ def test_a_random_state_of_torch_alone_is_restored():
     first = torch.rand(3)
     runtime.restore_random_state(before)
     assert torch.equal(torch.rand(3), first)
+
+
+# Killed, and disks that are full: each write in turn
+
+
+@pytest.fixture
+def short(tiny):
+    """Two epochs of two steps, each of which is saved."""
+    tiny.add("iterations_per_epoch = 2\nfigure_samples = 0\ncheckpoint_minutes = 1e-9\n")
+    return tiny
+
+
+def in_nth_write(number: int, act) -> list[Path]:
+    """Call `act(path)` before the nth time that a file is put into its place.
+
+    Returns the files; to be undone by whoever replaced Path.replace.
+    """
+    replace = Path.replace
+    written: list[Path] = []
+
+    def counted(self, target):
+        written.append(target)
+        if len(written) == number:
+            act(target)
+        return replace(self, target)
+
+    Path.replace = counted
+    return written
+
+
+def dies(_) -> None:
+    """As kill -9 does it: nothing is tidied."""
+    os._exit(9)
+
+
+def train_until_killed(words: dict, number: int) -> None:
+    """Train in a process that dies before its nth write."""
+    torch.set_num_threads(1)
+    steps.LOG_EVERY = 2
+    in_nth_write(number, dies)
+    run_module.train(**words)
+
+
+@pytest.fixture
+def processes():
+    """Forks a process that has imported what takes long, and has no threads that a fork loses."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["common.train.run", "common.shell.cli"])
+    return context
+
+
+def test_a_run_that_is_killed_before_any_write_goes_on_as_if_it_was_not(
+    short, monkeypatch, processes
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", Path.replace)
+        written = in_nth_write(0, dies)
+        short.train(run_name="undisturbed")
+    names = [path.name for path in written]
+    assert {"latest.1.pt", "latest.pt", "best.pt", "history.csv", "run.json"} <= {*names}
+    for number in range(1, len(written) + 1):
+        run = f"killed{number}"
+        words = {"config_path": short.folder, "data": short.data, "run_name": run}
+        words["cache_path"] = str(short.config().path("cache_path"))
+        child = processes.Process(target=train_until_killed, args=(words, number), daemon=True)
+        child.start()
+        child.join(60)
+        assert child.exitcode == 9, names[number - 1]
+        assert short.train(run_name=run).finished
+        assert_equal_ends(short, run)
+        for kind in ("model", "logs"):
+            assert not [*short.config(run_name=run).path(f"{kind}_save_path").glob(".*")]
+
+
+WRITES = {"latest.1.pt": 1, "latest.pt": 3, "best.pt": 1, "history.csv": 2, "run.json": 2}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_run_whose_disk_is_full_goes_on_as_if_it_was_not(short, monkeypatch, name):
+    """Its nth write of that name finds no room."""
+    short.train(run_name="undisturbed")
+    written: list[str] = []
+    replace = Path.replace
+
+    def finds_no_room(self, target):
+        written.append(target.name)
+        if target.name == name and written.count(name) == WRITES[name]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", finds_no_room)
+        with pytest.raises(UserError, match="No space left on device") as raised:
+            short.train(run_name="full")
+    assert name.replace(".1.pt", ".pt") in str(raised.value)
+    assert short.train(run_name="full").finished
+    assert_equal_ends(short, "full")
+
+
+def test_kill_9_in_an_epoch_loses_no_more_than_since_the_last_checkpoint(tiny):
+    """A step kills its own process, as the system would."""
+    tiny.add(
+        """
+        import os
+
+        from common.train.losses import weighted_bce
+
+        checkpoint_minutes = 1e-9
+
+
+        def criterion(logits, target, pos_weight):
+            if "KILL" in os.environ and os.path.exists(os.environ["KILL"]):
+                os.kill(os.getpid(), 9)
+            return weighted_bce(logits, target, pos_weight)
+        """
+    )
+    tiny.train(run_name="undisturbed")
+    latest = tiny.config(run_name="killed").path("model_save_path") / "latest.pt"
+    words = ["train", tiny.folder, "--data", tiny.data, "--set", "run_name=killed"]
+    settings = {"OMP_NUM_THREADS": "1", "KILL": str(latest)}
+    done = subprocess.run(
+        [sys.executable, "-m", "cellmap_segmentation_challenge", *words],
+        cwd=REPOSITORY,
+        env={**os.environ, **settings},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert state_of(tiny, "killed")["iteration"] == 1
+    assert tiny.train(run_name="killed").finished
+    # the steps of that process logged each second loss, as here they do not
+    for which in ("latest", "best"):
+        assert is_equal(
+            state_of(tiny, "killed", which)["model"], state_of(tiny, "undisturbed", which)["model"]
+        )
+
+
+def test_latest_is_written_every_so_many_minutes(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    saved: list[float] = []
+    often = checkpoint.regularly(2, lambda: saved.append(now[0]))
+    never = checkpoint.regularly(0, lambda: saved.append(math.nan))
+    for seconds in (60, 119, 121, 200, 240, 242, 500):
+        now[0] = float(seconds)
+        often()
+        never()
+    assert saved == [121.0, 242.0, 500.0]

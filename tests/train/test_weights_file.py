@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import struct
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -83,32 +87,154 @@ def cut(path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def test_a_damaged_latest_is_named_with_the_best_and_going_on_from_it_keeps_the_history(experiment):
+def test_a_damaged_latest_is_named_and_the_one_before_it_is_gone_on_with(experiment, capsys):
+    tiny = experiment(checkpoints_kept=3)
+    tiny.train(epochs=3, run_name="undisturbed")
+    tiny.train()
+    folder = folder_of(tiny)
+    cut(folder / "latest.pt")
+    damaged = (folder / "latest.pt").read_bytes()
+    tiny.train(epochs=3)
+    said = capsys.readouterr().err
+    assert "latest.pt: not a readable checkpoint of this trainer: damaged, cut off" in said
+    assert f"goes on with the newest checkpoint that can be read, {folder}/latest.1.pt" in said
+    assert "copy it again" not in said
+    one, other = (
+        torch.load(place / "latest.pt", weights_only=True)["model"]
+        for place in (folder, tiny.config(run_name="undisturbed").path("model_save_path"))
+    )
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert (folder / "latest.pt.unreadable").read_bytes() == damaged
+    kept = ["latest.pt", "latest.1.pt", "latest.2.pt"]
+    assert sorted(path.name for path in folder.glob("latest*.pt")) == sorted(kept)
+    for name in kept:
+        weights_file.read(folder / name)
+
+
+def test_where_all_latest_are_damaged_the_best_is_gone_on_with(experiment, capsys):
     from common.train.record import read_history
 
     tiny = experiment(epochs=2, best_metric="loss", iterations_per_epoch=10)
     first = tiny.train()
     before = read_history(first.logs)
-    best = torch.load(first.checkpoint, weights_only=True)["epoch"]
-    cut(folder_of(tiny) / "latest.pt")
-    with pytest.raises(UserError) as raised:
-        tiny.train(epochs=4)
-    told = str(raised.value)
-    assert "latest.pt: not a readable checkpoint of this trainer: damaged, cut off" in told
-    assert "best.pt stands" in told and "load_model = 'best'" in told and "remove" not in told
-    done = tiny.train(epochs=4, load_model="best")
+    for path in folder_of(tiny).glob("latest*.pt"):
+        cut(path)
+    done = tiny.train(epochs=4)
+    assert "the newest checkpoint that can be read" in capsys.readouterr().err
     after = read_history(done.logs)
     assert after["epoch"].tolist() == [1, 2, 3, 4]
-    assert after["train/loss"][:best].tolist() == before["train/loss"][:best].tolist()
+    assert after["train/loss"][:2].tolist() == before["train/loss"].tolist()
 
 
-def test_where_both_are_damaged_no_file_is_advised(experiment):
+def test_where_all_are_damaged_no_file_is_advised_and_none_is_written(experiment):
     tiny = experiment()
     tiny.train()
-    cut(folder_of(tiny) / "latest.pt")
-    cut(folder_of(tiny) / "best.pt")
-    with pytest.raises(UserError, match=r"The run has no other checkpoint"):
+    for path in folder_of(tiny).glob("*.pt"):
+        cut(path)
+    before = {path: path.read_bytes() for path in folder_of(tiny).iterdir()}
+    with pytest.raises(UserError, match=r"The run has no other checkpoint.*run_name") as raised:
         tiny.train(epochs=4)
+    assert "remove" not in str(raised.value)
+    assert before == {path: path.read_bytes() for path in folder_of(tiny).iterdir()}
+
+
+def test_a_run_whose_checkpoints_are_lost_does_not_begin_anew_over_its_logs(experiment):
+    tiny = experiment()
+    history = tiny.train().logs / "history.csv"
+    shutil.rmtree(folder_of(tiny))
+    before = history.read_bytes()
+    with pytest.raises(UserError, match=r"history.csv: a run of this name .*load_model = 'scratch'"):
+        tiny.train()
+    assert history.read_bytes() == before
+    assert tiny.train(epochs=1, load_model="scratch").epochs == 1
+
+
+def small_checkpoint(path) -> list[tuple[int, int]]:
+    """Write one; returns where the content of its parts begins and ends."""
+    torch.save({"model": {"weight": torch.arange(500.0)}, "epoch": 3}, path)
+    spans = []
+    with zipfile.ZipFile(path) as parts:
+        for part in parts.infolist():
+            head = path.read_bytes()[part.header_offset :][:30]
+            lengths = struct.unpack("<HH", head[26:30])
+            begin = part.header_offset + 30 + sum(lengths)
+            spans.append((begin, begin + part.file_size))
+    return spans
+
+
+def test_any_flipped_bit_of_the_content_is_noticed(tmp_path):
+    path = tmp_path / "latest.pt"
+    random = np.random.default_rng(0)
+    for begin, end in small_checkpoint(path):
+        whole = path.read_bytes()
+        for place in random.integers(begin, end, 10):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << random.integers(8)
+            path.write_bytes(changed)
+            with pytest.raises(UserError, match="damaged, cut off"):
+                weights_file.read(path)
+        path.write_bytes(whole)
+    assert weights_file.read(path)["epoch"] == 3
+
+
+def test_a_bit_flipped_anywhere_is_noticed_or_changes_nothing(tmp_path):
+    path = tmp_path / "latest.pt"
+    small_checkpoint(path)
+    whole = path.read_bytes()
+    random = np.random.default_rng(1)
+    noticed = 0
+    for place in random.integers(len(whole), size=100):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << random.integers(8)
+        path.write_bytes(changed)
+        try:
+            read = weights_file.read(path)
+        except UserError:
+            noticed += 1
+            continue
+        assert read["epoch"] == 3 and torch.equal(read["model"]["weight"], torch.arange(500.0))
+    assert noticed > 30
+
+
+def test_a_file_cut_off_anywhere_is_noticed(tmp_path):
+    path = tmp_path / "latest.pt"
+    small_checkpoint(path)
+    whole = path.read_bytes()
+    for length in np.random.default_rng(2).integers(len(whole), size=10):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="damaged, cut off"):
+            weights_file.read(path)
+
+
+WRONG = {
+    "optimizer": (None, "'optimizer' is missing"),
+    "rng": (None, "'rng' is missing"),
+    "settings": (None, "'settings' is missing"),
+    "epoch": ("three", "'epoch' is of type str"),
+    "epoch_loss": (3.0, "'epoch_loss' is of type float"),
+    "scaler": ([1], "'scaler' is of type list"),
+    "model": (torch.zeros(3), "'model' is of type Tensor"),
+    "python_rng": ((3, 4), "its random state cannot be restored"),
+    "optimizer of another network": ({"state": {}, "param_groups": []}, "its optimizer or sched"),
+}
+
+
+@pytest.mark.parametrize("part", WRONG)
+def test_wrong_content_is_one_sentence(experiment, part):
+    tiny = experiment(epochs=1, checkpoints_kept=1)
+    tiny.train()
+    (folder_of(tiny) / "best.pt").unlink()
+    path = folder_of(tiny) / "latest.pt"
+    saved = torch.load(path, weights_only=True)
+    value, sentence = WRONG[part]
+    name = part.partition(" ")[0]
+    saved[name] = value
+    if value is None:
+        del saved[name]
+    torch.save(saved, path)
+    with pytest.raises(UserError, match=rf"latest.pt: .*{sentence}.*run_name") as raised:
+        tiny.train(epochs=2)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_damaged_best_is_named_with_the_latest(experiment):
@@ -125,7 +251,8 @@ def test_a_run_whose_latest_is_gone_does_not_begin_anew_over_its_best(experiment
     best = tiny.train().checkpoint
     torch.save(network().state_dict(), tiny.folder / "theirs.pth")
     before = best.read_bytes()
-    (folder_of(tiny) / "latest.pt").unlink()
+    for path in folder_of(tiny).glob("latest*.pt"):
+        path.unlink()
     with pytest.raises(UserError, match=r"latest.pt is gone and best.pt stands"):
         tiny.train(epochs=4, load_model=load_model)
     assert best.read_bytes() == before
@@ -145,5 +272,5 @@ def test_weights_in_place_of_a_state_are_not_gone_on_with(experiment):
     tiny = experiment()
     folder_of(tiny).mkdir(parents=True)
     torch.save(network().state_dict(), folder_of(tiny) / "latest.pt")
-    with pytest.raises(UserError, match=r"latest.pt: holds no whole state.*move it to another"):
+    with pytest.raises(UserError, match=r"latest.pt: holds no whole state.*'model' is missing.*run_name"):
         tiny.train()
