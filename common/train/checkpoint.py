@@ -239,9 +239,7 @@ def _from_best(best: Path) -> str:
     )
 
 
-def _newest_good(
-    own: list[Path], config: TrainConfig
-) -> tuple[Path, dict[str, Any], list[str]]:
+def _newest_good(own: list[Path], config: TrainConfig) -> tuple[Path, dict[str, Any], list[str]]:
     """Load the first checkpoint that can be read.
 
     Returns its path, its content, and what is wrong with those before it. Raises UserError if none

@@ -143,7 +143,9 @@ def test_a_run_whose_checkpoints_are_lost_does_not_begin_anew_over_its_logs(expe
     history = tiny.train().logs / "history.csv"
     shutil.rmtree(folder_of(tiny))
     before = history.read_bytes()
-    with pytest.raises(UserError, match=r"history.csv: a run of this name .*load_model = 'scratch'"):
+    with pytest.raises(
+        UserError, match=r"history.csv: a run of this name .*load_model = 'scratch'"
+    ):
         tiny.train()
     assert history.read_bytes() == before
     assert tiny.train(epochs=1, load_model="scratch").epochs == 1
@@ -272,5 +274,7 @@ def test_weights_in_place_of_a_state_are_not_gone_on_with(experiment):
     tiny = experiment()
     folder_of(tiny).mkdir(parents=True)
     torch.save(network().state_dict(), folder_of(tiny) / "latest.pt")
-    with pytest.raises(UserError, match=r"latest.pt: holds no whole state.*'model' is missing.*run_name"):
+    with pytest.raises(
+        UserError, match=r"latest.pt: holds no whole state.*'model' is missing.*run_name"
+    ):
         tiny.train()
