@@ -254,6 +254,7 @@ def processes():
     return context
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_before_any_write_goes_on_as_if_it_was_not(
     short, monkeypatch, processes
 ):
