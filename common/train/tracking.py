@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from common.config.settings import TrainConfig
-from common.errors import UserError
+from common.errors import FileError, UserError
 from common.show.figures import PANEL_WORDS
 from common.train.record import Recorder, add_epoch
 
@@ -111,14 +111,16 @@ class TensorBoard:
 
     def __init__(self, folder: Path, iteration: int = 0):
         """Open the folder; what was logged after `iteration` is replaced."""
+        self.folder = folder
         self.writer = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else 0)
         self.is_explained = False
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add a point to the curve of each tag."""
-        for tag, value in values.items():
-            self.writer.add_scalar(tag, value, step)
-        self.writer.flush()  # what led to a crash is then on disk
+        with self._told():
+            for tag, value in values.items():
+                self.writer.add_scalar(tag, value, step)
+            self.writer.flush()  # what led to a crash is then on disk
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Add an image at iteration `step`, and once a text that says what is to be seen."""
@@ -143,9 +145,22 @@ class TensorBoard:
         files: Sequence[Path],
     ) -> None:
         """Log settings and metrics on the HPARAMS page, and close; files are ignored."""
-        if metrics:
-            self._add_hparams(settings, metrics)
-        self.writer.close()
+        with self._told():
+            if metrics:
+                self._add_hparams(settings, metrics)
+            self.writer.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raise FileError where the system does not write, which its error names no file for."""
+        try:
+            yield
+        except OSError as error:
+            raise FileError(
+                f"{self.folder}: TensorBoard's events could not be written "
+                f"({error.strerror or error}); free space and run the same command again, which "
+                "goes on from the last checkpoint"
+            ) from error
 
     def _add_hparams(self, settings: Hyperparameters, metrics: Mapping[str, float]) -> None:
         """Add the run to the HPARAMS page.

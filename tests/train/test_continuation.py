@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from common import runtime
 from common.errors import UserError
@@ -299,6 +300,25 @@ def test_a_run_whose_disk_is_full_goes_on_as_if_it_was_not(short, monkeypatch, n
         with pytest.raises(UserError, match="No space left on device") as raised:
             short.train(run_name="full")
     assert name.replace(".1.pt", ".pt") in str(raised.value)
+    assert short.train(run_name="full").finished
+    assert_equal_ends(short, "full")
+
+
+def test_events_that_find_no_room_are_told_and_the_run_goes_on_as_if_they_had(short, monkeypatch):
+    short.train(run_name="undisturbed")
+    flush = SummaryWriter.flush
+    flushed = []
+
+    def finds_no_room(self):
+        flushed.append(1)
+        if len(flushed) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SummaryWriter, "flush", finds_no_room)
+        with pytest.raises(UserError, match=r"full: TensorBoard's events .*No space left"):
+            short.train(run_name="full")
     assert short.train(run_name="full").finished
     assert_equal_ends(short, "full")
 
