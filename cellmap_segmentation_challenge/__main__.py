@@ -2,18 +2,18 @@
 
 import sys
 
-INTERRUPTED = 130
-"""As `common.shell.group` has it, which is among what is imported when Ctrl-C comes."""
+from common import stopping
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C ends it without a trace while libraries are imported too."""
+    """Run the command line; signals end it without a trace while libraries are imported too."""
     try:
-        from common.shell.cli import main as run
+        with stopping.at_once():
+            from common.shell.cli import main as run
 
-        run()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+            run()
+    except KeyboardInterrupt as stopped:
+        sys.exit(stopping.exit_code(stopped))
 
 
 if __name__ == "__main__":

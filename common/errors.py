@@ -14,5 +14,16 @@ class FileError(UserError, OSError):
     """A file, disk, server or process that does not do its part; what to mend, and what is kept."""
 
 
+class Busy(UserError):
+    """Another process works on it."""
+
+
+class NotYet(UserError):
+    """What other processes work on is not done yet; the same command goes on when it is.
+
+    The command line ends with exit code 75, see `common.stopping.NOT_FINISHED`.
+    """
+
+
 class NotFinite(UserError, FloatingPointError):
     """A loss or gradient that is NaN or infinite: settings or data that training cannot take."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
+import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from fasteners import InterProcessLock
 
-from common.errors import FileError, UserError
+from common.errors import Busy, FileError, UserError
+from common.talk import note_once
 
 
 def _home() -> Path:
@@ -149,26 +153,100 @@ def not_written(path: Path, error: Exception) -> FileError:
     )
 
 
+NO_LOCKS = frozenset([errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+"""What file systems without locks answer."""
+
+
 @contextlib.contextmanager
 def alone(lock_file: str | Path, wait: bool = False, otherwise: str = "") -> Iterator[None]:
     """Hold a lock file for this process, until the block ends or the process dies.
 
-    wait: until another process lets go of it; without, UserError with the text `otherwise`.
+    The system frees the lock of a process that is killed; its file is left, and blocks nobody.
+
+    wait: until another process lets go of it; without, Busy with the text `otherwise`, in which
+    {holder} becomes that process.
     """
     lock_file = Path(lock_file)
     try:
-        lock_file.parent.mkdir(parents=True, exist_ok=True)
-        lock = InterProcessLock(lock_file)
-        held = lock.acquire(blocking=wait)
+        lock = _lock(lock_file, wait)
     except OSError as error:
         raise not_written(lock_file, error) from error
-    if not held:
-        lock.lockfile.close()  # which acquire leaves open
-        raise UserError(otherwise)
+    if lock is None:
+        raise Busy(otherwise.replace("{holder}", _holder(lock_file)))
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):
+            lock_file.unlink()  # while it is held: see _is_at
+        if lock.acquired:
+            lock.release()
+
+
+def is_held(lock_file: str | Path) -> bool:
+    """Whether another process holds a lock file; not for one that this process holds."""
+    if not Path(lock_file).is_file():
+        return False
+    try:
+        with alone(lock_file):
+            return False
+    except Busy:
+        return True
+
+
+def _lock(lock_file: Path, wait: bool) -> InterProcessLock | None:
+    """The lock of this process on a file; None where another process holds it."""
+    while True:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        # of fcntl.lockf: unlike flock's, its locks are not inherited by workers, which may outlive
+        # a killed process. They end when any handle of the file is closed: it is opened once
+        lock = InterProcessLock(lock_file)
+        try:
+            held = lock.acquire(blocking=wait)
+        except FileNotFoundError:
+            continue  # another process removed its empty folder
+        except threading.ThreadError as error:
+            lock.lockfile.close()
+            _note_no_locks(lock_file, error)
+            return lock
+        if not held:
+            lock.lockfile.close()  # which acquire leaves open
+            return None
+        if _is_at(lock, lock_file):
+            lock.lockfile.truncate(0)
+            lock.lockfile.write(f"{os.getpid()} {socket.gethostname()}\n")
+            lock.lockfile.flush()
+            return lock
         lock.release()
+
+
+def _is_at(lock: InterProcessLock, lock_file: Path) -> bool:
+    """Whether the locked file is still there: who held it before may have removed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(lock.lockfile.fileno()), lock_file.stat())
+    except OSError:
+        return False
+
+
+def _note_no_locks(lock_file: Path, error: Exception) -> None:
+    """Say that a file system has no locks. Raises OSError for any other error."""
+    cause = error.__cause__
+    if not isinstance(cause, OSError):
+        raise error
+    if cause.errno not in NO_LOCKS:
+        raise cause
+    note_once(
+        f"the file system of {lock_file.parent} has no locks ({cause.strerror}); see to it that "
+        "no two processes write there at once"
+    )
+
+
+def _holder(lock_file: Path) -> str:
+    """The process that holds a lock file, in words."""
+    try:
+        pid, host = lock_file.read_text().split()
+    except (OSError, ValueError):
+        return "another process"
+    return f"process {pid} on {host}"
 
 
 def free_bytes(folder: str | Path) -> int:

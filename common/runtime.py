@@ -1,4 +1,4 @@
-"""Seed, device and precision of a run, its memory, and how it is interrupted."""
+"""Seed, device and precision of a run, and its memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import ctypes
 import math
 import platform
 import random
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from common.talk import say
 
 
 def seed_everything(seed: int) -> None:
@@ -225,30 +222,3 @@ def warnings_about(device: torch.device) -> list[str]:
             "install 2.10"
         ]
     return []
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """A function that is true once Ctrl-C or SIGTERM came, until the block ends.
-
-    A second Ctrl-C ends the process at once. In another thread than the main one it stays false.
-    """
-    received: list[int] = []
-
-    def receive(number: int, frame: object) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-        say("\nstopping after this step; once more ends at once")
-
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, receive)
-    except ValueError:  # not the main thread: Python delivers no signal to it
-        before = {}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

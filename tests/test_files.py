@@ -6,13 +6,14 @@ import errno
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from common import files
-from common.errors import FileError, UserError
+from common.errors import Busy, FileError, UserError
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
@@ -90,11 +91,42 @@ with alone(sys.argv[1]):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=files.REPOSITORY, **pipes) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="busy"), files.alone(lock, otherwise="busy"):
+        assert files.is_held(lock)
+        holder = f"process {other.pid} on {socket.gethostname()} has it"
+        with pytest.raises(Busy, match=holder), files.alone(lock, otherwise="{holder} has it"):
             pass
         other.kill()
+    assert lock.exists()  # which blocks nobody
     with files.alone(lock, otherwise="busy"):
-        pass
+        assert lock.exists()
+    assert not lock.exists() and not files.is_held(lock)
+
+
+def test_a_lock_whose_file_is_removed_while_it_is_opened_is_taken_anew(tmp_path, monkeypatch):
+    """Its holder removes it when it ends: a lock on a file that is gone would keep nobody away."""
+    lock = tmp_path / ".lock"
+    acquire = files.InterProcessLock.acquire
+    calls = []
+
+    def acquire_late(self, **options):
+        held = acquire(self, **options)
+        calls.append(1)
+        if len(calls) == 1:
+            lock.unlink()
+        return held
+
+    monkeypatch.setattr(files.InterProcessLock, "acquire", acquire_late)
+    with files.alone(lock):
+        assert lock.exists() and len(calls) == 2
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):
+    def trylock(self):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.InterProcessLock, "trylock", trylock)
+    with files.alone(tmp_path / ".lock"):
+        assert "has no locks (No locks available)" in capsys.readouterr().err
 
 
 def test_hashes_tell_content_apart_and_not_the_order_of_keys(tmp_path):

@@ -38,6 +38,7 @@ from common.data.sampling import Augmentation, Patch, Sample, Sampler
 from common.data.split import Row
 from common.data.targets import PaletteTarget
 from common.errors import FileError, UserError
+from common.stopping import SIGNALS
 from common.talk import size, some
 
 # The data of a run
@@ -693,9 +694,11 @@ def _how_a_worker_ended(exit_code: int) -> str:
 
 
 def _prepare_worker(_: int) -> None:
-    # workers inherit the trainer's handlers; Ctrl-C reaches them too, torch ends them by SIGTERM
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # workers inherit the trainer's handlers; what asks it to stop reaches them too, and they are to
+    # give what it waits for. torch ends them by SIGTERM
+    for number in SIGNALS:
+        ends = number == signal.SIGTERM
+        signal.signal(number, signal.SIG_DFL if ends else signal.SIG_IGN)
     # a thread of the queue hands samples over; its errors are printed, and the trainer would wait
     # for these samples for ever
     Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import zarr
 
-from common import runtime
+from common import runtime, stopping
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import regions, series
@@ -30,8 +30,8 @@ from common.data.raw import Raw, open_raw
 from common.data.records import PredictionRecord
 from common.data.regions import Region
 from common.errors import UserError
-from common.files import alone
-from common.infer import encode, ledger, room
+from common.files import is_held
+from common.infer import encode, ledger, room, sharing
 from common.infer.blocks import BlockValues, Member, compute_blocks, oriented
 from common.infer.ensemble import load_network, note_training_crops
 from common.infer.network import Network
@@ -98,7 +98,8 @@ def predict(  # noqa: PLR0913  # the options of the command
     """Predict crops, or a volume, with a checkpoint of an experiment's run; gives their folders.
 
     A folder has a multiscale group for each class, whole or marked as unfinished, with which the
-    same call goes on. Raises UserError, FileNotFoundError, and KeyboardInterrupt on Ctrl-C.
+    same call goes on. Raises UserError, FileNotFoundError, and KeyboardInterrupt on Ctrl-C; NotYet
+    where other processes work on some of the boxes, after all others.
 
     Args:
         config_path: the experiment; with `overrides` and `data` as of `common.config.load`.
@@ -141,9 +142,9 @@ def _predict_regions(
         need = _need(network, config, region, names, output=output, overwrite=overwrite)
         needs.append(need)
     room.announce(config.path("predictions_path"), needs)
-    with runtime.interruptible() as stopped:
+    with stopping.interruptible() as stopped:
         run = partial(predict_region, output=output, overwrite=overwrite, stopped=stopped)
-        return [run(network, config, region, names) for region, names in chosen]
+        return sharing.each(lambda box: run(network, config, *box), chosen)
 
 
 def _need(
@@ -163,7 +164,12 @@ def _need(
     plan = _plan_of_edge(network, raw, region, stored_as, edge=SMALLEST_BLOCK)
     plan = replace(plan, scaling=network.scaling_of(region, raw))
     wanted = describe(network, region, plan, output)
-    left = ledger.unfinished(folder, classes, wanted, overwrite).classes
+    try:
+        left = ledger.unfinished(folder, classes, wanted, overwrite).classes
+    except UserError:
+        if is_held(folder / sharing.LOCK):
+            return Need(0, 0, 0)  # another process may be in the middle of beginning a class
+        raise
     new = [name for name in left if not (folder / name).is_dir()]
     of_class = room.bytes_of(plan.grid, output.dtype)
     return Need(
@@ -326,7 +332,7 @@ def predict_region(
     folder = region.folder(config.path("predictions_path"))
     output = at_asked_scale(output, region, config)
     plan = make_plan(network, config, region, output)
-    with writing(folder), _alone(folder):
+    with writing(folder), sharing.sole_worker(folder, "predicting"):
         wanted = describe(network, region, plan, output)
         left = ledger.unfinished(folder, classes, wanted, overwrite)
         if not left.classes:
@@ -343,20 +349,6 @@ def predict_region(
         say(f"interrupted; the same command goes on with {folder}")
         raise KeyboardInterrupt
     return folder
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process. Raises UserError if another one has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / ".lock"
-    otherwise = f"{folder}: another process is predicting it; wait for that one, or end it first"
-    with alone(lock, otherwise=otherwise):
-        try:
-            yield
-        finally:
-            # while it is held: who takes a new lock then sees a finished folder
-            lock.unlink(missing_ok=True)
 
 
 def make_plan(

@@ -31,7 +31,7 @@ from common.data.ngff import Grid, Level, slices
 from common.data.records import PredictionRecord, ProcessedRecord
 from common.data.regions import Region
 from common.errors import UserError
-from common.infer import encode, functions, instances, ledger
+from common.infer import encode, functions, instances, ledger, sharing
 from common.infer.boxes import Box, corners
 from common.infer.instances import Volume
 from common.infer.recipe import Recipe, load_recipe
@@ -65,7 +65,8 @@ def process(  # noqa: PLR0913  # the options of the command
 
     A folder has a multiscale group for each class. What was processed from the same predictions in
     the same way is left as it is, what was processed otherwise is replaced. Raises
-    FileNotFoundError or UserError.
+    FileNotFoundError or UserError; NotYet where other processes work on some of the boxes, after
+    all others.
 
     Args:
         config_path: the experiment; with `overrides` and `data` as of `common.config.load`.
@@ -88,7 +89,7 @@ def process(  # noqa: PLR0913  # the options of the command
     _note_other_checkpoints(recipe, predictions)
     root = config.path("processed_path")
     run = partial(process_region, recipe, root=root, overwrite=overwrite)
-    return [run(region, by_class) for region, by_class in zip(boxes, predictions, strict=True)]
+    return sharing.each(lambda box: run(*box), list(zip(boxes, predictions, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -193,9 +194,24 @@ def process_region(
 ) -> Path:
     """Process the classes of one box into its folder under `root`.
 
-    What is there as it would be made now is left, unless overwrite.
+    What is there as it would be made now is left, unless overwrite. Raises Busy where another
+    process works on the box.
     """
     folder = region.folder(root)
+    with writing(folder), sharing.sole_worker(folder, "processing"):
+        _process_left(recipe, region, predictions, folder=folder, overwrite=overwrite)
+    return folder
+
+
+def _process_left(
+    recipe: Recipe,
+    region: Region,
+    predictions: dict[str, Prediction],
+    *,
+    folder: Path,
+    overwrite: bool,
+) -> None:
+    """Process the classes of one box that are not there as they would be made now."""
     wanted = {name: describe(recipe, name, p.record) for name, p in predictions.items()}
     left = []
     for name, record in wanted.items():
@@ -203,10 +219,10 @@ def process_region(
             left.append(name)
     if not left:
         say(f"{region}: already there, in {folder}")
-        return folder
+        return
     say(f"{region}: {count(len(left), 'class', 'classes')}")
     total = sum(predictions[name].level.array.size for name in left)
-    with writing(folder), progress(total, unit="voxel", unit_scale=True) as bar:
+    with progress(total, unit="voxel", unit_scale=True) as bar:
         zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
         for name in left:  # in threads side by side they take as long, and more memory
             bar.set_postfix_str(name, refresh=False)
@@ -215,7 +231,6 @@ def process_region(
             )
         series.add([folder / name for name in wanted])
     _note_everywhere(region, folder, {name: wanted[name].threshold for name in left})
-    return folder
 
 
 def _note_everywhere(region: Region, folder: Path, thresholds: Mapping[str, float]) -> None:

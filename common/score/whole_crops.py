@@ -97,6 +97,8 @@ class WholeCrops:
         predict.finish(work.volumes)
         counted = []
         for name in names:
+            if stopped():
+                return []
             assert region.truth is not None
             trial = Trial(
                 folder=self.config.folder,

@@ -6,15 +6,18 @@ What a command needs is imported when it runs: torch takes seconds, and `--help`
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from common import talk
+from common import stopping, talk
 from common.errors import UserError
 from common.shell import options
-from common.shell.group import INTERRUPTED, Commands
+from common.shell.group import Commands
 from common.shell.options import Lengths, Names
+
+if TYPE_CHECKING:
+    from common.train.run import Result
 
 START = "Start"
 DATA = "Data"
@@ -258,6 +261,7 @@ def fingerprint(config_path: str, **given: Any) -> None:
 
 @cli.command(heading=TRAIN)
 @options.config_path
+@options.time_limit
 @options.overrides
 @click.option(
     "--overrides",
@@ -286,6 +290,7 @@ def fingerprint(config_path: str, **given: Any) -> None:
 def train(
     config_path: str,
     *,
+    time_limit: float,
     overrides: tuple[str, ...],
     override_file: str | None,
     data: str | None,
@@ -302,26 +307,32 @@ def train(
 
     if override_file:  # --set goes before the file
         overrides = (*load.read_overrides(override_file), *overrides)
+    if check and time_limit:
+        raise UserError("--check takes a few steps; leave --time-limit out")
     if check:
         click.echo(common.train.check.check(config_path, overrides, data, score=of_run))
     elif submit:
         if not seeds:
             raise UserError("--submit is for several runs; write --seeds 1,2,3 too")
         chosen = several.parse_seeds(seeds)
-        several.submit(config_path, chosen, submit, overrides=overrides, data=data)
-    elif seeds:
-        results = several.train_seeds(
-            config_path, several.parse_seeds(seeds), overrides, data, score=of_run
+        several.submit(
+            config_path, chosen, submit, overrides=overrides, data=data, time_limit=time_limit
         )
-        _end(all(result.finished for result in results))
+    elif seeds:
+        chosen = several.parse_seeds(seeds)
+        with stopping.time_limit(time_limit):
+            results = several.train_seeds(config_path, chosen, overrides, data, score=of_run)
+        _end(results[-1])
     else:
-        _end(common.train.run.train(config_path, overrides, data, score=of_run).finished)
+        with stopping.time_limit(time_limit):
+            result = common.train.run.train(config_path, overrides, data, score=of_run)
+        _end(result)
 
 
-def _end(finished: bool) -> None:
-    """End as a shell expects it of what was interrupted."""
-    if not finished:
-        sys.exit(INTERRUPTED)
+def _end(result: Result) -> None:
+    """End as a shell, or a scheduler, expects it of a run that was interrupted."""
+    if not result.finished:
+        sys.exit(stopping.NOT_FINISHED if result.requeue else stopping.INTERRUPTED)
 
 
 @cli.command(heading=TRAIN)
@@ -343,9 +354,10 @@ def _end(finished: bool) -> None:
     show_default=True,
     help="Epochs of a trial before it can be pruned.",
 )
+@options.time_limit
 @options.overrides
 @options.data()
-def search(config_path: str, **given: Any) -> None:
+def search(config_path: str, time_limit: float, **given: Any) -> None:
     """Search the space of settings that an experiment's search_space.py declares.
 
     Each trial is an ordinary run.
@@ -353,8 +365,10 @@ def search(config_path: str, **given: Any) -> None:
     import common.train.search
     from common.score.whole_crops import of_run
 
-    best = common.train.search.search(config_path, **options.given(given), score=of_run)
-    _end(best is not None)
+    with stopping.time_limit(time_limit):
+        best = common.train.search.search(config_path, **options.given(given), score=of_run)
+    if best is None:
+        sys.exit(stopping.INTERRUPTED)
 
 
 # Predict and score
@@ -402,19 +416,23 @@ def search(config_path: str, **given: Any) -> None:
     is_flag=True,
     help="Predict again what is there already, also with other weights or settings.",
 )
-def predict(config_path: str, logits: bool, orientations: str, **given: Any) -> None:
+@options.time_limit
+def predict(
+    config_path: str, *, logits: bool, orientations: str, time_limit: float, **given: Any
+) -> None:
     """Predict crops or a volume with an experiment's trained network.
 
     Goes on where an earlier call stopped.
     """
     import common.infer.predict
 
-    folders = common.infer.predict.predict(
-        config_path,
-        content="logits" if logits else "probability",
-        orientations=int(orientations),
-        **options.given(given),
-    )
+    with stopping.time_limit(time_limit):
+        folders = common.infer.predict.predict(
+            config_path,
+            content="logits" if logits else "probability",
+            orientations=int(orientations),
+            **options.given(given),
+        )
     for folder in folders:
         click.echo(folder)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config.module import own_frames
-from common.errors import UserError
+from common.errors import NotYet, UserError
+from common.stopping import NOT_FINISHED
 
 MISSING = (
     FileNotFoundError,
@@ -34,8 +35,9 @@ class Answer:
 def answer(error: Exception, whole: bool) -> Answer | None:
     """What to show for an error; None where Python's own traceback is the best answer.
 
-    2 is the exit code for what a user can mend, 1 for a bug. An error that a line of an
-    experiment's own files came through is shown by those lines alone.
+    2 is the exit code for what a user can mend, 75 for what other processes are about to do, 1 for
+    a bug. An error that a line of an experiment's own files came through is shown by those lines
+    alone.
 
     whole: show the traceback of everything.
     """
@@ -43,7 +45,7 @@ def answer(error: Exception, whole: bool) -> Answer | None:
         text = f"error: {sentence(error)}"
         if whole:
             text = "".join(traceback.format_exception(error)) + text
-        return Answer(text, exit_code=2)
+        return Answer(text, exit_code=NOT_FINISHED if isinstance(error, NotYet) else 2)
     if own_frames(error) and not whole:
         return Answer(own_lines(error), exit_code=1)
     return None

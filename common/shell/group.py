@@ -8,12 +8,10 @@ import click
 
 from common.config.module import own_frames
 from common.shell import failure, package
+from common.stopping import exit_code
 
 _WHOLE_TRACEBACK = "common.shell.whole_traceback"
 """Key in the context of click; a value there is seen by the group and by its commands."""
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
 
 
 def _ask_for_traceback(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -99,8 +97,10 @@ class Commands(click.Group):
         """Run a command; an error that is no bug of ours ends with a sentence."""
         try:
             return super().invoke(context)
-        except KeyboardInterrupt:
-            context.exit(INTERRUPTED)
+        except KeyboardInterrupt as stopped:
+            if str(stopped):
+                click.echo(stopped, err=True)
+            context.exit(exit_code(stopped))
         except SystemExit as ended:
             # a command of ours ends so; a network or loss that does would look like success
             if not own_frames(ended):

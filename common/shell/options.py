@@ -9,6 +9,7 @@ import click
 
 from common.errors import UserError
 from common.score.versions import CSC, VERSIONS
+from common.stopping import seconds_of
 
 Decorator = Callable[[Callable], Callable]
 
@@ -52,6 +53,26 @@ class Lengths(click.ParamType):
         return numbers * 3 if len(numbers) == 1 else numbers
 
 
+class Duration(click.ParamType):
+    """A duration such as 11h, in seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds. Raises UserError for what is no duration."""
+        if isinstance(value, float):
+            return value
+        try:
+            return seconds_of(value)
+        except ValueError:
+            option = param.opts[0] if param else self.name
+            raise UserError(
+                f"{option} {value}; write a duration above 0: 90s, 30m, 11h, 1d2h or 11:30:00"
+            ) from None
+
+
 config_path = click.argument("config_path")
 optional_config_path = click.argument("config_path", required=False)
 
@@ -61,6 +82,15 @@ overrides = click.option(
     multiple=True,
     metavar="NAME=VALUE",
     help="Override a setting of train_config.py; NAME.KEY=VALUE inside a dict. Repeatable.",
+)
+
+time_limit = click.option(
+    "--time-limit",
+    type=Duration(),
+    default=0.0,
+    metavar="DURATION",
+    help="Save and end, with exit code 75, before this call has taken so long: 90s, 30m, 11h, 1d2h "
+    "or HH:MM:SS.",
 )
 
 manifest = click.option(

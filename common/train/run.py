@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import runtime, talk
+from common import runtime, stopping, talk
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import augment, loaders, sampling
@@ -41,9 +41,18 @@ from common.model.compiling import try_compiling
 from common.model.forward import ForwardPass
 from common.model.shapes import parameters_of_outputs
 from common.provenance import provenance
-from common.runtime import interruptible
 from common.talk import command_line, note, say, some
-from common.train import average, checkpoint, criterion, logs, metrics, optim, schedule, steps
+from common.train import (
+    average,
+    checkpoint,
+    criterion,
+    logs,
+    metrics,
+    one_process,
+    optim,
+    schedule,
+    steps,
+)
 from common.train.logs import Logs
 from common.train.record import BestSoFar, is_better
 from common.train.steps import (
@@ -66,7 +75,7 @@ class Result:
     epochs: int
     """Number of finished epochs, those of earlier calls included."""
     finished: bool
-    """False if the call was interrupted by Ctrl-C or SIGTERM."""
+    """False if the call was interrupted by Ctrl-C, another signal or a time limit."""
     run: str
     """Name of the run."""
     logs: Path
@@ -77,6 +86,8 @@ class Result:
     """best.pt, or latest.pt if there is no best.pt."""
     scores: Scores | None
     """The last validation of this call; None without one."""
+    requeue: bool = False
+    """Whether it was interrupted, and not by Ctrl-C: the same command is to be started again."""
 
 
 Report = Callable[[int, float], bool]
@@ -117,23 +128,32 @@ def train(
 
     Raises:
         UserError: for whatever the user can fix: settings, data, a model or loss that does not fit,
-            a loss that is not finite, a full disk.
+            a loss that is not finite, a full disk; Busy if another process trains the run.
         FileNotFoundError: if a file is missing.
     """
     config = load_config(config_path, overrides, data, **settings)
+    given = [*overrides, *(f"{name}={value}" for name, value in settings.items())]
+    command = command_line("train", config_path, set=given, data=data)
+    with stopping.at_once(), one_process.held(config):
+        return train_held(config, command, score=score, report=report)
+
+
+def train_held(
+    config: TrainConfig, command: str, *, score: Score | None, report: Report | None
+) -> Result:
+    """Train a run that this process holds; see `train`. `command` continues it."""
     setup, state = prepare(config, score)
     origin = checkpoint.resume(config, state, setup.crops.split_hash)
     about = provenance(REPOSITORY) | setup.about()
-    with logs.open_logs(config, state, about) as run_logs, interruptible() as stopped:
+    with logs.open_logs(config, state, about) as run_logs, stopping.interruptible() as stopped:
         announce(setup, state, run_logs, about=about, origin=origin)
         scores, ended = run_epochs(setup, state, run_logs, stopped=stopped, report=report)
         if ended == INTERRUPTED:
-            given = [*overrides, *(f"{name}={value}" for name, value in settings.items())]
-            command = command_line("train", config_path, set=given, data=data)
             logs.close_interrupted(config, state, run_logs.tracker, command)
         else:
             logs.close_finished(config, state, run_logs.tracker, reason=ended)
-    return result_of(config, state, scores, ended)
+    result = result_of(config, state, scores, ended)
+    return dataclasses.replace(result, requeue=not result.finished and not stopped.by_user)
 
 
 @dataclass(frozen=True)
@@ -390,15 +410,14 @@ def run_epochs(
     scores = None
     ended = ""
     while not ended and state.epoch < config.epochs and not out_of_patience(config, state):
-        with saved_if_a_worker_is_lost(setup, state):
-            trained, validated = run_epoch(
-                setup, state, batches, tracker=run_logs.tracker, stopped=stopped
-            )
-        if stopped():
+        epoch = None
+        with saved_if_a_worker_is_lost(setup, state, stopped):
+            epoch = run_epoch(setup, state, batches, tracker=run_logs.tracker, stopped=stopped)
+        if epoch is None or stopped():
             checkpoint.save_state(config, state, setup.crops.split_hash, "latest")
             ended = INTERRUPTED
             break
-        scores = validated
+        trained, scores = epoch
         finish_epoch(setup, state, run_logs, trained=trained, scores=scores, pace=pace)
         ended = ends_early(config, state, scores, pace=pace, report=report)
     run_logs.recorder.result(**result_so_far(setup, state))
@@ -426,11 +445,16 @@ class Pace:
 
 
 @contextmanager
-def saved_if_a_worker_is_lost(setup: Setup, state: State) -> Iterator[None]:
-    """Save the state, which is whole between two steps, before WorkerLost goes on."""
+def saved_if_a_worker_is_lost(setup: Setup, state: State, stopped: Stop) -> Iterator[None]:
+    """Save the state, which is whole between two steps, before WorkerLost goes on.
+
+    Where the run is being stopped nothing is raised: schedulers send signals to workers, too.
+    """
     try:
         yield
     except WorkerLost as error:
+        if stopped():
+            return
         checkpoint.save_state(setup.config, state, setup.crops.split_hash, "latest")
         latest = setup.config.path("model_save_path") / "latest.pt"
         raise WorkerLost(

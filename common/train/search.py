@@ -30,6 +30,7 @@ from common.config.settings import MAY_CHANGE, TrainConfig
 from common.data import split
 from common.errors import FileError, UserError
 from common.files import alone, write_text
+from common.stopping import Stopped
 from common.talk import command_line, count, note, say
 from common.train.run import Result, Score, train
 from common.train.space import (
@@ -91,6 +92,9 @@ def search(
 
     Returns:
         The file with the best settings; None if interrupted, or if no trial finished.
+
+    Raises:
+        Stopped: if stopped by a signal other than Ctrl-C, or by a time limit.
     """
     optuna = _optuna()
     space = read_space(config_path)
@@ -242,9 +246,10 @@ def _count_begun(every: Sequence[Trial]) -> int:
 
 
 def _run(study: Study, trial: Trial, run: Callable[..., Result]) -> bool:
-    """Run a trial and tell the study its result; return False if it was interrupted.
+    """Run a trial and tell the study its result; return False if it was interrupted by Ctrl-C.
 
-    `run` is `train` with all arguments but `report`.
+    Raises Stopped if it was by another signal or a time limit. `run` is `train` with all arguments
+    but `report`.
     """
     states = _optuna().trial.TrialState
     pruned = False
@@ -263,6 +268,8 @@ def _run(study: Study, trial: Trial, run: Callable[..., Result]) -> bool:
         say(f"{trial.user_attrs['run']}: failed; {error}")
         study.tell(trial, state=states.FAIL)
         return True
+    if result.requeue:
+        raise Stopped
     if not result.finished:
         return False
     if pruned:

@@ -64,6 +64,7 @@ def submit(
     *,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
+    time_limit: float = 0.0,
 ) -> list[list[str]]:
     """Call the command of a queue once for each seed; return the words of each call.
 
@@ -76,6 +77,7 @@ def submit(
             not needed. No shell reads the template itself.
         overrides: "name=value" strings.
         data: the data root.
+        time_limit: seconds, of each job; 0 is no limit.
 
     Raises:
         UserError: for a template without {command}.
@@ -84,7 +86,7 @@ def submit(
     _refuse_one_run(config_path, seeds, overrides, data)
     calls = []
     for seed in seeds:
-        command = training_command(config_path, seed, overrides, data)
+        command = training_command(config_path, seed, overrides, data, time_limit=time_limit)
         calls.append(_call(template, seed, command))
     for call in calls:
         line = shlex.join(call)
@@ -101,10 +103,14 @@ def training_command(
     seed: int,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
+    *,
+    time_limit: float = 0.0,
 ) -> str:
     """Return the command line that trains one seed, for a shell in the current folder."""
     settings = [*overrides, f"random_seed={seed}"]
-    words = shlex.split(command_line("train", config_path, set=settings, data=data or None))
+    limit = f"{time_limit:.0f}s" if time_limit else None
+    line = command_line("train", config_path, time_limit=limit, set=settings, data=data or None)
+    words = shlex.split(line)
     # the shell that a queue starts may know another python, or none
     words[0] = sys.executable
     return shlex.join(words)

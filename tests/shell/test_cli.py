@@ -145,14 +145,18 @@ def test_train_trains(run, experiment):
 def test_an_interrupted_training_ends_as_a_shell_expects(run, monkeypatch):
     import common.train.run
 
-    monkeypatch.setattr(common.train.run, "train", lambda *_: SimpleNamespace(finished=False))
+    monkeypatch.setattr(
+        common.train.run, "train", lambda *_, score: SimpleNamespace(finished=False, requeue=False)
+    )
     assert run("train", "x")[0] == 130
 
 
 def test_check_prints_its_report(run, monkeypatch):
     import common.train.check
 
-    monkeypatch.setattr(common.train.check, "check", lambda *arguments: f"checked {arguments}")
+    monkeypatch.setattr(
+        common.train.check, "check", lambda *arguments, score: f"checked {arguments}"
+    )
     assert run("train", "x", "--check") == (0, "checked ('x', (), None)\n", "")
 
 

@@ -10,9 +10,10 @@ import sys
 
 import pytest
 
-from common.errors import FileError, NotFinite, UserError
+from common.errors import FileError, NotFinite, NotYet, UserError
 from common.files import REPOSITORY
 from common.shell import failure
+from common.stopping import Stopped
 
 BROKEN_LOSS = """
     def criterion(logits, target, pos_weight):
@@ -46,7 +47,7 @@ def ended(run, monkeypatch):
     def raise_(error: Exception, *words: str):
         import common.train.run
 
-        def train(*_):
+        def train(*_, **__):
             raise error
 
         monkeypatch.setattr(common.train.run, "train", train)
@@ -176,6 +177,11 @@ def test_a_users_process_func_is_shown_by_its_lines(experiment, run):
 
 def test_an_interrupt_ends_without_a_traceback(ended):
     assert ended(KeyboardInterrupt()) == (130, "")
+    assert ended(Stopped("stopped by SIGTERM")) == (75, "stopped by SIGTERM\n")
+
+
+def test_what_other_processes_work_on_is_no_fault(ended):
+    assert ended(NotYet("a: process 7 on b")) == (75, "error: a: process 7 on b\n")
 
 
 # As users see it
@@ -199,7 +205,10 @@ def test_a_bug_in_a_users_loss_as_users_see_it(experiment):
     assert "in criterion" in whole.stderr and "common/train/run.py" in whole.stderr
 
 
-def test_an_interrupt_as_users_see_it(experiment):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR2, 75)]
+)
+def test_an_interrupt_as_users_see_it(experiment, number, code):
     text = """
         def build_model(classes):
             import threading
@@ -212,7 +221,8 @@ def test_an_interrupt_as_users_see_it(experiment):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, cwd=REPOSITORY, **pipes) as process:
         assert process.stdout.readline() == "building\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in said
+    assert ("the same command goes on" in said) == (code == 75)

@@ -1,0 +1,55 @@
+"""Several processes, on one machine or many, share a list of boxes: a box is one process's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar
+
+from common.errors import Busy, NotYet
+from common.files import alone
+from common.talk import count, say
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LOCK = ".lock"
+"""In the folder of a box while a process works on it."""
+
+
+def sole_worker(folder: Path, doing: str) -> AbstractContextManager[None]:
+    """Hold the folder of a box for this process. Raises Busy if another one has it.
+
+    doing: such as "predicting".
+    """
+    otherwise = f"{folder}: {{holder}} is {doing} it"
+    return alone(folder / LOCK, otherwise=otherwise)
+
+
+def each(work: Callable[[Item], Result], boxes: Sequence[Item]) -> list[Result]:
+    """Results of work(box); boxes that other processes have are come back to at the end.
+
+    By then they are done, or left by a process that died. Raises NotYet, after all other boxes,
+    where some are still worked on.
+    """
+    results: dict[int, Result] = {}
+    taken = []
+    for number, box in enumerate(boxes):
+        try:
+            results[number] = work(box)
+        except Busy as error:
+            taken.append(number)
+            if len(boxes) > 1:
+                say(f"{error}; it is left for later")
+    still_taken = []
+    for number in taken:
+        try:
+            results[number] = work(boxes[number])
+        except Busy as error:
+            still_taken.append(str(error))
+    if still_taken:
+        lines = "\n".join(still_taken)
+        done = count(len(results), "other box is done", "other boxes are done")
+        raise NotYet(f"{lines}\n{done}; run the same command again when these are, too")
+    return [results[number] for number in range(len(boxes))]

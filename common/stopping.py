@@ -1,0 +1,219 @@
+"""Being told to stop: by Ctrl-C, by the signals of a scheduler, by the end of a time limit.
+
+Nothing heavy is imported here: a command listens to signals before its libraries are loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from common.errors import UserError
+from common.talk import say
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+
+NOT_FINISHED = 75
+"""Exit code of a command that is to be started again: EX_TEMPFAIL of sysexits.h."""
+
+# SIGUSR2 is what LSF sends at a job's run limit, SIGUSR1 what sbatch --signal is mostly given,
+# SIGHUP what a closed terminal sends; SIGALRM is our own, of time_limit. SIGQUIT is left out: it
+# ends a process at once, with a core
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM")
+
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""The signals that ask to stop; Windows has two of them."""
+
+# what goes to a job's processes often comes twice, to the group and to each of them
+TWICE_S = 1.0
+"""Seconds in which a second signal counts as the same."""
+
+RESERVE_S = 60.0
+"""Seconds of a time limit that are kept for saving; of limits under ten minutes a tenth."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Something other than Ctrl-C asks this process to end; the same command is to go on later."""
+
+
+def error_of(number: int) -> KeyboardInterrupt:
+    """What a signal raises where there is nothing to save."""
+    if number == signal.SIGINT:
+        return KeyboardInterrupt()
+    return Stopped(f"stopped by {_cause(number)}; the same command goes on")
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """With what a command ends that was stopped."""
+    return NOT_FINISHED if isinstance(error, Stopped) else INTERRUPTED
+
+
+class Stop:
+    """Whether to stop: true once a signal came, or when time is too short for one more round.
+
+    A round is what happens between two calls: a step, or the end of an epoch with its validation,
+    figures and checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        """The first signal; 0 before it."""
+        self.received = 0.0
+        """Value of time.monotonic() when it came."""
+        self.asked = time.monotonic()
+        """Value of time.monotonic() at the last call."""
+        self.longest = 0.0
+        """Seconds of the longest round."""
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        now = time.monotonic()
+        self.longest = max(self.longest, now - self.asked)
+        self.asked = now
+        if not self.number and 0 < seconds_left() < self.longest:
+            self.receive(signal.SIGALRM)
+        return bool(self.number)
+
+    def receive(self, number: int, frame: object = None) -> None:
+        """Take note of a signal. The same one again ends the process at once."""
+        now = time.monotonic()
+        if not self.number:
+            self.number = number
+            self.received = now
+            _tell(number)
+        # another one is the next step of a scheduler, which is not to cut the saving short: LSF
+        # sends SIGINT, then SIGTERM, then SIGKILL
+        elif number == self.number and now - self.received > TWICE_S:
+            raise error_of(number)
+
+    @property
+    def by_user(self) -> bool:
+        """Whether it was Ctrl-C: nobody starts the command again."""
+        return self.number == signal.SIGINT
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """A `Stop` for a block that asks it, and saves; false in another thread than the main one.
+
+    A KeyboardInterrupt that the block raises becomes Stopped where it was no Ctrl-C.
+    """
+    stop = Stop()
+    with _handled_by(stop.receive):
+        try:
+            yield stop
+        except KeyboardInterrupt as error:
+            if isinstance(error, Stopped) or not stop.number or stop.by_user:
+                raise
+            raise Stopped from error
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Let every signal end a block as Ctrl-C does, where there is nothing to save."""
+
+    def end(number: int, frame: object) -> None:
+        if number != signal.SIGINT:
+            _leave_a_closed_terminal(number)
+        raise error_of(number)
+
+    with _handled_by(end):
+        yield
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Let a signal come in time before so many seconds are over; 0 is no limit."""
+    if not seconds:
+        yield
+        return
+    if not hasattr(signal, "setitimer"):
+        raise UserError("--time-limit needs signals that Windows does not have; leave it out")
+    with at_once():
+        signal.setitimer(signal.ITIMER_REAL, seconds - min(RESERVE_S, seconds / 10))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def seconds_left() -> float:
+    """Seconds until the signal of the time limit; 0 without one, or after it."""
+    return signal.getitimer(signal.ITIMER_REAL)[0] if hasattr(signal, "getitimer") else 0.0
+
+
+_PARTS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+_CLOCK = re.compile(r"(\d+):([0-5]\d):([0-5]\d)")
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a duration: 90s, 30m, 11h, 1d2h or 11:30:00. Raises ValueError for others."""
+    clock = _CLOCK.fullmatch(text)
+    if clock:
+        hours, minutes, seconds = map(int, clock.groups())
+        total = hours * 3600 + minutes * 60 + seconds
+    else:
+        parts = _PARTS.fullmatch(text)
+        numbers = [int(number or 0) for number in parts.groups()] if parts else [0] * 4
+        total = sum(n * unit for n, unit in zip(numbers, (86400, 3600, 60, 1), strict=True))
+    if not total:
+        raise ValueError(text)
+    return float(total)
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Have the signals that ask to stop handled in a block."""
+    before = {}
+    try:
+        for number in SIGNALS:
+            if not _stays_ignored(number):
+                before[number] = signal.signal(number, handler)
+    except ValueError:  # not the main thread: Python delivers no signal to it
+        before = {}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)
+
+
+def _stays_ignored(number: int) -> bool:
+    """Whether who started this process wants it to live through a signal, as nohup does."""
+    # shells have every background job ignore SIGINT, whatever its user wants
+    return number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN
+
+
+def _tell(number: int) -> None:
+    """Say what happens; a message that cannot be written does not keep a run from saving."""
+    # RuntimeError: a signal may come in the middle of writing to the same stream
+    with contextlib.suppress(OSError, RuntimeError):
+        say(f"\n{_cause(number)}: stopping after this step; once more ends at once")
+    _leave_a_closed_terminal(number)
+
+
+def _leave_a_closed_terminal(number: int) -> None:
+    """After SIGHUP, write nothing to terminals: one that is gone raises, and nothing is saved."""
+    if signal.Signals(number).name != "SIGHUP":
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            descriptor = stream.fileno()
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _cause(number: int) -> str:
+    name = signal.Signals(number).name
+    return {"SIGALRM": "the time limit", "SIGINT": "Ctrl-C"}.get(name, name)

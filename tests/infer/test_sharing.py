@@ -1,0 +1,129 @@
+"""Several processes on one list of boxes: each box is one process's, and none is left out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data.ngff import open_levels
+from common.errors import NotYet
+from common.files import REPOSITORY
+from common.infer import predict, process, sharing
+from common.train import checkpoint
+from common.train.run import prepare
+
+PROGRAM = [sys.executable, "-m", "cellmap_segmentation_challenge"]
+
+HOLD = """
+import sys
+from common.files import alone
+with alone(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def tiny(experiment):
+    """An experiment with a checkpoint of random weights."""
+    made = experiment()
+    config = made.config()
+    setup, state = prepare(config)
+    checkpoint.save_state(config, state, setup.crops.split_hash, "best")
+    return made
+
+
+@contextlib.contextmanager
+def started(words: list[str], said: str, **environment: str) -> Iterator[subprocess.Popen]:
+    """A process that said something, and waits for a line; killed at the end."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, **environment}
+    with subprocess.Popen(words, cwd=REPOSITORY, env=environment, **pipes) as process:
+        try:
+            assert process.stdout.readline() == f"{said}\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def held(folder: Path) -> contextlib.AbstractContextManager[subprocess.Popen]:
+    """A process that holds the folder of a box."""
+    return started([sys.executable, "-c", HOLD, str(folder / sharing.LOCK)], "held")
+
+
+def finest(folder: Path, name: str) -> np.ndarray:
+    level = open_levels(folder / name)[0]
+    return level.read((0, 0, 0), level.shape)
+
+
+def test_predict_leaves_a_box_of_another_process_and_goes_on_with_the_others(tiny, run):
+    root = tiny.config().path("predictions_path") / "tiny.zarr"
+    words = ["predict", tiny.folder, "--data", tiny.data, "--crops", "crop1,crop2,crop3"]
+    with held(root / "crop1") as other:
+        code, _, said = run(*words)
+        assert code == 75
+        assert f"{root / 'crop1'}: process {other.pid} on " in said
+        assert "is predicting it" in said and "2 other boxes are done" in said
+        assert [path.name for path in (root / "crop1").iterdir()] == [sharing.LOCK]
+        for crop in ("crop2", "crop3"):
+            assert finest(root / crop, "mito").shape == (24, 24, 24)
+    code, out, _ = run(*words)
+    assert code == 0 and out.split() == [str(root / f"crop{n}") for n in (1, 2, 3)]
+
+
+def test_what_another_process_left_meanwhile_is_done_at_the_end(tmp_path):
+    boxes = ["a", "b"]
+    with held(tmp_path / "a") as other:
+
+        def work(box):
+            with sharing.sole_worker(tmp_path / box, "predicting"):
+                if box == "b":
+                    other.kill()
+                    other.wait()
+                return box
+
+        assert sharing.each(work, boxes) == boxes
+
+
+def test_two_processes_do_not_process_one_box(tiny):
+    """The first stands still in its second block, when some voxels are written."""
+    tiny.write(
+        "process_config.py",
+        """
+        import os
+        import sys
+
+        classes = ("mito", "er")
+        batch_size = 1
+        input_array_info = {"shape": (8, 24, 24), "scale": (8, 8, 8)}
+        _calls = []
+
+
+        def process_func(logits):
+            _calls.append(1)
+            if len(_calls) == 2 and "HOLD" in os.environ:
+                print("held", flush=True)
+                sys.stdin.readline()
+            return logits > 0
+        """,
+    )
+    predict.predict(tiny.folder, data=tiny.data)
+    words = [*PROGRAM, "process", str(tiny.folder), "--data", str(tiny.data)]
+    folder = tiny.config().path("processed_path") / "tiny.zarr/crop3"
+    with started(words, "held", HOLD="1") as first:
+        with pytest.raises(NotYet, match=f"process {first.pid} on .* is processing it"):
+            process.process(tiny.folder, data=tiny.data)
+        first.communicate("\n", timeout=120)
+        assert first.returncode == 0
+    shared = {name: finest(folder, name) for name in ("mito", "er")}
+    process.process(tiny.folder, data=tiny.data, overwrite=True)
+    for name, values in shared.items():
+        np.testing.assert_array_equal(values, finest(folder, name))
+        assert values.any()

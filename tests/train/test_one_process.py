@@ -1,0 +1,62 @@
+"""A run is one process's."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from common.errors import UserError
+from common.files import REPOSITORY
+
+HELD = """
+    def build_model(classes):
+        import sys
+
+        from .model import build_model
+
+        print("building", flush=True)
+        sys.stdin.readline()
+        return build_model(classes)
+    """
+"""Stands still before anything of the run is written."""
+
+PROGRAM = [sys.executable, "-m", "cellmap_segmentation_challenge"]
+
+
+def test_a_second_process_is_refused_and_a_killed_one_blocks_nobody(experiment, run):
+    tiny = experiment(text=HELD)
+    words = ["train", str(tiny.folder), "--data", str(tiny.data), "--set", "epochs=1"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    checkpoints = tiny.config().path("model_save_path")
+    with subprocess.Popen([*PROGRAM, *words], cwd=REPOSITORY, **pipes) as first:
+        assert first.stdout.readline() == "building\n"
+        code, _, said = run(*words)
+        assert code == 2
+        assert f"process {first.pid} on {socket.gethostname()} trains run 'seed42'" in said
+        assert "--set run_name=NAME" in said
+        assert [path.name for path in checkpoints.iterdir()] == [".lock"]
+        assert not tiny.config().path("logs_save_path").exists()
+        first.kill()
+    assert (checkpoints / ".lock").exists()
+    tiny.write("train_config.py", (tiny.folder / "train_config.py").read_text().split("def ")[0])
+    assert tiny.train(epochs=1).finished
+    assert not (checkpoints / ".lock").exists()
+
+
+def test_a_run_that_did_not_begin_leaves_no_folder(experiment):
+    tiny = experiment(learning_rate=1e-3, text="def criterion(logits, target, w):\n    return 1")
+    with pytest.raises(UserError):
+        tiny.train()
+    assert not tiny.config().path("model_save_path").exists()
+
+
+def test_torchrun_with_several_processes_is_refused_by_each(experiment, monkeypatch):
+    tiny = experiment(epochs=1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it without torchrun"):
+        tiny.train()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert tiny.train().finished
