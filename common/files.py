@@ -229,7 +229,7 @@ def _is_at(lock: InterProcessLock, lock_file: Path) -> bool:
 
 def _note_no_locks(lock_file: Path, error: Exception) -> None:
     """Say that a file system has no locks. Raises OSError for any other error."""
-    cause = error.__cause__
+    cause = error.__context__  # fasteners gives no other cause
     if not isinstance(cause, OSError):
         raise error
     if cause.errno not in NO_LOCKS:

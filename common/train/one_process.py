@@ -28,12 +28,14 @@ def held(config: TrainConfig) -> Iterator[None]:
         f"{folder}: {{holder}} trains run '{config.run}' of {config.folder.name} now; wait for it "
         "or end it, or train another run with --set run_name=NAME"
     )
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with alone(folder / LOCK, otherwise=otherwise):
             yield
     finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # where nothing was saved
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # where nothing was saved
 
 
 def _refuse_several(processes: int) -> None:

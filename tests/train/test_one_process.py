@@ -50,7 +50,7 @@ def test_a_run_that_did_not_begin_leaves_no_folder(experiment):
     tiny = experiment(learning_rate=1e-3, text="def criterion(logits, target, w):\n    return 1")
     with pytest.raises(UserError):
         tiny.train()
-    assert not tiny.config().path("model_save_path").exists()
+    assert not (tiny.folder / "checkpoints").exists()
 
 
 def test_torchrun_with_several_processes_is_refused_by_each(experiment, monkeypatch):
