@@ -83,7 +83,7 @@ def test_before_training_it_ends_at_once(experiment, monkeypatch, owner, name):
 
 
 def test_in_the_last_epoch_it_is_finished(experiment, monkeypatch):
-    signalling(monkeypatch, checkpoint, "save")
+    signalling(monkeypatch, Tracker, "history")
     assert experiment(epochs=1).train().finished
 
 
