@@ -118,7 +118,7 @@ class Server(ThreadingHTTPServer):
         """Until every connection is closed."""
         for thread in threading.enumerate():
             if "process_request_thread" in thread.name:
-                thread.join()
+                thread.join(20)
 
     def has(self, key: str) -> bool:
         return (self.root / key).is_file()

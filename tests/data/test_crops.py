@@ -593,8 +593,7 @@ def test_an_interrupt_gives_up_what_has_begun_and_begins_nothing_more(tmp_path, 
 
     def held(job: Decoding, folder: Path) -> None:
         begun.append(job)
-        interrupted.wait()
-        job.given_up.wait()
+        assert interrupted.wait(600) and job.given_up.wait(600)
         job.check_wanted()
 
     def interrupt(*_: object) -> None:
