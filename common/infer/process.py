@@ -35,15 +35,13 @@ from common.infer import encode, functions, instances, ledger, sharing
 from common.infer.boxes import Box, corners
 from common.infer.instances import Volume
 from common.infer.recipe import Recipe, load_recipe
+from common.infer.volume import EVERYWHERE
 from common.infer.writer import writing
 from common.talk import count, note, progress, say, some
 
 # small chunks one by one would spend their time in process_func's overhead and halo
 LEAST_BLOCK = 128
 """Edge in voxels that chunks are put together to, where process_config.py has no block shape."""
-
-EVERYWHERE = 0.95
-"""Part of a volume: a class that is positive in more of it is positive everywhere."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -21,6 +21,9 @@ from common.infer.boxes import Box, corners
 IN_MEMORY = 64 * 2**20
 """Bytes up to which a new volume is in ordinary memory."""
 
+EVERYWHERE = 0.95
+"""Part of a volume: a class that is positive in more of it is positive everywhere."""
+
 
 @dataclass(frozen=True)
 class Volume:

@@ -18,8 +18,9 @@ from common.data import ngff, regions, regrid
 from common.errors import UserError
 from common.files import write_json
 from common.infer import process
-from common.infer.process import EVERYWHERE, Prediction
+from common.infer.process import Prediction
 from common.infer.recipe import THRESHOLDS, Recipe, read_recipe, read_thresholds, run_of
+from common.infer.volume import EVERYWHERE
 from common.score import summary, versions
 from common.score.judge import FULL, Evaluation, beside, beside_text
 from common.score.trials import COARSE, DEFAULT, Trial, look, try_all

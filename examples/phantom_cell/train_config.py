@@ -16,13 +16,13 @@ model_kwargs = {"width": 12, "stem_stride": 2, "norm": "batch"}
 
 # many small patches learn more per minute than few large ones: docs/explanation/recipe.md
 batch_size = 2
-learning_rate = 5e-3
+learning_rate = 1e-2
 warmup_iterations = 20
 scheduler_step = "iteration"
 ema_decay = 0.99
 init_logit_rms = 1.0
 max_grad_norm = 1.0
-epochs = 10
+epochs = 12
 iterations_per_epoch = 60
 weight_loss = False  # Dice balances the classes
 num_workers = 0

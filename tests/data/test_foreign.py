@@ -34,7 +34,7 @@ def test_a_file_is_named_by_its_kind(tmp_path, name, words):
         ("zarr.json", "zarr v3"),
         ("attributes.json", "N5"),
         ("info", "precomputed of neuroglancer"),
-        ("slice_000.tif", "a folder of 1 pictures"),
+        ("slice_000.tif", "a folder of 1 picture,"),
         ("notes.txt", "not a zarr v2 group"),
     ],
 )

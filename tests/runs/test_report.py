@@ -437,7 +437,7 @@ def test_a_trained_run_is_reported_with_its_figures(experiment, tmp_path):
     result = experiment().train()
     found = page(tmp_path)
     assert float(found.column(2)[0]) == pytest.approx(result.best_metric, abs=5e-5)
-    assert len(found.pictures()) == 3
+    assert len(found.pictures()) == 4  # three blocks, and a slice of a whole crop
     assert "svg" in found.tags
 
 

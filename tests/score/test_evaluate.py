@@ -394,7 +394,10 @@ def test_a_volume_beside_the_voxels_of_the_truth_is_resampled_and_told_by_how_mu
     assert np.where(np.abs(by) == 4, 4, one["offset"]) == pytest.approx(expected)
     (note,) = [text for text in said if text.startswith("note")]
     assert "1 of 1 lie beside the voxels of the truth" in note
-    assert f"tiny/crop3/er by {', '.join(f'{length:.4g}' for length in one['offset'])} nm" in note
+    assert (
+        f"tiny/crop3/er by {', '.join(f'{length + 0.0:.4g}' for length in one['offset'])} nm"
+        in note
+    )
 
 
 @pytest.mark.parametrize("by", [(0, 0, 0), (0.02, 0, -0.02)])

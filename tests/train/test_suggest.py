@@ -192,6 +192,7 @@ def test_the_json_holds_what_is_returned(experiment, tmp_path):
         "classes",
         "resolutions",
         "intensities",
+        "scalings",
         "findings",
         "suggestions",
     ]
