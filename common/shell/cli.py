@@ -73,7 +73,8 @@ def demo(minutes: float | None, output: str) -> None:
     """Make a phantom cell, train a U-Net on it on this machine, and show what it learnt."""
     from common.shell.demo import demo as run
 
-    run(output, minutes or 0.0)
+    if run(output, minutes or 0.0) is None:
+        sys.exit(stopping.INTERRUPTED)
 
 
 @cli.command(heading=START)

@@ -265,10 +265,16 @@ def test_the_demo_takes_minutes_and_a_folder(run, monkeypatch):
     import common.shell.demo
 
     calls = []
-    monkeypatch.setattr(common.shell.demo, "demo", lambda *arguments: calls.append(arguments))
+
+    def demo(*arguments):
+        calls.append(arguments)
+        return "demo.png" if len(calls) < 3 else None
+
+    monkeypatch.setattr(common.shell.demo, "demo", demo)
     assert run("demo", "--minutes", "0.5", "--output", "here")[0] == 0
     assert run("demo")[0] == 0
     assert calls == [("here", 0.5), ("demo", 0.0)]
+    assert run("demo")[0] == 130  # interrupted
 
 
 def test_a_demo_takes_time(run):
