@@ -164,12 +164,15 @@ class Journal:
         self.path.touch()
 
     def read(self) -> set[int]:
-        """The numbers in it. A line that was cut off is taken away: the next goes behind it."""
+        """The numbers in it. A line that was cut off is taken away: the next goes behind it.
+
+        Of a damaged one, the blocks that it no longer names are computed again.
+        """
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(self.path, len(whole))
-        return {int(line) for line in whole.split()}
+        return {int(line) for line in whole.split() if line.isdigit()}
 
     def add(self, number: int) -> None:
         """Note a block as written. Several threads may, each writes one line at once."""

@@ -167,3 +167,5 @@ def test_a_line_that_was_cut_off_does_not_count_and_does_not_spoil_the_next(tmp_
     assert journal.read() == {3, 12, 7}
     journal.add(5)
     assert journal.read() == {3, 5, 7, 12}
+    journal.path.write_bytes(b"3\n\xff\x00damaged\n7\n")
+    assert journal.read() == {3, 7}
