@@ -182,6 +182,10 @@ class Setup:
         """Return how each raw volume is normalised, as text by "raw <its name>"."""
         return {f"raw {name}": str(scaling) for name, scaling in self.crops.scalings.items()}
 
+    def save(self, state: State, name: str = "latest") -> None:
+        """Write a checkpoint of the run, "latest" or "best"."""
+        checkpoint.save_state(self.config, state, self.crops.split_hash, name)
+
     def training_from(self, iteration: int) -> Iterator[Batch]:
         """Iterate over the training batches of the run after `iteration`.
 
@@ -414,7 +418,7 @@ def run_epochs(
         with saved_if_a_worker_is_lost(setup, state, stopped):
             epoch = run_epoch(setup, state, batches, tracker=run_logs.tracker, stopped=stopped)
         if epoch is None or stopped():
-            checkpoint.save_state(config, state, setup.crops.split_hash, "latest")
+            setup.save(state)
             ended = INTERRUPTED
             break
         trained, scores = epoch
@@ -455,7 +459,7 @@ def saved_if_a_worker_is_lost(setup: Setup, state: State, stopped: Stop) -> Iter
     except WorkerLost as error:
         if stopped():
             return
-        checkpoint.save_state(setup.config, state, setup.crops.split_hash, "latest")
+        setup.save(state)
         latest = setup.config.path("model_save_path") / "latest.pt"
         raise WorkerLost(
             f"{error}. Saved after iteration {state.iteration} in {latest}; "
@@ -472,7 +476,7 @@ def run_epoch(
     """
     config = setup.config
     last_iteration = (state.epoch + 1) * config.iterations_per_epoch
-    save = partial(checkpoint.save_state, config, state, setup.crops.split_hash, "latest")
+    save = partial(setup.save, state)
     with logs.epoch_progress(config, state, last_iteration) as bar:
         trained = steps.train_epoch(
             state,
@@ -532,7 +536,7 @@ def finish_epoch(
     # in this order a call that ends between any two goes on exactly: latest.pt is of before the
     # validation until everything about the epoch is written, and what is written twice is equal
     if is_best:
-        checkpoint.save_state(config, state, setup.crops.split_hash, "best")
+        setup.save(state, "best")
     logs.log_epoch(
         config, state, run_logs.tracker, trained, scores=scores, learning_rate=state.learning_rate
     )
@@ -540,7 +544,7 @@ def finish_epoch(
     logs.say_epoch(
         config, state, trained, scores=scores, is_best=is_best, seconds_left=seconds_left
     )
-    checkpoint.save_state(config, state, setup.crops.split_hash, "latest")
+    setup.save(state)
     run_logs.recorder.result(**result_so_far(setup, state), samples_per_s=trained.samples_per_s)
 
 
