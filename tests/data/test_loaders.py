@@ -44,6 +44,7 @@ from common.data.sampling import (
 from common.data.split import Row
 from common.data.targets import dense
 from common.errors import UserError
+from tests.data.every_kind import EVERY_KIND
 
 CPU = torch.device("cpu")
 MIRROR = {"mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.5}}}
@@ -645,19 +646,6 @@ def test_a_run_that_continues_draws_what_it_would_have_drawn(crop):
     assert same(whole[2:], again)
 
 
-EVERY_KIND = {
-    "scale": {"probability": 0.5},
-    "elastic": {"probability": 0.5, "amplitude_nm": 20, "spacing_nm": 60},
-    "section_shift": {"probability": 0.5, "max_nm": 24},
-    "section_slip": {"probability": 0.5, "max_nm": 24},
-    "missing_sections": {"probability": 0.5},
-    "section_contrast": {"probability": 0.5},
-    "low_resolution": {"probability": 0.5, "voxel_nm": (16, 32)},
-    "blur": {"probability": 0.5, "sigma_nm": 8},
-    "sharpen": {"probability": 0.5, "sigma_nm": 8},
-    "gradient": {"probability": 0.5},
-    "cutout": {"probability": 0.5, "edge_nm": (24, 40)},
-}
 ALL_KINDS = replace(EVERYTHING, kinds=read_augmentations(EVERY_KIND))
 
 

@@ -30,6 +30,7 @@ from common.files import REPOSITORY
 from common.train import check as check_module
 from common.train import steps
 from common.train.run import prepare
+from tests.data.every_kind import EVERY_KIND
 
 
 def weights(result) -> dict[str, torch.Tensor]:
@@ -74,21 +75,6 @@ def test_five_epochs_equal_three_and_two_more_bit_for_bit(experiment):
     ]
     for a, b in zip(history(tiny, "whole"), history(tiny, "parts"), strict=True):
         assert [a[c] for c in columns] == [b[c] for c in columns]
-
-
-EVERY_KIND = {
-    "scale": {"probability": 0.5},
-    "elastic": {"probability": 0.5, "amplitude_nm": 20, "spacing_nm": 60},
-    "section_shift": {"probability": 0.5, "max_nm": 24},
-    "section_slip": {"probability": 0.5, "max_nm": 24},
-    "missing_sections": {"probability": 0.5},
-    "section_contrast": {"probability": 0.5},
-    "low_resolution": {"probability": 0.5, "voxel_nm": (16, 32)},
-    "blur": {"probability": 0.5, "sigma_nm": 8},
-    "sharpen": {"probability": 0.5, "sigma_nm": 8},
-    "gradient": {"probability": 0.5},
-    "cutout": {"probability": 0.5, "edge_nm": (24, 40)},
-}
 
 
 @pytest.mark.parametrize("mode", ["percentile", "zscore"])
