@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest import mock
 
 from common.classes import INSTANCES
 from common.config.settings import ProcessConfig, TrainConfig
 from common.data import ngff, regions
 from common.data.regions import Region
-from common.infer import window
 from common.infer.ensemble import load_network
 from common.infer.predict import Output, predict_region
 from common.infer.process import find_predictions, process_region
@@ -93,11 +91,11 @@ class Predicted:
 def predict_crops(config: TrainConfig, weights: str) -> Predicted:
     """Predict the validation crops with a checkpoint, as the command `predict` does."""
     network = load_network(config, weights)
+    network = replace(network, window=replace(network.window, overlap=OVERLAP))
     crops = regions.choose(config, "validate")
     classes = list(config.classes)
-    with mock.patch.object(window, "OVERLAP", OVERLAP):
-        for crop in crops:
-            predict_region(network, config, crop, classes, output=Output(), overwrite=True)
+    for crop in crops:
+        predict_region(network, config, crop, classes, output=Output(), overwrite=True)
     return Predicted(config, crops)
 
 

@@ -17,9 +17,6 @@ from common.model.shapes import ShapeOf
 LARGEST_STEP = 32
 """Voxels up to which growing is tried; a network that needs more counts as one of a fixed size."""
 
-OVERLAP = 0.5
-"""Of neighbouring windows that do not agree where they overlap; nnU-Net's."""
-
 SAME_SCALE = 1e-6
 """Of a voxel: what rounding of nm leaves of a whole number."""
 
@@ -37,6 +34,8 @@ class Window:
     """For each axis by how many voxels input and output can grow; (0, 0) where they cannot."""
     agree: bool = True
     """Whether overlapping windows give the same values where they overlap."""
+    overlap: float = 0.5  # nnU-Net's
+    """Of neighbouring windows that do not agree, as part of a window."""
 
     @property
     def unit(self) -> np.ndarray:
@@ -51,7 +50,7 @@ class Window:
     def stride(self) -> np.ndarray:
         """(3,) output voxels between windows: side by side if they agree, else overlapping."""
         size = np.array(self.output.shape)
-        wanted = size if self.agree else size * (1 - OVERLAP)
+        wanted = size if self.agree else size * (1 - self.overlap)
         units = np.maximum((wanted / self.unit).astype(int), 1)
         return np.minimum(units * self.unit, size)
 
