@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -104,32 +105,39 @@ class WholeSlice:
 
     def image(self) -> np.ndarray:
         """Three panels with a caption and the names of the classes, (height, width, 3) uint8."""
-        step = -(-max(self.raw.shape) // LARGEST)
-        times = max(1, ENLARGED // max(self.raw.shape))
+        longest = max(self.raw.shape)
+        step = math.ceil(longest / LARGEST)
         truth = self.truth[:, ::step, ::step]
         probability = self.probability[:, ::step, ::step].astype(np.float32)
-        seen = self.seen[::step, ::step]
         is_shown = (truth == 1) | (probability > SHOWN)
-        order = [channel for channel in figures.largest_first(is_shown) if is_shown[channel].any()]
+        shown = [channel for channel in figures.largest_first(is_shown) if is_shown[channel].any()]
         colours = figures.class_colours(self.classes)
-        target = figures.classes_in_colour(truth == 1, order, colours)
-        nothing_known = (truth == -1).any(0) & ~(truth == 1).any(0)
-        target[nothing_known] = figures.UNKNOWN_RGB
         panels = [
             figures.grey(self.raw[::step, ::step]),
-            target,
-            figures.classes_in_colour(probability, order, colours),
+            _painted_truth(truth, shown, colours),
+            figures.classes_in_colour(probability, shown, colours),
         ]
+        not_seen = ~self.seen[::step, ::step]
         for panel in panels:
-            panel[~seen] = figures.GAP_RGB
+            panel[not_seen] = figures.GAP_RGB
+        times = max(1, ENLARGED // longest)
         row = figures.beside([figures.enlarged(panel, times) for panel in panels])
         width = row.shape[1]
         words = [f"{self.name}: raw", "target, blue: not known", "prediction, by probability"]
-        names = [self.classes[channel] for channel in order]
         parts = [figures.text_line(words, width, 12), row]
-        if names:
-            parts.append(figures.legend(names, colours[order], width, 12))
+        if shown:
+            names = [self.classes[channel] for channel in shown]
+            parts.append(figures.legend(names, colours[shown], width, 12))
         return figures.above(parts, 2, figures.PAPER)
+
+
+def _painted_truth(truth: np.ndarray, shown: Sequence[int], colours: np.ndarray) -> np.ndarray:
+    """The classes in colour, and what is unknown of some and positive of none in blue."""
+    positive = truth == 1
+    painted = figures.classes_in_colour(positive, shown, colours)
+    nothing_known = (truth == -1).any(0) & ~positive.any(0)
+    painted[nothing_known] = figures.UNKNOWN_RGB
+    return painted
 
 
 def slices_of(blocks: Blocks, number: int, classes: Sequence[str]) -> list[WholeSlice]:
