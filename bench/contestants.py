@@ -20,7 +20,8 @@ from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.score.whole_crops import of_run
 from common.train import logs
-from common.train.run import Setup, prepare, run_epochs
+from common.train.run import run_epochs
+from common.train.setup import Setup, prepare
 from common.train.steps import State
 
 CALIBRATED = 0.03

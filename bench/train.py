@@ -46,7 +46,7 @@ def start(case: Case):
     """State, method and batches of a run of unet8 on the benchmark's crops."""
     from common.config.load import load_config
     from common.files import REPOSITORY
-    from common.train.run import prepare
+    from common.train.setup import prepare
 
     folder = Path(case.csv).parent
     scale = (8, 8, 8)

@@ -25,6 +25,7 @@ from cellmap_segmentation_challenge.utils import (
 )
 from common.classes import TESTED
 from common.data import make_split, targets
+from common.data.loaders import open_data, training_batches
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.train.record import read_history
@@ -227,10 +228,8 @@ def test_true_negatives_are_known(loaders):
 
 def test_batches_are_those_of_the_trainer(loaders, experiment):
     config = experiment("other", iterations_per_epoch=3).config()
-    data = common.train.run.loaders.open_data(config)
-    expected = list(
-        common.train.run.training_batches(config, data, torch.device("cpu")).between(0, 6)
-    )
+    data = open_data(config)
+    expected = list(training_batches(config, data, torch.device("cpu")).between(0, 6))
     for batch, other in zip(loaders()[0], expected, strict=True):
         assert torch.equal(batch["input"], other.raw)
         assert torch.equal(batch["output"].nan_to_num(-1), targets.dense(other.target).float())

@@ -22,7 +22,8 @@ from common.data.loaders import Batch
 from common.talk import count, duration, nm, size
 from common.train import steps
 from common.train.logs import log_epoch
-from common.train.run import Score, Setup, notices, prepare
+from common.train.run import notices
+from common.train.setup import Score, Setup, prepare
 from common.train.steps import LOG_EVERY, Scores, State, TrainedEpoch
 from common.train.tracking import Tracker
 

@@ -32,7 +32,8 @@ from common.errors import FileError, UserError
 from common.files import alone, write_text
 from common.stopping import Stopped
 from common.talk import command_line, count, note, say
-from common.train.run import Result, Score, train
+from common.train.run import Result, train
+from common.train.setup import Score
 from common.train.space import (
     BUDGET,
     Choice,

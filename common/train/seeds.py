@@ -16,7 +16,8 @@ from common.config.load import load_config
 from common.errors import FileError, UserError
 from common.talk import command_line, count, say
 from common.train.record import HISTORY, RunRecord, best_row, read_history, read_record
-from common.train.run import Result, Score, train
+from common.train.run import Result, train
+from common.train.setup import Score
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from common.infer.predict import Output
 from common.model.forward import ForwardPass
 from common.shell import cli
 from common.train import checkpoint, optim
-from common.train import run as run_module
 from common.train.steps import State
 
 LOGITS = {"content": "logits", "dtype": "float32"}
@@ -106,7 +105,7 @@ def validation_logits(tiny: Experiment, **settings) -> np.ndarray:
     shape = np.array(config.target_array_info["shape"])
     whole = np.full((len(config.classes), *grid.shape), np.nan, np.float32)
     samples = iter(data.blocks)
-    for batch in run_module.validation_batches(config, data, torch.device("cpu")).between(
+    for batch in loaders.validation_batches(config, data, torch.device("cpu")).between(
         0, len(data.blocks)
     ):
         with torch.inference_mode():

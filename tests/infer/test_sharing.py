@@ -17,7 +17,7 @@ from common.errors import NotYet
 from common.files import REPOSITORY
 from common.infer import predict, process, sharing
 from common.train import checkpoint
-from common.train.run import prepare
+from common.train.setup import prepare
 
 PROGRAM = [sys.executable, "-m", "cellmap_segmentation_challenge"]
 

@@ -11,7 +11,7 @@ from torch import nn
 from common.errors import UserError
 from common.infer.network import load_checkpoint
 from common.train import average, checkpoint
-from common.train.run import prepare
+from common.train.setup import prepare
 from common.train.steps import validate
 
 WITH_NORM = """

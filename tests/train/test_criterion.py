@@ -406,7 +406,7 @@ DEEP = """
 
 
 def test_a_network_with_two_outputs_learns_from_both_and_is_judged_by_the_first(experiment):
-    from common.train.run import prepare
+    from common.train.setup import prepare
 
     tiny = experiment(files={"model.py": DEEP}, epochs=1, iterations_per_epoch=1)
     setup, state = prepare(tiny.config())
@@ -425,7 +425,7 @@ def test_a_network_with_two_outputs_learns_from_both_and_is_judged_by_the_first(
 
 
 def test_both_outputs_of_a_network_start_at_the_prior(experiment):
-    from common.train.run import prepare
+    from common.train.setup import prepare
 
     _, state = prepare(experiment(files={"model.py": DEEP}).config())
     assert state.model.fine.bias.abs().min() > 0

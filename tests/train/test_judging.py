@@ -120,11 +120,12 @@ def test_training_metrics_of_an_interrupted_epoch_are_those_of_a_whole_one(
 ):
     """The counts of the steps before are in the checkpoint; steps are counted where they were."""
     from common.train import run
+    from common.train.setup import prepare
 
     monkeypatch.setattr(steps, "LOG_EVERY", every)
     tiny = experiment(epochs=2, iterations_per_epoch=7)
     whole = read_history(tiny.train(run_name="whole").logs)
-    setup, state = run.prepare(tiny.config(run_name="cut"))
+    setup, state = prepare(tiny.config(run_name="cut"))
     with run.logs.open_logs(setup.config, state, setup.about()) as logs:
         run.run_epochs(setup, state, logs, stopped=lambda: state.iteration >= 10, report=None)
     assert state.iteration == 10 and state.epoch == 1

@@ -9,7 +9,7 @@ import torch
 from common.errors import UserError
 from common.train import metrics
 from common.train.record import read_history
-from common.train.run import prepare
+from common.train.setup import prepare
 from common.train.steps import Scores
 
 OWN = """

@@ -123,7 +123,8 @@ def test_a_model_without_an_output_layer_is_named():
 
 
 def test_a_calibrated_output_has_the_mean_of_the_prior_and_the_size_asked_for(experiment):
-    from common.train.run import prepare, training_batches
+    from common.data.loaders import training_batches
+    from common.train.setup import prepare
 
     tiny = experiment(init_logit_rms=0.5, num_workers=2)
     config = tiny.config()

@@ -29,7 +29,7 @@ from common.errors import UserError
 from common.files import REPOSITORY
 from common.train import check as check_module
 from common.train import steps
-from common.train.run import prepare
+from common.train.setup import prepare
 from tests.data.every_kind import EVERY_KIND
 
 

@@ -11,7 +11,8 @@ from scipy.special import expit
 from common.data.ngff import open_levels
 from common.infer.predict import predict
 from common.show import figures
-from common.train import run, whole_slice
+from common.train import whole_slice
+from common.train.setup import prepare
 from common.train.steps import validate
 
 
@@ -19,7 +20,7 @@ def whole_of(tiny, monkeypatch, **settings):
     """The slice of the one crop that validates, by the latest checkpoint of a run."""
     settings |= {"init_output_to_prior": False, "iterations_per_epoch": 20, "epochs": 1}
     result = tiny.train(**settings)
-    setup, state = run.prepare(tiny.config(**settings))
+    setup, state = prepare(tiny.config(**settings))
     assert setup.validation is not None
     saved = torch.load(result.checkpoint, weights_only=True)
     state.model.load_state_dict(saved["model"])
@@ -83,7 +84,7 @@ def test_large_slices_are_made_smaller_and_small_ones_larger(experiment, monkeyp
 
 def test_no_crop_is_shown_if_none_is_asked_for(experiment):
     tiny = experiment(figure_crops=0)
-    setup, state = run.prepare(tiny.config())
+    setup, state = prepare(tiny.config())
     scores = validate(state, setup.method, setup.validation, lambda: False)
     assert scores.images and not scores.slices
 

@@ -1,0 +1,223 @@
+"""What a run is built from: device, loss, network, crops and batches, made once before a run."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from common import runtime
+from common.config.settings import TrainConfig
+from common.data import augment, loaders
+from common.data.loaders import Batch, Batches, Data, training_batches, validation_batches
+from common.errors import UserError
+from common.model import activation
+from common.model.build import build_model
+from common.model.compiling import try_compiling
+from common.model.forward import ForwardPass
+from common.model.shapes import parameters_of_outputs
+from common.train import average, checkpoint, criterion, metrics, optim, schedule
+from common.train.steps import Method, ScoreCrops, State, Validation
+
+Score = Callable[[TrainConfig], ScoreCrops | None]
+"""Gives what scores the validation crops of a run: `common.score.whole_crops.of_run`.
+
+It predicts, processes and scores, which the rooms after this one do: it is handed in from above.
+"""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that does not change during a run."""
+
+    config: TrainConfig
+    device: torch.device
+    crops: Data
+    method: Method
+    training: Batches
+    validation: Validation | None
+    """None if the datasplit has no validation crop."""
+    unusual: tuple[str, ...] = ()
+    """What is unusual about the settings, as sentences."""
+
+    def about(self) -> dict[str, str]:
+        """Return what is recorded about the run in addition to versions and commit."""
+        return {
+            "device": str(self.device),
+            "precision": self.method.forward.precision.name,
+            "split_hash": self.crops.split_hash,
+        } | self.raw_scalings()
+
+    def raw_scalings(self) -> dict[str, str]:
+        """Return how each raw volume is normalised, as text by "raw <its name>"."""
+        return {f"raw {name}": str(scaling) for name, scaling in self.crops.scalings.items()}
+
+    def save(self, state: State, name: str = "latest") -> None:
+        """Write a checkpoint of the run, "latest" or "best"."""
+        checkpoint.save_state(self.config, state, self.crops.split_hash, name)
+
+    def training_from(self, iteration: int) -> Iterator[Batch]:
+        """Iterate over the training batches of the run after `iteration`.
+
+        They depend on the settings and the seed only, not on where earlier calls stopped.
+        """
+        config = self.config
+        per_iteration = config.batch_size * config.gradient_accumulation_steps
+        last = config.epochs * config.iterations_per_epoch
+        return self.training.between(iteration * per_iteration, last * per_iteration)
+
+
+def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, State]:
+    """Build everything that a run needs, and its state before the first step.
+
+    In this order: device, loss, network, crops, initial output, batches, optimiser. Mistakes in the
+    user's own functions show before crops are decoded.
+    """
+    device = runtime.pick_device(config.device)
+    precision = runtime.pick_precision(config.precision, device)
+    # mistakes in what the user wrote are told before minutes go into decoding crops
+    if config.augment:
+        augment.check_own(config.augment, config.input_array_info["shape"], device)
+    runtime.seed_everything(config.random_seed)  # a loss may draw weights of its own
+    loss = criterion.build_criterion(config, device)
+    # before the seed: a loss may draw numbers
+    unusual = criterion.unusual(loss, config, device) if config.criterion else []
+    metrics.try_out(config.metrics, len(config.classes))
+    score_crops = prepare_score(config, score)
+    runtime.seed_everything(config.random_seed)  # before weights are drawn
+    model = build_model(config, device)
+    unusual += [*schedule.try_out(config, model), *unusual_outputs(config, model)]
+    crops = loaders.open_data(config, checkpoint.raw_scalings(config))
+    weights = class_weights(config, crops, loss)
+    if config.init_output_to_prior:
+        prior = optim.prior_logits(crops.foreground, crops.background, weights)
+        start_at_prior(config, model, prior, crops)
+    forward, sentences = forward_pass(config, model, precision, device)
+    setup = Setup(
+        config=config,
+        device=device,
+        crops=crops,
+        method=Method(
+            criterion=loss,
+            pos_weight=torch.from_numpy(weights).to(device) if config.weight_loss else None,
+            forward=forward,
+            max_grad_norm=config.max_grad_norm,
+            accumulation=config.gradient_accumulation_steps,
+            warmup=config.warmup_iterations,
+            schedules_iterations=config.scheduler_step == "iteration",
+        ),
+        training=training_batches(config, crops, device),
+        validation=build_validation(config, crops, device, score_crops),
+        unusual=(*unusual, *sentences),
+    )
+    state = first_state(config, model, precision, validated=bool(crops.validation))
+    state.raw_scalings = {name: scaling.record() for name, scaling in crops.scalings.items()}
+    state.criterion = criterion.module_of(loss)
+    return setup, state
+
+
+def forward_pass(
+    config: TrainConfig, model: nn.Module, precision: runtime.Precision, device: torch.device
+) -> tuple[ForwardPass, list[str]]:
+    """Return how raw goes through the network, and what is to be said about it."""
+    plain = ForwardPass(precision, config.channels_last)
+    if not config.compile:
+        return plain, []
+    raw = torch.zeros(config.batch_size, 1, *config.input_array_info["shape"], device=device)
+    forward, sentence = try_compiling(plain, model, raw)
+    return forward, [sentence] if sentence else []
+
+
+def unusual_outputs(config: TrainConfig, model: nn.Module) -> list[str]:
+    """Return a sentence about a network that gives something else than logits, if it does."""
+    exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
+    sentence = activation.notice(model, exact.outputs, config.input_array_info["shape"])
+    return [sentence] if sentence else []
+
+
+def class_weights(config: TrainConfig, crops: Data, loss: criterion.Criterion) -> np.ndarray:
+    """Return (classes,) float32 weights of positive voxels; 1 if the loss uses no weights."""
+    if config.weight_loss and criterion.uses_pos_weight(loss):
+        return optim.positive_weights(crops.foreground, crops.background, config.pos_weight_cap)
+    return np.ones(len(config.classes), np.float32)
+
+
+def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, crops: Data) -> None:
+    """Initialise every output of a network so that its logits begin at `prior`, (classes,)."""
+    exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
+    outputs = parameters_of_outputs(model, exact.outputs, config.input_array_info["shape"])
+    if not config.init_logit_rms:
+        optim.start_output_at(model, prior, outputs)
+        return
+    optim.start_output_at(model, prior, outputs, factor=1.0)
+    device = next(model.parameters()).device
+    # its samples are the first of training, whoever reads them
+    here = dataclasses.replace(config, num_workers=0)
+    first = next(training_batches(here, crops, device).between(0, config.batch_size))
+
+    def measure() -> list[torch.Tensor]:
+        # a copy in training mode: running statistics and random numbers stay as they are
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return exact.outputs(copy.deepcopy(model).train(), first.raw)
+
+    optim.calibrate_output(model, prior, outputs, measure=measure, rms=config.init_logit_rms)
+
+
+def first_state(
+    config: TrainConfig, model: nn.Module, precision: runtime.Precision, validated: bool
+) -> State:
+    """Return the state of a new run: the model, a new optimiser and scheduler, iteration 0.
+
+    The average of the weights, if the run keeps one, begins with those of the model.
+
+    validated: whether a crop validates; the training loss steers the scheduler if none does.
+    """
+    optimizer = schedule.first_optimizer(config, model)
+    higher_is_better = validated and config.best_metric != "loss"
+    scheduler = schedule.first_scheduler(config, optimizer, higher_is_better=higher_is_better)
+    schedule.refuse_other_mode(config, scheduler, validated)
+    return State(
+        model,
+        optimizer,
+        scheduler,
+        precision.scaler(),
+        ema=average.new_average(config, model),
+    )
+
+
+def prepare_score(config: TrainConfig, score: Score | None) -> ScoreCrops | None:
+    """Return what scores whole crops; None where they are not to be scored."""
+    if not config.validation_score_every:
+        return None
+    if score is None:
+        raise UserError(
+            f"{config.folder}: validation_score_every = {config.validation_score_every}, and this "
+            "call has nothing to score with; give train(..., score=common.score.whole_crops.of_run)"
+        )
+    return score(config)
+
+
+def build_validation(
+    config: TrainConfig, crops: Data, device: torch.device, score: ScoreCrops | None = None
+) -> Validation | None:
+    """Return what every validation runs on; None if the datasplit has no validation crop."""
+    batches = validation_batches(config, crops, device)
+    if batches is None:
+        return None
+    return Validation(
+        batches=batches,
+        classes=config.classes,
+        time_limit=config.validation_time_limit,
+        batch_limit=config.validation_batch_limit,
+        figure_samples=config.figure_samples,
+        figure_crops=config.figure_crops,
+        metrics=config.metrics,
+        score=partial(score, crops.scalings) if score else None,
+        score_every=config.validation_score_every,
+    )
