@@ -16,8 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from common.data.loaders import Batch
+    from common.train.steps import Method, State
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -67,13 +73,23 @@ def start(case: Case):
 
 def ours(case: Case) -> dict[str, float]:
     """Samples/s and data-wait fraction of the trainer's own epoch."""
+    return of_trainer(*start(case), case.seconds)
+
+
+def bare(case: Case) -> dict[str, float]:
+    """Samples/s of the same steps on one batch."""
+    return of_bare_model(*start(replace(case, workers=0)), case.seconds)
+
+
+def of_trainer(
+    state: State, method: Method, batches: Iterator[Batch], seconds: float
+) -> dict[str, float]:
+    """Samples/s of an epoch, and the fraction of it that waited for data; two steps warm up."""
     from tqdm import tqdm
 
     from common.train import steps
 
-    state, method, batches = start(case)
-
-    def train_until(last_iteration: int, stop) -> steps.TrainedEpoch:
+    def train_until(last_iteration: int, stop: Callable[[], bool]) -> steps.TrainedEpoch:
         return steps.train_epoch(
             state,
             method,
@@ -84,27 +100,26 @@ def ours(case: Case) -> dict[str, float]:
             bar=tqdm(disable=True),
         )
 
-    train_until(2, lambda: False)
+    train_until(state.iteration + 2, lambda: False)
     begun = time.perf_counter()
-    trained = train_until(10**9, lambda: time.perf_counter() - begun > case.seconds)
+    trained = train_until(10**9, lambda: time.perf_counter() - begun > seconds)
     return {"rate": trained.samples_per_s, "wait": trained.data_wait}
 
 
-def bare(case: Case) -> dict[str, float]:
-    """Samples/s of the same steps on one batch."""
-    from dataclasses import replace
-
+def of_bare_model(
+    state: State, method: Method, batches: Iterator[Batch], seconds: float
+) -> dict[str, float]:
+    """Samples/s of steps on one batch that is in memory already; two steps warm up."""
     from common.train import steps
 
-    state, method, batches = start(replace(case, workers=0))
     batch = next(batches)
     steps.step(state, method, [batch])
     steps.step(state, method, [batch])
     begun = time.perf_counter()
     samples = 0
-    while time.perf_counter() - begun < case.seconds:
-        steps.step(state, method, [batch])
-        samples += case.batch_size
+    while time.perf_counter() - begun < seconds:
+        steps.step(state, method, [batch])  # it reads the loss, so that it ends when the GPU does
+        samples += len(batch.raw)
     return {"rate": samples / (time.perf_counter() - begun)}
 
 
