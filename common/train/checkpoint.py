@@ -295,7 +295,8 @@ def _instead_of(own: Path) -> str:
 
 def is_whole(saved: Any) -> bool:
     """Return whether what a file holds is a whole state of a run of this trainer."""
-    return isinstance(saved, dict) and all(name in saved for name in ("model", "classes", "epoch"))
+    wanted = ("model", "classes", "epoch", "settings")
+    return isinstance(saved, dict) and all(name in saved for name in wanted)
 
 
 @contextmanager

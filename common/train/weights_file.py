@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,12 +12,20 @@ import torch
 from torch import nn
 
 from common.errors import UserError
+from common.talk import some
+from common.train import inert
 
-KEYS = ("model", "model_state_dict", "state_dict")
+KEYS = ("model", "model_state_dict", "state_dict", "network_weights", "net", "weights")
 """Under which of these trainers keep the weights in a dictionary of other things."""
 
-PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before the name of each tensor."""
+WRAPPERS = ("module", "_orig_mod")
+"""What DataParallel and torch.compile put into the name of each tensor."""
+
+NAMED = 3
+"""Tensors of each kind that are named where weights do not fit."""
+
+COUNTERS = ("n_averaged",)
+"""What torch's AveragedModel keeps beside the weights."""
 
 
 class Unreadable(UserError):
@@ -29,10 +37,10 @@ class Unreadable(UserError):
 
 
 def read(path: Path) -> Any:
-    """Return what a file of torch.save holds, its tensors on the CPU, without running its code.
+    """Return what a file of torch holds, its tensors on the CPU, without running code of the file.
 
-    Raises FileNotFoundError if there is none, Unreadable if it cannot be read or is not what was
-    written.
+    Objects other than tensors, numbers and text are `inert.Inert`. Raises FileNotFoundError if
+    there is none, Unreadable if it cannot be read or is not what was written.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -41,11 +49,25 @@ def read(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             _refuse_changed(file)
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return _content(file)
     except Exception as error:  # torch raises a different type for each kind of damage
         problem, advice = _unreadable(path, error)
         raise Unreadable(path, problem, advice) from error
+
+
+def _content(file: BinaryIO) -> Any:
+    file.seek(0)
+    # of torch 1.5 and before there are no zip files, of which alone objects can be left out
+    is_zip = zipfile.is_zipfile(file)
+    if is_zip and inert.is_torchscript(file):
+        return inert.read(file)
+    file.seek(0)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        if not is_zip:
+            raise
+        return inert.read(file)
 
 
 def _refuse_changed(file: BinaryIO) -> None:
@@ -68,16 +90,14 @@ def _unreadable(path: Path, error: Exception) -> tuple[str, str]:
             "safetensors are not read",
             "save them with torch.save(safetensors.torch.load_file(...))",
         )
-    is_torch_file = not isinstance(error, EOFError) and path.read_bytes()[:2] in (
-        b"PK",
-        b"\x80\x02",
-    )
+    with path.open("rb") as file:
+        begins = file.read(2)
+    is_torch_file = not isinstance(error, EOFError) and begins in (b"PK", b"\x80\x02")
     if isinstance(error, pickle.UnpicklingError) and is_torch_file:
         return (
-            "not a readable checkpoint of this trainer: it holds other objects than "
-            "tensors, numbers and text, and reading them could run code",
-            "if you trust it, save its weights alone: "
-            "torch.save(torch.load(path, weights_only=False)['state_dict'], 'weights.pt')",
+            "holds other objects than tensors, numbers and text, and reading them could run code",
+            "if you trust it, save its weights alone where it is from: "
+            "torch.save(network.state_dict(), 'weights.pt')",
         )
     reason = " ".join(str(error).split()).partition(". ")[0][:200]
     return (
@@ -95,47 +115,138 @@ def load_weights(model: nn.Module, content: Any, path: Path) -> None:
     tensors = weights_in(content)
     if tensors is None:
         raise UserError(
-            f"{path}: holds no weights; give a state_dict of the network, by itself or as one of "
-            f"{', '.join(KEYS)}"
+            f"{path}: holds no weights{_instead(content)}; give a state_dict of the network, by "
+            f"itself or as one of {', '.join(KEYS)}"
         )
+    tensors = renamed(tensors, model)
     wrong = difference(tensors, model)
     if wrong:
         raise UserError(
-            f"{path}: its weights are of another network ({wrong}); "
-            "use that network, or another file"
+            f"{path}: its weights are of another network ({wrong}); {_advice(tensors, model)}"
         )
     model.load_state_dict(tensors, strict=True)
 
 
 def weights_in(content: Any) -> dict[str, torch.Tensor] | None:
-    """Return the tensors of a state_dict, without prefixes of wrappers; None if there is none."""
-    if not isinstance(content, Mapping):
-        return None
+    """Return the tensors of a state_dict or of a whole network; None if there are none.
+
+    content: of a file; the weights, or a dictionary with the weights as one of KEYS, or as the only
+    ones in it.
+    """
+    tensors = _tensors(content)
+    if tensors or not isinstance(content, Mapping):
+        return tensors
     for key in KEYS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = dict(content)
-    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        tensors = _tensors(content.get(key))
+        if tensors:
+            return tensors
+    parts = [part for part in map(_tensors, content.values()) if part]
+    return parts[0] if len(parts) == 1 else None
+
+
+def _tensors(part: Any) -> dict[str, torch.Tensor] | None:
+    """The tensors by their names, if a part of a file is nothing else."""
+    if isinstance(part, inert.Inert):
+        return inert.tensors_of(part) or None
+    if not isinstance(part, Mapping) or not part:
         return None
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
+    is_tensor = [isinstance(value, torch.Tensor) for value in part.values()]
+    return dict(part) if all(is_tensor) else None
+
+
+def _instead(content: Any) -> str:
+    """What a file without weights holds, as text."""
+    if not isinstance(content, Mapping):
+        return f" but a {type(content).__name__}"
+    if not content:
+        return " and nothing else"
+    return f" but {some([str(key) for key in content])}"
+
+
+def renamed(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return tensors by the names that a model has for them.
+
+    Names may have, on either side, what wrappers put into them, and all of them a common beginning,
+    as where a Lightning module holds the network. Tensors whose names stay unknown keep them.
+    """
+    wanted = {_plain(name): name for name in model.state_dict()}
+    kept = [name for name in tensors if name in wanted or name not in COUNTERS]
+    plain = {_plain(name): tensors[name] for name in kept}
+    if len(plain) < len(kept):  # two names have become one
+        return dict(tensors)
+    beginning = _common_beginning(plain, wanted)
+    found = {}
+    for name, tensor in plain.items():
+        rest = name.removeprefix(beginning)
+        found[wanted.get(rest, rest)] = tensor
+    return found
+
+
+def _plain(name: str) -> str:
+    """The name of a tensor without what wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _common_beginning(names: Collection[str], wanted: Collection[str]) -> str:
+    """What stands before a wanted name in all names; "" if nothing does."""
+    first = next(iter(wanted), "")
+    for name in names:
+        beginning = name.removesuffix(first)
+        if name.endswith(f".{first}") and all(other.startswith(beginning) for other in names):
+            return beginning
+    return ""
 
 
 def difference(tensors: Mapping[str, Any], model: nn.Module) -> str:
-    """Return in which tensor weights first differ from those of a model, and in how many; or ""."""
+    """Return how weights differ from those of a model, by count and by name; or ""."""
     stored = {name: _shape(tensor) for name, tensor in tensors.items()}
     wanted = {name: _shape(tensor) for name, tensor in model.state_dict().items()}
-    names = [*wanted, *(name for name in stored if name not in wanted)]
-    wrong = [name for name in names if stored.get(name) != wanted.get(name)]
-    if not wrong:
+    missing = [name for name in wanted if name not in stored]
+    surplus = [name for name in stored if name not in wanted]
+    other = [name for name in wanted if name in stored and stored[name] != wanted[name]]
+    if not (missing or surplus or other):
         return ""
-    first = wrong[0]
-    there = stored.get(first, "not there")
-    here = wanted.get(first, "not here")
-    return f"{len(wrong)} of {len(names)} tensors differ, first '{first}': {there} and {here} here"
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} missing there: {some(missing, NAMED)}")
+    if surplus:
+        parts.append(f"{len(surplus)} unknown here: {some(surplus, NAMED)}")
+    if other:
+        texts = [f"{name} {stored[name]} there and {wanted[name]} here" for name in other]
+        parts.append(f"{len(other)} of another shape: {some(texts, NAMED)}")
+    wrong = len(missing) + len(surplus) + len(other)
+    total = len(wanted) + len(surplus)
+    return f"{wrong} of {total} tensors differ; {'; '.join(parts)}"
+
+
+def _advice(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> str:
+    """What to do about weights that do not fit a model."""
+    channels = _other_channels(tensors, model)
+    if channels:
+        there, here = channels
+        return (
+            f"it gives {there} channels and this network {here}: write the classes that it was "
+            "trained for, in their order"
+        )
+    return "use that network, or another file"
+
+
+def _other_channels(
+    tensors: Mapping[str, torch.Tensor], model: nn.Module
+) -> tuple[int, int] | None:
+    """The channels of an output there and here, if weights differ in nothing else."""
+    wanted = model.state_dict()
+    if tensors.keys() != wanted.keys():
+        return None
+    counts = set()
+    for name, tensor in wanted.items():
+        stored = tensors[name]
+        if stored.shape == tensor.shape:
+            continue
+        if stored.shape[1:] != tensor.shape[1:] or not tensor.ndim or not stored.ndim:
+            return None
+        counts.add((len(stored), len(tensor)))
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _shape(tensor: Any) -> Any:

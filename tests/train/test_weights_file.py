@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
+import pathlib
 import shutil
 import struct
+import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from common.errors import UserError
-from common.train import weights_file
+from common.train import checkpoint, weights_file
 
 
 def network(channels: int = 8) -> nn.Sequential:
@@ -57,26 +62,156 @@ def test_weights_of_another_network_are_told_by_their_first_tensor(experiment):
     tiny = experiment()
     path = tiny.folder / "theirs.pth"
     torch.save(network(6).state_dict(), path)
-    sentence = rf"^{path}: .*5 of 6 tensors differ, first '0.weight': \(6, 1, 3, 3, 3\) and \(8, "
+    sentence = (
+        rf"^{path}: .*5 of 6 tensors differ; 5 of another shape: 0.weight \(6, 1, 3, 3, 3\) there"
+    )
     with pytest.raises(UserError, match=sentence) as raised:
         tiny.train(load_model="theirs.pth")
     assert "remove" not in str(raised.value)
     assert not tiny.config().path("model_save_path").exists()
 
 
-@pytest.mark.parametrize("content", [[1, 2, 3], {}, {"model": 3}, {"epoch": 3}, torch.zeros(3)])
+def test_missing_and_surplus_tensors_are_named():
+    model = network()
+    tensors = dict(model.state_dict())
+    del tensors["4.bias"]
+    tensors |= {f"extra.{number}": torch.zeros(1) for number in range(5)}
+    with pytest.raises(UserError) as raised:
+        weights_file.load_weights(model, tensors, Path("theirs.pth"))
+    assert str(raised.value) == (
+        "theirs.pth: its weights are of another network (6 of 11 tensors differ; 1 missing there: "
+        "4.bias; 5 unknown here: extra.0, extra.1, extra.2 and 2 more); use that network, or "
+        "another file"
+    )
+
+
+def test_weights_for_other_classes_are_told_by_their_channels():
+    tensors = dict(network().state_dict())
+    tensors |= {"4.weight": torch.zeros(14, 8, 1, 1, 1), "4.bias": torch.zeros(14)}
+    with pytest.raises(UserError, match=r"it gives 14 channels and this network 3: write the cla"):
+        weights_file.load_weights(network(), tensors, Path("theirs.pth"))
+
+
+WITHOUT_WEIGHTS = {
+    "list": ([1, 2, 3], " but a list"),
+    "empty": ({}, " and nothing else"),
+    "number": ({"model": 3}, " but model"),
+    "other": ({"epoch": 3, "loss": 1.0}, " but epoch, loss"),
+    "tensor": (torch.zeros(3), " but a Tensor"),
+    "two": ({"a": {"x": torch.zeros(1)}, "b": {"x": torch.zeros(1)}}, " but a, b"),
+}
+
+
+@pytest.mark.parametrize("content", WITHOUT_WEIGHTS)
 def test_a_file_without_weights_is_told(experiment, content):
     tiny = experiment()
-    torch.save(content, tiny.folder / "theirs.pth")
-    with pytest.raises(UserError, match=r"theirs.pth: holds no weights; give a state_dict"):
+    held, sentence = WITHOUT_WEIGHTS[content]
+    torch.save(held, tiny.folder / "theirs.pth")
+    with pytest.raises(UserError, match=rf"theirs.pth: holds no weights{sentence}; give a state_"):
         tiny.train(load_model="theirs.pth")
 
 
-def test_a_file_with_other_objects_is_no_damaged_one(tmp_path):
-    path = tmp_path / "theirs.ckpt"
-    torch.save({"state_dict": {}, "hyper_parameters": argparse.Namespace(lr=1)}, path)
-    with pytest.raises(UserError, match=r"holds other objects than tensors.*weights_only=False"):
-        weights_file.read(path)
+def test_a_state_of_another_trainer_that_names_its_classes_is_no_whole_one_of_ours():
+    tensors = network().state_dict()
+    assert not checkpoint.is_whole({"model": tensors, "classes": ["mito"], "epoch": 3})
+
+
+def loaded(path) -> dict:
+    """The weights of a file, in a network of the tiny experiment."""
+    model = network()
+    weights_file.load_weights(model, weights_file.read(path), path)
+    return model.state_dict()
+
+
+def scripted(model: nn.Module, path, how: str) -> None:
+    """A TorchScript archive of a network; torch is about to give it up, and says so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if how == "traced":
+            torch.jit.trace(model, torch.zeros(1, 1, 8, 8, 8)).save(path)
+        else:
+            torch.jit.script(model).save(path)
+
+
+WRITTEN = {
+    "Lightning": lambda model: {"state_dict": prefixed("net.", model.state_dict())},
+    "objects": lambda model: {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": argparse.Namespace(lr=1),
+        "best": np.float64(0.5),
+        "history": np.zeros(3),
+        "where": pathlib.PurePosixPath("here"),
+    },
+    "a name of its own": lambda model: {"unet3d": model.state_dict(), "optimizer": {"step": 1}},
+    "network": lambda model: model,
+    "network in a dictionary": lambda model: {"model": model, "epoch": 3},
+    "DataParallel": nn.DataParallel,
+    "average": lambda model: AveragedModel(model).state_dict(),
+    "compiled": lambda model: torch.compile(model).state_dict(),
+    "compiled inside": lambda model: {
+        name.replace("0.", "0._orig_mod."): tensor for name, tensor in model.state_dict().items()
+    },
+}
+
+
+@pytest.mark.parametrize("how", [*WRITTEN, "scripted", "traced"])
+def test_weights_are_found_however_they_were_saved(tmp_path, how):
+    model = network()
+    path = tmp_path / "theirs.pt"
+    if how in WRITTEN:
+        torch.save(WRITTEN[how](model), path)
+    else:
+        scripted(model, path, how)
+    assert_equal(loaded(path), model.state_dict())
+
+
+def assert_equal(tensors: dict, others: dict) -> None:
+    assert list(tensors) == list(others)
+    assert all(torch.equal(tensors[name], others[name]) for name in others)
+
+
+def test_weights_go_into_a_wrapped_network():
+    model = nn.DataParallel(network())
+    tensors = network().state_dict()
+    weights_file.load_weights(model, dict(tensors), Path("theirs.pth"))
+    assert_equal(model.module.state_dict(), tensors)
+
+
+def test_a_network_whose_own_names_begin_like_a_wrapper_is_loaded():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Conv3d(1, 1, 1)
+            self.weight = nn.Parameter(torch.zeros(2))
+
+    tensors = {name: torch.full_like(value, 3) for name, value in Own().state_dict().items()}
+    model = Own()
+    weights_file.load_weights(model, dict(tensors), Path("theirs.pth"))
+    assert_equal(model.state_dict(), tensors)
+
+
+class RunsCode:
+    """What a file can name: a function, called with whatever it likes."""
+
+    def __init__(self, function, argument):
+        self.function = function
+        self.argument = argument
+
+    def __reduce__(self):
+        return self.function, (self.argument,)
+
+
+@pytest.mark.parametrize("function", [eval, os.system])
+def test_no_code_of_a_file_is_run(tmp_path, function):
+    done = tmp_path / "done"
+    argument = f"open({str(done)!r}, 'w')" if function is eval else f"touch {done}"
+    path = tmp_path / "theirs.pt"
+    torch.save({"state_dict": network().state_dict(), "more": RunsCode(function, argument)}, path)
+    try:
+        loaded(path)
+    except UserError as error:
+        assert "reading them could run code; if you trust it" in str(error)
+    assert not done.exists()
 
 
 def folder_of(tiny):
