@@ -87,12 +87,13 @@ class TrainConfig:
     raw_range: Annotated[tuple[float, ...], RawRange] = ()
     """Raw values (low, high) that become 0 and 1; by default the range of the raw's unsigned
     integer type."""
-    raw_normalization: Annotated[str, one_of("range", "percentile", "zscore")] = "range"
+    raw_normalization: Annotated[str, one_of("range", "percentile", "zscore", "values")] = "range"
     """How volumes that differ in contrast are made alike: "range" leaves raw as raw_range gives it;
     "percentile" makes the percentiles 0.5 and 99.5 of the whole raw volume 0 and 1, and clips;
     "zscore" does that, and the network gets mean 0 and deviation 1. Statistics are measured once in
-    a volume, kept with the run, and used by predict; changes of intensity and `augment` work on
-    raw in [0, 1] in any case."""
+    a volume, kept with the run, and used by predict. "values" is for networks that were trained on
+    raw as it is stored, 0 to 255 of uint8, as by the public toolbox; of raw_range it gives these
+    values. Changes of intensity and `augment` work on raw in [0, 1] in any case."""
     num_workers: Annotated[int, NotNegative] = 2
     """Worker processes that read patches; 0 reads them in the training process. The batches are the
     same for any number."""

@@ -183,7 +183,7 @@ def describe(
     facts.findings += _missing_classes(facts)
     facts.findings += _too_coarse(config, crops)
     facts.findings += _odd_datasets(facts.intensities)
-    if config.raw_normalization == "range":
+    if config.raw_normalization not in normalize.MEASURED:
         facts.findings += unlike_datasets(facts.intensities)
     facts.findings += _odd_fractions(config.classes, crops)
     facts.findings += _leaks(crops)

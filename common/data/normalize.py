@@ -30,6 +30,9 @@ from common.errors import UserError
 from common.files import key_of, write_json
 from common.talk import progress
 
+MEASURED = ("percentile", "zscore")
+"""Values of raw_normalization for which volumes are measured."""
+
 PERCENTILES = (0.5, 99.5)
 """Percentiles that become 0 and 1."""
 # those that nnU-Net clips CT at (Isensee et al. 2021)
@@ -150,6 +153,8 @@ def of_volume(
     """
     if config.raw_normalization == "range":
         return None
+    if config.raw_normalization == "values":
+        return _as_stored(raw)
     recorded = known.get(name_of(volume, config))
     if recorded is not None and recorded.shape == raw.grid.shape:
         return recorded
@@ -157,6 +162,13 @@ def of_volume(
     if config.raw_normalization == "percentile":
         return replace(scaling, mean=0.0, deviation=1.0)
     return scaling
+
+
+def _as_stored(raw: Raw) -> Scaling:
+    """Return what makes the values that are stored of raw in [0, 1]."""
+    black, white = raw.value_range
+    contrast = white - black
+    return Scaling(0.0, 1.0, -black / contrast, 1 / contrast, raw.grid.shape)
 
 
 # Applied, on the device

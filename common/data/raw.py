@@ -93,7 +93,7 @@ class Raw:
         block = self.level.read(start, stop)
         if self.dtype == np.uint8:
             return block
-        low, high = self._range
+        low, high = self.value_range
         # a NaN in raw is a hole: black; NaN means unknown in targets only
         finite = np.nan_to_num(block.astype(np.float32))
         return np.clip((finite - low) / (high - low), 0, 1)
@@ -158,11 +158,11 @@ class Raw:
         """The value of the level that `read` gives as this one."""
         if self.dtype == np.uint8:
             return f"{value:g}"
-        low, high = self._range
+        low, high = self.value_range
         return f"{low + value * (high - low):.6g}"
 
     @property
-    def _range(self) -> tuple[float, ...]:
+    def value_range(self) -> tuple[float, ...]:
         """Values of the level that become 0 and 1."""
         return self.raw_range or (0.0, float(np.iinfo(self.level.array.dtype).max))
 

@@ -24,11 +24,11 @@ from common.data.sampling import Patch
 from common.errors import UserError
 from common.files import REPOSITORY, sha256_of_file
 from common.infer.window import Forward, Window, find_window, with_agreement
-from common.model import activation, build
+from common.model import activation, build, seen_range
 from common.model.forward import ForwardPass
 from common.model.shapes import Shapes
 from common.provenance import provenance
-from common.talk import note, some
+from common.talk import nm, note, some
 from common.train import checkpoint, weights_file
 
 # a network gives something for any raw; only its training says what it must be given
@@ -94,9 +94,13 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
         weights_file.load_weights(model, saved, path)
         note(
             f"{path}: weights without settings; that they were trained for "
-            f"{some(config.classes)}, in this order, on raw of these voxels and of this range, is "
-            "taken from the experiment"
+            f"{some(config.classes)}, in this order, on raw of "
+            f"{nm(config.input_array_info['scale'])} nm {_given(config)}, is taken from the "
+            "experiment"
         )
+        unlike = seen_range.notice(config, model)
+        if unlike:
+            note(f"{path}: {unlike}")
     forward = ForwardPass(runtime.pick_precision(config.precision, device), config.channels_last)
     record = _record(config, path, saved if is_whole else {}, forward.precision.name)
     scalings = checkpoint.scalings_in(saved) if is_whole else {}
@@ -205,6 +209,16 @@ def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig
     if changed:
         texts = [f"{name} was {trained[name]} and is {now[name]}" for name in changed]
         raise UserError(f"{path}: trained with other settings ({'; '.join(texts)}); set them back")
+
+
+def _given(config: TrainConfig) -> str:
+    """How raw is given to the network, as in a sentence."""
+    if config.raw_normalization in normalize.MEASURED:
+        return f"with raw_normalization = '{config.raw_normalization}'"
+    low, high = config.raw_range or (0, 255)
+    if config.raw_normalization == "values":
+        return f"as it is stored, {low:g} to {high:g}"
+    return f"in [0, 1], of {low:g} to {high:g}" if config.raw_range else "in [0, 1]"
 
 
 def _record(

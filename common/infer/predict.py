@@ -25,7 +25,7 @@ import zarr
 from common import runtime, stopping
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import regions, series
+from common.data import normalize, regions, series
 from common.data.raw import Raw, open_raw
 from common.data.records import PredictionRecord
 from common.data.regions import Region
@@ -300,7 +300,7 @@ def _problem_of_raw(region: Region, config: TrainConfig) -> str:
 def _problem_of_values(raw: Raw, region: Region, config: TrainConfig) -> str:
     """Why the middle of a box cannot be read; "" where it can. Notes little contrast."""
     try:
-        if config.raw_normalization == "range":
+        if config.raw_normalization not in normalize.MEASURED:
             raw.note_contrast(region.lower, region.upper)
     except UserError as error:
         return str(error)

@@ -28,6 +28,7 @@ from common.data.normalize import Scaling, Scalings
 from common.data.sampling import BLOCK_ORDER
 from common.errors import UserError
 from common.files import REPOSITORY, not_written, replacing, sweep
+from common.model import seen_range
 from common.provenance import provenance
 from common.talk import note, some
 from common.train import average, schedule, weights_file
@@ -160,6 +161,9 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
         average.begin_again(state.ema, state.model)
         return f"starting at epoch 0 with the weights of {given} (epoch {saved['epoch']})"
     weights_file.load_weights(state.model, saved, given)
+    unlike = seen_range.notice(config, state.model)
+    if unlike:
+        note(f"{given}: {unlike}")
     average.begin_again(state.ema, state.model)
     return (
         f"starting at epoch 0 with the weights of {given}; nothing else was taken from it, and it "

@@ -1,9 +1,10 @@
 """Files of torch.save that hold objects of other programs, read without running code.
 
 torch reads a file safely if all in it are tensors, numbers and text. A whole network
-(`torch.save(model)`), a configuration or a number of NumPy in it is an object of a class, and making
-it would run that class's code, or whatever a file names in its place. Here each such class is
-replaced by one that does nothing but keep what it is given, so that the tensors can be taken out.
+(`torch.save(model)`), a configuration or a number of NumPy in it is an object of a class, and
+making it would run that class's code, or whatever a file names in its place. Here each such class
+is replaced by one that does nothing but keep what it is given, so that the tensors can be taken
+out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ TORCHSCRIPT = "constants.pkl"
 
 
 class Inert:
-    """In the place of an object of another program: its attributes, and nothing that it could do."""
+    """In the place of an object of another program: its attributes, without what it can do."""
 
     def __init__(self, *_: Any):
         pass
@@ -37,7 +38,7 @@ def read(file: BinaryIO) -> Any:
     """
     if is_torchscript(file):
         file = _without_program(file)
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)  # type: ignore[arg-type]
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     file.seek(0)
     # a class for each name: torch looks them up by it
     classes = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in names]

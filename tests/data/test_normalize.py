@@ -155,6 +155,17 @@ def test_percentile_is_zscore_without_mean_and_deviation(experiment):
     assert percentile == Scaling(first.low, first.high, 0, 1, first.shape)
 
 
+@pytest.mark.parametrize(("raw_range", "stored"), [((), (0, 255)), ((60, 180), (60, 180))])
+def test_values_are_given_as_they_are_stored(experiment, raw_range, stored):
+    scaling = scaling_of(experiment(), raw_normalization="values", raw_range=raw_range)
+    values = torch.linspace(*stored, 25)
+    unit = (values - stored[0]) / (stored[1] - stored[0])
+    raw = unit.clone().view(1, 1, 1, 5, 5)
+    given = normalize.standardize(normalize.to_unit_range(raw, [scaling]), [scaling])
+    torch.testing.assert_close(given.flatten(), values, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(normalize.in_unit_range(given, [scaling]).flatten(), unit)
+
+
 def test_a_volume_that_changed_is_measured_anew(experiment):
     tiny = experiment()
     first = scaling_of(tiny)

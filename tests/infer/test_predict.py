@@ -195,6 +195,8 @@ def arrays(shape, target, scale=(8, 8, 8), target_scale=None) -> dict:
         (None, arrays(12, 8, (16, 16, 16))),
         (None, {"raw_range": (60, 180)}),
         (None, {"raw_normalization": "percentile"}),
+        (None, {"raw_normalization": "values"}),
+        (None, {"raw_normalization": "values", "raw_range": (60, 180)}),
         (None, {"raw_normalization": "zscore", "raw_range": (60, 180)}),
     ],
     ids=[
@@ -207,6 +209,8 @@ def arrays(shape, target, scale=(8, 8, 8), target_scale=None) -> dict:
         "averaged raw",
         "raw range",
         "percentile",
+        "values",
+        "values of a range",
         "zscore",
     ],
 )
@@ -1048,7 +1052,7 @@ def test_weights_of_another_network_are_refused_with_the_first_difference(tiny, 
     torch.save(weights, path)
     said = fails(tiny, "--checkpoint", str(path))
     assert said.startswith(f"{path}: its weights are of another network (1 of")
-    assert f"first '{first}'" in said and "remove" not in said
+    assert f"1 of another shape: {first} (" in said and "remove" not in said
 
 
 def test_a_checkpoint_of_other_classes(tiny, fails):
