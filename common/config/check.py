@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import inspect
@@ -88,7 +87,7 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
 def _each_by_itself(values: Mapping[str, Any], table: type) -> tuple[dict[str, Any], list[str]]:
     """The values that fit their settings, in those types, and what is wrong with the others."""
     hints = typing.get_type_hints(table, include_extras=True)
-    names = [field.name for field in dataclasses.fields(table)]
+    names = [row.name for row in describe(table)]
     fitting: dict[str, Any] = {}
     problems = []
     for name, given in values.items():

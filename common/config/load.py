@@ -20,6 +20,9 @@ from common.errors import UserError
 from common.files import REPOSITORY, refuse_remote
 from common.talk import short_path
 
+PACKAGE = "cellmap_segmentation_challenge"
+"""What every configuration of the public toolbox imports, and ours need not."""
+
 
 def load_config(
     path: str | Path, overrides: Sequence[str] = (), data: str | Path | None = None, **settings: Any
@@ -36,9 +39,11 @@ def load_config(
         settings: the same as overrides, as Python values.
     """
     path = _config_file(path, "train_config.py")
-    values = _read_settings(path, TrainConfig)
-    written = _length(values)
     from_environment, problems = environment()
+    seed = _seed_from_outside(from_environment, overrides, settings)
+    values, notes, wrong = _read_training(path, seed)
+    problems += wrong
+    written = _length(values)
     values |= from_environment
     values |= settings
     if data:
@@ -58,7 +63,37 @@ def load_config(
         config,
         base_experiment_path=str(path.parent / config.base_experiment_path),
         model_name=config.model_name or path.parent.name,
+        translated=notes,
     )
+
+
+def _seed_from_outside(
+    from_environment: Mapping[str, Any], overrides: Sequence[str], settings: Mapping[str, Any]
+) -> int | None:
+    """The random_seed that goes before the file's; None where there is none, or no seed."""
+    seed = from_environment.get("random_seed")
+    seed = settings.get("random_seed", seed)
+    for override in overrides:
+        name, _, written = override.partition("=")
+        if name.strip().replace("-", "_") == "random_seed":
+            seed = _literal(written)
+    return seed if is_a(int, seed) and 0 <= seed < 2**63 else None
+
+
+def _read_training(
+    path: Path, seed: int | None
+) -> tuple[dict[str, Any], tuple[str, ...], list[str]]:
+    """The names that a training configuration gives; what was translated, and what is wrong.
+
+    seed: of the weights of a network that the file makes.
+    """
+    if not _is_public(path):
+        return _read_settings(path, TrainConfig), (), []
+    # it imports torch
+    from common.config import public
+
+    translation = public.translate(path, public.run(path, seed))
+    return translation.settings, translation.notes, translation.problems
 
 
 def _length(values: Mapping[str, Any]) -> horizon.Length | None:
@@ -90,6 +125,26 @@ def _lengthen_schedule(
         if name in kwargs:
             filled[name] = kwargs[name]
     values["scheduler_kwargs"] = filled
+
+
+def _is_public(path: Path) -> bool:
+    """Whether a file is written for the public toolbox: it imports it, and names no build_model."""
+    try:
+        tree = ast.parse(path.read_text())
+    except (OSError, ValueError, SyntaxError):  # running it will tell
+        return False
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+            names.add((node.module or "").partition(".")[0] if not node.level else "")
+        elif isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return PACKAGE in names and "build_model" not in names
 
 
 def load_process_config(path: str | Path) -> ProcessConfig:

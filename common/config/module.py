@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import re
 import sys
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from common.errors import UserError
 from common.talk import short_path
+
+OF_THE_TOOLBOX = ("upath", "torchvision", "cellmap_data")
+"""What configurations of the public toolbox import and nothing here needs, see pyproject.toml."""
 
 _LOADED = itertools.count()
 _OF_EXPERIMENTS = re.compile(r"experiment\d+_")
@@ -23,7 +29,7 @@ _OF_EXPERIMENTS = re.compile(r"experiment\d+_")
 def load_module(path: str | Path) -> types.ModuleType:
     """Run a Python file of an experiment, in a package in which `from .model import ...` works.
 
-    Each call makes a new package: two copies of an experiment, or an edited one, never see each
+    `from model import ...` works, too, as beside a script that Python runs. Each call makes a new package: two copies of an experiment, or an edited one, never see each
     other's modules. Raises FileNotFoundError, or UserError with file, line and reason if the file
     does not run; its cause is the error that the file ended with.
     """
@@ -39,13 +45,13 @@ def load_module(path: str | Path) -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[package.__name__] = package
     sys.modules[module.__name__] = module
-    with _without_bytecode():
+    with _without_bytecode(), _neighbours(package.__name__, path.parent):
         try:
             spec.loader.exec_module(module)
         except BaseException as error:  # a configuration is a program, and can end in every way
             if isinstance(error, KeyboardInterrupt) and not _is_raised_there(error):
                 raise
-            raise UserError(f"{short_path(path)}: {_failure(error, path.parent)}") from error
+            raise UserError(f"{short_path(path)}: {_failure(error)}") from error
     return module
 
 
@@ -67,6 +73,58 @@ def _identifier(text: str) -> str:
 
 
 @contextmanager
+def _neighbours(package: str, folder: Path) -> Iterator[None]:
+    """Context manager: `import shared` finds shared.py of the folder, as a module of `package`.
+
+    Afterwards no other experiment finds it under that name.
+    """
+    finder = _Neighbours(package, folder)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in finder.found:
+            sys.modules.pop(name, None)
+
+
+class _Neighbours(MetaPathFinder):
+    """Finds modules of one folder by their bare names."""
+
+    def __init__(self, package: str, folder: Path):
+        self.package = package
+        self.folder = folder
+        self.found: list[str] = []
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Where a module is; None for what is no neighbour, and for the standard library."""
+        is_there = (self.folder / f"{fullname}.py").is_file()
+        if path is not None or not is_there or fullname in sys.stdlib_module_names:
+            return None
+        self.found.append(fullname)
+        return ModuleSpec(fullname, _SecondName(f"{self.package}.{fullname}"))
+
+
+class _SecondName(Loader):
+    """Gives a module out under another name than its own."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        """The module itself."""
+        module = importlib.import_module(self.name)
+        self.spec = module.__spec__
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Put back what the import system wrote over: relative imports go by it."""
+        module.__spec__ = self.spec
+
+
+@contextmanager
 def _without_bytecode() -> Iterator[None]:
     """Compiled code counts as new if size and second of the source fit: a quick edit is missed."""
     before = sys.dont_write_bytecode
@@ -84,7 +142,7 @@ def _is_raised_there(error: KeyboardInterrupt) -> bool:
     return innermost in own_frames(error) and line.startswith("raise")
 
 
-def _failure(error: BaseException, folder: Path) -> str:
+def _failure(error: BaseException) -> str:
     """What went wrong in an experiment's file, and in which line of which of its files."""
     frames = own_frames(error)
     file = frames[-1].filename if frames else None
@@ -97,7 +155,7 @@ def _failure(error: BaseException, folder: Path) -> str:
         file = error.filename
         line = error.lineno
         reason = error.msg
-    if isinstance(error, ModuleNotFoundError) and (folder / f"{error.name}.py").is_file():
-        hint = f"; write 'from .{error.name} import'"
+    if isinstance(error, ModuleNotFoundError) and error.name in OF_THE_TOOLBOX:
+        hint = "; pip install 'csc-baselines[toolbox]'"
     where = f"line {line} of {Path(file).name}: " if file else ""
     return f"{where}{type(error).__name__}: {reason}{hint}"

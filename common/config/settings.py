@@ -254,6 +254,9 @@ class TrainConfig:
     mlflow_parent: str = ""
     """Id of the MLflow run that a new run is nested in, as for the trials of a search."""
 
+    # no setting, and without a sentence not in their table: see common.config.public
+    translated: tuple[str, ...] = ()
+
     @property
     def folder(self) -> Path:
         """The experiment's folder, absolute."""
@@ -345,6 +348,7 @@ MAY_CHANGE = frozenset(
         "trackers",
         "mlflow_uri",
         "mlflow_parent",
+        "translated",
     ]
 ).union(RUN_FOLDERS)
 """Settings that a continued run may change.

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from common.config.given import GivenOptimizer
 from common.errors import UserError
 
 
@@ -25,8 +26,10 @@ def build_optimizer(
     Weight decay is decoupled; it applies to weights, not to biases and other parameters with one
     axis. The original baselines asked RAdam for decoupled decay and left its factor at 0; here it
     is the setting weight_decay. `optimizer` is called with the two parameter groups, `lr` and
-    `weight_decay`.
+    `weight_decay`. One that a configuration made as an instance has groups of its own.
     """
+    if isinstance(optimizer, GivenOptimizer):
+        return optimizer.over(model, lr=learning_rate, weight_decay=weight_decay)
     trainable = [p for p in model.parameters() if p.requires_grad]
     weights = [p for p in trainable if p.ndim > 1]
     vectors = [p for p in trainable if p.ndim <= 1]

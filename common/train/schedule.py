@@ -43,7 +43,7 @@ def try_out(config: TrainConfig, model: nn.Module) -> list[str]:
     Raises UserError if they cannot be built, are something else, or raise in some step. An error
     in the experiment's own code is passed on unchanged.
     """
-    optimizer = first_optimizer(config, _like(model))
+    optimizer = first_optimizer(config, _Like(model))
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
@@ -68,11 +68,19 @@ def _length(config: TrainConfig) -> Length:
     return Length(config.epochs, config.iterations_per_epoch, config.scheduler_step)
 
 
-def _like(model: nn.Module) -> nn.Module:
-    """Return a module with a small parameter for each number of axes that the model has."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    axes = sorted({parameter.ndim for parameter in trainable})
-    return nn.ParameterList([torch.zeros([1] * ndim) for ndim in axes])
+class _Like(nn.Module):
+    """A module with a small parameter in the place of each of a model's, with its name and axes."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.small = {}
+        for name, parameter in model.named_parameters():
+            values = torch.zeros([1] * parameter.ndim)
+            self.small[name] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Under the names of the model, which hold dots."""
+        yield from self.small.items()
 
 
 def first_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
