@@ -100,6 +100,14 @@ class GivenOptimizer:
             groups.append({**group, "params": [parameters[name] for name in names]})
         return self.kind(groups, **self.keywords)
 
+    def in_words(self) -> str:
+        """Its class, and the rate and decay of each group."""
+        groups = []
+        for names, options in zip(self.names, self.groups, strict=True):
+            decay = f", weight_decay {options['weight_decay']}" if "weight_decay" in options else ""
+            groups.append(f"{len(names)} tensors at lr {options['lr']}{decay}")
+        return f"{self.kind.__name__}, {'; '.join(groups)}"
+
     def __repr__(self) -> str:
         """Its class and what its groups are, without the names of parameters."""
         groups = []

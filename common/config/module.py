@@ -29,9 +29,10 @@ _OF_EXPERIMENTS = re.compile(r"experiment\d+_")
 def load_module(path: str | Path) -> types.ModuleType:
     """Run a Python file of an experiment, in a package in which `from .model import ...` works.
 
-    `from model import ...` works, too, as beside a script that Python runs. Each call makes a new package: two copies of an experiment, or an edited one, never see each
-    other's modules. Raises FileNotFoundError, or UserError with file, line and reason if the file
-    does not run; its cause is the error that the file ended with.
+    `from model import ...` works, too, as beside a script that Python runs. Each call makes a new
+    package: two copies of an experiment, or an edited one, never see each other's modules. Raises
+    FileNotFoundError, or UserError with file, line and reason if the file does not run; its cause
+    is the error that the file ended with.
     """
     path = Path(path).resolve()
     if not path.is_file() or path.suffix != ".py":

@@ -11,7 +11,6 @@ Source: the public toolbox of June 2026 and configurations written for it.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import importlib.util
@@ -32,7 +31,7 @@ from common import runtime
 from common.classes import ATOM_IDS, GROUP_IDS
 from common.config.given import GivenModel, GivenOptimizer, GivenScheduler
 from common.config.module import load_module
-from common.config.settings import OTHER_NAMES, TrainConfig, as_text, describe
+from common.config.settings import OTHER_NAMES, as_text, describe
 from common.config.value_transforms import (
     GivenTransforms,
     InputTransforms,
@@ -201,6 +200,9 @@ def translate(path: Path, names: Mapping[str, Any]) -> Translation:
     for name, value in draft.given.items():
         if name in ours and name not in RULES and name not in ANSWERS:
             _take(draft, name, value)
+    unset = [name for name, value in draft.given.items() if value is None and name in ours]
+    if unset:
+        draft.notes.append(f"None, which is as if they were left out: {some(unset)}")
     for name, rule in RULES.items():
         if name in draft.given:
             rule(draft, draft.given[name])
@@ -218,7 +220,6 @@ def translate(path: Path, names: Mapping[str, Any]) -> Translation:
 def _take(draft: Draft, name: str, value: Any) -> None:
     """Take a setting of both as it is; None, which the toolbox has for no limit, as left out."""
     if value is None:
-        draft.note(name, "None is as if it were left out")
         return
     draft.settings[name] = value
     if name in DIFFERS and value:
@@ -305,7 +306,7 @@ def _optimizer(draft: Draft, optimizer: Any) -> None:
     written = draft.given.get("learning_rate")
     draft.settings["learning_rate"] = given.learning_rate
     draft.settings["weight_decay"] = given.weight_decay
-    sentence = f"an instance; built again over the network that trains, as {given}"
+    sentence = f"an instance; built again over the network that trains: {given.in_words()}"
     if written not in (None, given.learning_rate):
         sentence += f"; learning_rate = {written} has no effect, as in the toolbox"
     draft.note("optimizer", sentence)

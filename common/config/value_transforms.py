@@ -1,15 +1,16 @@
-"""Value transforms of cellmap-data and torchvision: which settings they are, and the others applied.
+"""Value transforms of cellmap-data and torchvision, as settings where they are some.
 
-Raw is in [0, 1] here before any of them, and labels are 0, 1 or unknown: what only brings them
-there is done already. In the public toolbox raw keeps its 0 to 255 under ToDtype(float, scale=True)
-since it is a float then, and RandomContrast and RandomGamma clip it to 1.
+The others are applied as they are. Raw is in [0, 1] here before any of them, and labels are 0, 1 or
+unknown: what only brings them there is done already. In the public toolbox raw keeps its 0 to 255
+under ToDtype(float, scale=True) since it is a float then, and RandomContrast and RandomGamma clip
+it to 1.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,8 @@ INTENSITY = {
 }
 """Transforms of cellmap-data: their attribute, and the setting that it is here."""
 
-Transform = Callable[[Tensor], Tensor]
+Transform = Any
+"""Takes a patch (z, y, x) and gives it back: a module, a transform of torchvision, a function."""
 
 
 class Normalize(nn.Module):

@@ -147,6 +147,7 @@ def announce(
 def notices(setup: Setup, state: State) -> list[str]:
     """Return what the user should know before training, as sentences."""
     return [
+        *setup.config.translated,
         *runtime.warnings_about(setup.device),
         *loaders.notices(setup.crops, setup.config.classes),
         *criterion.notices(setup.method.criterion, setup.config.weight_loss),

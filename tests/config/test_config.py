@@ -638,7 +638,9 @@ def test_the_settings_that_may_change_exist():
 @pytest.mark.parametrize("table", [TrainConfig, ProcessConfig])
 def test_every_setting_is_described_by_a_sentence(table):
     rows = settings_module.describe(table)
-    assert [name for name, _, _ in rows] == [f.name for f in dataclasses.fields(table)]
+    names = [f.name for f in dataclasses.fields(table)]
+    # a record of how settings came about is none itself
+    assert [name for name, _, _ in rows] == [name for name in names if name != "translated"]
     for name, _, meaning in rows:
         assert meaning.endswith((".", "`")) and " " in meaning and "\n" not in meaning, name
 
@@ -732,10 +734,7 @@ def test_one_configuration_may_read_another_beside_it(experiment):
             r"train_config.py: line 6 of train_config.py: SyntaxError: '\(' was never closed",
         ),
         ("from .broken import x", r"line 2 of broken.py: ZeroDivisionError: division by zero"),
-        (
-            "from broken import x",
-            r"ModuleNotFoundError: No module named 'broken'; write 'from .broken import'",
-        ),
+        ("from broken import x", r"line 2 of broken.py: ZeroDivisionError: division by zero"),
         (
             "from .nowhere import x",
             r"line 6 of train_config.py: ModuleNotFoundError: No module named 'experiment.*'",
