@@ -5,15 +5,23 @@ import sys
 from common import stopping
 
 
-def main() -> None:
-    """Run the command line; signals end it without a trace while libraries are imported too."""
+def main(public_defaults: bool = False) -> None:
+    """Run the command line; signals end it without a trace while libraries are imported too.
+
+    public_defaults: what is left out is what the public toolbox takes, as for its command `csc`.
+    """
     try:
         with stopping.at_once():
             from common.shell.cli import main as run
 
-            run()
+            run(public_defaults)
     except KeyboardInterrupt as stopped:
         sys.exit(stopping.exit_code(stopped))
+
+
+def csc() -> None:
+    """Run the command line as the public toolbox's command."""
+    main(public_defaults=True)
 
 
 if __name__ == "__main__":

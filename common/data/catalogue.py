@@ -260,6 +260,31 @@ def _crop_of_levels(dataset: str, name: str, levels: Mapping[str, Level]) -> Cro
     )
 
 
+# how many
+
+
+def counts(crops: Iterable[CropInfo], classes: Sequence[str]) -> dict[str, dict[str, int]]:
+    """How many crops annotate each of `classes`, by dataset and class; 0 where none does."""
+    of_dataset: dict[str, dict[str, int]] = {}
+    for crop in crops:
+        row = of_dataset.setdefault(crop.dataset, dict.fromkeys(classes, 0))
+        for name in crop.classes.intersection(classes):
+            row[name] += 1
+    return of_dataset
+
+
+def table_of_counts(crops: Sequence[CropInfo], classes: Sequence[str]) -> list[str]:
+    """The same as lines: a line for each class, a column for each dataset that has one of them."""
+    by_dataset = counts(crops, classes)
+    shown = {name: row for name, row in by_dataset.items() if any(row.values())}
+    lines = ["".join([f"{'class':16}", *(f"  {dataset}" for dataset in shown), f"{'all':>7}"])]
+    for name in classes:
+        cells = [f"  {row[name]:{len(dataset)}}" for dataset, row in shown.items()]
+        total = sum(row[name] for row in shown.values())
+        lines.append("".join([f"{name:16}", *cells, f"{total:7}"]))
+    return lines
+
+
 # by name
 
 

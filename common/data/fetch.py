@@ -38,12 +38,6 @@ from common.data.raw import averaged_grid, reduction
 from common.data.wanted import Choice, WantedCrop, choose
 from common.errors import FileError, UserError
 
-REACH = 59
-"""Voxels of raw around a crop if nothing is said.
-
-A patch of 68 voxels, as the baselines take, reaches so far when it is rotated.
-"""
-
 MAX_FAILURES = 10
 """Number of failed files after which a run stops: the problem is then the network, not a file."""
 
@@ -275,7 +269,7 @@ def _raw_chunks(
     needs = []
     for scale in scales:
         level = ngff.pick_level(levels, scale)
-        padding = REACH * scale if crop.padding_nm is None else crop.padding_nm
+        padding = crop.padding_voxels * scale if crop.padding_nm is None else crop.padding_nm
         start, stop = _voxels_kept(level, scale, lower - padding, upper + padding)
         z, y, x = ngff.chunk_ranges(start, stop, level.array.chunks)
         path = level.path.relative_to(place).as_posix()

@@ -11,10 +11,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-RAW = "recon-1/em/fibsem-uint8"
+from common.errors import UserError
+
+RECONSTRUCTION = "recon-1/"
+"""What every path in a store begins with."""
+
+RAW = f"{RECONSTRUCTION}em/fibsem-uint8"
 """Path of the raw in a store."""
 
-LABELS = "recon-1/labels/groundtruth"
+LABELS = f"{RECONSTRUCTION}labels/groundtruth"
 """Path of the folder of crops in a store."""
 
 
@@ -31,6 +36,21 @@ def raw(dataset: str) -> str:
 def labels(dataset: str, crop: str) -> str:
     """Path of a crop: the folder of its classes."""
     return f"{store(dataset)}/{LABELS}/{crop}"
+
+
+def root_of_template(template: str) -> Path:
+    """The data root of the public toolbox's ROOT/{dataset}/{dataset}.zarr/recon-1/{name}.
+
+    Raises UserError for a template of another layout.
+    """
+    below = store("{dataset}") + f"/{RECONSTRUCTION}{{name}}"
+    root = template.removesuffix(below)
+    if root == template or "{" in root:
+        raise UserError(
+            f"search path '{template}': the data lie at ROOT/{below} here; write that, or name the "
+            "path of each raw and crop in datasplit.csv"
+        )
+    return Path(root or ".")
 
 
 def crop_name(name: str) -> str:

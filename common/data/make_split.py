@@ -175,7 +175,7 @@ def _command(
         data="DATA" if source is None else None,
         manifest=source,
         classes="tested" if tuple(rules.classes) == TESTED else ",".join(rules.classes),
-        scale=rules.scale_text or None,
+        scale=rules.scale_text or "any",
         validation_fraction=fraction,
         seed=rules.seed,
         by=rules.by,

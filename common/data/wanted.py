@@ -24,6 +24,12 @@ from common.errors import UserError
 SCALES = (8.0, 32.0, 128.0)
 """nm, what is fetched if nothing is said: the voxel sizes of the baselines."""
 
+REACH = 59
+"""Voxels of raw around a crop if nothing is said.
+
+A patch of 68 voxels, as the baselines take, reaches so far when it is rotated.
+"""
+
 Key = tuple[str, str]
 """Dataset and name of a crop."""
 
@@ -48,6 +54,8 @@ class Choice:
     """Voxel sizes in nm, each a number or z, y, x."""
     padding_nm: float | Sequence[float] | None = None
     """Raw around the crops, a number or z, y, x."""
+    padding_voxels: int | None = None
+    """The same in voxels of each scale."""
     all_resolutions: bool = False
     """Every level of raw and labels."""
     data: str | Path | None = None
@@ -66,11 +74,15 @@ class Choice:
         """The fields of WantedCrop that go before those of an experiment or the default."""
         if self.scale and self.all_resolutions:
             raise UserError("both scale and all_resolutions; write one of them")
+        if self.padding_nm is not None and self.padding_voxels is not None:
+            raise UserError("padding both in nm and in voxels; write one of them")
         fields: dict[str, Any] = {}
         if self.scale or self.all_resolutions:
             fields["scales"] = tuple(_three("scale", size, least=1e-9) for size in self.scale)
         if self.padding_nm is not None:
             fields["padding_nm"] = np.array(_three("padding", self.padding_nm, least=0))
+        if self.padding_voxels is not None:
+            fields |= {"padding_nm": None, "padding_voxels": self.padding_voxels}
         return fields
 
 
@@ -90,7 +102,8 @@ class WantedCrop:
     Empty: every level of raw and labels.
     """
     padding_nm: np.ndarray | None = None
-    """(3,), raw around the crop; `common.data.fetch.REACH` voxels of each scale unless set."""
+    """(3,), raw around the crop; `padding_voxels` of each scale unless set."""
+    padding_voxels: int = REACH
     box: tuple[np.ndarray, np.ndarray] | None = None
     """Lower and upper corner of a test crop in nm; others lie where their labels do."""
 

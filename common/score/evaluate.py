@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from common.classes import INSTANCES
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import annotation, ngff, regions, regrid
@@ -102,6 +103,7 @@ def evaluate_submission(
     truth: str | Path,
     *,
     result_path: str | Path = "result.json",
+    instance_classes: Collection[str] = INSTANCES,
     metric_version: str = CSC.name,
     workers: int = 1,
     say: Callable[[str], None] = print,
@@ -115,6 +117,7 @@ def evaluate_submission(
         truth: store of {crop}/{class} (and {class}_mask); its arrays and the submission's have the
             attributes voxel_size and translation (of the centre of the first voxel), nm.
         result_path: the JSON file.
+        instance_classes: those that are scored by their objects.
         metric_version: of the challenge's score, see `common.score.versions`.
         workers: processes.
         say: takes what is to be told, tables among it.
@@ -124,7 +127,8 @@ def evaluate_submission(
         UserError: where one of them is not what it should be.
     """
     version = versions.find(metric_version)
-    evaluations = _judge_submission(Path(path), Path(truth), version, workers)
+    like = SubmittedCrop(Path(path), Path(truth), "", version, frozenset(instance_classes))
+    evaluations = _judge_submission(like, workers)
     about = Provenance(
         date=_now(), versions=provenance(REPOSITORY), submission=str(path), truth=str(truth)
     )
@@ -213,18 +217,21 @@ def _score(
     )
 
 
-def _judge_submission(path: Path, truth: Path, version: Version, workers: int) -> list[Evaluation]:
-    """All classes of all crops. Raises as `evaluate_submission` does."""
-    crops = submitted.crops_of(truth)
-    with submission.opened(path):
+def _judge_submission(like: SubmittedCrop, workers: int) -> list[Evaluation]:
+    """All classes of all crops. Raises as `evaluate_submission` does.
+
+    like: what all crops have in common.
+    """
+    crops = submitted.crops_of(like.truths)
+    with submission.opened(like.submission):
         pass  # so that what is wrong with it is said once, and first
-    jobs = [SubmittedCrop(path, truth, crop, version) for crop in crops]
+    jobs = [replace(like, crop=crop) for crop in crops]
     evaluations: list[Evaluation] = []
     for of_crop in parallel(submitted.judge_crop, jobs, workers):
         evaluations += of_crop
     if not evaluations:
         raise UserError(
-            f"{truth}: no arrays {{crop}}/{{class}} in it; write the store of the truths"
+            f"{like.truths}: no arrays {{crop}}/{{class}} in it; write the store of the truths"
         )
     return evaluations
 

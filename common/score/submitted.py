@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class SubmittedCrop:
     crop: str
     version: Version = CSC
     """Of the challenge's score."""
+    instances: Collection[str] = INSTANCES
+    """The classes that are scored by their objects."""
 
 
 def crops_of(truths: Path) -> list[str]:
@@ -80,7 +82,7 @@ def _truths(job: SubmittedCrop) -> Iterator[Truth]:
             crop=job.crop,
             name=name,
             level=_level(array, folder / name),
-            is_instance=name in INSTANCES,
+            is_instance=name in job.instances,
             mask=mask,
             version=job.version,
         )

@@ -5,16 +5,19 @@ What a command needs is imported when it runs: torch takes seconds, and `--help`
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from common import stopping, talk
 from common.errors import UserError
-from common.shell import options
+from common.shell import options, public
 from common.shell.group import Commands
-from common.shell.options import Lengths, Names
+from common.shell.options import Lengths, Names, Scale
 
 if TYPE_CHECKING:
     from common.train.run import Result
@@ -48,9 +51,13 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """Run the command line under the name that it was started by."""
-    cli(prog_name=talk.program())
+def main(public_defaults: bool = False) -> None:
+    """Run the command line under the name that it was started by.
+
+    public_defaults: see `common.shell.public.DEFAULTS`.
+    """
+    defaults = public.DEFAULTS if public_defaults else None
+    cli(prog_name=talk.program(), default_map=defaults)
 
 
 # Start
@@ -129,6 +136,11 @@ def new(name: str, source: str) -> None:
     type=Lengths(least=0),
     help="Raw around the crops in nm: one number or z,y,x; what the baselines reach unless given.",
 )
+@click.option(
+    "--padding-voxels",
+    type=click.IntRange(0),
+    help="The same in voxels of each size that is fetched.",
+)
 @click.option("--all-resolutions", is_flag=True, help="Every level of raw and labels.")
 @options.data("Data root to fetch to.")
 @click.option("--url", metavar="URL", help="Another server with the bucket's layout.")
@@ -165,10 +177,10 @@ def fetch_data(crops: str, scale: tuple[tuple[float, ...], ...], **given: Any) -
 )
 @click.option(
     "--scale",
-    type=Lengths(),
+    type=Scale(),
     required=True,
     help="Voxel size in nm that the crops are for: 8 or 8,8,8. "
-    "Crops with coarser labels are left out.",
+    "Crops with coarser labels are left out; of 'any' none is.",
 )
 @click.option(
     "--validation-fraction",
@@ -240,9 +252,26 @@ def make_datasplit(csv_path: str, data: str | None, **given: Any) -> None:
     chosen = options.given(given)
     if chosen["classes"] == ("tested",):  # the function's own default
         del chosen["classes"]
+    chosen["scale"] = chosen["scale"] or None
     if data or "manifest" not in chosen:
         chosen["data_root"] = load.data_root(data)
     click.echo(make_split.make(csv_path, **chosen))
+
+
+@cli.command("get-counts", heading=DATA)
+@options.classes(
+    "Comma-separated, or 'tested' for the 48 that are scored.", default="tested", show_default=True
+)
+@options.data("Data root to scan for crops.")
+def get_counts(classes: tuple[str, ...], data: str | None) -> None:
+    """Say how many crops of each dataset annotate each class."""
+    from common.classes import TESTED
+    from common.config import load
+    from common.data import catalogue
+
+    crops, broken = catalogue.scan(load.data_root(data))
+    names = TESTED if classes == ("tested",) else classes
+    click.echo("\n".join([*catalogue.table_of_counts(crops, names), *broken]))
 
 
 @cli.command(heading=DATA)
@@ -497,6 +526,12 @@ def tune(config_path: str, **given: Any) -> None:
     show_default=True,
     help="Of --submission.",
 )
+@click.option(
+    "--instance-classes",
+    type=Names(),
+    help="Comma-separated; of --submission, the classes that are scored by their objects instead "
+    "of the challenge's.",
+)
 @options.metric_version
 def evaluate(
     config_path: str | None,
@@ -504,17 +539,24 @@ def evaluate(
     submission: str | None,
     truth: str | None,
     result_path: str,
+    instance_classes: tuple[str, ...] | None,
     workers: int,
     metric_version: str,
     **given: Any,
 ) -> None:
     """Score an experiment's processed crops, or a packed submission.
 
-    By the challenge's metric and by others.
+    By the challenge's metric and by others. Without CONFIG_PATH, submission.zip and
+    ground_truth.zarr of the data root unless others are given.
     """
+    from common.classes import INSTANCES
     from common.score import evaluate as module
 
-    if config_path and not submission and not truth:
+    if config_path and (submission or truth or instance_classes):
+        raise UserError(
+            "evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR"
+        )
+    if config_path:
         module.evaluate(
             config_path,
             **options.given(given),
@@ -522,26 +564,42 @@ def evaluate(
             workers=workers,
             say=click.echo,
         )
-    elif submission and truth and not config_path:
-        module.evaluate_submission(
-            submission,
-            truth,
-            result_path=result_path,
-            metric_version=metric_version,
-            workers=workers,
-            say=click.echo,
-        )
-    else:
+        return
+    module.evaluate_submission(
+        submission or _of_data_root("submission.zip", "--submission ZIP"),
+        truth or _of_data_root("ground_truth.zarr", "--truth ZARR"),
+        result_path=result_path,
+        instance_classes=instance_classes or INSTANCES,
+        metric_version=metric_version,
+        workers=workers,
+        say=click.echo,
+    )
+
+
+def _of_data_root(name: str, option: str) -> Path:
+    """A file where the public toolbox has it. Raises UserError where it is not."""
+    from common.config import load
+
+    path = load.data_root() / name
+    if not path.exists():
         raise UserError(
-            "evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR"
+            f"evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR "
+            f"(without {option} it would be {path}, which is not there)"
         )
+    return path
 
 
 # Look and compare
 
 
 @cli.command(heading=LOOK)
-@options.boxes
+@options.optional_config_path
+@options.boxes_of_experiment
+@click.option(
+    "--datasets",
+    type=Names(),
+    help="Comma-separated: only crops of these datasets. With names of crops in --crops.",
+)
 @click.option(
     "--kinds",
     type=Names(),
@@ -560,12 +618,32 @@ def evaluate(
     show_default=True,
     help="Address of the viewer; 0.0.0.0 lets other machines in.",
 )
-def visualize(config_path: str, **given: Any) -> None:
+def visualize(
+    config_path: str | None, *, crops: str, datasets: tuple[str, ...] | None, **given: Any
+) -> None:
     """Look at raw, truth, predictions and processed volumes, in a browser or as pictures."""
     from common.show import visualize as module
 
+    if not config_path:
+        words = shlex.join(sys.argv[2:])
+        raise UserError(
+            "visualize: of which experiment? its settings say where the volumes are; type "
+            f"{talk.program()} visualize EXPERIMENT {words}".rstrip()
+        )
+    if datasets and datasets != ("*",):
+        crops = _within(datasets, crops)
+    given["crops"] = crops
     for path in module.visualize(config_path, **options.given(given), say=click.echo):
         click.echo(path)
+
+
+def _within(datasets: Sequence[str], crops: str) -> str:
+    """The crops of some datasets, as --crops takes them."""
+    names = [name.strip() for name in crops.split(",")]
+    several = [name for name in names if name in ("train", "validate", "test")]
+    if several:
+        raise UserError(f"--datasets with --crops {','.join(several)}; write names of crops, or *")
+    return ",".join(f"{dataset}/{name}" for dataset in datasets for name in names)
 
 
 @cli.command(heading=LOOK)
@@ -629,7 +707,13 @@ def unite(words: tuple[str, ...]) -> None:
 
 
 @cli.command("pack-results", heading=SUBMIT)
-@options.config_path
+@options.optional_config_path
+@click.option(
+    "--volumes",
+    metavar="FOLDER",
+    help="Where the processed volumes are, {dataset}.zarr/{crop}/{class}; the experiment's, or "
+    "processed/ of the data root unless given.",
+)
 @click.option(
     "--output",
     "-o",
@@ -646,22 +730,35 @@ def unite(words: tuple[str, ...]) -> None:
 @options.manifest
 @options.overrides
 def pack_results(
-    config_path: str,
+    config_path: str | None,
     *,
+    volumes: str | None,
     output: str,
     partial: bool,
     manifest_path: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Pack an experiment's processed test crops into a zip that the challenge takes."""
+    """Pack processed test crops into a zip that the challenge takes."""
+    from common import files
     from common.config import load
     from common.data import manifest
     from common.score import packing
 
-    settings = load.load_config(config_path, overrides)
+    if config_path and volumes:
+        raise UserError("--volumes with the path of an experiment; write one of them")
+    cache = files.cache_folder()
+    root = Path(volumes) if volumes else load.data_root() / "processed"
+    if config_path:
+        settings = load.load_config(config_path, overrides)
+        cache = settings.path("cache_path")
+        root = settings.path("processed_path")
+    elif overrides:
+        raise UserError("--set is for an experiment; write its path")
+    if Path(output).suffix == ".zarr":  # as the public toolbox calls what it zips
+        output = str(Path(output).with_suffix(".zip"))
+        talk.note(f"{output}: the zip alone is written, no store beside it")
     if not manifest_path:
-        manifest_path = str(manifest.fetch(settings.path("cache_path"), say=click.echo))
-    root = settings.path("processed_path")
+        manifest_path = str(manifest.fetch(cache, say=click.echo))
     entries = manifest.read(manifest_path)
     packed = packing.pack(
         entries,
@@ -695,3 +792,33 @@ def check_submission(path: str, *, manifest_path: str, partial: bool) -> None:
     click.echo(f"{path}: valid; missing are {len(lacking)} of {len(entries)} volumes:")
     for line in gaps.table(lacking, entries) + gaps.consequences(lacking, entries):
         click.echo(line)
+
+
+@cli.command("batch-eval", heading=SUBMIT)
+@click.option(
+    "--csv-path",
+    metavar="FILE",
+    required=True,
+    help="Table with the columns data_path and evaluation_id.",
+)
+@click.option(
+    "--truth",
+    metavar="ZARR",
+    help="Store of truths, {crop}/{class}; ground_truth.zarr of the data root unless given.",
+)
+@click.option(
+    "--cluster", is_flag=True, help="Write the command of each as a job for LSF, and run none."
+)
+@options.workers()
+def batch_eval(csv_path: str, truth: str | None, *, cluster: bool, workers: int) -> None:
+    """Score every packed submission of a table.
+
+    Writes eval_ID.results of each into this folder.
+    """
+    from common.score import batch
+
+    place = truth or str(_of_data_root("ground_truth.zarr", "--truth ZARR"))
+    if cluster:
+        click.echo("\n".join(batch.commands(csv_path, place, workers)))
+        return
+    batch.evaluate_all(csv_path, place, workers=workers, say=click.echo)

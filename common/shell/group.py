@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from common.config.module import own_frames
-from common.shell import failure, package
+from common.errors import UserError
+from common.shell import failure, package, public
 from common.stopping import exit_code
 
 _WHOLE_TRACEBACK = "common.shell.whole_traceback"
@@ -56,6 +57,24 @@ class Command(click.Command):
         self.heading = heading
         # one line in the overview is enough for an option that every command takes
         self.params.append(_traceback_option(hidden=True))
+        public.add_options(self)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it, with what was given in the words of the public toolbox in ours."""
+        public.translate(ctx)
+        return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write our options, then those of the public toolbox that are no names of ours."""
+        super().format_options(ctx, formatter)
+        rows = []
+        for param in self.params:
+            if param.name and param.name.startswith(public.PREFIX):
+                assert isinstance(param, click.Option)
+                rows.append((", ".join(param.opts), param.help or ""))
+        if rows:
+            with formatter.section("Options of the public toolbox"):
+                formatter.write_dl(rows)
 
     def summary(self) -> str:
         """The first paragraph of the command's help, whole: click's own would end with '...'."""
@@ -92,6 +111,14 @@ class Commands(click.Group):
         formatter.write_text(
             f"Type `{context.command_path} COMMAND --help` for a command's options."
         )
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is named; a UserError for one that only the public toolbox has."""
+        if args and args[0] in public.ANSWERS:
+            raise UserError(public.ANSWERS[args[0]])
+        return super().resolve_command(ctx, args)
 
     def invoke(self, context: click.Context) -> Any:
         """Run a command; an error that is no bug of ours ends with a sentence."""

@@ -53,6 +53,16 @@ class Lengths(click.ParamType):
         return numbers * 3 if len(numbers) == 1 else numbers
 
 
+class Scale(Lengths):
+    """A voxel size, or 'any': no size is asked for, which is an empty tuple."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Three numbers, or none. Raises UserError as `Lengths`."""
+        return () if value == "any" else super().convert(value, param, ctx)
+
+
 class Duration(click.ParamType):
     """A duration such as 11h, in seconds."""
 
@@ -150,8 +160,7 @@ def together(*options: Decorator) -> Decorator:
     return add
 
 
-boxes = together(
-    config_path,
+boxes_of_experiment = together(
     crops(
         "Comma-separated: validate, train, test, * or crops such as 28, crop28, jrc_hela-2/crop28."
     ),
@@ -166,6 +175,9 @@ boxes = together(
     overrides,
     data(),
 )
+"""Which boxes of an experiment's volumes."""
+
+boxes = together(config_path, boxes_of_experiment)
 """What the commands take that work on boxes of volumes."""
 
 

@@ -190,6 +190,11 @@ def test_the_raw_chunks_are_those_that_touch_the_padded_crop(run, tree, padding)
     assert len(raw_chunks(run.data)) < len(raw_chunks(tree))
 
 
+def test_padding_in_voxels_is_of_the_scale_that_is_fetched(run, tree):
+    run("crop2", padding_voxels=5, scale=(8,))
+    assert raw_chunks(run.data) == brute_force(tree, *crop_box("crop2", np.array(40)))
+
+
 def test_what_is_fetched_is_what_the_bucket_holds_byte_for_byte(run, tree):
     run()
     assert files(run.data).items() <= files(tree).items()

@@ -1,0 +1,103 @@
+"""Several packed submissions, listed in a table, scored one after the other."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from common.score.evaluate import evaluate_submission
+from common.talk import command_line
+
+COLUMNS = ("data_path", "evaluation_id")
+"""Of the table, as in the public toolbox: where a submission is, and what its result is called."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One row of the table."""
+
+    path: Path
+    number: str
+    """Its evaluation_id."""
+
+    @property
+    def result(self) -> str:
+        """The file of its scores."""
+        return f"eval_{self.number}.results"
+
+
+def evaluate_all(
+    table: str | Path,
+    truth: str | Path,
+    *,
+    workers: int = 1,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Score every submission of a table; writes eval_{evaluation_id}.results into this folder.
+
+    Those that fail do not stop the others.
+
+    Args:
+        table: a CSV file with the columns of COLUMNS; paths are relative to this folder.
+        truth: see `evaluate_submission`, as workers.
+        workers: processes.
+        say: takes what is to be told.
+
+    Raises:
+        FileNotFoundError: without a table.
+        UserError: for a table of another form; after all others, for submissions that fail.
+    """
+    problems = []
+    for submission in read(table):
+        say(f"\n{submission.path}:")
+        try:
+            evaluate_submission(
+                submission.path, truth, result_path=submission.result, workers=workers, say=say
+            )
+        except (UserError, FileNotFoundError) as error:
+            problems.append(f"{submission.number}: {error}")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def commands(table: str | Path, truth: str | Path, workers: int) -> list[str]:
+    """A command line for LSF for each row. Raises as `read`."""
+    lines = []
+    for submission in read(table):
+        command = command_line(
+            "evaluate",
+            submission=submission.path,
+            truth=truth,
+            result=submission.result,
+            workers=workers,
+        )
+        lines.append(f"bsub -n {workers} {shlex.quote(command)}")
+    return lines
+
+
+def read(table: str | Path) -> list[Submission]:
+    """The rows of a table. Raises FileNotFoundError, or UserError with all that is wrong."""
+    table = Path(table)
+    if not table.is_file():
+        raise FileNotFoundError(f"{table}: no such table of submissions; write its path")
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = set(COLUMNS) - set(reader.fieldnames or ())
+        if missing:
+            raise UserError(
+                f"{table}: no column {', '.join(sorted(missing))}; begin with {','.join(COLUMNS)}"
+            )
+        rows = [Submission(Path(row["data_path"]), row["evaluation_id"]) for row in reader]
+    problems = [
+        f"{table}: evaluation_id '{row.number}'; write letters and numbers, it becomes a file name"
+        for row in rows
+        if not re.fullmatch(r"[\w.-]+", row.number or "")
+    ]
+    if problems or not rows:
+        raise UserError("\n".join(problems or [f"{table}: no rows; write one a submission"]))
+    return rows

@@ -1,0 +1,412 @@
+"""The options of the public toolbox's command line, and what each of them is here.
+
+`OPTIONS` is the table. An option that means the same as one of ours is another name of that; the
+others are translated, said to have no effect, or refused with what to type instead. The command
+`csc` also takes the public defaults, `DEFAULTS`: what is left out there is what the toolbox takes.
+
+Names of commands and options: the toolbox of 2026-06.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from common.data import layout
+from common.errors import UserError
+from common.talk import note
+
+Taken = dict[str, Any]
+"""Parameters of a command of ours by name, with their values."""
+
+VOLUMES = "{dataset}.zarr/{crop}"
+"""Where a folder of predictions or processed volumes has each crop; the toolbox's templates too."""
+
+
+PREFIX = "public_"
+"""Of the parameters that hold what is translated."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """A public option that means what one of ours does."""
+
+    flags: str
+    """As typed, separated by spaces."""
+    ours: str
+    """Name of the parameter."""
+
+    def says(self) -> str:
+        """What it is here, for the documents."""
+        return f"`--{self.ours.replace('_', '-')}`"
+
+
+@dataclass(frozen=True)
+class Other:
+    """A public option that is translated, has no effect, or is refused."""
+
+    flags: str
+    take: Callable[[Any], Taken]
+    """Gives our parameters; raises UserError with what to type instead."""
+    about: str
+    """What it is here, a sentence."""
+    is_flag: bool = False
+
+    def says(self) -> str:
+        """What it is here, for the documents."""
+        return self.about
+
+
+def constant(**parameters: Any) -> Callable[[Any], Taken]:
+    """A flag that stands for values of our parameters."""
+    return lambda _: parameters
+
+
+def setting(name: str) -> Callable[[str], Taken]:
+    """An option that is a setting of an experiment."""
+    return lambda value: {"overrides": (f"{name}={value}",)}
+
+
+def volumes(name: str) -> Callable[[str], Taken]:
+    """A template of volumes, whose folder is a setting of an experiment."""
+
+    def take(template: str) -> Taken:
+        # a setting's relative path begins in the experiment's folder, an option's where it is typed
+        return {"overrides": (f"{name}={volumes_folder(template)}",)}
+
+    return take
+
+
+def volumes_folder(template: str) -> Path:
+    """The folder of a template such as data/processed/{dataset}.zarr/{crop}, absolute.
+
+    Raises UserError for a template of another form.
+    """
+    folder = template.rstrip("/").removesuffix(VOLUMES)
+    if "{" in folder:
+        raise UserError(
+            f"'{template}': volumes lie at FOLDER/{VOLUMES}/CLASS here; write FOLDER, or "
+            f"FOLDER/{VOLUMES}"
+        )
+    return Path(folder or ".").absolute()
+
+
+def data_of_template(template: str) -> Taken:
+    """The data root of a search path."""
+    return {"data": layout.root_of_template(template)}
+
+
+def only(expected: str, what: str) -> Callable[[str], Taken]:
+    """An option with one value that is possible."""
+
+    def take(value: str) -> Taken:
+        if value.strip("/") != expected:
+            raise UserError(
+                f"'{value}': {what} is {expected} in the challenge's layout; data that lie "
+                "otherwise are named in datasplit.csv, which holds the path of each raw and crop"
+            )
+        return {}
+
+    return take
+
+
+def no_effect(reason: str) -> Callable[[Any], Taken]:
+    """An option without effect on the result; says why."""
+
+    def take(_: Any) -> Taken:
+        note(reason)
+        return {}
+
+    return take
+
+
+def refused(instead: str) -> Callable[[Any], Taken]:
+    """An option that cannot be what it is in the toolbox."""
+
+    def take(_: Any) -> Taken:
+        raise UserError(instead)
+
+    return take
+
+
+def access_mode(mode: str) -> Taken:
+    """How fetch-data treats what is there already."""
+    if mode == "append":
+        return {}
+    if mode != "overwrite":
+        raise UserError(f"--access-mode {mode}; write append or overwrite")
+    note("--access-mode overwrite is --verify: what differs from the server's is fetched again")
+    return {"verify": True}
+
+
+KINDS = {"gt": ("raw", "truth"), "predictions": ("predictions",), "processed": ("processed",)}
+"""What visualize calls the kinds of volumes in the toolbox, and here."""
+
+
+def kinds(value: str) -> Taken:
+    """Kinds of volumes, by the names of both."""
+    names: list[str] = []
+    for kind in filter(None, (word.strip() for word in value.split(","))):
+        names += KINDS.get(kind, (kind,))
+    return {"kinds": tuple(dict.fromkeys(names))}
+
+
+SEARCH = Other(
+    "-s --search-path",
+    data_of_template,
+    "the data root of `ROOT/{dataset}/{dataset}.zarr/recon-1/{name}`, as `--data ROOT`; "
+    "no other layout",
+)
+RAW = Other(
+    "-r --raw-name",
+    only(layout.RAW.removeprefix(layout.RECONSTRUCTION), "the raw"),
+    "`em/fibsem-uint8`; other places of raw stand in datasplit.csv",
+)
+CROP = Other(
+    "-n --crop-name",
+    only(f"{layout.LABELS.removeprefix(layout.RECONSTRUCTION)}/{{crop}}/{{label}}", "a label"),
+    "`labels/groundtruth/{crop}/{label}`; other places of labels stand in datasplit.csv",
+)
+
+
+def _with_flags(option: Other, flags: str) -> Other:
+    return Other(flags, option.take, option.about, option.is_flag)
+
+
+ONE_PROCESS = "no effect: start the command several times, they share the crops"
+
+OPTIONS: Mapping[str, tuple[Same | Other, ...]] = {
+    "fetch-data": (
+        Same("-d --dest", "data"),
+        Same("-p --raw-padding", "padding_voxels"),
+        Same("-all-res --fetch-all-em-resolutions", "all_resolutions"),
+        Same("--num-workers", "workers"),
+        Other(
+            "-m --access-mode",
+            access_mode,
+            "append: as always here; overwrite: `--verify`",
+        ),
+        Other(
+            "-b --batch-size",
+            no_effect("--batch-size has no effect: files go to --workers one by one"),
+            "no effect: files go to `--workers` one by one",
+        ),
+        Other(
+            "--zip",
+            refused(
+                "--zip: the files themselves are fetched here, and a call that was stopped goes "
+                "on; leave --zip out (with --dry-run first, for the sizes)"
+            ),
+            "refused: files are fetched one by one, which goes on where it stopped",
+            is_flag=True,
+        ),
+    ),
+    "make-datasplit": (
+        Same("-c", "classes"),
+        Same("-s", "scale"),
+        Same("-vr --validate-ratio", "validation_fraction"),
+        Same("-ds", "datasets"),
+        Same("-cr", "crops"),
+        Other("-cp --csv-path", lambda path: {"csv_path": path}, "the argument CSV_PATH"),
+        Other(
+            "-fa --force-all-classes",
+            constant(force_classes="all"),
+            "`--force-classes all`",
+            is_flag=True,
+        ),
+        Other(
+            "-ft --force-all-classes-train",
+            constant(force_classes="train"),
+            "`--force-classes train`; other crops are left out of that side, not moved to the "
+            "other",
+            is_flag=True,
+        ),
+        Other(
+            "-fv --force-all-classes-validate",
+            constant(force_classes="validate"),
+            "`--force-classes validate`; likewise",
+            is_flag=True,
+        ),
+        _with_flags(SEARCH, "-sp --search-path"),
+        _with_flags(RAW, "-rn --raw-name"),
+        _with_flags(CROP, "-cn --crop-name"),
+        Other(
+            "-s3 --use-s3",
+            refused(
+                "--use-s3: a split of the public crops needs no access to the bucket; type "
+                "make-datasplit with --manifest challenge instead, and fetch-data for the data"
+            ),
+            "refused: `--manifest challenge` splits the public crops, `fetch-data` fetches them",
+            is_flag=True,
+        ),
+    ),
+    "get-counts": (
+        Same("-c", "classes"),
+        _with_flags(SEARCH, "-sp --search-path"),
+        _with_flags(RAW, "-rn --raw-name"),
+        _with_flags(CROP, "-cn --crop-name"),
+    ),
+    "predict": (
+        Other(
+            "-o --output-path",
+            volumes("predictions_path"),
+            f"the folder of `FOLDER/{VOLUMES}`, as `--set predictions_path=FOLDER`",
+        ),
+        Other(
+            "-so --skip-orthoplanes",
+            no_effect("--skip-orthoplanes has no effect: a volume is predicted once, in 3-D"),
+            "no effect on a network of three dimensions",
+            is_flag=True,
+        ),
+        SEARCH,
+        RAW,
+        CROP,
+    ),
+    "process": (
+        Other(
+            "-i --input-path",
+            volumes("predictions_path"),
+            f"the folder of `FOLDER/{VOLUMES}`, as `--set predictions_path=FOLDER`",
+        ),
+        Other(
+            "-o --output-path",
+            volumes("processed_path"),
+            f"the folder of `FOLDER/{VOLUMES}`, as `--set processed_path=FOLDER`",
+        ),
+        Other(
+            "-d --device",
+            no_effect("--device has no effect: process works on the CPU"),
+            "no effect: on the CPU",
+        ),
+        Other(
+            "-w --max-workers",
+            no_effect(f"--max-workers has {ONE_PROCESS}"),
+            ONE_PROCESS,
+        ),
+    ),
+    "pack-results": (
+        Same("--output-path", "output"),
+        Other(
+            "-i --input-search-path",
+            lambda template: {"volumes": volumes_folder(template)},
+            f"the folder of `FOLDER/{VOLUMES}`, in place of CONFIG_PATH",
+        ),
+        Other(
+            "-O --overwrite",
+            no_effect("--overwrite has no effect: an older submission is always replaced"),
+            "no effect: an older submission is always replaced, when the new one is whole",
+            is_flag=True,
+        ),
+        Other(
+            "-w --max-workers",
+            no_effect("--max-workers has no effect: volumes are packed one after the other"),
+            "no effect: volumes are packed one after the other",
+        ),
+    ),
+    "evaluate": (
+        Same("-s --submission-path", "submission"),
+        Same("-t --truth-path", "truth"),
+        Same("-r --result-file", "result_path"),
+        Same("-ic", "instance_classes"),
+    ),
+    "visualize": (
+        Same("-d", "datasets"),
+        Same("-C", "classes"),
+        Other(
+            "-k",
+            kinds,
+            "`--kinds`; gt is `raw,truth`",
+        ),
+    ),
+    "batch-eval": (
+        Same("-c", "csv_path"),
+        Same("-C", "cluster"),
+        Same("-n --num-cpus", "workers"),
+    ),
+}
+"""For each command of the toolbox its options, less those that are ours under the same name."""
+
+DEFAULTS: Mapping[str, Mapping[str, str]] = {
+    "predict": {"crops": "test"},
+    "process": {"crops": "test"},
+    "visualize": {"crops": "*"},
+    "make-datasplit": {"classes": "nuc,er", "scale": "any"},
+    "get-counts": {"classes": "nuc,er"},
+}
+"""What the toolbox takes where an option is left out, and so does `csc`, if it is not ours too."""
+
+ANSWERS: Mapping[str, str] = {
+    "speedtest": (
+        "speedtest: it would run a program from the internet; type fetch-data --dry-run, which "
+        "says how much there is to fetch, or fetch-data --crops 28, which shows how fast it comes"
+    ),
+}
+"""Commands of the toolbox that are no commands here, and what to type instead."""
+
+
+def add_options(command: click.Command) -> None:
+    """Let a command take the public options that bear its name."""
+    by_name = {param.name: param for param in command.params}
+    for option in OPTIONS.get(command.name or "", ()):
+        flags = option.flags.split()
+        if isinstance(option, Same):
+            # after our own name, by which messages call the option
+            by_name[option.ours].opts.extend(flags)
+            continue
+        added = click.Option(
+            [*flags, _place(option)], is_flag=option.is_flag, hidden=True, help=f"{option.about}."
+        )
+        command.params.append(added)
+
+
+def translate(context: click.Context) -> None:
+    """Turn the public options that were given into parameters of ours, and say the defaults."""
+    name = context.command.name or ""
+    for option in OPTIONS.get(name, ()):
+        if isinstance(option, Same):
+            continue
+        value = context.params.pop(_place(option), None)
+        if value is None or value is False:
+            continue
+        _merge(context.params, option.take(value))
+    for parameter, value in DEFAULTS.get(name, {}).items():
+        if context.get_parameter_source(parameter) is click.core.ParameterSource.DEFAULT_MAP:
+            note(_default_text(context, parameter, value))
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """Every public option: command, flags, what it is here."""
+    listed = []
+    for command, options in OPTIONS.items():
+        for option in options:
+            flags = ", ".join(f"`{flag}`" for flag in option.flags.split())
+            listed.append((command, flags, option.says()))
+    return listed
+
+
+def _place(option: Other) -> str:
+    """The name of the parameter that holds what was typed."""
+    return PREFIX + option.flags.split()[-1].strip("-").replace("-", "_").lower()
+
+
+def _merge(params: dict[str, Any], taken: Taken) -> None:
+    for name, value in taken.items():
+        if name == "overrides":
+            params[name] = (*params[name], *value)
+        else:
+            params[name] = value
+
+
+def _default_text(context: click.Context, parameter: str, value: str) -> str:
+    param = next(param for param in context.command.params if param.name == parameter)
+    option = param.opts[0]
+    text = f"{context.command.name} without {option} takes {value}, as in the public toolbox"
+    ours = param.default
+    if isinstance(ours, str):
+        text += f"; write {shlex.join([option, ours])} for our own default"
+    return text
