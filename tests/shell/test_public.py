@@ -198,11 +198,16 @@ def test_a_public_command_line_does_what_it_says(csc, calls, here, line, functio
     assert name == function
     given = dict(enumerate(arguments)) | keywords
     for key, value in expected.items():
-        if isinstance(value, tuple) and key == "overrides":
-            value = tuple(text.format(here=here) for text in value)
-        if isinstance(value, Path):
-            value = Path(str(value).format(here=here))
-        assert given[key] == value, key
+        assert given[key] == in_folder(here, value), key
+
+
+def in_folder(here: Path, value):
+    """A value of the table, with the working folder in the place of {here}."""
+    if isinstance(value, tuple):
+        return tuple(in_folder(here, part) for part in value)
+    if isinstance(value, Path):
+        return Path(str(value).format(here=here))
+    return value.replace("{here}", str(here)) if isinstance(value, str) else value
 
 
 REFUSED = [
@@ -376,6 +381,6 @@ def test_click_keeps_what_public_options_stand_on():
     """Long names behind one dash, and names that are added to an option after it is made."""
     option = click.Option(["--classes"])
     option.opts.append("-cn")
-    command = click.Command("x", params=[option], callback=lambda classes: click.echo(classes))
+    command = click.Command("x", params=[option], callback=click.echo)
     context = command.make_context("x", ["-cn", "er"])
     assert context.params == {"classes": "er"}
