@@ -25,5 +25,9 @@ class NotYet(UserError):
     """
 
 
+class Incomplete(UserError):
+    """Parts failed and were given up, all others are done; the same command tries them again."""
+
+
 class NotFinite(UserError, FloatingPointError):
     """A loss or gradient that is NaN or infinite: settings or data that training cannot take."""

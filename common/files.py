@@ -193,6 +193,11 @@ def is_held(lock_file: str | Path) -> bool:
         return True
 
 
+def holder_of(lock_file: str | Path) -> str:
+    """The process that holds a lock file, in words; "" where none does, or it is this one."""
+    return _holder(Path(lock_file)) if is_held(lock_file) else ""
+
+
 def _lock(lock_file: Path, wait: bool) -> InterProcessLock | None:
     """The lock of this process on a file; None where another process holds it."""
     while True:

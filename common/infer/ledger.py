@@ -172,7 +172,12 @@ class Journal:
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(self.path, len(whole))
-        return {int(line) for line in whole.split() if line.isdigit()}
+        return _numbers(whole)
+
+    def look(self) -> set[int]:
+        """The numbers in it, by a process that must not write: another one may be adding."""
+        content = self.path.read_bytes()
+        return _numbers(content[: content.rfind(b"\n") + 1])
 
     def add(self, number: int) -> None:
         """Note a block as written. Several threads may, each writes one line at once."""
@@ -182,3 +187,8 @@ class Journal:
     def remove(self) -> None:
         """When all blocks are written."""
         self.path.unlink()
+
+
+def _numbers(lines: bytes) -> set[int]:
+    """Those that stand alone on a line."""
+    return {int(line) for line in lines.split() if line.isdigit()}

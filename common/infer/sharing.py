@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from common.errors import Busy, NotYet
+from common.errors import Busy, Incomplete, NotYet
 from common.files import alone
 from common.talk import count, say
 
@@ -30,11 +31,12 @@ def sole_worker(folder: Path, doing: str) -> AbstractContextManager[None]:
 def each(work: Callable[[Item], Result], boxes: Sequence[Item]) -> list[Result]:
     """Results of work(box); boxes that other processes have are come back to at the end.
 
-    By then they are done, or left by a process that died. Raises NotYet, after all other boxes,
-    where some are still worked on.
+    By then they are done, or left by a process that died. Raises, after all other boxes, NotYet
+    where some are still worked on, and Incomplete where parts of some failed.
     """
     results: dict[int, Result] = {}
     taken = []
+    incomplete = []
     for number, box in enumerate(boxes):
         try:
             results[number] = work(box)
@@ -42,14 +44,27 @@ def each(work: Callable[[Item], Result], boxes: Sequence[Item]) -> list[Result]:
             taken.append(number)
             if len(boxes) > 1:
                 say(f"{error}; it is left for later")
+        except Incomplete as error:
+            incomplete.append(str(error))
     still_taken = []
     for number in taken:
         try:
             results[number] = work(boxes[number])
         except Busy as error:
             still_taken.append(str(error))
+        except Incomplete as error:
+            incomplete.append(str(error))
+    if incomplete:
+        raise Incomplete("\n".join(incomplete + still_taken))
     if still_taken:
         lines = "\n".join(still_taken)
         done = count(len(results), "other box is done", "other boxes are done")
         raise NotYet(f"{lines}\n{done}; run the same command again when these are, too")
     return [results[number] for number in range(len(boxes))]
+
+
+def mark(folder: Path) -> str:
+    """What the lock of a folder says: the process that holds it; "" where none does."""
+    with contextlib.suppress(OSError):
+        return (folder / LOCK).read_text()
+    return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +34,17 @@ class ClassVolume:
 
     def write(self, number: int, start: np.ndarray, values: np.ndarray) -> None:
         """Put a block (z, y, x) in its place, from voxel `start` on, and note it as done."""
+        self.put(start, values)
+        # last: a block counts when it is on disk on both levels
+        self.journal.add(number)
+
+    def put(self, start: np.ndarray, values: np.ndarray) -> None:
+        """Put a block (z, y, x) in its place, from voxel `start` on, for others to note it."""
         self.levels[0][slices(start, start + values.shape)] = values
         if len(self.levels) > 1:
             halves = ngff.block_mean(values, self.factors[0])
             first = start // self.factors[0]
             self.levels[1][slices(first, first + halves.shape)] = halves
-        # last: a block counts when it is on disk on both levels
-        self.journal.add(number)
 
     def finish(self) -> None:
         """Make it an image, when all blocks are written. Interrupted, it can be called again."""
@@ -56,7 +60,7 @@ class ClassVolume:
 def open_class(path: Path, plan: BlockPlan, name: str, record: PredictionRecord) -> ClassVolume:
     """The class `name` at `path`, gone on with if it was begun as the record says, else anew."""
     factors = ngff.pyramid(plan.grid)
-    halved = bool(factors) and _halves_in_whole_chunks(plan, factors[0])
+    halved = _has_halves(plan, factors)
     journal = Journal(path)
     if not _was_begun(path, record, journal):
         attributes = records.group_attributes(name, record)
@@ -67,14 +71,23 @@ def open_class(path: Path, plan: BlockPlan, name: str, record: PredictionRecord)
             chunks = -(-np.array(plan.chunk_shape) // factors[0])
             ngff.add_level(path, 1, factors[0], chunks.tolist())
         journal.begin()
+    return replace(reopen_class(path, plan), done=journal.read())
+
+
+def reopen_class(path: Path, plan: BlockPlan) -> ClassVolume:
+    """A class that was begun, as one that has no block yet: the ledger is not read."""
+    factors = ngff.pyramid(plan.grid)
     levels = []
-    for number in range(1 + halved):
+    for number in range(1 + _has_halves(plan, factors)):
         # chunks of zeros take no space
         array = zarr.open_array(str(path / f"s{number}"), mode="r+", write_empty_chunks=False)
         levels.append(array)
-    return ClassVolume(
-        path, plan.grid, factors, levels=levels, journal=journal, done=journal.read()
-    )
+    return ClassVolume(path, plan.grid, factors, levels=levels, journal=Journal(path), done=set())
+
+
+def _has_halves(plan: BlockPlan, factors: list[tuple[int, ...]]) -> bool:
+    """Whether the next coarser level is written block by block, too."""
+    return bool(factors) and _halves_in_whole_chunks(plan, factors[0])
 
 
 def _was_begun(path: Path, record: PredictionRecord, journal: Journal) -> bool:

@@ -23,10 +23,9 @@ from common.data.normalize import Scalings
 from common.data.records import PredictionRecord
 from common.data.regions import Region
 from common.errors import UserError
-from common.infer import predict
 from common.infer.network import Network, network_of
-from common.infer.predict import Output
 from common.infer.recipe import Recipe, read_recipe
+from common.infer.work import Output, begin, compute_and_write, finish, make_plan
 from common.model.forward import ForwardPass
 from common.score import challenge
 from common.score.trials import Trial, run_trial
@@ -87,14 +86,14 @@ class WholeCrops:
     ) -> list[Counted]:
         """Predict a crop into a folder, and count each class in it; [] if stopped."""
         output = Output(block=self.block)
-        plan = predict.make_plan(network, self.config, region, output)
+        plan = make_plan(network, self.config, region, output)
         of_crop = region.folder(folder)
         of_crop.parent.mkdir(parents=True, exist_ok=True)
-        work = predict.begin(network, region, plan, output, folder=of_crop, classes=names)
-        predict.compute_and_write(work, stopped)
+        work = begin(network, region, plan, output, folder=of_crop, classes=names)
+        compute_and_write(work, stopped)
         if stopped():
             return []
-        predict.finish(work.volumes)
+        finish(work)
         counted = []
         for name in names:
             if stopped():

@@ -20,6 +20,7 @@ from common.shell.group import Commands
 from common.shell.options import Lengths, Names, Scale
 
 if TYPE_CHECKING:
+    from common.infer.engine import Engine
     from common.train.run import Result
 
 START = "Start"
@@ -446,6 +447,7 @@ def search(config_path: str, time_limit: float, **given: Any) -> None:
     is_flag=True,
     help="Predict again what is there already, also with other weights or settings.",
 )
+@options.engine
 @options.time_limit
 def predict(
     config_path: str, *, logits: bool, orientations: str, time_limit: float, **given: Any
@@ -456,15 +458,43 @@ def predict(
     """
     import common.infer.predict
 
+    engine = options.engine_of(given)
+    if _is_dry_run(engine):
+        return
     with stopping.time_limit(time_limit):
         folders = common.infer.predict.predict(
             config_path,
             content="logits" if logits else "probability",
             orientations=int(orientations),
+            engine=engine,
             **options.given(given),
         )
     for folder in folders:
         click.echo(folder)
+
+
+def _is_dry_run(engine: Engine) -> bool:
+    """Print what would be handed to a batch system, if that is all that was asked for."""
+    engine.check()
+    if not engine.dry_run:
+        return False
+    from common.infer import cluster
+
+    click.echo(cluster.job_script(engine))
+    return True
+
+
+@cli.command(heading=LOOK)
+@click.argument("out")
+def status(out: str) -> None:
+    """Say how far the boxes under OUT are: done, running, left, what failed, and where.
+
+    OUT is a folder that predict or process writes: of a run, a dataset or a crop.
+    """
+    from common.infer import status as module
+
+    for line in module.status(out):
+        click.echo(line)
 
 
 @cli.command(heading=PREDICT)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import click
 
 from common.errors import UserError
+from common.infer.engine import Engine
 from common.score.versions import CSC, VERSIONS
 from common.stopping import seconds_of
 
@@ -160,6 +162,33 @@ def together(*options: Decorator) -> Decorator:
     return add
 
 
+engine = together(
+    click.option(
+        "--workers",
+        "-w",
+        type=click.IntRange(1),
+        metavar="NUMBER",
+        help="Processes that share the blocks, a GPU each; of --cluster, jobs. The same command on "
+        "another machine joins them.",
+    ),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS|FILE",
+        help="Share the blocks with the workers of a Dask scheduler that runs.",
+    ),
+    click.option(
+        "--cluster", type=click.Choice(["lsf", "slurm"]), help="Workers are jobs of this system."
+    ),
+    click.option(
+        "--cluster-options",
+        metavar="FILE",
+        help="YAML or JSON: what a job gets (cores, memory, walltime, queue ...), as dask-jobqueue "
+        "takes it.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Print the job script of --cluster, do nothing."),
+)
+"""Where blocks are computed; `engine_of` takes them."""
+
 boxes_of_experiment = together(
     crops(
         "Comma-separated: validate, train, test, * or crops such as 28, crop28, jrc_hela-2/crop28."
@@ -179,6 +208,12 @@ boxes_of_experiment = together(
 
 boxes = together(config_path, boxes_of_experiment)
 """What the commands take that work on boxes of volumes."""
+
+
+def engine_of(options: dict[str, Any]) -> Engine:
+    """What the options of `engine` say, taken out of all."""
+    names = [field.name for field in fields(Engine)]
+    return Engine(**given({name: options.pop(name) for name in names}))
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

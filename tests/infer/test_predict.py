@@ -27,7 +27,7 @@ from common.data.ngff import open_levels, write_multiscale
 from common.data.normalize import Scaling
 from common.errors import FileError, UserError
 from common.infer import blocks as blocks_module
-from common.infer import predict, room
+from common.infer import predict, room, work
 from common.infer.predict import Output
 from common.model.forward import ForwardPass
 from common.shell import cli
@@ -620,7 +620,7 @@ def test_orientations_are_averaged(tiny):
     eight = values(run(tiny, **LOGITS, orientations=8, overwrite=True))
     network = predict.load_network(config)
     (region,) = regions.choose(config)
-    plan = predict.make_plan(network, config, region, Output(orientations=8))
+    plan = work.make_plan(network, config, region, Output(orientations=8))
     raw = blocks_module.read_block(plan, 0)
     forward = blocks_module.oriented(network.forward, 8)
     expected = blocks_module.compute_block(plan, raw, forward, network.device)
@@ -702,7 +702,7 @@ def region_of(tiny: Experiment, **settings) -> tuple:
     )
 
 
-def predict_tiny(tiny: Experiment, stopped=predict.never, **settings) -> Path:
+def predict_tiny(tiny: Experiment, stopped=work.never, **settings) -> Path:
     """Predict the validation crop, or go on with it, until `stopped()`."""
     network, config, region, names, output = region_of(tiny, **settings)
     return predict.predict_region(network, config, region, names, output=output, stopped=stopped)
@@ -749,13 +749,13 @@ def test_what_is_written_is_not_computed_again(tiny, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         predict_tiny(tiny, block=8, stopped=Stop(10))
     computed = []
-    original = predict.compute_blocks
+    original = work.compute_blocks
 
     def counted(plan, numbers, *others, **options):
         computed.extend(numbers)
         return original(plan, numbers, *others, **options)
 
-    monkeypatch.setattr(predict, "compute_blocks", counted)
+    monkeypatch.setattr(work, "compute_blocks", counted)
     predict_tiny(tiny, block=8)
     assert computed == list(range(11, 27))
 
@@ -803,10 +803,10 @@ def test_ctrl_c_ends_after_a_block_with_a_sentence(tiny, monkeypatch, capfd):
 def test_a_prediction_begun_with_more_memory_is_gone_on_with(tiny, monkeypatch):
     """The size of blocks, and of chunks, is that of the beginning."""
     network, config, region, names, how = region_of(tiny)
-    monkeypatch.setitem(predict.LARGEST_BLOCK, "cpu", 8)
+    monkeypatch.setitem(work.LARGEST_BLOCK, "cpu", 8)
     with pytest.raises(KeyboardInterrupt):
         predict.predict_region(network, config, region, names, output=how, stopped=Stop(5))
-    monkeypatch.setitem(predict.LARGEST_BLOCK, "cpu", 16)
+    monkeypatch.setitem(work.LARGEST_BLOCK, "cpu", 16)
     folder = predict.predict_region(network, config, region, names, output=how)
     assert open_levels(folder / "er")[0].array.chunks == (8, 8, 8)
 
@@ -935,16 +935,16 @@ def test_blocks_are_smaller_where_memory_is(tiny, tmp_path, monkeypatch):
     needed = []
     for gb in (100.0, 0.2, 0.05, 1e-6):
         monkeypatch.setattr(runtime, "free_memory_gb", lambda _, gb=gb: gb)
-        plan = predict.make_plan(network, config, region, Output())
+        plan = work.make_plan(network, config, region, Output())
         blocks.append(plan.block_shape[0])
-        needed.append(predict.gigabytes(network, region, plan, 3) / gb)
+        needed.append(work.gigabytes(network, region, plan, 3) / gb)
     assert (
         blocks[0] == 100
         and blocks == sorted(blocks, reverse=True)
         and len(set(blocks)) > 2
         and blocks[-1] >= 20
     )
-    assert max(needed[:3]) <= predict.MEMORY_FRACTION
+    assert max(needed[:3]) <= work.MEMORY_FRACTION
 
 
 def test_too_little_memory_on_the_device_is_told_with_a_smaller_block(tiny, monkeypatch):
@@ -952,7 +952,7 @@ def test_too_little_memory_on_the_device_is_told_with_a_smaller_block(tiny, monk
         raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 
-    monkeypatch.setattr(predict, "compute_blocks", fails)
+    monkeypatch.setattr(work, "compute_blocks", fails)
     with pytest.raises(UserError, match=r"cpu: .*--block 64"):
         run(tiny)
 

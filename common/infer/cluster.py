@@ -1,0 +1,401 @@
+"""Worker processes, on this machine or many, by Dask: who starts them, and who joins.
+
+The first caller of a command has a scheduler, and its lock says so; its address lies beside the
+output, encrypted connections included. The same command on another machine finds both, and its
+workers become the first one's until that is done or dead. What workers do is in
+`common.infer.crew`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import Busy, FileError, UserError
+from common.files import REPOSITORY, alone, write_json
+from common.infer.crew import Crew
+from common.infer.engine import Engine
+from common.talk import count, note, say
+
+SECURITY = (
+    "tls_ca_file",
+    *("tls_client_cert", "tls_client_key"),
+    *("tls_scheduler_cert", "tls_scheduler_key"),
+    *("tls_worker_cert", "tls_worker_key"),
+)
+"""Parts of Dask's temporary credentials."""
+
+# a node that reads weights from a slow disk, or a scheduler that starts on a busy one
+PATIENCE_S = 120
+"""Seconds that a worker waits for its scheduler, and a second caller for the first one's."""
+
+DASK = {
+    # how often a block may fail is counted in Crew
+    "distributed.scheduler.allowed-failures": 0,
+    # what a network takes is not known to Dask, which would pause or end workers at a guess
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+}
+"""Settings of Dask."""
+
+
+def never() -> bool:
+    """Whether to stop, where nobody asks for it."""
+    return False
+
+
+@contextlib.contextmanager
+def opened(
+    engine: Engine, root: Path, call: str, stopped: Callable[[], bool] = never
+) -> Iterator[Crew | None]:
+    """The workers of a call; None where it works in this process.
+
+    Where another process is on the same call, this one's workers are that one's, until it is done
+    or dead; then the block is entered. Raises UserError; KeyboardInterrupt when stopped meanwhile.
+
+    Args:
+        engine: which workers.
+        root: folder that all of the call's output is in.
+        call: hash of what the call does; the same for the same command.
+        stopped: asked whether to end.
+    """
+    engine.check()
+    if not engine.is_used:
+        yield None
+        return
+    _need_dask()
+    import dask
+
+    with dask.config.set(DASK), _quiet():
+        if engine.scheduler:
+            with _client_of(engine.scheduler) as crew:
+                yield crew
+            return
+        place = _Place(root, call)
+        with place.held(engine, stopped), _started(engine, place) as crew:
+            yield crew
+
+
+def _need_dask() -> None:
+    try:
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"workers need dask.distributed, which is not installed ({error}); pip install "
+            '"dask[distributed]" dask-jobqueue, or leave --workers, --scheduler and --cluster out'
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Dask's own lines: a worker that comes back, or goes, is told by Crew."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"distributed|tornado|dask")
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
+
+
+class _Place:
+    """Where the scheduler of a call is found by others."""
+
+    def __init__(self, root: Path, call: str):
+        self.file = root / f".scheduler-{call[:12]}.json"
+        self.lock = self.file.with_suffix(".lock")
+
+    @contextlib.contextmanager
+    def held(self, engine: Engine, stopped: Callable[[], bool]) -> Iterator[None]:
+        """Be the one that works on the call; its helper as long as another one is."""
+        while True:
+            with contextlib.ExitStack() as stack:
+                try:
+                    otherwise = "{holder} has a scheduler for this very command"
+                    stack.enter_context(alone(self.lock, otherwise=otherwise))
+                except Busy as holder:
+                    self._help(engine, str(holder), stopped)
+                    continue
+                self.file.unlink(missing_ok=True)  # of one that was killed
+                try:
+                    yield
+                finally:
+                    self.file.unlink(missing_ok=True)
+                return
+
+    def _help(self, engine: Engine, holder: str, stopped: Callable[[], bool]) -> None:
+        """Work for the scheduler that holds the call, until that ends."""
+        if engine.cluster:
+            raise Busy(
+                f"{holder} ({self.lock}); write --workers N in place of --cluster, and N processes "
+                "of this machine join it"
+            )
+        content = self._read(stopped)
+        if content is None:
+            return
+        say(f"{holder}; {count(engine.workers, 'worker')} of this machine join it")
+        ended = threading.Event()
+        work = _Helper(content["address"], engine.workers, content["security"], ended)
+        work.start()
+        try:
+            while work.is_alive() and not stopped():
+                work.join(0.2)
+        finally:
+            ended.set()
+            work.join()
+        if stopped():
+            raise KeyboardInterrupt
+
+    def _read(self, stopped: Callable[[], bool]) -> dict[str, Any] | None:
+        """What the holder wrote; None when it has let go of the lock meanwhile."""
+        for _ in range(PATIENCE_S * 5):
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(self.file.read_text())
+            with contextlib.suppress(Busy), alone(self.lock):
+                return None
+            if stopped():
+                raise KeyboardInterrupt
+            time.sleep(0.2)
+        raise Busy(f"{self.lock}: held by a process that has no scheduler; run it again later")
+
+    def write(self, address: str, security: Any) -> None:
+        """Let others join. Whoever can read the file can run code as this user: nobody else."""
+        parts = {name: getattr(security, name) for name in SECURITY}
+        before = os.umask(0o077)
+        try:
+            content = {"address": address, "pid": os.getpid(), "host": socket.gethostname()}
+            write_json(self.file, content | {"security": parts})
+        finally:
+            os.umask(before)
+
+
+class _Helper(threading.Thread):
+    """Worker processes of this machine for the scheduler of another one."""
+
+    def __init__(
+        self, address: str, workers: int, security: dict[str, str], ended: threading.Event
+    ):
+        super().__init__(daemon=True)
+        self.address = address
+        self.workers = workers
+        self.security = security
+        self.ended = ended
+
+    def run(self) -> None:
+        """Until the scheduler is gone, or `ended` is set."""
+        asyncio.run(self._work())
+
+    async def _work(self) -> None:
+        from distributed import Nanny, Security
+
+        security = Security(require_encryption=True, **self.security)
+        nannies = []
+        for options in _worker_options(self.workers):
+            nannies.append(Nanny(self.address, security=security, **options))
+        try:
+            await asyncio.gather(*nannies)
+            finished = asyncio.gather(*(nanny.finished() for nanny in nannies))
+            while not finished.done() and not self.ended.is_set():
+                await asyncio.sleep(0.2)
+        except (OSError, TimeoutError):
+            pass  # the scheduler went while they started
+        finally:
+            closing = (nanny.close(timeout=5) for nanny in nannies)
+            await asyncio.gather(*closing, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _started(engine: Engine, place: _Place) -> Iterator[Crew]:
+    """Workers of this call's own."""
+    if engine.cluster:
+        with _jobs(engine) as cluster, _crew(cluster) as crew:
+            place.write(cluster.scheduler_address, cluster.security)
+            yield crew
+        return
+    with _local(engine.workers) as cluster, _crew(cluster) as crew:
+        place.write(cluster.scheduler_address, cluster.security)
+        yield crew
+
+
+@contextlib.contextmanager
+def _crew(address: Any, **options: Any) -> Iterator[Crew]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=PATIENCE_S, set_as_default=False, **options)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise FileError(
+            f"--scheduler {address}: no Dask scheduler answers there ({error}); start one with "
+            "`dask scheduler --scheduler-file FILE`, and write its address or FILE"
+        ) from error
+    with client:
+        yield Crew(client)
+
+
+@contextlib.contextmanager
+def _client_of(scheduler: str) -> Iterator[Crew]:
+    """The workers of a scheduler that runs already."""
+    if "://" in scheduler:
+        with _crew(scheduler) as crew:
+            yield crew
+        return
+    if not Path(scheduler).is_file():
+        raise FileNotFoundError(
+            f"--scheduler {scheduler}: no such file; write the file that `dask scheduler "
+            "--scheduler-file` made, or an address such as tcp://host:8786"
+        )
+    with _crew(None, scheduler_file=scheduler) as crew:
+        yield crew
+
+
+@contextlib.contextmanager
+def _local(workers: int) -> Iterator[Any]:
+    """A scheduler in this process and workers on this machine, which others may join."""
+    from distributed import Nanny, Scheduler, Security, SpecCluster
+    from distributed.utils import get_ip
+
+    # on a cluster that is shared, an open port would let anyone run code as this user
+    security = Security.temporary()
+    host = get_ip()
+    scheduler = {"host": host, "port": 0, "protocol": "tls://", "security": security}
+    with tempfile.TemporaryDirectory(prefix="workers-") as scratch:
+        specs = {}
+        for number, options in enumerate(_worker_options(workers, scratch)):
+            options |= {"host": host, "security": security}
+            specs[number] = {"cls": Nanny, "options": options}
+        with SpecCluster(
+            workers=specs,
+            scheduler={"cls": Scheduler, "options": scheduler | {"dashboard": False}},
+            security=security,
+            silence_logs=logging.CRITICAL,
+        ) as cluster:
+            yield cluster
+
+
+def _worker_options(workers: int, scratch: str | None = None) -> list[dict[str, Any]]:
+    """What each worker process of this machine is started with: its GPU, and its CPU cores."""
+    devices = _devices()
+    if devices and workers > len(devices):
+        note(f"{count(workers, 'worker')} share {count(len(devices), 'GPU')}")
+    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
+    threads = max(1, (cores or 1) // workers)
+    options = []
+    for number in range(workers):
+        env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if devices:
+            env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+        options.append(
+            {
+                "nthreads": 1,
+                "memory_limit": 0,
+                "env": env,
+                "death_timeout": PATIENCE_S,
+                "local_directory": scratch or tempfile.gettempdir(),
+                "dashboard": False,
+                "silence_logs": logging.CRITICAL,
+            }
+        )
+    return options
+
+
+def _devices() -> list[Any]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name.strip()]
+    return list(range(torch.cuda.device_count()))
+
+
+@contextlib.contextmanager
+def _jobs(engine: Engine) -> Iterator[Any]:
+    """A scheduler in this process, and workers that are jobs of a batch system."""
+    with _job_cluster(engine) as cluster:
+        jobs = max(engine.workers, 1)
+        cluster.scale(jobs=jobs)
+        say(f"{count(jobs, 'job')} handed to {engine.cluster}; blocks begin with the first of them")
+        yield cluster
+
+
+def job_script(engine: Engine) -> str:
+    """What is handed to the batch system for each job."""
+    engine.check()
+    _need_dask()
+    with _quiet(), _job_cluster(engine) as cluster:
+        return cluster.job_script()
+
+
+def _job_cluster(engine: Engine) -> Any:
+    """dask-jobqueue's cluster of a batch system. Raises UserError for options that it lacks."""
+    try:
+        from dask_jobqueue import LSFCluster, SLURMCluster
+    except ImportError as error:
+        raise UserError(
+            f"--cluster needs dask-jobqueue ({error}); pip install dask-jobqueue"
+        ) from error
+    from distributed import Security
+
+    kinds = {"lsf": LSFCluster, "slurm": SLURMCluster}
+    options = {"processes": 1, **_read_options(engine)}
+    lacking = [name for name in ("cores", "memory") if name not in options]
+    if lacking:
+        raise UserError(
+            f"{engine.cluster_options or '--cluster-options FILE'}: no {' and no '.join(lacking)}; "
+            "write what a job gets, such as {cores: 8, memory: 60GB, walltime: '04:00'}, and what "
+            "else dask-jobqueue takes (queue, account, job_extra_directives ...)"
+        )
+    # workers import this repository, wherever the batch system starts them
+    prologue = [f"cd {REPOSITORY}", f"export PYTHONPATH={REPOSITORY}:$PYTHONPATH"]
+    options["job_script_prologue"] = prologue + list(options.get("job_script_prologue", []))
+    # by dask-jobqueue's advice for TLS: files that the jobs can read
+    options.setdefault("protocol", "tls://")
+    options.setdefault("security", Security.temporary())
+    options.setdefault("shared_temp_directory", str(_private_folder()))
+    if engine.cluster == "lsf":
+        options.setdefault("use_stdin", True)
+    try:
+        return kinds[engine.cluster](**options)
+    except (TypeError, ValueError, OSError) as error:
+        raise UserError(
+            f"{engine.cluster_options}: dask-jobqueue does not take it ({error}); see "
+            "https://jobqueue.dask.org for its options"
+        ) from error
+
+
+def _private_folder() -> Path:
+    """On a disk that jobs see, and for this user alone: credentials lie there."""
+    folder = Path.home() / ".cache" / "cellmap-workers"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def _read_options(engine: Engine) -> dict[str, Any]:
+    """The file of options; {} without one. Raises UserError for another kind of content."""
+    if not engine.cluster_options:
+        return {}
+    import yaml
+
+    path = Path(engine.cluster_options)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: neither YAML nor JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: no mapping; write lines such as cores: 8")
+    return content

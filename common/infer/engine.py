@@ -1,0 +1,60 @@
+"""Where blocks are computed, as the command line says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where blocks are computed: in this process unless something is given."""
+
+    workers: int = 0
+    """Processes on this machine, or jobs of `cluster`."""
+    scheduler: str = ""
+    """Address of a scheduler that runs, or the file that it wrote."""
+    cluster: str = ""
+    """Batch system that workers are jobs of: "lsf" or "slurm"."""
+    cluster_options: str = ""
+    """YAML or JSON file with what dask-jobqueue takes."""
+    dry_run: bool = False
+    """Print the job script of `cluster`, and do nothing."""
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything is given."""
+        return bool(self.workers or self.scheduler or self.cluster)
+
+    def sharers(self, device: str) -> int:
+        """Of the workers that are known of, how many share this machine's memory, or a GPU's.
+
+        device: kind of it, "cuda" or another.
+        """
+        if not self.workers or self.cluster:
+            return 1
+        if device != "cuda":
+            return self.workers
+        import torch
+
+        return -(-self.workers // max(1, torch.cuda.device_count()))
+
+    def check(self) -> None:
+        """Raises UserError with everything that is wrong."""
+        problems = []
+        if self.workers < 0:
+            problems.append(f"--workers {self.workers}; write a number of processes from 1 on")
+        if self.scheduler and (self.cluster or self.workers):
+            problems.append("--scheduler has workers of its own; leave --workers and --cluster out")
+        if self.cluster not in ("", "lsf", "slurm"):
+            problems.append(f"--cluster {self.cluster}; write lsf or slurm")
+        if self.cluster_options and not self.cluster:
+            problems.append("--cluster-options is of --cluster; write --cluster lsf or slurm too")
+        if self.dry_run and not self.cluster:
+            problems.append("--dry-run prints a job script; write --cluster lsf or slurm too")
+        if problems:
+            raise UserError("\n".join(problems))
+
+
+IN_THIS_PROCESS = Engine()

@@ -1,0 +1,181 @@
+"""A box's blocks on workers: what a worker is told, what it keeps, and what its caller notes.
+
+Voxels go from a worker to the disk, and only numbers of blocks go back to the caller, which alone
+writes the ledger. Blocks are whole chunks, so no two workers write one.
+"""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from common.config.load import load_config
+from common.config.settings import TrainConfig
+from common.data.regions import Region
+from common.errors import FileError, Incomplete
+from common.infer import sharing, status
+from common.infer.crew import Crew, Failure, Tally
+from common.infer.ensemble import load_network
+from common.infer.network import Network
+from common.infer.status import Progress
+from common.infer.work import Output, Work, describe, make_plan, never, plans_of, written
+from common.infer.writer import reopen_class
+from common.talk import progress
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a worker loads the network by."""
+
+    config_path: Path
+    overrides: tuple[str, ...]
+    data: str
+    """Data root."""
+    precision: str
+    """The caller's: what a worker would choose may be another."""
+    weights: tuple[str, ...]
+    """Files."""
+
+
+def source_of(network: Network, config: TrainConfig, overrides: Sequence[str]) -> Source:
+    """What workers load the same network by. overrides: that the settings were read with."""
+    return Source(
+        config.folder,
+        tuple(overrides),
+        str(config.path("data_path")),
+        precision=str(network.record.precision),
+        weights=tuple(str(each.record.checkpoint) for each in network.each),
+    )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A box as a worker is told of it: small, since it goes with every batch of blocks."""
+
+    token: str
+    """Tells the boxes of all calls apart."""
+    source: Source
+    region: Region
+    output: Output
+    largest: int
+    """Edge of blocks in voxels, which makes the plan what the caller's is."""
+    classes: tuple[str, ...]
+    folder: Path
+    key: str
+    """Of the caller's record: blocks of other weights or other raw do not belong together."""
+    block_shape: tuple[int, ...]
+    mark: str
+    """What the lock of the folder says while the caller is alive."""
+
+
+@dataclass(frozen=True)
+class Hands:
+    """Workers that compute the blocks of boxes; this process keeps the ledger."""
+
+    crew: Crew
+    source: Source
+
+    def compute_and_write(self, work: Work, stopped: Callable[[], bool] = never) -> int:
+        """As the function of this name does it. Raises Incomplete where blocks failed."""
+        total = len(work.plan.blocks)
+        tally = Tally(total, total - len(work.left))
+        blank = []
+
+        def done(number: int, is_blank: bool) -> None:
+            for volume in work.volumes:
+                if number not in volume.done:
+                    volume.journal.add(number)
+            blank.append(is_blank)
+
+        with progress(total, unit="block", done=tally.done) as bar:
+            so_far = Progress(work.folder, "predicting", bar)
+            failures = self.crew.run(
+                partial(compute_part, _part_of(work, self.source)),
+                work.left,
+                done=done,
+                tell=so_far.tell,
+                tally=tally,
+                stopped=stopped,
+            )
+            failed = [_describe(work, failure) for failure in failures]
+            so_far.close(tally, failed)
+        if failed:
+            raise Incomplete(status.failed(work.folder, failed, total))
+        return sum(blank)
+
+
+def _describe(work: Work, failure: Failure) -> dict[str, Any]:
+    start, stop = work.plan.output_box(failure.number)
+    return status.describe(failure, work.plan.grid, start, stop)
+
+
+def _part_of(work: Work, source: Source) -> Part:
+    return Part(
+        uuid.uuid4().hex,
+        source,
+        work.region,
+        work.output,
+        work.plan.largest,
+        classes=tuple(volume.path.name for volume in work.volumes),
+        folder=work.folder,
+        key=describe(work.network, work.region, work.plan, work.output).key,
+        block_shape=work.plan.block_shape,
+        mark=sharing.mark(work.folder),
+    )
+
+
+# In a worker
+
+
+def compute_part(part: Part, numbers: Sequence[int]) -> Iterator[tuple[int, bool]]:
+    """Compute and write some blocks of a box; of each the number, and whether its raw is 0."""
+    work = replace(_work_of(part), left=list(numbers))
+    # what is written for a caller that died could be in the way of the next one, of another plan
+    yield from written(work, lambda: sharing.mark(part.folder) != part.mark)
+
+
+_kept: dict[str, Work] = {}
+"""The box that this worker is at, by its token."""
+
+
+def _work_of(part: Part) -> Work:
+    if part.token not in _kept:
+        _kept.clear()
+        _kept[part.token] = _open_work(part)
+    return _kept[part.token]
+
+
+def _open_work(part: Part) -> Work:
+    """Raises FileError where this worker would not give the caller's voxels."""
+    network, config = _network_of(part.source)
+    plan = make_plan(network, config, part.region, part.output, largest=part.largest)
+    key = describe(network, part.region, plan, part.output).key
+    if key != part.key or plan.block_shape != part.block_shape:
+        raise FileError(
+            f"{socket.gethostname()}: this worker would give other voxels than its caller's "
+            "(weights, raw, settings or versions differ); let both see the same files"
+        )
+    return Work(
+        network,
+        part.region,
+        plan,
+        plans=plans_of(network, part.region, plan),
+        output=part.output,
+        channels=[config.classes.index(name) for name in part.classes],
+        volumes=[reopen_class(part.folder / name, plan) for name in part.classes],
+        left=[],
+        keeps_ledger=False,
+    )
+
+
+@lru_cache(maxsize=1)
+def _network_of(source: Source) -> tuple[Network, TrainConfig]:
+    """Loaded once in a worker, and kept."""
+    overrides = (*source.overrides, f"precision={source.precision}")
+    config = load_config(source.config_path, overrides, source.data)
+    return load_network(config, source.weights), config

@@ -1,0 +1,213 @@
+"""How far a box is: written beside its classes while it is worked on, and read by anyone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data import records
+from common.data.ngff import Grid
+from common.errors import UserError
+from common.files import holder_of, write_json
+from common.infer.crew import ATTEMPTS, Failure, Tally
+from common.infer.ledger import Journal
+from common.infer.sharing import LOCK
+from common.talk import count, duration, say, some
+
+FILE = ".status.json"
+"""In the folder of a box from the first block on, until all of its blocks are there."""
+
+WRITE_EVERY_S = 5.0
+"""Seconds between two states on disk."""
+
+SAY_EVERY_S = 60.0
+"""Seconds between two lines where no progress bar is shown."""
+
+MOST_TOLD = 10
+"""Blocks that failed, of which the command line tells."""
+
+
+@dataclass
+class Progress:
+    """Tells how far a box is: a file for `status`, and a line now and then."""
+
+    folder: Path
+    doing: str
+    """Such as "predicting"."""
+    bar: Any = None
+    """Progress bar that is shown instead of lines, unless it is disabled."""
+    written: float = 0.0
+    said: float = field(default_factory=time.monotonic)
+
+    def tell(self, tally: Tally) -> None:
+        """Take a state; may be called many times a second."""
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(tally.done - self.bar.n)
+            self.bar.set_postfix_str(count(tally.workers, "worker"), refresh=False)
+        if now - self.written >= WRITE_EVERY_S:
+            self.written = now
+            self.write(tally)
+        if (self.bar is None or self.bar.disable) and now - self.said >= SAY_EVERY_S:
+            self.said = now
+            say(f"{self.folder}: {text(tally)}")
+
+    def write(self, tally: Tally, failures: Sequence[dict[str, Any]] = ()) -> None:
+        """Put a state on disk."""
+        content = {"doing": self.doing, "total": tally.total, "done": tally.done}
+        content |= {"workers": tally.workers, "blocks_per_s": round(tally.rate, 3)}
+        content |= {"failed": list(failures), "seconds_since_1970": round(time.time())}
+        write_json(self.folder / FILE, content)
+
+    def close(self, tally: Tally, failures: Sequence[dict[str, Any]] = ()) -> None:
+        """The last state; none where all blocks are there."""
+        if tally.done < tally.total:
+            self.write(tally, failures)
+        else:
+            (self.folder / FILE).unlink(missing_ok=True)
+
+
+def text(tally: Tally) -> str:
+    """'40 of 120 blocks, 3.1 blocks/s, 26 s left, 2 workers'."""
+    parts = [f"{tally.done} of {count(tally.total, 'block')}", f"{tally.rate:.3g} blocks/s"]
+    if tally.seconds_left is not None:
+        parts.append(f"{duration(tally.seconds_left)} left")
+    parts.append(count(tally.workers, "worker"))
+    if tally.failed:
+        parts.append(f"{tally.failed} failed")
+    return ", ".join(parts)
+
+
+def describe(failure: Failure, grid: Grid, start: np.ndarray, stop: np.ndarray) -> dict[str, Any]:
+    """A block that was given up, with its box in voxels of the output and in nm."""
+    corner = grid.box()[0]
+    low = (corner + start * grid.scale).round(3).tolist()
+    high = (corner + stop * grid.scale).round(3).tolist()
+    return {
+        "block": failure.number,
+        "voxels": _box(start.tolist(), stop.tolist()),
+        "nm": _box(low, high),
+        "error": failure.error,
+        "where": failure.where,
+    }
+
+
+def _box(low: Sequence[float], high: Sequence[float]) -> str:
+    return ",".join(f"{a:g}:{b:g}" for a, b in zip(low, high, strict=True))
+
+
+def sentence(failure: dict[str, Any]) -> str:
+    """A block that was given up, in words."""
+    return (
+        f"block {failure['block']}, voxels {failure['voxels']}, {failure['nm']} nm: "
+        f"{failure['error']} (on {failure['where']})"
+    )
+
+
+def failed(folder: Path, failures: Sequence[dict[str, Any]], total: int) -> str:
+    """What is said at the end of a box of which blocks were given up."""
+    lines = [sentence(failure) for failure in failures[:MOST_TOLD]]
+    if len(failures) > MOST_TOLD:
+        lines.append(f"... and {len(failures) - MOST_TOLD} more, see {folder / FILE}")
+    head = (
+        f"{folder}: {count(len(failures), 'block')} of {total} failed, each {ATTEMPTS} times; the "
+        "others are done, and the same command tries these again"
+    )
+    return "\n".join([head, *lines])
+
+
+def status(out: str | Path) -> list[str]:
+    """Lines about every box under a folder: done, running or left, what failed, and where.
+
+    Reads alone, and may be called while others write. Raises FileNotFoundError without the folder,
+    UserError where it has no class that predict or process wrote.
+    """
+    root = Path(out)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; write one that predict or process wrote")
+    lines = []
+    for folder in sorted(_boxes(root)):
+        lines += _of_box(folder)
+    if not lines:
+        raise UserError(f"{root}: nothing here that predict or process wrote")
+    return lines
+
+
+def _boxes(root: Path) -> set[Path]:
+    """Folders of boxes at or under a folder."""
+    found = set()
+    for depth in range(4):
+        for path in root.glob("/".join(["*"] * depth + [".zattrs"])):
+            if _record(path.parent) is not None:
+                found.add(path.parent.parent)
+        for path in root.glob("/".join(["*"] * depth + [LOCK])):
+            found.add(path.parent)
+    return found
+
+
+def _record(group: Path) -> Any:
+    with contextlib.suppress(UserError, OSError):
+        return records.read_prediction(group) or records.read_processed(group)
+    return None
+
+
+def _of_box(folder: Path) -> list[str]:
+    whole: list[Path] = []
+    begun: list[Path] = []
+    for group in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if _record(group) is None:
+            continue
+        (whole if records.is_finished(group) else begun).append(group)
+    parts = [f"{count(len(whole), 'class', 'classes')} done"]
+    if begun:
+        parts.append(f"{count(len(begun), 'class', 'classes')} begun ({_names(begun)})")
+    state = _state(folder)
+    holder = holder_of(folder / LOCK)
+    if holder:
+        parts.append(f"{holder} is {state.get('doing', 'working')} on it")
+    elif begun:
+        parts.append("nobody works on it; the same command goes on")
+    lines = [f"{folder}: {'; '.join(parts)}"]
+    if state:
+        lines.append(f"  {_so_far(state, is_running=bool(holder))}")
+        lines += [f"  failed: {sentence(failure)}" for failure in state.get("failed", [])]
+    elif begun:
+        lines += [f"  {line}" for line in _journals(begun)]
+    return lines
+
+
+def _names(groups: Sequence[Path]) -> str:
+    return some([group.name for group in groups])
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """What `Progress` wrote; {} without it."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((folder / FILE).read_text())
+    return {}
+
+
+def _so_far(state: dict[str, Any], is_running: bool) -> str:
+    tally = Tally(state["total"], state["done"], failed=len(state.get("failed", [])))
+    if not is_running:
+        failed = f", {tally.failed} failed" if tally.failed else ""
+        return f"{tally.done} of {count(tally.total, 'block')}{failed}"
+    tally.workers = state["workers"]
+    tally.rate = state["blocks_per_s"]
+    ago = duration(max(0.0, time.time() - state["seconds_since_1970"]))
+    return f"{text(tally)}, {ago} ago"
+
+
+def _journals(groups: Sequence[Path]) -> Iterator[str]:
+    """What the ledgers of classes say that were begun."""
+    for group in groups:
+        journal = Journal(group)
+        if journal.exists():
+            yield f"{group.name}: {count(len(journal.look()), 'block')} on disk"

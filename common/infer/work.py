@@ -1,0 +1,367 @@
+"""One box of a prediction: its plan, what is left of it, its blocks computed and written."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import zarr
+
+from common import runtime
+from common.config.settings import TrainConfig
+from common.data import series
+from common.data.raw import Raw
+from common.data.records import PredictionRecord
+from common.data.regions import Region
+from common.errors import FileError, UserError
+from common.infer import encode
+from common.infer.blocks import BlockValues, Member, compute_blocks, oriented
+from common.infer.crew import Tally
+from common.infer.network import Network
+from common.infer.plan import BlockPlan, in_same_blocks, plan_blocks
+from common.infer.status import Progress
+from common.infer.writer import ClassVolume, open_class
+from common.talk import count, progress
+
+# Blosc lets go of the interpreter's lock, so threads compress side by side
+WRITERS = min(16, max(2, os.cpu_count() or 1))
+"""Threads that compress and write."""
+
+# each waits in memory with all of its classes: more would only move the disk's backlog there
+UNWRITTEN = 2
+"""Blocks that may wait to be written while others are computed."""
+
+LARGEST_BLOCK = {"cuda": 256}
+"""Edge in voxels that blocks have at most, by kind of device; 128 on others."""
+
+# below, a block is mostly context that is computed and dropped
+SMALLEST_BLOCK = 32
+"""Edge in voxels below which blocks are not made smaller to save memory."""
+
+# half: `gigabytes` is an estimate, and other processes want some too
+MEMORY_FRACTION = 0.5
+"""Of the device's free memory, that a block may take."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """How predictions are stored."""
+
+    content: str = "probability"
+    """"probability" or "logits"."""
+    dtype: str = "uint8"
+    """"uint8" (probabilities in 255ths), "float16" or "float32"."""
+    scale: tuple[float, ...] = ()
+    """Voxel size in nm, z, y, x; unless given the network's, or that of a test crop if coarser."""
+    orientations: int = 1
+    """Mirrored and transposed copies whose logits are averaged: 1, 8 or 16."""
+    block: int = 0
+    """Largest edge of a block in voxels; chosen for the device unless given."""
+
+
+def never() -> bool:
+    """Whether to stop, where nobody asks for it."""
+    return False
+
+
+def make_plan(
+    network: Network,
+    config: TrainConfig,
+    region: Region,
+    output: Output,
+    *,
+    largest: int = 0,
+    sharers: int = 1,
+) -> BlockPlan:
+    """The blocks of a box.
+
+    Args:
+        network: trained.
+        config: its experiment.
+        region: the box.
+        output: how it is stored.
+        largest: edge of blocks in voxels; unless it or `output.block` is given, as large as there
+            is memory for, up to the largest that pay.
+        sharers: processes that share that memory.
+    """
+    raw = network.raw_of(region)
+    given = largest or output.block
+    edge = given or LARGEST_BLOCK.get(network.device.type, 128)
+    plan = plan_of_edge(network, raw, region, output, edge=edge)
+    if not given:
+        free = MEMORY_FRACTION * runtime.free_memory_gb(network.device) / sharers
+        classes = len(config.classes)
+        while edge > SMALLEST_BLOCK and gigabytes(network, region, plan, classes) > free:
+            edge = edge * 3 // 4
+            plan = plan_of_edge(network, raw, region, output, edge=edge)
+    if output.orientations == 16:
+        for each, its_plan in zip(network.each, plans_of(network, region, plan), strict=True):
+            _refuse_exchange(each, region, its_plan.window.input.shape)
+    return replace(plan, scaling=network.scaling_of(region, raw))
+
+
+def plans_of(network: Network, region: Region, plan: BlockPlan) -> list[BlockPlan]:
+    """The blocks of a box for each network of an ensemble, or for the only one.
+
+    plan: as of `make_plan`.
+    """
+    if not network.members:
+        return [plan]
+    plans = []
+    for member in network.members:
+        raw = member.raw_of(region)
+        its_plan = in_same_blocks(plan, raw, member.window)
+        plans.append(replace(its_plan, scaling=member.scaling_of(region, raw)))
+    return plans
+
+
+def plan_of_edge(
+    network: Network, raw: Raw, region: Region, output: Output, *, edge: int
+) -> BlockPlan:
+    """The blocks of a box, of at most so many voxels along an edge."""
+    return plan_blocks(
+        raw, network.window, region.lower, region.upper, scale=output.scale, largest=edge
+    )
+
+
+def _refuse_exchange(network: Network, region: Region, shape: tuple[int, int, int]) -> None:
+    """Raises UserError where the network does not take a window with y and x exchanged."""
+    given = network.shapes(shape)
+    if given is None:
+        return  # it cannot be asked
+    z, y, x = shape
+    exchanged = network.shapes((z, x, y))
+    if exchanged is None or exchanged[1:] != (given[2], given[1]):
+        raise UserError(
+            f"{region}: 16 orientations exchange y and x, and the network does not take "
+            f"{(z, x, y)} voxels; write 8"
+        )
+
+
+def gigabytes(network: Network, region: Region, plan: BlockPlan, classes: int) -> float:
+    """Roughly what a block takes at its peak: a forward pass, and its logits in float32, twice.
+
+    Of an ensemble the largest pass, and three times more logits: two sums, and what is added.
+    """
+    logits = 4 * classes * math.prod(plan.block_shape) / 1e9
+    passes = []
+    for each, its_plan in zip(network.each, plans_of(network, region, plan), strict=True):
+        passes.append(each.shapes.forward_bytes(its_plan.window.input.shape) / 1e9)
+    return max(passes) + (5 if network.members else 2) * logits
+
+
+def describe(network: Network, region: Region, plan: BlockPlan, output: Output) -> PredictionRecord:
+    """What a prediction will say of how it was made."""
+    record = replace(
+        network.record,
+        content=output.content,
+        dtype=output.dtype,
+        orientations=output.orientations,
+        raw=str(plan.raw.level.path),
+        raw_range=list(plan.raw.raw_range),
+        raw_scaling=_scaling_record(plans_of(network, region, plan)),
+        voxel_size=plan.grid.scale.tolist(),
+        translation=plan.grid.origin.tolist(),
+        shape=list(plan.grid.shape),
+    )
+    return record.with_key()
+
+
+def _scaling_record(plans: Sequence[BlockPlan]) -> dict[str, Any] | None:
+    """How raw is normalised for each network, as a prediction has it on record."""
+    records = [plan.scaling.record() if plan.scaling else None for plan in plans]
+    if not any(records):
+        return None
+    return records[0] if len(records) == 1 else {"members": records}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left to do of one box."""
+
+    network: Network
+    region: Region
+    plan: BlockPlan
+    plans: list[BlockPlan]
+    """Of each network, with the blocks of `plan`."""
+    output: Output
+    channels: list[int]
+    """Of the network, those to be stored."""
+    volumes: list[ClassVolume]
+    """Where they are stored."""
+    left: list[int]
+    """Numbers of the blocks that are not on disk for every class."""
+    keeps_ledger: bool = True
+    """Whether a block is noted where it is written; the caller of workers does it for them."""
+
+    @property
+    def folder(self) -> Path:
+        """Of the box."""
+        return self.volumes[0].path.parent
+
+
+def begin(
+    network: Network,
+    region: Region,
+    plan: BlockPlan,
+    output: Output,
+    *,
+    folder: Path,
+    classes: Sequence[str],
+) -> Work:
+    """Open the classes of a box for writing, and see which blocks an earlier call left."""
+    record = replace(
+        describe(network, region, plan, output),
+        largest_block=plan.largest,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
+    volumes = [open_class(folder / name, plan, name, record) for name in classes]
+    left = []
+    for number in plan.blocks:
+        if any(number not in volume.done for volume in volumes):
+            left.append(number)
+    return Work(
+        network,
+        region,
+        plan,
+        plans=plans_of(network, region, plan),
+        output=output,
+        channels=[network.config.classes.index(name) for name in classes],
+        volumes=volumes,
+        left=left,
+    )
+
+
+def compute_and_write(work: Work, stopped: Callable[[], bool] = never) -> int:
+    """Compute the blocks that are left, and write them while the next ones are computed.
+
+    Returns the number of blocks whose raw is 0 throughout. Raises UserError where memory does not
+    do, and for outputs that are NaN.
+    """
+    blank = 0
+    total = len(work.plan.blocks)
+    tally = Tally(total, total - len(work.left), workers=1)
+    began = time.monotonic()
+    with progress(total, unit="block", done=tally.done) as bar:
+        so_far = Progress(work.folder, "predicting", bar)
+        for new, (_, is_blank) in enumerate(written(work, stopped), 1):
+            blank += is_blank
+            tally.done += 1
+            tally.rate = new / (time.monotonic() - began)
+            so_far.tell(tally)
+        so_far.close(tally)
+    return blank
+
+
+def written(work: Work, stopped: Callable[[], bool] = never) -> Iterator[tuple[int, bool]]:
+    """The blocks that are left, each when it is on disk, and whether its raw is 0 throughout."""
+    waiting: deque[tuple[BlockValues, list[Future]]] = deque()
+    with ThreadPoolExecutor(WRITERS) as pool, _within_memory(work):
+        for block in _computed(work):
+            waiting.append((block, _begin_writing(pool, work, block)))
+            if len(waiting) > UNWRITTEN:
+                yield _when_written(*waiting.popleft())
+            if stopped():
+                break
+        while waiting:
+            yield _when_written(*waiting.popleft())
+
+
+def _when_written(block: BlockValues, jobs: Sequence[Future]) -> tuple[int, bool]:
+    _wait(jobs)
+    return block.number, block.blank
+
+
+def _computed(work: Work) -> Iterator[BlockValues]:
+    """The blocks that are left, as they are stored."""
+    members = []
+    for network, plan in zip(work.network.each, work.plans, strict=True):
+        forward = oriented(network.forward, work.output.orientations)
+        members.append(Member(plan, forward, look=partial(_refuse_nan, network)))
+    return compute_blocks(
+        members, work.left, to_stored=partial(_stored, work), device=work.network.device
+    )
+
+
+def _stored(work: Work, logits: torch.Tensor) -> torch.Tensor:
+    """What is stored of the logits (classes, z, y, x) of all classes: some of them, encoded."""
+    # all of them are not indexed, which would copy a block
+    picked = logits if len(work.channels) == len(logits) else logits[work.channels]
+    return encode.encode(picked, work.output.content, getattr(torch, work.output.dtype))
+
+
+def _refuse_nan(network: Network, logits: torch.Tensor) -> None:
+    """Raises UserError for NaN, which uint8 would hold as 0."""
+    # a sum is NaN if one of them is, and takes a tenth of the time of looking for it
+    if not logits.sum(dtype=torch.float32).isnan() or not logits.isnan().any():
+        return
+    about = network.record
+    raise UserError(
+        f"{about.checkpoint}: the network gives NaN, in {about.precision}; predict with --set "
+        "precision=fp32, and if that does not help, its weights are broken: take another checkpoint"
+    )
+
+
+def _begin_writing(pool: ThreadPoolExecutor, work: Work, block: BlockValues) -> list[Future]:
+    """Have the classes of a block written that are not on disk."""
+    start, _ = work.plan.output_box(block.number)
+    jobs = []
+    for volume, values in zip(work.volumes, block.values, strict=True):
+        if block.number in volume.done:
+            continue
+        if work.keeps_ledger:
+            jobs.append(pool.submit(volume.write, block.number, start, values))
+        else:
+            jobs.append(pool.submit(volume.put, start, values))
+    return jobs
+
+
+def _wait(jobs: Sequence[Future]) -> None:
+    """Until all are done. Raises what one of them raised."""
+    for job in jobs:
+        job.result()
+
+
+@contextlib.contextmanager
+def _within_memory(work: Work) -> Iterator[None]:
+    """A device that has too little memory, as a sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        edge = work.plan.largest
+        raise UserError(
+            f"{work.network.device}: not enough memory for blocks of {edge} voxels; write --block "
+            f"{edge // 2}"
+        ) from error
+
+
+def finish(work: Work, stopped: Callable[[], bool] = never) -> None:
+    """Make classes images whose blocks are all written, until `stopped()` is true."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        jobs = [pool.submit(_finish_unless, stopped, work, volume) for volume in work.volumes]
+    _wait(jobs)
+    series.add([volume.path for volume in work.volumes])
+
+
+def _finish_unless(stopped: Callable[[], bool], work: Work, volume: ClassVolume) -> None:
+    if stopped():
+        return
+    missing = set(work.plan.blocks) - volume.journal.look()
+    if missing:
+        raise FileError(
+            f"{volume.path}: {count(len(missing), 'block')} of {len(work.plan.blocks)} not in its "
+            "ledger after all were written; run the same command again"
+        )
+    volume.finish()
