@@ -41,7 +41,7 @@ def load_config(
     path = _config_file(path, "train_config.py")
     from_environment, problems = environment()
     seed = _seed_from_outside(from_environment, overrides, settings)
-    values, notes, wrong = _read_training(path, seed)
+    path, values, notes, wrong = _read_training(path, seed)
     problems += wrong
     written = _length(values)
     values |= from_environment
@@ -82,18 +82,27 @@ def _seed_from_outside(
 
 def _read_training(
     path: Path, seed: int | None
-) -> tuple[dict[str, Any], tuple[str, ...], list[str]]:
-    """The names that a training configuration gives; what was translated, and what is wrong.
+) -> tuple[Path, dict[str, Any], tuple[str, ...], list[str]]:
+    """The names that a training configuration gives, what was translated, and what is wrong.
+
+    Its path comes first: the public toolbox's process files name that of training.
 
     seed: of the weights of a network that the file makes.
     """
     if not _is_public(path):
-        return _read_settings(path, TrainConfig), (), []
+        return path, _read_settings(path, TrainConfig), (), []
     # it imports torch
     from common.config import public
 
-    translation = public.translate(path, public.run(path, seed))
-    return translation.settings, translation.notes, translation.problems
+    names = public.run(path, seed)
+    training = None if "model" in names else public.training_file(path, names)
+    if training is None:
+        translation = public.translate(path, names)
+        return path, translation.settings, translation.notes, translation.problems
+    _, values, notes, problems = _read_training(training, seed)
+    if "process_func" in names:
+        values["process_config_path"] = os.path.relpath(path, training.parent)
+    return training, values, notes, problems
 
 
 def _length(values: Mapping[str, Any]) -> horizon.Length | None:
@@ -150,7 +159,12 @@ def _is_public(path: Path) -> bool:
 def load_process_config(path: str | Path) -> ProcessConfig:
     """The checked settings of a process_config.py, or of the experiment's folder that holds it."""
     path = _config_file(path, "process_config.py")
-    values = _read_settings(path, ProcessConfig)
+    if _is_public(path):
+        from common.config import public
+
+        values = public.translate_process(public.run(path))
+    else:
+        values = _read_settings(path, ProcessConfig)
     return check_settings(short_path(path), values, [], ProcessConfig)
 
 

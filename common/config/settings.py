@@ -71,6 +71,9 @@ class TrainConfig:
     results_path: str = "results/{model_name}/{run_name}"
     """Folder of the scores that evaluate writes."""
 
+    process_config_path: str = "process_config.py"
+    """File with process_func, which process, tune and evaluate read."""
+
     data_path: str = "data"
     """Data root, which relative paths in the datasplit start from; itself relative to the
     repository. CELLMAP_DATA and --data take precedence."""
@@ -315,6 +318,7 @@ PLACES = frozenset(
         "data_path",
         "datasplit_path",
         "cache_path",
+        "process_config_path",
         *RUN_FOLDERS,
     }
 )
@@ -331,6 +335,7 @@ MAY_CHANGE = frozenset(
         "data_path",
         "datasplit_path",
         "cache_path",
+        "process_config_path",
         "cache_gb",
         "num_workers",
         "epochs",

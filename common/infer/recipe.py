@@ -54,14 +54,17 @@ class Recipe:
         return name in self.settings.extra_classes and self.makes_objects(name)
 
 
-def read_recipe(folder: Path, classes: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: Path, classes: Sequence[str] = ()) -> Recipe:
     """The process_config.py of an experiment, without what was tuned.
 
-    classes: those to process, all of its own unless given. Raises FileNotFoundError, or UserError
-        with all that is wrong.
+    Raises FileNotFoundError, or UserError with all that is wrong.
+
+    path: the file, or the folder that has one of that name. classes: those to process, all of its
+        own unless given.
     """
-    path = folder / "process_config.py"
-    settings = load_process_config(folder)
+    if path.is_dir():
+        path /= "process_config.py"
+    settings = load_process_config(path)
     problems = []
     unknown = _unknown(classes, settings)
     if unknown:
@@ -89,7 +92,7 @@ def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
 
     Those that it sets itself go before them. Raises FileNotFoundError or UserError.
     """
-    recipe = read_recipe(config.folder, classes)
+    recipe = read_recipe(config.path("process_config_path"), classes)
     if recipe.thresholds:
         return recipe
     path = config.folder / THRESHOLDS
@@ -172,7 +175,7 @@ def code_hash(path: Path) -> str:
 
 
 def _imported_files(path: Path) -> Iterator[Path]:
-    """Files of its folder (by relative import) and of this repository that a file imports."""
+    """Files of its folder and of this repository that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         for module in _imported_modules(path, node):
             file = module.with_suffix(".py")
@@ -182,12 +185,19 @@ def _imported_files(path: Path) -> Iterator[Path]:
 
 def _imported_modules(path: Path, node: ast.AST) -> list[Path]:
     """Where the modules would be that an import names, without `.py`; [] for another node."""
+    # a bare name may be that of a file beside it
+    roots = [path.parent, IMPORT_ROOT]
     if isinstance(node, ast.Import):
-        return [IMPORT_ROOT.joinpath(*alias.name.split(".")) for alias in node.names]
+        names = [alias.name.split(".") for alias in node.names]
+        return [root.joinpath(*parts) for root in roots for parts in names]
     if not isinstance(node, ast.ImportFrom):
         return []
-    base = path.parents[node.level - 1] if node.level else IMPORT_ROOT
-    if node.module:
-        base = base.joinpath(*node.module.split("."))
-    # a name that is imported from a package may be a module of it
-    return [base, *(base / alias.name for alias in node.names)]
+    if node.level:
+        roots = [path.parents[node.level - 1]]
+    parts = node.module.split(".") if node.module else []
+    modules = []
+    for root in roots:
+        base = root.joinpath(*parts)
+        # a name that is imported from a package may be a module of it
+        modules += [base, *(base / alias.name for alias in node.names)]
+    return modules

@@ -39,8 +39,8 @@ DEFAULT = 0.5
 class Trial:
     """One class in one crop at some thresholds, to be processed and scored by any process."""
 
-    folder: Path
-    """Of the experiment."""
+    config_path: Path
+    """process_config.py."""
     code: str
     """Hash of process_config.py and what it imports."""
     name: str
@@ -149,7 +149,7 @@ def class_score(counts: Iterable[challenge.Counts]) -> float:
 
 def run_trial(trial: Trial) -> TrialResult:
     """Process and score one class of one crop at each threshold."""
-    recipe = _recipe(trial.folder, trial.code)
+    recipe = _recipe(trial.config_path, trial.code)
     prediction = process.open_prediction(trial.predicted)
     level = ngff.open_levels(trial.truth)[0]
     truth, known = LabelReader(level, trial.name).ids()
@@ -175,7 +175,7 @@ def run_trial(trial: Trial) -> TrialResult:
 
 def look(trial: Trial) -> list[Evaluation]:
     """All figures of one class of one crop at each threshold, as `evaluate` has them."""
-    recipe = _recipe(trial.folder, trial.code)
+    recipe = _recipe(trial.config_path, trial.code)
     prediction = process.open_prediction(trial.predicted)
     truth = Truth(
         crop=trial.crop,
@@ -221,6 +221,6 @@ def _counts(
 
 
 @lru_cache(1)
-def _recipe(folder: Path, code: str) -> Recipe:
+def _recipe(path: Path, code: str) -> Recipe:
     """process_config.py runs once in a process, or again when it was edited."""
-    return read_recipe(folder)
+    return read_recipe(path)

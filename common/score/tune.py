@@ -79,7 +79,7 @@ def tune(  # noqa: PLR0913  the options of the command
     """
     version = versions.find(metric_version)
     config = load_config(config_path, overrides, data)
-    recipe = read_recipe(config.folder, classes)
+    recipe = read_recipe(config.path("process_config_path"), classes)
     _check_thresholds(recipe)
     path = config.folder / THRESHOLDS
     # read before the hours of work: where the file is damaged nothing could be added to it
@@ -231,7 +231,7 @@ def _trials(config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region]
         for box in boxes:
             if box.truth and name in box.classes:
                 trial = Trial(
-                    folder=config.folder,
+                    config_path=recipe.path,
                     code=recipe.code,
                     name=name,
                     predicted=box.folder(config.path("predictions_path")) / name,

@@ -100,7 +100,7 @@ class WholeCrops:
                 return []
             assert region.truth is not None
             trial = Trial(
-                folder=self.config.folder,
+                config_path=self.recipe.path,
                 code=self.recipe.code,
                 name=name,
                 predicted=of_crop / name,
@@ -129,7 +129,7 @@ def of_run(config: TrainConfig) -> WholeCrops | None:
     Raises FileNotFoundError or UserError where they cannot be scored: without a process_config.py,
     or where it has none of the classes that are annotated.
     """
-    recipe = read_recipe(config.folder)
+    recipe = read_recipe(config.path("process_config_path"))
     chosen = []
     rows = split.read_datasplit(config.path("datasplit_path"), config.path("data_path"))
     if not any(row.usage == "validate" for row in rows):

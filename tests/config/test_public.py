@@ -11,7 +11,7 @@ from conftest import datasplit_text
 from torch import nn
 
 from common.config.given import GivenModel, GivenOptimizer, GivenScheduler
-from common.config.load import load_config
+from common.config.load import load_config, load_process_config
 from common.config.settings import TrainConfig
 from common.errors import UserError
 from common.train.check import check
@@ -221,3 +221,53 @@ def test_what_was_taken_how_is_on_record(public, capsys):
     assert "note: None, which is as if they were left out: max_grad_norm" in capsys.readouterr().err
     report = check(path, HERE, path.parents[1] / "data")
     assert "None, which is as if they were left out: max_grad_norm" in report
+
+
+# Processing
+
+
+PROCESS = """
+from upath import UPath
+from cellmap_segmentation_challenge import process
+from cellmap_segmentation_challenge.utils import load_safe_config
+
+config_path = UPath(__file__).parent / "train_3D.py"
+config = load_safe_config(config_path)
+classes = config.classes
+batch_size = 3
+input_array_info = config.target_array_info
+target_array_info = config.target_array_info
+device = "cpu"
+
+
+def process_func(x):
+    return x > 0
+
+
+if __name__ == "__main__":
+    process(__file__)
+"""
+
+
+def test_a_process_file_gives_its_settings(public):
+    public()
+    path = public(PROCESS, "process_3D.py", head="")
+    settings = load_process_config(path)
+    assert settings.classes == ("mito", "er", "nuc") and settings.batch_size == 3
+    assert settings.input_array_info == {"shape": (16, 16, 16), "scale": (8, 8, 8)}
+
+
+def test_train_predict_process_and_evaluate_with_public_files(public, run):
+    train_file = public("process_helper = 1")
+    process_file = public(PROCESS, "process_3D.py", head="")
+    data = train_file.parents[1] / "data"
+    train(train_file, HERE, data)
+    chosen = ("--crops", "validate", "--data", data)
+    assert run("predict", train_file, *chosen)[0] == 0
+    code, _, err = run("process", process_file, *chosen)
+    assert code == 0, err
+    masks = (train_file.parent / "processed").rglob("crop3/[a-z]*")
+    assert sorted(path.name for path in masks) == ["er", "mito", "nuc"]
+    # the training file finds the process file of its name
+    assert load_config(train_file).process_config_path == "process_3D.py"
+    assert run("evaluate", train_file, *chosen)[0] == 0
