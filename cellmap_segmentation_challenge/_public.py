@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -35,13 +35,22 @@ FUNCTIONS = {
 """Functions of the package, and the module that each is in."""
 
 
-def names_of(module: str, sources: Mapping[str, str]) -> Callable[[str], Any]:
+def names_of(
+    module: str, sources: Mapping[str, str], theirs_first: Collection[str] = ()
+) -> Callable[[str], Any]:
     """A `__getattr__` for one of our modules: names imported when used, then the toolbox's.
 
-    sources: the module that each of our own names is in.
+    Args:
+        module: its name.
+        sources: the module that each of our own names is in.
+        theirs_first: names that are taken from the toolbox where it can be imported.
     """
 
     def get(name: str) -> Any:
+        if name in theirs_first:
+            theirs = _of_toolbox(module, name)
+            if theirs is not None:
+                return theirs
         if name in sources:
             return getattr(import_module(sources[name]), name)
         # tools ask modules for names such as __wrapped__; our submodules come before the toolbox
@@ -109,6 +118,17 @@ def _is_ours(name: str) -> bool:
     parts = name.split(".")[1:]
     path = HERE.joinpath(*parts)
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def _of_toolbox(module: str, name: str) -> Any:
+    """What the toolbox has of a name; None where it has not got it or cannot be imported."""
+    try:
+        return getattr(_toolbox_module(module), name, None)
+    except Exception as error:  # it downloads at import, and imports what is not always there
+        from common.talk import note_once
+
+        note_once(f"{error}; ours is taken for {name}")
+        return None
 
 
 def _toolbox_module(module: str) -> ModuleType | None:

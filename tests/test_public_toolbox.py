@@ -194,9 +194,63 @@ def test_a_broken_toolbox_is_told_where_it_is_asked_for_and_only_there(python, s
     assert str(site) in said and "'missing_package'" in said
 
 
+def test_networks_are_the_toolboxs_where_it_has_them(python):
+    program = """
+        from cellmap_segmentation_challenge.models import ResNet, UNet_2D, load_latest
+        from cellmap_segmentation_challenge.models import unet
+        print(UNet_2D is unet.UNet_2D, ResNet.__module__, load_latest.__module__)
+        """
+    assert python(program) == (
+        "True cellmap_segmentation_challenge.models.resnet "
+        "cellmap_segmentation_challenge.models.model_load\n"
+    )
+
+
+@pytest.mark.parametrize("line", ["import missing_package", "raise OSError('no network')"])
+def test_networks_are_ours_where_the_toolbox_cannot_be_imported(python, site, line):
+    """The real one imports packages that are not always there, and downloads at import."""
+    (site / "cellmap_segmentation_challenge/models/unet.py").write_text(line)
+    program = """
+        import contextlib, io
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            from cellmap_segmentation_challenge.models import UNet_2D
+        print(UNet_2D.__module__)
+        print("ours is taken for UNet_2D" in " ".join(said.getvalue().split()))
+        """
+    assert python(program) == "cellmap_segmentation_challenge.models.unet_model_2D\nTrue\n"
+
+
+def test_an_installed_toolbox_is_found_behind_ours(python, site):
+    """As pip leaves it: a folder of its own name beside the record of its installation."""
+    info = site / "cellmap_segmentation_challenge-0.0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: cellmap-segmentation-challenge\nVersion: 0.0.1\n"
+    )
+    program = """
+        import importlib.metadata
+        import cellmap_segmentation_challenge
+        import cellmap_segmentation_challenge.models
+        from cellmap_segmentation_challenge.models import SEEN, UNet_2D
+        print(importlib.metadata.version("cellmap-segmentation-challenge"), SEEN[1][0])
+        print(cellmap_segmentation_challenge.__file__, UNet_2D().later())
+        """
+    ours = REPOSITORY / "cellmap_segmentation_challenge/__init__.py"
+    assert python(program) == f"0.0.1 2\n{ours} True\n"
+
+
+def test_importing_models_takes_no_torch(python):
+    program = """
+        import sys
+        import cellmap_segmentation_challenge.models
+        print("torch" in sys.modules, "monai" in sys.modules)
+        """
+    assert python(program, behind=None) == "False False\n"
+
+
 def test_without_a_toolbox_there_are_only_ours(python):
-    said = python("import cellmap_segmentation_challenge.models", behind=None, code=1)
-    assert said.endswith("No module named 'cellmap_segmentation_challenge.models'")
+    said = python("import cellmap_segmentation_challenge.visualize", behind=None, code=1)
+    assert said.endswith("No module named 'cellmap_segmentation_challenge.visualize'")
     program = """
         import cellmap_segmentation_challenge as ours
         print(hasattr(ours, "train"), hasattr(ours, "RAW_NAME"), hasattr(ours, "_private"))
