@@ -10,7 +10,6 @@ exists. An example, one row:
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -22,9 +21,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.data import layout
+from common.data.columns import class_names, columns, is_header, usage_of
 from common.errors import UserError
 from common.files import is_remote
-from common.talk import command_line, count, some
+from common.talk import command_line, count, note_once, some
 
 USAGES = ("train", "validate")
 
@@ -73,11 +73,13 @@ def row_text(usage: str, dataset: str, crop: str, classes: Sequence[str]) -> str
 def read_datasplit(path: str | Path, data_root: str | Path) -> list[Row]:
     """Return the rows of a datasplit, in the order of the file.
 
-    Stores are joined to `data_root` unless they are absolute. Instead of the five columns above, a
-    row may have three or four, of which the first three count: usage, raw, labels. A label path
-    without brackets names a single class. Empty lines and lines that begin with '#' are skipped. A
-    usage that begins with neither 'train' nor 'valid' is an error; in the public toolbox every
-    usage that does not begin with 'train' is validation.
+    Stores are joined to `data_root` unless they are absolute; where they are not there, but beside
+    the file or in the working folder, as in the public toolbox, to that. Instead of the five
+    columns above, a row may have three or four, of which the first three count: usage, raw, labels.
+    A label path without brackets names a single class. Rows of one crop, such as one for each
+    class, are put together. Empty lines, lines that begin with '#' and a line of column names are
+    skipped. A usage that begins with neither 'train' nor 'val' is an error; in the public toolbox
+    every usage that does not begin with 'train' is validation.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -89,17 +91,17 @@ def read_datasplit(path: str | Path, data_root: str | Path) -> list[Row]:
         raise FileNotFoundError(f"{path}: no such data split; write it with make-datasplit")
     rows: list[Row] = []
     problems: list[str] = []
-    # utf-8-sig: spreadsheets put a byte order mark first
-    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").split("\n"), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
+    lines = _lines(path)
+    data_root = _root_of(path, list(lines.values()), data_root)
+    for number, line in lines.items():
         try:
             row = _parse(line, data_root)
         except UserError as error:
             problems += [f"line {number}: {problem}" for problem in error.args]
         else:
             rows.append(replace(row, file=path, line=number, data_root=data_root))
-    problems += _repeated(rows)
+    rows, repeated = _one_for_each_crop(rows)
+    problems += repeated
     if len(problems) > PROBLEMS_SHOWN:
         more = len(problems) - PROBLEMS_SHOWN
         problems = [*problems[:PROBLEMS_SHOWN], f"{count(more, 'problem')} more of this kind"]
@@ -110,20 +112,61 @@ def read_datasplit(path: str | Path, data_root: str | Path) -> list[Row]:
     return rows
 
 
+def _lines(path: Path) -> dict[int, str]:
+    """The lines of a datasplit that name a crop, by their number in the file."""
+    lines = {}
+    # utf-8-sig: spreadsheets put a byte order mark first
+    for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").split("\n"), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            lines[number] = line.rstrip("\r")
+    if lines:
+        first = next(iter(lines))
+        try:
+            names_columns = is_header(columns(lines[first]))
+        except UserError:  # told with its line
+            names_columns = False
+        if names_columns:
+            del lines[first]
+    return lines
+
+
+def _root_of(path: Path, lines: Sequence[str], data_root: Path) -> Path:
+    """Where the relative stores of a datasplit start from, by the first of them that is there."""
+    stores = [store for store in map(_relative_store, lines) if store]
+    for root in (data_root, path.absolute().parent, Path.cwd()):
+        if stores and (root / stores[0]).exists():
+            if root != data_root:
+                note_once(
+                    f"{path}: its paths start from {root}, where they are, not from {data_root}"
+                )
+            return root
+    return data_root
+
+
+def _relative_store(line: str) -> str:
+    """The store of the labels in a line, or of three columns the raw, if it is relative; else ''."""
+    try:
+        fields = columns(line)
+    except UserError:  # told with its line
+        return ""
+    if not 3 <= len(fields) <= 5:
+        return ""
+    store = fields[3 if len(fields) == 5 else 1]
+    return "" if is_remote(store) or Path(store).is_absolute() else store
+
+
 def _parse(line: str, data_root: Path) -> Row:
     """Parse one line. Raises UserError with one argument per problem."""
-    fields = _fields(line)
-    usage = _usage(fields[0])
-    problems = [
-        f"column '{text}' is empty or has a space at an end; write it without"
-        for text in fields
-        if text != text.strip() or not text
-    ]
-    problems += [
-        f"column '{text}' has backslashes; write / between the parts of a path"
-        for text in fields[1:]
-        if "\\" in text
-    ]
+    fields = columns(line)
+    if not 3 <= len(fields) <= 5:
+        raise UserError(
+            f"{len(fields)} columns; "
+            "write five, each in double quotes (the brackets contain commas)"
+        )
+    if len(fields) == 4:
+        fields = fields[:3]
+    usage = usage_of(fields[0])
+    problems = ["a column is empty; write all of them" for text in fields if not text][:1]
     problems += [
         f"column '{text}' is an address; remote stores are not read, write the path of a copy"
         for text in fields[1:]
@@ -141,28 +184,6 @@ def _parse(line: str, data_root: Path) -> Row:
     return Row(usage, data_root / fields[1], data_root / crop, annotated)
 
 
-def _fields(line: str) -> list[str]:
-    """Return the columns of a line: five, or three (usage, raw, labels)."""
-    try:
-        fields = next(csv.reader([line], strict=True))
-    except csv.Error as error:
-        raise UserError(f"not a row of CSV ({error}); write each field in double quotes") from error
-    if not 3 <= len(fields) <= 5:
-        raise UserError(
-            f"{len(fields)} columns; "
-            "write five, each in double quotes (the brackets contain commas)"
-        )
-    return fields if len(fields) == 5 else fields[:3]
-
-
-def _usage(text: str) -> str:
-    """Return 'train' or 'validate' for a text with the same first five letters, otherwise ''."""
-    for usage in USAGES:
-        if text.startswith(usage[:5]):
-            return usage
-    return ""
-
-
 def _label_problems(path: str) -> list[str]:
     if not re.fullmatch(r"[^\[\]]+/(\[[^\[\]]*\]|[^\[\]]+)", path):
         return [f"label path '{path}'; write it as crop1/[mito,er], in double quotes"]
@@ -171,8 +192,8 @@ def _label_problems(path: str) -> list[str]:
         return [f"label path '{path}' ends in no folder of a crop; write crop1/[mito,er]"]
     if any(name in (".", "..") or "/" in name for name in names):
         return [f"classes '{','.join(names)}'; write names of folders"]
-    if any(name != name.strip() or not name for name in names):
-        return [f"classes '{','.join(names)}'; write names separated by commas, without spaces"]
+    if not all(names):
+        return [f"classes '{','.join(names)}'; write names separated by commas"]
     return [
         f"class '{name}' stands {count} times in one row; write it once"
         for name, count in Counter(names).items()
@@ -186,20 +207,27 @@ def _split_classes(path: str) -> tuple[str, tuple[str, ...]]:
     Without brackets, the last part of the path is the only class.
     """
     crop, _, names = path.rstrip("/").rpartition("/")
-    return crop, tuple(names.strip("[]").split(","))
+    return crop, class_names(names)
 
 
-def _repeated(rows: Sequence[Row]) -> list[str]:
+def _one_for_each_crop(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """One row for each crop, with the classes of all its rows; what is wrong with those at odds."""
     first: dict[str, Row] = {}
     problems = []
     for row in rows:
-        before = first.setdefault(os.path.normpath(row.crop), row)
-        if before is not row:
+        place = os.path.normpath(row.crop)
+        before = first.setdefault(place, row)
+        if before is row:
+            continue
+        if (before.usage, os.path.normpath(before.raw)) == (row.usage, os.path.normpath(row.raw)):
+            annotated = tuple(dict.fromkeys([*before.annotated, *row.annotated]))
+            first[place] = replace(before, annotated=annotated)
+        else:
             problems.append(
                 f"line {row.line}: {row.name} ({row.usage}) already stands in line {before.line} "
-                f"({before.usage}); write one row a crop, with all its classes"
+                f"({before.usage}); write it on one side, with one raw"
             )
-    return problems
+    return list(first.values()), problems
 
 
 def annotating(rows: Sequence[Row], usage: str) -> Counter[str]:
