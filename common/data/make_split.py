@@ -35,6 +35,7 @@ def make(
     scale: Scale = None,
     datasets: Sequence[str] = ("*",),
     crops: Sequence[str] = ("*",),
+    absolute: bool = False,
     overwrite: bool = False,
     **choice: Any,
 ) -> str:
@@ -49,6 +50,7 @@ def make(
         scale: nm.
         datasets: names or patterns.
         crops: names or patterns.
+        absolute: write stores with the data root before them, for programs that have none.
         overwrite: replace existing files.
         choice: further fields of `SplitRules`.
     """
@@ -58,21 +60,27 @@ def make(
     for file in paths:
         _refuse_existing(file, overwrite)
     _raise_all(path, rules.problems())
+    if absolute and data_root is None:
+        raise UserError(f"{path}: absolute paths of a table of crops; give the data root instead")
+    root = str(Path(data_root).absolute()) if absolute and data_root is not None else ""
     known, broken = _crops(path, data_root, manifest, datasets=datasets, names=crops)
     _check_classes(path, rules.classes, known)
     splits = choose_folds(known, rules) if rules.folds else [choose_sides(known, rules)]
     source = None if data_root is not None else _short(manifest or "challenge")
-    command = _command(path, source, rules, datasets=datasets, crops=crops)
+    command = _command(path, source, rules, datasets=datasets, crops=crops, absolute=absolute)
     for file, sides in zip(paths, splits, strict=True):
         comments = [f"# {command}", f"# {_summary(sides)}"]
-        write_datasplit(file, [*comments, *rows(sides, rules.classes)], overwrite)
+        write_datasplit(file, [*comments, *rows(sides, rules.classes, root)], overwrite)
     return "\n".join(_report(paths, splits, rules, known=known, broken=broken))
 
 
-def rows(sides: Sides, classes: Sequence[str]) -> list[str]:
-    """The lines of a data split; in brackets those of `classes` that a crop annotates."""
+def rows(sides: Sides, classes: Sequence[str], root: str = "") -> list[str]:
+    """The lines of a data split; in brackets those of `classes` that a crop annotates.
+
+    root: before the path of each store.
+    """
     return [
-        split.row_text(usage, crop.dataset, crop.name, _annotated(crop, classes))
+        split.row_text(usage, crop.dataset, crop.name, _annotated(crop, classes), root=root)
         for usage, crop in sides
     ]
 
@@ -163,6 +171,7 @@ def _command(
     *,
     datasets: Sequence[str],
     crops: Sequence[str],
+    absolute: bool,
 ) -> str:
     """What was chosen as a command line. Of paths only the last folder and the name: no machine.
 
@@ -187,6 +196,7 @@ def _command(
         hold_out=_unless(",".join(rules.hold_out), ""),
         folds=rules.folds or None,
         force_classes=_unless(rules.force_classes, ""),
+        absolute=absolute,
     )
 
 

@@ -63,9 +63,12 @@ class Row:
         return "/".join(self.key)
 
 
-def row_text(usage: str, dataset: str, crop: str, classes: Sequence[str]) -> str:
-    """Return the line of datasplit.csv for a crop in the challenge's layout."""
-    store = layout.store(dataset)
+def row_text(usage: str, dataset: str, crop: str, classes: Sequence[str], *, root: str = "") -> str:
+    """Return the line of datasplit.csv for a crop in the challenge's layout.
+
+    root: before the path of the store, which is relative to the data root without it.
+    """
+    store = (Path(root) / layout.store(dataset)).as_posix()
     labels = f"{layout.LABELS}/{crop}/[{','.join(classes)}]"
     return ",".join(f'"{text}"' for text in (usage, store, layout.RAW, store, labels))
 

@@ -244,6 +244,12 @@ def fetch_data(crops: str, scale: tuple[tuple[float, ...], ...], **given: Any) -
     show_default=True,
     help="Comma-separated names; * and ? match.",
 )
+@click.option(
+    "--absolute",
+    is_flag=True,
+    help="Write the data root before each store, for programs that have none, such as the public "
+    "toolbox.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def make_datasplit(csv_path: str, data: str | None, **given: Any) -> None:
     """Write CSV_PATH: which crops train and which validate."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from crops_at_hand import labelled_store
 
-from common.data import layout
+from common.data import layout, make_split
 from common.data import split as split_module
 from common.errors import UserError
 
@@ -305,3 +305,47 @@ def test_the_hash_follows_the_split_and_not_the_machine(tmp_path):
         hashed("/here", row(), row("validate", "crop3")),
     ]
     assert len({first, *changed}) == 5
+
+
+# The public toolbox
+
+
+def sides_of(path: Path) -> dict[str, list[str]]:
+    """The crops of a datasplit as the real cellmap-data reads them, those with a label volume."""
+    cellmap_data = pytest.importorskip("cellmap_data")
+    info = {"raw": {"shape": (8, 8, 8), "scale": (8, 8, 8)}}
+    splitted = cellmap_data.CellMapDataSplit(
+        input_arrays=info,
+        target_arrays={"labels": info["raw"]},
+        classes=["mito", "er"],
+        csv_path=str(path),
+        pad=True,
+    )
+    sides = {}
+    datasets_of = {
+        "train": splitted.train_datasets,
+        "validate": splitted.validation_datasets,
+    }
+    for usage, datasets in datasets_of.items():
+        sides[usage] = []
+        for dataset in datasets:
+            batch = dataset[len(dataset) // 2]
+            assert batch["raw"].isfinite().all() and batch["labels"].isfinite().any()
+            sides[usage].append(dataset.target_path.split("/")[-2])
+    return sides
+
+
+def test_cellmap_data_reads_what_make_datasplit_writes(tmp_path, data_root, monkeypatch):
+    path = tmp_path / "datasplit.csv"
+    choice = {"classes": ("mito", "er"), "scale": 8.0, "validation_fraction": 0.34, "by": "crop"}
+    make_split.make(path, data_root=data_root, absolute=True, **choice)
+    monkeypatch.chdir(tmp_path)
+    absolute = sides_of(path)
+    assert sorted(len(names) for names in absolute.values()) == [1, 2]
+    # relative ones are those of the working folder there
+    make_split.make(path, data_root=data_root, overwrite=True, **choice)
+    monkeypatch.chdir(data_root)
+    assert sides_of(path) == absolute
+    ours = split_module.read_datasplit(path, data_root)
+    for usage, names in absolute.items():
+        assert {row.crop.name for row in ours if row.usage == usage} == set(names)
