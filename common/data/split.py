@@ -147,7 +147,7 @@ def _root_of(path: Path, lines: Sequence[str], data_root: Path) -> Path:
 
 
 def _relative_store(line: str) -> str:
-    """The store of the labels in a line, or of three columns the raw, if it is relative; else ''."""
+    """The store of the labels in a line (of three columns the raw) if it is relative; else ''."""
     try:
         fields = columns(line)
     except UserError:  # told with its line
