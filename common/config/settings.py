@@ -189,6 +189,10 @@ class TrainConfig:
     mean. 0 multiplies these weights by 0.01 instead."""
     max_grad_norm: Annotated[float, NotNegative] = 0.0
     """Norm to which the gradient of a step is clipped; 0 turns clipping off."""
+    skipped_steps_limit: Annotated[int, Positive] = 10
+    """Steps in a row whose loss or gradient is not finite after which the run ends, with the
+    weights from before them. Such a step is skipped and counted, and its samples are written to
+    skipped.json, which the command replay reads. 1 ends at the first."""
     ema_decay: Annotated[float, BelowOne] = 0.0
     """Factor per step of a moving average of the weights, such as 0.999; it is the average that
     validates, is chosen as best and predicts. The factor after t steps is at most (1 + t) /
@@ -346,6 +350,7 @@ MAY_CHANGE = frozenset(
         "early_stopping_patience",
         "checkpoint_minutes",
         "checkpoints_kept",
+        "skipped_steps_limit",
         "training_time_limit",
         "figure_samples",
         "figure_crops",

@@ -339,10 +339,18 @@ class Batch:
     """(B, 1, z, y, x) float32; in [0, 1], unless with raw_normalization = "zscore"."""
     target: PaletteTarget
     """Labels of all classes; `target.dense()` is (B, classes, z, y, x) int8."""
-    where: list[str]
-    """Crop name and sample number of each patch, for messages."""
+    crops: Sequence[str]
+    """dataset/crop of each patch."""
     scalings: Sequence[Scaling | None] = ()
     """How the raw of each patch was normalised; empty if it was not."""
+    samples: Sequence[Sample] = ()
+    """Where each patch is from, and how it was changed."""
+
+    @property
+    def where(self) -> list[str]:
+        """Crop name and sample number of each patch, for messages."""
+        pairs = zip(self.crops, self.samples, strict=True)
+        return [f"{crop} (sample {sample.k})" for crop, sample in pairs]
 
     def raw_in_unit_range(self) -> Tensor:
         """Return raw (B, 1, z, y, x) in [0, 1], to be looked at."""
@@ -587,8 +595,8 @@ class Batches:
         rows = self._rows(pieces)
         for i, sample in enumerate(samples):
             rows[i] += self.first_row[sample.crop]
-        where = [f"{self.blocks.crops[sample.crop].name} (sample {sample.k})" for sample in samples]
-        return Batch(patches, PaletteTarget(rows, self.palette), where, scalings)
+        crops = [self.blocks.crops[sample.crop].name for sample in samples]
+        return Batch(patches, PaletteTarget(rows, self.palette), crops, scalings, samples)
 
     def _raw_patches(
         self, pieces: Sequence[Piece], scalings: Sequence[normalize.Scaling | None]

@@ -38,7 +38,7 @@ RESULT = {
 PROVENANCE = ("commit", "uncommitted_changes", "split_hash", "device", "precision")
 """Columns of `table` that say what a run is from."""
 
-EPOCH_TAGS = ("loss/validation", "mean/*", "lr")
+EPOCH_TAGS = ("loss/validation", "mean/*", "lr", "skipped")
 """Tags that are logged once an epoch."""
 
 COLUMNS = {
@@ -47,6 +47,7 @@ COLUMNS = {
     "grad_norm": "train/grad_norm",
     "mean/dice/train": "train/dice",
     "mean/iou/train": "train/iou",
+    "skipped": "train/skipped",
 }
 """Tags that have another name in history.csv."""
 

@@ -408,6 +408,30 @@ def search(config_path: str, time_limit: float, **given: Any) -> None:
         sys.exit(stopping.INTERRUPTED)
 
 
+@cli.command(heading=TRAIN)
+@options.config_path
+@click.argument("file", required=False)
+@click.option(
+    "--iteration",
+    type=click.IntRange(1),
+    help="The step to replay; the last ones of FILE unless given.",
+)
+@click.option(
+    "--checkpoint", "weights", metavar="FILE", help="The weights; the run's latest unless given."
+)
+@click.option("--png", metavar="FILE", help="Write a picture of the samples.")
+@options.overrides
+@options.data()
+def replay(config_path: str, file: str | None, **given: Any) -> None:
+    """Compute steps that training skipped again: which samples, which layer, in fp32 too.
+
+    FILE is the skipped.json of a run, by default that of the experiment's. Nothing is changed.
+    """
+    from common.train import replay as module
+
+    module.replay(config_path, file, **options.given(given), say=click.echo)
+
+
 # Predict and score
 
 

@@ -113,8 +113,8 @@ def panel(
 
 
 def grey(values: np.ndarray) -> np.ndarray:
-    """(y, x) in [0, 1] to RGB."""
-    return np.repeat((values * 255).astype(np.uint8)[..., None], 3, axis=2)
+    """(y, x) in [0, 1] to RGB; what a network gives that has diverged, NaN, is black."""
+    return np.repeat((np.nan_to_num(values) * 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def enlarged(image: np.ndarray, times: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from common.train import steps
 from common.train.logs import log_epoch
 from common.train.run import notices
 from common.train.setup import Score, Setup, prepare
-from common.train.steps import LOG_EVERY, Scores, State, TrainedEpoch
+from common.train.steps import LOG_EVERY, Scores, State, StepResult, TrainedEpoch
 from common.train.tracking import Tracker
 
 TIMED_STEPS = 8
@@ -60,7 +60,11 @@ def check(
         *_time_lines(setup, step, validation),
         _disk_line(config, state, logs),
     ]
-    lines += [_line("note", notice) for notice in notices(setup, state)]
+    found = notices(setup, state)
+    if step.result.is_skipped:
+        where = [place for batch in step.group for place in batch.where]
+        found.append(f"loss or gradient is not finite, on {', '.join(where)}")
+    lines += [_line("note", notice) for notice in found]
     return "\n".join(lines)
 
 
@@ -116,7 +120,7 @@ def _time_lines(setup: Setup, step: TimedStep, validation: TimedValidation) -> l
         _line(
             "iteration",
             f"{step.seconds:.3f} s, {step.waited:.3f} s of it waiting for data; "
-            f"loss {step.loss:.4f}, gradient norm {step.grad_norm:.3g}",
+            f"loss {step.result.loss:.4f}, gradient norm {step.result.grad_norm:.3g}",
         ),
         _line("validation", validated),
         _line(
@@ -149,9 +153,8 @@ class TimedStep:
     """Mean seconds per step."""
     waited: float
     """Mean seconds per step spent waiting for data."""
-    loss: float
-    """Loss of the last step; `grad_norm` likewise."""
-    grad_norm: float
+    result: StepResult
+    """Of the last step."""
 
 
 def time_steps(setup: Setup, state: State) -> TimedStep:
@@ -176,9 +179,9 @@ def time_steps(setup: Setup, state: State) -> TimedStep:
             group = [next(batches) for _ in range(accumulation)]
             waits.append(time.perf_counter() - start)
             # it ends with a copy to the CPU: the device has then done its work
-            loss, grad_norm = steps.step(state, setup.method, group)
+            result = steps.step(state, setup.method, group)
             times.append(time.perf_counter() - start)
-    return TimedStep(group, float(np.mean(times)), float(np.mean(waits)), loss, grad_norm)
+    return TimedStep(group, float(np.mean(times)), float(np.mean(waits)), result)
 
 
 @dataclass(frozen=True)

@@ -26,18 +26,21 @@ from common import runtime
 from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
 from common.data.normalize import Scaling, Scalings
 from common.data.sampling import BLOCK_ORDER
-from common.errors import UserError
+from common.errors import NotFinite, UserError
 from common.files import REPOSITORY, not_written, replacing, sweep
 from common.model import seen_range
 from common.provenance import provenance
 from common.talk import note, some
-from common.train import average, schedule, weights_file
+from common.train import average, optim, schedule, weights_file
 from common.train.record import HISTORY, RECORD
 from common.train.steps import State
 
 SAVED_NUMBERS = (
     "epoch",
     "iteration",
+    "skipped",
+    "skipped_in_epoch",
+    "skipped_in_a_row",
     "best",
     "best_epoch",
     "judged",
@@ -76,8 +79,17 @@ PARTS: dict[str, type | tuple[type, ...]] = {
 def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -> None:
     """Write the whole state as latest.pt or best.pt of the run.
 
-    `which` is "latest" or "best". Raises FileError if the file cannot be written.
+    `which` is "latest" or "best". Raises FileError if the file cannot be written, and NotFinite if
+    the weights are not finite: the file before it is better.
     """
+    path = config.path("model_save_path") / f"{which}.pt"
+    if not are_finite(state.model):
+        kept = "the one before it stands" if path.exists() else "there was none before it"
+        raise NotFinite(
+            f"{path}: not written, since after iteration {state.iteration} the weights are not "
+            f"finite; {kept}. "
+            "Start another run_name with a lower learning_rate, or a max_grad_norm"
+        )
     content = {
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict() if state.ema else None,
@@ -93,8 +105,14 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
     } | runtime.random_state()
     for name in SAVED_NUMBERS:
         content[name] = getattr(state, name)
-    kept = config.checkpoints_kept if which == "latest" else 1
-    save(config.path("model_save_path") / f"{which}.pt", content, kept)
+    number = config.checkpoints_kept if which == "latest" else 1
+    save(path, content, number)
+
+
+def are_finite(model: torch.nn.Module) -> bool:
+    """Return whether all parameters of a network are finite; its buffers may be anything."""
+    flags = [parameter.detach().isfinite().all() for parameter in model.parameters()]
+    return bool(torch.stack(flags).all()) if flags else True
 
 
 def regularly(minutes: float, save_now: Callable[[], None]) -> Callable[[], None]:
@@ -339,9 +357,8 @@ def _restore(config: TrainConfig, state: State, saved: dict[str, Any], path: Pat
     for name in SAVED_NUMBERS:
         setattr(state, name, saved.get(name, getattr(state, name)))
     if state.iteration:
-        # an epoch that only lacks its validation: torch would warn that the scheduler is stepped
-        # first, since it does not know of the steps of earlier calls
-        state.optimizer._opt_called = True  # type: ignore[attr-defined]
+        # an epoch that only lacks its validation: its steps were those of earlier calls
+        optim.count_as_stepped(state.optimizer)
     with _restoring(path, "random state"):
         runtime.restore_random_state(saved)
     return changes

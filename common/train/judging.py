@@ -18,6 +18,7 @@ def count_epoch(
     state.epoch += 1
     state.epoch_loss = [0.0, 0.0]
     state.epoch_counts = []
+    state.skipped_in_epoch = 0
     if scores:
         state.validation_loss = scores.loss
         value, improved = judge_validation(config, state, scores)

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.config.settings import PLACES, TrainConfig
-from common.talk import duration, progress, say, this_command
+from common.talk import count, duration, progress, say, this_command
 from common.train.checkpoint import best_of
 from common.train.record import Recorder, RunRecord
 from common.train.steps import CHALLENGE, Scores, State, TrainedEpoch
@@ -91,8 +91,10 @@ def log_epoch(
         row[f"train/{name}"] = value
     if scores:
         row |= _log_validation(config, state, tracker, scores)
-    trained_means = {"mean/dice/train": trained.dice, "mean/iou/train": trained.iou}
-    tracker.scalars({"lr": learning_rate} | trained_means, state.iteration)
+    scalars = {"mean/dice/train": trained.dice, "mean/iou/train": trained.iou}
+    if state.skipped:  # a curve only for runs that have something to show
+        scalars["skipped"] = trained.skipped
+    tracker.scalars({"lr": learning_rate} | scalars, state.iteration)
     tracker.history(row)
 
 
@@ -146,6 +148,8 @@ def say_epoch(
         # the challenge's score is there in some epochs only
         if config.best_metric != CHALLENGE or scores.whole:
             parts.append(f"{config.best_metric} {scores.mean(config.best_metric):.3f}{best}")
+    if trained.skipped:
+        parts.append(f"{count(trained.skipped, 'step')} skipped")
     parts.append(f"{trained.samples_per_s:.1f} samples/s")
     parts.append(f"data wait {trained.data_wait:.0%}")
     parts.append(f"{duration(seconds_left)} left")

@@ -82,6 +82,14 @@ def step_scheduler(scheduler: LRScheduler | None, metric: float) -> None:
         scheduler.step()
 
 
+def count_as_stepped(optimizer: torch.optim.Optimizer) -> None:
+    """Let a scheduler be stepped though the optimiser was not, in this call or in this step.
+
+    torch would warn that they are called in the wrong order.
+    """
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
 @contextmanager
 def at_fraction(optimizer: torch.optim.Optimizer, fraction: float) -> Iterator[None]:
     """Context manager: lower all learning rates to a fraction of what the scheduler says."""

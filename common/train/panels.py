@@ -64,11 +64,12 @@ class Panels:
             block = first_block + sample
             per_slice = positive[sample, channel]
             if self._is_wanted(self.classes[channel], block, int(per_slice.sum())):
-                image = self._slice(
+                image = section(
                     raw[sample, 0],
                     labels[sample, channel],
                     logits[sample, channel],
-                    int(per_slice.argmax()),
+                    z=int(per_slice.argmax()),
+                    ratio=self.ratio,
                 )
                 panel = _Panel(int(per_slice.sum()), block, image)
                 self._keep(self.classes[channel], panel)
@@ -86,19 +87,6 @@ class Panels:
         panels = sorted([*self.kept[name], panel], key=lambda panel: (-panel.positive, panel.block))
         self.kept[name] = panels[: self.samples]
 
-    def _slice(
-        self, raw: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, z: int
-    ) -> np.ndarray:
-        """Return one z slice of raw, labels and probability side by side, (y, x, 3) uint8."""
-        # both patches have the same centre, and their voxels may differ in size
-        raw_z = int((z + 0.5 - len(labels) / 2) * self.ratio[0] + len(raw) / 2)
-        return figures.panel(
-            raw[raw_z].cpu().numpy(),
-            labels[z].cpu().numpy(),
-            logits[z].float().sigmoid().cpu().numpy(),
-            voxel_ratio=self.ratio[1:].tolist(),
-        )
-
     def blocks(self) -> dict[str, list[int]]:
         """Return the numbers of the blocks that are shown, by class."""
         if self.shown:
@@ -114,3 +102,25 @@ class Panels:
             if panels:
                 images[name] = figures.above([panel.image for panel in panels])
         return images
+
+
+def section(
+    raw: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, *, z: int, ratio: np.ndarray
+) -> np.ndarray:
+    """Return one z slice of raw, labels and probability side by side, (y, x, 3) uint8.
+
+    Args:
+        raw: (z, y, x) in [0, 1].
+        labels: (z, y, x) of one class, -1 for unknown.
+        logits: (z, y, x) of that class.
+        z: the slice, in voxels of the target.
+        ratio: (3,) size of a target voxel in raw voxels, z, y, x.
+    """
+    # both patches have the same centre, and their voxels may differ in size
+    raw_z = int((z + 0.5 - len(labels) / 2) * ratio[0] + len(raw) / 2)
+    return figures.panel(
+        raw[raw_z].cpu().numpy(),
+        labels[z].cpu().numpy(),
+        logits[z].float().sigmoid().cpu().numpy(),
+        voxel_ratio=ratio[1:].tolist(),
+    )

@@ -21,14 +21,15 @@ from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import loaders, sampling
 from common.data.loaders import Batch, WorkerLost
+from common.errors import NotFinite
 from common.files import REPOSITORY
 from common.provenance import provenance
-from common.talk import command_line, note, say
-from common.train import checkpoint, criterion, logs, one_process, schedule, steps
+from common.talk import command_line, note, say, some
+from common.train import checkpoint, criterion, logs, one_process, schedule, skipped, steps
 from common.train.judging import count_epoch, out_of_patience
 from common.train.logs import Logs
 from common.train.setup import Score, Setup, prepare
-from common.train.steps import CHALLENGE, Scores, State, Stop, TrainedEpoch, Validation
+from common.train.steps import CHALLENGE, Scores, State, StepResult, Stop, TrainedEpoch, Validation
 from common.train.tracking import Tracker
 
 
@@ -100,6 +101,7 @@ def train_held(
 ) -> Result:
     """Train a run that this process holds; see `train`. `command` continues it."""
     setup, state = prepare(config, score)
+    setup = dataclasses.replace(setup, replay=command.replace(" train ", " replay ", 1))
     origin = checkpoint.resume(config, state, setup.crops.split_hash)
     about = provenance(REPOSITORY) | setup.about()
     with logs.open_logs(config, state, about) as run_logs, stopping.interruptible() as stopped:
@@ -244,6 +246,13 @@ def run_epoch(
     config = setup.config
     last_iteration = (state.epoch + 1) * config.iterations_per_epoch
     save = partial(setup.save, state)
+    save_if_due = checkpoint.regularly(config.checkpoint_minutes, save)
+
+    def after_step(group: list[Batch], result: StepResult) -> None:
+        if result.is_skipped:
+            keep_skipped(setup, state, group, result)
+        save_if_due()
+
     with logs.epoch_progress(config, state, last_iteration) as bar:
         trained = steps.train_epoch(
             state,
@@ -253,7 +262,7 @@ def run_epoch(
             log=tracker.scalars,
             stop=stopped,
             bar=bar,
-            after_step=checkpoint.regularly(config.checkpoint_minutes, save),
+            after_step=after_step,
         )
     if stopped():
         return trained, None
@@ -261,6 +270,46 @@ def run_epoch(
     if setup.validation is None:
         return trained, None
     return trained, validate(setup, state, setup.validation, stopped)
+
+
+def keep_skipped(setup: Setup, state: State, group: list[Batch], result: StepResult) -> None:
+    """Write down a step that was skipped, and say so once in an epoch.
+
+    Raises NotFinite, with the state saved, where there were too many in a row.
+    """
+    config = setup.config
+    folder = config.path("logs_save_path")
+    step = skipped.described(state.iteration, group, result.numbers)
+    skipped.add(folder, config.random_seed, step)
+    if state.skipped_in_epoch == 1:
+        note(
+            f"iteration {step.iteration}: {step.problem}, on "
+            f"{some(skipped.crops_of(step))}; the step is skipped. To look at it:\n  {setup.replay}"
+        )
+    # an epoch without any step is none, however few steps it has
+    if state.skipped_in_a_row < min(config.skipped_steps_limit, config.iterations_per_epoch):
+        return
+    in_a_row = talk.count(state.skipped_in_a_row, "step")
+    state.skipped_in_a_row = 0  # whoever mends the data goes on
+    setup.save(state)
+    latest = config.path("model_save_path") / "latest.pt"
+    raise NotFinite(
+        f"iteration {step.iteration}: {step.problem}, on {some(skipped.crops_of(step))}; "
+        f"{in_a_row} in a row not finite, and skipped. {latest} has the weights from before them. "
+        f"Where it begins, in which samples and which layer, says\n  {setup.replay}\n"
+        f"{what_to_change(setup)}"
+    )
+
+
+def what_to_change(setup: Setup) -> str:
+    """Return what keeps numbers finite where it is not the data, as a sentence."""
+    half = ""
+    if setup.method.forward.precision.name == "fp16":
+        half = ", precision = 'bf16' or 'fp32' (numbers above 65504 overflow in fp16)"
+    return (
+        "If it is the data, mend them and go on with the same command; else start another run_name "
+        f"with a lower learning_rate, or a max_grad_norm{half}"
+    )
 
 
 def validate(setup: Setup, state: State, validation: Validation, stopped: Stop) -> Scores | None:

@@ -45,6 +45,8 @@ class Setup:
     """None if the datasplit has no validation crop."""
     unusual: tuple[str, ...] = ()
     """What is unusual about the settings, as sentences."""
+    replay: str = ""
+    """The command that looks at steps that were skipped."""
 
     def about(self) -> dict[str, str]:
         """Return what is recorded about the run in addition to versions and commit."""

@@ -21,12 +21,13 @@ from tqdm import tqdm
 from common.data import targets
 from common.data.loaders import Batch, Batches
 from common.data.normalize import Scalings
-from common.errors import NotFinite, UserError
+from common.errors import UserError
 from common.model.forward import ForwardPass
-from common.train import metrics, optim, whole_slice
+from common.train import metrics, optim, skipped, whole_slice
 from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_with, set_mode
 from common.train.losses import AnyTarget
 from common.train.panels import Panels
+from common.train.skipped import Numbers
 
 LOG_EVERY = 20
 """Iterations (optimiser steps) between two logged training losses."""
@@ -58,6 +59,9 @@ goes through it. None once stop() returned True."""
 Log = Callable[[dict[str, float], int], None]
 """`log(values, iteration)` logs scalars by tag, such as "loss/train"."""
 
+AfterStep = Callable[[list[Batch], "StepResult"], None]
+"""`after_step(group, result)`, of the batches of a step and what came of it."""
+
 
 @dataclass
 class State:
@@ -70,7 +74,13 @@ class State:
     epoch: int = 0
     """Number of finished epochs, validation included."""
     iteration: int = 0
-    """Number of optimiser steps taken."""
+    """Number of optimiser steps, with those that were skipped."""
+    skipped: int = 0
+    """Number of steps of the run that were skipped, see `StepResult.is_skipped`."""
+    skipped_in_epoch: int = 0
+    """Those of the current epoch."""
+    skipped_in_a_row: int = 0
+    """Those since the last step that was not skipped."""
     best: float = math.nan
     """The best value of best_metric so far; NaN before the first validation."""
     best_epoch: int = 0
@@ -113,13 +123,19 @@ class State:
         """The network that is validated and will predict: the average, where one is kept."""
         return self.model if self.ema is None else self.ema.module
 
-    def count_step(self, loss: float, norm: float) -> None:
-        """Count an optimiser step, its loss and the norm of its gradient."""
+    def count_step(self, result: StepResult) -> None:
+        """Count an optimiser step; of one that was skipped, nothing else than that it was."""
         self.iteration += 1
-        self.epoch_loss[0] += loss
+        if result.is_skipped:
+            self.skipped += 1
+            self.skipped_in_epoch += 1
+            self.skipped_in_a_row += 1
+            return
+        self.skipped_in_a_row = 0
+        self.epoch_loss[0] += result.loss
         self.epoch_loss[1] += 1
-        self.recent_losses.append(loss)
-        self.grad_norm = norm
+        self.recent_losses.append(result.loss)
+        self.grad_norm = result.grad_norm
 
     @torch.no_grad()
     def count_voxels(self, logits: torch.Tensor, target: AnyTarget) -> None:
@@ -136,9 +152,28 @@ class State:
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss over the steps of the current epoch so far; 0 before the first."""
+        """Mean loss over the steps of the current epoch so far; NaN before the first."""
         total, steps = self.epoch_loss
-        return total / max(steps, 1)
+        return total / steps if steps else math.nan
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of one optimiser step."""
+
+    numbers: Numbers
+    is_skipped: bool = False
+    """Whether they are bad, see skipped.is_bad: then nothing of the step is kept."""
+
+    @property
+    def loss(self) -> float:
+        """Mean over the known (voxel, class) pairs of the group."""
+        return self.numbers.loss
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the gradient before clipping."""
+        return self.numbers.grad_norm
 
 
 @dataclass(frozen=True)
@@ -217,6 +252,8 @@ class TrainedEpoch:
     dice: float = math.nan
     """Mean over the classes in the logged batches, before their steps; NaN without one."""
     iou: float = math.nan
+    skipped: int = 0
+    """Number of steps that were skipped."""
 
 
 @dataclass
@@ -264,11 +301,9 @@ def train_epoch(
     log: Log,
     stop: Stop,
     bar: tqdm,
-    after_step: Callable[[], None] = lambda: None,
+    after_step: AfterStep = lambda *_: None,
 ) -> TrainedEpoch:
     """Take optimiser steps until `last_iteration`, or until stop() returns True.
-
-    Raises NotFinite if the loss or the gradient is not finite; that step is not taken.
 
     Args:
         state: state of the run, updated in place.
@@ -287,18 +322,20 @@ def train_epoch(
             group = [next(batches) for _ in range(method.accumulation)]
         is_logged = state.iteration % LOG_EVERY == LOG_EVERY - 1
         is_logged = is_logged or state.iteration + 1 == last_iteration
-        loss, norm = step(state, method, group, look=state.count_voxels if is_logged else None)
+        result = step(state, method, group, look=state.count_voxels if is_logged else None)
         if method.schedules_iterations:
+            # also after a step that was skipped: the rate is a function of the iteration
             optim.step_scheduler(state.scheduler, math.nan)
-        state.count_step(loss, norm)
+        state.count_step(result)
         clock.took(sum(len(batch.raw) for batch in group))
         if is_logged:
-            scalars = {"loss/train": float(np.mean(state.recent_losses)), "grad_norm": norm}
+            scalars = {"loss/train": finite_mean(np.array(state.recent_losses))}
+            scalars["grad_norm"] = result.grad_norm
             log(scalars | clock.scalars(), state.iteration)
             state.recent_losses = []
         bar.set_postfix_str(f"loss {state.mean_loss:.4f}, {clock}", refresh=False)
         bar.update()
-        after_step()
+        after_step(group, result)
     return TrainedEpoch(
         loss=state.mean_loss,
         grad_norm=state.grad_norm,
@@ -306,6 +343,7 @@ def train_epoch(
         data_wait=clock.data_wait,
         dice=state.training_metric("dice"),
         iou=state.training_metric("iou"),
+        skipped=state.skipped_in_epoch,
     )
 
 
@@ -354,17 +392,17 @@ def finite_mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def step(
-    state: State, method: Method, group: list[Batch], look: Look | None = None
-) -> tuple[float, float]:
-    """Take one optimiser step on a group of batches; return its loss and gradient norm.
+def step(state: State, method: Method, group: list[Batch], look: Look | None = None) -> StepResult:
+    """Take one optimiser step on a group of batches.
 
     `look` is called with the logits and the target of the last batch, when the step is taken.
 
     The loss is the mean over the known (voxel, class) pairs of the whole group: the loss of each
-    batch is weighted by its number of known pairs. The norm is that before clipping. Raises
-    NotFinite, before the step is taken, if either is not finite.
+    batch is weighted by its number of known pairs. A step whose numbers are not finite is
+    skipped: weights, their average, running statistics and buffers of the loss stay as they
+    were. Random numbers that were drawn stay drawn.
     """
+    before = _buffers(state)
     known = [targets.count_known(batch.target) for batch in group]
     total = torch.stack(known).sum().clamp(min=1)
     loss = torch.zeros((), device=total.device)
@@ -377,36 +415,48 @@ def step(
     state.scaler.unscale_(state.optimizer)
     parameters = [p for p in state.model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(parameters, method.max_grad_norm or math.inf)
-    loss_value, norm_value = torch.stack([loss, norm]).tolist()  # one wait for the device, not two
-    _refuse_not_finite(state, group, loss_value, norm_value)
+    statistics = skipped.largest_statistic(state.model).to(loss.device)
+    # one wait for the device, not three
+    numbers = Numbers(*torch.stack([loss, norm, statistics]).tolist())
+    is_skipped = skipped.is_bad(numbers, state.scaler)
+    is_taken = math.isfinite(numbers.grad_norm) and not is_skipped
     fraction = optim.warmed_up(state.iteration, method.warmup)
     with optim.at_fraction(state.optimizer, fraction):
         state.learning_rate = float(state.optimizer.param_groups[0]["lr"])
-        state.scaler.step(state.optimizer)
-    state.scaler.update()
+        if is_taken:
+            state.scaler.step(state.optimizer)
+    if is_skipped:
+        _restore_buffers(state, before)
+        skipped.keep_scale(state.scaler)
+    else:
+        state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    if state.ema is not None:
+    if is_taken and state.ema is not None:
         state.ema.update_parameters(state.model)
-    if look:  # only now: the graph of the forward pass is gone, and its memory free
+    if not is_taken:
+        optim.count_as_stepped(state.optimizer)
+    if look and not is_skipped:
+        # only now: the graph of the forward pass is gone, and its memory free
         look(outputs[0].detach(), group[-1].target)
-    return loss_value, norm_value
+    return StepResult(numbers, is_skipped)
 
 
-def _refuse_not_finite(state: State, group: list[Batch], loss: float, norm: float) -> None:
-    """Raise NotFinite, naming the crops, unless the loss and the gradient norm are finite."""
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    # in fp16 a gradient may overflow: the scaler then leaves the step out and scales less
-    if state.scaler.is_enabled() and math.isfinite(loss):
-        return
-    crops: list[str] = []
-    for batch in group:
-        crops += batch.where
-    raise NotFinite(
-        f"iteration {state.iteration + 1}: loss {loss}, gradient norm {norm}, on "
-        f"{', '.join(crops)}; the step was not taken. "
-        "Lower learning_rate, set max_grad_norm, or look at these crops"
-    )
+def _buffers(state: State) -> list[dict[str, torch.Tensor]]:
+    """Return copies of what forward passes change: running statistics, counts of a loss."""
+    copies = []
+    for module in (state.model, state.criterion):
+        buffers = module.named_buffers() if module is not None else ()
+        copies.append({name: buffer.clone() for name, buffer in buffers})
+    return copies
+
+
+@torch.no_grad()
+def _restore_buffers(state: State, before: list[dict[str, torch.Tensor]]) -> None:
+    """Undo what forward passes did since `_buffers`: one NaN in a running mean never leaves it."""
+    for module, copies in zip((state.model, state.criterion), before, strict=True):
+        buffers = dict(module.named_buffers()) if module is not None else {}
+        for name, copy in copies.items():
+            buffers[name].copy_(copy)
 
 
 @torch.no_grad()
