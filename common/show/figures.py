@@ -185,7 +185,7 @@ def classes_in_colour(
     """
     image = np.zeros((*shares.shape[1:], 3), np.float32)
     for channel in order:
-        opacity = shares[channel].astype(np.float32)[..., None]
+        opacity = np.nan_to_num(shares[channel].astype(np.float32))[..., None]
         image += opacity * (colours[channel] - image)
     return np.rint(image).astype(np.uint8)
 
