@@ -97,7 +97,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each training measurement")
     parser.add_argument("--iterations", type=int, default=50, help="in fp32 and in bf16")
-    parser.add_argument("--side", type=int, default=512, help="of the predicted volume, voxels")
+    parser.add_argument("--side", type=int, default=384, help="of the predicted volume, voxels")
     parser.add_argument("--json", type=Path, help="file that gets all figures")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -136,7 +136,7 @@ def case_of(experiment: str, options: argparse.Namespace, scratch: Path) -> Case
         if options.quick:
             write_crops(data, crops=1, extent=36, raw_extent=60, voxel_size=voxel_size)
         else:
-            write_crops(data, extent=120, raw_extent=340, voxel_size=voxel_size)
+            write_crops(data, crops=1, extent=96, raw_extent=200, voxel_size=voxel_size)
     # setup_04's network is tens of times as slow
     side = options.side // 2 if experiment == "setup_04_all" and not options.quick else options.side
     return Case(
