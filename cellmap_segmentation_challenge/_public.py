@@ -22,27 +22,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cellmap_segmentation_challenge._names import Lacking, Ours
+
 PACKAGE = "cellmap_segmentation_challenge"
 TOOLBOX = f"{PACKAGE}._toolbox"
 HERE = Path(__file__).resolve().parent
 
-FUNCTIONS = {
-    "train": "cellmap_segmentation_challenge._scored",
-    "predict": "common.infer.predict",
-    "process": "common.infer.process",
-    "evaluate": "common.score.evaluate",
-}
-"""Functions of the package, and the module that each is in."""
+FUNCTIONS = frozenset(["train", "predict", "process", "evaluate", "visualize"])
+"""Functions of the package; in the toolbox modules are called so."""
 
 
 def names_of(
-    module: str, sources: Mapping[str, str], theirs_first: Collection[str] = ()
+    module: str, names: Mapping[str, Ours | Lacking], theirs_first: Collection[str] = ()
 ) -> Callable[[str], Any]:
     """A `__getattr__` for one of our modules: names imported when used, then the toolbox's.
 
+    It raises ImportError, with what to write instead, for a name that neither has and that we know.
+
     Args:
         module: its name.
-        sources: the module that each of our own names is in.
+        names: those that we know of it, see `_names`.
         theirs_first: names that are taken from the toolbox where it can be imported.
     """
 
@@ -51,13 +50,16 @@ def names_of(
             theirs = _of_toolbox(module, name)
             if theirs is not None:
                 return theirs
-        if name in sources:
-            return getattr(import_module(sources[name]), name)
+        entry = names.get(name)
+        if isinstance(entry, Ours):
+            return getattr(import_module(entry.module), name)
         # tools ask modules for names such as __wrapped__; our submodules come before the toolbox
         if not name.startswith("_") and not _is_ours(f"{module}.{name}"):
             counterpart = _toolbox_module(module)
             if counterpart and hasattr(counterpart, name):
                 return getattr(counterpart, name)
+        if isinstance(entry, Lacking):
+            raise ImportError(f"{module} has no {name}; instead: {entry.instead}", name=module)
         raise AttributeError(f"module '{module}' has no attribute '{name}'")
 
     return get
@@ -85,7 +87,9 @@ class Finder(MetaPathFinder):
         if below in FUNCTIONS:
             # as an attribute of the package, the toolbox's module would take the function's place
             raise ModuleNotFoundError(
-                f"{fullname} is a function here; write from {PACKAGE} import {below}", name=fullname
+                f"{fullname} is a function here; write from {PACKAGE} import {below}, and import "
+                f"what else you need of that module from {PACKAGE}.utils",
+                name=fullname,
             )
         if _is_ours(fullname) or not _toolbox_spec():
             return None

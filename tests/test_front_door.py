@@ -21,10 +21,9 @@ from cellmap_segmentation_challenge.utils import (
     get_dataloader,
     get_tested_classes,
     load_safe_config,
-    make_datasplit_csv,
 )
 from common.classes import TESTED
-from common.data import make_split, targets
+from common.data import targets
 from common.data.loaders import open_data, training_batches
 from common.errors import UserError
 from common.files import REPOSITORY
@@ -67,6 +66,7 @@ def test_train_takes_another_score(experiment):
         ("predict", "common.infer.predict"),
         ("process", "common.infer.process"),
         ("evaluate", "common.score.evaluate"),
+        ("visualize", "common.show.visualize"),
     ],
 )
 def test_the_commands_are_functions_of_the_package(name, address):
@@ -87,8 +87,8 @@ def test_what_is_not_there_cannot_be_imported(name):
 
 
 def test_what_utils_does_not_have_cannot_be_imported():
-    with pytest.raises(ImportError, match="download_file"):
-        exec("from cellmap_segmentation_challenge.utils import download_file")
+    with pytest.raises(ImportError, match="upload_file"):
+        exec("from cellmap_segmentation_challenge.utils import upload_file")
 
 
 def test_a_submodule_that_is_ours_is_no_name_of_another():
@@ -137,10 +137,6 @@ def test_class_relations_cover_the_whole_table_unless_classes_are_named():
 def test_class_relations_of_an_unknown_class_are_refused(names):
     with pytest.raises(UserError, match=r"'mitto'.*'mito'"):
         get_class_relations(names)
-
-
-def test_make_datasplit_csv_is_that_of_the_engine():
-    assert make_datasplit_csv is make_split.make_datasplit_csv
 
 
 def test_a_configuration_gives_its_names(tmp_path):

@@ -14,23 +14,23 @@ from common.files import REPOSITORY
 
 TOOLBOX = {
     "__init__.py": """
-        from .config import RAW_NAME
+        from .config import ONLY_THERE, RAW_NAME
         from .models import UNet_2D
 
 
         def __getattr__(name):
-            if name == "match_crop_space":
-                from .utils.helpers import match_crop_space
+            if name == "align_space":
+                from .utils.helpers import align_space
 
-                return match_crop_space
+                return align_space
             raise AttributeError(name)
         """,
-    "config.py": "RAW_NAME = 'em/fibsem-uint8'",
+    "config.py": "ONLY_THERE = 1; RAW_NAME = 'em/fibsem-uint8'",
     # the names of its utils are more than ours, and their submodules are called as ours
     "utils/__init__.py": """
         from .classes import get_tested_classes
-        from .helpers import pad_to
-        from .security import analyze_script, load_safe_config
+        from .helpers import get_fig_dict, pad_to
+        from .security import load_safe_config, scan_script
         """,
     "utils/classes.py": """
         COLOUR = "red"
@@ -47,11 +47,15 @@ TOOLBOX = {
             return n, RAW_NAME
 
 
-        def match_crop_space():
-            return "matched"
+        def align_space():
+            return "aligned"
+
+
+        def get_fig_dict():
+            return "of the toolbox"
         """,
     "utils/security.py": """
-        def analyze_script(path):
+        def scan_script(path):
             return True, []
 
 
@@ -81,7 +85,7 @@ TOOLBOX = {
         def train(path):
             raise AssertionError("the toolbox's")
         """,
-    "visualize.py": "import neuroglancer_that_is_not_there",
+    "view.py": "import neuroglancer_that_is_not_there",
 }
 
 
@@ -126,17 +130,19 @@ def test_a_submodule_of_the_toolbox_sees_the_toolboxs_names(python):
 def test_ours_win_and_what_we_lack_is_the_toolboxs(python):
     program = """
         import cellmap_segmentation_challenge.models
-        from cellmap_segmentation_challenge import RAW_NAME, match_crop_space, train
+        from cellmap_segmentation_challenge import ONLY_THERE, align_space, train
         from cellmap_segmentation_challenge.utils import get_tested_classes, load_safe_config
-        from cellmap_segmentation_challenge.utils import pad_to
+        from cellmap_segmentation_challenge.utils import get_fig_dict, pad_to
         from cellmap_segmentation_challenge.utils.classes import COLOUR, get_class_relations
-        from cellmap_segmentation_challenge.utils.security import analyze_script
+        from cellmap_segmentation_challenge.utils.security import scan_script
         print(train.__module__, len(get_tested_classes()), load_safe_config.__module__)
-        print(RAW_NAME, match_crop_space(), pad_to(1)[0], COLOUR, analyze_script(""))
+        print(ONLY_THERE, align_space(), pad_to(1)[0], COLOUR, scan_script(""))
+        print(get_fig_dict())
         """
     assert python(program) == (
         "common.train.run 48 cellmap_segmentation_challenge.utils.security\n"
-        "em/fibsem-uint8 matched 1 red (True, [])\n"
+        "1 aligned 1 red (True, [])\n"
+        "of the toolbox\n"
     )
 
 
@@ -174,8 +180,9 @@ def test_what_was_pickled_is_read_in_another_process(python, tmp_path):
 @pytest.mark.parametrize(
     ("statement", "reason"),
     [
-        ("import cellmap_segmentation_challenge.visualize", "'neuroglancer_that_is_not_there'"),
+        ("import cellmap_segmentation_challenge.view", "'neuroglancer_that_is_not_there'"),
         ("import cellmap_segmentation_challenge.nothing", "'cellmap_segmentation_challenge.noth"),
+        ("import cellmap_segmentation_challenge.visualize", "from cellmap_segmentation_challenge "),
         ("from cellmap_segmentation_challenge import nothing", "cannot import name 'nothing'"),
         ("from cellmap_segmentation_challenge.utils import nothing", "import name 'nothing'"),
         ("import cellmap_segmentation_challenge.train", "from cellmap_segmentation_challenge imp"),
@@ -253,7 +260,7 @@ def test_without_a_toolbox_there_are_only_ours(python):
     assert said.endswith("No module named 'cellmap_segmentation_challenge.visualize'")
     program = """
         import cellmap_segmentation_challenge as ours
-        print(hasattr(ours, "train"), hasattr(ours, "RAW_NAME"), hasattr(ours, "_private"))
+        print(hasattr(ours, "train"), hasattr(ours, "ONLY_THERE"), hasattr(ours, "_private"))
         """
     assert python(program, behind=None) == "True False False\n"
 

@@ -7,27 +7,11 @@ imported when they are used.
 
 from __future__ import annotations
 
+from cellmap_segmentation_challenge import _names
 from cellmap_segmentation_challenge._public import names_of
 
-_HERE = "cellmap_segmentation_challenge.models"
-
-NETWORKS = {
-    "UNet_2D": f"{_HERE}.unet_model_2D",
-    "UNet_3D": f"{_HERE}.unet_model_3D",
-    "ResNet": f"{_HERE}.resnet",
-    "ViTVNet": f"{_HERE}.vitnet",
-    "SwinTransformer": f"{_HERE}.swin",
-}
-"""Where each network is."""
-
-LOADING = {
-    "load_latest": f"{_HERE}.model_load",
-    "load_best_val": f"{_HERE}.model_load",
-    "get_latest_checkpoint_epoch": f"{_HERE}.model_load",
-    "get_best_val_epoch": f"{_HERE}.model_load",
-    "newest_wildcard_path": f"{_HERE}.model_load",
-}
-"""Where each function is."""
+NETWORKS = ("ResNet", "SwinTransformer", "UNet_2D", "UNet_3D", "ViTVNet")
+"""Names that are the toolbox's own where it is installed."""
 
 __all__ = [  # given by __getattr__
     "ResNet",
@@ -42,4 +26,8 @@ __all__ = [  # given by __getattr__
     "newest_wildcard_path",
 ]
 
-__getattr__ = names_of(__name__, NETWORKS | LOADING, theirs_first=NETWORKS)
+__getattr__ = names_of(__name__, _names.MODELS, theirs_first=NETWORKS)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_names.ours(__name__)]

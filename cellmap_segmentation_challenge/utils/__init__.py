@@ -1,21 +1,13 @@
 """Functions that configurations and scripts of this field import, over `common/`.
 
-They are imported when they are used.
+They are imported when they are used. Which there are, and how they differ from the public
+toolbox's, is in `cellmap_segmentation_challenge._names`.
 """
 
 from __future__ import annotations
 
+from cellmap_segmentation_challenge import _names
 from cellmap_segmentation_challenge._public import names_of
-
-SOURCES = {
-    "get_tested_classes": "cellmap_segmentation_challenge.utils.classes",
-    "get_class_relations": "cellmap_segmentation_challenge.utils.classes",
-    "load_safe_config": "cellmap_segmentation_challenge.utils.security",
-    "get_dataloader": "cellmap_segmentation_challenge.utils.dataloader",
-    "CellMapLossWrapper": "cellmap_segmentation_challenge.utils.loss",
-    "make_datasplit_csv": "common.data.make_split",
-}
-"""Where each name is; the submodules are called as in the public toolbox."""
 
 __all__ = [  # given by __getattr__
     "CellMapLossWrapper",
@@ -26,4 +18,8 @@ __all__ = [  # given by __getattr__
     "make_datasplit_csv",
 ]
 
-__getattr__ = names_of(__name__, SOURCES)
+__getattr__ = names_of(__name__, _names.UTILS)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_names.ours(__name__)]

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from cellmap_segmentation_challenge._public import names_of
+from cellmap_segmentation_challenge.utils.security import Config
 from common import runtime
 from common.config.check import check_settings
 from common.config.load import environment
+from common.config.public import DATA_RULES, OF_A_LOADER, translate_data
 from common.config.settings import TrainConfig, describe
 from common.data import augment
 from common.data.loaders import (
@@ -24,11 +26,17 @@ from common.data.loaders import (
     training_batches,
     validation_batches,
 )
+from common.talk import note
 
 __getattr__ = names_of(__name__, {})
 
 DEFAULT_INFO = {"shape": (1, 128, 128), "scale": (8, 8, 8)}
 """The public toolbox's: one slice."""
+
+DEFAULT_CLASSES = ("nuc", "er")
+
+PARAMETERS = ("datasplit_path", "classes", "batch_size", "input_array_info", "target_array_info")
+"""Settings that have a place of their own among the arguments."""
 
 DATA_SETTINGS = frozenset(
     [
@@ -91,56 +99,88 @@ class Loader:
 
 # the order of the public toolbox: scripts give the first five by position
 def get_dataloader(  # noqa: PLR0917
-    datasplit_path: str | os.PathLike[str] = "datasplit.csv",
-    classes: Sequence[str] = ("nuc", "er"),
-    batch_size: int = 1,
+    datasplit_path: str | os.PathLike[str] | Config | None = None,
+    classes: Sequence[str] | None = None,
+    batch_size: int | None = None,
     input_array_info: dict | None = None,
     target_array_info: dict | None = None,
     **settings: Any,
 ) -> tuple[Loader, Loader | None]:
     """(training loader, validation loader) over a datasplit; None if no crop validates.
 
+    None is as if it were left out. What is taken otherwise than in the public toolbox is noted.
     Raises FileNotFoundError, or UserError with everything that is wrong.
 
     Args:
-        datasplit_path: which crops train and which validate. Its paths start from data_path, or
-            CELLMAP_DATA, or data/ of the repository.
-        classes: in the order of the channels.
-        batch_size: patches in a batch.
+        datasplit_path: which crops train and which validate, datasplit.csv unless given. Its paths
+            start from data_path, or CELLMAP_DATA, or data/ of the repository. Or `config`.
+        classes: in the order of the channels; nuc and er unless given.
+        batch_size: patches in a batch; 1 unless given.
         input_array_info: {"shape": (z, y, x) in voxels, "scale": (z, y, x) in nm}; (1, 128, 128)
             at 8 nm unless given.
         target_array_info: likewise; that of the input unless given.
-        settings: those in DATA_SETTINGS, as in a train_config.py.
+        settings: those in DATA_SETTINGS, as in a train_config.py; the public toolbox's
+            train_raw_value_transforms, val_raw_value_transforms, target_value_transforms and
+            options of a loader; and `config`, what `load_safe_config` gives, whose values go
+            before.
     """
-    config = _settings(
-        settings,
-        datasplit_path=Path(datasplit_path).absolute(),
-        classes=classes,
-        batch_size=batch_size,
-        input_array_info=input_array_info or DEFAULT_INFO,
-        target_array_info=target_array_info or input_array_info or DEFAULT_INFO,
-    )
-    device = runtime.pick_device(config.device)
-    if config.augment:
-        augment.check_own(config.augment, config.input_array_info["shape"], device)
-    data = open_data(config)
-    batches = training_batches(config, data, device)
-    training = Loader(batches, config.iterations_per_epoch * config.batch_size, is_train=True)
-    fixed = validation_batches(config, data, device)
+    given = dict(settings)
+    config = given.pop("config", None)
+    if isinstance(datasplit_path, Config):
+        config = datasplit_path
+        datasplit_path = None
+    given |= {
+        "datasplit_path": datasplit_path,
+        "classes": classes,
+        "batch_size": batch_size,
+        "input_array_info": input_array_info,
+        "target_array_info": target_array_info,
+    }
+    if config is not None:
+        given |= _of_config(config)
+    checked = _settings({name: value for name, value in given.items() if value is not None})
+    device = runtime.pick_device(checked.device)
+    if checked.augment:
+        augment.check_own(checked.augment, checked.input_array_info["shape"], device)
+    data = open_data(checked)
+    batches = training_batches(checked, data, device)
+    training = Loader(batches, checked.iterations_per_epoch * checked.batch_size, is_train=True)
+    fixed = validation_batches(checked, data, device)
     if fixed is None:
         return training, None
     return training, Loader(fixed, len(fixed.blocks), is_train=False)
 
 
-def _settings(given: dict[str, Any], **parameters: Any) -> TrainConfig:
+def _of_config(config: Config) -> dict[str, Any]:
+    """What a configuration says about data; that it says of all else is left alone."""
+    taken = {}
+    for name in (*PARAMETERS, *DATA_SETTINGS, *OF_A_LOADER, *DATA_RULES, "random_validation"):
+        value = config.get(name)
+        if value is not None:
+            taken[name] = value
+    size = config.get("train_micro_batch_size_per_gpu")
+    return {**taken, **config.get("kwargs", {}), **({"batch_size": size} if size else {})}
+
+
+def _settings(given: dict[str, Any]) -> TrainConfig:
     """The settings of a training whose batches these are. UserError for those without effect."""
     values, problems = environment()
     known = {row.name for row in describe()}
     for name in given:
-        if name in known - DATA_SETTINGS:
+        if name in known - DATA_SETTINGS - set(PARAMETERS):
             problems.append(f"{name} has no effect on data; leave it out")
-    values |= given
-    values |= parameters
+    if given.pop("random_validation", False):
+        problems.append("random_validation: the same blocks validate every time; leave it out")
+    translation = translate_data(given)
+    for sentence in translation.notes:
+        note(f"get_dataloader: {sentence}")
+    problems += translation.problems
+    values |= translation.settings
+    info = values.setdefault("input_array_info", DEFAULT_INFO)
+    values.setdefault("target_array_info", info)
+    values.setdefault("classes", DEFAULT_CLASSES)
+    values.setdefault("batch_size", 1)
+    values["datasplit_path"] = Path(values.get("datasplit_path", "datasplit.csv")).absolute()
     values["build_model"] = torch.nn.Identity  # required, and not used
     return check_settings("get_dataloader", values, problems, TrainConfig)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import types
+from pathlib import Path
 from typing import Any
 
 from cellmap_segmentation_challenge._public import names_of
@@ -11,6 +13,32 @@ from common.config.module import load_module
 from common.errors import UserError
 
 __getattr__ = names_of(__name__, {})
+
+
+IMPORTS = frozenset(["os", "subprocess", "sys"])
+CALLS = frozenset(["eval", "exec", "compile", "__import__"])
+"""What `analyze_script` looks for."""
+
+
+def analyze_script(filepath: str | os.PathLike[str]) -> tuple[bool, list[str]]:
+    """Whether a file imports none of IMPORTS and calls none of CALLS, and a line for each it does.
+
+    That makes nothing safe: there are other ways to do anything, and `model.eval()` is named too.
+    Raises FileNotFoundError, SyntaxError.
+    """
+    issues = []
+    for node in ast.walk(ast.parse(Path(filepath).read_text())):
+        imported: list[str] = []
+        if isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imported = [node.module or ""]
+        issues += [f"Disallowed import detected: {name}" for name in imported if name in IMPORTS]
+        if isinstance(node, ast.Call):
+            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if called in CALLS:
+                issues.append(f"Disallowed function call detected: {called}")
+    return not issues, issues
 
 
 class Config(types.SimpleNamespace):
@@ -23,6 +51,16 @@ class Config(types.SimpleNamespace):
     def to_dict(self) -> dict[str, Any]:
         """All of it, by name."""
         return dict(vars(self))
+
+    def serialize(self) -> dict[str, Any]:
+        """What is no function, class or module: numbers and texts, all else as text."""
+        values = {}
+        for name, value in vars(self).items():
+            if isinstance(value, bool | int | float | str):
+                values[name] = value
+            elif not callable(value) and not isinstance(value, types.ModuleType):
+                values[name] = str(value)
+        return values
 
 
 def load_safe_config(config_path: str | os.PathLike[str], force_safe: bool = False) -> Config:

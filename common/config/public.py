@@ -25,7 +25,7 @@ from common import runtime
 from common.config.module import load_module
 from common.config.public_rules import MODEL_NAME, RULES, Draft
 from common.config.settings import OTHER_NAMES, ProcessConfig, as_text, describe
-from common.config.value_transforms import Normalize
+from common.config.value_transforms import Normalize, names_of, read_raw
 from common.talk import some
 
 SEED = 42
@@ -261,6 +261,42 @@ def _say_what_is_left_alone(draft: Draft, ours: set[str]) -> None:
         meant = OTHER_NAMES.get(name.lower()) or (near[0] if near else "")
         texts.append(f"{name} (the setting is '{meant}')" if meant else name)
     draft.notes.append(f"no settings, left alone: {some(texts, most=20)}")
+
+
+OF_A_LOADER = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
+"""Options of torch's DataLoader that scripts give."""
+
+DATA_RULES = (
+    "device",
+    "dataloader_kwargs",
+    "train_raw_value_transforms",
+    "val_raw_value_transforms",
+    "target_value_transforms",
+)
+"""Those of RULES that bear on batches."""
+
+
+def translate_data(given: Mapping[str, Any]) -> Translation:
+    """Translate what a script says about batches; names without a rule are taken as they are.
+
+    Transforms of validation alone, which are for a network's input, are among the problems.
+    """
+    draft = Draft(Path(), dict(given))
+    loader = {name: draft.given.pop(name) for name in OF_A_LOADER if name in draft.given}
+    if loader:
+        draft.given["dataloader_kwargs"] = {**loader, **draft.given.get("dataloader_kwargs", {})}
+    for name, value in draft.given.items():
+        if name in DATA_RULES:
+            RULES[name](draft, value)
+        else:
+            draft.settings[name] = value
+    others = read_raw(draft.given.get("val_raw_value_transforms")).others
+    if others:
+        draft.problems.append(
+            f"val_raw_value_transforms: {names_of(others)} is for the input of a network; apply it "
+            "to batch['input'] yourself"
+        )
+    return Translation(draft.settings, tuple(draft.notes), draft.problems)
 
 
 def translate_process(names: Mapping[str, Any]) -> dict[str, Any]:

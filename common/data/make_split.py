@@ -19,7 +19,7 @@ from common import files, talk
 from common.classes import TESTED, unknown_names
 from common.data import layout, split
 from common.data.catalogue import CHALLENGE, CropInfo, natural_key, read_crop_table, scan, select
-from common.data.choose_sides import FORCED, Sides, SplitRules, choose_folds, choose_sides
+from common.data.choose_sides import Sides, SplitRules, choose_folds, choose_sides
 from common.data.split import USAGES
 from common.errors import UserError
 
@@ -55,7 +55,7 @@ def make(
         choice: further fields of `SplitRules`.
     """
     path = Path(csv_path)
-    rules = SplitRules(scale=_three(scale), **choice)
+    rules = SplitRules(scale=three(scale), **choice)
     paths = _paths(path, rules.folds)
     for file in paths:
         _refuse_existing(file, overwrite)
@@ -154,7 +154,8 @@ def _check_classes(path: Path, classes: Sequence[str], crops: Sequence[CropInfo]
     _raise_all(path, problems)
 
 
-def _three(scale: Scale) -> tuple[float, ...] | None:
+def three(scale: Scale) -> tuple[float, ...] | None:
+    """A voxel size as z, y, x; None stays."""
     if scale is None:
         return None
     sizes = np.ravel(scale).astype(float).tolist()
@@ -318,71 +319,43 @@ def _count(sides: Sides, name: str, usage: str) -> int:
     return sum(side == usage and name in crop.classes for side, crop in sides)
 
 
-# the public toolbox's function
+# without a report
 
 
-def make_datasplit_csv(  # noqa: PLR0913, PLR0917  # the toolbox's arguments, in its order
-    classes: Sequence[str] = TESTED,
-    scale: Scale = None,
-    force_all_classes: bool | str = False,
-    validation_prob: float = 0.1,
+def split_data_root(
+    data_root: str | Path,
+    rules: SplitRules,
+    csv_path: str | Path | None,
+    *,
     datasets: Sequence[str] = ("*",),
     crops: Sequence[str] = ("*",),
-    csv_path: str | Path = "datasplit.csv",
-    dry_run: bool = False,
-    *,
-    data_root: str | Path = "data",
-    seed: int = 0,
-    by: str = "specimen",
     overwrite: bool = False,
 ) -> dict[str, list[str]]:
-    """The function of the public toolbox: split the crops under `data_root`.
+    """Split the crops under a data root; gives {crop folder: its classes} of those used.
 
-    Returns {crop folder: its classes} of those used. The layout is the challenge's, so there is no
-    search_path, raw_name or crop_name; paths are written relative to `data_root`.
+    Warns of what is broken there. Raises as `make`.
 
     Args:
-        classes: those that are wanted.
-        scale: nm.
-        force_all_classes: True takes only crops that annotate all of `classes`, 'train' or
-            'validate' only on that side. Others are left out there; the toolbox moves them to the
-            other side.
-        validation_prob: part of the crops that validates.
+        data_root: where the crops are looked for.
+        rules: how sides are chosen, without folds.
+        csv_path: the file; None writes none.
         datasets: names or patterns.
         crops: names or patterns.
-        csv_path: the file.
-        dry_run: write nothing.
-        data_root: where the crops are looked for.
-        seed: of the draws.
-        by: what stays together, one of GROUPS.
         overwrite: replace an existing file.
     """
-    path = Path(csv_path)
-    forced = "all" if force_all_classes is True else force_all_classes or ""
-    if forced not in FORCED:
-        raise UserError(
-            f"{path}: force_all_classes '{force_all_classes}'; "
-            "write True, False, 'train' or 'validate'"
-        )
-    _refuse_existing(path, overwrite or dry_run)
-    rules = SplitRules(
-        classes=classes,
-        scale=_three(scale),
-        validation_fraction=validation_prob,
-        seed=seed,
-        by=by,
-        force_classes=forced,
-    )
-    _raise_all(path, rules.problems())
+    source = Path(csv_path or data_root)
+    if csv_path is not None:
+        _refuse_existing(source, overwrite)
+    _raise_all(source, rules.problems())
     known, broken = scan(data_root, datasets, crops)
     if broken:
-        warnings.warn("\n".join(broken), stacklevel=2)
-    _check_classes(path, classes, known)
+        warnings.warn("\n".join(broken), stacklevel=3)
+    _check_classes(source, rules.classes, known)
     sides = choose_sides(known, rules)
-    if not dry_run:
-        write_datasplit(path, rows(sides, classes), overwrite)
+    if csv_path is not None:
+        write_datasplit(source, rows(sides, rules.classes), overwrite)
     classes_of = {}
     for _, crop in sides:
         folder = f"{data_root}/{layout.labels(crop.dataset, crop.name)}"
-        classes_of[folder] = _annotated(crop, classes)
+        classes_of[folder] = _annotated(crop, rules.classes)
     return classes_of

@@ -86,7 +86,7 @@ def read(path: str | Path) -> list[Entry]:
         raise FileNotFoundError(
             f"{path}: no such manifest; write the path of a test_crop_manifest.csv"
         )
-    return _parse(path.read_bytes(), str(path))
+    return parse(path.read_bytes(), str(path))
 
 
 def by_crop(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
@@ -155,7 +155,7 @@ def _download(url: str) -> bytes:
             error.close()  # it holds the connection
         raise _not_fetched(url, error) from error
     try:
-        _parse(content, "it")
+        parse(content, "it")
     except UserError as error:
         raise _not_fetched(url, error) from error
     return content
@@ -168,7 +168,7 @@ def _not_fetched(url: str, error: Exception) -> FileError:
     )
 
 
-def _parse(content: bytes, source: str) -> list[Entry]:
+def parse(content: bytes, source: str) -> list[Entry]:
     """The rows of a table. Raises UserError with everything that is wrong, one line each."""
     first, *lines = content.decode("utf-8-sig", errors="replace").split("\n")
     header = [name.strip() for name in first.split(",")]

@@ -124,7 +124,7 @@ def _write_all(path: Path, levels: dict[Entry, Level], say: Callable[[str], None
         group = zarr.group(store=store)
         for entry, level in levels.items():
             try:
-                volume = _on_grid(entry, level)
+                volume = on_grid(entry, level)
             except (UserError, OSError) as error:
                 problems.append(f"{entry.path}: {error}")
                 continue
@@ -133,7 +133,7 @@ def _write_all(path: Path, levels: dict[Entry, Level], say: Callable[[str], None
     return problems
 
 
-def _on_grid(entry: Entry, level: Level) -> np.ndarray:
+def on_grid(entry: Entry, level: Level) -> np.ndarray:
     """(z, y, x) unsigned integers: 0 and 1, or ids.
 
     Raises UserError for values that are neither ids nor a mask nor probabilities.

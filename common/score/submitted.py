@@ -12,7 +12,7 @@ import zarr
 
 from common.classes import INSTANCES
 from common.data.annotation import LabelReader
-from common.data.ngff import Level
+from common.data.ngff import Level, open_levels
 from common.errors import UserError
 from common.score import arrays, challenge, submission
 from common.score.judge import Evaluation, Truth, compare, judge
@@ -37,6 +37,20 @@ class SubmittedCrop:
 def crops_of(truths: Path) -> list[str]:
     """The crops that a store of truths holds. Raises FileNotFoundError or UserError."""
     return sorted(_open_truths(truths).group_keys())
+
+
+def open_volume(path: Path) -> Level:
+    """The finest level of a multiscale group, or an array with its place in its attributes.
+
+    Raises FileNotFoundError without a volume, UserError for one without a place.
+    """
+    if not (path / ".zarray").is_file():
+        return open_levels(path)[0]
+    try:
+        folder = zarr.open_group(str(path.parent), mode="r")
+    except submission.GROUP_ERRORS as error:
+        raise UserError(f"{path.parent}: not a zarr v2 group ({error}); write it again") from error
+    return _in_memory(_level(arrays.open_array(folder, path.name, path), path))
 
 
 def judge_crop(job: SubmittedCrop) -> list[Evaluation]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from crops_at_hand import crop, labelled_store
 
+from cellmap_segmentation_challenge.utils import make_datasplit_csv
 from common.classes import TESTED
 from common.data import catalogue, layout, make_split
 from common.data.choose_sides import SplitRules, choose_sides
@@ -432,15 +433,13 @@ def test_incomplete_crops_are_left_out_of_a_forced_side_and_never_moved(
     tmp_path, data, force, count, complete
 ):
     path = tmp_path / "d.csv"
-    make_split.make_datasplit_csv(["mito", "er"], 8, force, 0.2, csv_path=path, data_root=data)
+    make_datasplit_csv(["mito", "er"], 8, force, 0.2, csv_path=path, data_root=data)
     rows = read_datasplit(path, data)
     assert (len(rows), complete_rows(rows)) == (count, complete)
 
 
 def test_an_incomplete_crop_validates_where_only_training_is_forced(tmp_path, data):
-    make_split.make_datasplit_csv(
-        ["mito", "er"], 8, "train", 0.6, csv_path=tmp_path / "d.csv", data_root=data
-    )
+    make_datasplit_csv(["mito", "er"], 8, "train", 0.6, csv_path=tmp_path / "d.csv", data_root=data)
     assert complete_rows(read_datasplit(tmp_path / "d.csv", data)) == {
         "train": {True},
         "validate": {True, False},
@@ -450,21 +449,17 @@ def test_an_incomplete_crop_validates_where_only_training_is_forced(tmp_path, da
 def test_an_unknown_way_to_force_classes_is_an_error(tmp_path, data):
     """In the toolbox 'validation' does nothing, silently."""
     with pytest.raises(UserError, match="force_all_classes 'validation'"):
-        make_split.make_datasplit_csv(
-            ["mito"], 8, "validation", csv_path=tmp_path / "d.csv", data_root=data
-        )
+        make_datasplit_csv(["mito"], 8, "validation", csv_path=tmp_path / "d.csv", data_root=data)
 
 
 def test_no_complete_crop_is_an_error_where_completeness_is_forced(tmp_path, data):
     with pytest.raises(UserError, match="no crop of 6 annotates all of mito, nuc"):
-        make_split.make_datasplit_csv(
-            ["mito", "nuc"], 8, True, csv_path=tmp_path / "d.csv", data_root=data
-        )
+        make_datasplit_csv(["mito", "nuc"], 8, True, csv_path=tmp_path / "d.csv", data_root=data)
 
 
 def test_a_dry_run_gives_the_crops_and_writes_nothing(tmp_path, data):
     path = tmp_path / "d.csv"
-    found = make_split.make_datasplit_csv(
+    found = make_datasplit_csv(
         ["er", "mito"], 8, csv_path=path, dry_run=True, data_root=data, crops=["crop1"]
     )
     assert found[f"{data}/s-0/s-0.zarr/recon-1/labels/groundtruth/crop1"] == ["er", "mito"]
@@ -474,19 +469,19 @@ def test_a_dry_run_gives_the_crops_and_writes_nothing(tmp_path, data):
 def test_an_existing_file_is_refused_before_the_data_are_looked_at(tmp_path, data):
     path = tmp_path / "datasplit.csv"
     path.write_text("# by hand")
-    for function in (make_split.make, make_split.make_datasplit_csv):
+    for function in (make_split.make, make_datasplit_csv):
         with pytest.raises(UserError, match=r"datasplit\.csv: exists already"):
             function(csv_path=path, scale=8, data_root=tmp_path / "nowhere")
-    found = make_split.make_datasplit_csv(["mito"], 8, csv_path=path, data_root=data, dry_run=True)
+    found = make_datasplit_csv(["mito"], 8, csv_path=path, data_root=data, dry_run=True)
     assert len(found) == 6
-    make_split.make_datasplit_csv(["mito"], 8, csv_path=path, data_root=data, overwrite=True)
+    make_datasplit_csv(["mito"], 8, csv_path=path, data_root=data, overwrite=True)
     assert len(read_datasplit(path, data)) == 6
 
 
 def test_labels_coarser_than_the_scale_are_left_out_and_none_takes_all(data):
     labelled_store(data, "t-1", "crop1", ("mito",), voxel_size=(16, 16, 16))
-    fine = make_split.make_datasplit_csv(["mito"], (8, 8, 8), data_root=data, dry_run=True)
-    every = make_split.make_datasplit_csv(["mito"], data_root=data, dry_run=True)
+    fine = make_datasplit_csv(["mito"], (8, 8, 8), data_root=data, dry_run=True)
+    every = make_datasplit_csv(["mito"], data_root=data, dry_run=True)
     assert (len(fine), len(every)) == (6, 7)
 
 
@@ -494,6 +489,6 @@ def test_a_broken_crop_is_warned_of(data):
     (data / "s-3" / "s-3.zarr" / layout.LABELS / "crop1" / "mito" / ".zattrs").unlink()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = make_split.make_datasplit_csv(["mito"], 8, data_root=data, dry_run=True)
+        found = make_datasplit_csv(["mito"], 8, data_root=data, dry_run=True)
     assert len(found) == 5
     assert "s-3.zarr" in str(said[0].message)

@@ -201,7 +201,7 @@ def test_a_volume_that_cannot_be_decoded_leaves_the_older_zip(packed, source_of)
 
 
 def test_a_submission_that_its_own_check_refuses_is_not_finished(source_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "_on_grid", lambda entry, level: np.zeros((2, 2, 2), np.uint8))
+    monkeypatch.setattr(packing, "on_grid", lambda entry, level: np.zeros((2, 2, 2), np.uint8))
     with pytest.raises(ValueError, match="crop1/ecs: shape"):
         pack([ECS], source_of, tmp_path / "out/submission.zip", silent)
     assert not list((tmp_path / "out").iterdir())
