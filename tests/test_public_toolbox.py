@@ -256,8 +256,8 @@ def test_importing_models_takes_no_torch(python):
 
 
 def test_without_a_toolbox_there_are_only_ours(python):
-    said = python("import cellmap_segmentation_challenge.visualize", behind=None, code=1)
-    assert said.endswith("No module named 'cellmap_segmentation_challenge.visualize'")
+    said = python("import cellmap_segmentation_challenge.view", behind=None, code=1)
+    assert said.endswith("No module named 'cellmap_segmentation_challenge.view'")
     program = """
         import cellmap_segmentation_challenge as ours
         print(hasattr(ours, "train"), hasattr(ours, "ONLY_THERE"), hasattr(ours, "_private"))
