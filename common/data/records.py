@@ -41,7 +41,7 @@ Neither names nor order may change: predictions that are finished would be made 
 """
 
 
-DETERMINING_IF_KNOWN = ("raw_scaling",)
+DETERMINING_IF_KNOWN = ("raw_scaling", "planes")
 """Fields that determine voxels and that came later: they go into the key unless they are None."""
 
 
@@ -64,6 +64,8 @@ class PredictionRecord:
     """"probability" or "logits"."""
     dtype: str | None = None
     orientations: int | None = None
+    planes: int | None = None
+    """Axes across which a 2-D network predicted, whose logits were averaged; None for its own."""
     raw: str | None = None
     """Path of the array of raw that was read."""
     raw_range: list[float] | None = None

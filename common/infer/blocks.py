@@ -16,7 +16,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -46,6 +46,13 @@ class Member:
     """Raw (1, 1, z, y, x) in [0, 1] to logits."""
     look: Callable[[torch.Tensor], None] = nothing
     """Called with its logits (classes, z, y, x) of each block."""
+    further: Sequence[tuple[BlockPlan, Forward]] = ()
+    """The same network over planes across other axes: the mean of all logits is its own."""
+
+    @property
+    def passes(self) -> list[tuple[BlockPlan, Forward]]:
+        """All of them, itself first."""
+        return [(self.plan, self.forward), *self.further]
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ def compute_blocks(
         to_stored: logits (classes, z, y, x) to what is stored, on the device.
         device: where the networks are.
     """
-    plans = [member.plan for member in members]
+    plans = [plan for member in members for plan, _ in member.passes]
     on_cuda = device.type == "cuda"
     # a CUDA device copies a block to the host while it computes the next one
     behind = 1 if on_cuda else 0
@@ -170,8 +177,10 @@ def _mean_logits(
     """
     positive: torch.Tensor | None = None
     negative: torch.Tensor | None = None
-    for member, block in zip(members, raw, strict=True):
-        logits = compute_block(member.plan, block, member.forward, device)
+    blocks = iter(raw)
+    for member in members:
+        own = [next(blocks) for _ in member.passes]
+        logits = _mean_over_passes(member, own, device)
         member.look(logits)
         if len(members) == 1:
             return logits
@@ -182,6 +191,20 @@ def _mean_logits(
         negative = is_not if negative is None else torch.logaddexp(negative, is_not)
     assert positive is not None and negative is not None
     return positive - negative
+
+
+def _mean_over_passes(
+    member: Member, raw: Sequence[RawBlock], device: torch.device
+) -> torch.Tensor:
+    """Logits (classes, z, y, x) of a network, the mean over its planes. raw: for each of them."""
+    if not member.further:
+        return compute_block(member.plan, raw[0], member.forward, device)
+    total: torch.Tensor | None = None
+    for (plan, forward), block in zip(member.passes, raw, strict=True):
+        logits = compute_block(plan, block, forward, device).float()
+        total = logits if total is None else total + logits
+    assert total is not None
+    return total / len(member.passes)
 
 
 def oriented(forward: Forward, orientations: int) -> Forward:
@@ -259,10 +282,30 @@ def _begin_copy(values: torch.Tensor, raw: RawBlock) -> _Copy:
 
 def _network_logits(plan: BlockPlan, raw: RawBlock, forward: Forward) -> torch.Tensor:
     """Logits (classes, z, y, x) of the network's voxels from the first that a block needs on."""
-    corners = list(itertools.product(*plan.window_starts(raw.number)))
-    if plan.window.agree and len(corners) == 1:
-        return _window_logits(plan, raw, corners[0], forward)
-    return _mean_of_windows(plan, raw, corners, forward)
+    placed = list(_windows(plan, raw.number))
+    if plan.window.agree and len(placed) == 1:
+        window, corner = placed[0]
+        return _window_logits(replace(plan, window=window), raw, corner, forward)
+    return _mean_of_windows(plan, raw, placed, forward)
+
+
+Placed = tuple[Window, tuple[int, ...]]
+"""A window, and the first voxel that it gives, in voxels of the network."""
+
+
+def _windows(plan: BlockPlan, number: int) -> Iterator[Placed]:
+    """The windows of a block; slices of a 2-D network several at a time."""
+    starts = plan.window_starts(number)
+    window = plan.window
+    if window.flat is None or window.at_once == 1:
+        yield from ((window, corner) for corner in itertools.product(*starts))
+        return
+    slices = starts[window.flat]
+    for first in slices[:: window.at_once]:
+        several = window.of_slices(min(window.at_once, slices.stop - first))
+        starts[window.flat] = range(first, first + 1)
+        for corner in itertools.product(*starts):
+            yield several, corner
 
 
 def _window_logits(
@@ -280,21 +323,23 @@ def _window_logits(
 
 
 def _mean_of_windows(
-    plan: BlockPlan, raw: RawBlock, corners: Sequence[tuple[int, ...]], forward: Forward
+    plan: BlockPlan, raw: RawBlock, placed: Sequence[Placed], forward: Forward
 ) -> torch.Tensor:
     """Logits (classes, z, y, x), the weighted mean over the windows that reach into a block."""
     first, last = plan.network_box(raw.number)
     shape = last - first
-    size = np.array(plan.window.output.shape)
-    weight = _window_weight(plan.window).to(raw.values.device)
+    of_one = _window_weight(plan.window).to(raw.values.device)
     weights = torch.zeros(*shape.tolist(), device=raw.values.device)
     total: torch.Tensor | None = None
-    for corner in corners:
+    for window, corner in placed:
+        size = np.array(window.output.shape)
+        weight = of_one.expand(*window.output.shape)
         start = np.array(corner) - first
         # where the window and the block overlap, in voxels of each; windows may stick out
         inside = slices(np.maximum(start, 0), np.minimum(start + size, shape))
         part = slices(np.maximum(-start, 0), np.minimum(size, shape - start))
-        logits = _window_logits(plan, raw, corner, forward)[:, *part] * weight[part]
+        logits = _window_logits(replace(plan, window=window), raw, corner, forward)
+        logits = logits[:, *part] * weight[part]
         # only now is it known how many classes there are
         if total is None:
             total = logits.new_zeros(len(logits), *shape.tolist())

@@ -25,7 +25,7 @@ from common.errors import UserError
 from common.files import REPOSITORY, sha256_of_file
 from common.infer.window import Forward, Window, find_window, with_agreement
 from common.model import activation, build, seen_range
-from common.model.forward import ForwardPass
+from common.model.forward import ForwardPass, is_2d
 from common.model.shapes import Shapes
 from common.provenance import provenance
 from common.talk import nm, note, some
@@ -44,6 +44,10 @@ class Network:
 
     forward: Forward
     window: Window
+    model: nn.Module
+    """In eval mode, on its device."""
+    forward_pass: ForwardPass
+    """What `forward` takes it through."""
     shapes: Shapes
     device: torch.device
     record: PredictionRecord
@@ -56,11 +60,24 @@ class Network:
     """Crops, dataset/crop, that it was trained on; None where nothing tells."""
     members: tuple[Network, ...] = ()
     """The networks of an ensemble, for which this one stands; see `common.infer.ensemble`."""
+    planes: tuple[Network, ...] = ()
+    """The network over the planes across z, y and x, for whose mean this one stands; see
+    `common.infer.planes`."""
 
     @property
     def each(self) -> tuple[Network, ...]:
         """The networks whose mean is predicted: itself, unless it stands for several."""
         return self.members or (self,)
+
+    @property
+    def flat(self) -> int | None:
+        """The axis across which a 2-D network takes slices; None of other networks."""
+        return self.forward_pass.flat
+
+    @property
+    def passes(self) -> tuple[tuple[Network, ...], ...]:
+        """For each network of `each` those whose mean logits it gives: itself, or its planes."""
+        return tuple(network.planes or (network,) for network in self.each)
 
     def raw_of(self, region: Region) -> Raw:
         """The raw of a box as this network gets it."""
@@ -124,27 +141,45 @@ def network_of(
         record: what a prediction will say of it.
         scalings: how the raw of each volume was normalised in training.
     """
-    device = next(model.parameters()).device
-    # float32: whether windows agree is told from differences of 1e-3, the grain of half precision
-    exact = ForwardPass(runtime.pick_precision("fp32", device), config.channels_last)
-    shapes = Shapes(model, exact)
-    window = find_window(
-        shapes, Patch(**config.input_array_info), Patch(**config.target_array_info)
-    )
-    unusual = activation.notice(model, exact.outputs, config.input_array_info["shape"])
+    taken = Patch(**config.input_array_info)
+    given = Patch(**config.target_array_info)
+    if is_2d(model) and 1 in taken.shape:
+        forward = replace(forward, flat=taken.shape.index(1))
+    unusual = activation.notice(model, forward.outputs, taken.shape)
     if unusual:
         note(f"{config.folder}: {unusual}")
-    with torch.inference_mode():
-        window = with_agreement(window, partial(exact, model), device)
+    window, shapes = over(model, forward, taken, given)
     return Network(
         partial(forward, model),
         window,
+        model,
+        forward,
         shapes=shapes,
-        device=device,
+        device=next(model.parameters()).device,
         record=record,
         raw_scalings=scalings,
         config=config,
     )
+
+
+def over(
+    model: nn.Module, forward: ForwardPass, taken: Patch, given: Patch
+) -> tuple[Window, Shapes]:
+    """The window of a model in eval mode, and its shapes.
+
+    Args:
+        model: on its device.
+        forward: how raw goes through it.
+        taken: the raw patch.
+        given: what comes out for it.
+    """
+    device = next(model.parameters()).device
+    # float32: whether windows agree is told from differences of 1e-3, the grain of half precision
+    exact = replace(forward, precision=runtime.pick_precision("fp32", device))
+    shapes = Shapes(model, exact)
+    window = replace(find_window(shapes, taken, given), flat=forward.flat)
+    with torch.inference_mode():
+        return with_agreement(window, partial(exact, model), device), shapes
 
 
 def as_trained(

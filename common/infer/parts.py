@@ -22,6 +22,7 @@ from common.infer import sharing, status
 from common.infer.crew import Crew, Failure, Tally
 from common.infer.ensemble import load_network
 from common.infer.network import Network
+from common.infer.planes import ALL, OWN, with_planes
 from common.infer.status import Progress
 from common.infer.work import Output, Work, describe, make_plan, never, plans_of, written
 from common.infer.writer import reopen_class
@@ -40,6 +41,8 @@ class Source:
     """The caller's: what a worker would choose may be another."""
     weights: tuple[str, ...]
     """Files."""
+    planes: str = OWN
+    """As of `common.infer.planes`."""
 
 
 def source_of(network: Network, config: TrainConfig, overrides: Sequence[str]) -> Source:
@@ -50,6 +53,7 @@ def source_of(network: Network, config: TrainConfig, overrides: Sequence[str]) -
         str(config.path("data_path")),
         precision=str(network.record.precision),
         weights=tuple(str(each.record.checkpoint) for each in network.each),
+        planes=ALL if any(each.planes for each in network.each) else OWN,
     )
 
 
@@ -178,4 +182,4 @@ def _network_of(source: Source) -> tuple[Network, TrainConfig]:
     """Loaded once in a worker, and kept."""
     overrides = (*source.overrides, f"precision={source.precision}")
     config = load_config(source.config_path, overrides, source.data)
-    return load_network(config, source.weights), config
+    return with_planes(load_network(config, source.weights), source.planes), config

@@ -28,6 +28,7 @@ from common.infer.engine import IN_THIS_PROCESS, Engine
 from common.infer.ensemble import load_network, note_training_crops
 from common.infer.network import Network
 from common.infer.parts import Hands, Source, source_of
+from common.infer.planes import CHOICES, with_planes
 from common.infer.room import Need
 from common.infer.work import (
     SMALLEST_BLOCK,
@@ -88,7 +89,7 @@ def predict(  # noqa: PLR0913  # the options of the command
         config, crops, volume=volume, roi=roi, manifest_path=manifest_path, say=say
     )
     chosen = choose_classes(config, boxes, classes)
-    network = load_network(config, weights)
+    network = with_planes(load_network(config, weights), stored_as.planes)
     source = source_of(network, config, overrides)
     with stopping.interruptible() as stopped:
         run = _Run(network, config, stored_as, overwrite, stopped)
@@ -192,7 +193,8 @@ def _announce_network(network: Network) -> None:
     for each in network.each:
         about = each.record
         trained = "weights alone" if about.epoch is None else f"epoch {about.epoch}, {about.metric}"
-        say(f"{about.checkpoint}: {trained}; on {network.device}")
+        planes = "; in planes across z, y and x" if each.planes else ""
+        say(f"{about.checkpoint}: {trained}; on {network.device}{planes}")
 
 
 def check_output(output: Output, config: TrainConfig) -> Output:
@@ -204,6 +206,8 @@ def check_output(output: Output, config: TrainConfig) -> Output:
         problems.append(f"dtype '{output.dtype}'; write uint8, float16 or float32")
     if output.content == "logits" and output.dtype == "uint8":
         problems.append("logits do not fit into uint8; write --dtype float16 or float32")
+    if output.planes not in CHOICES:
+        problems.append(f"planes '{output.planes}'; write {', '.join(CHOICES)}")
     if output.orientations not in (1, 8, 16):
         problems.append(
             f"{output.orientations} orientations; write 1, 8 (mirrored) or 16 (with y and x "

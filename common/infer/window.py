@@ -17,6 +17,9 @@ from common.model.shapes import ShapeOf
 LARGEST_STEP = 32
 """Voxels up to which growing is tried; a network that needs more counts as one of a fixed size."""
 
+PIXELS = 2**18
+"""Of slices that a 2-D network computes at a time, 16 of 128 x 128: one alone leaves a GPU idle."""
+
 SAME_SCALE = 1e-6
 """Of a voxel: what rounding of nm leaves of a whole number."""
 
@@ -36,6 +39,8 @@ class Window:
     """Whether overlapping windows give the same values where they overlap."""
     overlap: float = 0.5  # nnU-Net's
     """Of neighbouring windows that do not agree, as part of a window."""
+    flat: int | None = None
+    """Axis across which a 2-D network takes slices; windows have one voxel along it."""
 
     @property
     def unit(self) -> np.ndarray:
@@ -53,6 +58,23 @@ class Window:
         wanted = size if self.agree else size * (1 - self.overlap)
         units = np.maximum((wanted / self.unit).astype(int), 1)
         return np.minimum(units * self.unit, size)
+
+    @property
+    def at_once(self) -> int:
+        """Slices of a 2-D network that are computed at a time; 1 of other networks."""
+        if self.flat is None or self.input.scale[self.flat] != self.output.scale[self.flat]:
+            return 1
+        return max(1, PIXELS // math.prod(self.input.shape))
+
+    def of_slices(self, count: int) -> Window:
+        """The window of so many slices of a 2-D network, side by side."""
+        if self.flat is None or count == 1:
+            return self
+        taken = _grown(self.input.shape, self.flat, count - 1)
+        given = _grown(self.output.shape, self.flat, count - 1)
+        return replace(
+            self, input=replace(self.input, shape=taken), output=replace(self.output, shape=given)
+        )
 
     def holding(self, needed: Sequence[int] | np.ndarray) -> Window:
         """This window, grown to at least `needed` output voxels along the axes that can grow."""

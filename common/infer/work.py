@@ -25,7 +25,7 @@ from common.data.raw import Raw
 from common.data.records import PredictionRecord
 from common.data.regions import Region
 from common.errors import FileError, UserError
-from common.infer import encode
+from common.infer import encode, planes
 from common.infer.blocks import BlockValues, Member, compute_blocks, oriented
 from common.infer.crew import Tally
 from common.infer.network import Network
@@ -66,6 +66,8 @@ class Output:
     """Voxel size in nm, z, y, x; unless given the network's, or that of a test crop if coarser."""
     orientations: int = 1
     """Mirrored and transposed copies whose logits are averaged: 1, 8 or 16."""
+    planes: str = planes.OWN
+    """Planes that a 2-D network predicts, whose logits are averaged, see `common.infer.planes`."""
     block: int = 0
     """Largest edge of a block in voxels; chosen for the device unless given."""
 
@@ -106,7 +108,7 @@ def make_plan(
             edge = edge * 3 // 4
             plan = plan_of_edge(network, raw, region, output, edge=edge)
     if output.orientations == 16:
-        for each, its_plan in zip(network.each, plans_of(network, region, plan), strict=True):
+        for each, its_plan in _passes(network, region, plan):
             _refuse_exchange(each, region, its_plan.window.input.shape)
     return replace(plan, scaling=network.scaling_of(region, raw))
 
@@ -114,16 +116,27 @@ def make_plan(
 def plans_of(network: Network, region: Region, plan: BlockPlan) -> list[BlockPlan]:
     """The blocks of a box for each network of an ensemble, or for the only one.
 
+    Of a network over several planes for each of these, one after the other.
+
     plan: as of `make_plan`.
     """
-    if not network.members:
+    every = [each for passes in network.passes for each in passes]
+    if every[0] is network and len(every) == 1:
         return [plan]
     plans = []
-    for member in network.members:
-        raw = member.raw_of(region)
-        its_plan = in_same_blocks(plan, raw, member.window)
-        plans.append(replace(its_plan, scaling=member.scaling_of(region, raw)))
+    for each in every:
+        raw = each.raw_of(region)
+        its_plan = in_same_blocks(plan, raw, each.window)
+        plans.append(replace(its_plan, scaling=each.scaling_of(region, raw)))
     return plans
+
+
+def _passes(
+    network: Network, region: Region, plan: BlockPlan
+) -> Iterator[tuple[Network, BlockPlan]]:
+    """Each network over each of its planes, with the blocks of a box."""
+    every = [each for passes in network.passes for each in passes]
+    yield from zip(every, plans_of(network, region, plan), strict=True)
 
 
 def plan_of_edge(
@@ -156,8 +169,9 @@ def gigabytes(network: Network, region: Region, plan: BlockPlan, classes: int) -
     """
     logits = 4 * classes * math.prod(plan.block_shape) / 1e9
     passes = []
-    for each, its_plan in zip(network.each, plans_of(network, region, plan), strict=True):
-        passes.append(each.shapes.forward_bytes(its_plan.window.input.shape) / 1e9)
+    for each, its_plan in _passes(network, region, plan):
+        window = its_plan.window.of_slices(its_plan.window.at_once)
+        passes.append(each.shapes.forward_bytes(window.input.shape) / 1e9)
     return max(passes) + (5 if network.members else 2) * logits
 
 
@@ -168,6 +182,7 @@ def describe(network: Network, region: Region, plan: BlockPlan, output: Output) 
         content=output.content,
         dtype=output.dtype,
         orientations=output.orientations,
+        planes=3 if any(each.planes for each in network.each) else None,
         raw=str(plan.raw.level.path),
         raw_range=list(plan.raw.raw_range),
         raw_scaling=_scaling_record(plans_of(network, region, plan)),
@@ -287,9 +302,12 @@ def _when_written(block: BlockValues, jobs: Sequence[Future]) -> tuple[int, bool
 def _computed(work: Work) -> Iterator[BlockValues]:
     """The blocks that are left, as they are stored."""
     members = []
-    for network, plan in zip(work.network.each, work.plans, strict=True):
-        forward = oriented(network.forward, work.output.orientations)
-        members.append(Member(plan, forward, look=partial(_refuse_nan, network)))
+    plans = iter(work.plans)
+    for network, passes in zip(work.network.each, work.network.passes, strict=True):
+        first, *further = [
+            (next(plans), oriented(each.forward, work.output.orientations)) for each in passes
+        ]
+        members.append(Member(*first, look=partial(_refuse_nan, network), further=further))
     return compute_blocks(
         members, work.left, to_stored=partial(_stored, work), device=work.network.device
     )

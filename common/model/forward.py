@@ -22,6 +22,9 @@ class ForwardPass:
     compiled: Callable[[torch.Tensor], Any] | None = None
     """The network by torch.compile, sharing its weights; what learns goes through it. Validation
     and prediction do not: their patches and their mode would be compiled anew."""
+    flat: int | None = None
+    """Axis (0 is z) across which a 2-D network takes slices, of which there may be any number; the
+    axis of size 1 unless given."""
 
     def __call__(self, model: nn.Module, raw: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes, z, y, x) of raw (B, 1, z, y, x): the first output of the network."""
@@ -36,16 +39,37 @@ class ForwardPass:
         network: Callable[[torch.Tensor], Any] = model
         if self.compiled is not None and torch.is_grad_enabled():
             network = self.compiled
-        flat = _flat_axis(raw) if is_2d(model) else None
+        flat = self._slices_across(model, raw)
+        slices = 1 if flat is None else raw.shape[flat]
         if flat is not None:
-            raw = raw.squeeze(flat)
+            raw = _as_slices(raw, flat)
         if self.channels_last:
             raw = raw.contiguous(memory_format=_channels_last(raw.ndim))
         with self.precision.autocast():
             outputs = _as_list(network(raw))
         if flat is None:
             return outputs
-        return [output.unsqueeze(flat) for output in outputs]
+        return [_as_volume(output, flat, slices) for output in outputs]
+
+    def _slices_across(self, model: nn.Module, raw: torch.Tensor) -> int | None:
+        """The axis of raw (B, 1, z, y, x) across which slices are taken; None for a 3-D network."""
+        if not is_2d(model):
+            return None
+        return _flat_axis(raw) if self.flat is None else self.flat + 2
+
+
+def _as_slices(raw: torch.Tensor, axis: int) -> torch.Tensor:
+    """(B, 1, z, y, x) as (B x slices, 1, ...) across an axis."""
+    if raw.shape[axis] == 1:
+        return raw.squeeze(axis)
+    return raw.movedim(axis, 1).flatten(0, 1)
+
+
+def _as_volume(output: torch.Tensor, axis: int, slices: int) -> torch.Tensor:
+    """(B x slices, classes, ...) as (B, classes, z, y, x)."""
+    if slices == 1:
+        return output.unsqueeze(axis)
+    return output.unflatten(0, (-1, slices)).movedim(1, axis)
 
 
 def is_2d(model: nn.Module) -> bool:

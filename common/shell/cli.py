@@ -466,6 +466,14 @@ def replay(config_path: str, file: str | None, **given: Any) -> None:
     help="Test-time augmentation: average over mirrored (8) and transposed (16) copies.",
 )
 @click.option(
+    "--planes",
+    type=click.Choice(["own", "all", "auto"]),
+    default="own",
+    show_default=True,
+    help="Of a 2-D network: slices as in training (own), or the mean over slices across all three "
+    "axes (all); auto is all for a 2-D network.",
+)
+@click.option(
     "--block",
     type=int,
     default=0,

@@ -259,8 +259,8 @@ OPTIONS: Mapping[str, tuple[Same | Other, ...]] = {
         ),
         Other(
             "-so --skip-orthoplanes",
-            no_effect("--skip-orthoplanes has no effect: a volume is predicted once, in 3-D"),
-            "no effect on a network of three dimensions",
+            constant(planes="own"),
+            "`--planes own`; a network of three dimensions has no others",
             is_flag=True,
         ),
         SEARCH,
@@ -332,13 +332,16 @@ OPTIONS: Mapping[str, tuple[Same | Other, ...]] = {
 """For each command of the toolbox its options, less those that are ours under the same name."""
 
 DEFAULTS: Mapping[str, Mapping[str, str]] = {
-    "predict": {"crops": "test"},
+    "predict": {"crops": "test", "planes": "auto"},
     "process": {"crops": "test"},
     "visualize": {"crops": "*"},
     "make-datasplit": {"classes": "nuc,er", "scale": "any"},
     "get-counts": {"classes": "nuc,er"},
 }
 """What the toolbox takes where an option is left out, and so does `csc`, if it is not ours too."""
+
+SAID_LATER = ("planes",)
+"""Public defaults that matter to some networks alone; the command says it where they do."""
 
 ANSWERS: Mapping[str, str] = {
     "speedtest": (
@@ -375,6 +378,8 @@ def translate(context: click.Context) -> None:
             continue
         _merge(context.params, option.take(value))
     for parameter, value in DEFAULTS.get(name, {}).items():
+        if parameter in SAID_LATER:
+            continue
         if context.get_parameter_source(parameter) is click.core.ParameterSource.DEFAULT_MAP:
             note(_default_text(context, parameter, value))
 

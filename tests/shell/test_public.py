@@ -103,7 +103,8 @@ TAKEN = [
         "predict",
         {"overrides": ("predictions_path={here}/out",)},
     ),
-    ("csc predict my.py -so", "predict", {"crops": "test"}),
+    ("csc predict my.py", "predict", {"planes": "auto"}),
+    ("csc predict my.py -so", "predict", {"crops": "test", "planes": "own"}),
     (
         "csc predict my.py -s /d/{dataset}/{dataset}.zarr/recon-1/{name} -r em/fibsem-uint8 "
         "-n labels/groundtruth/{crop}/{label}",
@@ -252,7 +253,6 @@ def test_train_has_no_options_there(csc, experiment):
         ("csc make-datasplit -s 8", "--classes takes nuc,er,"),
         ("csc fetch-data -b 3", "--batch-size has no effect"),
         ("csc process my.py -w 3", "start the command several times"),
-        ("csc predict my.py -so", "--skip-orthoplanes has no effect"),
     ],
 )
 def test_a_note_says_what_is_otherwise(csc, calls, here, line, says):
@@ -267,7 +267,7 @@ def test_what_is_written_needs_no_note(csc, calls, here, line):
 
 def test_the_module_keeps_our_own_defaults(run, calls, here):
     assert run("predict", "my.py") == (0, "", "")
-    assert calls[0][2]["crops"] == "validate"
+    assert calls[0][2]["crops"] == "validate" and calls[0][2]["planes"] == "own"
 
 
 @pytest.mark.parametrize("name", ["-o", "-i", "-so"])

@@ -1,0 +1,94 @@
+"""A 2-D network over the planes across all three axes of a volume.
+
+Trained on slices across one axis, it is also given those across the other two, as the public
+toolbox does; what is predicted is the mean of the three logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from common.data.sampling import Patch
+from common.errors import UserError
+from common.infer.network import Network, over
+from common.talk import nm, note
+
+OWN, ALL, AUTO = "own", "all", "auto"
+CHOICES = (OWN, ALL, AUTO)
+"""Planes that are predicted: those of the training; across all axes; all of a 2-D network."""
+
+
+def with_planes(network: Network, which: str) -> Network:
+    """The network, or each of an ensemble, with the planes that are asked for.
+
+    which: one of CHOICES. Raises UserError for "all" planes of a network that is not 2-D.
+    """
+    if network.members:
+        members = [with_planes(member, which) for member in network.members]
+        return replace(network, members=tuple(members))
+    if which == OWN or (which == AUTO and network.flat is None):
+        return network
+    if network.flat is None:
+        raise UserError(
+            f"{network.config.folder}: --planes {ALL} is for networks whose convolutions are all "
+            "2-D, with a patch of one voxel along an axis; leave it out"
+        )
+    patches = [across(network, axis) for axis in range(3)]
+    _note_other_voxels(network, patches)
+    planes = []
+    for axis, (taken, given) in enumerate(patches):
+        forward = replace(network.forward_pass, flat=axis)
+        planes.append(replace(network, **_over(network, forward, taken, given)))
+    return replace(network, planes=tuple(planes))
+
+
+def _over(network: Network, forward: Any, taken: Patch, given: Patch) -> dict[str, Any]:
+    window, shapes = over(network.model, forward, taken, given)
+    return {
+        "forward": partial(forward, network.model),
+        "forward_pass": forward,
+        "window": window,
+        "shapes": shapes,
+    }
+
+
+def across(network: Network, axis: int) -> tuple[Patch, Patch]:
+    """What a network takes and gives in the planes across an axis.
+
+    Within a plane it has the voxels that it was trained on, in nm; planes are as far from each
+    other as the voxels that are predicted.
+    """
+    taken = Patch(**network.config.input_array_info)
+    given = Patch(**network.config.target_array_info)
+    own = network.flat
+    assert own is not None
+    if axis == own:
+        return taken, given
+    return _turned(taken, given, own, axis), _turned(given, given, own, axis)
+
+
+def _turned(patch: Patch, given: Patch, own: int, axis: int) -> Patch:
+    """A patch across `own`, across another axis. given: of the target, as in training."""
+    shape = np.ones(3, int)
+    scale = np.array(given.scale)
+    before = [other for other in range(3) if other != own]
+    after = [other for other in range(3) if other != axis]
+    shape[after] = np.array(patch.shape)[before]
+    scale[after] = np.array(patch.scale)[before]
+    return Patch(tuple(shape.tolist()), tuple(scale.tolist()))
+
+
+def _note_other_voxels(network: Network, patches: list[tuple[Patch, Patch]]) -> None:
+    """Say where planes have other voxels than the volume that is predicted."""
+    own = network.config.target_array_info["scale"]
+    other = [given.scale for _, given in patches if not np.allclose(given.scale, own)]
+    if other:
+        note(
+            f"planes across the other axes have the voxels that the network was trained on within "
+            f"its own, {' and '.join(nm(scale) for scale in other)} nm: raw is interpolated to "
+            f"them, and their logits to {nm(own)} nm"
+        )
