@@ -85,10 +85,11 @@ def _turned(patch: Patch, given: Patch, own: int, axis: int) -> Patch:
 def _note_other_voxels(network: Network, patches: list[tuple[Patch, Patch]]) -> None:
     """Say where planes have other voxels than the volume that is predicted."""
     own = network.config.target_array_info["scale"]
-    other = [given.scale for _, given in patches if not np.allclose(given.scale, own)]
+    other = [nm(given.scale) for _, given in patches if not np.allclose(given.scale, own)]
     if other:
+        distinct = list(dict.fromkeys(other))
         note(
             f"planes across the other axes have the voxels that the network was trained on within "
-            f"its own, {' and '.join(nm(scale) for scale in other)} nm: raw is interpolated to "
+            f"its own, {' and '.join(distinct)} nm: raw is interpolated to "
             f"them, and their logits to {nm(own)} nm"
         )
