@@ -16,13 +16,17 @@ import importlib.util
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cellmap_segmentation_challenge._names import Lacking, Ours
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader, MetaPathFinder
+else:  # without these bases, whose module takes longer to import than all else here
+    Loader = MetaPathFinder = object
 
 PACKAGE = "cellmap_segmentation_challenge"
 TOOLBOX = f"{PACKAGE}._toolbox"

@@ -122,6 +122,42 @@ def test_every_file_of_the_engine_is_installed(site):
     assert not [name for name in done.stdout.splitlines() if not (site / name).is_file()]
 
 
+def test_a_wheel_holds_the_packages_and_the_command_and_nothing_else(site):
+    """Experiments stay folders of the checkout."""
+    folders = {path.name for path in site.iterdir() if path.is_dir()} - {"bin"}
+    version = PROJECT["version"]
+    assert folders == {*PACKAGES, f"{package.NAME.replace('-', '_')}-{version}.dist-info"}
+    [entry_points] = site.glob("*.dist-info/entry_points.txt")
+    assert "csc = cellmap_segmentation_challenge.__main__:csc" in entry_points.read_text()
+
+
+def test_the_installed_command_takes_the_public_defaults(csc, experiment):
+    tiny = experiment()
+    done = csc("predict", tiny.folder, "--data", tiny.data, "--manifest", "nowhere.csv")
+    assert done.returncode == 2
+    assert "predict without --crops takes test, as in the public toolbox" in done.stderr
+    assert "nowhere.csv: no such manifest" in done.stderr
+
+
+def test_public_names_are_imported_from_the_installed_package(site, tmp_path):
+    program = """
+from cellmap_segmentation_challenge import SEARCH_PATH, match_crop_space
+from cellmap_segmentation_challenge.models import UNet_3D
+from cellmap_segmentation_challenge.utils import fetch_manifest, get_dataloader
+print(len(fetch_manifest()), SEARCH_PATH)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    root = tmp_path / "data"
+    assert done.stdout == f"289 {root}/{{dataset}}/{{dataset}}.zarr/recon-1/{{name}}\n"
+
+
 def test_the_installed_command_trains_an_experiment_in_an_unrelated_folder(csc, experiment):
     tiny = experiment(epochs=1)
     done = csc("train", tiny.folder, "--data", tiny.data)
