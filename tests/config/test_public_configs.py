@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import datasplit_text
 from torch import nn
 
+from cellmap_segmentation_challenge.models import _unet, vitnet
 from common.config.given import GivenModel, GivenOptimizer, GivenScheduler
 from common.config.load import load_config, load_process_config
 from common.config.settings import TrainConfig
 from common.errors import UserError
+from common.train import check as check_module
 from common.train.check import check
 from common.train.optim import build_optimizer, build_scheduler
 from common.train.record import read_history, read_record
@@ -271,3 +275,45 @@ def test_train_predict_process_and_evaluate_with_public_files(public, run):
     # the training file finds the process file of its name
     assert load_config(train_file).process_config_path == "process_3D.py"
     assert run("evaluate", train_file, *chosen)[0] == 0
+
+
+# Shapes in use
+
+
+TRAINING = sorted(path.name for path in SHAPES.glob("train_*.py"))
+PROCESSING = sorted(path.name for path in SHAPES.glob("process_*.py"))
+
+
+@pytest.fixture
+def shapes(tmp_path, data_root, monkeypatch) -> Path:
+    """The files of SHAPES beside a split of the tiny data; no network is downloaded."""
+    cosem = pytest.importorskip("cellmap_models.pytorch.cosem")
+    backbone = nn.Sequential(nn.Conv3d(1, 5, 31))
+    network = SimpleNamespace(backbone=[backbone])
+    monkeypatch.setattr(cosem, "load_model", lambda name: network)
+    # as deep as they are, and thinner: seconds on a CPU
+    monkeypatch.setattr(_unet, "WIDTHS", (4, 8, 16, 32, 64))
+    thin = {"conv_first_channel": 16, "decoder_channels": (8, 8, 8, 8, 8)}
+    monkeypatch.setitem(vitnet.CONFIGS, "ViT-V-Net", vitnet.CONFIGS["ViT-V-Net"] | thin)
+    folder = tmp_path / "mine"
+    shutil.copytree(SHAPES, folder)
+    (folder / "datasplit.csv").write_text(datasplit_text())
+    return folder
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_every_shape_passes_the_check(shapes, name, monkeypatch):
+    monkeypatch.setattr(check_module, "TIMED_STEPS", 1)
+    monkeypatch.setattr(check_module, "VALIDATION_S", 0.1)
+    report = check(shapes / name, HERE, shapes.parent / "data")
+    assert "note        model: an instance" in report
+
+
+@pytest.mark.parametrize("name", PROCESSING)
+def test_every_other_shape_loads(shapes, name):
+    settings = load_process_config(shapes / name)
+    training = load_config(shapes / name)
+    assert settings.classes == training.classes
+    assert settings.input_array_info == training.target_array_info
+    logits = torch.tensor([-1.0, 0.0, 2.0])
+    assert settings.process_func(logits).tolist() == [0, 0, 1]

@@ -1,38 +1,42 @@
+# the shape of the toolbox's 3-D example
 import os
 
 import torch
 from upath import UPath
 
-learning_rate = 0.01
+from cellmap_segmentation_challenge.models import UNet_3D
+
+learning_rate = 1e-4
 batch_size = 2
-input_array_info = {"shape": (20, 20, 20), "scale": (8, 8, 8)}
-target_array_info = {"shape": (16, 16, 16), "scale": (8, 8, 8)}
-epochs = 2
-iterations_per_epoch = 3
+input_array_info = {"shape": (32, 32, 32), "scale": (8, 8, 8)}
+target_array_info = {"shape": (32, 32, 32), "scale": (8, 8, 8)}
+epochs = 1000
+iterations_per_epoch = 1000
 random_seed = getattr(os.environ, "SEED", 42)
-classes = ["mito", "er", "nuc"]
+classes = ["nuc", "er"]
+
 model_name = "3d_unet"
 model_to_load = "3d_unet"
+model = UNet_3D(1, len(classes))
 load_model = "latest"
+
 logs_save_path = UPath("tensorboard/{model_name}").path
 model_save_path = UPath("checkpoints/{model_name}_{epoch}.pth").path
 datasplit_path = "datasplit.csv"
+
 spatial_transforms = {
     "mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.1}},
     "transpose": {"axes": ["x", "y", "z"]},
     "rotate": {"axes": {"x": [-180, 180], "y": [-180, 180], "z": [-180, 180]}},
 }
-validation_time_limit = None
-max_grad_norm = None
-model = torch.nn.Sequential(
-    torch.nn.Conv3d(1, 8, 3),
-    torch.nn.ReLU(),
-    torch.nn.Conv3d(8, 8, 3),
-    torch.nn.ReLU(),
-    torch.nn.Conv3d(8, len(classes), 1),
+validation_time_limit = 30
+filter_by_scale = True
+use_mutual_exclusion = False
+optimizer = torch.optim.RAdam(
+    model.parameters(), lr=learning_rate, decoupled_weight_decay=True
 )
-optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR
+scheduler_kwargs = {"T_max": 1000}
 
 if __name__ == "__main__":
     from cellmap_segmentation_challenge import train
