@@ -100,6 +100,9 @@ class TrainConfig:
     num_workers: Annotated[int, NotNegative] = 2
     """Worker processes that read patches; 0 reads them in the training process. The batches are the
     same for any number."""
+    worker_time_limit: Annotated[float, NotNegative] = 300.0
+    """Seconds that training waits for the workers' next batch before they are replaced, as those
+    are that die: at most 3 times within 1000 batches. 0 waits for ever."""
 
     use_mutual_exclusion: bool = True
     """True-negative masking: a class that is not annotated counts as negative where a class that
@@ -342,6 +345,7 @@ MAY_CHANGE = frozenset(
         "process_config_path",
         "cache_gb",
         "num_workers",
+        "worker_time_limit",
         "epochs",
         "device",
         "precision",

@@ -7,25 +7,17 @@ intensity changes happen on the training device (`Batches.on_device`).
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import fnmatch
 import functools
-import multiprocessing.connection
-import os
-import shutil
-import signal
-import threading
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.queues import Queue
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from common.config.augmentations import read_augmentations
 from common.config.settings import TrainConfig
@@ -37,9 +29,9 @@ from common.data.normalize import Scaling
 from common.data.sampling import Augmentation, Patch, Sample, Sampler
 from common.data.split import Row
 from common.data.targets import PaletteTarget
-from common.errors import FileError, UserError
-from common.stopping import SIGNALS
-from common.talk import size, some
+from common.data.workers import Reading, WorkerLost, that_fit
+from common.errors import UserError
+from common.talk import some
 
 # The data of a run
 
@@ -371,6 +363,7 @@ def training_batches(config: TrainConfig, data: Data, device: torch.device) -> B
         raw_range=config.raw_range,
         scalings=_scalings_of_crops(config, data, "train"),
         own_augmentation=config.augment,
+        worker_time_limit=config.worker_time_limit,
     )
 
 
@@ -389,6 +382,7 @@ def validation_batches(config: TrainConfig, data: Data, device: torch.device) ->
         device,
         raw_range=config.raw_range,
         scalings=_scalings_of_crops(config, data, "validate"),
+        worker_time_limit=config.worker_time_limit,
     )
 
 
@@ -398,24 +392,6 @@ def _scalings_of_crops(config: TrainConfig, data: Data, usage: str) -> list[Scal
         return []
     rows = _used_for(usage, data.rows)
     return [data.scalings[normalize.name_of(row.raw, config)] for row in rows]
-
-
-SHARED_MEMORY = Path("/dev/shm")
-"""Where workers hand their samples over, on Linux."""
-
-READ_AHEAD = 2
-"""Batches that torch lets each worker read ahead: prefetch_factor of its DataLoader."""
-
-
-NO_SHARED_MEMORY = 3
-"""Exit code of a worker that found no room for its samples."""
-
-NOT_HANDED_OVER = 4
-"""Exit code of a worker that could not hand its samples over for another reason."""
-
-
-class WorkerLost(FileError):
-    """A process that reads samples ended before its work was done."""
 
 
 class Piece(NamedTuple):
@@ -452,8 +428,12 @@ class Blocks(Dataset):
             raise TypeError("a sampler has no end; ask for samples start..stop-1")
         return len(self.samples)
 
+    def sample(self, k: int) -> Sample:
+        """Return where sample k lies."""
+        return self.samples.draw(k) if isinstance(self.samples, Sampler) else self.samples[k]
+
     def __getitem__(self, k: int) -> Piece:
-        sample = self.samples.draw(k) if isinstance(self.samples, Sampler) else self.samples[k]
+        sample = self.sample(k)
         crop = self.crops[sample.crop]
         raw, raw_affine = sampling.cut(crop.raw(), crop.raw_grid, sample, self.input)
         labels, labels_affine = sampling.cut(crop.labels(), crop.label_grid, sample, self.target)
@@ -481,6 +461,7 @@ class Batches:
         raw_range: Sequence[float] = (),
         scalings: Sequence[Scaling] = (),
         own_augmentation: OwnAugmentation | None = None,
+        worker_time_limit: float = 0.0,
     ):
         """Make batches of `batch_size` samples.
 
@@ -493,6 +474,7 @@ class Batches:
             raw_range: values of uint8 raw that become 0 and 1, (0, 255) if empty.
             scalings: how the raw of each crop of `blocks` is normalised; empty if it is not.
             own_augmentation: the setting `augment`, applied after the built-in changes.
+            worker_time_limit: seconds to wait for workers, see Reading.
         """
         self.blocks = blocks
         self.batch_size = batch_size
@@ -501,46 +483,54 @@ class Batches:
         self.raw_range = raw_range
         self.scalings: list[Scaling | None] = [*scalings] or [None] * len(blocks.crops)
         self.own_augmentation = own_augmentation
+        self.worker_time_limit = worker_time_limit
         # one palette for all crops: a batch is looked up at once
         palettes = [crop.palette for crop in blocks.crops]
         self.palette = torch.from_numpy(np.concatenate(palettes)).to(device)
         self.first_row = np.cumsum([0, *map(len, palettes)]).tolist()
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
-        """Iterate over the batches of samples start..stop-1, in order; the last may be smaller."""
-        loader = DataLoader(
-            self.blocks,
-            self.batch_size,
-            sampler=range(start, stop),
+        """Iterate over the batches of samples start..stop-1, in order; the last may be smaller.
+
+        Raises WorkerLost if samples cannot be read.
+        """
+        reading = Reading(
+            dataset=self.blocks,
+            batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=list,  # blocks differ in size: they become one tensor on the device
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_prepare_worker,
-            # it draws the seed of workers whenever it is begun; from torch's global generator, a
-            # stop in an epoch would move every later number, such as those of dropout
-            generator=torch.Generator(),
+            where=self._crop_of,
+            time_limit=self.worker_time_limit,
         )
         if self.num_workers and stop > start:
-            self._check_shared_memory(start, stop)
-        with _keeping_its_handler_of_dead_children():
-            iterator = iter(loader)
-        return self._batches(iterator)
+            piece = self._first(start)
+            batches = -(-(stop - start) // self.batch_size)
+            item_bytes = piece.raw.nbytes + piece.labels.nbytes
+            workers = that_fit(reading, item_bytes, item_tensors=2, batches=batches)
+            reading = dataclasses.replace(reading, num_workers=workers)
+        return self._on_device(reading.between(start, stop))
 
-    def _batches(self, iterator: Iterator[list[Piece]]) -> Iterator[Batch]:
+    def _on_device(self, read: Iterator[list[Piece]]) -> Iterator[Batch]:
         while True:
             try:
-                pieces = next(iterator)
-            except StopIteration:
-                return
-            # torch's own, and those of a connection that breaks while a sample is handed over
-            except (RuntimeError, OSError, EOFError) as error:
-                ended = _exit_code(getattr(iterator, "_workers", ()), error)
-                if ended or isinstance(error, ConnectionError | EOFError):
-                    raise WorkerLost(_how_a_worker_ended(ended)) from error
-                if not isinstance(error, OSError):
-                    raise
+                pieces = next(read, None)
+            except WorkerLost:
+                raise
+            except OSError as error:
                 raise WorkerLost(self._unreadable(error)) from error
+            if pieces is None:
+                return
             yield self.on_device(pieces)
+
+    def _first(self, k: int) -> Piece:
+        try:
+            return self.blocks[k]
+        except OSError as error:
+            raise WorkerLost(self._unreadable(error)) from error
+
+    def _crop_of(self, k: int) -> str:
+        """Return dataset/crop of sample k."""
+        return self.blocks.crops[self.blocks.sample(k).crop].name
 
     def _unreadable(self, error: OSError) -> str:
         """A sentence about samples that the system did not read, here or in a live worker."""
@@ -550,28 +540,6 @@ class Batches:
             f"{self.blocks.crops[0].folder.parent}: decoded crops cannot be read ({reason}); see "
             "that the disk of cache_path is there, and run the same command again"
         )
-
-    def _check_shared_memory(self, start: int, stop: int) -> None:
-        """Raise UserError if the batches that workers read ahead do not fit into shared memory.
-
-        A worker that finds it full is killed. start, stop: numbers of the samples.
-        """
-        if not SHARED_MEMORY.is_dir():
-            return
-        try:
-            piece = self.blocks[start]
-        except OSError as error:
-            raise WorkerLost(self._unreadable(error)) from error
-        batch = self.batch_size * (piece.raw.nbytes + piece.labels.nbytes)
-        batches = -(-(stop - start) // self.batch_size)
-        needed = batch * min(READ_AHEAD * self.num_workers, batches)
-        free = shutil.disk_usage(SHARED_MEMORY).free
-        if needed > free:
-            raise UserError(
-                f"{SHARED_MEMORY}: {size(free)} free, and num_workers = {self.num_workers} needs "
-                f"{size(needed)} for batches of {self.batch_size}; set num_workers = 0, or give "
-                "the container more (docker run --shm-size=8g)"
-            )
 
     def on_device(self, pieces: Sequence[Piece]) -> Batch:
         """Turn pieces on the CPU into a batch on the device.
@@ -649,72 +617,3 @@ class Batches:
             patch = self.blocks.target
             return distort.Reading(sample.distortion.of_labels, patch.scale, crop.label_grid.scale)
         return distort.Reading(sample.distortion, self.blocks.input.scale, crop.raw_grid.scale)
-
-
-@contextlib.contextmanager
-def _keeping_its_handler_of_dead_children() -> Iterator[None]:
-    """Undo that torch, in the block, lets a worker's death raise wherever it finds this process.
-
-    That may be in the middle of a step. Without it the next batch tells of it, seconds later, where
-    the state of a run is whole.
-    """
-    has_signals = hasattr(signal, "SIGCHLD")
-    if not has_signals or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, before)
-
-
-def _exit_code(workers: Sequence[Any], error: Exception) -> int:
-    """Return the exit code of a worker that ended badly, 0 if none did; `error` came of it."""
-    text = str(error)
-    is_told = "in DataLoader worker" in text
-    breaks = isinstance(error, OSError | EOFError) or "ancdata" in text or "shared memory" in text
-    if workers and breaks and not is_told:
-        # a process closes its connections a moment before it is gone
-        sentinels = {worker.sentinel: worker for worker in workers}
-        for sentinel in multiprocessing.connection.wait(list(sentinels), timeout=5):
-            # and is waited for a moment after its sentinel is closed
-            sentinels[sentinel].join(5)
-    return next((worker.exitcode for worker in workers if worker.exitcode), 0)
-
-
-def _how_a_worker_ended(exit_code: int) -> str:
-    """Return a sentence about a worker that is gone. exit_code: of a signal if below 0."""
-    is_full = (
-        f"{SHARED_MEMORY} is full; set num_workers = 0, or give the container more "
-        "(docker run --shm-size=8g)"
-    )
-    advice = {
-        NO_SHARED_MEMORY: is_full,
-        -signal.SIGBUS: is_full,
-        -signal.SIGKILL: "most likely for want of memory; lower num_workers or batch_size",
-    }
-    how = f"exit code {exit_code}" if exit_code else "while it handed one over"
-    if exit_code < 0:
-        how = signal.Signals(-exit_code).name
-    what_to_do = advice.get(
-        exit_code, "see that memory and /dev/shm are not full, or set num_workers = 0"
-    )
-    return f"a worker that reads samples ended ({how}): {what_to_do}"
-
-
-def _prepare_worker(_: int) -> None:
-    # workers inherit the trainer's handlers; what asks it to stop reaches them too, and they are to
-    # give what it waits for. torch ends them by SIGTERM
-    for number in SIGNALS:
-        ends = number == signal.SIGTERM
-        signal.signal(number, signal.SIG_DFL if ends else signal.SIG_IGN)
-    # a thread of the queue hands samples over; its errors are printed, and the trainer would wait
-    # for these samples for ever
-    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
-
-
-def _end_worker(error: Exception, _: object) -> None:
-    """End this process where its samples cannot be handed over."""
-    if "shared memory" in str(error) or "No space left" in str(error):
-        os._exit(NO_SHARED_MEMORY)
-    traceback.print_exception(error)
-    os._exit(NOT_HANDED_OVER)

@@ -20,7 +20,8 @@ from common import runtime, stopping, talk
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import loaders, sampling
-from common.data.loaders import Batch, WorkerLost
+from common.data.loaders import Batch
+from common.data.workers import WorkerLost
 from common.errors import NotFinite
 from common.files import REPOSITORY
 from common.provenance import provenance

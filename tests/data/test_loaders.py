@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import os
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +22,6 @@ from common.data.loaders import (
     Batch,
     Batches,
     Blocks,
-    WorkerLost,
     count_voxels,
     notices,
     open_data,
@@ -43,6 +39,7 @@ from common.data.sampling import (
 )
 from common.data.split import Row
 from common.data.targets import dense
+from common.data.workers import WorkerLost
 from common.errors import UserError
 from tests.data.every_kind import EVERY_KIND
 
@@ -573,19 +570,6 @@ def test_a_sphere_stays_a_sphere_when_axes_of_sections_are_transposed(tmp_path):
 # Batches
 
 
-@pytest.mark.parametrize(
-    ("number", "advice"),
-    [(signal.SIGKILL, "lower num_workers"), (signal.SIGBUS, "set num_workers = 0")],
-)
-def test_a_worker_that_is_killed_ends_with_a_sentence(crop, number, advice):
-    stream = batches([crop], workers=1).between(0, 400)
-    next(stream)
-    (worker,) = multiprocessing.active_children()
-    os.kill(worker.pid, number)
-    with pytest.raises(WorkerLost, match=rf"{number.name}.*{advice}"):
-        list(stream)
-
-
 @pytest.mark.parametrize(("workers", "here"), [(0, True), (1, True), (1, False)])
 def test_a_disk_that_is_gone_is_said_in_a_sentence(crop, monkeypatch, workers, here):
     """Here and in a worker that lives on, whose traceback torch puts into the message."""
@@ -603,24 +587,6 @@ def test_a_disk_that_is_gone_is_said_in_a_sentence(crop, monkeypatch, workers, h
     assert text.startswith(f"{crop.folder.parent}: decoded crops cannot be read (")
     assert "[Errno 5] Input/output error: 'raw.npy'); see" in text
     assert "Traceback" not in text and "\n" not in text
-
-
-def test_shared_memory_that_others_fill_meanwhile_ends_with_a_sentence(crop, monkeypatch):
-    """What torch raises in a thread of the worker, which printed it while the trainer waited."""
-
-    def full(*_: object) -> None:
-        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
-
-    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
-    with pytest.raises(WorkerLost, match=r"exit code 3.*/dev/shm is full; set num_workers = 0"):
-        list(batches([crop], workers=1).between(0, 40))
-
-
-def test_shared_memory_too_small_for_the_workers_is_said_before_they_begin(crop, monkeypatch):
-    monkeypatch.setattr(loaders.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
-    with pytest.raises(UserError, match=r"/dev/shm: 10 kB free.* num_workers = 0"):
-        batches([crop], workers=1).between(0, 400)
-    assert list(batches([crop], workers=0).between(0, 4))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores

@@ -21,10 +21,10 @@ import pytest
 import torch
 
 from common.config.load import read_overrides
-from common.data import normalize
-from common.data.loaders import WorkerLost
+from common.data import normalize, workers
 from common.data.ngff import write_multiscale
 from common.data.normalize import Scaling
+from common.data.workers import WorkerLost
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.train import check as check_module
@@ -652,11 +652,9 @@ def test_the_default_optimizer_decays_its_weights(experiment):
     assert all(group["decoupled_weight_decay"] for group in state["optimizer"]["param_groups"])
 
 
-def test_a_run_whose_worker_is_killed_is_saved_and_goes_on_as_if_it_was_not(
-    experiment, monkeypatch
-):
-    tiny = experiment(num_workers=1, epochs=2)
-    expected = weights(tiny.train(run_name="undisturbed"))
+@pytest.fixture
+def worker_is_killed(monkeypatch):
+    """In the second step that is taken from here on."""
     take_step = steps.step
     taken = []
 
@@ -667,10 +665,31 @@ def test_a_run_whose_worker_is_killed_is_saved_and_goes_on_as_if_it_was_not(
                 os.kill(worker.pid, signal.SIGKILL)
         return take_step(*arguments, **options)
 
-    monkeypatch.setattr(steps, "step", step)
+    monkeypatch.setattr(workers, "POLL_S", 0.2)
+    return lambda: monkeypatch.setattr(steps, "step", step)
+
+
+def test_a_run_whose_worker_is_killed_goes_on_as_if_it_was_not(
+    experiment, worker_is_killed, capsys
+):
+    tiny = experiment(num_workers=1, epochs=2)
+    expected = weights(tiny.train(run_name="undisturbed"))
+    worker_is_killed()
+    result = tiny.train(run_name="disturbed")
+    assert result.finished
+    assert same(expected, weights(result))
+    assert "worker 1 of 1 that read samples ended (SIGKILL)" in capsys.readouterr().err
+
+
+def test_a_run_whose_workers_are_killed_in_vain_is_saved_and_goes_on_as_if_they_were_not(
+    experiment, worker_is_killed, monkeypatch
+):
+    tiny = experiment(num_workers=1, epochs=2)
+    expected = weights(tiny.train(run_name="undisturbed"))
+    worker_is_killed()
+    monkeypatch.setattr(workers, "RESTARTS", 0)
     with pytest.raises(
-        WorkerLost,
-        match=r"worker that reads samples ended.* Saved after iteration \d+ in .*latest.pt",
+        WorkerLost, match=r"that read samples ended.* Saved after iteration \d+ in .*latest.pt"
     ):
         tiny.train(run_name="disturbed")
     assert same(expected, weights(tiny.train(run_name="disturbed")))
