@@ -20,6 +20,9 @@ from common.errors import UserError
 from common.files import REPOSITORY, refuse_remote
 from common.talk import short_path
 
+if typing.TYPE_CHECKING:
+    from common.config.public import Translation
+
 PACKAGE = "cellmap_segmentation_challenge"
 """What every configuration of the public toolbox imports, and ours need not."""
 
@@ -41,8 +44,8 @@ def load_config(
     path = _config_file(path, "train_config.py")
     from_environment, problems = environment()
     seed = _seed_from_outside(from_environment, overrides, settings)
-    path, values, notes, wrong = _read_training(path, seed)
-    problems += wrong
+    path, values, translation = _read_training(path, seed)
+    problems += translation.problems if translation else []
     written = _length(values)
     values |= from_environment
     values |= settings
@@ -59,11 +62,14 @@ def load_config(
     if values.get("data_path") == str(root) and not root.is_dir():
         problems.append(f"the data root {root} is no folder; write the one that holds the datasets")
     config = check_settings(short_path(path), values, problems, TrainConfig)
+    if translation:
+        config = dataclasses.replace(
+            config, translated=translation.notes, missing_split=translation.split
+        )
     return dataclasses.replace(
         config,
         base_experiment_path=str(path.parent / config.base_experiment_path),
         model_name=config.model_name or path.parent.name,
-        translated=notes,
     )
 
 
@@ -80,17 +86,15 @@ def _seed_from_outside(
     return seed if is_a(int, seed) and 0 <= seed < 2**63 else None
 
 
-def _read_training(
-    path: Path, seed: int | None
-) -> tuple[Path, dict[str, Any], tuple[str, ...], list[str]]:
-    """The names that a training configuration gives, what was translated, and what is wrong.
+def _read_training(path: Path, seed: int | None) -> tuple[Path, dict[str, Any], Translation | None]:
+    """The names that a training configuration gives, and how they were translated if they were.
 
     Its path comes first: the public toolbox's process files name that of training.
 
     seed: of the weights of a network that the file makes.
     """
     if not _is_public(path):
-        return path, _read_settings(path, TrainConfig), (), []
+        return path, _read_settings(path, TrainConfig), None
     # it imports torch
     from common.config import public
 
@@ -98,11 +102,11 @@ def _read_training(
     training = None if "model" in names else public.training_file(path, names)
     if training is None:
         translation = public.translate(path, names)
-        return path, translation.settings, translation.notes, translation.problems
-    _, values, notes, problems = _read_training(training, seed)
+        return path, translation.settings, translation
+    read = _read_training(training, seed)
     if "process_func" in names:
-        values["process_config_path"] = os.path.relpath(path, training.parent)
-    return training, values, notes, problems
+        read[1]["process_config_path"] = os.path.relpath(path, training.parent)
+    return read
 
 
 def _length(values: Mapping[str, Any]) -> horizon.Length | None:

@@ -17,7 +17,7 @@ import importlib.util
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from common import runtime
 from common.config.module import load_module
 from common.config.public_rules import MODEL_NAME, RULES, Draft
 from common.config.settings import OTHER_NAMES, ProcessConfig, as_text, describe
-from common.config.value_transforms import Normalize, names_of, read_raw
+from common.config.value_transforms import Normalize, names_of, others_of_labels, read_raw
 from common.talk import some
 
 SEED = 42
@@ -45,6 +45,9 @@ DEFAULTS: dict[str, Any] = {
     },
 }
 """What the toolbox takes for a name that a file leaves out, where that is not our default."""
+
+SPLIT: dict[str, Any] = {"validation_fraction": 0.15, "force_classes": "validate", "by": "crop"}
+"""How the toolbox writes a datasplit: each crop is drawn for itself, complete ones validate."""
 
 LIKE_THERE: dict[str, Any] = {"weight_decay": 0.0, "init_output_to_prior": False}
 """Settings that the toolbox does not have, as it trains: no decay, weights as they are given."""
@@ -184,6 +187,8 @@ class Translation:
     settings: dict[str, Any]
     notes: tuple[str, ...]
     problems: list[str]
+    split: dict[str, Any] = field(default_factory=dict)
+    """How a datasplit is written where there is none: arguments of make-datasplit."""
 
 
 def translate(path: Path, names: Mapping[str, Any]) -> Translation:
@@ -215,7 +220,8 @@ def translate(path: Path, names: Mapping[str, Any]) -> Translation:
     _fill_in(draft)
     _say_what_is_left_alone(draft, ours)
     draft.notes.append(GENERAL)
-    return Translation(draft.settings, tuple(draft.notes), draft.problems)
+    split = SPLIT | {"classes": tuple(draft.settings["classes"])} | draft.split
+    return Translation(draft.settings, tuple(draft.notes), draft.problems, split)
 
 
 def _take(draft: Draft, name: str, value: Any) -> None:
@@ -295,6 +301,13 @@ def translate_data(given: Mapping[str, Any]) -> Translation:
         draft.problems.append(
             f"val_raw_value_transforms: {names_of(others)} is for the input of a network; apply it "
             "to batch['input'] yourself"
+        )
+    # what changes a loss has no loss here
+    if draft.settings.pop("criterion", None) is not None:
+        of_labels = names_of(others_of_labels(draft.given["target_value_transforms"]))
+        draft.problems.append(
+            f"target_value_transforms: {of_labels} does more than bring labels to 0 and 1; apply "
+            "it to batch['output'] yourself"
         )
     return Translation(draft.settings, tuple(draft.notes), draft.problems)
 

@@ -24,6 +24,7 @@ from common.config.settings import as_text
 from common.config.value_transforms import (
     GivenTransforms,
     InputTransforms,
+    TransformedTargets,
     names_of,
     others_of_labels,
     read_raw,
@@ -51,6 +52,8 @@ class Draft:
     """What was taken how, a sentence for each name."""
     problems: list[str] = field(default_factory=list)
     """What cannot be taken at all."""
+    split: dict[str, Any] = field(default_factory=dict)
+    """How a datasplit is written where there is none."""
 
     def note(self, name: str, sentence: str) -> None:
         """Say what became of a name of the file."""
@@ -281,34 +284,57 @@ def _data_base_path(draft: Draft, folder: Any) -> None:
         draft.note("data_base_path", "the data root; --data and CELLMAP_DATA go before it")
 
 
-def _of_the_split(draft: Draft, _: Any) -> None:
-    """What only says how a datasplit is written: the command that writes it so."""
-    names = [name for name in SPLIT_OPTIONS if name in draft.given]
-    if draft.notes and any(note.startswith(", ".join(names)) for note in draft.notes):
+def _force_all_classes(draft: Draft, forced: Any) -> None:
+    wanted = FORCED.get(forced) if isinstance(forced, bool | str) else None
+    if wanted is None:
+        draft.problems.append(
+            f"force_all_classes = {forced!r}; write True, False, 'train' or 'validate'"
+        )
         return
-    options = " ".join(part for part in map(functools.partial(_option, draft), names) if part)
-    draft.note(
-        ", ".join(names),
-        "used where a datasplit is written, which is a command here: make-datasplit --scale ... "
-        f"{options}".rstrip(),
-    )
+    draft.split["force_classes"] = wanted
+    sentence = OF_THE_SPLIT
+    if wanted in ("train", "validate"):
+        sentence += "; a crop without all classes is then left out, and not put on the other side"
+    draft.note("force_all_classes", sentence)
 
 
-SPLIT_OPTIONS = ("force_all_classes", "filter_by_scale", "validation_prob", "use_s3")
-
-
-def _option(draft: Draft, name: str) -> str:
-    """The option of make-datasplit that a name of SPLIT_OPTIONS is; "" where it asks nothing."""
-    value = draft.given[name]
-    if name == "force_all_classes" and value:
-        return f"--force-classes {FORCED.get(value, value)}"
-    if name == "validation_prob":
-        return f"--validation-fraction {value}"
-    return ""
-
-
-FORCED = {True: "all", "validation": "validate"}
+FORCED: dict[bool | str, str] = {
+    True: "all",
+    False: "",
+    "train": "train",
+    "validate": "validate",
+    "validation": "validate",
+}
 """force_all_classes as make-datasplit has it; "validation", in use, is ignored by the toolbox."""
+
+OF_THE_SPLIT = "used where the datasplit is not there yet and is written, as in the toolbox"
+
+
+def _filter_by_scale(draft: Draft, scale: Any) -> None:
+    """True is the voxel size of the raw patch, a number one for all axes."""
+    draft.note("filter_by_scale", OF_THE_SPLIT)
+    info = draft.settings.get("input_array_info")
+    if scale is True:
+        scale = info.get("scale") if isinstance(info, dict) else None
+    if isinstance(scale, bool) or scale is None:
+        return
+    sizes = scale if isinstance(scale, list | tuple) else [scale] * 3
+    draft.split["scale"] = tuple(sizes)
+
+
+def _validation_prob(draft: Draft, fraction: Any) -> None:
+    if fraction is not None:
+        draft.split["validation_fraction"] = fraction
+    draft.note("validation_prob", OF_THE_SPLIT)
+
+
+def _use_s3(draft: Draft, on: Any) -> None:
+    if on:
+        draft.note(
+            "use_s3",
+            "crops are taken where the datasplit says; fetch-data brings those of the challenge to "
+            "the data root",
+        )
 
 
 def _dataloader_kwargs(draft: Draft, keywords: Any) -> None:
@@ -394,10 +420,14 @@ def _target_transforms(draft: Draft, transforms: Any) -> None:
     if not others:
         draft.note("target_value_transforms", "labels are 0, 1 or unknown here without them")
         return
-    draft.problems.append(
-        f"target_value_transforms: {names_of(others)} cannot be applied, since labels are kept as "
-        "0, 1 or unknown; apply it to the target in a criterion of your own, "
-        "criterion(logits, target)"
+    loss = draft.settings.get("criterion", nn.BCEWithLogitsLoss)
+    classes = draft.settings.get("classes", ())
+    draft.settings["criterion"] = TransformedTargets(loss, transforms, classes)
+    draft.note(
+        "target_value_transforms",
+        f"{names_of(others)} applied as given, to the target of each class of each patch before "
+        "the loss, which then takes no weights of weight_loss; validation counts voxels of the "
+        "labels as they are",
     )
 
 
@@ -417,10 +447,10 @@ RULES: dict[str, Callable[[Draft, Any], None]] = {
     "load_model": _load_model,
     "model_to_load": _model_to_load,
     "data_base_path": _data_base_path,
-    "force_all_classes": _of_the_split,
-    "filter_by_scale": _of_the_split,
-    "validation_prob": _of_the_split,
-    "use_s3": _of_the_split,
+    "force_all_classes": _force_all_classes,
+    "filter_by_scale": _filter_by_scale,
+    "validation_prob": _validation_prob,
+    "use_s3": _use_s3,
     "dataloader_kwargs": _dataloader_kwargs,
     "device": _device,
     "smoothing_window": _smoothing_window,

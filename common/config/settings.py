@@ -266,6 +266,7 @@ class TrainConfig:
 
     # no setting, and without a sentence not in their table: see common.config.public
     translated: tuple[str, ...] = ()
+    missing_split: dict = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -363,6 +364,7 @@ MAY_CHANGE = frozenset(
         "mlflow_uri",
         "mlflow_parent",
         "translated",
+        "missing_split",
     ]
 ).union(RUN_FOLDERS)
 """Settings that a continued run may change.

@@ -9,6 +9,7 @@ it to 1.
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -190,6 +191,50 @@ class InputTransforms:
     def __repr__(self) -> str:
         """Names and numbers of both."""
         return f"train {names_of(self.train)}, validation {names_of(self.validation)}"
+
+
+class TransformedTargets:
+    """`criterion` over targets that transforms have changed, as they are."""
+
+    takes_unknown = True
+    """The trainer gives it NaN for unknown voxels."""
+
+    def __init__(self, loss: Any, transforms: Any, classes: Sequence[str]):
+        """Take a class of torch's losses, or a functools.partial of one, or a function.
+
+        transforms: of all classes, or a dict by class. classes: in the order of the channels.
+        """
+        self.loss = loss
+        self.transforms = transforms
+        self.classes = tuple(classes)
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean over known voxels; both (B, classes, z, y, x)."""
+        changed = torch.stack([self._of_patch(patch) for patch in target])
+        known = ~changed.isnan()
+        is_class = isinstance(self.loss, type | functools.partial)
+        loss = self.loss(reduction="none") if is_class else self.loss
+        losses = loss(logits, changed.nan_to_num(0))
+        if losses.shape != logits.shape:
+            return losses.mean()
+        return torch.where(known, losses, 0).sum() / known.sum().clamp(min=1)
+
+    def _of_patch(self, patch: Tensor) -> Tensor:
+        channels = []
+        for name, labels in zip(self.classes, patch, strict=True):
+            transforms = self.transforms
+            if isinstance(transforms, dict):
+                transforms = transforms.get(name, [])
+            parts = [transform for transform, _ in _flat(transforms)]
+            channels.append(_applied(parts, labels).float())
+        return torch.stack(channels)
+
+    def __repr__(self) -> str:
+        """Its loss and the transforms."""
+        parts = self.transforms
+        listed = list(parts.items()) if isinstance(parts, dict) else [("all", parts)]
+        texts = [f"{name}: {names_of([t for t, _ in _flat(part)])}" for name, part in listed]
+        return f"{as_text(self.loss)} of targets through {'; '.join(texts)}"
 
 
 def names_of(transforms: Sequence[Any]) -> str:

@@ -21,7 +21,16 @@ from torch.utils.data import Dataset
 
 from common.config.augmentations import read_augmentations
 from common.config.settings import TrainConfig
-from common.data import annotation, augment, defects, distort, normalize, sampling, split
+from common.data import (
+    annotation,
+    augment,
+    defects,
+    distort,
+    make_split,
+    normalize,
+    sampling,
+    split,
+)
 from common.data.augment import OwnAugmentation
 from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, open_crops
@@ -31,7 +40,7 @@ from common.data.split import Row
 from common.data.targets import PaletteTarget
 from common.data.workers import Reading, WorkerLost, that_fit
 from common.errors import UserError
-from common.talk import some
+from common.talk import say, some
 
 # The data of a run
 
@@ -107,6 +116,9 @@ def rows_of_run(config: TrainConfig) -> list[Row]:
     message.
     """
     path = config.path("datasplit_path")
+    if config.missing_split and not path.is_file():
+        # the public toolbox writes one, too
+        say(make_split.make(path, data_root=config.path("data_path"), **config.missing_split))
     rows = split.read_datasplit(path, config.path("data_path"))
     rows = [row for row in rows if set(row.annotated) & set(config.classes)]
     if not _used_for("train", rows):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +19,9 @@ from cellmap_segmentation_challenge.models import _unet, vitnet
 from common.config.given import GivenModel, GivenOptimizer, GivenScheduler
 from common.config.load import load_config, load_process_config
 from common.config.settings import TrainConfig
+from common.data import loaders, split
 from common.errors import UserError
+from common.files import REPOSITORY
 from common.train import check as check_module
 from common.train.check import check
 from common.train.optim import build_optimizer, build_scheduler
@@ -317,3 +322,273 @@ def test_every_other_shape_loads(shapes, name):
     assert settings.input_array_info == training.target_array_info
     logits = torch.tensor([-1.0, 0.0, 2.0])
     assert settings.process_func(logits).tolist() == [0, 0, 1]
+
+
+# Raw and target transforms
+
+
+TRANSFORMS = """
+import torchvision.transforms.v2 as T
+from cellmap_data.transforms.augment import *
+from cellmap_data.transforms.augment import Normalize
+"""
+
+
+def with_transforms(train: str, validation: str = "[]", **more: str) -> str:
+    lines = [f"train_raw_value_transforms = T.Compose({train})"]
+    if validation != "[]":
+        lines.append(f"val_raw_value_transforms = T.Compose({validation})")
+    return "\n".join([TRANSFORMS, *lines, *(f"{name} = {text}" for name, text in more.items())])
+
+
+def test_changes_of_intensity_become_settings(public):
+    text = with_transforms(
+        "[Normalize(), T.RandomApply([RandomGamma((0.9, 1.1))], p=0.3), "
+        "T.RandomApply([RandomContrast((0.8, 1.2))], p=0.3), "
+        "T.RandomApply([GaussianNoise(std=0.02)], p=0.3), NaNtoNum({'nan': 0})]"
+    )
+    config = load_config(public(text))
+    assert (config.gamma_range, config.contrast_range) == ((0.9, 1.1), (0.8, 1.2))
+    assert (config.noise_std, config.intensity_probability) == (0.02, 0.3)
+    assert config.augment is None and config.raw_range == ()
+    assert "Normalize, NaNtoNum have nothing to do" in notes(config, "raw transforms")
+
+
+def test_a_normalisation_that_is_not_that_of_8_bits_is_the_raw_range(public):
+    config = load_config(public(with_transforms("[Normalize(shift=-50, scale=1 / 100)]")))
+    assert config.raw_range == (50, pytest.approx(150))
+
+
+def test_a_change_of_another_probability_is_applied_as_it_is(public):
+    text = with_transforms(
+        "[RandomGamma((0.5, 2)), T.RandomApply([GaussianNoise(std=0.1)], p=0.5)]"
+    )
+    config = load_config(public(text))
+    assert config.intensity_probability == 1 and config.noise_std == 0
+    raw = torch.full((1, 4, 4, 4), 0.5)
+    results = []
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        first = config.augment(raw.clone(), generator)
+        # what others draw in between changes nothing
+        torch.rand(3)
+        assert torch.equal(first, config.augment(raw.clone(), generator.manual_seed(seed)))
+        results.append(bool((first == raw).all()))
+    assert 4 < sum(results) < 16
+    assert "GaussianNoise(mean=0.0, std=0.1) with probability 0.5" in repr(config.augment)
+
+
+def test_transforms_as_given_leave_the_global_random_numbers_alone(public):
+    config = load_config(public(with_transforms("[T.RandomErasing(p=1)]")))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    config.augment(torch.rand(1, 8, 8, 8, generator=torch.Generator()), torch.Generator())
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_what_validation_needs_too_goes_before_the_network(public):
+    transform = "T.Normalize([0.5], [0.25])"
+    text = with_transforms(f"[RandomGamma((1, 1)), {transform}]", f"[{transform}]")
+    config = load_config(public(text))
+    assert config.augment is None
+    model = config.build_model(config.classes)
+    raw = torch.rand(2, 1, 20, 20, 20)
+    plain = load_config(public()).build_model(config.classes)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    for mode in (True, False):
+        model.train(mode)
+        assert torch.equal(model(raw), plain((raw - 0.5) / 0.25))
+    assert "Normalize(mean=[0.5], std=[0.25]" in config.record()["build_model"]
+
+
+def test_what_only_validation_has_is_not_applied_in_training(public):
+    text = with_transforms("[RandomGamma((1, 1))]", "[T.Normalize([0.5], [0.25])]")
+    config = load_config(public(text))
+    model = config.build_model(config.classes)
+    plain = load_config(public()).build_model(config.classes)
+    raw = torch.rand(1, 1, 20, 20, 20)
+    assert torch.equal(model.train()(raw), plain(raw))
+    assert torch.equal(model.eval()(raw), plain((raw - 0.5) / 0.25))
+
+
+def test_transforms_that_only_binarise_labels_are_done_already(public):
+    text = with_transforms(
+        "[Normalize()]", target_value_transforms="T.Compose([T.ToDtype(torch.float), Binarize()])"
+    )
+    config = load_config(public(text))
+    assert "labels are 0, 1 or unknown" in notes(config, "target_value_transforms")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_with_transforms_as_given_are_the_same_for_any_number_of_workers(
+    public, workers, monkeypatch
+):
+    monkeypatch.setenv("SEED", "5")
+    text = with_transforms("[GaussianBlur(3, 0.5, dim=3), T.RandomErasing(p=0.5)]")
+    path = public(text)
+    data = path.parents[1] / "data"
+    config = load_config(path, (*HERE, f"num_workers={workers}"), data)
+    crops = loaders.open_data(config)
+    batches = loaders.training_batches(config, crops, torch.device("cpu"))
+    first = [batch.raw for batch in batches.between(0, 6)]
+    again = [batch.raw for batch in batches.between(2, 6)]
+    assert all(torch.equal(one, other) for one, other in zip(first[1:], again, strict=True))
+    assert len({float(raw.sum()) for raw in first}) == 3
+
+
+# Places
+
+
+def test_weights_of_the_toolbox_begin_a_run(public):
+    path = public("model_name = 'mine'\nmodel_to_load = 'mine'\nload_model = 'latest'")
+    folder = path.parent / "checkpoints"
+    folder.mkdir()
+    model = load_config(path).build_model(("mito", "er", "nuc"))
+    for epoch in (2, 10, 9):
+        with torch.no_grad():
+            model[0].bias.fill_(epoch)
+        torch.save(model.state_dict(), folder / f"mine_{epoch}.pth")
+    torch.save(model.state_dict(), folder / "mine_long_3.pth")
+    config = load_config(path)
+    assert config.load_model == str(folder / "mine_10.pth")
+    result = train(path, (*HERE, "epochs=1", "learning_rate=1e-9"), path.parents[1] / "data")
+    weights = torch.load(result.checkpoint, weights_only=True)["model"]
+    assert torch.allclose(weights["0.bias"], torch.tensor(10.0), atol=1e-3)
+
+
+def test_another_model_to_load_that_is_not_there_stops_training(public):
+    path = public("model_name = 'mine'\nmodel_to_load = 'other'")
+    with pytest.raises(FileNotFoundError, match="other_"):
+        train(path, HERE, path.parents[1] / "data")
+
+
+def test_runs_of_one_model_have_folders_of_their_own(public):
+    text = "logs_save_path = 'tensorboard/{model_name}'\nmodel_name = 'mine'\n"
+    path = public(text + "model_save_path = 'checkpoints/{model_name}_{epoch}.pth'")
+    config = load_config(path, ["random_seed=3"])
+    assert config.path("logs_save_path") == path.parent / "tensorboard/mine/seed3"
+    assert config.path("model_save_path") == path.parent / "checkpoints/mine/seed3"
+
+
+def test_the_data_root_of_the_file_is_that_of_its_folder(public, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    path = public("data_base_path = '../data'")
+    assert load_config(path).path("data_path") == tmp_path / "data"
+    (tmp_path / "elsewhere").mkdir()
+    assert load_config(path, data=tmp_path / "elsewhere").data_path == str(tmp_path / "elsewhere")
+
+
+# Other names
+
+
+def test_helper_variables_are_left_alone_and_named(public):
+    config = load_config(public("learning_rte = 1\nwarmup_steps = 3\nhelper = [1]"))
+    assert config.learning_rate == TrainConfig.learning_rate
+    assert notes(config, "no settings") == (
+        "no settings, left alone: learning_rte (the setting is 'learning_rate'), warmup_steps "
+        "(the setting is 'warmup_iterations'), helper"
+    )
+
+
+def test_a_file_of_ours_is_not_taken_for_a_public_one(public):
+    head = "from cellmap_segmentation_challenge.utils import get_tested_classes\n"
+    said = problems(public("learning_rte = 1\ndef build_model(classes): ...", head=head))
+    assert "unknown setting 'learning_rte'; did you mean 'learning_rate'?" in said
+
+
+def test_what_the_toolbox_takes_for_names_that_are_left_out(public):
+    head = "import torch\nimport cellmap_segmentation_challenge\nmodel = torch.nn.Conv2d(1, 2, 1)"
+    config = load_config(public(head=head))
+    assert config.classes == ("nuc", "er") and config.model_name == "2d_unet"
+    assert config.input_array_info == config.target_array_info
+    assert config.input_array_info == {"shape": (1, 128, 128), "scale": (8, 8, 8)}
+    assert not config.use_mutual_exclusion and config.weight_decay == 0
+    assert set(config.spatial_transforms) == {"mirror", "transpose", "rotate"}
+
+
+def test_a_file_without_a_model_says_so(public):
+    head = "import cellmap_segmentation_challenge\nepochs = 3"
+    assert "'model' is missing; write model = ..." in problems(public(head=head))
+    head = "import torch, cellmap_segmentation_challenge\nmodel = torch.nn.Conv3d"
+    assert "model is a class; write an instance" in problems(public(head=head))
+
+
+def test_options_of_the_command_line_go_before_the_file(public):
+    config = load_config(
+        public("max_grad_norm = 3\ndevice = None"), ["max_grad_norm=5", "epochs=7"]
+    )
+    assert (config.max_grad_norm, config.epochs, config.device) == (5, 7, "auto")
+
+
+# As a program
+
+
+def test_the_last_lines_of_a_file_train_it(public):
+    path = public(
+        "device = 'cpu'\nprecision = 'fp32'\ndataloader_kwargs = {'num_workers': 0}\n"
+        "data_base_path = '../data'\nfrom shared import epochs\n"
+        "if __name__ == '__main__':\n    train(__file__)",
+        shared="epochs = 1",
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, path.name],
+        cwd=path.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "done after epoch 1" in done.stderr
+    assert (path.parent / "checkpoints/2d_unet/seed42/best.pt").is_file()
+
+
+# Datasplit
+
+
+def test_a_datasplit_that_is_not_there_is_written_as_the_file_says(public, capsys):
+    path = public("force_all_classes = False\nfilter_by_scale = True\nvalidation_prob = 0.34")
+    (path.parent / "datasplit.csv").unlink()
+    config = load_config(path)
+    assert config.missing_split == {
+        "classes": ("mito", "er", "nuc"),
+        "scale": (8, 8, 8),
+        "validation_fraction": 0.34,
+        "force_classes": "",
+        "by": "crop",
+    }
+    data = path.parents[1] / "data"
+    check(path, HERE, data)
+    rows = split.read_datasplit(path.parent / "datasplit.csv", data)
+    assert sorted(row.usage for row in rows) == ["train", "train", "validate"]
+    assert "datasplit.csv: 2 training crops, 1 validation crop" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("written", "taken"), [("True", "all"), ("'validation'", "validate"), ("'train'", "train")]
+)
+def test_which_crops_are_to_have_all_classes(public, written, taken):
+    config = load_config(public(f"force_all_classes = {written}"))
+    assert config.missing_split["force_classes"] == taken
+    assert "used where the datasplit is not there yet" in notes(config, "force_all_classes")
+
+
+def test_transforms_of_targets_are_applied_in_the_loss(public):
+    text = with_transforms(
+        "[Normalize()]",
+        target_value_transforms="{'mito': T.Lambda(lambda x: 1 - x), 'er': Binarize()}",
+        weight_loss="False",
+    )
+    path = public(text.replace("T.Compose({'mito'", "({'mito'"))
+    config = load_config(path)
+    logits = torch.randn(2, 3, 4, 4, 4)
+    target = torch.randint(0, 2, logits.shape).float()
+    target[0, :, 0] = torch.nan
+    expected = target.clone()
+    expected[:, 0] = 1 - expected[:, 0]
+    known = ~target.isnan()
+    losses = nn.functional.binary_cross_entropy_with_logits(logits[known], expected[known])
+    assert torch.isclose(config.criterion(logits, target), losses)
+    check(path, HERE, path.parents[1] / "data")
