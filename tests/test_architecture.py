@@ -16,7 +16,17 @@ from common.files import REPOSITORY
 ORDER = ("ground", "config", "data", "show", "model", "train", "infer", "score", "runs", "shell")
 """A room imports only from itself and from rooms that stand before it."""
 
-GROUND = {"classes", "errors", "files", "provenance", "runtime", "stopping", "talk", "typed"}
+GROUND = {
+    "classes",
+    "compiled",
+    "errors",
+    "files",
+    "provenance",
+    "runtime",
+    "stopping",
+    "talk",
+    "typed",
+}
 """Modules of common/ itself, which every room may use."""
 
 COMMON = REPOSITORY / "common"

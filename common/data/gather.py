@@ -4,52 +4,22 @@ torch's `grid_sample` does the same in five times the time: it takes one voxel a
 here the compiler makes vector instructions of the innermost loop. The operations are those of
 `grid_sample`, in its order and in float32, so that the results are equal to the last bit.
 
-Importing this module takes a third of a second, and the first call of a function compiles it, which
-takes a few seconds on the first use on a machine; numba keeps the code on disk.
+Importing this module takes a third of a second; see `common.compiled`.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
-import numba
 import numpy as np
 import torch
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
 
-from common.files import cache_folder
+from common.compiled import compiled, part_of_compiled
 
 VOXELS_PER_THREAD = 2**17
 """Fewest voxels that a thread is started for: they take a millisecond, to start it a tenth."""
-
-if not os.access(Path(__file__).parent, os.W_OK):
-    # numba keeps compiled code in __pycache__ beside this file, where it can
-    numba.config.CACHE_DIR = numba.config.CACHE_DIR or str(cache_folder() / "numba")  # type: ignore[attr-defined]
-
-
-class _ArraysDoNotOverlap(CompilerBase):
-    """numba's compiler, told that no argument of a function shares memory with another.
-
-    Without it a value that is written might change one that is read later, and no loop that gathers
-    is made of vector instructions: they then take three times as long.
-    """
-
-    def define_pipelines(self) -> list[Any]:
-        self.state.flags.noalias = True
-        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
-
-
-# without the GIL, so that threads share a patch; no fastmath, which rounds otherwise
-_compiled = numba.njit(
-    cache=True, nogil=True, error_model="numpy", pipeline_class=_ArraysDoNotOverlap
-)
-_part_of_compiled = numba.njit(error_model="numpy")
-
 
 def linear(block: np.ndarray, columns: np.ndarray, patch: np.ndarray) -> None:
     """Fill `patch` from `block` by trilinear interpolation, its outermost values repeated.
@@ -97,7 +67,7 @@ ONE = np.float32(1)
 """float32, as all that is computed with: numba makes float64 of float32 and an integer."""
 
 
-@_compiled
+@compiled
 def _linear(block, columns, first, patch):
     corners = _corners(block)
     for i in range(patch.shape[0]):
@@ -108,7 +78,7 @@ def _linear(block, columns, first, patch):
                 row[np.uint64(k)] = _mean(corners, block.shape, place)
 
 
-@_compiled
+@compiled
 def _linear_at(block, places, first, patch):
     corners = _corners(block)
     for i in range(patch.shape[0]):
@@ -121,7 +91,7 @@ def _linear_at(block, places, first, patch):
                 row[np.uint64(k)] = _mean(corners, block.shape, (z, y, x))
 
 
-@_compiled
+@compiled
 def _nearest(block, columns, first, patch):
     voxels = block.reshape(-1)
     for i in range(patch.shape[0]):
@@ -137,7 +107,7 @@ def _nearest(block, columns, first, patch):
                 row[np.uint64(k)] = voxels[np.uint64(n)] if inside else 0
 
 
-@_part_of_compiled
+@part_of_compiled
 def _place(columns, shape, voxel):
     """Return where a voxel of a patch lies, z, y, x in voxels of a block of `shape`."""
     x = _along(columns[:, 0], shape[2], voxel)
@@ -146,7 +116,7 @@ def _place(columns, shape, voxel):
     return z, y, x
 
 
-@_part_of_compiled
+@part_of_compiled
 def _along(column, size, voxel):
     i, j, k = voxel
     from_z = np.float32(i) * column[0] + column[3]
@@ -154,7 +124,7 @@ def _along(column, size, voxel):
     return (from_z + from_row + ONE) * HALF * np.float32(size - 1)
 
 
-@_part_of_compiled
+@part_of_compiled
 def _corners(block):
     """Return the voxels of a block from eight first ones on: those of the corners of a cell.
 
@@ -176,7 +146,7 @@ def _corners(block):
     )
 
 
-@_part_of_compiled
+@part_of_compiled
 def _mean(corners, shape, place):
     """Return the weighted mean of the eight voxels around a place, z, y, x."""
     z, y, x = place
@@ -195,7 +165,7 @@ def _mean(corners, shape, place):
     return total
 
 
-@_part_of_compiled
+@part_of_compiled
 def _cell(place, size):
     """Return the voxel before a place on an axis, and the weights of it and of the next.
 
@@ -208,7 +178,7 @@ def _cell(place, size):
     return before, ONE - after, after
 
 
-@_part_of_compiled
+@part_of_compiled
 def _nearest_on_axis(place, size):
     """Return the voxel nearest to a place, and whether there is one."""
     voxel = np.int64(np.rint(place))

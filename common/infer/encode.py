@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from types import ModuleType
 
 import numpy as np
 import torch
 
+from common.errors import UserError
+
 # 2**20 float32 are 4 MB
 LAYER_VOXELS = {"cpu": 2**20}
 """Voxels encoded at a time, by kind of device: as many as a CPU's cache holds; 2**27 on others."""
+
+LIMIT = 6.5
+"""Logits beyond it are 0 or 255 in 255ths: the outermost of them begin at 6.24."""
+
+BINS = 1023
+"""Equal parts of -LIMIT .. LIMIT, such that no two 255ths begin in one of them."""
+
+INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
+"""The bits of infinity."""
+
+Fill = Callable[[torch.Tensor, torch.Tensor], None]
+"""Writes into its first argument what is stored of the logits that are its second."""
 
 
 def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> torch.Tensor:
@@ -21,19 +39,39 @@ def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> torch.Tens
     pairs = list(zip(stored.split(thickness, 1), logits.split(thickness, 1), strict=True))
     if logits.device.type != "cpu":
         for part, values in pairs:
-            _encode_into(part, values, content)
+            _compute(content, part, values)
         return stored
+    fill = _filler(logits, content, dtype)
     # a thread a layer: torch's own threads would wait for each other after every step, and writers
     # be in their way
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        jobs = [pool.submit(_encode_into, part, values, content) for part, values in pairs]
+        jobs = [pool.submit(fill, part, values) for part, values in pairs]
     for job in jobs:
         job.result()
     return stored
 
 
+def has_nan(logits: torch.Tensor) -> bool:
+    """Whether one of the logits is NaN."""
+    bits = _side_by_side(logits)
+    if bits is not None:
+        return bool(_lookup().largest_bits(bits) > INFINITY[logits.dtype])
+    # a sum is NaN if one of them is, and takes a tenth of the time of looking for it
+    return bool(logits.sum(dtype=torch.float32).isnan() and logits.isnan().any())
+
+
+def _filler(logits: torch.Tensor, content: str, dtype: torch.dtype) -> Fill:
+    """How logits on a CPU are encoded: looked up where that is possible, else computed."""
+    if content == "probability" and dtype == torch.uint8:
+        if logits.dtype in INFINITY:
+            return partial(_look_up_bits, _table_of(logits.dtype))
+        if logits.dtype == torch.float32:
+            return partial(_look_up_values, _thresholds())
+    return partial(_compute, content)
+
+
 @torch.inference_mode()
-def _encode_into(stored: torch.Tensor, logits: torch.Tensor, content: str) -> None:
+def _compute(content: str, stored: torch.Tensor, logits: torch.Tensor) -> None:
     # in float32: bfloat16 has 8 bits, too few for 255ths; a copy, since the caller keeps its logits
     values = logits.to(torch.float32, copy=True)
     if content == "probability":
@@ -41,6 +79,90 @@ def _encode_into(stored: torch.Tensor, logits: torch.Tensor, content: str) -> No
     if stored.dtype == torch.uint8:
         values.mul_(255).round_()
     stored.copy_(values)
+
+
+def _look_up_bits(table: np.ndarray, stored: torch.Tensor, logits: torch.Tensor) -> None:
+    _lookup().by_bits(_bits(logits), table, stored.numpy())
+
+
+def _look_up_values(found: _Thresholds, stored: torch.Tensor, logits: torch.Tensor) -> None:
+    _lookup().by_ends(logits.numpy(), found.bins, found.logits, found.below, stored.numpy())
+
+
+@cache
+def _table_of(dtype: torch.dtype) -> np.ndarray:
+    """(65536,) the 255ths of every number of 16 bits, by its bits."""
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    table = torch.empty(2**16, dtype=torch.uint8)
+    _compute("probability", table, bits.view(dtype))
+    return table.numpy()
+
+
+@dataclass(frozen=True)
+class _Thresholds:
+    """Where in float32 the 255ths begin, as `lookup.by_ends` takes it."""
+
+    logits: np.ndarray
+    """(256,) the least logit of 1, of 2, ... of 255, and infinity."""
+    bins: np.ndarray
+    below: np.ndarray
+
+
+@cache
+def _thresholds() -> _Thresholds:
+    """Found with torch's own sigmoid, whose last bit is another on other processors."""
+    logits = _least_logits()
+    bins = np.array([LIMIT, BINS / (2 * LIMIT)], np.float32)
+    where = ((logits[:-1] + bins[0]) * bins[1]).astype(np.uint32)
+    assert (np.diff(where) > 0).all(), "two 255ths begin in one bin"
+    below = np.searchsorted(where, np.arange(BINS + 1)).astype(np.uint8)
+    return _Thresholds(logits, bins, below)
+
+
+def _least_logits() -> np.ndarray:
+    """(256,) float32, the least logits whose 255ths are 1, 2, ...; infinity where there is none."""
+    wanted = np.arange(1, 257)
+    less = np.full(256, -LIMIT, np.float32)
+    enough = np.full(256, LIMIT, np.float32)
+    # halved until they are neighbours: 13 units are 2**34 steps of the floats near 2**-7
+    for _ in range(40):
+        middle = (less + enough) / 2
+        reached = torch.empty(256, dtype=torch.uint8)
+        _compute("probability", reached, torch.from_numpy(middle))
+        is_enough = reached.numpy() >= wanted
+        enough = np.where(is_enough, middle, enough)
+        less = np.where(is_enough, less, middle)
+    # nothing has 256 255ths
+    enough[-1] = np.inf
+    return enough
+
+
+def _bits(values: torch.Tensor) -> np.ndarray:
+    """The bits of numbers of 16, as uint16."""
+    return values.view(torch.int16).numpy().view(np.uint16)
+
+
+def _side_by_side(logits: torch.Tensor) -> np.ndarray | None:
+    """(n,) the bits of logits of 16 bits on a CPU, if they are without gaps in memory."""
+    if logits.device.type != "cpu" or logits.dtype not in INFINITY:
+        return None
+    order = sorted(range(logits.ndim), key=lambda axis: -logits.stride(axis))
+    in_memory = logits.permute(order)
+    if not in_memory.is_contiguous():
+        return None
+    return _bits(in_memory.reshape(-1))
+
+
+def _lookup() -> ModuleType:
+    """`common.infer.lookup`, which takes a third of a second to import."""
+    try:
+        from common.infer import lookup
+    except ImportError as error:
+        raise UserError(
+            f"numba, which encodes predictions on a CPU, cannot be imported ({error}); "
+            "pip install numba, or predict on a GPU"
+        ) from error
+    return lookup
 
 
 def decode(stored: np.ndarray, content: str) -> np.ndarray:
