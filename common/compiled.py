@@ -28,6 +28,7 @@ class ArraysDoNotOverlap(CompilerBase):
     """
 
     def define_pipelines(self) -> list[Any]:
+        """The usual passes, told so."""
         self.state.flags.noalias = True
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 

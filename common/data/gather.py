@@ -21,6 +21,7 @@ from common.compiled import compiled, part_of_compiled
 VOXELS_PER_THREAD = 2**17
 """Fewest voxels that a thread is started for: they take a millisecond, to start it a tenth."""
 
+
 def linear(block: np.ndarray, columns: np.ndarray, patch: np.ndarray) -> None:
     """Fill `patch` from `block` by trilinear interpolation, its outermost values repeated.
 

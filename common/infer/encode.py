@@ -17,12 +17,6 @@ from common.errors import UserError
 LAYER_VOXELS = {"cpu": 2**20}
 """Voxels encoded at a time, by kind of device: as many as a CPU's cache holds; 2**27 on others."""
 
-LIMIT = 6.5
-"""Logits beyond it are 0 or 255 in 255ths: the outermost of them begin at 6.24."""
-
-BINS = 1023
-"""Equal parts of -LIMIT .. LIMIT, such that no two 255ths begin in one of them."""
-
 INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
 """The bits of infinity."""
 
@@ -55,7 +49,7 @@ def has_nan(logits: torch.Tensor) -> bool:
     """Whether one of the logits is NaN."""
     bits = _side_by_side(logits)
     if bits is not None:
-        return bool(_lookup().largest_bits(bits) > INFINITY[logits.dtype])
+        return bool(loops().largest_bits(bits) > INFINITY[logits.dtype])
     # a sum is NaN if one of them is, and takes a tenth of the time of looking for it
     return bool(logits.sum(dtype=torch.float32).isnan() and logits.isnan().any())
 
@@ -82,11 +76,11 @@ def _compute(content: str, stored: torch.Tensor, logits: torch.Tensor) -> None:
 
 
 def _look_up_bits(table: np.ndarray, stored: torch.Tensor, logits: torch.Tensor) -> None:
-    _lookup().by_bits(_bits(logits), table, stored.numpy())
+    loops().by_bits(_bits(logits), table, stored.numpy())
 
 
 def _look_up_values(found: _Thresholds, stored: torch.Tensor, logits: torch.Tensor) -> None:
-    _lookup().by_ends(logits.numpy(), found.bins, found.logits, found.below, stored.numpy())
+    loops().by_ends(logits.numpy(), found.logits, found.below, stored.numpy())
 
 
 @cache
@@ -100,30 +94,33 @@ def _table_of(dtype: torch.dtype) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Thresholds:
-    """Where in float32 the 255ths begin, as `lookup.by_ends` takes it."""
+    """Where in float32 the 255ths begin, as `loops.by_ends` takes it."""
 
     logits: np.ndarray
     """(256,) the least logit of 1, of 2, ... of 255, and infinity."""
-    bins: np.ndarray
     below: np.ndarray
+    """(bins + 1,) the number of them in the bins before."""
 
 
 @cache
 def _thresholds() -> _Thresholds:
     """Found with torch's own sigmoid, whose last bit is another on other processors."""
-    logits = _least_logits()
-    bins = np.array([LIMIT, BINS / (2 * LIMIT)], np.float32)
-    where = ((logits[:-1] + bins[0]) * bins[1]).astype(np.uint32)
+    bins = loops()
+    logits = _least_logits(bins.LIMIT)
+    where = ((logits[:-1] + bins.LIMIT) * bins.PER_UNIT).astype(np.uint32)
     assert (np.diff(where) > 0).all(), "two 255ths begin in one bin"
-    below = np.searchsorted(where, np.arange(BINS + 1)).astype(np.uint8)
-    return _Thresholds(logits, bins, below)
+    below = np.searchsorted(where, np.arange(bins.BINS + 1)).astype(np.uint8)
+    return _Thresholds(logits, below)
 
 
-def _least_logits() -> np.ndarray:
-    """(256,) float32, the least logits whose 255ths are 1, 2, ...; infinity where there is none."""
+def _least_logits(limit: float) -> np.ndarray:
+    """(256,) float32, the least logits whose 255ths are 1, 2, ...; infinity where there is none.
+
+    limit: what all others are below.
+    """
     wanted = np.arange(1, 257)
-    less = np.full(256, -LIMIT, np.float32)
-    enough = np.full(256, LIMIT, np.float32)
+    less = np.full(256, -limit, np.float32)
+    enough = np.full(256, limit, np.float32)
     # halved until they are neighbours: 13 units are 2**34 steps of the floats near 2**-7
     for _ in range(40):
         middle = (less + enough) / 2
@@ -153,16 +150,16 @@ def _side_by_side(logits: torch.Tensor) -> np.ndarray | None:
     return _bits(in_memory.reshape(-1))
 
 
-def _lookup() -> ModuleType:
-    """`common.infer.lookup`, which takes a third of a second to import."""
+def loops() -> ModuleType:
+    """`common.infer.loops`, which takes a third of a second to import."""
     try:
-        from common.infer import lookup
+        from common.infer import loops as found
     except ImportError as error:
         raise UserError(
             f"numba, which encodes predictions on a CPU, cannot be imported ({error}); "
             "pip install numba, or predict on a GPU"
         ) from error
-    return lookup
+    return found
 
 
 def decode(stored: np.ndarray, content: str) -> np.ndarray:

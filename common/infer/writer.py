@@ -14,6 +14,7 @@ from common.data import ngff, records
 from common.data.ngff import Grid, slices
 from common.data.records import PredictionRecord
 from common.errors import FileError
+from common.infer.encode import loops
 from common.infer.ledger import Journal
 from common.infer.plan import BlockPlan
 
@@ -42,7 +43,7 @@ class ClassVolume:
         """Put a block (z, y, x) in its place, from voxel `start` on, for others to note it."""
         self.levels[0][slices(start, start + values.shape)] = values
         if len(self.levels) > 1:
-            halves = ngff.block_mean(values, self.factors[0])
+            halves = _reduced(values, self.factors[0])
             first = start // self.factors[0]
             self.levels[1][slices(first, first + halves.shape)] = halves
 
@@ -55,6 +56,15 @@ class ClassVolume:
             self.path, self.grid, self.factors, ngff.block_mean, written=len(self.levels) - 1
         )
         self.journal.remove()
+
+
+def _reduced(values: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
+    """The next coarser level of a block, as `block_mean` gives it."""
+    if factors != (2, 2, 2) or values.dtype != np.uint8:
+        return ngff.block_mean(values, factors)
+    coarse = np.empty(np.array(values.shape) // 2, np.uint8)
+    loops().halve(values, coarse)
+    return coarse
 
 
 def open_class(path: Path, plan: BlockPlan, name: str, record: PredictionRecord) -> ClassVolume:

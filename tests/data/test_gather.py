@@ -157,7 +157,9 @@ def test_compiled_code_is_kept_beside_the_module_or_in_the_cache_folder(monkeypa
     beside = Path(gather.__file__).parent
     assert Path(loaded_anew()._linear.stats.cache_path) == beside / "__pycache__"
     common = beside.parent
-    monkeypatch.setattr(os, "access", lambda path, mode: common not in (Path(path), *Path(path).parents))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: common not in (Path(path), *Path(path).parents)
+    )
     importlib.reload(compiled_by)
     assert tmp_path / "cache" in Path(loaded_anew()._linear.stats.cache_path).parents
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.data import ngff
 from common.errors import UserError
-from common.infer import encode
+from common.infer import encode, loops
 
 
 def computed(logits: torch.Tensor) -> torch.Tensor:
@@ -68,8 +69,26 @@ def test_a_single_nan_is_found_and_infinity_is_none(dtype, layout, sign):
 
 def test_without_numba_a_sentence_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    for name in ("common.compiled", "common.infer.lookup"):
+    for name in ("common.compiled", "common.infer.loops"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.delattr("common.infer.lookup", raising=False)
+    monkeypatch.delattr("common.infer.loops", raising=False)
     with pytest.raises(UserError, match=r"numba.*pip install numba"):
         encode.encode(torch.zeros(1, 2, 3, 4), "probability", torch.uint8)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (16, 18, 20), (7, 9, 37)])
+def test_halved_voxels_are_block_means(shape):
+    fine = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    coarse = np.empty(np.array(shape) // 2, np.uint8)
+    loops.halve(fine, coarse)
+    np.testing.assert_array_equal(coarse, ngff.block_mean(fine, (2, 2, 2)))
+
+
+def test_every_sum_of_eight_voxels_is_rounded_as_numpy_rounds_its_eighth():
+    sums = np.arange(8 * 255 + 1)
+    eighths = np.linspace(0, 7, 8).astype(int)[:, None]
+    voxels = ((sums + eighths) // 8).astype(np.uint8)
+    fine = np.ascontiguousarray(voxels.reshape(2, 2, 2, -1).transpose(3, 0, 1, 2)).reshape(-1, 2, 2)
+    coarse = np.empty((len(sums), 1, 1), np.uint8)
+    loops.halve(fine, coarse)
+    np.testing.assert_array_equal(coarse.ravel(), np.rint(sums / 8))
