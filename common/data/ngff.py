@@ -382,10 +382,10 @@ def _reduce_level(fine: zarr.Array, coarse: zarr.Array, factor: Vector, reduce: 
 def _compressor(voxels: int, dtype: np.dtype) -> Blosc:
     """What chunks of so many voxels are compressed with.
 
-    On raw level 9 saves nothing over 1 and takes 40 times as long (measured on the phantom). A chunk
-    of 128^3 probabilities, of single bytes, is as small as one block of Blosc as in the many that
-    it would choose, and takes 0.6 of the time; LZ4 takes half of that again, and up to 1.7 times
-    the bytes. Of larger types a block is shuffled first, which is fast where it fits into a cache.
+    On raw level 9 saves nothing over 1 and takes 40 times as long (measured on the phantom). Of
+    single bytes a chunk is one block of Blosc: probabilities are then as small as in the many blocks
+    that it would choose, and take 0.6 of the time; LZ4 takes half of that, and up to 1.7 times the
+    bytes. Larger types are shuffled first, which is fast where a block fits into a cache.
     """
     block = min(voxels, LARGEST_COMPRESSED) if dtype.itemsize == 1 else 0
     return Blosc(cname="zstd", clevel=1, shuffle=Blosc.SHUFFLE, blocksize=block)

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.compiled import compiled, part_of_compiled
 
-# 64 voxels of 48 classes in bf16 are 6 kB: they stay in the smallest cache while they are transposed
+# 64 voxels of 48 classes in bf16 are 6 kB: they stay in the smallest cache for their transposition
 TILE = 64
 """Voxels of which all classes are looked up before the next: networks often give the classes of a
 voxel side by side, and stored are the voxels of a class."""
