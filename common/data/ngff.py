@@ -383,8 +383,8 @@ def _compressor(voxels: int, dtype: np.dtype) -> Blosc:
     """What chunks of so many voxels are compressed with.
 
     On raw level 9 saves nothing over 1 and takes 40 times as long (measured on the phantom). Of
-    single bytes a chunk is one block of Blosc: probabilities are then as small as in the many blocks
-    that it would choose, and take 0.6 of the time; LZ4 takes half of that, and up to 1.7 times the
+    single bytes a chunk is one block of Blosc: probabilities are then as small as in the many that
+    Blosc would choose, and take 0.6 of the time; LZ4 takes half of that, and up to 1.7 times the
     bytes. Larger types are shuffled first, which is fast where a block fits into a cache.
     """
     block = min(voxels, LARGEST_COMPRESSED) if dtype.itemsize == 1 else 0
