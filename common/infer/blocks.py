@@ -158,6 +158,8 @@ def compute_blocks(
     for raw in _read_ahead(plans, numbers, pinned=on_cuda):
         values = to_stored(_mean_logits(members, raw, device))
         copying.append(_begin_copy(values, raw[0]))
+        # or it would be in memory until the next block is computed
+        del values
         if len(copying) > behind:
             yield copying.popleft().wait()
     for copy in copying:

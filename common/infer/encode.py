@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +37,7 @@ def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> torch.Tens
             _compute(content, part, values)
         return stored
     fill = _filler(logits, content, dtype)
-    # a thread a layer: torch's own threads would wait for each other after every step, and writers
-    # be in their way
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        jobs = [pool.submit(fill, part, values) for part, values in pairs]
-    for job in jobs:
-        job.result()
+    _in_threads(lambda pair: fill(*pair), pairs)
     return stored
 
 
@@ -49,9 +45,17 @@ def has_nan(logits: torch.Tensor) -> bool:
     """Whether one of the logits is NaN."""
     bits = _side_by_side(logits)
     if bits is not None:
-        return bool(loops().largest_bits(bits) > INFINITY[logits.dtype])
+        parts = np.array_split(bits, torch.get_num_threads())
+        largest = max(_in_threads(loops().largest_bits, parts))
+        return bool(largest > INFINITY[logits.dtype])
     # a sum is NaN if one of them is, and takes a tenth of the time of looking for it
     return bool(logits.sum(dtype=torch.float32).isnan() and logits.isnan().any())
+
+
+def _in_threads(function: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+    """A function of each part. Torch's own threads would wait for each other after every step."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(function, parts))
 
 
 def _filler(logits: torch.Tensor, content: str, dtype: torch.dtype) -> Fill:

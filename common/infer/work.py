@@ -35,12 +35,14 @@ from common.infer.writer import ClassVolume, open_class
 from common.talk import count, progress
 
 # Blosc lets go of the interpreter's lock, so threads compress side by side
-WRITERS = min(16, max(2, os.cpu_count() or 1))
-"""Threads that compress and write."""
+WRITERS = min(16, max(4, os.cpu_count() or 1))
+"""Threads that compress and write; more than two cores, as some of them wait for the disk."""
 
-# each waits in memory with all of its classes: more would only move the disk's backlog there
-UNWRITTEN = 2
-"""Blocks that may wait to be written while others are computed."""
+# each waits in memory with all of its classes: more would only move the disk's backlog there. On a
+# CPU none: those who write would take the cores from the network in the middle of its layers, whose
+# threads wait for each other
+UNWRITTEN = {"cuda": 2}
+"""Blocks that may wait to be written while others are computed, by kind of device; 0 on others."""
 
 LARGEST_BLOCK = {"cuda": 256}
 """Edge in voxels that blocks have at most, by kind of device; 128 on others."""
@@ -283,10 +285,13 @@ def compute_and_write(work: Work, stopped: Callable[[], bool] = never) -> int:
 def written(work: Work, stopped: Callable[[], bool] = never) -> Iterator[tuple[int, bool]]:
     """The blocks that are left, each when it is on disk, and whether its raw is 0 throughout."""
     waiting: deque[tuple[BlockValues, list[Future]]] = deque()
+    most = UNWRITTEN.get(work.network.device.type, 0)
     with ThreadPoolExecutor(WRITERS) as pool, _within_memory(work):
         for block in _computed(work):
             waiting.append((block, _begin_writing(pool, work, block)))
-            if len(waiting) > UNWRITTEN:
+            # or it would be in memory until the next one is computed
+            del block
+            if len(waiting) > most:
                 yield _when_written(*waiting.popleft())
             if stopped():
                 break
