@@ -147,7 +147,8 @@ def _side_by_side(logits: torch.Tensor) -> np.ndarray | None:
     """(n,) the bits of logits of 16 bits on a CPU, if they are without gaps in memory."""
     if logits.device.type != "cpu" or logits.dtype not in INFINITY:
         return None
-    order = sorted(range(logits.ndim), key=lambda axis: -logits.stride(axis))
+    strides = logits.stride()
+    order = sorted(range(logits.ndim), key=strides.__getitem__, reverse=True)
     in_memory = logits.permute(order)
     if not in_memory.is_contiguous():
         return None
