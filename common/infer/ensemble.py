@@ -70,7 +70,8 @@ def _load(config: TrainConfig, path: Path, *, is_alone: bool) -> Network:
         of_folder = load_config(folder)
         own = replace(of_folder, device=config.device, precision=config.precision)
     recorded = saved["settings"] if checkpoint.is_whole(saved) else {}
-    if is_other or not is_alone:
+    # weights alone have nothing on record, and the defaults are not what they were trained with
+    if recorded and (is_other or not is_alone):
         own = as_trained(own, recorded, (*ARRAYS, *LIKE_IN_TRAINING, *OF_RUN))
     _refuse_other_classes(config, own, path)
     network = load_checkpoint(own, path, saved)

@@ -202,7 +202,8 @@ def as_trained(
 def checkpoint_path(config: TrainConfig, weights: str) -> Path:
     """The checkpoint that `weights` names: "best", "latest" or a path.
 
-    "" is the best, or the latest where none was validated. A path is relative to the working folder
+    "" is the best, or the latest where none was validated, or the weights that the run is to begin
+    with where it has not. A path is relative to the working folder
     or, where it is not there, to the experiment's.
     """
     if weights in ("", "best", "latest"):
@@ -223,11 +224,25 @@ def _checkpoint_of_run(config: TrainConfig, which: str) -> Path:
     path = checkpoint.find(folder, which or "best")
     if path is None and not which:
         path = checkpoint.find(folder, "latest")
+    if path is None and not which:
+        path = _given_weights(config)
     if path is None:
         raise FileNotFoundError(
             f"{folder}: no {which or 'best'} checkpoint; train first, write the run's name "
             "(--set run_name=...), or --checkpoint FILE"
         )
+    return path
+
+
+def _given_weights(config: TrainConfig) -> Path | None:
+    """The file that load_model names, where it is there; it stands for a run that has not begun."""
+    path = config.folder / config.load_model
+    if config.load_model in ("latest", "best", "scratch") or not path.is_file():
+        return None
+    note(
+        f"{config.path('model_save_path')}: no checkpoint of this run; the weights that load_model "
+        f"names are taken, {path}"
+    )
     return path
 
 

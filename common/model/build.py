@@ -111,12 +111,13 @@ def _output_shapes(config: TrainConfig, model: nn.Module, device: torch.device) 
     forward = ForwardPass(runtime.Precision("fp32", device.type), config.channels_last)
     try:
         with torch.inference_mode():
-            outputs = forward.outputs(OnMeta(model), torch.empty(1, 1, *raw_shape, device="meta"))
+            # two, since batch normalisation refuses one patch that it has pooled to one voxel
+            outputs = forward.outputs(OnMeta(model), torch.empty(2, 1, *raw_shape, device="meta"))
     except Exception:  # it refuses this size, or cannot be run without values: a real pass tells
         raw = torch.zeros(1, 1, *raw_shape, device=device)
         with torch.no_grad(), _in_sentences(config, model, forward):
             outputs = forward.outputs(model, raw)
-    return [tuple(output.shape) for output in outputs]
+    return [(1, *output.shape[1:]) for output in outputs]
 
 
 @contextlib.contextmanager
@@ -127,10 +128,12 @@ def _in_sentences(config: TrainConfig, model: nn.Module, forward: ForwardPass) -
         yield
     except UserError as error:
         raise UserError(f"{config.folder}: {error}") from error
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         # any other error is a bug in the network, and advice about its input would mislead
-        if not SPEAKS_OF_SHAPES.search(reason):
+        is_of_shapes = SPEAKS_OF_SHAPES.search(reason)
+        # MONAI and batch normalisation say "input"; NumPy's ValueErrors are of other arrays
+        if not is_of_shapes or (isinstance(error, ValueError) and "input" not in reason):
             raise
         advice = "change input_array_info"
         if not _is_lazy(model):

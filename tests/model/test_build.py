@@ -193,3 +193,40 @@ def test_a_further_output_of_another_kind_is_told(experiment, further):
 def test_a_coarser_output_is_taken(experiment):
     body = "logits = super().forward(raw)\nreturn [logits, logits[..., ::2, ::2, ::2]]"
     build(experiment(files=model_file(body)))
+
+
+def test_what_a_network_of_monai_does_not_take_is_a_sentence(experiment):
+    model = """
+        from torch import nn
+
+
+        class Net(nn.Conv3d):
+            def forward(self, raw):
+                if raw.shape[2] % 32:
+                    raise ValueError("dimensions [2] of input image must be divisible by 32")
+                return super().forward(raw)
+
+
+        def build_model(classes):
+            return Net(1, len(classes), 1)
+        """
+    tiny = experiment(files={"model.py": model})
+    with pytest.raises(UserError, match=r"divisible by 32\); change input_array_info: it takes"):
+        build(tiny)
+
+
+def test_batch_normalisation_over_one_voxel_is_no_reason_to_refuse_a_patch(experiment):
+    """A training step has several patches."""
+    model = """
+        from torch import nn
+
+
+        def build_model(classes):
+            return nn.Sequential(
+                nn.MaxPool2d(16), nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, len(classes), 1),
+                nn.Upsample(scale_factor=16),
+            )
+        """
+    info = {"shape": (1, 16, 16), "scale": (8, 8, 8)}
+    tiny = experiment(files={"model.py": model}, input_array_info=info, target_array_info=info)
+    build(tiny)
