@@ -223,7 +223,10 @@ def test_batch_normalisation_over_one_voxel_is_no_reason_to_refuse_a_patch(exper
 
         def build_model(classes):
             return nn.Sequential(
-                nn.MaxPool2d(16), nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, len(classes), 1),
+                nn.MaxPool2d(16),
+                nn.Conv2d(1, 4, 1),
+                nn.BatchNorm2d(4),
+                nn.Conv2d(4, len(classes), 1),
                 nn.Upsample(scale_factor=16),
             )
         """
