@@ -35,7 +35,7 @@ MODULES = sorted(path for path in COMMON.rglob("*.py") if path.name != "__init__
 
 def room_of(path: Path) -> str:
     """The folder of common/ that a module is in."""
-    return path.parent.name if path.parent != COMMON else "ground"
+    return path.relative_to(COMMON).parts[0] if path.parent != COMMON else "ground"
 
 
 def imported(path: Path) -> set[str]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import zarr
 from zarr.storage import KVStore
 
+from common.data import codecs
 from common.data.metadata import ArrayMetadata
+from common.data.sources import remote
+from common.data.sources.remote import Address
 
 
 def open_array(folder: Path, about: ArrayMetadata, dropped: Sequence[int]) -> zarr.Array:
@@ -29,8 +33,8 @@ def open_array(folder: Path, about: ArrayMetadata, dropped: Sequence[int]) -> za
         # zarr would give whatever is in memory for a chunk that is not there
         content["fill_value"] = 0
     separator = content.get("dimension_separator", ".")
-    store = _Chunks(folder, json.dumps(content).encode(), dropped, separator)
-    return zarr.Array(KVStore(store), read_only=True)
+    chunks = _Chunks(folder, json.dumps(content).encode(), dropped, separator)
+    return zarr.Array(_Store(chunks), read_only=True)
 
 
 def chunk_name(index: Sequence[int | str], dropped: Sequence[int], separator: str) -> str:
@@ -53,13 +57,28 @@ class _Chunks(MutableMapping[str, bytes]):
     def __getitem__(self, key: str) -> bytes:
         if key == ".zarray":
             return self.metadata
+        if key == ".zattrs" and isinstance(self.folder, Address):
+            return (self.folder / key).read_bytes()
         if key.startswith("."):
             raise KeyError(key)
-        name = chunk_name(key.split(self.separator), self.dropped, self.separator)
         try:
-            return (self.folder / name).read_bytes()
+            return self.file(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise KeyError(key) from None
+
+    def check_length(self, key: str, content: bytes) -> None:
+        """Refuse a Blosc chunk that is shorter than its header says: Blosc would read on."""
+        compressor = json.loads(self.metadata).get("compressor") or {}
+        if compressor.get("id") != "blosc":
+            return
+        packed = codecs.blosc_lengths(content[:16]).packed
+        if len(content) < packed:
+            raise ValueError(f"{key} has {len(content)} of {packed} bytes")
+
+    def file(self, key: str) -> Path:
+        """The file of a chunk."""
+        name = chunk_name(key.split(self.separator), self.dropped, self.separator)
+        return self.folder / name
 
     def __iter__(self) -> Iterator[str]:
         return iter([".zarray"])
@@ -72,3 +91,20 @@ class _Chunks(MutableMapping[str, bytes]):
 
     def __delitem__(self, key: str) -> None:
         raise PermissionError(f"{self.folder}: is only read")
+
+
+class _Store(KVStore):
+    """The same as a store of zarr, which asks a server for all chunks of a block at once."""
+
+    def getitems(self, keys: Sequence[str], *, contexts: Any = None) -> dict[str, bytes]:
+        """The chunks that are there, by their keys."""
+        chunks: _Chunks = self._mutable_mapping
+        if not isinstance(chunks.folder, Address):
+            return super().getitems(keys, contexts=contexts)
+        found = remote.read_all([chunks.file(key) for key in keys])
+        contents = {}
+        for key, content in zip(keys, found, strict=True):
+            if content is not None:
+                chunks.check_length(key, content)
+                contents[key] = content
+        return contents

@@ -22,7 +22,8 @@ import numpy as np
 
 from common.classes import INSTANCES
 from common.data import regrid
-from common.data.ngff import Grid, Level, Vector, chunk_ranges
+from common.data.box import Vector
+from common.data.level import Grid, Level, chunk_ranges
 from common.data.records import read_attributes
 from common.errors import UserError
 from common.talk import some
@@ -81,7 +82,7 @@ def encoding_of(level: Level, name: str) -> Encoding:
     Raises UserError for an encoding that is not made of whole numbers.
     """
     said: dict[str, Any] = {}
-    for attributes in (read_attributes(level.path.parent), level.array.attrs.asdict()):
+    for attributes in (read_attributes(level.group), level.array.attrs.asdict()):
         said |= _annotation(attributes)
     kind = _object(said.get("annotation_type"))
     values = _values(level.path, _object(kind.get("encoding")))
@@ -270,7 +271,7 @@ class LabelReader:
 
     @property
     def _crop(self) -> str:
-        return self.path.parents[1].name
+        return self.level.group.parent.name
 
     @property
     def path(self) -> Path:

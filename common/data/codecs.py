@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zarr.util import normalize_storage_path
 
@@ -86,3 +86,19 @@ def _has_objects(dtype: Any) -> bool:
         return any(_has_objects(field[1]) for field in fields)
     # 'O' stands in no other code of a dtype, also not in a list of them such as 'u1,O'
     return isinstance(dtype, str) and ("O" in dtype or "object" in dtype)
+
+
+class BloscLengths(NamedTuple):
+    """Lengths of a Blosc chunk in bytes, from its header."""
+
+    packed: int
+    """Compressed length, header included."""
+    unpacked: int
+    """Length of the decompressed values."""
+
+
+def blosc_lengths(header: bytes) -> BloscLengths:
+    """Return what the first 16 bytes of a Blosc chunk say of its lengths."""
+    # Source: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst
+    packed = int.from_bytes(header[12:], "little")
+    return BloscLengths(max(packed, 16), unpacked=int.from_bytes(header[4:8], "little"))

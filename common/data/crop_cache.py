@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data.ngff import Level
+from common.data.sources.place import on_disk
 from common.errors import FileError
 
 ABANDONED_S = 86400
@@ -117,18 +118,24 @@ def _size(folder: Path) -> int:
 def raw_stamp(level: Level, start: np.ndarray, stop: np.ndarray) -> str:
     """Return a hash of sizes and times of a level's metadata and of its chunks in start..stop-1."""
     inside = np.maximum(start, 0), np.minimum(stop, level.shape)
-    folder = level.path.parent
-    files = [folder / ".zattrs", level.path / ".zarray"]
-    files += level.chunk_files(*inside)
-    states = []
+    folder = level.group
+    states = [level.stamp] if level.stamp else []
+    files = [] if level.stamp else [folder / ".zattrs", level.path / ".zarray"]
+    files += level.files(*inside)
     for file in files:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a chunk not fetched
             states.append(_state(os.path.relpath(file, folder), file.stat()))
     return _hash(states)
 
 
-def label_stamp(group: Path, level: str) -> str:
-    """Return a hash of sizes and times of the metadata of a class and of all its chunks."""
+def label_stamp(volume: Path, level: str) -> str:
+    """Return a hash of sizes and times of the metadata of a class and of all its chunks.
+
+    level: name of its finest level.
+    """
+    group = on_disk(volume)
+    if group.is_file():
+        return _hash([_state(volume.name, group.stat())])
     attributes = group / ".zattrs"
     states = [_state(level, attributes.stat())] if attributes.is_file() else []
     array = group / level

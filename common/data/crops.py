@@ -22,10 +22,11 @@ import numpy as np
 from common.data import ngff
 from common.data.annotation import LabelReader
 from common.data.crop_cache import CropCache, label_stamp, raw_stamp
-from common.data.ngff import Grid, Level, MissingChunks
+from common.data.level import Grid, Level, MissingChunks
 from common.data.palette import UNKNOWN, complete, contradicts, encode
 from common.data.placement import check_crop, check_detail
 from common.data.raw import Raw, mirror, open_raw, reduction
+from common.data.sources.place import is_address
 from common.data.split import Row
 from common.errors import FileError, UserError
 from common.files import key_of
@@ -264,7 +265,7 @@ class Decoding:
 def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
     names = _classes_to_read(row, request)
     raw = open_raw(row.raw, request.input_scale, request.raw_range)
-    label = ngff.open_levels(row.crop / row.annotated[0])[0]
+    label = ngff.open_levels(row.class_volume(row.annotated[0]))[0]
     check_crop(row.crop, label, raw.level, raw.finest_nm)
     check_detail(label, request.target_scale, "the target patch")
     _check_size(row, raw, request.patch_nm)
@@ -289,7 +290,7 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
         raw_stamp(raw.level, start * raw.factor, stop * raw.factor),
     ]
     for name in names:
-        identity.append(label_stamp(row.crop / name, label.path.name))
+        identity.append(_label_stamp(row.class_volume(name), label))
     return Decoding(
         row=row,
         names=names,
@@ -301,6 +302,13 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
         missing_raw=_missing_raw(raw.level, lower, upper),
         key=key_of(identity),
     )
+
+
+def _label_stamp(volume: Path, first: Level) -> str:
+    """What changes with a class volume; of one on a server its metadata, which are asked for."""
+    if is_address(volume):
+        return str(ngff.open_levels(volume)[0].stamp)
+    return label_stamp(volume, first.path.name)
 
 
 def _missing_raw(level: Level, lower: np.ndarray, upper: np.ndarray) -> MissingChunks:
@@ -505,7 +513,7 @@ def _matching_level(job: Decoding, name: str) -> Level:
 
     Raises UserError if its grid differs from that of the crop's first annotated class.
     """
-    level = ngff.open_levels(job.row.crop / name)[0]
+    level = ngff.open_levels(job.row.class_volume(name))[0]
     grid = _reduced_grid(level, job.label_factor)
     tolerance = 0.05 * float(job.label_grid.scale.min())
     fits = (

@@ -34,6 +34,7 @@ from common import talk
 from common.data import layout, ngff
 from common.data.bucket import URL, Bucket, RemoteFile, is_there, write
 from common.data.crops import raw_voxels
+from common.data.level import chunk_ranges
 from common.data.raw import averaged_grid, reduction
 from common.data.wanted import Choice, WantedCrop, choose
 from common.errors import FileError, UserError
@@ -271,7 +272,7 @@ def _raw_chunks(
         level = ngff.pick_level(levels, scale)
         padding = crop.padding_voxels * scale if crop.padding_nm is None else crop.padding_nm
         start, stop = _voxels_kept(level, scale, lower - padding, upper + padding)
-        z, y, x = ngff.chunk_ranges(start, stop, level.array.chunks)
+        z, y, x = chunk_ranges(start, stop, level.array.chunks)
         path = level.path.relative_to(place).as_posix()
         # zarr does not give it away
         separator = json.loads((level.path / ".zarray").read_text()).get("dimension_separator", ".")

@@ -256,7 +256,7 @@ def _measure(row: Row, crop: Crop) -> MeasuredCrop:
     largest = 255 if sampled.dtype == np.uint8 else 1
     sampled = sampled.astype(np.float32) / largest
     raw = ngff.open_levels(row.raw)[0]
-    labels = ngff.open_levels(row.crop / row.annotated[0])[0]
+    labels = ngff.open_levels(row.class_volume(row.annotated[0]))[0]
     return MeasuredCrop(
         row=row,
         crop=crop,

@@ -105,28 +105,35 @@ class ArrayMetadata:
     """The whole JSON object."""
 
 
-def read_image(path: Path) -> ImageMetadata:
-    """Return the metadata of the first multiscale image of the group at `path`.
+def read_image(path: Path, *, is_sized: bool = False) -> ImageMetadata:
+    """Return the metadata of the first multiscale image of the zarr v2 group at `path`.
 
-    Raises:
-        FileNotFoundError: if nothing is there.
-        UserError: if it is something else, or if its metadata do not place an image in space.
+    is_sized: the user says how large a voxel is, so that lengths may be in any unit or none.
+
+    Raises UserError if its metadata do not place an image in space.
     """
-    foreign.refuse(path)
     zarr_format = read_object(path / ".zgroup").get("zarr_format")
     if zarr_format != 2:
         raise UserError(f"{path}: .zgroup has zarr_format {zarr_format!r}; only 2 can be read")
     attributes = read_object(path / ".zattrs") if (path / ".zattrs").is_file() else {}
+    return image_of(path, attributes, is_sized=is_sized)
+
+
+def image_of(path: Path, attributes: dict[str, Any], *, is_sized: bool = False) -> ImageMetadata:
+    """Return the metadata of the first multiscale image that attributes describe, as `read_image`.
+
+    path: of the group.
+    """
     image = _first_image(path, attributes)
     names = _axis_names(path, image.get("axes"))
     spatial = [names.index(axis) for axis in SPACE]
     # the image's own transformation comes after that of the level
     outer = _affine(path, image.get("coordinateTransformations"), len(names))
-    levels = []
+    levels: list[LevelMetadata] = []
     for dataset in _datasets(path, image):
         name = _array_name(path, dataset["path"])
         inner = _affine(path, dataset.get("coordinateTransformations"), len(names))
-        if not inner.has_scale:
+        if not inner.has_scale and not (is_sized and not levels):
             raise UserError(
                 f"{path}: level '{name}' has no scale; write its voxel size in nm into .zattrs"
             )
@@ -139,7 +146,8 @@ def read_image(path: Path) -> ImageMetadata:
                 has_translation=place.has_translation,
             )
         )
-    return ImageMetadata(names, tuple(_in_nm(path, image.get("axes"), levels)))
+    in_nm = levels if is_sized else _in_nm(path, image.get("axes"), levels)
+    return ImageMetadata(names, tuple(in_nm))
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -175,7 +183,7 @@ def read_array(path: Path) -> ArrayMetadata:
     """
     if not (path / ".zarray").is_file():
         if (path / "zarr.json").is_file():
-            raise UserError(f"{path}: {foreign.ZARR_3}")
+            raise UserError(f"{path}: zarr v3 in a group of zarr v2; write both alike")
         raise FileNotFoundError(f"{path}: array named in .zattrs is missing; copy it again")
     file = path / ".zarray"
     array = as_array(file, read_object(file))
@@ -476,6 +484,8 @@ def _check_size(file: Path, array: ArrayMetadata, itemsize: int) -> None:
 
 def _check_names(folder: Path, separator: str) -> None:
     """UserError if chunks are named with another separator: none of them would be found."""
+    if not folder.is_dir():
+        return  # on a server, where names cannot be listed
     with os.scandir(folder) as entries:
         chunk = next((entry for entry in entries if entry.name[0].isdecimal()), None)
     if chunk is None or (chunk.is_file() and "." not in chunk.name):

@@ -7,25 +7,19 @@ Positions are in nm in the world frame of an image, z, y, x. `translation` is th
 
 from __future__ import annotations
 
-import itertools
-import lzma
 import math
 import os
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import zarr
 from numcodecs import Blosc
 
-from common.data import adapted, codecs, metadata
 from common.data.box import Vector, slices
-from common.data.metadata import STORED_CHUNKS, UNFINISHED, LevelMetadata
-from common.errors import UserError
-from common.files import refuse_remote
+from common.data.level import Grid, Level
+from common.data.metadata import STORED_CHUNKS, UNFINISHED
+from common.data.sources import opening
 
 Reduction = Callable[[np.ndarray, Vector], np.ndarray]
 """`reduce(block, factors)` returns the coarser block, such as `block_mean` or `pick`."""
@@ -34,166 +28,19 @@ LARGEST_COMPRESSED = 2**21
 """Bytes that are compressed as one: an ordinary chunk."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Where the voxels of a volume are in the world."""
-
-    origin: np.ndarray
-    """(3,) position in nm of the centre of voxel (0, 0, 0)."""
-    scale: np.ndarray
-    """(3,) voxel size in nm."""
-    shape: tuple[int, int, int]
-    """Voxels, z, y, x."""
-
-    def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lower and the upper corner in nm, (3,) each, of the volume of all voxels."""
-        lower = self.origin - self.scale / 2
-        upper = self.origin + (np.array(self.shape) - 0.5) * self.scale
-        return lower, upper
-
-
-def box_text(grid: Grid) -> str:
-    """The box of a grid: 'z, y, x 0 to 160, 0 to 160, 40 to 200', in nm."""
-    lower, upper = grid.box()
-    sides = [f"{low:g} to {high:g}" for low, high in zip(lower, upper, strict=True)]
-    return f"z, y, x {', '.join(sides)}"
-
-
-class MissingChunks(NamedTuple):
-    """How many chunks of some voxels are not there."""
-
-    missing: int
-    of: int
-
-
-@dataclass(frozen=True)
-class Level:
-    """One resolution of a multiscale image."""
-
-    path: Path
-    array: zarr.Array
-    scale: np.ndarray
-    """(3,) float64, voxel size in nm."""
-    translation: np.ndarray
-    """(3,) float64, position in nm of the centre of voxel (0, 0, 0)."""
-    has_translation: bool = True
-    """Whether the metadata have a translation; without one it is taken as 0."""
-    dropped: tuple[int, ...] = ()
-    """Axes of the array on disk that are dropped: those other than z, y, x, of length 1."""
-
-    @property
-    def shape(self) -> np.ndarray:
-        """(3,) int, voxels along z, y, x."""
-        return np.array(self.array.shape)
-
-    @property
-    def grid(self) -> Grid:
-        """Where its voxels are."""
-        return Grid(self.translation, self.scale, tuple(self.shape.tolist()))
-
-    def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lower and the upper corner in nm, see `Grid.box`."""
-        return self.grid.box()
-
-    def read(self, start: Vector, stop: Vector) -> np.ndarray:
-        """Return voxels start..stop-1 (z, y, x), which must lie within the array.
-
-        Raises:
-            UserError: with the path of the array, if a chunk cannot be decoded.
-        """
-        damage = self._damaged_chunk(start, stop)
-        if damage:
-            raise self._undecodable(start, stop, damage)
-        try:
-            return self.array[slices(start, stop)]
-        # every codec has errors of its own
-        except (RuntimeError, ValueError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise self._undecodable(start, stop, str(error)) from error
-        except MemoryError as error:
-            raise UserError(
-                f"{self.path}: voxels {_whole(start)} to {_whole(stop)} do not fit into memory "
-                f"({error}); write the array with smaller chunks, or take a smaller box of it"
-            ) from error
-
-    def chunk_file(self, index: Sequence[int]) -> Path:
-        """Return the file of a chunk, by its number along z, y, x; it need not exist."""
-        separator = self.array._dimension_separator
-        return self.path / adapted.chunk_name(index, self.dropped, separator)
-
-    def chunk_files(self, start: Vector, stop: Vector) -> Iterator[Path]:
-        """The files of the chunks that hold voxels start..stop-1; they need not exist."""
-        for index in itertools.product(*chunk_ranges(start, stop, self.array.chunks)):
-            yield self.chunk_file(index)
-
-    def missing_chunks(self, start: Vector, stop: Vector) -> MissingChunks:
-        """Count the chunks that hold voxels start..stop-1, and those that have no file.
-
-        These read as the fill value. Many writers leave out chunks that hold nothing else.
-        """
-        files = list(self.chunk_files(start, stop))
-        missing = [file for file in files if not file.is_file()]
-        return MissingChunks(len(missing), len(files))
-
-    def _undecodable(self, start: Vector, stop: Vector, reason: str) -> UserError:
-        return UserError(
-            f"{self.path}: a chunk in voxels {_whole(start)} to {_whole(stop)} cannot be decoded "
-            f"({reason}); copy this array again"
-        )
-
-    def _damaged_chunk(self, start: Vector, stop: Vector) -> str:
-        """Return what is wrong with the first Blosc chunk whose length contradicts its header."""
-        # numcodecs hands such a chunk to Blosc, which reads on beyond its end
-        if not isinstance(self.array.compressor, Blosc):
-            return ""
-        for file in self.chunk_files(start, stop):
-            if file.is_dir():
-                return f"{file.name} is a folder"
-            if not file.is_file():
-                continue
-            with file.open("rb") as opened:
-                packed, unpacked = blosc_lengths(opened.read(16))
-            size = file.stat().st_size
-            if size < packed:
-                return f"{file.name} has {size} of {packed} bytes"
-            # filters may change the length
-            if not self.array.filters and unpacked != self._chunk_bytes():
-                return f"{file.name} unpacks to {unpacked} bytes, and not {self._chunk_bytes()}"
-        return ""
-
-    def _chunk_bytes(self) -> int:
-        return math.prod(self.array.chunks) * self.array.dtype.itemsize
-
-
-def chunk_ranges(start: Vector, stop: Vector, chunks: Vector) -> list[range]:
-    """Return, for each axis, the numbers of the chunks that hold voxels start..stop-1."""
-    ranges = []
-    for first, end, size in zip(start, stop, map(int, chunks), strict=True):
-        last = -(-int(end) // size)  # rounded up
-        ranges.append(range(int(first) // size, last))
-    return ranges
-
-
 def open_levels(path: str | Path) -> list[Level]:
-    """Open the levels of the multiscale image at `path`, the finest first; at least one.
+    """Open the levels of a volume, the finest first; at least one.
 
     Axes other than z, y, x are dropped; they must have length 1. Missing chunks have the fill value
     of the array, or 0 if it has none.
 
+    path: of any kind that `common.data.sources.opening` lists, with what it says behind #.
+
     Raises:
-        FileNotFoundError: if there is no zarr group, or if an array that it names is missing.
-        UserError: if `path` is something else, or if its metadata do not place it in space.
+        FileNotFoundError: if nothing is there, or if an array that it names is missing.
+        UserError: if it is nothing that can be read, or if its metadata do not place it in space.
     """
-    refuse_remote(path)
-    path = Path(path)
-    image = metadata.read_image(path)
-    try:
-        group = zarr.open_group(str(path), mode="r")
-    except (zarr.errors.GroupNotFoundError, zarr.errors.MetadataError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a zarr v2 group ({error}); a multiscale OME-NGFF group is needed here"
-        ) from error
-    levels = [_open_level(group, path, image.axes, about) for about in image.levels]
-    return sorted(levels, key=lambda level: float(np.prod(level.scale)))
+    return sorted(opening.open_image(path), key=lambda level: float(np.prod(level.scale)))
 
 
 def pick_level(levels: Sequence[Level], scale: Vector) -> Level:
@@ -448,47 +295,3 @@ def sum_along(volume: np.ndarray, axis: int, factor: int, dtype: type) -> np.nda
     for offset in range(1, factor):
         total += volume[(*before, slice(offset, stop, factor))]
     return total
-
-
-def _open_level(group: zarr.Group, path: Path, axes: Sequence[str], about: LevelMetadata) -> Level:
-    """Open one level of an image."""
-    folder = path / about.name
-    codecs.check(group.store, about.name, folder)
-    described = metadata.read_array(folder)
-    dropped = metadata.dropped_axes(folder, axes, described)
-    try:
-        if dropped or described.content.get("fill_value") is None:
-            array = adapted.open_array(folder, described, dropped)
-        else:
-            array = group[about.name]
-    # whatever is wrong with a file of others, zarr fails on it in one of these ways
-    except (ValueError, TypeError, KeyError, OSError, zarr.errors.MetadataError) as error:
-        raise UserError(f"{folder}: .zarray cannot be read ({error}); copy it again") from error
-    return Level(
-        path=folder,
-        array=array,
-        scale=about.scale,
-        translation=about.translation,
-        has_translation=about.has_translation,
-        dropped=dropped,
-    )
-
-
-class BloscLengths(NamedTuple):
-    """Lengths of a Blosc chunk in bytes, from its header."""
-
-    packed: int
-    """Compressed length, header included."""
-    unpacked: int
-    """Length of the decompressed values."""
-
-
-def blosc_lengths(header: bytes) -> BloscLengths:
-    """Return what the first 16 bytes of a Blosc chunk say of its lengths."""
-    # Source: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst
-    packed = int.from_bytes(header[12:], "little")
-    return BloscLengths(max(packed, 16), unpacked=int.from_bytes(header[4:8], "little"))
-
-
-def _whole(position: Vector) -> list[int]:
-    return [int(n) for n in position]

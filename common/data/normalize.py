@@ -24,8 +24,9 @@ from torch import Tensor
 from common import typed
 from common.config.settings import TrainConfig
 from common.data.crop_cache import raw_stamp
-from common.data.ngff import Level, chunk_ranges
+from common.data.level import Level, chunk_ranges
 from common.data.raw import Raw, open_raw
+from common.data.sources.place import bare
 from common.errors import UserError
 from common.files import key_of, write_json
 from common.talk import progress
@@ -105,9 +106,10 @@ def name_of(raw: Path, config: TrainConfig) -> str:
 
     So that a checkpoint knows the volume on another machine.
     """
+    volume = bare(raw).resolve()
     with contextlib.suppress(ValueError):
-        return raw.resolve().relative_to(config.path("data_path")).as_posix()
-    return raw.resolve().as_posix()
+        return volume.relative_to(config.path("data_path")).as_posix()
+    return volume.as_posix()
 
 
 def of_volumes(
@@ -306,6 +308,8 @@ def choose_tiles(raw: Raw) -> list[Tile]:
     counts = -(-shape // TILE)
     axes = [np.unique(np.linspace(0, n - 1, ALONG).astype(int)) for n in counts]
     tiles = [_tile(raw, np.array(index) * TILE) for index in itertools.product(*axes)]
+    if not raw.level.has_chunk_files:
+        return tiles
     on_disk = [tile for tile in tiles if _is_on_disk(raw, tile)]
     is_whole = all(len(axis) == n for axis, n in zip(axes, counts, strict=True))
     if is_whole or len(on_disk) >= FEWEST:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.ngff import Grid, Level, Vector, box_text
+from common.data.box import Vector
+from common.data.level import Grid, Level, box_text
 from common.errors import UserError
 from common.talk import nm, note_once
 
@@ -67,7 +68,7 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
     lower, upper = label.box()
     raw_lower, raw_upper = raw.box()
     shared = np.minimum(upper, raw_upper) - np.maximum(lower, raw_lower)
-    boxes = f"labels at {box_text(label.grid)} nm, raw {raw.path.parent} at {box_text(raw.grid)} nm"
+    boxes = f"labels at {box_text(label.grid)} nm, raw {raw.group} at {box_text(raw.grid)} nm"
     advice = "check translation, scale and units in both .zattrs"
     if (shared <= 0).any():
         raise UserError(f"{crop}: {boxes} do not overlap; {advice}")
@@ -77,7 +78,7 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
     if finer > TOO_LARGE:
         note_once(
             f"{crop}: voxels of {nm(label.scale)} nm, {finer:.3g} times finer than those of the "
-            f"raw {raw.path.parent}; if that is not so, {advice}"
+            f"raw {raw.group}; if that is not so, {advice}"
         )
     # half a voxel more or less is rounding, or another idea of where a voxel is
     slack = 1.01 * np.maximum(label.scale, raw.scale)

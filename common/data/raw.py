@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from common.data import ngff
-from common.data.ngff import Grid, Level, Vector
+from common.data.box import Vector
+from common.data.level import Grid, Level
 from common.data.placement import check_detail
 from common.errors import UserError
 from common.talk import note_once

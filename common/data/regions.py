@@ -16,9 +16,9 @@ import numpy as np
 from common.config.settings import TrainConfig
 from common.data import catalogue, layout, manifest, ngff
 from common.data.manifest import Entry
+from common.data.sources import place
 from common.data.split import USAGES, Row, check_files, read_datasplit
 from common.errors import UserError
-from common.files import refuse_remote
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,16 @@ class Region:
     """The annotated classes; for a test crop the classes to submit; empty for a volume."""
     asked_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Of a test crop, the voxel size in nm that each class is asked for at."""
+    label_options: str = ""
+    """What is said of all annotated volumes, such as '#voxel_size=8'."""
 
     def __str__(self) -> str:
         return f"{self.dataset}/{self.name}"
+
+    def truth_of(self, name: str) -> Path:
+        """The annotated volume of a class."""
+        assert self.truth is not None
+        return place.class_volume(self.truth, name, self.label_options)
 
     def folder(self, root: Path) -> Path:
         """Return the folder of this box under `root`, which has one multiscale group per class."""
@@ -108,16 +115,16 @@ def find(config: TrainConfig, crops: str = "validate", tests: Sequence[Entry] = 
 def of_volume(path: str | Path, roi: str = "") -> Region:
     """A volume of one's own, whole or a box of it.
 
-    roi: "z0:z1,y0:y1,x0:x1" in nm; a bound left out is the volume's.
+    path: of any kind, also an address, see `common.data.sources.place`. roi: "z0:z1,y0:y1,x0:x1" in
+    nm; a bound left out is the volume's.
 
     Raises:
-        FileNotFoundError: without a multiscale group at `path`.
+        FileNotFoundError: without a volume at `path`.
         UserError: for a box that is none or lies outside.
     """
-    refuse_remote(path)
-    path = Path(path).absolute()
+    path = place.path_of(path).absolute()
     lower, upper = ngff.open_levels(path)[0].box()
-    dataset = (layout.store_of(path) or path).stem
+    dataset = place.store_name(path)
     name = "whole"
     if roi:
         lower, upper = _box_within(path, roi, lower, upper)
@@ -194,11 +201,18 @@ def _of_rows(rows: Iterable[Row]) -> list[Region]:
 
 def _of_row(row: Row) -> Region:
     # the classes of a crop share one grid, so that one of them is opened
-    levels = ngff.open_levels(row.crop / row.annotated[0])
+    levels = ngff.open_levels(row.class_volume(row.annotated[0]))
     lower, upper = levels[0].box()
     dataset, name = row.key
     return Region(
-        dataset, name, row.raw, lower=lower, upper=upper, truth=row.crop, classes=row.annotated
+        dataset,
+        name,
+        row.raw,
+        lower=lower,
+        upper=upper,
+        truth=row.crop,
+        classes=row.annotated,
+        label_options=row.label_options,
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_array
 
-from common.data.ngff import Grid, Level, box_text
+from common.data.level import Grid, Level, box_text
 from common.errors import UserError
 
 TIE = 1e-5

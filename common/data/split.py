@@ -21,7 +21,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.data import layout
+<<<<<<< HEAD
 from common.data.columns import class_names, columns, is_header, usage_of
+=======
+from common.data.sources import place
+>>>>>>> 1c2dac4 (Volumes: one reader for zarr v3, N5, precomputed, TIFF, HDF5 and MRC, on this disk or a server)
 from common.errors import UserError
 from common.files import is_remote
 from common.talk import command_line, count, note_once, some
@@ -50,12 +54,17 @@ class Row:
     """Line number in `file`, counted from 1."""
     data_root: Path = field(default=Path(), compare=False)
     """The data root that relative stores were joined to."""
+    label_options: str = ""
+    """What is said of all class volumes of the crop, such as '#voxel_size=8'."""
+
+    def class_volume(self, name: str) -> Path:
+        """The volume of a class: a folder or file in that of the crop, with what is said of it."""
+        return place.class_volume(self.crop, name, self.label_options)
 
     @property
     def key(self) -> tuple[str, str]:
         """Dataset and crop, such as ('jrc_hela-2', 'crop28')."""
-        store = layout.store_of(self.crop.parent) or self.crop.parent
-        return store.stem, self.crop.name
+        return place.store_name(self.crop.parent), self.crop.name
 
     @property
     def name(self) -> str:
@@ -171,20 +180,46 @@ def _parse(line: str, data_root: Path) -> Row:
     usage = usage_of(fields[0])
     problems = ["a column is empty; write all of them" for text in fields if not text][:1]
     problems += [
-        f"column '{text}' is an address; remote stores are not read, write the path of a copy"
+        f"column '{text}' is an address of a kind that is not read; write one of "
+        f"s3://, gs://, http:// or https://, or the path of a copy"
         for text in fields[1:]
-        if is_remote(text)
+        if is_remote(text) and not place.is_address(text)
     ]
     if not usage:
         problems.append(f"usage '{fields[0]}'; write 'train' or 'validate'")
-    problems += _label_problems(fields[-1])
+    labels, options = place.split(fields[-1])
+    problems += _label_problems(labels)
+    problems += _option_problems(fields)
     if problems:
         raise UserError(*problems)
-    crop, annotated = _split_classes(fields[-1])
-    if len(fields) == 5:
-        _, raw_store, raw, label_store, _ = fields
-        return Row(usage, data_root / raw_store / raw, data_root / label_store / crop, annotated)
-    return Row(usage, data_root / fields[1], data_root / crop, annotated)
+    crop, annotated = _split_classes(labels)
+    raw_store, label_store = (fields[1], fields[3]) if len(fields) == 5 else ("", "")
+    raw = fields[2] if len(fields) == 5 else fields[1]
+    return Row(
+        usage,
+        raw=_joined(data_root, raw_store, raw),
+        crop=_joined(data_root, label_store, crop),
+        annotated=annotated,
+        label_options=options,
+    )
+
+
+def _joined(data_root: Path, store: str, path: str) -> Path:
+    """The path of a volume: its store, joined to the data root, and its path in it."""
+    if not store:
+        return place.path_of(path, data_root)
+    return place.path_of(store, data_root) / path
+
+
+def _option_problems(fields: Sequence[str]) -> list[str]:
+    """What is wrong with what stands behind #, in the columns that may have it."""
+    problems = []
+    for text in (fields[-1], fields[2] if len(fields) == 5 else fields[1]):
+        try:
+            place.place_of(text)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _label_problems(path: str) -> list[str]:
@@ -301,21 +336,23 @@ def _how_to_mend(rows: Sequence[Row]) -> str:
 
 
 def _missing(row: Row) -> list[str]:
-    problems = [_missing_group("raw group", row.raw), _missing_group("crop folder", row.crop)]
+    raw = place.on_disk(row.raw)
+    problems = [_missing_group("raw group", raw), _missing_group("crop folder", row.crop)]
     problems = [problem for problem in dict.fromkeys(problems) if problem]
     if row.crop.is_dir():
-        present = {path.name for path in row.crop.iterdir()}
-        absent = [name for name in row.annotated if name not in present]
+        absent = [name for name in row.annotated if place.is_missing(row.class_volume(name))]
         problems += [f"no class folder {row.crop / name}" for name in absent]
     return problems
 
 
 def _missing_group(what: str, path: Path) -> str:
     """Return a sentence about a missing folder, or about its store if that is missing; else ''."""
+    if not place.is_missing(path):
+        return ""
     for folder in (*reversed(path.parents), path):
         if folder.suffix == ".zarr" and not folder.is_dir():
             return f"no zarr store {folder}"
-    return "" if path.is_dir() else f"no {what} {path}"
+    return f"no {what} {path}"
 
 
 def split_hash(rows: Sequence[Row]) -> str:

@@ -16,7 +16,7 @@ import zarr
 from numcodecs import Blosc
 
 from common.data import codecs, metadata
-from common.data.ngff import blosc_lengths
+from common.data.codecs import blosc_lengths
 from common.errors import UserError
 
 MAX_BYTES = 50 * 10**9

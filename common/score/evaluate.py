@@ -245,7 +245,7 @@ def _jobs(config: TrainConfig, recipe: Recipe, boxes: Sequence[Region]) -> list[
                 job = Job(
                     crop=str(box),
                     name=name,
-                    truth=box.truth / name,
+                    truth=box.truth_of(name),
                     processed=box.folder(config.path("processed_path")) / name,
                     predicted=box.folder(config.path("predictions_path")) / name,
                     is_instance=recipe.is_scored_by_objects(name),

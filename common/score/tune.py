@@ -235,7 +235,7 @@ def _trials(config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region]
                     code=recipe.code,
                     name=name,
                     predicted=box.folder(config.path("predictions_path")) / name,
-                    truth=box.truth / name,
+                    truth=box.truth_of(name),
                     thresholds=COARSE,
                     crop=str(box),
                 )

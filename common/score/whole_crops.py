@@ -104,7 +104,7 @@ class WholeCrops:
                 code=self.recipe.code,
                 name=name,
                 predicted=of_crop / name,
-                truth=region.truth / name,
+                truth=region.truth_of(name),
                 thresholds=(self.recipe.threshold(name),),
                 crop=str(region),
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from common.data.sources.place import with_voxel_size
 from common.errors import UserError
 from common.infer.engine import Engine
 from common.score.versions import CSC, VERSIONS
@@ -193,7 +194,17 @@ boxes_of_experiment = together(
     crops(
         "Comma-separated: validate, train, test, * or crops such as 28, crop28, jrc_hela-2/crop28."
     ),
-    click.option("--volume", metavar="GROUP", help="An OME-NGFF group instead of crops."),
+    click.option(
+        "--volume",
+        metavar="VOLUME",
+        help="A volume instead of crops: zarr, N5, precomputed, TIFF, HDF5, MRC, a folder of "
+        "slices; also s3://, gs:// or https://.",
+    ),
+    click.option(
+        "--voxel-size",
+        type=Lengths(),
+        help="Size of its voxels in nm, z, y, x, where --volume does not say it: 8 or 40,4,4.",
+    ),
     click.option(
         "--roi",
         metavar="Z0:Z1,Y0:Y1,X0:X1",
@@ -217,5 +228,13 @@ def engine_of(options: dict[str, Any]) -> Engine:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given: a default that is not ours to know stays out."""
+    """The options that were given: a default that is not ours to know stays out.
+
+    A voxel size becomes part of the name of its volume. Raises UserError for one without a volume.
+    """
+    size = options.pop("voxel_size", None)
+    if size:
+        if not options.get("volume"):
+            raise UserError("--voxel-size: of what? write --volume too")
+        options["volume"] = with_voxel_size(options["volume"], size)
     return {name: value for name, value in options.items() if value is not None}

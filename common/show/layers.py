@@ -13,6 +13,7 @@ from common.data import ngff
 from common.data.ngff import Level
 from common.data.records import read_prediction
 from common.data.regions import Region
+from common.data.sources.place import is_address, on_disk
 
 KINDS = ("raw", "truth", "predictions", "processed")
 
@@ -53,7 +54,10 @@ def find_layers(
     for kind, folder in folders.items():
         if kind not in kinds:
             continue
-        layers[kind] = _open_classes(folder, wanted)
+        if kind == "truth":
+            layers[kind] = _truth(region, wanted)
+        else:
+            layers[kind] = _open_classes(folder, wanted)
         missing = [name for name in wanted if name not in layers[kind]]
         if not layers[kind]:
             absent.append(f"no {kind}")
@@ -62,6 +66,28 @@ def find_layers(
     if absent:
         say(f"note: {region}: {', '.join(absent)}")
     return layers
+
+
+def _truth(region: Region, classes: Sequence[str]) -> dict[str, list[Level]]:
+    """The levels of each class that is there."""
+    if region.truth is None:
+        return {}
+    layers = {}
+    for name in classes:
+        volume = region.truth_of(name)
+        # what a server has is not listed, but by the data split
+        is_there = name in region.classes if is_address(volume) else _is_on_disk(volume)
+        if is_there:
+            layers[name] = ngff.open_levels(volume)
+    return layers
+
+
+def _is_on_disk(volume: Path) -> bool:
+    """Whether a volume of any kind is there, and written to its end."""
+    place = on_disk(volume)
+    if not place.is_dir() or (place / ".zgroup").exists():
+        return place.is_file() or _is_whole(place)
+    return any(place.iterdir())
 
 
 def _open_classes(folder: Path | None, classes: Sequence[str]) -> dict[str, list[Level]]:
@@ -88,7 +114,7 @@ def probability_of(level: Level) -> Callable[[np.ndarray], np.ndarray]:
 
 def is_logits(level: Level) -> bool:
     """Whether a prediction holds logits, as it says of itself, and not probabilities."""
-    prediction = read_prediction(level.path.parent)
+    prediction = read_prediction(level.group)
     return prediction is not None and prediction.content == "logits"
 
 
@@ -96,7 +122,7 @@ def predicted_by(predictions: Mapping[str, Sequence[Level]]) -> str:
     """Which checkpoints predicted: run, epoch and metric of each."""
     checkpoints = []
     for levels in predictions.values():
-        prediction = read_prediction(levels[0].path.parent)
+        prediction = read_prediction(levels[0].group)
         if prediction:
             run = f"{prediction.model_name}/{prediction.run_name}"
             checkpoints.append(f"{run}, {prediction.at}")

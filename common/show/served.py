@@ -66,7 +66,7 @@ class Served:
         """
         finest = self.levels[0][0]
         refuse_large(finest.path, self.shape)
-        return finest.array[...].astype(self.dtype).transpose()
+        return finest.read((0, 0, 0), finest.shape).astype(self.dtype).transpose()
 
 
 def refuse_large(path: Path, shape: Sequence[int], volumes: int = 1) -> None:

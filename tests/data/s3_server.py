@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -40,6 +42,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
         if isinstance(fault, int):
             return self.answer(fault, b"<Error/>")
+        wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        if wanted and server.ranges and not listing:
+            return self.part(content, *wanted.groups(), cut=fault == "drop", etag=server.etag(key))
         if fault == "hang":
             server.wait_until_asked_again(key)
         elif fault == "corrupt":
@@ -49,10 +54,24 @@ class Handler(BaseHTTPRequestHandler):
         etag = "" if listing else server.etag(key)
         return self.answer(200, content, cut=fault == "drop", etag=etag)
 
-    def answer(self, status: int, content: bytes, cut: bool = False, etag: str = "") -> None:
+    def part(self, content: bytes, first: str, last: str, **more) -> None:
+        """Answer a request for some bytes, as HTTP has it: the last ones where `first` is empty."""
+        size = len(content)
+        start = int(first) if first else max(0, size - int(last))
+        stop = min(int(last) + 1, size) if first and last else size
+        if start >= size:
+            return self.answer(416, b"")
+        span = f"bytes {start}-{stop - 1}/{size}"
+        return self.answer(206, content[start:stop], span=span, **more)
+
+    def answer(
+        self, status: int, content: bytes, cut: bool = False, etag: str = "", span: str = ""
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", f'"{etag}"')
+        if span:
+            self.send_header("Content-Range", span)
         self.end_headers()
         self.wfile.write(content[: len(content) // 2] if cut else content)
         self.close_connection = cut
@@ -101,7 +120,10 @@ class Server(ThreadingHTTPServer):
         """Keys in a page of a listing."""
         self.pieces = False
         """Whether objects were uploaded in pieces, so that their ETag is no MD5."""
+        self.ranges = True
+        """Whether it sends parts of objects."""
         self.lock = threading.Lock()
+        self.connections: list[socket.socket] = []
 
     def note(self, key: str) -> object:
         """Remember that a key was asked for; the fault of this request, if any."""
@@ -113,6 +135,16 @@ class Server(ThreadingHTTPServer):
     def wait_until_asked_again(self, key: str) -> None:
         while self.asked.count(key) < 2:
             time.sleep(0.01)
+
+    def process_request(self, request, client_address):
+        self.connections.append(request)
+        super().process_request(request, client_address)
+
+    def hang_up(self) -> None:
+        """Close the connections that a client keeps open, each of which has a thread."""
+        for connection in self.connections:
+            with suppress(OSError):  # closed already
+                connection.shutdown(socket.SHUT_RDWR)
 
     def wait_until_idle(self) -> None:
         """Until every connection is closed."""
@@ -179,6 +211,7 @@ def serving(root: Path) -> Iterator[Server]:
             server.gate.let(None)
             server.shutdown()
             thread.join()
+            server.hang_up()
 
 
 @functools.cache

@@ -167,7 +167,7 @@ def test_raw_in_micrometres_is_the_same_raw(image):
 
 
 def test_a_missing_raw_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere: no such zarr group"):
+    with pytest.raises(FileNotFoundError, match="nowhere: nothing is there"):
         open_raw(tmp_path / "nowhere", (8, 8, 8))
 
 
