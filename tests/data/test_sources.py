@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+import sys
+from pathlib import Path
+
+import h5py
+import mrcfile
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from common.data.ngff import open_levels
+from common.data.sources import place
 from common.errors import UserError
 from tests.data import foreign_writers as writers
 from tests.data.foreign_writers import MEASURED, PLACE, PLACED, UNMEASURED, VOLUME, VOXEL
@@ -43,3 +53,211 @@ def test_a_voxel_size_that_nobody_says_is_asked_for(tmp_path, writer):
     np.testing.assert_allclose(level.scale, VOXEL)
     np.testing.assert_allclose(level.translation, (1, 2, 3))
     assert level.has_translation
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize(
+    "writer",
+    [writers.hdf5, writers.mrc, writers.tiff_imagej, writers.tiff_ome, writers.tiff_pages],
+    ids=writers.by_name,
+)
+@pytest.mark.parametrize("kept", [0, 10, 1500, -100])
+def test_a_file_that_is_cut_off_is_one_sentence(tmp_path, writer, kept):
+    if kept == -100 and writer in (writers.tiff_ome, writers.tiff_imagej):
+        return  # what they write last is no voxels
+    name = writer(tmp_path, VOLUME)
+    file = tmp_path / name.partition(":")[0]
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(UserError, match=rf"{file.name}.*(copy it again|write or copy)") as error:
+        level = open_levels(f"{tmp_path / name}#voxel_size=8")[0]
+        level.read((0, 0, 0), level.shape)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "writer",
+    [
+        *(writers.n5_cellmap, writers.precomputed, writers.precomputed_sharded, writers.zarr2),
+        *(writers.zarr3, writers.plain_zarr2, writers.tiff_slices, writers.png_slices),
+    ],
+    ids=writers.by_name,
+)
+def test_a_chunk_that_is_cut_off_is_one_sentence(tmp_path, writer):
+    path = tmp_path / writer(tmp_path, VOLUME)
+    is_metadata = {"attributes.json", "info", "zarr.json", ".zarray", ".zattrs", ".zgroup"}
+    for file in path.rglob("*"):
+        if file.is_file() and file.name not in is_metadata:
+            file.write_bytes(file.read_bytes()[:30])
+    with pytest.raises(UserError, match=f"{path.name}.*copy") as error:
+        level = open_levels(f"{path}#voxel_size=8")[0]
+        level.read((0, 0, 0), level.shape)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("ending", [".tif", ".mrc", ".h5"])
+@pytest.mark.parametrize(
+    "writer", [writers.tiff_ome, writers.mrc, writers.hdf5_of_ilastik], ids=writers.by_name
+)
+def test_a_wrong_ending_is_one_sentence(tmp_path, writer, ending):
+    written = tmp_path / writer(tmp_path, VOLUME)
+    if written.name.endswith(ending):
+        return
+    file = written.rename(tmp_path / f"other{ending}")
+    with pytest.raises(UserError, match=f"other{ending}: cannot be read as an? .* file"):
+        open_levels(file)
+
+
+ODD = {
+    "complex": (VOLUME.astype(np.complex64), "voxels of type complex64; write whole numbers"),
+    "4-D": (np.zeros((2, 3, 4, 5), np.uint8), "(4 axes|2 channels)"),
+    "empty": (np.zeros((0, 4, 5), np.uint8), r"shape \[0, 4, 5\], no voxel at all"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_is_no_volume_in_an_hdf5_file_is_one_sentence(tmp_path, what):
+    volume, words = ODD[what]
+    name = writers.plain_hdf5(tmp_path, volume)
+    with pytest.raises(UserError, match=words):
+        open_levels(f"{tmp_path / name}:/data#voxel_size=8")
+
+
+@pytest.mark.parametrize(
+    ("writer", "what"),
+    [
+        (writers.plain_zarr2, "complex"),
+        (writers.plain_zarr2, "4-D"),
+        (writers.plain_zarr3, "complex"),
+        (writers.plain_zarr3, "4-D"),
+        (writers.mrc, "complex"),
+    ],
+)
+def test_what_is_no_volume_elsewhere_is_one_sentence(tmp_path, writer, what):
+    path = tmp_path / writer(tmp_path, ODD[what][0])
+    with pytest.raises(UserError, match=r"complex|c8|4 axes"):
+        open_levels(f"{path}#voxel_size=8")
+
+
+def test_colours_and_channels_of_a_tiff_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((5, 20, 30, 3), np.uint8), photometric="rgb")
+    with pytest.raises(UserError, match=r"rgb.tif: 3 samples a pixel \(colours\)"):
+        open_levels(tmp_path / "rgb.tif")
+    volume = np.zeros((5, 2, 20, 30), np.uint16)
+    tifffile.imwrite(tmp_path / "two.tif", volume, imagej=True, metadata={"axes": "ZCYX"})
+    with pytest.raises(UserError, match=r"two.tif: 2 channels, .* as a file of its own"):
+        open_levels(tmp_path / "two.tif")
+
+
+def test_a_file_with_several_volumes_names_them(tmp_path):
+    with h5py.File(tmp_path / "many.h5", "w") as file:
+        file["a"] = VOLUME
+        file["b/c"] = VOLUME
+    with pytest.raises(UserError, match=r"many.h5: 2 volumes, a, b/c; write which, as in"):
+        open_levels(tmp_path / "many.h5")
+    with pytest.raises(UserError, match=r"many.h5: no array 'd'; write one of a, b/c"):
+        open_levels(tmp_path / "many.h5:/d")
+    assert len(open_levels(f"{tmp_path / 'many.h5'}/b/c#voxel_size=8")) == 1
+
+
+def test_slices_of_different_size_are_named(tmp_path):
+    folder = tmp_path / writers.png_slices(tmp_path, VOLUME)
+    Image.fromarray(VOLUME[0, :5]).save(folder / "s003.png")
+    (level,) = open_levels(f"{folder}#voxel_size=8")
+    with pytest.raises(UserError, match=r"s003.png: \[5, 30\] pixels .*\[20, 30\] .* in s000.png"):
+        level.read((0, 0, 0), level.shape)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("#voxelsize=8", "'voxelsize=8' behind #; write voxel_size=8 or"),
+        ("#voxel_size=8,8", "voxel_size '8,8'; write one or three lengths"),
+        ("#voxel_size=-8", "voxel_size '-8'; write one or three lengths"),
+        ("#translation=8", "translation '8'; write three lengths"),
+        ("#voxel_size=8&voxel_size=8", "each once"),
+    ],
+)
+def test_what_is_said_behind_a_name_is_checked(tmp_path, options, words):
+    path = tmp_path / writers.plain_n5(tmp_path, VOLUME)
+    with pytest.raises(UserError, match=re.escape(words)):
+        open_levels(f"{path}{options}")
+
+
+# Details of single formats
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int16", "uint16", "uint32", "float32", "float64", "bool", ">u2", ">f4"]
+)
+def test_every_type_of_number_is_read(tmp_path, dtype):
+    volume = (VOLUME.astype(np.float64) - 3).astype(dtype) if dtype != "bool" else VOLUME > 100
+    for writer in (writers.plain_zarr2, writers.plain_hdf5, writers.tiff_pages):
+        path = tmp_path / writer(tmp_path, volume)
+        (level,) = open_levels(f"{path}#voxel_size=8")
+        np.testing.assert_array_equal(level.read((1, 2, 3), (5, 6, 7)), volume[1:5, 2:6, 3:7])
+
+
+@pytest.mark.parametrize("mode", ["int8", "int16", "uint16", "float32", "float16"])
+def test_mrc_files_of_any_type_byte_order_and_axis_order_are_read(tmp_path, mode):
+    volume = (VOLUME.astype(np.int16) // 2).astype(mode)
+    writers.mrc(tmp_path, volume)
+    (level,) = open_levels(tmp_path / "cell.mrc")
+    np.testing.assert_array_equal(level.read((1, 2, 3), (5, 6, 7)), volume[1:5, 2:6, 3:7])
+    with mrcfile.open(tmp_path / "cell.mrc", "r+") as file:
+        # columns along z, rows along y, sections along x
+        file.header.mapc, file.header.mapr, file.header.maps = 3, 2, 1
+    (level,) = open_levels(tmp_path / "cell.mrc")
+    turned = volume.transpose(2, 1, 0)
+    np.testing.assert_array_equal(level.read((1, 2, 3), (5, 6, 7)), turned[1:5, 2:6, 3:7])
+
+
+def test_bytes_of_imod_are_unsigned_unless_it_says_otherwise(tmp_path):
+    writers.mrc(tmp_path, VOLUME.view(np.int8))
+    file = tmp_path / "cell.mrc"
+    content = bytearray(file.read_bytes())
+    content[152:160] = np.array([1146047817, 0], "<i4").tobytes()
+    file.write_bytes(content)
+    (level,) = open_levels(file)
+    np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), VOLUME)
+
+
+def test_resolution_tags_alone_are_no_voxel_size(tmp_path):
+    tifffile.imwrite(tmp_path / "dpi.tif", VOLUME, resolution=(72, 72), resolutionunit="INCH")
+    with pytest.raises(UserError, match=r"nothing in it says how large a voxel is"):
+        open_levels(tmp_path / "dpi.tif")
+
+
+def test_another_voxel_size_than_the_metadata_say_is_said(tmp_path, capsys):
+    path = tmp_path / writers.n5_cellmap(tmp_path, VOLUME)
+    levels = open_levels(f"{path}#voxel_size=16,12,8")
+    np.testing.assert_allclose(levels[0].scale, (16, 12, 8))
+    np.testing.assert_allclose(levels[1].scale, (32, 24, 16))
+    np.testing.assert_allclose(levels[1].translation, (8, 6, 4))
+    assert "voxels of 16 x 12 x 8 nm, as you say, and 8 x 6 x 4 nm" in capsys.readouterr().err
+
+
+def test_a_missing_unit_is_said(tmp_path, capsys):
+    path = tmp_path / writers.plain_n5(tmp_path, VOLUME)
+    writers.attributes(path / "attributes.json", resolution=[4, 6, 8])
+    np.testing.assert_allclose(open_levels(path)[0].scale, (8, 6, 4))
+    assert "plain.n5: no unit, so lengths are taken as nm" in capsys.readouterr().err
+
+
+def test_a_library_that_is_missing_is_named_with_its_pip_line(tmp_path, monkeypatch):
+    path = tmp_path / writers.tiff_ome(tmp_path, VOLUME)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(UserError, match=r"TIFF files are read with tifffile, .* pip install tifff"):
+        open_levels(path)
+
+
+def test_an_address_joins_prints_and_is_sent_to_processes_as_one():
+    address = place.path_of("s3://bucket/cell.zarr") / "em"
+    assert str(address) == f"{address}" == "s3://bucket/cell.zarr/em"
+    assert str(address.parent.parent) == "s3://bucket"
+    assert pickle.loads(pickle.dumps(address)) == address
+    assert place.store_name(address) == "cell"
+    assert place.path_of("https://host/a", Path("/data")).absolute() == place.path_of(
+        "https://host/a"
+    )

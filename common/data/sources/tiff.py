@@ -6,10 +6,12 @@ The resolution tags alone are not believed: programs write 72 dots per inch into
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import struct
 import weakref
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,9 +45,12 @@ def open_file(place: Place) -> Image:
     with contextlib.ExitStack() as on_error:
         file = on_error.enter_context(files.opened(path))
         try:
-            tiff = on_error.enter_context(tifffile.TiffFile(file, name=path.name))
-            array = Pages(path, tiff)
-            scale = voxel_size(tiff)
+            with _complaints() as said:
+                tiff = on_error.enter_context(tifffile.TiffFile(file, name=path.name))
+                array = Pages(path, tiff)
+                scale = voxel_size(tiff)
+            if said:
+                raise ValueError(said[0])
         except FileNotFoundError:
             raise
         except (*FAULTS, struct.error) as error:
@@ -53,6 +58,26 @@ def open_file(place: Place) -> Image:
         # it is read from until nobody has the array any more
         weakref.finalize(array, on_error.pop_all().close)
     return single(path, array, scale=scale)
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What tifffile logs about pages that are not there: it goes on with those that are."""
+    said: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            message = record.getMessage()
+            if "corrupted" in message or "invalid page offset" in message:
+                said.append(message)
+
+    logger = logging.getLogger("tifffile")
+    handler = Handler()
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
 
 
 def _stack(path: Path, tiff: Any) -> tuple[tuple[int, ...], np.dtype, Any]:
