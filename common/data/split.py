@@ -21,11 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.data import layout
-<<<<<<< HEAD
 from common.data.columns import class_names, columns, is_header, usage_of
-=======
 from common.data.sources import place
->>>>>>> 1c2dac4 (Volumes: one reader for zarr v3, N5, precomputed, TIFF, HDF5 and MRC, on this disk or a server)
 from common.errors import UserError
 from common.files import is_remote
 from common.talk import command_line, count, note_once, some
@@ -164,7 +161,7 @@ def _relative_store(line: str) -> str:
     if not 3 <= len(fields) <= 5:
         return ""
     store = fields[3 if len(fields) == 5 else 1]
-    return "" if is_remote(store) or Path(store).is_absolute() else store
+    return "" if is_remote(store) or Path(store).is_absolute() else str(place.on_disk(Path(store)))
 
 
 def _parse(line: str, data_root: Path) -> Row:
