@@ -21,6 +21,7 @@ from common.shell.options import Lengths, Names, Scale
 
 if TYPE_CHECKING:
     from common.infer.engine import Engine
+    from common.shell.jobs import Job, Resources
     from common.train.run import Result
 
 START = "Start"
@@ -370,6 +371,103 @@ def _end(result: Result) -> None:
     """End as a shell, or a scheduler, expects it of a run that was interrupted."""
     if not result.finished:
         sys.exit(stopping.NOT_FINISHED if result.requeue else stopping.INTERRUPTED)
+
+
+@cli.command(heading=TRAIN, context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
+@click.option(
+    "--cluster", type=click.Choice(["lsf", "slurm"]), required=True, help="The batch system."
+)
+@click.option("--seeds", metavar="LIST", help="A job for each seed of `train`: 1,2,3 or 1-3.")
+@click.option(
+    "--walltime",
+    type=options.Duration(),
+    default=0.0,
+    metavar="DURATION",
+    help="Of a job, 12h or 1d; the command saves before it is over. The queue's unless given.",
+)
+@click.option("--gpus", type=click.IntRange(0), default=1, show_default=True, help="Of each node.")
+@click.option("--cores", type=click.IntRange(1), default=8, show_default=True, help="Of each node.")
+@click.option("--memory", default="", metavar="SIZE", help="Of each node, such as 60GB.")
+@click.option(
+    "--nodes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="That train one run together.",
+)
+@click.option("--queue", default="", help="In SLURM the partition.")
+@click.option("--account", default="", help="Who pays; in LSF the project.")
+@click.option(
+    "--setup",
+    multiple=True,
+    metavar="LINE",
+    help="A line of shell before the command, such as 'module load cuda'. Repeatable.",
+)
+@click.option(
+    "--directive",
+    "directives",
+    multiple=True,
+    metavar="TEXT",
+    help="What else the batch system is told, such as '--constraint=a100'. Repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the scripts, hand in nothing.")
+@click.pass_context
+def submit(
+    context: click.Context, words: tuple[str, ...], seeds: str | None, dry_run: bool, **given: Any
+) -> None:
+    """Hand a command to a batch system as a job that goes on in the next one until it is done.
+
+    COMMAND is CONFIG_PATH, which is trained, or a command with what it takes, such as
+    `predict CONFIG_PATH --crops test`. Options that are not listed here are the command's; behind
+    `--` all are.
+    """
+    from common.shell import jobs
+
+    resources = jobs.Resources(**given)
+    resources.check()
+    wanted = _jobs(context, words, seeds, resources)
+    if dry_run:
+        for job in wanted:
+            click.echo(jobs.script(job, resources))
+        return
+    jobs.submit(wanted, resources, say=click.echo)
+
+
+def _jobs(
+    context: click.Context, words: Sequence[str], seeds: str | None, resources: Resources
+) -> list[Job]:
+    """The jobs of what `submit` was given: one, or one for each seed.
+
+    The command is read as if it were typed, so that what is wrong with it is said now.
+    """
+    import common.train.seeds as several
+    from common.shell import jobs
+
+    name, *rest = words
+    if _dashes(name) not in cli.commands:
+        name = "train"
+        rest = list(words)
+    command = cli.commands[_dashes(name)]
+    if command is context.command:
+        raise UserError("submit submit: a job cannot hand in jobs here; leave one out")
+    typed = command.make_context(_dashes(name), list(rest), parent=context).params
+    takes = {param.name for param in command.params}
+    if "time_limit" in takes and resources.walltime and not typed.get("time_limit"):
+        rest += ["--time-limit", jobs.commands_time_limit(resources)]
+    if name == "train" and resources.gpus > 1:
+        if "gpus" not in takes:
+            raise UserError("--gpus: one GPU trains a run; write --gpus 1")
+        if not typed["gpus"]:
+            rest += ["--gpus", "all"]
+    if not seeds:
+        return [jobs.job_of(name, rest, typed)]
+    if name != "train":
+        raise UserError(f"--seeds {seeds}: {name} has none; leave --seeds out")
+    numbers = several.parse_seeds(seeds)
+    settings = jobs.settings_of(typed)
+    several.refuse_one_run(typed["config_path"], numbers, settings, typed["data"])
+    return [jobs.job_of(name, rest, typed, seed=number) for number in numbers]
 
 
 @cli.command(heading=TRAIN)

@@ -47,7 +47,7 @@ def train_seeds(
 
     Stops after a run that is interrupted, and returns the results up to that one.
     """
-    _refuse_one_run(config_path, seeds, overrides, data)
+    refuse_one_run(config_path, seeds, overrides, data)
     results: list[Result] = []
     for seed in seeds:
         result = train(config_path, overrides, data, score=score, random_seed=seed)
@@ -84,7 +84,7 @@ def submit(
         UserError: for a template without {command}.
         FileError: if a call fails.
     """
-    _refuse_one_run(config_path, seeds, overrides, data)
+    refuse_one_run(config_path, seeds, overrides, data)
     calls = []
     for seed in seeds:
         command = training_command(config_path, seed, overrides, data, time_limit=time_limit)
@@ -232,7 +232,7 @@ def _call(template: str, seed: int, command: str) -> list[str]:
     return [word.replace("{seed}", str(seed)).replace("{command}", command) for word in words]
 
 
-def _refuse_one_run(
+def refuse_one_run(
     config_path: str | Path, seeds: Sequence[int], overrides: Sequence[str], data: str | Path | None
 ) -> None:
     """Raise UserError if two seeds would write to the same run."""
