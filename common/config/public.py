@@ -11,9 +11,11 @@ Source: the public toolbox of June 2026 and configurations written for it.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
+import os
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from common.config.value_transforms import Normalize, names_of, others_of_labels
 from common.talk import some
 
 SEED = 42
-"""The toolbox's seed; `getattr(os.environ, "SEED", 42)`, as its files have it, is always that."""
+"""The toolbox's seed."""
 
 ONE_SLICE = {"shape": (1, 128, 128), "scale": (8, 8, 8)}
 
@@ -94,17 +96,18 @@ ANSWERS = {
 
 
 def run(path: Path, seed: int | None = None) -> dict[str, Any]:
-    """Run a file with its random numbers seeded; all its names.
+    """Run a file in its folder, with its random numbers seeded; all its names.
 
     The weights of its network are drawn while it runs, so that they follow random_seed here. Where
-    that is another one than expected the file runs once more. The global generators are left as
-    they were.
+    that is another one than expected the file runs once more. The global generators and the working
+    folder are left as they were.
 
     seed: goes before the file's own.
     """
     before = runtime.random_state()
     try:
-        names = _run_seeded(path, SEED if seed is None else seed)
+        with _seed_to_be_found(seed):
+            names = _run_seeded(path, SEED if seed is None else seed)
         own = names.get("random_seed", SEED)
         if seed is None and isinstance(own, int) and 0 <= own < 2**63 and own != SEED:
             names = _run_seeded(path, own)
@@ -115,8 +118,25 @@ def run(path: Path, seed: int | None = None) -> dict[str, Any]:
 
 def _run_seeded(path: Path, seed: int) -> dict[str, Any]:
     runtime.seed_everything(seed)
-    with _old_names_of_cellmap_data():
+    # as the toolbox's command does: paths in the file start from there
+    with contextlib.chdir(path.parent), _old_names_of_cellmap_data():
         return dict(vars(load_module(path)))
+
+
+@contextmanager
+def _seed_to_be_found(seed: int | None) -> Iterator[None]:
+    """Context manager: `getattr(os.environ, "SEED", 42)` gives the seed, as it is meant to.
+
+    What it finds otherwise is 42, always: variables are no attributes.
+    """
+    if seed is None:
+        yield
+        return
+    os.environ.SEED = seed  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del os.environ.SEED  # type: ignore[attr-defined]
 
 
 def training_file(path: Path, names: Mapping[str, Any]) -> Path | None:

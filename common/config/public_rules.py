@@ -431,6 +431,17 @@ def _target_transforms(draft: Draft, transforms: Any) -> None:
     )
 
 
+def _random_seed(draft: Draft, seed: Any) -> None:
+    if seed is None:
+        return
+    draft.settings["random_seed"] = seed
+    draft.note(
+        "random_seed",
+        "SEED of the environment goes before it, and getattr(os.environ, 'SEED', 42) gives it "
+        "here; in the toolbox that is always 42",
+    )
+
+
 RULES: dict[str, Callable[[Draft, Any], None]] = {
     # in this order: an optimiser is over the model, a scheduler over the optimiser
     "model": _model,
@@ -452,6 +463,7 @@ RULES: dict[str, Callable[[Draft, Any], None]] = {
     "validation_prob": _validation_prob,
     "use_s3": _use_s3,
     "dataloader_kwargs": _dataloader_kwargs,
+    "random_seed": _random_seed,
     "device": _device,
     "smoothing_window": _smoothing_window,
     "use_mixed_precision": _use_mixed_precision,

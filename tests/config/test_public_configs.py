@@ -16,8 +16,10 @@ from conftest import datasplit_text
 from torch import nn
 
 from cellmap_segmentation_challenge.models import _unet, vitnet
+from common.config import public as public_module
 from common.config.given import GivenModel, GivenOptimizer, GivenScheduler
 from common.config.load import load_config, load_process_config
+from common.config.public_rules import RULES
 from common.config.settings import TrainConfig
 from common.data import loaders, split
 from common.errors import UserError
@@ -108,6 +110,27 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(public, monkeypatch):
     assert not torch.equal(first, weights(path, "random_seed=8"))
     monkeypatch.setenv("SEED", "8")
     assert torch.equal(weights(path), weights(path, "random_seed=8"))
+
+
+def test_a_seed_that_the_file_looks_for_is_found(public, monkeypatch):
+    text = (
+        "import os\nrandom_seed = getattr(os.environ, 'SEED', 42)\nmodel_name = f'm.{random_seed}'"
+    )
+    path = public(text)
+    assert load_config(path).random_seed == 42
+    monkeypatch.setenv("SEED", "5")
+    config = load_config(path)
+    assert (config.random_seed, config.model_name) == (5, "m.5")
+    assert load_config(path, ["random_seed=6"]).model_name == "m.6"
+    assert not hasattr(os.environ, "SEED")
+
+
+def test_paths_in_a_file_start_from_its_folder(public, monkeypatch):
+    monkeypatch.chdir("/")
+    path = public("from pathlib import Path\nepochs = int(Path('epochs.txt').read_text())")
+    (path.parent / "epochs.txt").write_text("7")
+    assert load_config(path).epochs == 7
+    assert Path.cwd() == Path("/")
 
 
 def test_reading_leaves_the_random_numbers_as_they_were(public):
@@ -592,3 +615,12 @@ def test_transforms_of_targets_are_applied_in_the_loss(public):
     losses = nn.functional.binary_cross_entropy_with_logits(logits[known], expected[known])
     assert torch.isclose(config.criterion(logits, target), losses)
     check(path, HERE, path.parents[1] / "data")
+
+
+# Documents
+
+
+def test_the_page_has_every_name():
+    page = (REPOSITORY / "docs/reference/public_configurations.md").read_text()
+    names = {*RULES, *public_module.ANSWERS, *public_module.DIFFERS, *public_module.DEFAULTS}
+    assert {name for name in names if f"`{name}`" not in page} == set()
