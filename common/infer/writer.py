@@ -17,6 +17,7 @@ from common.errors import FileError
 from common.infer.encode import loops
 from common.infer.ledger import Journal
 from common.infer.plan import BlockPlan
+from common.talk import note
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def open_class(path: Path, plan: BlockPlan, name: str, record: PredictionRecord)
     factors = ngff.pyramid(plan.grid)
     halved = _has_halves(plan, factors)
     journal = Journal(path)
-    if not _was_begun(path, record, journal):
+    if not _was_begun(path, plan, record, journal):
         attributes = records.group_attributes(name, record)
         ngff.start_multiscale(
             path, plan.grid, np.dtype(record.dtype), plan.chunk_shape, attributes=attributes
@@ -100,14 +101,29 @@ def _has_halves(plan: BlockPlan, factors: list[tuple[int, ...]]) -> bool:
     return bool(factors) and _halves_in_whole_chunks(plan, factors[0])
 
 
-def _was_begun(path: Path, record: PredictionRecord, journal: Journal) -> bool:
+def _was_begun(path: Path, plan: BlockPlan, record: PredictionRecord, journal: Journal) -> bool:
     """Whether an earlier call began the class with the same voxels in the same blocks."""
     if not journal.exists() or records.is_damaged(path):
         return False
     stored = records.read_prediction(path)
     if stored is None:
         return False
-    return stored.key == record.key and stored.largest_block == record.largest_block
+    is_same = stored.key == record.key and stored.largest_block == record.largest_block
+    return is_same and not _has_damaged_arrays(path, plan)
+
+
+def _has_damaged_arrays(path: Path, plan: BlockPlan) -> bool:
+    """Whether the arrays of a class that was begun cannot be opened; says so."""
+    try:
+        levels = reopen_class(path, plan).levels
+    except Exception as error:  # zarr raises a different type for each kind of damage
+        reason = " ".join(str(error).split())[:200]
+        note(f"{path}: cannot be gone on with ({type(error).__name__}: {reason}); begun anew")
+        return True
+    if levels[0].shape == tuple(plan.grid.shape):
+        return False
+    note(f"{path}: cannot be gone on with (of shape {levels[0].shape}); begun anew")
+    return True
 
 
 def _halves_in_whole_chunks(plan: BlockPlan, factor: tuple[int, ...]) -> bool:

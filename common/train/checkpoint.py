@@ -10,6 +10,7 @@ epoch.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import os
@@ -135,9 +136,15 @@ def raw_scalings(config: TrainConfig) -> Scalings:
     own = _own(config)
     if not own:
         return {}
-    path, saved, _ = _newest_good(own, config)
-    with _restoring(path, "raw_scalings"):
-        return scalings_in(saved)
+    found: list[Scalings] = []
+
+    def take(path: Path, saved: dict[str, Any]) -> None:
+        with _restoring(path, "raw_scalings"):
+            found.append(scalings_in(saved))
+
+    # the same in all checkpoints of a run: what else is in this one is read by resume
+    _newest_good(own, config, take, weights_file.read_without_tensors)
+    return found[0]
 
 
 def scalings_in(saved: dict[str, Any]) -> Scalings:
@@ -191,12 +198,19 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
 
 def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) -> str:
     """Load the newest readable checkpoint of a run; return a sentence about it."""
-    path, saved, unreadable = _newest_good(own, config)
-    _refuse_other_settings(path, saved, config, split_hash)
-    load_weights(state.model, saved, path, trained=True)
-    _restore_criterion(state, saved, path)
-    changes = _restore(config, state, saved, path)
-    _note_other_order(path, state, saved)
+    changes = ""
+    as_new = _as_new(state)
+
+    def restore(path: Path, saved: dict[str, Any]) -> None:
+        nonlocal changes
+        as_new()  # one before it may have been restored in part
+        _refuse_other_settings(path, saved, config, split_hash)
+        load_weights(state.model, saved, path, trained=True)
+        _restore_criterion(state, saved, path)
+        changes = _restore(config, state, saved, path)
+        _note_other_order(path, state, saved)
+
+    path, unreadable = _newest_good(own, config, restore, weights_file.read)
     for problem in unreadable:
         note(problem)
     if unreadable:
@@ -204,6 +218,19 @@ def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) 
         _take_place_of_latest(path)
     origin = f"continuing {path} after epoch {state.epoch}, iteration {state.iteration}"
     return f"{origin}; {changes}" if changes else origin
+
+
+def _as_new(state: State) -> Callable[[], None]:
+    """Return what puts optimiser and scheduler back to what they are now, at the first step."""
+    optimizer = copy.deepcopy(state.optimizer.state_dict())
+    scheduler = copy.deepcopy(state.scheduler.state_dict()) if state.scheduler else {}
+
+    def restore() -> None:
+        state.optimizer.load_state_dict(optimizer)
+        if state.scheduler:
+            state.scheduler.load_state_dict(scheduler)
+
+    return restore
 
 
 def _take_place_of_latest(good: Path) -> None:
@@ -261,25 +288,45 @@ def _from_best(best: Path) -> str:
     )
 
 
-def _newest_good(own: list[Path], config: TrainConfig) -> tuple[Path, dict[str, Any], list[str]]:
-    """Load the first checkpoint that can be read.
+class _Damaged(UserError):
+    """A checkpoint that can be read, a part of which is not what its name says."""
 
-    Returns its path, its content, and what is wrong with those before it. Raises UserError if none
-    can be read, or if it is of other classes.
+
+def _newest_good(
+    own: list[Path],
+    config: TrainConfig,
+    use: Callable[[Path, dict[str, Any]], None],
+    read: Callable[[Path], Any],
+) -> tuple[Path, list[str]]:
+    """Use the first checkpoint that can be used.
+
+    Args:
+        own: the checkpoints of a run, the newest first.
+        config: settings of the run.
+        use: `use(path, content)` restores what is wanted.
+        read: returns the content of a file.
+
+    Returns:
+        Its path, and what is wrong with those before it.
+
+    Raises:
+        UserError: if none can be used, or if it is of other classes or settings.
     """
     unreadable = []
     for path in own:
         try:
-            saved = weights_file.read(path)
+            saved = read(path)
+            wrong = _wrong_parts(saved)
+            if wrong:
+                raise _Damaged(f"{path}: holds no whole state of a run ({some(wrong)})")
+            refuse_other_classes(path, saved, config.classes)
+            use(path, saved)
         except weights_file.Unreadable as error:
             unreadable.append(error.problem)
-            continue
-        wrong = _wrong_parts(saved)
-        if wrong:
-            unreadable.append(f"{path}: holds no whole state of a run ({some(wrong)})")
-            continue
-        refuse_other_classes(path, saved, config.classes)
-        return path, saved, unreadable
+        except _Damaged as error:
+            unreadable.append(str(error))
+        else:
+            return path, unreadable
     raise UserError(f"{'; '.join(unreadable)}. {_instead_of(own[0])}")
 
 
@@ -311,7 +358,7 @@ def _instead_of(own: Path) -> str:
         return "latest.pt stands: go on with load_model = 'latest'"
     return (
         "The run has no other checkpoint: put a copy of this file back, or leave all files as they "
-        "are and set another run_name"
+        "are and set another run_name, with load_model = a file whose weights can be read"
     )
 
 
@@ -323,17 +370,15 @@ def is_whole(saved: Any) -> bool:
 
 @contextmanager
 def _restoring(path: Path, part: str) -> Iterator[None]:
-    """Raise UserError where a part of a checkpoint is not what its name says."""
+    """Raise _Damaged where a part of a checkpoint is not what its name says."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # torch raises a different type for each kind of wrong content
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path}: its {part} cannot be restored ({type(error).__name__}: {reason}); put a copy "
-            "of this file back, or set another run_name, with load_model = this file to start from "
-            "its weights"
+        raise _Damaged(
+            f"{path}: its {part} cannot be restored ({type(error).__name__}: {reason})"
         ) from error
 
 
@@ -343,10 +388,13 @@ def _restore(config: TrainConfig, state: State, saved: dict[str, Any], path: Pat
     Returns what is to be another one from now on, learning rate or average, as a sentence, or "".
     """
     before = TrainConfig.recorded_defaults() | saved["settings"]
+    with _restoring(path, "raw_scalings"):
+        scalings_in(saved)
     with _restoring(path, "optimizer or scheduler"):
         changes = schedule.go_on(
             config, before, saved, optimizer=state.optimizer, scheduler=state.scheduler
         )
+        optim.refuse_other_shapes(state.optimizer)
     with _restoring(path, "ema"):
         changes = "; ".join(part for part in (changes, _restore_average(state, saved)) if part)
     if saved["scaler"]:  # empty unless that run was in fp16

@@ -90,6 +90,24 @@ def count_as_stepped(optimizer: torch.optim.Optimizer) -> None:
     optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
+def refuse_other_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError if what an optimiser of torch keeps of its parameters cannot be of them.
+
+    Its load_state_dict takes anything, and the next step fails, or does not.
+    """
+    kept = [(parameter, optimizer.state[parameter]) for parameter in optimizer.state]
+    names = {frozenset(values) for _, values in kept}
+    if len(names) > 1:
+        raise ValueError("the same is not kept of all parameters")
+    for parameter, values in kept:
+        for name, value in values.items():
+            # averages of the gradient and of its square, of any optimiser that calls them so
+            is_average = name in ("exp_avg", "exp_avg_sq", "momentum_buffer")
+            if is_average and value is not None and value.shape != parameter.shape:
+                shapes = f"{tuple(value.shape)} for {tuple(parameter.shape)}"
+                raise ValueError(f"{name} has the shape {shapes}")
+
+
 @contextmanager
 def at_fraction(optimizer: torch.optim.Optimizer, fraction: float) -> Iterator[None]:
     """Context manager: lower all learning rates to a fraction of what the scheduler says."""

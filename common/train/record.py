@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from common import typed
 from common.errors import UserError
 from common.files import replacing, write_json
+from common.talk import note
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +99,7 @@ class Recorder:
         """
         self.folder = folder
         self.record = record
-        before = read_record(folder) if iteration else None
+        before = self._before() if iteration else None
         if before:
             record.sessions = before.sessions
             record.result = before.result
@@ -107,6 +108,14 @@ class Recorder:
         self._hours_before = record.result.hours or 0.0
         self._begun = time.perf_counter()
         self.write()
+
+    def _before(self) -> RunRecord | None:
+        """Return run.json as earlier calls left it; one that is damaged is set aside."""
+        try:
+            return read_record(self.folder)
+        except Damaged as error:
+            _set_aside(error)
+            return None
 
     def result(self, **values: Any) -> None:
         """Replace fields of the result, update its hours, and write run.json; NaN becomes null."""
@@ -156,7 +165,7 @@ def read_record(folder: Path) -> RunRecord | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError, RecursionError) as error:
-        raise _unreadable(path, f"cannot be read ({error})") from error
+        raise Damaged(path, f"cannot be read ({error})") from error
     _refuse_other_types(path, content)
     known = _fields(RunRecord, content)
     known["settings"] = content.get("settings") or {}
@@ -167,7 +176,7 @@ def read_record(folder: Path) -> RunRecord | None:
     try:
         typed.check(read)
     except TypeError as error:
-        raise _unreadable(path, str(error)) from error
+        raise Damaged(path, str(error)) from error
     return read
 
 
@@ -176,12 +185,13 @@ def add_epoch(folder: Path, row: Mapping[str, float]) -> None:
 
     Rows of this epoch and of later ones are removed, since a run that continues from an older
     checkpoint trains these epochs again. Earlier rows stay as they were written, to the last digit.
-    Raises FileError if the file cannot be written, UserError if the one before it is damaged.
+    Of a damaged file the rows that can be read are kept; it is set aside under another name. Raises
+    FileError if the file cannot be written.
     """
     path = folder / HISTORY
     rows: list[Mapping[str, Any]] = []
     if path.is_file():
-        rows = [old for old in _rows(path) if float(old["epoch"]) < row["epoch"]]
+        rows = [old for old in _rows_or_rest(path) if float(old["epoch"]) < row["epoch"]]
     rows.append(row)
     columns = dict.fromkeys(row)
     for old in rows:
@@ -212,20 +222,43 @@ def _rows(path: Path) -> list[dict[str, str]]:
         text = path.read_bytes().decode()
         lines = list(csv.reader(text.splitlines(), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise _unreadable(path, f"cannot be read ({error})") from error
+        raise Damaged(path, f"cannot be read ({error})") from error
     if not lines or lines[0][:1] != ["epoch"] or len(set(lines[0])) < len(lines[0]):
-        raise _unreadable(path, "cannot be read (no header that begins with epoch)")
+        raise Damaged(path, "cannot be read (no header that begins with epoch)")
     if not text.endswith("\n"):
-        raise _unreadable(path, f"cannot be read (ends within line {len(lines)})")
+        raise Damaged(path, f"cannot be read (ends within line {len(lines)})")
     for number, line in enumerate(lines, 1):
         if len(line) != len(lines[0]):
-            raise _unreadable(path, f"line {number}: {len(line)} of {len(lines[0])} columns")
+            raise Damaged(path, f"line {number}: {len(line)} of {len(lines[0])} columns")
         for cell in line if number > 1 else ():
             if not _is_number(cell):
-                raise _unreadable(path, f"line {number}: {cell[:40]!r} is no number")
+                raise Damaged(path, f"line {number}: {cell[:40]!r} is no number")
         if number > 1 and not line[0]:
-            raise _unreadable(path, f"line {number}: no epoch")
+            raise Damaged(path, f"line {number}: no epoch")
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+
+
+def _rows_or_rest(path: Path) -> list[dict[str, str]]:
+    """The rows of a history.csv, or those that can be read of a damaged one, which is set aside."""
+    try:
+        return _rows(path)
+    except Damaged as error:
+        text = path.read_bytes().decode(errors="replace")
+        lines = text[: text.rfind("\n") + 1].splitlines()  # a number that is cut off is another
+        _set_aside(error)
+    header = lines[0].split(",") if lines else []
+    if header[:1] != ["epoch"]:
+        return []
+    cells = [line.split(",") for line in lines[1:]]
+    whole = [line for line in cells if len(line) == len(header) and all(map(_is_number, line))]
+    return [dict(zip(header, line, strict=True)) for line in whole if line[0]]
+
+
+def _set_aside(error: Damaged) -> None:
+    """Give a damaged file another name, so that nothing of it is lost, and say so."""
+    aside = error.path.with_name(f"{error.path.name}.unreadable")
+    error.path.replace(aside)
+    note(f"{error.path}: {error.problem}; it is {aside} now, and another is written")
 
 
 def _is_number(cell: str) -> bool:
@@ -317,21 +350,26 @@ def _fields(schema: Any, content: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_other_types(path: Path, content: Any) -> None:
     """Raise UserError unless the parts of a run.json have the expected types."""
     if not isinstance(content, dict):
-        raise _unreadable(path, f"holds a {type(content).__name__} and no object")
+        raise Damaged(path, f"holds a {type(content).__name__} and no object")
     for name in ("settings", "provenance", "result"):
         part = content.get(name) or {}
         if not isinstance(part, dict):
-            raise _unreadable(path, f"{name} is a {type(part).__name__} and no object")
+            raise Damaged(path, f"{name} is a {type(part).__name__} and no object")
     sessions = content.get("sessions") or []
     if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
-        raise _unreadable(path, "sessions is no list of objects")
+        raise Damaged(path, "sessions is no list of objects")
 
 
-def _unreadable(path: Path, problem: str) -> UserError:
-    return UserError(
-        f"{path}: {problem}; remove it, and the run is read from its events until training "
-        "writes it again"
-    )
+class Damaged(UserError):
+    """A file of a run that cannot be read."""
+
+    def __init__(self, path: Path, problem: str):
+        super().__init__(
+            f"{path}: {problem}; give it another name, and the run is read from its events, or go "
+            "on with training, which does so and keeps what can be read of it"
+        )
+        self.path = path
+        self.problem = problem
 
 
 def _now() -> str:

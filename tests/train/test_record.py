@@ -80,6 +80,43 @@ def test_a_damaged_history_is_named(tmp_path, text):
         record.read_history(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (lambda text: text[:-3], [1.0, 2.0]),
+        (lambda text: text.replace("2,0.2", "2,x"), [1.0, 3.0]),
+        (lambda text: "\x00" + text, []),
+    ],
+)
+def test_training_goes_on_with_a_damaged_history_and_loses_none_of_it(
+    tmp_path, capsys, damage, kept
+):
+    for epoch in (1, 2, 3):
+        record.add_epoch(tmp_path, {"epoch": epoch, "loss": epoch / 10})
+    path = tmp_path / "history.csv"
+    damaged = damage(path.read_text())
+    path.write_text(damaged)
+    record.add_epoch(tmp_path, {"epoch": 4, "loss": 0.4})
+    assert record.read_history(tmp_path)["epoch"].tolist() == [*kept, 4.0]
+    assert (tmp_path / "history.csv.unreadable").read_text() == damaged
+    assert "history.csv.unreadable now" in capsys.readouterr().err
+
+
+def test_training_goes_on_with_a_damaged_record_and_keeps_it(tmp_path, capsys):
+    (tmp_path / "run.json").write_text('{"settings": ')
+    record.Recorder(tmp_path, 5, record.RunRecord(run_name="seed1"))
+    assert record.read_record(tmp_path).run_name == "seed1"
+    assert (tmp_path / "run.json.unreadable").read_text() == '{"settings": '
+    assert "run.json.unreadable now" in capsys.readouterr().err
+
+
+def test_no_advice_about_a_damaged_file_loses_it(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="give it another name") as raised:
+        record.read_record(tmp_path)
+    assert "remove" not in str(raised.value)
+
+
 def test_no_history_is_no_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         record.read_history(tmp_path)

@@ -374,6 +374,52 @@ def test_wrong_content_is_one_sentence(experiment, part):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("part", ["optimizer", "shapes", "rng", "raw_scalings"])
+def test_a_latest_with_a_part_that_cannot_be_restored_is_fallen_back_from(experiment, capsys, part):
+    """The file is whole, its checksums are right, and the run ends as one that was not damaged."""
+    tiny = experiment(
+        text="import torch\nscheduler = torch.optim.lr_scheduler.StepLR\n"
+        'scheduler_kwargs = {"step_size": 1}',
+        iterations_per_epoch=2,
+        raw_normalization="percentile",
+    )
+    tiny.train(epochs=3, run_name="undisturbed")
+    tiny.train()
+    folder = folder_of(tiny)
+    saved = torch.load(folder / "latest.pt", weights_only=True)
+    first = next(iter(saved["optimizer"]["state"].values()))
+    damage = {
+        "optimizer": lambda: saved["optimizer"].pop("param_groups"),
+        "shapes": lambda: first.update(exp_avg=torch.zeros(3)),
+        "rng": lambda: saved.update(rng=torch.zeros(3)),
+        "raw_scalings": lambda: saved["raw_scalings"].update(tiny=3),
+    }
+    damage[part]()
+    torch.save(saved, folder / "latest.pt")
+    tiny.train(epochs=3)
+    said = capsys.readouterr().err
+    name = {"shapes": "optimizer", "rng": "random state"}
+    assert f"latest.pt: its {name.get(part, part)}" in said
+    assert "cannot be restored" in said
+    assert f"goes on with the newest checkpoint that can be read, {folder}/latest.1.pt" in said
+    one, other = (
+        torch.load(place / "latest.pt", weights_only=True)
+        for place in (folder, tiny.config(run_name="undisturbed").path("model_save_path"))
+    )
+    assert all(torch.equal(one["model"][name], other["model"][name]) for name in other["model"])
+    assert one["epoch"] == 3
+
+
+def test_a_normalised_run_reads_its_checkpoint_once(experiment, monkeypatch):
+    tiny = experiment(raw_normalization="percentile", epochs=1)
+    tiny.train()
+    whole = []
+    read = weights_file.read
+    monkeypatch.setattr(weights_file, "read", lambda path: whole.append(path) or read(path))
+    tiny.train(epochs=2)
+    assert [path.name for path in whole] == ["latest.pt"]
+
+
 def test_a_damaged_best_is_named_with_the_latest(experiment):
     tiny = experiment()
     tiny.train()
