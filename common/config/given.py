@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -36,7 +37,7 @@ class GivenModel:
 
     def __repr__(self) -> str:
         """Its class, size and a hash of its layers: another network has another text."""
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        parameters = sum(p.numel() for p in self.model.parameters() if not is_lazy(p))
         text = f"{type(self.model).__name__}({parameters:,} parameters, {self.layers()})"
         return f"{text} after {self.input_transforms}" if self.input_transforms else text
 
@@ -44,7 +45,8 @@ class GivenModel:
         """A hash of the names and classes of its layers, and of the shapes of their weights."""
         parts = [f"{name} {type(layer).__name__}" for name, layer in self.model.named_modules()]
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            parts.append(f"{name} {tuple(getattr(tensor, 'shape', ()))}")
+            shape = "lazy" if is_lazy(tensor) else tuple(getattr(tensor, "shape", ()))
+            parts.append(f"{name} {shape}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 

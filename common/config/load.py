@@ -141,23 +141,27 @@ def _lengthen_schedule(
 
 
 def _is_public(path: Path) -> bool:
-    """Whether a file is written for the public toolbox: it imports it, and names no build_model."""
+    """Whether a file is written for the public toolbox: it imports it and names no build_model.
+
+    Or it names a model, too, which no experiment of ours does.
+    """
     try:
         tree = ast.parse(path.read_text())
     except (OSError, ValueError, SyntaxError):  # running it will tell
         return False
-    names: set[str] = set()
+    imported: set[str] = set()
+    named: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {alias.asname or alias.name for alias in node.names}
-            names.add((node.module or "").partition(".")[0] if not node.level else "")
+            named |= {alias.asname or alias.name for alias in node.names} & {"build_model"}
+            imported.add((node.module or "").partition(".")[0] if not node.level else "")
         elif isinstance(node, ast.FunctionDef):
-            names.add(node.name)
+            named.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-    return PACKAGE in names and "build_model" not in names
+            named.add(node.id)
+    return PACKAGE in imported and ("build_model" not in named or "model" in named)
 
 
 def load_process_config(path: str | Path) -> ProcessConfig:

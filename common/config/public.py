@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common import runtime
 from common.config.module import load_module
 from common.config.public_rules import MODEL_NAME, RULES, Draft
@@ -108,9 +110,9 @@ def run(path: Path, seed: int | None = None) -> dict[str, Any]:
     try:
         with _seed_to_be_found(seed):
             names = _run_seeded(path, SEED if seed is None else seed)
-        own = names.get("random_seed", SEED)
-        if seed is None and isinstance(own, int) and 0 <= own < 2**63 and own != SEED:
-            names = _run_seeded(path, own)
+        own = str(names.get("random_seed", SEED))
+        if seed is None and own.isdecimal() and own != str(SEED) and int(own) < 2**63:
+            names = _run_seeded(path, int(own))
     finally:
         runtime.restore_random_state(before)
     return names
@@ -248,6 +250,8 @@ def _take(draft: Draft, name: str, value: Any) -> None:
     """Take a setting of both as it is; None, which the toolbox has for no limit, as left out."""
     if value is None:
         return
+    if isinstance(value, np.generic):
+        value = value.item()
     draft.settings[name] = value
     if name in DIFFERS and value:
         draft.note(name, DIFFERS[name])
@@ -256,6 +260,8 @@ def _take(draft: Draft, name: str, value: Any) -> None:
 def _fill_in(draft: Draft) -> None:
     """Take the toolbox's defaults for what the file leaves out, and train like it."""
     missing = {name: v for name, v in DEFAULTS.items() if name not in draft.given}
+    if draft.given.get("use_mutual_exclusion", ...) is None:
+        draft.settings["use_mutual_exclusion"] = False
     draft.settings |= missing
     if "target_array_info" not in draft.settings:
         missing["target_array_info"] = draft.settings.get("input_array_info")

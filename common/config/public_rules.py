@@ -434,7 +434,9 @@ def _target_transforms(draft: Draft, transforms: Any) -> None:
 def _random_seed(draft: Draft, seed: Any) -> None:
     if seed is None:
         return
-    draft.settings["random_seed"] = seed
+    # os.environ.get gives text
+    is_text = isinstance(seed, str) and seed.isdecimal()
+    draft.settings["random_seed"] = int(seed) if is_text else seed
     draft.note(
         "random_seed",
         "SEED of the environment goes before it, and getattr(os.environ, 'SEED', 42) gives it "

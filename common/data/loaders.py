@@ -118,7 +118,9 @@ def rows_of_run(config: TrainConfig) -> list[Row]:
     path = config.path("datasplit_path")
     if config.missing_split and not path.is_file():
         # the public toolbox writes one, too
-        say(make_split.make(path, data_root=config.path("data_path"), **config.missing_split))
+        # over that of another process of this run, which is the same
+        choice = {**config.missing_split, "overwrite": True}
+        say(make_split.make(path, data_root=config.path("data_path"), **choice))
     rows = split.read_datasplit(path, config.path("data_path"))
     rows = [row for row in rows if set(row.annotated) & set(config.classes)]
     if not _used_for("train", rows):

@@ -520,6 +520,23 @@ def test_a_file_of_ours_is_not_taken_for_a_public_one(public):
     assert "unknown setting 'learning_rte'; did you mean 'learning_rate'?" in said
 
 
+def test_a_helper_that_is_called_build_model_makes_no_file_of_ours(public):
+    config = load_config(public("def build_model(): ..."))
+    assert isinstance(config.build_model, GivenModel)
+
+
+def test_numbers_of_numpy_and_a_seed_that_is_text_are_taken(public):
+    config = load_config(public("import numpy\nbatch_size = numpy.int64(3)\nrandom_seed = '7'"))
+    assert (config.batch_size, config.random_seed) == (3, 7)
+
+
+def test_a_network_of_lazy_layers_is_taken(public):
+    lazy = "model = torch.nn.Sequential(torch.nn.LazyConv3d(8, 5), torch.nn.LazyConv3d(3, 1))"
+    path = public(lazy)
+    assert "Sequential(0 parameters" in repr(load_config(path).build_model)
+    check(path, HERE, path.parents[1] / "data")
+
+
 def test_what_the_toolbox_takes_for_names_that_are_left_out(public):
     head = "import torch\nimport cellmap_segmentation_challenge\nmodel = torch.nn.Conv2d(1, 2, 1)"
     config = load_config(public(head=head))
