@@ -166,6 +166,43 @@ def fetch_data(crops: str, scale: tuple[tuple[float, ...], ...], **given: Any) -
     fetch.fetch(crops, **chosen, say=click.echo)
 
 
+@cli.command("import-data", heading=DATA)
+@click.argument("raw", metavar="RAW")
+@click.option("--dataset", required=True, help="Its name in the data root.")
+@click.option(
+    "--voxel-size",
+    type=Lengths(),
+    help="Size of a voxel in nm, z, y, x, of volumes that do not say theirs: 8 or 40,4,4.",
+)
+@click.option(
+    "--labels",
+    metavar="CLASS=FILE,...",
+    default="",
+    help="The volume of each class: mito=mito.tif,er=er.tif.",
+)
+@click.option("--instances", type=Names(), help="Those of them whose values are ids of objects.")
+@click.option(
+    "--crop",
+    "crops",
+    multiple=True,
+    metavar="Z0:Z1,Y0:Y1,X0:X1",
+    help="A box of the labels, in their voxels, as a crop. Repeatable; all of them unless given.",
+)
+@options.data("Data root to write to.")
+@click.option("--overwrite", "-O", is_flag=True, help="Replace what is there.")
+def import_data(raw: str, labels: str, voxel_size: Any, **given: Any) -> None:
+    """Write your own volumes, of any kind, as a dataset of the data root.
+
+    Goes on where an earlier call stopped.
+    """
+    from common.data import import_volumes
+
+    pairs = options.pairs("--labels", labels)
+    import_volumes.import_data(
+        raw, labels=pairs, voxel_size=voxel_size, **options.given(given), say=click.echo
+    )
+
+
 @cli.command("make-datasplit", heading=DATA)
 @click.argument("csv_path", default="datasplit.csv")
 @click.option(

@@ -227,6 +227,21 @@ def engine_of(options: dict[str, Any]) -> Engine:
     return Engine(**given({name: options.pop(name) for name in names}))
 
 
+def pairs(option: str, text: str) -> dict[str, str]:
+    """{"mito": "m.tif"} for 'mito=m.tif'; what follows a comma without = belongs to the last."""
+    found: dict[str, str] = {}
+    for part in text.split(",") if text else []:
+        name, equals, value = part.partition("=")
+        # as in mito=m.tif#translation=0,0,80
+        if found and (not equals or "#" in name or "&" in name):
+            found[next(reversed(found))] += f",{part}"
+        elif not equals or not name or not value or name in found:
+            raise UserError(f"{option} {text}; write each class once: mito=mito.tif,er=er.tif")
+        else:
+            found[name] = value
+    return found
+
+
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given: a default that is not ours to know stays out.
 
