@@ -27,6 +27,14 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     if AUGMENTATIONS in markdown:
         markdown = markdown.replace(AUGMENTATIONS, augmentations_table())
 
+    for marker, made in (
+        ("public options", public_options),
+        ("public defaults", public_defaults),
+        ("public names", public_names),
+    ):
+        place = f"<!-- {marker} -->"
+        if place in markdown:
+            markdown = markdown.replace(place, made())
     for marker, table in (("train settings", TrainConfig), ("process settings", ProcessConfig)):
         place = f"<!-- {marker} -->"
         if place in markdown:
@@ -57,3 +65,44 @@ def augmentations_table() -> str:
         for value, default, meaning in describe(kind):
             lines.append(f"| | `{value}` | `{default}` | {meaning.strip()} |")
     return "\n".join(lines)
+
+
+def public_options() -> str:
+    """A Markdown table of the options of the public toolbox's commands."""
+    from common.shell import public
+
+    lines = ["| command | option | here |", "|---|---|---|"]
+    for command, flags, here in public.rows():
+        lines.append(_row(f"`{command}`", flags, here))
+    return "\n".join(lines)
+
+
+def public_defaults() -> str:
+    """A Markdown table of the options that `csc` has another default of."""
+    from common.shell import public
+    from common.shell.cli import cli
+
+    lines = ["| command | option | `csc` | here |", "|---|---|---|---|"]
+    for name, defaults in public.DEFAULTS.items():
+        for param in cli.commands[name].params:
+            if param.name in defaults:
+                ours = f"`{param.default}`" if isinstance(param.default, str) else "to be given"
+                cells = (f"`{name}`", f"`{param.opts[0]}`", f"`{defaults[param.name]}`", ours)
+                lines.append(_row(*cells))
+    return "\n".join(lines)
+
+
+def public_names() -> str:
+    """A Markdown table of public names for each module of ours."""
+    from cellmap_segmentation_challenge import _names
+
+    parts = []
+    for module in _names.MODULES:
+        lines = [f"### {module}", "", "| name | here | differs |", "|---|---|---|"]
+        lines += [_row(*row) for row in _names.rows(module)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

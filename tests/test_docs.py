@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from cellmap_segmentation_challenge import _names
 from common.config.load import load_config
 from common.config.settings import ProcessConfig, TrainConfig, describe
 from common.files import REPOSITORY
 from common.model import cosem, unet
+from common.shell import public
 from common.shell.cli import cli
 
 README = REPOSITORY / "README.md"
@@ -113,6 +116,59 @@ def test_the_tree_is_that_of_the_disk():
     assert {name for name in folders if not name.startswith(".")} <= named
     for name in named:
         assert (REPOSITORY / name).exists(), name
+
+
+def test_the_tables_of_public_names_and_options_are_whole():
+    pytest.importorskip("mkdocs")
+    sys.path.insert(0, str(REPOSITORY / "docs"))
+    try:
+        import hooks
+    finally:
+        sys.path.pop(0)
+    page = hooks.on_page_markdown((REPOSITORY / "docs/reference/toolbox.md").read_text())
+    assert "<!--" not in page
+    for names in _names.MODULES.values():
+        for name in names:
+            assert f"| `{name}` |" in page, name
+    for command, flags, _ in public.rows():
+        assert f"| `{command}` | {flags} |" in page, flags
+    assert "| `predict` | `--crops` | `test` | `validate` |" in page
+    assert {line.count("|") for line in page.splitlines() if line.startswith("|")} == {4, 5}
+
+
+WALK = REPOSITORY / "docs/howto/toolbox.md"
+
+
+@pytest.mark.slow
+def test_the_walk_from_the_toolbox_runs_word_for_word(tmp_path):
+    place = tmp_path / "bin"
+    place.mkdir()
+    program = "from cellmap_segmentation_challenge.__main__ import csc; csc()"
+    (place / "csc").write_text(f"#!{sys.executable}\n{program}\n")
+    (place / "csc").chmod(0o755)
+    where = {
+        "PATH": os.pathsep.join([str(place), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(REPOSITORY),
+        "CELLMAP_DATA": str(tmp_path / "data"),
+        "CELLMAP_CACHE": str(tmp_path / "cache"),
+    }
+    blocks = re.findall(r"```(\w*)\n(.*?)```", WALK.read_text(), re.DOTALL)
+    files = iter(re.findall(r"`(mine/\w+\.py)`:", WALK.read_text()))
+    for kind, text in blocks:
+        if kind == "python":
+            (tmp_path / next(files)).write_text(text)
+            continue
+        done = subprocess.run(
+            ["bash", "-ec", text],
+            cwd=tmp_path,
+            env={**os.environ, **where},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "mine/results").rglob("scores.json"))
+    assert list((tmp_path / "mine/pictures").glob("*.png"))
 
 
 @pytest.mark.slow
