@@ -217,11 +217,18 @@ def _lock(lock_file: Path, wait: bool) -> InterProcessLock | None:
             lock.lockfile.close()  # which acquire leaves open
             return None
         if _is_at(lock, lock_file):
-            lock.lockfile.truncate(0)
-            lock.lockfile.write(f"{os.getpid()} {socket.gethostname()}\n")
-            lock.lockfile.flush()
+            _name_holder(lock)
             return lock
         lock.release()
+
+
+def _name_holder(lock: InterProcessLock) -> None:
+    """Write into a lock file who holds it; a full disk keeps nobody from holding it."""
+    text = f"{os.getpid()} {socket.gethostname()}\n"
+    with contextlib.suppress(OSError):
+        os.ftruncate(lock.lockfile.fileno(), 0)
+        # not through a buffer, which would try again when the file is closed
+        os.write(lock.lockfile.fileno(), text.encode())
 
 
 def _is_at(lock: InterProcessLock, lock_file: Path) -> bool:

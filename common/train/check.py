@@ -9,10 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from common import runtime
 from common.config.load import load_config
@@ -21,6 +19,7 @@ from common.data import targets
 from common.data.loaders import Batch
 from common.talk import count, duration, nm, size
 from common.train import steps
+from common.train.checkpoint import bytes_of_run
 from common.train.logs import log_epoch
 from common.train.run import notices
 from common.train.setup import Score, Setup, prepare
@@ -135,10 +134,7 @@ def _time_lines(setup: Setup, step: TimedStep, validation: TimedValidation) -> l
 
 def _disk_line(config: TrainConfig, state: State, logs: LogsSize) -> str:
     # best.pt, and latest.pt with those before it
-    parts = [state.model.state_dict(), state.optimizer.state_dict()]
-    if state.ema is not None:
-        parts.append(state.ema.state_dict())
-    checkpoints = (1 + config.checkpoints_kept) * _bytes(parts)
+    checkpoints = bytes_of_run(config, state)
     events = logs.once + logs.an_epoch * config.epochs
     return _line("writes", f"{size(checkpoints)} of checkpoints, {size(events)} of logs")
 
@@ -246,14 +242,3 @@ def logs_size(config: TrainConfig, state: State, scores: Scores | None) -> LogsS
         tracker.finish({}, {})
     logged_steps = config.iterations_per_epoch // LOG_EVERY
     return LogsSize(once, with_epoch - with_steps + (with_steps - once) * logged_steps)
-
-
-def _bytes(value: Any) -> int:
-    """Return the size in bytes of all tensors in nested dicts and lists."""
-    if isinstance(value, torch.Tensor):
-        return value.nbytes
-    if isinstance(value, dict):
-        return sum(_bytes(item) for item in value.values())
-    if isinstance(value, list):
-        return sum(_bytes(item) for item in value)
-    return 0

@@ -28,10 +28,10 @@ from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
 from common.data.normalize import Scaling, Scalings
 from common.data.sampling import BLOCK_ORDER
 from common.errors import NotFinite, UserError
-from common.files import REPOSITORY, not_written, replacing, sweep
+from common.files import REPOSITORY, free_bytes, not_written, replacing, sweep
 from common.model import seen_range
 from common.provenance import provenance
-from common.talk import note, some
+from common.talk import note, size, some
 from common.train import average, optim, schedule, weights_file
 from common.train.record import HISTORY, RECORD
 from common.train.steps import State
@@ -108,6 +108,42 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
         content[name] = getattr(state, name)
     number = config.checkpoints_kept if which == "latest" else 1
     save(path, content, number)
+
+
+def bytes_of_run(config: TrainConfig, state: State) -> int:
+    """Return the size of all checkpoints of a run: best.pt, latest.pt and those before it."""
+    parts: list[Any] = [state.model.state_dict(), state.optimizer.state_dict()]
+    if state.ema is not None:
+        parts.append(state.ema.state_dict())
+    # optimisers make their averages, two as a rule, at the first step
+    averages = 0 if state.optimizer.state else 2 * _bytes(list(state.model.parameters()))
+    return (1 + config.checkpoints_kept) * (_bytes(parts) + averages)
+
+
+def _bytes(value: Any) -> int:
+    """Return the size in bytes of all tensors in nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(_bytes(item) for item in value.values())
+    if isinstance(value, list):
+        return sum(_bytes(item) for item in value)
+    return 0
+
+
+def note_little_room(config: TrainConfig, state: State) -> None:
+    """Say if the disk has no room for the checkpoints of a run that is about to begin."""
+    folder = config.path("model_save_path")
+    whole = bytes_of_run(config, state)
+    one = whole / (1 + config.checkpoints_kept)
+    there = sum(path.stat().st_size for path in folder.glob("*.pt"))
+    needed = max(whole - there, 0) + one  # the one that is being written stands beside the others
+    free = free_bytes(folder)
+    if needed > free:
+        note(
+            f"{folder}: {size(free)} free, and the checkpoints need {size(needed)}; free space, or "
+            "set checkpoints_kept = 1 or model_save_path to a folder of a larger disk"
+        )
 
 
 def are_finite(model: torch.nn.Module) -> bool:
@@ -502,9 +538,16 @@ def save(path: Path, content: dict[str, Any], kept: int = 1) -> None:
                 raise not_written(path, reason) from error
             file.flush()
             os.fsync(file.fileno())
+            written = file.tell()
         # only now that the new one is on the disk. A kill before it has its name leaves the old one
         # as the newest of the earlier ones, which `find` takes for it
         _number(path, kept)
+    free = free_bytes(path.parent)
+    if free < written:
+        note(
+            f"{path.parent}: {size(free)} free, and the next checkpoint needs {size(written)} "
+            "before the oldest goes; free space, or training ends there"
+        )
 
 
 def _number(path: Path, kept: int) -> None:

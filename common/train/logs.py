@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 from common.config.settings import PLACES, TrainConfig
+from common.errors import FileError
 from common.talk import count, duration, progress, say, this_command
 from common.train.checkpoint import best_of
 from common.train.record import Recorder, RunRecord
@@ -50,10 +51,13 @@ def open_logs(config: TrainConfig, state: State, about: dict[str, str]) -> Itera
     try:
         yield logs
     except BaseException:
-        logs.tracker.finish({}, {}, status="FAILED")
+        # what has gone wrong is what is told, and not what the same full disk does to the logs
+        with suppress(FileError):
+            logs.tracker.finish({}, {}, status="FAILED")
+        with suppress(FileError):
+            recorder.end(state.iteration)
         raise
-    finally:
-        recorder.end(state.iteration)
+    recorder.end(state.iteration)
 
 
 def epoch_progress(config: TrainConfig, state: State, last_iteration: int) -> tqdm:

@@ -22,7 +22,7 @@ from common.config.settings import TrainConfig
 from common.data import loaders, sampling
 from common.data.loaders import Batch
 from common.data.workers import WorkerLost
-from common.errors import NotFinite
+from common.errors import FileError, NotFinite
 from common.files import REPOSITORY
 from common.provenance import provenance
 from common.talk import command_line, note, say, some
@@ -104,6 +104,7 @@ def train_held(
     setup, state = prepare(config, score)
     setup = dataclasses.replace(setup, replay=command.replace(" train ", " replay ", 1))
     origin = checkpoint.resume(config, state, setup.crops.split_hash)
+    checkpoint.note_little_room(config, state)
     about = provenance(REPOSITORY) | setup.about()
     with logs.open_logs(config, state, about) as run_logs, stopping.interruptible() as stopped:
         announce(setup, state, run_logs, about=about, origin=origin)
@@ -185,7 +186,7 @@ def run_epochs(
     ended = ""
     while not ended and state.epoch < config.epochs and not out_of_patience(config, state):
         epoch = None
-        with saved_if_a_worker_is_lost(setup, state, stopped):
+        with saved_if_files_fail(setup, state, stopped):
             epoch = run_epoch(setup, state, batches, tracker=run_logs.tracker, stopped=stopped)
         if epoch is None or stopped():
             setup.save(state)
@@ -219,19 +220,23 @@ class Pace:
 
 
 @contextmanager
-def saved_if_a_worker_is_lost(setup: Setup, state: State, stopped: Stop) -> Iterator[None]:
-    """Save the state, which is whole between two steps, before WorkerLost goes on.
+def saved_if_files_fail(setup: Setup, state: State, stopped: Stop) -> Iterator[None]:
+    """Save the state, which is whole between two steps, before a FileError goes on.
 
-    Where the run is being stopped nothing is raised: schedulers send signals to workers, too.
+    It is of workers that are lost, or of logs that find no room. Where the run is being stopped
+    nothing is raised for workers: schedulers send signals to them, too.
     """
     try:
         yield
-    except WorkerLost as error:
-        if stopped():
+    except FileError as error:
+        if isinstance(error, WorkerLost) and stopped():
             return
-        setup.save(state)
         latest = setup.config.path("model_save_path") / "latest.pt"
-        raise WorkerLost(
+        try:
+            setup.save(state)
+        except FileError:
+            raise error from None  # of the same disk
+        raise type(error)(
             f"{error}. Saved after iteration {state.iteration} in {latest}; "
             "the same command goes on from there"
         ) from error

@@ -317,11 +317,14 @@ def train_epoch(
     """
     state.model.train()
     clock = _Clock()
+    if state.recent_losses and _is_logged(state.iteration, last_iteration):
+        # the call before this one ended since the disk had no room for it
+        log(_losses(state), state.iteration)
+        state.recent_losses = []
     while state.iteration < last_iteration and not stop():
         with clock.waiting():
             group = [next(batches) for _ in range(method.accumulation)]
-        is_logged = state.iteration % LOG_EVERY == LOG_EVERY - 1
-        is_logged = is_logged or state.iteration + 1 == last_iteration
+        is_logged = _is_logged(state.iteration + 1, last_iteration)
         result = step(state, method, group, look=state.count_voxels if is_logged else None)
         if method.schedules_iterations:
             # also after a step that was skipped: the rate is a function of the iteration
@@ -329,9 +332,7 @@ def train_epoch(
         state.count_step(result)
         clock.took(sum(len(batch.raw) for batch in group))
         if is_logged:
-            scalars = {"loss/train": finite_mean(np.array(state.recent_losses))}
-            scalars["grad_norm"] = result.grad_norm
-            log(scalars | clock.scalars(), state.iteration)
+            log(_losses(state) | clock.scalars(), state.iteration)
             state.recent_losses = []
         bar.set_postfix_str(f"loss {state.mean_loss:.4f}, {clock}", refresh=False)
         bar.update()
@@ -345,6 +346,17 @@ def train_epoch(
         iou=state.training_metric("iou"),
         skipped=state.skipped_in_epoch,
     )
+
+
+def _is_logged(iteration: int, last_iteration: int) -> bool:
+    """Return whether the losses until an iteration, counted from 1, are logged after it."""
+    return iteration % LOG_EVERY == 0 or iteration == last_iteration
+
+
+def _losses(state: State) -> dict[str, float]:
+    """Return what is logged of the steps since the last time."""
+    mean = finite_mean(np.array(state.recent_losses))
+    return {"loss/train": mean, "grad_norm": state.grad_norm}
 
 
 class _Clock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -112,8 +113,11 @@ class TensorBoard:
     def __init__(self, folder: Path, iteration: int = 0):
         """Open the folder; what was logged after `iteration` is replaced."""
         self.folder = folder
-        self.writer = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else 0)
         self.is_explained = False
+        _leave_errors_to_the_caller()
+        with self._told():
+            purge_step = iteration + 1 if iteration else 0
+            self.writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add a point to the curve of each tag."""
@@ -124,10 +128,11 @@ class TensorBoard:
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Add an image at iteration `step`, and once a text that says what is to be seen."""
-        if not self.is_explained:
-            self.is_explained = True
-            self.writer.add_text(HOW_TO_READ, PANEL_WORDS, 0)
-        self.writer.add_image(tag, image, step, dataformats="HWC")
+        with self._told():
+            if not self.is_explained:
+                self.is_explained = True
+                self.writer.add_text(HOW_TO_READ, PANEL_WORDS, 0)
+            self.writer.add_image(tag, image, step, dataformats="HWC")
 
     def text(self, tag: str, values: Mapping[str, str], step: int) -> None:
         """Add names and values as a Markdown table."""
@@ -135,7 +140,8 @@ class TensorBoard:
         for name, value in values.items():
             cell = str(value).replace("|", "/")  # which would end the cell
             lines.append(f"| {name} | {cell} |")
-        self.writer.add_text(tag, "\n".join(lines), step)
+        with self._told():
+            self.writer.add_text(tag, "\n".join(lines), step)
 
     def finish(
         self,
@@ -173,6 +179,24 @@ class TensorBoard:
         _, begin, end = hparams_summaries(dict(settings), {}, None)
         for summary in (begin, end):
             self.writer._get_file_writer().add_summary(summary)
+
+
+def _leave_errors_to_the_caller() -> None:
+    """Let a thread of TensorBoard's writer that finds no room end without a traceback.
+
+    The next call of the writer raises the same error.
+    """
+    before = threading.excepthook
+    if getattr(before, "leaves_out_writers", False):
+        return
+
+    def hook(args: Any) -> None:
+        is_writer = type(args.thread).__module__.startswith("tensorboard.summary.writer")
+        if not is_writer or not isinstance(args.exc_value, OSError):
+            before(args)
+
+    hook.leaves_out_writers = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
 
 
 class MLflow:
