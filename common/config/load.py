@@ -44,7 +44,7 @@ def load_config(
     path = _config_file(path, "train_config.py")
     from_environment, problems = environment()
     seed = _seed_from_outside(from_environment, overrides, settings)
-    path, values, translation = _read_training(path, seed)
+    path, values, translation = _read_training(path, seed, str(data_root(data)) if data else "")
     problems += translation.problems if translation else []
     written = _length(values)
     values |= from_environment
@@ -86,24 +86,26 @@ def _seed_from_outside(
     return seed if is_a(int, seed) and 0 <= seed < 2**63 else None
 
 
-def _read_training(path: Path, seed: int | None) -> tuple[Path, dict[str, Any], Translation | None]:
+def _read_training(
+    path: Path, seed: int | None, data: str
+) -> tuple[Path, dict[str, Any], Translation | None]:
     """The names that a training configuration gives, and how they were translated if they were.
 
     Its path comes first: the public toolbox's process files name that of training.
 
-    seed: of the weights of a network that the file makes.
+    seed: of the weights of a network that the file makes. data: the data root that was asked for.
     """
     if not _is_public(path):
         return path, _read_settings(path, TrainConfig), None
     # it imports torch
     from common.config import public
 
-    names = public.run(path, seed)
+    names = public.run(path, seed, data)
     training = None if "model" in names else public.training_file(path, names)
     if training is None:
         translation = public.translate(path, names)
         return path, translation.settings, translation
-    read = _read_training(training, seed)
+    read = _read_training(training, seed, data)
     if "process_func" in names:
         read[1]["process_config_path"] = os.path.relpath(path, training.parent)
     return read
@@ -170,7 +172,7 @@ def load_process_config(path: str | Path) -> ProcessConfig:
     if _is_public(path):
         from common.config import public
 
-        values = public.translate_process(public.run(path))
+        values = public.translate_process(path, public.run(path))
     else:
         values = _read_settings(path, ProcessConfig)
     return check_settings(short_path(path), values, [], ProcessConfig)

@@ -30,7 +30,7 @@ from common.config.module import load_module
 from common.config.public_rules import MODEL_NAME, RULES, Draft
 from common.config.settings import OTHER_NAMES, ProcessConfig, as_text, describe
 from common.config.value_transforms import Normalize, names_of, others_of_labels, read_raw
-from common.talk import some
+from common.talk import note_once, some
 
 SEED = 42
 """The toolbox's seed."""
@@ -97,22 +97,24 @@ ANSWERS = {
 # Running the file
 
 
-def run(path: Path, seed: int | None = None) -> dict[str, Any]:
+def run(path: Path, seed: int | None = None, data: str = "") -> dict[str, Any]:
     """Run a file in its folder, with its random numbers seeded; all its names.
 
     The weights of its network are drawn while it runs, so that they follow random_seed here. Where
     that is another one than expected the file runs once more. The global generators and the working
     folder are left as they were.
 
-    seed: goes before the file's own.
+    seed: goes before the file's own. data: the data root of make_datasplit_csv, where the file
+        calls it, and the like.
     """
     before = runtime.random_state()
     try:
-        with _seed_to_be_found(seed):
+        with _data_root(data), _seed_to_be_found(seed):
             names = _run_seeded(path, SEED if seed is None else seed)
         own = str(names.get("random_seed", SEED))
         if seed is None and own.isdecimal() and own != str(SEED) and int(own) < 2**63:
-            names = _run_seeded(path, int(own))
+            with _data_root(data):
+                names = _run_seeded(path, int(own))
     finally:
         runtime.restore_random_state(before)
     return names
@@ -123,6 +125,21 @@ def _run_seeded(path: Path, seed: int) -> dict[str, Any]:
     # as the toolbox's command does: paths in the file start from there
     with contextlib.chdir(path.parent), _old_names_of_cellmap_data():
         return dict(vars(load_module(path)))
+
+
+@contextmanager
+def _data_root(data: str) -> Iterator[None]:
+    """Context manager: the environment names a data root, unless it is empty."""
+    before = os.environ.get("CELLMAP_DATA")
+    if data:
+        os.environ["CELLMAP_DATA"] = data
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("CELLMAP_DATA", None)
+        else:
+            os.environ["CELLMAP_DATA"] = before
 
 
 @contextmanager
@@ -338,12 +355,14 @@ def translate_data(given: Mapping[str, Any]) -> Translation:
     return Translation(draft.settings, tuple(draft.notes), draft.problems)
 
 
-def translate_process(names: Mapping[str, Any]) -> dict[str, Any]:
+def translate_process(path: Path, names: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a public process configuration.
 
     Its device has no effect, since process works on the CPU; its blocks are on the voxels of the
-    prediction, which are those of target_array_info.
+    prediction, which are those of target_array_info. Both are said.
     """
+    if names.get("device") not in (None, "cpu"):
+        note_once(f"{path.name}: device has no effect: process works on the CPU")
     known = {row.name for row in describe(ProcessConfig)}
     settings = {}
     for name, value in names.items():
@@ -351,6 +370,11 @@ def translate_process(names: Mapping[str, Any]) -> dict[str, Any]:
             settings[name] = value
     target = names.get("target_array_info")
     if target:
+        if names.get("input_array_info") not in (None, target):
+            note_once(
+                f"{path.name}: blocks are those of target_array_info, on which predictions are; "
+                "input_array_info has no effect"
+            )
         settings["input_array_info"] = target
     info = settings.get("input_array_info")
     if isinstance(info, dict) and len(info) == 1 and isinstance(next(iter(info.values())), dict):

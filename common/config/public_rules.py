@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from common.config.settings import as_text
 from common.config.value_transforms import (
     GivenTransforms,
     InputTransforms,
+    Reading,
     TransformedTargets,
     names_of,
     others_of_labels,
@@ -378,41 +378,56 @@ def _raw_transforms(draft: Draft, _: Any) -> None:
     train = read_raw(_first(draft, "train_raw_value_transforms", "train_raw_transforms"))
     names = ("val_raw_value_transforms", "val_raw_transforms", "value_transforms")
     validation = read_raw(_first(draft, *names))
-    for name, value in itertools.chain(train.settings.items(), validation.settings.items()):
-        if name == "raw_range" or value == train.settings.get(name):
-            draft.settings.setdefault(name, value)
-    of_validation = names_of(validation.others)
-    both = [t for t in train.others if names_of([t])[1:-1] in of_validation]
-    alone = [t for t in train.others if t not in both]
+    of_validation = [names_of([transform]) for transform in validation.others]
+    both = [t for t in train.others if names_of([t]) in of_validation]
+    sentences = [
+        *_done_and_taken(draft, train, validation),
+        *_applied_in_training(draft, [t for t in train.others if t not in both]),
+        *_applied_to_input(draft, both, validation.others),
+    ]
+    draft.note("raw transforms", "; ".join(sentences) or "none that changes raw")
+
+
+def _done_and_taken(draft: Draft, train: Reading, validation: Reading) -> list[str]:
+    """Take the settings that transforms are, and say so, and which have nothing left to do."""
     sentences = []
     if train.done:
-        sentences.append(f"{some(_once(train.done))} have nothing to do: raw is in [0, 1] here")
-    if train.settings:
-        taken = [f"{name} = {as_text(value)}" for name, value in train.settings.items()]
-        sentences.append(f"taken as {', '.join(taken)}, over the whole patch, gamma first")
-    if alone:
-        draft.settings["augment"] = GivenTransforms(alone)
-        sentences.append(
-            f"{names_of(alone)} applied as given, patch by patch in the training process: seeded "
-            "for each sample, slower than settings"
-        )
-    if (both or validation.others) and "build_model" in draft.settings:
-        hook = InputTransforms(both, validation.others)
-        draft.settings["build_model"].input_transforms = hook
-        sentences.append(
-            f"{names_of(validation.others)} applied as given to the input of the network, in "
-            "validation and prediction too"
-        )
-    draft.note("raw transforms", "; ".join(sentences) or "none that changes raw")
+        done = some([*dict.fromkeys(train.done)])
+        sentences.append(f"{done} have nothing to do: raw is in [0, 1] here")
+    settings = dict(train.settings)
+    if "raw_range" in validation.settings:
+        settings.setdefault("raw_range", validation.settings["raw_range"])
+    for name, value in settings.items():
+        draft.settings.setdefault(name, value)
+    if settings:
+        taken = ", ".join(f"{name} = {as_text(value)}" for name, value in settings.items())
+        sentences.append(f"taken as {taken}, over the whole patch, gamma first")
+    return sentences
+
+
+def _applied_in_training(draft: Draft, transforms: Sequence[Any]) -> list[str]:
+    if not transforms:
+        return []
+    draft.settings["augment"] = GivenTransforms(transforms)
+    return [
+        f"{names_of(transforms)} applied as given, patch by patch in the training process: seeded "
+        "for each sample, slower than settings"
+    ]
+
+
+def _applied_to_input(draft: Draft, train: Sequence[Any], validation: Sequence[Any]) -> list[str]:
+    if not validation or "build_model" not in draft.settings:
+        return []
+    draft.settings["build_model"].input_transforms = InputTransforms(train, validation)
+    return [
+        f"{names_of(validation)} applied as given to the input of the network, in validation and "
+        "prediction too"
+    ]
 
 
 def _first(draft: Draft, *names: str) -> Any:
     """The value of the first of these names that the file gives; None without one."""
     return next((draft.given[name] for name in names if draft.given.get(name) is not None), None)
-
-
-def _once(names: list[str]) -> list[str]:
-    return list(dict.fromkeys(names))
 
 
 def _target_transforms(draft: Draft, transforms: Any) -> None:

@@ -606,6 +606,15 @@ def test_a_datasplit_that_is_not_there_is_written_as_the_file_says(public, capsy
     assert "datasplit.csv: 2 training crops, 1 validation crop" in capsys.readouterr().err
 
 
+def test_a_file_that_writes_its_datasplit_finds_the_data(public, tmp_path):
+    text = "from cellmap_segmentation_challenge.utils import make_datasplit_csv\n"
+    text += "make_datasplit_csv(classes=classes, csv_path='own.csv', validation_prob=0)\n"
+    path = public(text + "datasplit_path = 'own.csv'")
+    load_config(path, data=tmp_path / "data")
+    assert len(split.read_datasplit(path.parent / "own.csv", tmp_path / "data")) == 3
+    assert "CELLMAP_DATA" not in os.environ
+
+
 @pytest.mark.parametrize(
     ("written", "taken"), [("True", "all"), ("'validation'", "validate"), ("'train'", "train")]
 )
