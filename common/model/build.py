@@ -14,7 +14,7 @@ from common import runtime
 from common.config.settings import TrainConfig
 from common.errors import UserError
 from common.files import use_cache
-from common.model.forward import ForwardPass, keep_channels_last
+from common.model.forward import ForwardPass, is_2d, keep_channels_last
 from common.model.shapes import LARGEST_STEP, OnMeta, Shape, Shapes, grown
 
 SPEAKS_OF_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|[345]D|larger|smaller)\b", re.I)
@@ -135,13 +135,27 @@ def _in_sentences(config: TrainConfig, model: nn.Module, forward: ForwardPass) -
         # MONAI and batch normalisation say "input"; NumPy's ValueErrors are of other arrays
         if not is_of_shapes or (isinstance(error, ValueError) and "input" not in reason):
             raise
-        advice = "change input_array_info"
-        if not _is_lazy(model):
-            advice = _sizes_it_takes(Shapes(model, forward), raw_shape)
         raise UserError(
             f"{config.folder}: the model does not take raw of {raw_shape} voxels ({reason}); "
-            f"{advice}"
+            f"{_advice(model, forward, raw_shape)}"
         ) from error
+
+
+def _advice(model: nn.Module, forward: ForwardPass, raw_shape: Shape) -> str:
+    """What to write for a raw shape that a network does not take."""
+    flat = min(raw_shape) == 1
+    if is_2d(model) and not flat:
+        return (
+            "its convolutions are all 2-D: write a patch of one voxel along an axis, such as "
+            f"input_array_info['shape'] = (1, {raw_shape[1]}, {raw_shape[2]})"
+        )
+    advice = "change input_array_info"
+    if not _is_lazy(model):
+        advice = _sizes_it_takes(Shapes(model, forward), raw_shape)
+    has_3d = any(isinstance(module, nn.Conv3d) for module in model.modules())
+    if has_3d and flat and advice == "change input_array_info":
+        return "its convolutions are 3-D: write a patch of more voxels along each axis"
+    return advice
 
 
 def _is_lazy(model: nn.Module) -> bool:

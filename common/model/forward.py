@@ -74,8 +74,9 @@ def _as_volume(output: torch.Tensor, axis: int, slices: int) -> torch.Tensor:
 
 def is_2d(model: nn.Module) -> bool:
     """Whether the network's convolutions are all two-dimensional."""
-    kinds = {type(module) for module in model.modules()}
-    return nn.Conv2d in kinds and nn.Conv3d not in kinds
+    modules = list(model.modules())
+    has_2d = any(isinstance(module, nn.Conv2d) for module in modules)
+    return has_2d and not any(isinstance(module, nn.Conv3d) for module in modules)
 
 
 def keep_channels_last(model: nn.Module) -> nn.Module:

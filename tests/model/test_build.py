@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cellmap_segmentation_challenge.models import _unet
 from common.errors import UserError
 from common.model.build import build_model
+from common.model.forward import is_2d
 
 CPU = torch.device("cpu")
 
@@ -233,3 +235,45 @@ def test_batch_normalisation_over_one_voxel_is_no_reason_to_refuse_a_patch(exper
     info = {"shape": (1, 16, 16), "scale": (8, 8, 8)}
     tiny = experiment(files={"model.py": model}, input_array_info=info, target_array_info=info)
     build(tiny)
+
+
+MIXED = """
+    from cellmap_segmentation_challenge.models import UNet_2D, UNet_3D
+
+
+    def build_model(classes):
+        return {name}(1, len(classes))
+    """
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "advice"),
+    [
+        ("UNet_2D", (32, 32, 16), r"all 2-D: write a patch of one .*\['shape'\] = \(1, 32, 16\)"),
+        ("UNet_3D", (1, 32, 32), "are 3-D: write a patch of more voxels along each axis"),
+    ],
+)
+def test_a_patch_of_other_dimensions_than_the_network(experiment, monkeypatch, name, shape, advice):
+    monkeypatch.setattr(_unet, "WIDTHS", (2, 4, 8, 16, 32))
+    info = {"shape": shape, "scale": (8, 8, 8)}
+    model = MIXED.replace("{name}", name)
+    tiny = experiment(files={"model.py": model}, input_array_info=info, target_array_info=info)
+    with pytest.raises(UserError, match=advice):
+        build(tiny)
+
+
+def test_convolutions_of_other_packages_count_as_2d(experiment):
+    model = """
+        from torch import nn
+
+
+        class Own(nn.Conv2d):
+            pass
+
+
+        def build_model(classes):
+            return Own(1, len(classes), 1)
+        """
+    info = {"shape": (20, 1, 20), "scale": (8, 8, 8)}
+    tiny = experiment(files={"model.py": model}, input_array_info=info, target_array_info=info)
+    assert is_2d(build(tiny))
