@@ -164,14 +164,13 @@ UTILS: dict[str, Ours | Lacking] = {
 PACKAGE: dict[str, Ours | Lacking] = {
     "train": Ours(f"{HERE}._scored", "takes the command's options as well, and gives a result"),
     "predict": Ours(
-        "common.infer.predict",
-        "crops that validate unless told otherwise; every voxel is written, once; probabilities as "
-        'uint8 unless `content="logits"`; `overrides=["predictions_path=..."]` for output_path',
+        f"{HERE}._commands",
+        "crops that validate unless told otherwise; every voxel is written; uint8 probabilities "
+        'unless `content="logits"`',
     ),
     "process": Ours(
-        "common.infer.process",
-        "crops that validate unless told otherwise; objects are told apart over the whole volume; "
-        '`overrides=["processed_path=..."]` for output_path',
+        f"{HERE}._commands",
+        "crops that validate unless told otherwise; objects are told apart over the whole volume",
     ),
     "evaluate": Ours("common.score.evaluate", "of an experiment's crops; there it is a module"),
     "visualize": Ours("common.show.visualize", "takes the experiment first"),

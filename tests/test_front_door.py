@@ -63,8 +63,6 @@ def test_train_takes_another_score(experiment):
 @pytest.mark.parametrize(
     "name, address",
     [
-        ("predict", "common.infer.predict"),
-        ("process", "common.infer.process"),
         ("evaluate", "common.score.evaluate"),
         ("visualize", "common.show.visualize"),
     ],

@@ -55,6 +55,7 @@ from cellmap_segmentation_challenge.utils import (
     unsqueeze_singleton_dim,
     zip_submission,
 )
+from common.data.loaders import open_data
 from common.data.ngff import write_multiscale
 from common.errors import FileError, UserError
 from common.files import REPOSITORY
@@ -403,6 +404,33 @@ def test_get_dataset_counts_are_by_dataset_and_class(data_root):
     assert counts == {"tiny": {"mito": 3, "er": 2}}
 
 
+# Commands
+
+
+def test_predict_takes_the_public_arguments_in_their_order(experiment, tmp_path):
+    tiny = experiment(epochs=1)
+    tiny.train()
+    out = tmp_path / "out/{dataset}.zarr/{crop}"
+    search_path = f"{tiny.data}/{{dataset}}/{{dataset}}.zarr/recon-1/{{name}}"
+    folders = package.predict(
+        tiny.folder / "train_config.py",
+        "crop3",
+        out,
+        True,
+        False,
+        search_path,
+        "em/fibsem-uint8",
+        "labels/groundtruth/{crop}/{label}",
+        content="logits",
+        dtype="float32",
+    )
+    assert folders == [tmp_path / "out/tiny.zarr/crop3"]
+    masks = package.process(tiny.folder, "crop3", out, tmp_path / "masks", data=tiny.data)
+    assert masks == [tmp_path / "masks/tiny.zarr/crop3"]
+    with pytest.raises(UserError, match=r"datasplit\.csv"):
+        package.predict(tiny.folder, raw_name="em/other")
+
+
 # Loaders
 
 
@@ -422,6 +450,20 @@ def test_none_is_as_if_it_were_left_out(experiment):
     unset = {"spatial_transforms": None, "target_value_transforms": None, "weighted_sampler": None}
     first, second = batch_of(tiny), batch_of(tiny, **unset)
     assert torch.equal(first["input"], second["input"])
+
+
+def test_a_loader_knows_the_weights_of_its_classes(experiment):
+    tiny = experiment()
+    train, validation = utils.get_dataloader(
+        tiny.folder / "datasplit.csv", CLASSES, 2, INFO, data_path=tiny.data, **LOADER
+    )
+    data = open_data(tiny.config())
+    expected = data.background / data.foreground
+    assert list(train.dataset.class_weights) == list(CLASSES)
+    assert list(validation.dataset.class_weights.values()) == pytest.approx(expected.tolist())
+    first = next(iter(train.loader))
+    train.refresh()
+    assert not torch.equal(first["input"], next(iter(train.loader))["input"])
 
 
 def test_options_of_a_torch_loader_are_taken_or_noted(experiment, capsys):

@@ -6,9 +6,11 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cellmap_segmentation_challenge._public import names_of
@@ -68,6 +70,15 @@ DATA_SETTINGS = frozenset(
 """Settings of a TrainConfig that bear on data, beside the parameters of `get_dataloader`."""
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """What a loader's batches are of."""
+
+    classes: tuple[str, ...]
+    class_weights: dict[str, float]
+    """Of each class the known negative voxels of the training crops for one positive voxel."""
+
+
 class Loader:
     """Iterates over batches as dicts of float32 on the device.
 
@@ -76,11 +87,15 @@ class Loader:
     Each iteration over a training loader gives the next `iterations_per_epoch` batches; a
     validation loader gives the same ones every time. `len()` is the number of batches.
 
+    batches: of the samples.
+    dataset: what they are of.
     samples: how many there are in an iteration.
+    is_train: go on with others in the next iteration.
     """
 
-    def __init__(self, batches: Batches, samples: int, is_train: bool) -> None:
+    def __init__(self, batches: Batches, dataset: Dataset, samples: int, is_train: bool) -> None:
         self.batches = batches
+        self.dataset = dataset
         self.samples = samples
         self.epochs = itertools.count() if is_train else itertools.repeat(0)
 
@@ -88,6 +103,9 @@ class Loader:
     def loader(self) -> Loader:
         """Itself: scripts for the public toolbox iterate over `train_loader.loader`."""
         return self
+
+    def refresh(self) -> None:
+        """Nothing: each iteration over a training loader gives other samples."""
 
     def __len__(self) -> int:
         return math.ceil(self.samples / self.batches.batch_size)
@@ -143,12 +161,15 @@ def get_dataloader(  # noqa: PLR0917
     if checked.augment:
         augment.check_own(checked.augment, checked.input_array_info["shape"], device)
     data = open_data(checked)
+    weights = data.background / np.maximum(data.foreground, 1)
+    dataset = Dataset(checked.classes, dict(zip(checked.classes, weights.tolist(), strict=True)))
     batches = training_batches(checked, data, device)
-    training = Loader(batches, checked.iterations_per_epoch * checked.batch_size, is_train=True)
+    samples = checked.iterations_per_epoch * checked.batch_size
+    training = Loader(batches, dataset, samples, is_train=True)
     fixed = validation_batches(checked, data, device)
     if fixed is None:
         return training, None
-    return training, Loader(fixed, len(fixed.blocks), is_train=False)
+    return training, Loader(fixed, dataset, len(fixed.blocks), is_train=False)
 
 
 def _of_config(config: Config) -> dict[str, Any]:

@@ -164,7 +164,8 @@ def _download(url: str) -> bytes:
 def _not_fetched(url: str, error: Exception) -> FileError:
     reason = str(error).split("\n")[0] or type(error).__name__
     return FileError(
-        f"{url}: cannot fetch the manifest of test crops ({reason}); give --manifest FILE"
+        f"{url}: cannot fetch the manifest of test crops ({reason}); give --manifest FILE, or the "
+        "file:// address of a copy in CSC_TEST_CROP_MANIFEST_URL"
     )
 
 

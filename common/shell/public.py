@@ -376,7 +376,7 @@ def translate(context: click.Context) -> None:
         value = context.params.pop(_place(option), None)
         if value is None or value is False:
             continue
-        _merge(context.params, option.take(value))
+        merge(context.params, option.take(value))
     for parameter, value in DEFAULTS.get(name, {}).items():
         if parameter in SAID_LATER:
             continue
@@ -399,7 +399,17 @@ def _place(option: Other) -> str:
     return PREFIX + option.flags.split()[-1].strip("-").replace("-", "_").lower()
 
 
-def _merge(params: dict[str, Any], taken: Taken) -> None:
+def take(command: str, name: str, value: Any) -> Taken:
+    """What a public option that is translated becomes; name: of its long form, with _.
+
+    Raises UserError with what to type instead.
+    """
+    options = {_place(option): option for option in OPTIONS[command] if isinstance(option, Other)}
+    return options[PREFIX + name].take(value)
+
+
+def merge(params: dict[str, Any], taken: Taken) -> None:
+    """Add what an option became to the parameters of a command."""
     for name, value in taken.items():
         if name == "overrides":
             params[name] = (*params[name], *value)
