@@ -182,6 +182,11 @@ def alone(lock_file: str | Path, wait: bool = False, otherwise: str = "") -> Ite
             lock.release()
 
 
+def mark() -> str:
+    """What this process writes into the locks that it holds."""
+    return f"{os.getpid()} {socket.gethostname()}\n"
+
+
 def is_held(lock_file: str | Path) -> bool:
     """Whether another process holds a lock file; not for one that this process holds."""
     if not Path(lock_file).is_file():
@@ -224,11 +229,10 @@ def _lock(lock_file: Path, wait: bool) -> InterProcessLock | None:
 
 def _name_holder(lock: InterProcessLock) -> None:
     """Write into a lock file who holds it; a full disk keeps nobody from holding it."""
-    text = f"{os.getpid()} {socket.gethostname()}\n"
     with contextlib.suppress(OSError):
         os.ftruncate(lock.lockfile.fileno(), 0)
         # not through a buffer, which would try again when the file is closed
-        os.write(lock.lockfile.fileno(), text.encode())
+        os.write(lock.lockfile.fileno(), mark().encode())
 
 
 def _is_at(lock: InterProcessLock, lock_file: Path) -> bool:

@@ -26,7 +26,7 @@ import torch
 
 from common.errors import Busy, FileError, UserError
 from common.files import REPOSITORY, alone, write_json
-from common.infer.crew import Crew
+from common.infer.crew import Crew, never
 from common.infer.engine import Engine
 from common.talk import count, note, say
 
@@ -52,11 +52,6 @@ DASK = {
     "distributed.worker.memory.terminate": False,
 }
 """Settings of Dask."""
-
-
-def never() -> bool:
-    """Whether to stop, where nobody asks for it."""
-    return False
 
 
 @contextlib.contextmanager

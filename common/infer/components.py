@@ -12,6 +12,7 @@ read, which costs less than writing them to disk.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import cc3d
 import numpy as np
@@ -19,7 +20,7 @@ from scipy.sparse import coo_array, csgraph
 
 from common.errors import UserError
 from common.infer.boxes import Box
-from common.infer.volume import Block, Volume, blocks, smallest_dtype, zeros
+from common.infer.volume import Block, BlockWork, Volume, fill, gather, smallest_dtype
 
 MAX_PIECES = 2**31 - 1
 """Components of all blocks together: the graph counts them in int32."""
@@ -61,18 +62,25 @@ class Components:
     high: np.ndarray
     """(n + 1, 3) box of each id: first voxel, last + 1."""
 
-    def read(self, block: Block) -> np.ndarray:
-        """Ids of the grown block."""
-        labels, _ = _label(self.volume, block, self.connectivity, self.of_background)
-        return self.ids[block.index][labels]
-
     def relabelled(self, table: np.ndarray) -> Volume:
         """A volume of table[id]; table[0] is 0."""
-        result = zeros(self.volume, table.dtype)
-        for block in blocks(self.volume):
-            if table[self.ids[block.index]].any():
-                result.array[block.core] = table[self.read(block)[block.inner]]
-        return result
+        function = partial(_relabelled, self.volume, self.connectivity, self.of_background)
+        work = BlockWork(function, (self.volume,), about=partial(self.of_labels, table))
+        return fill(self.volume, work, table.dtype)
+
+    def of_labels(self, table: np.ndarray, block: Block) -> np.ndarray:
+        """table[id] for each label of a block."""
+        return table[self.ids[block.index]]
+
+
+def _relabelled(  # noqa: PLR0917  # a partial of it
+    volume: Volume, connectivity: int, of_background: bool, block: Block, table: np.ndarray
+) -> np.ndarray | None:
+    """The core of a block, its labels replaced by what the table has for each."""
+    if not table.any():
+        return None
+    labels, _ = label(volume, block, connectivity, of_background)
+    return table[labels[block.inner]]
 
 
 def find_components(volume: Volume, connectivity: int, of_background: bool = False) -> Components:
@@ -89,9 +97,9 @@ def find_components(volume: Volume, connectivity: int, of_background: bool = Fal
     if connectivity not in (6, 18, 26):
         raise UserError(f"connectivity {connectivity}; write 6, 18 or 26")
     pieces = _Pieces()
-    for block in blocks(volume):
-        labels, n = _label(volume, block, connectivity, of_background)
-        pieces.add(volume, block, labels, n)
+    function = partial(_labelled, volume, connectivity, of_background)
+    for of_block in gather(volume, BlockWork(function, (volume,))):
+        pieces.add(of_block)
     group, n = pieces.grouped()
     measures = _reduced(_joined(pieces.measures), group, n)
     # in the order of their first voxels; the background has -1 and stays 0
@@ -113,7 +121,7 @@ def find_components(volume: Volume, connectivity: int, of_background: bool = Fal
     )
 
 
-def _label(
+def label(
     volume: Volume, block: Block, connectivity: int, of_background: bool
 ) -> tuple[np.ndarray, int]:
     """Components 1..n of a grown block, and n."""
@@ -135,6 +143,34 @@ def _background() -> Measures:
     )
 
 
+@dataclass(frozen=True)
+class _Labelled:
+    """What is kept of a block that was labelled 1..n."""
+
+    index: Index
+    n: int
+    measures: Measures
+    before: dict[int, np.ndarray]
+    """The first layer along an axis, which the block before it has too."""
+    after: dict[int, np.ndarray]
+    """The last one, where a block follows."""
+
+
+def _labelled(
+    volume: Volume, connectivity: int, of_background: bool, block: Block, _: None
+) -> _Labelled:
+    labels, n = label(volume, block, connectivity, of_background)
+    before = {}
+    after = {}
+    for axis in range(3):
+        if block.index[axis] > 0:
+            before[axis] = labels.take(0, axis)
+        if block.core[axis].stop < volume.shape[axis]:
+            after[axis] = labels.take(-1, axis)
+    measures = _measured(labels[block.inner], n, block.core, volume.shape)
+    return _Labelled(block.index, n, measures, before, after=after)
+
+
 @dataclass
 class _Pieces:
     """Components of single blocks, numbered through all blocks; 0 is the background."""
@@ -148,26 +184,25 @@ class _Pieces:
     layers: dict[tuple[int, Index], np.ndarray] = field(default_factory=dict)
     """Labels of the last layer of a block along an axis, until the block behind it comes."""
 
-    def add(self, volume: Volume, block: Block, labels: np.ndarray, n: int) -> None:
-        """Take in the next block in z, y, x order, labelled 1..n. UserError for too many pieces."""
-        self.spans[block.index] = slice(self.count, self.count + n)
-        for axis in range(3):
-            if block.index[axis] > 0:
-                self._pair_with_block_before(axis, block.index, labels)
-            if block.core[axis].stop < volume.shape[axis]:
-                self.layers[axis, block.index] = labels.take(-1, axis)
-        self.measures.append(_measured(labels[block.inner], n, block.core, volume.shape))
-        self.count += n
+    def add(self, block: _Labelled) -> None:
+        """Take in the next block in z, y, x order. Raises UserError for too many pieces."""
+        self.spans[block.index] = slice(self.count, self.count + block.n)
+        for axis, layer in block.before.items():
+            self._pair_with_block_before(axis, block.index, layer)
+        for axis, layer in block.after.items():
+            self.layers[axis, block.index] = layer
+        self.measures.append(block.measures)
+        self.count += block.n
         if self.count > MAX_PIECES:
             raise UserError(
                 f"more than {MAX_PIECES} components of blocks; a mask without noise has fewer"
             )
 
-    def _pair_with_block_before(self, axis: int, index: Index, labels: np.ndarray) -> None:
+    def _pair_with_block_before(self, axis: int, index: Index, layer: np.ndarray) -> None:
         """The first layer of a grown block is the last one of the block before it."""
         before = (*index[:axis], index[axis] - 1, *index[axis + 1 :])
         layer_before = self.layers.pop((axis, before))
-        a, b = _label_pairs(layer_before, labels.take(0, axis))
+        a, b = _label_pairs(layer_before, layer)
         # labels of a block begin with 1
         first_before = self.spans[before].start
         first = self.spans[index].start

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +47,8 @@ STOP_S = 20.0
 HOPELESS = 20
 """Blocks that fail before one succeeds, after which the call ends: it is not the blocks."""
 
-Task = Callable[[Sequence[int]], Iterator[tuple[int, Any]]]
-"""Numbers of blocks to each number with what came of it, as soon as it is on disk.
+Task = Callable[[Any], Iterator[tuple[int, Any]]]
+"""Some blocks to the number of each with what came of it, as soon as it is on disk.
 
 It runs in a worker, so it is a function of a module, or a partial of one with what can be pickled.
 """
@@ -98,7 +98,17 @@ _one_at_a_time = threading.Lock()
 """A worker of several threads still has one network, and memory for one block."""
 
 
-def run_batch(task: Task, numbers: Sequence[int]) -> Outcome:
+def never() -> bool:
+    """Whether to stop, where nobody asks for it."""
+    return False
+
+
+def numbers_alone(numbers: list[int]) -> Any:
+    """What a task is told of blocks that it knows by their numbers."""
+    return numbers
+
+
+def run_batch(task: Task, batch: Any) -> Outcome:
     """Do some blocks, in a worker. An error of a block is part of the outcome."""
     where = f"{socket.gethostname()}, process {os.getpid()}"
     done: list[tuple[int, Any]] = []
@@ -106,7 +116,7 @@ def run_batch(task: Task, numbers: Sequence[int]) -> Outcome:
         start = time.monotonic()
         _use_cores()
         try:
-            for number, result in task(numbers):
+            for number, result in task(batch):
                 done.append((number, result))
         except Exception as error:
             return Outcome(done, time.monotonic() - start, where, error=_words(error))
@@ -145,6 +155,7 @@ class Crew:
         tell: Callable[[Tally], None],
         tally: Tally,
         stopped: Callable[[], bool],
+        payload: Callable[[list[int]], Any] = numbers_alone,
     ) -> list[Failure]:
         """Have blocks done by the workers; gives those that failed ATTEMPTS times.
 
@@ -155,8 +166,11 @@ class Crew:
             tell: takes how far it is, several times a second.
             tally: where it begins.
             stopped: asked whether to end; what is worked on is waited for, for STOP_S.
+            payload: what the task is given of blocks.
         """
-        round_ = _Round(self.client, task, deque(numbers), done=done, tell=tell, tally=tally)
+        round_ = _Round(
+            self.client, task, deque(numbers), done=done, tell=tell, tally=tally, payload=payload
+        )
         while round_.is_open and not stopped():
             round_.hand_out()
             round_.take_in()
@@ -177,6 +191,7 @@ class _Round:
     done: Callable[[int, Any], None]
     tell: Callable[[Tally], None]
     tally: Tally
+    payload: Callable[[list[int]], Any]
     again: deque[int] = field(default_factory=deque)
     """Those of batches that failed, to be tried one by one."""
     running: dict[Future, list[int]] = field(default_factory=dict)
@@ -207,7 +222,9 @@ class _Round:
             if not batch:
                 return
             key = f"blocks-{self.name}-{batch[0]}-{len(batch)}-{uuid.uuid4().hex[:6]}"
-            future = self.client.submit(run_batch, self.task, batch, key=key, pure=False)
+            future = self.client.submit(
+                run_batch, self.task, self.payload(batch), key=key, pure=False
+            )
             self.running[future] = batch
             future.add_done_callback(self.arrived.put)
 

@@ -13,19 +13,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from common.data.box import slices
 from common.errors import UserError
 from common.infer.boxes import Box
-from common.infer.components import Components, find_components
+from common.infer.components import Components, Index, find_components, label
 from common.infer.split import SIDES, split_object
 from common.infer.volume import (
+    Block,
+    BlockWork,
     Volume,
     blocks,
     copy,
+    fill,
+    gather,
     largest,
     map_voxels,
     smallest,
@@ -98,16 +104,20 @@ def fill_holes(volume: Volume, max_nm3: float = np.inf) -> Volume:
     most = np.floor(_in_voxels(volume, max_nm3, "max_nm3"))
     enclosed = (gaps.low > 0).all(axis=1) & (gaps.high < volume.shape).all(axis=1)
     is_hole = enclosed & (gaps.voxels <= most)
-    fill = is_hole if volume.dtype == np.bool_ else _objects_around(volume, gaps, is_hole)
-    if not fill.any():
+    into = is_hole if volume.dtype == np.bool_ else _objects_around(volume, gaps, is_hole)
+    if not into.any():
         return volume  # nothing is copied
-    filled = zeros(volume, volume.dtype)
-    for block in blocks(volume):
-        values = volume.read(block.core)
-        if fill[gaps.ids[block.index]].any():
-            values = np.where(values == 0, fill[gaps.read(block)[block.inner]], values)
-        filled.array[block.core] = values
-    return filled
+    work = BlockWork(partial(_filled, volume), (volume,), about=partial(gaps.of_labels, into))
+    return fill(volume, work, volume.dtype)
+
+
+def _filled(volume: Volume, block: Block, into: np.ndarray) -> np.ndarray:
+    """The core of a block with its gaps filled. into: the id that each label of a gap takes."""
+    values = volume.read(block.core)
+    if into.any():
+        gap, _ = label(volume, block, 6, of_background=True)
+        values = np.where(values == 0, into[gap[block.inner]], values)
+    return values
 
 
 def remove_small(volume: Volume, min_nm3: float, connectivity: int = 26) -> Volume:
@@ -153,21 +163,117 @@ def watershed(  # noqa: PLR0917  # so it is called in process_config.py files
     _check_watershed(mask, probability, min_distance_nm, neck)
     components = find_components(mask, 26)
     dtype = smallest_dtype(math.prod(mask.shape))  # there are never more parts than voxels
-    parts = components.relabelled(np.arange(components.n + 1, dtype=dtype))
-    last = components.n
-    for number, where in _boxes_around(components, max_voxels):
-        ids = parts.read(where)
-        height = None if probability is None else probability.read(where)
-        # other objects may reach into the box
-        split = split_object(
-            ids == number, height, mask.voxel_size, min_distance_nm=min_distance_nm, neck=neck
-        )
-        if split.max() > 1:
-            # part 1 keeps the number
-            parts.array[where] = np.where(split > 1, last - 1 + split.astype(ids.dtype), ids)
-            last += int(split.max()) - 1
+    whole = components.relabelled(np.arange(components.n + 1, dtype=dtype))
+    function = partial(
+        _split_objects, whole, probability, min_distance_nm=min_distance_nm, neck=neck
+    )
+    objects = _by_block(components, mask, max_voxels)
+    reads = (whole,) if probability is None else (whole, probability)
+    split = gather(mask, BlockWork(function, reads, about=lambda block: objects[block.index]))
+    parts = _with_parts(whole, split, components.n)
     # each part is in one piece, so this only numbers them by their first voxel
     return connected_components(parts)
+
+
+class _Split(NamedTuple):
+    """An object that is more than one."""
+
+    number: int
+    low: tuple[int, ...]
+    """First voxel of its box."""
+    parts: np.ndarray
+    """(z, y, x) 1..k in the box, 0 around it."""
+
+
+Objects = list[tuple[int, Box]]
+"""Components, and the box with the layer around each."""
+
+
+def _by_block(components: Components, mask: Volume, max_voxels: int) -> dict[Index, Objects]:
+    """The components that each block takes apart: those whose box begins in it."""
+    objects: dict[Index, Objects] = {block.index: [] for block in blocks(mask)}
+    for number, where in _boxes_around(components, max_voxels):
+        low = np.array([along.start for along in where])
+        objects[tuple((low // mask.block).tolist())].append((number, where))
+    return objects
+
+
+def _split_objects(  # a partial of it
+    whole: Volume,
+    probability: Volume | None,
+    block: Block,
+    objects: Objects,
+    *,
+    min_distance_nm: float,
+    neck: float,
+) -> list[_Split]:
+    """The objects that begin in a block and are more than one."""
+    found = []
+    for number, where in objects:
+        height = None if probability is None else probability.read(where)
+        # other objects may reach into the box
+        inside = whole.read(where) == number
+        parts = split_object(
+            inside, height, whole.voxel_size, min_distance_nm=min_distance_nm, neck=neck
+        )
+        k = int(parts.max())
+        if k > 1:
+            low = tuple(along.start for along in where)
+            found.append(_Split(number, low, parts.astype(smallest_dtype(k))))
+    return found
+
+
+def _with_parts(whole: Volume, split: Sequence[list[_Split]], n: int) -> Volume:
+    """Components 1..n with new ids for the parts of those that are more than one.
+
+    Part 1 keeps the number. `split` may lie on disk: of each block, only where its boxes reach is
+    kept here.
+    """
+    last = n
+    reach: dict[Index, list[tuple[int, dict[int, int]]]] = {b.index: [] for b in blocks(whole)}
+    for source, objects in enumerate(split):
+        firsts = {}
+        for found in objects:
+            # part 2 is the next number
+            firsts[found.number] = last - 1
+            last += int(found.parts.max()) - 1
+        touched: set[Index] = set()
+        for found in objects:
+            touched |= _blocks_under(found, whole)
+        for index in touched:
+            reach[index].append((source, firsts))
+    function = partial(_with_parts_of_block, whole)
+
+    def about(block: Block) -> list[tuple[list[_Split], dict[int, int]]]:
+        return [(split[source], firsts) for source, firsts in reach[block.index]]
+
+    return fill(whole, BlockWork(function, (whole,), about=about), whole.dtype)
+
+
+def _blocks_under(found: _Split, volume: Volume) -> set[Index]:
+    """The blocks that the box of an object reaches into."""
+    low = np.array(found.low)
+    first = low // volume.block
+    last = (low + found.parts.shape - 1) // volume.block
+    ranges = [range(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+    return set(itertools.product(*ranges))
+
+
+def _with_parts_of_block(
+    whole: Volume, block: Block, split: list[tuple[list[_Split], dict[int, int]]]
+) -> np.ndarray:
+    values = whole.read(block.core)
+    start = np.array([along.start for along in block.core])
+    for objects, firsts in split:
+        for found in objects:
+            low = np.array(found.low) - start
+            high = low + found.parts.shape
+            inside = slices(np.maximum(low, 0), np.clip(high, 0, values.shape))
+            part = slices(np.maximum(-low, 0), np.clip(values.shape - low, 0, found.parts.shape))
+            parts = found.parts[part]
+            new = parts.astype(values.dtype) + values.dtype.type(firsts[found.number])
+            values[inside] = np.where(parts > 1, new, values[inside])
+    return values
 
 
 def _check_watershed(
@@ -215,19 +321,35 @@ def _objects_around(volume: Volume, gaps: Components, is_hole: np.ndarray) -> np
     limits = np.iinfo(volume.dtype)
     least = np.full(len(is_hole), limits.max, volume.dtype)
     most = np.full(len(is_hole), limits.min, volume.dtype)
-    for block in blocks(volume):
-        if not is_hole[gaps.ids[block.index]].any():
-            continue
-        gap = gaps.read(block)
-        ids = volume.read(block.grown)
-        for axis, (here, there) in itertools.product(range(3), (SIDES[1], SIDES[-1])):
-            gap_side = (slice(None),) * axis + (here,)
-            id_side = (slice(None),) * axis + (there,)
-            touch = is_hole[gap[gap_side]] & (ids[id_side] != 0)
-            np.minimum.at(least, gap[gap_side][touch], ids[id_side][touch])
-            np.maximum.at(most, gap[gap_side][touch], ids[id_side][touch])
+    work = BlockWork(partial(_ids_around, volume), (volume,), partial(gaps.of_labels, is_hole))
+    around = gather(volume, work)
+    for block, of_block in zip(blocks(volume), around, strict=True):
+        if of_block is not None:
+            number = gaps.ids[block.index]
+            np.minimum.at(least, number, of_block[0])
+            np.maximum.at(most, number, of_block[1])
     has_one_id = is_hole & (least == most)
     return np.where(has_one_id, most, 0).astype(volume.dtype)
+
+
+def _ids_around(
+    volume: Volume, block: Block, is_hole: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The least and the largest id that each label of a gap shares a face with, if it is a hole."""
+    if not is_hole.any():
+        return None
+    gap, _ = label(volume, block, 6, of_background=True)
+    ids = volume.read(block.grown)
+    limits = np.iinfo(volume.dtype)
+    least = np.full(len(is_hole), limits.max, volume.dtype)
+    most = np.full(len(is_hole), limits.min, volume.dtype)
+    for axis, (here, there) in itertools.product(range(3), (SIDES[1], SIDES[-1])):
+        gap_side = (slice(None),) * axis + (here,)
+        id_side = (slice(None),) * axis + (there,)
+        touch = is_hole[gap[gap_side]] & (ids[id_side] != 0)
+        np.minimum.at(least, gap[gap_side][touch], ids[id_side][touch])
+        np.maximum.at(most, gap[gap_side][touch], ids[id_side][touch])
+    return least, most
 
 
 def _voxels_of_ids(volume: Volume) -> np.ndarray:
@@ -238,13 +360,33 @@ def _voxels_of_ids(volume: Volume) -> np.ndarray:
         )
     most = max(math.prod(volume.shape), IDS_WITHOUT_NUMBERING)
     counts = np.zeros(1, np.int64)
-    for block in blocks(volume):
-        ids = volume.read(block.core)
-        if ids.min() < 0 or ids.max() > most:
+    for of_block in gather(volume, BlockWork(partial(_counted, volume, most), (volume,))):
+        if of_block.lowest < 0 or of_block.highest > most:
             raise UserError(
-                f"ids from {ids.min()} to {ids.max()}; number them by connected_components() first"
+                f"ids from {of_block.lowest} to {of_block.highest}; number them by "
+                "connected_components() first"
             )
-        of_block = np.bincount(ids.ravel())
-        counts = np.pad(counts, (0, max(0, len(of_block) - len(counts))))
-        counts[: len(of_block)] += of_block
+        counts = np.pad(counts, (0, max(0, of_block.highest + 1 - len(counts))))
+        counts[of_block.ids] += of_block.voxels
     return counts
+
+
+class _Counted(NamedTuple):
+    """The ids of a block."""
+
+    lowest: int
+    highest: int
+    ids: np.ndarray
+    voxels: np.ndarray
+
+
+def _counted(volume: Volume, most: int, block: Block, _: None) -> _Counted:
+    values = volume.read(block.core)
+    lowest = int(values.min())
+    highest = int(values.max())
+    if lowest < 0 or highest > most:
+        empty = np.zeros(0, np.int64)
+        return _Counted(lowest, highest, empty, empty)
+    voxels = np.bincount(values.ravel())
+    ids = np.flatnonzero(voxels)
+    return _Counted(lowest, highest, ids, voxels[ids])

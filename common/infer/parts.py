@@ -18,6 +18,7 @@ from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data.regions import Region
 from common.errors import FileError, Incomplete
+from common.files import mark
 from common.infer import sharing, status
 from common.infer.crew import Crew, Failure, Tally
 from common.infer.ensemble import load_network
@@ -129,7 +130,7 @@ def _part_of(work: Work, source: Source) -> Part:
         folder=work.folder,
         key=describe(work.network, work.region, work.plan, work.output).key,
         block_shape=work.plan.block_shape,
-        mark=sharing.mark(work.folder),
+        mark=mark(),
     )
 
 
@@ -140,7 +141,7 @@ def compute_part(part: Part, numbers: Sequence[int]) -> Iterator[tuple[int, bool
     """Compute and write some blocks of a box; of each the number, and whether its raw is 0."""
     work = replace(_work_of(part), left=list(numbers))
     # what is written for a caller that died could be in the way of the next one, of another plan
-    yield from written(work, lambda: sharing.mark(part.folder) != part.mark)
+    yield from written(work, lambda: not sharing.is_still(part.folder, part.mark))
 
 
 _kept: dict[str, Work] = {}

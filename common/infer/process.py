@@ -12,10 +12,11 @@ voxel is written a volume is marked as unfinished, and nothing here takes it for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,12 +31,17 @@ from common.data import ngff, records, regions, regrid, series
 from common.data.ngff import Grid, Level, slices
 from common.data.records import PredictionRecord, ProcessedRecord
 from common.data.regions import Region
-from common.errors import UserError
-from common.infer import encode, functions, instances, ledger, sharing
+from common.errors import FileError, Incomplete, UserError
+from common.files import key_of
+from common.infer import cluster, encode, functions, instances, ledger, sharing
+from common.infer import volume as volume_module
 from common.infer.boxes import Box, corners
+from common.infer.crew import Crew
+from common.infer.engine import IN_THIS_PROCESS, Engine
 from common.infer.instances import Volume
-from common.infer.recipe import Recipe, load_recipe
-from common.infer.volume import EVERYWHERE
+from common.infer.recipe import Recipe, load_recipe, read_recipe
+from common.infer.stages import Place, Stages
+from common.infer.volume import EVERYWHERE, Block, BlockWork
 from common.infer.writer import writing
 from common.talk import count, note, progress, say, some
 
@@ -58,13 +64,14 @@ def process(  # noqa: PLR0913  # the options of the command
     overwrite: bool = False,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
+    engine: Engine = IN_THIS_PROCESS,
 ) -> list[Path]:
     """Turn the predictions of crops, or of a volume, into masks and objects; gives their folders.
 
     A folder has a multiscale group for each class. What was processed from the same predictions in
     the same way is left as it is, what was processed otherwise is replaced. Raises
-    FileNotFoundError or UserError; NotYet where other processes work on some of the boxes, after
-    all others.
+    FileNotFoundError or UserError; after all other boxes NotYet where other processes work on some,
+    and Incomplete where blocks failed.
 
     Args:
         config_path: the experiment; with `overrides` and `data` as of `common.config.load`.
@@ -76,6 +83,7 @@ def process(  # noqa: PLR0913  # the options of the command
         overwrite: replace all.
         overrides: "name=value" for settings.
         data: data root.
+        engine: where blocks are computed.
     """
     config = load_config(config_path, overrides, data)
     recipe = load_recipe(config, classes)
@@ -86,8 +94,21 @@ def process(  # noqa: PLR0913  # the options of the command
     predictions = gather(partial(find_predictions, recipe, config, every=bool(classes)), boxes)
     _note_other_checkpoints(recipe, predictions)
     root = config.path("processed_path")
-    run = partial(process_region, recipe, root=root, overwrite=overwrite)
-    return sharing.each(lambda box: run(*box), list(zip(boxes, predictions, strict=True)))
+    call = _call(recipe, boxes, predictions)
+    with cluster.opened(engine, root, call) as crew:
+        run = partial(process_region, recipe, root=root, overwrite=overwrite, crew=crew)
+        return sharing.each(lambda box: run(*box), list(zip(boxes, predictions, strict=True)))
+
+
+def _call(
+    recipe: Recipe, boxes: Sequence[Region], predictions: Sequence[dict[str, Prediction]]
+) -> str:
+    """Hash of what a call processes, by which the same command is known on another machine."""
+    content = []
+    for region, of_box in zip(boxes, predictions, strict=True):
+        keys = [describe(recipe, name, p.record).key for name, p in of_box.items()]
+        content.append([str(region), keys])
+    return key_of(["process", content])
 
 
 @dataclass(frozen=True)
@@ -189,15 +210,16 @@ def process_region(
     *,
     root: Path,
     overwrite: bool = False,
+    crew: Crew | None = None,
 ) -> Path:
-    """Process the classes of one box into its folder under `root`.
+    """Process the classes of one box into its folder under `root`, by workers if there are some.
 
     What is there as it would be made now is left, unless overwrite. Raises Busy where another
     process works on the box.
     """
     folder = region.folder(root)
     with writing(folder), sharing.sole_worker(folder, "processing"):
-        _process_left(recipe, region, predictions, folder=folder, overwrite=overwrite)
+        _process_left(recipe, region, predictions, folder=folder, overwrite=overwrite, crew=crew)
     return folder
 
 
@@ -208,6 +230,7 @@ def _process_left(
     *,
     folder: Path,
     overwrite: bool,
+    crew: Crew | None,
 ) -> None:
     """Process the classes of one box that are not there as they would be made now."""
     wanted = {name: describe(recipe, name, p.record) for name, p in predictions.items()}
@@ -222,11 +245,16 @@ def _process_left(
     total = sum(predictions[name].level.array.size for name in left)
     with progress(total, unit="voxel", unit_scale=True) as bar:
         zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
+        incomplete = []
         for name in left:  # in threads side by side they take as long, and more memory
             bar.set_postfix_str(name, refresh=False)
-            process_class(
-                recipe, name, predictions[name], folder=folder, record=wanted[name], bar=bar
-            )
+            making = Making(recipe, name, predictions[name], bar, crew)
+            try:
+                process_class(making, folder=folder, record=wanted[name])
+            except Incomplete as error:
+                incomplete.append(str(error))
+        if incomplete:
+            raise Incomplete("\n".join(incomplete))
         series.add([folder / name for name in wanted])
     _note_everywhere(region, folder, {name: wanted[name].threshold for name in left})
 
@@ -247,42 +275,192 @@ def _note_everywhere(region: Region, folder: Path, thresholds: Mapping[str, floa
         )
 
 
-def process_class(
-    recipe: Recipe,
-    name: str,
-    prediction: Prediction,
-    *,
-    folder: Path,
-    record: ProcessedRecord,
-    bar: tqdm | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Making:
+    """What a class is made of, and by whom."""
+
+    recipe: Recipe
+    name: str
+    prediction: Prediction
+    bar: tqdm | None = None
+    """Progress, in voxels."""
+    crew: Crew | None = None
+    """Workers; None is this process."""
+
+    @property
+    def block(self) -> np.ndarray:
+        """(3,) voxels that are worked on at a time."""
+        return block_shape(self.recipe, self.prediction)
+
+    def masks(self) -> Masks:
+        """Block by block, by this process."""
+        return _told(mask_blocks(self.recipe, self.name, self.prediction), self.bar)
+
+    def tell(self, block: Block) -> None:
+        """A block of the mask is there."""
+        if self.bar is not None:
+            shape = [along.stop - along.start for along in block.core]
+            self.bar.update(math.prod(shape))
+
+
+def process_class(making: Making, *, folder: Path, record: ProcessedRecord) -> None:
     """Write the mask or the objects of a class, whole or marked as unfinished.
 
+    A volume too large to be made again in seconds goes on where an earlier call was killed.
+
     Args:
-        recipe: how it is made.
-        name: the class.
-        prediction: what it is made of.
-        folder: of the box; the class is in its group `name`.
+        making: what it is made of.
+        folder: of the box; the class is in its group of that name.
         record: what it will say of how it was made.
-        bar: progress, in voxels.
     """
-    grid = prediction.grid
-    path = folder / name
-    record = replace(record, made=datetime.now(UTC).isoformat(timespec="seconds"))
-    attributes = records.group_attributes(name, record)
-    new_array = partial(
-        ngff.start_multiscale, path, grid, chunks=prediction.chunks, attributes=attributes
-    )
-    if recipe.makes_objects(name):
-        ids = objects(recipe, name, prediction, scratch=folder, bar=bar)
+    grid = making.prediction.grid
+    path = folder / making.name
+    stages = _stages(making, folder, record)
+    if making.recipe.makes_objects(making.name):
+        volume = _objects(making, scratch=folder, stages=stages)
         # only now: how many objects there are says how many bytes an id takes
-        dtype = instances.smallest_dtype(instances.largest(ids))
-        instances.copy(ids, new_array(dtype=dtype))
+        dtype = instances.smallest_dtype(instances.largest(volume))
+        _write(volume, path, making.prediction, dtype, record)
+    elif stages is not None:
+        _write(_mask(making, folder, stages), path, making.prediction, np.uint8, record)
     else:
-        array = new_array(dtype=np.uint8)
-        for where, mask in _told(mask_blocks(recipe, name, prediction), bar):
+        array = _opened(path, making.prediction, np.uint8, record, stages=None)
+        for where, mask in making.masks():
             array[where] = mask
     ngff.finish_multiscale(path, grid, ngff.pyramid(grid), ngff.pick)
+    if stages is not None:
+        stages.place.clear()
+
+
+def _write(  # noqa: PLR0917
+    volume: Volume,
+    path: Path,
+    prediction: Prediction,
+    dtype: np.dtype | type,
+    record: ProcessedRecord,
+) -> None:
+    """Write a volume into the array of a class, in whole chunks: no two workers share one."""
+    volume = replace(volume, block=tuple(whole_chunks(prediction).tolist()))
+    array = _opened(path, prediction, dtype, record, stages=volume.stages)
+    instances.copy(volume, array)
+
+
+def _stages(making: Making, folder: Path, record: ProcessedRecord) -> Stages | None:
+    """What keeps the stages of a class; None for one that is quickly made again."""
+    grid = making.prediction.grid
+    if making.crew is None and math.prod(grid.shape) <= volume_module.IN_MEMORY:
+        return None
+    key = key_of([record.key, making.block.tolist()])
+    place = Place(folder, making.name, grid, key)
+    return Stages(place, making.crew, prepare=partial(_recipe_of, Source.of(making)))
+
+
+def _opened(
+    path: Path,
+    prediction: Prediction,
+    dtype: np.dtype | type,
+    record: ProcessedRecord,
+    *,
+    stages: volume_module.Stages | None,
+) -> zarr.Array:
+    """The array of a class to write to, as an earlier call left it if that was at this stage."""
+    if stages is not None:
+        if not stages.begins() and _is_begun(path, record):
+            return zarr.open_array(str(path / "s0"), mode="r+", write_empty_chunks=False)
+        stages.drop_next()
+    record = replace(record, made=datetime.now(UTC).isoformat(timespec="seconds"))
+    return ngff.start_multiscale(
+        path,
+        prediction.grid,
+        dtype,
+        prediction.chunks,
+        attributes=records.group_attributes(path.name, record),
+    )
+
+
+def _is_begun(path: Path, record: ProcessedRecord) -> bool:
+    """Whether a class is there as it would be made, unfinished."""
+    if records.is_damaged(path) or records.is_finished(path):
+        return False
+    stored = records.read_processed(path)
+    return stored is not None and stored.key == record.key
+
+
+def _mask(making: Making, scratch: Path | None, stages: Stages | None) -> Volume:
+    """The mask of a class."""
+    like = Volume(
+        _Probability(making.prediction),
+        voxel_size=tuple(making.prediction.grid.scale.tolist()),
+        block=tuple(making.block.tolist()),
+        scratch=scratch,
+        stages=stages,
+    )
+    if stages is None:
+        mask = instances.zeros(like, np.bool_)
+        for where, values in making.masks():
+            mask.array[where] = values
+        return mask
+    function = partial(_masks_of, Source.of(making))
+    if making.crew is None:
+        function = partial(_masks, making.recipe, making.name, making.prediction)
+    together = making.recipe.settings.batch_size
+    return volume_module.fill(
+        like, BlockWork(function, (like,), together=together, told=making.tell), np.bool_
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a worker makes masks by."""
+
+    folder: Path
+    """Of the experiment."""
+    code: str
+    name: str
+    threshold: float
+    predicted: Path
+
+    @classmethod
+    def of(cls, making: Making) -> Source:
+        """That of a class."""
+        recipe = making.recipe
+        return cls(
+            recipe.path.parent,
+            recipe.code,
+            making.name,
+            recipe.threshold(making.name),
+            predicted=making.prediction.level.path.parent,
+        )
+
+
+@lru_cache(maxsize=1)
+def _recipe_of(source: Source) -> Recipe:
+    """The recipe in a worker. Raises FileError for another than the caller's."""
+    recipe = read_recipe(source.folder)
+    if recipe.code != source.code:
+        raise FileError(
+            f"{recipe.path}: another one than this worker's caller has; let both see the same files"
+        )
+    return replace(recipe, thresholds={source.name: source.threshold})
+
+
+@lru_cache(maxsize=1)
+def _prediction_of(source: Source) -> Prediction:
+    return open_prediction(source.predicted)
+
+
+def _masks_of(source: Source, blocks: Sequence[Block], _: None) -> list[np.ndarray]:
+    """The masks of some blocks, in a worker."""
+    return _masks(_recipe_of(source), source.name, _prediction_of(source), blocks, _)
+
+
+def _masks(  # a partial of it
+    recipe: Recipe, name: str, prediction: Prediction, blocks: Sequence[Block], _: None
+) -> list[np.ndarray]:
+    block = np.minimum(block_shape(recipe, prediction), prediction.grid.shape)
+    starts = [np.array([along.start for along in b.core]) for b in blocks]
+    found = _batch_of_masks(recipe, name, prediction, starts=starts, block=block)
+    return [mask for _, mask in found]
 
 
 Masks = Iterator[tuple[Box, np.ndarray]]
@@ -340,35 +518,18 @@ def _told(blocks: Masks, bar: tqdm | None) -> Masks:
             bar.update(mask.size)
 
 
-def objects(
-    recipe: Recipe,
-    name: str,
-    prediction: Prediction,
-    *,
-    scratch: Path | None = None,
-    bar: tqdm | None = None,
-) -> Volume:
-    """The ids of an instance class: process_func, then instance_func over the whole volume.
+def objects(recipe: Recipe, name: str, prediction: Prediction) -> Volume:
+    """The ids of an instance class: process_func, then instance_func over the whole volume."""
+    return _objects(Making(recipe, name, prediction))
 
-    Args:
-        recipe: how it is made.
-        name: the class.
-        prediction: what it is made of.
-        scratch: folder of intermediate volumes, see `Volume`.
-        bar: progress, in voxels.
-    """
-    probability = Volume(
-        _Probability(prediction),
-        voxel_size=tuple(prediction.grid.scale.tolist()),
-        block=tuple(block_shape(recipe, prediction).tolist()),
-        scratch=scratch,
-    )
-    mask = instances.zeros(probability, np.bool_)
-    for where, values in _told(mask_blocks(recipe, name, prediction), bar):
-        mask.array[where] = values
-    if recipe.settings.instance_func is None:
+
+def _objects(making: Making, scratch: Path | None = None, stages: Stages | None = None) -> Volume:
+    """The same. scratch: folder of intermediate volumes; stages: what keeps them."""
+    mask = _mask(making, scratch, stages)
+    if making.recipe.settings.instance_func is None:
         return instances.connected_components(mask)
-    ids = functions.ids(recipe, name, mask, probability)
+    probability = replace(mask, array=_Probability(making.prediction))
+    ids = functions.ids(making.recipe, making.name, mask, probability)
     return ids if ids.dtype.kind != "b" else instances.connected_components(ids)
 
 
@@ -455,7 +616,7 @@ def block_shape(recipe: Recipe, prediction: Prediction) -> np.ndarray:
     """
     info = recipe.settings.input_array_info
     if not info:
-        return np.array([chunk * max(1, LEAST_BLOCK // chunk) for chunk in prediction.chunks])
+        return whole_chunks(prediction)
     if not np.allclose(info["scale"], prediction.grid.scale, rtol=1e-3):
         wanted = ",".join(f"{length:g}" for length in info["scale"])
         raise UserError(
@@ -464,6 +625,11 @@ def block_shape(recipe: Recipe, prediction: Prediction) -> np.ndarray:
             f"there, or leave input_array_info out, or predict with --scale {wanted} --overwrite"
         )
     return np.array(info["shape"])
+
+
+def whole_chunks(prediction: Prediction) -> np.ndarray:
+    """(3,) voxels of a block of as many chunks as make it LEAST_BLOCK."""
+    return np.array([chunk * max(1, LEAST_BLOCK // chunk) for chunk in prediction.chunks])
 
 
 def _note_other_checkpoints(recipe: Recipe, boxes: Sequence[dict[str, Prediction]]) -> None:

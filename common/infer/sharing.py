@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -63,8 +62,13 @@ def each(work: Callable[[Item], Result], boxes: Sequence[Item]) -> list[Result]:
     return [results[number] for number in range(len(boxes))]
 
 
-def mark(folder: Path) -> str:
-    """What the lock of a folder says: the process that holds it; "" where none does."""
-    with contextlib.suppress(OSError):
-        return (folder / LOCK).read_text()
-    return ""
+def is_still(folder: Path, mark: str) -> bool:
+    """Whether the folder of a box is worked on by the process that has this `common.files.mark`.
+
+    Of another process than that: reading the lock's file would let go of the lock.
+    """
+    try:
+        # empty where the file system has no locks
+        return (folder / LOCK).read_text() in ("", mark)
+    except OSError:
+        return False

@@ -7,9 +7,10 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +24,25 @@ IN_MEMORY = 64 * 2**20
 
 EVERYWHERE = 0.95
 """Part of a volume: a class that is positive in more of it is positive everywhere."""
+
+
+class Stages(Protocol):
+    """Keeps what is made block by block, so that a call that is killed goes on with it.
+
+    See `common.infer.stages`; `fill` and `gather` are the functions below.
+    """
+
+    def fill(self, like: Volume, work: BlockWork, dtype: np.dtype | type) -> Volume:
+        """As the function."""
+
+    def gather(self, like: Volume, work: BlockWork) -> Sequence[Any]:
+        """As the function."""
+
+    def begins(self) -> bool:
+        """Whether nothing of the next stage is there yet."""
+
+    def drop_next(self) -> None:
+        """Remove what is there of the next stage."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,8 @@ class Volume:
 
     None: the system's temporary folder.
     """
+    stages: Stages | None = field(default=None, compare=False, repr=False)
+    """What keeps volumes that are made of this one; None leaves them to this process."""
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(self.array, "dtype", None), np.dtype):
@@ -107,6 +129,49 @@ def blocks(volume: Volume) -> Iterator[Block]:
         )
 
 
+def nothing(_: Block) -> None:
+    """What is known of a block beforehand, where nothing is."""
+
+
+@dataclass(frozen=True)
+class BlockWork:
+    """A function of single blocks, for this process or for others."""
+
+    function: Callable[[Block, Any], Any]
+    """Of a block and what `about` says of it. A partial of a module's function: it may travel."""
+    reads: tuple[Volume, ...]
+    """Volumes that it is given."""
+    about: Callable[[Block], Any] = nothing
+    """Called here; what it gives travels with the block, instead of a table of all of them."""
+    together: int = 0
+    """If above 0, the function is of a list of so many blocks, and gives a list."""
+    told: Callable[[Block], None] | None = None
+    """Called here when a block is done."""
+
+
+def fill(like: Volume, work: BlockWork, dtype: np.dtype | type) -> Volume:
+    """A new volume beside another, of what the function gives for the core of each block.
+
+    None is 0 throughout.
+    """
+    if like.stages is not None:
+        return like.stages.fill(like, work, dtype)
+    result = zeros(like, dtype)
+    for block in blocks(like):
+        values = work.function(block, work.about(block))
+        # zeros stay untouched: pages that are not written take no memory
+        if values is not None and values.any():
+            result.array[block.core] = values
+    return result
+
+
+def gather(like: Volume, work: BlockWork) -> Sequence[Any]:
+    """What the function gives for each block, in z, y, x order."""
+    if like.stages is not None:
+        return like.stages.gather(like, work)
+    return [work.function(block, work.about(block)) for block in blocks(like)]
+
+
 def smallest_dtype(n: int) -> type[np.unsignedinteger]:
     """The smallest unsigned integer that holds 0..n."""
     for dtype in (np.uint8, np.uint16, np.uint32):
@@ -140,12 +205,20 @@ def zeros(like: Volume, dtype: np.dtype | type) -> Volume:
 
 def largest(volume: Volume) -> int:
     """The largest value of a volume, 0 of one without voxels."""
-    return max((int(volume.read(block.core).max()) for block in blocks(volume)), default=0)
+    return max(gather(volume, BlockWork(partial(_most, volume), (volume,))), default=0)
 
 
 def smallest(volume: Volume) -> int:
     """The smallest value of a volume, 0 of one without voxels."""
-    return min((int(volume.read(block.core).min()) for block in blocks(volume)), default=0)
+    return min(gather(volume, BlockWork(partial(_least, volume), (volume,))), default=0)
+
+
+def _most(volume: Volume, block: Block, _: None) -> int:
+    return int(volume.read(block.core).max())
+
+
+def _least(volume: Volume, block: Block, _: None) -> int:
+    return int(volume.read(block.core).min())
 
 
 def copy(volume: Volume, destination: Any) -> None:
@@ -164,11 +237,14 @@ def copy(volume: Volume, destination: Any) -> None:
         raise UserError(
             f"a volume of {volume.dtype} for an array of {dtype}; make the array {volume.dtype}"
         )
-    for block in blocks(volume):
-        values = volume.read(block.core)
-        if not fits:
-            _refuse_wrapping(values, dtype)
-        destination[block.core] = values
+    gather(volume, BlockWork(partial(_copy_block, volume, destination, fits), (volume,)))
+
+
+def _copy_block(volume: Volume, destination: Any, fits: bool, block: Block, _: None) -> None:
+    values = volume.read(block.core)
+    if not fits:
+        _refuse_wrapping(values, np.dtype(destination.dtype))
+    destination[block.core] = values
 
 
 def _refuse_wrapping(values: np.ndarray, dtype: np.dtype) -> None:
@@ -185,10 +261,10 @@ def map_voxels(
     volume: Volume, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype | type
 ) -> Volume:
     """A function of single voxels, block by block."""
-    result = zeros(volume, dtype)
-    for block in blocks(volume):
-        values = function(volume.read(block.core))
-        # zeros stay untouched: pages that are not written take no memory
-        if values.any():
-            result.array[block.core] = values
-    return result
+    return fill(volume, BlockWork(partial(_mapped, volume, function), (volume,)), dtype)
+
+
+def _mapped(
+    volume: Volume, function: Callable[[np.ndarray], np.ndarray], block: Block, _: None
+) -> np.ndarray:
+    return function(volume.read(block.core))

@@ -27,7 +27,7 @@ from common.data.regions import Region
 from common.errors import FileError, UserError
 from common.infer import encode, planes
 from common.infer.blocks import BlockValues, Member, compute_blocks, oriented
-from common.infer.crew import Tally
+from common.infer.crew import Tally, never
 from common.infer.network import Network
 from common.infer.plan import BlockPlan, in_same_blocks, plan_blocks
 from common.infer.status import Progress
@@ -72,11 +72,6 @@ class Output:
     """Planes that a 2-D network predicts, whose logits are averaged, see `common.infer.planes`."""
     block: int = 0
     """Largest edge of a block in voxels; chosen for the device unless given."""
-
-
-def never() -> bool:
-    """Whether to stop, where nobody asks for it."""
-    return False
 
 
 def make_plan(

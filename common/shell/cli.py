@@ -673,11 +673,21 @@ def status(out: str) -> None:
 @cli.command(heading=PREDICT)
 @options.boxes
 @click.option("--overwrite", "-O", is_flag=True, help="Process again what is there already.")
-def process(config_path: str, **given: Any) -> None:
-    """Turn predictions into masks and objects, by an experiment's process_config.py."""
+@options.engine
+@options.time_limit
+def process(config_path: str, *, time_limit: float, **given: Any) -> None:
+    """Turn predictions into masks and objects, by an experiment's process_config.py.
+
+    Goes on where an earlier call stopped.
+    """
     import common.infer.process
 
-    for folder in common.infer.process.process(config_path, **options.given(given)):
+    engine = options.engine_of(given)
+    if _is_dry_run(engine):
+        return
+    with stopping.time_limit(time_limit):
+        folders = common.infer.process.process(config_path, engine=engine, **options.given(given))
+    for folder in folders:
         click.echo(folder)
 
 

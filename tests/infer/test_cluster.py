@@ -1,44 +1,132 @@
-"""Blocks on worker processes: the same voxels, whoever dies, and whoever comes second."""
+"""Blocks on worker processes: the same voxels, whoever dies, and whoever comes second.
+
+A voxel of raw is brighter than all others. The network does there what a file in the experiment's
+folder asks for, so that faults come at one block, and not by the clock.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from conftest import CLASSES
 
+from common.data import layout
 from common.data.ngff import open_levels
 from common.files import REPOSITORY
+from common.infer import predict as in_this_process
 from common.train import checkpoint
 from common.train.run import prepare
 
 PROGRAM = [sys.executable, "-m", "cellmap_segmentation_challenge"]
+
+BRIGHT = (22, 50, 50)
+"""Voxel of raw, in the middle of the last of the eight blocks of crop3."""
+
+MODEL = """
+    import os
+    import signal
+    import time
+    from pathlib import Path
+
+    from torch import nn
+
+    FOLDER = Path(__file__).parent
+
+
+    class Faulty(nn.Module):
+        def forward(self, raw):
+            if raw.max() != 1:  # what is tried while a network is loaded is below
+                return raw
+            if (FOLDER / "fail").exists():
+                raise RuntimeError("this block is too bright")
+            if (FOLDER / "kill").exists():
+                (FOLDER / "kill").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if (FOLDER / "hold").exists():
+                (FOLDER / "held").touch()
+                while (FOLDER / "hold").exists():
+                    time.sleep(0.02)
+            return raw
+
+
+    def build_model(classes):
+        return nn.Sequential(
+            Faulty(),
+            nn.Conv3d(1, 8, 3),
+            nn.ReLU(),
+            nn.Conv3d(8, 8, 3),
+            nn.ReLU(),
+            nn.Conv3d(8, len(classes), 1),
+        )
+    """
 
 
 @pytest.fixture
 def tiny(experiment):
     """An experiment with a checkpoint of random weights."""
     made = experiment()
+    made.write("model.py", MODEL)
+    raw = zarr.open(str(made.data / layout.store("tiny") / layout.RAW / "s0"), mode="r+")
+    raw[...] = np.minimum(raw[...], 250)
+    raw[BRIGHT] = 255
     config = made.config()
     setup, state = prepare(config)
     checkpoint.save_state(config, state, setup.crops.split_hash, "best")
     return made
 
 
-def words(tiny, *more: object) -> list[str]:
-    given = ["predict", tiny.folder, "--data", tiny.data, "--block", "8", *more]
-    return [*PROGRAM, *map(str, given)]
+def command(name: str, tiny, *more: object) -> list[str]:
+    return [*PROGRAM, *map(str, (name, tiny.folder, "--data", tiny.data, *more))]
 
 
-def call(command: list[str], **environment: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False, timeout=300
-    )
+def predict(tiny, *more: object) -> list[str]:
+    return command("predict", tiny, "--block", "8", *more)
+
+
+def begin(words: list[str]) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, cwd=REPOSITORY, env=env, **pipes)
+
+
+def call(words: list[str]) -> tuple[int, str, str]:
+    """Exit code, and what it says."""
+    with begin(words) as process:
+        out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def works(words: list[str]) -> Path:
+    """The folder of the one box that a command gives."""
+    code, out, err = call(words)
+    assert code == 0, err
+    return Path(out.strip())
+
+
+@contextlib.contextmanager
+def held(tiny, words: list[str]) -> Iterator[subprocess.Popen]:
+    """A command that stands still at the bright block."""
+    (tiny.folder / "hold").touch()
+    with begin(words) as process:
+        try:
+            while not (tiny.folder / "held").exists():
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.05)
+            yield process
+        finally:
+            (tiny.folder / "hold").unlink(missing_ok=True)
+            process.kill()
 
 
 def values(folder: Path) -> np.ndarray:
@@ -46,15 +134,67 @@ def values(folder: Path) -> np.ndarray:
     return np.stack([level.read((0, 0, 0), level.shape) for level in levels])
 
 
-def test_two_workers_give_what_one_process_gives(tiny):
+def expected(tiny) -> np.ndarray:
+    """What this process gives, out of the way."""
+    (folder,) = in_this_process.predict(tiny.folder, data=tiny.data, block=8)
+    result = values(folder)
+    assert result.any()
+    shutil.rmtree(folder)
+    return result
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_rest_is_what_one_process_gives(tiny):
+    wanted = expected(tiny)
+    (tiny.folder / "kill").touch()
+    folder = works(predict(tiny, "--workers", "2"))
+    assert not (tiny.folder / "kill").exists()
+    np.testing.assert_array_equal(values(folder), wanted)
     root = tiny.config().path("predictions_path")
-    alone = call(words(tiny))
-    assert alone.returncode == 0, alone.stderr
-    (folder,) = map(Path, alone.stdout.split())
-    expected = values(folder)
-    shared = call(words(tiny, "--overwrite", "--workers", "2"))
-    assert shared.returncode == 0, shared.stderr
-    np.testing.assert_array_equal(values(folder), expected)
-    assert expected.any()
-    # nothing of the workers is left
-    assert not [path for path in root.rglob(".*") if path.name[:3] not in (".za", ".zg")]
+    hidden = [path.name for path in root.rglob(".*") if path.name[:3] not in (".za", ".zg")]
+    assert not hidden
+
+
+def test_a_block_that_fails_is_told_with_its_box_and_the_others_are_done(tiny):
+    wanted = expected(tiny)
+    (tiny.folder / "fail").touch()
+    code, _, said = call(predict(tiny, "--workers", "1"))
+    assert code == 2
+    assert "1 block of 8 failed, each 3 times" in said
+    box = "block 7, voxels 16:24,16:24,16:24, 140:204,364:428,364:428 nm: RuntimeError: this block"
+    assert box in said
+    folder = tiny.config().path("predictions_path") / "tiny.zarr/crop3"
+    _, out, _ = call([*PROGRAM, "status", str(folder.parent)])
+    assert "0 classes done; 3 classes begun" in out and "7 of 8 blocks, 1 failed" in out
+    assert box in out
+    (tiny.folder / "fail").unlink()
+    assert works(predict(tiny, "--workers", "1")) == folder
+    np.testing.assert_array_equal(values(folder), wanted)
+    assert "3 classes done" in call([*PROGRAM, "status", str(folder)])[1]
+
+
+def test_the_same_command_joins_and_another_is_refused(tiny):
+    wanted = expected(tiny)
+    with held(tiny, predict(tiny, "--workers", "1")) as first:
+        code, _, said = call(predict(tiny))
+        assert code == 75 and f"process {first.pid} on " in said
+        with begin(predict(tiny, "--workers", "1")) as second:
+            said = next(line for line in second.stderr if "join it" in line)
+            assert f"process {first.pid} on " in said
+            (tiny.folder / "hold").unlink()
+            outs = [process.communicate(timeout=300)[0] for process in (first, second)]
+    assert first.returncode == second.returncode == 0
+    assert outs[0] == outs[1]
+    np.testing.assert_array_equal(values(Path(outs[0].strip())), wanted)
+
+
+def test_a_caller_that_is_killed_is_gone_on_with_by_the_one_that_joined(tiny):
+    wanted = expected(tiny)
+    words = predict(tiny, "--workers", "1")
+    with held(tiny, words) as first, begin(words) as second:
+        next(line for line in second.stderr if "join it" in line)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        (tiny.folder / "hold").unlink()
+        out, err = second.communicate(timeout=300)
+    assert second.returncode == 0, err
+    np.testing.assert_array_equal(values(Path(out.strip())), wanted)

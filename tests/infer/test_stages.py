@@ -1,0 +1,122 @@
+"""Processing in stages: what is on disk is not made again, and the end is what one call gives."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import zarr
+from scipy import ndimage
+from test_cluster import command, tiny, works  # noqa: F401  # a fixture
+
+from common.data.ngff import open_levels
+from common.infer import predict, process, stages
+from common.infer import volume as volume_module
+
+RECIPE = """
+    import os
+    import signal
+    from pathlib import Path
+
+    from common.infer.instances import (
+        connected_components, fill_holes, remove_small, watershed
+    )
+
+    classes = ("mito", "er")
+    instance_classes = ("mito",)
+    input_array_info = {"shape": (10, 10, 10), "scale": (8, 8, 8)}
+    batch_size = 2
+
+
+    def process_func(logits):
+        kill = Path(__file__).parent / "kill"
+        if kill.exists() and logits.max() > 3:
+            kill.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return logits > 0
+
+
+    def instance_func(mask, probability, name):
+        whole = fill_holes(remove_small(mask, 5 * 8**3))
+        ids = watershed(whole, probability, neck=0.99)
+        return remove_small(fill_holes(ids), 8 * 8**3)
+    """
+
+
+def voxels(folder, name: str) -> np.ndarray:
+    level = open_levels(folder / name)[0]
+    return level.read((0, 0, 0), level.shape)
+
+
+@pytest.fixture
+def predicted(tiny):  # noqa: F811
+    """An experiment that is predicted, with a recipe that goes through all functions."""
+    tiny.write("process_config.py", RECIPE)
+    (folder,) = predict.predict(
+        tiny.folder, data=tiny.data, block=8, dtype="float32", content="logits"
+    )
+    for name in ("mito", "er"):
+        noise = np.random.default_rng(len(name)).normal(size=(24, 24, 24))
+        blobs = ndimage.gaussian_filter(noise, 1.5)
+        zarr.open(str(folder / name / "s0"), mode="r+")[...] = blobs / blobs.std()
+    return tiny
+
+
+def processed(tiny, **options):  # noqa: F811
+    (folder,) = process.process(tiny.folder, data=tiny.data, overwrite=True, **options)
+    return folder
+
+
+def finished(folder) -> dict[str, np.ndarray]:
+    assert not list(folder.glob(".st*"))
+    return {name: voxels(folder, name) for name in ("mito", "er")}
+
+
+def test_stages_on_disk_give_what_memory_gives(predicted, monkeypatch):
+    wanted = finished(processed(predicted))
+    assert wanted["mito"].max() > 3 and wanted["er"].any()
+    monkeypatch.setattr(volume_module, "IN_MEMORY", 0)
+    for name, values in finished(processed(predicted)).items():
+        np.testing.assert_array_equal(values, wanted[name])
+        assert values.dtype == wanted[name].dtype
+
+
+def test_a_call_that_ends_in_any_stage_goes_on_with_the_blocks_that_are_left(
+    predicted, monkeypatch
+):
+    folder = processed(predicted)
+    wanted = finished(folder)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(volume_module, "IN_MEMORY", 0)
+    done = []
+    original = stages._Stage.note
+
+    def note(self, number, _=None):
+        original(self, number)
+        done.append((self.told.doing, number))
+        if number == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages._Stage, "note", note)
+    ends = 0
+    while True:
+        try:
+            (folder,) = process.process(predicted.folder, data=predicted.data)
+            break
+        except KeyboardInterrupt:
+            ends += 1
+    assert ends > 10
+    # each block of each stage once: what was done was not done again
+    assert len(done) == len(set(done))
+    for name, values in finished(folder).items():
+        np.testing.assert_array_equal(values, wanted[name])
+
+
+def test_two_workers_of_which_one_is_killed_merge_objects_over_their_blocks(predicted):
+    wanted = finished(processed(predicted))
+    (predicted.folder / "kill").touch()
+    folder = works(command("process", predicted, "--overwrite", "--workers", "2"))
+    assert not (predicted.folder / "kill").exists()
+    for name, values in finished(folder).items():
+        np.testing.assert_array_equal(values, wanted[name])
