@@ -1,0 +1,92 @@
+"""What scheduling costs: blocks on worker processes.
+
+    python bench/scale.py blocks [--blocks 10000]
+
+Milliseconds a block with a task that does nothing, on 1, 2 and 4 workers of this machine, and what
+2 workers do against 1 where a block takes its time (it sleeps: the cores of this machine have no
+part in it).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.infer import cluster
+from common.infer.crew import Crew, Tally, never
+from common.infer.engine import Engine
+from common.infer.ledger import Journal
+
+
+def wait(seconds: float, numbers: Sequence[int]) -> Iterator[tuple[int, None]]:
+    """Blocks that take so long each, in a worker."""
+    for number in numbers:
+        if seconds:
+            time.sleep(seconds)
+        yield number, None
+
+
+def seconds_of(crew: Crew, blocks: int, each: float, note: Callable[[int, None], None]) -> float:
+    """Seconds that so many blocks take."""
+    start = time.monotonic()
+    failures = crew.run(
+        partial(wait, each),
+        range(blocks),
+        done=note,
+        tell=lambda _: None,
+        tally=Tally(blocks, 0),
+        stopped=never,
+    )
+    assert not failures
+    return time.monotonic() - start
+
+
+def measure_blocks(blocks: int, each: float) -> dict[str, float]:
+    """Milliseconds a block by number of workers, and the throughput of 2 workers over that of 1."""
+    figures = {}
+    rates = {}
+    for workers in (1, 2, 4):
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            journal = Journal(root)
+            journal.begin()
+
+            def note(number: int, _: None, journal: Journal = journal) -> None:
+                journal.add(number)
+
+            with cluster.opened(Engine(workers=workers), root, "bench") as crew:
+                assert crew is not None
+                seconds_of(crew, 10 * workers, 0.0, note)  # workers import on their first task
+                seconds = seconds_of(crew, blocks, 0.0, note)
+                figures[f"ms_per_block_{workers}"] = round(1000 * seconds / blocks, 3)
+                if workers < 4:
+                    n = round(10 / each)
+                    rates[workers] = n / seconds_of(crew, n, each, note)
+    figures["throughput_2_over_1"] = round(rates[2] / rates[1], 3)
+    return figures
+
+
+@click.group()
+def cli() -> None:
+    """Measure what scale costs."""
+
+
+@cli.command("blocks")
+@click.option("--blocks", default=10_000, show_default=True, help="Of the task that does nothing.")
+@click.option("--each", default=0.05, show_default=True, help="Seconds of a block that takes time.")
+def blocks_command(blocks: int, each: float) -> None:
+    """Scheduling cost of a block, and throughput."""
+    click.echo(json.dumps(measure_blocks(blocks, each), indent=1))
+
+
+if __name__ == "__main__":
+    cli()
