@@ -166,7 +166,6 @@ def together(*options: Decorator) -> Decorator:
 engine = together(
     click.option(
         "--workers",
-        "-w",
         type=click.IntRange(1),
         metavar="NUMBER",
         help="Processes that share the blocks, a GPU each; of --cluster, jobs. The same command on "
