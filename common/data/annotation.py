@@ -39,6 +39,11 @@ INSTANCE_TYPE = "instance_segmentation"
 LOOKED_AT = 27
 """Chunks that are looked at to know whether a writer stores empty ones."""
 
+SAMPLE_EDGE = 32
+MOST_EDGES = 0.5
+MOST_VALUES = 100
+"""Voxels along an edge of what is looked at, part of neighbours that differ, number of values."""
+
 MOST_LINES = 12
 """Remarks about labels that are said; the rest is counted."""
 
@@ -180,9 +185,25 @@ class LabelReader:
     def read(self, start: Vector, stop: Vector) -> tuple[np.ndarray, np.ndarray | None]:
         """Voxels start..stop: where the class is, and where that is unknown; both bool.
 
-        None where all is known.
+        None where all is known. Raises UserError for values that are those of raw.
         """
-        return self.meaning(self.level.read(start, stop))
+        values = self.level.read(start, stop)
+        self._refuse_raw(values)
+        return self.meaning(values)
+
+    def _refuse_raw(self, values: np.ndarray) -> None:
+        """Raises UserError where neighbours differ, in many values: labels are pieces of one."""
+        part = values[:SAMPLE_EDGE, :SAMPLE_EDGE, :SAMPLE_EDGE]
+        along_x = part[..., 1:] != part[..., :-1]
+        if not along_x.size or along_x.mean() < MOST_EDGES:
+            return
+        different = len(np.unique(part))
+        if different > MOST_VALUES:
+            raise UserError(
+                f"{self.path}: {different} values among {part.size:,} voxels, {along_x.mean():.0%} "
+                f"of them unlike their neighbour, for class {self.name}: this looks like raw, and "
+                "not like labels; check which volume is which"
+            )
 
     def meaning(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Where values of the volume are positive, and where unknown; both bool.

@@ -523,7 +523,7 @@ def _matching_level(job: Decoding, name: str) -> Level:
     )
     if not fits:
         raise UserError(
-            f"{job.row.crop / name}: shape {level.shape.tolist()}, voxel size {nm(level.scale)} nm "
+            f"{level.group}: shape {level.shape.tolist()}, voxel size {nm(level.scale)} nm "
             f"and translation {_place(level.translation)} nm are not those of "
             f"'{job.row.annotated[0]}'; the classes of a crop share one grid"
         )

@@ -252,6 +252,17 @@ def test_a_library_that_is_missing_is_named_with_its_pip_line(tmp_path, monkeypa
         open_levels(path)
 
 
+@pytest.mark.parametrize("address", ["az://bucket/a.zarr", "ftp://host/a.zarr"])
+def test_an_address_of_another_kind_is_refused(address):
+    with pytest.raises(UserError, match=f"{address}: an address of a kind that is not read"):
+        open_levels(address)
+
+
+def test_links_of_viewers_and_files_are_taken(tmp_path):
+    assert place.path_of("precomputed://gs://bucket/a") == place.path_of("gs://bucket/a")
+    assert place.path_of(f"file://{tmp_path}/a.zarr") == tmp_path / "a.zarr"
+
+
 def test_an_address_joins_prints_and_is_sent_to_processes_as_one():
     address = place.path_of("s3://bucket/cell.zarr") / "em"
     assert str(address) == f"{address}" == "s3://bucket/cell.zarr/em"

@@ -76,6 +76,23 @@ def test_training_and_scores_from_tiff_files_are_those_from_zarr(experiment, run
     assert code == 0, error
 
 
+def test_labels_that_are_raw_are_refused(experiment):
+    tiny = experiment()
+    as_tiff(tiny)
+    noise = np.random.default_rng(0).integers(0, 255, (24, 24, 24), np.uint8)
+    tifffile.imwrite(tiny.data / "stacks/crop1/mito.tif", noise)
+    with pytest.raises(UserError, match=r"mito.tif: \d+ values among .*: this looks like raw"):
+        tiny.train()
+
+
+def test_labels_of_another_shape_than_the_other_classes_are_refused(experiment):
+    tiny = experiment()
+    as_tiff(tiny)
+    tifffile.imwrite(tiny.data / "stacks/crop1/er.tif", np.zeros((24, 24, 20), np.uint8))
+    with pytest.raises(UserError, match=r"er.tif.*: shape .* the classes of a crop share one grid"):
+        tiny.train()
+
+
 @pytest.fixture
 def server(data_root, monkeypatch):
     """The data root on a web server, which is an S3 server too."""

@@ -16,6 +16,10 @@ from pathlib import Path, PurePath
 
 from common.data.sources.remote import ADDRESS, Address
 from common.errors import UserError
+from common.files import is_remote
+
+# as in links of viewers: precomputed://gs://bucket/volume
+_OF_VIEWERS = re.compile("^(precomputed|n5|zarr[23]?)://(?=[a-z0-9]+://)|^file://")
 
 OPTIONS = ("voxel_size", "translation")
 
@@ -52,9 +56,18 @@ class Place:
 
 
 def path_of(text: str | PurePath, root: Path | None = None) -> Path:
-    """The path that a text names, joined to `root`, or the `Address`."""
+    """The path that a text names, joined to `root`, or the `Address`.
+
+    Raises UserError for an address that is not read.
+    """
     if isinstance(text, Address):
         return text
+    text = _OF_VIEWERS.sub("", str(text))
+    if is_remote(text) and not is_address(text):
+        raise UserError(
+            f"{text}: an address of a kind that is not read; write one that begins with s3://, "
+            "gs://, http:// or https://, or the path of a copy"
+        )
     if is_address(text):
         return Address(str(text))
     return Path(text) if root is None else root / text
