@@ -6,6 +6,7 @@ OME in it has the paths of all images as "series".
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,21 @@ def add(images: Sequence[Path]) -> None:
     for store, added in of_store.items():
         with alone(store / LOCK, wait=True):
             _write(store, [f"{image.parent.name}/{image.name}" for image in added])
+
+
+def complete(images: Sequence[Path]) -> None:
+    """Add images that were there before this call, where a call that ended early did not.
+
+    A disk that takes nothing more is no reason to fail: the images are there.
+    """
+    missing = []
+    for image in images:
+        store = image.parents[1]
+        is_listed = f"{image.parent.name}/{image.name}" in listed(store)
+        if not is_listed or _attributes(store).get(LAYOUT) != 3:
+            missing.append(image)
+    with contextlib.suppress(OSError):
+        add(missing)
 
 
 def listed(store: Path) -> list[str]:

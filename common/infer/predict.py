@@ -18,7 +18,7 @@ import numpy as np
 from common import stopping
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import normalize, regions
+from common.data import normalize, regions, series
 from common.data.raw import Raw, open_raw
 from common.data.regions import Region
 from common.errors import UserError
@@ -339,6 +339,7 @@ def predict_region(  # noqa: PLR0913  # what one box of a call is
         wanted = describe(network, region, plan, output)
         left = ledger.unfinished(folder, classes, wanted, overwrite)
         if not left.classes:
+            series.complete([folder / name for name in classes])
             say(f"{region}: already there, in {folder}")
             return folder
         # as it was begun, whatever memory is free now: its chunks are of that size

@@ -239,6 +239,7 @@ def _process_left(
         if overwrite or not ledger.is_processed(folder / name, record):
             left.append(name)
     if not left:
+        series.complete([folder / name for name in wanted])
         say(f"{region}: already there, in {folder}")
         return
     say(f"{region}: {count(len(left), 'class', 'classes')}")
