@@ -370,13 +370,16 @@ def add_options(command: click.Command) -> None:
 def translate(context: click.Context) -> None:
     """Turn the public options that were given into parameters of ours, and say the defaults."""
     name = context.command.name or ""
+    given_by: dict[str, str] = {}
     for option in OPTIONS.get(name, ()):
         if isinstance(option, Same):
             continue
         value = context.params.pop(_place(option), None)
         if value is None or value is False:
             continue
-        merge(context.params, option.take(value))
+        taken = option.take(value)
+        _refuse_twice(context, option, taken, given_by)
+        merge(context.params, taken)
     for parameter, value in DEFAULTS.get(name, {}).items():
         if parameter in SAID_LATER:
             continue
@@ -406,6 +409,24 @@ def take(command: str, name: str, value: Any) -> Taken:
     """
     options = {_place(option): option for option in OPTIONS[command] if isinstance(option, Other)}
     return options[PREFIX + name].take(value)
+
+
+def _refuse_twice(
+    context: click.Context, option: Other, taken: Taken, given_by: dict[str, str]
+) -> None:
+    """Raises UserError for a parameter that another option gives, too.
+
+    given_by: the public option that gave each parameter so far; those of this one are added.
+    """
+    flag = option.flags.split()[-1]
+    for name in taken.keys() - {"overrides"}:  # of which there may be several
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            ours = next(param for param in context.command.params if param.name == name)
+            is_option = isinstance(ours, click.Option)
+            given_by.setdefault(name, ours.opts[0] if is_option else name.upper())
+        if name in given_by:
+            raise UserError(f"{given_by[name]} and {flag}; write one of them")
+        given_by[name] = flag
 
 
 def merge(params: dict[str, Any], taken: Taken) -> None:
