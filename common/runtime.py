@@ -26,6 +26,16 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
+def seed_process(seed: int, number: int, iteration: int) -> None:
+    """Seed one of several processes from an iteration on, the main one (number 0) as any.
+
+    Each has random numbers of its own, such as those of dropout.
+    """
+    if number:
+        seed = int(np.random.SeedSequence([seed, number, iteration]).generate_state(1)[0])
+    seed_everything(seed)
+
+
 def random_state() -> dict[str, Any]:
     """The states of all global generators, of torch, CUDA, NumPy and Python, to be saved.
 

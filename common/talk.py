@@ -21,12 +21,22 @@ SCRIPT = "csc"
 _noted: set[str] = set()
 """What `note_once` said."""
 
+_is_silent = False
+"""Whether this process says nothing, since another speaks for it, too."""
+
 _lock = threading.Lock()  # crops are opened in threads
+
+
+def be_silent(silent: bool) -> None:
+    """Say nothing from now on and show no progress, or speak again."""
+    global _is_silent  # noqa: PLW0603
+    _is_silent = silent
 
 
 def say(text: str) -> None:
     """A line on standard error, beside a progress bar if there is one."""
-    tqdm.write(text, file=sys.stderr)
+    if not _is_silent:
+        tqdm.write(text, file=sys.stderr)
 
 
 def note(text: str) -> None:
@@ -61,7 +71,7 @@ def progress(
         unit=unit,
         initial=done,
         leave=False,
-        disable=None,
+        disable=_is_silent or None,
         **options,
     )
 

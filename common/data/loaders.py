@@ -12,7 +12,7 @@ import fnmatch
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -462,6 +462,34 @@ class Blocks(Dataset):
         )
 
 
+@dataclass(frozen=True)
+class PartOfEach(Sequence[int]):
+    """The numbers of samples in one of several equal parts of each batch."""
+
+    samples: range
+    """Of all batches, a whole number of them."""
+    batch_size: int
+    part: int
+    parts: int
+
+    @property
+    def size(self) -> int:
+        """Number of samples in a part of a batch."""
+        return self.batch_size // self.parts
+
+    def __len__(self) -> int:
+        return len(self.samples) // self.parts
+
+    def __getitem__(self, index: Any) -> Any:
+        """The number of the sample at a position; a list of them at a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        batch, within = divmod(index, self.size)
+        return self.samples[batch * self.batch_size + self.part * self.size + within]
+
+
 class Batches:
     """Batches of consecutive samples: workers cut the blocks, the device resamples them."""
 
@@ -508,21 +536,37 @@ class Batches:
 
         Raises WorkerLost if samples cannot be read.
         """
+        return self._read(range(start, stop), self.batch_size)
+
+    def part_of_each(self, start: int, stop: int, part: int, parts: int) -> Iterator[Batch]:
+        """Iterate over the same batches, of each of which one of `parts` equal parts is read."""
+        samples = PartOfEach(range(start, stop), self.batch_size, part, parts)
+        return self._read(samples, samples.size)
+
+    def every(self, step: int, first: int, stop: int) -> Iterator[Batch]:
+        """Iterate over the batches number first, first + step, ... of samples 0..stop-1."""
+        size = self.batch_size
+        firsts = range(first * size, stop, step * size)
+        samples = [k for start in firsts for k in range(start, min(start + size, stop))]
+        return self._read(samples, size)
+
+    def _read(self, samples: Sequence[int], batch_size: int) -> Iterator[Batch]:
+        """Iterate over batches of these samples, in order."""
         reading = Reading(
             dataset=self.blocks,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
             where=self._crop_of,
             time_limit=self.worker_time_limit,
         )
-        if self.num_workers and stop > start:
-            piece = self._first(start)
-            batches = -(-(stop - start) // self.batch_size)
+        if self.num_workers and len(samples):
+            piece = self._first(samples[0])
+            batches = -(-len(samples) // batch_size)
             item_bytes = piece.raw.nbytes + piece.labels.nbytes
             workers = that_fit(reading, item_bytes, item_tensors=2, batches=batches)
             reading = dataclasses.replace(reading, num_workers=workers)
-        return self._on_device(reading.between(start, stop))
+        return self._on_device(reading.of(samples))
 
     def _on_device(self, read: Iterator[list[Piece]]) -> Iterator[Batch]:
         while True:

@@ -104,32 +104,41 @@ class Reading:
 
         Workers begin at once. Raises WorkerLost after RESTARTS, and what a sample raised itself.
         """
-        return self._batches(_Team(self, start, stop, self.num_workers), start, stop)
+        return self.of(range(start, stop))
 
-    def _batches(self, team: _Team, start: int, stop: int) -> Iterator[list[Any]]:
-        k = start
+    def of(self, samples: Sequence[int]) -> Iterator[list[Any]]:
+        """The same of samples with any numbers."""
+        return self._batches(_Team(self, samples, 0, self.num_workers), samples)
+
+    def _batches(self, team: _Team, samples: Sequence[int]) -> Iterator[list[Any]]:
+        position = 0
         losses: list[int] = []
-        while k < stop:
+        while position < len(samples):
             try:
-                items = team.next_batch(k)
+                items = team.next_batch(samples[position])
             except _Lost as lost:
-                losses = [loss for loss in losses if k - loss < RECENT * self.batch_size]
-                losses.append(k)
+                losses = [loss for loss in losses if position - loss < RECENT * self.batch_size]
+                losses.append(position)
                 team.kill()
-                team = self._anew(team, lost, k, stop, times=len(losses))
+                team = self._anew(team, lost, samples, position, times=len(losses))
                 continue
-            k += len(items)
+            position += len(items)
             yield items
 
-    def _anew(self, team: _Team, lost: _Lost, k: int, stop: int, *, times: int) -> _Team:
-        """Begin anew from sample k. Raises WorkerLost if that was done too often."""
+    def _anew(
+        self, team: _Team, lost: _Lost, samples: Sequence[int], position: int, *, times: int
+    ) -> _Team:
+        """Begin anew from a position on. Raises WorkerLost if that was done too often."""
         if times > RESTARTS:
             raise WorkerLost(f"{lost}. Begun anew {RESTARTS} times, in vain") from lost
         if lost.no_room:
             note(f"{lost}. Samples are read in the training process from here on, slower and equal")
-            return _Team(self, k, stop, 0)
-        note(f"{lost}. Workers begin anew from sample {k} ({times} of {RESTARTS} times)")
-        return _Team(self, k, stop, team.size)
+            return _Team(self, samples, position, 0)
+        note(
+            f"{lost}. Workers begin anew from sample {samples[position]} ({times} of {RESTARTS} "
+            "times)"
+        )
+        return _Team(self, samples, position, team.size)
 
 
 class _Watched(Dataset):
@@ -156,16 +165,16 @@ class _Watched(Dataset):
 
 
 class _Team:
-    """Some workers, or none, that read samples start..stop-1."""
+    """Some workers, or none, that read samples from a position on."""
 
-    def __init__(self, reading: Reading, start: int, stop: int, workers: int):
+    def __init__(self, reading: Reading, samples: Sequence[int], position: int, workers: int):
         self.reading = reading
         self.size = workers
         self.current = multiprocessing.sharedctypes.RawArray("q", [NOTHING] * max(workers, 1))
         loader = DataLoader(
             _Watched(reading.dataset, self.current),
             reading.batch_size,
-            sampler=range(start, stop),
+            sampler=(samples[i] for i in range(position, len(samples))),
             num_workers=workers,
             collate_fn=list,  # samples differ in size: they become one tensor on the device
             pin_memory=reading.pin_memory,

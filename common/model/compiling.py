@@ -32,7 +32,8 @@ def try_compiling(
         # the code is made at the first call, that of the gradient at the latest in its first use
         with torch.random.fork_rng(devices):
             compiled = torch.compile(model, backend=BACKEND, dynamic=False)
-            attempt = replace(forward, compiled=compiled)
+            assert isinstance(compiled, nn.Module)
+            attempt = replace(forward, learning=compiled)
             _pass(attempt, model, raw)
     except Exception as error:
         # no compiler, a network that torch cannot trace, or a mistake in it: the last shows as

@@ -19,9 +19,10 @@ class ForwardPass:
 
     precision: Precision
     channels_last: bool
-    compiled: Callable[[torch.Tensor], Any] | None = None
-    """The network by torch.compile, sharing its weights; what learns goes through it. Validation
-    and prediction do not: their patches and their mode would be compiled anew."""
+    learning: nn.Module | None = None
+    """What learns goes through this instead of the network, whose weights it shares: the network by
+    torch.compile, or as several processes train it. Validation and prediction do not: their patches
+    and their mode would be compiled anew."""
     flat: int | None = None
     """Axis (0 is z) across which a 2-D network takes slices, of which there may be any number; the
     axis of size 1 unless given."""
@@ -37,8 +38,8 @@ class ForwardPass:
         network gets and gives patches without their axis of size 1.
         """
         network: Callable[[torch.Tensor], Any] = model
-        if self.compiled is not None and torch.is_grad_enabled():
-            network = self.compiled
+        if self.learning is not None and torch.is_grad_enabled():
+            network = self.learning
         flat = self._slices_across(model, raw)
         slices = 1 if flat is None else raw.shape[flat]
         if flat is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from common import ranks
 from common.config.settings import TrainConfig
 from common.data import regions, split
 from common.data.normalize import Scalings
@@ -58,22 +59,39 @@ class WholeCrops:
             stopped: asked between blocks.
         """
         folder = self.config.path("logs_save_path") / FOLDER
-        shutil.rmtree(folder, ignore_errors=True)  # of a call that was killed
-        folder.mkdir(parents=True)
+        with ranks.main_first():
+            if ranks.is_main():
+                shutil.rmtree(folder, ignore_errors=True)  # of a call that was killed
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             network = network_of(
                 self.config, model, forward, record=PredictionRecord(), scalings=scalings
             )
-            counted = []
-            for region, names in self.crops:
-                counted += self._counts(network, region, names, folder=folder, stopped=stopped)
-                if stopped():
-                    return None
-                # so that one crop at a time is on disk
-                shutil.rmtree(region.folder(folder))
+            counted = self._own_counts(network, folder, ranks.here(stopped))
+            ranks.wait_for_all()  # crops differ in size
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        return combined(self.config.classes, counted)
+            if ranks.is_main():
+                shutil.rmtree(folder, ignore_errors=True)
+        if stopped():
+            return None
+        every: dict[int, list[Counted]] = {}
+        for of_process in ranks.gathered(counted):
+            every |= of_process
+        return combined(self.config.classes, [one for k in sorted(every) for one in every[k]])
+
+    def _own_counts(
+        self, network: Network, folder: Path, stopped: Stop
+    ) -> dict[int, list[Counted]]:
+        """Count in the crops that are this process's, by their numbers; some of them if stopped."""
+        counted = {}
+        for number in range(ranks.rank(), len(self.crops), ranks.size()):
+            region, names = self.crops[number]
+            counted[number] = self._counts(network, region, names, folder=folder, stopped=stopped)
+            if stopped():
+                break
+            # so that one crop at a time is on disk
+            shutil.rmtree(region.folder(folder))
+        return counted
 
     def _counts(
         self,

@@ -362,6 +362,16 @@ def fingerprint(config_path: str, **given: Any) -> None:
     help="Dry run: read everything, take a few steps, report shapes, memory and time, "
     "keep nothing.",
 )
+@click.option(
+    "--gpus",
+    metavar="all|LIST",
+    help="Train one run on several GPUs of this machine, by torchrun: all, or numbers such as 0,1.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    help="The same on the CPU, by so many processes.",
+)
 def train(
     config_path: str,
     *,
@@ -372,36 +382,74 @@ def train(
     seeds: str | None,
     submit: str | None,
     check: bool,
+    **several: Any,
 ) -> None:
     """Train an experiment, or go on where it stopped."""
-    import common.train.check
-    import common.train.run
-    import common.train.seeds as several
+    from common import ranks
     from common.config import load
+    from common.shell import launch
+
+    if launch.is_asked(**several):
+        if check or submit:
+            raise UserError("--check and --submit are one process's; leave --gpus, --processes out")
+        sys.exit(launch.launch(several["processes"]))
+    result = None
+    with ranks.joined():
+        if (check or submit) and ranks.are_joined():
+            raise UserError("--check and --submit are one process's; start them without torchrun")
+        if override_file:  # --set goes before the file
+            overrides = (*load.read_overrides(override_file), *overrides)
+        if check:
+            _check(config_path, overrides, data, time_limit)
+        elif submit:
+            _submit(config_path, submit, seeds, overrides=overrides, data=data, limit=time_limit)
+        else:
+            with stopping.time_limit(time_limit):
+                result = _train(config_path, seeds, overrides, data)
+    if result:
+        _end(result)
+
+
+def _check(
+    config_path: str, overrides: tuple[str, ...], data: str | None, time_limit: float
+) -> None:
+    import common.train.check
     from common.score.whole_crops import of_run
 
-    if override_file:  # --set goes before the file
-        overrides = (*load.read_overrides(override_file), *overrides)
-    if check and time_limit:
+    if time_limit:
         raise UserError("--check takes a few steps; leave --time-limit out")
-    if check:
-        click.echo(common.train.check.check(config_path, overrides, data, score=of_run))
-    elif submit:
-        if not seeds:
-            raise UserError("--submit is for several runs; write --seeds 1,2,3 too")
-        chosen = several.parse_seeds(seeds)
-        several.submit(
-            config_path, chosen, submit, overrides=overrides, data=data, time_limit=time_limit
-        )
-    elif seeds:
-        chosen = several.parse_seeds(seeds)
-        with stopping.time_limit(time_limit):
-            results = several.train_seeds(config_path, chosen, overrides, data, score=of_run)
-        _end(results[-1])
-    else:
-        with stopping.time_limit(time_limit):
-            result = common.train.run.train(config_path, overrides, data, score=of_run)
-        _end(result)
+    click.echo(common.train.check.check(config_path, overrides, data, score=of_run))
+
+
+def _submit(
+    config_path: str,
+    template: str,
+    seeds: str | None,
+    *,
+    overrides: tuple[str, ...],
+    data: str | None,
+    limit: float,
+) -> None:
+    import common.train.seeds as several
+
+    if not seeds:
+        raise UserError("--submit is for several runs; write --seeds 1,2,3 too")
+    chosen = several.parse_seeds(seeds)
+    several.submit(config_path, chosen, template, overrides=overrides, data=data, time_limit=limit)
+
+
+def _train(
+    config_path: str, seeds: str | None, overrides: tuple[str, ...], data: str | None
+) -> Result:
+    """Train one run, or one for each seed; return the result of the last."""
+    import common.train.run
+    import common.train.seeds as several
+    from common.score.whole_crops import of_run
+
+    if not seeds:
+        return common.train.run.train(config_path, overrides, data, score=of_run)
+    chosen = several.parse_seeds(seeds)
+    return several.train_seeds(config_path, chosen, overrides, data, score=of_run)[-1]
 
 
 def _end(result: Result) -> None:
@@ -535,8 +583,14 @@ def search(config_path: str, time_limit: float, **given: Any) -> None:
     Each trial is an ordinary run.
     """
     import common.train.search
+    from common import ranks
     from common.score.whole_crops import of_run
 
+    if ranks.are_started():
+        raise UserError(
+            "search trains each trial by one process; start it without torchrun, several times for "
+            "several GPUs (CUDA_VISIBLE_DEVICES=0, 1, ...): the calls share one study"
+        )
     with stopping.time_limit(time_limit):
         best = common.train.search.search(config_path, **options.given(given), score=of_run)
     if best is None:

@@ -13,6 +13,9 @@ from common.files import REPOSITORY
 NAME = "csc-baselines"
 """Of the distribution, as pip knows it."""
 
+MODULE = "cellmap_segmentation_challenge"
+"""What `python -m` is given."""
+
 
 @dataclass(frozen=True)
 class Requirement:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from common import runtime
+from common import ranks, runtime
 from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
 from common.data.normalize import Scaling, Scalings
 from common.data.sampling import BLOCK_ORDER
@@ -61,6 +61,10 @@ SAVED_NUMBERS = (
 """Fields of State that are saved as they are; the others are saved as state dicts."""
 
 
+OF_OTHERS = "random_states_of_others"
+"""The random states of the processes beside the main one, in their order."""
+
+
 PARTS: dict[str, type | tuple[type, ...]] = {
     "model": dict,
     "optimizer": dict,
@@ -78,7 +82,7 @@ PARTS: dict[str, type | tuple[type, ...]] = {
 
 
 def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -> None:
-    """Write the whole state as latest.pt or best.pt of the run.
+    """Write the whole state as latest.pt or best.pt of the run; of several processes the main one.
 
     `which` is "latest" or "best". Raises FileError if the file cannot be written, and NotFinite if
     the weights are not finite: the file before it is better.
@@ -91,6 +95,10 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
             f"finite; {kept}. "
             "Start another run_name with a lower learning_rate, or a max_grad_norm"
         )
+    # random numbers are all that processes differ in
+    _, *of_others = ranks.gathered(runtime.random_state())
+    if not ranks.is_main():
+        return
     content = {
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict() if state.ema else None,
@@ -106,6 +114,8 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
     } | runtime.random_state()
     for name in SAVED_NUMBERS:
         content[name] = getattr(state, name)
+    if of_others:
+        content[OF_OTHERS] = of_others
     number = config.checkpoints_kept if which == "latest" else 1
     save(path, content, number)
 
@@ -158,7 +168,7 @@ def regularly(minutes: float, save_now: Callable[[], None]) -> Callable[[], None
 
     def save_if_due() -> None:
         nonlocal last
-        if minutes and time.monotonic() - last >= 60 * minutes:
+        if minutes and ranks.any_rank(time.monotonic() - last >= 60 * minutes):
             save_now()
             last = time.monotonic()
 
@@ -444,8 +454,17 @@ def _restore(config: TrainConfig, state: State, saved: dict[str, Any], path: Pat
         # an epoch that only lacks its validation: its steps were those of earlier calls
         optim.count_as_stepped(state.optimizer)
     with _restoring(path, "random state"):
-        runtime.restore_random_state(saved)
+        _restore_random_state(config, state, saved)
     return changes
+
+
+def _restore_random_state(config: TrainConfig, state: State, saved: dict[str, Any]) -> None:
+    """Restore the random state of this process; one that was not there before begins anew."""
+    states = [saved, *saved.get(OF_OTHERS, [])]
+    if ranks.rank() < len(states):
+        runtime.restore_random_state(states[ranks.rank()])
+    else:
+        runtime.seed_process(config.random_seed, ranks.rank(), state.iteration)
 
 
 def _restore_criterion(state: State, saved: dict[str, Any], path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from common import ranks
 from common.config.settings import PLACES, TrainConfig
 from common.errors import FileError
 from common.talk import count, duration, progress, say, this_command
@@ -36,8 +39,6 @@ def open_logs(config: TrainConfig, state: State, about: dict[str, str]) -> Itera
     If an exception ends the block, trackers are closed with the status "FAILED". `about` has
     versions, commit, device, precision and the hash of the split.
     """
-    folder = config.path("logs_save_path")
-    folder.mkdir(parents=True, exist_ok=True)
     record = RunRecord(
         experiment=config.folder.name,
         model_name=config.model_name,
@@ -45,19 +46,32 @@ def open_logs(config: TrainConfig, state: State, about: dict[str, str]) -> Itera
         settings=config.record(),
         provenance=about,
     )
-    recorder = Recorder(folder, state.iteration, record)
-    sinks = open_sinks(config, state.iteration, recorder)
-    logs = Logs(Tracker(folder, state.iteration, sinks), recorder)
-    try:
-        yield logs
-    except BaseException:
-        # what has gone wrong is what is told, and not what the same full disk does to the logs
-        with suppress(FileError):
-            logs.tracker.finish({}, {}, status="FAILED")
-        with suppress(FileError):
-            recorder.end(state.iteration)
-        raise
-    recorder.end(state.iteration)
+    with _folder(config) as folder:
+        recorder = Recorder(folder, state.iteration, record)
+        sinks = open_sinks(config, state.iteration, recorder) if ranks.is_main() else []
+        logs = Logs(Tracker(folder, state.iteration, sinks), recorder)
+        try:
+            yield logs
+        except BaseException:
+            # what has gone wrong is what is told, and not what the same full disk does to the logs
+            with suppress(FileError):
+                logs.tracker.finish({}, {}, status="FAILED")
+            with suppress(FileError):
+                recorder.end(state.iteration)
+            raise
+        recorder.end(state.iteration)
+
+
+@contextmanager
+def _folder(config: TrainConfig) -> Iterator[Path]:
+    """Yield the folder of the logs: that of the run, and in processes beside the main one none."""
+    if not ranks.is_main():
+        with tempfile.TemporaryDirectory() as thrown_away:
+            yield Path(thrown_away)
+        return
+    folder = config.path("logs_save_path")
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
 
 
 def epoch_progress(config: TrainConfig, state: State, last_iteration: int) -> tqdm:
@@ -180,9 +194,12 @@ def close_interrupted(config: TrainConfig, state: State, tracker: Tracker, comma
     """
     tracker.finish(hparams(config), {}, status="KILLED")
     latest = config.path("model_save_path") / "latest.pt"
+    typed = f":\n  {this_command(command)}"
+    if ranks.are_joined() and not ranks.are_started_by_us():
+        typed = ""  # torchrun's part of it is not known
     say(
         f"interrupted; saved after iteration {state.iteration} in {latest}. "
-        f"Go on with the same command:\n  {this_command(command)}"
+        f"Go on with the same command{typed}"
     )
 
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.data.targets import PaletteTarget, count_known, known
+from common.train import together
 
 AnyTarget = PaletteTarget | Tensor
 
@@ -205,8 +206,9 @@ class _Sums(NamedTuple):
     """Number of positive voxels."""
 
     def over_batch(self) -> _Sums:
-        """Return the sums over all samples, (1, classes) each."""
-        return _Sums(*[part.sum(0, keepdim=True) for part in self])
+        """Return the sums over all samples, (1, classes) each; in training of all processes."""
+        over_samples = [part.sum(0, keepdim=True) for part in self]
+        return _Sums(*together.summed(torch.stack(over_samples)))
 
 
 def _sums(logits: Tensor, target: AnyTarget) -> _Sums:
@@ -291,7 +293,7 @@ def dice_loss(
         sums = sums.over_batch()
     size = sums.predicted + sums.positive + smooth
     dice = (2 * sums.overlap + smooth) / size.clamp(min=1e-6)
-    return _mean_where_positive(1 - dice, sums)
+    return _mean_where_positive(1 - dice, sums, per_sample)
 
 
 def tversky_loss(
@@ -325,13 +327,18 @@ def tversky_loss(
     false_negative = sums.positive - sums.overlap
     size = sums.overlap + alpha * false_positive + beta * false_negative + smooth
     index = (sums.overlap + smooth) / size.clamp(min=1e-6)
-    return _mean_where_positive(1 - index, sums)
+    return _mean_where_positive(1 - index, sums, per_sample)
 
 
-def _mean_where_positive(losses: Tensor, sums: _Sums) -> Tensor:
+def _mean_where_positive(losses: Tensor, sums: _Sums, per_sample: bool) -> Tensor:
     """Return the mean over the (sample, class) pairs with a positive voxel; 0 if there is none."""
     occurs = sums.positive > 0
-    return (losses * occurs).sum() / occurs.sum().clamp(min=1)
+    total = (losses * occurs).sum()
+    pairs = occurs.sum()
+    if per_sample:  # other processes have other samples
+        total = together.summed(total)
+        pairs = together.summed(pairs)
+    return total / pairs.clamp(min=1)
 
 
 def bce_dice(logits: Tensor, target: AnyTarget, pos_weight: Tensor | None = None) -> Tensor:

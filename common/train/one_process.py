@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from common import ranks
 from common.config.settings import TrainConfig
-from common.errors import UserError
 from common.files import alone
 
 LOCK = ".lock"
@@ -19,10 +18,9 @@ LOCK = ".lock"
 def held(config: TrainConfig) -> Iterator[None]:
     """Keep other processes from training the run, before anything of it is read or written.
 
-    Raises Busy, a UserError, where another process trains it, and UserError under torchrun with
-    several processes.
+    Those that torchrun started are one: the main one of them holds it. Raises Busy, a UserError,
+    where another process trains it.
     """
-    _refuse_several(int(os.environ.get("WORLD_SIZE") or 1))
     folder = config.path("model_save_path")
     otherwise = (
         f"{folder}: {{holder}} trains run '{config.run}' of {config.folder.name} now; wait for it "
@@ -30,17 +28,12 @@ def held(config: TrainConfig) -> Iterator[None]:
     )
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        with alone(folder / LOCK, otherwise=otherwise):
+        with contextlib.ExitStack() as stack:
+            with ranks.main_first():
+                if ranks.is_main():
+                    stack.enter_context(alone(folder / LOCK, otherwise=otherwise))
             yield
     finally:
         for path in new:
             with contextlib.suppress(OSError):
                 path.rmdir()  # where nothing was saved
-
-
-def _refuse_several(processes: int) -> None:
-    if processes > 1:
-        raise UserError(
-            f"torchrun started {processes} processes (WORLD_SIZE), and a run is trained by one; "
-            "start it without torchrun, and other runs beside it with --set run_name=NAME"
-        )

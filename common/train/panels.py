@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from common import ranks
 from common.show import figures
 
 
@@ -84,8 +85,14 @@ class Panels:
 
     def _keep(self, name: str, panel: _Panel) -> None:
         """Add a panel; if there are too many, drop the one with the fewest voxels of the class."""
-        panels = sorted([*self.kept[name], panel], key=lambda panel: (-panel.positive, panel.block))
-        self.kept[name] = panels[: self.samples]
+        self.kept[name] = _first([*self.kept[name], panel], self.samples)
+
+    def gather(self) -> None:
+        """Take what other processes kept of their blocks, too."""
+        of_processes = ranks.gathered(self.kept)
+        for name in self.classes:
+            every = [panel for kept in of_processes for panel in kept[name]]
+            self.kept[name] = _first(every, self.samples)
 
     def blocks(self) -> dict[str, list[int]]:
         """Return the numbers of the blocks that are shown, by class."""
@@ -124,3 +131,8 @@ def section(
         logits[z].float().sigmoid().cpu().numpy(),
         voxel_ratio=ratio[1:].tolist(),
     )
+
+
+def _first(panels: list[_Panel], number: int) -> list[_Panel]:
+    """Return the panels with the most voxels of their class, of equal ones the first."""
+    return sorted(panels, key=lambda panel: (-panel.positive, panel.block))[:number]

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import runtime, stopping, talk
+from common import ranks, runtime, stopping, talk
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import loaders, sampling
@@ -26,7 +26,16 @@ from common.errors import FileError, NotFinite
 from common.files import REPOSITORY
 from common.provenance import provenance
 from common.talk import command_line, note, say, some
-from common.train import checkpoint, criterion, logs, one_process, schedule, skipped, steps
+from common.train import (
+    checkpoint,
+    criterion,
+    logs,
+    one_process,
+    schedule,
+    skipped,
+    steps,
+    together,
+)
 from common.train.judging import count_epoch, out_of_patience
 from common.train.logs import Logs
 from common.train.setup import Score, Setup, prepare
@@ -90,11 +99,12 @@ def train(
             a loss that is not finite, a full disk; Busy if another process trains the run.
         FileNotFoundError: if a file is missing.
     """
-    config = load_config(config_path, overrides, data, **settings)
     given = [*overrides, *(f"{name}={value}" for name, value in settings.items())]
     command = command_line("train", config_path, set=given, data=data)
-    with stopping.at_once(), one_process.held(config):
-        return train_held(config, command, score=score, report=report)
+    with stopping.at_once(), ranks.joined():
+        config = load_config(config_path, overrides, data, **settings)
+        with one_process.held(config):
+            return train_held(config, command, score=score, report=report)
 
 
 def train_held(
@@ -103,10 +113,13 @@ def train_held(
     """Train a run that this process holds; see `train`. `command` continues it."""
     setup, state = prepare(config, score)
     setup = dataclasses.replace(setup, replay=command.replace(" train ", " replay ", 1))
-    origin = checkpoint.resume(config, state, setup.crops.split_hash)
+    with ranks.main_first():  # it mends what it finds broken
+        origin = checkpoint.resume(config, state, setup.crops.split_hash)
+    together.refuse_other_weights(state.model, state.iteration)
     checkpoint.note_little_room(config, state)
     about = provenance(REPOSITORY) | setup.about()
-    with logs.open_logs(config, state, about) as run_logs, stopping.interruptible() as stopped:
+    with logs.open_logs(config, state, about) as run_logs, stopping.interruptible() as own_stop:
+        stopped = ranks.agreed(own_stop)
         announce(setup, state, run_logs, about=about, origin=origin)
         scores, ended = run_epochs(setup, state, run_logs, stopped=stopped, report=report)
         if ended == INTERRUPTED:
@@ -132,9 +145,10 @@ def announce(
     config = setup.config
     crops = setup.crops
     parameters = sum(p.numel() for p in state.model.parameters())
+    many = f", {ranks.size()} processes" if ranks.size() > 1 else ""
     say(
         f"{config.model_name}/{config.run}: {parameters:,} parameters on {about['device']} in "
-        f"{about['precision']}; {origin}"
+        f"{about['precision']}{many}; {origin}"
     )
     say(
         f"{talk.count(len(crops.train), 'training crop')}, "
@@ -194,7 +208,7 @@ def run_epochs(
             break
         trained, scores = epoch
         finish_epoch(setup, state, run_logs, trained=trained, scores=scores, pace=pace)
-        ended = ends_early(config, state, scores, pace=pace, report=report)
+        ended = ranks.of_main(ends_early(config, state, scores, pace=pace, report=report))
     run_logs.recorder.result(**result_so_far(setup, state))
     if not ended and state.epoch < config.epochs:
         ended = f"no better {judged_by(setup)} for {config.early_stopping_patience} epochs"
@@ -229,6 +243,10 @@ def saved_if_files_fail(setup: Setup, state: State, stopped: Stop) -> Iterator[N
     try:
         yield
     except FileError as error:
+        # lost workers are told by all processes, see ranks.raised_by_all; logs are one process's,
+        # and what is saved is of all
+        if ranks.size() > 1 and not isinstance(error, WorkerLost):
+            raise
         if isinstance(error, WorkerLost) and stopped():
             return
         latest = setup.config.path("model_save_path") / "latest.pt"
@@ -286,7 +304,8 @@ def keep_skipped(setup: Setup, state: State, group: list[Batch], result: StepRes
     config = setup.config
     folder = config.path("logs_save_path")
     step = skipped.described(state.iteration, group, result.numbers)
-    skipped.add(folder, config.random_seed, step)
+    if ranks.is_main():
+        skipped.add(folder, config.random_seed, step)
     if state.skipped_in_epoch == 1:
         note(
             f"iteration {step.iteration}: {step.problem}, on "

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import runtime
+from common import ranks, runtime
 from common.config.settings import TrainConfig
 from common.data import augment, loaders
 from common.data.loaders import Batch, Batches, Data, training_batches, validation_batches
@@ -22,7 +22,7 @@ from common.model.build import build_model
 from common.model.compiling import try_compiling
 from common.model.forward import ForwardPass
 from common.model.shapes import parameters_of_outputs
-from common.train import average, checkpoint, criterion, metrics, optim, schedule
+from common.train import average, checkpoint, criterion, metrics, optim, schedule, together
 from common.train.steps import Method, ScoreCrops, State, Validation
 
 Score = Callable[[TrainConfig], ScoreCrops | None]
@@ -67,12 +67,15 @@ class Setup:
     def training_from(self, iteration: int) -> Iterator[Batch]:
         """Iterate over the training batches of the run after `iteration`.
 
-        They depend on the settings and the seed only, not on where earlier calls stopped.
+        They depend on the settings and the seed only, not on where earlier calls stopped. Of
+        several processes each gets its part of every batch.
         """
         config = self.config
         per_iteration = config.batch_size * config.gradient_accumulation_steps
         last = config.epochs * config.iterations_per_epoch
-        return self.training.between(iteration * per_iteration, last * per_iteration)
+        return self.training.part_of_each(
+            iteration * per_iteration, last * per_iteration, part=ranks.rank(), parts=ranks.size()
+        )
 
 
 def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, State]:
@@ -81,7 +84,9 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     In this order: device, loss, network, crops, initial output, batches, optimiser. Mistakes in the
     user's own functions show before crops are decoded.
     """
-    device = runtime.pick_device(config.device)
+    ranks.share_of(config.batch_size)
+    device = runtime.pick_device(ranks.own_device(config.device))
+    ranks.connect(device)
     precision = runtime.pick_precision(config.precision, device)
     # mistakes in what the user wrote are told before minutes go into decoding crops
     if config.augment:
@@ -93,9 +98,10 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     metrics.try_out(config.metrics, len(config.classes))
     score_crops = prepare_score(config, score)
     runtime.seed_everything(config.random_seed)  # before weights are drawn
-    model = build_model(config, device)
+    model = together.share_statistics(build_model(config, device), device)
     unusual += [*schedule.try_out(config, model), *unusual_outputs(config, model)]
-    crops = loaders.open_data(config, checkpoint.raw_scalings(config))
+    with ranks.first_on_this_machine():  # the others find decoded crops
+        crops = loaders.open_data(config, checkpoint.raw_scalings(config))
     weights = class_weights(config, crops, loss)
     if config.init_output_to_prior:
         prior = optim.prior_logits(crops.foreground, crops.background, weights)
@@ -121,6 +127,8 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     state = first_state(config, model, precision, validated=bool(crops.validation))
     state.raw_scalings = {name: scaling.record() for name, scaling in crops.scalings.items()}
     state.criterion = criterion.module_of(loss)
+    if ranks.rank():  # the weights are drawn: from here on each has random numbers of its own
+        runtime.seed_process(config.random_seed, ranks.rank(), state.iteration)
     return setup, state
 
 
@@ -128,11 +136,13 @@ def forward_pass(
     config: TrainConfig, model: nn.Module, precision: runtime.Precision, device: torch.device
 ) -> tuple[ForwardPass, list[str]]:
     """Return how raw goes through the network, and what is to be said about it."""
-    plain = ForwardPass(precision, config.channels_last)
-    if not config.compile:
-        return plain, []
-    raw = torch.zeros(config.batch_size, 1, *config.input_array_info["shape"], device=device)
-    forward, sentence = try_compiling(plain, model, raw)
+    forward = ForwardPass(precision, config.channels_last)
+    batch_size = ranks.share_of(config.batch_size)
+    raw = torch.empty(batch_size, 1, *config.input_array_info["shape"], device=device)
+    sentence = ""
+    if config.compile:
+        forward, sentence = try_compiling(forward, model, raw.zero_())
+    forward = together.with_gradients_of_all(forward, model, raw)
     return forward, [sentence] if sentence else []
 
 

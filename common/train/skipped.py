@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common import typed
+from common import ranks, typed
 from common.data.loaders import Batch
 from common.errors import UserError
 from common.files import write_json
@@ -112,19 +112,27 @@ class SkippedSteps:
 
 
 def described(iteration: int, group: Sequence[Batch], numbers: Numbers) -> SkippedStep:
-    """Return what is to be known of a step that was skipped."""
+    """Return what is to be known of a step that was skipped, of all processes."""
+    of_batches = [_samples_of(batch) for batch in group]
     samples: list[SkippedSample] = []
-    for batch in group:
-        for sample, crop in zip(batch.samples, batch.crops, strict=True):
-            samples.append(
-                SkippedSample(
-                    number=sample.k,
-                    crop=crop,
-                    centre_nm=[float(position) for position in sample.centre],
-                    orientation=sample.orientation.tolist(),
-                )
-            )
+    for parts in zip(*ranks.gathered(of_batches), strict=True):
+        for part in parts:
+            samples += part
     return SkippedStep(iteration, str(numbers), samples)
+
+
+def _samples_of(batch: Batch) -> list[SkippedSample]:
+    samples = []
+    for sample, crop in zip(batch.samples, batch.crops, strict=True):
+        samples.append(
+            SkippedSample(
+                number=sample.k,
+                crop=crop,
+                centre_nm=[float(position) for position in sample.centre],
+                orientation=sample.orientation.tolist(),
+            )
+        )
+    return samples
 
 
 def add(folder: Path, random_seed: int, step: SkippedStep) -> None:

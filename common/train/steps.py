@@ -18,12 +18,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from common import ranks
 from common.data import targets
-from common.data.loaders import Batch, Batches
+from common.data.loaders import Batch, Batches, WorkerLost
 from common.data.normalize import Scalings
 from common.errors import UserError
 from common.model.forward import ForwardPass
-from common.train import metrics, optim, skipped, whole_slice
+from common.train import metrics, optim, skipped, together, whole_slice
 from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_with, set_mode
 from common.train.losses import AnyTarget
 from common.train.panels import Panels
@@ -140,7 +141,7 @@ class State:
     @torch.no_grad()
     def count_voxels(self, logits: torch.Tensor, target: AnyTarget) -> None:
         """Count what a training batch got right, for the training metrics of the epoch."""
-        counts = count(logits, targets.dense(target)).cpu().numpy()
+        counts = together.added_up(count(logits, targets.dense(target))).cpu().numpy()
         before = self.epoch_counts or np.zeros_like(counts)
         self.epoch_counts = np.add(before, counts).tolist()
 
@@ -194,7 +195,10 @@ class Method:
     """Whether the scheduler is stepped after each iteration, not after each epoch."""
 
     def loss(self, outputs: list[torch.Tensor], target: AnyTarget) -> torch.Tensor:
-        """Return the loss of a network's outputs, a scalar; several are deep supervision."""
+        """Return the loss of a network's outputs, a scalar; several are deep supervision.
+
+        In a step of several processes it is this process's share, see `together.as_share`.
+        """
         if torch.is_grad_enabled() and not outputs[0].requires_grad:
             raise UserError(
                 "the model gives logits without a gradient; leave detach(), numpy() and no_grad() "
@@ -202,14 +206,18 @@ class Method:
             )
         set_mode(self.criterion, training=torch.is_grad_enabled())
         if len(outputs) == 1:
-            loss = self.criterion(outputs[0], target, self.pos_weight)
-        else:
-            loss = over_outputs(self.criterion, outputs, target, self.pos_weight)
+            return self._share(outputs[0], target, self.pos_weight)
+        return over_outputs(self._share, outputs, target, self.pos_weight)
+
+    def _share(
+        self, logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None
+    ) -> torch.Tensor:
+        loss = self.criterion(logits, target, pos_weight)
         # tried before training, but a loss may give something else where a class is missing
         problem = problem_with(loss)
         if problem:
             raise UserError(f"criterion {problem} for a batch in training; {CONTRACT}")
-        return loss
+        return together.as_share(loss, target)
 
 
 @dataclass(frozen=True)
@@ -323,14 +331,14 @@ def train_epoch(
         state.recent_losses = []
     while state.iteration < last_iteration and not stop():
         with clock.waiting():
-            group = [next(batches) for _ in range(method.accumulation)]
+            group = _next_group(batches, method.accumulation)
         is_logged = _is_logged(state.iteration + 1, last_iteration)
         result = step(state, method, group, look=state.count_voxels if is_logged else None)
         if method.schedules_iterations:
             # also after a step that was skipped: the rate is a function of the iteration
             optim.step_scheduler(state.scheduler, math.nan)
         state.count_step(result)
-        clock.took(sum(len(batch.raw) for batch in group))
+        clock.took(ranks.size() * sum(len(batch.raw) for batch in group))
         if is_logged:
             log(_losses(state) | clock.scalars(), state.iteration)
             state.recent_losses = []
@@ -357,6 +365,12 @@ def _losses(state: State) -> dict[str, float]:
     """Return what is logged of the steps since the last time."""
     mean = finite_mean(np.array(state.recent_losses))
     return {"loss/train": mean, "grad_norm": state.grad_norm}
+
+
+def _next_group(batches: Iterator[Batch], number: int) -> list[Batch]:
+    # no process is to take a step without the others
+    with ranks.raised_by_all(WorkerLost):
+        return [next(batches) for _ in range(number)]
 
 
 class _Clock:
@@ -415,19 +429,13 @@ def step(state: State, method: Method, group: list[Batch], look: Look | None = N
     were. Random numbers that were drawn stay drawn.
     """
     before = _buffers(state)
-    known = [targets.count_known(batch.target) for batch in group]
-    total = torch.stack(known).sum().clamp(min=1)
-    loss = torch.zeros((), device=total.device)
-    for batch, known_pairs in zip(group, known, strict=True):
-        outputs = method.forward.outputs(state.model, batch.raw)
-        # a batch's loss is a mean: weighed by its known pairs, the parts add up to the whole mean
-        part = method.loss(outputs, batch.target) * (known_pairs / total).float()
-        state.scaler.scale(part).backward()
-        loss += part.detach()
-    state.scaler.unscale_(state.optimizer)
+    with together.one_step():
+        loss, logits = _gradients(state, method, group)
+        state.scaler.unscale_(state.optimizer)
     parameters = [p for p in state.model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(parameters, method.max_grad_norm or math.inf)
     statistics = skipped.largest_statistic(state.model).to(loss.device)
+    statistics = together.added_up(statistics)  # infinite in all processes once it is in one
     # one wait for the device, not three
     numbers = Numbers(*torch.stack([loss, norm, statistics]).tolist())
     is_skipped = skipped.is_bad(numbers, state.scaler)
@@ -449,8 +457,25 @@ def step(state: State, method: Method, group: list[Batch], look: Look | None = N
         optim.count_as_stepped(state.optimizer)
     if look and not is_skipped:
         # only now: the graph of the forward pass is gone, and its memory free
-        look(outputs[0].detach(), group[-1].target)
+        look(logits, group[-1].target)
     return StepResult(numbers, is_skipped)
+
+
+def _gradients(
+    state: State, method: Method, group: list[Batch]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the gradient of the loss of a group; return the loss and the last batch's logits."""
+    known = together.summed(torch.stack([targets.count_known(batch.target) for batch in group]))
+    total = known.sum().clamp(min=1)
+    loss = torch.zeros((), device=total.device)
+    for number, batch in enumerate(group):
+        with together.gradients_wait(method.forward, number + 1 < len(group)):
+            outputs = method.forward.outputs(state.model, batch.raw)
+            # a batch's loss is a mean: weighed by its known pairs, they add up to the whole mean
+            part = method.loss(outputs, batch.target) * (known[number] / total).float()
+            together.backward(state.scaler.scale(part))
+        loss += part.detach()
+    return together.summed(loss), outputs[0].detach()
 
 
 def _buffers(state: State) -> list[dict[str, torch.Tensor]]:
@@ -488,26 +513,37 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
     slices = whole_slice.slices_of(batches.blocks, validation.figure_crops, validation.classes)
     is_first = not state.validation_batches
     begin = time.perf_counter()
+    blocks = blocks_looked_at(state, validation)
+    every = math.ceil(blocks / batches.batch_size)
     done = 0
-    for batch in batches.between(0, blocks_looked_at(state, validation)):
+    own = batches.every(ranks.size(), ranks.rank(), blocks)
+    # in each round every process has a batch, but for the last one
+    while done < every:
         if stop():
             return None
-        logits = method.forward(model, batch.raw)
-        labels = targets.dense(batch.target)
-        known_pairs = targets.count_known(batch.target)
-        loss += method.loss([logits], batch.target).double() * known_pairs
-        known += known_pairs
-        counts += count(logits, labels)
-        raw = batch.raw_in_unit_range()
-        first = done * batches.batch_size
-        panels.take(raw, labels, logits, first)
-        whole_slice.take(slices, batches.blocks, first, raw=raw, labels=labels, logits=logits)
-        done += 1
+        number = done + ranks.rank()
+        with ranks.raised_by_all(WorkerLost):
+            batch = next(own, None)
+        if batch is not None:
+            logits = method.forward(model, batch.raw)
+            labels = targets.dense(batch.target)
+            known_pairs = targets.count_known(batch.target)
+            loss += method.loss([logits], batch.target).double() * known_pairs
+            known += known_pairs
+            counts += count(logits, labels)
+            raw = batch.raw_in_unit_range()
+            first = number * batches.batch_size
+            panels.take(raw, labels, logits, first)
+            whole_slice.take(slices, batches.blocks, first, raw=raw, labels=labels, logits=logits)
+        done = min(done + ranks.size(), every)
         out_of_time = validation.time_limit and time.perf_counter() - begin > validation.time_limit
-        if is_first and out_of_time:
+        if is_first and ranks.any_rank(bool(out_of_time)):
             break
     if is_first:
         state.validation_batches = done
+    loss, known, counts = (together.added_up(part) for part in (loss, known, counts))
+    panels.gather()
+    whole_slice.gather(slices)
     state.shown = panels.blocks()
     per_class = metrics.of_counts(counts.cpu().numpy(), validation.metrics)
     whole = None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from common import ranks
 from common.data.box import slices
 from common.data.loaders import Blocks
 from common.data.sampling import Sample, Sampler
@@ -54,20 +55,33 @@ class WholeSlice:
         self.raw = np.zeros(plane, np.float32)
         self.truth = np.full((len(classes), *plane), -1, np.int8)
         self.probability = np.zeros((len(classes), *plane), np.float16)
-        self.seen = np.zeros(plane, bool)
+        self.block = np.full(plane, -1, np.int32)
+        """Number of the block that each pixel is from; -1 before one is."""
 
     @property
     def title(self) -> str:
         """Name of the picture."""
         return self.name.replace("/", " ")
 
+    @property
+    def seen(self) -> np.ndarray:
+        """(y, x) bool, where a block was."""
+        return self.block >= 0
+
     def take(
-        self, sample: Sample, raw: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor
+        self,
+        block: int,
+        sample: Sample,
+        *,
+        raw: torch.Tensor,
+        labels: torch.Tensor,
+        logits: torch.Tensor,
     ) -> None:
         """Take what a block has of the slice, if anything.
 
         Args:
-            sample: the block.
+            block: its number, of which the larger one is shown where two overlap.
+            sample: where it is.
             raw: (z, y, x) in [0, 1], with the same centre as the others.
             labels: (classes, z, y, x), -1 for unknown.
             logits: (classes, z, y, x).
@@ -86,11 +100,19 @@ class WholeSlice:
             return
         rows, columns = slices(first, last)
         own_rows, own_columns = slices(first - start[1:], last - start[1:])
-        self.seen[rows, columns] = True
+        self.block[rows, columns] = block
         self.truth[:, rows, columns] = labels[:, z, own_rows, own_columns].cpu().numpy()
         probability = logits[:, z, own_rows, own_columns].float().sigmoid()
         self.probability[:, rows, columns] = probability.cpu().numpy()
         self.raw[rows, columns] = self._raw_under(raw, z)[own_rows, own_columns].cpu().numpy()
+
+    def add(self, other: WholeSlice) -> None:
+        """Take the pixels of the same slice that are from later blocks in another one."""
+        later = other.block > self.block
+        self.block[later] = other.block[later]
+        self.raw[later] = other.raw[later]
+        self.truth[:, later] = other.truth[:, later]
+        self.probability[:, later] = other.probability[:, later]
 
     def _raw_under(self, raw: torch.Tensor, z: int) -> torch.Tensor:
         """Raw (y, x) under a slice of the target patch, the nearest voxels."""
@@ -161,5 +183,13 @@ def take(
         return
     assert not isinstance(blocks.samples, Sampler), "validation has a list of blocks"
     for number, sample in enumerate(blocks.samples[first : first + len(raw)]):
+        of_block = {"raw": raw[number, 0], "labels": labels[number], "logits": logits[number]}
         for whole in wholes:
-            whole.take(sample, raw[number, 0], labels[number], logits[number])
+            whole.take(first + number, sample, **of_block)
+
+
+def gather(wholes: Sequence[WholeSlice]) -> None:
+    """Give the main process, which writes pictures, what the blocks of others have of slices."""
+    for whole in wholes:
+        for other in ranks.gathered_by_main(whole):
+            whole.add(other)

@@ -38,7 +38,7 @@ def test_a_compiled_network_gives_the_same_logits_and_gradients():
     model = network()
     raw = torch.rand(2, 1, 8, 8, 8)
     forward, sentence = try_compiling(FORWARD, model, torch.zeros_like(raw))
-    assert not sentence and forward.compiled is not None
+    assert not sentence and forward.learning is not None
     torch.testing.assert_close(forward(model, raw), FORWARD(model, raw))
     found = gradients(model, forward, raw)
     torch.testing.assert_close(found, gradients(model, FORWARD, raw))
@@ -61,7 +61,7 @@ def test_only_what_learns_goes_through_the_compiled_network():
         def forward(self, raw):
             return raw + 1
 
-    forward = ForwardPass(Precision("fp32", "cpu"), channels_last=False, compiled=Marked())
+    forward = ForwardPass(Precision("fp32", "cpu"), channels_last=False, learning=Marked())
     raw = torch.zeros(1, 1, 2, 2, 2)
     assert forward(nn.Identity(), raw).sum() == 8
     with torch.no_grad():

@@ -1,0 +1,121 @@
+"""How a command starts torchrun on this machine for itself: --gpus and --processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+from common import ranks
+from common.errors import UserError
+from common.shell import package
+from common.stopping import INTERRUPTED, NOT_FINISHED, SIGNALS
+from common.talk import count
+
+SAVED_WITHIN_S = 300
+"""Seconds that processes have to save what they did when they are told to stop; of torchrun 30."""
+
+
+def is_asked(gpus: str | None, processes: int | None) -> bool:
+    """Return whether this process is to start others, and is none of them.
+
+    For one GPU none is needed: this process then sees that one alone. Raises UserError for what
+    this machine does not have.
+    """
+    if not (gpus or processes) or os.environ.get(ranks.STARTED_BY_US):
+        return False
+    if ranks.are_started():
+        raise UserError("torchrun started this process already; leave --gpus and --processes out")
+    if gpus and processes:
+        raise UserError("--gpus says how many processes there are, too; leave --processes out")
+    if not gpus:
+        return processes != 1
+    chosen = parse_gpus(gpus)
+    # the numbers count among those that a scheduler has left
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if visible != [""]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[number] for number in chosen)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, chosen))
+    return len(chosen) > 1
+
+
+def parse_gpus(text: str) -> list[int]:
+    """Return numbers of GPUs from "all" or "0,1". Raises UserError for those that are not there."""
+    import torch
+
+    there = torch.cuda.device_count()
+    if not there:
+        raise UserError(
+            f"--gpus {text}: torch finds no CUDA device here; leave it out, or train by several "
+            "processes on the CPU with --processes N"
+        )
+    if text == "all":
+        return list(range(there))
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UserError(f"--gpus {text}: write all, or numbers such as 0,1")
+    chosen = [int(part) for part in parts]
+    missing = [number for number in chosen if number >= there]
+    if missing or len(set(chosen)) < len(chosen):
+        raise UserError(
+            f"--gpus {text}: this machine has {count(there, 'GPU')}, numbered from 0; "
+            "write each at most once"
+        )
+    return chosen
+
+
+def launch(processes: int | None) -> int:
+    """Run the command that was typed in several processes by torchrun; return its exit code.
+
+    One for each GPU that `is_asked` has left visible, or so many `processes`.
+
+    With PET_NNODES, PET_RDZV_BACKEND and PET_RDZV_ENDPOINT, which are torchrun's, they are those of
+    several machines. Raises UserError if the system ended a process.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    number = processes or len(os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+    _prepare_environment(number)
+    # each process says what is wrong by itself
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    options = [f"--nproc-per-node={number}"]
+    if "PET_NNODES" not in os.environ:
+        options.append("--standalone")
+    try:
+        run.run(run.parse_args([*options, "-m", package.MODULE, *sys.argv[1:]]))
+    except SignalException as stopped:
+        return INTERRUPTED if stopped.sigval == signal.SIGINT else NOT_FINISHED
+    except ChildFailedError as failed:
+        exit_codes = [failure.exitcode for failure in failed.failures.values()]
+        ended_by_themselves = [code for code in exit_codes if code > 0]
+        if ended_by_themselves:
+            return ended_by_themselves[0]
+        raise UserError(_of_a_signal(-exit_codes[0])) from failed
+    return 0
+
+
+def _prepare_environment(processes: int) -> None:
+    """Set what the processes find, unless the user has set it."""
+    os.environ[ranks.STARTED_BY_US] = str(processes)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    defaults = {
+        # otherwise each takes all cores for itself
+        "OMP_NUM_THREADS": max(1, (cores or 1) // processes),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SAVED_WITHIN_S,
+        "PET_SIGNALS_TO_HANDLE": ",".join(signal.Signals(n).name for n in SIGNALS),
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, str(value))
+
+
+def _of_a_signal(number: int) -> str:
+    name = signal.Signals(number).name
+    why = ", most likely for want of memory" if number == signal.SIGKILL else ""
+    return (
+        f"one of the processes of this run was ended by {name}{why}; the same command goes on from "
+        "the last checkpoint"
+    )
