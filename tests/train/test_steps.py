@@ -138,8 +138,8 @@ class _Fixed:
         self.device = torch.device("cpu")
         self.blocks = _Blocks(sum(len(batch.raw) for batch in batches))
 
-    def between(self, start: int, stop: int):
-        return iter(self.batches[start // self.batch_size : -(-stop // self.batch_size)])
+    def every(self, step: int, first: int, stop: int):
+        return iter(self.batches[first : -(-stop // self.batch_size) : step])
 
 
 def validate(state: steps.State, batches: list[Batch], **changes) -> steps.Scores:

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
-from multiprocessing.queues import Queue
 from typing import Any
 
 import numpy as np
