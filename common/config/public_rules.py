@@ -65,7 +65,9 @@ class Draft:
 
 def _model(draft: Draft, model: Any) -> None:
     if isinstance(model, nn.DataParallel):
-        draft.note("model", "DataParallel is taken off: a run takes one device")
+        draft.note(
+            "model", "DataParallel is taken off: several GPUs are asked for by train --gpus all"
+        )
         model = model.module
     original = getattr(model, "_orig_mod", None)
     if isinstance(original, nn.Module):

@@ -149,7 +149,7 @@ class TrainConfig:
     iterations_per_epoch: Annotated[int, Positive] = 1000
     """Optimiser steps per epoch."""
     batch_size: Annotated[int, Positive] = 8
-    """Patches per forward pass."""
+    """Patches per forward pass; of a run of several processes, of all of them together."""
     gradient_accumulation_steps: Annotated[int, Positive] = 1
     """Forward passes per optimiser step; the loss is the mean over the known voxels of all of
     them."""
@@ -504,10 +504,10 @@ NOT_HERE = {
     "pin_memory": "num_workers is all that is to be set of the loader",
     "persistent_workers": "num_workers is all that is to be set of the loader",
     "prefetch_factor": "num_workers is all that is to be set of the loader",
-    "distributed": "a run takes one device",
-    "ddp": "a run takes one device",
-    "devices": "a run takes one device, which is the setting device",
-    "num_gpus": "a run takes one device, which is the setting device",
+    "distributed": "several GPUs are asked for by train --gpus all, or by torchrun",
+    "ddp": "several GPUs are asked for by train --gpus all, or by torchrun",
+    "devices": "several GPUs are asked for by train --gpus 0,1, one by the setting device",
+    "num_gpus": "several GPUs are asked for by train --gpus 0,1, one by the setting device",
     "deterministic": "the same random_seed gives the same run",
     "num_classes": "it is the number of names in classes",
     "in_channels": "raw has one channel",
