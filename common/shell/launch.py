@@ -80,8 +80,7 @@ def launch(processes: int | None) -> int:
 
     number = processes or len(os.environ["CUDA_VISIBLE_DEVICES"].split(","))
     _prepare_environment(number)
-    # each process says what is wrong by itself
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable()  # each process says what is wrong by itself
     options = [f"--nproc-per-node={number}"]
     if "PET_NNODES" not in os.environ:
         options.append("--standalone")

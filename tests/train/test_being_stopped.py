@@ -15,7 +15,7 @@ from common.data import crops
 from common.data.loaders import WorkerLost
 from common.files import REPOSITORY
 from common.stopping import Stopped
-from common.train import checkpoint, run, steps
+from common.train import checkpoint, setup, steps
 from common.train.tracking import Tracker
 
 LATEST = "checkpoints/tiny_experiment/{run}/latest.pt"
@@ -71,7 +71,7 @@ def test_it_is_saved_from_every_phase_and_equals_an_undisturbed_run(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(run, "build_model"), (crops, "_decode"), (checkpoint, "resume")],
+    [(setup, "build_model"), (crops, "_decode"), (checkpoint, "resume")],
     ids=["start-up", "decoding", "resuming"],
 )
 def test_before_training_it_ends_at_once(experiment, monkeypatch, owner, name):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed import TCPStore
 
+from common.files import REPOSITORY
+from common.shell import cli
 from common.train import run as run_module
 from common.train import steps
 from common.train.record import read_history, read_record
@@ -91,39 +97,68 @@ def processes():
     return context
 
 
-def free_port() -> int:
-    with socket.socket() as any_port:
-        any_port.bind(("127.0.0.1", 0))
-        return any_port.getsockname()[1]
-
-
-def as_one_of(number: int, size: int, port: int, act: Callable, *words: Any) -> None:
-    """Call act(*words) as torchrun would, in process `number` of `size`."""
+def as_one_of(number: int, size: int, port: int, log: Path, act: Callable, *words: Any) -> None:
+    """Call act(*words) as torchrun would, in process `number` of `size`; log: what it writes."""
+    with log.open("a") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
     torch.set_num_threads(1)
     steps.LOG_EVERY = 2
     torchrun = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size}
     torchrun |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    torchrun |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
     os.environ.update({name: str(value) for name, value in torchrun.items()})
     act(*words)
 
 
-def in_processes(context: Any, size: int, act: Callable, *words: Any) -> list[int]:
-    """Call a function in so many processes; gives their exit codes."""
-    port = free_port()
+@dataclass(frozen=True)
+class Ended:
+    """How processes ended, and what they wrote."""
+
+    exit_codes: list[int]
+    said: str
+
+
+def in_processes(context: Any, tiny: Any, size: int, act: Callable, *words: Any) -> Ended:
+    """Call a function in so many processes at once."""
+    # as torchrun does, which lives longer than its processes
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    log = tiny.folder / "said.txt"
+    log.write_text("")
     children = []
     for number in range(size):
-        call = (number, size, port, act, *words)
+        call = (number, size, store.port, log, act, *words)
         children.append(context.Process(target=as_one_of, args=call))
     for child in children:
         child.start()
     for child in children:
-        child.join(120)
-    return [child.exitcode for child in children]
+        child.join(300)
+    return Ended([child.exitcode for child in children], log.read_text())
 
 
 def train_all(calls: list[dict[str, Any]]) -> None:
     for words in calls:
         run_module.train(**words)
+
+
+def type_command(words: list[str]) -> None:
+    sys.argv = ["csc", *words]
+    cli.main()
+
+
+def words_of(tiny: Any, **settings: Any) -> dict[str, Any]:
+    """What `train` is called with in another process."""
+    cache = str(tiny.config().path("cache_path"))
+    return {"config_path": tiny.folder, "data": tiny.data, "cache_path": cache, **settings}
+
+
+def typed(tiny: Any, *words: str, **settings: Any) -> list[str]:
+    """The same as it is typed."""
+    line = ["train", str(tiny.folder), "--data", str(tiny.data), *words]
+    settings["cache_path"] = tiny.config().path("cache_path")
+    for name, value in settings.items():
+        line += ["--set", f"{name}={value}"]
+    return line
 
 
 def state_of(tiny: Any, run: str) -> dict[str, Any]:
@@ -151,31 +186,162 @@ def assert_equal_ends(tiny: Any, run: str, other: str) -> None:
             np.testing.assert_allclose(history[column], others[column], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("size", "kinds"), [(2, ("normed", "deep")), (3, ("each_sample", "of_torch"))]
-)
-def test_several_processes_come_to_what_one_comes_to(
-    experiment, processes, monkeypatch, size, kinds
-):
-    monkeypatch.setattr(steps, "LOG_EVERY", 2)
-    tinies = {}
-    calls = []
+def experiments(experiment: Any, *kinds: str) -> list[Any]:
+    tinies = []
     for kind in kinds:
         changes = {"learning_rate": 0.2, **KINDS[kind]}
         criterion = changes.pop("text", "")
         tiny = experiment(kind, batch_size=6, iterations_per_epoch=2, text=SGD, **changes)
         tiny.add(criterion)
-        tinies[kind] = tiny
-        calls.append(words_of(tiny, run_name="several"))
+        tinies.append(tiny)
+    return tinies
+
+
+def test_three_processes_come_to_what_one_comes_to(experiment, processes, monkeypatch):
+    monkeypatch.setattr(steps, "LOG_EVERY", 2)
+    tinies = experiments(experiment, "each_sample", "of_torch")
+    for tiny in tinies:
         tiny.train(run_name="one")
-    assert in_processes(processes, size, train_all, calls) == [0] * size
-    for tiny in tinies.values():
+    calls = [words_of(tiny, run_name="several") for tiny in tinies]
+    ended = in_processes(processes, tinies[0], 3, train_all, calls)
+    assert ended.exit_codes == [0] * 3, ended.said
+    for tiny in tinies:
         assert_equal_ends(tiny, "one", "several")
         logs = tiny.config(run_name="several").path("logs_save_path")
         assert read_record(logs).result.finished
+    assert ended.said.count("on cpu in fp32, 3 processes; starting with new weights") == 2
 
 
-def words_of(tiny: Any, **settings: Any) -> dict[str, Any]:
-    """What `train` is called with in another process."""
-    cache = str(tiny.config().path("cache_path"))
-    return {"config_path": tiny.folder, "data": tiny.data, "cache_path": cache, **settings}
+def test_a_run_goes_on_with_another_number_of_processes(experiment, processes, monkeypatch):
+    monkeypatch.setattr(steps, "LOG_EVERY", 2)
+    tinies = experiments(experiment, "normed", "deep")
+    for tiny in tinies:
+        tiny.train(run_name="one")
+    for size, epochs in ((2, 1), (3, 2)):
+        calls = [words_of(tiny, run_name="several", epochs=epochs) for tiny in tinies]
+        ended = in_processes(processes, tinies[0], size, train_all, calls)
+        assert ended.exit_codes == [0] * size, ended.said
+    for tiny in tinies:
+        assert_equal_ends(tiny, "one", "several")
+
+
+DROPS = """
+    import os
+    import signal
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+
+    class Net(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            layers = [nn.Conv3d(1, 4, 5), nn.ReLU(), nn.Dropout(0.5), nn.Conv3d(4, classes, 1)]
+            self.body = nn.Sequential(*layers)
+            self.calls = 0
+
+        def forward(self, raw):
+            if raw.device.type == "cpu" and self.training and torch.is_grad_enabled():
+                self.calls += 1
+                act(self.calls)
+            return self.body(raw)
+
+
+    def act(call):
+        # once, in one of the processes, in its third step
+        asked = Path(__file__).with_name("act.txt")
+        is_here = call == 3 and asked.exists() and os.environ.get("RANK") == "1"
+        if is_here:
+            what = asked.read_text()
+            asked.unlink()
+            {"die": die, "stop": stop, "fail": fail}[what]()
+
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+    def fail():
+        raise ZeroDivisionError("of the network")
+
+
+    def stop():
+        # torchrun is told, and tells; the step ends when that has come here
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        os.kill(os.getppid(), signal.SIGTERM)
+        signal.sigwait([signal.SIGTERM])
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+    def build_model(classes):
+        return Net(len(classes))
+    """
+"""Draws random numbers, and does what act.txt says."""
+
+
+@pytest.fixture
+def drops(experiment):
+    return experiment(files={"model.py": DROPS}, epochs=2, iterations_per_epoch=4)
+
+
+def assert_the_same_to_the_bit(tiny: Any, run: str, other: str) -> None:
+    one, two = state_of(tiny, run), state_of(tiny, other)
+    for part in ("model", "optimizer", "rng"):
+        torch.testing.assert_close(one[part], two[part], atol=0, rtol=0)
+    for name in ("iteration", "best", "epoch_counts"):
+        assert one[name] == two[name], name
+    for one_state, other_state in zip(
+        one["random_states_of_others"], two["random_states_of_others"], strict=True
+    ):
+        assert torch.equal(one_state["rng"], other_state["rng"])
+
+
+def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_exactly(drops, processes):
+    ended = in_processes(processes, drops, 2, train_all, [words_of(drops, run_name="undisturbed")])
+    assert ended.exit_codes == [0, 0], ended.said
+    drops.write("act.txt", "die")
+    line = typed(drops, run_name="killed", checkpoint_minutes=1e-9)
+    ended = in_processes(processes, drops, 2, type_command, line)
+    assert ended.exit_codes == [2, -9], ended.said
+    assert ended.said.count("error: another process of this run ended") == 1
+    assert "Traceback" not in ended.said
+    assert state_of(drops, "killed")["iteration"] == 2
+    ended = in_processes(processes, drops, 2, type_command, line)
+    assert ended.exit_codes == [0, 0], ended.said
+    assert_the_same_to_the_bit(drops, "undisturbed", "killed")
+
+
+def test_the_first_that_fails_says_why_and_the_others_end_alike(drops, processes):
+    line = typed(drops, batch_size=3)
+    ended = in_processes(processes, drops, 2, type_command, line)
+    assert ended.exit_codes == [2, 2]
+    assert ended.said == (
+        "error: batch_size = 3 is the batch of all processes together, and cannot be divided among "
+        "2; write batch_size = 2 or 4\n"
+    )
+    drops.write("act.txt", "fail")
+    ended = in_processes(processes, drops, 2, type_command, typed(drops))
+    assert ended.exit_codes == [1, 1]
+    assert "in process 1 of 2, on " in ended.said
+    assert ended.said.count("ZeroDivisionError: of the network") == 1
+    assert ended.said.count("Traceback") == 1
+
+
+def test_torchrun_that_is_told_to_stop_has_all_save_and_its_exit_code_says_so(drops):
+    """By the command line, torchrun and signals themselves."""
+    program = [sys.executable, "-m", "cellmap_segmentation_challenge"]
+    line = [*program, *typed(drops, "--processes", "2", run_name="stopped")]
+    drops.write("act.txt", "stop")
+    first = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert first.returncode == 75, first.stderr
+    assert "SIGTERM: stopping after this step" in first.stderr
+    assert first.stderr.count("interrupted; saved after iteration 3") == 1
+    assert "--processes 2" in first.stderr
+    assert "Traceback" not in first.stderr
+    second = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert second.stderr.count("continuing") == 1
+    assert second.stderr.count("done after epoch 2") == 1
+    assert "Warning" not in second.stderr
