@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from common import ranks
 from common.config.settings import TrainConfig
 from common.data import regions, split
 from common.data.normalize import Scalings
@@ -30,6 +29,7 @@ from common.infer.work import Output, begin, compute_and_write, finish, make_pla
 from common.model.forward import ForwardPass
 from common.score import challenge
 from common.score.trials import Trial, run_trial
+from common.train import ranks
 from common.train.steps import Stop, WholeCropScore
 
 FOLDER = "validation_score"

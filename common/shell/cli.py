@@ -385,9 +385,9 @@ def train(
     **several: Any,
 ) -> None:
     """Train an experiment, or go on where it stopped."""
-    from common import ranks
     from common.config import load
     from common.shell import launch
+    from common.train import ranks
 
     if launch.is_asked(**several):
         if check or submit:
@@ -583,8 +583,8 @@ def search(config_path: str, time_limit: float, **given: Any) -> None:
     Each trial is an ordinary run.
     """
     import common.train.search
-    from common import ranks
     from common.score.whole_crops import of_run
+    from common.train import ranks
 
     if ranks.are_started():
         raise UserError(

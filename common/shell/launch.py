@@ -7,11 +7,11 @@ import os
 import signal
 import sys
 
-from common import ranks
 from common.errors import UserError
 from common.shell import package
 from common.stopping import INTERRUPTED, NOT_FINISHED, SIGNALS
 from common.talk import count
+from common.train import ranks
 
 SAVED_WITHIN_S = 300
 """Seconds that processes have to save what they did when they are told to stop; of torchrun 30."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from common import ranks, runtime
+from common import runtime
 from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
 from common.data.normalize import Scaling, Scalings
 from common.data.sampling import BLOCK_ORDER
@@ -32,7 +32,7 @@ from common.files import REPOSITORY, free_bytes, not_written, replacing, sweep
 from common.model import seen_range
 from common.provenance import provenance
 from common.talk import note, size, some
-from common.train import average, optim, schedule, weights_file
+from common.train import average, optim, ranks, schedule, weights_file
 from common.train.record import HISTORY, RECORD
 from common.train.steps import State
 

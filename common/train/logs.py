@@ -12,10 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common import ranks
 from common.config.settings import PLACES, TrainConfig
 from common.errors import FileError
 from common.talk import count, duration, progress, say, this_command
+from common.train import ranks
 from common.train.checkpoint import best_of
 from common.train.record import Recorder, RunRecord
 from common.train.steps import CHALLENGE, Scores, State, TrainedEpoch

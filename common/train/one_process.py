@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from common import ranks
 from common.config.settings import TrainConfig
 from common.files import alone
+from common.train import ranks
 
 LOCK = ".lock"
 """In the folder of the run's checkpoints."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common import ranks
 from common.show import figures
+from common.train import ranks
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import ranks, runtime, stopping, talk
+from common import runtime, stopping, talk
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import loaders, sampling
@@ -31,6 +31,7 @@ from common.train import (
     criterion,
     logs,
     one_process,
+    ranks,
     schedule,
     skipped,
     steps,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import ranks, runtime
+from common import runtime
 from common.config.settings import TrainConfig
 from common.data import augment, loaders
 from common.data.loaders import Batch, Batches, Data, training_batches, validation_batches
@@ -22,7 +22,7 @@ from common.model.build import build_model
 from common.model.compiling import try_compiling
 from common.model.forward import ForwardPass
 from common.model.shapes import parameters_of_outputs
-from common.train import average, checkpoint, criterion, metrics, optim, schedule, together
+from common.train import average, checkpoint, criterion, metrics, optim, ranks, schedule, together
 from common.train.steps import Method, ScoreCrops, State, Validation
 
 Score = Callable[[TrainConfig], ScoreCrops | None]

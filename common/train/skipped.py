@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from common import ranks, typed
+from common import typed
 from common.data.loaders import Batch
 from common.errors import UserError
 from common.files import write_json
 from common.talk import note
+from common.train import ranks
 
 SKIPPED = "skipped.json"
 

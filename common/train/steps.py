@@ -18,13 +18,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from common import ranks
 from common.data import targets
 from common.data.loaders import Batch, Batches, WorkerLost
 from common.data.normalize import Scalings
 from common.errors import UserError
 from common.model.forward import ForwardPass
-from common.train import metrics, optim, skipped, together, whole_slice
+from common.train import metrics, optim, ranks, skipped, together, whole_slice
 from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_with, set_mode
 from common.train.losses import AnyTarget
 from common.train.panels import Panels

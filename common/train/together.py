@@ -20,12 +20,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from common import ranks
 from common.data.targets import PaletteTarget, count_known
 from common.errors import UserError
 from common.model.forward import ForwardPass
 from common.model.shapes import parameters_of_outputs
 from common.runtime import Precision
+from common.train import ranks
 
 
 @contextmanager

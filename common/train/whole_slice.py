@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from common import ranks
 from common.data.box import slices
 from common.data.loaders import Blocks
 from common.data.sampling import Sample, Sampler
 from common.show import figures
+from common.train import ranks
 
 LARGEST = 320
 """Pixels along an edge of a slice; more are left out, since a picture is kept of every epoch."""
