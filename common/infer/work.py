@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import zarr
 
@@ -162,13 +163,18 @@ def _refuse_exchange(network: Network, region: Region, shape: tuple[int, int, in
 def gigabytes(network: Network, region: Region, plan: BlockPlan, classes: int) -> float:
     """Roughly what a block takes at its peak: a forward pass, and its logits in float32, twice.
 
-    Of an ensemble the largest pass, and three times more logits: two sums, and what is added.
+    Of an ensemble the largest pass, and three times more logits: two sums, and what is added. Where
+    the network's voxels are smaller than those that are written, its logits are there, too.
     """
     logits = 4 * classes * math.prod(plan.block_shape) / 1e9
     passes = []
     for each, its_plan in _passes(network, region, plan):
         window = its_plan.window.of_slices(its_plan.window.at_once)
-        passes.append(each.shapes.forward_bytes(window.input.shape) / 1e9)
+        needed = each.shapes.forward_bytes(window.input.shape) / 1e9
+        if its_plan.resampled:
+            ratio = its_plan.grid.scale / window.output.scale
+            needed += logits * float(np.prod(np.maximum(ratio, 1)))
+        passes.append(needed)
     return max(passes) + (5 if network.members else 2) * logits
 
 

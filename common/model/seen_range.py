@@ -42,7 +42,7 @@ def notice(config: TrainConfig, model: nn.Module) -> str:
     if seen is None or 1 / FAR_OFF < seen < FAR_OFF:
         return ""
     text = (
-        f"its first batch normalisation has seen {seen:.2g} times what raw of 0 to {given:g} makes"
+        f"its first batch normalisation has seen {seen:.3g} times what raw of 0 to {given:g} makes"
     )
     if (seen < 1) != as_stored:
         return text  # the other range would be further off

@@ -177,18 +177,19 @@ def _instead(content: Any) -> str:
 def renamed(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Return tensors by the names that a model has for them.
 
-    Names may have, on either side, what wrappers put into them, and all of them a common beginning,
-    as where a Lightning module holds the network. Tensors whose names stay unknown keep them.
+    On either side names may have what wrappers put into them, and all of them a common beginning,
+    as where another module holds the network. Tensors whose names stay unknown keep them.
     """
     wanted = {_plain(name): name for name in model.state_dict()}
     kept = [name for name in tensors if name in wanted or name not in COUNTERS]
     plain = {_plain(name): tensors[name] for name in kept}
     if len(plain) < len(kept):  # two names have become one
         return dict(tensors)
-    beginning = _common_beginning(plain, wanted)
+    there = _common_beginning(plain, wanted)
+    here = "" if there else _common_beginning(wanted, plain)
     found = {}
     for name, tensor in plain.items():
-        rest = name.removeprefix(beginning)
+        rest = here + name.removeprefix(there)
         found[wanted.get(rest, rest)] = tensor
     return found
 

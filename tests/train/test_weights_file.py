@@ -177,6 +177,18 @@ def test_weights_go_into_a_wrapped_network():
     assert_equal(model.module.state_dict(), tensors)
 
 
+def test_weights_go_into_a_network_that_another_module_holds():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+    model = Holder()
+    tensors = network().state_dict()
+    weights_file.load_weights(model, dict(tensors), Path("theirs.pth"))
+    assert_equal(model.net.state_dict(), tensors)
+
+
 def test_a_network_whose_own_names_begin_like_a_wrapper_is_loaded():
     class Own(nn.Module):
         def __init__(self):
