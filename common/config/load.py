@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import os
-import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from common.config import horizon
 from common.config.check import check_settings, unknown_setting
 from common.config.kinds import is_a
-from common.config.module import load_module
+from common.config.module import is_tool, load_module
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError
 from common.files import REPOSITORY, refuse_remote
@@ -261,14 +260,10 @@ def _is_tool(name: str, value: Any, known: set[str]) -> bool:
     True for modules, functions and classes, CONSTANTS, _private names, and configurations that the
     file reads its settings from.
     """
-    if name.startswith("_") or name in ("annotations", "config_path"):
-        return True
     # BATCH_SIZE is a misspelt setting, and no constant
     if name.isupper() and name.lower() not in known:
         return True
-    if isinstance(value, types.ModuleType | types.SimpleNamespace):
-        return True
-    return getattr(value, "__name__", None) == name
+    return is_tool(name, value)
 
 
 def _override(values: dict[str, Any], text: str) -> str:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from common.talk import short_path
@@ -54,6 +55,19 @@ def load_module(path: str | Path) -> types.ModuleType:
                 raise
             raise UserError(f"{short_path(path)}: {_failure(error)}") from error
     return module
+
+
+def is_tool(name: str, value: Any) -> bool:
+    """Whether a name of a configuration cannot be meant as a setting.
+
+    True for modules, functions and classes under their own names, for what begins with _, and for
+    configurations that the file reads its settings from.
+    """
+    if name.startswith("_") or name in ("annotations", "config_path"):
+        return True
+    if isinstance(value, types.ModuleType | types.SimpleNamespace):
+        return True
+    return getattr(value, "__name__", None) == name
 
 
 def own_frames(error: BaseException) -> list[traceback.FrameSummary]:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from common import runtime
-from common.config.module import load_module
+from common.config.module import is_tool, load_module
 from common.config.public_rules import MODEL_NAME, RULES, Draft
 from common.config.settings import OTHER_NAMES, ProcessConfig, as_text, describe
 from common.config.value_transforms import Normalize, names_of, others_of_labels, read_raw
@@ -50,7 +50,12 @@ DEFAULTS: dict[str, Any] = {
 }
 """What the toolbox takes for a name that a file leaves out, where that is not our default."""
 
-SPLIT: dict[str, Any] = {"validation_fraction": 0.15, "force_classes": "validate", "by": "crop"}
+SPLIT: dict[str, Any] = {
+    "validation_fraction": 0.15,
+    "force_classes": "validate",
+    "by": "crop",
+    "absolute": True,
+}
 """How the toolbox writes a datasplit: each crop is drawn for itself, complete ones validate."""
 
 LIKE_THERE: dict[str, Any] = {"weight_decay": 0.0, "init_output_to_prior": False}
@@ -186,16 +191,7 @@ def beside(path: Path) -> str:
 
 def _settings_in(names: Mapping[str, Any]) -> dict[str, Any]:
     """The names that may be meant as settings."""
-    return {name: value for name, value in names.items() if not _is_tool(name, value)}
-
-
-def _is_tool(name: str, value: Any) -> bool:
-    """Whether a name cannot be meant as a setting: what was imported, and what begins with _."""
-    if name.startswith("_") or name in ("annotations", "config_path"):
-        return True
-    if isinstance(value, types.ModuleType | types.SimpleNamespace):
-        return True
-    return getattr(value, "__name__", None) == name
+    return {name: value for name, value in names.items() if not is_tool(name, value)}
 
 
 @contextmanager

@@ -598,6 +598,7 @@ def test_a_datasplit_that_is_not_there_is_written_as_the_file_says(public, capsy
         "validation_fraction": 0.34,
         "force_classes": "",
         "by": "crop",
+        "absolute": True,
     }
     data = path.parents[1] / "data"
     check(path, HERE, data)
@@ -650,3 +651,10 @@ def test_the_page_has_every_name():
     page = (REPOSITORY / "docs/reference/public_configurations.md").read_text()
     names = {*RULES, *public_module.ANSWERS, *public_module.DIFFERS, *public_module.DEFAULTS}
     assert {name for name in names if f"`{name}`" not in page} == set()
+
+
+def test_a_file_for_predict_is_that_of_its_training(shapes):
+    config = load_config(shapes / "predict_3d_unet.py")
+    training = load_config(shapes / "train_3d_unet.py")
+    assert config.record() == training.record()
+    assert config.process_config_path == "process_3d_unet.py"
