@@ -310,12 +310,16 @@ def make_datasplit(csv_path: str, data: str | None, **given: Any) -> None:
 @options.data("Data root to scan for crops.")
 def get_counts(classes: tuple[str, ...], data: str | None) -> None:
     """Say how many crops of each dataset annotate each class."""
-    from common.classes import TESTED
+    from common.classes import TESTED, unknown_names
     from common.config import load
     from common.data import catalogue
 
-    crops, broken = catalogue.scan(load.data_root(data))
+    root = load.data_root(data)
+    crops, broken = catalogue.scan(root)
     names = TESTED if classes == ("tested",) else classes
+    problems = unknown_names(names, set().union(*(crop.classes for crop in crops)))
+    if problems:
+        raise UserError("\n".join(f"{root}: {problem}" for problem in problems))
     click.echo("\n".join([*catalogue.table_of_counts(crops, names), *broken]))
 
 
@@ -820,9 +824,7 @@ def evaluate(
     from common.score import evaluate as module
 
     if config_path and (submission or truth or instance_classes):
-        raise UserError(
-            "evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR"
-        )
+        raise UserError(EVALUATE)
     if config_path:
         module.evaluate(
             config_path,
@@ -833,8 +835,8 @@ def evaluate(
         )
         return
     module.evaluate_submission(
-        submission or _of_data_root("submission.zip", "--submission ZIP"),
-        truth or _of_data_root("ground_truth.zarr", "--truth ZARR"),
+        submission or _of_data_root("submission.zip", EVALUATE),
+        truth or _of_data_root("ground_truth.zarr", EVALUATE),
         result_path=result_path,
         instance_classes=instance_classes or INSTANCES,
         metric_version=metric_version,
@@ -843,16 +845,16 @@ def evaluate(
     )
 
 
-def _of_data_root(name: str, option: str) -> Path:
-    """A file where the public toolbox has it. Raises UserError where it is not."""
+EVALUATE = "evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR"
+
+
+def _of_data_root(name: str, advice: str) -> Path:
+    """A file where the public toolbox has it. Raises UserError, with the advice, otherwise."""
     from common.config import load
 
     path = load.data_root() / name
     if not path.exists():
-        raise UserError(
-            f"evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR "
-            f"(without {option} it would be {path}, which is not there)"
-        )
+        raise UserError(f"{advice} (left out, it would be {path}, which is not there)")
     return path
 
 
@@ -1084,7 +1086,7 @@ def batch_eval(csv_path: str, truth: str | None, *, cluster: bool, workers: int)
     """
     from common.score import batch
 
-    place = truth or str(_of_data_root("ground_truth.zarr", "--truth ZARR"))
+    place = truth or str(_of_data_root("ground_truth.zarr", "batch-eval: write --truth ZARR"))
     if cluster:
         click.echo("\n".join(batch.commands(csv_path, place, workers)))
         return

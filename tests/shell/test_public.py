@@ -316,7 +316,18 @@ def test_counts_are_those_of_the_crops_on_disk(csc, data_root):
     assert rows == [["class", "tiny", "all"], ["mito", "3", "3"], ["er", "2", "2"]]
 
 
+def test_counts_of_a_class_that_nothing_knows_are_refused(csc, data_root):
+    code, _, said = csc(f"csc get-counts -c mitto --data {data_root}")
+    assert code == 2 and "'mitto'" in said and "'mito'" in said
+
+
 # batch-eval
+
+
+def test_without_a_truth_the_message_is_of_the_command(csc, here):
+    (here / "data/ground_truth.zarr").rmdir()
+    code, _, said = csc("csc batch-eval -c table.csv")
+    assert code == 2 and said.startswith("error: batch-eval: write --truth ZARR (left out, it")
 
 
 def truth_and_submissions(folder: Path) -> None:
