@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -274,3 +275,41 @@ def test_a_run_with_few_file_handles_says_so_and_trains(experiment):
         states.append(torch.load(path, weights_only=True)["model"])
     assert expected.finished
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+# Memory
+
+
+class Megabytes:
+    """Sample k is 2 MB of k, out of NumPy as blocks of crops are."""
+
+    def __getitem__(self, k: int) -> torch.Tensor:
+        return torch.from_numpy(np.full(250_000, k))
+
+
+def memory_of(processes: list, kind: str) -> int:
+    """Bytes of a kind (RssAnon, RssShmem) that these processes have, the largest of them."""
+    found = []
+    for process in processes:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith(kind))
+        found.append(1024 * int(line.split()[1]))
+    return max(found)
+
+
+def test_workers_take_no_more_memory_than_they_are_given_however_long_they_read():
+    """In shared memory as much as `that_fit` counts, two batches each; beside it, one more."""
+    batch_bytes = 4 * 2_000_000
+    stream = reading(Megabytes()).between(0, 400)
+    processes = multiprocessing.active_children()
+    anonymous = []
+    for number, _ in enumerate(stream):
+        shared = memory_of(processes, "RssShmem")
+        # and the batch that this process looks at
+        assert shared <= (workers.READ_AHEAD + 1) * batch_bytes + 2**20
+        if number in (10, 80):
+            anonymous.append(memory_of(processes, "RssAnon"))
+        if number == 80:
+            break
+    first, last = anonymous
+    assert last - first <= 2 * batch_bytes
