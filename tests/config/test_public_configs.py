@@ -653,7 +653,7 @@ def test_the_page_has_every_name():
     assert {name for name in names if f"`{name}`" not in page} == set()
 
 
-def test_a_file_for_predict_is_that_of_its_training(shapes):
+def test_a_file_without_a_network_is_that_of_its_training(shapes):
     config = load_config(shapes / "predict_3d_unet.py")
     training = load_config(shapes / "train_3d_unet.py")
     assert config.record() == training.record()
