@@ -181,8 +181,8 @@ def own_device(name: str) -> str:
         return name
     if name not in ("auto", "cuda"):
         raise UserError(
-            f"device = '{name}' is one device, and torchrun started {talk.count(size(), 'process')}"
-            "; write device = 'cuda' (each gets a GPU of its own), 'cpu' or 'auto'"
+            f"device = '{name}' is one device, and torchrun started {size()} processes; write "
+            "device = 'cuda' (each gets a GPU of its own), 'cpu' or 'auto'"
         )
     if not torch.cuda.is_available():
         return "cpu" if name == "auto" else name

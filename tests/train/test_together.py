@@ -17,9 +17,10 @@ import torch
 from torch.distributed import TCPStore
 
 from common.files import REPOSITORY
+from common.score.whole_crops import of_run
 from common.shell import cli
 from common.train import run as run_module
-from common.train import steps
+from common.train import skipped, steps
 from common.train.record import read_history, read_record
 
 NORMED = """
@@ -225,6 +226,45 @@ def test_a_run_goes_on_with_another_number_of_processes(experiment, processes, m
         assert_equal_ends(tiny, "one", "several")
 
 
+BAD = """
+    import torch
+
+    from common.data.targets import dense
+    from common.train.losses import weighted_bce
+
+
+    def criterion(logits, target, pos_weight):
+        loss = weighted_bce(logits, target, pos_weight)
+        positive = (dense(target) > 0).flatten(1).sum(1)
+        is_bad = torch.is_grad_enabled() and bool((positive % 11 == 0).any())
+        return loss * float("nan") if is_bad else loss
+    """
+"""Not finite for some samples, in whichever process they are."""
+
+
+def test_bad_steps_are_skipped_by_all_and_whole_crops_scored(experiment, processes, monkeypatch):
+    monkeypatch.setattr(steps, "LOG_EVERY", 2)
+    tiny = experiment(
+        text=BAD,
+        batch_size=4,
+        iterations_per_epoch=6,
+        validation_score_every=1,
+        best_metric="challenge",
+        init_output_to_prior=False,
+    )
+    tiny.train(run_name="one", score=of_run)
+    calls = [words_of(tiny, run_name="several", score=of_run)]
+    ended = in_processes(processes, tiny, 2, train_all, calls)
+    assert ended.exit_codes == [0, 0], ended.said
+    assert_equal_ends(tiny, "one", "several")
+    logs = {run: tiny.config(run_name=run).path("logs_save_path") for run in ("one", "several")}
+    written = {run: skipped.read(folder / skipped.SKIPPED) for run, folder in logs.items()}
+    assert 0 < len(written["one"].steps) < 12
+    for one, several in zip(written["one"].steps, written["several"].steps, strict=True):
+        assert (one.iteration, one.samples) == (several.iteration, several.samples)
+    assert not [*logs["several"].glob("validation_score*")]
+
+
 DROPS = """
     import os
     import signal
@@ -345,3 +385,36 @@ def test_torchrun_that_is_told_to_stop_has_all_save_and_its_exit_code_says_so(dr
     assert second.stderr.count("continuing") == 1
     assert second.stderr.count("done after epoch 2") == 1
     assert "Warning" not in second.stderr
+
+
+def join_alone(monkeypatch) -> TCPStore:
+    """Have this process start as the only one that torchrun started."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torchrun = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
+    torchrun |= {"MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    torchrun |= {"TORCHELASTIC_RESTART_COUNT": 0}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, str(value))
+    return store
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_one_process_of_torchrun_trains_on_a_gpu_what_one_alone_does(experiment, monkeypatch):
+    (tiny,) = experiments(experiment, "normed")
+    tiny.train(run_name="one", device="cuda", precision="fp32")
+    store = join_alone(monkeypatch)
+    tiny.train(run_name="several", device="cuda", precision="fp32")
+    del store
+    one, several = state_of(tiny, "one"), state_of(tiny, "several")
+    torch.testing.assert_close(one["model"], several["model"], atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_random_numbers_of_a_gpu_go_on_where_they_stopped(drops):
+    drops.train(run_name="undisturbed", device="cuda")
+    drops.train(run_name="stopped", device="cuda", epochs=1)
+    drops.train(run_name="stopped", device="cuda")
+    undisturbed, stopped = state_of(drops, "undisturbed"), state_of(drops, "stopped")
+    assert torch.equal(undisturbed["cuda_rng"][0], stopped["cuda_rng"][0])
