@@ -173,7 +173,7 @@ PACKAGE: dict[str, Ours | Lacking] = {
         "crops that validate unless told otherwise; objects are told apart over the whole volume",
     ),
     "evaluate": Ours("common.score.evaluate", "of an experiment's crops; there it is a module"),
-    "visualize": Ours("common.show.visualize", "takes the experiment first"),
+    "visualize": Ours("common.show.visualize", "takes the experiment first, or None"),
     "score_submission": UTILS["score_submission"],
     "match_crop_space": UTILS["match_crop_space"],
     "REPO_ROOT": Ours(_CONFIG, "the working folder where the package is installed"),

@@ -112,6 +112,26 @@ def find(config: TrainConfig, crops: str = "validate", tests: Sequence[Entry] = 
     return list(chosen.values())
 
 
+def on_disk(root: Path, crops: str = "*") -> list[Region]:
+    """The annotated crops of a data root that a comma-separated list names, each once.
+
+    Names as of `find`, "*" is all. Raises FileNotFoundError without a data root, UserError for
+    names that nothing has, and for those of a data split or manifest.
+    """
+    chosen: dict[str, Region] = {}
+    for word in _words(crops):
+        if word in (*USAGES, "test"):
+            raise UserError(
+                f"--crops {word}: of which experiment? write its path, or names of crops"
+            )
+        dataset, _, name = word.rpartition("/")
+        found, _ = catalogue.scan(root, [dataset or "*"], [name])
+        for crop in found:
+            region = _of_crop_on_disk(crop, root)
+            chosen[str(region)] = region
+    return list(chosen.values())
+
+
 def of_volume(path: str | Path, roi: str = "") -> Region:
     """A volume of one's own, whole or a box of it.
 

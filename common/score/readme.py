@@ -12,7 +12,9 @@ from common.errors import UserError
 from common.files import REPOSITORY, replacing
 from common.score.result import Asked, Checkpoint, Provenance, Scores
 from common.score.tables import OVERALL_NAMES, overall, remarks, tables
-from common.show import figures, visualize
+from common.show import figures
+from common.show.layers import find_layers
+from common.show.montage import montage
 from common.talk import command_line, some
 
 BEGIN = "<!-- scores: written by `evaluate --write-readme` -->"
@@ -46,8 +48,8 @@ def write_scores(
     before, after = _around_scores(path)
     rows = []
     for box in boxes[:PICTURED]:
-        layers = visualize.find_layers(config, box, tuple(scores.classes), say=say)
-        rows.append(visualize.montage(box, layers))
+        layers = find_layers(config, box, tuple(scores.classes), say=say)
+        rows.append(montage(box, layers))
     figures.write_png(config.folder / PICTURE, figures.above(rows, background=255))
     text = f"{before}{BEGIN}\n{markdown(config, boxes, scores)}\n{END}{after}"
     with replacing(path) as temporary:

@@ -5,7 +5,6 @@ What a command needs is imported when it runs: torch takes seconds, and `--help`
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -890,17 +889,16 @@ def _of_data_root(name: str, advice: str) -> Path:
 def visualize(
     config_path: str | None, *, crops: str, datasets: tuple[str, ...] | None, **given: Any
 ) -> None:
-    """Look at raw, truth, predictions and processed volumes, in a browser or as pictures."""
+    """Look at raw, truth, predictions and processed volumes, in a browser or as pictures.
+
+    Of the annotated crops of the data root without CONFIG_PATH.
+    """
     from common.show import visualize as module
 
-    if not config_path:
-        words = shlex.join(sys.argv[2:])
-        raise UserError(
-            "visualize: of which experiment? its settings say where the volumes are; type "
-            f"{talk.program()} visualize EXPERIMENT {words}".rstrip()
-        )
     if datasets and datasets != ("*",):
         crops = _within(datasets, crops)
+    if not config_path and crops == "validate":  # of no experiment
+        crops = "*"
     given["crops"] = crops
     for path in module.visualize(config_path, **options.given(given), say=click.echo):
         click.echo(path)

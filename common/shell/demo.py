@@ -12,7 +12,9 @@ from common.files import REPOSITORY
 from common.infer import predict, process
 from common.score import evaluate
 from common.score.whole_crops import of_run
-from common.show import figures, visualize
+from common.show import figures
+from common.show.layers import find_layers
+from common.show.montage import montage
 from common.talk import command_line, say
 from common.train import run
 
@@ -50,7 +52,7 @@ def demo(output: str | Path, minutes: float = 0.0) -> Path | None:
     config = load_config(EXPERIMENT, settings)
     rows = []
     for box in regions.choose(config):
-        rows.append(visualize.montage(box, visualize.find_layers(config, box)))
+        rows.append(montage(box, find_layers(config, box)))
     picture = output / "demo.png"
     figures.write_png(picture, figures.above(rows, background=255))
     print(f"raw, truth, predictions and processed volumes of both validation crops: {picture}")

@@ -41,12 +41,29 @@ def find_layers(
         kinds: some of KINDS.
         say: takes a line about what is left out.
     """
-    folders = {
-        "truth": region.truth,
-        "predictions": region.folder(config.path("predictions_path")),
-        "processed": region.folder(config.path("processed_path")),
+    return layers_under(roots_of(config), region, classes or config.classes, kinds, say=say)
+
+
+def roots_of(config: TrainConfig) -> dict[str, Path]:
+    """Where an experiment has its predictions and processed volumes."""
+    return {
+        "predictions": config.path("predictions_path"),
+        "processed": config.path("processed_path"),
     }
-    wanted = list(classes or config.classes)
+
+
+def layers_under(
+    roots: Mapping[str, Path],
+    region: Region,
+    classes: Sequence[str],
+    kinds: Sequence[str] = KINDS,
+    *,
+    say: Callable[[str], None] = print,
+) -> Layers:
+    """The same, of predictions and processed volumes under these folders."""
+    folders = {"truth": region.truth}
+    folders |= {kind: region.folder(root) for kind, root in roots.items()}
+    wanted = list(classes)
     layers: Layers = {}
     if "raw" in kinds:
         layers["raw"] = {"": ngff.open_levels(region.raw)}

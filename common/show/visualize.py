@@ -6,18 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common import classes as class_table
-from common.config.load import load_config
-from common.config.settings import TrainConfig
+from common.config.load import data_root, load_config
 from common.data import regions
 from common.data.regions import Region
 from common.errors import UserError
 from common.show import figures, viewer
-from common.show.layers import KINDS, find_layers
+from common.show.layers import KINDS, layers_under, roots_of
 from common.show.montage import montage
 
 
 def visualize(  # noqa: PLR0913  the options of the command
-    config_path: str | Path,
+    config_path: str | Path | None,
     crops: str = "validate",
     *,
     volume: str | Path = "",
@@ -37,7 +36,8 @@ def visualize(  # noqa: PLR0913  the options of the command
     What is not there yet is left out and said.
 
     Args:
-        config_path: an experiment's folder or its train_config.py.
+        config_path: an experiment's folder or its train_config.py. None shows the annotated crops
+            of the data root, and what is in predictions/ and processed/ there.
         crops: see `common.data.regions.choose`, as volume, roi and manifest_path.
         volume: a volume of one's own instead of crops.
         roi: a box of it.
@@ -61,13 +61,26 @@ def visualize(  # noqa: PLR0913  the options of the command
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise UserError(f"--kinds {', '.join(unknown)}; write some of {', '.join(KINDS)}")
-    config = load_config(config_path, overrides, data)
-    boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=say)
-    _refuse_unknown_classes(classes, config, boxes)
+    if config_path is None and (overrides or manifest_path):
+        raise UserError("--set and --manifest are for an experiment; write its path")
+    if config_path is None:
+        root = data_root(data)
+        boxes = [regions.of_volume(volume, roi)] if volume else regions.on_disk(root, crops)
+        roots = {"predictions": root / "predictions", "processed": root / "processed"}
+        own: Sequence[str] = ()
+        known: Sequence[str] = ()
+    else:
+        config = load_config(config_path, overrides, data)
+        boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=say)
+        roots = roots_of(config)
+        own = config.classes
+        known = [*config.classes, *config.extra_classes]
+    _refuse_unknown_classes(classes, known, boxes)
     shown = []
     layers_of = []
     for box in boxes:
-        layers = find_layers(config, box, classes, kinds, say=say)
+        wanted = classes or own or box.classes
+        layers = layers_under(roots, box, wanted, kinds, say=say)
         if any(layers.values()):
             shown.append(box)
             layers_of.append(layers)
@@ -87,10 +100,10 @@ def visualize(  # noqa: PLR0913  the options of the command
 
 
 def _refuse_unknown_classes(
-    classes: Sequence[str], config: TrainConfig, boxes: Sequence[Region]
+    classes: Sequence[str], known: Sequence[str], boxes: Sequence[Region]
 ) -> None:
     """UserError for names that neither the challenge, the experiment nor a crop knows."""
-    known = [*config.classes, *config.extra_classes]
+    known = list(known)
     for box in boxes:
         known += box.classes
     problems = class_table.unknown_names(classes, known)

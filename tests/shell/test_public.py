@@ -142,6 +142,12 @@ TAKEN = [
         {0: "mine.zip", 1: "t.zarr", "result_path": "x.json"},
     ),
     ("csc evaluate -ic nuc,mito", "evaluate_submission", {"instance_classes": ("nuc", "mito")}),
+    ("csc visualize", "visualize", {0: None, "crops": "*"}),
+    (
+        "csc visualize -d jrc_x -c 111 -C nuc -k gt",
+        "visualize",
+        {"crops": "jrc_x/111", "classes": ("nuc",), "kinds": ("raw", "truth")},
+    ),
     ("csc visualize my -c 111 -k gt", "visualize", {"crops": "111", "kinds": ("raw", "truth")}),
     (
         "csc visualize my -d jrc_x -C nuc,er -k predictions,processed",
@@ -212,8 +218,8 @@ def in_folder(here: Path, value):
 
 
 REFUSED = [
-    ("csc visualize", "visualize EXPERIMENT"),
-    ("csc visualize -d jrc_x -c 111 -C nuc -k gt", "visualize EXPERIMENT -d jrc_x -c 111 -C nuc"),
+    ("csc visualize -c test", "of which experiment?"),
+    ("csc visualize --set epochs=3", "for an experiment"),
     ("csc visualize my -d jrc_x -c test", "names of crops"),
     ("csc visualize my -k submission", "raw, truth, predictions, processed"),
     ("csc fetch-data --zip", "leave --zip out"),

@@ -708,3 +708,41 @@ def test_all_crops_are_served_on_the_port_asked_for_which_may_be_taken(experimen
     assert len(set(links)) == 3
     for link in links:
         assert link.startswith(f"http://127.0.0.1:{port}/v/")
+
+
+# without an experiment
+
+
+def test_crops_of_a_data_root_are_shown_without_an_experiment(data_root, tmp_path):
+    said = []
+    paths = visualize.visualize(
+        None, "*", kinds=("raw", "truth"), png=tmp_path / "png", data=data_root, say=said.append
+    )
+    assert {path.name for path in paths} == {f"tiny_crop{k}.png" for k in (1, 2, 3)}
+    assert all(path.stat().st_size > 1000 for path in paths) and not said
+
+
+def test_volumes_of_the_toolbox_beside_the_data_are_found(data_root, tmp_path):
+    root = tmp_path / "mine"
+    shutil.copytree(data_root, root)
+    truth = root / "tiny/tiny.zarr/recon-1/labels/groundtruth/crop1/mito"
+    shutil.copytree(truth, root / "processed/tiny.zarr/crop1/mito")
+    [path] = visualize.visualize(
+        None, "tiny/crop1", kinds=("processed",), png=tmp_path / "x.png", data=root, say=str
+    )
+    assert path == tmp_path / "x.png"
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"overrides": ["epochs=3"]}, "for an experiment"),
+        ({"crops": "validate"}, "of which experiment"),
+        ({"crops": "99"}, "no crop 'crop99'"),
+        ({"classes": ["mitto"]}, "'mitto'"),
+    ],
+)
+def test_what_only_an_experiment_knows_is_refused_without_one(data_root, tmp_path, given, reason):
+    given = {"crops": "*", "png": tmp_path / "png"} | given
+    with pytest.raises(UserError, match=reason):
+        visualize.visualize(None, data=data_root, **given)
