@@ -250,7 +250,11 @@ def _model_to_load(draft: Draft, name: Any) -> None:
     found = _saved_there(draft.path.parent, os.fspath(template), name)
     if found:
         draft.settings["load_model"] = str(found)
-        draft.note("model_to_load", f"a new run begins with {found}, of the last epoch there is")
+        draft.note(
+            "model_to_load",
+            f"a new run begins with {found}, of the last epoch there is; networks fed by "
+            "cellmap-data of 2026 have seen raw of 0 to 255, which is raw_normalization = 'values' here",
+        )
     elif name != own:
         wanted = os.fspath(template).replace("{model_name}", name)
         draft.settings["load_model"] = wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from conftest import datasplit_text
 from torch import nn
 
-from cellmap_segmentation_challenge.models import _unet, vitnet
+from cellmap_segmentation_challenge.models import _unet, resnet, vitnet
 from common.config import public as public_module
 from common.config.given import GivenModel, GivenOptimizer, GivenScheduler
 from common.config.load import load_config, load_process_config
@@ -321,8 +322,18 @@ def shapes(tmp_path, data_root, monkeypatch) -> Path:
     monkeypatch.setattr(cosem, "load_model", lambda name: network)
     # as deep as they are, and thinner: seconds on a CPU
     monkeypatch.setattr(_unet, "WIDTHS", (4, 8, 16, 32, 64))
-    thin = {"conv_first_channel": 16, "decoder_channels": (8, 8, 8, 8, 8)}
-    monkeypatch.setitem(vitnet.CONFIGS, "ViT-V-Net", vitnet.CONFIGS["ViT-V-Net"] | thin)
+    narrow = functools.partialmethod(resnet.ResNet.__init__, ngf=8)
+    monkeypatch.setattr(resnet.ResNet, "__init__", narrow)
+    sizes = vitnet.CONFIGS["ViT-V-Net"]
+    thin = {
+        "conv_first_channel": 16,
+        "encoder_channels": (4, 8, 8),
+        "decoder_channels": (8, 8, 8, 8, 8),
+        "skip_channels": (8, 8, 8, 8, 4),
+        "hidden_size": 24,
+        "transformer": {**sizes["transformer"], "mlp_dim": 32, "num_layers": 2},
+    }
+    monkeypatch.setitem(vitnet.CONFIGS, "ViT-V-Net", sizes | thin)
     folder = tmp_path / "mine"
     shutil.copytree(SHAPES, folder)
     (folder / "datasplit.csv").write_text(datasplit_text())
