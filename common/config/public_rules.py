@@ -252,8 +252,8 @@ def _model_to_load(draft: Draft, name: Any) -> None:
         draft.settings["load_model"] = str(found)
         draft.note(
             "model_to_load",
-            f"a new run begins with {found}, of the last epoch there is; networks fed by "
-            "cellmap-data of 2026 have seen raw of 0 to 255, which is raw_normalization = 'values' here",
+            f"a new run begins with {found}, of the last epoch there is; if cellmap-data of 2026 "
+            "fed it, it has seen raw of 0 to 255, which is raw_normalization = 'values' here",
         )
     elif name != own:
         wanted = os.fspath(template).replace("{model_name}", name)
