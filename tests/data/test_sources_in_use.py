@@ -128,6 +128,42 @@ def test_training_and_scores_from_a_server_are_those_from_the_disk(experiment, r
     assert scores_of(here, run) == scores_of(there, run)
 
 
+@pytest.mark.slow
+def test_a_bucket_of_another_s3_server_is_read(data_root, tiny_raw, monkeypatch):
+    for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID"):
+        monkeypatch.delenv(name, raising=False)
+    moto = pytest.importorskip("moto.server")
+    boto3 = pytest.importorskip("boto3")
+    clear()
+    s3 = moto.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    s3.start()
+    try:
+        url = "http://{}:{}".format(*s3.get_host_and_port())
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        account = {
+            "aws_access_key_id": "a",
+            "aws_secret_access_key": "b",
+            "region_name": "us-east-1",
+        }
+        client = boto3.client("s3", endpoint_url=url, **account)
+        client.create_bucket(Bucket="cells", ACL="public-read")
+        name = writers.tiff_ome(data_root, writers.VOLUME)
+        files = [*(data_root / RAW).rglob("*"), data_root / name]
+        for file in files:
+            if file.is_file():
+                key = file.relative_to(data_root).as_posix()
+                client.put_object(
+                    Bucket="cells", Key=key, Body=file.read_bytes(), ACL="public-read"
+                )
+        np.testing.assert_array_equal(voxels_of(f"s3://cells/{RAW}"), tiny_raw)
+        np.testing.assert_array_equal(voxels_of(f"s3://cells/{name}"), writers.VOLUME)
+        with pytest.raises(FileNotFoundError, match="s3://cells/nothing: no volume there"):
+            open_levels("s3://cells/nothing")
+    finally:
+        s3.stop()
+        clear()
+
+
 def test_an_interrupted_connection_is_asked_again(tiny_raw, server):
     chunk = f"{RAW}/s0/0/0/0"
     server.faults[chunk] = [503, "drop", "drop"]
