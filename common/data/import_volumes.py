@@ -7,7 +7,7 @@ that was begun, leaves alone one that is whole, and refuses what is another's.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from common.data.records import read_attributes
 from common.data.sources.place import bare, with_voxel_size
 from common.errors import UserError
 from common.files import alone
-from common.talk import command_line, count, nm, progress
+from common.talk import command_line, count, nm, note, progress
 
 IMPORTED = "imported"
 """Attribute of a group: from what it was written."""
@@ -37,6 +37,9 @@ LABEL_CHUNK = 64
 
 MOST_IDS = 1000
 """Different values of a class that is not said to have objects; more look like raw, or like ids."""
+
+UNKNOWN_OF_MASK = 255
+"""Of unknown in a class that is cut out of a volume of several."""
 
 LOCK = ".import.lock"
 
@@ -60,6 +63,10 @@ class Import:
     group: Path
     kind: str
     """"raw", "semantic" or "instance"."""
+    value: int | None = None
+    """The value of the class in a volume of several; None where all but 0 and unknown is it."""
+    unknown: int | None = None
+    """The value of voxels of which nobody knows what they are."""
 
     @property
     def record(self) -> dict[str, Any]:
@@ -71,7 +78,25 @@ class Import:
             "voxel_size_nm": self.grid.scale.tolist(),
             "translation_nm": self.grid.origin.tolist(),
             "kind": self.kind,
+            "value": self.value,
+            "unknown": self.unknown,
         }
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type that is written."""
+        stored = np.dtype(self.source.array.dtype).newbyteorder("=")
+        is_mask = self.value is not None or stored.kind == "b"
+        return np.dtype(np.uint8) if is_mask else stored
+
+    def written(self, block: np.ndarray) -> np.ndarray:
+        """What is written of voxels of the source."""
+        if self.value is None:
+            return block
+        mask = (block == self.value).astype(np.uint8)
+        if self.unknown is not None:
+            mask[block == self.unknown] = UNKNOWN_OF_MASK
+        return mask
 
 
 def import_data(  # noqa: PLR0913  # the options of the command
@@ -81,6 +106,7 @@ def import_data(  # noqa: PLR0913  # the options of the command
     labels: Mapping[str, str] | None = None,
     instances: Sequence[str] = (),
     crops: Sequence[str] = (),
+    unknown: int | None = None,
     voxel_size: tuple[float, ...] | None = None,
     data: str | Path | None = None,
     overwrite: bool = False,
@@ -93,10 +119,12 @@ def import_data(  # noqa: PLR0913  # the options of the command
     Args:
         raw: a volume of any kind, see `common.data.sources.place`.
         dataset: its name from now on.
-        labels: the volume of each class, on the voxels of the raw or at their own translation.
+        labels: the volume of each class, on the voxels of the raw or at their own translation; of
+            one that holds several classes with the value of this one, as in all.tif#value=2.
         instances: those of the classes whose values are ids of objects.
         crops: boxes of the labels, in their voxels: "z0:z1,y0:y1,x0:x1"; all of them unless given.
             They become crop1, crop2, ...
+        unknown: the value of voxels in all labels of which nobody knows what they are.
         voxel_size: nm, of all volumes that do not say theirs.
         data: data root.
         overwrite: replace what is there.
@@ -108,7 +136,10 @@ def import_data(  # noqa: PLR0913  # the options of the command
     """
     root = data_root(data)
     store = root / _store_of(dataset)
+    if unknown is not None and not labels:
+        raise UserError("--unknown: a value of the labels; write --labels CLASS=FILE, too")
     jobs = _plan(raw, store, labels or {}, instances=instances, crops=crops, voxel_size=voxel_size)
+    jobs = [replace(job, unknown=unknown) if job.kind != "raw" else job for job in jobs]
     if not overwrite:
         for job in jobs:
             _refuse_others(job)
@@ -116,16 +147,25 @@ def import_data(  # noqa: PLR0913  # the options of the command
     with alone(store / LOCK):
         for job in jobs:
             _write(job, overwrite=overwrite, say=say)
-    names = sorted({job.group.parent.name for job in jobs if job.kind != "raw"})
-    if names:
-        classes = ",".join(labels or {})
-        split = command_line("make-datasplit", "EXPERIMENT/datasplit.csv", data=root)
-        scale = ",".join(f"{length:g}" for length in jobs[1].grid.scale)
-        say(
-            f"{dataset}: {count(len(names), 'crop')}; list them with\n  {split} --classes {classes}"
-            f" --scale {scale}"
-        )
+    if labels:
+        _say_next(dataset, root, jobs, classes=list(labels), say=say)
     return store
+
+
+def _say_next(
+    dataset: str,
+    root: Path,
+    jobs: Sequence[Import],
+    *,
+    classes: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
+    """The command that lists the crops that were written."""
+    crops = {job.group.parent for job in jobs if job.kind != "raw"}
+    scale = ",".join(f"{length:g}" for length in jobs[1].grid.scale)
+    options = {"data": root, "classes": ",".join(classes), "scale": scale}
+    command = command_line("make-datasplit", "EXPERIMENT/datasplit.csv", **options)
+    say(f"{dataset}: {count(len(crops), 'crop')}; list them with\n  {command}")
 
 
 def _store_of(dataset: str) -> str:
@@ -156,7 +196,10 @@ def _plan(
     whole = Box(np.zeros(3, int), level.shape)
     jobs = [Import(level, whole, level.grid, store / layout.RAW, "raw")]
     first: Level | None = None
-    for name, text in labels.items():
+    for name, written in labels.items():
+        text, value = _value_in(written)
+        if value is not None and name in instances:
+            raise UserError(f"{written}: one value is no objects; write --instances without {name}")
         label = _placed(_opened(text, voxel_size), level)
         _check_labels(label, name)
         first = first or label
@@ -169,8 +212,18 @@ def _plan(
         for number, box in enumerate(boxes, 1):
             kind = "instance" if name in instances else "semantic"
             group = store / layout.LABELS / f"crop{number}" / name
-            jobs.append(Import(label, box, _grid_of(label, box), group, kind))
+            jobs.append(Import(label, box, _grid_of(label, box), group, kind, value))
     return jobs
+
+
+def _value_in(text: str) -> tuple[str, int | None]:
+    """The name of a volume without the value that it says, and the value: all.tif#value=2."""
+    match = re.search(r"([#&])value=([^&]*)&?", text)
+    if match is None:
+        return text, None
+    if not match[2].isdecimal():
+        raise UserError(f"{text}: value '{match[2]}'; write the number of the class, such as 2")
+    return (text[: match.start()] + match[1] + text[match.end() :]).rstrip("#&"), int(match[2])
 
 
 def _opened(text: str, voxel_size: tuple[float, ...] | None) -> Level:
@@ -209,7 +262,11 @@ def _same_grid(one: Grid, other: Grid) -> bool:
 
 
 def _grid_text(grid: Grid) -> str:
-    return f"has {nm(grid.shape)} voxels of {nm(grid.scale)} nm"
+    return f"has {_sides(grid.shape)} voxels of {nm(grid.scale)} nm"
+
+
+def _sides(shape: Sequence[int] | np.ndarray) -> str:
+    return " x ".join(str(int(n)) for n in shape)
 
 
 def _grid_of(level: Level, box: Box) -> Grid:
@@ -228,8 +285,8 @@ def _box_of(text: str, label: Level) -> Box:
             bounds.append((start, stop))
     if len(bounds) != 3 or any(start >= stop for start, stop in bounds):
         raise UserError(
-            f"--crop {text}: no box within {nm(label.shape)} voxels; write z0:z1,y0:y1,x0:x1 in "
-            "voxels of the labels, such as 0:100,0:200,:"
+            f"--crop {text}: no box within {_sides(label.shape)} voxels; write z0:z1,y0:y1,x0:x1 "
+            "in voxels of the labels, such as 0:100,0:200,:"
         )
     start, stop = np.array(bounds).T
     return Box(start, stop)
@@ -256,21 +313,29 @@ def _refuse_others(job: Import) -> None:
 
 def _write(job: Import, *, overwrite: bool, say: Callable[[str], None]) -> None:
     """Write a volume, or what is left of it."""
-    attributes = read_attributes(job.group) if job.group.exists() else {}
+    attributes = read_attributes(job.group) if job.group.exists() and not overwrite else {}
     is_ours = attributes.get(IMPORTED) == job.record
-    if is_ours and "multiscales" in attributes and not overwrite:
+    if is_ours and "multiscales" in attributes:
         say(f"{job.group}: there already")
         return
-    chunk = CHUNK if job.kind == "raw" else LABEL_CHUNK
-    if is_ours and attributes.get(UNFINISHED) and not overwrite:
+    if is_ours and attributes.get(UNFINISHED):
         array = zarr.open_group(str(job.group), mode="r+")["s0"]
     else:
+        chunk = CHUNK if job.kind == "raw" else LABEL_CHUNK
         about = {IMPORTED: job.record, **_annotation(job)}
-        dtype = np.dtype(job.source.array.dtype).newbyteorder("=")
-        if dtype.kind == "b":
-            dtype = np.dtype(np.uint8)
-        array = ngff.start_multiscale(job.group, job.grid, dtype, (chunk,) * 3, attributes=about)
-    values: set[int] = set()
+        array = ngff.start_multiscale(
+            job.group, job.grid, job.dtype, (chunk,) * 3, attributes=about
+        )
+    _copy(job, array)
+    reduce = ngff.block_mean if job.kind == "raw" else ngff.pick
+    factors = ngff.pyramid(job.grid) if job.kind == "raw" else []
+    ngff.finish_multiscale(job.group, job.grid, factors, reduce)
+    say(f"{job.group}: {_sides(job.grid.shape)} voxels of {nm(job.grid.scale)} nm")
+
+
+def _copy(job: Import, array: zarr.Array) -> None:
+    """Write the chunks of the finest level, those of raw that an earlier call left."""
+    values: set[int | None] = set()
     blocks = list(_blocks(job, array))
     with progress(len(blocks), job.group.name, unit="block") as bar:
         for start, stop in blocks:
@@ -278,14 +343,23 @@ def _write(job: Import, *, overwrite: bool, say: Callable[[str], None]) -> None:
             if job.kind == "raw" and _is_written(job, array, start):
                 continue
             block = job.source.read(start + job.box.start, stop + job.box.start)
-            if job.kind == "semantic":
+            if job.kind == "semantic" and job.value is None:
                 values.update(np.unique(block).tolist())
                 _refuse_raw(job, values)
-            array[slices(start, stop)] = block
-    reduce = ngff.block_mean if job.kind == "raw" else ngff.pick
-    factors = ngff.pyramid(job.grid) if job.kind == "raw" else []
-    ngff.finish_multiscale(job.group, job.grid, factors, reduce)
-    say(f"{job.group}: {nm(job.grid.shape)} voxels of {nm(job.grid.scale)} nm")
+            array[slices(start, stop)] = job.written(block)
+    _note_values(job, values - {0, job.unknown})
+
+
+def _note_values(job: Import, values: Collection[int | None]) -> None:
+    """Say that a class has several values, which may be ids or classes."""
+    if len(values) < 2:
+        return
+    name = job.group.name
+    note(
+        f"{job.source.path}: {len(values)} values besides 0, all of them taken for {name}; if "
+        f"they are ids of objects, write --instances {name}, and if they are classes "
+        f"{name}={job.source.path.name}#value=1 and so on"
+    )
 
 
 def _annotation(job: Import) -> dict[str, Any]:
@@ -293,7 +367,13 @@ def _annotation(job: Import) -> dict[str, Any]:
     if job.kind == "raw":
         return {}
     kind = INSTANCE_TYPE if job.kind == "instance" else "semantic_segmentation"
-    return {"cellmap": {"annotation": {"annotation_type": {"type": kind}}}}
+    about: dict[str, Any] = {"type": kind}
+    if job.unknown is not None:
+        code = job.unknown if job.value is None else UNKNOWN_OF_MASK
+        about["encoding"] = {"absent": 0, "unknown": code}
+        if job.value is not None:
+            about["encoding"]["present"] = 1
+    return {"cellmap": {"annotation": {"annotation_type": about}}}
 
 
 def _blocks(job: Import, array: zarr.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -310,7 +390,7 @@ def _is_written(job: Import, array: zarr.Array, start: np.ndarray) -> bool:
     return job.group.joinpath("s0", *map(str, index.tolist())).is_file()
 
 
-def _refuse_raw(job: Import, values: set[int]) -> None:
+def _refuse_raw(job: Import, values: Collection[int | None]) -> None:
     if len(values) > MOST_IDS:
         name = job.group.name
         raise UserError(

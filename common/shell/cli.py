@@ -177,7 +177,11 @@ def fetch_data(crops: str, scale: tuple[tuple[float, ...], ...], **given: Any) -
     "--labels",
     metavar="CLASS=FILE,...",
     default="",
-    help="The volume of each class: mito=mito.tif,er=er.tif.",
+    help="The volume of each class: mito=mito.tif,er=er.tif; of one that holds several its value, "
+    "too: mito=all.tif#value=1,er=all.tif#value=2.",
+)
+@click.option(
+    "--unknown", type=int, help="The value of voxels of which nobody knows what they are."
 )
 @click.option("--instances", type=Names(), help="Those of them whose values are ids of objects.")
 @click.option(

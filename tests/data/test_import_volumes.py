@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from common.data import import_volumes, layout, ngff
-from common.data.annotation import INSTANCE_TYPE, encoding_of
+from common.data.annotation import INSTANCE_TYPE, LabelReader, encoding_of
 from common.data.import_volumes import import_data
 from common.data.level import Level
 from common.data.ngff import open_levels
@@ -129,6 +129,33 @@ def test_ids_of_objects_are_said_to_be(files):
     np.testing.assert_array_equal(voxels(level.group), ids)
     assert encoding_of(level, "mito").is_instance
     assert INSTANCE_TYPE in (level.group / ".zattrs").read_text()
+
+
+def test_classes_are_cut_out_of_a_volume_of_several(files):
+    several = np.random.default_rng(2).integers(0, 4, SHAPE, np.uint8)
+    several[:5] = 9
+    tifffile.imwrite(files / "all.tif", several)
+    labels = {
+        "mito": f"{files}/all.tif#value=1",
+        "er": f"{files}/all.tif#value=3&translation=0,0,0",
+    }
+    store = imported(files, labels=labels, unknown=9)
+    for name, value in (("mito", 1), ("er", 3)):
+        level = open_levels(store / layout.LABELS / "crop1" / name)[0]
+        positive, unknown = LabelReader(level, name).read((0, 0, 0), SHAPE)
+        np.testing.assert_array_equal(positive, several == value)
+        np.testing.assert_array_equal(unknown, several == 9)
+
+
+def test_another_code_of_unknown_is_kept_with_the_labels(files):
+    mito = MITO.copy()
+    mito[:, :10] = 7
+    tifffile.imwrite(files / "mito.tif", mito)
+    store = imported(files, labels={"mito": f"{files}/mito.tif"}, unknown=7)
+    level = open_levels(store / layout.LABELS / "crop1/mito")[0]
+    positive, unknown = LabelReader(level, "mito").read((0, 0, 0), SHAPE)
+    np.testing.assert_array_equal(positive, mito == 1)
+    np.testing.assert_array_equal(unknown, mito == 7)
 
 
 @pytest.mark.parametrize(
