@@ -367,8 +367,9 @@ def _job_cluster(engine: Engine) -> Any:
     try:
         return kinds[engine.cluster](**options)
     except (TypeError, ValueError, OSError) as error:
+        reason = str(error).split(". Very likely")[0].splitlines()[0]
         raise UserError(
-            f"{engine.cluster_options}: dask-jobqueue does not take it ({error}); see "
+            f"{engine.cluster_options}: dask-jobqueue does not take it ({reason}); see "
             "https://jobqueue.dask.org for its options"
         ) from error
 

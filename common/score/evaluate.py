@@ -30,7 +30,7 @@ from common.score.result import Asked, Checkpoint, CropScore, Provenance, Scores
 from common.score.submitted import SubmittedCrop
 from common.score.summary import summary
 from common.score.versions import CSC, Version
-from common.score.workers import parallel
+from common.score.workers import Workers, parallel
 from common.talk import note, some
 
 
@@ -59,7 +59,7 @@ def evaluate(  # noqa: PLR0913  the options of the command
     manifest_path: str = "",
     write_readme: bool = False,
     metric_version: str = CSC.name,
-    workers: int = 1,
+    workers: Workers = 1,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
     say: Callable[[str], None] = print,
@@ -75,7 +75,7 @@ def evaluate(  # noqa: PLR0913  the options of the command
         manifest_path: table of test crops.
         write_readme: also into the experiment's README, with a picture.
         metric_version: of the challenge's score, see `common.score.versions`.
-        workers: processes.
+        workers: processes, or a crew.
         overrides: settings as NAME=VALUE.
         data: root of the data.
         say: takes what is to be told.
@@ -105,7 +105,7 @@ def evaluate_submission(
     result_path: str | Path = "result.json",
     instance_classes: Collection[str] = INSTANCES,
     metric_version: str = CSC.name,
-    workers: int = 1,
+    workers: Workers = 1,
     say: Callable[[str], None] = print,
 ) -> Scores:
     """Score a packed submission; writes a JSON file and gives its content.
@@ -119,7 +119,7 @@ def evaluate_submission(
         result_path: the JSON file.
         instance_classes: those that are scored by their objects.
         metric_version: of the challenge's score, see `common.score.versions`.
-        workers: processes.
+        workers: processes, or a crew.
         say: takes what is to be told, tables among it.
 
     Raises:
@@ -191,7 +191,7 @@ def _score(
     asked: Asked,
     *,
     version: Version,
-    workers: int,
+    workers: Workers,
 ) -> Scores:
     """Check all volumes, then score them. Raises as `evaluate` does."""
     jobs = [replace(job, version=version) for job in _jobs(config, recipe, boxes)]
@@ -217,7 +217,7 @@ def _score(
     )
 
 
-def _judge_submission(like: SubmittedCrop, workers: int) -> list[Evaluation]:
+def _judge_submission(like: SubmittedCrop, workers: Workers) -> list[Evaluation]:
     """All classes of all crops. Raises as `evaluate_submission` does.
 
     like: what all crops have in common.

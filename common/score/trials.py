@@ -23,7 +23,7 @@ from common.infer.recipe import Recipe, read_recipe
 from common.score import challenge
 from common.score.judge import Evaluation, Truth, judge
 from common.score.versions import CSC, Version
-from common.score.workers import parallel
+from common.score.workers import Workers, parallel
 
 COARSE = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Probabilities that are tried for each class.
@@ -133,7 +133,7 @@ class Tried:
         return class_score(pooled)
 
 
-def try_all(trials: Sequence[Trial], workers: int = 1) -> dict[str, Tried]:
+def try_all(trials: Sequence[Trial], workers: Workers = 1) -> dict[str, Tried]:
     """What came of each class with a positive voxel."""
     tried: dict[str, Tried] = {}
     for trial, result in zip(trials, parallel(run_trial, trials, workers), strict=True):

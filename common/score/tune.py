@@ -25,7 +25,7 @@ from common.score import summary, versions
 from common.score.judge import FULL, Evaluation, beside, beside_text
 from common.score.trials import COARSE, DEFAULT, Trial, look, try_all
 from common.score.versions import CSC
-from common.score.workers import parallel
+from common.score.workers import Workers, parallel
 from common.talk import some
 
 
@@ -55,7 +55,7 @@ def tune(  # noqa: PLR0913  the options of the command
     classes: Sequence[str] = (),
     folds: int = 0,
     metric_version: str = CSC.name,
-    workers: int = 1,
+    workers: Workers = 1,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
     say: Callable[[str], None] = print,
@@ -72,7 +72,7 @@ def tune(  # noqa: PLR0913  the options of the command
         classes: some of process_config.py's; all unless given.
         folds: of a cross-validation over crops, whose score is told too; 0 for none.
         metric_version: of the challenge's score, see `common.score.versions`.
-        workers: processes, each with the memory that `evaluate` takes.
+        workers: processes or a crew, each process with the memory that `evaluate` takes.
         overrides: settings as NAME=VALUE.
         data: root of the data.
         say: takes what is to be told.
@@ -98,7 +98,7 @@ def tune(  # noqa: PLR0913  the options of the command
     return found
 
 
-def search(trials: Sequence[Trial], workers: int = 1, folds: int = 0) -> list[Tuned]:
+def search(trials: Sequence[Trial], workers: Workers = 1, folds: int = 0) -> list[Tuned]:
     """The best threshold of each class with a positive voxel, in two rounds, see COARSE."""
     # two rounds of 13 candidates in all: each costs a run of process and evaluate over all crops
     tried = try_all(trials, workers)
@@ -189,7 +189,7 @@ def _everywhere(found: Sequence[Tuned]) -> list[str]:
     return notes
 
 
-def _at_edges(found: Sequence[Tuned], trials: Sequence[Trial], workers: int) -> list[str]:
+def _at_edges(found: Sequence[Tuned], trials: Sequence[Trial], workers: Workers) -> list[str]:
     """A note with figures for each class whose threshold lies at the edge of what is tried.
 
     The score alone can be best where a picture is all foreground or nothing.

@@ -1,24 +1,35 @@
-"""The same function for many items, in several processes."""
+"""The same function for many items, in several processes of this machine, or on a crew's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from typing import TypeVar
 
 from common.errors import FileError
+from common.infer.crew import Crew, Tally, never
 from common.talk import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+Workers = int | Crew
+"""Processes of this machine, or those of a Dask scheduler."""
+
+
 def parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int = 1
+    function: Callable[[Item], Result], items: Sequence[Item], workers: Workers = 1
 ) -> list[Result]:
-    """Results in the order of the items. Raises FileError if a process was killed."""
+    """Results in the order of the items.
+
+    Raises FileError if a process was killed, or where an item failed on each try of a crew.
+    """
+    if isinstance(workers, Crew):
+        return _by_crew(function, items, workers)
     workers = min(workers, len(items))
     results = []
     with progress(len(items)) as bar:
@@ -44,3 +55,29 @@ def _results(
             f"one of {workers} processes was killed, most likely for want of memory; "
             "write fewer --workers"
         ) from error
+
+
+def _by_crew(function: Callable[[Item], Result], items: Sequence[Item], crew: Crew) -> list[Result]:
+    results: dict[int, Result] = {}
+    with progress(len(items)) as bar:
+        failures = crew.run(
+            partial(apply, function),
+            range(len(items)),
+            payload=lambda numbers: [(number, items[number]) for number in numbers],
+            done=results.__setitem__,
+            tell=lambda tally: bar.update(tally.done - bar.n),
+            tally=Tally(len(items), 0),
+            stopped=never,
+        )
+    if failures:
+        texts = [f"{failure.error} (on {failure.where})" for failure in failures]
+        raise FileError("\n".join(dict.fromkeys(texts)))
+    return [results[number] for number in range(len(items))]
+
+
+def apply(
+    function: Callable[[Item], Result], items: Sequence[tuple[int, Item]]
+) -> Iterator[tuple[int, Result]]:
+    """A function of some items, in a worker."""
+    for number, item in items:
+        yield number, function(item)

@@ -5,8 +5,10 @@ What a command needs is imported when it runs: torch takes seconds, and `--help`
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from common.shell.options import Lengths, Names, Scale
 
 if TYPE_CHECKING:
     from common.infer.engine import Engine
+    from common.score.workers import Workers
     from common.shell.jobs import Job, Resources
     from common.train.run import Result
 
@@ -701,7 +704,7 @@ def predict(
             content="logits" if logits else "probability",
             orientations=int(orientations),
             engine=engine,
-            **options.given(given),
+            **options.given(options.without_engine(given)),
         )
     for folder in folders:
         click.echo(folder)
@@ -747,7 +750,9 @@ def process(config_path: str, *, time_limit: float, **given: Any) -> None:
     if _is_dry_run(engine):
         return
     with stopping.time_limit(time_limit):
-        folders = common.infer.process.process(config_path, engine=engine, **options.given(given))
+        folders = common.infer.process.process(
+            config_path, engine=engine, **options.given(options.without_engine(given))
+        )
     for folder in folders:
         click.echo(folder)
 
@@ -759,6 +764,7 @@ def process(config_path: str, *, time_limit: float, **given: Any) -> None:
 @options.overrides
 @options.data()
 @options.workers()
+@options.elsewhere
 @options.metric_version
 @click.option(
     "--folds",
@@ -766,14 +772,37 @@ def process(config_path: str, *, time_limit: float, **given: Any) -> None:
     help="Also score each crop with the threshold that other crops choose, in so many parts; "
     "as many as there are crops leave one out each.",
 )
-def tune(config_path: str, **given: Any) -> None:
+def tune(config_path: str, *, workers: int, **given: Any) -> None:
     """Choose the threshold of each class on annotated crops that are predicted.
 
     Writes thresholds.json, which process reads.
     """
     import common.score.tune
 
-    common.score.tune.tune(config_path, **options.given(given), say=click.echo)
+    engine = options.engine_of({"workers": None, **given})
+    given = options.without_engine(given)
+    if _is_dry_run(engine):
+        return
+    with _scorers(config_path, workers, engine) as hands:
+        common.score.tune.tune(config_path, **options.given(given), workers=hands, say=click.echo)
+
+
+@contextlib.contextmanager
+def _scorers(near: str, workers: int, engine: Engine) -> Iterator[Workers]:
+    """Processes of this machine, or workers elsewhere. near: what they work on."""
+    if not engine.is_used:
+        yield workers
+        return
+    from common.files import key_of
+    from common.infer import cluster
+
+    if engine.cluster:
+        engine = replace(engine, workers=workers)
+    path = Path(near).absolute()
+    folder = path if path.is_dir() else path.parent
+    with cluster.opened(engine, folder, key_of(sys.argv[1:])) as crew:
+        assert crew is not None
+        yield crew
 
 
 @cli.command(heading=PREDICT)
@@ -786,6 +815,7 @@ def tune(config_path: str, **given: Any) -> None:
     help="Write the scores and a picture into the README of the experiment.",
 )
 @options.workers()
+@options.elsewhere
 @options.overrides
 @options.data()
 @click.option(
@@ -828,24 +858,31 @@ def evaluate(
 
     if config_path and (submission or truth or instance_classes):
         raise UserError(EVALUATE)
+    engine = options.engine_of({"workers": None, **given})
+    given = options.without_engine(given)
+    if _is_dry_run(engine):
+        return
     if config_path:
-        module.evaluate(
-            config_path,
-            **options.given(given),
+        with _scorers(config_path, workers, engine) as hands:
+            module.evaluate(
+                config_path,
+                **options.given(given),
+                metric_version=metric_version,
+                workers=hands,
+                say=click.echo,
+            )
+        return
+    submission = submission or str(_of_data_root("submission.zip", EVALUATE))
+    with _scorers(submission, workers, engine) as hands:
+        module.evaluate_submission(
+            submission,
+            truth or _of_data_root("ground_truth.zarr", EVALUATE),
+            result_path=result_path,
+            instance_classes=instance_classes or INSTANCES,
             metric_version=metric_version,
-            workers=workers,
+            workers=hands,
             say=click.echo,
         )
-        return
-    module.evaluate_submission(
-        submission or _of_data_root("submission.zip", EVALUATE),
-        truth or _of_data_root("ground_truth.zarr", EVALUATE),
-        result_path=result_path,
-        instance_classes=instance_classes or INSTANCES,
-        metric_version=metric_version,
-        workers=workers,
-        say=click.echo,
-    )
 
 
 EVALUATE = "evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR"

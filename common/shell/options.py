@@ -163,18 +163,11 @@ def together(*options: Decorator) -> Decorator:
     return add
 
 
-engine = together(
-    click.option(
-        "--workers",
-        type=click.IntRange(1),
-        metavar="NUMBER",
-        help="Processes that share the blocks, a GPU each; of --cluster, jobs. The same command on "
-        "another machine joins them.",
-    ),
+elsewhere = together(
     click.option(
         "--scheduler",
         metavar="ADDRESS|FILE",
-        help="Share the blocks with the workers of a Dask scheduler that runs.",
+        help="Share the work out to the workers of a Dask scheduler that runs.",
     ),
     click.option(
         "--cluster", type=click.Choice(["lsf", "slurm"]), help="Workers are jobs of this system."
@@ -186,6 +179,18 @@ engine = together(
         "takes it.",
     ),
     click.option("--dry-run", is_flag=True, help="Print the job script of --cluster, do nothing."),
+)
+"""Which other machines work; `engine_of` takes them."""
+
+engine = together(
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        metavar="NUMBER",
+        help="Processes that share the blocks, a GPU each; of --cluster, jobs. The same command on "
+        "another machine joins them.",
+    ),
+    elsewhere,
 )
 """Where blocks are computed; `engine_of` takes them."""
 
@@ -221,9 +226,14 @@ boxes = together(config_path, boxes_of_experiment)
 
 
 def engine_of(options: dict[str, Any]) -> Engine:
-    """What the options of `engine` say, taken out of all."""
-    names = [field.name for field in fields(Engine)]
-    return Engine(**given({name: options.pop(name) for name in names}))
+    """What the options of `engine`, or of `elsewhere`, say among all."""
+    return Engine(**given({field.name: options[field.name] for field in fields(Engine)}))
+
+
+def without_engine(options: dict[str, Any]) -> dict[str, Any]:
+    """The others."""
+    names = {field.name for field in fields(Engine)}
+    return {name: value for name, value in options.items() if name not in names}
 
 
 def pairs(option: str, text: str) -> dict[str, str]:

@@ -198,3 +198,25 @@ def test_a_caller_that_is_killed_is_gone_on_with_by_the_one_that_joined(tiny):
         out, err = second.communicate(timeout=300)
     assert second.returncode == 0, err
     np.testing.assert_array_equal(values(Path(out.strip())), wanted)
+
+
+def test_the_workers_of_a_scheduler_that_runs_do_all_block_work(tiny, tmp_path):
+    wanted = expected(tiny)
+    file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "distributed.cli.dask_"]
+    scheduler = [*dask[:2], dask[2] + "scheduler", "--port", "0", "--no-dashboard"]
+    scheduler += ["--host", "127.0.0.1", "--scheduler-file", str(file)]
+    worker = [*dask[:2], dask[2] + "worker", "--nthreads", "2", "--no-dashboard"]
+    worker += ["--scheduler-file", str(file), "--local-directory", str(tmp_path)]
+    with contextlib.ExitStack() as stack:
+        for words in (scheduler, worker):
+            process = stack.enter_context(subprocess.Popen(words, cwd=REPOSITORY, stderr=-3))
+            stack.callback(process.terminate)
+            while not file.exists():
+                time.sleep(0.05)
+        folder = works(predict(tiny, "--scheduler", file))
+        np.testing.assert_array_equal(values(folder), wanted)
+        works(command("process", tiny, "--scheduler", file))
+        code, table, said = call(command("evaluate", tiny, "--scheduler", file))
+    assert code == 0, said
+    assert table == call(command("evaluate", tiny))[1]
