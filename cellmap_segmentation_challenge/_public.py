@@ -4,8 +4,9 @@ Only one package of a name can be imported, and this one is if it comes first on
 toolbox then runs under a name of its own, `cellmap_segmentation_challenge._toolbox`: its modules
 see each other and its own names, never ours. What we lack is given out under the common name:
 
-    import cellmap_segmentation_challenge.models          the toolbox's module
+    import cellmap_segmentation_challenge.cli              the toolbox's module
     from cellmap_segmentation_challenge.utils import X    ours if we have X, else the toolbox's
+    from cellmap_segmentation_challenge.models import X   the toolbox's, ours if it has not got it
 
 Each module of the toolbox runs once: under both names it is the same object.
 """
