@@ -270,8 +270,8 @@ def prediction(case: Case) -> dict[str, float]:
     voxels = case.side**3
     return {
         "voxels": voxels,
-        "ours": voxels / predicted(config, network, region, 0),
-        "bare": voxels / bare(network, blocks),
+        "ours": voxels / predicted(config, network, region, 0).wall,
+        "bare": voxels / bare(network, blocks).wall,
         "window": blocks[0].shape[-1],
         "memory": memory,
     }

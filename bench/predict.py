@@ -1,11 +1,12 @@
 """Prediction end to end against the bare network, and its memory.
 
-    python bench/predict.py [--device cpu] [--quick]
+    python bench/predict.py [--device cpu] [--classes 48] [--quick]
 
-unet8 with 48 classes and random weights on a volume of noise, in the precision of the config; uint8
+unet8 with random weights on a volume of noise, in the precision of the config; uint8
 probabilities. End to end is read, compute, encode, compress, write and pyramid. "bare" are forward
 passes on the very blocks of the volume, in memory already. Both alternate in one process; the ratio
-is that of the medians, beside the load that other work made. What output costs depends on how it
+is the median of the rounds', beside the load that other work made and the ratio of processor time,
+which other work changes less. What output costs depends on how it
 compresses: once the output layer is as random as the rest, once it gives the classes frequencies
 between 0.2 % and 27 %. Memory is the most that a fresh process held, for two volumes that are both
 larger than a block.
@@ -33,6 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 SIDES = {"cpu": (256, 512), "cuda": (512, 768)}
 """Voxels along an edge of the volumes: of that for speed, and of a larger one for memory."""
 
+BLOCKS = {"cpu": 128, "cuda": 256}
+"""Edges of blocks in voxels: the largest that `predict` takes of itself."""
+
 OUTPUTS = ("random", "background")
 """Of the network: of its random weights, or such that most of it is background."""
 
@@ -50,6 +54,8 @@ class Case:
     output: str
     """One of OUTPUTS."""
     rounds: int
+    classes: int
+    """Of unet8's, the first."""
 
     def words(self) -> list[str]:
         """As `from_words` takes it."""
@@ -58,12 +64,35 @@ class Case:
     @classmethod
     def from_words(cls, words: Sequence[str]) -> Case:
         """Of a command line."""
-        scratch, side, device, block, output, rounds = words
-        return cls(Path(scratch), int(side), device, int(block), output, int(rounds))
+        scratch, side, device, block, output, rounds, classes = words
+        numbers = {"rounds": int(rounds), "classes": int(classes)}
+        return cls(Path(scratch), int(side), device, int(block), output, **numbers)
 
 
-def settings(scratch: Path, device: str):
-    """unet8_all, everything it writes in a scratch folder."""
+@dataclass(frozen=True)
+class Cost:
+    """What a part of the work took."""
+
+    wall: float
+    """Seconds."""
+    processor: float
+    """Seconds of all threads of this process."""
+
+
+class Clock:
+    """Counts from when it is made."""
+
+    def __init__(self) -> None:
+        self.wall = time.perf_counter()
+        self.processor = time.process_time()
+
+    def cost(self) -> Cost:
+        """So far."""
+        return Cost(time.perf_counter() - self.wall, time.process_time() - self.processor)
+
+
+def settings(scratch: Path, device: str, classes: int):
+    """unet8_all with its first classes, everything it writes in a scratch folder."""
     from common.config.load import load_config
     from common.files import REPOSITORY
 
@@ -71,17 +100,18 @@ def settings(scratch: Path, device: str):
         f"{name}_path": str(scratch / name)
         for name in ("model_save", "predictions", "cache", "data")
     }
-    return load_config(REPOSITORY / "unet8_all", **folders, device=device)
+    config = load_config(REPOSITORY / "unet8_all", **folders, device=device)
+    return replace(config, classes=config.classes[:classes])
 
 
-def write_checkpoints(scratch: Path) -> None:
+def write_checkpoints(scratch: Path, classes: int) -> None:
     """{output}.pt for both of OUTPUTS, as the trainer saves them."""
     from common import runtime
     from common.model import build
     from common.train import checkpoint, optim
     from common.train.steps import State
 
-    config = settings(scratch, "cpu")
+    config = settings(scratch, "cpu", classes)
     runtime.seed_everything(0)
     model = build.build_model(config, torch.device("cpu"))
     state = State(
@@ -120,7 +150,7 @@ def prepare(case: Case):
     from common.data import regions
     from common.infer.ensemble import load_network
 
-    config = settings(case.scratch, case.device)
+    config = settings(case.scratch, case.device, case.classes)
     path = case.scratch / f"noise{case.side}.zarr"
     if not path.is_dir():
         write_volume(path, case.side)
@@ -128,26 +158,26 @@ def prepare(case: Case):
     return config, network, regions.of_volume(path)
 
 
-def predicted(config, network, region, block: int) -> float:
-    """Seconds that a whole prediction takes."""
+def predicted(config, network, region, block: int) -> Cost:
+    """What a whole prediction takes."""
     from common.infer import predict
 
     shutil.rmtree(config.path("predictions_path"), ignore_errors=True)
-    begun = time.perf_counter()
+    clock = Clock()
     output = predict.Output(block=block)
     predict.predict_region(network, config, region, config.classes, output=output)
-    return time.perf_counter() - begun
+    return clock.cost()
 
 
-def bare(network, blocks: list[torch.Tensor]) -> float:
-    """Seconds of the forward passes alone."""
-    begun = time.perf_counter()
+def bare(network, blocks: list[torch.Tensor]) -> Cost:
+    """What the forward passes alone take."""
+    clock = Clock()
     with torch.inference_mode():
         for block in blocks:
             network.forward(block)
     if network.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return clock.cost()
 
 
 def speed(case: Case) -> dict:
@@ -170,6 +200,7 @@ def speed(case: Case) -> dict:
         whole.append(predicted(config, network, region, case.block))
         passes.append(bare(network, blocks))
     voxels = case.side**3
+    pairs = list(zip(passes, whole, strict=True))
     chunks = config.path("predictions_path").rglob("s0/*/*/*")
     stored = sum(path.stat().st_size for path in chunks)
     if case.device == "cuda":
@@ -177,8 +208,12 @@ def speed(case: Case) -> dict:
     else:
         name = f"{torch.get_num_threads()} threads"
     return {
-        "ours": voxels / np.median(whole),
-        "bare": voxels / np.median(passes),
+        "ours": voxels / np.median([cost.wall for cost in whole]),
+        "bare": voxels / np.median([cost.wall for cost in passes]),
+        "ratio": np.median([alone.wall / all_of_it.wall for alone, all_of_it in pairs]),
+        "processor": np.median(
+            [alone.processor / all_of_it.processor for alone, all_of_it in pairs]
+        ),
         "compressed": voxels * len(config.classes) / stored,
         "load": os.getloadavg()[0],
         "windows": f"{len(blocks)} of {' x '.join(map(str, blocks[0].shape[2:]))}",
@@ -215,10 +250,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--classes", type=int, default=48)
     parser.add_argument(
         "--quick", action="store_true", help="a small volume, and memory with small blocks"
     )
-    parser.add_argument("--measure", nargs=7)
+    parser.add_argument("--measure", nargs=8)
     options = parser.parse_args()
     if options.measure:
         what, *words = options.measure
@@ -233,24 +269,39 @@ def main() -> None:
         side = 192
         rounds = 2
         edges = (128, 256)
-        block = 64
+        block_of_memory = 64
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        write_checkpoints(scratch)
+        write_checkpoints(scratch, options.classes)
         found = {}
         for output in OUTPUTS:
-            case = Case(scratch, side, options.device, 0, output, rounds)
+            case = Case(
+                scratch, side, options.device, block, output, rounds=rounds, classes=options.classes
+            )
             found[output] = in_process("speed", case)
         held = []
         for edge in edges:
-            case = Case(scratch, edge, options.device, block, "random", 1)
+            case = Case(
+                scratch,
+                edge,
+                options.device,
+                block_of_memory,
+                "random",
+                rounds=1,
+                classes=options.classes,
+            )
             held.append(in_process("memory", case))
     about = found["random"]
-    print(f"unet8, 48 classes, {side}^3 voxels in {about['windows']}, {about['about']}")
-    print(f"{'output':<12}{'compressed':>11}{'Mvoxel/s':>10}{'bare':>8}{'ratio':>7}{'load':>7}")
+    print(
+        f"unet8, {options.classes} classes, {side}^3 voxels in {about['windows']}, {about['about']}"
+    )
+    print(
+        f"{'output':<12}{'compressed':>11}{'Mvoxel/s':>10}{'bare':>8}{'ratio':>7}{'processor':>11}{'load':>7}"
+    )
     for output, row in found.items():
         rates = (
-            f"{row['ours'] / 1e6:>10.3f}{row['bare'] / 1e6:>8.3f}{row['ours'] / row['bare']:>7.2f}"
+            f"{row['ours'] / 1e6:>10.3f}{row['bare'] / 1e6:>8.3f}{row['ratio']:>7.2f}"
+            f"{row['processor']:>11.2f}"
         )
         print(f"{output:<12}{row['compressed']:>10.1f}x{rates}{row['load']:>7.1f}")
     for n, peak in zip(edges, held, strict=True):
