@@ -229,8 +229,8 @@ def losses(case: Case, precision: str) -> list[float]:
     batches = setup.training_from(0)
     of_steps = []
     for _ in range(case.iterations):
-        loss, _ = steps.step(state, setup.method, [next(batches)])
-        of_steps.append(loss)
+        result = steps.step(state, setup.method, [next(batches)])
+        of_steps.append(result.loss)
     return of_steps
 
 

@@ -1,10 +1,11 @@
-"""What scheduling costs: blocks on worker processes.
+"""What scale costs: blocks on worker processes, and training on many crops.
 
     python bench/scale.py blocks [--blocks 10000]
+    python bench/scale.py training [--crops FILE] [--shrink 3] [--workers 2]
 
 Milliseconds a block with a task that does nothing, on 1, 2 and 4 workers of this machine, and what
 2 workers do against 1 where a block takes its time (it sleeps: the cores of this machine have no
-part in it).
+part in it). What is measured of training says `bench/simulated.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -86,6 +88,20 @@ def cli() -> None:
 def blocks_command(blocks: int, each: float) -> None:
     """Scheduling cost of a block, and throughput."""
     click.echo(json.dumps(measure_blocks(blocks, each), indent=1))
+
+
+@cli.command("training")
+@click.option("--crops", type=click.Path(exists=True, path_type=Path), help="Table of crops.")
+@click.option("--shrink", default=3.0, show_default=True, help="Of the edges of crops.")
+@click.option("--number", type=int, help="Of crops, the first; all unless given.")
+@click.option("--workers", default=2, show_default=True, help="Of the loader.")
+@click.option("--seconds", default=20.0, show_default=True, help="In which batches are counted.")
+def training_command(crops: Path | None, shrink: float, number: int | None, **more: Any) -> None:
+    """Start-up, memory and samples/s on a simulated challenge."""
+    from bench import simulated
+
+    chosen = simulated.crops_of(crops, shrink) if crops else simulated.drawn_crops(shrink)
+    click.echo(simulated.table(chosen[:number], **more))
 
 
 if __name__ == "__main__":

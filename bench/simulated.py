@@ -1,12 +1,11 @@
 """Training on a simulated challenge: 289 crops of 48 classes, made in a minute on little disk.
 
-    python bench/simulated.py [--crops FILE] [--shrink 3] [--workers 2]
-
-Names, classes and sizes of the crops are those of a table such as the challenge's list of training
-crops (crop, dataset, voxel_size, translation, shape, classes); without one, 289 crops of 22
-datasets are drawn. All have 8 nm voxels here, and edges shorter by a factor. Chunks of raw are one
-chunk of noise under many names, and the classes of a crop are links to few volumes of slabs, so
-that every file is opened and read as in the real ones, and little is stored.
+`python bench/scale.py training` calls it. Names, classes and sizes of the crops are those of a
+table such as the challenge's list of training crops (crop, dataset, voxel_size, translation, shape,
+classes); without one, 289 crops of 22 datasets are drawn. All have 8 nm voxels here, and edges
+shorter by a factor. Chunks of raw are one chunk of noise under many names, and the classes of a
+crop are links to few volumes of slabs, so that every file is opened and read as in the real ones,
+and little is stored.
 
 Printed are seconds until the first batch, without decoded crops and with them, batches a second,
 and memory of the process and of its workers (their own pages, and their share of common ones).
@@ -14,7 +13,6 @@ and memory of the process and of its workers (their own pages, and their share o
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import json
@@ -67,7 +65,7 @@ class Crop:
 
 
 def crops_of(table: Path, shrink: float) -> list[Crop]:
-    """The crops of a table with edges that are shorter by `shrink`, of SHORTEST to LONGEST voxels."""
+    """The crops of a table, edges divided by `shrink`, of SHORTEST to LONGEST voxels."""
     with table.open() as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     crops = []
@@ -205,51 +203,42 @@ def own_memory_gb(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e6
 
 
-def in_process(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+def in_process(folder: Path, workers: int, seconds: float) -> dict[str, float]:
     """`measure` in a process of its own."""
-    words = ["--measure", str(folder), "--workers", str(options.workers)]
-    words += ["--seconds", str(options.seconds)]
     done = subprocess.run(
-        [sys.executable, __file__, *words], capture_output=True, text=True, check=False
+        [sys.executable, __file__, str(folder), str(workers), str(seconds)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def main() -> None:
-    """Print a line for the first start, which decodes, and one for the next."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--crops", type=Path)
-    parser.add_argument("--shrink", type=float, default=3.0)
-    parser.add_argument("--number", type=int, help="of the crops, the first; all unless given")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--measure", type=Path)
-    options = parser.parse_args()
-    if options.measure:
-        print(json.dumps(measure(options.measure, options.workers, options.seconds)))
-        return
-    crops = (
-        crops_of(options.crops, options.shrink) if options.crops else drawn_crops(options.shrink)
-    )
-    crops = crops[: options.number]
+def table(crops: Sequence[Crop], workers: int, seconds: float) -> str:
+    """A line for the first start, which decodes, and one for the next."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         begun = time.perf_counter()
         write(folder, crops)
-        labels = sum(len(crop.classes) for crop in crops)
-        print(
-            f"{len(crops)} crops, {labels} label volumes, "
-            f"{len({crop.dataset for crop in crops})} datasets, written in "
-            f"{time.perf_counter() - begun:.0f} s"
-        )
-        rows = {"decoding": in_process(options, folder), "again": in_process(options, folder)}
+        written = time.perf_counter() - begun
+        rows = {}
+        for start in ("decoding", "again"):
+            rows[start] = in_process(folder, workers, seconds)
+    labels = sum(len(crop.classes) for crop in crops)
+    datasets = len({crop.dataset for crop in crops})
     names = list(rows["again"])
-    print(f"{'start':<10}" + "".join(f"{name:>13}" for name in names))
+    about = f"{len(crops)} crops, {labels} label volumes, {datasets} datasets"
+    lines = [
+        f"{about}, written in {written:.0f} s",
+        f"{'start':<10}" + "".join(f"{name:>13}" for name in names),
+    ]
     for start, figures in rows.items():
-        print(f"{start:<10}" + "".join(f"{figures[name]:>13.2f}" for name in names))
+        lines.append(f"{start:<10}" + "".join(f"{figures[name]:>13.2f}" for name in names))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    of_folder, of_workers, of_seconds = sys.argv[1:]
+    print(json.dumps(measure(Path(of_folder), int(of_workers), float(of_seconds))))

@@ -550,11 +550,8 @@ def _jobs(
     takes = {param.name for param in command.params}
     if "time_limit" in takes and resources.walltime and not typed.get("time_limit"):
         rest += ["--time-limit", jobs.commands_time_limit(resources)]
-    if name == "train" and resources.gpus > 1:
-        if "gpus" not in takes:
-            raise UserError("--gpus: one GPU trains a run; write --gpus 1")
-        if not typed["gpus"]:
-            rest += ["--gpus", "all"]
+    if name == "train" and resources.gpus > 1 and not typed["gpus"]:
+        rest += ["--gpus", "all"]
     if not seeds:
         return [jobs.job_of(name, rest, typed)]
     if name != "train":

@@ -252,6 +252,14 @@ def test_the_command_saves_before_the_walltime_is_over():
     assert "train unet8_all --time-limit 1h\n" in text
 
 
+@pytest.mark.parametrize("cluster", ["slurm", "lsf"])
+def test_several_gpus_of_a_node_train_one_run(cluster):
+    [text] = hand_in("unet8_all", "--cluster", cluster, "--gpus", "4", "--nodes", "2")
+    assert "train unet8_all --gpus all" in text and "PET_NNODES=2" in text
+    [text] = hand_in("unet8_all", "--cluster", cluster)
+    assert "--gpus" not in text and "PET_" not in text
+
+
 def test_any_command_can_be_handed_in():
     [text] = hand_in("--cluster", "lsf", "predict", "unet8_all", "--crops", "test")
     assert "cellmap_segmentation_challenge predict unet8_all --crops test\n" in text
