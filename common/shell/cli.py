@@ -785,7 +785,7 @@ def tune(config_path: str, *, workers: int, **given: Any) -> None:
 
 
 @contextlib.contextmanager
-def _scorers(near: str, workers: int, engine: Engine) -> Iterator[Workers]:
+def _scorers(near: str | Path, workers: int, engine: Engine) -> Iterator[Workers]:
     """Processes of this machine, or workers elsewhere. near: what they work on."""
     if not engine.is_used:
         yield workers
@@ -869,10 +869,10 @@ def evaluate(
                 say=click.echo,
             )
         return
-    submission = submission or str(_of_data_root("submission.zip", EVALUATE))
-    with _scorers(submission, workers, engine) as hands:
+    archive = submission or _of_data_root("submission.zip", EVALUATE)
+    with _scorers(archive, workers, engine) as hands:
         module.evaluate_submission(
-            submission,
+            archive,
             truth or _of_data_root("ground_truth.zarr", EVALUATE),
             result_path=result_path,
             instance_classes=instance_classes or INSTANCES,

@@ -28,6 +28,8 @@ from common.infer import predict as in_this_process
 from common.train import checkpoint
 from common.train.run import prepare
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = [sys.executable, "-m", "cellmap_segmentation_challenge"]
 
 BRIGHT = (22, 50, 50)

@@ -113,6 +113,7 @@ def test_a_call_that_ends_in_any_stage_goes_on_with_the_blocks_that_are_left(
         np.testing.assert_array_equal(values, wanted[name])
 
 
+@pytest.mark.slow
 def test_two_workers_of_which_one_is_killed_merge_objects_over_their_blocks(predicted):
     wanted = finished(processed(predicted))
     (predicted.folder / "kill").touch()
