@@ -27,6 +27,9 @@ from tests.train.test_continuation import (
     state_of,
     stop_when,
 )
+from tests.train.test_together import in_processes, processes, train_all, words_of
+
+__all__ = ["processes"]  # a fixture
 
 FP32 = Precision("fp32", "cpu")
 
@@ -372,3 +375,24 @@ def test_fields_of_a_skipped_step_are_what_is_written():
     """Whoever renames one makes old files unreadable."""
     names = [field.name for field in dataclasses.fields(skipped.SkippedStep)]
     assert names == ["iteration", "problem", "samples"]
+
+
+# Several processes
+
+
+def test_two_processes_skip_what_one_skips_and_write_the_samples_of_both(tiny, processes):
+    made = tiny(0.1, ema_decay=0.0)
+    made.train(run_name="one")
+    calls = [words_of(made, run_name="two")]
+    ended = in_processes(processes, made, 2, train_all, calls)
+    assert ended.exit_codes == [0, 0], ended.said
+    one, two = (skipped_in(made, run).steps for run in ("one", "two"))
+    assert [step.samples for step in two] == [step.samples for step in one]
+    assert [step.iteration for step in two] == [step.iteration for step in one]
+    counts = [
+        read_history(made.config(run_name=run).path("logs_save_path"))["train/skipped"].tolist()
+        for run in ("one", "two")
+    ]
+    assert counts[0] == counts[1]
+    saved = state_of(made, "two")["model"]
+    assert all(tensor.isfinite().all() for tensor in saved.values())
