@@ -270,9 +270,10 @@ def _is_about_others(error: BaseException) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    # gloo begins with the line of its source, in brackets
     line = str(error).strip().partition("\n")[0]
-    return line.partition("] ")[2] or line
+    # gloo begins with the line of its source, in brackets, and ends with advice for its developers
+    line = line.partition("] ")[2] or line
+    return line.partition(". ")[0]
 
 
 def _write_nothing() -> None:
