@@ -420,8 +420,10 @@ def _refuses(function: Callable, arguments: int, keywords: dict[str, Any]) -> st
     """
     try:
         signature = inspect.signature(function)
-    except ValueError:  # one written in C need not say what it takes
-        return ""
+    except ValueError as error:
+        # one written in C need not say what it takes; a partial may hold what its function does not
+        is_partial = isinstance(function, functools.partial)
+        return str(error) if is_partial and "incorrect arguments" in str(error) else ""
     try:
         signature.bind(*[None] * arguments, **keywords)
     except TypeError as error:

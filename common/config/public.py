@@ -236,7 +236,11 @@ def translate(path: Path, names: Mapping[str, Any]) -> Translation:
     for name, value in draft.given.items():
         if name in ours and name not in RULES and name not in ANSWERS:
             _take(draft, name, value)
-    unset = [name for name, value in draft.given.items() if value is None and name in ours]
+    unset = [
+        name
+        for name, value in draft.given.items()
+        if value is None and name in ours - {"load_model"}
+    ]
     if unset:
         draft.notes.append(f"None, which is as if they were left out: {some(unset)}")
     for name, rule in RULES.items():

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.classes import ATOM_IDS, GROUP_IDS
+from common.classes import ATOM_IDS, GROUP_IDS, unknown_names
 from common.config.given import GivenModel, GivenOptimizer, GivenScheduler
 from common.config.settings import as_text
 from common.config.value_transforms import (
@@ -195,7 +195,9 @@ def _classes(draft: Draft, classes: Any) -> None:
     own = [name for name in classes if name not in ATOM_IDS and name not in GROUP_IDS]
     if own:
         draft.settings["extra_classes"] = tuple(own)
-        draft.note("classes", f"outside the challenge's table, nothing is inferred: {some(own)}")
+        told = [sentence for sentence in unknown_names(own) if "did you mean" in sentence]
+        told = told or [f"nothing is inferred about {some(own)}"]
+        draft.note("classes", f"outside the challenge's table; {'; '.join(told)}")
 
 
 def _model_save_path(draft: Draft, template: Any) -> None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from common.config.settings import as_text
+from common.errors import UserError
 
 DONE_ALREADY = ("ToDtype", "ConvertImageDtype", "ToImage", "NaNtoNum", "Identity")
 """Transforms that leave raw as it is here: float32 in [0, 1], without NaN."""
@@ -159,7 +160,13 @@ class GivenTransforms:
         """Raw (1, z, y, x) in [0, 1], each transform applied to (z, y, x)."""
         seed = torch.randint(2**32, (1,), generator=generator, device=generator.device)
         with _seeded(int(seed), raw.device):
-            return _applied(self.transforms, raw[0]).reshape(raw.shape).float()
+            changed = _applied(self.transforms, raw[0])
+        if changed.numel() != raw.numel():
+            raise UserError(
+                f"{self}: gives {tuple(changed.shape)} for a patch {tuple(raw.shape[1:])}; leave "
+                "out what changes its shape"
+            )
+        return changed.reshape(raw.shape).float()
 
     def __repr__(self) -> str:
         """Their names and numbers."""

@@ -471,6 +471,34 @@ def test_batches_with_transforms_as_given_are_the_same_for_any_number_of_workers
     assert len({float(raw.sum()) for raw in first}) == 3
 
 
+def test_a_transform_that_changes_the_shape_is_refused(public):
+    path = public("train_raw_value_transforms = [lambda patch: patch[:3]]")
+    with pytest.raises(UserError, match=r"gives \(3, 20, 20\) for a patch \(20, 20, 20\)"):
+        check(path, HERE, path.parents[1] / "data")
+
+
+# Loss and classes
+
+
+def test_arguments_that_a_loss_does_not_take_are_refused(public):
+    text = "criterion = torch.nn.BCEWithLogitsLoss\ncriterion_kwargs = {'nonsense': 3}"
+    assert "criterion = loss.BCEWithLogitsLoss(nonsense=3): " in problems(public(text))
+
+
+def test_a_loss_with_arguments_is_that_loss_over_known_voxels(public):
+    text = "criterion = torch.nn.HuberLoss\ncriterion_kwargs = {'delta': 0.3, 'reduction': 'sum'}"
+    config = load_config(public(text))
+    assert isinstance(config.criterion, functools.partial)
+    assert config.criterion.keywords == {"delta": 0.3}
+    assert load_config(public("criterion = torch.nn.BCEWithLogitsLoss")).criterion is None
+
+
+def test_a_class_of_ones_own_is_taken_and_a_likely_slip_told(public):
+    config = load_config(public("classes = ['mito', 'mitto', 'zebra_body']"))
+    assert config.extra_classes == ("mitto", "zebra_body")
+    assert "'mito'" in notes(config, "classes")
+
+
 # Places
 
 
