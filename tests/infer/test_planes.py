@@ -14,7 +14,7 @@ from torch.nn import functional
 from common import runtime
 from common.data.ngff import open_levels
 from common.errors import UserError
-from common.infer import ensemble, planes, predict, window
+from common.infer import ensemble, parts, planes, predict, window
 from common.train import checkpoint, optim
 from common.train.steps import State
 
@@ -182,3 +182,17 @@ def test_planes_of_other_voxels_meet_in_those_of_the_target(experiment, capsys):
     assert own.std() > 0.02
     said = " ".join(capsys.readouterr().err.split())
     assert "its own, 8 nm: raw is interpolated to them, and their logits to 16 x 8 x 8 nm" in said
+
+
+def test_workers_predict_the_planes_of_their_caller(experiment):
+    tiny = experiment(files={"model.py": SLICES}, **patch((1, 20, 20), 2))
+    save_weights(tiny)
+    config = tiny.config()
+    network = ensemble.load_network(config)
+    assert parts.source_of(network, config, ()).planes == "own"
+    network = planes.with_planes(network, "all")
+    source = parts.source_of(network, config, ())
+    assert source.planes == "all" and len(source.weights) == 1
+    again, _ = parts._network_of(source)
+    assert [each.window for each in again.planes] == [each.window for each in network.planes]
+    assert [each.flat for each in again.planes] == [0, 1, 2]
