@@ -76,7 +76,8 @@ def test_a_name_of_the_table_is_there_or_says_what_to_write(module, name):
     elif name not in FROM_THE_NETWORK:
         value = getattr(import_module(module), name)
         assert not isinstance(value, ModuleType)
-        assert value is getattr(import_module(entry.module), name)
+        again = getattr(import_module(entry.module), name)
+        assert value is again or (isinstance(value, str | dict | Path) and value == again)
 
 
 def test_what_stands_instead_exists():
@@ -130,6 +131,14 @@ def test_the_constants_are_the_challenges_layout():
     assert set(config.VIS_SEARCH_PATHS) == {"gt", "predictions", "processed"}
     assert len(config.INSTANCE_CLASSES) == 12
     assert config.GT_S3_BUCKET == config.RAW_S3_BUCKET == "janelia-cosem-datasets"
+
+
+def test_a_data_root_that_is_moved_moves_the_paths(tmp_path, monkeypatch):
+    before = config.SEARCH_PATH
+    monkeypatch.setenv("CELLMAP_DATA", str(tmp_path))
+    assert config.SEARCH_PATH == f"{tmp_path}/{config.S3_SEARCH_PATH}" != before
+    assert f"{tmp_path}/ground_truth.zarr" == package.TRUTH_PATH
+    assert config.VIS_SEARCH_PATHS["gt"].startswith(f"{tmp_path}/{{dataset}}/")
 
 
 def test_the_data_root_of_the_environment_is_that_of_the_paths(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cellmap_segmentation_challenge._public import names_of
-from cellmap_segmentation_challenge.config import CROP_NAME, RAW_NAME, SEARCH_PATH
+from cellmap_segmentation_challenge.config import CROP_NAME, RAW_NAME, under_data
 from common.classes import TESTED
 from common.data import catalogue, layout, make_split
 from common.data.choose_sides import FORCED, SplitRules
@@ -82,8 +82,9 @@ def make_datasplit_csv(  # noqa: PLR0913, PLR0917
         by=by,
         force_classes=forced,
     )
+    root = layout.root_of_template(search_path or under_data("SEARCH_PATH"))
     return make_split.split_data_root(
-        Path(data_root) if data_root else layout.root_of_template(search_path or SEARCH_PATH),
+        Path(data_root or root),
         rules,
         csv_path=None if dry_run else Path(csv_path),
         datasets=datasets,
@@ -103,7 +104,7 @@ def get_dataset_counts(
     Arguments as of `make_datasplit_csv`.
     """
     _refuse_other_names(raw_name, crop_name)
-    crops, _ = catalogue.scan(layout.root_of_template(search_path or SEARCH_PATH))
+    crops, _ = catalogue.scan(layout.root_of_template(search_path or under_data("SEARCH_PATH")))
     by_dataset = {}
     for dataset, of_class in catalogue.counts(crops, classes).items():
         present = {name: number for name, number in of_class.items() if number}
@@ -113,15 +114,16 @@ def get_dataset_counts(
 
 
 def get_dataset_name(
-    raw_path: str, search_path: str = SEARCH_PATH, raw_name: str = RAW_NAME
+    raw_path: str, search_path: str | None = None, raw_name: str = RAW_NAME
 ) -> str:
     """The dataset in the path of a raw volume, by the place of {dataset} in the template.
 
     Raises ValueError where the template has none.
     """
-    fields = get_formatted_fields(raw_path, search_path.replace("{name}", raw_name), ["{dataset}"])
+    template = search_path or under_data("SEARCH_PATH")
+    fields = get_formatted_fields(raw_path, template.replace("{name}", raw_name), ["{dataset}"])
     if not fields.get("dataset"):
-        raise UserError(f"'{raw_path}': no dataset by the template '{search_path}'")
+        raise UserError(f"'{raw_path}': no dataset by the template '{template}'")
     return fields["dataset"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cellmap_segmentation_challenge._public import names_of
-from cellmap_segmentation_challenge.config import SUBMISSION_PATH, TRUTH_PATH
+from cellmap_segmentation_challenge.config import under_data
 from common.classes import INSTANCES
 from common.errors import UserError
 from common.score import challenge
@@ -64,17 +64,18 @@ def combine_scores(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
 
 
 def score_submission(
-    submission_path: str | os.PathLike[str] = SUBMISSION_PATH,
+    submission_path: str | os.PathLike[str] | None = None,
     result_file: str | os.PathLike[str] | None = None,
-    truth_path: str | os.PathLike[str] = TRUTH_PATH,
+    truth_path: str | os.PathLike[str] | None = None,
     instance_classes: Sequence[str] = INSTANCES,
 ) -> dict[str, Any]:
     """Score a packed submission: {crop: {class: score}}, label_scores and the overall scores.
 
     Args:
-        submission_path: a zip, a folder with one, or a zarr folder.
+        submission_path: a zip, a folder with one, or a zarr folder; submission.zip of the data root
+            unless given.
         result_file: also write what `evaluate` writes, as JSON.
-        truth_path: a store of {crop}/{class}.
+        truth_path: a store of {crop}/{class}; TRUTH_PATH unless given.
         instance_classes: those that are scored by their objects.
 
     Raises:
@@ -83,8 +84,8 @@ def score_submission(
     """
     with tempfile.TemporaryDirectory() as folder:
         result = evaluate_submission(
-            Path(submission_path),
-            Path(truth_path),
+            Path(submission_path or Path(under_data("SUBMISSION_PATH")).with_suffix(".zip")),
+            Path(truth_path or under_data("TRUTH_PATH")),
             result_path=Path(result_file or Path(folder) / "result.json"),
             instance_classes=instance_classes,
         )

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from cellmap_segmentation_challenge._public import names_of
-from cellmap_segmentation_challenge.config import PROCESSED_PATH, SUBMISSION_PATH
+from cellmap_segmentation_challenge.config import under_data
 from common.data import manifest
 from common.errors import UserError
 from common.files import cache_folder, replacing
@@ -86,9 +86,9 @@ def save_numpy_class_labels_to_zarr(  # noqa: PLR0917
     )
 
 
-def zip_submission(zarr_path: str | os.PathLike[str] = SUBMISSION_PATH) -> Path:
+def zip_submission(zarr_path: str | os.PathLike[str] | None = None) -> Path:
     """Zip what is in a .zarr folder, beside it; gives the zip. Raises FileNotFoundError."""
-    folder = Path(zarr_path)
+    folder = Path(zarr_path or under_data("SUBMISSION_PATH"))
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such submission; write the path of a .zarr folder")
     output = folder.with_suffix(".zip")
@@ -100,16 +100,17 @@ def zip_submission(zarr_path: str | os.PathLike[str] = SUBMISSION_PATH) -> Path:
 
 
 def package_submission(
-    input_search_path: str | os.PathLike[str] = PROCESSED_PATH,
-    output_path: str | os.PathLike[str] = SUBMISSION_PATH,
+    input_search_path: str | os.PathLike[str] | None = None,
+    output_path: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     max_workers: int | None = None,
 ) -> Path:
     """Pack the processed test crops that are there into a zip; gives the zip.
 
     Args:
-        input_search_path: template of their folders, with {dataset} and {crop}.
-        output_path: the zip, or the .zarr that it is called after.
+        input_search_path: template of their folders, with {dataset} and {crop};
+            PROCESSED_PATH unless given.
+        output_path: the zip, or the .zarr that it is called after; SUBMISSION_PATH unless given.
         overwrite: replace an older zip.
         max_workers: without effect: one after the other.
 
@@ -118,10 +119,10 @@ def package_submission(
     """
     if max_workers is not None:
         note("package_submission: max_workers has no effect; volumes are packed in their order")
-    output = Path(output_path).with_suffix(".zip")
+    output = Path(output_path or under_data("SUBMISSION_PATH")).with_suffix(".zip")
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists already; write overwrite=True to replace it")
-    template = str(input_search_path)
+    template = str(input_search_path or under_data("PROCESSED_PATH"))
 
     def source(entry: manifest.Entry) -> Path:
         folder = template.replace("{dataset}", entry.dataset).replace("{crop}", entry.crop)
