@@ -524,7 +524,7 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
         with ranks.raised_by_all(WorkerLost):
             batch = next(own, None)
         if batch is not None:
-            logits = method.forward(model, batch.raw)
+            logits = _logits(model, method.forward, batch.raw)
             labels = targets.dense(batch.target)
             known_pairs = targets.count_known(batch.target)
             loss += method.loss([logits], batch.target).double() * known_pairs
@@ -558,6 +558,17 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
         images=panels.images(),
         slices={whole.title: whole.image() for whole in slices},
     )
+
+
+def _logits(model: nn.Module, forward: ForwardPass, raw: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a batch, computed in parts as large as those of training.
+
+    A process has a part of each batch in training, and memory for no more.
+    """
+    parts = raw.split(math.ceil(len(raw) / ranks.size()))
+    if len(parts) == 1:
+        return forward(model, raw)
+    return torch.cat([forward(model, part) for part in parts])
 
 
 def blocks_looked_at(state: State, validation: Validation) -> int:
