@@ -71,7 +71,7 @@ def measure_blocks(blocks: int, each: float) -> dict[str, float]:
                 seconds = seconds_of(crew, blocks, 0.0, note)
                 figures[f"ms_per_block_{workers}"] = round(1000 * seconds / blocks, 3)
                 if workers < 4:
-                    n = round(10 / each)
+                    n = round(20 / each)
                     rates[workers] = n / seconds_of(crew, n, each, note)
     figures["throughput_2_over_1"] = round(rates[2] / rates[1], 3)
     return figures
