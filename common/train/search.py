@@ -273,7 +273,11 @@ def _run(study: Study, trial: Trial, run: Callable[..., Result]) -> bool:
         raise Stopped
     if not result.finished:
         return False
-    if pruned:
+    if result.scores and not math.isfinite(result.scores.loss):
+        # its steps were skipped, too few of them in a row to end it
+        say(f"{trial.user_attrs['run']}: failed; its validation loss is {result.scores.loss}")
+        study.tell(trial, state=states.FAIL)
+    elif pruned:
         study.tell(trial, state=states.PRUNED)
     elif math.isfinite(result.best_metric):
         study.tell(trial, result.best_metric)
