@@ -13,17 +13,17 @@ test: check
 	$(BIN)/python -m pytest -n auto
 
 # layout, lint and types
-check: $(VENV)/installed
+check: $(VENV)/developed
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check --quiet
 	$(BIN)/mypy
 
-format: $(VENV)/installed
+format: $(VENV)/developed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
 # the pages of docs/, into site/
-docs: $(VENV)/installed
+docs: $(VENV)/developed
 	$(BIN)/mkdocs build --strict --quiet
 
 # the datasplits of the experiments, by the command in the first line of each
@@ -31,9 +31,15 @@ splits: $(VENV)/installed
 	for split in $(BASELINES:=/datasplit.csv) $(BASELINES:=/datasplit_partial.csv); do \
 		$(BIN)/$$(head -n 1 $$split | cut -c 3-) --overwrite || exit 1; done
 
-$(VENV)/installed: requirements.txt pyproject.toml
+# what running it takes
+$(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+# and what working on it takes
+$(VENV)/developed: $(VENV)/installed requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

@@ -22,5 +22,5 @@ classes = [
     "mt",
     "cell",
 ]
-input_array_info = {"shape": (48, 48, 48), "scale": (8, 8, 8)}
-target_array_info = {"shape": (48, 48, 48), "scale": (8, 8, 8)}
+input_array_info = {"shape": (32, 32, 32), "scale": (8, 8, 8)}
+target_array_info = {"shape": (32, 32, 32), "scale": (8, 8, 8)}
