@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import click
@@ -262,3 +263,13 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
             raise UserError("--voxel-size: of what? write --volume too")
         options["volume"] = with_voxel_size(options["volume"], size)
     return {name: value for name, value in options.items() if value is not None}
+
+
+def of_data_root(name: str, advice: str) -> Path:
+    """A file where the public toolbox has it. Raises UserError, with the advice, otherwise."""
+    from common.config import load
+
+    path = load.data_root() / name
+    if not path.exists():
+        raise UserError(f"{advice} (left out, it would be {path}, which is not there)")
+    return path

@@ -1,0 +1,142 @@
+"""Commands that show what is there, and compare runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from common import talk
+from common.errors import UserError
+from common.shell import options
+from common.shell.group import Command
+from common.shell.options import Names
+
+if TYPE_CHECKING:
+    pass
+
+command = partial(click.command, cls=Command, heading="Look and compare")
+
+
+@command()
+@click.argument("out")
+def status(out: str) -> None:
+    """Say how far the boxes under OUT are: done, running, left, what failed, and where.
+
+    OUT is a folder that predict or process writes: of a run, a dataset or a crop.
+    """
+    from common.infer import status as module
+
+    for line in module.status(out):
+        click.echo(line)
+
+
+@command()
+@options.optional_config_path
+@options.boxes_of_experiment
+@click.option(
+    "--datasets",
+    type=Names(),
+    help="Comma-separated: only crops of these datasets. With names of crops in --crops.",
+)
+@click.option(
+    "--kinds",
+    type=Names(),
+    default="raw,truth,predictions,processed",
+    show_default=True,
+    help="What to show, comma-separated.",
+)
+@click.option(
+    "--png", metavar="FILE|FOLDER", help="Write a picture of each crop instead of opening a viewer."
+)
+@click.option("--port", type=int, default=0, help="Of the viewer; 0 is any free one.")
+@click.option(
+    "--bind",
+    metavar="ADDRESS",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address of the viewer; 0.0.0.0 lets other machines in.",
+)
+def visualize(
+    config_path: str | None, *, crops: str, datasets: tuple[str, ...] | None, **given: Any
+) -> None:
+    """Look at raw, truth, predictions and processed volumes, in a browser or as pictures.
+
+    Of the annotated crops of the data root without CONFIG_PATH.
+    """
+    from common.show import visualize as module
+
+    if datasets and datasets != ("*",):
+        crops = _within(datasets, crops)
+    if not config_path and crops == "validate":  # of no experiment
+        crops = "*"
+    given["crops"] = crops
+    for path in module.visualize(config_path, **options.given(given), say=click.echo):
+        click.echo(path)
+
+
+def _within(datasets: Sequence[str], crops: str) -> str:
+    """The crops of some datasets, as --crops takes them."""
+    names = [name.strip() for name in crops.split(",")]
+    several = [name for name in names if name in ("train", "validate", "test")]
+    if several:
+        raise UserError(f"--datasets with --crops {','.join(several)}; write names of crops, or *")
+    return ",".join(f"{dataset}/{name}" for dataset in datasets for name in names)
+
+
+@command()
+@click.argument("names", nargs=-1, required=True)
+@click.option(
+    "--metric",
+    type=click.Choice(["score", "dice", "iou", "precision", "recall"]),
+    help="The score where all runs have it, else their best_metric.",
+)
+@click.option(
+    "--group-seeds",
+    is_flag=True,
+    help="Runs that differ in their seed alone are one: mean and spread.",
+)
+@click.option("--png", metavar="FILE", help="Write the curves.")
+@options.root
+def compare(names: tuple[str, ...], **given: Any) -> None:
+    """Say which of several runs is better, by how much, and whether it is more than chance.
+
+    NAMES are those of TensorBoard, or folders.
+    """
+    from common.runs import compare as module
+
+    module.compare(names, **options.given(given), say=click.echo)
+
+
+@command()
+@click.argument("experiments", nargs=-1)
+@click.option(
+    "--output", "-o", default="report.html", show_default=True, metavar="FILE", help="The page."
+)
+@options.root
+def report(experiments: tuple[str, ...], **given: Any) -> None:
+    """Write one HTML page of all runs: results, curves, pictures, settings.
+
+    Of EXPERIMENTS, or of all that there are.
+    """
+    from common.runs import report as module
+
+    click.echo(module.report(experiments, **options.given(given), say=click.echo))
+
+
+@command(
+    # its options stand where it is, so that `python unite_tensorboards.py` has them too
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS] [ROOT]...")
+def unite(words: tuple[str, ...]) -> None:
+    """Gather the runs of all experiments in one TensorBoard.
+
+    The same as `python unite_tensorboards.py`; its options: `unite --help`.
+    """
+    from common.runs import unite as module
+
+    module.main(list(words), prog_name=f"{talk.program()} unite")

@@ -1,0 +1,266 @@
+"""Commands from a checkpoint to a score."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from common import stopping
+from common.errors import UserError
+from common.shell import options
+from common.shell.group import Command
+from common.shell.options import Lengths, Names
+
+if TYPE_CHECKING:
+    from common.infer.engine import Engine
+    from common.score.workers import Workers
+
+command = partial(click.command, cls=Command, heading="Predict and score")
+
+
+@command()
+@options.boxes
+@click.option(
+    "--checkpoint",
+    "weights",
+    metavar="best|latest|FILE",
+    multiple=True,
+    help="The best of the run unless given. Several are averaged: folds, seeds, other experiments.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["uint8", "float16", "float32"]),
+    default="uint8",
+    show_default=True,
+    help="Number type to store.",
+)
+@click.option("--logits", is_flag=True, help="Store logits instead of probabilities.")
+@click.option(
+    "--scale",
+    type=Lengths(),
+    help="Voxel size in nm to store at: 16 or 16,16,16; the network's unless given, or that which "
+    "a test crop is scored at if it is coarser.",
+)
+@click.option(
+    "--orientations",
+    type=click.Choice(["1", "8", "16"]),
+    default="1",
+    show_default=True,
+    help="Test-time augmentation: average over mirrored (8) and transposed (16) copies.",
+)
+@click.option(
+    "--planes",
+    type=click.Choice(["own", "all", "auto"]),
+    default="own",
+    show_default=True,
+    help="Of a 2-D network: slices as in training (own), or the mean over slices across all three "
+    "axes (all); auto is all for a 2-D network.",
+)
+@click.option(
+    "--block",
+    type=int,
+    default=0,
+    help="Largest edge of a block in voxels; chosen for the device unless given.",
+)
+@click.option(
+    "--overwrite",
+    "-O",
+    is_flag=True,
+    help="Predict again what is there already, also with other weights or settings.",
+)
+@options.engine
+@options.time_limit
+def predict(
+    config_path: str, *, logits: bool, orientations: str, time_limit: float, **given: Any
+) -> None:
+    """Predict crops or a volume with an experiment's trained network.
+
+    Goes on where an earlier call stopped.
+    """
+    import common.infer.predict
+
+    engine = options.engine_of(given)
+    if _is_dry_run(engine):
+        return
+    with stopping.time_limit(time_limit):
+        folders = common.infer.predict.predict(
+            config_path,
+            content="logits" if logits else "probability",
+            orientations=int(orientations),
+            engine=engine,
+            **options.given(options.without_engine(given)),
+        )
+    for folder in folders:
+        click.echo(folder)
+
+
+def _is_dry_run(engine: Engine) -> bool:
+    """Print what would be handed to a batch system, if that is all that was asked for."""
+    engine.check()
+    if not engine.dry_run:
+        return False
+    from common.infer import cluster
+
+    click.echo(cluster.job_script(engine))
+    return True
+
+
+@command()
+@options.boxes
+@click.option("--overwrite", "-O", is_flag=True, help="Process again what is there already.")
+@options.engine
+@options.time_limit
+def process(config_path: str, *, time_limit: float, **given: Any) -> None:
+    """Turn predictions into masks and objects, by an experiment's process_config.py.
+
+    Goes on where an earlier call stopped.
+    """
+    import common.infer.process
+
+    engine = options.engine_of(given)
+    if _is_dry_run(engine):
+        return
+    with stopping.time_limit(time_limit):
+        folders = common.infer.process.process(
+            config_path, engine=engine, **options.given(options.without_engine(given))
+        )
+    for folder in folders:
+        click.echo(folder)
+
+
+@command()
+@options.config_path
+@options.crops("Annotated crops to choose on, as in predict.")
+@options.classes()
+@options.overrides
+@options.data()
+@options.workers()
+@options.elsewhere
+@options.metric_version
+@click.option(
+    "--folds",
+    type=click.IntRange(2),
+    help="Also score each crop with the threshold that other crops choose, in so many parts; "
+    "as many as there are crops leave one out each.",
+)
+def tune(config_path: str, *, workers: int, **given: Any) -> None:
+    """Choose the threshold of each class on annotated crops that are predicted.
+
+    Writes thresholds.json, which process reads.
+    """
+    import common.score.tune
+
+    engine = options.engine_of({"workers": None, **given})
+    given = options.without_engine(given)
+    if _is_dry_run(engine):
+        return
+    with _scorers(config_path, workers, engine) as hands:
+        common.score.tune.tune(config_path, **options.given(given), workers=hands, say=click.echo)
+
+
+@contextlib.contextmanager
+def _scorers(near: str | Path, workers: int, engine: Engine) -> Iterator[Workers]:
+    """Processes of this machine, or workers elsewhere. near: what they work on."""
+    if not engine.is_used:
+        yield workers
+        return
+    from common.files import key_of
+    from common.infer import cluster
+
+    if engine.cluster:
+        engine = replace(engine, workers=workers)
+    path = Path(near).absolute()
+    folder = path if path.is_dir() else path.parent
+    with cluster.opened(engine, folder, key_of(sys.argv[1:])) as crew:
+        assert crew is not None
+        yield crew
+
+
+@command()
+@options.optional_config_path
+@options.crops("Annotated crops, as in predict.")
+@options.classes()
+@click.option(
+    "--write-readme",
+    is_flag=True,
+    help="Write the scores and a picture into the README of the experiment.",
+)
+@options.workers()
+@options.elsewhere
+@options.overrides
+@options.data()
+@click.option(
+    "--submission", metavar="ZIP", help="Score a packed submission instead, against --truth."
+)
+@click.option("--truth", metavar="ZARR", help="Store of truths, {crop}/{class}, for --submission.")
+@click.option(
+    "--result",
+    "result_path",
+    metavar="FILE",
+    default="result.json",
+    show_default=True,
+    help="Of --submission.",
+)
+@click.option(
+    "--instance-classes",
+    type=Names(),
+    help="Comma-separated; of --submission, the classes that are scored by their objects instead "
+    "of the challenge's.",
+)
+@options.metric_version
+def evaluate(
+    config_path: str | None,
+    *,
+    submission: str | None,
+    truth: str | None,
+    result_path: str,
+    instance_classes: tuple[str, ...] | None,
+    workers: int,
+    metric_version: str,
+    **given: Any,
+) -> None:
+    """Score an experiment's processed crops, or a packed submission.
+
+    By the challenge's metric and by others. Without CONFIG_PATH, submission.zip and
+    ground_truth.zarr of the data root unless others are given.
+    """
+    from common.classes import INSTANCES
+    from common.score import evaluate as module
+
+    if config_path and (submission or truth or instance_classes):
+        raise UserError(EVALUATE)
+    engine = options.engine_of({"workers": None, **given})
+    given = options.without_engine(given)
+    if _is_dry_run(engine):
+        return
+    if config_path:
+        with _scorers(config_path, workers, engine) as hands:
+            module.evaluate(
+                config_path,
+                **options.given(given),
+                metric_version=metric_version,
+                workers=hands,
+                say=click.echo,
+            )
+        return
+    archive = submission or options.of_data_root("submission.zip", EVALUATE)
+    with _scorers(archive, workers, engine) as hands:
+        module.evaluate_submission(
+            archive,
+            truth or options.of_data_root("ground_truth.zarr", EVALUATE),
+            result_path=result_path,
+            instance_classes=instance_classes or INSTANCES,
+            metric_version=metric_version,
+            workers=hands,
+            say=click.echo,
+        )
+
+
+EVALUATE = "evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR"

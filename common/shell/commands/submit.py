@@ -1,0 +1,139 @@
+"""Commands for the challenge's submission."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from common import talk
+from common.errors import UserError
+from common.shell import options
+from common.shell.group import Command
+
+if TYPE_CHECKING:
+    pass
+
+command = partial(click.command, cls=Command, heading="Submit to the challenge")
+
+
+@command("pack-results")
+@options.optional_config_path
+@click.option(
+    "--volumes",
+    metavar="FOLDER",
+    help="Where the processed volumes are, {dataset}.zarr/{crop}/{class}; the experiment's, or "
+    "processed/ of the data root unless given.",
+)
+@click.option(
+    "--output",
+    "-o",
+    default="submission.zip",
+    show_default=True,
+    metavar="ZIP",
+    help="The submission.",
+)
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Pack the volumes that are there; the score counts the others as missing.",
+)
+@options.manifest
+@options.overrides
+def pack_results(
+    config_path: str | None,
+    *,
+    volumes: str | None,
+    output: str,
+    partial: bool,
+    manifest_path: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Pack processed test crops into a zip that the challenge takes."""
+    from common import files
+    from common.config import load
+    from common.data import manifest
+    from common.score import packing
+
+    if config_path and volumes:
+        raise UserError("--volumes with the path of an experiment; write one of them")
+    cache = files.cache_folder()
+    root = Path(volumes) if volumes else load.data_root() / "processed"
+    if config_path:
+        settings = load.load_config(config_path, overrides)
+        cache = settings.path("cache_path")
+        root = settings.path("processed_path")
+    elif overrides:
+        raise UserError("--set is for an experiment; write its path")
+    if Path(output).suffix == ".zarr":  # as the public toolbox calls what it zips
+        output = str(Path(output).with_suffix(".zip"))
+        talk.note(f"{output}: the zip alone is written, no store beside it")
+    if not manifest_path:
+        manifest_path = str(manifest.fetch(cache, say=click.echo))
+    entries = manifest.read(manifest_path)
+    packed = packing.pack(
+        entries,
+        lambda entry: root / f"{entry.dataset}.zarr" / entry.path,
+        output,
+        click.echo,
+        partial=partial,
+    )
+    click.echo(packed)
+
+
+@command("check-submission")
+@click.argument("path")
+@click.option(
+    "--manifest", "manifest_path", metavar="FILE", required=True, help="Table of test crops."
+)
+@click.option("--partial", is_flag=True, help="Volumes may be missing; they are listed.")
+def check_submission(path: str, *, manifest_path: str, partial: bool) -> None:
+    """List what is wrong with a packed submission."""
+    from common.data import manifest
+    from common.score import gaps, submission
+
+    entries = manifest.read(manifest_path)
+    problems = submission.check(path, entries, partial=partial)
+    if problems:
+        raise UserError("\n".join(problems))
+    lacking = submission.lacking(path, entries)
+    if not lacking:
+        click.echo(f"{path}: all volumes of the manifest, none other")
+        return
+    click.echo(f"{path}: valid; missing are {len(lacking)} of {len(entries)} volumes:")
+    for line in gaps.table(lacking, entries) + gaps.consequences(lacking, entries):
+        click.echo(line)
+
+
+@command("batch-eval")
+@click.option(
+    "--csv-path",
+    metavar="FILE",
+    required=True,
+    help="Table with the columns data_path and evaluation_id.",
+)
+@click.option(
+    "--truth",
+    metavar="ZARR",
+    help="Store of truths, {crop}/{class}; ground_truth.zarr of the data root unless given.",
+)
+@click.option(
+    "--cluster", is_flag=True, help="Write the command of each as a job for LSF, and run none."
+)
+@options.workers()
+def batch_eval(csv_path: str, truth: str | None, *, cluster: bool, workers: int) -> None:
+    """Score every packed submission of a table.
+
+    Writes eval_ID.results of each into this folder.
+    """
+    from common.score import batch
+
+    place = truth or str(
+        options.of_data_root("ground_truth.zarr", "batch-eval: write --truth ZARR")
+    )
+    if cluster:
+        click.echo("\n".join(batch.commands(csv_path, place, workers)))
+        return
+    batch.evaluate_all(csv_path, place, workers=workers, say=click.echo)

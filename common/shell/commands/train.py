@@ -1,0 +1,308 @@
+"""Commands that train: one run, a search, a job of a batch system, a bad step again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from common import stopping
+from common.errors import UserError
+from common.shell import options
+from common.shell.group import Command
+
+if TYPE_CHECKING:
+    from common.shell.jobs import Job, Resources
+    from common.train.run import Result
+
+command = partial(click.command, cls=Command, heading="Train")
+
+
+@command()
+@options.config_path
+@options.time_limit
+@options.overrides
+@click.option(
+    "--overrides",
+    "override_file",
+    metavar="FILE",
+    help="NAME=VALUE lines, such as best_settings.txt of a search.",
+)
+@options.data()
+@click.option(
+    "--seeds",
+    metavar="LIST",
+    help="Train one run for each seed, one after the other: 1,2,3 or 1-3.",
+)
+@click.option(
+    "--submit",
+    metavar="TEMPLATE",
+    help="With --seeds: run this command for each instead, {command} and {seed} filled in, "
+    "such as 'bsub -gpu num=1 {command}'.",
+)
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Dry run: read everything, take a few steps, report shapes, memory and time, "
+    "keep nothing.",
+)
+@click.option(
+    "--gpus",
+    metavar="all|LIST",
+    help="Train one run on several GPUs of this machine, by torchrun: all, or numbers such as 0,1.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    help="The same on the CPU, by so many processes.",
+)
+def train(
+    config_path: str,
+    *,
+    time_limit: float,
+    overrides: tuple[str, ...],
+    override_file: str | None,
+    data: str | None,
+    seeds: str | None,
+    submit: str | None,
+    check: bool,
+    **several: Any,
+) -> None:
+    """Train an experiment, or go on where it stopped."""
+    from common.config import load
+    from common.shell import launch
+    from common.train import ranks
+
+    if launch.is_asked(**several):
+        if check or submit:
+            raise UserError("--check and --submit are one process's; leave --gpus, --processes out")
+        sys.exit(launch.launch(several["processes"]))
+    result = None
+    with ranks.joined():
+        if (check or submit) and ranks.are_joined():
+            raise UserError("--check and --submit are one process's; start them without torchrun")
+        if override_file:  # --set goes before the file
+            overrides = (*load.read_overrides(override_file), *overrides)
+        if check:
+            _check(config_path, overrides, data, time_limit)
+        elif submit:
+            _submit(config_path, submit, seeds, overrides=overrides, data=data, limit=time_limit)
+        else:
+            with stopping.time_limit(time_limit):
+                result = _train(config_path, seeds, overrides, data)
+    if result:
+        _end(result)
+
+
+def _check(
+    config_path: str, overrides: tuple[str, ...], data: str | None, time_limit: float
+) -> None:
+    import common.train.check
+    from common.score.whole_crops import of_run
+
+    if time_limit:
+        raise UserError("--check takes a few steps; leave --time-limit out")
+    click.echo(common.train.check.check(config_path, overrides, data, score=of_run))
+
+
+def _submit(
+    config_path: str,
+    template: str,
+    seeds: str | None,
+    *,
+    overrides: tuple[str, ...],
+    data: str | None,
+    limit: float,
+) -> None:
+    import common.train.seeds as several
+
+    if not seeds:
+        raise UserError("--submit is for several runs; write --seeds 1,2,3 too")
+    chosen = several.parse_seeds(seeds)
+    several.submit(config_path, chosen, template, overrides=overrides, data=data, time_limit=limit)
+
+
+def _train(
+    config_path: str, seeds: str | None, overrides: tuple[str, ...], data: str | None
+) -> Result:
+    """Train one run, or one for each seed; return the result of the last."""
+    import common.train.run
+    import common.train.seeds as several
+    from common.score.whole_crops import of_run
+
+    if not seeds:
+        return common.train.run.train(config_path, overrides, data, score=of_run)
+    chosen = several.parse_seeds(seeds)
+    return several.train_seeds(config_path, chosen, overrides, data, score=of_run)[-1]
+
+
+def _end(result: Result) -> None:
+    """End as a shell, or a scheduler, expects it of a run that was interrupted."""
+    if not result.finished:
+        sys.exit(stopping.NOT_FINISHED if result.requeue else stopping.INTERRUPTED)
+
+
+@command(context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
+@click.option(
+    "--cluster", type=click.Choice(["lsf", "slurm"]), required=True, help="The batch system."
+)
+@click.option("--seeds", metavar="LIST", help="A job for each seed of `train`: 1,2,3 or 1-3.")
+@click.option(
+    "--walltime",
+    type=options.Duration(),
+    default=0.0,
+    metavar="DURATION",
+    help="Of a job, 12h or 1d; the command saves before it is over. The queue's unless given.",
+)
+@click.option("--gpus", type=click.IntRange(0), default=1, show_default=True, help="Of each node.")
+@click.option("--cores", type=click.IntRange(1), default=8, show_default=True, help="Of each node.")
+@click.option("--memory", default="", metavar="SIZE", help="Of each node, such as 60GB.")
+@click.option(
+    "--nodes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="That train one run together.",
+)
+@click.option("--queue", default="", help="In SLURM the partition.")
+@click.option("--account", default="", help="Who pays; in LSF the project.")
+@click.option(
+    "--setup",
+    multiple=True,
+    metavar="LINE",
+    help="A line of shell before the command, such as 'module load cuda'. Repeatable.",
+)
+@click.option(
+    "--directive",
+    "directives",
+    multiple=True,
+    metavar="TEXT",
+    help="What else the batch system is told, such as '--constraint=a100'. Repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the scripts, hand in nothing.")
+@click.pass_context
+def submit(
+    context: click.Context, words: tuple[str, ...], seeds: str | None, dry_run: bool, **given: Any
+) -> None:
+    """Hand a command to a batch system as a job that goes on in the next one until it is done.
+
+    COMMAND is CONFIG_PATH, which is trained, or a command with what it takes, such as
+    `predict CONFIG_PATH --crops test`. Options that are not listed here are the command's; behind
+    `--` all are.
+    """
+    from common.shell import jobs
+
+    resources = jobs.Resources(**given)
+    resources.check()
+    wanted = _jobs(context, words, seeds, resources)
+    if dry_run:
+        for job in wanted:
+            click.echo(jobs.script(job, resources))
+        return
+    jobs.submit(wanted, resources, say=click.echo)
+
+
+def _jobs(
+    context: click.Context, words: Sequence[str], seeds: str | None, resources: Resources
+) -> list[Job]:
+    """The jobs of what `submit` was given: one, or one for each seed.
+
+    The command is read as if it were typed, so that what is wrong with it is said now.
+    """
+    import common.train.seeds as several
+    from common.shell import jobs
+
+    assert context.parent is not None
+    commands = cast(click.Group, context.parent.command).commands
+    name, *rest = words
+    name = name.replace("_", "-")
+    if name not in commands:
+        name = "train"
+        rest = list(words)
+    wanted = commands[name]
+    if wanted is context.command:
+        raise UserError("submit submit: a job cannot hand in jobs here; leave one out")
+    typed = wanted.make_context(name, list(rest), parent=context).params
+    takes = {param.name for param in wanted.params}
+    if "time_limit" in takes and resources.walltime and not typed.get("time_limit"):
+        rest += ["--time-limit", jobs.commands_time_limit(resources)]
+    if name == "train" and resources.gpus > 1 and not typed["gpus"]:
+        rest += ["--gpus", "all"]
+    if not seeds:
+        return [jobs.job_of(name, rest, typed)]
+    if name != "train":
+        raise UserError(f"--seeds {seeds}: {name} has none; leave --seeds out")
+    numbers = several.parse_seeds(seeds)
+    settings = jobs.settings_of(typed)
+    several.refuse_one_run(typed["config_path"], numbers, settings, typed["data"])
+    return [jobs.job_of(name, rest, typed, seed=number) for number in numbers]
+
+
+@command()
+@options.config_path
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="In all, those of earlier calls and other processes included.",
+)
+@click.option(
+    "--prune-after", type=int, default=4, show_default=True, help="Trials that are never pruned."
+)
+@click.option(
+    "--prune-epochs",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Epochs of a trial before it can be pruned.",
+)
+@options.time_limit
+@options.overrides
+@options.data()
+def search(config_path: str, time_limit: float, **given: Any) -> None:
+    """Search the space of settings that an experiment's search_space.py declares.
+
+    Each trial is an ordinary run.
+    """
+    import common.train.search
+    from common.score.whole_crops import of_run
+    from common.train import ranks
+
+    if ranks.are_started():
+        raise UserError(
+            "search trains each trial by one process; start it without torchrun, several times for "
+            "several GPUs (CUDA_VISIBLE_DEVICES=0, 1, ...): the calls share one study"
+        )
+    with stopping.time_limit(time_limit):
+        best = common.train.search.search(config_path, **options.given(given), score=of_run)
+    if best is None:
+        sys.exit(stopping.INTERRUPTED)
+
+
+@command()
+@options.config_path
+@click.argument("file", required=False)
+@click.option(
+    "--iteration",
+    type=click.IntRange(1),
+    help="The step to replay; the last ones of FILE unless given.",
+)
+@click.option(
+    "--checkpoint", "weights", metavar="FILE", help="The weights; the run's latest unless given."
+)
+@click.option("--png", metavar="FILE", help="Write a picture of the samples.")
+@options.overrides
+@options.data()
+def replay(config_path: str, file: str | None, **given: Any) -> None:
+    """Compute steps that training skipped again: which samples, which layer, in fp32 too.
+
+    FILE is the skipped.json of a run, by default that of the experiment's. Nothing is changed.
+    """
+    from common.train import replay as module
+
+    module.replay(config_path, file, **options.given(given), say=click.echo)
