@@ -40,17 +40,33 @@ OF_RUNS = frozenset(
 
 FLAGS = frozenset(
     [
+        "--absolute",
         "--all-resolutions",
         "--check",
+        "--cluster",
         "--dry-run",
+        "--fetch-all-em-resolutions",
+        "--force-all-classes",
+        "--force-all-classes-train",
+        "--force-all-classes-validate",
         "--group-seeds",
         "--logits",
         "--overwrite",
-        "--traceback",
-        "--verify",
         "--partial",
+        "--skip-orthoplanes",
+        "--traceback",
+        "--use-s3",
+        "--verify",
         "--write-readme",
+        "--zip",
+        "-C",
         "-O",
+        "-all-res",
+        "-fa",
+        "-ft",
+        "-fv",
+        "-s3",
+        "-so",
     ]
 )
 """Options of our commands without a value: what follows them can be an experiment."""

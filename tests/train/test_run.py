@@ -425,14 +425,14 @@ def test_a_timed_step_leaves_out_warming_up_and_what_was_read_ahead(experiment, 
         clock.now += 0.2 if len(steps_taken) <= 2 else 0.02
         return steps.StepResult(Numbers(0.5, 1.0))
 
-    def part_of_each(start, stop, part, parts):
+    def between(start, stop):
         for k in range(start, stop, 2):
             read.append(k)
             clock.now += 0.0 if len(read) <= 4 else 0.05
             yield None
 
     setup, state = prepare(experiment(num_workers=1, gradient_accumulation_steps=1).config())
-    setup = dataclasses.replace(setup, training=SimpleNamespace(part_of_each=part_of_each))
+    setup = dataclasses.replace(setup, training=SimpleNamespace(between=between))
     monkeypatch.setattr(check.steps, "step", step)
     monkeypatch.setattr(check, "time", clock)
     timed = check.time_steps(setup, state)
