@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 from monai.networks.nets import SwinUNETR
@@ -38,7 +39,7 @@ class SwinTransformer(SwinUNETR):
         ndims: spatial axes, 2 or 3.
 
     Raises:
-        UserError: for another number of stages.
+        UserError: for another number of stages, or without einops.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  # the public signature
@@ -57,6 +58,11 @@ class SwinTransformer(SwinUNETR):
         in_channels: int = 1,
         ndims: int = 2,
     ):
+        if importlib.util.find_spec("einops") is None:
+            raise UserError(
+                "SwinTransformer: MONAI's SwinUNETR needs einops, which is not installed; "
+                "pip install einops"
+            )
         if len(depths) != 4 or len(num_heads) != 4:
             raise UserError(
                 f"SwinTransformer: depths = {list(depths)}, num_heads = {list(num_heads)}; MONAI's "
