@@ -32,7 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.side_by_side import REPOSITORY
+from bench.side_by_side import REPOSITORY, in_own_process
 
 EXPERIMENTS = ("unet8_all", "unet32_all", "unet128_all", "resenc8_all", "setup_04_all")
 
@@ -152,15 +152,10 @@ def case_of(experiment: str, options: argparse.Namespace, scratch: Path) -> Case
 
 def in_process(case: Case) -> dict[str, Any]:
     """`measured`, in a process of its own; {"problem": its last words} if it fails."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", json.dumps(asdict(case))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        return {"problem": done.stderr[-3000:]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    try:
+        return in_own_process(__file__, "--child", json.dumps(asdict(case)))
+    except SystemExit as failed:
+        return {"problem": str(failed)[-3000:]}
 
 
 # In the process of one experiment

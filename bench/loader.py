@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.side_by_side import in_own_process
 
 if TYPE_CHECKING:
     from common.config.settings import TrainConfig
@@ -200,16 +200,7 @@ def peak_memory_gb() -> float:
 def in_process(which: str, csv: Path, case: Case, *, device: str, seconds: float) -> Speed:
     """The same as `measure`, in a process of its own."""
     arguments = [which, csv, *astuple(case), device, seconds]
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return Speed(*json.loads(done.stdout.strip().splitlines()[-1]))
+    return Speed(*in_own_process(__file__, "--measure", *arguments, OMP_NUM_THREADS="1"))
 
 
 def compare(csv: Path, case: Case, options: argparse.Namespace) -> str:

@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +29,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.side_by_side import in_own_process
 
 SIDES = {"cpu": (256, 512), "cuda": (512, 768)}
 """Voxels along an edge of the volumes: of that for speed, and of a larger one for memory."""
@@ -234,15 +235,7 @@ def memory(case: Case) -> dict:
 
 def in_process(what: str, case: Case) -> dict:
     """`speed` or `memory` of a case, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", what, *case.words()],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return in_own_process(__file__, "--measure", what, *case.words())
 
 
 def main() -> None:

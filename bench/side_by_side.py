@@ -133,6 +133,20 @@ def _environment(cores: Cores, isa: str) -> dict[str, str]:
     return os.environ | chosen
 
 
+def in_own_process(script: str, *words: object, **environment: str) -> Any:
+    """What a script prints last, as JSON, in a process of its own; ends as it does if it fails."""
+    done = subprocess.run(
+        [sys.executable, script, *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
 def child(text: str, events_of: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]) -> None:
     """Do a job in this process: print each of its events as a line of JSON, and why it failed."""
     import torch

@@ -17,7 +17,6 @@ import csv
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.loader import peak_memory_gb
+from bench.side_by_side import in_own_process
 from common.classes import TESTED
 from common.data import layout, ngff, split
 from common.data.ngff import Grid
@@ -205,15 +205,7 @@ def own_memory_gb(pid: int) -> float:
 
 def in_process(folder: Path, workers: int, seconds: float) -> dict[str, float]:
     """`measure` in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder), str(workers), str(seconds)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return in_own_process(__file__, folder, workers, seconds)
 
 
 def table(crops: Sequence[Crop], workers: int, seconds: float) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from common.train.steps import Method, State
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.side_by_side import in_own_process
 
 
 @dataclass(frozen=True)
@@ -141,15 +142,7 @@ SIDES = {"ours": ours, "bare": bare, "plain": plain}
 
 def in_process(side: str, case: Case) -> dict[str, float]:
     """What a side measures, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", side, json.dumps(asdict(case))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return in_own_process(__file__, "--measure", side, json.dumps(asdict(case)))
 
 
 def best_of_rounds(case: Case, sides: list[str], rounds: int) -> dict[str, dict[str, float]]:
