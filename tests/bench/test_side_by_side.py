@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bench import side_by_side
 from bench.side_by_side import Job
 
@@ -51,3 +53,18 @@ def test_cores_are_shared_without_overlap(monkeypatch):
     assert side_by_side.share_cores(2) == [(0, 1, 2, 3), (4, 5, 6, 7)]
     assert side_by_side.share_cores(3, each=1) == [(0,), (1,), (2,)]
     assert len(side_by_side.share_cores(99)) == 8
+
+
+def test_what_a_process_prints_last_is_taken_and_its_failure_too(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "print('noise')\n"
+        "print(json.dumps([sys.argv[1:], os.environ['OMP_NUM_THREADS']]))\n"
+        "if 'bad' in sys.argv:\n"
+        "    raise SystemExit('what is wrong')\n"
+    )
+    done = side_by_side.in_own_process(str(script), 1, "a", OMP_NUM_THREADS="1")
+    assert done == [["1", "a"], "1"]
+    with pytest.raises(SystemExit, match="what is wrong"):
+        side_by_side.in_own_process(str(script), "bad", OMP_NUM_THREADS="1")
