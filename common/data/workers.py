@@ -14,13 +14,13 @@ import os
 import shutil
 import signal
 import threading
-import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol
 
 import torch
@@ -255,7 +255,7 @@ class _Watch:
         self.processes = processes
         self.time_limit = time_limit
         self.since: float | None = None
-        """Value of time.monotonic() since which a batch is waited for; None between batches."""
+        """Value of monotonic() since which a batch is waited for; None between batches."""
         self.has_ended_them = False
         self._over = threading.Event()
         if processes and time_limit:
@@ -265,14 +265,14 @@ class _Watch:
     def waiting(self) -> Iterator[None]:
         """Say that a batch is waited for in the block."""
         if self.since is None:
-            self.since = time.monotonic()
+            self.since = monotonic()
         yield
         self.since = None  # not where it raises: the next call goes on waiting
 
     def _look(self) -> None:
         while not self._over.wait(POLL_S):
             since = self.since
-            if since is not None and time.monotonic() - since >= self.time_limit:
+            if since is not None and monotonic() - since >= self.time_limit:
                 self.has_ended_them = True
                 self._kill()
                 return

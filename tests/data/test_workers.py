@@ -112,7 +112,8 @@ def clock(monkeypatch):
             now[0] += 3600
         return now[0]
 
-    monkeypatch.setattr(workers.time, "monotonic", monotonic)
+    # the watch's own clock: torch and multiprocessing wait by that of the module time
+    monkeypatch.setattr(workers, "monotonic", monotonic)
 
 
 @pytest.mark.usefixtures("clock")
