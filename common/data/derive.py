@@ -265,7 +265,7 @@ def squared_to(patch: IdPatch, mask: Tensor, nm: float) -> Tensor:
     Huttenlocher 2012, for a short reach.
     """
     squared = torch.full(mask.shape, FAR, device=mask.device).masked_fill_(mask, 0)
-    for axis, steps in _steps(patch, nm):
+    for steps in _steps(patch, nm):
         lowest = squared.clone()
         for here, there, cost in steps:
             _take_lower(here(lowest), there(squared) + cost)
@@ -283,7 +283,7 @@ def squared_distances(patch: IdPatch, nm: float) -> Tensor:
     ids = patch.ids
     is_unknown = ids == UNKNOWN
     squared = torch.full(ids.shape, FAR, device=ids.device)
-    for axis, steps in _steps(patch, nm):
+    for steps in _steps(patch, nm):
         lowest = squared.clone()
         for here, there, cost in steps:
             is_other = (here(ids) != there(ids)) & ~there(is_unknown)
@@ -304,12 +304,12 @@ def nearest_two_objects(patch: IdPatch, nm: float) -> tuple[Tensor, Tensor]:
         ids.clamp(min=BACKGROUND),
     )
     second = _Nearest(torch.full_like(first.squared, FAR), torch.zeros_like(first.label))
-    for axis, steps in _steps(patch, nm):
+    for steps in _steps(patch, nm):
         before = (first, second)
         first, second = (_Nearest(*(part.clone() for part in each)) for each in before)
-        for here, there, cost in steps:
+        for shift in steps:
             for candidate in before:
-                _merge(first, second, candidate, here, there, cost)
+                _merge(first, second, candidate, shift)
     far = patch.within(nm)
     one, two = (each.squared.masked_fill(each.squared > far, FAR) for each in (first, second))
     return one, two
@@ -326,12 +326,22 @@ class _Nearest(NamedTuple):
 Narrow = Callable[[Tensor], Tensor]
 
 
-def _merge(
-    first: _Nearest, second: _Nearest, candidate: _Nearest, here: Narrow, there: Narrow, cost: float
-) -> None:
-    """Put labels at a shift among the two nearest, in place."""
-    squared = there(candidate.squared) + cost
-    label = there(candidate.label)
+class _Shift(NamedTuple):
+    """A shift along one axis."""
+
+    here: Narrow
+    """Gives the voxels of a volume that have one at the shift from them,"""
+    there: Narrow
+    """and these."""
+    cost: float
+    """Square of its length, nm^2."""
+
+
+def _merge(first: _Nearest, second: _Nearest, candidate: _Nearest, shift: _Shift) -> None:
+    """Put the labels at a shift among the two nearest, in place."""
+    here = shift.here
+    squared = shift.there(candidate.squared) + shift.cost
+    label = shift.there(candidate.label)
     one, two = (_Nearest(here(each.squared), here(each.label)) for each in (first, second))
     is_first = label == one.label
     goes_first = (squared < one.squared) & ~is_first
@@ -353,8 +363,8 @@ def _take_lower(values: Tensor, others: Tensor) -> None:
     torch.minimum(values, others, out=values)
 
 
-def _steps(patch: IdPatch, nm: float) -> Iterator[tuple[int, list[tuple[Narrow, Narrow, float]]]]:
-    """For each axis the shifts along it: voxels, those at the shift from them, its square in nm^2."""
+def _steps(patch: IdPatch, nm: float) -> Iterator[list[_Shift]]:
+    """For each axis the shifts along it, up to a length."""
     reach = math.sqrt(patch.within(nm))
     for axis, size in enumerate(patch.voxel_nm):
         shape = patch.ids.shape[axis]
@@ -363,8 +373,8 @@ def _steps(patch: IdPatch, nm: float) -> Iterator[tuple[int, list[tuple[Narrow, 
             low = partial(_narrow, axis=axis, start=0, size=shape - step)
             high = partial(_narrow, axis=axis, start=step, size=shape - step)
             cost = (step * size) ** 2
-            steps += [(low, high, cost), (high, low, cost)]
-        yield axis, steps
+            steps += [_Shift(low, high, cost), _Shift(high, low, cost)]
+        yield steps
 
 
 def _narrow(volume: Tensor, *, axis: int, start: int, size: int) -> Tensor:
