@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,25 @@ def test_the_walk_from_the_toolbox_runs_word_for_word(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
     assert list((tmp_path / "mine/results").rglob("scores.json"))
     assert list((tmp_path / "mine/pictures").glob("*.png"))
+
+
+OWN_DATA = REPOSITORY / "docs/own_data.md"
+SHORT = "--set epochs=1 --set iterations_per_epoch=2 --set batch_size=2"
+
+
+def test_the_walk_from_two_files_to_a_picture_runs_word_for_word(tmp_path, monkeypatch, run):
+    """In this process, which has imported torch; only the training is shorter."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CELLMAP_DATA", str(tmp_path / "data"))
+    for kind, text in re.findall(r"```(\w+)\n(.*?)```", OWN_DATA.read_text(), re.DOTALL):
+        if kind == "python":
+            exec(compile(text, OWN_DATA.name, "exec"), {})
+            continue
+        for line in text.strip().replace("train my_cells", f"train my_cells {SHORT}").split("\n"):
+            code, _, error = run(*shlex.split(line)[3:])
+            assert code == 0, (line, error)
+    assert (tmp_path / "my_cells.png").stat().st_size > 10_000
+    assert list((tmp_path / "my_cells/results").rglob("scores.json"))
 
 
 @pytest.mark.slow

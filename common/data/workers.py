@@ -345,16 +345,20 @@ def _handles_left(needed: int) -> int:
     return soft - there
 
 
-NO_ROOM = frozenset([NO_SHARED_MEMORY, NO_HANDLES, -signal.SIGBUS])
+# Windows has neither
+_SIGBUS = getattr(signal, "SIGBUS", 7)
+_SIGKILL = getattr(signal, "SIGKILL", 9)
+
+NO_ROOM = frozenset([NO_SHARED_MEMORY, NO_HANDLES, -_SIGBUS])
 """Exit codes of workers for which there is no room."""
 
 _IS_FULL = f"{SHARED_MEMORY} is full; {SHM_ADVICE}"
 
 ADVICE = {
     NO_SHARED_MEMORY: _IS_FULL,
-    -signal.SIGBUS: _IS_FULL,
+    -_SIGBUS: _IS_FULL,
     NO_HANDLES: _no_handles(),
-    -signal.SIGKILL: "most likely for want of memory; lower num_workers or batch_size",
+    -_SIGKILL: "most likely for want of memory; lower num_workers or batch_size",
 }
 """What may help, by exit code."""
 

@@ -113,7 +113,7 @@ def _prepare_environment(processes: int) -> None:
 
 def _of_a_signal(number: int) -> str:
     name = signal.Signals(number).name
-    why = ", most likely for want of memory" if number == signal.SIGKILL else ""
+    why = ", most likely for want of memory" if number == getattr(signal, "SIGKILL", 9) else ""
     return (
         f"one of the processes of this run was ended by {name}{why}; the same command goes on from "
         "the last checkpoint"

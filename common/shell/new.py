@@ -30,7 +30,9 @@ def new(name: str | Path, source: str | Path) -> Path:
     """
     target = Path(name).expanduser().resolve()
     source = _find(source)
-    _refuse(target, source)
+    refuse_target(target)
+    if target.is_relative_to(source):
+        raise UserError(f"{target}: lies in {source}, which is copied; write another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     # under another name until it is whole: a half copy would pass for an experiment
     partial = target.with_name(f".{target.name}.partial")
@@ -70,11 +72,10 @@ def without_results(text: str) -> str:
     return "".join(kept).rstrip() + "\n"
 
 
-def _refuse(target: Path, source: Path) -> None:
+def refuse_target(target: Path) -> None:
+    """Raises FileExistsError or UserError where no experiment of that name can be made."""
     if target.exists():
         raise FileExistsError(f"{target}: is there already; write another name")
-    if target.is_relative_to(source):
-        raise UserError(f"{target}: lies in {source}, which is copied; write another name")
     if not re.fullmatch(r"\w[\w.-]*", target.name):
         raise UserError(
             f"'{target.name}' is no name for an experiment; write letters, digits, _, - and ."

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from common import stopping
+from common.errors import UserError
 from common.shell import options
 from common.shell.group import Command
+from common.shell.options import Lengths, Names
 
 if TYPE_CHECKING:
     pass
@@ -56,12 +58,51 @@ def doctor(config_path: str | None, data: str | None) -> None:
 
 @command()
 @click.argument("name")
+@click.option("--from", "source", metavar="EXPERIMENT", help="The experiment to copy.")
 @click.option(
-    "--from", "source", required=True, metavar="EXPERIMENT", help="The experiment to copy."
+    "--own",
+    type=Names(),
+    metavar="DATASET,...",
+    help="Instead of --from: your datasets in the data root, which import-data writes.",
 )
-def new(name: str, source: str) -> None:
-    """Copy an experiment to NAME, ready to train."""
+@options.classes("With --own: those to learn, comma-separated; all that are labelled unless given.")
+@click.option(
+    "--voxel-size",
+    "size",
+    type=Lengths(),
+    help="With --own: nm that is learnt at, 8 or 40,8,8; that of the labels unless given.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="With --own: what it is to train on; the GPU of this machine if it has one unless given.",
+)
+@options.data("With --own: data root that holds the datasets.")
+def new(
+    name: str,
+    source: str | None,
+    own: tuple[str, ...] | None,
+    size: tuple[float, float, float] | None,
+    **given: Any,
+) -> None:
+    """Write an experiment NAME, ready to train: a copy, or one for your own data."""
     from common.shell import new as module
 
-    folder = module.new(name, source)
-    click.echo(f"{folder}\n{module.next_command(folder)}")
+    # of `given` it would be the size of a --volume
+    chosen = options.given(given) | ({"voxel_size": size} if size else {})
+    if bool(source) == bool(own):
+        raise UserError(
+            "new: write --own DATASET for your own data, or --from EXPERIMENT for a copy"
+        )
+    if source:
+        if chosen:
+            option = next(iter(chosen)).replace("_", "-")
+            raise UserError(f"--{option}: is for --own; a copy has the settings of {source}")
+        folder = module.new(name, source)
+        click.echo(f"{folder}\n{module.next_command(folder)}")
+        return
+    from common.shell import new_own
+
+    assert own
+    folder = new_own.new_own(name, own, **chosen, say=click.echo)
+    click.echo(f"{folder}\n{new_own.next_command(folder)}")

@@ -1,0 +1,199 @@
+"""Cut one annotated crop in two, a gap apart: one part trains and the other validates.
+
+Of two blocks side by side the voxels at the seam are nearly the same, so that a network would be
+validated on what it has seen. The cut is made across one axis, near one of its ends, where both
+parts hold the classes in the most similar amounts. The parts are crops of their own beside the one
+that they are copies of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data import ngff
+from common.data.annotation import INSTANCE_TYPE, encoding_of
+from common.data.box import slices
+from common.data.label_facts import LabelFacts
+from common.data.level import Grid, Level
+from common.data.metadata import UNFINISHED
+from common.data.records import read_attributes
+
+CUT = "cut"
+"""Attribute of a class of a part: of which crop and voxels it is a copy."""
+
+PARTS = {"train": "{crop}-train", "validate": "{crop}-validate"}
+"""Names of the parts by their usage."""
+
+VALIDATED = 0.2
+"""Part of an axis that validates."""
+
+LEAST_VALIDATED = 16
+"""Voxels of the axis that validate, at least: half a patch."""
+
+GAP = 16
+"""Voxels between the parts, or a tenth of a short axis."""
+# half a patch of 32: no voxel that validates lies in a patch whose centre trains
+
+LEAST_CUT = 48
+"""Voxels of an axis that is cut, at least."""
+
+LONGER = 0.2
+"""What an axis half as long as the longest costs in the choice."""
+# a part across the longest axis is the most compact, and has the least of its voxels at the seam
+
+MISSING = 10.0
+"""What a class costs that a part does not have."""
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which planes of an axis go to which part."""
+
+    axis: int
+    """0, 1, 2 for z, y, x."""
+    planes: int
+    """Of the whole crop along it."""
+    train: slice
+    validate: slice
+
+    @property
+    def gap(self) -> int:
+        """Planes between the parts, which neither has."""
+        return self.planes - len(_range(self.train)) - len(_range(self.validate))
+
+    def box(self, usage: str, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First voxel and last + 1 of a part of a class volume, which may have other voxels."""
+        part = self.train if usage == "train" else self.validate
+        start = np.zeros(3, int)
+        stop = np.array(shape)
+        start[self.axis] = round(part.start / self.planes * shape[self.axis])
+        stop[self.axis] = round(part.stop / self.planes * shape[self.axis])
+        return start, stop
+
+    def __str__(self) -> str:
+        axis = "zyx"[self.axis]
+        validated = len(_range(self.validate))
+        return f"{validated} of {self.planes} planes along {axis} validate, {self.gap} are left out"
+
+
+def choose_cut(labels: Sequence[LabelFacts]) -> Cut | None:
+    """The cut of a crop with these classes; None where it is too small to be cut."""
+    shape = min((facts.level.shape for facts in labels), key=math.prod)
+    longest = shape.max()
+    candidates = []
+    for axis in range(3):
+        if shape[axis] >= LEAST_CUT:
+            candidates += _cuts(axis, int(shape[axis]))
+    if not candidates:
+        return None
+
+    def cost(cut: Cut) -> float:
+        shorter = math.log2(longest / cut.planes)
+        # rounded, so that it orders alike on every machine
+        return round(sum(_unlike(cut, facts) for facts in labels) + LONGER * shorter, 9)
+
+    return min(candidates, key=cost)
+
+
+def is_part(crop: Path) -> bool:
+    """Whether a crop is a part of another one."""
+    return any(CUT in read_attributes(group) for group in _groups(crop))
+
+
+def cut_crop(crop: Path, cut: Cut, labels: Sequence[LabelFacts]) -> dict[str, Path]:
+    """Write the parts of a crop beside it; returns their folders by their usage.
+
+    A part that is there already, of the same labels, is left alone.
+    """
+    folders = {}
+    for usage, name in PARTS.items():
+        folder = crop.with_name(name.format(crop=crop.name))
+        for facts in labels:
+            start, stop = cut.box(usage, facts.level.shape)
+            _copy(facts, start, stop, folder / facts.name)
+        folders[usage] = folder
+    return folders
+
+
+def _groups(crop: Path) -> Iterator[Path]:
+    return (path for path in sorted(crop.iterdir()) if path.is_dir())
+
+
+def _range(planes: slice) -> range:
+    return range(planes.start, planes.stop)
+
+
+def _cuts(axis: int, planes: int) -> list[Cut]:
+    """The cuts at both ends of an axis."""
+    validated = max(round(VALIDATED * planes), LEAST_VALIDATED)
+    gap = min(GAP, planes // 10)
+    trained = planes - validated - gap
+    at_the_end = Cut(axis, planes, slice(0, trained), slice(trained + gap, planes))
+    at_the_start = Cut(axis, planes, slice(validated + gap, planes), slice(0, validated))
+    return [at_the_end, at_the_start]
+
+
+def _unlike(cut: Cut, facts: LabelFacts) -> float:
+    """How different the parts of a class are: |log of the ratio of its fractions|."""
+    if not facts.positives:
+        return 0.0
+    fractions = []
+    for usage in PARTS:
+        start, stop = cut.box(usage, facts.level.shape)
+        planes = slice(start[cut.axis], stop[cut.axis])
+        positive = facts.positive[cut.axis][planes].sum()
+        known = facts.known[cut.axis][planes].sum()
+        if not positive:
+            return MISSING
+        fractions.append(positive / known)
+    trained, validated = fractions
+    return abs(math.log(trained / validated))
+
+
+def _copy(facts: LabelFacts, start: np.ndarray, stop: np.ndarray, target: Path) -> None:
+    level = facts.level
+    record = _record(level, start, stop)
+    attributes = read_attributes(target) if target.exists() else {}
+    if attributes.get(CUT) == record and UNFINISHED not in attributes:
+        return
+    origin = level.translation + start * level.scale
+    grid = Grid(origin, level.scale, tuple((stop - start).tolist()))
+    dtype = np.dtype(level.array.dtype).newbyteorder("=")
+    if dtype.kind == "b":
+        dtype = np.dtype(np.uint8)
+    about = {CUT: record, **_annotation(facts)}
+    array = ngff.start_multiscale(target, grid, dtype, (CHUNK,) * 3, attributes=about)
+    for number in np.ndindex(*array.cdata_shape):
+        first = np.array(number) * array.chunks
+        last = np.minimum(first + array.chunks, grid.shape)
+        array[slices(first, last)] = level.read(start + first, start + last)
+    ngff.finish_multiscale(target, grid, [], ngff.pick)
+
+
+def _record(level: Level, start: np.ndarray, stop: np.ndarray) -> dict[str, Any]:
+    """What a part is a copy of; another one where the labels were written anew since."""
+    written = [path.stat().st_mtime_ns for path in (level.group, level.path) if path.exists()]
+    return {
+        "of": f"{level.group.parent.name}/{level.group.name}",
+        "first": start.tolist(),
+        "stop": stop.tolist(),
+        "written": written,
+    }
+
+
+def _annotation(facts: LabelFacts) -> dict[str, Any]:
+    """What the metadata of a class say of its values, without counts, which are of the whole."""
+    said = encoding_of(facts.level, facts.name)
+    encoding = {"absent": said.absent, "present": said.present, "unknown": said.unknown}
+    known = {what: value for what, value in encoding.items() if value is not None}
+    kind = INSTANCE_TYPE if said.is_instance else "semantic_segmentation"
+    about = {"annotation_type": {"type": kind, "encoding": known}}
+    return {"cellmap": {"annotation": about}}

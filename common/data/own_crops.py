@@ -1,0 +1,198 @@
+"""The annotated crops of somebody's own datasets: what they hold, and which of them validate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from common.classes import ATOM_IDS, GROUP_ATOMS
+from common.data import catalogue, layout
+from common.data.catalogue import CropInfo
+from common.data.choose_sides import Sides, SplitRules, choose_sides
+from common.data.cut import Cut, choose_cut, cut_crop, is_part
+from common.data.label_facts import LabelFacts, look
+from common.data.ngff import open_levels
+from common.errors import UserError
+from common.talk import count, progress, some, voxels
+
+FEW = 4
+"""Groups of crops below which none is given away: each crop is cut in two instead."""
+# of three crops a third would not train; of two one half
+
+SPARSE = 0.25
+"""Part of a crop in which all labels lie, below which the rest may not be annotated at all."""
+
+
+@dataclass(frozen=True)
+class OwnCrop:
+    """An annotated crop, looked at."""
+
+    info: CropInfo
+    folder: Path
+    labels: tuple[LabelFacts, ...]
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which crops train and which validate."""
+
+    sides: Sides
+    why: str
+    """A sentence."""
+
+
+def read_crops(root: Path, datasets: Sequence[str], classes: Collection[str] = ()) -> list[OwnCrop]:
+    """The crops of datasets under a data root, every label read once.
+
+    Classes without a voxel in any crop are left out; see `absent`.
+
+    Args:
+        root: the data root.
+        datasets: names or patterns.
+        classes: those that are wanted; all that are annotated unless given.
+
+    Raises:
+        FileNotFoundError: without a data root, or a crop in it.
+        UserError: for a dataset or class that is not there, and for labels that cannot be read.
+    """
+    infos, broken = catalogue.scan(root, datasets)
+    folders = layout.crop_folders(root)
+    infos = [info for info in infos if not is_part(folders[info.key])]
+    if broken:
+        raise UserError("\n".join(broken))
+    annotated = set().union(*(info.classes for info in infos))
+    missing = [name for name in classes if name not in annotated]
+    if missing:
+        raise UserError(
+            f"--classes {','.join(missing)}: not annotated in {','.join(datasets)}; write some of "
+            f"{', '.join(in_order(annotated))}"
+        )
+    crops = []
+    with progress(len(infos), "looking at labels", unit="crop") as bar:
+        for info in infos:
+            names = in_order(info.classes & set(classes or annotated))
+            levels = {name: open_levels(folders[info.key] / name)[0] for name in names}
+            labels = tuple(look(level, name) for name, level in levels.items())
+            crops.append(OwnCrop(info, folders[info.key], labels))
+            bar.update()
+    return _without_empty(crops, datasets)
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """Classes in the order of the challenge's table, those of one's own after them."""
+    table = [*ATOM_IDS, *GROUP_ATOMS]
+    return sorted(names, key=lambda name: (_place_in(table, name), name))
+
+
+def _place_in(table: Sequence[str], name: str) -> int:
+    return table.index(name) if name in table else len(table)
+
+
+def positives(crops: Sequence[OwnCrop]) -> dict[str, int]:
+    """Positive voxels of each class."""
+    voxels_of: dict[str, int] = {}
+    for crop in crops:
+        for facts in crop.labels:
+            voxels_of[facts.name] = voxels_of.get(facts.name, 0) + facts.positives
+    return voxels_of
+
+
+def _without_empty(crops: Sequence[OwnCrop], datasets: Sequence[str]) -> list[OwnCrop]:
+    """The crops with those of their classes that occur anywhere."""
+    present = {name for name, number in positives(crops).items() if number}
+    if not present:
+        annotated = ", ".join(positives(crops)) or "no class"
+        raise UserError(
+            f"{','.join(datasets)}: nothing is labelled in {count(len(crops), 'crop')} "
+            f"({annotated}): all voxels are 0 or unknown; look at the label files"
+        )
+    kept = []
+    for crop in crops:
+        labels = tuple(facts for facts in crop.labels if facts.name in present)
+        info = replace(crop.info, classes=frozenset(facts.name for facts in labels))
+        if labels:
+            kept.append(replace(crop, info=info, labels=labels))
+    return kept
+
+
+def unlabelled_rest(crop: OwnCrop) -> str:
+    """A sentence where all labels lie in a small part of a crop; "" elsewhere.
+
+    0 is background that is known: of a volume that was annotated in a box alone everything around
+    it would teach that nothing is there.
+    """
+    boxes = [facts.box() for facts in crop.labels if facts.positives]
+    unknown = any(facts.knowns < math.prod(facts.level.shape) for facts in crop.labels)
+    shapes = {tuple(facts.level.shape.tolist()) for facts in crop.labels}
+    if not boxes or unknown or len(shapes) > 1:
+        return ""
+    low = np.min([box[0] for box in boxes], axis=0)
+    high = np.max([box[1] for box in boxes], axis=0)
+    [shape] = shapes
+    if math.prod((high - low).tolist()) > SPARSE * math.prod(shape):
+        return ""
+    sides = ",".join(f"{a}:{b}" for a, b in zip(low, high, strict=True))
+    return (
+        f"{crop.info.path}: all labels lie in {voxels(high - low)} of its {voxels(shape)} voxels; "
+        "where the rest was not annotated, which a 0 does not say, import the volume again with "
+        f"--crop {sides} --overwrite"
+    )
+
+
+# Sides
+
+
+def divide(crops: Sequence[OwnCrop], scale: Sequence[float]) -> Division:
+    """Which crops train and which validate; writes the parts of crops that are cut.
+
+    Specimens are kept apart where there are several, crops where there are several of one; few
+    crops are cut. scale: voxel size of the run in nm.
+
+    Raises UserError where no crop can be used.
+    """
+    infos = [crop.info for crop in crops]
+    classes = tuple(in_order({name for info in infos for name in info.classes}))
+    specimens = {info.specimen for info in infos}
+    by = "specimen" if len(specimens) >= FEW else "crop"
+    if by == "specimen" or len(crops) >= FEW:
+        rules = SplitRules(classes, tuple(scale), by=by)
+        sides = choose_sides(infos, rules)
+        kept = [info.path for usage, info in sides if usage == "validate"]
+        verb = "validates" if len(kept) == 1 else "validate"
+        return Division(sides, f"{some(kept, most=5)} {verb}; the others train")
+    return _cut_each(crops)
+
+
+def _cut_each(crops: Sequence[OwnCrop]) -> Division:
+    sides: Sides = []
+    said = []
+    for crop in crops:
+        cut = choose_cut(crop.labels)
+        if cut is None:
+            sides.append(("train", crop.info))
+            said.append(f"{crop.info.path} is too small to be cut and trains")
+            continue
+        folders = cut_crop(crop.folder, cut, crop.labels)
+        for usage, folder in folders.items():
+            sides.append((usage, _part(crop, cut, usage, folder)))
+        said.append(f"{crop.info.path} is cut: {cut}")
+    sides.sort(key=lambda side: side[0] == "validate")
+    if sides[-1][0] == "train":
+        said.append("nothing validates, so the last weights are taken for the best")
+    return Division(sides, "; ".join(said))
+
+
+def _part(crop: OwnCrop, cut: Cut, usage: str, folder: Path) -> CropInfo:
+    info = crop.info
+    start, stop = cut.box(usage, np.array(info.shape))
+    origin = np.array(info.translation) + start * info.voxel_size
+    return replace(
+        info,
+        name=folder.name,
+        translation=tuple(origin.tolist()),
+        shape=tuple((stop - start).tolist()),
+    )

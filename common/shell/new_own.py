@@ -1,0 +1,231 @@
+"""A new experiment for somebody's own data: its files, filled in from templates."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from common.config.load import data_root, load_config
+from common.data import fingerprint, make_split
+from common.data.own_crops import Division, OwnCrop, divide, positives, read_crops, unlabelled_rest
+from common.data.sources.place import FILES
+from common.errors import UserError
+from common.files import REPOSITORY
+from common.shell.new import refuse_target
+from common.shell.rename import name_of
+from common.talk import command_line, count, nm, note, short_path, some, voxels
+from common.train.own_plan import OwnPlan, make_plan
+
+TEMPLATES = Path(__file__).parent / "own"
+
+FOLDERS = ("checkpoints", "logs")
+
+
+def new_own(
+    name: str | Path,
+    datasets: Sequence[str],
+    *,
+    data: str | Path | None = None,
+    classes: Collection[str] = (),
+    voxel_size: tuple[float, float, float] | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Write an experiment for imported data, ready to train; returns its folder, absolute.
+
+    Args:
+        name: the folder to be.
+        datasets: names in the data root, or patterns.
+        data: the data root.
+        classes: those to learn; all that are annotated and occur unless given.
+        voxel_size: nm, z, y, x; that of the labels unless given.
+        device: "auto", "cpu" or "cuda", that its size is for.
+        say: takes a line about what was found and chosen.
+
+    Raises:
+        FileExistsError: where the folder is there.
+        FileNotFoundError: without data.
+        UserError: for data that cannot be learnt from.
+    """
+    target = Path(name).expanduser().resolve()
+    refuse_target(target)
+    root = _root(data, datasets)
+    crops = read_crops(root, datasets, classes)
+    plan = make_plan(crops, root, device, voxel_size)
+    division = divide(crops, plan.scale)
+    for line in _about(crops, plan, division):
+        say(line)
+    for crop in crops:
+        if rest := unlabelled_rest(crop):
+            note(rest)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(partial, target, plan, division=division, crops=crops, root=root)
+        for finding in _findings(partial, root, division):
+            note(finding)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def next_command(target: Path) -> str:
+    """What to type afterwards: the experiment knows its data."""
+    return command_line("train", _typed(target))
+
+
+def _typed(target: Path) -> str:
+    """An experiment's folder as it is typed: here, or in the repository."""
+    here = short_path(target)
+    return name_of(target) if here == str(target) else here
+
+
+def _root(data: str | Path | None, datasets: Sequence[str]) -> Path:
+    """The data root. Raises UserError where files were named instead of datasets."""
+    root = data_root(data)
+    for dataset in datasets:
+        file = Path(dataset)
+        is_file = file.suffix.lower() in FILES or os.sep in dataset
+        if is_file and not (root / dataset).is_dir():
+            command = command_line(
+                "import-data", dataset, dataset=file.stem or "my_cell", labels="CLASS=FILE"
+            )
+            raise UserError(
+                f"--own {dataset}: no name of a dataset in {root}; import the file first, and name "
+                f"the dataset:\n  {command}"
+            )
+    if not root.is_dir():
+        command = command_line(
+            "import-data", "RAW", dataset=datasets[0], labels="CLASS=FILE", data=data
+        )
+        raise FileNotFoundError(f"{root}: no such data root; import files into it:\n  {command}")
+    return root
+
+
+# What is said
+
+
+def _about(crops: Sequence[OwnCrop], plan: OwnPlan, division: Division) -> list[str]:
+    datasets = sorted({crop.info.dataset for crop in crops})
+    lines = [f"{some(datasets)}: {count(len(crops), 'crop')}, learnt at {nm(plan.scale)} nm"]
+    found = positives(crops)
+    for name in plan.classes:
+        labels = [facts for crop in crops for facts in crop.labels if facts.name == name]
+        known = sum(facts.knowns for facts in labels)
+        lines.append(f"- {name}: {found[name] / known:.2%} of the voxels{_as_objects(plan, name)}")
+    patch = voxels(plan.patch)
+    steps = plan.machine.epochs * plan.machine.iterations_per_epoch
+    device = "a GPU" if plan.machine.device == "cuda" else "a CPU"
+    lines.append(f"- {division.why}")
+    lines.append(
+        f"- {count(steps, 'step')} of {plan.batch_size} patches of {patch} voxels: for {device}"
+    )
+    return lines
+
+
+def _as_objects(plan: OwnPlan, name: str) -> str:
+    if name not in plan.specks:
+        return ", a mask"
+    how = "split where they hang together by a neck" if name in plan.crowded else "one for a piece"
+    return f", objects: {how}, of {plan.specks[name]} voxels or more"
+
+
+def _findings(folder: Path, root: Path, division: Division) -> list[str]:
+    """What stands out in the crops, decoded as training will read them."""
+    config = load_config(folder, data=root)
+    measured, unreadable = fingerprint.measure_crops(config)
+    findings = fingerprint.describe(config, measured, unreadable).findings
+    # that crops of one specimen are on both sides was said
+    known = make_split.leaks(division.sides)
+    return [finding for finding in findings if finding not in known]
+
+
+# Its files
+
+
+def _write(
+    folder: Path,
+    target: Path,
+    plan: OwnPlan,
+    *,
+    division: Division,
+    crops: Sequence[OwnCrop],
+    root: Path,
+) -> None:
+    """Write the files of the experiment `target` into a folder."""
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True)
+        (folder / name / ".gitkeep").touch()
+    (folder / "__init__.py").touch()
+    rows = make_split.rows(division.sides, plan.classes)
+    comment = f"# {division.why}"
+    make_split.write_datasplit(folder / "datasplit.csv", [comment, *rows])
+    experiment = _typed(target)
+
+    def command(verb: str, **options: Any) -> str:
+        return command_line(verb, experiment, **options)
+
+    names = {
+        "name": target.name,
+        "plan": plan,
+        "classes": plan.classes,
+        "datasets": sorted({crop.info.dataset for crop in crops}),
+        "division": division.why,
+        "data_path": "" if root == REPOSITORY / "data" else str(root),
+        "command": command,
+        "multiples": _multiples(plan.multiples),
+    }
+    environment = _environment()
+    for template in sorted(TEMPLATES.glob("*.j2")):
+        text = environment.get_template(template.name).render(names)
+        (folder / template.stem).write_text(text, "utf-8")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=False,  # Python and Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    helpers = {
+        "names": _names,
+        "numbers": _numbers,
+        "settings": _settings,
+        "quoted": json.dumps,
+        "nm": nm,
+    }
+    environment.globals.update(helpers)
+    return environment
+
+
+def _names(names: Collection[str]) -> str:
+    """As a list of Python, in the quotes that formatters use."""
+    return json.dumps(list(names))
+
+
+def _numbers(numbers: Sequence[float]) -> str:
+    return f"({', '.join(f'{number:.6g}' for number in numbers)})"
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values))
+
+
+def _multiples(step: Sequence[int]) -> str:
+    """'multiples of 8 voxels on an axis'."""
+    if len(set(step)) == 1:
+        return f"multiples of {step[0]} voxels on an axis"
+    texts = []
+    for axis, number in zip("zyx", step, strict=True):
+        texts.append(f"any number along {axis}" if number == 1 else f"of {number} along {axis}")
+    return f"multiples of voxels: {', '.join(texts)}"

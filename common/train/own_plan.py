@@ -1,0 +1,302 @@
+"""The settings of an experiment for somebody's own data: docs/explanation/recipe.md by rules.
+
+What was measured there for two real volumes and the phantom, put into rules for others: patches of
+about 32^3 voxels, flat where voxels are long, as many of them a step as 8 of 32^3; a small network
+for a CPU, a larger one and more steps for a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import runtime
+from common.classes import INSTANCES, atoms_of
+from common.data import layout
+from common.data.level import Level
+from common.data.ngff import open_levels
+from common.data.own_crops import OwnCrop, in_order
+from common.errors import UserError
+from common.model.resenc import plan_resenc
+
+PATCH = 32
+"""Voxels on an axis of a patch of cubes."""
+
+STEP = 8 * PATCH**3
+"""Voxels of all patches of a step."""
+
+MOST_PATCHES = 32
+
+LARGEST_EDGE = 128
+
+SMALLEST_EDGE = 16
+"""Voxels on an axis of a patch that its crop need not fill: context for a small one."""
+
+LONG = 2.0
+"""Times the shortest voxel from which an axis counts as long."""
+
+FLAT = 4
+"""Voxels along an axis below which a crop is a few slices: they are learnt one by one."""
+
+FAR_APART = 16.0
+"""How long a voxel is taken to be, in voxels, across slices that are learnt one by one."""
+
+THICK = 96
+"""Voxels that the thinnest class is thick from which voxels are taken twice as large."""
+# three patches: what fills whole patches can be told from their grey alone
+
+LEAST_BOX = 64
+"""Voxels of a crop along an axis that are left where they are taken larger."""
+
+LEAST_SPECK = 20
+SPECK = 50
+"""An object of less than so many voxels, or of so small a part of the median one, is left out."""
+
+SAMPLES = 3
+SAMPLE = 48
+"""Blocks along an axis that are looked at for the range of raw, and voxels along their edges."""
+
+Three = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an experiment is planned for."""
+
+    device: str
+    """"cuda" or "cpu"."""
+    width: int
+    """Channels of the network at the voxels of raw."""
+    epochs: int
+    iterations_per_epoch: int
+    num_workers: int
+
+
+MACHINES = {
+    # 12 epochs are twenty minutes of one core (examples/flyem_medulla); most is learnt in eight
+    "cpu": Machine("cpu", width=8, epochs=8, iterations_per_epoch=100, num_workers=0),
+    "cuda": Machine("cuda", width=16, epochs=30, iterations_per_epoch=200, num_workers=2),
+}
+
+
+@dataclass(frozen=True)
+class OwnPlan:
+    """What an experiment's files say."""
+
+    classes: tuple[str, ...]
+    scale: Three
+    """Voxel size in nm of raw and target, z, y, x."""
+    network_scale: Three
+    """The same as the network is planned from: slices that are learnt one by one lie far apart."""
+    patch: tuple[int, ...]
+    batch_size: int
+    model_kwargs: Mapping[str, Any]
+    machine: Machine
+    transposed: tuple[str, ...]
+    """Axes whose voxels are equally long."""
+    raw_range: tuple[float, ...] = ()
+    """Black and white of raw of other numbers than bytes."""
+    specks: Mapping[str, int] = field(default_factory=dict)
+    """By class that is made of objects the voxels below which one is left out."""
+    crowded: tuple[str, ...] = ()
+    """Those of them whose objects touch."""
+
+    @property
+    def extra_classes(self) -> tuple[str, ...]:
+        """Classes outside the challenge's table."""
+        return tuple(name for name in self.classes if atoms_of(name) is None)
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether slices are learnt one by one."""
+        return self.scale != self.network_scale
+
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """Of what number the network takes multiples of voxels, z, y, x."""
+        kwargs = {"stem_stride": self.model_kwargs["stem_stride"]}
+        return plan_resenc(self.network_scale, self.patch, **kwargs).step
+
+
+def make_plan(
+    crops: Sequence[OwnCrop], root: Path, device: str, voxel_size: Three | None = None
+) -> OwnPlan:
+    """The settings for crops.
+
+    Args:
+        crops: those that are learnt from.
+        root: the data root.
+        device: "auto", "cpu" or "cuda", that it is to train on.
+        voxel_size: nm; by the labels unless given.
+
+    Raises UserError for raw without contrast.
+    """
+    if device == "auto":
+        device = "cuda" if runtime.pick_device("auto").type == "cuda" else "cpu"
+    machine = MACHINES[device]
+    datasets = dict.fromkeys(crop.info.dataset for crop in crops)
+    raws = [open_levels(root / layout.raw(dataset)) for dataset in datasets]
+    finest = [levels[0] for levels in raws]
+    scale = voxel_size or _scale(crops, finest)
+    patch, network_scale = _patch(crops, finest, scale)
+    voxels = math.prod(patch)
+    classes = in_order({facts.name for crop in crops for facts in crop.labels})
+    specks = _specks(crops)
+    return OwnPlan(
+        classes=tuple(classes),
+        scale=scale,
+        network_scale=network_scale,
+        patch=patch,
+        batch_size=int(np.clip(STEP // voxels, PATCH // 4, MOST_PATCHES)),
+        model_kwargs=_model_kwargs(network_scale, patch, machine),
+        machine=machine,
+        transposed=_alike(scale, patch),
+        raw_range=_raw_range(finest),
+        specks=specks,
+        crowded=tuple(name for name in specks if _is_crowded(crops, name)),
+    )
+
+
+# Voxels
+
+
+def _scale(crops: Sequence[OwnCrop], raws: Sequence[Level]) -> Three:
+    """The voxel size of the coarsest labels or raw, coarser where all classes are thick."""
+    sizes = [facts.level.scale for crop in crops for facts in crop.labels]
+    scale = np.max([*sizes, *(raw.scale for raw in raws)], axis=0)
+    labels = [facts for crop in crops for facts in crop.labels if facts.positives]
+    thinnest = min(facts.thickness_nm() for facts in labels)
+    extent = np.min([crop.info.extent for crop in crops], axis=0)
+    while np.isfinite(thinnest) and not any(facts.is_crowded for facts in labels):
+        coarser = scale * _shorter(scale)
+        is_reduced = coarser > scale
+        too_thin = thinnest < THICK * scale[is_reduced].max()
+        too_small = (extent / coarser)[is_reduced].min() < LEAST_BOX
+        if too_thin or too_small:
+            break
+        scale = coarser
+    z, y, x = (float(f"{size:.6g}") for size in scale)
+    return z, y, x
+
+
+def _shorter(scale: np.ndarray) -> np.ndarray:
+    """2 along the axes whose voxels are short, along all where none is; 1 along the others."""
+    short = LONG * scale <= scale.max()
+    return np.where(short, 2, 1) if short.any() else np.full(3, 2)
+
+
+# Patches
+
+
+def _patch(
+    crops: Sequence[OwnCrop], raws: Sequence[Level], scale: Three
+) -> tuple[tuple[int, ...], Three]:
+    """The voxels of a patch, and the voxel size that the network is planned from."""
+    size = np.array(scale)
+    crop_voxels = np.median([crop.info.extent for crop in crops], axis=0) / size
+    raw_voxels = np.min([raw.scale * raw.shape for raw in raws], axis=0) / size
+    network = np.where(crop_voxels < FLAT - 0.5, FAR_APART * size.min(), size)
+    edge = math.prod((PATCH * network).tolist()) ** (1 / 3)
+    patch = []
+    for axis in range(3):
+        wanted = math.log2(edge / network[axis])
+        is_long = network[axis] >= LONG * network.min()
+        # of long voxels rather fewer: sections differ more than what lies within them
+        power = math.floor(wanted + 1e-6) if is_long else round(wanted)
+        most = max(_power_below(crop_voxels[axis]), SMALLEST_EDGE)
+        most = min(most, _power_below(raw_voxels[axis]), LARGEST_EDGE)
+        one_slice = network[axis] > size[axis]
+        patch.append(1 if one_slice else min(2 ** max(power, 0), most))
+    z, y, x = network.tolist()
+    return tuple(patch), (z, y, x)
+
+
+def _power_below(number: float) -> int:
+    return 2 ** max(math.floor(math.log2(max(number, 1)) + 1e-6), 0)
+
+
+def _alike(scale: Three, patch: Sequence[int]) -> tuple[str, ...]:
+    """The axes that can be exchanged: those of which most have equal voxels; () if none has."""
+    names: dict[tuple[float, int], list[str]] = {}
+    for axis, size, edge in zip("zyx", scale, patch, strict=True):
+        names.setdefault((round(size, 2), edge), []).append(axis)
+    most = max(names.values(), key=len)
+    return tuple(sorted(most)) if len(most) > 1 else ()
+
+
+# The network
+
+
+def _model_kwargs(scale: Three, patch: Sequence[int], machine: Machine) -> dict[str, Any]:
+    is_anisotropic = max(scale) >= LONG * min(scale)
+    is_halved_twice = len(plan_resenc(scale, patch).pools) > 1
+    return {
+        "width": machine.width,
+        # as in examples/drosophila_vnc: in the plane of sections there is detail to spare
+        "stem_stride": 2 if is_anisotropic and is_halved_twice else 1,
+        "norm": "batch",
+    }
+
+
+# Raw
+
+
+def _raw_range(raws: Sequence[Level]) -> tuple[float, ...]:
+    """Black and white for raw of other numbers than bytes; () if all is of those.
+
+    Half of what is seen more on both sides, since little of the volume is looked at: contrast is
+    made by percentiles afterwards.
+    """
+    if all(raw.array.dtype == np.uint8 for raw in raws):
+        return ()
+    lows = []
+    highs = []
+    for raw in raws:
+        low, high = _seen(raw)
+        lows.append(low - (high - low) / 2)
+        highs.append(high + (high - low) / 2)
+    return float(f"{min(lows):.4g}"), float(f"{max(highs):.4g}")
+
+
+def _seen(raw: Level) -> tuple[float, float]:
+    """The smallest and the largest value of blocks that lie evenly spread over a volume."""
+    edge = np.minimum(SAMPLE, raw.shape)
+    values = []
+    for number in np.ndindex(SAMPLES, SAMPLES, SAMPLES):
+        start = np.floor((raw.shape - edge) * (np.array(number) / (SAMPLES - 1))).astype(int)
+        block = raw.read(start, start + edge).astype(np.float64)
+        values.append(block[np.isfinite(block)])
+    seen = np.concatenate(values)
+    if not len(seen) or seen.min() == seen.max():
+        raise UserError(
+            f"{raw.path}: {'no number' if not len(seen) else f'nothing but {seen[0]:g}'} in "
+            f"{len(values)} places spread over the raw; look at the file that was imported"
+        )
+    return float(seen.min()), float(seen.max())
+
+
+# Objects
+
+
+def _specks(crops: Sequence[OwnCrop]) -> dict[str, int]:
+    """The classes that are made of objects, and the voxels below which one is left out."""
+    specks = {}
+    for name in in_order({facts.name for crop in crops for facts in crop.labels}):
+        labels = [facts for crop in crops for facts in crop.labels if facts.name == name]
+        # the challenge scores its instance classes by objects, whatever the labels say
+        if not any(facts.is_instance for facts in labels) and name not in INSTANCES:
+            continue
+        sizes = [number for facts in labels for number in facts.objects.values()]
+        part = int(np.median(sizes)) // SPECK if sizes else 0
+        specks[name] = max(part, LEAST_SPECK)
+    return specks
+
+
+def _is_crowded(crops: Sequence[OwnCrop], name: str) -> bool:
+    labels = [facts for crop in crops for facts in crop.labels if facts.name == name]
+    return any(facts.is_crowded for facts in labels)
