@@ -330,7 +330,10 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
         "build_model": (1, values.get("model_kwargs", {})),
         "optimizer": (1, {"lr": 0.0, "weight_decay": 0.0}),
         "scheduler": (1, values.get("scheduler_kwargs", {})),
-        "criterion": (_loss_arguments(values.get("criterion")), {}),
+        "criterion": (
+            _loss_arguments(values.get("criterion"), values.get("criterion_kwargs", {})),
+            values.get("criterion_kwargs", {}),
+        ),
         "augment": (2, {}),
         "process_func": (1, {}),
         "instance_func": (3, {}),
@@ -353,6 +356,7 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
     if values.get("scheduler_kwargs") and not values.get("scheduler"):
         given = values["scheduler_kwargs"]
         problems.append(f"scheduler_kwargs = {given} without a scheduler; set scheduler too")
+    problems += _loss_keyword_problems(values.get("criterion"), values.get("criterion_kwargs"))
     if values.get("init_logit_rms") and not values.get("init_output_to_prior", True):
         problems.append(
             f"init_logit_rms = {values['init_logit_rms']} with init_output_to_prior = False, which "
@@ -405,12 +409,25 @@ def _metric_problems(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _loss_arguments(criterion: Any) -> int:
+def _loss_keyword_problems(criterion: Any, keywords: dict[str, Any] | None) -> list[str]:
+    """What is wrong with criterion_kwargs that no criterion takes."""
+    if not keywords:
+        return []
+    given = f"criterion_kwargs = {as_text(keywords)}"
+    if criterion is None:
+        return [f"{given} without a criterion; set criterion too"]
+    if hasattr(criterion, "named_buffers") and not inspect.isclass(criterion):
+        name = type(criterion).__name__
+        return [f"{given} with a criterion that is made already; write criterion = {name}"]
+    return []
+
+
+def _loss_arguments(criterion: Any, keywords: dict[str, Any]) -> int:
     """With how many arguments a criterion is called: a class with none, others with 3 or 2."""
     made = criterion.func if isinstance(criterion, functools.partial) else criterion
     if inspect.isclass(made):
         return 0
-    return 2 if criterion and _refuses(criterion, 3, {}) else 3
+    return 2 if criterion and _refuses(criterion, 3, keywords) else 3
 
 
 def _refuses(function: Callable, arguments: int, keywords: dict[str, Any]) -> str:

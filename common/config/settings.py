@@ -178,6 +178,9 @@ class TrainConfig:
     """The loss, by default weighted_bce: `criterion(logits, target, pos_weight)` like those of
     common.train.losses, or any loss of torch or MONAI, which is called with logits and a dense
     target of 0 and 1; see common.train.criterion."""
+    criterion_kwargs: dict = field(default_factory=dict)
+    """`{"gamma": 1.5}`: keyword arguments of criterion, a function or a class that is not made yet;
+    a class is made with them."""
     weight_loss: bool = True
     """Weight the positive voxels of a class by background / foreground: its negative voxels over
     its positive voxels in the training crops."""
@@ -386,7 +389,6 @@ TOOLBOX_NAMES = {
     "model": "give build_model(classes), which is called after seeding",
     "model_to_load": "load_model takes a checkpoint file",
     "dataloader_kwargs": "num_workers is the one that is left of it",
-    "criterion_kwargs": "criterion may be a functools.partial",
     "low_is_best": "best_metric says what is best",
     "smoothing_window": "metric_smoothing is the weight of the epochs before",
     "validation_prob": "make-datasplit takes --validation-fraction",

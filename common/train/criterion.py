@@ -49,11 +49,9 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
     instantiated; of a module, a copy is moved to the device. Raises UserError for a loss that
     cannot be called, see `try_out`.
     """
-    setting = config.criterion
-    if setting is None:
+    if config.criterion is None:
         return weighted_bce
-    made = setting.func if isinstance(setting, functools.partial) else setting
-    loss = setting() if inspect.isclass(made) else setting
+    loss = _made(config)
     if not callable(loss):
         raise UserError(f"criterion = {type(loss).__name__}(): cannot be called; {CONTRACT}")
     if isinstance(loss, nn.Module):
@@ -63,6 +61,19 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
     with state_kept(criterion):
         try_out(criterion, config, device)
     return criterion
+
+
+def _made(config: TrainConfig) -> Any:
+    """The loss of the setting with its keyword arguments; of a class an instance."""
+    setting = config.criterion
+    keywords = config.criterion_kwargs
+    function = setting.func if isinstance(setting, functools.partial) else setting
+    if inspect.isclass(function):
+        try:
+            return setting(**keywords)  # type: ignore[misc]  # it is not None here
+        except UserError as error:
+            raise UserError(f"{config.folder}: criterion = {error}") from error
+    return functools.partial(setting, **keywords) if keywords else setting  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -137,7 +148,7 @@ class OrdinaryLoss:
     @property
     def name(self) -> str:
         """Name of the loss in messages."""
-        return getattr(self.loss, "__name__", type(self.loss).__name__)
+        return _function_name(self.loss)
 
     def __call__(
         self, logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None = None
@@ -261,6 +272,8 @@ def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
         except Exception as error:
             if _raised_in(error, config.folder):
                 raise
+            if isinstance(error, UserError):
+                raise UserError(f"{config.folder}: criterion = {error}") from error
             raise UserError(_refused(criterion, config, trial, error)) from error
         problem = problem_with(loss)
         if not problem and not loss.isfinite():
@@ -390,7 +403,13 @@ def problem_with(loss: Any) -> str:
 def _name(criterion: Criterion) -> str:
     if isinstance(criterion, OrdinaryLoss):
         return criterion.name
-    return getattr(criterion, "__name__", type(criterion).__name__)
+    return _function_name(criterion)
+
+
+def _function_name(loss: Callable) -> str:
+    if isinstance(loss, functools.partial):
+        loss = loss.func
+    return getattr(loss, "__name__", type(loss).__name__)
 
 
 def _raised_in(error: Exception, folder: Path) -> bool:

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from common.config.settings import as_text
 from common.data.targets import PaletteTarget, count_known, known
+from common.errors import UserError
 from common.train import together
 
 AnyTarget = PaletteTarget | Tensor
@@ -355,7 +357,76 @@ def weighted_sum(
 ) -> Tensor:
     """Return the sum of several losses of three arguments, each times its weight.
 
-    `criterion = partial(weighted_sum, losses=[(1.0, focal_loss), (0.5, dice_loss)])`.
+    `criterion = partial(weighted_sum, losses=[(1.0, focal_loss), (0.5, dice_loss)])`. A loss that
+    counts something is a module, and belongs into a `WeightedSum`: UserError for one.
     """
+    for _, loss in losses:
+        if isinstance(loss, nn.Module):
+            raise UserError(
+                f"weighted_sum: {type(loss).__name__} is a module, whose state would be lost; "
+                "write WeightedSum"
+            )
     parts = [weight * loss(logits, target, pos_weight) for weight, loss in losses]
     return torch.stack(parts).sum()
+
+
+class WeightedSum(nn.Module):
+    """The sum of several losses of three arguments, each times its weight.
+
+    `criterion = WeightedSum` with `criterion_kwargs = {"losses": [(1.0, focal_loss), (0.5,
+    dice_loss)]}`. Of losses that are modules the state is saved with the run.
+    """
+
+    def __init__(self, losses: Sequence[tuple[float, Callable[..., Tensor]]]):
+        super().__init__()
+        self.losses = tuple(losses)
+        # what is a module is found by torch here, and nowhere else
+        self.modules_among = nn.ModuleList(
+            loss for _, loss in losses if isinstance(loss, nn.Module)
+        )
+        self.text = as_text(list(losses))
+        """The losses as text: a run records the numbers and texts of a module."""
+
+    def forward(
+        self, logits: Tensor, target: AnyTarget, pos_weight: Tensor | None = None
+    ) -> Tensor:
+        """Return the sum."""
+        parts = [weight * loss(logits, target, pos_weight) for weight, loss in self.losses]
+        return torch.stack(parts).sum()
+
+
+def class_weighted_bce(
+    logits: Tensor,
+    target: AnyTarget,
+    pos_weight: Tensor | None = None,
+    *,
+    class_weight: Tensor,
+) -> Tensor:
+    """Return the binary cross-entropy, a mean in which each class has a weight.
+
+    It is the mean over the known (voxel, class) pairs, each counted as often as `class_weight` of
+    its class says; in a step of several processes over the pairs of all. 0 if none is known.
+
+    Args:
+        logits: see the module; so are `target` and `pos_weight`.
+        target: what is true.
+        pos_weight: in addition, multiplies the terms of positive pairs.
+        class_weight: (classes,), 0 or more.
+    """
+    weight = class_weight.to(logits.device, torch.float32)
+    of_positive = weight if pos_weight is None else weight * pos_weight.float()
+    if isinstance(target, PaletteTarget):
+        positive = (target.palette == 1) * of_positive
+        both = positive + (target.palette == 0) * weight
+        total = _SumOverPairs.apply(logits, target.rows, positive, both, BCE)
+        pairs = (target.palette >= 0) * weight
+        size = pairs.sum(1).index_select(0, target.rows.flatten()).sum(dtype=torch.float64)
+    else:
+        along_classes = (-1, *[1] * (logits.ndim - 2))
+        is_known = known(target)
+        positive = (target > 0) * of_positive.view(along_classes)
+        negative = (is_known & ~(target > 0)) * weight.view(along_classes)
+        total = _bce_value(logits.float(), positive, positive + negative).sum()
+        size = (is_known * weight.view(along_classes)).sum(dtype=torch.float64)
+    total, size = together.summed(total), together.summed(size)
+    return total / size.clamp(min=torch.finfo(torch.float32).tiny).float()

@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.train import criterion as module
 from common.train import steps
 from common.train.criterion import OrdinaryLoss, over_outputs, resampled, takes_pos_weight
-from common.train.losses import bce_dice, dice_loss, weighted_bce
+from common.train.losses import bce_dice, dice_loss, focal_loss, weighted_bce
 
 CPU = torch.device("cpu")
 
@@ -139,6 +139,51 @@ def test_monais_dice_loss_is_taken_as_it_is(case):
 )
 def test_a_loss_is_given_pos_weight_if_it_asks_for_it(loss, expected):
     assert takes_pos_weight(loss) is expected
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "expected"),
+    [
+        ("from common.train.losses import focal_loss as criterion", "gamma", focal_loss),
+        ("from torch.nn import HuberLoss as criterion", "delta", F.huber_loss),
+    ],
+    ids=["function", "class"],
+)
+def test_arguments_are_a_setting_and_on_record(experiment, text, key, expected):
+    tiny = experiment(text=text, criterion_kwargs={key: 0.5}, weight_loss=False)
+    config = tiny.config(f"criterion_kwargs.{key}=0.3")
+    loss = module.build_criterion(config, CPU)
+    logits = torch.ones(1, 1, 1, 1, 1)
+    target = torch.zeros(1, 1, 1, 1, 1)
+    assert torch.equal(loss(logits, target, None), expected(logits, target, **{key: 0.3}))
+    assert config.record()["criterion_kwargs"] == f"{{'{key}': 0.3}}"
+    assert module._name(loss) in text
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "criterion_kwargs = {'gamma': 2} without a criterion; set criterion too"),
+        ("from common.train.losses import dice_loss as criterion", "unexpected keyword argument"),
+        ("from torch import nn\ncriterion = nn.HuberLoss()", "made already; write .* = HuberLoss"),
+        ("from torch.nn import HuberLoss as criterion", "unexpected keyword argument 'gamma'"),
+    ],
+)
+def test_arguments_that_nothing_takes_are_refused(experiment, text, sentence):
+    tiny = experiment(text=text, criterion_kwargs={"gamma": 2})
+    with pytest.raises(UserError, match=sentence):
+        tiny.config()
+
+
+def test_a_wrong_argument_of_a_class_of_ours_is_a_sentence_with_the_folder(experiment):
+    text = "from common.train.frequency import FrequencyWeightedBCE as criterion"
+    tiny = experiment(text=text, criterion_kwargs={"classes": 2})
+    with pytest.raises(UserError, match="is given 3 channels") as told:
+        module.build_criterion(tiny.config(), CPU)
+    assert str(told.value).startswith(f"{tiny.folder}: criterion = FrequencyWeightedBCE: ")
 
 
 # What cannot be a criterion
@@ -375,6 +420,7 @@ class _Config:
 
     classes = ("mito", "er")
     target_array_info = MappingProxyType({"shape": (4, 4, 4)})
+    criterion_kwargs = MappingProxyType({})
     weight_loss = True
     folder = None
 

@@ -8,9 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from common.config.settings import as_text
 from common.data.targets import PaletteTarget, count_known
+from common.errors import UserError
+from common.train.frequency import FrequencyWeightedBCE
 from common.train.losses import (
+    WeightedSum,
     bce_dice,
+    class_weighted_bce,
     dice_loss,
     focal_loss,
     tversky_loss,
@@ -27,6 +32,7 @@ EVERY_LOSS = {
     "focal": focal_loss,
     "focal with alpha": partial(focal_loss, gamma=1.5, alpha=0.25),
     "bce and dice": bce_dice,
+    "bce of classes": partial(class_weighted_bce, class_weight=torch.tensor([0.2, 0.3, 0.5])),
     "sum": partial(weighted_sum, losses=((0.3, focal_loss), (2.0, tversky_loss))),
 }
 
@@ -220,3 +226,24 @@ def test_unknown_voxels_of_a_palette_image_get_no_gradient_and_the_others_do(
 def test_known_pairs_are_counted_alike(palette_case):
     target, _ = palette_case
     assert count_known(target) == count_known(target.dense()) == (target.dense() >= 0).sum()
+
+
+def test_a_weighted_sum_of_modules_is_that_of_its_parts_and_keeps_their_state(case):
+    logits, target, pos_weight = case
+    counting = FrequencyWeightedBCE(3, samples=1)
+    loss = WeightedSum([(2.0, counting), (0.5, dice_loss)])
+    value = loss(logits, target, pos_weight)
+    parts = 2 * counting.eval()(logits, target, pos_weight) + 0.5 * dice_loss(logits, target)
+    assert torch.equal(value, parts)
+    assert set(loss.state_dict()) == {
+        "modules_among.0.class_weight",
+        "modules_among.0.counts",
+        "modules_among.0.seen",
+    }
+    assert "dice_loss" in as_text(loss)
+
+
+def test_a_sum_that_would_lose_the_state_of_a_module_is_refused(case):
+    logits, target, _ = case
+    with pytest.raises(UserError, match="whose state would be lost; write WeightedSum"):
+        weighted_sum(logits, target, losses=[(1.0, FrequencyWeightedBCE(3))])

@@ -310,9 +310,15 @@ def test_a_space_that_cannot_be_searched_is_refused_in_a_sentence(tiny, line, pr
 
 
 @pytest.mark.parametrize(
-    "line", ["weight_loss = choice(True, False)", "pos_weight_cap = choice(1.0, 2.0)"]
+    "line",
+    [
+        "weight_loss = choice(True, False)",
+        "pos_weight_cap = choice(1.0, 2.0)",
+        "criterion_kwargs = {'alpha': uniform(0.1, 0.9)}",
+    ],
 )
 def test_what_changes_the_loss_is_refused_where_the_loss_is_the_measure(tiny, line):
+    tiny.add("from common.train.losses import focal_loss as criterion")
     write_space(tiny, line)
     tried = space.read_space(tiny.folder)
     space.check_space(tried, tiny.config(), tiny.folder, data=tiny.data)
