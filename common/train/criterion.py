@@ -65,15 +65,15 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
 
 def _made(config: TrainConfig) -> Any:
     """The loss of the setting with its keyword arguments; of a class an instance."""
-    setting = config.criterion
+    setting: Any = config.criterion
     keywords = config.criterion_kwargs
     function = setting.func if isinstance(setting, functools.partial) else setting
     if inspect.isclass(function):
         try:
-            return setting(**keywords)  # type: ignore[misc]  # it is not None here
+            return setting(**keywords)
         except UserError as error:
             raise UserError(f"{config.folder}: criterion = {error}") from error
-    return functools.partial(setting, **keywords) if keywords else setting  # type: ignore[arg-type]
+    return functools.partial(setting, **keywords) if keywords else setting
 
 
 @contextmanager
