@@ -1,6 +1,6 @@
-"""Choose which crops train and which validate.
+"""Choose which crops train, which validate, and which are held out for test.
 
-A *side* is training or validation. All crops of a group go to the same side. A group is a specimen,
+A *side* is training or validation; test crops are named, never drawn, and taken away first. All crops of a group go to the same side. A group is a specimen,
 or a dataset (by="dataset"), or a set of crops linked by overlaps (by="crop").
 
 method="hash": a group validates if SHA-256 of "seed/name of the group", as a number in [0, 1), is
@@ -45,7 +45,7 @@ from common import talk
 from common.classes import TESTED
 from common.data import layout
 from common.data.catalogue import CropInfo, fits, natural_key
-from common.data.split import USAGES
+from common.data.split import TEST, USAGES
 from common.errors import UserError
 
 GROUPS = ("specimen", "dataset", "crop")
@@ -63,7 +63,7 @@ DRAWS_AT_ONCE = 10_000
 """Sets that are ranked together; bounds the memory where there are hundreds of groups."""
 
 Sides = list[tuple[str, CropInfo]]
-"""(usage, crop), training ones first, each side in natural order."""
+"""(usage, crop), training ones first, test ones last, each side in natural order."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ class SplitRules:
 
     Exact names: 'jrc_x', 'crop28', '28' or 'jrc_x/crop28'.
     """
+    test: Sequence[str] = ()
+    """Datasets or crops, whole groups and by exact names too, that neither train nor validate."""
     folds: int = 0
     """How many splits; 0 is one, by the validation fraction."""
     force_classes: str = ""
@@ -112,6 +114,11 @@ class SplitRules:
             if value not in known:
                 words = " or ".join(f"'{word}'" for word in known if word)
                 problems.append(f"{name} '{value}'; write {words}")
+        twice = _exact(self.hold_out) & _exact(self.test)
+        if twice:
+            problems.append(
+                f"hold-out and test both name {talk.some(sorted(twice))}; write it in one of them"
+            )
         return problems + self._wrong_folds()
 
     def _wrong_numbers(self) -> list[str]:
@@ -157,11 +164,12 @@ def choose_sides(crops: Sequence[CropInfo], rules: SplitRules) -> Sides:
         UserError: if nothing fits, nothing trains, all that fits would have to move together, or a
             group is held out in part.
     """
-    pool = _pool(crops, rules)
-    held = _held_out(pool, rules)
+    others, tests = _without_tests(crops, rules)
+    pool = _pool(others, rules)
+    held = _named(pool, rules, "hold-out", rules.hold_out)
     sides = pool.sides(held | _drawn(pool, rules, held))
     if any(usage == "train" for usage, _ in sides):
-        return sides
+        return sides + tests
     if not pool.on_side["train"].any():
         raise UserError(
             f"no crop of {len(crops)} annotates all of {', '.join(rules.classes)}; "
@@ -181,7 +189,8 @@ def choose_folds(crops: Sequence[CropInfo], rules: SplitRules) -> list[Sides]:
     Raises:
         UserError: where `choose_sides` does, and if a fold has no crop that validates.
     """
-    pool = _pool(crops, rules)
+    others, tests = _without_tests(crops, rules)
+    pool = _pool(others, rules)
     _check_several(pool, rules.by)
     fold_of = _fold_of_each(pool, rules)
     splits = []
@@ -194,8 +203,23 @@ def choose_folds(crops: Sequence[CropInfo], rules: SplitRules) -> list[Sides]:
                 f"fold {fold} of {rules.folds} has no {min(missing)} crop "
                 f"({pool.usable_groups} groups fit); write fewer folds{advice}"
             )
-        splits.append(sides)
+        splits.append(sides + tests)
     return splits
+
+
+def _without_tests(crops: Sequence[CropInfo], rules: SplitRules) -> tuple[list[CropInfo], Sides]:
+    """The crops that may train or validate, and the test crops that fit, with their side.
+
+    Raises UserError as `_named`, and if nothing else is left.
+    """
+    if not rules.test:
+        return list(crops), []
+    pool = _pool(crops, rules)
+    is_test = _named(pool, rules, TEST, rules.test)[pool.groups]
+    others = [pool.crops[i] for i in np.flatnonzero(~is_test)]
+    if not others:
+        raise UserError(f"test: all {len(is_test)} crops are named; leave some to train on")
+    return others, [(TEST, pool.crops[i]) for i in np.flatnonzero(is_test & pool.usable)]
 
 
 # what a group is
@@ -307,16 +331,20 @@ def _check_several(pool: _Pool, by: str) -> None:
 # how sides are drawn
 
 
-def _held_out(pool: _Pool, rules: SplitRules) -> np.ndarray:
-    """(groups,) bool: those whose crops are all named in rules.hold_out.
+def _exact(names: Sequence[str]) -> set[str]:
+    return {layout.crop_name(name) for name in names}
+
+
+def _named(pool: _Pool, rules: SplitRules, option: str, given: Sequence[str]) -> np.ndarray:
+    """(groups,) bool: those whose crops are all named in `given`, what the option was given.
 
     Raises UserError for a name that nothing has, and for a group that is named in part.
     """
-    wanted = {layout.crop_name(name) for name in rules.hold_out}
+    wanted = _exact(given)
     names = [{crop.dataset, crop.name, crop.path} for crop in pool.crops]
     example = pool.crops[0]
     problems = [
-        f"hold-out '{name}': no dataset or crop at hand has exactly this name; "
+        f"{option} '{name}': no dataset or crop at hand has exactly this name; "
         f"write names such as {example.dataset} or {example.path}"
         for name in sorted(wanted.difference(*names))
     ]
@@ -330,7 +358,7 @@ def _held_out(pool: _Pool, rules: SplitRules) -> np.ndarray:
         what = "the crops that overlap" if rules.by == "crop" else f"{rules.by} {pool.names[group]}"
         advice = "" if rules.by == "crop" else ", or write --group-by crop"
         problems.append(
-            f"hold-out: a part of {what} only; "
+            f"{option}: a part of {what} only; "
             f"name the other {len(left)} too ({talk.some(left, most=5)}){advice}"
         )
     if problems:

@@ -12,7 +12,7 @@ import csv
 
 from common.errors import UserError
 
-BEGINNINGS = {"train": "train", "val": "validate"}
+BEGINNINGS = {"train": "train", "val": "validate", "test": "test"}
 """The usages, by what a text begins with: "val", "Validation" and so on."""
 
 
@@ -41,7 +41,7 @@ def _brackets_in_one(fields: list[str]) -> list[str]:
 
 
 def usage_of(text: str) -> str:
-    """'train' or 'validate' for a text that begins like it; otherwise ''."""
+    """'train', 'validate' or 'test' for a text that begins like it; otherwise ''."""
     for beginning, name in BEGINNINGS.items():
         if text.lower().startswith(beginning):
             return name

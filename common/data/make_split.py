@@ -20,7 +20,7 @@ from common.classes import TESTED, unknown_names
 from common.data import layout, split
 from common.data.catalogue import CHALLENGE, CropInfo, natural_key, read_crop_table, scan, select
 from common.data.choose_sides import Sides, SplitRules, choose_folds, choose_sides
-from common.data.split import USAGES
+from common.data.split import TEST, USAGES
 from common.errors import UserError
 
 Scale = float | Sequence[float] | None
@@ -195,6 +195,7 @@ def _command(
         crops=_unless(",".join(crops), "*"),
         method=_unless(rules.method, "balanced"),
         hold_out=_unless(",".join(rules.hold_out), ""),
+        test=_unless(",".join(rules.test), ""),
         folds=rules.folds or None,
         force_classes=_unless(rules.force_classes, ""),
         absolute=absolute,
@@ -219,8 +220,8 @@ def leaks(sides: Sides) -> list[str]:
 
     Specimens, and overlapping volumes.
     """
-    train = [crop for usage, crop in sides if usage == "train"]
-    validate = [crop for usage, crop in sides if usage == "validate"]
+    train = _of(sides, "train")
+    validate = _of(sides, "validate")
     problems = []
     shared = {crop.specimen for crop in train} & {crop.specimen for crop in validate}
     if shared:
@@ -241,7 +242,29 @@ def leaks(sides: Sides) -> list[str]:
         problems.append(
             f"{overlap} a training crop: {talk.some(pairs, most=5)}; put both on one side"
         )
+    return problems + _leaks_into_test(_of(sides, TEST), [*train, *validate])
+
+
+def _leaks_into_test(test: Sequence[CropInfo], others: Sequence[CropInfo]) -> list[str]:
+    """What test crops share with those that train or validate, a sentence for each kind."""
+    problems = []
+    shared = {crop.specimen for crop in test} & {crop.specimen for crop in others}
+    if shared:
+        problems.append(
+            f"test crops are of specimens that train or validate too: "
+            f"{talk.some(sorted(shared, key=natural_key), most=5)}; name whole specimens, or say "
+            "with the result that it is not of new ones"
+        )
+    pairs = []
+    for crop in test:
+        pairs += [f"{crop.path} and {other.name}" for other in others if crop.overlaps(other)]
+    if pairs:
+        problems.append(f"test crops overlap others: {talk.some(pairs, most=5)}; name both")
     return problems
+
+
+def _of(sides: Sides, usage: str) -> list[CropInfo]:
+    return [crop for side, crop in sides if side == usage]
 
 
 def _report(
@@ -271,13 +294,22 @@ def _report(
 
 
 def _summary(sides: Sides) -> str:
-    validate = [crop for usage, crop in sides if usage == "validate"]
-    specimens = sorted({crop.specimen for crop in validate}, key=natural_key)
-    return (
-        f"{talk.count(len(sides) - len(validate), 'training crop')}, "
+    validate = _of(sides, "validate")
+    test = _of(sides, TEST)
+    of_run = len(sides) - len(test)
+    text = (
+        f"{talk.count(of_run - len(validate), 'training crop')}, "
         f"{talk.count(len(validate), 'validation crop')} "
-        f"({len(validate) / len(sides):.1%}) of {', '.join(specimens) or 'no specimen'}"
+        f"({len(validate) / of_run:.1%}) of {_specimens(validate)}"
     )
+    if test:
+        text += f", {talk.count(len(test), 'test crop')} of {_specimens(test)}"
+    return text
+
+
+def _specimens(crops: Sequence[CropInfo]) -> str:
+    specimens = sorted({crop.specimen for crop in crops}, key=natural_key)
+    return ", ".join(specimens) or "no specimen"
 
 
 def _table(splits: Sequence[Sides], classes: Sequence[str]) -> list[str]:
@@ -286,10 +318,11 @@ def _table(splits: Sequence[Sides], classes: Sequence[str]) -> list[str]:
     Of several splits each has one column, training crops / validation crops.
     """
     if len(splits) == 1:
-        lines = [f"{'class':16}{'train':>8}{'validate':>10}"]
+        usages = (*USAGES, TEST) if _of(splits[0], TEST) else USAGES
+        lines = [f"{'class':16}{'train':>8}" + "".join(f"{usage:>10}" for usage in usages[1:])]
         for name in classes:
-            train, validate = (_count(splits[0], name, usage) for usage in USAGES)
-            lines.append(f"{name:16}{train:8}{validate:10}")
+            train, *others = (_count(splits[0], name, usage) for usage in usages)
+            lines.append(f"{name:16}{train:8}" + "".join(f"{number:10}" for number in others))
         return lines
     columns = "".join(f"{f'fold {fold}':>10}" for fold in range(len(splits)))
     lines = [f"{'class':16}{columns}"]

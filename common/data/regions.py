@@ -17,9 +17,9 @@ from common.config.settings import TrainConfig
 from common.data import catalogue, layout, manifest, ngff
 from common.data.manifest import Entry
 from common.data.sources import place
-from common.data.split import USAGES, Row, check_files, read_datasplit
+from common.data.split import HELD_OUT, TEST, USAGES, Row, check_files, read_datasplit
 from common.errors import UserError
-
+from common.talk import count, note, some
 
 @dataclass(frozen=True)
 class Region:
@@ -64,6 +64,7 @@ def choose(
     roi: str = "",
     *,
     manifest_path: str | Path = "",
+    with_test: bool = True,
     say: Callable[[str], None] = print,
 ) -> list[Region]:
     """Return the boxes that the options --crops, --volume, --roi and --manifest select.
@@ -75,6 +76,7 @@ def choose(
         roi: box of the volume, see `of_volume`.
         manifest_path: table of test crops. If it is needed and not given, it is downloaded once,
             into the cache.
+        with_test: whether test crops of the data split may be chosen.
         say: called with a line about the download.
     """
     if volume:
@@ -84,30 +86,52 @@ def choose(
     entries: list[Entry] = []
     if manifest_path or "test" in _words(crops):
         entries = manifest.read(manifest_path or manifest.fetch(config.path("cache_path"), say=say))
-    return find(config, crops, entries)
+    return find(config, crops, entries, with_test=with_test)
 
 
-def find(config: TrainConfig, crops: str = "validate", tests: Sequence[Entry] = ()) -> list[Region]:
+def find(
+    config: TrainConfig,
+    crops: str = "validate",
+    tests: Sequence[Entry] = (),
+    *,
+    with_test: bool = True,
+) -> list[Region]:
     """The crops that a comma-separated list names, each once, in its order.
 
-    "train" and "validate" are the crops of the data split, "*" is both; "test" are those of the
-    manifest `tests`; anything else is a crop (28, crop28 or jrc_hela-2/crop28, with * and ?) of the
-    data split, the manifest or the data root, the first that has it.
+    "train" and "validate" are the crops of the data split, "*" is both; "held-out" are its test
+    crops; "test" are those of the manifest `tests`; anything else is a crop (28, crop28 or
+    jrc_hela-2/crop28, with * and ?) of the data split, the manifest or the data root, the first
+    that has it. A pattern does not reach test crops of the data split: they are asked for by their
+    side or by their name.
 
     Raises:
         FileNotFoundError: without a data split or a data root.
-        UserError: with everything that is not found.
+        UserError: with everything that is not found, and for a test crop of the data split unless
+            they may be chosen, `with_test`.
     """
     path = config.path("datasplit_path")
     root = config.path("data_path")
-    rows = read_datasplit(path, root)
+    rows = read_datasplit(path, root, with_test=True)
+    held_out = {row.name for row in rows if row.usage == TEST}
+    if "test" in _words(crops) and held_out:
+        note(
+            f"--crops test are the challenge's; the {count(len(held_out), 'test crop')} of {path}: "
+            f"--crops {HELD_OUT}"
+        )
     chosen: dict[str, Region] = {}
     for word in _words(crops):
         for region in _regions(word, rows, tests, root):
             chosen[str(region)] = region
+    refused = sorted(held_out & set(chosen))
+    if refused and not with_test:
+        raise UserError(
+            f"--crops {crops}: {some(refused)} is held out for test in {path}, and nothing is "
+            "chosen by test crops; write others"
+        )
     if not chosen:
         raise UserError(
-            f"{path}: no crop for --crops {crops}; write validate, train, test, * or names of crops"
+            f"{path}: no crop for --crops {crops}; write validate, train, {HELD_OUT}, test, * or "
+            "names of crops"
         )
     return list(chosen.values())
 
@@ -120,7 +144,7 @@ def on_disk(root: Path, crops: str = "*") -> list[Region]:
     """
     chosen: dict[str, Region] = {}
     for word in _words(crops):
-        if word in (*USAGES, "test"):
+        if word in (*USAGES, HELD_OUT, "test"):
             raise UserError(
                 f"--crops {word}: of which experiment? write its path, or names of crops"
             )
@@ -191,8 +215,12 @@ def _regions(
     word: str, rows: Sequence[Row], tests: Sequence[Entry], root: Path
 ) -> Iterable[Region]:
     """The crops that one word of the list names; raises UserError if there are none."""
-    if word in (*USAGES, "*"):
-        return _of_rows([row for row in rows if word in (row.usage, "*")])
+    if word in USAGES:
+        return _of_rows([row for row in rows if row.usage == word])
+    if word == HELD_OUT:
+        return _of_rows([row for row in rows if row.usage == TEST])
+    if word == "*":
+        return _of_rows([row for row in rows if row.usage != TEST])
     if word == "test":
         if not tests:
             raise UserError(
@@ -204,7 +232,10 @@ def _regions(
     # the split first: its rows may name other places than the layout's
     of_split = catalogue.matching({row.key: row for row in rows}, *patterns)
     if of_split:
-        return _of_rows(of_split.values())
+        is_pattern = any(sign in word for sign in "*?")
+        return _of_rows(
+            row for row in of_split.values() if row.usage != TEST or not is_pattern
+        )
     of_manifest = catalogue.matching(manifest.by_crop(tests), *patterns)
     if of_manifest:
         return _of_tests(of_manifest, root)

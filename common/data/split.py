@@ -1,8 +1,8 @@
-"""Read `datasplit.csv`, the file that lists training and validation crops and their classes.
+"""Read `datasplit.csv`, the file that lists training, validation and test crops and their classes.
 
-It has one row per crop and no header: usage ("train" or "validate"), raw store, path of the raw in
-it, label store, path of the crop in it with the annotated classes in brackets. Stores are relative
-to the data root. A class that is not in the brackets is unknown in that crop, even if its folder
+It has one row per crop and no header: usage ("train", "validate" or "test"), raw store, path of the
+raw in it, label store, path of the crop in it with the annotated classes in brackets. Stores are
+relative to the data root. A class that is not in the brackets is unknown in that crop, even if its folder
 exists. An example, one row:
 
     "train","d/d.zarr","recon-1/em/fibsem-uint8","d/d.zarr","recon-1/labels/groundtruth/crop1/[ecs,pm]"
@@ -29,6 +29,13 @@ from common.files import is_remote
 from common.talk import command_line, count, note_once, some
 
 USAGES = ("train", "validate")
+"""What the crops of a run are for; those for TEST are no part of it."""
+
+TEST = "test"
+"""Usage of crops that are held out of training, validation, thresholds and search alike."""
+
+HELD_OUT = "held-out"
+"""The word of --crops for the crops of TEST; there `test` are those of the challenge."""
 
 PROBLEMS_SHOWN = 10
 """Of a file in which everything is wrong; the others are counted."""
@@ -42,7 +49,7 @@ class Row:
     """One row of a datasplit: a crop, and what it is used for."""
 
     usage: str
-    """'train' or 'validate'."""
+    """'train', 'validate' or 'test'."""
     raw: Path
     """Multiscale group of the raw."""
     crop: Path
@@ -83,16 +90,21 @@ def row_text(usage: str, dataset: str, crop: str, classes: Sequence[str], *, roo
     return ",".join(f'"{text}"' for text in (usage, store, layout.RAW, store, labels))
 
 
-def read_datasplit(path: str | Path, data_root: str | Path) -> list[Row]:
+def read_datasplit(
+    path: str | Path, data_root: str | Path, *, with_test: bool = False
+) -> list[Row]:
     """Return the rows of a datasplit, in the order of the file.
+
+    Rows of test crops are left out unless they are asked for, `with_test`: what does not ask cannot
+    train on them, choose by them, or hash them into what a run is made of.
 
     Stores are joined to `data_root` unless they are absolute; where they are not there, but beside
     the file or in the working folder, as in the public toolbox, to that. Instead of the five
     columns above, a row may have three or four, of which the first three count: usage, raw, labels.
     A label path without brackets names a single class. Rows of one crop, such as one for each
     class, are put together. Empty lines, lines that begin with '#' and a line of column names are
-    skipped. A usage that begins with neither 'train' nor 'val' is an error; in the public toolbox
-    every usage that does not begin with 'train' is validation.
+    skipped. A usage that begins with neither 'train', 'val' nor 'test' is an error; in the public
+    toolbox every usage that does not begin with 'train' is validation.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -122,7 +134,9 @@ def read_datasplit(path: str | Path, data_root: str | Path) -> list[Row]:
         problems.append(f'{len(rows)} rows, none to train on; write rows that begin with "train"')
     if problems:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
-    return rows
+    if with_test:
+        return rows
+    return [row for row in rows if row.usage != TEST]
 
 
 def _lines(path: Path) -> dict[int, str]:
@@ -187,7 +201,7 @@ def _parse(line: str, data_root: Path) -> Row:
         if is_remote(text) and not place.is_address(text)
     ]
     if not usage:
-        problems.append(f"usage '{fields[0]}'; write 'train' or 'validate'")
+        problems.append(f"usage '{fields[0]}'; write 'train', 'validate' or 'test'")
     labels, options = place.split(fields[-1])
     problems += _label_problems(labels)
     problems += _option_problems(fields)

@@ -41,7 +41,7 @@ class Choice:
     crops: str = "*"
     """Comma-separated: "*", "test", or names such as 28, crop28, jrc_hela-2/crop28, with * and ?.
 
-    With an experiment also "train" and "validate".
+    With an experiment also "train", "validate" and "held-out", its test crops.
     """
     classes: Sequence[str] | None = None
     """All that are annotated unless given."""
@@ -184,20 +184,22 @@ def _of_experiment(
     target = sampling.Patch(**settings.target_array_info)
     # the margins that training and validation keep, so that what is fetched follows them
     margins = sampling.margins_nm(raw, target, settings.spatial_transforms, settings.augmentations)
-    rows = split.read_datasplit(settings.path("datasplit_path"), root)
+    rows = split.read_datasplit(settings.path("datasplit_path"), root, with_test=True)
     crops = {}
     problems = []
     for row in rows:
         if not set(row.annotated) & set(settings.classes):
             continue
         dataset, name = row.key
+        # a test crop is predicted in blocks that are not turned, as in validation
+        is_test = row.usage == split.TEST
         crop = WantedCrop(
             dataset,
             name,
-            usage=row.usage,
+            usage=split.HELD_OUT if is_test else row.usage,
             classes=row.annotated,
             scales=(raw.scale,),
-            padding_nm=margins[row.usage],
+            padding_nm=margins["validate" if is_test else row.usage],
         )
         crops[row.key] = crop
         if (row.raw, row.crop) != (root / crop.raw, root / crop.labels):
@@ -207,7 +209,7 @@ def _of_experiment(
             )
     if problems:
         raise UserError("\n".join(problems))
-    # a test crop is predicted in blocks that are not turned, as in validation
+    # as those of the data split that are held out
     test_crop = WantedCrop("", "", "test", scales=(raw.scale,), padding_nm=margins["validate"])
     return root, crops, test_crop
 

@@ -84,7 +84,7 @@ def tune(  # noqa: PLR0913  the options of the command
     path = config.folder / THRESHOLDS
     # read before the hours of work: where the file is damaged nothing could be added to it
     runs = read_thresholds(path)
-    boxes = regions.choose(config, crops, say=say)
+    boxes = regions.choose(config, crops, with_test=False, say=say)
     trials = [replace(trial, version=version) for trial in _trials(config, recipe, boxes)]
     checkpoints = _checkpoints(trials, say)
     found = search(trials, workers, folds)

@@ -336,8 +336,8 @@ def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
 
     path = config.path("datasplit_path")
     try:
-        rows = split.read_datasplit(path, root)
-        split.check_files(rows)
+        with_test = split.read_datasplit(path, root, with_test=True)
+        split.check_files(with_test)
     except (UserError, FileNotFoundError) as error:
         text = " | ".join(str(error).splitlines()[:3])
         remake = command_line(
@@ -354,7 +354,10 @@ def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
             mend = f"name the data root: {shlex.join(['--data', str(near)])}"
         yield Finding("datasplit", WRONG, text, mend)
         return
-    yield Finding("datasplit", GOOD, f"{count(len(rows), 'crop')} of {path}, all there")
+    rows = [row for row in with_test if row.usage != split.TEST]
+    held_out = len(with_test) - len(rows)
+    also = f", and {count(held_out, 'test crop')}" if held_out else ""
+    yield Finding("datasplit", GOOD, f"{count(len(rows), 'crop')} of {path}{also}, all there")
     annotated = split.annotating(rows, "train")
     missing = [name for name in config.classes if name not in annotated]
     if missing:

@@ -197,7 +197,8 @@ engine = together(
 
 boxes_of_experiment = together(
     crops(
-        "Comma-separated: validate, train, test, * or crops such as 28, crop28, jrc_hela-2/crop28."
+        "Comma-separated: validate, train, held-out, test, * or crops such as 28, crop28, "
+        "jrc_hela-2/crop28. Test crops of the datasplit are held-out, those of the challenge test."
     ),
     click.option(
         "--volume",

@@ -333,6 +333,26 @@ def test_a_group_is_not_held_out_in_part():
     assert sides([a, b, crop("d")], by="crop", hold_out=[a.name, b.name])[b.key] == "validate"
 
 
+def test_test_crops_are_named_and_the_rest_is_split_as_if_they_were_not_there():
+    crops = catalogue.read_crop_table()
+    named = {"jrc_mus-kidney", "jrc_sum159-1"}
+    others = [each for each in crops if each.dataset not in named]
+    usage = sides(crops, test=sorted(named))
+    assert {key[0] for key, side in usage.items() if side == "test"} == named
+    del_test = {key: side for key, side in usage.items() if side != "test"}
+    assert del_test == sides(others)
+    with pytest.raises(UserError, match=r"test: a part of specimen jrc_hela-2 .*the other"):
+        sides(crops, test=["jrc_hela-2/crop28"])
+    with pytest.raises(UserError, match="test 'jrc_nothing': no dataset or crop"):
+        sides(crops, test=["jrc_nothing"])
+    assert SplitRules(test=["crop2"], hold_out=["2"]).problems() == [
+        "hold-out and test both name crop2; write it in one of them"
+    ]
+    folds = choose_folds(crops, SplitRules(folds=3, test=sorted(named)))
+    for fold in folds:
+        assert {each.dataset for side, each in fold if side == "test"} == named
+
+
 def test_a_split_without_training_crops_is_refused():
     with pytest.raises(UserError, match="no crop is left to train on"):
         sides([crop("a-1"), crop("b-1")], hold_out=["a-1", "b-1"], validation_fraction=0)

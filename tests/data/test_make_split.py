@@ -96,6 +96,18 @@ def test_the_choices_stand_in_the_command_and_two_runs_give_the_same_file(tmp_pa
     assert min(len(r.annotated) for r in rows if r.usage == "train") < 48
 
 
+def test_test_crops_are_written_counted_and_told_where_they_share_a_specimen(tmp_path):
+    path = tmp_path / "d.csv"
+    table = make_split.make(path, scale=8, by="dataset", classes=["mito"], test=["jrc_cos7-1a"])
+    rows = read_datasplit(path, "data", with_test=True)
+    tests = [row for row in rows if row.usage == "test"]
+    assert tests and {row.key[0] for row in tests} == {"jrc_cos7-1a"}
+    assert path.read_text().splitlines()[0].endswith("--test jrc_cos7-1a")
+    assert f"{len(tests)} test crops of jrc_cos7-1" in path.read_text().splitlines()[1]
+    assert ["class", "train", "validate", "test"] in [line.split() for line in table.splitlines()]
+    assert "test crops are of specimens that train or validate too: jrc_cos7-1;" in table
+
+
 @pytest.mark.parametrize(
     "force, complete",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,31 @@ def test_crops_are_found_by_usage_number_name_and_pattern_each_once(
     experiment, entries, crops, expected
 ):
     assert names(find(experiment().config(), crops, entries)) == expected
+
+
+def test_a_test_crop_of_the_split_is_asked_for_by_its_side_or_name_only(experiment, capsys):
+    tiny = experiment()
+    split = tiny.folder / "datasplit.csv"
+    split.write_text(split.read_text().replace('"validate"', '"test"'))
+    config = tiny.config()
+    assert names(find(config, "held-out")) == ["tiny/crop3"]
+    assert names(find(config, "crop3")) == ["tiny/crop3"]
+    for pattern in ("*", "tiny/*", "crop?"):
+        assert names(find(config, pattern)) == ["tiny/crop1", "tiny/crop2"]
+    for nothing in ("crop3*", "validate"):
+        with pytest.raises(UserError, match=f"no crop for --crops {re.escape(nothing)}"):
+            find(config, nothing)
+    for word in ("held-out", "1,3"):
+        with pytest.raises(UserError, match=r"tiny/crop3 is held out for test"):
+            regions.choose(config, word, with_test=False)
+
+
+def test_the_test_crops_of_split_and_challenge_are_told_apart(experiment, entries, capsys):
+    tiny = experiment()
+    split = tiny.folder / "datasplit.csv"
+    split.write_text(split.read_text().replace('"validate"', '"test"'))
+    assert names(find(tiny.config(), "test", entries)) == ["tiny/crop7", "tiny/crop8"]
+    assert "--crops held-out" in capsys.readouterr().err
 
 
 def test_a_crop_is_the_box_of_its_labels_with_its_raw_truth_and_classes(experiment):

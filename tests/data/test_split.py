@@ -74,17 +74,29 @@ def test_comments_empty_lines_a_byte_order_mark_and_carriage_returns_are_skipped
         ("val", "validate"),
         ("Train", "train"),
         ("VALIDATE", "validate"),
+        ("Test", "test"),
     ],
 )
 def test_usage_is_known_by_its_beginning(tmp_path, word, usage):
-    rows = split_module.read_datasplit(written(tmp_path, row(word), row("train", "crop2")), "data")
+    path = written(tmp_path, row(word), row("train", "crop2"))
+    rows = split_module.read_datasplit(path, "data", with_test=True)
     assert rows[0].usage == usage
 
 
-@pytest.mark.parametrize("word", ["vaildate", "trian", "test", "usage"])
+def test_test_crops_are_no_part_of_a_run_unless_they_are_asked_for(tmp_path):
+    without = split_module.read_datasplit(written(tmp_path, row(), row("val", "crop2")), "data")
+    path = written(tmp_path, row(), row("test", "crop9"), row("val", "crop2"))
+    assert split_module.read_datasplit(path, "data") == without
+    with_test = split_module.read_datasplit(path, "data", with_test=True)
+    assert [each.usage for each in with_test] == ["train", "test", "validate"]
+    (problem,) = problems(tmp_path, row(), row("test"))
+    assert "line 2: d/crop1 (test) already stands in line 1 (train)" in problem
+
+
+@pytest.mark.parametrize("word", ["vaildate", "trian", "tset", "usage"])
 def test_an_unknown_usage_does_not_validate_silently(tmp_path, word):
     (problem,) = problems(tmp_path, row(), row(word, "crop2"))
-    assert problem.endswith(f"datasplit.csv: line 2: usage '{word}'; write 'train' or 'validate'")
+    assert problem.endswith(f"datasplit.csv: line 2: usage '{word}'; write 'train', 'validate' or 'test'")
 
 
 @pytest.mark.parametrize(

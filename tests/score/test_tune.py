@@ -417,3 +417,11 @@ def test_damaged_thresholds_are_said_before_the_work(tiny):
 def test_a_class_that_is_not_there_is_refused(tiny):
     with pytest.raises(ValueError, match="no class mitoo"):
         choose(tiny, classes=("mitoo",))
+
+
+def test_no_threshold_is_chosen_on_a_test_crop(tiny):
+    split = tiny.folder / "datasplit.csv"
+    split.write_text(split.read_text().replace('"validate"', '"test"'))
+    with pytest.raises(UserError, match="tiny/crop3 is held out for test"):
+        choose(tiny, crops="crop1,crop3")
+    assert not (tiny.folder / THRESHOLDS).exists()

@@ -155,6 +155,12 @@ def import_data(raw: str, labels: str, voxel_size: Any, **given: Any) -> None:
     help="Comma-separated datasets or crops, by exact name, that validate.",
 )
 @click.option(
+    "--test",
+    type=Names(),
+    help="The same for test: crops that no training, validation, tune or search opens; predict, "
+    "process and evaluate do for --crops held-out.",
+)
+@click.option(
     "--folds",
     type=int,
     default=0,
@@ -195,7 +201,7 @@ def import_data(raw: str, labels: str, voxel_size: Any, **given: Any) -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def make_datasplit(csv_path: str, data: str | None, **given: Any) -> None:
-    """Write CSV_PATH: which crops train and which validate."""
+    """Write CSV_PATH: which crops train, which validate and which are held out for test."""
     from common.config import load
     from common.data import make_split
 

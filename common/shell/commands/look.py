@@ -80,7 +80,7 @@ def visualize(
 def _within(datasets: Sequence[str], crops: str) -> str:
     """The crops of some datasets, as --crops takes them."""
     names = [name.strip() for name in crops.split(",")]
-    several = [name for name in names if name in ("train", "validate", "test")]
+    several = [name for name in names if name in ("train", "validate", "held-out", "test")]
     if several:
         raise UserError(f"--datasets with --crops {','.join(several)}; write names of crops, or *")
     return ",".join(f"{dataset}/{name}" for dataset in datasets for name in names)
