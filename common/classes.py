@@ -121,6 +121,16 @@ def exclusions(names: Iterable[str]) -> dict[str, set[str]]:
     return partners
 
 
+def overlapping(names: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of different classes that share an atom, such as a part and its whole."""
+    pairs = []
+    for first, second in itertools.combinations(dict.fromkeys(names), 2):
+        shared = (atoms_of(first) or frozenset()) & (atoms_of(second) or frozenset())
+        if shared:
+            pairs.append((first, second))
+    return pairs
+
+
 def unknown_names(names: Iterable[str], extra: Iterable[str] = ()) -> list[str]:
     """One sentence for each name that is neither in the table nor in `extra`."""
     table = [*ATOM_IDS, *GROUP_ATOMS, *extra]

@@ -49,6 +49,7 @@ def check_settings(
         *malformed,
         *([] if malformed else _patch_problems(fitting)),
         *_class_problems(fitting),
+        *_exclusion_problems(fitting),
         *_sampling_weight_problems(fitting),
         *_spatial_problems(fitting.get("spatial_transforms", {})),
         *augmentation_problems(
@@ -185,6 +186,35 @@ def _class_problems(values: Mapping[str, Any]) -> list[str]:
     for name, value in values.get("thresholds", {}).items():
         if not (is_a(float, value) and 0 < value < 1):
             problems.append(f"thresholds['{name}'] = {value}; write a probability between 0 and 1")
+    return problems
+
+
+def _exclusion_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with classes that are said to exclude each other, or to be counter-examples."""
+    exclusive = values.get("exclusive_classes", ())
+    counter = values.get("counter_classes", ())
+    problems = []
+    if not values.get("use_mutual_exclusion", True):
+        problems += [
+            f"{name} = {as_text(values[name])} with use_mutual_exclusion = False, which takes no "
+            "class for negative where another is; leave one of them out"
+            for name in ("exclusive_classes", "counter_classes")
+            if values.get(name)
+        ]
+    known = values.get("extra_classes", ())
+    for name, given in (("exclusive_classes", exclusive), ("counter_classes", counter)):
+        for sentence in class_table.unknown_names(dict.fromkeys(given), known):
+            problems.append(f"{name}: {sentence}")
+    if len(exclusive) == 1:
+        problems.append(f"exclusive_classes = {exclusive}; name two or more, or none")
+    for first, second in class_table.overlapping(exclusive):
+        problems.append(
+            f"exclusive_classes: '{first}' and '{second}' share voxels by the class table; leave "
+            "one of them out"
+        )
+    learnt = [name for name in counter if name in values.get("classes", ())]
+    if learnt:
+        problems.append(f"counter_classes: {', '.join(learnt)} is learnt; take it out of one")
     return problems
 
 

@@ -110,6 +110,18 @@ class TrainConfig:
     infer_groups: bool = True
     """Infer a class that is not annotated: positive where an annotated part of it is positive,
     negative where all of its parts, or a group that contains it, are negative."""
+    exclusive_classes: tuple[str, ...] = ()
+    """Classes that never share a voxel, beside those that the class table keeps apart: where one is
+    positive the others are negative. For classes of your own, `("axon", "border")`."""
+    counter_classes: tuple[str, ...] = ()
+    """Classes that are not learnt and give counter-examples: where one of them is positive, those
+    of classes that it excludes are negative, also in crops that annotate nothing else. Samples that
+    are not placed on a positive voxel then lie in any crop. `train --each-class` sets it."""
+    selective: bool = False
+    """Train only on crops that have a positive voxel of one of the classes."""
+    pseudo_weight: Annotated[float, Fraction] = 1.0
+    """Weight of labels that `joint init` took from networks: their gradient is multiplied by it;
+    0 leaves them out. Annotated labels, and what follows from them, have 1."""
     weighted_sampler: bool = True
     """True draws every class equally often, then a crop that has it; False draws crops by their
     volume."""

@@ -82,6 +82,8 @@ class CropRequest:
     """Raw values that become 0 and 1; the range of the unsigned integer type if empty."""
     use_mutual_exclusion: bool = True
     infer_groups: bool = True
+    exclusive_classes: tuple[str, ...] = ()
+    counter_classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -323,7 +325,9 @@ def _classes_to_read(row: Row, request: CropRequest) -> tuple[str, ...]:
     reasons = request.use_mutual_exclusion or request.infer_groups
     if reasons and not set(request.classes) <= set(row.annotated):
         return row.annotated
-    return tuple(name for name in row.annotated if name in request.classes)
+    # those of the others that the learnt ones are told apart from where they are unknown
+    wanted = {*request.classes, *request.counter_classes}
+    return tuple(name for name in row.annotated if name in wanted)
 
 
 def is_smaller(raw_extent: np.ndarray, patch_nm: np.ndarray) -> bool:
@@ -637,7 +641,13 @@ def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
     palette = np.full((len(annotated), len(names)), UNKNOWN, np.int8)
     palette[:, : len(job.names)] = annotated
     contradictions = int(counts[contradicts(palette, names)].sum())
-    palette = complete(palette, names, request.use_mutual_exclusion, request.infer_groups)
+    palette = complete(
+        palette,
+        names,
+        request.use_mutual_exclusion,
+        request.infer_groups,
+        exclusive=request.exclusive_classes,
+    )
     return Crop(
         name=job.row.name,
         folder=folder,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -79,9 +80,12 @@ def open_data(config: TrainConfig, known: Mapping[str, Scaling] | None = None) -
         FileError: if the cache cannot be written.
     """
     rows = rows_of_run(config)
+    split_hash = split.split_hash(rows)
     request = crop_request(config)
     cache = crop_cache(config)
     train = open_crops(_used_for("train", rows), request, cache)
+    if config.selective:
+        train, rows = _with_a_positive(train, rows)
     validation = open_crops(_used_for("validate", rows), request, cache, beside=train)
     scalings = normalize.of_volumes(config, [row.raw for row in rows], known or {})
 
@@ -103,14 +107,14 @@ def open_data(config: TrainConfig, known: Mapping[str, Scaling] | None = None) -
         blocks=blocks,
         foreground=foreground,
         background=background,
-        split_hash=split.split_hash(rows),
+        split_hash=split_hash,
         rows=rows,
         scalings=scalings,
     )
 
 
 def rows_of_run(config: TrainConfig) -> list[Row]:
-    """Return the rows of the datasplit that annotate at least one class of the run.
+    """Return the rows of the datasplit that the run is made of, see `that_count`.
 
     Checks that their folders exist. Raises FileNotFoundError or UserError with all problems in one
     message.
@@ -122,14 +126,41 @@ def rows_of_run(config: TrainConfig) -> list[Row]:
         choice = {**config.missing_split, "overwrite": True}
         say(make_split.make(path, data_root=config.path("data_path"), **choice))
     rows = split.read_datasplit(path, config.path("data_path"))
-    rows = [row for row in rows if set(row.annotated) & set(config.classes)]
-    if not _used_for("train", rows):
+    rows = that_count(rows, config)
+    if not set(split.annotating(rows, "train")) & set(config.classes):
         raise UserError(
             f"{path}: no training crop annotates any of {', '.join(config.classes)}; "
             "change classes or the split"
         )
     split.check_files(rows)
     return rows
+
+
+def that_count(rows: Sequence[Row], config: TrainConfig) -> list[Row]:
+    """The rows that annotate a class of the run, and the training rows of its counter-examples."""
+    learnt = set(config.classes)
+    chosen = []
+    for row in rows:
+        wanted = learnt
+        if row.usage == "train":
+            wanted = learnt.union(config.counter_classes)
+        if wanted.intersection(row.annotated):
+            chosen.append(row)
+    return chosen
+
+
+def _with_a_positive(train: list[Crop], rows: list[Row]) -> tuple[list[Crop], list[Row]]:
+    """The training crops with a positive voxel, and the rows without those of the others.
+
+    Where none has one all stay: that is said of every run.
+    """
+    has_positive = [bool((crop.counts @ (crop.palette == 1)).any()) for crop in train]
+    if not any(has_positive):
+        return train, rows
+    # crops are opened in the order of their rows
+    kept_rows = list(itertools.compress(_used_for("train", rows), has_positive))
+    others = [row for row in rows if row.usage != "train"]
+    return list(itertools.compress(train, has_positive)), [*kept_rows, *others]
 
 
 def _used_for(usage: str, rows: Sequence[Row]) -> list[Row]:
@@ -151,6 +182,8 @@ def crop_request(config: TrainConfig) -> CropRequest:
         raw_range=config.raw_range,
         use_mutual_exclusion=config.use_mutual_exclusion,
         infer_groups=config.infer_groups,
+        exclusive_classes=config.exclusive_classes,
+        counter_classes=config.counter_classes,
     )
 
 
@@ -177,6 +210,7 @@ def _sampler(config: TrainConfig, crops: Sequence[Crop]) -> Sampler:
         ),
         class_weights=_class_weights(config, crops),
         crop_weights=_crop_weights(config, crops),
+        elsewhere=bool(config.counter_classes),
     )
 
 

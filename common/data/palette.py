@@ -29,6 +29,8 @@ def complete(
     names: Sequence[str],
     use_mutual_exclusion: bool = True,
     infer_groups: bool = True,
+    *,
+    exclusive: Sequence[str] = (),
 ) -> np.ndarray:
     """Return the palette with UNKNOWN entries filled in where the known ones imply them.
 
@@ -44,10 +46,26 @@ def complete(
         use_mutual_exclusion: infer negatives from positive classes, as cellmap-data did until
             2025.12.
         infer_groups: infer groups from their parts, and parts from negative groups.
+        exclusive: classes that exclude each other beside those of the table: where one is positive,
+            or was inferred to be, the others become negative.
 
     Returns:
         A new palette of the same shape; known entries are unchanged.
     """
+    result = _complete_by_table(palette, names, use_mutual_exclusion, infer_groups)
+    if not exclusive or not use_mutual_exclusion:
+        return result
+    among = np.isin(names, exclusive)
+    taken = ((result == 1) & among).any(axis=1, keepdims=True)
+    result = np.where(taken & among & (result == UNKNOWN), 0, result).astype(np.int8)
+    # what has become negative rules out its parts
+    return _complete_by_table(result, names, use_mutual_exclusion, infer_groups)
+
+
+def _complete_by_table(
+    palette: np.ndarray, names: Sequence[str], use_mutual_exclusion: bool, infer_groups: bool
+) -> np.ndarray:
+    """What the class table implies, see `complete`."""
     atoms = membership(names)
     in_table = np.asarray(atoms.any(axis=1))
     positive = (palette == 1) & in_table

@@ -21,6 +21,7 @@ from common.data.split import HELD_OUT, TEST, USAGES, Row, check_files, read_dat
 from common.errors import UserError
 from common.talk import count, note, some
 
+
 @dataclass(frozen=True)
 class Region:
     """A box of a raw volume that is predicted, processed and scored as one."""
@@ -215,12 +216,9 @@ def _regions(
     word: str, rows: Sequence[Row], tests: Sequence[Entry], root: Path
 ) -> Iterable[Region]:
     """The crops that one word of the list names; raises UserError if there are none."""
-    if word in USAGES:
-        return _of_rows([row for row in rows if row.usage == word])
-    if word == HELD_OUT:
-        return _of_rows([row for row in rows if row.usage == TEST])
-    if word == "*":
-        return _of_rows([row for row in rows if row.usage != TEST])
+    usages = {**{usage: (usage,) for usage in USAGES}, HELD_OUT: (TEST,), "*": USAGES}
+    if word in usages:
+        return _of_rows([row for row in rows if row.usage in usages[word]])
     if word == "test":
         if not tests:
             raise UserError(
@@ -233,9 +231,7 @@ def _regions(
     of_split = catalogue.matching({row.key: row for row in rows}, *patterns)
     if of_split:
         is_pattern = any(sign in word for sign in "*?")
-        return _of_rows(
-            row for row in of_split.values() if row.usage != TEST or not is_pattern
-        )
+        return _of_rows(row for row in of_split.values() if row.usage != TEST or not is_pattern)
     of_manifest = catalogue.matching(manifest.by_crop(tests), *patterns)
     if of_manifest:
         return _of_tests(of_manifest, root)

@@ -127,6 +127,8 @@ class Sampler:
     crop_weights: np.ndarray | None = None
     """(crops,) relative frequencies of the crops among those that could be drawn instead; None
     weighs all alike."""
+    elsewhere: bool = False
+    """If weighted, whether samples that are not placed on a positive voxel lie in any crop."""
 
     def draw(self, k: int) -> Sample:
         """Return sample k: the same on every call, independent of other calls."""
@@ -191,6 +193,8 @@ class Sampler:
         choice = self._draw_crop(random, occurrence)
         crop = occurrence.crops[choice]
         if random.random() >= self.positive_centre_fraction:
+            if self.elsewhere:
+                crop = int(random.choice(len(self.crops), p=self._volumes))
             return crop, self._anywhere(random, crop)
         positive = self._positive_voxel(random, crop, occurrence.rows[choice])
         # the voxel lies anywhere in the patch, so that the centre tells the network nothing

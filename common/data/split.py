@@ -2,8 +2,8 @@
 
 It has one row per crop and no header: usage ("train", "validate" or "test"), raw store, path of the
 raw in it, label store, path of the crop in it with the annotated classes in brackets. Stores are
-relative to the data root. A class that is not in the brackets is unknown in that crop, even if its folder
-exists. An example, one row:
+relative to the data root. A class that is not in the brackets is unknown in that crop, even if its
+folder exists. An example, one row:
 
     "train","d/d.zarr","recon-1/em/fibsem-uint8","d/d.zarr","recon-1/labels/groundtruth/crop1/[ecs,pm]"
 """

@@ -16,7 +16,7 @@ import numpy as np
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import split
+from common.data import loaders, split
 from common.data.records import PredictionRecord
 from common.data.regions import Region
 from common.errors import UserError
@@ -31,7 +31,14 @@ from common.infer.network import (
 from common.talk import nm, note, some
 from common.train import checkpoint, weights_file
 
-OF_RUN = ("model_name", "run_name", "random_seed", "model_save_path", "datasplit_path")
+OF_RUN = (
+    "model_name",
+    "run_name",
+    "random_seed",
+    "model_save_path",
+    "datasplit_path",
+    "counter_classes",
+)
 """Settings that say which run a checkpoint is of, and by which crops it was trained."""
 
 SAME_SCALE = 1e-6
@@ -159,6 +166,7 @@ def _trained_on(config: TrainConfig, data_root: Path, saved: Any) -> frozenset[s
     except (UserError, FileNotFoundError):
         return None
     # the file may have been written anew since
+    rows = loaders.that_count(rows, config)
     if split.split_hash(rows) != saved["split_hash"]:
         return None
     return frozenset(row.name for row in rows if row.usage == "train")

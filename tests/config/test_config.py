@@ -242,6 +242,22 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
         ("classes = [['mito', 'er']]", "classes = [['mito', 'er']]; write a flat list of names"),
         ("classes = {'mito': 1}", "classes = {'mito': 1}; write a flat list of names"),
         ("classes = []", "classes is empty; name at least one class"),
+        (
+            "exclusive_classes = ['mito', 'mito_mem']",
+            "exclusive_classes: 'mito' and 'mito_mem' share voxels by the class table; leave one "
+            "of them out",
+        ),
+        (
+            "exclusive_classes = ['mito', 'er']\nuse_mutual_exclusion = False",
+            "exclusive_classes = ('mito', 'er') with use_mutual_exclusion = False, which takes no "
+            "class for negative where another is; leave one of them out",
+        ),
+        ("exclusive_classes = ['er']", "exclusive_classes = ('er',); name two or more, or none"),
+        ("counter_classes = ['mitto']", "counter_classes: unknown class 'mitto'; did you mean"),
+        (
+            "classes = ['er']\ncounter_classes = ['er', 'mito']",
+            "counter_classes: er is learnt; take it out of one",
+        ),
         ("classes = ['er', 'er', 'er']", "class 'er' stands 3 times in classes; write it once"),
         ("classes = ['mitto']", "unknown class 'mitto'; did you mean 'mito'?"),
         ("classes = ['zebra']", "unknown class 'zebra'; list a class of your own in extra_classes"),

@@ -781,3 +781,18 @@ def test_an_open_crop_holds_no_volume_in_memory(tmp_path):
 def test_the_box_of_a_grid_covers_its_outermost_voxels():
     lower, upper = Grid(np.array([10.0, 0, 0]), np.array([4.0, 2, 1]), (3, 2, 1)).box()
     assert lower.tolist() == [8, -1, -0.5] and upper.tolist() == [20, 3, 0.5]
+
+
+def test_counter_classes_are_read_where_a_learnt_class_is_unknown_in_part(tmp_path):
+    mito = blocks((0, 0, 0))
+    mito[4:] = 255
+    er = blocks((5, 0, 0), (6, 0, 0))
+    row = write_crop(tmp_path, RAW, {"mito": mito, "er": er})
+    encoding = {"absent": 0, "present": 1, "unknown": 255}
+    about = {"type": "semantic_segmentation", "encoding": encoding}
+    group = zarr.open_group(str(row.crop / "mito"), mode="r+")
+    group.attrs["cellmap"] = {"annotation": {"annotation_type": about}}
+    expected = np.where(mito == 255, -1, mito).astype(np.int8)
+    np.testing.assert_array_equal(volumes(open_crop(row)), [expected])
+    expected[er == 1] = 0
+    np.testing.assert_array_equal(volumes(open_crop(row, counter_classes=("er",))), [expected])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from scipy import ndimage
 
 from common.config.augmentations import read_augmentations
@@ -901,6 +902,25 @@ def test_the_crops_of_a_run_are_those_of_its_datasplit(root):
 def test_crops_that_annotate_no_class_of_the_run_are_left_out(root):
     split(root, ("train", 1, "mito,nuc"), ("train", 3, "mito"))
     assert [crop.name for crop in open_data(config(root, classes=("nuc",))).train] == ["set/crop1"]
+
+
+def test_crops_of_counter_examples_train_and_do_not_validate(root):
+    split(root, ("train", 1, "mito,nuc"), ("train", 3, "mito"), ("validate", 2, "mito"))
+    data = open_data(config(root, classes=("nuc",), counter_classes=("mito",)))
+    assert [crop.name for crop in data.train] == ["set/crop1", "set/crop3"]
+    assert data.validation == []
+    crop = data.train[1]
+    positive = np.count_nonzero(zarr_of(root, 3, "mito"))
+    # what is mito is no nucleus, and nothing is known of the rest
+    assert crop.counts @ (crop.palette == 0) == positive
+    assert not (crop.palette == 1).any()
+    selective = open_data(config(root, classes=("nuc",), counter_classes=("mito",), selective=True))
+    assert [crop.name for crop in selective.train] == ["set/crop1"]
+    assert selective.split_hash == data.split_hash
+
+
+def zarr_of(root: Path, number: int, name: str) -> np.ndarray:
+    return zarr.open(str(root / "data" / "set.zarr" / f"crop{number}" / name / "s0"), mode="r")[:]
 
 
 def test_a_split_without_a_crop_of_the_classes_is_refused(root):

@@ -229,3 +229,28 @@ def test_each_combination_that_occurs_has_one_row():
         (True, True),
     ]
     assert index[0, 0, 1] == index[0, 0, 4]
+
+
+def test_classes_of_ones_own_exclude_each_other_where_they_are_said_to():
+    names = ["spine", "axon", "mito", "mito_mem", "er"]
+    unknown = UNKNOWN
+    palette = np.array(
+        [
+            [1, unknown, unknown, unknown, unknown],
+            [unknown, unknown, unknown, 1, unknown],
+            [0, unknown, unknown, unknown, unknown],
+            [1, 1, unknown, unknown, unknown],
+        ],
+        np.int8,
+    )
+    expected = [
+        [1, unknown, 0, 0, unknown],  # no mito, so no membrane of one
+        [0, unknown, 1, 1, 0],  # by way of mito, which its membrane makes positive
+        [0, unknown, unknown, unknown, unknown],
+        [1, 1, 0, 0, unknown],
+    ]
+    given = palette.copy()
+    np.testing.assert_array_equal(complete(palette, names, exclusive=["spine", "mito"]), expected)
+    np.testing.assert_array_equal(palette, given)
+    alone = complete(palette, names, use_mutual_exclusion=False, exclusive=["spine", "mito"])
+    np.testing.assert_array_equal(alone, complete(palette, names, use_mutual_exclusion=False))

@@ -225,6 +225,17 @@ def test_a_fraction_of_the_patches_is_placed_on_the_class():
     assert abs(hits - 400 * chance) < 4 * np.sqrt(400 * chance * (1 - chance))
 
 
+def test_samples_that_are_not_placed_on_a_class_lie_in_any_crop_if_asked_to():
+    having = made_crop(np.ones((10, 10, 10), int))
+    without = made_crop(np.zeros((10, 10, 30), int), seed=1)
+    drawer = sampler([having, without], positive_centre_fraction=0.5)
+    assert {drawer.draw(k).crop for k in range(50)} == {0}
+    anywhere = replace(drawer, elsewhere=True)
+    n = sum(anywhere.draw(k).crop for k in range(800))
+    chance = 0.5 * 0.75
+    assert abs(n - 800 * chance) < 4 * np.sqrt(800 * chance * (1 - chance))
+
+
 def test_unweighted_crops_are_drawn_by_their_volume():
     small = made_crop(np.ones((10, 10, 10), int))
     large = made_crop(np.ones((10, 10, 30), int), seed=1)

@@ -96,7 +96,9 @@ def test_test_crops_are_no_part_of_a_run_unless_they_are_asked_for(tmp_path):
 @pytest.mark.parametrize("word", ["vaildate", "trian", "tset", "usage"])
 def test_an_unknown_usage_does_not_validate_silently(tmp_path, word):
     (problem,) = problems(tmp_path, row(), row(word, "crop2"))
-    assert problem.endswith(f"datasplit.csv: line 2: usage '{word}'; write 'train', 'validate' or 'test'")
+    assert problem.endswith(
+        f"datasplit.csv: line 2: usage '{word}'; write 'train', 'validate' or 'test'"
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,6 +39,16 @@ command = partial(click.command, cls=Command, heading="Train")
     help="Train one run for each seed, one after the other: 1,2,3 or 1-3.",
 )
 @click.option(
+    "--each-class",
+    is_flag=True,
+    help="Train one network for each class, the other classes being its counter-examples.",
+)
+@click.option(
+    "--selective",
+    is_flag=True,
+    help="Train only on crops that have a positive voxel of a class that is learnt.",
+)
+@click.option(
     "--submit",
     metavar="TEMPLATE",
     help="With --seeds: run this command for each instead, {command} and {seed} filled in, "
@@ -66,35 +77,64 @@ def train(
     overrides: tuple[str, ...],
     override_file: str | None,
     data: str | None,
-    seeds: str | None,
-    submit: str | None,
-    check: bool,
-    **several: Any,
+    gpus: str | None,
+    processes: int | None,
+    **given: Any,
 ) -> None:
     """Train an experiment, or go on where it stopped."""
     from common.config import load
     from common.shell import launch
     from common.train import ranks
 
-    if launch.is_asked(**several):
-        if check or submit:
+    runs = _Runs(**given)
+    runs.check_together()
+    if launch.is_asked(gpus=gpus, processes=processes):
+        if runs.check or runs.submit:
             raise UserError("--check and --submit are one process's; leave --gpus, --processes out")
-        sys.exit(launch.launch(several["processes"]))
+        sys.exit(launch.launch(processes))
     result = None
     with ranks.joined():
-        if (check or submit) and ranks.are_joined():
+        if (runs.check or runs.submit) and ranks.are_joined():
             raise UserError("--check and --submit are one process's; start them without torchrun")
         if override_file:  # --set goes before the file
             overrides = (*load.read_overrides(override_file), *overrides)
-        if check:
+        if runs.selective:
+            overrides = (*overrides, "selective=True")
+        if runs.check:
             _check(config_path, overrides, data, time_limit)
-        elif submit:
-            _submit(config_path, submit, seeds, overrides=overrides, data=data, limit=time_limit)
+        elif runs.submit:
+            _submit(
+                config_path,
+                runs.submit,
+                runs.seeds,
+                overrides=overrides,
+                data=data,
+                limit=time_limit,
+            )
         else:
             with stopping.time_limit(time_limit):
-                result = _train(config_path, seeds, overrides, data)
+                result = _train(config_path, runs, overrides, data)
     if result:
         _end(result)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Which runs are trained, and how, by the options of `train`."""
+
+    seeds: str | None
+    each_class: bool
+    selective: bool
+    submit: str | None
+    check: bool
+
+    def check_together(self) -> None:
+        """Raises UserError for options that do not go together."""
+        if self.each_class and (self.check or self.submit or self.seeds):
+            raise UserError(
+                "--each-class trains one network after the other, with one seed; leave --check, "
+                "--submit and --seeds out"
+            )
 
 
 def _check(
@@ -125,17 +165,18 @@ def _submit(
     several.submit(config_path, chosen, template, overrides=overrides, data=data, time_limit=limit)
 
 
-def _train(
-    config_path: str, seeds: str | None, overrides: tuple[str, ...], data: str | None
-) -> Result:
-    """Train one run, or one for each seed; return the result of the last."""
+def _train(config_path: str, runs: _Runs, overrides: tuple[str, ...], data: str | None) -> Result:
+    """Train one run, or one for each seed or class; return the result of the last."""
     import common.train.run
     import common.train.seeds as several
     from common.score.whole_crops import of_run
+    from common.train.each_class import train_each_class
 
-    if not seeds:
+    if runs.each_class:
+        return train_each_class(config_path, overrides, data, score=of_run)[-1]
+    if not runs.seeds:
         return common.train.run.train(config_path, overrides, data, score=of_run)
-    chosen = several.parse_seeds(seeds)
+    chosen = several.parse_seeds(runs.seeds)
     return several.train_seeds(config_path, chosen, overrides, data, score=of_run)[-1]
 
 

@@ -1,0 +1,111 @@
+"""Train one network for each class of an experiment, the others being its counter-examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.config.load import load_config
+from common.config.settings import TrainConfig
+from common.errors import UserError
+from common.talk import count, say
+from common.train.record import RunRecord, read_record
+from common.train.run import Result, train
+from common.train.setup import Score
+from common.train.tracking import MLflow, open_mlflow
+
+
+def train_each_class(
+    config_path: str | Path,
+    overrides: Sequence[str] = (),
+    data: str | Path | None = None,
+    *,
+    score: Score | None = None,
+) -> list[Result]:
+    """Train a run for each class, or continue it, and print how good each is.
+
+    Stops after a run that is interrupted, and returns the results up to that one.
+    """
+    config = load_config(config_path, overrides, data)
+    refuse_one_run(config_path, config, overrides, data)
+    parent = _mlflow_parent(config, member(config_path, config.classes[0], overrides, data))
+    results: list[Result] = []
+    for number, name in enumerate(config.classes, 1):
+        say(f"class {number} of {len(config.classes)}: {name}")
+        own = [*overrides, *settings_of(config, name)]
+        if parent:
+            own.append(f"mlflow_parent={parent.run_id}")
+        results.append(train(config_path, own, data, score=score))
+        if not results[-1].finished:
+            return results
+    say(table(config, results))
+    if parent:
+        pairs = zip(config.classes, results, strict=True)
+        metrics = {f"{config.best_metric}/{name}": result.best_metric for name, result in pairs}
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        parent.finish("FINISHED", {}, finite, [])
+    return results
+
+
+def _mlflow_parent(config: TrainConfig, first: TrainConfig) -> MLflow | None:
+    """Open the MLflow run that those of all classes are nested in; None without MLflow.
+
+    first: settings of the first class, whose record has its id once it was begun.
+    """
+    if "mlflow" not in config.trackers:
+        return None
+    before = read_record(first.path("logs_save_path")) or RunRecord()
+    known = before.settings.get("mlflow_parent", "").strip("'")
+    return open_mlflow(config, f"{config.run} each class", run_id=known)
+
+
+def settings_of(config: TrainConfig, name: str) -> list[str]:
+    """The settings in which the run of a class differs, as "name=value"."""
+    others = [other for other in config.classes if other != name]
+    return [
+        f"classes={name}",
+        f"counter_classes={','.join(others)}",
+        f"run_name={config.run_name}-{name}",
+        # of classes that this network does not have
+        "class_sampling_weights={}",
+    ]
+
+
+def member(
+    config_path: str | Path,
+    name: str,
+    overrides: Sequence[str] = (),
+    data: str | Path | None = None,
+) -> TrainConfig:
+    """The settings of the run that `train_each_class` trains for a class."""
+    config = load_config(config_path, overrides, data)
+    return load_config(config_path, [*overrides, *settings_of(config, name)], data)
+
+
+def refuse_one_run(
+    config_path: str | Path,
+    config: TrainConfig,
+    overrides: Sequence[str],
+    data: str | Path | None,
+) -> None:
+    """Raise UserError if the networks of two classes would be written to the same folder."""
+    for folder in ("model_save_path", "logs_save_path"):
+        places = set()
+        for name in config.classes:
+            of_class = load_config(config_path, [*overrides, *settings_of(config, name)], data)
+            places.add(of_class.path(folder))
+        if len(places) < len(config.classes):
+            raise UserError(
+                f"{config_path}: {folder} = '{getattr(config, folder)}' is the same for all "
+                "classes; write {run_name} in it"
+            )
+
+
+def table(config: TrainConfig, results: Sequence[Result]) -> str:
+    """A line for each class with the best value of best_metric."""
+    width = max(map(len, config.classes)) + 2
+    lines = [f"{count(len(results), 'network')}, each at its best epoch: {config.best_metric}"]
+    for name, result in zip(config.classes, results, strict=True):
+        lines.append(f"{name:<{width}}{result.best_metric:.3f}")
+    return "\n".join(lines)

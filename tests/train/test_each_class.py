@@ -1,0 +1,42 @@
+"""One network for each class, with the other classes as counter-examples."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import UserError
+from common.infer.ensemble import load_network
+from common.train import each_class
+from common.train.checkpoint import best_of
+
+
+def test_each_class_has_a_run_of_its_own_and_the_others_are_counter_examples(experiment, run):
+    tiny = experiment(epochs=1, iterations_per_epoch=1, run_name="all{random_seed}")
+    code, said, _ = run("train", tiny.folder, "--each-class", "--data", tiny.data)
+    assert code == 0
+    assert "3 networks, each at its best epoch: dice" in said
+    for name, others in {"mito": ("er", "nuc"), "er": ("mito", "nuc")}.items():
+        config = each_class.member(tiny.folder, name, data=tiny.data)
+        assert config.classes == (name,)
+        assert config.counter_classes == others
+        assert config.run == f"all42-{name}"
+        network = load_network(config, str(best_of(config)))
+        # crop2 annotates mito alone, and gives counter-examples of er
+        assert network.trained_on == {"tiny/crop1", "tiny/crop2"}
+    # each goes on, and is done
+    code, said, _ = run("train", tiny.folder, "--each-class", "--data", tiny.data)
+    assert code == 0
+    assert said.count("finished") >= 3 or "3 networks" in said
+
+
+def test_networks_of_all_classes_in_one_folder_are_refused(experiment):
+    tiny = experiment(model_save_path="checkpoints/{model_name}")
+    with pytest.raises(UserError, match=r"model_save_path = .* write \{run_name\} in it"):
+        each_class.train_each_class(tiny.folder, data=tiny.data)
+
+
+@pytest.mark.parametrize("word", ["--check", "--seeds=1,2"])
+def test_options_of_one_network_are_refused_beside_each_class(experiment, run, word):
+    code, _, said = run("train", experiment().folder, "--each-class", word)
+    assert code == 2
+    assert "--each-class trains one network after the other" in said
