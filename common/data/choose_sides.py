@@ -1,6 +1,7 @@
 """Choose which crops train, which validate, and which are held out for test.
 
-A *side* is training or validation; test crops are named, never drawn, and taken away first. All crops of a group go to the same side. A group is a specimen,
+A *side* is training or validation; test crops are named, never drawn, and taken away first. All
+crops of a group go to the same side. A group is a specimen,
 or a dataset (by="dataset"), or a set of crops linked by overlaps (by="crop").
 
 method="hash": a group validates if SHA-256 of "seed/name of the group", as a number in [0, 1), is

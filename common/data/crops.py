@@ -19,11 +19,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from common.data import ngff
+from common.data import ngff, pseudo
 from common.data.annotation import LabelReader
 from common.data.crop_cache import CropCache, label_stamp, raw_stamp
 from common.data.level import Grid, Level, MissingChunks
-from common.data.palette import UNKNOWN, complete, contradicts, encode
+from common.data.palette import UNKNOWN, contradicts, encode
 from common.data.placement import check_crop, check_detail
 from common.data.raw import Raw, mirror, open_raw, reduction
 from common.data.sources.place import is_address
@@ -85,6 +85,11 @@ class CropRequest:
     exclusive_classes: tuple[str, ...] = ()
     counter_classes: tuple[str, ...] = ()
 
+    @property
+    def rules(self) -> pseudo.Rules:
+        """What labels imply for others."""
+        return pseudo.Rules(self.use_mutual_exclusion, self.infer_groups, self.exclusive_classes)
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -115,6 +120,8 @@ class Crop:
     """(class, sentence) for each kind of label value that was taken for something unusual."""
     missing_raw: MissingChunks = ALL_THERE
     """Chunks of raw where its labels are, and how many of them are not there."""
+    pseudo: np.ndarray | None = None
+    """(rows, classes) bool: labels of networks, and what follows from them; None where none is."""
 
     def raw(self) -> np.ndarray:
         """Return the raw, memory-mapped: (z, y, x) uint8, or float32 in [0, 1]."""
@@ -292,7 +299,10 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
         raw_stamp(raw.level, start * raw.factor, stop * raw.factor),
     ]
     for name in names:
-        identity.append(_label_stamp(row.class_volume(name), label))
+        volume = row.class_volume(name)
+        identity.append(_label_stamp(volume, label))
+        if (volume / pseudo.ARRAY).is_dir():
+            identity.append(label_stamp(volume, pseudo.ARRAY))
     return Decoding(
         row=row,
         names=names,
@@ -465,7 +475,7 @@ def _decode_labels(job: Decoding, folder: Path) -> None:
         for reader in readers:
             job.check_wanted()
             labels.append(_read_labels(reader, start, stop, job.label_factor))
-        block, combinations = _encode_known(labels)
+        block, combinations = encode_known(labels)
         for combination in combinations:
             row_of.setdefault(combination.tobytes(), len(row_of) + 1)  # 0 is "nothing is known"
         if len(row_of) >= 2**16:
@@ -534,8 +544,14 @@ def _matching_level(job: Decoding, name: str) -> Level:
     return level
 
 
-Labels = tuple[np.ndarray, np.ndarray | None]
-"""Where a class is, and where that is unknown (None: nowhere); bool (z, y, x) each."""
+class Labels(NamedTuple):
+    """What is known of a class in a block, bool (z, y, x) each."""
+
+    positive: np.ndarray
+    unknown: np.ndarray | None = None
+    """None: nowhere."""
+    pseudo: np.ndarray | None = None
+    """Where the label is a network's; None: nowhere."""
 
 
 def _read_labels(
@@ -547,24 +563,33 @@ def _read_labels(
     """
     positive, unknown = reader.read(start * factor, stop * factor)
     certain = _majority(positive, factor)
+    of_networks = pseudo.of_networks(reader.level)
+    by_networks = None
+    if of_networks is not None:
+        by_networks = _majority(of_networks[ngff.slices(start * factor, stop * factor)] > 0, factor)
     if unknown is None:
-        return certain, None
+        return Labels(certain, None, by_networks)
     possible = _majority(positive | unknown, factor)
-    return certain, possible & ~certain
+    return Labels(certain, possible & ~certain, by_networks)
 
 
-def _encode_known(labels: Sequence[Labels]) -> tuple[np.ndarray, np.ndarray]:
-    """Palette image of several classes: indices, and combinations (rows, classes) int8."""
-    masks = [positive for positive, _ in labels]
-    in_part = []  # the classes that are not known everywhere
-    for number, (_, unknown) in enumerate(labels):
-        if unknown is not None:
-            in_part.append(number)
-            masks.append(unknown)
+def encode_known(labels: Sequence[Labels]) -> tuple[np.ndarray, np.ndarray]:
+    """Palette image of several classes: indices, and combinations (rows, classes) int8.
+
+    To the label of a network `pseudo.IN_PALETTE` is added.
+    """
+    # the classes that are not known everywhere, and those that networks know in part
+    in_part = [number for number, of_class in enumerate(labels) if of_class.unknown is not None]
+    by_networks = [number for number, of_class in enumerate(labels) if of_class.pseudo is not None]
+    masks = [of_class.positive for of_class in labels]
+    masks += [labels[number].unknown for number in in_part]  # type: ignore[misc]
+    masks += [labels[number].pseudo for number in by_networks]  # type: ignore[misc]
     index, bits = encode(masks)
+    first = len(labels) + len(in_part)
     combinations = bits[:, : len(labels)].astype(np.int8)
+    combinations[:, by_networks] += pseudo.IN_PALETTE * bits[:, first:].astype(np.int8)
     of_those = combinations[:, in_part]
-    combinations[:, in_part] = np.where(bits[:, len(labels) :], UNKNOWN, of_those)
+    combinations[:, in_part] = np.where(bits[:, len(labels) : first], UNKNOWN, of_those)
     return index, combinations
 
 
@@ -640,25 +665,28 @@ def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
     names = [*job.names, *(name for name in request.classes if name not in job.names)]
     palette = np.full((len(annotated), len(names)), UNKNOWN, np.int8)
     palette[:, : len(job.names)] = annotated
+    by_networks = palette >= pseudo.IN_PALETTE
+    palette[by_networks] -= pseudo.IN_PALETTE
     contradictions = int(counts[contradicts(palette, names)].sum())
-    palette = complete(
-        palette,
-        names,
-        request.use_mutual_exclusion,
-        request.infer_groups,
-        exclusive=request.exclusive_classes,
-    )
+    rules = request.rules
+    known = rules.complete(palette, names)
+    learnt = [names.index(name) for name in request.classes]
+    of_networks = None
+    if by_networks.any():
+        without = rules.complete(np.where(by_networks, UNKNOWN, palette).astype(np.int8), names)
+        of_networks = ((known != UNKNOWN) & (without == UNKNOWN))[:, learnt]
     return Crop(
         name=job.row.name,
         folder=folder,
         raw_grid=job.raw_grid,
         label_grid=job.label_grid,
-        palette=palette[:, [names.index(name) for name in request.classes]],
+        palette=known[:, learnt],
         counts=counts,
         examples=examples,
         contradictions=contradictions,
         remarks=remarks,
         missing_raw=job.missing_raw,
+        pseudo=of_networks,
     )
 
 

@@ -87,6 +87,7 @@ def open_data(config: TrainConfig, known: Mapping[str, Scaling] | None = None) -
     if config.selective:
         train, rows = _with_a_positive(train, rows)
     validation = open_crops(_used_for("validate", rows), request, cache, beside=train)
+    _check_pseudo(config, train, validation)
     scalings = normalize.of_volumes(config, [row.raw for row in rows], known or {})
 
     sampler = _sampler(config, train)
@@ -161,6 +162,29 @@ def _with_a_positive(train: list[Crop], rows: list[Row]) -> tuple[list[Crop], li
     kept_rows = list(itertools.compress(_used_for("train", rows), has_positive))
     others = [row for row in rows if row.usage != "train"]
     return list(itertools.compress(train, has_positive)), [*kept_rows, *others]
+
+
+def _check_pseudo(config: TrainConfig, train: Sequence[Crop], validation: Sequence[Crop]) -> None:
+    """Raises UserError where labels of networks validate, or are weighed and not there."""
+    path = config.path("datasplit_path")
+    judged = [crop.name for crop in validation if crop.pseudo is not None]
+    if judged:
+        raise UserError(
+            f"{path}: labels of networks in validation crops, {some(judged)}; a network is judged "
+            "by what people annotated: write the crops of the annotation there"
+        )
+    if config.pseudo_weight != 1 and all(crop.pseudo is None for crop in train):
+        raise UserError(
+            f"pseudo_weight = {config.pseudo_weight:g}, and {path} has no training crop with "
+            "labels of networks; write those with joint init, or leave it out"
+        )
+
+
+def _weights_of(crop: Crop, pseudo_weight: float) -> np.ndarray:
+    """(rows, classes) float32."""
+    if crop.pseudo is None:
+        return np.ones(crop.palette.shape, np.float32)
+    return np.where(crop.pseudo, pseudo_weight, 1).astype(np.float32)
 
 
 def _used_for(usage: str, rows: Sequence[Row]) -> list[Row]:
@@ -403,7 +427,7 @@ def training_batches(config: TrainConfig, data: Data, device: torch.device) -> B
     They are the same in every run with the same settings and seed.
     """
     blocks = Blocks(data.train, data.sampler, data.sampler.input, data.sampler.target)
-    return Batches(
+    batches = Batches(
         blocks,
         config.batch_size,
         config.num_workers,
@@ -413,6 +437,8 @@ def training_batches(config: TrainConfig, data: Data, device: torch.device) -> B
         own_augmentation=config.augment,
         worker_time_limit=config.worker_time_limit,
     )
+    batches.weigh_pseudo(config.pseudo_weight)
+    return batches
 
 
 def validation_batches(config: TrainConfig, data: Data, device: torch.device) -> Batches | None:
@@ -564,6 +590,15 @@ class Batches:
         palettes = [crop.palette for crop in blocks.crops]
         self.palette = torch.from_numpy(np.concatenate(palettes)).to(device)
         self.first_row = np.cumsum([0, *map(len, palettes)]).tolist()
+        self.weights: Tensor | None = None
+
+    def weigh_pseudo(self, weight: float) -> None:
+        """Give labels of networks another weight than 1, see `PaletteTarget.weights`."""
+        crops = self.blocks.crops
+        if weight == 1 or all(crop.pseudo is None for crop in crops):
+            return
+        weights = np.concatenate([_weights_of(crop, weight) for crop in crops])
+        self.weights = torch.from_numpy(weights).to(self.device)
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
         """Iterate over the batches of samples start..stop-1, in order; the last may be smaller.
@@ -656,7 +691,8 @@ class Batches:
         for i, sample in enumerate(samples):
             rows[i] += self.first_row[sample.crop]
         crops = [self.blocks.crops[sample.crop].name for sample in samples]
-        return Batch(patches, PaletteTarget(rows, self.palette), crops, scalings, samples)
+        target = PaletteTarget(rows, self.palette, self.weights)
+        return Batch(patches, target, crops, scalings, samples)
 
     def _raw_patches(
         self, pieces: Sequence[Piece], scalings: Sequence[normalize.Scaling | None]

@@ -90,6 +90,12 @@ def row_text(usage: str, dataset: str, crop: str, classes: Sequence[str], *, roo
     return ",".join(f'"{text}"' for text in (usage, store, layout.RAW, store, labels))
 
 
+def text_of(row: Row) -> str:
+    """Return the line of a row, with whole paths, so that it may stand in a file anywhere."""
+    labels = f"{row.crop}/[{','.join(row.annotated)}]{row.label_options}"
+    return ",".join(f'"{text}"' for text in (row.usage, row.raw, labels))
+
+
 def read_datasplit(
     path: str | Path, data_root: str | Path, *, with_test: bool = False
 ) -> list[Row]:

@@ -21,6 +21,7 @@ not annotated: such a pair must not contribute to a loss or a metric. A target h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class PaletteTarget:
     """(B, z, y, x) int32: the palette row of each voxel."""
     palette: Tensor
     """(rows, classes) int8: 1 positive, 0 negative, -1 unknown."""
+    weights: Tensor | None = None
+    """(rows, classes) float32, factors of the gradient, see `weighed`; None where all are 1."""
 
     def dense(self) -> Tensor:
         """Return the labels as (B, classes, z, y, x) int8, in channels-last memory order.
@@ -67,3 +70,28 @@ def count_known(target: PaletteTarget | Tensor) -> Tensor:
         known_classes = (target.palette >= 0).sum(1, dtype=torch.int32)
         return known_classes.index_select(0, target.rows.flatten()).sum(dtype=torch.float64)
     return known(target).sum(dtype=torch.float64)
+
+
+def weighed(logits: Tensor, target: PaletteTarget | Tensor) -> Tensor:
+    """Return the same logits, whose gradient is multiplied by the weights of the target.
+
+    So labels count less in any loss, whatever it makes of single pairs: its value is as without.
+    """
+    if isinstance(target, Tensor) or target.weights is None or not logits.requires_grad:
+        return logits
+    return _Weighed.apply(logits, target.rows, target.weights)
+
+
+class _Weighed(torch.autograd.Function):
+    """The identity, backwards times the weight of each (voxel, class) pair."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights)
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        rows, weights = ctx.saved_tensors
+        of_pairs = weights.index_select(0, rows.flatten()).view(*rows.shape, -1)
+        return grad_outputs[0] * of_pairs.movedim(-1, 1).to(grad_outputs[0].dtype), None, None

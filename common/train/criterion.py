@@ -23,6 +23,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,7 @@ def over_outputs(
 def resampled(target: AnyTarget, shape: Sequence[int]) -> AnyTarget:
     """Return the target on `shape` (z, y, x) voxels over the same volume, by nearest neighbour."""
     if isinstance(target, PaletteTarget):
-        return PaletteTarget(_nearest(target.rows, shape), target.palette)
+        return replace(target, rows=_nearest(target.rows, shape))
     return _nearest(target, shape)
 
 

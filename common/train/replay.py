@@ -18,7 +18,6 @@ from common import runtime
 from common.config.load import load_config
 from common.data import targets
 from common.data.loaders import Batch
-from common.data.targets import PaletteTarget
 from common.errors import UserError
 from common.model.forward import ForwardPass
 from common.show import figures
@@ -169,7 +168,7 @@ def look_at(forward: ForwardPass, setup: Setup, model: nn.Module, batch: Batch) 
     for i in range(len(batch.raw)):
         own = [output[i : i + 1].detach().requires_grad_() for output in outputs]
         rows = batch.target.rows[i : i + 1]
-        loss = method.loss(own, PaletteTarget(rows, batch.target.palette))
+        loss = method.loss(own, dataclasses.replace(batch.target, rows=rows))
         losses.append(loss.item())
         not_finite.append(_classes_not_finite(own, setup.config.classes))
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}

@@ -211,7 +211,7 @@ class Method:
     def _share(
         self, logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None
     ) -> torch.Tensor:
-        loss = self.criterion(logits, target, pos_weight)
+        loss = self.criterion(targets.weighed(logits, target), target, pos_weight)
         # tried before training, but a loss may give something else where a class is missing
         problem = problem_with(loss)
         if problem:

@@ -253,7 +253,10 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
             "class for negative where another is; leave one of them out",
         ),
         ("exclusive_classes = ['er']", "exclusive_classes = ('er',); name two or more, or none"),
-        ("counter_classes = ['mitto']", "counter_classes: unknown class 'mitto'; did you mean"),
+        (
+            "counter_classes = ['mitto']",
+            "counter_classes: unknown class 'mitto'; did you mean 'mito'?",
+        ),
         (
             "classes = ['er']\ncounter_classes = ['er', 'mito']",
             "counter_classes: er is learnt; take it out of one",
