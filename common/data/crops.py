@@ -300,7 +300,7 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
     ]
     for name in names:
         volume = row.class_volume(name)
-        identity.append(_label_stamp(volume, label))
+        identity.append(stamp_of_labels(volume, label))
         if (volume / pseudo.ARRAY).is_dir():
             identity.append(label_stamp(volume, pseudo.ARRAY))
     return Decoding(
@@ -316,7 +316,7 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
     )
 
 
-def _label_stamp(volume: Path, first: Level) -> str:
+def stamp_of_labels(volume: Path, first: Level) -> str:
     """What changes with a class volume; of one on a server its metadata, which are asked for."""
     if is_address(volume):
         return str(ngff.open_levels(volume)[0].stamp)

@@ -291,11 +291,14 @@ def count_voxels(crops: Sequence[Crop], value: int, scale: Sequence[float]) -> n
     return total
 
 
-def notices(data: Data, classes: Sequence[str]) -> list[str]:
-    """Return what the user should know about the data before training, as sentences."""
+def notices(data: Data, classes: Sequence[str], counter: Sequence[str] = ()) -> list[str]:
+    """Return what the user should know about the data before training, as sentences.
+
+    counter: the setting counter_classes.
+    """
     sentences = [
         *_not_learnt(data, classes),
-        *split.not_listed(data.rows, classes),
+        *split.not_listed(data.rows, [*classes, *counter]),
         *_not_measured(data, classes),
     ]
     remarks: list[tuple[str, str]] = []

@@ -134,6 +134,16 @@ def add_level(
     )
 
 
+def add_array(path: str | Path, name: str) -> zarr.Array:
+    """Create an empty array like that of the finest level, beside the levels, to be written.
+
+    Who opens the image does not see it. path: of a group that `start_multiscale` created.
+    """
+    group = zarr.open_group(str(path), mode="r+")
+    finest = group["s0"]
+    return _new_array(group, name, shape=finest.shape, dtype=finest.dtype, chunks=finest.chunks)
+
+
 def finish_multiscale(
     path: str | Path,
     grid: Grid,
@@ -241,9 +251,15 @@ def _compressor(voxels: int, dtype: np.dtype) -> Blosc:
 def _new_level(
     group: zarr.Group, number: int, *, shape: Vector, dtype: np.dtype | type, chunks: Vector
 ) -> zarr.Array:
+    return _new_array(group, f"s{number}", shape=shape, dtype=dtype, chunks=chunks)
+
+
+def _new_array(
+    group: zarr.Group, name: str, *, shape: Vector, dtype: np.dtype | type, chunks: Vector
+) -> zarr.Array:
     stored = tuple(int(min(c, n)) for c, n in zip(chunks, shape, strict=True))
     array = group.create_dataset(
-        f"s{number}",
+        name,
         shape=tuple(int(n) for n in shape),
         dtype=dtype,
         fill_value=0,

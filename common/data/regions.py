@@ -243,10 +243,11 @@ def _of_rows(rows: Iterable[Row]) -> list[Region]:
     rows = list(rows)
     # all that are not there in one message, with what mends it
     check_files([row for row in rows if not row.crop.is_dir()])
-    return [_of_row(row) for row in rows]
+    return [of_row(row) for row in rows]
 
 
-def _of_row(row: Row) -> Region:
+def of_row(row: Row) -> Region:
+    """The crop of a row of a datasplit."""
     # the classes of a crop share one grid, so that one of them is opened
     levels = ngff.open_levels(row.class_volume(row.annotated[0]))
     lower, upper = levels[0].box()
@@ -264,7 +265,7 @@ def _of_row(row: Row) -> Region:
 
 
 def _of_crop_on_disk(crop: catalogue.CropInfo, root: Path) -> Region:
-    return _of_row(
+    return of_row(
         Row(
             usage="",
             raw=root / layout.raw(crop.dataset),

@@ -156,6 +156,18 @@ def _record_of_all(config: TrainConfig, networks: Sequence[Network]) -> Predicti
     )
 
 
+def trained_on(config: TrainConfig, path: Path) -> frozenset[str] | None:
+    """The crops, dataset/crop, that a checkpoint of an experiment was trained on.
+
+    None where nothing tells.
+    """
+    saved = weights_file.read(path)
+    if not checkpoint.is_whole(saved):
+        return None
+    of_run = as_trained(config, saved["settings"], OF_RUN)
+    return _trained_on(of_run, config.path("data_path"), saved)
+
+
 def _trained_on(config: TrainConfig, data_root: Path, saved: Any) -> frozenset[str] | None:
     """The crops, dataset/crop, that a checkpoint was trained on; None where nothing tells.
 

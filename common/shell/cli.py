@@ -43,6 +43,7 @@ COMMANDS = (
     train.train,
     train.submit,
     train.search,
+    train.joint,
     train.replay,
     predict.predict,
     predict.process,

@@ -168,7 +168,7 @@ def notices(setup: Setup, state: State) -> list[str]:
     return [
         *setup.config.translated,
         *runtime.warnings_about(setup.device),
-        *loaders.notices(setup.crops, setup.config.classes),
+        *loaders.notices(setup.crops, setup.config.classes, setup.config.counter_classes),
         *criterion.notices(setup.method.criterion, setup.config.weight_loss),
         *setup.unusual,
         *schedule.notices(setup.config, state.scheduler, validated=bool(setup.crops.validation)),

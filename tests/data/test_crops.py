@@ -796,3 +796,24 @@ def test_counter_classes_are_read_where_a_learnt_class_is_unknown_in_part(tmp_pa
     np.testing.assert_array_equal(volumes(open_crop(row)), [expected])
     expected[er == 1] = 0
     np.testing.assert_array_equal(volumes(open_crop(row, counter_classes=("er",))), [expected])
+
+
+def test_labels_of_networks_are_told_from_the_annotation_and_what_follows_from_it(tmp_path):
+    mito = blocks((0, 0, 0), (1, 0, 0))
+    er = blocks((2, 0, 0))
+    row = write_crop(tmp_path, RAW, {"mito": mito, "er": er})
+    group = zarr.open_group(str(row.crop / "mito"), mode="r+")
+    of_networks = np.zeros(mito.shape, np.uint8)
+    of_networks[1] = 1
+    group.create_dataset("pseudo", data=of_networks, chunks=(8, 8, 8), dimension_separator="/")
+    crop = open_crop(row, ("mito", "er", "nuc"))
+    np.testing.assert_array_equal(volumes(crop)[:2], [mito, er])
+    assert crop.pseudo is not None
+    is_pseudo = np.moveaxis(crop.pseudo[crop.labels()], -1, 0)
+    np.testing.assert_array_equal(is_pseudo[0], of_networks)
+    assert not is_pseudo[1].any()
+    # no nucleus where a network sees mito; where the annotation says so it is no network's word
+    expected = np.zeros(mito.shape, bool)
+    expected[1, 0, 0] = True
+    np.testing.assert_array_equal(is_pseudo[2], expected)
+    assert volumes(crop)[2][0, 0, 0] == 0

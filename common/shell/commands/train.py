@@ -326,6 +326,42 @@ def search(config_path: str, time_limit: float, **given: Any) -> None:
 
 
 @command()
+@click.argument("action", metavar="init", type=click.Choice(["init"]))
+@options.config_path
+@click.option(
+    "--members",
+    metavar="CONFIG",
+    default="",
+    help="The experiment whose networks of single classes complete the labels of its datasplit; "
+    "the same one unless given.",
+)
+@click.option(
+    "--threshold",
+    type=float,
+    default=0.33,
+    show_default=True,
+    help="Probability above which a network decides what nobody annotated.",
+)
+@click.option(
+    "--selective", is_flag=True, help="Leave out crops without a positive voxel of any class."
+)
+@click.option("--overwrite", "-O", is_flag=True, help="Complete crops anew that are there already.")
+@options.time_limit
+@options.overrides
+@options.data()
+def joint(action: str, config_path: str, *, time_limit: float, **given: Any) -> None:
+    """Let networks of single classes (train --each-class) complete each other's training labels.
+
+    Writes labels and a datasplit that a joint network is trained on. Goes on where an earlier call
+    stopped.
+    """
+    from common.infer import joint as module
+
+    with stopping.time_limit(time_limit):
+        click.echo(module.init(config_path, **options.given(given)))
+
+
+@command()
 @options.config_path
 @click.argument("file", required=False)
 @click.option(

@@ -1,0 +1,80 @@
+"""The networks of single classes that complete labels: where they are, and which may not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config.settings import TrainConfig
+from common.data.split import Row
+from common.errors import UserError
+from common.files import sha256_of_file
+from common.infer.ensemble import trained_on
+from common.infer.network import checkpoint_path
+from common.talk import command_line, some
+from common.train import each_class
+
+
+@dataclass(frozen=True)
+class Member:
+    """The network of one class."""
+
+    name: str
+    config: TrainConfig
+    checkpoint: Path
+    sha256: str
+    """Of its checkpoint."""
+
+
+def find(
+    classes: Sequence[str],
+    config_path: str | Path,
+    overrides: Sequence[str] = (),
+    data: str | Path | None = None,
+) -> list[Member]:
+    """The networks of these classes that `train --each-class` trained in an experiment.
+
+    Raises UserError with all that are not there.
+    """
+    members = []
+    missing = []
+    for name in classes:
+        config = each_class.member(config_path, name, overrides, data)
+        try:
+            path = checkpoint_path(config, "")
+        except FileNotFoundError:
+            missing.append(name)
+        else:
+            members.append(Member(name, config, path, sha256_of_file(path)))
+    if missing:
+        train = command_line("train", config_path, each_class=True, set=list(overrides), data=data)
+        raise UserError(
+            f"{config_path}: no network of {some(missing)}; train one for each class:\n  {train}"
+        )
+    return members
+
+
+def refuse_judges(members: Sequence[Member], rows: Sequence[Row]) -> None:
+    """Raises UserError where a network was trained on a crop that validates or is held out.
+
+    Through it the joint network would learn from what it is judged by.
+    """
+    judging = {row.name: row.usage for row in rows if row.usage != "train"}
+    problems = []
+    for member in members:
+        crops = trained_on(member.config, member.checkpoint)
+        if crops is None:
+            problems.append(
+                f"{member.checkpoint}: nothing tells on which crops it was trained, since its "
+                "datasplit is another now; train it again"
+            )
+            continue
+        seen = sorted(crops & set(judging))
+        if seen:
+            problems.append(
+                f"{member.checkpoint}: the network of {member.name} was trained on {some(seen)}, "
+                f"a row that is there to {judging[seen[0]]}; train it on training rows alone"
+            )
+    if problems:
+        raise UserError("\n".join(problems))

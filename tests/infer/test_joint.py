@@ -1,0 +1,138 @@
+"""Networks of single classes complete labels, and a joint network trains on them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from common.data.split import read_datasplit
+from common.errors import UserError
+from common.infer import joint, members
+from common.train import each_class
+
+CLASSES = ("mito", "er")
+
+
+@pytest.fixture
+def tiny(experiment):
+    """An experiment whose crop1 annotates both classes, crop2 mito alone, and its networks."""
+    made = experiment(epochs=1, iterations_per_epoch=1, classes=CLASSES, figure_samples=0)
+    each_class.train_each_class(made.folder, data=made.data)
+    return made
+
+
+def completed(tiny, **options) -> Path:
+    # a network that has hardly been trained is not sure of anything
+    options = {"threshold": 0.2, "data": tiny.data, **options}
+    return joint.init(tiny.folder, **options)
+
+
+def content(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def stored(folder: Path, name: str, array: str = "s0") -> np.ndarray:
+    return zarr.open(str(folder / name / array), mode="r")[:]
+
+
+def test_networks_complete_the_labels_and_nothing_that_is_annotated_changes(tiny, run):
+    path = completed(tiny)
+    assert path == tiny.folder / "joint" / "datasplit.csv"
+    predicted = stored(tiny.folder / "predictions/tiny_experiment/seed42-er/tiny.zarr/crop2", "er")
+    least = int(np.median(predicted))
+    threshold = least / 255
+    completed(tiny, threshold=threshold, overwrite=True)
+    crop = path.parent / "tiny.zarr" / "crop2"
+    mito = stored(tiny.crop("crop2"), "mito")
+    np.testing.assert_array_equal(stored(crop, "mito"), mito)
+    assert not stored(crop, "mito", "pseudo").any()
+    er = stored(crop, "er")
+    # what follows from mito is no network's word
+    np.testing.assert_array_equal(er[mito == 1], 0)
+    by_networks = stored(crop, "er", "pseudo") == 1
+    assert not by_networks[mito == 1].any()
+    source = stored(crop, "source")
+    confidence = stored(crop, "confidence")
+    expected = np.where(mito == 1, 0, np.where(predicted > least, 1, 255))
+    assert set(np.unique(er)) == {0, 1, 255}
+    np.testing.assert_array_equal(er, expected)
+    np.testing.assert_array_equal(by_networks, er == 1)
+    np.testing.assert_array_equal(source, np.where(er == 1, 2, 0))
+    np.testing.assert_array_equal(confidence, np.where(er == 1, predicted, 0))
+    for name in CLASSES:
+        of_crop1 = stored(path.parent / "tiny.zarr" / "crop1", name)
+        np.testing.assert_array_equal(of_crop1, stored(tiny.crop("crop1"), name))
+
+    # the same bytes when a crop is made again, and when nothing is left to do
+    before = content(path.parent)
+    shutil.rmtree(crop)
+    completed(tiny, threshold=threshold)
+    assert content(path.parent) == before
+    completed(tiny, threshold=threshold)
+    assert content(path.parent) == before
+
+    # a joint network trains on them, and validates on the annotation
+    joined = ("datasplit_path=joint/datasplit.csv", "run_name=joint", "pseudo_weight=0.5")
+    assert tiny.train(*joined).finished
+    _, crop1, crop2, validation = path.read_text().splitlines()
+    assert validation.startswith('"validate"') and str(tiny.crop("crop3")) in validation
+    crop2 = crop2.replace('"train"', '"validate"')
+    (tiny.folder / "swapped.csv").write_text(f"{crop1}\n{crop2}\n")
+    with pytest.raises(UserError, match="labels of networks in validation crops, tiny/crop2"):
+        tiny.train("datasplit_path=swapped.csv", "run_name=other")
+    with pytest.raises(UserError, match="no training crop with labels of networks"):
+        tiny.train("run_name=third", "pseudo_weight=0.5")
+
+    # networks that changed are not mixed with those from before
+    with pytest.raises(UserError, match=r"crop1: --threshold was .* and is 0.9 since"):
+        completed(tiny, threshold=0.9)
+    of_er = each_class.member(tiny.folder, "er", data=tiny.data).path("model_save_path")
+    tiny.train(*each_class.settings_of(tiny.config(), "er"), "epochs=2")
+    shutil.copy(of_er / "latest.pt", of_er / "best.pt")
+    with pytest.raises(UserError, match=r"crop1: the network of er changed since .*--overwrite"):
+        completed(tiny, threshold=threshold)
+    words = ("--data", tiny.data, "--overwrite", "--threshold", 0.2)
+    code, out, _ = run("joint", "init", tiny.folder, *words)
+    assert (code, out.strip()) == (0, str(path))
+    assert content(path.parent) != before
+
+    # nor those of which nothing tells what they saw
+    split = tiny.folder / "datasplit.csv"
+    split.write_text(split.read_text().replace('"validate"', '"test"'))
+    with pytest.raises(UserError, match="nothing tells on which crops it was trained"):
+        completed(tiny)
+
+
+def test_a_network_that_saw_a_crop_that_judges_teaches_nobody(experiment):
+    tiny = experiment(epochs=1, iterations_per_epoch=1, classes=CLASSES, figure_samples=0)
+    tiny.train(*each_class.settings_of(tiny.config(), "mito"))
+    found = members.find(["mito"], tiny.folder, data=tiny.data)
+    rows = read_datasplit(tiny.folder / "datasplit.csv", tiny.data)
+    members.refuse_judges(found, rows)
+    for usage in ("validate", "test"):
+        judging = [replace(row, usage=usage) for row in rows]
+        with pytest.raises(UserError, match=f"of mito was trained on tiny/crop1.* to {usage}"):
+            members.refuse_judges(found, judging)
+
+
+def test_a_missing_network_is_said_with_the_command_that_trains_it(experiment):
+    tiny = experiment()
+    with pytest.raises(UserError, match=r"no network of mito, er, nuc; .*\n.*train .*--each-class"):
+        completed(tiny)
+
+
+def test_classes_that_share_voxels_are_not_exclusive(experiment, run):
+    tiny = experiment(exclusive_classes=("cell", "mito"))
+    code, _, said = run("joint", "init", tiny.folder, "--data", tiny.data)
+    assert code == 2
+    assert "'cell' and 'mito' share voxels by the class table" in said
