@@ -6,7 +6,8 @@ volumes, and those need boxes only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,3 +18,12 @@ Vector = Sequence[float] | np.ndarray
 def slices(start: Vector, stop: Vector) -> tuple[slice, ...]:
     """Return the index of voxels start..stop-1 of an array: one slice per axis."""
     return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+
+
+def boxes(shape: Sequence[int], block: Vector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """First voxel, and last + 1, of the blocks of a volume, in z, y, x order."""
+    lengths = [int(length) for length in block]
+    along = [range(0, int(n), length) for n, length in zip(shape, lengths, strict=True)]
+    for corner in itertools.product(*along):
+        start = np.array(corner)
+        yield start, np.minimum(start + lengths, shape)

@@ -166,7 +166,7 @@ def finish_multiscale(
     group = zarr.open_group(str(path), mode="r+")
     scale = grid.scale
     origin = grid.origin
-    datasets = [_dataset(0, scale, origin)]
+    datasets = [dataset_of(0, scale, origin)]
     for number, factor in enumerate(factors, 1):
         if number > written:
             coarse = add_level(path, number, factor)
@@ -174,11 +174,12 @@ def finish_multiscale(
         # the first coarse voxel lies over the first `factor` fine ones: its centre is theirs
         origin = origin + (np.array(factor) - 1) / 2 * scale
         scale = scale * factor
-        datasets.append(_dataset(number, scale, origin))
+        datasets.append(dataset_of(number, scale, origin))
     attributes = group.attrs.asdict()
     attributes.pop(UNFINISHED, None)
     attributes[STORED_CHUNKS] = count_chunks(path)
-    group.attrs.put({"multiscales": [_multiscale(Path(path).name, datasets)], **attributes})
+    image = {"version": "0.4", **multiscale_of(Path(path).name, datasets)}
+    group.attrs.put({"multiscales": [image], **attributes})
 
 
 def count_chunks(path: str | Path) -> int:
@@ -190,8 +191,8 @@ def count_chunks(path: str | Path) -> int:
     return stored
 
 
-def _dataset(number: int, scale: np.ndarray, origin: np.ndarray) -> dict:
-    """The metadata of one level."""
+def dataset_of(number: int, scale: np.ndarray, origin: np.ndarray) -> dict:
+    """The metadata of one level; its array is s0, s1, ..."""
     return {
         "path": f"s{number}",
         "coordinateTransformations": [
@@ -201,10 +202,10 @@ def _dataset(number: int, scale: np.ndarray, origin: np.ndarray) -> dict:
     }
 
 
-def _multiscale(name: str, datasets: Sequence[dict]) -> dict:
+def multiscale_of(name: str, datasets: Sequence[dict]) -> dict:
     """The metadata of an image. Source: https://ngff.openmicroscopy.org/0.4, "multiscales"."""
     axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
-    return {"version": "0.4", "name": name, "axes": axes, "datasets": datasets}
+    return {"name": name, "axes": axes, "datasets": datasets}
 
 
 def pyramid(grid: Grid, smallest: int = 64) -> list[tuple[int, ...]]:

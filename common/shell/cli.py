@@ -6,7 +6,7 @@ import click
 
 from common import talk
 from common.shell import public
-from common.shell.commands import data, look, predict, start, submit, train
+from common.shell.commands import data, look, predict, results, start, submit, train
 from common.shell.group import Commands
 
 
@@ -49,6 +49,8 @@ COMMANDS = (
     predict.process,
     predict.tune,
     predict.evaluate,
+    results.export,
+    results.summarize,
     look.status,
     look.visualize,
     look.compare,

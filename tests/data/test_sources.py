@@ -248,7 +248,7 @@ def test_a_missing_unit_is_said(tmp_path, capsys):
 def test_a_library_that_is_missing_is_named_with_its_pip_line(tmp_path, monkeypatch):
     path = tmp_path / writers.tiff_ome(tmp_path, VOLUME)
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(UserError, match=r"TIFF files are read with tifffile, .* pip install tifff"):
+    with pytest.raises(UserError, match=r"TIFF files need tifffile, .* pip install tifff"):
         open_levels(path)
 
 

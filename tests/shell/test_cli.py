@@ -74,6 +74,7 @@ def test_the_overview_lists_every_command_by_task_in_whole_sentences(run):
         "Data",
         "Train",
         "Predict and score",
+        "Results",
         "Look and compare",
         "Submit to the challenge",
     ]

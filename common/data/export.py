@@ -1,0 +1,347 @@
+"""Write volumes for other programs: TIFF, HDF5, MRC, precomputed, OME-NGFF 0.5.
+
+Each file or folder has the key of what it was written from (see `Outgoing.key`): the same command
+leaves alone what is there, and goes on with the rest. It is written beside its place, under a name
+that begins with a dot, and takes its place when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from common.data import regions, results
+from common.data.box import boxes
+from common.data.level import Level
+from common.data.results import Result
+from common.data.sources import place
+from common.data.writers import hdf5, meshes, mrc, ngff05, precomputed, tiff
+from common.data.writers.outgoing import Outgoing, Tell, Writer
+from common.errors import UserError
+from common.files import alone, not_written, replacing, write_text
+from common.talk import nm, note, progress, voxels
+
+WRITERS = (
+    tiff.WRITER,
+    hdf5.WRITER,
+    mrc.WRITER,
+    precomputed.WRITER,
+    ngff05.WRITER,
+    *meshes.writers(),
+)
+
+FORMATS = tuple(writer.name for writer in WRITERS)
+
+SORTS = ("image", "mask", "objects")
+
+KEY = ".key"
+"""File of a folder that is being written: the key of what it will hold."""
+
+LARGEST_EXACT = 2**24
+"""Up to it float32 has every whole number."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One volume, and the file or folder that it becomes."""
+
+    volume: Outgoing
+    writer: Writer
+    path: Path
+
+
+def export(  # noqa: PLR0913  # the options of the command
+    source: str,
+    out: str | Path,
+    *,
+    format: str = "",
+    classes: Sequence[str] = (),
+    roi: str = "",
+    scale: tuple[float, ...] | None = None,
+    values: str = "",
+    with_meshes: bool = False,
+    overwrite: bool = False,
+    say: Say = print,
+) -> list[Path]:
+    """Write a volume, or all classes under a folder of results, in another format.
+
+    Memory for some planes or blocks, however large the volumes are.
+
+    Args:
+        source: see `common.data.results.find`.
+        out: file or folder of one volume; of several the folder of all.
+        format: one of FORMATS; what the end of `out` says unless given.
+        classes: only these of a folder.
+        roi: a box in nm, as of `common.data.regions.of_volume`; all of it unless given.
+        scale: voxel size (nm) of the level to write; the finest unless given.
+        values: one of SORTS, what they are; what the metadata say unless given.
+        with_meshes: surfaces of objects beside a precomputed volume.
+        overwrite: replace what is there.
+        say: takes a line about each volume.
+
+    Returns:
+        What was written or is there already.
+
+    Raises:
+        FileNotFoundError: for a volume that is not there.
+        UserError: for what is wrong with one, or with an option; for what stands in the way.
+    """
+    found = results.find(source, classes)
+    writer = _writer(str(out), format)
+    if with_meshes and writer is not precomputed.WRITER:
+        raise UserError("--meshes: for --format precomputed; write --format ply for files of them")
+    is_single = len(found) == 1 and len(found[0].names) == 1
+    jobs = []
+    for result in found:
+        path = _path_of(Path(out), result, writer, is_single)
+        volume = _outgoing(result, writer, roi=roi, scale=scale, sort=values or result.sort)
+        if with_meshes and volume.is_labels:
+            volume = replace(volume, meshes=True)
+        if writer is hdf5.WRITER:
+            path, array = hdf5.split(path)
+            volume = replace(volume, array=array)
+        jobs.append(Job(volume, writer, path))
+    for job in jobs:
+        if not overwrite:
+            _refuse_other(job)
+    for job in jobs:
+        _write(job, overwrite=overwrite, say=say)
+    return [job.path for job in jobs]
+
+
+# What is written
+
+
+def _writer(out: str, format: str) -> Writer:
+    """The writer that is asked for, or that the end of a name stands for."""
+    by_name = {writer.name: writer for writer in WRITERS}
+    if format:
+        return by_name[format]
+    inside = place.in_hdf5(Path(out))
+    name = str(inside[0] if inside else out).lower()
+    for writer in WRITERS:
+        if name.endswith(writer.endings):
+            return writer
+    endings = ", ".join(writer.endings[0] for writer in WRITERS if writer.endings)
+    raise UserError(
+        f"{out}: which format? write a name that ends in one of {endings}, or for a folder of "
+        f"several volumes --format {'|'.join(FORMATS)}"
+    )
+
+
+def _path_of(out: Path, result: Result, writer: Writer, is_single: bool) -> Path:
+    """Where a volume is written."""
+    if not is_single:
+        *folders, name = result.names
+        if place.in_hdf5(out) or out.name.lower().endswith(writer.endings):
+            raise UserError(
+                f"{out}: one file for several volumes; write the name of a folder and --format "
+                f"{writer.name}"
+            )
+        return out.joinpath(*folders, "".join([name, *writer.endings[:1]]))
+    if not writer.endings:
+        return out
+    bare = hdf5.split(out)[0] if writer is hdf5.WRITER else out
+    if bare.name.lower().endswith(writer.endings):
+        return out
+    raise UserError(f"{out}: write a name that ends in {writer.endings[0]}")
+
+
+def _outgoing(
+    result: Result, writer: Writer, *, roi: str, scale: tuple[float, ...] | None, sort: str
+) -> Outgoing:
+    level = _level_of(result, scale)
+    start, stop = _box_of(result, level, roi)
+    types = writer.image_types if sort == "image" else writer.label_types
+    made = result.made | {"level": level.path.name}
+    asked = Outgoing(result.name, level, start, stop, sort=sort, dtype=np.dtype("u1"), made=made)
+    dtype = _type_of(asked, types, writer.name)
+    return Outgoing(result.name, level, start, stop, sort=sort, dtype=dtype, made=made)
+
+
+def _level_of(result: Result, scale: tuple[float, ...] | None) -> Level:
+    """The level of voxels of this size. Raises UserError with those that there are."""
+    for level in result.levels:
+        if scale is None or np.allclose(level.scale, scale, rtol=1e-3):
+            return level
+    assert scale is not None
+    sizes = ", ".join(nm(level.scale) for level in result.levels)
+    raise UserError(f"{result.path}: no level of {nm(scale)} nm; write --scale {sizes}")
+
+
+def _box_of(result: Result, level: Level, roi: str) -> tuple[np.ndarray, np.ndarray]:
+    """The voxels whose centres are in a box, the lower bound included; one at least."""
+    if not roi:
+        return np.zeros(3, int), level.shape
+    region = regions.of_volume(result.path, roi)
+    corner = level.box()[0]
+    first = _number_of_first(region.lower - corner, level.scale)
+    last = _number_of_first(region.upper - corner, level.scale)
+    start = np.clip(first, 0, level.shape - 1)
+    return start, np.clip(last, start + 1, level.shape)
+
+
+def _number_of_first(distance: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The first voxel whose centre is at least so far (nm) from the corner of the volume."""
+    # rounded before: 0.1 + 0.2 is above 0.3
+    return np.ceil(np.round(distance / scale - 0.5, 6)).astype(int)
+
+
+# Of which type
+
+
+def _type_of(volume: Outgoing, types: Sequence[str], name: str) -> np.dtype:
+    """The first type of a format that holds a volume. Raises UserError for none."""
+    stored = np.dtype(volume.level.array.dtype).newbyteorder("=")
+    if stored.kind == "b":
+        stored = np.dtype("u1")
+    if stored.name in types:
+        return stored
+    if not types:
+        raise UserError(
+            f"{volume.level.path}: an image, and {name} holds surfaces of masks and objects; run "
+            "process, or write --values mask or objects if it is one"
+        )
+    kinds = [np.dtype(one) for one in types]
+    safe = [one for one in kinds if np.can_cast(stored, one)]
+    if stored.kind == "f":
+        return safe[0] if safe else _rounded(volume, stored)
+    may_be_smaller = any(one.itemsize <= stored.itemsize for one in kinds if one not in safe)
+    if safe and not (volume.is_labels and may_be_smaller):
+        return safe[0]
+    least, most = _range_of(volume)
+    for one in kinds:
+        if _holds(one, least, most):
+            return one
+    raise UserError(
+        f"{volume.level.path}: values from {least} to {most}, and {name} holds "
+        f"{', '.join(types)}; write another --format"
+    )
+
+
+def _rounded(volume: Outgoing, stored: np.dtype) -> np.dtype:
+    """Float32, said. Raises UserError for labels."""
+    if volume.is_labels:
+        raise UserError(f"{volume.level.path}: {stored} as labels; write --values image")
+    note(f"{volume.level.path}: {stored} is rounded to float32")
+    return np.dtype(np.float32)
+
+
+def _holds(dtype: np.dtype, least: int, most: int) -> bool:
+    """Whether a type has all whole numbers from least to most."""
+    if dtype.kind == "f":
+        return max(-least, most) <= LARGEST_EXACT
+    limits = np.iinfo(dtype)
+    return bool(limits.min <= least and most <= limits.max)
+
+
+def _range_of(volume: Outgoing) -> tuple[int, int]:
+    """The smallest and the largest value; all of it is read for that."""
+    least = most = 0
+    edge = 2 * np.array(volume.level.array.chunks)
+    for start, stop in boxes(volume.shape, np.minimum(edge, 256)):
+        block = volume.level.read(volume.start + start, volume.start + stop)
+        least = min(least, int(block.min()))
+        most = max(most, int(block.max()))
+    return least, most
+
+
+# Writing it
+
+
+def _refuse_other(job: Job) -> None:
+    """Raises UserError where something else stands."""
+    if job.path.exists() and not _is_there(job):
+        raise UserError(
+            f"{job.path}: there already, and not what this command writes; take another name, or "
+            "write --overwrite to replace it"
+        )
+
+
+def _is_there(job: Job) -> bool:
+    return job.path.exists() and job.writer.key_in(job.path) == job.volume.key
+
+
+def _write(job: Job, *, overwrite: bool, say: Say) -> None:
+    """Write a volume, unless it is there."""
+    path = job.path
+    lock = path.with_name(f".{path.name}.lock")
+    with _room(path), alone(lock, otherwise=f"{path}: {{holder}} writes it; wait for it to end"):
+        if _is_there(job) and not overwrite:
+            say(f"{path}: there already")
+            return
+        with progress(job.volume.size, path.name, unit="voxel", unit_scale=True) as bar:
+
+            def tell(count: int) -> None:
+                bar.update(count)
+
+            if job.writer.is_folder:
+                _write_folder(job, tell, overwrite)
+            else:
+                _write_file(job, tell)
+    say(f"{path}: {_described(job)}")
+
+
+def _described(job: Job) -> str:
+    """What was written, and what its format cannot say."""
+    volume = job.volume
+    grid = volume.grid
+    text = f"{voxels(grid.shape)} voxels of {nm(grid.scale)} nm, {volume.dtype}"
+    if job.writer.holds_place or not grid.origin.any():
+        return text
+    place_of_first = ",".join(f"{length:g}" for length in grid.origin)
+    return f"{text}; it does not say where: {job.path.name}#translation={place_of_first}"
+
+
+@contextlib.contextmanager
+def _room(path: Path) -> Iterator[None]:
+    """What keeps a volume from being written, as a sentence. Raises FileError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+def _write_file(job: Job, tell: Tell) -> None:
+    with replacing(job.path, sole_writer=True) as temporary:
+        job.writer.write(temporary, job.volume, tell)
+
+
+def _write_folder(job: Job, tell: Tell, anew: bool) -> None:
+    """Write a folder, or unless `anew` what is left of one that an earlier call began."""
+    path = job.path
+    part = path.with_name(f".{path.name}.part")
+    key = part / KEY
+    if anew or not key.is_file() or key.read_text() != job.volume.key:
+        shutil.rmtree(part, ignore_errors=True)
+        write_text(key, job.volume.key)
+    job.writer.write(part, job.volume, tell)
+    _replace(part, path)
+    (path / KEY).unlink()
+
+
+def _replace(part: Path, path: Path) -> None:
+    """Put a folder into its place, and remove what was there."""
+    old = path.with_name(f".{path.name}.old")
+    _remove(old)
+    if path.exists():
+        path.rename(old)
+    part.rename(path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

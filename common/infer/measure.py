@@ -1,0 +1,265 @@
+"""What objects measure: voxels, place, surface, and which of them touch; block by block.
+
+Surfaces and contacts are sums of faces of voxels, which is exact for boxes along the axes, and for
+a smooth surface up to 1.7 times its area (1.5 on average over directions).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.data.annotation import LabelReader
+from common.data.box import boxes
+from common.data.level import Level
+from common.data.objects import Objects, objects_of
+
+BLOCK = 128
+"""Edge in voxels of what is measured at once, in whole chunks."""
+
+MOST_ROWS = 2**20
+MOST_FRAMES = 5000
+"""Rows of blocks, and tables of them, that are kept before they are added up."""
+
+AXES = "zyx"
+
+OBJECT = ["class", "id"]
+PAIR = ["class", "id", "other_class", "other_id"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One class of a box."""
+
+    name: str
+    level: Level
+    is_mask: bool
+    """Whether all its voxels are one object, 1."""
+    touches: bool
+    """Whether contacts of its objects are looked for."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What the classes of a box measure."""
+
+    voxels: Mapping[str, int]
+    """Of each class."""
+    known: Mapping[str, int]
+    """Of each class, the voxels of which it is known whether they belong to it."""
+    objects: pd.DataFrame
+    """A row an object: class, id, voxels, nm3, surface_nm2, centre and box in nm, at_border."""
+    contacts: pd.DataFrame
+    """A row a pair: class, id, other_class, other_id, area_nm2, shared_voxels."""
+
+
+class Tally:
+    """Rows added up by their keys; it grows with what is different, not with what is added."""
+
+    def __init__(self, keys: list[str], how: Mapping[str, str]):
+        self.keys = keys
+        self.how = dict(how)
+        self._frames: list[pd.DataFrame] = []
+        self._rows = 0
+        self._most = MOST_ROWS
+
+    def add(self, frame: pd.DataFrame) -> None:
+        """Add rows."""
+        self._frames.append(frame)
+        self._rows += len(frame)
+        if self._rows > self._most or len(self._frames) > MOST_FRAMES:
+            self._frames = [self.table()]
+            self._rows = len(self._frames[0])
+            # where all are different, adding up more often would help nothing
+            self._most = max(MOST_ROWS, 2 * self._rows)
+
+    def table(self) -> pd.DataFrame:
+        """A row for each key, in order."""
+        if not self._frames:
+            return pd.DataFrame(columns=[*self.keys, *self.how])
+        rows = pd.concat(self._frames, ignore_index=True)
+        return rows.groupby(self.keys, sort=True).agg(self.how).reset_index()
+
+
+OF_OBJECTS = {
+    "voxels": "sum",
+    "surface_nm2": "sum",
+    **{f"sum_{axis}": "sum" for axis in AXES},
+    **{f"first_{axis}": "min" for axis in AXES},
+    **{f"last_{axis}": "max" for axis in AXES},
+}
+OF_PAIRS = {"area_nm2": "sum", "shared_voxels": "sum"}
+
+
+def measure(classes: Sequence[Labels], tell: Callable[[int], None]) -> Measures:
+    """Measure classes on the same voxels, in the memory of a few blocks of each and of the tables.
+
+    tell: called with the number of voxels of each block.
+    """
+    first = classes[0].level
+    objects = Tally(OBJECT, OF_OBJECTS)
+    pairs = Tally(PAIR, OF_PAIRS)
+    readers = [LabelReader(labels.level, labels.name) for labels in classes]
+    known = dict.fromkeys((labels.name for labels in classes), 0)
+    edges = [chunk * max(1, BLOCK // chunk) for chunk in first.array.chunks]
+    for start, stop in boxes(first.array.shape, edges):
+        grown = np.minimum(stop + 1, first.shape)
+        blocks = []
+        for labels, reader in zip(classes, readers, strict=True):
+            ids, unknown = _read(labels, reader, start, grown)
+            blocks.append(ids)
+            core = tuple(map(slice, stop - start))
+            known[labels.name] += math.prod(stop - start) - int(unknown[core].sum())
+        block = Block(classes, blocks, start, stop - start, first.scale)
+        for frame in block.objects():
+            objects.add(frame)
+        for frame in itertools.chain(block.surfaces(), block.contacts(), block.shared()):
+            (pairs if "other_id" in frame else objects).add(frame)
+        tell(math.prod(stop - start) * len(classes))
+    return _measures(classes, known, objects.table(), pairs.table())
+
+
+def _read(
+    labels: Labels, reader: LabelReader, start: np.ndarray, stop: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of a box, 0 where there is no object, and where nobody knows."""
+    values = labels.level.read(start, stop)
+    positive, unknown = reader.meaning(values)
+    ids = positive.view(np.uint8) if labels.is_mask else np.where(positive, values, 0)
+    if ids.dtype.kind != "u":
+        ids = ids.astype(np.uint64)
+    return ids, np.zeros(values.shape, bool) if unknown is None else unknown
+
+
+@dataclass(frozen=True)
+class Block:
+    """Ids of some classes in a part of a volume."""
+
+    classes: Sequence[Labels]
+    ids: Sequence[np.ndarray]
+    """Of each class, with the voxels behind the last ones, which belong to the next block."""
+    start: np.ndarray
+    core: np.ndarray
+    """(3,) voxels of its own."""
+    scale: np.ndarray
+
+    def objects(self) -> Iterator[pd.DataFrame]:
+        """Voxels and place of the objects of each class."""
+        for labels, ids in zip(self.classes, self.ids, strict=True):
+            core = ids[tuple(map(slice, self.core))]
+            if not core.any():
+                continue
+            yield self._rows(labels, objects_of(core))
+
+    def _rows(self, labels: Labels, objects: Objects) -> pd.DataFrame:
+        """A row for each object of a class in the block."""
+        columns: dict[str, Any] = {"class": labels.name, "id": objects.ids}
+        columns |= {"voxels": objects.voxels, "surface_nm2": 0.0}
+        for axis, name in enumerate(AXES):
+            before = int(self.start[axis])
+            columns[f"sum_{name}"] = (objects.centres[:, axis] + before) * objects.voxels
+            columns[f"first_{name}"] = objects.first[:, axis] + before
+            columns[f"last_{name}"] = objects.last[:, axis] + before
+        return pd.DataFrame(columns)
+
+    def surfaces(self) -> Iterator[pd.DataFrame]:
+        """Surface of the objects of each class, but for the outer faces of the volume."""
+        for axis in range(3):
+            for labels, ids in zip(self.classes, self.ids, strict=True):
+                before, behind = self._across(ids, axis)
+                ends = before != behind
+                own = np.concatenate([before[ends], behind[ends]])
+                numbers, counts = np.unique(own[own > 0], return_counts=True)
+                columns: dict[str, Any] = {"class": labels.name, "id": numbers.astype(np.uint64)}
+                columns |= {"voxels": 0, "surface_nm2": counts * self._face(axis)}
+                for name in AXES:
+                    # what minimum and maximum leave as they are
+                    columns |= {f"sum_{name}": 0.0, f"first_{name}": 2**62, f"last_{name}": -1}
+                yield pd.DataFrame(columns)
+
+    def contacts(self) -> Iterator[pd.DataFrame]:
+        """Area of faces where an object ends and another one begins."""
+        wanted = [number for number, labels in enumerate(self.classes) if labels.touches]
+        for axis in range(3):
+            for one, other in itertools.combinations_with_replacement(wanted, 2):
+                before, behind = self._across(self.ids[one], axis)
+                others_before, others_behind = self._across(self.ids[other], axis)
+                ends = (before != behind) & (others_before != others_behind)
+                if not ends.any():
+                    continue
+                pairs = [(before[ends], others_behind[ends])]
+                if one != other:
+                    pairs.append((behind[ends], others_before[ends]))
+                for ids, other_ids in pairs:
+                    frame = self._pairs(one, other, ids, other_ids)
+                    yield frame.assign(area_nm2=self._face(axis), shared_voxels=0)
+
+    def shared(self) -> Iterator[pd.DataFrame]:
+        """Voxels that belong to two objects, of two classes."""
+        wanted = [number for number, labels in enumerate(self.classes) if labels.touches]
+        core = tuple(map(slice, self.core))
+        for one, other in itertools.combinations(wanted, 2):
+            ids = self.ids[one][core]
+            others = self.ids[other][core]
+            both = (ids > 0) & (others > 0)
+            if both.any():
+                frame = self._pairs(one, other, ids[both], others[both])
+                yield frame.assign(area_nm2=0.0, shared_voxels=1)
+
+    def _pairs(self, one: int, other: int, ids: np.ndarray, others: np.ndarray) -> pd.DataFrame:
+        """A row for each pair of objects that is none with nothing."""
+        both = (ids > 0) & (others > 0)
+        first = ids[both].astype(np.uint64)
+        second = others[both].astype(np.uint64)
+        if one == other:
+            first, second = np.minimum(first, second), np.maximum(first, second)
+        columns = {"class": self.classes[one].name, "id": first}
+        columns |= {"other_class": self.classes[other].name, "other_id": second}
+        return pd.DataFrame(columns)
+
+    def _across(self, ids: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        """The voxels before and behind each face across an axis, the last of the block included."""
+        index = [slice(int(length)) for length in self.core]
+        before = list(index)
+        behind = list(index)
+        count = min(int(self.core[axis]), ids.shape[axis] - 1)
+        before[axis] = slice(count)
+        behind[axis] = slice(1, count + 1)
+        return ids[tuple(before)], ids[tuple(behind)]
+
+    def _face(self, axis: int) -> float:
+        """Area in nm^2 of a face across an axis."""
+        return float(np.prod(np.delete(self.scale, axis)))
+
+
+def _measures(
+    classes: Sequence[Labels],
+    known: Mapping[str, int],
+    objects: pd.DataFrame,
+    contacts: pd.DataFrame,
+) -> Measures:
+    """The tables with their lengths in nm."""
+    grid = classes[0].level.grid
+    columns: dict[str, Any] = {name: objects[name] for name in (*OBJECT, "voxels")}
+    columns["nm3"] = objects["voxels"] * float(np.prod(grid.scale))
+    columns["surface_nm2"] = objects["surface_nm2"]
+    at_border = np.zeros(len(objects), bool)
+    for axis, name in enumerate(AXES):
+        scale = grid.scale[axis]
+        lower = grid.box()[0][axis]
+        mean = objects[f"sum_{name}"] / objects["voxels"]
+        columns[f"centre_{name}_nm"] = grid.origin[axis] + mean * scale
+        columns[f"lower_{name}_nm"] = lower + objects[f"first_{name}"] * scale
+        columns[f"upper_{name}_nm"] = lower + (objects[f"last_{name}"] + 1) * scale
+        at_border |= (objects[f"first_{name}"] == 0).to_numpy(bool)
+        at_border |= (objects[f"last_{name}"] == grid.shape[axis] - 1).to_numpy(bool)
+    columns["at_border"] = at_border
+    totals = objects.groupby("class")["voxels"].sum().to_dict()
+    voxels = {labels.name: int(totals.get(labels.name, 0)) for labels in classes}
+    return Measures(voxels, known, pd.DataFrame(columns), contacts)

@@ -1,0 +1,217 @@
+"""Tables and pictures of the classes under a folder of results, or of one volume of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.data import results
+from common.data.results import Result
+from common.errors import UserError
+from common.files import replacing
+from common.infer.measure import Labels, Measures, measure
+from common.show import figures
+from common.show.projection import projection as project
+from common.talk import note, progress, some
+
+Say = Callable[[str], None]
+
+CLASSES = "classes.csv"
+OBJECTS = "objects.csv"
+CONTACTS = "contacts.csv"
+
+QUANTILES = {"p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
+
+NONE = "none"
+
+AXES = ("z", "y", "x")
+
+
+def summarize(  # the options of the command
+    source: str,
+    out: str | Path,
+    *,
+    classes: Sequence[str] = (),
+    contacts: Sequence[str] | None = None,
+    projection: str = "max",
+    axis: str = "z",
+    overwrite: bool = False,
+    say: Say = print,
+) -> list[Path]:
+    """Measure classes, block by block, and write tables and pictures into a folder.
+
+    Args:
+        source: see `common.data.results.find`: what `process` wrote, or labels.
+        out: the folder.
+        classes: only these.
+        contacts: the classes whose contacts are looked for; those of objects unless given, and none
+            for ("none",).
+        projection: "max", "sum" or "none".
+        axis: "z", "y" or "x", along which it looks.
+        overwrite: replace what is there.
+        say: takes each line.
+
+    Returns:
+        The files.
+
+    Raises:
+        FileNotFoundError: for a volume that is not there.
+        UserError: for one that is not finished or holds no labels, and for classes that are not
+            there.
+    """
+    found = results.find(source, classes)
+    _refuse_images(found)
+    touching = _touching(found, contacts)
+    folder = Path(out)
+    pictures = {} if projection == NONE else _picture_paths(folder, found, projection, axis)
+    paths = [folder / name for name in (CLASSES, OBJECTS, CONTACTS)]
+    paths += pictures.values()
+    if not overwrite:
+        _refuse_existing(paths)
+    tables: dict[str, list[pd.DataFrame]] = {CLASSES: [], OBJECTS: [], CONTACTS: []}
+    voxels = sum(result.finest.array.size for result in found)
+    with progress(voxels, "measuring", unit="voxel", unit_scale=True) as bar:
+        for box, of_box in _on_same_voxels(found):
+            labels = [
+                Labels(one.name, one.finest, one.sort == "mask", one.name in touching)
+                for one in of_box
+            ]
+            measures = measure(labels, bar.update)
+            tables[CLASSES].append(_of_classes(of_box, measures).assign(volume=box))
+            tables[OBJECTS].append(_of_objects(of_box, measures).assign(volume=box))
+            tables[CONTACTS].append(measures.contacts.assign(volume=box))
+    for name, parts in tables.items():
+        _write(folder / name, pd.concat(parts, ignore_index=True))
+    for result in found if pictures else []:
+        _draw(pictures[result.path], result, kind=projection, axis=AXES.index(axis))
+    _say_totals(tables, folder, say)
+    return paths
+
+
+# What is measured
+
+
+def _refuse_images(found: Sequence[Result]) -> None:
+    """Raises UserError for what is no labels."""
+    images = [str(result.path) for result in found if result.sort == "image"]
+    if images:
+        raise UserError(
+            f"{some(images, 3)}: no masks or objects; run process, and give the folder that it "
+            "writes"
+        )
+
+
+def _touching(found: Sequence[Result], asked: Sequence[str] | None) -> set[str]:
+    """The classes whose contacts are looked for."""
+    present = {result.name for result in found}
+    if asked is None:
+        return {result.name for result in found if result.sort == "objects"}
+    if tuple(asked) == (NONE,):
+        return set()
+    absent = [name for name in asked if name not in present]
+    if absent:
+        raise UserError(
+            f"--contacts {some(absent)}: not there; write some of {some(sorted(present))}"
+        )
+    return set(asked)
+
+
+def _on_same_voxels(found: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+    """The classes of each box; those on other voxels apart."""
+    groups: dict[tuple, list[Result]] = {}
+    for result in found:
+        grid = result.finest.grid
+        place = (*grid.scale.round(3), *grid.origin.round(3), *grid.shape)
+        groups.setdefault((_box(result), *map(float, place)), []).append(result)
+    boxes = [key[0] for key in groups]
+    for box in sorted(set(boxes)):
+        if boxes.count(box) > 1:
+            note(f"{box}: classes on different voxels; contacts between these are not looked for")
+    return [(key[0], group) for key, group in groups.items()]
+
+
+def _box(result: Result) -> str:
+    return "/".join(result.names[:-1]) or result.name
+
+
+# The tables
+
+
+def _of_classes(found: Sequence[Result], measures: Measures) -> pd.DataFrame:
+    """A row a class."""
+    rows = []
+    for result in found:
+        count = measures.voxels[result.name]
+        known = measures.known[result.name]
+        row: dict[str, Any] = {"volume": "", "class": result.name, "sort": result.sort}
+        row |= {"voxels": count, "nm3": count * float(np.prod(result.finest.scale))}
+        row |= {"known_voxels": known, "percent": 100 * count / known if known else np.nan}
+        objects = measures.objects[measures.objects["class"] == result.name]
+        row |= _distribution(objects if result.sort == "objects" else objects[:0])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _distribution(objects: pd.DataFrame) -> dict[str, Any]:
+    """Number and sizes of objects; empty for none."""
+    sizes = objects["nm3"].to_numpy(float)
+    if not len(sizes):
+        return {"objects": np.nan}
+    row = {"objects": len(sizes), "at_border": int(objects["at_border"].sum())}
+    row |= {"smallest_nm3": sizes.min(), "largest_nm3": sizes.max(), "mean_nm3": sizes.mean()}
+    return row | {f"{name}_nm3": np.quantile(sizes, part) for name, part in QUANTILES.items()}
+
+
+def _of_objects(found: Sequence[Result], measures: Measures) -> pd.DataFrame:
+    """A row an object; a mask has none."""
+    names = [result.name for result in found if result.sort == "objects"]
+    return measures.objects[measures.objects["class"].isin(names)]
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    first = ["volume"]
+    columns = first + [name for name in table.columns if name not in first]
+    with replacing(path) as temporary:
+        table[columns].to_csv(temporary, index=False, lineterminator="\n", float_format="%.10g")
+
+
+def _refuse_existing(paths: Sequence[Path]) -> None:
+    existing = [str(path) for path in paths if path.exists()]
+    if existing:
+        raise UserError(
+            f"{some(existing, 3)}: there already; write another folder, or --overwrite to replace "
+            "them"
+        )
+
+
+def _say_totals(tables: Mapping[str, list[pd.DataFrame]], folder: Path, say: Say) -> None:
+    """A line a class, and where the tables are."""
+    for row in pd.concat(tables[CLASSES]).to_dict("records"):
+        number = row["objects"]
+        objects = "" if np.isnan(number) else f", {number:.0f} objects"
+        share = f"{row['percent']:.3g} %"
+        say(f"{row['volume']} {row['class']}: {row['nm3']:.4g} nm^3, {share}{objects}")
+    contacts = sum(map(len, tables[CONTACTS]))
+    say(f"{folder}: {CLASSES}, {OBJECTS}, {CONTACTS} ({contacts} pairs)")
+
+
+# Pictures
+
+
+def _picture_paths(folder: Path, found: Sequence[Result], kind: str, axis: str) -> dict[Path, Path]:
+    """For each volume its picture."""
+    paths = {}
+    for result in found:
+        name = "_".join([*result.names, kind, axis])
+        paths[result.path] = folder / f"{name}.png"
+    return paths
+
+
+def _draw(path: Path, result: Result, *, kind: str, axis: int) -> None:
+    is_mask = result.sort == "mask"
+    image = project(result.levels, result.name, is_mask=is_mask, kind=kind, axis=axis)
+    figures.write_png(path, image)
