@@ -57,7 +57,7 @@ def export(source: str, out: str, *, voxel_size: Any, **given: Any) -> None:
     SOURCE is a folder that predict or process writes (of a run, a dataset or a crop), or a volume
     of any kind. What is there already is left; a volume is written whole or not at all.
     """
-    from common.data import export as module
+    from common.data import export_volumes as module
 
     source = with_voxel_size(source, voxel_size)
     module.export(source, out, **options.given(given), say=click.echo)

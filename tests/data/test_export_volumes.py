@@ -12,10 +12,10 @@ import pytest
 import tensorstore
 import tifffile
 
-from common.data import export as module
+from common.data import export_volumes as module
 from common.data import ngff
 from common.data.annotation import INSTANCE_TYPE
-from common.data.export import export
+from common.data.export_volumes import export
 from common.data.level import Level
 from common.data.ngff import open_levels, write_multiscale
 from common.data.writers import hdf5, levels, mrc, outgoing, tiff
