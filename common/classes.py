@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -144,3 +145,139 @@ def unknown_names(names: Iterable[str], extra: Iterable[str] = ()) -> list[str]:
             hint = f"did you mean '{near[0]}'?"
         problems.append(f"unknown class '{name}'; {hint}")
     return problems
+
+
+# Classes outside the table
+
+RELATIONS = ("contains", "excludes")
+"""What may be said of a class: other classes that lie in it, or never share a voxel with it."""
+
+Declared = Mapping[str, Mapping[str, Sequence[str]]]
+"""{"granule": {"excludes": ["mito"]}}: what is said of classes outside the table."""
+
+
+def excluding(declared: Declared, exclusive: Sequence[str]) -> Declared:
+    """What is declared, and that the classes of a list exclude each other."""
+    together = dict(declared)
+    for name in exclusive:
+        about = dict(together.get(name, {}))
+        others = [other for other in exclusive if other != name]
+        about["excludes"] = [*about.get("excludes", ()), *others]
+        together[name] = about
+    return together
+
+
+class Related(NamedTuple):
+    """What is known of pairs of classes of which at least one is outside the table."""
+
+    is_part: np.ndarray
+    """(classes, classes) bool, [part, whole]."""
+    excludes: np.ndarray
+    """(classes, classes) bool, symmetric."""
+
+
+def relate(names: Sequence[str], declared: Declared) -> Related:
+    """What follows for these classes from what is declared and from the table.
+
+    A part of a part is a part; what excludes a class excludes its parts. A class may hold more than
+    what it is said to contain.
+    """
+    every = _all_names(names, declared)
+    is_part, excludes = _closure(every, declared)
+    own = ~np.asarray(membership(every).any(axis=1))
+    # of two classes in the table it says all
+    of_own = own[:, None] | own[None]
+    np.fill_diagonal(is_part, False)
+    index = [every.index(name) for name in names]
+    pairs = np.ix_(index, index)
+    return Related((is_part & of_own)[pairs], (excludes & of_own)[pairs])
+
+
+def _all_names(names: Iterable[str], declared: Declared) -> list[str]:
+    """The table and all classes outside it, each once."""
+    mentioned: list[str] = []
+    for about in declared.values():
+        for others in about.values():
+            mentioned += others
+    return list(dict.fromkeys([*ATOM_IDS, *GROUP_ATOMS, *names, *declared, *mentioned]))
+
+
+def _closure(every: Sequence[str], declared: Declared) -> tuple[np.ndarray, np.ndarray]:
+    """[part, whole], each class a part of itself, and which classes exclude each other."""
+    number = {name: index for index, name in enumerate(every)}
+    atoms = membership(every).astype(int)
+    in_table = atoms.any(axis=1)
+    both = in_table[:, None] & in_table[None]
+    inside = atoms @ (1 - atoms).T == 0
+    is_part = (inside & both) | np.eye(len(every), dtype=bool)
+    excludes = (atoms @ atoms.T == 0) & both
+    for name, about in declared.items():
+        for part in about.get("contains", ()):
+            is_part[number[part], number[name]] = True
+        for other in about.get("excludes", ()):
+            excludes[number[name], number[other]] = True
+            excludes[number[other], number[name]] = True
+    # each turn doubles the chains of parts that are followed; two links are added by a declaration
+    for _ in declared:
+        is_part = is_part.astype(int) @ is_part > 0
+    parts = is_part.astype(int)
+    return is_part, parts @ excludes @ parts.T > 0
+
+
+def relation_problems(
+    declared: Declared, extra: Iterable[str] = (), exclusive: Sequence[str] = ()
+) -> list[str]:
+    """One sentence for each thing that is wrong with what is declared.
+
+    extra: names outside the table that are known from elsewhere. exclusive: see `excluding`.
+    """
+    problems = []
+    known = {*ATOM_IDS, *GROUP_ATOMS, *extra, *declared}
+    for name, about in declared.items():
+        if not _is_about(about):
+            problems.append(
+                f"class_relations['{name}'] = {about!r}; write "
+                '{"contains": ["a", "b"], "excludes": ["c"]}, one of them or both'
+            )
+            continue
+        for relation, others in about.items():
+            for other in others:
+                problems += _pair_problem(name, relation, other, known)
+    return problems or _contradictions(excluding(declared, exclusive))
+
+
+def _is_about(about: object) -> bool:
+    if not isinstance(about, Mapping) or not set(about) <= set(RELATIONS):
+        return False
+    for others in about.values():
+        if not isinstance(others, list | tuple):
+            return False
+        if not all(isinstance(other, str) for other in others):
+            return False
+    return True
+
+
+def _pair_problem(name: str, relation: str, other: str, known: Iterable[str]) -> list[str]:
+    where = f"class_relations['{name}']['{relation}']"
+    if other == name:
+        return [f"{where}: '{name}' itself; remove it"]
+    if other not in known:
+        return [f"{where}: {problem}" for problem in unknown_names([other], known)]
+    if atoms_of(name) is not None and atoms_of(other) is not None:
+        return [f"{where}: '{other}': the table has both classes, and says it already; remove it"]
+    return []
+
+
+def _contradictions(declared: Declared) -> list[str]:
+    """A sentence for classes that can be nowhere by what is declared, or contain each other."""
+    every = _all_names((), declared)
+    is_part, excludes = _closure(every, declared)
+    mutual = is_part & is_part.T & ~np.eye(len(every), dtype=bool)
+    wrong = np.flatnonzero(excludes.diagonal() | mutual.any(axis=1))
+    if not wrong.size:
+        return []
+    names = ", ".join(f"'{every[index]}'" for index in wrong[:5])
+    return [
+        f"class_relations: by them and the table {names} can be nowhere, or contain each other; "
+        "correct contains and excludes"
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,8 @@ from common.classes import (
     atoms_of,
     exclusions,
     membership,
+    relate,
+    relation_problems,
     unknown_names,
 )
 
@@ -142,3 +146,39 @@ def test_a_class_listed_as_extra_is_known():
     assert unknown_names(["synapse"]) == [
         "unknown class 'synapse'; list a class of your own in extra_classes"
     ]
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({"granule": ["mito"]}, r"\['granule'\] = \['mito'\]; write"),
+        ({"granule": {"exclude": ["mito"]}}, r"write .*contains"),
+        ({"granule": {"excludes": "mito"}}, r"write .*contains"),
+        ({"granule": {"excludes": ["mitoo"]}}, "unknown class 'mitoo'; did you mean 'mito'"),
+        ({"granule": {"contains": ["granule"]}}, "'granule' itself"),
+        ({"mito": {"excludes": ["er"]}}, "the table has both"),
+        ({"crista": {"excludes": ["er"]}, "mito": {"contains": ["crista"]}}, ""),
+        ({"vesicle": {"contains": ["ves"], "excludes": ["ves_mem"]}}, "'ves_mem' can be nowhere"),
+        ({"a": {"contains": ["b"]}, "b": {"contains": ["a"]}}, "'a', 'b' can be nowhere, or"),
+        (
+            {"mito": {"contains": ["crista"]}, "er": {"contains": ["crista"]}},
+            "'crista' can be nowhere",
+        ),
+    ],
+)
+def test_wrong_relations_are_one_sentence(declared, words):
+    problems = relation_problems(declared, ["crista"])
+    assert len(problems) == bool(words)
+    assert re.search(words, "".join(problems))
+
+
+def test_relations_follow_through_parts_of_parts():
+    declared = {
+        "outer": {"contains": ["inner"], "excludes": ["nuc"]},
+        "inner": {"contains": ["core"]},
+        "core": {},
+    }
+    names = ["outer", "inner", "core", "hchrom"]
+    related = relate(names, declared)
+    assert related.is_part[2].tolist() == [True, True, False, False]
+    assert related.excludes[3].tolist() == [True, True, True, False]

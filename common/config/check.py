@@ -182,7 +182,12 @@ def _class_problems(values: Mapping[str, Any]) -> list[str]:
             count = names.count(name)
             if count > 1:
                 problems.append(f"class '{name}' stands {count} times in classes; write it once")
-        problems += class_table.unknown_names(distinct, values.get("extra_classes", ()))
+        problems += class_table.unknown_names(distinct, _own_classes(values))
+    problems += class_table.relation_problems(
+        values.get("class_relations", {}),
+        _own_classes(values),
+        values.get("exclusive_classes", ()),
+    )
     for name, value in values.get("thresholds", {}).items():
         if not (is_a(float, value) and 0 < value < 1):
             problems.append(f"thresholds['{name}'] = {value}; write a probability between 0 and 1")
@@ -201,7 +206,7 @@ def _exclusion_problems(values: Mapping[str, Any]) -> list[str]:
             for name in ("exclusive_classes", "counter_classes")
             if values.get(name)
         ]
-    known = values.get("extra_classes", ())
+    known = _own_classes(values)
     for name, given in (("exclusive_classes", exclusive), ("counter_classes", counter)):
         for sentence in class_table.unknown_names(dict.fromkeys(given), known):
             problems.append(f"{name}: {sentence}")
@@ -216,6 +221,11 @@ def _exclusion_problems(values: Mapping[str, Any]) -> list[str]:
     if learnt:
         problems.append(f"counter_classes: {', '.join(learnt)} is learnt; take it out of one")
     return problems
+
+
+def _own_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes outside the table."""
+    return (*values.get("extra_classes", ()), *values.get("class_relations", {}))
 
 
 def _sampling_weight_problems(values: Mapping[str, Any]) -> list[str]:
@@ -304,10 +314,12 @@ def _name_problems(values: Mapping[str, Any]) -> list[str]:
         problem = _wrong_name(model_name)
         if problem:
             problems.append(f"model_name = {model_name!r}; {problem}")
-    for name in values.get("extra_classes", ()):  # the name of a class is a folder's, too
-        problem = _wrong_name(name)
-        if problem:
-            problems.append(f"extra_classes: {name!r}; {problem}")
+    for setting in ("extra_classes", "class_relations"):
+        for name in values.get(setting, ()):  # the name of a class is a folder's, too
+            is_text = isinstance(name, str)
+            problem = _wrong_name(name) if is_text else "write the name of a class, in quotes"
+            if problem:
+                problems.append(f"{setting}: {name!r}; {problem}")
     return problems
 
 

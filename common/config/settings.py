@@ -80,7 +80,14 @@ class TrainConfig:
     datasplit_path: str = "datasplit.csv"
     """File that lists the training and validation crops."""
     extra_classes: tuple[str, ...] = ()
-    """Class names outside the challenge's table; nothing is inferred about them."""
+    """Class names outside the challenge's table; nothing is inferred about them but by
+    class_relations."""
+    class_relations: dict = field(default_factory=dict)
+    """`{"granule": {"contains": ["granule_mem"], "excludes": ["mito", "er"]}}`: classes outside the
+    challenge's table, with other classes that lie in them, and those that never share a voxel with
+    them. use_mutual_exclusion and infer_groups go by it. A name here need not stand in
+    extra_classes; a class of the table may contain others, too: `{"mito": {"contains":
+    ["crista"]}}`."""
     cache_path: str = "cache"
     """Folder of decoded crops and pretrained weights, relative to the repository. CELLMAP_CACHE
     takes precedence."""

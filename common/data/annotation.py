@@ -25,6 +25,7 @@ from common.data import regrid
 from common.data.box import Vector
 from common.data.level import Grid, Level, chunk_ranges
 from common.data.records import read_attributes
+from common.data.sources.excerpt import INSTANCE_TYPE
 from common.errors import UserError
 from common.talk import some
 
@@ -33,8 +34,6 @@ POSSIBILITIES = ("absent", "present", "unknown")
 
 UNKNOWN_ID = -1
 """Stands for unknown in `LabelReader.on`."""
-
-INSTANCE_TYPE = "instance_segmentation"
 
 LOOKED_AT = 27
 """Chunks that are looked at to know whether a writer stores empty ones."""
@@ -165,6 +164,24 @@ def summed_up(remarks: Sequence[tuple[str, str]]) -> list[str]:
     return [*lines[:MOST_LINES], f"... and {len(lines) - MOST_LINES} more remarks about labels"]
 
 
+def refuse_raw(values: np.ndarray, name: str, path: Path) -> None:
+    """Raises UserError where neighbours differ, in many values: labels are pieces of one.
+
+    values: a block of the class `name`, (z, y, x). path: of its volume.
+    """
+    part = values[:SAMPLE_EDGE, :SAMPLE_EDGE, :SAMPLE_EDGE]
+    along_x = part[..., 1:] != part[..., :-1]
+    if not along_x.size or along_x.mean() < MOST_EDGES:
+        return
+    different = len(np.unique(part))
+    if different > MOST_VALUES:
+        raise UserError(
+            f"{path}: {different} values among {part.size:,} voxels, {along_x.mean():.0%} "
+            f"of them unlike their neighbour, for class {name}: this looks like raw, and "
+            "not like labels; check which volume is which"
+        )
+
+
 class LabelReader:
     """A label volume, read as what is positive and what is unknown; remembers what it met."""
 
@@ -188,22 +205,8 @@ class LabelReader:
         None where all is known. Raises UserError for values that are those of raw.
         """
         values = self.level.read(start, stop)
-        self._refuse_raw(values)
+        refuse_raw(values, self.name, self.path)
         return self.meaning(values)
-
-    def _refuse_raw(self, values: np.ndarray) -> None:
-        """Raises UserError where neighbours differ, in many values: labels are pieces of one."""
-        part = values[:SAMPLE_EDGE, :SAMPLE_EDGE, :SAMPLE_EDGE]
-        along_x = part[..., 1:] != part[..., :-1]
-        if not along_x.size or along_x.mean() < MOST_EDGES:
-            return
-        different = len(np.unique(part))
-        if different > MOST_VALUES:
-            raise UserError(
-                f"{self.path}: {different} values among {part.size:,} voxels, {along_x.mean():.0%} "
-                f"of them unlike their neighbour, for class {self.name}: this looks like raw, and "
-                "not like labels; check which volume is which"
-            )
 
     def meaning(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Where values of the volume are positive, and where unknown; both bool.

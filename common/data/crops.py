@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from common.classes import Declared
 from common.data import ngff, pseudo
 from common.data.annotation import LabelReader
 from common.data.crop_cache import CropCache, label_stamp, raw_stamp
@@ -26,6 +27,7 @@ from common.data.level import Grid, Level, MissingChunks
 from common.data.palette import UNKNOWN, contradicts, encode
 from common.data.placement import check_crop, check_detail
 from common.data.raw import Raw, mirror, open_raw, reduction
+from common.data.sources.excerpt import is_link
 from common.data.sources.place import is_address
 from common.data.split import Row
 from common.errors import FileError, UserError
@@ -84,11 +86,18 @@ class CropRequest:
     infer_groups: bool = True
     exclusive_classes: tuple[str, ...] = ()
     counter_classes: tuple[str, ...] = ()
+    class_relations: Declared = field(default_factory=dict)
+    """What is said of classes outside the table, see `common.classes.relate`."""
 
     @property
     def rules(self) -> pseudo.Rules:
         """What labels imply for others."""
-        return pseudo.Rules(self.use_mutual_exclusion, self.infer_groups, self.exclusive_classes)
+        return pseudo.Rules(
+            self.use_mutual_exclusion,
+            self.infer_groups,
+            self.exclusive_classes,
+            self.class_relations,
+        )
 
 
 @dataclass(frozen=True)
@@ -320,6 +329,9 @@ def stamp_of_labels(volume: Path, first: Level) -> str:
     """What changes with a class volume; of one on a server its metadata, which are asked for."""
     if is_address(volume):
         return str(ngff.open_levels(volume)[0].stamp)
+    if is_link(volume):
+        linked = ngff.open_levels(volume)[0]
+        return raw_stamp(linked, np.zeros(3, int), linked.shape)
     return label_stamp(volume, first.path.name)
 
 
@@ -667,8 +679,8 @@ def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
     palette[:, : len(job.names)] = annotated
     by_networks = palette >= pseudo.IN_PALETTE
     palette[by_networks] -= pseudo.IN_PALETTE
-    contradictions = int(counts[contradicts(palette, names)].sum())
     rules = request.rules
+    contradictions = int(counts[contradicts(palette, names, rules.declared)].sum())
     known = rules.complete(palette, names)
     learnt = [names.index(name) for name in request.classes]
     of_networks = None

@@ -1,14 +1,16 @@
-"""Write volumes of any kind into the challenge's layout under a data root: raw, and labels.
+"""Bring volumes of any kind into the challenge's layout under a data root: raw, and labels.
 
-What is written of a volume stands in its attributes (IMPORTED): the same command goes on with one
-that was begun, leaves alone one that is whole, and refuses what is another's.
+They are written, or linked to. What a volume was made from stands in its attributes (IMPORTED), or
+in its link: the same command goes on with one that was begun, leaves alone one that is whole, and
+refuses what is another's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,21 @@ import numpy as np
 import zarr
 
 from common.config.load import data_root
-from common.data import layout, ngff
-from common.data.annotation import INSTANCE_TYPE
-from common.data.box import slices
+from common.data import import_boxes, import_copy, layout, ngff
+from common.data.annotation import refuse_raw
+from common.data.import_boxes import Box
+from common.data.import_copy import Bar
+from common.data.import_labels import Named, named
 from common.data.level import Grid, Level
-from common.data.ngff import UNFINISHED
+from common.data.metadata import UNFINISHED
+from common.data.placement import check_crop
 from common.data.records import read_attributes
-from common.data.sources.place import bare, with_voxel_size
+from common.data.sources import excerpt as excerpts
+from common.data.sources.excerpt import INSTANCE, RAW, SEMANTIC, Excerpt, is_link, read_link
+from common.data.sources.place import bare, is_address, on_disk, split, with_voxel_size
 from common.errors import UserError
 from common.files import alone
-from common.talk import command_line, count, nm, note, progress
+from common.talk import command_line, count, nm, note, some, voxels
 
 IMPORTED = "imported"
 """Attribute of a group: from what it was written."""
@@ -38,94 +45,79 @@ LABEL_CHUNK = 64
 MOST_IDS = 1000
 """Different values of a class that is not said to have objects; more look like raw, or like ids."""
 
-UNKNOWN_OF_MASK = 255
-"""Of unknown in a class that is cut out of a volume of several."""
-
 LOCK = ".import.lock"
 
-
-@dataclass(frozen=True)
-class Box:
-    """Voxels of a volume that are imported."""
-
-    start: np.ndarray
-    stop: np.ndarray
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Import:
-    """One volume to be written."""
+    """One volume to be written, or linked to."""
 
     source: Level
-    box: Box
-    grid: Grid
-    """Where it is written."""
+    """The finest level of what it is taken from."""
+    excerpt: Excerpt
     group: Path
-    kind: str
-    """"raw", "semantic" or "instance"."""
-    value: int | None = None
-    """The value of the class in a volume of several; None where all but 0 and unknown is it."""
-    unknown: int | None = None
-    """The value of voxels of which nobody knows what they are."""
+    """Where it belongs."""
+    others: tuple[int, ...] = ()
+    """Values of other classes in the same volume."""
 
     @property
-    def record(self) -> dict[str, Any]:
-        """What it is written from."""
-        return {
-            "from": str(self.source.path),
-            "first": self.box.start.tolist(),
-            "shape": list(self.grid.shape),
-            "voxel_size_nm": self.grid.scale.tolist(),
-            "translation_nm": self.grid.origin.tolist(),
-            "kind": self.kind,
-            "value": self.value,
-            "unknown": self.unknown,
-        }
+    def level(self) -> Level:
+        """What is written."""
+        return self.excerpt.of(self.source, self.group)
 
     @property
-    def dtype(self) -> np.dtype:
-        """The type that is written."""
-        stored = np.dtype(self.source.array.dtype).newbyteorder("=")
-        is_mask = self.value is not None or stored.kind == "b"
-        return np.dtype(np.uint8) if is_mask else stored
+    def stored(self) -> Level:
+        """The same voxels with the values of the source."""
+        return replace(self.excerpt, values=(), unknown=()).of(self.source, self.group)
 
-    def written(self, block: np.ndarray) -> np.ndarray:
-        """What is written of voxels of the source."""
-        if self.value is None:
-            return block
-        mask = (block == self.value).astype(np.uint8)
-        if self.unknown is not None:
-            mask[block == self.unknown] = UNKNOWN_OF_MASK
-        return mask
+    @property
+    def is_raw(self) -> bool:
+        """Whether it is no labels."""
+        return self.excerpt.kind == RAW
+
+    @property
+    def chunks(self) -> tuple[int, int, int]:
+        """Voxels of a chunk."""
+        edge = CHUNK if self.is_raw else LABEL_CHUNK
+        depth, height, width = (min(edge, length) for length in self.excerpt.shape)
+        return depth, height, width
 
 
 def import_data(  # noqa: PLR0913  # the options of the command
     raw: str,
     dataset: str,
     *,
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, str | Named] | None = None,
     instances: Sequence[str] = (),
     crops: Sequence[str] = (),
+    blocks: str = "",
+    gap: int | None = None,
     unknown: int | None = None,
     voxel_size: tuple[float, ...] | None = None,
+    link: bool = False,
     data: str | Path | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Path:
-    """Write raw and labels as a dataset under the data root; returns its store.
+    """Bring raw and labels into a dataset under the data root; returns its store.
 
     Memory for a few blocks, however large the volumes are.
 
     Args:
         raw: a volume of any kind, see `common.data.sources.place`.
         dataset: its name from now on.
-        labels: the volume of each class, on the voxels of the raw or at their own translation; of
-            one that holds several classes with the value of this one, as in all.tif#value=2.
+        labels: the volume of each class, on the voxels of the raw or at their own translation; with
+            the values of the class in one that holds several, see `common.data.import_labels`.
         instances: those of the classes whose values are ids of objects.
         crops: boxes of the labels, in their voxels: "z0:z1,y0:y1,x0:x1"; all of them unless given.
             They become crop1, crop2, ...
+        blocks: into how many blocks each of these is cut, which become crops instead.
+        gap: voxels between blocks; see `common.data.import_boxes`.
         unknown: the value of voxels in all labels of which nobody knows what they are.
         voxel_size: nm, of all volumes that do not say theirs.
+        link: refer to the volumes where they are, instead of copying them.
         data: data root.
         overwrite: replace what is there.
         say: takes a line about what is written.
@@ -136,36 +128,48 @@ def import_data(  # noqa: PLR0913  # the options of the command
     """
     root = data_root(data)
     store = root / _store_of(dataset)
-    if unknown is not None and not labels:
-        raise UserError("--unknown: a value of the labels; write --labels CLASS=FILE, too")
-    jobs = _plan(raw, store, labels or {}, instances=instances, crops=crops, voxel_size=voxel_size)
-    jobs = [replace(job, unknown=unknown) if job.kind != "raw" else job for job in jobs]
-    if not overwrite:
-        for job in jobs:
-            _refuse_others(job)
+    of_class = _named_labels(labels or {}, instances, unknown)
+    if not of_class and (crops or blocks or unknown is not None or instances):
+        raise UserError(
+            "--crop, --blocks, --unknown and --instances are of labels; write --labels CLASS=FILE, "
+            "too"
+        )
+    level = _opened(raw, voxel_size)
+    whole = import_boxes.whole(level)
+    jobs = [_import_of(level, Named(raw), whole, kind=RAW, group=store / layout.RAW)]
+    jobs += _label_imports(
+        of_class, level, store, boxes=(crops, blocks, gap), instances=instances, size=voxel_size
+    )
+    for job in jobs:
+        _refuse_itself(job, store)
+        if not overwrite:
+            _refuse_others(job, link)
     store.mkdir(parents=True, exist_ok=True)
-    with alone(store / LOCK):
+    busy = f"{store}: another import is writing it ({{holder}}); wait for its end"
+    with alone(store / LOCK, otherwise=busy):
         for job in jobs:
-            _write(job, overwrite=overwrite, say=say)
-    if labels:
-        _say_next(dataset, root, jobs, classes=list(labels), say=say)
+            make = _link if link else _write
+            make(job, overwrite=overwrite, say=say)
+    if of_class:
+        _say_next(dataset, root, jobs, say=say)
     return store
 
 
-def _say_next(
-    dataset: str,
-    root: Path,
-    jobs: Sequence[Import],
-    *,
-    classes: Sequence[str],
-    say: Callable[[str], None],
-) -> None:
-    """The command that lists the crops that were written."""
-    crops = {job.group.parent for job in jobs if job.kind != "raw"}
-    scale = ",".join(f"{length:g}" for length in jobs[1].grid.scale)
-    options = {"data": root, "classes": ",".join(classes), "scale": scale}
+def _say_next(dataset: str, root: Path, jobs: Sequence[Import], *, say: Say) -> None:
+    """The command that lists the crops that were imported."""
+    labels = [job for job in jobs if not job.is_raw]
+    crops = {job.group.parent for job in labels}
+    classes = ",".join(dict.fromkeys(job.group.name for job in labels))
+    scale = ",".join(f"{length:g}" for length in labels[0].excerpt.voxel_size)
+    # crops of one dataset are all on one side otherwise
+    options = {"data": root, "classes": classes, "scale": scale, "by": "crop"}
     command = command_line("make-datasplit", "EXPERIMENT/datasplit.csv", **options)
     say(f"{dataset}: {count(len(crops), 'crop')}; list them with\n  {command}")
+    if len(crops) == 1:
+        note(
+            f"{dataset}: one crop cannot train and validate; write --blocks 4 to cut it into four, "
+            "or import labels of another volume"
+        )
 
 
 def _store_of(dataset: str) -> str:
@@ -174,56 +178,89 @@ def _store_of(dataset: str) -> str:
     return layout.store(dataset)
 
 
-# What is written
+# What is imported
 
 
-def _plan(
-    raw: str,
-    store: Path,
-    labels: Mapping[str, str],
-    *,
-    instances: Sequence[str],
-    crops: Sequence[str],
-    voxel_size: tuple[float, ...] | None,
-) -> list[Import]:
-    """What will be written, the raw first. Raises UserError before anything is."""
-    unknown = [name for name in instances if name not in labels]
-    if unknown:
-        raise UserError(f"--instances {','.join(unknown)}: no such class in --labels")
-    if crops and not labels:
-        raise UserError("--crop: a box of the labels; write --labels CLASS=FILE, too")
-    level = _opened(raw, voxel_size)
-    whole = Box(np.zeros(3, int), level.shape)
-    jobs = [Import(level, whole, level.grid, store / layout.RAW, "raw")]
-    first: Level | None = None
-    for name, written in labels.items():
-        text, value = _value_in(written)
-        if value is not None and name in instances:
-            raise UserError(f"{written}: one value is no objects; write --instances without {name}")
-        label = _placed(_opened(text, voxel_size), level)
-        _check_labels(label, name)
-        first = first or label
-        if not _same_grid(label.grid, first.grid):
+def _named_labels(
+    labels: Mapping[str, str | Named], instances: Sequence[str], unknown: int | None
+) -> dict[str, Named]:
+    """The labels of each class. Raises UserError where options are at odds."""
+    absent = [name for name in instances if name not in labels]
+    if labels and absent:
+        raise UserError(f"--instances {','.join(absent)}: no such class in --labels")
+    of_class = {}
+    for name, text in labels.items():
+        _check_name(name)
+        label = text if isinstance(text, Named) else named(text)
+        if unknown is not None:
+            label = replace(label, unknown=tuple(dict.fromkeys([unknown, *label.unknown])))
+        if label.values and name in instances:
             raise UserError(
-                f"{label.path}: {_grid_text(label.grid)}, and {first.path} "
+                f"{label.text}: one value is no objects; write --instances without {name}"
+            )
+        both = set(label.values) & set(label.unknown)
+        if both:
+            raise UserError(f"{label.text}: {sorted(both)[0]} is {name} and unknown; write it once")
+        of_class[name] = label
+    return of_class
+
+
+def _check_name(name: str) -> None:
+    """The name of a class is a folder's, and stands between commas in a datasplit."""
+    if not re.fullmatch(r"\w[\w.-]*", name) or name == "all":
+        raise UserError(
+            f"class '{name}'; write a name of letters, digits, _ and - (and not 'all', which is "
+            "of every class in one volume)"
+        )
+
+
+def _label_imports(
+    labels: Mapping[str, Named],
+    raw: Level,
+    store: Path,
+    *,
+    boxes: tuple[Sequence[str], str, int | None],
+    instances: Sequence[str],
+    size: tuple[float, ...] | None,
+) -> list[Import]:
+    """The labels of each crop and class. Raises UserError before anything is written.
+
+    boxes: crops, blocks and gap, see `import_boxes.boxes`.
+    """
+    jobs = []
+    first: Level | None = None
+    for name, label in labels.items():
+        level = _placed(_opened(label.text, size), raw)
+        _check_labels(level, name, label)
+        first = first or level
+        if not _same_grid(level.grid, first.grid):
+            raise UserError(
+                f"{level.path}: {_grid_text(level.grid)}, and {first.path} "
                 f"{_grid_text(first.grid)}; the classes of a crop share one grid"
             )
-        boxes = [_box_of(text, label) for text in crops] or [Box(np.zeros(3, int), label.shape)]
-        for number, box in enumerate(boxes, 1):
-            kind = "instance" if name in instances else "semantic"
-            group = store / layout.LABELS / f"crop{number}" / name
-            jobs.append(Import(label, box, _grid_of(label, box), group, kind, value))
+        kind = INSTANCE if name in instances else SEMANTIC
+        for number, box in enumerate(import_boxes.boxes(level, *boxes), 1):
+            crop = store / layout.LABELS / f"crop{number}"
+            job = _import_of(level, label, box, kind=kind, group=crop / name)
+            check_crop(crop, job.level, raw, raw.scale)
+            jobs.append(job)
     return jobs
 
 
-def _value_in(text: str) -> tuple[str, int | None]:
-    """The name of a volume without the value that it says, and the value: all.tif#value=2."""
-    match = re.search(r"([#&])value=([^&]*)&?", text)
-    if match is None:
-        return text, None
-    if not match[2].isdecimal():
-        raise UserError(f"{text}: value '{match[2]}'; write the number of the class, such as 2")
-    return (text[: match.start()] + match[1] + text[match.end() :]).rstrip("#&"), int(match[2])
+def _import_of(level: Level, label: Named, box: Box, *, kind: str, group: Path) -> Import:
+    """A box of a volume as it will be imported."""
+    location, _ = split(label.text)
+    excerpt = Excerpt(
+        source=location if is_address(location) else str(Path(location).absolute()),
+        first=tuple(box.start.tolist()),
+        shape=tuple(box.shape.tolist()),
+        voxel_size=tuple(level.scale.tolist()),
+        translation=tuple((level.translation + box.start * level.scale).tolist()),
+        kind=kind,
+        values=label.values,
+        unknown=label.unknown,
+    )
+    return Import(level, excerpt, group, label.others)
 
 
 def _opened(text: str, voxel_size: tuple[float, ...] | None) -> Level:
@@ -250,10 +287,18 @@ def _placed(label: Level, raw: Level) -> Level:
     )
 
 
-def _check_labels(label: Level, name: str) -> None:
-    dtype = label.array.dtype
+def _check_labels(level: Level, name: str, label: Named) -> None:
+    """Raises UserError for labels that are no whole numbers, and for values that they cannot be."""
+    dtype = np.dtype(level.array.dtype)
     if dtype.kind not in "bui":
-        raise UserError(f"{label.path}: {dtype} for class {name}; write labels as whole numbers")
+        raise UserError(f"{level.path}: {dtype} for class {name}; write labels as whole numbers")
+    limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    for value in (*label.values, *label.unknown):
+        if not limits[0] <= value <= limits[1]:
+            raise UserError(
+                f"{level.path}: value {value} for class {name}, and it holds {dtype}, "
+                f"{limits[0]} to {limits[1]}; write a value that occurs in it"
+            )
 
 
 def _same_grid(one: Grid, other: Grid) -> bool:
@@ -262,138 +307,206 @@ def _same_grid(one: Grid, other: Grid) -> bool:
 
 
 def _grid_text(grid: Grid) -> str:
-    return f"has {_sides(grid.shape)} voxels of {nm(grid.scale)} nm"
+    return f"has {voxels(grid.shape)} voxels of {nm(grid.scale)} nm"
 
 
-def _sides(shape: Sequence[int] | np.ndarray) -> str:
-    return " x ".join(str(int(n)) for n in shape)
+# What is there already
 
 
-def _grid_of(level: Level, box: Box) -> Grid:
-    origin = level.translation + box.start * level.scale
-    return Grid(origin, level.scale, tuple((box.stop - box.start).tolist()))
-
-
-def _box_of(text: str, label: Level) -> Box:
-    """The voxels that --crop names. Raises UserError for none."""
-    bounds = []
-    for axis, part in enumerate(text.split(",")):
-        match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)
-        if match and axis < 3:
-            start = int(match[1] or 0)
-            stop = min(int(match[2] or label.shape[axis]), int(label.shape[axis]))
-            bounds.append((start, stop))
-    if len(bounds) != 3 or any(start >= stop for start, stop in bounds):
+def _refuse_itself(job: Import, store: Path) -> None:
+    """Raises UserError where a volume would be written over, or linked to, itself."""
+    source = on_disk(Path(job.excerpt.source))
+    if not is_address(source) and source.is_relative_to(store.absolute()):
         raise UserError(
-            f"--crop {text}: no box within {_sides(label.shape)} voxels; write z0:z1,y0:y1,x0:x1 "
-            "in voxels of the labels, such as 0:100,0:200,:"
+            f"{job.excerpt.source}: lies in {store}, which is to be written; take another --dataset"
         )
-    start, stop = np.array(bounds).T
-    return Box(start, stop)
+
+
+def _refuse_others(job: Import, link: bool) -> None:
+    """Raises UserError where something else is in the place of a volume."""
+    if not job.group.exists():
+        return
+    if is_link(job.group):
+        stands = read_link(job.group)
+        if stands == job.excerpt and link:
+            return
+        what = f"a link to {stands.source}"
+    else:
+        attributes = read_attributes(job.group)
+        record = attributes.get(IMPORTED)
+        # what another call began and did not end is nothing yet
+        is_begun = record is not None and UNFINISHED in attributes
+        if is_begun or (record == job.excerpt.record and not link):
+            return
+        what = f"written from {record['from']}" if isinstance(record, dict) else "not imported"
+    raise UserError(
+        f"{job.group}: there already, {what}, in another way or place; take another --dataset, "
+        "or write --overwrite to replace it"
+    )
 
 
 # Writing it
 
 
-def _refuse_others(job: Import) -> None:
-    """Raises UserError where something else is in the place of a volume."""
-    if not job.group.exists():
+def _link(job: Import, *, overwrite: bool, say: Say) -> None:
+    """Leave a link; labels are looked through before."""
+    if is_link(job.group) and not overwrite and read_link(job.group) == job.excerpt:
+        say(f"{job.group}: there already")
         return
-    attributes = read_attributes(job.group)
-    record = attributes.get(IMPORTED)
-    # what another call began and did not end is nothing yet
-    is_begun = record is not None and UNFINISHED in attributes
-    if record != job.record and not is_begun:
-        what = f"written from {record['from']}" if isinstance(record, dict) else "not imported"
-        raise UserError(
-            f"{job.group}: there already, {what}, in another way or place; take another --dataset, "
-            "or write --overwrite to replace it"
-        )
+    found = Found()
+    if not job.is_raw:
+        found = _copy(job, None)
+    if job.group.exists():
+        shutil.rmtree(job.group)
+    excerpts.write_link(job.group, job.excerpt)
+    say(f"{job.group}: {_sizes(job)}, linked to {job.excerpt.source}{found.text(job)}")
 
 
-def _write(job: Import, *, overwrite: bool, say: Callable[[str], None]) -> None:
+def _write(job: Import, *, overwrite: bool, say: Say) -> None:
     """Write a volume, or what is left of it."""
     attributes = read_attributes(job.group) if job.group.exists() and not overwrite else {}
-    is_ours = attributes.get(IMPORTED) == job.record
+    is_ours = attributes.get(IMPORTED) == job.excerpt.record
     if is_ours and "multiscales" in attributes:
         say(f"{job.group}: there already")
         return
+    grid = job.level.grid
     if is_ours and attributes.get(UNFINISHED):
         array = zarr.open_group(str(job.group), mode="r+")["s0"]
     else:
-        chunk = CHUNK if job.kind == "raw" else LABEL_CHUNK
-        about = {IMPORTED: job.record, **_annotation(job)}
-        array = ngff.start_multiscale(
-            job.group, job.grid, job.dtype, (chunk,) * 3, attributes=about
-        )
-    _copy(job, array)
-    reduce = ngff.block_mean if job.kind == "raw" else ngff.pick
-    factors = ngff.pyramid(job.grid) if job.kind == "raw" else []
-    ngff.finish_multiscale(job.group, job.grid, factors, reduce)
-    say(f"{job.group}: {_sides(job.grid.shape)} voxels of {nm(job.grid.scale)} nm")
+        about = {IMPORTED: job.excerpt.record, **job.excerpt.annotation}
+        dtype = job.level.array.dtype
+        array = ngff.start_multiscale(job.group, grid, dtype, job.chunks, attributes=about)
+    found = _copy(job, array)
+    if not job.is_raw and _code_of_unknown(job.excerpt) != 0:
+        _count_in_metadata(job.group, found)
+    reduce = ngff.block_mean if job.is_raw else ngff.pick
+    factors = ngff.pyramid(grid) if job.is_raw else []
+    ngff.finish_multiscale(job.group, grid, factors, reduce)
+    say(f"{job.group}: {_sizes(job)}{found.text(job)}")
 
 
-def _copy(job: Import, array: zarr.Array) -> None:
-    """Write the chunks of the finest level, those of raw that an earlier call left."""
-    values: set[int | None] = set()
-    blocks = list(_blocks(job, array))
-    with progress(len(blocks), job.group.name, unit="block") as bar:
-        for start, stop in blocks:
-            bar.update()
-            if job.kind == "raw" and _is_written(job, array, start):
-                continue
-            block = job.source.read(start + job.box.start, stop + job.box.start)
-            if job.kind == "semantic" and job.value is None:
-                values.update(np.unique(block).tolist())
-                _refuse_raw(job, values)
-            array[slices(start, stop)] = job.written(block)
-    _note_values(job, values - {0, job.unknown})
+def _sizes(job: Import) -> str:
+    return f"{voxels(job.excerpt.shape)} voxels of {nm(job.excerpt.voxel_size)} nm"
 
 
-def _note_values(job: Import, values: Collection[int | None]) -> None:
-    """Say that a class has several values, which may be ids or classes."""
-    if len(values) < 2:
-        return
-    name = job.group.name
-    note(
-        f"{job.source.path}: {len(values)} values besides 0, all of them taken for {name}; if "
-        f"they are ids of objects, write --instances {name}, and if they are classes "
-        f"{name}={job.source.path.name}#value=1 and so on"
+def _copy(job: Import, array: zarr.Array | None) -> Found:
+    """Write the finest level, of raw what an earlier call left; look through labels.
+
+    array: None only looks.
+    """
+    found = Found()
+
+    def is_done(bar: Bar) -> bool:
+        # what labels hold is counted from their first voxel on
+        return job.is_raw and import_copy.is_written(array, job.group / "s0", bar)
+
+    def write(bar: Bar, block: np.ndarray) -> None:
+        taken = job.excerpt.taken(block)
+        if not job.is_raw:
+            found.look(job, block, taken)
+        if array is not None:
+            import_copy.put(array, bar, taken)
+
+    store = next(folder for folder in job.group.parents if folder.suffix == ".zarr")
+    import_copy.copy(
+        job.stored, job.chunks, write, is_done=is_done, scratch=store, what=job.group.name
     )
+    if not job.is_raw:
+        found.note(job)
+    return found
 
 
-def _annotation(job: Import) -> dict[str, Any]:
-    """What the metadata of a class say of its values, as the challenge's do."""
-    if job.kind == "raw":
-        return {}
-    kind = INSTANCE_TYPE if job.kind == "instance" else "semantic_segmentation"
-    about: dict[str, Any] = {"type": kind}
-    if job.unknown is not None:
-        code = job.unknown if job.value is None else UNKNOWN_OF_MASK
-        about["encoding"] = {"absent": 0, "unknown": code}
-        if job.value is not None:
-            about["encoding"]["present"] = 1
-    return {"cellmap": {"annotation": {"annotation_type": about}}}
+# What labels hold
 
 
-def _blocks(job: Import, array: zarr.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The chunks of an array: first voxel, and last + 1."""
-    for number in np.ndindex(*array.cdata_shape):
-        start = np.array(number) * array.chunks
-        yield start, np.minimum(start + array.chunks, job.grid.shape)
+@dataclass
+class Found:
+    """What was met in labels; in raw nothing is looked at."""
+
+    values: set[int] = field(default_factory=set)
+    """Of the source; those of a class of objects are not collected."""
+    voxels: int = 0
+    absent: int = 0
+    unknown: int = 0
+
+    def look(self, job: Import, block: np.ndarray, taken: np.ndarray) -> None:
+        """Count a block. Raises UserError for labels that look like raw.
+
+        Args:
+            job: whose it is.
+            block: as it is in the source.
+            taken: what is made of it.
+        """
+        name = job.group.name
+        refuse_raw(block, name, job.source.path)
+        if job.excerpt.kind == SEMANTIC:
+            self.values.update(np.unique(block).tolist())
+            _refuse_ids(job, len(self.values))
+        code = _code_of_unknown(job.excerpt)
+        self.voxels += taken.size
+        if code is not None:
+            self.unknown += int(np.count_nonzero(taken == code))
+        if code != 0:
+            self.absent += int(np.count_nonzero(taken == 0))
+
+    @property
+    def positive(self) -> int:
+        """Voxels of the class."""
+        return self.voxels - self.absent - self.unknown
+
+    def text(self, job: Import) -> str:
+        """How much of the volume is the class, behind a comma."""
+        if not self.voxels:
+            return ""
+        name = job.group.name
+        unknown = f", {self.unknown / self.voxels:.2%} unknown" if self.unknown else ""
+        return f", {self.positive / self.voxels:.2%} {name}{unknown}"
+
+    def note(self, job: Import) -> None:
+        """Say what stands out."""
+        name = job.group.name
+        path = job.source.path
+        where = f"{job.group.parent.name}/{name}"
+        if self.positive <= 0:
+            note(f"{where}: no voxel of {name} in it; all of it is known to be something else")
+        if job.excerpt.kind == INSTANCE:
+            return
+        is_named = {0, *job.excerpt.values, *job.excerpt.unknown, *job.others}
+        others = sorted(self.values - is_named)
+        if job.excerpt.values:
+            if job.others and others:
+                note(
+                    f"{path}: values {some(list(map(str, others)))} are not in --values, and were "
+                    "taken for background"
+                )
+        elif len(others) > 1:
+            note(
+                f"{path}: {len(others)} values besides 0, all of them taken for {name}; if they "
+                f"are ids of objects, write --instances {name}, if they are classes "
+                f"{name}={path.name}#value=1 and so on, and if one of them means that nobody knows "
+                f"--unknown {others[-1]}"
+            )
 
 
-def _is_written(job: Import, array: zarr.Array, start: np.ndarray) -> bool:
-    """Whether an earlier call wrote the chunk that begins here; one of zeros is not stored."""
-    index = start // array.chunks
-    # zarr writes a chunk whole or not at all
-    return job.group.joinpath("s0", *map(str, index.tolist())).is_file()
-
-
-def _refuse_raw(job: Import, values: Collection[int | None]) -> None:
-    if len(values) > MOST_IDS:
+def _refuse_ids(job: Import, different: int) -> None:
+    """Raises UserError for more values than classes have."""
+    if different > MOST_IDS:
         name = job.group.name
         raise UserError(
             f"{job.source.path}: more than {MOST_IDS} different values for class {name}, which "
             f"look like raw or like ids of objects; write --instances {name} if they are ids"
         )
+
+
+def _code_of_unknown(excerpt: Excerpt) -> int | None:
+    """The value of unknown in what is written."""
+    encoding: dict[str, Any] = excerpt.annotation["cellmap"]["annotation"]["annotation_type"]
+    return encoding.get("encoding", {}).get("unknown")
+
+
+def _count_in_metadata(group: Path, found: Found) -> None:
+    """Write the counts of voxels, by which chunks that are lost later are noticed."""
+    opened = zarr.open_group(str(group), mode="r+")
+    about = opened.attrs["cellmap"]
+    about["annotation"]["complement_counts"] = {"absent": found.absent, "unknown": found.unknown}
+    opened.attrs["cellmap"] = about

@@ -64,6 +64,8 @@ class Voxels(ABC):
     dtype: np.dtype
     chunks: tuple[int, ...]
     """Voxels that are decoded together; all of them where the array is one piece."""
+    in_rows: bool = False
+    """Whether voxels stand in the file as they are, so that a few rows are read by themselves."""
     fill_value: Any = 0
     """What a chunk that is not stored reads as."""
     attrs: Attributes

@@ -208,6 +208,7 @@ def crop_request(config: TrainConfig) -> CropRequest:
         infer_groups=config.infer_groups,
         exclusive_classes=config.exclusive_classes,
         counter_classes=config.counter_classes,
+        class_relations=config.class_relations,
     )
 
 

@@ -12,16 +12,24 @@ atoms. Every voxel belongs to exactly one atom.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from common.classes import membership
+from common.classes import Declared, Related, excluding, membership, relate
 
 UNKNOWN = -1
 """Entry of a palette for a class that is not annotated and could not be inferred."""
 
 GROUP = 32
 """Number of volumes that `encode` packs into one int64, beside the row found so far."""
+
+
+class Inferring(NamedTuple):
+    """The settings of the same names."""
+
+    use_mutual_exclusion: bool
+    infer_groups: bool
 
 
 def complete(
@@ -31,6 +39,7 @@ def complete(
     infer_groups: bool = True,
     *,
     exclusive: Sequence[str] = (),
+    declared: Declared | None = None,
 ) -> np.ndarray:
     """Return the palette with UNKNOWN entries filled in where the known ones imply them.
 
@@ -42,56 +51,95 @@ def complete(
     Args:
         palette: (rows, classes) int8: 1 positive, 0 negative, UNKNOWN.
         names: the class of each column; a class outside the table implies nothing and is not
-            inferred.
+            inferred, but by what is declared.
         use_mutual_exclusion: infer negatives from positive classes, as cellmap-data did until
             2025.12.
         infer_groups: infer groups from their parts, and parts from negative groups.
         exclusive: classes that exclude each other beside those of the table: where one is positive,
             or was inferred to be, the others become negative.
+        declared: what is said of classes outside the table, see `common.classes.relate`.
 
     Returns:
         A new palette of the same shape; known entries are unchanged.
     """
-    result = _complete_by_table(palette, names, use_mutual_exclusion, infer_groups)
-    if not exclusive or not use_mutual_exclusion:
-        return result
-    among = np.isin(names, exclusive)
-    taken = ((result == 1) & among).any(axis=1, keepdims=True)
-    result = np.where(taken & among & (result == UNKNOWN), 0, result).astype(np.int8)
-    # what has become negative rules out its parts
-    return _complete_by_table(result, names, use_mutual_exclusion, infer_groups)
+    declared = excluding(declared or {}, exclusive)
+    may_infer = ~contradicts(palette, names, declared)[:, None]
+    rules = Inferring(use_mutual_exclusion, infer_groups)
+    if not declared:
+        return _by_table(palette, names, may_infer, rules)
+    related = relate(names, declared)
+    while True:
+        before = palette
+        palette = _by_table(palette, names, may_infer, rules)
+        palette = _by_relations(palette, related, may_infer, rules)
+        if (palette == before).all():
+            return palette
 
 
-def _complete_by_table(
-    palette: np.ndarray, names: Sequence[str], use_mutual_exclusion: bool, infer_groups: bool
+def _by_relations(
+    palette: np.ndarray,
+    related: Related,
+    may_infer: np.ndarray,
+    rules: Inferring,
 ) -> np.ndarray:
-    """What the class table implies, see `complete`."""
+    """What single known classes imply for classes outside the table, and these for others."""
+    positive = palette == 1
+    negative = palette == 0
+    to_infer = (palette == UNKNOWN) & may_infer
+    result = palette
+    if rules.use_mutual_exclusion:
+        result = np.where(to_infer & (_count(positive, related.excludes) > 0), 0, result)
+    if rules.infer_groups:
+        result = np.where(to_infer & (_count(negative, related.is_part.T) > 0), 0, result)
+        result = np.where(to_infer & (_count(positive, related.is_part) > 0), 1, result)
+    return result.astype(np.int8)
+
+
+def _by_table(
+    palette: np.ndarray,
+    names: Sequence[str],
+    may_infer: np.ndarray,
+    rules: Inferring,
+) -> np.ndarray:
+    """What known classes of the table imply for its others, in the rows (rows, 1) that may."""
     atoms = membership(names)
     in_table = np.asarray(atoms.any(axis=1))
     positive = (palette == 1) & in_table
     negative = (palette == 0) & in_table
-    contradictory = contradicts(palette, names)
-    to_infer = (palette == UNKNOWN) & in_table & ~contradictory[:, None]
+    to_infer = (palette == UNKNOWN) & in_table & may_infer
 
     possible = np.ones((len(palette), atoms.shape[1]), bool)  # (rows, atoms)
-    if use_mutual_exclusion:
+    if rules.use_mutual_exclusion:
         possible &= _count(positive, ~atoms) == 0
-    if infer_groups:
+    if rules.infer_groups:
         possible &= _count(negative, atoms) == 0
     follows_negative = _count(possible, atoms.T) == 0
     result = np.where(to_infer & follows_negative, 0, palette)
-    if infer_groups:
+    if rules.infer_groups:
         is_part = (atoms[None] >= atoms[:, None]).all(axis=2) & in_table[:, None]  # [part, group]
         follows_positive = _count(positive, is_part) > 0
         result = np.where(to_infer & follows_positive, 1, result)
     return result.astype(np.int8)
 
 
-def contradicts(palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Return (rows,) bool: whether the labels of a row contradict the class table.
+def contradicts(
+    palette: np.ndarray, names: Sequence[str], declared: Declared | None = None
+) -> np.ndarray:
+    """Return (rows,) bool: whether the labels of a row contradict the class table, or `declared`.
 
     Examples are `mito` and `nuc` both positive, or `pm` positive and `cell` negative.
     """
+    by_table = _contradicts_table(palette, names)
+    if not declared:
+        return by_table
+    related = relate(names, declared)
+    positive = palette == 1
+    excluded = positive & (_count(positive, related.excludes) > 0)
+    without_whole = positive & (_count(palette == 0, related.is_part.T) > 0)
+    return by_table | excluded.any(axis=1) | without_whole.any(axis=1)
+
+
+def _contradicts_table(palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
     atoms = membership(names)
     in_table = atoms.any(axis=1)
     positive = (palette == 1) & in_table

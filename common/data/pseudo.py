@@ -8,11 +8,12 @@ of 0, 1 and unknown.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import zarr
 
+from common.classes import Declared, excluding
 from common.data.level import Level
 from common.data.palette import UNKNOWN, complete
 
@@ -35,6 +36,12 @@ class Rules:
     use_mutual_exclusion: bool = True
     infer_groups: bool = True
     exclusive_classes: tuple[str, ...] = ()
+    class_relations: Declared = field(default_factory=dict)
+
+    @property
+    def declared(self) -> Declared:
+        """What both settings say of classes that exclude or contain each other."""
+        return excluding(self.class_relations, self.exclusive_classes)
 
     def complete(self, palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """The palette with what it implies, see `palette.complete`."""
@@ -43,7 +50,7 @@ class Rules:
             names,
             self.use_mutual_exclusion,
             self.infer_groups,
-            exclusive=self.exclusive_classes,
+            declared=self.declared,
         )
 
 

@@ -101,7 +101,10 @@ class Joint:
         """What labels imply for others."""
         config = self.config
         return pseudo.Rules(
-            config.use_mutual_exclusion, config.infer_groups, config.exclusive_classes
+            config.use_mutual_exclusion,
+            config.infer_groups,
+            config.exclusive_classes,
+            config.class_relations,
         )
 
 

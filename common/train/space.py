@@ -27,6 +27,7 @@ OBJECTIVE = frozenset(
         "data_path",
         "classes",
         "extra_classes",
+        "class_relations",
         "input_array_info",
         "target_array_info",
         "random_seed",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
-from common.data import import_volumes, layout, ngff
+from common.data import import_copy, import_volumes, layout, ngff
 from common.data.annotation import INSTANCE_TYPE, LabelReader, encoding_of
+from common.data.catalogue import scan
 from common.data.import_volumes import import_data
-from common.data.level import Level
 from common.data.ngff import open_levels
+from common.data.sources.tiff import Pages
 from common.errors import UserError
 from tests.data import foreign_writers as writers
 
@@ -56,53 +58,148 @@ def test_boxes_of_the_labels_become_crops_where_they_were(files):
     assert {path.name for path in (store / layout.LABELS).iterdir()} == {"crop1", "crop2"}
 
 
+def labels_of(store, crop, name):
+    """Where a class is, and where that is unknown."""
+    level = open_levels(store / layout.LABELS / crop / name)[0]
+    return LabelReader(level, name).read((0, 0, 0), level.shape)
+
+
+def test_blocks_of_the_labels_become_crops_with_gaps_between(files):
+    store = imported(files, blocks="3", gap=6)
+    for number, start in enumerate((0, 52, 104)):
+        level = open_levels(store / layout.LABELS / f"crop{number + 1}" / "mito")[0]
+        np.testing.assert_allclose(level.translation, (0, 0, 8 * start))
+        np.testing.assert_array_equal(voxels(level.group), MITO[..., start : start + 46])
+
+
 def test_the_command_leads_to_a_data_split(files, run):
     data = files / "data"
     labels = f"mito={files / 'mito.tif'},er={files / 'er.tif'}#translation=0,0,0"
     words = ("--dataset", "cell", "--voxel-size", 8, "--labels", labels, "--data", data)
-    boxes = ("--crop", "0:30,:,:", "--crop", "40:70,:,:")
-    code, text, error = run("import-data", files / "raw.tif", *words, *boxes)
+    code, text, error = run("import-data", files / "raw.tif", *words, "--blocks", 2)
     assert code == 0, error
     assert "cell: 2 crops; list them with" in text
-    split = files / "datasplit.csv"
-    code, _, error = run(
-        "make-datasplit",
-        split,
-        "--data",
-        data,
-        "--classes",
-        "mito,er",
-        "--scale",
-        8,
-        "--by",
-        "crop",
-    )
+    command = next(line for line in text.splitlines() if " make-datasplit " in line)
+    options = command.replace("EXPERIMENT", str(files)).split(" make-datasplit ")[1]
+    code, _, error = run("make-datasplit", *options.split())
     assert code == 0, error
-    assert split.read_text().count("cell.zarr") == 4
+    rows = (files / "datasplit.csv").read_text()
+    assert rows.count('"train","cell/cell.zarr"') == rows.count('"validate","cell/cell.zarr"') == 1
 
 
-def test_an_import_that_was_cut_off_goes_on(files, monkeypatch):
+def test_a_dataset_has_a_picture_with_labels_over_the_raw(files, run):
+    tifffile.imwrite(files / "raw.tif", np.full(SHAPE, 90, np.uint8))
+    one_side = np.zeros(SHAPE, np.uint8)
+    one_side[:, :, 75:] = 1
+    tifffile.imwrite(files / "mito.tif", one_side)
+    labels = f"mito={files / 'mito.tif'}"
+    words = ("--dataset", "cell", "--voxel-size", 8, "--labels", labels, "--data", files / "data")
+    code, text, error = run("import-data", files / "raw.tif", *words)
+    assert code == 0, error
+    assert f"{files / 'data/cell/cell.png'}: a picture of it" in text
+    picture = np.asarray(Image.open(files / "data/cell/cell.png")).astype(int)
+    panels = picture[:-40]  # without the legend
+    left, right = panels[:, :160], panels[:, 160:320]  # of the panel y, x
+    is_pink = [np.mean(half[..., 2] > half[..., 1] + 20) for half in (left, right)]
+    assert is_pink[0] == 0
+    assert is_pink[1] > 0.1
+
+
+# Links
+
+
+def test_a_link_is_read_as_the_file_that_it_stands_for(files):
+    mito = MITO.copy()
+    mito[:, :10] = 7
+    tifffile.imwrite(files / "mito.tif", mito)
+    more = {"crops": ["5:30,:,10:"], "unknown": 7}
+    store = imported(files, link=True, **more)
+    assert sorted(path.name for path in (store / layout.RAW).iterdir()) == ["link.json"]
+    np.testing.assert_array_equal(voxels(store / layout.RAW), RAW)
+    copy = imported(files, data=files / "copied", **more)
+    for one, other in zip(
+        labels_of(store, "crop1", "mito"), labels_of(copy, "crop1", "mito"), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    crops = [open_levels(root / layout.LABELS / "crop1/mito")[0] for root in (store, copy)]
+    np.testing.assert_allclose(crops[0].translation, crops[1].translation)
+    np.testing.assert_allclose(crops[0].scale, crops[1].scale)
+    assert [crop.path for crop in scan(files / "data")[0]] == ["cell/crop1"]
+
+
+def test_a_link_to_a_volume_of_another_program_keeps_its_levels_and_place(tmp_path):
+    path = tmp_path / writers.n5_cosem(tmp_path, writers.VOLUME)
+    store = import_data(
+        f"{path}#translation=8,16,24", "cell", link=True, data=tmp_path / "data", say=print
+    )
+    finest, coarse = open_levels(store / layout.RAW)
+    np.testing.assert_array_equal(voxels(store / layout.RAW), writers.VOLUME)
+    np.testing.assert_array_equal(
+        coarse.read((0, 0, 0), coarse.shape), writers.half(writers.VOLUME)
+    )
+    np.testing.assert_allclose(finest.translation, (8, 16, 24))
+    np.testing.assert_allclose(finest.scale, writers.VOXEL)
+
+
+def test_a_link_to_what_is_gone_or_a_damaged_link_is_one_sentence(files):
+    store = imported(files, link=True)
+    (files / "raw.tif").rename(files / "other.tif")
+    with pytest.raises(FileNotFoundError, match=r"fibsem-uint8: a link to what is not there now"):
+        open_levels(store / layout.RAW)
+    (store / layout.RAW / "link.json").write_text('{"from": 3}')
+    with pytest.raises(UserError, match=r"link.json: not what import-data --link writes"):
+        open_levels(store / layout.RAW)
+
+
+def test_a_copy_and_a_link_are_told_apart(files):
+    store = imported(files)
+    with pytest.raises(UserError, match=r"there already, written from .*raw.tif"):
+        imported(files, link=True)
+    imported(files, link=True, overwrite=True)
+    assert not (store / layout.RAW / "s0").exists()
+    with pytest.raises(UserError, match=r"there already, a link to .*raw.tif"):
+        imported(files)
+    imported(files, overwrite=True)
+    assert not (store / layout.RAW / "link.json").exists()
+    np.testing.assert_array_equal(voxels(store / layout.RAW), RAW)
+
+
+def test_a_dataset_is_not_made_of_itself(files):
+    store = imported(files)
+    raw = str(store / layout.RAW)
+    with pytest.raises(UserError, match=r"lies in .*cell.zarr, which is to be written"):
+        import_data(raw, "cell", data=files / "data", overwrite=True, say=print)
+    assert open_levels(store / layout.RAW)
+
+
+@pytest.mark.parametrize(
+    ("compression", "cut_at", "left"),
+    # bars of chunks, of 2 x 3 x 4; and pages, of which 40 make a layer of chunks
+    [(None, 9, 24 - 8), ("zlib", 45, 70 - 40)],
+)
+def test_an_import_that_was_cut_off_goes_on(files, monkeypatch, compression, cut_at, left):
     monkeypatch.setattr(import_volumes, "CHUNK", 40)
-    plain = Level.read
+    monkeypatch.setattr(import_copy, "BAR_BYTES", 1)
+    tifffile.imwrite(files / "raw.tif", RAW, compression=compression)
+    plain = Pages.__getitem__
     reads = []
 
-    def cut_off(level, start, stop):
-        reads.append(start)
-        if len(reads) == 9:
+    def cut_off(pages, index):
+        reads.append(index)
+        if len(reads) == cut_at:
             raise KeyboardInterrupt
-        return plain(level, start, stop)
+        return plain(pages, index)
 
-    monkeypatch.setattr(Level, "read", cut_off)
+    monkeypatch.setattr(Pages, "__getitem__", cut_off)
     with pytest.raises(KeyboardInterrupt):
         imported(files, labels={})
     with pytest.raises(UserError, match="half-written"):
         open_levels(files / "data" / layout.raw("cell"))
-    reads.clear()
-    reads.extend([None] * 9)  # past the one that is cut off
     store = imported(files, labels={})
-    assert len(reads) - 9 == 2 * 3 * 4 - 8
-    monkeypatch.setattr(Level, "read", plain)
+    assert len(reads) - cut_at == left
     np.testing.assert_array_equal(voxels(store / layout.RAW), RAW)
+    hidden = [path.name for path in store.iterdir() if path.name.startswith(".")]
+    assert not hidden
 
 
 def test_what_is_there_is_left_alone_and_what_is_another_s_refused(files):
@@ -147,6 +244,32 @@ def test_classes_are_cut_out_of_a_volume_of_several(files):
         np.testing.assert_array_equal(unknown, several == 9)
 
 
+def test_a_table_says_which_values_of_a_volume_are_which_class(files, run, capsys):
+    several = np.random.default_rng(2).integers(0, 7, SHAPE, np.uint8)
+    tifffile.imwrite(files / "all.tif", several)
+    (files / "table.csv").write_text("value,class\n1,mito\n4,mito\n2,er\n0,unknown\n3,background\n")
+    words = ("--labels", files / "all.tif", "--values", files / "table.csv", "--voxel-size", 8)
+    code, _, error = run(
+        "import-data", files / "raw.tif", *words, "--dataset", "cell", "--data", files / "data"
+    )
+    assert code == 0, error
+    assert "all.tif: values 5, 6 are not in --values, and were taken for background" in error
+    store = files / "data" / layout.store("cell")
+    for name, values in (("mito", [1, 4]), ("er", [2])):
+        positive, unknown = labels_of(store, "crop1", name)
+        np.testing.assert_array_equal(positive, np.isin(several, values))
+        np.testing.assert_array_equal(unknown, several == 0)
+
+
+def test_chunks_of_imported_labels_that_are_lost_are_noticed(files):
+    store = imported(files)
+    group = store / layout.LABELS / "crop1/mito"
+    (group / "s0/0/0/0").unlink()
+    reader = LabelReader(open_levels(group)[0], "mito")
+    with pytest.raises(UserError, match=r"1 of 12 chunks are not there, and what they held"):
+        reader.ids()
+
+
 def test_another_code_of_unknown_is_kept_with_the_labels(files):
     mito = MITO.copy()
     mito[:, :10] = 7
@@ -183,6 +306,9 @@ def test_labels_that_do_not_fit_are_refused_before_anything_is_written(files, vo
     [
         ({"crops": ["0:10"]}, "--crop 0:10: no box within 70 x 90 x 150 voxels"),
         ({"crops": ["80:90,:,:"]}, "no box within"),
+        ({"labels": {"mi,to": "mito.tif"}}, "class 'mi,to'; write a name"),
+        ({"labels": {}, "blocks": "2"}, "--blocks, --unknown and --instances are of labels"),
+        ({"unknown": 300}, "value 300 for class mito, and it holds uint8, 0 to 255"),
         ({"instances": ["nuc"]}, "--instances nuc: no such class in --labels"),
         ({"voxel_size": None}, "nothing in it says how large a voxel is"),
     ],

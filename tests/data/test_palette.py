@@ -254,3 +254,84 @@ def test_classes_of_ones_own_exclude_each_other_where_they_are_said_to():
     np.testing.assert_array_equal(palette, given)
     alone = complete(palette, names, use_mutual_exclusion=False, exclusive=["spine", "mito"])
     np.testing.assert_array_equal(alone, complete(palette, names, use_mutual_exclusion=False))
+
+
+# Classes outside the table
+
+OWN = {
+    "granule": {"contains": ["granule_mem"], "excludes": ["mito", "er"]},
+    "granule_mem": {},
+    "mito": {"contains": ["crista"]},
+}
+
+
+def with_own(use_mutual_exclusion: bool = True, infer_groups: bool = True, **known: int):
+    """What `known` classes determine of the others, a few of the table and those of OWN."""
+    names = ["mito", "er_mem", "er", "nuc", "cell", "granule", "granule_mem", "crista"]
+    palette = np.array([[known.get(name, UNKNOWN) for name in names]], np.int8)
+    result = complete(palette, names, use_mutual_exclusion, infer_groups, declared=OWN)[0]
+    values = zip(names, result.tolist(), strict=True)
+    return {name: value for name, value in values if value != UNKNOWN and name not in known}
+
+
+def test_true_negatives_of_a_class_outside_the_table_follow_what_it_excludes():
+    everything_else = {"mito": 0, "er_mem": 0, "er": 0, "granule_mem": UNKNOWN, "crista": 0}
+    found = with_own(granule=1)
+    assert found == {name: value for name, value in everything_else.items() if value != UNKNOWN}
+    assert with_own(er_mem=1)["granule"] == 0
+    # a part of it is not there either
+    assert with_own(er_mem=1)["granule_mem"] == 0
+    assert "granule" not in with_own(nuc=1)
+    assert "granule" not in with_own(mito=0, er=0)
+
+
+def test_parts_of_classes_are_inferred_as_in_the_table():
+    assert with_own(granule_mem=1)["granule"] == 1
+    assert with_own(granule=0) == {"granule_mem": 0}
+    # a class may hold more than what it is said to contain
+    assert with_own(granule_mem=0) == {}
+    assert with_own(crista=1) == {
+        "mito": 1, "cell": 1, "er": 0, "er_mem": 0, "nuc": 0, "granule": 0, "granule_mem": 0,
+    }  # fmt: skip
+
+
+def test_relations_go_by_the_settings_of_true_negatives():
+    assert with_own(infer_groups=False, granule_mem=1) == {
+        "mito": 0, "er_mem": 0, "er": 0, "crista": 0,
+    }  # fmt: skip
+    assert with_own(use_mutual_exclusion=False, granule_mem=1) == {"granule": 1}
+
+
+def test_nothing_is_inferred_where_labels_contradict_what_is_declared():
+    assert with_own(granule=1, mito=1) == {}
+    assert with_own(granule=0, granule_mem=1) == {}
+    names = ["granule", "er_mem", "granule_mem"]
+    rows = np.array([[1, 1, UNKNOWN], [0, 0, 1], [1, 0, 1]], np.int8)
+    assert contradicts(rows, names, OWN).tolist() == [True, True, False]
+
+
+def test_what_is_inferred_is_true_in_every_voxel_that_there_may_be():
+    """Against all voxels, an atom each and any of the classes outside the table that may be."""
+    names = [*TABLE, "granule", "granule_mem", "crista"]
+    voxels = []
+    for atom in range(len(ATOM_IDS)):
+        of_table = dict(zip(TABLE, membership(TABLE)[:, atom], strict=True))
+        for granule, granule_mem, crista in np.ndindex(2, 2, 2):
+            forbidden = granule and (of_table["mito"] or of_table["er"])
+            if not forbidden and granule_mem <= granule and crista <= of_table["mito"]:
+                voxels.append([*of_table.values(), granule, granule_mem, crista])
+    voxels = np.array(voxels, np.int8)
+    random = np.random.default_rng(3)
+    for _ in range(200):
+        truth = voxels[random.integers(len(voxels))]
+        annotated = random.random(len(names)) < random.choice([0.03, 0.2])
+        palette = np.where(annotated, truth, UNKNOWN).astype(np.int8)[None]
+        (result,) = complete(palette, names, declared=OWN)
+        possible = voxels[(voxels[:, annotated] == truth[annotated]).all(axis=1)]
+        known = result != UNKNOWN
+        assert (possible[:, known] == result[known]).all()
+
+
+def test_without_relations_a_class_outside_the_table_implies_nothing():
+    palette = np.array([[1, UNKNOWN, UNKNOWN]], np.int8)
+    np.testing.assert_array_equal(complete(palette, ["mine", "mito", "cell"]), palette)

@@ -77,6 +77,7 @@ class Dataset(Voxels):
         self.dtype = dataset.dtype
         self.shape = tuple(dataset.shape)
         self.chunks = tuple(dataset.chunks or self.shape)
+        self.in_rows = dataset.chunks is None
         self.attrs = Attributes(_plain(dataset.attrs))
         self._dataset = dataset
 

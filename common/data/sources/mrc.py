@@ -84,6 +84,7 @@ class Mrc(Voxels):
         self.shape = tuple(stored[axis] for axis in self._axes)
         check(path, self.shape, dtype)
         self.chunks = tuple([1, *stored[1:]][axis] for axis in self._axes)
+        self.in_rows = True
         self._content = content
         self._lock = Lock()
         self._start = HEADER_BYTES + int(header.nsymbt)

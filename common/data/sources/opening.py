@@ -14,7 +14,7 @@ import numpy as np
 
 from common.data import foreign
 from common.data.level import Level
-from common.data.sources import hdf5, mrc, n5, precomputed, slices, tiff, zarr2, zarr3
+from common.data.sources import excerpt, hdf5, mrc, n5, precomputed, slices, tiff, zarr2, zarr3
 from common.data.sources.image import Image
 from common.data.sources.place import HDF5, MRC, TIFF, Place, in_hdf5, place_of
 from common.errors import UserError
@@ -37,6 +37,22 @@ class OfFolder(NamedTuple):
     open: Open
 
 
+def _open_link(place: Place) -> Image:
+    """Open the volume that a folder stands for."""
+    link = excerpt.read_link(place.path)
+    try:
+        levels = open_image(link.name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{place.path}: a link to what is not there now ({error}); put it back, or run "
+            "import-data again"
+        ) from error
+    if link.kind == excerpt.RAW:
+        return Image(levels)
+    finest = min(levels, key=lambda level: float(np.prod(level.scale)))
+    return Image([link.of(finest, place.path)])
+
+
 FILES = (
     # and what stands behind one, as in a.h5:/volume
     OfFile(HDF5, hdf5.open_file),
@@ -51,6 +67,7 @@ FOLDERS = (
     OfFolder(n5.MARKER, n5.open_volume),
     OfFolder(f"s0/{n5.MARKER}", n5.open_volume),  # a group of N5 without attributes
     OfFolder(precomputed.MARKER, precomputed.open_volume),
+    OfFolder(excerpt.LINK, _open_link),
 )
 
 

@@ -111,6 +111,7 @@ class Pages(Voxels):
         )
         # one run of bytes, such as ImageJ writes: more than 4 GB have one page only
         self._start: Any = getattr(self._pages, "dataoffset", None)
+        self.in_rows = bool(self._start)
         self._check_length()
 
     def _check_length(self) -> None:

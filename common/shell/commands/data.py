@@ -80,7 +80,13 @@ def fetch_data(crops: str, scale: tuple[tuple[float, ...], ...], **given: Any) -
     metavar="CLASS=FILE,...",
     default="",
     help="The volume of each class: mito=mito.tif,er=er.tif; of one that holds several its value, "
-    "too: mito=all.tif#value=1,er=all.tif#value=2.",
+    "too: mito=all.tif#value=1,er=all.tif#value=2,3. With --values one volume of all of them.",
+)
+@click.option(
+    "--values",
+    metavar="VALUE=CLASS,...|FILE",
+    help="The classes of one volume of labels: 1=mito,2=er,0=background,255=unknown, or a file of "
+    "two columns, value and class. Other values are background.",
 )
 @click.option(
     "--unknown", type=int, help="The value of voxels of which nobody knows what they are."
@@ -93,19 +99,42 @@ def fetch_data(crops: str, scale: tuple[tuple[float, ...], ...], **given: Any) -
     metavar="Z0:Z1,Y0:Y1,X0:X1",
     help="A box of the labels, in their voxels, as a crop. Repeatable; all of them unless given.",
 )
+@click.option(
+    "--blocks",
+    metavar="N|NZ,NY,NX",
+    help="Cut the labels into so many crops, along their longest axis or along z, y, x, with gaps "
+    "between, so that some can validate.",
+)
+@click.option(
+    "--gap",
+    type=click.IntRange(min=0),
+    help="Voxels of the labels between blocks; a tenth of a block unless given.",
+)
+@click.option(
+    "--link",
+    is_flag=True,
+    help="Refer to the volumes where they are, instead of copying them.",
+)
 @options.data("Data root to write to.")
 @click.option("--overwrite", "-O", is_flag=True, help="Replace what is there.")
-def import_data(raw: str, labels: str, voxel_size: Any, **given: Any) -> None:
+def import_data(raw: str, labels: str, values: str | None, voxel_size: Any, **given: Any) -> None:
     """Write your own volumes, of any kind, as a dataset of the data root.
 
-    Goes on where an earlier call stopped.
+    Goes on where an earlier call stopped. A picture of the dataset, for a look at where raw and
+    labels lie, is put beside its store.
     """
-    from common.data import import_volumes
+    from common.data import import_labels, import_volumes
+    from common.show import dataset
 
-    pairs = options.pairs("--labels", labels)
-    import_volumes.import_data(
-        raw, labels=pairs, voxel_size=voxel_size, **options.given(given), say=click.echo
+    if values and not labels:
+        raise UserError("--values: of which volume? write --labels FILE, too")
+    of_class: Any = (
+        import_labels.by_table(labels, values) if values else options.pairs("--labels", labels)
     )
+    store = import_volumes.import_data(
+        raw, labels=of_class, voxel_size=voxel_size, **options.given(given), say=click.echo
+    )
+    click.echo(f"{dataset.draw(store)}: a picture of it")
 
 
 @command("make-datasplit")

@@ -1,0 +1,138 @@
+"""Which boxes of imported labels become crops: those that are named, or blocks with gaps between.
+
+Boxes are voxels of the labels, z, y, x.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.data.level import Level
+from common.errors import UserError
+from common.talk import voxels
+
+GAP = 0.1
+"""Of a block: how much of its length lies between it and the next, unless a gap is given.
+
+Voxels next to each other show the same objects, so that a block that validates beside one that
+trains looks better than new tissue will.
+"""
+
+
+@dataclass(frozen=True)
+class Box:
+    """Voxels of a volume."""
+
+    start: np.ndarray
+    stop: np.ndarray
+
+    @property
+    def shape(self) -> np.ndarray:
+        """(3,) voxels."""
+        return self.stop - self.start
+
+
+def whole(level: Level) -> Box:
+    """All voxels of a volume."""
+    return Box(np.zeros(3, int), level.shape)
+
+
+def boxes(level: Level, crops: Sequence[str], blocks: str, gap: int | None) -> list[Box]:
+    """The boxes of labels that become crops.
+
+    Args:
+        level: the labels.
+        crops: what --crop names, "z0:z1,y0:y1,x0:x1"; all of the labels unless given.
+        blocks: into how many blocks each of them is cut: "4" along its longest axis, "1,2,2" along
+            z, y, x; "" leaves it whole.
+        gap: voxels between blocks; a tenth of a block unless given.
+
+    Raises:
+        UserError: for no box, and for more blocks than there is room for.
+    """
+    named = [box_of(text, level) for text in crops] or [whole(level)]
+    if not blocks:
+        if gap is not None:
+            raise UserError(f"--gap {gap}: between blocks; write --blocks 4, too")
+        return named
+    cut: list[Box] = []
+    for box in named:
+        cut += _blocks(box, _counts(blocks, box, level), gap)
+    return cut
+
+
+def box_of(text: str, level: Level) -> Box:
+    """The voxels that --crop names. Raises UserError for none."""
+    bounds = []
+    for axis, part in enumerate(text.split(",")):
+        match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)
+        if match and axis < 3:
+            length = int(level.shape[axis])
+            start = int(match[1] or 0)
+            stop = min(int(match[2] or length), length)
+            bounds.append((start, stop))
+    # a fourth part, or one that is none, is no box
+    count = text.count(",") + 1
+    if count != 3 or len(bounds) != 3 or any(start >= stop for start, stop in bounds):
+        raise UserError(
+            f"--crop {text}: no box within {voxels(level.grid.shape)} voxels; write "
+            "z0:z1,y0:y1,x0:x1 in voxels of the labels, such as 0:100,0:200,:"
+        )
+    start, stop = np.array(bounds).T
+    return Box(start, stop)
+
+
+def _counts(blocks: str, box: Box, level: Level) -> list[int]:
+    """Blocks along z, y, x. Raises UserError for no numbers of blocks."""
+    parts = blocks.split(",")
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in parts]
+    if len(counts) not in (1, 3) or not all(counts) or np.prod(counts) < 2:
+        raise UserError(
+            f"--blocks {blocks}; write into how many blocks the labels are cut, 2 or more, or how "
+            "many along z, y, x: 1,2,2"
+        )
+    if len(counts) == 3:
+        return counts
+    longest = int(np.argmax(box.shape * level.scale))
+    return [counts[0] if axis == longest else 1 for axis in range(3)]
+
+
+def _blocks(box: Box, counts: Sequence[int], gap: int | None) -> list[Box]:
+    """A box cut into so many blocks along each axis."""
+    ranges = []
+    for axis, count in enumerate(counts):
+        along = _ranges(int(box.shape[axis]), count, gap)
+        if along is None:
+            raise UserError(
+                f"--blocks {','.join(map(str, counts))}: no room for {count} blocks with gaps "
+                f"between in {voxels(box.shape.tolist())} voxels; write fewer, or a smaller --gap"
+            )
+        ranges.append(along)
+    cut = []
+    for corner in itertools.product(*ranges):
+        start, stop = np.array(corner).T
+        cut.append(Box(box.start + start, box.start + stop))
+    return cut
+
+
+def _ranges(length: int, count: int, gap: int | None) -> list[tuple[int, int]] | None:
+    """First voxel and last + 1 of blocks along an axis, of one length but for a voxel.
+
+    None without room.
+    """
+    if gap is None:
+        gap = max(1, round(GAP * length / count))
+    rest = length - gap * (count - 1)
+    if rest < count:
+        return None
+    ranges = []
+    for number in range(count):
+        first = rest * number // count
+        last = rest * (number + 1) // count
+        ranges.append((first + gap * number, last + gap * number))
+    return ranges

@@ -1,0 +1,273 @@
+"""A picture of a dataset: its raw and its crops in three planes, labels in colour over the raw.
+
+It shows at a glance whether axes, voxel size, place and contrast are what they should be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.data import layout, ngff
+from common.data.annotation import UNKNOWN_ID
+from common.data.level import Grid, Level, Voxels, chunk_ranges
+from common.show import figures, montage
+from common.talk import nm, voxels
+
+PANEL = 320
+"""Pixels of the longer side of a panel, at most."""
+
+MOST_CROPS = 4
+"""Rows of crops; more are counted."""
+
+MOST_BYTES = 4e9
+"""Decoded for a panel, at most: of a linked file of pages, planes across them need all of it."""
+
+DEPTHS = (0.5, 0.3, 0.7)
+"""Where a crop is cut: the first of these fractions where labels are seen."""
+
+OPACITY = 0.45
+"""Of labels over the raw."""
+
+PLANES = {"y, x": 0, "z, x": 1, "z, y": 2}
+"""The planes, and the axis that each stands across."""
+
+BOX_RGB = (255, 200, 0)
+"""Of the boxes of crops in the raw."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """An annotated box of the dataset."""
+
+    name: str
+    labels: Mapping[str, list[Level]]
+
+    @property
+    def grid(self) -> Grid:
+        """Where it is."""
+        return next(iter(self.labels.values()))[0].grid
+
+
+def draw(store: Path) -> Path:
+    """Write the picture of a dataset beside its store; returns its path.
+
+    Raises FileError if it cannot be written.
+    """
+    raw = ngff.open_levels(store / layout.RAW)
+    crops = _crops(store)
+    finest = raw[0]
+    width = 3 * (PANEL + 6) - 6
+    title = f"{store.stem}   {voxels(finest.grid.shape)} voxels of {nm(finest.scale)} nm"
+    rows = [figures.text_line([title], width, 18), _head(width, "raw")]
+    rows.append(_raw_row(raw, [crop.grid for crop in crops]))
+    for crop in crops[:MOST_CROPS]:
+        rows += [_head(width, crop.name), _crop_row(raw, crop)]
+    if len(crops) > MOST_CROPS:
+        more = f"... and {len(crops) - MOST_CROPS} more crops"
+        rows.append(figures.text_line([more], width))
+    names = list(dict.fromkeys(name for crop in crops for name in crop.labels))
+    rows.append(_legend(names, width))
+    path = store.with_suffix(".png")
+    figures.write_png(path, figures.above(rows, background=figures.PAPER))
+    return path
+
+
+def _crops(store: Path) -> list[Crop]:
+    """The crops of a store in the order of their numbers."""
+    crops = []
+    for folder in sorted((store / layout.LABELS).glob("crop*"), key=_number):
+        labels = {path.name: ngff.open_levels(path) for path in sorted(folder.iterdir())}
+        if labels:
+            crops.append(Crop(folder.name, labels))
+    return crops
+
+
+def _number(folder: Path) -> tuple[int, str]:
+    digits = folder.name.removeprefix("crop")
+    return (int(digits) if digits.isdecimal() else 0, folder.name)
+
+
+def _head(width: int, name: str) -> np.ndarray:
+    return figures.text_line([f"{name}, plane {plane}" for plane in PLANES], width)
+
+
+def _legend(names: Sequence[str], width: int) -> np.ndarray:
+    colours = [*figures.class_colours(names), figures.UNKNOWN_RGB] if names else []
+    return figures.legend([*names, "unknown"] if names else [], colours, width)
+
+
+# Planes
+
+
+def _plane(box: Grid, across: int, depth: float, finest: np.ndarray) -> Grid:
+    """A grid of square pixels, one voxel thick, at a fraction of the depth of a box.
+
+    finest: (3,) nm, no pixel is smaller.
+    """
+    lower, upper = box.box()
+    extent = upper - lower
+    along = [axis for axis in range(3) if axis != across]
+    pixel = max(finest[along].max(), extent[along].max() / PANEL)
+    voxel = np.full(3, pixel)
+    voxel[across] = min(finest[across], extent[across])
+    shape = np.maximum(1, np.rint(extent / voxel)).astype(int)
+    origin = lower + voxel / 2
+    # on the centre of a voxel: between two of them labels are on one side or the other
+    layers = round(extent[across] / voxel[across])
+    origin[across] += voxel[across] * min(int(depth * layers), max(0, layers - 1))
+    shape[across] = 1
+    return Grid(origin, voxel, tuple(shape.tolist()))
+
+
+def _flat(volume: np.ndarray, across: int) -> np.ndarray:
+    """The plane of a volume that is one voxel thick."""
+    return volume.take(0, axis=across + volume.ndim - 3)
+
+
+def _grey(raw: Sequence[Level], grid: Grid, across: int) -> np.ndarray | None:
+    """The raw in a plane as RGB; None where too much would have to be read for it."""
+    level = ngff.pick_level(raw, grid.scale)
+    if _bytes_to_decode(level, grid) > MOST_BYTES:
+        return None
+    plane = _flat(montage.values("raw", [level], [grid]), across)
+    low, high = montage.contrast(plane)
+    stretched = np.clip((plane - low) / max(high - low, 1e-6), 0, 1)
+    return figures.grey(stretched)
+
+
+def _bytes_to_decode(level: Level, grid: Grid) -> float:
+    """Of the chunks, or rows, of a level that a plane lies in."""
+    lower, upper = grid.box()
+    start = np.clip((lower - level.box()[0]) / level.scale, 0, level.shape - 1).astype(int)
+    stop = np.clip((upper - level.box()[0]) / level.scale + 1, start + 1, level.shape).astype(int)
+    chunks = list(level.array.chunks)
+    if isinstance(level.array, Voxels) and level.array.in_rows:
+        chunks = [1, 1, int(level.shape[2])]
+    counts = [len(along) for along in chunk_ranges(start, stop, chunks)]
+    return float(math.prod(counts)) * math.prod(chunks) * level.array.dtype.itemsize
+
+
+def _empty(grid: Grid, across: int) -> np.ndarray:
+    """What stands for a plane that is not read."""
+    height, width = _flat(np.zeros(grid.shape), across).shape
+    image = np.full((height, max(width, 200), 3), figures.PAPER, np.uint8)
+    line = figures.text_line(["not read: the file is too large"], image.shape[1], 12)
+    image[: min(height, len(line))] = line[:height]
+    return image
+
+
+# Rows
+
+
+def _raw_row(raw: Sequence[Level], crops: Sequence[Grid]) -> np.ndarray:
+    """The whole raw through its middle, with the boxes of crops."""
+    finest = raw[0]
+    panels = []
+    for across in PLANES.values():
+        grid = _plane(finest.grid, across, 0.5, finest.scale)
+        image = _grey(raw, grid, across)
+        if image is None:
+            panels.append(_empty(grid, across))
+            continue
+        for crop in crops:
+            _frame(image, grid, crop, across)
+        panels.append(_finished(image, grid))
+    return _in_columns(panels)
+
+
+def _frame(image: np.ndarray, grid: Grid, crop: Grid, across: int) -> None:
+    """Draw the box of a crop, seen along the axis across, into a plane."""
+    lower, upper = crop.box()
+    edge = grid.box()[0]
+    along = [axis for axis in range(3) if axis != across]
+    spans = []
+    for axis, length in zip(along, image.shape, strict=False):
+        first = round((lower[axis] - edge[axis]) / grid.scale[axis])
+        last = round((upper[axis] - edge[axis]) / grid.scale[axis]) - 1
+        spans.append(np.clip([first, last], 0, length - 1).tolist())
+    (top, bottom), (left, right) = spans
+    image[[top, bottom], left : right + 1] = BOX_RGB
+    image[top : bottom + 1, [left, right]] = BOX_RGB
+
+
+def _crop_row(raw: Sequence[Level], crop: Crop) -> np.ndarray:
+    """A crop in three planes, labels over the raw."""
+    panels = []
+    finest = np.minimum(crop.grid.scale, raw[0].scale)
+    for across in PLANES.values():
+        grid, labels = _seen(crop, across, finest)
+        image = _grey(raw, grid, across)
+        if image is None:
+            image = np.zeros((*next(iter(labels.values())).shape, 3), np.uint8)
+        panels.append(_finished(_painted(image, labels), grid))
+    return _in_columns(panels)
+
+
+def _seen(crop: Crop, across: int, finest: np.ndarray) -> tuple[Grid, dict[str, np.ndarray]]:
+    """The first plane in which labels are seen, or the middle one; and its ids of each class."""
+    planes = []
+    for depth in DEPTHS:
+        grid = _plane(crop.grid, across, depth, finest)
+        labels = {}
+        for name, levels in crop.labels.items():
+            labels[name] = _flat(montage.truth_values(name, levels, [grid]), across)
+        planes.append((grid, labels))
+        if any((ids > 0).any() for ids in labels.values()):
+            return planes[-1]
+    return planes[0]
+
+
+def _painted(image: np.ndarray, labels: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Labels over the raw: pale, with a line around each object."""
+    result = image.astype(np.float32)
+    names = list(labels)
+    order = figures.largest_first([ids > 0 for ids in labels.values()])
+    unknown = np.any([ids == UNKNOWN_ID for ids in labels.values()], axis=0)
+    result[unknown] += OPACITY * (figures.UNKNOWN_RGB - result[unknown])
+    for number in order:
+        ids = labels[names[number]]
+        inside = ids > 0
+        line = inside & _edges(ids)
+        colours = _colours(names[number], ids)
+        result[inside] += OPACITY * (colours[inside] - result[inside])
+        result[line] = colours[line]
+    return np.rint(result).astype(np.uint8)
+
+
+def _colours(name: str, ids: np.ndarray) -> np.ndarray:
+    """(y, x, 3) float32: of the class, or of each of its objects."""
+    colour = figures.class_colours([name])[0]
+    if ids.max(initial=0) > 1:
+        return figures.object_colours(ids, colour).astype(np.float32)
+    return np.broadcast_to(colour.astype(np.float32), (*ids.shape, 3))
+
+
+def _edges(ids: np.ndarray) -> np.ndarray:
+    """Where a pixel differs from the next one along either axis."""
+    edges = np.zeros(ids.shape, bool)
+    edges[1:] |= ids[1:] != ids[:-1]
+    edges[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    return edges
+
+
+def _finished(image: np.ndarray, grid: Grid) -> np.ndarray:
+    """A panel of about PANEL pixels with a scale bar."""
+    times = max(1, round(PANEL / max(image.shape[:2])))
+    side = float(np.median(grid.scale))  # two of the three are the side of a pixel
+    return figures.scale_bar(figures.enlarged(image, times), side / times)
+
+
+def _in_columns(panels: Sequence[np.ndarray]) -> np.ndarray:
+    """Panels side by side, each in the middle of a column."""
+    columns = []
+    for panel in panels:
+        margin = max(0, PANEL - panel.shape[1])
+        left = margin // 2
+        width = ((0, 0), (left, margin - left), (0, 0))
+        columns.append(np.pad(panel, width, constant_values=255))
+    return figures.beside(columns, background=figures.PAPER)
