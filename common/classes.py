@@ -184,9 +184,9 @@ def relate(names: Sequence[str], declared: Declared) -> Related:
     """
     every = _all_names(names, declared)
     is_part, excludes = _closure(every, declared)
-    own = ~np.asarray(membership(every).any(axis=1))
+    own = np.logical_not(np.asarray(membership(every).any(axis=1)))
     # of two classes in the table it says all
-    of_own = own[:, None] | own[None]
+    of_own = np.logical_or.outer(own, own)
     np.fill_diagonal(is_part, False)
     index = [every.index(name) for name in names]
     pairs = np.ix_(index, index)
