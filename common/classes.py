@@ -206,7 +206,7 @@ def _closure(every: Sequence[str], declared: Declared) -> tuple[np.ndarray, np.n
     """[part, whole], each class a part of itself, and which classes exclude each other."""
     number = {name: index for index, name in enumerate(every)}
     atoms = membership(every).astype(int)
-    in_table = atoms.any(axis=1)
+    in_table = np.asarray(atoms.any(axis=1))
     both = in_table[:, None] & in_table[None]
     inside = atoms @ (1 - atoms).T == 0
     is_part = (inside & both) | np.eye(len(every), dtype=bool)
