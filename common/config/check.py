@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from common import classes as class_table
 from common.config.augmentations import augmentation_problems
+from common.config.instance_options import CHANNELS, option_problems, takes_channels
 from common.config.kinds import fit, is_a
 from common.config.settings import (
     NOT_HERE,
@@ -58,6 +59,7 @@ def check_settings(
         ),
         *_name_problems(fitting),
         *_call_problems(fitting),
+        *option_problems(fitting),
         *_metric_problems(fitting),
     ]
     if every:
@@ -378,7 +380,7 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
         ),
         "augment": (2, {}),
         "process_func": (1, {}),
-        "instance_func": (3, {}),
+        "instance_func": (3, _channels(values.get("instance_func"))),
     }
     rows = [*describe(TrainConfig), *describe(ProcessConfig)]
     meanings = {row.name: row.meaning for row in rows}
@@ -413,6 +415,12 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
             "classes; set weighted_sampler = True, or leave the weights out"
         )
     return problems
+
+
+def _channels(instance_func: Any) -> dict[str, Any]:
+    """The keywords that a function of a class is called with."""
+    wanted = callable(instance_func) and takes_channels(instance_func)
+    return {CHANNELS: {}} if wanted else {}
 
 
 CHALLENGE = "challenge"

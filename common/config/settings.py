@@ -557,7 +557,12 @@ class ProcessConfig:
     """The classes to process."""
     instance_func: Callable | None = None
     """`instance_func(mask, probability, name)` takes two volumes of an instance class and returns a
-    volume of ids, see common.infer.instances; by default the connected components of the mask."""
+    volume of ids, see common.infer.instances; by default the connected components of the mask. With
+    an argument `channels` it also takes all predicted channels of the box, by name."""
+    instance_options: dict = field(default_factory=dict)
+    """Values that `tune` tries for arguments of instance_func that have a default, such as
+    {"neck": [0.5, 0.7, 0.9]}, class by class. What scores best goes into thresholds.json, and the
+    default holds without it."""
     instance_classes: tuple[str, ...] = class_table.INSTANCES
     """The classes whose objects are told apart."""
     thresholds: dict = field(default_factory=dict)

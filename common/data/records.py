@@ -142,6 +142,8 @@ class ProcessedRecord:
     """Whether objects are told apart."""
     prediction: PredictionRecord
     """The record of the prediction that it was made from."""
+    options: dict[str, Any] | None = None
+    """Arguments of instance_func that were tuned; None where it has its own defaults."""
     key: str = ""
     made: str | None = None
     """ISO 8601, UTC."""
@@ -152,16 +154,21 @@ class ProcessedRecord:
         What goes in, and in which order, may not change: volumes that are finished would be made
         again.
         """
-        own = {
+        own: dict[str, Any] = {
             "threshold": self.threshold,
             "process_config": self.process_config,
             "instances": self.instances,
         }
+        if self.options:
+            own["options"] = self.options
         return replace(self, key=key_of([own, self.prediction.key, name]))
 
     def attributes(self) -> dict[str, Any]:
         """As it is stored."""
         stored = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.options is None:
+            # as it was stored before there were any
+            del stored["options"]
         return stored | {"prediction": self.prediction.attributes()}
 
     @classmethod

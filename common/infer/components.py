@@ -62,6 +62,10 @@ class Components:
     high: np.ndarray
     """(n + 1, 3) box of each id: first voxel, last + 1."""
 
+    def numbered(self) -> Volume:
+        """A volume of the ids, in the smallest dtype that holds them."""
+        return self.relabelled(np.arange(self.n + 1, dtype=smallest_dtype(self.n)))
+
     def relabelled(self, table: np.ndarray) -> Volume:
         """A volume of table[id]; table[0] is 0."""
         function = partial(_relabelled, self.volume, self.connectivity, self.of_background)

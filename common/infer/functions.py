@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from common.config.instance_options import CHANNELS, takes_channels
 from common.errors import FileError, UserError
 from common.infer import instances
 from common.infer.instances import Volume
@@ -35,13 +37,22 @@ def mask(recipe: Recipe, name: str, logits: torch.Tensor) -> np.ndarray:
     return is_class
 
 
-def ids(recipe: Recipe, name: str, mask: Volume, probability: Volume) -> Volume:
-    """What instance_func makes of a mask: ids, or a mask.
+def ids(  # noqa: PLR0917
+    recipe: Recipe,
+    name: str,
+    mask: Volume,
+    probability: Volume,
+    channels: Mapping[str, Volume],
+) -> Volume:
+    """What instance_func makes of a mask, with the options of the class: ids, or a mask.
 
     Raises UserError for what is no volume of ids of that shape; an error of the user's code comes
     through.
     """
-    given = _call(recipe, "instance_func", mask, probability, name)
+    keywords = dict(recipe.options.get(name, {}))
+    if takes_channels(recipe.settings.instance_func):
+        keywords[CHANNELS] = channels
+    given = _call(recipe, "instance_func", mask, probability, name, **keywords)
     what = f"{recipe.path}: instance_func gives"
     if not isinstance(given, Volume) or given.shape != mask.shape or given.dtype.kind not in "uib":
         raise UserError(
@@ -58,13 +69,13 @@ def ids(recipe: Recipe, name: str, mask: Volume, probability: Volume) -> Volume:
     return given
 
 
-def _call(recipe: Recipe, name: str, *arguments: Any) -> Any:
+def _call(recipe: Recipe, name: str, *arguments: Any, **keywords: Any) -> Any:
     """What a function of process_config.py gives.
 
     What the engine's own functions refuse in it gets the file's name.
     """
     try:
-        return getattr(recipe.settings, name)(*arguments)
+        return getattr(recipe.settings, name)(*arguments, **keywords)
     except FileError:
         raise  # of the disk, which the function can do nothing about
     except UserError as error:

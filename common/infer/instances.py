@@ -23,6 +23,8 @@ from common.data.box import slices
 from common.errors import UserError
 from common.infer.boxes import Box
 from common.infer.components import Components, Index, find_components, label
+from common.infer.flooding import watershed_of_boundary, watershed_of_distance
+from common.infer.mutex import mutex_watershed
 from common.infer.split import SIDES, split_object
 from common.infer.volume import (
     Block,
@@ -46,11 +48,14 @@ __all__ = [
     "copy",
     "fill_holes",
     "largest",
+    "mutex_watershed",
     "remove_small",
     "smallest",
     "smallest_dtype",
     "threshold",
     "watershed",
+    "watershed_of_boundary",
+    "watershed_of_distance",
     "zeros",
 ]
 
@@ -89,8 +94,7 @@ def connected_components(volume: Volume, connectivity: int = 26) -> Volume:
     ids stay apart. connectivity: 6 (faces), 18 (and edges), 26 (and corners). Raises UserError for
     more than 2^31 components of blocks.
     """
-    components = find_components(volume, connectivity)
-    return components.relabelled(np.arange(components.n + 1, dtype=smallest_dtype(components.n)))
+    return find_components(volume, connectivity).numbered()
 
 
 def fill_holes(volume: Volume, max_nm3: float = np.inf) -> Volume:

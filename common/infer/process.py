@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,17 +28,18 @@ from tqdm import tqdm
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import ngff, records, regions, regrid, series
-from common.data.ngff import Grid, Level, slices
+from common.data.ngff import Grid, slices
 from common.data.records import PredictionRecord, ProcessedRecord
 from common.data.regions import Region
 from common.errors import FileError, Incomplete, UserError
 from common.files import key_of
-from common.infer import cluster, encode, functions, instances, ledger, sharing
+from common.infer import cluster, functions, instances, ledger, sharing
 from common.infer import volume as volume_module
 from common.infer.boxes import Box, corners
 from common.infer.crew import Crew
 from common.infer.engine import IN_THIS_PROCESS, Engine
 from common.infer.instances import Volume
+from common.infer.prediction import Channels, Prediction, Probability, open_prediction
 from common.infer.recipe import Recipe, load_recipe, read_recipe
 from common.infer.stages import Place, Stages
 from common.infer.volume import EVERYWHERE, Block, BlockWork
@@ -111,43 +112,6 @@ def _call(
     return key_of(["process", content])
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One class of one box, as predict left it."""
-
-    level: Level
-    record: PredictionRecord
-
-    @property
-    def grid(self) -> Grid:
-        """Where its voxels are."""
-        return self.level.grid
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        """Shape of its chunks, voxels."""
-        return self.level.array.chunks
-
-    def logits(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        """Float32 logits of voxels start..stop."""
-        return encode.decode(self.level.read(start, stop), self.record.content)
-
-    def logit(self, threshold: float) -> np.float32:
-        """The logit of a threshold: what is stored equal to the threshold is not above it."""
-        content = self.record.content
-        value: Any = np.float32(np.log(threshold / (1 - threshold)))
-        if content == "logits":
-            return value
-        dtype = self.level.array.dtype
-        if dtype.kind == "f":
-            # by the way of stored values, so that their rounding is the threshold's too
-            value = encode.decode(np.array(threshold, dtype), content)
-        # stored 0 and 1 have finite logits; 1 is above any threshold and 0 above none
-        one = 255 if dtype == np.uint8 else 1
-        lowest, highest = encode.decode(np.array([0, one], dtype), content)
-        return np.clip(value, lowest, np.nextafter(highest, lowest))
-
-
 def find_predictions(
     recipe: Recipe, config: TrainConfig, region: Region, every: bool = False
 ) -> dict[str, Prediction]:
@@ -168,26 +132,6 @@ def find_predictions(
     present = [name for name in wanted if name not in absent]
     open_class = partial(_open_fitting, recipe, region, folder)
     return dict(zip(present, gather(open_class, present), strict=True))
-
-
-def open_prediction(path: Path) -> Prediction:
-    """A finished prediction.
-
-    Raises FileNotFoundError, or UserError for one that is half-written, not of `predict`, or whose
-    chunks are gone.
-    """
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no prediction; run predict first")
-    records.refuse_unreadable(path, "predict")
-    level = ngff.open_levels(path)[0]
-    record = records.read_prediction(path)
-    if record is None or not record.key:
-        raise UserError(
-            f"{path}: not written by predict (no 'prediction' in its .zattrs); run predict into "
-            "another folder"
-        )
-    records.refuse_lost_chunks(path, "predict")
-    return Prediction(level, record)
 
 
 def _open_fitting(recipe: Recipe, region: Region, folder: Path, name: str) -> Prediction:
@@ -390,7 +334,7 @@ def _is_begun(path: Path, record: ProcessedRecord) -> bool:
 def _mask(making: Making, scratch: Path | None, stages: Stages | None) -> Volume:
     """The mask of a class."""
     like = Volume(
-        _Probability(making.prediction),
+        Probability(making.prediction),
         voxel_size=tuple(making.prediction.grid.scale.tolist()),
         block=tuple(making.block.tolist()),
         scratch=scratch,
@@ -529,30 +473,10 @@ def _objects(making: Making, scratch: Path | None = None, stages: Stages | None 
     mask = _mask(making, scratch, stages)
     if making.recipe.settings.instance_func is None:
         return instances.connected_components(mask)
-    probability = replace(mask, array=_Probability(making.prediction))
-    ids = functions.ids(making.recipe, making.name, mask, probability)
+    probability = replace(mask, array=Probability(making.prediction))
+    channels = Channels(making.prediction, mask)
+    ids = functions.ids(making.recipe, making.name, mask, probability, channels)
     return ids if ids.dtype.kind != "b" else instances.connected_components(ids)
-
-
-class _Probability:
-    """A prediction as an array of probabilities, decoded where it is read."""
-
-    def __init__(self, prediction: Prediction):
-        self.prediction = prediction
-        self.shape = prediction.grid.shape
-        self.dtype = np.dtype(np.float32)
-
-    def __getitem__(self, where: Any) -> np.ndarray:
-        """Of slices along z, y, x, those left out being whole, or of `...`."""
-        if where is ...:
-            where = ()
-        elif not isinstance(where, tuple):
-            where = (where,)
-        start = [0, 0, 0]
-        stop = list(self.shape)
-        for axis, part in enumerate(where):
-            start[axis], stop[axis], _ = part.indices(self.shape[axis])
-        return 1 / (1 + np.exp(-self.prediction.logits(start, stop)))
 
 
 def describe(recipe: Recipe, name: str, prediction: PredictionRecord) -> ProcessedRecord:
@@ -561,6 +485,7 @@ def describe(recipe: Recipe, name: str, prediction: PredictionRecord) -> Process
         threshold=recipe.threshold(name),
         process_config=recipe.code,
         instances=recipe.makes_objects(name),
+        options=recipe.options.get(name),
         prediction=prediction,
     )
     return record.with_key(name)

@@ -11,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from common.classes import INSTANCES
+from common.config.instance_options import defaults
 from common.config.load import load_process_config
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError
 from common.files import sha256_of_file
+from common.talk import some
 
 # not files.REPOSITORY, which of an installed package is the working folder
 IMPORT_ROOT = Path(__file__).resolve().parents[2]
 """Folder that `common` is imported from."""
 
 THRESHOLDS = "thresholds.json"
-"""Beside process_config.py, by tune: {run: {class: {"threshold": 0.35, "checkpoint": SHA-256}}}."""
+"""Beside process_config.py, by tune: {run: {class: {"threshold": 0.35, "checkpoint": SHA-256}}}.
+
+A class whose instance_func has options that were tuned has them too, as "options".
+"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Recipe:
     thresholds: dict[str, float] = field(default_factory=dict)
     checkpoints: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the checkpoint that the threshold of a class was tuned with."""
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By class, the arguments of instance_func that were tuned."""
 
     def threshold(self, name: str) -> float:
         """Probability above which a voxel is of the class."""
@@ -110,7 +117,31 @@ def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
         recipe,
         thresholds={name: entry["threshold"] for name, entry in tuned.items()},
         checkpoints={name: entry["checkpoint"] for name, entry in tuned.items()},
+        options=_fitting_options(path, recipe, tuned),
     )
+
+
+def _fitting_options(
+    path: Path, recipe: Recipe, tuned: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The tuned options by class. Raises UserError for one that instance_func does not have."""
+    options = {}
+    for name, entry in tuned.items():
+        found = entry.get("options", {})
+        function = recipe.settings.instance_func
+        unknown = [option for option in found if option not in defaults(function or _none)]
+        if unknown:
+            raise UserError(
+                f"{path}: {name} has the option {some(unknown)}, which instance_func of "
+                f"{recipe.path} does not have; run tune again"
+            )
+        if found:
+            options[name] = found
+    return options
+
+
+def _none() -> None:
+    """A function without options."""
 
 
 def run_of(config: TrainConfig) -> str:
@@ -127,6 +158,7 @@ def read_thresholds(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
         for tuned in runs.values():
             for entry in tuned.values():
                 _check_threshold(entry["threshold"], entry["checkpoint"])
+                _check_options(entry.get("options", {}))
     # whatever shape another file has, it fails in one of these ways
     except (
         *(ValueError, KeyError, TypeError, AttributeError, IndexError),
@@ -141,6 +173,11 @@ def read_thresholds(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
 def _check_threshold(threshold: Any, checkpoint: Any) -> None:
     if not (0 < threshold < 1 and isinstance(checkpoint, str)):
         raise UserError(f"a threshold of {threshold}, which is no probability between 0 and 1")
+
+
+def _check_options(options: Any) -> None:
+    if not isinstance(options, dict):
+        raise UserError(f"options of {options}, which are no names with values")
 
 
 def _unknown(names: Sequence[str], settings: ProcessConfig) -> list[str]:

@@ -203,6 +203,14 @@ def zeros(like: Volume, dtype: np.dtype | type) -> Volume:
         return replace(like, array=np.memmap(file, dtype, "r+", shape=like.shape))
 
 
+def probabilities(volume: Volume, where: Box) -> np.ndarray:
+    """Float32 probabilities of a box: unsigned integers hold them times their largest value."""
+    values = volume.read(where)
+    if values.dtype.kind != "u":
+        return values.astype(np.float32)
+    return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
+
+
 def largest(volume: Volume) -> int:
     """The largest value of a volume, 0 of one without voxels."""
     return max(gather(volume, BlockWork(partial(_most, volume), (volume,))), default=0)

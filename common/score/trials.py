@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -52,6 +53,21 @@ class Trial:
     version: Version = CSC
     """Of the challenge's score."""
     crop: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of instance_func; its defaults for the others."""
+
+    @property
+    def makes_objects(self) -> bool:
+        """Whether instance_func has a part in it."""
+        return self.recipe(DEFAULT).makes_objects(self.name)
+
+    def recipe(self, threshold: float) -> Recipe:
+        """How the class is processed at a threshold."""
+        return replace(
+            _recipe(self.config_path, self.code),
+            thresholds={self.name: threshold},
+            options={self.name: self.options},
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +165,7 @@ def class_score(counts: Iterable[challenge.Counts]) -> float:
 
 def run_trial(trial: Trial) -> TrialResult:
     """Process and score one class of one crop at each threshold."""
-    recipe = _recipe(trial.config_path, trial.code)
+    recipe = trial.recipe(DEFAULT)
     prediction = process.open_prediction(trial.predicted)
     level = ngff.open_levels(trial.truth)[0]
     truth, known = LabelReader(level, trial.name).ids()
@@ -158,9 +174,7 @@ def run_trial(trial: Trial) -> TrialResult:
     counts = []
     positive = []
     for threshold in trial.thresholds:
-        volume = processed(
-            replace(recipe, thresholds={trial.name: threshold}), trial.name, prediction
-        )
+        volume = processed(trial.recipe(threshold), trial.name, prediction)
         found = (regrid.mask if truth.dtype == bool else regrid.ids)(volume, level.grid)
         counts.append(_counts(found, truth, level, known=known, version=trial.version))
         positive.append(int(np.count_nonzero(found)))
@@ -175,7 +189,7 @@ def run_trial(trial: Trial) -> TrialResult:
 
 def look(trial: Trial) -> list[Evaluation]:
     """All figures of one class of one crop at each threshold, as `evaluate` has them."""
-    recipe = _recipe(trial.config_path, trial.code)
+    recipe = trial.recipe(DEFAULT)
     prediction = process.open_prediction(trial.predicted)
     truth = Truth(
         crop=trial.crop,
@@ -186,8 +200,8 @@ def look(trial: Trial) -> list[Evaluation]:
     )
     evaluations = []
     for threshold in trial.thresholds:
-        at_threshold = replace(recipe, thresholds={trial.name: threshold})
-        evaluations.append(judge(truth, processed(at_threshold, trial.name, prediction)))
+        volume = processed(trial.recipe(threshold), trial.name, prediction)
+        evaluations.append(judge(truth, volume))
     return evaluations
 
 

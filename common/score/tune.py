@@ -6,8 +6,8 @@ see `common.score.trials`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from common.infer.recipe import THRESHOLDS, Recipe, read_recipe, read_thresholds
 from common.infer.volume import EVERYWHERE
 from common.score import summary, versions
 from common.score.judge import FULL, Evaluation, beside, beside_text
-from common.score.trials import COARSE, DEFAULT, Trial, look, try_all
+from common.score.trials import COARSE, DEFAULT, Trial, Tried, look, try_all
 from common.score.versions import CSC
 from common.score.workers import Workers, parallel
 from common.talk import some
@@ -46,6 +46,8 @@ class Tuned:
     """Part of the voxels of its crops that is positive at the threshold."""
     annotated: float = 0.0
     """Part of them that is annotated as positive."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of instance_func that score better than its defaults."""
 
 
 def tune(  # noqa: PLR0913  the options of the command
@@ -62,9 +64,10 @@ def tune(  # noqa: PLR0913  the options of the command
 ) -> list[Tuned]:
     """Choose the threshold of each class; writes thresholds.json beside process_config.py.
 
-    Each candidate is processed and scored as `process` and `evaluate` do it, by the challenge's
-    score of the class pooled over the crops. A class without a positive voxel keeps 0.5 and is left
-    out. Thresholds of other classes and runs stay. Raises FileNotFoundError or UserError.
+    And of classes that are made into objects the instance_options of process_config.py. Each
+    candidate is processed and scored as `process` and `evaluate` do it, by the challenge's score of
+    the class pooled over the crops. A class without a positive voxel keeps 0.5 and is left out.
+    Thresholds of other classes and runs stay. Raises FileNotFoundError or UserError.
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
@@ -87,7 +90,7 @@ def tune(  # noqa: PLR0913  the options of the command
     boxes = regions.choose(config, crops, with_test=False, say=say)
     trials = [replace(trial, version=version) for trial in _trials(config, recipe, boxes)]
     checkpoints = _checkpoints(trials, say)
-    found = search(trials, workers, folds)
+    found = search(trials, workers, folds, options=recipe.settings.instance_options)
     _check_found(found, recipe, crops)
     records = _records(found, crops, checkpoints, metric=version.name)
     runs.setdefault(run_of(config), {}).update(records)
@@ -98,8 +101,46 @@ def tune(  # noqa: PLR0913  the options of the command
     return found
 
 
-def search(trials: Sequence[Trial], workers: Workers = 1, folds: int = 0) -> list[Tuned]:
-    """The best threshold of each class with a positive voxel, in two rounds, see COARSE."""
+def search(
+    trials: Sequence[Trial],
+    workers: Workers = 1,
+    folds: int = 0,
+    *,
+    options: Mapping[str, Sequence[Any]] | None = None,
+) -> list[Tuned]:
+    """The best threshold of each class with a positive voxel, see `_thresholds`.
+
+    options: values to try for arguments of instance_func. Each is chosen alone, in their order, at
+        the best threshold and the values chosen before; then the threshold is looked for again.
+    """
+    tried = _thresholds(trials, workers)
+    before = {name: of_class.score(DEFAULT) for name, of_class in tried.items()}
+    chosen = _options(trials, tried, options or {}, workers)
+    at_same = []
+    for trial in _with_options(trials, chosen):
+        at_same.append(replace(trial, thresholds=tuple(tried[trial.name].counts)))
+    # the best threshold may be another with them; the one from before is among these
+    tried |= try_all(at_same, workers)
+    found = []
+    for name, of_class in tried.items():
+        threshold = of_class.best()
+        tuned = Tuned(
+            name=name,
+            threshold=threshold,
+            score=of_class.score(threshold),
+            before=before[name],
+            crops=tuple(of_class.crops),
+            by_others=of_class.by_others(folds),
+            found=of_class.found[threshold] / of_class.voxels,
+            annotated=of_class.annotated / of_class.voxels,
+            options=chosen.get(name, {}),
+        )
+        found.append(tuned)
+    return found
+
+
+def _thresholds(trials: Sequence[Trial], workers: Workers) -> dict[str, Tried]:
+    """What came of each class with a positive voxel, in two rounds, see COARSE."""
     # two rounds of 13 candidates in all: each costs a run of process and evaluate over all crops
     tried = try_all(trials, workers)
     finer = []
@@ -110,21 +151,46 @@ def search(trials: Sequence[Trial], workers: Workers = 1, folds: int = 0) -> lis
     for name, more in try_all(finer, workers).items():
         tried[name].counts |= more.counts
         tried[name].found |= more.found
-    found = []
-    for name, of_class in tried.items():
-        threshold = of_class.best()
-        tuned = Tuned(
-            name=name,
-            threshold=threshold,
-            score=of_class.score(threshold),
-            before=of_class.score(DEFAULT),
-            crops=tuple(of_class.crops),
-            by_others=of_class.by_others(folds),
-            found=of_class.found[threshold] / of_class.voxels,
-            annotated=of_class.annotated / of_class.voxels,
-        )
-        found.append(tuned)
-    return found
+    return tried
+
+
+Options = dict[str, dict[str, Any]]
+"""Arguments of instance_func by class."""
+
+
+def _options(
+    trials: Sequence[Trial],
+    tried: Mapping[str, Tried],
+    options: Mapping[str, Sequence[Any]],
+    workers: Workers,
+) -> Options:
+    """By class, the values that score better than the defaults, at the best threshold."""
+    best = {name: of_class.score(of_class.best()) for name, of_class in tried.items()}
+    at_best = []
+    for trial in trials:
+        if trial.name in tried and trial.makes_objects:
+            at_best.append(replace(trial, thresholds=(tried[trial.name].best(),)))
+    chosen: Options = {}
+    for option, values in options.items():
+        better: Options = {}
+        for value in values:
+            candidate = {t.name: chosen.get(t.name, {}) | {option: value} for t in at_best}
+            for name, of_class in try_all(_with_options(at_best, candidate), workers).items():
+                score = of_class.score(of_class.best())
+                if score > best[name]:
+                    best[name] = score
+                    better[name] = candidate[name]
+        chosen |= better
+    return chosen
+
+
+def _with_options(trials: Sequence[Trial], options: Options) -> list[Trial]:
+    """The trials of classes that have some, with them."""
+    with_options = []
+    for trial in trials:
+        if trial.name in options:
+            with_options.append(replace(trial, options=options[trial.name]))
+    return with_options
 
 
 def table(found: Sequence[Tuned]) -> list[str]:
@@ -158,6 +224,10 @@ def _check_found(found: Sequence[Tuned], recipe: Recipe, crops: str) -> None:
 def _remarks(path: Path, recipe: Recipe, found: Sequence[Tuned]) -> list[str]:
     """What was left out, and what the file is."""
     texts = []
+    for one in found:
+        if one.options:
+            values = ", ".join(f"{option} = {value}" for option, value in one.options.items())
+            texts.append(f"{one.name}: {values}, for instance_func; better than its defaults")
     tuned = {one.name for one in found}
     left = [name for name in recipe.classes if name not in tuned]
     if left:
@@ -198,8 +268,9 @@ def _at_edges(found: Sequence[Tuned], trials: Sequence[Trial], workers: Workers)
     again = []
     for trial in trials:
         if trial.name in at_edge:
-            thresholds = (at_edge[trial.name].threshold, DEFAULT)
-            again.append(replace(trial, thresholds=thresholds))
+            one = at_edge[trial.name]
+            thresholds = (one.threshold, DEFAULT)
+            again.append(replace(trial, thresholds=thresholds, options=one.options))
     looks = parallel(look, again, workers)
     notes = []
     for name, one in at_edge.items():
@@ -293,6 +364,8 @@ def _records(
             "checkpoint": checkpoints[one.name],
             "date": date,
         }
+        if one.options:
+            records[one.name]["options"] = one.options
     return records
 
 

@@ -30,6 +30,7 @@ WRONG = "WRONG"
 
 OPTIONAL = {
     "optuna": "search",
+    "mwatershed": "mutex_watershed in process_config.py",
     "mlflow": "trackers = 'mlflow'",
     "neuroglancer": "visualize in a browser",
 }

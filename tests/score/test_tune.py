@@ -180,6 +180,47 @@ def test_where_no_class_is_positive_nothing_is_tuned(tiny):
     assert not (tiny.folder / THRESHOLDS).exists()
 
 
+OPTIONS = (
+    ABOVE
+    + """
+from common.infer.instances import connected_components, remove_small
+def instance_func(mask, probability, name, *, smallest=0.0, connectivity=26):
+    return remove_small(connected_components(mask, connectivity), smallest)
+instance_options = {"connectivity": [6, 26], "smallest": [0.0, 512.0 * 2, 512.0 * 200]}
+"""
+)
+
+
+def test_options_of_instance_func_are_chosen_by_the_score_and_process_takes_them(tiny):
+    """Specks of a voxel go and objects of 8 voxels stay; two that share a corner are one."""
+    configured(tiny, OPTIONS)
+    annotated = np.zeros((24, 24, 24), np.uint8)
+    annotated[2:4, 2:4, 2:4] = 1
+    annotated[4:6, 4:6, 4:6] = 1
+    annotated[12:14, 12:14, 12:14] = 2
+    write_truth(tiny, "mito", annotated)
+    predicted = annotated > 0
+    predicted[8::6, 8::6, 20::2] = True
+    write_prediction(tiny, "mito", np.where(predicted, 200, 0).astype(np.uint8), sha256="c" * 64)
+    said = []
+    found = choose(tiny, classes=("mito",), say=said.append)["mito"]
+    assert found.options == {"smallest": 1024.0} and found.score == 1
+    assert found.before < 1
+    assert any("mito: smallest = 1024.0" in line for line in said)
+    run(tiny, classes=("mito",))
+    assert processed(tiny, "mito")[...].max() == 2
+
+
+def test_options_that_do_no_better_than_the_defaults_are_left(tiny):
+    configured(tiny, OPTIONS)
+    annotated = np.zeros((24, 24, 24), np.uint8)
+    annotated[2:9, 2:9, 2:9] = 1
+    write_truth(tiny, "mito", annotated)
+    write_prediction(tiny, "mito", annotated * np.uint8(200))
+    assert not choose(tiny, classes=("mito",))["mito"].options
+    assert "options" not in read_thresholds(tiny.folder / THRESHOLDS)[RUN]["mito"]
+
+
 def test_process_reads_what_was_found(tiny):
     values = np.broadcast_to(np.linspace(0, 255, 24).astype(np.uint8), (24, 24, 24))
     write_prediction(tiny, "er", values, sha256="c" * 64)

@@ -1,0 +1,112 @@
+"""Objects that touch, told apart by a predicted boundary or distance: seeds, floods, joins.
+
+A landscape is high in the middle of objects and low between them. Its basins are far more than the
+objects, since every predicted volume is noisy; then those are joined that no neck and no boundary
+divides. All of it gives the same for any block shape.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import edt
+import numpy as np
+from scipy import ndimage
+
+from common.errors import UserError
+from common.infer.basins import find_basins, with_margin, within
+from common.infer.graph import over_means, over_passes
+from common.infer.volume import Block, BlockWork, Volume, fill, probabilities
+
+SMOOTHING = 1.0
+"""Standard deviation in voxels of the Gaussian that a landscape is smoothed by."""
+
+REACH = 4
+"""Voxels that the Gaussian reaches: SciPy's 4 standard deviations."""
+
+
+def watershed_of_boundary(  # noqa: PLR0917  # so it is called in process_config.py files
+    mask: Volume,
+    boundary: Volume,
+    threshold: float = 0.5,
+    neck: float = 0.9,
+    depth_nm: float = 100.0,
+) -> Volume:
+    """Ids as of connected_components(), with objects divided along a predicted boundary.
+
+    The landscape is 1 - boundary, smoothed, plus the depth within what is no boundary, from 0 to 1.
+    Basins are joined over passes that are no necks. Then, pair by pair, those are joined whose
+    contact has the least mean boundary, up to `threshold`.
+
+    Args:
+        mask: a mask, or ids, each of which is divided alone.
+        boundary: probability that a voxel lies at the edge of an object, see threshold().
+        threshold: mean boundary above which a contact divides (0..1).
+        neck: a pass of this fraction of the lower of two summits, or of more, is no neck (0..1).
+        depth_nm: beyond this depth all is equally deep.
+    """
+    _check(mask, boundary, "boundary", neck)
+    if not 0 < threshold < 1:
+        raise UserError(f"threshold {threshold}; write a probability between 0 and 1")
+    if not 0 < depth_nm < np.inf:
+        raise UserError(f"depth_nm {depth_nm}; write a length above 0 in nm")
+    reads = (mask, boundary)
+    function = partial(_away_from_boundary, *reads, threshold, depth_nm)
+    landscape = fill(mask, BlockWork(function, reads), np.float32)
+    basins, graph = find_basins(landscape, mask, boundary)
+    part = over_passes(graph, basins.summits, neck)
+    part = over_means(graph.contracted(part), threshold)[part]
+    return basins.ids(part)
+
+
+def watershed_of_distance(mask: Volume, distance: Volume, neck: float = 0.5) -> Volume:
+    """Ids as of connected_components(), with objects divided at the necks of a predicted distance.
+
+    Args:
+        mask: a mask, or ids, each of which is divided alone.
+        distance: to the edge of the object in nm, positive inside; clipped or not.
+        neck: two basins stay apart where the smoothed distance between them falls below this
+            fraction of the lower of their summits (0..1).
+    """
+    _check(mask, distance, "distance", neck)
+    reads = (mask, distance)
+    landscape = fill(mask, BlockWork(partial(_smoothed, *reads), reads), np.float32)
+    basins, graph = find_basins(landscape, mask)
+    return basins.ids(over_passes(graph, basins.summits, neck))
+
+
+def _away_from_boundary(  # noqa: PLR0917  # a partial of it
+    mask: Volume, boundary: Volume, threshold: float, depth_nm: float, block: Block, _: None
+) -> np.ndarray | None:
+    if not mask.read(block.core).any():
+        return None
+    voxel_size = np.array(mask.voxel_size)
+    # beyond it no boundary is nearer than depth_nm
+    margin = np.maximum(np.ceil(depth_nm / voxel_size).astype(int) + 1, REACH)
+    box = with_margin(block.core, margin, mask.shape)
+    # unknown is an edge
+    edge = np.nan_to_num(probabilities(boundary, box), nan=1)
+    inside = (edge <= threshold) & (mask.read(box) != 0)
+    depth = edt.edt(inside, anisotropy=tuple(voxel_size))
+    height = ndimage.gaussian_filter(1 - edge, SMOOTHING)
+    height += np.minimum(depth, depth_nm) / depth_nm
+    return height[within(block.core, box)].astype(np.float32)
+
+
+def _smoothed(mask: Volume, distance: Volume, block: Block, _: None) -> np.ndarray | None:
+    if not mask.read(block.core).any():
+        return None
+    box = with_margin(block.core, REACH, mask.shape)
+    values = np.nan_to_num(distance.read(box).astype(np.float32))
+    return ndimage.gaussian_filter(values, SMOOTHING)[within(block.core, box)]
+
+
+def _check(mask: Volume, other: Volume, what: str, neck: float) -> None:
+    if mask.dtype.kind not in "bui":
+        raise UserError(f"a mask of {mask.dtype}; threshold() it first, or hand over ids")
+    if other.shape != mask.shape:
+        raise UserError(
+            f"a {what} of shape {other.shape} for a mask of shape {mask.shape}; make them equal"
+        )
+    if not 0 <= neck <= 1:
+        raise UserError(f"neck {neck}; write a fraction from 0 (never divide) to 1")

@@ -1,0 +1,261 @@
+"""Objects from affinities: the mutex watershed over a volume larger than memory.
+
+An affinity says of two voxels at an offset whether they are of one object. The mutex watershed
+(Wolf et al. 2018, by the package mwatershed) takes all pairs from the surest on, joins those that
+are of one object and forbids the others to be joined. Here it runs twice: over the voxels of each
+block with the surroundings that its offsets reach into, and over the fragments that blocks are left
+with, whose affinity is the mean over all pairs of voxels between them. Fragments that two blocks
+cut an object into hang together by thousands of pairs, so they are joined as surely as voxels are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+import cc3d
+import numpy as np
+
+from common.data.box import slices
+from common.errors import UserError
+from common.infer.basins import relabelled, with_margin, within
+from common.infer.boxes import Box
+from common.infer.components import find_components
+from common.infer.graph import Contacts, combined, joined
+from common.infer.volume import (
+    Block,
+    BlockWork,
+    Volume,
+    blocks,
+    fill,
+    gather,
+    probabilities,
+    smallest_dtype,
+)
+
+
+def mutex_watershed(  # noqa: PLR0917  # so it is called in process_config.py files
+    mask: Volume,
+    channels: Mapping[str, Volume],
+    name: str,
+    offsets: Sequence[Sequence[float]],
+    threshold: float = 0.5,
+    weights: Sequence[float] = (),
+) -> Volume:
+    """Ids as of connected_components(), with objects divided by affinities.
+
+    Over the faces of blocks it is mean affinities of fragments that join them, in one piece it
+    would be those of single voxels. A block takes 100 bytes for each voxel and offset.
+
+    Args:
+        mask: a mask, or ids, each of which is divided alone.
+        channels: has the affinities as NAME_0, NAME_1, ..., of the types that threshold() takes.
+        name: of the affinities.
+        offsets: (z, y, x) nm from a voxel to the one that an affinity is about, for each of them.
+        threshold: affinities above it speak for one object, those below it against (0..1).
+        weights: factor of each offset, by which it is surer than others; all 1 unless given.
+    """
+    if not 0 < threshold < 1:
+        raise UserError(f"threshold {threshold}; write a probability between 0 and 1")
+    affinities = _affinities(mask, channels, name, offsets)
+    signs = _Signs(threshold, _weights(weights, len(offsets)))
+    library()  # which says before the work that it is not there
+    reads = (mask, *affinities.volumes)
+    work = BlockWork(partial(_fragments, mask, affinities, signs), reads)
+    fragments = fill(mask, work, _dtype(mask))
+    work = BlockWork(partial(_links, fragments, mask, affinities), (fragments, *reads))
+    of_blocks = gather(mask, work)
+    found = {}
+    links: list[list[Contacts]] = [[] for _ in offsets]
+    for block, (ids, contacts) in zip(blocks(mask), of_blocks, strict=True):
+        found[block.index] = ids
+        for of_offset, more in zip(links, contacts, strict=True):
+            of_offset.append(more)
+    every = np.concatenate(list(found.values()))
+    object_of = _clustered(every, [combined(joined(one)) for one in links], signs)
+
+    def about(block: Block) -> tuple[np.ndarray, np.ndarray]:
+        ids = found[block.index]
+        return ids, object_of[np.searchsorted(every, ids)]
+
+    work = BlockWork(partial(relabelled, fragments), (fragments,), about=about)
+    return find_components(fill(mask, work, object_of.dtype), 26).numbered()
+
+
+@dataclass(frozen=True)
+class _Affinities:
+    """Affinities and what they are about."""
+
+    volumes: tuple[Volume, ...]
+    offsets: np.ndarray
+    """(k, 3) voxels from a voxel to the other of its pair."""
+
+    @property
+    def margin(self) -> np.ndarray:
+        """(3,) voxels that they reach."""
+        return np.abs(self.offsets).max(axis=0)
+
+    def pairs(self, box: Box, outer: Box) -> Iterator[tuple[Volume, Box, Box]]:
+        """Each volume, the voxels of a box whose other one is in `outer`, and those others."""
+        start, stop = _ends(box)
+        first, last = _ends(outer)
+        for volume, offset in zip(self.volumes, self.offsets, strict=True):
+            low = np.maximum(start, first - offset)
+            high = np.maximum(np.minimum(stop, last - offset), low)
+            yield volume, slices(low, high), slices(low + offset, high + offset)
+
+
+@dataclass(frozen=True)
+class _Signs:
+    """What affinities say."""
+
+    threshold: float
+    weights: tuple[float, ...]
+
+    def of(self, affinity: np.ndarray, k: int) -> np.ndarray:
+        """Float64, above 0 for one object; the further from 0 the surer. k: which offset."""
+        return self.weights[k] * (affinity.astype(np.float64) - self.threshold)
+
+
+def library() -> ModuleType:
+    """The package mwatershed. Raises UserError where it is not installed."""
+    try:
+        import mwatershed
+    except ImportError as error:
+        raise UserError(
+            "mutex_watershed needs the package mwatershed, which is not installed; write "
+            "pip install mwatershed, or pip install 'csc-baselines[objects]'"
+        ) from error
+    return mwatershed
+
+
+def _affinities(
+    mask: Volume,
+    channels: Mapping[str, Volume],
+    name: str,
+    offsets: Sequence[Sequence[float]],
+) -> _Affinities:
+    """Raises UserError for what is not there, or is no whole number of voxels."""
+    if mask.dtype.kind not in "bui":
+        raise UserError(f"a mask of {mask.dtype}; threshold() it first, or hand over ids")
+    if len(offsets) == 0:
+        raise UserError("offsets is empty; write those that the affinities were made with, in nm")
+    volumes = tuple(channels[f"{name}_{k}"] for k in range(len(offsets)))
+    for k, volume in enumerate(volumes):
+        if volume.shape != mask.shape:
+            raise UserError(
+                f"{name}_{k} of shape {volume.shape} for a mask of shape {mask.shape}; make them "
+                "equal"
+            )
+    exact = np.array(offsets, float) / mask.voxel_size
+    voxels = np.rint(exact).astype(int)
+    for offset, at, whole in zip(offsets, exact, voxels, strict=True):
+        if not whole.any() or np.abs(at - whole).max() > 0.1:
+            raise UserError(
+                f"offset {tuple(offset)} nm is {at.round(2).tolist()} voxels of "
+                f"{list(mask.voxel_size)} nm; write whole multiples of the voxel size"
+            )
+    return _Affinities(volumes, voxels)
+
+
+def _weights(weights: Sequence[float], n: int) -> tuple[float, ...]:
+    if len(weights) == 0:
+        return (1.0,) * n
+    if len(weights) != n or not all(0 < weight < np.inf for weight in weights):
+        raise UserError(f"weights {tuple(weights)}; write {n} numbers above 0, one for each offset")
+    return tuple(weights)
+
+
+def _fragments(  # a partial of it
+    mask: Volume, affinities: _Affinities, signs: _Signs, block: Block, _: None
+) -> np.ndarray | None:
+    """The fragments of a block, in numbers of its own."""
+    box = with_margin(block.core, affinities.margin, mask.shape)
+    own = mask.read(box)
+    if not own[within(block.core, box)].any():
+        return None
+    said = np.zeros((len(affinities.volumes), *own.shape))
+    for k, (volume, here, there) in enumerate(affinities.pairs(box, box)):
+        at = within(here, box)
+        ids = own[at]
+        are_one_id = (ids != 0) & (ids == own[within(there, box)])
+        # 0 says nothing
+        said[k][at] = np.where(are_one_id, signs.of(probabilities(volume, here), k), 0)
+    labels = library().agglom(said, affinities.offsets.tolist())
+    labels = np.where(own == 0, 0, labels)
+    # the library gives 0 to a voxel that no affinity says anything about
+    silent = np.where(labels == 0, own, 0)
+    if silent.any():
+        alone = cc3d.connected_components(_compact(silent)).astype(labels.dtype)
+        labels = np.where(silent == 0, labels, labels.max() + alone)
+    labels = labels[within(block.core, box)]
+    # what hung together around the block alone, or over a gap, is more than one fragment in it
+    pieces = cc3d.connected_components(_compact(labels), connectivity=26)
+    dtype = _dtype(mask)
+    # a block has no more fragments than voxels
+    first = np.ravel_multi_index(block.index, _counts(mask)) * math.prod(mask.block)
+    return np.where(pieces == 0, dtype(0), pieces.astype(dtype) + dtype(first))
+
+
+def _counts(mask: Volume) -> np.ndarray:
+    """(3,) blocks along each axis."""
+    return -(-np.array(mask.shape) // mask.block)
+
+
+def _dtype(mask: Volume) -> type[np.unsignedinteger]:
+    """That of fragments, which are numbered through all blocks."""
+    return smallest_dtype(math.prod(_counts(mask).tolist()) * math.prod(mask.block))
+
+
+def _ends(box: Box) -> tuple[np.ndarray, np.ndarray]:
+    """The first voxel of a box, and its last + 1."""
+    return np.array([along.start for along in box]), np.array([along.stop for along in box])
+
+
+def _compact(labels: np.ndarray) -> np.ndarray:
+    """Labels as the small integers that cc3d takes; 0 stays."""
+    names, number = np.unique(labels, return_inverse=True)
+    return number.reshape(labels.shape).astype(np.uint32) + np.uint32(names[0] != 0)
+
+
+def _links(
+    fragments: Volume, mask: Volume, affinities: _Affinities, block: Block, _: None
+) -> tuple[np.ndarray, list[Contacts]]:
+    """The fragments of a block, and for each offset what its affinities say of pairs of them."""
+    box = with_margin(block.core, affinities.margin, mask.shape)
+    labels = fragments.read(box)
+    own = mask.read(box)
+    core = np.unique(labels[within(block.core, box)])
+    contacts = []
+    for volume, here, there in affinities.pairs(block.core, box):
+        first = within(here, box)
+        second = within(there, box)
+        apart = (labels[first] != labels[second]) & (own[first] == own[second]) & (own[first] != 0)
+        said = probabilities(volume, here)[apart]
+        pairs = Contacts.of_faces(
+            labels[first][apart],
+            labels[second][apart],
+            height=np.zeros(len(said)),
+            evidence=said,
+        )
+        contacts.append(combined(pairs))
+    return core[core > 0], contacts
+
+
+def _clustered(every: np.ndarray, links: Sequence[Contacts], signs: _Signs) -> np.ndarray:
+    """(n,) object 1.. of each fragment, by the mutex watershed of their mean affinities."""
+    sure = np.concatenate([signs.of(link.mean, k) for k, link in enumerate(links)])
+    a = np.searchsorted(every, np.concatenate([link.a for link in links]))
+    b = np.searchsorted(every, np.concatenate([link.b for link in links]))
+    # stable, so that of equal ones the earlier offset and the earlier fragments come first
+    order = np.argsort(-np.abs(sure), kind="stable")
+    edges = list(zip((sure > 0)[order].tolist(), a[order].tolist(), b[order].tolist(), strict=True))
+    object_of = np.arange(len(every))
+    if edges:
+        fragment, cluster = np.array(library().cluster(edges)).T
+        object_of[fragment] = len(every) + cluster
+    _, number = np.unique(object_of, return_inverse=True)
+    return (number + 1).astype(smallest_dtype(len(every)))

@@ -1,0 +1,134 @@
+"""Predicted classes as they are read: logits, probabilities, and channels by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data import ngff, records
+from common.data.ngff import Grid, Level
+from common.data.records import PredictionRecord
+from common.errors import UserError
+from common.infer import encode
+from common.infer.volume import Volume
+from common.talk import some
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class of one box, as predict left it."""
+
+    level: Level
+    record: PredictionRecord
+
+    @property
+    def grid(self) -> Grid:
+        """Where its voxels are."""
+        return self.level.grid
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Shape of its chunks, voxels."""
+        return self.level.array.chunks
+
+    def logits(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        """Float32 logits of voxels start..stop."""
+        return encode.decode(self.level.read(start, stop), self.record.content)
+
+    def logit(self, threshold: float) -> np.float32:
+        """The logit of a threshold: what is stored equal to the threshold is not above it."""
+        content = self.record.content
+        value: Any = np.float32(np.log(threshold / (1 - threshold)))
+        if content == "logits":
+            return value
+        dtype = self.level.array.dtype
+        if dtype.kind == "f":
+            # by the way of stored values, so that their rounding is the threshold's too
+            value = encode.decode(np.array(threshold, dtype), content)
+        # stored 0 and 1 have finite logits; 1 is above any threshold and 0 above none
+        one = 255 if dtype == np.uint8 else 1
+        lowest, highest = encode.decode(np.array([0, one], dtype), content)
+        return np.clip(value, lowest, np.nextafter(highest, lowest))
+
+
+def open_prediction(path: Path) -> Prediction:
+    """A finished prediction.
+
+    Raises FileNotFoundError, or UserError for one that is half-written, not of `predict`, or whose
+    chunks are gone.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no prediction; run predict first")
+    records.refuse_unreadable(path, "predict")
+    level = ngff.open_levels(path)[0]
+    record = records.read_prediction(path)
+    if record is None or not record.key:
+        raise UserError(
+            f"{path}: not written by predict (no 'prediction' in its .zattrs); run predict into "
+            "another folder"
+        )
+    records.refuse_lost_chunks(path, "predict")
+    return Prediction(level, record)
+
+
+class Probability:
+    """A prediction as an array of probabilities, decoded where it is read."""
+
+    def __init__(self, prediction: Prediction):
+        self.prediction = prediction
+        self.shape = prediction.grid.shape
+        self.dtype = np.dtype(np.float32)
+
+    def __getitem__(self, where: Any) -> np.ndarray:
+        """Of slices along z, y, x, those left out being whole, or of `...`."""
+        if where is ...:
+            where = ()
+        elif not isinstance(where, tuple):
+            where = (where,)
+        start = [0, 0, 0]
+        stop = list(self.shape)
+        for axis, part in enumerate(where):
+            start[axis], stop[axis], _ = part.indices(self.shape[axis])
+        return 1 / (1 + np.exp(-self.prediction.logits(start, stop)))
+
+
+class Channels(Mapping[str, Volume]):
+    """The predicted channels of a box by name, opened when they are asked for.
+
+    Which are derived channels and other classes, of the network that predicted this class.
+    """
+
+    def __init__(self, prediction: Prediction, like: Volume):
+        self.prediction = prediction
+        self.like = like
+        self.folder = prediction.level.path.parent.parent
+
+    def __getitem__(self, name: str) -> Volume:
+        """Raises UserError for one that is not there, or of another network."""
+        path = self.folder / name
+        if not path.is_dir():
+            raise UserError(
+                f"no channel '{name}' in {self.folder}, which has {some(list(self), 20)}; declare "
+                "it in data.py, train and predict"
+            )
+        channel = open_prediction(path)
+        if channel.record.sha256 != self.prediction.record.sha256:
+            raise UserError(f"{path}: predicted by another checkpoint; run predict --overwrite")
+        if not _are_equal(channel.grid, self.prediction.grid):
+            raise UserError(f"{path}: of other voxels than the class; run predict --overwrite")
+        return replace(self.like, array=Probability(channel))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(path.parent.name for path in self.folder.glob("*/.zattrs")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _are_equal(a: Grid, b: Grid) -> bool:
+    near = np.allclose(a.origin, b.origin) and np.allclose(a.scale, b.scale)
+    return near and tuple(a.shape) == tuple(b.shape)
