@@ -50,7 +50,8 @@ def ids(  # noqa: PLR0917
     through.
     """
     keywords = dict(recipe.options.get(name, {}))
-    if takes_channels(recipe.settings.instance_func):
+    function = recipe.settings.instance_func
+    if function is not None and takes_channels(function):
         keywords[CHANNELS] = channels
     given = _call(recipe, "instance_func", mask, probability, name, **keywords)
     what = f"{recipe.path}: instance_func gives"

@@ -135,9 +135,9 @@ def over_means(graph: Graph, limit: float) -> np.ndarray:
     part = np.arange(graph.n)
     while waiting:
         mean, a, b = heapq.heappop(waiting)
-        contact = around[a].get(b)
+        now = around[a].get(b)
         # else the entry is of before one of the two was joined with another
-        if contact is None or contact.mean != mean:
+        if now is None or now.mean != mean:
             continue
         keep, gone = (a, b) if len(around[a]) >= len(around[b]) else (b, a)
         part[gone] = keep

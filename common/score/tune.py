@@ -351,7 +351,7 @@ def _records(
     """The entries of thresholds.json, by class."""
     # the checkpoint, because a threshold is for the network it was tuned with: process notes others
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    records = {}
+    records: dict[str, dict[str, Any]] = {}
     for one in found:
         records[one.name] = {
             "threshold": one.threshold,
