@@ -97,7 +97,7 @@ def export(  # noqa: PLR0913  # the options of the command
     writer = _writer(str(out), format)
     if with_meshes and writer is not precomputed.WRITER:
         raise UserError("--meshes: for --format precomputed; write --format ply for files of them")
-    is_single = len(found) == 1 and len(found[0].names) == 1
+    is_single = [result.path for result in found] == [place.path_of(source)]
     jobs = []
     for result in found:
         path = _path_of(Path(out), result, writer, is_single)

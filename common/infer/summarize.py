@@ -135,7 +135,8 @@ def _on_same_voxels(found: Sequence[Result]) -> list[tuple[str, list[Result]]]:
 
 
 def _box(result: Result) -> str:
-    return "/".join(result.names[:-1]) or result.name
+    """The folder that a class lies in, by its path below what was asked for."""
+    return "/".join(result.names[:-1]) or result.path.parent.name
 
 
 # The tables

@@ -196,6 +196,9 @@ def test_the_command_writes_all_classes_of_a_folder_and_leaves_them_alone_then(
     code, out, _ = run(*words)
     assert (code, out.count("there already")) == (0, 2)
     assert [file.stat().st_mtime_ns for file in files] == before
+    box = results / "cell.zarr/whole"
+    [path] = export(str(box), tmp_path / "one", format="mrc", classes=["er"], say=silent)
+    assert path == tmp_path / "one/er.mrc"
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -161,6 +161,8 @@ def test_the_command_writes_tables_and_pictures(tmp_path, run):
     ]
     pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert pictures == ["cell_whole_er_max_z.png", "cell_whole_mito_max_z.png"]
+    summarize(str(tmp_path / "in/cell.zarr/whole"), tmp_path / "box", contacts=["mito", "er"])
+    assert pd.read_csv(tmp_path / "box/contacts.csv")["volume"].tolist() == ["whole"] * 3
     code, _, err = run(*words)
     assert (code, "there already; write another folder, or --overwrite" in err) == (2, True)
 
