@@ -1,7 +1,8 @@
 """A 2-D network over the planes across all three axes of a volume.
 
 Trained on slices across one axis, it is also given those across the other two, as the public
-toolbox does; what is predicted is the mean of the three logits.
+toolbox does; what is predicted is the mean of the three logits. So is a network of sections, whose
+planes have their neighbours beside them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from common.data.sampling import Patch
 from common.errors import UserError
 from common.infer.network import Network, over
+from common.model.sections import Sections
 from common.talk import nm, note
 
 OWN, ALL, AUTO = "own", "all", "auto"
@@ -30,20 +32,29 @@ def with_planes(network: Network, which: str) -> Network:
     if network.members:
         members = [with_planes(member, which) for member in network.members]
         return replace(network, members=tuple(members))
-    if which == OWN or (which == AUTO and network.flat is None):
+    own = own_axis(network)
+    if which == OWN or (which == AUTO and own is None):
         return network
-    if network.flat is None:
+    if own is None:
         raise UserError(
             f"{network.config.folder}: --planes {ALL} is for networks whose convolutions are all "
-            "2-D, with a patch of one voxel along an axis; leave it out"
+            "2-D, with a patch of one voxel along an axis, or of sections; leave it out"
         )
     patches = [across(network, axis) for axis in range(3)]
     _note_other_voxels(network, patches)
     planes = []
     for axis, (taken, given) in enumerate(patches):
-        forward = replace(network.forward_pass, flat=axis)
+        axes = {"sections": axis} if network.flat is None else {"flat": axis}
+        forward = replace(network.forward_pass, **axes)
         planes.append(replace(network, **_over(network, forward, taken, given)))
     return replace(network, planes=tuple(planes))
+
+
+def own_axis(network: Network) -> int | None:
+    """The axis across which a network got planes in training; None of a 3-D network."""
+    if isinstance(network.model, Sections):
+        return 0
+    return network.flat
 
 
 def _over(network: Network, forward: Any, taken: Patch, given: Patch) -> dict[str, Any]:
@@ -64,11 +75,28 @@ def across(network: Network, axis: int) -> tuple[Patch, Patch]:
     """
     taken = Patch(**network.config.input_array_info)
     given = Patch(**network.config.target_array_info)
-    own = network.flat
+    own = own_axis(network)
     assert own is not None
     if axis == own:
         return taken, given
-    return _turned(taken, given, own, axis), _turned(given, given, own, axis)
+    turned = _turned(taken, given, own, axis), _turned(given, given, own, axis)
+    if network.flat is not None:
+        return turned
+    # sections are seen as far from each other as in training
+    apart = taken.scale[own]
+    return (
+        _along(turned[0], axis, voxels=taken.shape[own], nm=apart),
+        _along(turned[1], axis, voxels=given.shape[own], nm=apart),
+    )
+
+
+def _along(patch: Patch, axis: int, *, voxels: int, nm: float) -> Patch:
+    """A patch with so many voxels of another size along an axis."""
+    shape = list(patch.shape)
+    scale = list(patch.scale)
+    shape[axis] = voxels
+    scale[axis] = nm
+    return Patch(tuple(shape), tuple(scale))
 
 
 def _turned(patch: Patch, given: Patch, own: int, axis: int) -> Patch:

@@ -8,24 +8,19 @@ files could not be fetched where this was written; the tests load files of the s
 
 from __future__ import annotations
 
-import hashlib
-import json
-import ssl
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from http.client import HTTPException
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
-from urllib.request import urlopen
+from typing import cast
 
 import torch
 from torch import nn
 
-from common.errors import FileError, UserError
-from common.files import alone, cache_folder, replacing, sha256_of_file, write_json
+from common.errors import UserError
+from common.files import cache_folder
+from common.model import published
 from common.model.unet import shrunk_shape
-from common.talk import progress, say
 
 KNOWN_SHA256: dict[str, str] = {}
 """Checkpoint name to SHA-256 of its file. COSEM publishes none: enter what a download prints."""
@@ -34,12 +29,6 @@ KNOWN_SHA256: dict[str, str] = {}
 SMALLEST_INPUT = 198
 INPUT_STEP = 18
 LOST_VOXELS = 186  # 180 in the backbone, 6 in the head
-
-TIMEOUT_S = 60
-READ_BYTES = 1 << 20
-
-Record = dict[str, Any]
-"""What is kept beside a file of weights: its source, bytes and sha256."""
 
 
 def weights_path(name: str = "setup04/1820500", urls: Mapping[str, str] | None = None) -> Path:
@@ -64,23 +53,7 @@ def weights_path(name: str = "setup04/1820500", urls: Mapping[str, str] | None =
             f"weights '{name}': no COSEM checkpoint has this name; write one of {', '.join(urls)}"
         )
     path = cache_folder() / "cosem" / f"{name}.pth"
-    if _is_recorded(path):
-        return path
-    with _locked(path):
-        # asked again: the process that held the lock until now may have downloaded it
-        if not _is_recorded(path):
-            first = _first_sha256(path)
-            record = _examine(name, path) if path.is_file() else _download(name, urls[name], path)
-            if first not in ("", record["sha256"]):
-                path.unlink()  # just downloaded: a file put there by hand is not replaced
-                raise UserError(
-                    f"{record['source']}: its SHA-256 is {record['sha256']} and that of the file "
-                    f"taken first {first}; it was not kept. If the change is meant, delete "
-                    f"{_record_path(path)}"
-                )
-            write_json(_record_path(path), record)
-            say(f"{path}: {record['bytes']:,} bytes, SHA-256 {record['sha256']}")
-    return path
+    return published.cached(path, urls[name], check=partial(_check, name))
 
 
 def load_backbone(name: str = "setup04/1820500", pretrained: bool = True) -> nn.Module:
@@ -154,114 +127,12 @@ def cosem_output_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     )
 
 
-def _record_path(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _is_recorded(path: Path) -> bool:
-    """Whether the file is there with its record. UserError if it is not the file recorded."""
-    record_path = _record_path(path)
-    if not (path.is_file() and record_path.is_file()):
-        return False
-    recorded = json.loads(record_path.read_text())["bytes"]
-    size = path.stat().st_size
-    if size != recorded:
-        raise UserError(
-            f"{path}: has {size:,} bytes, but {record_path.name} says {recorded:,}; "
-            "delete both to download it again"
-        )
-    digest = sha256_of_file(path)
-    first = _first_sha256(path)
-    if digest != first:
-        raise UserError(
-            f"{path}: its SHA-256 is {digest}, but {record_path.name} says {first}: the file was "
-            "changed after it was taken; delete both to download it again"
-        )
-    return True
-
-
-def _first_sha256(path: Path) -> str:
-    """The SHA-256 that is on record of a file, whether it is still there or not; "" if none is."""
-    record_path = _record_path(path)
-    if not record_path.is_file():
-        return ""
-    return json.loads(record_path.read_text())["sha256"]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of one cached file between processes. FileError if it cannot be made."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(alone(path.with_name(path.name + ".lock"), wait=True))
-        except FileError as error:
-            raise FileError(
-                f"{path.parent}: cannot be written ({error.__cause__}); "
-                "set cache_path or CELLMAP_CACHE to a folder that can"
-            ) from error
-        yield
-
-
-def _examine(name: str, path: Path) -> Record:
-    """The record of a file that somebody put into the cache. UserError if it is not this one."""
-    record = {
-        "source": "put here by hand",
-        "bytes": path.stat().st_size,
-        "sha256": sha256_of_file(path),
-    }
-    _check(name, path, record)
-    return record
-
-
-def _download(name: str, url: str, path: Path) -> Record:
-    """Fetch a checkpoint and put it at `path` when it is whole and loads; gives its record."""
-    digest = hashlib.sha256()
-    with replacing(path) as part:
-        with part.open("wb") as file:
-            for chunk in _received(url, path):
-                digest.update(chunk)
-                file.write(chunk)
-        record = {"source": url, "bytes": part.stat().st_size, "sha256": digest.hexdigest()}
-        try:
-            _check(name, part, record)
-        except UserError as error:
-            reason = str(error).removeprefix(f"{part}: ").partition("; ")[0]
-            raise UserError(
-                f"{url}: sent something else ({reason}); fetch it elsewhere and save it as {path}"
-            ) from error
-    return record
-
-
-def _received(url: str, path: Path) -> Iterator[bytes]:
-    """What `url` sends for the file `path`. FileError if it is nothing or less than announced."""
-    # urlopen's own context verifies nothing once cellmap-models has downloaded something
-    verified = ssl.create_default_context()
-    try:
-        with urlopen(url, timeout=TIMEOUT_S, context=verified) as response:
-            announced = response.headers.get("Content-Length")
-            total = None if announced is None else int(announced)
-            received = 0
-            with progress(total, f"Downloading {url}", unit="B", unit_scale=True) as bar:
-                while chunk := response.read(READ_BYTES):
-                    yield chunk
-                    received += len(chunk)
-                    bar.update(len(chunk))
-        if total not in (None, received):
-            raise HTTPException(f"the transfer ended after {received:,} of {total:,} bytes")
-    except (OSError, HTTPException) as error:
-        raise FileError(
-            f"{path}: missing, and could not be downloaded ({error}); "
-            f"fetch {url} elsewhere and save it as this file"
-        ) from error
-
-
-def _check(name: str, path: Path, record: Record) -> None:
+def _check(name: str, path: Path, digest: str) -> None:
     """Raise UserError unless the file has the known SHA-256, if any, and the network's tensors."""
     known = KNOWN_SHA256.get(name)
-    if known not in (None, record["sha256"]):
+    if known not in (None, digest):
         raise UserError(
-            f"{path}: SHA-256 is {record['sha256']}, not the known {known}; "
-            "delete it and fetch it again"
+            f"{path}: SHA-256 is {digest}, not the known {known}; delete it and fetch it again"
         )
     _read_backbone(name, path)
 

@@ -26,6 +26,8 @@ class ForwardPass:
     flat: int | None = None
     """Axis (0 is z) across which a 2-D network takes slices, of which there may be any number; the
     axis of size 1 unless given."""
+    sections: int = 0
+    """Axis across which a network of sections gets them; what it takes for z. Others have 0."""
 
     def __call__(self, model: nn.Module, raw: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes, z, y, x) of raw (B, 1, z, y, x): the first output of the network."""
@@ -40,6 +42,8 @@ class ForwardPass:
         network: Callable[[torch.Tensor], Any] = model
         if self.learning is not None and torch.is_grad_enabled():
             network = self.learning
+        if self.sections:
+            raw = raw.movedim(2 + self.sections, 2)
         flat = self._slices_across(model, raw)
         slices = 1 if flat is None else raw.shape[flat]
         if flat is not None:
@@ -48,9 +52,11 @@ class ForwardPass:
             raw = raw.contiguous(memory_format=_channels_last(raw.ndim))
         with self.precision.autocast():
             outputs = _as_list(network(raw))
-        if flat is None:
-            return outputs
-        return [_as_volume(output, flat, slices) for output in outputs]
+        if flat is not None:
+            outputs = [_as_volume(output, flat, slices) for output in outputs]
+        if self.sections:
+            outputs = [output.movedim(2, 2 + self.sections) for output in outputs]
+        return outputs
 
     def _slices_across(self, model: nn.Module, raw: torch.Tensor) -> int | None:
         """The axis of raw (B, 1, z, y, x) across which slices are taken; None for a 3-D network."""

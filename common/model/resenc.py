@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
+from common.model.sizes import refuse_other_multiples
 
 WIDTH = 16
 """Channels at the voxels of raw; they double wherever voxels are halved."""
@@ -173,7 +174,7 @@ class ResEnc(nn.Module):
 
     def forward(self, raw: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Logits of raw; UserError for a size that the network does not take."""
-        _refuse_other_sizes(raw.shape[2:], self.plan.step)
+        refuse_other_multiples("the residual-encoder U-Net", raw.shape[2:], self.plan.step)
         if self.ends is None:
             return self.layers(raw)
         fine = self.ends.look(raw)
@@ -221,16 +222,6 @@ def _norm(norm: str, width: int) -> str | tuple[str, dict[str, int]]:
     if norm == "group":
         return "group", {"num_groups": math.gcd(NORM_GROUPS, width)}
     return norm
-
-
-def _refuse_other_sizes(shape: Sequence[int], step: Axes) -> None:
-    for size, multiple in zip(shape, step, strict=True):
-        if size % multiple:
-            below = max(size // multiple, 1) * multiple
-            raise UserError(
-                f"input shape {tuple(shape)}: the residual-encoder U-Net takes multiples of {step} "
-                f"voxels, not {size} on an axis; write {below} or {below + multiple}"
-            )
 
 
 def _pools(nm: tuple[float, ...], size: Axes) -> tuple[Axes, ...]:

@@ -21,7 +21,7 @@ from common.model import activation
 from common.model.build import build_model
 from common.model.compiling import try_compiling
 from common.model.forward import ForwardPass
-from common.model.shapes import parameters_of_outputs
+from common.model.shapes import OnMeta, parameters_of_outputs
 from common.train import average, checkpoint, criterion, metrics, optim, ranks, schedule, together
 from common.train.steps import Method, ScoreCrops, State, Validation
 
@@ -100,6 +100,7 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     runtime.seed_everything(config.random_seed)  # before weights are drawn
     model = together.share_statistics(build_model(config, device), device)
     unusual += [*schedule.try_out(config, model), *unusual_outputs(config, model)]
+    unusual += single_patches(config, model)
     with ranks.first_on_this_machine():  # the others find decoded crops
         crops = loaders.open_data(config, checkpoint.raw_scalings(config))
     weights = class_weights(config, crops, loss)
@@ -151,6 +152,34 @@ def unusual_outputs(config: TrainConfig, model: nn.Module) -> list[str]:
     exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
     sentence = activation.notice(model, exact.outputs, config.input_array_info["shape"])
     return [sentence] if sentence else []
+
+
+def single_patches(config: TrainConfig, model: nn.Module) -> list[str]:
+    """Return a sentence about batch normalisation over batches of one patch, if there is any.
+
+    Raises UserError where the patch is pooled to one voxel, over which there is no statistic.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if config.batch_size > 1 or not layers:
+        return []
+    advice = "write batch_size = 2 or more, of which 8 is enough, or another norm in model_kwargs"
+    exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
+    patch = torch.empty(1, 1, *config.input_array_info["shape"], device="meta")
+    was_training = model.training
+    try:
+        exact.outputs(OnMeta(model.train()), patch)
+    except Exception as error:  # a network that needs values raises whatever it likes
+        if "more than 1 value per channel" in str(error):
+            raise UserError(
+                f"{config.folder}: batch_size = 1, and the network normalises a batch where a patch"
+                f" is pooled to one voxel; {advice}"
+            ) from error
+    finally:
+        model.train(was_training)
+    return [
+        "batch_size = 1 with batch normalisation: what is learnt on the statistics of single "
+        f"patches is validated and predicted with their running means, which differ; {advice}"
+    ]
 
 
 def class_weights(config: TrainConfig, crops: Data, loss: criterion.Criterion) -> np.ndarray:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from common.errors import FileError, UserError
-from common.model import build, cosem
+from common.model import build, cosem, published
 from setup_04_all.model import build_model
 
 ROOT = Path(__file__).parents[2]
@@ -407,10 +407,10 @@ from pathlib import Path
 sys.path[:0] = [".", "tests", "tests/model"]
 import test_cosem
 from common.errors import UserError
-from common.model import cosem
+from common.model import cosem, published
 
 mark, url = sys.argv[1:]
-lock = cosem.alone
+lock = published.alone
 
 
 def marked(*args, **options):
@@ -418,7 +418,7 @@ def marked(*args, **options):
     return lock(*args, **options)
 
 
-cosem.alone = marked
+published.alone = marked
 cosem._new_backbone = test_cosem.tiny_backbone
 print(cosem.weights_path(test_cosem.NAME, {test_cosem.NAME: url}))
 """
@@ -452,7 +452,7 @@ def test_without_network_the_sentence_says_which_file_to_put_where(cache, monkey
     def offline(*args, **kwargs):
         raise URLError("Name or service not known")
 
-    monkeypatch.setattr(cosem, "urlopen", offline)
+    monkeypatch.setattr(published, "urlopen", offline)
     path = cache / "cosem" / "setup04" / "1820500.pth"
     with pytest.raises(
         FileError,
@@ -469,7 +469,7 @@ def test_tls_is_verified_even_where_another_library_switched_it_off(cache, monke
 
     contexts = []
     monkeypatch.setattr(ssl, "_create_default_https_context", ssl._create_unverified_context)
-    monkeypatch.setattr(cosem, "urlopen", capture)
+    monkeypatch.setattr(published, "urlopen", capture)
     with pytest.raises(FileError):
         cosem.weights_path()
     assert contexts[0].verify_mode == ssl.CERT_REQUIRED and contexts[0].check_hostname

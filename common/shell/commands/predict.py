@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 command = partial(click.command, cls=Command, heading="Predict and score")
 
+ORTHO = "ortho"
+"""Of --orientations, what others call --planes all."""
+
 
 @command()
 @options.boxes
@@ -50,18 +53,19 @@ command = partial(click.command, cls=Command, heading="Predict and score")
 )
 @click.option(
     "--orientations",
-    type=click.Choice(["1", "8", "16"]),
+    type=click.Choice(["1", "8", "16", ORTHO]),
     default="1",
     show_default=True,
-    help="Test-time augmentation: average over mirrored (8) and transposed (16) copies.",
+    help="Test-time augmentation: average over mirrored (8) and transposed (16) copies; ortho is "
+    "--planes all.",
 )
 @click.option(
     "--planes",
     type=click.Choice(["own", "all", "auto"]),
     default="own",
     show_default=True,
-    help="Of a 2-D network: slices as in training (own), or the mean over slices across all three "
-    "axes (all); auto is all for a 2-D network.",
+    help="Of a 2-D network, or one of sections: slices as in training (own), or the mean over "
+    "slices across all three axes (all); auto is all for such a network.",
 )
 @click.option(
     "--block",
@@ -86,6 +90,8 @@ def predict(
     """
     import common.infer.predict
 
+    if orientations == ORTHO:
+        given["planes"] = "all"
     engine = options.engine_of(given)
     if _is_dry_run(engine):
         return
@@ -93,7 +99,7 @@ def predict(
         folders = common.infer.predict.predict(
             config_path,
             content="logits" if logits else "probability",
-            orientations=int(orientations),
+            orientations=1 if orientations == ORTHO else int(orientations),
             engine=engine,
             **options.given(options.without_engine(given)),
         )
