@@ -104,6 +104,10 @@ class TrainConfig:
     a volume, kept with the run, and used by predict. "values" is for networks that were trained on
     raw as it is stored, 0 to 255 of uint8, as by the public toolbox; of raw_range it gives these
     values. Changes of intensity and `augment` work on raw in [0, 1] in any case."""
+    raw_sections: Annotated[int, NotNegative] = 0
+    """Sections on each side, along z, with which every section of raw is averaged: 1 is the mean of
+    three. Less noise, and less detail along z. Statistics of raw_normalization are those of the
+    means, and predict makes the same ones. 0 leaves raw as it is."""
     num_workers: Annotated[int, NotNegative] = 2
     """Worker processes that read patches; 0 reads them in the training process. The batches are the
     same for any number."""
@@ -504,6 +508,8 @@ OTHER_NAMES = {
     "normalize": "raw_normalization",
     "normalization": "raw_normalization",
     "norm": "raw_normalization",
+    "z_sum": "raw_sections",
+    "zsum": "raw_sections",
     "metric": "best_metric",
     "monitor": "best_metric",
     "time_limit": "training_time_limit",

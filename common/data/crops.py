@@ -82,6 +82,8 @@ class CropRequest:
     see `sampling.margins_nm`."""
     raw_range: tuple[float, ...] = ()
     """Raw values that become 0 and 1; the range of the unsigned integer type if empty."""
+    raw_sections: int = 0
+    """Sections on each side with which every section of raw is averaged."""
     use_mutual_exclusion: bool = True
     infer_groups: bool = True
     exclusive_classes: tuple[str, ...] = ()
@@ -282,7 +284,7 @@ class Decoding:
 
 def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
     names = _classes_to_read(row, request)
-    raw = open_raw(row.raw, request.input_scale, request.raw_range)
+    raw = open_raw(row.raw, request.input_scale, request.raw_range, request.raw_sections)
     label = ngff.open_levels(row.class_volume(row.annotated[0]))[0]
     check_crop(row.crop, label, raw.level, raw.finest_nm)
     check_detail(label, request.target_scale, "the target patch")
@@ -294,6 +296,7 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
     raw_shape = tuple((stop - start).tolist())
     raw_grid = Grid(raw.grid.origin + start * raw.grid.scale, raw.grid.scale, raw_shape)
     factor = reduction(request.target_scale, label.scale, label.shape)
+    along_z = np.array([raw.sections, 0, 0])
     identity = [
         FORMAT,
         str(row.raw),
@@ -305,8 +308,10 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
         raw_grid.shape,
         factor.tolist(),
         raw.raw_range,
-        raw_stamp(raw.level, start * raw.factor, stop * raw.factor),
+        raw_stamp(raw.level, (start - along_z) * raw.factor, (stop + along_z) * raw.factor),
     ]
+    if raw.sections:  # crops that were decoded without are found as before
+        identity.append(["sections", raw.sections])
     for name in names:
         volume = row.class_volume(name)
         identity.append(stamp_of_labels(volume, label))

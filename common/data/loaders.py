@@ -204,6 +204,7 @@ def crop_request(config: TrainConfig) -> CropRequest:
             raw, target, config.spatial_transforms, config.augmentations
         ),
         raw_range=config.raw_range,
+        raw_sections=config.raw_sections,
         use_mutual_exclusion=config.use_mutual_exclusion,
         infer_groups=config.infer_groups,
         exclusive_classes=config.exclusive_classes,

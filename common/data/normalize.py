@@ -132,7 +132,9 @@ def of_volumes(
     distinct = list(dict.fromkeys(volumes))
     with progress(len(distinct), "looking at raw", unit="volume") as bar:
         for volume in distinct:
-            raw = open_raw(volume, config.input_array_info["scale"], config.raw_range)
+            raw = open_raw(
+                volume, config.input_array_info["scale"], config.raw_range, config.raw_sections
+            )
             scaling = of_volume(config, volume, raw, known)
             assert scaling is not None
             scalings[name_of(volume, config)] = scaling
@@ -232,6 +234,8 @@ def _measured(raw: Raw, cache: Path) -> Scaling:
     tiles = choose_tiles(raw)
     stamps = [raw_stamp(raw.level, *_on_level(raw, tile)) for tile in tiles]
     identity = [FORMAT, str(raw.level.path), raw.factor.tolist(), raw.raw_range, stamps]
+    if raw.sections:
+        identity.append(raw.sections)
     file = cache / f"{key_of(identity)}.json"
     # whatever is wrong with a file in the cache, it can be made again
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):

@@ -49,6 +49,8 @@ class Raw:
     """Type of what is read: uint8 (unchanged), or float32 in [0, 1]."""
     finest_nm: np.ndarray
     """(3,) voxel size of the finest level of the volume, nm."""
+    sections: int = 0
+    """Sections on each side, along z, with which every section is averaged."""
 
     @property
     def grid(self) -> Grid:
@@ -58,6 +60,8 @@ class Raw:
     def reads_like(self, other: Raw) -> bool:
         """Return whether another one reads the same values at the same voxels."""
         if self.level.path != other.level.path or (self.factor != other.factor).any():
+            return False
+        if self.sections != other.sections:
             return False
         # uint8 is taken as it is
         return self.dtype == np.uint8 or self.raw_range == other.raw_range
@@ -70,6 +74,16 @@ class Raw:
         """
         first = np.array(start)
         last = np.array(stop)
+        if not self.sections:
+            return self._read_averaged(first, last)
+        beyond = np.arange(first[0] - self.sections, last[0] + self.sections)
+        inside = mirror(beyond, self.grid.shape[0])
+        around = [inside.min(), *first[1:]], [inside.max() + 1, *last[1:]]
+        block = self._read_averaged(*map(np.array, around))
+        return section_means(block[inside - inside.min()], self.sections)
+
+    def _read_averaged(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """Return voxels first..last-1, each section by itself."""
         if (self.factor == 1).all():
             return self._values(first, last)
         block = np.empty(last - first, self.dtype)
@@ -181,11 +195,33 @@ class Raw:
         return block[np.ix_(*index)]
 
 
-def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = ()) -> Raw:
+def section_means(block: np.ndarray, sections: int) -> np.ndarray:
+    """Return the means over 2 x sections + 1 neighbours along z, of those that have all of them.
+
+    block: (z, y, x); its type is kept, and uint8 rounded. A mean does not depend on what else is
+    in the block: whole numbers are added, or float32 numbers in the order of z.
+    """
+    count = 2 * sections + 1
+    kept = len(block) - 2 * sections
+    is_whole = block.dtype.kind in "ui"
+    total = block[:kept].astype(np.uint32 if is_whole else np.float32)
+    for shift in range(1, count):
+        total += block[shift : shift + kept]
+    if is_whole:
+        return ((total + sections) // count).astype(block.dtype)
+    return total / np.float32(count)
+
+
+def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = (), sections: int = 0) -> Raw:
     """Open the level of a multiscale group whose voxel size is nearest to `scale` (nm).
 
     A finer level is averaged over as many whole voxels as keep it no coarser than `scale`.
-    `raw_range` is the pair of values of black and white.
+
+    Args:
+        path: the multiscale group.
+        scale: wanted, nm.
+        raw_range: the values of black and white.
+        sections: on each side, along z, with which every section is averaged.
 
     Raises:
         FileNotFoundError: as `common.data.ngff.open_levels`.
@@ -207,6 +243,7 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = ()) -> Raw:
         raw_range=tuple(raw_range),
         dtype=dtype,
         finest_nm=levels[0].scale,
+        sections=sections,
     )
 
 

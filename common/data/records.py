@@ -41,7 +41,7 @@ Neither names nor order may change: predictions that are finished would be made 
 """
 
 
-DETERMINING_IF_KNOWN = ("raw_scaling", "planes")
+DETERMINING_IF_KNOWN = ("raw_scaling", "planes", "raw_sections")
 """Fields that determine voxels and that came later: they go into the key unless they are None."""
 
 
@@ -71,6 +71,8 @@ class PredictionRecord:
     raw_range: list[float] | None = None
     raw_scaling: dict[str, Any] | None = None
     """How raw was normalised, see `common.data.normalize.Scaling`; None if it was not."""
+    raw_sections: int | None = None
+    """Sections on each side with which those of raw were averaged; None if they were not."""
     voxel_size: list[float] | None = None
     """nm, z, y, x."""
     translation: list[float] | None = None

@@ -32,7 +32,7 @@ from common.talk import nm, note, some
 from common.train import checkpoint, weights_file
 
 # a network gives something for any raw; only its training says what it must be given
-LIKE_IN_TRAINING = ("raw_range", "raw_normalization", "model_kwargs")
+LIKE_IN_TRAINING = ("raw_range", "raw_normalization", "raw_sections", "model_kwargs")
 """Settings that must be what they were in training, beside the scales of the arrays."""
 
 ARRAYS = ("input_array_info", "target_array_info")
@@ -81,7 +81,8 @@ class Network:
 
     def raw_of(self, region: Region) -> Raw:
         """The raw of a box as this network gets it."""
-        return open_raw(region.raw, self.window.input.scale, self.config.raw_range)
+        config = self.config
+        return open_raw(region.raw, self.window.input.scale, config.raw_range, config.raw_sections)
 
     def scaling_of(self, region: Region, raw: Raw) -> Scaling | None:
         """How the raw of a box is normalised: as in training, for a volume that it knew."""

@@ -44,8 +44,10 @@ def with_planes(network: Network, which: str) -> Network:
     _note_other_voxels(network, patches)
     planes = []
     for axis, (taken, given) in enumerate(patches):
-        axes = {"sections": axis} if network.flat is None else {"flat": axis}
-        forward = replace(network.forward_pass, **axes)
+        if network.flat is None:
+            forward = replace(network.forward_pass, sections=axis)
+        else:
+            forward = replace(network.forward_pass, flat=axis)
         planes.append(replace(network, **_over(network, forward, taken, given)))
     return replace(network, planes=tuple(planes))
 
@@ -92,11 +94,11 @@ def across(network: Network, axis: int) -> tuple[Patch, Patch]:
 
 def _along(patch: Patch, axis: int, *, voxels: int, nm: float) -> Patch:
     """A patch with so many voxels of another size along an axis."""
-    shape = list(patch.shape)
-    scale = list(patch.scale)
+    shape = np.array(patch.shape)
+    scale = np.array(patch.scale)
     shape[axis] = voxels
     scale[axis] = nm
-    return Patch(tuple(shape), tuple(scale))
+    return Patch(tuple(shape.tolist()), tuple(scale.tolist()))
 
 
 def _turned(patch: Patch, given: Patch, own: int, axis: int) -> Patch:

@@ -278,7 +278,9 @@ def choose_classes(
 def _problem_of_raw(region: Region, config: TrainConfig) -> str:
     """Why a box cannot be predicted; "" where it can."""
     try:
-        raw = open_raw(region.raw, config.input_array_info["scale"], config.raw_range)
+        raw = open_raw(
+            region.raw, config.input_array_info["scale"], config.raw_range, config.raw_sections
+        )
     except (UserError, FileNotFoundError) as error:
         return str(error)
     lower, upper = raw.level.box()

@@ -188,6 +188,7 @@ def describe(network: Network, region: Region, plan: BlockPlan, output: Output) 
         planes=3 if any(each.planes for each in network.each) else None,
         raw=str(plan.raw.level.path),
         raw_range=list(plan.raw.raw_range),
+        raw_sections=plan.raw.sections or None,
         raw_scaling=_scaling_record(plans_of(network, region, plan)),
         voxel_size=plan.grid.scale.tolist(),
         translation=plan.grid.origin.tolist(),

@@ -110,13 +110,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _examine(path: Path, check: Check) -> Record:
     """The record of a file that somebody put into the cache. UserError if it is not this one."""
-    record = {
-        "source": "put here by hand",
-        "bytes": path.stat().st_size,
-        "sha256": sha256_of_file(path),
-    }
-    check(path, record["sha256"])
-    return record
+    sha256 = sha256_of_file(path)
+    check(path, sha256)
+    return {"source": "put here by hand", "bytes": path.stat().st_size, "sha256": sha256}
 
 
 def _download(url: str, path: Path, check: Check) -> Record:
@@ -127,15 +123,15 @@ def _download(url: str, path: Path, check: Check) -> Record:
             for chunk in _received(url, path):
                 digest.update(chunk)
                 file.write(chunk)
-        record = {"source": url, "bytes": part.stat().st_size, "sha256": digest.hexdigest()}
+        size = part.stat().st_size
         try:
-            check(part, record["sha256"])
+            check(part, digest.hexdigest())
         except UserError as error:
             reason = str(error).removeprefix(f"{part}: ").partition("; ")[0]
             raise UserError(
                 f"{url}: sent something else ({reason}); fetch it elsewhere and save it as {path}"
             ) from error
-    return record
+    return {"source": url, "bytes": size, "sha256": digest.hexdigest()}
 
 
 def _received(url: str, path: Path) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from common.data import raw
 from common.data.ngff import slices, write_multiscale
@@ -212,3 +213,34 @@ def test_black_raw_is_refused_with_the_reason(tmp_path, image):
     ranged = open_raw(stretched(tmp_path / "other", 10), (8, 8, 8), (2000, 3000))
     with pytest.raises(UserError, match=r"raw_range = \(2000, 3000\) makes black of what is 2000"):
         ranged.check_values(0, 0, "around crop1")
+
+
+# ---- means over sections
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_sections_are_averaged_with_their_neighbours_as_scipy_does(image, factor):
+    """Whatever else is read with them; at the ends the volume is mirrored."""
+    plain = open_raw(image, (8 * factor, 8, 8))
+    found = open_raw(image, (8 * factor, 8, 8), sections=2)
+    whole = plain.read((0, 0, 0), plain.grid.shape).astype(float)
+    expected = np.rint(ndimage.uniform_filter1d(whole, 5, axis=0, mode="mirror"))
+    for start, stop in (
+        ((0, 0, 0), plain.grid.shape),
+        ((1, 3, 2), (3, 9, 20)),
+        ((5, 0, 0), (6, 1, 1)),
+    ):
+        block = found.read(start, stop)
+        assert block.dtype == np.uint8
+        np.testing.assert_array_equal(block, expected[slices(np.array(start), np.array(stop))])
+    assert not found.reads_like(plain)
+
+
+def test_means_of_floats_are_equal_to_the_bit_in_any_block(tmp_path):
+    volume = np.random.default_rng(1).random((13, 6, 6), np.float32)
+    write_multiscale(tmp_path / "raw", volume, (8, 8, 8))
+    found = open_raw(tmp_path / "raw", (8, 8, 8), (0, 1), sections=1)
+    whole = found.read((0, 0, 0), (13, 6, 6))
+    np.testing.assert_allclose(whole[4], volume[3:6].mean(0), rtol=1e-6)
+    for z in range(13):
+        np.testing.assert_array_equal(found.read((z, 2, 0), (z + 1, 6, 6)), whole[z : z + 1, 2:])

@@ -288,14 +288,18 @@ WINDOW = """
 """A network that shows what it is given."""
 
 
+@pytest.mark.parametrize("sections", [0, 2])
 @pytest.mark.parametrize("mode", ["range", "percentile", "zscore"])
-def test_a_network_is_given_the_same_numbers_as_in_training(experiment, mode):
+def test_a_network_is_given_the_same_numbers_as_in_training(experiment, mode, sections):
     """To the last bit."""
-    tiny = experiment(files={"model.py": WINDOW}, raw_normalization=mode)
+    tiny = experiment(files={"model.py": WINDOW}, raw_normalization=mode, raw_sections=sections)
     save_weights(tiny)
-    found = values(run(tiny, **LOGITS))
+    folder = run(tiny, **LOGITS)
+    found = values(folder)
     np.testing.assert_array_equal(found, validation_logits(tiny))
     assert (found.min() < 0) == (mode == "zscore")
+    about = zarr.open_group(str(folder / "er"), mode="r").attrs["prediction"]
+    assert about.get("raw_sections", 0) == sections
 
 
 def test_a_volume_of_the_training_is_normalised_as_it_was_there(experiment, monkeypatch, tmp_path):
