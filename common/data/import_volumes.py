@@ -147,7 +147,8 @@ def import_data(  # noqa: PLR0913  # the options of the command
     store.mkdir(parents=True, exist_ok=True)
     busy = f"{store}: another import is writing it ({{holder}}); wait for its end"
     with alone(store / LOCK, otherwise=busy):
-        for job in jobs:
+        # labels first: what is wrong with them is said before a large raw is copied
+        for job in [*jobs[1:], jobs[0]]:
             make = _link if link else _write
             make(job, overwrite=overwrite, say=say)
     if of_class:
@@ -156,20 +157,17 @@ def import_data(  # noqa: PLR0913  # the options of the command
 
 
 def _say_next(dataset: str, root: Path, jobs: Sequence[Import], *, say: Say) -> None:
-    """The command that lists the crops that were imported."""
+    """The commands that make something of the crops that were imported."""
     labels = [job for job in jobs if not job.is_raw]
     crops = {job.group.parent for job in labels}
     classes = ",".join(dict.fromkeys(job.group.name for job in labels))
     scale = ",".join(f"{length:g}" for length in labels[0].excerpt.voxel_size)
+    say(f"{dataset}: {count(len(crops), 'crop')}; an experiment for it:")
+    say(f"  {command_line('new', 'EXPERIMENT', own=dataset, data=root)}")
     # crops of one dataset are all on one side otherwise
     options = {"data": root, "classes": classes, "scale": scale, "by": "crop"}
     command = command_line("make-datasplit", "EXPERIMENT/datasplit.csv", **options)
-    say(f"{dataset}: {count(len(crops), 'crop')}; list them with\n  {command}")
-    if len(crops) == 1:
-        note(
-            f"{dataset}: one crop cannot train and validate; write --blocks 4 to cut it into four, "
-            "or import labels of another volume"
-        )
+    say(f"for one that exists, list its crops:\n  {command}")
 
 
 def _store_of(dataset: str) -> str:

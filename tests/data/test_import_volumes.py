@@ -78,7 +78,7 @@ def test_the_command_leads_to_a_data_split(files, run):
     words = ("--dataset", "cell", "--voxel-size", 8, "--labels", labels, "--data", data)
     code, text, error = run("import-data", files / "raw.tif", *words, "--blocks", 2)
     assert code == 0, error
-    assert "cell: 2 crops; list them with" in text
+    assert "cell: 2 crops; an experiment for it" in text
     command = next(line for line in text.splitlines() if " make-datasplit " in line)
     options = command.replace("EXPERIMENT", str(files)).split(" make-datasplit ")[1]
     code, _, error = run("make-datasplit", *options.split())

@@ -44,21 +44,32 @@ def open_file(place: Place) -> Image:
 
 def _only_volume(h5py: Any, path: Path, file: Any) -> str:
     names = _volumes(h5py, file)
-    if len(names) != 1:
+    if not names:
+        others = [f"{name} has {axes} axes" for name, axes in _arrays(h5py, file).items()]
         raise UserError(
-            f"{path}: {len(names)} volumes, {some(names, 5) or 'none of three axes'}; write which, "
-            f"as in {path.name}:/{names[0] if names else 'volume'}"
+            f"{path}: no volume of three axes, z, y, x ({some(others, 5) or 'no array at all'}); "
+            "write each channel and time as an array of its own"
+        )
+    if len(names) > 1:
+        raise UserError(
+            f"{path}: {len(names)} volumes, {some(names, 5)}; write which, as in "
+            f"{path.name}:/{names[0]}"
         )
     return names[0]
 
 
 def _volumes(h5py: Any, file: Any) -> list[str]:
     """The arrays of three axes in a file."""
-    names: list[str] = []
+    return [name for name, axes in _arrays(h5py, file).items() if axes == 3]
+
+
+def _arrays(h5py: Any, file: Any) -> dict[str, int]:
+    """The number of axes of all arrays in a file."""
+    names: dict[str, int] = {}
 
     def note(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and len(node.shape or ()) == 3:
-            names.append(name)
+        if isinstance(node, h5py.Dataset):
+            names[name] = len(node.shape or ())
 
     file.visititems(note)
     return names
