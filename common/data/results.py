@@ -11,7 +11,7 @@ from common.data import ngff, records
 from common.data.annotation import INSTANCE_TYPE
 from common.data.level import Level
 from common.data.metadata import UNFINISHED
-from common.data.sources import place
+from common.data.sources import opening, place
 from common.errors import UserError
 from common.talk import some
 
@@ -78,6 +78,12 @@ def find(source: str, classes: Sequence[str] = ()) -> list[Result]:
     return [_open(path, folder) for path in wanted]
 
 
+def are_in(folder: Path) -> bool:
+    """Whether a folder is a volume, or has some below it that `find` finds."""
+    is_volume = any((folder / kind.marker).is_file() for kind in opening.FOLDERS)
+    return is_volume or next(_classes_in(folder), None) is not None
+
+
 def _classes_in(folder: Path) -> Iterator[Path]:
     """The volumes of predict, process and import-data in a folder, also those half-written."""
     if _is_volume(folder):
@@ -98,7 +104,7 @@ def _of_volume(source: str) -> Result:
     path = place.path_of(source)
     inside = place.in_hdf5(place.bare(source))
     name = inside[1].rpartition("/")[2] if inside and inside[1] else place.bare(source).stem
-    return Result(path, (name,), levels, _sort_of(levels[0], name))
+    return Result(path, (name,), levels, sort_of(levels[0], name))
 
 
 def _open(path: Path, folder: Path) -> Result:
@@ -106,10 +112,10 @@ def _open(path: Path, folder: Path) -> Result:
     is_predicted = records.read_prediction(path) is not None
     records.refuse_lost_chunks(path, "predict" if is_predicted else "process")
     names = tuple(part.removesuffix(".zarr") for part in path.relative_to(folder).parts)
-    return Result(path, names, levels, _sort_of(levels[0], path.name))
+    return Result(path, names, levels, sort_of(levels[0], path.name))
 
 
-def _sort_of(level: Level, name: str) -> str:
+def sort_of(level: Level, name: str) -> str:
     """What the values of a volume are: as its metadata say, else by their type."""
     attributes = {**level.array.attrs.asdict(), **records.read_attributes(level.group)}
     if attributes.get(records.PREDICTION):

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from common import classes as class_table
+from common.data import results
 from common.data.ngff import Level
-from common.data.records import read_processed
 from common.data.regions import Region
 from common.errors import FileError, UserError
 from common.show import figures, montage
@@ -200,8 +200,9 @@ def _opening(neuroglancer: Neuroglancer, layers: Layers, region: Region) -> list
 def _has_objects(kind: str, part: Part) -> bool:
     if kind not in LABELS:
         return False
-    processed = read_processed(part.levels[0].path.parent)
-    return processed.instances if processed else part.name in class_table.INSTANCES
+    sort = results.sort_of(part.levels[0], part.name)
+    # of labels that say nothing of themselves
+    return sort == "objects" if sort != "image" else part.name in class_table.INSTANCES
 
 
 def _together(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from common import classes as class_table
 from common.config.load import data_root, load_config
-from common.data import regions
+from common.data import regions, results
 from common.data.regions import Region
+from common.data.sources.place import is_address, on_disk
 from common.errors import UserError
-from common.show import figures, viewer
-from common.show.layers import KINDS, layers_under, roots_of
+from common.show import figures, of_results, viewer
+from common.show.layers import KINDS, Layers, layers_under, roots_of
 from common.show.montage import montage
 
 
@@ -36,8 +38,9 @@ def visualize(  # noqa: PLR0913  the options of the command
     What is not there yet is left out and said.
 
     Args:
-        config_path: an experiment's folder or its train_config.py. None shows the annotated crops
-            of the data root, and what is in predictions/ and processed/ there.
+        config_path: an experiment's folder or its train_config.py; or results by themselves, see
+            `common.data.results.find`. None shows the annotated crops of the data root, and what is
+            in predictions/ and processed/ there.
         crops: see `common.data.regions.choose`, as volume, roi and manifest_path.
         volume: a volume of one's own instead of crops.
         roi: a box of it.
@@ -58,6 +61,17 @@ def visualize(  # noqa: PLR0913  the options of the command
         FileNotFoundError: for a path that is not there.
         UserError: for anything else that the user can mend.
     """
+    if config_path is not None and _is_of_results(config_path):
+        _refuse_options(volume=volume, roi=roi, overrides=overrides, manifest_path=manifest_path)
+        found = of_results.boxes_of(str(config_path), classes)
+        return _show(
+            [box for box, _ in found],
+            [layers for _, layers in found],
+            png=png,
+            port=port,
+            bind=bind,
+            say=say,
+        )
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise UserError(f"--kinds {', '.join(unknown)}; write some of {', '.join(KINDS)}")
@@ -90,13 +104,45 @@ def visualize(  # noqa: PLR0913  the options of the command
             f"{where}: nothing of {', '.join(kinds)} is there; "
             "predict and process first, or write --kinds raw"
         )
+    return _show(shown, layers_of, png=png, port=port, bind=bind, say=say)
+
+
+def _show(
+    boxes: Sequence[Region],
+    layers_of: Sequence[Layers],
+    *,
+    png: str | Path,
+    port: int,
+    bind: str,
+    say: Callable[[str], None],
+) -> list[Path]:
+    """Write a picture of each box; without png show them in neuroglancer."""
     if not png:
-        viewer.show(shown, layers_of, port=port, bind=bind, say=say)
+        viewer.show(boxes, layers_of, port=port, bind=bind, say=say)
         return []
-    paths = _picture_paths(Path(png), shown)
-    for path, box, layers in zip(paths, shown, layers_of, strict=True):
+    paths = _picture_paths(Path(png), boxes)
+    for path, box, layers in zip(paths, boxes, layers_of, strict=True):
         figures.write_png(path, montage(box, layers))
     return paths
+
+
+def _is_of_results(path: str | Path) -> bool:
+    """Whether a path is a volume or a folder of them, and not an experiment."""
+    if is_address(str(path)):
+        return True
+    place = on_disk(Path(path))
+    if place.is_file():
+        return place.suffix != ".py"
+    return place.is_dir() and not any(place.glob("*.py")) and results.are_in(place)
+
+
+def _refuse_options(**options: Any) -> None:
+    """UserError for options of experiments."""
+    given = [f"--{name}" for name, value in options.items() if value]
+    if given:
+        names = {"--overrides": "--set", "--manifest_path": "--manifest"}
+        texts = ", ".join(names.get(name, name) for name in given)
+        raise UserError(f"{texts}: for an experiment, and these are results; leave it out")
 
 
 def _refuse_unknown_classes(

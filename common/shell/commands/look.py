@@ -59,14 +59,33 @@ def status(out: str) -> None:
     show_default=True,
     help="Address of the viewer; 0.0.0.0 lets other machines in.",
 )
+@click.option(
+    "--link",
+    is_flag=True,
+    help="Print a link to Neuroglancer's public page instead: for results on a server.",
+)
 def visualize(
-    config_path: str | None, *, crops: str, datasets: tuple[str, ...] | None, **given: Any
+    config_path: str | None,
+    *,
+    crops: str,
+    datasets: tuple[str, ...] | None,
+    link: bool,
+    **given: Any,
 ) -> None:
     """Look at raw, truth, predictions and processed volumes, in a browser or as pictures.
 
-    Of the annotated crops of the data root without CONFIG_PATH.
+    CONFIG_PATH may be results by themselves: a volume of any kind, or a folder of them. Of the
+    annotated crops of the data root without it.
     """
     from common.show import visualize as module
+
+    if link:
+        from common.show import of_results
+
+        if not config_path:
+            raise UserError("--link: of what? write the address of a volume")
+        click.echo(of_results.link([config_path]))
+        return
 
     if datasets and datasets != ("*",):
         crops = _within(datasets, crops)

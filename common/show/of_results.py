@@ -1,0 +1,91 @@
+"""What there is to see of results by themselves, without the experiment that made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from urllib.parse import quote
+
+import numpy as np
+
+from common.data import records, results
+from common.data.regions import Region
+from common.data.results import Result
+from common.data.sources import n5, precomputed, zarr2, zarr3
+from common.data.sources.place import bare, is_address
+from common.errors import UserError
+from common.show.layers import Layers
+
+PAGE = "https://neuroglancer-demo.appspot.com/"
+"""Neuroglancer as its authors serve it; it reads volumes from their servers itself."""
+
+SOURCES = {
+    zarr2.GROUP: "zarr",
+    zarr3.MARKER: "zarr",
+    precomputed.MARKER: "precomputed",
+    n5.MARKER: "n5",
+}
+"""How Neuroglancer calls a kind of folder, by a file in it."""
+
+
+def boxes_of(source: str, classes: Sequence[str] = ()) -> list[tuple[Region, Layers]]:
+    """The boxes of results, with the layers of each.
+
+    source: see `common.data.results.find`. Raises as that does.
+    """
+    boxes: dict[str, list[Result]] = {}
+    for result in results.find(source, classes):
+        boxes.setdefault("/".join(result.names[:-1]) or result.path.parent.name, []).append(result)
+    return [(_region(name, found), _layers(found)) for name, found in boxes.items()]
+
+
+def _region(name: str, found: Sequence[Result]) -> Region:
+    """The box around all volumes."""
+    corners = [result.finest.box() for result in found]
+    dataset, _, box = name.rpartition("/")
+    return Region(
+        dataset or "results",
+        box,
+        raw=found[0].path,
+        lower=np.min([lower for lower, _ in corners], axis=0),
+        upper=np.max([upper for _, upper in corners], axis=0),
+        truth=None,
+        classes=(),
+    )
+
+
+def _layers(found: Sequence[Result]) -> Layers:
+    layers: Layers = {}
+    for result in found:
+        is_raw = result.sort == "image" and not records.read_prediction(result.finest.group)
+        kind = "predictions" if result.sort == "image" else "processed"
+        if is_raw:
+            layers.setdefault("raw", {})[""] = list(result.levels)
+        else:
+            layers.setdefault(kind, {})[result.name] = list(result.levels)
+    # raw lies below all others
+    return dict(sorted(layers.items(), key=lambda item: item[0] != "raw"))
+
+
+def link(sources: Sequence[str]) -> str:
+    """A link that opens volumes of servers in Neuroglancer's public page, one layer each.
+
+    Raises UserError for a volume that it could not read, and as `common.data.results.find`.
+    """
+    layers = []
+    for source in sources:
+        for result in results.find(source):
+            path = bare(result.path)
+            if not is_address(path):
+                raise UserError(
+                    f"{path}: on this disk, which a page of the web does not see; leave --link out"
+                )
+            kinds = [kind for marker, kind in SOURCES.items() if (path / marker).is_file()]
+            if not kinds:
+                raise UserError(
+                    f"{path}: Neuroglancer reads zarr, N5 and precomputed volumes; export it as one"
+                )
+            layer = {"type": "image" if result.sort == "image" else "segmentation"}
+            layers.append({**layer, "source": f"{kinds[0]}://{path}", "name": result.name})
+    state = {"layers": layers, "layout": "4panel"}
+    return f"{PAGE}#!{quote(json.dumps(state), safe='')}"
