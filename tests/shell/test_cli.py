@@ -130,7 +130,9 @@ def test_train_takes_overrides_and_the_data_root(run, trained):
         "--data",
         "somewhere",
     )
-    assert run(*words) == (0, "", "")
+    code, said, error = run(*words)
+    assert (code, said) == (0, "")
+    assert error.startswith("next: ") and error.count("\n") == 1
     assert trained == [("folder/train_config.py", ("epochs=3", "model_name=a_b"), "somewhere")]
 
 

@@ -16,6 +16,7 @@ from common import stopping
 from common.errors import UserError
 from common.shell import options
 from common.shell.group import Command
+from common.shell.next_step import say_next
 from common.shell.options import Lengths, Names
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def predict(
         )
     for folder in folders:
         click.echo(folder)
+    say_next("process")
 
 
 def _is_dry_run(engine: Engine) -> bool:
@@ -139,6 +141,7 @@ def process(config_path: str, *, time_limit: float, **given: Any) -> None:
         )
     for folder in folders:
         click.echo(folder)
+    say_next("visualize" if given["volume"] or given["crops"] == "test" else "evaluate")
 
 
 @command()
@@ -255,6 +258,7 @@ def evaluate(
                 workers=hands,
                 say=click.echo,
             )
+        say_next("visualize")
         return
     archive = submission or options.of_data_root("submission.zip", EVALUATE)
     with _scorers(archive, workers, engine) as hands:

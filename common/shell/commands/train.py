@@ -14,6 +14,7 @@ from common import stopping
 from common.errors import UserError
 from common.shell import options
 from common.shell.group import Command
+from common.shell.next_step import say_next
 
 if TYPE_CHECKING:
     from common.shell.jobs import Job, Resources
@@ -114,8 +115,11 @@ def train(
         else:
             with stopping.time_limit(time_limit):
                 result = _train(config_path, runs, overrides, data)
+        is_one_of_several = bool(runs.seeds or runs.each_class) or ranks.are_joined()
     if result:
         _end(result)
+        if not is_one_of_several:
+            say_next("predict")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,37 @@
+"""The command to type after one that is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from common.talk import command_line, say
+
+
+def say_next(command: str) -> None:
+    """Say which command follows the one that runs, for the same experiment, boxes and data.
+
+    Options that were given are said again where the next one takes them, too.
+    """
+    context = click.get_current_context()
+    assert context.parent is not None
+    assert isinstance(context.parent.command, click.Group)
+    following = context.parent.command.commands[command]
+    taken = {param.name for param in following.params}
+    options: dict[str, Any] = {}
+    for param in context.command.params:
+        name = param.name or ""
+        was_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if isinstance(param, click.Option) and was_given and name in taken:
+            options[param.opts[0].lstrip("-")] = _typed(param, context.params[name])
+    line = command_line(command, context.params["config_path"], **options)
+    say(f"next: {line}")
+
+
+def _typed(param: click.Option, value: Any) -> Any:
+    """A value as it is typed: tuples with commas between, unless they are of several options."""
+    if param.multiple or not isinstance(value, tuple):
+        return value
+    return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)

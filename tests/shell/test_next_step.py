@@ -1,0 +1,36 @@
+"""Each command ends with the one to type next."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.shell import next_step
+from common.shell.cli import cli
+
+DONE = [
+    (["train", "mine"], "predict", "predict mine"),
+    (["train", "mine", "--set", "epochs=1", "--data", "my data", "--check"], "predict",
+     "predict mine --set epochs=1 --data 'my data'"),
+    (["predict", "mine", "--crops", "28,crop3", "--logits", "--classes", "er,mito"], "process",
+     "process mine --crops 28,crop3 --classes er,mito"),
+    (["process", "mine", "--volume", "a.tif", "--voxel-size", "8,4,4.6", "-O"], "visualize",
+     "visualize mine --volume a.tif --voxel-size 8,4,4.6"),
+    (["evaluate", "mine", "--write-readme"], "visualize", "visualize mine"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "then", "line"), DONE)
+def test_the_next_command_is_of_the_same_experiment_boxes_and_data(capsys, words, then, line):
+    with cli.make_context("csc", words, resilient_parsing=False) as context:
+        command = cli.commands[words[0]]
+        with command.make_context(words[0], words[1:], parent=context):
+            next_step.say_next(then)
+    said = capsys.readouterr().err
+    assert said == f"next: python -m cellmap_segmentation_challenge {line}\n"
+
+
+def test_a_run_ends_with_the_command_that_follows(experiment, run):
+    tiny = experiment(epochs=1)
+    code, _, error = run("train", tiny.folder, "--data", tiny.data)
+    assert code == 0
+    assert error.endswith(f"predict {tiny.folder} --data {tiny.data}\n")
