@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from common.talk import command_line, say
 
@@ -13,7 +12,7 @@ from common.talk import command_line, say
 def say_next(command: str) -> None:
     """Say which command follows the one that runs, for the same experiment, boxes and data.
 
-    Options that were given are said again where the next one takes them, too.
+    What differs from the defaults is said again where the next one takes it, too.
     """
     context = click.get_current_context()
     assert context.parent is not None
@@ -22,10 +21,10 @@ def say_next(command: str) -> None:
     taken = {param.name for param in following.params}
     options: dict[str, Any] = {}
     for param in context.command.params:
-        name = param.name or ""
-        was_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if isinstance(param, click.Option) and was_given and name in taken:
-            options[param.opts[0].lstrip("-")] = _typed(param, context.params[name])
+        value = context.params.get(param.name or "")
+        is_default = value in (None, (), False, param.default)
+        if isinstance(param, click.Option) and param.name in taken and not is_default:
+            options[param.opts[0].lstrip("-")] = _typed(param, value)
     line = command_line(command, context.params["config_path"], **options)
     say(f"next: {line}")
 
