@@ -1,10 +1,16 @@
 # `make demo` and `make test` do all set-up in .venv; PYTHON=python3.12 picks another interpreter.
-PYTHON ?= python3
 VENV := .venv
+ifeq ($(OS),Windows_NT)
+# with the make and the shell of Git for Windows or MSYS2
+PYTHON ?= python
+BIN := $(VENV)/Scripts
+else
+PYTHON ?= python3
 BIN := $(VENV)/bin
+endif
 BASELINES := setup_04_all unet8_all unet32_all unet128_all resenc8_all
 
-.PHONY: demo test check format docs splits clean
+.PHONY: demo test check format docs splits lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cellmap_segmentation_challenge demo
@@ -30,6 +36,12 @@ docs: $(VENV)/developed
 splits: $(VENV)/installed
 	for split in $(BASELINES:=/datasplit.csv) $(BASELINES:=/datasplit_partial.csv); do \
 		$(BIN)/$$(head -n 1 $$split | cut -c 3-) --overwrite || exit 1; done
+
+# exact versions for every system, from the lower bounds in pyproject.toml
+lock: $(VENV)/developed
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra viewer --extra mlflow \
+		--extra parquet --no-annotate --no-emit-index-url --custom-compile-command "make lock" \
+		--output-file requirements.lock pyproject.toml
 
 # what running it takes
 $(VENV)/installed: pyproject.toml

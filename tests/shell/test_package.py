@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from common.files import REPOSITORY
 from common.shell import package
+from tests.shell import containers
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PACKAGES = ("common", "cellmap_segmentation_challenge")
@@ -81,17 +82,29 @@ def test_another_project_in_the_working_folder_is_not_taken_for_ours(monkeypatch
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """A folder that pip installed this package into, not editable and without its requirements."""
+    """A folder that pip installed this package into, by the steps of the Dockerfile.
+
+    Without its requirements, and without a network.
+    """
     pytest.importorskip("setuptools", minversion="77")
-    source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, source)
-    for name in PACKAGES:
-        shutil.copytree(REPOSITORY / name, source / name)
+    context = tmp_path_factory.mktemp("context")
+    for source in containers.copied_by_docker():
+        path = REPOSITORY / source
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, context / source)
     target = tmp_path_factory.mktemp("site")
-    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", target, source]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    offline = {"NO_DEPS": "1", "NO_INDEX": "1", "TARGET": str(target), "QUIET": "1"}
+    # pip reads the negated option so
+    offline |= {"NO_BUILD_ISOLATION": "0", "DISABLE_PIP_VERSION_CHECK": "1"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", containers.installed_by_docker()],
+        cwd=context,
+        env={**os.environ, "PATH": path, **{f"PIP_{name}": v for name, v in offline.items()}},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return target
 
