@@ -39,6 +39,12 @@ def new(case: Case) -> Iterator[Snapshot]:
     return ours(REPOSITORY / "examples" / case.dataset, case.settings, case.marks)
 
 
+def sections(case: Case) -> Iterator[Snapshot]:
+    """A 2-D network over neighbouring sections; of drosophila_vnc, which is made of sections."""
+    path = REPOSITORY / "bench" / "recipes" / f"{case.dataset}_sections.py"
+    return ours(path, case.settings, case.marks)
+
+
 def ours(
     path: Path, settings: dict[str, Any], marks: Sequence[float], overrides: Sequence[str] = ()
 ) -> Iterator[Snapshot]:
@@ -120,6 +126,7 @@ def seconds_per_step(config: TrainConfig, seconds: float) -> float:
 CONTESTANTS: dict[str, Callable[[Case], Iterator[Snapshot]]] = {
     "committed": committed,
     "new": new,
+    "sections": sections,
     "monai": peers.monai,
     "cellmap": peers.cellmap,
     "nnunet": peers.nnunet,

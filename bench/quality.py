@@ -35,10 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import side_by_side
 from bench.side_by_side import REPOSITORY, Job, Outcome
 
-CONTESTANTS = ("committed", "new", "monai", "cellmap", "nnunet")
+CONTESTANTS = ("committed", "new", "monai", "cellmap", "nnunet", "sections")
 ABOUT = {
     "committed": "the example as it was: LeibNetz, 92^3 -> 52^3 or alike, batch 1, RAdam",
     "new": "the example as it is",
+    "sections": "the example with a 2-D network over three sections, the centre one as target",
     "monai": "BasicUNet, instance norm, Dice + BCE, two patches of 64^3 or as many voxels, AdamW",
     "cellmap": "cellmap-data and LeibNetz by the public toolbox's defaults, batch 1",
     "nnunet": "residual encoder, deep supervision, SGD with polynomial decay, Dice + BCE",
@@ -72,7 +73,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, nargs="+", help="default 2 5 10 15")
     parser.add_argument("--seeds", type=int, nargs="+", help="default 42 43 44")
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
+    parser.add_argument(
+        "--contestants",
+        nargs="+",
+        choices=CONTESTANTS,
+        default=CONTESTANTS[:-1],
+        help="all but sections, which is of drosophila_vnc, unless given",
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--isa", choices=["avx2"], default="", help="no newer instructions")
@@ -90,6 +97,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--data: write the folder that holds the dataset, or --quick")
     if options.quick and options.dataset != "flyem_medulla":
         parser.error("--quick draws its own data; leave --dataset out")
+    if "sections" in options.contestants and options.dataset != "drosophila_vnc":
+        parser.error("--contestants sections is of --dataset drosophila_vnc; leave it out")
     options.minutes = sorted(options.minutes or ([0.1, 0.2] if options.quick else [2, 5, 10, 15]))
     # now: the commit may be another one hours later
     options.machine = "" if options.child else machine()

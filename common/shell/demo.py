@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.config.load import load_config
@@ -27,33 +28,54 @@ ONLY_IN_A_CHECKOUT = (
 )
 
 
-def demo(output: str | Path, minutes: float = 0.0) -> Path | None:
-    """Train examples/phantom_cell on data made under `output`, and show what it learnt.
+def demo(
+    output: str | Path,
+    minutes: float = 0.0,
+    experiment: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Path | None:
+    """Train an example on a phantom cell that is made under `output`, and show what it learnt.
 
-    Predicts, processes and scores the crops that validate. Returns the picture of them; None if
-    training was interrupted. What is learnt depends on the steps, so that all of them are taken, on
-    a slow machine too; unless `minutes` is given: training then ends with the epoch that is under
-    way, and goes on if the demo is started again. Raises UserError outside of a checkout.
+    Predicts, processes and scores the crops that validate. What is learnt depends on the steps, so
+    that all of them are taken, on a slow machine too.
+
+    Args:
+        output: folder of data, runs and the picture.
+        minutes: unless 0, training ends with the epoch that is under way then, and goes on if the
+            demo is started again.
+        experiment: examples/phantom_cell, or another one whose datasplit names the phantom.
+        overrides: settings as "name=value".
+
+    Returns:
+        The picture; None if training was interrupted.
+
+    Raises:
+        UserError: outside of a checkout.
     """
     if not EXPERIMENT.is_dir():
         raise UserError(ONLY_IN_A_CHECKOUT)
+    experiment = Path(experiment or EXPERIMENT).resolve()
+    if not experiment.is_dir():
+        raise UserError(f"{experiment}: no such folder; write one of {EXPERIMENT.parent}")
     output = Path(output).absolute()
     data = output / "data"
     if not (data / "phantom" / "datasplit.csv").is_file():
         say(f"writing a phantom cell to {data}")
         write_data(data)
-    settings = [f"data_path={data}", f"cache_path={output / 'cache'}", *_run_folders(output)]
-    result = run.train(EXPERIMENT, settings, score=of_run, training_time_limit=minutes * 60)
+    places = [f"data_path={data}", f"cache_path={output / 'cache'}", *_run_folders(output)]
+    settings = [*places, *overrides]
+    result = run.train(experiment, settings, score=of_run, training_time_limit=minutes * 60)
     if not result.finished:
         return None
-    predict.predict(EXPERIMENT, overrides=settings, overwrite=True)
-    process.process(EXPERIMENT, overrides=settings)
-    evaluate.evaluate(EXPERIMENT, overrides=settings)
-    config = load_config(EXPERIMENT, settings)
+    predict.predict(experiment, overrides=settings, overwrite=True)
+    process.process(experiment, overrides=settings)
+    evaluate.evaluate(experiment, overrides=settings)
+    config = load_config(experiment, settings)
     rows = []
     for box in regions.choose(config):
         rows.append(montage(box, find_layers(config, box)))
-    picture = output / "demo.png"
+    name = "demo" if experiment == EXPERIMENT.resolve() else experiment.name
+    picture = output / f"{name}.png"
     figures.write_png(picture, figures.above(rows, background=255))
     print(f"raw, truth, predictions and processed volumes of both validation crops: {picture}")
     return picture

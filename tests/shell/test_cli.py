@@ -276,7 +276,7 @@ def test_the_demo_takes_minutes_and_a_folder(run, monkeypatch):
     monkeypatch.setattr(common.shell.demo, "demo", demo)
     assert run("demo", "--minutes", "0.5", "--output", "here")[0] == 0
     assert run("demo")[0] == 0
-    assert calls == [("here", 0.5), ("demo", 0.0)]
+    assert calls == [("here", 0.5, None, ()), ("demo", 0.0, None, ())]
     assert run("demo")[0] == 130  # interrupted
 
 

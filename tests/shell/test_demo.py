@@ -48,6 +48,16 @@ def test_it_goes_from_data_to_scores_and_a_picture(run):
         assert ngff.open_levels(crop / "mito")[0].shape.tolist() == [24, 24, 24]
 
 
+def test_another_example_is_shown_under_its_name(run, experiment, tmp_path, capsys):
+    run(0.1)
+    other = experiment("other", epochs=5)
+    picture = demo.demo(tmp_path / "out", 0, other.folder, ["epochs=1"])
+    assert picture == tmp_path / "out" / "other.png" and picture.is_file()
+    assert "done after epoch 1" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"nowhere: no such folder; write one of"):
+        demo.demo(tmp_path / "out", 0, tmp_path / "nowhere")
+
+
 def test_nothing_is_written_beside_the_experiment(run):
     run()
     written = {"predictions", "processed", "results", "checkpoints", "logs", "cache"}

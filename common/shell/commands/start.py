@@ -21,6 +21,7 @@ command = partial(click.command, cls=Command, heading="Start")
 
 
 @command()
+@click.argument("experiment", required=False)
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0.1),
@@ -33,11 +34,17 @@ command = partial(click.command, cls=Command, heading="Start")
     metavar="FOLDER",
     help="Where data, logs and the picture go.",
 )
-def demo(minutes: float | None, output: str) -> None:
-    """Make a phantom cell, train a U-Net on it on this machine, and show what it learnt."""
+@options.overrides
+def demo(
+    experiment: str | None, minutes: float | None, output: str, overrides: tuple[str, ...]
+) -> None:
+    """Make a phantom cell, train a U-Net on it on this machine, and show what it learnt.
+
+    EXPERIMENT is examples/phantom_cell, or another folder of examples/ that names the phantom.
+    """
     from common.shell.demo import demo as run
 
-    if run(output, minutes or 0.0) is None:
+    if run(output, minutes or 0.0, experiment, overrides) is None:
         sys.exit(stopping.INTERRUPTED)
 
 
