@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from importlib import metadata
@@ -12,7 +13,15 @@ PACKAGES = ("torch", "numpy", "zarr", "cellmap-models", "leibnetz")
 
 
 def provenance(repository: Path) -> dict[str, str]:
-    """Versions, machine and git commit of what runs."""
+    """Versions, machine and git commit of what runs: as they were at the first call.
+
+    What a process loaded runs on, whatever is installed or committed beside it later.
+    """
+    return dict(_at_first(repository))
+
+
+@functools.cache
+def _at_first(repository: Path) -> dict[str, str]:
     versions = {name: _version(name) for name in PACKAGES}
     return {
         "python": platform.python_version(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import sys
 import textwrap
@@ -201,6 +202,15 @@ class Experiment:
         from common.train.run import train
 
         return train(self.folder, overrides, self.data, **settings)
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Forks processes that have imported what takes long, and have no threads that a fork loses."""
+    context = multiprocessing.get_context("forkserver")
+    # torch loads the last by itself, when a network is first asked for its shapes
+    context.set_forkserver_preload(["common.train.run", "common.shell.cli", "torch._dynamo"])
+    return context
 
 
 @pytest.fixture(scope="session")

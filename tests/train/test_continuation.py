@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import math
-import multiprocessing
 import os
 import random
 import signal
@@ -245,14 +244,6 @@ def train_until_killed(words: dict, number: int) -> None:
     steps.LOG_EVERY = 2
     in_nth_write(number, dies)
     run_module.train(**words)
-
-
-@pytest.fixture
-def processes():
-    """Forks a process that has imported what takes long, and has no threads that a fork loses."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["common.train.run", "common.shell.cli"])
-    return context
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -88,14 +87,6 @@ SGD = """
     def optimizer(groups, lr, weight_decay):
         return torch.optim.SGD(groups, lr=lr, momentum=0.9)
     """
-
-
-@pytest.fixture
-def processes():
-    """Forks processes that have imported what takes long."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["common.train.run", "common.shell.cli"])
-    return context
 
 
 def as_one_of(number: int, size: int, port: int, log: Path, act: Callable, *words: Any) -> None:
