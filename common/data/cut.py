@@ -19,6 +19,7 @@ import numpy as np
 from common.data import ngff
 from common.data.annotation import INSTANCE_TYPE, encoding_of
 from common.data.box import slices
+from common.data.import_volumes import IMPORTED, is_imported
 from common.data.label_facts import LabelFacts
 from common.data.level import Grid, Level
 from common.data.metadata import UNFINISHED
@@ -170,6 +171,8 @@ def _copy(facts: LabelFacts, start: np.ndarray, stop: np.ndarray, target: Path) 
     if dtype.kind == "b":
         dtype = np.dtype(np.uint8)
     about = {CUT: record, **_annotation(facts)}
+    if is_imported(level.group):
+        about[IMPORTED] = record
     array = ngff.start_multiscale(target, grid, dtype, (CHUNK,) * 3, attributes=about)
     for number in np.ndindex(*array.cdata_shape):
         first = np.array(number) * array.chunks

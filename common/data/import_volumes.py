@@ -156,6 +156,11 @@ def import_data(  # noqa: PLR0913  # the options of the command
     return store
 
 
+def is_imported(group: Path) -> bool:
+    """Whether a volume of a data root was imported or linked to, and not fetched."""
+    return is_link(group) or IMPORTED in read_attributes(group)
+
+
 def _say_next(dataset: str, root: Path, jobs: Sequence[Import], *, say: Say) -> None:
     """The commands that make something of the crops that were imported."""
     labels = [job for job in jobs if not job.is_raw]

@@ -163,7 +163,7 @@ def instance(
     sizes = _sizes(voxel_size)
     truth, ids = _renumbered(truth)
     n_truth = len(ids)
-    prediction, n_prediction = _components(prediction)
+    prediction, n_prediction = components(prediction)
     counted = max(ids, default=0) if version.largest_id_is_number else n_truth
     if _too_many(counted, n_prediction):
         return InstanceCounts(status=SKIPPED)
@@ -267,7 +267,7 @@ def match(table: sparse.csr_array) -> np.ndarray:
     return 1 + pairs[pairs[:, 1] < n_prediction]
 
 
-def _components(ids: np.ndarray) -> tuple[np.ndarray, int]:
+def components(ids: np.ndarray) -> tuple[np.ndarray, int]:
     """26-connected pieces of one id each, numbered from 1 in the order of their first voxel."""
     # C order: components are numbered as their voxels lie in memory
     return cc3d.connected_components(np.ascontiguousarray(ids), connectivity=26, return_N=True)

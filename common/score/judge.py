@@ -15,11 +15,13 @@ import numpy as np
 
 from common.data import regrid
 from common.data.annotation import LabelReader
+from common.data.import_volumes import is_imported
 from common.data.ngff import Grid, Level
 from common.infer.volume import EVERYWHERE
 from common.score import challenge, quality
 from common.score.quality import ObjectCounts, VoxelCounts
 from common.score.versions import CSC, Version
+from common.talk import count
 
 # half a voxel beside the annotation costs a perfect mask 0.1 of its score; from a twentieth on a
 # mask is what it was: its voxels are the nearest ones up to a fifth
@@ -88,17 +90,29 @@ def judge(truth: Truth, found: Level) -> Evaluation:
     grid = truth.level.grid
     reader = LabelReader(truth.level, truth.name)
     wanted, known = reader.ids()
+    remarks = []
+    if truth.is_instance and _is_own_mask(reader):
+        wanted, pieces = challenge.components(wanted)
+        remarks.append(f"a mask, whose {count(pieces, 'piece')} were taken for objects")
     if known is not None:
         truth = replace(truth, mask=known if truth.mask is None else known & (truth.mask > 0))
     # ids by the nearest voxel, a mean of two objects is none; masks by their share of a voxel
     volume = regrid.ids(found, grid) if truth.is_instance else regrid.mask(found, grid)
     evaluation = compare(truth, wanted, volume)
     covered = regrid.covers(found, grid)
-    evaluation = replace(evaluation, covered=covered, remarks=tuple(reader.remarks()))
+    evaluation = replace(evaluation, covered=covered, remarks=(*reader.remarks(), *remarks))
     if not _is_same_size(found, grid):
         return replace(evaluation, resampled=True)
     offset = beside(found, grid)
     return replace(evaluation, resampled=any(offset), offset=offset)
+
+
+def _is_own_mask(reader: LabelReader) -> bool:
+    """Whether labels were imported as a mask, though their class is scored by objects.
+
+    The challenge's labels are taken as they are, also where one object is all of them.
+    """
+    return not reader.encoding.is_instance and is_imported(reader.level.group)
 
 
 def beside(found: Level, grid: Grid) -> tuple[float, ...]:

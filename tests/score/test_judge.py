@@ -10,6 +10,7 @@ import pytest
 from scipy import ndimage
 
 from common.data import ngff
+from common.data.import_volumes import IMPORTED
 from common.score.judge import Truth, compare, judge
 
 
@@ -62,3 +63,22 @@ def test_unknown_voxels_of_the_truth_count_on_neither_side(tmp_path, kind, is_in
     assert (counts.tp, counts.fp, counts.fn) == ((1 if is_instance else 64), 0, 0)
     assert tuple(evaluation.voxels) == (64, 0, 0)
     assert "taken for unknown" in evaluation.remarks[0]
+
+
+@pytest.mark.parametrize("imported", [True, False])
+def test_an_imported_mask_of_a_class_of_objects_is_taken_for_its_pieces(tmp_path, imported):
+    """The challenge's own labels stay one object."""
+    mask = np.zeros((8, 8, 24), np.uint8)
+    mask[2:6, 2:6, 2:6] = 1
+    mask[2:6, 2:6, 12:20] = 1
+    attributes = {"cellmap": {"annotation": {"annotation_type": {"type": "semantic_segmentation"}}}}
+    if imported:
+        attributes[IMPORTED] = {"from": "mito.tif"}
+    ngff.write_multiscale(tmp_path / "crop1/mito", mask, (8, 8, 8), attributes=attributes)
+    ids = mask.astype(np.uint16)
+    ids[..., 12:] *= 2
+    ngff.write_multiscale(tmp_path / "found", ids, (8, 8, 8))
+    truth = Truth("crop1", "mito", ngff.open_levels(tmp_path / "crop1/mito")[0], is_instance=True)
+    evaluation = judge(truth, ngff.open_levels(tmp_path / "found")[0])
+    assert evaluation.objects[:3] == ((2, 0, 0) if imported else (1, 1, 0))
+    assert any("2 pieces" in remark for remark in evaluation.remarks) == imported

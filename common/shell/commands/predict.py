@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from common import stopping
+from common import stopping, talk
 from common.errors import UserError
 from common.shell import options
 from common.shell.group import Command
@@ -141,7 +141,10 @@ def process(config_path: str, *, time_limit: float, **given: Any) -> None:
         )
     for folder in folders:
         click.echo(folder)
-    say_next("visualize" if given["volume"] or given["crops"] == "test" else "evaluate")
+    if given["volume"] and folders:
+        talk.say(f"next: {talk.command_line('export', folders[0], 'results', format='tiff')}")
+    else:
+        say_next("visualize" if given["crops"] == "test" else "evaluate")
 
 
 @command()
