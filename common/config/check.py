@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from common import classes as class_table
 from common.config.augmentations import augmentation_problems
+from common.config.derived import derived_problems
+from common.config.heads import head_problems
 from common.config.instance_options import CHANNELS, option_problems, takes_channels
 from common.config.kinds import fit, is_a
 from common.config.settings import (
@@ -43,13 +45,18 @@ def check_settings(
     """
     fitting, misfits = _each_by_itself(values, table)
     fitting, malformed = _arrays_in_one_form(fitting)
+    of_channels = _class_problems(fitting)
+    if not malformed:
+        of_channels += derived_problems(fitting, _wrong_name)
+    if not malformed and not of_channels:
+        of_channels = head_problems(fitting)
     every = [
         *problems,
         *misfits,
         *_missing(values, table),
         *malformed,
         *([] if malformed else _patch_problems(fitting)),
-        *_class_problems(fitting),
+        *of_channels,
         *_exclusion_problems(fitting),
         *_sampling_weight_problems(fitting),
         *_spatial_problems(fitting.get("spatial_transforms", {})),

@@ -159,7 +159,8 @@ class Affinities(Derived):
 
     def problems(self, voxel_nm: Sequence[float], seen_nm: Sequence[float]) -> list[str]:
         """Return what is wrong with the offsets, as sentences."""
-        if not self.offsets or not all(_is_vector(offset) for offset in self.offsets):
+        are_vectors = isinstance(self.offsets, tuple) and all(map(_is_vector, self.offsets))
+        if not self.offsets or not are_vectors:
             return [f"offsets = {self.offsets!r}; write a list of (z, y, x) in nm"]
         problems = []
         for offset, steps in zip(self.offsets, self.voxels(voxel_nm), strict=True):
@@ -317,8 +318,8 @@ def _exclusive_problems(values: Mapping[str, Any], problems: Sequence[str]) -> l
         found.append(f"exclusive = {exclusive}; name two channels or more, each once")
     for number, name in enumerate(exclusive):
         found += [
-            f"exclusive: a voxel may be '{name}' and '{other}', of which one is a part of the "
-            "other; leave one out"
+            f"exclusive: a voxel may be both '{name}' and '{other}', as their parts in the class "
+            "table say; leave one out"
             for other in exclusive[number + 1 :]
             if _overlap(name, other)
         ]
@@ -341,6 +342,23 @@ def channel_names(classes: Sequence[str], derived: Mapping[str, Derived]) -> tup
     for name, channel in derived.items():
         names += channel.names(name)
     return tuple(names)
+
+
+def channel_classes(classes: Sequence[str], derived: Mapping[str, Derived]) -> dict[str, str]:
+    """Return for each channel the class that it is, or is derived from."""
+    made_of = {name: name for name in classes}
+    for name, channel in derived.items():
+        for own in channel.names(name):
+            made_of[own] = channel.of
+    return made_of
+
+
+def with_derived(names: Sequence[str], derived: Mapping[str, Derived]) -> list[str]:
+    """Return names of channels, with all channels of a declaration in the place of its name."""
+    every: list[str] = []
+    for name in names:
+        every += derived[name].names(name) if name in derived else (name,)
+    return every
 
 
 def _is_length(value: Any) -> bool:

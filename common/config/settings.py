@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
 
 from common import classes as class_table
+from common.config.derived import channel_names
 from common.config.kinds import (
     BelowOne,
     Fraction,
@@ -37,8 +38,9 @@ class TrainConfig:
     """
 
     build_model: Callable
-    """`build_model(classes, **model_kwargs)` returns the network; it is called after seeding. The
-    network takes raw (B, 1, z, y, x) and returns logits (B, classes, z, y, x)."""
+    """`build_model(classes, **model_kwargs)` returns the network; it is called after seeding, with
+    the names of all channels: the classes, then those that are derived. The network takes raw
+    (B, 1, z, y, x) and returns logits (B, channels, z, y, x)."""
     classes: tuple[str, ...]
     """The classes to learn, in the order of the output channels."""
     input_array_info: dict
@@ -47,6 +49,14 @@ class TrainConfig:
     target_array_info: dict
     """Shape (voxels) and voxel size (nm) of the target patch, z, y, x. It has the same centre as
     the raw patch."""
+    derived: dict = field(default_factory=dict)
+    """`{"cell_boundary": boundary("cell", inside=20, outside=20)}`: further channels, made of the
+    objects of a class, after those of the classes; see Train on boundaries, affinities and
+    distances."""
+    exclusive: tuple[str, ...] = ()
+    """Channels of which exactly one is true of a voxel, such as `["background", "axon", "border"]`:
+    they get a softmax, and where several are true the last one counts. The others get a sigmoid
+    each."""
 
     base_experiment_path: str = ""
     """Folder that the relative paths below start from; by default the folder of the config file."""
@@ -204,6 +214,14 @@ class TrainConfig:
     criterion_kwargs: dict = field(default_factory=dict)
     """`{"gamma": 1.5}`: keyword arguments of criterion, a function or a class that is not made yet;
     a class is made with them."""
+    criteria: dict = field(default_factory=dict)
+    """`{"cell_affinity": dice_loss, "exclusive": torch.nn.CrossEntropyLoss()}`: losses of single
+    heads, by the name of a derived channel, or "exclusive". Without one, channels with a sigmoid
+    have the loss `criterion` together, those of `exclusive` categorical cross-entropy, and a
+    distance a smooth L1 loss."""
+    loss_weights: dict = field(default_factory=dict)
+    """`{"cell_distance": 0.5}`: weight of a head in the sum of the losses: a derived channel,
+    "exclusive", or "classes" for all others. Default 1."""
     weight_loss: bool = True
     """Weight the positive voxels of a class by background / foreground: its negative voxels over
     its positive voxels in the training crops."""
@@ -293,6 +311,11 @@ class TrainConfig:
     # no setting, and without a sentence not in their table: see common.config.public
     translated: tuple[str, ...] = ()
     missing_split: dict = field(default_factory=dict)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the network's output channels: the classes, then those that are derived."""
+        return channel_names(self.classes, self.derived)
 
     @property
     def folder(self) -> Path:

@@ -70,6 +70,8 @@ class Encoding:
     """The value of unknown in a volume of ids whose metadata count no such voxel: there an id."""
     counted: Counted | None = None
     """What the metadata count, where they do."""
+    is_said_to_be_mask: bool = False
+    """Whether the metadata say that all of its objects have one value."""
 
     def named(self) -> list[int]:
         """The values that have a meaning."""
@@ -103,6 +105,7 @@ def encoding_of(level: Level, name: str) -> Encoding:
         unknown=None if taken else unknown,
         id_of_unknown=unknown if taken else None,
         counted=_counted(level, name, counts, absent_is_0=values.get("absent", 0) == 0),
+        is_said_to_be_mask=bool(kind.get("type")) and not is_instance,
     )
 
 
@@ -228,17 +231,20 @@ class LabelReader:
         result = np.full(grid.shape, UNKNOWN_ID, np.int64)
         for where, values in regrid.nearest(self.level, grid):
             positive, unknown = self.meaning(values)
-            # NaN, which is unknown, is no whole number
-            ids = np.where(positive, values, 0).astype(np.int64)
-            if values.dtype.kind == "u":
-                # those from 2**63 on have become negative, and the last one UNKNOWN_ID
-                ids &= np.iinfo(np.int64).max
-            # 0 may be said to be positive
-            ids[positive & (ids == 0)] = 1
+            ids = _ids_where(positive, values)
             if unknown is not None:
                 ids[unknown] = UNKNOWN_ID
             result[where] = ids
         return result
+
+    def read_ids(
+        self, start: Vector, stop: Vector
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Voxels start..stop: ids, int64 and 0 where the class is not, and what `read` gives."""
+        values = self.level.read(start, stop)
+        refuse_raw(values, self.name, self.path)
+        positive, unknown = self.meaning(values)
+        return _ids_where(positive, values), positive, unknown
 
     def ids(self) -> tuple[np.ndarray, np.ndarray | None]:
         """The whole volume as integer ids, and where it is known; 0 where it is absent or unknown.
@@ -365,6 +371,18 @@ class LabelReader:
         dtype = self.level.array.dtype
         highest = np.iinfo(dtype).max if dtype.kind in "ui" else 255
         return {255, int(highest)} - set(self.encoding.named())
+
+
+def _ids_where(positive: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The values of a label volume as int64 ids, 0 where it is not positive."""
+    # NaN, which is unknown, is no whole number
+    ids = np.where(positive, values, 0).astype(np.int64)
+    if values.dtype.kind == "u":
+        # those from 2**63 on have become negative, and the last one UNKNOWN_ID
+        ids &= np.iinfo(np.int64).max
+    # 0 may be said to be positive
+    ids[positive & (ids == 0)] = 1
+    return ids
 
 
 def _stores_empty_chunks(level: Level) -> bool:

@@ -21,8 +21,9 @@ import numpy as np
 
 from common.classes import Declared
 from common.data import ngff, pseudo
-from common.data.annotation import LabelReader
+from common.data.annotation import INSTANCE_TYPE, LabelReader, encoding_of
 from common.data.crop_cache import CropCache, label_stamp, raw_stamp
+from common.data.ids import IdWriter, ids_file, reduced
 from common.data.level import Grid, Level, MissingChunks
 from common.data.palette import UNKNOWN, contradicts, encode
 from common.data.placement import check_crop, check_detail
@@ -86,6 +87,8 @@ class CropRequest:
     """Sections on each side with which every section of raw is averaged."""
     use_mutual_exclusion: bool = True
     infer_groups: bool = True
+    with_ids: tuple[str, ...] = ()
+    """Classes whose objects are to be told apart."""
     exclusive_classes: tuple[str, ...] = ()
     counter_classes: tuple[str, ...] = ()
     class_relations: Declared = field(default_factory=dict)
@@ -133,6 +136,10 @@ class Crop:
     """Chunks of raw where its labels are, and how many of them are not there."""
     pseudo: np.ndarray | None = None
     """(rows, classes) bool: labels of networks, and what follows from them; None where none is."""
+    with_ids: tuple[str, ...] = ()
+    """Classes of which `ids()` has the objects."""
+    like_masks: tuple[str, ...] = ()
+    """Those of them whose only id is 1."""
 
     def raw(self) -> np.ndarray:
         """Return the raw, memory-mapped: (z, y, x) uint8, or float32 in [0, 1]."""
@@ -142,10 +149,18 @@ class Crop:
         """Return the palette row of each voxel, memory-mapped: (z, y, x) uint8 or uint16."""
         return _memory_map(str(self.folder / "labels.npy"))
 
+    def ids(self, name: str) -> np.ndarray:
+        """Return the objects of a class, memory-mapped: (z, y, x) uint8, uint16 or uint32.
+
+        0 is unknown, as beyond the crop, 1 background, and objects are numbered from 2.
+        """
+        return _memory_map(str(self.folder / ids_file(name)))
+
     @property
     def bytes(self) -> int:
-        """Size of raw and labels in bytes."""
-        return self.raw().nbytes + self.labels().nbytes
+        """Size of raw, labels and ids in bytes."""
+        of_ids = sum(self.ids(name).nbytes for name in self.with_ids)
+        return self.raw().nbytes + self.labels().nbytes + of_ids
 
 
 @functools.lru_cache(maxsize=512)  # bounds the files that a process holds open
@@ -265,6 +280,8 @@ class Decoding:
     """The labels to be written."""
     missing_raw: MissingChunks
     """Chunks of raw where the labels are, and how many of them are not there."""
+    with_ids: tuple[str, ...]
+    """Those of `names` whose objects are told apart."""
     key: str
     """Folder name in the cache: a hash of everything that the result depends on."""
     given_up: threading.Event = field(default_factory=threading.Event, compare=False)
@@ -277,9 +294,9 @@ class Decoding:
 
     @property
     def bytes(self) -> int:
-        """Bytes that will be written, if labels take one byte per voxel."""
+        """Bytes that will be written, if labels take one byte per voxel, and ids one per class."""
         raw = int(np.prod(self.raw_grid.shape)) * self.raw.dtype.itemsize
-        return raw + int(np.prod(self.label_grid.shape))
+        return raw + int(np.prod(self.label_grid.shape)) * (1 + len(self.with_ids))
 
 
 def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
@@ -317,6 +334,10 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
         identity.append(stamp_of_labels(volume, label))
         if (volume / pseudo.ARRAY).is_dir():
             identity.append(label_stamp(volume, pseudo.ARRAY))
+    with_ids = tuple(name for name in request.with_ids if name in names)
+    if with_ids:
+        _refuse_masks(row, with_ids)
+        identity.append(["ids", *with_ids])
     return Decoding(
         row=row,
         names=names,
@@ -326,8 +347,21 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
         label_factor=factor,
         label_grid=_reduced_grid(label, factor),
         missing_raw=_missing_raw(raw.level, lower, upper),
+        with_ids=with_ids,
         key=key_of(identity),
     )
+
+
+def _refuse_masks(row: Row, names: Sequence[str]) -> None:
+    """Raise UserError for classes whose metadata say that they have no ids."""
+    for name in names:
+        level = ngff.open_levels(row.class_volume(name))[0]
+        if encoding_of(level, name).is_said_to_be_mask:
+            raise UserError(
+                f"{level.group}: class '{name}' is a mask by its annotation_type, without ids that "
+                "tell objects apart, which derived channels are made of; leave them out, or number "
+                f'its objects and write annotation_type.type = "{INSTANCE_TYPE}" into its .zattrs'
+            )
 
 
 def stamp_of_labels(volume: Path, first: Level) -> str:
@@ -484,6 +518,7 @@ def _decode_labels(job: Decoding, folder: Path) -> None:
     Any label is positive that is neither absent nor unknown, see `common.data.annotation`.
     """
     readers = [LabelReader(_matching_level(job, name), name) for name in job.names]
+    writers = {name: IdWriter(job.label_grid.shape, name) for name in job.with_ids}
     index = np.zeros(job.label_grid.shape, np.uint16)
     row_of: dict[bytes, int] = {}  # for each combination of labels its palette row
     parts: list[RowPart] = []
@@ -491,7 +526,8 @@ def _decode_labels(job: Decoding, folder: Path) -> None:
         labels = []
         for reader in readers:
             job.check_wanted()
-            labels.append(_read_labels(reader, start, stop, job.label_factor))
+            writer = writers.get(reader.name)
+            labels.append(_read_labels(reader, start, stop, job.label_factor, writer=writer))
         block, combinations = encode_known(labels)
         for combination in combinations:
             row_of.setdefault(combination.tobytes(), len(row_of) + 1)  # 0 is "nothing is known"
@@ -508,6 +544,8 @@ def _decode_labels(job: Decoding, folder: Path) -> None:
 
     for reader in readers:
         reader.check_whole()
+    for writer in writers.values():
+        writer.finish(folder, job.row.name)
     palette = np.full((len(row_of) + 1, len(job.names)), UNKNOWN, np.int8)
     for combination, row in row_of.items():
         palette[row] = np.frombuffer(combination, np.int8)
@@ -519,6 +557,7 @@ def _decode_labels(job: Decoding, folder: Path) -> None:
         counts=counts,
         examples=examples,
         remarks=_remarks(readers),
+        like_masks=np.array([name for name in writers if writers[name].is_like_mask], str),
     )
 
 
@@ -572,18 +611,47 @@ class Labels(NamedTuple):
 
 
 def _read_labels(
-    reader: LabelReader, start: np.ndarray, stop: np.ndarray, factor: np.ndarray
+    reader: LabelReader,
+    start: np.ndarray,
+    stop: np.ndarray,
+    factor: np.ndarray,
+    *,
+    writer: IdWriter | None = None,
 ) -> Labels:
-    """Reduced voxels start..stop of a class.
+    """Reduced voxels start..stop of a class, whose objects `writer` gets.
 
     A reduced voxel is unknown where its unknown voxels decide which side has the majority.
     """
-    positive, unknown = reader.read(start * factor, stop * factor)
+    first = start * factor
+    last = stop * factor
+    if writer is None:
+        positive, unknown = reader.read(first, last)
+    else:
+        ids, positive, unknown = reader.read_ids(first, last)
+    labels = _reduced_labels(reader, first, (positive, unknown), factor)
+    if writer is not None:
+        # networks that complete an annotation number no objects
+        not_numbered = [part for part in labels[1:] if part is not None]
+        nowhere = np.zeros(labels.positive.shape, bool)
+        without = functools.reduce(np.logical_or, not_numbered, nowhere)
+        writer.write(start, reduced(ids, positive, factor), labels.positive & ~without, without)
+    return labels
+
+
+def _reduced_labels(
+    reader: LabelReader,
+    first: np.ndarray,
+    values: tuple[np.ndarray, np.ndarray | None],
+    factor: np.ndarray,
+) -> Labels:
+    """The labels of a class from voxel `first` on, reduced. values: as of `LabelReader.read`."""
+    positive, unknown = values
+    last = first + positive.shape
     certain = _majority(positive, factor)
     of_networks = pseudo.of_networks(reader.level)
     by_networks = None
     if of_networks is not None:
-        by_networks = _majority(of_networks[ngff.slices(start * factor, stop * factor)] > 0, factor)
+        by_networks = _majority(of_networks[ngff.slices(first, last)] > 0, factor)
     if unknown is None:
         return Labels(certain, None, by_networks)
     possible = _majority(positive | unknown, factor)
@@ -677,6 +745,8 @@ def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
         counts = file["counts"]
         examples = file["examples"]
         remarks = tuple((str(name), str(text)) for name, text in file["remarks"])
+        # only looked for with ids: crops that were decoded before there were any have no such list
+        like_masks = tuple(file["like_masks"].tolist()) if job.with_ids else ()
 
     # annotated classes that are not learnt take part in the reasoning, and are dropped after it
     names = [*job.names, *(name for name in request.classes if name not in job.names)]
@@ -704,6 +774,8 @@ def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
         remarks=remarks,
         missing_raw=job.missing_raw,
         pseudo=of_networks,
+        with_ids=job.with_ids,
+        like_masks=like_masks,
     )
 
 

@@ -20,12 +20,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from common.classes import INSTANCES
 from common.config.augmentations import read_augmentations
+from common.config.derived import Derived
+from common.config.heads import exclusive_channels
 from common.config.settings import TrainConfig
 from common.data import (
     annotation,
     augment,
     defects,
+    derive,
     distort,
     make_split,
     normalize,
@@ -35,10 +39,11 @@ from common.data import (
 from common.data.augment import OwnAugmentation
 from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, open_crops
+from common.data.ids import BACKGROUND
 from common.data.normalize import Scaling
 from common.data.sampling import Augmentation, Patch, Sample, Sampler
 from common.data.split import Row
-from common.data.targets import PaletteTarget
+from common.data.targets import MixedTarget, PaletteTarget, exclusive_labels
 from common.data.workers import Reading, WorkerLost, that_fit
 from common.errors import UserError
 from common.talk import say, some
@@ -94,6 +99,7 @@ def open_data(config: TrainConfig, known: Mapping[str, Scaling] | None = None) -
     blocks: list[Sample] = []
     if validation:
         blocks = sampling.validation_samples(validation, sampler.input, sampler.target)
+    _refuse_masks(config, train)
     foreground = count_voxels(train, 1, sampler.target.scale)
     background = count_voxels(train, 0, sampler.target.scale)
     if not foreground.any():
@@ -112,6 +118,19 @@ def open_data(config: TrainConfig, known: Mapping[str, Scaling] | None = None) -
         rows=rows,
         scalings=scalings,
     )
+
+
+def _refuse_masks(config: TrainConfig, crops: Sequence[Crop]) -> None:
+    """Raise UserError for classes without ids, of which derived channels cannot be made."""
+    for name in _with_ids(config):
+        having = [crop for crop in crops if name in crop.with_ids]
+        is_mask = all(name in crop.like_masks for crop in having)
+        if having and is_mask and name not in INSTANCES:
+            raise UserError(
+                f"derived: class '{name}' is 0 and 1 in {some([crop.name for crop in having])}: a "
+                "mask, without ids that tell objects apart; number its objects, or leave out the "
+                "channels that are made of them"
+            )
 
 
 def rows_of_run(config: TrainConfig) -> list[Row]:
@@ -210,7 +229,13 @@ def crop_request(config: TrainConfig) -> CropRequest:
         exclusive_classes=config.exclusive_classes,
         counter_classes=config.counter_classes,
         class_relations=config.class_relations,
+        with_ids=_with_ids(config),
     )
+
+
+def _with_ids(config: TrainConfig) -> tuple[str, ...]:
+    """Return the classes whose objects derived channels are made of, each once."""
+    return tuple(dict.fromkeys(channel.of for channel in config.derived.values()))
 
 
 def crop_cache(config: TrainConfig) -> CropCache:
@@ -237,7 +262,18 @@ def _sampler(config: TrainConfig, crops: Sequence[Crop]) -> Sampler:
         class_weights=_class_weights(config, crops),
         crop_weights=_crop_weights(config, crops),
         elsewhere=bool(config.counter_classes),
+        objects=objects_patch(config),
     )
+
+
+def objects_patch(config: TrainConfig) -> Patch | None:
+    """Return the patch of ids that derived channels are made of; None without any."""
+    if not config.derived:
+        return None
+    target = Patch(**config.target_array_info)
+    margin = derive.margin_of(list(config.derived.values()), target.scale)
+    z, y, x = (n + 2 * m for n, m in zip(target.shape, margin, strict=True))
+    return Patch((z, y, x), target.scale)
 
 
 def _class_weights(config: TrainConfig, crops: Sequence[Crop]) -> np.ndarray | None:
@@ -406,8 +442,8 @@ class Batch:
 
     raw: Tensor
     """(B, 1, z, y, x) float32; in [0, 1], unless with raw_normalization = "zscore"."""
-    target: PaletteTarget
-    """Labels of all classes; `target.dense()` is (B, classes, z, y, x) int8."""
+    target: PaletteTarget | MixedTarget
+    """Labels of all channels; `target.dense()` is (B, channels, z, y, x)."""
     crops: Sequence[str]
     """dataset/crop of each patch."""
     scalings: Sequence[Scaling | None] = ()
@@ -431,7 +467,9 @@ def training_batches(config: TrainConfig, data: Data, device: torch.device) -> B
 
     They are the same in every run with the same settings and seed.
     """
-    blocks = Blocks(data.train, data.sampler, data.sampler.input, data.sampler.target)
+    sampler = data.sampler
+    channels = Channels.of(config)
+    blocks = Blocks(data.train, sampler, sampler.input, sampler.target, channels=channels)
     batches = Batches(
         blocks,
         config.batch_size,
@@ -453,7 +491,9 @@ def validation_batches(config: TrainConfig, data: Data, device: torch.device) ->
     """
     if not data.blocks:
         return None
-    blocks = Blocks(data.validation, data.blocks, data.sampler.input, data.sampler.target)
+    sampler = data.sampler
+    channels = Channels.of(config)
+    blocks = Blocks(data.validation, data.blocks, sampler.input, sampler.target, channels=channels)
     return Batches(
         blocks,
         config.batch_size,
@@ -485,6 +525,34 @@ class Piece(NamedTuple):
     """Block (z, y, x) uint8 or int32, rows of the crop's own palette."""
     labels_affine: np.ndarray
     """(3, 4) float64, likewise."""
+    ids: tuple[Tensor, ...] = ()
+    """A block (z, y, x) of the objects of each class that channels are derived from, see
+    `Crop.ids`; empty where the class is not annotated."""
+    ids_affine: np.ndarray | None = None
+    """(3, 4) float64, likewise; None without ids."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What a run learns beside its classes."""
+
+    derived: tuple[Derived, ...] = ()
+    exclusive: tuple[int, ...] = ()
+    """Numbers of the channels of which one is true."""
+    with_ids: tuple[str, ...] = ()
+    """The classes that channels are derived from."""
+    objects: Patch | None = None
+    """The patch of their ids: the target patch and what decides about it around it."""
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Channels:
+        """Those of a run."""
+        return cls(
+            derived=tuple(config.derived.values()),
+            exclusive=exclusive_channels(config),
+            with_ids=_with_ids(config),
+            objects=objects_patch(config),
+        )
 
 
 class Blocks(Dataset):
@@ -496,11 +564,14 @@ class Blocks(Dataset):
         samples: Sampler | Sequence[Sample],
         input: Patch,
         target: Patch,
+        *,
+        channels: Channels | None = None,
     ):
         self.crops = crops
         self.samples = samples
         self.input = input
         self.target = target
+        self.channels = channels or Channels()
 
     def __len__(self) -> int:
         if isinstance(self.samples, Sampler):
@@ -524,7 +595,26 @@ class Blocks(Dataset):
             raw_affine=raw_affine,
             labels=torch.from_numpy(labels),
             labels_affine=labels_affine,
+            **self._ids(crop, sample),
         )
+
+    def _ids(self, crop: Crop, sample: Sample) -> dict[str, Any]:
+        """The fields of a piece about objects."""
+        patch = self.channels.objects
+        if patch is None:
+            return {}
+        blocks = []
+        affine = None
+        for name in self.channels.with_ids:
+            block = np.empty((0, 0, 0), np.int32)
+            if name in crop.with_ids:
+                block, affine = sampling.cut(crop.ids(name), crop.label_grid, sample, patch)
+            blocks.append(torch.from_numpy(block if block.dtype == np.uint8 else _signed(block)))
+        return {"ids": tuple(blocks), "ids_affine": affine}
+
+
+def _signed(block: np.ndarray) -> np.ndarray:
+    return block.astype(np.int32)  # torch computes little in uint16 and uint32
 
 
 @dataclass(frozen=True)
@@ -591,9 +681,13 @@ class Batches:
         self.scalings: list[Scaling | None] = [*scalings] or [None] * len(blocks.crops)
         self.own_augmentation = own_augmentation
         self.worker_time_limit = worker_time_limit
+        self.channels = blocks.channels
         # one palette for all crops: a batch is looked up at once
         palettes = [crop.palette for crop in blocks.crops]
         self.palette = torch.from_numpy(np.concatenate(palettes)).to(device)
+        if self.channels.exclusive and not self.channels.derived:
+            among = list(self.channels.exclusive)
+            self.palette[:, among] = exclusive_labels(self.palette[:, among], 1)
         self.first_row = np.cumsum([0, *map(len, palettes)]).tolist()
         self.weights: Tensor | None = None
 
@@ -637,8 +731,9 @@ class Batches:
         if self.num_workers and len(samples):
             piece = self._first(samples[0])
             batches = -(-len(samples) // batch_size)
-            item_bytes = piece.raw.nbytes + piece.labels.nbytes
-            workers = that_fit(reading, item_bytes, item_tensors=2, batches=batches)
+            tensors = [piece.raw, piece.labels, *piece.ids]
+            item_bytes = sum(tensor.nbytes for tensor in tensors)
+            workers = that_fit(reading, item_bytes, item_tensors=len(tensors), batches=batches)
             reading = dataclasses.replace(reading, num_workers=workers)
         return self._on_device(reading.of(samples))
 
@@ -696,8 +791,41 @@ class Batches:
         for i, sample in enumerate(samples):
             rows[i] += self.first_row[sample.crop]
         crops = [self.blocks.crops[sample.crop].name for sample in samples]
-        target = PaletteTarget(rows, self.palette, self.weights)
-        return Batch(patches, target, crops, scalings, samples)
+        return Batch(patches, self._target(rows, pieces), crops, scalings, samples)
+
+    def _target(self, rows: Tensor, pieces: Sequence[Piece]) -> PaletteTarget | MixedTarget:
+        classes = PaletteTarget(rows, self.palette, self.weights)
+        if not self.channels.derived:
+            return classes
+        derived = torch.stack([self._derived(piece) for piece in pieces])
+        return MixedTarget(classes, derived, self.channels.exclusive)
+
+    def _derived(self, piece: Piece) -> Tensor:
+        """Make the derived channels of a sample, (channels, z, y, x) float32, NaN for unknown."""
+        target = self.blocks.target
+        margin = derive.margin_of(self.channels.derived, target.scale)
+        patches: dict[str, derive.IdPatch] = {}
+        for name, block in zip(self.channels.with_ids, piece.ids, strict=True):
+            if block.numel():
+                patches[name] = derive.IdPatch(self._ids(piece, block), margin, target.scale)
+        parts = []
+        for channel in self.channels.derived:
+            if channel.of in patches:
+                parts.append(derive.derive(channel, patches[channel.of]))
+            else:
+                parts.append(derive.unknown(channel, target.shape, self.device))
+        return torch.cat(parts)
+
+    def _ids(self, piece: Piece, block: Tensor) -> Tensor:
+        """Resample a block of ids, (z, y, x) int32: 0 is background, -1 unknown."""
+        patch = self.channels.objects
+        assert patch is not None and piece.ids_affine is not None
+        resample: Callable[..., Tensor] = augment.resample_nearest
+        reading = self._reading(piece.sample, of_labels=True)
+        if reading is not None:
+            resample = functools.partial(distort.resample_nearest, readings=[reading])
+        block = block.to(self.device, non_blocking=True)
+        return resample([block], [piece.ids_affine], patch.shape)[0] - BACKGROUND
 
     def _raw_patches(
         self, pieces: Sequence[Piece], scalings: Sequence[normalize.Scaling | None]

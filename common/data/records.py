@@ -81,6 +81,9 @@ class PredictionRecord:
     """Voxels, z, y, x."""
     key: str = ""
     """Hash of the fields in DETERMINING and DETERMINING_IF_KNOWN."""
+    range_nm: list[float] | None = None
+    """nm that probability 0 and 1 stand for, of a distance; None of a probability. Not in the key,
+    which all channels of a network share."""
     largest_block: int | None = None
     """Largest edge of a block in voxels. Not in the key: it changes chunks but no voxel."""
     members: list[dict[str, Any]] | None = None

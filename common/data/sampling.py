@@ -129,6 +129,8 @@ class Sampler:
     weighs all alike."""
     elsewhere: bool = False
     """If weighted, whether samples that are not placed on a positive voxel lie in any crop."""
+    objects: Patch | None = None
+    """The patch of ids, with the same centre as the target; None where objects are not read."""
 
     def draw(self, k: int) -> Sample:
         """Return sample k: the same on every call, independent of other calls."""
@@ -178,7 +180,7 @@ class Sampler:
                 parts[part] = distort.draw_sections(random, kind, reach_z, raw.scale)
         random = self.stream(k, "elastic")
         if random is not None and kinds.elastic is not None:
-            extent = np.maximum(self.input.extent, self.target.extent)
+            extent = np.maximum(self.input.extent, (self.objects or self.target).extent)
             parts["field"] = distort.draw_field(random, kinds.elastic, extent)
         return Distortion(**parts) if parts else None
 

@@ -97,11 +97,11 @@ def experiment_of(path: Path) -> Path | None:
 
 def _refuse_other_classes(config: TrainConfig, own: TrainConfig, path: Path) -> None:
     """Raises UserError where the experiment of a checkpoint has other classes than this one."""
-    if own.classes == config.classes:
+    if own.channels == config.channels:
         return
     raise UserError(
-        f"{path}: its experiment {own.folder} has the classes {', '.join(own.classes)}, and "
-        f"{config.folder} has {', '.join(config.classes)}; name checkpoints of networks with the "
+        f"{path}: its experiment {own.folder} has the classes {', '.join(own.channels)}, and "
+        f"{config.folder} has {', '.join(config.channels)}; name checkpoints of networks with the "
         "same classes in the same order"
     )
 

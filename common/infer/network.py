@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from common import runtime
+from common.config.heads import exclusive_channels
 from common.config.settings import TrainConfig
 from common.data import normalize
 from common.data.normalize import Scaling, Scalings
@@ -32,7 +33,14 @@ from common.talk import nm, note, some
 from common.train import checkpoint, weights_file
 
 # a network gives something for any raw; only its training says what it must be given
-LIKE_IN_TRAINING = ("raw_range", "raw_normalization", "raw_sections", "model_kwargs")
+LIKE_IN_TRAINING = (
+    "raw_range",
+    "raw_normalization",
+    "raw_sections",
+    "model_kwargs",
+    "derived",
+    "exclusive",
+)
 """Settings that must be what they were in training, beside the scales of the arrays."""
 
 ARRAYS = ("input_array_info", "target_array_info")
@@ -102,7 +110,7 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
     """
     is_whole = checkpoint.is_whole(saved)
     if is_whole:
-        checkpoint.refuse_other_classes(path, saved, config.classes)
+        checkpoint.refuse_other_classes(path, saved, config.channels)
         _refuse_other_input(path, saved["settings"], config)
     device = runtime.pick_device(config.device)
     model = build.build_model(config, device)
@@ -112,14 +120,18 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
         weights_file.load_weights(model, saved, path)
         note(
             f"{path}: weights without settings; that they were trained for "
-            f"{some(config.classes)}, in this order, on raw of "
+            f"{some(config.channels)}, in this order, on raw of "
             f"{nm(config.input_array_info['scale'])} nm {_given(config)}, is taken from the "
             "experiment"
         )
         unlike = seen_range.notice(config, model)
         if unlike:
             note(f"{path}: {unlike}")
-    forward = ForwardPass(runtime.pick_precision(config.precision, device), config.channels_last)
+    forward = ForwardPass(
+        runtime.pick_precision(config.precision, device),
+        config.channels_last,
+        exclusive=exclusive_channels(config),
+    )
     record = _record(config, path, saved if is_whole else {}, forward.precision.name)
     scalings = checkpoint.scalings_in(saved) if is_whole else {}
     return network_of(config, model.eval(), forward, record=record, scalings=scalings)

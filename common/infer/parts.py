@@ -171,7 +171,7 @@ def _open_work(part: Part) -> Work:
         plan,
         plans=plans_of(network, part.region, plan),
         output=part.output,
-        channels=[config.classes.index(name) for name in part.classes],
+        channels=[config.channels.index(name) for name in part.classes],
         volumes=[reopen_class(part.folder / name, plan) for name in part.classes],
         left=[],
         keeps_ledger=False,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from common import stopping
+from common.config.derived import Affinities, channel_classes, with_derived
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import normalize, regions, series
@@ -28,7 +29,7 @@ from common.infer.engine import IN_THIS_PROCESS, Engine
 from common.infer.ensemble import load_network, note_training_crops
 from common.infer.network import Network
 from common.infer.parts import Hands, Source, source_of
-from common.infer.planes import CHOICES, with_planes
+from common.infer.planes import CHOICES, OWN, with_planes
 from common.infer.room import Need
 from common.infer.work import (
     SMALLEST_BLOCK,
@@ -215,6 +216,7 @@ def check_output(output: Output, config: TrainConfig) -> Output:
         )
     if output.orientations == 16 and not _is_square_in_plane(config):
         problems.append("16 orientations exchange y and x, whose voxel sizes differ here; write 8")
+    problems += _problem_of_pairs(output, config)
     if output.scale and (len(output.scale) != 3 or min(output.scale) <= 0):
         problems.append(f"scale {output.scale}; write three voxel sizes in nm, z, y, x")
     if output.block < 0:
@@ -222,6 +224,17 @@ def check_output(output: Output, config: TrainConfig) -> Output:
     if problems:
         raise UserError("\n".join(problems))
     return output
+
+
+def _problem_of_pairs(output: Output, config: TrainConfig) -> list[str]:
+    """What is wrong with the mean over turned copies, of channels that have a direction."""
+    has_pairs = any(isinstance(channel, Affinities) for channel in config.derived.values())
+    if not has_pairs or (output.orientations == 1 and output.planes == OWN):
+        return []
+    return [
+        "affinities are of pairs along a direction, which a turned copy has along another one; "
+        "leave --orientations and --planes out"
+    ]
 
 
 def _is_square_in_plane(config: TrainConfig) -> bool:
@@ -242,13 +255,14 @@ def choose_classes(
     none is left are left out. Raises UserError with everything that is wrong with the raw of the
     boxes.
     """
-    asked = classes or config.classes
-    unknown = [name for name in asked if name not in config.classes]
+    asked = with_derived(classes or config.channels, config.derived)
+    unknown = [name for name in asked if name not in config.channels]
     if unknown:
         raise UserError(
             f"{config.folder}: the network has no class {', '.join(unknown)}; it has "
-            f"{', '.join(config.classes)}"
+            f"{', '.join(config.channels)}"
         )
+    made_of = channel_classes(config.classes, config.derived)
     chosen = []
     problems = []
     for region in boxes:
@@ -257,9 +271,9 @@ def choose_classes(
             problems.append(problem)
             continue
         # in the network's order, whatever order they were asked for in
-        names = [name for name in config.classes if name in asked]
+        names = [name for name in config.channels if name in asked]
         if region.truth is None and region.classes:
-            names = [name for name in names if name in region.classes]
+            names = [name for name in names if made_of[name] in region.classes]
         if names:
             chosen.append((region, names))
         else:

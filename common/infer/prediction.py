@@ -76,7 +76,7 @@ def open_prediction(path: Path) -> Prediction:
 
 
 class Probability:
-    """A prediction as an array of probabilities, decoded where it is read."""
+    """A prediction as an array of probabilities, or of nm, decoded where it is read."""
 
     def __init__(self, prediction: Prediction):
         self.prediction = prediction
@@ -93,7 +93,11 @@ class Probability:
         stop = list(self.shape)
         for axis, part in enumerate(where):
             start[axis], stop[axis], _ = part.indices(self.shape[axis])
-        return 1 / (1 + np.exp(-self.prediction.logits(start, stop)))
+        probability = 1 / (1 + np.exp(-self.prediction.logits(start, stop)))
+        if self.prediction.record.range_nm is None:
+            return probability
+        low, high = self.prediction.record.range_nm
+        return low + (high - low) * probability
 
 
 class Channels(Mapping[str, Volume]):

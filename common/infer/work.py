@@ -20,6 +20,7 @@ import torch
 import zarr
 
 from common import runtime
+from common.config.heads import range_nm
 from common.config.settings import TrainConfig
 from common.data import series
 from common.data.raw import Raw
@@ -101,7 +102,7 @@ def make_plan(
     plan = plan_of_edge(network, raw, region, output, edge=edge)
     if not given:
         free = MEMORY_FRACTION * runtime.free_memory_gb(network.device) / sharers
-        classes = len(config.classes)
+        classes = len(config.channels)
         while edge > SMALLEST_BLOCK and gigabytes(network, region, plan, classes) > free:
             edge = edge * 3 // 4
             plan = plan_of_edge(network, raw, region, output, edge=edge)
@@ -246,7 +247,10 @@ def begin(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
-    volumes = [open_class(folder / name, plan, name, record) for name in classes]
+    volumes = []
+    for name in classes:
+        of_channel = replace(record, range_nm=range_nm(network.config, name))
+        volumes.append(open_class(folder / name, plan, name, of_channel))
     left = []
     for number in plan.blocks:
         if any(number not in volume.done for volume in volumes):
@@ -257,7 +261,7 @@ def begin(
         plan,
         plans=plans_of(network, region, plan),
         output=output,
-        channels=[network.config.classes.index(name) for name in classes],
+        channels=[network.config.channels.index(name) for name in classes],
         volumes=volumes,
         left=left,
     )

@@ -27,7 +27,7 @@ def new_model(config: TrainConfig) -> nn.Module:
     An error of the user's own code comes through as it is.
     """
     use_cache(config.path("cache_path"))
-    model = config.build_model(config.classes, **config.model_kwargs)
+    model = config.build_model(config.channels, **config.model_kwargs)
     if isinstance(model, type):
         raise UserError(
             f"{config.folder}: build_model gives the class {model.__name__} itself; "
@@ -86,7 +86,7 @@ def _check_shapes(config: TrainConfig, model: nn.Module, device: torch.device) -
     """
     raw_shape = tuple(config.input_array_info["shape"])
     given, *further = _output_shapes(config, model, device)
-    wanted = (1, len(config.classes), *config.target_array_info["shape"])
+    wanted = (1, len(config.channels), *config.target_array_info["shape"])
     if given != wanted:
         if len(given) == len(wanted) and given[1] == wanted[1]:
             hint = f"target_array_info['shape'] = {given[2:]}"

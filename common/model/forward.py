@@ -28,10 +28,31 @@ class ForwardPass:
     axis of size 1 unless given."""
     sections: int = 0
     """Axis across which a network of sections gets them; what it takes for z. Others have 0."""
+    exclusive: tuple[int, ...] = ()
+    """Numbers of the channels that have a softmax."""
 
     def __call__(self, model: nn.Module, raw: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes, z, y, x) of raw (B, 1, z, y, x): the first output of the network."""
-        return self.outputs(model, raw)[0]
+        """Logits (B, classes, z, y, x) of raw (B, 1, z, y, x): the first output of the network.
+
+        Their sigmoids are the probabilities, those of a softmax too.
+        """
+        return self.shown(self.outputs(model, raw)[0])
+
+    def shown(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return an output of the network as logits of which the sigmoid is the probability.
+
+        The logit of an exclusive channel is its own less that of all others together: so what
+        follows, thresholds and means over windows and networks, need not know of a softmax.
+        """
+        if not self.exclusive:
+            return logits
+        of_softmax = logits[:, list(self.exclusive)].float()
+        result = logits.clone()
+        for number, channel in enumerate(self.exclusive):
+            others = [other for other in range(len(self.exclusive)) if other != number]
+            against = of_softmax[:, others].logsumexp(1)
+            result[:, channel] = (of_softmax[:, number] - against).to(result.dtype)
+        return result
 
     def outputs(self, model: nn.Module, raw: torch.Tensor) -> list[torch.Tensor]:
         """All outputs of the network, (B, classes, z, y, x) each, the finest first.

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from common.config.derived import channel_classes
+from common.config.instance_options import takes_channels
 from common.config.settings import TrainConfig
 from common.data import regions, split
 from common.data.normalize import Scalings
@@ -93,6 +95,14 @@ class WholeCrops:
             shutil.rmtree(region.folder(folder))
         return counted
 
+    def _predicted(self, names: Sequence[str]) -> list[str]:
+        """The channels to predict: classes, and what instance_func makes their objects of."""
+        function = self.recipe.settings.instance_func
+        if function is None or not takes_channels(function):
+            return list(names)
+        made_of = channel_classes(self.config.classes, self.config.derived)
+        return [name for name in self.config.channels if made_of[name] in names]
+
     def _counts(
         self,
         network: Network,
@@ -107,7 +117,7 @@ class WholeCrops:
         plan = make_plan(network, self.config, region, output)
         of_crop = region.folder(folder)
         of_crop.parent.mkdir(parents=True, exist_ok=True)
-        work = begin(network, region, plan, output, folder=of_crop, classes=names)
+        work = begin(network, region, plan, output, folder=of_crop, classes=self._predicted(names))
         compute_and_write(work, stopped)
         if stopped():
             return []

@@ -106,7 +106,7 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
         "optimizer": state.optimizer.state_dict(),
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "scaler": state.scaler.state_dict(),
-        "classes": list(config.classes),
+        "classes": list(config.channels),
         "settings": config.record(),
         "provenance": provenance(REPOSITORY),
         "split_hash": split_hash,
@@ -227,7 +227,7 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     given = config.folder / choice  # which is `choice` itself if that is absolute
     saved = weights_file.read(given)
     if is_whole(saved):
-        refuse_other_classes(given, saved, config.classes)
+        refuse_other_classes(given, saved, config.channels)
         load_weights(state.model, saved, given)
         average.begin_again(state.ema, state.model)
         return f"starting at epoch 0 with the weights of {given} (epoch {saved['epoch']})"
@@ -238,7 +238,7 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     average.begin_again(state.ema, state.model)
     return (
         f"starting at epoch 0 with the weights of {given}; nothing else was taken from it, and it "
-        f"does not say of which classes its channels are: here they are {some(config.classes)}"
+        f"does not say of which classes its channels are: here they are {some(config.channels)}"
     )
 
 
@@ -365,7 +365,7 @@ def _newest_good(
             wrong = _wrong_parts(saved)
             if wrong:
                 raise _Damaged(f"{path}: holds no whole state of a run ({some(wrong)})")
-            refuse_other_classes(path, saved, config.classes)
+            refuse_other_classes(path, saved, config.channels)
             use(path, saved)
         except weights_file.Unreadable as error:
             unreadable.append(error.problem)

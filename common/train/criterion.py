@@ -32,11 +32,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.config.settings import TrainConfig
-from common.data.targets import PaletteTarget, dense, known
+from common.data.targets import MixedTarget, PaletteTarget, Target, dense, known
 from common.errors import UserError
-from common.train.losses import AnyTarget, weighted_bce
+from common.train.losses import weighted_bce
 
-Criterion = Callable[[torch.Tensor, AnyTarget, torch.Tensor | None], torch.Tensor]
+Criterion = Callable[[torch.Tensor, Any, torch.Tensor | None], torch.Tensor]
 """`criterion(logits, target, pos_weight)` returns a scalar, see `common.train.losses`."""
 
 SURELY_NEGATIVE = -30.0
@@ -142,7 +142,7 @@ class OrdinaryLoss:
         NaN where the label is unknown; its result is returned unchanged.
         """
         self.loss = loss
-        self.for_each_voxel = _without_reduction(loss)
+        self.for_each_voxel = without_reduction(loss)
         self.gives_one_number: bool | None = None
         """Whether the loss returns no value per voxel; None before the first call."""
 
@@ -152,7 +152,7 @@ class OrdinaryLoss:
         return _function_name(self.loss)
 
     def __call__(
-        self, logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None = None
+        self, logits: torch.Tensor, target: Target, pos_weight: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the loss over the known voxels of `target`, a float32 scalar."""
         labels = dense(target)
@@ -163,6 +163,9 @@ class OrdinaryLoss:
             return self.loss(logits, positive.masked_fill(~mask, torch.nan))
         if not self.gives_one_number:
             losses = self.for_each_voxel(logits, positive)
+            if getattr(losses, "shape", None) == (len(logits), *logits.shape[2:]):
+                # one for all channels of a voxel, such as torch's cross-entropy of a softmax
+                return mean_over_known(losses, mask.all(1))
             self.gives_one_number = getattr(losses, "shape", None) != logits.shape
             if not self.gives_one_number:
                 return mean_over_known(losses, mask)
@@ -174,7 +177,7 @@ def mean_over_known(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.where(mask, losses, 0).sum() / mask.sum().clamp(min=1)
 
 
-def _without_reduction(loss: Callable) -> Callable[..., torch.Tensor]:
+def without_reduction(loss: Callable) -> Callable[..., torch.Tensor]:
     """Return the loss with reduction="none" if it has a reduction, otherwise the loss itself."""
     if isinstance(loss, nn.Module):
         if not hasattr(loss, "reduction"):
@@ -192,7 +195,7 @@ def _without_reduction(loss: Callable) -> Callable[..., torch.Tensor]:
 def over_outputs(
     criterion: Criterion,
     outputs: Sequence[torch.Tensor],
-    target: AnyTarget,
+    target: Target,
     pos_weight: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return the weighted mean of the losses of several outputs (deep supervision).
@@ -215,10 +218,13 @@ def over_outputs(
     return loss
 
 
-def resampled(target: AnyTarget, shape: Sequence[int]) -> AnyTarget:
+def resampled(target: Target, shape: Sequence[int]) -> Target:
     """Return the target on `shape` (z, y, x) voxels over the same volume, by nearest neighbour."""
     if isinstance(target, PaletteTarget):
         return replace(target, rows=_nearest(target.rows, shape))
+    if isinstance(target, MixedTarget):
+        classes = replace(target.classes, rows=_nearest(target.rows, shape))
+        return replace(target, classes=classes, derived=_nearest(target.derived, shape))
     return _nearest(target, shape)
 
 

@@ -48,7 +48,7 @@ def judge_validation(config: TrainConfig, state: State, scores: Scores) -> tuple
     classes = scores.channels(config.best_metric)
     best = BestSoFar(state.best, frozenset(state.judged))
     if not best.compares(classes):
-        missing = [config.classes[channel] for channel in sorted(best.classes - set(classes))]
+        missing = [config.channels[channel] for channel in sorted(best.classes - set(classes))]
         pass_over(state, f"has no {config.best_metric} of {some(missing)}, as others have")
         return math.nan, False
     if not math.isfinite(value):

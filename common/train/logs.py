@@ -125,7 +125,7 @@ def _log_validation(
         means[f"{config.best_metric}_smoothed"] = scores.judged
     per_class = {}
     for name, values in scores.per_class.items():
-        for class_name, value in zip(config.classes, values, strict=True):
+        for class_name, value in zip(config.channels, values, strict=True):
             per_class[f"{name}/{class_name}"] = value
     tracker.scalars({"loss/validation": scores.loss}, state.iteration)
     tracker.scalars({f"mean/{name}": mean for name, mean in means.items()}, state.iteration)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config.settings import as_text
-from common.data.targets import PaletteTarget, count_known, known
+from common.data.targets import PaletteTarget, count_known, dense, known
 from common.errors import UserError
 from common.train import together
 
@@ -341,6 +341,21 @@ def _mean_where_positive(losses: Tensor, sums: _Sums, per_sample: bool) -> Tenso
         total = together.summed(total)
         pairs = together.summed(pairs)
     return total / pairs.clamp(min=1)
+
+
+def categorical_cross_entropy(
+    logits: Tensor, target: AnyTarget, pos_weight: Tensor | None = None
+) -> Tensor:
+    """Return the cross-entropy of a softmax, averaged over the voxels with a positive channel.
+
+    Of exclusive channels; a voxel is multiplied by `pos_weight` of the channel that is positive.
+    Where none is known to be positive there is no gradient.
+    """
+    positive = (dense(target) == 1).float()
+    counted = positive.sum().clamp(min=1)
+    if pos_weight is not None:
+        positive = positive * pos_weight.float().view(-1, *[1] * (logits.ndim - 2))
+    return -(positive * logits.float().log_softmax(1)).sum() / counted
 
 
 def bce_dice(logits: Tensor, target: AnyTarget, pos_weight: Tensor | None = None) -> Tensor:

@@ -110,7 +110,7 @@ def _load(setup: Setup, state: State, weights: str | Path | None) -> str:
     path = Path(weights) if weights else checkpoint.find(config.path("model_save_path"), "latest")
     if path is None:
         return "with new weights: the run has no checkpoint"
-    saved = checkpoint.load(path, config.classes)
+    saved = checkpoint.load(path, config.channels)
     checkpoint.load_weights(state.model, saved, path, trained=True)
     return f"with the weights of {path}, after iteration {saved.get('iteration', 'unknown')}"
 
@@ -167,13 +167,12 @@ def look_at(forward: ForwardPass, setup: Setup, model: nn.Module, batch: Batch) 
     not_finite = []
     for i in range(len(batch.raw)):
         own = [output[i : i + 1].detach().requires_grad_() for output in outputs]
-        rows = batch.target.rows[i : i + 1]
-        loss = method.loss(own, dataclasses.replace(batch.target, rows=rows))
+        loss = method.loss(own, targets.of_sample(batch.target, i))
         losses.append(loss.item())
-        not_finite.append(_classes_not_finite(own, setup.config.classes))
+        not_finite.append(_classes_not_finite(own, setup.config.channels))
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     return Seen(
-        logits=outputs[0].detach(),
+        logits=forward.shown(outputs[0].detach()),
         not_finite=not_finite,
         losses=losses,
         layer=next(iter(layers), ""),
@@ -219,7 +218,7 @@ def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
 
 def _table(setup: Setup, batch: Batch, seen: Seen) -> str:
     """Return a line for each sample."""
-    labels = targets.dense(batch.target)
+    labels = targets.binary(batch.target)
     names = batch.where
     width = max(map(len, names))
     lines = []
@@ -273,7 +272,7 @@ def _picture(setup: Setup, batch: Batch, seen: Seen) -> np.ndarray:
     """Return a row for each sample: raw, target and prediction, (y, x, 3) uint8."""
     blocks = setup.training.blocks
     ratio = np.divide(blocks.target.scale, blocks.input.scale)
-    labels = targets.dense(batch.target)
+    labels = targets.binary(batch.target)
     raw = batch.raw_in_unit_range().nan_to_num(0, 1, 0).clamp(0, 1)
     rows = []
     for i in range(len(batch.raw)):

@@ -28,7 +28,7 @@ from common.provenance import provenance
 from common.talk import command_line, note, say, some
 from common.train import (
     checkpoint,
-    criterion,
+    heads,
     logs,
     one_process,
     ranks,
@@ -155,12 +155,18 @@ def announce(
         f"{talk.count(len(crops.train), 'training crop')}, "
         f"{talk.count(len(crops.validation), 'validation crop')} in "
         f"{talk.count(len(crops.blocks), 'block')}, "
-        f"{talk.count(len(config.classes), 'class', 'classes')}"
+        f"{talk.count(len(config.classes), 'class', 'classes')}{beside(config)}"
     )
     for notice in notices(setup, state):
         note(notice)
     run_logs.tracker.text("settings", config.record(), state.iteration)
     run_logs.tracker.text("provenance", about, state.iteration)
+
+
+def beside(config: TrainConfig) -> str:
+    """Return what is learnt beside the classes, as the end of a sentence."""
+    derived = config.channels[len(config.classes) :]
+    return f", {talk.count(len(derived), 'derived channel')}" if derived else ""
 
 
 def notices(setup: Setup, state: State) -> list[str]:
@@ -169,7 +175,7 @@ def notices(setup: Setup, state: State) -> list[str]:
         *setup.config.translated,
         *runtime.warnings_about(setup.device),
         *loaders.notices(setup.crops, setup.config.classes, setup.config.counter_classes),
-        *criterion.notices(setup.method.criterion, setup.config.weight_loss),
+        *heads.notices(setup.method.criterion, setup.config),
         *setup.unusual,
         *schedule.notices(setup.config, state.scheduler, validated=bool(setup.crops.validation)),
     ]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from common import runtime
+from common.config.heads import exclusive_channels
 from common.config.settings import TrainConfig
 from common.data import augment, loaders
 from common.data.loaders import Batch, Batches, Data, training_batches, validation_batches
@@ -22,7 +23,18 @@ from common.model.build import build_model
 from common.model.compiling import try_compiling
 from common.model.forward import ForwardPass
 from common.model.shapes import OnMeta, parameters_of_outputs
-from common.train import average, checkpoint, criterion, metrics, optim, ranks, schedule, together
+from common.train import (
+    average,
+    checkpoint,
+    criterion,
+    heads,
+    metrics,
+    optim,
+    ranks,
+    schedule,
+    together,
+)
+from common.train.priors import measure
 from common.train.steps import Method, ScoreCrops, State, Validation
 
 Score = Callable[[TrainConfig], ScoreCrops | None]
@@ -92,10 +104,10 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     if config.augment:
         augment.check_own(config.augment, config.input_array_info["shape"], device)
     runtime.seed_everything(config.random_seed)  # a loss may draw weights of its own
-    loss = criterion.build_criterion(config, device)
+    loss = heads.build(config, device)
     # before the seed: a loss may draw numbers
-    unusual = criterion.unusual(loss, config, device) if config.criterion else []
-    metrics.try_out(config.metrics, len(config.classes))
+    unusual = heads.unusual(loss, config, device)
+    metrics.try_out(config.metrics, len(config.channels))
     score_crops = prepare_score(config, score)
     runtime.seed_everything(config.random_seed)  # before weights are drawn
     model = together.share_statistics(build_model(config, device), device)
@@ -103,10 +115,11 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     unusual += single_patches(config, model)
     with ranks.first_on_this_machine():  # the others find decoded crops
         crops = loaders.open_data(config, checkpoint.raw_scalings(config))
-    weights = class_weights(config, crops, loss)
+    frequencies = measure(config, crops, device)
+    unusual += frequencies.notices(config)
+    weights = frequencies.weights(config, loss)
     if config.init_output_to_prior:
-        prior = optim.prior_logits(crops.foreground, crops.background, weights)
-        start_at_prior(config, model, prior, crops)
+        start_at_prior(config, model, frequencies.prior(config, weights), crops)
     forward, sentences = forward_pass(config, model, precision, device)
     setup = Setup(
         config=config,
@@ -137,7 +150,7 @@ def forward_pass(
     config: TrainConfig, model: nn.Module, precision: runtime.Precision, device: torch.device
 ) -> tuple[ForwardPass, list[str]]:
     """Return how raw goes through the network, and what is to be said about it."""
-    forward = ForwardPass(precision, config.channels_last)
+    forward = ForwardPass(precision, config.channels_last, exclusive=exclusive_channels(config))
     batch_size = ranks.share_of(config.batch_size)
     raw = torch.empty(batch_size, 1, *config.input_array_info["shape"], device=device)
     sentence = ""
@@ -182,15 +195,8 @@ def single_patches(config: TrainConfig, model: nn.Module) -> list[str]:
     ]
 
 
-def class_weights(config: TrainConfig, crops: Data, loss: criterion.Criterion) -> np.ndarray:
-    """Return (classes,) float32 weights of positive voxels; 1 if the loss uses no weights."""
-    if config.weight_loss and criterion.uses_pos_weight(loss):
-        return optim.positive_weights(crops.foreground, crops.background, config.pos_weight_cap)
-    return np.ones(len(config.classes), np.float32)
-
-
 def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, crops: Data) -> None:
-    """Initialise every output of a network so that its logits begin at `prior`, (classes,)."""
+    """Initialise every output of a network so that its logits begin at `prior`, (channels,)."""
     exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
     outputs = parameters_of_outputs(model, exact.outputs, config.input_array_info["shape"])
     if not config.init_logit_rms:
@@ -253,7 +259,7 @@ def build_validation(
         return None
     return Validation(
         batches=batches,
-        classes=config.classes,
+        classes=config.channels,
         time_limit=config.validation_time_limit,
         batch_limit=config.validation_batch_limit,
         figure_samples=config.figure_samples,

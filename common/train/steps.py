@@ -21,11 +21,12 @@ from tqdm import tqdm
 from common.data import targets
 from common.data.loaders import Batch, Batches, WorkerLost
 from common.data.normalize import Scalings
+from common.data.targets import Target
 from common.errors import UserError
 from common.model.forward import ForwardPass
 from common.train import metrics, optim, ranks, skipped, together, whole_slice
 from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_with, set_mode
-from common.train.losses import AnyTarget
+from common.train.heads import HeadsLoss
 from common.train.panels import Panels
 from common.train.skipped import Numbers
 
@@ -35,7 +36,7 @@ LOG_EVERY = 20
 Stop = Callable[[], bool]
 """Returns True once the run should end."""
 
-Look = Callable[[torch.Tensor, AnyTarget], None]
+Look = Callable[[torch.Tensor, Target], None]
 """`look(logits, target)`, of one batch."""
 
 CHALLENGE = "challenge"
@@ -138,9 +139,9 @@ class State:
         self.grad_norm = result.grad_norm
 
     @torch.no_grad()
-    def count_voxels(self, logits: torch.Tensor, target: AnyTarget) -> None:
+    def count_voxels(self, logits: torch.Tensor, target: Target) -> None:
         """Count what a training batch got right, for the training metrics of the epoch."""
-        counts = together.added_up(count(logits, targets.dense(target))).cpu().numpy()
+        counts = together.added_up(count(logits, targets.binary(target))).cpu().numpy()
         before = self.epoch_counts or np.zeros_like(counts)
         self.epoch_counts = np.add(before, counts).tolist()
 
@@ -193,7 +194,7 @@ class Method:
     schedules_iterations: bool = False
     """Whether the scheduler is stepped after each iteration, not after each epoch."""
 
-    def loss(self, outputs: list[torch.Tensor], target: AnyTarget) -> torch.Tensor:
+    def loss(self, outputs: list[torch.Tensor], target: Target) -> torch.Tensor:
         """Return the loss of a network's outputs, a scalar; several are deep supervision.
 
         In a step of several processes it is this process's share, see `together.as_share`.
@@ -209,14 +210,15 @@ class Method:
         return over_outputs(self._share, outputs, target, self.pos_weight)
 
     def _share(
-        self, logits: torch.Tensor, target: AnyTarget, pos_weight: torch.Tensor | None
+        self, logits: torch.Tensor, target: Target, pos_weight: torch.Tensor | None
     ) -> torch.Tensor:
         loss = self.criterion(targets.weighed(logits, target), target, pos_weight)
         # tried before training, but a loss may give something else where a class is missing
         problem = problem_with(loss)
         if problem:
             raise UserError(f"criterion {problem} for a batch in training; {CONTRACT}")
-        return together.as_share(loss, target)
+        # heads have shares of their own, of their own known pairs
+        return loss if isinstance(self.criterion, HeadsLoss) else together.as_share(loss, target)
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ class Validation:
 
     batches: Batches
     classes: tuple[str, ...]
+    """Names of all channels."""
     time_limit: float = 0.0
     """Seconds after which the first validation ends; 0 is no limit."""
     batch_limit: int = 0
@@ -456,7 +459,7 @@ def step(state: State, method: Method, group: list[Batch], look: Look | None = N
         optim.count_as_stepped(state.optimizer)
     if look and not is_skipped:
         # only now: the graph of the forward pass is gone, and its memory free
-        look(logits, group[-1].target)
+        look(method.forward.shown(logits), group[-1].target)
     return StepResult(numbers, is_skipped)
 
 
@@ -525,10 +528,11 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
             batch = next(own, None)
         if batch is not None:
             logits = _logits(model, method.forward, batch.raw)
-            labels = targets.dense(batch.target)
+            labels = targets.binary(batch.target)
             known_pairs = targets.count_known(batch.target)
             loss += method.loss([logits], batch.target).double() * known_pairs
             known += known_pairs
+            logits = method.forward.shown(logits)
             counts += count(logits, labels)
             raw = batch.raw_in_unit_range()
             first = number * batches.batch_size
@@ -550,7 +554,8 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
         whole = validation.score(model, method.forward, stop)
         if whole is None:
             return None
-        per_class[CHALLENGE] = whole.per_class
+        per_class[CHALLENGE] = np.full(len(validation.classes), np.nan)
+        per_class[CHALLENGE][: len(whole.per_class)] = whole.per_class
     return Scores(
         whole=whole,
         loss=float(loss / known.clamp(min=1)),
@@ -567,8 +572,8 @@ def _logits(model: nn.Module, forward: ForwardPass, raw: torch.Tensor) -> torch.
     """
     parts = raw.split(math.ceil(len(raw) / ranks.size()))
     if len(parts) == 1:
-        return forward(model, raw)
-    return torch.cat([forward(model, part) for part in parts])
+        return forward.outputs(model, raw)[0]
+    return torch.cat([forward.outputs(model, part)[0] for part in parts])
 
 
 def blocks_looked_at(state: State, validation: Validation) -> int:

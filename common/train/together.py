@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from common.data.targets import PaletteTarget, count_known
+from common.data.targets import Target, count_known
 from common.errors import UserError
 from common.model.forward import ForwardPass
 from common.model.shapes import parameters_of_outputs
@@ -71,7 +71,7 @@ def added_up(part: Tensor) -> Tensor:
     return part if not ranks.are_joined() else _Sum.apply(part)
 
 
-def as_share(loss: Tensor, target: PaletteTarget | Tensor) -> Tensor:
+def as_share(loss: Tensor, target: Target) -> Tensor:
     """Return this process's share in the loss of a batch; the shares add up to that loss.
 
     loss: of this process's part of the batch, a mean over the known pairs of its `target`; or that

@@ -1,0 +1,107 @@
+"""How often each channel is positive in training, for its weight and for the first prediction."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from common.config.derived import SIGNED, SOFTMAX
+from common.config.heads import Head, exclusive_channels, heads_of
+from common.config.settings import TrainConfig
+from common.data import targets
+from common.data.loaders import Data, training_batches
+from common.talk import some
+from common.train import optim
+from common.train.criterion import Criterion, uses_pos_weight
+from common.train.heads import HeadsLoss
+
+SAMPLES = 32
+"""Training samples in which channels that are no classes are counted: those a run begins with."""
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """Voxels of each channel, (channels,) float64 each."""
+
+    positive: np.ndarray
+    """Of a distance, the sum of (value + 1) / 2."""
+    negative: np.ndarray
+
+    def weights(self, config: TrainConfig, loss: Criterion) -> np.ndarray:
+        """Return (channels,) float32 weights of positive voxels; 1 where the loss uses none."""
+        weights = np.ones(len(self.positive), np.float32)
+        if not config.weight_loss:
+            return weights
+        balanced = optim.positive_weights(self.positive, self.negative, config.pos_weight_cap)
+        for head, of_head in _losses(config, loss):
+            if uses_pos_weight(of_head) and head.activation != SIGNED:
+                weights[list(head.channels)] = balanced[list(head.channels)]
+        return weights
+
+    def prior(self, config: TrainConfig, weights: np.ndarray) -> np.ndarray:
+        """Return (channels,) float32: the constant logits with the least loss."""
+        logits = optim.prior_logits(self.positive, self.negative, weights)
+        for head in heads_of(config):
+            if head.activation == SOFTMAX:
+                numbers = list(head.channels)
+                share = weights[numbers] * np.maximum(self.positive[numbers], 1)
+                logits[numbers] = np.log(share / share.sum())
+        return logits
+
+    def notices(self, config: TrainConfig) -> list[str]:
+        """Return sentences about derived channels that are nowhere positive, or never negative."""
+        first = len(config.classes)
+        sentences = []
+        for values, word in ((self.positive, "positive"), (self.negative, "negative")):
+            names = [n for n, value in zip(config.channels, values, strict=True) if not value]
+            names = [name for name in names if name in config.channels[first:]]
+            if names:
+                sentences.append(
+                    f"{some(names)}: nowhere {word} in the first {SAMPLES} training samples"
+                )
+        return sentences
+
+
+def _losses(config: TrainConfig, loss: Criterion) -> Sequence[tuple[Head, Criterion]]:
+    heads = heads_of(config)
+    losses = loss.losses if isinstance(loss, HeadsLoss) else [loss]
+    return list(zip(heads, losses, strict=True))
+
+
+def measure(config: TrainConfig, crops: Data, device: torch.device) -> Frequencies:
+    """Return the frequencies of all channels of a run.
+
+    Those of classes are counted in the training crops, those of other channels and of exclusive
+    ones in the first training samples.
+    """
+    counts = np.zeros((2, len(config.channels)))
+    counts[:, : len(config.classes)] = crops.foreground, crops.background
+    first = len(config.classes)
+    numbers = sorted({*exclusive_channels(config), *range(first, counts.shape[1])})
+    if numbers:
+        counts[:, numbers] = _in_samples(config, crops, numbers, device=device)
+    return Frequencies(*counts)
+
+
+def _in_samples(
+    config: TrainConfig, crops: Data, channels: Sequence[int], *, device: torch.device
+) -> np.ndarray:
+    """Count voxels of some channels in the first training samples, (2, channels)."""
+    signed = [head.channels for head in heads_of(config) if head.activation == SIGNED]
+    is_signed = torch.tensor([(number,) in signed for number in channels], device=device)
+    is_signed = is_signed.view(-1, 1, 1, 1)
+    counts = torch.zeros(2, len(channels), dtype=torch.float64, device=device)
+    # read here, whose samples are those that workers read
+    here = dataclasses.replace(config, num_workers=0, augment=None)
+    for batch in training_batches(here, crops, device).between(0, SAMPLES):
+        labels = targets.of_channels(batch.target, channels)
+        values = targets.dense(labels).float()
+        mask = targets.known(targets.dense(labels))
+        share = torch.where(is_signed, (values + 1) / 2, values)
+        for row, part in enumerate((share, 1 - share)):
+            counts[row] += part.where(mask, 0).sum((0, 2, 3, 4), dtype=torch.float64)
+    return counts.cpu().numpy()

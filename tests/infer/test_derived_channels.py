@@ -1,0 +1,75 @@
+"""Derived channels from training to objects, through the whole engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import zarr
+
+from common.data.ngff import open_levels
+from common.data.records import read_prediction
+from common.errors import UserError
+from common.infer.predict import predict
+from common.infer.process import process
+
+DERIVED = """
+    from common.config.derived import affinities, boundary, distance
+
+    derived = {
+        "mito_boundary": boundary("mito", inside=8, outside=8),
+        "mito_affinity": affinities("mito", offsets=[(8, 0, 0), (0, 16, 0)]),
+        "mito_distance": distance("mito", clip=32),
+    }
+    """
+
+PROCESS = """
+    import dataclasses
+
+    import numpy as np
+
+    from .data import classes
+
+
+    def process_func(logits):
+        return (logits > 0) * 1
+
+
+    def instance_func(mask, probability, name, channels):
+        near = channels["mito_affinity_1"].array[:]
+        far = channels["mito_distance"].array[:]
+        assert near.shape == mask.shape and near.dtype == np.float32
+        assert near.min() >= 0 and near.max() <= 1
+        assert far.min() >= -32 and far.max() <= 32
+        return dataclasses.replace(mask, array=(far > -99).astype(np.uint8))
+    """
+
+
+def split_in_two(tiny) -> None:
+    """Give the mitochondria of all crops two ids each."""
+    for crop in ("crop1", "crop2", "crop3"):
+        array = zarr.open_array(str(tiny.crop(crop) / "mito" / "s0"), mode="r+")
+        mask = array[:]
+        mask[12:] *= 2
+        array[:] = mask
+
+
+def test_derived_channels_are_trained_predicted_and_made_into_objects(experiment):
+    tiny = experiment(text=DERIVED, files={"process_config.py": PROCESS})
+    split_in_two(tiny)
+    result = tiny.train()
+    assert set(result.scores.per_class) == {"dice", "iou", "precision", "recall"}
+    assert len(result.scores.per_class["dice"]) == 7
+    [folder] = predict(tiny.folder, data=tiny.data)
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    assert sorted(names) == sorted(tiny.config().channels)
+    assert read_prediction(folder / "mito_distance").range_nm == [-32, 32]
+    assert read_prediction(folder / "mito_boundary").range_nm is None
+    [processed] = process(tiny.folder, data=tiny.data, classes=["mito"])
+    level = open_levels(processed / "mito")[0]
+    assert (level.read((0, 0, 0), level.shape) == 1).all()
+    with pytest.raises(UserError, match="no channel 'mito_affinity_1' in"):
+        predict(tiny.folder, data=tiny.data, overwrite=True, classes=["mito"])
+        for name in ("mito_affinity_0", "mito_affinity_1"):
+            (folder / name).rename(folder.parent / name)
+        process(tiny.folder, data=tiny.data, classes=["mito"], overwrite=True)
+    assert np.isfinite(result.scores.loss)
