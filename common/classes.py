@@ -243,7 +243,10 @@ def relation_problems(
         for relation, others in about.items():
             for other in others:
                 problems += _pair_problem(name, relation, other, known)
-    return problems or _contradictions(excluding(declared, exclusive))
+    # of exclusive ones by themselves their own check says what is wrong
+    if problems or not declared:
+        return problems
+    return _contradictions(excluding(declared, exclusive))
 
 
 def _is_about(about: object) -> bool:

@@ -192,6 +192,7 @@ def _class_problems(values: Mapping[str, Any]) -> list[str]:
             if count > 1:
                 problems.append(f"class '{name}' stands {count} times in classes; write it once")
         problems += class_table.unknown_names(distinct, _own_classes(values))
+    problems += _relations_without_effect(values)
     problems += class_table.relation_problems(
         values.get("class_relations", {}),
         _own_classes(values),
@@ -230,6 +231,20 @@ def _exclusion_problems(values: Mapping[str, Any]) -> list[str]:
     if learnt:
         problems.append(f"counter_classes: {', '.join(learnt)} is learnt; take it out of one")
     return problems
+
+
+def _relations_without_effect(values: Mapping[str, Any]) -> list[str]:
+    """What of class_relations the settings of true negatives leave unused."""
+    relations = values.get("class_relations", {})
+    said: set[str] = set()
+    for about in relations.values():
+        said |= set(about) if isinstance(about, Mapping) else set()
+    if values.get("use_mutual_exclusion", True) or "excludes" not in said:
+        return []
+    return [
+        "class_relations: 'excludes' with use_mutual_exclusion = False, which takes no class for "
+        "negative where another is; leave one of them out"
+    ]
 
 
 def _own_classes(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -245,7 +245,7 @@ def _label_imports(
         for number, box in enumerate(import_boxes.boxes(level, *boxes), 1):
             crop = store / layout.LABELS / f"crop{number}"
             job = _import_of(level, label, box, kind=kind, group=crop / name)
-            check_crop(crop, job.level, raw, raw.scale)
+            check_crop(level.path, job.level, raw, raw.scale)
             jobs.append(job)
     return jobs
 

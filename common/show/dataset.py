@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data import layout, ngff
-from common.data.annotation import UNKNOWN_ID
+from common.data.annotation import UNKNOWN_ID, encoding_of
 from common.data.level import Grid, Level, Voxels, chunk_ranges
 from common.show import figures, montage
 from common.talk import nm, voxels
@@ -70,8 +70,7 @@ def draw(store: Path) -> Path:
     if len(crops) > MOST_CROPS:
         more = f"... and {len(crops) - MOST_CROPS} more crops"
         rows.append(figures.text_line([more], width))
-    names = list(dict.fromkeys(name for crop in crops for name in crop.labels))
-    rows.append(_legend(names, width))
+    rows.append(_legend(crops, width))
     path = store.with_suffix(".png")
     figures.write_png(path, figures.above(rows, background=figures.PAPER))
     return path
@@ -96,9 +95,20 @@ def _head(width: int, name: str) -> np.ndarray:
     return figures.text_line([f"{name}, plane {plane}" for plane in PLANES], width)
 
 
-def _legend(names: Sequence[str], width: int) -> np.ndarray:
-    colours = [*figures.class_colours(names), figures.UNKNOWN_RGB] if names else []
-    return figures.legend([*names, "unknown"] if names else [], colours, width)
+def _legend(crops: Sequence[Crop], width: int) -> np.ndarray:
+    """The classes on their colours, and unknown, if metadata name a value of it."""
+    names: dict[str, None] = {}
+    has_unknown = False
+    for crop in crops:
+        names |= dict.fromkeys(crop.labels)
+        for name, levels in crop.labels.items():
+            has_unknown |= encoding_of(levels[0], name).unknown is not None
+    colours = [*figures.class_colours(list(names))]
+    words = [*names]
+    if has_unknown:
+        colours.append(figures.UNKNOWN_RGB)
+        words.append("unknown")
+    return figures.legend(words, colours, width)
 
 
 # Planes
@@ -257,7 +267,7 @@ def _edges(ids: np.ndarray) -> np.ndarray:
 
 def _finished(image: np.ndarray, grid: Grid) -> np.ndarray:
     """A panel of about PANEL pixels with a scale bar."""
-    times = max(1, round(PANEL / max(image.shape[:2])))
+    times = max(1, PANEL // max(image.shape[:2]))
     side = float(np.median(grid.scale))  # two of the three are the side of a pixel
     return figures.scale_bar(figures.enlarged(image, times), side / times)
 

@@ -261,6 +261,20 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
             "classes = ['er']\ncounter_classes = ['er', 'mito']",
             "counter_classes: er is learnt; take it out of one",
         ),
+        (
+            "class_relations = {'zebra': {'excludes': ['mitto']}}",
+            "class_relations['zebra']['excludes']: unknown class 'mitto'; did you mean 'mito'?",
+        ),
+        (
+            "class_relations = {'zebra': {'excludes': ['mito']}}\nuse_mutual_exclusion = False",
+            "class_relations: 'excludes' with use_mutual_exclusion = False, which takes no class "
+            "for negative where another is; leave one of them out",
+        ),
+        (
+            "class_relations = {'../zebra': {}}",
+            "class_relations: '../zebra'; it is a name and no path; write it without / and \\ and "
+            "signs that do not print",
+        ),
         ("classes = ['er', 'er', 'er']", "class 'er' stands 3 times in classes; write it once"),
         ("classes = ['mitto']", "unknown class 'mitto'; did you mean 'mito'?"),
         ("classes = ['zebra']", "unknown class 'zebra'; list a class of your own in extra_classes"),
@@ -464,6 +478,8 @@ def test_one_class_needs_no_list(file):
 
 def test_a_class_of_ones_own_is_known_once_it_is_listed(file):
     assert load_config(file("classes = ['zebra']\nextra_classes = ['zebra']")).classes == ("zebra",)
+    declared = "classes = ['zebra']\nclass_relations = {'zebra': {'excludes': ['mito']}}"
+    assert load_config(file(declared)).classes == ("zebra",)
 
 
 # --set, SEED, CELLMAP_DATA, --data

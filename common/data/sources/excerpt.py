@@ -87,7 +87,9 @@ class Excerpt:
         if self.kind == INSTANCE:
             about["type"] = INSTANCE_TYPE
         if self.values:
-            about["encoding"] = {"absent": 0, "present": 1, "unknown": UNKNOWN_OF_MASK}
+            about["encoding"] = {"absent": 0, "present": 1}
+            if self.unknown:
+                about["encoding"]["unknown"] = UNKNOWN_OF_MASK
         elif self.unknown:
             about["encoding"] = {"absent": 0, "unknown": self.unknown[0]}
         return {"cellmap": {"annotation": {"annotation_type": about}}}
