@@ -27,6 +27,7 @@ class Lacking(NamedTuple):
     """What to write, a sentence."""
 
 
+_CLI = f"{HERE}.cli"
 _CONFIG = f"{HERE}.config"
 _MODELS = f"{HERE}.models"
 _LOADING = f"{_MODELS}.model_load"
@@ -83,7 +84,7 @@ UTILS: dict[str, Ours | Lacking] = {
     # splits
     "make_datasplit_csv": Ours(
         _DATASPLIT,
-        "specimens stay together, drawn by a seed; an existing file needs overwrite=True; paths "
+        "specimens stay together where there are several, drawn by a seed; an existing file needs overwrite=True; paths "
         "start from the data root",
     ),
     "make_s3_datasplit_csv": Lacking(
@@ -212,7 +213,28 @@ PACKAGE: dict[str, Ours | Lacking] = {
 }
 """The names of `cellmap_segmentation_challenge`."""
 
-MODULES = {HERE: PACKAGE, _UTILS: UTILS, _MODELS: MODELS}
+_COMMAND = "its callback takes the public arguments, and does what `csc` does with them"
+
+CLI: dict[str, Ours | Lacking] = {
+    "run": Ours(_CLI, "our group, with the commands that the toolbox has not, too"),
+    "train_cli": Ours(_CLI, _COMMAND),
+    "predict_cli": Ours(_CLI, _COMMAND),
+    "process_cli": Ours(_CLI, _COMMAND),
+    "fetch_data_cli": Ours(_CLI, _COMMAND),
+    "evaluate_cli": Ours(_CLI, _COMMAND),
+    "package_submission_cli": Ours(_CLI, _COMMAND),
+    "make_datasplit_csv_cli": Ours(_CLI, _COMMAND),
+    "get_dataset_counts_cli": Ours(_CLI, _COMMAND),
+    "visualize_cli": Ours(_CLI, _COMMAND),
+    "batch_evaluate_cli": Ours(_CLI, _COMMAND),
+    "speedtest_cli": Lacking(
+        "the command `fetch-data --crops 28` shows how fast data come; it runs no program from "
+        "the internet"
+    ),
+}
+"""The names of `cellmap_segmentation_challenge.cli`."""
+
+MODULES = {HERE: PACKAGE, _UTILS: UTILS, _MODELS: MODELS, _CLI: CLI}
 """The tables by module."""
 
 

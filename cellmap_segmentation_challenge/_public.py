@@ -4,7 +4,7 @@ Only one package of a name can be imported, and this one is if it comes first on
 toolbox then runs under a name of its own, `cellmap_segmentation_challenge._toolbox`: its modules
 see each other and its own names, never ours. What we lack is given out under the common name:
 
-    import cellmap_segmentation_challenge.cli              the toolbox's module
+    import cellmap_segmentation_challenge.evaluation       the toolbox's module, if it has one
     from cellmap_segmentation_challenge.utils import X    ours if we have X, else the toolbox's
     from cellmap_segmentation_challenge.models import X   the toolbox's, ours if it has not got it
 
@@ -162,7 +162,8 @@ def _toolbox_module(module: str) -> ModuleType | None:
 def _toolbox_spec() -> ModuleSpec | None:
     """The toolbox under its own name; None where there is none."""
     for spec in _specs():
-        if spec.origin and Path(spec.origin).resolve().parent != HERE:
+        # another checkout of this repository is no toolbox
+        if spec.origin and not (Path(spec.origin).resolve().parent / Path(__file__).name).is_file():
             return importlib.util.spec_from_file_location(
                 TOOLBOX, spec.origin, submodule_search_locations=[str(Path(spec.origin).parent)]
             )

@@ -57,6 +57,7 @@ from cellmap_segmentation_challenge.utils import (
 )
 from common.data.loaders import open_data
 from common.data.ngff import write_multiscale
+from common.data.split import read_datasplit
 from common.errors import FileError, UserError
 from common.files import REPOSITORY
 
@@ -393,6 +394,16 @@ def test_make_datasplit_csv_takes_the_public_layout(data_root, tmp_path):
     assert (tmp_path / "datasplit.csv").read_text().count("train") == 3
 
 
+def test_crops_of_one_specimen_are_split_by_crop_and_it_is_said(data_root, tmp_path, capsys):
+    path = tmp_path / "datasplit.csv"
+    make_datasplit_csv(["mito", "er"], data_root=data_root, csv_path=path, validation_prob=0.3)
+    rows = read_datasplit(path, data_root)
+    assert sorted(row.usage for row in rows) == ["train", "train", "validate"]
+    assert "all 3 crops that fit are of one specimen" in capsys.readouterr().err
+    with pytest.raises(UserError, match="are of one specimen"):
+        make_datasplit_csv(["mito"], data_root=data_root, csv_path=tmp_path / "x", by="specimen")
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -414,6 +425,32 @@ def test_get_dataset_counts_are_by_dataset_and_class(data_root):
 
 
 # Commands
+
+
+def test_a_command_of_the_cli_module_takes_the_public_arguments(data_root, tmp_path, capsys):
+    from cellmap_segmentation_challenge.cli import get_dataset_counts_cli, make_datasplit_csv_cli
+
+    search_path = f"{data_root}/{{dataset}}/{{dataset}}.zarr/recon-1/{{name}}"
+    get_dataset_counts_cli.callback(classes="mito,er", search_path=search_path)
+    assert "mito" in capsys.readouterr().out
+    path = tmp_path / "own.csv"
+    make_datasplit_csv_cli.callback(
+        classes="mito", scale="8", search_path=search_path, csv_path=path, validate_ratio=0.0
+    )
+    assert path.read_text().count('"train"') == 3
+
+
+def test_the_group_of_the_cli_module_has_every_command_of_the_table():
+    from click.testing import CliRunner
+
+    from cellmap_segmentation_challenge import cli
+
+    for name in _names.ours(_names.CLI["run"].module):
+        command = getattr(cli, name)
+        assert command is cli.run or command.name in cli.run.commands
+    # by click it is the command itself, with its own options
+    done = CliRunner().invoke(cli.predict_cli, ["--help"])
+    assert "--checkpoint" in done.output
 
 
 def test_predict_takes_the_public_arguments_in_their_order(experiment, tmp_path):

@@ -34,7 +34,7 @@ def make_datasplit_csv(  # noqa: PLR0913, PLR0917
     *,
     data_root: str | os.PathLike[str] | None = None,
     seed: int = 0,
-    by: str = "specimen",
+    by: str = "",
     overwrite: bool = False,
 ) -> dict[str, list[str]]:
     """Split the crops under a data root; gives {crop folder: its classes} of those used.
@@ -57,7 +57,8 @@ def make_datasplit_csv(  # noqa: PLR0913, PLR0917
         dry_run: write nothing.
         data_root: instead of search_path; CELLMAP_DATA, or data/, unless one of them is given.
         seed: of the draws.
-        by: what stays together: specimen, dataset or crop.
+        by: what stays together: specimen, dataset or crop; unless given specimens, or where all
+            crops are of one specimen, crops.
         overwrite: replace an existing file.
 
     Raises:
@@ -79,7 +80,7 @@ def make_datasplit_csv(  # noqa: PLR0913, PLR0917
         scale=make_split.three(scale),
         validation_fraction=validation_prob,
         seed=seed,
-        by=by,
+        by=by or "specimen",
         force_classes=forced,
     )
     root = layout.root_of_template(search_path or under_data("SEARCH_PATH"))
@@ -90,6 +91,7 @@ def make_datasplit_csv(  # noqa: PLR0913, PLR0917
         datasets=datasets,
         crops=crops,
         overwrite=overwrite,
+        specimens_if_several=not by,
     )
 
 

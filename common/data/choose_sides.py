@@ -37,7 +37,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -221,6 +221,19 @@ def _without_tests(crops: Sequence[CropInfo], rules: SplitRules) -> tuple[list[C
     if not others:
         raise UserError(f"test: all {len(is_test)} crops are named; leave some to train on")
     return others, [(TEST, pool.crops[i]) for i in np.flatnonzero(is_test & pool.usable)]
+
+
+def by_specimen_if_several(crops: Sequence[CropInfo], rules: SplitRules) -> SplitRules:
+    """The rules, by specimen; by crop, said aloud, where all crops that fit are of one specimen."""
+    rules = replace(rules, by="specimen")
+    pool = _pool(crops, rules)
+    if pool.usable_groups > 1 or not rules.validation_fraction:
+        return rules
+    talk.note(
+        f"all {pool.usable.sum()} crops that fit are of one specimen, so that they are split by "
+        "crop: the validation will look better than other specimens will"
+    )
+    return replace(rules, by="crop")
 
 
 # what a group is

@@ -19,7 +19,13 @@ from common import files, talk
 from common.classes import TESTED, unknown_names
 from common.data import layout, split
 from common.data.catalogue import CHALLENGE, CropInfo, natural_key, read_crop_table, scan, select
-from common.data.choose_sides import Sides, SplitRules, choose_folds, choose_sides
+from common.data.choose_sides import (
+    Sides,
+    SplitRules,
+    by_specimen_if_several,
+    choose_folds,
+    choose_sides,
+)
 from common.data.split import TEST, USAGES
 from common.errors import UserError
 
@@ -363,6 +369,7 @@ def split_data_root(
     datasets: Sequence[str] = ("*",),
     crops: Sequence[str] = ("*",),
     overwrite: bool = False,
+    specimens_if_several: bool = False,
 ) -> dict[str, list[str]]:
     """Split the crops under a data root; gives {crop folder: its classes} of those used.
 
@@ -375,6 +382,7 @@ def split_data_root(
         datasets: names or patterns.
         crops: names or patterns.
         overwrite: replace an existing file.
+        specimens_if_several: whatever the rules say, by specimen, or by crop where there is one.
     """
     source = Path(csv_path or data_root)
     if csv_path is not None:
@@ -384,6 +392,8 @@ def split_data_root(
     if broken:
         warnings.warn("\n".join(broken), stacklevel=3)
     _check_classes(source, rules.classes, known)
+    if specimens_if_several:
+        rules = by_specimen_if_several(known, rules)
     sides = choose_sides(known, rules)
     if csv_path is not None:
         write_datasplit(source, rows(sides, rules.classes), overwrite)

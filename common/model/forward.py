@@ -72,7 +72,7 @@ class ForwardPass:
         if self.channels_last:
             raw = raw.contiguous(memory_format=_channels_last(raw.ndim))
         with self.precision.autocast():
-            outputs = _as_list(network(raw))
+            outputs = as_list(network(raw))
         if flat is not None:
             outputs = [_as_volume(output, flat, slices) for output in outputs]
         if self.sections:
@@ -112,7 +112,7 @@ def keep_channels_last(model: nn.Module) -> nn.Module:
     return model.to(memory_format=_channels_last(4 if is_2d(model) else 5))
 
 
-def _as_list(given: object) -> list[torch.Tensor]:
+def as_list(given: object) -> list[torch.Tensor]:
     """What a network gave, as a list of tensors."""
     if isinstance(given, torch.Tensor):
         return [given]

@@ -61,12 +61,12 @@ def write_scores(
 def markdown(config: TrainConfig, boxes: Sequence[Region], scores: Scores) -> str:
     """The section: what was scored and how, scores over classes, a line a class, the picture."""
     lines = [_lead(config, boxes, scores), ""]
-    lines += _markdown_table(
+    lines += markdown_table(
         list(OVERALL_NAMES.values()), [[overall(scores, key) for key in OVERALL_NAMES]]
     )
     for table in tables(scores):
         title = table.title[0].upper() + table.title[1:]
-        lines += ["", f"{title}.", "", *_markdown_table(table.head, table.rows)]
+        lines += ["", f"{title}.", "", *markdown_table(table.head, table.rows)]
     lines += ["", " ".join(remarks(scores)), ""]
     lines.append(f"![raw, truth, predictions and processed volumes]({PICTURE})")
     return "\n".join(lines)
@@ -129,7 +129,7 @@ def _checkpoints(checkpoints: Sequence[Checkpoint]) -> str:
     return f"checkpoint of {'; '.join(texts)}" if texts else "checkpoint not on record"
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table."""
     return [_markdown_row(row) for row in (head, ["---"] * len(head), *rows)]
 

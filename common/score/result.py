@@ -154,6 +154,8 @@ class Checkpoint:
     dtype: str | None = None
     orientations: int | None = None
     """How many were averaged."""
+    planes: int | None = None
+    """Axes across which a 2-D network predicted; None for those of its training."""
     networks: int | None = None
     """How many an ensemble is of; None of a single one."""
 
@@ -394,8 +396,9 @@ def _provenance_json(provenance: Provenance) -> dict[str, Any]:
     if provenance.checkpoints is not None:
         checkpoints = [asdict(checkpoint) for checkpoint in provenance.checkpoints]
         for checkpoint in checkpoints:
-            if checkpoint["networks"] is None:
-                del checkpoint["networks"]
+            for name in ("networks", "planes"):  # files of before have none, either
+                if checkpoint[name] is None:
+                    del checkpoint[name]
     entry: dict[str, Any] = {
         "submission": provenance.submission,
         "truth": provenance.truth,

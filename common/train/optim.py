@@ -158,11 +158,12 @@ def start_output_at(
     outputs: Sequence[Collection[str]] | None = None,
     *,
     factor: float = 0.01,
+    ends: Sequence[Collection[str]] = (),
 ) -> None:
     """Initialise a network so that each of its outputs predicts about `logits` everywhere.
 
-    The logits become the bias of the last 1x1x1 convolution with one channel per class, and its
-    weights are multiplied by `factor`. Source: Lin et al. 2017, focal loss, section 4.1. Raises
+    The logits become the bias of the last convolution with one channel per class, and its weights
+    are multiplied by `factor`. Source: Lin et al. 2017, focal loss, section 4.1. Raises
     UserError if there is no such layer with a bias.
 
     Args:
@@ -171,8 +172,10 @@ def start_output_at(
         outputs: for each output, the finest first, the names of the parameters that it depends on.
             Without it, there is one output that depends on all of them.
         factor: on the weights of these layers.
+        ends: for each output the parameters of the layers that it is a sum of. Without it layers
+            of 1x1x1 count, since others are as likely to be inner ones.
     """
-    layers = {n: m for n, m in model.named_modules() if _is_output(m, len(logits))}
+    layers = _output_layers(model, len(logits), ends)
     biases = {f"{n}.bias".lstrip("."): m.bias for n, m in layers.items() if m.bias is not None}
     finest, *coarser = outputs or [set(biases)]
     heads = [[name for name in biases if name in finest]]
@@ -181,8 +184,8 @@ def start_output_at(
         heads.append([name for name in biases if name in names and name not in finest])
     if not heads[0]:
         raise UserError(
-            f"init_output_to_prior: no trainable 1x1x1 convolution with {len(logits)} channels and "
-            "a bias ends the model; set init_output_to_prior = False"
+            f"init_output_to_prior: no trainable convolution with {len(logits)} channels and a "
+            "bias ends the model; set init_output_to_prior = False"
         )
     for layer in layers.values():
         layer.weight.mul_(factor)
@@ -203,6 +206,7 @@ def calibrate_output(
     *,
     measure: Callable[[], list[torch.Tensor]],
     rms: float,
+    ends: Sequence[Collection[str]] = (),
 ) -> None:
     """Scale what the weights of the output layers add to `logits` to a root mean square of `rms`.
 
@@ -216,12 +220,13 @@ def calibrate_output(
         outputs: as of start_output_at.
         measure: gives the logits of each output for a batch, as the model is now.
         rms: to reach.
+        ends: as of start_output_at.
     """
     bias = torch.from_numpy(logits).view(1, -1, 1, 1, 1)
     seen: set[str] = set()
     heads = []
+    layers = _output_layers(model, len(logits), ends)
     for names in outputs:
-        layers = {n: m for n, m in model.named_modules() if _is_output(m, len(logits))}
         own = [m for n, m in layers.items() if f"{n}.weight".lstrip(".") in set(names) - seen]
         heads.append(own)
         seen |= set(names)
@@ -237,10 +242,29 @@ def calibrate_output(
             with_bias[-1].sub_(mean)
 
 
-def _is_output(module: nn.Module, classes: int) -> bool:
-    """Return whether a layer may be an output layer: trainable, 1x1x1, one channel per class."""
+def _output_layers(
+    model: nn.Module, classes: int, ends: Sequence[Collection[str]]
+) -> dict[str, nn.Module]:
+    """The trainable layers by name that give one channel per class: those of `ends`, or 1x1x1."""
+    named = set().union(*ends)
+    layers = {}
+    for name, module in model.named_modules():
+        is_end = f"{name}.weight".lstrip(".") in named if named else _is_pointwise(module)
+        if is_end and _has_channels(module, classes):
+            layers[name] = module
+    return layers
+
+
+def _has_channels(module: nn.Module, classes: int) -> bool:
+    """Whether a layer is trainable and gives one channel per class."""
     if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
         return False
-    weight = module.weight
-    kernel = weight.shape[2:]
-    return len(weight) == classes and weight.requires_grad and max(kernel, default=1) == 1
+    # weights of a transposed convolution have the channels of its input first
+    is_turned = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    return len(module.weight) == classes and module.weight.requires_grad and not is_turned
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    """Whether a layer looks at one voxel alone."""
+    kernel = getattr(module, "kernel_size", ())
+    return max(kernel, default=1) == 1

@@ -22,6 +22,7 @@ from common.model import activation
 from common.model.build import build_model
 from common.model.compiling import try_compiling
 from common.model.forward import ForwardPass
+from common.model.output_layers import output_layers
 from common.model.shapes import OnMeta, parameters_of_outputs
 from common.train import (
     average,
@@ -198,11 +199,13 @@ def single_patches(config: TrainConfig, model: nn.Module) -> list[str]:
 def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, crops: Data) -> None:
     """Initialise every output of a network so that its logits begin at `prior`, (channels,)."""
     exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
-    outputs = parameters_of_outputs(model, exact.outputs, config.input_array_info["shape"])
+    shape = config.input_array_info["shape"]
+    outputs = parameters_of_outputs(model, exact.outputs, shape)
+    ends = output_layers(model, exact.outputs, shape)
     if not config.init_logit_rms:
-        optim.start_output_at(model, prior, outputs)
+        optim.start_output_at(model, prior, outputs, ends=ends)
         return
-    optim.start_output_at(model, prior, outputs, factor=1.0)
+    optim.start_output_at(model, prior, outputs, factor=1.0, ends=ends)
     device = next(model.parameters()).device
     # its samples are the first of training, whoever reads them
     here = dataclasses.replace(config, num_workers=0)
@@ -213,7 +216,9 @@ def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, cro
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             return exact.outputs(copy.deepcopy(model).train(), first.raw)
 
-    optim.calibrate_output(model, prior, outputs, measure=measure, rms=config.init_logit_rms)
+    optim.calibrate_output(
+        model, prior, outputs, measure=measure, rms=config.init_logit_rms, ends=ends
+    )
 
 
 def first_state(

@@ -21,6 +21,9 @@ KEYS = ("model", "model_state_dict", "state_dict", "network_weights", "net", "we
 WRAPPERS = ("module", "_orig_mod")
 """What DataParallel and torch.compile put into the name of each tensor."""
 
+SAFETENSORS = ".safetensors"
+"""Ending of weights without code, as Hugging Face keeps them."""
+
 NAMED = 3
 """Tensors of each kind that are named where weights do not fit."""
 
@@ -47,12 +50,30 @@ def read(path: Path) -> Any:
             f"{path}: no such checkpoint; set load_model = 'latest' or the path of one"
         )
     try:
+        if path.suffix == SAFETENSORS:
+            return _of_safetensors(path)
         with path.open("rb") as file:
             _refuse_changed(file)
             return _content(file)
+    except Unreadable:
+        raise
     except Exception as error:  # torch raises a different type for each kind of damage
         problem, advice = _unreadable(path, error)
         raise Unreadable(path, problem, advice) from error
+
+
+def _of_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of the package safetensors, by their names."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise Unreadable(
+            path,
+            "safetensors, which the package of that name reads",
+            "pip install safetensors, or save them with "
+            "torch.save(safetensors.torch.load_file(...)) where it is",
+        ) from error
+    return load_file(path)
 
 
 def _content(file: BinaryIO) -> Any:
@@ -96,11 +117,6 @@ def _refuse_changed(file: BinaryIO) -> None:
 
 def _unreadable(path: Path, error: Exception) -> tuple[str, str]:
     """Return what is wrong with a file that torch does not read, and what to do."""
-    if path.suffix == ".safetensors":
-        return (
-            "safetensors are not read",
-            "save them with torch.save(safetensors.torch.load_file(...))",
-        )
     with path.open("rb") as file:
         begins = file.read(2)
     is_torch_file = not isinstance(error, EOFError) and begins in (b"PK", b"\x80\x02")
@@ -111,8 +127,9 @@ def _unreadable(path: Path, error: Exception) -> tuple[str, str]:
             "torch.save(network.state_dict(), 'weights.pt')",
         )
     reason = " ".join(str(error).split()).partition(". ")[0][:200]
+    writer = "safetensors" if path.suffix == SAFETENSORS else "torch.save"
     return (
-        f"not a readable checkpoint of this trainer: damaged, cut off or no file of torch.save "
+        f"not a readable checkpoint of this trainer: damaged, cut off or no file of {writer} "
         f"({path.stat().st_size:,} bytes; {type(error).__name__}: {reason})",
         "copy it again where it is from",
     )

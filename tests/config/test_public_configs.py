@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import public_shapes
 import pytest
 import torch
 from conftest import datasplit_text
@@ -309,18 +311,31 @@ def test_train_predict_process_and_evaluate_with_public_files(public, run):
 # Shapes in use
 
 
-TRAINING = sorted(path.name for path in SHAPES.glob("train_*.py"))
+WRITTEN = sorted(path.name for path in SHAPES.glob("train_*.py"))
+COUNTED = [f"{name}.py" for name in public_shapes.ROWS]
 PROCESSING = sorted(path.name for path in SHAPES.glob("process_*.py"))
 
 
+@pytest.fixture(scope="module")
+def folder_of_shapes(tmp_path_factory, tiny_store) -> Path:
+    """All public configurations beside a split of the tiny data; crops are decoded once."""
+    root = tmp_path_factory.mktemp("shapes")
+    folder = root / "mine"
+    shutil.copytree(SHAPES, folder)
+    shutil.copytree(tiny_store, root / "data")
+    (folder / "datasplit.csv").write_text(datasplit_text())
+    for name in public_shapes.ROWS:
+        (folder / f"{name}.py").write_text(public_shapes.text_of(name))
+    return folder
+
+
 @pytest.fixture
-def shapes(tmp_path, data_root, monkeypatch) -> Path:
-    """The files of SHAPES beside a split of the tiny data; no network is downloaded."""
+def shapes(folder_of_shapes, monkeypatch) -> Path:
+    """Their folder; networks are as deep as they are, and thinner, and none is downloaded."""
     cosem = pytest.importorskip("cellmap_models.pytorch.cosem")
     backbone = nn.Sequential(nn.Conv3d(1, 5, 31))
     network = SimpleNamespace(backbone=[backbone])
     monkeypatch.setattr(cosem, "load_model", lambda name: network)
-    # as deep as they are, and thinner: seconds on a CPU
     monkeypatch.setattr(_unet, "WIDTHS", (4, 8, 16, 32, 64))
     narrow = functools.partialmethod(resnet.ResNet.__init__, ngf=8)
     monkeypatch.setattr(resnet.ResNet, "__init__", narrow)
@@ -334,18 +349,23 @@ def shapes(tmp_path, data_root, monkeypatch) -> Path:
         "transformer": {**sizes["transformer"], "mlp_dim": 32, "num_layers": 2},
     }
     monkeypatch.setitem(vitnet.CONFIGS, "ViT-V-Net", sizes | thin)
-    folder = tmp_path / "mine"
-    shutil.copytree(SHAPES, folder)
-    (folder / "datasplit.csv").write_text(datasplit_text())
-    return folder
+    return folder_of_shapes
 
 
-@pytest.mark.parametrize("name", TRAINING)
+def test_names_are_assigned_as_often_as_in_the_public_files():
+    found = Counter(name for row in public_shapes.ROWS for name in public_shapes.assigned(row))
+    assert len(COUNTED) == 59
+    assert {name: found[name] for name in public_shapes.COUNTS} == public_shapes.COUNTS
+
+
+@pytest.mark.parametrize("name", WRITTEN + COUNTED)
 def test_every_shape_passes_the_check(shapes, name, monkeypatch):
     monkeypatch.setattr(check_module, "TIMED_STEPS", 1)
-    monkeypatch.setattr(check_module, "VALIDATION_S", 0.1)
-    report = check(shapes / name, HERE, shapes.parent / "data")
+    monkeypatch.setattr(check_module, "VALIDATION_S", 1e-9)
+    cache = f"cache_path={shapes.parent / 'cache'}"
+    report = check(shapes / name, (*HERE, cache), shapes.parent / "data")
     assert "note        model: an instance" in report
+    assert "loss or gradient is not finite" not in report
 
 
 @pytest.mark.parametrize("name", PROCESSING)

@@ -343,6 +343,7 @@ def test_the_result_is_on_record(tiny):
         epoch=7,
         metric="iou 0.5",
         checkpoint="best.pt",
+        planes=3,
     )
     run(tiny, classes=("er",))
     result = scored(tiny, classes=("er",), overrides=("batch_size=3",))
@@ -360,6 +361,7 @@ def test_the_result_is_on_record(tiny):
             "content": "probability",
             "dtype": None,
             "orientations": None,
+            "planes": 3,
         }
     ]
     assert (about["thresholds"], about["run_name"], len(about["date"])) == (

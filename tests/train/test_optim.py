@@ -122,6 +122,19 @@ def test_a_model_without_an_output_layer_is_named():
         start_output_at(nn.Sequential(nn.Conv3d(1, 3, 3)), np.zeros(3, np.float32))
 
 
+def test_a_network_that_ends_in_a_wider_kernel_starts_at_the_prior_and_inner_layers_stay():
+    """The inner layer has one channel per class, too, by chance."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(1, 2, 1), nn.ReLU(), nn.Conv3d(2, 2, 3))
+    inner = model[0].weight.clone()
+    outputs = [set(dict(model.named_parameters()))]
+    ends = [{"2.weight", "2.bias"}]
+    start_output_at(model, np.array([-3.0, 1.0], np.float32), outputs, ends=ends)
+    logits = model(torch.rand(1, 1, 6, 6, 6))
+    assert (logits[0, 0] + 3).abs().max() < 0.05 and (logits[0, 1] - 1).abs().max() < 0.05
+    assert torch.equal(model[0].weight, inner)
+
+
 def test_a_calibrated_output_has_the_mean_of_the_prior_and_the_size_asked_for(experiment):
     from common.data.loaders import training_batches
     from common.train.setup import prepare

@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import struct
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -168,6 +169,27 @@ def test_weights_are_found_however_they_were_saved(tmp_path, how):
 def assert_equal(tensors: dict, others: dict) -> None:
     assert list(tensors) == list(others)
     assert all(torch.equal(tensors[name], others[name]) for name in others)
+
+
+def test_safetensors_are_read_and_a_damaged_file_is_named(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "weights.safetensors"
+    network = nn.Conv3d(1, 2, 1)
+    safetensors.save_file(network.state_dict(), path)
+    other = nn.Conv3d(1, 2, 1)
+    weights_file.load_weights(other, weights_file.read(path), path)
+    assert torch.equal(other.weight, network.weight)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match=r"weights\.safetensors: .* no file of safetensors"):
+        weights_file.read(path)
+
+
+def test_safetensors_without_their_package_are_told_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match="pip install safetensors"):
+        weights_file.read(path)
 
 
 def test_weights_go_into_a_wrapped_network():

@@ -1,0 +1,97 @@
+"""Value transforms of a public configuration: settings, or applied as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from common.config.public_draft import Draft
+from common.config.settings import as_text
+from common.config.value_transforms import (
+    GivenTransforms,
+    InputTransforms,
+    Reading,
+    TransformedTargets,
+    names_of,
+    others_of_labels,
+    read_raw,
+)
+from common.talk import some
+
+
+def raw_transforms(draft: Draft, _: Any) -> None:
+    """Both lists of raw transforms at once: what is in both is a change of the network's input."""
+    if any(note.startswith("raw transforms") for note in draft.notes):
+        return
+    train = read_raw(_first(draft, "train_raw_value_transforms", "train_raw_transforms"))
+    names = ("val_raw_value_transforms", "val_raw_transforms", "value_transforms")
+    validation = read_raw(_first(draft, *names))
+    of_validation = [names_of([transform]) for transform in validation.others]
+    both = [t for t in train.others if names_of([t]) in of_validation]
+    sentences = [
+        *_done_and_taken(draft, train, validation),
+        *_applied_in_training(draft, [t for t in train.others if t not in both]),
+        *_applied_to_input(draft, both, validation.others),
+    ]
+    draft.note("raw transforms", "; ".join(sentences) or "none that changes raw")
+
+
+def _done_and_taken(draft: Draft, train: Reading, validation: Reading) -> list[str]:
+    """Take the settings that transforms are, and say so, and which have nothing left to do."""
+    sentences = []
+    if train.done:
+        done = some([*dict.fromkeys(train.done)])
+        sentences.append(f"{done} have nothing to do: raw is in [0, 1] here")
+    settings = dict(train.settings)
+    if "raw_range" in validation.settings:
+        settings.setdefault("raw_range", validation.settings["raw_range"])
+    for name, value in settings.items():
+        draft.settings.setdefault(name, value)
+    if settings:
+        taken = ", ".join(f"{name} = {as_text(value)}" for name, value in settings.items())
+        sentences.append(f"taken as {taken}, over the whole patch, gamma first")
+    return sentences
+
+
+def _applied_in_training(draft: Draft, transforms: Sequence[Any]) -> list[str]:
+    if not transforms:
+        return []
+    draft.settings["augment"] = GivenTransforms(transforms)
+    return [
+        f"{names_of(transforms)} applied as given, patch by patch in the training process: seeded "
+        "for each sample, slower than settings"
+    ]
+
+
+def _applied_to_input(draft: Draft, train: Sequence[Any], validation: Sequence[Any]) -> list[str]:
+    if not validation or "build_model" not in draft.settings:
+        return []
+    draft.settings["build_model"].input_transforms = InputTransforms(train, validation)
+    return [
+        f"{names_of(validation)} applied as given to the input of the network, in validation and "
+        "prediction too"
+    ]
+
+
+def _first(draft: Draft, *names: str) -> Any:
+    """The value of the first of these names that the file gives; None without one."""
+    return next((draft.given[name] for name in names if draft.given.get(name) is not None), None)
+
+
+def target_transforms(draft: Draft, transforms: Any) -> None:
+    """What is done to labels: nothing, or before the loss."""
+    others = others_of_labels(transforms)
+    if not others:
+        draft.note("target_value_transforms", "labels are 0, 1 or unknown here without them")
+        return
+    loss = draft.settings.get("criterion", nn.BCEWithLogitsLoss)
+    classes = draft.settings.get("classes", ())
+    draft.settings["criterion"] = TransformedTargets(loss, transforms, classes)
+    draft.note(
+        "target_value_transforms",
+        f"{names_of(others)} applied as given, to the target of each class of each patch before "
+        "the loss, which then takes no weights of weight_loss; validation counts voxels of the "
+        "labels as they are",
+    )
