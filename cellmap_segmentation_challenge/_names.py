@@ -84,8 +84,8 @@ UTILS: dict[str, Ours | Lacking] = {
     # splits
     "make_datasplit_csv": Ours(
         _DATASPLIT,
-        "specimens stay together where there are several, drawn by a seed; an existing file needs overwrite=True; paths "
-        "start from the data root",
+        "specimens stay together where there are several, drawn by a seed; an existing file needs "
+        "overwrite=True; paths start from the data root",
     ),
     "make_s3_datasplit_csv": Lacking(
         "the command `make-datasplit --manifest challenge` splits the public crops without access "
