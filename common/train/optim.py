@@ -244,10 +244,10 @@ def calibrate_output(
 
 def _output_layers(
     model: nn.Module, classes: int, ends: Sequence[Collection[str]]
-) -> dict[str, nn.Module]:
+) -> dict[str, Any]:
     """The trainable layers by name that give one channel per class: those of `ends`, or 1x1x1."""
     named = set().union(*ends)
-    layers = {}
+    layers: dict[str, Any] = {}
     for name, module in model.named_modules():
         is_end = f"{name}.weight".lstrip(".") in named if named else _is_pointwise(module)
         if is_end and _has_channels(module, classes):
