@@ -51,7 +51,7 @@ def load_config(
     if data:
         values["data_path"] = str(data_root(data))
     for override in overrides:
-        problem = _override(values, override)
+        problem = apply_override(values, override)
         if problem:
             problems.append(problem)
     own_lengths = horizon.named_in(overrides, settings)
@@ -266,7 +266,7 @@ def _is_tool(name: str, value: Any, known: set[str]) -> bool:
     return is_tool(name, value)
 
 
-def _override(values: dict[str, Any], text: str) -> str:
+def apply_override(values: dict[str, Any], text: str) -> str:
     """Apply one "name=value" or "name.key=value"; what is wrong with it, or ""."""
     path, equals, written = text.partition("=")
     name, *keys = path.strip().replace("-", "_").split(".")

@@ -20,6 +20,7 @@ from common.data import loaders, split
 from common.data.records import PredictionRecord
 from common.data.regions import Region
 from common.errors import UserError
+from common.infer import package
 from common.infer.network import (
     ARRAYS,
     LIKE_IN_TRAINING,
@@ -50,7 +51,7 @@ def load_network(config: TrainConfig, weights: str | Sequence[str] = "") -> Netw
 
     A checkpoint that lies in the folder of another experiment is of the network of that one, with
     the settings that it has on record; so is each of several checkpoints of this one. A file that
-    lies in no experiment is taken to be of this one.
+    lies in no experiment is taken to be of this one. A package has its own settings.
 
     weights: see `checkpoint_path`. Raises FileNotFoundError or UserError; no network ever has other
         weights than those of its file.
@@ -69,6 +70,8 @@ def load_network(config: TrainConfig, weights: str | Sequence[str] = "") -> Netw
 
 
 def _load(config: TrainConfig, path: Path, *, is_alone: bool) -> Network:
+    if package.is_package(path):
+        return package.load_network(config, path)
     saved = weights_file.read(path)
     folder = experiment_of(path) or config.folder
     is_other = folder.resolve() != config.folder.resolve()

@@ -14,12 +14,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data.regions import Region
 from common.errors import FileError, Incomplete
 from common.files import mark
-from common.infer import sharing, status
+from common.infer import package, sharing, status
 from common.infer.crew import Crew, Failure, Tally
 from common.infer.ensemble import load_network
 from common.infer.network import Network
@@ -48,12 +47,15 @@ class Source:
 
 def source_of(network: Network, config: TrainConfig, overrides: Sequence[str]) -> Source:
     """What workers load the same network by. overrides: that the settings were read with."""
+    weights = tuple(str(each.record.checkpoint) for each in network.each)
+    # a package is an experiment of its own, that has no other file
+    packages = [Path(path) for path in weights if package.is_experiment(config)]
     return Source(
-        config.folder,
+        packages[0] if packages else config.folder,
         tuple(overrides),
         str(config.path("data_path")),
         precision=str(network.record.precision),
-        weights=tuple(str(each.record.checkpoint) for each in network.each),
+        weights=weights,
         planes=ALL if any(each.planes for each in network.each) else OWN,
     )
 
@@ -182,5 +184,5 @@ def _open_work(part: Part) -> Work:
 def _network_of(source: Source) -> tuple[Network, TrainConfig]:
     """Loaded once in a worker, and kept."""
     overrides = (*source.overrides, f"precision={source.precision}")
-    config = load_config(source.config_path, overrides, source.data)
+    config = package.settings_of(source.config_path, overrides, source.data)
     return with_planes(load_network(config, source.weights), source.planes), config

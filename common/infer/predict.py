@@ -17,14 +17,13 @@ import numpy as np
 
 from common import stopping
 from common.config.derived import Affinities, channel_classes, with_derived
-from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import normalize, regions, series
 from common.data.raw import Raw, open_raw
 from common.data.regions import Region
 from common.errors import UserError
 from common.files import is_held, key_of
-from common.infer import cluster, ledger, room, sharing
+from common.infer import cluster, ledger, package, room, sharing
 from common.infer.engine import IN_THIS_PROCESS, Engine
 from common.infer.ensemble import load_network, note_training_crops
 from common.infer.network import Network
@@ -69,7 +68,8 @@ def predict(  # noqa: PLR0913  # the options of the command
     all other boxes NotYet where other processes work on some, and Incomplete where blocks failed.
 
     Args:
-        config_path: the experiment; with `overrides` and `data` as of `common.config.load`.
+        config_path: the experiment, or a package, see `common.infer.package`; with `overrides` and
+            `data` as of `common.config.load`.
         crops: which; or `volume` with `roi`; with `manifest_path` as of `common.data.regions`.
         volume: path of a volume of one's own.
         roi: box of it.
@@ -84,7 +84,10 @@ def predict(  # noqa: PLR0913  # the options of the command
         engine: where blocks are computed.
         output: fields of `Output`.
     """
-    config = load_config(config_path, overrides, data)
+    config = package.settings_of(config_path, overrides, data)
+    if package.is_experiment(config):
+        weights = weights or str(config_path)
+        package.refuse_no_boxes(config, crops, volume)
     stored_as = check_output(Output(**output), config)
     boxes = regions.choose(
         config, crops, volume=volume, roi=roi, manifest_path=manifest_path, say=say

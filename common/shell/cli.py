@@ -6,7 +6,7 @@ import click
 
 from common import talk
 from common.shell import public
-from common.shell.commands import data, look, predict, results, start, submit, train
+from common.shell.commands import data, look, predict, results, share, start, submit, train
 from common.shell.group import Commands
 
 
@@ -46,6 +46,7 @@ COMMANDS = (
     train.joint,
     train.replay,
     predict.predict,
+    share.export_model,
     predict.process,
     predict.tune,
     predict.evaluate,

@@ -30,7 +30,13 @@ ORTHO = "ortho"
 
 
 @command()
-@options.boxes
+@options.optional_config_path
+@click.option(
+    "--model",
+    metavar="PACKAGE",
+    help="A package of bioimage.io in place of CONFIG_PATH: export-model writes them.",
+)
+@options.boxes_of_experiment
 @click.option(
     "--checkpoint",
     "weights",
@@ -83,14 +89,24 @@ ORTHO = "ortho"
 @options.engine
 @options.time_limit
 def predict(
-    config_path: str, *, logits: bool, orientations: str, time_limit: float, **given: Any
+    config_path: str | None,
+    *,
+    model: str | None,
+    logits: bool,
+    orientations: str,
+    time_limit: float,
+    **given: Any,
 ) -> None:
-    """Predict crops or a volume with an experiment's trained network.
+    """Predict crops or a volume with an experiment's trained network, or that of a package.
 
     Goes on where an earlier call stopped.
     """
     import common.infer.predict
 
+    if bool(config_path) == bool(model):
+        raise UserError("predict by which network? write CONFIG_PATH, or --model PACKAGE")
+    if model and given["weights"]:
+        raise UserError("--checkpoint with --model: a package has its weights; leave it out")
     if orientations == ORTHO:
         given["planes"] = "all"
     engine = options.engine_of(given)
@@ -98,7 +114,7 @@ def predict(
         return
     with stopping.time_limit(time_limit):
         folders = common.infer.predict.predict(
-            config_path,
+            str(model or config_path),
             content="logits" if logits else "probability",
             orientations=1 if orientations == ORTHO else int(orientations),
             engine=engine,

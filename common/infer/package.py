@@ -1,0 +1,492 @@
+"""A package of bioimage.io as a network that predicts.
+
+Its description says what goes in and what comes out. Packages of ours say it in our own settings,
+too, and are run exactly as the network that they were written from. Of others what their weights
+need before and after is applied to each window, and their own example has to come out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common import runtime
+from common.config import load
+from common.config.check import check_settings
+from common.config.settings import TrainConfig
+from common.data.records import PredictionRecord
+from common.data.split import USAGES
+from common.errors import UserError
+from common.files import REPOSITORY, cache_folder, sha256_of_file
+from common.infer.network import Network, network_of
+from common.model import exported
+from common.model.forward import ForwardPass
+from common.provenance import provenance
+from common.talk import note, some
+
+OURS = "cellmap_baselines"
+"""Entry of a package's config with our settings."""
+
+NM = {"nanometer": 1.0, "micrometer": 1000.0, "angstrom": 0.1, "millimeter": 1e6}
+"""Units of voxel sizes, in nm."""
+
+TOLERANCE = 1e-3
+"""By which a package's own example may come out otherwise: machines round differently."""
+
+EPSILON = 1e-6
+"""Keeps probabilities from 0 and 1, of which there is no logit."""
+
+Step = Callable[[torch.Tensor], torch.Tensor]
+"""Something that is done to an array (1, channels, ...)."""
+
+
+def is_package(path: str | Path) -> bool:
+    """Whether a path is that of a package, or of the description in one."""
+    path = Path(path)
+    return path.suffix == ".zip" or path.name in ("rdf.yaml", "bioimageio.yaml")
+
+
+@dataclass(frozen=True)
+class Package:
+    """What a package says."""
+
+    path: Path
+    description: Any
+    """Of bioimageio.spec, model 0.5."""
+    settings: dict[str, Any]
+    """classes, input_array_info, target_array_info, raw_range, raw_normalization."""
+    is_ours: bool
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What a package of ours says of its run."""
+
+
+def read(path: Path) -> Package:
+    """Read a package. Raises FileNotFoundError, or UserError for what cannot be run here."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such package; write --model FILE.zip")
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, _: int) -> Package:
+    """Read once, though settings and network are asked for one after the other."""
+    if importlib.util.find_spec("bioimageio") is None:
+        raise UserError(
+            f"{path}: a package of bioimage.io is read by bioimageio.spec; pip install "
+            "'csc-baselines[bioimage]'"
+        )
+    from bioimageio.spec import InvalidDescr, load_description
+    from bioimageio.spec.model import v0_5
+
+    with exported.quiet():
+        try:
+            description: Any = load_description(path)
+        except Exception as error:  # no zip, no description: types of several libraries
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: no package of bioimage.io ({reason})") from error
+    if isinstance(description, InvalidDescr) or not isinstance(description, v0_5.ModelDescr):
+        raise UserError(
+            f"{path}: a {description.type} of format {description.format_version} that is not "
+            "valid here; `bioimageio validate-format FILE` says why"
+        )
+    ours = dict(description.config.model_dump()).get(OURS)
+    if isinstance(ours, Mapping):
+        return Package(path, description, _own_settings(ours), is_ours=True, facts=dict(ours))
+    return Package(path, description, _settings_of(path, description), is_ours=False)
+
+
+def _own_settings(ours: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {"classes": tuple(ours["classes"])}
+    for name in ("input_array_info", "target_array_info"):
+        array = ours[name]
+        shape = tuple(int(size) for size in array["shape"])
+        settings[name] = {"shape": shape, "scale": tuple(array["scale"])}
+    settings["raw_range"] = tuple(ours["raw_range"])
+    settings["raw_normalization"] = ours["raw_normalization"]
+    return settings
+
+
+# Packages of others
+
+
+def _settings_of(path: Path, description: Any) -> dict[str, Any]:
+    """Our settings for a package of others. Raises UserError with what it has that we have not."""
+    if len(description.inputs) != 1 or len(description.outputs) != 1:
+        raise UserError(f"{path}: several inputs or outputs; one of each can be run here")
+    (raw,), (given,) = description.inputs, description.outputs
+    if _channels(raw) > 1:
+        raise UserError(f"{path}: takes {_channels(raw)} channels; raw has one here")
+    taken = _array(raw, raw)
+    return {
+        "classes": _classes(given),
+        "input_array_info": taken,
+        "target_array_info": _array(given, raw),
+        # as it is stored: what a package does to it comes after
+        "raw_normalization": "values",
+    }
+
+
+def _axes(tensor: Any, kind: str) -> list[Any]:
+    return [axis for axis in tensor.axes if axis.type == kind]
+
+
+def _channels(tensor: Any) -> int:
+    axes = _axes(tensor, "channel")
+    return len(axes[0].channel_names) if axes else 1
+
+
+def _classes(given: Any) -> tuple[str, ...]:
+    """The names of the channels, once each, as names of classes."""
+    axes = _axes(given, "channel")
+    names = [str(name) for name in axes[0].channel_names] if axes else ["foreground"]
+    if len(set(names)) < len(names):
+        return tuple(f"{name}{number}" for number, name in enumerate(names))
+    return tuple(names)
+
+
+def _array(tensor: Any, raw: Any) -> dict[str, Any]:
+    """Shape and voxel size along z, y, x; an axis that is not there has one voxel.
+
+    raw: the input, to whose sizes those of the output may refer.
+    """
+    shape = {"z": 1, "y": 1, "x": 1}
+    scale = {"z": 1.0, "y": 1.0, "x": 1.0}
+    inputs = {str(axis.id): axis for axis in _axes(raw, "space")}
+    for axis in _axes(tensor, "space"):
+        name = str(axis.id)
+        shape[name] = _size(axis, inputs)
+        scale[name] = float(axis.scale) * NM.get(str(axis.unit), 1.0)
+    if shape["z"] == 1 and "z" not in {str(axis.id) for axis in _axes(tensor, "space")}:
+        scale["z"] = scale["y"]
+    return {"shape": tuple(shape.values()), "scale": tuple(scale.values())}
+
+
+def _size(axis: Any, inputs: Mapping[str, Any]) -> int:
+    """Voxels along an axis, the fewest that are a patch worth predicting."""
+    size = axis.size
+    if isinstance(size, int):
+        return size
+    if hasattr(size, "step"):
+        return int(size.min) + int(size.step) * max(0, -(-(96 - int(size.min)) // int(size.step)))
+    of = inputs[str(size.axis_id)]
+    return round(_size(of, inputs) * float(of.scale) / float(axis.scale)) + int(size.offset)
+
+
+def has_voxel_size(description: Any) -> bool:
+    """Whether a package says how large its voxels are."""
+    return all(axis.unit is not None for axis in _axes(description.inputs[0], "space"))
+
+
+# As an experiment
+
+
+def settings_of(
+    path: str | Path, overrides: Sequence[str] = (), data: str | Path | None = None
+) -> TrainConfig:
+    """The checked settings of an experiment, or of a package as one. Raises as both do."""
+    read_settings = load_config if is_package(path) else load.load_config
+    return read_settings(path, overrides, data)
+
+
+def is_experiment(config: TrainConfig) -> bool:
+    """Whether settings are those of a package."""
+    return isinstance(config.build_model, Weights)
+
+
+def refuse_no_boxes(config: TrainConfig, crops: str, volume: str | Path) -> None:
+    """Raise UserError where a package is to predict crops that only a datasplit names."""
+    if not volume and crops in (*USAGES, "*"):
+        raise UserError(
+            f"{config.build_model}: of what? write --volume PATH, or --crops DATASET/CROP with "
+            "--data FOLDER"
+        )
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), data: str | Path | None = None
+) -> TrainConfig:
+    """Settings of an experiment that has this network, in the folder of the package's name.
+
+    overrides: "name=value". data: data root. Raises as `read`, and UserError for what is wrong with
+    overrides, and where neither they nor the package say how large voxels are.
+    """
+    path = Path(path).absolute()
+    package = read(path)
+    values: dict[str, Any] = dict(package.settings)
+    values["extra_classes"] = values["classes"]
+    values["build_model"] = Weights(path)
+    values["datasplit_path"] = ""
+    values["data_path"] = str(load.data_root(data))
+    folder = path.parent if path.suffix != ".zip" else path.with_suffix("")
+    values["base_experiment_path"] = str(folder)
+    values["model_name"] = folder.name
+    problems = [load.apply_override(values, text) for text in overrides]
+    problems = [problem for problem in problems if problem]
+    sized = any(text.startswith("input_array_info") for text in overrides)
+    if not package.is_ours and not sized and not has_voxel_size(package.description):
+        raise UserError(
+            f"{path}: does not say how large its voxels are; write --set "
+            "input_array_info.scale=8,8,8 --set target_array_info.scale=8,8,8 (nm, z, y, x)"
+        )
+    return check_settings(str(path), values, problems, TrainConfig)
+
+
+class Weights:
+    """`build_model` of a package."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __call__(self, classes: tuple[str, ...]) -> nn.Module:
+        """The network, in eval mode, on the CPU; of the classes of the package."""
+        return network_in(read(self.path))
+
+    def __repr__(self) -> str:
+        """The name of the package."""
+        return f"package {self.path.name}"
+
+
+class Packaged(nn.Module):
+    """A network of a package: takes raw and gives logits, both (B, channels, z, y, x)."""
+
+    def __init__(self, weights: Any, before: Sequence[Step], after: Sequence[Step], axes: str):
+        """axes: of raw in the package, without batch and channel, such as zyx or yx."""
+        super().__init__()
+        self.weights = weights
+        self.before = tuple(before)
+        self.after = tuple(after)
+        self.axes = axes
+        # the engine asks a network for its device by its weights
+        self.device_of = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, raw: torch.Tensor) -> torch.Tensor:
+        """Logits; patches one after the other, since a package may take one alone."""
+        return torch.cat([self._one(patch) for patch in raw.split(1)])
+
+    def _one(self, raw: torch.Tensor) -> torch.Tensor:
+        flat = [2 + axis for axis, name in enumerate("zyx") if name not in self.axes]
+        values = raw.squeeze(flat)
+        for step in self.before:
+            values = step(values)
+        # weights may have been recorded without a gradient, and are not to have one
+        with torch.no_grad():
+            values = self.weights(values)
+        for step in self.after:
+            values = step(values)
+        for axis in flat:
+            values = values.unsqueeze(axis)
+        return values
+
+
+def network_in(package: Package) -> Packaged:
+    """The network of a package, its own example tried. Raises UserError where it differs."""
+    weights = _weights(package)
+    raw, given = package.description.inputs[0], package.description.outputs[0]
+    axes = "".join(name for name in "zyx" if name in {str(a.id) for a in _axes(raw, "space")})
+    if package.is_ours:
+        before: list[Step] = []
+        after: list[Step] = []
+    else:
+        before = _steps(package.path, raw.preprocessing)
+        after = _steps(package.path, given.postprocessing)
+    # the format's order of axes may be another: weights take them as they are listed
+    _refuse_other_order(package.path, raw, given)
+    network = Packaged(weights, before, after, axes).eval()
+    if not package.is_ours:
+        _try_example(package, network)
+        network.after = (*after_to_logits(package, after),)
+    return network
+
+
+def _weights(package: Package) -> Any:
+    """What runs: TorchScript if there is some, else ONNX. Raises UserError for other weights."""
+    weights = package.description.weights
+    torchscript = getattr(weights, "torchscript", None)
+    if torchscript is not None:
+        with exported.quiet():
+            return torch.jit.load(io.BytesIO(torchscript.get_reader().read()), "cpu").eval()
+    if getattr(weights, "onnx", None) is not None:
+        return _onnx(package.path, weights.onnx)
+    found = [name for name, entry in weights if entry is not None]
+    raise UserError(
+        f"{package.path}: its weights are {some(found)}; TorchScript and ONNX can be run here "
+        "(bioimageio.core converts others: bioimageio add-weights)"
+    )
+
+
+def _onnx(path: Path, entry: Any) -> Any:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise UserError(
+            f"{path}: its weights are ONNX; pip install 'csc-baselines[bioimage]', which runs them"
+        )
+    with tempfile.TemporaryDirectory(dir=_cache()) as folder:
+        file = Path(folder) / "weights.onnx"
+        file.write_bytes(entry.get_reader().read())
+        run = exported.open_onnx(file)
+    return lambda raw: run(raw.cpu()).to(raw.device)
+
+
+def _cache() -> Path:
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _refuse_other_order(path: Path, raw: Any, given: Any) -> None:
+    for tensor in (raw, given):
+        kinds = [axis.type for axis in tensor.axes]
+        names = [str(axis.id) for axis in tensor.axes if axis.type == "space"]
+        if kinds[:2] != ["batch", "channel"] or names != sorted(names, reverse=True):
+            listed = ", ".join(str(axis.id) for axis in tensor.axes)
+            raise UserError(f"{path}: axes {listed}; batch, channel, z, y, x can be run here")
+
+
+# What a package does before and after
+
+
+def _steps(path: Path, listed: Sequence[Any]) -> list[Step]:
+    steps = []
+    for entry in listed:
+        make = STEPS.get(str(entry.id))
+        if make is None:
+            raise UserError(
+                f"{path}: '{entry.id}' in its processing; {', '.join(STEPS)} can be run here"
+            )
+        steps.append(make(entry.kwargs if hasattr(entry, "kwargs") else None))
+    return steps
+
+
+def _ensure_dtype(options: Any) -> Step:
+    return lambda values: values.to(getattr(torch, options.dtype))
+
+
+def _clip(options: Any) -> Step:
+    return lambda values: values.clamp(options.min, options.max)
+
+
+def _scale_linear(options: Any) -> Step:
+    gain = torch.as_tensor(options.gain, dtype=torch.float32)
+    offset = torch.as_tensor(options.offset, dtype=torch.float32)
+    return lambda values: values * gain.to(values.device) + offset.to(values.device)
+
+
+def _zero_mean(options: Any) -> Step:
+    return lambda values: (values - values.mean()) / (values.std(correction=0) + float(options.eps))
+
+
+def _fixed_zero_mean(options: Any) -> Step:
+    return lambda values: (values - float(options.mean)) / float(options.std)
+
+
+def _scale_range(options: Any) -> Step:
+    def step(values: torch.Tensor) -> torch.Tensor:
+        low, high = np.percentile(
+            values.cpu().numpy(), (options.min_percentile, options.max_percentile)
+        )
+        return (values - float(low)) / float(high - low + options.eps)
+
+    return step
+
+
+STEPS: dict[str, Callable[[Any], Step]] = {
+    "ensure_dtype": _ensure_dtype,
+    "clip": _clip,
+    "scale_linear": _scale_linear,
+    "zero_mean_unit_variance": _zero_mean,
+    "fixed_zero_mean_unit_variance": _fixed_zero_mean,
+    "scale_range": _scale_range,
+    "sigmoid": lambda options: torch.sigmoid,
+    "softmax": lambda options: lambda values: values.softmax(1),
+}
+"""Steps of the format by their id; means and percentiles are of what is given at once."""
+
+
+def after_to_logits(package: Package, after: Sequence[Step]) -> list[Step]:
+    """The steps after, such that logits come out: the engine makes probabilities of them itself."""
+    listed = [str(entry.id) for entry in package.description.outputs[0].postprocessing]
+    # the last number type does not matter here
+    kept = list(zip(listed, after, strict=True))
+    while kept and kept[-1][0] == "ensure_dtype":
+        kept.pop()
+    if kept and kept[-1][0] == "sigmoid":
+        return [step for _, step in kept[:-1]]
+    steps = [step for _, step in kept]
+    example = _example(package.description.outputs[0])
+    if example.min() >= 0 and example.max() <= 1:
+        return [*steps, _logit]
+    note(f"{package.path}: gives values beyond 0 to 1, which are taken for logits")
+    return steps
+
+
+def _logit(probability: torch.Tensor) -> torch.Tensor:
+    return torch.logit(probability.float(), EPSILON)
+
+
+def _example(tensor: Any) -> np.ndarray:
+    return np.load(io.BytesIO(tensor.test_tensor.get_reader().read()), allow_pickle=False)
+
+
+def _try_example(package: Package, network: Packaged) -> None:
+    """Raise UserError unless a package's own example comes out."""
+    raw, given = package.description.inputs[0], package.description.outputs[0]
+    values = torch.from_numpy(_example(raw)).float()
+    with exported.quiet(), torch.no_grad():
+        for step in (*network.before, network.weights, *network.after):
+            values = step(values)
+    expected = torch.from_numpy(_example(given)).float()
+    if values.shape != expected.shape:
+        difference = float("inf")
+    else:
+        difference = float((values - expected).abs().max())
+    if difference > TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise UserError(
+            f"{package.path}: its own example comes out otherwise here, by {difference:.2g}; "
+            "`bioimageio test FILE` says whether it does so in its own program"
+        )
+
+
+def load_network(config: TrainConfig, path: Path) -> Network:
+    """The network of a package, ready to predict. config: as of `load_config`, or likewise."""
+    package = read(path)
+    if tuple(package.settings["classes"]) != tuple(config.classes):
+        raise UserError(
+            f"{path}: has the classes {', '.join(package.settings['classes'])}, and "
+            f"{config.folder} has {', '.join(config.classes)}"
+        )
+    # an experiment's own would say what its own network takes
+    if not is_experiment(config):
+        config = replace(config, **package.settings)
+    epoch = package.facts.get("epoch")
+    device = runtime.pick_device(config.device)
+    # number types and layouts are part of a recording
+    forward = ForwardPass(runtime.pick_precision("fp32", device), channels_last=False)
+    record = PredictionRecord(
+        experiment=config.folder.name,
+        model_name=config.model_name,
+        run_name=config.path("model_save_path").name,
+        checkpoint=str(path),
+        sha256=sha256_of_file(path),
+        epoch=int(epoch) if epoch else None,
+        metric=package.facts.get("metric", "a package"),
+        precision=forward.precision.name,
+        environment=provenance(REPOSITORY),
+    )
+    if not package.is_ours and _looks_at_windows(package.description):
+        note(f"{path}: normalises by mean or percentiles, here of each window")
+    model = network_in(package).to(device)
+    return network_of(config, model, forward, record=record, scalings={})
+
+
+def _looks_at_windows(description: Any) -> bool:
+    ids = {str(entry.id) for entry in description.inputs[0].preprocessing}
+    return bool(ids & {"zero_mean_unit_variance", "scale_range"})

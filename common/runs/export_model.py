@@ -1,0 +1,170 @@
+"""The command export-model: a trained network as a file for other programs.
+
+load the network -> record it -> compare the file with the network -> for a package: an example of
+real raw, a model card
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.config.load import load_config
+from common.config.settings import TrainConfig
+from common.data import regions
+from common.data.sampling import Patch
+from common.errors import UserError
+from common.infer.ensemble import load_network
+from common.infer.network import Network
+from common.model import exported
+from common.runs import bioimage
+from common.runs.bioimage import Example, Sizes
+from common.runs.model_card import LICENCE, Said, card_of
+from common.talk import note, say, size, voxels
+
+PACKAGE = "bioimage"
+
+ENDINGS = {PACKAGE: ".zip"} | {name: form.ending for name, form in exported.FORMS.items()}
+"""What a network is exported as, and how the file's name ends."""
+
+
+def export_model(
+    config_path: str | Path,
+    to: str = PACKAGE,
+    *,
+    weights: str = "",
+    output: str | Path = "",
+    said: Said | None = None,
+    overrides: Sequence[str] = (),
+    data: str | Path | None = None,
+    onnx: bool = False,
+) -> Path:
+    """Write the network of an experiment's run as a file for other programs; gives its path.
+
+    Args:
+        config_path: the experiment; with `overrides` and `data` as of `common.config.load`.
+        to: one of ENDINGS.
+        weights: "best", "latest" or a checkpoint file; the best unless given.
+        output: the file; in the experiment's results_path unless given.
+        said: what only its author knows, for a package.
+        overrides: "name=value" for settings.
+        data: data root, from which a package takes its example.
+        onnx: a package has the network as ONNX, too.
+
+    Raises FileNotFoundError, or UserError where a package is missing or the network has no such
+    form.
+    """
+    if to not in ENDINGS:
+        raise UserError(f"--to {to}; write {', '.join(ENDINGS)}")
+    # before minutes go into recording
+    if to == PACKAGE:
+        bioimage.refuse_missing()
+    config = replace(load_config(config_path, overrides, data), device="cpu", precision="fp32")
+    path = _output_path(config, to, output)
+    network = load_network(config, weights)
+    if to == PACKAGE:
+        _write_package(network, path, said or Said(), onnx=onnx)
+    else:
+        raw = _as_taken(network, torch.rand(1, 1, *network.window.input.shape))
+        exported.write(network.model, raw, path, to)
+    say(f"{path}: {size(path.stat().st_size)}, gives what the network gives")
+    return path
+
+
+def _output_path(config: TrainConfig, to: str, output: str | Path) -> Path:
+    if not output:
+        return config.path("results_path") / f"{config.model_name}{ENDINGS[to]}"
+    path = Path(output).absolute()
+    if path.suffix != ENDINGS[to]:
+        raise UserError(f"{path}: a file of {to} ends in {ENDINGS[to]}; write it so")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist; create it first")
+    return path
+
+
+def _as_taken(network: Network, raw: torch.Tensor) -> torch.Tensor:
+    """(1, 1, z, y, x) as the network itself takes it: a 2-D one without the axis of size 1."""
+    return raw if network.flat is None else raw.squeeze(2 + network.flat)
+
+
+def _write_package(network: Network, path: Path, said: Said, *, onnx: bool) -> None:
+    card = card_of(network, said)
+    if said.licence == LICENCE:
+        note(f"{path}: its licence is {LICENCE}, as the challenge's data have it; --license NAME")
+    if not card.authors:
+        raise UserError(f"{path}: who made it? write --author NAME, once for each")
+    stored = example_raw(network)
+    raw = torch.from_numpy(bioimage.normalised(stored, network.config))
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"torchscript": Path(folder) / "weights.pt"}
+        recorded = exported.write(network.model, raw, files["torchscript"], "torchscript")
+        if onnx:
+            files["onnx"] = Path(folder) / "weights.onnx"
+            exported.write(network.model, raw, files["onnx"], "onnx")
+        with torch.no_grad():
+            probability = torch.sigmoid(exported.FirstOutput(network.model)(raw)).numpy()
+        bioimage.write(
+            path,
+            card,
+            network.config,
+            weights=files,
+            example=Example(stored, probability),
+            sizes=_sizes(network, recorded, fixed=onnx),
+        )
+
+
+def _sizes(network: Network, recorded: exported.Run, *, fixed: bool) -> Sizes:
+    """What the file takes: larger patches, too, where it gives the network's logits for them.
+
+    fixed: whether it has another form that takes one size alone.
+    """
+    window = network.window
+    steps = tuple(step for step, _ in window.steps)
+    sizes = Sizes(window.input, window.output, (0, 0, 0), network.flat)
+    if fixed or not any(steps):
+        return sizes
+    larger = np.add(window.input.shape, steps)
+    raw = _as_taken(network, torch.rand(1, 1, *larger.tolist()))
+    if exported.takes(exported.FirstOutput(network.model), recorded, raw):
+        return replace(sizes, steps=steps)
+    note(
+        f"the recording takes {voxels(window.input.shape)} voxels alone: the network computes with "
+        "sizes, which become fixed; programs tile with patches of this size"
+    )
+    return sizes
+
+
+def example_raw(network: Network) -> np.ndarray:
+    """A patch of raw as it is stored, (1, 1, ...), from the first crop that validates.
+
+    Noise where no crop is there.
+    """
+    config = network.config
+    patch = _patch_of_crop(network)
+    if patch is None:
+        note(f"{config.folder}: no crop that validates is there; the package's example is noise")
+        patch = np.random.default_rng(0).random(network.window.input.shape, np.float32)
+    if patch.dtype != np.uint8:
+        low, high = bioimage.black_white(config)
+        patch = low + patch * (high - low)
+    dtype = np.float32 if config.raw_range else np.uint8
+    stored = np.rint(patch).astype(dtype) if dtype == np.uint8 else patch.astype(dtype)
+    return _as_taken(network, torch.from_numpy(stored[None, None])).numpy()
+
+
+def _patch_of_crop(network: Network) -> np.ndarray | None:
+    """The raw in the middle of the first crop that validates; None where there is none."""
+    taken: Patch = network.window.input
+    try:
+        region = regions.find(network.config, "validate")[0]
+        raw = network.raw_of(region)
+    except (UserError, FileNotFoundError):
+        return None
+    middle = ((region.lower + region.upper) / 2 - raw.grid.origin) / raw.grid.scale
+    start = np.rint(middle).astype(int) - np.array(taken.shape) // 2
+    return raw.read_mirrored(start, start + taken.shape)

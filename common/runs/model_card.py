@@ -1,0 +1,260 @@
+"""A model card: what a run and its scores say of a network, for people who have neither."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.config.settings import TrainConfig
+from common.data import split
+from common.data.records import at_epoch
+from common.data.sampling import Patch
+from common.errors import UserError
+from common.infer.network import Network
+from common.score import result
+from common.score.readme import markdown_table
+from common.score.result import Scores
+from common.score.tables import OVERALL_NAMES, overall, remarks, tables
+from common.talk import count, nm, some, voxels
+from common.train.record import RunRecord, read_record
+
+LICENCE = "CC-BY-4.0"
+"""Of the challenge's data, and of what was trained on them unless its author says otherwise."""
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A work that users of a network are asked to cite."""
+
+    text: str
+    doi: str = ""
+
+
+CITED = (
+    Citation(
+        "Heinrich et al. 2021, Whole-cell organelle segmentation in volume electron microscopy, "
+        "Nature",
+        "10.1038/s41586-021-03977-3",
+    ),
+)
+"""The challenge's data; the same works as in CITATION.cff."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What only its author knows of a network."""
+
+    name: str = ""
+    description: str = ""
+    authors: tuple[str, ...] = ()
+    licence: str = LICENCE
+    """As SPDX has it."""
+    cite: tuple[Citation, ...] = ()
+    """Further works, before CITED."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a package says of its network."""
+
+    name: str
+    description: str
+    authors: tuple[str, ...]
+    licence: str
+    cite: tuple[Citation, ...]
+    text: str
+    """Markdown, with a heading for each subject."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """For programs: the run, its checkpoint, its commit."""
+
+
+def card_of(network: Network, said: Said) -> Card:
+    """The card of a network that was trained here. network: one, no ensemble."""
+    config = network.config
+    classes = some(config.classes, 6)
+    scale = nm(config.input_array_info["scale"])
+    name = said.name or f"{config.model_name}: organelles at {scale} nm"
+    description = said.description or (
+        f"Segments {classes} in volume electron microscopy at {scale} nm; trained as "
+        f"{config.model_name}/{config.run}."
+    )
+    cite = (*said.cite, *CITED)
+    sections = [
+        [f"# {name}", "", description],
+        _input_section(network),
+        _output_section(network),
+        _data_section(config),
+        _training_section(network, read_record(config.path("logs_save_path"))),
+        _score_section(network),
+        _limits_section(config),
+        ["## Licence", "", said.licence],
+        ["## Cite", "", *[_cite_line(work) for work in cite]],
+    ]
+    text = "\n\n".join("\n".join(section) for section in sections)
+    return Card(
+        name,
+        description,
+        authors=said.authors,
+        licence=said.licence,
+        cite=cite,
+        text=f"{text}\n",
+        facts=_facts(network),
+    )
+
+
+def _facts(network: Network) -> dict[str, str]:
+    record = network.record
+    facts = {
+        "experiment": record.experiment,
+        "model_name": record.model_name,
+        "run_name": record.run_name,
+        "checkpoint_sha256": record.sha256,
+        "epoch": record.epoch,
+        "metric": record.metric,
+        "commit": (record.environment or {}).get("commit"),
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}
+
+
+NORMALISED = {
+    "range": "{low:g} becomes 0 and {high:g} becomes 1; nothing else",
+    "percentile": (
+        "the percentiles 0.5 and 99.5 of the whole volume become 0 and 1, beyond is clipped"
+    ),
+    "zscore": (
+        "clipped to the percentiles 0.5 and 99.5 of the whole volume, then its mean becomes 0 and "
+        "its deviation 1"
+    ),
+    "values": "as it is stored",
+}
+"""What raw_normalization does, as in a sentence."""
+
+
+def normalisation(config: TrainConfig) -> str:
+    """How raw becomes the network's input, in words."""
+    low, high = config.raw_range or (0, 255)
+    return NORMALISED[config.raw_normalization].format(low=low, high=high)
+
+
+def _input_section(network: Network) -> list[str]:
+    config = network.config
+    taken = Patch(**config.input_array_info)
+    low, high = config.raw_range or (0, 255)
+    return [
+        "## Raw",
+        "",
+        f"* voxels of {nm(taken.scale)} nm (z, y, x); other voxel sizes are to be resampled first",
+        f"* patches of {voxels(taken.shape)} voxels{_growth(network)}",
+        f"* one channel, black {low:g} and white {high:g}",
+        f"* normalisation: {normalisation(config)}",
+    ]
+
+
+def _growth(network: Network) -> str:
+    steps = [step for step, _ in network.window.steps]
+    if not any(steps):
+        return ", of this size alone"
+    return f", or larger by multiples of {' x '.join(map(str, steps))}"
+
+
+def _output_section(network: Network) -> list[str]:
+    config = network.config
+    given = Patch(**config.target_array_info)
+    rows = [[str(number), name] for number, name in enumerate(config.classes)]
+    return [
+        "## Classes",
+        "",
+        f"Logits of {voxels(given.shape)} voxels of {nm(given.scale)} nm around the same centre; a "
+        "sigmoid makes a probability of each class by itself, and classes may overlap.",
+        "",
+        *markdown_table(["channel", "class"], rows),
+    ]
+
+
+def _data_section(config: TrainConfig) -> list[str]:
+    lines = ["## Training data", ""]
+    try:
+        rows = split.read_datasplit(config.path("datasplit_path"), config.path("data_path"))
+    except (UserError, FileNotFoundError):
+        return [*lines, "Not on record: the datasplit of the run is not there any more."]
+    for usage, verb in (("train", "trained on"), ("validate", "chosen by")):
+        crops = [row for row in rows if row.usage == usage]
+        datasets = Counter(row.key[0] for row in crops)
+        texts = [f"{name} ({number})" for name, number in datasets.items()]
+        lines.append(f"* {verb} {count(len(crops), 'crop')}: {some(texts, 40)}")
+    train = [row for row in rows if row.usage == "train"]
+    annotated = Counter(name for row in train for name in row.annotated)
+    table = [[name, str(annotated[name])] for name in config.classes]
+    lines += ["", *markdown_table(["class", "training crops that annotate it"], table)]
+    if config.use_mutual_exclusion:
+        lines += ["", "Where a class is not annotated, classes that exclude it count as negative."]
+    return lines
+
+
+def _training_section(network: Network, run: RunRecord | None) -> list[str]:
+    record = network.record
+    checkpoint = at_epoch(record.epoch, record.metric) if record.epoch else "weights alone"
+    lines = [
+        "## Training",
+        "",
+        f"* run {record.model_name}/{record.run_name}, checkpoint of {checkpoint}, SHA-256 "
+        f"`{record.sha256}`",
+    ]
+    if run is None:
+        return lines
+    for name in ("iterations_per_epoch", "batch_size", "optimizer", "learning_rate", "criterion"):
+        value = run.settings.get(name)
+        if value not in (None, "None"):
+            lines.append(f"* {name}: {value}")
+    versions = run.provenance
+    lines.append(f"* commit {versions.get('commit', 'not on record')}")
+    lines.append(f"* torch {versions.get('torch', 'not on record')}")
+    return lines
+
+
+def scores_of(config: TrainConfig) -> Scores | None:
+    """The scores of a run's validation crops; None where it was not evaluated."""
+    path: Path = config.path("results_path") / "scores.json"
+    return result.read(path) if path.is_file() else None
+
+
+def _score_section(network: Network) -> list[str]:
+    lines = ["## Validation", ""]
+    scores = scores_of(network.config)
+    if scores is None:
+        return [*lines, "Not scored; `evaluate` scores the crops that validate."]
+    made_by = (scores.provenance and scores.provenance.checkpoints) or ()
+    if network.record.sha256 not in [each.sha256 for each in made_by]:
+        lines += ["Scores of another checkpoint of this run:", ""]
+    names = list(OVERALL_NAMES.values())
+    lines += markdown_table(names, [[overall(scores, key) for key in OVERALL_NAMES]])
+    for table in tables(scores):
+        lines += ["", f"{table.title}.", "", *markdown_table(table.head, table.rows)]
+    return [*lines, "", " ".join(remarks(scores))]
+
+
+def _limits_section(config: TrainConfig) -> list[str]:
+    return [
+        "## Limits",
+        "",
+        f"* Trained on raw of {nm(config.input_array_info['scale'])} nm: at other voxel sizes, or "
+        "with other contrast or fixation, it is untested.",
+        "* The epoch was chosen on the crops that validate, so that scores there are "
+        "a little high.",
+        "* A class that is not in the table above is not told apart from the background.",
+    ]
+
+
+def _cite_line(work: Citation) -> str:
+    return f"* {work.text}" + (f", doi:{work.doi}" if work.doi else "")
+
+
+def citations(texts: Sequence[str]) -> tuple[Citation, ...]:
+    """Works as they are typed: "TEXT", or "TEXT doi:10.1038/..."."""
+    works = []
+    for text in texts:
+        words, _, doi = text.partition("doi:")
+        works.append(Citation(words.strip(" ,;") or doi.strip(), doi.strip()))
+    return tuple(works)
