@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -90,7 +91,7 @@ def _read(path: Path, _: int) -> Package:
 
     with exported.quiet():
         try:
-            description: Any = load_description(path)
+            description: Any = load_description(_archive(path))
         except Exception as error:  # no zip, no description: types of several libraries
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: no package of bioimage.io ({reason})") from error
@@ -103,6 +104,13 @@ def _read(path: Path, _: int) -> Package:
     if isinstance(ours, Mapping):
         return Package(path, description, _own_settings(ours), is_ours=True, facts=dict(ours))
     return Package(path, description, _settings_of(path, description), is_ours=False)
+
+
+def _archive(path: Path) -> Any:
+    """What the library reads: of a zip the bytes, since it would keep the file open."""
+    if path.suffix != ".zip":
+        return path
+    return zipfile.ZipFile(io.BytesIO(path.read_bytes()))
 
 
 def _own_settings(ours: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -122,9 +124,10 @@ def test_a_package_is_valid_and_predicts_what_its_experiment_predicts(
     said = Said(authors=("Jane Doe",), cite=citations(["Doe 2026, doi:10.1000/182"]))
     path = export_model(tiny.folder, said=said, output=tmp_path / "tiny.zip", data=tiny.data)
 
-    summary = bioimageio.core.test_model(path)
+    archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
+    summary = bioimageio.core.test_model(archive)
     assert summary.status == "passed", summary.display()
-    description = bioimageio.core.load_model_description(path)
+    description = bioimageio.core.load_model_description(archive)
     assert [str(name) for name in description.outputs[0].axes[1].channel_names] == [
         *tiny.config().classes
     ]
