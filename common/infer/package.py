@@ -121,6 +121,7 @@ def _own_settings(ours: Mapping[str, Any]) -> dict[str, Any]:
         settings[name] = {"shape": shape, "scale": tuple(array["scale"])}
     settings["raw_range"] = tuple(ours["raw_range"])
     settings["raw_normalization"] = ours["raw_normalization"]
+    settings["raw_sections"] = int(ours.get("raw_sections", 0))
     return settings
 
 

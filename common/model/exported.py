@@ -20,7 +20,7 @@ from torch import nn
 
 from common.errors import UserError
 from common.files import replacing
-from common.model.forward import as_list
+from common.model.forward import ForwardPass, as_list
 from common.talk import some
 
 TOLERANCE = 1e-5
@@ -37,13 +37,21 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 class FirstOutput(nn.Module):
     """A network as other programs run it: of several outputs it gives the finest alone."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, forward: ForwardPass):
+        """forward: how raw goes through it here."""
         super().__init__()
         self.model = model
+        self.shown = forward.shown
+        self.sections = forward.sections
 
     def forward(self, raw: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes, ...) of raw (B, 1, ...), as the network takes it."""
-        return as_list(self.model(raw))[0]
+        """Logits (B, classes, ...) of raw (B, 1, ...); a 2-D network has no axis of one voxel."""
+        if self.sections:
+            raw = raw.movedim(2 + self.sections, 2)
+        logits = as_list(self.model(raw))[0]
+        if self.sections:
+            logits = logits.movedim(2, 2 + self.sections)
+        return self.shown(logits)
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,11 @@ class Form:
     """What it takes beside torch."""
 
 
-def write(model: nn.Module, raw: torch.Tensor, path: Path, form: str) -> Run:
+def write(own: FirstOutput, raw: torch.Tensor, path: Path, form: str) -> Run:
     """Write a network, whole or not at all, and read it back.
 
     Args:
-        model: in eval mode, on the CPU.
+        own: in eval mode, on the CPU.
         raw: (1, 1, ...) float32, of the shape that it is used with.
         path: of the file.
         form: one of FORMS.
@@ -73,7 +81,6 @@ def write(model: nn.Module, raw: torch.Tensor, path: Path, form: str) -> Run:
     """
     kind = FORMS[form]
     _refuse_missing(kind, form)
-    own = FirstOutput(model).eval()
     with replacing(path) as temporary:
         with _in_one_sentence(path, form), quiet(), torch.no_grad():
             kind.write(own, raw, temporary)

@@ -198,6 +198,7 @@ def _settings(config: TrainConfig, card: Card) -> dict[str, Any]:
         "classes": list(config.classes),
         "raw_range": [float(value) for value in config.raw_range],
         "raw_normalization": config.raw_normalization,
+        "raw_sections": config.raw_sections,
         **card.facts,
     }
 

@@ -25,7 +25,7 @@ from common.model import exported
 from common.runs import bioimage
 from common.runs.bioimage import Example, Sizes
 from common.runs.model_card import LICENCE, Said, card_of
-from common.talk import note, say, size, voxels
+from common.talk import note, say, size, some, voxels
 
 PACKAGE = "bioimage"
 
@@ -67,11 +67,12 @@ def export_model(
     config = replace(load_config(config_path, overrides, data), device="cpu", precision="fp32")
     path = _output_path(config, to, output)
     network = load_network(config, weights)
+    own = exported.FirstOutput(network.model, network.forward_pass).eval()
     if to == PACKAGE:
-        _write_package(network, path, said or Said(), onnx=onnx)
+        _write_package(network, own, path, said=said or Said(), onnx=onnx)
     else:
         raw = _as_taken(network, torch.rand(1, 1, *network.window.input.shape))
-        exported.write(network.model, raw, path, to)
+        exported.write(own, raw, path, to)
     say(f"{path}: {size(path.stat().st_size)}, gives what the network gives")
     return path
 
@@ -92,7 +93,14 @@ def _as_taken(network: Network, raw: torch.Tensor) -> torch.Tensor:
     return raw if network.flat is None else raw.squeeze(2 + network.flat)
 
 
-def _write_package(network: Network, path: Path, said: Said, *, onnx: bool) -> None:
+def _write_package(
+    network: Network, own: exported.FirstOutput, path: Path, *, said: Said, onnx: bool
+) -> None:
+    if network.config.channels != network.config.classes:
+        raise UserError(
+            f"{path}: a package is of classes, and this network gives "
+            f"{some(network.config.channels)}; take --to torchscript"
+        )
     card = card_of(network, said)
     if said.licence == LICENCE:
         note(f"{path}: its licence is {LICENCE}, as the challenge's data have it; --license NAME")
@@ -102,23 +110,25 @@ def _write_package(network: Network, path: Path, said: Said, *, onnx: bool) -> N
     raw = torch.from_numpy(bioimage.normalised(stored, network.config))
     with tempfile.TemporaryDirectory() as folder:
         files = {"torchscript": Path(folder) / "weights.pt"}
-        recorded = exported.write(network.model, raw, files["torchscript"], "torchscript")
+        recorded = exported.write(own, raw, files["torchscript"], "torchscript")
         if onnx:
             files["onnx"] = Path(folder) / "weights.onnx"
-            exported.write(network.model, raw, files["onnx"], "onnx")
+            exported.write(own, raw, files["onnx"], "onnx")
         with torch.no_grad():
-            probability = torch.sigmoid(exported.FirstOutput(network.model)(raw)).numpy()
+            probability = torch.sigmoid(own(raw)).numpy()
         bioimage.write(
             path,
             card,
             network.config,
             weights=files,
             example=Example(stored, probability),
-            sizes=_sizes(network, recorded, fixed=onnx),
+            sizes=_sizes(network, own, recorded, fixed=onnx),
         )
 
 
-def _sizes(network: Network, recorded: exported.Run, *, fixed: bool) -> Sizes:
+def _sizes(
+    network: Network, own: exported.FirstOutput, recorded: exported.Run, *, fixed: bool
+) -> Sizes:
     """What the file takes: larger patches, too, where it gives the network's logits for them.
 
     fixed: whether it has another form that takes one size alone.
@@ -130,7 +140,7 @@ def _sizes(network: Network, recorded: exported.Run, *, fixed: bool) -> Sizes:
         return sizes
     larger = np.add(window.input.shape, steps)
     raw = _as_taken(network, torch.rand(1, 1, *larger.tolist()))
-    if exported.takes(exported.FirstOutput(network.model), recorded, raw):
+    if exported.takes(own, recorded, raw):
         return replace(sizes, steps=steps)
     note(
         f"the recording takes {voxels(window.input.shape)} voxels alone: the network computes with "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,19 @@ from common.data import ngff
 from common.errors import UserError
 from common.infer import package
 from common.model import exported
+from common.model.forward import ForwardPass
 from common.runs.export_model import export_model
 from common.runs.model_card import CITED, Said, citations
+from common.runtime import Precision
 
 RAW = "tiny/tiny.zarr/recon-1/em/fibsem-uint8"
+
+
+FORWARD = ForwardPass(Precision("fp32", "cpu"), channels_last=False)
+
+
+def own(model: nn.Module) -> exported.FirstOutput:
+    return exported.FirstOutput(model, FORWARD).eval()
 
 
 def network(classes: int = 2) -> nn.Module:
@@ -33,7 +43,7 @@ def test_a_file_gives_the_logits_of_the_network(tmp_path, form):
         pytest.importorskip(name)
     model = network()
     path = tmp_path / f"network{exported.FORMS[form].ending}"
-    run = exported.write(model, torch.rand(1, 1, 8, 8, 8), path, form)
+    run = exported.write(own(model), torch.rand(1, 1, 8, 8, 8), path, form)
     raw = torch.rand(1, 1, 8, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(run(raw), model(raw), rtol=1e-5, atol=1e-5)
@@ -52,9 +62,22 @@ def test_of_several_outputs_the_finest_is_written(tmp_path):
 
     model = Two().eval()
     raw = torch.rand(1, 1, 8, 8, 8)
-    run = exported.write(model, raw, tmp_path / "x.pt", "torchscript")
+    run = exported.write(own(model), raw, tmp_path / "x.pt", "torchscript")
     with torch.no_grad():
         assert torch.equal(run(raw), model(raw)["fine"])
+
+
+def test_exclusive_classes_have_the_probabilities_of_their_softmax(tmp_path):
+    model = network(3)
+    forward = replace(FORWARD, exclusive=(0, 2))
+    raw = torch.rand(1, 1, 8, 8, 8)
+    whole = exported.FirstOutput(model, forward).eval()
+    run = exported.write(whole, raw, tmp_path / "x.pt", "torchscript")
+    with torch.no_grad():
+        logits = model(raw)
+        expected = logits[:, [0, 2]].softmax(1)
+        torch.testing.assert_close(torch.sigmoid(run(raw))[:, [0, 2]], expected)
+        assert torch.equal(run(raw)[:, 1], logits[:, 1])
 
 
 def test_a_recording_that_differs_is_not_written(tmp_path):
@@ -68,7 +91,7 @@ def test_a_recording_that_differs_is_not_written(tmp_path):
             return raw * self.calls
 
     with pytest.raises(UserError, match=r"other logits than its own, by .*take another form"):
-        exported.write(Changing(), torch.rand(1, 1, 4, 4, 4), tmp_path / "x.pt", "torchscript")
+        exported.write(own(Changing()), torch.rand(1, 1, 4, 4, 4), tmp_path / "x.pt", "torchscript")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -78,13 +101,13 @@ def test_what_cannot_be_recorded_is_one_sentence(tmp_path):
             return raw * np.float32(raw.detach().numpy().max())
 
     with pytest.raises(UserError, match=r"x\.pt2: not written, the network cannot be recorded"):
-        exported.write(Odd(), torch.rand(1, 1, 4, 4, 4), tmp_path / "x.pt2", "pt2")
+        exported.write(own(Odd()), torch.rand(1, 1, 4, 4, 4), tmp_path / "x.pt2", "pt2")
 
 
 def test_a_missing_package_is_told_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(exported.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"onnx takes onnx, .*pip install"):
-        exported.write(network(), torch.rand(1, 1, 4, 4, 4), tmp_path / "x.onnx", "onnx")
+        exported.write(own(network()), torch.rand(1, 1, 4, 4, 4), tmp_path / "x.onnx", "onnx")
 
 
 def test_works_to_cite_are_read_as_they_are_typed():
@@ -141,12 +164,12 @@ def test_a_package_is_valid_and_predicts_what_its_experiment_predicts(
     assert run("predict", tiny.folder, *options)[0] == 0
     code, out, err = run("predict", "--model", path, *options)
     assert code == 0, err
-    own = Path(tiny.config().path("predictions_path"))
+    of_experiment = Path(tiny.config().path("predictions_path"))
     (other,) = map(Path, out.split())
     for name in tiny.config().classes:
         first, second = (
             ngff.open_levels(folder / name)[0].array[...]
-            for folder in (next(own.glob("*/whole")), other)
+            for folder in (next(of_experiment.glob("*/whole")), other)
         )
         np.testing.assert_allclose(second, first, atol=1e-4)
     code, _, err = run("predict", "--model", path)
