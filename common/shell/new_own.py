@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.config.load import data_root, load_config
-from common.data import fingerprint, make_split
+from common.data import fingerprint, layout, make_split
 from common.data.own_crops import Division, OwnCrop, divide, positives, read_crops, unlabelled_rest
 from common.data.sources.place import FILES
 from common.errors import UserError
@@ -101,11 +101,16 @@ def _root(data: str | Path | None, datasets: Sequence[str]) -> Path:
                 f"--own {dataset}: no name of a dataset in {root}; import the file first, and name "
                 f"the dataset:\n  {command}"
             )
-    if not root.is_dir():
+    labelled = {dataset for dataset, _ in layout.crop_folders(root)}
+    for dataset in datasets:
+        has_raw = (root / layout.raw(dataset)).is_dir()
+        if root.is_dir() and (dataset in labelled or not has_raw):
+            continue
+        what = f"{dataset} has no labels in it" if has_raw else "no such data root"
         command = command_line(
-            "import-data", "RAW", dataset=datasets[0], labels="CLASS=FILE", data=data
+            "import-data", "RAW", dataset=dataset, labels="CLASS=FILE", data=data
         )
-        raise FileNotFoundError(f"{root}: no such data root; import files into it:\n  {command}")
+        raise FileNotFoundError(f"{root}: {what}; import the files:\n  {command}")
     return root
 
 
@@ -123,6 +128,11 @@ def _about(crops: Sequence[OwnCrop], plan: OwnPlan, division: Division) -> list[
     patch = voxels(plan.patch)
     steps = plan.machine.epochs * plan.machine.iterations_per_epoch
     device = "a GPU" if plan.machine.device == "cuda" else "a CPU"
+    if plan.inverted:
+        names = some(plan.inverted)
+        lines.append(
+            f"- {names}: dark in one volume and bright in another; half of the patches are inverted"
+        )
     lines.append(f"- {division.why}")
     lines.append(
         f"- {count(steps, 'step')} of {plan.batch_size} patches of {patch} voxels: for {device}"

@@ -33,4 +33,6 @@ def _typed(param: click.Option, value: Any) -> Any:
     """A value as it is typed: tuples with commas between, unless they are of several options."""
     if param.multiple or not isinstance(value, tuple):
         return value
-    return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
+    texts = [f"{item:g}" if isinstance(item, float) else str(item) for item in value]
+    # one length for cubes
+    return texts[0] if isinstance(value[0], float) and len(set(texts)) == 1 else ",".join(texts)

@@ -18,6 +18,7 @@ import numpy as np
 from common import runtime
 from common.classes import INSTANCES, atoms_of
 from common.data import layout
+from common.data.contrast import are_opposite, contrast
 from common.data.level import Level
 from common.data.ngff import open_levels
 from common.data.own_crops import OwnCrop, in_order
@@ -105,6 +106,8 @@ class OwnPlan:
     """By class that is made of objects the voxels below which one is left out."""
     crowded: tuple[str, ...] = ()
     """Those of them whose objects touch."""
+    inverted: tuple[str, ...] = ()
+    """Classes that are bright in one volume and dark in another."""
 
     @property
     def extra_classes(self) -> tuple[str, ...]:
@@ -140,8 +143,8 @@ def make_plan(
         device = "cuda" if runtime.pick_device("auto").type == "cuda" else "cpu"
     machine = MACHINES[device]
     datasets = dict.fromkeys(crop.info.dataset for crop in crops)
-    raws = [open_levels(root / layout.raw(dataset)) for dataset in datasets]
-    finest = [levels[0] for levels in raws]
+    raws = {name: open_levels(root / layout.raw(name)) for name in datasets}
+    finest = [levels[0] for levels in raws.values()]
     scale = voxel_size or _scale(crops, finest)
     patch, network_scale = _patch(crops, finest, scale)
     voxels = math.prod(patch)
@@ -159,6 +162,7 @@ def make_plan(
         raw_range=_raw_range(finest),
         specks=specks,
         crowded=tuple(name for name in specks if _is_crowded(crops, name)),
+        inverted=_inverted(crops, raws),
     )
 
 
@@ -278,6 +282,19 @@ def _seen(raw: Level) -> tuple[float, float]:
             f"{len(values)} places spread over the raw; look at the file that was imported"
         )
     return float(seen.min()), float(seen.max())
+
+
+def _inverted(crops: Sequence[OwnCrop], raws: Mapping[str, Sequence[Level]]) -> tuple[str, ...]:
+    """Classes that are bright in one volume and dark in another."""
+    if len(raws) < 2:
+        return ()
+    contrasts: dict[str, list[float]] = {}
+    for crop in crops:
+        for facts in crop.labels:
+            if facts.positives:
+                found = contrast(facts, raws[crop.info.dataset])
+                contrasts.setdefault(facts.name, []).append(found)
+    return tuple(name for name, found in contrasts.items() if are_opposite(found))
 
 
 # Objects

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from common.config.load import load_config, load_process_config
 from common.data import layout, loaders
 from common.data.annotation import INSTANCE_TYPE
-from common.data.ngff import write_multiscale
+from common.data.ngff import open_levels, write_multiscale
 from common.data.split import read_datasplit
 from common.model.build import new_model
 from common.shell.new_own import new_own
@@ -166,6 +168,25 @@ def test_labels_in_a_corner_of_a_large_file_are_told_with_the_box_to_import(made
     assert "again with --crop 3:20,10:30,5:39 --overwrite" in capsys.readouterr().err
 
 
+def test_volumes_of_opposite_contrast_are_learnt_by_inverted_patches(made, tmp_path):
+    data = tmp_path / "data"
+    other = write_cell(data, dataset="other")
+    level = open_levels(other / layout.RAW)[0]
+    write_multiscale(other / layout.RAW, 255 - level.read((0, 0, 0), level.shape), CUBE)
+    config, said = made()
+    assert config.augment is None and "inverted" not in said
+    lines = []
+    folder = new_own(tmp_path / "both", ["cell", "other"], data=data, say=lines.append)
+    assert "- mito: dark in one volume and bright in another" in "\n".join(lines)
+    augment = load_config(folder).augment
+    raw = torch.rand(1, 4, 4, 4)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [augment(raw, generator) for _ in range(20)]
+    inverted = sum(torch.equal(patch, 1 - raw) for patch in drawn)
+    assert 4 < inverted < 16
+    assert inverted + sum(torch.equal(patch, raw) for patch in drawn) == 20
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
@@ -175,15 +196,18 @@ def test_labels_in_a_corner_of_a_large_file_are_told_with_the_box_to_import(made
         (("--own", "nothing"), "no dataset 'nothing'; there are 1: cell"),
         (("--own", "raw.tif"), "import the file first, and name the dataset:\n  "),
         (("--own", "cell", "--classes", "er,mitoo"), "--classes er,mitoo: not annotated in cell"),
+        (("--own", "bare"), "bare has no labels in it; import the files:\n  "),
         (("--own", "empty"), "nothing is labelled in 1 crop (mito)"),
         (("--own", "black"), "0 everywhere"),
     ],
 )
 def test_what_cannot_be_done_is_told_and_leaves_nothing(tmp_path, run, words, answer):
     data = tmp_path / "data"
-    name = words[1] if words and words[1] in ("empty", "black") else "cell"
+    name = words[1] if words and words[1] in ("empty", "black", "bare") else "cell"
     store = write_cell(data, dataset=name)
     nothing = np.zeros((40, 64, 64), np.uint8)
+    if name == "bare":
+        shutil.rmtree(store / layout.LABELS)
     if name == "empty":
         write_multiscale(store / layout.LABELS / "crop1/mito", nothing, CUBE)
     if name == "black":

@@ -15,6 +15,8 @@ DONE = [
      "process mine --crops 28,crop3 --classes er,mito"),
     (["process", "mine", "--volume", "a.tif", "--voxel-size", "8,4,4.6", "-O"], "visualize",
      "visualize mine --volume a.tif --voxel-size 8,4,4.6"),
+    (["predict", "mine", "--volume", "a.tif", "--voxel-size", "8"], "process",
+     "process mine --volume a.tif --voxel-size 8"),
     (["evaluate", "mine", "--write-readme"], "visualize", "visualize mine"),
 ]  # fmt: skip
 
