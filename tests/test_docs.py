@@ -87,6 +87,8 @@ RESENC = (
     "examples/phantom_cell",
     "examples/flyem_medulla",
     "examples/drosophila_vnc",
+    "examples/organelles_single",
+    "examples/organelles_joint",
 )
 
 

@@ -134,8 +134,8 @@ def init(
 
     Args:
         config_path: the experiment of the joint network.
-        members: the experiment whose `train --each-class` trained the networks, and whose datasplit
-            has the annotation; the same one unless given.
+        members: the experiment whose `train --each-class` trained the networks; the same one unless
+            given.
         threshold: probability above which a network decides.
         selective: leave out crops without a positive voxel of any class.
         overwrite: make crops anew that would be made otherwise now.
@@ -150,12 +150,11 @@ def init(
     if not 0 < threshold < 1:
         raise UserError(f"--threshold {threshold:g}; write a probability between 0 and 1")
     config = load_config(config_path, overrides, data)
-    single = load_config(members or config_path, overrides, data)
     _refuse_names(config)
+    path = _datasplit_to_write(config)
     rows = split.read_datasplit(
-        single.path("datasplit_path"), single.path("data_path"), with_test=True
+        config.path("datasplit_path"), config.path("data_path"), with_test=True
     )
-    path = _datasplit_to_write(config, single)
     found = members_module.find(config.classes, members or config_path, overrides, data)
     members_module.refuse_judges(found, rows)
     training = [row for row in rows if row.usage == "train"]
@@ -188,19 +187,19 @@ def _refuse_names(config: TrainConfig) -> None:
         raise UserError(f"{config.folder}: {len(config.classes)} classes; join at most 254")
 
 
-def _datasplit_to_write(config: TrainConfig, single: TrainConfig) -> Path:
-    """The datasplit that the joint experiment reads, or one in a folder of its own.
+def _datasplit_to_write(config: TrainConfig) -> Path:
+    """The datasplit of completed crops; beside it stand their labels.
 
-    The latter where it reads the annotation's. Raises UserError where somebody else wrote it.
+    Raises UserError where it is the one that is to be completed, or where somebody else wrote it.
     """
-    path = config.path("datasplit_path")
-    if path == single.path("datasplit_path"):
-        path = config.folder / "joint" / "datasplit.csv"
-    if path.is_file() and path.read_text(errors="replace").splitlines()[:1] != [HEAD]:
+    path = config.folder / "joint" / "datasplit.csv"
+    if path == config.path("datasplit_path"):
         raise UserError(
-            f"{path}: is there, and was not made by joint init; set datasplit_path of "
-            f"{config.folder.name} to another file, such as joint/datasplit.csv"
+            f"{path}: is what joint init writes; set datasplit_path to the annotation's here, and "
+            "train with --set datasplit_path=joint/datasplit.csv"
         )
+    if path.is_file() and path.read_text(errors="replace").splitlines()[:1] != [HEAD]:
+        raise UserError(f"{path}: is there, and was not made by joint init; move it away")
     return path
 
 
@@ -513,11 +512,9 @@ def _report(joint: Joint, completed: Mapping[str, Completed], *, left_out: int) 
     if left_out:
         say(f"{left_out} of them left out, without a positive voxel (--selective)")
     config = joint.config
-    settings = []
-    if config.path("datasplit_path") != joint.datasplit:
-        settings = [
-            f"datasplit_path={joint.datasplit.relative_to(config.folder)}",
-            f"run_name={config.run_name}-joint",
-        ]
+    settings = [
+        f"datasplit_path={joint.datasplit.relative_to(config.folder)}",
+        f"run_name={config.run_name}-joint",
+    ]
     data = config.path("data_path")
     say(f"to train on them:\n  {command_line('train', config.folder, set=settings, data=data)}")

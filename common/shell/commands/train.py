@@ -336,8 +336,8 @@ def search(config_path: str, time_limit: float, **given: Any) -> None:
     "--members",
     metavar="CONFIG",
     default="",
-    help="The experiment whose networks of single classes complete the labels of its datasplit; "
-    "the same one unless given.",
+    help="The experiment whose networks of single classes complete the labels; the same one unless "
+    "given.",
 )
 @click.option(
     "--threshold",
