@@ -31,6 +31,23 @@ def _at_first(repository: Path) -> dict[str, str]:
     }
 
 
+def uncommitted(repository: Path) -> bytes:
+    """What differs from the commit, as a patch that `git apply` takes; empty where nothing does.
+
+    New files are in it where they are Python: others may be data.
+    """
+    options = ("--no-color", "--no-ext-diff")
+    try:
+        changed = _git(repository, "diff", "HEAD", "--stat")
+        listed = _git(repository, "ls-files", "--others", "--exclude-standard", "--", "*.py")
+    except FileNotFoundError:
+        return b""
+    parts = [_output(repository, "diff", "HEAD", *options)] if changed else []
+    for name in listed.splitlines():
+        parts.append(_output(repository, "diff", "--no-index", *options, "--", "/dev/null", name))
+    return b"".join(parts)
+
+
 def _version(package: str) -> str:
     # the installed metadata: importing torch for its version would take seconds
     try:
@@ -50,6 +67,12 @@ def _commit(repository: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {"commit": "no git"}
     return {"commit": commit or "none", "uncommitted_changes": str(bool(changes))}
+
+
+def _output(repository: Path, *words: str) -> bytes:
+    """What a git command prints, to the byte; `diff` ends with 1 where files differ."""
+    command = ["git", "-C", str(repository), *words]
+    return subprocess.run(command, capture_output=True, check=False).stdout
 
 
 def _git(repository: Path, *words: str) -> str:

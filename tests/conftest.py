@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from common import provenance
 from common.data import layout, split
 from common.data.ngff import write_multiscale
 from common.files import use_cache
@@ -101,6 +102,8 @@ def clean_environment(tmp_path, monkeypatch) -> None:
     """Nothing that the caller's shell sets reaches a test; no test writes into the real cache."""
     for name in ("CELLMAP_DATA", "SEED"):
         monkeypatch.delenv(name, raising=False)
+    # runs keep what the checkout has uncommitted: what they write would depend on who tests
+    monkeypatch.setattr(provenance, "uncommitted", lambda repository: b"")
     monkeypatch.setenv("CELLMAP_CACHE", str(tmp_path / "cache"))
     use_cache(None)
 

@@ -12,14 +12,19 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common import provenance
 from common.config.settings import PLACES, TrainConfig
 from common.errors import FileError
+from common.files import REPOSITORY, replacing
 from common.talk import count, duration, progress, say, this_command
-from common.train import ranks
+from common.train import ranks, tracking
 from common.train.checkpoint import best_of
 from common.train.record import Recorder, RunRecord
 from common.train.steps import CHALLENGE, Scores, State, TrainedEpoch
 from common.train.tracking import Tracker, open_sinks
+
+MOST_CHANGES = 2**22
+"""Bytes of uncommitted changes that are kept with a run."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ def open_logs(config: TrainConfig, state: State, about: dict[str, str]) -> Itera
         provenance=about,
     )
     with _folder(config) as folder:
+        _write_patch(folder)
         recorder = Recorder(folder, state.iteration, record)
         sinks = open_sinks(config, state.iteration, recorder) if ranks.is_main() else []
         logs = Logs(Tracker(folder, state.iteration, sinks), recorder)
@@ -60,6 +66,21 @@ def open_logs(config: TrainConfig, state: State, about: dict[str, str]) -> Itera
                 recorder.end(state.iteration)
             raise
         recorder.end(state.iteration)
+
+
+def _write_patch(folder: Path) -> None:
+    """Write what differs from the commit that trains beside run.json, or nothing if nothing does.
+
+    With more than MOST_CHANGES a patch is no record that anybody reads: then that is its text.
+    """
+    path = folder / tracking.PATCH
+    path.unlink(missing_ok=True)
+    patch = provenance.uncommitted(REPOSITORY)
+    if len(patch) > MOST_CHANGES:
+        patch = f"# {len(patch):,} bytes of uncommitted changes are not kept; commit\n".encode()
+    if patch:
+        with replacing(path) as temporary:
+            temporary.write_bytes(patch)
 
 
 @contextmanager

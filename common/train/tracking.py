@@ -22,6 +22,9 @@ from common.train.record import Recorder, add_epoch
 
 Hyperparameters = Mapping[str, str | float | bool]
 
+PATCH = "uncommitted.patch"
+"""In the folder of the logs: what the code that trains has more than its commit."""
+
 LONGEST_PARAMETER = 6000
 """Characters that an MLflow store takes for a parameter."""
 
@@ -280,6 +283,11 @@ class MLflow:
             self.client.set_tag(self.run_id, "mlflow.source.git.commit", values["commit"])
         self.client.log_dict(self.run_id, dict(values), f"{tag}.json")
 
+    def keep(self, path: Path) -> None:
+        """Log a file now, where it is there: a run that is killed does not finish."""
+        if path.is_file():
+            self.client.log_artifact(self.run_id, str(path))
+
     def _parameters(self, values: Mapping[str, str]) -> None:
         """Log parameters that the run does not have yet; a store refuses to change the others."""
         from mlflow.entities import Param
@@ -375,6 +383,7 @@ def open_sinks(config: TrainConfig, iteration: int, recorder: Recorder) -> list[
             sink = open_mlflow(
                 config, config.run, run_id=record.mlflow_run, parent=config.mlflow_parent
             )
+            sink.keep(folder / PATCH)
             sinks.append(sink)
             record.mlflow_run = sink.run_id
             recorder.write()

@@ -12,8 +12,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from common import provenance
 from common.errors import UserError
 from common.train import logs
+from common.train.each_class import train_each_class
 from common.train.record import read_history, read_record
 from common.train.tracking import Sink, Tracker
 
@@ -389,6 +391,28 @@ def test_mlflow_has_what_history_has_the_settings_the_commit_and_the_files(exper
     assert (kept / "best.pt").read_bytes() == result.checkpoint.read_bytes()
     assert {path.name for path in (kept / "figures").iterdir()} == {"mito.png", "er.png", "nuc.png"}
     assert (kept / "experiment/model.py.txt").read_text() == (tiny.folder / "model.py").read_text()
+
+
+@of_mlflow
+def test_uncommitted_changes_and_the_run_that_others_are_nested_in_are_kept(
+    experiment, store, monkeypatch
+):
+    monkeypatch.setattr(provenance, "uncommitted", lambda repository: b"diff --git a/a b/a\n")
+    tiny = experiment(
+        trackers=("mlflow",), epochs=1, iterations_per_epoch=1, classes=("mito", "er")
+    )
+    for _ in range(2):
+        results = train_each_class(tiny.folder, data=tiny.data)
+    assert (results[0].logs / "uncommitted.patch").read_text() == "diff --git a/a b/a\n"
+    client, runs = store(tiny)
+    parent, *nested = runs
+    assert parent.info.run_name == "seed42 each class"
+    assert [run.info.run_name for run in nested] == ["seed42-mito", "seed42-er"]
+    for run in nested:
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        files = {file.path for file in client.list_artifacts(run.info.run_id)}
+        assert "uncommitted.patch" in files
+    assert parent.data.metrics.keys() <= {"final/dice/mito", "final/dice/er"}
 
 
 @of_mlflow
