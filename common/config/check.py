@@ -68,6 +68,7 @@ def check_settings(
         *_call_problems(fitting),
         *option_problems(fitting),
         *_metric_problems(fitting),
+        *_preview_problems(fitting),
     ]
     if every:
         raise UserError("\n".join(f"{where}: {problem}" for problem in every))
@@ -492,6 +493,19 @@ def _loss_keyword_problems(criterion: Any, keywords: dict[str, Any] | None) -> l
         name = type(criterion).__name__
         return [f"{given} with a criterion that is made already; write criterion = {name}"]
     return []
+
+
+def _preview_problems(values: Mapping[str, Any]) -> list[str]:
+    every = values.get("preview_every", 0)
+    problems = []
+    if every and not values.get("figure_crops", 1):
+        problems.append(
+            f"preview_every = {every} with figure_crops = 0, which shows no crop; write "
+            "figure_crops = 1"
+        )
+    if values.get("preview_tiff") and not every:
+        problems.append("preview_tiff without preview_every; write preview_every = 10")
+    return problems
 
 
 def _loss_arguments(criterion: Any, keywords: dict[str, Any]) -> int:

@@ -299,6 +299,12 @@ class TrainConfig:
     figure_crops: Annotated[int, NotNegative] = 1
     """Validation crops of which a whole slice is shown after each epoch, with all classes in
     colour: the first ones, in the middle along z."""
+    preview_every: Annotated[int, NotNegative] = 0
+    """Epochs between two previews of the figure_crops validation crops as a whole: a picture of
+    each section in previews/ beside history.csv, and a few of them in the trackers; 0 is never. The
+    last one is kept."""
+    preview_tiff: bool = False
+    """With preview_every: raw, truth and probabilities of these crops as TIFF stacks, too."""
     trackers: Annotated[tuple[str | Callable, ...], Sinks] = ("tensorboard",)
     """Where scalars, figures and settings are logged: "tensorboard", "mlflow", and classes like
     common.train.tracking.Sink. history.csv and run.json are always written."""
@@ -408,6 +414,8 @@ MAY_CHANGE = frozenset(
         "training_time_limit",
         "figure_samples",
         "figure_crops",
+        "preview_every",
+        "preview_tiff",
         "metrics",
         "trackers",
         "mlflow_uri",

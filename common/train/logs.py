@@ -17,7 +17,7 @@ from common.config.settings import PLACES, TrainConfig
 from common.errors import FileError
 from common.files import REPOSITORY, replacing
 from common.talk import count, duration, progress, say, this_command
-from common.train import ranks, tracking
+from common.train import previews, ranks, tracking
 from common.train.checkpoint import best_of
 from common.train.record import Recorder, RunRecord
 from common.train.steps import CHALLENGE, Scores, State, TrainedEpoch
@@ -155,6 +155,11 @@ def _log_validation(
         tracker.image(f"raw, target, prediction/{name}", image, state.iteration)
     for name, image in scores.slices.items():
         tracker.image(f"whole crop/{name}", image, state.iteration)
+    if scores.stacks and ranks.is_main():
+        folder = config.path("logs_save_path")
+        shown = previews.write(folder, state.epoch, scores.stacks, config.preview_tiff)
+        for name, image in shown.items():
+            tracker.image(f"preview/{name}", image, state.iteration)
     columns = {"validation/loss": scores.loss}
     for name, mean in means.items():
         columns[f"validation/{name}"] = mean

@@ -31,6 +31,7 @@ from common.train import (
     heads,
     metrics,
     optim,
+    previews,
     ranks,
     schedule,
     together,
@@ -110,6 +111,8 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     unusual = heads.unusual(loss, config, device)
     metrics.try_out(config.metrics, len(config.channels))
     score_crops = prepare_score(config, score)
+    if config.preview_tiff:
+        previews.check_tiff()
     runtime.seed_everything(config.random_seed)  # before weights are drawn
     model = together.share_statistics(build_model(config, device), device)
     unusual += [*schedule.try_out(config, model), *unusual_outputs(config, model)]
@@ -269,6 +272,7 @@ def build_validation(
         batch_limit=config.validation_batch_limit,
         figure_samples=config.figure_samples,
         figure_crops=config.figure_crops,
+        preview_every=config.preview_every,
         metrics=config.metrics,
         score=partial(score, crops.scalings) if score else None,
         score_every=config.validation_score_every,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_wi
 from common.train.heads import HeadsLoss
 from common.train.panels import Panels
 from common.train.skipped import Numbers
+from common.train.whole_slice import WholeSlice
 
 LOG_EVERY = 20
 """Iterations (optimiser steps) between two logged training losses."""
@@ -236,6 +238,8 @@ class Validation:
     """Blocks shown as figures for each class."""
     figure_crops: int = 0
     """Crops of which a whole slice is shown."""
+    preview_every: int = 0
+    """All sections of these crops, in each epoch whose number is a multiple of this; 0 is never."""
     metrics: Mapping[str, metrics.Metric] = field(default_factory=dict)
     """The user's own metrics by name."""
     score: Callable[[nn.Module, ForwardPass, Stop], WholeCropScore | None] | None = None
@@ -246,6 +250,12 @@ class Validation:
     def is_scored(self, epoch: int) -> bool:
         """Return whether whole crops are scored in an epoch, counted from 1."""
         return self.score is not None and self.score_every > 0 and epoch % self.score_every == 0
+
+    def stacks(self, epoch: int) -> list[list[WholeSlice]]:
+        """Return the stacks of sections to fill in an epoch, counted from 1."""
+        if not self.preview_every or epoch % self.preview_every:
+            return []
+        return whole_slice.stacks_of(self.batches.blocks, self.figure_crops, self.classes)
 
 
 @dataclass(frozen=True)
@@ -280,6 +290,8 @@ class Scores:
     """RGB image (y, x, 3) uint8 by class, of its fixed blocks."""
     slices: dict[str, np.ndarray] = field(default_factory=dict)
     """RGB image (y, x, 3) uint8 by crop, of a slice through all of it."""
+    stacks: list[list[WholeSlice]] = field(default_factory=list)
+    """All sections of some crops, in the epochs that have a preview."""
     whole: WholeCropScore | None = None
     """The challenge's score of whole crops, in the epochs that have one."""
     judged: float = math.nan
@@ -513,6 +525,8 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
     ratio = np.divide(batches.blocks.target.scale, batches.blocks.input.scale)
     panels = Panels(validation.classes, state.shown, validation.figure_samples, ratio)
     slices = whole_slice.slices_of(batches.blocks, validation.figure_crops, validation.classes)
+    stacks = validation.stacks(state.epoch + 1)
+    wholes = [*slices, *itertools.chain.from_iterable(stacks)]
     is_first = not state.validation_batches
     begin = time.perf_counter()
     blocks = blocks_looked_at(state, validation)
@@ -537,7 +551,7 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
             raw = batch.raw_in_unit_range()
             first = number * batches.batch_size
             panels.take(raw, labels, logits, first)
-            whole_slice.take(slices, batches.blocks, first, raw=raw, labels=labels, logits=logits)
+            whole_slice.take(wholes, batches.blocks, first, raw=raw, labels=labels, logits=logits)
         done = min(done + ranks.size(), every)
         out_of_time = validation.time_limit and time.perf_counter() - begin > validation.time_limit
         if is_first and ranks.any_rank(bool(out_of_time)):
@@ -546,7 +560,7 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
         state.validation_batches = done
     loss, known, counts = (together.added_up(part) for part in (loss, known, counts))
     panels.gather()
-    whole_slice.gather(slices)
+    whole_slice.gather(wholes)
     state.shown = panels.blocks()
     per_class = metrics.of_counts(counts.cpu().numpy(), validation.metrics)
     whole = None
@@ -562,6 +576,7 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
         per_class=per_class,
         images=panels.images(),
         slices={whole.title: whole.image() for whole in slices},
+        stacks=stacks,
     )
 
 

@@ -20,29 +20,35 @@ LARGEST = 320
 ENLARGED = 240
 """Pixels up to which the edges of a small slice are enlarged."""
 
+STACK_BYTES = 2**31
+"""Memory for the sections of all crops that are previewed."""
+
 SHOWN = 0.5
 """Probability above which a class that is nowhere in the truth is painted."""
 
 
 class WholeSlice:
-    """Raw, truth and prediction of the middle of a crop, along z.
+    """Raw, truth and prediction of a section of a crop, across z.
 
     The slice has the voxels of the target patch, from the lower corner of the crop on.
     """
 
-    def __init__(self, blocks: Blocks, number: int, classes: Sequence[str]):
+    def __init__(
+        self, blocks: Blocks, number: int, classes: Sequence[str], depth: int | None = None
+    ):
         """Begin with nothing seen.
 
         Args:
             blocks: of the validation.
             number: of the crop among theirs.
             classes: names, in the order of the channels.
+            depth: number of the section in voxels of the target patch; the middle one unless given.
         """
         crop = blocks.crops[number]
         target = blocks.target
-        lower, upper = crop.label_grid.box()
+        lower, _ = crop.label_grid.box()
         scale = np.array(target.scale, float)
-        shape = np.maximum(np.rint((upper - lower) / scale).astype(int), 1)
+        shape = shape_of(blocks, number)
         self.name = crop.name
         self.number = number
         self.classes = classes
@@ -50,7 +56,7 @@ class WholeSlice:
         self.scale = scale
         self.ratio = scale / blocks.input.scale
         self.lower = lower
-        self.depth = int(shape[0]) // 2
+        self.depth = int(shape[0]) // 2 if depth is None else depth
         plane = shape[1:].tolist()
         self.raw = np.zeros(plane, np.float32)
         self.truth = np.full((len(classes), *plane), -1, np.int8)
@@ -167,6 +173,28 @@ def slices_of(blocks: Blocks, number: int, classes: Sequence[str]) -> list[Whole
     if not number:
         return []
     return [WholeSlice(blocks, crop, classes) for crop in range(len(blocks.crops))[:number]]
+
+
+def stacks_of(blocks: Blocks, number: int, classes: Sequence[str]) -> list[list[WholeSlice]]:
+    """The sections of each of the first validation crops, at most `number` of them.
+
+    All of them, or every second, third and so on where they would take too much memory.
+    """
+    stacks = []
+    for crop in range(len(blocks.crops))[:number]:
+        depth, height, width = shape_of(blocks, crop).tolist()
+        # raw float32, block int32; truth int8 and probability float16 of each class
+        size = depth * height * width * (8 + 3 * len(classes))
+        step = math.ceil(size * min(number, len(blocks.crops)) / STACK_BYTES)
+        depths = range(0, depth, step)
+        stacks.append([WholeSlice(blocks, crop, classes, z) for z in depths])
+    return stacks
+
+
+def shape_of(blocks: Blocks, number: int) -> np.ndarray:
+    """(3,) int: the size of a crop in voxels of the target patch, at least one each."""
+    lower, upper = blocks.crops[number].label_grid.box()
+    return np.maximum(np.rint((upper - lower) / blocks.target.scale).astype(int), 1)
 
 
 def take(

@@ -252,6 +252,14 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
             "exclusive_classes = ('mito', 'er') with use_mutual_exclusion = False, which takes no "
             "class for negative where another is; leave one of them out",
         ),
+        (
+            "preview_every = 5\nfigure_crops = 0",
+            "preview_every = 5 with figure_crops = 0, which shows no crop; write figure_crops = 1",
+        ),
+        (
+            "preview_tiff = True",
+            "preview_tiff without preview_every; write preview_every = 10",
+        ),
         ("exclusive_classes = ['er']", "exclusive_classes = ('er',); name two or more, or none"),
         (
             "counter_classes = ['mitto']",
