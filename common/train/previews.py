@@ -43,7 +43,7 @@ def write(folder: Path, epoch: int, stacks: Sequence[Stack], tiff: bool) -> dict
         of_crop = of_epoch / stack[0].title.replace(" ", "_")
         of_crop.mkdir(parents=True, exist_ok=True)
         step = max(1, len(stack) // IN_TRACKERS)
-        some = []
+        some: list[np.ndarray] = []
         for number, section in enumerate(stack):
             image = section.image()
             figures.write_png(of_crop / f"z{section.depth:04d}.png", image)
