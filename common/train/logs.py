@@ -159,7 +159,8 @@ def _log_validation(
         folder = config.path("logs_save_path")
         shown = previews.write(folder, state.epoch, scores.stacks, config.preview_tiff)
         for name, image in shown.items():
-            tracker.image(f"preview/{name}", image, state.iteration)
+            # MLflow names its file by the end of the tag, and the one slice has the crop's name
+            tracker.image(f"preview/{name}, sections", image, state.iteration)
     columns = {"validation/loss": scores.loss}
     for name, mean in means.items():
         columns[f"validation/{name}"] = mean

@@ -389,7 +389,8 @@ def test_mlflow_has_what_history_has_the_settings_the_commit_and_the_files(exper
     }
     kept = tiny.folder / "logs/mlflow" / run.info.run_id / "artifacts"
     assert (kept / "best.pt").read_bytes() == result.checkpoint.read_bytes()
-    assert {path.name for path in (kept / "figures").iterdir()} == {"mito.png", "er.png", "nuc.png"}
+    pictures = {path.name for path in (kept / "figures").iterdir()}
+    assert pictures == {"mito.png", "er.png", "nuc.png", "tiny crop3.png"}
     assert (kept / "experiment/model.py.txt").read_text() == (tiny.folder / "model.py").read_text()
 
 
