@@ -16,6 +16,10 @@ from common.train.setup import Score
 from common.train.tracking import MLflow, open_mlflow
 
 
+OF_SEVERAL = ("class_sampling_weights", "derived", "criteria", "loss_weights")
+"""Settings by the names of classes and of what is derived from them."""
+
+
 def train_each_class(
     config_path: str | Path,
     overrides: Sequence[str] = (),
@@ -63,12 +67,15 @@ def _mlflow_parent(config: TrainConfig, first: TrainConfig) -> MLflow | None:
 def settings_of(config: TrainConfig, name: str) -> list[str]:
     """The settings in which the run of a class differs, as "name=value"."""
     others = [other for other in config.classes if other != name]
+    # what is said of several channels, which this network does not have
+    of_several = [f"{setting}={{}}" for setting in OF_SEVERAL if getattr(config, setting)]
+    if config.exclusive:
+        of_several.append("exclusive=")
     return [
         f"classes={name}",
         f"counter_classes={','.join(others)}",
         f"run_name={config.run_name}-{name}",
-        # of classes that this network does not have
-        "class_sampling_weights={}",
+        *of_several,
     ]
 
 

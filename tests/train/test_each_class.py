@@ -29,6 +29,22 @@ def test_each_class_has_a_run_of_its_own_and_the_others_are_counter_examples(exp
     assert "3 networks" in said
 
 
+def test_what_is_said_of_several_channels_is_left_to_the_network_that_has_them(experiment):
+    tiny = experiment(
+        text="""
+        from common.config.derived import boundary
+
+        derived = {"edge": boundary("nuc", inside=16, outside=16)}
+        exclusive = ("mito", "er")
+        class_sampling_weights = {"er": 2.0}
+        """
+    )
+    of_mito = each_class.member(tiny.folder, "mito", data=tiny.data)
+    assert of_mito.channels == ("mito",)
+    assert (of_mito.exclusive, of_mito.class_sampling_weights) == ((), {})
+    assert "class_sampling_weights={}" in each_class.settings_of(tiny.config(), "er")
+
+
 def test_networks_of_all_classes_in_one_folder_are_refused(experiment):
     tiny = experiment(model_save_path="checkpoints/{model_name}")
     with pytest.raises(UserError, match=r"model_save_path = .* write \{run_name\} in it"):
