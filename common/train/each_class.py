@@ -15,7 +15,6 @@ from common.train.run import Result, train
 from common.train.setup import Score
 from common.train.tracking import MLflow, open_mlflow
 
-
 OF_SEVERAL = ("class_sampling_weights", "derived", "criteria", "loss_weights")
 """Settings by the names of classes and of what is derived from them."""
 
