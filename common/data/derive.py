@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -58,13 +57,31 @@ class IdPatch(NamedTuple):
         """The ids of the target patch."""
         return self.shifted((0, 0, 0))
 
-    def shifted(self, offset: Sequence[int], of: Tensor | None = None) -> Tensor:
-        """Return the ids, or another volume of their shape, at an offset from the target patch."""
-        volume = self.ids if of is None else of
-        for axis, (margin, step) in enumerate(zip(self.margin, offset, strict=True)):
-            size = volume.shape[axis] - 2 * margin
-            volume = volume.narrow(axis, margin + step, size)
-        return volume
+    def shifted(self, offset: Sequence[int]) -> Tensor:
+        """Return the ids at an offset from the target patch."""
+        ids = self.ids
+        for axis, step in enumerate(offset):
+            ids = self.along(ids, axis, step)
+        return ids
+
+    def along(self, volume: Tensor, axis: int, step: int = 0) -> Tensor:
+        """Return a volume without its margin along one axis, at a step from the target patch."""
+        margin = self.margin[axis]
+        return volume.narrow(axis, margin + step, volume.shape[axis] - 2 * margin)
+
+    def shifts(self, axis: int, nm: float) -> list[tuple[int, float]]:
+        """Return the steps along an axis up to a length, and the squares of their lengths."""
+        most = int(math.sqrt(self.within(nm)) / self.voxel_nm[axis])
+        steps = [step for step in range(-most, most + 1) if step]
+        return [(step, (step * self.voxel_nm[axis]) ** 2) for step in steps]
+
+    def narrowed(self, margin: Sequence[int]) -> IdPatch:
+        """Return the same target patch with a smaller margin."""
+        ids = self.ids
+        for axis, (own, wanted) in enumerate(zip(self.margin, margin, strict=True)):
+            ids = ids.narrow(axis, own - wanted, ids.shape[axis] - 2 * (own - wanted))
+        z, y, x = margin
+        return IdPatch(ids, (z, y, x), self.voxel_nm)
 
     def within(self, nm: float) -> float:
         """Return the square of a length, a little more than it, in nm^2."""
@@ -84,6 +101,8 @@ OFFSET_ROUNDING = 0.05
 
 def derive(channel: Derived, patch: IdPatch) -> Tensor:
     """Return the target of a declared channel, (channels, z, y, x) float32, NaN where unknown."""
+    # no farther than this channel reaches: others may reach farther
+    patch = patch.narrowed(margin_of([channel], patch.voxel_nm))
     target = MAKERS[type(channel)](channel, patch)
     return target if target.ndim == 4 else target[None]
 
@@ -149,8 +168,8 @@ def distance_target(channel: Distance, patch: IdPatch) -> Tensor:
     Unknown where an unknown voxel is nearer than that voxel, and nearer than `clip`.
     """
     core = patch.core
-    to_edge = patch.shifted((0, 0, 0), squared_distances(patch, channel.clip))
-    to_unknown = patch.shifted((0, 0, 0), squared_to(patch, patch.ids == UNKNOWN, channel.clip))
+    to_edge = squared_distances(patch, channel.clip)
+    to_unknown = squared_to(patch, patch.ids == UNKNOWN, channel.clip)
     clip = channel.clip**2
     # an unknown voxel as far away as the edge, or as `clip`, leaves the distance as it is
     is_unknown = (core == UNKNOWN) | (to_unknown < to_edge.clamp(max=clip) * (1 - ROUNDING_SQUARED))
@@ -165,10 +184,8 @@ def border_target(channel: Border, patch: IdPatch) -> Tensor:
     An unknown voxel may be of any object, or of two that touch there.
     """
     core = patch.core
-    nearest = nearest_two_objects(patch, channel.gap)
-    first, second = (patch.shifted((0, 0, 0), squared).sqrt() for squared in nearest)
-    of_unknown = squared_to(patch, patch.ids == UNKNOWN, channel.gap)
-    to_unknown = patch.shifted((0, 0, 0), of_unknown).sqrt()
+    first, second = (squared.sqrt() for squared in nearest_two_objects(patch, channel.gap))
+    to_unknown = squared_to(patch, patch.ids == UNKNOWN, channel.gap).sqrt()
     gap = math.sqrt(patch.within(channel.gap))
     is_border = first + second <= gap
     may_be_border = to_unknown + torch.minimum(first, to_unknown) <= gap
@@ -255,20 +272,22 @@ def _rows_of_ball(patch: IdPatch, nm: float) -> Iterator[tuple[int, int, int]]:
             yield dz, dy, int(math.sqrt(left) / size_x)
 
 
-# Distances, axis by axis
+# Distances, axis by axis; each axis leaves its margin behind
 
 
 def squared_to(patch: IdPatch, mask: Tensor, nm: float) -> Tensor:
-    """Return the squared distance of each voxel to the mask, nm^2; exact up to `nm`, else FAR.
+    """Return the squared distance of each voxel of the target patch to the mask, nm^2.
 
-    One axis after the other, each a minimum over shifted volumes plus a parabola: Felzenszwalb and
-    Huttenlocher 2012, for a short reach.
+    Exact up to `nm`, else FAR. One axis after the other, each a minimum over shifted volumes plus a
+    parabola: Felzenszwalb and Huttenlocher 2012, for a short reach.
+
+    mask: bool, with the margin.
     """
     squared = torch.full(mask.shape, FAR, device=mask.device).masked_fill_(mask, 0)
-    for steps in _steps(patch, nm):
-        lowest = squared.clone()
-        for here, there, cost in steps:
-            _take_lower(here(lowest), there(squared) + cost)
+    for axis in range(3):
+        lowest = patch.along(squared, axis).clone()
+        for step, cost in patch.shifts(axis, nm):
+            torch.minimum(lowest, patch.along(squared, axis, step) + cost, out=lowest)
         squared = lowest
     return squared.masked_fill_(squared > patch.within(nm), FAR)
 
@@ -281,15 +300,18 @@ def squared_distances(patch: IdPatch, nm: float) -> Tensor:
     to add, and one of another label has none; as in the multi-label transform of Silversmith's edt.
     """
     ids = patch.ids
-    is_unknown = ids == UNKNOWN
     squared = torch.full(ids.shape, FAR, device=ids.device)
-    for steps in _steps(patch, nm):
-        lowest = squared.clone()
-        for here, there, cost in steps:
-            is_other = (here(ids) != there(ids)) & ~there(is_unknown)
-            _take_lower(here(lowest), there(squared).masked_fill(is_other, 0) + cost)
+    for axis in range(3):
+        here = patch.along(ids, axis)
+        lowest = patch.along(squared, axis).clone()
+        for step, cost in patch.shifts(axis, nm):
+            there = patch.along(ids, axis, step)
+            is_other = (here != there) & (there != UNKNOWN)
+            across = patch.along(squared, axis, step).masked_fill(is_other, 0)
+            torch.minimum(lowest, across.add_(cost), out=lowest)
+        ids = here
         # a distance to another label than none says nothing about others on its line
-        squared = lowest.masked_fill_(is_unknown, FAR)
+        squared = lowest.masked_fill_(ids == UNKNOWN, FAR)
     return squared.masked_fill_(squared > patch.within(nm), FAR)
 
 
@@ -299,17 +321,16 @@ def nearest_two_objects(patch: IdPatch, nm: float) -> tuple[Tensor, Tensor]:
     The two nearest labels are kept along each axis; what is third on every line is third at most.
     """
     ids = patch.ids
-    first = _Nearest(
-        torch.full(ids.shape, FAR, device=ids.device).masked_fill_(ids > BACKGROUND, 0),
-        ids.clamp(min=BACKGROUND),
-    )
-    second = _Nearest(torch.full_like(first.squared, FAR), torch.zeros_like(first.label))
-    for steps in _steps(patch, nm):
+    squared = torch.full(ids.shape, FAR, device=ids.device).masked_fill_(ids > BACKGROUND, 0)
+    first = _Nearest(squared, ids.clamp(min=BACKGROUND))
+    second = _Nearest(torch.full_like(squared, FAR), torch.zeros_like(first.label))
+    for axis in range(3):
         before = (first, second)
-        first, second = (_Nearest(*(part.clone() for part in each)) for each in before)
-        for shift in steps:
-            for candidate in before:
-                _merge(first, second, candidate, shift)
+        first, second = (each.along(patch, axis).clone() for each in before)
+        for step, cost in patch.shifts(axis, nm):
+            for each in before:
+                candidate = each.along(patch, axis, step)
+                _merge(first, second, _Nearest(candidate.squared + cost, candidate.label))
     far = patch.within(nm)
     one, two = (each.squared.masked_fill(each.squared > far, FAR) for each in (first, second))
     return one, two
@@ -322,60 +343,28 @@ class _Nearest(NamedTuple):
     """Distance to it, nm^2."""
     label: Tensor
 
+    def along(self, patch: IdPatch, axis: int, step: int = 0) -> _Nearest:
+        """As of a patch."""
+        squared = patch.along(self.squared, axis, step)
+        return _Nearest(squared, patch.along(self.label, axis, step))
 
-Narrow = Callable[[Tensor], Tensor]
+    def clone(self) -> _Nearest:
+        """A copy."""
+        return _Nearest(self.squared.clone(), self.label.clone())
 
-
-class _Shift(NamedTuple):
-    """A shift along one axis."""
-
-    here: Narrow
-    """Gives the voxels of a volume that have one at the shift from them,"""
-    there: Narrow
-    """and these."""
-    cost: float
-    """Square of its length, nm^2."""
-
-
-def _merge(first: _Nearest, second: _Nearest, candidate: _Nearest, shift: _Shift) -> None:
-    """Put the labels at a shift among the two nearest, in place."""
-    here = shift.here
-    squared = shift.there(candidate.squared) + shift.cost
-    label = shift.there(candidate.label)
-    one, two = (_Nearest(here(each.squared), here(each.label)) for each in (first, second))
-    is_first = label == one.label
-    goes_first = (squared < one.squared) & ~is_first
-    goes_second = (squared < two.squared) & ~is_first & ~goes_first
-    lower_first = is_first & (squared < one.squared)
-    # what was first becomes the second, also where the new first was the second
-    new_second = torch.where(
-        goes_first, one.squared, torch.where(goes_second, squared, two.squared)
-    )
-    new_label = torch.where(goes_first, one.label, torch.where(goes_second, label, two.label))
-    two.squared.copy_(new_second)
-    two.label.copy_(new_label)
-    takes = goes_first | lower_first
-    one.squared.copy_(torch.where(takes, squared, one.squared))
-    one.label.copy_(torch.where(takes, label, one.label))
+    def take(self, where: Tensor, other: _Nearest) -> None:
+        """Become another one at some voxels."""
+        self.squared.copy_(torch.where(where, other.squared, self.squared))
+        self.label.copy_(torch.where(where, other.label, self.label))
 
 
-def _take_lower(values: Tensor, others: Tensor) -> None:
-    torch.minimum(values, others, out=values)
-
-
-def _steps(patch: IdPatch, nm: float) -> Iterator[list[_Shift]]:
-    """For each axis the shifts along it, up to a length."""
-    reach = math.sqrt(patch.within(nm))
-    for axis, size in enumerate(patch.voxel_nm):
-        shape = patch.ids.shape[axis]
-        steps = []
-        for step in range(1, min(int(reach / size), shape - 1) + 1):
-            low = partial(_narrow, axis=axis, start=0, size=shape - step)
-            high = partial(_narrow, axis=axis, start=step, size=shape - step)
-            cost = (step * size) ** 2
-            steps += [_Shift(low, high, cost), _Shift(high, low, cost)]
-        yield steps
-
-
-def _narrow(volume: Tensor, *, axis: int, start: int, size: int) -> Tensor:
-    return volume.narrow(axis, start, size)
+def _merge(first: _Nearest, second: _Nearest, candidate: _Nearest) -> None:
+    """Put labels among the two nearest, in place."""
+    is_first = candidate.label == first.label
+    is_nearer = candidate.squared < first.squared
+    goes_first = is_nearer & ~is_first
+    goes_second = (candidate.squared < second.squared) & ~is_first & ~goes_first
+    second.take(goes_second, candidate)
+    # also where the new first was the second
+    second.take(goes_first, first)
+    first.take(is_nearer, candidate)

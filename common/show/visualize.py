@@ -88,7 +88,7 @@ def visualize(  # noqa: PLR0913  the options of the command
         boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=say)
         roots = roots_of(config)
         own = config.classes
-        known = [*config.classes, *config.extra_classes]
+        known = [*config.channels, *config.extra_classes]
     _refuse_unknown_classes(classes, known, boxes)
     shown = []
     layers_of = []

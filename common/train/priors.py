@@ -30,6 +30,8 @@ class Frequencies:
     positive: np.ndarray
     """Of a distance, the sum of (value + 1) / 2."""
     negative: np.ndarray
+    of_none: float = 0.0
+    """Part of the voxels, known for all exclusive channels, in which none of them is true."""
 
     def weights(self, config: TrainConfig, loss: Criterion) -> np.ndarray:
         """Return (channels,) float32 weights of positive voxels; 1 where the loss uses none."""
@@ -63,6 +65,12 @@ class Frequencies:
                 sentences.append(
                     f"{some(names)}: nowhere {word} in the first {SAMPLES} training samples"
                 )
+        if self.of_none > 0:
+            sentences.append(
+                f"none of {some(config.exclusive)} is true in {self.of_none:.1%} of the voxels in "
+                "which they are known, which a softmax cannot learn: add a background(...) to "
+                "derived, and to exclusive"
+            )
         return sentences
 
 
@@ -82,15 +90,21 @@ def measure(config: TrainConfig, crops: Data, device: torch.device) -> Frequenci
     counts[:, : len(config.classes)] = crops.foreground, crops.background
     first = len(config.classes)
     numbers = sorted({*exclusive_channels(config), *range(first, counts.shape[1])})
+    of_none = 0.0
     if numbers:
-        counts[:, numbers] = _in_samples(config, crops, numbers, device=device)
-    return Frequencies(*counts)
+        counts[:, numbers], of_none = _in_samples(config, crops, numbers, device=device)
+    return Frequencies(counts[0], counts[1], of_none)
 
 
 def _in_samples(
     config: TrainConfig, crops: Data, channels: Sequence[int], *, device: torch.device
-) -> np.ndarray:
-    """Count voxels of some channels in the first training samples, (2, channels)."""
+) -> tuple[np.ndarray, float]:
+    """Count voxels of some channels in the first training samples, (2, channels).
+
+    And the part of the voxels with no exclusive channel, see `Frequencies.of_none`.
+    """
+    exclusive = [channels.index(number) for number in exclusive_channels(config)]
+    without, complete = torch.zeros(2, dtype=torch.float64, device=device)
     signed = [head.channels for head in heads_of(config) if head.activation == SIGNED]
     is_signed = torch.tensor([(number,) in signed for number in channels], device=device)
     is_signed = is_signed.view(-1, 1, 1, 1)
@@ -104,4 +118,8 @@ def _in_samples(
         share = torch.where(is_signed, (values + 1) / 2, values)
         for row, part in enumerate((share, 1 - share)):
             counts[row] += part.where(mask, 0).sum((0, 2, 3, 4), dtype=torch.float64)
-    return counts.cpu().numpy()
+        among = values[:, exclusive].where(mask[:, exclusive], torch.nan)
+        if exclusive:
+            without += (among == 0).all(1).sum()
+            complete += mask[:, exclusive].all(1).sum()
+    return counts.cpu().numpy(), float(without / complete.clamp(min=1))

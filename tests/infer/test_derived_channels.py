@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from common.data.ngff import open_levels
@@ -73,3 +74,32 @@ def test_derived_channels_are_trained_predicted_and_made_into_objects(experiment
             (folder / name).rename(folder.parent / name)
         process(tiny.folder, data=tiny.data, classes=["mito"], overwrite=True)
     assert np.isfinite(result.scores.loss)
+
+
+def test_a_continued_run_ends_as_an_undisturbed_one(experiment):
+    tiny = experiment(text=DERIVED, exclusive=["nuc", "mito_boundary"])
+    split_in_two(tiny)
+    weights = []
+    for run_name, ends in (("whole", (2,)), ("stopped", (1, 2))):
+        for epochs in ends:
+            tiny.train(run_name=run_name, epochs=epochs)
+        path = tiny.folder / f"checkpoints/tiny_experiment/{run_name}/latest.pt"
+        weights.append(torch.load(path, weights_only=False)["model"])
+    for one, other in zip(weights[0].values(), weights[1].values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_mean_over_turned_copies_is_refused_with_affinities(experiment):
+    tiny = experiment(text=DERIVED)
+    with pytest.raises(UserError, match="affinities are of pairs along a direction"):
+        predict(tiny.folder, data=tiny.data, orientations=8)
+
+
+def test_other_declarations_than_in_training_are_refused(experiment):
+    tiny = experiment(text=DERIVED, epochs=1, iterations_per_epoch=1)
+    tiny.train()
+    tiny.add(DERIVED.replace("\n    ", "\n").replace("clip=32", "clip=40"))
+    with pytest.raises(UserError, match=r"trained with other settings \(derived was"):
+        predict(tiny.folder, data=tiny.data)
+    with pytest.raises(UserError, match="derived"):
+        tiny.train(epochs=2)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from common.config.derived import affinities, background, border, boundary, distance
 from common.config.heads import heads_of
+from common.data.loaders import open_data
 from common.data.targets import MixedTarget, PaletteTarget, binary, exclusive_labels, of_channels
 from common.errors import UserError
 from common.model.forward import ForwardPass
@@ -213,3 +214,14 @@ def test_a_run_begins_at_the_frequencies_of_all_channels(config):
     # a distance begins at its mean, and the weighted sigmoid of a channel at its frequency
     assert prior[6].sigmoid() == pytest.approx(0.3)
     assert (prior[3] - np.log(10)).sigmoid() == pytest.approx(5 / 100)
+
+
+def test_voxels_of_no_exclusive_class_are_told(experiment):
+    tiny = experiment(exclusive=["mito", "nuc"], classes=("mito", "nuc"))
+    settings = tiny.config()
+    found = priors.measure(settings, open_data(settings), CPU)
+    [sentence] = found.notices(settings)
+    assert "none of mito, nuc is true in" in sentence and "add a background(...)" in sentence
+    derived = {"rest": background("mito")}
+    all_of_them = tiny.config(derived=derived, exclusive=["rest", "mito"])
+    assert priors.measure(all_of_them, open_data(all_of_them), CPU).notices(all_of_them) == []
