@@ -2,7 +2,8 @@
 
 Voxels are read in bars: one chunk thick and high, and as wide as fits, since files of pages hold
 rows. Pages that can be decoded only as a whole are first written to a file without a name, as many
-as a chunk is thick: one by one they would be decoded again for each row of chunks.
+as a chunk is thick: one by one they would be decoded again for each row of chunks. 128 PNG files of
+1500 x 1500 pixels take 5 s of a CPU so, and 41 s without (one run, November 2026).
 """
 
 from __future__ import annotations

@@ -213,6 +213,21 @@ def test_what_is_there_is_left_alone_and_what_is_another_s_refused(files):
     np.testing.assert_allclose(open_levels(store / layout.RAW)[0].scale, 4)
 
 
+def test_without_a_class_or_a_table_it_is_said_what_to_write(files, run):
+    words = ("--dataset", "cell", "--voxel-size", 8, "--data", files / "data")
+    code, _, error = run("import-data", files / "raw.tif", *words, "--labels", files / "mito.tif")
+    assert code == 2
+    assert f"of which class? write mito={files / 'mito.tif'}, or, for one volume of" in error
+
+
+def test_zero_may_be_unknown(files):
+    """Of sparse labels that name no background only the class is known."""
+    store = imported(files, labels={"mito": f"{files}/mito.tif#unknown=0"})
+    positive, unknown = labels_of(store, "crop1", "mito")
+    np.testing.assert_array_equal(positive, MITO == 1)
+    np.testing.assert_array_equal(unknown, MITO == 0)
+
+
 def test_ids_of_objects_are_said_to_be(files):
     ids = np.arange(RAW.size, dtype=np.uint32).reshape(SHAPE) // 100
     tifffile.imwrite(files / "mito.tif", ids)

@@ -11,6 +11,7 @@ import torch
 from conftest import CROPS, VOXEL_SIZE, datasplit_text
 
 from common.data import layout
+from common.data.import_volumes import import_data
 from common.data.ngff import open_levels
 from common.data.sources import remote
 from common.errors import UserError
@@ -209,6 +210,13 @@ def test_a_volume_of_another_program_is_read_from_a_server(server, data_root, wr
     level = open_levels(f"{server.url}/{name}#voxel_size=8,6,4")[0]
     np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), writers.VOLUME)
     np.testing.assert_allclose(level.scale, writers.VOXEL)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_volume_on_a_server_is_imported_or_linked_to(server, tiny_raw, tmp_path, link):
+    address = f"{server.url}/{RAW}"
+    store = import_data(address, "mine", link=link, data=tmp_path, say=lambda _: None)
+    np.testing.assert_array_equal(voxels_of(store / layout.RAW), tiny_raw)
 
 
 def test_a_server_that_sends_whole_files_only_is_said(server, data_root):

@@ -128,6 +128,11 @@ def import_data(raw: str, labels: str, values: str | None, voxel_size: Any, **gi
 
     if values and not labels:
         raise UserError("--values: of which volume? write --labels FILE, too")
+    if labels and not values and "=" not in labels.partition("#")[0]:
+        raise UserError(
+            f"--labels {labels}: of which class? write mito={labels}, or, for one volume of "
+            "several classes, --values 1=mito,2=er"
+        )
     of_class: Any = (
         import_labels.by_table(labels, values) if values else options.pairs("--labels", labels)
     )
