@@ -11,6 +11,7 @@ import re
 import signal
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,7 +64,9 @@ class Stop:
     figures and checkpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float = 0.0) -> None:
+        """Make one. patience_s: see `interruptible`."""
+        self.patience_s = patience_s
         self.number = 0
         """The first signal; 0 before it."""
         self.received = 0.0
@@ -72,6 +75,7 @@ class Stop:
         """Value of time.monotonic() at the last call."""
         self.longest = 0.0
         """Seconds of the longest round."""
+        self._timer: threading.Timer | None = None
 
     def __call__(self) -> bool:
         """Whether to stop."""
@@ -89,10 +93,23 @@ class Stop:
             self.number = number
             self.received = now
             _tell(number)
+            self._send_again(number)
         # another one is the next step of a scheduler, which is not to cut the saving short: LSF
         # sends SIGINT, then SIGTERM, then SIGKILL
         elif number == self.number and now - self.received > TWICE_S:
             raise error_of(number)
+
+    def _send_again(self, number: int) -> None:
+        """Let the same signal come again when patience is over."""
+        if self.patience_s:
+            self._timer = threading.Timer(self.patience_s, os.kill, (os.getpid(), number))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def is_over(self) -> None:
+        """Nothing is waited for any more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     @property
     def by_user(self) -> bool:
@@ -101,12 +118,14 @@ class Stop:
 
 
 @contextmanager
-def interruptible() -> Iterator[Stop]:
+def interruptible(patience_s: float = 0.0) -> Iterator[Stop]:
     """A `Stop` for a block that asks it, and saves; false in another thread than the main one.
 
-    A KeyboardInterrupt that the block raises becomes Stopped where it was no Ctrl-C.
+    A KeyboardInterrupt that the block raises becomes Stopped where it was no Ctrl-C. patience_s:
+    seconds after a signal in which the block is to end, or it comes again, which ends it at once; 0
+    waits for as long as it takes.
     """
-    stop = Stop()
+    stop = Stop(patience_s)
     with _handled_by(stop.receive):
         try:
             yield stop
@@ -114,6 +133,8 @@ def interruptible() -> Iterator[Stop]:
             if isinstance(error, Stopped) or not stop.number or stop.by_user:
                 raise
             raise Stopped from error
+        finally:
+            stop.is_over()
 
 
 @contextmanager

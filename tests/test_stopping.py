@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -149,3 +150,25 @@ def test_a_run_whose_terminal_is_closed_can_still_write(tmp_path):
         process.send_signal(signal.SIGHUP)
         assert process.wait(60) == 0
     assert (tmp_path / "saved").exists()
+
+
+def test_a_block_that_does_not_end_in_time_is_ended(monkeypatch):
+    monkeypatch.setattr(stopping, "TWICE_S", 0.0)
+    with pytest.raises(Stopped, match="SIGTERM"), stopping.interruptible(0.1) as stopped:
+        signal.raise_signal(signal.SIGTERM)
+        assert stopped()
+        threading.Event().wait(60)
+
+
+def test_a_block_that_ends_in_time_is_left_alone(monkeypatch):
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda *words: sent.append(words))
+    before = set(threading.enumerate())
+    with stopping.interruptible(60) as stopped:
+        signal.raise_signal(signal.SIGTERM)
+        assert stopped()
+        [timer] = set(threading.enumerate()) - before
+        assert timer.is_alive()
+    timer.join(60)
+    assert not timer.is_alive()
+    assert not sent

@@ -41,7 +41,7 @@ AHEAD = 2
 """Batches that each worker has at a time."""
 
 # of a batch that is worked on when the call is told to stop
-STOP_S = 20.0
+STOP_S = 10.0
 """Seconds in which batches that are worked on may come to their end."""
 
 HOPELESS = 20

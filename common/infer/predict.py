@@ -45,6 +45,10 @@ from common.infer.work import (
 from common.infer.writer import writing
 from common.talk import count, nm, note, say, voxels
 
+# a block of a large network takes minutes on a CPU, and schedulers kill after half a minute
+PATIENCE_S = 10.0
+"""Seconds after a signal in which a block may come to its end; then it is given up."""
+
 
 def predict(  # noqa: PLR0913  # the options of the command
     config_path: str | Path,
@@ -95,7 +99,9 @@ def predict(  # noqa: PLR0913  # the options of the command
     chosen = choose_classes(config, boxes, classes)
     network = with_planes(load_network(config, weights), stored_as.planes)
     source = source_of(network, config, overrides)
-    with stopping.interruptible() as stopped:
+    # workers have a time of their own, see crew.STOP_S
+    patience = 0 if engine.is_used else PATIENCE_S
+    with stopping.interruptible(patience) as stopped:
         run = _Run(network, config, stored_as, overwrite, stopped)
         return _predict_regions(run, chosen, engine, source)
 

@@ -33,7 +33,7 @@ from common.data.records import PredictionRecord, ProcessedRecord
 from common.data.regions import Region
 from common.errors import FileError, Incomplete, UserError
 from common.files import key_of
-from common.infer import cluster, functions, instances, ledger, sharing
+from common.infer import cluster, functions, instances, ledger, sharing, status
 from common.infer import volume as volume_module
 from common.infer.boxes import Box, corners
 from common.infer.crew import Crew
@@ -41,7 +41,7 @@ from common.infer.engine import IN_THIS_PROCESS, Engine
 from common.infer.instances import Volume
 from common.infer.prediction import Channels, Prediction, Probability, open_prediction
 from common.infer.recipe import Recipe, load_recipe, read_recipe
-from common.infer.stages import Place, Stages
+from common.infer.stages import Place, Stages, clear_stages
 from common.infer.volume import EVERYWHERE, Block, BlockWork
 from common.infer.writer import writing
 from common.talk import count, note, progress, say, some
@@ -182,7 +182,11 @@ def _process_left(
     for name, record in wanted.items():
         if overwrite or not ledger.is_processed(folder / name, record):
             left.append(name)
+        else:
+            # of a call with --overwrite that was killed
+            clear_stages(folder, name)
     if not left:
+        status.clear(folder)
         series.complete([folder / name for name in wanted])
         say(f"{region}: already there, in {folder}")
         return

@@ -39,6 +39,10 @@ Item = tuple[int, Block, Any]
 """Number of a block, the block, and what is known of it beforehand."""
 
 
+STAGES = ".stages-"
+"""What the names of their folders begin with; the class follows."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where the class is processed."""
@@ -54,11 +58,16 @@ class Place:
     @property
     def root(self) -> Path:
         """Folder of the stages."""
-        return self.folder / f".stages-{self.name}" / self.key
+        return self.folder / f"{STAGES}{self.name}" / self.key
 
     def clear(self) -> None:
         """Remove all stages."""
-        shutil.rmtree(self.root.parent, ignore_errors=True)
+        clear_stages(self.folder, self.name)
+
+
+def clear_stages(folder: Path, name: str) -> None:
+    """Remove what there is of the stages of a class in the folder of a box."""
+    shutil.rmtree(folder / f"{STAGES}{name}", ignore_errors=True)
 
 
 class Stages:

@@ -74,6 +74,11 @@ class Progress:
             (self.folder / FILE).unlink(missing_ok=True)
 
 
+def clear(folder: Path) -> None:
+    """Forget what a call that was killed said of a box that is whole."""
+    (folder / FILE).unlink(missing_ok=True)
+
+
 def text(tally: Tally) -> str:
     """'40 of 120 blocks, 3.1 blocks/s, 26 s left, 2 workers'."""
     parts = [f"{tally.done} of {count(tally.total, 'block')}", f"{tally.rate:.3g} blocks/s"]

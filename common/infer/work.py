@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -377,13 +378,22 @@ def _within_memory(work: Work) -> Iterator[None]:
 
 def finish(work: Work, stopped: Callable[[], bool] = never) -> None:
     """Make classes images whose blocks are all written, until `stopped()` is true."""
+    is_left = threading.Event()
+    finish_class = partial(_finish_unless, stopped, work, is_left)
     with ThreadPoolExecutor(WRITERS) as pool:
-        jobs = [pool.submit(_finish_unless, stopped, work, volume) for volume in work.volumes]
-    _wait(jobs)
+        jobs = [pool.submit(finish_class, volume) for volume in work.volumes]
+        try:
+            _wait(jobs)
+        except BaseException:
+            # or the pool would wait until the levels of all classes are there
+            is_left.set()
+            raise
     series.add([volume.path for volume in work.volumes])
 
 
-def _finish_unless(stopped: Callable[[], bool], work: Work, volume: ClassVolume) -> None:
+def _finish_unless(
+    stopped: Callable[[], bool], work: Work, is_left: threading.Event, volume: ClassVolume
+) -> None:
     if stopped():
         return
     missing = set(work.plan.blocks) - volume.journal.look()
@@ -392,4 +402,4 @@ def _finish_unless(stopped: Callable[[], bool], work: Work, volume: ClassVolume)
             f"{volume.path}: {count(len(missing), 'block')} of {len(work.plan.blocks)} not in its "
             "ledger after all were written; run the same command again"
         )
-    volume.finish()
+    volume.finish(is_left.is_set)

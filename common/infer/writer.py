@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 
 from common.data import ngff, records
+from common.data.box import Vector
 from common.data.ngff import Grid, slices
 from common.data.records import PredictionRecord
 from common.errors import FileError
@@ -48,13 +49,22 @@ class ClassVolume:
             first = start // self.factors[0]
             self.levels[1][slices(first, first + halves.shape)] = halves
 
-    def finish(self) -> None:
-        """Make it an image, when all blocks are written. Interrupted, it can be called again."""
+    def finish(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Make it an image, when all blocks are written. Interrupted, it can be called again.
+
+        stopped: asked before each chunk whether to end, with a KeyboardInterrupt.
+        """
+
+        def mean(block: np.ndarray, factors: Vector) -> np.ndarray:
+            if stopped():
+                raise KeyboardInterrupt
+            return ngff.block_mean(block, factors)
+
         # of chunks that were being written when a call was killed
         for part in self.path.rglob("*.partial"):
             part.unlink()
         ngff.finish_multiscale(
-            self.path, self.grid, self.factors, ngff.block_mean, written=len(self.levels) - 1
+            self.path, self.grid, self.factors, mean, written=len(self.levels) - 1
         )
         self.journal.remove()
 

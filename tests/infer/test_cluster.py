@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,9 +24,13 @@ from click.testing import CliRunner
 from conftest import CLASSES
 
 from common.data import layout
+from common.data.metadata import UNFINISHED
 from common.data.ngff import open_levels
+from common.errors import UserError
 from common.files import REPOSITORY
 from common.infer import predict as in_this_process
+from common.infer.engine import Engine
+from common.score.tune import tune
 from common.shell.cli import cli
 from common.train import checkpoint
 from common.train.run import prepare
@@ -227,6 +232,43 @@ def test_the_workers_of_a_scheduler_that_runs_do_all_block_work(tiny, tmp_path):
         folder = works(predict(tiny, "--scheduler", file))
         np.testing.assert_array_equal(values(folder), wanted)
         works(command("process", tiny, "--scheduler", file))
+        thresholds = tuned(tiny, "--scheduler", file)
         code, table, said = call(command("evaluate", tiny, "--scheduler", file))
     assert code == 0, said
     assert table == call_here(command("evaluate", tiny))[1]
+    tune(tiny.folder, data=tiny.data, say=lambda _: None)
+    assert thresholds == chosen(tiny)
+
+
+def tuned(tiny, *more: object) -> str:
+    """What tune chooses on workers."""
+    code, _, said = call(command("tune", tiny, *more))
+    assert code == 0, said
+    content = chosen(tiny)
+    (tiny.folder / "thresholds.json").unlink()
+    return content
+
+
+def chosen(tiny) -> str:
+    """The thresholds of an experiment, without the time when they were chosen."""
+    text = (tiny.folder / "thresholds.json").read_text()
+    return re.sub(r"\d{4}-\d{2}-\d{2}T[0-9:+]+", "", text)
+
+
+def test_another_plan_than_a_prediction_was_begun_with_is_refused_or_begun_anew(tiny):
+    (folder,) = in_this_process.predict(tiny.folder, data=tiny.data, block=8)
+    wanted = values(folder)
+    with pytest.raises(UserError, match="dtype was uint8 and is float16"):
+        in_this_process.predict(
+            tiny.folder, data=tiny.data, dtype="float16", engine=Engine(workers=1)
+        )
+    for name in CLASSES:
+        group = zarr.open_group(str(folder / name), mode="r+")
+        group["s0"][...] = 7
+        attributes = group.attrs.asdict()
+        del attributes["multiscales"]
+        group.attrs.put(attributes | {UNFINISHED: True})
+        # all blocks of 8 voxels; of 12 there are fewer
+        (folder / name / ".blocks").write_text("".join(f"{number}\n" for number in range(27)))
+    assert works(command("predict", tiny, "--block", "12", "--workers", "1")) == folder
+    np.testing.assert_array_equal(values(folder), wanted)

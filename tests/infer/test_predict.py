@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,14 +23,16 @@ import zarr
 from conftest import CLASSES, CROPS, Experiment, write_data
 from scipy.special import expit
 
-from common import runtime
+from common import runtime, stopping
 from common.data import loaders, ngff, normalize, regions
 from common.data.ngff import open_levels, write_multiscale
 from common.data.normalize import Scaling
 from common.errors import FileError, UserError
 from common.infer import blocks as blocks_module
 from common.infer import predict, room, work
+from common.infer.ledger import Journal
 from common.infer.predict import Output
+from common.infer.writer import ClassVolume
 from common.model.forward import ForwardPass
 from common.shell import cli
 from common.train import checkpoint, optim
@@ -802,6 +806,56 @@ def test_ctrl_c_ends_after_a_block_with_a_sentence(tiny, monkeypatch, capfd):
         map(int, (folder / "er/.blocks").read_text().split())
     ) == list(range(10))
     assert not (folder / ".lock").exists()
+
+
+def test_a_block_that_takes_too_long_is_given_up(tiny, monkeypatch):
+    whole = files(run(tiny, block=8))
+    folder = tiny.config().path("predictions_path") / "tiny.zarr/crop3"
+    shutil.rmtree(folder)
+    original = ForwardPass.__call__
+    calls = []
+
+    def held(self, model, raw):
+        calls.append(1)
+        if len(calls) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(60)
+        return original(self, model, raw)
+
+    network = predict.load_network(tiny.config())
+    calls.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(ForwardPass, "__call__", held)
+        patch.setattr(predict, "load_network", lambda *_: network)
+        patch.setattr(predict, "PATIENCE_S", 0.1)
+        patch.setattr(stopping, "TWICE_S", 0.0)
+        with pytest.raises(stopping.Stopped):
+            run(tiny, block=8)
+    assert sorted(map(int, (folder / "er/.blocks").read_text().split())) == list(range(9))
+    run(tiny, block=8)
+    assert files(folder) == whole
+
+
+def test_levels_are_not_waited_for_when_a_call_is_to_end(tiny, monkeypatch):
+    seen = []
+
+    def held(self, stopped):
+        until = time.monotonic() + 60
+        while not stopped() and time.monotonic() < until:
+            time.sleep(0.01)
+        seen.append(stopped())
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClassVolume, "finish", held)
+    monkeypatch.setattr(work, "_begin_writing", lambda *_: [])
+    monkeypatch.setattr(work, "_when_written", lambda block, _: (block.number, False))
+    monkeypatch.setattr(work, "_wait", interrupted)
+    monkeypatch.setattr(Journal, "look", lambda _: set(range(27)))
+    with pytest.raises(KeyboardInterrupt):
+        predict_tiny(tiny, block=8)
+    assert seen == [True] * 3
 
 
 def test_a_prediction_begun_with_more_memory_is_gone_on_with(tiny, monkeypatch):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 from scipy import ndimage
-from test_cluster import command, tiny, works  # noqa: F401  # a fixture
+from test_cluster import command, held, tiny, works  # noqa: F401  # a fixture
 
 from common.data.ngff import open_levels
 from common.infer import predict, process, stages
@@ -111,6 +113,64 @@ def test_a_call_that_ends_in_any_stage_goes_on_with_the_blocks_that_are_left(
     assert len(done) == len(set(done))
     for name, values in finished(folder).items():
         np.testing.assert_array_equal(values, wanted[name])
+
+
+HELD = """
+    import time
+    from pathlib import Path
+
+    classes = ("mito", "er")
+    input_array_info = {"shape": (10, 10, 10), "scale": (8, 8, 8)}
+    FOLDER = Path(__file__).parent
+
+
+    def process_func(logits):
+        if (FOLDER / "hold").exists():
+            (FOLDER / "held").touch()
+            until = time.monotonic() + 120
+            while (FOLDER / "hold").exists() and time.monotonic() < until:
+                time.sleep(0.02)
+        return logits > 0
+    """
+
+
+def test_process_ends_in_its_time_limit_and_goes_on(predicted, run):
+    predicted.write("process_config.py", HELD)
+    wanted = finished(processed(predicted))
+    (predicted.folder / "hold").touch()
+    words = ("process", predicted.folder, "--data", predicted.data)
+    code, _, err = run(*words, "--overwrite", "--time-limit", "1s")
+    assert (code, "stopped by the time limit; the same command goes on" in err) == (75, True)
+    assert (predicted.folder / "held").exists()
+    (predicted.folder / "hold").unlink()
+    code, out, err = run(*words)
+    assert code == 0, err
+    for name, values in finished(Path(out.strip())).items():
+        np.testing.assert_array_equal(values, wanted[name])
+
+
+@pytest.mark.slow
+def test_a_caller_of_workers_that_is_killed_is_gone_on_with(predicted):
+    predicted.write("process_config.py", HELD)
+    folder = processed(predicted)
+    wanted = finished(folder)
+    shutil.rmtree(folder)
+    words = command("process", predicted, "--workers", "1")
+    with held(predicted, words) as caller:
+        caller.send_signal(signal.SIGKILL)
+        caller.wait(60)
+        (predicted.folder / "hold").unlink()
+    assert works(command("process", predicted, "--workers", "1")) == folder
+    for name, values in finished(folder).items():
+        np.testing.assert_array_equal(values, wanted[name])
+
+
+def test_what_a_killed_call_left_of_a_whole_volume_is_swept(predicted):
+    folder = processed(predicted)
+    (folder / ".stages-mito/key").mkdir(parents=True)
+    (folder / ".status.json").write_text("{}")
+    process.process(predicted.folder, data=predicted.data)
+    finished(folder)
 
 
 @pytest.mark.slow
