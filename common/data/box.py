@@ -20,6 +20,16 @@ def slices(start: Vector, stop: Vector) -> tuple[slice, ...]:
     return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
 
 
+LARGEST_EDGE = 256
+"""Voxels along an axis of a block: chunks may be whole planes."""
+
+
+def block_of_chunks(chunks: Sequence[int], edge: int) -> list[int]:
+    """Voxels of blocks of whole chunks, each about `edge` long; of larger chunks parts."""
+    whole = [int(chunk) * max(1, edge // int(chunk)) for chunk in chunks]
+    return [min(length, LARGEST_EDGE) for length in whole]
+
+
 def boxes(shape: Sequence[int], block: Vector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """First voxel, and last + 1, of the blocks of a volume, in z, y, x order."""
     lengths = [int(length) for length in block]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data import regions, results
-from common.data.box import boxes
+from common.data.box import block_of_chunks, boxes
 from common.data.level import Level
 from common.data.results import Result
 from common.data.sources import place
@@ -41,6 +41,9 @@ SORTS = ("image", "mask", "objects")
 
 KEY = ".key"
 """File of a folder that is being written: the key of what it will hold."""
+
+BLOCK = 128
+"""Edge in voxels of what is looked through at once."""
 
 LARGEST_EXACT = 2**24
 """Up to it float32 has every whole number."""
@@ -245,8 +248,7 @@ def _holds(dtype: np.dtype, least: int, most: int) -> bool:
 def _range_of(volume: Outgoing) -> tuple[int, int]:
     """The smallest and the largest value; all of it is read for that."""
     least = most = 0
-    edge = 2 * np.array(volume.level.array.chunks)
-    for start, stop in boxes(volume.shape, np.minimum(edge, 256)):
+    for start, stop in boxes(volume.shape, block_of_chunks(volume.level.array.chunks, BLOCK)):
         block = volume.level.read(volume.start + start, volume.start + stop)
         least = min(least, int(block.min()))
         most = max(most, int(block.max()))

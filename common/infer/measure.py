@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from common.data.annotation import LabelReader
-from common.data.box import boxes
+from common.data.box import block_of_chunks, boxes
 from common.data.level import Level
 from common.data.objects import Objects, objects_of
 
@@ -107,8 +107,7 @@ def measure(classes: Sequence[Labels], tell: Callable[[int], None]) -> Measures:
     pairs = Tally(PAIR, OF_PAIRS)
     readers = [LabelReader(labels.level, labels.name) for labels in classes]
     known = dict.fromkeys((labels.name for labels in classes), 0)
-    edges = [chunk * max(1, BLOCK // chunk) for chunk in first.array.chunks]
-    for start, stop in boxes(first.array.shape, edges):
+    for start, stop in boxes(first.array.shape, block_of_chunks(first.array.chunks, BLOCK)):
         grown = np.minimum(stop + 1, first.shape)
         blocks = []
         for labels, reader in zip(classes, readers, strict=True):

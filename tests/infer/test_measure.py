@@ -8,6 +8,7 @@ import pytest
 from scipy import ndimage
 
 from common.data.annotation import INSTANCE_TYPE
+from common.data.box import block_of_chunks
 from common.data.ngff import open_levels, start_multiscale, write_multiscale
 from common.errors import UserError
 from common.infer import measure as module
@@ -189,6 +190,18 @@ def test_a_projection_shows_what_is_met_first_and_how_much_there_is(tmp_path):
         [0, 0, 0],
         figures.class_colours(["mito"])[0].tolist(),
     ]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "block"),
+    [
+        ((64, 64, 64), [128] * 3),
+        ((1, 9000, 200), [128, 256, 200]),
+        ((512, 96, 130), [256, 96, 130]),
+    ],
+)
+def test_blocks_are_whole_chunks_unless_these_are_planes(chunks, block):
+    assert block_of_chunks(chunks, 128) == block
 
 
 def test_bad_input_is_one_sentence(tmp_path, run):

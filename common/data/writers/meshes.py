@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.data import ngff
-from common.data.box import boxes
+from common.data.box import block_of_chunks, boxes
 from common.data.objects import objects_of
 from common.data.sources import needed
 from common.data.writers.outgoing import Outgoing, Tell, Writer
@@ -75,8 +75,7 @@ def write_precomputed(path: Path, volume: Outgoing, shift: np.ndarray) -> None:
 def _find(volume: Outgoing, tell: Tell) -> dict[int, Found]:
     """Where each object is, by its id."""
     found: dict[int, Found] = {}
-    edges = [chunk * max(1, BLOCK // chunk) for chunk in volume.level.array.chunks]
-    for start, stop in boxes(volume.shape, edges):
+    for start, stop in boxes(volume.shape, block_of_chunks(volume.level.array.chunks, BLOCK)):
         block = _ids(volume, start, stop)
         if block.any():
             objects = objects_of(block)

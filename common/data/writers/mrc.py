@@ -42,12 +42,12 @@ class Statistics:
     total: float = 0.0
     squares: float = 0.0
 
-    def see(self, block: np.ndarray) -> None:
+    def see(self, section: np.ndarray) -> None:
         """Count voxels."""
-        self.smallest = min(self.smallest, float(block.min()))
-        self.largest = max(self.largest, float(block.max()))
-        self.total += float(block.sum(dtype=np.float64))
-        self.squares += float(np.square(block, dtype=np.float64).sum())
+        self.smallest = min(self.smallest, float(section.min()))
+        self.largest = max(self.largest, float(section.max()))
+        self.total += float(section.sum(dtype=np.float64))
+        self.squares += float(np.square(section, dtype=np.float64).sum())
 
 
 def write(path: Path, volume: Outgoing, tell: Tell) -> None:
@@ -65,7 +65,8 @@ def write(path: Path, volume: Outgoing, tell: Tell) -> None:
         file.truncate(HEADER_BYTES + needed_bytes)
         for start, stop in boxes(volume.shape, (BLOCK, BLOCK, volume.shape[2])):
             block = volume.read(start, stop)
-            statistics.see(block)
+            for section in block:  # one by one: squares take eight bytes a voxel
+                statistics.see(section)
             _put(file, volume, start, block)
             tell(block.size)
         mean = statistics.total / volume.size
