@@ -149,7 +149,13 @@ def _input_section(network: Network) -> list[str]:
         f"* patches of {voxels(taken.shape)} voxels{_growth(network)}",
         f"* one channel, black {low:g} and white {high:g}",
         f"* normalisation: {normalisation(config)}",
+        *_averaged(config),
     ]
+
+
+def _averaged(config: TrainConfig) -> list[str]:
+    number = config.raw_sections
+    return [f"* each section averaged with {number} before and after it first"] if number else []
 
 
 def _growth(network: Network) -> str:

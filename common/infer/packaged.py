@@ -1,0 +1,226 @@
+"""The network in a package of bioimage.io: its weights, and what is done before and after them."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.errors import UserError
+from common.files import cache_folder
+from common.model import exported
+from common.talk import note, some
+
+TOLERANCE = 1e-3
+"""By which a package's own example may come out otherwise: machines round differently."""
+
+EPSILON = 1e-6
+"""Keeps probabilities from 0 and 1, of which there is no logit."""
+
+Step = Callable[[torch.Tensor], torch.Tensor]
+"""Something that is done to an array (1, channels, ...)."""
+
+
+class Packaged(nn.Module):
+    """A network of a package: takes raw and gives logits, both (B, channels, z, y, x)."""
+
+    def __init__(self, weights: Any, before: Sequence[Step], after: Sequence[Step], axes: str):
+        """axes: of raw in the package, without batch and channel, such as zyx or yx."""
+        super().__init__()
+        self.weights = weights
+        self.before = tuple(before)
+        self.after = tuple(after)
+        self.axes = axes
+        # the engine asks a network for its device by its weights
+        self.device_of = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, raw: torch.Tensor) -> torch.Tensor:
+        """Logits; patches one after the other, since a package may take one alone."""
+        return torch.cat([self._one(patch) for patch in raw.split(1)])
+
+    def _one(self, raw: torch.Tensor) -> torch.Tensor:
+        flat = [2 + axis for axis, name in enumerate("zyx") if name not in self.axes]
+        values = raw.squeeze(flat)
+        for step in self.before:
+            values = step(values)
+        # weights may have been recorded without a gradient, and are not to have one
+        with torch.no_grad():
+            values = self.weights(values)
+        for step in self.after:
+            values = step(values)
+        for axis in flat:
+            values = values.unsqueeze(axis)
+        return values
+
+
+def network_in(path: Path, description: Any, is_ours: bool) -> Packaged:
+    """The network of a package, in eval mode, on the CPU.
+
+    Of others its own example is tried. Raises UserError where that comes out otherwise, and for
+    what cannot be run here.
+
+    description: of bioimageio.spec, model 0.5. is_ours: takes raw as the engine gives it, and gives
+        logits.
+    """
+    raw, given = description.inputs[0], description.outputs[0]
+    _refuse_other_order(path, raw, given)
+    weights = _weights(path, description.weights)
+    names = {str(axis.id) for axis in raw.axes if axis.type == "space"}
+    axes = "".join(name for name in "zyx" if name in names)
+    if is_ours:
+        return Packaged(weights, [], [], axes).eval()
+    before = _steps(path, raw.preprocessing)
+    after = _steps(path, given.postprocessing)
+    _try_example(path, (*before, weights, *after), raw=raw, given=given)
+    return Packaged(weights, before, _to_logits(path, after, given), axes).eval()
+
+
+def _weights(path: Path, weights: Any) -> Any:
+    """What runs: TorchScript if there is some, else ONNX. Raises UserError for other weights."""
+    torchscript = getattr(weights, "torchscript", None)
+    if torchscript is not None:
+        with exported.quiet():
+            return torch.jit.load(io.BytesIO(torchscript.get_reader().read()), "cpu").eval()
+    if getattr(weights, "onnx", None) is not None:
+        return _onnx(path, weights.onnx)
+    found = [name for name, entry in weights if entry is not None]
+    raise UserError(
+        f"{path}: its weights are {some(found)}; TorchScript and ONNX can be run here "
+        "(bioimageio.core converts others: bioimageio add-weights)"
+    )
+
+
+def _onnx(path: Path, entry: Any) -> Any:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise UserError(
+            f"{path}: its weights are ONNX; pip install 'csc-baselines[bioimage]', which runs them"
+        )
+    with tempfile.TemporaryDirectory(dir=_cache()) as folder:
+        file = Path(folder) / "weights.onnx"
+        file.write_bytes(entry.get_reader().read())
+        run = exported.open_onnx(file)
+    return lambda raw: run(raw.cpu()).to(raw.device)
+
+
+def _cache() -> Path:
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _refuse_other_order(path: Path, raw: Any, given: Any) -> None:
+    for tensor in (raw, given):
+        kinds = [axis.type for axis in tensor.axes]
+        names = [str(axis.id) for axis in tensor.axes if axis.type == "space"]
+        if kinds[:2] != ["batch", "channel"] or names != sorted(names, reverse=True):
+            listed = ", ".join(str(axis.id) for axis in tensor.axes)
+            raise UserError(f"{path}: axes {listed}; batch, channel, z, y, x can be run here")
+
+
+# What a package does before and after
+
+
+def _steps(path: Path, listed: Sequence[Any]) -> list[Step]:
+    steps = []
+    for entry in listed:
+        make = STEPS.get(str(entry.id))
+        if make is None:
+            raise UserError(
+                f"{path}: '{entry.id}' in its processing; {', '.join(STEPS)} can be run here"
+            )
+        steps.append(make(entry.kwargs if hasattr(entry, "kwargs") else None))
+    return steps
+
+
+def _ensure_dtype(options: Any) -> Step:
+    return lambda values: values.to(getattr(torch, options.dtype))
+
+
+def _clip(options: Any) -> Step:
+    return lambda values: values.clamp(options.min, options.max)
+
+
+def _scale_linear(options: Any) -> Step:
+    gain = torch.as_tensor(options.gain, dtype=torch.float32)
+    offset = torch.as_tensor(options.offset, dtype=torch.float32)
+    return lambda values: values * gain.to(values.device) + offset.to(values.device)
+
+
+def _zero_mean(options: Any) -> Step:
+    return lambda values: (values - values.mean()) / (values.std(correction=0) + float(options.eps))
+
+
+def _fixed_zero_mean(options: Any) -> Step:
+    return lambda values: (values - float(options.mean)) / float(options.std)
+
+
+def _scale_range(options: Any) -> Step:
+    def step(values: torch.Tensor) -> torch.Tensor:
+        low, high = np.percentile(
+            values.cpu().numpy(), (options.min_percentile, options.max_percentile)
+        )
+        return (values - float(low)) / float(high - low + options.eps)
+
+    return step
+
+
+STEPS: dict[str, Callable[[Any], Step]] = {
+    "ensure_dtype": _ensure_dtype,
+    "clip": _clip,
+    "scale_linear": _scale_linear,
+    "zero_mean_unit_variance": _zero_mean,
+    "fixed_zero_mean_unit_variance": _fixed_zero_mean,
+    "scale_range": _scale_range,
+    "sigmoid": lambda options: torch.sigmoid,
+    "softmax": lambda options: lambda values: values.softmax(1),
+}
+"""Steps of the format by their id; means and percentiles are of what is given at once."""
+
+
+def _to_logits(path: Path, after: Sequence[Step], given: Any) -> list[Step]:
+    """The steps after, such that logits come out: the engine makes probabilities of them itself."""
+    listed = [str(entry.id) for entry in given.postprocessing]
+    kept = list(zip(listed, after, strict=True))
+    # the last number type does not matter here
+    while kept and kept[-1][0] == "ensure_dtype":
+        kept.pop()
+    if kept and kept[-1][0] == "sigmoid":
+        return [step for _, step in kept[:-1]]
+    steps = [step for _, step in kept]
+    example = _example(given)
+    if example.min() >= 0 and example.max() <= 1:
+        return [*steps, _logit]
+    note(f"{path}: gives values beyond 0 to 1, which are taken for logits")
+    return steps
+
+
+def _logit(probability: torch.Tensor) -> torch.Tensor:
+    return torch.logit(probability.float(), EPSILON)
+
+
+def _example(tensor: Any) -> np.ndarray:
+    return np.load(io.BytesIO(tensor.test_tensor.get_reader().read()), allow_pickle=False)
+
+
+def _try_example(path: Path, steps: Sequence[Step], *, raw: Any, given: Any) -> None:
+    """Raise UserError unless a package's own example comes out."""
+    values = torch.from_numpy(_example(raw)).float()
+    with exported.quiet(), torch.no_grad():
+        for step in steps:
+            values = step(values)
+    expected = torch.from_numpy(_example(given)).float()
+    difference = float("inf")
+    if values.shape == expected.shape:
+        difference = float((values - expected).abs().max())
+    if difference > TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise UserError(
+            f"{path}: its own example comes out otherwise here, by {difference:.2g}; "
+            "`bioimageio test FILE` says whether it does so in its own program"
+        )
