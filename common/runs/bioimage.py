@@ -135,8 +135,11 @@ def _problems(error: Any) -> str:
     """What is wrong with a description, without the library's addresses."""
     texts = []
     for problem in error.errors():
-        place = ".".join(map(str, problem["loc"][:2]))
-        texts.append(f"{place}: {problem['msg']} ({str(problem['input'])[:60]!r})")
+        place = str(problem["loc"][0]) if problem["loc"] else "description"
+        value = str(problem["input"])[:60]
+        if place == "license":
+            return f"--license {value}: no name of SPDX; write one such as CC-BY-4.0 or MIT"
+        texts.append(f"{place}: {problem['msg'][:150]} ({value!r})")
     return "; ".join(texts[:4])
 
 

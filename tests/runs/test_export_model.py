@@ -144,6 +144,8 @@ def test_a_package_is_valid_and_predicts_what_its_experiment_predicts(
     tiny.train()
     with pytest.raises(UserError, match="write --author NAME"):
         export_model(tiny.folder, data=tiny.data)
+    with pytest.raises(UserError, match=r"--license NONE: no name of SPDX; write one such as"):
+        export_model(tiny.folder, said=Said(authors=("J",), licence="NONE"), data=tiny.data)
     said = Said(authors=("Jane Doe",), cite=citations(["Doe 2026, doi:10.1000/182"]))
     path = export_model(tiny.folder, said=said, output=tmp_path / "tiny.zip", data=tiny.data)
 
@@ -174,6 +176,8 @@ def test_a_package_is_valid_and_predicts_what_its_experiment_predicts(
         np.testing.assert_allclose(second, first, atol=1e-4)
     code, _, err = run("predict", "--model", path)
     assert code == 2 and "write --volume PATH" in err
+    code, _, err = run("predict", "--model", tiny.folder / "train_config.py", "--volume", "x")
+    assert code == 2 and "write it without --model" in err
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -105,6 +105,8 @@ def predict(
 
     if bool(config_path) == bool(model):
         raise UserError("predict by which network? write CONFIG_PATH, or --model PACKAGE")
+    if model and Path(model).suffix == ".py":
+        raise UserError(f"--model {model}: no package; write it without --model")
     if model and given["weights"]:
         raise UserError("--checkpoint with --model: a package has its weights; leave it out")
     if orientations == ORTHO:
@@ -122,7 +124,8 @@ def predict(
         )
     for folder in folders:
         click.echo(folder)
-    say_next("process")
+    if config_path:  # a package has no process_config.py
+        say_next("process")
 
 
 def _is_dry_run(engine: Engine) -> bool:
