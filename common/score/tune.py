@@ -174,7 +174,9 @@ def _options(
     for option, values in options.items():
         better: Options = {}
         for value in values:
-            candidate = {t.name: chosen.get(t.name, {}) | {option: value} for t in at_best}
+            candidate = {
+                t.name: t.options | chosen.get(t.name, {}) | {option: value} for t in at_best
+            }
             for name, of_class in try_all(_with_options(at_best, candidate), workers).items():
                 score = of_class.score(of_class.best())
                 if score > best[name]:

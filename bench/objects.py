@@ -1,0 +1,124 @@
+"""How well cells come apart: by the mask, by a boundary, by affinities.
+
+    python bench/objects.py --data FOLDER [--minutes 15] [--steps 1200] [--output objects]
+    python bench/objects.py --quick
+
+Trains examples/affinities once, predicts the crop that validates, and then for each way tunes,
+processes and scores with the commands themselves. Thresholds and options are chosen on the crop
+that is scored, alike for all ways. `--quick` takes some minutes, on tissue that is drawn. With
+`--output` what was trained stays there, and the same call goes on with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common.files import REPOSITORY
+from common.infer import predict, process
+from common.infer.recipe import THRESHOLDS
+from common.score import evaluate, tune
+from common.score.result import Figures
+from common.train import run
+
+EXPERIMENT = REPOSITORY / "examples" / "affinities"
+CLASS = "cell"
+
+WAYS = {
+    "mask": "mask + watershed",
+    "boundary": "boundary + watershed",
+    "affinities": "affinities + mutex watershed",
+}
+"""Values of the argument `by` of the experiment's instance_func."""
+
+DEFAULT = 'by="affinities"'
+
+EPOCHS = 12
+QUICK_STEPS = 120
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(options.output or scratch).absolute()
+        if options.quick:
+            from bench.drawn import write_tissue
+
+            options.data = str(write_tissue(output / "data"))
+        print("\n".join(report(options, output)))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", help="folder that holds flyem_medulla/flyem_medulla.zarr")
+    parser.add_argument("--minutes", type=float, default=0, help="of training at most")
+    parser.add_argument("--steps", type=int, default=1200, help="of training")
+    parser.add_argument("--output", help="folder for what is trained and written")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps on drawn tissue")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.steps = QUICK_STEPS
+    if not options.data and not options.quick:
+        parser.error("--data or --quick")
+    return options
+
+
+def report(options: argparse.Namespace, output: Path) -> list[str]:
+    """Train, and give the table."""
+    settings = settings_of(output, options)
+    run.train(EXPERIMENT, settings, training_time_limit=60 * options.minutes)
+    predict.predict(EXPERIMENT, overrides=settings)
+    lines = [f"{'':<30}{'score':>8}{'F1':>8}{'Hausd':>8}{'VOI s':>8}{'VOI m':>8}  tuned"]
+    for way, about in WAYS.items():
+        figures, tuned = measured(way, output, settings)
+        values = [figures.score, figures.f1, figures.hausdorff]
+        values += [figures.voi_split, figures.voi_merge]
+        columns = "".join(f"{value:>8.3f}" for value in values)
+        lines.append(f"{about:<30}{columns}  {tuned}")
+    return lines
+
+
+def settings_of(output: Path, options: argparse.Namespace) -> list[str]:
+    """Overrides that put all that a run writes under `output`."""
+    of_run = "{model_name}/{run_name}"
+    return [
+        f"data_path={Path(options.data).absolute()}",
+        f"cache_path={output / 'cache'}",
+        f"epochs={EPOCHS}",
+        f"iterations_per_epoch={max(1, options.steps // EPOCHS)}",
+        f"model_save_path={output / 'checkpoints'}/{of_run}",
+        f"logs_save_path={output / 'logs'}/{of_run}",
+        f"predictions_path={output / 'predictions'}/{of_run}",
+        f"processed_path={output / 'processed'}/{of_run}",
+        f"results_path={output / 'results'}/{of_run}",
+    ]
+
+
+def measured(way: str, output: Path, settings: Sequence[str]) -> tuple[Figures, str]:
+    """The figures of one way, in a copy of the experiment, and what was tuned."""
+    folder = output / way / EXPERIMENT.name
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(EXPERIMENT, folder)
+    recipe = folder / "process_config.py"
+    text = recipe.read_text()
+    assert DEFAULT in text, "the experiment's instance_func has another argument `by`"
+    recipe.write_text(text.replace(DEFAULT, f'by="{way}"'))
+    (folder / THRESHOLDS).unlink(missing_ok=True)
+    (tuned,) = tune.tune(folder, classes=(CLASS,), overrides=settings)
+    process.process(folder, classes=(CLASS,), overrides=settings)
+    scores = evaluate.evaluate(folder, classes=(CLASS,), overrides=settings)
+    chosen = {"threshold of the mask": tuned.threshold} | tuned.options
+    words = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+    return scores.classes[CLASS].figures, words
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Experiment: cells of neuropil come apart by affinities."""
