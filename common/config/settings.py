@@ -600,6 +600,9 @@ class ProcessConfig:
     """Values that `tune` tries for arguments of instance_func that have a default, such as
     {"neck": [0.5, 0.7, 0.9]}, class by class. What scores best goes into thresholds.json, and the
     default holds without it."""
+    derived: dict = field(default_factory=dict)
+    """The declarations of data.py, imported where instance_func reads offsets of affinities there.
+    `process` itself does nothing with them."""
     instance_classes: tuple[str, ...] = class_table.INSTANCES
     """The classes whose objects are told apart."""
     thresholds: dict = field(default_factory=dict)

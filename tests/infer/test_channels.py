@@ -9,7 +9,7 @@ import pytest
 
 from common.data import records
 from common.errors import UserError
-from common.infer.recipe import THRESHOLDS, load_recipe
+from common.infer.recipe import THRESHOLDS, load_recipe, read_recipe
 from tests.infer.test_process import ABOVE, RUN, configured, processed, run, write_prediction
 
 DIVIDED = (
@@ -100,3 +100,15 @@ def test_options_that_cannot_be_tried_stop_the_run(experiment, text, words):
     configured(tiny, text if "process_func" in text else ABOVE + text)
     with pytest.raises(UserError, match=words):
         run(tiny)
+
+
+def test_process_config_may_import_what_is_declared(experiment):
+    tiny = experiment()
+    tiny.write(
+        "data.py",
+        (tiny.folder / "data.py").read_text()
+        + "\nfrom common.config.derived import affinities\n"
+        + "derived = {'mito_affinity': affinities('mito', offsets=[(8, 0, 0)])}\n",
+    )
+    configured(tiny, "from .data import derived\n" + ABOVE)
+    assert read_recipe(tiny.folder).settings.derived["mito_affinity"].offsets == ((8, 0, 0),)
