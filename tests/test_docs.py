@@ -59,7 +59,7 @@ def test_commands_that_a_text_names_exist(path):
 
 def test_addresses_that_a_text_names_exist():
     for path in TEXTS:
-        for address in re.findall(r"\bcommon(?:\.[a-z_]+)+", path.read_text()):
+        for address in re.findall(r"\bcommon(?:\.[a-z_][a-z_0-9]*)+", path.read_text()):
             file = REPOSITORY / (address.replace(".", "/") + ".py")
             parent = file.parent.with_suffix(".py")  # a name within a module
             assert file.is_file() or file.with_suffix("").is_dir() or parent.is_file(), (

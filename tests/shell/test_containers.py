@@ -14,6 +14,7 @@ import yaml
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from common.files import REPOSITORY
 from tests.shell import containers
@@ -75,7 +76,7 @@ def locked() -> dict[str, list[Requirement]]:
     for line in LOCK.read_text().splitlines():
         if not line.startswith("#"):
             requirement = Requirement(line)
-            lines.setdefault(requirement.name, []).append(requirement)
+            lines.setdefault(canonicalize_name(requirement.name), []).append(requirement)
     return lines
 
 
@@ -98,7 +99,7 @@ def test_the_lock_answers_what_the_package_asks_for():
     for extra, texts in PROJECT["optional-dependencies"].items():
         asked += [] if extra in NOT_LOCKED else texts
     for requirement in map(Requirement, asked):
-        name = requirement.name.lower().replace("_", "-")
+        name = canonicalize_name(requirement.name)
         if name == PROJECT["name"]:
             continue
         assert name in lines, f"{name}: not in requirements.lock; make lock"
