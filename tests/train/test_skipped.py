@@ -27,9 +27,7 @@ from tests.train.test_continuation import (
     state_of,
     stop_when,
 )
-from tests.train.test_together import in_processes, processes, train_all, words_of
-
-__all__ = ["processes"]  # a fixture
+from tests.train.test_together import in_processes, train_all, words_of
 
 FP32 = Precision("fp32", "cpu")
 
