@@ -1,0 +1,28 @@
+"""Predictions to masks and objects.
+
+A voxel is of a class where its probability is above the threshold of the class.
+"""
+
+import math
+
+from common.infer.flooding import watershed_of_boundary
+from common.infer.instances import remove_small
+
+from .data import classes
+
+
+def process_func(logits):
+    """Give 1 where the class is and 0 elsewhere, in the shape of the logits.
+
+    logits: (B, 1, z, y, x) float of one class, 0 at the threshold of the class.
+    """
+    return (logits > 0) * 1
+
+
+def instance_func(mask, probability, name, channels):
+    """Give the ids of the objects of an instance class, divided along the predicted boundary.
+
+    channels: the predicted volume of each channel by its name.
+    """
+    ids = watershed_of_boundary(mask, channels["boundary"])
+    return remove_small(ids, 20 * math.prod(mask.voxel_size))
