@@ -242,7 +242,7 @@ def affinities(of: str, *, offsets: Sequence[Sequence[float]]) -> Affinities:
 
 
 def derived_problems(values: Mapping[str, Any], wrong_name: Callable[[str], str]) -> list[str]:
-    """Return what is wrong with the settings `derived` and `exclusive`, as sentences.
+    """Return what is wrong with the settings `derived` and `softmax`, as sentences.
 
     Args:
         values: settings that are each of the right type, the array infos in one form.
@@ -303,7 +303,7 @@ def _name_problems(declared: Mapping[str, Derived], learnt: Sequence[str]) -> li
 
 
 def _exclusive_problems(values: Mapping[str, Any], problems: Sequence[str]) -> list[str]:
-    exclusive = values.get("exclusive", ())
+    exclusive = values.get("softmax", ())
     if not exclusive or problems:
         return []
     found = []
@@ -311,14 +311,14 @@ def _exclusive_problems(values: Mapping[str, Any], problems: Sequence[str]) -> l
     signed = [name for name, channel in values.get("derived", {}).items() if _is_signed(channel)]
     for name in exclusive:
         if name not in channels:
-            found.append(f"exclusive: '{name}' is no channel; there are {', '.join(channels)}")
+            found.append(f"softmax: '{name}' is no channel; there are {', '.join(channels)}")
         elif name in signed:
-            found.append(f"exclusive: '{name}' is a distance, and no probability; leave it out")
+            found.append(f"softmax: '{name}' is a distance, and no probability; leave it out")
     if len(set(exclusive)) < len(exclusive) or len(exclusive) < 2:
-        found.append(f"exclusive = {exclusive}; name two channels or more, each once")
+        found.append(f"softmax = {exclusive}; name two channels or more, each once")
     for number, name in enumerate(exclusive):
         found += [
-            f"exclusive: a voxel may be both '{name}' and '{other}', as their parts in the class "
+            f"softmax: a voxel may be both '{name}' and '{other}', as their parts in the class "
             "table say; leave one out"
             for other in exclusive[number + 1 :]
             if _overlap(name, other)

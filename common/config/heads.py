@@ -12,7 +12,7 @@ from common.config.kinds import is_a
 from common.config.settings import TrainConfig, as_text
 
 CLASSES = "classes"
-EXCLUSIVE = "exclusive"
+EXCLUSIVE = "softmax"
 """Names of the heads that hold channels of several declarations."""
 
 
@@ -61,7 +61,7 @@ def _channels_of_heads(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The numbers of the channels of each head. values: the settings, each right by itself."""
     derived = values.get("derived", {})
     channels = channel_names(values.get("classes", ()), derived)
-    exclusive = [channels.index(name) for name in values.get("exclusive", ())]
+    exclusive = [channels.index(name) for name in values.get("softmax", ())]
     left = [number for number in range(len(channels)) if number not in exclusive]
     own = {}
     for name, channel in derived.items():
@@ -88,13 +88,13 @@ def range_nm(config: TrainConfig, channel: str) -> list[float] | None:
 
 def exclusive_channels(config: TrainConfig) -> tuple[int, ...]:
     """Return the numbers of the channels of a softmax, in the order of the setting."""
-    return tuple(config.channels.index(name) for name in config.exclusive)
+    return tuple(config.channels.index(name) for name in config.softmax)
 
 
 def head_problems(values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the settings `criteria` and `loss_weights`, as sentences.
 
-    values: all settings, of which `classes`, `derived` and `exclusive` are right.
+    values: all settings, of which `classes`, `derived` and `softmax` are right.
     """
     heads = _channels_of_heads(values)
     problems = []
@@ -128,5 +128,5 @@ def head_problems(values: Mapping[str, Any]) -> list[str]:
 def _no_head(heads: Collection[str], values: Mapping[str, Any]) -> str:
     names = [name for name in (*heads, *values.get("derived", {})) if name != CLASSES]
     if not names:
-        return "there are no channels beside those of classes; declare them in derived or exclusive"
+        return "there are no channels beside those of classes; declare them in derived or softmax"
     return f"no head is called so; write one of {', '.join(dict.fromkeys(names))}"

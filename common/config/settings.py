@@ -53,7 +53,7 @@ class TrainConfig:
     """`{"cell_boundary": boundary("cell", inside=20, outside=20)}`: further channels, made of the
     objects of a class, after those of the classes; see Train on boundaries, affinities and
     distances."""
-    exclusive: tuple[str, ...] = ()
+    softmax: tuple[str, ...] = ()
     """Channels of which exactly one is true of a voxel, such as `["background", "axon", "border"]`:
     they get a softmax, and where several are true the last one counts. The others get a sigmoid
     each."""
@@ -215,13 +215,13 @@ class TrainConfig:
     """`{"gamma": 1.5}`: keyword arguments of criterion, a function or a class that is not made yet;
     a class is made with them."""
     criteria: dict = field(default_factory=dict)
-    """`{"cell_affinity": dice_loss, "exclusive": torch.nn.CrossEntropyLoss()}`: losses of single
-    heads, by the name of a derived channel, or "exclusive". Without one, channels with a sigmoid
-    have the loss `criterion` together, those of `exclusive` categorical cross-entropy, and a
+    """`{"cell_affinity": dice_loss, "softmax": torch.nn.CrossEntropyLoss()}`: losses of single
+    heads, by the name of a derived channel, or "softmax". Without one, channels with a sigmoid
+    have the loss `criterion` together, those of `softmax` categorical cross-entropy, and a
     distance a smooth L1 loss."""
     loss_weights: dict = field(default_factory=dict)
     """`{"cell_distance": 0.5}`: weight of a head in the sum of the losses: a derived channel,
-    "exclusive", or "classes" for all others. Default 1."""
+    "softmax", or "classes" for all others. Default 1."""
     weight_loss: bool = True
     """Weight the positive voxels of a class by background / foreground: its negative voxels over
     its positive voxels in the training crops."""

@@ -39,7 +39,7 @@ LIKE_IN_TRAINING = (
     "raw_sections",
     "model_kwargs",
     "derived",
-    "exclusive",
+    "softmax",
 )
 """Settings that must be what they were in training, beside the scales of the arrays."""
 

@@ -68,8 +68,8 @@ def settings_of(config: TrainConfig, name: str) -> list[str]:
     others = [other for other in config.classes if other != name]
     # what is said of several channels, which this network does not have
     of_several = [f"{setting}={{}}" for setting in OF_SEVERAL if getattr(config, setting)]
-    if config.exclusive:
-        of_several.append("exclusive=")
+    if config.softmax:
+        of_several.append("softmax=")
     return [
         f"classes={name}",
         f"counter_classes={','.join(others)}",

@@ -73,7 +73,7 @@ def config_of(head: Head, config: TrainConfig) -> TrainConfig:
         criterion_kwargs=keywords,
         classes=names,
         derived={},
-        exclusive=(),
+        softmax=(),
         criteria={},
         loss_weights={},
     )

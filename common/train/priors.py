@@ -67,9 +67,9 @@ class Frequencies:
                 )
         if self.of_none > 0:
             sentences.append(
-                f"none of {some(config.exclusive)} is true in {self.of_none:.1%} of the voxels in "
+                f"none of {some(config.softmax)} is true in {self.of_none:.1%} of the voxels in "
                 "which they are known, which a softmax cannot learn: add a background(...) to "
-                "derived, and to exclusive"
+                "derived, and to softmax"
             )
         return sentences
 

@@ -11,6 +11,6 @@ derived = {
     "background": background("mito"),
     "border": boundary("mito", inside=16, outside=0),
 }
-exclusive = ["background", "mito", "border"]  # of several that are true the last one counts
+softmax = ["background", "mito", "border"]  # of several that are true the last one counts
 input_array_info = {"shape": (32, 32, 32), "scale": (8, 8, 8)}
 target_array_info = {"shape": (32, 32, 32), "scale": (8, 8, 8)}

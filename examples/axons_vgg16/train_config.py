@@ -10,10 +10,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau as scheduler
 
 from common.train.categorical import dice_focal
 
-from .data import classes, derived, exclusive, input_array_info, target_array_info
+from .data import classes, derived, input_array_info, softmax, target_array_info
 from .model import build_model
 
-criteria = {"exclusive": dice_focal}
+criteria = {"softmax": dice_focal}
 weight_loss = False  # Dice balances the channels
 
 batch_size = 2

@@ -56,12 +56,12 @@ def test_heads_are_the_classes_the_exclusive_ones_and_those_with_a_loss_of_their
         "'near': boundary('mito', inside=16, outside=8)",
         "'core': inner('mito', from_edge=8)",
         "'far': distance('mito', clip=40)",
-        exclusive=["rest", "mito", "between"],
+        softmax=["rest", "mito", "between"],
         loss_weights={"near": 2, "far": 0.5},
     )
     assert heads_of(config) == (
         Head("classes", (1, 2, 6), "sigmoid"),
-        Head("exclusive", (3, 0, 4), "softmax"),
+        Head("softmax", (3, 0, 4), "softmax"),
         Head("near", (5,), "sigmoid", 2.0),
         Head("far", (7,), "signed", 0.5),
     )
@@ -98,10 +98,10 @@ def test_what_cannot_be_declared_is_told_in_a_sentence(experiment, line):
 
 
 WRONG_TOGETHER = [
-    ({"exclusive": ["mito", "golgi"]}, "'golgi' is no channel; there are mito, er, nuc, far"),
-    ({"exclusive": ["mito"]}, "name two channels or more, each once"),
-    ({"exclusive": ["mito", "er", "mito"]}, "name two channels or more, each once"),
-    ({"exclusive": ["mito", "far"]}, "'far' is a distance, and no probability"),
+    ({"softmax": ["mito", "golgi"]}, "'golgi' is no channel; there are mito, er, nuc, far"),
+    ({"softmax": ["mito"]}, "name two channels or more, each once"),
+    ({"softmax": ["mito", "er", "mito"]}, "name two channels or more, each once"),
+    ({"softmax": ["mito", "far"]}, "'far' is a distance, and no probability"),
     ({"loss_weights": {"golgi": 1}}, "no head is called so; write one of far"),
     ({"loss_weights": {"far": -1}}, "loss_weights['far'] = -1; write a number, 0 or more"),
     ({"loss_weights": {"far": 0, "classes": 0}}, "nothing is left to learn"),
@@ -118,17 +118,17 @@ def test_heads_that_are_none_are_told_in_a_sentence(experiment, settings, senten
 
 
 def test_nested_classes_are_not_exclusive(experiment):
-    tiny = experiment(classes=("mito", "mito_mem", "nuc"), exclusive=["mito", "mito_mem"])
+    tiny = experiment(classes=("mito", "mito_mem", "nuc"), softmax=["mito", "mito_mem"])
     with pytest.raises(UserError, match="a voxel may be both 'mito' and 'mito_mem'"):
         tiny.config()
 
 
 def test_a_criterion_without_channels_is_told(experiment):
     text = "from common.train.losses import focal_loss as criterion"
-    tiny = experiment(text=text, classes=("mito", "nuc"), exclusive=["mito", "nuc"])
-    assert main_head(tiny.config()) == "exclusive"
-    tiny.add("criteria = {'exclusive': criterion}")
-    with pytest.raises(UserError, match=r"criterion has no effect.*criteria, for exclusive"):
+    tiny = experiment(text=text, classes=("mito", "nuc"), softmax=["mito", "nuc"])
+    assert main_head(tiny.config()) == "softmax"
+    tiny.add("criteria = {'softmax': criterion}")
+    with pytest.raises(UserError, match=r"criterion has no effect.*criteria, for softmax"):
         tiny.config()
 
 

@@ -77,7 +77,7 @@ def test_derived_channels_are_trained_predicted_and_made_into_objects(experiment
 
 
 def test_a_continued_run_ends_as_an_undisturbed_one(experiment):
-    tiny = experiment(text=DERIVED, exclusive=["nuc", "mito_boundary"])
+    tiny = experiment(text=DERIVED, softmax=["nuc", "mito_boundary"])
     split_in_two(tiny)
     weights = []
     for run_name, ends in (("whole", (2,)), ("stopped", (1, 2))):

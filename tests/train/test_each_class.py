@@ -35,13 +35,13 @@ def test_what_is_said_of_several_channels_is_left_to_the_network_that_has_them(e
         from common.config.derived import boundary
 
         derived = {"edge": boundary("nuc", inside=16, outside=16)}
-        exclusive = ("mito", "er")
+        softmax = ("mito", "er")
         class_sampling_weights = {"er": 2.0}
         """
     )
     of_mito = each_class.member(tiny.folder, "mito", data=tiny.data)
     assert of_mito.channels == ("mito",)
-    assert (of_mito.exclusive, of_mito.class_sampling_weights) == ((), {})
+    assert (of_mito.softmax, of_mito.class_sampling_weights) == ((), {})
     assert "class_sampling_weights={}" in each_class.settings_of(tiny.config(), "er")
 
 

@@ -104,7 +104,7 @@ def test_a_batch_of_which_nothing_is_known_has_loss_0(config):
 
 def test_the_softmax_is_trained_where_it_is_known_which_channel_is_true(config):
     derived = {"rest": background("mito"), "between": border("mito", gap=24)}
-    settings = config(derived, exclusive=["rest", "mito", "between"])
+    settings = config(derived, softmax=["rest", "mito", "between"])
     target = mixed(2, exclusive=(3, 0, 4))
     target.derived[:] = (target.derived > 0).float().where(~target.derived.isnan(), torch.nan)
     logits = logits_for(5)
@@ -123,7 +123,7 @@ def test_the_softmax_is_trained_where_it_is_known_which_channel_is_true(config):
     grad = logits.grad[:, [3, 0, 4]]
     assert (grad.movedim(1, -1)[truth == -1] == 0).all()
     assert (grad.movedim(1, -1)[truth >= 0] != 0).all()
-    torch_own = settings.__class__(**vars(settings) | {"criteria": {"exclusive": F.cross_entropy}})
+    torch_own = settings.__class__(**vars(settings) | {"criteria": {"softmax": F.cross_entropy}})
     again = build(torch_own, CPU)(logits, target, None) - build(settings, CPU)(logits, target, None)
     assert abs(again.item()) < 1e-6
 
@@ -201,7 +201,7 @@ def test_a_distance_counts_as_inside_or_outside():
 
 def test_a_run_begins_at_the_frequencies_of_all_channels(config):
     derived = CHANNELS | {"rest": background("mito")}
-    settings = config(derived, exclusive=["rest", "mito"])
+    settings = config(derived, softmax=["rest", "mito"])
     counts = priors.Frequencies(
         np.array([20.0, 10, 40, 5, 30, 8, 30, 60]), np.array([80.0, 90, 60, 95, 70, 2, 70, 40])
     )
@@ -217,11 +217,11 @@ def test_a_run_begins_at_the_frequencies_of_all_channels(config):
 
 
 def test_voxels_of_no_exclusive_class_are_told(experiment):
-    tiny = experiment(exclusive=["mito", "nuc"], classes=("mito", "nuc"))
+    tiny = experiment(softmax=["mito", "nuc"], classes=("mito", "nuc"))
     settings = tiny.config()
     found = priors.measure(settings, open_data(settings), CPU)
     [sentence] = found.notices(settings)
     assert "none of mito, nuc is true in" in sentence and "add a background(...)" in sentence
     derived = {"rest": background("mito")}
-    all_of_them = tiny.config(derived=derived, exclusive=["rest", "mito"])
+    all_of_them = tiny.config(derived=derived, softmax=["rest", "mito"])
     assert priors.measure(all_of_them, open_data(all_of_them), CPU).notices(all_of_them) == []
