@@ -22,10 +22,10 @@ import numpy as np
 from common.data.box import slices
 from common.errors import UserError
 from common.infer.boxes import Box
-from common.infer.components import Components, Index, find_components, label
-from common.infer.flooding import watershed_of_boundary, watershed_of_distance
-from common.infer.mutex import mutex_watershed
-from common.infer.split import SIDES, split_object
+from common.infer.objects.components import Components, Index, find_components, label
+from common.infer.objects.flooding import watershed_of_boundary, watershed_of_distance
+from common.infer.objects.mutex import mutex_watershed
+from common.infer.objects.split import SIDES, split_object
 from common.infer.volume import (
     Block,
     BlockWork,

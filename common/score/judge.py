@@ -15,8 +15,8 @@ import numpy as np
 
 from common.data import regrid
 from common.data.annotation import LabelReader
-from common.data.import_volumes import is_imported
 from common.data.ngff import Grid, Level
+from common.data.own.volumes import is_imported
 from common.infer.volume import EVERYWHERE
 from common.score import challenge, quality
 from common.score.quality import ObjectCounts, VoxelCounts

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.config.load import data_root, load_config
 from common.data import fingerprint, layout, make_split
-from common.data.own_crops import Division, OwnCrop, divide, positives, read_crops, unlabelled_rest
+from common.data.own.crops import Division, OwnCrop, divide, positives, read_crops, unlabelled_rest
 from common.data.sources.place import FILES
 from common.errors import UserError
 from common.files import REPOSITORY

@@ -18,10 +18,10 @@ import numpy as np
 from common import runtime
 from common.classes import INSTANCES, atoms_of
 from common.data import layout
-from common.data.contrast import are_opposite, contrast
 from common.data.level import Level
 from common.data.ngff import open_levels
-from common.data.own_crops import OwnCrop, in_order
+from common.data.own.contrast import are_opposite, contrast
+from common.data.own.crops import OwnCrop, in_order
 from common.errors import UserError
 from common.model.resenc import plan_resenc
 

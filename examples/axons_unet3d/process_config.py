@@ -5,8 +5,8 @@ A voxel is of a class where its probability is above the threshold of the class.
 
 import math
 
-from common.infer.flooding import watershed_of_boundary
 from common.infer.instances import remove_small
+from common.infer.objects.flooding import watershed_of_boundary
 
 from .data import classes
 

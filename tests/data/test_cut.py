@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from common.data.annotation import encoding_of
-from common.data.cut import GAP, LEAST_VALIDATED, choose_cut, cut_crop, is_part
-from common.data.label_facts import look
 from common.data.ngff import open_levels, write_multiscale
+from common.data.own.cut import GAP, LEAST_VALIDATED, choose_cut, cut_crop, is_part
+from common.data.own.facts import look
 
 UNKNOWN = {
     "cellmap": {

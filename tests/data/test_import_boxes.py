@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from common.data.import_boxes import boxes
+from common.data.own.boxes import boxes
 from common.errors import UserError
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from common.data import layout
-from common.data.import_volumes import import_data
 from common.data.ngff import open_levels
+from common.data.own.volumes import import_data
 from common.errors import UserError
 from tests.data import foreign_writers as writers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.data.import_labels import Named, by_table, named
+from common.data.own.labels import Named, by_table, named
 from common.errors import UserError
 
 

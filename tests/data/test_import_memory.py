@@ -30,8 +30,8 @@ IMPORT = """
 import json, re, sys
 from pathlib import Path
 
-from common.data import import_copy
-from common.data.import_volumes import import_data
+from common.data.own import copying
+from common.data.own.volumes import import_data
 
 def peak():
     # ru_maxrss would begin with what the process that started this one had
@@ -41,7 +41,7 @@ def peak():
 class Enough(Exception):
     pass
 
-def put(array, bar, block, plain=import_copy.put):
+def put(array, bar, block, plain=copying.put):
     global left
     left -= 1
     if left < 0:
@@ -50,7 +50,7 @@ def put(array, bar, block, plain=import_copy.put):
 
 folder = sys.argv[1]
 left = 10**9
-import_copy.put = put
+copying.put = put
 say = lambda _: None
 options = {"voxel_size": (8.0,) * 3, "data": f"{folder}/data", "say": say}
 import_data(f"{folder}/warm.tif", "warm", **options)  # libraries and their threads

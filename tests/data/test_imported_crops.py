@@ -9,7 +9,7 @@ import tifffile
 from common.data import crops, layout
 from common.data.crop_cache import CropCache
 from common.data.crops import CropRequest, open_crops
-from common.data.import_volumes import import_data
+from common.data.own.volumes import import_data
 from common.data.split import Row
 
 SHAPE = (24, 30, 36)

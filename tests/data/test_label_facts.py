@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.data import label_facts
-from common.data.label_facts import look
 from common.data.ngff import open_levels, write_multiscale
+from common.data.own import facts
+from common.data.own.facts import look
 
 ANNOTATION = {
     "cellmap": {
@@ -29,7 +29,7 @@ def facts_of(tmp_path, volume, scale=(8, 8, 8), attributes=None):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(label_facts, "LEAST_BLOCK", 16)
+    monkeypatch.setattr(facts, "LEAST_BLOCK", 16)
 
 
 def test_planes_are_counted_as_numpy_counts_them(tmp_path):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from common.data import layout
-from common.data.import_volumes import import_data
 from common.data.ngff import open_levels
+from common.data.own.volumes import import_data
 from tests.data.foreign_writers import PLACE, VOLUME, VOXEL
 
 RECORDED = sorted((Path(__file__).parent / "recorded").glob("*.zip"))

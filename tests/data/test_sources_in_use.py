@@ -11,8 +11,8 @@ import torch
 from conftest import CROPS, VOXEL_SIZE, datasplit_text
 
 from common.data import layout
-from common.data.import_volumes import import_data
 from common.data.ngff import open_levels
+from common.data.own.volumes import import_data
 from common.data.sources import remote
 from common.errors import UserError
 from tests.data import foreign_writers as writers

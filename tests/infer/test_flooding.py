@@ -12,10 +12,10 @@ from skimage.morphology import local_maxima
 from skimage.segmentation import watershed as flood
 
 from common.errors import UserError
-from common.infer import graph
-from common.infer.basins import MARGIN, find_basins
-from common.infer.graph import PARTS, Contacts, Graph
 from common.infer.instances import watershed_of_boundary, watershed_of_distance
+from common.infer.objects import graph
+from common.infer.objects.basins import MARGIN, find_basins
+from common.infer.objects.graph import PARTS, Contacts, Graph
 from common.infer.volume import Volume
 from tests.infer.test_instances import same_partition, volume
 

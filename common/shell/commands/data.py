@@ -123,7 +123,8 @@ def import_data(raw: str, labels: str, values: str | None, voxel_size: Any, **gi
     Goes on where an earlier call stopped. A picture of the dataset, for a look at where raw and
     labels lie, is put beside its store.
     """
-    from common.data import import_labels, import_volumes
+    from common.data.own import labels as own_labels
+    from common.data.own import volumes
     from common.show import dataset
 
     if values and not labels:
@@ -134,9 +135,9 @@ def import_data(raw: str, labels: str, values: str | None, voxel_size: Any, **gi
             "several classes, --values 1=mito,2=er"
         )
     of_class: Any = (
-        import_labels.by_table(labels, values) if values else options.pairs("--labels", labels)
+        own_labels.by_table(labels, values) if values else options.pairs("--labels", labels)
     )
-    store = import_volumes.import_data(
+    store = volumes.import_data(
         raw, labels=of_class, voxel_size=voxel_size, **options.given(given), say=click.echo
     )
     click.echo(f"{dataset.draw(store)}: a picture of it")

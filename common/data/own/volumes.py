@@ -18,13 +18,15 @@ import numpy as np
 import zarr
 
 from common.config.load import data_root
-from common.data import import_boxes, import_copy, layout, ngff
+from common.data import layout, ngff
 from common.data.annotation import refuse_raw
-from common.data.import_boxes import Box
-from common.data.import_copy import Bar
-from common.data.import_labels import Named, named
 from common.data.level import Grid, Level
 from common.data.metadata import UNFINISHED
+from common.data.own import boxes as own_boxes
+from common.data.own import copying
+from common.data.own.boxes import Box
+from common.data.own.copying import Bar
+from common.data.own.labels import Named, named
 from common.data.placement import check_crop
 from common.data.records import read_attributes
 from common.data.sources import excerpt as excerpts
@@ -109,12 +111,12 @@ def import_data(  # noqa: PLR0913  # the options of the command
         raw: a volume of any kind, see `common.data.sources.place`.
         dataset: its name from now on.
         labels: the volume of each class, on the voxels of the raw or at their own translation; with
-            the values of the class in one that holds several, see `common.data.import_labels`.
+            the values of the class in one that holds several, see `common.data.own.labels`.
         instances: those of the classes whose values are ids of objects.
         crops: boxes of the labels, in their voxels: "z0:z1,y0:y1,x0:x1"; all of them unless given.
             They become crop1, crop2, ...
         blocks: into how many blocks each of these is cut, which become crops instead.
-        gap: voxels between blocks; see `common.data.import_boxes`.
+        gap: voxels between blocks; see `common.data.own.boxes`.
         unknown: the value of voxels in all labels of which nobody knows what they are.
         voxel_size: nm, of all volumes that do not say theirs.
         link: refer to the volumes where they are, instead of copying them.
@@ -135,7 +137,7 @@ def import_data(  # noqa: PLR0913  # the options of the command
             "too"
         )
     level = _opened(raw, voxel_size)
-    whole = import_boxes.whole(level)
+    whole = own_boxes.whole(level)
     jobs = [_import_of(level, Named(raw), whole, kind=RAW, group=store / layout.RAW)]
     jobs += _label_imports(
         of_class, level, store, boxes=(crops, blocks, gap), instances=instances, size=voxel_size
@@ -228,7 +230,7 @@ def _label_imports(
 ) -> list[Import]:
     """The labels of each crop and class. Raises UserError before anything is written.
 
-    boxes: crops, blocks and gap, see `import_boxes.boxes`.
+    boxes: crops, blocks and gap, see `common.data.own.boxes`.
     """
     jobs = []
     first: Level | None = None
@@ -242,7 +244,7 @@ def _label_imports(
                 f"{_grid_text(first.grid)}; the classes of a crop share one grid"
             )
         kind = INSTANCE if name in instances else SEMANTIC
-        for number, box in enumerate(import_boxes.boxes(level, *boxes), 1):
+        for number, box in enumerate(own_boxes.boxes(level, *boxes), 1):
             crop = store / layout.LABELS / f"crop{number}"
             job = _import_of(level, label, box, kind=kind, group=crop / name)
             check_crop(level.path, job.level, raw, raw.scale)
@@ -401,19 +403,17 @@ def _copy(job: Import, array: zarr.Array | None) -> Found:
 
     def is_done(bar: Bar) -> bool:
         # what labels hold is counted from their first voxel on
-        return job.is_raw and import_copy.is_written(array, job.group / "s0", bar)
+        return job.is_raw and copying.is_written(array, job.group / "s0", bar)
 
     def write(bar: Bar, block: np.ndarray) -> None:
         taken = job.excerpt.taken(block)
         if not job.is_raw:
             found.look(job, block, taken)
         if array is not None:
-            import_copy.put(array, bar, taken)
+            copying.put(array, bar, taken)
 
     store = next(folder for folder in job.group.parents if folder.suffix == ".zarr")
-    import_copy.copy(
-        job.stored, job.chunks, write, is_done=is_done, scratch=store, what=job.group.name
-    )
+    copying.copy(job.stored, job.chunks, write, is_done=is_done, scratch=store, what=job.group.name)
     if not job.is_raw:
         found.note(job)
     return found

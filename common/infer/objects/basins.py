@@ -17,8 +17,8 @@ import numpy as np
 
 from common.data.box import slices
 from common.infer.boxes import Box
-from common.infer.components import Index, find_components
-from common.infer.graph import Contacts, Graph, combined, joined
+from common.infer.objects.components import Index, find_components
+from common.infer.objects.graph import Contacts, Graph, combined, joined
 from common.infer.volume import (
     Block,
     BlockWork,
@@ -117,7 +117,7 @@ def _climbed(landscape: Volume, ids: Volume, block: Block, _: None) -> np.ndarra
     stop = np.array([along.stop for along in box])
     is_open = np.stack([start > 0, stop < ids.shape], axis=1)
     top = np.empty(own.shape, np.int64)
-    from common.infer.climb import climb  # which imports numba
+    from common.infer.objects.climb import climb  # which imports numba
 
     climb(landscape.read(box), own.astype(np.int64), is_open, top)
     top = top[within(block.core, box)]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.data.annotation import LabelReader
-from common.data.label_facts import LabelFacts
 from common.data.level import Level
 from common.data.ngff import pick_level
+from common.data.own.facts import LabelFacts
 
 SAMPLE = 64
 """Voxels on an axis that are looked at, in the middle of what is positive."""

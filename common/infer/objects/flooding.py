@@ -14,8 +14,8 @@ import numpy as np
 from scipy import ndimage
 
 from common.errors import UserError
-from common.infer.basins import find_basins, with_margin, within
-from common.infer.graph import over_means, over_passes
+from common.infer.objects.basins import find_basins, with_margin, within
+from common.infer.objects.graph import over_means, over_passes
 from common.infer.volume import Block, BlockWork, Volume, fill, probabilities
 
 SMOOTHING = 1.0

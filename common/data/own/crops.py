@@ -13,9 +13,9 @@ from common.classes import ATOM_IDS, GROUP_ATOMS
 from common.data import catalogue, layout
 from common.data.catalogue import CropInfo
 from common.data.choose_sides import Sides, SplitRules, choose_sides
-from common.data.cut import Cut, choose_cut, cut_crop, is_part
-from common.data.label_facts import LabelFacts, look
 from common.data.ngff import open_levels
+from common.data.own.cut import Cut, choose_cut, cut_crop, is_part
+from common.data.own.facts import LabelFacts, look
 from common.errors import UserError
 from common.talk import count, progress, some, voxels
 

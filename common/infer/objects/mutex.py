@@ -21,10 +21,10 @@ import numpy as np
 
 from common.data.box import slices
 from common.errors import UserError
-from common.infer.basins import relabelled, with_margin, within
 from common.infer.boxes import Box
-from common.infer.components import find_components
-from common.infer.graph import Contacts, combined, joined
+from common.infer.objects.basins import relabelled, with_margin, within
+from common.infer.objects.components import find_components
+from common.infer.objects.graph import Contacts, combined, joined
 from common.infer.volume import (
     Block,
     BlockWork,

@@ -94,10 +94,10 @@ def _summed(values: np.ndarray, group: np.ndarray, n: int) -> np.ndarray:
 def over_passes(graph: Graph, summits: np.ndarray, neck: float) -> np.ndarray:
     """(n,) part 0..m-1 of each basin, where those are joined that no neck divides.
 
-    By the rule of `common.infer.split`: over the highest pass first, unless it lies below `neck`
-    times the lower of the two summits.
+    By the rule of `common.infer.objects.split`: over the highest pass first, unless it lies below
+    `neck` times the lower of the two summits.
     """
-    from common.infer import climb
+    from common.infer.objects import climb
 
     contacts = graph.contacts
     # stable, so that equal passes are taken in the order of their basins

@@ -19,10 +19,10 @@ import numpy as np
 from common.data import ngff
 from common.data.annotation import INSTANCE_TYPE, encoding_of
 from common.data.box import slices
-from common.data.import_volumes import IMPORTED, is_imported
-from common.data.label_facts import LabelFacts
 from common.data.level import Grid, Level
 from common.data.metadata import UNFINISHED
+from common.data.own.facts import LabelFacts
+from common.data.own.volumes import IMPORTED, is_imported
 from common.data.records import read_attributes
 
 CUT = "cut"

@@ -1,0 +1,1 @@
+"""Objects of volumes larger than memory: pieces, basins, fragments, joined over blocks."""
