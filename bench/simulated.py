@@ -150,6 +150,7 @@ def measure(folder: Path, workers: int, seconds: float) -> dict[str, float]:
 
     from common.config.load import load_config
     from common.data import loaders
+    from common.data.batches import training_batches
     from common.files import REPOSITORY
 
     begun = time.perf_counter()
@@ -163,7 +164,7 @@ def measure(folder: Path, workers: int, seconds: float) -> dict[str, float]:
     )
     data = loaders.open_data(config)
     opened = time.perf_counter()
-    batches = loaders.training_batches(config, data, torch.device("cpu"))
+    batches = training_batches(config, data, torch.device("cpu"))
     each = batches.between(0, 10**9)
     next(each)
     first = time.perf_counter()

@@ -24,7 +24,8 @@ from cellmap_segmentation_challenge.utils import (
 )
 from common.classes import TESTED
 from common.data import targets
-from common.data.loaders import open_data, training_batches
+from common.data.batches import training_batches
+from common.data.loaders import open_data
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.train.record import read_history

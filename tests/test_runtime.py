@@ -60,7 +60,7 @@ def test_cuda_trains_and_its_checkpoint_goes_on_on_a_cpu(experiment, precision):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_sees_the_batches_of_the_cpu(experiment):
-    from common.data import loaders
+    from common.data import batches, loaders
 
     rotate = {
         "rotate": {"axes": {"z": [-180, 180], "x": [-90, 90]}},
@@ -68,7 +68,7 @@ def test_cuda_sees_the_batches_of_the_cpu(experiment):
     }
     config = experiment(spatial_transforms=rotate).config()
     data = loaders.open_data(config)
-    cpu = next(loaders.training_batches(config, data, torch.device("cpu")).between(0, 4))
-    cuda = next(loaders.training_batches(config, data, torch.device("cuda")).between(0, 4))
+    cpu = next(batches.training_batches(config, data, torch.device("cpu")).between(0, 4))
+    cuda = next(batches.training_batches(config, data, torch.device("cuda")).between(0, 4))
     torch.testing.assert_close(cuda.raw.cpu(), cpu.raw, atol=2e-3, rtol=0)
     assert (cuda.target.rows.cpu() != cpu.target.rows).float().mean() < 1e-3

@@ -21,13 +21,8 @@ from common.config.load import environment
 from common.config.public import DATA_RULES, OF_A_LOADER, translate_data
 from common.config.settings import TrainConfig, describe
 from common.data import augment
-from common.data.loaders import (
-    Batch,
-    Batches,
-    open_data,
-    training_batches,
-    validation_batches,
-)
+from common.data.batches import Batch, Batches, training_batches, validation_batches
+from common.data.loaders import open_data
 from common.talk import note
 
 __getattr__ = names_of(__name__, {})

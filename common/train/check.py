@@ -16,7 +16,7 @@ from common import runtime
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import targets
-from common.data.loaders import Batch
+from common.data.batches import Batch
 from common.talk import count, duration, nm, size
 from common.train import steps
 from common.train.checkpoint import bytes_of_run

@@ -17,7 +17,7 @@ from torch import nn
 from common import runtime
 from common.config.load import load_config
 from common.data import targets
-from common.data.loaders import Batch
+from common.data.batches import Batch
 from common.errors import UserError
 from common.model.forward import ForwardPass
 from common.show import figures

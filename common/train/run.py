@@ -20,7 +20,7 @@ from common import runtime, stopping, talk
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import loaders, sampling
-from common.data.loaders import Batch
+from common.data.batches import Batch
 from common.data.workers import WorkerLost
 from common.errors import FileError, NotFinite
 from common.files import REPOSITORY

@@ -16,7 +16,8 @@ from common import runtime
 from common.config.heads import exclusive_channels
 from common.config.settings import TrainConfig
 from common.data import augment, loaders
-from common.data.loaders import Batch, Batches, Data, training_batches, validation_batches
+from common.data.batches import Batch, Batches, training_batches, validation_batches
+from common.data.loaders import Data
 from common.errors import UserError
 from common.model import activation
 from common.model.build import build_model

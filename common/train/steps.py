@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from common.data import targets
-from common.data.loaders import Batch, Batches, WorkerLost
+from common.data.batches import Batch, Batches, WorkerLost
 from common.data.normalize import Scalings
 from common.data.targets import Target
 from common.errors import UserError

@@ -25,6 +25,7 @@ from common.config.load import load_config, load_process_config
 from common.config.public_rules import RULES
 from common.config.settings import TrainConfig
 from common.data import loaders, split
+from common.data.batches import training_batches
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.train import check as check_module
@@ -484,7 +485,7 @@ def test_batches_with_transforms_as_given_are_the_same_for_any_number_of_workers
     data = path.parents[1] / "data"
     config = load_config(path, (*HERE, f"num_workers={workers}"), data)
     crops = loaders.open_data(config)
-    batches = loaders.training_batches(config, crops, torch.device("cpu"))
+    batches = training_batches(config, crops, torch.device("cpu"))
     first = [batch.raw for batch in batches.between(0, 6)]
     again = [batch.raw for batch in batches.between(2, 6)]
     assert all(torch.equal(one, other) for one, other in zip(first[1:], again, strict=True))

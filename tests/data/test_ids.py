@@ -12,8 +12,9 @@ import zarr
 
 from common.config.derived import affinities, boundary
 from common.data import derive, loaders, sampling
+from common.data.batches import training_batches, validation_batches
 from common.data.ids import IdWriter, reduced
-from common.data.loaders import open_data, training_batches, validation_batches
+from common.data.loaders import open_data
 from common.errors import UserError
 
 CPU = torch.device("cpu")

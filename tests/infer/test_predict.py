@@ -24,7 +24,7 @@ from conftest import CLASSES, CROPS, Experiment, write_data
 from scipy.special import expit
 
 from common import runtime, stopping
-from common.data import loaders, ngff, normalize, regions
+from common.data import batches, loaders, ngff, normalize, regions
 from common.data.ngff import open_levels, write_multiscale
 from common.data.normalize import Scaling
 from common.errors import FileError, UserError
@@ -109,7 +109,7 @@ def validation_logits(tiny: Experiment, **settings) -> np.ndarray:
     shape = np.array(config.target_array_info["shape"])
     whole = np.full((len(config.classes), *grid.shape), np.nan, np.float32)
     samples = iter(data.blocks)
-    for batch in loaders.validation_batches(config, data, torch.device("cpu")).between(
+    for batch in batches.validation_batches(config, data, torch.device("cpu")).between(
         0, len(data.blocks)
     ):
         with torch.inference_mode():

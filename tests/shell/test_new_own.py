@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.config.load import load_config, load_process_config
-from common.data import layout, loaders
+from common.data import batches, layout, loaders
 from common.data.annotation import INSTANCE_TYPE
 from common.data.ngff import open_levels, write_multiscale
 from common.data.split import read_datasplit
@@ -72,7 +72,7 @@ def made(tmp_path, monkeypatch):
 
 def batches_of(config):
     data = loaders.open_data(config)
-    return loaders.training_batches(config, data, torch.device("cpu"))
+    return batches.training_batches(config, data, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 
 from common import stopping
 from common.data import crops
-from common.data.loaders import WorkerLost
+from common.data.batches import WorkerLost
 from common.files import REPOSITORY
 from common.stopping import Stopped
 from common.train import checkpoint, setup, steps

@@ -10,7 +10,7 @@ import torch
 from sklearn import metrics as reference
 from torch import nn
 
-from common.data.loaders import Batch
+from common.data.batches import Batch
 from common.data.sampling import Patch
 from common.model.forward import ForwardPass
 from common.runtime import Precision
@@ -130,7 +130,7 @@ class _Blocks(list):
 
 
 class _Fixed:
-    """Batches from a list, as common.data.loaders.Batches gives them."""
+    """Batches from a list, as common.data.batches.Batches gives them."""
 
     def __init__(self, batches: list[Batch]):
         self.batches = batches
