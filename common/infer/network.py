@@ -25,7 +25,7 @@ from common.data.sampling import Patch
 from common.errors import UserError
 from common.files import REPOSITORY, sha256_of_file
 from common.infer.window import Forward, Window, find_window, with_agreement
-from common.model import activation, build, seen_range
+from common.model import activation, build, published, seen_range
 from common.model.forward import ForwardPass, is_2d
 from common.model.shapes import Shapes
 from common.provenance import provenance
@@ -113,7 +113,8 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
         checkpoint.refuse_other_classes(path, saved, config.channels)
         _refuse_other_input(path, saved["settings"], config)
     device = runtime.pick_device(config.device)
-    model = build.build_model(config, device)
+    with published.replaced():
+        model = build.build_model(config, device)
     if is_whole:
         checkpoint.load_weights(model, saved, path)
     else:

@@ -60,14 +60,15 @@ def load_backbone(name: str = "setup04/1820500", pretrained: bool = True) -> nn.
     """The U-Net of a COSEM network without its upsampling and head, on the CPU, in eval mode.
 
     (B, 1, z, y, x) to (B, 72, z - 180, y - 180, x - 180); voxels of input and output have the same
-    size, 8 nm for setup04. Raises what `weights_path` raises.
+    size, 8 nm for setup04. Raises what `weights_path` raises. Where `published.are_wanted` says no,
+    weights are not read.
 
     Args:
         name: setup and iteration.
         pretrained: False takes torch's default initialisation, drawn from its generator, on its
             default device; the caller should say so.
     """
-    if pretrained:
+    if pretrained and published.are_wanted():
         return _read_backbone(name, weights_path(name))
     return _new_backbone(name).eval()
 

@@ -7,6 +7,7 @@ import json
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,27 @@ Record = dict[str, Any]
 
 Check = Callable[[Path, str], None]
 """`check(path, sha256)` raises UserError, "path: what is wrong; what to do", for another file."""
+
+
+_REPLACED = ContextVar("replaced", default=False)
+
+
+@contextmanager
+def replaced() -> Iterator[None]:
+    """Context manager: what is built in it gets all of its weights from a checkpoint afterwards.
+
+    So `are_wanted` is false, and a machine that predicts needs no published file.
+    """
+    token = _REPLACED.set(True)
+    try:
+        yield
+    finally:
+        _REPLACED.reset(token)
+
+
+def are_wanted() -> bool:
+    """Whether a network that begins with published weights is to read them."""
+    return not _REPLACED.get()
 
 
 def cached(path: Path, url: str, *, check: Check) -> Path:

@@ -65,7 +65,8 @@ def build_vgg16(
         raise UserError(f"stages = {stages}; write 1 to {len(STAGES)}")
     model = VGG16UNet(len(classes), stages)
     if weights == IMAGENET:
-        model.load_encoder(read_weights(weights_path()))
+        if published.are_wanted():
+            model.load_encoder(read_weights(weights_path()))
     else:
         frozen = ", and freeze_encoder keeps it so" if freeze_encoder else ""
         say(f"WARNING: weights = '{RANDOM}': the encoder of VGG16 is NOT pretrained{frozen}")

@@ -248,6 +248,18 @@ def test_records_and_scores_name_all_networks(seeds):
     assert "one epoch" in scored["metric"] and "second epoch" in scored["metric"]
 
 
+def test_prediction_asks_for_no_published_weights(experiment):
+    """Those of the checkpoint are all that there are: a node of a cluster may be offline."""
+    tiny = experiment()
+    path = tiny.train().checkpoint
+    model = (tiny.folder / "model.py").read_text()
+    asked = "    assert not published.are_wanted()\n    return"
+    tiny.write(
+        "model.py", "from common.model import published\n" + model.replace("    return", asked)
+    )
+    assert predicted(tiny, path, into="offline").any()
+
+
 def test_crops_that_a_network_was_trained_on_are_noted(experiment, capfd):
     tiny = experiment()
     text = (tiny.folder / "datasplit.csv").read_text()

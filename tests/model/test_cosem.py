@@ -520,3 +520,9 @@ def test_cache_path_moves_pretrained_weights(experiment, tiny, server, tmp_path,
 def test_the_cache_is_in_the_repository_unless_moved(monkeypatch):
     monkeypatch.delenv("CELLMAP_CACHE", raising=False)
     assert cosem.cache_folder() == ROOT / "cache"
+
+
+def test_weights_that_a_checkpoint_replaces_are_not_read(monkeypatch):
+    monkeypatch.setattr(cosem, "weights_path", None)
+    with published.replaced():
+        assert not cosem.load_backbone("setup04/1820500").training

@@ -87,6 +87,13 @@ def test_weights_of_torchvision_are_read_by_their_names(cache, monkeypatch):
     assert torch.equal(model.encoder[1][1].bias, bias)
 
 
+def test_what_a_checkpoint_replaces_is_not_fetched(cache, monkeypatch):
+    monkeypatch.setattr(published, "urlopen", None)
+    with published.replaced():
+        build_vgg16(["mito"], stages=1)
+    assert published.are_wanted()
+
+
 def test_without_network_the_sentence_says_which_file_to_put_where(cache, monkeypatch):
     def offline(*_, **__):
         raise URLError("Name or service not known")
