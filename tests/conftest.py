@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import sys
 import textwrap
@@ -95,6 +96,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def one_thread() -> None:
     """Tests share their machine, and sums in one thread are the same on every run."""
     torch.set_num_threads(1)
+    # of the processes that tests start, too: more threads than cores wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

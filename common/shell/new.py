@@ -127,7 +127,9 @@ def _find(source: str | Path) -> Path:
     experiments = []
     for pattern in ("*/train_config.py", "examples/*/train_config.py"):
         experiments += [name_of(path.parent) for path in REPOSITORY.glob(pattern)]
-    hint = f"copy one of {some(sorted(experiments))}" if experiments else "name the folder of one"
+    # the baselines first
+    experiments.sort(key=lambda name: ("/" in name, name))
+    hint = f"copy one of {some(experiments)}" if experiments else "name the folder of one"
     raise FileNotFoundError(f"{source}: no experiment, as it holds no train_config.py; {hint}")
 
 

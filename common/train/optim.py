@@ -249,8 +249,10 @@ def _output_layers(
     named = set().union(*ends)
     layers: dict[str, Any] = {}
     for name, module in model.named_modules():
+        if not _has_channels(module, classes):
+            continue
         is_end = f"{name}.weight".lstrip(".") in named if named else _is_pointwise(module)
-        if is_end and _has_channels(module, classes):
+        if is_end:
             layers[name] = module
     return layers
 
@@ -265,6 +267,6 @@ def _has_channels(module: nn.Module, classes: int) -> bool:
 
 
 def _is_pointwise(module: nn.Module) -> bool:
-    """Whether a layer looks at one voxel alone."""
+    """Whether a convolution, or a linear layer, looks at one voxel alone."""
     kernel = getattr(module, "kernel_size", ())
     return max(kernel, default=1) == 1
