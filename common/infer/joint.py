@@ -22,8 +22,7 @@ from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import ngff, pseudo, regions, regrid, split
 from common.data.annotation import LabelReader
-from common.data.crops import stamp_of_labels
-from common.data.decode import Labels, encode_known
+from common.data.crops import Labels, encode_known, stamp_of_labels
 from common.data.level import Grid, Level
 from common.data.palette import UNKNOWN
 from common.data.regions import Region
