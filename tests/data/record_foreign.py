@@ -64,28 +64,25 @@ def transformations() -> list[list[dict]]:
     return levels
 
 
-def ome_zarr_04(path: str) -> None:
-    group = zarr.open_group(path, mode="w", zarr_format=2)
+def ome_zarr(path: str, zarr_format: int, fmt: FormatV04 | FormatV05) -> None:
+    """By ome-zarr, of a pyramid that is given."""
+    group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
     axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
     write_multiscale(
         [VOLUME, HALF],
         group,
-        fmt=FormatV04(),
+        fmt=fmt,
         axes=axes,
         coordinate_transformations=transformations(),
     )
+
+
+def ome_zarr_04(path: str) -> None:
+    ome_zarr(path, 2, FormatV04())
 
 
 def ome_zarr_05(path: str) -> None:
-    group = zarr.open_group(path, mode="w", zarr_format=3)
-    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
-    write_multiscale(
-        [VOLUME, HALF],
-        group,
-        fmt=FormatV05(),
-        axes=axes,
-        coordinate_transformations=transformations(),
-    )
+    ome_zarr(path, 3, FormatV05())
 
 
 def ome_zarr_tczyx(path: str) -> None:
