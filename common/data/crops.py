@@ -22,6 +22,7 @@ import numpy as np
 from common.classes import Declared
 from common.data import ngff, pseudo
 from common.data.annotation import INSTANCE_TYPE, LabelReader, encoding_of
+from common.data.box import boxes
 from common.data.crop_cache import CropCache, label_stamp, raw_stamp
 from common.data.ids import IdWriter, ids_file, reduced
 from common.data.level import Grid, Level, MissingChunks
@@ -571,11 +572,8 @@ def _remarks(readers: Sequence[LabelReader]) -> np.ndarray:
 
 def _blocks(job: Decoding) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Iterate over the blocks that cover the reduced labels: first voxel, and last + 1."""
-    shape = np.array(job.label_grid.shape)
     edge = np.maximum(1, BLOCK // job.label_factor)
-    for number in np.ndindex(*(-(-shape // edge))):
-        start = number * edge
-        yield start, np.minimum(start + edge, shape)
+    return boxes(job.label_grid.shape, edge)
 
 
 def _matching_level(job: Decoding, name: str) -> Level:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import ngff, pseudo, regions, regrid, split
 from common.data.annotation import LabelReader
+from common.data.box import boxes
 from common.data.crops import Labels, encode_known, stamp_of_labels
 from common.data.level import Grid, Level
 from common.data.palette import UNKNOWN
@@ -226,13 +227,14 @@ def _made_of(joint: Joint, row: Row) -> dict[str, Any]:
     for name in row.annotated:
         volume = row.class_volume(name)
         stamps[name] = stamp_of_labels(volume, ngff.open_levels(volume)[0])
-    rules = asdict(joint.rules)
-    return {
+    made_of = {
         "networks": {member.name: member.sha256 for member in joint.members},
         "annotation": stamps,
         "threshold": joint.threshold,
-        "rules": {name: list(v) if isinstance(v, tuple) else v for name, v in rules.items()},
+        "rules": asdict(joint.rules),
     }
+    # as it is read back: tuples are lists there
+    return json.loads(json.dumps(made_of))
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -334,12 +336,12 @@ def _write_crop(joint: Joint, job: CropJob, folder: Path) -> Completed:
     written = _Written.begin(folder, grid, classes)
     completed = Completed()
     known = np.zeros(len(classes), bool)
-    blocks = list(_blocks(grid.shape))
+    blocks = list(boxes(grid.shape, (CHUNK,) * 3))
     with progress(len(blocks), f"completing {job.row.name}", unit="block") as bar:
         for start, stop in blocks:
             labels = _known_labels(readers, classes, joint.rules, start=start, stop=stop)
             place = Grid(grid.origin + start * grid.scale, grid.scale, tuple(stop - start))
-            probabilities = np.stack([_on(level, place) for level in predicted])
+            probabilities = np.stack([regrid.ids(level, place) for level in predicted])
             filled = pseudo.fill(
                 labels, probabilities, classes, threshold=joint.threshold, rules=joint.rules
             )
@@ -384,21 +386,6 @@ def _readers(job: CropJob) -> list[LabelReader]:
 def _prediction(member: Member, job: CropJob) -> Level:
     folder = job.region.folder(member.config.path("predictions_path"))
     return ngff.open_levels(folder / member.name)[0]
-
-
-def _on(level: Level, grid: Grid) -> np.ndarray:
-    """(z, y, x) uint8: the nearest voxels of a prediction; 0 outside of it."""
-    values = np.zeros(grid.shape, np.uint8)
-    for where, slab in regrid.nearest(level, grid):
-        values[where] = slab
-    return values
-
-
-def _blocks(shape: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The blocks of a volume: first voxel, and last + 1."""
-    for number in np.ndindex(*(-(-n // CHUNK) for n in shape)):
-        start = np.array(number) * CHUNK
-        yield start, np.minimum(start + CHUNK, shape)
 
 
 def _known_labels(

@@ -186,10 +186,12 @@ class Block:
         """Area of faces where an object ends and another one begins."""
         wanted = [number for number, labels in enumerate(self.classes) if labels.touches]
         for axis in range(3):
+            across = {number: self._across(self.ids[number], axis) for number in wanted}
+            changes = {number: before != behind for number, (before, behind) in across.items()}
             for one, other in itertools.combinations_with_replacement(wanted, 2):
-                before, behind = self._across(self.ids[one], axis)
-                others_before, others_behind = self._across(self.ids[other], axis)
-                ends = (before != behind) & (others_before != others_behind)
+                before, behind = across[one]
+                others_before, others_behind = across[other]
+                ends = changes[one] & changes[other]
                 if not ends.any():
                     continue
                 pairs = [(before[ends], others_behind[ends])]

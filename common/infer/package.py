@@ -22,6 +22,7 @@ from common import runtime
 from common.config import load
 from common.config.check import check_settings
 from common.config.settings import TrainConfig
+from common.data.metadata import NM_PER_UNIT
 from common.data.records import PredictionRecord
 from common.data.split import USAGES
 from common.errors import UserError
@@ -35,9 +36,6 @@ from common.talk import note
 
 OURS = "cellmap_baselines"
 """Entry of a package's config with our settings."""
-
-NM = {"nanometer": 1.0, "micrometer": 1000.0, "angstrom": 0.1, "millimeter": 1e6}
-"""Units of voxel sizes, in nm."""
 
 
 def is_package(path: str | Path) -> bool:
@@ -163,7 +161,11 @@ def _array(tensor: Any, raw: Any) -> dict[str, Any]:
     for axis in _axes(tensor, "space"):
         name = str(axis.id)
         shape[name] = _size(axis, inputs)
-        scale[name] = float(axis.scale) * NM.get(str(axis.unit), 1.0)
+        # of ours and of those without a voxel size
+        unit = str(axis.unit) if axis.unit else "nanometer"
+        if unit not in NM_PER_UNIT:
+            raise UserError(f"a package whose voxels are in {unit}; write nanometer into it")
+        scale[name] = float(axis.scale) * NM_PER_UNIT[unit]
     if shape["z"] == 1 and "z" not in {str(axis.id) for axis in _axes(tensor, "space")}:
         scale["z"] = scale["y"]
     return {"shape": tuple(shape.values()), "scale": tuple(scale.values())}
@@ -258,10 +260,10 @@ class Weights:
 def load_network(config: TrainConfig, path: Path) -> Network:
     """The network of a package, ready to predict. config: as of `load_config`, or likewise."""
     package = read(path)
-    if tuple(package.settings["classes"]) != tuple(config.classes):
+    if tuple(package.settings["classes"]) != tuple(config.channels):
         raise UserError(
             f"{path}: has the classes {', '.join(package.settings['classes'])}, and "
-            f"{config.folder} has {', '.join(config.classes)}"
+            f"{config.folder} has {', '.join(config.channels)}"
         )
     # an experiment's own would say what its own network takes
     if not is_experiment(config):

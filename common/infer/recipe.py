@@ -125,11 +125,12 @@ def _fitting_options(
     path: Path, recipe: Recipe, tuned: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """The tuned options by class. Raises UserError for one that instance_func does not have."""
+    function = recipe.settings.instance_func
+    known = defaults(function) if function else {}
     options = {}
     for name, entry in tuned.items():
         found = entry.get("options", {})
-        function = recipe.settings.instance_func
-        unknown = [option for option in found if option not in defaults(function or _none)]
+        unknown = [option for option in found if option not in known]
         if unknown:
             raise UserError(
                 f"{path}: {name} has the option {some(unknown)}, which instance_func of "
@@ -138,10 +139,6 @@ def _fitting_options(
         if found:
             options[name] = found
     return options
-
-
-def _none() -> None:
-    """A function without options."""
 
 
 def run_of(config: TrainConfig) -> str:

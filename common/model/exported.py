@@ -42,16 +42,10 @@ class FirstOutput(nn.Module):
         super().__init__()
         self.model = model
         self.shown = forward.shown
-        self.sections = forward.sections
 
     def forward(self, raw: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes, ...) of raw (B, 1, ...); a 2-D network has no axis of one voxel."""
-        if self.sections:
-            raw = raw.movedim(2 + self.sections, 2)
-        logits = as_list(self.model(raw))[0]
-        if self.sections:
-            logits = logits.movedim(2, 2 + self.sections)
-        return self.shown(logits)
+        return self.shown(as_list(self.model(raw))[0])
 
 
 @dataclass(frozen=True)
@@ -84,14 +78,15 @@ def write(own: FirstOutput, raw: torch.Tensor, path: Path, form: str) -> Run:
     with replacing(path) as temporary:
         with _in_one_sentence(path, form), quiet(), torch.no_grad():
             kind.write(own, raw, temporary)
-            difference = largest_difference(own, kind.open(temporary), raw)
+            run = kind.open(temporary)
+            difference = largest_difference(own, run, raw)
         if difference > TOLERANCE:
             raise UserError(
                 f"{path}: not written, since as {form} the network gives other logits than its "
                 f"own, by {difference:.1e} of the largest; take another form "
                 f"({some([other for other in FORMS if other != form])})"
             )
-    return kind.open(path)
+    return run
 
 
 def largest_difference(own: Run, other: Run, raw: torch.Tensor) -> float:

@@ -145,6 +145,25 @@ def test_a_hole_in_a_boundary_does_not_join_what_it_divides():
     assert watershed_of_boundary(mask, volume(boundary), neck=0).array.max() == 1
 
 
+def test_a_mask_beyond_its_distance_is_not_divided_there():
+    """Negative distances are outside, where everything is as low as the edge."""
+    distance = np.full((12, 12, 30), -40, np.float32)
+    distance[2:10, 2:10, 2:10] = 30
+    mask = volume(np.ones(distance.shape, bool), (5, 6, 11))
+    assert watershed_of_distance(mask, volume(distance, (5, 6, 11))).array.max() == 1
+    hollows = np.where(np.arange(30) % 8 < 4, -40, -20).astype(np.float32)
+    outside = volume(np.broadcast_to(hollows, (12, 12, 30)).copy())
+    assert watershed_of_distance(volume(np.ones((12, 12, 30), bool)), outside).array.max() == 1
+
+
+def test_an_unknown_boundary_divides():
+    boundary = np.zeros((12, 12, 30), np.float32)
+    boundary[:, :, 14:16] = np.nan
+    for block in [(12, 12, 30), (5, 7, 9)]:
+        mask = volume(np.ones(boundary.shape, bool), block)
+        assert watershed_of_boundary(mask, volume(boundary, block), depth_nm=40).array.max() == 2
+
+
 @pytest.mark.parametrize("function", [watershed_of_boundary, watershed_of_distance])
 def test_ids_are_divided_each_alone_and_background_stays(function):
     ids = np.zeros((6, 6, 12), np.uint64)

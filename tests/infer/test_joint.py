@@ -27,6 +27,7 @@ def tiny(experiment):
         iterations_per_epoch=1,
         classes=CLASSES,
         figure_samples=0,
+        class_relations={"vesicle": {"excludes": ["er"]}},
         init_output_to_prior=False,  # with it a new network says the same everywhere
     )
     each_class.train_each_class(made.folder, data=made.data)

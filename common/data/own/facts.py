@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.data.annotation import LabelReader
+from common.data.box import boxes
 from common.data.level import Level
 
 LEAST_BLOCK = 64
@@ -107,10 +108,7 @@ def _planes(level: Level) -> tuple[np.ndarray, ...]:
 
 
 def _blocks(level: Level) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    size = np.clip(level.array.chunks, LEAST_BLOCK, MOST_BLOCK)
-    for number in np.ndindex(*(-(-level.shape // size)).tolist()):
-        start = np.array(number) * size
-        yield start, np.minimum(start + size, level.shape)
+    return boxes(level.shape, np.clip(level.array.chunks, LEAST_BLOCK, MOST_BLOCK))
 
 
 def _count(facts: LabelFacts, start: np.ndarray, positive: np.ndarray, known: np.ndarray) -> None:

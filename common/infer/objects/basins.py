@@ -9,6 +9,7 @@ it goes on. The basins are therefore the same, to the voxel, for any block shape
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -62,14 +63,8 @@ class Basins:
         part: (n,) from 0 for each basin.
         """
         table = (part + 1).astype(smallest_dtype(len(part)))
-
-        def about(block: Block) -> tuple[np.ndarray, np.ndarray]:
-            found = self.found[block.index]
-            return found, table[self.basin[np.searchsorted(self.every, found)]]
-
-        work = BlockWork(partial(relabelled, self.labels), (self.labels,), about=about)
-        # each part is in one piece, so this only numbers them
-        return find_components(fill(self.labels, work, table.dtype), 26).numbered()
+        # each part is in one piece, so that it only gets its number
+        return renamed(self.labels, self.found, self.every, table[self.basin])
 
 
 def find_basins(
@@ -94,7 +89,27 @@ def find_basins(
     return basins, basins.graph(joined(contacts))
 
 
-def relabelled(
+def renamed(
+    labels: Volume, found: Mapping[Index, np.ndarray], every: np.ndarray, names: np.ndarray
+) -> Volume:
+    """Ids 1..m of the pieces of what has one name, numbered by their first voxel.
+
+    Args:
+        labels: of fragments; 0 outside.
+        found: the labels of each block, ascending.
+        every: (k,) all labels, ascending.
+        names: (k,) of each, above 0.
+    """
+
+    def about(block: Block) -> tuple[np.ndarray, np.ndarray]:
+        of_block = found[block.index]
+        return of_block, names[np.searchsorted(every, of_block)]
+
+    work = BlockWork(partial(_renamed, labels), (labels,), about=about)
+    return find_components(fill(labels, work, names.dtype), 26).numbered()
+
+
+def _renamed(
     labels: Volume, block: Block, about: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray | None:
     """The core of a block with other labels. about: those it has, ascending, and those it gets."""
@@ -111,7 +126,7 @@ def _climbed(landscape: Volume, ids: Volume, block: Block, _: None) -> np.ndarra
     """The label of each voxel of a block."""
     box = with_margin(block.core, MARGIN, ids.shape)
     own = ids.read(box)
-    if not own.any():
+    if not own[within(block.core, box)].any():
         return None
     start = np.array([along.start for along in box])
     stop = np.array([along.stop for along in box])
@@ -166,7 +181,10 @@ def _met(  # noqa: PLR0917  # a partial of it
         return _Met(core, joined([]))
     height = landscape.read(block.grown)
     own = ids.read(block.grown)
-    against = np.zeros_like(height) if evidence is None else probabilities(evidence, block.grown)
+    against = np.zeros_like(height)
+    if evidence is not None:
+        # unknown is an edge
+        against = np.nan_to_num(probabilities(evidence, block.grown), nan=1)
     contacts = []
     for axis in range(3):
         here = _along(block, axis, slice(1, None))

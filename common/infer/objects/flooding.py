@@ -98,7 +98,9 @@ def _smoothed(mask: Volume, distance: Volume, block: Block, _: None) -> np.ndarr
         return None
     box = with_margin(block.core, REACH, mask.shape)
     values = np.nan_to_num(distance.read(box).astype(np.float32))
-    return ndimage.gaussian_filter(values, SMOOTHING)[within(block.core, box)]
+    # fractions of summits need a floor: outside is as low as the edge
+    height = np.maximum(ndimage.gaussian_filter(values, SMOOTHING), 0)
+    return height[within(block.core, box)]
 
 
 def _check(mask: Volume, other: Volume, what: str, neck: float) -> None:

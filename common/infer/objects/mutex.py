@@ -20,10 +20,10 @@ import cc3d
 import numpy as np
 
 from common.data.box import slices
+from common.data.sources import needed
 from common.errors import UserError
 from common.infer.boxes import Box
-from common.infer.objects.basins import relabelled, with_margin, within
-from common.infer.objects.components import find_components
+from common.infer.objects.basins import renamed, with_margin, within
 from common.infer.objects.graph import Contacts, combined, joined
 from common.infer.volume import (
     Block,
@@ -76,13 +76,7 @@ def mutex_watershed(  # noqa: PLR0917  # so it is called in process_config.py fi
             of_offset.append(more)
     every = np.concatenate(list(found.values()))
     object_of = _clustered(every, [combined(joined(one)) for one in links], signs)
-
-    def about(block: Block) -> tuple[np.ndarray, np.ndarray]:
-        ids = found[block.index]
-        return ids, object_of[np.searchsorted(every, ids)]
-
-    work = BlockWork(partial(relabelled, fragments), (fragments,), about=about)
-    return find_components(fill(mask, work, object_of.dtype), 26).numbered()
+    return renamed(fragments, found, every, object_of)
 
 
 @dataclass(frozen=True)
@@ -122,14 +116,7 @@ class _Signs:
 
 def library() -> ModuleType:
     """The package mwatershed. Raises UserError where it is not installed."""
-    try:
-        import mwatershed
-    except ImportError as error:
-        raise UserError(
-            "mutex_watershed needs the package mwatershed, which is not installed; write "
-            "pip install mwatershed, or pip install 'csc-baselines[objects]'"
-        ) from error
-    return mwatershed
+    return needed.module("mwatershed", "objects from affinities", "objects")
 
 
 def _affinities(
@@ -229,6 +216,9 @@ def _links(
     labels = fragments.read(box)
     own = mask.read(box)
     core = np.unique(labels[within(block.core, box)])
+    core = core[core > 0]
+    if len(core) == 0:
+        return core, [joined([]) for _ in affinities.volumes]
     contacts = []
     for volume, here, there in affinities.pairs(block.core, box):
         first = within(here, box)
@@ -242,7 +232,7 @@ def _links(
             evidence=said,
         )
         contacts.append(combined(pairs))
-    return core[core > 0], contacts
+    return core, contacts
 
 
 def _clustered(every: np.ndarray, links: Sequence[Contacts], signs: _Signs) -> np.ndarray:
