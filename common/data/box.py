@@ -30,7 +30,7 @@ def block_of_chunks(chunks: Sequence[int], edge: int) -> list[int]:
     return [min(length, LARGEST_EDGE) for length in whole]
 
 
-def boxes(shape: Sequence[int], block: Vector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def boxes(shape: Vector, block: Vector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """First voxel, and last + 1, of the blocks of a volume, in z, y, x order."""
     lengths = [int(length) for length in block]
     along = [range(0, int(n), length) for n, length in zip(shape, lengths, strict=True)]
