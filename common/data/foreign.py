@@ -10,11 +10,13 @@ from common.errors import UserError
 MARKERS = (".zgroup", ".zarray", "zarr.json", "attributes.json", "info")
 """Files that a folder of a volume has, by its kind."""
 
-READ = "OME-NGFF (zarr), N5, precomputed, TIFF, HDF5, MRC and folders of slices are read"
+READ = (
+    "OME-NGFF (zarr), N5, precomputed, TIFF, HDF5, MRC, NIfTI, NRRD and folders of slices are read"
+)
 
 FORMATS = {
-    (".nii", ".nii.gz"): "a NIfTI file",
-    (".nrrd", ".nhdr"): "an NRRD file",
+    (".hdr", ".img"): "half of a volume in two files",
+    (".mha", ".mhd"): "a MetaImage file",
     (".npy", ".npz"): "a NumPy file",
     (".zip",): "a zip file",
     (".zarr", ".n5"): "a file where a folder belongs",

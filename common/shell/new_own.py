@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from common.config.load import data_root, load_config
 from common.data import fingerprint, layout, make_split
 from common.data.own.crops import Division, OwnCrop, divide, positives, read_crops, unlabelled_rest
-from common.data.sources.place import FILES
+from common.data.sources.place import is_file_name, store_name
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.shell.new import refuse_target
@@ -92,10 +92,10 @@ def _root(data: str | Path | None, datasets: Sequence[str]) -> Path:
     root = data_root(data)
     for dataset in datasets:
         file = Path(dataset)
-        is_file = file.suffix.lower() in FILES or os.sep in dataset
+        is_file = is_file_name(dataset) or os.sep in dataset
         if is_file and not (root / dataset).is_dir():
             command = command_line(
-                "import-data", dataset, dataset=file.stem or "my_cell", labels="CLASS=FILE"
+                "import-data", dataset, dataset=store_name(file) or "my_cell", labels="CLASS=FILE"
             )
             raise UserError(
                 f"--own {dataset}: no name of a dataset in {root}; import the file first, and name "

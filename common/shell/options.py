@@ -203,8 +203,8 @@ boxes_of_experiment = together(
     click.option(
         "--volume",
         metavar="VOLUME",
-        help="A volume instead of crops: zarr, N5, precomputed, TIFF, HDF5, MRC, a folder of "
-        "slices; also s3://, gs:// or https://.",
+        help="A volume instead of crops: zarr, N5, precomputed, TIFF, HDF5, MRC, NIfTI, NRRD, a "
+        "folder of slices; also s3://, gs:// or https://.",
     ),
     click.option(
         "--voxel-size",

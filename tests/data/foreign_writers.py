@@ -275,6 +275,57 @@ def mrc(root: Path, volume: np.ndarray) -> str:
     return "cell.mrc"
 
 
+def nifti(root: Path, volume: np.ndarray) -> str:
+    """Micrometres, x and y pointing back, as programs of ITK write it; packed."""
+    import nibabel
+
+    way = np.diag([*(-length / 1000 for length in VOXEL[:0:-1]), VOXEL[0] / 1000, 1])
+    way[:3, 3] = np.multiply(PLACE[::-1], (-1, -1, 1)) / 1000
+    return _nifti(root / "cell.nii.gz", nibabel.Nifti1Image(volume.T, way, dtype=volume.dtype))
+
+
+def nifti2(root: Path, volume: np.ndarray) -> str:
+    """Version 2, big-endian, without a place."""
+    import nibabel
+
+    header = nibabel.Nifti2Header(endianness=">")
+    header.set_data_dtype(volume.dtype)
+    image = nibabel.Nifti2Image(volume.T, None, header)
+    image.header.set_zooms([length / 1000 for length in VOXEL[::-1]])
+    return _nifti(root / "cell.nii", image)
+
+
+def _nifti(path: Path, image) -> str:
+    image.header.set_xyzt_units("micron")
+    image.to_filename(path)
+    return path.name
+
+
+def nrrd(root: Path, volume: np.ndarray) -> str:
+    """As 3D Slicer writes it, packed, in nm."""
+    header = {
+        "space dimension": 3,
+        "space directions": np.diag(np.multiply(VOXEL[::-1], (-1, -1, 1))),
+        "space origin": np.multiply(PLACE[::-1], (-1, -1, 1)),
+        "space units": ["nm", "nm", "nm"],
+    }
+    return _nrrd(root / "cell.nrrd", volume, header)
+
+
+def nrrd_detached(root: Path, volume: np.ndarray) -> str:
+    """Header and voxels apart, not packed, spacings in um."""
+    spacings = [length / 1000 for length in VOXEL[::-1]]
+    header = {"spacings": spacings, "units": ["um"] * 3, "encoding": "raw"}
+    return _nrrd(root / "cell.nhdr", volume, header)
+
+
+def _nrrd(path: Path, volume: np.ndarray, header: dict) -> str:
+    import nrrd
+
+    nrrd.write(str(path), volume.T, header, detached_header=path.suffix == ".nhdr")
+    return path.name
+
+
 def tiff_imagej(root: Path, volume: np.ndarray) -> str:
     import tifffile
 
@@ -317,10 +368,11 @@ MEASURED: tuple[Writer, ...] = (
     *(n5_cellmap, n5_of_own_sizes, n5_of_a_viewer, n5_cosem, n5_by_zarr),
     *(precomputed, precomputed_sharded, zarr2, zarr3),
     *(hdf5, hdf5_of_ilastik, mrc, tiff_imagej, tiff_ome),
+    *(nifti, nifti2, nrrd, nrrd_detached),
 )
 """Those that say how large a voxel is."""
 
-PLACED = (n5_cosem, precomputed, precomputed_sharded, zarr2, zarr3, hdf5)
+PLACED = (n5_cosem, precomputed, precomputed_sharded, zarr2, zarr3, hdf5, nifti, nrrd)
 """Those that say where the volume is."""
 
 
@@ -381,6 +433,22 @@ def plain_hdf5(root: Path, volume: np.ndarray) -> str:
     return "plain.hdf5"
 
 
+def plain_nifti(root: Path, volume: np.ndarray) -> str:
+    import nibabel
+
+    # what it writes where nothing is said
+    image = nibabel.Nifti1Image(volume.T, np.eye(4), dtype=volume.dtype)
+    image.to_filename(root / "plain.nii")
+    return "plain.nii"
+
+
+def plain_nrrd(root: Path, volume: np.ndarray) -> str:
+    """As SimpleITK writes it where nothing is said."""
+    header = {"space": "left-posterior-superior", "space directions": np.eye(3)}
+    return _nrrd(root / "plain.nrrd", volume, header | {"space origin": np.zeros(3)})
+
+
 UNMEASURED: tuple[Writer, ...] = (
     *(tiff_pages, tiff_slices, png_slices, plain_zarr2, plain_zarr3, plain_n5, plain_hdf5),
+    *(plain_nifti, plain_nrrd),
 )

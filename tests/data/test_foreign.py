@@ -13,7 +13,7 @@ from common.errors import UserError
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("big.nii.gz", "a NIfTI file"),
+        ("big.mha", "a MetaImage file"),
         ("big.zarr.zip", "a zip file"),
         ("big.zarr", "a file where a folder belongs"),
         ("big", "a file"),

@@ -20,6 +20,8 @@ KINDS = {
     "TIFF": writers.tiff_pages,
     "HDF5": writers.plain_hdf5,
     "MRC": writers.mrc,
+    "NIfTI": writers.plain_nifti,
+    "NRRD": writers.plain_nrrd,
     "slices": writers.tiff_slices,
     "zarr 2": writers.plain_zarr2,
     "zarr 3": writers.plain_zarr3,
@@ -119,6 +121,9 @@ def test_labels_that_are_none_are_one_sentence(tmp_path, kind, what):
             ("TIFF", "of complex numbers"),
             ("slices", "of four axes"),
             ("MRC", "of complex numbers"),
+            ("NIfTI", "of complex numbers"),
+            ("NIfTI", "of four axes"),
+            ("NRRD", "of four axes"),
         ),
     ],
 )

@@ -60,7 +60,10 @@ def test_a_voxel_size_that_nobody_says_is_asked_for(tmp_path, writer):
 
 @pytest.mark.parametrize(
     "writer",
-    [writers.hdf5, writers.mrc, writers.tiff_imagej, writers.tiff_ome, writers.tiff_pages],
+    [
+        *(writers.hdf5, writers.mrc, writers.tiff_imagej, writers.tiff_ome, writers.tiff_pages),
+        *(writers.nifti, writers.nifti2, writers.nrrd),
+    ],
     ids=writers.by_name,
 )
 @pytest.mark.parametrize("kept", [0, 10, 1500, -100])
@@ -96,7 +99,7 @@ def test_a_chunk_that_is_cut_off_is_one_sentence(tmp_path, writer):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("ending", [".tif", ".mrc", ".h5"])
+@pytest.mark.parametrize("ending", [".tif", ".mrc", ".h5", ".nii", ".nii.gz", ".nrrd"])
 @pytest.mark.parametrize(
     "writer", [writers.tiff_ome, writers.mrc, writers.hdf5_of_ilastik], ids=writers.by_name
 )
@@ -227,6 +230,15 @@ def test_resolution_tags_alone_are_no_voxel_size(tmp_path):
     tifffile.imwrite(tmp_path / "dpi.tif", VOLUME, resolution=(72, 72), resolutionunit="INCH")
     with pytest.raises(UserError, match=r"nothing in it says how large a voxel is"):
         open_levels(tmp_path / "dpi.tif")
+
+
+def test_a_voxel_size_that_no_em_has_is_said_and_not_used(tmp_path, capsys):
+    path = tmp_path / writers.mrc(tmp_path, VOLUME)
+    with mrcfile.open(path, "r+") as file:
+        file.voxel_size = 1.0  # what IMOD writes where nobody says more
+    with pytest.raises(UserError, match=r"nothing in it says how large a voxel is"):
+        open_levels(path)
+    assert "says voxels of 0.1 nm, which no EM has" in capsys.readouterr().err
 
 
 def test_another_voxel_size_than_the_metadata_say_is_said(tmp_path, capsys):

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from common.data.level import Level, Voxels
-from common.data.metadata import NM_PER_UNIT
+from common.data.metadata import LARGEST_EM_NM, NM_PER_UNIT, SMALLEST_EM_NM
 from common.errors import UserError
-from common.talk import note_once
+from common.talk import nm, note_once
 
 SPACE = "zyx"
 
@@ -28,17 +28,32 @@ class Image:
 
 
 def single(
-    path: Path, array: Voxels, *, scale: Any = None, translation: Any = None, stamp: str = "file"
+    path: Path,
+    array: Voxels,
+    *,
+    scale: Any = None,
+    translation: Any = None,
+    first: Any = None,
+    stamp: str = "file",
 ) -> Image:
     """An image of one level.
+
+    A voxel size that no EM has is said, and not used: headers have lengths that nobody chose, and
+    units that a program writes in any case.
 
     Args:
         path: of the file or array.
         array: its voxels.
         scale: (3,) nm; None where the file does not say.
         translation: (3,) nm of the centre of the first voxel; None where the file does not say.
+        first: instead of it, the same in voxels.
         stamp: as of `Level`; of a file its size and time say more, see `Voxels.files`.
     """
+    if scale is not None and not _is_of_em(scale):
+        note_once(f"{path}: says voxels of {nm(scale)} nm, which no EM has; that is not used")
+        scale = None
+    if first is not None:
+        translation = np.multiply(first, 1 if scale is None else scale)
     level = Level(
         path=path,
         array=array,
@@ -49,6 +64,25 @@ def single(
         stamp=stamp,
     )
     return Image([level], scale is not None)
+
+
+def _is_of_em(scale: Sequence[float]) -> bool:
+    return all(SMALLEST_EM_NM <= length <= LARGEST_EM_NM for length in scale)
+
+
+def first_voxel(directions: np.ndarray, origin: np.ndarray) -> np.ndarray | None:
+    """The place of the first voxel along the axes of a volume, whichever way these point.
+
+    None for axes that are turned, and at 0, which is what programs write that know of no place.
+
+    directions: (3, 3), a row an axis: the way from a voxel to the next, in the unit of `origin`.
+    """
+    along = np.diagonal(directions)
+    turned = directions - np.diag(along)
+    is_turned = np.abs(turned).max() > 1e-3 * np.abs(along).min()
+    if is_turned or not np.isfinite(origin).all() or not np.any(origin):
+        return None
+    return np.sign(along) * origin
 
 
 def check(path: Path, shape: Sequence[int], dtype: np.dtype) -> None:

@@ -14,9 +14,21 @@ import numpy as np
 
 from common.data import foreign
 from common.data.level import Level
-from common.data.sources import excerpt, hdf5, mrc, n5, precomputed, slices, tiff, zarr2, zarr3
+from common.data.sources import (
+    excerpt,
+    hdf5,
+    mrc,
+    n5,
+    nifti,
+    nrrd,
+    precomputed,
+    slices,
+    tiff,
+    zarr2,
+    zarr3,
+)
 from common.data.sources.image import Image
-from common.data.sources.place import HDF5, MRC, TIFF, Place, in_hdf5, place_of
+from common.data.sources.place import HDF5, MRC, NIFTI, NRRD, TIFF, Place, in_hdf5, place_of
 from common.errors import UserError
 from common.talk import nm, note_once
 
@@ -58,6 +70,8 @@ FILES = (
     OfFile(HDF5, hdf5.open_file),
     OfFile(TIFF, tiff.open_file),
     OfFile(MRC, mrc.open_file),
+    OfFile(NIFTI, nifti.open_file),
+    OfFile(NRRD, nrrd.open_file),
 )
 
 FOLDERS = (

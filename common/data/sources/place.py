@@ -26,7 +26,9 @@ OPTIONS = ("voxel_size", "translation")
 TIFF = (".tif", ".tiff")
 MRC = (".mrc", ".rec", ".map", ".ali", ".st")
 HDF5 = (".h5", ".hdf5", ".hdf", ".ims")
-FILES = (*TIFF, *MRC, *HDF5)
+NIFTI = (".nii", ".nii.gz")
+NRRD = (".nrrd", ".nhdr")
+FILES = (*TIFF, *MRC, *HDF5, *NIFTI, *NRRD)
 """Ends of the names of files that hold volumes."""
 
 FOLDERS = (".zarr", ".n5")
@@ -182,5 +184,15 @@ def store_name(path: Path) -> str:
     path = bare(path)
     for place in (path, *path.parents):
         if place.name.lower().removesuffix(":").endswith((*FOLDERS, *FILES)):
-            return place.stem
+            return _stem(place)
     return path.stem
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name ends as those of files that hold volumes."""
+    return name.lower().endswith(FILES)
+
+
+def _stem(path: Path) -> str:
+    """'cell' for cell.tif and cell.nii.gz."""
+    return Path(path.stem).stem if path.name.lower().endswith(".nii.gz") else path.stem

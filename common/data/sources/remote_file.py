@@ -1,4 +1,4 @@
-"""Read parts of one large file on a server: a TIFF, HDF5 or MRC file that is not copied first.
+"""Read parts of one large file on a server: a TIFF, HDF5, MRC, NIfTI or NRRD file that is not copied.
 
 By HTTP, which buckets speak too; without signing in.
 """
