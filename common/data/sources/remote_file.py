@@ -1,4 +1,4 @@
-"""Read parts of one large file on a server: a TIFF, HDF5, MRC, NIfTI or NRRD file that is not copied.
+"""Read parts of one large file on a server: TIFF, HDF5, MRC, NIfTI or NRRD, which is not copied.
 
 By HTTP, which buckets speak too; without signing in.
 """
