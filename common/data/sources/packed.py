@@ -13,7 +13,7 @@ import weakref
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from common.data.sources import files
 from common.errors import FileError
@@ -25,7 +25,7 @@ PIECE = 2**20
 FAULTS = (OSError, EOFError, zlib.error)
 """Of streams that are damaged or end too soon."""
 
-OPEN: dict[str, Callable[[BinaryIO], IO[bytes]]] = {
+OPEN: dict[str, Callable[[BinaryIO], Any]] = {
     "gzip": lambda content: gzip.GzipFile(fileobj=content),
     "bzip2": bz2.BZ2File,
 }
