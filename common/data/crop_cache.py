@@ -18,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.ngff import Level
-from common.data.sources.place import on_disk
+from common.data import ngff
+from common.data.level import Level
+from common.data.sources.excerpt import is_link
+from common.data.sources.place import is_address, on_disk
 from common.errors import FileError
 
 ABANDONED_S = 86400
@@ -142,6 +144,19 @@ def label_stamp(volume: Path, level: str) -> str:
     # the classes of a crop may call their finest level by different names
     folder = array if array.is_dir() else group
     return _hash([*states, *_states_in(str(folder))])
+
+
+def stamp_of_labels(volume: Path, first: Level) -> str:
+    """What changes with a class volume; of one on a server its metadata, which are asked for.
+
+    first: the finest level of the first annotated class of the crop.
+    """
+    if is_address(volume):
+        return str(ngff.open_levels(volume)[0].stamp)
+    if is_link(volume):
+        linked = ngff.open_levels(volume)[0]
+        return raw_stamp(linked, np.zeros(3, int), linked.shape)
+    return label_stamp(volume, first.path.name)
 
 
 def _states_in(folder: str, name: str = "") -> Iterator[str]:

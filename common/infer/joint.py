@@ -23,7 +23,8 @@ from common.config.settings import TrainConfig
 from common.data import ngff, pseudo, regions, regrid, split
 from common.data.annotation import LabelReader
 from common.data.box import boxes
-from common.data.crops import Labels, encode_known, stamp_of_labels
+from common.data.crop_cache import stamp_of_labels
+from common.data.decode import Labels, encode_known
 from common.data.level import Grid, Level
 from common.data.palette import UNKNOWN
 from common.data.regions import Region

@@ -18,7 +18,8 @@ import zarr
 
 from common.data import crops
 from common.data.crop_cache import CropCache
-from common.data.crops import Crop, CropRequest, Decoding, open_crops
+from common.data.crops import Crop, CropRequest, open_crops
+from common.data.decode import Decoding
 from common.data.ngff import Grid, slices, write_multiscale
 from common.data.split import Row
 from common.errors import UserError
@@ -455,13 +456,13 @@ def test_raw_of_several_number_types_is_decoded_to_one(tmp_path):
 def decoded(monkeypatch) -> list[str]:
     """The names of the crops that were decoded, in order."""
     names = []
-    decode = crops._decode
+    decode = crops.decode
 
     def decode_and_note(job: Decoding, cache: CropCache) -> None:
         names.append(str(job.row.crop))
         decode(job, cache)
 
-    monkeypatch.setattr(crops, "_decode", decode_and_note)
+    monkeypatch.setattr(crops, "decode", decode_and_note)
     return names
 
 
@@ -617,7 +618,7 @@ def test_an_interrupt_gives_up_what_has_begun_and_begins_nothing_more(tmp_path, 
         def update(self) -> None:
             pass
 
-    monkeypatch.setattr(crops, "_decode_raw", held)
+    monkeypatch.setattr("common.data.decode._decode_raw", held)
     monkeypatch.setattr(crops, "progress", Bar)
     with pytest.raises(KeyboardInterrupt):
         open_crops(rows, request(), cache_in(tmp_path))

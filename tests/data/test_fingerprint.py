@@ -85,7 +85,7 @@ def test_crops_that_training_decoded_are_not_decoded_again(experiment, monkeypat
     def again(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(crops, "_decode", again)
+    monkeypatch.setattr(crops, "decode", again)
     assert describe(tiny).crops == {"train": 2, "validate": 1}
 
 
