@@ -731,7 +731,7 @@ def test_processes_that_decode_the_same_crop_at_once_do_no_harm(tmp_path):
     for process in running:
         process.stdin.write("go\n")
         process.stdin.flush()
-    answers = [process.communicate()[0].split() for process in running]
+    answers = [process.communicate(timeout=120)[0].split() for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
     assert len(set(map(tuple, answers))) == 1 and int(answers[0][1]) == labels.sum()
     assert len(list((tmp_path / "cache" / "crops").iterdir())) == 1

@@ -8,7 +8,7 @@ import pytest
 import zarr
 from conftest import CROP_SHAPE, CROPS, datasplit_text, world, write_data
 
-from common.data import crops, fingerprint
+from common.data import fingerprint
 from common.data.fingerprint import Facts
 from common.data.loaders import open_data
 from common.errors import UserError
@@ -85,7 +85,7 @@ def test_crops_that_training_decoded_are_not_decoded_again(experiment, monkeypat
     def again(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(crops, "decode", again)
+    monkeypatch.setattr("common.data.crops.decode", again)
     assert describe(tiny).crops == {"train": 2, "validate": 1}
 
 

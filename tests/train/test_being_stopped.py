@@ -71,7 +71,11 @@ def test_it_is_saved_from_every_phase_and_equals_an_undisturbed_run(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(setup, "build_model"), (crops, "decode"), (checkpoint, "resume")],
+    [
+        (setup, "build_model"),
+        (crops, "decode"),
+        (checkpoint, "resume"),
+    ],
     ids=["start-up", "decoding", "resuming"],
 )
 def test_before_training_it_ends_at_once(experiment, monkeypatch, owner, name):
