@@ -16,7 +16,7 @@ import numpy as np
 from common.data import regrid
 from common.data.annotation import LabelReader
 from common.data.ngff import Grid, Level
-from common.data.own.volumes import is_imported
+from common.data.own.standing import is_imported
 from common.infer.volume import EVERYWHERE
 from common.score import challenge, quality
 from common.score.quality import ObjectCounts, VoxelCounts

@@ -77,7 +77,10 @@ WRONG = {
     "of another shape": (LABELS[:9], r"has 9 x 20 x 30 voxels .* write where its first voxel lies"),
     "that are raw": (RAW, r"this looks like raw, and not like labels"),
     "that are ids": (IDS, r"more than 1000 different values for class mito, .*--instances mito"),
-    "that are no whole numbers": (LABELS.astype(np.float32), r"float32 for class mito; write lab"),
+    "that are no whole numbers": (
+        LABELS * np.float32(0.5),
+        r"float32 with the value 0.5; write la",
+    ),
 }
 
 NO_VOLUMES = {

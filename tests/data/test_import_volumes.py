@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import tifffile
@@ -214,6 +216,74 @@ def test_what_is_there_is_left_alone_and_what_is_another_s_refused(files):
     np.testing.assert_allclose(open_levels(store / layout.RAW)[0].scale, 4)
 
 
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("instances", [(), ("mito",)])
+def test_whole_numbers_that_are_written_as_floats_are_labels(files, link, instances):
+    tifffile.imwrite(files / "mito.tif", 300 * MITO.astype(np.float32))
+    store = imported(files, link=link, instances=instances)
+    level = open_levels(store / layout.LABELS / "crop1/mito")[0]
+    labels = level.read((0, 0, 0), level.shape)
+    assert labels.dtype == level.array.dtype == np.uint32
+    np.testing.assert_array_equal(labels, 300 * MITO.astype(int))
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.0, 2.0**40])
+def test_floats_that_are_no_labels_are_one_sentence(files, value):
+    volume = MITO.astype(np.float64)
+    volume[5, 5, 5] = value
+    tifffile.imwrite(files / "mito.tif", volume)
+    with pytest.raises(
+        UserError, match=re.escape(f"float64 with the value {value:g};")
+    ):
+        imported(files)
+
+
+def test_labels_that_do_not_say_their_voxel_size_have_that_of_a_raw_of_as_many(tmp_path):
+    raw = tmp_path / writers.nrrd(tmp_path, writers.VOLUME)
+    mask = (writers.VOLUME > 99).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "mito.tif", mask)
+    labels = {"mito": str(tmp_path / "mito.tif")}
+    store = import_data(str(raw), "cell", labels=labels, data=tmp_path / "data", say=print)
+    level = open_levels(store / layout.LABELS / "crop1/mito")[0]
+    np.testing.assert_allclose(level.scale, writers.VOXEL)
+    np.testing.assert_allclose(level.translation, writers.PLACE)
+    tifffile.imwrite(tmp_path / "mito.tif", mask[1:])
+    with pytest.raises(UserError, match=r"mito.tif: nothing in it says how large a voxel is"):
+        import_data(str(raw), "other", labels=labels, data=tmp_path / "data", say=print)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("", "35 x 45 x 75 voxels of 16 nm, as long as the raw, and so taken to cover it"),
+        ("&translation=0,0,0", r"0.25 of its voxels away from it; .*#translation=4,4,4 covers"),
+        ("&translation=4,4,4", ""),
+    ],
+)
+def test_coarser_labels_cover_the_raw_or_it_is_said(files, capsys, place, words):
+    tifffile.imwrite(files / "mito.tif", MITO[::2, ::2, ::2])
+    labels = {"mito": f"{files / 'mito.tif'}#voxel_size=16{place}"}
+    store = imported(files, labels=labels)
+    said = capsys.readouterr().err
+    assert re.search(words, said) if words else "mito.tif" not in said
+    level = open_levels(store / layout.LABELS / "crop1/mito")[0]
+    np.testing.assert_allclose(level.translation, 0 if "=0" in place else 4)
+
+
+def test_a_voxel_size_that_a_file_contradicts_is_said(tmp_path, capsys):
+    path = tmp_path / writers.mrc(tmp_path, writers.VOLUME)
+    import_data(str(path), "cell", voxel_size=(8, 8, 8), data=tmp_path / "data", say=print)
+    said = capsys.readouterr().err
+    assert "says voxels of 8 x 6 x 4 nm itself, and --voxel-size is for volumes that say" in said
+
+
+def test_a_class_named_almost_as_one_of_the_table_is_said(files, capsys):
+    imported(files, labels={"Mito": str(files / "mito.tif")})
+    assert "class Mito: one of your own; that of the challenge's table is mito" in (
+        capsys.readouterr().err
+    )
+
+
 def test_without_a_class_or_a_table_it_is_said_what_to_write(files, run):
     words = ("--dataset", "cell", "--voxel-size", 8, "--data", files / "data")
     code, _, error = run("import-data", files / "raw.tif", *words, "--labels", files / "mito.tif")
@@ -303,10 +373,6 @@ def test_another_code_of_unknown_is_kept_with_the_labels(files):
         (
             MITO[:50],
             r"mito.tif: has 50 x 90 x 150 voxels .* write where .*mito.tif#translation=0,0,0",
-        ),
-        (
-            MITO.astype(np.float32),
-            "mito.tif: float32 for class mito; write labels as whole numbers",
         ),
     ],
 )

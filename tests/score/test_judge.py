@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from common.data import ngff
-from common.data.own.volumes import IMPORTED
+from common.data.own.standing import IMPORTED
 from common.score.judge import Truth, compare, judge
 
 

@@ -14,7 +14,7 @@ from common.data import catalogue, layout
 from common.data.catalogue import CropInfo
 from common.data.choose_sides import Sides, SplitRules, choose_sides
 from common.data.ngff import open_levels
-from common.data.own.cut import Cut, choose_cut, cut_crop, is_part
+from common.data.own.cut import Cut, choose_cut, cut_crop, is_part, standing_cut
 from common.data.own.facts import LabelFacts, look
 from common.errors import UserError
 from common.talk import count, progress, some, voxels
@@ -171,7 +171,17 @@ def _cut_each(crops: Sequence[OwnCrop]) -> Division:
     sides: Sides = []
     said = []
     for crop in crops:
-        cut = choose_cut(crop.labels)
+        others = [
+            other.info for other in crops if other.info.overlaps(crop.info) and other is not crop
+        ]
+        if others:
+            sides.append(("train", crop.info))
+            said.append(
+                f"{crop.info.path} shares voxels with {others[0].path} and trains, since parts of "
+                "both could lie on either side; import their classes on the same boxes"
+            )
+            continue
+        cut = standing_cut(crop.folder, crop.labels) or choose_cut(crop.labels)
         if cut is None:
             sides.append(("train", crop.info))
             said.append(f"{crop.info.path} is too small to be cut and trains")

@@ -9,7 +9,7 @@ that they are copies of.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from common.data.box import slices
 from common.data.level import Grid, Level
 from common.data.metadata import UNFINISHED
 from common.data.own.facts import LabelFacts
-from common.data.own.volumes import IMPORTED, is_imported
+from common.data.own.standing import IMPORTED, is_imported
 from common.data.records import read_attributes
 
 CUT = "cut"
@@ -102,6 +102,34 @@ def choose_cut(labels: Sequence[LabelFacts]) -> Cut | None:
         return round(sum(_unlike(cut, facts) for facts in labels) + LONGER * shorter, 9)
 
     return min(candidates, key=cost)
+
+
+def standing_cut(crop: Path, labels: Sequence[LabelFacts]) -> Cut | None:
+    """The cut by which parts of a crop are there already, of labels that are unchanged.
+
+    It stays when classes are added: an experiment that trains on these parts would be validated on
+    what it has seen otherwise.
+    """
+    for facts in labels:
+        bounds = {}
+        for usage, name in PARTS.items():
+            group = crop.with_name(name.format(crop=crop.name)) / facts.name
+            record = read_attributes(group).get(CUT, {}) if group.exists() else {}
+            start = np.array(record.get("first", ()), int)
+            stop = np.array(record.get("stop", ()), int)
+            if record and record == _record(facts.level, start, stop):
+                bounds[usage] = (start, stop)
+        if len(bounds) == len(PARTS):
+            return _cut_at(bounds, facts.level.shape)
+    return None
+
+
+def _cut_at(bounds: Mapping[str, tuple[np.ndarray, np.ndarray]], shape: np.ndarray) -> Cut:
+    """The cut with parts of these voxels."""
+    start, stop = bounds["train"]
+    axis = int(np.argmax(stop - start != shape))
+    planes = {usage: slice(int(a[axis]), int(b[axis])) for usage, (a, b) in bounds.items()}
+    return Cut(axis, int(shape[axis]), planes["train"], planes["validate"])
 
 
 def is_part(crop: Path) -> bool:

@@ -17,27 +17,34 @@ from typing import Any
 import numpy as np
 import zarr
 
+from common.classes import ATOM_IDS, GROUP_ATOMS
 from common.config.load import data_root
 from common.data import layout, ngff
 from common.data.annotation import refuse_raw
-from common.data.level import Grid, Level
+from common.data.level import Grid, Level, box_text
 from common.data.metadata import UNFINISHED
 from common.data.own import boxes as own_boxes
-from common.data.own import copying
+from common.data.own import copying, standing
 from common.data.own.boxes import Box
 from common.data.own.copying import Bar
 from common.data.own.labels import Named, named
+from common.data.own.standing import IMPORTED, Labels
 from common.data.placement import check_crop
 from common.data.records import read_attributes
 from common.data.sources import excerpt as excerpts
-from common.data.sources.excerpt import INSTANCE, RAW, SEMANTIC, Excerpt, is_link, read_link
+from common.data.sources.excerpt import (
+    INSTANCE,
+    OF_FLOATS,
+    RAW,
+    SEMANTIC,
+    Excerpt,
+    is_link,
+    read_link,
+)
 from common.data.sources.place import bare, is_address, on_disk, split, with_voxel_size
 from common.errors import UserError
 from common.files import alone
-from common.talk import command_line, count, nm, note, some, voxels
-
-IMPORTED = "imported"
-"""Attribute of a group: from what it was written."""
+from common.talk import command_line, count, nm, note, note_once, some, voxels
 
 CHUNK = 128
 """Voxels of a chunk of raw along each axis; labels, which pack better, have 64."""
@@ -48,6 +55,9 @@ MOST_IDS = 1000
 """Different values of a class that is not said to have objects; more look like raw, or like ids."""
 
 LOCK = ".import.lock"
+
+BEGUN = ".import"
+"""Folder of a store with the labels that are being written: they come to their crop when whole."""
 
 Say = Callable[[str], None]
 
@@ -114,7 +124,8 @@ def import_data(  # noqa: PLR0913  # the options of the command
             the values of the class in one that holds several, see `common.data.own.labels`.
         instances: those of the classes whose values are ids of objects.
         crops: boxes of the labels, in their voxels: "z0:z1,y0:y1,x0:x1"; all of them unless given.
-            They become crop1, crop2, ...
+            They become crop1, crop2, ...; those on the voxels of a crop that is there, further
+            classes of it.
         blocks: into how many blocks each of these is cut, which become crops instead.
         gap: voxels between blocks; see `common.data.own.boxes`.
         unknown: the value of voxels in all labels of which nobody knows what they are.
@@ -137,38 +148,32 @@ def import_data(  # noqa: PLR0913  # the options of the command
             "too"
         )
     level = _opened(raw, voxel_size)
-    whole = own_boxes.whole(level)
-    jobs = [_import_of(level, Named(raw), whole, kind=RAW, group=store / layout.RAW)]
-    jobs += _label_imports(
+    of_raw = _raw_imports(raw, level, store, is_alone=not of_class)
+    _refuse(of_raw, store, link=link, overwrite=overwrite)
+    of_labels = _label_imports(
         of_class, level, store, boxes=(crops, blocks, gap), instances=instances, size=voxel_size
     )
-    for job in jobs:
-        _refuse_itself(job, store)
-        if not overwrite:
-            _refuse_others(job, link)
+    of_labels, replaced = _in_crops(of_labels, store, overwrite)
+    _refuse(of_labels, store, link=link, overwrite=overwrite)
     store.mkdir(parents=True, exist_ok=True)
     busy = f"{store}: another import is writing it ({{holder}}); wait for its end"
     with alone(store / LOCK, otherwise=busy):
         # labels first: what is wrong with them is said before a large raw is copied
-        for job in [*jobs[1:], jobs[0]]:
+        for job in [*of_labels, *of_raw]:
             make = _link if link else _write
             make(job, overwrite=overwrite, say=say)
+        standing.drop(replaced, [job.group for job in of_labels])
     if of_class:
-        _say_next(dataset, root, jobs, say=say)
+        _say_next(dataset, root, store, say=say)
     return store
 
 
-def is_imported(group: Path) -> bool:
-    """Whether a volume of a data root was imported or linked to, and not fetched."""
-    return is_link(group) or IMPORTED in read_attributes(group)
-
-
-def _say_next(dataset: str, root: Path, jobs: Sequence[Import], *, say: Say) -> None:
-    """The commands that make something of the crops that were imported."""
-    labels = [job for job in jobs if not job.is_raw]
-    crops = {job.group.parent for job in labels}
-    classes = ",".join(dict.fromkeys(job.group.name for job in labels))
-    scale = ",".join(f"{length:g}" for length in labels[0].excerpt.voxel_size)
+def _say_next(dataset: str, root: Path, store: Path, *, say: Say) -> None:
+    """The commands that make something of the crops of a dataset."""
+    labels = standing.labels_of(store)
+    crops = {one.crop for one in labels}
+    classes = ",".join(dict.fromkeys(one.name for one in labels))
+    scale = ",".join(f"{length:g}" for length in labels[0].grid.scale)
     say(f"{dataset}: {count(len(crops), 'crop')}; an experiment for it:")
     say(f"  {command_line('new', 'EXPERIMENT', own=dataset, data=root)}")
     # crops of one dataset are all on one side otherwise
@@ -212,6 +217,10 @@ def _named_labels(
 
 def _check_name(name: str) -> None:
     """The name of a class is a folder's, and stands between commas in a datasplit."""
+    table = {known.lower(): known for known in (*ATOM_IDS, *GROUP_ATOMS)}
+    known = table.get(name.lower(), name)
+    if known != name:
+        note_once(f"class {name}: one of your own; that of the challenge's table is {known}")
     if not re.fullmatch(r"\w[\w.-]*", name) or name == "all":
         raise UserError(
             f"class '{name}'; write a name of letters, digits, _ and - (and not 'all', which is "
@@ -235,21 +244,81 @@ def _label_imports(
     jobs = []
     first: Level | None = None
     for name, label in labels.items():
-        level = _placed(_opened(label.text, size), raw)
+        level = _placed(_opened_beside(label.text, size, raw), raw)
         _check_labels(level, name, label)
         first = first or level
-        if not _same_grid(level.grid, first.grid):
+        if not standing.same(level.grid, first.grid):
             raise UserError(
                 f"{level.path}: {_grid_text(level.grid)}, and {first.path} "
                 f"{_grid_text(first.grid)}; the classes of a crop share one grid"
             )
         kind = INSTANCE if name in instances else SEMANTIC
         for number, box in enumerate(own_boxes.boxes(level, *boxes), 1):
+            # another one where it belongs to a crop that is there, see `_in_crops`
             crop = store / layout.LABELS / f"crop{number}"
             job = _import_of(level, label, box, kind=kind, group=crop / name)
             check_crop(level.path, job.level, raw, raw.scale)
             jobs.append(job)
     return jobs
+
+
+def _in_crops(
+    jobs: Sequence[Import], store: Path, overwrite: bool
+) -> tuple[list[Import], list[Labels]]:
+    """The imports of labels in the crops that they belong to, and the labels that they replace.
+
+    Raises UserError for a class of which a part is there already, unless it is to be replaced.
+    """
+    there = standing.labels_of(store)
+    replaced = []
+    for job in jobs:
+        name = job.group.name
+        over = standing.overlapped(there, name, job.level.grid)
+        if over and not overwrite:
+            raise UserError(
+                f"{job.source.path}: {name} at nm {box_text(job.level.grid)}, and {over[0].group}, "
+                "which is there already, has a part of that; write another box, or --overwrite to "
+                "replace it"
+            )
+        replaced += over
+    crops = standing.Crops(store, replaced)
+    placed = []
+    for job in jobs:
+        crop = crops.at(job.level.grid)
+        placed.append(replace(job, group=crop / job.group.name))
+    gone = {labels.group for labels in replaced}
+    _say_shared(placed, [labels for labels in there if labels.group not in gone])
+    return placed, replaced
+
+
+def _say_shared(jobs: Sequence[Import], there: Sequence[Labels]) -> None:
+    """Say which crops lie in part on the voxels of others."""
+    for job in jobs:
+        crop = job.group.parent
+        for labels in there:
+            if labels.crop != crop and standing.overlap(labels.grid, job.level.grid):
+                note_once(
+                    f"{crop.name} has voxels of {labels.crop.name}, where {labels.name} is "
+                    f"annotated; a network of both classes learns more where {job.group.name} is "
+                    "imported on the box of that crop"
+                )
+
+
+def _refuse(jobs: Sequence[Import], store: Path, *, link: bool, overwrite: bool) -> None:
+    """Raises UserError for what would be written over itself, or over something else."""
+    for job in jobs:
+        _refuse_itself(job, store)
+        if not overwrite:
+            _refuse_others(job, link)
+
+
+def _raw_imports(raw: str, level: Level, store: Path, *, is_alone: bool) -> list[Import]:
+    """The import of raw; none for that of the dataset itself, to which labels are added."""
+    group = store / layout.RAW
+    job = _import_of(level, Named(raw), own_boxes.whole(level), kind=RAW, group=group)
+    if Path(job.excerpt.source) == group.absolute() and not is_alone:
+        return []
+    return [job]
 
 
 def _import_of(level: Level, label: Named, box: Box, *, kind: str, group: Path) -> Import:
@@ -271,32 +340,65 @@ def _import_of(level: Level, label: Named, box: Box, *, kind: str, group: Path) 
 def _opened(text: str, voxel_size: tuple[float, ...] | None) -> Level:
     """The finest level of a volume; the voxel size is for one that does not say its own."""
     try:
-        return ngff.open_levels(text)[0]
+        level = ngff.open_levels(text)[0]
     except UserError:
         if voxel_size is None or "voxel_size=" in text:
             raise
         return ngff.open_levels(with_voxel_size(text, voxel_size))[0]
+    is_asked = voxel_size is not None and "voxel_size=" not in text
+    if is_asked and not np.allclose(level.scale, voxel_size, rtol=1e-3):
+        note_once(
+            f"{level.path}: says voxels of {nm(level.scale)} nm itself, and --voxel-size is for "
+            f"volumes that say none; where it is wrong, write {bare(level.path).name}#voxel_size="
+            f"{','.join(f'{length:g}' for length in voxel_size)}"
+        )
+    return level
+
+
+def _opened_beside(text: str, voxel_size: tuple[float, ...] | None, raw: Level) -> Level:
+    """Labels; those that do not say their voxel size have that of a raw of as many voxels."""
+    try:
+        return _opened(text, voxel_size)
+    except UserError:
+        level = _opened(text, tuple(raw.scale.tolist()))
+        if (level.shape != raw.shape).any():
+            raise
+    return level
 
 
 def _placed(label: Level, raw: Level) -> Level:
     """Labels where they are. Raises UserError for those of which nobody says it."""
+    corner = raw.translation + (label.scale - raw.scale) / 2
+    beyond = np.abs(label.shape * label.scale - raw.shape * raw.scale)
+    as_long = bool((beyond < label.scale).all())
+    where = ",".join(f"{length:g}" for length in corner)
     if label.has_translation:
+        away = np.abs(label.translation - corner) / label.scale
+        if as_long and 0.01 < away.max() < 1:
+            note_once(
+                f"{label.path}: as long as the raw, and {away.max():.2g} of its voxels away from "
+                f"it; a place is the centre of the first voxel: #translation={where} covers the raw"
+            )
         return label
-    if (label.shape == raw.shape).all() and np.allclose(label.scale, raw.scale, rtol=1e-3):
-        return replace(label, translation=raw.translation)
-    z, y, x = raw.translation
+    if as_long:
+        if (label.shape == raw.shape).all():
+            return replace(label, translation=raw.translation)
+        note_once(
+            f"{label.path}: {_grid_text(label.grid)}, as long as the raw, and so taken to cover it"
+        )
+        return replace(label, translation=corner)
     raise UserError(
         f"{label.path}: {_grid_text(label.grid)}, and the raw {_grid_text(raw.grid)}; write where "
         f"its first voxel lies, in nm, behind its name: {bare(label.path).name}"
-        f"#translation={z:g},{y:g},{x:g}"
+        f"#translation={where}"
     )
 
 
 def _check_labels(level: Level, name: str, label: Named) -> None:
-    """Raises UserError for labels that are no whole numbers, and for values that they cannot be."""
+    """Raises UserError for values that labels cannot be."""
     dtype = np.dtype(level.array.dtype)
-    if dtype.kind not in "bui":
-        raise UserError(f"{level.path}: {dtype} for class {name}; write labels as whole numbers")
+    if dtype.kind == "f":
+        dtype = np.dtype(OF_FLOATS)
     limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     for value in (*label.values, *label.unknown):
         if not limits[0] <= value <= limits[1]:
@@ -304,11 +406,6 @@ def _check_labels(level: Level, name: str, label: Named) -> None:
                 f"{level.path}: value {value} for class {name}, and it holds {dtype}, "
                 f"{limits[0]} to {limits[1]}; write a value that occurs in it"
             )
-
-
-def _same_grid(one: Grid, other: Grid) -> bool:
-    close = np.allclose(one.scale, other.scale, rtol=1e-3)
-    return close and one.shape == other.shape and np.allclose(one.origin, other.origin, atol=0.1)
 
 
 def _grid_text(grid: Grid) -> str:
@@ -374,20 +471,49 @@ def _write(job: Import, *, overwrite: bool, say: Say) -> None:
     if is_ours and "multiscales" in attributes:
         say(f"{job.group}: there already")
         return
-    grid = job.level.grid
-    if is_ours and attributes.get(UNFINISHED):
+    if job.is_raw:
+        _write_raw(job, goes_on=is_ours and UNFINISHED in attributes)
+        found = Found()
+    else:
+        found = _write_labels(job)
+    say(f"{job.group}: {_sizes(job)}{found.text(job)}")
+
+
+def _write_raw(job: Import, *, goes_on: bool) -> None:
+    if goes_on:
         array = zarr.open_group(str(job.group), mode="r+")["s0"]
     else:
-        about = {IMPORTED: job.excerpt.record, **job.excerpt.annotation}
-        dtype = job.level.array.dtype
-        array = ngff.start_multiscale(job.group, grid, dtype, job.chunks, attributes=about)
-    found = _copy(job, array)
-    if not job.is_raw and _code_of_unknown(job.excerpt) != 0:
-        _count_in_metadata(job.group, found)
-    reduce = ngff.block_mean if job.is_raw else ngff.pick
-    factors = ngff.pyramid(grid) if job.is_raw else []
-    ngff.finish_multiscale(job.group, grid, factors, reduce)
-    say(f"{job.group}: {_sizes(job)}{found.text(job)}")
+        array = _started(job, job.group)
+    _copy(job, array)
+    grid = job.level.grid
+    ngff.finish_multiscale(job.group, grid, ngff.pyramid(grid), ngff.block_mean)
+
+
+def _write_labels(job: Import) -> Found:
+    """Write labels aside, so that a crop has whole ones only; what they hold."""
+    begun = _store(job) / BEGUN
+    try:
+        found = _copy(job, _started(job, begun))
+        if _code_of_unknown(job.excerpt) != 0:
+            _count_in_metadata(begun, found)
+        ngff.finish_multiscale(begun, job.level.grid, [], ngff.pick)
+        shutil.rmtree(job.group, ignore_errors=True)
+        job.group.parent.mkdir(parents=True, exist_ok=True)
+        begun.rename(job.group)
+    finally:
+        shutil.rmtree(begun, ignore_errors=True)
+    return found
+
+
+def _started(job: Import, group: Path) -> zarr.Array:
+    """An empty array for a volume."""
+    about = {IMPORTED: job.excerpt.record, **job.excerpt.annotation}
+    dtype = job.level.array.dtype
+    return ngff.start_multiscale(group, job.level.grid, dtype, job.chunks, attributes=about)
+
+
+def _store(job: Import) -> Path:
+    return next(folder for folder in job.group.parents if folder.suffix == ".zarr")
 
 
 def _sizes(job: Import) -> str:
@@ -412,8 +538,8 @@ def _copy(job: Import, array: zarr.Array | None) -> Found:
         if array is not None:
             copying.put(array, bar, taken)
 
-    store = next(folder for folder in job.group.parents if folder.suffix == ".zarr")
-    copying.copy(job.stored, job.chunks, write, is_done=is_done, scratch=store, what=job.group.name)
+    name = job.group.name
+    copying.copy(job.stored, job.chunks, write, is_done=is_done, scratch=_store(job), what=name)
     if not job.is_raw:
         found.note(job)
     return found

@@ -30,6 +30,9 @@ KINDS = (RAW, SEMANTIC, INSTANCE)
 UNKNOWN_OF_MASK = 255
 """Of unknown in a class that is cut out of a volume of several."""
 
+OF_FLOATS = np.uint32
+"""Type of labels that were floating-point numbers, of which float32 counts to 2^24 alone."""
+
 INSTANCE_TYPE = "instance_segmentation"
 SEMANTIC_TYPE = "semantic_segmentation"
 """The challenge's words for labels."""
@@ -95,9 +98,11 @@ class Excerpt:
         return {"cellmap": {"annotation": {"annotation_type": about}}}
 
     def taken(self, block: np.ndarray) -> np.ndarray:
-        """What becomes of voxels of the volume."""
+        """What becomes of voxels of the volume. Raises UserError for labels such as 0.5."""
         if block.dtype.kind == "b":
             return block.astype(np.uint8)
+        if self.kind != RAW and block.dtype.kind == "f":
+            block = self._as_whole(block)
         if not self.values:
             # metadata name one value of unknown
             for other in self.unknown[1:]:
@@ -107,6 +112,18 @@ class Excerpt:
         if self.unknown:
             mask[np.isin(block, self.unknown)] = UNKNOWN_OF_MASK
         return mask
+
+    def _as_whole(self, block: np.ndarray) -> np.ndarray:
+        """Labels that a program wrote as floating-point numbers."""
+        whole = block.astype(OF_FLOATS) if _are_ids(block) else None
+        if whole is None or (whole != block).any():
+            odd = block[~((block >= 0) & (block == np.rint(block)))]
+            value = odd[0] if len(odd) else block.max()
+            raise UserError(
+                f"{self.source}: labels of {block.dtype} with the value {value:g}; write labels as "
+                "whole numbers from 0 on"
+            )
+        return whole
 
     def of(self, level: Level, folder: Path) -> Level:
         """The excerpt of the finest level of its volume, as a level of an image in `folder`."""
@@ -128,7 +145,11 @@ class Excerpted(Voxels):
     def __init__(self, excerpt: Excerpt, level: Level):
         self.shape = excerpt.shape
         stored = np.dtype(level.array.dtype).newbyteorder("=")
-        self.dtype = np.dtype(np.uint8) if excerpt.values or stored.kind == "b" else stored
+        if excerpt.values or stored.kind == "b":
+            stored = np.dtype(np.uint8)
+        elif excerpt.kind != RAW and stored.kind == "f":
+            stored = np.dtype(OF_FLOATS)
+        self.dtype = stored
         self.chunks = level.array.chunks
         self.in_rows = isinstance(level.array, Voxels) and level.array.in_rows
         self.attrs = Attributes(excerpt.annotation)
@@ -149,6 +170,11 @@ class Excerpted(Voxels):
         block = self._level.read(start, stop)
         native = block.astype(block.dtype.newbyteorder("="), copy=False)
         return self._excerpt.taken(native)
+
+
+def _are_ids(block: np.ndarray) -> bool:
+    """Whether numbers fit into OF_FLOATS; NaN does not."""
+    return bool((block >= 0).all() and (block <= np.iinfo(OF_FLOATS).max).all())
 
 
 # Links

@@ -1,0 +1,139 @@
+"""What a dataset holds already: which crops new labels belong to, and what they would contradict.
+
+A crop is where its voxels are. Labels on the voxels of a crop that is there are further classes of
+it, all others become crops of their own, with the lowest numbers that are free.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.data import layout
+from common.data.level import Grid
+from common.data.ngff import open_levels
+from common.data.records import read_attributes
+from common.data.sources.excerpt import is_link, read_link
+from common.errors import UserError
+
+PART = re.compile(r"(crop\d+)-.*")
+"""Crops that `new --own` makes of one."""
+
+
+IMPORTED = "imported"
+"""Attribute of a group that was imported: from what it was written."""
+
+
+def is_imported(group: Path) -> bool:
+    """Whether a volume of a data root was imported or linked to, and not fetched."""
+    return is_link(group) or IMPORTED in read_attributes(group)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The volume of a class of a crop."""
+
+    group: Path
+    grid: Grid
+
+    @property
+    def name(self) -> str:
+        """Of its class."""
+        return self.group.name
+
+    @property
+    def crop(self) -> Path:
+        """Its folder."""
+        return self.group.parent
+
+
+def labels_of(store: Path) -> list[Labels]:
+    """The labels of all crops of a store but those that are parts of one; half-written ones not."""
+    found = []
+    for group in sorted((store / layout.LABELS).glob("*/*")):
+        grid = None
+        if group.is_dir() and not PART.fullmatch(group.parent.name):
+            grid = _grid_of(group)
+        if grid is not None:
+            found.append(Labels(group, grid))
+    return found
+
+
+def _grid_of(group: Path) -> Grid | None:
+    """Where a volume is; None for one that is not whole."""
+    try:
+        if is_link(group):
+            link = read_link(group)
+            shape = (link.shape[0], link.shape[1], link.shape[2])
+            return Grid(np.array(link.translation), np.array(link.voxel_size), shape)
+        return open_levels(group)[0].grid
+    except (UserError, FileNotFoundError):
+        return None  # who reads it says why
+
+
+def same(one: Grid, other: Grid) -> bool:
+    """Whether two grids are one, but for rounding."""
+    close = np.allclose(one.scale, other.scale, rtol=1e-3)
+    return close and one.shape == other.shape and np.allclose(one.origin, other.origin, atol=0.1)
+
+
+def overlap(one: Grid, other: Grid) -> bool:
+    """Whether two grids share a volume; touching is not overlapping."""
+    lower, upper = one.box()
+    other_lower, other_upper = other.box()
+    shared = np.minimum(upper, other_upper) - np.maximum(lower, other_lower)
+    # corners are sums of decimal fractions: what touches may seem to overlap by rounding
+    return bool((shared > 1e-3 * one.scale).all())
+
+
+class Crops:
+    """The crops of a store, and those that are added to it."""
+
+    def __init__(self, store: Path, replaced: Collection[Labels] = ()):
+        """Look at a store. replaced: labels that are taken for gone."""
+        gone = {labels.group for labels in replaced}
+        kept = [labels for labels in labels_of(store) if labels.group not in gone]
+        self._folder = store / layout.LABELS
+        self._grids = {labels.crop: labels.grid for labels in kept}
+        empty = {labels.crop.name for labels in replaced} - {crop.name for crop in self._grids}
+        self._taken = set(_names(self._folder)) - empty
+
+    def at(self, grid: Grid) -> Path:
+        """The folder of the crop of these voxels, which need not exist."""
+        for folder, of_crop in self._grids.items():
+            if same(of_crop, grid):
+                return folder
+        number = 1
+        while f"crop{number}" in self._taken:
+            number += 1
+        folder = self._folder / f"crop{number}"
+        self._grids[folder] = grid
+        self._taken.add(folder.name)
+        return folder
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """The crops in a folder, also those of which parts alone are left."""
+    for crop in folder.glob("*"):
+        part = PART.fullmatch(crop.name)
+        yield part[1] if part else crop.name
+
+
+def overlapped(there: Sequence[Labels], name: str, grid: Grid) -> list[Labels]:
+    """The labels of a class on other voxels that lie where new ones of it are to lie."""
+    of_class = [labels for labels in there if labels.name == name]
+    return [one for one in of_class if overlap(one.grid, grid) and not same(one.grid, grid)]
+
+
+def drop(replaced: Collection[Labels], written: Collection[Path]) -> None:
+    """Remove labels, and crops that had no others. written: groups that have new ones already."""
+    for labels in replaced:
+        if labels.group not in written:
+            shutil.rmtree(labels.group, ignore_errors=True)
+        if labels.crop.is_dir() and not any(labels.crop.iterdir()):
+            labels.crop.rmdir()

@@ -1,0 +1,158 @@
+"""A second import into a dataset that is there: further crops, further classes, contradictions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tifffile
+
+from common.data import layout
+from common.data.catalogue import scan
+from common.data.ngff import open_levels
+from common.data.own.crops import divide, read_crops
+from common.data.own.volumes import import_data
+from common.errors import UserError
+
+SHAPE = (24, 60, 96)
+RAW = np.random.default_rng(1).integers(1, 255, SHAPE, np.uint8)
+MITO = (np.indices(SHAPE).sum(0) % 10 < 5).astype(np.uint8)
+
+
+@pytest.fixture
+def add(tmp_path):
+    """Imports classes of files into one dataset; returns {crop/class: voxels}."""
+    for name, volume in (("raw", RAW), ("mito", MITO), ("er", 1 - MITO), ("wrong", RAW)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", volume, compression="zlib")
+
+    def call(*boxes, raw="raw.tif", labels=("mito",), **more):
+        of_class = {name.removesuffix("2"): str(tmp_path / f"{name}.tif") for name in labels}
+        settings = {"labels": of_class, "crops": boxes, "voxel_size": (8.0, 8.0, 8.0), **more}
+        import_data(
+            str(tmp_path / raw), "cell", data=tmp_path / "data", **settings, say=said.append
+        )
+        return there()
+
+    def there():
+        folder = tmp_path / "data" / layout.store("cell") / layout.LABELS
+        levels = {
+            f"{group.parent.name}/{group.name}": open_levels(group)[0]
+            for group in sorted(folder.glob("*/*"))
+        }
+        return {name: level.read((0, 0, 0), level.shape) for name, level in levels.items()}
+
+    said: list[str] = []
+    call.said = said
+    call.there = there
+    return call
+
+
+def test_a_further_box_becomes_a_further_crop(add):
+    add(":,:,:40")
+    there = add(":,:,50:")
+    np.testing.assert_array_equal(there["crop1/mito"], MITO[..., :40])
+    np.testing.assert_array_equal(there["crop2/mito"], MITO[..., 50:])
+    assert len(there) == 2
+    assert "cell: 2 crops; an experiment for it:" in add.said
+
+
+def test_a_further_class_goes_to_the_crops_of_its_boxes(add, tmp_path):
+    boxes = (":,:,:40", ":,:,50:")
+    add(*boxes)
+    there = add(*reversed(boxes), labels=("er",))
+    np.testing.assert_array_equal(there["crop1/er"], 1 - MITO[..., :40])
+    np.testing.assert_array_equal(there["crop2/er"], 1 - MITO[..., 50:])
+    assert {info.name: set(info.classes) for info in scan(tmp_path / "data")[0]} == {
+        "crop1": {"mito", "er"},
+        "crop2": {"mito", "er"},
+    }
+    assert any("--classes er,mito" in line for line in add.said)
+
+
+def test_the_raw_may_be_that_of_the_dataset(add):
+    add(":,:,:40")
+    there = add(":,:,50:", raw=f"data/{layout.raw('cell')}")
+    np.testing.assert_array_equal(there["crop2/mito"], MITO[..., 50:])
+
+
+def test_the_same_boxes_again_change_nothing(add):
+    boxes = (":,:,:40", ":,:,50:")
+    add(*boxes)
+    add.said.clear()
+    add(*reversed(boxes))
+    assert sum(line.endswith("there already") for line in add.said) == 3
+    assert len(add.there()) == 2
+
+
+def test_a_box_over_one_of_the_same_class_is_refused_or_replaces_it(add):
+    add()
+    with pytest.raises(UserError, match=r"mito at nm z.*crop1/mito, which is there already, has"):
+        add(":,:,:40")
+    there = add(":,:,:40", ":,:,60:", overwrite=True)
+    np.testing.assert_array_equal(there["crop1/mito"], MITO[..., :40])
+    np.testing.assert_array_equal(there["crop2/mito"], MITO[..., 60:])
+    assert len(there) == 2
+    assert list(add(overwrite=True)) == ["crop1/mito"]
+
+
+def test_other_labels_on_the_voxels_of_a_class_are_refused(add, tmp_path):
+    add()
+    tifffile.imwrite(tmp_path / "mito2.tif", 1 - MITO)
+    with pytest.raises(UserError, match=r"crop1/mito: there already, written from .*mito.tif"):
+        add(labels=("mito2",))
+    there = add(labels=("mito2",), overwrite=True)
+    np.testing.assert_array_equal(there["crop1/mito"], 1 - MITO)
+
+
+def test_another_raw_is_refused_before_anything_is_written(add, tmp_path):
+    add(":,:,:40")
+    tifffile.imwrite(tmp_path / "raw2.tif", RAW)
+    with pytest.raises(UserError, match=r"fibsem-uint8: there already, written from .*raw.tif"):
+        add(":,:,50:", raw="raw2.tif")
+    assert list(add.there()) == ["crop1/mito"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_labels_that_turn_out_wrong_leave_a_dataset_as_it_was(add, tmp_path, overwrite):
+    before = add()
+    (tmp_path / "wrong.tif").rename(tmp_path / "mito2.tif" if overwrite else tmp_path / "er.tif")
+    with pytest.raises(UserError, match="this looks like raw"):
+        add(labels=("mito2" if overwrite else "er",), overwrite=overwrite)
+    after = add.there()
+    assert list(after) == list(before) == ["crop1/mito"]
+    np.testing.assert_array_equal(after["crop1/mito"], MITO)
+    store = tmp_path / "data" / layout.store("cell")
+    assert not [path.name for path in store.iterdir() if path.name.startswith(".")]
+
+
+def test_links_are_added_to_as_copies_are(add):
+    add(":,:,:40", link=True)
+    there = add(":,:,50:", link=True)
+    there = add(":,:,:40", labels=("er",), link=True)
+    assert list(there) == ["crop1/er", "crop1/mito", "crop2/mito"]
+
+
+def test_a_class_on_part_of_a_crop_is_said_and_not_cut_apart(add, tmp_path, capsys):
+    add()
+    add(":,:,:40", labels=("er",))
+    assert "crop2 has voxels of crop1, where mito is annotated" in capsys.readouterr().err
+    division = divide(read_crops(tmp_path / "data", ["cell"]), (8, 8, 8))
+    assert [usage for usage, _ in division.sides] == ["train", "train"]
+    assert "shares voxels with cell/crop2 and trains" in division.why
+
+
+def test_a_cut_stays_when_a_class_is_added(add, tmp_path):
+    """The network that is validated on a part has not seen it, whatever was imported since."""
+    add()
+    root = tmp_path / "data"
+    before = divide(read_crops(root, ["cell"]), (8, 8, 8)).sides
+    one_end = np.zeros(SHAPE, np.uint8)
+    one_end[:, 50:] = 1  # by which another axis would be cut
+    tifffile.imwrite(tmp_path / "er.tif", one_end)
+    add(labels=("er",))
+    after = divide(read_crops(root, ["cell"]), (8, 8, 8)).sides
+    places = [
+        [(usage, info.translation, info.shape) for usage, info in sides]
+        for sides in (before, after)
+    ]
+    assert places[0] == places[1]
+    assert after[0][1].classes == {"mito", "er"}
