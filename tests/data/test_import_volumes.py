@@ -232,9 +232,7 @@ def test_floats_that_are_no_labels_are_one_sentence(files, value):
     volume = MITO.astype(np.float64)
     volume[5, 5, 5] = value
     tifffile.imwrite(files / "mito.tif", volume)
-    with pytest.raises(
-        UserError, match=re.escape(f"float64 with the value {value:g};")
-    ):
+    with pytest.raises(UserError, match=re.escape(f"float64 with the value {value:g};")):
         imported(files)
 
 
