@@ -345,14 +345,20 @@ def _opened(text: str, voxel_size: tuple[float, ...] | None) -> Level:
         if voxel_size is None or "voxel_size=" in text:
             raise
         return ngff.open_levels(with_voxel_size(text, voxel_size))[0]
-    is_asked = voxel_size is not None and "voxel_size=" not in text
-    if is_asked and not np.allclose(level.scale, voxel_size, rtol=1e-3):
+    if voxel_size is not None and "voxel_size=" not in text:
+        _say_contradiction(level, voxel_size)
+    return level
+
+
+def _say_contradiction(level: Level, voxel_size: tuple[float, ...]) -> None:
+    """Say that a volume has another voxel size than the command."""
+    if not np.allclose(level.scale, voxel_size, rtol=1e-3):
+        size = ",".join(f"{length:g}" for length in voxel_size)
         note_once(
             f"{level.path}: says voxels of {nm(level.scale)} nm itself, and --voxel-size is for "
-            f"volumes that say none; where it is wrong, write {bare(level.path).name}#voxel_size="
-            f"{','.join(f'{length:g}' for length in voxel_size)}"
+            "volumes that say none; where it is wrong, write "
+            f"{bare(level.path).name}#voxel_size={size}"
         )
-    return level
 
 
 def _opened_beside(text: str, voxel_size: tuple[float, ...] | None, raw: Level) -> Level:
