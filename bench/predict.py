@@ -165,8 +165,8 @@ def predicted(config, network, region, block: int) -> Cost:
 
     shutil.rmtree(config.path("predictions_path"), ignore_errors=True)
     clock = Clock()
-    output = predict.Output(block=block)
-    predict.predict_region(network, config, region, config.classes, output=output)
+    run = predict.Run(network, config, predict.Output(block=block))
+    predict.predict_region(run, region, config.classes)
     return clock.cost()
 
 

@@ -14,7 +14,7 @@ from common.config.settings import ProcessConfig, TrainConfig
 from common.data import ngff, regions
 from common.data.regions import Region
 from common.infer.ensemble import load_network
-from common.infer.predict import Output, predict_region
+from common.infer.predict import Output, Run, predict_region
 from common.infer.process import find_predictions, process_region
 from common.infer.recipe import Recipe, read_recipe
 from common.score import judge, summary
@@ -94,8 +94,9 @@ def predict_crops(config: TrainConfig, weights: str) -> Predicted:
     network = replace(network, window=replace(network.window, overlap=OVERLAP))
     crops = regions.choose(config, "validate")
     classes = list(config.classes)
+    run = Run(network, config, Output(), overwrite=True)
     for crop in crops:
-        predict_region(network, config, crop, classes, output=Output(), overwrite=True)
+        predict_region(run, crop, classes)
     return Predicted(config, crops)
 
 

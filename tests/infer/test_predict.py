@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -701,19 +702,14 @@ class Stop:
 
 def region_of(tiny: Experiment, **settings) -> tuple:
     config = tiny.config()
-    return (
-        predict.load_network(config),
-        config,
-        regions.choose(config)[0],
-        CLASSES,
-        Output(**settings),
-    )
+    run_of_one = predict.Run(predict.load_network(config), config, Output(**settings))
+    return run_of_one, regions.choose(config)[0], CLASSES
 
 
 def predict_tiny(tiny: Experiment, stopped=work.never, **settings) -> Path:
     """Predict the validation crop, or go on with it, until `stopped()`."""
-    network, config, region, names, output = region_of(tiny, **settings)
-    return predict.predict_region(network, config, region, names, output=output, stopped=stopped)
+    run_of_one, region, names = region_of(tiny, **settings)
+    return predict.predict_region(replace(run_of_one, stopped=stopped), region, names)
 
 
 def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
@@ -726,9 +722,9 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
         np.random.default_rng(0).integers(0, 256, (70, 45, 30), np.uint8),
         (8, 8, 8),
     )
-    network, config, _, names, how = region_of(tiny, block=20)
+    run_of_one, _, names = region_of(tiny, block=20)
     region = regions.of_volume(tmp_path / "own.zarr")
-    folder = predict.predict_region(network, config, region, names, output=how)
+    folder = predict.predict_region(run_of_one, region, names)
     whole = files(folder)
     assert "er/s1/0/0/0" in whole
     for seed in range(4):
@@ -736,9 +732,8 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
         choose = random.Random(seed)
         for _ in range(6):
             with pytest.raises(KeyboardInterrupt):
-                predict.predict_region(
-                    network, config, region, names, output=how, stopped=Stop(choose.randrange(5))
-                )
+                stopped = Stop(choose.randrange(5))
+                predict.predict_region(replace(run_of_one, stopped=stopped), region, names)
             for name in names:
                 lines = (folder / name / ".blocks").read_bytes()
                 with pytest.raises(UserError, match="half-written"):
@@ -749,7 +744,7 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
                     )
             (folder / "er/s0/1").mkdir(exist_ok=True)
             (folder / "er/s0/1/0.cut.partial").write_bytes(b"half a chunk")
-        predict.predict_region(network, config, region, names, output=how)
+        predict.predict_region(run_of_one, region, names)
         assert files(folder) == whole
 
 
@@ -860,12 +855,12 @@ def test_levels_are_not_waited_for_when_a_call_is_to_end(tiny, monkeypatch):
 
 def test_a_prediction_begun_with_more_memory_is_gone_on_with(tiny, monkeypatch):
     """The size of blocks, and of chunks, is that of the beginning."""
-    network, config, region, names, how = region_of(tiny)
+    run_of_one, region, names = region_of(tiny)
     monkeypatch.setitem(work.LARGEST_BLOCK, "cpu", 8)
     with pytest.raises(KeyboardInterrupt):
-        predict.predict_region(network, config, region, names, output=how, stopped=Stop(5))
+        predict.predict_region(replace(run_of_one, stopped=Stop(5)), region, names)
     monkeypatch.setitem(work.LARGEST_BLOCK, "cpu", 16)
-    folder = predict.predict_region(network, config, region, names, output=how)
+    folder = predict.predict_region(run_of_one, region, names)
     assert open_levels(folder / "er")[0].array.chunks == (8, 8, 8)
 
 

@@ -1,0 +1,177 @@
+"""What a call of predict asks for: which classes of which boxes, stored how.
+
+What cannot be done is refused here, before a network is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from common.config.derived import Affinities, channel_classes, with_derived
+from common.config.settings import TrainConfig
+from common.data import normalize, regions
+from common.data.raw import Raw, open_raw
+from common.data.regions import Region
+from common.errors import UserError
+from common.infer.planes import CHOICES, OWN
+from common.infer.work import Output
+from common.talk import note
+
+# Which classes of which boxes
+
+
+def choose_classes(
+    config: TrainConfig, boxes: Sequence[Region], classes: Sequence[str]
+) -> list[tuple[Region, list[str]]]:
+    """Each box with the classes to predict there.
+
+    These are the classes asked for, and of a test crop those of them that are scored. Boxes where
+    none is left are left out. Raises UserError with everything that is wrong with the raw of the
+    boxes.
+    """
+    asked = with_derived(classes or config.channels, config.derived)
+    _refuse_unknown(asked, config)
+    _refuse_raw(boxes, config)
+    chosen = []
+    for region in boxes:
+        names = _classes_of(region, asked, config)
+        if names:
+            chosen.append((region, names))
+        else:
+            note(f"{region} is left out, none of {', '.join(asked)} is scored there")
+    if not chosen:
+        raise UserError(
+            f"nothing to predict: none of {', '.join(asked)} is scored in these crops; name other "
+            "classes or crops"
+        )
+    return chosen
+
+
+def _refuse_unknown(asked: Sequence[str], config: TrainConfig) -> None:
+    unknown = [name for name in asked if name not in config.channels]
+    if unknown:
+        raise UserError(
+            f"{config.folder}: the network has no class {', '.join(unknown)}; it has "
+            f"{', '.join(config.channels)}"
+        )
+
+
+def _classes_of(region: Region, asked: Sequence[str], config: TrainConfig) -> list[str]:
+    """The classes to predict in a box, in the network's order."""
+    names = [name for name in config.channels if name in asked]
+    is_test_crop = region.truth is None and bool(region.classes)
+    if not is_test_crop:
+        return names
+    made_of = channel_classes(config.classes, config.derived)
+    return [name for name in names if made_of[name] in region.classes]
+
+
+# Whether their raw can be read
+
+
+def _refuse_raw(boxes: Sequence[Region], config: TrainConfig) -> None:
+    """Raises UserError with all boxes that cannot be predicted."""
+    problems = [_problem_of_raw(region, config) for region in boxes]
+    # each once: crops of one volume share what is wrong with it
+    lines = [problem for problem in dict.fromkeys(problems) if problem]
+    if lines:
+        raise UserError("\n".join(lines))
+
+
+def _problem_of_raw(region: Region, config: TrainConfig) -> str:
+    """Why a box cannot be predicted; "" where it can."""
+    try:
+        raw = open_raw(
+            region.raw, config.input_array_info["scale"], config.raw_range, config.raw_sections
+        )
+    except (UserError, FileNotFoundError) as error:
+        return str(error)
+    lower, upper = raw.level.box()
+    is_outside = (region.lower >= upper).any() or (region.upper <= lower).any()
+    if not is_outside:
+        return _problem_of_values(raw, region, config)
+    return (
+        f"{region}: {regions.box_text(region.lower, region.upper)} nm, outside of its raw "
+        f"{region.raw}, which is {regions.box_text(lower, upper)} nm; check translation and "
+        "scale in their .zattrs"
+    )
+
+
+def _problem_of_values(raw: Raw, region: Region, config: TrainConfig) -> str:
+    """Why the middle of a box cannot be read; "" where it can. Notes little contrast."""
+    try:
+        if config.raw_normalization not in normalize.MEASURED:
+            raw.note_contrast(region.lower, region.upper)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+# How it is stored
+
+
+def at_asked_scale(output: Output, region: Region, config: TrainConfig) -> Output:
+    """How a box is stored: a test crop in no finer voxels than any of its classes is scored at.
+
+    Crops of 16 and 32 nm would take most of the disk at a network's 8 nm. It is one size for all
+    classes that the network has, whichever are asked for, so that later ones stand beside them.
+    """
+    scales = [region.asked_scales[name] for name in config.classes if name in region.asked_scales]
+    if output.scale or not scales:
+        return output
+    network_scale = np.array(config.target_array_info["scale"], float)
+    asked = np.min(scales, axis=0)
+    if (asked <= network_scale).all():
+        return output
+    return replace(output, scale=tuple(np.maximum(asked, network_scale).tolist()))
+
+
+def check_output(output: Output, config: TrainConfig) -> Output:
+    """The same. Raises UserError with everything that is wrong with it."""
+    problems = []
+    if output.content not in ("probability", "logits"):
+        problems.append(f"content '{output.content}'; write probability or logits")
+    if output.dtype not in ("uint8", "float16", "float32"):
+        problems.append(f"dtype '{output.dtype}'; write uint8, float16 or float32")
+    if output.content == "logits" and output.dtype == "uint8":
+        problems.append("logits do not fit into uint8; write --dtype float16 or float32")
+    if output.planes not in CHOICES:
+        problems.append(f"planes '{output.planes}'; write {', '.join(CHOICES)}")
+    if output.orientations not in (1, 8, 16):
+        problems.append(
+            f"{output.orientations} orientations; write 1, 8 (mirrored) or 16 (with y and x "
+            "exchanged)"
+        )
+    if output.orientations == 16 and not _is_square_in_plane(config):
+        problems.append("16 orientations exchange y and x, whose voxel sizes differ here; write 8")
+    problems += _problem_of_pairs(output, config)
+    if output.scale and (len(output.scale) != 3 or min(output.scale) <= 0):
+        problems.append(f"scale {output.scale}; write three voxel sizes in nm, z, y, x")
+    if output.block < 0:
+        problems.append(f"block {output.block}; write a number of voxels, such as 128")
+    if problems:
+        raise UserError("\n".join(problems))
+    return output
+
+
+def _problem_of_pairs(output: Output, config: TrainConfig) -> list[str]:
+    """What is wrong with the mean over turned copies, of channels that have a direction."""
+    has_pairs = any(isinstance(channel, Affinities) for channel in config.derived.values())
+    if not has_pairs or (output.orientations == 1 and output.planes == OWN):
+        return []
+    return [
+        "affinities are of pairs along a direction, which a turned copy has along another one; "
+        "leave --orientations and --planes out"
+    ]
+
+
+def _is_square_in_plane(config: TrainConfig) -> bool:
+    """Whether voxels of raw and target are as long along y as along x."""
+    for info in (config.input_array_info, config.target_array_info):
+        _, y, x = info["scale"]
+        if y != x:
+            return False
+    return True
