@@ -53,11 +53,12 @@ def load_network(config: TrainConfig, weights: str | Sequence[str] = "") -> Netw
     the settings that it has on record; so is each of several checkpoints of this one. A file that
     lies in no experiment is taken to be of this one. A package has its own settings.
 
-    weights: see `checkpoint_path`. Raises FileNotFoundError or UserError; no network ever has other
-        weights than those of its file.
+    weights: see `checkpoint_path`; of a package its own. Raises FileNotFoundError or UserError; no
+        network ever has other weights than those of its file.
     """
     names = list(weights) if isinstance(weights, list | tuple) else [weights]
-    paths = [checkpoint_path(config, str(name)) for name in names or [""]]
+    own = package.path_of(config) or ""
+    paths = [checkpoint_path(config, str(name or own)) for name in names or [own]]
     networks = [_load(config, path, is_alone=len(paths) == 1) for path in paths]
     if len(networks) == 1:
         return networks[0]

@@ -33,7 +33,7 @@ from common.errors import UserError
 from common.infer import members as members_module
 from common.infer.ensemble import load_network
 from common.infer.members import Member
-from common.infer.predict import predict_region
+from common.infer.predict import Run, predict_region
 from common.infer.work import Output
 from common.talk import command_line, count, note, progress, say, some
 
@@ -288,17 +288,15 @@ def _complete_all(joint: Joint, jobs: Sequence[CropJob]) -> dict[str, Completed]
     if completed:
         say(f"{count(len(completed), 'crop')} of {len(jobs)} completed already")
     for member in joint.members if left else ():
-        network = load_network(member.config)
+        run = Run(
+            load_network(member.config),
+            member.config,
+            Output(),
+            overwrite=joint.overwrite,
+            stopped=joint.stopped,
+        )
         for job in left:
-            predict_region(
-                network,
-                member.config,
-                job.region,
-                [member.name],
-                output=Output(),
-                overwrite=joint.overwrite,
-                stopped=joint.stopped,
-            )
+            predict_region(run, job.region, [member.name])
     for job in left:
         if joint.stopped():
             say("interrupted; the same command goes on")

@@ -198,14 +198,14 @@ def settings_of(
     return read_settings(path, overrides, data)
 
 
-def is_experiment(config: TrainConfig) -> bool:
-    """Whether settings are those of a package."""
-    return isinstance(config.build_model, Weights)
+def path_of(config: TrainConfig) -> Path | None:
+    """The package that settings are of; None where they are of an experiment."""
+    return config.build_model.path if isinstance(config.build_model, Weights) else None
 
 
 def refuse_no_boxes(config: TrainConfig, crops: str, volume: str | Path) -> None:
     """Raise UserError where a package is to predict crops that only a datasplit names."""
-    if not volume and crops in (*USAGES, "*"):
+    if path_of(config) and not volume and crops in (*USAGES, "*"):
         raise UserError(
             f"{config.build_model}: of what? write --volume PATH, or --crops DATASET/CROP with "
             "--data FOLDER"
@@ -266,7 +266,7 @@ def load_network(config: TrainConfig, path: Path) -> Network:
             f"{config.folder} has {', '.join(config.channels)}"
         )
     # an experiment's own would say what its own network takes
-    if not is_experiment(config):
+    if path_of(config) is None:
         config = replace(config, **package.settings)
     epoch = package.facts.get("epoch")
     device = runtime.pick_device(config.device)

@@ -48,10 +48,8 @@ class Source:
 def source_of(network: Network, config: TrainConfig, overrides: Sequence[str]) -> Source:
     """What workers load the same network by. overrides: that the settings were read with."""
     weights = tuple(str(each.record.checkpoint) for each in network.each)
-    # a package is an experiment of its own, that has no other file
-    packages = [Path(path) for path in weights if package.is_experiment(config)]
     return Source(
-        packages[0] if packages else config.folder,
+        package.path_of(config) or config.folder,
         tuple(overrides),
         str(config.path("data_path")),
         precision=str(network.record.precision),

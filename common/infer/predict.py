@@ -109,9 +109,7 @@ def predict(  # noqa: PLR0913  # the options of the command
         output: fields of `Output`.
     """
     config = package.settings_of(config_path, overrides, data)
-    if package.is_experiment(config):
-        weights = weights or str(config_path)
-        package.refuse_no_boxes(config, crops, volume)
+    package.refuse_no_boxes(config, crops, volume)
     stored_as = request.check_output(Output(**output), config)
     boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=say)
     chosen = request.choose_classes(config, boxes, classes)
