@@ -21,7 +21,7 @@ import numpy as np
 
 from common.data.box import slices
 from common.errors import UserError
-from common.infer.boxes import Box
+from common.infer.boxes import Box, ends
 from common.infer.objects.components import Components, Index, find_components, label
 from common.infer.objects.flooding import watershed_of_boundary, watershed_of_distance
 from common.infer.objects.mutex import mutex_watershed
@@ -197,7 +197,7 @@ def _by_block(components: Components, mask: Volume, max_voxels: int) -> dict[Ind
     """The components that each block takes apart: those whose box begins in it."""
     objects: dict[Index, Objects] = {block.index: [] for block in blocks(mask)}
     for number, where in _boxes_around(components, max_voxels):
-        low = np.array([along.start for along in where])
+        low, _ = ends(where)
         objects[tuple((low // mask.block).tolist())].append((number, where))
     return objects
 
@@ -267,7 +267,7 @@ def _with_parts_of_block(
     whole: Volume, block: Block, split: list[tuple[list[_Split], dict[int, int]]]
 ) -> np.ndarray:
     values = whole.read(block.core)
-    start = np.array([along.start for along in block.core])
+    start, _ = ends(block.core)
     for objects, firsts in split:
         for found in objects:
             low = np.array(found.low) - start

@@ -26,6 +26,7 @@ from common.data.ngff import Grid
 from common.errors import Incomplete
 from common.files import mark, replacing
 from common.infer import sharing, status
+from common.infer.boxes import ends
 from common.infer.crew import Crew, Tally, never
 from common.infer.ledger import Journal
 from common.infer.status import Progress
@@ -178,9 +179,7 @@ class Stages:
         )
         failed = []
         for failure in failures:
-            core = stage.blocks[failure.number].core
-            start = np.array([along.start for along in core])
-            stop = np.array([along.stop for along in core])
+            start, stop = ends(stage.blocks[failure.number].core)
             failed.append(status.describe(failure, self.place.grid, start, stop))
         stage.told.close(stage.tally, failed)
         if failed:

@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.data.box import slices
-from common.infer.boxes import Box
+from common.infer.boxes import Box, ends, with_margin, within
 from common.infer.objects.components import Index, find_components
 from common.infer.objects.graph import Contacts, Graph, combined, joined
 from common.infer.volume import (
@@ -128,8 +127,7 @@ def _climbed(landscape: Volume, ids: Volume, block: Block, _: None) -> np.ndarra
     own = ids.read(box)
     if not own[within(block.core, box)].any():
         return None
-    start = np.array([along.start for along in box])
-    stop = np.array([along.stop for along in box])
+    start, stop = ends(box)
     is_open = np.stack([start > 0, stop < ids.shape], axis=1)
     top = np.empty(own.shape, np.int64)
     from common.infer.objects.climb import climb  # which imports numba
@@ -140,21 +138,6 @@ def _climbed(landscape: Volume, ids: Volume, block: Block, _: None) -> np.ndarra
     through = [along + first for along, first in zip(place, start, strict=True)]
     label = np.ravel_multi_index(through, ids.shape) + 1
     return np.where(top < 0, 0, label).astype(smallest_dtype(math.prod(ids.shape)))
-
-
-def with_margin(box: Box, margin: int | np.ndarray, shape: tuple[int, ...]) -> Box:
-    """A box and so many voxels around it, as far as the volume goes."""
-    start = np.array([along.start for along in box]) - margin
-    stop = np.array([along.stop for along in box]) + margin
-    return slices(np.maximum(start, 0), np.minimum(stop, shape))
-
-
-def within(box: Box, outer: Box) -> Box:
-    """A box as a part of a larger one."""
-    first = np.array([along.start for along in outer])
-    start = np.array([along.start for along in box])
-    stop = np.array([along.stop for along in box])
-    return slices(start - first, stop - first)
 
 
 class _Met(NamedTuple):
@@ -259,6 +242,6 @@ def _looked_up(labels: Volume, landscape: Volume, block: Block, asked: np.ndarra
     if len(asked) == 0:
         return _Answer(asked, np.zeros(0, np.float32))
     place = np.stack(np.unravel_index(asked.astype(np.int64) - 1, labels.shape))
-    start = np.array([along.start for along in block.core])
+    start, _ = ends(block.core)
     at = tuple(place - start[:, None])
     return _Answer(labels.read(block.core)[at], landscape.read(block.core)[at])

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.sparse import coo_array, csgraph
 
 from common.errors import UserError
-from common.infer.boxes import Box
+from common.infer.boxes import Box, ends
 from common.infer.volume import Block, BlockWork, Volume, fill, gather, smallest_dtype
 
 MAX_PIECES = 2**31 - 1
@@ -264,7 +264,8 @@ def _measured(labels: np.ndarray, n: int, core: Box, shape: tuple[int, int, int]
     start = start[held]
     length = length[held]
     place = np.stack(np.unravel_index(start, labels.shape))
-    place += np.array([along.start for along in core])[:, None]
+    corner, _ = ends(core)
+    place += corner[:, None]
     end = place + 1
     end[2] = place[2] + length
     first = np.ravel_multi_index(tuple(place), shape)

@@ -14,7 +14,8 @@ import numpy as np
 from scipy import ndimage
 
 from common.errors import UserError
-from common.infer.objects.basins import find_basins, with_margin, within
+from common.infer.boxes import with_margin, within
+from common.infer.objects.basins import find_basins
 from common.infer.objects.graph import over_means, over_passes
 from common.infer.volume import Block, BlockWork, Volume, fill, probabilities
 

@@ -22,8 +22,8 @@ import numpy as np
 from common.data.box import slices
 from common.data.sources import needed
 from common.errors import UserError
-from common.infer.boxes import Box
-from common.infer.objects.basins import renamed, with_margin, within
+from common.infer.boxes import Box, ends, with_margin, within
+from common.infer.objects.basins import renamed
 from common.infer.objects.graph import Contacts, combined, joined
 from common.infer.volume import (
     Block,
@@ -94,8 +94,8 @@ class _Affinities:
 
     def pairs(self, box: Box, outer: Box) -> Iterator[tuple[Volume, Box, Box]]:
         """Each volume, the voxels of a box whose other one is in `outer`, and those others."""
-        start, stop = _ends(box)
-        first, last = _ends(outer)
+        start, stop = ends(box)
+        first, last = ends(outer)
         for volume, offset in zip(self.volumes, self.offsets, strict=True):
             low = np.maximum(start, first - offset)
             high = np.maximum(np.minimum(stop, last - offset), low)
@@ -195,11 +195,6 @@ def _counts(mask: Volume) -> np.ndarray:
 def _dtype(mask: Volume) -> type[np.unsignedinteger]:
     """That of fragments, which are numbered through all blocks."""
     return smallest_dtype(math.prod(_counts(mask).tolist()) * math.prod(mask.block))
-
-
-def _ends(box: Box) -> tuple[np.ndarray, np.ndarray]:
-    """The first voxel of a box, and its last + 1."""
-    return np.array([along.start for along in box]), np.array([along.stop for along in box])
 
 
 def _compact(labels: np.ndarray) -> np.ndarray:
