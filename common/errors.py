@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LISTED = 10
+"""Problems of one call that are told."""
+
 
 class UserError(ValueError):
     """Something that the user can mend; the text says what is wrong, and what to write instead.
@@ -31,3 +40,25 @@ class Incomplete(UserError):
 
 class NotFinite(UserError, FloatingPointError):
     """A loss or gradient that is NaN or infinite: settings or data that training cannot take."""
+
+
+def collect(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Function of each item; what users can mend is collected from all of them, as one error.
+
+    Which is a FileNotFoundError where all of them are.
+    """
+    results = []
+    problems: list[Exception] = []
+    for item in items:
+        try:
+            results.append(function(item))
+        except (FileNotFoundError, UserError) as error:
+            problems.append(error)
+    if not problems:
+        return results
+    lines = [str(error) for error in problems[:LISTED]]
+    if len(problems) > LISTED:
+        lines.append(f"... and {len(problems) - LISTED} more")
+    all_absent = all(isinstance(error, FileNotFoundError) for error in problems)
+    kind = FileNotFoundError if all_absent else UserError
+    raise kind("\n".join(lines))

@@ -12,46 +12,33 @@ voxel is written a volume is marked as unfinished, and nothing here takes it for
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import torch
 import zarr
-from tqdm import tqdm
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import ngff, records, regions, regrid, series
-from common.data.ngff import Grid, slices
+from common.data.ngff import Grid
 from common.data.records import PredictionRecord, ProcessedRecord
 from common.data.regions import Region
-from common.errors import FileError, Incomplete, UserError
+from common.errors import Incomplete, UserError, collect
 from common.files import key_of
-from common.infer import cluster, functions, instances, ledger, sharing, status
-from common.infer import volume as volume_module
-from common.infer.boxes import Box, corners
+from common.infer import cluster, instances, ledger, one_class, sharing, status
 from common.infer.crew import Crew
 from common.infer.engine import IN_THIS_PROCESS, Engine
-from common.infer.instances import Volume
-from common.infer.prediction import Channels, Prediction, Probability, open_prediction
-from common.infer.recipe import Recipe, load_recipe, read_recipe
-from common.infer.stages import Place, Stages, clear_stages
-from common.infer.volume import EVERYWHERE, Block, BlockWork
+from common.infer.one_class import Making
+from common.infer.prediction import Prediction, open_prediction
+from common.infer.recipe import Recipe, load_recipe
+from common.infer.stages import clear_stages
+from common.infer.volume import EVERYWHERE, Stages, Volume
 from common.infer.writer import writing
 from common.talk import count, note, progress, say, some
-
-# small chunks one by one would spend their time in process_func's overhead and halo
-LEAST_BLOCK = 128
-"""Edge in voxels that chunks are put together to, where process_config.py has no block shape."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def process(  # noqa: PLR0913  # the options of the command
@@ -67,36 +54,31 @@ def process(  # noqa: PLR0913  # the options of the command
     data: str | Path | None = None,
     engine: Engine = IN_THIS_PROCESS,
 ) -> list[Path]:
-    """Turn the predictions of crops, or of a volume, into masks and objects; gives their folders.
+    """Turn predictions of crops, or of a volume, into masks and objects; gives their folders.
 
-    A folder has a multiscale group for each class. What was processed from the same predictions in
-    the same way is left as it is, what was processed otherwise is replaced. Raises
-    FileNotFoundError or UserError; after all other boxes NotYet where other processes work on some,
-    and Incomplete where blocks failed.
+    A folder has a multiscale group for each class. Raises FileNotFoundError or UserError; after all
+    other boxes NotYet where other processes work on some, and Incomplete where blocks failed.
 
     Args:
-        config_path: the experiment; with `overrides` and `data` as of `common.config.load`.
-        crops: which; or `volume` with `roi`; with `manifest_path` as of `common.data.regions`.
+        config_path: the experiment.
+        crops: which, as of `common.data.regions.choose`; or `volume` with `roi`.
         volume: path of a volume of one's own.
         roi: box of it.
         classes: some of process_config.py's; all that are predicted unless given.
         manifest_path: of test crops.
-        overwrite: replace all.
+        overwrite: replace all; else what was made alike is left.
         overrides: "name=value" for settings.
         data: data root.
         engine: where blocks are computed.
     """
     config = load_config(config_path, overrides, data)
     recipe = load_recipe(config, classes)
-    boxes = regions.choose(
-        config, crops, volume=volume, roi=roi, manifest_path=manifest_path, say=say
-    )
+    boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=say)
     # all of them before anything is written, so that all that is wrong is said at once
-    predictions = gather(partial(find_predictions, recipe, config, every=bool(classes)), boxes)
+    predictions = collect(partial(find_predictions, recipe, config, every=bool(classes)), boxes)
     _note_other_checkpoints(recipe, predictions)
     root = config.path("processed_path")
-    call = _call(recipe, boxes, predictions)
-    with cluster.opened(engine, root, call) as crew:
+    with cluster.opened(engine, root, _call(recipe, boxes, predictions)) as crew:
         run = partial(process_region, recipe, root=root, overwrite=overwrite, crew=crew)
         return sharing.each(lambda box: run(*box), list(zip(boxes, predictions, strict=True)))
 
@@ -131,7 +113,7 @@ def find_predictions(
         note(f"{region}: {some(absent)} not predicted, left out")
     present = [name for name in wanted if name not in absent]
     open_class = partial(_open_fitting, recipe, region, folder)
-    return dict(zip(present, gather(open_class, present), strict=True))
+    return dict(zip(present, collect(open_class, present), strict=True))
 
 
 def _open_fitting(recipe: Recipe, region: Region, folder: Path, name: str) -> Prediction:
@@ -143,7 +125,7 @@ def _open_fitting(recipe: Recipe, region: Region, folder: Path, name: str) -> Pr
             f"{folder / name}: {regrid.shortfall(prediction.level, whole)} of {region}; run "
             "predict with --overwrite"
         )
-    block_shape(recipe, prediction)  # which refuses other voxels
+    one_class.block_shape(recipe, prediction)  # which refuses other voxels
     return prediction
 
 
@@ -162,22 +144,25 @@ def process_region(
     process works on the box.
     """
     folder = region.folder(root)
+    records_of = {name: describe(recipe, name, p.record) for name, p in predictions.items()}
     with writing(folder), sharing.sole_worker(folder, "processing"):
-        _process_left(recipe, region, predictions, folder=folder, overwrite=overwrite, crew=crew)
+        left = _left(folder, records_of, overwrite)
+        if not left:
+            status.clear(folder)
+            series.complete([folder / name for name in records_of])
+            say(f"{region}: already there, in {folder}")
+            return folder
+        say(f"{region}: {count(len(left), 'class', 'classes')}")
+        zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
+        makings = [Making(recipe, name, predictions[name], crew=crew) for name in left]
+        _process_classes(makings, folder, records_of)
+        series.add([folder / name for name in records_of])
+        _note_everywhere(region, folder, {name: recipe.threshold(name) for name in left})
     return folder
 
 
-def _process_left(
-    recipe: Recipe,
-    region: Region,
-    predictions: dict[str, Prediction],
-    *,
-    folder: Path,
-    overwrite: bool,
-    crew: Crew | None,
-) -> None:
-    """Process the classes of one box that are not there as they would be made now."""
-    wanted = {name: describe(recipe, name, p.record) for name, p in predictions.items()}
+def _left(folder: Path, wanted: Mapping[str, ProcessedRecord], overwrite: bool) -> list[str]:
+    """The classes that are not there as they would be made now."""
     left = []
     for name, record in wanted.items():
         if overwrite or not ledger.is_processed(folder / name, record):
@@ -185,71 +170,26 @@ def _process_left(
         else:
             # of a call with --overwrite that was killed
             clear_stages(folder, name)
-    if not left:
-        status.clear(folder)
-        series.complete([folder / name for name in wanted])
-        say(f"{region}: already there, in {folder}")
-        return
-    say(f"{region}: {count(len(left), 'class', 'classes')}")
-    total = sum(predictions[name].level.array.size for name in left)
+    return left
+
+
+def _process_classes(
+    makings: Sequence[Making], folder: Path, records_of: Mapping[str, ProcessedRecord]
+) -> None:
+    """Process classes of a box; raises Incomplete after all others where blocks of some failed."""
+    total = sum(making.prediction.level.array.size for making in makings)
+    incomplete = []
     with progress(total, unit="voxel", unit_scale=True) as bar:
-        zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
-        incomplete = []
-        for name in left:  # in threads side by side they take as long, and more memory
-            bar.set_postfix_str(name, refresh=False)
-            making = Making(recipe, name, predictions[name], bar, crew)
+        # in threads side by side they take as long, and more memory
+        for making in makings:
+            bar.set_postfix_str(making.name, refresh=False)
+            record = records_of[making.name]
             try:
-                process_class(making, folder=folder, record=wanted[name])
+                process_class(replace(making, bar=bar), folder=folder, record=record)
             except Incomplete as error:
                 incomplete.append(str(error))
-        if incomplete:
-            raise Incomplete("\n".join(incomplete))
-        series.add([folder / name for name in wanted])
-    _note_everywhere(region, folder, {name: wanted[name].threshold for name in left})
-
-
-def _note_everywhere(region: Region, folder: Path, thresholds: Mapping[str, float]) -> None:
-    """Note classes that are positive in nearly all of a box."""
-    full = []
-    for name, threshold in thresholds.items():
-        # the voxels that the coarsest level picks stand for all
-        level = ngff.open_levels(folder / name)[-1]
-        values = level.read((0, 0, 0), level.shape)
-        if np.count_nonzero(values) >= EVERYWHERE * values.size:
-            full.append(f"{name} (threshold {threshold:g})")
-    if full:
-        note(
-            f"{region}: positive in nearly all voxels: {some(full)}; look at the pictures "
-            "(visualize), and at thresholds unless the box lies within it"
-        )
-
-
-@dataclass(frozen=True)
-class Making:
-    """What a class is made of, and by whom."""
-
-    recipe: Recipe
-    name: str
-    prediction: Prediction
-    bar: tqdm | None = None
-    """Progress, in voxels."""
-    crew: Crew | None = None
-    """Workers; None is this process."""
-
-    @property
-    def block(self) -> np.ndarray:
-        """(3,) voxels that are worked on at a time."""
-        return block_shape(self.recipe, self.prediction)
-
-    def masks(self) -> Masks:
-        """Block by block, by this process."""
-        return _told(mask_blocks(self.recipe, self.name, self.prediction), self.bar)
-
-    def tell(self, block: Block) -> None:
-        """A block of the mask is there."""
-        if self.bar is not None:
-            shape = [along.stop - along.start for along in block.core]
-            self.bar.update(math.prod(shape))
+    if incomplete:
+        raise Incomplete("\n".join(incomplete))
 
 
 def process_class(making: Making, *, folder: Path, record: ProcessedRecord) -> None:
@@ -264,17 +204,18 @@ def process_class(making: Making, *, folder: Path, record: ProcessedRecord) -> N
     """
     grid = making.prediction.grid
     path = folder / making.name
-    stages = _stages(making, folder, record)
+    stages = one_class.stages_of(making, folder, record)
     if making.recipe.makes_objects(making.name):
-        volume = _objects(making, scratch=folder, stages=stages)
+        volume = one_class.objects(making, scratch=folder, stages=stages)
         # only now: how many objects there are says how many bytes an id takes
         dtype = instances.smallest_dtype(instances.largest(volume))
         _write(volume, path, making.prediction, dtype, record)
     elif stages is not None:
-        _write(_mask(making, folder, stages), path, making.prediction, np.uint8, record)
+        volume = one_class.mask(making, scratch=folder, stages=stages)
+        _write(volume, path, making.prediction, np.uint8, record)
     else:
         array = _opened(path, making.prediction, np.uint8, record, stages=None)
-        for where, mask in making.masks():
+        for where, mask in one_class.masks(making):
             array[where] = mask
     ngff.finish_multiscale(path, grid, ngff.pyramid(grid), ngff.pick)
     if stages is not None:
@@ -289,19 +230,9 @@ def _write(  # noqa: PLR0917
     record: ProcessedRecord,
 ) -> None:
     """Write a volume into the array of a class, in whole chunks: no two workers share one."""
-    volume = replace(volume, block=tuple(whole_chunks(prediction).tolist()))
+    volume = replace(volume, block=tuple(one_class.whole_chunks(prediction).tolist()))
     array = _opened(path, prediction, dtype, record, stages=volume.stages)
     instances.copy(volume, array)
-
-
-def _stages(making: Making, folder: Path, record: ProcessedRecord) -> Stages | None:
-    """What keeps the stages of a class; None for one that is quickly made again."""
-    grid = making.prediction.grid
-    if making.crew is None and math.prod(grid.shape) <= volume_module.IN_MEMORY:
-        return None
-    key = key_of([record.key, making.block.tolist()])
-    place = Place(folder, making.name, grid, key)
-    return Stages(place, making.crew, prepare=partial(_recipe_of, Source.of(making)))
 
 
 def _opened(
@@ -310,7 +241,7 @@ def _opened(
     dtype: np.dtype | type,
     record: ProcessedRecord,
     *,
-    stages: volume_module.Stages | None,
+    stages: Stages | None,
 ) -> zarr.Array:
     """The array of a class to write to, as an earlier call left it if that was at this stage."""
     if stages is not None:
@@ -335,152 +266,20 @@ def _is_begun(path: Path, record: ProcessedRecord) -> bool:
     return stored is not None and stored.key == record.key
 
 
-def _mask(making: Making, scratch: Path | None, stages: Stages | None) -> Volume:
-    """The mask of a class."""
-    like = Volume(
-        Probability(making.prediction),
-        voxel_size=tuple(making.prediction.grid.scale.tolist()),
-        block=tuple(making.block.tolist()),
-        scratch=scratch,
-        stages=stages,
-    )
-    if stages is None:
-        mask = instances.zeros(like, np.bool_)
-        for where, values in making.masks():
-            mask.array[where] = values
-        return mask
-    function = partial(_masks_of, Source.of(making))
-    if making.crew is None:
-        function = partial(_masks, making.recipe, making.name, making.prediction)
-    together = making.recipe.settings.batch_size
-    return volume_module.fill(
-        like, BlockWork(function, (like,), together=together, told=making.tell), np.bool_
-    )
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a worker makes masks by."""
-
-    folder: Path
-    """Of the experiment."""
-    code: str
-    name: str
-    threshold: float
-    predicted: Path
-
-    @classmethod
-    def of(cls, making: Making) -> Source:
-        """That of a class."""
-        recipe = making.recipe
-        return cls(
-            recipe.path.parent,
-            recipe.code,
-            making.name,
-            recipe.threshold(making.name),
-            predicted=making.prediction.level.path.parent,
+def _note_everywhere(region: Region, folder: Path, thresholds: Mapping[str, float]) -> None:
+    """Note classes that are positive in nearly all of a box."""
+    full = []
+    for name, threshold in thresholds.items():
+        # the voxels that the coarsest level picks stand for all
+        level = ngff.open_levels(folder / name)[-1]
+        values = level.read((0, 0, 0), level.shape)
+        if np.count_nonzero(values) >= EVERYWHERE * values.size:
+            full.append(f"{name} (threshold {threshold:g})")
+    if full:
+        note(
+            f"{region}: positive in nearly all voxels: {some(full)}; look at the pictures "
+            "(visualize), and at thresholds unless the box lies within it"
         )
-
-
-@lru_cache(maxsize=1)
-def _recipe_of(source: Source) -> Recipe:
-    """The recipe in a worker. Raises FileError for another than the caller's."""
-    recipe = read_recipe(source.folder)
-    if recipe.code != source.code:
-        raise FileError(
-            f"{recipe.path}: another one than this worker's caller has; let both see the same files"
-        )
-    return replace(recipe, thresholds={source.name: source.threshold})
-
-
-@lru_cache(maxsize=1)
-def _prediction_of(source: Source) -> Prediction:
-    return open_prediction(source.predicted)
-
-
-def _masks_of(source: Source, blocks: Sequence[Block], _: None) -> list[np.ndarray]:
-    """The masks of some blocks, in a worker."""
-    return _masks(_recipe_of(source), source.name, _prediction_of(source), blocks, _)
-
-
-def _masks(  # a partial of it
-    recipe: Recipe, name: str, prediction: Prediction, blocks: Sequence[Block], _: None
-) -> list[np.ndarray]:
-    block = np.minimum(block_shape(recipe, prediction), prediction.grid.shape)
-    starts = [np.array([along.start for along in b.core]) for b in blocks]
-    found = _batch_of_masks(recipe, name, prediction, starts=starts, block=block)
-    return [mask for _, mask in found]
-
-
-Masks = Iterator[tuple[Box, np.ndarray]]
-"""Where a block is, and its mask (z, y, x) bool."""
-
-
-def mask_blocks(recipe: Recipe, name: str, prediction: Prediction) -> Masks:
-    """process_func over the blocks of a class. Halos beyond the volume repeat its edge."""
-    shape = np.array(prediction.grid.shape)
-    block = np.minimum(block_shape(recipe, prediction), shape)
-    starts = [start for _, start in corners(shape, block)]
-    at_once = recipe.settings.batch_size
-    for first in range(0, len(starts), at_once):
-        yield from _batch_of_masks(
-            recipe, name, prediction, starts=starts[first : first + at_once], block=block
-        )
-
-
-def _batch_of_masks(
-    recipe: Recipe,
-    name: str,
-    prediction: Prediction,
-    *,
-    starts: list[np.ndarray],
-    block: np.ndarray,
-) -> Masks:
-    """process_func over some blocks at once."""
-    zero = prediction.logit(recipe.threshold(name))
-    halo = np.array(recipe.settings.halo)
-    logits = []
-    for start in starts:
-        # process_func has 0 at the threshold
-        logits.append(_padded_logits(prediction, start - halo, start + block + halo) - zero)
-    given = torch.from_numpy(np.stack(logits)[:, None])
-    masks = functions.mask(recipe, name, given)
-    for start, mask in zip(starts, masks[:, 0], strict=True):
-        stop = np.minimum(start + block, prediction.grid.shape)
-        yield slices(start, stop), mask[slices(halo, halo + stop - start)]
-
-
-def _padded_logits(prediction: Prediction, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Logits of voxels low..high; those beyond the volume are as its outermost ones."""
-    first = np.maximum(low, 0)
-    last = np.minimum(high, prediction.grid.shape)
-    logits = prediction.logits(first.tolist(), last.tolist())
-    beyond = list(zip(first - low, high - last, strict=True))
-    return np.pad(logits, beyond, mode="edge")
-
-
-def _told(blocks: Masks, bar: tqdm | None) -> Masks:
-    """The same blocks; the bar goes on by the voxels of each."""
-    for where, mask in blocks:
-        yield where, mask
-        if bar is not None:
-            bar.update(mask.size)
-
-
-def objects(recipe: Recipe, name: str, prediction: Prediction) -> Volume:
-    """The ids of an instance class: process_func, then instance_func over the whole volume."""
-    return _objects(Making(recipe, name, prediction))
-
-
-def _objects(making: Making, scratch: Path | None = None, stages: Stages | None = None) -> Volume:
-    """The same. scratch: folder of intermediate volumes; stages: what keeps them."""
-    mask = _mask(making, scratch, stages)
-    if making.recipe.settings.instance_func is None:
-        return instances.connected_components(mask)
-    probability = replace(mask, array=Probability(making.prediction))
-    channels = Channels(making.prediction, mask)
-    ids = functions.ids(making.recipe, making.name, mask, probability, channels)
-    return ids if ids.dtype.kind != "b" else instances.connected_components(ids)
 
 
 def describe(recipe: Recipe, name: str, prediction: PredictionRecord) -> ProcessedRecord:
@@ -515,51 +314,6 @@ def check_processed(
     prediction = open_prediction(predicted).record if predicted.is_dir() else None
     ledger.refuse_stale(processed, stored, wanted, prediction)
     return stored
-
-
-def gather(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Function of each item; what users can mend is collected from all of them, as one error.
-
-    Which is a FileNotFoundError where all of them are.
-    """
-    results = []
-    problems: list[Exception] = []
-    for item in items:
-        try:
-            results.append(function(item))
-        except (FileNotFoundError, UserError) as error:
-            problems.append(error)
-    if not problems:
-        return results
-    lines = [str(error) for error in problems[:10]]
-    if len(problems) > 10:
-        lines.append(f"... and {len(problems) - 10} more")
-    all_absent = all(isinstance(error, FileNotFoundError) for error in problems)
-    kind = FileNotFoundError if all_absent else UserError
-    raise kind("\n".join(lines))
-
-
-def block_shape(recipe: Recipe, prediction: Prediction) -> np.ndarray:
-    """(3,) voxels of a block: what process_config.py says, or whole chunks.
-
-    Raises UserError where the prediction has voxels of another size than process_config.py says.
-    """
-    info = recipe.settings.input_array_info
-    if not info:
-        return whole_chunks(prediction)
-    if not np.allclose(info["scale"], prediction.grid.scale, rtol=1e-3):
-        wanted = ",".join(f"{length:g}" for length in info["scale"])
-        raise UserError(
-            f"{prediction.level.path}: voxels of {prediction.grid.scale.tolist()} nm, and "
-            f"input_array_info of {recipe.path} says {list(info['scale'])}; write that scale "
-            f"there, or leave input_array_info out, or predict with --scale {wanted} --overwrite"
-        )
-    return np.array(info["shape"])
-
-
-def whole_chunks(prediction: Prediction) -> np.ndarray:
-    """(3,) voxels of a block of as many chunks as make it LEAST_BLOCK."""
-    return np.array([chunk * max(1, LEAST_BLOCK // chunk) for chunk in prediction.chunks])
 
 
 def _note_other_checkpoints(recipe: Recipe, boxes: Sequence[dict[str, Prediction]]) -> None:

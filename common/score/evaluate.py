@@ -19,7 +19,7 @@ from common.config.settings import TrainConfig
 from common.data import annotation, ngff, regions, regrid
 from common.data.records import ProcessedRecord
 from common.data.regions import Region
-from common.errors import UserError
+from common.errors import UserError, collect
 from common.files import REPOSITORY
 from common.infer import process
 from common.infer.recipe import THRESHOLDS, Recipe, load_recipe, read_thresholds, run_of
@@ -201,7 +201,7 @@ def _score(
             "test crops are scored by the organisers"
         )
     # what is wrong with any of them is said before the minutes of work
-    records = process.gather(partial(check, recipe), jobs)
+    records = collect(partial(check, recipe), jobs)
     annotated = {job.name for job in jobs}
     evaluations = parallel(judge_job, jobs, workers)
     _note_annotation(evaluations)

@@ -18,8 +18,9 @@ import zarr
 from common.data import ngff, regrid
 from common.data.annotation import LabelReader
 from common.data.ngff import Level
-from common.infer import process
-from common.infer.process import Prediction
+from common.infer import one_class
+from common.infer.one_class import Making
+from common.infer.prediction import Prediction, open_prediction
 from common.infer.recipe import Recipe, read_recipe
 from common.score import challenge
 from common.score.judge import Evaluation, Truth, judge
@@ -166,7 +167,7 @@ def class_score(counts: Iterable[challenge.Counts]) -> float:
 def run_trial(trial: Trial) -> TrialResult:
     """Process and score one class of one crop at each threshold."""
     recipe = trial.recipe(DEFAULT)
-    prediction = process.open_prediction(trial.predicted)
+    prediction = open_prediction(trial.predicted)
     level = ngff.open_levels(trial.truth)[0]
     truth, known = LabelReader(level, trial.name).ids()
     if not recipe.is_scored_by_objects(trial.name):
@@ -190,7 +191,7 @@ def run_trial(trial: Trial) -> TrialResult:
 def look(trial: Trial) -> list[Evaluation]:
     """All figures of one class of one crop at each threshold, as `evaluate` has them."""
     recipe = trial.recipe(DEFAULT)
-    prediction = process.open_prediction(trial.predicted)
+    prediction = open_prediction(trial.predicted)
     truth = Truth(
         crop=trial.crop,
         name=trial.name,
@@ -208,10 +209,10 @@ def look(trial: Trial) -> list[Evaluation]:
 def processed(recipe: Recipe, name: str, prediction: Prediction) -> Level:
     """What `process` would write for a class, in memory."""
     if recipe.makes_objects(name):
-        values = process.objects(recipe, name, prediction).array
+        values = one_class.objects(Making(recipe, name, prediction)).array
     else:
         values = np.zeros(prediction.grid.shape, np.uint8)
-        for where, mask in process.mask_blocks(recipe, name, prediction):
+        for where, mask in one_class.mask_blocks(recipe, name, prediction):
             values[where] = mask
     array = zarr.array(values, chunks=prediction.chunks, compressor=None)
     grid = prediction.grid

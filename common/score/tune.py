@@ -15,10 +15,9 @@ from typing import Any
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import ngff, regions, regrid
-from common.errors import UserError
+from common.errors import UserError, collect
 from common.files import write_json
-from common.infer import process
-from common.infer.process import Prediction
+from common.infer.prediction import Prediction, open_prediction
 from common.infer.recipe import THRESHOLDS, Recipe, read_recipe, read_thresholds, run_of
 from common.infer.volume import EVERYWHERE
 from common.score import summary, versions
@@ -324,7 +323,7 @@ def _checkpoints(trials: Sequence[Trial], say: Callable[[str], None]) -> dict[st
     checkpoints = {}
     offsets = {}
     # all predictions are looked at before the first is processed
-    predictions = process.gather(_check, trials)
+    predictions = collect(_check, trials)
     for trial, prediction in zip(trials, predictions, strict=True):
         checkpoints[trial.name] = prediction.record.sha256 or ""
         truth = ngff.open_levels(trial.truth)[0]
@@ -337,7 +336,7 @@ def _checkpoints(trials: Sequence[Trial], say: Callable[[str], None]) -> dict[st
 
 def _check(trial: Trial) -> Prediction:
     """Raises FileNotFoundError or UserError where there is no whole prediction of the crop."""
-    prediction = process.open_prediction(trial.predicted)
+    prediction = open_prediction(trial.predicted)
     truth = ngff.open_levels(trial.truth)[0]
     if not regrid.covers(prediction.level, truth.grid):
         short = regrid.shortfall(prediction.level, truth.grid)

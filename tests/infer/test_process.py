@@ -19,7 +19,7 @@ from common.config.module import own_frames
 from common.config.settings import ProcessConfig
 from common.data import ngff, records, series
 from common.errors import UserError
-from common.infer import encode, process
+from common.infer import encode, one_class, process
 from common.infer import recipe as recipe_module
 from common.infer.recipe import THRESHOLDS, Recipe, load_recipe, read_recipe
 
@@ -82,7 +82,7 @@ def opened(tmp_path, values, content="logits", chunk=64) -> process.Prediction:
 
 def mask_of(recipe, prediction) -> np.ndarray:
     mask = np.zeros(prediction.grid.shape, int)
-    for where, values in process.mask_blocks(recipe, "mito", prediction):
+    for where, values in one_class.mask_blocks(recipe, "mito", prediction):
         mask[where] += 1 + values
     assert mask.min() >= 1  # every voxel once
     return mask == 2

@@ -1,0 +1,242 @@
+"""The mask and the objects of one class, made of its prediction: by this process or by workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.data.box import slices
+from common.data.records import ProcessedRecord
+from common.errors import FileError, UserError
+from common.files import key_of
+from common.infer import functions, instances
+from common.infer import volume as volume_module
+from common.infer.boxes import Box, corners, ends
+from common.infer.crew import Crew
+from common.infer.prediction import Channels, Prediction, Probability, open_prediction
+from common.infer.recipe import Recipe, read_recipe
+from common.infer.stages import Place, Stages
+from common.infer.volume import Block, BlockWork, Volume
+
+# small chunks one by one would spend their time in process_func's overhead and halo
+LEAST_BLOCK = 128
+"""Edge in voxels that chunks are put together to, where process_config.py has no block shape."""
+
+Masks = Iterator[tuple[Box, np.ndarray]]
+"""Where a block is, and its mask (z, y, x) bool."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """What a class is made of, and by whom."""
+
+    recipe: Recipe
+    name: str
+    prediction: Prediction
+    bar: tqdm | None = None
+    """Progress, in voxels."""
+    crew: Crew | None = None
+    """Workers; None is this process."""
+
+    @property
+    def block(self) -> np.ndarray:
+        """(3,) voxels that are worked on at a time."""
+        return block_shape(self.recipe, self.prediction)
+
+    def tell(self, block: Block) -> None:
+        """A block of the mask is there."""
+        if self.bar is not None:
+            start, stop = ends(block.core)
+            self.bar.update(math.prod((stop - start).tolist()))
+
+
+def objects(making: Making, *, scratch: Path | None = None, stages: Stages | None = None) -> Volume:
+    """The ids of an instance class: its mask, then instance_func over the whole volume.
+
+    scratch: folder of intermediate volumes. stages: what keeps them.
+    """
+    is_class = mask(making, scratch=scratch, stages=stages)
+    if making.recipe.settings.instance_func is None:
+        return instances.connected_components(is_class)
+    probability = replace(is_class, array=Probability(making.prediction))
+    channels = Channels(making.prediction, is_class)
+    ids = functions.ids(making.recipe, making.name, is_class, probability, channels)
+    return ids if ids.dtype.kind != "b" else instances.connected_components(ids)
+
+
+def mask(making: Making, *, scratch: Path | None = None, stages: Stages | None = None) -> Volume:
+    """The mask of a class: process_func over its blocks. Arguments as of `objects`."""
+    like = Volume(
+        Probability(making.prediction),
+        voxel_size=tuple(making.prediction.grid.scale.tolist()),
+        block=tuple(making.block.tolist()),
+        scratch=scratch,
+        stages=stages,
+    )
+    if stages is None:
+        result = volume_module.zeros(like, np.bool_)
+        for where, values in masks(making):
+            result.array[where] = values
+        return result
+    function = partial(_masks_of, Source.of(making))
+    if making.crew is None:
+        function = partial(_masks, making.recipe, making.name, making.prediction)
+    together = making.recipe.settings.batch_size
+    work = BlockWork(function, (like,), together=together, told=making.tell)
+    return volume_module.fill(like, work, np.bool_)
+
+
+def masks(making: Making) -> Masks:
+    """The mask of a class block by block, by this process; the bar goes on with it."""
+    for where, values in mask_blocks(making.recipe, making.name, making.prediction):
+        yield where, values
+        if making.bar is not None:
+            making.bar.update(values.size)
+
+
+def mask_blocks(recipe: Recipe, name: str, prediction: Prediction) -> Masks:
+    """process_func over the blocks of a class. Halos beyond the volume repeat its edge."""
+    shape = np.array(prediction.grid.shape)
+    block = np.minimum(block_shape(recipe, prediction), shape)
+    starts = [start for _, start in corners(shape, block)]
+    at_once = recipe.settings.batch_size
+    for first in range(0, len(starts), at_once):
+        batch = starts[first : first + at_once]
+        yield from _batch_of_masks(recipe, name, prediction, starts=batch, block=block)
+
+
+def _batch_of_masks(
+    recipe: Recipe,
+    name: str,
+    prediction: Prediction,
+    *,
+    starts: list[np.ndarray],
+    block: np.ndarray,
+) -> Masks:
+    """process_func over some blocks at once."""
+    zero = prediction.logit(recipe.threshold(name))
+    halo = np.array(recipe.settings.halo)
+    logits = []
+    for start in starts:
+        # process_func has 0 at the threshold
+        logits.append(_padded_logits(prediction, start - halo, start + block + halo) - zero)
+    given = torch.from_numpy(np.stack(logits)[:, None])
+    are_class = functions.mask(recipe, name, given)[:, 0]
+    for start, is_class in zip(starts, are_class, strict=True):
+        stop = np.minimum(start + block, prediction.grid.shape)
+        yield slices(start, stop), is_class[slices(halo, halo + stop - start)]
+
+
+def _padded_logits(prediction: Prediction, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Logits of voxels low..high; those beyond the volume are as its outermost ones."""
+    first = np.maximum(low, 0)
+    last = np.minimum(high, prediction.grid.shape)
+    logits = prediction.logits(first.tolist(), last.tolist())
+    beyond = list(zip(first - low, high - last, strict=True))
+    return np.pad(logits, beyond, mode="edge")
+
+
+# How large blocks are
+
+
+def block_shape(recipe: Recipe, prediction: Prediction) -> np.ndarray:
+    """(3,) voxels of a block: what process_config.py says, or whole chunks.
+
+    Raises UserError where the prediction has voxels of another size than process_config.py says.
+    """
+    info = recipe.settings.input_array_info
+    if not info:
+        return whole_chunks(prediction)
+    if not np.allclose(info["scale"], prediction.grid.scale, rtol=1e-3):
+        wanted = ",".join(f"{length:g}" for length in info["scale"])
+        raise UserError(
+            f"{prediction.level.path}: voxels of {prediction.grid.scale.tolist()} nm, and "
+            f"input_array_info of {recipe.path} says {list(info['scale'])}; write that scale "
+            f"there, or leave input_array_info out, or predict with --scale {wanted} --overwrite"
+        )
+    return np.array(info["shape"])
+
+
+def whole_chunks(prediction: Prediction) -> np.ndarray:
+    """(3,) voxels of a block of as many chunks as make it LEAST_BLOCK."""
+    return np.array([chunk * max(1, LEAST_BLOCK // chunk) for chunk in prediction.chunks])
+
+
+# Where another call goes on, and other processes help
+
+
+def stages_of(making: Making, folder: Path, record: ProcessedRecord) -> Stages | None:
+    """What keeps the stages of a class; None for one that is quickly made again.
+
+    folder: of the box. record: what the class will say of how it was made.
+    """
+    grid = making.prediction.grid
+    if making.crew is None and math.prod(grid.shape) <= volume_module.IN_MEMORY:
+        return None
+    key = key_of([record.key, making.block.tolist()])
+    place = Place(folder, making.name, grid, key)
+    return Stages(place, making.crew, prepare=partial(_recipe_of, Source.of(making)))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a worker makes masks by."""
+
+    folder: Path
+    """Of the experiment."""
+    code: str
+    name: str
+    threshold: float
+    predicted: Path
+
+    @classmethod
+    def of(cls, making: Making) -> Source:
+        """That of a class."""
+        recipe = making.recipe
+        return cls(
+            recipe.path.parent,
+            recipe.code,
+            making.name,
+            recipe.threshold(making.name),
+            predicted=making.prediction.level.path.parent,
+        )
+
+
+@lru_cache(maxsize=1)
+def _recipe_of(source: Source) -> Recipe:
+    """The recipe in a worker. Raises FileError for another than the caller's."""
+    recipe = read_recipe(source.folder)
+    if recipe.code != source.code:
+        raise FileError(
+            f"{recipe.path}: another one than this worker's caller has; let both see the same files"
+        )
+    return replace(recipe, thresholds={source.name: source.threshold})
+
+
+@lru_cache(maxsize=1)
+def _prediction_of(source: Source) -> Prediction:
+    return open_prediction(source.predicted)
+
+
+def _masks_of(source: Source, blocks: Sequence[Block], _: None) -> list[np.ndarray]:
+    """The masks of some blocks, in a worker."""
+    return _masks(_recipe_of(source), source.name, _prediction_of(source), blocks, None)
+
+
+def _masks(  # a partial of it
+    recipe: Recipe, name: str, prediction: Prediction, blocks: Sequence[Block], _: None
+) -> list[np.ndarray]:
+    block = np.minimum(block_shape(recipe, prediction), prediction.grid.shape)
+    starts = []
+    for each in blocks:
+        start, _stop = ends(each.core)
+        starts.append(start)
+    batch = _batch_of_masks(recipe, name, prediction, starts=starts, block=block)
+    return [is_class for _where, is_class in batch]
