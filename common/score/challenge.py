@@ -162,23 +162,42 @@ def instance(
     truth, prediction = _ids(truth, prediction, mask)
     sizes = _sizes(voxel_size)
     truth, ids = _renumbered(truth)
-    n_truth = len(ids)
     prediction, n_prediction = components(prediction)
-    counted = max(ids, default=0) if version.largest_id_is_number else n_truth
+    objects = _Objects(truth, ids, prediction, int(n_prediction))
+    counted = max(ids, default=0) if version.largest_id_is_number else len(ids)
     if _too_many(counted, n_prediction):
         return InstanceCounts(status=SKIPPED)
-    table = _overlaps(truth, prediction, n_truth, n_prediction)
+    table = _overlaps(truth, prediction, len(ids), n_prediction)
     if table[1:, 1:].nnz > MAX_OVERLAPS:
         return InstanceCounts(status=SKIPPED)
-    pairs = match(table)
-    parts = _parts(pairs, ids, n_prediction, version)
-    cap = min(sizes * truth.shape) / 2
-    measured = capped_distances(truth, prediction, parts, sizes=sizes, cap=cap)
+    return _counts(objects, match(table), sizes, version)
+
+
+@dataclass(frozen=True)
+class _Objects:
+    """The objects of both sides, each numbered from 1."""
+
+    truth: np.ndarray
+    ids: Sequence[int]
+    """Of the truth's objects, as they were given."""
+    prediction: np.ndarray
+    n_prediction: int
+
+
+def _counts(
+    objects: _Objects, pairs: np.ndarray, sizes: np.ndarray, version: Version
+) -> InstanceCounts:
+    """What is counted of matched objects. pairs: as of `match`."""
+    n_truth = len(objects.ids)
+    tp = len(pairs)
+    fp = objects.n_prediction - tp
+    cap = min(sizes * objects.truth.shape) / 2
+    parts = _parts(pairs, objects.ids, objects.n_prediction, version)
+    measured = capped_distances(objects.truth, objects.prediction, parts, sizes=sizes, cap=cap)
+    # with the cap for truth objects of which nothing was found
     distances = np.array(measured + [cap] * (n_truth - len(parts)))
     if version.rounds_distances:
         distances = distances.astype(np.float32).astype(float)
-    tp = len(pairs)
-    fp = int(n_prediction) - tp
     # every predicted object without a match counts with the cap
     total = _normalised(distances, sizes).sum() + fp * _normalised(cap, sizes)
     return InstanceCounts(

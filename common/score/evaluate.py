@@ -12,11 +12,12 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from common.classes import INSTANCES
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import annotation, ngff, regions, regrid
+from common.data import ngff, regions, regrid
 from common.data.records import ProcessedRecord
 from common.data.regions import Region
 from common.errors import UserError, collect
@@ -24,14 +25,14 @@ from common.files import REPOSITORY
 from common.infer import process
 from common.infer.recipe import THRESHOLDS, Recipe, load_recipe, read_thresholds, run_of
 from common.provenance import provenance
-from common.score import judge, result, submission, submitted, tables, versions
+from common.score import judge, submission, submitted, versions
 from common.score.judge import Evaluation, Truth
-from common.score.result import Asked, Checkpoint, CropScore, Provenance, Scores
+from common.score.publish import note_annotation, publish
+from common.score.result import Asked, Checkpoint, Provenance, Scores
 from common.score.submitted import SubmittedCrop
 from common.score.summary import summary
 from common.score.versions import CSC, Version
 from common.score.workers import Workers, parallel
-from common.talk import note, some
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,7 @@ def evaluate(  # noqa: PLR0913  the options of the command
     data: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Scores:
-    """Score the processed volumes of annotated crops; writes a JSON file and gives its content.
-
-    Raises UserError for a volume that was not made of the prediction, code and thresholds of now.
+    """Score the processed volumes of annotated crops; writes and gives it. Raises as `check` does.
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
@@ -84,17 +83,13 @@ def evaluate(  # noqa: PLR0913  the options of the command
     config = load_config(config_path, overrides, data)
     recipe = load_recipe(config, classes)
     if write_readme:
-        from common.score import readme  # with Pillow and TensorBoard, which scoring does without
-
-        readme.check(config)
-    chosen = regions.choose(config, crops, manifest_path=manifest_path, say=say)
-    boxes = [box for box in chosen if box.truth]
+        _readme().check(config)
+    boxes = _annotated(regions.choose(config, crops, manifest_path=manifest_path, say=say))
     asked = Asked(crops, tuple(classes), tuple(overrides))
     scores = _score(config, recipe, boxes, asked, version=version, workers=workers)
-    name = result_name(crops, classes, version)
-    _publish(scores, config.path("results_path") / name, say)
+    publish(scores, config.path("results_path") / result_name(crops, classes, version), say)
     if write_readme:
-        say(str(readme.write_scores(config, boxes, scores, say)))
+        say(str(_readme().write_scores(config, boxes, scores, say)))
     return scores
 
 
@@ -133,18 +128,17 @@ def evaluate_submission(
         date=_now(), versions=provenance(REPOSITORY), submission=str(path), truth=str(truth)
     )
     scores = replace(summary(evaluations, version), provenance=about)
-    lines = submitted.refused(evaluations)
-    _publish(scores, Path(result_path), say)
-    if lines:
-        say("\n".join(["", *lines]))
-    _note_annotation(evaluations)
+    publish(scores, Path(result_path), say)
+    _say_refused(evaluations, say)
+    note_annotation(evaluations)
     return scores
 
 
 def check(recipe: Recipe, job: Job) -> ProcessedRecord | None:
     """What a processed volume says of how it was made; None if it is of another program.
 
-    Raises FileNotFoundError or UserError where it is not what should be scored.
+    Raises FileNotFoundError or UserError where it is not what should be scored: not whole, or not
+    made of the prediction, code and thresholds of now.
     """
     truth = ngff.open_levels(job.truth)[0]
     record = process.check_processed(recipe, job.name, job.processed, job.predicted)
@@ -184,6 +178,17 @@ def result_name(crops: str, classes: Sequence[str] = (), version: Version = CSC)
     return f"scores_{name}.json" if name else "scores.json"
 
 
+def _readme() -> ModuleType:
+    """The module that writes READMEs, with Pillow and TensorBoard: scoring does without them."""
+    from common.score import readme
+
+    return readme
+
+
+def _annotated(boxes: Sequence[Region]) -> list[Region]:
+    return [box for box in boxes if box.truth]
+
+
 def _score(
     config: TrainConfig,
     recipe: Recipe,
@@ -202,18 +207,18 @@ def _score(
         )
     # what is wrong with any of them is said before the minutes of work
     records = collect(partial(check, recipe), jobs)
-    annotated = {job.name for job in jobs}
     evaluations = parallel(judge_job, jobs, workers)
-    _note_annotation(evaluations)
+    note_annotation(evaluations)
+    about = _provenance(config, jobs, records)
+    # without checkpoints of tune, process_config.py has thresholds of its own or nobody has
+    if recipe.checkpoints:
+        about = replace(about, tuned_on=_tuned_on(config, asked, jobs, records))
+    annotated = {job.name for job in jobs}
     return replace(
         summary(evaluations, version),
         asked=asked,
         not_annotated=tuple(name for name in recipe.classes if name not in annotated),
-        provenance=replace(
-            _provenance(config, jobs, records),
-            # without checkpoints of tune, process_config.py has thresholds of its own or nobody has
-            tuned_on=_tuned_on(config, asked, jobs, records) if recipe.checkpoints else None,
-        ),
+        provenance=about,
     )
 
 
@@ -234,6 +239,13 @@ def _judge_submission(like: SubmittedCrop, workers: Workers) -> list[Evaluation]
             f"{like.truths}: no arrays {{crop}}/{{class}} in it; write the store of the truths"
         )
     return evaluations
+
+
+def _say_refused(evaluations: Sequence[Evaluation], say: Callable[[str], None]) -> None:
+    """What of a submission could not be scored, below the tables."""
+    lines = submitted.refused(evaluations)
+    if lines:
+        say("\n".join(["", *lines]))
 
 
 def _jobs(config: TrainConfig, recipe: Recipe, boxes: Sequence[Region]) -> list[Job]:
@@ -300,64 +312,6 @@ def _checkpoint(record: ProcessedRecord | None) -> Checkpoint:
     names = [each.name for each in fields(Checkpoint)]
     prediction = record.prediction if record else None
     return Checkpoint(**{name: getattr(prediction, name, None) for name in names})
-
-
-def _publish(scores: Scores, path: Path, say: Callable[[str], None]) -> None:
-    result.write(scores, path)
-    say(tables.terminal(scores))
-    say(f"\n{path}")
-    _note_other_grids(scores, say)
-    _note_everywhere(scores, say)
-
-
-def _note_other_grids(scores: Scores, say: Callable[[str], None]) -> None:
-    """What was scored on other voxels than its own, or does not reach over the truth."""
-    by_path: dict[str, CropScore] = {}
-    for crop, classes in scores.crops.items():
-        for name, score in classes.items():
-            by_path[f"{crop}/{name}"] = score
-    total = len(by_path)
-    offsets = {path: score.offset for path, score in by_path.items()}
-    other_size = []
-    for path, score in by_path.items():
-        if score.resampled and not any(score.offset):
-            other_size.append(path)
-    if other_size:
-        say(
-            f"note: {len(other_size)} of {total} have voxels of another size than "
-            f"the truth and were resampled, {other_size[0]} for one"
-        )
-    beside = judge.beside_text(offsets, total, "the truth")
-    if beside:
-        say(f"note: {beside}")
-    short = [path for path, score in by_path.items() if not score.covered]
-    if short:
-        say(
-            f"note: {len(short)} of {total} do not reach over all of the truth: "
-            f"{some(short, 4)}; what is beyond counts as background, as in the challenge. If that "
-            "is not meant, pack them with their own voxel_size and translation"
-        )
-
-
-def _note_everywhere(scores: Scores, say: Callable[[str], None]) -> None:
-    """Classes that are positive nearly everywhere, and not in the annotation."""
-    found: dict[str, list[str]] = {}
-    for crop, classes in scores.crops.items():
-        for name, score in classes.items():
-            if score.voxels and judge.is_everywhere(score.voxels, score.shape):
-                found.setdefault(name, []).append(crop)
-    for name, crops in found.items():
-        say(
-            f"note: {name} is found in nearly all voxels of {some(crops, 4)}, and annotated in a "
-            "part of them: look at the pictures (visualize), and at its threshold"
-        )
-
-
-def _note_annotation(evaluations: Sequence[Evaluation]) -> None:
-    """What values of the annotation were taken for, a line for each kind."""
-    of_classes = [(one.name, remark) for one in evaluations for remark in one.remarks]
-    for sentence in annotation.summed_up(of_classes):
-        note(sentence)
 
 
 def _now() -> str:

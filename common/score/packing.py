@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,18 +54,13 @@ def pack(
     levels, lacking = _levels(entries, source_of)
     if lacking and not (partial and levels):
         submission.refuse(output, _refusal(lacking, entries, has_some=bool(levels)))
-    offsets = {entry.path: beside(level, entry.grid()) for entry, level in levels.items()}
-    text = beside_text(offsets, len(levels), "the manifest")
-    if text:
-        say(f"note: {text}")
+    _say_beside(levels, say)
     with replacing(output) as temporary:
         submission.refuse(output, _write_all(temporary, levels, say))
         # read back as the organisers will: what they refuse is better known before the upload
         submission.refuse(output, submission.check(temporary, list(levels)))
     if lacking:
-        say(f"not in it are {len(lacking)} of {len(entries)} volumes:")
-        for line in gaps.table(lacking, entries) + gaps.consequences(lacking, entries):
-            say(line)
+        _say_lacking(lacking, entries, say)
     say(f"{output}: {len(levels)} volumes, {talk.size(output.stat().st_size)}")
     return output
 
@@ -115,6 +110,23 @@ def _refusal(lacking: Sequence[Gap], entries: Sequence[Entry], *, has_some: bool
     if has_some:
         lines[-1] += "\n(to pack what is there, write --partial)"
     return lines
+
+
+def _say_beside(levels: Mapping[Entry, Level], say: Callable[[str], None]) -> None:
+    """A note on volumes that lie beside the voxels of the manifest."""
+    offsets = {entry.path: beside(level, entry.grid()) for entry, level in levels.items()}
+    text = beside_text(offsets, len(levels), "the manifest")
+    if text:
+        say(f"note: {text}")
+
+
+def _say_lacking(
+    lacking: Sequence[Gap], entries: Sequence[Entry], say: Callable[[str], None]
+) -> None:
+    """Which volumes are not in the zip, and what comes of that."""
+    say(f"not in it are {len(lacking)} of {len(entries)} volumes:")
+    for line in gaps.table(lacking, entries) + gaps.consequences(lacking, entries):
+        say(line)
 
 
 def _write_all(path: Path, levels: dict[Entry, Level], say: Callable[[str], None]) -> list[str]:

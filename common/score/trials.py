@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from common.config.instance_options import defaults
 from common.data import ngff, regrid
 from common.data.annotation import LabelReader
 from common.data.ngff import Level
@@ -61,6 +62,12 @@ class Trial:
     def makes_objects(self) -> bool:
         """Whether instance_func has a part in it."""
         return self.recipe(DEFAULT).makes_objects(self.name)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Options of instance_func, where there are some."""
+        function = self.recipe(DEFAULT).settings.instance_func
+        return defaults(function) if function else {}
 
     def recipe(self, threshold: float) -> Recipe:
         """How the class is processed at a threshold."""

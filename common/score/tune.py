@@ -23,7 +23,7 @@ from common.infer.volume import EVERYWHERE
 from common.score import summary, versions
 from common.score.judge import FULL, Evaluation, beside, beside_text
 from common.score.trials import COARSE, DEFAULT, Trial, Tried, look, try_all
-from common.score.versions import CSC
+from common.score.versions import CSC, Version
 from common.score.workers import Workers, parallel
 from common.talk import some
 
@@ -61,12 +61,7 @@ def tune(  # noqa: PLR0913  the options of the command
     data: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Tuned]:
-    """Choose the threshold of each class; writes thresholds.json beside process_config.py.
-
-    And of classes that are made into objects the instance_options of process_config.py. Each
-    candidate is processed and scored as `process` and `evaluate` do it, by the challenge's score of
-    the class pooled over the crops. A class without a positive voxel keeps 0.5 and is left out.
-    Thresholds of other classes and runs stay. Raises FileNotFoundError or UserError.
+    """Choose the threshold, and options, of each class. Raises FileNotFoundError or UserError.
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
@@ -82,22 +77,25 @@ def tune(  # noqa: PLR0913  the options of the command
     version = versions.find(metric_version)
     config = load_config(config_path, overrides, data)
     recipe = read_recipe(config.path("process_config_path"), classes)
-    _check_thresholds(recipe)
     path = config.folder / THRESHOLDS
-    # read before the hours of work: where the file is damaged nothing could be added to it
-    runs = read_thresholds(path)
+    _check_thresholds(recipe, path)
     boxes = regions.choose(config, crops, with_test=False, say=say)
-    trials = [replace(trial, version=version) for trial in _trials(config, recipe, boxes)]
+    trials = _trials(config, recipe, boxes, version)
     checkpoints = _checkpoints(trials, say)
     found = search(trials, workers, folds, options=recipe.settings.instance_options)
     _check_found(found, recipe, crops)
-    records = _records(found, crops, checkpoints, metric=version.name)
-    runs.setdefault(run_of(config), {}).update(records)
-    write_json(path, runs)
+    add(path, run_of(config), _records(found, crops, checkpoints, metric=version.name))
     lines = table(found) + _remarks(path, recipe, found) + _everywhere(found)
-    for line in lines + _at_edges(found, trials, workers):
-        say(line)
+    _say_each(lines + _at_edges(found, trials, workers), say)
     return found
+
+
+def add(path: Path, run: str, records: Mapping[str, Any]) -> None:
+    """Put entries of some classes of a run into thresholds.json; those of all others stay."""
+    # read now: while this call searched, another one may have added its classes
+    runs = read_thresholds(path)
+    runs.setdefault(run, {}).update(records)
+    write_json(path, runs)
 
 
 def search(
@@ -108,6 +106,9 @@ def search(
     options: Mapping[str, Sequence[Any]] | None = None,
 ) -> list[Tuned]:
     """The best threshold of each class with a positive voxel, see `_thresholds`.
+
+    Each candidate is processed and scored as `process` and `evaluate` do it, by the challenge's
+    score of the class pooled over the crops. A class without a positive voxel is left out.
 
     options: values to try for arguments of instance_func. Each is chosen alone, in their order, at
         the best threshold and the values chosen before; then the threshold is looked for again.
@@ -173,9 +174,7 @@ def _options(
     for option, values in options.items():
         better: Options = {}
         for value in values:
-            candidate = {
-                t.name: t.options | chosen.get(t.name, {}) | {option: value} for t in at_best
-            }
+            candidate = _candidate(at_best, chosen, option, value)
             for name, of_class in try_all(_with_options(at_best, candidate), workers).items():
                 score = of_class.score(of_class.best())
                 if score > best[name]:
@@ -185,6 +184,19 @@ def _options(
     return chosen
 
 
+def _candidate(trials: Sequence[Trial], chosen: Options, option: str, value: Any) -> Options:
+    """By class, its options with another value of one of them; classes that have it are left out.
+
+    They were scored with it already: their default, or the value that was chosen before.
+    """
+    candidate = {}
+    for trial in trials:
+        before = trial.options | chosen.get(trial.name, {})
+        if (trial.defaults | before).get(option) != value:
+            candidate[trial.name] = before | {option: value}
+    return candidate
+
+
 def _with_options(trials: Sequence[Trial], options: Options) -> list[Trial]:
     """The trials of classes that have some, with them."""
     with_options = []
@@ -192,6 +204,11 @@ def _with_options(trials: Sequence[Trial], options: Options) -> list[Trial]:
         if trial.name in options:
             with_options.append(replace(trial, options=options[trial.name]))
     return with_options
+
+
+def _say_each(lines: Sequence[str], say: Callable[[str], None]) -> None:
+    for line in lines:
+        say(line)
 
 
 def table(found: Sequence[Tuned]) -> list[str]:
@@ -208,7 +225,9 @@ def table(found: Sequence[Tuned]) -> list[str]:
     return lines
 
 
-def _check_thresholds(recipe: Recipe) -> None:
+def _check_thresholds(recipe: Recipe, path: Path) -> None:
+    """Raises UserError where what is found would not count, or could not be added to the file."""
+    read_thresholds(path)
     if recipe.thresholds:
         raise UserError(
             f"{recipe.path}: thresholds are set there and go before those that tune writes; "
@@ -296,7 +315,9 @@ def _figures(evaluations: Sequence[Evaluation]) -> str:
     return ", ".join(named)
 
 
-def _trials(config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region]) -> list[Trial]:
+def _trials(
+    config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region], version: Version
+) -> list[Trial]:
     """Class by class, the crops that annotate it, at the coarse thresholds."""
     trials = []
     for name in recipe.classes:
@@ -310,6 +331,7 @@ def _trials(config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region]
                     truth=box.truth_of(name),
                     thresholds=COARSE,
                     crop=str(box),
+                    version=version,
                 )
                 trials.append(trial)
     return trials

@@ -221,6 +221,42 @@ def test_options_that_do_no_better_than_the_defaults_are_left(tiny):
     assert "options" not in read_thresholds(tiny.folder / THRESHOLDS)[RUN]["mito"]
 
 
+def test_an_option_that_a_class_has_already_is_not_tried_again(tiny, monkeypatch):
+    """Each costs a run of process and evaluate over all crops."""
+    configured(tiny, OPTIONS)
+    annotated = np.zeros((24, 24, 24), np.uint8)
+    annotated[2:9, 2:9, 2:9] = 1
+    write_truth(tiny, "mito", annotated)
+    write_prediction(tiny, "mito", annotated * np.uint8(200))
+    tried = []
+    original = tune.try_all
+
+    def recorded(trials, workers=1):
+        tried.extend(trial.options for trial in trials)
+        return original(trials, workers)
+
+    monkeypatch.setattr(tune, "try_all", recorded)
+    choose(tiny, classes=("mito",))
+    with_options = [options for options in tried if options]
+    assert with_options == [{"connectivity": 6}, {"smallest": 1024.0}, {"smallest": 102400.0}]
+
+
+def test_classes_that_another_call_added_meanwhile_stay(tiny, monkeypatch):
+    predict_all(tiny)
+    original = tune.search
+
+    def beside_another(*arguments, **keywords):
+        found = original(*arguments, **keywords)
+        with monkeypatch.context() as patch:
+            patch.setattr(tune, "search", original)
+            choose(tiny, classes=("er",))
+        return found
+
+    monkeypatch.setattr(tune, "search", beside_another)
+    choose(tiny, classes=("mito",))
+    assert set(read_thresholds(tiny.folder / THRESHOLDS)[RUN]) == {"mito", "er"}
+
+
 def test_process_reads_what_was_found(tiny):
     values = np.broadcast_to(np.linspace(0, 255, 24).astype(np.uint8), (24, 24, 24))
     write_prediction(tiny, "er", values, sha256="c" * 64)

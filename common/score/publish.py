@@ -1,0 +1,73 @@
+"""How scores reach their reader: the JSON file, the tables, and what is to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from common.data import annotation
+from common.score import judge, result, tables
+from common.score.judge import Evaluation
+from common.score.result import CropScore, Scores
+from common.talk import note, some
+
+
+def publish(scores: Scores, path: Path, say: Callable[[str], None]) -> None:
+    """Write the JSON file, and say the tables and what to look at."""
+    result.write(scores, path)
+    say(tables.terminal(scores))
+    say(f"\n{path}")
+    _note_other_grids(scores, say)
+    _note_everywhere(scores, say)
+
+
+def _note_other_grids(scores: Scores, say: Callable[[str], None]) -> None:
+    """What was scored on other voxels than its own, or does not reach over the truth."""
+    by_path: dict[str, CropScore] = {}
+    for crop, classes in scores.crops.items():
+        for name, score in classes.items():
+            by_path[f"{crop}/{name}"] = score
+    total = len(by_path)
+    offsets = {path: score.offset for path, score in by_path.items()}
+    other_size = []
+    for path, score in by_path.items():
+        if score.resampled and not any(score.offset):
+            other_size.append(path)
+    if other_size:
+        say(
+            f"note: {len(other_size)} of {total} have voxels of another size than "
+            f"the truth and were resampled, {other_size[0]} for one"
+        )
+    beside = judge.beside_text(offsets, total, "the truth")
+    if beside:
+        say(f"note: {beside}")
+    short = [path for path, score in by_path.items() if not score.covered]
+    if short:
+        say(
+            f"note: {len(short)} of {total} do not reach over all of the truth: "
+            f"{some(short, 4)}; what is beyond counts as background, as in the challenge. If that "
+            "is not meant, pack them with their own voxel_size and translation"
+        )
+
+
+def _note_everywhere(scores: Scores, say: Callable[[str], None]) -> None:
+    """Classes that are positive nearly everywhere, and not in the annotation."""
+    found: dict[str, list[str]] = {}
+    for crop, classes in scores.crops.items():
+        for name, score in classes.items():
+            if score.voxels and judge.is_everywhere(score.voxels, score.shape):
+                found.setdefault(name, []).append(crop)
+    for name, crops in found.items():
+        say(
+            f"note: {name} is found in nearly all voxels of {some(crops, 4)}, and annotated in a "
+            "part of them: look at the pictures (visualize), and at its threshold"
+        )
+
+
+def note_annotation(evaluations: Sequence[Evaluation]) -> None:
+    """What values of the annotation were taken for, a line for each kind."""
+    of_classes = []
+    for evaluation in evaluations:
+        of_classes += [(evaluation.name, remark) for remark in evaluation.remarks]
+    for sentence in annotation.summed_up(of_classes):
+        note(sentence)
