@@ -21,6 +21,9 @@ from common.classes import Declared, Related, excluding, membership, relate
 UNKNOWN = -1
 """Entry of a palette for a class that is not annotated and could not be inferred."""
 
+CODE_OF_UNKNOWN = 255
+"""The same in volumes and pictures of uint8."""
+
 GROUP = 32
 """Number of volumes that `encode` packs into one int64, beside the row found so far."""
 

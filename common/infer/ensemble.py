@@ -165,7 +165,7 @@ def trained_on(config: TrainConfig, path: Path) -> frozenset[str] | None:
 
     None where nothing tells.
     """
-    saved = weights_file.read(path)
+    saved = weights_file.read_without_tensors(path)
     if not checkpoint.is_whole(saved):
         return None
     of_run = as_trained(config, saved["settings"], OF_RUN)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from common.data.box import boxes
 from common.data.crop_cache import stamp_of_labels
 from common.data.decode import Labels, encode_known
 from common.data.level import Grid, Level
-from common.data.palette import UNKNOWN
+from common.data.palette import CODE_OF_UNKNOWN, UNKNOWN
 from common.data.regions import Region
 from common.data.split import Row
 from common.errors import UserError
@@ -39,8 +40,6 @@ from common.talk import command_line, count, note, progress, say, some
 
 THRESHOLD = 0.33
 """Probability that a network must exceed for its class to be taken."""
-
-CODE_OF_UNKNOWN = 255
 
 CHUNK = 64
 """Edge of the blocks that are completed at once, and of the chunks that are stored."""
@@ -120,6 +119,8 @@ class CropJob:
     """That is written."""
     made_of: dict[str, Any] = field(repr=False)
     """What its labels depend on, as it is stored."""
+    completed: Completed | None = None
+    """What came of it, where it is there as it would be made now."""
 
 
 def init(
@@ -149,36 +150,52 @@ def init(
             since crops were completed, and annotation that changed since.
         KeyboardInterrupt: if it was stopped; the same call goes on.
     """
-    if not 0 < threshold < 1:
-        raise UserError(f"--threshold {threshold:g}; write a probability between 0 and 1")
     config = load_config(config_path, overrides, data)
-    _refuse_names(config)
+    _refuse(config, threshold)
     path = _datasplit_to_write(config)
-    rows = split.read_datasplit(
-        config.path("datasplit_path"), config.path("data_path"), with_test=True
-    )
+    rows = _rows(config)
     found = members_module.find(config.classes, members or config_path, overrides, data)
     members_module.refuse_judges(found, rows)
-    training = [row for row in rows if row.usage == "train"]
-    split.check_files(training)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    busy = f"{path.parent}: {{holder}} completes labels there; wait for it"
-    with stopping.interruptible() as stopped, files.alone(path.parent / ".lock", otherwise=busy):
+    split.check_files([row for row in rows if row.usage == "train"])
+    with stopping.interruptible() as stopped, _alone_in(path.parent):
         joint = Joint(config, found, threshold, path, overwrite=overwrite, stopped=stopped)
-        jobs = [_job_of(joint, row) for row in training]
-        completed = _complete_all(joint, jobs)
-        kept = [job for job in jobs if completed[job.row.name].positive or not selective]
-        if not kept:
-            raise UserError(f"{path}: no training crop has a positive voxel; leave --selective out")
-        _write_datasplit(joint, kept, [row for row in rows if row.usage != "train"], completed)
-    _report(joint, completed, left_out=len(jobs) - len(kept))
+        _join(joint, rows, selective=selective)
     return path
+
+
+def _rows(config: TrainConfig) -> list[Row]:
+    """The annotated crops, those of each usage."""
+    datasplit = config.path("datasplit_path")
+    return split.read_datasplit(datasplit, config.path("data_path"), with_test=True)
+
+
+def _alone_in(folder: Path) -> AbstractContextManager[None]:
+    """Context manager: this process alone completes labels there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"{folder}: {{holder}} completes labels there; wait for it"
+    return files.alone(folder / ".lock", otherwise=busy)
+
+
+def _join(joint: Joint, rows: Sequence[Row], *, selective: bool) -> None:
+    """Complete the training crops, and write the datasplit that has them."""
+    jobs = [_job_of(joint, row) for row in rows if row.usage == "train"]
+    completed = _complete_all(joint, jobs)
+    kept = [job for job in jobs if completed[job.row.name].positive or not selective]
+    if not kept:
+        raise UserError(
+            f"{joint.datasplit}: no training crop has a positive voxel; leave --selective out"
+        )
+    others = [row for row in rows if row.usage != "train"]
+    _write_datasplit(joint, kept, others, completed)
+    _report(joint, completed, left_out=len(jobs) - len(kept))
 
 
 # What is refused, and where it goes
 
 
-def _refuse_names(config: TrainConfig) -> None:
+def _refuse(config: TrainConfig, threshold: float) -> None:
+    if not 0 < threshold < 1:
+        raise UserError(f"--threshold {threshold:g}; write a probability between 0 and 1")
     for name in (SOURCE, CONFIDENCE):
         if name in config.classes:
             raise UserError(
@@ -211,13 +228,18 @@ def _job_of(joint: Joint, row: Row) -> CropJob:
     Raises UserError where it is there, and would be made otherwise now.
     """
     region = regions.of_row(row)
-    job = CropJob(row, region, region.folder(joint.datasplit.parent), _made_of(joint, row))
-    stored = _stored(job)
-    if stored and stored["made_of"] != job.made_of and not joint.overwrite:
-        changes = _changes(stored["made_of"], job.made_of)
+    folder = region.folder(joint.datasplit.parent)
+    job = CropJob(row, region, folder, _made_of(joint, row))
+    stored = _stored(folder)
+    if stored is None:
+        return job
+    made_of, completed = stored
+    if made_of == job.made_of:
+        return replace(job, completed=completed)
+    if not joint.overwrite:
         raise UserError(
-            f"{job.folder}: {changes} since its labels were completed; write --overwrite to "
-            "complete all crops anew"
+            f"{folder}: {_changes(made_of, job.made_of)} since its labels were completed; write "
+            "--overwrite to complete all crops anew"
         )
     return job
 
@@ -253,20 +275,20 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _stored(job: CropJob) -> dict[str, Any] | None:
-    """The record of a crop that was completed; None where it was not."""
-    path = job.folder / RECORD
+def _stored(folder: Path) -> tuple[dict[str, Any], Completed] | None:
+    """What a completed crop was made of, and what came of it; None where it was not completed."""
+    path = folder / RECORD
     if not path.is_file():
         return None
     try:
         stored = json.loads(path.read_text())
-        Completed(**stored["completed"])
-        dict(stored["made_of"])
+        values = dict(stored["completed"])
+        completed = Completed(**{**values, "classes": tuple(values["classes"])})
+        return dict(stored["made_of"]), completed
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); remove the folder {job.folder}, and it is made anew"
+            f"{path}: cannot be read ({error}); remove the folder {folder}, and it is made anew"
         ) from error
-    return stored
 
 
 # Completing
@@ -277,14 +299,8 @@ def _complete_all(joint: Joint, jobs: Sequence[CropJob]) -> dict[str, Completed]
 
     Network by network all of them are predicted, so that one network at a time is in memory.
     """
-    completed = {}
-    left = []
-    for job in jobs:
-        stored = _stored(job)
-        if stored and stored["made_of"] == job.made_of:
-            completed[job.row.name] = _read_completed(stored)
-        else:
-            left.append(job)
+    completed = {job.row.name: job.completed for job in jobs if job.completed}
+    left = [job for job in jobs if not job.completed]
     if completed:
         say(f"{count(len(completed), 'crop')} of {len(jobs)} completed already")
     for member in joint.members if left else ():
@@ -304,11 +320,6 @@ def _complete_all(joint: Joint, jobs: Sequence[CropJob]) -> dict[str, Completed]
         completed[job.row.name] = _complete(joint, job)
         say(f"{job.row.name}: {completed[job.row.name]}")
     return completed
-
-
-def _read_completed(stored: Mapping[str, Any]) -> Completed:
-    values = dict(stored["completed"])
-    return Completed(**{**values, "classes": tuple(values["classes"])})
 
 
 def _complete(joint: Joint, job: CropJob) -> Completed:

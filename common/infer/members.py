@@ -39,8 +39,7 @@ def find(
     """
     members = []
     missing = []
-    for name in classes:
-        config = each_class.member(config_path, name, overrides, data)
+    for name, config in each_class.members(config_path, classes, overrides, data).items():
         try:
             path = checkpoint_path(config, "")
         except FileNotFoundError:

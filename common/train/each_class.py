@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from common.config.load import load_config
@@ -31,8 +31,9 @@ def train_each_class(
     Stops after a run that is interrupted, and returns the results up to that one.
     """
     config = load_config(config_path, overrides, data)
-    refuse_one_run(config_path, config, overrides, data)
-    parent = _mlflow_parent(config, member(config_path, config.classes[0], overrides, data))
+    of_class = members(config_path, config.classes, overrides, data)
+    _refuse_one_run(config_path, config, of_class.values())
+    parent = _mlflow_parent(config, of_class[config.classes[0]])
     results: list[Result] = []
     for number, name in enumerate(config.classes, 1):
         say(f"class {number} of {len(config.classes)}: {name}")
@@ -78,30 +79,28 @@ def settings_of(config: TrainConfig, name: str) -> list[str]:
     ]
 
 
-def member(
+def members(
     config_path: str | Path,
-    name: str,
+    names: Sequence[str],
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
-) -> TrainConfig:
-    """The settings of the run that `train_each_class` trains for a class."""
+) -> dict[str, TrainConfig]:
+    """The settings of the run that `train_each_class` trains for each of these classes."""
     config = load_config(config_path, overrides, data)
-    return load_config(config_path, [*overrides, *settings_of(config, name)], data)
+    of_class = {}
+    for name in names:
+        own = [*overrides, *settings_of(config, name)]
+        of_class[name] = load_config(config_path, own, data)
+    return of_class
 
 
-def refuse_one_run(
-    config_path: str | Path,
-    config: TrainConfig,
-    overrides: Sequence[str],
-    data: str | Path | None,
+def _refuse_one_run(
+    config_path: str | Path, config: TrainConfig, of_class: Collection[TrainConfig]
 ) -> None:
     """Raise UserError if the networks of two classes would be written to the same folder."""
     for folder in ("model_save_path", "logs_save_path"):
-        places = set()
-        for name in config.classes:
-            of_class = load_config(config_path, [*overrides, *settings_of(config, name)], data)
-            places.add(of_class.path(folder))
-        if len(places) < len(config.classes):
+        places = {own.path(folder) for own in of_class}
+        if len(places) < len(of_class):
             raise UserError(
                 f"{config_path}: {folder} = '{getattr(config, folder)}' is the same for all "
                 "classes; write {run_name} in it"

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
+from common.data.palette import CODE_OF_UNKNOWN
 from common.errors import UserError
 from common.files import replacing
 from common.show import figures
@@ -19,8 +20,6 @@ FOLDER = "previews"
 
 IN_TRACKERS = 6
 """Sections of a crop that trackers get, one above the other: they keep what they get."""
-
-CODE_OF_UNKNOWN = 255
 
 Stack = Sequence[WholeSlice]
 """Sections of one crop, the first one first."""

@@ -103,7 +103,7 @@ def test_networks_complete_the_labels_and_nothing_that_is_annotated_changes(tiny
     # networks that changed are not mixed with those from before
     with pytest.raises(UserError, match=r"crop1: --threshold was .* and is 0.9 since"):
         completed(tiny, threshold=0.9)
-    of_er = each_class.member(tiny.folder, "er", data=tiny.data).path("model_save_path")
+    of_er = each_class.members(tiny.folder, ["er"], data=tiny.data)["er"].path("model_save_path")
     tiny.train(*each_class.settings_of(tiny.config(), "er"), "epochs=2")
     shutil.copy(of_er / "latest.pt", of_er / "best.pt")
     with pytest.raises(UserError, match=r"crop1: the network of er changed since .*--overwrite"):

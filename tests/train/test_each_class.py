@@ -16,7 +16,7 @@ def test_each_class_has_a_run_of_its_own_and_the_others_are_counter_examples(exp
     assert code == 0
     assert "3 networks, each at its best epoch: dice" in said
     for name, others in {"mito": ("er", "nuc"), "er": ("mito", "nuc")}.items():
-        config = each_class.member(tiny.folder, name, data=tiny.data)
+        config = each_class.members(tiny.folder, [name], data=tiny.data)[name]
         assert config.classes == (name,)
         assert config.counter_classes == others
         assert config.run == f"all42-{name}"
@@ -39,7 +39,7 @@ def test_what_is_said_of_several_channels_is_left_to_the_network_that_has_them(e
         class_sampling_weights = {"er": 2.0}
         """
     )
-    of_mito = each_class.member(tiny.folder, "mito", data=tiny.data)
+    of_mito = each_class.members(tiny.folder, ["mito"], data=tiny.data)["mito"]
     assert of_mito.channels == ("mito",)
     assert (of_mito.softmax, of_mito.class_sampling_weights) == ((), {})
     assert "class_sampling_weights={}" in each_class.settings_of(tiny.config(), "er")
