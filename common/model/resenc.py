@@ -97,10 +97,7 @@ def plan_resenc(
     Raises:
         UserError: for a patch that cannot be halved, or a stride or width that is none.
     """
-    if stem_stride not in STEM_STRIDES:
-        raise UserError(f"stem_stride = {stem_stride}: write 1, 2 or 4")
-    if width < 4 or width % 4:
-        raise UserError(f"width = {width}: not a number of channels; write 8, 16 or 32")
+    _check(stem_stride, width)
     nm = _three_sizes(scale)
     pools = _pools(nm, _axes(patch))
     in_stem = STEM_STRIDES.index(stem_stride)
@@ -114,6 +111,13 @@ def plan_resenc(
         stem = _times(stem, pool)
     z, y, x = np.multiply(nm, stem).tolist()
     return Plan(stem, (z, y, x), pools[in_stem:], width * stem_stride)
+
+
+def _check(stem_stride: int, width: int) -> None:
+    if stem_stride not in STEM_STRIDES:
+        raise UserError(f"stem_stride = {stem_stride}: write 1, 2 or 4")
+    if width < 4 or width % 4:
+        raise UserError(f"width = {width}: not a number of channels; write 8, 16 or 32")
 
 
 def build_resenc(
