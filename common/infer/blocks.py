@@ -150,7 +150,9 @@ def compute_blocks(
         to_stored: logits (classes, z, y, x) to what is stored, on the device.
         device: where the networks are.
     """
-    plans = [plan for member in members for plan, _ in member.passes]
+    plans = []
+    for member in members:
+        plans += [plan for plan, _ in member.passes]
     on_cuda = device.type == "cuda"
     # a CUDA device copies a block to the host while it computes the next one
     behind = 1 if on_cuda else 0

@@ -140,8 +140,6 @@ def _refuse_other_voxels(config: TrainConfig, networks: Sequence[Network]) -> No
 def _record_of_all(config: TrainConfig, networks: Sequence[Network]) -> PredictionRecord:
     """What a prediction will say of the mean of several networks."""
     records = [network.record for network in networks]
-    names = ("experiment", "model_name", "run_name", "checkpoint", "sha256", "epoch", "metric")
-    members = [{name: getattr(record, name) for name in names} for record in records]
     runs = [f"{record.model_name}/{record.run_name} {record.at}" for record in records]
     # the range too: a bare state_dict does not have it on record
     determining = []
@@ -156,8 +154,14 @@ def _record_of_all(config: TrainConfig, networks: Sequence[Network]) -> Predicti
         sha256=hashlib.sha256(json.dumps(determining).encode()).hexdigest(),
         epoch=None,
         metric=f"mean of {len(records)} networks: {'; '.join(runs)}",
-        members=members,
+        members=[_origin(record) for record in records],
     )
+
+
+def _origin(record: PredictionRecord) -> dict[str, Any]:
+    """Which network a prediction was made by."""
+    names = ("experiment", "model_name", "run_name", "checkpoint", "sha256", "epoch", "metric")
+    return {name: getattr(record, name) for name in names}
 
 
 def trained_on(config: TrainConfig, path: Path) -> frozenset[str] | None:

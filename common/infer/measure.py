@@ -219,7 +219,9 @@ class Block:
         first = ids[both].astype(np.uint64)
         second = others[both].astype(np.uint64)
         if one == other:
-            first, second = np.minimum(first, second), np.maximum(first, second)
+            lower = np.minimum(first, second)
+            second = np.maximum(first, second)
+            first = lower
         columns = {"class": self.classes[one].name, "id": first}
         columns |= {"other_class": self.classes[other].name, "other_id": second}
         return pd.DataFrame(columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -86,6 +87,11 @@ class Network:
     def passes(self) -> tuple[tuple[Network, ...], ...]:
         """For each network of `each` those whose mean logits it gives: itself, or its planes."""
         return tuple(network.planes or (network,) for network in self.each)
+
+    @property
+    def every_pass(self) -> list[Network]:
+        """Those of `passes`, one after the other."""
+        return list(itertools.chain.from_iterable(self.passes))
 
     def raw_of(self, region: Region) -> Raw:
         """The raw of a box as this network gets it."""

@@ -119,7 +119,8 @@ def _settings_of(path: Path, description: Any) -> dict[str, Any]:
     """Our settings for a package of others. Raises UserError with what it has that we have not."""
     if len(description.inputs) != 1 or len(description.outputs) != 1:
         raise UserError(f"{path}: several inputs or outputs; one of each can be run here")
-    (raw,), (given,) = description.inputs, description.outputs
+    (raw,) = description.inputs
+    (given,) = description.outputs
     if _channels(raw) > 1:
         raise UserError(f"{path}: takes {_channels(raw)} channels; raw has one here")
     taken = _array(raw, raw)

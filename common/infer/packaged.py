@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.files import cache_folder
 from common.model import exported
 from common.talk import note, some
 
@@ -69,7 +67,8 @@ def network_in(path: Path, description: Any, is_ours: bool) -> Packaged:
     description: of bioimageio.spec, model 0.5. is_ours: takes raw as the engine gives it, and gives
         logits.
     """
-    raw, given = description.inputs[0], description.outputs[0]
+    raw = description.inputs[0]
+    given = description.outputs[0]
     _refuse_other_order(path, raw, given)
     weights = _weights(path, description.weights)
     names = {str(axis.id) for axis in raw.axes if axis.type == "space"}
@@ -86,8 +85,7 @@ def _weights(path: Path, weights: Any) -> Any:
     """What runs: TorchScript if there is some, else ONNX. Raises UserError for other weights."""
     torchscript = getattr(weights, "torchscript", None)
     if torchscript is not None:
-        with exported.quiet():
-            return torch.jit.load(io.BytesIO(torchscript.get_reader().read()), "cpu").eval()
+        return exported.open_torchscript(torchscript.get_reader().read())
     if getattr(weights, "onnx", None) is not None:
         return _onnx(path, weights.onnx)
     found = [name for name, entry in weights if entry is not None]
@@ -102,17 +100,8 @@ def _onnx(path: Path, entry: Any) -> Any:
         raise UserError(
             f"{path}: its weights are ONNX; pip install 'csc-baselines[bioimage]', which runs them"
         )
-    with tempfile.TemporaryDirectory(dir=_cache()) as folder:
-        file = Path(folder) / "weights.onnx"
-        file.write_bytes(entry.get_reader().read())
-        run = exported.open_onnx(file)
+    run = exported.open_onnx(entry.get_reader().read())
     return lambda raw: run(raw.cpu()).to(raw.device)
-
-
-def _cache() -> Path:
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _refuse_other_order(path: Path, raw: Any, given: Any) -> None:
@@ -216,11 +205,9 @@ def _try_example(path: Path, steps: Sequence[Step], *, raw: Any, given: Any) -> 
         for step in steps:
             values = step(values)
     expected = torch.from_numpy(_example(given)).float()
-    difference = float("inf")
-    if values.shape == expected.shape:
-        difference = float((values - expected).abs().max())
-    if difference > TOLERANCE * max(1.0, float(expected.abs().max())):
+    unlike = exported.difference(expected, values)
+    if unlike > TOLERANCE:
         raise UserError(
-            f"{path}: its own example comes out otherwise here, by {difference:.2g}; "
+            f"{path}: its own example comes out otherwise here, by {unlike:.2g} of the largest; "
             "`bioimageio test FILE` says whether it does so in its own program"
         )

@@ -19,7 +19,9 @@ from common.infer.network import Network, over
 from common.model.sections import Sections
 from common.talk import nm, note
 
-OWN, ALL, AUTO = "own", "all", "auto"
+OWN = "own"
+ALL = "all"
+AUTO = "auto"
 CHOICES = (OWN, ALL, AUTO)
 """Planes that are predicted: those of the training; across all axes; all of a 2-D network."""
 

@@ -221,15 +221,16 @@ def _imported_modules(path: Path, node: ast.AST) -> list[Path]:
     """Where the modules would be that an import names, without `.py`; [] for another node."""
     # a bare name may be that of a file beside it
     roots = [path.parent, IMPORT_ROOT]
+    modules = []
     if isinstance(node, ast.Import):
-        names = [alias.name.split(".") for alias in node.names]
-        return [root.joinpath(*parts) for root in roots for parts in names]
+        for root in roots:
+            modules += [root.joinpath(*alias.name.split(".")) for alias in node.names]
+        return modules
     if not isinstance(node, ast.ImportFrom):
         return []
     if node.level:
         roots = [path.parents[node.level - 1]]
     parts = node.module.split(".") if node.module else []
-    modules = []
     for root in roots:
         base = root.joinpath(*parts)
         # a name that is imported from a package may be a module of it

@@ -120,7 +120,7 @@ def plans_of(network: Network, region: Region, plan: BlockPlan) -> list[BlockPla
 
     plan: as of `make_plan`.
     """
-    every = [each for passes in network.passes for each in passes]
+    every = network.every_pass
     if every[0] is network and len(every) == 1:
         return [plan]
     plans = []
@@ -135,8 +135,7 @@ def _passes(
     network: Network, region: Region, plan: BlockPlan
 ) -> Iterator[tuple[Network, BlockPlan]]:
     """Each network over each of its planes, with the blocks of a box."""
-    every = [each for passes in network.passes for each in passes]
-    yield from zip(every, plans_of(network, region, plan), strict=True)
+    yield from zip(network.every_pass, plans_of(network, region, plan), strict=True)
 
 
 def plan_of_edge(

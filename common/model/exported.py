@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,7 +57,8 @@ class Form:
     """Of its name."""
     write: Callable[[nn.Module, torch.Tensor, Path], None]
     """Writes a network that was run on an example of raw."""
-    open: Callable[[Path], Run]
+    open: Callable[[bytes], Run]
+    """Reads what is in the file."""
     packages: tuple[str, ...] = ()
     """What it takes beside torch."""
 
@@ -78,32 +80,34 @@ def write(own: FirstOutput, raw: torch.Tensor, path: Path, form: str) -> Run:
     with replacing(path) as temporary:
         with _in_one_sentence(path, form), quiet(), torch.no_grad():
             kind.write(own, raw, temporary)
-            run = kind.open(temporary)
-            difference = largest_difference(own, run, raw)
-        if difference > TOLERANCE:
+            run = kind.open(temporary.read_bytes())
+            unlike = difference(own(raw), run(raw))
+        if unlike > TOLERANCE:
             raise UserError(
                 f"{path}: not written, since as {form} the network gives other logits than its "
-                f"own, by {difference:.1e} of the largest; take another form "
+                f"own, by {unlike:.1e} of the largest; take another form "
                 f"({some([other for other in FORMS if other != form])})"
             )
     return run
 
 
-def largest_difference(own: Run, other: Run, raw: torch.Tensor) -> float:
-    """By how much the logits of two differ, as part of the largest of the first's, or of 1."""
-    expected = own(raw)
-    given = other(raw)
+def difference(expected: torch.Tensor, given: torch.Tensor) -> float:
+    """By how much values differ at most, as part of the largest that is expected, or of 1.
+
+    Infinite for another shape, and where anything is NaN.
+    """
     if given.shape != expected.shape:
-        return float("inf")
+        return math.inf
     largest = max(1.0, float(expected.abs().max()))
-    return float((given - expected).abs().max()) / largest
+    found = float((given - expected).abs().max()) / largest
+    return math.inf if math.isnan(found) else found
 
 
 def takes(own: Run, other: Run, raw: torch.Tensor) -> bool:
     """Whether a file gives the network's own logits for raw of another shape, too."""
     with quiet(), torch.no_grad():
         try:
-            return largest_difference(own, other, raw) <= TOLERANCE
+            return difference(own(raw), other(raw)) <= TOLERANCE
         except Exception:  # a recorded graph says in its own way that it has one size
             return False
 
@@ -161,10 +165,10 @@ def _write_torchscript(own: nn.Module, raw: torch.Tensor, path: Path) -> None:
     recorded.save(str(path))
 
 
-def open_torchscript(path: Path) -> torch.jit.ScriptModule:
-    """Read a network of TorchScript onto the CPU."""
+def open_torchscript(content: bytes) -> torch.jit.ScriptModule:
+    """The network in a file of TorchScript, on the CPU."""
     with quiet():
-        return torch.jit.load(str(path), map_location="cpu").eval()
+        return torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
 
 
 # torch.export: a graph
@@ -188,8 +192,8 @@ def _exported(own: nn.Module, raw: torch.Tensor) -> Any:
         return torch.export.export(own, (raw,))
 
 
-def _open_pt2(path: Path) -> Run:
-    return torch.export.load(io.BytesIO(path.read_bytes())).module()
+def _open_pt2(content: bytes) -> Run:
+    return torch.export.load(io.BytesIO(content)).module()
 
 
 # ONNX
@@ -210,11 +214,11 @@ def _write_onnx(own: nn.Module, raw: torch.Tensor, path: Path) -> None:
     program.save(str(path), external_data=False)
 
 
-def open_onnx(path: Path) -> Run:
-    """Read a network of ONNX; it computes on the CPU."""
+def open_onnx(content: bytes) -> Run:
+    """The network in a file of ONNX; it computes on the CPU."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
     def run(raw: torch.Tensor) -> torch.Tensor:

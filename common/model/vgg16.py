@@ -10,6 +10,7 @@ decoder of five levels with batch normalisation, as in segmentation-models-3D; w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -37,7 +38,8 @@ FILE = "vgg16-397923af.pth"
 URL = f"https://download.pytorch.org/models/{FILE}"
 """The weights of torchvision. The name has the first digits of the file's SHA-256."""
 
-IMAGENET, RANDOM = "imagenet", "random"
+IMAGENET = "imagenet"
+RANDOM = "random"
 
 
 def build_vgg16(
@@ -134,7 +136,7 @@ class VGG16UNet(nn.Module):
     @torch.no_grad()
     def load_encoder(self, weights: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Take kernels (made, given, 3, 3) and biases of VGG16's convolutions, in order."""
-        own = [convolution for stage in self.encoder for convolution in stage]  # type: ignore[attr-defined]
+        own = [module for module in self.encoder.modules() if isinstance(module, nn.Conv3d)]
         for convolution, (kernel, bias) in zip(own, weights, strict=False):
             convolution.weight.copy_(inflated(kernel))
             convolution.bias.copy_(bias)
@@ -163,7 +165,7 @@ def read_weights(path: Path) -> list[tuple[Tensor, Tensor]]:
             "delete it and fetch it again"
         ) from error
     given = len(MEAN)
-    widths = [width for stage in STAGES for width in stage]
+    widths = chain.from_iterable(STAGES)
     for kernel, width in zip(kernels, widths, strict=True):
         if tuple(kernel.shape) != (width, given, 3, 3):
             raise UserError(

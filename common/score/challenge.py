@@ -17,6 +17,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import cc3d
 import fastremap
@@ -235,7 +236,7 @@ def combine(evaluations: Iterable[tuple[str, Counts]], version: Version = CSC) -
     of_masks = [one.score for one in classes.values() if isinstance(one, SemanticScore)]
     overall_instance = _mean(of_instances)
     overall_semantic = _mean(of_masks)
-    every = [counts for part in pooled.values() for counts in part]
+    every = list(chain.from_iterable(pooled.values()))
     n_missing = sum(counts.status == MISSING for counts in every)
     return ChallengeScore(
         label_scores=classes,

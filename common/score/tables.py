@@ -197,7 +197,7 @@ def _tuned_text(scores: Scores, tuned_on: dict[str, list[str]]) -> str:
     """That thresholds were chosen on what is scored, of which classes and on which crops."""
     is_every_class = set(tuned_on) >= set(scores.classes)
     classes = "all classes" if is_every_class else ", ".join(tuned_on)
-    crops = sorted({crop for of_class in tuned_on.values() for crop in of_class})
+    crops = sorted(set().union(*tuned_on.values()))
     where = "all of them" if set(crops) >= set(scores.crops) else some(crops)
     return (
         f"The thresholds of {classes} were chosen on crops that are scored here ({where}), so that "

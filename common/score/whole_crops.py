@@ -79,7 +79,10 @@ class WholeCrops:
         every: dict[int, list[Counted]] = {}
         for of_process in ranks.gathered(counted):
             every |= of_process
-        return combined(self.config.classes, [one for k in sorted(every) for one in every[k]])
+        in_order: list[Counted] = []
+        for number in sorted(every):
+            in_order += every[number]
+        return combined(self.config.classes, in_order)
 
     def _own_counts(
         self, network: Network, folder: Path, stopped: Stop

@@ -95,6 +95,30 @@ def test_a_recording_that_differs_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_recording_that_gives_nan_is_not_written(tmp_path):
+    class FirstNan(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = float("nan")
+
+        def forward(self, raw):
+            factor = self.factor
+            self.factor = 1.0
+            return raw * factor
+
+    with pytest.raises(UserError, match="other logits than its own, by inf"):
+        exported.write(own(FirstNan()), torch.rand(1, 1, 4, 4, 4), tmp_path / "x.pt", "torchscript")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_difference_is_a_part_of_the_largest_value_or_of_one():
+    expected = torch.tensor([0.5, -4.0])
+    assert exported.difference(expected, torch.tensor([1.5, -4.0])) == 0.25
+    assert exported.difference(expected / 8, torch.tensor([0.0625, 0.5])) == 1
+    assert exported.difference(expected, torch.tensor([0.5])) == float("inf")
+    assert exported.difference(expected, torch.tensor([0.5, float("nan")])) == float("inf")
+
+
 def test_what_cannot_be_recorded_is_one_sentence(tmp_path):
     class Odd(nn.Module):
         def forward(self, raw):
