@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +137,7 @@ class VGG16UNet(nn.Module):
     @torch.no_grad()
     def load_encoder(self, weights: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Take kernels (made, given, 3, 3) and biases of VGG16's convolutions, in order."""
-        own = [module for module in self.encoder.modules() if isinstance(module, nn.Conv3d)]
+        own: list[Any] = [one for one in self.encoder.modules() if isinstance(one, nn.Conv3d)]
         for convolution, (kernel, bias) in zip(own, weights, strict=False):
             convolution.weight.copy_(inflated(kernel))
             convolution.bias.copy_(bias)
