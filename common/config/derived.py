@@ -231,8 +231,9 @@ def affinities(of: str, *, offsets: Sequence[Sequence[float]]) -> Affinities:
     It is positive where a voxel and the one at the offset from it are of one object, and negative
     where they are of two or one of them is background.
     """
+    listed = offsets.tolist() if hasattr(offsets, "tolist") else offsets  # an array of NumPy
     try:
-        as_tuples: Any = tuple(tuple(offset) for offset in offsets)
+        as_tuples: Any = tuple(tuple(offset) for offset in listed)
     except TypeError:  # told with the settings
         as_tuples = offsets
     return Affinities(of, as_tuples)

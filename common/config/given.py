@@ -32,7 +32,15 @@ class GivenModel:
 
     def __call__(self, classes: tuple[str, ...]) -> nn.Module:
         """A copy; it has its own channels, whatever the classes."""
-        model = copy.deepcopy(self.model)
+        try:
+            model = copy.deepcopy(self.model)
+        except Exception as error:  # each part of a network says it in its own way
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"model: an instance is copied, and {type(self.model).__name__} cannot be "
+                f"({type(error).__name__}: {reason}); take out what it cannot copy, such as "
+                "torch.nn.utils.weight_norm (parametrizations.weight_norm can be copied)"
+            ) from error
         return self.input_transforms.put_on(model) if self.input_transforms else model
 
     def __repr__(self) -> str:

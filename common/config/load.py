@@ -62,8 +62,9 @@ def load_config(
         problems.append(f"the data root {root} is no folder; write the one that holds the datasets")
     config = check_settings(short_path(path), values, problems, TrainConfig)
     if translation:
+        missing_split = {"classes": config.classes} | translation.split
         config = dataclasses.replace(
-            config, translated=translation.notes, missing_split=translation.split
+            config, translated=translation.notes, missing_split=missing_split
         )
     return dataclasses.replace(
         config,

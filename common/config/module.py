@@ -23,6 +23,9 @@ OF_THE_TOOLBOX = ("upath", "torchvision", "cellmap_data")
 """What configurations of the public toolbox import and nothing here needs, see pyproject.toml."""
 
 _LOADED = itertools.count()
+_RUNNING: list[Path] = []
+"""Files that are being run now, the innermost last."""
+
 _OF_EXPERIMENTS = re.compile(r"experiment\d+_")
 """Begins the name of a module that `load_module` runs, or that such a one imports beside it."""
 
@@ -38,6 +41,11 @@ def load_module(path: str | Path) -> types.ModuleType:
     path = Path(path).resolve()
     if not path.is_file() or path.suffix != ".py":
         raise FileNotFoundError(f"{path}: no such Python file")
+    if path in _RUNNING:
+        raise UserError(
+            f"{path.name} reads itself: what trains or predicts with it belongs under "
+            "if __name__ == '__main__':"
+        )
     package = types.ModuleType(f"experiment{next(_LOADED)}_{_identifier(path.parent.name)}")
     package.__path__ = [str(path.parent)]
     spec = importlib.util.spec_from_file_location(
@@ -48,12 +56,15 @@ def load_module(path: str | Path) -> types.ModuleType:
     sys.modules[package.__name__] = package
     sys.modules[module.__name__] = module
     with _without_bytecode(), _neighbours(package.__name__, path.parent):
+        _RUNNING.append(path)
         try:
             spec.loader.exec_module(module)
         except BaseException as error:  # a configuration is a program, and can end in every way
             if isinstance(error, KeyboardInterrupt) and not _is_raised_there(error):
                 raise
             raise UserError(f"{short_path(path)}: {_failure(error)}") from error
+        finally:
+            _RUNNING.pop()
     return module
 
 
@@ -91,20 +102,25 @@ def _identifier(text: str) -> str:
 def _neighbours(package: str, folder: Path) -> Iterator[None]:
     """Context manager: `import shared` finds shared.py of the folder, as a module of `package`.
 
-    Afterwards no other experiment finds it under that name.
+    Folders of modules are found, too: `from networks.unet import UNet`; those without an
+    __init__.py last, as Python does it, so that a folder `data` hides no package of that name.
+    Afterwards no other experiment finds any of them under that name.
     """
-    finder = _Neighbours(package, folder)
-    sys.meta_path.insert(0, finder)
+    neighbours = _Neighbours(package, folder)
+    folders = _FoldersOf(neighbours)
+    sys.meta_path.insert(0, neighbours)
+    sys.meta_path.append(folders)
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
-        for name in finder.found:
+        sys.meta_path.remove(neighbours)
+        sys.meta_path.remove(folders)
+        for name in neighbours.found:
             sys.modules.pop(name, None)
 
 
 class _Neighbours(MetaPathFinder):
-    """Finds modules of one folder by their bare names."""
+    """Finds modules and packages of one folder by their bare names, and all that is in them."""
 
     def __init__(self, package: str, folder: Path):
         self.package = package
@@ -115,11 +131,32 @@ class _Neighbours(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> ModuleSpec | None:
         """Where a module is; None for what is no neighbour, and for the standard library."""
-        is_there = (self.folder / f"{fullname}.py").is_file()
-        if path is not None or not is_there or fullname in sys.stdlib_module_names:
-            return None
+        place = self.folder.joinpath(*fullname.split("."))
+        is_file = place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+        if path is None:
+            is_ours = is_file and fullname not in sys.stdlib_module_names
+        else:
+            is_ours = fullname.partition(".")[0] in self.found and (is_file or place.is_dir())
+        return self.spec(fullname) if is_ours else None
+
+    def spec(self, fullname: str) -> ModuleSpec:
+        """A neighbour, which is that module of the experiment's package."""
         self.found.append(fullname)
         return ModuleSpec(fullname, _SecondName(f"{self.package}.{fullname}"))
+
+
+class _FoldersOf(MetaPathFinder):
+    """Finds folders without an __init__.py among neighbours."""
+
+    def __init__(self, neighbours: _Neighbours):
+        self.neighbours = neighbours
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Where a folder is; None for what is none."""
+        is_ours = path is None and (self.neighbours.folder / fullname).is_dir()
+        return self.neighbours.spec(fullname) if is_ours else None
 
 
 class _SecondName(Loader):

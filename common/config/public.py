@@ -233,6 +233,7 @@ def translate(path: Path, names: Mapping[str, Any]) -> Translation:
     path: of the file, absolute. Problems are what cannot be taken, a sentence each.
     """
     draft = Draft(path, _settings_in(names))
+    _refuse_other_than_dicts(draft)
     ours = {row.name for row in describe()}
     for name, value in draft.given.items():
         if name in ours and name not in RULES and name not in ANSWERS:
@@ -240,7 +241,7 @@ def translate(path: Path, names: Mapping[str, Any]) -> Translation:
     unset = [
         name
         for name, value in draft.given.items()
-        if value is None and name in ours - {"load_model"}
+        if value is None and name in ours - {"load_model", *YES_OR_NO}
     ]
     if unset:
         draft.notes.append(f"None, which is as if they were left out: {some(unset)}")
@@ -260,12 +261,32 @@ def translate(path: Path, names: Mapping[str, Any]) -> Translation:
     _fill_in(draft)
     _say_what_is_left_alone(draft, ours)
     draft.notes.append(GENERAL)
-    split = SPLIT | {"classes": tuple(draft.settings["classes"])} | draft.split
+    split = SPLIT | draft.split
     return Translation(draft.settings, tuple(draft.notes), draft.problems, split)
 
 
+KEYWORDS = ("model_kwargs", "criterion_kwargs", "scheduler_kwargs", "dataloader_kwargs")
+"""Names that are dicts, and nothing else."""
+
+
+def _refuse_other_than_dicts(draft: Draft) -> None:
+    for name in KEYWORDS:
+        given = draft.given.get(name)
+        if given is not None and not isinstance(given, Mapping):
+            draft.problems.append(f"{name} = {as_text(given)}; write a dict")
+            del draft.given[name]
+
+
+YES_OR_NO = tuple(row.name for row in describe() if row.default in ("True", "False"))
+
+
 def _take(draft: Draft, name: str, value: Any) -> None:
-    """Take a setting of both as it is; None, which the toolbox has for no limit, as left out."""
+    """Take a setting of both as it is; None, which the toolbox has for no limit, as left out.
+
+    Where it is asked whether to do something, None is no there.
+    """
+    if value is None and name in YES_OR_NO:
+        value = False
     if value is None:
         return
     if isinstance(value, np.generic):
@@ -278,8 +299,6 @@ def _take(draft: Draft, name: str, value: Any) -> None:
 def _fill_in(draft: Draft) -> None:
     """Take the toolbox's defaults for what the file leaves out, and train like it."""
     missing = {name: v for name, v in DEFAULTS.items() if name not in draft.given}
-    if draft.given.get("use_mutual_exclusion", ...) is None:
-        draft.settings["use_mutual_exclusion"] = False
     draft.settings |= missing
     if "target_array_info" not in draft.settings:
         missing["target_array_info"] = draft.settings.get("input_array_info")
@@ -332,9 +351,10 @@ def translate_data(given: Mapping[str, Any]) -> Translation:
     Transforms of validation alone, which are for a network's input, are among the problems.
     """
     draft = Draft(Path(), dict(given))
+    _refuse_other_than_dicts(draft)
     loader = {name: draft.given.pop(name) for name in OF_A_LOADER if name in draft.given}
     if loader:
-        draft.given["dataloader_kwargs"] = {**loader, **draft.given.get("dataloader_kwargs", {})}
+        draft.given["dataloader_kwargs"] = {**loader, **(draft.given.get("dataloader_kwargs") or {})}
     for name, value in draft.given.items():
         if name in DATA_RULES:
             RULES[name](draft, value)

@@ -40,7 +40,8 @@ def _with_run(folder: str) -> str:
     """A folder of the toolbox, which knows no runs of one model, with a place for each run."""
     if "{run_name}" in folder:
         return folder
-    return f"{folder.rstrip('/')}/{{run_name}}"
+    # without a folder it is the file's own, and not that of all files
+    return os.path.join(folder.rstrip("/"), "{run_name}")  # noqa: PTH118
 
 
 def load_model(draft: Draft, which: Any) -> None:

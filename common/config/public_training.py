@@ -27,6 +27,9 @@ def model(draft: Draft, model: Any) -> None:
         draft.note("model", "torch.compile is taken off: compile = True compiles it for training")
         draft.settings.setdefault("compile", True)
         model = original
+    if isinstance(model, torch.jit.ScriptModule):
+        draft.problems.append("model is a TorchScript program; write the network it was made of")
+        return
     if not isinstance(model, nn.Module):
         kind = "a class" if isinstance(model, type) else f"a {type(model).__name__}"
         draft.problems.append(f"model is {kind}; write an instance of torch.nn.Module")

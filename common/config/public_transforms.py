@@ -28,14 +28,28 @@ def raw_transforms(draft: Draft, _: Any) -> None:
     train = read_raw(_first(draft, "train_raw_value_transforms", "train_raw_transforms"))
     names = ("val_raw_value_transforms", "val_raw_transforms", "value_transforms")
     validation = read_raw(_first(draft, *names))
+    if _are_refused(draft, "raw transforms", [*train.others, *validation.others]):
+        return
     of_validation = [names_of([transform]) for transform in validation.others]
     both = [t for t in train.others if names_of([t]) in of_validation]
     sentences = [
         *_done_and_taken(draft, train, validation),
+        *_other_range(train, validation),
         *_applied_in_training(draft, [t for t in train.others if t not in both]),
         *_applied_to_input(draft, both, validation.others),
     ]
     draft.note("raw transforms", "; ".join(sentences) or "none that changes raw")
+
+
+def _are_refused(draft: Draft, name: str, transforms: Sequence[Any]) -> bool:
+    """Whether some of these are no transforms, which is a problem."""
+    wrong = [transform for transform in transforms if not callable(transform)]
+    if wrong:
+        draft.problems.append(
+            f"{name}: {as_text(wrong[0])}; write transforms of torchvision or cellmap_data, or "
+            "functions of a patch"
+        )
+    return bool(wrong)
 
 
 def _done_and_taken(draft: Draft, train: Reading, validation: Reading) -> list[str]:
@@ -53,6 +67,22 @@ def _done_and_taken(draft: Draft, train: Reading, validation: Reading) -> list[s
         taken = ", ".join(f"{name} = {as_text(value)}" for name, value in settings.items())
         sentences.append(f"taken as {taken}, over the whole patch, gamma first")
     return sentences
+
+
+SCALING = ("Normalize", "ToDtype", "ConvertImageDtype")
+"""Transforms that are there to bring raw to [0, 1]."""
+
+
+def _other_range(train: Reading, validation: Reading) -> list[str]:
+    """A sentence for transforms that may have been written for raw of 0 to 255."""
+    scaled = any(name in SCALING for name in (*train.done, *validation.done))
+    if scaled or not (train.others or validation.others):
+        return []
+    return [
+        "nothing among them scales raw, which is 0 to 255 in the toolbox then, and in [0, 1] here: "
+        "a transform that divides by 255, or has a mean of such values, is to be left out or "
+        "written for [0, 1]"
+    ]
 
 
 def _applied_in_training(draft: Draft, transforms: Sequence[Any]) -> list[str]:
@@ -83,6 +113,8 @@ def _first(draft: Draft, *names: str) -> Any:
 def target_transforms(draft: Draft, transforms: Any) -> None:
     """What is done to labels: nothing, or before the loss."""
     others = others_of_labels(transforms)
+    if _are_refused(draft, "target_value_transforms", others):
+        return
     if not others:
         draft.note("target_value_transforms", "labels are 0, 1 or unknown here without them")
         return

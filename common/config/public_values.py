@@ -29,8 +29,12 @@ def array_info(name: str) -> Callable[[Draft, Any], None]:
 
 def classes(draft: Draft, classes: Any) -> None:
     """Names, also ones outside of the challenge's table."""
+    if hasattr(classes, "tolist"):  # an array of NumPy, a column of a table
+        classes = classes.tolist()
     draft.settings["classes"] = classes
-    if not isinstance(classes, list | tuple) or "extra_classes" in draft.given:
+    are_names = isinstance(classes, list | tuple) and all(isinstance(n, str) for n in classes)
+    # what are none is told by the checks
+    if not are_names or "extra_classes" in draft.given:
         return
     own = [name for name in classes if name not in ATOM_IDS and name not in GROUP_IDS]
     if own:

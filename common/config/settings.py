@@ -664,8 +664,9 @@ def as_text(value: Any) -> str:
         arguments += [f"{name}={as_text(item)}" for name, item in value.keywords.items()]
         return f"{as_text(value.func)}({', '.join(arguments)})"
     if hasattr(value, "__qualname__"):
-        module = value.__module__.split(".")[-1]
-        return f"{module}.{value.__qualname__}"
+        # some functions written in C, and generators, name no module
+        module = getattr(value, "__module__", None) or type(value).__module__
+        return f"{module.split('.')[-1]}.{value.__qualname__}"
     # the text of an object without one of its own would give an address
     if type(value).__repr__ is object.__repr__ or hasattr(value, "named_buffers"):
         return _object_as_text(value)

@@ -29,7 +29,7 @@ from common.data.normalize import Scaling
 from common.data.sampling import Augmentation, Patch, Sample, Sampler
 from common.data.split import Row
 from common.errors import UserError
-from common.talk import say, some
+from common.talk import note, say, some
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,24 @@ def open_data(config: TrainConfig, known: Mapping[str, Scaling] | None = None) -
 
 
 def _refuse_masks(config: TrainConfig, crops: Sequence[Crop]) -> None:
-    """Raise UserError for classes without ids, of which derived channels cannot be made."""
+    """Raise UserError for classes without ids, of which derived channels cannot be made.
+
+    An instance class of the challenge may have one object in each crop; that is only said.
+    """
     for name in with_ids(config):
         having = [crop for crop in crops if name in crop.with_ids]
-        is_mask = all(name in crop.like_masks for crop in having)
-        if having and is_mask and name not in INSTANCES:
+        if not having or not all(name in crop.like_masks for crop in having):
+            continue
+        where = f"class '{name}' is 0 and 1 in {some([crop.name for crop in having])}"
+        if name not in INSTANCES:
             raise UserError(
-                f"derived: class '{name}' is 0 and 1 in {some([crop.name for crop in having])}: a "
-                "mask, without ids that tell objects apart; number its objects, or leave out the "
-                "channels that are made of them"
+                f"derived: {where}: a mask, without ids that tell objects apart; number its "
+                "objects, or leave out the channels that are made of them"
             )
+        note(
+            f"derived: {where}, one object in each; if these are masks of several, number the "
+            "objects, or where they touch there is no boundary"
+        )
 
 
 def rows_of_run(config: TrainConfig) -> list[Row]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.data.targets import dense
 from common.train import together
-from common.train.losses import AnyTarget
+from common.train.losses import AnyTarget, refuse_below_zero
 
 
 def categorical_focal_loss(
@@ -37,6 +37,7 @@ def categorical_focal_loss(
         gamma: 0 is cross-entropy.
         alpha: factor on all terms, which in a sum of losses is a weight; None is 1.
     """
+    refuse_below_zero("categorical_focal_loss", gamma=gamma, alpha=1 if alpha is None else alpha)
     truth, is_known = true_channel(target)
     log_p = F.log_softmax(logits.float(), 1).gather(1, truth.unsqueeze(1)).squeeze(1)
     # of 0 a power below 1 has no slope
@@ -62,6 +63,7 @@ def categorical_dice_loss(
     Dice is (2 overlap + smooth) / (predicted + positive + smooth), sums over the voxels of the
     batch whose class is known. 0 if there is none. `pos_weight` is ignored.
     """
+    refuse_below_zero("categorical_dice_loss", smooth=smooth)
     truth, is_known = true_channel(target)
     probability = torch.where(is_known.unsqueeze(1), logits.float().softmax(1), 0)
     positive = F.one_hot(truth, logits.shape[1]).movedim(-1, 1) * is_known.unsqueeze(1)

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.config.settings import TrainConfig
+from common.config.settings import TrainConfig, as_text
 from common.data.targets import MixedTarget, PaletteTarget, Target, dense, known
 from common.errors import UserError
 from common.train.losses import weighted_bce
@@ -52,7 +52,7 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
     """
     if config.criterion is None:
         return weighted_bce
-    loss = _made(config)
+    loss = made(config)
     if not callable(loss):
         raise UserError(f"criterion = {type(loss).__name__}(): cannot be called; {CONTRACT}")
     if isinstance(loss, nn.Module):
@@ -64,8 +64,12 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
     return criterion
 
 
-def _made(config: TrainConfig) -> Any:
-    """The loss of the setting with its keyword arguments; of a class an instance."""
+def made(config: TrainConfig) -> Any:
+    """Return the loss of the setting with its keyword arguments; of a class an instance.
+
+    Raises UserError where a library refuses them; what the experiment's own code raises comes
+    through.
+    """
     setting: Any = config.criterion
     keywords = config.criterion_kwargs
     function = setting.func if isinstance(setting, functools.partial) else setting
@@ -74,6 +78,15 @@ def _made(config: TrainConfig) -> Any:
             return setting(**keywords)
         except UserError as error:
             raise UserError(f"{config.folder}: criterion = {error}") from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            if _raised_in(error, config.folder):
+                raise
+            reason = str(error).partition("\n")[0]
+            whole = as_text(functools.partial(setting, **keywords))
+            raise UserError(
+                f"{config.folder}: criterion = {whole}: cannot be made "
+                f"({type(error).__name__}: {reason}); write what it takes"
+            ) from error
     return functools.partial(setting, **keywords) if keywords else setting
 
 
@@ -272,6 +285,7 @@ def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
         raise UserError(
             f"{config.folder}: criterion = {_name(criterion)}: is for probabilities; {LOGITS}"
         )
+    _refuse_weights_along_x(criterion, config)
     trial = Trial(criterion, config, device)
     for logit, where in ((0.0, "of 0"), (-2.0, "below 0")):
         try:
@@ -297,6 +311,23 @@ def _is_for_probabilities(setting: Any) -> bool:
     if made is F.binary_cross_entropy or isinstance(made, nn.BCELoss):
         return True
     return inspect.isclass(made) and issubclass(made, nn.BCELoss)
+
+
+def _refuse_weights_along_x(criterion: Criterion, config: TrainConfig) -> None:
+    """Raise UserError for weights of classes that torch would take for weights along x.
+
+    It does so without a word where there are as many classes as voxels along x.
+    """
+    module = module_of(criterion)
+    if not isinstance(module, nn.BCEWithLogitsLoss):
+        return
+    for name, tensor in module.named_buffers():
+        if tensor.ndim == 1 and len(tensor) > 1:
+            raise UserError(
+                f"{config.folder}: criterion = {_name(criterion)}: {name} of shape "
+                f"{tuple(tensor.shape)} lies along x; for classes write "
+                f"{name} = tensor.view(-1, 1, 1, 1)"
+            )
 
 
 def _refused(criterion: Criterion, config: TrainConfig, trial: Trial, error: Exception) -> str:

@@ -83,17 +83,12 @@ def build_of_head(head: Head, config: TrainConfig, device: torch.device) -> Crit
     """Return the loss of one head, tried out once."""
     own = config_of(head, config)
     if head.activation == SIGNED:
-        loss = SignedLoss(_given(own.criterion) if own.criterion else smooth_l1)
+        loss = SignedLoss(criterion.made(own) if own.criterion else smooth_l1)
         _try_signed(head, loss, config, device)
         return loss
     if head.activation == SOFTMAX and own.criterion is None:
         return categorical_cross_entropy
     return criterion.build_criterion(own, device)
-
-
-def _given(setting: Callable) -> Callable:
-    """A loss as it is given, or an object of the class that is."""
-    return setting() if isinstance(setting, type) else setting
 
 
 def smooth_l1(values: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:

@@ -13,6 +13,7 @@ What follows pos_weight is given by name: `criterion = functools.partial(focal_l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,13 @@ VOXELS_AT_ONCE = 8192
 
 MORE_ON_A_GPU = 128
 """Factor on VOXELS_AT_ONCE on other devices: a GPU needs more work in each kernel launch."""
+
+
+def refuse_below_zero(loss: str, **numbers: float) -> None:
+    """Raise UserError for an argument of a loss with which it would reward what is wrong."""
+    for name, number in numbers.items():
+        if not 0 <= number < math.inf:
+            raise UserError(f"{loss}: {name} = {number}; write a number, 0 or more")
 
 
 def weighted_bce(logits: Tensor, target: AnyTarget, pos_weight: Tensor | None = None) -> Tensor:
@@ -178,10 +186,13 @@ def focal_loss(
         alpha: in addition, weight of positive pairs; negative ones have 1 - alpha. None is 1 for
             both. The source found 0.25 best with gamma 2.
     """
+    refuse_below_zero("focal_loss", gamma=gamma)
     weight = torch.ones(logits.shape[1], device=logits.device)
     if pos_weight is not None:
         weight = pos_weight.float()
     of_negative = 1.0
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise UserError(f"focal_loss: alpha = {alpha}; write a number between 0 and 1")
     if alpha is not None:
         weight = weight * alpha
         of_negative = 1 - alpha
@@ -290,6 +301,7 @@ def dice_loss(
             classes that have a positive voxel.
         smooth: pulls Dice towards 1 where a class has few voxels; nnU-Net has 1e-5.
     """
+    refuse_below_zero("dice_loss", smooth=smooth)
     sums = _sums(logits, target)
     if not per_sample:
         sums = sums.over_batch()
@@ -322,6 +334,9 @@ def tversky_loss(
         per_sample: as of `dice_loss`.
         smooth: added to numerator and denominator.
     """
+    refuse_below_zero("tversky_loss", alpha=alpha, beta=beta, smooth=smooth)
+    if alpha == beta == 0:
+        raise UserError("tversky_loss: alpha = beta = 0 leaves nothing to learn; write 0.3 and 0.7")
     sums = _sums(logits, target)
     if not per_sample:
         sums = sums.over_batch()
@@ -375,7 +390,8 @@ def weighted_sum(
     `criterion = partial(weighted_sum, losses=[(1.0, focal_loss), (0.5, dice_loss)])`. A loss that
     counts something is a module, and belongs into a `WeightedSum`: UserError for one.
     """
-    for _, loss in losses:
+    for weight, loss in losses:
+        refuse_below_zero("weighted_sum", weight=weight)
         if isinstance(loss, nn.Module):
             raise UserError(
                 f"weighted_sum: {type(loss).__name__} is a module, whose state would be lost; "
@@ -394,6 +410,8 @@ class WeightedSum(nn.Module):
 
     def __init__(self, losses: Sequence[tuple[float, Callable[..., Tensor]]]):
         super().__init__()
+        for weight, _ in losses:
+            refuse_below_zero("WeightedSum", weight=weight)
         self.losses = tuple(losses)
         # what is a module is found by torch here, and nowhere else
         self.modules_among = nn.ModuleList(
@@ -428,7 +446,12 @@ def class_weighted_bce(
         pos_weight: in addition, multiplies the terms of positive pairs.
         class_weight: (classes,), 0 or more.
     """
-    weight = class_weight.to(logits.device, torch.float32)
+    weight = torch.as_tensor(class_weight, dtype=torch.float32, device=logits.device)
+    if weight.shape != logits.shape[1:2]:
+        raise UserError(
+            f"class_weighted_bce: class_weight of shape {tuple(weight.shape)}; write one number "
+            f"for each of the {logits.shape[1]} classes"
+        )
     of_positive = weight if pos_weight is None else weight * pos_weight.float()
     if isinstance(target, PaletteTarget):
         positive = (target.palette == 1) * of_positive

@@ -718,3 +718,82 @@ def test_a_file_without_a_network_is_that_of_its_training(shapes):
     training = load_config(shapes / "train_3d_unet.py")
     assert config.record() == training.record()
     assert config.process_config_path == "process_3d_unet.py"
+
+
+# What is no network, no names, no dict
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("classes = [['mito'], ['er']]", "classes = [['mito'], ['er']]; write a flat list"),
+        ("classes = None", "classes = None; write a flat list"),
+        ("classes = 3", "classes = 3; write a flat list"),
+        ("classes = (name for name in ['mito'])", "write a flat list of names"),
+        ("dataloader_kwargs = ['num_workers']", "dataloader_kwargs = ['num_workers']; write a dict"),
+        ("criterion_kwargs = 'mean'", "criterion_kwargs = 'mean'; write a dict"),
+        ("train_raw_value_transforms = 'ToDtype'", "raw transforms: 'ToDtype'; write transforms"),
+        ("target_value_transforms = {'mito': 3}", "target_value_transforms: 3; write transforms"),
+        ("train(__file__)", "reads itself: what trains or predicts with it belongs under"),
+    ],
+)
+def test_what_a_name_cannot_be_is_one_sentence(public, text, told):
+    found = problems(public(text))
+    assert told in found
+    assert len(found) < 400
+
+
+def test_a_torchscript_program_is_refused(public):
+    with pytest.warns(FutureWarning):
+        found = problems(public("model = torch.jit.script(model)"))
+    assert "TorchScript" in found
+
+
+def test_a_network_that_cannot_be_copied_is_a_sentence(public):
+    text = "import warnings\nwarnings.simplefilter('ignore')\ntorch.nn.utils.weight_norm(model[0])"
+    config = load_config(public(text))
+    with pytest.raises(UserError, match="parametrizations"):
+        config.build_model(config.classes)
+
+
+def test_none_is_no_where_it_is_asked_whether(public):
+    config = load_config(public("weighted_sampler = weight_loss = None\nmax_grad_norm = None"))
+    assert not config.weighted_sampler and not config.weight_loss
+    assert notes(config, "None,") == "None, which is as if they were left out: max_grad_norm"
+
+
+@pytest.mark.parametrize("text", ["classes = 'mito,er,nuc'", "classes = np.array(classes)"])
+def test_classes_in_other_forms_are_those_of_the_datasplit_too(public, text):
+    config = load_config(public(f"import numpy as np\n{text}"))
+    assert config.classes == config.missing_split["classes"] == ("mito", "er", "nuc")
+
+
+def test_a_path_without_a_folder_stays_in_that_of_the_file(public):
+    path = public("model_save_path = '{epoch}.pth'\nlogs_save_path = ''")
+    config = load_config(path)
+    for name in ("model_save_path", "logs_save_path"):
+        assert config.path(name) == path.parent / "seed42"
+
+
+def test_networks_may_lie_in_folders_beside_the_file(public, tmp_path):
+    texts = {
+        "mine/networks/__init__.py": "",
+        "mine/networks/unet.py": "from .parts import layer\n\ndef unet(n):\n    return layer(1, n, 5)",
+        "mine/networks/parts.py": "from torch.nn import Conv3d as layer",
+        "mine/plain/inner/net.py": "from networks.unet import unet",
+    }
+    path = public("from plain.inner.net import unet\nmodel = unet(3)")
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert "Conv3d" in repr(load_config(path).build_model)
+    assert not {"networks", "networks.unet", "plain", "plain.inner"} & set(sys.modules)
+
+
+def test_transforms_for_raw_of_0_to_255_are_told_of_its_range(public):
+    pytest.importorskip("torchvision")
+    text = "import torchvision.transforms.v2 as T\ntrain_raw_value_transforms = T.Compose([{}])"
+    blurred = load_config(public(text.format("T.GaussianBlur(3)")))
+    assert "0 to 255 in the toolbox" in notes(blurred, "raw transforms")
+    scaled = text.format("T.ToDtype(torch.float, scale=True), T.GaussianBlur(3)")
+    assert "0 to 255" not in notes(load_config(public(scaled)), "raw transforms")

@@ -195,3 +195,8 @@ def test_objects_read_as_far_as_the_widest_channel_reaches(experiment):
     }
     wider = dataclasses.replace(config, derived=channels)
     assert loaders.objects_patch(wider) == sampling.Patch((18, 26, 18), (8, 8, 8))
+
+
+def test_an_instance_class_with_one_object_in_each_crop_is_told(experiment, capsys):
+    open_data(experiment(text=DERIVED).config())
+    assert "class 'mito' is 0 and 1 in tiny/crop1" in capsys.readouterr().err

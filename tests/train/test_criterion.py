@@ -225,6 +225,38 @@ def test_a_loss_for_probabilities_is_refused_with_the_file(experiment, text):
     assert str(told.value).startswith(f"{tiny.folder}: criterion = ")
 
 
+@pytest.mark.parametrize(
+    ("text", "keywords", "told"),
+    [
+        ("from torch.nn import BCEWithLogitsLoss as _loss", "pos_weight=[1, 2]", "cannot be made"),
+        ("from torch.nn import BCEWithLogitsLoss as _loss", "pos_weight=torch.ones(3)", "along x"),
+        ("from monai.losses import DiceLoss as _loss", "sigmoid=True, softmax=True", "cannot be made"),
+        ("from common.train.losses import focal_loss as _loss", "alpha=1.5", "alpha = 1.5; write"),
+        ("from common.train.losses import focal_loss as _loss", "gamma=-1", "gamma = -1; write"),
+        ("from common.train.losses import dice_loss as _loss", "smooth=-1", "smooth = -1; write"),
+        ("from common.train.losses import tversky_loss as _loss", "beta=-0.1", "beta = -0.1; write"),
+        ("from common.train.losses import tversky_loss as _loss", "alpha=0, beta=0", "nothing to learn"),
+        (
+            "from common.train.losses import class_weighted_bce as _loss",
+            "class_weight=torch.ones(2)",
+            "one number for each of the 3 classes",
+        ),
+        ("from common.train.categorical import dice_focal as _loss", "alpha=-1", "alpha = -1; write"),
+        (
+            "from common.train.losses import WeightedSum as _loss",
+            "losses=[(-1.0, torch.nn.MSELoss)]",
+            "weight = -1.0; write",
+        ),
+    ],
+)
+def test_arguments_that_a_loss_cannot_have_are_a_sentence(experiment, text, keywords, told):
+    text = f"import torch\n{text}\ncriterion = _loss\ncriterion_kwargs = dict({keywords})"
+    tiny = experiment(text=text)
+    with pytest.raises(UserError, match=told) as refused:
+        module.build_criterion(tiny.config(), CPU)
+    assert str(refused.value).startswith(f"{tiny.folder}: criterion = ")
+
+
 def unusual_of(tiny) -> list[str]:
     config = tiny.config()
     return module.unusual(module.build_criterion(config, CPU), config, CPU)
