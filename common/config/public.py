@@ -354,7 +354,10 @@ def translate_data(given: Mapping[str, Any]) -> Translation:
     _refuse_other_than_dicts(draft)
     loader = {name: draft.given.pop(name) for name in OF_A_LOADER if name in draft.given}
     if loader:
-        draft.given["dataloader_kwargs"] = {**loader, **(draft.given.get("dataloader_kwargs") or {})}
+        draft.given["dataloader_kwargs"] = {
+            **loader,
+            **(draft.given.get("dataloader_kwargs") or {}),
+        }
     for name, value in draft.given.items():
         if name in DATA_RULES:
             RULES[name](draft, value)

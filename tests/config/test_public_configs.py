@@ -730,7 +730,10 @@ def test_a_file_without_a_network_is_that_of_its_training(shapes):
         ("classes = None", "classes = None; write a flat list"),
         ("classes = 3", "classes = 3; write a flat list"),
         ("classes = (name for name in ['mito'])", "write a flat list of names"),
-        ("dataloader_kwargs = ['num_workers']", "dataloader_kwargs = ['num_workers']; write a dict"),
+        (
+            "dataloader_kwargs = ['num_workers']",
+            "dataloader_kwargs = ['num_workers']; write a dict",
+        ),
         ("criterion_kwargs = 'mean'", "criterion_kwargs = 'mean'; write a dict"),
         ("train_raw_value_transforms = 'ToDtype'", "raw transforms: 'ToDtype'; write transforms"),
         ("target_value_transforms = {'mito': 3}", "target_value_transforms: 3; write transforms"),

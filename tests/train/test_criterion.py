@@ -230,18 +230,34 @@ def test_a_loss_for_probabilities_is_refused_with_the_file(experiment, text):
     [
         ("from torch.nn import BCEWithLogitsLoss as _loss", "pos_weight=[1, 2]", "cannot be made"),
         ("from torch.nn import BCEWithLogitsLoss as _loss", "pos_weight=torch.ones(3)", "along x"),
-        ("from monai.losses import DiceLoss as _loss", "sigmoid=True, softmax=True", "cannot be made"),
+        (
+            "from monai.losses import DiceLoss as _loss",
+            "sigmoid=True, softmax=True",
+            "cannot be made",
+        ),
         ("from common.train.losses import focal_loss as _loss", "alpha=1.5", "alpha = 1.5; write"),
         ("from common.train.losses import focal_loss as _loss", "gamma=-1", "gamma = -1; write"),
         ("from common.train.losses import dice_loss as _loss", "smooth=-1", "smooth = -1; write"),
-        ("from common.train.losses import tversky_loss as _loss", "beta=-0.1", "beta = -0.1; write"),
-        ("from common.train.losses import tversky_loss as _loss", "alpha=0, beta=0", "nothing to learn"),
+        (
+            "from common.train.losses import tversky_loss as _loss",
+            "beta=-0.1",
+            "beta = -0.1; write",
+        ),
+        (
+            "from common.train.losses import tversky_loss as _loss",
+            "alpha=0, beta=0",
+            "nothing to learn",
+        ),
         (
             "from common.train.losses import class_weighted_bce as _loss",
             "class_weight=torch.ones(2)",
             "one number for each of the 3 classes",
         ),
-        ("from common.train.categorical import dice_focal as _loss", "alpha=-1", "alpha = -1; write"),
+        (
+            "from common.train.categorical import dice_focal as _loss",
+            "alpha=-1",
+            "alpha = -1; write",
+        ),
         (
             "from common.train.losses import WeightedSum as _loss",
             "losses=[(-1.0, torch.nn.MSELoss)]",
