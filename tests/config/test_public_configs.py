@@ -781,8 +781,8 @@ def test_a_path_without_a_folder_stays_in_that_of_the_file(public):
 def test_networks_may_lie_in_folders_beside_the_file(public, tmp_path):
     texts = {
         "mine/networks/__init__.py": "",
-        "mine/networks/unet.py": "from .parts import layer\n\ndef unet(n):\n    return layer(1, n, 5)",
-        "mine/networks/parts.py": "from torch.nn import Conv3d as layer",
+        "mine/networks/unet.py": "from .parts import C\n\ndef unet(n):\n    return C(1, n, 5)",
+        "mine/networks/parts.py": "from torch.nn import Conv3d as C",
         "mine/plain/inner/net.py": "from networks.unet import unet",
     }
     path = public("from plain.inner.net import unet\nmodel = unet(3)")
