@@ -248,6 +248,15 @@ class PartOfEach(Sequence[int]):
         return self.samples[batch * self.batch_size + self.part * self.size + within]
 
 
+def _one_palette(crops: Sequence[Crop], channels: Channels) -> Tensor:
+    """The palettes of all crops, one below the other: so a batch is looked up at once."""
+    palette = torch.from_numpy(np.concatenate([crop.palette for crop in crops]))
+    if channels.exclusive and not channels.derived:
+        among = list(channels.exclusive)
+        palette[:, among] = exclusive_labels(palette[:, among], 1)
+    return palette
+
+
 class Batches:
     """Batches of consecutive samples: workers cut the blocks, the device resamples them."""
 
@@ -285,13 +294,9 @@ class Batches:
         self.own_augmentation = own_augmentation
         self.worker_time_limit = worker_time_limit
         self.channels = blocks.channels
-        # one palette for all crops: a batch is looked up at once
-        palettes = [crop.palette for crop in blocks.crops]
-        self.palette = torch.from_numpy(np.concatenate(palettes)).to(device)
-        if self.channels.exclusive and not self.channels.derived:
-            among = list(self.channels.exclusive)
-            self.palette[:, among] = exclusive_labels(self.palette[:, among], 1)
-        self.first_row = np.cumsum([0, *map(len, palettes)]).tolist()
+        self.palette = _one_palette(blocks.crops, self.channels).to(device)
+        lengths = [len(crop.palette) for crop in blocks.crops]
+        self.first_row = np.cumsum([0, *lengths]).tolist()
         self.weights: Tensor | None = None
 
     def weigh_pseudo(self, weight: float) -> None:

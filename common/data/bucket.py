@@ -100,6 +100,7 @@ class Bucket:
             )
         self.url = url.rstrip("/")
         self.workers = workers
+        self.read_only = read_only
         self.verify = verify
         self.renamed: dict[str, str] = {}
         self.brought: set[str] = set()

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,22 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What of each volume is written, and as what; options of the command."""
+
+    format: str = ""
+    """One of FORMATS; what the end of the name says unless given."""
+    roi: str = ""
+    """A box in nm, as of `common.data.regions.of_volume`; all of it unless given."""
+    scale: tuple[float, ...] | None = None
+    """Voxel size (nm) of the level to write; the finest unless given."""
+    values: str = ""
+    """One of SORTS, what they are; what the metadata say unless given."""
+    with_meshes: bool = False
+    """Surfaces of objects beside a precomputed volume."""
+
+
+@dataclass(frozen=True)
 class Job:
     """One volume, and the file or folder that it becomes."""
 
@@ -60,57 +77,41 @@ class Job:
     path: Path
 
 
-def export(  # noqa: PLR0913  # the options of the command
+def export(
     source: str,
     out: str | Path,
     *,
-    format: str = "",
     classes: Sequence[str] = (),
-    roi: str = "",
-    scale: tuple[float, ...] | None = None,
-    values: str = "",
-    with_meshes: bool = False,
     overwrite: bool = False,
     say: Say = print,
+    **choice: Any,
 ) -> list[Path]:
     """Write a volume, or all classes under a folder of results, in another format.
 
-    Memory for some planes or blocks, however large the volumes are.
+    Memory for some planes or blocks, however large the volumes are. Returns the paths of what was
+    written or is there already.
 
     Args:
         source: see `common.data.results.find`.
         out: file or folder of one volume; of several the folder of all.
-        format: one of FORMATS; what the end of `out` says unless given.
         classes: only these of a folder.
-        roi: a box in nm, as of `common.data.regions.of_volume`; all of it unless given.
-        scale: voxel size (nm) of the level to write; the finest unless given.
-        values: one of SORTS, what they are; what the metadata say unless given.
-        with_meshes: surfaces of objects beside a precomputed volume.
         overwrite: replace what is there.
         say: takes a line about each volume.
-
-    Returns:
-        What was written or is there already.
+        choice: fields of `Choice`.
 
     Raises:
         FileNotFoundError: for a volume that is not there.
         UserError: for what is wrong with one, or with an option; for what stands in the way.
     """
+    asked = Choice(**choice)
     found = results.find(source, classes)
-    writer = _writer(str(out), format)
-    if with_meshes and writer is not precomputed.WRITER:
-        raise UserError("--meshes: for --format precomputed; write --format ply for files of them")
+    writer = _writer(str(out), asked.format)
+    _refuse_meshes(writer, asked)
     is_single = [result.path for result in found] == [place.path_of(source)]
     jobs = []
     for result in found:
         path = _path_of(Path(out), result, writer, is_single)
-        volume = _outgoing(result, writer, roi=roi, scale=scale, sort=values or result.sort)
-        if with_meshes and volume.is_labels:
-            volume = replace(volume, meshes=True)
-        if writer is hdf5.WRITER:
-            path, array = hdf5.split(path)
-            volume = replace(volume, array=array)
-        jobs.append(Job(volume, writer, path))
+        jobs.append(_job(result, path, writer, asked))
     for job in jobs:
         if not overwrite:
             _refuse_other(job)
@@ -139,6 +140,11 @@ def _writer(out: str, format: str) -> Writer:
     )
 
 
+def _refuse_meshes(writer: Writer, choice: Choice) -> None:
+    if choice.with_meshes and writer is not precomputed.WRITER:
+        raise UserError("--meshes: for --format precomputed; write --format ply for files of them")
+
+
 def _path_of(out: Path, result: Result, writer: Writer, is_single: bool) -> Path:
     """Where a volume is written."""
     if not is_single:
@@ -157,16 +163,25 @@ def _path_of(out: Path, result: Result, writer: Writer, is_single: bool) -> Path
     raise UserError(f"{out}: write a name that ends in {writer.endings[0]}")
 
 
-def _outgoing(
-    result: Result, writer: Writer, *, roi: str, scale: tuple[float, ...] | None, sort: str
-) -> Outgoing:
-    level = _level_of(result, scale)
-    start, stop = _box_of(result, level, roi)
+def _job(result: Result, path: Path, writer: Writer, choice: Choice) -> Job:
+    volume = _outgoing(result, writer, choice)
+    if choice.with_meshes and volume.is_labels:
+        volume = replace(volume, meshes=True)
+    if writer is hdf5.WRITER:
+        path, array = hdf5.split(path)
+        volume = replace(volume, array=array)
+    return Job(volume, writer, path)
+
+
+def _outgoing(result: Result, writer: Writer, choice: Choice) -> Outgoing:
+    sort = choice.values or result.sort
+    level = _level_of(result, choice.scale)
+    start, stop = _box_of(result, level, choice.roi)
     types = writer.image_types if sort == "image" else writer.label_types
     made = result.made | {"level": level.path.name}
-    asked = Outgoing(result.name, level, start, stop, sort=sort, dtype=np.dtype("u1"), made=made)
-    dtype = _type_of(asked, types, writer.name)
-    return Outgoing(result.name, level, start, stop, sort=sort, dtype=dtype, made=made)
+    bytewise = np.dtype("u1")
+    volume = Outgoing(result.name, level, start, stop, sort=sort, dtype=bytewise, made=made)
+    return replace(volume, dtype=_type_of(volume, types, writer.name))
 
 
 def _level_of(result: Result, scale: tuple[float, ...] | None) -> Level:

@@ -45,6 +45,9 @@ MAX_FAILURES = 10
 DISK_BLOCK = 4096
 """Bytes of a block on disk; a file takes a multiple of this."""
 
+JOURNAL = ".fetch/listings.jsonl"
+"""File under the data root with what the bucket was said to hold."""
+
 Box = tuple[np.ndarray, np.ndarray]
 """Lower and upper corner, (3,) nm each."""
 
@@ -95,22 +98,38 @@ def fetch(
         raise UserError(f"workers = {workers}; write a whole number above 0")
     asked = Choice(crops, **choice)
     root, wanted = choose(asked, say)
-    journal = root / ".fetch/listings.jsonl"
     with (
         _workplace(root, dry_run) as place,
-        Bucket(url, journal, workers, read_only=dry_run, verify=verify) as bucket,
+        Bucket(url, root / JOURNAL, workers, read_only=dry_run, verify=verify) as bucket,
     ):
-        files = plan(bucket, wanted, place)
-        missing = _missing(root, files, verify)
-        # metadata that came while planning are there now, but were not before
-        came_while_planning = set() if dry_run else bucket.brought
-        report = _count(files, {file.path for file in missing} | came_while_planning)
-        _say_sizes(root, wanted, files, report=report, say=say)
-        if dry_run:
-            return replace(report, fetched=0, fetched_bytes=0)
-        _check_space(root, missing)
-        _download(bucket, missing, root, say)
-    say(f"next: {_next_command(asked, wanted)}")
+        report = _fetch_missing(bucket, wanted, root, place, say=say)
+    if not dry_run:
+        say(f"next: {_next_command(asked, wanted)}")
+    return report
+
+
+def _fetch_missing(
+    bucket: Bucket,
+    wanted: Sequence[WantedCrop],
+    root: Path,
+    place: Path,
+    *,
+    say: Callable[[str], None],
+) -> FetchReport:
+    """Say how much there is and what of it is missing; fetch that, unless `bucket` is read only.
+
+    place: see `_workplace`.
+    """
+    files = plan(bucket, wanted, place)
+    missing = _missing(root, files, bucket.verify)
+    # metadata that came while planning are there now, but were not before
+    came_while_planning = set() if bucket.read_only else bucket.brought
+    report = _count(files, {file.path for file in missing} | came_while_planning)
+    _say_sizes(root, wanted, files, report=report, say=say)
+    if bucket.read_only:
+        return replace(report, fetched=0, fetched_bytes=0)
+    _check_space(root, missing)
+    _download(bucket, missing, root, say)
     return report
 
 

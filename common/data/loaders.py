@@ -82,19 +82,14 @@ def open_data(config: TrainConfig, known: Mapping[str, Scaling] | None = None) -
         blocks = sampling.validation_samples(validation, sampler.input, sampler.target)
     _refuse_masks(config, train)
     foreground = count_voxels(train, 1, sampler.target.scale)
-    background = count_voxels(train, 0, sampler.target.scale)
-    if not foreground.any():
-        raise UserError(
-            f"{config.path('datasplit_path')}: no training crop has a positive voxel of "
-            f"{', '.join(config.classes)}; add crops that do"
-        )
+    _refuse_no_positive(config, foreground)
     return Data(
         train=train,
         validation=validation,
         sampler=sampler,
         blocks=blocks,
         foreground=foreground,
-        background=background,
+        background=count_voxels(train, 0, sampler.target.scale),
         split_hash=split_hash,
         rows=rows,
         scalings=scalings,
@@ -119,6 +114,15 @@ def _refuse_masks(config: TrainConfig, crops: Sequence[Crop]) -> None:
         note(
             f"derived: {where}, one object in each; if these are masks of several, number the "
             "objects, or where they touch there is no boundary"
+        )
+
+
+def _refuse_no_positive(config: TrainConfig, foreground: np.ndarray) -> None:
+    """Raise UserError if there is nothing to learn; foreground: (classes,) positive voxels."""
+    if not foreground.any():
+        raise UserError(
+            f"{config.path('datasplit_path')}: no training crop has a positive voxel of "
+            f"{', '.join(config.classes)}; add crops that do"
         )
 
 

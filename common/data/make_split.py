@@ -45,9 +45,7 @@ def make(
     overwrite: bool = False,
     **choice: Any,
 ) -> str:
-    """Make a datasplit and write it.
-
-    Returns a report of what it contains and of what training and validation crops share.
+    """Write a datasplit; return a report: what it contains, and what is shared by its sides.
 
     Args:
         csv_path: the file; with folds they are {stem}_fold0.csv and on.
@@ -62,21 +60,17 @@ def make(
     """
     path = Path(csv_path)
     rules = SplitRules(scale=three(scale), **choice)
-    paths = _paths(path, rules.folds)
-    for file in paths:
-        _refuse_existing(file, overwrite)
+    paths = _paths(path, rules.folds, overwrite)
     _raise_all(path, rules.problems())
-    if absolute and data_root is None:
-        raise UserError(f"{path}: absolute paths of a table of crops; give the data root instead")
-    root = str(Path(data_root).absolute()) if absolute and data_root is not None else ""
+    root = _root_of_stores(path, data_root) if absolute else ""
     known, broken = _crops(path, data_root, manifest, datasets=datasets, names=crops)
     _check_classes(path, rules.classes, known)
     splits = choose_folds(known, rules) if rules.folds else [choose_sides(known, rules)]
     source = None if data_root is not None else _short(manifest or "challenge")
     command = _command(path, source, rules, datasets=datasets, crops=crops, absolute=absolute)
     for file, sides in zip(paths, splits, strict=True):
-        comments = [f"# {command}", f"# {_summary(sides)}"]
-        write_datasplit(file, [*comments, *rows(sides, rules.classes, root)], overwrite)
+        lines = [f"# {command}", f"# {_summary(sides)}", *rows(sides, rules.classes, root)]
+        write_datasplit(file, lines, overwrite)
     return "\n".join(_report(paths, splits, rules, known=known, broken=broken))
 
 
@@ -110,10 +104,21 @@ def _annotated(crop: CropInfo, classes: Sequence[str]) -> list[str]:
     return [name for name in classes if name in crop.classes]
 
 
-def _paths(path: Path, folds: int) -> list[Path]:
-    if folds < 1:
-        return [path]
-    return [path.with_stem(f"{path.stem}_fold{fold}") for fold in range(folds)]
+def _paths(path: Path, folds: int, overwrite: bool) -> list[Path]:
+    """The files to write. Raises UserError for one that is there and is not to be overwritten."""
+    paths = [path]
+    if folds > 0:
+        paths = [path.with_stem(f"{path.stem}_fold{fold}") for fold in range(folds)]
+    for file in paths:
+        _refuse_existing(file, overwrite)
+    return paths
+
+
+def _root_of_stores(path: Path, data_root: str | Path | None) -> str:
+    """What stands before absolute stores. Raises UserError for crops that are in no folder."""
+    if data_root is None:
+        raise UserError(f"{path}: absolute paths of a table of crops; give the data root instead")
+    return str(Path(data_root).absolute())
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
@@ -324,21 +329,34 @@ def _table(splits: Sequence[Sides], classes: Sequence[str]) -> list[str]:
     Of several splits each has one column, training crops / validation crops.
     """
     if len(splits) == 1:
-        usages = (*USAGES, TEST) if _of(splits[0], TEST) else USAGES
-        lines = [f"{'class':16}{'train':>8}" + "".join(f"{usage:>10}" for usage in usages[1:])]
-        for name in classes:
-            train, *others = (_count(splits[0], name, usage) for usage in usages)
-            lines.append(f"{name:16}{train:8}" + "".join(f"{number:10}" for number in others))
-        return lines
-    columns = "".join(f"{f'fold {fold}':>10}" for fold in range(len(splits)))
-    lines = [f"{'class':16}{columns}"]
+        return _table_of_sides(splits[0], classes)
+    folds = [f"fold {fold}" for fold in range(len(splits))]
+    lines = [_line("class", folds)]
     for name in classes:
-        line = f"{name:16}"
+        cells = []
         for sides in splits:
-            train, validate = (_count(sides, name, usage) for usage in USAGES)
-            line += f"{f'{train}/{validate}':>10}"
-        lines.append(line)
+            train = _count(sides, name, "train")
+            validate = _count(sides, name, "validate")
+            cells.append(f"{train}/{validate}")
+        lines.append(_line(name, cells))
     return lines
+
+
+def _table_of_sides(sides: Sides, classes: Sequence[str]) -> list[str]:
+    """A column for each side."""
+    usages = (*USAGES, TEST) if _of(sides, TEST) else USAGES
+    lines = [_line("class", usages, first_width=8)]
+    for name in classes:
+        counts = [str(_count(sides, name, usage)) for usage in usages]
+        lines.append(_line(name, counts, first_width=8))
+    return lines
+
+
+def _line(name: str, cells: Sequence[str], first_width: int = 10) -> str:
+    """A line of a table: a class, and the cells of its columns."""
+    first, *others = cells
+    columns = [f"{cell:>10}" for cell in others]
+    return "".join([f"{name:16}", first.rjust(first_width), *columns])
 
 
 def _uncovered(splits: Sequence[Sides], classes: Sequence[str]) -> list[str]:
@@ -397,8 +415,8 @@ def split_data_root(
     sides = choose_sides(known, rules)
     if csv_path is not None:
         write_datasplit(source, rows(sides, rules.classes), overwrite)
-    classes_of = {}
-    for _, crop in sides:
-        folder = f"{data_root}/{layout.labels(crop.dataset, crop.name)}"
-        classes_of[folder] = _annotated(crop, rules.classes)
-    return classes_of
+    return {_folder(data_root, crop): _annotated(crop, rules.classes) for _, crop in sides}
+
+
+def _folder(data_root: str | Path, crop: CropInfo) -> str:
+    return f"{data_root}/{layout.labels(crop.dataset, crop.name)}"

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.classes import Declared, Related, excluding, membership, relate
+from common.classes import Declared, Related, membership, relate
 
 UNKNOWN = -1
 """Entry of a palette for a class that is not annotated and could not be inferred."""
@@ -41,7 +41,6 @@ def complete(
     use_mutual_exclusion: bool = True,
     infer_groups: bool = True,
     *,
-    exclusive: Sequence[str] = (),
     declared: Declared | None = None,
 ) -> np.ndarray:
     """Return the palette with UNKNOWN entries filled in where the known ones imply them.
@@ -58,14 +57,12 @@ def complete(
         use_mutual_exclusion: infer negatives from positive classes, as cellmap-data did until
             2025.12.
         infer_groups: infer groups from their parts, and parts from negative groups.
-        exclusive: classes that exclude each other beside those of the table: where one is positive,
-            or was inferred to be, the others become negative.
-        declared: what is said of classes outside the table, see `common.classes.relate`.
+        declared: what is said of classes beside the table, see `common.classes.relate`: which
+            exclude each other, and which contain others.
 
     Returns:
         A new palette of the same shape; known entries are unchanged.
     """
-    declared = excluding(declared or {}, exclusive)
     may_infer = ~contradicts(palette, names, declared)[:, None]
     rules = Inferring(use_mutual_exclusion, infer_groups)
     if not declared:

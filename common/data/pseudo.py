@@ -67,6 +67,16 @@ class Filled:
     confidence: np.ndarray
     """(z, y, x) uint8: its probability in 255ths; 0 where there is none."""
 
+    @classmethod
+    def begin(cls, labels: np.ndarray) -> Filled:
+        """A copy of labels that no network has completed yet."""
+        return cls(
+            labels=labels.copy(),
+            is_pseudo=np.zeros(labels.shape, bool),
+            source=np.zeros(labels.shape[1:], np.uint8),
+            confidence=np.zeros(labels.shape[1:], np.uint8),
+        )
+
 
 def fill(
     labels: np.ndarray,
@@ -91,12 +101,7 @@ def fill(
         threshold: probability.
         rules: what labels imply.
     """
-    filled = Filled(
-        labels=labels.copy(),
-        is_pseudo=np.zeros(labels.shape, bool),
-        source=np.zeros(labels.shape[1:], np.uint8),
-        confidence=np.zeros(labels.shape[1:], np.uint8),
-    )
+    filled = Filled.begin(labels)
     # row k: what follows from class k alone
     alone = np.where(np.eye(len(names), dtype=bool), 1, UNKNOWN).astype(np.int8)
     implied = rules.complete(alone, names)

@@ -7,7 +7,7 @@ volume.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,26 +115,29 @@ def find(
     rows = read_datasplit(path, root, with_test=True)
     held_out = {row.name for row in rows if row.usage == TEST}
     if "test" in _words(crops) and held_out:
-        note(
-            f"--crops test are the challenge's; the {count(len(held_out), 'test crop')} of {path}: "
-            f"--crops {HELD_OUT}"
-        )
+        others = f"the {count(len(held_out), 'test crop')} of {path}: --crops {HELD_OUT}"
+        note(f"--crops test are the challenge's; {others}")
     chosen: dict[str, Region] = {}
     for word in _words(crops):
         for region in _regions(word, rows, tests, root):
             chosen[str(region)] = region
-    refused = sorted(held_out & set(chosen))
-    if refused and not with_test:
-        raise UserError(
-            f"--crops {crops}: {some(refused)} is held out for test in {path}, and nothing is "
-            "chosen by test crops; write others"
-        )
+    if not with_test:
+        _refuse_held_out(crops, held_out & set(chosen), path)
     if not chosen:
         raise UserError(
             f"{path}: no crop for --crops {crops}; write validate, train, {HELD_OUT}, test, * or "
             "names of crops"
         )
     return list(chosen.values())
+
+
+def _refuse_held_out(crops: str, held_out: Collection[str], path: Path) -> None:
+    """Raise UserError if test crops of a data split are among those that were named."""
+    if held_out:
+        raise UserError(
+            f"--crops {crops}: {some(sorted(held_out))} is held out for test in {path}, and "
+            "nothing is chosen by test crops; write others"
+        )
 
 
 def on_disk(root: Path, crops: str = "*") -> list[Region]:

@@ -16,7 +16,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,21 +117,12 @@ def read_datasplit(
         UserError: with all problems of the file, one per line; also if no row trains.
     """
     path = Path(path)
-    data_root = Path(data_root)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data split; write it with make-datasplit")
-    rows: list[Row] = []
-    problems: list[str] = []
     lines = _lines(path)
-    data_root = _root_of(path, list(lines.values()), data_root)
-    for number, line in lines.items():
-        try:
-            row = _parse(line, data_root)
-        except UserError as error:
-            problems += [f"line {number}: {problem}" for problem in error.args]
-        else:
-            rows.append(replace(row, file=path, line=number, data_root=data_root))
-    rows, repeated = _one_for_each_crop(rows)
+    root = _root_of(path, list(lines.values()), Path(data_root))
+    parsed, problems = _parsed(path, lines, root)
+    rows, repeated = _one_for_each_crop(parsed)
     problems += repeated
     if len(problems) > PROBLEMS_SHOWN:
         more = len(problems) - PROBLEMS_SHOWN
@@ -161,6 +152,20 @@ def _lines(path: Path) -> dict[int, str]:
         if names_columns:
             del lines[first]
     return lines
+
+
+def _parsed(path: Path, lines: Mapping[int, str], data_root: Path) -> tuple[list[Row], list[str]]:
+    """The rows that the lines of a datasplit say, and what is wrong with the other lines."""
+    rows: list[Row] = []
+    problems: list[str] = []
+    for number, line in lines.items():
+        try:
+            row = _parse(line, data_root)
+        except UserError as error:
+            problems += [f"line {number}: {problem}" for problem in error.args]
+        else:
+            rows.append(replace(row, file=path, line=number, data_root=data_root))
+    return rows, problems
 
 
 def _root_of(path: Path, lines: Sequence[str], data_root: Path) -> Path:

@@ -190,17 +190,7 @@ def _of_experiment(
     for row in rows:
         if not set(row.annotated) & set(settings.classes):
             continue
-        dataset, name = row.key
-        # a test crop is predicted in blocks that are not turned, as in validation
-        is_test = row.usage == split.TEST
-        crop = WantedCrop(
-            dataset,
-            name,
-            usage=split.HELD_OUT if is_test else row.usage,
-            classes=row.annotated,
-            scales=(raw.scale,),
-            padding_nm=margins["validate" if is_test else row.usage],
-        )
+        crop = _of_row(row, raw.scale, margins)
         crops[row.key] = crop
         if (row.raw, row.crop) != (root / crop.raw, root / crop.labels):
             problems.append(
@@ -212,6 +202,23 @@ def _of_experiment(
     # as those of the data split that are held out
     test_crop = WantedCrop("", "", "test", scales=(raw.scale,), padding_nm=margins["validate"])
     return root, crops, test_crop
+
+
+def _of_row(
+    row: split.Row, scale: tuple[float, ...], margins: Mapping[str, np.ndarray]
+) -> WantedCrop:
+    """What is wanted of a crop of a data split; margins: (3,) nm of raw around it, by usage."""
+    dataset, name = row.key
+    # a test crop is predicted in blocks that are not turned, as in validation
+    is_test = row.usage == split.TEST
+    return WantedCrop(
+        dataset,
+        name,
+        usage=split.HELD_OUT if is_test else row.usage,
+        classes=row.annotated,
+        scales=(scale,),
+        padding_nm=margins["validate" if is_test else row.usage],
+    )
 
 
 def _of_table(table: str | Path, like: WantedCrop) -> dict[Key, WantedCrop]:

@@ -29,7 +29,13 @@ INK = (20, 20, 20)
 GAP_RGB = (210, 190, 150)
 """Sand, between pictures: neither a grey, which would be a probability, nor "unknown"."""
 
+LEGEND_GAP = 4
+"""Pixels between the names of a legend, and below it."""
+
 Background = int | tuple[int, int, int]
+
+Place = tuple[int, int, int, int]
+"""Pixels of a picture: left, top, right, bottom."""
 
 
 def _colour_table(text: str) -> dict[str, tuple[int, ...]]:
@@ -245,19 +251,10 @@ def legend(
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size)
-    gap = 4
-    height = size + 8
-    places: list[tuple[int, int, int, int]] = []
-    left = 0
-    top = 0
-    for name in names:
-        length = int(font.getlength(name)) + 12
-        if left and left + length > width:
-            left = 0
-            top += height + gap
-        places.append((left, top, left + length, top + height))
-        left += length + gap
-    image = Image.new("RGB", (width, top + height + gap if places else 1), PAPER)
+    lengths = [int(font.getlength(name)) + 12 for name in names]
+    places = _in_lines(lengths, width, height=size + 8)
+    bottom = places[-1][3] + LEGEND_GAP if places else 1
+    image = Image.new("RGB", (width, bottom), PAPER)
     draw = ImageDraw.Draw(image)
     for name, of_name, place in zip(names, colours, places, strict=True):
         stripes = np.reshape(of_name, (-1, 3))
@@ -276,8 +273,22 @@ def legend(
     return np.asarray(image)
 
 
-def _draw_stripes(draw: Any, colours: np.ndarray, place: tuple[int, int, int, int]) -> None:
-    """Fill a place (left, top, right, bottom) with upright stripes of colours."""
+def _in_lines(lengths: Sequence[int], width: int, height: int) -> list[Place]:
+    """Places of these lengths side by side, in lines that are `width` pixels long."""
+    places = []
+    left = 0
+    top = 0
+    for length in lengths:
+        if left and left + length > width:
+            left = 0
+            top += height + LEGEND_GAP
+        places.append((left, top, left + length, top + height))
+        left += length + LEGEND_GAP
+    return places
+
+
+def _draw_stripes(draw: Any, colours: np.ndarray, place: Place) -> None:
+    """Fill a place with upright stripes of colours."""
     left, top, right, bottom = place
     edges = np.linspace(left, right, len(colours) + 1).round().astype(int).tolist()
     for colour, start, end in zip(colours.tolist(), edges, edges[1:], strict=False):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,113 +18,142 @@ from common.show.layers import KINDS, Layers, layers_under, roots_of
 from common.show.montage import montage
 
 
-def visualize(  # noqa: PLR0913  the options of the command
+@dataclass(frozen=True)
+class Choice:
+    """What is to be seen of an experiment, or of a data root; the options of the command."""
+
+    crops: str = "validate"
+    """See `common.data.regions.choose`."""
+    volume: str | Path = ""
+    """A volume of one's own instead of crops."""
+    roi: str = ""
+    """A box of it."""
+    classes: Sequence[str] = ()
+    """Those of the experiment unless given."""
+    kinds: Sequence[str] = KINDS
+    """Some of KINDS."""
+    manifest_path: str = ""
+    """Table of the test crops."""
+    overrides: Sequence[str] = ()
+    """Settings of the experiment, "name=value"."""
+    data: str | Path | None = None
+    """The data root."""
+
+    @property
+    def boxes(self) -> str:
+        """Which boxes were asked for, to begin a message with."""
+        return f"--volume {self.volume}" if self.volume else f"--crops {self.crops}"
+
+
+def visualize(
     config_path: str | Path | None,
     crops: str = "validate",
     *,
-    volume: str | Path = "",
-    roi: str = "",
-    classes: Sequence[str] = (),
-    kinds: Sequence[str] = KINDS,
     png: str | Path = "",
     port: int = 0,
     bind: str = viewer.LOOPBACK,
-    manifest_path: str = "",
-    overrides: Sequence[str] = (),
-    data: str | Path | None = None,
     say: Callable[[str], None] = print,
+    **choice: Any,
 ) -> list[Path]:
     """Write a picture of each crop, or show the crops in neuroglancer until Enter is pressed.
 
-    What is not there yet is left out and said.
+    What is not there yet is left out and said. Returns the pictures.
 
     Args:
         config_path: an experiment's folder or its train_config.py; or results by themselves, see
             `common.data.results.find`. None shows the annotated crops of the data root, and what is
             in predictions/ and processed/ there.
-        crops: see `common.data.regions.choose`, as volume, roi and manifest_path.
-        volume: a volume of one's own instead of crops.
-        roi: a box of it.
-        classes: those of the experiment unless given.
-        kinds: some of KINDS.
+        crops: see `Choice`.
         png: a .png file, or a folder for one a crop; neuroglancer is opened without.
         port: of neuroglancer; 0 is any free one.
         bind: the address that neuroglancer is served at.
-        manifest_path: table of the test crops.
-        overrides: "name=value" strings.
-        data: the data root.
         say: takes each line of what is said.
-
-    Returns:
-        The pictures.
+        choice: further fields of `Choice`.
 
     Raises:
         FileNotFoundError: for a path that is not there.
         UserError: for anything else that the user can mend.
     """
-    if config_path is not None and _is_of_results(config_path):
-        _refuse_options(volume=volume, roi=roi, overrides=overrides, manifest_path=manifest_path)
-        found = of_results.boxes_of(str(config_path), classes)
-        return _show(
-            [box for box, _ in found],
-            [layers for _, layers in found],
-            png=png,
-            port=port,
-            bind=bind,
-            say=say,
-        )
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown:
-        raise UserError(f"--kinds {', '.join(unknown)}; write some of {', '.join(KINDS)}")
-    if config_path is None and (overrides or manifest_path):
-        raise UserError("--set and --manifest are for an experiment; write its path")
-    if config_path is None:
-        root = data_root(data)
-        boxes = [regions.of_volume(volume, roi)] if volume else regions.on_disk(root, crops)
-        roots = {"predictions": root / "predictions", "processed": root / "processed"}
-        own: Sequence[str] = ()
-        known: Sequence[str] = ()
-    else:
-        config = load_config(config_path, overrides, data)
-        boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=say)
-        roots = roots_of(config)
-        own = config.classes
-        known = [*config.channels, *config.extra_classes]
-    _refuse_unknown_classes(classes, known, boxes)
-    shown = []
-    layers_of = []
-    for box in boxes:
-        wanted = classes or own or box.classes
-        layers = layers_under(roots, box, wanted, kinds, say=say)
-        if any(layers.values()):
-            shown.append(box)
-            layers_of.append(layers)
-    if not shown:
-        where = f"--volume {volume}" if volume else f"--crops {crops}"
-        raise UserError(
-            f"{where}: nothing of {', '.join(kinds)} is there; "
-            "predict and process first, or write --kinds raw"
-        )
-    return _show(shown, layers_of, png=png, port=port, bind=bind, say=say)
-
-
-def _show(
-    boxes: Sequence[Region],
-    layers_of: Sequence[Layers],
-    *,
-    png: str | Path,
-    port: int,
-    bind: str,
-    say: Callable[[str], None],
-) -> list[Path]:
-    """Write a picture of each box; without png show them in neuroglancer."""
+    shown = _shown(config_path, Choice(crops, **choice), say)
+    boxes = [box for box, _ in shown]
     if not png:
-        viewer.show(boxes, layers_of, port=port, bind=bind, say=say)
+        viewer.show(boxes, [layers for _, layers in shown], port=port, bind=bind, say=say)
         return []
     paths = _picture_paths(Path(png), boxes)
-    for path, box, layers in zip(paths, boxes, layers_of, strict=True):
+    for path, (box, layers) in zip(paths, shown, strict=True):
         figures.write_png(path, montage(box, layers))
     return paths
+
+
+# What is shown
+
+
+def _shown(
+    config_path: str | Path | None, choice: Choice, say: Callable[[str], None]
+) -> list[tuple[Region, Layers]]:
+    """The boxes of which there is something to see, with the layers of each."""
+    if config_path is not None and _is_of_results(config_path):
+        _refuse_options_of_experiments(choice)
+        return of_results.boxes_of(str(config_path), choice.classes)
+    unknown = [kind for kind in choice.kinds if kind not in KINDS]
+    if unknown:
+        raise UserError(f"--kinds {', '.join(unknown)}; write some of {', '.join(KINDS)}")
+    if config_path is None:
+        origin = _in_data_root(choice)
+    else:
+        origin = _in_experiment(config_path, choice, say)
+    _refuse_unknown_classes(choice.classes, origin)
+    shown = []
+    for box in origin.boxes:
+        classes = choice.classes or origin.classes or box.classes
+        layers = layers_under(origin.roots, box, classes, choice.kinds, say=say)
+        if any(layers.values()):
+            shown.append((box, layers))
+    if not shown:
+        raise UserError(
+            f"{choice.boxes}: nothing of {', '.join(choice.kinds)} is there; "
+            "predict and process first, or write --kinds raw"
+        )
+    return shown
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where volumes are from, and what is known of them."""
+
+    boxes: Sequence[Region]
+    roots: Mapping[str, Path]
+    """Folders of predictions and processed volumes."""
+    classes: Sequence[str] = ()
+    """Shown where none are asked for; those that a box annotates if empty."""
+    others: Sequence[str] = ()
+    """Further names that may be asked for."""
+
+
+def _in_data_root(choice: Choice) -> _Origin:
+    if choice.overrides or choice.manifest_path:
+        raise UserError("--set and --manifest are for an experiment; write its path")
+    root = data_root(choice.data)
+    if choice.volume:
+        boxes = [regions.of_volume(choice.volume, choice.roi)]
+    else:
+        boxes = regions.on_disk(root, choice.crops)
+    roots = {"predictions": root / "predictions", "processed": root / "processed"}
+    return _Origin(boxes, roots)
+
+
+def _in_experiment(config_path: str | Path, choice: Choice, say: Callable[[str], None]) -> _Origin:
+    config = load_config(config_path, choice.overrides, choice.data)
+    boxes = regions.choose(
+        config,
+        choice.crops,
+        choice.volume,
+        choice.roi,
+        manifest_path=choice.manifest_path,
+        say=say,
+    )
+    others = [*config.channels, *config.extra_classes]
+    return _Origin(boxes, roots_of(config), config.classes, others)
 
 
 def _is_of_results(path: str | Path) -> bool:
@@ -136,25 +166,30 @@ def _is_of_results(path: str | Path) -> bool:
     return place.is_dir() and not any(place.glob("*.py")) and results.are_in(place)
 
 
-def _refuse_options(**options: Any) -> None:
-    """UserError for options of experiments."""
-    given = [f"--{name}" for name, value in options.items() if value]
+def _refuse_options_of_experiments(choice: Choice) -> None:
+    options = {
+        "--volume": choice.volume,
+        "--roi": choice.roi,
+        "--set": choice.overrides,
+        "--manifest": choice.manifest_path,
+    }
+    given = [name for name, value in options.items() if value]
     if given:
-        names = {"--overrides": "--set", "--manifest_path": "--manifest"}
-        texts = ", ".join(names.get(name, name) for name in given)
-        raise UserError(f"{texts}: for an experiment, and these are results; leave it out")
+        names = ", ".join(given)
+        raise UserError(f"{names}: for an experiment, and these are results; leave it out")
 
 
-def _refuse_unknown_classes(
-    classes: Sequence[str], known: Sequence[str], boxes: Sequence[Region]
-) -> None:
+def _refuse_unknown_classes(classes: Sequence[str], origin: _Origin) -> None:
     """UserError for names that neither the challenge, the experiment nor a crop knows."""
-    known = list(known)
-    for box in boxes:
+    known = list(origin.others)
+    for box in origin.boxes:
         known += box.classes
     problems = class_table.unknown_names(classes, known)
     if problems:
         raise UserError("\n".join(f"--classes: {problem}" for problem in problems))
+
+
+# Pictures
 
 
 def _picture_paths(png: Path, boxes: Sequence[Region]) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.classes import ATOM_IDS, GROUP_ATOMS, TESTED, exclusions, membership
+from common.classes import ATOM_IDS, GROUP_ATOMS, TESTED, excluding, exclusions, membership
 from common.data.palette import UNKNOWN, complete, contradicts, encode
 
 TABLE = (*ATOM_IDS, *GROUP_ATOMS)
@@ -250,9 +250,10 @@ def test_classes_of_ones_own_exclude_each_other_where_they_are_said_to():
         [1, 1, 0, 0, unknown],
     ]
     given = palette.copy()
-    np.testing.assert_array_equal(complete(palette, names, exclusive=["spine", "mito"]), expected)
+    declared = excluding({}, ["spine", "mito"])
+    np.testing.assert_array_equal(complete(palette, names, declared=declared), expected)
     np.testing.assert_array_equal(palette, given)
-    alone = complete(palette, names, use_mutual_exclusion=False, exclusive=["spine", "mito"])
+    alone = complete(palette, names, use_mutual_exclusion=False, declared=declared)
     np.testing.assert_array_equal(alone, complete(palette, names, use_mutual_exclusion=False))
 
 
