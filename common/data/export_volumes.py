@@ -88,8 +88,7 @@ def export(
 ) -> list[Path]:
     """Write a volume, or all classes under a folder of results, in another format.
 
-    Memory for some planes or blocks, however large the volumes are. Returns the paths of what was
-    written or is there already.
+    Memory for some planes or blocks, however large the volumes are. Returns what is there then.
 
     Args:
         source: see `common.data.results.find`.
