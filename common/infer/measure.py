@@ -10,15 +10,20 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from common.data.annotation import LabelReader
-from common.data.box import block_of_chunks, boxes
+from common.data.box import block_of_chunks
 from common.data.level import Level
+from common.data.ngff import open_levels
 from common.data.objects import Objects, objects_of
+from common.errors import FileError
+from common.infer import crew as crew_module
+from common.infer.crew import Crew, never
 
 BLOCK = 128
 """Edge in voxels of what is measured at once, in whole chunks."""
@@ -43,6 +48,8 @@ class Labels:
     """Whether all its voxels are one object, 1."""
     touches: bool
     """Whether contacts of its objects are looked for."""
+    volume: str = ""
+    """By which workers open it, see `common.data.sources.place`."""
 
 
 @dataclass(frozen=True)
@@ -97,31 +104,140 @@ OF_OBJECTS = {
 OF_PAIRS = {"area_nm2": "sum", "shared_voxels": "sum"}
 
 
-def measure(classes: Sequence[Labels], tell: Callable[[int], None]) -> Measures:
+@dataclass(frozen=True)
+class Part:
+    """What the classes of a block measure."""
+
+    objects: pd.DataFrame
+    pairs: pd.DataFrame
+    known: Mapping[str, int]
+    """Voxels of each class of which it is known whether they belong to it."""
+    voxels: int
+    """Of all classes."""
+
+
+class Total:
+    """The parts of all blocks, added up in their order, in whichever they come."""
+
+    def __init__(self, classes: Sequence[Labels]):
+        self.objects = Tally(OBJECT, OF_OBJECTS)
+        self.pairs = Tally(PAIR, OF_PAIRS)
+        self.known = dict.fromkeys((labels.name for labels in classes), 0)
+        self._waiting: dict[int, Part] = {}
+        self._next = 0
+
+    def take(self, number: int, part: Part) -> None:
+        """Take what came of a block."""
+        self._waiting[number] = part
+        while self._next in self._waiting:
+            self._add(self._waiting.pop(self._next))
+            self._next += 1
+
+    def _add(self, part: Part) -> None:
+        if len(part.objects):
+            self.objects.add(part.objects)
+        if len(part.pairs):
+            self.pairs.add(part.pairs)
+        for name, count in part.known.items():
+            self.known[name] += count
+
+
+def measure(
+    classes: Sequence[Labels], tell: Callable[[int], None], crew: Crew | None = None
+) -> Measures:
     """Measure classes on the same voxels, in the memory of a few blocks of each and of the tables.
 
-    tell: called with the number of voxels of each block.
+    Args:
+        classes: of one box.
+        tell: called with the number of voxels of each block.
+        crew: who measures the blocks; this process without one.
+
+    Raises FileError for a block that the crew failed at.
     """
+    total = Total(classes)
+
+    def done(number: int, part: Part) -> None:
+        tell(part.voxels)
+        total.take(number, part)
+
+    numbers = range(math.prod(_blocks_along(classes[0].level)))
+    if crew is None:
+        for number, part in parts(classes, numbers):
+            done(number, part)
+    else:
+        _by_crew(classes, numbers, crew, done)
+    return _measures(classes, total.known, total.objects.table(), total.pairs.table())
+
+
+def _by_crew(
+    classes: Sequence[Labels],
+    numbers: Sequence[int],
+    crew: Crew,
+    done: Callable[[int, Part], None],
+) -> None:
+    # open files cannot be sent
+    sent = [(one.name, one.volume, one.is_mask, one.touches) for one in classes]
+    failures = crew.run(
+        partial(opened_parts, sent),
+        numbers,
+        done=done,
+        tell=lambda _: None,
+        tally=crew_module.Tally(len(numbers), 0),
+        stopped=never,
+    )
+    if failures:
+        raise FileError(f"{failures[0].error} (on {failures[0].where})")
+
+
+def opened_parts(
+    sent: Sequence[tuple[str, str, bool, bool]], numbers: Sequence[int]
+) -> Iterator[tuple[int, Part]]:
+    """What some blocks measure, in a worker, which opens the volumes itself."""
+    classes = []
+    for name, volume, is_mask, touches in sent:
+        classes.append(Labels(name, open_levels(volume)[0], is_mask, touches, volume))
+    yield from parts(classes, numbers)
+
+
+def parts(classes: Sequence[Labels], numbers: Sequence[int]) -> Iterator[tuple[int, Part]]:
+    """What blocks measure, by their numbers."""
     first = classes[0].level
+    readers = [LabelReader(labels.level, labels.name) for labels in classes]
+    size = np.array(block_of_chunks(first.array.chunks, BLOCK))
+    for number in numbers:
+        start = np.array(np.unravel_index(number, _blocks_along(first))) * size
+        yield number, _part(classes, readers, start, np.minimum(start + size, first.shape))
+
+
+def _blocks_along(level: Level) -> tuple[int, ...]:
+    size = np.array(block_of_chunks(level.array.chunks, BLOCK))
+    return tuple((-(-level.shape // size)).tolist())
+
+
+def _part(
+    classes: Sequence[Labels],
+    readers: Sequence[LabelReader],
+    start: np.ndarray,
+    stop: np.ndarray,
+) -> Part:
+    """What the block of voxels start..stop-1 measures."""
+    first = classes[0].level
+    known = {}
+    blocks = []
+    for labels, reader in zip(classes, readers, strict=True):
+        ids, unknown = _read(labels, reader, start, np.minimum(stop + 1, first.shape))
+        blocks.append(ids)
+        core = tuple(map(slice, stop - start))
+        known[labels.name] = math.prod(stop - start) - int(unknown[core].sum())
+    block = Block(classes, blocks, start, stop - start, first.scale)
     objects = Tally(OBJECT, OF_OBJECTS)
     pairs = Tally(PAIR, OF_PAIRS)
-    readers = [LabelReader(labels.level, labels.name) for labels in classes]
-    known = dict.fromkeys((labels.name for labels in classes), 0)
-    for start, stop in boxes(first.array.shape, block_of_chunks(first.array.chunks, BLOCK)):
-        grown = np.minimum(stop + 1, first.shape)
-        blocks = []
-        for labels, reader in zip(classes, readers, strict=True):
-            ids, unknown = _read(labels, reader, start, grown)
-            blocks.append(ids)
-            core = tuple(map(slice, stop - start))
-            known[labels.name] += math.prod(stop - start) - int(unknown[core].sum())
-        block = Block(classes, blocks, start, stop - start, first.scale)
-        for frame in block.objects():
-            objects.add(frame)
-        for frame in itertools.chain(block.surfaces(), block.contacts(), block.shared()):
-            (pairs if "other_id" in frame else objects).add(frame)
-        tell(math.prod(stop - start) * len(classes))
-    return _measures(classes, known, objects.table(), pairs.table())
+    for frame in itertools.chain(block.objects(), block.surfaces()):
+        objects.add(frame)
+    for frame in itertools.chain(block.contacts(), block.shared()):
+        pairs.add(frame)
+    voxels = math.prod(stop - start) * len(classes)
+    return Part(objects.table(), pairs.table(), known, voxels)
 
 
 def _read(

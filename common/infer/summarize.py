@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pandas as pd
 from common.data import results
 from common.data.results import Result
 from common.errors import UserError
-from common.files import replacing
+from common.files import key_of, replacing
+from common.infer.crew import Crew
+from common.infer.engine import IN_THIS_PROCESS, Engine
 from common.infer.measure import Labels, Measures, measure
 from common.show import figures
 from common.show.projection import projection as project
@@ -23,6 +27,7 @@ Say = Callable[[str], None]
 CLASSES = "classes.csv"
 OBJECTS = "objects.csv"
 CONTACTS = "contacts.csv"
+TABLES = (CLASSES, OBJECTS, CONTACTS)
 
 QUANTILES = {"p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
 
@@ -31,63 +36,56 @@ NONE = "none"
 AXES = ("z", "y", "x")
 
 
-def summarize(  # the options of the command
+@dataclass(frozen=True)
+class Wanted:
+    """What is measured and drawn."""
+
+    classes: Sequence[str] = ()
+    """Only these."""
+    contacts: Sequence[str] | None = None
+    """The classes whose contacts are looked for; those of objects unless given, none for NONE."""
+    projection: str = "max"
+    """Of pictures: "max", "sum" or NONE."""
+    axis: str = "z"
+    """"z", "y" or "x", along which they look."""
+
+
+def summarize(
     source: str,
     out: str | Path,
+    wanted: Wanted = Wanted(),
     *,
-    classes: Sequence[str] = (),
-    contacts: Sequence[str] | None = None,
-    projection: str = "max",
-    axis: str = "z",
+    engine: Engine = IN_THIS_PROCESS,
     overwrite: bool = False,
     say: Say = print,
 ) -> list[Path]:
-    """Measure classes, block by block, and write tables and pictures into a folder.
+    """Measure classes, block by block; gives the tables and pictures written into a folder.
 
     Args:
         source: see `common.data.results.find`: what `process` wrote, or labels.
         out: the folder.
-        classes: only these.
-        contacts: the classes whose contacts are looked for; those of objects unless given, and none
-            for ("none",).
-        projection: "max", "sum" or "none".
-        axis: "z", "y" or "x", along which it looks.
+        wanted: what of it.
+        engine: where blocks are measured.
         overwrite: replace what is there.
         say: takes each line.
 
-    Returns:
-        The files.
-
     Raises:
         FileNotFoundError: for a volume that is not there.
-        UserError: for one that is not finished or holds no labels, and for classes that are not
-            there.
+        UserError: for one that is not finished or no labels, and for classes that are not there.
     """
-    found = results.find(source, classes)
+    found = results.find(source, wanted.classes)
     _refuse_images(found)
-    touching = _touching(found, contacts)
+    touching = _touching(found, wanted.contacts)
     folder = Path(out)
-    pictures = {} if projection == NONE else _picture_paths(folder, found, projection, axis)
-    paths = [folder / name for name in (CLASSES, OBJECTS, CONTACTS)]
-    paths += pictures.values()
+    pictures = _picture_paths(folder, found, wanted)
+    paths = [*(folder / name for name in TABLES), *pictures.values()]
     if not overwrite:
         _refuse_existing(paths)
-    tables: dict[str, list[pd.DataFrame]] = {CLASSES: [], OBJECTS: [], CONTACTS: []}
-    voxels = sum(result.finest.array.size for result in found)
-    with progress(voxels, "measuring", unit="voxel", unit_scale=True) as bar:
-        for box, of_box in _on_same_voxels(found):
-            labels = [
-                Labels(one.name, one.finest, one.sort == "mask", one.name in touching)
-                for one in of_box
-            ]
-            measures = measure(labels, bar.update)
-            tables[CLASSES].append(_of_classes(of_box, measures).assign(volume=box))
-            tables[OBJECTS].append(_of_objects(of_box, measures).assign(volume=box))
-            tables[CONTACTS].append(measures.contacts.assign(volume=box))
-    for name, parts in tables.items():
-        _write(folder / name, pd.concat(parts, ignore_index=True))
+    tables = _measured(found, touching, folder, engine)
+    for name, table in tables.items():
+        _write(folder / name, table)
     for result in found if pictures else []:
-        _draw(pictures[result.path], result, kind=projection, axis=AXES.index(axis))
+        _draw(pictures[result.path], result, wanted)
     _say_totals(tables, folder, say)
     return paths
 
@@ -118,6 +116,46 @@ def _touching(found: Sequence[Result], asked: Sequence[str] | None) -> set[str]:
             f"--contacts {some(absent)}: not there; write some of {some(sorted(present))}"
         )
     return set(asked)
+
+
+def _measured(
+    found: Sequence[Result], touching: Collection[str], folder: Path, engine: Engine
+) -> dict[str, pd.DataFrame]:
+    """The tables by the names of their files. folder: where workers of one call find each other."""
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
+    voxels = sum(result.finest.array.size for result in found)
+    call = key_of([[str(result.path) for result in found], sorted(touching)])
+    with (
+        _crew(engine, folder, call) as crew,
+        progress(voxels, "measuring", unit="voxel", unit_scale=True) as bar,
+    ):
+        for box, of_box in _on_same_voxels(found):
+            measures = measure([_labels(one, touching) for one in of_box], bar.update, crew)
+            tables[CLASSES].append(_of_classes(of_box, measures).assign(volume=box))
+            tables[OBJECTS].append(_of_objects(of_box, measures).assign(volume=box))
+            tables[CONTACTS].append(measures.contacts.assign(volume=box))
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+
+
+@contextlib.contextmanager
+def _crew(engine: Engine, folder: Path, call: str) -> Iterator[Crew | None]:
+    """The workers of a call; None where it works in this process."""
+    engine.check()
+    if not engine.is_used:
+        yield None
+        return
+    # it imports torch: seconds, and most of the memory of a small call
+    from common.infer import cluster
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with cluster.opened(engine, folder, call) as crew:
+        yield crew
+
+
+def _labels(result: Result, touching: Collection[str]) -> Labels:
+    is_mask = result.sort == "mask"
+    name = result.name
+    return Labels(name, result.finest, is_mask, name in touching, str(result.path.absolute()))
 
 
 def _on_same_voxels(found: Sequence[Result]) -> list[tuple[str, list[Result]]]:
@@ -189,30 +227,31 @@ def _refuse_existing(paths: Sequence[Path]) -> None:
         )
 
 
-def _say_totals(tables: Mapping[str, list[pd.DataFrame]], folder: Path, say: Say) -> None:
+def _say_totals(tables: Mapping[str, pd.DataFrame], folder: Path, say: Say) -> None:
     """A line a class, and where the tables are."""
-    for row in pd.concat(tables[CLASSES]).to_dict("records"):
+    for row in tables[CLASSES].to_dict("records"):
         number = row["objects"]
         objects = "" if np.isnan(number) else f", {number:.0f} objects"
         share = f"{row['percent']:.3g} %"
         say(f"{row['volume']} {row['class']}: {row['nm3']:.4g} nm^3, {share}{objects}")
-    contacts = sum(map(len, tables[CONTACTS]))
+    contacts = len(tables[CONTACTS])
     say(f"{folder}: {CLASSES}, {OBJECTS}, {CONTACTS} ({contacts} pairs)")
 
 
 # Pictures
 
 
-def _picture_paths(folder: Path, found: Sequence[Result], kind: str, axis: str) -> dict[Path, Path]:
-    """For each volume its picture."""
+def _picture_paths(folder: Path, found: Sequence[Result], wanted: Wanted) -> dict[Path, Path]:
+    """For each volume its picture; empty where none is wanted."""
     paths = {}
-    for result in found:
-        name = "_".join([*result.names, kind, axis])
+    for result in found if wanted.projection != NONE else []:
+        name = "_".join([*result.names, wanted.projection, wanted.axis])
         paths[result.path] = folder / f"{name}.png"
     return paths
 
 
-def _draw(path: Path, result: Result, *, kind: str, axis: int) -> None:
+def _draw(path: Path, result: Result, wanted: Wanted) -> None:
     is_mask = result.sort == "mask"
-    image = project(result.levels, result.name, is_mask=is_mask, kind=kind, axis=axis)
+    axis = AXES.index(wanted.axis)
+    image = project(result.levels, result.name, is_mask=is_mask, kind=wanted.projection, axis=axis)
     figures.write_png(path, image)

@@ -274,3 +274,14 @@ def of_data_root(name: str, advice: str) -> Path:
     if not path.exists():
         raise UserError(f"{advice} (left out, it would be {path}, which is not there)")
     return path
+
+
+def is_dry_run(engine: Engine) -> bool:
+    """Print what would be handed to a batch system, if that is all that was asked for."""
+    engine.check()
+    if not engine.dry_run:
+        return False
+    from common.infer import cluster
+
+    click.echo(cluster.job_script(engine))
+    return True

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,10 +13,11 @@ from scipy import ndimage
 from common.data.annotation import INSTANCE_TYPE
 from common.data.box import block_of_chunks
 from common.data.ngff import open_levels, start_multiscale, write_multiscale
-from common.errors import UserError
+from common.errors import FileError, UserError
 from common.infer import measure as module
+from common.infer.crew import Failure
 from common.infer.measure import Labels, Tally, measure
-from common.infer.summarize import summarize
+from common.infer.summarize import Wanted, summarize
 from common.show import figures
 from common.show.projection import projection
 
@@ -60,6 +64,39 @@ def in_loops(one: np.ndarray, other: np.ndarray, same: bool) -> dict:
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 8)
+
+
+class Backwards:
+    """A crew that does the last block first, of what is sent to it."""
+
+    def run(self, task, numbers, *, done, **_):
+        task = pickle.loads(pickle.dumps(task))
+        for number in reversed(numbers):
+            for came in task([number]):
+                done(*pickle.loads(pickle.dumps(came)))
+        return []
+
+
+def test_workers_measure_what_one_process_does(tmp_path, small_blocks):
+    classes = [labels(tmp_path, name, blobs(seed)) for seed, name in enumerate(("mito", "er"))]
+    classes = [replace(one, volume=str(tmp_path / one.name)) for one in classes]
+    told = []
+    alone = measure(classes, lambda _: None)
+    shared = measure(classes, told.append, Backwards())
+    assert sum(told) == 2 * 11 * 13 * 17
+    assert (alone.voxels, alone.known) == (shared.voxels, shared.known)
+    pd.testing.assert_frame_equal(alone.objects, shared.objects, check_exact=True)
+    pd.testing.assert_frame_equal(alone.contacts, shared.contacts, check_exact=True)
+
+
+def test_a_block_that_workers_fail_at_is_one_sentence(tmp_path):
+    class Failing:
+        def run(self, *_, **__):
+            return [Failure(0, "mito: a chunk cannot be decoded", "node7, process 3")]
+
+    one = replace(labels(tmp_path, "mito", blobs(1)), volume="mito")
+    with pytest.raises(FileError, match=r"mito: a chunk cannot be decoded \(on node7, process 3"):
+        measure([one], lambda _: None, Failing())
 
 
 def test_objects_are_those_of_scipy(tmp_path, small_blocks):
@@ -162,7 +199,9 @@ def test_the_command_writes_tables_and_pictures(tmp_path, run):
     ]
     pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert pictures == ["cell_whole_er_max_z.png", "cell_whole_mito_max_z.png"]
-    summarize(str(tmp_path / "in/cell.zarr/whole"), tmp_path / "box", contacts=["mito", "er"])
+    summarize(
+        str(tmp_path / "in/cell.zarr/whole"), tmp_path / "box", Wanted(contacts=["mito", "er"])
+    )
     assert pd.read_csv(tmp_path / "box/contacts.csv")["volume"].tolist() == ["whole"] * 3
     code, _, err = run(*words)
     assert (code, "there already; write another folder, or --overwrite" in err) == (2, True)
@@ -210,7 +249,7 @@ def test_bad_input_is_one_sentence(tmp_path, run):
     with pytest.raises(UserError, match="no masks or objects; run process"):
         summarize(str(tmp_path / "raw"), tmp_path / "out")
     with pytest.raises(UserError, match="--contacts nuc: not there; write some of er, mito"):
-        summarize(str(tmp_path / "in"), tmp_path / "out", contacts=["nuc"])
+        summarize(str(tmp_path / "in"), tmp_path / "out", Wanted(contacts=["nuc"]))
     grid = open_levels(tmp_path / "in/cell.zarr/whole/er")[0].grid
     start_multiscale(tmp_path / "in/cell.zarr/whole/begun", grid, np.uint8, (8, 8, 8))
     with pytest.raises(UserError, match="begun: half-written"):

@@ -112,7 +112,7 @@ def predict(
     if orientations == ORTHO:
         given["planes"] = "all"
     engine = options.engine_of(given)
-    if _is_dry_run(engine):
+    if options.is_dry_run(engine):
         return
     with stopping.time_limit(time_limit):
         folders = common.infer.predict.predict(
@@ -128,17 +128,6 @@ def predict(
         say_next("process")
 
 
-def _is_dry_run(engine: Engine) -> bool:
-    """Print what would be handed to a batch system, if that is all that was asked for."""
-    engine.check()
-    if not engine.dry_run:
-        return False
-    from common.infer import cluster
-
-    click.echo(cluster.job_script(engine))
-    return True
-
-
 @command()
 @options.boxes
 @click.option("--overwrite", "-O", is_flag=True, help="Process again what is there already.")
@@ -152,7 +141,7 @@ def process(config_path: str, *, time_limit: float, **given: Any) -> None:
     import common.infer.process
 
     engine = options.engine_of(given)
-    if _is_dry_run(engine):
+    if options.is_dry_run(engine):
         return
     with stopping.time_limit(time_limit):
         folders = common.infer.process.process(
@@ -190,7 +179,7 @@ def tune(config_path: str, *, workers: int, **given: Any) -> None:
 
     engine = options.engine_of({"workers": None, **given})
     given = options.without_engine(given)
-    if _is_dry_run(engine):
+    if options.is_dry_run(engine):
         return
     with _scorers(config_path, workers, engine) as hands:
         common.score.tune.tune(config_path, **options.given(given), workers=hands, say=click.echo)
@@ -269,7 +258,7 @@ def evaluate(
         raise UserError(EVALUATE)
     engine = options.engine_of({"workers": None, **given})
     given = options.without_engine(given)
-    if _is_dry_run(engine):
+    if options.is_dry_run(engine):
         return
     if config_path:
         with _scorers(config_path, workers, engine) as hands:

@@ -89,8 +89,9 @@ def export(source: str, out: str, *, voxel_size: Any, **given: Any) -> None:
     help="Along which pictures look.",
 )
 @voxel_size
+@options.engine
 @click.option("--overwrite", "-O", is_flag=True, help="Replace what is there.")
-def summarize(source: str, out: str, *, voxel_size: Any, **given: Any) -> None:
+def summarize(source: str, out: str, *, voxel_size: Any, overwrite: bool, **given: Any) -> None:
     """Measure masks and objects: volume, size, place, surface, contacts, as tables and pictures.
 
     SOURCE is a folder that process writes (of a run, a dataset or a crop), or a volume of labels;
@@ -99,4 +100,8 @@ def summarize(source: str, out: str, *, voxel_size: Any, **given: Any) -> None:
     from common.infer import summarize as module
 
     source = with_voxel_size(source, voxel_size)
-    module.summarize(source, out, **options.given(given), say=click.echo)
+    engine = options.engine_of(given)
+    if options.is_dry_run(engine):
+        return
+    wanted = module.Wanted(**options.given(options.without_engine(given)))
+    module.summarize(source, out, wanted, engine=engine, overwrite=overwrite, say=click.echo)
