@@ -22,7 +22,7 @@ from common.score.whole_crops import of_run
 from common.train import logs
 from common.train.run import run_epochs
 from common.train.setup import Setup, prepare
-from common.train.steps import State
+from common.train.state import State
 
 CALIBRATED = 0.03
 """Part of the time that a contestant trains for which its speed is measured before."""

@@ -110,7 +110,7 @@ def write_checkpoints(scratch: Path, classes: int) -> None:
     from common import runtime
     from common.model import build
     from common.train import checkpoint, optim
-    from common.train.steps import State
+    from common.train.state import State
 
     config = settings(scratch, "cpu", classes)
     runtime.seed_everything(0)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from common.data.batches import Batch
-    from common.train.steps import Method, State
+    from common.train.state import Method, State
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

@@ -32,7 +32,8 @@ from common.model.forward import ForwardPass
 from common.score import challenge
 from common.score.trials import Trial, run_trial
 from common.train import ranks
-from common.train.steps import Stop, WholeCropScore
+from common.train.state import Stop
+from common.train.validation import WholeCropScore
 
 FOLDER = "validation_score"
 """Of a run's logs, while crops are scored."""

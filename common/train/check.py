@@ -18,13 +18,14 @@ from common.config.settings import TrainConfig
 from common.data import targets
 from common.data.batches import Batch
 from common.talk import count, duration, nm, size
-from common.train import steps
+from common.train import steps, validation
 from common.train.checkpoint import bytes_of_run
-from common.train.logs import log_epoch
-from common.train.run import notices
+from common.train.logs import log_epoch, notices
 from common.train.setup import Score, Setup, prepare
-from common.train.steps import LOG_EVERY, Scores, State, StepResult, TrainedEpoch
+from common.train.state import State, StepResult
+from common.train.steps import LOG_EVERY, TrainedEpoch
 from common.train.tracking import Tracker
+from common.train.validation import Scores
 
 TIMED_STEPS = 8
 """Number of steps that are timed."""
@@ -196,7 +197,7 @@ def time_validation(setup: Setup, state: State) -> TimedValidation:
     config = setup.config
     limit = min(VALIDATION_S, config.validation_time_limit or VALIDATION_S)
     begun = time.perf_counter()
-    scores = steps.validate(
+    scores = validation.validate(
         state,
         setup.method,
         dataclasses.replace(setup.validation, time_limit=limit),

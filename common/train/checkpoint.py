@@ -10,31 +10,25 @@ epoch.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import itertools
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from common import runtime
-from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
+from common.config.settings import TrainConfig
 from common.data.normalize import Scaling, Scalings
 from common.data.sampling import BLOCK_ORDER
 from common.errors import NotFinite, UserError
-from common.files import REPOSITORY, free_bytes, not_written, replacing, sweep
-from common.model import seen_range
+from common.files import REPOSITORY, free_bytes, not_written, replacing
 from common.provenance import provenance
-from common.talk import note, size, some
-from common.train import average, optim, ranks, schedule, weights_file
-from common.train.record import HISTORY, RECORD
-from common.train.steps import State
+from common.talk import note, size
+from common.train import average, ranks, weights_file
+from common.train.state import State
 
 SAVED_NUMBERS = (
     "epoch",
@@ -63,22 +57,6 @@ SAVED_NUMBERS = (
 
 OF_OTHERS = "random_states_of_others"
 """The random states of the processes beside the main one, in their order."""
-
-
-PARTS: dict[str, type | tuple[type, ...]] = {
-    "model": dict,
-    "optimizer": dict,
-    "scheduler": (dict, type(None)),
-    "scaler": dict,
-    "rng": torch.Tensor,
-    "classes": list,
-    "settings": dict,
-    "split_hash": str,
-    "epoch": int,
-    "iteration": int,
-    "best_epoch": int,
-}
-"""Types of what every whole state holds."""
 
 
 def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -> None:
@@ -175,24 +153,6 @@ def regularly(minutes: float, save_now: Callable[[], None]) -> Callable[[], None
     return save_if_due
 
 
-def raw_scalings(config: TrainConfig) -> Scalings:
-    """Return how the run that load_model continues normalised its raw; {} if it is to begin."""
-    if config.raw_normalization == "range":
-        return {}
-    own = _own(config)
-    if not own:
-        return {}
-    found: list[Scalings] = []
-
-    def take(path: Path, saved: dict[str, Any]) -> None:
-        with _restoring(path, "raw_scalings"):
-            found.append(scalings_in(saved))
-
-    # the same in all checkpoints of a run: what else is in this one is read by resume
-    _newest_good(own, config, take, weights_file.read_without_tensors)
-    return found[0]
-
-
 def scalings_in(saved: dict[str, Any]) -> Scalings:
     """Return how raw was normalised, by the names of volumes, from what a checkpoint holds."""
     # a run from before there was raw_normalization has none
@@ -200,342 +160,10 @@ def scalings_in(saved: dict[str, Any]) -> Scalings:
     return {name: Scaling.of(scaling) for name, scaling in stored.items()}
 
 
-def resume(config: TrainConfig, state: State, split_hash: str) -> str:
-    """Load the checkpoint that load_model asks for; return a sentence that says what was loaded.
-
-    A checkpoint of the run itself takes precedence over a given file: the same command first starts
-    a run from given weights, and later continues it. From a given file only the weights are taken,
-    and `state` stays at epoch 0. Raises FileNotFoundError or UserError, the latter also if the run
-    was begun with other settings than those of MAY_CHANGE.
-    """
-    choice = config.load_model
-    folder = config.path("model_save_path")
-    sweep(folder, ("latest.pt", "best.pt"))
-    sweep(config.path("logs_save_path"), (RECORD, HISTORY))
-    own = _own(config)
-    if own and choice == "scratch":
-        raise UserError(
-            f"{own[0]}: this run exists and load_model = 'scratch' would write over it; "
-            "set another run_name"
-        )
-    if own:
-        return _go_on(own, config, state, split_hash)
-    if choice != "scratch":
-        _refuse_lost_checkpoints(config)
-    if choice in ("latest", "best", "scratch"):
-        return "starting with new weights"
-    given = config.folder / choice  # which is `choice` itself if that is absolute
-    saved = weights_file.read(given)
-    if is_whole(saved):
-        refuse_other_classes(given, saved, config.channels)
-        load_weights(state.model, saved, given)
-        average.begin_again(state.ema, state.model)
-        return f"starting at epoch 0 with the weights of {given} (epoch {saved['epoch']})"
-    weights_file.load_weights(state.model, saved, given)
-    unlike = seen_range.notice(config, state.model)
-    if unlike:
-        note(f"{given}: {unlike}")
-    average.begin_again(state.ema, state.model)
-    return (
-        f"starting at epoch 0 with the weights of {given}; nothing else was taken from it, and it "
-        f"does not say of which classes its channels are: here they are {some(config.channels)}"
-    )
-
-
-def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) -> str:
-    """Load the newest readable checkpoint of a run; return a sentence about it."""
-    changes = ""
-    as_new = _as_new(state)
-
-    def restore(path: Path, saved: dict[str, Any]) -> None:
-        nonlocal changes
-        as_new()  # one before it may have been restored in part
-        _refuse_other_settings(path, saved, config, split_hash)
-        load_weights(state.model, saved, path, trained=True)
-        _restore_criterion(state, saved, path)
-        changes = _restore(config, state, saved, path)
-        _note_other_order(path, state, saved)
-
-    path, unreadable = _newest_good(own, config, restore, weights_file.read)
-    for problem in unreadable:
-        note(problem)
-    if unreadable:
-        note(f"the run goes on with the newest checkpoint that can be read, {path}")
-        _take_place_of_latest(path)
-    origin = f"continuing {path} after epoch {state.epoch}, iteration {state.iteration}"
-    return f"{origin}; {changes}" if changes else origin
-
-
-def _as_new(state: State) -> Callable[[], None]:
-    """Return what puts optimiser and scheduler back to what they are now, at the first step."""
-    optimizer = copy.deepcopy(state.optimizer.state_dict())
-    scheduler = copy.deepcopy(state.scheduler.state_dict()) if state.scheduler else {}
-
-    def restore() -> None:
-        state.optimizer.load_state_dict(optimizer)
-        if state.scheduler:
-            state.scheduler.load_state_dict(scheduler)
-
-    return restore
-
-
-def _take_place_of_latest(good: Path) -> None:
-    """Copy a checkpoint to latest.pt; the unreadable file there gets another name.
-
-    Otherwise it would be kept as the one before the next, in the place of a good one.
-    """
-    latest = good.with_name("latest.pt")
-    with replacing(latest, durable=True) as temporary:
-        shutil.copyfile(good, temporary)
-        if latest.is_file():
-            latest.replace(latest.with_name("latest.pt.unreadable"))
-
-
-def _own(config: TrainConfig) -> list[Path]:
-    """Return the checkpoints with which the run may go on, the newest first; [] if it is to begin.
-
-    load_model = "best" goes on with the latest ones until there is a best. Raises UserError if the
-    latest ones are gone and a run that begins anew would write over the best.
-    """
-    folder = config.path("model_save_path")
-    best = find(folder, "best")
-    latest = folder / "latest.pt"
-    latest_ones = [latest] if latest.is_file() else []
-    latest_ones += earlier(latest)
-    if best is None:
-        return latest_ones
-    if config.load_model == "best":
-        return [best]
-    if not latest_ones and config.load_model != "scratch":
-        raise UserError(
-            f"{folder}: latest.pt is gone and best.pt stands; a run that begins anew would write "
-            f"over it. {_from_best(best)}"
-        )
-    return [*latest_ones, best]
-
-
-def _refuse_lost_checkpoints(config: TrainConfig) -> None:
-    """Raise UserError if a run that begins would write over the logs of a run of its name."""
-    history = config.path("logs_save_path") / HISTORY
-    if history.is_file():
-        raise UserError(
-            f"{history}: a run of this name was trained, and {config.path('model_save_path')} has "
-            "no checkpoint of it; put its latest.pt back, or set another run_name, or write over "
-            "its logs with load_model = 'scratch'"
-        )
-
-
-def _from_best(best: Path) -> str:
-    """Return how a run whose latest.pt is lost can go on."""
-    return (
-        "Go on after the epoch of best.pt with load_model = 'best' (later epochs are trained "
-        f"again), or leave all files as they are and set another run_name with load_model = "
-        f"'{best}'"
-    )
-
-
-class _Damaged(UserError):
-    """A checkpoint that can be read, a part of which is not what its name says."""
-
-
-def _newest_good(
-    own: list[Path],
-    config: TrainConfig,
-    use: Callable[[Path, dict[str, Any]], None],
-    read: Callable[[Path], Any],
-) -> tuple[Path, list[str]]:
-    """Use the first checkpoint that can be used.
-
-    Args:
-        own: the checkpoints of a run, the newest first.
-        config: settings of the run.
-        use: `use(path, content)` restores what is wanted.
-        read: returns the content of a file.
-
-    Returns:
-        Its path, and what is wrong with those before it.
-
-    Raises:
-        UserError: if none can be used, or if it is of other classes or settings.
-    """
-    unreadable = []
-    for path in own:
-        try:
-            saved = read(path)
-            wrong = _wrong_parts(saved)
-            if wrong:
-                raise _Damaged(f"{path}: holds no whole state of a run ({some(wrong)})")
-            refuse_other_classes(path, saved, config.channels)
-            use(path, saved)
-        except weights_file.Unreadable as error:
-            unreadable.append(error.problem)
-        except _Damaged as error:
-            unreadable.append(str(error))
-        else:
-            return path, unreadable
-    raise UserError(f"{'; '.join(unreadable)}. {_instead_of(own[0])}")
-
-
-def _wrong_parts(saved: Any) -> list[str]:
-    """Return what is missing in a whole state of a run, or is of another type."""
-    if not isinstance(saved, dict):
-        return [f"but a {type(saved).__name__}"]
-    kinds = dict(PARTS)
-    for part in dataclasses.fields(State):
-        # numbers came to be one after the other: what an earlier version did not save is optional
-        if part.name in SAVED_NUMBERS and part.name in saved:
-            default = part.default_factory() if callable(part.default_factory) else part.default
-            kinds[part.name] = (int, float) if isinstance(default, float) else type(default)
-    for name in ("ema", "criterion"):
-        if name in saved:
-            kinds[name] = (dict, type(None))
-    wrong = []
-    for name, kind in kinds.items():
-        if name not in saved:
-            wrong.append(f"'{name}' is missing")
-        elif not isinstance(saved[name], kind):
-            wrong.append(f"'{name}' is of type {type(saved[name]).__name__}")
-    return wrong
-
-
-def _instead_of(own: Path) -> str:
-    """Return how to go on where no checkpoint of a run can be read."""
-    if own.name == "best.pt" and find(own.parent, "latest"):
-        return "latest.pt stands: go on with load_model = 'latest'"
-    return (
-        "The run has no other checkpoint: put a copy of this file back, or leave all files as they "
-        "are and set another run_name, with load_model = a file whose weights can be read"
-    )
-
-
 def is_whole(saved: Any) -> bool:
     """Return whether what a file holds is a whole state of a run of this trainer."""
     wanted = ("model", "classes", "epoch", "settings")
     return isinstance(saved, dict) and all(name in saved for name in wanted)
-
-
-@contextmanager
-def _restoring(path: Path, part: str) -> Iterator[None]:
-    """Raise _Damaged where a part of a checkpoint is not what its name says."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # torch raises a different type for each kind of wrong content
-        reason = " ".join(str(error).split())[:200]
-        raise _Damaged(
-            f"{path}: its {part} cannot be restored ({type(error).__name__}: {reason})"
-        ) from error
-
-
-def _restore(config: TrainConfig, state: State, saved: dict[str, Any], path: Path) -> str:
-    """Restore everything of a saved state except the weights of the model.
-
-    Returns what is to be another one from now on, learning rate or average, as a sentence, or "".
-    """
-    before = TrainConfig.recorded_defaults() | saved["settings"]
-    with _restoring(path, "raw_scalings"):
-        scalings_in(saved)
-    with _restoring(path, "optimizer or scheduler"):
-        changes = schedule.go_on(
-            config, before, saved, optimizer=state.optimizer, scheduler=state.scheduler
-        )
-        optim.refuse_other_shapes(state.optimizer)
-    with _restoring(path, "ema"):
-        changes = "; ".join(part for part in (changes, _restore_average(state, saved)) if part)
-    if saved["scaler"]:  # empty unless that run was in fp16
-        with _restoring(path, "scaler"):
-            state.scaler.load_state_dict(saved["scaler"])
-    # earlier versions counted from the best epoch, which was 0 without one
-    state.waited = saved["epoch"] - saved["best_epoch"] if saved["best_epoch"] else 0
-    for name in SAVED_NUMBERS:
-        setattr(state, name, saved.get(name, getattr(state, name)))
-    if state.iteration:
-        # an epoch that only lacks its validation: its steps were those of earlier calls
-        optim.count_as_stepped(state.optimizer)
-    with _restoring(path, "random state"):
-        _restore_random_state(config, state, saved)
-    return changes
-
-
-def _restore_random_state(config: TrainConfig, state: State, saved: dict[str, Any]) -> None:
-    """Restore the random state of this process; one that was not there before begins anew."""
-    states = [saved, *saved.get(OF_OTHERS, [])]
-    if ranks.rank() < len(states):
-        runtime.restore_random_state(states[ranks.rank()])
-    else:
-        runtime.seed_process(config.random_seed, ranks.rank(), state.iteration)
-
-
-def _restore_criterion(state: State, saved: dict[str, Any], path: Path) -> None:
-    """Restore what a loss has counted. Raises UserError if it counts something else by now."""
-    before = saved.get("criterion")
-    if state.criterion is None or before is None:
-        return
-    difference = weights_file.difference(before, state.criterion)
-    if difference:
-        raise UserError(
-            f"{path}: its criterion kept something else ({difference}); "
-            "set the code of the loss back, or set another run_name"
-        )
-    with _restoring(path, "criterion"):
-        state.criterion.load_state_dict(before)
-
-
-def _restore_average(state: State, saved: dict[str, Any]) -> str:
-    """Restore the average of the weights; return what is new about it, or ""."""
-    before = saved.get("ema")
-    if state.ema is None:
-        return "the weights are no longer averaged" if before else ""
-    if before:
-        state.ema.load_state_dict(before)
-        return ""
-    average.begin_again(state.ema, state.model)
-    return "the weights are averaged from here on"
-
-
-def _note_other_order(path: Path, state: State, saved: dict[str, Any]) -> None:
-    """Forget the numbers of validation blocks that were in another order, and say so."""
-    if saved.get("block_order") == BLOCK_ORDER:
-        return
-    state.shown = {}
-    note(
-        f"{path}: written when the order of validation blocks depended on random_seed; a limited "
-        "validation looks at other blocks from here on, so its metrics before and after differ, "
-        "and figures show other blocks"
-    )
-
-
-def _refuse_other_settings(
-    path: Path, saved: dict[str, Any], config: TrainConfig, split_hash: str
-) -> None:
-    """Raise UserError if settings outside MAY_CHANGE, or the datasplit, differ from those saved."""
-    # a setting that did not exist yet when the run was begun was what its default is
-    before = TrainConfig.recorded_defaults() | saved["settings"]
-    changed = []
-    for name, value in config.record().items():
-        if name not in MAY_CHANGE | OF_THE_FUTURE and before.get(name) != value:
-            changed.append(f"{name} was {before.get(name)} and is {value}")
-    if saved["split_hash"] != split_hash:
-        changed.append(f"the crops of the datasplit are others{_other_splits(config)}")
-    if changed:
-        raise UserError(
-            f"{path}: this run was started with other settings ({'; '.join(changed)}). "
-            "Set them back, or set another run_name "
-            "(with load_model = this file to start from its weights)"
-        )
-
-
-def _other_splits(config: TrainConfig) -> str:
-    """The other datasplits of an experiment, as what to try; empty without any.
-
-    The baselines' first split is datasplit_partial.csv today: runs begun with it go on with it.
-    """
-    given = config.path("datasplit_path")
-    names = sorted(path.name for path in config.folder.glob("datasplit*.csv") if path != given)
-    if not names:
-        return ""
-    return f", perhaps those of {some(names)}: try --set datasplit_path={names[0]}"
 
 
 def save(path: Path, content: dict[str, Any], kept: int = 1) -> None:

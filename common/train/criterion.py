@@ -34,6 +34,7 @@ from torch import nn
 from common.config.settings import TrainConfig, as_text
 from common.data.targets import MixedTarget, PaletteTarget, Target, dense, known
 from common.errors import UserError
+from common.train import together
 from common.train.losses import weighted_bce
 
 Criterion = Callable[[torch.Tensor, Any, torch.Tensor | None], torch.Tensor]
@@ -186,8 +187,13 @@ class OrdinaryLoss:
 
 
 def mean_over_known(losses: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the mean of `losses` where `mask` is True; 0 if it is True nowhere."""
-    return torch.where(mask, losses, 0).sum() / mask.sum().clamp(min=1)
+    """Return the mean of `losses` where `mask` is True; 0 if it is True nowhere.
+
+    In a step of several processes it is the mean over all of them: of a loss that has one value for
+    all channels of a voxel, the trainer's count of known pairs is not the count of its terms.
+    """
+    total = together.summed(torch.where(mask, losses, 0).sum())
+    return total / together.summed(mask.sum()).clamp(min=1)
 
 
 def without_reduction(loss: Callable) -> Callable[..., torch.Tensor]:

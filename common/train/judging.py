@@ -8,7 +8,9 @@ from common.config.settings import TrainConfig
 from common.talk import note, some
 from common.train import optim
 from common.train.record import BestSoFar, is_better
-from common.train.steps import CHALLENGE, Scores, State, TrainedEpoch
+from common.train.state import State
+from common.train.steps import TrainedEpoch
+from common.train.validation import CHALLENGE, Scores
 
 
 def count_epoch(

@@ -12,16 +12,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common import provenance
+from common import provenance, runtime
 from common.config.settings import PLACES, TrainConfig
+from common.data import loaders
 from common.errors import FileError
 from common.files import REPOSITORY, replacing
-from common.talk import count, duration, progress, say, this_command
-from common.train import previews, ranks, tracking
+from common.talk import count, duration, note, progress, say, this_command
+from common.train import heads, previews, ranks, schedule, tracking
 from common.train.checkpoint import best_of
 from common.train.record import Recorder, RunRecord
-from common.train.steps import CHALLENGE, Scores, State, TrainedEpoch
+from common.train.setup import Setup
+from common.train.state import State
+from common.train.steps import TrainedEpoch
 from common.train.tracking import Tracker, open_sinks
+from common.train.validation import CHALLENGE, Scores
 
 MOST_CHANGES = 2**22
 """Bytes of uncommitted changes that are kept with a run."""
@@ -93,6 +97,56 @@ def _folder(config: TrainConfig) -> Iterator[Path]:
     folder = config.path("logs_save_path")
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
+
+
+def announce(
+    setup: Setup, state: State, run_logs: Logs, *, about: dict[str, str], origin: str
+) -> None:
+    """Print and log what is about to run.
+
+    Args:
+        setup: what the run was built from.
+        state: state of the run.
+        run_logs: gets settings and provenance.
+        about: versions, commit, device, precision and the hash of the split.
+        origin: a sentence that says where the weights are from.
+    """
+    config = setup.config
+    crops = setup.crops
+    parameters = sum(p.numel() for p in state.model.parameters())
+    many = f", {ranks.size()} processes" if ranks.size() > 1 else ""
+    say(
+        f"{config.model_name}/{config.run}: {parameters:,} parameters on {about['device']} in "
+        f"{about['precision']}{many}; {origin}"
+    )
+    say(
+        f"{count(len(crops.train), 'training crop')}, "
+        f"{count(len(crops.validation), 'validation crop')} in "
+        f"{count(len(crops.blocks), 'block')}, "
+        f"{count(len(config.classes), 'class', 'classes')}{beside(config)}"
+    )
+    for notice in notices(setup, state):
+        note(notice)
+    run_logs.tracker.text("settings", config.record(), state.iteration)
+    run_logs.tracker.text("provenance", about, state.iteration)
+
+
+def beside(config: TrainConfig) -> str:
+    """Return what is learnt beside the classes, as the end of a sentence."""
+    derived = config.channels[len(config.classes) :]
+    return f", {count(len(derived), 'derived channel')}" if derived else ""
+
+
+def notices(setup: Setup, state: State) -> list[str]:
+    """Return what the user should know before training, as sentences."""
+    return [
+        *setup.config.translated,
+        *runtime.warnings_about(setup.device),
+        *loaders.notices(setup.crops, setup.config.classes, setup.config.counter_classes),
+        *heads.notices(setup.method.criterion, setup.config),
+        *setup.unusual,
+        *schedule.notices(setup.config, state.scheduler, validated=bool(setup.crops.validation)),
+    ]
 
 
 def epoch_progress(config: TrainConfig, state: State, last_iteration: int) -> tqdm:

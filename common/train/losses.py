@@ -364,13 +364,16 @@ def categorical_cross_entropy(
     """Return the cross-entropy of a softmax, averaged over the voxels with a positive channel.
 
     Of exclusive channels; a voxel is multiplied by `pos_weight` of the channel that is positive.
-    Where none is known to be positive there is no gradient.
+    Where none is known to be positive there is no gradient. In a step of several processes the mean
+    is over the voxels of all: known pairs, by which the trainer weighs, are not in proportion to
+    them where a voxel is known of some channels alone.
     """
     positive = (dense(target) == 1).float()
-    counted = positive.sum().clamp(min=1)
+    counted = together.summed(positive.sum()).clamp(min=1)
     if pos_weight is not None:
         positive = positive * pos_weight.float().view(-1, *[1] * (logits.ndim - 2))
-    return -(positive * logits.float().log_softmax(1)).sum() / counted
+    total = together.summed(-(positive * logits.float().log_softmax(1)).sum())
+    return total / counted
 
 
 def bce_dice(logits: Tensor, target: AnyTarget, pos_weight: Tensor | None = None) -> Tensor:

@@ -6,9 +6,11 @@ negative and true negative voxels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import torch
 
 from common.errors import UserError
 
@@ -70,3 +72,27 @@ def try_out(own: Mapping[str, Metric], classes: int) -> None:
     unchanged.
     """
     of_counts(np.ones((4, classes)), own)
+
+
+def count(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Count the known voxels as (4, classes) float64: tp, fp, fn, tn.
+
+    A voxel is predicted positive where its logit is above 0, that is, its probability above 0.5.
+    Both arguments are (B, classes, z, y, x); `labels` are integers with -1 for unknown.
+    """
+    predicted = logits > 0
+    positive = labels == 1
+    negative = labels == 0
+    axes = (0, 2, 3, 4)
+    true_positive = (predicted & positive).sum(axes)
+    false_positive = (predicted & negative).sum(axes)
+    false_negative = positive.sum(axes) - true_positive
+    true_negative = negative.sum(axes) - false_positive
+    counts = [true_positive, false_positive, false_negative, true_negative]
+    return torch.stack(counts).double()
+
+
+def finite_mean(values: np.ndarray) -> float:
+    """Return the mean of what is finite; NaN of nothing."""
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else math.nan

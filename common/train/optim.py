@@ -177,12 +177,8 @@ def start_output_at(
     """
     layers = _output_layers(model, len(logits), ends)
     biases = {f"{n}.bias".lstrip("."): m.bias for n, m in layers.items() if m.bias is not None}
-    finest, *coarser = outputs or [set(biases)]
-    heads = [[name for name in biases if name in finest]]
-    # what a coarser output shares with the finest is the finest's to set
-    for names in coarser:
-        heads.append([name for name in biases if name in names and name not in finest])
-    if not heads[0]:
+    finest, *coarser = _biases_of_outputs(biases, outputs or [set(biases)])
+    if not finest:
         raise UserError(
             f"init_output_to_prior: no trainable convolution with {len(logits)} channels and a "
             "bias ends the model; set init_output_to_prior = False"
@@ -191,11 +187,25 @@ def start_output_at(
         layer.weight.mul_(factor)
     for bias in biases.values():
         bias.zero_()
-    for head in heads:
-        if head:
+    for names in (finest, *coarser):
+        if names:
             # a residual block adds up two such layers: the last one carries the logits
-            bias = biases[head[-1]]
+            bias = biases[names[-1]]
             bias.copy_(torch.from_numpy(logits).to(bias))
+
+
+def _biases_of_outputs(
+    biases: Collection[str], outputs: Sequence[Collection[str]]
+) -> list[list[str]]:
+    """Return the names of the biases that are each output's to set, the finest first.
+
+    What a coarser output shares with the finest is the finest's.
+    """
+    finest, *coarser = outputs
+    own = [[name for name in biases if name in finest]]
+    for names in coarser:
+        own.append([name for name in biases if name in names and name not in finest])
+    return own
 
 
 @torch.no_grad()
@@ -223,23 +233,31 @@ def calibrate_output(
         ends: as of start_output_at.
     """
     bias = torch.from_numpy(logits).view(1, -1, 1, 1, 1)
-    seen: set[str] = set()
-    heads = []
-    layers = _output_layers(model, len(logits), ends)
-    for names in outputs:
-        own = [m for n, m in layers.items() if f"{n}.weight".lstrip(".") in set(names) - seen]
-        heads.append(own)
-        seen |= set(names)
-    for head, given in zip(heads, measure(), strict=True):
+    every = _output_layers(model, len(logits), ends)
+    of_outputs = _layers_of_outputs(every, outputs)
+    for layers, given in zip(of_outputs, measure(), strict=True):
         added = given.float() - bias.to(given.device)
         size = added.square().mean((0, 2, 3, 4)).sqrt().clamp(min=1e-6)
-        for layer in head:
+        for layer in layers:
             layer.weight.mul_((rms / size).view(-1, *[1] * (layer.weight.ndim - 1)))
-    for head, given in zip(heads, measure(), strict=True):
+    for layers, given in zip(of_outputs, measure(), strict=True):
         mean = (given.float() - bias.to(given.device)).mean((0, 2, 3, 4))
-        with_bias = [layer.bias for layer in head if layer.bias is not None]
+        with_bias = [layer.bias for layer in layers if layer.bias is not None]
         if with_bias:
             with_bias[-1].sub_(mean)
+
+
+def _layers_of_outputs(
+    layers: dict[str, Any], outputs: Sequence[Collection[str]]
+) -> list[list[Any]]:
+    """Return the layers that each output alone ends in, but for those of outputs before it."""
+    seen: set[str] = set()
+    of_outputs = []
+    for names in outputs:
+        new = set(names) - seen
+        of_outputs.append([m for n, m in layers.items() if f"{n}.weight".lstrip(".") in new])
+        seen |= new
+    return of_outputs
 
 
 def _output_layers(

@@ -25,7 +25,7 @@ from common.talk import count, some
 from common.train import checkpoint, panels, skipped
 from common.train.setup import Setup, prepare
 from common.train.skipped import SkippedStep
-from common.train.steps import State
+from common.train.state import State
 
 MOST = 4
 """Steps that are replayed unless one is chosen: those of a row are often alike."""
@@ -62,11 +62,6 @@ def replay(
     """
     config = load_config(config_path, overrides, data)
     path = Path(file) if file else config.path("logs_save_path") / skipped.SKIPPED
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; it is written by a run that skips a step, with --set run_name= "
-            "that of another run"
-        )
     steps = _chosen(path, iteration, config.random_seed)
     # whole crops are not scored here, and a few samples need no workers
     config = dataclasses.replace(config, num_workers=0, validation_score_every=0, compile=False)
@@ -74,21 +69,32 @@ def replay(
     say(_load(setup, state, weights))
     pictures = []
     for step in steps:
-        batches = _batches(setup, step, path)
         say(f"\niteration {step.iteration}: {step.problem} then")
-        for batch in batches:
+        for batch in _batches(setup, step, path):
             seen = look_at(setup.method.forward, setup, state.model, batch)
-            say(_table(setup, batch, seen))
-            for line in _conclusions(setup, state.model, batch, seen):
-                say(line)
+            _tell(setup, state.model, batch, seen, say=say)
             pictures.append(_picture(setup, batch, seen))
     if png:
         figures.write_png(Path(png), figures.above(pictures))
         say(f"\n{png}: raw, target and prediction of each sample, the class with most voxels")
 
 
+def _tell(
+    setup: Setup, model: nn.Module, batch: Batch, seen: Seen, *, say: Callable[[str], None]
+) -> None:
+    """Say what the samples of a batch hold, and where it becomes bad."""
+    say(_table(setup, batch, seen))
+    for line in _conclusions(setup, model, batch, seen):
+        say(line)
+
+
 def _chosen(path: Path, iteration: int, random_seed: int) -> list[SkippedStep]:
-    """Return the steps of a file to replay."""
+    """Return the steps of a file to replay. Raises FileNotFoundError if there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; it is written by a run that skips a step, with --set run_name= "
+            "that of another run"
+        )
     content = skipped.read(path)
     if content.random_seed != random_seed:
         raise UserError(
@@ -224,12 +230,15 @@ def _table(setup: Setup, batch: Batch, seen: Seen) -> str:
     lines = []
     for i, (name, sample) in enumerate(zip(names, batch.samples, strict=True)):
         centre = " ".join(f"{position:.0f}" for position in sample.centre)
-        bad = some(seen.not_finite[i])
-        lines.append(
+        positive = int((labels[i] == 1).sum())
+        known = int(targets.known(labels[i]).sum())
+        line = (
             f"  {name:<{width}}  centre {centre} nm, raw {_range(batch.raw[i])}, "
-            f"{int((labels[i] == 1).sum()):,} positive and {int(targets.known(labels[i]).sum()):,} "
-            f"known labels, loss {seen.losses[i]:.4g}" + (f"; not finite: {bad}" if bad else "")
+            f"{positive:,} positive and {known:,} known labels, loss {seen.losses[i]:.4g}"
         )
+        if seen.not_finite[i]:
+            line += f"; not finite: {some(seen.not_finite[i])}"
+        lines.append(line)
     return "\n".join(lines)
 
 

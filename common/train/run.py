@@ -1,8 +1,14 @@
 """One training run, from top to bottom.
 
-`train` reads the settings, `prepare` (`common.train.setup`) builds everything from them,
-`run_epochs` is the training loop. One step and one validation are in `common.train.steps`; whether
-an epoch is better than those before is decided in `common.train.judging`.
+    train         reads the settings, joins the other processes, and holds the run
+    train_held    builds everything (`setup.prepare`), goes on from a checkpoint
+                  (`resume.resume`), and opens the logs
+    run_epochs    the training loop
+    run_epoch     the steps of an epoch (`steps.train_epoch`), then a validation
+                  (`validation.validate`)
+    finish_epoch  judges an epoch (`judging.count_epoch`), logs it and saves the state
+
+`setup.Setup` holds what does not change during a run, `state.State` what does and is saved.
 """
 
 from __future__ import annotations
@@ -19,29 +25,31 @@ from typing import Any
 from common import runtime, stopping, talk
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import loaders, sampling
+from common.data import sampling
 from common.data.batches import Batch
 from common.data.workers import WorkerLost
 from common.errors import FileError, NotFinite
 from common.files import REPOSITORY
 from common.provenance import provenance
-from common.talk import command_line, note, say, some
+from common.talk import command_line, note, some
 from common.train import (
     checkpoint,
-    heads,
     logs,
     one_process,
     ranks,
-    schedule,
+    resume,
     skipped,
     steps,
     together,
+    validation,
 )
 from common.train.judging import count_epoch, out_of_patience
 from common.train.logs import Logs
 from common.train.setup import Score, Setup, prepare
-from common.train.steps import CHALLENGE, Scores, State, StepResult, Stop, TrainedEpoch, Validation
+from common.train.state import State, StepResult, Stop
+from common.train.steps import TrainedEpoch
 from common.train.tracking import Tracker
+from common.train.validation import CHALLENGE, Scores
 
 
 @dataclass(frozen=True)
@@ -115,13 +123,13 @@ def train_held(
     setup, state = prepare(config, score)
     setup = dataclasses.replace(setup, replay=command.replace(" train ", " replay ", 1))
     with ranks.main_first():  # it mends what it finds broken
-        origin = checkpoint.resume(config, state, setup.crops.split_hash)
+        origin = resume.resume(config, state, setup.crops.split_hash)
     together.refuse_other_weights(state.model, state.iteration)
     checkpoint.note_little_room(config, state)
     about = provenance(REPOSITORY) | setup.about()
     with logs.open_logs(config, state, about) as run_logs, stopping.interruptible() as own_stop:
         stopped = ranks.agreed(own_stop)
-        announce(setup, state, run_logs, about=about, origin=origin)
+        logs.announce(setup, state, run_logs, about=about, origin=origin)
         scores, ended = run_epochs(setup, state, run_logs, stopped=stopped, report=report)
         if ended == INTERRUPTED:
             logs.close_interrupted(config, state, run_logs.tracker, command)
@@ -129,56 +137,6 @@ def train_held(
             logs.close_finished(config, state, run_logs.tracker, reason=ended)
     result = result_of(config, state, scores, ended)
     return dataclasses.replace(result, requeue=not result.finished and not stopped.by_user)
-
-
-def announce(
-    setup: Setup, state: State, run_logs: Logs, *, about: dict[str, str], origin: str
-) -> None:
-    """Print and log what is about to run.
-
-    Args:
-        setup: what the run was built from.
-        state: state of the run.
-        run_logs: gets settings and provenance.
-        about: versions, commit, device, precision and the hash of the split.
-        origin: a sentence that says where the weights are from.
-    """
-    config = setup.config
-    crops = setup.crops
-    parameters = sum(p.numel() for p in state.model.parameters())
-    many = f", {ranks.size()} processes" if ranks.size() > 1 else ""
-    say(
-        f"{config.model_name}/{config.run}: {parameters:,} parameters on {about['device']} in "
-        f"{about['precision']}{many}; {origin}"
-    )
-    say(
-        f"{talk.count(len(crops.train), 'training crop')}, "
-        f"{talk.count(len(crops.validation), 'validation crop')} in "
-        f"{talk.count(len(crops.blocks), 'block')}, "
-        f"{talk.count(len(config.classes), 'class', 'classes')}{beside(config)}"
-    )
-    for notice in notices(setup, state):
-        note(notice)
-    run_logs.tracker.text("settings", config.record(), state.iteration)
-    run_logs.tracker.text("provenance", about, state.iteration)
-
-
-def beside(config: TrainConfig) -> str:
-    """Return what is learnt beside the classes, as the end of a sentence."""
-    derived = config.channels[len(config.classes) :]
-    return f", {talk.count(len(derived), 'derived channel')}" if derived else ""
-
-
-def notices(setup: Setup, state: State) -> list[str]:
-    """Return what the user should know before training, as sentences."""
-    return [
-        *setup.config.translated,
-        *runtime.warnings_about(setup.device),
-        *loaders.notices(setup.crops, setup.config.classes, setup.config.counter_classes),
-        *heads.notices(setup.method.criterion, setup.config),
-        *setup.unusual,
-        *schedule.notices(setup.config, state.scheduler, validated=bool(setup.crops.validation)),
-    ]
 
 
 INTERRUPTED = "interrupted"
@@ -206,15 +164,13 @@ def run_epochs(
     scores = None
     ended = ""
     while not ended and state.epoch < config.epochs and not out_of_patience(config, state):
-        epoch = None
-        with saved_if_files_fail(setup, state, stopped):
-            epoch = run_epoch(setup, state, batches, tracker=run_logs.tracker, stopped=stopped)
-        if epoch is None or stopped():
+        epoch = run_epoch(setup, state, batches, tracker=run_logs.tracker, stopped=stopped)
+        if epoch is None:
             setup.save(state)
             ended = INTERRUPTED
             break
-        trained, scores = epoch
-        finish_epoch(setup, state, run_logs, trained=trained, scores=scores, pace=pace)
+        scores = epoch.scores
+        finish_epoch(setup, state, run_logs, epoch=epoch, pace=pace)
         ended = ranks.of_main(ends_early(config, state, scores, pace=pace, report=report))
     run_logs.recorder.result(**result_so_far(setup, state))
     if not ended and state.epoch < config.epochs:
@@ -223,61 +179,35 @@ def run_epochs(
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Measures how long this call has been training."""
+class Epoch:
+    """What came of an epoch that was trained and validated."""
 
-    first_epoch: int
-    """Number of epochs that earlier calls finished."""
-    begun: float
-    """Value of time.perf_counter() when this call began to train."""
-
-    def seconds(self) -> float:
-        """Return the seconds since this call began to train."""
-        return time.perf_counter() - self.begun
-
-    def seconds_left(self, epoch: int, epochs: int) -> float:
-        """Return the expected seconds until the last of `epochs`, at the pace of this call."""
-        return self.seconds() / (epoch - self.first_epoch) * (epochs - epoch)
-
-
-@contextmanager
-def saved_if_files_fail(setup: Setup, state: State, stopped: Stop) -> Iterator[None]:
-    """Save the state, which is whole between two steps, before a FileError goes on.
-
-    It is of workers that are lost, or of logs that find no room. Where the run is being stopped
-    nothing is raised for workers: schedulers send signals to them, too.
-    """
-    try:
-        yield
-    except FileError as error:
-        # lost workers are told by all processes, see ranks.raised_by_all; logs are one process's,
-        # and what is saved is of all
-        if ranks.size() > 1 and not isinstance(error, WorkerLost):
-            raise
-        if isinstance(error, WorkerLost) and stopped():
-            return
-        latest = setup.config.path("model_save_path") / "latest.pt"
-        try:
-            setup.save(state)
-        except FileError:
-            raise error from None  # of the same disk
-        raise type(error)(
-            f"{error}. Saved after iteration {state.iteration} in {latest}; "
-            "the same command goes on from there"
-        ) from error
+    trained: TrainedEpoch
+    scores: Scores | None
+    """None if the run has no validation."""
 
 
 def run_epoch(
     setup: Setup, state: State, batches: Iterator[Batch], *, tracker: Tracker, stopped: Stop
-) -> tuple[TrainedEpoch, Scores | None]:
-    """Train for the rest of the current epoch, save, then validate.
+) -> Epoch | None:
+    """Train for the rest of the current epoch, save, then validate; None if it was stopped."""
+    epoch = None
+    with saved_if_files_fail(setup, state, stopped):
+        trained = train_to_end_of_epoch(setup, state, batches, tracker=tracker, stopped=stopped)
+        if not stopped():
+            # the steps of the epoch are kept, whatever becomes of its validation and its logs
+            setup.save(state)
+            epoch = Epoch(trained, validate(setup, state, stopped))
+    return None if epoch is None or stopped() else epoch
 
-    The validation is None if the run has none, or if stopped() returned True.
-    """
+
+def train_to_end_of_epoch(
+    setup: Setup, state: State, batches: Iterator[Batch], *, tracker: Tracker, stopped: Stop
+) -> TrainedEpoch:
+    """Take the steps that are left of the current epoch, and save every checkpoint_minutes."""
     config = setup.config
     last_iteration = (state.epoch + 1) * config.iterations_per_epoch
-    save = partial(setup.save, state)
-    save_if_due = checkpoint.regularly(config.checkpoint_minutes, save)
+    save_if_due = checkpoint.regularly(config.checkpoint_minutes, partial(setup.save, state))
 
     def after_step(group: list[Batch], result: StepResult) -> None:
         if result.is_skipped:
@@ -285,7 +215,7 @@ def run_epoch(
         save_if_due()
 
     with logs.epoch_progress(config, state, last_iteration) as bar:
-        trained = steps.train_epoch(
+        return steps.train_epoch(
             state,
             setup.method,
             batches,
@@ -295,91 +225,39 @@ def run_epoch(
             bar=bar,
             after_step=after_step,
         )
-    if stopped():
-        return trained, None
-    save()  # the steps of the epoch are kept, whatever becomes of its validation and its logs
-    if setup.validation is None:
-        return trained, None
-    return trained, validate(setup, state, setup.validation, stopped)
 
 
-def keep_skipped(setup: Setup, state: State, group: list[Batch], result: StepResult) -> None:
-    """Write down a step that was skipped, and say so once in an epoch.
-
-    Raises NotFinite, with the state saved, where there were too many in a row.
-    """
-    config = setup.config
-    folder = config.path("logs_save_path")
-    step = skipped.described(state.iteration, group, result.numbers)
-    if ranks.is_main():
-        skipped.add(folder, config.random_seed, step)
-    if state.skipped_in_epoch == 1:
-        note(
-            f"iteration {step.iteration}: {step.problem}, on "
-            f"{some(skipped.crops_of(step))}; the step is skipped. To look at it:\n  {setup.replay}"
-        )
-    # an epoch without any step is none, however few steps it has
-    if state.skipped_in_a_row < min(config.skipped_steps_limit, config.iterations_per_epoch):
-        return
-    in_a_row = talk.count(state.skipped_in_a_row, "step")
-    state.skipped_in_a_row = 0  # whoever mends the data goes on
-    setup.save(state)
-    latest = config.path("model_save_path") / "latest.pt"
-    raise NotFinite(
-        f"iteration {step.iteration}: {step.problem}, on {some(skipped.crops_of(step))}; "
-        f"{in_a_row} in a row not finite, and skipped. {latest} has the weights from before them. "
-        f"Where it begins, in which samples and which layer, says\n  {setup.replay}\n"
-        f"{what_to_change(setup)}"
-    )
-
-
-def what_to_change(setup: Setup) -> str:
-    """Return what keeps numbers finite where it is not the data, as a sentence."""
-    half = ""
-    if setup.method.forward.precision.name == "fp16":
-        half = ", precision = 'bf16' or 'fp32' (numbers above 65504 overflow in fp16)"
-    return (
-        "If it is the data, mend them and go on with the same command; else start another run_name "
-        f"with a lower learning_rate, or a max_grad_norm{half}"
-    )
-
-
-def validate(setup: Setup, state: State, validation: Validation, stopped: Stop) -> Scores | None:
-    """Validate the current epoch; None if stopped() returned True.
+def validate(setup: Setup, state: State, stopped: Stop) -> Scores | None:
+    """Validate the current epoch; None without a validation crop, or if stopped() returned True.
 
     A validation that does not come to its end leaves the random numbers as they were: the call that
     goes on begins it again.
     """
+    if setup.validation is None:
+        return None
     before = runtime.random_state()
     scores = None
     try:
-        scores = steps.validate(state, setup.method, validation, stopped)
+        scores = validation.validate(state, setup.method, setup.validation, stopped)
     finally:
         if scores is None:
             runtime.restore_random_state(before)
     return scores
 
 
-def finish_epoch(
-    setup: Setup,
-    state: State,
-    run_logs: Logs,
-    *,
-    trained: TrainedEpoch,
-    scores: Scores | None,
-    pace: Pace,
-) -> None:
+def finish_epoch(setup: Setup, state: State, run_logs: Logs, *, epoch: Epoch, pace: Pace) -> None:
     """Count an epoch that was trained and validated, then log, print and save it.
 
     Args:
         setup: what the run was built from.
         state: state of the run, updated in place.
         run_logs: gets its scalars, figures and results.
-        trained: results of the training of this epoch.
-        scores: results of its validation.
+        epoch: what came of it.
         pace: estimates how long the remaining epochs will take.
     """
     config = setup.config
+    trained = epoch.trained
+    scores = epoch.scores
     is_best = count_epoch(config, state, trained, scores)
     # in this order a call that ends between any two goes on exactly: latest.pt is of before the
     # validation until everything about the epoch is written, and what is written twice is equal
@@ -429,7 +307,7 @@ def validation_blocks(setup: Setup, state: State) -> str | None:
     if setup.validation is None or not state.validation_batches:
         return None
     crops = setup.crops
-    count = steps.blocks_looked_at(state, setup.validation)
+    count = validation.blocks_looked_at(state, setup.validation)
     looked_at = crops.blocks[:count]
     key = sampling.key_of_blocks(crops.validation, looked_at, crops.sampler.target)
     return f"{count} of {len(crops.blocks)} blocks, {key}"
@@ -452,4 +330,93 @@ def result_of(config: TrainConfig, state: State, scores: Scores | None, ended: s
         best_metric=state.best,
         checkpoint=checkpoint.best_of(config),
         scores=scores,
+    )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Measures how long this call has been training."""
+
+    first_epoch: int
+    """Number of epochs that earlier calls finished."""
+    begun: float
+    """Value of time.perf_counter() when this call began to train."""
+
+    def seconds(self) -> float:
+        """Return the seconds since this call began to train."""
+        return time.perf_counter() - self.begun
+
+    def seconds_left(self, epoch: int, epochs: int) -> float:
+        """Return the expected seconds until the last of `epochs`, at the pace of this call."""
+        return self.seconds() / (epoch - self.first_epoch) * (epochs - epoch)
+
+
+# What does not go as it should
+
+
+@contextmanager
+def saved_if_files_fail(setup: Setup, state: State, stopped: Stop) -> Iterator[None]:
+    """Save the state, which is whole between two steps, before a FileError goes on.
+
+    It is of workers that are lost, or of logs that find no room. Where the run is being stopped
+    nothing is raised for workers: schedulers send signals to them, too.
+    """
+    try:
+        yield
+    except FileError as error:
+        # lost workers are told by all processes, see ranks.raised_by_all; logs are one process's,
+        # and what is saved is of all
+        if ranks.size() > 1 and not isinstance(error, WorkerLost):
+            raise
+        if isinstance(error, WorkerLost) and stopped():
+            return
+        latest = setup.config.path("model_save_path") / "latest.pt"
+        try:
+            setup.save(state)
+        except FileError:
+            raise error from None  # of the same disk
+        raise type(error)(
+            f"{error}. Saved after iteration {state.iteration} in {latest}; "
+            "the same command goes on from there"
+        ) from error
+
+
+def keep_skipped(setup: Setup, state: State, group: list[Batch], result: StepResult) -> None:
+    """Write down a step that was skipped, and say so once in an epoch.
+
+    Raises NotFinite, with the state saved, where there were too many in a row.
+    """
+    config = setup.config
+    folder = config.path("logs_save_path")
+    step = skipped.described(state.iteration, group, result.numbers)
+    if ranks.is_main():
+        skipped.add(folder, config.random_seed, step)
+    if state.skipped_in_epoch == 1:
+        note(
+            f"iteration {step.iteration}: {step.problem}, on "
+            f"{some(skipped.crops_of(step))}; the step is skipped. To look at it:\n  {setup.replay}"
+        )
+    # an epoch without any step is none, however few steps it has
+    if state.skipped_in_a_row < min(config.skipped_steps_limit, config.iterations_per_epoch):
+        return
+    in_a_row = talk.count(state.skipped_in_a_row, "step")
+    state.skipped_in_a_row = 0  # whoever mends the data goes on
+    setup.save(state)
+    latest = config.path("model_save_path") / "latest.pt"
+    raise NotFinite(
+        f"iteration {step.iteration}: {step.problem}, on {some(skipped.crops_of(step))}; "
+        f"{in_a_row} in a row not finite, and skipped. {latest} has the weights from before them. "
+        f"Where it begins, in which samples and which layer, says\n  {setup.replay}\n"
+        f"{what_to_change(setup)}"
+    )
+
+
+def what_to_change(setup: Setup) -> str:
+    """Return what keeps numbers finite where it is not the data, as a sentence."""
+    half = ""
+    if setup.method.forward.precision.name == "fp16":
+        half = ", precision = 'bf16' or 'fp32' (numbers above 65504 overflow in fp16)"
+    return (
+        "If it is the data, mend them and go on with the same command; else start another run_name "
+        f"with a lower learning_rate, or a max_grad_norm{half}"
     )

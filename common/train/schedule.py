@@ -192,21 +192,31 @@ def go_on(
         if changed:
             seen = {name: seen[name] for name in OF_PLATEAU if name in seen}
         scheduler.load_state_dict(scheduler.state_dict() | seen)
-    elif not follows:
+    elif follows:
+        _step_to(scheduler, saved[config.scheduler_step])
+        _restore_all_but_rates(optimizer, saved["optimizer"])
+    else:
         optimizer.load_state_dict(saved["optimizer"])
         if scheduler:
             scheduler.load_state_dict(saved["scheduler"])
-    else:
-        with warnings.catch_warnings():
-            # torch warns of schedulers that are stepped before their optimiser
-            warnings.simplefilter("ignore")
-            for _ in range(saved[config.scheduler_step]):
-                step_scheduler(scheduler, math.nan)
-        rates = [_options(group) for group in optimizer.param_groups]
-        optimizer.load_state_dict(saved["optimizer"])
-        for group, options in zip(optimizer.param_groups, rates, strict=True):
-            group.update(options)
     return _what_changes(config, before, saved, changed=changed, optimizer=optimizer)
+
+
+def _step_to(scheduler: LRScheduler | None, steps: int) -> None:
+    """Take a new scheduler to where it is after so many steps."""
+    with warnings.catch_warnings():
+        # torch warns of schedulers that are stepped before their optimiser
+        warnings.simplefilter("ignore")
+        for _ in range(steps):
+            step_scheduler(scheduler, math.nan)
+
+
+def _restore_all_but_rates(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Restore what an optimiser keeps of its parameters; its options stay those of now."""
+    options = [_options(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
 
 
 def _what_changes(

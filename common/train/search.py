@@ -97,35 +97,48 @@ def search(
     Raises:
         Stopped: if stopped by a signal other than Ctrl-C, or by a time limit.
     """
-    optuna = _optuna()
     space = read_space(config_path)
     base = load_config(config_path, [*overrides, *OFF], data)
     check_space(space, base, config_path, overrides=overrides, data=data)
     folder = base.path("logs_save_path").parent
-    # Optuna counts steps from 0, and epochs count from 1
-    pruner = optuna.pruners.MedianPruner(
-        n_startup_trials=prune_after, n_warmup_steps=prune_epochs + 1
-    )
+    pruner = _pruner(prune_after, prune_epochs)
     with _study_lock(folder):
         study = open_study(folder, base, space, pruner)
         parent = _mlflow_parent(study, base)
     _say_what_is_off(load_config(config_path, overrides, data))
+
+    def run_of(trial: Trial) -> Callable[..., Result]:
+        drawn = _drawn(trial)
+        say(f"{trial.user_attrs['run']}: {', '.join(drawn)}")
+        settings = [*overrides, *drawn, *_own_settings(base, trial, parent)]
+        return functools.partial(train, config_path, settings, data, score=score)
+
     queue = _Queue(study, folder, space, seed=base.random_seed, trials=trials)
-    while True:
-        with queue.next_trial() as trial:
-            if trial is None:
-                break
-            drawn = _drawn(trial)
-            say(f"{trial.user_attrs['run']}: {', '.join(drawn)}")
-            settings = [*overrides, *drawn, *_own_settings(base, trial, parent)]
-            run = functools.partial(train, config_path, settings, data, score=score)
-            if not _run(study, trial, run):
-                return None
+    if not _run_all(queue, run_of):
+        return None
     best = write_best(study, folder, config_path, overrides=overrides, data=data)
     if parent:
         metrics = {base.best_metric: study.best_value} if best else {}
         parent.finish("FINISHED", {}, metrics, [best] if best else [])
     return best
+
+
+def _pruner(prune_after: int, prune_epochs: int) -> Any:
+    """Return what ends trials early, see `search`."""
+    # Optuna counts steps from 0, and epochs count from 1
+    return _optuna().pruners.MedianPruner(
+        n_startup_trials=prune_after, n_warmup_steps=prune_epochs + 1
+    )
+
+
+def _run_all(queue: _Queue, run_of: Callable[[Trial], Callable[..., Result]]) -> bool:
+    """Run trials until there are enough; return False if one was interrupted by Ctrl-C."""
+    while True:
+        with queue.next_trial() as trial:
+            if trial is None:
+                return True
+            if not _run(queue.study, trial, run_of(trial)):
+                return False
 
 
 def open_study(folder: Path, base: TrainConfig, space: Space, pruner: Any) -> Study:

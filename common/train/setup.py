@@ -34,11 +34,14 @@ from common.train import (
     optim,
     previews,
     ranks,
+    resume,
     schedule,
     together,
 )
+from common.train.criterion import Criterion
 from common.train.priors import measure
-from common.train.steps import Method, ScoreCrops, State, Validation
+from common.train.state import Method, State
+from common.train.validation import ScoreCrops, Validation
 
 Score = Callable[[TrainConfig], ScoreCrops | None]
 """Gives what scores the validation crops of a run: `common.score.whole_crops.of_run`.
@@ -96,59 +99,88 @@ class Setup:
 def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, State]:
     """Build everything that a run needs, and its state before the first step.
 
-    In this order: device, loss, network, crops, initial output, batches, optimiser. Mistakes in the
-    user's own functions show before crops are decoded.
+    What the user wrote is tried out first: mistakes are told before minutes go into decoding crops.
     """
-    ranks.share_of(config.batch_size)
-    device = runtime.pick_device(ranks.own_device(config.device))
-    ranks.connect(device)
+    device = connect(config)
     precision = runtime.pick_precision(config.precision, device)
-    # mistakes in what the user wrote are told before minutes go into decoding crops
-    if config.augment:
-        augment.check_own(config.augment, config.input_array_info["shape"], device)
-    runtime.seed_everything(config.random_seed)  # a loss may draw weights of its own
-    loss = heads.build(config, device)
-    # before the seed: a loss may draw numbers
-    unusual = heads.unusual(loss, config, device)
-    metrics.try_out(config.metrics, len(config.channels))
+    try_out_own(config, device)
+    loss, about_loss = build_loss(config, device)
     score_crops = prepare_score(config, score)
-    if config.preview_tiff:
-        previews.check_tiff()
-    runtime.seed_everything(config.random_seed)  # before weights are drawn
-    model = together.share_statistics(build_model(config, device), device)
-    unusual += [*schedule.try_out(config, model), *unusual_outputs(config, model)]
-    unusual += single_patches(config, model)
+    model, about_network = build_network(config, device)
+
     with ranks.first_on_this_machine():  # the others find decoded crops
-        crops = loaders.open_data(config, checkpoint.raw_scalings(config))
+        crops = loaders.open_data(config, resume.raw_scalings(config))
     frequencies = measure(config, crops, device)
-    unusual += frequencies.notices(config)
     weights = frequencies.weights(config, loss)
     if config.init_output_to_prior:
         start_at_prior(config, model, frequencies.prior(config, weights), crops)
-    forward, sentences = forward_pass(config, model, precision, device)
+    forward, about_compiling = forward_pass(config, model, precision, device)
+
     setup = Setup(
         config=config,
         device=device,
         crops=crops,
-        method=Method(
-            criterion=loss,
-            pos_weight=torch.from_numpy(weights).to(device) if config.weight_loss else None,
-            forward=forward,
-            max_grad_norm=config.max_grad_norm,
-            accumulation=config.gradient_accumulation_steps,
-            warmup=config.warmup_iterations,
-            schedules_iterations=config.scheduler_step == "iteration",
-        ),
+        method=method_of(config, loss, forward, torch.from_numpy(weights).to(device)),
         training=training_batches(config, crops, device),
         validation=build_validation(config, crops, device, score_crops),
-        unusual=(*unusual, *sentences),
+        unusual=(*about_loss, *about_network, *frequencies.notices(config), *about_compiling),
     )
-    state = first_state(config, model, precision, validated=bool(crops.validation))
-    state.raw_scalings = {name: scaling.record() for name, scaling in crops.scalings.items()}
-    state.criterion = criterion.module_of(loss)
+    state = first_state(config, model, precision, crops=crops, loss=loss)
     if ranks.rank():  # the weights are drawn: from here on each has random numbers of its own
         runtime.seed_process(config.random_seed, ranks.rank(), state.iteration)
     return setup, state
+
+
+def connect(config: TrainConfig) -> torch.device:
+    """Return the device of this process, which talks to the others of the run from now on.
+
+    Raises UserError for a device that is not there, and a batch that cannot be shared out.
+    """
+    ranks.share_of(config.batch_size)
+    device = runtime.pick_device(ranks.own_device(config.device))
+    ranks.connect(device)
+    return device
+
+
+def try_out_own(config: TrainConfig, device: torch.device) -> None:
+    """Call the user's own augmentation and metrics once, and ask for the package of previews."""
+    if config.augment:
+        augment.check_own(config.augment, config.input_array_info["shape"], device)
+    metrics.try_out(config.metrics, len(config.channels))
+    if config.preview_tiff:
+        previews.check_tiff()
+
+
+def build_loss(config: TrainConfig, device: torch.device) -> tuple[Criterion, list[str]]:
+    """Return the loss, tried out, and what is unusual about it, as sentences."""
+    runtime.seed_everything(config.random_seed)  # a loss may draw weights of its own
+    loss = heads.build(config, device)
+    return loss, heads.unusual(loss, config, device)
+
+
+def build_network(config: TrainConfig, device: torch.device) -> tuple[nn.Module, list[str]]:
+    """Return the network with new weights, and what is unusual about it and its schedule."""
+    runtime.seed_everything(config.random_seed)  # again: trying out a loss may draw numbers
+    model = together.share_statistics(build_model(config, device), device)
+    unusual = schedule.try_out(config, model)
+    unusual += unusual_outputs(config, model)
+    unusual += single_patches(config, model)
+    return model, unusual
+
+
+def method_of(
+    config: TrainConfig, loss: Criterion, forward: ForwardPass, pos_weight: torch.Tensor
+) -> Method:
+    """Return how a step is taken. pos_weight: (channels,), of positive voxels in the loss."""
+    return Method(
+        criterion=loss,
+        pos_weight=pos_weight if config.weight_loss else None,
+        forward=forward,
+        max_grad_norm=config.max_grad_norm,
+        accumulation=config.gradient_accumulation_steps,
+        warmup=config.warmup_iterations,
+        schedules_iterations=config.scheduler_step == "iteration",
+    )
 
 
 def forward_pass(
@@ -226,23 +258,30 @@ def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, cro
 
 
 def first_state(
-    config: TrainConfig, model: nn.Module, precision: runtime.Precision, validated: bool
+    config: TrainConfig,
+    model: nn.Module,
+    precision: runtime.Precision,
+    *,
+    crops: Data,
+    loss: Criterion,
 ) -> State:
     """Return the state of a new run: the model, a new optimiser and scheduler, iteration 0.
 
     The average of the weights, if the run keeps one, begins with those of the model.
-
-    validated: whether a crop validates; the training loss steers the scheduler if none does.
     """
+    is_validated = bool(crops.validation)
     optimizer = schedule.first_optimizer(config, model)
-    higher_is_better = validated and config.best_metric != "loss"
+    # the training loss steers the scheduler if no crop validates
+    higher_is_better = is_validated and config.best_metric != "loss"
     scheduler = schedule.first_scheduler(config, optimizer, higher_is_better=higher_is_better)
-    schedule.refuse_other_mode(config, scheduler, validated)
+    schedule.refuse_other_mode(config, scheduler, is_validated)
     return State(
         model,
         optimizer,
         scheduler,
         precision.scaler(),
+        raw_scalings={name: scaling.record() for name, scaling in crops.scalings.items()},
+        criterion=criterion.module_of(loss),
         ema=average.new_average(config, model),
     )
 

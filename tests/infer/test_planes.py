@@ -16,7 +16,7 @@ from common.data.ngff import open_levels
 from common.errors import UserError
 from common.infer import ensemble, parts, planes, predict, window
 from common.train import checkpoint, optim
-from common.train.steps import State
+from common.train.state import State
 
 LOGITS = {"content": "logits", "dtype": "float32"}
 SLICES = """

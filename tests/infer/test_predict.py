@@ -37,7 +37,7 @@ from common.infer.writer import ClassVolume
 from common.model.forward import ForwardPass
 from common.shell import cli
 from common.train import checkpoint, optim
-from common.train.steps import State
+from common.train.state import State
 
 LOGITS = {"content": "logits", "dtype": "float32"}
 

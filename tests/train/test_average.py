@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.infer.network import load_checkpoint
 from common.train import average, checkpoint
 from common.train.setup import prepare
-from common.train.steps import validate
+from common.train.validation import validate
 
 WITH_NORM = """
     from torch import nn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import os
 import random
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from common import runtime
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.runs.find import Run
-from common.train import checkpoint, steps
+from common.train import checkpoint, metrics, steps
 from common.train import run as run_module
 from common.train.record import read_history, read_record
 
@@ -168,14 +169,14 @@ def test_a_run_that_is_stopped_in_its_validation_goes_on_as_if_it_was_not(tiny, 
     )
     tiny.train(run_name="undisturbed", batch_size=1)
     validated = []
-    count = steps.count
+    count = metrics.count
 
     def counting(*arguments):
         validated.append(1)
         return count(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "count", counting)
+        patch.setattr(metrics, "count", counting)
         # three of training, the fourth is the first block of the validation
         stop_when(patch, lambda: len(validated) == 4)
         assert not tiny.train(run_name="stopped", batch_size=1).finished
@@ -244,6 +245,22 @@ def train_until_killed(words: dict, number: int) -> None:
     steps.LOG_EVERY = 2
     in_nth_write(number, dies)
     run_module.train(**words)
+
+
+def test_what_killed_processes_left_of_a_file_of_a_run_is_swept(short):
+    """A process of this number is none but this one, which writes none of them when it begins."""
+    folders = {
+        "logs_save_path": ("run.json", "history.csv", "skipped.json", "uncommitted.patch"),
+        "model_save_path": ("latest.pt", "best.pt"),
+    }
+    for setting, names in folders.items():
+        folder = short.config().path(setting)
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / f".{name}.{os.getpid()}").write_text("half of it")
+    short.train()
+    for setting in folders:
+        assert not [*short.config().path(setting).glob(".*")]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from common.data.ngff import open_levels, write_multiscale
 from common.errors import UserError
 from common.train import steps
 from common.train.record import best_epoch, read_history, read_record
-from common.train.steps import State
+from common.train.state import State
 
 # values of a metric: tried once before training, then an epoch each
 JUMPS = """

@@ -1,16 +1,19 @@
-"""Metrics of the user's own, against counts by hand."""
+"""Metrics, against scikit-learn and counts by hand."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 import torch
+from sklearn import metrics as reference
 
 from common.errors import UserError
 from common.train import metrics
 from common.train.record import read_history
 from common.train.setup import prepare
-from common.train.steps import Scores
+from common.train.validation import Scores
 
 OWN = """
     def specificity(tp, fp, fn, tn):
@@ -19,6 +22,35 @@ OWN = """
 
     metrics = {"specificity": specificity}
     """
+
+
+def test_counts_and_metrics_equal_scikit_learns_on_the_known_voxels():
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 3, 4, 4, 4, generator=generator)
+    target = torch.randint(-1, 2, logits.shape, generator=generator, dtype=torch.int8)
+    tp, fp, fn, tn = metrics.count(logits, target).numpy()
+    found = metrics.metrics(tp, fp, fn)
+    for channel in range(3):
+        known = target[:, channel] >= 0
+        truth = target[:, channel][known].numpy()
+        predicted = (logits[:, channel][known] > 0).numpy()
+        assert found["dice"][channel] == pytest.approx(reference.f1_score(truth, predicted))
+        assert found["iou"][channel] == pytest.approx(reference.jaccard_score(truth, predicted))
+        assert found["precision"][channel] == pytest.approx(
+            reference.precision_score(truth, predicted)
+        )
+        assert found["recall"][channel] == pytest.approx(reference.recall_score(truth, predicted))
+        counts = [[tn[channel], fp[channel]], [fn[channel], tp[channel]]]
+        assert reference.confusion_matrix(truth, predicted).tolist() == counts
+
+
+def test_a_class_that_does_not_occur_is_left_out_of_the_mean():
+    found = metrics.metrics(
+        np.array([2.0, 0.0, 0.0]), np.array([0.0, 5.0, 0.0]), np.array([0.0, 0.0, 4.0])
+    )
+    assert found["dice"][0] == 1 and math.isnan(found["dice"][1]) and found["dice"][2] == 0
+    assert found["precision"][2] == 0  # nothing predicted of a class that occurs
+    assert Scores(0.5, found, {}).mean("dice") == 0.5
 
 
 def test_own_metrics_stand_beside_the_built_in_ones():

@@ -31,6 +31,7 @@ from common.train import check as check_module
 from common.train import steps
 from common.train.setup import prepare
 from common.train.skipped import Numbers
+from common.train.state import StepResult
 from tests.data.every_kind import EVERY_KIND
 
 
@@ -423,7 +424,7 @@ def test_a_timed_step_leaves_out_warming_up_and_what_was_read_ahead(experiment, 
     def step(*_):
         steps_taken.append(1)
         clock.now += 0.2 if len(steps_taken) <= 2 else 0.02
-        return steps.StepResult(Numbers(0.5, 1.0))
+        return StepResult(Numbers(0.5, 1.0))
 
     def between(start, stop):
         for k in range(start, stop, 2):

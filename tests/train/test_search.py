@@ -15,7 +15,8 @@ from common.errors import UserError
 from common.files import REPOSITORY
 from common.train import run as training
 from common.train import search as module
-from common.train import space, steps
+from common.train import space
+from common.train import validation as validation_module
 from common.train.record import read_history, read_record
 from common.train.search import choice, integers, log_uniform, uniform
 
@@ -117,7 +118,7 @@ def weights(monkeypatch) -> list:
 def measured(monkeypatch) -> list:
     """Crop and centre of the blocks of each validation, while it lasts."""
     validations = []
-    validate = steps.validate
+    validate = validation_module.validate
 
     def keep(state, method, validation, stop):
         blocks = []
@@ -132,7 +133,7 @@ def measured(monkeypatch) -> list:
         validations.append(blocks)
         return validate(state, method, validation, stop)
 
-    monkeypatch.setattr(steps, "validate", keep)
+    monkeypatch.setattr(validation_module, "validate", keep)
     return validations
 
 

@@ -18,6 +18,7 @@ from common.runtime import Precision
 from common.train import checkpoint, skipped, steps
 from common.train.record import read_history
 from common.train.setup import prepare
+from common.train.state import Method, State, StepResult
 from tests.train.test_continuation import (
     MODEL,
     SCHEDULE,
@@ -49,10 +50,10 @@ def root_of_zero(logits, target, pos_weight):
     return (logits * 0).abs().sqrt().mean()
 
 
-def new_state(scaler: torch.amp.GradScaler | None = None) -> steps.State:
+def new_state(scaler: torch.amp.GradScaler | None = None) -> State:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv3d(1, 2, 3), nn.BatchNorm3d(2), nn.Conv3d(2, 2, 1))
-    return steps.State(
+    return State(
         model,
         torch.optim.Adam(model.parameters(), 0.1),
         None,
@@ -62,8 +63,8 @@ def new_state(scaler: torch.amp.GradScaler | None = None) -> steps.State:
     )
 
 
-def take(state: steps.State, *batches: Batch, criterion=None) -> steps.StepResult:
-    method = steps.Method(
+def take(state: State, *batches: Batch, criterion=None) -> StepResult:
+    method = Method(
         criterion=criterion or state.criterion,
         pos_weight=None,
         forward=ForwardPass(FP32, channels_last=False),
@@ -81,7 +82,7 @@ def batch_of(seed: int, value: float = 0.5) -> Batch:
     return Batch(raw, target, ["a/crop1", "a/crop2"])
 
 
-def everything(state: steps.State) -> list[dict]:
+def everything(state: State) -> list[dict]:
     parts = (state.model, state.optimizer, state.criterion, state.ema, state.scaler)
     return copy.deepcopy([part.state_dict() for part in parts])
 
@@ -197,13 +198,13 @@ def test_a_run_with_bad_samples_counts_them_and_goes_on_as_if_it_was_not_stopped
     for last in (2, 5, 9):
         with monkeypatch.context() as patch:
             iterations = []
-            count = steps.State.count_step
+            count = State.count_step
 
             def counted(self, result, iterations=iterations, count=count):
                 count(self, result)
                 iterations.append(self.iteration)
 
-            patch.setattr(steps.State, "count_step", counted)
+            patch.setattr(State, "count_step", counted)
             stop_when(patch, lambda last=last, iterations=iterations: last in iterations)
             assert not made.train(run_name="stopped", num_workers=1).finished
     assert made.train(run_name="stopped").finished

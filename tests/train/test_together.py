@@ -59,6 +59,28 @@ DEEP = """
         return Net(len(classes))
     """
 
+HEADS = """
+    from common.config.derived import affinities, background, boundary, distance
+
+    derived = {
+        "near": boundary("mito", inside=8, outside=8),
+        "pairs": affinities("mito", offsets=[(8, 0, 0), (0, 8, 0)]),
+        "far": distance("mito", clip=24),
+        "rest": background("nuc"),
+    }
+    softmax = ["nuc", "rest"]
+    loss_weights = {"pairs": 0.5}
+    """
+
+# in one of the crops one class alone is known: pairs are not in proportion to voxels
+DECIDED = """
+    from functools import partial
+
+    from common.train.losses import bce_dice, categorical_cross_entropy, weighted_sum
+
+    criterion = partial(weighted_sum, losses=[(1.0, bce_dice), (0.5, categorical_cross_entropy)])
+    """
+
 # how a run can be: what it adds to the settings, its text, its network
 KINDS: dict[str, dict[str, Any]] = {
     "normed": {
@@ -68,17 +90,20 @@ KINDS: dict[str, dict[str, Any]] = {
         "ema_decay": 0.9,
         "figure_samples": 2,
         "figure_crops": 1,
+        # one that shares the loss of the classes, three with losses of their own
+        "text": HEADS,
     },
     "deep": {
         "files": {"model.py": DEEP},
-        "text": "from common.train.losses import bce_dice\ncriterion = bce_dice",
+        "text": DECIDED,
     },
     "each_sample": {
         "text": "from functools import partial\nfrom common.train.losses import dice_loss\n"
         "criterion = partial(dice_loss, per_sample=True)",
         "validation_batch_limit": 1,
     },
-    "of_torch": {"text": "criterion = torch.nn.BCEWithLogitsLoss", "num_workers": 1},
+    # one value for all channels of a voxel: a mean over the voxels in which all are known
+    "of_torch": {"text": "criterion = torch.nn.CrossEntropyLoss", "num_workers": 1},
 }
 SGD = """
     import torch

@@ -13,7 +13,7 @@ from common.infer.predict import predict
 from common.show import figures
 from common.train import whole_slice
 from common.train.setup import prepare
-from common.train.steps import validate
+from common.train.validation import validate
 
 
 def whole_of(tiny, monkeypatch, **settings):

@@ -1,0 +1,184 @@
+"""What a run consists of while it trains: `State` changes and is saved, `Method` does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from common.data import targets
+from common.data.targets import Target
+from common.errors import UserError
+from common.model.forward import ForwardPass
+from common.train import metrics, together
+from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_with, set_mode
+from common.train.heads import HeadsLoss
+from common.train.skipped import Numbers
+
+Stop = Callable[[], bool]
+"""Returns True once the run should end."""
+
+
+@dataclass
+class State:
+    """Everything that changes during a run, and is saved in a checkpoint."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    scaler: torch.amp.GradScaler
+    epoch: int = 0
+    """Number of finished epochs, validation included."""
+    iteration: int = 0
+    """Number of optimiser steps, with those that were skipped."""
+    skipped: int = 0
+    """Number of steps of the run that were skipped, see `StepResult.is_skipped`."""
+    skipped_in_epoch: int = 0
+    """Those of the current epoch."""
+    skipped_in_a_row: int = 0
+    """Those since the last step that was not skipped."""
+    best: float = math.nan
+    """The best value of best_metric so far; NaN before the first validation."""
+    best_epoch: int = 0
+    """The epoch of `best`, counted from 1; 0 before the first validation."""
+    judged: list[int] = field(default_factory=list)
+    """Channels of the classes on which epochs are compared, see record.BestSoFar."""
+    best_loss: float = math.nan
+    """The lowest training loss of an epoch so far, which decides where no crop validates."""
+    waited: int = 0
+    """Number of epochs since the last better one; those without a value do not count."""
+    passed_over: int = 0
+    """Number of epochs of this call without a value; it is not saved."""
+    validation_batches: int = 0
+    """Number of batches in every validation, fixed by the first one; 0 before it."""
+    shown: dict[str, list[int]] = field(default_factory=dict)
+    """Validation blocks shown as figures, by class; fixed by the first validation."""
+    epoch_loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Sum of the losses and number of steps in the current epoch."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Losses since one was last logged."""
+    learning_rate: float = math.nan
+    """Of the last step, in the first group of parameters."""
+    grad_norm: float = 0.0
+    """Norm of the gradient in the last step, before clipping."""
+    epoch_counts: list[list[float]] = field(default_factory=list)
+    """Voxels of logged training batches in the current epoch, see `metrics.count`; [] before."""
+    validation_loss: float = math.nan
+    """Of the last validation; NaN before the first."""
+    smoothed: float = math.nan
+    """The running mean of best_metric, see the setting metric_smoothing."""
+    raw_scalings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How the raw of each volume is normalised, fixed by the first call; see data.normalize."""
+    criterion: nn.Module | None = None
+    """The loss, if it is a module, which may count something; None otherwise."""
+    ema: AveragedModel | None = None
+    """The moving average of the weights; None with ema_decay = 0."""
+
+    @property
+    def predictor(self) -> nn.Module:
+        """The network that is validated and will predict: the average, where one is kept."""
+        return self.model if self.ema is None else self.ema.module
+
+    def count_step(self, result: StepResult) -> None:
+        """Count an optimiser step; of one that was skipped, nothing else than that it was."""
+        self.iteration += 1
+        if result.is_skipped:
+            self.skipped += 1
+            self.skipped_in_epoch += 1
+            self.skipped_in_a_row += 1
+            return
+        self.skipped_in_a_row = 0
+        self.epoch_loss[0] += result.loss
+        self.epoch_loss[1] += 1
+        self.recent_losses.append(result.loss)
+        self.grad_norm = result.grad_norm
+
+    @torch.no_grad()
+    def count_voxels(self, logits: torch.Tensor, target: Target) -> None:
+        """Count what a training batch got right, for the training metrics of the epoch."""
+        own = metrics.count(logits, targets.binary(target))
+        counts = together.added_up(own).cpu().numpy()
+        before = self.epoch_counts or np.zeros_like(counts)
+        self.epoch_counts = np.add(before, counts).tolist()
+
+    def training_metric(self, name: str) -> float:
+        """Mean of "dice" or "iou" over the classes in the logged batches of the epoch, or NaN."""
+        if not self.epoch_counts:
+            return math.nan
+        by_metric = metrics.of_counts(np.array(self.epoch_counts), {})
+        return metrics.finite_mean(by_metric[name])
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss over the steps of the current epoch so far; NaN before the first."""
+        total, steps = self.epoch_loss
+        return total / steps if steps else math.nan
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of one optimiser step."""
+
+    numbers: Numbers
+    is_skipped: bool = False
+    """Whether they are bad, see skipped.is_bad: then nothing of the step is kept."""
+
+    @property
+    def loss(self) -> float:
+        """Mean over the known (voxel, class) pairs of the group."""
+        return self.numbers.loss
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the gradient before clipping."""
+        return self.numbers.grad_norm
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a step is taken; it does not change during a run."""
+
+    criterion: Criterion
+    pos_weight: torch.Tensor | None
+    """(classes,) weight of positive voxels in the loss; None with weight_loss = False."""
+    forward: ForwardPass
+    max_grad_norm: float
+    """Gradients are clipped to this norm; 0 turns clipping off."""
+    accumulation: int = 1
+    """Batches (forward passes) in one optimiser step."""
+    warmup: int = 0
+    """Iterations in which the learning rate rises to that of the scheduler."""
+    schedules_iterations: bool = False
+    """Whether the scheduler is stepped after each iteration, not after each epoch."""
+
+    def loss(self, outputs: list[torch.Tensor], target: Target) -> torch.Tensor:
+        """Return the loss of a network's outputs, a scalar; several are deep supervision.
+
+        In a step of several processes it is this process's share, see `together.as_share`.
+        """
+        if torch.is_grad_enabled() and not outputs[0].requires_grad:
+            raise UserError(
+                "the model gives logits without a gradient; leave detach(), numpy() and no_grad() "
+                "out of its forward"
+            )
+        set_mode(self.criterion, training=torch.is_grad_enabled())
+        if len(outputs) == 1:
+            return self._share(outputs[0], target, self.pos_weight)
+        return over_outputs(self._share, outputs, target, self.pos_weight)
+
+    def _share(
+        self, logits: torch.Tensor, target: Target, pos_weight: torch.Tensor | None
+    ) -> torch.Tensor:
+        loss = self.criterion(targets.weighed(logits, target), target, pos_weight)
+        # tried before training, but a loss may give something else where a class is missing
+        problem = problem_with(loss)
+        if problem:
+            raise UserError(f"criterion {problem} for a batch in training; {CONTRACT}")
+        # heads have shares of their own, of their own known pairs
+        return loss if isinstance(self.criterion, HeadsLoss) else together.as_share(loss, target)
