@@ -11,7 +11,7 @@ def main(public_defaults: bool = False) -> None:
     public_defaults: what is left out is what the public toolbox takes, as for its command `csc`.
     """
     try:
-        with stopping.at_once():
+        with stopping.program():
             from common.shell.cli import main as run
 
             run(public_defaults)

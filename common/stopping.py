@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from common.errors import UserError
-from common.talk import say
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
@@ -140,14 +139,30 @@ def interruptible(patience_s: float = 0.0) -> Iterator[Stop]:
 @contextmanager
 def at_once() -> Iterator[None]:
     """Let every signal end a block as Ctrl-C does, where there is nothing to save."""
-
-    def end(number: int, frame: object) -> None:
-        if number != signal.SIGINT:
-            _leave_a_closed_terminal(number)
-        raise error_of(number)
-
-    with _handled_by(end):
+    with _handled_by(_raise):
         yield
+
+
+@contextmanager
+def program() -> Iterator[None]:
+    """The same for a whole program, whose exit code no signal changes any more after the block.
+
+    What a process does after its last line, such as freeing libraries, may take a second.
+    Schedulers send a signal to the group and to each process: the second one often comes in that
+    time, and would turn exit code 75 into that of a process that was killed. Nothing is left to
+    stop then.
+    """
+    # of several that torchrun started the libraries may wait, at the end, for those that are gone:
+    # torchrun ends them by SIGTERM
+    is_alone = "TORCHELASTIC_RUN_ID" not in os.environ
+    with _handled_by(_raise, ignored_afterwards=is_alone):
+        yield
+
+
+def _raise(number: int, frame: object) -> None:
+    if number != signal.SIGINT:
+        _leave_a_closed_terminal(number)
+    raise error_of(number)
 
 
 @contextmanager
@@ -192,8 +207,13 @@ def seconds_of(text: str) -> float:
 
 
 @contextmanager
-def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Have the signals that ask to stop handled in a block."""
+def _handled_by(
+    handler: Callable[[int, object], None], ignored_afterwards: bool = False
+) -> Iterator[None]:
+    """Have the signals that ask to stop handled in a block.
+
+    ignored_afterwards: all but Ctrl-C are ignored after the block, not handled as before it.
+    """
     before = {}
     try:
         for number in SIGNALS:
@@ -205,7 +225,10 @@ def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
         yield
     finally:
         for number, previous in before.items():
-            signal.signal(number, signal.SIG_DFL if previous is None else previous)
+            afterwards = signal.SIG_DFL if previous is None else previous
+            if ignored_afterwards and number != signal.SIGINT:
+                afterwards = signal.SIG_IGN
+            signal.signal(number, afterwards)
 
 
 def _stays_ignored(number: int) -> bool:
@@ -218,6 +241,8 @@ def _tell(number: int) -> None:
     """Say what happens; a message that cannot be written does not keep a run from saving."""
     # RuntimeError: a signal may come in the middle of writing to the same stream
     with contextlib.suppress(OSError, RuntimeError):
+        from common.talk import say  # whoever can be told has imported it
+
         say(f"\n{_cause(number)}: stopping after this step; once more ends at once")
     _leave_a_closed_terminal(number)
 

@@ -172,3 +172,44 @@ def test_a_block_that_ends_in_time_is_left_alone(monkeypatch):
     timer.join(60)
     assert not timer.is_alive()
     assert not sent
+
+
+TOLD_EARLY_AND_LATE = """
+import atexit, os, signal, sys
+
+told = []
+
+def tell():
+    told.append(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+class Imports:
+    def find_spec(self, name, *_):
+        package = name.partition(".")[0]
+        ours = package in ("common", "cellmap_segmentation_challenge")
+        if not ours and package not in sys.stdlib_module_names and not told:
+            tell()
+
+sys.meta_path.insert(0, Imports())
+atexit.register(tell)
+sys.argv = ["csc", "--version"]
+from cellmap_segmentation_challenge.__main__ import main
+main()
+"""
+
+
+def test_a_signal_before_the_first_library_and_one_at_the_end_give_one_exit_code():
+    words = [sys.executable, "-c", TOLD_EARLY_AND_LATE]
+    done = subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (75, "")
+
+
+def test_a_program_of_torchruns_can_be_ended_at_its_end(monkeypatch):
+    """Its libraries may wait there for processes that are gone."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with stopping.program():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before

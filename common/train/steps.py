@@ -77,17 +77,13 @@ def train_epoch(
     """
     state.model.train()
     clock = _Clock()
-    if state.recent_losses and _is_logged(state.iteration, last_iteration):
-        # the call before this one ended since the disk had no room for it
-        _log_losses(state, log, {})
+    _log_what_found_no_room(state, log, last_iteration)
     while state.iteration < last_iteration and not stop():
         with clock.waiting():
             group = _next_group(batches, method.accumulation)
         is_logged = _is_logged(state.iteration + 1, last_iteration)
         result = step(state, method, group, look=state.count_voxels if is_logged else None)
-        if method.schedules_iterations:
-            # also after a step that was skipped: the rate is a function of the iteration
-            optim.step_scheduler(state.scheduler, math.nan)
+        _step_schedule(state, method)
         state.count_step(result)
         clock.took(ranks.size() * sum(len(batch.raw) for batch in group))
         if is_logged:
@@ -101,6 +97,18 @@ def train_epoch(
 def _is_logged(iteration: int, last_iteration: int) -> bool:
     """Return whether the losses until an iteration, counted from 1, are logged after it."""
     return iteration % LOG_EVERY == 0 or iteration == last_iteration
+
+
+def _log_what_found_no_room(state: State, log: Log, last_iteration: int) -> None:
+    """Log what the call before this one could not, and ended of: its disk was full."""
+    if state.recent_losses and _is_logged(state.iteration, last_iteration):
+        _log_losses(state, log, {})
+
+
+def _step_schedule(state: State, method: Method) -> None:
+    """Step a scheduler of iterations; after skipped steps too: its rate is that of an iteration."""
+    if method.schedules_iterations:
+        optim.step_scheduler(state.scheduler, math.nan)
 
 
 def _log_losses(state: State, log: Log, speed: dict[str, float]) -> None:

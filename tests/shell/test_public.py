@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from common.errors import UserError
 from common.score.batch import Submission, commands, read
 from common.shell import public
 from common.shell.cli import cli
+from common.stopping import SIGNALS
 
 ENGINE = {
     "train": common.train.run,
@@ -52,7 +54,10 @@ def csc(monkeypatch, capsys):
             program.csc()
         return ended.value.code, *capsys.readouterr()
 
-    return call
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield call
+    for number, handler in before.items():  # a program that ends ignores them
+        signal.signal(number, handler)
 
 
 @pytest.fixture

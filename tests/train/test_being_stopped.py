@@ -15,7 +15,7 @@ from common.data import crops
 from common.data.batches import WorkerLost
 from common.files import REPOSITORY
 from common.stopping import Stopped
-from common.train import checkpoint, setup, steps
+from common.train import checkpoint, resume, setup, steps, validation
 from common.train.tracking import Tracker
 
 LATEST = "checkpoints/tiny_experiment/{run}/latest.pt"
@@ -49,7 +49,7 @@ def is_same(tiny, a: str, b: str) -> bool:
     ("owner", "name"),
     [
         (steps, "step"),
-        (steps, "validate"),
+        (validation, "validate"),
         (Tracker, "image"),
         (Tracker, "history"),
         (checkpoint, "save"),
@@ -71,11 +71,7 @@ def test_it_is_saved_from_every_phase_and_equals_an_undisturbed_run(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [
-        (setup, "build_model"),
-        (crops, "decode"),
-        (checkpoint, "resume"),
-    ],
+    [(setup, "build_model"), (crops, "decode"), (resume, "resume")],
     ids=["start-up", "decoding", "resuming"],
 )
 def test_before_training_it_ends_at_once(experiment, monkeypatch, owner, name):

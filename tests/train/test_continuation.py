@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import os
 import random
 import signal
 import subprocess

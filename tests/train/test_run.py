@@ -462,7 +462,7 @@ def test_the_time_of_a_validation_is_foretold_from_a_part_of_it(
     ).config()
     setup, state = prepare(config)
     assert len(setup.crops.blocks) == 8
-    monkeypatch.setattr(check.steps, "validate", validate)
+    monkeypatch.setattr(check.validation, "validate", validate)
     monkeypatch.setattr(check, "time", clock)
     timed = check.time_validation(setup, state)
     assert timed.seconds == pytest.approx(wanted)
