@@ -18,6 +18,7 @@ from common import classes as class_table
 from common.config.augmentations import augmentation_problems
 from common.config.derived import derived_problems
 from common.config.heads import head_problems
+from common.config.input_channels import RAW, apart_from_raw, channel_problems
 from common.config.instance_options import CHANNELS, option_problems, takes_channels
 from common.config.kinds import fit, is_a
 from common.config.settings import (
@@ -43,6 +44,7 @@ def check_settings(
 
     Raises UserError with these problems and all that are found, a line each, `where` before it.
     """
+    values, unnamed = _channels_apart(values, table)
     fitting, misfits = _each_by_itself(values, table)
     fitting, malformed = _arrays_in_one_form(fitting)
     of_channels = _class_problems(fitting)
@@ -52,6 +54,7 @@ def check_settings(
         of_channels = head_problems(fitting)
     every = [
         *problems,
+        *unnamed,
         *misfits,
         *_missing(values, table),
         *malformed,
@@ -59,6 +62,7 @@ def check_settings(
         *of_channels,
         *_exclusion_problems(fitting),
         *_sampling_weight_problems(fitting),
+        *channel_problems(fitting.get("input_channels", {})),
         *_spatial_problems(fitting.get("spatial_transforms", {})),
         *augmentation_problems(
             fitting.get("augmentations", {}),
@@ -93,6 +97,19 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
     else:
         hint = "remove it, or begin its name with _ if it is not a setting"
     return f"unknown setting '{name}'; {hint}"
+
+
+def _channels_apart(values: Mapping[str, Any], table: type) -> tuple[Mapping[str, Any], list[str]]:
+    """The values with input_channels out of an input_array_info that names raw and others."""
+    raw, others = apart_from_raw(values.get("input_array_info"))
+    if not others:
+        return values, []
+    apart = {**values, "input_array_info": raw}
+    if table is ProcessConfig:  # what it processes are channels that come out
+        return apart, []
+    if values.get("input_channels"):
+        return apart, [f"input_channels, and input_array_info names {RAW} and others; write one"]
+    return {**apart, "input_channels": others}, []
 
 
 def _each_by_itself(values: Mapping[str, Any], table: type) -> tuple[dict[str, Any], list[str]]:
@@ -394,7 +411,7 @@ def _leads_out(text: str) -> str:
 def _call_problems(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with functions that do not take what they will be called with."""
     calls: dict[str, tuple[int, dict[str, Any]]] = {
-        "build_model": (1, values.get("model_kwargs", {})),
+        "build_model": (1, _model_keywords(values)),
         "optimizer": (1, {"lr": 0.0, "weight_decay": 0.0}),
         "scheduler": (1, values.get("scheduler_kwargs", {})),
         "criterion": (
@@ -438,6 +455,14 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
             "classes; set weighted_sampler = True, or leave the weights out"
         )
     return problems
+
+
+def _model_keywords(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords that build_model is called with."""
+    keywords = dict(values.get("model_kwargs", {}))
+    if values.get("input_channels"):
+        keywords["in_channels"] = 1 + len(values["input_channels"])
+    return keywords
 
 
 def _channels(instance_func: Any) -> dict[str, Any]:

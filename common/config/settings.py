@@ -40,7 +40,8 @@ class TrainConfig:
     build_model: Callable
     """`build_model(classes, **model_kwargs)` returns the network; it is called after seeding, with
     the names of all channels: the classes, then those that are derived. The network takes raw
-    (B, 1, z, y, x) and returns logits (B, channels, z, y, x)."""
+    (B, 1, z, y, x) and returns logits (B, channels, z, y, x). With input_channels build_model gets
+    `in_channels`, too, and raw is the first of them."""
     classes: tuple[str, ...]
     """The classes to learn, in the order of the output channels."""
     input_array_info: dict
@@ -49,6 +50,10 @@ class TrainConfig:
     target_array_info: dict
     """Shape (voxels) and voxel size (nm) of the target patch, z, y, x. It has the same centre as
     the raw patch."""
+    input_channels: dict = field(default_factory=dict)
+    """`{"mito": "../mito/predictions/mito/seed42/{dataset}.zarr/{crop}/mito"}`: further channels of
+    the input, after raw and with its shape and scale: earlier predictions, by the path of their
+    volumes; see Give the network earlier predictions. build_model must take `in_channels`."""
     derived: dict = field(default_factory=dict)
     """`{"cell_boundary": boundary("cell", inside=20, outside=20)}`: further channels, made of the
     objects of a class, after those of the classes; see Train on boundaries, affinities and
@@ -324,6 +329,11 @@ class TrainConfig:
         return channel_names(self.classes, self.derived)
 
     @property
+    def in_channels(self) -> int:
+        """Number of the network's input channels: raw, and those beside it."""
+        return 1 + len(self.input_channels)
+
+    @property
     def folder(self) -> Path:
         """The experiment's folder, absolute."""
         return Path(self.base_experiment_path)
@@ -507,6 +517,7 @@ OTHER_NAMES = {
     "patch_shape": "input_array_info",
     "input_shape": "input_array_info",
     "input_size": "input_array_info",
+    "input_arrays": "input_channels",
     "crop_size": "input_array_info",
     "output_shape": "target_array_info",
     "target_shape": "target_array_info",
@@ -568,7 +579,8 @@ NOT_HERE = {
     "num_gpus": "several GPUs are asked for by train --gpus 0,1, one by the setting device",
     "deterministic": "the same random_seed gives the same run",
     "num_classes": "it is the number of names in classes",
-    "in_channels": "raw has one channel",
+    "in_channels": "raw is one channel; input_channels names further ones, and build_model gets "
+    "their number",
     "out_channels": "it is the number of names in classes",
     "verbose": "there is none",
     "debug": "there is none; `train --check` takes a few steps and keeps nothing",

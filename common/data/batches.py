@@ -44,7 +44,8 @@ class Batch:
     """The input of one forward pass and its loss, on the training device."""
 
     raw: Tensor
-    """(B, 1, z, y, x) float32; in [0, 1], unless with raw_normalization = "zscore"."""
+    """(B, in_channels, z, y, x) float32: raw, in [0, 1] unless raw_normalization says otherwise,
+    then the further input channels, in [0, 1]."""
     target: PaletteTarget | MixedTarget
     """Labels of all channels; `target.dense()` is (B, channels, z, y, x)."""
     crops: Sequence[str]
@@ -62,7 +63,7 @@ class Batch:
 
     def raw_in_unit_range(self) -> Tensor:
         """Return raw (B, 1, z, y, x) in [0, 1], to be looked at."""
-        return normalize.in_unit_range(self.raw, self.scalings)
+        return normalize.in_unit_range(self.raw[:, :1], self.scalings)
 
 
 def training_batches(config: TrainConfig, data: Data, device: torch.device) -> Batches:
@@ -128,6 +129,10 @@ class Piece(NamedTuple):
     """Block (z, y, x) uint8 or int32, rows of the crop's own palette."""
     labels_affine: np.ndarray
     """(3, 4) float64, likewise."""
+    channels: tuple[Tensor, ...] = ()
+    """A block (z, y, x) of each further input channel, uint8, or float32 in [0, 1]."""
+    channel_affines: tuple[np.ndarray, ...] = ()
+    """(3, 4) float64 of each, likewise."""
     ids: tuple[Tensor, ...] = ()
     """A block (z, y, x) of the objects of each class that channels are derived from, see
     `Crop.ids`; empty where the class is not annotated."""
@@ -198,8 +203,19 @@ class Blocks(Dataset):
             raw_affine=raw_affine,
             labels=torch.from_numpy(labels),
             labels_affine=labels_affine,
+            **self._input_channels(crop, sample),
             **self._ids(crop, sample),
         )
+
+    def _input_channels(self, crop: Crop, sample: Sample) -> dict[str, Any]:
+        """The fields of a piece about further input channels."""
+        cuts = []
+        for channel in crop.channels:
+            cuts.append(sampling.cut(channel.voxels(), channel.grid, sample, self.input))
+        return {
+            "channels": tuple(torch.from_numpy(block) for block, _ in cuts),
+            "channel_affines": tuple(affine for _, affine in cuts),
+        }
 
     def _ids(self, crop: Crop, sample: Sample) -> dict[str, Any]:
         """The fields of a piece about objects."""
@@ -339,7 +355,7 @@ class Batches:
         if self.num_workers and len(samples):
             piece = self._first(samples[0])
             batches = -(-len(samples) // batch_size)
-            tensors = [piece.raw, piece.labels, *piece.ids]
+            tensors = [piece.raw, piece.labels, *piece.channels, *piece.ids]
             item_bytes = sum(tensor.nbytes for tensor in tensors)
             workers = that_fit(reading, item_bytes, item_tensors=len(tensors), batches=batches)
             reading = dataclasses.replace(reading, num_workers=workers)
@@ -394,6 +410,9 @@ class Batches:
         if self.own_augmentation is not None:
             patches = augment.apply_own(self.own_augmentation, patches, changes)
         patches = normalize.standardize(patches, scalings)
+        if pieces[0].channels:
+            beside = torch.stack([self._channel_patches(piece) for piece in pieces])
+            patches = torch.cat([patches, beside], dim=1)
 
         rows = self._rows(pieces)
         for i, sample in enumerate(samples):
@@ -460,6 +479,31 @@ class Batches:
             if piece.sample.defects is not None:
                 patch.copy_(defects.spoil_optics(patch, piece.sample.defects, input.scale))
         return patches
+
+    def _channel_patches(self, piece: Piece) -> Tensor:
+        """Resample the further input channels of a sample, (channels, z, y, x) float32 in [0, 1].
+
+        They are where raw is: only intensities differ.
+        """
+        crop = self.blocks.crops[piece.sample.crop]
+        patches = []
+        cuts = zip(crop.channels, piece.channels, piece.channel_affines, strict=True)
+        for channel, block, affine in cuts:
+            resample: Callable[..., Tensor] = augment.resample_linear
+            if piece.sample.distortion is not None:
+                reading = distort.Reading(
+                    piece.sample.distortion, self.blocks.input.scale, channel.grid.scale
+                )
+                resample = functools.partial(distort.resample_linear, readings=[reading])
+            patch = augment.raw_patches(
+                [block.to(self.device, non_blocking=True)],
+                [affine],
+                self.blocks.input.shape,
+                channel.value_range,
+                resample=resample,
+            )
+            patches.append(patch[0, 0])
+        return torch.stack(patches)
 
     def _unit(self, block: Tensor, scaling: normalize.Scaling | None) -> float:
         """Return by how much values of a block differ that are 0 and 1 in the patch."""

@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from common.classes import Declared
+from common.config.input_channels import InputChannel
 from common.data import ngff, pseudo
 from common.data.annotation import INSTANCE_TYPE, encoding_of
 from common.data.crop_cache import CropCache, label_stamp, raw_stamp, stamp_of_labels
-from common.data.decode import Decoding, decode
+from common.data.decode import ChannelBlock, Decoding, decode
 from common.data.ids import ids_file
+from common.data.input_channels import open_channel
 from common.data.level import Grid, Level, MissingChunks
 from common.data.palette import UNKNOWN, contradicts
 from common.data.placement import check_crop, check_detail
@@ -79,6 +81,10 @@ class CropRequest:
     counter_classes: tuple[str, ...] = ()
     class_relations: Declared = field(default_factory=dict)
     """What is said of classes outside the table, see `common.classes.relate`."""
+    input_channels: tuple[InputChannel, ...] = ()
+    """Volumes that the network gets beside raw."""
+    folder: Path = Path()
+    """The experiment's, from which their relative paths start."""
 
     @property
     def rules(self) -> pseudo.Rules:
@@ -89,6 +95,24 @@ class CropRequest:
             self.exclusive_classes,
             self.class_relations,
         )
+
+
+@dataclass(frozen=True)
+class CropChannel:
+    """A further input channel of a decoded crop."""
+
+    file: Path
+    """Its voxels, in the cache."""
+    grid: Grid
+    """Where they are."""
+    value_range: tuple[float, ...]
+    """Values of uint8 voxels that are 0 and 1."""
+    about: dict[str, Any]
+    """Which volume it is of, see `ChannelVolume.record`."""
+
+    def voxels(self) -> np.ndarray:
+        """Return them, memory-mapped: (z, y, x) uint8, or float32 in [0, 1]."""
+        return _memory_map(str(self.file))
 
 
 @dataclass(frozen=True)
@@ -126,6 +150,8 @@ class Crop:
     """Classes of which `ids()` has the objects."""
     like_masks: tuple[str, ...] = ()
     """Those of them whose only id is 1."""
+    channels: tuple[CropChannel, ...] = ()
+    """What the network gets beside raw, in the order of its channels."""
 
     def raw(self) -> np.ndarray:
         """Return the raw, memory-mapped: (z, y, x) uint8, or float32 in [0, 1]."""
@@ -144,9 +170,10 @@ class Crop:
 
     @property
     def bytes(self) -> int:
-        """Size of raw, labels and ids in bytes."""
+        """Size of raw, labels, ids and further channels in bytes."""
         of_ids = sum(self.ids(name).nbytes for name in self.with_ids)
-        return self.raw().nbytes + self.labels().nbytes + of_ids
+        of_channels = sum(channel.voxels().nbytes for channel in self.channels)
+        return self.raw().nbytes + self.labels().nbytes + of_ids + of_channels
 
 
 @functools.lru_cache(maxsize=512)  # bounds the files that a process holds open
@@ -272,6 +299,7 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
         label_grid=averaged_grid(label, factor),
         missing_raw=_missing_raw(raw.level, lower, upper),
         with_ids=with_ids,
+        channels=_plan_channels(row, request, raw, (lower, upper)),
         key="",
     )
     return replace(job, key=_key_of(job, label))
@@ -305,7 +333,33 @@ def _key_of(job: Decoding, label: Level) -> str:
             identity.append(label_stamp(volume, pseudo.ARRAY))
     if job.with_ids:
         identity.append(["ids", *job.with_ids])
+    identity += [block.identity for block in job.channels]
     return key_of(identity)
+
+
+def _plan_channels(
+    row: Row,
+    request: CropRequest,
+    raw: Raw,
+    box: tuple[np.ndarray, np.ndarray],
+) -> tuple[ChannelBlock, ...]:
+    """What is kept of the further input channels of a crop. box: of its labels, nm."""
+    lower, upper = box
+    margin = request.margins_nm[row.usage]
+    around = lower - margin, upper + margin
+    # of all usages, so that it is predicted again once
+    most = max(float(of_usage.max()) for of_usage in request.margins_nm.values())
+    blocks = []
+    for channel in request.input_channels:
+        volume = open_channel(channel, request.folder, row.key, request.input_scale)
+        volume.check_covers(around, raw.grid, where=f"crop {row.name}", margin=most)
+        grid = volume.raw.grid
+        start, stop = raw_voxels(*around, grid)
+        kept = tuple((stop - start).tolist())
+        blocks.append(
+            ChannelBlock(volume, start, Grid(grid.origin + start * grid.scale, grid.scale, kept))
+        )
+    return tuple(blocks)
 
 
 def _refuse_masks(row: Row, names: Sequence[str]) -> None:
@@ -405,6 +459,15 @@ def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
         pseudo=inferred.pseudo,
         with_ids=job.with_ids,
         like_masks=like_masks,
+        channels=tuple(_channel_of(block, folder) for block in job.channels),
+    )
+
+
+def _channel_of(block: ChannelBlock, folder: Path) -> CropChannel:
+    """A decoded channel of a crop."""
+    volume = block.volume
+    return CropChannel(
+        folder / block.file, block.grid, volume.raw.value_range, about=volume.record()
     )
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from common.data import ngff, pseudo
 from common.data.annotation import LabelReader
 from common.data.box import boxes, slices
-from common.data.crop_cache import CropCache
+from common.data.crop_cache import CropCache, raw_stamp
 from common.data.ids import IdWriter, reduced
+from common.data.input_channels import ChannelVolume
 from common.data.level import Grid, Level, MissingChunks
 from common.data.palette import UNKNOWN, encode
 from common.data.raw import Raw, averaged_grid, mirror
@@ -46,6 +47,41 @@ class GivenUp(Exception):
 
 
 @dataclass(frozen=True)
+class ChannelBlock:
+    """The voxels of a further input channel around a crop."""
+
+    volume: ChannelVolume
+    start: np.ndarray
+    """(3,) first voxel of the block in the volume; may lie outside of it."""
+    grid: Grid
+    """The block to be written."""
+
+    @property
+    def file(self) -> str:
+        """Its name in the folder of the crop."""
+        return f"channel_{self.volume.name}.npy"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that will be written."""
+        return int(np.prod(self.grid.shape)) * self.volume.raw.dtype.itemsize
+
+    @property
+    def identity(self) -> list:
+        """Everything that its voxels depend on."""
+        raw = self.volume.raw
+        stop = self.start + self.grid.shape
+        return [
+            "channel",
+            self.volume.record(),
+            raw.factor.tolist(),
+            self.start.tolist(),
+            self.grid.shape,
+            raw_stamp(raw.level, self.start * raw.factor, stop * raw.factor),
+        ]
+
+
+@dataclass(frozen=True)
 class Decoding:
     """What decoding one crop will read and write."""
 
@@ -65,6 +101,8 @@ class Decoding:
     """Chunks of raw where the labels are, and how many of them are not there."""
     with_ids: tuple[str, ...]
     """Those of `names` whose objects are told apart."""
+    channels: tuple[ChannelBlock, ...]
+    """Further input channels to be written."""
     key: str
     """Folder name in the cache: a hash of everything that the result depends on."""
     given_up: threading.Event = field(default_factory=threading.Event, compare=False)
@@ -79,13 +117,16 @@ class Decoding:
     def bytes(self) -> int:
         """Bytes that will be written, if labels take one byte per voxel, and ids one per class."""
         raw = int(np.prod(self.raw_grid.shape)) * self.raw.dtype.itemsize
-        return raw + int(np.prod(self.label_grid.shape)) * (1 + len(self.with_ids))
+        of_channels = sum(block.bytes for block in self.channels)
+        return raw + int(np.prod(self.label_grid.shape)) * (1 + len(self.with_ids)) + of_channels
 
 
 def decode(job: Decoding, cache: CropCache) -> None:
     """Write raw.npy, labels.npy and palette.npz of a crop into the cache, whole or not at all."""
     with cache.writing(job.key) as folder:
         _decode_raw(job, folder)
+        for block in job.channels:
+            _decode_channel(job, block, folder / block.file)
         _decode_labels(job, folder)
 
 
@@ -131,6 +172,16 @@ def _copy_raw(job: Decoding, first: np.ndarray, last: np.ndarray, path: Path) ->
     job.raw.check_values(darkest, brightest, f"around {job.row.name}")
     block.flush()
     return block
+
+
+def _decode_channel(job: Decoding, block: ChannelBlock, path: Path) -> None:
+    """Write the block of a further input channel."""
+    voxels = _new_volume(path, block.volume.raw.dtype, block.grid.shape)
+    for start, stop in boxes(voxels.shape, (SLAB, *voxels.shape[1:])):
+        job.check_wanted()
+        around = block.volume.read_around(block.start + start, block.start + stop)
+        voxels[slices(start, stop)] = around
+    voxels.flush()
 
 
 def _new_volume(path: Path, dtype: np.dtype, shape: Sequence[int] | np.ndarray) -> np.memmap:

@@ -9,11 +9,13 @@ import fnmatch
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from common.classes import INSTANCES
 from common.config.augmentations import read_augmentations
+from common.config.input_channels import read_channels
 from common.config.settings import TrainConfig
 from common.data import (
     annotation,
@@ -224,7 +226,18 @@ def crop_request(config: TrainConfig) -> CropRequest:
         counter_classes=config.counter_classes,
         class_relations=config.class_relations,
         with_ids=with_ids(config),
+        input_channels=read_channels(config.input_channels),
+        folder=config.folder,
     )
+
+
+def input_channels(config: TrainConfig, data: Data) -> dict[str, dict[str, Any]]:
+    """Return, for each further input channel, of which volume it is in each crop."""
+    crops = (*data.train, *data.validation)
+    found = {}
+    for number, name in enumerate(config.input_channels):
+        found[name] = {crop.name: crop.channels[number].about for crop in crops}
+    return found
 
 
 def with_ids(config: TrainConfig) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ Neither names nor order may change: predictions that are finished would be made 
 """
 
 
-DETERMINING_IF_KNOWN = ("raw_scaling", "planes", "raw_sections")
+DETERMINING_IF_KNOWN = ("raw_scaling", "planes", "raw_sections", "input_channels")
 """Fields that determine voxels and that came later: they go into the key unless they are None."""
 
 
@@ -73,6 +73,8 @@ class PredictionRecord:
     """How raw was normalised, see `common.data.normalize.Scaling`; None if it was not."""
     raw_sections: int | None = None
     """Sections on each side with which those of raw were averaged; None if they were not."""
+    input_channels: dict[str, Any] | None = None
+    """What the network got beside raw, by the name of the channel; None if it got raw alone."""
     voxel_size: list[float] | None = None
     """nm, z, y, x."""
     translation: list[float] | None = None

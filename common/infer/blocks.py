@@ -24,6 +24,8 @@ import torch
 from torch.nn import functional
 
 from common.data import augment, normalize, regrid
+from common.data.input_channels import ChannelVolume
+from common.data.level import Grid
 from common.data.ngff import slices
 from common.infer.plan import BlockPlan
 from common.infer.window import Forward, Window
@@ -43,7 +45,7 @@ class Member:
     plan: BlockPlan
     """Those of an ensemble have the same blocks, each in windows of its own."""
     forward: Forward
-    """Raw (1, 1, z, y, x) in [0, 1] to logits."""
+    """Raw (1, channels, z, y, x) in [0, 1] to logits."""
     look: Callable[[torch.Tensor], None] = nothing
     """Called with its logits (classes, z, y, x) of each block."""
     further: Sequence[tuple[BlockPlan, Forward]] = ()
@@ -56,6 +58,17 @@ class Member:
 
 
 @dataclass(frozen=True)
+class ChannelValues:
+    """What a block needs of a further channel."""
+
+    volume: ChannelVolume
+    values: torch.Tensor
+    """(z, y, x) uint8, or float32 in [0, 1]."""
+    start: np.ndarray
+    """(3,) its first voxel, of the channel's grid."""
+
+
+@dataclass(frozen=True)
 class RawBlock:
     """The raw that a block needs."""
 
@@ -64,6 +77,8 @@ class RawBlock:
     """(z, y, x) uint8, or float32 in [0, 1]; on the host."""
     start: np.ndarray
     """(3,) its first voxel, of the raw's grid."""
+    channels: tuple[ChannelValues, ...] = ()
+    """What the network gets beside it."""
 
     @property
     def blank(self) -> bool:
@@ -87,37 +102,36 @@ def read_block(plan: BlockPlan, number: int, pinned: bool = False) -> RawBlock:
 
     pinned: in page-locked memory, from which a CUDA device copies while it computes.
     """
-    return _read(plan, number, _raw_box(plan, number), pinned)
+    return _read(plan, number, plan.input_box(number, plan.raw.grid), pinned)
 
 
 def read_for_each(plans: Sequence[BlockPlan], number: int, pinned: bool = False) -> list[RawBlock]:
     """The raw of a block for each of several networks; what they all take alike is read once."""
-    boxes = [_raw_box(plan, number) for plan in plans]
-    if not all(plan.raw.reads_like(plans[0].raw) for plan in plans):
+    boxes = [plan.input_box(number, plan.raw.grid) for plan in plans]
+    are_alike = all(plan.raw.reads_like(plans[0].raw) for plan in plans)
+    if not are_alike or any(plan.channels for plan in plans):
         return [_read(plan, number, box, pinned) for plan, box in zip(plans, boxes, strict=True)]
     start = np.min([first for first, _ in boxes], axis=0)
     stop = np.max([last for _, last in boxes], axis=0)
     return [_read(plans[0], number, (start, stop), pinned)] * len(plans)
 
 
-def _raw_box(plan: BlockPlan, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first voxel of the raw that a block needs, and its last + 1."""
-    starts = plan.window_starts(number)
-    low, _ = plan.raw_ends(np.array([along[0] for along in starts]))
-    _, high = plan.raw_ends(np.array([along[-1] for along in starts]))
-    # 0.01 voxels: where rounding puts a window just off a voxel, that one is read too
-    start = np.floor(low - 0.01).astype(int)
-    stop = np.ceil(high + 0.01).astype(int) + 1
-    return start, stop
-
-
 def _read(
     plan: BlockPlan, number: int, box: tuple[np.ndarray, np.ndarray], pinned: bool
 ) -> RawBlock:
     start, stop = box
-    values = np.ascontiguousarray(plan.raw.read_mirrored(start, stop))
-    raw = torch.from_numpy(values)
-    return RawBlock(number, raw.pin_memory() if pinned else raw, start)
+    raw = _on_host(plan.raw.read_mirrored(start, stop), pinned)
+    channels = []
+    for volume in plan.channels:
+        first, last = plan.input_box(number, volume.raw.grid)
+        values = _on_host(volume.read_around(first, last), pinned)
+        channels.append(ChannelValues(volume, values, first))
+    return RawBlock(number, raw, start, tuple(channels))
+
+
+def _on_host(block: np.ndarray, pinned: bool) -> torch.Tensor:
+    values = torch.from_numpy(np.ascontiguousarray(block))
+    return values.pin_memory() if pinned else values
 
 
 @torch.inference_mode()
@@ -125,7 +139,12 @@ def compute_block(
     plan: BlockPlan, raw: RawBlock, forward: Forward, device: torch.device
 ) -> torch.Tensor:
     """Logits (classes, z, y, x) of a block on the voxels that are written, on the device."""
-    on_device = RawBlock(raw.number, raw.values.to(device, non_blocking=True), raw.start)
+    channels = [
+        replace(channel, values=channel.values.to(device, non_blocking=True))
+        for channel in raw.channels
+    ]
+    values = raw.values.to(device, non_blocking=True)
+    on_device = replace(raw, values=values, channels=tuple(channels))
     logits = _network_logits(plan, on_device, forward)
     if plan.resampled:
         return _resampled(plan, raw.number, logits)
@@ -316,14 +335,26 @@ def _window_logits(
     plan: BlockPlan, raw: RawBlock, corner: tuple[int, ...], forward: Forward
 ) -> torch.Tensor:
     """Logits (classes, z, y, x) of the window that gives voxels from `corner` on."""
-    window = plan.window
-    first, _ = plan.raw_ends(np.array(corner))
-    linear = np.diag(np.array(window.input.scale) / plan.raw.grid.scale)
-    affine = np.concatenate([linear, (first - raw.start)[:, None]], axis=1)
-    patch = augment.raw_patches([raw.values], [affine], window.input.shape, plan.raw.raw_range)
+    shape = plan.window.input.shape
+    affine = _affine(plan, corner, plan.raw.grid, raw.start)
+    patch = augment.raw_patches([raw.values], [affine], shape, plan.raw.raw_range)
     patch = normalize.to_unit_range(patch, [plan.scaling])
     patch = normalize.standardize(patch, [plan.scaling])
+    beside = []
+    for channel in raw.channels:
+        its = channel.volume.raw
+        affine = _affine(plan, corner, its.grid, channel.start)
+        beside.append(augment.raw_patches([channel.values], [affine], shape, its.value_range))
+    if beside:
+        patch = torch.cat([patch, *beside], dim=1)
     return forward(patch)[0]
+
+
+def _affine(plan: BlockPlan, corner: tuple[int, ...], grid: Grid, start: np.ndarray) -> np.ndarray:
+    """From voxels of a window to those of what was read of a grid, from its voxel `start` on."""
+    first, _ = plan.raw_ends(np.array(corner), grid)
+    linear = np.diag(np.array(plan.window.input.scale) / grid.scale)
+    return np.concatenate([linear, (first - start)[:, None]], axis=1)
 
 
 def _mean_of_windows(

@@ -16,8 +16,10 @@ from torch import nn
 
 from common import runtime
 from common.config.heads import exclusive_channels
+from common.config.input_channels import read_channels
 from common.config.settings import TrainConfig
 from common.data import normalize
+from common.data.input_channels import ChannelVolume, open_channels
 from common.data.normalize import Scaling, Scalings
 from common.data.raw import Raw, open_raw
 from common.data.records import PredictionRecord
@@ -30,7 +32,7 @@ from common.model import activation, build, published, seen_range
 from common.model.forward import ForwardPass, is_2d
 from common.model.shapes import Shapes
 from common.provenance import provenance
-from common.talk import nm, note, some
+from common.talk import nm, note, note_once, some
 from common.train import checkpoint, weights_file
 
 # a network gives something for any raw; only its training says what it must be given
@@ -65,6 +67,8 @@ class Network:
     """Settings of its experiment."""
     raw_scalings: Scalings = field(default_factory=dict)
     """How the volumes were normalised that it was trained on, by their names."""
+    networks_of_channels: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """For each further input channel, SHA-256 of what predicted it for training, where known."""
     trained_on: frozenset[str] | None = None
     """Crops, dataset/crop, that it was trained on; None where nothing tells."""
     members: tuple[Network, ...] = ()
@@ -97,6 +101,19 @@ class Network:
         """The raw of a box as this network gets it."""
         config = self.config
         return open_raw(region.raw, self.window.input.scale, config.raw_range, config.raw_sections)
+
+    def channels_of(self, region: Region) -> tuple[ChannelVolume, ...]:
+        """What this network gets beside the raw of a box."""
+        box = (region.dataset, region.name)
+        volumes = open_channels(self.config, box, self.window.input.scale)
+        for volume in volumes:
+            known = self.networks_of_channels.get(volume.name, frozenset())
+            if known and volume.record().get("network") not in known:
+                note_once(
+                    f"{volume.raw.level.group}: channel '{volume.name}' is by another network than "
+                    "in training; what was learnt of its values may not hold"
+                )
+        return tuple(volumes)
 
     def scaling_of(self, region: Region, raw: Raw) -> Scaling | None:
         """How the raw of a box is normalised: as in training, for a volume that it knew."""
@@ -141,7 +158,17 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
     )
     record = _record(config, path, saved if is_whole else {}, forward.precision.name)
     scalings = checkpoint.scalings_in(saved) if is_whole else {}
-    return network_of(config, model.eval(), forward, record=record, scalings=scalings)
+    network = network_of(config, model.eval(), forward, record=record, scalings=scalings)
+    return replace(network, networks_of_channels=_networks_of_channels(saved if is_whole else {}))
+
+
+def _networks_of_channels(saved: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """As of a Network, of what a checkpoint holds."""
+    networks = {}
+    for name, crops in saved.get("input_channels", {}).items():
+        hashes = [about.get("network") for about in crops.values()]
+        networks[name] = frozenset(digest for digest in hashes if digest)
+    return networks
 
 
 def network_of(
@@ -165,10 +192,10 @@ def network_of(
     given = Patch(**config.target_array_info)
     if is_2d(model) and 1 in taken.shape:
         forward = replace(forward, flat=taken.shape.index(1))
-    unusual = activation.notice(model, forward.outputs, taken.shape)
+    unusual = activation.notice(model, forward.outputs, taken.shape, config.in_channels)
     if unusual:
         note(f"{config.folder}: {unusual}")
-    window, shapes = over(model, forward, taken, given)
+    window, shapes = over(model, forward, taken, given, in_channels=config.in_channels)
     return Network(
         partial(forward, model),
         window,
@@ -183,7 +210,7 @@ def network_of(
 
 
 def over(
-    model: nn.Module, forward: ForwardPass, taken: Patch, given: Patch
+    model: nn.Module, forward: ForwardPass, taken: Patch, given: Patch, *, in_channels: int = 1
 ) -> tuple[Window, Shapes]:
     """The window of a model in eval mode, and its shapes.
 
@@ -192,14 +219,15 @@ def over(
         forward: how raw goes through it.
         taken: the raw patch.
         given: what comes out for it.
+        in_channels: raw, and what is beside it.
     """
     device = next(model.parameters()).device
     # float32: whether windows agree is told from differences of 1e-3, the grain of half precision
     exact = replace(forward, precision=runtime.pick_precision("fp32", device))
-    shapes = Shapes(model, exact)
+    shapes = Shapes(model, exact, in_channels=in_channels)
     window = replace(find_window(shapes, taken, given), flat=forward.flat)
     with torch.inference_mode():
-        return with_agreement(window, partial(exact, model), device), shapes
+        return with_agreement(window, partial(exact, model), device, in_channels), shapes
 
 
 def as_trained(
@@ -272,6 +300,8 @@ def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig
     trained = TrainConfig.recorded_defaults() | trained
     now = config.record()
     changed = [name for name in LIKE_IN_TRAINING if trained[name] != now[name]]
+    if _channel_values(trained["input_channels"]) != _channel_values(now["input_channels"]):
+        changed.append("input_channels")
     for name in ARRAYS:
         # shapes may differ: windows grow
         if ast.literal_eval(trained[name])["scale"] != getattr(config, name)["scale"]:
@@ -279,6 +309,12 @@ def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig
     if changed:
         texts = [f"{name} was {trained[name]} and is {now[name]}" for name in changed]
         raise UserError(f"{path}: trained with other settings ({'; '.join(texts)}); set them back")
+
+
+def _channel_values(recorded: str) -> list[tuple[str, tuple[float, ...]]]:
+    """Names and values of the channels of a setting on record; where they lie may differ."""
+    channels = read_channels(ast.literal_eval(recorded))
+    return [(channel.name, channel.range) for channel in channels]
 
 
 def _given(config: TrainConfig) -> str:

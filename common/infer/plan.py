@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.data import sampling
+from common.data.input_channels import ChannelVolume
 from common.data.ngff import Grid
 from common.data.normalize import Scaling
 from common.data.raw import Raw
@@ -46,6 +47,8 @@ class BlockPlan:
     """Edge in voxels that blocks have at most, or nearly so. It determines the plan of a box."""
     scaling: Scaling | None = None
     """How raw is normalised; None leaves it as raw_range gives it."""
+    channels: tuple[ChannelVolume, ...] = ()
+    """What the network gets beside raw."""
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -90,12 +93,17 @@ class BlockPlan:
         axes = zip(first.tolist(), last.tolist(), stride.tolist(), strict=True)
         return [range(start, stop, step) for start, stop, step in axes]
 
-    def raw_ends(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def raw_ends(
+        self, start: np.ndarray, grid: Grid | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Where the first and last input voxel of a window lie, in fractional voxels of the raw.
 
-        start: the first voxel that the window gives, in voxels of the network. Where the network's
-        input has the raw's voxel size, the window is on whole voxels of the raw, chosen as in
-        training.
+        Where the network's input has the raw's voxel size, the window is on whole voxels of the
+        raw, chosen as in training.
+
+        Args:
+            start: the first voxel that the window gives, in voxels of the network.
+            grid: of a further channel, to count in its voxels.
         """
         taken = self.window.input
         given = self.window.output
@@ -103,9 +111,37 @@ class BlockPlan:
         base = sampling.on_voxels(corner + given.extent / 2, np.eye(3), taken, self.raw.grid)
         centre = base + start * given.scale
         half = (np.array(taken.shape) - 1) / 2 * taken.scale
-        first = (centre - half - self.raw.grid.origin) / self.raw.grid.scale
-        last = (centre + half - self.raw.grid.origin) / self.raw.grid.scale
+        grid = grid or self.raw.grid
+        first = (centre - half - grid.origin) / grid.scale
+        last = (centre + half - grid.origin) / grid.scale
         return first, last
+
+    def input_box(self, number: int, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+        """The first voxel of a grid, of raw or of a channel, that a block needs, and its last + 1.
+
+        They may lie outside.
+        """
+        starts = self.window_starts(number)
+        low, _ = self.raw_ends(np.array([along[0] for along in starts]), grid)
+        _, high = self.raw_ends(np.array([along[-1] for along in starts]), grid)
+        # 0.01 voxels: where rounding puts a window just off a voxel, that one is read too
+        start = np.floor(low - 0.01).astype(int)
+        stop = np.ceil(high + 0.01).astype(int) + 1
+        return start, stop
+
+    def check_channels(self, where: str) -> None:
+        """Raise UserError where a further channel ends within what is read of it."""
+        if not self.channels:
+            return
+        raw = self.raw.grid
+        start, _ = self.input_box(0, raw)
+        _, stop = self.input_box(self.blocks[-1], raw)
+        # by a voxel less on each side, which rounding adds
+        around = raw.origin + (start + 0.5) * raw.scale, raw.origin + (stop - 1.5) * raw.scale
+        lower, upper = self.grid.box()
+        margin = float(np.maximum(lower - around[0], around[1] - upper).max())
+        for channel in self.channels:
+            channel.check_covers(around, raw, where=where, margin=margin)
 
 
 def plan_blocks(

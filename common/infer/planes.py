@@ -62,7 +62,9 @@ def own_axis(network: Network) -> int | None:
 
 
 def _over(network: Network, forward: Any, taken: Patch, given: Patch) -> dict[str, Any]:
-    window, shapes = over(network.model, forward, taken, given)
+    window, shapes = over(
+        network.model, forward, taken, given, in_channels=network.config.in_channels
+    )
     return {
         "forward": partial(forward, network.model),
         "forward_pass": forward,

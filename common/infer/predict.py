@@ -36,6 +36,7 @@ from common.infer.work import (
     make_plan,
     never,
     plan_of_edge,
+    with_own,
 )
 from common.infer.writer import writing
 from common.talk import count, nm, note, say, voxels
@@ -164,7 +165,7 @@ def _need(run: Run, region: Region, classes: Sequence[str]) -> Need:
     raw = run.network.raw_of(region)
     # how large blocks may be changes nothing in what is written
     plan = plan_of_edge(run.network, raw, region, output, edge=SMALLEST_BLOCK)
-    plan = replace(plan, scaling=run.network.scaling_of(region, raw))
+    plan = with_own(plan, run.network, region)
     wanted = describe(run.network, region, plan, output)
     try:
         left = ledger.unfinished(folder, classes, wanted, run.overwrite).classes

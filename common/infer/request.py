@@ -5,6 +5,7 @@ What cannot be done is refused here, before a network is loaded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ import numpy as np
 from common.config.derived import Affinities, channel_classes, with_derived
 from common.config.settings import TrainConfig
 from common.data import normalize, regions
+from common.data.input_channels import open_channels
 from common.data.raw import Raw, open_raw
 from common.data.regions import Region
 from common.errors import UserError
@@ -87,6 +89,7 @@ def _problem_of_raw(region: Region, config: TrainConfig) -> str:
         raw = open_raw(
             region.raw, config.input_array_info["scale"], config.raw_range, config.raw_sections
         )
+        open_channels(config, (region.dataset, region.name), config.input_array_info["scale"])
     except (UserError, FileNotFoundError) as error:
         return str(error)
     lower, upper = raw.level.box()
@@ -148,13 +151,21 @@ def check_output(output: Output, config: TrainConfig) -> Output:
     if output.orientations == 16 and not _is_square_in_plane(config):
         problems.append("16 orientations exchange y and x, whose voxel sizes differ here; write 8")
     problems += _problem_of_pairs(output, config)
-    if output.scale and (len(output.scale) != 3 or min(output.scale) <= 0):
-        problems.append(f"scale {output.scale}; write three voxel sizes in nm, z, y, x")
-    if output.block < 0:
-        problems.append(f"block {output.block}; write a number of voxels, such as 128")
+    problems += _problems_of_lengths(output)
     if problems:
         raise UserError("\n".join(problems))
     return output
+
+
+def _problems_of_lengths(output: Output) -> list[str]:
+    problems = []
+    if output.scale and (len(output.scale) != 3 or min(output.scale) <= 0):
+        problems.append(f"scale {output.scale}; write three voxel sizes in nm, z, y, x")
+    if not 0 <= output.margin < math.inf:
+        problems.append(f"margin {output.margin:g}; write a length in nm, such as 500")
+    if output.block < 0:
+        problems.append(f"block {output.block}; write a number of voxels, such as 128")
+    return problems
 
 
 def _problem_of_pairs(output: Output, config: TrainConfig) -> list[str]:

@@ -121,7 +121,9 @@ def _grown(shape: tuple[int, int, int], axis: int, voxels: int) -> tuple[int, in
     return z, y, x
 
 
-def with_agreement(window: Window, forward: Forward, device: torch.device) -> Window:
+def with_agreement(
+    window: Window, forward: Forward, device: torch.device, in_channels: int = 1
+) -> Window:
     """The window with `agree` as measured.
 
     Two windows on noise, half a window apart, are compared where they overlap. A network of a fixed
@@ -139,7 +141,7 @@ def with_agreement(window: Window, forward: Forward, device: torch.device) -> Wi
     shift_in = times * step_in
     shift_out = times * step_out
     nothing = np.zeros(3, int)
-    noise = _noise(n_in + shift_in, device)
+    noise = _noise((in_channels, *(n_in + shift_in).tolist()), device)
     first = forward(noise[:, :, *slices(nothing, n_in)]).float()[0]
     second = forward(noise[:, :, *slices(shift_in, n_in + shift_in)]).float()[0]
     shared = first[:, *slices(shift_out, n_out)]
@@ -147,14 +149,14 @@ def with_agreement(window: Window, forward: Forward, device: torch.device) -> Wi
     return replace(window, agree=_is_close(shared, again))
 
 
-def _noise(shape: np.ndarray, device: torch.device) -> torch.Tensor:
-    """(1, 1, *shape) noise that grows brighter along each axis.
+def _noise(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """(1, *shape) noise that grows brighter along each axis. shape: channels, z, y, x.
 
     Of noise that is the same everywhere two windows have nearly one mean, and normalisation over a
     window would not show.
     """
     generator = torch.Generator(device).manual_seed(0)
-    noise = torch.rand(1, 1, *shape.tolist(), device=device, generator=generator)
+    noise = torch.rand(1, *shape, device=device, generator=generator)
     for axis in (2, 3, 4):
         ramp = torch.linspace(0.2, 1, noise.shape[axis], device=device)
         noise *= ramp.view(-1, *[1] * (4 - axis))

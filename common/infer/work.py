@@ -75,6 +75,8 @@ class Output:
     """Planes that a 2-D network predicts, whose logits are averaged, see `common.infer.planes`."""
     block: int = 0
     """Largest edge of a block in voxels; chosen for the device unless given."""
+    margin: float = 0.0
+    """Nm around a box that are predicted, too, as far as its raw goes."""
 
 
 def make_plan(
@@ -110,7 +112,18 @@ def make_plan(
     if output.orientations == 16:
         for each, its_plan in _passes(network, region, plan):
             _refuse_exchange(each, region, its_plan.window.input.shape)
-    return replace(plan, scaling=network.scaling_of(region, raw))
+    return with_own(plan, network, region)
+
+
+def with_own(plan: BlockPlan, network: Network, region: Region) -> BlockPlan:
+    """The plan with what one network needs of a box: how raw is normalised, further channels.
+
+    Raises UserError or FileNotFoundError for channels that are not there, or end too early.
+    """
+    scaling = network.scaling_of(region, plan.raw)
+    plan = replace(plan, scaling=scaling, channels=network.channels_of(region))
+    plan.check_channels(str(region))
+    return plan
 
 
 def plans_of(network: Network, region: Region, plan: BlockPlan) -> list[BlockPlan]:
@@ -127,7 +140,7 @@ def plans_of(network: Network, region: Region, plan: BlockPlan) -> list[BlockPla
     for each in every:
         raw = each.raw_of(region)
         its_plan = in_same_blocks(plan, raw, each.window)
-        plans.append(replace(its_plan, scaling=each.scaling_of(region, raw)))
+        plans.append(with_own(its_plan, each, region))
     return plans
 
 
@@ -142,8 +155,16 @@ def plan_of_edge(
     network: Network, raw: Raw, region: Region, output: Output, *, edge: int
 ) -> BlockPlan:
     """The blocks of a box, of at most so many voxels along an edge."""
-    return plan_blocks(
-        raw, network.window, region.lower, region.upper, scale=output.scale, largest=edge
+    lower, upper = _with_margin(region, raw, output.margin)
+    return plan_blocks(raw, network.window, lower, upper, scale=output.scale, largest=edge)
+
+
+def _with_margin(region: Region, raw: Raw, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of a box with so many nm around it, as far as its raw goes."""
+    lower, upper = raw.grid.box()
+    return (
+        np.minimum(region.lower, np.maximum(region.lower - margin, lower)),
+        np.maximum(region.upper, np.minimum(region.upper + margin, upper)),
     )
 
 
@@ -181,6 +202,7 @@ def gigabytes(network: Network, region: Region, plan: BlockPlan, classes: int) -
 
 def describe(network: Network, region: Region, plan: BlockPlan, output: Output) -> PredictionRecord:
     """What a prediction will say of how it was made."""
+    plans = plans_of(network, region, plan)
     record = replace(
         network.record,
         content=output.content,
@@ -190,7 +212,8 @@ def describe(network: Network, region: Region, plan: BlockPlan, output: Output) 
         raw=str(plan.raw.level.path),
         raw_range=list(plan.raw.raw_range),
         raw_sections=plan.raw.sections or None,
-        raw_scaling=_scaling_record(plans_of(network, region, plan)),
+        raw_scaling=_scaling_record(plans),
+        input_channels=_channel_record(plans),
         voxel_size=plan.grid.scale.tolist(),
         translation=plan.grid.origin.tolist(),
         shape=list(plan.grid.shape),
@@ -201,6 +224,14 @@ def describe(network: Network, region: Region, plan: BlockPlan, output: Output) 
 def _scaling_record(plans: Sequence[BlockPlan]) -> dict[str, Any] | None:
     """How raw is normalised for each network, as a prediction has it on record."""
     records = [plan.scaling.record() if plan.scaling else None for plan in plans]
+    if not any(records):
+        return None
+    return records[0] if len(records) == 1 else {"members": records}
+
+
+def _channel_record(plans: Sequence[BlockPlan]) -> dict[str, Any] | None:
+    """What each network got beside raw, as a prediction has it on record; None without any."""
+    records = [{each.name: each.record() for each in plan.channels} for plan in plans]
     if not any(records):
         return None
     return records[0] if len(records) == 1 else {"members": records}

@@ -38,7 +38,7 @@ WITHOUT_EFFECT = (
 """Operations that move values and do not change them."""
 
 
-def notice(model: nn.Module, outputs: Outputs, shape: Shape) -> str:
+def notice(model: nn.Module, outputs: Outputs, shape: Shape, in_channels: int = 1) -> str:
     """Return a sentence about a network that ends in an activation; "" if none is found.
 
     In eval mode, too: many networks give logits to the loss alone. Nothing is computed: the
@@ -48,11 +48,12 @@ def notice(model: nn.Module, outputs: Outputs, shape: Shape) -> str:
         model: the network, left as it is.
         outputs: as of a ForwardPass.
         shape: of raw, (z, y, x) voxels.
+        in_channels: that the network takes.
     """
     was_training = model.training
     try:
-        while_training = _activation(model.train(), outputs, shape)
-        otherwise = _activation(model.eval(), outputs, shape)
+        while_training = _activation(model.train(), outputs, (in_channels, *shape))
+        otherwise = _activation(model.eval(), outputs, (in_channels, *shape))
     finally:
         model.train(was_training)
     found = while_training or otherwise
@@ -67,8 +68,8 @@ def notice(model: nn.Module, outputs: Outputs, shape: Shape) -> str:
 
 
 def _activation(model: nn.Module, outputs: Outputs, shape: Shape) -> str:
-    """Return the activation that the first output of a network ends in, or ""."""
-    raw = torch.empty(1, 1, *shape, device="meta", requires_grad=True)
+    """Return the activation that the first output ends in, or "". shape: (channels, z, y, x)."""
+    raw = torch.empty(1, *shape, device="meta", requires_grad=True)
     try:
         with torch.enable_grad():
             logits = outputs(OnMeta(model), raw)[0]

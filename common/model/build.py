@@ -20,6 +20,9 @@ from common.model.shapes import LARGEST_STEP, OnMeta, Shape, Shapes, grown
 SPEAKS_OF_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|[345]D|larger|smaller)\b", re.I)
 """How torch's errors about a tensor's shape differ from others of the same type."""
 
+OF_CHANNELS = re.compile(r"\bchannels?\b")
+"""What torch's convolutions say where a tensor has more or fewer than their weights."""
+
 
 def new_model(config: TrainConfig) -> nn.Module:
     """The network as the user's build_model gives it, with pretrained weights kept in cache_path.
@@ -27,7 +30,10 @@ def new_model(config: TrainConfig) -> nn.Module:
     An error of the user's own code comes through as it is.
     """
     use_cache(config.path("cache_path"))
-    model = config.build_model(config.channels, **config.model_kwargs)
+    keywords = dict(config.model_kwargs)
+    if config.input_channels:
+        keywords["in_channels"] = config.in_channels
+    model = config.build_model(config.channels, **keywords)
     if isinstance(model, type):
         raise UserError(
             f"{config.folder}: build_model gives the class {model.__name__} itself; "
@@ -50,7 +56,7 @@ def new_model(config: TrainConfig) -> nn.Module:
 
 def _give_shapes(config: TrainConfig, model: nn.Module) -> None:
     """Run a network of lazy modules once, by which their weights get shapes and values."""
-    raw = torch.zeros(1, 1, *config.input_array_info["shape"])
+    raw = torch.zeros(1, config.in_channels, *config.input_array_info["shape"])
     forward = ForwardPass(runtime.Precision("fp32", "cpu"), channels_last=False)
     with torch.no_grad(), _in_sentences(config, model, forward):
         forward.outputs(model, raw)
@@ -112,9 +118,10 @@ def _output_shapes(config: TrainConfig, model: nn.Module, device: torch.device) 
     try:
         with torch.inference_mode():
             # two, since batch normalisation refuses one patch that it has pooled to one voxel
-            outputs = forward.outputs(OnMeta(model), torch.empty(2, 1, *raw_shape, device="meta"))
+            two = torch.empty(2, config.in_channels, *raw_shape, device="meta")
+            outputs = forward.outputs(OnMeta(model), two)
     except Exception:  # it refuses this size, or cannot be run without values: a real pass tells
-        raw = torch.zeros(1, 1, *raw_shape, device=device)
+        raw = torch.zeros(1, config.in_channels, *raw_shape, device=device)
         with torch.no_grad(), _in_sentences(config, model, forward):
             outputs = forward.outputs(model, raw)
     return [(1, *output.shape[1:]) for output in outputs]
@@ -135,13 +142,19 @@ def _in_sentences(config: TrainConfig, model: nn.Module, forward: ForwardPass) -
         # MONAI and batch normalisation say "input"; NumPy's ValueErrors are of other arrays
         if not is_of_shapes or (isinstance(error, ValueError) and "input" not in reason):
             raise
+        if config.in_channels > 1 and OF_CHANNELS.search(reason):
+            raise UserError(
+                f"{config.folder}: the model does not take {config.in_channels} channels, raw and "
+                f"{', '.join(config.input_channels)} of input_channels ({reason}); build_model "
+                "gets in_channels, for its first layer"
+            ) from error
         raise UserError(
             f"{config.folder}: the model does not take raw of {raw_shape} voxels ({reason}); "
-            f"{_advice(model, forward, raw_shape)}"
+            f"{_advice(model, forward, raw_shape, config.in_channels)}"
         ) from error
 
 
-def _advice(model: nn.Module, forward: ForwardPass, raw_shape: Shape) -> str:
+def _advice(model: nn.Module, forward: ForwardPass, raw_shape: Shape, in_channels: int) -> str:
     """What to write for a raw shape that a network does not take."""
     flat = min(raw_shape) == 1
     if is_2d(model) and not flat:
@@ -151,7 +164,8 @@ def _advice(model: nn.Module, forward: ForwardPass, raw_shape: Shape) -> str:
         )
     advice = "change input_array_info"
     if not _is_lazy(model):
-        advice = _sizes_it_takes(Shapes(model, forward), raw_shape)
+        shapes = Shapes(model, forward, in_channels=in_channels)
+        advice = _sizes_it_takes(shapes, raw_shape)
     has_3d = any(isinstance(module, nn.Conv3d) for module in model.modules())
     if has_3d and flat and advice == "change input_array_info":
         return "its convolutions are 3-D: write a patch of more voxels along each axis"

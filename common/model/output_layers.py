@@ -25,7 +25,9 @@ THROUGH = (
 """Operations after a layer that leave what is the same everywhere as it is, or add it up."""
 
 
-def output_layers(model: nn.Module, outputs: Outputs, shape: Sequence[int]) -> list[set[str]]:
+def output_layers(
+    model: nn.Module, outputs: Outputs, shape: Sequence[int], in_channels: int = 1
+) -> list[set[str]]:
     """For each output of a network the names of the parameters of the layers that it is a sum of.
 
     Nothing is computed: the network runs on the meta device. An empty set for an output that comes
@@ -36,7 +38,7 @@ def output_layers(model: nn.Module, outputs: Outputs, shape: Sequence[int]) -> l
     on_meta = OnMeta(model)
     names = {id(tensor): name for name, tensor in on_meta.empty.items()}
     try:
-        given = outputs(on_meta, torch.empty(1, 1, *shape, device="meta"))
+        given = outputs(on_meta, torch.empty(1, in_channels, *shape, device="meta"))
     except Exception:  # a network that needs values raises whatever it likes
         return []
     return [_parameters(output.grad_fn, names) for output in given]

@@ -129,6 +129,7 @@ def build_resenc(
     width: int = WIDTH,
     norm: str = "group",
     deep_supervision: bool = False,
+    in_channels: int = 1,
 ) -> ResEnc:
     """Return an untrained network with one output channel for each class; see `plan_resenc`.
 
@@ -141,21 +142,30 @@ def build_resenc(
         norm: "group" (8 groups), "instance" or "batch".
         deep_supervision: give a list of logits while training, the finest first, each on half as
             many voxels along an axis; in eval mode there is the finest alone.
+        in_channels: of the input, raw and what is beside it.
     """
     if norm not in NORMS:
         raise UserError(f"norm = {norm!r}: no such layer; write one of {', '.join(NORMS)}")
     plan = plan_resenc(scale, patch, stem_stride=stem_stride, width=width)
-    return ResEnc(plan, len(classes), norm=norm, deep_supervision=deep_supervision)
+    return ResEnc(
+        plan,
+        len(classes),
+        norm=norm,
+        deep_supervision=deep_supervision,
+        in_channels=in_channels,
+    )
 
 
 class ResEnc(nn.Module):
-    """A residual-encoder U-Net: (B, 1, z, y, x) to logits (B, classes, z, y, x).
+    """A residual-encoder U-Net: (B, in_channels, z, y, x) to logits (B, classes, z, y, x).
 
     With deep supervision it gives a list of them in training mode. It takes voxels that are a
     multiple of `plan.step`.
     """
 
-    def __init__(self, plan: Plan, classes: int, *, norm: str, deep_supervision: bool):
+    def __init__(
+        self, plan: Plan, classes: int, *, norm: str, deep_supervision: bool, in_channels: int = 1
+    ):
         super().__init__()
         from monai.networks.nets import SegResNetDS  # takes seconds
 
@@ -163,7 +173,7 @@ class ResEnc(nn.Module):
         has_stem = plan.stem != (1, 1, 1)
         layers = SegResNetDS(
             init_filters=plan.width,
-            in_channels=plan.width // 2 if has_stem else 1,
+            in_channels=plan.width // 2 if has_stem else in_channels,
             out_channels=classes,
             norm=_norm(norm, plan.width),
             blocks_down=BLOCKS[: plan.levels],
@@ -173,7 +183,7 @@ class ResEnc(nn.Module):
         if has_stem:
             # the last level's own output would be on its large voxels
             cast(nn.ModuleDict, layers.up_layers[-1])["head"] = nn.Identity()
-        self.ends = Ends(plan, classes, norm) if has_stem else None
+        self.ends = Ends(plan, classes, norm, in_channels) if has_stem else None
         self.layers: nn.Module = layers
 
     def forward(self, raw: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
@@ -195,7 +205,7 @@ class Ends(nn.Module):
     two voxels is seen at once by them, and late by what passed through voxels twice as large.
     """
 
-    def __init__(self, plan: Plan, classes: int, norm: str):
+    def __init__(self, plan: Plan, classes: int, norm: str, in_channels: int):
         super().__init__()
         from monai.networks.layers.utils import get_norm_layer
 
@@ -203,7 +213,7 @@ class Ends(nn.Module):
         kernel = _axes([3 if stride > 1 else 1 for stride in plan.stem])
         padding = _axes([size // 2 for size in kernel])
         self.look = nn.Sequential(
-            nn.Conv3d(1, FINE_FEATURES, kernel, padding=padding, bias=False),
+            nn.Conv3d(in_channels, FINE_FEATURES, kernel, padding=padding, bias=False),
             get_norm_layer(_norm(norm, FINE_FEATURES), 3, FINE_FEATURES),
             nn.ReLU(inplace=True),
         )

@@ -32,6 +32,11 @@ class Sections(nn.Module):
 
     def forward(self, raw: Tensor) -> Tensor:
         """Return the logits of the sections that have enough neighbours on both sides."""
+        if raw.ndim == 5 and raw.shape[1] > 1:
+            raise UserError(
+                f"{raw.shape[1]} input channels: a network of sections has the sections of raw in "
+                "their place; leave input_channels out, or take a 3-D network"
+            )
         if raw.ndim != 5 or raw.shape[1] != 1 or raw.shape[2] < self.sections:
             shape = tuple(raw.shape[2:]) if raw.ndim == 5 else tuple(raw.shape[1:])
             raise UserError(

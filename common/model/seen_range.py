@@ -38,7 +38,11 @@ def notice(config: TrainConfig, model: nn.Module) -> str:
     white = config.raw_range[1] if config.raw_range else 255
     as_stored = config.raw_normalization == "values"
     given = white if as_stored else 1
-    seen = ratio(model, given * _sample(config.input_array_info["shape"]), config.channels_last)
+    sample = given * _sample(config.input_array_info["shape"])
+    if config.input_channels:
+        beside = torch.zeros(1, config.in_channels - 1, *sample.shape[2:])
+        sample = torch.cat([sample, beside], dim=1)
+    seen = ratio(model, sample, config.channels_last)
     if seen is None or 1 / FAR_OFF < seen < FAR_OFF:
         return ""
     text = (

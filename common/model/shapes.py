@@ -37,11 +37,14 @@ Outputs = Callable[[nn.Module, torch.Tensor], list[torch.Tensor]]
 class Shapes:
     """Shapes and memory of a network. The network itself stays as it is, and where it is."""
 
-    def __init__(self, model: nn.Module, forward: Forward, half: bool = False):
+    def __init__(
+        self, model: nn.Module, forward: Forward, half: bool = False, *, in_channels: int = 1
+    ):
         """half: whether training keeps its activations in a 16-bit type."""
         self.model = OnMeta(model)
         self.forward = forward
         self.half = half
+        self.in_channels = in_channels
         # fp32 weights, and where they learn a gradient and the two moments of RAdam or Adam
         self.weights_bytes = sum(
             parameter.numel() * (16 if parameter.requires_grad else 4)
@@ -128,7 +131,8 @@ class Shapes:
         )
 
     def _logits(self, shape: Sequence[int]) -> torch.Tensor:
-        return self.forward(self.model, torch.empty(1, 1, *shape, device="meta"))
+        raw = torch.empty(1, self.in_channels, *shape, device="meta")
+        return self.forward(self.model, raw)
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class Activations:
 
 
 def parameters_of_outputs(
-    model: nn.Module, outputs: Outputs, shape: Sequence[int]
+    model: nn.Module, outputs: Outputs, shape: Sequence[int], in_channels: int = 1
 ) -> list[set[str]]:
     """For each output of a network the names of the trainable parameters that it depends on.
 
@@ -153,7 +157,8 @@ def parameters_of_outputs(
     trained = {name: tensor for name, tensor in on_meta.empty.items() if tensor.requires_grad}
     names = []
     try:
-        for output in outputs(on_meta, torch.empty(1, 1, *shape, device="meta")):
+        raw = torch.empty(1, in_channels, *shape, device="meta")
+        for output in outputs(on_meta, raw):
             gradients = torch.autograd.grad(
                 output.sum(), list(trained.values()), allow_unused=True, retain_graph=True
             )

@@ -28,7 +28,7 @@ LOST_VOXELS = 40
 class UNet(nn.Module):
     """The layers of a LeibNetz U-Net, run on tensors.
 
-    (B, 1, z, y, x) to logits (B, classes, z - 40, y - 40, x - 40), for the sizes of
+    (B, in_channels, z, y, x) to logits (B, classes, z - 40, y - 40, x - 40), for the sizes of
     `unet_output_shape`. Weights have the names that they have in LeibNetz, so its checkpoints load.
     """
 
@@ -56,7 +56,9 @@ class UNet(nn.Module):
         return block(features)
 
 
-def build_unet(classes: Sequence[str], voxel_size: float | Sequence[float]) -> UNet:
+def build_unet(
+    classes: Sequence[str], voxel_size: float | Sequence[float], in_channels: int = 1
+) -> UNet:
     """An untrained network with one output channel for each class; 666,600 parameters for 48.
 
     Weights are drawn from torch's generator as LeibNetz draws them (kaiming, fan_out): same seed,
@@ -66,6 +68,7 @@ def build_unet(classes: Sequence[str], voxel_size: float | Sequence[float]) -> U
         classes: names, in the order of the channels.
         voxel_size: nm, one number or z, y, x. The layers are the same for every voxel size; the
             network only carries it.
+        in_channels: of the input, raw and what is beside it.
     """
     import leibnetz  # takes seconds
 
@@ -83,6 +86,7 @@ def build_unet(classes: Sequence[str], voxel_size: float | Sequence[float]) -> U
         nc_increase_factor=3,
         residual=True,
         final_activation="Identity",
+        input_nc=in_channels,
         output_nc=len(classes),
     )
     return UNet(leibnet, (z, y, x))

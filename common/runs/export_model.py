@@ -66,12 +66,19 @@ def export_model(
         bioimage.refuse_missing()
     config = replace(load_config(config_path, overrides, data), device="cpu", precision="fp32")
     path = _output_path(config, to, output)
+    if to == PACKAGE and config.input_channels:
+        raise UserError(
+            f"{path}: a package is of networks of raw alone, and this one takes "
+            f"{some(list(config.input_channels))} beside it; take --to torchscript or --to onnx, "
+            "whose input has raw and these as channels"
+        )
     network = load_network(config, weights)
     own = exported.FirstOutput(network.model, network.forward_pass).eval()
     if to == PACKAGE:
         _write_package(network, own, path, said=said or Said(), onnx=onnx)
     else:
-        raw = _as_taken(network, torch.rand(1, 1, *network.window.input.shape))
+        patch = torch.rand(1, config.in_channels, *network.window.input.shape)
+        raw = _as_taken(network, patch)
         exported.write(own, raw, path, to)
     say(f"{path}: {size(path.stat().st_size)}, gives what the network gives")
     return path

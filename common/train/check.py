@@ -74,7 +74,7 @@ def _line(name: str, text: str) -> str:
 
 def _patch_lines(setup: Setup, group: Sequence[Batch]) -> list[str]:
     config = setup.config
-    raw = group[0].raw
+    raw = group[0].raw[:, :1]
     labels = [targets.dense(batch.target) for batch in group]
     known = np.mean([float(targets.known(label).float().mean()) for label in labels])
     raw_nm = nm(config.input_array_info["scale"])
@@ -84,8 +84,19 @@ def _patch_lines(setup: Setup, group: Sequence[Batch]) -> list[str]:
     return [
         _line("raw", f"{tuple(raw.shape)} at {raw_nm} nm, {low:.2f} to {high:.2f}"),
         *(_line("", f"{name}: {scaling}") for name, scaling in setup.crops.scalings.items()),
+        *_channel_lines(config, group[0]),
         _line("target", f"{tuple(labels[0].shape)} at {target_nm} nm, {known:.0%} known"),
     ]
+
+
+def _channel_lines(config: TrainConfig, batch: Batch) -> list[str]:
+    """What the network gets beside raw, in the first batch."""
+    lines = []
+    for number, name in enumerate(config.input_channels, 1):
+        patches = batch.raw[:, number]
+        values = f"{float(patches.min()):.2f} to {float(patches.max()):.2f}"
+        lines.append(_line("", f"channel {name}, {values}"))
+    return lines
 
 
 def _setup_lines(setup: Setup, state: State) -> list[str]:

@@ -51,6 +51,7 @@ SAVED_NUMBERS = (
     "smoothed",
     "validation_loss",
     "raw_scalings",
+    "input_channels",
 )
 """Fields of State that are saved as they are; the others are saved as state dicts."""
 

@@ -233,7 +233,7 @@ def _table(setup: Setup, batch: Batch, seen: Seen) -> str:
         positive = int((labels[i] == 1).sum())
         known = int(targets.known(labels[i]).sum())
         line = (
-            f"  {name:<{width}}  centre {centre} nm, raw {_range(batch.raw[i])}, "
+            f"  {name:<{width}}  centre {centre} nm, raw {_range(batch.raw[i, :1])}, "
             f"{positive:,} positive and {known:,} known labels, loss {seen.losses[i]:.4g}"
         )
         if seen.not_finite[i]:

@@ -172,6 +172,7 @@ def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) 
         nonlocal changes
         as_new()  # one before it may have been restored in part
         _refuse_other_settings(path, saved, config, split_hash)
+        _refuse_other_channels(path, saved, state)
         load_weights(state.model, saved, path, trained=True)
         _restore_criterion(state, saved, path)
         changes = _restore(config, state, saved, path)
@@ -401,6 +402,29 @@ def _refuse_other_settings(
             "Set them back, or set another run_name "
             "(with load_model = this file to start from its weights)"
         )
+
+
+def _refuse_other_channels(path: Path, saved: dict[str, Any], state: State) -> None:
+    """Raise UserError if a further input channel was predicted anew since the run was begun."""
+    before = saved.get("input_channels", {})
+    changed = {}
+    with _restoring(path, "input_channels"):
+        for name, crops in state.input_channels.items():
+            was = before.get(name, {})
+            others = [crop for crop in crops if crop in was and _by(was[crop]) != _by(crops[crop])]
+            if others:
+                changed[name] = others
+    for name, others in changed.items():
+        raise UserError(
+            f"{path}: this run was begun with other predictions of channel '{name}' in "
+            f"{some(others)}; put those back, or set another run_name (with load_model = this file "
+            "to start from its weights)"
+        )
+
+
+def _by(channel: dict[str, Any]) -> Any:
+    """By which prediction the volume of a channel was made, wherever it lies."""
+    return channel.get("prediction")
 
 
 def _other_splits(config: TrainConfig) -> str:

@@ -25,6 +25,7 @@ from common.model.compiling import try_compiling
 from common.model.forward import ForwardPass
 from common.model.output_layers import output_layers
 from common.model.shapes import OnMeta, parameters_of_outputs
+from common.talk import count, some
 from common.train import (
     average,
     checkpoint,
@@ -72,11 +73,16 @@ class Setup:
             "device": str(self.device),
             "precision": self.method.forward.precision.name,
             "split_hash": self.crops.split_hash,
-        } | self.raw_scalings()
+        } | self.of_inputs()
 
-    def raw_scalings(self) -> dict[str, str]:
-        """Return how each raw volume is normalised, as text by "raw <its name>"."""
-        return {f"raw {name}": str(scaling) for name, scaling in self.crops.scalings.items()}
+    def of_inputs(self) -> dict[str, str]:
+        """Return how each raw volume is normalised, and what further channels are, as text."""
+        texts = {f"raw {name}": str(scaling) for name, scaling in self.crops.scalings.items()}
+        for name, crops in loaders.input_channels(self.config, self.crops).items():
+            networks = {about.get("network", "")[:12] for about in crops.values()}
+            by = some(sorted(networks - {""})) or "no network on record"
+            texts[f"channel {name}"] = f"{count(len(crops), 'crop')}, predicted by {by}"
+        return texts
 
     def save(self, state: State, name: str = "latest") -> None:
         """Write a checkpoint of the run, "latest" or "best"."""
@@ -189,7 +195,8 @@ def forward_pass(
     """Return how raw goes through the network, and what is to be said about it."""
     forward = ForwardPass(precision, config.channels_last, exclusive=exclusive_channels(config))
     batch_size = ranks.share_of(config.batch_size)
-    raw = torch.empty(batch_size, 1, *config.input_array_info["shape"], device=device)
+    shape = config.input_array_info["shape"]
+    raw = torch.empty(batch_size, config.in_channels, *shape, device=device)
     sentence = ""
     if config.compile:
         forward, sentence = try_compiling(forward, model, raw.zero_())
@@ -200,7 +207,8 @@ def forward_pass(
 def unusual_outputs(config: TrainConfig, model: nn.Module) -> list[str]:
     """Return a sentence about a network that gives something else than logits, if it does."""
     exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
-    sentence = activation.notice(model, exact.outputs, config.input_array_info["shape"])
+    shape = config.input_array_info["shape"]
+    sentence = activation.notice(model, exact.outputs, shape, config.in_channels)
     return [sentence] if sentence else []
 
 
@@ -214,7 +222,7 @@ def single_patches(config: TrainConfig, model: nn.Module) -> list[str]:
         return []
     advice = "write batch_size = 2 or more, of which 8 is enough, or another norm in model_kwargs"
     exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
-    patch = torch.empty(1, 1, *config.input_array_info["shape"], device="meta")
+    patch = torch.empty(1, config.in_channels, *config.input_array_info["shape"], device="meta")
     was_training = model.training
     try:
         exact.outputs(OnMeta(model.train()), patch)
@@ -236,8 +244,8 @@ def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, cro
     """Initialise every output of a network so that its logits begin at `prior`, (channels,)."""
     exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
     shape = config.input_array_info["shape"]
-    outputs = parameters_of_outputs(model, exact.outputs, shape)
-    ends = output_layers(model, exact.outputs, shape)
+    outputs = parameters_of_outputs(model, exact.outputs, shape, config.in_channels)
+    ends = output_layers(model, exact.outputs, shape, config.in_channels)
     if not config.init_logit_rms:
         optim.start_output_at(model, prior, outputs, ends=ends)
         return
@@ -281,6 +289,7 @@ def first_state(
         scheduler,
         precision.scaler(),
         raw_scalings={name: scaling.record() for name, scaling in crops.scalings.items()},
+        input_channels=loaders.input_channels(config, crops),
         criterion=criterion.module_of(loss),
         ema=average.new_average(config, model),
     )

@@ -75,6 +75,8 @@ class State:
     """The running mean of best_metric, see the setting metric_smoothing."""
     raw_scalings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """How the raw of each volume is normalised, fixed by the first call; see data.normalize."""
+    input_channels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of which volume each further input channel is in each crop; see data.input_channels."""
     criterion: nn.Module | None = None
     """The loss, if it is a module, which may count something; None otherwise."""
     ema: AveragedModel | None = None

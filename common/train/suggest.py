@@ -153,7 +153,7 @@ def _try_network(config: TrainConfig, machine: Machine, facts: Facts) -> Shapes 
     try:
         model = new_model(config).to("meta")
         exact = ForwardPass(runtime.Precision("fp32", "cpu"), channels_last=False)
-        network = Shapes(model, exact, machine.half)
+        network = Shapes(model, exact, machine.half, in_channels=config.in_channels)
         network.output(config.input_array_info["shape"])
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         # a user's function and torch: whatever they raise, the other facts are still worth saying

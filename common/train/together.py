@@ -91,7 +91,8 @@ def with_gradients_of_all(forward: ForwardPass, model: nn.Module, raw: torch.Ten
     if not ranks.are_joined():
         return forward
     exact = ForwardPass(Precision("fp32", "cpu"), forward.channels_last)
-    used = set().union(*parameters_of_outputs(model, exact.outputs, raw.shape[2:]))
+    channels, *shape = raw.shape[1:]
+    used = set().union(*parameters_of_outputs(model, exact.outputs, shape, channels))
     trained = {name for name, weights in model.named_parameters() if weights.requires_grad}
     # of 1x1x1 convolutions: their strides have two names in memory that is channels last
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

@@ -81,6 +81,13 @@ ORTHO = "ortho"
     help="Largest edge of a block in voxels; chosen for the device unless given.",
 )
 @click.option(
+    "--margin",
+    type=float,
+    default=0.0,
+    help="Nm around each box that are predicted, too, as far as its raw goes: where the prediction "
+    "is to be an input channel of another network, which sees the surroundings of a crop.",
+)
+@click.option(
     "--overwrite",
     "-O",
     is_flag=True,

@@ -1,0 +1,120 @@
+"""How further input channels are declared: their volumes, values, and what lies beyond them."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config.kinds import is_a
+
+RAW = "raw"
+"""The first channel, which is not declared: raw of input_array_info."""
+
+FIELDS = ("dataset", "crop")
+"""What may stand in braces in the path of a channel."""
+
+WANTED = (
+    'write {"mito": "PATH"} or {"mito": {"path": "PATH", "range": (0, 255), "outside": 0.0}}, of '
+    "which range and outside may be left out"
+)
+
+
+@dataclass(frozen=True)
+class InputChannel:
+    """One further channel of the network's input."""
+
+    name: str
+    path: str
+    """Of its volume, with {dataset} and {crop}; a relative one starts from the experiment."""
+    range: tuple[float, ...] = ()
+    """Stored values that become 0 and 1; by default those of what the volume says that it is."""
+    outside: float | None = None
+    """Value, 0 to 1, beyond the volume; None where it must not end."""
+
+    def volume(self, folder: Path, dataset: str, crop: str) -> Path:
+        """The path of its volume for a box. folder: of the experiment."""
+        text = self.path.format(dataset=dataset, crop=crop)
+        return Path(os.path.normpath(folder / Path(text).expanduser()))
+
+
+def read_channels(declared: Mapping[str, Any]) -> tuple[InputChannel, ...]:
+    """Return the channels of the setting input_channels, which was checked, in its order."""
+    channels = []
+    for name, given in declared.items():
+        said = {"path": given} if isinstance(given, str) else dict(given)
+        if "range" in said:
+            said["range"] = tuple(said["range"])
+        channels.append(InputChannel(name, **said))
+    return tuple(channels)
+
+
+def apart_from_raw(info: Any) -> tuple[Any, dict[str, Any]]:
+    """Return raw's part of an input_array_info that names raw and other arrays, and the others.
+
+    Of one that names none the whole, and {}.
+    """
+    is_named = isinstance(info, dict) and isinstance(info.get(RAW), dict) and len(info) > 1
+    if not is_named:
+        return info, {}
+    others = {name: given for name, given in info.items() if name != RAW}
+    return info[RAW], others
+
+
+def channel_problems(declared: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the setting input_channels."""
+    problems = []
+    for name, given in declared.items():
+        problem = _problem_of_name(name) or _problem(given)
+        if problem:
+            problems.append(f"input_channels[{name!r}] = {given!r}; {problem}")
+    return problems
+
+
+def _problem_of_name(name: Any) -> str:
+    if not isinstance(name, str) or not name.isidentifier():
+        return "give it a name of letters, digits and _"
+    if name == RAW:
+        return "raw is the first channel in any case; give it another name"
+    return ""
+
+
+def _problem(given: Any) -> str:
+    said = {"path": given} if isinstance(given, str) else given
+    if not isinstance(said, dict) or not isinstance(said.get("path"), str):
+        return WANTED
+    if {"shape", "scale"} & set(said):
+        return f"all channels have the shape and scale of raw: leave them out, and {WANTED}"
+    if set(said) - {"path", "range", "outside"} or not said["path"]:
+        return WANTED
+    outside = said.get("outside", 0)
+    if outside is not None and not (is_a(float, outside) and 0 <= outside <= 1):
+        return "outside is the value beyond the volume: write a number between 0 and 1"
+    return _problem_of_range(said.get("range", ())) or _problem_of_path(said["path"])
+
+
+def _problem_of_range(given: Any) -> str:
+    wanted = "range is the stored values that become 0 and 1: write two numbers, low first"
+    if not isinstance(given, list | tuple):
+        return wanted
+    if not given:
+        return ""
+    if len(given) != 2 or not all(is_a(float, value) for value in given):
+        return wanted
+    return "" if given[0] < given[1] else wanted
+
+
+def _problem_of_path(text: str) -> str:
+    wanted = "in braces write only {dataset} and {crop}"
+    try:
+        parsed = list(string.Formatter().parse(text))
+    except ValueError:
+        return wanted
+    for _, field, width, conversion in parsed:
+        # an attribute or an index would look inside of the name
+        if field is not None and (field not in FIELDS or width or conversion):
+            return wanted
+    return ""
