@@ -93,7 +93,9 @@ class Probability:
         stop = list(self.shape)
         for axis, part in enumerate(where):
             start[axis], stop[axis], _ = part.indices(self.shape[axis])
-        probability = 1 / (1 + np.exp(-self.prediction.logits(start, stop)))
+        # of logits below -88 the exponential is infinite, and the probability 0
+        with np.errstate(over="ignore"):
+            probability = 1 / (1 + np.exp(-self.prediction.logits(start, stop)))
         if self.prediction.record.range_nm is None:
             return probability
         low, high = self.prediction.record.range_nm

@@ -385,6 +385,18 @@ def test_a_probability_splits_where_the_shape_does_not(noise, dtype):
     assert (ids == halves)[mask].mean() > (0.97 if noise == 0 else 0.9)
 
 
+def test_an_unknown_probability_is_none():
+    mask, probability = blobs()
+    unknown = probability.copy()
+    cut = probability.copy()
+    middle = mask.shape[2] // 2
+    unknown[:, :, middle] = np.nan
+    cut[:, :, middle] = 0
+    wanted = watershed(volume(mask), volume(cut)).array
+    assert wanted.max() > 1
+    np.testing.assert_array_equal(watershed(volume(mask), volume(unknown)).array, wanted)
+
+
 def test_a_probability_of_zero_throughout_an_object_leaves_it_whole():
     mask, _ = blobs()
     np.testing.assert_array_equal(

@@ -94,6 +94,34 @@ def test_a_voxel_that_no_affinity_is_about_is_an_object():
     assert mutex_watershed(volume(mask), unsure, "aff", OFFSETS).array.sum() == 1
 
 
+def test_offsets_that_reach_beyond_a_thin_volume_say_nothing():
+    ids = cells()[10:13]
+    channels = affinities_of(ids, 0.3)
+    short = [k for k, offset in enumerate(OFFSETS) if abs(offset[0]) < 3 * 8]
+    volumes = {f"aff_{new}": volume(channels[f"aff_{k}"]) for new, k in enumerate(short)}
+    wanted = mutex_watershed(volume(ids > 0), volumes, "aff", [OFFSETS[k] for k in short])
+    assert len(short) == 5
+    assert same_partition(found(ids, channels), wanted.array)
+    long = {"aff_0": volume(channels["aff_3"])}
+    apart = mutex_watershed(volume(ids > 0), long, "aff", [OFFSETS[3]])
+    assert same_partition(apart.array, cc3d.connected_components(ids > 0))
+
+
+@pytest.mark.parametrize("block", [None, (4, 6, 6)])
+def test_unknown_affinities_say_nothing(block):
+    """What joins and divides is what is known, over the faces of blocks too."""
+    mask = np.ones((6, 6, 6), bool)
+    down = np.ones(mask.shape, np.float32)
+    down[2] = 0
+    across = np.ones(mask.shape, np.float32)
+    along = np.ones(mask.shape, np.float32)
+    for values in (down, across, along):
+        values[:, 3, 3] = np.nan
+    channels = {f"aff_{k}": volume(v, block) for k, v in enumerate((down, across, along))}
+    ids = mutex_watershed(volume(mask, block), channels, "aff", OFFSETS[:3]).array
+    assert same_partition(ids, np.where(np.arange(6) < 3, 1, 2)[:, None, None] * mask)
+
+
 def test_an_empty_mask_has_no_objects():
     ids = np.zeros((5, 6, 7), np.uint8)
     assert not found(ids, affinities_of(ids), (3, 3, 3)).any()

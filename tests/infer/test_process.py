@@ -13,6 +13,7 @@ import pytest
 import torch
 import zarr
 from scipy import ndimage
+from scipy.special import expit
 
 from common.config.load import load_process_config
 from common.config.module import own_frames
@@ -21,6 +22,7 @@ from common.data import ngff, records, series
 from common.errors import UserError
 from common.infer import encode, one_class, process
 from common.infer import recipe as recipe_module
+from common.infer.prediction import Probability
 from common.infer.recipe import THRESHOLDS, Recipe, load_recipe, read_recipe
 
 RNG = np.random.default_rng(5)
@@ -99,6 +101,12 @@ def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
 def mean_of_27(logits):
     """Whether the mean over 3^3 voxels, those that are there, is above 0; exact for integers."""
     return torch.nn.functional.avg_pool3d(logits, 3, 1, padding=1, count_include_pad=False) > 0
+
+
+def test_logits_of_any_size_are_read_as_their_probabilities(tmp_path):
+    logits = np.array([-200, -90, -3, 0, 3, 200], np.float32).reshape(1, 2, 3)
+    probability = Probability(opened(tmp_path, logits))[...]
+    np.testing.assert_allclose(probability, expit(logits), rtol=1e-6, atol=1e-30)
 
 
 # Blocks

@@ -110,8 +110,12 @@ class _Signs:
     weights: tuple[float, ...]
 
     def of(self, affinity: np.ndarray, k: int) -> np.ndarray:
-        """Float64, above 0 for one object; the further from 0 the surer. k: which offset."""
-        return self.weights[k] * (affinity.astype(np.float64) - self.threshold)
+        """Float64, above 0 for one object; the further from 0 the surer. k: which offset.
+
+        NaN is 0, which says nothing.
+        """
+        above = affinity.astype(np.float64) - self.threshold
+        return self.weights[k] * np.nan_to_num(above, nan=0)
 
 
 def library() -> ModuleType:
@@ -171,7 +175,7 @@ def _fragments(  # a partial of it
         are_one_id = (ids != 0) & (ids == own[within(there, box)])
         # 0 says nothing
         said[k][at] = np.where(are_one_id, signs.of(probabilities(volume, here), k), 0)
-    labels = library().agglom(said, affinities.offsets.tolist())
+    labels = _agglomerated(said, affinities.offsets)
     labels = np.where(own == 0, 0, labels)
     # the library gives 0 to a voxel that no affinity says anything about
     silent = np.where(labels == 0, own, 0)
@@ -185,6 +189,15 @@ def _fragments(  # a partial of it
     # a block has no more fragments than voxels
     first = np.ravel_multi_index(block.index, _counts(mask)) * math.prod(mask.block)
     return np.where(pieces == 0, dtype(0), pieces.astype(dtype) + dtype(first))
+
+
+def _agglomerated(said: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(z, y, x) labels by the mutex watershed of what is said of the pairs at each offset."""
+    # where the volume is thinner than an offset there are no such pairs, and the library panics
+    fits = (np.abs(offsets) < said.shape[1:]).all(axis=1)
+    if not fits.any():
+        return np.zeros(said.shape[1:], np.uint64)
+    return library().agglom(said[fits], offsets[fits].tolist())
 
 
 def _counts(mask: Volume) -> np.ndarray:
@@ -219,7 +232,9 @@ def _links(
         first = within(here, box)
         second = within(there, box)
         apart = (labels[first] != labels[second]) & (own[first] == own[second]) & (own[first] != 0)
-        said = probabilities(volume, here)[apart]
+        affinity = probabilities(volume, here)
+        apart &= ~np.isnan(affinity)
+        said = affinity[apart]
         pairs = Contacts.of_faces(
             labels[first][apart],
             labels[second][apart],

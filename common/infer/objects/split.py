@@ -114,7 +114,8 @@ def _smoothed(probability: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """
     # divided by the filtered mask, so that what lies around the object does not pull its rim down
     weight = ndimage.gaussian_filter(inside.astype(np.float32), 1, mode="constant")
-    within = np.where(inside, probability, 0).astype(np.float32)
+    # unknown is none, as of a threshold
+    within = np.nan_to_num(np.where(inside, probability, 0).astype(np.float32), nan=0)
     total = ndimage.gaussian_filter(within, 1, mode="constant")
     return np.where(inside, total / np.where(inside, weight, 1), np.float32(-1))
 
