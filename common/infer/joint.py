@@ -15,73 +15,31 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import zarr
-
 from common import files, stopping
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import ngff, pseudo, regions, regrid, split
-from common.data.annotation import LabelReader
-from common.data.box import boxes
+from common.data import ngff, pseudo, regions, split
 from common.data.crop_cache import stamp_of_labels
-from common.data.decode import Labels, encode_known
-from common.data.level import Grid, Level
-from common.data.palette import CODE_OF_UNKNOWN, UNKNOWN
 from common.data.regions import Region
 from common.data.split import Row
 from common.errors import UserError
+from common.infer import completing
 from common.infer import members as members_module
+from common.infer.completing import CONFIDENCE, SOURCE, Completed, Crop
 from common.infer.ensemble import load_network
 from common.infer.members import Member
 from common.infer.predict import Run, predict_region
 from common.infer.work import Output
-from common.talk import command_line, count, note, progress, say, some
+from common.talk import command_line, count, note, say, some
 
 THRESHOLD = 0.33
 """Probability that a network must exceed for its class to be taken."""
-
-CHUNK = 64
-"""Edge of the blocks that are completed at once, and of the chunks that are stored."""
-
-SOURCE = "source"
-CONFIDENCE = "confidence"
-"""Volumes beside the classes of a crop: whose network was the surest, and how sure."""
 
 RECORD = "joint.json"
 """In the folder of a crop: what it was made of, and how much is known. Beside the datasplit: the
 same of all crops."""
 
 HEAD = "# made by joint init, whose next call replaces what is changed here"
-
-
-@dataclass(frozen=True)
-class Completed:
-    """What came of a crop: numbers of (voxel, class) pairs."""
-
-    pairs: int = 0
-    before: int = 0
-    """Annotated, or following from that."""
-    after: int = 0
-    """With what networks add."""
-    positive: int = 0
-    """Those of them that are positive."""
-    classes: tuple[str, ...] = ()
-    """Those of which anything is known."""
-
-    def __add__(self, other: Completed) -> Completed:
-        classes = tuple(dict.fromkeys([*self.classes, *other.classes]))
-        return Completed(
-            pairs=self.pairs + other.pairs,
-            before=self.before + other.before,
-            after=self.after + other.after,
-            positive=self.positive + other.positive,
-            classes=classes,
-        )
-
-    def __str__(self) -> str:
-        before = self.before / self.pairs
-        return f"{before:.1%} of the labels were known, {self.after / self.pairs:.1%} are now"
 
 
 @dataclass(frozen=True)
@@ -327,7 +285,7 @@ def _complete(joint: Joint, job: CropJob) -> Completed:
     unfinished = job.folder.with_name(f".{job.folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        completed = _write_crop(joint, job, unfinished)
+        completed = completing.write(_crop_of(joint, job), unfinished)
     except OSError as error:
         raise files.not_written(unfinished, error) from error
     content = {"made_of": job.made_of, "completed": asdict(completed)}
@@ -337,137 +295,13 @@ def _complete(joint: Joint, job: CropJob) -> Completed:
     return completed
 
 
-def _write_crop(joint: Joint, job: CropJob, folder: Path) -> Completed:
-    """Write the volumes of a crop block by block."""
-    classes = joint.config.classes
-    readers = _readers(job)
-    grid = readers[0].level.grid
-    predicted = [_prediction(member, job) for member in joint.members]
-    written = _Written.begin(folder, grid, classes)
-    completed = Completed()
-    known = np.zeros(len(classes), bool)
-    blocks = list(boxes(grid.shape, (CHUNK,) * 3))
-    with progress(len(blocks), f"completing {job.row.name}", unit="block") as bar:
-        for start, stop in blocks:
-            labels = _known_labels(readers, classes, joint.rules, start=start, stop=stop)
-            place = Grid(grid.origin + start * grid.scale, grid.scale, tuple(stop - start))
-            probabilities = np.stack([regrid.ids(level, place) for level in predicted])
-            filled = pseudo.fill(
-                labels, probabilities, classes, threshold=joint.threshold, rules=joint.rules
-            )
-            written.write(start, stop, filled)
-            known |= (filled.labels != UNKNOWN).any(axis=(1, 2, 3))
-            completed += Completed(
-                pairs=labels.size,
-                before=int(np.count_nonzero(labels != UNKNOWN)),
-                after=int(np.count_nonzero(filled.labels != UNKNOWN)),
-                positive=int(np.count_nonzero(filled.labels == 1)),
-            )
-            bar.update()
-    for reader in readers:
-        reader.check_whole()
-    written.finish(grid)
-    names = [name for name, is_known in zip(classes, known, strict=True) if is_known]
-    return completed + Completed(classes=tuple(names))
-
-
-def _readers(job: CropJob) -> list[LabelReader]:
-    """The annotated volumes of a crop. Raises UserError where they do not share one grid."""
-    readers = []
-    for name in job.row.annotated:
-        level = ngff.open_levels(job.row.class_volume(name))[0]
-        if pseudo.of_networks(level) is not None:
-            raise UserError(
-                f"{level.group}: has labels of networks already; write the crops of the "
-                "annotation into the datasplit that joint init reads"
-            )
-        readers.append(LabelReader(level, name))
-    first = readers[0].level.grid
-    for reader in readers:
-        grid = reader.level.grid
-        if grid.shape != first.shape or not np.allclose(grid.origin, first.origin, atol=0.5):
-            raise UserError(
-                f"{reader.level.group}: not on the grid of '{job.row.annotated[0]}'; the classes "
-                "of a crop share one grid"
-            )
-    return readers
-
-
-def _prediction(member: Member, job: CropJob) -> Level:
-    folder = job.region.folder(member.config.path("predictions_path"))
-    return ngff.open_levels(folder / member.name)[0]
-
-
-def _known_labels(
-    readers: Sequence[LabelReader],
-    classes: Sequence[str],
-    rules: pseudo.Rules,
-    *,
-    start: np.ndarray,
-    stop: np.ndarray,
-) -> np.ndarray:
-    """(classes, z, y, x) int8: what is annotated in a block, and what follows from it."""
-    annotated = [reader.name for reader in readers]
-    names = [*annotated, *(name for name in classes if name not in annotated)]
-    index, combinations = encode_known([Labels(*reader.read(start, stop)) for reader in readers])
-    palette = np.full((len(combinations), len(names)), UNKNOWN, np.int8)
-    palette[:, : len(annotated)] = combinations
-    palette = rules.complete(palette, names)[:, [names.index(name) for name in classes]]
-    return np.moveaxis(palette[index], -1, 0)
-
-
-@dataclass(frozen=True)
-class _Written:
-    """The arrays of a crop that is being written."""
-
-    folder: Path
-    labels: Mapping[str, zarr.Array]
-    of_networks: Mapping[str, zarr.Array]
-    source: zarr.Array
-    confidence: zarr.Array
-
-    @classmethod
-    def begin(cls, folder: Path, grid: Grid, classes: Sequence[str]) -> _Written:
-        chunks = (CHUNK,) * 3
-        encoding = {"absent": 0, "present": 1, "unknown": CODE_OF_UNKNOWN}
-        about = {"type": "semantic_segmentation", "encoding": encoding}
-        attributes = {"cellmap": {"annotation": {"annotation_type": about}}}
-        labels = {}
-        of_networks = {}
-        for name in classes:
-            path = folder / name
-            labels[name] = ngff.start_multiscale(
-                path, grid, np.uint8, chunks, attributes=attributes
-            )
-            of_networks[name] = ngff.add_array(path, pseudo.ARRAY)
-        numbers = {str(number): name for number, name in enumerate(classes, 1)}
-        return cls(
-            folder,
-            labels,
-            of_networks,
-            source=ngff.start_multiscale(
-                folder / SOURCE, grid, np.uint8, chunks, attributes={"networks": numbers}
-            ),
-            confidence=ngff.start_multiscale(
-                folder / CONFIDENCE, grid, np.uint8, chunks, attributes={"unit": "1/255"}
-            ),
-        )
-
-    def write(self, start: np.ndarray, stop: np.ndarray, filled: pseudo.Filled) -> None:
-        """Write a block."""
-        where = ngff.slices(start, stop)
-        for number, name in enumerate(self.labels):
-            of_class = filled.labels[number]
-            stored = np.where(of_class == UNKNOWN, CODE_OF_UNKNOWN, of_class)
-            self.labels[name][where] = stored.astype(np.uint8)
-            self.of_networks[name][where] = filled.is_pseudo[number].astype(np.uint8)
-        self.source[where] = filled.source
-        self.confidence[where] = filled.confidence
-
-    def finish(self, grid: Grid) -> None:
-        """Make images of the volumes."""
-        for name in (*self.labels, SOURCE, CONFIDENCE):
-            ngff.finish_multiscale(self.folder / name, grid, [], ngff.pick)
+def _crop_of(joint: Joint, job: CropJob) -> Crop:
+    """A crop with the predictions that complete it."""
+    predicted = []
+    for member in joint.members:
+        folder = job.region.folder(member.config.path("predictions_path"))
+        predicted.append(ngff.open_levels(folder / member.name)[0])
+    return Crop(job.row, joint.config.classes, predicted, joint.threshold, rules=joint.rules)
 
 
 # What is written of all crops, and said

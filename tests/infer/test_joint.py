@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data.split import read_datasplit
+from common.data import ngff
+from common.data.pseudo import Rules
+from common.data.split import Row, read_datasplit
 from common.errors import UserError
 from common.infer import joint, members
+from common.infer.completing import Crop, write
 from common.train import each_class
 
 CLASSES = ("mito", "er")
@@ -143,3 +146,14 @@ def test_classes_that_share_voxels_are_not_exclusive(experiment, run):
     code, _, said = run("joint", "init", tiny.folder, "--data", tiny.data)
     assert code == 2
     assert "'cell' and 'mito' share voxels by the class table" in said
+
+
+def test_classes_that_do_not_share_one_grid_are_refused(tmp_path):
+    """The same shape and the same first voxel do not make voxels of 16 nm those of 8 nm."""
+    labels = np.ones((4, 4, 4), np.uint8)
+    ngff.write_multiscale(tmp_path / "mito", labels, (8, 8, 8), (4, 4, 4))
+    ngff.write_multiscale(tmp_path / "er", labels, (16, 16, 16), (4, 4, 4))
+    row = Row("train", tmp_path / "raw", tmp_path, CLASSES)
+    crop = Crop(row, CLASSES, [], 0.5, rules=Rules(False, False))
+    with pytest.raises(UserError, match="er: not on the grid of 'mito'; the classes of a crop"):
+        write(crop, tmp_path / "out")
