@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -31,6 +32,24 @@ class Inert:
             self.__dict__.update(state)
 
 
+class _AsDict:
+    """In the place of a dict of another kind, which torch would not fill."""
+
+    def __new__(cls, *_: Any) -> OrderedDict:  # type: ignore[misc]
+        return OrderedDict()
+
+
+class _AsList:
+    """In the place of a list of another kind."""
+
+    def __new__(cls, *_: Any) -> list:  # type: ignore[misc]
+        return []
+
+
+CONTAINERS = {"collections.defaultdict": _AsDict, "collections.deque": _AsList}
+"""What stands in the place of these; an optimiser that was saved as an object holds the first."""
+
+
 def read(file: BinaryIO) -> Any:
     """Return what a file of torch.save or a TorchScript archive holds, `Inert` for other objects.
 
@@ -41,7 +60,10 @@ def read(file: BinaryIO) -> Any:
     names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     file.seek(0)
     # a class for each name: torch looks them up by it
-    classes = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in names]
+    classes: list[tuple[type, str]] = []
+    for name in names:
+        inert = type(name.rpartition(".")[2], (Inert,), {})
+        classes.append((CONTAINERS.get(name, inert), name))
     with torch.serialization.safe_globals(classes):  # type: ignore[arg-type]
         return torch.load(file, map_location="cpu", weights_only=True)
 

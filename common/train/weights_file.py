@@ -228,8 +228,9 @@ def _common_beginning(names: Collection[str], wanted: Collection[str]) -> str:
 
 def difference(tensors: Mapping[str, Any], model: nn.Module) -> str:
     """Return how weights differ from those of a model, by count and by name; or ""."""
-    stored = {name: _shape(tensor) for name, tensor in tensors.items()}
-    wanted = {name: _shape(tensor) for name, tensor in model.state_dict().items()}
+    own = model.state_dict()
+    wanted = {name: _shape(tensor, tensor) for name, tensor in own.items()}
+    stored = {name: _shape(tensor, own.get(name)) for name, tensor in tensors.items()}
     missing = [name for name in wanted if name not in stored]
     surplus = [name for name in stored if name not in wanted]
     other = [name for name in wanted if name in stored and stored[name] != wanted[name]]
@@ -278,5 +279,16 @@ def _other_channels(
     return counts.pop() if len(counts) == 1 else None
 
 
-def _shape(tensor: Any) -> Any:
-    return tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+def _shape(tensor: Any, own: Any) -> Any:
+    """The shape of what is stored; and its type, where that of the model would not hold it.
+
+    Such are the whole numbers of a quantised network: as weights they would be taken without a
+    word.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        return type(tensor).__name__
+    shape = tuple(tensor.shape)
+    if tensor.layout != torch.strided:
+        return (*shape, "sparse")
+    is_weight = isinstance(own, torch.Tensor) and own.is_floating_point()
+    return shape if tensor.is_floating_point() or not is_weight else (*shape, str(tensor.dtype))

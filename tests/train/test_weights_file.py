@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ import struct
 import sys
 import warnings
 import zipfile
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,21 @@ def test_weights_for_other_classes_are_told_by_their_channels():
         weights_file.load_weights(network(), tensors, Path("theirs.pth"))
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (torch.Tensor.to_sparse, "sparse"),
+        (lambda tensor: tensor.to(torch.int8), "torch.int8"),
+        (lambda tensor: tensor.to(torch.complex64), "torch.complex64"),
+    ],
+)
+def test_weights_that_a_network_would_not_hold_are_refused(change, told):
+    tensors = dict(network().state_dict())
+    tensors["0.bias"] = change(tensors["0.bias"])
+    with pytest.raises(UserError, match=rf"0\.bias \(8, '{told}'\) there and \(8,\) here"):
+        weights_file.load_weights(network(), tensors, Path("theirs.pth"))
+
+
 WITHOUT_WEIGHTS = {
     "list": ([1, 2, 3], " but a list"),
     "empty": ({}, " and nothing else"),
@@ -134,6 +151,16 @@ def scripted(model: nn.Module, path, how: str) -> None:
             torch.jit.script(model).save(path)
 
 
+def stepped(model: nn.Module) -> dict:
+    """An optimiser and its scheduler as objects, after a step, and a deque."""
+    optimizer = torch.optim.Adam(copy.deepcopy(model).parameters())
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    return {"optimizer": optimizer, "scheduler": scheduler, "recent": deque([1.0])}
+
+
 WRITTEN = {
     "Lightning": lambda model: {"state_dict": prefixed("net.", model.state_dict())},
     "objects": lambda model: {
@@ -143,6 +170,7 @@ WRITTEN = {
         "history": np.zeros(3),
         "where": pathlib.PurePosixPath("here"),
     },
+    "optimiser": lambda model: {"model": model.state_dict(), "optimizer": stepped(model)},
     "a name of its own": lambda model: {"unet3d": model.state_dict(), "optimizer": {"step": 1}},
     "network": lambda model: model,
     "network in a dictionary": lambda model: {"model": model, "epoch": 3},
