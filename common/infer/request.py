@@ -159,7 +159,8 @@ def check_output(output: Output, config: TrainConfig) -> Output:
 
 def _problems_of_lengths(output: Output) -> list[str]:
     problems = []
-    if output.scale and (len(output.scale) != 3 or min(output.scale) <= 0):
+    are_sizes = all(0 < size < math.inf for size in output.scale)
+    if output.scale and not (len(output.scale) == 3 and are_sizes):
         problems.append(f"scale {output.scale}; write three voxel sizes in nm, z, y, x")
     if not 0 <= output.margin < math.inf:
         problems.append(f"margin {output.margin:g}; write a length in nm, such as 500")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -51,7 +52,9 @@ class Lengths(click.ParamType):
             numbers = tuple(float(part) for part in value.split(","))
         except ValueError:
             numbers = ()
-        if len(numbers) not in (1, 3) or not all(number >= self.least for number in numbers):
+        if len(numbers) not in (1, 3) or not all(
+            self.least <= number < math.inf for number in numbers
+        ):
             option = param.opts[0] if param else self.name
             raise UserError(f"{option} {value}; write one length in nm or three, z,y,x: 8 or 8,8,8")
         return numbers * 3 if len(numbers) == 1 else numbers

@@ -1196,6 +1196,7 @@ def test_a_class_that_the_network_has_not(tiny, fails):
     [
         (("--logits",), "logits do not fit into uint8; write --dtype float16 or float32"),
         (("--scale", "8,8"), "--scale 8,8; write one "),
+        (("--scale", "inf"), "--scale inf; write one "),
         (("--block", "-3"), "block -3; write a number of voxels, such as 128"),
     ],
 )
@@ -1212,6 +1213,12 @@ def test_everything_wrong_with_the_output_is_told_at_once(tiny):
         "3 orientations; write 1, 8 (mirrored) or 16 (with y and x exchanged)",
         "scale (8.0,); write three voxel sizes in nm, z, y, x",
     ]
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), 0.0])
+def test_a_voxel_size_that_is_none_is_refused(tiny, size):
+    with pytest.raises(UserError, match="write three voxel sizes in nm"):
+        run(tiny, scale=(size, 8.0, 8.0))
 
 
 def test_sixteen_orientations_of_a_network_that_is_not_the_same_in_y_and_x(experiment, fails):
