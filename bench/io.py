@@ -1,6 +1,7 @@
 """Reading a volume: zarr 2, by which zarr v2 on this disk is read, against tensorstore.
 
     python bench/io.py [--volume GROUP] [--edge 512] [--rounds 3]
+    python bench/io.py --crop RAW CROP [--rounds 3]
 
 Two ways of reading: blocks of a prediction (160^3 voxels of raw, of which the outer 16 are context,
 so that neighbours share them), and a crop being decoded (blocks of 128^3 of labels, side by side).
@@ -8,6 +9,9 @@ Each is read cold (the system was told to forget the files) and warm, by both in
 process; tensorstore without a cache of chunks and with one of 256 MB. Without --volume a drawn
 volume is written, in chunks of 64^3 and 128^3, zstd. Ratios are medians over rounds of pairs; both
 read the same voxels, which is checked.
+
+With --crop a crop of the challenge's layout is decoded as training does it, and its labels are read
+alone by both, in turn: which part of decoding is reading, and so what a faster reader could save.
 """
 
 from __future__ import annotations
@@ -131,14 +135,61 @@ def drawn(folder: Path, edge: int, chunk: int, labels: bool) -> Path:
     return folder / "s0"
 
 
+def decoding(raw: Path, crop: Path) -> Callable[[Path], None]:
+    """What decodes all classes of a crop into a folder, with little raw around them."""
+    from common.data.crop_cache import CropCache
+    from common.data.crops import CropRequest, _plan_decoding
+    from common.data.decode import decode
+    from common.data.ngff import open_levels
+    from common.data.split import Row
+
+    names = tuple(sorted(folder.name for folder in crop.iterdir() if folder.name[0] != "."))
+    scale = open_levels(crop / names[0])[0].scale
+    request = CropRequest(
+        classes=names,
+        input_scale=scale,
+        target_scale=scale,
+        patch_nm=8 * scale,
+        margins_nm={"train": 8 * scale},
+    )
+    row = Row("train", raw, crop, names)
+    return lambda folder: decode(_plan_decoding(row, request), CropCache(folder, 16))
+
+
+def share(raw: Path, crop: Path, rounds: int) -> None:
+    """Print how much CPU time decoding a crop takes, and reading its labels alone."""
+    decode = decoding(raw, crop)
+    arrays = sorted(crop.glob("*/s0"))
+    shape = by_zarr(arrays[0])(()).shape
+    wanted = list(boxes(shape, CROP_BLOCK, CROP_BLOCK))
+    ways = {way: WAYS[way] for way in ("zarr", "tensorstore")}
+    seconds: dict[str, list[float]] = {"decode": [], **{way: [] for way in ways}}
+    for _ in range(rounds + 1):  # the first one warms up
+        with tempfile.TemporaryDirectory() as scratch:
+            start = time.process_time()
+            decode(Path(scratch) / "crops")
+            seconds["decode"].append(time.process_time() - start)
+        for way, make in ways.items():
+            costs = [cost_of(make(array), wanted) for array in arrays]
+            seconds[way].append(sum(cost.cpu for cost in costs))
+    print(f"{crop}: {len(arrays)} classes, {' x '.join(map(str, shape))} voxels")
+    medians = {what: statistics.median(times[1:]) for what, times in seconds.items()}
+    for what, median in medians.items():
+        print(f"| {what} | {median:.2f} s of CPU | {median / medians['decode']:.0%} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--volume", type=Path, help="A group of zarr v2 instead of drawn ones.")
+    parser.add_argument("--crop", type=Path, nargs=2, metavar=("RAW", "CROP"))
     parser.add_argument("--edge", type=int, default=512, help="Of what is read, voxels.")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if options.crop:
+        share(*options.crop, options.rounds)
+        return
     print("times that zarr takes, of what tensorstore takes (above 1: tensorstore is faster)")
     print("| what | files | way | wall | CPU |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:

@@ -217,8 +217,8 @@ class LabelReader:
         None where all is known.
         """
         unknown = self._unknown(values)
-        self._look(values)
         positive = values != self.encoding.absent
+        self._look(values, values.size - int(np.count_nonzero(positive)))
         if unknown is None:
             return positive, None
         return positive & ~unknown, unknown
@@ -253,7 +253,7 @@ class LabelReader:
         """
         values = self.level.read((0, 0, 0), self.level.shape)
         unknown = self._unknown(values)
-        self._look(values)
+        self._look(values, int(np.count_nonzero(values == self.encoding.absent)))
         if unknown is not None or self.encoding.absent:
             nothing = values == self.encoding.absent
             if unknown is not None:
@@ -342,10 +342,10 @@ class LabelReader:
         if values.dtype.kind == "f":
             yield "NaN", np.isnan(values)
 
-    def _look(self, values: np.ndarray) -> None:
+    def _look(self, values: np.ndarray, absent: int) -> None:
         """Count what is absent, and note what may mean something else than it is taken for."""
         self._voxels += values.size
-        self._absent_voxels += int(np.count_nonzero(values == self.encoding.absent))
+        self._absent_voxels += absent
         taken = self.encoding.id_of_unknown
         if taken is not None and (values == taken).any():
             self._met[

@@ -11,7 +11,7 @@ atoms. Every voxel belongs to exactly one atom.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,13 @@ CODE_OF_UNKNOWN = 255
 """The same in volumes and pictures of uint8."""
 
 GROUP = 32
-"""Number of volumes that `encode` packs into one int64, beside the row found so far."""
+"""Volumes of which the last decide the order of rows in `encode`."""
+
+BYTE = 8
+"""Volumes that `encode` packs into one byte."""
+
+MOST_ROWS = 2**14
+"""Rows from which `encode` sorts voxels: a table of 2^22 codes is as large as a block."""
 
 
 class Inferring(NamedTuple):
@@ -157,19 +163,48 @@ def encode(volumes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Encode several bool volumes (z, y, x) of one shape as a palette image.
 
     Returns:
-        The index volume (z, y, x) int64, and the combinations (rows, volumes) bool that occur.
-        `combinations[index]` is (z, y, x, volumes), the volumes again.
+        The index volume (z, y, x) of integers, and the combinations (rows, volumes) bool that
+        occur. `combinations[index]` is (z, y, x, volumes), the volumes again.
     """
-    index = np.zeros(volumes[0].shape, np.int64)
-    combinations = np.zeros((1, 0), bool)
-    for first in range(0, len(volumes), GROUP):
-        group = volumes[first : first + GROUP]
-        bits = np.zeros(index.shape, np.int64)
-        for bit, volume in enumerate(group):
-            bits |= volume.astype(np.int64) << bit
+    index = np.zeros(volumes[0].shape, np.uint8)
+    combinations = np.zeros((1, len(volumes)), bool)
+    for first in _in_order(len(volumes)):
+        group = volumes[first : first + BYTE]
+        present = [bit for bit, volume in enumerate(group) if volume.any()]
+        if not present:  # as most classes are from most blocks
+            continue
+        bits = np.zeros(index.shape, np.uint8)
+        for bit in present:
+            bits |= group[bit].view(np.uint8) << np.uint8(bit)
         # the row of the volumes before in the high bits: rows stay as few as combinations
-        codes, index = np.unique(index << GROUP | bits, return_inverse=True)
-        index = index.reshape(bits.shape)
-        labels = (codes[:, None] >> np.arange(len(group)) & 1).astype(bool)
-        combinations = np.concatenate([combinations[codes >> GROUP], labels], axis=1)
+        codes, index = _ranks(index, bits, len(combinations))
+        combinations = combinations[codes >> BYTE]
+        combinations[:, first : first + BYTE] = codes[:, None] >> np.arange(len(group)) & 1
     return index, combinations
+
+
+def _in_order(count: int) -> Iterator[int]:
+    """The first of each few volumes, so that rows are in the order of decoded crops on disk.
+
+    Rows are sorted by the first GROUP volumes, then the next; of these the last are the highest.
+    """
+    for group in range(0, count, GROUP):
+        yield from reversed(range(group, min(group + GROUP, count), BYTE))
+
+
+def _ranks(index: np.ndarray, bits: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The codes `index << BYTE | bits` that occur, ascending, and the rank of each voxel's.
+
+    A table of all codes instead of sorting the voxels: it takes a seventh of the time.
+    """
+    smallest = np.uint16 if rows <= 2**BYTE else np.int64
+    voxels = index.astype(smallest) << smallest(BYTE) | bits
+    if rows > MOST_ROWS:
+        codes, ranks = np.unique(voxels, return_inverse=True)
+        return codes, ranks.reshape(bits.shape)
+    occurs = np.zeros(rows << BYTE, bool)
+    occurs[voxels] = True
+    codes = np.flatnonzero(occurs)
+    rank = np.cumsum(occurs, dtype=np.int64) - 1
+    # one byte where it will do, since each pass reads and writes all voxels
+    return codes, rank.astype(np.uint8 if len(codes) <= 2**BYTE else np.int64)[voxels]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common.classes import ATOM_IDS, GROUP_ATOMS, TESTED, excluding, exclusions, membership
+from common.data import palette
 from common.data.palette import UNKNOWN, complete, contradicts, encode
 
 TABLE = (*ATOM_IDS, *GROUP_ATOMS)
@@ -216,6 +217,31 @@ def test_encoded_volumes_come_back(n):
     index, combinations = encode(volumes)
     np.testing.assert_array_equal(np.moveaxis(combinations[index], -1, 0), volumes)
     assert len(combinations) <= 9
+
+
+def by_sorting(volumes):
+    """Rows in the order of crops that were decoded before: by 32 volumes at a time."""
+    index = np.zeros(volumes[0].shape, np.int64)
+    combinations = np.zeros((1, 0), bool)
+    for first in range(0, len(volumes), 32):
+        group = volumes[first : first + 32]
+        bits = sum(volume.astype(np.int64) << bit for bit, volume in enumerate(group))
+        codes, index = np.unique(index << 32 | bits, return_inverse=True)
+        index = index.reshape(bits.shape)
+        labels = (codes[:, None] >> np.arange(len(group)) & 1).astype(bool)
+        combinations = np.concatenate([combinations[codes >> 32], labels], axis=1)
+    return index, combinations
+
+
+@pytest.mark.parametrize("most", [palette.MOST_ROWS, 10])
+@pytest.mark.parametrize(("n", "kinds"), [(1, 2), (8, 9), (13, 700), (41, 30), (74, 3000)])
+def test_rows_are_in_the_order_of_sorted_labels(monkeypatch, n, kinds, most):
+    monkeypatch.setattr(palette, "MOST_ROWS", most)
+    random = np.random.default_rng(n)
+    seeds = random.integers(0, kinds, (9, 20, 30))
+    volumes = [random.random(kinds)[seeds] < 0.5 for _ in range(n)]
+    for ours, sorted_ in zip(encode(volumes), by_sorting(volumes), strict=True):
+        np.testing.assert_array_equal(ours, sorted_)
 
 
 def test_each_combination_that_occurs_has_one_row():
