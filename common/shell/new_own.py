@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,7 @@ def new_own(
         device: "auto", "cpu" or "cuda", that its size is for.
         say: takes a line about what was found and chosen.
 
-    Raises:
-        FileExistsError: where the folder is there.
-        FileNotFoundError: without data.
-        UserError: for data that cannot be learnt from.
+    Raises FileExistsError, FileNotFoundError without data, UserError for data to learn nothing of.
     """
     target = Path(name).expanduser().resolve()
     refuse_target(target)
@@ -61,19 +59,25 @@ def new_own(
     division = divide(crops, plan.scale)
     for line in _about(crops, plan, division):
         say(line)
-    for crop in crops:
-        if rest := unlabelled_rest(crop):
-            note(rest)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    for rest in filter(None, map(unlabelled_rest, crops)):
+        note(rest)
+    with _whole(target) as partial:
         _write(partial, target, plan, division=division, crops=crops, root=root)
         for finding in _findings(partial, root, division):
             note(finding)
+    return target
+
+
+@contextlib.contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A folder to write an experiment into, which becomes `target` when all is in it."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return target
 
 
 def next_command(target: Path) -> str:

@@ -9,9 +9,9 @@ import pytest
 
 from common.data import layout
 from common.data.ngff import open_levels
-from common.data.own.volumes import import_data
 from common.errors import UserError
 from tests.data import foreign_writers as writers
+from tests.data.own_import import import_data
 
 RAW = writers.VOLUME
 LABELS = (RAW > 128).astype(np.uint8)

@@ -31,7 +31,7 @@ import json, re, sys
 from pathlib import Path
 
 from common.data.own import copying
-from common.data.own.volumes import import_data
+from tests.data.own_import import import_data
 
 def peak():
     # ru_maxrss would begin with what the process that started this one had

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import tifffile
@@ -9,9 +11,10 @@ import tifffile
 from common.data import layout
 from common.data.catalogue import scan
 from common.data.ngff import open_levels
+from common.data.own import volumes
 from common.data.own.crops import divide, read_crops
-from common.data.own.volumes import import_data
 from common.errors import UserError
+from tests.data.own_import import import_data
 
 SHAPE = (24, 60, 96)
 RAW = np.random.default_rng(1).integers(1, 255, SHAPE, np.uint8)
@@ -156,3 +159,19 @@ def test_a_cut_stays_when_a_class_is_added(add, tmp_path):
     ]
     assert places[0] == places[1]
     assert after[0][1].classes == {"mito", "er"}
+
+
+def test_what_another_import_wrote_meanwhile_is_not_written_over(add, monkeypatch):
+    real = volumes.alone
+
+    @contextlib.contextmanager
+    def after_another(*words, **more):
+        monkeypatch.setattr(volumes, "alone", real)
+        add(":,:,:40")
+        with real(*words, **more):
+            yield
+
+    monkeypatch.setattr(volumes, "alone", after_another)
+    there = add(":,:,50:")
+    np.testing.assert_array_equal(there["crop1/mito"], MITO[..., :40])
+    np.testing.assert_array_equal(there["crop2/mito"], MITO[..., 50:])

@@ -13,11 +13,11 @@ from common.data import layout, ngff
 from common.data.annotation import INSTANCE_TYPE, LabelReader, encoding_of
 from common.data.catalogue import scan
 from common.data.ngff import open_levels
-from common.data.own import copying, volumes
-from common.data.own.volumes import import_data
+from common.data.own import copying, jobs
 from common.data.sources.tiff import Pages
 from common.errors import UserError
 from tests.data import foreign_writers as writers
+from tests.data.own_import import import_data
 
 SHAPE = (70, 90, 150)
 RAW = np.random.default_rng(1).integers(1, 255, SHAPE, np.uint8)
@@ -181,7 +181,7 @@ def test_a_dataset_is_not_made_of_itself(files):
     [(None, 9, 24 - 8), ("zlib", 45, 70 - 40)],
 )
 def test_an_import_that_was_cut_off_goes_on(files, monkeypatch, compression, cut_at, left):
-    monkeypatch.setattr(volumes, "CHUNK", 40)
+    monkeypatch.setattr(jobs, "CHUNK", 40)
     monkeypatch.setattr(copying, "BAR_BYTES", 1)
     tifffile.imwrite(files / "raw.tif", RAW, compression=compression)
     plain = Pages.__getitem__

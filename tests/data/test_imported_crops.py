@@ -9,8 +9,8 @@ import tifffile
 from common.data import layout
 from common.data.crop_cache import CropCache
 from common.data.crops import CropRequest, open_crops
-from common.data.own.volumes import import_data
 from common.data.split import Row
+from tests.data.own_import import import_data
 
 SHAPE = (24, 30, 36)
 RAW = np.random.default_rng(7).integers(1, 255, SHAPE, np.uint8)

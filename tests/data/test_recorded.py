@@ -10,8 +10,8 @@ import pytest
 
 from common.data import layout
 from common.data.ngff import open_levels
-from common.data.own.volumes import import_data
 from tests.data.foreign_writers import PLACE, VOLUME, VOXEL
+from tests.data.own_import import import_data
 
 RECORDED = sorted((Path(__file__).parent / "recorded").glob("*.zip"))
 

@@ -12,10 +12,10 @@ from conftest import CROPS, VOXEL_SIZE, datasplit_text
 
 from common.data import layout
 from common.data.ngff import open_levels
-from common.data.own.volumes import import_data
 from common.data.sources import remote
 from common.errors import UserError
 from tests.data import foreign_writers as writers
+from tests.data.own_import import import_data
 from tests.data.s3_server import serving
 
 RAW = layout.raw("tiny")

@@ -8,30 +8,25 @@ refuses what is another's.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
 
 from common.classes import ATOM_IDS, GROUP_ATOMS
 from common.config.load import data_root
 from common.data import layout, ngff
-from common.data.annotation import refuse_raw
 from common.data.level import Grid, Level, box_text
 from common.data.metadata import UNFINISHED
 from common.data.own import boxes as own_boxes
-from common.data.own import copying, standing
+from common.data.own import standing, writing
 from common.data.own.boxes import Box
-from common.data.own.copying import Bar
+from common.data.own.jobs import Import
 from common.data.own.labels import Named, named
 from common.data.own.standing import IMPORTED, Labels
 from common.data.placement import check_crop
 from common.data.records import read_attributes
-from common.data.sources import excerpt as excerpts
 from common.data.sources.excerpt import (
     INSTANCE,
     OF_FLOATS,
@@ -44,126 +39,92 @@ from common.data.sources.excerpt import (
 from common.data.sources.place import bare, is_address, on_disk, split, with_voxel_size
 from common.errors import UserError
 from common.files import alone
-from common.talk import command_line, count, nm, note, note_once, some, voxels
-
-CHUNK = 128
-"""Voxels of a chunk of raw along each axis; labels, which pack better, have 64."""
-
-LABEL_CHUNK = 64
-
-MOST_IDS = 1000
-"""Different values of a class that is not said to have objects; more look like raw, or like ids."""
+from common.talk import command_line, count, nm, note_once, voxels
 
 LOCK = ".import.lock"
-
-BEGUN = ".import"
-"""Folder of a store with the labels that are being written: they come to their crop when whole."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Import:
-    """One volume to be written, or linked to."""
+class Labelling:
+    """The labels that are imported, as a command names them."""
 
-    source: Level
-    """The finest level of what it is taken from."""
-    excerpt: Excerpt
-    group: Path
-    """Where it belongs."""
-    others: tuple[int, ...] = ()
-    """Values of other classes in the same volume."""
+    volumes: Mapping[str, str | Named] = field(default_factory=dict)
+    """The volume of each class, on the voxels of the raw or at its own translation; with the values
+    of the class in one that holds several, see `common.data.own.labels`."""
+    instances: Sequence[str] = ()
+    """Those of the classes whose values are ids of objects."""
+    unknown: int | None = None
+    """The value of voxels in all of them of which nobody knows what they are."""
+    crops: Sequence[str] = ()
+    """Boxes of the labels, in their voxels: "z0:z1,y0:y1,x0:x1"; all of them unless given. They
+    become crop1, crop2, ...; those on the voxels of a crop that is there, classes of it."""
+    blocks: str = ""
+    """Into how many blocks each of these is cut, which become crops instead."""
+    gap: int | None = None
+    """Voxels between blocks; see `common.data.own.boxes`."""
 
-    @property
-    def level(self) -> Level:
-        """What is written."""
-        return self.excerpt.of(self.source, self.group)
-
-    @property
-    def stored(self) -> Level:
-        """The same voxels with the values of the source."""
-        return replace(self.excerpt, values=(), unknown=()).of(self.source, self.group)
-
-    @property
-    def is_raw(self) -> bool:
-        """Whether it is no labels."""
-        return self.excerpt.kind == RAW
-
-    @property
-    def chunks(self) -> tuple[int, int, int]:
-        """Voxels of a chunk."""
-        edge = CHUNK if self.is_raw else LABEL_CHUNK
-        depth, height, width = (min(edge, length) for length in self.excerpt.shape)
-        return depth, height, width
+    def check(self) -> None:
+        """Raises UserError for options without labels."""
+        given = (*self.crops, *self.instances, self.blocks)
+        if not self.volumes and (any(given) or self.unknown is not None):
+            raise UserError(
+                "--crop, --blocks, --unknown and --instances are of labels; write --labels "
+                "CLASS=FILE, too"
+            )
 
 
-def import_data(  # noqa: PLR0913  # the options of the command
+@dataclass(frozen=True)
+class Manner:
+    """How volumes are brought into a dataset."""
+
+    voxel_size: tuple[float, ...] | None = None
+    """nm, of all volumes that do not say theirs."""
+    link: bool = False
+    """Refer to the volumes where they are, instead of copying them."""
+    overwrite: bool = False
+    """Replace what is there."""
+
+
+def import_data(
     raw: str,
     dataset: str,
+    labelling: Labelling = Labelling(),
+    manner: Manner = Manner(),
     *,
-    labels: Mapping[str, str | Named] | None = None,
-    instances: Sequence[str] = (),
-    crops: Sequence[str] = (),
-    blocks: str = "",
-    gap: int | None = None,
-    unknown: int | None = None,
-    voxel_size: tuple[float, ...] | None = None,
-    link: bool = False,
     data: str | Path | None = None,
-    overwrite: bool = False,
     say: Say = print,
 ) -> Path:
-    """Bring raw and labels into a dataset under the data root; returns its store.
-
-    Memory for a few blocks, however large the volumes are.
+    """Bring raw and labels into a dataset; returns its store. In the memory of a few blocks.
 
     Args:
-        raw: a volume of any kind, see `common.data.sources.place`.
-        dataset: its name from now on.
-        labels: the volume of each class, on the voxels of the raw or at their own translation; with
-            the values of the class in one that holds several, see `common.data.own.labels`.
-        instances: those of the classes whose values are ids of objects.
-        crops: boxes of the labels, in their voxels: "z0:z1,y0:y1,x0:x1"; all of them unless given.
-            They become crop1, crop2, ...; those on the voxels of a crop that is there, further
-            classes of it.
-        blocks: into how many blocks each of these is cut, which become crops instead.
-        gap: voxels between blocks; see `common.data.own.boxes`.
-        unknown: the value of voxels in all labels of which nobody knows what they are.
-        voxel_size: nm, of all volumes that do not say theirs.
-        link: refer to the volumes where they are, instead of copying them.
+        raw: see `common.data.sources.place`.
+        dataset: its name.
+        labelling: the labels.
+        manner: how they are brought there.
         data: data root.
-        overwrite: replace what is there.
         say: takes a line about what is written.
 
     Raises:
         FileNotFoundError: for a volume that is not there.
-        UserError: with what is wrong with a volume, and for a dataset that is there already.
+        UserError: for what is wrong with a volume, and what contradicts a dataset that is there.
     """
+    labelling.check()
     root = data_root(data)
     store = root / _store_of(dataset)
-    of_class = _named_labels(labels or {}, instances, unknown)
-    if not of_class and (crops or blocks or unknown is not None or instances):
-        raise UserError(
-            "--crop, --blocks, --unknown and --instances are of labels; write --labels CLASS=FILE, "
-            "too"
-        )
-    level = _opened(raw, voxel_size)
-    of_raw = _raw_imports(raw, level, store, is_alone=not of_class)
-    _refuse(of_raw, store, link=link, overwrite=overwrite)
-    of_labels = _label_imports(
-        of_class, level, store, boxes=(crops, blocks, gap), instances=instances, size=voxel_size
-    )
-    of_labels, replaced = _in_crops(of_labels, store, overwrite)
-    _refuse(of_labels, store, link=link, overwrite=overwrite)
+    plan = _planned(raw, labelling, manner, store)
+    jobs, _ = _in_place(plan, store, manner)
     store.mkdir(parents=True, exist_ok=True)
     busy = f"{store}: another import is writing it ({{holder}}); wait for its end"
     with alone(store / LOCK, otherwise=busy):
-        # labels first: what is wrong with them is said before a large raw is copied
-        for job in [*of_labels, *of_raw]:
-            make = _link if link else _write
-            make(job, overwrite=overwrite, say=say)
-        standing.drop(replaced, [job.group for job in of_labels])
-    if of_class:
+        # anew, since another import may have written since
+        jobs, replaced = _in_place(plan, store, manner)
+        for job in jobs:
+            make = writing.link if manner.link else writing.write
+            make(job, overwrite=manner.overwrite, say=say)
+        standing.drop(replaced, [job.group for job in jobs])
+    if labelling.volumes:
         _say_next(dataset, root, store, say=say)
     return store
 
@@ -191,15 +152,38 @@ def _store_of(dataset: str) -> str:
 # What is imported
 
 
-def _named_labels(
-    labels: Mapping[str, str | Named], instances: Sequence[str], unknown: int | None
-) -> dict[str, Named]:
+def _planned(raw: str, labelling: Labelling, manner: Manner, store: Path) -> list[Import]:
+    """All volumes, those of labels first: what is wrong with them is said before raw is copied."""
+    of_class = _named_labels(labelling)
+    level = _opened(raw, manner.voxel_size)
+    of_raw = _raw_imports(raw, level, store, is_alone=not of_class)
+    # before anything about labels is: another raw has others
+    _refuse(of_raw, store, manner)
+    size = manner.voxel_size
+    of_labels = _label_imports(of_class, level, store, labelling=labelling, size=size)
+    return [*of_labels, *of_raw]
+
+
+def _in_place(
+    plan: Sequence[Import], store: Path, manner: Manner
+) -> tuple[list[Import], list[Labels]]:
+    """The imports where they belong, and the labels that they replace. Raises UserError."""
+    of_labels = [job for job in plan if not job.is_raw]
+    of_raw = [job for job in plan if job.is_raw]
+    placed, replaced = _in_crops(of_labels, store, manner.overwrite)
+    _refuse([*placed, *of_raw], store, manner)
+    return [*placed, *of_raw], replaced
+
+
+def _named_labels(labelling: Labelling) -> dict[str, Named]:
     """The labels of each class. Raises UserError where options are at odds."""
-    absent = [name for name in instances if name not in labels]
-    if labels and absent:
+    instances = labelling.instances
+    unknown = labelling.unknown
+    absent = [name for name in instances if name not in labelling.volumes]
+    if labelling.volumes and absent:
         raise UserError(f"--instances {','.join(absent)}: no such class in --labels")
     of_class = {}
-    for name, text in labels.items():
+    for name, text in labelling.volumes.items():
         _check_name(name)
         label = text if isinstance(text, Named) else named(text)
         if unknown is not None:
@@ -233,14 +217,11 @@ def _label_imports(
     raw: Level,
     store: Path,
     *,
-    boxes: tuple[Sequence[str], str, int | None],
-    instances: Sequence[str],
+    labelling: Labelling,
     size: tuple[float, ...] | None,
 ) -> list[Import]:
-    """The labels of each crop and class. Raises UserError before anything is written.
-
-    boxes: crops, blocks and gap, see `common.data.own.boxes`.
-    """
+    """The labels of each box and class. Raises UserError before anything is written."""
+    boxes = (labelling.crops, labelling.blocks, labelling.gap)
     jobs = []
     first: Level | None = None
     for name, label in labels.items():
@@ -252,7 +233,7 @@ def _label_imports(
                 f"{level.path}: {_grid_text(level.grid)}, and {first.path} "
                 f"{_grid_text(first.grid)}; the classes of a crop share one grid"
             )
-        kind = INSTANCE if name in instances else SEMANTIC
+        kind = INSTANCE if name in labelling.instances else SEMANTIC
         for number, box in enumerate(own_boxes.boxes(level, *boxes), 1):
             # another one where it belongs to a crop that is there, see `_in_crops`
             crop = store / layout.LABELS / f"crop{number}"
@@ -304,12 +285,12 @@ def _say_shared(jobs: Sequence[Import], there: Sequence[Labels]) -> None:
                 )
 
 
-def _refuse(jobs: Sequence[Import], store: Path, *, link: bool, overwrite: bool) -> None:
+def _refuse(jobs: Sequence[Import], store: Path, manner: Manner) -> None:
     """Raises UserError for what would be written over itself, or over something else."""
     for job in jobs:
         _refuse_itself(job, store)
-        if not overwrite:
-            _refuse_others(job, link)
+        if not manner.overwrite:
+            _refuse_others(job, manner.link)
 
 
 def _raw_imports(raw: str, level: Level, store: Path, *, is_alone: bool) -> list[Import]:
@@ -451,197 +432,3 @@ def _refuse_others(job: Import, link: bool) -> None:
         f"{job.group}: there already, {what}, in another way or place; take another --dataset, "
         "or write --overwrite to replace it"
     )
-
-
-# Writing it
-
-
-def _link(job: Import, *, overwrite: bool, say: Say) -> None:
-    """Leave a link; labels are looked through before."""
-    if is_link(job.group) and not overwrite and read_link(job.group) == job.excerpt:
-        say(f"{job.group}: there already")
-        return
-    found = Found()
-    if not job.is_raw:
-        found = _copy(job, None)
-    if job.group.exists():
-        shutil.rmtree(job.group)
-    excerpts.write_link(job.group, job.excerpt)
-    say(f"{job.group}: {_sizes(job)}, linked to {job.excerpt.source}{found.text(job)}")
-
-
-def _write(job: Import, *, overwrite: bool, say: Say) -> None:
-    """Write a volume, or what is left of it."""
-    attributes = read_attributes(job.group) if job.group.exists() and not overwrite else {}
-    is_ours = attributes.get(IMPORTED) == job.excerpt.record
-    if is_ours and "multiscales" in attributes:
-        say(f"{job.group}: there already")
-        return
-    if job.is_raw:
-        _write_raw(job, goes_on=is_ours and UNFINISHED in attributes)
-        found = Found()
-    else:
-        found = _write_labels(job)
-    say(f"{job.group}: {_sizes(job)}{found.text(job)}")
-
-
-def _write_raw(job: Import, *, goes_on: bool) -> None:
-    if goes_on:
-        array = zarr.open_group(str(job.group), mode="r+")["s0"]
-    else:
-        array = _started(job, job.group)
-    _copy(job, array)
-    grid = job.level.grid
-    ngff.finish_multiscale(job.group, grid, ngff.pyramid(grid), ngff.block_mean)
-
-
-def _write_labels(job: Import) -> Found:
-    """Write labels aside, so that a crop has whole ones only; what they hold."""
-    begun = _store(job) / BEGUN
-    try:
-        found = _copy(job, _started(job, begun))
-        if _code_of_unknown(job.excerpt) != 0:
-            _count_in_metadata(begun, found)
-        ngff.finish_multiscale(begun, job.level.grid, [], ngff.pick)
-        shutil.rmtree(job.group, ignore_errors=True)
-        job.group.parent.mkdir(parents=True, exist_ok=True)
-        begun.rename(job.group)
-    finally:
-        shutil.rmtree(begun, ignore_errors=True)
-    return found
-
-
-def _started(job: Import, group: Path) -> zarr.Array:
-    """An empty array for a volume."""
-    about = {IMPORTED: job.excerpt.record, **job.excerpt.annotation}
-    dtype = job.level.array.dtype
-    return ngff.start_multiscale(group, job.level.grid, dtype, job.chunks, attributes=about)
-
-
-def _store(job: Import) -> Path:
-    return next(folder for folder in job.group.parents if folder.suffix == ".zarr")
-
-
-def _sizes(job: Import) -> str:
-    return f"{voxels(job.excerpt.shape)} voxels of {nm(job.excerpt.voxel_size)} nm"
-
-
-def _copy(job: Import, array: zarr.Array | None) -> Found:
-    """Write the finest level, of raw what an earlier call left; look through labels.
-
-    array: None only looks.
-    """
-    found = Found()
-
-    def is_done(bar: Bar) -> bool:
-        # what labels hold is counted from their first voxel on
-        return job.is_raw and copying.is_written(array, job.group / "s0", bar)
-
-    def write(bar: Bar, block: np.ndarray) -> None:
-        taken = job.excerpt.taken(block)
-        if not job.is_raw:
-            found.look(job, block, taken)
-        if array is not None:
-            copying.put(array, bar, taken)
-
-    name = job.group.name
-    copying.copy(job.stored, job.chunks, write, is_done=is_done, scratch=_store(job), what=name)
-    if not job.is_raw:
-        found.note(job)
-    return found
-
-
-# What labels hold
-
-
-@dataclass
-class Found:
-    """What was met in labels; in raw nothing is looked at."""
-
-    values: set[int] = field(default_factory=set)
-    """Of the source; those of a class of objects are not collected."""
-    voxels: int = 0
-    absent: int = 0
-    unknown: int = 0
-
-    def look(self, job: Import, block: np.ndarray, taken: np.ndarray) -> None:
-        """Count a block. Raises UserError for labels that look like raw.
-
-        Args:
-            job: whose it is.
-            block: as it is in the source.
-            taken: what is made of it.
-        """
-        name = job.group.name
-        refuse_raw(block, name, job.source.path)
-        if job.excerpt.kind == SEMANTIC:
-            self.values.update(np.unique(block).tolist())
-            _refuse_ids(job, len(self.values))
-        code = _code_of_unknown(job.excerpt)
-        self.voxels += taken.size
-        if code is not None:
-            self.unknown += int(np.count_nonzero(taken == code))
-        if code != 0:
-            self.absent += int(np.count_nonzero(taken == 0))
-
-    @property
-    def positive(self) -> int:
-        """Voxels of the class."""
-        return self.voxels - self.absent - self.unknown
-
-    def text(self, job: Import) -> str:
-        """How much of the volume is the class, behind a comma."""
-        if not self.voxels:
-            return ""
-        name = job.group.name
-        unknown = f", {self.unknown / self.voxels:.2%} unknown" if self.unknown else ""
-        return f", {self.positive / self.voxels:.2%} {name}{unknown}"
-
-    def note(self, job: Import) -> None:
-        """Say what stands out."""
-        name = job.group.name
-        path = job.source.path
-        where = f"{job.group.parent.name}/{name}"
-        if self.positive <= 0:
-            note(f"{where}: no voxel of {name} in it; all of it is known to be something else")
-        if job.excerpt.kind == INSTANCE:
-            return
-        is_named = {0, *job.excerpt.values, *job.excerpt.unknown, *job.others}
-        others = sorted(self.values - is_named)
-        if job.excerpt.values:
-            if job.others and others:
-                note(
-                    f"{path}: values {some(list(map(str, others)))} are not in --values, and were "
-                    "taken for background"
-                )
-        elif len(others) > 1:
-            note(
-                f"{path}: {len(others)} values besides 0, all of them taken for {name}; if they "
-                f"are ids of objects, write --instances {name}, if they are classes "
-                f"{name}={path.name}#value=1 and so on, and if one of them means that nobody knows "
-                f"--unknown {others[-1]}"
-            )
-
-
-def _refuse_ids(job: Import, different: int) -> None:
-    """Raises UserError for more values than classes have."""
-    if different > MOST_IDS:
-        name = job.group.name
-        raise UserError(
-            f"{job.source.path}: more than {MOST_IDS} different values for class {name}, which "
-            f"look like raw or like ids of objects; write --instances {name} if they are ids"
-        )
-
-
-def _code_of_unknown(excerpt: Excerpt) -> int | None:
-    """The value of unknown in what is written."""
-    encoding: dict[str, Any] = excerpt.annotation["cellmap"]["annotation"]["annotation_type"]
-    return encoding.get("encoding", {}).get("unknown")
-
-
-def _count_in_metadata(group: Path, found: Found) -> None:
-    """Write the counts of voxels, by which chunks that are lost later are noticed."""
-    opened = zarr.open_group(str(group), mode="r+")
-    about = opened.attrs["cellmap"]
-    about["annotation"]["complement_counts"] = {"absent": found.absent, "unknown": found.unknown}
-    opened.attrs["cellmap"] = about

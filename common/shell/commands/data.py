@@ -67,6 +67,10 @@ def fetch_data(crops: str, scale: tuple[tuple[float, ...], ...], **given: Any) -
     fetch.fetch(crops, **chosen, say=click.echo)
 
 
+LABELLING = ("instances", "unknown", "crops", "blocks", "gap")
+"""Options of import-data that are of labels."""
+
+
 @command("import-data")
 @click.argument("raw", metavar="RAW")
 @click.option("--dataset", required=True, help="Its name in the data root.")
@@ -137,8 +141,16 @@ def import_data(raw: str, labels: str, values: str | None, voxel_size: Any, **gi
     of_class: Any = (
         own_labels.by_table(labels, values) if values else options.pairs("--labels", labels)
     )
+    said = options.given(given)
+    labelling = {name: said.pop(name) for name in LABELLING if name in said}
+    manner = {name: said.pop(name) for name in ("link", "overwrite") if name in said}
     store = volumes.import_data(
-        raw, labels=of_class, voxel_size=voxel_size, **options.given(given), say=click.echo
+        raw,
+        said.pop("dataset"),
+        volumes.Labelling(of_class, **labelling),
+        volumes.Manner(voxel_size, **manner),
+        **said,
+        say=click.echo,
     )
     click.echo(f"{dataset.draw(store)}: a picture of it")
 

@@ -1,0 +1,155 @@
+"""One volume that is imported: what is taken, where it belongs, and what was met in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from common.data.annotation import refuse_raw
+from common.data.level import Level
+from common.data.sources.excerpt import INSTANCE, RAW, SEMANTIC, Excerpt
+from common.errors import UserError
+from common.talk import note, some
+
+CHUNK = 128
+"""Voxels of a chunk of raw along each axis; labels, which pack better, have 64."""
+
+LABEL_CHUNK = 64
+
+MOST_IDS = 1000
+"""Different values of a class that is not said to have objects; more look like raw, or like ids."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One volume to be written, or linked to."""
+
+    source: Level
+    """The finest level of what it is taken from."""
+    excerpt: Excerpt
+    group: Path
+    """Where it belongs."""
+    others: tuple[int, ...] = ()
+    """Values of other classes in the same volume."""
+
+    @property
+    def level(self) -> Level:
+        """What is written."""
+        return self.excerpt.of(self.source, self.group)
+
+    @property
+    def stored(self) -> Level:
+        """The same voxels with the values of the source."""
+        return replace(self.excerpt, values=(), unknown=()).of(self.source, self.group)
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether it is no labels."""
+        return self.excerpt.kind == RAW
+
+    @property
+    def chunks(self) -> tuple[int, int, int]:
+        """Voxels of a chunk."""
+        edge = CHUNK if self.is_raw else LABEL_CHUNK
+        depth, height, width = (min(edge, length) for length in self.excerpt.shape)
+        return depth, height, width
+
+
+# What labels hold
+
+
+@dataclass
+class Found:
+    """What was met in labels; in raw nothing is looked at."""
+
+    values: set[int] = field(default_factory=set)
+    """Of the source; those of a class of objects are not collected."""
+    voxels: int = 0
+    absent: int = 0
+    unknown: int = 0
+
+    def look(self, job: Import, block: np.ndarray, taken: np.ndarray) -> None:
+        """Count a block. Raises UserError for labels that look like raw.
+
+        Args:
+            job: whose it is.
+            block: as it is in the source.
+            taken: what is made of it.
+        """
+        name = job.group.name
+        refuse_raw(block, name, job.source.path)
+        if job.excerpt.kind == SEMANTIC:
+            self.values.update(np.unique(block).tolist())
+            _refuse_ids(job, len(self.values))
+        code = code_of_unknown(job.excerpt)
+        self.voxels += taken.size
+        if code is not None:
+            self.unknown += int(np.count_nonzero(taken == code))
+        if code != 0:
+            self.absent += int(np.count_nonzero(taken == 0))
+
+    @property
+    def positive(self) -> int:
+        """Voxels of the class."""
+        return self.voxels - self.absent - self.unknown
+
+    def text(self, job: Import) -> str:
+        """How much of the volume is the class, behind a comma."""
+        if not self.voxels:
+            return ""
+        name = job.group.name
+        unknown = f", {self.unknown / self.voxels:.2%} unknown" if self.unknown else ""
+        return f", {self.positive / self.voxels:.2%} {name}{unknown}"
+
+    def note(self, job: Import) -> None:
+        """Say what stands out."""
+        name = job.group.name
+        path = job.source.path
+        where = f"{job.group.parent.name}/{name}"
+        if self.positive <= 0:
+            note(f"{where}: no voxel of {name} in it; all of it is known to be something else")
+        if job.excerpt.kind == INSTANCE:
+            return
+        is_named = {0, *job.excerpt.values, *job.excerpt.unknown, *job.others}
+        others = sorted(self.values - is_named)
+        if job.excerpt.values:
+            if job.others and others:
+                note(
+                    f"{path}: values {some(list(map(str, others)))} are not in --values, and were "
+                    "taken for background"
+                )
+        elif len(others) > 1:
+            note(
+                f"{path}: {len(others)} values besides 0, all of them taken for {name}; if they "
+                f"are ids of objects, write --instances {name}, if they are classes "
+                f"{name}={path.name}#value=1 and so on, and if one of them means that nobody knows "
+                f"--unknown {others[-1]}"
+            )
+
+
+def _refuse_ids(job: Import, different: int) -> None:
+    """Raises UserError for more values than classes have."""
+    if different > MOST_IDS:
+        name = job.group.name
+        raise UserError(
+            f"{job.source.path}: more than {MOST_IDS} different values for class {name}, which "
+            f"look like raw or like ids of objects; write --instances {name} if they are ids"
+        )
+
+
+def code_of_unknown(excerpt: Excerpt) -> int | None:
+    """The value of unknown in what is written."""
+    encoding: dict[str, Any] = excerpt.annotation["cellmap"]["annotation"]["annotation_type"]
+    return encoding.get("encoding", {}).get("unknown")
+
+
+def count_in_metadata(group: Path, found: Found) -> None:
+    """Write the counts of voxels, by which chunks that are lost later are noticed."""
+    opened = zarr.open_group(str(group), mode="r+")
+    about = opened.attrs["cellmap"]
+    about["annotation"]["complement_counts"] = {"absent": found.absent, "unknown": found.unknown}
+    opened.attrs["cellmap"] = about
