@@ -323,9 +323,9 @@ def _windows(plan: BlockPlan, number: int) -> Iterator[Placed]:
     if window.flat is None or window.at_once == 1:
         yield from ((window, corner) for corner in itertools.product(*starts))
         return
-    slices = starts[window.flat]
-    for first in slices[:: window.at_once]:
-        several = window.of_slices(min(window.at_once, slices.stop - first))
+    across = starts[window.flat]
+    for first in across[:: window.at_once]:
+        several = window.of_slices(min(window.at_once, across.stop - first))
         starts[window.flat] = range(first, first + 1)
         for corner in itertools.product(*starts):
             yield several, corner

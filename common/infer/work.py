@@ -231,7 +231,9 @@ def _scaling_record(plans: Sequence[BlockPlan]) -> dict[str, Any] | None:
 
 def _channel_record(plans: Sequence[BlockPlan]) -> dict[str, Any] | None:
     """What each network got beside raw, as a prediction has it on record; None without any."""
-    records = [{each.name: each.record() for each in plan.channels} for plan in plans]
+    records = []
+    for plan in plans:
+        records.append({channel.name: channel.record() for channel in plan.channels})
     if not any(records):
         return None
     return records[0] if len(records) == 1 else {"members": records}

@@ -24,6 +24,7 @@ from common.data.sources import needed
 from common.errors import UserError
 from common.infer.boxes import Box, ends, with_margin, within
 from common.infer.objects.basins import renamed
+from common.infer.objects.components import Index
 from common.infer.objects.graph import Contacts, combined, joined
 from common.infer.volume import (
     Block,
@@ -66,17 +67,9 @@ def mutex_watershed(  # noqa: PLR0917  # so it is called in process_config.py fi
     reads = (mask, *affinities.volumes)
     work = BlockWork(partial(_fragments, mask, affinities, signs), reads)
     fragments = fill(mask, work, _dtype(mask))
-    work = BlockWork(partial(_links, fragments, mask, affinities), (fragments, *reads))
-    of_blocks = gather(mask, work)
-    found = {}
-    links: list[list[Contacts]] = [[] for _ in offsets]
-    for block, (ids, contacts) in zip(blocks(mask), of_blocks, strict=True):
-        found[block.index] = ids
-        for of_offset, more in zip(links, contacts, strict=True):
-            of_offset.append(more)
+    found, links = _linked(fragments, mask, affinities)
     every = np.concatenate(list(found.values()))
-    object_of = _clustered(every, [combined(joined(one)) for one in links], signs)
-    return renamed(fragments, found, every, object_of)
+    return renamed(fragments, found, every, _clustered(every, links, signs))
 
 
 @dataclass(frozen=True)
@@ -214,6 +207,21 @@ def _compact(labels: np.ndarray) -> np.ndarray:
     """Labels as the small integers that cc3d takes; 0 stays."""
     names, number = np.unique(labels, return_inverse=True)
     return number.reshape(labels.shape).astype(np.uint32) + np.uint32(names[0] != 0)
+
+
+def _linked(
+    fragments: Volume, mask: Volume, affinities: _Affinities
+) -> tuple[dict[Index, np.ndarray], list[Contacts]]:
+    """The fragments of each block, and for each offset what is said of pairs of them."""
+    function = partial(_links, fragments, mask, affinities)
+    work = BlockWork(function, (fragments, mask, *affinities.volumes))
+    found = {}
+    links: list[list[Contacts]] = [[] for _ in affinities.volumes]
+    for block, (ids, contacts) in zip(blocks(mask), gather(mask, work), strict=True):
+        found[block.index] = ids
+        for of_offset, more in zip(links, contacts, strict=True):
+            of_offset.append(more)
+    return found, [combined(joined(of_offset)) for of_offset in links]
 
 
 def _links(
