@@ -154,7 +154,10 @@ def _array_info(info: dict) -> tuple[dict, str]:
     """Shape and scale of an array as tuples of three, and what to write if they cannot be."""
     wanted = 'write {"shape": (z, y, x) in voxels, "scale": (z, y, x) in nm}'
     if any(isinstance(value, dict) for value in info.values()):  # the toolbox's {name: info}
-        return info, f"{wanted}, of one array; several are not supported, and the one has no name"
+        return info, (
+            f"{wanted}, of raw, which has no name; several are not supported, but further channels "
+            "of this shape and scale, by the paths of their volumes: input_channels"
+        )
     try:
         shape = tuple(operator.index(size) for size in info["shape"])
         scale = tuple(float(size) for size in info["scale"])

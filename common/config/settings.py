@@ -517,7 +517,6 @@ OTHER_NAMES = {
     "patch_shape": "input_array_info",
     "input_shape": "input_array_info",
     "input_size": "input_array_info",
-    "input_arrays": "input_channels",
     "crop_size": "input_array_info",
     "output_shape": "target_array_info",
     "target_shape": "target_array_info",

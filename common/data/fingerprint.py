@@ -240,8 +240,9 @@ def _measure_all(
 ) -> list[MeasuredCrop]:
     """Decode and measure crops of one usage; those of `measured` stay in the cache."""
     split.check_files(rows)
-    # of any size: what to do about raw that is smaller than a patch is found here
-    request = replace(loaders.crop_request(config), patch_nm=np.zeros(3))
+    # of any size: what to do about raw that is smaller than a patch is found here. Of raw alone:
+    # further channels are predicted later, around patches of the size that is suggested
+    request = replace(loaders.crop_request(config), patch_nm=np.zeros(3), input_channels=())
     crops = open_crops(
         rows,
         request,

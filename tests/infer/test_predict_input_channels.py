@@ -14,6 +14,9 @@ from common.data.ngff import write_multiscale
 from common.data.records import PredictionRecord, group_attributes, read_prediction
 from common.errors import UserError
 from common.infer.predict import predict
+from common.model import exported
+from common.runs import bioimage
+from common.runs.export_model import export_model
 
 MODEL = """
     import torch
@@ -66,7 +69,9 @@ def tiny(experiment, member):
     )
 
 
-def test_a_run_with_a_channel_predicts_it_at_its_own_places_or_says_what_is_wrong(tiny, member):
+def test_a_run_with_a_channel_predicts_it_at_its_own_places_or_says_what_is_wrong(
+    tiny, member, monkeypatch
+):
     result = tiny.train()
     saved = torch.load(result.checkpoint, weights_only=True)
     assert set(saved["input_channels"]["mito"]) == {"tiny/crop1", "tiny/crop2", "tiny/crop3"}
@@ -87,15 +92,24 @@ def test_a_run_with_a_channel_predicts_it_at_its_own_places_or_says_what_is_wron
     with pytest.raises(UserError, match=r"trained with other settings \(input_channels was"):
         predict(tiny.folder, "crop3", data=tiny.data, overrides=[f"input_channels={other}"])
     moved = ['input_channels={"mito": "' + elsewhere + '"}']
-    (folder,) = predict(
-        tiny.folder, "crop3", data=tiny.data, overrides=moved, content="logits", dtype="float32"
-    )
+    stored_as = {"content": "logits", "dtype": "float32", "orientations": 16, "block": 16}
+    (folder,) = predict(tiny.folder, "crop3", data=tiny.data, overrides=moved, **stored_as)
     level = ngff.open_levels(folder / "mito")[0]
     # crop3 begins at voxel 30 along x
     expected = np.broadcast_to((np.arange(30, 54) * 4 / 255).astype(np.float32), (24, 24, 24))
     assert np.allclose(level.array[...], expected, atol=1e-6)
     record = read_prediction(folder / "mito")
     assert record.input_channels["mito"]["range"] == [0.0, 255.0]
+
+    # other programs get all channels, and a package, which has raw alone, is refused
+    file = tiny.folder / "network.pt"
+    export_model(tiny.folder, "torchscript", output=file, data=tiny.data)
+    raw = torch.rand(1, 2, 20, 20, 20)
+    given = exported.FORMS["torchscript"].open(file)(raw)
+    assert torch.allclose(given, raw[:, 1:, 2:-2, 2:-2, 2:-2].expand(-1, 3, -1, -1, -1), atol=1e-6)
+    monkeypatch.setattr(bioimage, "refuse_missing", lambda: None)
+    with pytest.raises(UserError, match="of raw alone, and this one takes mito beside it"):
+        export_model(tiny.folder, data=tiny.data)
 
 
 def test_a_margin_is_predicted_around_a_box_as_far_as_its_raw_goes(experiment):

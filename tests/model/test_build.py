@@ -9,6 +9,8 @@ from cellmap_segmentation_challenge.models import _unet
 from common.errors import UserError
 from common.model.build import build_model
 from common.model.forward import is_2d
+from common.model.resenc import build_resenc
+from common.model.unet import build_unet
 
 CPU = torch.device("cpu")
 
@@ -41,6 +43,43 @@ def build(tiny):
 def test_a_network_that_fits_is_built(experiment):
     model = build(experiment())
     assert model(torch.zeros(1, 1, 20, 20, 20)).shape == (1, 3, 16, 16, 16)
+
+
+def test_build_model_gets_the_number_of_input_channels_or_says_what_it_takes(experiment):
+    tiny = experiment(input_channels={"mito": "mito.zarr", "er": "er.zarr"})
+    with pytest.raises(UserError, match="unexpected keyword argument 'in_channels'"):
+        tiny.config()
+    takes = "def build_model(classes, in_channels=1):\n    return nn.Conv3d({}, len(classes), 5)\n"
+    tiny.write("model.py", "from torch import nn\n" + takes.format(1))
+    with pytest.raises(UserError, match="does not take 3 channels, raw and mito, er of input_chan"):
+        build(tiny)
+    tiny.write("model.py", "from torch import nn\n" + takes.format("in_channels"))
+    assert build(tiny)(torch.zeros(1, 3, 20, 20, 20)).shape == (1, 3, 16, 16, 16)
+
+
+@pytest.mark.parametrize("stem", [1, 2])
+def test_a_residual_encoder_adds_channels_to_its_first_convolution_alone(stem):
+    alone, several = (
+        build_resenc(["a"], 8, (32, 32, 32), width=8, stem_stride=stem, in_channels=channels).eval()
+        for channels in (1, 3)
+    )
+    weights = alone.state_dict()
+    for name, tensor in several.state_dict().items():
+        if tensor.shape != weights[name].shape:
+            beside = torch.zeros(tensor.shape[0], 2, *tensor.shape[2:])
+            weights[name] = torch.cat([weights[name], beside], dim=1)
+    several.load_state_dict(weights)
+    raw = torch.rand(1, 3, 32, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(several(raw), alone(raw[:, :1]), atol=1e-5)
+
+
+def test_a_unet_sees_all_its_input_channels():
+    raw = torch.rand(1, 3, 44, 44, 44, requires_grad=True)
+    logits = build_unet(["a"], 8, 3)(raw)
+    assert logits.shape == (1, 1, 4, 4, 4)
+    (gradient,) = torch.autograd.grad(logits.sum(), raw)
+    assert (gradient.abs().amax((0, 2, 3, 4)) > 0).all()
 
 
 def test_a_network_that_needs_values_is_tried_with_a_real_pass(experiment):
