@@ -105,7 +105,7 @@ def test_a_run_with_a_channel_predicts_it_at_its_own_places_or_says_what_is_wron
     file = tiny.folder / "network.pt"
     export_model(tiny.folder, "torchscript", output=file, data=tiny.data)
     raw = torch.rand(1, 2, 20, 20, 20)
-    given = exported.FORMS["torchscript"].open(file)(raw)
+    given = exported.FORMS["torchscript"].open(file.read_bytes())(raw)
     assert torch.allclose(given, raw[:, 1:, 2:-2, 2:-2, 2:-2].expand(-1, 3, -1, -1, -1), atol=1e-6)
     monkeypatch.setattr(bioimage, "refuse_missing", lambda: None)
     with pytest.raises(UserError, match="of raw alone, and this one takes mito beside it"):
