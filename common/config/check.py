@@ -70,6 +70,7 @@ def check_settings(
         ),
         *_name_problems(fitting),
         *_call_problems(fitting),
+        *_problems_without_effect(fitting),
         *option_problems(fitting),
         *_metric_problems(fitting),
         *_preview_problems(fitting),
@@ -440,6 +441,12 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
                 f"trackers: {as_text(tracker)}: {refusal}; it is called with "
                 "(folder, run_name, settings), see common.train.tracking.Sink"
             )
+    return problems
+
+
+def _problems_without_effect(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with settings that have no effect beside others, or without them."""
+    problems = []
     if values.get("scheduler_kwargs") and not values.get("scheduler"):
         given = values["scheduler_kwargs"]
         problems.append(f"scheduler_kwargs = {given} without a scheduler; set scheduler too")

@@ -50,16 +50,10 @@ def load_config(
     values |= settings
     if data:
         values["data_path"] = str(data_root(data))
-    for override in overrides:
-        problem = apply_override(values, override)
-        if problem:
-            problems.append(problem)
+    problems += _apply_overrides(values, overrides)
     own_lengths = horizon.named_in(overrides, settings)
     _lengthen_schedule(values, written, own_lengths)
-    # only a root that was asked for must be there: reading a configuration needs no data
-    root = data_root(data)
-    if values.get("data_path") == str(root) and not root.is_dir():
-        problems.append(f"the data root {root} is no folder; write the one that holds the datasets")
+    problems += _root_problems(values, data_root(data))
     config = check_settings(short_path(path), values, problems, TrainConfig)
     if translation:
         missing_split = {"classes": config.classes} | translation.split
@@ -71,6 +65,19 @@ def load_config(
         base_experiment_path=str(path.parent / config.base_experiment_path),
         model_name=config.model_name or path.parent.name,
     )
+
+
+def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Apply "name=value" after "name=value"; return what is wrong with them."""
+    problems = [apply_override(values, override) for override in overrides]
+    return [problem for problem in problems if problem]
+
+
+def _root_problems(values: Mapping[str, Any], root: Path) -> list[str]:
+    """What is wrong with a data root that was asked for; reading a configuration needs no data."""
+    if values.get("data_path") != str(root) or root.is_dir():
+        return []
+    return [f"the data root {root} is no folder; write the one that holds the datasets"]
 
 
 def _seed_from_outside(

@@ -59,11 +59,7 @@ def export_model(
     Raises FileNotFoundError, or UserError where a package is missing or the network has no such
     form.
     """
-    if to not in ENDINGS:
-        raise UserError(f"--to {to}; write {', '.join(ENDINGS)}")
-    # before minutes go into recording
-    if to == PACKAGE:
-        bioimage.refuse_missing()
+    _refuse_before_recording(to)
     config = replace(load_config(config_path, overrides, data), device="cpu", precision="fp32")
     path = _output_path(config, to, output)
     if to == PACKAGE and config.input_channels:
@@ -82,6 +78,14 @@ def export_model(
         exported.write(own, raw, path, to)
     say(f"{path}: {size(path.stat().st_size)}, gives what the network gives")
     return path
+
+
+def _refuse_before_recording(to: str) -> None:
+    """Raise UserError for what is no form, or needs a package that is missing."""
+    if to not in ENDINGS:
+        raise UserError(f"--to {to}; write {', '.join(ENDINGS)}")
+    if to == PACKAGE:
+        bioimage.refuse_missing()
 
 
 def _output_path(config: TrainConfig, to: str, output: str | Path) -> Path:

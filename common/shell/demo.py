@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.config.load import load_config
 from common.config.module import load_module
+from common.config.settings import TrainConfig
 from common.data import regions
 from common.errors import UserError
 from common.files import REPOSITORY
@@ -36,8 +37,7 @@ def demo(
 ) -> Path | None:
     """Train an example on a phantom cell that is made under `output`, and show what it learnt.
 
-    Predicts, processes and scores the crops that validate. What is learnt depends on the steps, so
-    that all of them are taken, on a slow machine too.
+    What is learnt depends on the steps: all of them are taken, on a slow machine too.
 
     Args:
         output: folder of data, runs and the picture.
@@ -46,11 +46,7 @@ def demo(
         experiment: examples/phantom_cell, or another one whose datasplit names the phantom.
         overrides: settings as "name=value".
 
-    Returns:
-        The picture; None if training was interrupted.
-
-    Raises:
-        UserError: outside of a checkout.
+    Returns the picture; None if training was interrupted. Raises UserError outside of a checkout.
     """
     if not EXPERIMENT.is_dir():
         raise UserError(ONLY_IN_A_CHECKOUT)
@@ -64,21 +60,32 @@ def demo(
         write_data(data)
     places = [f"data_path={data}", f"cache_path={output / 'cache'}", *_run_folders(output)]
     settings = [*places, *overrides]
+    if not _train_to_scores(experiment, settings, minutes):
+        return None
+    name = "demo" if experiment == EXPERIMENT.resolve() else experiment.name
+    picture = output / f"{name}.png"
+    draw(load_config(experiment, settings), picture)
+    print(f"raw, truth, predictions and processed volumes of both validation crops: {picture}")
+    return picture
+
+
+def _train_to_scores(experiment: Path, settings: Sequence[str], minutes: float) -> bool:
+    """Train, predict, process and score; return False if training was interrupted."""
     result = run.train(experiment, settings, score=of_run, training_time_limit=minutes * 60)
     if not result.finished:
-        return None
+        return False
     predict.predict(experiment, overrides=settings, overwrite=True)
     process.process(experiment, overrides=settings)
     evaluate.evaluate(experiment, overrides=settings)
-    config = load_config(experiment, settings)
+    return True
+
+
+def draw(config: TrainConfig, picture: Path) -> None:
+    """Write a picture of all validation crops, a row each."""
     rows = []
     for box in regions.choose(config):
         rows.append(montage(box, find_layers(config, box)))
-    name = "demo" if experiment == EXPERIMENT.resolve() else experiment.name
-    picture = output / f"{name}.png"
     figures.write_png(picture, figures.above(rows, background=255))
-    print(f"raw, truth, predictions and processed volumes of both validation crops: {picture}")
-    return picture
 
 
 def write_data(folder: Path) -> None:

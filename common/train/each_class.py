@@ -67,13 +67,15 @@ def _mlflow_parent(config: TrainConfig, first: TrainConfig) -> MLflow | None:
 def settings_of(config: TrainConfig, name: str) -> list[str]:
     """The settings in which the run of a class differs, as "name=value"."""
     others = [other for other in config.classes if other != name]
+    # those of the experiment, which none of the networks learns, stay
+    counter = dict.fromkeys([*others, *config.counter_classes])
     # what is said of several channels, which this network does not have
     of_several = [f"{setting}={{}}" for setting in OF_SEVERAL if getattr(config, setting)]
     if config.softmax:
         of_several.append("softmax=")
     return [
         f"classes={name}",
-        f"counter_classes={','.join(others)}",
+        f"counter_classes={','.join(counter)}",
         f"run_name={config.run_name}-{name}",
         *of_several,
     ]

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from common.config.derived import SIGNED, SOFTMAX
 from common.config.heads import CLASSES, Head, heads_of, main_head
 from common.config.settings import TrainConfig
-from common.data.targets import MixedTarget, Target, count_known, known, of_channels
+from common.data.targets import (
+    MixedTarget,
+    PaletteTarget,
+    Target,
+    count_known,
+    known,
+    of_channels,
+)
 from common.errors import UserError
 from common.train import criterion, together
 from common.train.criterion import Criterion
@@ -119,15 +126,29 @@ class HeadsLoss(nn.Module):
             criterion.set_mode(loss, mode)
         return self
 
-    def forward(self, logits: Tensor, target: Target, pos_weight: Tensor | None = None) -> Tensor:
-        """Return the loss; of several processes in a step this one's share, see `as_share`."""
+    def forward(
+        self,
+        logits: Tensor,
+        target: Target,
+        pos_weight: Tensor | None = None,
+        fractions: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss; of several processes in a step this one's share, see `as_share`.
+
+        fractions: (heads,), by which the losses of heads are multiplied, see `Method.fractions`.
+        """
         total = torch.zeros((), device=logits.device)
-        for head, loss in zip(self.heads, self.losses, strict=True):
-            if head.weight:
-                total = total + head.weight * self._of_head(
-                    head, loss, logits, target, pos_weight=pos_weight
-                )
+        for number, (head, loss) in enumerate(zip(self.heads, self.losses, strict=True)):
+            if not head.weight:
+                continue
+            value = self._of_head(head, loss, logits, target, pos_weight=pos_weight)
+            weight = head.weight if fractions is None else head.weight * fractions[number]
+            total = total + weight * value
         return total
+
+    def known_pairs(self, target: Target) -> Tensor:
+        """Return the number of known pairs that the loss of each head is a mean over, (heads,)."""
+        return torch.stack([count_known(_target_of(head, target)) for head in self.heads])
 
     def _of_head(
         self,
@@ -138,18 +159,14 @@ class HeadsLoss(nn.Module):
         *,
         pos_weight: Tensor | None,
     ) -> Tensor:
-        first = target.classes.palette.shape[1] if isinstance(target, MixedTarget) else 0
-        is_split = min(head.channels) < first <= max(head.channels)
         parts = [head.channels]
-        if loss is weighted_bce and is_split:
+        if loss is weighted_bce:
             # a mean over pairs: that of classes needs no dense target
-            parts = [tuple(n for n in head.channels if (n < first) == own) for own in (True, False)]
+            parts = _classes_and_derived(head.channels, target)
         shares = []
         pairs = []
         for channels in parts:
-            own_target = of_channels(target, channels)
-            if head.activation == SOFTMAX:
-                own_target = decided(own_target)
+            own_target = _target_of(head, target, channels)
             weight = None if pos_weight is None else pos_weight[list(channels)]
             value = loss(_of(logits, channels), own_target, weight)
             problem = criterion.problem_with(value)
@@ -164,11 +181,26 @@ class HeadsLoss(nn.Module):
         return (torch.stack(shares) * fractions).sum()
 
 
+def _classes_and_derived(channels: Sequence[int], target: Target) -> list[tuple[int, ...]]:
+    """Return the channels of classes and those that are derived; one list where all are alike."""
+    first = target.classes.palette.shape[1] if isinstance(target, MixedTarget) else 0
+    classes = tuple(number for number in channels if number < first)
+    derived = tuple(number for number in channels if number >= first)
+    return [part for part in (classes, derived) if part]
+
+
+def _target_of(head: Head, target: Target, channels: Sequence[int] = ()) -> PaletteTarget | Tensor:
+    """Return the target of a head's channels, or of some of them."""
+    own = of_channels(target, channels or head.channels)
+    return decided(own) if head.activation == SOFTMAX else own
+
+
 def _of(logits: Tensor, channels: Sequence[int]) -> Tensor:
     """The logits of some channels: a view where they lie side by side."""
-    first, last = channels[0], channels[-1]
-    if list(channels) == list(range(first, last + 1)):
-        return logits[:, first : last + 1]
+    first = channels[0]
+    behind = channels[-1] + 1
+    if list(channels) == list(range(first, behind)):
+        return logits[:, first:behind]
     return logits[:, list(channels)]
 
 

@@ -50,10 +50,7 @@ def weighted_bce(logits: Tensor, target: AnyTarget, pos_weight: Tensor | None = 
     gradient of 0, if no pair is known. The public toolbox divides by the number of all voxels
     instead, which makes smaller steps on sparsely annotated crops.
     """
-    if pos_weight is None:
-        weight = torch.ones(logits.shape[1], device=logits.device)
-    else:
-        weight = pos_weight.float()
+    weight = _weight_of_positives(logits, pos_weight)
     if isinstance(target, PaletteTarget):
         # per row of the palette: the weight of the positive term, and of both terms together
         positive = (target.palette == 1) * weight
@@ -69,6 +66,13 @@ def weighted_bce(logits: Tensor, target: AnyTarget, pos_weight: Tensor | None = 
         reduction="sum",
     )
     return total / mask.sum().clamp(min=1)
+
+
+def _weight_of_positives(logits: Tensor, pos_weight: Tensor | None) -> Tensor:
+    """Return (classes,) float32 weights, 1 unless they are given."""
+    if pos_weight is None:
+        return torch.ones(logits.shape[1], device=logits.device)
+    return pos_weight.float()
 
 
 class _Terms(NamedTuple):
@@ -187,9 +191,7 @@ def focal_loss(
             both. The source found 0.25 best with gamma 2.
     """
     refuse_below_zero("focal_loss", gamma=gamma)
-    weight = torch.ones(logits.shape[1], device=logits.device)
-    if pos_weight is not None:
-        weight = pos_weight.float()
+    weight = _weight_of_positives(logits, pos_weight)
     of_negative = 1.0
     if alpha is not None and not 0 <= alpha <= 1:
         raise UserError(f"focal_loss: alpha = {alpha}; write a number between 0 and 1")
@@ -440,8 +442,8 @@ def class_weighted_bce(
 ) -> Tensor:
     """Return the binary cross-entropy, a mean in which each class has a weight.
 
-    It is the mean over the known (voxel, class) pairs, each counted as often as `class_weight` of
-    its class says; in a step of several processes over the pairs of all. 0 if none is known.
+    The mean over the known (voxel, class) pairs, each counted as often as `class_weight` of its
+    class says; in a step of several processes over the pairs of all. 0 if none is known.
 
     Args:
         logits: see the module; so are `target` and `pos_weight`.
@@ -449,12 +451,7 @@ def class_weighted_bce(
         pos_weight: in addition, multiplies the terms of positive pairs.
         class_weight: (classes,), 0 or more.
     """
-    weight = torch.as_tensor(class_weight, dtype=torch.float32, device=logits.device)
-    if weight.shape != logits.shape[1:2]:
-        raise UserError(
-            f"class_weighted_bce: class_weight of shape {tuple(weight.shape)}; write one number "
-            f"for each of the {logits.shape[1]} classes"
-        )
+    weight = _weight_of_classes(class_weight, logits)
     of_positive = weight if pos_weight is None else weight * pos_weight.float()
     if isinstance(target, PaletteTarget):
         positive = (target.palette == 1) * of_positive
@@ -469,5 +466,17 @@ def class_weighted_bce(
         negative = (is_known & ~(target > 0)) * weight.view(along_classes)
         total = _bce_value(logits.float(), positive, positive + negative).sum()
         size = (is_known * weight.view(along_classes)).sum(dtype=torch.float64)
-    total, size = together.summed(total), together.summed(size)
+    total = together.summed(total)
+    size = together.summed(size)
     return total / size.clamp(min=torch.finfo(torch.float32).tiny).float()
+
+
+def _weight_of_classes(given: Tensor, logits: Tensor) -> Tensor:
+    """Return weights as (classes,) float32. Raises UserError for another number of them."""
+    weight = torch.as_tensor(given, dtype=torch.float32, device=logits.device)
+    if weight.shape != logits.shape[1:2]:
+        raise UserError(
+            f"class_weighted_bce: class_weight of shape {tuple(weight.shape)}; write one number "
+            f"for each of the {logits.shape[1]} classes"
+        )
+    return weight

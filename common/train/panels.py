@@ -91,16 +91,20 @@ class Panels:
         """Take what other processes kept of their blocks, too."""
         of_processes = ranks.gathered(self.kept)
         for name in self.classes:
-            every = [panel for kept in of_processes for panel in kept[name]]
+            every: list[_Panel] = []
+            for kept in of_processes:
+                every += kept[name]
             self.kept[name] = _first(every, self.samples)
 
     def blocks(self) -> dict[str, list[int]]:
         """Return the numbers of the blocks that are shown, by class."""
         if self.shown:
             return self.shown
-        return {
-            name: [panel.block for panel in panels] for name, panels in self.kept.items() if panels
-        }
+        shown = {}
+        for name, panels in self.kept.items():
+            if panels:
+                shown[name] = [panel.block for panel in panels]
+        return shown
 
     def images(self) -> dict[str, np.ndarray]:
         """Return the figures of each class below each other, (y, x, 3) uint8 by class."""

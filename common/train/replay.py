@@ -16,6 +16,7 @@ from torch import nn
 
 from common import runtime
 from common.config.load import load_config
+from common.config.settings import TrainConfig
 from common.data import targets
 from common.data.batches import Batch
 from common.errors import UserError
@@ -44,14 +45,12 @@ def replay(
 ) -> None:
     """Say, for the steps in a skipped.json, what each sample holds and where numbers become bad.
 
-    Nothing of the run is changed.
-
     Args:
         config_path: folder of an experiment, or its train_config.py.
         file: the skipped.json; that of the run unless given.
         overrides: settings as "name=value".
         data: the data root.
-        iteration: the step to replay; the last ones of the file with 0.
+        iteration: the step to replay; 0 for the last ones.
         weights: a checkpoint; the latest one of the run unless given.
         png: file of a picture of the samples.
         say: gets the report.
@@ -63,29 +62,32 @@ def replay(
     config = load_config(config_path, overrides, data)
     path = Path(file) if file else config.path("logs_save_path") / skipped.SKIPPED
     steps = _chosen(path, iteration, config.random_seed)
-    # whole crops are not scored here, and a few samples need no workers
-    config = dataclasses.replace(config, num_workers=0, validation_score_every=0, compile=False)
-    setup, state = prepare(config)
+    setup, state = prepare(_for_a_few_samples(config))
     say(_load(setup, state, weights))
     pictures = []
     for step in steps:
         say(f"\niteration {step.iteration}: {step.problem} then")
         for batch in _batches(setup, step, path):
-            seen = look_at(setup.method.forward, setup, state.model, batch)
-            _tell(setup, state.model, batch, seen, say=say)
-            pictures.append(_picture(setup, batch, seen))
+            pictures.append(_tell(setup, state.model, batch, say=say))
     if png:
         figures.write_png(Path(png), figures.above(pictures))
         say(f"\n{png}: raw, target and prediction of each sample, the class with most voxels")
 
 
+def _for_a_few_samples(config: TrainConfig) -> TrainConfig:
+    """Settings without what takes long to begin: workers, scores of whole crops, compiling."""
+    return dataclasses.replace(config, num_workers=0, validation_score_every=0, compile=False)
+
+
 def _tell(
-    setup: Setup, model: nn.Module, batch: Batch, seen: Seen, *, say: Callable[[str], None]
-) -> None:
-    """Say what the samples of a batch hold, and where it becomes bad."""
+    setup: Setup, model: nn.Module, batch: Batch, *, say: Callable[[str], None]
+) -> np.ndarray:
+    """Say what the samples of a batch hold, and where it becomes bad; return its picture."""
+    seen = look_at(setup.method.forward, setup, model, batch)
     say(_table(setup, batch, seen))
     for line in _conclusions(setup, model, batch, seen):
         say(line)
+    return _picture(setup, batch, seen)
 
 
 def _chosen(path: Path, iteration: int, random_seed: int) -> list[SkippedStep]:

@@ -8,8 +8,10 @@
     batch_size = choice(1, 2, 4)
     model_kwargs = {"channels": integers(8, 32)}    # model_kwargs.channels; other entries stay
 
-Each trial is an ordinary run. The trials of one or of several processes share a study, an SQLite
-file beside the runs.
+Each trial is an ordinary run, and is continued where an interrupted search left it. All are
+measured by best_metric on the same validation blocks. One is pruned (ended early) if its best value
+so far is worse than the median of the other trials at that epoch. The trials of one or of several
+processes share a study, an SQLite file beside the runs.
 """
 
 from __future__ import annotations
@@ -78,10 +80,6 @@ def search(
 ) -> Path | None:
     """Run trials until the study has `trials` of them, and write the settings of the best one.
 
-    Trials that an interrupted search left unfinished are continued. The objective is best_metric,
-    on the same validation blocks in all trials. A trial is pruned (ended early) if its best value
-    so far is worse than the median of the other trials at that epoch.
-
     Args:
         config_path: folder of an experiment or its train_config.py, with search_space.py beside it.
         trials: number of trials, including those of earlier calls and of other processes.
@@ -91,35 +89,23 @@ def search(
         prune_epochs: number of first epochs in which a trial is not pruned.
         score: as of `common.train.run.train`.
 
-    Returns:
-        The file with the best settings; None if interrupted, or if no trial finished.
-
-    Raises:
-        Stopped: if stopped by a signal other than Ctrl-C, or by a time limit.
+    Returns the file with the best settings; None if interrupted, or if no trial finished. Raises
+    Stopped if stopped by a signal other than Ctrl-C, or by a time limit.
     """
     space = read_space(config_path)
     base = load_config(config_path, [*overrides, *OFF], data)
     check_space(space, base, config_path, overrides=overrides, data=data)
     folder = base.path("logs_save_path").parent
-    pruner = _pruner(prune_after, prune_epochs)
     with _study_lock(folder):
-        study = open_study(folder, base, space, pruner)
+        study = open_study(folder, base, space, _pruner(prune_after, prune_epochs))
         parent = _mlflow_parent(study, base)
     _say_what_is_off(load_config(config_path, overrides, data))
-
-    def run_of(trial: Trial) -> Callable[..., Result]:
-        drawn = _drawn(trial)
-        say(f"{trial.user_attrs['run']}: {', '.join(drawn)}")
-        settings = [*overrides, *drawn, *_own_settings(base, trial, parent)]
-        return functools.partial(train, config_path, settings, data, score=score)
-
     queue = _Queue(study, folder, space, seed=base.random_seed, trials=trials)
-    if not _run_all(queue, run_of):
+    run = functools.partial(train, config_path, data=data, score=score)
+    if not _run_all(queue, run, base, overrides=overrides, parent=parent):
         return None
     best = write_best(study, folder, config_path, overrides=overrides, data=data)
-    if parent:
-        metrics = {base.best_metric: study.best_value} if best else {}
-        parent.finish("FINISHED", {}, metrics, [best] if best else [])
+    _finish(parent, {base.best_metric: study.best_value} if best else {}, best)
     return best
 
 
@@ -131,13 +117,24 @@ def _pruner(prune_after: int, prune_epochs: int) -> Any:
     )
 
 
-def _run_all(queue: _Queue, run_of: Callable[[Trial], Callable[..., Result]]) -> bool:
+def _run_all(
+    queue: _Queue,
+    train_with: Callable[..., Result],
+    base: TrainConfig,
+    *,
+    overrides: Sequence[str],
+    parent: MLflow | None,
+) -> bool:
     """Run trials until there are enough; return False if one was interrupted by Ctrl-C."""
     while True:
         with queue.next_trial() as trial:
             if trial is None:
                 return True
-            if not _run(queue.study, trial, run_of(trial)):
+            drawn = _drawn(trial)
+            say(f"{trial.user_attrs['run']}: {', '.join(drawn)}")
+            settings = [*overrides, *drawn, *_own_settings(base, trial, parent)]
+            run = functools.partial(train_with, overrides=settings)
+            if not _run(queue.study, trial, run):
                 return False
 
 
@@ -373,6 +370,12 @@ def _mlflow_parent(study: Study, base: TrainConfig) -> MLflow | None:
     sink = open_mlflow(base, "search", run_id=study.user_attrs.get("mlflow_run", ""))
     study.set_user_attr("mlflow_run", sink.run_id)
     return sink
+
+
+def _finish(parent: MLflow | None, metrics: dict[str, float], best: Path | None) -> None:
+    """Close the MLflow run that the trials are nested in, if there is one."""
+    if parent:
+        parent.finish("FINISHED", {}, metrics, [best] if best else [])
 
 
 def _say_what_is_off(given: TrainConfig) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,10 +160,29 @@ class Method:
     schedules_iterations: bool = False
     """Whether the scheduler is stepped after each iteration, not after each epoch."""
 
-    def loss(self, outputs: list[torch.Tensor], target: Target) -> torch.Tensor:
+    def fractions(self, of_batches: Sequence[Target]) -> torch.Tensor:
+        """Return which part of the known pairs of a group each batch has, (batches, heads) float32.
+
+        In a step of several processes of those of all. A loss without heads counts as one head.
+        """
+        if not isinstance(self.criterion, HeadsLoss):
+            pairs = [targets.count_known(target).view(1) for target in of_batches]
+        elif len(of_batches) > 1:
+            pairs = [self.criterion.known_pairs(target) for target in of_batches]
+        else:  # it has all of them: what is derived need not be counted
+            return torch.ones(1, len(self.criterion.heads))
+        of_all = together.summed(torch.stack(pairs))
+        return (of_all / of_all.sum(0).clamp(min=1)).float()
+
+    def loss(
+        self, outputs: list[torch.Tensor], target: Target, fractions: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the loss of a network's outputs, a scalar; several are deep supervision.
 
         In a step of several processes it is this process's share, see `together.as_share`.
+
+        fractions: (heads,) of this batch in its group, by which the means over batches are weighed
+        so that they add up to the mean over the group; 1 unless given.
         """
         if torch.is_grad_enabled() and not outputs[0].requires_grad:
             raise UserError(
@@ -170,17 +190,30 @@ class Method:
                 "out of its forward"
             )
         set_mode(self.criterion, training=torch.is_grad_enabled())
+        share = functools.partial(self._share, fractions=fractions)
         if len(outputs) == 1:
-            return self._share(outputs[0], target, self.pos_weight)
-        return over_outputs(self._share, outputs, target, self.pos_weight)
+            loss = share(outputs[0], target, self.pos_weight)
+        else:
+            loss = over_outputs(share, outputs, target, self.pos_weight)
+        if fractions is None or isinstance(self.criterion, HeadsLoss):
+            return loss
+        return loss * fractions[0]
 
     def _share(
-        self, logits: torch.Tensor, target: Target, pos_weight: torch.Tensor | None
+        self,
+        logits: torch.Tensor,
+        target: Target,
+        pos_weight: torch.Tensor | None,
+        *,
+        fractions: torch.Tensor | None,
     ) -> torch.Tensor:
-        loss = self.criterion(targets.weighed(logits, target), target, pos_weight)
+        logits = targets.weighed(logits, target)
+        if isinstance(self.criterion, HeadsLoss):
+            # heads have shares of their own, of their own known pairs
+            return self.criterion(logits, target, pos_weight, fractions)
+        loss = self.criterion(logits, target, pos_weight)
         # tried before training, but a loss may give something else where a class is missing
         problem = problem_with(loss)
         if problem:
             raise UserError(f"criterion {problem} for a batch in training; {CONTRACT}")
-        # heads have shares of their own, of their own known pairs
-        return loss if isinstance(self.criterion, HeadsLoss) else together.as_share(loss, target)
+        return together.as_share(loss, target)

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from common.data import targets
 from common.data.batches import Batch, WorkerLost
 from common.data.targets import Target
 from common.train import optim, ranks, skipped, together
@@ -140,10 +139,10 @@ def _trained(state: State, clock: _Clock) -> TrainedEpoch:
 def step(state: State, method: Method, group: list[Batch], look: Look | None = None) -> StepResult:
     """Take one optimiser step on a group of batches.
 
-    The loss is the mean over the known (voxel, class) pairs of the whole group: the loss of each
-    batch is weighted by its number of known pairs. A step whose numbers are not finite is
-    skipped: weights, their average, running statistics and buffers of the loss stay as they
-    were. Random numbers that were drawn stay drawn.
+    The loss is the mean over the known (voxel, class) pairs of the whole group, that of a head over
+    its own pairs: the loss of each batch is weighted by its number of known pairs. A step whose
+    numbers are not finite is skipped: weights, their average, running statistics and buffers of the
+    loss stay as they were. Random numbers that were drawn stay drawn.
 
     `look` is called with the logits and the target of the last batch, when the step is taken.
     """
@@ -173,14 +172,12 @@ def _gradients(
     state: State, method: Method, group: list[Batch]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the gradient of the loss of a group; return the loss and the last batch's logits."""
-    known = together.summed(torch.stack([targets.count_known(batch.target) for batch in group]))
-    total = known.sum().clamp(min=1)
-    loss = torch.zeros((), device=total.device)
+    fractions = method.fractions([batch.target for batch in group])
+    loss = torch.zeros((), device=group[0].raw.device)
     for number, batch in enumerate(group):
         with together.gradients_wait(method.forward, number + 1 < len(group)):
             outputs = method.forward.outputs(state.model, batch.raw)
-            # a batch's loss is a mean: weighed by its known pairs, they add up to the whole mean
-            part = method.loss(outputs, batch.target) * (known[number] / total).float()
+            part = method.loss(outputs, batch.target, fractions[number])
             together.backward(state.scaler.scale(part))
         loss += part.detach()
     return together.summed(loss), outputs[0].detach()

@@ -45,6 +45,12 @@ def test_what_is_said_of_several_channels_is_left_to_the_network_that_has_them(e
     assert "class_sampling_weights={}" in each_class.settings_of(tiny.config(), "er")
 
 
+def test_counter_examples_of_the_experiment_stay_beside_the_other_classes(experiment):
+    tiny = experiment(classes=("mito", "er"), counter_classes=("nuc",))
+    of_mito = each_class.members(tiny.folder, ["mito"], data=tiny.data)["mito"]
+    assert of_mito.counter_classes == ("er", "nuc")
+
+
 def test_networks_of_all_classes_in_one_folder_are_refused(experiment):
     tiny = experiment(model_save_path="checkpoints/{model_name}")
     with pytest.raises(UserError, match=r"model_save_path = .* write \{run_name\} in it"):

@@ -9,8 +9,16 @@ import torch.nn.functional as F
 
 from common.config.derived import affinities, background, border, boundary, distance
 from common.config.heads import heads_of
+from common.data.batches import Batch
 from common.data.loaders import open_data
-from common.data.targets import MixedTarget, PaletteTarget, binary, exclusive_labels, of_channels
+from common.data.targets import (
+    MixedTarget,
+    PaletteTarget,
+    binary,
+    exclusive_labels,
+    of_channels,
+    of_sample,
+)
 from common.errors import UserError
 from common.model.forward import ForwardPass
 from common.runtime import Precision
@@ -18,8 +26,11 @@ from common.train import priors
 from common.train.criterion import resampled
 from common.train.heads import build
 from common.train.losses import categorical_cross_entropy, dice_loss, weighted_bce
+from common.train.state import Method, State
+from common.train.steps import step
 
 CPU = torch.device("cpu")
+FP32 = Precision("fp32", "cpu")
 SHAPE = (4, 5, 6)
 
 CHANNELS = {
@@ -81,6 +92,28 @@ def test_the_loss_is_the_sum_of_those_of_the_heads(config):
     mask = ~labels[:, 6].isnan()
     far = F.smooth_l1_loss(values[mask], labels[:, 6][mask], beta=0.1)
     torch.testing.assert_close(loss, bce([0, 1, 2, 3]) + 2 * bce([4, 5]) + 0.5 * far)
+
+
+def test_two_accumulated_batches_equal_one_in_each_head(config):
+    """Of the second sample little is known of what is derived, and of what excludes each other."""
+    derived = {"pairs": CHANNELS["pairs"], "far": CHANNELS["far"], "rest": background("mito")}
+    settings = config(derived, softmax=["rest", "mito"], loss_weights={"pairs": 2.0})
+    assert [head.name for head in heads_of(settings)] == ["classes", "softmax", "pairs", "far"]
+    target = mixed(exclusive=(6, 0))
+    target.derived[:, 3] = (target.derived[:, 3] > 0).float()
+    target.derived[1, :, 1:] = torch.nan
+    raw = torch.rand(2, 1, *SHAPE, generator=torch.Generator().manual_seed(2))
+    whole = [Batch(raw, target, ["a", "b"])]
+    parts = [Batch(raw[i : i + 1], of_sample(target, i), [name]) for i, name in enumerate("ab")]
+    ends = []
+    for group in (whole, parts):
+        torch.manual_seed(0)
+        model = torch.nn.Conv3d(1, 7, 1)
+        state = State(model, torch.optim.SGD(model.parameters(), 0.1), None, FP32.scaler())
+        method = Method(build(settings, CPU), torch.ones(7), ForwardPass(FP32, False), 0.0)
+        result = step(state, method, group)
+        ends.append([torch.tensor(result.loss), *model.state_dict().values()])
+    torch.testing.assert_close(ends[0], ends[1])
 
 
 def test_unknown_pairs_get_no_gradient(config):

@@ -267,28 +267,21 @@ def evaluate(
     given = options.without_engine(given)
     if options.is_dry_run(engine):
         return
-    if config_path:
-        with _scorers(config_path, workers, engine) as hands:
-            module.evaluate(
-                config_path,
-                **options.given(given),
-                metric_version=metric_version,
-                workers=hands,
-                say=click.echo,
-            )
-        say_next("visualize")
-        return
-    archive = submission or options.of_data_root("submission.zip", EVALUATE)
+    archive = config_path or submission or options.of_data_root("submission.zip", EVALUATE)
     with _scorers(archive, workers, engine) as hands:
-        module.evaluate_submission(
-            archive,
-            truth or options.of_data_root("ground_truth.zarr", EVALUATE),
-            result_path=result_path,
-            instance_classes=instance_classes or INSTANCES,
-            metric_version=metric_version,
-            workers=hands,
-            say=click.echo,
-        )
+        how = {"metric_version": metric_version, "workers": hands, "say": click.echo}
+        if config_path:
+            module.evaluate(config_path, **options.given(given), **how)
+        else:
+            module.evaluate_submission(
+                archive,
+                truth or options.of_data_root("ground_truth.zarr", EVALUATE),
+                result_path=result_path,
+                instance_classes=instance_classes or INSTANCES,
+                **how,
+            )
+    if config_path:
+        say_next("visualize")
 
 
 EVALUATE = "evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR"

@@ -83,7 +83,6 @@ def train(
     **given: Any,
 ) -> None:
     """Train an experiment, or go on where it stopped."""
-    from common.config import load
     from common.shell import launch
     from common.train import ranks
 
@@ -93,33 +92,36 @@ def train(
         if runs.check or runs.submit:
             raise UserError("--check and --submit are one process's; leave --gpus, --processes out")
         sys.exit(launch.launch(processes))
-    result = None
     with ranks.joined():
         if (runs.check or runs.submit) and ranks.are_joined():
             raise UserError("--check and --submit are one process's; start them without torchrun")
-        if override_file:  # --set goes before the file
-            overrides = (*load.read_overrides(override_file), *overrides)
-        if runs.selective:
-            overrides = (*overrides, "selective=True")
+        settings = _settings_of(overrides, override_file, runs)
         if runs.check:
-            _check(config_path, overrides, data, time_limit)
-        elif runs.submit:
-            _submit(
-                config_path,
-                runs.submit,
-                runs.seeds,
-                overrides=overrides,
-                data=data,
-                limit=time_limit,
-            )
-        else:
-            with stopping.time_limit(time_limit):
-                result = _train(config_path, runs, overrides, data)
+            _check(config_path, settings, data, time_limit)
+            return
+        if runs.submit:
+            _submit(config_path, runs, overrides=settings, data=data, limit=time_limit)
+            return
+        with stopping.time_limit(time_limit):
+            result = _train(config_path, runs, settings, data)
         is_one_of_several = bool(runs.seeds or runs.each_class) or ranks.are_joined()
-    if result:
-        _end(result)
-        if not is_one_of_several:
-            say_next("predict")
+    _end(result)
+    if not is_one_of_several:
+        say_next("predict")
+
+
+def _settings_of(
+    overrides: tuple[str, ...], override_file: str | None, runs: _Runs
+) -> tuple[str, ...]:
+    """What is set on the command line, as NAME=VALUE: --set goes before --overrides."""
+    from common.config import load
+
+    settings = overrides
+    if override_file:
+        settings = (*load.read_overrides(override_file), *settings)
+    if runs.selective:
+        settings = (*settings, "selective=True")
+    return settings
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,7 @@ def _check(
 
 def _submit(
     config_path: str,
-    template: str,
-    seeds: str | None,
+    runs: _Runs,
     *,
     overrides: tuple[str, ...],
     data: str | None,
@@ -163,10 +164,13 @@ def _submit(
 ) -> None:
     import common.train.seeds as several
 
-    if not seeds:
+    assert runs.submit
+    if not runs.seeds:
         raise UserError("--submit is for several runs; write --seeds 1,2,3 too")
-    chosen = several.parse_seeds(seeds)
-    several.submit(config_path, chosen, template, overrides=overrides, data=data, time_limit=limit)
+    chosen = several.parse_seeds(runs.seeds)
+    several.submit(
+        config_path, chosen, runs.submit, overrides=overrides, data=data, time_limit=limit
+    )
 
 
 def _train(config_path: str, runs: _Runs, overrides: tuple[str, ...], data: str | None) -> Result:
