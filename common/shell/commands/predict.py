@@ -269,7 +269,11 @@ def evaluate(
         return
     archive = config_path or submission or options.of_data_root("submission.zip", EVALUATE)
     with _scorers(archive, workers, engine) as hands:
-        how = {"metric_version": metric_version, "workers": hands, "say": click.echo}
+        how: dict[str, Any] = {
+            "metric_version": metric_version,
+            "workers": hands,
+            "say": click.echo,
+        }
         if config_path:
             module.evaluate(config_path, **options.given(given), **how)
         else:
