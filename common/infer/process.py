@@ -17,6 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import zarr
@@ -39,6 +40,9 @@ from common.infer.stages import clear_stages
 from common.infer.volume import EVERYWHERE, Stages, Volume
 from common.infer.writer import writing
 from common.talk import count, note, progress, say, some
+
+Predicted: TypeAlias = tuple[Region, dict[str, Prediction]]
+"""A box, and its predictions by class."""
 
 
 def process(  # noqa: PLR0913  # the options of the command
@@ -74,21 +78,42 @@ def process(  # noqa: PLR0913  # the options of the command
     config = load_config(config_path, overrides, data)
     recipe = load_recipe(config, classes)
     boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=say)
-    # all of them before anything is written, so that all that is wrong is said at once
-    predictions = collect(partial(find_predictions, recipe, config, every=bool(classes)), boxes)
-    _note_other_checkpoints(recipe, predictions)
+    chosen = _with_predictions(recipe, config, boxes, every=bool(classes))
+    _note_other_checkpoints(recipe, [predictions for _, predictions in chosen])
     root = config.path("processed_path")
-    with cluster.opened(engine, root, _call(recipe, boxes, predictions)) as crew:
+    with cluster.opened(engine, root, _call(recipe, chosen)) as crew:
         run = partial(process_region, recipe, root=root, overwrite=overwrite, crew=crew)
-        return sharing.each(lambda box: run(*box), list(zip(boxes, predictions, strict=True)))
+        return sharing.each(lambda box: run(*box), chosen)
 
 
-def _call(
-    recipe: Recipe, boxes: Sequence[Region], predictions: Sequence[dict[str, Prediction]]
-) -> str:
+def _with_predictions(
+    recipe: Recipe, config: TrainConfig, boxes: Sequence[Region], every: bool
+) -> list[Predicted]:
+    """Each box with its predictions; boxes where no class is scored are left out.
+
+    every: see `find_predictions`. Raises as it does, with all that is wrong, and UserError where no
+        box is left.
+    """
+    # all of them before anything is written, so that all that is wrong is said at once
+    found = collect(partial(find_predictions, recipe, config, every=every), boxes)
+    chosen = []
+    for region, predictions in zip(boxes, found, strict=True):
+        if predictions:
+            chosen.append((region, predictions))
+        else:
+            note(f"{region} is left out, none of {', '.join(recipe.classes)} is scored there")
+    if not chosen:
+        raise UserError(
+            f"nothing to process: none of {', '.join(recipe.classes)} is scored in these crops; "
+            "name other classes or crops"
+        )
+    return chosen
+
+
+def _call(recipe: Recipe, boxes: Sequence[Predicted]) -> str:
     """Hash of what a call processes, by which the same command is known on another machine."""
     content = []
-    for region, of_box in zip(boxes, predictions, strict=True):
+    for region, of_box in boxes:
         keys = [describe(recipe, name, p.record).key for name, p in of_box.items()]
         content.append([str(region), keys])
     return key_of(["process", content])

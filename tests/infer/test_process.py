@@ -554,6 +554,24 @@ def test_of_a_test_crop_the_classes_that_are_scored_are_processed(experiment, tm
     assert "not predicted" not in capsys.readouterr().err
 
 
+def test_test_crops_where_no_class_is_scored_are_left_out(experiment, tmp_path, capsys):
+    """They were said to be there already, in folders that were made for nothing."""
+    tiny = experiment()
+    path = tmp_path / "manifest.csv"
+    path.write_text(
+        "crop_name,dataset,class_label,voxel_size,translation,shape\n"
+        "3,tiny,er,[8;8;8],[16;240;240],[24;24;24]\n"
+        "8,tiny,nuc,[8;8;8],[16;240;240],[24;24;24]\n"
+    )
+    write_prediction(tiny, "er", np.zeros((24, 24, 24), np.uint8))
+    made = run(tiny, crops="test", manifest_path=str(path), classes=("er",))
+    assert [folder.name for folder in made] == ["crop3"]
+    assert "note: tiny/crop8 is left out, none of er is scored there" in capsys.readouterr().err
+    assert not made[0].with_name("crop8").exists()
+    with pytest.raises(UserError, match="nothing to process: none of mito is scored in these"):
+        run(tiny, crops="test", manifest_path=str(path), classes=("mito",))
+
+
 def test_classes_that_are_not_predicted_are_said_and_left_out(experiment, capsys):
     tiny = experiment()
     write_prediction(tiny, "er", np.zeros((24, 24, 24), np.uint8))
