@@ -175,3 +175,33 @@ def test_what_another_import_wrote_meanwhile_is_not_written_over(add, monkeypatc
     there = add(":,:,50:")
     np.testing.assert_array_equal(there["crop1/mito"], MITO[..., :40])
     np.testing.assert_array_equal(there["crop2/mito"], MITO[..., 50:])
+
+
+def test_a_class_in_one_place_trains(add, tmp_path):
+    """One that would only validate is never learnt."""
+    seldom = np.zeros(SHAPE, np.uint8)
+    seldom[-2:, -4:, -4:] = 1
+    tifffile.imwrite(tmp_path / "er.tif", seldom)
+    add(labels=("mito", "er"))
+    sides = divide(read_crops(tmp_path / "data", ["cell"]), (8, 8, 8)).sides
+    assert er_of(tmp_path, sides) == {"train": True, "validate": False}
+
+
+def test_a_class_in_one_of_several_crops_trains(add, tmp_path):
+    for seed in range(3):
+        seldom = np.zeros(SHAPE, np.uint8)
+        seldom[:, :4, 30 * seed : 30 * seed + 4] = 1
+        tifffile.imwrite(tmp_path / "er.tif", seldom)
+        add(labels=("mito", "er"), blocks="4", overwrite=True)
+        sides = divide(read_crops(tmp_path / "data", ["cell"]), (8, 8, 8)).sides
+        assert len(sides) == 4
+        assert er_of(tmp_path, sides) == {"train": True, "validate": False}
+
+
+def er_of(root, sides) -> dict[str, bool]:
+    """Whether er occurs on each side."""
+    found = {"train": False, "validate": False}
+    for usage, info in sides:
+        level = open_levels(root / "data" / layout.labels("cell", info.name) / "er")[0]
+        found[usage] |= bool(level.read((0, 0, 0), level.shape).any())
+    return found

@@ -159,12 +159,30 @@ def divide(crops: Sequence[OwnCrop], scale: Sequence[float]) -> Division:
     specimens = {info.specimen for info in infos}
     by = "specimen" if len(specimens) >= FEW else "crop"
     if by == "specimen" or len(crops) >= FEW:
-        rules = SplitRules(classes, tuple(scale), by=by)
-        sides = choose_sides(infos, rules)
+        sides = _sides_where_classes_occur(crops, SplitRules(classes, tuple(scale), by=by))
         kept = [info.path for usage, info in sides if usage == "validate"]
         verb = "validates" if len(kept) == 1 else "validate"
         return Division(sides, f"{some(kept, most=5)} {verb}; the others train")
     return _cut_each(crops)
+
+
+def _sides_where_classes_occur(crops: Sequence[OwnCrop], rules: SplitRules) -> Sides:
+    """The sides of crops, as if each annotated only what occurs in it: that has to be learnt.
+
+    A crop without a voxel of any class is background that is known, and trains.
+    """
+    whole = {crop.info.key: crop.info for crop in crops}
+    with_voxels = []
+    for crop in crops:
+        classes = frozenset(facts.name for facts in crop.labels if facts.positives)
+        if classes:
+            with_voxels.append(replace(crop.info, classes=classes))
+    sides = choose_sides(with_voxels, rules)
+    empty = whole.keys() - {info.key for info in with_voxels}
+    background: Sides = [("train", info) for key, info in whole.items() if key in empty]
+    trained = [("train", whole[info.key]) for usage, info in sides if usage == "train"]
+    others = [(usage, whole[info.key]) for usage, info in sides if usage != "train"]
+    return [*trained, *background, *others]
 
 
 def _cut_each(crops: Sequence[OwnCrop]) -> Division:

@@ -48,8 +48,8 @@ LONGER = 0.2
 """What an axis half as long as the longest costs in the choice."""
 # a part across the longest axis is the most compact, and has the least of its voxels at the seam
 
-MISSING = 10.0
-"""What a class costs that a part does not have."""
+MISSING = {"validate": 10.0, "train": 1000.0}
+"""What a class costs that a part does not have: one that only validates is never learnt."""
 
 CHUNK = 64
 
@@ -181,7 +181,7 @@ def _unlike(cut: Cut, facts: LabelFacts) -> float:
         positive = facts.positive[cut.axis][planes].sum()
         known = facts.known[cut.axis][planes].sum()
         if not positive:
-            return MISSING
+            return MISSING[usage]
         fractions.append(positive / known)
     trained, validated = fractions
     return abs(math.log(trained / validated))
