@@ -132,15 +132,25 @@ def overlapping(names: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def unknown_names(names: Iterable[str], extra: Iterable[str] = ()) -> list[str]:
-    """One sentence for each name that is neither in the table nor in `extra`."""
+IN_EXTRA_CLASSES = "list a class of your own in extra_classes"
+IN_NO_CROP = "no crop annotates it"
+"""What is said of an unknown class, of a configuration and where crops tell which there are."""
+
+
+def unknown_names(
+    names: Iterable[str], extra: Iterable[str] = (), otherwise: str = IN_EXTRA_CLASSES
+) -> list[str]:
+    """One sentence for each name that is neither in the table nor in `extra`.
+
+    otherwise: what is said where no name is near.
+    """
     table = [*ATOM_IDS, *GROUP_ATOMS, *extra]
     problems = []
     for name in names:
         if name in table:
             continue
         near = difflib.get_close_matches(name, table, 1)
-        hint = "list a class of your own in extra_classes"
+        hint = otherwise
         if near:
             hint = f"did you mean '{near[0]}'?"
         problems.append(f"unknown class '{name}'; {hint}")

@@ -11,6 +11,7 @@ from common.classes import (
     ATOM_IDS,
     GROUP_ATOMS,
     GROUP_IDS,
+    IN_NO_CROP,
     INSTANCES,
     TESTED,
     atoms_of,
@@ -143,6 +144,9 @@ def test_a_misspelt_class_is_named_with_the_nearest_one():
 
 def test_a_class_listed_as_extra_is_known():
     assert unknown_names(["synapse"], extra=["synapse"]) == []
+    assert unknown_names(["synapse"], otherwise=IN_NO_CROP) == [
+        "unknown class 'synapse'; no crop annotates it"
+    ]
     assert unknown_names(["synapse"]) == [
         "unknown class 'synapse'; list a class of your own in extra_classes"
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from common import files, talk
-from common.classes import TESTED, unknown_names
+from common.classes import IN_NO_CROP, TESTED, unknown_names
 from common.data import layout, split
 from common.data.catalogue import CHALLENGE, CropInfo, natural_key, read_crop_table, scan, select
 from common.data.choose_sides import (
@@ -156,7 +156,8 @@ def _crops(
 
 def _check_classes(path: Path, classes: Sequence[str], crops: Sequence[CropInfo]) -> None:
     """A class of one's own is known by a crop that annotates it."""
-    problems = unknown_names(classes, set().union(*(crop.classes for crop in crops)))
+    annotated = set().union(*(crop.classes for crop in crops))
+    problems = unknown_names(classes, annotated, IN_NO_CROP)
     problems += [
         f"class '{name}' is named {count} times; once"
         for name, count in Counter(classes).items()

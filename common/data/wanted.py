@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from common import files
-from common.classes import unknown_names
+from common.classes import IN_NO_CROP, unknown_names
 from common.config import load
 from common.data import catalogue, layout, manifest, sampling, split
 from common.errors import UserError
@@ -150,7 +150,7 @@ def choose(choice: Choice, say: Callable[[str], None]) -> tuple[Path, list[Wante
         return _test_crops(choice.manifest_path, test_crop, say)
 
     chosen = _named(choice.crops, known, tests, choice.source)
-    problems = unknown_names(choice.classes or (), _annotated(known.values()))
+    problems = unknown_names(choice.classes or (), _annotated(known.values()), IN_NO_CROP)
     if problems:
         raise UserError("\n".join(problems))
     # those of the table, without a usage, have what is given already, less the scales too fine

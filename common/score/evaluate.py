@@ -33,6 +33,7 @@ from common.score.submitted import SubmittedCrop
 from common.score.summary import summary
 from common.score.versions import CSC, Version
 from common.score.workers import Workers, parallel
+from common.talk import note, some
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,9 @@ def evaluate_submission(
     publish(scores, Path(result_path), say)
     _say_refused(evaluations, say)
     note_annotation(evaluations)
+    unknown = _where_unknown(evaluations)
+    if unknown:
+        note(f"scored 1, since the truth is unknown throughout: {some(unknown)}")
     return scores
 
 
@@ -155,7 +159,12 @@ def judge_job(job: Job) -> Evaluation:
     """Read a class of a crop, and score it on the annotation's voxels."""
     level = ngff.open_levels(job.truth)[0]
     truth = Truth(job.crop, job.name, level, job.is_instance, version=job.version)
-    return judge.judge(truth, ngff.open_levels(job.processed)[0])
+    try:
+        return judge.judge(truth, ngff.open_levels(job.processed)[0])
+    except UserError as error:
+        if str(error).startswith("prediction"):  # of arrays, which have no path
+            raise UserError(f"{job.processed}: {error}") from error
+        raise
 
 
 def result_name(crops: str, classes: Sequence[str] = (), version: Version = CSC) -> str:
@@ -209,17 +218,37 @@ def _score(
     records = collect(partial(check, recipe), jobs)
     evaluations = parallel(judge_job, jobs, workers)
     note_annotation(evaluations)
+    evaluations = _known_ones(evaluations)
     about = _provenance(config, jobs, records)
     # without checkpoints of tune, process_config.py has thresholds of its own or nobody has
     if recipe.checkpoints:
         about = replace(about, tuned_on=_tuned_on(config, asked, jobs, records))
-    annotated = {job.name for job in jobs}
+    annotated = {evaluation.name for evaluation in evaluations}
     return replace(
         summary(evaluations, version),
         asked=asked,
         not_annotated=tuple(name for name in recipe.classes if name not in annotated),
         provenance=about,
     )
+
+
+def _known_ones(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Those of which the annotation knows something.
+
+    Where it knows nothing there is nothing to find, and nothing found: 1, the best score there is.
+    Raises UserError where none is left.
+    """
+    known = [evaluation for evaluation in evaluations if evaluation.is_known]
+    unknown = _where_unknown(evaluations)
+    if not known:
+        raise UserError(f"nothing is known of {some(unknown)}: the annotation is unknown there")
+    if unknown:
+        note(f"not scored, since the annotation is unknown throughout: {some(unknown)}")
+    return known
+
+
+def _where_unknown(evaluations: Sequence[Evaluation]) -> list[str]:
+    return [f"{each.crop}/{each.name}" for each in evaluations if not each.is_known]
 
 
 def _judge_submission(like: SubmittedCrop, workers: Workers) -> list[Evaluation]:

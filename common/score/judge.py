@@ -56,6 +56,8 @@ class Evaluation:
     """nm that voxels of the annotation's size lay beside it."""
     covered: bool = True
     """Whether what was found reaches over all of the annotation; the rest counts as background."""
+    is_known: bool = True
+    """Whether anything is known of the class there; else its score, a perfect one, says nothing."""
     remarks: tuple[str, ...] = ()
     """What of the annotation was taken for what, a sentence each."""
     refused: str = ""
@@ -100,7 +102,12 @@ def judge(truth: Truth, found: Level) -> Evaluation:
     volume = regrid.ids(found, grid) if truth.is_instance else regrid.mask(found, grid)
     evaluation = compare(truth, wanted, volume)
     covered = regrid.covers(found, grid)
-    evaluation = replace(evaluation, covered=covered, remarks=(*reader.remarks(), *remarks))
+    evaluation = replace(
+        evaluation,
+        covered=covered,
+        is_known=truth.mask is None or bool(truth.mask.any()),
+        remarks=(*reader.remarks(), *remarks),
+    )
     if not _is_same_size(found, grid):
         return replace(evaluation, resampled=True)
     offset = beside(found, grid)

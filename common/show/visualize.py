@@ -184,7 +184,7 @@ def _refuse_unknown_classes(classes: Sequence[str], origin: _Origin) -> None:
     known = list(origin.others)
     for box in origin.boxes:
         known += box.classes
-    problems = class_table.unknown_names(classes, known)
+    problems = class_table.unknown_names(classes, known, class_table.IN_NO_CROP)
     if problems:
         raise UserError("\n".join(f"--classes: {problem}" for problem in problems))
 

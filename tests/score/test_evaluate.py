@@ -245,6 +245,20 @@ def test_where_there_is_nothing_to_find_and_nothing_is_found(tiny):
     assert result["classes"]["er"]["dice"] is None
 
 
+def test_a_class_of_which_nothing_is_known_is_not_scored(tiny, capsys):
+    unknown = np.full((24, 24, 24), -1, np.int8)
+    write_truth(tiny, "er", unknown)
+    write_truth(tiny, "mito", cubes())
+    for name in ("mito", "er"):
+        write_processed(tiny, name, cubes() if name == "mito" else np.zeros((24, 24, 24), np.uint8))
+    result = scored(tiny, classes=("mito", "er"))
+    assert result["not_annotated"] == ["er"]
+    assert list(result["classes"]) == ["mito"]
+    assert "unknown throughout: tiny/crop3/er" in capsys.readouterr().err
+    with pytest.raises(UserError, match="nothing is known of tiny/crop3/er"):
+        scored(tiny, classes=("er",))
+
+
 def test_where_nothing_is_found(tiny):
     write_truth(tiny, "mito", cubes())
     for name in ("mito", "er"):
@@ -562,8 +576,8 @@ def test_an_annotation_that_was_made_anew_is_read_anew(tiny):
 
 
 def test_negative_ids_are_refused(tiny):
-    write_processed(tiny, "mito", -cubes().astype(np.int32))
-    with pytest.raises(ValueError, match="id -303"):
+    path = write_processed(tiny, "mito", -cubes().astype(np.int32))
+    with pytest.raises(UserError, match=f"{path}: prediction has the id -303"):
         scored(tiny, classes=("mito",))
 
 

@@ -268,14 +268,15 @@ def make_datasplit(csv_path: str, data: str | None, **given: Any) -> None:
 @options.data("Data root to scan for crops.")
 def get_counts(classes: tuple[str, ...], data: str | None) -> None:
     """Say how many crops of each dataset annotate each class."""
-    from common.classes import TESTED, unknown_names
+    from common.classes import IN_NO_CROP, TESTED, unknown_names
     from common.config import load
     from common.data import catalogue
 
     root = load.data_root(data)
     crops, broken = catalogue.scan(root)
     names = TESTED if classes == ("tested",) else classes
-    problems = unknown_names(names, set().union(*(crop.classes for crop in crops)))
+    annotated = set().union(*(crop.classes for crop in crops))
+    problems = unknown_names(names, annotated, IN_NO_CROP)
     if problems:
         raise UserError("\n".join(f"{root}: {problem}" for problem in problems))
     click.echo("\n".join([*catalogue.table_of_counts(crops, names), *broken]))
