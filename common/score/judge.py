@@ -90,12 +90,7 @@ def judge(truth: Truth, found: Level) -> Evaluation:
     Raises UserError for wrong ids.
     """
     grid = truth.level.grid
-    reader = LabelReader(truth.level, truth.name)
-    wanted, known = reader.ids()
-    remarks = []
-    if truth.is_instance and _is_own_mask(reader):
-        wanted, pieces = challenge.components(wanted)
-        remarks.append(f"a mask, whose {count(pieces, 'piece')} were taken for objects")
+    wanted, known, remarks = annotated(truth.level, truth.name, truth.is_instance)
     if known is not None:
         truth = replace(truth, mask=known if truth.mask is None else known & (truth.mask > 0))
     # ids by the nearest voxel, a mean of two objects is none; masks by their share of a voxel
@@ -106,12 +101,30 @@ def judge(truth: Truth, found: Level) -> Evaluation:
         evaluation,
         covered=covered,
         is_known=truth.mask is None or bool(truth.mask.any()),
-        remarks=(*reader.remarks(), *remarks),
+        remarks=remarks,
     )
     if not _is_same_size(found, grid):
         return replace(evaluation, resampled=True)
     offset = beside(found, grid)
     return replace(evaluation, resampled=any(offset), offset=offset)
+
+
+def annotated(
+    level: Level, name: str, is_instance: bool
+) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """The annotation of a class as it is scored: ids, where they are known, and remarks.
+
+    Of what is known throughout, None.
+
+    is_instance: whether the class is scored by its objects.
+    """
+    reader = LabelReader(level, name)
+    wanted, known = reader.ids()
+    if not is_instance or not _is_own_mask(reader):
+        return wanted, known, tuple(reader.remarks())
+    wanted, pieces = challenge.components(wanted)
+    remark = f"a mask, whose {count(pieces, 'piece')} were taken for objects"
+    return wanted, known, (*reader.remarks(), remark)
 
 
 def _is_own_mask(reader: LabelReader) -> bool:

@@ -17,14 +17,13 @@ import zarr
 
 from common.config.instance_options import defaults
 from common.data import ngff, regrid
-from common.data.annotation import LabelReader
 from common.data.ngff import Level
 from common.infer import one_class
 from common.infer.one_class import Making
 from common.infer.prediction import Prediction, open_prediction
 from common.infer.recipe import Recipe, read_recipe
 from common.score import challenge
-from common.score.judge import Evaluation, Truth, judge
+from common.score.judge import Evaluation, Truth, annotated, judge
 from common.score.versions import CSC, Version
 from common.score.workers import Workers, parallel
 
@@ -176,8 +175,9 @@ def run_trial(trial: Trial) -> TrialResult:
     recipe = trial.recipe(DEFAULT)
     prediction = open_prediction(trial.predicted)
     level = ngff.open_levels(trial.truth)[0]
-    truth, known = LabelReader(level, trial.name).ids()
-    if not recipe.is_scored_by_objects(trial.name):
+    is_instance = recipe.is_scored_by_objects(trial.name)
+    truth, known, _ = annotated(level, trial.name, is_instance)
+    if not is_instance:
         truth = truth > 0
     counts = []
     positive = []

@@ -10,6 +10,7 @@ import pytest
 from scipy import ndimage
 
 from common.data import ngff, records
+from common.data.own.standing import IMPORTED
 from common.errors import UserError
 from common.infer.recipe import THRESHOLDS, read_recipe, read_thresholds
 from common.score import challenge, evaluate, trials, tune
@@ -291,6 +292,31 @@ def test_the_table_has_a_line_for_each_class(tiny):
             f"{one.score:.3f}",
             f"{one.before:.3f}",
         ]
+
+
+def test_a_trial_has_the_counts_of_evaluate_where_a_mask_was_imported_for_objects(tiny):
+    """It had one object of all pieces, and chose thresholds that hang them together."""
+    mask = np.zeros((24, 24, 24), np.uint8)
+    mask[2:8, 2:8, 2:8] = 1
+    mask[2:8, 2:8, 12:20] = 1
+    level = ngff.open_levels(tiny.crop("crop3") / "mito")[0]
+    about = {"annotation": {"annotation_type": {"type": "semantic_segmentation"}}}
+    attributes = {"cellmap": about, IMPORTED: {"from": "mito.tif"}}
+    ngff.write_multiscale(
+        tiny.crop("crop3") / "mito", mask, level.scale, level.translation, attributes=attributes
+    )
+    write_prediction(tiny, "mito", mask * np.uint8(200))
+    trial = trials.Trial(
+        tiny.folder / "process_config.py",
+        read_recipe(tiny.folder).code,
+        "mito",
+        tiny.config().path("predictions_path") / "tiny.zarr/crop3/mito",
+        tiny.crop("crop3") / "mito",
+        (0.5,),
+    )
+    (counts,) = trials.run_trial(trial).counts
+    (evaluation,) = trials.look(trial)
+    assert counts == evaluation.counts and (counts.tp, counts.fp, counts.fn) == (2, 0, 0)
 
 
 def test_a_trial_can_be_done_by_another_process(tiny):
