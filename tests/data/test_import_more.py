@@ -10,9 +10,11 @@ import tifffile
 
 from common.data import layout
 from common.data.catalogue import scan
-from common.data.ngff import open_levels
+from common.data.level import Grid
+from common.data.ngff import open_levels, start_multiscale
 from common.data.own import volumes
 from common.data.own.crops import divide, read_crops
+from common.data.own.standing import IMPORTED
 from common.errors import UserError
 from tests.data.own_import import import_data
 
@@ -188,9 +190,9 @@ def test_a_class_in_one_place_trains(add, tmp_path):
 
 
 def test_a_class_in_one_of_several_crops_trains(add, tmp_path):
-    for seed in range(3):
+    for first in (4, 84):  # in the first crop and in the last
         seldom = np.zeros(SHAPE, np.uint8)
-        seldom[:, :4, 30 * seed : 30 * seed + 4] = 1
+        seldom[:, :4, first : first + 4] = 1
         tifffile.imwrite(tmp_path / "er.tif", seldom)
         add(labels=("mito", "er"), blocks="4", overwrite=True)
         sides = divide(read_crops(tmp_path / "data", ["cell"]), (8, 8, 8)).sides
@@ -205,3 +207,13 @@ def er_of(root, sides) -> dict[str, bool]:
         level = open_levels(root / "data" / layout.labels("cell", info.name) / "er")[0]
         found[usage] |= bool(level.read((0, 0, 0), level.shape).any())
     return found
+
+
+def test_a_crop_that_an_import_left_half_written_is_written_again(add, tmp_path):
+    """Labels were written in their place once."""
+    crop = tmp_path / "data" / layout.labels("cell", "crop1") / "mito"
+    about = {IMPORTED: {"from": "another"}}
+    start_multiscale(
+        crop, Grid(np.zeros(3), np.ones(3), (4, 4, 4)), "u1", (4, 4, 4), attributes=about
+    )
+    np.testing.assert_array_equal(add()["crop1/mito"], MITO)

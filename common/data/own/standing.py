@@ -16,6 +16,7 @@ import numpy as np
 
 from common.data import layout
 from common.data.level import Grid
+from common.data.metadata import UNFINISHED
 from common.data.ngff import open_levels
 from common.data.records import read_attributes
 from common.data.sources.excerpt import is_link, read_link
@@ -118,10 +119,18 @@ class Crops:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """The crops in a folder, also those of which parts alone are left."""
+    """The crops in a folder, also those of which parts alone are left, and none only begun."""
     for crop in folder.glob("*"):
         part = PART.fullmatch(crop.name)
-        yield part[1] if part else crop.name
+        if not _is_begun(crop):
+            yield part[1] if part else crop.name
+
+
+def _is_begun(crop: Path) -> bool:
+    """Whether an import that was killed left nothing but half-written labels in a crop."""
+    groups = [group for group in crop.glob("*") if group.is_dir()]
+    begun = [group for group in groups if UNFINISHED in read_attributes(group)]
+    return bool(groups) and len(begun) == len(groups)
 
 
 def overlapped(there: Sequence[Labels], name: str, grid: Grid) -> list[Labels]:
