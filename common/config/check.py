@@ -52,6 +52,7 @@ def check_settings(
         of_channels += derived_problems(fitting, _wrong_name)
     if not malformed and not of_channels:
         of_channels = head_problems(fitting)
+    input_info = {} if malformed else fitting.get("input_array_info", {})
     every = [
         *problems,
         *unnamed,
@@ -64,10 +65,7 @@ def check_settings(
         *_sampling_weight_problems(fitting),
         *channel_problems(fitting.get("input_channels", {})),
         *_spatial_problems(fitting.get("spatial_transforms", {})),
-        *augmentation_problems(
-            fitting.get("augmentations", {}),
-            {} if malformed else fitting.get("input_array_info", {}),
-        ),
+        *augmentation_problems(fitting.get("augmentations", {}), input_info),
         *_name_problems(fitting),
         *_call_problems(fitting),
         *_problems_without_effect(fitting),

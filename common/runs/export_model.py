@@ -56,18 +56,13 @@ def export_model(
         data: data root, from which a package takes its example.
         onnx: a package has the network as ONNX, too.
 
-    Raises FileNotFoundError, or UserError where a package is missing or the network has no such
-    form.
+    Raises FileNotFoundError, or UserError where a package is missing or no such form can be.
     """
     _refuse_before_recording(to)
     config = replace(load_config(config_path, overrides, data), device="cpu", precision="fp32")
     path = _output_path(config, to, output)
-    if to == PACKAGE and config.input_channels:
-        raise UserError(
-            f"{path}: a package is of networks of raw alone, and this one takes "
-            f"{some(list(config.input_channels))} beside it; take --to torchscript or --to onnx, "
-            "whose input has raw and these as channels"
-        )
+    if to == PACKAGE:
+        _refuse_other_input(config, path)
     network = load_network(config, weights)
     own = exported.FirstOutput(network.model, network.forward_pass).eval()
     if to == PACKAGE:
@@ -86,6 +81,16 @@ def _refuse_before_recording(to: str) -> None:
         raise UserError(f"--to {to}; write {', '.join(ENDINGS)}")
     if to == PACKAGE:
         bioimage.refuse_missing()
+
+
+def _refuse_other_input(config: TrainConfig, path: Path) -> None:
+    """Raise UserError for a network that takes more than raw, which a package cannot say."""
+    if config.input_channels:
+        raise UserError(
+            f"{path}: a package is of networks of raw alone, and this one takes "
+            f"{some(list(config.input_channels))} beside it; take --to torchscript or --to onnx, "
+            "whose input has raw and these as channels"
+        )
 
 
 def _output_path(config: TrainConfig, to: str, output: str | Path) -> Path:

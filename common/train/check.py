@@ -62,7 +62,9 @@ def check(
     ]
     found = notices(setup, state)
     if step.result.is_skipped:
-        where = [place for batch in step.group for place in batch.where]
+        where: list[str] = []
+        for batch in step.group:
+            where += batch.where
         found.append(f"loss or gradient is not finite, on {', '.join(where)}")
     lines += [_line("note", notice) for notice in found]
     return "\n".join(lines)

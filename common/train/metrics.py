@@ -50,9 +50,9 @@ def of_counts(counts: np.ndarray, own: Mapping[str, Metric]) -> dict[str, np.nda
     tp, fp, fn, tn = counts
     # what is never negative is right wherever it is found: 1.0 would say nothing of the network
     has_negatives = fp + tn > 0
-    values = {
-        name: np.where(has_negatives, value, np.nan) for name, value in metrics(tp, fp, fn).items()
-    }
+    values = {}
+    for name, value in metrics(tp, fp, fn).items():
+        values[name] = np.where(has_negatives, value, np.nan)
     for name, metric in own.items():
         with np.errstate(invalid="ignore", divide="ignore"):
             value = np.asarray(metric(tp, fp, fn, tn), dtype=np.float64)

@@ -105,22 +105,28 @@ def _in_samples(
     And the part of the voxels with no exclusive channel, see `Frequencies.of_none`.
     """
     exclusive = [channels.index(number) for number in exclusive_channels(config)]
-    without, complete = torch.zeros(2, dtype=torch.float64, device=device)
     signed = [head.channels for head in heads_of(config) if head.activation == SIGNED]
     is_signed = torch.tensor([(number,) in signed for number in channels], device=device)
-    is_signed = is_signed.view(-1, 1, 1, 1)
     counts = torch.zeros(2, len(channels), dtype=torch.float64, device=device)
+    complete = counts.new_zeros(())
+    without = counts.new_zeros(())
     # read here, whose samples are those that workers read
     here = dataclasses.replace(config, num_workers=0, augment=None)
     for batch in training_batches(here, crops, device).between(0, SAMPLES):
-        labels = targets.of_channels(batch.target, channels)
-        values = targets.dense(labels).float()
-        mask = targets.known(targets.dense(labels))
-        share = torch.where(is_signed, (values + 1) / 2, values)
-        for row, part in enumerate((share, 1 - share)):
-            counts[row] += part.where(mask, 0).sum((0, 2, 3, 4), dtype=torch.float64)
-        among = values[:, exclusive].where(mask[:, exclusive], torch.nan)
+        labels = targets.dense(targets.of_channels(batch.target, channels))
+        mask = targets.known(labels)
+        values = labels.float()
+        share = torch.where(is_signed.view(-1, 1, 1, 1), (values + 1) / 2, values)
+        counts[0] += _sum_where(mask, share)
+        counts[1] += _sum_where(mask, 1 - share)
         if exclusive:
-            without += (among == 0).all(1).sum()
-            complete += mask[:, exclusive].all(1).sum()
+            are_known = mask[:, exclusive].all(1)
+            none_is_true = (values[:, exclusive] == 0).all(1)
+            complete += are_known.sum()
+            without += (are_known & none_is_true).sum()
     return counts.cpu().numpy(), float(without / complete.clamp(min=1))
+
+
+def _sum_where(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return the sums of (B, channels, z, y, x) values where the mask is true, (channels,)."""
+    return values.where(mask, 0).sum((0, 2, 3, 4), dtype=torch.float64)

@@ -269,11 +269,7 @@ def evaluate(
         return
     archive = config_path or submission or options.of_data_root("submission.zip", EVALUATE)
     with _scorers(archive, workers, engine) as hands:
-        how: dict[str, Any] = {
-            "metric_version": metric_version,
-            "workers": hands,
-            "say": click.echo,
-        }
+        how: Any = {"workers": hands, "metric_version": metric_version, "say": click.echo}
         if config_path:
             module.evaluate(config_path, **options.given(given), **how)
         else:
