@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,12 @@ def read_channels(declared: Mapping[str, Any]) -> tuple[InputChannel, ...]:
             said["range"] = tuple(said["range"])
         channels.append(InputChannel(name, **said))
     return tuple(channels)
+
+
+def values_of(recorded: str) -> list[InputChannel]:
+    """Return the channels of the setting as it is on record, without where they lie."""
+    channels = read_channels(ast.literal_eval(recorded))
+    return [replace(channel, path="") for channel in channels]
 
 
 def apart_from_raw(info: Any) -> tuple[Any, dict[str, Any]]:

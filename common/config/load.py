@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import os
+import sys
+import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ from common.talk import short_path
 
 if typing.TYPE_CHECKING:
     from common.config.public import Translation
+
+CHANNELS = "input_channels"
 
 PACKAGE = "cellmap_segmentation_challenge"
 """What every configuration of the public toolbox imports, and ours need not."""
@@ -256,10 +260,27 @@ def _read_settings(path: Path, table: type) -> dict[str, Any]:
     """The names that a configuration file gives, those left out that it only works with."""
     known = {field.name for field in dataclasses.fields(table)}
     values = {}
-    for name, value in vars(load_module(path)).items():
+    module = load_module(path)
+    for name, value in vars(module).items():
         if name in known or not _is_tool(name, value, known):
             values[name] = value
+    if CHANNELS in known and CHANNELS not in values:
+        _refuse_left_behind(path, module)
     return values
+
+
+def _refuse_left_behind(path: Path, module: types.ModuleType) -> None:
+    """Raise UserError where data.py names input channels that the configuration does not import.
+
+    It would train on raw alone, and nothing would tell.
+    """
+    beside = sys.modules.get(f"{module.__name__.rpartition('.')[0]}.data")
+    if getattr(beside, CHANNELS, None):
+        raise UserError(
+            f"{short_path(path)}: data.py has {CHANNELS}, and this file does not take it from "
+            f"there; write `from .data import {CHANNELS}`, or `{CHANNELS} = {{}}` to train on raw "
+            "alone"
+        )
 
 
 def _is_tool(name: str, value: Any, known: set[str]) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 
 from common import runtime
 from common.config.heads import exclusive_channels
-from common.config.input_channels import read_channels
+from common.config.input_channels import values_of
 from common.config.settings import TrainConfig
 from common.data import normalize
 from common.data.input_channels import ChannelVolume, open_channels
@@ -300,7 +300,7 @@ def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig
     trained = TrainConfig.recorded_defaults() | trained
     now = config.record()
     changed = [name for name in LIKE_IN_TRAINING if trained[name] != now[name]]
-    if _channel_values(trained["input_channels"]) != _channel_values(now["input_channels"]):
+    if _channels(trained["input_channels"]) != _channels(now["input_channels"]):
         changed.append("input_channels")
     for name in ARRAYS:
         # shapes may differ: windows grow
@@ -311,10 +311,9 @@ def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig
         raise UserError(f"{path}: trained with other settings ({'; '.join(texts)}); set them back")
 
 
-def _channel_values(recorded: str) -> list[tuple[str, tuple[float, ...]]]:
-    """Names and values of the channels of a setting on record; where they lie may differ."""
-    channels = read_channels(ast.literal_eval(recorded))
-    return [(channel.name, channel.range) for channel in channels]
+def _channels(recorded: str) -> list[tuple[str, tuple[float, ...]]]:
+    """What of input channels must be as in training; where they lie and end may differ."""
+    return [(channel.name, channel.range) for channel in values_of(recorded)]
 
 
 def _given(config: TrainConfig) -> str:

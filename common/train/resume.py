@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from common import runtime
+from common.config.input_channels import values_of
 from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
 from common.data.normalize import Scalings
 from common.data.sampling import BLOCK_ORDER
@@ -392,7 +393,10 @@ def _refuse_other_settings(
     before = TrainConfig.recorded_defaults() | saved["settings"]
     changed = []
     for name, value in config.record().items():
-        if name not in MAY_CHANGE | OF_THE_FUTURE and before.get(name) != value:
+        if name in MAY_CHANGE | OF_THE_FUTURE or before.get(name) == value:
+            continue
+        # what they are of each crop is compared, see _refuse_other_channels
+        if name != "input_channels" or values_of(before[name]) != values_of(value):
             changed.append(f"{name} was {before.get(name)} and is {value}")
     if saved["split_hash"] != split_hash:
         changed.append(f"the crops of the datasplit are others{_other_splits(config)}")

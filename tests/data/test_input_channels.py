@@ -201,6 +201,16 @@ def test_a_channel_that_is_declared_wrongly_is_a_sentence(tiny_with, channels, s
     assert "input_channels" in str(error.value)
 
 
+def test_channels_that_are_named_beside_the_configuration_alone_are_a_sentence(tiny_with):
+    tiny = tiny_with()
+    data = (tiny.folder / "data.py").read_text()
+    tiny.write("data.py", data + f"input_channels = {{'again': {RAW!r}}}\n")
+    with pytest.raises(UserError, match=r"data.py has input_channels, .* write `from .data import"):
+        tiny.config()
+    tiny.add("input_channels = {}")
+    assert tiny.config().in_channels == 1
+
+
 def test_raw_and_others_may_be_named_in_input_array_info(tiny_with):
     tiny = tiny_with()
     info = {

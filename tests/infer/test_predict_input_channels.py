@@ -128,12 +128,18 @@ def test_a_margin_is_predicted_around_a_box_as_far_as_its_raw_goes(experiment):
     assert read_prediction(wide / "mito").key != read_prediction(alone / "mito").key
 
 
-def test_a_run_whose_channel_was_predicted_anew_does_not_go_on(tiny, member):
+def test_a_run_goes_on_where_its_channel_moved_and_not_where_it_was_predicted_anew(tiny, member):
     tiny.train()
+    (tiny.folder.parent / "member").rename(tiny.folder.parent / "moved")
+    path = tiny.config().input_channels["mito"].replace("member/", "moved/", 1)
+    tiny.train("epochs=2", input_channels={"mito": path})
+    (tiny.folder.parent / "moved").rename(tiny.folder.parent / "member")
     stored = member.config().path("predictions_path") / "tiny.zarr" / "crop2" / "mito"
     values = ngff.open_levels(stored)[0].array[...]
     record = PredictionRecord(sha256="of another network").with_key()
     attributes = group_attributes("mito", record)
     write_multiscale(stored, values, (8, 8, 8), attributes=attributes)
     with pytest.raises(UserError, match="other predictions of channel 'mito' in tiny/crop2"):
-        tiny.train("epochs=2")
+        tiny.train("epochs=3")
+    with pytest.raises(UserError, match=r"started with other settings \(input_channels was"):
+        tiny.train("epochs=3", input_channels={})
