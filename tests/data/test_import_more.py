@@ -136,6 +136,14 @@ def test_links_are_added_to_as_copies_are(add):
     assert list(there) == ["crop1/er", "crop1/mito", "crop2/mito"]
 
 
+def test_linked_labels_are_added_to_a_raw_that_was_copied(add, tmp_path):
+    add(":,:,:40")
+    add(":,:,50:", link=True)
+    store = tmp_path / "data" / layout.store("cell")
+    assert (store / layout.RAW / "s0").is_dir()
+    assert (store / layout.LABELS / "crop2/mito/link.json").is_file()
+
+
 def test_a_class_on_part_of_a_crop_is_said_and_not_cut_apart(add, tmp_path, capsys):
     add()
     add(":,:,:40", labels=("er",))

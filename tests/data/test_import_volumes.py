@@ -156,12 +156,14 @@ def test_a_link_to_what_is_gone_or_a_damaged_link_is_one_sentence(files):
 
 def test_a_copy_and_a_link_are_told_apart(files):
     store = imported(files)
-    with pytest.raises(UserError, match=r"there already, written from .*raw.tif"):
+    with pytest.raises(UserError, match=r"there already, written from .*raw.tif.* for RAW$"):
+        imported(files, labels={}, link=True)
+    with pytest.raises(UserError, match=r"there already, written from .*mito.tif"):
         imported(files, link=True)
     imported(files, link=True, overwrite=True)
     assert not (store / layout.RAW / "s0").exists()
     with pytest.raises(UserError, match=r"there already, a link to .*raw.tif"):
-        imported(files)
+        imported(files, labels={})
     imported(files, overwrite=True)
     assert not (store / layout.RAW / "link.json").exists()
     np.testing.assert_array_equal(voxels(store / layout.RAW), RAW)

@@ -156,7 +156,7 @@ def _planned(raw: str, labelling: Labelling, manner: Manner, store: Path) -> lis
     """All volumes, those of labels first: what is wrong with them is said before raw is copied."""
     of_class = _named_labels(labelling)
     level = _opened(raw, manner.voxel_size)
-    of_raw = _raw_imports(raw, level, store, is_alone=not of_class)
+    of_raw = _raw_imports(raw, level, store, manner=manner, is_alone=not of_class)
     # before anything about labels is: another raw has others
     _refuse(of_raw, store, manner)
     size = manner.voxel_size
@@ -293,13 +293,25 @@ def _refuse(jobs: Sequence[Import], store: Path, manner: Manner) -> None:
             _refuse_others(job, manner.link)
 
 
-def _raw_imports(raw: str, level: Level, store: Path, *, is_alone: bool) -> list[Import]:
-    """The import of raw; none for that of the dataset itself, to which labels are added."""
+def _raw_imports(
+    raw: str, level: Level, store: Path, *, manner: Manner, is_alone: bool
+) -> list[Import]:
+    """The import of raw; none where labels are added to one that is there, as a copy or a link."""
     group = store / layout.RAW
     job = _import_of(level, Named(raw), own_boxes.whole(level), kind=RAW, group=group)
-    if Path(job.excerpt.source) == group.absolute() and not is_alone:
-        return []
-    return [job]
+    is_itself = Path(job.excerpt.source) == group.absolute()
+    in_other_form = not manner.overwrite and is_link(group) != manner.link and _is_there(job)
+    return [] if not is_alone and (is_itself or in_other_form) else [job]
+
+
+def _is_there(job: Import) -> bool:
+    """Whether a volume was written, or is linked to, as it would be now."""
+    if not job.group.exists():
+        return False
+    if is_link(job.group):
+        return read_link(job.group) == job.excerpt
+    attributes = read_attributes(job.group)
+    return attributes.get(IMPORTED) == job.excerpt.record and UNFINISHED not in attributes
 
 
 def _import_of(level: Level, label: Named, box: Box, *, kind: str, group: Path) -> Import:
@@ -428,7 +440,8 @@ def _refuse_others(job: Import, link: bool) -> None:
         if is_begun or (record == job.excerpt.record and not link):
             return
         what = f"written from {record['from']}" if isinstance(record, dict) else "not imported"
+    instead = f", or, to add labels, write {job.group} for RAW" if job.is_raw else ""
     raise UserError(
         f"{job.group}: there already, {what}, in another way or place; take another --dataset, "
-        "or write --overwrite to replace it"
+        f"write --overwrite to replace it{instead}"
     )
