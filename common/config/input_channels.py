@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import os
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from common.config.kinds import is_a
@@ -35,11 +33,6 @@ class InputChannel:
     """Stored values that become 0 and 1; by default those of what the volume says that it is."""
     outside: float | None = None
     """Value, 0 to 1, beyond the volume; None where it must not end."""
-
-    def volume(self, folder: Path, dataset: str, crop: str) -> Path:
-        """The path of its volume for a box. folder: of the experiment."""
-        text = self.path.format(dataset=dataset, crop=crop)
-        return Path(os.path.normpath(folder / Path(text).expanduser()))
 
 
 def read_channels(declared: Mapping[str, Any]) -> tuple[InputChannel, ...]:

@@ -7,6 +7,7 @@ measured, since what a network predicted means the same in all of them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from common.data import ngff, records, results
 from common.data.box import Vector, slices
 from common.data.level import Grid, Level, box_text
 from common.data.raw import Raw, open_raw
+from common.data.sources import place
 from common.errors import UserError
 
 Box = tuple[np.ndarray, np.ndarray]
@@ -121,37 +123,51 @@ def open_channel(
     channel: InputChannel, folder: Path, box: tuple[str, str], scale: Sequence[float]
 ) -> ChannelVolume:
     """Open the volume of one channel; as `open_channels`. folder: of the experiment."""
-    path = channel.volume(folder, *box)
+    path = _path_of(channel, folder, box)
     where = f"channel '{channel.name}' of {'/'.join(box)}"
     try:
-        level = ngff.open_levels(path)[0]
+        return _open(channel, path, scale)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{where} is missing ({error}); predict this box with the network that the channel is "
             f"of, or correct its path in input_channels"
         ) from error
+
+
+def _open(channel: InputChannel, path: Path, scale: Sequence[float]) -> ChannelVolume:
+    level = ngff.open_levels(path)[0]
     records.refuse_lost_chunks(level.group, "predict")
-    raw = open_raw(path, scale, channel.range or _usual_range(level, channel.name, where))
+    raw = open_raw(path, scale, channel.range or _usual_range(level, channel.name))
     return ChannelVolume(channel.name, raw, channel.outside)
 
 
-def _usual_range(level: Level, name: str, where: str) -> tuple[float, ...]:
+def _path_of(channel: InputChannel, folder: Path, box: tuple[str, str]) -> Path:
+    dataset, crop = box
+    text = channel.path.format(dataset=dataset, crop=crop)
+    if place.is_remote(text):
+        return place.path_of(text)
+    return Path(os.path.normpath(folder / Path(text).expanduser()))
+
+
+def _usual_range(level: Level, name: str) -> tuple[float, ...]:
     """Stored values that are 0 and 1 by what the volume is; () is all of its type's."""
     own = f"write 'range' of input_channels['{name}'], the values that become 0 and 1"
     sort = results.sort_of(level, name)
     if sort == "objects":
         raise UserError(
-            f"{level.group}: {where} has ids of objects, which are no intensities; name a "
-            "prediction or a mask, or write range = (0, 1), which makes a mask of them"
+            f"{level.group}: ids of objects, which are no intensities; name a prediction "
+            "or a mask, or write range = (0, 1), which makes a mask of them"
         )
     if sort == "mask":
         return (0.0, 1.0)
     prediction = records.read_prediction(level.group)
     if prediction is not None and prediction.content == "logits":
-        raise UserError(f"{level.group}: {where} has logits; predict probabilities, or {own}")
+        raise UserError(f"{level.group}: logits; predict probabilities, or {own}")
     kind = level.array.dtype.kind
     if kind == "f":
         return (0.0, 1.0)
     if kind != "u":
-        raise UserError(f"{level.group}: {where} is of type {level.array.dtype}; {own}")
+        raise UserError(f"{level.group}: of type {level.array.dtype}; {own}")
     return ()

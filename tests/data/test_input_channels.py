@@ -173,6 +173,21 @@ def test_a_channel_that_is_missing_is_named_with_its_crop(tiny_with):
     assert "other/predictions/tiny.zarr/crop2/mito" in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("volume", "sentence"),
+    [
+        (np.zeros((56, 56, 56), np.uint32), "ids of objects"),
+        (np.zeros((56, 56, 56), np.int16), r"of type int16; write 'range' of input_channels"),
+        (np.zeros((4, 4, 4), np.uint8), "16 times finer"),
+    ],
+)
+def test_a_volume_that_is_no_channel_is_a_sentence(tiny_with, volume, sentence):
+    tiny = tiny_with()
+    path = write_channel(tiny, volume, (8, 8, 8) if len(volume) == 56 else (128, 128, 128))
+    with pytest.raises(UserError, match=f"channel 'mito' of tiny/crop1: .*{sentence}"):
+        open_data(tiny.config(input_channels={"mito": path}))
+
+
 def test_a_changed_prediction_is_decoded_anew(tiny_with):
     tiny = tiny_with()
     path = write_channel(tiny, np.zeros((56, 56, 56), np.uint8))
