@@ -132,9 +132,7 @@ def evaluate_submission(
     publish(scores, Path(result_path), say)
     _say_refused(evaluations, say)
     note_annotation(evaluations)
-    unknown = _where_unknown(evaluations)
-    if unknown:
-        note(f"scored 1, since the truth is unknown throughout: {some(unknown)}")
+    _note_unknown(evaluations)
     return scores
 
 
@@ -268,6 +266,13 @@ def _judge_submission(like: SubmittedCrop, workers: Workers) -> list[Evaluation]
             f"{like.truths}: no arrays {{crop}}/{{class}} in it; write the store of the truths"
         )
     return evaluations
+
+
+def _note_unknown(evaluations: Sequence[Evaluation]) -> None:
+    """Which classes of which crops the challenge scores though nothing is known of them."""
+    unknown = _where_unknown(evaluations)
+    if unknown:
+        note(f"scored 1, since the truth is unknown throughout: {some(unknown)}")
 
 
 def _say_refused(evaluations: Sequence[Evaluation], say: Callable[[str], None]) -> None:
