@@ -19,12 +19,10 @@ from common.config.module import is_tool, load_module
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError
 from common.files import REPOSITORY, refuse_remote
-from common.talk import short_path
+from common.talk import short_path, some
 
 if typing.TYPE_CHECKING:
     from common.config.public import Translation
-
-CHANNELS = "input_channels"
 
 PACKAGE = "cellmap_segmentation_challenge"
 """What every configuration of the public toolbox imports, and ours need not."""
@@ -264,22 +262,22 @@ def _read_settings(path: Path, table: type) -> dict[str, Any]:
     for name, value in vars(module).items():
         if name in known or not _is_tool(name, value, known):
             values[name] = value
-    if CHANNELS in known and CHANNELS not in values:
-        _refuse_left_behind(path, module)
+    if table is TrainConfig:
+        _refuse_left_behind(path, module, known - values.keys())
     return values
 
 
-def _refuse_left_behind(path: Path, module: types.ModuleType) -> None:
-    """Raise UserError where data.py names input channels that the configuration does not import.
+def _refuse_left_behind(path: Path, module: types.ModuleType, absent: set[str]) -> None:
+    """Raise UserError where data.py has settings that the configuration does not import.
 
-    It would train on raw alone, and nothing would tell.
+    They would have no effect, and nothing would tell. absent: those that the configuration lacks.
     """
     beside = sys.modules.get(f"{module.__name__.rpartition('.')[0]}.data")
-    if getattr(beside, CHANNELS, None):
+    left = sorted(absent & vars(beside).keys()) if beside else []
+    if left:
         raise UserError(
-            f"{short_path(path)}: data.py has {CHANNELS}, and this file does not take it from "
-            f"there; write `from .data import {CHANNELS}`, or `{CHANNELS} = {{}}` to train on raw "
-            "alone"
+            f"{short_path(path)}: data.py has {some(left)}, and this file does not take it from "
+            f"there; write `from .data import {', '.join(left)}`, or remove it from data.py"
         )
 
 

@@ -720,6 +720,15 @@ def test_an_edited_file_is_read_anew(experiment):
         assert tiny.config().epochs == number
 
 
+@pytest.mark.parametrize("line", ["derived = {}", "weight_loss = False", "softmax = ('er',)"])
+def test_a_setting_of_data_that_is_not_imported_is_a_sentence(experiment, line):
+    tiny = experiment()
+    tiny.write("data.py", (tiny.folder / "data.py").read_text() + f"{line}\n")
+    name = line.split()[0]
+    with pytest.raises(UserError, match=f"data.py has {name}, .* write `from .data import {name}`"):
+        tiny.config()
+
+
 def test_reading_leaves_nothing_in_the_folder(experiment):
     tiny = experiment()
     before = sorted(tiny.folder.rglob("*"))
