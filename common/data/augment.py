@@ -138,21 +138,26 @@ def _axis_steps(affine: np.ndarray) -> list[AxisStep] | None:
     """Return the AxisStep of each patch axis; None for an affine that rotates."""
     linear = np.abs(affine[:, :3])
     axes = linear.argmax(0).tolist()
-    beside = linear.sum() - sum(linear[axis, output] for output, axis in enumerate(axes))
+    largest = [linear[axis, output] for output, axis in enumerate(axes)]
+    beside = linear.sum() - sum(largest)
     if beside > 1e-9 or len(set(axes)) < 3:
         return None
     steps = []
     for output, axis in enumerate(axes):
-        steps.append(AxisStep(axis, float(affine[axis, 3]), float(affine[axis, output])))
+        start = float(affine[axis, 3])
+        step = float(affine[axis, output])
+        steps.append(AxisStep(axis, start, step))
     return steps
 
 
 def _on_voxels(steps: Sequence[AxisStep]) -> bool:
     """Return whether every patch voxel coincides with a block voxel."""
-    return all(
-        abs(abs(along.step) - 1) < 1e-6 and abs(along.start - round(along.start)) < 1e-3
-        for along in steps
-    )
+    for along in steps:
+        is_of_one_voxel = abs(abs(along.step) - 1) < 1e-6
+        from_voxel = abs(along.start - round(along.start))
+        if not is_of_one_voxel or from_voxel >= 1e-3:
+            return False
+    return True
 
 
 def _inside(steps: Sequence[AxisStep], shape: Sequence[int], block: Sequence[int]) -> bool:
@@ -160,7 +165,9 @@ def _inside(steps: Sequence[AxisStep], shape: Sequence[int], block: Sequence[int
     for along, n in zip(steps, shape, strict=True):
         first = along.voxel(0)
         last = along.voxel(n - 1)
-        if min(first, last) < 0 or max(first, last) >= block[along.axis]:
+        lowest = min(first, last)
+        highest = max(first, last)
+        if lowest < 0 or highest >= block[along.axis]:
             return False
     return True
 
@@ -174,7 +181,8 @@ def _pick(block: Tensor, steps: Sequence[AxisStep], shape: Sequence[int]) -> Ten
         if abs(along.step - 1) < 1e-6:
             block = block.narrow(along.axis, along.voxel(0), n)
         elif abs(along.step + 1) < 1e-6:
-            block = block.narrow(along.axis, along.voxel(0) - n + 1, n).flip(along.axis)
+            lowest = along.voxel(0) - n + 1
+            block = block.narrow(along.axis, lowest, n).flip(along.axis)
         else:
             voxels = [along.voxel(i) for i in range(n)]
             block = block.index_select(along.axis, torch.tensor(voxels, device=block.device))

@@ -228,12 +228,10 @@ class Blocks(Dataset):
             block = np.empty((0, 0, 0), np.int32)
             if name in crop.with_ids:
                 block, affine = sampling.cut(crop.ids(name), crop.label_grid, sample, patch)
-            blocks.append(torch.from_numpy(block if block.dtype == np.uint8 else _signed(block)))
+            if block.dtype != np.uint8:
+                block = block.astype(np.int32)  # torch computes little in uint16 and uint32
+            blocks.append(torch.from_numpy(block))
         return {"ids": tuple(blocks), "ids_affine": affine}
-
-
-def _signed(block: np.ndarray) -> np.ndarray:
-    return block.astype(np.int32)  # torch computes little in uint16 and uint32
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,23 @@ def slices(start: Vector, stop: Vector) -> tuple[slice, ...]:
     return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
 
 
+def ranges(index: Sequence[slice], shape: Sequence[int]) -> list[range]:
+    """The voxels along each axis that an index of slices stands for."""
+    return [range(*along.indices(n)) for along, n in zip(index, shape, strict=True)]
+
+
+def cells(volume: np.ndarray, edge: np.ndarray) -> np.ndarray:
+    """(cells, voxels of a cell): the cells of `edge` voxels that a volume is made of.
+
+    No cell may be incomplete.
+    """
+    z, y, x = np.array(volume.shape) // edge
+    depth, height, width = edge.tolist()
+    parted = volume.reshape(z, depth, y, height, x, width)
+    together = parted.transpose(0, 2, 4, 1, 3, 5)
+    return together.reshape(z * y * x, -1)
+
+
 LARGEST_EDGE = 256
 """Voxels along an axis of a block: chunks may be whole planes."""
 

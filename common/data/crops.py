@@ -376,8 +376,10 @@ def _refuse_masks(row: Row, names: Sequence[str]) -> None:
 
 def _missing_raw(level: Level, lower: np.ndarray, upper: np.ndarray) -> MissingChunks:
     """Missing chunks of raw in a box (nm). Around it EM may end, and be stored without chunks."""
-    start = np.rint((lower - level.translation) / level.scale + 0.5).astype(int)
-    stop = np.rint((upper - level.translation) / level.scale + 0.5).astype(int)
+    first = (lower - level.translation) / level.scale + 0.5
+    last = (upper - level.translation) / level.scale + 0.5
+    start = np.rint(first).astype(int)
+    stop = np.rint(last).astype(int)
     return level.missing_chunks(np.maximum(start, 0), np.minimum(stop, level.shape))
 
 

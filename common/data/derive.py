@@ -79,7 +79,8 @@ class IdPatch(NamedTuple):
         """Return the same target patch with a smaller margin."""
         ids = self.ids
         for axis, (own, wanted) in enumerate(zip(self.margin, margin, strict=True)):
-            ids = ids.narrow(axis, own - wanted, ids.shape[axis] - 2 * (own - wanted))
+            less = own - wanted
+            ids = ids.narrow(axis, less, ids.shape[axis] - 2 * less)
         z, y, x = margin
         return IdPatch(ids, (z, y, x), self.voxel_nm)
 
@@ -91,7 +92,8 @@ class IdPatch(NamedTuple):
 def margin_of(declared: Sequence[Derived], voxel_nm: Sequence[float]) -> tuple[int, int, int]:
     """Return how many voxels around a target patch decide about it, z, y, x."""
     reach = np.max([channel.reach_nm for channel in declared], axis=0)
-    z, y, x = np.floor(reach / voxel_nm + OFFSET_ROUNDING).astype(int).tolist()
+    voxels = np.floor(reach / voxel_nm + OFFSET_ROUNDING)
+    z, y, x = voxels.astype(int).tolist()
     return (z, y, x)
 
 
@@ -242,11 +244,17 @@ def _maxima_within(patch: IdPatch, layers: Tensor, nm: float) -> Tensor:
     z, y, x = patch.margin
     sizes = [n - 2 * m for n, m in zip(layers.shape[1:], patch.margin, strict=True)]
     of_rows = dict(_row_maxima(layers, x, sizes[2]))
-    highest = of_rows[0].narrow(1, z, sizes[0]).narrow(2, y, sizes[1]).clone()
+    highest = _rows_at(of_rows[0], (z, y), sizes).clone()
     for dz, dy, half in _rows_of_ball(patch, nm):
-        row = of_rows[half].narrow(1, z + dz, sizes[0]).narrow(2, y + dy, sizes[1])
+        row = _rows_at(of_rows[half], (z + dz, y + dy), sizes)
         torch.maximum(highest, row, out=highest)
     return highest
+
+
+def _rows_at(rows: Tensor, start: tuple[int, int], sizes: Sequence[int]) -> Tensor:
+    """The rows (n, z, y, x) from a place z, y on, as many as a target patch has."""
+    layers = rows.narrow(1, start[0], sizes[0])
+    return layers.narrow(2, start[1], sizes[1])
 
 
 def _row_maxima(layers: Tensor, margin: int, size: int) -> Iterator[tuple[int, Tensor]]:
@@ -332,7 +340,8 @@ def nearest_two_objects(patch: IdPatch, nm: float) -> tuple[Tensor, Tensor]:
                 candidate = each.along(patch, axis, step)
                 _merge(first, second, _Nearest(candidate.squared + cost, candidate.label))
     far = patch.within(nm)
-    one, two = (each.squared.masked_fill(each.squared > far, FAR) for each in (first, second))
+    one = first.squared.masked_fill(first.squared > far, FAR)
+    two = second.squared.masked_fill(second.squared > far, FAR)
     return one, two
 
 

@@ -148,8 +148,9 @@ class Reading:
         middle = affine @ [*(np.array(shape) - 1) / 2, 1]
         for sections in (self.distortion.shift, self.distortion.slip):
             if sections is not None:
-                first, last = np.array([sections.first_nm, sections.last_nm]) / self.block_nm[0]
-                moved = (places[0] >= middle[0] + first) & (places[0] < middle[0] + last)
+                first = middle[0] + sections.first_nm / self.block_nm[0]
+                last = middle[0] + sections.last_nm / self.block_nm[0]
+                moved = (places[0] >= first) & (places[0] < last)
                 for axis in (1, 2):
                     move = float(sections.move_nm[axis] / self.block_nm[axis])
                     places[axis].add_(moved, alpha=move)

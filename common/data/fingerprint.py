@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.config.settings import TrainConfig
-from common.data import catalogue, loaders, make_split, ngff, normalize, split
+from common.data import box, catalogue, loaders, make_split, ngff, normalize, split
 from common.data.crops import Crop, is_smaller, open_crops
 from common.data.normalize import Scaling
 from common.data.palette import UNKNOWN
@@ -289,14 +289,13 @@ def cells(volume: np.ndarray) -> np.ndarray:
     """
     edge = np.minimum(CELL, volume.shape)
     voxels = []
-    blocks_shape: list[int] = []
     for length, width in zip(volume.shape, edge, strict=True):
         # on multiples of the width, so that no two of them share a voxel
-        corners = np.unique(np.linspace(0, length - width, CELLS).astype(int) // width) * width
-        voxels.append((corners[:, None] + np.arange(width)).ravel())
-        blocks_shape += [len(corners), width]
-    blocks = volume[np.ix_(*voxels)].reshape(blocks_shape)
-    return blocks.transpose(0, 2, 4, 1, 3, 5).reshape(-1, edge.prod())
+        spread = np.linspace(0, length - width, CELLS).astype(int)
+        corners = np.unique(spread // width) * width
+        of_cells = corners[:, None] + np.arange(width)
+        voxels.append(of_cells.ravel())
+    return box.cells(volume[np.ix_(*voxels)], edge)
 
 
 def _add_scalings(facts: Facts, config: TrainConfig, crops: Sequence[MeasuredCrop]) -> None:

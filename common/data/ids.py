@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.box import slices
+from common.data.box import cells, slices
 from common.errors import UserError
 
 UNKNOWN = 0
@@ -82,14 +82,14 @@ def reduced(ids: np.ndarray, positive: np.ndarray, factor: np.ndarray) -> np.nda
     """
     if (factor == 1).all():
         return ids
-    z, y, x = np.array(ids.shape) // factor
-    a, b, c = factor.tolist()
-    candidates = np.where(positive, ids, 0).reshape(z, a, y, b, x, c)
-    candidates = np.sort(candidates.transpose(0, 2, 4, 1, 3, 5).reshape(z * y * x, a * b * c))
+    objects = np.where(positive, ids, 0)
     # equal ids stand side by side: how many of them up to each
+    candidates = np.sort(cells(objects, factor))
     place = np.arange(candidates.shape[1])
-    is_new = np.diff(candidates, axis=1, prepend=candidates[:, :1] - 1) != 0
+    before_first = candidates[:, :1] - 1
+    is_new = np.diff(candidates, axis=1, prepend=before_first) != 0
     first = np.maximum.accumulate(np.where(is_new, place, 0), axis=1)
     length = np.where(candidates == 0, 0, place - first + 1)
     most = length.argmax(axis=1)
-    return np.take_along_axis(candidates, most[:, None], axis=1).reshape(z, y, x)
+    most_frequent = np.take_along_axis(candidates, most[:, None], axis=1)
+    return most_frequent.reshape(np.array(ids.shape) // factor)

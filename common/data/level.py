@@ -42,6 +42,10 @@ class Grid:
         upper = self.origin + (np.array(self.shape) - 0.5) * self.scale
         return lower, upper
 
+    def in_voxels(self, position: np.ndarray) -> np.ndarray:
+        """Return how many voxels positions (..., 3) in nm are from the lower corner, as floats."""
+        return (position - self.box()[0]) / self.scale
+
 
 def box_text(grid: Grid) -> str:
     """The box of a grid: 'z, y, x 0 to 160, 0 to 160, 40 to 200', in nm."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common import typed
 from common.config.settings import TrainConfig
+from common.data.box import cells
 from common.data.crop_cache import raw_stamp
 from common.data.level import Level, chunk_ranges
 from common.data.raw import Raw, open_raw
@@ -296,10 +297,8 @@ def _varying(block: np.ndarray) -> np.ndarray:
     edge = np.minimum(CELL, block.shape)
     counts = block.shape // edge
     whole = block[tuple(map(slice, counts * edge))]
-    z, y, x = counts
-    cells = whole.reshape(z, edge[0], y, edge[1], x, edge[2])
-    cells = cells.transpose(0, 2, 4, 1, 3, 5).reshape(z * y * x, -1)
-    return cells[np.ptp(cells, axis=1) > 0].ravel()
+    values = cells(whole, edge)
+    return values[np.ptp(values, axis=1) > 0].ravel()
 
 
 def choose_tiles(raw: Raw) -> list[Tile]:
@@ -310,7 +309,7 @@ def choose_tiles(raw: Raw) -> list[Tile]:
     """
     shape = np.array(raw.grid.shape)
     counts = -(-shape // TILE)
-    axes = [np.unique(np.linspace(0, n - 1, ALONG).astype(int)) for n in counts]
+    axes = [_spread_evenly(int(n)) for n in counts]
     tiles = [_tile(raw, np.array(index) * TILE) for index in itertools.product(*axes)]
     if not raw.level.has_chunk_files:
         return tiles
@@ -319,6 +318,11 @@ def choose_tiles(raw: Raw) -> list[Tile]:
     if is_whole or len(on_disk) >= FEWEST:
         return on_disk
     return _tiles_in_chunks(raw)
+
+
+def _spread_evenly(count: int) -> np.ndarray:
+    """At most ALONG of the numbers from 0 to count - 1, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, ALONG).astype(int))
 
 
 def _tile(raw: Raw, start: np.ndarray) -> Tile:

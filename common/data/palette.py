@@ -94,10 +94,13 @@ def _by_relations(
     to_infer = (palette == UNKNOWN) & may_infer
     result = palette
     if rules.use_mutual_exclusion:
-        result = np.where(to_infer & (_count(positive, related.excludes) > 0), 0, result)
+        is_excluded = _count(positive, related.excludes) > 0
+        result = np.where(to_infer & is_excluded, 0, result)
     if rules.infer_groups:
-        result = np.where(to_infer & (_count(negative, related.is_part.T) > 0), 0, result)
-        result = np.where(to_infer & (_count(positive, related.is_part) > 0), 1, result)
+        lacks_whole = _count(negative, related.is_part.T) > 0
+        result = np.where(to_infer & lacks_whole, 0, result)
+        has_part = _count(positive, related.is_part) > 0
+        result = np.where(to_infer & has_part, 1, result)
     return result.astype(np.int8)
 
 
@@ -122,7 +125,8 @@ def _by_table(
     follows_negative = _count(possible, atoms.T) == 0
     result = np.where(to_infer & follows_negative, 0, palette)
     if rules.infer_groups:
-        is_part = (atoms[None] >= atoms[:, None]).all(axis=2) & in_table[:, None]  # [part, group]
+        contains = (atoms[None] >= atoms[:, None]).all(axis=2)  # [part, group]
+        is_part = contains & in_table[:, None]
         follows_positive = _count(positive, is_part) > 0
         result = np.where(to_infer & follows_positive, 1, result)
     return result.astype(np.int8)

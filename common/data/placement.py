@@ -93,7 +93,8 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
 
 def _mean_ratio(large: Vector, small: Vector) -> float:
     """How many times larger voxels are than others, over all axes."""
-    return float(np.exp(np.log(np.array(large) / small).mean()))
+    ratios = np.array(large) / small
+    return float(np.exp(np.log(ratios).mean()))
 
 
 def _same_box(first: Grid, second: Grid, slack: np.ndarray) -> bool:

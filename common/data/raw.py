@@ -78,9 +78,11 @@ class Raw:
             return self._read_averaged(first, last)
         beyond = np.arange(first[0] - self.sections, last[0] + self.sections)
         inside = mirror(beyond, self.grid.shape[0])
-        around = [inside.min(), *first[1:]], [inside.max() + 1, *last[1:]]
-        block = self._read_averaged(*map(np.array, around))
-        return section_means(block[inside - inside.min()], self.sections)
+        top = inside.min()
+        upper = np.array([top, *first[1:]])
+        lower = np.array([inside.max() + 1, *last[1:]])
+        block = self._read_averaged(upper, lower)
+        return section_means(block[inside - top], self.sections)
 
     def _read_averaged(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
         """Return voxels first..last-1, each section by itself."""
@@ -141,7 +143,9 @@ class Raw:
             return
         shape = np.array(self.grid.shape)
         middle = ((lower + upper) / 2 - self.grid.origin) / self.grid.scale
-        start = np.clip(np.rint(middle).astype(int) - SAMPLE // 2, 0, np.maximum(shape - SAMPLE, 0))
+        around_middle = np.rint(middle).astype(int) - SAMPLE // 2
+        last_start = np.maximum(shape - SAMPLE, 0)
+        start = np.clip(around_middle, 0, last_start)
         block = self.read(start, np.minimum(start + SAMPLE, shape))
         self._note_narrow(float(block.min()), float(block.max()), "in the middle of the box")
 

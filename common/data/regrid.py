@@ -56,7 +56,8 @@ def ids(level: Level, grid: Grid) -> np.ndarray:
         UserError: for other floats, and for ids too large for the float dtype to be exact.
     """
     source = level.array.dtype
-    result = np.zeros(grid.shape, source.newbyteorder("=") if source.kind in "ui" else np.uint8)
+    dtype = source.newbyteorder("=") if source.kind in "ui" else np.uint8
+    result = np.zeros(grid.shape, dtype)
     for where, slab in nearest(level, grid):
         block = as_ids(slab, level.path)
         if block.itemsize > result.itemsize:  # larger ids in a later layer of a float volume
@@ -77,9 +78,9 @@ def mask(level: Level, grid: Grid) -> np.ndarray:
     if _aligned(level, grid):
         return _mask_on_same_voxels(level, grid)
     result = np.zeros(grid.shape, bool)
-    (z, rows), (y, weights_y), (x, weights_x) = (
-        _window_weights(level, grid, axis) for axis in range(3)
-    )
+    z, rows = _window_weights(level, grid, 0)
+    y, weights_y = _window_weights(level, grid, 1)
+    x, weights_x = _window_weights(level, grid, 2)
     touched = rows > 0
     first = touched.argmax(1)
     last = rows.shape[1] - touched[:, ::-1].argmax(1)
@@ -131,9 +132,12 @@ def axis_weights(target: Axis, source: Axis, *, repeat_edge: bool = False) -> np
     if repeat_edge:
         edges[0] = -np.inf
         edges[-1] = np.inf
-    weights = _overlap(centre[:, None], width, edges[:-1], edges[1:]) / width
+    overlap = _overlap(centre[:, None], width, edges[:-1], edges[1:])
+    weights = overlap / width
     weights[weights < 1e-6] = 0  # what rounding of nm leaves of a voxel that is only touched
-    covered = 1 if repeat_edge else _overlap(centre, ratio, -0.5, source.size - 0.5) / ratio
+    covered: np.ndarray | float = 1
+    if not repeat_edge:
+        covered = _overlap(centre, ratio, -0.5, source.size - 0.5) / ratio
     total = weights.sum(1)
     nothing = np.zeros(target.size)
     weights *= np.divide(covered, total, out=nothing, where=total > 0)[:, None]
@@ -148,7 +152,9 @@ def covers(level: Level, grid: Grid) -> bool:
     lower, upper = level.box()
     wanted_lower, wanted_upper = grid.box()
     slack = (0.5 + ALIGNED) * level.scale
-    return bool((lower <= wanted_lower + slack).all() and (upper >= wanted_upper - slack).all())
+    from_start = lower <= wanted_lower + slack
+    to_end = upper >= wanted_upper - slack
+    return bool(from_start.all() and to_end.all())
 
 
 def shortfall(level: Level, grid: Grid) -> str:
@@ -173,11 +179,12 @@ def nearest(level: Level, grid: Grid) -> Iterator[tuple[tuple[slice, ...], np.nd
         stop = [voxels[-1] + 1 for voxels in wanted]
         slab = level.read(start, stop)
         for axis, voxels in enumerate(wanted):
-            # a copy is made only where voxels are skipped or repeated
-            if len(voxels) < slab.shape[axis] or (np.diff(voxels) != 1).any():
-                slab = slab.take(voxels - voxels[0], axis)
+            is_skipped_or_repeated = np.diff(voxels) != 1
+            if len(voxels) < slab.shape[axis] or is_skipped_or_repeated.any():
+                slab = slab.take(voxels - voxels[0], axis)  # only then a copy
         first = inside[0].start
-        yield (slice(first + run.start, first + run.stop), *inside[1:]), slab
+        layers = slice(first + run.start, first + run.stop)
+        yield (layers, *inside[1:]), slab
 
 
 def _nearest_along(level: Level, grid: Grid, axis: int) -> tuple[slice, np.ndarray]:
@@ -193,19 +200,21 @@ def _nearest_along(level: Level, grid: Grid, axis: int) -> tuple[slice, np.ndarr
     to_last = position <= source.size - 0.5 + ALIGNED
     inside = np.flatnonzero(from_first & to_last)
     # of two equally near the lower, however nm are rounded
-    nearest = np.ceil(position[inside] - 0.5 - ALIGNED).astype(int).clip(0, source.size - 1)
-    along = slice(inside[0], inside[-1] + 1) if len(inside) else slice(0)
-    return along, nearest
+    nearest = np.ceil(position[inside] - 0.5 - ALIGNED).astype(int)
+    along = slice(0)
+    if len(inside):
+        along = slice(inside[0], inside[-1] + 1)
+    return along, nearest.clip(0, source.size - 1)
 
 
 def _window_weights(level: Level, grid: Grid, axis: int) -> tuple[int, np.ndarray]:
     """Return the first source voxel that the grid needs, and `axis_weights` from there on."""
     source = axis_of(level.grid, axis)
-    corner = level.box()[0][axis]
-    low, high = ((bound[axis] - corner) / source.scale for bound in grid.box())
+    lower, upper = level.grid.in_voxels(np.array(grid.box()))
     # one voxel more at each end: a finer target interpolates with the neighbour
-    wanted = np.array([np.floor(low) - 1, np.ceil(high) + 1])
-    start, stop = wanted.clip(0, source.size).astype(int)
+    before = np.floor(lower[axis]) - 1
+    after = np.ceil(upper[axis]) + 1
+    start, stop = np.clip([before, after], 0, source.size).astype(int)
     # at least one voxel, also if the grid lies outside
     start = min(start, source.size - 1)
     stop = max(stop, start + 1, 1)

@@ -103,7 +103,9 @@ def _of_volume(source: str) -> Result:
     levels = ngff.open_levels(source)
     path = place.path_of(source)
     inside = place.in_hdf5(place.bare(source))
-    name = inside[1].rpartition("/")[2] if inside and inside[1] else place.bare(source).stem
+    name = place.bare(source).stem
+    if inside and inside[1]:
+        name = inside[1].rpartition("/")[2]
     return Result(path, (name,), levels, sort_of(levels[0], name))
 
 

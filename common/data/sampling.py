@@ -205,8 +205,10 @@ class Sampler:
         if moving:
             # and stays in it, wherever the sample is displaced to
             displaced = distort.bound_nm(self.augmentation.kinds, moving)
-            room = np.maximum(room - 2 * np.abs(np.linalg.inv(orientation)) @ displaced, 0)
-        within = orientation @ ((random.random(3) - 0.5) * room)
+            along_patch = np.abs(np.linalg.inv(orientation)) @ displaced
+            room = np.maximum(room - 2 * along_patch, 0)
+        from_centre = (random.random(3) - 0.5) * room
+        within = orientation @ from_centre
         lower, upper = self._centres(crop)
         return crop, np.clip(positive + within, lower, upper)
 
@@ -225,7 +227,8 @@ class Sampler:
         if self._shares is None:
             return int(turn)
         point = (turn + random.random()) / number
-        return int(np.searchsorted(np.cumsum(self._shares)[:-1], point, side="right"))
+        ends = np.cumsum(self._shares)[:-1]
+        return int(np.searchsorted(ends, point, side="right"))
 
     def _draw_crop(self, random: np.random.Generator, occurrence: Occurrence) -> int:
         """Draw a crop that has the class; return its position in `occurrence.crops`."""
@@ -336,13 +339,17 @@ def draw_orientation(random: np.random.Generator, transforms: dict) -> tuple[np.
         The orientation, see `Sample.orientation`, and False if it only mirrors and permutes axes.
     """
     mirror = transforms.get("mirror", {}).get("axes", {})
-    signs = np.array([-1.0 if random.random() < mirror.get(axis, 0) else 1.0 for axis in "zyx"])
+    signs = np.ones(3)
+    for number, axis in enumerate("zyx"):
+        if random.random() < mirror.get(axis, 0):
+            signs[number] = -1
     axes = sorted(_swapped_axes(transforms))
     order = np.arange(3)
     order[axes] = random.permutation(axes)
     orientation = np.eye(3)[order] * signs
     turned = False
-    for axis, (low, high) in transforms.get("rotate", {}).get("axes", {}).items():
+    ranges = transforms.get("rotate", {}).get("axes", {})
+    for axis, (low, high) in ranges.items():
         angle = np.deg2rad(random.uniform(low, high))
         turned |= angle != 0
         orientation = rotation(axis, angle) @ orientation
@@ -353,7 +360,8 @@ def draw_factors(random: np.random.Generator, scale: Scale) -> np.ndarray:
     """Draw the factors by which a patch is enlarged along its axes, (3,)."""
     low, high = scale.factor
     # in logarithms: half as large is as likely as twice as large
-    factors = np.exp(random.uniform(np.log(low), np.log(high), 3))
+    logarithms = random.uniform(np.log(low), np.log(high), 3)
+    factors = np.exp(logarithms)
     return np.full(3, factors[0]) if scale.isotropic else factors
 
 
@@ -458,8 +466,10 @@ def cut(
     beyond = np.full(3, 0.01)
     if sample.distortion is not None:
         beyond += sample.distortion.reach_nm / grid.scale
-    start = np.floor(corner + np.minimum(ends, 0).sum(1) - beyond).astype(int)
-    stop = np.ceil(corner + np.maximum(ends, 0).sum(1) + beyond).astype(int) + 1
+    lowest = corner + np.minimum(ends, 0).sum(1)
+    highest = corner + np.maximum(ends, 0).sum(1)
+    start = np.floor(lowest - beyond).astype(int)
+    stop = np.ceil(highest + beyond).astype(int) + 1
     affine = np.concatenate([linear, (corner - start)[:, None]], axis=1)
     first = np.maximum(start, 0)
     last = np.minimum(stop, volume.shape)
@@ -467,7 +477,8 @@ def cut(
         return np.array(volume[slices(first, last)]), affine
     block = np.zeros(stop - start, volume.dtype)
     if (last > first).all():
-        block[slices(first - start, last - start)] = volume[slices(first, last)]
+        inside = slices(first - start, last - start)
+        block[inside] = volume[slices(first, last)]
     return block, affine
 
 
@@ -508,7 +519,10 @@ def validation_samples(crops: Sequence[Crop], input: Patch, target: Patch) -> li
 def key_of_blocks(crops: Sequence[Crop], blocks: Sequence[Sample], target: Patch) -> str:
     """24 hexadecimal digits that tell apart what validations looked at, in whatever order."""
     # centres are sums of voxel sizes: rounded, so that they are equal on every machine
-    places = [[crops[block.crop].name, *block.centre.round(3).tolist()] for block in blocks]
+    places = []
+    for block in blocks:
+        name = crops[block.crop].name
+        places.append([name, *block.centre.round(3).tolist()])
     return key_of([sorted(places), list(target.shape), list(target.scale)])
 
 
@@ -526,4 +540,5 @@ def _tile(grid: Grid, target: Patch) -> np.ndarray:
             centres.append(np.array([(lower + upper) / 2]))
         else:
             centres.append(lower + (np.arange(number) + 0.5) * extent)
-    return np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 3)
+    along_axes = np.meshgrid(*centres, indexing="ij")
+    return np.stack(along_axes, axis=-1).reshape(-1, 3)

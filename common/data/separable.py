@@ -31,7 +31,8 @@ def along_axes(volumes: Tensor, matrices: Sequence[np.ndarray | None]) -> Tensor
             volumes = weights @ volumes
         else:
             *rest, z, y, x = volumes.shape
-            volumes = (weights @ volumes.reshape(*rest, z, y * x)).reshape(*rest, -1, y, x)
+            layers = volumes.reshape(*rest, z, y * x)
+            volumes = (weights @ layers).reshape(*rest, -1, y, x)
     return volumes
 
 
@@ -46,8 +47,9 @@ def gaussian(n: int, sigma: float) -> np.ndarray | None:
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
     matrix = np.zeros((n, n))
-    voxels = np.clip(np.arange(n)[:, None] + offsets, 0, n - 1)
-    np.add.at(matrix, (np.arange(n)[:, None], voxels), weights / weights.sum())
+    rows = np.arange(n)[:, None]
+    voxels = np.clip(rows + offsets, 0, n - 1)
+    np.add.at(matrix, (rows, voxels), weights / weights.sum())
     return matrix
 
 
@@ -64,6 +66,8 @@ def coarser(n: int, factor: float) -> np.ndarray | None:
     high = np.minimum(edges[1:, None], np.arange(1, n + 1))
     means = np.maximum(high - low, 0) * (count / n)
     # centres of the voxels in units of the larger ones; the outermost are repeated
-    places = np.clip((np.arange(n) + 0.5) * (count / n) - 0.5, 0, count - 1)
-    hats = np.maximum(1 - np.abs(places[:, None] - np.arange(count)), 0)
+    centres = (np.arange(n) + 0.5) * (count / n) - 0.5
+    places = np.clip(centres, 0, count - 1)
+    distances = np.abs(places[:, None] - np.arange(count))
+    hats = np.maximum(1 - distances, 0)
     return hats @ means

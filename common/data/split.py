@@ -190,7 +190,9 @@ def _relative_store(line: str) -> str:
     if not 3 <= len(fields) <= 5:
         return ""
     store = fields[3 if len(fields) == 5 else 1]
-    return "" if is_remote(store) or Path(store).is_absolute() else str(place.on_disk(Path(store)))
+    if is_remote(store) or Path(store).is_absolute():
+        return ""
+    return str(place.on_disk(Path(store)))
 
 
 def _parse(line: str, data_root: Path) -> Row:
@@ -219,8 +221,11 @@ def _parse(line: str, data_root: Path) -> Row:
     if problems:
         raise UserError(*problems)
     crop, annotated = _split_classes(labels)
-    raw_store, label_store = (fields[1], fields[3]) if len(fields) == 5 else ("", "")
-    raw = fields[2] if len(fields) == 5 else fields[1]
+    if len(fields) == 5:
+        _, raw_store, raw, label_store, _ = fields
+    else:
+        raw_store = label_store = ""
+        raw = fields[1]
     return Row(
         usage,
         raw=_joined(data_root, raw_store, raw),
@@ -240,7 +245,8 @@ def _joined(data_root: Path, store: str, path: str) -> Path:
 def _option_problems(fields: Sequence[str]) -> list[str]:
     """What is wrong with what stands behind #, in the columns that may have it."""
     problems = []
-    for text in (fields[-1], fields[2] if len(fields) == 5 else fields[1]):
+    raw = fields[2] if len(fields) == 5 else fields[1]
+    for text in (fields[-1], raw):
         try:
             place.place_of(text)
         except UserError as error:
@@ -283,7 +289,8 @@ def _one_for_each_crop(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         before = first.setdefault(place, row)
         if before is row:
             continue
-        if (before.usage, os.path.normpath(before.raw)) == (row.usage, os.path.normpath(row.raw)):
+        has_one_raw = os.path.normpath(before.raw) == os.path.normpath(row.raw)
+        if has_one_raw and before.usage == row.usage:
             annotated = tuple(dict.fromkeys([*before.annotated, *row.annotated]))
             first[place] = replace(before, annotated=annotated)
         else:

@@ -122,14 +122,17 @@ def _plane(box: Grid, across: int, depth: float, finest: np.ndarray) -> Grid:
     lower, upper = box.box()
     extent = upper - lower
     along = [axis for axis in range(3) if axis != across]
-    pixel = max(finest[along].max(), extent[along].max() / PANEL)
+    smallest = finest[along].max()
+    pixel = max(smallest, extent[along].max() / PANEL)
     voxel = np.full(3, pixel)
     voxel[across] = min(finest[across], extent[across])
     shape = np.maximum(1, np.rint(extent / voxel)).astype(int)
     origin = lower + voxel / 2
     # on the centre of a voxel: between two of them labels are on one side or the other
     layers = round(extent[across] / voxel[across])
-    origin[across] += voxel[across] * min(int(depth * layers), max(0, layers - 1))
+    last = max(0, layers - 1)
+    layer = min(int(depth * layers), last)
+    origin[across] += layer * voxel[across]
     shape[across] = 1
     return Grid(origin, voxel, tuple(shape.tolist()))
 
@@ -145,21 +148,20 @@ def _grey(raw: Sequence[Level], grid: Grid, across: int) -> np.ndarray | None:
     if _bytes_to_decode(level, grid) > MOST_BYTES:
         return None
     plane = _flat(montage.values("raw", [level], [grid]), across)
-    low, high = montage.contrast(plane)
-    stretched = np.clip((plane - low) / max(high - low, 1e-6), 0, 1)
-    return figures.grey(stretched)
+    return figures.grey(montage.stretched(plane, *montage.contrast(plane)))
 
 
 def _bytes_to_decode(level: Level, grid: Grid) -> float:
     """Of the chunks, or rows, of a level that a plane lies in."""
-    lower, upper = grid.box()
-    start = np.clip((lower - level.box()[0]) / level.scale, 0, level.shape - 1).astype(int)
-    stop = np.clip((upper - level.box()[0]) / level.scale + 1, start + 1, level.shape).astype(int)
+    lower, upper = level.grid.in_voxels(np.array(grid.box()))
+    start = np.clip(lower, 0, level.shape - 1).astype(int)
+    stop = np.clip(upper + 1, start + 1, level.shape).astype(int)
     chunks = list(level.array.chunks)
     if isinstance(level.array, Voxels) and level.array.in_rows:
         chunks = [1, 1, int(level.shape[2])]
     counts = [len(along) for along in chunk_ranges(start, stop, chunks)]
-    return float(math.prod(counts)) * math.prod(chunks) * level.array.dtype.itemsize
+    bytes_of_chunk = math.prod(chunks) * level.array.dtype.itemsize
+    return float(math.prod(counts)) * bytes_of_chunk
 
 
 def _empty(grid: Grid, across: int) -> np.ndarray:
@@ -192,13 +194,12 @@ def _raw_row(raw: Sequence[Level], crops: Sequence[Grid]) -> np.ndarray:
 
 def _frame(image: np.ndarray, grid: Grid, crop: Grid, across: int) -> None:
     """Draw the box of a crop, seen along the axis across, into a plane."""
-    lower, upper = crop.box()
-    edge = grid.box()[0]
+    lower, upper = grid.in_voxels(np.array(crop.box()))
     along = [axis for axis in range(3) if axis != across]
     spans = []
     for axis, length in zip(along, image.shape, strict=False):
-        first = round((lower[axis] - edge[axis]) / grid.scale[axis])
-        last = round((upper[axis] - edge[axis]) / grid.scale[axis]) - 1
+        first = round(lower[axis])
+        last = round(upper[axis]) - 1
         spans.append(np.clip([first, last], 0, length - 1).tolist())
     (top, bottom), (left, right) = spans
     image[[top, bottom], left : right + 1] = BOX_RGB
@@ -213,7 +214,8 @@ def _crop_row(raw: Sequence[Level], crop: Crop) -> np.ndarray:
         grid, labels = _seen(crop, across, finest)
         image = _grey(raw, grid, across)
         if image is None:
-            image = np.zeros((*next(iter(labels.values())).shape, 3), np.uint8)
+            some_class = next(iter(labels.values()))
+            image = np.zeros((*some_class.shape, 3), np.uint8)
         panels.append(_finished(_painted(image, labels), grid))
     return _in_columns(panels)
 
@@ -260,8 +262,8 @@ def _colours(name: str, ids: np.ndarray) -> np.ndarray:
 def _edges(ids: np.ndarray) -> np.ndarray:
     """Where a pixel differs from the next one along either axis."""
     edges = np.zeros(ids.shape, bool)
-    edges[1:] |= ids[1:] != ids[:-1]
-    edges[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    edges[1:] = np.diff(ids, axis=0) != 0
+    edges[:, 1:] |= np.diff(ids, axis=1) != 0
     return edges
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import itertools
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,7 +121,8 @@ def panel(
 
 def grey(values: np.ndarray) -> np.ndarray:
     """(y, x) in [0, 1] to RGB; what a network gives that has diverged, NaN, is black."""
-    return np.repeat((np.nan_to_num(values) * 255).astype(np.uint8)[..., None], 3, axis=2)
+    shades = (np.nan_to_num(values) * 255).astype(np.uint8)
+    return np.repeat(shades[..., None], 3, axis=2)
 
 
 def enlarged(image: np.ndarray, times: int) -> np.ndarray:
@@ -206,8 +208,10 @@ def beside(
     left = 0
     for image in images:
         top = (height - image.shape[0]) // 2
-        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
-        left += image.shape[1] + gap
+        bottom = top + image.shape[0]
+        right = left + image.shape[1]
+        canvas[top:bottom, left:right] = image
+        left = right + gap
     return canvas
 
 
@@ -231,11 +235,16 @@ def text_line(texts: Sequence[str], width: int, size: int = 15) -> np.ndarray:
     font = ImageFont.load_default(size)
     column = width // len(texts)
     for number, text in enumerate(texts):
-        cut = text
-        while cut and font.getlength(cut) > column - 8:
-            cut = cut.rstrip("…")[:-1] + "…" if len(cut) > 1 else ""
-        draw.text((number * width // len(texts) + 2, 2), cut, INK, font)
+        left = number * width // len(texts)
+        draw.text((left + 2, 2), _cut(text, column - 8, font), INK, font)
     return np.asarray(image)
+
+
+def _cut(text: str, length: float, font: Any) -> str:
+    """A text that is no longer than so many pixels, with … where its end is left out."""
+    while text and font.getlength(text) > length:
+        text = text.rstrip("…")[:-1] + "…" if len(text) > 1 else ""
+    return text
 
 
 def legend(
@@ -290,8 +299,9 @@ def _in_lines(lengths: Sequence[int], width: int, height: int) -> list[Place]:
 def _draw_stripes(draw: Any, colours: np.ndarray, place: Place) -> None:
     """Fill a place with upright stripes of colours."""
     left, top, right, bottom = place
-    edges = np.linspace(left, right, len(colours) + 1).round().astype(int).tolist()
-    for colour, start, end in zip(colours.tolist(), edges, edges[1:], strict=False):
+    edges = np.linspace(left, right, len(colours) + 1).round().astype(int)
+    stripes = itertools.pairwise(edges.tolist())
+    for colour, (start, end) in zip(colours.tolist(), stripes, strict=True):
         draw.rectangle((start, top, end, bottom), tuple(colour))
 
 
@@ -309,7 +319,8 @@ def scale_bar(image: np.ndarray, nm_per_pixel: float, size: int = 14) -> np.ndar
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     outline = INK if pixels > 2 else None  # of two pixels an outline would leave no white
-    draw.rectangle((8, bottom - 4, 8 + pixels - 1, bottom - 1), PAPER, outline)
+    right = 8 + pixels - 1
+    draw.rectangle((8, bottom - 4, right, bottom - 1), PAPER, outline)
     font = ImageFont.load_default(size)
     draw.text((8, bottom - 8 - size), text, PAPER, font, stroke_width=2, stroke_fill=INK)
     return np.asarray(picture)
@@ -318,7 +329,8 @@ def scale_bar(image: np.ndarray, nm_per_pixel: float, size: int = 14) -> np.ndar
 def _round_length(most: float) -> float:
     """The longest of 1, 2 and 5 times a power of ten that is not above `most`."""
     unit = 10.0 ** np.floor(np.log10(most))
-    return max(factor * unit for factor in (1, 2, 5) if factor * unit <= most)
+    lengths = [factor * unit for factor in (1, 2, 5)]
+    return max(length for length in lengths if length <= most)
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

@@ -51,35 +51,49 @@ def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) ->
     """
     grids = slice_grids(region, layers, depths)
     kinds = [kind for kind, classes in layers.items() if classes]
-    classes: dict[str, Volumes] = {}
-    for kind in kinds:
-        if kind == "truth":
-            classes[kind] = {n: truth_values(n, level, grids) for n, level in layers[kind].items()}
-        elif kind != "raw":
-            of_kind = layers[kind].items()
-            classes[kind] = {name: values(kind, levels, grids) for name, levels in of_kind}
+    classes = {kind: _volumes(kind, layers, grids) for kind in kinds if kind != "raw"}
     order = _painting_order(classes)
     columns = []
     if layers.get("raw"):
         raw = values("raw", layers["raw"][""], grids)
-        columns.append([figures.grey(plane) for plane in _stretched(raw)])
+        low, high = np.percentile(raw, CONTRAST)
+        columns.append([figures.grey(plane) for plane in stretched(raw, low, high)])
     for volumes in classes.values():
         painted = {name: volumes[name] for name in order if name in volumes}
-        columns.append(_in_colour(painted, _unknown(list(volumes.values()))))
+        columns.append(_in_colour(painted, _unknown(volumes)))
     picture = _panels(columns, grids[0])
     heads = figures.text_line([_head(kind, classes) for kind in kinds], picture.shape[1])
     picture = np.concatenate([heads, picture])
     width = max(picture.shape[1], NARROWEST)
-    margin = width - picture.shape[1]
-    picture = np.pad(picture, ((0, 0), (0, margin), (0, 0)), constant_values=WHITE)
+    picture = _widened(picture, width)
     names = [name for name in _names(classes) if name in order]
     title = _title(region, layers, grids, width=width)
     return np.concatenate([*title, _legend(names, layers, classes, width), picture])
 
 
+def _volumes(kind: str, layers: Layers, grids: Sequence[Grid]) -> Volumes:
+    """The slices of all classes of a kind that is not raw."""
+    volumes: Volumes = {}
+    for name, levels in layers[kind].items():
+        if kind == "truth":
+            volumes[name] = truth_values(name, levels, grids)
+        else:
+            volumes[name] = values(kind, levels, grids)
+    return volumes
+
+
+def _widened(picture: np.ndarray, width: int) -> np.ndarray:
+    """A picture with white on its right."""
+    margin = width - picture.shape[1]
+    return np.pad(picture, ((0, 0), (0, margin), (0, 0)), constant_values=WHITE)
+
+
 def _head(kind: str, classes: Mapping[str, Volumes]) -> str:
     """What stands above a column: the kind, and whether there is nothing to see in it."""
-    if kind not in classes or any((volume > SHOWN).any() for volume in classes[kind].values()):
+    if kind not in classes:
+        return kind
+    volumes = classes[kind].values()
+    if any((volume > SHOWN).any() for volume in volumes):
         return kind
     return f"{kind}: {EMPTY[kind]} in these slices"
 
@@ -99,15 +113,19 @@ def slice_grids(region: Region, layers: Layers, depths: Sequence[float]) -> list
     scale = np.max(finest, axis=0)
     extent = region.upper - region.lower
     side = scale[1:].max()
+    voxels_along = extent[1:].max() / side
     # less a little, so that rounding of nm does not make a pixel twice as large
-    pixel = side * max(1, np.ceil(extent[1:].max() / side / PANEL - 1e-6))
+    voxels_of_pixel = max(1, np.ceil(voxels_along / PANEL - 1e-6))
+    pixel = side * voxels_of_pixel
     voxel = np.array([scale[0], pixel, pixel])
-    shape = np.maximum(1, np.rint(extent / voxel)).astype(int).tolist()
-    planes = sorted({min(int(depth * shape[0]), shape[0] - 1) for depth in depths})
+    shape = np.maximum(1, np.rint(extent / voxel)).astype(int)
+    layers_of_box, height, width = shape.tolist()
+    planes = {min(int(depth * layers_of_box), layers_of_box - 1) for depth in depths}
+    first_centre = region.lower + voxel / 2
     grids = []
-    for z in planes:
+    for z in sorted(planes):
         offset = np.array([z * voxel[0], 0, 0])
-        grids.append(Grid(region.lower + voxel / 2 + offset, voxel, (1, shape[1], shape[2])))
+        grids.append(Grid(first_centre + offset, voxel, (1, height, width)))
     return grids
 
 
@@ -147,22 +165,26 @@ def _resampled(level: Level, grid: Grid, change: Callable[[np.ndarray], np.ndarr
 
     Means over larger voxels, linear between the centres of smaller ones.
     """
-    lower, upper = (np.array(grid.box()) - level.box()[0]) / level.scale
-    start = np.clip(np.floor(lower) - 1, 0, level.shape - 1).astype(int)
-    stop = np.clip(np.ceil(upper) + 1, start + 1, level.shape).astype(int)
-    window = Grid(level.translation + start * level.scale, level.scale, tuple(stop - start))
+    lower, upper = level.grid.in_voxels(np.array(grid.box()))
+    # one voxel more at each end: a finer grid interpolates with the neighbour
+    before = np.floor(lower) - 1
+    after = np.ceil(upper) + 1
+    start = np.clip(before, 0, level.shape - 1).astype(int)
+    stop = np.clip(after, start + 1, level.shape).astype(int)
+    origin = level.translation + start * level.scale
+    window = Grid(origin, level.scale, tuple(stop - start))
     weights = []
     for axis in range(3):
         target = regrid.axis_of(grid, axis)
         weights.append(regrid.axis_weights(target, regrid.axis_of(window, axis)))
     # changed before it is averaged: what lies outside is no logit of 0, which were one half
-    block = np.nan_to_num(change(level.read(start, stop).astype(np.float32)), copy=False)
+    changed = change(level.read(start, stop).astype(np.float32))
+    block = np.nan_to_num(changed, copy=False)
     return np.einsum("az,by,cx,zyx->abc", *weights, block, optimize=True)
 
 
-def _stretched(raw: np.ndarray) -> np.ndarray:
-    """In [0, 1], by the percentiles of CONTRAST."""
-    low, high = np.percentile(raw, CONTRAST)
+def stretched(raw: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Raw in [0, 1], with low as black and high as white."""
     return np.clip((raw - low) / max(high - low, 1e-6), 0, 1)
 
 
@@ -181,7 +203,8 @@ def _painting_order(classes: Mapping[str, Volumes]) -> list[str]:
     for name in names:
         of_class = [volumes[name] > SHOWN for volumes in classes.values() if name in volumes]
         masks.append(np.any(of_class, axis=0))
-    return [names[channel] for channel in figures.largest_first(masks) if masks[channel].any()]
+    order = figures.largest_first(masks)
+    return [names[channel] for channel in order if masks[channel].any()]
 
 
 def _in_colour(volumes: Volumes, unknown: np.ndarray) -> list[np.ndarray]:
@@ -205,9 +228,9 @@ def _in_colour(volumes: Volumes, unknown: np.ndarray) -> list[np.ndarray]:
     return images
 
 
-def _unknown(volumes: Sequence[np.ndarray]) -> np.ndarray:
+def _unknown(volumes: Volumes) -> np.ndarray:
     """(slices, y, x) bool: where any of the volumes is unknown."""
-    return np.any([volume == UNKNOWN_ID for volume in volumes], axis=0)
+    return np.any([volume == UNKNOWN_ID for volume in volumes.values()], axis=0)
 
 
 def _panels(columns: Sequence[Sequence[np.ndarray]], grid: Grid) -> np.ndarray:
@@ -216,7 +239,8 @@ def _panels(columns: Sequence[Sequence[np.ndarray]], grid: Grid) -> np.ndarray:
     rows = []
     for images in zip(*columns, strict=True):
         rows.append([figures.enlarged(image, times) for image in images])
-    rows[0][0] = figures.scale_bar(rows[0][0], grid.scale[2] / times)
+    first = rows[0]
+    first[0] = figures.scale_bar(first[0], grid.scale[2] / times)
     beside = [figures.beside(row, background=WHITE) for row in rows]
     return figures.above(beside, background=WHITE)
 
@@ -245,7 +269,7 @@ def _legend(
         labels.append(f"{name} (no truth)" if is_unchecked else name)
         ids = _object_ids([volumes[name] for volumes in classes.values() if name in volumes])
         colours.append(figures.colours_of_objects(ids, colour) if ids else colour)
-    if any(_unknown(list(volumes.values())).any() for volumes in classes.values()):
+    if any(_unknown(volumes).any() for volumes in classes.values()):
         labels.append("unknown")
         colours.append(figures.UNKNOWN_RGB)
     return figures.legend(labels, colours, width)

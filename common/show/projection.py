@@ -19,6 +19,9 @@ MOST_PIXELS = 1500
 FEWEST_PIXELS = 300
 """Along the longer side: a smaller picture is enlarged."""
 
+NARROWEST = 320
+"""Pixels of a picture's width, at least: the title must be read."""
+
 SLAB_BYTES = 2**28
 """Of planes that are read at once, at most; one plane at least."""
 
@@ -43,21 +46,34 @@ def projection(
     reader = LabelReader(level, name)
     first, length = _along(level, reader, axis)
     if kind == "sum":
-        most = max(float(length.max()), 1.0)
-        # black is nothing, also where one voxel is all there is
-        grey = np.where(length > 0, 40 + 215 * length / most, 0).astype(np.uint8)
-        image = np.repeat(grey[..., None], 3, axis=2)
-        text = f"{name}, length along {AXES[axis]}, white: {most * level.scale[axis]:.0f} nm"
+        image = _in_grey(length)
+        white_nm = max(float(length.max()), 1.0) * level.scale[axis]
+        text = f"{name}, length along {AXES[axis]}, white: {white_nm:.0f} nm"
     else:
-        [colour] = figures.class_colours([name])
-        ids = np.minimum(first, 1) if is_mask else first
-        image = figures.object_colours(ids, colour) if not is_mask else ids[..., None] * colour
-        image = np.where(ids[..., None] > 0, image, 0).astype(np.uint8)
+        image = _in_colour(first, name, is_mask)
         text = f"{name}, along {AXES[axis]}"
     square, nm_per_pixel = _square(image, level.scale[sides])
     times = max(1, FEWEST_PIXELS // max(square.shape[:2]))
-    pictured = figures.scale_bar(figures.enlarged(square, times), nm_per_pixel / times)
-    return figures.above([figures.text_line([text], max(pictured.shape[1], 320)), pictured])
+    enlarged = figures.enlarged(square, times)
+    pictured = figures.scale_bar(enlarged, nm_per_pixel / times)
+    title = figures.text_line([text], max(pictured.shape[1], NARROWEST))
+    return figures.above([title, pictured])
+
+
+def _in_grey(length: np.ndarray) -> np.ndarray:
+    """(y, x, 3) uint8, the greatest length white; black is nothing."""
+    most = max(float(length.max()), 1.0)
+    shades = 40 + 215 * length / most  # not black where one voxel is all there is
+    grey = np.where(length > 0, shades, 0).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _in_colour(ids: np.ndarray, name: str, is_mask: bool) -> np.ndarray:
+    """(y, x, 3) uint8: the colour of a class, or of each of its objects; 0 is black."""
+    [colour] = figures.class_colours([name])
+    colours = colour if is_mask else figures.object_colours(ids, colour)
+    is_there = ids[..., None] > 0
+    return np.where(is_there, colours, 0).astype(np.uint8)
 
 
 def _along(level: Level, reader: LabelReader, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,8 +81,9 @@ def _along(level: Level, reader: LabelReader, axis: int) -> tuple[np.ndarray, np
     sides = tuple(np.delete(level.shape, axis).tolist())
     first = np.zeros(sides, np.int64)
     length = np.zeros(sides, np.int64)
-    plane = first.size * level.array.dtype.itemsize
-    slab = max(1, min(int(level.array.chunks[axis]), SLAB_BYTES // plane))
+    bytes_of_plane = first.size * level.array.dtype.itemsize
+    planes_of_chunk = int(level.array.chunks[axis])
+    slab = max(1, min(planes_of_chunk, SLAB_BYTES // bytes_of_plane))
     for begin in range(0, int(level.shape[axis]), slab):
         start = np.zeros(3, int)
         stop = level.shape.copy()
@@ -76,7 +93,8 @@ def _along(level: Level, reader: LabelReader, axis: int) -> tuple[np.ndarray, np
         positive, _ = reader.meaning(values)
         ids = np.moveaxis(np.where(positive, values, 0), axis, 0)
         there = ids != 0
-        met = np.take_along_axis(ids, there.argmax(axis=0)[None], axis=0)[0]
+        depth = there.argmax(axis=0)
+        [met] = np.take_along_axis(ids, depth[None], axis=0)
         first = np.where(first == 0, met, first)
         length += there.sum(axis=0)
     return first, length
@@ -86,7 +104,8 @@ def _square(image: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, float]:
     """The picture with pixels as high as wide, and their nm."""
     smallest = float(scale.min())
     for axis, length in enumerate(scale):
-        count = round(image.shape[axis] * float(length) / smallest)
-        nearest = (np.arange(count) * image.shape[axis] // count).astype(int)
+        pixels = image.shape[axis]
+        count = round(pixels * float(length) / smallest)
+        nearest = np.arange(count) * pixels // count
         image = image.take(nearest, axis=axis)
     return image, smallest

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data.box import Vector
+from common.data.box import Vector, ranges
 from common.data.level import Attributes, Level, Voxels
 from common.data.metadata import read_object
 from common.errors import UserError
@@ -163,10 +163,10 @@ class Excerpted(Voxels):
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Voxels of a box."""
-        ranges = [range(*along.indices(n)) for along, n in zip(index, self.shape, strict=True)]
+        voxels = ranges(index, self.shape)
         first = np.array(self._excerpt.first)
-        start = first + [along.start for along in ranges]
-        stop = first + [along.stop for along in ranges]
+        start = first + [along.start for along in voxels]
+        stop = first + [along.stop for along in voxels]
         block = self._level.read(start, stop)
         native = block.astype(block.dtype.newbyteorder("="), copy=False)
         return self._excerpt.taken(native)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from common.data.box import Vector
+from common.data.box import Vector, ranges
 from common.data.level import Attributes, Voxels
 from common.data.sources.image import check
 from common.data.sources.packed import Packed
@@ -77,8 +77,8 @@ class Rows(Voxels):
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Voxels of a box."""
-        ranges = [range(*along.indices(n)) for along, n in zip(index, self.shape, strict=True)]
-        sections, rows, columns = (ranges[self._axes.index(axis)] for axis in range(3))
+        voxels = ranges(index, self.shape)
+        sections, rows, columns = (voxels[self._axes.index(axis)] for axis in range(3))
         block = np.empty((len(sections), len(rows), len(columns)), self._in_file)
         for number in sections:
             section = self._rows(number, rows)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data.box import Vector
+from common.data.box import Vector, ranges
 from common.data.level import Attributes, Voxels
 from common.data.metadata import NM_PER_UNIT
 from common.data.sources import files, needed
@@ -132,9 +132,9 @@ class Pages(Voxels):
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Voxels of a box."""
-        ranges = [range(*along.indices(n)) for along, n in zip(index, self.shape, strict=True)]
-        block = np.empty(tuple(map(len, ranges)), self.dtype)
-        z, y, x = ranges
+        voxels = ranges(index, self.shape)
+        block = np.empty(tuple(map(len, voxels)), self.dtype)
+        z, y, x = voxels
         if not block.size:
             return block
         for number in z:
