@@ -114,6 +114,7 @@ def init(
     rows = _rows(config)
     found = members_module.find(config.classes, members or config_path, overrides, data)
     members_module.refuse_judges(found, rows)
+    members_module.note_other_voxels(found, config)
     split.check_files([row for row in rows if row.usage == "train"])
     with stopping.interruptible() as stopped, _alone_in(path.parent):
         joint = Joint(config, found, threshold, path, overwrite=overwrite, stopped=stopped)

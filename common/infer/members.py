@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data.split import Row
 from common.errors import UserError
 from common.files import sha256_of_file
 from common.infer.ensemble import trained_on
 from common.infer.network import checkpoint_path
-from common.talk import command_line, some
+from common.talk import command_line, nm, note, some
 from common.train import each_class
 
 
@@ -46,12 +47,35 @@ def find(
             missing.append(name)
         else:
             members.append(Member(name, config, path, sha256_of_file(path)))
+    learnt = load_config(config_path, overrides, data).classes
+    strange = [name for name in missing if name not in learnt]
+    if strange:
+        raise UserError(
+            f"{config_path}: {some(strange)} is not among its classes, so that it has no network; "
+            "add it there and train it, or leave it out of the joint network's classes"
+        )
     if missing:
         train = command_line("train", config_path, each_class=True, set=list(overrides), data=data)
         raise UserError(
             f"{config_path}: no network of {some(missing)}; train one for each class:\n  {train}"
         )
     return members
+
+
+def note_other_voxels(members: Sequence[Member], config: TrainConfig) -> None:
+    """Say which networks predict on coarser voxels than the joint network learns on."""
+    size = config.target_array_info["scale"]
+    coarser = {}
+    for member in members:
+        own = member.config.target_array_info["scale"]
+        if any(a > 1.001 * b for a, b in zip(own, size, strict=True)):
+            coarser[member.name] = own
+    if coarser:
+        own = next(iter(coarser.values()))
+        note(
+            f"networks of {some([*coarser])} predict on voxels of {nm(own)} nm, and the joint network "
+            f"learns on {nm(size)} nm: the labels that they add are that coarse"
+        )
 
 
 def refuse_judges(members: Sequence[Member], rows: Sequence[Row]) -> None:

@@ -126,7 +126,10 @@ def _judge_array(job: SubmittedCrop, truth: Truth, array: Any) -> Evaluation:
     level = _in_memory(_level(array, job.submission / truth.crop / truth.name))
     try:
         return judge(truth, level)
-    except UserError as error:  # of ids that are none, which does not know where they stand
+    except UserError as error:
+        if str(error).startswith(f"{level.path}:"):
+            raise
+        # of ids that are none, which does not know where they stand
         raise UserError(f"{level.path}: {error}") from error
 
 

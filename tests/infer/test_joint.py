@@ -141,6 +141,21 @@ def test_a_missing_network_is_said_with_the_command_that_trains_it(experiment):
         completed(tiny)
 
 
+def test_a_class_that_the_members_never_had_is_told_apart(experiment):
+    others = experiment()
+    with pytest.raises(UserError, match="ld is not among its classes, so that it has no network"):
+        members.find(["mito", "ld"], others.folder, data=others.data)
+
+
+def test_members_on_coarser_voxels_are_told(experiment, capsys):
+    config = experiment().config()
+    coarse = replace(config, target_array_info={"shape": (8, 8, 8), "scale": (16, 16, 16)})
+    member = members.Member("er", coarse, Path("best.pt"), "")
+    members.note_other_voxels([member, replace(member, name="mito", config=config)], config)
+    said = capsys.readouterr().err
+    assert "networks of er predict on voxels of 16 nm" in said and "learns on 8 nm" in said
+
+
 def test_classes_that_share_voxels_are_not_exclusive(experiment, run):
     tiny = experiment(exclusive_classes=("cell", "mito"))
     code, _, said = run("joint", "init", tiny.folder, "--data", tiny.data)
