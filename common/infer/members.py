@@ -73,8 +73,8 @@ def note_other_voxels(members: Sequence[Member], config: TrainConfig) -> None:
     if coarser:
         own = next(iter(coarser.values()))
         note(
-            f"networks of {some([*coarser])} predict on voxels of {nm(own)} nm, and the joint network "
-            f"learns on {nm(size)} nm: the labels that they add are that coarse"
+            f"networks of {some([*coarser])} predict on voxels of {nm(own)} nm, and the joint "
+            f"network learns on {nm(size)} nm: the labels that they add are that coarse"
         )
 
 
