@@ -129,6 +129,8 @@ def _time_lines(setup: Setup, step: TimedStep, validation: TimedValidation) -> l
     validated = "none"
     if validation.scores:
         validated = f"{duration(validation.seconds)} after each epoch"
+    if config.validation_score_every:
+        validated += ", and the score of whole crops, which is not measured here"
     return [
         _line(
             "iteration",
@@ -204,7 +206,10 @@ class TimedValidation:
 
 
 def time_validation(setup: Setup, state: State) -> TimedValidation:
-    """Estimate the seconds of a whole validation from as many batches as VALIDATION_S allows."""
+    """Estimate the seconds of a whole validation from as many batches as VALIDATION_S allows.
+
+    Without the score of whole crops, which a network that has learnt nothing says nothing about.
+    """
     if setup.validation is None:
         return TimedValidation(0.0, None)
     config = setup.config
@@ -213,7 +218,7 @@ def time_validation(setup: Setup, state: State) -> TimedValidation:
     scores = validation.validate(
         state,
         setup.method,
-        dataclasses.replace(setup.validation, time_limit=limit),
+        dataclasses.replace(setup.validation, time_limit=limit, score=None),
         lambda: False,
     )
     seconds = time.perf_counter() - begun

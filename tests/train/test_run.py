@@ -469,6 +469,19 @@ def test_the_time_of_a_validation_is_foretold_from_a_part_of_it(
     assert timed.scores == "scores"
 
 
+def test_a_check_measures_a_validation_without_the_score_of_whole_crops(experiment):
+    """It would be taken for a part of the blocks, and multiplied by their number."""
+    from common.train import check
+
+    def score(*_):
+        raise AssertionError("scored")
+
+    setup, state = prepare(experiment(batch_size=1).config())
+    validation = dataclasses.replace(setup.validation, score=score, score_every=1)
+    timed = check.time_validation(dataclasses.replace(setup, validation=validation), state)
+    assert timed.scores.whole is None
+
+
 # what a run came to: run.json
 
 
