@@ -719,6 +719,17 @@ def test_a_class_that_no_crop_annotates_is_unknown_where_nothing_excludes_it(tmp
     assert torch.equal(target[:, 2], torch.where(target[:, 0] == 1, 1, -1).to(torch.int8))
 
 
+def test_tables_of_labels_lie_row_by_row_in_memory(crop):
+    """Of columns a lookup is slow; pseudo-labels have a table of the same shape."""
+    by_columns = np.asfortranarray(crop.palette)
+    pseudo = np.zeros(by_columns.shape, bool, order="F")
+    chosen = replace(crop, palette=by_columns, pseudo=pseudo)
+    batches = Batches(Blocks([chosen], Sampler([chosen], INPUT, TARGET, 3), INPUT, TARGET), 4, 0, CPU)
+    batches.weigh_pseudo(0.5)
+    assert batches.palette.is_contiguous() and batches.weights.is_contiguous()
+    np.testing.assert_array_equal(batches.palette, crop.palette)
+
+
 def test_each_patch_is_read_with_the_palette_of_its_crop(tmp_path):
     """Two crops whose rows mean different classes; the second has more than fit into a byte."""
     names = ("mito", "nuc", *(f"mine{i}" for i in range(9)))
