@@ -64,6 +64,7 @@ def write_half_annotated(root: Path, seed: int, classes: Sequence[str]) -> None:
     phantom.write_phantom(
         root,
         seed=seed,
+        validate_crops=2,
         annotated=lambda number: classes if number > 6 else chosen[number],
     )
 

@@ -56,7 +56,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Phantom]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("testing.phantom.make_phantom", make_and_keep)
-        write_phantom(root, SEED, SHAPE, crop_size=CROP)
+        write_phantom(root, SEED, SHAPE, validate_crops=2, crop_size=CROP)
     return root, made[0]
 
 

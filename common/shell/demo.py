@@ -55,7 +55,7 @@ def demo(
         raise UserError(f"{experiment}: no such folder; write one of {EXPERIMENT.parent}")
     output = Path(output).absolute()
     data = output / "data"
-    if not (data / "phantom" / "datasplit.csv").is_file():
+    if not is_written(data):
         say(f"writing a phantom cell to {data}")
         write_data(data)
     places = [f"data_path={data}", f"cache_path={output / 'cache'}", *_run_folders(output)]
@@ -86,6 +86,13 @@ def draw(config: TrainConfig, picture: Path) -> None:
     for box in regions.choose(config):
         rows.append(montage(box, find_layers(config, box)))
     figures.write_png(picture, figures.above(rows, background=255))
+
+
+def is_written(folder: Path) -> bool:
+    """Return whether a data root has the phantom cell, with the crops that the example names."""
+    split = folder / "phantom" / "datasplit.csv"
+    # it is written last, and names the crops: an older phantom has fewer
+    return split.is_file() and split.read_text() == (EXPERIMENT / split.name).read_text()
 
 
 def write_data(folder: Path) -> None:

@@ -22,8 +22,8 @@ def run(experiment, tmp_path, monkeypatch, capsys):
 
     def write_data(root):
         shutil.copytree(tiny.data, root, dirs_exist_ok=True)
-        (root / "phantom").mkdir()
-        (root / "phantom/datasplit.csv").touch()
+        (root / "phantom").mkdir(exist_ok=True)
+        shutil.copy(tiny.folder / "datasplit.csv", root / "phantom")
 
     monkeypatch.setattr(demo, "EXPERIMENT", tiny.folder)
     monkeypatch.setattr(demo, "write_data", write_data)
@@ -84,6 +84,15 @@ def test_outside_of_the_repository_it_says_what_it_needs(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match="clone"):
         demo.demo(tmp_path / "out", 1)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_older_phantom_is_written_anew(run):
+    _, out, _ = run(0.1)
+    assert demo.is_written(out / "data")
+    (out / "data/phantom/datasplit.csv").write_text("fewer crops\n")
+    assert not demo.is_written(out / "data")
+    run(0.1)
+    assert demo.is_written(out / "data")
 
 
 def test_the_phantom_is_that_of_the_repository(tmp_path, monkeypatch):
