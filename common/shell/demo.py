@@ -65,7 +65,7 @@ def demo(
     name = "demo" if experiment == EXPERIMENT.resolve() else experiment.name
     picture = output / f"{name}.png"
     draw(load_config(experiment, settings), picture)
-    print(f"raw, truth, predictions and processed volumes of both validation crops: {picture}")
+    print(f"raw, truth, predictions and processed volumes of the validation crops: {picture}")
     return picture
 
 
