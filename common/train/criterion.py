@@ -385,6 +385,15 @@ class Trial:
         gained = abs(uncertain - sure)
         return abs(surer - sure) <= max(0.1 * gained, 1e-3)
 
+    def is_of_softmax(self) -> bool:
+        """Whether a constant added to all channels changes nothing, as in a softmax alone."""
+        if self.classes < 2:
+            return False
+        logits = torch.linspace(-2, 2, self.labels.numel(), device=self.labels.device)
+        logits = logits.view_as(self.labels)
+        here, there = (float(self.loss(logits + n).detach()) for n in (0, 3))
+        return abs(here - there) <= 1e-4 * abs(here) and here != 0
+
     def fails_without_labels(self) -> bool:
         """Whether loss or gradient are not finite where nothing is known."""
         logits = torch.zeros_like(self.labels)
@@ -406,6 +415,12 @@ def unusual(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
         with state_kept(criterion):
             settled = trial.settled()
             fails_without_labels = trial.fails_without_labels()
+            is_of_softmax = trial.is_of_softmax()
+        if is_of_softmax:
+            sentences.append(
+                f"{name}: is a softmax over channels, and each of them is predicted by a sigmoid of "
+                "its own; write the channels that exclude each other into softmax = [...]"
+            )
         if not settled:
             sentences.append(
                 f"{name}: changes on for logits from 8 to 16 that are right, as if they were no "

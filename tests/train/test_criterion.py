@@ -295,6 +295,18 @@ def test_a_loss_that_is_not_for_logits_is_told(experiment, text):
 @pytest.mark.parametrize(
     "text",
     [
+        "from torch import nn\ncriterion = nn.CrossEntropyLoss()",
+        "from common.train.categorical import dice_focal as criterion",
+    ],
+)
+def test_a_softmax_over_channels_with_a_sigmoid_each_is_told(experiment, text):
+    (sentence,) = unusual_of(experiment(text=text))
+    assert "write the channels that exclude each other into softmax" in sentence
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "from monai.losses import DiceLoss\ncriterion = DiceLoss(sigmoid=True)",
         "from monai.losses import DiceCELoss\ncriterion = DiceCELoss(sigmoid=True)",
         "from monai.losses import FocalLoss\ncriterion = FocalLoss()",
