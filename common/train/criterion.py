@@ -418,7 +418,7 @@ def unusual(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
             is_of_softmax = trial.is_of_softmax()
         if is_of_softmax:
             sentences.append(
-                f"{name}: is a softmax over channels, and each of them is predicted by a sigmoid of "
+                f"{name}: is a softmax over channels, and each is predicted by a sigmoid of "
                 "its own; write the channels that exclude each other into softmax = [...]"
             )
         if not settled:
