@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import provenance
+from common import provenance, stopping
 from common.data import layout, split
 from common.data.ngff import write_multiscale
 from common.files import use_cache
@@ -98,6 +99,15 @@ def one_thread() -> None:
     torch.set_num_threads(1)
     # of the processes that tests start, too: more threads than cores wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_of_a_terminal() -> None:
+    """A shell that starts the tests by nohup or in the background has signals ignored."""
+    for number in stopping.SIGNALS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
 
 
 @pytest.fixture(autouse=True)
