@@ -283,7 +283,7 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
 
     names = _classes_to_read(row, request)
     with_ids = tuple(name for name in request.with_ids if name in names)
-    _refuse_masks(row, with_ids)
+    refuse_masks(row, with_ids)
     lower, upper = label.box()
     margin = request.margins_nm[row.usage]
     start, stop = raw_voxels(lower - margin, upper + margin, raw.grid)
@@ -362,10 +362,16 @@ def _plan_channels(
     return tuple(blocks)
 
 
-def _refuse_masks(row: Row, names: Sequence[str]) -> None:
+def refuse_masks(row: Row, names: Sequence[str]) -> None:
     """Raise UserError for classes whose metadata say that they have no ids."""
     for name in names:
         level = ngff.open_levels(row.class_volume(name))[0]
+        if pseudo.of_networks(level) is not None:
+            raise UserError(
+                f"{level.group}: class '{name}' was completed by networks, which tell no objects "
+                "apart, and derived channels are made of objects; leave them out of the joint "
+                "network, or train on the datasplit of the annotation"
+            )
         if encoding_of(level, name).is_said_to_be_mask:
             raise UserError(
                 f"{level.group}: class '{name}' is a mask by its annotation_type, without ids that "

@@ -163,6 +163,11 @@ def _refuse(config: TrainConfig, threshold: float) -> None:
             )
     if len(config.classes) > 254:  # their numbers are stored in uint8
         raise UserError(f"{config.folder}: {len(config.classes)} classes; join at most 254")
+    if config.derived:
+        raise UserError(
+            f"{config.folder}: derived {some(list(config.derived))}: made of objects, which labels "
+            "that networks complete do not tell apart; leave derived out of the joint network"
+        )
 
 
 def _datasplit_to_write(config: TrainConfig) -> Path:

@@ -12,7 +12,8 @@ import pytest
 import zarr
 
 from common.data import ngff
-from common.data.pseudo import Rules
+from common.data.crops import refuse_masks
+from common.data.pseudo import ARRAY, Rules
 from common.data.split import Row, read_datasplit
 from common.errors import UserError
 from common.infer import joint, members
@@ -161,6 +162,22 @@ def test_classes_that_share_voxels_are_not_exclusive(experiment, run):
     code, _, said = run("joint", "init", tiny.folder, "--data", tiny.data)
     assert code == 2
     assert "'cell' and 'mito' share voxels by the class table" in said
+
+
+def test_channels_that_are_made_of_objects_are_refused(experiment):
+    text = "from common.config.derived import boundary\nderived = {'edge': boundary('mito', inside=8, outside=8)}"
+    tiny = experiment(text=text)
+    with pytest.raises(UserError, match="derived edge: made of objects.*leave derived out"):
+        completed(tiny)
+
+
+def test_labels_of_networks_have_no_objects(tmp_path):
+    """As in a datasplit of joint init that is given to an experiment with derived channels."""
+    ngff.write_multiscale(tmp_path / "mito", np.ones((4, 4, 4), np.uint8), (8, 8, 8), (4, 4, 4))
+    ngff.add_array(tmp_path / "mito", ARRAY)
+    row = Row("train", tmp_path / "raw", tmp_path, ("mito",))
+    with pytest.raises(UserError, match="class 'mito' was completed by networks, which tell no"):
+        refuse_masks(row, ["mito"])
 
 
 def test_classes_that_do_not_share_one_grid_are_refused(tmp_path):
