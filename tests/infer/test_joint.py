@@ -165,9 +165,13 @@ def test_classes_that_share_voxels_are_not_exclusive(experiment, run):
 
 
 def test_channels_that_are_made_of_objects_are_refused(experiment):
-    text = "from common.config.derived import boundary\nderived = {'edge': boundary('mito', inside=8, outside=8)}"
+    text = """
+    from common.config.derived import inner
+
+    derived = {"edge": inner("mito", from_edge=8)}
+    """
     tiny = experiment(text=text)
-    with pytest.raises(UserError, match="derived edge: made of objects.*leave derived out"):
+    with pytest.raises(UserError, match=r"derived edge: made of objects.*leave derived out"):
         completed(tiny)
 
 
