@@ -13,7 +13,7 @@ from common.train.losses import bce_dice as criterion
 from .data import classes, input_array_info, target_array_info
 from .model import build_model
 
-# a batch of 8 is enough for batch norm, with which a prediction does not depend on its windows
+# a batch of 8 is enough for batch norm, whose statistics in prediction are those of training
 model_kwargs = {"norm": "batch"}
 batch_size = 8
 

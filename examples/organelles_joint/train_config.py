@@ -12,7 +12,7 @@ from common.train.losses import bce_dice as criterion
 from .data import classes, input_array_info, target_array_info
 from .model import build_model
 
-# batch norm: a prediction does not depend on the size of its windows, and a batch is many patches
+# batch norm: statistics in prediction are those of training, and a batch is many patches
 # coarser outputs are trained, too: small organelles are learnt in fewer steps
 model_kwargs = {"width": 8, "stem_stride": 2, "norm": "batch", "deep_supervision": True}
 
