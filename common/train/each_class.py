@@ -9,14 +9,20 @@ from pathlib import Path
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.errors import UserError
-from common.talk import count, say
+from common.talk import count, note, say, some
 from common.train.record import RunRecord, read_record
 from common.train.run import Result, train
 from common.train.setup import Score
 from common.train.tracking import MLflow, open_mlflow
 
-OF_SEVERAL = ("class_sampling_weights", "derived", "criteria", "loss_weights")
-"""Settings by the names of classes and of what is derived from them."""
+OF_SEVERAL = {
+    "class_sampling_weights": "{}",
+    "derived": "{}",
+    "criteria": "{}",
+    "loss_weights": "{}",
+    "softmax": "",
+}
+"""Settings of several channels, and how `--set` says that there are none."""
 
 
 def train_each_class(
@@ -34,6 +40,8 @@ def train_each_class(
     of_class = members(config_path, config.classes, overrides, data)
     _refuse_one_run(config_path, config, of_class.values())
     parent = _mlflow_parent(config, of_class[config.classes[0]])
+    if left_out := of_several(config):
+        note(f"{some(left_out)}: of several channels, and not of the network of one class")
     results: list[Result] = []
     for number, name in enumerate(config.classes, 1):
         say(f"class {number} of {len(config.classes)}: {name}")
@@ -69,16 +77,17 @@ def settings_of(config: TrainConfig, name: str) -> list[str]:
     others = [other for other in config.classes if other != name]
     # those of the experiment, which none of the networks learns, stay
     counter = dict.fromkeys([*others, *config.counter_classes])
-    # what is said of several channels, which this network does not have
-    of_several = [f"{setting}={{}}" for setting in OF_SEVERAL if getattr(config, setting)]
-    if config.softmax:
-        of_several.append("softmax=")
     return [
         f"classes={name}",
         f"counter_classes={','.join(counter)}",
         f"run_name={config.run_name}-{name}",
-        *of_several,
+        *(f"{setting}={OF_SEVERAL[setting]}" for setting in of_several(config)),
     ]
+
+
+def of_several(config: TrainConfig) -> list[str]:
+    """The settings of several channels that are there; the network of one class lacks those."""
+    return [setting for setting in OF_SEVERAL if getattr(config, setting)]
 
 
 def members(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from common.errors import UserError
@@ -29,7 +31,9 @@ def test_each_class_has_a_run_of_its_own_and_the_others_are_counter_examples(exp
     assert "3 networks" in said
 
 
-def test_what_is_said_of_several_channels_is_left_to_the_network_that_has_them(experiment):
+def test_what_is_said_of_several_channels_is_left_to_the_network_that_has_them(
+    experiment, monkeypatch, capsys
+):
     tiny = experiment(
         text="""
         from common.config.derived import boundary
@@ -43,6 +47,9 @@ def test_what_is_said_of_several_channels_is_left_to_the_network_that_has_them(e
     assert of_mito.channels == ("mito",)
     assert (of_mito.softmax, of_mito.class_sampling_weights) == ((), {})
     assert "class_sampling_weights={}" in each_class.settings_of(tiny.config(), "er")
+    monkeypatch.setattr(each_class, "train", lambda *_, **__: SimpleNamespace(finished=False))
+    each_class.train_each_class(tiny.folder, data=tiny.data)
+    assert "class_sampling_weights, derived, softmax: of several" in capsys.readouterr().err
 
 
 def test_counter_examples_of_the_experiment_stay_beside_the_other_classes(experiment):
