@@ -257,7 +257,7 @@ def main() -> None:
     side, larger = SIDES[options.device]
     edges = (side, larger)
     rounds = options.rounds
-    block = 0
+    block_of_memory = 0  # that of predict
     if options.quick:
         side = 192
         rounds = 2
@@ -269,7 +269,7 @@ def main() -> None:
         found = {}
         for output in OUTPUTS:
             case = Case(
-                scratch, side, options.device, block, output, rounds=rounds, classes=options.classes
+                scratch, side, options.device, 0, output, rounds=rounds, classes=options.classes
             )
             found[output] = in_process("speed", case)
         held = []
