@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -178,6 +179,37 @@ def of_volume(path: str | Path, roi: str = "") -> Region:
         lower, upper = _box_within(path, roi, lower, upper)
         name = "roi_" + box_text(lower, upper).replace(":", "-").replace(",", "_")
     return Region(dataset, name, raw=path, lower=lower, upper=upper, truth=None, classes=())
+
+
+Found = TypeVar("Found")
+
+
+def where_scored(
+    boxes: Sequence[Region], found: Iterable[Found], classes: Sequence[str], *, task: str
+) -> list[tuple[Region, Found]]:
+    """Each box with what was found for it; boxes with nothing are left out, and that is said.
+
+    Args:
+        boxes: those of a call.
+        found: for each box what is to be done there: nothing where no class is scored.
+        classes: those asked for.
+        task: what is to be done, such as "predict".
+
+    Raises UserError where no box is left.
+    """
+    names = ", ".join(classes)
+    chosen = []
+    for region, of_region in zip(boxes, found, strict=True):
+        if of_region:
+            chosen.append((region, of_region))
+        else:
+            note(f"{region} is left out, none of {names} is scored there")
+    if not chosen:
+        raise UserError(
+            f"nothing to {task}: none of {names} is scored in these crops; name other classes or "
+            "crops"
+        )
+    return chosen
 
 
 def box_text(lower: np.ndarray, upper: np.ndarray) -> str:

@@ -96,18 +96,7 @@ def _with_predictions(
     """
     # all of them before anything is written, so that all that is wrong is said at once
     found = collect(partial(find_predictions, recipe, config, every=every), boxes)
-    chosen = []
-    for region, predictions in zip(boxes, found, strict=True):
-        if predictions:
-            chosen.append((region, predictions))
-        else:
-            note(f"{region} is left out, none of {', '.join(recipe.classes)} is scored there")
-    if not chosen:
-        raise UserError(
-            f"nothing to process: none of {', '.join(recipe.classes)} is scored in these crops; "
-            "name other classes or crops"
-        )
-    return chosen
+    return regions.where_scored(boxes, found, recipe.classes, task="process")
 
 
 def _call(recipe: Recipe, boxes: Sequence[Predicted]) -> str:

@@ -20,7 +20,6 @@ from common.data.regions import Region
 from common.errors import UserError
 from common.infer.planes import CHOICES, OWN
 from common.infer.work import Output
-from common.talk import note
 
 # Which classes of which boxes
 
@@ -37,19 +36,8 @@ def choose_classes(
     asked = with_derived(classes or config.channels, config.derived)
     _refuse_unknown(asked, config)
     _refuse_raw(boxes, config)
-    chosen = []
-    for region in boxes:
-        names = _classes_of(region, asked, config)
-        if names:
-            chosen.append((region, names))
-        else:
-            note(f"{region} is left out, none of {', '.join(asked)} is scored there")
-    if not chosen:
-        raise UserError(
-            f"nothing to predict: none of {', '.join(asked)} is scored in these crops; name other "
-            "classes or crops"
-        )
-    return chosen
+    names = [_classes_of(region, asked, config) for region in boxes]
+    return regions.where_scored(boxes, names, asked, task="predict")
 
 
 def _refuse_unknown(asked: Sequence[str], config: TrainConfig) -> None:
