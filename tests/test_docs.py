@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -9,16 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import tifffile
 
 from cellmap_segmentation_challenge import _names
-from common.config.load import load_config
+from common.config.load import PACKAGE, load_config
 from common.config.settings import ProcessConfig, TrainConfig, describe
 from common.files import REPOSITORY
 from common.model import cosem, unet
 from common.shell import public
 from common.shell.cli import cli
+from tests import documents
 
 README = REPOSITORY / "README.md"
 TEXTS = sorted(
@@ -40,9 +43,110 @@ def test_the_readme_is_short():
 
 @pytest.mark.parametrize("path", TEXTS, ids=names(TEXTS))
 def test_files_and_pictures_that_a_text_links_to_are_there(path):
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", path.read_text()):
         made_when_built = path.name == "index.md" and target == "scores.png"
-        assert made_when_built or (path.parent / target).exists(), target
+        file = path.parent / target if target else path
+        assert made_when_built or file.exists(), target
+        if heading and file.suffix == ".md":
+            assert heading in documents.headings(file.read_text()), (target, heading)
+
+
+PAGES = [path for path in TEXTS if path.name != "CHANGELOG.md"]
+"""What is true today; a changelog is of its days."""
+
+
+WALKED = """
+```
+for step in train predict; do csc $step my_unet --set "run_name=a b"; done   # in turn
+server1$ SEED=7 python -m cellmap_segmentation_challenge process my_unet \\
+    --workers 4 && ls
+rm file.tif
+```
+```python
+csc evaluate my_unet
+```
+"""
+
+
+def test_commands_are_found_as_a_shell_reads_them_and_none_is_run(tmp_path):
+    file = tmp_path / "file.tif"
+    file.touch()
+    steps = [[step, "my_unet", "--set", "run_name=a b"] for step in ("train", "predict")]
+    process = ["process", "my_unet", "--workers", "4"]
+    assert documents.commands(WALKED, tmp_path) == [*steps, process]
+    assert file.exists()
+
+
+@pytest.mark.parametrize("words", ["train my_unet --lr 3", "tune", "predict a --workers two"])
+def test_a_command_that_would_be_refused_is_noticed(words):
+    with pytest.raises(click.UsageError):
+        read(words.split())
+
+
+def read(words: list[str]) -> click.Context:
+    """A command read as if it were typed. Raises click's error, or ours, for a wrong one."""
+    name, *given = words
+    context = cli.commands[name].make_context(name, given)
+    if name != "submit":
+        return context
+    handed_in = list(context.params["words"])
+    return read(handed_in if handed_in[0] in cli.commands else ["train", *handed_in])
+
+
+def experiment_of(words: list[str]) -> Path:
+    """The experiment that a command names; for one that a reader is to make, unet8_all."""
+    named = [REPOSITORY / word for word in words if not word.startswith("/")]
+    there = [folder for folder in named if (folder / "train_config.py").is_file()]
+    return there[0] if there else REPOSITORY / "unet8_all"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=names(PAGES))
+def test_commands_that_a_page_tells_to_type_are_taken(path, tmp_path):
+    for words in documents.commands(path.read_text(), tmp_path):
+        given = read(words).params.get("overrides")
+        if given:
+            load_config(experiment_of(words), given)
+
+
+NO_SETTINGS = {"name", "takes_unknown", "volume", "model"}
+"""A placeholder, an attribute of a loss, a variable, a name of the public toolbox."""
+
+OF_OTHERS = {"--signals-to-handle", "--scheduler-file", "--constraint", "--bind", "--dry-run"}
+"""Of torchrun, dask, batch systems, apptainer and pip."""
+
+
+def options_of(command: click.Command) -> set[str]:
+    return {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=names(PAGES))
+def test_options_that_a_page_names_exist(path):
+    bench = "".join(file.read_text() for file in (REPOSITORY / "bench").glob("*.py"))
+    others = OF_OTHERS | set(re.findall(r"--[a-z-]+", bench))
+    ours = set().union(*map(options_of, cli.commands.values()))
+    for span in documents.spans(path.read_text()):
+        flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", span))
+        command = documents.command_of(span)
+        alone = command in cli.commands and command != "submit"  # which has another one within
+        known = options_of(cli.commands[command]) if alone else ours | others
+        assert flags <= known, span
+
+
+@pytest.mark.parametrize("path", PAGES, ids=names(PAGES))
+def test_settings_that_a_page_gives_exist(path):
+    known = {name for table in (TrainConfig, ProcessConfig) for name, _, _ in describe(table)}
+    for span in documents.spans(path.read_text()):
+        given = re.findall(r"^(\w+) = |--set (\w+)[.\w]*=", span)
+        assert {in_file or on_line for in_file, on_line in given} <= known | NO_SETTINGS, span
+    for block in documents.blocks(path.read_text(), "python"):
+        assert documents.assigned(block) <= known | NO_SETTINGS, block
+
+
+@pytest.mark.parametrize("path", PAGES, ids=names(PAGES))
+def test_names_of_ours_that_a_page_imports_are_there(path):
+    for block in documents.blocks(path.read_text(), "python"):
+        for module, name in documents.imports(block, "common", PACKAGE, "testing"):
+            assert hasattr(importlib.import_module(module), name), (module, name)
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=names(TEXTS))
