@@ -37,7 +37,9 @@ def commands(text: str, folder: Path) -> list[list[str]]:
 
     folder: an empty one, in which the shell stands that reads them.
     """
-    shell = [re.sub(r"^\w+\$ ", "", block, flags=re.MULTILINE) for block in blocks(text, "", "bash")]
+    shell = [
+        re.sub(r"^\w+\$ ", "", block, flags=re.MULTILINE) for block in blocks(text, "", "bash")
+    ]
     printed = subprocess.run(
         ["bash", "-c", RECORDER + "\n".join(f"( eval {shlex.quote(block)} )" for block in shell)],
         cwd=folder,
