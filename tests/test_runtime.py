@@ -57,6 +57,42 @@ def test_cuda_trains_and_its_checkpoint_goes_on_on_a_cpu(experiment, precision):
     assert tiny.train(device="cpu", precision="fp32").epochs == 2
 
 
+DERIVED = """
+    from common.config.derived import affinities, boundary, distance
+
+    derived = {
+        "mito_boundary": boundary("mito", inside=8, outside=8),
+        "mito_affinity": affinities("mito", offsets=[(8, 0, 0), (0, 16, 0)]),
+        "mito_distance": distance("mito", clip=32),
+    }
+    augmentations = {
+        "elastic": {"probability": 1, "amplitude_nm": 8, "spacing_nm": 60},
+        "blur": {"probability": 1, "sigma_nm": 8},
+    }
+    """
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_learns_derived_channels_and_predicts_what_a_cpu_does(experiment):
+    from common.data.ngff import open_levels
+    from common.infer.predict import predict
+
+    tiny = experiment(text=DERIVED, ema_decay=0.5, noise_std=0.01, gamma_range=(0.8, 1.2))
+    tiny.train(device="cuda")
+    found = {}
+    for device in ("cpu", "cuda"):
+        settings = [f"device={device}", f"predictions_path={tiny.folder / device}"]
+        (folder,) = predict(tiny.folder, data=tiny.data, overrides=settings, dtype="float32")
+        found[device] = {
+            path.name: open_levels(path)[0].array[:] for path in folder.iterdir() if path.is_dir()
+        }
+    assert len(found["cpu"]) == 7
+    for name, values in found["cpu"].items():
+        # a GPU multiplies with ten bits (TF32)
+        np.testing.assert_allclose(found["cuda"][name], values, atol=5e-3 * abs(values).max())
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_sees_the_batches_of_the_cpu(experiment):

@@ -41,6 +41,12 @@ class Inferring(NamedTuple):
     infer_groups: bool
 
 
+def in_uint8(labels: np.ndarray) -> np.ndarray:
+    """Labels of int8 (1 positive, 0 negative, UNKNOWN) as uint8, with CODE_OF_UNKNOWN."""
+    # not np.where with the number 255, which NumPy 2.5 refuses beside int8
+    return np.where(labels == UNKNOWN, np.uint8(CODE_OF_UNKNOWN), labels.astype(np.uint8))
+
+
 def complete(
     palette: np.ndarray,
     names: Sequence[str],

@@ -15,7 +15,7 @@ from common.data.annotation import LabelReader
 from common.data.box import boxes
 from common.data.decode import Labels, encode_known
 from common.data.level import Grid, Level
-from common.data.palette import CODE_OF_UNKNOWN, UNKNOWN
+from common.data.palette import CODE_OF_UNKNOWN, UNKNOWN, in_uint8
 from common.data.split import Row
 from common.errors import UserError
 from common.talk import progress
@@ -203,8 +203,7 @@ class _Arrays:
         where = ngff.slices(start, stop)
         for number, name in enumerate(self.labels):
             of_class = filled.labels[number]
-            stored = np.where(of_class == UNKNOWN, CODE_OF_UNKNOWN, of_class)
-            self.labels[name][where] = stored.astype(np.uint8)
+            self.labels[name][where] = in_uint8(of_class)
             self.of_networks[name][where] = filled.is_pseudo[number].astype(np.uint8)
         self.source[where] = filled.source
         self.confidence[where] = filled.confidence

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from common.data.palette import CODE_OF_UNKNOWN
+from common.data.palette import in_uint8
 from common.errors import UserError
 from common.files import replacing
 from common.show import figures
@@ -69,8 +69,7 @@ def _write_tiff(folder: Path, stack: Stack) -> None:
         probability = np.stack([section.probability[channel] for section in stack])
         _save(folder / f"{name}.tif", _in_255ths(probability), stack)
         truth = np.stack([section.truth[channel] for section in stack])
-        known = np.where(truth < 0, CODE_OF_UNKNOWN, truth)
-        _save(folder / f"{name}_truth.tif", known.astype(np.uint8), stack)
+        _save(folder / f"{name}_truth.tif", in_uint8(truth), stack)
 
 
 def _in_255ths(values: np.ndarray) -> np.ndarray:
