@@ -72,6 +72,8 @@ class Encoding:
     """What the metadata count, where they do."""
     is_said_to_be_mask: bool = False
     """Whether the metadata say that all of its objects have one value."""
+    is_said_to_be_ids: bool = False
+    """Whether the metadata say that each of its objects has a value of its own."""
 
     def named(self) -> list[int]:
         """The values that have a meaning."""
@@ -106,6 +108,7 @@ def encoding_of(level: Level, name: str) -> Encoding:
         id_of_unknown=unknown if taken else None,
         counted=_counted(level, name, counts, absent_is_0=values.get("absent", 0) == 0),
         is_said_to_be_mask=bool(kind.get("type")) and not is_instance,
+        is_said_to_be_ids=bool(kind.get("type")) and is_instance,
     )
 
 
@@ -197,7 +200,8 @@ class LabelReader:
         self._voxels = 0
         self._absent_voxels = 0
         self._met: dict[str, None] = {}
-        self._may_be_mask = not self.encoding.is_instance
+        # a name says little: of classes that the challenge counts, many label masks
+        self._may_be_mask = not self.encoding.is_said_to_be_ids
         """Whether nothing but 0, 1 and one number that may mean unknown was met."""
         self._has_one = self.encoding.present == 1
         self._suspect: int | None = None
@@ -209,6 +213,7 @@ class LabelReader:
         """
         values = self.level.read(start, stop)
         refuse_raw(values, self.name, self.path)
+        self._refuse_fractions(values)
         return self.meaning(values)
 
     def meaning(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -230,6 +235,7 @@ class LabelReader:
         """
         result = np.full(grid.shape, UNKNOWN_ID, np.int64)
         for where, values in regrid.nearest(self.level, grid):
+            self._refuse_fractions(values)
             positive, unknown = self.meaning(values)
             ids = _ids_where(positive, values)
             if unknown is not None:
@@ -243,6 +249,7 @@ class LabelReader:
         """Voxels start..stop: ids, int64 and 0 where the class is not, and what `read` gives."""
         values = self.level.read(start, stop)
         refuse_raw(values, self.name, self.path)
+        self._refuse_fractions(values)
         positive, unknown = self.meaning(values)
         return _ids_where(positive, values), positive, unknown
 
@@ -319,6 +326,17 @@ class LabelReader:
             )
         return remarks
 
+    def _refuse_fractions(self, values: np.ndarray) -> None:
+        """Raises UserError for probabilities, or a mask that was resampled without a threshold."""
+        if values.dtype.kind != "f":
+            return
+        odd = values[(values > 0) & (values != np.rint(values))]
+        if odd.size:
+            raise UserError(
+                f"{self.path}: labels of {values.dtype} with the value {odd[0]:g} for class "
+                f"{self.name}; write labels as whole numbers: 0, and 1 or the ids of objects"
+            )
+
     def _unknown(self, values: np.ndarray) -> np.ndarray | None:
         """Where values are unknown; None where none is."""
         unknown = None
@@ -370,7 +388,8 @@ class LabelReader:
         """Numbers that are often written for unknown, less those that the metadata name."""
         dtype = self.level.array.dtype
         highest = np.iinfo(dtype).max if dtype.kind in "ui" else 255
-        return {255, int(highest)} - set(self.encoding.named())
+        encoding = self.encoding
+        return {255, int(highest)} - {*encoding.named(), encoding.id_of_unknown}
 
 
 def _ids_where(positive: np.ndarray, values: np.ndarray) -> np.ndarray:

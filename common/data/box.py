@@ -20,6 +20,17 @@ def slices(start: Vector, stop: Vector) -> tuple[slice, ...]:
     return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
 
 
+def overlap(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> bool:
+    """Return whether two boxes share a volume; touching is not overlapping.
+
+    A box is its lower and its upper corner, (3,) nm each.
+    """
+    lower, upper = first
+    shared = np.minimum(upper, second[1]) - np.maximum(lower, second[0])
+    # corners are sums of decimal fractions of nm: what touches may seem to overlap by rounding
+    return bool((shared > 1e-6 * (upper - lower)).all())
+
+
 def ranges(index: Sequence[slice], shape: Sequence[int]) -> list[range]:
     """The voxels along each axis that an index of slices stands for."""
     return [range(*along.indices(n)) for along, n in zip(index, shape, strict=True)]

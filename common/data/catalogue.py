@@ -17,6 +17,7 @@ import numpy as np
 
 from common.classes import TESTED
 from common.data import layout
+from common.data.box import overlap
 from common.data.ngff import Level, open_levels
 from common.errors import UserError
 
@@ -78,11 +79,7 @@ class CropInfo:
         """Return whether two crops of a dataset share a volume; touching is not overlapping."""
         if self.dataset != other.dataset:
             return False
-        lower, upper = self._box
-        other_lower, other_upper = other._box
-        shared = np.minimum(upper, other_upper) - np.maximum(lower, other_lower)
-        # corners are sums of decimal fractions of nm: what touches may seem to overlap by rounding
-        return bool((shared > 1e-6 * self.extent).all())
+        return overlap(self._box, other._box)
 
     @functools.cached_property
     def _box(self) -> tuple[np.ndarray, np.ndarray]:

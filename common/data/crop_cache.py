@@ -27,6 +27,9 @@ from common.errors import FileError
 ABANDONED_S = 86400
 """Seconds after which a half-decoded crop is taken for the remains of a killed process."""
 
+GROUP_METADATA = (".zattrs", "zarr.json", "attributes.json")
+"""Files beside the levels of a class that say what its values mean: of zarr v2, zarr v3 and N5."""
+
 
 @dataclass(frozen=True)
 class CropCache:
@@ -138,8 +141,8 @@ def label_stamp(volume: Path, level: str) -> str:
     group = on_disk(volume)
     if group.is_file():
         return _hash([_state(volume.name, group.stat())])
-    attributes = group / ".zattrs"
-    states = [_state(level, attributes.stat())] if attributes.is_file() else []
+    files = [group / name for name in GROUP_METADATA]
+    states = [_state(level, file.stat()) for file in files if file.is_file()]
     array = group / level
     # the classes of a crop may call their finest level by different names
     folder = array if array.is_dir() else group

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -167,6 +168,15 @@ class Crop:
         0 is unknown, as beyond the crop, 1 background, and objects are numbered from 2.
         """
         return _memory_map(str(self.folder / ids_file(name)))
+
+    @property
+    def labels_key(self) -> str:
+        """What tells its labels from others: how many voxels have which combination of them."""
+        digest = hashlib.sha256()
+        counted = zip(self.palette, self.counts.tolist(), strict=True)
+        for labels, voxels in sorted((row.tobytes(), count) for row, count in counted if count):
+            digest.update(labels + str(voxels).encode())
+        return digest.hexdigest()[:24]
 
     @property
     def bytes(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +26,12 @@ from common.data import (
     sampling,
     split,
 )
+from common.data.box import overlap
 from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, open_crops
 from common.data.normalize import Scaling
 from common.data.sampling import Augmentation, Patch, Sample, Sampler
+from common.data.sources.place import bare, is_address
 from common.data.split import Row
 from common.errors import UserError
 from common.talk import note, say, some
@@ -240,6 +243,11 @@ def input_channels(config: TrainConfig, data: Data) -> dict[str, dict[str, Any]]
     return found
 
 
+def labels_of(data: Data) -> dict[str, str]:
+    """Return what tells the labels of each crop from others, by the name of the crop."""
+    return {crop.name: crop.labels_key for crop in (*data.train, *data.validation)}
+
+
 def with_ids(config: TrainConfig) -> tuple[str, ...]:
     """Return the classes whose objects derived channels are made of, each once."""
     return tuple(dict.fromkeys(channel.of for channel in config.derived.values()))
@@ -351,6 +359,7 @@ def notices(data: Data, classes: Sequence[str], counter: Sequence[str] = ()) -> 
         remarks += crop.remarks
     sentences += annotation.summed_up(remarks)
     sentences += _not_there([*data.train, *data.validation])
+    sentences += _trained_on(data)
     at_odds = [crop for crop in (*data.train, *data.validation) if crop.contradictions]
     if at_odds:
         worst = max(at_odds, key=_contradicted)
@@ -379,6 +388,32 @@ def _not_there(crops: Sequence[Crop]) -> list[str]:
         f"{some([crop.name for crop in short])}, and are black: fetch their EM chunks again, or "
         "remove the crops from the datasplit"
     ]
+
+
+def _trained_on(data: Data) -> list[str]:
+    """A sentence about validation crops that share voxels with training crops, if there are any."""
+    trained = _by_volume(used_for("train", data.rows), data.train)
+    pairs = []
+    for volume, crops in _by_volume(used_for("validate", data.rows), data.validation).items():
+        for crop, other in itertools.product(crops, trained.get(volume, ())):
+            if overlap(crop.label_grid.box(), other.label_grid.box()):
+                pairs.append(f"{crop.name} and {other.name}")
+    if not pairs:
+        return []
+    return [
+        f"validation crops overlap training crops, so that what was trained on is judged: "
+        f"{some(pairs)}; put both on one side"
+    ]
+
+
+def _by_volume(rows: Sequence[Row], crops: Sequence[Crop]) -> dict[str, list[Crop]]:
+    """The crops of these rows by the raw that they are cut from."""
+    of_volume: dict[str, list[Crop]] = {}
+    for row, crop in zip(rows, crops, strict=True):
+        # a store may have two names
+        volume = str(row.raw) if is_address(row.raw) else os.path.realpath(bare(row.raw))
+        of_volume.setdefault(volume, []).append(crop)
+    return of_volume
 
 
 def _not_learnt(data: Data, classes: Sequence[str]) -> list[str]:

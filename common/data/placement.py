@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data.box import Vector
-from common.data.level import Grid, Level, box_text
+from common.data.level import Level, box_text
 from common.errors import UserError
 from common.talk import nm, note_once
 
@@ -25,6 +25,15 @@ TOO_LARGE = 8.0
 
 A mean: sections of 40 nm in volumes of 4 nm are ordinary, and are wanted at 8 x 8 x 8 nm.
 """
+
+LEVELS_APART = 0.1
+"""Part of a volume's extent by which its levels may end at different places.
+
+A level may leave out an incomplete voxel, or have one more, at each halving.
+"""
+
+BEGINS_WITH_RAW = 0.1
+"""Part of a label voxel by which labels without a translation may begin elsewhere than raw."""
 
 LEAST_INSIDE = 0.5
 """Part of a crop's extent along each axis that lies in its raw, at least."""
@@ -51,6 +60,26 @@ def check_detail(level: Level, wanted: Vector, purpose: str) -> None:
         )
     if (ratio > ENLARGED).any():
         note_once(f"{level.path}: {sizes}; it is enlarged, which adds no detail")
+
+
+def check_pyramid(finest: Level, level: Level) -> None:
+    """Compare the place of a level with that of the finest, which labels were painted on.
+
+    Raises:
+        UserError: if it begins more than a voxel away, or is of another size: its metadata are
+            wrong, and what is read of it is not what lies there.
+    """
+    lower, upper = level.box()
+    finest_lower, finest_upper = finest.box()
+    begins_apart = np.abs(lower - finest_lower) > 1.01 * level.scale
+    slack = 2 * level.scale + LEVELS_APART * (finest_upper - finest_lower)
+    if begins_apart.any() or (np.abs(upper - finest_upper) > slack).any():
+        lacks = "" if level.has_translation else ", without a translation"
+        raise UserError(
+            f"{level.path}: at {box_text(level.grid)} nm{lacks}, and the finest level, "
+            f"{finest.path.name}, at {box_text(finest.grid)} nm; levels of a volume cover one box: "
+            "correct their scale and translation in .zattrs"
+        )
 
 
 def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> None:
@@ -84,10 +113,14 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
     slack = 1.01 * np.maximum(label.scale, raw.scale)
     if (lower < raw_lower - slack).any() or (upper > raw_upper + slack).any():
         note_once(f"{crop}: {boxes}: what is beyond the raw is trained on mirrored raw")
-    if not label.has_translation and not _same_box(label.grid, raw.grid, slack):
+    begins_apart = np.abs(lower - raw_lower) > BEGINS_WITH_RAW * label.scale
+    ends_apart = np.abs(upper - raw_upper) > slack
+    if not label.has_translation and (begins_apart.any() or ends_apart.any()):
+        corner = ", ".join(f"{place:g}" for place in raw_lower + label.scale / 2)
         note_once(
-            f"{crop}: no translation in its .zattrs, so it begins at 0: {boxes}; write the place "
-            "of its first voxel, also where that is 0"
+            f"{crop}: no translation in its .zattrs, so the centre of its first voxel is at 0: "
+            f"{boxes}; write the place of that centre, also where it is 0; where it begins with "
+            f"the raw that is {corner}"
         )
 
 
@@ -96,7 +129,3 @@ def _mean_ratio(large: Vector, small: Vector) -> float:
     ratios = np.array(large) / small
     return float(np.exp(np.log(ratios).mean()))
 
-
-def _same_box(first: Grid, second: Grid, slack: np.ndarray) -> bool:
-    pairs = zip(first.box(), second.box(), strict=True)
-    return all((np.abs(one - other) <= slack).all() for one, other in pairs)

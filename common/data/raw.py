@@ -14,7 +14,7 @@ import numpy as np
 from common.data import ngff
 from common.data.box import Vector
 from common.data.level import Grid, Level
-from common.data.placement import check_detail
+from common.data.placement import check_detail, check_pyramid
 from common.errors import UserError
 from common.talk import note_once
 
@@ -112,7 +112,7 @@ class Raw:
             return block
         low, high = self.value_range
         # a NaN in raw is a hole: black; NaN means unknown in targets only
-        finite = np.nan_to_num(block.astype(np.float32))
+        finite = np.nan_to_num(block.astype(np.float32), nan=low)
         return np.clip((finite - low) / (high - low), 0, 1)
 
     def check_values(self, darkest: float, brightest: float, where: str) -> None:
@@ -127,9 +127,9 @@ class Raw:
             UserError: if all of it is black.
         """
         path = self.level.path
-        if brightest == 0:
+        if self._of_range(brightest) == 0:
             raise UserError(f"{path}: 0 everywhere {where}; {self._way_out_of_black()}")
-        if darkest == brightest:
+        if self._of_range(darkest) == self._of_range(brightest):
             note_once(
                 f"{path}: {self._stored(darkest)} everywhere {where}, so that nothing can be seen "
                 "there; look at the volume and at raw_range"
@@ -172,6 +172,13 @@ class Raw:
             )
         # a chunk that is not there reads as 0; real EM is never 0 all around a crop
         return "fetch its EM chunks, or remove the crop from the datasplit"
+
+    def _of_range(self, value: float) -> float:
+        """What `read` gives, as the network gets it: in [0, 1]."""
+        if self.dtype != np.uint8:
+            return value
+        low, high = self.value_range
+        return min(max((value - low) / (high - low), 0.0), 1.0)
 
     def _stored(self, value: float) -> str:
         """The value of the level that `read` gives as this one."""
@@ -240,6 +247,8 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = (), section
             f"{level.path}: raw of type {level.array.dtype} has no natural range; "
             "set raw_range = (value of black, value of white)"
         )
+    check_pyramid(levels[0], level)
+    _note_range(level, raw_range)
     dtype = np.dtype(np.uint8 if level.array.dtype == np.uint8 else np.float32)
     return Raw(
         level=level,
@@ -249,6 +258,29 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = (), section
         finest_nm=levels[0].scale,
         sections=sections,
     )
+
+
+def _note_range(level: Level, raw_range: Sequence[float]) -> None:
+    """Say where one range for all volumes cannot be meant for the type of this one."""
+    stored = level.array.dtype
+    if not raw_range or stored.kind not in "ui":
+        return
+    limits = np.iinfo(stored)
+    low, high = raw_range
+    if low < limits.min or high > limits.max:
+        note_once(
+            f"{level.path}: {stored}, which is {limits.min} to {limits.max}, and raw_range = "
+            f"({low:g}, {high:g}): its contrast is {_part_of(limits, raw_range):.2g} of 0 to 1; "
+            "set the range of this raw, or raw_normalization = 'percentile', which looks at each "
+            "volume"
+        )
+
+
+def _part_of(limits: np.iinfo, raw_range: Sequence[float]) -> float:
+    """Which part of a range the values of a type can be in."""
+    low, high = raw_range
+    between = min(high, limits.max) - max(low, limits.min)
+    return max(between, 0.0) / (high - low)
 
 
 def averaged_grid(level: Level, factor: np.ndarray) -> Grid:

@@ -290,7 +290,13 @@ def _one_for_each_crop(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         if before is row:
             continue
         has_one_raw = os.path.normpath(before.raw) == os.path.normpath(row.raw)
-        if has_one_raw and before.usage == row.usage:
+        if before.label_options != row.label_options:
+            problems.append(
+                f"line {row.line}: {row.name} has '{row.label_options}' behind its classes, and "
+                f"'{before.label_options}' in line {before.line}; the classes of a crop share one "
+                "grid: write the same behind #, or another crop"
+            )
+        elif has_one_raw and before.usage == row.usage:
             annotated = tuple(dict.fromkeys([*before.annotated, *row.annotated]))
             first[place] = replace(before, annotated=annotated)
         else:

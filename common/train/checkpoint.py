@@ -90,6 +90,7 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
         "provenance": provenance(REPOSITORY),
         "split_hash": split_hash,
         "block_order": BLOCK_ORDER,
+        "labels": state.labels,
     } | runtime.random_state()
     for name in SAVED_NUMBERS:
         content[name] = getattr(state, name)

@@ -178,6 +178,7 @@ def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) 
         _restore_criterion(state, saved, path)
         changes = _restore(config, state, saved, path)
         _note_other_order(path, state, saved)
+        _note_other_labels(path, state, saved)
 
     path, unreadable = _newest_good(own, config, restore, weights_file.read)
     for problem in unreadable:
@@ -371,6 +372,19 @@ def _restore_average(state: State, saved: dict[str, Any]) -> str:
         return ""
     average.begin_again(state.ema, state.model)
     return "the weights are averaged from here on"
+
+
+def _note_other_labels(path: Path, state: State, saved: dict[str, Any]) -> None:
+    """Say which crops have been annotated otherwise since the checkpoint was written."""
+    before = saved.get("labels") or {}
+    with _restoring(path, "labels"):
+        others = [name for name, key in state.labels.items() if before.get(name, key) != key]
+    if others:
+        note(
+            f"{path}: the labels of {some(others)} are others since it was written; it goes on "
+            "with those of now, and epochs before and after, of which one is the best, cannot be "
+            "compared: another run_name begins anew"
+        )
 
 
 def _note_other_order(path: Path, state: State, saved: dict[str, Any]) -> None:

@@ -290,6 +290,7 @@ def first_state(
         precision.scaler(),
         raw_scalings={name: scaling.record() for name, scaling in crops.scalings.items()},
         input_channels=loaders.input_channels(config, crops),
+        labels=loaders.labels_of(crops),
         criterion=criterion.module_of(loss),
         ema=average.new_average(config, model),
     )

@@ -78,6 +78,8 @@ class State:
     """How the raw of each volume is normalised, fixed by the first call; see data.normalize."""
     input_channels: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of which volume each further input channel is in each crop; see data.input_channels."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """What tells the labels of each crop, as they are now, from others; see data.labels_of."""
     criterion: nn.Module | None = None
     """The loss, if it is a module, which may count something; None otherwise."""
     ema: AveragedModel | None = None

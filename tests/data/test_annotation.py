@@ -106,8 +106,9 @@ def test_in_a_volume_of_ids_255_is_unknown_unless_the_counts_say_that_none_is(
 
 
 def test_ids_without_a_word_of_unknown_are_ids(tmp_path):
+    level = label(tmp_path, [0, 1, 254, 255], name="mito")
+    assert read(level, "mito") == ([0, 1, 1, 1], [])
     level = label(tmp_path, [0, 1, 255], name="mito")
-    assert read(level, "mito") == ([0, 1, 1], [])
     describe(level.path, INSTANCE, {"absent": 0})
     assert read(open_levels(tmp_path / "mito")[0], "mito") == ([0, 1, 1], [])
 
@@ -116,10 +117,25 @@ def test_ids_without_a_word_of_unknown_are_ids(tmp_path):
     "values, dtype",
     [([0, 1, 255], "uint8"), ([0, 1, 65535], "uint16"), ([1, 255], "int32"), ([0, 1, 255], "f4")],
 )
-def test_255_beside_0_and_1_in_a_mask_is_positive_with_a_remark(tmp_path, values, dtype):
-    labels, remarks = read(label(tmp_path, values, dtype))
+@pytest.mark.parametrize("name", ["er", "mito"])
+def test_255_beside_0_and_1_in_a_mask_is_positive_with_a_remark(tmp_path, values, dtype, name):
+    labels, remarks = read(label(tmp_path, values, dtype, name), name)
     assert labels == [int(value > 0) for value in values]
     assert f"{values[-1]} stands beside 0 and 1" in remarks[0]
+
+
+@pytest.mark.parametrize("value", [0.5, 1.25])
+def test_fractions_are_no_labels(tmp_path, value):
+    """A probability, or a mask that was resampled: above 0 would be too much of it."""
+    level = label(tmp_path, [0, 1, np.nan, -0.5, value], "float32")
+    reader = LabelReader(level, "er")
+    said = f"er/s0: labels of float32 with the value {value} for class er; write labels as whole"
+    for ask in (reader.read, reader.read_ids):
+        with pytest.raises(UserError, match=said):
+            ask((0, 0, 0), level.shape)
+    with pytest.raises(UserError, match=said):
+        reader.on(level.grid)
+    assert read(label(tmp_path, [0, 1, np.nan, -0.5, 3], "float32"))[0] == [0, 1, -1, -1, 1]
 
 
 @pytest.mark.parametrize("values", [[0, 1], [0, 255], [0, 1, 2, 255], [0, 7], [0, 0]])

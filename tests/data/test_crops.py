@@ -21,6 +21,7 @@ from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, open_crops
 from common.data.decode import Decoding
 from common.data.ngff import Grid, slices, write_multiscale
+from common.data.palette import UNKNOWN
 from common.data.split import Row
 from common.errors import UserError
 
@@ -385,7 +386,7 @@ def test_raw_range_becomes_0_to_1_and_the_rest_is_cut_off(tmp_path):
     raw = RANDOM.normal(0, 500, RAW.shape).astype(np.float32)
     raw[0, 0, 0] = np.nan
     crop = open_crop(write_crop(tmp_path, raw, {"mito": blocks()}), raw_range=(-400, 600))
-    expected = np.clip((np.nan_to_num(raw) + 400) / 1000, 0, 1)
+    expected = np.clip((np.nan_to_num(raw, nan=-400) + 400) / 1000, 0, 1)
     np.testing.assert_allclose(
         raw_within(crop, (0, 0, 0), (8, 8, 8)), expected[:8, :8, :8], atol=1e-6
     )
@@ -497,6 +498,32 @@ def test_changed_labels_are_decoded_anew(tmp_path, decoded, change):
         labels[12, 1, 1] = 0
         (row.crop / "mito" / "s0" / "1" / "0" / "0").unlink()
     np.testing.assert_array_equal(volumes(open_crop(row))[0], labels)
+    assert len(decoded) == 2
+
+
+def test_other_metadata_of_a_group_of_zarr_v3_are_decoded_anew(tmp_path, decoded):
+    """What a value means stands beside the levels, and not in the array."""
+    tensorstore = pytest.importorskip("tensorstore")
+    labels = blocks((1, 1, 1), (12, 1, 1), shape=(16, 16, 16))
+    row = write_crop(tmp_path, RAW, {"mito": labels})
+    group = row.crop / "mito"
+    image = json.loads((group / ".zattrs").read_text())["multiscales"]
+    shutil.rmtree(group)
+    store = {"driver": "file", "path": str(group / "s0")}
+    about = {"shape": labels.shape, "data_type": str(labels.dtype)}
+    array = tensorstore.open({"driver": "zarr3", "kvstore": store, "metadata": about}, create=True)
+    array.result()[...] = labels
+
+    def describe(**attributes) -> None:
+        content = {"ome": {"version": "0.5", "multiscales": image}, **attributes}
+        written = {"zarr_format": 3, "node_type": "group", "attributes": content}
+        (group / "zarr.json").write_text(json.dumps(written))
+
+    describe()
+    assert (volumes(open_crop(row))[0] == labels).all()
+    kind = {"type": "semantic_segmentation", "encoding": {"absent": 1, "unknown": 0}}
+    describe(cellmap={"annotation": {"annotation_type": kind}})
+    assert (volumes(open_crop(row))[0] == np.where(labels == 1, 0, UNKNOWN)).all()
     assert len(decoded) == 2
 
 

@@ -857,11 +857,17 @@ def test_voxels_are_counted_in_target_voxels_over_crops_of_any_grid(tmp_path):
     np.testing.assert_allclose(count_voxels(crops, 1, (4, 8, 8)), [100, 0])
 
 
+PLACES = {1: (128, 128, 128), 2: (128, 128, 272), 3: (128, 128, 128)}
+"""Of the crops, nm."""
+
+
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """A data root with three crops (the third annotates `mito` only), a datasplit of two."""
+    """A data root with three crops (the third annotates `mito` only), a datasplit of two.
+
+    The second lies beside the others, which are in one place."""
     store = tmp_path / "data" / "set.zarr"
-    write_multiscale(store / "em", RANDOM.integers(1, 256, (50, 50, 50), np.uint8), (8, 8, 8))
+    write_multiscale(store / "em", RANDOM.integers(1, 256, (50, 50, 56), np.uint8), (8, 8, 8))
     for number, names in enumerate((("mito", "nuc"), ("mito", "nuc"), ("mito",)), 1):
         kind = RANDOM.integers(0, 3, (18, 18, 18))
         for index, name in enumerate(names, 1):
@@ -869,7 +875,7 @@ def root(tmp_path) -> Path:
                 store / f"crop{number}" / name,
                 (kind == index).astype(np.uint8),
                 (8, 8, 8),
-                (128, 128, 128),
+                PLACES[number],
             )
     split(tmp_path, ("train", 1, "mito,nuc"), ("validate", 2, "mito,nuc"))
     return tmp_path
@@ -954,7 +960,7 @@ def test_a_missing_class_folder_is_named(root):
 
 
 def test_a_patch_larger_than_the_raw_is_refused(root):
-    with pytest.raises(ValueError, match=r"em: 400 nm .* 480 x 96 x 96 nm"):
+    with pytest.raises(ValueError, match=r"em: 400 x 400 x 448 nm .* 480 x 96 x 96 nm"):
         open_data(config(root, input_array_info={"shape": (60, 12, 12), "scale": (8, 8, 8)}))
 
 
@@ -978,6 +984,19 @@ def test_a_class_without_positive_voxel_is_said_once(root):
     )
     said = notices(open_data(config(root)), ("mito", "nuc"))
     assert said == ["no positive voxel in the training crops, so not learnt: nuc"]
+
+
+@pytest.mark.parametrize("store", ["set.zarr", "other.zarr"])
+def test_validation_crops_that_were_trained_on_are_said(root, store):
+    """Also where a store has two names."""
+    (root / "data" / "other.zarr").symlink_to(root / "data" / "set.zarr")
+    split(root, ("train", 3, "mito"), ("train", 2, "mito"), ("validate", 1, "mito"))
+    rows = (root / "datasplit.csv").read_text().splitlines()
+    rows[-1] = rows[-1].replace("set.zarr", store)
+    (root / "datasplit.csv").write_text("\n".join(rows))
+    (said,) = notices(open_data(config(root, classes=("mito",))), ("mito",))
+    pair = f"{store.removesuffix('.zarr')}/crop1 and set/crop3; put both on one side"
+    assert said.startswith("validation crops overlap training crops") and said.endswith(pair)
 
 
 def test_every_seed_validates_on_the_same_blocks_in_the_same_order(root):
@@ -1013,7 +1032,7 @@ def test_a_class_that_is_positive_everywhere_is_told(root):
             root / "data" / "set.zarr" / f"crop{number}" / "nuc",
             np.ones((18, 18, 18), np.uint8),
             (8, 8, 8),
-            (128, 128, 128),
+            PLACES[number],
         )
     said = notices(open_data(config(root)), ("mito", "nuc"))
     assert any(line.endswith("so only learnt to be everywhere: nuc") for line in said)
@@ -1055,7 +1074,7 @@ def test_contradictions_in_the_annotation_are_counted_and_said_once(root):
                 root / "data" / "set.zarr" / f"crop{number}" / name,
                 both,
                 (8, 8, 8),
-                (128, 128, 128),
+                PLACES[number],
             )
     (said,) = notices(open_data(config(root)), ("mito", "nuc"))
     assert "contradicts" in said and "150 voxels of 2 crops" in said

@@ -114,7 +114,19 @@ def test_labels_without_a_place_are_noted_unless_they_cover_all_of_the_raw(tmp_p
     image(tmp_path / "crop1/mito", (10, 10, 10))
     check_crop(tmp_path / "crop1", without_translation(tmp_path / "crop1/mito"), raw, raw.scale)
     (said,) = notes(capsys)
-    assert "crop1: no translation in its .zattrs, so it begins at 0: labels at z, y, x -4" in said
+    assert "crop1: no translation in its .zattrs, so the centre of its first voxel is at 0: labels at z" in said
+    assert said.endswith("where it begins with the raw that is 0, 0, 0")
     image(tmp_path / "crop2/mito", (40, 40, 40))
     check_crop(tmp_path / "crop2", without_translation(tmp_path / "crop2/mito"), raw, raw.scale)
     assert notes(capsys) == NOTHING
+
+
+@pytest.mark.parametrize("times", [2, 8])
+def test_coarse_labels_without_a_place_that_would_cover_the_raw_are_noted(tmp_path, times, capsys):
+    """Both begin at 0, so that the labels lie half a voxel of theirs beside what was painted."""
+    raw = image(tmp_path / "raw", (40, 40, 40))
+    image(tmp_path / "crop1/mito", (40 // times,) * 3, (8 * times,) * 3)
+    check_crop(tmp_path / "crop1", without_translation(tmp_path / "crop1/mito"), raw, raw.scale)
+    (said,) = notes(capsys)
+    place = 4 * times - 4
+    assert said.endswith(f"where it begins with the raw that is {place}, {place}, {place}")

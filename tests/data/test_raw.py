@@ -124,14 +124,15 @@ def test_a_wider_integer_becomes_0_to_1_by_its_range(tmp_path):
     np.testing.assert_allclose(found.read((0, 0, 0), (13, 18, 22)), VOLUME / 255, atol=1e-6)
 
 
-def test_floats_become_0_to_1_by_raw_range_and_nan_is_black(tmp_path):
+@pytest.mark.parametrize("low", [50, -100])
+def test_floats_become_0_to_1_by_raw_range_and_nan_is_black(tmp_path, low):
     volume = VOLUME.astype(np.float32)
     volume[0, 0, :3] = np.nan, -np.inf, np.inf
     write_multiscale(tmp_path / "raw", volume, (8, 8, 8))
-    expected = np.clip((VOLUME - 50.0) / 150, 0, 1)
+    expected = np.clip((VOLUME - float(low)) / (200 - low), 0, 1)
     expected[0, 0, :3] = 0, 0, 1
     np.testing.assert_allclose(
-        open_raw(tmp_path / "raw", (8, 8, 8), (50, 200)).read((0, 0, 0), (13, 18, 22)),
+        open_raw(tmp_path / "raw", (8, 8, 8), (low, 200)).read((0, 0, 0), (13, 18, 22)),
         expected,
         atol=1e-6,
     )
@@ -213,6 +214,53 @@ def test_black_raw_is_refused_with_the_reason(tmp_path, image):
     ranged = open_raw(stretched(tmp_path / "other", 10), (8, 8, 8), (2000, 3000))
     with pytest.raises(UserError, match=r"raw_range = \(2000, 3000\) makes black of what is 2000"):
         ranged.check_values(0, 0, "around crop1")
+
+
+def test_raw_of_one_byte_that_raw_range_makes_black_is_refused(image):
+    """One range for all volumes, and one of them is of 8 bits."""
+    raw_range = (1000.0, 40000.0)
+    with pytest.raises(UserError, match=r"0 everywhere .*\(1000, 40000\) makes black of what is"):
+        open_raw(image, (8, 8, 8), raw_range).check_values(3, 255, "around crop1")
+
+
+@pytest.mark.parametrize(
+    ("raw_range", "part"), [((0.0, 51000.0), "0.005"), ((255.0, 300.0), "0"), ((0.0, 255.0), "")]
+)
+def test_a_raw_range_beyond_the_type_of_a_volume_is_noted(image, raw_range, part, capsys):
+    open_raw(image, (8, 8, 8), raw_range)
+    said = capsys.readouterr().err
+    assert ("s0: uint8, which is 0 to 255" in said) == bool(part)
+    assert f"its contrast is {part} of" in said or not part
+
+
+def moved(image: Path, number: int, **transforms: list[float]) -> None:
+    """Write other transformations of a level, instead of both of it."""
+    attributes = json.loads((image / ".zattrs").read_text())
+    listed = [{"type": kind, kind: numbers} for kind, numbers in transforms.items()]
+    attributes["multiscales"][0]["datasets"][number]["coordinateTransformations"] = listed
+    (image / ".zattrs").write_text(json.dumps(attributes))
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        {"scale": [16, 16, 16]},
+        {"scale": [16, 16, 16], "translation": [104, 204, 330]},
+        {"scale": [32, 32, 32], "translation": [112, 212, 312]},
+    ],
+)
+def test_a_level_that_is_not_where_the_finest_is_is_refused(image, transforms):
+    """Raw is read from it, and labels were painted on the finest."""
+    moved(image, 1, **transforms)
+    with pytest.raises(UserError, match=r"raw/s1: at .* the finest level, s0, at z, y, x 96 to"):
+        open_raw(image, transforms["scale"])
+    open_raw(image, (8, 8, 8))
+
+
+def test_levels_may_round_their_shape_and_their_place(image):
+    """A level without an incomplete voxel, that begins where the finest voxel does."""
+    moved(image, 1, scale=[16, 16, 16], translation=[100, 200, 300])
+    assert open_raw(image, (16, 16, 16)).level.path.name == "s1"
 
 
 # ---- means over sections

@@ -139,6 +139,15 @@ def test_rows_of_one_crop_are_put_together(tmp_path):
     assert (second.crop.name, second.line) == ("crop2", 2)
 
 
+def test_rows_of_one_crop_say_one_grid(tmp_path):
+    fine = row(classes="[mito]#voxel_size=8")
+    same = row(classes="[er]#voxel_size=8")
+    (read,) = split_module.read_datasplit(written(tmp_path, fine, same), "data")
+    assert read.class_volume("er").name == "er#voxel_size=8"
+    (problem,) = problems(tmp_path, fine, row(classes="[er]#voxel_size=16"))
+    assert "line 2: d/crop1 has '#voxel_size=16' behind its classes, and '#voxel_size=8'" in problem
+
+
 def test_a_crop_has_one_raw(tmp_path):
     (problem,) = problems(tmp_path, row(), row().replace("fibsem-uint8", "fibsem-uint16"))
     assert "line 2: d/crop1 (train) already stands in line 1 (train)" in problem

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+import zarr
 from torch import nn
 
 from common.errors import FileError, UserError
@@ -201,3 +202,15 @@ def test_a_run_that_was_begun_in_another_order_of_blocks_goes_on_with_a_note(exp
     assert "the order of validation blocks depended on random_seed" in capsys.readouterr().err
     tiny.train(epochs=3)
     assert "order of validation blocks" not in capsys.readouterr().err
+
+
+def test_labels_that_were_edited_since_the_last_call_are_said_once(experiment, capsys):
+    tiny = experiment(epochs=1, iterations_per_epoch=1)
+    tiny.train()
+    capsys.readouterr()
+    zarr.open_array(str(tiny.crop("crop2") / "mito" / "s0"), mode="r+")[0] = 1
+    tiny.train(epochs=2)
+    said = capsys.readouterr().err
+    assert "latest.pt: the labels of tiny/crop2 are others since it was written" in said
+    tiny.train(epochs=3)
+    assert "are others since" not in capsys.readouterr().err
