@@ -128,4 +128,3 @@ def _mean_ratio(large: Vector, small: Vector) -> float:
     """How many times larger voxels are than others, over all axes."""
     ratios = np.array(large) / small
     return float(np.exp(np.log(ratios).mean()))
-

@@ -114,7 +114,7 @@ def test_labels_without_a_place_are_noted_unless_they_cover_all_of_the_raw(tmp_p
     image(tmp_path / "crop1/mito", (10, 10, 10))
     check_crop(tmp_path / "crop1", without_translation(tmp_path / "crop1/mito"), raw, raw.scale)
     (said,) = notes(capsys)
-    assert "crop1: no translation in its .zattrs, so the centre of its first voxel is at 0: labels at z" in said
+    assert "crop1: no translation in its .zattrs, so the centre of its first voxel is at 0" in said
     assert said.endswith("where it begins with the raw that is 0, 0, 0")
     image(tmp_path / "crop2/mito", (40, 40, 40))
     check_crop(tmp_path / "crop2", without_translation(tmp_path / "crop2/mito"), raw, raw.scale)
