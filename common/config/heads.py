@@ -7,7 +7,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from common.config.derived import SIGMOID, SIGNED, SOFTMAX, Distance, channel_names
+from common.config.derived import (
+    SIGMOID,
+    SIGNED,
+    SOFTMAX,
+    Affinities,
+    Distance,
+    channel_names,
+)
 from common.config.kinds import is_a
 from common.config.settings import TrainConfig, as_text
 
@@ -84,6 +91,16 @@ def range_nm(config: TrainConfig, channel: str) -> list[float] | None:
     if not isinstance(declared, Distance):
         return None
     return [-float(declared.clip), float(declared.clip)]
+
+
+def offset_nm(config: TrainConfig, channel: str) -> list[float] | None:
+    """Return nm, z, y, x, to the voxel that an affinity is about; None of another channel."""
+    for name, declared in config.derived.items():
+        names = declared.names(name)
+        if isinstance(declared, Affinities) and channel in names:
+            offset = declared.offsets[names.index(channel)]
+            return [float(length) for length in offset]
+    return None
 
 
 def exclusive_channels(config: TrainConfig) -> tuple[int, ...]:

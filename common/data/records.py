@@ -41,7 +41,7 @@ Neither names nor order may change: predictions that are finished would be made 
 """
 
 
-DETERMINING_IF_KNOWN = ("raw_scaling", "planes", "raw_sections", "input_channels")
+DETERMINING_IF_KNOWN = ("raw_scaling", "planes", "raw_sections", "input_channels", "assumed")
 """Fields that determine voxels and that came later: they go into the key unless they are None."""
 
 
@@ -75,6 +75,9 @@ class PredictionRecord:
     """Sections on each side with which those of raw were averaged; None if they were not."""
     input_channels: dict[str, Any] | None = None
     """What the network got beside raw, by the name of the channel; None if it got raw alone."""
+    assumed: dict[str, str] | None = None
+    """Of weights without settings, what was taken from the experiment: the order of the classes and
+    the like. None where the checkpoint has it on record."""
     voxel_size: list[float] | None = None
     """nm, z, y, x."""
     translation: list[float] | None = None
@@ -86,6 +89,10 @@ class PredictionRecord:
     range_nm: list[float] | None = None
     """nm that probability 0 and 1 stand for, of a distance; None of a probability. Not in the key,
     which all channels of a network share."""
+    offset_nm: list[float] | None = None
+    """nm, z, y, x, from a voxel to the one that an affinity is about. Not in the key, either."""
+    trained_on: bool | None = None
+    """Whether a network was trained on this box; None where nothing tells. Not in the key."""
     largest_block: int | None = None
     """Largest edge of a block in voxels. Not in the key: it changes chunks but no voxel."""
     members: list[dict[str, Any]] | None = None
@@ -110,6 +117,24 @@ class PredictionRecord:
         # so that a copy of an older record is what that was
         stored = {name: value for name, value in known.items() if value is not None}
         return stored | self.environment
+
+    def is_like(self, other: PredictionRecord) -> bool:
+        """Whether `other` would have the same voxels.
+
+        Of a record from before there was `assumed` nothing tells what that was: it stays in force.
+        """
+        if self.assumed is None and other.assumed is not None:
+            other = replace(other, assumed=None).with_key()
+        return self.key == other.key
+
+    def is_same(self, other: PredictionRecord) -> bool:
+        """Whether `other` is of this very prediction, and of no later one by `--overwrite`.
+
+        That has the same key, and may be of raw of which chunks were missing before. Without a time
+        on record the key alone tells.
+        """
+        known = self.made is not None and other.made is not None
+        return self.key == other.key and not (known and self.made != other.made)
 
     @property
     def networks(self) -> int | None:

@@ -100,14 +100,19 @@ def experiment_of(path: Path) -> Path | None:
 
 
 def _refuse_other_classes(config: TrainConfig, own: TrainConfig, path: Path) -> None:
-    """Raises UserError where the experiment of a checkpoint has other classes than this one."""
-    if own.channels == config.channels:
-        return
-    raise UserError(
-        f"{path}: its experiment {own.folder} has the classes {', '.join(own.channels)}, and "
-        f"{config.folder} has {', '.join(config.channels)}; name checkpoints of networks with the "
-        "same classes in the same order"
-    )
+    """Raises UserError where the experiment of a checkpoint has other channels than this one."""
+    if own.channels != config.channels:
+        raise UserError(
+            f"{path}: its experiment {own.folder} has the classes {', '.join(own.channels)}, and "
+            f"{config.folder} has {', '.join(config.channels)}; name checkpoints of networks with "
+            "the same classes in the same order"
+        )
+    # by their names alone 40 nm of one network would be averaged with 80 nm of another
+    if own.derived != config.derived:
+        raise UserError(
+            f"{path}: its channels were derived as {dict(own.derived)}, and {config.folder} has "
+            f"{dict(config.derived)}; name checkpoints of networks with the same channels"
+        )
 
 
 def _refuse_twice(networks: Sequence[Network]) -> None:
@@ -142,9 +147,12 @@ def _record_of_all(config: TrainConfig, networks: Sequence[Network]) -> Predicti
     records = [network.record for network in networks]
     runs = [f"{record.model_name}/{record.run_name} {record.at}" for record in records]
     # the range too: a bare state_dict does not have it on record
-    determining = []
+    determining: list[Any] = []
     for network in networks:
-        determining.append([network.record.sha256, list(network.config.raw_range)])
+        own: list[Any] = [network.record.sha256, list(network.config.raw_range)]
+        if network.record.assumed is not None:
+            own.append(network.record.assumed)
+        determining.append(own)
     return replace(
         records[0],
         experiment=config.folder.name,
@@ -152,6 +160,7 @@ def _record_of_all(config: TrainConfig, networks: Sequence[Network]) -> Predicti
         run_name=config.path("model_save_path").name,
         checkpoint=" + ".join(str(record.checkpoint) for record in records),
         sha256=hashlib.sha256(json.dumps(determining).encode()).hexdigest(),
+        assumed=None,
         epoch=None,
         metric=f"mean of {len(records)} networks: {'; '.join(runs)}",
         members=[_origin(record) for record in records],

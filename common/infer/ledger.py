@@ -8,7 +8,7 @@ that are on disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def unfinished(
     largest_block = None
     for name in classes:
         stored = _replaceable(folder / name, wanted, overwrite)
-        begun = stored is not None and stored.key == wanted.key
+        begun = stored is not None and stored.is_like(wanted)
         whole = begun and is_finished(folder / name) and not lost_chunks(folder / name)
         if whole and not overwrite:
             continue
@@ -77,7 +77,7 @@ def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> Pred
                 f"{group}: not written by predict; set another predictions_path, or remove it"
             )
         return None
-    if stored.key != wanted.key and not overwrite:
+    if not stored.is_like(wanted) and not overwrite:
         raise UserError(
             f"{group}: holds the prediction of {_origin(stored)}, made otherwise "
             f"({differences(stored, wanted)}); write --overwrite, or set another predictions_path"
@@ -105,9 +105,21 @@ def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
     for name in (*DETERMINING, *DETERMINING_IF_KNOWN):
         was = getattr(stored, name)
         now = getattr(wanted, name)
-        if was != now:
+        if was == now or (name == "assumed" and was is None):
+            continue
+        if name == "assumed" and now:
+            texts += _differing(was, now)
+        else:
             texts.append(f"{name} was {str(was)[:80]} and is {str(now)[:80]}")
     return "; ".join(texts)
+
+
+def _differing(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    texts = []
+    for name, value in now.items():
+        if was.get(name) != value:
+            texts.append(f"{name} was {str(was.get(name))[:80]} and is {value[:80]}")
+    return texts
 
 
 def is_processed(group: Path, wanted: ProcessedRecord) -> bool:
@@ -117,6 +129,8 @@ def is_processed(group: Path, wanted: ProcessedRecord) -> bool:
         return False
     stored = read_processed(group)
     if stored is None or stored.key != wanted.key:
+        return False
+    if not stored.prediction.is_same(wanted.prediction):
         return False
     return is_finished(group) and not lost_chunks(group)
 
@@ -141,7 +155,7 @@ def refuse_stale(
             f"{group}: made with another threshold or process_config.py than there is now; run "
             "process again"
         )
-    if prediction is not None and prediction.key != stored.prediction.key:
+    if prediction is not None and not prediction.is_same(stored.prediction):
         raise UserError(f"{group}: made of another prediction than there is now; run process again")
 
 

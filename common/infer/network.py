@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from common import runtime
+from common.config.code import note_other_code
 from common.config.heads import exclusive_channels
 from common.config.input_channels import values_of
 from common.config.settings import TrainConfig
@@ -47,6 +48,10 @@ LIKE_IN_TRAINING = (
 """Settings that must be what they were in training, beside the scales of the arrays."""
 
 ARRAYS = ("input_array_info", "target_array_info")
+
+ASSUMED = ("classes", "derived", "softmax", "model_kwargs", "raw_normalization")
+"""Settings that weights without settings have from the experiment, beside those that a prediction
+has on record anyway."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
     if is_whole:
         checkpoint.refuse_other_classes(path, saved, config.channels)
         _refuse_other_input(path, saved["settings"], config)
+        note_other_code(path, saved, config)
     device = runtime.pick_device(config.device)
     with published.replaced():
         model = build.build_model(config, device)
@@ -157,9 +163,18 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
         exclusive=exclusive_channels(config),
     )
     record = _record(config, path, saved if is_whole else {}, forward.precision.name)
+    if not is_whole:
+        record = replace(record, assumed=_assumed(config))
     scalings = checkpoint.scalings_in(saved) if is_whole else {}
     network = network_of(config, model.eval(), forward, record=record, scalings=scalings)
     return replace(network, networks_of_channels=_networks_of_channels(saved if is_whole else {}))
+
+
+def _assumed(config: TrainConfig) -> dict[str, str]:
+    """What an experiment says of weights without settings."""
+    recorded = config.record()
+    assumed = {name: recorded[name] for name in ASSUMED}
+    return assumed | {"input_scale": str(list(config.input_array_info["scale"]))}
 
 
 def _networks_of_channels(saved: Mapping[str, Any]) -> dict[str, frozenset[str]]:

@@ -180,7 +180,7 @@ def stages_of(making: Making, folder: Path, record: ProcessedRecord) -> Stages |
     grid = making.prediction.grid
     if making.crew is None and math.prod(grid.shape) <= volume_module.IN_MEMORY:
         return None
-    key = key_of([record.key, making.block.tolist()])
+    key = key_of([record.key, record.prediction.made, making.block.tolist()])
     place = Place(folder, making.name, grid, key)
     return Stages(place, making.crew, prepare=partial(_recipe_of, Source.of(making)))
 

@@ -266,8 +266,8 @@ def load_network(config: TrainConfig, path: Path) -> Network:
             f"{path}: has the classes {', '.join(package.settings['classes'])}, and "
             f"{config.folder} has {', '.join(config.channels)}"
         )
-    # an experiment's own would say what its own network takes
-    if path_of(config) is None:
+    # those of an experiment, or of another package, say what its own network takes
+    if path_of(config) != path:
         config = replace(config, **package.settings)
     epoch = package.facts.get("epoch")
     device = runtime.pick_device(config.device)

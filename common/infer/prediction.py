@@ -83,6 +83,11 @@ class Probability:
         self.shape = prediction.grid.shape
         self.dtype = np.dtype(np.float32)
 
+    @property
+    def offset_nm(self) -> list[float] | None:
+        """nm, z, y, x, that an affinity was learnt over; None where it is none, or is not known."""
+        return self.prediction.record.offset_nm
+
     def __getitem__(self, where: Any) -> np.ndarray:
         """Of slices along z, y, x, those left out being whole, or of `...`."""
         if where is ...:

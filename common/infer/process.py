@@ -28,6 +28,7 @@ from common.data import ngff, records, regions, regrid, series
 from common.data.ngff import Grid
 from common.data.records import PredictionRecord, ProcessedRecord
 from common.data.regions import Region
+from common.data.sources.place import bare
 from common.errors import Incomplete, UserError, collect
 from common.files import key_of
 from common.infer import cluster, instances, ledger, one_class, sharing, status
@@ -39,7 +40,7 @@ from common.infer.recipe import Recipe, load_recipe
 from common.infer.stages import clear_stages
 from common.infer.volume import EVERYWHERE, Stages, Volume
 from common.infer.writer import writing
-from common.talk import count, note, progress, say, some
+from common.talk import count, note, note_once, progress, say, some
 
 Predicted: TypeAlias = tuple[Region, dict[str, Prediction]]
 """A box, and its predictions by class."""
@@ -140,7 +141,22 @@ def _open_fitting(recipe: Recipe, region: Region, folder: Path, name: str) -> Pr
             "predict with --overwrite"
         )
     one_class.block_shape(recipe, prediction)  # which refuses other voxels
+    _note_other_raw(region, prediction, folder)
     return prediction
+
+
+def _note_other_raw(region: Region, prediction: Prediction, folder: Path) -> None:
+    """Two volumes of one's own have one folder where their stores have one name."""
+    predicted = prediction.record.raw
+    is_own_volume = region.truth is None and not region.classes
+    if not is_own_volume or predicted is None:
+        return
+    volume = str(bare(region.raw))
+    if not predicted.startswith(volume):
+        note_once(
+            f"{folder}: predicted from {predicted}, and the volume here is {volume}; if that is "
+            "another one, set another predictions_path and predict it"
+        )
 
 
 def process_region(
@@ -277,7 +293,9 @@ def _is_begun(path: Path, record: ProcessedRecord) -> bool:
     if records.is_damaged(path) or records.is_finished(path):
         return False
     stored = records.read_processed(path)
-    return stored is not None and stored.key == record.key
+    if stored is None or stored.key != record.key:
+        return False
+    return stored.prediction.is_same(record.prediction)
 
 
 def _note_everywhere(region: Region, folder: Path, thresholds: Mapping[str, float]) -> None:

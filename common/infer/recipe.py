@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from common.classes import INSTANCES
+from common.config.code import imported_files
 from common.config.instance_options import defaults
 from common.config.load import load_process_config
 from common.config.settings import ProcessConfig, TrainConfig
@@ -201,38 +201,8 @@ def code_hash(path: Path) -> str:
         files |= new
         imported: set[Path] = set()
         for file in new:
-            imported.update(_imported_files(file))
+            imported.update(imported_files(file, [IMPORT_ROOT]))
         new = imported - files
     # sorted, since names do not count
     digests = sorted(sha256_of_file(file) for file in files)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _imported_files(path: Path) -> Iterator[Path]:
-    """Files of its folder and of this repository that a file imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        for module in _imported_modules(path, node):
-            file = module.with_suffix(".py")
-            if file.is_file():
-                yield file.resolve()
-
-
-def _imported_modules(path: Path, node: ast.AST) -> list[Path]:
-    """Where the modules would be that an import names, without `.py`; [] for another node."""
-    # a bare name may be that of a file beside it
-    roots = [path.parent, IMPORT_ROOT]
-    modules = []
-    if isinstance(node, ast.Import):
-        for root in roots:
-            modules += [root.joinpath(*alias.name.split(".")) for alias in node.names]
-        return modules
-    if not isinstance(node, ast.ImportFrom):
-        return []
-    if node.level:
-        roots = [path.parents[node.level - 1]]
-    parts = node.module.split(".") if node.module else []
-    for root in roots:
-        base = root.joinpath(*parts)
-        # a name that is imported from a package may be a module of it
-        modules += [base, *(base / alias.name for alias in node.names)]
-    return modules

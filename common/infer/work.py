@@ -21,7 +21,7 @@ import torch
 import zarr
 
 from common import runtime
-from common.config.heads import range_nm
+from common.config.heads import offset_nm, range_nm
 from common.config.settings import TrainConfig
 from common.data import series
 from common.data.raw import Raw
@@ -170,6 +170,12 @@ def _with_margin(region: Region, raw: Raw, margin: float) -> tuple[np.ndarray, n
 
 def _refuse_exchange(network: Network, region: Region, shape: tuple[int, int, int]) -> None:
     """Raises UserError where the network does not take a window with y and x exchanged."""
+    across = network.forward_pass.sections or network.flat
+    if across:
+        raise UserError(
+            f"{region}: 16 orientations exchange y and x, and planes across {'zyx'[across]} would "
+            "be others then; write 8"
+        )
     given = network.shapes(shape)
     if given is None:
         return  # it cannot be asked
@@ -277,12 +283,17 @@ def begin(
     record = replace(
         describe(network, region, plan, output),
         largest_block=plan.largest,
+        trained_on=_was_trained_on(network, region),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
     volumes = []
     for name in classes:
-        of_channel = replace(record, range_nm=range_nm(network.config, name))
+        of_channel = replace(
+            record,
+            range_nm=range_nm(network.config, name),
+            offset_nm=offset_nm(network.config, name),
+        )
         volumes.append(open_class(folder / name, plan, name, of_channel))
     left = []
     for number in plan.blocks:
@@ -298,6 +309,17 @@ def begin(
         volumes=volumes,
         left=left,
     )
+
+
+def _was_trained_on(network: Network, region: Region) -> bool | None:
+    """Whether one of the networks was trained on a box; None where nothing tells of one of them."""
+    unknown = False
+    for each in network.each:
+        if each.trained_on is None:
+            unknown = True
+        elif str(region) in each.trained_on:
+            return True
+    return None if unknown else False
 
 
 def compute_and_write(work: Work, stopped: Callable[[], bool] = never) -> int:
@@ -359,8 +381,9 @@ def _computed(work: Work) -> Iterator[BlockValues]:
 
 def _stored(work: Work, logits: torch.Tensor) -> torch.Tensor:
     """What is stored of the logits (classes, z, y, x) of all classes: some of them, encoded."""
-    # all of them are not indexed, which would copy a block
-    picked = logits if len(work.channels) == len(logits) else logits[work.channels]
+    # all of them in their order are not indexed, which would copy a block
+    is_all = work.channels == list(range(len(logits)))
+    picked = logits if is_all else logits[work.channels]
     return encode.encode(picked, work.output.content, getattr(torch, work.output.dtype))
 
 

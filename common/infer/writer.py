@@ -118,7 +118,7 @@ def _was_begun(path: Path, plan: BlockPlan, record: PredictionRecord, journal: J
     stored = records.read_prediction(path)
     if stored is None:
         return False
-    is_same = stored.key == record.key and stored.largest_block == record.largest_block
+    is_same = stored.is_like(record) and stored.largest_block == record.largest_block
     return is_same and not _has_damaged_arrays(path, plan)
 
 

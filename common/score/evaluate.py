@@ -27,7 +27,7 @@ from common.infer.recipe import THRESHOLDS, Recipe, load_recipe, read_thresholds
 from common.provenance import provenance
 from common.score import judge, submission, submitted, versions
 from common.score.judge import Evaluation, Truth
-from common.score.publish import note_annotation, publish
+from common.score.publish import note_annotation, note_networks, publish
 from common.score.result import Asked, Checkpoint, Provenance, Scores
 from common.score.submitted import SubmittedCrop
 from common.score.summary import summary
@@ -214,6 +214,11 @@ def _score(
         )
     # what is wrong with any of them is said before the minutes of work
     records = collect(partial(check, recipe), jobs)
+    predictions = []
+    for job, record in zip(jobs, records, strict=True):
+        if record is not None:
+            predictions.append((job.crop, job.name, record.prediction))
+    note_networks(predictions)
     evaluations = parallel(judge_job, jobs, workers)
     note_annotation(evaluations)
     evaluations = _known_ones(evaluations)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from common.data import annotation
+from common.data.records import PredictionRecord
 from common.score import judge, result, tables
 from common.score.judge import Evaluation
 from common.score.result import CropScore, Scores
@@ -61,6 +62,31 @@ def _note_everywhere(scores: Scores, say: Callable[[str], None]) -> None:
         say(
             f"note: {name} is found in nearly all voxels of {some(crops, 4)}, and annotated in a "
             "part of them: look at the pictures (visualize), and at its threshold"
+        )
+
+
+def note_networks(predictions: Iterable[tuple[str, str, PredictionRecord]]) -> None:
+    """Note crops that their network was trained on, and classes that several networks predicted.
+
+    predictions: crop, class, and how the class was predicted there.
+    """
+    learnt: dict[str, None] = {}
+    networks: dict[str, set[str]] = {}
+    for crop, name, record in predictions:
+        if record.trained_on:
+            learnt[crop] = None
+        if record.sha256:
+            networks.setdefault(name, set()).add(record.sha256)
+    if learnt:
+        note(
+            f"{some(list(learnt))}: predicted by a network that was trained on it; scores there, "
+            "and thresholds chosen there, say nothing of other data"
+        )
+    several = [name for name, of_class in networks.items() if len(of_class) > 1]
+    if several:
+        note(
+            f"{some(several)}: not all crops were predicted by the same checkpoint; if that is not "
+            "meant, predict and process them with --overwrite"
         )
 
 

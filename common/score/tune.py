@@ -22,6 +22,7 @@ from common.infer.recipe import THRESHOLDS, Recipe, read_recipe, read_thresholds
 from common.infer.volume import EVERYWHERE
 from common.score import summary, versions
 from common.score.judge import FULL, Evaluation, beside, beside_text
+from common.score.publish import note_networks
 from common.score.trials import COARSE, DEFAULT, Trial, Tried, look, try_all
 from common.score.versions import CSC, Version
 from common.score.workers import Workers, parallel
@@ -340,19 +341,22 @@ def _trials(
 def _checkpoints(trials: Sequence[Trial], say: Callable[[str], None]) -> dict[str, str]:
     """SHA-256 of the checkpoint that predicted each class; "" where the prediction does not say.
 
-    Notes predictions that lie beside the voxels of the annotation.
+    Notes predictions that lie beside the voxels of the annotation, and as `note_networks`.
     """
     checkpoints = {}
     offsets = {}
+    made = []
     # all predictions are looked at before the first is processed
     predictions = collect(_check, trials)
     for trial, prediction in zip(trials, predictions, strict=True):
         checkpoints[trial.name] = prediction.record.sha256 or ""
+        made.append((trial.crop, trial.name, prediction.record))
         truth = ngff.open_levels(trial.truth)[0]
         offsets[f"{trial.crop}/{trial.name}"] = beside(prediction.level, truth.grid)
     text = beside_text(offsets, len(trials), "the annotation")
     if text:
         say(f"note: {text}")
+    note_networks(made)
     return checkpoints
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from common import runtime
+from common.config.code import NETWORK_CODE, network_code
 from common.config.settings import TrainConfig
 from common.data.normalize import Scaling, Scalings
 from common.data.sampling import BLOCK_ORDER
@@ -87,6 +88,7 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
         "scaler": state.scaler.state_dict(),
         "classes": list(config.channels),
         "settings": config.record(),
+        NETWORK_CODE: network_code(config),
         "provenance": provenance(REPOSITORY),
         "split_hash": split_hash,
         "block_order": BLOCK_ORDER,

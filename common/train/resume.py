@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from common import runtime
+from common.config.code import note_other_code
 from common.config.input_channels import values_of
 from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
 from common.data.normalize import Scalings
@@ -179,6 +180,7 @@ def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) 
         changes = _restore(config, state, saved, path)
         _note_other_order(path, state, saved)
         _note_other_labels(path, state, saved)
+        note_other_code(path, saved, config)
 
     path, unreadable = _newest_good(own, config, restore, weights_file.read)
     for problem in unreadable:

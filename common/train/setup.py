@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from common import runtime
+from common.config.code import network_code
 from common.config.heads import exclusive_channels
 from common.config.settings import TrainConfig
 from common.data import augment, loaders
@@ -168,6 +169,7 @@ def build_network(config: TrainConfig, device: torch.device) -> tuple[nn.Module,
     """Return the network with new weights, and what is unusual about it and its schedule."""
     runtime.seed_everything(config.random_seed)  # again: trying out a loss may draw numbers
     model = together.share_statistics(build_model(config, device), device)
+    network_code(config)  # before hours in which the files may be edited: see there
     unusual = schedule.try_out(config, model)
     unusual += unusual_outputs(config, model)
     unusual += single_patches(config, model)

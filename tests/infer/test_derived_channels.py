@@ -65,6 +65,8 @@ def test_derived_channels_are_trained_predicted_and_made_into_objects(experiment
     assert sorted(names) == sorted(tiny.config().channels)
     assert read_prediction(folder / "mito_distance").range_nm == [-32, 32]
     assert read_prediction(folder / "mito_boundary").range_nm is None
+    assert read_prediction(folder / "mito_affinity_1").offset_nm == [0, 16, 0]
+    assert read_prediction(folder / "mito_distance").offset_nm is None
     [processed] = process(tiny.folder, data=tiny.data, classes=["mito"])
     level = open_levels(processed / "mito")[0]
     assert (level.read((0, 0, 0), level.shape) == 1).all()
@@ -93,6 +95,17 @@ def test_a_mean_over_turned_copies_is_refused_with_affinities(experiment):
     tiny = experiment(text=DERIVED)
     with pytest.raises(UserError, match="affinities are of pairs along a direction"):
         predict(tiny.folder, data=tiny.data, orientations=8)
+
+
+def test_channels_of_one_name_that_mean_something_else_are_not_averaged(experiment):
+    """40 nm of one network are no 80 nm of another, though both channels have one name."""
+    tiny = experiment(text=DERIVED, epochs=1, iterations_per_epoch=1)
+    other = experiment("other", text=DERIVED.replace("clip=32", "clip=64"), epochs=1)
+    tiny.train()
+    there = other.train(iterations_per_epoch=1).checkpoint
+    for weights in ([str(there)], ["best", str(there)]):
+        with pytest.raises(UserError, match=r"its channels were derived as .*clip=64"):
+            predict(tiny.folder, data=tiny.data, weights=weights)
 
 
 def test_other_declarations_than_in_training_are_refused(experiment):

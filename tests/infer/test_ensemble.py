@@ -274,6 +274,8 @@ def test_crops_that_a_network_was_trained_on_are_noted(experiment, capfd):
     notes = [line for line in capfd.readouterr().err.splitlines() if "was trained on" in line]
     assert len(notes) == 1
     assert str(second) in notes[0] and "tiny/crop3" in notes[0]
+    written = tiny.config("run_name=both").path("predictions_path") / "tiny.zarr/crop3/mito"
+    assert read_prediction(written).trained_on is True
     (tiny.folder / "fold2.csv").unlink()
     predicted(tiny, second, first, into="both", overwrite=True)
     assert f"{second}: its datasplit is not there any more" in capfd.readouterr().err

@@ -63,6 +63,15 @@ def test_whatever_determines_voxels_changes_the_key(name):
     assert ledger.differences(PREDICTED, other).startswith(f"{name} was ")
 
 
+def test_what_was_assumed_of_weights_counts_where_it_is_on_record():
+    """Predictions of before it was recorded are not made again."""
+    first = replace(PREDICTED, assumed={"classes": "('a', 'b')", "softmax": "()"}).with_key()
+    other = replace(PREDICTED, assumed={"classes": "('b', 'a')", "softmax": "()"}).with_key()
+    assert PREDICTED.is_like(first) and PREDICTED.is_like(PREDICTED)
+    assert not first.is_like(other) and not first.is_like(PREDICTED)
+    assert ledger.differences(first, other) == "classes was ('a', 'b') and is ('b', 'a')"
+
+
 def test_what_does_not_determine_voxels_does_not_change_the_key():
     other = replace(PREDICTED, checkpoint="/moved.pt", largest_block=64, environment={})
     assert other.with_key().key == PREDICTED.key

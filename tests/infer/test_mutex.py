@@ -122,6 +122,24 @@ def test_unknown_affinities_say_nothing(block):
     assert same_partition(ids, np.where(np.arange(6) < 3, 1, 2)[:, None, None] * mask)
 
 
+def test_offsets_of_another_training_are_refused():
+    class Predicted(np.ndarray):
+        offset_nm = None
+
+    ids = cells()
+    channels = affinities_of(ids)
+    volumes = {}
+    for (name, array), offset in zip(channels.items(), OFFSETS, strict=True):
+        values = array.view(Predicted)
+        values.offset_nm = [float(length) for length in offset]
+        volumes[name] = volume(values, None)
+    mask = volume(ids > 0, None)
+    assert same_partition(mutex_watershed(mask, volumes, "aff", OFFSETS).array, _in_one_piece(ids))
+    swapped = [OFFSETS[1], OFFSETS[0], *OFFSETS[2:]]
+    with pytest.raises(UserError, match=r"aff_0 was learnt of voxels \(8.0, 0.0, 0.0\) nm apart"):
+        mutex_watershed(mask, volumes, "aff", swapped)
+
+
 def test_an_empty_mask_has_no_objects():
     ids = np.zeros((5, 6, 7), np.uint8)
     assert not found(ids, affinities_of(ids), (3, 3, 3)).any()

@@ -124,6 +124,15 @@ def test_planes_of_a_network_that_pads_are_those_of_networks_across_each_axis(
     assert np.abs(found - each[2]).max() > 0.01
 
 
+def test_planes_are_not_exchanged_with_others(experiment):
+    """A network that takes any size would be given lines of voxels for planes."""
+    tiny = experiment(files={"model.py": PADDED}, **patch((1, 16, 16)))
+    save_weights(tiny)
+    values(tiny, **LOGITS, orientations=16)
+    with pytest.raises(UserError, match="planes across y would be others then; write 8"):
+        values(tiny, **LOGITS, orientations=16, planes="all")
+
+
 def test_an_ensemble_is_the_mean_probability_of_networks_over_all_planes(experiment):
     tiny = experiment(files={"model.py": SLICES}, **patch((1, 20, 20), 2))
     paths = [save_weights(tiny, seed, f"seed{seed}") for seed in (1, 2)]

@@ -1096,6 +1096,22 @@ def test_weights_of_another_trainer_are_taken(tiny, wrapped, capfd):
     assert about["checkpoint"] == str(path) and "epoch" not in about
 
 
+def test_classes_that_changed_places_make_another_prediction_of_weights_alone(tiny):
+    """Nothing in such a file tells the order: what is there was stored by the one before."""
+    best = tiny.config().path("model_save_path") / "best.pt"
+    path = tiny.folder / "weights.pt"
+    torch.save(torch.load(best, weights_only=True)["model"], path)
+    before = values(run(tiny, weights=str(path)))
+    assert values(run(tiny, weights=str(path))) is not None
+    text = (tiny.folder / "data.py").read_text()
+    swapped = text.replace("('mito', 'er', 'nuc')", "('er', 'mito', 'nuc')")
+    (tiny.folder / "data.py").write_text(swapped)
+    with pytest.raises(UserError, match=r"classes was \('mito', 'er', 'nuc'\) and is \('er', "):
+        run(tiny, weights=str(path))
+    after = values(run(tiny, weights=str(path), overwrite=True))
+    np.testing.assert_array_equal(after, before[[1, 0, 2]])
+
+
 def test_weights_of_another_network_are_refused_with_the_first_difference(tiny, fails):
     best = tiny.config().path("model_save_path") / "best.pt"
     weights = torch.load(best, weights_only=True)["model"]

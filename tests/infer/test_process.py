@@ -342,6 +342,9 @@ CHANGES = {
     "the prediction": lambda tiny: write_prediction(
         tiny, "mito", np.full((24, 24, 24), 200, np.uint8), key="b"
     ),
+    "the same prediction made again": lambda tiny: write_prediction(
+        tiny, "mito", np.full((24, 24, 24), 200, np.uint8), made="2026-01-02T00:00:00+00:00"
+    ),
 }
 
 
@@ -359,7 +362,8 @@ def done(experiment):
     """mito is processed, and its first voxel marked, which shows if it is processed again."""
     tiny = experiment(files={"deep.py": "value = 1"})
     tiny.write("data.py", (tiny.folder / "data.py").read_text() + "\nfrom .deep import value")
-    write_prediction(tiny, "mito", np.full((24, 24, 24), 200, np.uint8))
+    made = "2026-01-01T00:00:00+00:00"
+    write_prediction(tiny, "mito", np.full((24, 24, 24), 200, np.uint8), made=made)
     run(tiny, classes=("mito",))
     path = tiny.config().path("processed_path") / "tiny.zarr/crop3/mito/s0"
     zarr.open_array(str(path), mode="r+")[0, 0, 0] = 9
@@ -540,6 +544,18 @@ def test_a_volume_of_ones_own_is_processed(experiment):
     )
     (made,) = run(tiny, volume=tiny.raw)
     np.testing.assert_array_equal(ngff.open_levels(made / "er")[0].array[...], values > 127)
+
+
+def test_a_volume_that_only_shares_its_name_with_the_predicted_one_is_noted(experiment, capsys):
+    tiny = experiment()
+    folder = tiny.config().path("predictions_path") / "tiny.zarr/whole/er"
+    for raw, is_noted in ((tiny.raw / "s0", False), ("/other/tiny.zarr/recon-1/em/s0", True)):
+        about = {"content": "probability", "key": "a", "raw": str(raw)}
+        values = np.full((56, 56, 56), 200, np.uint8)
+        ngff.write_multiscale(folder, values, (8, 8, 8), attributes={"prediction": about})
+        run(tiny, volume=tiny.raw, overwrite=True)
+        said = capsys.readouterr().err
+        assert (f"predicted from {raw}, and the volume here is {tiny.raw}" in said) is is_noted
 
 
 def test_of_a_test_crop_the_classes_that_are_scored_are_processed(experiment, tmp_path, capsys):

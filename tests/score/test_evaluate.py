@@ -522,6 +522,7 @@ def test_everything_that_is_missing_or_too_small_is_said_at_once(tiny):
     assert not (tiny.folder / "results").exists()
 
 
+LATER = "2026-01-02T00:00:00+00:00"
 STALE = {
     "process_config.py": (
         lambda tiny: configured(tiny, ABOVE + "batch_size = 1"),
@@ -535,12 +536,17 @@ STALE = {
         lambda tiny: write_prediction(tiny, "er", truth(tiny, "er") * 255, key="b"),
         "made of another prediction",
     ),
+    "prediction that was made again": (
+        lambda tiny: write_prediction(tiny, "er", truth(tiny, "er") * 255, made=LATER),
+        "made of another prediction",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", STALE)
 def test_what_process_would_make_anew_is_not_scored(tiny, what):
-    write_prediction(tiny, "er", truth(tiny, "er") * 255)
+    made = "2026-01-01T00:00:00+00:00"
+    write_prediction(tiny, "er", truth(tiny, "er") * 255, made=made)
     run(tiny, classes=("er",))
     assert scored(tiny, classes=("er",))["classes"]["er"]["score"] == 1
     change, words = STALE[what]

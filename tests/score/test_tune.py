@@ -393,6 +393,32 @@ def test_a_prediction_half_a_voxel_beside_the_annotation_is_told(tiny):
     assert "tiny/crop3/er by 0, 3, 0 nm" in note
 
 
+def test_crops_that_trained_and_several_checkpoints_are_told(tiny, capfd):
+    shape = (24, 24, 24)
+    for name, crop, sha256, trained_on in (
+        ("mito", "crop1", "a", True),
+        ("mito", "crop3", "b", False),
+        ("er", "crop3", "b", None),
+    ):
+        values = np.where(truth(tiny, name, crop), 200, 50).astype(np.uint8)
+        assert values.shape == shape
+        write_prediction(tiny, name, values, crop=crop, sha256=sha256, trained_on=trained_on)
+    choose(tiny, crops="crop1,crop3", classes=("mito",))
+    learnt = "note: tiny/crop1: predicted by a network that was trained on it; scores there"
+    several = "note: mito: not all crops were predicted by the same checkpoint"
+    said = capfd.readouterr().err
+    assert learnt in said and several in said
+    run(tiny, crops="crop1,crop3", classes=("mito",))
+    run(tiny, crops="crop3", classes=("er",))
+    capfd.readouterr()
+    quiet = {"data": tiny.data, "say": lambda line: None}
+    evaluate.evaluate(tiny.folder, "crop1,crop3", classes=("mito",), **quiet)
+    said = capfd.readouterr().err
+    assert learnt in said and several in said
+    evaluate.evaluate(tiny.folder, "crop3", classes=("mito", "er"), **quiet)
+    assert capfd.readouterr().err == ""
+
+
 def test_thresholds_know_the_crops_and_the_version_they_were_chosen_by(tiny):
     predict_all(tiny)
     choose(tiny, crops="crop1,crop3", classes=("er",), metric_version="definition-2026-06")

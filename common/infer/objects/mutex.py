@@ -38,6 +38,10 @@ from common.infer.volume import (
 )
 
 
+SAME_OFFSET = 0.1
+"""Of a voxel: what rounding of nm leaves between two offsets that are one."""
+
+
 def mutex_watershed(  # noqa: PLR0917  # so it is called in process_config.py files
     mask: Volume,
     channels: Mapping[str, Volume],
@@ -129,6 +133,7 @@ def _affinities(
         raise UserError("offsets is empty; write those that the affinities were made with, in nm")
     volumes = tuple(channels[f"{name}_{k}"] for k in range(len(offsets)))
     for k, volume in enumerate(volumes):
+        _refuse_other_offset(volume, f"{name}_{k}", offsets[k], mask.voxel_size)
         if volume.shape != mask.shape:
             raise UserError(
                 f"{name}_{k} of shape {volume.shape} for a mask of shape {mask.shape}; make them "
@@ -143,6 +148,21 @@ def _affinities(
                 f"{list(mask.voxel_size)} nm; write whole multiples of the voxel size"
             )
     return _Affinities(volumes, voxels)
+
+
+def _refuse_other_offset(
+    volume: Volume, channel: str, offset: Sequence[float], voxel_size: Sequence[float]
+) -> None:
+    """Raises UserError where a prediction says that an affinity is about another pair of voxels."""
+    learnt = getattr(volume.array, "offset_nm", None)
+    if learnt is None:
+        return
+    apart = np.abs(np.subtract(learnt, offset)) / voxel_size
+    if apart.max() > SAME_OFFSET:
+        raise UserError(
+            f"{channel} was learnt of voxels {tuple(learnt)} nm apart, and its offset here is "
+            f"{tuple(offset)}; write the offsets that it was trained with, in their order"
+        )
 
 
 def _weights(weights: Sequence[float], n: int) -> tuple[float, ...]:
