@@ -77,7 +77,8 @@ def test_a_network_of_no_file_of_the_experiment_has_none(experiment):
     )
     assert code(tiny) == ""
     elsewhere = experiment(
-        "elsewhere", files={"model.py": "from common.model.unet3d import build_unet3d as build_model\n"}
+        "elsewhere",
+        files={"model.py": "from common.model.unet3d import build_unet3d as build_model\n"},
     )
     assert code(elsewhere) == ""
 
