@@ -37,7 +37,6 @@ from common.infer.volume import (
     smallest_dtype,
 )
 
-
 SAME_OFFSET = 0.1
 """Of a voxel: what rounding of nm leaves between two offsets that are one."""
 
