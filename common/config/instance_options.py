@@ -8,6 +8,8 @@ from typing import Any
 
 from common.talk import some
 
+BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 CHANNELS = "channels"
 """Name of the argument that takes the predicted channels of the box by name."""
 
@@ -18,10 +20,14 @@ def takes_channels(function: Callable) -> bool:
 
 
 def defaults(function: Callable) -> dict[str, Any]:
-    """Return the options of a function: its arguments with a default."""
+    """Return the options of a function: its arguments with a default, after those it is given."""
+    parameters = _parameters(function)
+    by_place = [name for name, parameter in parameters.items() if parameter.kind in BY_PLACE]
+    # the mask, the probability and the name, which may have defaults too
+    given = [*by_place[:3], CHANNELS]
     found = {}
-    for name, parameter in _parameters(function).items():
-        if parameter.default is not inspect.Parameter.empty:
+    for name, parameter in parameters.items():
+        if name not in given and parameter.default is not inspect.Parameter.empty:
             found[name] = parameter.default
     return found
 

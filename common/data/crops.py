@@ -292,8 +292,7 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
     _check_size(row, raw, request.patch_nm)
 
     names = _classes_to_read(row, request)
-    with_ids = tuple(name for name in request.with_ids if name in names)
-    refuse_masks(row, with_ids)
+    with_ids = told_apart(row, [name for name in request.with_ids if name in names])
     lower, upper = label.box()
     margin = request.margins_nm[row.usage]
     start, stop = raw_voxels(lower - margin, upper + margin, raw.grid)
@@ -372,22 +371,24 @@ def _plan_channels(
     return tuple(blocks)
 
 
-def refuse_masks(row: Row, names: Sequence[str]) -> None:
-    """Raise UserError for classes whose metadata say that they have no ids."""
+def told_apart(row: Row, names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of some annotated classes of a crop whose volumes tell objects apart.
+
+    A class that networks alone labelled there is left out. Raises UserError for one that people
+    annotated as a mask.
+    """
+    found = []
     for name in names:
         level = ngff.open_levels(row.class_volume(name))[0]
-        if pseudo.of_networks(level) is not None:
-            raise UserError(
-                f"{level.group}: class '{name}' was completed by networks, which tell no objects "
-                "apart, and derived channels are made of objects; leave them out of the joint "
-                "network, or train on the datasplit of the annotation"
-            )
-        if encoding_of(level, name).is_said_to_be_mask:
+        if not encoding_of(level, name).is_said_to_be_mask:
+            found.append(name)
+        elif pseudo.of_networks(level) is None:
             raise UserError(
                 f"{level.group}: class '{name}' is a mask by its annotation_type, without ids that "
                 "tell objects apart, which derived channels are made of; leave them out, or number "
                 f'its objects and write annotation_type.type = "{INSTANCE_TYPE}" into its .zattrs'
             )
+    return tuple(found)
 
 
 def _missing_raw(level: Level, lower: np.ndarray, upper: np.ndarray) -> MissingChunks:

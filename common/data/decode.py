@@ -287,13 +287,15 @@ def _read_labels(
         return _reduced_labels(reader, first, reader.read(first, last), factor)
     ids, positive, unknown = reader.read_ids(first, last)
     labels = _reduced_labels(reader, first, (positive, unknown), factor)
+    objects = reduced(ids, positive, factor)
     not_numbered = np.zeros(labels.positive.shape, bool)
     if labels.unknown is not None:
         not_numbered |= labels.unknown
-    if labels.pseudo is not None:  # networks that complete an annotation number no objects
-        not_numbered |= labels.pseudo
+    if labels.pseudo is not None:
+        # networks number no objects, and what follows from other classes says nothing of them
+        not_numbered |= labels.pseudo | (objects == pseudo.WITHOUT_ID)
     is_object = labels.positive & ~not_numbered
-    writer.write(start, reduced(ids, positive, factor), is_object, not_numbered)
+    writer.write(start, objects, is_object, not_numbered)
     return labels
 
 

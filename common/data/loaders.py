@@ -108,7 +108,13 @@ def _refuse_masks(config: TrainConfig, crops: Sequence[Crop]) -> None:
     """
     for name in with_ids(config):
         having = [crop for crop in crops if name in crop.with_ids]
-        if not having or not all(name in crop.like_masks for crop in having):
+        if not having:
+            raise UserError(
+                f"{config.path('datasplit_path')}: derived: no training crop has ids of '{name}'; "
+                "add one whose annotation tells its objects apart, or leave out the channels that "
+                "are made of them"
+            )
+        if not all(name in crop.like_masks for crop in having):
             continue
         where = f"class '{name}' is 0 and 1 in {some([crop.name for crop in having])}"
         if name not in INSTANCES:

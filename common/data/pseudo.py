@@ -2,7 +2,7 @@
 
 A label volume whose labels are in part those of networks has an array ARRAY beside its finest
 level, with 1 where a label is of a network. Who looks at the volume without it sees ordinary labels
-of 0, 1 and unknown.
+of 0, 1 and unknown; or, where the annotation tells objects apart, its ids, WITHOUT_ID and unknown.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from common.data.level import Level
 from common.data.palette import UNKNOWN, complete
 
 ARRAY = "pseudo"
+
+WITHOUT_ID = 2**63 - 2
+"""Value in a volume of ids: the class is there, and no annotation says which object it is."""
+
+UNKNOWN_ID = 2**64 - 1
+"""Value of unknown in a volume of ids. No id is as large: they are read as int64."""
 
 IN_PALETTE = 2
 """Added to the label of a network where palettes are stored: 2 is negative, 3 positive."""

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import zarr
 
+from common.classes import atoms_of
 from common.data import ngff, pseudo, regrid
-from common.data.annotation import LabelReader
+from common.data.annotation import Encoding, LabelReader, encoding_of
 from common.data.box import boxes
 from common.data.decode import Labels, encode_known
 from common.data.level import Grid, Level
 from common.data.palette import CODE_OF_UNKNOWN, UNKNOWN, in_uint8
+from common.data.sources.excerpt import INSTANCE_TYPE
 from common.data.split import Row
 from common.errors import UserError
 from common.talk import progress
@@ -79,15 +81,16 @@ def write(crop: Crop, folder: Path) -> Completed:
     """
     readers = _readers(crop.row)
     grid = readers[0].level.grid
-    arrays = _Arrays.begin(folder, grid, crop.classes)
+    arrays = _Arrays.begin(folder, grid, crop.classes, with_ids=with_ids(crop.row))
     completed = Completed()
     blocks = list(boxes(grid.shape, (CHUNK,) * 3))
     with progress(len(blocks), f"completing {crop.row.name}", unit="block") as bar:
         for start, stop in blocks:
-            labels = _known_labels(readers, crop, start, stop)
+            annotated = [_Annotated.read(reader, start, stop) for reader in readers]
+            labels = _known_labels(annotated, crop)
             place = Grid(grid.origin + start * grid.scale, grid.scale, tuple(stop - start))
             filled = _filled(crop, labels, place)
-            arrays.write(start, stop, filled)
+            arrays.write(start, stop, filled, {part.name: part.ids for part in annotated})
             completed += _counted(crop, labels, filled)
             bar.update()
     for reader in readers:
@@ -96,6 +99,22 @@ def write(crop: Crop, folder: Path) -> Completed:
     # in their order, whichever block knew them first
     classes = tuple(name for name in crop.classes if name in completed.classes)
     return replace(completed, classes=classes)
+
+
+def with_ids(row: Row) -> list[str]:
+    """The annotated classes of a crop whose objects the annotation tells apart."""
+    names = []
+    for name in row.annotated:
+        level = ngff.open_levels(row.class_volume(name))[0]
+        if _tells_objects(encoding_of(level, name), name):
+            names.append(name)
+    return names
+
+
+def _tells_objects(encoding: Encoding, name: str) -> bool:
+    """Whether the values of a volume are ids; those of an own class are unless it is said."""
+    is_own = not atoms_of(name)
+    return encoding.is_instance or (is_own and not encoding.is_said_to_be_mask)
 
 
 def _readers(row: Row) -> list[LabelReader]:
@@ -127,15 +146,29 @@ def _are_equal(grid: Grid, first: Grid) -> bool:
     return same_size and np.allclose(grid.origin, first.origin, atol=0.5)
 
 
-def _known_labels(
-    readers: Sequence[LabelReader], crop: Crop, start: np.ndarray, stop: np.ndarray
-) -> np.ndarray:
+@dataclass(frozen=True)
+class _Annotated:
+    """What is annotated of a class in a block."""
+
+    name: str
+    ids: np.ndarray
+    """(z, y, x) int64, 0 where the class is not."""
+    labels: Labels
+
+    @classmethod
+    def read(cls, reader: LabelReader, start: np.ndarray, stop: np.ndarray) -> _Annotated:
+        """Voxels start..stop of a class."""
+        ids, positive, unknown = reader.read_ids(start, stop)
+        return cls(reader.name, ids, Labels(positive, unknown))
+
+
+def _known_labels(annotated: Sequence[_Annotated], crop: Crop) -> np.ndarray:
     """(classes, z, y, x) int8: what is annotated in a block, and what follows from it."""
-    annotated = [reader.name for reader in readers]
-    names = [*annotated, *(name for name in crop.classes if name not in annotated)]
-    index, combinations = encode_known([Labels(*reader.read(start, stop)) for reader in readers])
+    own = [part.name for part in annotated]
+    names = [*own, *(name for name in crop.classes if name not in own)]
+    index, combinations = encode_known([part.labels for part in annotated])
     palette = np.full((len(combinations), len(names)), UNKNOWN, np.int8)
-    palette[:, : len(annotated)] = combinations
+    palette[:, : len(own)] = combinations
     palette = crop.rules.complete(palette, names)
     of_classes = palette[:, [names.index(name) for name in crop.classes]]
     return np.moveaxis(of_classes[index], -1, 0)
@@ -161,34 +194,64 @@ def _counted(crop: Crop, labels: np.ndarray, filled: pseudo.Filled) -> Completed
     )
 
 
+MASK = (
+    np.uint8,
+    {
+        "type": "semantic_segmentation",
+        "encoding": {"absent": 0, "present": 1, "unknown": CODE_OF_UNKNOWN},
+    },
+)
+IDS = (
+    np.uint64,
+    {"type": INSTANCE_TYPE, "encoding": {"absent": 0, "unknown": pseudo.UNKNOWN_ID}},
+)
+"""Type and annotation_type of what is stored of a class."""
+
+
+def _with_ids(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Labels (z, y, x) of a class as ids: those of the annotation, where it has some."""
+    stored = np.where(labels == 1, pseudo.WITHOUT_ID, 0).astype(np.uint64)
+    stored[labels == UNKNOWN] = pseudo.UNKNOWN_ID
+    is_object = ids > 0
+    stored[is_object] = ids[is_object].astype(np.uint64)
+    return stored
+
+
 @dataclass(frozen=True)
 class _Arrays:
     """The arrays of a crop that is being written."""
 
     folder: Path
     labels: Mapping[str, zarr.Array]
+    with_ids: Sequence[str]
+    """Classes of which ids are stored."""
     of_networks: Mapping[str, zarr.Array]
     source: zarr.Array
     confidence: zarr.Array
 
     @classmethod
-    def begin(cls, folder: Path, grid: Grid, classes: Sequence[str]) -> _Arrays:
+    def begin(
+        cls, folder: Path, grid: Grid, classes: Sequence[str], *, with_ids: Sequence[str]
+    ) -> _Arrays:
+        """Empty arrays. with_ids: classes whose ids are kept."""
         chunks = (CHUNK,) * 3
-        encoding = {"absent": 0, "present": 1, "unknown": CODE_OF_UNKNOWN}
-        about = {"type": "semantic_segmentation", "encoding": encoding}
-        attributes = {"cellmap": {"annotation": {"annotation_type": about}}}
         labels = {}
         of_networks = {}
         for name in classes:
-            path = folder / name
+            dtype, about = IDS if name in with_ids else MASK
             labels[name] = ngff.start_multiscale(
-                path, grid, np.uint8, chunks, attributes=attributes
+                folder / name,
+                grid,
+                dtype,
+                chunks,
+                attributes={"cellmap": {"annotation": {"annotation_type": about}}},
             )
-            of_networks[name] = ngff.add_array(path, pseudo.ARRAY)
+            of_networks[name] = ngff.add_array(folder / name, pseudo.ARRAY)
         numbers = {str(number): name for number, name in enumerate(classes, 1)}
         return cls(
             folder,
             labels,
+            with_ids,
             of_networks,
             source=ngff.start_multiscale(
                 folder / SOURCE, grid, np.uint8, chunks, attributes={"networks": numbers}
@@ -198,12 +261,22 @@ class _Arrays:
             ),
         )
 
-    def write(self, start: np.ndarray, stop: np.ndarray, filled: pseudo.Filled) -> None:
-        """Write a block."""
+    def write(
+        self,
+        start: np.ndarray,
+        stop: np.ndarray,
+        filled: pseudo.Filled,
+        ids: Mapping[str, np.ndarray],
+    ) -> None:
+        """Write a block. ids: of annotated classes, 0 where there is none."""
         where = ngff.slices(start, stop)
         for number, name in enumerate(self.labels):
             of_class = filled.labels[number]
-            self.labels[name][where] = in_uint8(of_class)
+            if name in self.with_ids:
+                stored = _with_ids(of_class, ids[name])
+            else:
+                stored = in_uint8(of_class)
+            self.labels[name][where] = stored
             self.of_networks[name][where] = filled.is_pseudo[number].astype(np.uint8)
         self.source[where] = filled.source
         self.confidence[where] = filled.confidence

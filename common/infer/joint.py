@@ -20,6 +20,8 @@ from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import ngff, pseudo, regions, split
 from common.data.crop_cache import stamp_of_labels
+from common.data.crops import told_apart
+from common.data.loaders import with_ids
 from common.data.regions import Region
 from common.data.split import Row
 from common.errors import UserError
@@ -112,10 +114,12 @@ def init(
     _refuse(config, threshold)
     path = _datasplit_to_write(config)
     rows = _rows(config)
+    training = [row for row in rows if row.usage == "train"]
+    split.check_files(training)
+    _refuse_masks(config, training)
     found = members_module.find(config.classes, members or config_path, overrides, data)
     members_module.refuse_judges(found, rows)
     members_module.note_other_voxels(found, config)
-    split.check_files([row for row in rows if row.usage == "train"])
     with stopping.interruptible() as stopped, _alone_in(path.parent):
         joint = Joint(config, found, threshold, path, overwrite=overwrite, stopped=stopped)
         _join(joint, rows, selective=selective)
@@ -163,11 +167,12 @@ def _refuse(config: TrainConfig, threshold: float) -> None:
             )
     if len(config.classes) > 254:  # their numbers are stored in uint8
         raise UserError(f"{config.folder}: {len(config.classes)} classes; join at most 254")
-    if config.derived:
-        raise UserError(
-            f"{config.folder}: derived {some(list(config.derived))}: made of objects, which labels "
-            "that networks complete do not tell apart; leave derived out of the joint network"
-        )
+
+
+def _refuse_masks(config: TrainConfig, rows: Sequence[Row]) -> None:
+    """Raises UserError where derived channels are of a class that people annotated as a mask."""
+    for row in rows:
+        told_apart(row, [name for name in with_ids(config) if name in row.annotated])
 
 
 def _datasplit_to_write(config: TrainConfig) -> Path:
@@ -217,6 +222,7 @@ def _made_of(joint: Joint, row: Row) -> dict[str, Any]:
     made_of = {
         "networks": {member.name: member.sha256 for member in joint.members},
         "annotation": stamps,
+        "with_ids": completing.with_ids(row),
         "threshold": joint.threshold,
         "rules": asdict(joint.rules),
     }
@@ -232,6 +238,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         names = [name for name in {**was, **now[what]} if was.get(name) != now[what].get(name)]
         if names:
             parts.append(f"{words} {some(names)} changed")
+    if before["with_ids"] != now["with_ids"]:
+        parts.append(f"ids are kept of {some(now['with_ids'])}")
     if before.get("threshold") != now["threshold"]:
         parts.append(f"--threshold was {before.get('threshold')} and is {now['threshold']}")
     if before.get("rules") != now["rules"]:
@@ -248,7 +256,8 @@ def _stored(folder: Path) -> tuple[dict[str, Any], Completed] | None:
         stored = json.loads(path.read_text())
         values = dict(stored["completed"])
         completed = Completed(**{**values, "classes": tuple(values["classes"])})
-        return dict(stored["made_of"]), completed
+        # crops that were completed before ids were kept have none
+        return {"with_ids": [], **stored["made_of"]}, completed
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); remove the folder {folder}, and it is made anew"

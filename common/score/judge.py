@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import fastremap
 import numpy as np
 
-from common.data import regrid
+from common.data import pseudo, regrid
 from common.data.annotation import LabelReader
 from common.data.ngff import Grid, Level
 from common.data.own.standing import is_imported
+from common.errors import UserError
 from common.infer.volume import EVERYWHERE
 from common.score import challenge, quality
 from common.score.quality import ObjectCounts, VoxelCounts
@@ -117,7 +118,15 @@ def annotated(
     Of what is known throughout, None.
 
     is_instance: whether the class is scored by its objects.
+
+    Raises UserError for labels that networks completed.
     """
+    if pseudo.of_networks(level) is not None:
+        raise UserError(
+            f"{level.group}: labels that networks completed (joint init), and a network is judged "
+            "by what people annotated; write --crops validate, or crops of the annotation's "
+            "datasplit"
+        )
     reader = LabelReader(level, name)
     wanted, known = reader.ids()
     if not is_instance or not _is_own_mask(reader):

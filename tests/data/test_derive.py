@@ -184,6 +184,28 @@ def test_turning_by_90_degrees_commutes_with_making_affinities():
     np.testing.assert_array_equal(after, np.rot90(before, axes=(2, 3)))
 
 
+@pytest.mark.parametrize("channel", CHANNELS, ids=str)
+def test_turning_and_mirroring_commute_with_making_targets(channel):
+    """Voxels turn with what they hold: 10 x 4 x 6 nm become 4 x 6 x 10."""
+    ids = blobs((5, 8, 9), 0.03)
+    voxel = (10.0, 4.0, 6.0)
+    before = made(ids, channel, voxel)[0]
+    turned = ids.transpose(1, 2, 0)[::-1, :, ::-1].copy()
+    after = made(turned, channel, (4.0, 6.0, 10.0))[0]
+    expected = before.transpose(1, 2, 0)[::-1, :, ::-1]
+    np.testing.assert_allclose(after, expected, rtol=1e-6)
+
+
+def test_an_offset_larger_than_an_object_never_pairs_it():
+    # an object of two voxels, one that the edge of the crop cuts off, and unknown beyond it
+    ids = np.array([[[1, 1, 0, 2, 2]]])
+    nan = np.nan
+    pairs = made(ids, affinities("cell", offsets=[(0, 0, 8), (0, 0, 12), (0, 0, -20)]))[:, 0, 0]
+    np.testing.assert_array_equal(pairs[0], [0, 0, 0, nan, nan])
+    np.testing.assert_array_equal(pairs[1], [0, 0, 0, nan, nan])
+    np.testing.assert_array_equal(pairs[2], [nan, nan, 0, nan, nan])
+
+
 def test_what_lies_in_the_margin_decides_about_the_target():
     channel = boundary("cell", inside=8, outside=8)
     whole = blobs((9, 14, 14), 0.0)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
+from common.config.instance_options import defaults
 from common.data import records
 from common.errors import UserError
+from common.files import REPOSITORY
+from common.infer import instances
 from common.infer.recipe import THRESHOLDS, load_recipe, read_recipe
 from tests.infer.test_process import ABOVE, RUN, configured, processed, run, write_prediction
 
@@ -112,3 +117,33 @@ def test_process_config_may_import_what_is_declared(experiment):
     )
     configured(tiny, "from .data import derived\n" + ABOVE)
     assert read_recipe(tiny.folder).settings.derived["mito_affinity"].offsets == ((8, 0, 0),)
+
+
+def test_options_are_what_comes_after_mask_probability_and_name():
+    def plain(mask, probability=None, name="", neck=0.5, *, channels=None, smallest=9):
+        pass
+
+    assert defaults(plain) == {"neck": 0.5, "smallest": 9}
+    assert defaults(partial(plain, neck=0.7)) == {"neck": 0.7, "smallest": 9}
+    assert defaults(lambda *given, neck=0.5: given) == {"neck": 0.5}
+
+
+TUNED = (
+    "connected_components",
+    "fill_holes",
+    "mutex_watershed",
+    "remove_small",
+    "watershed",
+    "watershed_of_boundary",
+    "watershed_of_distance",
+)
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_every_option_of_a_function_of_objects_is_in_the_documents(name):
+    page = (REPOSITORY / "docs" / "howto" / "objects.md").read_text()
+    [line] = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    for argument in inspect.signature(getattr(instances, name)).parameters.values():
+        if argument.default not in (inspect.Parameter.empty, None):  # None: a volume
+            text = f"{argument.default}".removesuffix(".0")
+            assert f"`{argument.name}={text}`" in line

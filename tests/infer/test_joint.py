@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,22 +12,34 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data import ngff
-from common.data.crops import refuse_masks
-from common.data.pseudo import ARRAY, Rules
+from common.data import decode, ngff
+from common.data.annotation import LabelReader
+from common.data.crops import told_apart
+from common.data.ids import IdWriter
+from common.data.level import Level
+from common.data.loaders import open_data
+from common.data.pseudo import ARRAY, WITHOUT_ID, Rules
 from common.data.split import Row, read_datasplit
 from common.errors import UserError
 from common.infer import joint, members
 from common.infer.completing import Crop, write
+from common.score.judge import annotated
 from common.train import each_class
 
 CLASSES = ("mito", "er")
+
+DERIVED = """
+    from common.config.derived import inner
+
+    derived = {"edge": inner("mito", from_edge=8)}
+    """
 
 
 @pytest.fixture
 def tiny(experiment):
     """An experiment whose crop1 annotates both classes, crop2 mito alone, and its networks."""
     made = experiment(
+        text=DERIVED,
         epochs=1,
         iterations_per_epoch=1,
         classes=CLASSES,
@@ -92,9 +105,10 @@ def test_networks_complete_the_labels_and_nothing_that_is_annotated_changes(tiny
     completed(tiny, threshold=threshold)
     assert content(path.parent) == before
 
-    # a joint network trains on them, and validates on the annotation
+    # a joint network trains on them, on objects too, and validates on the annotation
     joined = ("datasplit_path=joint/datasplit.csv", "run_name=joint", "pseudo_weight=0.5")
     assert tiny.train(*joined).finished
+    assert [of_crop.with_ids for of_crop in open_data(tiny.config(*joined)).train] == [("mito",)] * 2
     _, crop1, crop2, validation = path.read_text().splitlines()
     assert validation.startswith('"validate"') and str(tiny.crop("crop3")) in validation
     crop2 = crop2.replace('"train"', '"validate"')
@@ -164,24 +178,84 @@ def test_classes_that_share_voxels_are_not_exclusive(experiment, run):
     assert "'cell' and 'mito' share voxels by the class table" in said
 
 
-def test_channels_that_are_made_of_objects_are_refused(experiment):
-    text = """
-    from common.config.derived import inner
+NO_ID = WITHOUT_ID
+NOBODY = 2**64 - 1
 
-    derived = {"edge": inner("mito", from_edge=8)}
-    """
-    tiny = experiment(text=text)
-    with pytest.raises(UserError, match=r"derived edge: made of objects.*leave derived out"):
+DRAWN = {
+    # in a row along x: two objects, background, and what nobody annotated of mito
+    "mito": [7, 7, 300, 0, 9, 9, 9, 9],
+    # 255 is unknown; where er is, mito is not; where a part of mito is, mito is
+    "er": [0, 0, 0, 0, 1, 0, 255, 255],
+    "mito_mem": [0, 0, 0, 0, 0, 1, 255, 255],
+}
+PREDICTED = {"mito": [0, 0, 0, 0, 255, 255, 255, 0], "er": [0, 0, 0, 0, 0, 0, 0, 255]}
+KEPT = [7, 7, 300, 0, 0, NO_ID, NO_ID, 0]
+
+
+def write_row(folder: Path, values: list[int], about: dict | None = None) -> Level:
+    """Labels that are the same along z and y."""
+    labels = np.broadcast_to(np.array(values, np.uint16), (4, 4, len(values)))
+    attributes = {"cellmap": {"annotation": {"annotation_type": about}}} if about else None
+    ngff.write_multiscale(folder, labels, (8, 8, 8), (4, 4, 4), attributes=attributes)
+    return ngff.open_levels(folder)[0]
+
+
+def drawn_crop(tmp_path: Path) -> Crop:
+    of_mask = {"type": "semantic_segmentation", "encoding": {"absent": 0, "unknown": 255}}
+    of_ids = {"type": "instance_segmentation", "encoding": {"absent": 0, "unknown": 9}}
+    for name, values in DRAWN.items():
+        write_row(tmp_path / name, values, of_ids if name == "mito" else of_mask)
+    predicted = []
+    for name, values in PREDICTED.items():
+        predicted.append(write_row(tmp_path / "predicted" / name, values))
+    row = Row("train", tmp_path / "raw", tmp_path, tuple(DRAWN))
+    return Crop(row, CLASSES, predicted, 0.5, rules=Rules())
+
+
+def test_ids_of_people_stay_and_networks_give_none(tmp_path):
+    write(drawn_crop(tmp_path), tmp_path / "out")
+    mito = stored(tmp_path / "out", "mito")
+    assert mito.dtype == np.uint64
+    np.testing.assert_array_equal(mito, np.broadcast_to(np.array(KEPT, np.uint64), mito.shape))
+    by_networks = stored(tmp_path / "out", "mito", "pseudo")[0, 0]
+    np.testing.assert_array_equal(by_networks, [0, 0, 0, 0, 0, 0, 1, 1])
+
+    # a run reads the labels of all, and the objects of people; background that follows is known
+    reader = LabelReader(ngff.open_levels(tmp_path / "out" / "mito")[0], "mito")
+    writer = IdWriter(mito.shape, "mito")
+    whole = np.zeros(3, int), np.array(mito.shape)
+    labels = decode._read_labels(reader, *whole, np.ones(3, int), writer=writer)
+    np.testing.assert_array_equal(labels.positive[0, 0], [1, 1, 1, 0, 0, 1, 1, 0])
+    assert labels.unknown is None
+    np.testing.assert_array_equal(writer.stored[0, 0], [2, 2, 3, 1, 1, 0, 0, 0])
+    # and halved along x: 300 beside background is no majority, and of a network's voxel nothing
+    halved = decode._read_labels(
+        reader, whole[0], whole[1] // (1, 1, 2), np.array((1, 1, 2)), writer=writer
+    )
+    np.testing.assert_array_equal(halved.positive[0, 0], [1, 0, 0, 0])
+
+
+def test_classes_without_ids_are_told_before_networks_are_loaded(experiment):
+    tiny = experiment(text=DERIVED, classes=CLASSES)
+    path = tiny.crop("crop1") / "mito" / ".zattrs"
+    attributes = json.loads(path.read_text())
+    kind = {"annotation_type": {"type": "semantic_segmentation"}}
+    path.write_text(json.dumps(attributes | {"cellmap": {"annotation": kind}}))
+    with pytest.raises(UserError, match="class 'mito' is a mask by its annotation_type"):
         completed(tiny)
 
 
-def test_labels_of_networks_have_no_objects(tmp_path):
+def test_masks_of_networks_have_no_objects_and_judge_nobody(tmp_path):
     """As in a datasplit of joint init that is given to an experiment with derived channels."""
-    ngff.write_multiscale(tmp_path / "mito", np.ones((4, 4, 4), np.uint8), (8, 8, 8), (4, 4, 4))
-    ngff.add_array(tmp_path / "mito", ARRAY)
+    write_row(tmp_path / "mito", [1, 1, 0, 0], {"type": "semantic_segmentation"})
     row = Row("train", tmp_path / "raw", tmp_path, ("mito",))
-    with pytest.raises(UserError, match="class 'mito' was completed by networks, which tell no"):
-        refuse_masks(row, ["mito"])
+    with pytest.raises(UserError, match="class 'mito' is a mask by its annotation_type"):
+        told_apart(row, ["mito"])
+    ngff.add_array(tmp_path / "mito", ARRAY)
+    assert told_apart(row, ["mito"]) == ()
+    level = ngff.open_levels(tmp_path / "mito")[0]
+    with pytest.raises(UserError, match="mito: labels that networks completed .* judged by what"):
+        annotated(level, "mito", True)
 
 
 def test_classes_that_do_not_share_one_grid_are_refused(tmp_path):
