@@ -108,7 +108,9 @@ def test_networks_complete_the_labels_and_nothing_that_is_annotated_changes(tiny
     # a joint network trains on them, on objects too, and validates on the annotation
     joined = ("datasplit_path=joint/datasplit.csv", "run_name=joint", "pseudo_weight=0.5")
     assert tiny.train(*joined).finished
-    assert [of_crop.with_ids for of_crop in open_data(tiny.config(*joined)).train] == [("mito",)] * 2
+    assert [of_crop.with_ids for of_crop in open_data(tiny.config(*joined)).train] == [
+        ("mito",)
+    ] * 2
     _, crop1, crop2, validation = path.read_text().splitlines()
     assert validation.startswith('"validate"') and str(tiny.crop("crop3")) in validation
     crop2 = crop2.replace('"train"', '"validate"')
