@@ -23,8 +23,8 @@ scheduler_step = "iteration"
 ema_decay = 0.99
 init_logit_rms = 1.0
 max_grad_norm = 1.0
-epochs = 4
-iterations_per_epoch = 60
+epochs = 3
+iterations_per_epoch = 40
 weight_loss = False  # Dice balances the classes
 num_workers = 0
 

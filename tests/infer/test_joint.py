@@ -256,7 +256,7 @@ def test_masks_of_networks_have_no_objects_and_judge_nobody(tmp_path):
     ngff.add_array(tmp_path / "mito", ARRAY)
     assert told_apart(row, ["mito"]) == ()
     level = ngff.open_levels(tmp_path / "mito")[0]
-    with pytest.raises(UserError, match="mito: labels that networks completed .* judged by what"):
+    with pytest.raises(UserError, match=r"mito: labels that networks completed .* judged by what"):
         annotated(level, "mito", True)
 
 
