@@ -272,10 +272,8 @@ class _Arrays:
         where = ngff.slices(start, stop)
         for number, name in enumerate(self.labels):
             of_class = filled.labels[number]
-            if name in self.with_ids:
-                stored = _with_ids(of_class, ids[name])
-            else:
-                stored = in_uint8(of_class)
+            has_ids = name in self.with_ids
+            stored = _with_ids(of_class, ids[name]) if has_ids else in_uint8(of_class)
             self.labels[name][where] = stored
             self.of_networks[name][where] = filled.is_pseudo[number].astype(np.uint8)
         self.source[where] = filled.source
