@@ -27,7 +27,9 @@ def defaults(function: Callable) -> dict[str, Any]:
     given = [*by_place[:3], CHANNELS]
     found = {}
     for name, parameter in parameters.items():
-        if name not in given and parameter.default is not inspect.Parameter.empty:
+        # it is called with options by their names
+        has_name = parameter.kind is not inspect.Parameter.POSITIONAL_ONLY
+        if has_name and name not in given and parameter.default is not inspect.Parameter.empty:
             found[name] = parameter.default
     return found
 

@@ -20,6 +20,9 @@ from common.model.shapes import LARGEST_STEP, OnMeta, Shape, Shapes, grown
 SPEAKS_OF_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|[345]D|larger|smaller)\b", re.I)
 """How torch's errors about a tensor's shape differ from others of the same type."""
 
+UNEXPECTED = re.compile(r"got an unexpected keyword argument '(?P<name>\w+)'")
+"""What Python says where a function does not take a keyword."""
+
 OF_CHANNELS = re.compile(r"\bchannels?\b")
 """What torch's convolutions say where a tensor has more or fewer than their weights."""
 
@@ -30,10 +33,7 @@ def new_model(config: TrainConfig) -> nn.Module:
     An error of the user's own code comes through as it is.
     """
     use_cache(config.path("cache_path"))
-    keywords = dict(config.model_kwargs)
-    if config.input_channels:
-        keywords["in_channels"] = config.in_channels
-    model = config.build_model(config.channels, **keywords)
+    model = _called(config)
     if isinstance(model, type):
         raise UserError(
             f"{config.folder}: build_model gives the class {model.__name__} itself; "
@@ -52,6 +52,31 @@ def new_model(config: TrainConfig) -> nn.Module:
                 "return model.float() (the setting precision makes the forward pass faster)"
             )
     return model
+
+
+def _called(config: TrainConfig) -> object:
+    """What build_model gives.
+
+    Raises UserError for a keyword that it hands on to a function which does not take it. One that
+    build_model itself does not take is told with the settings.
+    """
+    keywords = dict(config.model_kwargs)
+    if config.input_channels:
+        keywords["in_channels"] = config.in_channels
+    try:
+        return config.build_model(config.channels, **keywords)
+    except TypeError as error:
+        unexpected = UNEXPECTED.search(str(error))
+        if not unexpected or unexpected["name"] not in keywords:
+            raise
+        name = unexpected["name"]
+        where = f"model_kwargs = {config.model_kwargs}"
+        if name not in config.model_kwargs:
+            where = f"input_channels = {config.input_channels}"
+        raise UserError(
+            f"{config.folder}: {where}: {error}, which build_model handed on; leave it out, or "
+            f"write a model that takes {name}"
+        ) from error
 
 
 def _give_shapes(config: TrainConfig, model: nn.Module) -> None:

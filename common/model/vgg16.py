@@ -49,6 +49,7 @@ def build_vgg16(
     *,
     stages: int = len(STAGES),
     freeze_encoder: bool = False,
+    in_channels: int = 1,
 ) -> VGG16UNet:
     """Return a network with one output channel for each class, whose decoder is untrained.
 
@@ -57,15 +58,22 @@ def build_vgg16(
         weights: of the encoder: "imagenet", which is downloaded once, or "random".
         stages: how many of VGG16's five the encoder has; with three it has 5 million weights of 44.
         freeze_encoder: train the decoder alone.
+        in_channels: of the input: raw alone, or three, which are those of the encoder.
 
     Raises:
         FileError: if the weights are neither in the cache nor can be downloaded.
-        UserError: for weights or stages that are none.
+        UserError: for weights or stages that are none, and for another number of channels.
     """
     if weights not in (IMAGENET, RANDOM):
         raise UserError(f"weights = {weights!r}; write {IMAGENET} or {RANDOM}")
     if not 1 <= stages <= len(STAGES):
         raise UserError(f"stages = {stages}; write 1 to {len(STAGES)}")
+    if in_channels not in (1, len(MEAN)):
+        raise UserError(
+            f"an input of {in_channels} channels, raw and {in_channels - 1} of input_channels, for "
+            f"VGG16, whose encoder has {len(MEAN)}: name two input_channels, or none, of which raw "
+            "is repeated"
+        )
     model = VGG16UNet(len(classes), stages)
     if weights == IMAGENET:
         if published.are_wanted():

@@ -127,6 +127,11 @@ def test_options_are_what_comes_after_mask_probability_and_name():
     assert defaults(partial(plain, neck=0.7)) == {"neck": 0.7, "smallest": 9}
     assert defaults(lambda *given, neck=0.5: given) == {"neck": 0.5}
 
+    def by_place(mask, probability, name, neck=0.5, /, smallest=9):
+        pass
+
+    assert defaults(by_place) == {"smallest": 9}
+
 
 TUNED = (
     "connected_components",

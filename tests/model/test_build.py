@@ -57,6 +57,22 @@ def test_build_model_gets_the_number_of_input_channels_or_says_what_it_takes(exp
     assert build(tiny)(torch.zeros(1, 3, 20, 20, 20)).shape == (1, 3, 16, 16, 16)
 
 
+def test_a_keyword_that_build_model_hands_on_in_vain_is_a_sentence(experiment):
+    text = """
+    from common.model.vgg16 import build_vgg16
+
+    def build_model(classes, **options):
+        return build_vgg16(classes, weights="random", stages=1, **options)
+    """
+    tiny = experiment(files={"model.py": text}, model_kwargs={"encoder": "vgg"})
+    with pytest.raises(UserError, match=r"model_kwargs = .*'encoder'.*; leave it out, or write"):
+        build(tiny)
+    channels = {"a": "a.zarr"}
+    tiny = experiment("beside", files={"model.py": text}, input_channels=channels)
+    with pytest.raises(UserError, match="2 channels, raw and 1 of input_channels, for VGG16"):
+        build(tiny)
+
+
 @pytest.mark.parametrize("stem", [1, 2])
 def test_a_residual_encoder_adds_channels_to_its_first_convolution_alone(stem):
     alone, several = (
