@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,13 +225,125 @@ class Experiment:
         return train(self.folder, overrides, self.data, **settings)
 
 
+DEADLINE = 300
+"""Seconds in which what a test waits for comes on the busiest machine, or never."""
+
+
+def wait_until(is_there: Callable[[], bool], process: Any = None) -> None:
+    """Wait for what another process is about to do, which is `process` and has not ended before."""
+    end = time.monotonic() + DEADLINE
+    while not is_there():
+        assert time.monotonic() < end, "it never came"
+        ended = process is not None and not process.is_running
+        assert not ended or is_there(), process.said()
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def started(words: Sequence[Any], **how: Any) -> Iterator[subprocess.Popen]:
+    """A process that ends with the block; killed at the DEADLINE, so that no pipe is read forever.
+
+    how: as for subprocess.Popen.
+    """
+    with subprocess.Popen([str(word) for word in words], **how) as process:
+        late = threading.Timer(DEADLINE, process.kill)
+        late.start()
+        try:
+            yield process
+        finally:
+            late.cancel()
+            process.kill()
+
+
 @pytest.fixture(scope="session")
 def processes():
     """Forks processes that have imported what takes long, and have no threads that a fork loses."""
     context = multiprocessing.get_context("forkserver")
-    # torch loads the last by itself, when a network is first asked for its shapes
-    context.set_forkserver_preload(["common.train.run", "common.shell.cli", "torch._dynamo"])
+    # torch loads torch._dynamo by itself, when a network is first asked for its shapes
+    entry = ["common.train.run", "common.shell.cli", "torch._dynamo"]
+    context.set_forkserver_preload([*entry, "common.infer.predict", "distributed", "pytest"])
+    # before anyone sets another list: Dask does
+    multiprocessing.forkserver.ensure_running()
     return context
+
+
+COMMAND_LINE = "from cellmap_segmentation_challenge.__main__ import main\nmain()\n"
+
+
+def _run_program(
+    text: str, words: list[str], out: Path, err: Path, environment: dict[str, str]
+) -> None:
+    """Run a program as a process that is started in this environment does."""
+    for descriptor, path in ((1, out), (2, err)):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.argv = ["csc", *words]
+    exec(compile(text, "program", "exec"), {"__name__": "__main__"})
+
+
+@dataclass(frozen=True)
+class Forked:
+    """A program in a process of its own."""
+
+    process: Any
+    out: Path
+    err: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.is_alive()
+
+    def said(self) -> str:
+        """Standard error so far."""
+        return self.err.read_text()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def ended(self) -> tuple[int, str, str]:
+        """Exit code (negative: of a signal), standard output, standard error."""
+        self.process.join(DEADLINE)
+        assert not self.is_running, self.said()
+        return self.process.exitcode, self.out.read_text(), self.said()
+
+
+@pytest.fixture
+def forked(processes, tmp_path) -> Iterator[Callable[..., Forked]]:
+    """Starts a command line in a process forked from one that has imported what takes seconds.
+
+    code, out, err = forked("train", tiny.folder).ended()
+    forked("train", tiny.folder, environment={"KILL": "1"})    # over that of this process
+    forked("a", "b", program="...")                             # another program, with sys.argv
+    """
+    started_here: list[Forked] = []
+
+    def start(
+        *words: object, program: str = COMMAND_LINE, environment: dict[str, str] | None = None
+    ) -> Forked:
+        folder = tmp_path / f"forked{len(started_here)}"
+        folder.mkdir()
+        out, err = folder / "out", folder / "err"
+        out.touch()
+        err.touch()
+        texts = [str(word) for word in words]
+        called = (program, texts, out, err, {**os.environ, **(environment or {})})
+        # no daemon: it may start processes itself
+        process = processes.Process(target=_run_program, args=called)
+        process.start()
+        started_here.append(Forked(process, out, err))
+        return started_here[-1]
+
+    yield start
+    for one in started_here:
+        one.process.kill()
+        one.process.join(DEADLINE)
 
 
 @pytest.fixture(scope="session")

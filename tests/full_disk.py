@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import DEADLINE
 
 PAGE = 4096
 """Bytes that a file of a tmpfs grows by."""
@@ -44,10 +45,10 @@ def small_disk(folder: Path, megabytes: int = 64) -> Iterator[SmallDisk]:
     folder.mkdir(parents=True)
     options = ["-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     try:
-        subprocess.run(["mount", *options], check=True, capture_output=True)
+        subprocess.run(["mount", *options], check=True, capture_output=True, timeout=DEADLINE)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("a tmpfs cannot be mounted here")
     try:
         yield SmallDisk(folder)
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False)
+        subprocess.run(["umount", "-l", str(folder)], check=False, timeout=DEADLINE)

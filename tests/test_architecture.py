@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import DEADLINE
 
 from common.files import REPOSITORY
 
@@ -105,7 +106,12 @@ def test_an_experiment_imports_itself_common_and_packages_only(folder):
 
 def test_a_clone_has_the_folders_of_runs_and_ignores_what_runs_write():
     listed = subprocess.run(
-        ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ["git", "ls-files"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=DEADLINE,
     )
     names = set(listed.stdout.splitlines())
     assert "__init__.py" in names
@@ -120,6 +126,7 @@ def test_a_clone_has_the_folders_of_runs_and_ignores_what_runs_write():
                     ["git", "check-ignore", "--quiet", f"{where}/{kind}/model/seed42/x"],
                     cwd=REPOSITORY,
                     check=False,
+                    timeout=DEADLINE,
                 )
                 assert ignored.returncode == 0
 

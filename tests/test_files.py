@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import started
 
 from common import files
 from common.errors import Busy, FileError, UserError
@@ -89,7 +90,7 @@ with alone(sys.argv[1]):
     lock = tmp_path / "folder" / ".lock"
     command = [sys.executable, "-c", program, str(lock)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=files.REPOSITORY, **pipes) as other:
+    with started(command, cwd=files.REPOSITORY, **pipes) as other:
         assert other.stdout.readline() == "held\n"
         assert files.is_held(lock)
         holder = f"process {other.pid} on {socket.gethostname()} has it"

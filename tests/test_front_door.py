@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 import torch
-from conftest import CLASSES, datasplit_text
+from conftest import CLASSES, DEADLINE, datasplit_text
 from torch import nn
 
 import cellmap_segmentation_challenge as csc
@@ -37,7 +37,7 @@ def python(program: str, **how) -> str:
     """What a program prints in a process of its own."""
     words = [sys.executable, "-c", textwrap.dedent(program)]
     return subprocess.run(
-        words, cwd=REPOSITORY, capture_output=True, text=True, check=True, **how
+        words, cwd=REPOSITORY, capture_output=True, text=True, check=True, **how, timeout=DEADLINE
     ).stdout
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import CLASSES
+from conftest import CLASSES, DEADLINE
 
 import cellmap_segmentation_challenge as package
 from cellmap_segmentation_challenge import _names, config, utils
@@ -151,6 +151,7 @@ def test_the_data_root_of_the_environment_is_that_of_the_paths(tmp_path):
         capture_output=True,
         text=True,
         check=True,
+        timeout=DEADLINE,
     )
     assert done.stdout.strip() == f"{tmp_path}/ground_truth.zarr"
 
@@ -199,7 +200,9 @@ def test_get_raw_path_is_beside_the_labels():
 
 def test_get_git_hash_is_the_commit():
     words = ["git", "rev-parse", "HEAD"]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=DEADLINE
+    )
     assert get_git_hash() == (done.stdout.strip() or "none")
 
 

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from conftest import DEADLINE
 
 from common.files import REPOSITORY
 
@@ -112,6 +113,7 @@ def python(site, tmp_path):
             capture_output=True,
             text=True,
             check=False,
+            timeout=DEADLINE,
         )
         assert done.returncode == code, done.stderr
         return done.stdout if code == 0 else done.stderr.splitlines()[-1]

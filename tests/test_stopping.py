@@ -11,6 +11,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from conftest import started
 
 from common import stopping
 from common.files import REPOSITORY
@@ -140,9 +141,8 @@ def test_a_run_whose_terminal_is_closed_can_still_write(tmp_path):
     """The terminal's other end is closed: it sends SIGHUP, and writing to it fails from then on."""
     ours, theirs = pty.openpty()
     words = [sys.executable, "-c", CLOSED, str(tmp_path / "saved")]
-    with subprocess.Popen(
-        words, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs
-    ) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": theirs, "stderr": theirs}
+    with started(words, cwd=REPOSITORY, **pipes) as process:
         os.close(theirs)
         assert os.read(ours, 5) == b"ready"
         os.close(ours)

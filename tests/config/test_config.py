@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import DEADLINE
 
 from common.config import settings as settings_module
 from common.config.load import load_config, load_process_config, read_overrides
@@ -872,7 +873,9 @@ def test_reading_a_configuration_needs_no_network_and_builds_nothing():
         print(heavy & set(sys.modules))
         """
     words = [sys.executable, "-c", textwrap.dedent(program), *map(str, FOLDERS)]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=DEADLINE
+    )
     assert done.stdout == "set()\n"
 
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import public_shapes
 import pytest
 import torch
-from conftest import datasplit_text
+from conftest import DEADLINE, datasplit_text
 from torch import nn
 
 from cellmap_segmentation_challenge.models import _unet, resnet, vitnet
@@ -639,6 +639,7 @@ def test_the_last_lines_of_a_file_train_it(public):
         capture_output=True,
         text=True,
         check=False,
+        timeout=DEADLINE,
     )
     assert done.returncode == 0, done.stderr
     assert "done after epoch 1" in done.stderr

@@ -7,12 +7,13 @@ import hashlib
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from conftest import DEADLINE, wait_until
 
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
@@ -133,8 +134,7 @@ class Server(ThreadingHTTPServer):
             return faults.pop(0) if faults else None
 
     def wait_until_asked_again(self, key: str) -> None:
-        while self.asked.count(key) < 2:
-            time.sleep(0.01)
+        wait_until(lambda: self.asked.count(key) >= 2)
 
     def process_request(self, request, client_address):
         self.connections.append(request)
@@ -210,7 +210,7 @@ def serving(root: Path) -> Iterator[Server]:
         finally:
             server.gate.let(None)
             server.shutdown()
-            thread.join()
+            thread.join(DEADLINE)
             server.hang_up()
 
 

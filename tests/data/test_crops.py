@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from conftest import wait_until
 
 from common.data import crops
 from common.data.crop_cache import CropCache
@@ -634,8 +632,7 @@ def test_an_interrupt_gives_up_what_has_begun_and_begins_nothing_more(tmp_path, 
             self.is_decoding = what.startswith("decoding")
 
         def __enter__(self) -> Bar:
-            while self.is_decoding and not begun:
-                time.sleep(0.01)
+            wait_until(lambda: begun or not self.is_decoding)
             interrupt()
             return self
 
@@ -721,6 +718,7 @@ def test_remains_of_a_killed_decoding_are_removed(tmp_path):
 
 DECODE = """
 import sys
+import time
 from pathlib import Path
 
 from common.data.crops import open_crops
@@ -733,34 +731,24 @@ store = root / "data.zarr" / "recon-1"
 labels = store / "labels" / "groundtruth" / "crop1"
 row = Row("train", store / "em" / "fibsem-uint8", labels, ("mito",))
 print("ready", flush=True)
-sys.stdin.readline()
+while not (root / "go").exists():
+    time.sleep(0.001)
 crop = open_crops([row], request(), cache_in(root))[0]
 print(int(crop.raw().sum()), int(crop.palette[crop.labels()].sum()))
 """
 
 
-def test_processes_that_decode_the_same_crop_at_once_do_no_harm(tmp_path):
+def test_processes_that_decode_the_same_crop_at_once_do_no_harm(tmp_path, forked):
     labels = RANDOM.integers(0, 2, (20, 20, 20), np.uint8)
     write_crop(tmp_path, RAW, {"mito": labels})
-    command = [sys.executable, "-c", DECODE, str(tmp_path)]
-    running = [
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(crops.__file__).parents[2],
-        )
-        for _ in range(3)
-    ]
+    running = [forked(tmp_path, program=DECODE) for _ in range(3)]
     for process in running:
-        assert process.stdout.readline() == "ready\n"
-    for process in running:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    answers = [process.communicate(timeout=120)[0].split() for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0]
-    assert len(set(map(tuple, answers))) == 1 and int(answers[0][1]) == labels.sum()
+        wait_until(lambda process=process: process.out.read_text() == "ready\n", process)
+    (tmp_path / "go").touch()
+    ended = [process.ended() for process in running]
+    assert [code for code, _, _ in ended] == [0, 0, 0]
+    answers = {out for _, out, _ in ended}
+    assert len(answers) == 1 and int(answers.pop().split()[2]) == labels.sum()
     assert len(list((tmp_path / "cache" / "crops").iterdir())) == 1
 
 

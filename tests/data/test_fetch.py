@@ -23,7 +23,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import zarr
-from conftest import CLASSES, CROP_SHAPE, CROPS, VOXEL_SIZE, Experiment, world, write_data
+from conftest import (
+    CLASSES,
+    CROP_SHAPE,
+    CROPS,
+    DEADLINE,
+    VOXEL_SIZE,
+    Experiment,
+    started,
+    wait_until,
+    world,
+    write_data,
+)
 from numcodecs import Blosc, GZip, Zstd
 from s3_server import Server, serving
 
@@ -36,7 +47,6 @@ from common.data.fetch import fetch
 from common.data.loaders import open_data
 from common.data.ngff import open_levels, slices, write_multiscale
 from common.errors import FileError, UserError
-from common.files import REPOSITORY
 
 RAW = "tiny/tiny.zarr/recon-1/em/fibsem-uint8"
 LABELS = "tiny/tiny.zarr/recon-1/labels/groundtruth"
@@ -488,37 +498,29 @@ fetch(table=sys.argv[1], data=sys.argv[2], url=sys.argv[3], scale=(8,), workers=
 
 
 def test_killed_at_random_moments_and_started_again_the_files_are_whole(
-    run, server, table, tmp_path
+    run, server, table, forked, tmp_path
 ):
     whole = run(data=tmp_path / "whole")
     requests = len(server.asked)
     random_numbers = random.Random(0)
-    command = [sys.executable, "-c", PROGRAM, str(table), str(run.data), server.url]
     for sent in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
         server.asked.clear()
         answered = random_numbers.randrange(requests // 10, requests // 4)
         server.gate.let(answered)
-        program = subprocess.Popen(
-            command,
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        while len(server.asked) <= answered:  # the next one is held at the gate
-            assert program.poll() is None
-            time.sleep(0.01)
-        program.send_signal(sent)
+        fetching = forked(table, run.data, server.url, program=PROGRAM)
+        # the next one is held at the gate
+        wait_until(lambda answered=answered: len(server.asked) > answered, fetching)
+        fetching.send_signal(sent)
         if sent == signal.SIGINT:
             # let on before it has the signal, it could fetch all the rest
-            while "interrupted" not in program.stdout.readline():
-                assert program.poll() is None
-        while program.poll() is None:  # Ctrl-C waits for what is under way
-            server.gate.let(1)
-            time.sleep(0.01)
-        program.communicate()
-        assert program.returncode != 0
+            wait_until(lambda fetching=fetching: "interrupted" in fetching.out.read_text())
+
+        def ends(fetching=fetching) -> bool:
+            server.gate.let(1)  # Ctrl-C waits for what is under way
+            return not fetching.is_running
+
+        wait_until(ends)
+        assert fetching.ended()[0] != 0
         server.gate.let(None)
         server.wait_until_idle()
         fetched = {
@@ -546,11 +548,11 @@ sys.stdin.read()
 def test_two_runs_into_one_folder_are_refused(run):
     (run.data / ".fetch").mkdir(parents=True)
     command = [sys.executable, "-c", LOCK, str(run.data / ".fetch/lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline()
         with pytest.raises(UserError, match="another fetch-data"):
             run("crop1")
-        other.communicate()
+        other.communicate(timeout=DEADLINE)
     run("crop1")
 
 

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from conftest import DEADLINE
 from scipy import ndimage
 
 from common import compiled as compiled_by
@@ -177,6 +178,11 @@ def test_without_numba_a_sentence_says_what_to_do(monkeypatch):
 def test_numba_is_imported_where_a_patch_is_turned_on_a_cpu_and_not_before():
     program = "import sys, common.data.loaders; print('numba' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=DEADLINE,
     )
     assert done.stdout == "False\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DEADLINE
 
 from common.data.manifest import URL, Entry, fetch, read
 from common.errors import UserError
@@ -58,7 +59,7 @@ def server():
         thread.start()
         yield running
         running.shutdown()
-        thread.join()
+        thread.join(DEADLINE)
 
 
 # reading

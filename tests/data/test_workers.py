@@ -6,20 +6,17 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import wait_until
 
 from common import talk
 from common.data import workers
 from common.data.workers import Reading, WorkerLost
-from common.files import REPOSITORY
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than cores
 
@@ -139,8 +136,7 @@ def test_workers_that_hang_are_gone_when_nobody_reads_any_more():
     stream = reading(Numbers({2: signal.SIGSTOP, 6: signal.SIGSTOP})).between(0, 42)
     children = multiprocessing.active_children()
     assert len(children) == 2
-    while len(stopped()) < 2:
-        time.sleep(0.01)
+    wait_until(lambda: len(stopped()) == 2)
     del stream
     for child in children:
         child.join(20)
@@ -255,21 +251,14 @@ main()
 
 
 @pytest.mark.slow
-def test_a_run_with_few_file_handles_says_so_and_trains(experiment):
+def test_a_run_with_few_file_handles_says_so_and_trains(experiment, forked):
     """A limit that it cannot raise: that of a process for itself alone."""
     tiny = experiment(num_workers=2, batch_size=4, epochs=1)
     expected = tiny.train(run_name="undisturbed")
     words = ["train", tiny.folder, "--data", tiny.data]
-    done = subprocess.run(
-        [sys.executable, "-c", FEW_HANDLES, *words, "110"],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "too few file handles" in done.stderr
+    code, _, said = forked(*words, "110", program=FEW_HANDLES).ended()
+    assert code == 0, said
+    assert "too few file handles" in said
     states = []
     for run in ("undisturbed", "seed42"):
         path = tiny.config(run_name=run).path("model_save_path") / "latest.pt"

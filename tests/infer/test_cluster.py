@@ -7,27 +7,27 @@ folder asks for, so that faults come at one block, and not by the clock.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from conftest import CLASSES
+from conftest import CLASSES, Forked, started, wait_until
 
 from common.data import layout
 from common.data.metadata import UNFINISHED
 from common.data.ngff import open_levels
 from common.errors import UserError
 from common.files import REPOSITORY
+from common.infer import cluster
 from common.infer import predict as in_this_process
 from common.infer.engine import Engine
 from common.score.tune import tune
@@ -36,8 +36,6 @@ from common.train import checkpoint
 from common.train.run import prepare
 
 pytestmark = pytest.mark.slow
-
-PROGRAM = [sys.executable, "-m", "cellmap_segmentation_challenge"]
 
 BRIGHT = (22, 50, 50)
 """Voxel of raw, in the middle of the last of the eight blocks of crop3."""
@@ -81,6 +79,13 @@ MODEL = """
     """
 
 
+@pytest.fixture(autouse=True)
+def forked_workers(processes):
+    """Workers of this process are forked with torch imported; those of others import it."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        yield
+
+
 @pytest.fixture
 def tiny(experiment):
     """An experiment with a checkpoint of random weights."""
@@ -103,21 +108,8 @@ def predict(tiny, *more: object) -> list[str]:
     return command("predict", tiny, "--block", "8", *more)
 
 
-def begin(words: list[str]) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*PROGRAM, *words], cwd=REPOSITORY, env=env, **pipes)
-
-
 def call(words: list[str]) -> tuple[int, str, str]:
-    """Exit code, and what it says."""
-    with begin(words) as process:
-        out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
-def call_here(words: list[str]) -> tuple[int, str, str]:
-    """The same in this process, which has imported what takes seconds."""
+    """Exit code, standard output and error, in this process."""
     done = CliRunner().invoke(cli, words)
     return done.exit_code, done.stdout, done.stderr
 
@@ -130,18 +122,15 @@ def works(words: list[str]) -> Path:
 
 
 @contextlib.contextmanager
-def held(tiny, words: list[str]) -> Iterator[subprocess.Popen]:
-    """A command that stands still at the bright block."""
+def held(tiny, forked, words: list[str]) -> Iterator[Forked]:
+    """A command in another process that stands still at the bright block."""
     (tiny.folder / "hold").touch()
-    with begin(words) as process:
-        try:
-            while not (tiny.folder / "held").exists():
-                assert process.poll() is None, process.stderr.read()
-                time.sleep(0.05)
-            yield process
-        finally:
-            (tiny.folder / "hold").unlink(missing_ok=True)
-            process.kill()
+    process = forked(*words)
+    try:
+        wait_until((tiny.folder / "held").exists, process)
+        yield process
+    finally:
+        (tiny.folder / "hold").unlink(missing_ok=True)
 
 
 def values(folder: Path) -> np.ndarray:
@@ -178,41 +167,59 @@ def test_a_block_that_fails_is_told_with_its_box_and_the_others_are_done(tiny):
     box = "block 7, voxels 16:24,16:24,16:24, 140:204,364:428,364:428 nm: RuntimeError: this block"
     assert box in said
     folder = tiny.config().path("predictions_path") / "tiny.zarr/crop3"
-    _, out, _ = call_here(["status", str(folder.parent)])
+    _, out, _ = call(["status", str(folder.parent)])
     assert "0 classes done; 3 classes begun" in out and "7 of 8 blocks, 1 failed" in out
     assert box in out
     (tiny.folder / "fail").unlink()
     assert works(predict(tiny, "--workers", "1")) == folder
     np.testing.assert_array_equal(values(folder), wanted)
-    assert "3 classes done" in call_here(["status", str(folder)])[1]
+    assert "3 classes done" in call(["status", str(folder)])[1]
 
 
-def test_the_same_command_joins_and_another_is_refused(tiny):
+def when_it_joins(monkeypatch, act: Callable[[str], None]) -> None:
+    """Call act(what it says) when a command of this process is about to join another one."""
+    say = cluster.say
+
+    def said(text: str) -> None:
+        say(text)
+        if "join it" in text:
+            act(text)
+
+    monkeypatch.setattr(cluster, "say", said)
+
+
+def test_the_same_command_joins_and_another_is_refused(tiny, forked, monkeypatch):
     wanted = expected(tiny)
-    with held(tiny, predict(tiny, "--workers", "1")) as first:
-        code, _, said = call_here(predict(tiny))
+    with held(tiny, forked, predict(tiny, "--workers", "1")) as first:
+        code, _, said = call(predict(tiny))
         assert code == 75 and f"process {first.pid} on " in said
-        with begin(predict(tiny, "--workers", "1")) as second:
-            said = next(line for line in second.stderr if "join it" in line)
-            assert f"process {first.pid} on " in said
+        joined = []
+
+        def let_go(text: str) -> None:
+            joined.append(text)
             (tiny.folder / "hold").unlink()
-            outs = [process.communicate(timeout=300)[0] for process in (first, second)]
-    assert first.returncode == second.returncode == 0
-    assert outs[0] == outs[1]
-    np.testing.assert_array_equal(values(Path(outs[0].strip())), wanted)
+
+        when_it_joins(monkeypatch, let_go)
+        folder = works(predict(tiny, "--workers", "1"))
+        code, out, err = first.ended()
+    assert f"process {first.pid} on " in joined[0]
+    assert code == 0, err
+    assert Path(out.strip()) == folder
+    np.testing.assert_array_equal(values(folder), wanted)
 
 
-def test_a_caller_that_is_killed_is_gone_on_with_by_the_one_that_joined(tiny):
+def test_a_caller_that_is_killed_is_gone_on_with_by_the_one_that_joined(tiny, forked, monkeypatch):
     wanted = expected(tiny)
-    words = predict(tiny, "--workers", "1")
-    with held(tiny, words) as first, begin(words) as second:
-        next(line for line in second.stderr if "join it" in line)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-        (tiny.folder / "hold").unlink()
-        out, err = second.communicate(timeout=300)
-    assert second.returncode == 0, err
-    np.testing.assert_array_equal(values(Path(out.strip())), wanted)
+    with held(tiny, forked, predict(tiny, "--workers", "1")) as first:
+
+        def kill(_: str) -> None:
+            first.send_signal(signal.SIGKILL)
+            first.ended()
+            (tiny.folder / "hold").unlink()
+
+        when_it_joins(monkeypatch, kill)
+        folder = works(predict(tiny, "--workers", "1"))
+    np.testing.assert_array_equal(values(folder), wanted)
 
 
 def test_the_workers_of_a_scheduler_that_runs_do_all_block_work(tiny, tmp_path):
@@ -221,21 +228,20 @@ def test_the_workers_of_a_scheduler_that_runs_do_all_block_work(tiny, tmp_path):
     dask = [sys.executable, "-m", "distributed.cli.dask_"]
     scheduler = [*dask[:2], dask[2] + "scheduler", "--port", "0", "--no-dashboard"]
     scheduler += ["--host", "127.0.0.1", "--scheduler-file", str(file)]
-    worker = [*dask[:2], dask[2] + "worker", "--nthreads", "2", "--no-dashboard"]
+    worker = [*dask[:2], dask[2] + "worker", "--nthreads", "2", "--no-nanny", "--no-dashboard"]
     worker += ["--scheduler-file", str(file), "--local-directory", str(tmp_path)]
     with contextlib.ExitStack() as stack:
         for words in (scheduler, worker):
-            process = stack.enter_context(subprocess.Popen(words, cwd=REPOSITORY, stderr=-3))
-            stack.callback(process.terminate)
-            while not file.exists():
-                time.sleep(0.05)
+            pipes = {"stderr": subprocess.DEVNULL}
+            stack.enter_context(started(words, cwd=REPOSITORY, **pipes))
+            wait_until(file.exists)
         folder = works(predict(tiny, "--scheduler", file))
         np.testing.assert_array_equal(values(folder), wanted)
         works(command("process", tiny, "--scheduler", file))
         thresholds = tuned(tiny, "--scheduler", file)
         code, table, said = call(command("evaluate", tiny, "--scheduler", file))
     assert code == 0, said
-    assert table == call_here(command("evaluate", tiny))[1]
+    assert table == call(command("evaluate", tiny))[1]
     tune(tiny.folder, data=tiny.data, say=lambda _: None)
     assert thresholds == chosen(tiny)
 

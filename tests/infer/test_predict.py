@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import CLASSES, CROPS, Experiment, write_data
+from conftest import CLASSES, CROPS, Experiment, started, write_data
 from scipy.special import expit
 
 from common import runtime, stopping
@@ -963,7 +963,7 @@ def test_two_processes_do_not_predict_into_one_folder(tiny):
     folder.mkdir(parents=True)
     command = [sys.executable, "-c", HOLD, str(folder / ".lock")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes) as other:
+    with started(command, **pipes) as other:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(
             UserError,

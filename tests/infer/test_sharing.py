@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DEADLINE, started, wait_until
 
 from common.data.ngff import open_levels
 from common.errors import NotYet
@@ -18,8 +18,6 @@ from common.files import REPOSITORY
 from common.infer import predict, process, sharing
 from common.train import checkpoint
 from common.train.setup import prepare
-
-PROGRAM = [sys.executable, "-m", "cellmap_segmentation_challenge"]
 
 HOLD = """
 import sys
@@ -41,21 +39,13 @@ def tiny(experiment):
 
 
 @contextlib.contextmanager
-def started(words: list[str], said: str, **environment: str) -> Iterator[subprocess.Popen]:
-    """A process that said something, and waits for a line; killed at the end."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    environment = {**os.environ, **environment}
-    with subprocess.Popen(words, cwd=REPOSITORY, env=environment, **pipes) as process:
-        try:
-            assert process.stdout.readline() == f"{said}\n"
-            yield process
-        finally:
-            process.kill()
-
-
-def held(folder: Path) -> contextlib.AbstractContextManager[subprocess.Popen]:
+def held(folder: Path) -> Iterator[subprocess.Popen]:
     """A process that holds the folder of a box."""
-    return started([sys.executable, "-c", HOLD, str(folder / sharing.LOCK)], "held")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    words = [sys.executable, "-c", HOLD, folder / sharing.LOCK]
+    with started(words, cwd=REPOSITORY, **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
 
 
 def finest(folder: Path, name: str) -> np.ndarray:
@@ -86,19 +76,20 @@ def test_what_another_process_left_meanwhile_is_done_at_the_end(tmp_path):
             with sharing.sole_worker(tmp_path / box, "predicting"):
                 if box == "b":
                     other.kill()
-                    other.wait()
+                    other.wait(DEADLINE)
                 return box
 
         assert sharing.each(work, boxes) == boxes
 
 
-def test_two_processes_do_not_process_one_box(tiny):
+def test_two_processes_do_not_process_one_box(tiny, forked, tmp_path):
     """The first stands still in its second block, when some voxels are written."""
     tiny.write(
         "process_config.py",
         """
         import os
-        import sys
+        import time
+        from pathlib import Path
 
         classes = ("mito", "er")
         batch_size = 1
@@ -110,18 +101,22 @@ def test_two_processes_do_not_process_one_box(tiny):
             _calls.append(1)
             if len(_calls) == 2 and "HOLD" in os.environ:
                 print("held", flush=True)
-                sys.stdin.readline()
+                while not Path(os.environ["HOLD"]).exists():
+                    time.sleep(0.01)
             return logits > -100
         """,
     )
     predict.predict(tiny.folder, data=tiny.data)
-    words = [*PROGRAM, "process", str(tiny.folder), "--data", str(tiny.data)]
+    go = tmp_path / "go"
     folder = tiny.config().path("processed_path") / "tiny.zarr/crop3"
-    with started(words, "held", HOLD="1") as first:
-        with pytest.raises(NotYet, match=f"process {first.pid} on .* is processing it"):
-            process.process(tiny.folder, data=tiny.data)
-        first.communicate("\n", timeout=120)
-        assert first.returncode == 0
+    words = ["process", tiny.folder, "--data", tiny.data]
+    first = forked(*words, environment={"HOLD": str(go)})
+    wait_until(lambda: first.out.read_text() == "held\n", first)
+    with pytest.raises(NotYet, match=f"process {first.pid} on .* is processing it"):
+        process.process(tiny.folder, data=tiny.data)
+    go.touch()
+    code, _, said = first.ended()
+    assert code == 0, said
     shared = {name: finest(folder, name) for name in ("mito", "er")}
     process.process(tiny.folder, data=tiny.data, overwrite=True)
     for name, values in shared.items():

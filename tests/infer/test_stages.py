@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from scipy import ndimage
-from test_cluster import command, held, tiny, works  # noqa: F401  # a fixture
+from test_cluster import command, forked_workers, held, tiny, works  # noqa: F401  # fixtures
 
 from common.data.ngff import open_levels
 from common.infer import predict, process, stages
@@ -150,15 +150,15 @@ def test_process_ends_in_its_time_limit_and_goes_on(predicted, run):
 
 
 @pytest.mark.slow
-def test_a_caller_of_workers_that_is_killed_is_gone_on_with(predicted):
+def test_a_caller_of_workers_that_is_killed_is_gone_on_with(predicted, forked):
     predicted.write("process_config.py", HELD)
     folder = processed(predicted)
     wanted = finished(folder)
     shutil.rmtree(folder)
     words = command("process", predicted, "--workers", "1")
-    with held(predicted, words) as caller:
+    with held(predicted, forked, words) as caller:
         caller.send_signal(signal.SIGKILL)
-        caller.wait(60)
+        caller.ended()
         (predicted.folder / "hold").unlink()
     assert works(command("process", predicted, "--workers", "1")) == folder
     for name, values in finished(folder).items():

@@ -5,10 +5,8 @@ import io
 import json
 import os
 import ssl
-import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +15,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from conftest import DEADLINE, wait_until
 from torch import nn
 
 from common.errors import FileError, UserError
@@ -100,12 +99,12 @@ def tiny(cache, monkeypatch) -> nn.Module:
 
 @pytest.fixture
 def server():
-    """A loopback server: calls `.wait()`, claims `.announced` bytes, and sends `.body`."""
+    """A loopback server: calls `.hold()`, claims `.announced` bytes, and sends `.body`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             web.requests.append(self.path)
-            web.wait()
+            web.hold()
             self.send_response(web.status)
             if web.announced is not None:
                 self.send_header("Content-Length", str(web.announced or len(web.body)))
@@ -116,13 +115,13 @@ def server():
             pass
 
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.body, web.announced, web.status, web.requests, web.wait = b"", 0, 200, [], lambda: None
+    web.body, web.announced, web.status, web.requests, web.hold = b"", 0, 200, [], lambda: None
     web.urls = {NAME: f"http://127.0.0.1:{web.server_port}/weights"}
     thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield web
     web.shutdown()
-    thread.join()
+    thread.join(DEADLINE)
     web.server_close()
 
 
@@ -425,25 +424,28 @@ print(cosem.weights_path(test_cosem.NAME, {test_cosem.NAME: url}))
 """Asks for the weights; makes the file `mark` once it found none and is about to take the lock."""
 
 
-def test_two_processes_download_once(tiny, cache, server, tmp_path):
+def test_two_processes_download_once(tiny, cache, server, forked, tmp_path):
     """The first download is held until the second process has found no file either."""
     marks = [tmp_path / "first", tmp_path / "second"]
     processes = []
 
     def until_both_wait():
-        while not all(mark.exists() for mark in marks):
-            if any(process.poll() is not None for process in processes):
-                return  # one has failed
-            time.sleep(0.02)
+        wait_until(
+            lambda: (
+                all(mark.exists() for mark in marks)
+                # one has failed
+                or not all(process.is_running for process in processes)
+            )
+        )
 
     server.body = checkpoint(tiny.state_dict())
-    server.wait = until_both_wait
+    server.hold = until_both_wait
     for mark in marks:
-        command = [sys.executable, "-c", ASKING_PROCESS, mark, server.urls[NAME]]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        processes.append(process)
-    outputs = [process.communicate()[0].strip() for process in processes]
-    assert outputs == [str(cache / "cosem" / "setup04" / "1820500.pth")] * 2
+        processes.append(forked(mark, server.urls[NAME], program=ASKING_PROCESS))
+    path = cache / "cosem" / "setup04" / "1820500.pth"
+    for process in processes:
+        code, out, err = process.ended()
+        assert (code, out.strip()) == (0, str(path)), err
     assert all(mark.exists() for mark in marks)
     assert len(server.requests) == 1
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from conftest import DEADLINE, started
 from event_files import append, value, write
 from run_folders import make_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,10 +30,6 @@ from common.classes import TESTED
 from common.files import REPOSITORY
 from common.runs import layout, serve, unite
 from common.runs.find import find
-
-DEADLINE = 900.0
-"""A command that did not end after this many seconds is killed, and its test fails."""
-
 
 # the Custom Scalars page
 
@@ -129,7 +125,7 @@ def serving(root: Path) -> Iterator[subprocess.Popen[str]]:
         "serve.INTERVAL = 1; unite.main(sys.argv[1:])"
     )
     command = [sys.executable, "-u", "-c", code, str(root), "--port", "0", "--watch"]
-    with subprocess.Popen(
+    with started(
         command,
         env=os.environ | {"no_proxy": "127.0.0.1,localhost"},
         cwd=REPOSITORY,
@@ -137,13 +133,7 @@ def serving(root: Path) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        alarm = threading.Timer(DEADLINE, process.kill)
-        alarm.start()
-        try:
-            yield process
-        finally:
-            alarm.cancel()
-            process.kill()
+        yield process
 
 
 def address(process: subprocess.Popen[str]) -> str:
@@ -211,7 +201,7 @@ def test_tensorboard_shows_the_runs_keeps_up_with_them_and_stops_quietly(tmp_pat
         wait_for(process, of_ours, [(1, 0.5), (3, 0.25)], points)
         wait_for(process, of_others, [*curve, (8, 0.25)], points)
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate()
+        output, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0
     assert "new run: unet8_all/unet8/seed2\n" in output
     assert "Traceback" not in output + errors

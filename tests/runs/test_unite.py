@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from conftest import DEADLINE, started
 from event_files import append, start, value, version, write
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import Event
@@ -18,9 +20,6 @@ from tensorboard.compat.proto.event_pb2 import Event
 from common.files import REPOSITORY, alone
 from common.runs import unite as unite_module
 from common.runs.unite import main
-
-DEADLINE = 900.0
-"""A command that did not end after this many seconds is killed, and its test fails."""
 
 
 def add_run(folder: Path, number: int = 0, steps: Iterable[int] = (), restart: int = 0) -> Path:
@@ -376,13 +375,17 @@ unite.main([sys.argv[1], "--no-serve"])
 def test_two_commands_do_not_change_the_links_at_once(tmp_path):
     add_run(tmp_path / "exp/logs/m/s")
     command = [sys.executable, "-W", "error", "-c", SAYS_WHEN_IT_LOCKS, str(tmp_path)]
-    with alone(tmp_path / "tensorboards/.lock"):
-        other = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    pipes = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(contextlib.ExitStack())
+        lock.enter_context(alone(tmp_path / "tensorboards/.lock"))
+        other = stack.enter_context(started(command, **pipes))
         assert other.stdout.readline() == "before the lock\n"
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(timeout=0.5)
         assert links(tmp_path) == {}
-    other.communicate(timeout=DEADLINE)
+        lock.close()
+        other.communicate(timeout=DEADLINE)
     assert other.returncode == 0
     assert links(tmp_path) == {"exp/m/s": "exp/logs/m/s"}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import datasplit_text
+from conftest import COMMAND_LINE, DEADLINE, datasplit_text
 
 from common.data.ngff import write_multiscale
 from common.files import REPOSITORY
@@ -383,28 +382,39 @@ def test_a_disk_that_is_full_when_crops_are_decoded(experiment, fails, monkeypat
 # As users see it
 
 
-def command(tiny, **how) -> subprocess.CompletedProcess:
-    program = [sys.executable, "-m", "cellmap_segmentation_challenge"]
-    words = [*program, "train", tiny.folder, "--data", tiny.data]
-    return subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False, **how)
-
-
 def test_the_command_says_one_sentence_and_nothing_else(experiment):
     tiny = experiment()
     (tiny.folder / "datasplit.csv").unlink()
-    done = command(tiny)
+    program = [sys.executable, "-m", "cellmap_segmentation_challenge"]
+    done = subprocess.run(
+        [*program, "train", tiny.folder, "--data", tiny.data],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert has(done.stderr, "error: ", f"{tiny.folder}/datasplit.csv", "make-datasplit")
 
 
-def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_it(experiment, tmp_path):
+SMALL_FILES = f"""
+import resource, sys
+most = int(sys.argv.pop())
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+{COMMAND_LINE}
+"""
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_it(experiment, forked, tmp_path):
     tiny = experiment(figure_samples=0)
     before = tiny.train(epochs=1).checkpoint.with_name("latest.pt")
     content = before.read_bytes()
     most = len(content) // 2
-    done = command(tiny, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
-    assert done.returncode == 2, done.stderr
-    said = checked(done.stderr, tiny, tmp_path)
+    words = ["train", tiny.folder, "--data", tiny.data, most]
+    code, _, said = forked(*words, program=SMALL_FILES).ended()
+    assert code == 2, said
+    said = checked(said, tiny, tmp_path)
     assert has(said, "latest.pt", "File too large", "the one before it stands")
     assert before.read_bytes() == content

@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from conftest import DEADLINE
 
 from common.files import REPOSITORY
 from common.shell import package
@@ -53,13 +54,17 @@ sys.meta_path.insert(0, Interrupted())
 runpy.run_path({script!r}, run_name="__main__")
 """
     words = [sys.executable, "-c", text]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=DEADLINE
+    )
     assert (done.returncode, done.stderr, done.stdout) == (130, "", "")
 
 
 def test_the_module_is_the_command_line():
     words = [sys.executable, "-m", "cellmap_segmentation_challenge", "--help"]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=DEADLINE
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Usage: python -m cellmap_segmentation_challenge [OPTIONS]")
     assert "`python -m cellmap_segmentation_challenge COMMAND --help`" in done.stdout
@@ -115,7 +120,12 @@ def test_every_command_stands_under_a_heading():
 def test_help_comes_without_waiting_for_torch():
     program = "import sys, common.shell.cli; print('torch' in sys.modules, 'zarr' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=DEADLINE,
     )
     assert done.stdout == "False False\n"
 

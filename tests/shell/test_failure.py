@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
+from conftest import wait_until
 
 from common.errors import FileError, NotFinite, NotYet, UserError
-from common.files import REPOSITORY
 from common.shell import failure
 from common.stopping import Stopped
 
@@ -186,29 +184,21 @@ def test_what_other_processes_work_on_is_no_fault(ended):
 
 # As users see it
 
-PROGRAM = [sys.executable, "-m", "cellmap_segmentation_challenge"]
 
-
-def command(*words) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *map(str, words)], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-
-
-def test_a_bug_in_a_users_loss_as_users_see_it(experiment):
+def test_a_bug_in_a_users_loss_as_users_see_it(experiment, forked):
     tiny = experiment(text=BROKEN_LOSS)
-    short = command("train", tiny.folder, "--data", tiny.data)
-    assert short.returncode == 1
-    assert "in criterion" in short.stderr and "common/" not in short.stderr
-    whole = command("--traceback", "train", tiny.folder, "--data", tiny.data)
-    assert whole.returncode == 1
-    assert "in criterion" in whole.stderr and "common/train/run.py" in whole.stderr
+    code, _, short = forked("train", tiny.folder, "--data", tiny.data).ended()
+    assert code == 1
+    assert "in criterion" in short and "common/" not in short
+    code, _, whole = forked("--traceback", "train", tiny.folder, "--data", tiny.data).ended()
+    assert code == 1
+    assert "in criterion" in whole and "common/train/run.py" in whole
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR2, 75)]
 )
-def test_an_interrupt_as_users_see_it(experiment, number, code):
+def test_an_interrupt_as_users_see_it(experiment, forked, number, code):
     text = """
         def build_model(classes):
             import threading
@@ -217,12 +207,10 @@ def test_an_interrupt_as_users_see_it(experiment, number, code):
             threading.Event().wait()
         """
     tiny = experiment(text=text)
-    words = [*PROGRAM, "train", str(tiny.folder), "--data", str(tiny.data)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, cwd=REPOSITORY, **pipes) as process:
-        assert process.stdout.readline() == "building\n"
-        process.send_signal(number)
-        _, said = process.communicate()
-    assert process.returncode == code
+    process = forked("train", tiny.folder, "--data", tiny.data)
+    wait_until(lambda: process.out.read_text() == "building\n", process)
+    process.send_signal(number)
+    ended, _, said = process.ended()
+    assert ended == code
     assert "Traceback" not in said
     assert ("the same command goes on" in said) == (code == 75)

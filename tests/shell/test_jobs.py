@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from conftest import DEADLINE, started, wait_until
 
 from common.errors import FileError, UserError
 from common.shell import jobs
@@ -126,7 +126,7 @@ def test_two_nodes_of_lsf_have_their_cores_on_each(job):
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_bash_reads_every_script(cluster, nodes, job):
     text = jobs.script(job, Resources(cluster, **FULL, nodes=nodes))
-    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=DEADLINE)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_wrong_resources_are_a_sentence(wrong, sentence):
 
 def run_script(text: str, **environment: str) -> int:
     return subprocess.run(
-        ["bash"], input=text, text=True, env=os.environ | environment, check=False
+        ["bash"], input=text, text=True, env=os.environ | environment, check=False, timeout=DEADLINE
     ).returncode
 
 
@@ -185,13 +185,12 @@ def test_a_script_that_is_told_to_stop_waits_for_its_command(job, programs, monk
     monkeypatch.setattr(jobs.sys, "executable", str(python))
     path = tmp_path / "script"
     path.write_text(jobs.script(job, Resources("lsf")))
-    with subprocess.Popen(["bash", str(path)]) as process:
-        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
-            assert process.poll() is None
-            time.sleep(0.02)
+    pid = tmp_path / "pid"
+    with started(["bash", path]) as process:
+        wait_until(lambda: process.poll() is not None or (pid.exists() and pid.read_text().strip()))
         process.send_signal(signal.SIGUSR1)
-        os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR1)
-        assert process.wait() == 75
+        os.kill(int(pid.read_text()), signal.SIGUSR1)
+        assert process.wait(DEADLINE) == 75
 
 
 def test_nodes_of_lsf_meet_at_the_first(job, programs, monkeypatch, tmp_path):

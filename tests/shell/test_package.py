@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from conftest import DEADLINE
 from packaging.requirements import Requirement
 
 from common.files import REPOSITORY
@@ -123,6 +124,7 @@ def csc(site, tmp_path):
             capture_output=True,
             text=True,
             check=False,
+            timeout=DEADLINE,
         )
 
     return call
@@ -131,7 +133,9 @@ def csc(site, tmp_path):
 def test_every_file_of_the_engine_is_installed(site):
     """Tables and templates, too."""
     listed = ["git", "ls-files", *PACKAGES]
-    done = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        listed, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=DEADLINE
+    )
     assert not [name for name in done.stdout.splitlines() if not (site / name).is_file()]
 
 
@@ -166,6 +170,7 @@ print(len(fetch_manifest()), SEARCH_PATH)
         capture_output=True,
         text=True,
         check=True,
+        timeout=DEADLINE,
     )
     root = tmp_path / "data"
     assert done.stdout == f"289 {root}/{{dataset}}/{{dataset}}.zarr/recon-1/{{name}}\n"

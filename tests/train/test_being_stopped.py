@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ import torch
 from common import stopping
 from common.data import crops
 from common.data.batches import WorkerLost
-from common.files import REPOSITORY
 from common.stopping import Stopped
 from common.train import checkpoint, resume, setup, steps, validation
 from common.train.tracking import Tracker
@@ -127,7 +124,7 @@ def test_a_time_limit_saves_in_the_middle_of_an_epoch(experiment, run, monkeypat
     assert is_same(tiny, "whole", "cut")
 
 
-def test_a_time_limit_ends_what_comes_before_training(experiment):
+def test_a_time_limit_ends_what_comes_before_training(experiment, forked):
     """The network takes for ever to be built."""
     text = """
         def build_model(classes):
@@ -137,16 +134,9 @@ def test_a_time_limit_ends_what_comes_before_training(experiment):
                 time.sleep(1)
         """
     tiny = experiment(text=text)
-    words = ["train", str(tiny.folder), "--data", str(tiny.data), "--time-limit", "1s"]
-    done = subprocess.run(
-        [sys.executable, "-m", "cellmap_segmentation_challenge", *words],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 75
-    assert "stopped by the time limit; the same command goes on" in done.stderr
+    code, _, said = forked("train", tiny.folder, "--data", tiny.data, "--time-limit", "1s").ended()
+    assert code == 75
+    assert "stopped by the time limit; the same command goes on" in said
 
 
 @pytest.mark.parametrize("text", ["90", "11:30", "soon", "0h"])

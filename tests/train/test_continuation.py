@@ -7,8 +7,6 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common import runtime
 from common.errors import UserError
-from common.files import REPOSITORY
 from common.runs.find import Run
 from common.train import checkpoint, metrics, steps
 from common.train import run as run_module
@@ -330,7 +327,7 @@ def test_events_that_find_no_room_are_told_and_the_run_goes_on_as_if_they_had(sh
     assert_equal_ends(short, "full")
 
 
-def test_kill_9_in_an_epoch_loses_no_more_than_since_the_last_checkpoint(tiny):
+def test_kill_9_in_an_epoch_loses_no_more_than_since_the_last_checkpoint(tiny, forked):
     """A step kills its own process, as the system would."""
     tiny.add(
         """
@@ -350,15 +347,8 @@ def test_kill_9_in_an_epoch_loses_no_more_than_since_the_last_checkpoint(tiny):
     tiny.train(run_name="undisturbed")
     latest = tiny.config(run_name="killed").path("model_save_path") / "latest.pt"
     words = ["train", tiny.folder, "--data", tiny.data, "--set", "run_name=killed"]
-    settings = {"OMP_NUM_THREADS": "1", "KILL": str(latest)}
-    done = subprocess.run(
-        [sys.executable, "-m", "cellmap_segmentation_challenge", *words],
-        cwd=REPOSITORY,
-        env={**os.environ, **settings},
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    code, _, said = forked(*words, environment={"KILL": str(latest)}).ended()
+    assert code == -signal.SIGKILL, said
     assert state_of(tiny, "killed")["iteration"] == 1
     assert tiny.train(run_name="killed").finished
     # the steps of that process logged each second loss, as here they do not

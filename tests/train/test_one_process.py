@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
+import signal
 import socket
-import subprocess
-import sys
 
 import pytest
+from conftest import wait_until
 
 from common.errors import UserError
-from common.files import REPOSITORY
 
 HELD = """
     def build_model(classes):
-        import sys
-
-        from .model import build_model
+        import threading
 
         print("building", flush=True)
-        sys.stdin.readline()
-        return build_model(classes)
+        threading.Event().wait(300)
     """
 """Stands still before anything of the run is written."""
 
-PROGRAM = [sys.executable, "-m", "cellmap_segmentation_challenge"]
 
-
-def test_a_second_process_is_refused_and_a_killed_one_blocks_nobody(experiment, run):
+def test_a_second_process_is_refused_and_a_killed_one_blocks_nobody(experiment, run, forked):
     tiny = experiment(text=HELD)
     words = ["train", str(tiny.folder), "--data", str(tiny.data), "--set", "epochs=1"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     checkpoints = tiny.config().path("model_save_path")
-    with subprocess.Popen([*PROGRAM, *words], cwd=REPOSITORY, **pipes) as first:
-        assert first.stdout.readline() == "building\n"
-        code, _, said = run(*words)
-        assert code == 2
-        assert f"process {first.pid} on {socket.gethostname()} trains run 'seed42'" in said
-        assert "--set run_name=NAME" in said
-        assert [path.name for path in checkpoints.iterdir()] == [".lock"]
-        assert not tiny.config().path("logs_save_path").exists()
-        first.kill()
+    first = forked(*words)
+    wait_until(lambda: first.out.read_text() == "building\n", first)
+    code, _, said = run(*words)
+    assert code == 2
+    assert f"process {first.pid} on {socket.gethostname()} trains run 'seed42'" in said
+    assert "--set run_name=NAME" in said
+    assert [path.name for path in checkpoints.iterdir()] == [".lock"]
+    assert not tiny.config().path("logs_save_path").exists()
+    first.send_signal(signal.SIGKILL)
+    first.ended()
     assert (checkpoints / ".lock").exists()
     tiny.write("train_config.py", (tiny.folder / "train_config.py").read_text().split("def ")[0])
     assert tiny.train(epochs=1).finished

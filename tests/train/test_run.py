@@ -10,8 +10,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -613,21 +611,15 @@ main()
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupted_run_saves_says_how_to_go_on_and_equals_an_uninterrupted_one(
-    experiment, number
+    experiment, forked, number
 ):
     tiny = experiment(epochs=1, iterations_per_epoch=20, text=INTERRUPTED_IN_STEP_7)
-    words = ["train", str(tiny.folder), "--data", str(tiny.data), "--set", "run_name=cut"]
-    done = subprocess.run(
-        [sys.executable, "-c", COUNTS_STEPS, *words],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "INTERRUPT_WITH": str(int(number))},
-    )
-    assert done.returncode == (130 if number == signal.SIGINT else 75), done.stderr
-    assert "Go on with the same command" in done.stderr
-    assert str(tiny.folder) in done.stderr
+    words = ["train", tiny.folder, "--data", tiny.data, "--set", "run_name=cut"]
+    environment = {"INTERRUPT_WITH": str(int(number))}
+    code, _, said = forked(*words, program=COUNTS_STEPS, environment=environment).ended()
+    assert code == (130 if number == signal.SIGINT else 75), said
+    assert "Go on with the same command" in said
+    assert str(tiny.folder) in said
     cut = torch.load(tiny.folder / "checkpoints/tiny_experiment/cut/latest.pt", weights_only=True)
     assert cut["iteration"] == 7
     assert same(weights(tiny.train(run_name="cut")), weights(tiny.train(run_name="whole")))

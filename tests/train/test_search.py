@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import ast
-import os
 import shlex
-import subprocess
+import signal
 import sys
-import time
 
 import pytest
 import torch
+from conftest import Forked, wait_until
 
 from common.config.load import read_overrides
 from common.errors import UserError
-from common.files import REPOSITORY
 from common.train import run as training
 from common.train import search as module
 from common.train import space
@@ -203,43 +201,28 @@ HOLD = """
 
 
 @pytest.fixture
-def held(tiny):
+def held(tiny, forked):
     """Starts a search in a process that stops in the second epoch of trial-0001.
 
     There it has logged its validation, and its checkpoint is that of the first epoch. It goes on
     when `go` is made in the folder of the trial's logs.
     """
-    processes = []
 
-    def start(trials: int) -> subprocess.Popen:
+    def start(trials: int) -> Forked:
         tiny.write("hold.py", HOLD)
         tiny.add("from .hold import Hold\n\ntrackers = (Hold,)")
         call = f"search({str(tiny.folder)!r}, {trials}, (), {str(tiny.data)!r}, prune_after=99)"
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"from common.train.search import search; {call}"],
-            cwd=REPOSITORY,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        processes.append(process)
-        reached = logs(tiny, "trial-0001") / "held"
-        while not reached.exists() and process.poll() is None:
-            time.sleep(0.02)
-        assert process.poll() is None, process.communicate()[1]
+        process = forked(program=f"from common.train.search import search; {call}")
+        wait_until((logs(tiny, "trial-0001") / "held").exists, process)
         return process
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    return start
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint_as_the_same_run(tiny, held):
     process = held(1)
-    process.kill()
-    process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.ended()
     assert states(tiny) == ["RUNNING"]
 
     run(tiny, 1, "trackers=tensorboard")
@@ -262,8 +245,8 @@ def test_two_processes_share_a_study_and_no_trial_is_run_twice(tiny, held):
     run(tiny, 4, "trackers=tensorboard", prune_after=99)
     assert states(tiny) == ["RUNNING", "COMPLETE", "COMPLETE", "COMPLETE"]
     (logs(tiny, "trial-0001") / "go").touch()
-    said = other.communicate()[1]
-    assert other.returncode == 0, said
+    code, _, said = other.ended()
+    assert code == 0, said
     assert states(tiny) == ["COMPLETE"] * 4
     names = [trial.user_attrs["run"] for trial in study_of(tiny).trials]
     assert names == ["trial-0001", "trial-0002", "trial-0003", "trial-0004"]

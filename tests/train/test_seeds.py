@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import DEADLINE
 
 from common.train import seeds
 from common.train.record import read_history
@@ -111,7 +112,9 @@ def test_a_queue_gets_the_command_as_one_word_that_its_shell_takes_apart_again(
     # the shell that a queue starts takes the command apart; here it is shown what it would get
     show = "import sys, json; print(json.dumps(sys.argv[1:]))"
     command = calls[0][2].replace("-m cellmap_segmentation_challenge", f"-c {shlex.quote(show)}")
-    shown = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, check=True, timeout=DEADLINE
+    )
     wanted = ["train", str(tiny.folder)]
     for override in (*overrides, "random_seed=4"):
         wanted += ["--set", override]
