@@ -19,17 +19,22 @@ def endless(tree: ast.AST) -> Iterator[str]:
     """Calls that may wait for ever."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            options = {option.arg: option.value for option in node.keywords}
-            place = f"line {node.lineno}: {ast.unparse(node.func)}"
-            is_process = ast.unparse(node.func.value) == "subprocess"
-            if is_process and node.func.attr in STARTS and "timeout" not in options:
-                yield f"{place}; write timeout=DEADLINE"
-            if is_process and node.func.attr == "Popen":
-                yield f"{place}; use started() of conftest, which ends it"
-            if node.func.attr in WAITS and not node.args and not options:
-                yield f"{place}(); write DEADLINE in it"
-            if ast.unparse(options.get("timeout", node)) == "None":
-                yield f"{place}; write timeout=DEADLINE"
+            problem = what_is_missing(node, node.func)
+            if problem:
+                yield f"line {node.lineno}: {ast.unparse(node.func)}; {problem}"
+
+
+def what_is_missing(call: ast.Call, function: ast.Attribute) -> str:
+    options = {option.arg: option.value for option in call.keywords}
+    owner = function.value
+    is_process = isinstance(owner, ast.Name) and owner.id == "subprocess"
+    if is_process and function.attr == "Popen":
+        return "use started() of conftest, which ends it"
+    deadline = options.get("timeout")
+    is_none = isinstance(deadline, ast.Constant) and deadline.value is None
+    is_started = is_process and function.attr in STARTS and deadline is None
+    waits = function.attr in WAITS and not call.args and not options
+    return "write timeout=DEADLINE" if is_none or is_started or waits else ""
 
 
 def test_no_test_waits_for_ever():

@@ -209,8 +209,8 @@ class _Helper(threading.Thread):
             finished = asyncio.gather(*(nanny.finished() for nanny in nannies))
             while not finished.done() and not self.ended.is_set():
                 await asyncio.sleep(0.2)
-        except (OSError, TimeoutError):
-            pass  # the scheduler went while they started
+        except (OSError, TimeoutError, RuntimeError):
+            pass  # the scheduler went while they started, for which Dask has a RuntimeError
         finally:
             closing = (nanny.close(timeout=5) for nanny in nannies)
             await asyncio.gather(*closing, return_exceptions=True)

@@ -82,6 +82,7 @@ MODEL = """
 @pytest.fixture(autouse=True)
 def forked_workers(processes):
     """Workers of this process are forked with torch imported; those of others import it."""
+    pytest.importorskip("distributed")  # has defaults, which are to stand when this is undone
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         yield
 
@@ -111,6 +112,8 @@ def predict(tiny, *more: object) -> list[str]:
 def call(words: list[str]) -> tuple[int, str, str]:
     """Exit code, standard output and error, in this process."""
     done = CliRunner().invoke(cli, words)
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
     return done.exit_code, done.stdout, done.stderr
 
 
