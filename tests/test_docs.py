@@ -252,9 +252,9 @@ def test_the_tables_of_public_names_and_options_are_whole():
 WALK = REPOSITORY / "docs/howto/toolbox.md"
 
 
-SMALL_PHANTOM = "train_crops=2, validate_crops=2, annotated=lambda _: ('mito', 'er', 'nuc')"
+CROPS = "train_crops=2, validate_crops=1, crop_size=40, annotated=lambda _: ('mito', 'er', 'nuc')"
 SHORTER = {
-    "write_phantom('data')": f"write_phantom('data', 2, (112, 152, 152), {SMALL_PHANTOM})",
+    "write_phantom('data')": f"write_phantom('data', 2, (112, 152, 152), {CROPS})",
     "iterations_per_epoch = 20": "iterations_per_epoch = 2",
 }
 

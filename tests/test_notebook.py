@@ -8,16 +8,13 @@ import pytest
 from conftest import DEADLINE
 
 from common.files import REPOSITORY
-from examples.phantom_cell.data import classes as CLASSES
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 
-# the crop that the notebook looks at is the seventh
-CROPS = "shape=(112, 152, 152), seed=2, train_crops=6, validate_crops=1, crop_size=32"
 SMALLER = (
     'write_phantom(output / "data")',
-    f'write_phantom(output / "data", {CROPS}, annotated=lambda _: {CLASSES})',
+    'write_phantom(output / "data", 2, (112, 152, 152), crop_size=32)',
 )
 
 
