@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -40,6 +40,12 @@ class Incomplete(UserError):
 
 class NotFinite(UserError, FloatingPointError):
     """A loss or gradient that is NaN or infinite: settings or data that training cannot take."""
+
+
+def refuse(where: object, problems: Sequence[str]) -> None:
+    """Raise UserError with all problems of a file, a line each, if there are any."""
+    if problems:
+        raise UserError("\n".join(f"{where}: {problem}" for problem in problems))
 
 
 def collect(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

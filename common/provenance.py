@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -29,6 +31,18 @@ def _at_first(repository: Path) -> dict[str, str]:
         "machine": platform.processor() or platform.machine(),
         **_commit(repository),
     }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which a queue may make fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def now() -> str:
+    """Date and time of day in UTC, to the second, as records have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def uncommitted(repository: Path) -> bytes:

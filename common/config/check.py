@@ -31,7 +31,7 @@ from common.config.settings import (
     as_text,
     describe,
 )
-from common.errors import UserError
+from common.errors import refuse
 from common.talk import nm
 
 Table = TypeVar("Table", bound=TrainConfig | ProcessConfig)
@@ -73,8 +73,7 @@ def check_settings(
         *_metric_problems(fitting),
         *_preview_problems(fitting),
     ]
-    if every:
-        raise UserError("\n".join(f"{where}: {problem}" for problem in every))
+    refuse(where, every)
     return table(**fitting)
 
 

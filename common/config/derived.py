@@ -146,7 +146,7 @@ class Affinities(Derived):
     @property
     def reach_nm(self) -> Vector:
         """The longest part of an offset along each axis."""
-        z, y, x = (max(abs(offset[axis]) for offset in self.offsets) for axis in range(3))
+        z, y, x = (max(map(abs, along)) for along in zip(*self.offsets, strict=True))
         return (z, y, x)
 
     def voxels(self, voxel_nm: Sequence[float]) -> list[tuple[int, int, int]]:

@@ -240,7 +240,10 @@ class TransformedTargets:
         """Its loss and the transforms."""
         parts = self.transforms
         listed = list(parts.items()) if isinstance(parts, dict) else [("all", parts)]
-        texts = [f"{name}: {names_of([t for t, _ in _flat(part)])}" for name, part in listed]
+        texts = []
+        for name, part in listed:
+            transforms = [transform for transform, _ in _flat(part)]
+            texts.append(f"{name}: {names_of(transforms)}")
         return f"{as_text(self.loss)} of targets through {'; '.join(texts)}"
 
 

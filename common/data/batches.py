@@ -346,7 +346,9 @@ class Batches:
         """Iterate over the batches number first, first + step, ... of samples 0..stop-1."""
         size = self.batch_size
         firsts = range(first * size, stop, step * size)
-        samples = [k for start in firsts for k in range(start, min(start + size, stop))]
+        samples: list[int] = []
+        for start in firsts:
+            samples += range(start, min(start + size, stop))
         return self._read(samples, size)
 
     def _read(self, samples: Sequence[int], batch_size: int) -> Iterator[Batch]:

@@ -19,7 +19,7 @@ from common.classes import TESTED
 from common.data import layout
 from common.data.box import overlap
 from common.data.ngff import Level, open_levels
-from common.errors import UserError
+from common.errors import UserError, refuse
 
 CHALLENGE = Path(__file__).with_name("challenge_crops.csv")
 """Table of the 289 public training crops: their place, voxels and annotated classes."""
@@ -140,8 +140,7 @@ def read_crop_table(path: str | Path = CHALLENGE) -> list[CropInfo]:
                 f"line {number}: '{line[:80]}'; write e.g. 28,jrc_x,4;4;4,0;0;0,400;400;400,mito er"
             )
     problems += _repeated(crops)
-    if problems:
-        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+    refuse(path, problems)
     return crops
 
 
@@ -309,8 +308,7 @@ def select(
     names = _with_prefix(names)
     problems = _unmatched("dataset", datasets, {dataset for dataset, _ in crops})
     problems += _unmatched("crop", names, {name for _, name in crops})
-    if problems:
-        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+    refuse(source, problems)
     chosen = matching(crops, datasets, names)
     if not chosen:
         raise UserError(

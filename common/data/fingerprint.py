@@ -164,9 +164,9 @@ def describe(
     config: TrainConfig, crops: Sequence[MeasuredCrop], unreadable: Sequence[str] = ()
 ) -> Facts:
     """Facts and findings about crops that were measured, and those that could not be read."""
-    by_usage = {
-        usage: [crop for crop in crops if crop.row.usage == usage] for usage in split.USAGES
-    }
+    by_usage: dict[str, list[MeasuredCrop]] = {usage: [] for usage in split.USAGES}
+    for crop in crops:
+        by_usage[crop.row.usage].append(crop)
     facts = Facts(
         experiment=config.model_name,
         crops={usage: len(side) for usage, side in by_usage.items()},

@@ -27,7 +27,7 @@ from common.data.choose_sides import (
     choose_sides,
 )
 from common.data.split import TEST, USAGES
-from common.errors import UserError
+from common.errors import UserError, refuse
 
 Scale = float | Sequence[float] | None
 """Voxel size in nm: one number, or z, y, x; None takes crops of every resolution."""
@@ -61,7 +61,7 @@ def make(
     path = Path(csv_path)
     rules = SplitRules(scale=three(scale), **choice)
     paths = _paths(path, rules.folds, overwrite)
-    _raise_all(path, rules.problems())
+    refuse(path, rules.problems())
     root = _root_of_stores(path, data_root) if absolute else ""
     known, broken = _crops(path, data_root, manifest, datasets=datasets, names=crops)
     _check_classes(path, rules.classes, known)
@@ -126,11 +126,6 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path}: exists already; write --overwrite (overwrite=True) to replace it")
 
 
-def _raise_all(path: Path, problems: Sequence[str]) -> None:
-    if problems:
-        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
-
-
 # which crops
 
 
@@ -163,7 +158,7 @@ def _check_classes(path: Path, classes: Sequence[str], crops: Sequence[CropInfo]
         for name, count in Counter(classes).items()
         if count > 1
     ]
-    _raise_all(path, problems)
+    refuse(path, problems)
 
 
 def three(scale: Scale) -> tuple[float, ...] | None:
@@ -406,7 +401,7 @@ def split_data_root(
     source = Path(csv_path or data_root)
     if csv_path is not None:
         _refuse_existing(source, overwrite)
-    _raise_all(source, rules.problems())
+    refuse(source, rules.problems())
     known, broken = scan(data_root, datasets, crops)
     if broken:
         warnings.warn("\n".join(broken), stacklevel=3)

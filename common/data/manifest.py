@@ -32,7 +32,7 @@ import numpy as np
 from common import files
 from common.data import layout
 from common.data.ngff import Grid
-from common.errors import FileError, UserError
+from common.errors import FileError, UserError, refuse
 
 URL = (
     "https://raw.githubusercontent.com/janelia-cellmap/cellmap-segmentation-challenge/"
@@ -195,8 +195,7 @@ def parse(content: bytes, source: str) -> list[Entry]:
         entries.setdefault(entry.path, entry)
     if not problems and not entries:
         problems.append("no crops in it; write one row for each crop and class")
-    if problems:
-        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+    refuse(source, problems)
     return list(entries.values())
 
 

@@ -258,7 +258,7 @@ def measure(raw: Raw, tiles: Sequence[Tile]) -> Scaling:
     with ThreadPoolExecutor(READERS) as pool:
         blocks = list(pool.map(lambda tile: _varying(raw.read(*tile)), tiles))
     values = np.concatenate(blocks) if blocks else np.zeros(0, raw.dtype)
-    low, high = (0.0, 0.0)
+    low = high = 0.0
     if len(values):
         values = _in_range(raw, values)
         low, high = (_rounded(value) for value in np.percentile(values, PERCENTILES))

@@ -24,7 +24,7 @@ from pathlib import Path
 from common.data import layout
 from common.data.columns import class_names, columns, is_header, usage_of
 from common.data.sources import place
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.files import is_remote
 from common.talk import command_line, count, note_once, some
 
@@ -129,8 +129,7 @@ def read_datasplit(
         problems = [*problems[:PROBLEMS_SHOWN], f"{count(more, 'problem')} more of this kind"]
     if not problems and not any(row.usage == "train" for row in rows):
         problems.append(f'{len(rows)} rows, none to train on; write rows that begin with "train"')
-    if problems:
-        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+    refuse(path, problems)
     if with_test:
         return rows
     return [row for row in rows if row.usage != TEST]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -40,6 +39,7 @@ from common.infer.recipe import Recipe, load_recipe
 from common.infer.stages import clear_stages
 from common.infer.volume import EVERYWHERE, Stages, Volume
 from common.infer.writer import writing
+from common.provenance import now
 from common.talk import count, note, note_once, progress, say, some
 
 Predicted: TypeAlias = tuple[Region, dict[str, Prediction]]
@@ -278,7 +278,7 @@ def _opened(
         if not stages.begins() and _is_begun(path, record):
             return zarr.open_array(str(path / "s0"), mode="r+", write_empty_chunks=False)
         stages.drop_next()
-    record = replace(record, made=datetime.now(UTC).isoformat(timespec="seconds"))
+    record = replace(record, made=now())
     return ngff.start_multiscale(
         path,
         prediction.grid,

@@ -14,7 +14,7 @@ from common.config.code import imported_files
 from common.config.instance_options import defaults
 from common.config.load import load_process_config
 from common.config.settings import ProcessConfig, TrainConfig
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.files import sha256_of_file
 from common.talk import some
 
@@ -83,8 +83,7 @@ def read_recipe(path: Path, classes: Sequence[str] = ()) -> Recipe:
     # the default is the challenge's table, of which an experiment need not have all
     if settings.instance_classes != INSTANCES:
         problems += _problem_of_names("instance_classes", settings.instance_classes, settings)
-    if problems:
-        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+    refuse(path, problems)
     return Recipe(
         path,
         settings,

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from common.infer.network import Network
 from common.infer.plan import BlockPlan, in_same_blocks, plan_blocks
 from common.infer.status import Progress
 from common.infer.writer import ClassVolume, open_class
+from common.provenance import now
 from common.talk import count, progress
 
 # Blosc lets go of the interpreter's lock, so threads compress side by side
@@ -284,7 +284,7 @@ def begin(
         describe(network, region, plan, output),
         largest_block=plan.largest,
         trained_on=_was_trained_on(network, region),
-        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        made=now(),
     )
     zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
     volumes = []

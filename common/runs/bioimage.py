@@ -195,7 +195,8 @@ def _settings(config: TrainConfig, card: Card) -> dict[str, Any]:
     info = {}
     for name in ("input_array_info", "target_array_info"):
         array = getattr(config, name)
-        info[name] = {key: [float(n) for n in array[key]] for key in ("shape", "scale")}
+        shape = [float(voxels) for voxels in array["shape"]]
+        info[name] = {"shape": shape, "scale": [float(nm) for nm in array["scale"]]}
     return {
         **info,
         "classes": list(config.classes),

@@ -179,7 +179,10 @@ def _of_history(
             f"{names[:200]}: no class has a validation {metric} in all of them; "
             "give runs that validate on the same classes"
         )
-    values = np.array([[by_class[name] for name in classes] for by_class in by_run])
+    table = []
+    for by_class in by_run:
+        table.append([by_class[name] for name in classes])
+    values = np.array(table)
     return Measure(
         metric=metric,
         source=HISTORY,

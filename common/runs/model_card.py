@@ -190,8 +190,7 @@ def _data_section(config: TrainConfig) -> list[str]:
         datasets = Counter(row.key[0] for row in crops)
         texts = [f"{name} ({number})" for name, number in datasets.items()]
         lines.append(f"* {verb} {count(len(crops), 'crop')}: {some(texts, 40)}")
-    train = [row for row in rows if row.usage == "train"]
-    annotated = Counter(name for row in train for name in row.annotated)
+    annotated = split.annotating(rows, "train")
     table = [[name, str(annotated[name])] for name in config.classes]
     lines += ["", *markdown_table(["class", "training crops that annotate it"], table)]
     if config.use_mutual_exclusion:

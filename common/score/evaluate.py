@@ -9,7 +9,6 @@ import re
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +23,7 @@ from common.errors import UserError, collect
 from common.files import REPOSITORY
 from common.infer import process
 from common.infer.recipe import THRESHOLDS, Recipe, load_recipe, read_thresholds, run_of
-from common.provenance import provenance
+from common.provenance import now, provenance
 from common.score import judge, submission, submitted, versions
 from common.score.judge import Evaluation, Truth
 from common.score.publish import note_annotation, note_networks, publish
@@ -126,7 +125,7 @@ def evaluate_submission(
     like = SubmittedCrop(Path(path), Path(truth), "", version, frozenset(instance_classes))
     evaluations = _judge_submission(like, workers)
     about = Provenance(
-        date=_now(), versions=provenance(REPOSITORY), submission=str(path), truth=str(truth)
+        date=now(), versions=provenance(REPOSITORY), submission=str(path), truth=str(truth)
     )
     scores = replace(summary(evaluations, version), provenance=about)
     publish(scores, Path(result_path), say)
@@ -314,7 +313,7 @@ def _provenance(
     for job, record in zip(jobs, records, strict=True):
         thresholds[job.name] = record.threshold if record else None
     return Provenance(
-        date=_now(),
+        date=now(),
         versions=provenance(REPOSITORY),
         experiment=config.folder.name,
         model_name=config.model_name,
@@ -351,7 +350,3 @@ def _checkpoint(record: ProcessedRecord | None) -> Checkpoint:
     names = [each.name for each in fields(Checkpoint)]
     prediction = record.prediction if record else None
     return Checkpoint(**{name: getattr(prediction, name, None) for name in names})
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -15,7 +15,7 @@ from common.data import regrid
 from common.data.manifest import Entry
 from common.data.ngff import Level, open_levels
 from common.data.records import refuse_lost_chunks
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.files import replacing
 from common.score import gaps, submission
 from common.score.gaps import Gap
@@ -53,12 +53,12 @@ def pack(
     # hours of resampling begin when all volumes are known to be there
     levels, lacking = _levels(entries, source_of)
     if lacking and not (partial and levels):
-        submission.refuse(output, _refusal(lacking, entries, has_some=bool(levels)))
+        refuse(output, _refusal(lacking, entries, has_some=bool(levels)))
     _say_beside(levels, say)
     with replacing(output) as temporary:
-        submission.refuse(output, _write_all(temporary, levels, say))
+        refuse(output, _write_all(temporary, levels, say))
         # read back as the organisers will: what they refuse is better known before the upload
-        submission.refuse(output, submission.check(temporary, list(levels)))
+        refuse(output, submission.check(temporary, list(levels)))
     if lacking:
         _say_lacking(lacking, entries, say)
     say(f"{output}: {len(levels)} volumes, {talk.size(output.stat().st_size)}")

@@ -20,8 +20,9 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import zarr
 
+from common.data.layout import crop_name
 from common.data.manifest import Entry
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.score import gaps
 from common.score.arrays import MAX_BYTES, is_place, open_array
 from common.score.gaps import Gap
@@ -115,12 +116,6 @@ def opened(path: str | Path) -> Iterator[zarr.Group]:
         yield group
 
 
-def refuse(path: Path, problems: Sequence[str]) -> None:
-    """Raises UserError with all problems of a file, if there are any."""
-    if problems:
-        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
-
-
 class _AsOrganisersRead(zarr.storage.Store):
     """A read-only view of a store: 557 as crop557, missing .zgroup implied, one .zarr left out."""
 
@@ -129,7 +124,7 @@ class _AsOrganisersRead(zarr.storage.Store):
         # whoever zips my.zarr and not what is in it gets one folder more
         inside = [name for name in files.listdir("") if name.endswith(".zarr")]
         self.root = f"{inside[0]}/" if len(inside) == 1 else ""
-        self.folders = {_crop_name(folder): folder for folder in files.listdir(self.root)}
+        self.folders = {crop_name(folder): folder for folder in files.listdir(self.root)}
         """The folder in the store behind each name at the root."""
         self.crops = {name for name in self.folders if name.startswith("crop")}
 
@@ -179,11 +174,6 @@ class _AsOrganisersRead(zarr.storage.Store):
         """Whether a key is the .zgroup of the root or of a crop, which the organisers add."""
         folder = key.removesuffix(".zgroup").rstrip("/")
         return key.endswith(".zgroup") and (not folder or folder in self.crops)
-
-
-def _crop_name(folder: str) -> str:
-    """557 is read as crop557."""
-    return f"crop{folder}" if folder.isdecimal() else folder
 
 
 def _locate(path: Path) -> Path:
@@ -245,7 +235,7 @@ def _as_unpacked(name: str) -> str:
     parts = name.rstrip("/").split("/")
     enclosing = parts[:1] if parts[0].endswith(".zarr") else []
     inside = parts[len(enclosing) :]
-    return "/".join([*enclosing, *map(_crop_name, inside[:1]), *inside[1:]])
+    return "/".join([*enclosing, *map(crop_name, inside[:1]), *inside[1:]])
 
 
 def _file_problems(info: ZipInfo) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from common.files import write_json
 from common.infer.prediction import Prediction, open_prediction
 from common.infer.recipe import THRESHOLDS, Recipe, read_recipe, read_thresholds, run_of
 from common.infer.volume import EVERYWHERE
+from common.provenance import now
 from common.score import summary, versions
 from common.score.judge import FULL, Evaluation, beside, beside_text
 from common.score.publish import note_networks
@@ -377,7 +377,7 @@ def _records(
 ) -> dict[str, dict[str, Any]]:
     """The entries of thresholds.json, by class."""
     # the checkpoint, because a threshold is for the network it was tuned with: process notes others
-    date = datetime.now(UTC).isoformat(timespec="seconds")
+    date = now()
     records: dict[str, dict[str, Any]] = {}
     for one in found:
         records[one.name] = {

@@ -21,6 +21,7 @@ from common.config.settings import TrainConfig
 from common.data import layout, normalize
 from common.errors import UserError
 from common.files import REPOSITORY, cache_folder
+from common.provenance import usable_cores
 from common.shell import package
 from common.talk import command_line, count, some
 
@@ -246,7 +247,7 @@ def nvidia(fields: str) -> str:
 def machine(config: TrainConfig | None) -> Iterator[Finding]:
     """Cores, and the shared memory that workers hand their patches over in."""
     workers = config.num_workers if config else TrainConfig.num_workers
-    cores = _cores()
+    cores = usable_cores()
     if workers > cores:
         mend = f"--set num_workers={max(cores - 1, 0)}"
         yield Finding("cores", NOTE, f"{cores}; num_workers = {workers}", mend)
@@ -262,13 +263,6 @@ def machine(config: TrainConfig | None) -> Iterator[Finding]:
         yield Finding("shared memory", WRONG, f"{text}, too little for workers", mend)
     else:
         yield Finding("shared memory", GOOD, text)
-
-
-def _cores() -> int:
-    """Those that this process may use, which a queue may make fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def disks(config: TrainConfig | None) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import signal
 import sys
 
 from common.errors import UserError
+from common.provenance import usable_cores
 from common.shell import package
 from common.stopping import INTERRUPTED, NOT_FINISHED, SIGNALS
 from common.talk import count
@@ -100,10 +101,9 @@ def launch(processes: int | None) -> int:
 def _prepare_environment(processes: int) -> None:
     """Set what the processes find, unless the user has set it."""
     os.environ[ranks.STARTED_BY_US] = str(processes)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     defaults = {
         # otherwise each takes all cores for itself
-        "OMP_NUM_THREADS": max(1, (cores or 1) // processes),
+        "OMP_NUM_THREADS": max(1, usable_cores() // processes),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SAVED_WITHIN_S,
         "PET_SIGNALS_TO_HANDLE": ",".join(signal.Signals(n).name for n in SIGNALS),
     }

@@ -14,7 +14,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.config.load import data_root, load_config
 from common.data import fingerprint, layout, make_split
-from common.data.own.crops import Division, OwnCrop, divide, positives, read_crops, unlabelled_rest
+from common.data.own.crops import (
+    Division,
+    OwnCrop,
+    divide,
+    labels_by_class,
+    read_crops,
+    unlabelled_rest,
+)
 from common.data.sources.place import is_file_name, store_name
 from common.errors import UserError
 from common.files import REPOSITORY
@@ -124,11 +131,10 @@ def _root(data: str | Path | None, datasets: Sequence[str]) -> Path:
 def _about(crops: Sequence[OwnCrop], plan: OwnPlan, division: Division) -> list[str]:
     datasets = sorted({crop.info.dataset for crop in crops})
     lines = [f"{some(datasets)}: {count(len(crops), 'crop')}, learnt at {nm(plan.scale)} nm"]
-    found = positives(crops)
-    for name in plan.classes:
-        labels = [facts for crop in crops for facts in crop.labels if facts.name == name]
+    for name, labels in labels_by_class(crops).items():
+        positive = sum(facts.positives for facts in labels)
         known = sum(facts.knowns for facts in labels)
-        lines.append(f"- {name}: {found[name] / known:.2%} of the voxels{_as_objects(plan, name)}")
+        lines.append(f"- {name}: {positive / known:.2%} of the voxels{_as_objects(plan, name)}")
     patch = voxels(plan.patch)
     steps = plan.machine.epochs * plan.machine.iterations_per_epoch
     device = "a GPU" if plan.machine.device == "cuda" else "a CPU"

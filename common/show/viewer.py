@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -125,8 +126,8 @@ def _state(neuroglancer: Neuroglancer, region: Region, layers: Layers) -> Any:
 
     Classes one by one are archived: 48 of three kinds would be a wall of tabs.
     """
-    present = [levels for classes in layers.values() for levels in classes.values()]
-    scale = present[0][0].scale
+    finest, *_ = next(itertools.chain.from_iterable(of.values() for of in layers.values()))
+    scale = finest.scale
     middle = (region.lower + region.upper) / 2
     longest = float(((region.upper - region.lower) / scale.min()).max())
     state = neuroglancer.ViewerState()

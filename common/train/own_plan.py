@@ -7,6 +7,7 @@ for a CPU, a larger one and more steps for a GPU.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from common.data import layout
 from common.data.level import Level
 from common.data.ngff import open_levels
 from common.data.own.contrast import are_opposite, contrast
-from common.data.own.crops import OwnCrop, in_order
+from common.data.own.crops import OwnCrop, labels_by_class
+from common.data.own.facts import LabelFacts
 from common.errors import UserError
 from common.model.resenc import plan_resenc
 
@@ -63,6 +65,9 @@ SAMPLE = 48
 """Blocks along an axis that are looked at for the range of raw, and voxels along their edges."""
 
 Three = tuple[float, float, float]
+
+Labels = Mapping[str, Sequence[LabelFacts]]
+"""Those of all crops, by class."""
 
 
 @dataclass(frozen=True)
@@ -145,13 +150,13 @@ def make_plan(
     datasets = dict.fromkeys(crop.info.dataset for crop in crops)
     raws = {name: open_levels(root / layout.raw(name)) for name in datasets}
     finest = [levels[0] for levels in raws.values()]
-    scale = voxel_size or _scale(crops, finest)
+    labels = labels_by_class(crops)
+    scale = voxel_size or _scale(crops, labels, finest)
     patch, network_scale = _patch(crops, finest, scale)
     voxels = math.prod(patch)
-    classes = in_order({facts.name for crop in crops for facts in crop.labels})
-    specks = _specks(crops)
+    specks = _specks(labels)
     return OwnPlan(
-        classes=tuple(classes),
+        classes=tuple(labels),
         scale=scale,
         network_scale=network_scale,
         patch=patch,
@@ -161,7 +166,7 @@ def make_plan(
         transposed=_alike(scale, patch),
         raw_range=_raw_range(finest),
         specks=specks,
-        crowded=tuple(name for name in specks if _is_crowded(crops, name)),
+        crowded=tuple(name for name in specks if _are_crowded(labels[name])),
         inverted=_inverted(crops, raws),
     )
 
@@ -169,14 +174,14 @@ def make_plan(
 # Voxels
 
 
-def _scale(crops: Sequence[OwnCrop], raws: Sequence[Level]) -> Three:
+def _scale(crops: Sequence[OwnCrop], labels: Labels, raws: Sequence[Level]) -> Three:
     """The voxel size of the coarsest labels or raw, coarser where all classes are thick."""
-    sizes = [facts.level.scale for crop in crops for facts in crop.labels]
-    scale = np.max([*sizes, *(raw.scale for raw in raws)], axis=0)
-    labels = [facts for crop in crops for facts in crop.labels if facts.positives]
-    thinnest = min(facts.thickness_nm() for facts in labels)
+    every = [*itertools.chain(*labels.values())]
+    levels = [*raws, *(facts.level for facts in every)]
+    scale = np.max([level.scale for level in levels], axis=0)
+    thinnest = min(facts.thickness_nm() for facts in every if facts.positives)
     extent = np.min([crop.info.extent for crop in crops], axis=0)
-    while np.isfinite(thinnest) and not any(facts.is_crowded for facts in labels):
+    while np.isfinite(thinnest) and not _are_crowded(every):
         coarser = scale * _shorter(scale)
         is_reduced = coarser > scale
         too_thin = thinnest < THICK * scale[is_reduced].max()
@@ -300,20 +305,20 @@ def _inverted(crops: Sequence[OwnCrop], raws: Mapping[str, Sequence[Level]]) -> 
 # Objects
 
 
-def _specks(crops: Sequence[OwnCrop]) -> dict[str, int]:
+def _specks(labels: Labels) -> dict[str, int]:
     """The classes that are made of objects, and the voxels below which one is left out."""
     specks = {}
-    for name in in_order({facts.name for crop in crops for facts in crop.labels}):
-        labels = [facts for crop in crops for facts in crop.labels if facts.name == name]
+    for name, of_class in labels.items():
         # the challenge scores its instance classes by objects, whatever the labels say
-        if not any(facts.is_instance for facts in labels) and name not in INSTANCES:
+        if not any(facts.is_instance for facts in of_class) and name not in INSTANCES:
             continue
-        sizes = [number for facts in labels for number in facts.objects.values()]
+        sizes: list[int] = []
+        for facts in of_class:
+            sizes += facts.objects.values()
         part = int(np.median(sizes)) // SPECK if sizes else 0
         specks[name] = max(part, LEAST_SPECK)
     return specks
 
 
-def _is_crowded(crops: Sequence[OwnCrop], name: str) -> bool:
-    labels = [facts for crop in crops for facts in crop.labels if facts.name == name]
+def _are_crowded(labels: Sequence[LabelFacts]) -> bool:
     return any(facts.is_crowded for facts in labels)

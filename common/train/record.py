@@ -13,13 +13,13 @@ import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import typed
 from common.errors import UserError
 from common.files import replacing, write_json
+from common.provenance import now
 from common.talk import note
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Recorder:
             record.sessions = before.sessions
             record.result = before.result
             record.mlflow_run = before.mlflow_run
-        record.sessions.append(Session(began=_now(), first_iteration=iteration))
+        record.sessions.append(Session(began=now(), first_iteration=iteration))
         self._hours_before = record.result.hours or 0.0
         self._begun = time.perf_counter()
         self.write()
@@ -129,7 +129,7 @@ class Recorder:
     def end(self, iteration: int) -> None:
         """Note that the session ends now, after `iteration`, and write run.json."""
         session = self.record.sessions[-1]
-        session.ended = _now()
+        session.ended = now()
         session.last_iteration = iteration
         self.write()
 
@@ -370,7 +370,3 @@ class Damaged(UserError):
         )
         self.path = path
         self.problem = problem
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

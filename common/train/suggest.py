@@ -7,7 +7,6 @@ value, and a reason.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from common.files import write_json
 from common.model.build import new_model
 from common.model.forward import ForwardPass
 from common.model.shapes import Shapes, grown
+from common.provenance import usable_cores
 
 MEMORY_FRACTION = 0.8
 """Fraction of the free memory that a run may take."""
@@ -280,7 +280,7 @@ def _batch_suggestion(
 def _workers_suggestion(
     config: TrainConfig, crops: Sequence[MeasuredCrop], device: torch.device
 ) -> Suggestion:
-    cores = _cores()
+    cores = usable_cores()
     why = f"{cores} cores, one for the training process"
     if device.type == "cuda":
         number = min(MOST_WORKERS, max(1, cores - 1))
@@ -296,13 +296,6 @@ def _workers_suggestion(
         kept = "are read from disk again and again, take a fast one"
     why += f"; the decoded crops ({size:.2f} GB, {free:.1f} GB of memory are free) {kept}"
     return Suggestion("num_workers", number, config.num_workers, why)
-
-
-def _cores() -> int:
-    """Cores that this process may use, fewer than the machine's in a job of a cluster."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _text(value: Any) -> str:

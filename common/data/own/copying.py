@@ -9,6 +9,7 @@ as a chunk is thick: one by one they would be decoded again for each row of chun
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +92,7 @@ def _bars(level: Level, chunks: Sequence[int], slab: range) -> Iterator[Bar]:
 def chunks_of(bar: Bar, chunks: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """The numbers of the chunks of a bar."""
     z, y, x = chunk_ranges(bar.start, bar.stop, chunks)
-    yield from ((i, j, k) for i in z for j in y for k in x)
+    return itertools.product(z, y, x)
 
 
 @contextlib.contextmanager

@@ -92,20 +92,21 @@ def _place_in(table: Sequence[str], name: str) -> int:
     return table.index(name) if name in table else len(table)
 
 
-def positives(crops: Sequence[OwnCrop]) -> dict[str, int]:
-    """Positive voxels of each class."""
-    voxels_of: dict[str, int] = {}
+def labels_by_class(crops: Sequence[OwnCrop]) -> dict[str, list[LabelFacts]]:
+    """What crops have of each class, the classes as `in_order` has them."""
+    labels: dict[str, list[LabelFacts]] = {}
     for crop in crops:
         for facts in crop.labels:
-            voxels_of[facts.name] = voxels_of.get(facts.name, 0) + facts.positives
-    return voxels_of
+            labels.setdefault(facts.name, []).append(facts)
+    return {name: labels[name] for name in in_order(labels)}
 
 
 def _without_empty(crops: Sequence[OwnCrop], datasets: Sequence[str]) -> list[OwnCrop]:
     """The crops with those of their classes that occur anywhere."""
-    present = {name for name, number in positives(crops).items() if number}
+    by_class = labels_by_class(crops)
+    present = [name for name, labels in by_class.items() if any(each.positives for each in labels)]
     if not present:
-        annotated = ", ".join(positives(crops)) or "no class"
+        annotated = ", ".join(by_class) or "no class"
         raise UserError(
             f"{','.join(datasets)}: nothing is labelled in {count(len(crops), 'crop')} "
             f"({annotated}): all voxels are 0 or unknown; look at the label files"
@@ -155,7 +156,7 @@ def divide(crops: Sequence[OwnCrop], scale: Sequence[float]) -> Division:
     Raises UserError where no crop can be used.
     """
     infos = [crop.info for crop in crops]
-    classes = tuple(in_order({name for info in infos for name in info.classes}))
+    classes = tuple(labels_by_class(crops))
     specimens = {info.specimen for info in infos}
     by = "specimen" if len(specimens) >= FEW else "crop"
     if by == "specimen" or len(crops) >= FEW:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ class Chunked(Voxels):
         if self._file_of is None or isinstance(self.path, Address):
             return []
         z, y, x = chunk_ranges(start, stop, self._file_chunks)
-        return [self.path / self._file_of((i, j, k)) for i in z for j in y for k in x]
+        return [self.path / self._file_of(chunk) for chunk in itertools.product(z, y, x)]
 
 
 def open_array(path: Path, driver: str, **about: Any) -> Any:

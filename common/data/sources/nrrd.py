@@ -42,7 +42,9 @@ NAMES = {
 UNITS = {"mm": "millimeter", "microns": "um", "\u00b5m": "um", "\u03bcm": "um"}
 """Spellings, as `common.data.metadata.NM_PER_UNIT` has them."""
 
-TYPES = {name: type_ for type_, names in NAMES.items() for name in names.split(", ")}
+TYPES: dict[str, str] = {}
+for of_numpy, spellings in NAMES.items():
+    TYPES.update(dict.fromkeys(spellings.split(", "), of_numpy))
 
 
 def open_file(place: Place) -> Image:

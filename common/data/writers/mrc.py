@@ -70,7 +70,9 @@ def write(path: Path, volume: Outgoing, tell: Tell) -> None:
             _put(file, volume, start, block)
             tell(block.size)
         mean = statistics.total / volume.size
-        header.dmin, header.dmax, header.dmean = statistics.smallest, statistics.largest, mean
+        header.dmin = statistics.smallest
+        header.dmax = statistics.largest
+        header.dmean = mean
         header.rms = math.sqrt(max(0.0, statistics.squares / volume.size - mean**2))
         file.seek(0)
         file.write(header.tobytes())

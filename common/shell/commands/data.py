@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.shell import options
 from common.shell.group import Command
 from common.shell.options import Lengths, Names, Scale
@@ -277,8 +277,7 @@ def get_counts(classes: tuple[str, ...], data: str | None) -> None:
     names = TESTED if classes == ("tested",) else classes
     annotated = set().union(*(crop.classes for crop in crops))
     problems = unknown_names(names, annotated, IN_NO_CROP)
-    if problems:
-        raise UserError("\n".join(f"{root}: {problem}" for problem in problems))
+    refuse(root, problems)
     click.echo("\n".join([*catalogue.table_of_counts(crops, names), *broken]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ def _within(datasets: Sequence[str], crops: str) -> str:
     several = [name for name in names if name in ("train", "validate", "held-out", "test")]
     if several:
         raise UserError(f"--datasets with --crops {','.join(several)}; write names of crops, or *")
-    return ",".join(f"{dataset}/{name}" for dataset in datasets for name in names)
+    return ",".join("/".join(pair) for pair in itertools.product(datasets, names))
 
 
 @command()
