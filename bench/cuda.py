@@ -248,7 +248,7 @@ def prediction(case: Case) -> dict[str, float]:
 
     config = settings(case)
     setup, state = prepare(config)
-    checkpoint.save_state(config, state, setup.crops.split_hash, "latest")
+    checkpoint.save_state(config, state, setup.data.split_hash, "latest")
     del state
     if setup.device.type == "cuda":
         torch.cuda.empty_cache()

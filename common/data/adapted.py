@@ -11,9 +11,9 @@ import zarr
 from zarr.storage import KVStore
 
 from common.data import codecs
-from common.data.metadata import ArrayMetadata
 from common.data.sources import remote
 from common.data.sources.remote import Address
+from common.data.zarray import ArrayMetadata
 
 
 def open_array(folder: Path, about: ArrayMetadata, dropped: Sequence[int]) -> zarr.Array:

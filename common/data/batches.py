@@ -32,7 +32,7 @@ from common.data import (
 from common.data.augment import OwnAugmentation
 from common.data.crops import Crop
 from common.data.ids import BACKGROUND
-from common.data.loaders import Data, objects_patch, used_for, weights_of, with_ids
+from common.data.loaders import Data, objects_patch, used_for, with_ids
 from common.data.normalize import Scaling
 from common.data.sampling import Patch, Sample, Sampler
 from common.data.targets import MixedTarget, PaletteTarget, exclusive_labels
@@ -271,6 +271,13 @@ def _row_by_row(tables: Sequence[np.ndarray]) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate(tables))
 
 
+def _weights_of(crop: Crop, pseudo_weight: float) -> np.ndarray:
+    """(rows, classes) float32: `pseudo_weight` where a network labelled, 1 elsewhere."""
+    if crop.pseudo is None:
+        return np.ones(crop.palette.shape, np.float32)
+    return np.where(crop.pseudo, pseudo_weight, 1).astype(np.float32)
+
+
 def _one_palette(crops: Sequence[Crop], channels: Channels) -> Tensor:
     """The palettes of all crops, one below the other: so a batch is looked up at once."""
     palette = torch.from_numpy(_row_by_row([crop.palette for crop in crops]))
@@ -327,7 +334,7 @@ class Batches:
         crops = self.blocks.crops
         if weight == 1 or all(crop.pseudo is None for crop in crops):
             return
-        weights = _row_by_row([weights_of(crop, weight) for crop in crops])
+        weights = _row_by_row([_weights_of(crop, weight) for crop in crops])
         self.weights = torch.from_numpy(weights).to(self.device)
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:

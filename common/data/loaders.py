@@ -203,13 +203,6 @@ def _check_pseudo(config: TrainConfig, train: Sequence[Crop], validation: Sequen
         )
 
 
-def weights_of(crop: Crop, pseudo_weight: float) -> np.ndarray:
-    """(rows, classes) float32."""
-    if crop.pseudo is None:
-        return np.ones(crop.palette.shape, np.float32)
-    return np.where(crop.pseudo, pseudo_weight, 1).astype(np.float32)
-
-
 def used_for(usage: str, rows: Sequence[Row]) -> list[Row]:
     """Return the rows of a usage, "train" or "validate"."""
     return [row for row in rows if row.usage == usage]

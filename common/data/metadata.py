@@ -4,14 +4,12 @@ The metadata may come from any program, so everything is checked before it is us
 a UserError of one sentence that begins with the path of the group or array. Lengths are in nm, axes
 are z, y, x.
 
-Source: https://ngff.openmicroscopy.org/0.4 and https://zarr-specs.readthedocs.io, version 2.
+Source: https://ngff.openmicroscopy.org/0.4
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,15 +47,6 @@ SMALLEST_NM = 1e-3
 LARGEST_NM = 1e12
 """Range of credible voxel sizes and positions: a picometre to a kilometre."""
 
-LARGEST_CHUNK = 2**34
-"""Largest chunk in bytes; a chunk is decoded as a whole, in memory."""
-
-LARGEST_ARRAY = 2**60
-"""Largest number of voxels of an array; 64 bits could not count the bytes of more."""
-
-NOT_FINITE = ("NaN", "Infinity", "-Infinity")
-"""Fill values that zarr writes as text, since JSON has no such numbers."""
-
 UNFINISHED = "unfinished"
 """Attribute of a group that is still being written.
 
@@ -93,16 +82,6 @@ class ImageMetadata:
     """Names of all axes of its arrays: z, y, x, and others before them that have length 1."""
     levels: tuple[LevelMetadata, ...]
     """The levels in the order of the file; at least one."""
-
-
-@dataclass(frozen=True)
-class ArrayMetadata:
-    """The content of a .zarray."""
-
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    content: dict[str, Any]
-    """The whole JSON object."""
 
 
 def read_image(path: Path, *, is_sized: bool = False) -> ImageMetadata:
@@ -174,66 +153,27 @@ def as_object(file: Path, text: bytes) -> dict[str, Any]:
     return content
 
 
-def read_array(path: Path) -> ArrayMetadata:
-    """What the .zarray of an array says of its size.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        UserError: if it describes no array of numbers that a computer could hold.
-    """
-    if not (path / ".zarray").is_file():
-        if (path / "zarr.json").is_file():
-            raise UserError(f"{path}: zarr v3 in a group of zarr v2; write both alike")
-        raise FileNotFoundError(f"{path}: array named in .zattrs is missing; copy it again")
-    file = path / ".zarray"
-    array = as_array(file, read_object(file))
-    _check_names(path, array.content.get("dimension_separator", "."))
-    return array
-
-
-def as_array(file: Path, content: dict[str, Any]) -> ArrayMetadata:
-    """What the content of a .zarray says of its size.
-
-    Raises UserError if it describes no array of numbers that a computer could hold.
-    """
-    if content.get("zarr_format") != 2:
-        raise UserError(f"{file}: zarr_format {content.get('zarr_format')!r}; only 2 can be read")
-    array = ArrayMetadata(
-        shape=_whole_numbers(file, content, "shape"),
-        chunks=_whole_numbers(file, content, "chunks"),
-        content=content,
-    )
-    _check_size(file, array, _itemsize(file, content.get("dtype")))
-    separator = content.get("dimension_separator", ".")
-    if separator not in (".", "/"):
-        raise UserError(f"{file}: dimension_separator {_short(separator)}; write '.' or '/'")
-    if content.get("order", "C") not in ("C", "F"):
-        raise UserError(f"{file}: order {_short(content['order'])}; write 'C' or 'F'")
-    fill = content.get("fill_value")
-    if not (fill is None or isinstance(fill, int | float) or fill in NOT_FINITE):
-        raise UserError(f"{file}: fill_value {_short(fill)}; write a number, such as 0")
-    return array
-
-
-def dropped_axes(path: Path, names: Sequence[str], array: ArrayMetadata) -> tuple[int, ...]:
+def dropped_axes(
+    path: Path, names: Sequence[str], shape: Sequence[int], chunks: Sequence[int]
+) -> tuple[int, ...]:
     """Which axes of an array are not z, y, x. Raises UserError unless they have length 1."""
-    if len(array.shape) != len(names):
+    if len(shape) != len(names):
         raise UserError(
-            f"{path}: {len(array.shape)} axes, of which .zattrs lists {len(names)} "
+            f"{path}: {len(shape)} axes, of which .zattrs lists {len(names)} "
             f"({', '.join(names)}); write the axes of the array there"
         )
     dropped = []
     for number, name in enumerate(names):
         if name in SPACE:
             continue
-        if array.shape[number] != 1:
+        if shape[number] != 1:
             raise UserError(
-                f"{path}: {array.shape[number]} values along axis '{name}'; images here have "
+                f"{path}: {shape[number]} values along axis '{name}'; images here have "
                 "three axes, z, y, x: write each of them as an image of its own"
             )
-        if array.chunks[number] != 1:
+        if chunks[number] != 1:
             raise UserError(
-                f"{path}: chunks of {array.chunks[number]} along axis '{name}'; write chunks of 1 "
+                f"{path}: chunks of {chunks[number]} along axis '{name}'; write chunks of 1 "
                 "there, or the image without that axis"
             )
         dropped.append(number)
@@ -289,7 +229,7 @@ def _datasets(path: Path, image: dict[str, Any]) -> list[dict[str, Any]]:
     for dataset in datasets:
         if not isinstance(dataset, dict) or not isinstance(dataset.get("path"), str):
             raise UserError(
-                f"{path}: a level {_short(dataset)} in .zattrs; write an object whose 'path' is "
+                f"{path}: a level {short(dataset)} in .zattrs; write an object whose 'path' is "
                 "the name of an array, in quotes"
             )
     return datasets
@@ -317,7 +257,7 @@ def _axis_names(path: Path, axes: Any) -> tuple[str, ...]:
         # version 0.3 has names alone
         name = axis.get("name") if isinstance(axis, dict) else axis
         if not isinstance(name, str):
-            raise UserError(f"{path}: an axis {_short(axis)}; write its name, z, y or x")
+            raise UserError(f"{path}: an axis {short(axis)}; write its name, z, y or x")
         names.append(name)
     spatial = tuple(name for name in names if name in SPACE)
     if spatial != SPACE or len(set(names)) < len(names):
@@ -363,7 +303,7 @@ def _units(path: Path, axes: Any) -> list[str | None]:
             unit = axis.get("unit") or None
             if unit is not None and (not isinstance(unit, str) or unit not in NM_PER_UNIT):
                 known = ", ".join(list(NM_PER_UNIT)[:5])
-                raise UserError(f"{path}: unit {_short(unit)}; use one of {known}")
+                raise UserError(f"{path}: unit {short(unit)}; use one of {known}")
             units.append(unit)
     return units
 
@@ -423,7 +363,7 @@ def _affine(path: Path, transforms: Any, axes: int) -> _Affine:
             translation = translation + _numbers(path, transform, kind, axes)
         elif kind != "identity":
             raise UserError(
-                f"{path}: coordinate transformation {_short(kind)}; "
+                f"{path}: coordinate transformation {short(kind)}; "
                 "only scale and translation can be read"
             )
         kinds.add(kind)
@@ -448,7 +388,7 @@ def _numbers(path: Path, transform: dict[str, Any], kind: str, axes: int) -> np.
     if not is_list or len(numbers) < axes or not above_zero:
         above = ", above zero" if kind == "scale" else ""
         count = "three numbers (z, y, x) are" if axes == 3 else f"{axes} numbers, one an axis, are"
-        raise UserError(f"{path}: {kind} {_short(written)}; {count} needed{above}")
+        raise UserError(f"{path}: {kind} {short(written)}; {count} needed{above}")
     return np.array(numbers, float)
 
 
@@ -457,73 +397,6 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e300
-
-
-# Arrays
-
-
-def _check_size(file: Path, array: ArrayMetadata, itemsize: int) -> None:
-    """UserError for an array that no computer could hold."""
-    shape = list(array.shape)
-    chunks = list(array.chunks)
-    if len(shape) != len(chunks):
-        raise UserError(
-            f"{file}: shape {shape} and chunks {chunks} are of different length; "
-            "write the array again"
-        )
-    chunk_bytes = math.prod(chunks) * itemsize
-    if chunk_bytes > LARGEST_CHUNK:
-        gigabytes = min(chunk_bytes, 10**30) / 1e9  # JSON has numbers that no float holds
-        raise UserError(
-            f"{file}: a chunk of {chunks} voxels has {gigabytes:.4g} GB, which no memory "
-            "takes; write the array with chunks of about 128 x 128 x 128"
-        )
-    if math.prod(shape) > LARGEST_ARRAY:
-        raise UserError(f"{file}: shape {shape} is larger than any volume; write its true shape")
-
-
-def _check_names(folder: Path, separator: str) -> None:
-    """UserError if chunks are named with another separator: none of them would be found."""
-    if not folder.is_dir():
-        return  # on a server, where names cannot be listed
-    with os.scandir(folder) as entries:
-        chunk = next((entry for entry in entries if entry.name[0].isdecimal()), None)
-    if chunk is None or (chunk.is_file() and "." not in chunk.name):
-        return  # of an array with one axis, or no chunk
-    written = "/" if chunk.is_dir() else "."
-    if written != separator:
-        raise UserError(
-            f"{folder}: chunks such as {chunk.name}, and dimension_separator {separator!r} in "
-            f".zarray; write {written!r} there"
-        )
-
-
-def _whole_numbers(file: Path, content: dict[str, Any], name: str) -> tuple[int, ...]:
-    written = content.get(name)
-    numbers = [n for n in written if _is_length(n)] if isinstance(written, list) else []
-    if not numbers or written != numbers:
-        raise UserError(
-            f"{file}: {name} {_short(written)}; write whole numbers above zero, one an axis"
-        )
-    return tuple(numbers)
-
-
-def _is_length(value: Any) -> bool:
-    """Whether a value of JSON is a whole number above zero."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _itemsize(file: Path, dtype: Any) -> int:
-    """Bytes of a voxel; those of types that are no numbers are refused elsewhere or here."""
-    try:
-        kind = np.dtype(dtype) if isinstance(dtype, str) else None
-    except (TypeError, ValueError):
-        kind = None
-    if kind is None or kind.kind not in "biuf" or kind.itemsize > 8:
-        raise UserError(
-            f"{file}: dtype {_short(dtype)}; write an array of whole numbers or floats, as '|u1'"
-        )
-    return kind.itemsize
 
 
 # Words
@@ -539,7 +412,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _short(value: Any) -> str:
-    """A value of JSON, cut short."""
+def short(value: Any) -> str:
+    """A value of JSON as a sentence has it, cut short."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

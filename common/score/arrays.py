@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from numcodecs import Blosc
 
-from common.data import codecs, metadata
+from common.data import codecs, metadata, zarray
 from common.data.codecs import blosc_lengths
 from common.errors import UserError
 
@@ -84,7 +84,7 @@ def is_place(value: object) -> bool:
 def _check_metadata(store: zarr.storage.Store, key: str, path: Path) -> None:
     """UserError for metadata of an array that are not what they should be; those that are there."""
     if f"{key}/.zarray" in store:
-        metadata.as_array(path, metadata.as_object(path, store[f"{key}/.zarray"]))
+        zarray.as_array(path, metadata.as_object(path, store[f"{key}/.zarray"]))
     if f"{key}/.zattrs" in store:
         metadata.as_object(path, store[f"{key}/.zattrs"])
 

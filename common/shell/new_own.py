@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.config.load import data_root, load_config
 from common.data import fingerprint, layout, make_split
+from common.data.measured import measure_crops
 from common.data.own.crops import (
     Division,
     OwnCrop,
@@ -160,7 +161,7 @@ def _as_objects(plan: OwnPlan, name: str) -> str:
 def _findings(folder: Path, root: Path, division: Division) -> list[str]:
     """What stands out in the crops, decoded as training will read them."""
     config = load_config(folder, data=root)
-    measured, unreadable = fingerprint.measure_crops(config)
+    measured, unreadable = measure_crops(config)
     findings = fingerprint.describe(config, measured, unreadable).findings
     # that crops of one specimen are on both sides was said
     known = make_split.leaks(division.sides)

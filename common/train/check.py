@@ -85,7 +85,7 @@ def _patch_lines(setup: Setup, group: Sequence[Batch]) -> list[str]:
     high = float(raw.max())
     return [
         _line("raw", f"{tuple(raw.shape)} at {raw_nm} nm, {low:.2f} to {high:.2f}"),
-        *(_line("", f"{name}: {scaling}") for name, scaling in setup.crops.scalings.items()),
+        *(_line("", f"{name}: {scaling}") for name, scaling in setup.data.scalings.items()),
         *_channel_lines(config, group[0]),
         _line("target", f"{tuple(labels[0].shape)} at {target_nm} nm, {known:.0%} known"),
     ]
@@ -105,7 +105,7 @@ def _setup_lines(setup: Setup, state: State) -> list[str]:
     parameters = list(state.model.parameters())
     every = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    crops = setup.crops
+    data = setup.data
     precision = setup.method.forward.precision.name
     peak = runtime.peak_memory_gb(setup.device)
     free = runtime.free_memory_gb(setup.device)
@@ -113,8 +113,8 @@ def _setup_lines(setup: Setup, state: State) -> list[str]:
         _line("parameters", f"{every:,}, {trained:,} of them trained"),
         _line(
             "crops",
-            f"{len(crops.train)} train, {len(crops.validation)} validate in "
-            f"{count(len(crops.blocks), 'block')}",
+            f"{len(data.train)} train, {len(data.validation)} validate in "
+            f"{count(len(data.blocks), 'block')}",
         ),
         _line(
             "device",
@@ -222,7 +222,7 @@ def time_validation(setup: Setup, state: State) -> TimedValidation:
         lambda: False,
     )
     seconds = time.perf_counter() - begun
-    batches = math.ceil(len(setup.crops.blocks) / config.batch_size)
+    batches = math.ceil(len(setup.data.blocks) / config.batch_size)
     if config.validation_batch_limit:
         batches = min(batches, config.validation_batch_limit)
     whole = seconds / state.validation_batches * batches

@@ -112,7 +112,7 @@ def announce(
         origin: a sentence that says where the weights are from.
     """
     config = setup.config
-    crops = setup.crops
+    data = setup.data
     parameters = sum(p.numel() for p in state.model.parameters())
     many = f", {ranks.size()} processes" if ranks.size() > 1 else ""
     say(
@@ -120,9 +120,9 @@ def announce(
         f"{about['precision']}{many}; {origin}"
     )
     say(
-        f"{count(len(crops.train), 'training crop')}, "
-        f"{count(len(crops.validation), 'validation crop')} in "
-        f"{count(len(crops.blocks), 'block')}, "
+        f"{count(len(data.train), 'training crop')}, "
+        f"{count(len(data.validation), 'validation crop')} in "
+        f"{count(len(data.blocks), 'block')}, "
         f"{count(len(config.classes), 'class', 'classes')}{beside(config)}"
     )
     for notice in notices(setup, state):
@@ -142,10 +142,10 @@ def notices(setup: Setup, state: State) -> list[str]:
     return [
         *setup.config.translated,
         *runtime.warnings_about(setup.device),
-        *loaders.notices(setup.crops, setup.config.classes, setup.config.counter_classes),
+        *loaders.notices(setup.data, setup.config.classes, setup.config.counter_classes),
         *heads.notices(setup.method.criterion, setup.config),
         *setup.unusual,
-        *schedule.notices(setup.config, state.scheduler, validated=bool(setup.crops.validation)),
+        *schedule.notices(setup.config, state.scheduler, validated=bool(setup.data.validation)),
     ]
 
 

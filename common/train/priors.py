@@ -81,24 +81,24 @@ def _losses(config: TrainConfig, loss: Criterion) -> Sequence[tuple[Head, Criter
     return list(zip(heads, losses, strict=True))
 
 
-def measure(config: TrainConfig, crops: Data, device: torch.device) -> Frequencies:
+def measure(config: TrainConfig, data: Data, device: torch.device) -> Frequencies:
     """Return the frequencies of all channels of a run.
 
     Those of classes are counted in the training crops, those of other channels and of exclusive
     ones in the first training samples.
     """
     counts = np.zeros((2, len(config.channels)))
-    counts[:, : len(config.classes)] = crops.foreground, crops.background
+    counts[:, : len(config.classes)] = data.foreground, data.background
     first = len(config.classes)
     numbers = sorted({*exclusive_channels(config), *range(first, counts.shape[1])})
     of_none = 0.0
     if numbers:
-        counts[:, numbers], of_none = _in_samples(config, crops, numbers, device=device)
+        counts[:, numbers], of_none = _in_samples(config, data, numbers, device=device)
     return Frequencies(counts[0], counts[1], of_none)
 
 
 def _in_samples(
-    config: TrainConfig, crops: Data, channels: Sequence[int], *, device: torch.device
+    config: TrainConfig, data: Data, channels: Sequence[int], *, device: torch.device
 ) -> tuple[np.ndarray, float]:
     """Count voxels of some channels in the first training samples, (2, channels).
 
@@ -112,7 +112,7 @@ def _in_samples(
     without = counts.new_zeros(())
     # read here, whose samples are those that workers read
     here = dataclasses.replace(config, num_workers=0, augment=None)
-    for batch in training_batches(here, crops, device).between(0, SAMPLES):
+    for batch in training_batches(here, data, device).between(0, SAMPLES):
         labels = targets.dense(targets.of_channels(batch.target, channels))
         mask = targets.known(labels)
         values = labels.float()

@@ -123,7 +123,7 @@ def train_held(
     setup, state = prepare(config, score)
     setup = dataclasses.replace(setup, replay=command.replace(" train ", " replay ", 1))
     with ranks.main_first():  # it mends what it finds broken
-        origin = resume.resume(config, state, setup.crops.split_hash)
+        origin = resume.resume(config, state, setup.data.split_hash)
     together.refuse_other_weights(state.model, state.iteration)
     checkpoint.note_little_room(config, state)
     about = provenance(REPOSITORY) | setup.about()
@@ -306,16 +306,16 @@ def validation_blocks(setup: Setup, state: State) -> str | None:
     """Return how many blocks are validated, and their key; None before the first validation."""
     if setup.validation is None or not state.validation_batches:
         return None
-    crops = setup.crops
+    data = setup.data
     count = validation.blocks_looked_at(state, setup.validation)
-    looked_at = crops.blocks[:count]
-    key = sampling.key_of_blocks(crops.validation, looked_at, crops.sampler.target)
-    return f"{count} of {len(crops.blocks)} blocks, {key}"
+    looked_at = data.blocks[:count]
+    key = sampling.key_of_blocks(data.validation, looked_at, data.sampler.target)
+    return f"{count} of {len(data.blocks)} blocks, {key}"
 
 
 def judged_by(setup: Setup) -> str:
     """Return in words what says whether an epoch is better."""
-    if setup.crops.validation:
+    if setup.data.validation:
         return setup.config.best_metric
     return "training loss"
 

@@ -58,7 +58,7 @@ class Setup:
 
     config: TrainConfig
     device: torch.device
-    crops: Data
+    data: Data
     method: Method
     training: Batches
     validation: Validation | None
@@ -73,13 +73,13 @@ class Setup:
         return {
             "device": str(self.device),
             "precision": self.method.forward.precision.name,
-            "split_hash": self.crops.split_hash,
+            "split_hash": self.data.split_hash,
         } | self.of_inputs()
 
     def of_inputs(self) -> dict[str, str]:
         """Return how each raw volume is normalised, and what further channels are, as text."""
-        texts = {f"raw {name}": str(scaling) for name, scaling in self.crops.scalings.items()}
-        for name, crops in loaders.input_channels(self.config, self.crops).items():
+        texts = {f"raw {name}": str(scaling) for name, scaling in self.data.scalings.items()}
+        for name, crops in loaders.input_channels(self.config, self.data).items():
             networks = {about.get("network", "")[:12] for about in crops.values()}
             by = some(sorted(networks - {""})) or "no network on record"
             texts[f"channel {name}"] = f"{count(len(crops), 'crop')}, predicted by {by}"
@@ -87,7 +87,7 @@ class Setup:
 
     def save(self, state: State, name: str = "latest") -> None:
         """Write a checkpoint of the run, "latest" or "best"."""
-        checkpoint.save_state(self.config, state, self.crops.split_hash, name)
+        checkpoint.save_state(self.config, state, self.data.split_hash, name)
 
     def training_from(self, iteration: int) -> Iterator[Batch]:
         """Iterate over the training batches of the run after `iteration`.
@@ -116,23 +116,23 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     model, about_network = build_network(config, device)
 
     with ranks.first_on_this_machine():  # the others find decoded crops
-        crops = loaders.open_data(config, resume.raw_scalings(config))
-    frequencies = measure(config, crops, device)
+        data = loaders.open_data(config, resume.raw_scalings(config))
+    frequencies = measure(config, data, device)
     weights = frequencies.weights(config, loss)
     if config.init_output_to_prior:
-        start_at_prior(config, model, frequencies.prior(config, weights), crops)
+        start_at_prior(config, model, frequencies.prior(config, weights), data)
     forward, about_compiling = forward_pass(config, model, precision, device)
 
     setup = Setup(
         config=config,
         device=device,
-        crops=crops,
+        data=data,
         method=method_of(config, loss, forward, torch.from_numpy(weights).to(device)),
-        training=training_batches(config, crops, device),
-        validation=build_validation(config, crops, device, score_crops),
+        training=training_batches(config, data, device),
+        validation=build_validation(config, data, device, score_crops),
         unusual=(*about_loss, *about_network, *frequencies.notices(config), *about_compiling),
     )
-    state = first_state(config, model, precision, crops=crops, loss=loss)
+    state = first_state(config, model, precision, data=data, loss=loss)
     if ranks.rank():  # the weights are drawn: from here on each has random numbers of its own
         runtime.seed_process(config.random_seed, ranks.rank(), state.iteration)
     return setup, state
@@ -242,7 +242,7 @@ def single_patches(config: TrainConfig, model: nn.Module) -> list[str]:
     ]
 
 
-def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, crops: Data) -> None:
+def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, data: Data) -> None:
     """Initialise every output of a network so that its logits begin at `prior`, (channels,)."""
     exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
     shape = config.input_array_info["shape"]
@@ -255,7 +255,7 @@ def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, cro
     device = next(model.parameters()).device
     # its samples are the first of training, whoever reads them
     here = dataclasses.replace(config, num_workers=0)
-    first = next(training_batches(here, crops, device).between(0, config.batch_size))
+    first = next(training_batches(here, data, device).between(0, config.batch_size))
 
     def measure() -> list[torch.Tensor]:
         # a copy in training mode: running statistics and random numbers stay as they are
@@ -272,14 +272,14 @@ def first_state(
     model: nn.Module,
     precision: runtime.Precision,
     *,
-    crops: Data,
+    data: Data,
     loss: Criterion,
 ) -> State:
     """Return the state of a new run: the model, a new optimiser and scheduler, iteration 0.
 
     The average of the weights, if the run keeps one, begins with those of the model.
     """
-    is_validated = bool(crops.validation)
+    is_validated = bool(data.validation)
     optimizer = schedule.first_optimizer(config, model)
     # the training loss steers the scheduler if no crop validates
     higher_is_better = is_validated and config.best_metric != "loss"
@@ -290,9 +290,9 @@ def first_state(
         optimizer,
         scheduler,
         precision.scaler(),
-        raw_scalings={name: scaling.record() for name, scaling in crops.scalings.items()},
-        input_channels=loaders.input_channels(config, crops),
-        labels=loaders.labels_of(crops),
+        raw_scalings={name: scaling.record() for name, scaling in data.scalings.items()},
+        input_channels=loaders.input_channels(config, data),
+        labels=loaders.labels_of(data),
         criterion=criterion.module_of(loss),
         ema=average.new_average(config, model),
     )
@@ -311,10 +311,10 @@ def prepare_score(config: TrainConfig, score: Score | None) -> ScoreCrops | None
 
 
 def build_validation(
-    config: TrainConfig, crops: Data, device: torch.device, score: ScoreCrops | None = None
+    config: TrainConfig, data: Data, device: torch.device, score: ScoreCrops | None = None
 ) -> Validation | None:
     """Return what every validation runs on; None if the datasplit has no validation crop."""
-    batches = validation_batches(config, crops, device)
+    batches = validation_batches(config, data, device)
     if batches is None:
         return None
     return Validation(
@@ -326,6 +326,6 @@ def build_validation(
         figure_crops=config.figure_crops,
         preview_every=config.preview_every,
         metrics=config.metrics,
-        score=partial(score, crops.scalings) if score else None,
+        score=partial(score, data.scalings) if score else None,
         score_every=config.validation_score_every,
     )

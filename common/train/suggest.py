@@ -19,7 +19,8 @@ from common import runtime
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data import fingerprint as data_fingerprint
-from common.data.fingerprint import Facts, MeasuredCrop, short_nm
+from common.data.fingerprint import Facts
+from common.data.measured import MeasuredCrop, measure_crops, short_nm
 from common.files import write_json
 from common.model.build import new_model
 from common.model.forward import ForwardPass
@@ -114,7 +115,7 @@ def fingerprint(
     config = load_config(config_path, overrides, data)
     if json_path and not Path(json_path).absolute().parent.is_dir():
         raise FileNotFoundError(f"{json_path}: its folder does not exist; create it first")
-    crops, unreadable = data_fingerprint.measure_crops(config)
+    crops, unreadable = measure_crops(config)
     facts = data_fingerprint.describe(config, crops, unreadable)
     result = Fingerprint(facts, suggest(config, crops, facts))
     for line in result.report():

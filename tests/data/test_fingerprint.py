@@ -8,7 +8,8 @@ import pytest
 import zarr
 from conftest import CROP_SHAPE, CROPS, datasplit_text, world, write_data
 
-from common.data import fingerprint
+from common.data import fingerprint, measured
+from common.data.findings import far, unlike_datasets
 from common.data.fingerprint import Facts
 from common.data.loaders import open_data
 from common.errors import UserError
@@ -17,8 +18,8 @@ from common.errors import UserError
 def describe(tiny) -> Facts:
     """Facts about the crops of an experiment."""
     config = tiny.config()
-    measured, unreadable = fingerprint.measure_crops(config)
-    return fingerprint.describe(config, measured, unreadable)
+    crops, unreadable = measured.measure_crops(config)
+    return fingerprint.describe(config, crops, unreadable)
 
 
 def findings(tiny, text: str) -> list[str]:
@@ -110,13 +111,13 @@ def test_voxel_sizes_are_counted_by_crop(experiment):
 
 
 def test_unequal_voxel_sizes_have_the_key_that_they_always_had():
-    assert fingerprint.short_nm((5.24, 4, 4)) == "5.24x4x4"
+    assert measured.short_nm((5.24, 4, 4)) == "5.24x4x4"
 
 
 @pytest.mark.parametrize("shape", [(24, 24, 24), (3, 40, 41), (400, 47, 1), (43, 80, 121)])
 def test_cells_are_blocks_of_the_volume_that_do_not_repeat(shape):
     volume = np.arange(np.prod(shape)).reshape(shape)
-    found = fingerprint.cells(volume)
+    found = measured.cells(volume)
     edge = np.minimum(4, shape)
     assert len(np.unique(found)) == found.size <= 64 * 1000
     assert len(found) == np.prod(np.minimum(np.array(shape) // edge, 10))
@@ -187,7 +188,7 @@ def test_a_data_root_that_is_off_by_a_folder_is_told_the_right_one(experiment):
     tiny = experiment()
     config = replace(tiny.config(), data_path=str(tiny.data / "tiny"))
     with pytest.raises(UserError, match=f"write --data {tiny.data}\n") as caught:
-        fingerprint.measure_crops(config)
+        measured.measure_crops(config)
     assert str(caught.value).count("no zarr store") == 1
 
 
@@ -249,12 +250,12 @@ def test_a_crop_painted_full_of_a_class_is_far_from_the_others(many):
 
 def test_the_modified_z_score_is_that_of_the_median_absolute_deviation():
     """Median 5, absolute deviations 3 2 1 0 1 2 15 with median 2: 0.6745 * 15 / 2 = 5.06."""
-    scores = fingerprint.far(np.array([2.0, 3, 4, 5, 6, 7, 20]), 0.01)
+    scores = far(np.array([2.0, 3, 4, 5, 6, 7, 20]), 0.01)
     assert scores[-1] == pytest.approx(5.05875)
     assert (scores[:-1] < 3.5).all()
     alike = np.array([1.0, 1, 1, 1, 1, 1.02])
-    assert fingerprint.far(alike, 0.01)[-1] == pytest.approx(0.6745 * 2)
-    assert not fingerprint.far(np.array([1.0, 1, 1, 100]), 0.01).any()
+    assert far(alike, 0.01)[-1] == pytest.approx(0.6745 * 2)
+    assert not far(np.array([1.0, 1, 1, 100]), 0.01).any()
 
 
 def test_a_split_without_these_classes_is_refused(experiment):
@@ -276,17 +277,17 @@ def test_raw_that_is_not_normalised_is_not_measured(experiment):
 
 
 def test_datasets_of_another_contrast_are_reported():
-    def intensities(low: float, high: float) -> fingerprint.Intensities:
+    def intensities(low: float, high: float) -> measured.Intensities:
         middle = (low + high) / 2
-        return fingerprint.Intensities(1, middle, 0.1, low, middle, middle, middle, high)
+        return measured.Intensities(1, middle, 0.1, low, middle, middle, middle, high)
 
     alike = {"a": intensities(0.2, 0.7), "b": intensities(0.3, 0.7)}
-    assert fingerprint.unlike_datasets(alike) == []
-    assert fingerprint.unlike_datasets({"a": intensities(0.4, 0.5)}) == []
+    assert unlike_datasets(alike) == []
+    assert unlike_datasets({"a": intensities(0.4, 0.5)}) == []
     flat = {"a": intensities(0.2, 0.7), "b": intensities(0.4, 0.5)}
-    (said,) = fingerprint.unlike_datasets(flat)
+    (said,) = unlike_datasets(flat)
     assert "from p1 to p99 are 0.10 in b and 0.50 in a" in said and "median" not in said
     bright = {"a": intensities(0.1, 0.5), "b": intensities(0.5, 0.9)}
-    (said,) = fingerprint.unlike_datasets(bright)
+    (said,) = unlike_datasets(bright)
     assert "the median of a is 0.30, of b 0.70" in said and "p99" not in said
     assert "raw_normalization = 'percentile'" in said

@@ -97,7 +97,7 @@ def tiny(experiment):
     raw[BRIGHT] = 255
     config = made.config()
     setup, state = prepare(config)
-    checkpoint.save_state(config, state, setup.crops.split_hash, "best")
+    checkpoint.save_state(config, state, setup.data.split_hash, "best")
     return made
 
 

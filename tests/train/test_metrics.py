@@ -95,7 +95,7 @@ def test_an_own_metric_is_logged_and_decides_the_best_epoch(experiment):
     negative = np.zeros(3)
     true_negative = np.zeros(3)
     with torch.no_grad():
-        for batch in setup.validation.batches.between(0, len(setup.crops.blocks)):
+        for batch in setup.validation.batches.between(0, len(setup.data.blocks)):
             is_negative = batch.target.dense() == 0
             is_found = is_negative & (state.model(batch.raw) <= 0)
             negative += is_negative.sum((0, 2, 3, 4)).numpy()

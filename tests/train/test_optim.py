@@ -143,8 +143,8 @@ def test_a_calibrated_output_has_the_mean_of_the_prior_and_the_size_asked_for(ex
     config = tiny.config()
     setup, state = prepare(config)
     weights = setup.method.pos_weight.numpy()
-    prior = prior_logits(setup.crops.foreground, setup.crops.background, weights)
-    first = next(training_batches(config, setup.crops, setup.device).between(0, 2))
+    prior = prior_logits(setup.data.foreground, setup.data.background, weights)
+    first = next(training_batches(config, setup.data, setup.device).between(0, 2))
     with torch.no_grad():
         logits = setup.method.forward(state.model, first.raw)
         torch.testing.assert_close(logits.mean((0, 2, 3, 4)), torch.tensor(prior))

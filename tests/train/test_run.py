@@ -113,9 +113,9 @@ def test_a_continued_run_keeps_the_scaling_of_its_beginning(experiment, monkeypa
     latest = tiny.train(epochs=2).checkpoint.parent / "latest.pt"
     assert torch.load(latest, weights_only=True)["raw_scalings"] == saved
     setup, _ = prepare(tiny.config())
-    assert setup.crops.scalings == {name: Scaling.of(saved[name])}
+    assert setup.data.scalings == {name: Scaling.of(saved[name])}
     new, _ = prepare(tiny.config(run_name="new"))
-    assert new.crops.scalings == {name: measured}
+    assert new.data.scalings == {name: measured}
     provenance = json.loads((first.logs / "run.json").read_text())["provenance"]
     assert provenance[f"raw {name}"] == str(Scaling.of(saved[name]))
 
@@ -459,7 +459,7 @@ def test_the_time_of_a_validation_is_foretold_from_a_part_of_it(
         batch_size=1, validation_batch_limit=batch_limit, validation_time_limit=time_limit
     ).config()
     setup, state = prepare(config)
-    assert len(setup.crops.blocks) == 8
+    assert len(setup.data.blocks) == 8
     monkeypatch.setattr(check.validation, "validate", validate)
     monkeypatch.setattr(check, "time", clock)
     timed = check.time_validation(setup, state)

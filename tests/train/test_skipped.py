@@ -222,8 +222,8 @@ def test_the_samples_of_a_skipped_step_are_those_of_its_batches(tiny):
         first = 4 * (step.iteration - 1)
         assert [sample.number for sample in step.samples] == [*range(first, first + 4)]
         for sample in step.samples:
-            drawn = setup.crops.sampler.draw(sample.number)
-            assert sample.crop == setup.crops.train[drawn.crop].name
+            drawn = setup.data.sampler.draw(sample.number)
+            assert sample.crop == setup.data.train[drawn.crop].name
             assert sample.centre_nm == drawn.centre.tolist()
             assert sample.orientation == drawn.orientation.tolist()
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from common.data import adapted, codecs, metadata
+from common.data import adapted, codecs, metadata, zarray
 from common.data.level import Level
 from common.data.metadata import LevelMetadata
 from common.data.sources import chunked
@@ -37,7 +37,7 @@ def open_group(place: Place) -> Image:
 def open_plain(place: Place) -> Image:
     """Open an array by itself."""
     path = place.path
-    described = metadata.read_array(path)
+    described = zarray.read_array(path)
     names = ("z", "y", "x")
     if len(described.shape) != len(names):
         raise UserError(
@@ -79,8 +79,8 @@ def _level(
     # as text, before zarr decodes a fill value; what is no file is said below
     with contextlib.suppress(OSError):
         codecs.check({"array/.zarray": (folder / ARRAY).read_bytes()}, "array", folder)
-    described = metadata.read_array(folder)
-    dropped = metadata.dropped_axes(folder, axes, described)
+    described = zarray.read_array(folder)
+    dropped = metadata.dropped_axes(folder, axes, described.shape, described.chunks)
     try:
         # its files are known by their names, so that they tell whether it changed
         if group is None or dropped or described.content.get("fill_value") is None:

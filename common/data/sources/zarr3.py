@@ -63,9 +63,7 @@ def _array(
     dropped: tuple[int, ...] = ()
     if axes:
         ones = (1,) * array.rank  # whether its chunks are is tensorstore's affair
-        shape = tuple(array.shape)
-        described = metadata.ArrayMetadata(shape=shape, chunks=ones, content=about)
-        dropped = metadata.dropped_axes(folder, axes, described)
+        dropped = metadata.dropped_axes(folder, axes, array.shape, ones)
     kept = array[tuple(0 if axis in dropped else slice(None) for axis in range(array.rank))]
     attributes = {**(group or {}), **(about.get("attributes") or {})}
     return Chunked(folder, kept, _file_of(about, dropped, array.rank), attributes)
