@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -42,10 +43,11 @@ class NotFinite(UserError, FloatingPointError):
     """A loss or gradient that is NaN or infinite: settings or data that training cannot take."""
 
 
-def refuse(where: object, problems: Sequence[str]) -> None:
-    """Raise UserError with all problems of a file, a line each, if there are any."""
+def refuse(problems: Sequence[str], where: str | Path = "") -> None:
+    """Raise UserError with all problems, a line each and `where` before it, if there are any."""
+    before = f"{where}: " if where else ""
     if problems:
-        raise UserError("\n".join(f"{where}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{before}{problem}" for problem in problems))
 
 
 def collect(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

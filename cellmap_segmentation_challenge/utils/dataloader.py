@@ -18,7 +18,7 @@ from cellmap_segmentation_challenge.utils.security import Config
 from common import runtime
 from common.config.check import check_settings
 from common.config.load import environment
-from common.config.public import DATA_RULES, OF_A_LOADER, translate_data
+from common.config.public.configs import DATA_RULES, OF_A_LOADER, translate_data
 from common.config.settings import TrainConfig, describe
 from common.data import augment
 from common.data.batches import Batch, Batches, training_batches, validation_batches

@@ -73,7 +73,7 @@ def check_settings(
         *_metric_problems(fitting),
         *_preview_problems(fitting),
     ]
-    refuse(where, every)
+    refuse(every, where)
     return table(**fitting)
 
 

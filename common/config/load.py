@@ -17,12 +17,12 @@ from common.config.check import check_settings, unknown_setting
 from common.config.kinds import is_a
 from common.config.module import is_tool, load_module
 from common.config.settings import ProcessConfig, TrainConfig
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.files import REPOSITORY, refuse_remote
 from common.talk import short_path, some
 
 if typing.TYPE_CHECKING:
-    from common.config.public import Translation
+    from common.config.public.configs import Translation
 
 PACKAGE = "cellmap_segmentation_challenge"
 """What every configuration of the public toolbox imports, and ours need not."""
@@ -107,12 +107,12 @@ def _read_training(
     if not _is_public(path):
         return path, _read_settings(path, TrainConfig), None
     # it imports torch
-    from common.config import public
+    from common.config.public import configs
 
-    names = public.run(path, seed, data)
-    training = None if "model" in names else public.training_file(path, names)
+    names = configs.run(path, seed, data)
+    training = None if "model" in names else configs.training_file(path, names)
     if training is None:
-        translation = public.translate(path, names)
+        translation = configs.translate(path, names)
         return path, translation.settings, translation
     read = _read_training(training, seed, data)
     if "process_func" in names:
@@ -179,9 +179,9 @@ def load_process_config(path: str | Path) -> ProcessConfig:
     """The checked settings of a process_config.py, or of the experiment's folder that holds it."""
     path = _config_file(path, "process_config.py")
     if _is_public(path):
-        from common.config import public
+        from common.config.public import configs
 
-        values = public.translate_process(path, public.run(path))
+        values = configs.translate_process(path, configs.run(path))
     else:
         values = _read_settings(path, ProcessConfig)
     return check_settings(short_path(path), values, [], ProcessConfig)
@@ -207,8 +207,7 @@ def read_overrides(path: str | Path) -> tuple[str, ...]:
         overrides.append(line)
         if "=" not in line:
             problems.append(f"{path}, line {number}: '{line}' has no '='; write name=value")
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
     return tuple(overrides)
 
 

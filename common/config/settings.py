@@ -319,7 +319,7 @@ class TrainConfig:
     mlflow_parent: str = ""
     """Id of the MLflow run that a new run is nested in, as for the trials of a search."""
 
-    # no setting, and without a sentence not in their table: see common.config.public
+    # no setting, and without a sentence not in their table: see common.config.public.configs
     translated: tuple[str, ...] = ()
     missing_split: dict = field(default_factory=dict)
 

@@ -140,7 +140,7 @@ def read_crop_table(path: str | Path = CHALLENGE) -> list[CropInfo]:
                 f"line {number}: '{line[:80]}'; write e.g. 28,jrc_x,4;4;4,0;0;0,400;400;400,mito er"
             )
     problems += _repeated(crops)
-    refuse(path, problems)
+    refuse(problems, path)
     return crops
 
 
@@ -308,7 +308,7 @@ def select(
     names = _with_prefix(names)
     problems = _unmatched("dataset", datasets, {dataset for dataset, _ in crops})
     problems += _unmatched("crop", names, {name for _, name in crops})
-    refuse(source, problems)
+    refuse(problems, source)
     chosen = matching(crops, datasets, names)
     if not chosen:
         raise UserError(

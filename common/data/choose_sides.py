@@ -47,7 +47,7 @@ from common.classes import TESTED
 from common.data import layout
 from common.data.catalogue import CropInfo, fits, natural_key
 from common.data.split import TEST, USAGES
-from common.errors import UserError
+from common.errors import UserError, refuse
 
 GROUPS = ("specimen", "dataset", "crop")
 
@@ -375,8 +375,7 @@ def _named(pool: _Pool, rules: SplitRules, option: str, given: Sequence[str]) ->
             f"{option}: a part of {what} only; "
             f"name the other {len(left)} too ({talk.some(left, most=5)}){advice}"
         )
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
     return held
 
 

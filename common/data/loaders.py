@@ -33,7 +33,7 @@ from common.data.normalize import Scaling
 from common.data.sampling import Augmentation, Patch, Sample, Sampler
 from common.data.sources.place import bare, is_address
 from common.data.split import Row
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.talk import note, say, some
 
 
@@ -326,8 +326,7 @@ def _crop_weights(config: TrainConfig, crops: Sequence[Crop]) -> np.ndarray | No
                 f"crop_sampling_weights['{pattern}']: no training crop has such a name; "
                 f"write a pattern that fits names like '{crops[0].name}'"
             )
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
     return weights
 
 

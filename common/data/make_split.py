@@ -61,7 +61,7 @@ def make(
     path = Path(csv_path)
     rules = SplitRules(scale=three(scale), **choice)
     paths = _paths(path, rules.folds, overwrite)
-    refuse(path, rules.problems())
+    refuse(rules.problems(), path)
     root = _root_of_stores(path, data_root) if absolute else ""
     known, broken = _crops(path, data_root, manifest, datasets=datasets, names=crops)
     _check_classes(path, rules.classes, known)
@@ -158,7 +158,7 @@ def _check_classes(path: Path, classes: Sequence[str], crops: Sequence[CropInfo]
         for name, count in Counter(classes).items()
         if count > 1
     ]
-    refuse(path, problems)
+    refuse(problems, path)
 
 
 def three(scale: Scale) -> tuple[float, ...] | None:
@@ -401,7 +401,7 @@ def split_data_root(
     source = Path(csv_path or data_root)
     if csv_path is not None:
         _refuse_existing(source, overwrite)
-    refuse(source, rules.problems())
+    refuse(rules.problems(), source)
     known, broken = scan(data_root, datasets, crops)
     if broken:
         warnings.warn("\n".join(broken), stacklevel=3)

@@ -195,7 +195,7 @@ def parse(content: bytes, source: str) -> list[Entry]:
         entries.setdefault(entry.path, entry)
     if not problems and not entries:
         problems.append("no crops in it; write one row for each crop and class")
-    refuse(source, problems)
+    refuse(problems, source)
     return list(entries.values())
 
 

@@ -129,7 +129,7 @@ def read_datasplit(
         problems = [*problems[:PROBLEMS_SHOWN], f"{count(more, 'problem')} more of this kind"]
     if not problems and not any(row.usage == "train" for row in rows):
         problems.append(f'{len(rows)} rows, none to train on; write rows that begin with "train"')
-    refuse(path, problems)
+    refuse(problems, path)
     if with_test:
         return rows
     return [row for row in rows if row.usage != TEST]

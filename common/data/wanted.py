@@ -19,7 +19,7 @@ from common import files
 from common.classes import IN_NO_CROP, unknown_names
 from common.config import load
 from common.data import catalogue, layout, manifest, sampling, split
-from common.errors import UserError
+from common.errors import UserError, refuse
 
 SCALES = (8.0, 32.0, 128.0)
 """nm, what is fetched if nothing is said: the voxel sizes of the baselines."""
@@ -151,8 +151,7 @@ def choose(choice: Choice, say: Callable[[str], None]) -> tuple[Path, list[Wante
 
     chosen = _named(choice.crops, known, tests, choice.source)
     problems = unknown_names(choice.classes or (), _annotated(known.values()), IN_NO_CROP)
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
     # those of the table, without a usage, have what is given already, less the scales too fine
     chosen = [replace(crop, **given) if crop.usage else crop for crop in chosen]
     return root, _with_something(chosen, choice, say)
@@ -197,8 +196,7 @@ def _of_experiment(
                 f"{row.file}: line {row.line}: {row.name} is not where the bucket has it; "
                 "write its paths as make-datasplit does"
             )
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
     # as those of the data split that are held out
     test_crop = WantedCrop("", "", "test", scales=(raw.scale,), padding_nm=margins["validate"])
     return root, crops, test_crop
@@ -286,8 +284,7 @@ def _named(
         chosen |= matching
     if not chosen and not problems:
         problems.append(f"crops '{words}'; write *, test, or names such as 28,jrc_hela-2/crop155")
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
     return list(chosen.values())
 
 

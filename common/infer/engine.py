@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.errors import UserError
+from common.errors import refuse
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class Engine:
             problems.append("--cluster-options is of --cluster; write --cluster lsf or slurm too")
         if self.dry_run and not self.cluster:
             problems.append("--dry-run prints a job script; write --cluster lsf or slurm too")
-        if problems:
-            raise UserError("\n".join(problems))
+        refuse(problems)
 
 
 IN_THIS_PROCESS = Engine()

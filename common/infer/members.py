@@ -9,7 +9,7 @@ from pathlib import Path
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data.split import Row
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.files import sha256_of_file
 from common.infer.ensemble import trained_on
 from common.infer.network import checkpoint_path
@@ -99,5 +99,4 @@ def refuse_judges(members: Sequence[Member], rows: Sequence[Row]) -> None:
                 f"{member.checkpoint}: the network of {member.name} was trained on {some(seen)}, "
                 f"a row that is there to {judging[seen[0]]}; train it on training rows alone"
             )
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)

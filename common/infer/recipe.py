@@ -83,7 +83,7 @@ def read_recipe(path: Path, classes: Sequence[str] = ()) -> Recipe:
     # the default is the challenge's table, of which an experiment need not have all
     if settings.instance_classes != INSTANCES:
         problems += _problem_of_names("instance_classes", settings.instance_classes, settings)
-    refuse(path, problems)
+    refuse(problems, path)
     return Recipe(
         path,
         settings,

@@ -17,7 +17,7 @@ from common.data import normalize, regions
 from common.data.input_channels import open_channels
 from common.data.raw import Raw, open_raw
 from common.data.regions import Region
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.infer.planes import CHOICES, OWN
 from common.infer.work import Output
 
@@ -67,8 +67,7 @@ def _refuse_raw(boxes: Sequence[Region], config: TrainConfig) -> None:
     problems = [_problem_of_raw(region, config) for region in boxes]
     # each once: crops of one volume share what is wrong with it
     lines = [problem for problem in dict.fromkeys(problems) if problem]
-    if lines:
-        raise UserError("\n".join(lines))
+    refuse(lines)
 
 
 def _problem_of_raw(region: Region, config: TrainConfig) -> str:
@@ -140,8 +139,7 @@ def check_output(output: Output, config: TrainConfig) -> Output:
         problems.append("16 orientations exchange y and x, whose voxel sizes differ here; write 8")
     problems += _problem_of_pairs(output, config)
     problems += _problems_of_lengths(output)
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
     return output
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.score.evaluate import evaluate_submission
 from common.talk import command_line
 
@@ -61,8 +61,7 @@ def evaluate_all(
             )
         except (UserError, FileNotFoundError) as error:
             problems.append(f"{submission.number}: {error}")
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
 
 
 def commands(table: str | Path, truth: str | Path, workers: int) -> list[str]:

@@ -53,12 +53,12 @@ def pack(
     # hours of resampling begin when all volumes are known to be there
     levels, lacking = _levels(entries, source_of)
     if lacking and not (partial and levels):
-        refuse(output, _refusal(lacking, entries, has_some=bool(levels)))
+        refuse(_refusal(lacking, entries, has_some=bool(levels)), output)
     _say_beside(levels, say)
     with replacing(output) as temporary:
-        refuse(output, _write_all(temporary, levels, say))
+        refuse(_write_all(temporary, levels, say), output)
         # read back as the organisers will: what they refuse is better known before the upload
-        refuse(output, submission.check(temporary, list(levels)))
+        refuse(submission.check(temporary, list(levels)), output)
     if lacking:
         _say_lacking(lacking, entries, say)
     say(f"{output}: {len(levels)} volumes, {talk.size(output.stat().st_size)}")

@@ -65,7 +65,7 @@ def check(path: str | Path, entries: Sequence[Entry], *, partial: bool = False) 
         source = _locate(path)
         if source.is_file():
             # checksums are read last: those of a zip bomb would take hours
-            refuse(source, _zip_problems(source) or _damaged(source))
+            refuse(_zip_problems(source) or _damaged(source), source)
         with opened(source) as group:
             given = _arrays(group, source)
             problems = _group_problems(group, given, entries)
@@ -99,7 +99,7 @@ def opened(path: str | Path) -> Iterator[zarr.Group]:
     """
     source = _locate(Path(path))
     if source.is_file():
-        refuse(source, _zip_problems(source))
+        refuse(_zip_problems(source), source)
         files: zarr.storage.Store = zarr.ZipStore(str(source), mode="r")
     else:
         files = zarr.DirectoryStore(str(source))

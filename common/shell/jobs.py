@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config.load import load_config, read_overrides
-from common.errors import FileError, UserError
+from common.errors import FileError, UserError, refuse
 from common.stopping import NOT_FINISHED, RESERVE_S
 
 HAND_IN = {"slurm": "sbatch", "lsf": "bsub"}
@@ -83,8 +83,7 @@ class Resources:
         for line in (*self.setup, *self.directives):
             if "\n" in line:
                 problems.append(f"{line!r}: more than a line; write the option once for each")
-        if problems:
-            raise UserError("\n".join(problems))
+        refuse(problems)
 
     @property
     def time_limit(self) -> float:

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from common.data import layout, ngff
-from common.data.annotation import UNKNOWN_ID, encoding_of
+from common.data.annotation import encoding_of
 from common.data.level import Grid, Level, Voxels, chunk_ranges
 from common.show import figures, montage
+from common.show.figures import Picture
 from common.talk import nm, voxels
 
 PANEL = 320
@@ -62,9 +63,12 @@ def draw(store: Path) -> Path:
     crops = _crops(store)
     finest = raw[0]
     width = 3 * (PANEL + 6) - 6
-    title = f"{store.stem}   {voxels(finest.grid.shape)} voxels of {nm(finest.scale)} nm"
-    rows = [figures.text_line([title], width, 18), _head(width, "raw")]
-    rows.append(_raw_row(raw, [crop.grid for crop in crops]))
+    size = f"{voxels(finest.grid.shape)} voxels of {nm(finest.scale)} nm"
+    rows = [
+        figures.text_line([f"{store.stem}   {size}"], width, 18),
+        _head(width, "raw"),
+        _raw_row(raw, [crop.grid for crop in crops]),
+    ]
     for crop in crops[:MOST_CROPS]:
         rows += [_head(width, crop.name), _crop_row(raw, crop)]
     if len(crops) > MOST_CROPS:
@@ -91,11 +95,11 @@ def _number(folder: Path) -> tuple[int, str]:
     return (int(digits) if digits.isdecimal() else 0, folder.name)
 
 
-def _head(width: int, name: str) -> np.ndarray:
+def _head(width: int, name: str) -> Picture:
     return figures.text_line([f"{name}, plane {plane}" for plane in PLANES], width)
 
 
-def _legend(crops: Sequence[Crop], width: int) -> np.ndarray:
+def _legend(crops: Sequence[Crop], width: int) -> Picture:
     """The classes on their colours, and unknown, if metadata name a value of it."""
     names: dict[str, None] = {}
     has_unknown = False
@@ -142,13 +146,13 @@ def _flat(volume: np.ndarray, across: int) -> np.ndarray:
     return volume.take(0, axis=across + volume.ndim - 3)
 
 
-def _grey(raw: Sequence[Level], grid: Grid, across: int) -> np.ndarray | None:
-    """The raw in a plane as RGB; None where too much would have to be read for it."""
+def _grey(raw: Sequence[Level], grid: Grid, across: int) -> Picture | None:
+    """The raw in a plane; None where too much would have to be read for it."""
     level = ngff.pick_level(raw, grid.scale)
     if _bytes_to_decode(level, grid) > MOST_BYTES:
         return None
     plane = _flat(montage.values("raw", [level], [grid]), across)
-    return figures.grey(montage.stretched(plane, *montage.contrast(plane)))
+    return figures.grey(montage.stretched(plane))
 
 
 def _bytes_to_decode(level: Level, grid: Grid) -> float:
@@ -164,7 +168,7 @@ def _bytes_to_decode(level: Level, grid: Grid) -> float:
     return float(math.prod(counts)) * bytes_of_chunk
 
 
-def _empty(grid: Grid, across: int) -> np.ndarray:
+def _empty(grid: Grid, across: int) -> Picture:
     """What stands for a plane that is not read."""
     height, width = _flat(np.zeros(grid.shape), across).shape
     image = np.full((height, max(width, 200), 3), figures.PAPER, np.uint8)
@@ -176,7 +180,7 @@ def _empty(grid: Grid, across: int) -> np.ndarray:
 # Rows
 
 
-def _raw_row(raw: Sequence[Level], crops: Sequence[Grid]) -> np.ndarray:
+def _raw_row(raw: Sequence[Level], crops: Sequence[Grid]) -> Picture:
     """The whole raw through its middle, with the boxes of crops."""
     finest = raw[0]
     panels = []
@@ -192,7 +196,7 @@ def _raw_row(raw: Sequence[Level], crops: Sequence[Grid]) -> np.ndarray:
     return _in_columns(panels)
 
 
-def _frame(image: np.ndarray, grid: Grid, crop: Grid, across: int) -> None:
+def _frame(image: Picture, grid: Grid, crop: Grid, across: int) -> None:
     """Draw the box of a crop, seen along the axis across, into a plane."""
     lower, upper = grid.in_voxels(np.array(crop.box()))
     along = [axis for axis in range(3) if axis != across]
@@ -206,7 +210,7 @@ def _frame(image: np.ndarray, grid: Grid, crop: Grid, across: int) -> None:
     image[top : bottom + 1, [left, right]] = BOX_RGB
 
 
-def _crop_row(raw: Sequence[Level], crop: Crop) -> np.ndarray:
+def _crop_row(raw: Sequence[Level], crop: Crop) -> Picture:
     """A crop in three planes, labels over the raw."""
     panels = []
     finest = np.minimum(crop.grid.scale, raw[0].scale)
@@ -234,18 +238,19 @@ def _seen(crop: Crop, across: int, finest: np.ndarray) -> tuple[Grid, dict[str, 
     return planes[0]
 
 
-def _painted(image: np.ndarray, labels: Mapping[str, np.ndarray]) -> np.ndarray:
+def _painted(image: Picture, labels: Mapping[str, np.ndarray]) -> Picture:
     """Labels over the raw: pale, with a line around each object."""
     result = image.astype(np.float32)
     names = list(labels)
     order = figures.largest_first([ids > 0 for ids in labels.values()])
-    unknown = np.any([ids == UNKNOWN_ID for ids in labels.values()], axis=0)
+    unknown = montage.any_unknown(labels.values())
     result[unknown] += OPACITY * (figures.UNKNOWN_RGB - result[unknown])
     for number in order:
-        ids = labels[names[number]]
+        name = names[number]
+        ids = labels[name]
         inside = ids > 0
         line = inside & _edges(ids)
-        colours = _colours(names[number], ids)
+        colours = _colours(name, ids)
         result[inside] += OPACITY * (colours[inside] - result[inside])
         result[line] = colours[line]
     return np.rint(result).astype(np.uint8)
@@ -267,14 +272,14 @@ def _edges(ids: np.ndarray) -> np.ndarray:
     return edges
 
 
-def _finished(image: np.ndarray, grid: Grid) -> np.ndarray:
+def _finished(image: Picture, grid: Grid) -> Picture:
     """A panel of about PANEL pixels with a scale bar."""
     times = max(1, PANEL // max(image.shape[:2]))
     side = float(np.median(grid.scale))  # two of the three are the side of a pixel
     return figures.scale_bar(figures.enlarged(image, times), side / times)
 
 
-def _in_columns(panels: Sequence[np.ndarray]) -> np.ndarray:
+def _in_columns(panels: Sequence[Picture]) -> Picture:
     """Panels side by side, each in the middle of a column."""
     columns = []
     for panel in panels:

@@ -33,6 +33,9 @@ GAP_RGB = (210, 190, 150)
 LEGEND_GAP = 4
 """Pixels between the names of a legend, and below it."""
 
+Picture = np.ndarray
+"""(y, x, 3) uint8, RGB."""
+
 Background = int | tuple[int, int, int]
 
 Place = tuple[int, int, int, int]
@@ -44,7 +47,8 @@ def _colour_table(text: str) -> dict[str, tuple[int, ...]]:
     words = text.split()
     names = words[0::2]
     codes = words[1::2]
-    return {name: tuple(bytes.fromhex(code[1:])) for name, code in zip(names, codes, strict=True)}
+    colours = [tuple(bytes.fromhex(code.removeprefix("#"))) for code in codes]
+    return dict(zip(names, colours, strict=True))
 
 
 COLOURS = _colour_table("""
@@ -91,7 +95,7 @@ def panel(
     voxel_ratio: Sequence[float] = (1.0, 1.0),
     *,
     scale: int = 3,
-) -> np.ndarray:
+) -> Picture:
     """One row raw | target | prediction; the part of raw that the target covers is framed.
 
     Args:
@@ -100,9 +104,6 @@ def panel(
         probability: (y, x) in [0, 1].
         voxel_ratio: voxels of the target in voxels of the raw, along y and x.
         scale: how often pixels are repeated.
-
-    Returns:
-        (height, width, 3) uint8.
     """
     framed = grey(raw)
     height = round(target.shape[0] * voxel_ratio[0])
@@ -119,18 +120,18 @@ def panel(
     return beside([enlarged(image, scale) for image in images])
 
 
-def grey(values: np.ndarray) -> np.ndarray:
+def grey(values: np.ndarray) -> Picture:
     """(y, x) in [0, 1] to RGB; what a network gives that has diverged, NaN, is black."""
     shades = (np.nan_to_num(values) * 255).astype(np.uint8)
     return np.repeat(shades[..., None], 3, axis=2)
 
 
-def enlarged(image: np.ndarray, times: int) -> np.ndarray:
+def enlarged(image: Picture, times: int) -> Picture:
     """An image with its pixels repeated along y and x."""
     return image.repeat(times, 0).repeat(times, 1)
 
 
-def colour_target(target: np.ndarray) -> np.ndarray:
+def colour_target(target: np.ndarray) -> Picture:
     """(y, x) of 1 / 0 / -1 to RGB: white, black, blue."""
     image = grey(target == 1)
     image[target < 0] = UNKNOWN_RGB
@@ -183,25 +184,25 @@ def largest_first(masks: Sequence[np.ndarray] | np.ndarray) -> list[int]:
 
 def classes_in_colour(
     shares: np.ndarray, order: Sequence[int], colours: Sequence[np.ndarray] | np.ndarray
-) -> np.ndarray:
-    """Paint classes over each other on black, in this order; gives RGB.
+) -> Picture:
+    """Paint classes over each other on black, in this order.
 
     Args:
         shares: (classes, y, x), bool or an opacity in [0, 1].
         order: which class first.
         colours: for each class (3,), or (y, x, 3) where it differs from pixel to pixel.
     """
-    image = np.zeros((*shares.shape[1:], 3), np.float32)
+    _, height, width = shares.shape
+    image = np.zeros((height, width, 3), np.float32)
     for channel in order:
-        opacity = np.nan_to_num(shares[channel].astype(np.float32))[..., None]
+        share = shares[channel].astype(np.float32)
+        opacity = np.nan_to_num(share)[..., None]
         image += opacity * (colours[channel] - image)
     return np.rint(image).astype(np.uint8)
 
 
-def beside(
-    images: Sequence[np.ndarray], gap: int = 6, background: Background = GAP_RGB
-) -> np.ndarray:
-    """RGB images next to each other, each in the middle of the height."""
+def beside(images: Sequence[Picture], gap: int = 6, background: Background = GAP_RGB) -> Picture:
+    """Pictures next to each other, each in the middle of the height."""
     height = max(image.shape[0] for image in images)
     width = sum(image.shape[1] + gap for image in images) - gap
     canvas = np.full((height, width, 3), background, np.uint8)
@@ -215,15 +216,13 @@ def beside(
     return canvas
 
 
-def above(
-    images: Sequence[np.ndarray], gap: int = 6, background: Background = GAP_RGB
-) -> np.ndarray:
-    """RGB images one below the other, each in the middle of the width."""
+def above(images: Sequence[Picture], gap: int = 6, background: Background = GAP_RGB) -> Picture:
+    """Pictures one below the other, each in the middle of the width."""
     turned = [image.transpose(1, 0, 2) for image in images]
     return beside(turned, gap, background).transpose(1, 0, 2)
 
 
-def text_line(texts: Sequence[str], width: int, size: int = 15) -> np.ndarray:
+def text_line(texts: Sequence[str], width: int, size: int = 15) -> Picture:
     """One line of text in as many equal columns as there are texts.
 
     A text too long for its column is cut.
@@ -252,7 +251,7 @@ def legend(
     colours: Sequence[np.ndarray] | np.ndarray,
     width: int,
     size: int = 14,
-) -> np.ndarray:
+) -> Picture:
     """Each name on its colour, in lines of `width` pixels.
 
     colours: for each name (3,), or (objects, 3) for stripes of several.
@@ -299,14 +298,14 @@ def _in_lines(lengths: Sequence[int], width: int, height: int) -> list[Place]:
 def _draw_stripes(draw: Any, colours: np.ndarray, place: Place) -> None:
     """Fill a place with upright stripes of colours."""
     left, top, right, bottom = place
-    edges = np.linspace(left, right, len(colours) + 1).round().astype(int)
-    stripes = itertools.pairwise(edges.tolist())
+    edges = np.linspace(left, right, len(colours) + 1)
+    stripes = itertools.pairwise(edges.round().astype(int).tolist())
     for colour, (start, end) in zip(colours.tolist(), stripes, strict=True):
         draw.rectangle((start, top, end, bottom), tuple(colour))
 
 
-def scale_bar(image: np.ndarray, nm_per_pixel: float, size: int = 14) -> np.ndarray:
-    """The image with a bar of a round length in the lower left corner.
+def scale_bar(image: Picture, nm_per_pixel: float, size: int = 14) -> Picture:
+    """The picture with a bar of a round length in the lower left corner.
 
     The longest of 1, 2, 5, 10, ... nm within a quarter of the width.
     """
@@ -322,7 +321,8 @@ def scale_bar(image: np.ndarray, nm_per_pixel: float, size: int = 14) -> np.ndar
     right = 8 + pixels - 1
     draw.rectangle((8, bottom - 4, right, bottom - 1), PAPER, outline)
     font = ImageFont.load_default(size)
-    draw.text((8, bottom - 8 - size), text, PAPER, font, stroke_width=2, stroke_fill=INK)
+    top = bottom - 8 - size
+    draw.text((8, top), text, PAPER, font, stroke_width=2, stroke_fill=INK)
     return np.asarray(picture)
 
 
@@ -333,8 +333,8 @@ def _round_length(most: float) -> float:
     return max(length for length in lengths if length <= most)
 
 
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Write an RGB image (y, x, 3) uint8. Raises FileError."""
+def write_png(path: Path, image: Picture) -> None:
+    """Write a picture. Raises FileError."""
     from PIL import Image
 
     with replacing(path) as temporary:
@@ -349,12 +349,9 @@ def _colour(name: str) -> np.ndarray:
     if whole in COLOURS:
         base = np.array(COLOURS[whole], float)
     else:
-        base = _hue(zlib.crc32(whole.encode()) / 2**32)
+        turn = zlib.crc32(whole.encode()) / 2**32
+        base = np.array(colorsys.hsv_to_rgb(turn, 0.75, 0.95)) * 255
     shade = SHADES.get(part, 1.0)
     if shade <= 1:
         return base * shade
     return base + (255 - base) * (shade - 1)
-
-
-def _hue(turn: float) -> np.ndarray:
-    return np.array(colorsys.hsv_to_rgb(turn % 1, 0.75, 0.95)) * 255

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from common.data.annotation import UNKNOWN_ID, LabelReader
 from common.data.ngff import Grid, Level
 from common.data.regions import Region
 from common.show import figures
+from common.show.figures import Picture
 from common.show.layers import LABELS, Layers, predicted_by, probability_of
 
 PANEL = 512
@@ -43,8 +44,8 @@ Volumes = dict[str, np.ndarray]
 """(slices, y, x) values of each class."""
 
 
-def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) -> np.ndarray:
-    """A picture of a box, (y, x, 3) uint8: a row for each z slice, a column for each kind.
+def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) -> Picture:
+    """A picture of a box: a row for each z slice, a column for each kind.
 
     Classes lie over each other, the largest lowest; of objects with ids each has a colour. No more
     is read than these slices.
@@ -56,19 +57,18 @@ def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) ->
     columns = []
     if layers.get("raw"):
         raw = values("raw", layers["raw"][""], grids)
-        low, high = np.percentile(raw, CONTRAST)
-        columns.append([figures.grey(plane) for plane in stretched(raw, low, high)])
+        columns.append([figures.grey(plane) for plane in stretched(raw)])
     for volumes in classes.values():
         painted = {name: volumes[name] for name in order if name in volumes}
-        columns.append(_in_colour(painted, _unknown(volumes)))
+        columns.append(_in_colour(painted, any_unknown(volumes.values())))
     picture = _panels(columns, grids[0])
-    heads = figures.text_line([_head(kind, classes) for kind in kinds], picture.shape[1])
-    picture = np.concatenate([heads, picture])
+    heads = [_head(kind, classes) for kind in kinds]
+    headed = np.concatenate([figures.text_line(heads, picture.shape[1]), picture])
     width = max(picture.shape[1], NARROWEST)
-    picture = _widened(picture, width)
     names = [name for name in _names(classes) if name in order]
     title = _title(region, layers, grids, width=width)
-    return np.concatenate([*title, _legend(names, layers, classes, width), picture])
+    legend = _legend(names, layers, classes, width)
+    return np.concatenate([*title, legend, _widened(headed, width)])
 
 
 def _volumes(kind: str, layers: Layers, grids: Sequence[Grid]) -> Volumes:
@@ -82,7 +82,7 @@ def _volumes(kind: str, layers: Layers, grids: Sequence[Grid]) -> Volumes:
     return volumes
 
 
-def _widened(picture: np.ndarray, width: int) -> np.ndarray:
+def _widened(picture: Picture, width: int) -> Picture:
     """A picture with white on its right."""
     margin = width - picture.shape[1]
     return np.pad(picture, ((0, 0), (0, margin), (0, 0)), constant_values=WHITE)
@@ -183,8 +183,9 @@ def _resampled(level: Level, grid: Grid, change: Callable[[np.ndarray], np.ndarr
     return np.einsum("az,by,cx,zyx->abc", *weights, block, optimize=True)
 
 
-def stretched(raw: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Raw in [0, 1], with low as black and high as white."""
+def stretched(raw: np.ndarray) -> np.ndarray:
+    """Raw in [0, 1], as far as `contrast` goes."""
+    low, high = contrast(raw)
     return np.clip((raw - low) / max(high - low, 1e-6), 0, 1)
 
 
@@ -196,19 +197,24 @@ def _names(classes: Mapping[str, Volumes]) -> list[str]:
     return list(names)
 
 
+def _of_each_kind(classes: Mapping[str, Volumes], name: str) -> list[np.ndarray]:
+    """The volumes of a class, of the kinds that have it."""
+    return [volumes[name] for volumes in classes.values() if name in volumes]
+
+
 def _painting_order(classes: Mapping[str, Volumes]) -> list[str]:
     """The classes that are seen in any kind, the largest first."""
     names = _names(classes)
     masks = []
     for name in names:
-        of_class = [volumes[name] > SHOWN for volumes in classes.values() if name in volumes]
-        masks.append(np.any(of_class, axis=0))
+        seen = [volume > SHOWN for volume in _of_each_kind(classes, name)]
+        masks.append(np.any(seen, axis=0))
     order = figures.largest_first(masks)
     return [names[channel] for channel in order if masks[channel].any()]
 
 
-def _in_colour(volumes: Volumes, unknown: np.ndarray) -> list[np.ndarray]:
-    """An RGB image of each slice, classes painted in the order given.
+def _in_colour(volumes: Volumes, unknown: np.ndarray) -> list[Picture]:
+    """A picture of each slice, classes painted in the order given.
 
     unknown: (slices, y, x) bool.
     """
@@ -228,12 +234,12 @@ def _in_colour(volumes: Volumes, unknown: np.ndarray) -> list[np.ndarray]:
     return images
 
 
-def _unknown(volumes: Volumes) -> np.ndarray:
-    """(slices, y, x) bool: where any of the volumes is unknown."""
-    return np.any([volume == UNKNOWN_ID for volume in volumes.values()], axis=0)
+def any_unknown(volumes: Iterable[np.ndarray]) -> np.ndarray:
+    """Of the volumes' shape, bool: where any of them is unknown."""
+    return np.any([volume == UNKNOWN_ID for volume in volumes], axis=0)
 
 
-def _panels(columns: Sequence[Sequence[np.ndarray]], grid: Grid) -> np.ndarray:
+def _panels(columns: Sequence[Sequence[Picture]], grid: Grid) -> Picture:
     """Columns of slices side by side, enlarged, with a scale bar in the first."""
     times = max(1, round(ENLARGED / max(grid.shape)))
     rows = []
@@ -245,9 +251,7 @@ def _panels(columns: Sequence[Sequence[np.ndarray]], grid: Grid) -> np.ndarray:
     return figures.above(beside, background=WHITE)
 
 
-def _title(
-    region: Region, layers: Layers, grids: Sequence[Grid], *, width: int
-) -> list[np.ndarray]:
+def _title(region: Region, layers: Layers, grids: Sequence[Grid], *, width: int) -> list[Picture]:
     """What stands above the panels: box, checkpoint and depths."""
     depths = ", ".join(f"{grid.origin[0]:g}" for grid in grids)
     checkpoint = predicted_by(layers.get("predictions", {}))
@@ -259,7 +263,7 @@ def _title(
 
 def _legend(
     names: Sequence[str], layers: Layers, classes: Mapping[str, Volumes], width: int
-) -> np.ndarray:
+) -> Picture:
     """The classes on their colours; those that are seen as objects on the colours of these."""
     truth = layers.get("truth", {})
     labels = []
@@ -267,9 +271,10 @@ def _legend(
     for name, colour in zip(names, figures.class_colours(names), strict=True):
         is_unchecked = truth and name not in truth
         labels.append(f"{name} (no truth)" if is_unchecked else name)
-        ids = _object_ids([volumes[name] for volumes in classes.values() if name in volumes])
+        of_class = _of_each_kind(classes, name)
+        ids = _object_ids(of_class)
         colours.append(figures.colours_of_objects(ids, colour) if ids else colour)
-    if any(_unknown(volumes).any() for volumes in classes.values()):
+    if any(any_unknown(volumes.values()).any() for volumes in classes.values()):
         labels.append("unknown")
         colours.append(figures.UNKNOWN_RGB)
     return figures.legend(labels, colours, width)

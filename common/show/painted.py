@@ -67,7 +67,8 @@ class Painted:
         self.parts = [Served(part.levels, are_labels) for part in parts]
         for part in self.parts:
             # as it is stored: unknown may be a negative number
-            part.dtype = part.levels[0][0].array.dtype.newbyteorder("=")
+            finest, _ = part.levels[0]
+            part.dtype = finest.array.dtype.newbyteorder("=")
         self.seen: list[Seen] = [_seen(part, are_labels) for part in parts]
         self.shape = self.parts[0].shape
         self.levels = self.parts[0].levels
@@ -88,7 +89,8 @@ class Painted:
 
     def transpose(self) -> np.ndarray:
         """All of it, x, y, z, for the meshes of objects. UserError for more than MESHED voxels."""
-        refuse_large(self.parts[0].levels[0][0].path, self.shape, len(self.parts))
+        finest, _ = self.levels[0]
+        refuse_large(finest.path, self.shape, len(self.parts))
         start = np.zeros(3, int)
         ones = np.ones(3, int)
         return self.reduced(start, np.array(self.shape), ones).transpose()
@@ -109,8 +111,10 @@ class Objects(Painted):
 
 def _step(dtypes: Sequence[np.dtype]) -> int:
     """A power of ten above all ids that these types hold, as far as 64 bits go for 18 classes."""
-    whole = [dtype if dtype.kind in "iu" else np.dtype(np.uint32) for dtype in dtypes]
-    largest = max(int(np.iinfo(dtype).max) for dtype in whole)
+    largest = 0
+    for dtype in dtypes:
+        ids = dtype if dtype.kind in "iu" else np.uint32
+        largest = max(largest, int(np.iinfo(ids).max))
     return min(10 ** len(str(largest)), 10**18)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from common.data.annotation import LabelReader
 from common.data.level import Level
 from common.show import figures
+from common.show.figures import Picture
 
 KINDS = ("max", "sum")
 """The first object along the axis in its colour, and the length of the class along it."""
@@ -30,8 +31,8 @@ AXES = "zyx"
 
 def projection(
     levels: Sequence[Level], name: str, *, is_mask: bool, kind: str = "max", axis: int = 0
-) -> np.ndarray:
-    """A picture (y, x, 3) uint8 of a class, with a scale bar.
+) -> Picture:
+    """A picture of a class, with a scale bar.
 
     Args:
         levels: of the class, the finest first.
@@ -47,7 +48,7 @@ def projection(
     first, length = _along(level, reader, axis)
     if kind == "sum":
         image = _in_grey(length)
-        white_nm = max(float(length.max()), 1.0) * level.scale[axis]
+        white_nm = _most(length) * level.scale[axis]
         text = f"{name}, length along {AXES[axis]}, white: {white_nm:.0f} nm"
     else:
         image = _in_colour(first, name, is_mask)
@@ -60,16 +61,20 @@ def projection(
     return figures.above([title, pictured])
 
 
-def _in_grey(length: np.ndarray) -> np.ndarray:
-    """(y, x, 3) uint8, the greatest length white; black is nothing."""
-    most = max(float(length.max()), 1.0)
-    shades = 40 + 215 * length / most  # not black where one voxel is all there is
+def _most(length: np.ndarray) -> float:
+    """The greatest length, at least a voxel."""
+    return max(float(length.max()), 1.0)
+
+
+def _in_grey(length: np.ndarray) -> Picture:
+    """The greatest length white; black is nothing."""
+    shades = 40 + 215 * length / _most(length)  # not black where one voxel is all there is
     grey = np.where(length > 0, shades, 0).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _in_colour(ids: np.ndarray, name: str, is_mask: bool) -> np.ndarray:
-    """(y, x, 3) uint8: the colour of a class, or of each of its objects; 0 is black."""
+def _in_colour(ids: np.ndarray, name: str, is_mask: bool) -> Picture:
+    """The colour of a class, or of each of its objects; 0 is black."""
     [colour] = figures.class_colours([name])
     colours = colour if is_mask else figures.object_colours(ids, colour)
     is_there = ids[..., None] > 0
@@ -100,7 +105,7 @@ def _along(level: Level, reader: LabelReader, axis: int) -> tuple[np.ndarray, np
     return first, length
 
 
-def _square(image: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, float]:
+def _square(image: Picture, scale: np.ndarray) -> tuple[Picture, float]:
     """The picture with pixels as high as wide, and their nm."""
     smallest = float(scale.min())
     for axis, length in enumerate(scale):

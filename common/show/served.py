@@ -26,10 +26,12 @@ class Served:
         self.labels = labels
         self.levels: list[tuple[Level, np.ndarray]] = []
         """Those whose voxels are blocks of the finest, and of how many."""
+        finest_lower, _ = finest.box()
         for level in levels:
             ratio = np.rint(level.scale / finest.scale).astype(int)
             is_multiple = np.allclose(level.scale, ratio * finest.scale)
-            distance = np.abs(level.box()[0] - finest.box()[0])
+            lower, _ = level.box()
+            distance = np.abs(lower - finest_lower)
             if is_multiple and (distance < finest.scale / 100).all():
                 self.levels.append((level, ratio))
 
@@ -64,9 +66,10 @@ class Served:
 
         Raises UserError for more than MESHED voxels.
         """
-        finest = self.levels[0][0]
+        finest, _ = self.levels[0]
         refuse_large(finest.path, self.shape)
-        return finest.read((0, 0, 0), finest.shape).astype(self.dtype).transpose()
+        volume = finest.read((0, 0, 0), finest.shape)
+        return volume.astype(self.dtype).transpose()
 
 
 def refuse_large(path: Path, shape: Sequence[int], volumes: int = 1) -> None:

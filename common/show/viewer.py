@@ -126,7 +126,8 @@ def _state(neuroglancer: Neuroglancer, region: Region, layers: Layers) -> Any:
 
     Classes one by one are archived: 48 of three kinds would be a wall of tabs.
     """
-    finest, *_ = next(itertools.chain.from_iterable(of.values() for of in layers.values()))
+    volumes = itertools.chain.from_iterable(map(dict.values, layers.values()))
+    finest = next(volumes)[0]
     scale = finest.scale
     middle = (region.lower + region.upper) / 2
     longest = float(((region.upper - region.lower) / scale.min()).max())

@@ -12,7 +12,7 @@ from common.config.load import data_root, load_config
 from common.data import regions, results
 from common.data.regions import Region
 from common.data.sources.place import is_address, on_disk
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.show import figures, of_results, viewer
 from common.show.layers import KINDS, Layers, layers_under, roots_of
 from common.show.montage import montage
@@ -185,8 +185,7 @@ def _refuse_unknown_classes(classes: Sequence[str], origin: _Origin) -> None:
     for box in origin.boxes:
         known += box.classes
     problems = class_table.unknown_names(classes, known, class_table.IN_NO_CROP)
-    if problems:
-        raise UserError("\n".join(f"--classes: {problem}" for problem in problems))
+    refuse(problems, "--classes")
 
 
 # Pictures

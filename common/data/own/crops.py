@@ -16,7 +16,7 @@ from common.data.choose_sides import Sides, SplitRules, choose_sides
 from common.data.ngff import open_levels
 from common.data.own.cut import Cut, choose_cut, cut_crop, is_part, standing_cut
 from common.data.own.facts import LabelFacts, look
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.talk import count, progress, some, voxels
 
 FEW = 4
@@ -62,8 +62,7 @@ def read_crops(root: Path, datasets: Sequence[str], classes: Collection[str] = (
     infos, broken = catalogue.scan(root, datasets)
     folders = layout.crop_folders(root)
     infos = [info for info in infos if not is_part(folders[info.key])]
-    if broken:
-        raise UserError("\n".join(broken))
+    refuse(broken)
     annotated = set().union(*(info.classes for info in infos))
     missing = [name for name in classes if name not in annotated]
     if missing:

@@ -277,7 +277,7 @@ def get_counts(classes: tuple[str, ...], data: str | None) -> None:
     names = TESTED if classes == ("tested",) else classes
     annotated = set().union(*(crop.classes for crop in crops))
     problems = unknown_names(names, annotated, IN_NO_CROP)
-    refuse(root, problems)
+    refuse(problems, root)
     click.echo("\n".join([*catalogue.table_of_counts(crops, names), *broken]))
 
 

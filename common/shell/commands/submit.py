@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from common import talk
-from common.errors import UserError
+from common.errors import UserError, refuse
 from common.shell import options
 from common.shell.group import Command
 
@@ -96,8 +96,7 @@ def check_submission(path: str, *, manifest_path: str, partial: bool) -> None:
 
     entries = manifest.read(manifest_path)
     problems = submission.check(path, entries, partial=partial)
-    if problems:
-        raise UserError("\n".join(problems))
+    refuse(problems)
     lacking = submission.lacking(path, entries)
     if not lacking:
         click.echo(f"{path}: all volumes of the manifest, none other")

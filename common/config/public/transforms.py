@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from common.config.public_draft import Draft
+from common.config.public.draft import Draft
 from common.config.settings import as_text
 from common.config.value_transforms import (
     GivenTransforms,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from common.config.given import GivenModel, GivenOptimizer, GivenScheduler
-from common.config.public_draft import Draft
+from common.config.public.draft import Draft
 from common.config.settings import as_text
 from common.errors import UserError
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from common.config import public_places as places
-from common.config import public_training as training
-from common.config import public_transforms as transforms
-from common.config import public_values as values
-from common.config.public_draft import Draft
+from common.config.public import places, training, transforms, values
+from common.config.public.draft import Draft
 
 RULES: dict[str, Callable[[Draft, Any], None]] = {
     # in this order: an optimiser is over the model, a scheduler over the optimiser

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from common.config.public_draft import CHECKPOINTS, MODEL_NAME, Draft
+from common.config.public.draft import CHECKPOINTS, MODEL_NAME, Draft
 
 
 def model_save_path(draft: Draft, template: Any) -> None:

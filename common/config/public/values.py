@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common.classes import ATOM_IDS, GROUP_IDS, unknown_names
-from common.config.public_draft import Draft
+from common.config.public.draft import Draft
 from common.config.settings import as_text
 from common.talk import some
 

@@ -27,8 +27,8 @@ import numpy as np
 
 from common import runtime
 from common.config.module import is_tool, load_module
-from common.config.public_draft import MODEL_NAME, Draft
-from common.config.public_rules import RULES
+from common.config.public.draft import MODEL_NAME, Draft
+from common.config.public.rules import RULES
 from common.config.settings import OTHER_NAMES, ProcessConfig, as_text, describe
 from common.config.value_transforms import Normalize, names_of, others_of_labels, read_raw
 from common.talk import note_once, some

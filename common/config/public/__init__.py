@@ -1,0 +1,1 @@
+"""Configurations of the public toolbox, taken as settings of ours."""
