@@ -20,7 +20,7 @@ from torch import nn
 from common.errors import UserError
 from common.files import cache_folder
 from common.model import published
-from common.model.unet import shrunk_shape
+from common.model.sizes import shrunk_shape
 
 KNOWN_SHA256: dict[str, str] = {}
 """Checkpoint name to SHA-256 of its file. COSEM publishes none: enter what a download prints."""

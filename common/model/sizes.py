@@ -1,4 +1,4 @@
-"""The sentence about a patch that a network does not take, since it halves voxels."""
+"""Which patches a network takes, and the sentences about those that it does not."""
 
 from __future__ import annotations
 
@@ -23,3 +23,31 @@ def refuse_other_multiples(network: str, shape: Sequence[int], step: int | Seque
                 f"input shape {tuple(shape)}: {network} takes multiples of {step} voxels, not "
                 f"{size} on an axis; write {below} or {below + multiple}"
             )
+
+
+def shrunk_shape(
+    network: str, input_shape: Sequence[int], *, smallest: int, step: int, lost: int
+) -> tuple[int, ...]:
+    """`input_shape` less `lost` voxels on each axis.
+
+    Args:
+        network: what the error calls it.
+        input_shape: voxels along each axis.
+        smallest: the smallest size that the network takes.
+        step: voxels from one size that it takes to the next.
+        lost: voxels that its convolutions take away.
+
+    Raises:
+        UserError: for a size that it does not take, with the two nearest ones that it does.
+    """
+    for size in input_shape:
+        rest = (size - smallest) % step
+        if size < smallest or rest:
+            below = max(smallest, size - rest)
+            raise UserError(
+                f"input shape {tuple(input_shape)}: {network} does not take {size} voxels on an "
+                f"axis, only {smallest} + {step}k ({smallest}, {smallest + step}, "
+                f"{smallest + 2 * step}, ...), of which {lost} less come out; "
+                f"write {below} or {below + step}"
+            )
+    return tuple(size - lost for size in input_shape)

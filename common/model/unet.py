@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from common.errors import UserError
+from common.model.sizes import shrunk_shape
 
 SMALLEST_INPUT = 44
 INPUT_STEP = 4
@@ -105,34 +106,6 @@ def unet_output_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
         step=INPUT_STEP,
         lost=LOST_VOXELS,
     )
-
-
-def shrunk_shape(
-    network: str, input_shape: Sequence[int], *, smallest: int, step: int, lost: int
-) -> tuple[int, ...]:
-    """`input_shape` less `lost` voxels on each axis.
-
-    Args:
-        network: what the error calls it.
-        input_shape: voxels along each axis.
-        smallest: the smallest size that the network takes.
-        step: voxels from one size that it takes to the next.
-        lost: voxels that its convolutions take away.
-
-    Raises:
-        UserError: for a size that it does not take, with the two nearest ones that it does.
-    """
-    for size in input_shape:
-        rest = (size - smallest) % step
-        if size < smallest or rest:
-            below = max(smallest, size - rest)
-            raise UserError(
-                f"input shape {tuple(input_shape)}: {network} does not take {size} voxels on an "
-                f"axis, only {smallest} + {step}k ({smallest}, {smallest + step}, "
-                f"{smallest + 2 * step}, ...), of which {lost} less come out; "
-                f"write {below} or {below + step}"
-            )
-    return tuple(size - lost for size in input_shape)
 
 
 def _join(coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:

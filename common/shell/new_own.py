@@ -133,9 +133,10 @@ def _about(crops: Sequence[OwnCrop], plan: OwnPlan, division: Division) -> list[
     datasets = sorted({crop.info.dataset for crop in crops})
     lines = [f"{some(datasets)}: {count(len(crops), 'crop')}, learnt at {nm(plan.scale)} nm"]
     for name, labels in labels_by_class(crops).items():
-        positive = sum(facts.positives for facts in labels)
         known = sum(facts.knowns for facts in labels)
-        lines.append(f"- {name}: {positive / known:.2%} of the voxels{_as_objects(plan, name)}")
+        lines.append(
+            f"- {name}: {positives(labels) / known:.2%} of the voxels{_as_objects(plan, name)}"
+        )
     patch = voxels(plan.patch)
     steps = plan.machine.epochs * plan.machine.iterations_per_epoch
     device = "a GPU" if plan.machine.device == "cuda" else "a CPU"

@@ -100,10 +100,15 @@ def labels_by_class(crops: Sequence[OwnCrop]) -> dict[str, list[LabelFacts]]:
     return {name: labels[name] for name in in_order(labels)}
 
 
+def positives(labels: Sequence[LabelFacts]) -> int:
+    """Positive voxels of all of them."""
+    return sum(facts.positives for facts in labels)
+
+
 def _without_empty(crops: Sequence[OwnCrop], datasets: Sequence[str]) -> list[OwnCrop]:
     """The crops with those of their classes that occur anywhere."""
     by_class = labels_by_class(crops)
-    present = [name for name, labels in by_class.items() if any(each.positives for each in labels)]
+    present = [name for name, labels in by_class.items() if positives(labels)]
     if not present:
         annotated = ", ".join(by_class) or "no class"
         raise UserError(
