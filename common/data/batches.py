@@ -283,7 +283,7 @@ def _one_palette(crops: Sequence[Crop], channels: Channels) -> Tensor:
     palette = torch.from_numpy(_row_by_row([crop.palette for crop in crops]))
     if channels.exclusive and not channels.derived:
         among = list(channels.exclusive)
-        palette[:, among] = exclusive_labels(palette[:, among], 1)
+        palette[:, among] = exclusive_labels(palette[:, among])
     return palette
 
 

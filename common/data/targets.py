@@ -86,7 +86,7 @@ class MixedTarget:
         among = [channel for channel in channels if channel in self.exclusive]
         if among:
             together = torch.stack([self._alone(n, first) for n in self.exclusive], 1)
-            together = exclusive_labels(together, 1)
+            together = exclusive_labels(together)
             for channel in among:
                 which = self.exclusive.index(channel)
                 labels[list(channels).index(channel)] = together[:, which]
@@ -105,25 +105,25 @@ class MixedTarget:
 Target = PaletteTarget | MixedTarget | Tensor
 
 
-def exclusive_labels(labels: Tensor, axis: int) -> Tensor:
-    """Return the labels of classes along an axis so that at most one is positive.
+def exclusive_labels(labels: Tensor) -> Tensor:
+    """Return the labels of classes, along axis 1, so that at most one is positive.
 
     Where several are, the last one counts, and those before it become negative. It becomes unknown
     where one after it is unknown, which may be the one. Integers with -1 for unknown, or floats.
     """
     positive = labels == 1
     is_unknown = ~known(labels)
-    overridden = _any_after(positive, axis)
-    is_unknown = is_unknown | (positive & _any_after(is_unknown, axis))
+    overridden = _any_after(positive)
+    is_unknown = is_unknown | (positive & _any_after(is_unknown))
     unknown = torch.nan if labels.is_floating_point() else -1
     return labels.masked_fill(is_unknown, unknown).masked_fill(overridden, 0)
 
 
-def _any_after(mask: Tensor, axis: int) -> Tensor:
-    """Whether the mask is true at a later place along an axis."""
-    flipped = mask.flip(axis).int()
-    before = flipped.cumsum(axis) - flipped
-    return before.flip(axis) > 0
+def _any_after(mask: Tensor) -> Tensor:
+    """Whether the mask is true at a later place along axis 1."""
+    flipped = mask.flip(1).int()
+    before = flipped.cumsum(1) - flipped
+    return before.flip(1) > 0
 
 
 def dense(target: Target) -> Tensor:

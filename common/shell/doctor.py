@@ -165,7 +165,7 @@ def devices(config: TrainConfig | None) -> Iterator[Finding]:
     except ImportError as error:
         yield Finding("torch", WRONG, f"cannot be imported ({error})", _install("torch"))
         return
-    driver = nvidia("driver_version,name,memory.total")
+    driver = nvidia()
     state = GOOD if driver else NOTE
     yield Finding("driver", state, driver or "no NVIDIA driver answers (nvidia-smi)")
     if driver and not torch.cuda.is_available():
@@ -232,8 +232,9 @@ def convolve(device: Any, precision: Any) -> None:
     float(weight.grad.sum())  # waits for the device: its errors come late
 
 
-def nvidia(fields: str) -> str:
-    """What nvidia-smi says, a line a device; "" without it."""
+def nvidia() -> str:
+    """Driver, card and memory of each device, as nvidia-smi says them; "" without it."""
+    fields = "driver_version,name,memory.total"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)

@@ -20,6 +20,7 @@ from common.data.own.crops import (
     OwnCrop,
     divide,
     labels_by_class,
+    positives,
     read_crops,
     unlabelled_rest,
 )
@@ -134,9 +135,8 @@ def _about(crops: Sequence[OwnCrop], plan: OwnPlan, division: Division) -> list[
     lines = [f"{some(datasets)}: {count(len(crops), 'crop')}, learnt at {nm(plan.scale)} nm"]
     for name, labels in labels_by_class(crops).items():
         known = sum(facts.knowns for facts in labels)
-        lines.append(
-            f"- {name}: {positives(labels) / known:.2%} of the voxels{_as_objects(plan, name)}"
-        )
+        share = positives(labels) / known
+        lines.append(f"- {name}: {share:.2%} of the voxels{_as_objects(plan, name)}")
     patch = voxels(plan.patch)
     steps = plan.machine.epochs * plan.machine.iterations_per_epoch
     device = "a GPU" if plan.machine.device == "cuda" else "a CPU"

@@ -304,7 +304,7 @@ def _draw_stripes(draw: Any, colours: np.ndarray, place: Place) -> None:
         draw.rectangle((start, top, end, bottom), tuple(colour))
 
 
-def scale_bar(image: Picture, nm_per_pixel: float, size: int = 14) -> Picture:
+def scale_bar(image: Picture, nm_per_pixel: float) -> Picture:
     """The picture with a bar of a round length in the lower left corner.
 
     The longest of 1, 2, 5, 10, ... nm within a quarter of the width.
@@ -320,8 +320,8 @@ def scale_bar(image: Picture, nm_per_pixel: float, size: int = 14) -> Picture:
     outline = INK if pixels > 2 else None  # of two pixels an outline would leave no white
     right = 8 + pixels - 1
     draw.rectangle((8, bottom - 4, right, bottom - 1), PAPER, outline)
-    font = ImageFont.load_default(size)
-    top = bottom - 8 - size
+    font = ImageFont.load_default(14)
+    top = bottom - 22
     draw.text((8, top), text, PAPER, font, stroke_width=2, stroke_fill=INK)
     return np.asarray(picture)
 

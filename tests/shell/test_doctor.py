@@ -145,7 +145,7 @@ def test_a_folder_that_cannot_be_written_to_stops_training(experiment, monkeypat
 
 
 def test_a_gpu_that_torch_does_not_use_is_said(monkeypatch):
-    monkeypatch.setattr(doctor, "nvidia", lambda _: "580.1, NVIDIA H100, 81559 MiB")
+    monkeypatch.setattr(doctor, "nvidia", lambda: "580.1, NVIDIA H100, 81559 MiB")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (finding,) = about(doctor.devices(None), "torch")
     assert finding.state == NOTE and "trains on the CPU" in finding.text

@@ -165,11 +165,11 @@ def test_exclusive_labels_have_one_positive_at_most():
     nan = torch.nan
     before = [[1, 0, 1], [1, 1, 0], [0, 1, nan], [1, nan, 1], [nan, 0, 0], [0, 0, 0]]
     after = [[0, 0, 1], [0, 1, 0], [0, nan, nan], [0, 0, 1], [nan, 0, 0], [0, 0, 0]]
-    ours = exclusive_labels(torch.tensor(before), 1)
+    ours = exclusive_labels(torch.tensor(before))
     torch.testing.assert_close(ours, torch.tensor(after).float(), equal_nan=True)
     as_int = torch.tensor(before).nan_to_num(-1).to(torch.int8)
     expected = torch.tensor(after).nan_to_num(-1).to(torch.int8)
-    torch.testing.assert_close(exclusive_labels(as_int, 1), expected)
+    torch.testing.assert_close(exclusive_labels(as_int), expected)
 
 
 def test_the_sigmoid_of_what_is_shown_is_the_softmax():

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.data import regrid
 from common.data.annotation import LabelReader
-from common.data.level import Level
+from common.data.level import Grid, Level
 from common.data.ngff import pick_level
 from common.data.own.facts import LabelFacts
 
@@ -43,13 +44,10 @@ def are_opposite(contrasts: Sequence[float]) -> bool:
 
 
 def _raw_at(label: Level, start: np.ndarray, stop: np.ndarray, raw: Level) -> np.ndarray:
-    """The nearest voxels of raw for voxels of labels, float64."""
-    axes = []
-    for axis in range(3):
-        nm = label.translation[axis] + np.arange(start[axis], stop[axis]) * label.scale[axis]
-        index = np.rint((nm - raw.translation[axis]) / raw.scale[axis]).astype(int)
-        axes.append(np.clip(index, 0, raw.shape[axis] - 1))
-    first = np.array([index.min() for index in axes])
-    last = np.array([index.max() + 1 for index in axes])
-    block = raw.read(first, last).astype(np.float64)
-    return block[np.ix_(*(index - low for index, low in zip(axes, first, strict=True)))]
+    """The nearest voxels of raw for voxels of labels, float64; NaN outside of raw."""
+    origin = label.translation + start * label.scale
+    grid = Grid(origin, label.scale, tuple((stop - start).tolist()))
+    values = np.full(grid.shape, np.nan)
+    for where, slab in regrid.nearest(raw, grid):
+        values[where] = slab
+    return values
