@@ -133,7 +133,8 @@ def cost_of_augmentations(csv: Path, case: Case, seconds: float, rounds: int) ->
 
     from bench.show_augmentations import STRONG
     from common.config.augmentations import read_augmentations
-    from common.data.batches import Batches, Blocks
+    from common.data.batches import Batches
+    from common.data.blocks import Blocks
     from common.data.loaders import open_data
 
     torch.set_num_threads(1)

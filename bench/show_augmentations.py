@@ -22,7 +22,8 @@ from scipy import ndimage
 from common.config.augmentations import read_augmentations
 from common.config.load import load_config
 from common.data import targets
-from common.data.batches import Batches, Blocks
+from common.data.batches import Batches
+from common.data.blocks import Blocks
 from common.data.loaders import Data, open_data
 from common.files import REPOSITORY
 from common.show import figures

@@ -10,7 +10,8 @@ import torch
 import zarr
 
 from common.config.settings import TrainConfig
-from common.data.batches import Batch, Batches, Blocks
+from common.data.batches import Batch, Batches
+from common.data.blocks import Blocks
 from common.data.loaders import open_data
 from common.data.ngff import block_mean, open_levels, slices
 from common.data.split import Row, read_datasplit, row_text

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from common.data.batches import Blocks
+from common.data.blocks import Blocks
 from common.data.box import slices
 from common.data.sampling import Sample, Sampler
 from common.show import figures

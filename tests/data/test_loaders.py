@@ -17,7 +17,8 @@ from scipy import ndimage
 from common.config.augmentations import read_augmentations
 from common.config.settings import TrainConfig
 from common.data import loaders, ngff
-from common.data.batches import Batch, Batches, Blocks, training_batches, validation_batches
+from common.data.batches import Batch, Batches, training_batches, validation_batches
+from common.data.blocks import Blocks
 from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, open_crops
 from common.data.loaders import count_voxels, notices, open_data
