@@ -8,7 +8,6 @@ import inspect
 import math
 import operator
 import os
-import string
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from common.config.derived import derived_problems
 from common.config.heads import head_problems
 from common.config.input_channels import RAW, apart_from_raw, channel_problems
 from common.config.instance_options import CHANNELS, option_problems, takes_channels
-from common.config.kinds import fit, is_a
+from common.config.kinds import fit, is_a, wrong_fields
 from common.config.settings import (
     NOT_HERE,
     OTHER_NAMES,
@@ -346,10 +345,10 @@ def _name_problems(values: Mapping[str, Any]) -> list[str]:
             continue
         text = values[name]
         if name == "run_name":
-            problem = _wrong_fields(text, ("model_name", "random_seed")) or _wrong_name(text)
+            problem = wrong_fields(text, ("model_name", "random_seed")) or _wrong_name(text)
         else:
             fields = ("model_name", "random_seed", "run_name")
-            problem = _wrong_fields(text, fields) or _leads_out(text)
+            problem = wrong_fields(text, fields) or _leads_out(text)
         if problem:
             problems.append(f"{name} = {text!r}; {problem}")
     model_name = values.get("model_name")
@@ -364,23 +363,6 @@ def _name_problems(values: Mapping[str, Any]) -> list[str]:
             if problem:
                 problems.append(f"{setting}: {name!r}; {problem}")
     return problems
-
-
-def _wrong_fields(text: str, fields: Sequence[str]) -> str:
-    """What to write if braces hold anything but these names; "" if they do not.
-
-    An attribute, an index, a conversion or a width is refused: `format` would look inside the
-    object.
-    """
-    wanted = f"in braces write only {', '.join(f'{{{field}}}' for field in fields)}"
-    try:
-        parsed = list(string.Formatter().parse(text))
-    except ValueError:
-        return wanted
-    for _, field, width, conversion in parsed:
-        if field is not None and (field not in fields or width or conversion):
-            return wanted
-    return ""
 
 
 LONGEST_NAME = 200

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from common.config.kinds import is_a
+from common.config.kinds import is_a, wrong_fields
 
 RAW = "raw"
 """The first channel, which is not declared: raw of input_array_info."""
@@ -93,7 +92,7 @@ def _problem(given: Any) -> str:
     outside = said.get("outside", 0)
     if outside is not None and not (is_a(float, outside) and 0 <= outside <= 1):
         return "outside is the value beyond the volume: write a number between 0 and 1"
-    return _problem_of_range(said.get("range", ())) or _problem_of_path(said["path"])
+    return _problem_of_range(said.get("range", ())) or wrong_fields(said["path"], FIELDS)
 
 
 def _problem_of_range(given: Any) -> str:
@@ -105,16 +104,3 @@ def _problem_of_range(given: Any) -> str:
     if len(given) != 2 or not all(is_a(float, value) for value in given):
         return wanted
     return "" if given[0] < given[1] else wanted
-
-
-def _problem_of_path(text: str) -> str:
-    wanted = "in braces write only {dataset} and {crop}"
-    try:
-        parsed = list(string.Formatter().parse(text))
-    except ValueError:
-        return wanted
-    for _, field, width, conversion in parsed:
-        # an attribute or an index would look inside of the name
-        if field is not None and (field not in FIELDS or width or conversion):
-            return wanted
-    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import string
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -124,3 +125,20 @@ def is_a(kind: Any, value: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float)
     return isinstance(value, kind)
+
+
+def wrong_fields(text: str, fields: Sequence[str]) -> str:
+    """What to write if braces hold anything but these names; "" if they do not.
+
+    An attribute, an index, a conversion or a width is refused: `format` would look inside the
+    object.
+    """
+    wanted = f"in braces write only {', '.join(f'{{{field}}}' for field in fields)}"
+    try:
+        parsed = list(string.Formatter().parse(text))
+    except ValueError:
+        return wanted
+    for _, field, width, conversion in parsed:
+        if field is not None and (field not in fields or width or conversion):
+            return wanted
+    return ""

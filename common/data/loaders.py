@@ -33,6 +33,7 @@ from common.data.normalize import Scaling
 from common.data.sampling import Augmentation, Patch, Sample, Sampler
 from common.data.sources.place import bare, is_address
 from common.data.split import Row
+from common.data.validation_blocks import validation_samples
 from common.errors import UserError, refuse
 from common.talk import note, say, some
 
@@ -84,7 +85,7 @@ def open_data(config: TrainConfig, known: Mapping[str, Scaling] | None = None) -
     sampler = _sampler(config, train)
     blocks: list[Sample] = []
     if validation:
-        blocks = sampling.validation_samples(validation, sampler.input, sampler.target)
+        blocks = validation_samples(validation, sampler.input, sampler.target)
     _refuse_masks(config, train)
     foreground = count_voxels(train, 1, sampler.target.scale)
     _refuse_no_positive(config, foreground)

@@ -23,7 +23,7 @@ from common import runtime
 from common.config.code import NETWORK_CODE, network_code
 from common.config.settings import TrainConfig
 from common.data.normalize import Scaling, Scalings
-from common.data.sampling import BLOCK_ORDER
+from common.data.validation_blocks import BLOCK_ORDER
 from common.errors import NotFinite, UserError
 from common.files import REPOSITORY, free_bytes, not_written, replacing
 from common.provenance import provenance

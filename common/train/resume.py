@@ -21,7 +21,7 @@ from common.config.code import note_other_code
 from common.config.input_channels import values_of
 from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
 from common.data.normalize import Scalings
-from common.data.sampling import BLOCK_ORDER
+from common.data.validation_blocks import BLOCK_ORDER
 from common.errors import UserError
 from common.files import replacing, sweep
 from common.model import seen_range

@@ -25,8 +25,8 @@ from typing import Any
 from common import runtime, stopping, talk
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import sampling
 from common.data.batches import Batch
+from common.data.validation_blocks import key_of_blocks
 from common.data.workers import WorkerLost
 from common.errors import FileError, NotFinite
 from common.files import REPOSITORY
@@ -309,7 +309,7 @@ def validation_blocks(setup: Setup, state: State) -> str | None:
     data = setup.data
     count = validation.blocks_looked_at(state, setup.validation)
     looked_at = data.blocks[:count]
-    key = sampling.key_of_blocks(data.validation, looked_at, data.sampler.target)
+    key = key_of_blocks(data.validation, looked_at, data.sampler.target)
     return f"{count} of {len(data.blocks)} blocks, {key}"
 
 

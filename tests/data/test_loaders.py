@@ -23,16 +23,10 @@ from common.data.crop_cache import CropCache
 from common.data.crops import Crop, CropRequest, open_crops
 from common.data.loaders import count_voxels, notices, open_data
 from common.data.ngff import write_multiscale
-from common.data.sampling import (
-    Augmentation,
-    Patch,
-    Sampler,
-    margins_nm,
-    reach_nm,
-    validation_samples,
-)
+from common.data.sampling import Augmentation, Patch, Sampler, margins_nm, reach_nm
 from common.data.split import Row
 from common.data.targets import dense
+from common.data.validation_blocks import validation_samples
 from common.data.workers import WorkerLost
 from common.errors import UserError
 from tests.data.every_kind import EVERY_KIND

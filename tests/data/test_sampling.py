@@ -25,13 +25,12 @@ from common.data.sampling import (
     cut,
     draw_factors,
     draw_orientation,
-    key_of_blocks,
     margins_nm,
     on_voxels,
     reach_nm,
     rotation,
-    validation_samples,
 )
+from common.data.validation_blocks import key_of_blocks, validation_samples
 
 ALL_AXES = {
     "mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.5}},
