@@ -206,7 +206,7 @@ def test_a_changed_prediction_is_decoded_anew(tiny_with):
         ({"mito": {"path": "x", "shape": (8, 8, 8)}}, "leave them out"),
         ({"mito": {"path": "x", "range": (1, 1)}}, "low first"),
         ({"mito": {"path": "x", "outside": 2}}, "between 0 and 1"),
-        ({"mito": "{crop.name}"}, "only {dataset} and {crop}"),
+        ({"mito": "{crop.name}"}, "only {dataset}, {crop}"),
     ],
 )
 def test_a_channel_that_is_declared_wrongly_is_a_sentence(tiny_with, channels, sentence):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from common import runtime
+from common.files import REPOSITORY
 from common.shell import doctor
 from common.shell.doctor import GOOD, NOTE, WRONG, Finding
 
@@ -142,6 +145,22 @@ def test_the_cache_needs_room(experiment, monkeypatch, free_gb, state):
 def test_a_folder_that_cannot_be_written_to_stops_training(experiment, monkeypatch):
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
     assert {finding.state for finding in doctor.disks(experiment().config())} == {WRONG}
+
+
+def test_without_torch_the_rest_is_still_looked_at():
+    code = "import sys; sys.modules['torch'] = None; from common.shell import doctor as d; " + (
+        "print(d.report(d.doctor(data='none')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "WRONG torch " in done.stdout
+    assert "stops at: torch, data" in done.stdout
 
 
 def test_a_gpu_that_torch_does_not_use_is_said(monkeypatch):
