@@ -17,6 +17,7 @@ import zarr
 from numcodecs import Blosc
 
 from common.data.box import Vector, slices
+from common.data.chunks import PARTIAL, SEPARATOR, chunk_files
 from common.data.level import Grid, Level
 from common.data.metadata import STORED_CHUNKS, UNFINISHED
 from common.data.sources import opening
@@ -187,7 +188,7 @@ def count_chunks(path: str | Path) -> int:
     stored = 0
     for _, _, names in os.walk(Path(path) / "s0"):
         # metadata, and what is left of chunks that were being written
-        stored += sum(not name.startswith(".") and not name.endswith(".partial") for name in names)
+        stored += sum(not name.startswith(".") and not name.endswith(PARTIAL) for name in names)
     return stored
 
 
@@ -229,12 +230,14 @@ def pyramid(grid: Grid, smallest: int = 64) -> list[tuple[int, ...]]:
 
 def _reduce_level(fine: zarr.Array, coarse: zarr.Array, factor: Vector, reduce: Reduction) -> None:
     """Fill a coarser level chunk by chunk."""
+    finer = chunk_files(fine)
+    coarser = chunk_files(coarse)
     for corner in np.ndindex(*coarse.cdata_shape):
         start = np.array(corner) * coarse.chunks
         stop = np.minimum(start + coarse.chunks, coarse.shape)
-        block = fine[slices(start * factor, stop * factor)]
+        block = finer.get(slices(start * factor, stop * factor))
         if block.any():
-            coarse[slices(start, stop)] = reduce(block, factor)
+            coarser.put(start, reduce(block, factor))
 
 
 def _compressor(voxels: int, dtype: np.dtype) -> Blosc:
@@ -264,7 +267,7 @@ def _new_array(
         shape=tuple(int(n) for n in shape),
         dtype=dtype,
         fill_value=0,
-        dimension_separator="/",
+        dimension_separator=SEPARATOR,
         chunks=stored,
         compressor=_compressor(math.prod(stored), np.dtype(dtype)),
         write_empty_chunks=False,

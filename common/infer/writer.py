@@ -12,7 +12,8 @@ import zarr
 
 from common.data import ngff, records
 from common.data.box import Vector
-from common.data.ngff import Grid, slices
+from common.data.chunks import PARTIAL, ChunkFiles, chunk_files
+from common.data.ngff import Grid
 from common.data.records import PredictionRecord
 from common.errors import FileError
 from common.infer.encode import loops
@@ -29,7 +30,7 @@ class ClassVolume:
     grid: Grid
     factors: list[tuple[int, ...]]
     """Voxels that become one on each coarser level."""
-    levels: list[zarr.Array]
+    levels: list[ChunkFiles]
     """Those written block by block: the finest, and the next if its chunks are whole in a block."""
     journal: Journal
     done: set[int]
@@ -43,11 +44,9 @@ class ClassVolume:
 
     def put(self, start: np.ndarray, values: np.ndarray) -> None:
         """Put a block (z, y, x) in its place, from voxel `start` on, for others to note it."""
-        self.levels[0][slices(start, start + values.shape)] = values
+        self.levels[0].put(start, values)
         if len(self.levels) > 1:
-            halves = _reduced(values, self.factors[0])
-            first = start // self.factors[0]
-            self.levels[1][slices(first, first + halves.shape)] = halves
+            self.levels[1].put(start // self.factors[0], _reduced(values, self.factors[0]))
 
     def finish(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Make it an image, when all blocks are written. Interrupted, it can be called again.
@@ -58,10 +57,10 @@ class ClassVolume:
         def mean(block: np.ndarray, factors: Vector) -> np.ndarray:
             if stopped():
                 raise KeyboardInterrupt
-            return ngff.block_mean(block, factors)
+            return _reduced(block, factors)
 
         # of chunks that were being written when a call was killed
-        for part in self.path.rglob("*.partial"):
+        for part in self.path.rglob(f"*{PARTIAL}"):
             part.unlink()
         ngff.finish_multiscale(
             self.path, self.grid, self.factors, mean, written=len(self.levels) - 1
@@ -69,9 +68,9 @@ class ClassVolume:
         self.journal.remove()
 
 
-def _reduced(values: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
+def _reduced(values: np.ndarray, factors: Vector) -> np.ndarray:
     """The next coarser level of a block, as `block_mean` gives it."""
-    if factors != (2, 2, 2) or values.dtype != np.uint8:
+    if tuple(factors) != (2, 2, 2) or values.dtype != np.uint8:
         return ngff.block_mean(values, factors)
     coarse = np.empty(np.array(values.shape) // 2, np.uint8)
     loops().halve(values, coarse)
@@ -100,9 +99,7 @@ def reopen_class(path: Path, plan: BlockPlan) -> ClassVolume:
     factors = ngff.pyramid(plan.grid)
     levels = []
     for number in range(1 + _has_halves(plan, factors)):
-        # chunks of zeros take no space
-        array = zarr.open_array(str(path / f"s{number}"), mode="r+", write_empty_chunks=False)
-        levels.append(array)
+        levels.append(chunk_files(zarr.open_array(str(path / f"s{number}"), mode="r+")))
     return ClassVolume(path, plan.grid, factors, levels=levels, journal=Journal(path), done=set())
 
 

@@ -1278,17 +1278,18 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(tiny, fails, monkeypat
     expected = files(run(tiny, block=8))
     folder = tiny.config().path("predictions_path") / "tiny.zarr/crop3"
     shutil.rmtree(tiny.config().path("predictions_path"))
-    original = zarr.storage.DirectoryStore.__setitem__
+    original = os.replace
     calls = []
 
-    def full(self, key, value):
-        calls.append(key)
+    def full(begun, path):
+        calls.append(path)
         if len(calls) > (2 if when == "at once" else 40):
             raise OSError(28, "No space left on device")
-        return original(self, key, value)
+        original(begun, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(zarr.storage.DirectoryStore, "__setitem__", full)
+        # by which zarr puts metadata in their place, and chunks are
+        patched.setattr("os.replace", full)
         said = fails(tiny, "--block", "8", wrote=True)
     assert said.startswith(f"{folder}: could not be written (No space left on device)")
     assert files(run(tiny, block=8)) == expected

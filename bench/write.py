@@ -1,0 +1,135 @@
+"""What writing a prediction costs: milliseconds of a processor a class, the network left out.
+
+    python bench/write.py [--edges 128 256] [--classes 8]
+
+A block of unet8 with random weights is computed once for both kinds of output of
+`bench/predict.py`; a larger block is that one again and again. Then it is written, in this thread, by the clock of this
+thread. A chunk of 128^3 voxels takes: "encode" its codec alone, "zarr" an assignment to the array,
+"ours" what `predict` does instead, "halves" the next coarser level, halved and written. All in
+turn, medians over classes and rounds. "begin" and "finish" are what a class of eight such blocks
+costs at its beginning and its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numcodecs import blosc
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.predict import OUTPUTS, Case, prepare, write_checkpoints
+from common.data.ngff import slices
+from common.infer import work, writer
+from common.infer.predict import Output
+
+EDGE = 128
+"""Of the block that is computed, and of a chunk, in voxels."""
+
+ORIGIN = np.zeros(3, int)
+
+
+def milliseconds(function: Callable[[], object]) -> float:
+    """Of this thread."""
+    start = time.thread_time()
+    function()
+    return 1e3 * (time.thread_time() - start)
+
+
+def begin(case: Case, folder: Path) -> tuple[work.Work, float]:
+    """A prediction of which nothing is written, and the milliseconds that its files took."""
+    config, network, region = prepare(case)
+    output = Output(block=case.block)
+    plan = work.make_plan(network, config, region, output)
+    assert plan.block_shape == (case.block,) * 3
+    start = time.thread_time()
+    job = work.begin(network, region, plan, output, folder=folder, classes=config.classes)
+    return job, 1e3 * (time.thread_time() - start)
+
+
+def one_block(case: Case) -> np.ndarray:
+    """(classes, z, y, x) uint8, what is stored of the first block."""
+    with tempfile.TemporaryDirectory() as folder:
+        job, _ = begin(case, Path(folder) / "box")
+        return next(iter(work._computed(job))).values
+
+
+def of_block(volume: writer.ClassVolume, block: np.ndarray) -> dict[str, float]:
+    """Milliseconds a chunk of 128^3."""
+    files = volume.levels[0]
+    array = zarr.open_array(str(files.folder), mode="r+", write_empty_chunks=False)
+    corners = [np.array(corner) * EDGE for corner in np.ndindex(*(np.array(block.shape) // EDGE))]
+    chunks = [np.ascontiguousarray(block[slices(at, at + EDGE)]) for at in corners]
+
+    def encode() -> None:
+        for chunk in chunks:
+            files.codec.encode(chunk)
+
+    def by_zarr() -> None:
+        array[slices(ORIGIN, block.shape)] = block
+
+    def halves() -> None:
+        volume.levels[1].put(ORIGIN, writer._reduced(block, (2, 2, 2)))
+
+    found = {
+        "encode": milliseconds(encode),
+        "zarr": milliseconds(by_zarr),
+        "ours": milliseconds(lambda: files.put(ORIGIN, block)),
+        "halves": milliseconds(halves),
+    }
+    return {name: took / len(chunks) for name, took in found.items()}
+
+
+def measure(case: Case, block: np.ndarray, rounds: int) -> dict[str, float]:
+    """Milliseconds by what takes them. block: (classes, z, y, x) of the case's edge."""
+    with tempfile.TemporaryDirectory() as folder:
+        job, begun = begin(case, Path(folder) / "box")
+        volumes = job.volumes
+        rows = []
+        for _ in range(rounds):
+            rows += [of_block(*pair) for pair in zip(volumes, block, strict=True)]
+        found = {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
+        found["begin"] = begun / len(volumes)
+        for volume, values in zip(volumes, block, strict=True):
+            for number in job.plan.blocks:
+                volume.write(number, job.plan.output_box(number)[0], values)
+        found["finish"] = float(np.median([milliseconds(volume.finish) for volume in volumes]))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a line for each kind of output and edge."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--edges", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--classes", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    # as it is in the threads of `predict`
+    blosc.use_threads = False
+    heads: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        write_checkpoints(scratch, options.classes)
+        for output in OUTPUTS:
+            others = {"rounds": options.rounds, "classes": options.classes}
+            block = one_block(Case(scratch, EDGE, "cpu", EDGE, output, **others))
+            for edge in options.edges:
+                case = Case(scratch, 2 * edge, "cpu", edge, output, **others)
+                repeated = np.tile(block, (1, *3 * [edge // EDGE]))
+                row = measure(case, repeated, options.rounds)
+                if not heads:
+                    heads = [f"{name:>15}" for name in row]
+                    print(f"{'output':<12}{'block':>6}" + "".join(heads))
+                figures = "".join(f"{took:>15.2f}" for took in row.values())
+                print(f"{output:<12}{edge:>6}{figures}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
