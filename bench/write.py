@@ -3,11 +3,11 @@
     python bench/write.py [--edges 128 256] [--classes 8]
 
 A block of unet8 with random weights is computed once for both kinds of output of
-`bench/predict.py`; a larger block is that one again and again. Then it is written, in this thread, by the clock of this
-thread. A chunk of 128^3 voxels takes: "encode" its codec alone, "zarr" an assignment to the array,
-"ours" what `predict` does instead, "halves" the next coarser level, halved and written. All in
-turn, medians over classes and rounds. "begin" and "finish" are what a class of eight such blocks
-costs at its beginning and its end.
+`bench/predict.py`; a larger block is that one again and again. Then it is written, in this thread,
+by the clock of this thread. A chunk of 128^3 voxels takes: "encode" its codec alone, "zarr" an
+assignment to the array, "ours" what `predict` does instead, "halves" the next coarser level, halved
+and written. All in turn, medians over classes and rounds. "begin" and "finish" are what a class of
+eight such blocks costs at its beginning and its end.
 """
 
 from __future__ import annotations
