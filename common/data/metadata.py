@@ -53,6 +53,12 @@ UNFINISHED = "unfinished"
 Such a group has no 'multiscales', so that no reader takes it for a complete image.
 """
 
+LEVELS_BY_BLOCK = "levels_by_block"
+"""Attribute of such a group: the number of coarser levels that are written with each block.
+
+An earlier version wrote one at most, and said nothing.
+"""
+
 STORED_CHUNKS = "stored_chunks"
 """Attribute of a group that was written here: how many chunks of its finest level are stored.
 

@@ -19,7 +19,7 @@ from numcodecs import Blosc
 from common.data.box import Vector, slices
 from common.data.chunks import PARTIAL, SEPARATOR, chunk_files
 from common.data.level import Grid, Level
-from common.data.metadata import STORED_CHUNKS, UNFINISHED
+from common.data.metadata import LEVELS_BY_BLOCK, STORED_CHUNKS, UNFINISHED
 from common.data.sources import opening
 
 Reduction = Callable[[np.ndarray, Vector], np.ndarray]
@@ -177,7 +177,8 @@ def finish_multiscale(
         scale = scale * factor
         datasets.append(dataset_of(number, scale, origin))
     attributes = group.attrs.asdict()
-    attributes.pop(UNFINISHED, None)
+    for passing in (UNFINISHED, LEVELS_BY_BLOCK):
+        attributes.pop(passing, None)
     attributes[STORED_CHUNKS] = count_chunks(path)
     image = {"version": "0.4", **multiscale_of(Path(path).name, datasets)}
     group.attrs.put({"multiscales": [image], **attributes})

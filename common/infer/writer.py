@@ -13,6 +13,7 @@ import zarr
 from common.data import ngff, records
 from common.data.box import Vector
 from common.data.chunks import PARTIAL, ChunkFiles, chunk_files
+from common.data.metadata import LEVELS_BY_BLOCK
 from common.data.ngff import Grid
 from common.data.records import PredictionRecord
 from common.errors import FileError
@@ -31,7 +32,7 @@ class ClassVolume:
     factors: list[tuple[int, ...]]
     """Voxels that become one on each coarser level."""
     levels: list[ChunkFiles]
-    """Those written block by block: the finest, and the next if its chunks are whole in a block."""
+    """Those written block by block: the finest, and the next ones, see `_chunks_by_block`."""
     journal: Journal
     done: set[int]
     """Blocks that were on disk when it was opened."""
@@ -39,14 +40,16 @@ class ClassVolume:
     def write(self, number: int, start: np.ndarray, values: np.ndarray) -> None:
         """Put a block (z, y, x) in its place, from voxel `start` on, and note it as done."""
         self.put(start, values)
-        # last: a block counts when it is on disk on both levels
+        # last: a block counts when it is on disk on all of its levels
         self.journal.add(number)
 
     def put(self, start: np.ndarray, values: np.ndarray) -> None:
         """Put a block (z, y, x) in its place, from voxel `start` on, for others to note it."""
         self.levels[0].put(start, values)
-        if len(self.levels) > 1:
-            self.levels[1].put(start // self.factors[0], _reduced(values, self.factors[0]))
+        for level, factor in zip(self.levels[1:], self.factors, strict=False):
+            start = start // factor
+            values = _reduced(values, factor)
+            level.put(start, values)
 
     def finish(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Make it an image, when all blocks are written. Interrupted, it can be called again.
@@ -79,17 +82,15 @@ def _reduced(values: np.ndarray, factors: Vector) -> np.ndarray:
 
 def open_class(path: Path, plan: BlockPlan, name: str, record: PredictionRecord) -> ClassVolume:
     """The class `name` at `path`, gone on with if it was begun as the record says, else anew."""
-    factors = ngff.pyramid(plan.grid)
-    halved = _has_halves(plan, factors)
     journal = Journal(path)
     if not _was_begun(path, plan, record, journal):
-        attributes = records.group_attributes(name, record)
+        chunks = _chunks_by_block(plan, ngff.pyramid(plan.grid))
+        attributes = records.group_attributes(name, record) | {LEVELS_BY_BLOCK: len(chunks)}
         ngff.start_multiscale(
             path, plan.grid, np.dtype(record.dtype), plan.chunk_shape, attributes=attributes
         )
-        if halved:
-            chunks = -(-np.array(plan.chunk_shape) // factors[0])
-            ngff.add_level(path, 1, factors[0], chunks.tolist())
+        for number, (factor, chunk) in enumerate(chunks, 1):
+            ngff.add_level(path, number, factor, chunk)
         journal.begin()
     return replace(reopen_class(path, plan), done=journal.read())
 
@@ -97,15 +98,39 @@ def open_class(path: Path, plan: BlockPlan, name: str, record: PredictionRecord)
 def reopen_class(path: Path, plan: BlockPlan) -> ClassVolume:
     """A class that was begun, as one that has no block yet: the ledger is not read."""
     factors = ngff.pyramid(plan.grid)
+    coarser = len(_chunks_by_block(plan, factors))
     levels = []
-    for number in range(1 + _has_halves(plan, factors)):
+    for number in range(1 + records.read_attributes(path).get(LEVELS_BY_BLOCK, min(coarser, 1))):
         levels.append(chunk_files(zarr.open_array(str(path / f"s{number}"), mode="r+")))
     return ClassVolume(path, plan.grid, factors, levels=levels, journal=Journal(path), done=set())
 
 
-def _has_halves(plan: BlockPlan, factors: list[tuple[int, ...]]) -> bool:
-    """Whether the next coarser level is written block by block, too."""
-    return bool(factors) and _halves_in_whole_chunks(plan, factors[0])
+def _chunks_by_block(
+    plan: BlockPlan, factors: list[tuple[int, ...]]
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Factor and chunk of the coarser levels that are written block by block, the finest first.
+
+    Those of which no chunk is made of two blocks: threads that write two blocks would overwrite
+    each other's part of it. The chunks of the first lie each over one of the finest level, so that
+    this is so in blocks of any number of chunks; the others' have as many voxels as these.
+    """
+    shape = np.array(plan.grid.shape)
+    chunk = np.array(plan.chunk_shape)
+    if not factors or not ((chunk % factors[0] == 0) | (chunk >= shape)).all():
+        return []
+    block = np.array(plan.block_shape)
+    is_alone = block >= shape
+    chunk = -(-chunk // factors[0])
+    levels = []
+    together = np.ones(3, int)
+    for factor in factors:
+        together = together * factor
+        # as it is stored
+        chunk = np.minimum(chunk, shape // together)
+        if levels and not ((block % (chunk * together) == 0) | is_alone).all():
+            break
+        levels.append((factor, chunk.tolist()))
+    return levels
 
 
 def _was_begun(path: Path, plan: BlockPlan, record: PredictionRecord, journal: Journal) -> bool:
@@ -131,16 +156,6 @@ def _has_damaged_arrays(path: Path, plan: BlockPlan) -> bool:
         return False
     note(f"{path}: cannot be gone on with (of shape {levels[0].shape}); begun anew")
     return True
-
-
-def _halves_in_whole_chunks(plan: BlockPlan, factor: tuple[int, ...]) -> bool:
-    """Whether no chunk of the next coarser level is made of two blocks.
-
-    Threads that write two blocks would overwrite each other's part of it.
-    """
-    chunks = np.array(plan.chunk_shape)
-    whole = (chunks % factor == 0) | (chunks >= plan.grid.shape)
-    return bool(whole.all())
 
 
 @contextlib.contextmanager
