@@ -79,7 +79,8 @@ def write_class(path: Path, plan, *, as_before: bool = False) -> ClassVolume:
         del attributes[LEVELS_BY_BLOCK]
         shutil.rmtree(path / "s2", ignore_errors=True)
         opened = reopen_class(path, plan)
-    corners = itertools.product(*(range(0, n, b) for n, b in zip(SHAPE, plan.block_shape)))
+    axes = zip(SHAPE, plan.block_shape, strict=True)
+    corners = itertools.product(*[range(0, n, along) for n, along in axes])
     values = volume()
     for number, corner in reversed(list(enumerate(corners))):
         start = np.array(corner)
