@@ -107,7 +107,7 @@ def reopen_class(path: Path, plan: BlockPlan) -> ClassVolume:
 
 def _chunks_by_block(
     plan: BlockPlan, factors: list[tuple[int, ...]]
-) -> list[tuple[tuple[int, ...], list[int]]]:
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Factor and chunk of the coarser levels that are written block by block, the finest first.
 
     Those of which no chunk is made of two blocks: threads that write two blocks would overwrite
@@ -121,7 +121,7 @@ def _chunks_by_block(
     block = np.array(plan.block_shape)
     is_alone = block >= shape
     chunk = -(-chunk // factors[0])
-    levels = []
+    levels: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     together = np.ones(3, int)
     for factor in factors:
         together = together * factor
@@ -129,7 +129,7 @@ def _chunks_by_block(
         chunk = np.minimum(chunk, shape // together)
         if levels and not ((block % (chunk * together) == 0) | is_alone).all():
             break
-        levels.append((factor, chunk.tolist()))
+        levels.append((factor, tuple(chunk.tolist())))
     return levels
 
 
