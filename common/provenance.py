@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,10 +25,9 @@ def provenance(repository: Path) -> dict[str, str]:
 
 @functools.cache
 def _at_first(repository: Path) -> dict[str, str]:
-    versions = {name: _version(name) for name in PACKAGES}
     return {
         "python": platform.python_version(),
-        **versions,
+        **versions_of(PACKAGES),
         "machine": platform.processor() or platform.machine(),
         **_commit(repository),
     }
@@ -60,6 +60,11 @@ def uncommitted(repository: Path) -> bytes:
     for name in listed.splitlines():
         parts.append(_output(repository, "diff", "--no-index", *options, "--", "/dev/null", name))
     return b"".join(parts)
+
+
+def versions_of(packages: Sequence[str]) -> dict[str, str]:
+    """The installed version of each package."""
+    return {name: _version(name) for name in packages}
 
 
 def _version(package: str) -> str:

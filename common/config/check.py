@@ -31,7 +31,7 @@ from common.config.settings import (
     describe,
 )
 from common.errors import refuse
-from common.talk import nm
+from common.talk import nm, voxels
 
 Table = TypeVar("Table", bound=TrainConfig | ProcessConfig)
 
@@ -59,6 +59,7 @@ def check_settings(
         *_missing(values, table),
         *malformed,
         *([] if malformed else _patch_problems(fitting)),
+        *([] if malformed else _size_problems(fitting)),
         *of_channels,
         *_exclusion_problems(fitting),
         *_sampling_weight_problems(fitting),
@@ -190,6 +191,32 @@ def _patch_problems(values: Mapping[str, Any]) -> list[str]:
                 "another scale of the target, or a larger input"
             ]
     return []
+
+
+MOST_VOXELS = 2**40
+"""Of a batch, 4 TB of float32: more than the GPUs of a whole run have."""
+
+
+def _size_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with patches and batches that no memory holds."""
+    problems = []
+    batch_size = values.get("batch_size", 1)
+    for name in ("input_array_info", "target_array_info"):
+        if not values.get(name):
+            continue
+        shape = values[name]["shape"]
+        if math.prod(shape) > MOST_VOXELS:
+            problems.append(
+                f"{name}: a patch of {voxels(shape)} voxels, which no memory holds; write a "
+                "smaller shape"
+            )
+        elif math.prod(shape) * batch_size > MOST_VOXELS:
+            problems.append(
+                f"batch_size = {batch_size} of patches of {voxels(shape)} voxels, which no memory "
+                "holds; write a smaller one"
+            )
+            break
+    return problems
 
 
 def _extent(info: Mapping[str, Any]) -> list[float]:

@@ -24,6 +24,7 @@ from common.config.kinds import (
     RawRange,
     Seed,
     Sinks,
+    Workers,
     one_of,
 )
 from common.files import REPOSITORY
@@ -123,7 +124,7 @@ class TrainConfig:
     """Sections on each side, along z, with which every section of raw is averaged: 1 is the mean of
     three. Less noise, and less detail along z. Statistics of raw_normalization are those of the
     means, and predict makes the same ones. 0 leaves raw as it is."""
-    num_workers: Annotated[int, NotNegative] = 2
+    num_workers: Annotated[int, Workers] = 2
     """Worker processes that read patches; 0 reads them in the training process. The batches are the
     same for any number."""
     worker_time_limit: Annotated[float, NotNegative] = 300.0

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.config.settings import as_text
 from common.errors import UserError
 
 OwnAugmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -319,7 +320,14 @@ def apply_own(augment: OwnAugmentation, raw: Tensor, changes: Sequence[Intensity
     """
     for patch, change in zip(raw, changes, strict=True):
         generator = torch.Generator(raw.device).manual_seed(change.noise_seed ^ OWN_STREAM)
-        patch.copy_(augment(patch, generator))
+        result = augment(patch, generator)
+        # copy_ would stretch one number over the patch
+        if not isinstance(result, Tensor) or result.shape != patch.shape:
+            raise UserError(
+                f"the setting augment gave {_flaw(result, patch)} for raw {tuple(patch.shape)}; "
+                "return a tensor of the shape that it is given, for every patch"
+            )
+        patch.copy_(result)
     return raw
 
 
@@ -338,15 +346,15 @@ def check_own(augment: OwnAugmentation, shape: Sequence[int], device: torch.devi
         problem = _flaw(result, raw)
         if problem:
             raise UserError(
-                f"augment gave {problem} for raw {tuple(raw.shape)} float32; return a finite "
-                "float32 tensor of the shape and on the device that it is given"
+                f"augment = {as_text(augment)}: gave {problem} for raw {tuple(raw.shape)} float32; "
+                "return a finite float32 tensor of the shape and on the device that it is given"
             )
         results.append(result.clone())
     # not torch.equal: some CUDA kernels add in any order
     if not torch.allclose(results[0], results[1], atol=1e-4):
         raise UserError(
-            "augment gave two results for one patch and one generator, so that a run could not be "
-            "repeated; draw its random numbers with generator=generator"
+            f"augment = {as_text(augment)}: gave two results for one patch and one generator, so "
+            "that a run could not be repeated; draw its random numbers with generator=generator"
         )
 
 

@@ -19,8 +19,8 @@ one assignment. The rank is the sum of
   - how alike the validation crops are: the chance that two of them are of one kind of sample.
 The first set in this rank with the fewest coverage gaps *at the resolution asked for* is taken. A
 gap is a class without a training crop, or one without a validation crop though two groups annotate
-it. Annotated is not the same as present: whether a class occurs in a crop is known from its voxels
-only (`fingerprint` counts them).
+it; one of the first kind counts more than all of the second. Annotated is not the same as present:
+whether a class occurs in a crop is known from its voxels only (`fingerprint` counts them).
 
 With folds=K every group validates in exactly one of K splits: by its hash (the K-th part of [0, 1)
 that it falls into), or balanced, where each fold is searched as above among the groups that have
@@ -477,6 +477,8 @@ class _Search:
 def _gaps(sets: np.ndarray, counts: Mapping[str, np.ndarray]) -> np.ndarray:
     """(sets,) number of classes that could train and do not, or could validate too and do not.
 
+    One that does not train counts more than all that do not validate: it is never learnt.
+
     counts: for each usage (groups, classes) crops that annotate a class.
     """
     train = counts["train"]
@@ -486,7 +488,7 @@ def _gaps(sets: np.ndarray, counts: Mapping[str, np.ndarray]) -> np.ndarray:
     can_do_both = (validate > 0).any(0) & can_train & (annotating_groups > 1)
     untrained = (~sets @ train == 0) & can_train
     unvalidated = (sets @ validate == 0) & can_do_both
-    return untrained.sum(1) + unvalidated.sum(1)
+    return untrained.sum(1) * (1 + len(can_train)) + unvalidated.sum(1)
 
 
 def _rank(

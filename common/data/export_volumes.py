@@ -1,4 +1,4 @@
-"""Write volumes for other programs: TIFF, HDF5, MRC, precomputed, OME-NGFF 0.5.
+"""Write volumes for other programs: TIFF, HDF5, MRC, NIfTI, NRRD, precomputed, OME-NGFF.
 
 Each file or folder has the key of what it was written from (see `Outgoing.key`): the same command
 leaves alone what is there, and goes on with the rest. It is written beside its place, under a name
@@ -21,7 +21,7 @@ from common.data.box import block_of_chunks, boxes
 from common.data.level import Level
 from common.data.results import Result
 from common.data.sources import place
-from common.data.writers import hdf5, meshes, mrc, ngff05, precomputed, tiff
+from common.data.writers import hdf5, meshes, mrc, ngff05, nifti, nrrd, precomputed, tiff
 from common.data.writers.outgoing import Outgoing, Tell, Writer
 from common.errors import UserError
 from common.files import alone, not_written, replacing, write_text
@@ -31,6 +31,8 @@ WRITERS = (
     tiff.WRITER,
     hdf5.WRITER,
     mrc.WRITER,
+    nifti.WRITER,
+    nrrd.WRITER,
     precomputed.WRITER,
     ngff05.WRITER,
     *meshes.writers(),

@@ -199,8 +199,8 @@ def _check_pseudo(config: TrainConfig, train: Sequence[Crop], validation: Sequen
         )
     if config.pseudo_weight != 1 and all(crop.pseudo is None for crop in train):
         raise UserError(
-            f"pseudo_weight = {config.pseudo_weight:g}, and {path} has no training crop with "
-            "labels of networks; write those with joint init, or leave it out"
+            f"{config.folder}: pseudo_weight = {config.pseudo_weight:g}, and {path} has no "
+            "training crop with labels of networks; write those with joint init, or leave it out"
         )
 
 
@@ -303,8 +303,8 @@ def _class_weights(config: TrainConfig, crops: Sequence[Crop]) -> np.ndarray | N
     occurs = count_voxels(crops, 1, config.target_array_info["scale"]) > 0
     if occurs.any() and not weights[occurs].any():
         raise UserError(
-            f"class_sampling_weights = {given}: 0 for every class that has a positive voxel in the "
-            "training crops; write a number above 0 for one of them"
+            f"{config.folder}: class_sampling_weights = {given}: 0 for every class that has a "
+            "positive voxel in the training crops; write a number above 0 for one of them"
         )
     return weights
 
@@ -327,7 +327,7 @@ def _crop_weights(config: TrainConfig, crops: Sequence[Crop]) -> np.ndarray | No
                 f"crop_sampling_weights['{pattern}']: no training crop has such a name; "
                 f"write a pattern that fits names like '{crops[0].name}'"
             )
-    refuse(problems)
+    refuse([f"{config.folder}: {problem}" for problem in problems])
     return weights
 
 

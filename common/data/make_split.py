@@ -33,6 +33,10 @@ Scale = float | Sequence[float] | None
 """Voxel size in nm: one number, or z, y, x; None takes crops of every resolution."""
 
 
+AUTO = "auto"
+"""What stays together: specimens, or crops where all are of one specimen."""
+
+
 def make(
     csv_path: str | Path,
     *,
@@ -56,15 +60,18 @@ def make(
         crops: names or patterns.
         absolute: write stores with the data root before them, for programs that have none.
         overwrite: replace existing files.
-        choice: further fields of `SplitRules`.
+        choice: further fields of `SplitRules`; `by` may be AUTO.
     """
     path = Path(csv_path)
-    rules = SplitRules(scale=three(scale), **choice)
+    is_auto = choice.get("by") == AUTO
+    rules = SplitRules(scale=three(scale), **choice | ({"by": "specimen"} if is_auto else {}))
     paths = _paths(path, rules.folds, overwrite)
     refuse(rules.problems(), path)
     root = _root_of_stores(path, data_root) if absolute else ""
     known, broken = _crops(path, data_root, manifest, datasets=datasets, names=crops)
     _check_classes(path, rules.classes, known)
+    if is_auto:
+        rules = by_specimen_if_several(known, rules)
     splits = choose_folds(known, rules) if rules.folds else [choose_sides(known, rules)]
     source = None if data_root is not None else _short(manifest or "challenge")
     command = _command(path, source, rules, datasets=datasets, crops=crops, absolute=absolute)
@@ -229,17 +236,7 @@ def leaks(sides: Sides) -> list[str]:
     """
     train = _of(sides, "train")
     validate = _of(sides, "validate")
-    problems = []
-    shared = {crop.specimen for crop in train} & {crop.specimen for crop in validate}
-    if shared:
-        names = talk.some(sorted(shared, key=natural_key), most=5)
-        found = talk.count(
-            len(shared), "specimen trains and validates", "specimens train and validate"
-        )
-        problems.append(
-            f"{found}, which makes the validation look better than new specimens will: {names}; "
-            "make-datasplit --group-by specimen keeps them apart"
-        )
+    problems = shared_specimens(sides)
     pairs = []
     for crop in validate:
         overlapped = [other for other in train if crop.overlaps(other)]
@@ -250,6 +247,20 @@ def leaks(sides: Sides) -> list[str]:
             f"{overlap} a training crop: {talk.some(pairs, most=5)}; put both on one side"
         )
     return problems + _leaks_into_test(_of(sides, TEST), [*train, *validate])
+
+
+def shared_specimens(sides: Sides) -> list[str]:
+    """A sentence about the specimens that train and validate, if there are any."""
+    train = {crop.specimen for crop in _of(sides, "train")}
+    shared = train & {crop.specimen for crop in _of(sides, "validate")}
+    if not shared:
+        return []
+    names = talk.some(sorted(shared, key=natural_key), most=5)
+    found = talk.count(len(shared), "specimen trains and validates", "specimens train and validate")
+    return [
+        f"{found}, which makes the validation look better than new specimens will: {names}; "
+        "make-datasplit --group-by specimen keeps them apart"
+    ]
 
 
 def _leaks_into_test(test: Sequence[CropInfo], others: Sequence[CropInfo]) -> list[str]:
@@ -364,7 +375,23 @@ def _uncovered(splits: Sequence[Sides], classes: Sequence[str]) -> list[str]:
             missing = [name for name in classes if not _count(sides, name, usage)]
             if missing:
                 lines.append(f"{where}annotated in no {usage} crop: {', '.join(missing)}")
+        lines += [f"{where}{sentence}" for sentence in never_learnt(sides, classes)]
     return lines
+
+
+def never_learnt(sides: Sides, classes: Sequence[str]) -> list[str]:
+    """A sentence about the classes that validation crops alone annotate, if there are any."""
+    found = []
+    for name in classes:
+        validating = [crop.path for crop in _of(sides, "validate") if name in crop.classes]
+        if validating and not _count(sides, name, "train"):
+            found.append(f"{name} ({talk.some(validating, most=2)})")
+    if not found:
+        return []
+    return [
+        f"never learnt, since only validation crops annotate it: {talk.some(found, most=5)}; take "
+        "another --seed, --group-by crop or a smaller --validation-fraction, or annotate more"
+    ]
 
 
 def _count(sides: Sides, name: str, usage: str) -> int:
@@ -409,6 +436,8 @@ def split_data_root(
     if specimens_if_several:
         rules = by_specimen_if_several(known, rules)
     sides = choose_sides(known, rules)
+    for sentence in never_learnt(sides, rules.classes):
+        talk.note(sentence)
     if csv_path is not None:
         write_datasplit(source, rows(sides, rules.classes), overwrite)
     return {_folder(data_root, crop): _annotated(crop, rules.classes) for _, crop in sides}

@@ -24,6 +24,7 @@ from common.data.records import (
     read_processed,
 )
 from common.errors import UserError
+from common.provenance import PACKAGES
 from common.talk import note
 
 
@@ -56,6 +57,7 @@ def unfinished(
         left.append(name)
         if stored and begun and not whole and largest_block is None:
             largest_block = stored.largest_block
+            _note_other_program(folder / name, stored, wanted)
     return Unfinished(left, largest_block)
 
 
@@ -83,6 +85,21 @@ def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> Pred
             f"({differences(stored, wanted)}); write --overwrite, or set another predictions_path"
         )
     return stored
+
+
+def _note_other_program(group: Path, stored: PredictionRecord, wanted: PredictionRecord) -> None:
+    """Say where a prediction is gone on with by another version than it was begun with."""
+    changed = []
+    for name in ("commit", *PACKAGES):
+        was = stored.environment.get(name)
+        now = wanted.environment.get(name)
+        if was and now and was != now:
+            changed.append(f"{name} {was[:12]}, now {now[:12]}")
+    if changed:
+        note(
+            f"{group}: was begun with {'; '.join(changed)}; the blocks that are there stay: remove "
+            f"{group.parent} first, if all are to be of one version"
+        )
 
 
 def _is_of_predict(group: Path) -> bool:

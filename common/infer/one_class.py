@@ -21,7 +21,7 @@ from common.infer import volume as volume_module
 from common.infer.boxes import Box, corners, ends
 from common.infer.crew import Crew
 from common.infer.prediction import Channels, Prediction, Probability, open_prediction
-from common.infer.recipe import Recipe, read_recipe
+from common.infer.recipe import Recipe, engine_hash, read_recipe
 from common.infer.stages import Place, Stages
 from common.infer.volume import Block, BlockWork, Volume
 
@@ -180,7 +180,8 @@ def stages_of(making: Making, folder: Path, record: ProcessedRecord) -> Stages |
     grid = making.prediction.grid
     if making.crew is None and math.prod(grid.shape) <= volume_module.IN_MEMORY:
         return None
-    key = key_of([record.key, record.prediction.made, making.block.tolist()])
+    made = record.prediction.made
+    key = key_of([record.key, made, making.block.tolist(), engine_hash()])
     place = Place(folder, making.name, grid, key)
     return Stages(place, making.crew, prepare=partial(_recipe_of, Source.of(making)))
 

@@ -20,6 +20,11 @@ from common.data.regions import Region
 from common.errors import UserError, refuse
 from common.infer.planes import CHOICES, OWN
 from common.infer.work import Output
+from common.talk import nm
+
+FARTHEST_SCALE = 64
+"""Between the voxels of a network and those that are written: a written one is made of up to the
+cube of it, all of which are in memory."""
 
 # Which classes of which boxes
 
@@ -138,16 +143,25 @@ def check_output(output: Output, config: TrainConfig) -> Output:
     if output.orientations == 16 and not _is_square_in_plane(config):
         problems.append("16 orientations exchange y and x, whose voxel sizes differ here; write 8")
     problems += _problem_of_pairs(output, config)
-    problems += _problems_of_lengths(output)
+    problems += _problems_of_lengths(output, config.target_array_info["scale"])
     refuse(problems)
     return output
 
 
-def _problems_of_lengths(output: Output) -> list[str]:
+def _problems_of_lengths(output: Output, own_scale: Sequence[float]) -> list[str]:
+    """What is wrong with lengths. own_scale: nm, z, y, x, of what the network gives."""
     problems = []
     are_sizes = all(0 < size < math.inf for size in output.scale)
     if output.scale and not (len(output.scale) == 3 and are_sizes):
         problems.append(f"scale {output.scale}; write three voxel sizes in nm, z, y, x")
+    elif any(
+        not 1 / FARTHEST_SCALE <= size / own <= FARTHEST_SCALE
+        for size, own in zip(output.scale, own_scale, strict=False)
+    ):
+        problems.append(
+            f"scale {nm(output.scale)}: the network gives {nm(own_scale)} nm; write sizes up to "
+            f"{FARTHEST_SCALE} times larger or smaller"
+        )
     if not 0 <= output.margin < math.inf:
         problems.append(f"margin {output.margin:g}; write a length in nm, such as 500")
     if output.block < 0:

@@ -35,7 +35,7 @@ from common.infer.plan import BlockPlan, in_same_blocks, plan_blocks
 from common.infer.status import Progress
 from common.infer.writer import ClassVolume, open_class
 from common.provenance import now
-from common.talk import count, progress
+from common.talk import count, progress, voxels
 
 # Blosc lets go of the interpreter's lock, so threads compress side by side
 WRITERS = min(16, max(4, os.cpu_count() or 1))
@@ -53,6 +53,9 @@ LARGEST_BLOCK = {"cuda": 256}
 # below, a block is mostly context that is computed and dropped
 SMALLEST_BLOCK = 32
 """Edge in voxels below which blocks are not made smaller to save memory."""
+
+TOO_LARGE = 4
+"""Times the free memory: what `gigabytes` estimates above it surely does not fit."""
 
 # half: `gigabytes` is an estimate, and other processes want some too
 MEMORY_FRACTION = 0.5
@@ -109,10 +112,25 @@ def make_plan(
         while edge > SMALLEST_BLOCK and gigabytes(network, region, plan, classes) > free:
             edge = edge * 3 // 4
             plan = plan_of_edge(network, raw, region, output, edge=edge)
+    elif output.block:
+        _refuse_too_large(network, region, plan, output.block)
     if output.orientations == 16:
         for each, its_plan in _passes(network, region, plan):
             _refuse_exchange(each, region, its_plan.window.input.shape)
     return with_own(plan, network, region)
+
+
+def _refuse_too_large(network: Network, region: Region, plan: BlockPlan, block: int) -> None:
+    """Raises UserError for blocks that take far more memory than the device has free."""
+    free = runtime.free_memory_gb(network.device)
+    needed = gigabytes(network, region, plan, len(network.config.channels))
+    # an estimate: what may still fit is tried
+    if needed > TOO_LARGE * free:
+        raise UserError(
+            f"--block {block}: a block of {voxels(plan.block_shape)} voxels takes about "
+            f"{needed:.3g} GB, and {network.device} has {free:.3g} GB free; write a smaller one, "
+            "or leave it out"
+        )
 
 
 def with_own(plan: BlockPlan, network: Network, region: Region) -> BlockPlan:

@@ -24,7 +24,10 @@ UNEXPECTED = re.compile(r"got an unexpected keyword argument '(?P<name>\w+)'")
 """What Python says where a function does not take a keyword."""
 
 OF_CHANNELS = re.compile(r"\bchannels?\b")
-"""What torch's convolutions say where a tensor has more or fewer than their weights."""
+"""What torch's layers say where a tensor has more or fewer than their weights."""
+
+CHANNELS_WANTED = re.compile(r"to have (\d+) channels, but got (\d+) channels")
+"""How its convolutions say how many."""
 
 
 def new_model(config: TrainConfig) -> nn.Module:
@@ -167,16 +170,35 @@ def _in_sentences(config: TrainConfig, model: nn.Module, forward: ForwardPass) -
         # MONAI and batch normalisation say "input"; NumPy's ValueErrors are of other arrays
         if not is_of_shapes or (isinstance(error, ValueError) and "input" not in reason):
             raise
-        if config.in_channels > 1 and OF_CHANNELS.search(reason):
-            raise UserError(
-                f"{config.folder}: the model does not take {config.in_channels} channels, raw and "
-                f"{', '.join(config.input_channels)} of input_channels ({reason}); build_model "
-                "gets in_channels, for its first layer"
-            ) from error
+        if problem := _problem_of_channels(config, reason):
+            raise UserError(f"{config.folder}: {problem}") from error
+        if CHANNELS_WANTED.search(reason):
+            raise  # between two layers of the network
         raise UserError(
             f"{config.folder}: the model does not take raw of {raw_shape} voxels ({reason}); "
             f"{_advice(model, forward, raw_shape, config.in_channels)}"
         ) from error
+
+
+def _problem_of_channels(config: TrainConfig, reason: str) -> str:
+    """What to write for a network that does not take the channels there are; "" for another error.
+
+    reason: what torch says.
+    """
+    if config.in_channels > 1 and OF_CHANNELS.search(reason):
+        return (
+            f"the model does not take {config.in_channels} channels, raw and "
+            f"{', '.join(config.input_channels)} of input_channels ({reason}); build_model gets "
+            "in_channels, for its first layer"
+        )
+    wanted = CHANNELS_WANTED.search(reason)
+    if not wanted or wanted[2] != "1":
+        return ""
+    return (
+        f"the model takes {wanted[1]} channels, and raw is one; build it for one "
+        "(in_channels=1, of timm in_chans=1), or let build_model give a network that repeats it "
+        f"first: raw.expand(-1, {wanted[1]}, ...)"
+    )
 
 
 def _advice(model: nn.Module, forward: ForwardPass, raw_shape: Shape, in_channels: int) -> str:

@@ -35,9 +35,9 @@ class Answer:
 def answer(error: Exception, whole: bool) -> Answer | None:
     """What to show for an error; None where Python's own traceback is the best answer.
 
-    2 is the exit code for what a user can mend, 75 for what other processes are about to do, 1 for
-    a bug. An error that a line of an experiment's own files came through is shown by those lines
-    alone.
+    2 is the exit code for what a user can mend, as arrays are that are too large, 75 for what other
+    processes are about to do, 1 for a bug. An error that a line of an experiment's own files came
+    through is shown by those lines alone.
 
     whole: show the traceback of everything.
     """
@@ -46,6 +46,8 @@ def answer(error: Exception, whole: bool) -> Answer | None:
         if whole:
             text = "".join(traceback.format_exception(error)) + text
         return Answer(text, exit_code=NOT_FINISHED if isinstance(error, NotYet) else 2)
+    if is_out_of_memory(error) and not whole:
+        return Answer(f"error: {_of_memory(error)}", exit_code=2)
     if own_frames(error) and not whole:
         return Answer(own_lines(error), exit_code=1)
     return None
@@ -56,6 +58,23 @@ def is_mendable(error: Exception) -> bool:
     if isinstance(error, (UserError, *MISSING)):
         return True
     return isinstance(error, OSError) and error.errno in FULL_DISK
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory for an array, on whatever device."""
+    # by its name: torch is not imported for a sentence
+    is_of_torch = type(error).__name__ == "OutOfMemoryError" or isinstance(error, RuntimeError)
+    said = "out of memory" in str(error) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (is_of_torch and said)
+
+
+def _of_memory(error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200] or "no array of that size"
+    return (
+        f"out of memory ({reason}); train with a smaller batch_size (with as many more "
+        "gradient_accumulation_steps) or input_array_info, predict with a smaller --block; "
+        "--traceback shows where it was asked for"
+    )
 
 
 def sentence(error: Exception) -> str:

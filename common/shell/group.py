@@ -8,7 +8,7 @@ import click
 
 from common.config.module import own_frames
 from common.errors import UserError
-from common.shell import failure, package, public
+from common.shell import failure, options, package, public
 from common.stopping import exit_code
 
 _WHOLE_TRACEBACK = "common.shell.whole_traceback"
@@ -58,6 +58,10 @@ class Command(click.Command):
         # one line in the overview is enough for an option that every command takes
         self.params.append(_traceback_option(hidden=True))
         public.add_options(self)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words, of which three lengths may be separated by spaces, as the toolbox's."""
+        return super().parse_args(ctx, options.joined_lengths(self.params, args))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, with what was given in the words of the public toolbox in ours."""

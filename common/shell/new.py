@@ -6,7 +6,9 @@ import glob
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from common.config.load import load_config
@@ -17,6 +19,9 @@ from common.shell.rename import OF_RUNS, RENAMED, Renaming, name_of
 from common.talk import command_line, some
 
 NO_RESULTS = "None yet.\n"
+
+OURS = frozenset(["common", "cellmap_segmentation_challenge"])
+"""Packages that every command imports, also from a checkout that is not on the path."""
 
 
 def new(name: str | Path, source: str | Path) -> Path:
@@ -80,6 +85,22 @@ def refuse_target(target: Path) -> None:
         raise UserError(
             f"'{target.name}' is no name for an experiment; write letters, digits, _, - and ."
         )
+    if _hides_a_package(target):
+        raise UserError(
+            f"{target}: a folder of this name would hide the Python package '{target.name}' from "
+            f"all commands that are typed beside it; write another name, such as my_{target.name}"
+        )
+
+
+def _hides_a_package(folder: Path) -> bool:
+    """Whether `python -m`, which looks into the working folder first, would import it instead."""
+    name = folder.name
+    if name in sys.stdlib_module_names or name in OURS:
+        return True
+    # experiments of the repository are no packages that anything needs
+    beside = (folder.parent, REPOSITORY)
+    elsewhere = [place for place in sys.path if Path(place).resolve() not in beside]
+    return name.isidentifier() and PathFinder.find_spec(name, elsewhere) is not None
 
 
 def _left_behind(source: Path) -> Callable[[str, list[str]], set[str]]:

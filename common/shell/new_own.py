@@ -164,8 +164,9 @@ def _findings(folder: Path, root: Path, division: Division) -> list[str]:
     config = load_config(folder, data=root)
     measured, unreadable = measure_crops(config)
     findings = fingerprint.describe(config, measured, unreadable).findings
-    # that crops of one specimen are on both sides was said
-    known = make_split.leaks(division.sides)
+    # of one specimen nothing can be kept apart
+    specimens = {crop.specimen for _, crop in division.sides}
+    known = make_split.shared_specimens(division.sides) if len(specimens) == 1 else []
     return [finding for finding in findings if finding not in known]
 
 

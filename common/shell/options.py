@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,28 @@ class Scale(Lengths):
     ) -> tuple[float, ...]:
         """Three numbers, or none. Raises UserError as `Lengths`."""
         return () if value == "any" else super().convert(value, param, ctx)
+
+
+def joined_lengths(params: Sequence[click.Parameter], words: Sequence[str]) -> list[str]:
+    """The words of a command line, with 8,6,4 for the three of `--scale 8 6 4`."""
+    flags: set[str] = set()
+    for param in params:
+        if isinstance(param.type, Lengths):
+            flags.update(param.opts)
+    joined = list(words)
+    for place, word in enumerate(joined):
+        lengths = joined[place + 1 : place + 4]
+        if word.replace("_", "-") in flags and len(lengths) == 3 and all(map(_is_number, lengths)):
+            joined[place + 1 : place + 4] = [",".join(lengths)]
+    return joined
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Duration(click.ParamType):

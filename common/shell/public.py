@@ -335,13 +335,13 @@ DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "predict": {"crops": "test", "planes": "auto"},
     "process": {"crops": "test"},
     "visualize": {"crops": "*"},
-    "make-datasplit": {"classes": "nuc,er", "scale": "any"},
+    "make-datasplit": {"classes": "nuc,er", "scale": "any", "by": "auto"},
     "get-counts": {"classes": "nuc,er"},
 }
 """What the toolbox takes where an option is left out, and so does `csc`, if it is not ours too."""
 
-SAID_LATER = ("planes",)
-"""Public defaults that matter to some networks alone; the command says it where they do."""
+SAID_LATER = ("planes", "by")
+"""Public defaults that matter to some networks or data alone; the command says it where they do."""
 
 ANSWERS: Mapping[str, str] = {
     "speedtest": (

@@ -36,12 +36,12 @@ def new_average(config: TrainConfig, model: nn.Module) -> AveragedModel | None:
 
     try:
         average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
-    except RuntimeError as error:  # of tensors that are computed from others, as weight_norm has
+    except Exception as error:  # each part of a network says in its own way that it has no copy
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"{config.folder}: ema_decay = {config.ema_decay} needs a copy of the network, which "
-            f"cannot be made ({reason}); set ema_decay = 0, or use the weight_norm of "
-            "torch.nn.utils.parametrizations"
+            f"cannot be made ({type(error).__name__}: {reason}); set ema_decay = 0, or take out "
+            "what cannot be copied (of weight_norm torch.nn.utils.parametrizations has another)"
         ) from error
     average.module.eval()
     return average

@@ -48,8 +48,8 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
     """Return the loss of the setting `criterion`, on `device` and tried out once.
 
     Without the setting this is weighted_bce. A class, or a functools.partial of one, is
-    instantiated; of a module, a copy is moved to the device. Raises UserError for a loss that
-    cannot be called, see `try_out`.
+    instantiated; of a module that is made already, a copy is taken. A module is moved to the
+    device. Raises UserError for a loss that cannot be copied, or called, see `try_out`.
     """
     if config.criterion is None:
         return weighted_bce
@@ -57,12 +57,27 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
     if not callable(loss):
         raise UserError(f"criterion = {type(loss).__name__}(): cannot be called; {CONTRACT}")
     if isinstance(loss, nn.Module):
-        # what it counts in training must not change the setting, which is on record
-        loss = copy.deepcopy(loss).to(device)
+        loss = _own(loss, config).to(device)
     criterion = loss if takes_pos_weight(loss) else OrdinaryLoss(loss)
     with state_kept(criterion):
         try_out(criterion, config, device)
     return criterion
+
+
+def _own(loss: nn.Module, config: TrainConfig) -> nn.Module:
+    """Return a loss that this run alone has: what it counts must not change a recorded setting."""
+    if loss is not config.criterion:
+        return loss
+    try:
+        return copy.deepcopy(loss)
+    except Exception as error:  # each part of a module says it in its own way
+        name = type(loss).__name__
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{config.folder}: criterion = {name}(...): an instance is copied, and this one cannot "
+            f"be ({type(error).__name__}: {reason}); write the class, criterion = {name}, and its "
+            "arguments as criterion_kwargs"
+        ) from error
 
 
 def made(config: TrainConfig) -> Any:

@@ -55,14 +55,31 @@ def of_counts(counts: np.ndarray, own: Mapping[str, Metric]) -> dict[str, np.nda
         values[name] = np.where(has_negatives, value, np.nan)
     for name, metric in own.items():
         with np.errstate(invalid="ignore", divide="ignore"):
-            value = np.asarray(metric(tp, fp, fn, tn), dtype=np.float64)
-        if value.shape != tp.shape:
+            given = metric(tp, fp, fn, tn)
+        value = _as_numbers(given)
+        if value is None or value.shape != tp.shape:
             raise UserError(
-                f"metrics['{name}'] gives an array of shape {value.shape} for {len(tp)} classes; "
-                "return a number for each class, NaN where there is none"
+                f"metrics['{name}'] gives {_described(given)} for {len(tp)} classes; return a "
+                "NumPy array of a number for each class, NaN where there is none"
             )
         values[name] = value
     return values
+
+
+def _as_numbers(given: object) -> np.ndarray | None:
+    """Return what a metric gave as float64; None for what is no numbers."""
+    try:
+        return np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):  # torch's, of tensors with a gradient
+        return None
+
+
+def _described(given: object) -> str:
+    shape = getattr(given, "shape", None)
+    if shape is None and isinstance(given, list | tuple):
+        return f"a {type(given).__name__} of {len(given)}"
+    kind = type(given).__name__
+    return f"{given} ({kind})" if not shape else f"a {kind} of shape {tuple(shape)}"
 
 
 def try_out(own: Mapping[str, Metric], classes: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from common.data import targets
 from common.data.batches import Batch
 from common.errors import UserError
 from common.model.forward import ForwardPass
+from common.model.passing import in_training_mode
 from common.show import figures
 from common.talk import count, some
 from common.train import checkpoint, panels, skipped
@@ -165,8 +165,15 @@ class Seen:
 
 
 def look_at(forward: ForwardPass, setup: Setup, model: nn.Module, batch: Batch) -> Seen:
-    """Take one batch through a copy of the network in training mode, forwards and backwards."""
-    model = copy.deepcopy(model).train()
+    """Take one batch through the network in training mode, forwards and backwards.
+
+    The network is left as it was.
+    """
+    with in_training_mode(model):
+        return _seen(forward, setup, model, batch)
+
+
+def _seen(forward: ForwardPass, setup: Setup, model: nn.Module, batch: Batch) -> Seen:
     method = dataclasses.replace(setup.method, forward=forward)
     with _first_not_finite(model) as layers:
         outputs = forward.outputs(model, batch.raw)

@@ -270,6 +270,11 @@ def _refusals(config: TrainConfig, setting: str, advice: str) -> Iterator[None]:
 
 def _advice(config: TrainConfig, step: int) -> str:
     unit = config.scheduler_step
+    if step == 1:
+        return (
+            f"it fails in its first {unit}; write other scheduler_kwargs (lengths count {unit}s, "
+            "1 or more)"
+        )
     return (
         f"this ends {unit} {step} of {_length(config).steps}: it is stepped once an {unit}, so "
         f"write a length in {unit}s, or leave its length out"

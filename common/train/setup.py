@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from common.model.build import build_model
 from common.model.compiling import try_compiling
 from common.model.forward import ForwardPass
 from common.model.output_layers import output_layers
+from common.model.passing import in_training_mode
 from common.model.shapes import OnMeta, parameters_of_outputs
 from common.talk import count, some
 from common.train import (
@@ -151,9 +151,12 @@ def connect(config: TrainConfig) -> torch.device:
 
 def try_out_own(config: TrainConfig, device: torch.device) -> None:
     """Call the user's own augmentation and metrics once, and ask for the package of previews."""
-    if config.augment:
-        augment.check_own(config.augment, config.input_array_info["shape"], device)
-    metrics.try_out(config.metrics, len(config.channels))
+    try:
+        if config.augment:
+            augment.check_own(config.augment, config.input_array_info["shape"], device)
+        metrics.try_out(config.metrics, len(config.channels))
+    except UserError as error:
+        raise UserError(f"{config.folder}: {error}") from error
     if config.preview_tiff:
         previews.check_tiff()
 
@@ -258,9 +261,10 @@ def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, dat
     first = next(training_batches(here, data, device).between(0, config.batch_size))
 
     def measure() -> list[torch.Tensor]:
-        # a copy in training mode: running statistics and random numbers stay as they are
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            return exact.outputs(copy.deepcopy(model).train(), first.raw)
+        # running statistics and random numbers stay as they are
+        forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with forked, in_training_mode(model):
+            return exact.outputs(model, first.raw)
 
     optim.calibrate_output(
         model, prior, outputs, measure=measure, rms=config.init_logit_rms, ends=ends

@@ -352,7 +352,7 @@ def test_own_augmentation_that_can_be_repeated_is_taken(good):
     ids=["no channel", "shape", "type", "infinite", "array", "nothing", "global generator"],
 )
 def test_own_augmentation_that_gives_something_else_is_refused_in_a_sentence(bad, what):
-    with pytest.raises(UserError, match=f"augment gave.*{what}"):
+    with pytest.raises(UserError, match=f"augment = .*: gave.*{what}"):
         augment.check_own(bad, (4, 5, 6), torch.device("cpu"))
 
 

@@ -392,3 +392,15 @@ def test_more_folds_than_groups_are_refused():
             fold(crops, folds=4, scale=None, method=method)
     with pytest.raises(UserError, match="of one dataset"):
         fold([crop("s-1", f"crop{n}") for n in range(3)], folds=2, scale=None, by="dataset")
+
+
+def test_a_class_rather_has_no_validation_than_no_training():
+    """By rank crops 2 and 1 validate, so that all but b are validated and b is never learnt."""
+    counts = {
+        "train": np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [0, 0, 0]]),
+        "validate": np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [0, 0, 0]]),
+    }
+    sets = np.array([[1, 1, 0, 0], [0, 0, 0, 1]], bool)
+    untrained, unvalidated = module._gaps(sets, counts)
+    # one class that does not train, against three that do not validate
+    assert untrained > unvalidated == 3

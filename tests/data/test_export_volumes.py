@@ -7,6 +7,8 @@ from pathlib import Path
 
 import h5py
 import mrcfile
+import nibabel
+import nrrd
 import numpy as np
 import pytest
 import tensorstore
@@ -31,7 +33,7 @@ PLACE = (80.0, 66.0, 44.0)
 RAW = np.random.default_rng(1).integers(0, 256, SHAPE, np.uint8)
 IDS = (np.indices(SHAPE).sum(0) // 30 * (np.indices(SHAPE)[2] > 40)).astype(np.uint16)
 
-ENDINGS = (".tif", ".h5", ".mrc", ".precomputed", ".zarr")
+ENDINGS = (".tif", ".h5", ".mrc", ".nii.gz", ".nii", ".nrrd", ".precomputed", ".zarr")
 
 
 def kind(name: str) -> dict:
@@ -119,6 +121,31 @@ def test_h5py_and_mrcfile_read_voxels_and_size(box, tmp_path):
         np.testing.assert_array_equal(file.data, RAW)
         np.testing.assert_allclose(file.voxel_size.tolist(), np.multiply(SCALE[::-1], 10))
         np.testing.assert_allclose(file.header.origin.tolist(), np.multiply(PLACE[::-1], 10))
+
+
+def test_nibabel_and_pynrrd_read_voxels_size_and_place(box, tmp_path):
+    export(str(box / "mito"), tmp_path / "mito.nii.gz", say=silent)
+    image = nibabel.load(tmp_path / "mito.nii.gz")
+    np.testing.assert_array_equal(np.asarray(image.dataobj), IDS.T)
+    assert (image.get_data_dtype(), image.header.get_xyzt_units()[0]) == ("uint16", "micron")
+    # um, x, y, z
+    expected = np.diag([*np.divide(SCALE[::-1], 1000), 1])
+    expected[:3, 3] = np.divide(PLACE[::-1], 1000)
+    for affine in (image.affine, image.get_qform()):
+        np.testing.assert_allclose(affine, expected, rtol=1e-6, atol=1e-9)
+    export(str(box / "mito"), tmp_path / "mito.nrrd", say=silent)
+    values, header = nrrd.read(str(tmp_path / "mito.nrrd"))
+    np.testing.assert_array_equal(values, IDS.T)
+    np.testing.assert_array_equal(header["space directions"], np.diag(SCALE[::-1]))
+    np.testing.assert_array_equal(header["space origin"], PLACE[::-1])
+    assert header["space units"] == ["nm", "nm", "nm"]
+
+
+def test_an_axis_that_version_1_of_nifti_does_not_count(tmp_path):
+    write_multiscale(tmp_path / "long.zarr", np.ones((1, 2, 40_000), np.uint8), SCALE)
+    [path] = export(str(tmp_path / "long.zarr"), tmp_path / "long.nii.gz", say=silent)
+    assert nibabel.load(path).header.sizeof_hdr == 540
+    assert whole(open_levels(path)[0]).sum() == 80_000
 
 
 def test_tensorstore_reads_every_level_of_a_precomputed_volume_in_its_place(box, tmp_path):
@@ -250,7 +277,7 @@ def test_a_folder_that_was_begun_is_gone_on_with(box, tmp_path, monkeypatch, end
     np.testing.assert_array_equal(whole(open_levels(out)[0]), RAW)
 
 
-@pytest.mark.parametrize("ending", [".tif", ".h5", ".mrc"])
+@pytest.mark.parametrize("ending", [".tif", ".h5", ".mrc", ".nii", ".nrrd"])
 def test_a_file_that_was_begun_leaves_nothing(box, tmp_path, monkeypatch, ending):
     monkeypatch.setattr(hdf5, "BLOCK", 64)
     monkeypatch.setattr(mrc, "BLOCK", 64)

@@ -50,6 +50,25 @@ def test_lines_name_the_annotated_classes_that_are_asked_for_in_class_order():
     ]
 
 
+def test_a_class_that_validation_crops_alone_annotate_is_told():
+    sides = [("train", crop("a-1", classes="mito")), ("validate", crop("b-1", "crop7", "mito er"))]
+    [said] = make_split.never_learnt(sides, ["mito", "er", "nuc"])
+    assert said.startswith("never learnt, since only validation crops annotate it: er (b-1/crop7);")
+
+
+def test_auto_splits_one_specimen_by_crop_and_several_by_specimen(tmp_path, capsys):
+    for number in range(4):
+        labelled_store(tmp_path, "one-1", f"crop{number}", start=(100 * number, 0, 0))
+    path = tmp_path / "d.csv"
+    make_split.make(path, data_root=tmp_path, by="auto", classes=["mito"])
+    assert set(sides_of(path).values()) == {"train", "validate"}
+    assert "all 4 crops that fit are of one specimen" in capsys.readouterr().err
+    assert "--by crop" in path.read_text()
+    labelled_store(tmp_path, "two-1")
+    make_split.make(path, data_root=tmp_path, by="auto", classes=["mito"], overwrite=True)
+    assert "--by specimen" in path.read_text()
+
+
 # Folds, forced classes, leaks
 
 

@@ -178,3 +178,13 @@ def test_a_line_that_was_cut_off_does_not_count_and_does_not_spoil_the_next(tmp_
     assert journal.read() == {3, 5, 7, 12}
     journal.path.write_bytes(b"3\n\xff\x00damaged\n7\n")
     assert journal.read() == {3, 7}
+
+
+def test_another_version_that_goes_on_with_a_prediction_is_told(tmp_path, capsys):
+    write(tmp_path / "a/mito", "mito", PREDICTED, finished=False)
+    now = replace(PREDICTED, environment={"torch": "2.11", "commit": "none"})
+    left = ledger.unfinished(tmp_path / "a", ["mito"], now, False)
+    assert left.largest_block == 128
+    assert "mito: was begun with torch 2.10, now 2.11; the blocks" in capsys.readouterr().err
+    ledger.unfinished(tmp_path / "a", ["mito"], PREDICTED, False)
+    assert capsys.readouterr().err == ""

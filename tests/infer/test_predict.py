@@ -1214,10 +1214,18 @@ def test_a_class_that_the_network_has_not(tiny, fails):
         (("--scale", "8,8"), "--scale 8,8; write one "),
         (("--scale", "inf"), "--scale inf; write one "),
         (("--block", "-3"), "block -3; write a number of voxels, such as 128"),
+        (("--scale", "1e9"), "scale 1e+09: the network gives 8 nm; write sizes up to 64 times "),
+        (("--scale", "8", "8", "0.1"), "scale 8 x 8 x 0.1: the network gives 8 nm; write "),
     ],
 )
 def test_options_that_do_not_fit(tiny, fails, words, sentence):
     assert fails(tiny, *words).startswith(sentence)
+
+
+def test_a_block_that_no_memory_holds(tiny, fails, monkeypatch):
+    monkeypatch.setattr(work, "gigabytes", lambda *_: 1e6)
+    said = fails(tiny, "--block", "8")
+    assert said.startswith("--block 8: a block of 8 x 8 x 8 voxels takes about 1e+06 GB, and cpu")
 
 
 def test_everything_wrong_with_the_output_is_told_at_once(tiny):

@@ -13,7 +13,7 @@ from scipy import ndimage
 from test_cluster import command, forked_workers, held, tiny, works  # noqa: F401  # fixtures
 
 from common.data.ngff import open_levels
-from common.infer import predict, process, stages
+from common.infer import one_class, predict, process, stages
 from common.infer import volume as volume_module
 
 RECIPE = """
@@ -181,3 +181,23 @@ def test_two_workers_of_which_one_is_killed_merge_objects_over_their_blocks(pred
     assert not (predicted.folder / "kill").exists()
     for name, values in finished(folder).items():
         np.testing.assert_array_equal(values, wanted[name])
+
+
+def test_stages_of_an_earlier_version_are_not_gone_on_with(predicted, monkeypatch):
+    monkeypatch.setattr(volume_module, "IN_MEMORY", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(one_class, "engine_hash", lambda: "before")
+        patch.setattr(stages.Stages, "gather", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            processed(predicted)
+    [left] = predicted.folder.rglob(".stages-mito/*")
+    kept = []
+    run = stages.Stages._run
+
+    def watched(self, folder, *rest):
+        kept.append(self.place.root.name == left.name or left.exists())
+        run(self, folder, *rest)
+
+    monkeypatch.setattr(stages.Stages, "_run", watched)
+    finished(processed(predicted))
+    assert kept and not any(kept)

@@ -317,6 +317,23 @@ def test_a_patch_of_other_dimensions_than_the_network(experiment, monkeypatch, n
         build(tiny)
 
 
+def test_a_network_for_rgb_is_told_what_to_do_with_one_channel(experiment):
+    model = (
+        "from torch import nn\ndef build_model(classes):\n    return nn.Conv3d(3, len(classes), 5)"
+    )
+    with pytest.raises(
+        UserError, match=r"takes 3 channels, and raw is one; build it for one .*in_c"
+    ):
+        build(experiment(files={"model.py": model}))
+
+
+def test_layers_that_do_not_fit_each_other_are_no_matter_of_the_patch(experiment):
+    layers = "nn.Conv3d(1, 4, 3), nn.Conv3d(5, len(classes), 3)"
+    model = f"from torch import nn\ndef build_model(classes):\n    return nn.Sequential({layers})"
+    with pytest.raises(RuntimeError, match="to have 5 channels, but got 4"):
+        build(experiment(files={"model.py": model}))
+
+
 def test_convolutions_of_other_packages_count_as_2d(experiment):
     model = """
         from torch import nn

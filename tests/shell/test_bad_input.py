@@ -89,6 +89,32 @@ def test_a_wrong_type(experiment, fails):
     assert has(fails(experiment(batch_size="four")), "batch_size = 'four'", "a whole number")
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("num_workers=100000", ["num_workers = 100000; write a whole number from 0 to 1024"]),
+        ("batch_size=1000000000", ["batch_size = 1000000000 of patches of", "write a smaller one"]),
+        ("input_array_info.shape=(100000,100000,100000)", ["a patch of 100000 x 100000 x 100000"]),
+        ("ema_decay=1", ["ema_decay = 1", "write 0 or a number below 1"]),
+    ],
+)
+def test_sizes_that_nothing_holds(experiment, fails, override, words):
+    assert has(fails(experiment(), override), "train_config.py", *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("metrics = {'own': lambda *_: 'high'}", ["metrics['own'] gives high (str)"]),
+        ("def augment(raw, generator):\n    return None", ["augment = train_config.augment: gave"]),
+        ("crop_sampling_weights = {'no/*': 2.0}", ["crop_sampling_weights['no/*']"]),
+    ],
+)
+def test_what_a_setting_gives_wrongly_is_told_with_the_folder(experiment, fails, text, words):
+    tiny = experiment(text=text)
+    assert has(fails(tiny), f"error: {tiny.folder}: "[7:], *words)
+
+
 def test_an_unknown_class(experiment, fails):
     assert has(fails(experiment(classes=("mito", "err"))), "'err'", "did you mean 'er'?")
 

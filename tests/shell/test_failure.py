@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 
 import pytest
+import torch
 from conftest import wait_until
 
 from common.errors import FileError, NotFinite, NotYet, UserError
@@ -75,6 +77,20 @@ def test_a_disk_that_takes_nothing_says_what_to_do(ended, number):
     code, said = ended(OSError(number, os.strerror(number)))
     assert code == 2
     assert said.startswith(f"error: {os.strerror(number)}; ") and "run the same command" in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 7 EiB for an array"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 4 bytes"),
+    ],
+)
+def test_want_of_memory_is_a_sentence(ended, error):
+    code, said = ended(error)
+    assert code == 2
+    assert re.fullmatch(r"error: out of memory \(.*\); train with a smaller batch_size .*\n", said)
 
 
 def test_a_path_that_is_missing_in_a_users_file_is_told_with_its_line(experiment, run):

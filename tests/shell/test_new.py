@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from common.config.load import load_config
@@ -73,7 +77,7 @@ def test_a_copy_has_the_files_and_nothing_that_runs_left(experiment, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     tiny.write("notes.txt", "kept")
-    copy = new(tmp_path / "copy", tiny.folder)
+    copy = new(tmp_path / "twin", tiny.folder)
     assert {path.name for path in copy.iterdir()} == {*FILES, "notes.txt"}
     assert (copy / "model.py").read_text() == (tiny.folder / "model.py").read_text()
     assert (tiny.folder / "logs").is_dir()
@@ -92,7 +96,7 @@ def test_what_lies_beside_a_folder_of_runs_is_copied(experiment, tmp_path, path,
     for name in (written, "data/points.csv", "data/1/kept.csv"):
         (tiny.folder / name).parent.mkdir(parents=True, exist_ok=True)
         tiny.write(name, "1")
-    copy = new(tmp_path / "copy", tiny.folder)
+    copy = new(tmp_path / "twin", tiny.folder)
     copied = {file.name for file in (copy / "data").rglob("*")}
     assert copied == {"points.csv", "1", "kept.csv"}
 
@@ -101,31 +105,31 @@ def test_folders_that_held_runs_alone_are_not_copied_empty(experiment, tmp_path)
     tiny = experiment(logs_save_path="runs/{run_name}/logs", results_path="runs/{run_name}/scores")
     tiny.train(epochs=1)
     assert (tiny.folder / "runs/seed42/logs").is_dir()
-    assert not (new(tmp_path / "copy", tiny.folder) / "runs").exists()
+    assert not (new(tmp_path / "twin", tiny.folder) / "runs").exists()
 
 
 def test_a_copy_trains_under_its_own_name(experiment, tmp_path):
     from common.train.run import train
 
     tiny = experiment()
-    result = train(new(tmp_path / "copy", tiny.folder), data=tiny.data)
+    result = train(new(tmp_path / "twin", tiny.folder), data=tiny.data)
     assert result.finished
-    assert result.checkpoint == tmp_path / "copy/checkpoints/copy/seed42/best.pt"
+    assert result.checkpoint == tmp_path / "twin/checkpoints/twin/seed42/best.pt"
 
 
 def test_the_readme_names_the_copy_and_not_the_scores_of_its_source(experiment, tmp_path):
     tiny = experiment()
     (tiny.folder / "README.md").write_text(README.format(folder=tiny.folder))
-    text = (new(tmp_path / "copy", tiny.folder) / "README.md").read_text()
-    wanted = f"""# copy
+    text = (new(tmp_path / "twin", tiny.folder) / "README.md").read_text()
+    wanted = f"""# twin
 
 A copy of tiny_experiment.
 
-A network; {tmp_path}/copy trains in a second. my_tiny_experiment is another.
+A network; {tmp_path}/twin trains in a second. my_tiny_experiment is another.
 
 ```
-python -m cellmap_segmentation_challenge train {tmp_path}/copy/train_config.py
-cp -r {tmp_path}/copy other && python -m cellmap_segmentation_challenge train other
+python -m cellmap_segmentation_challenge train {tmp_path}/twin/train_config.py
+cp -r {tmp_path}/twin other && python -m cellmap_segmentation_challenge train other
 ```
 
 ## Results
@@ -212,7 +216,7 @@ def test_a_name_of_the_data_or_of_the_code_stays(experiment, tmp_path, name):
     tiny.write("notes.csv", f"{name},{name}/train_config.py\n# {PROGRAM} train {name}\n")
     tiny.write("latin.md", "")
     (tiny.folder / "latin.md").write_bytes(b"caf\xe9 " + name.encode())
-    copy = new(tmp_path / "copy", tiny.folder)
+    copy = new(tmp_path / "twin", tiny.folder)
     kept = (copy / "datasplit.csv").read_bytes().decode()
     line = command.replace(f"{tiny.folder}/", f"{copy}/")
     assert kept == split.replace(command, line).replace("\n", "\r\n")
@@ -267,16 +271,16 @@ def test_folders_of_a_package_in_an_experiment_are_copied_whatever_they_are_call
     tiny = experiment()
     (tiny.folder / "parts/results").mkdir(parents=True)
     tiny.write("parts/results/table.py", "x = 1")
-    assert (new(tmp_path / "copy", tiny.folder) / "parts/results/table.py").is_file()
+    assert (new(tmp_path / "twin", tiny.folder) / "parts/results/table.py").is_file()
 
 
 def test_a_split_says_the_command_that_makes_it_in_its_new_place(tmp_path):
-    copy = new(tmp_path / "copy", "unet8_all")
+    copy = new(tmp_path / "twin", "unet8_all")
     line, _, rows = (REPOSITORY / "unet8_all/datasplit.csv").read_text().partition("\n")
     line_of_copy, _, rows_of_copy = (copy / "datasplit.csv").read_text().partition("\n")
     assert line_of_copy == line.replace("unet8_all", str(copy))
     assert rows_of_copy == rows
-    assert load_config(copy).model_name == "copy"
+    assert load_config(copy).model_name == "twin"
 
 
 def test_sections_without_results_stay(tmp_path):
@@ -287,8 +291,8 @@ def test_a_relative_name_is_a_folder_here_and_the_next_command_names_it(
     experiment, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    copy = new("copy", experiment().folder.name)
-    assert copy == tmp_path / "copy" and next_command(copy).endswith(f"train {copy} --check")
+    copy = new("twin", experiment().folder.name)
+    assert copy == tmp_path / "twin" and next_command(copy).endswith(f"train {copy} --check")
     assert next_command(REPOSITORY / "mine").endswith("train mine --check")
 
 
@@ -303,7 +307,15 @@ def test_a_relative_name_is_a_folder_here_and_the_next_command_names_it(
         ),
         ("tiny_experiment/inner", "tiny_experiment", ValueError, "which is copied"),
         ("my net", "tiny_experiment", ValueError, "'my net' is no name"),
-        ("copy", "unet9_all", FileNotFoundError, "copy one of .*unet8_all"),
+        (
+            "zarr",
+            "tiny_experiment",
+            ValueError,
+            "hide the Python package 'zarr' .* such as my_zarr",
+        ),
+        ("copy", "tiny_experiment", ValueError, "hide the Python package 'copy'"),
+        ("common", "tiny_experiment", ValueError, "hide the Python package 'common'"),
+        ("twin", "unet9_all", FileNotFoundError, "copy one of .*unet8_all"),
     ],
 )
 def test_what_cannot_be_copied_is_said_and_leaves_nothing(
@@ -315,3 +327,22 @@ def test_what_cannot_be_copied_is_said_and_leaves_nothing(
     with pytest.raises(error, match=sentence):
         new(name, source)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_experiment_that_python_takes_for_a_package_is_to_be_renamed(tmp_path):
+    (tmp_path / "json").mkdir()
+    for name in ("__init__.py", "train_config.py"):
+        (tmp_path / "json" / name).touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "cellmap_segmentation_challenge", "train", "json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    [said] = done.stderr.splitlines()
+    assert said.startswith(f"error: {tmp_path}: the experiment 'json' has the name of a Python")
+    assert "rename it: mv json my_json" in said

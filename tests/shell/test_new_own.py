@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from common.config.load import load_config, load_process_config
-from common.data import batches, layout, loaders
+from common.data import batches, fingerprint, layout, loaders, make_split
 from common.data.annotation import INSTANCE_TYPE
+from common.data.choose_sides import SplitRules
 from common.data.ngff import open_levels, write_multiscale
+from common.data.own.crops import Division, OwnCrop, _sides_where_classes_occur
 from common.data.split import read_datasplit
 from common.model.build import new_model
-from common.shell.new_own import new_own
+from common.shell.new_own import _findings, new_own
 from common.train import own_plan
+from tests.data.crops_at_hand import crop
 
 CUBE = (8.0, 8.0, 8.0)
 
@@ -218,3 +223,32 @@ def test_what_cannot_be_done_is_told_and_leaves_nothing(tmp_path, run, words, an
     assert code == 2
     assert answer in error
     assert not list(tmp_path.glob("*mine*"))
+
+
+def test_a_crop_without_a_class_goes_with_those_that_it_overlaps():
+    found = []
+    for number in range(6):
+        labels = (SimpleNamespace(name="mito", positives=9),)
+        start = 800 * number
+        found.append(OwnCrop(crop("d", f"crop{number}", start=(start, 0, 0)), Path(), labels))
+        empty = (SimpleNamespace(name="mito", positives=0),)
+        info = crop("d", f"crop{number}9", start=(start + 40, 0, 0))
+        found.append(OwnCrop(info, Path(), empty))
+    sides = _sides_where_classes_occur(found, SplitRules(("mito",), (8, 8, 8), by="crop"))
+    assert len(sides) == 12
+    assert {usage for usage, _ in sides} == {"train", "validate"}
+    assert make_split.leaks(sides) == make_split.shared_specimens(sides)
+
+
+def test_overlaps_are_told_and_the_only_specimen_is_not(monkeypatch, experiment):
+    one, other = crop("cell"), crop("cell", "crop2")
+    sides = [("train", one), ("validate", other)]
+    monkeypatch.setattr(fingerprint, "measure_crops", lambda _: ([], []))
+    facts = SimpleNamespace(findings=make_split.leaks(sides))
+    monkeypatch.setattr(fingerprint, "describe", lambda *_: facts)
+    tiny = experiment()
+    [said] = _findings(tiny.folder, tiny.data, Division(sides, "why"))
+    assert "1 validation crop overlaps a training crop" in said
+    second = [*sides, ("train", crop("cell-2")), ("validate", crop("cell-2"))]
+    facts.findings = make_split.leaks(second)
+    assert len(_findings(tiny.folder, tiny.data, Division(second, "why"))) == 2

@@ -184,6 +184,8 @@ TAKEN = [
             "validation_fraction": 0.2,
         },
     ),
+    ("csc make-datasplit -s 6.0 4 8", "make", {0: "datasplit.csv", "scale": (6, 4, 8)}),
+    ("csc make-datasplit -s 8 -vr 0.2", "make", {"scale": (8, 8, 8), "by": "auto"}),
     ("csc make-datasplit -s 8,8,8 -fa", "make", {"force_classes": "all"}),
     ("csc make-datasplit -s 8 -ft", "make", {"force_classes": "train"}),
     ("csc make-datasplit -s 8 -fv", "make", {"force_classes": "validate"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from types import MappingProxyType
 
 import pytest
@@ -655,3 +656,22 @@ def test_parameters_of_a_loss_that_nobody_trains_are_told(experiment, capsys):
     text = text.replace('reduction="none")', 'reduction="none") * self.scale')
     experiment(text=text).train()
     assert "criterion Counting has parameters, which are not trained" in capsys.readouterr().err
+
+
+class Locked(nn.Module):
+    """Cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def forward(self, logits, target):
+        return (logits - target).square()
+
+
+def test_a_class_is_made_and_not_copied_and_an_instance_that_has_no_copy_is_told():
+    module.build_criterion(_Config(Locked), CPU)
+    with pytest.raises(
+        UserError, match=r"criterion = Locked\(...\): an instance.*= Locked, and its"
+    ):
+        module.build_criterion(_Config(Locked()), CPU)

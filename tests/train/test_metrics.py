@@ -75,9 +75,22 @@ def test_nothing_to_divide_by_is_nan_and_no_warning():
     assert np.isnan(values["share"]).all()
 
 
-def test_a_metric_of_another_shape_is_told():
-    with pytest.raises(UserError, match=r"metrics\['total'\].*\(\) for 3 classes"):
-        metrics.try_out({"total": lambda tp, fp, fn, tn: tp.sum()}, 3)
+@pytest.mark.parametrize(
+    ("given", "described"),
+    [
+        (np.float64(3), r"3.0 \(float64\)"),
+        (None, r"None \(NoneType\)"),
+        (math.nan, r"nan \(float\)"),
+        ("high", r"high \(str\)"),
+        ([1.0, "b", None], "a list of 3"),
+        (torch.ones(2, 3, requires_grad=True), r"a Tensor of shape \(2, 3\)"),
+    ],
+)
+def test_a_metric_that_gives_something_else_is_told(given, described):
+    with pytest.raises(
+        UserError, match=rf"metrics\['own'\] gives {described} for 3 classes; return"
+    ):
+        metrics.try_out({"own": lambda *_: given}, 3)
 
 
 def test_an_own_metric_is_logged_and_decides_the_best_epoch(experiment):

@@ -320,6 +320,11 @@ def test_a_plateau_with_other_settings_keeps_its_rate_and_what_it_has_seen(exper
             "scheduler_kwargs = {'base_lr': 1e-3, 'max_lr': 'x'}",
             "scheduler.*Error",
         ),
+        (
+            "import torch\nscheduler = torch.optim.lr_scheduler.StepLR\n"
+            "scheduler_kwargs = {'step_size': 0}",
+            "ZeroDivisionError.*; it fails in its first epoch; write other scheduler_kwargs",
+        ),
     ],
 )
 def test_what_is_no_optimizer_or_scheduler_is_told(experiment, text, sentence):

@@ -12,7 +12,7 @@ import numpy as np
 from common.classes import ATOM_IDS, GROUP_ATOMS
 from common.data import catalogue, layout
 from common.data.catalogue import CropInfo
-from common.data.choose_sides import Sides, SplitRules, choose_sides
+from common.data.choose_sides import Sides, SplitRules, choose_sides, group_numbers
 from common.data.ngff import open_levels
 from common.data.own.cut import Cut, choose_cut, cut_crop, is_part, standing_cut
 from common.data.own.facts import LabelFacts, look
@@ -174,20 +174,26 @@ def divide(crops: Sequence[OwnCrop], scale: Sequence[float]) -> Division:
 def _sides_where_classes_occur(crops: Sequence[OwnCrop], rules: SplitRules) -> Sides:
     """The sides of crops, as if each annotated only what occurs in it: that has to be learnt.
 
-    A crop without a voxel of any class is background that is known, and trains.
+    A crop without a voxel of any class is background that is known. It goes with its group, of
+    which nothing may stand on both sides, and trains where it is alone.
     """
-    whole = {crop.info.key: crop.info for crop in crops}
-    with_voxels = []
+    occurring = []
     for crop in crops:
-        classes = frozenset(facts.name for facts in crop.labels if facts.positives)
-        if classes:
-            with_voxels.append(replace(crop.info, classes=classes))
-    sides = choose_sides(with_voxels, rules)
-    empty = whole.keys() - {info.key for info in with_voxels}
-    background: Sides = [("train", info) for key, info in whole.items() if key in empty]
-    trained = [("train", whole[info.key]) for usage, info in sides if usage == "train"]
-    others = [(usage, whole[info.key]) for usage, info in sides if usage != "train"]
-    return [*trained, *background, *others]
+        present = frozenset(facts.name for facts in crop.labels if facts.positives)
+        occurring.append(replace(crop.info, classes=present))
+    usages = {info.key: usage for usage, info in choose_sides(occurring, rules)}
+    groups = group_numbers(occurring, rules.by).tolist()
+    usage_of_group = {}
+    for group, info in zip(groups, occurring, strict=True):
+        if info.key in usages:
+            usage_of_group[group] = usages[info.key]
+    sides = []
+    for group, info, crop in zip(groups, occurring, crops, strict=True):
+        if not info.classes:
+            sides.append((usage_of_group.get(group, "train"), crop.info))
+        elif info.key in usages:
+            sides.append((usages[info.key], crop.info))
+    return sorted(sides, key=lambda side: side[0] == "validate")
 
 
 def _cut_each(crops: Sequence[OwnCrop]) -> Division:

@@ -183,10 +183,10 @@ def import_data(raw: str, labels: str, values: str | None, voxel_size: Any, **gi
     "--group-by",
     "--by",
     "by",
-    type=click.Choice(["specimen", "dataset", "crop"]),
+    type=click.Choice(["specimen", "dataset", "crop", "auto"]),
     default="specimen",
     show_default=True,
-    help="What never stands on both sides.",
+    help="What never stands on both sides; auto is specimen, or crop where all are of one.",
 )
 @click.option(
     "--method",

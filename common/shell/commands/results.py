@@ -26,9 +26,12 @@ voxel_size = click.option(
 @click.argument("out")
 @click.option(
     "--format",
-    type=click.Choice(["tiff", "hdf5", "mrc", "precomputed", "ngff", "ply", "obj"]),
-    help="What the end of OUT says unless given: .tif, .h5, .mrc, .precomputed, .zarr (OME-NGFF "
-    "0.5). ply and obj: surfaces, a file an object. Of several volumes OUT is a folder.",
+    type=click.Choice(
+        ["tiff", "hdf5", "mrc", "nifti", "nrrd", "precomputed", "ngff", "ply", "obj"]
+    ),
+    help="What the end of OUT says unless given: .tif, .h5, .mrc, .nii.gz, .nrrd, .precomputed, "
+    ".zarr (OME-NGFF 0.5). ply and obj: surfaces, a file an object. Of several volumes OUT is a "
+    "folder.",
 )
 @options.classes("Comma-separated; all that SOURCE has unless given.")
 @click.option(
