@@ -104,7 +104,8 @@ def make_plan(
     """
     raw = network.raw_of(region)
     given = largest or output.block
-    edge = given or LARGEST_BLOCK.get(network.device.type, 128)
+    usual = LARGEST_BLOCK.get(network.device.type, 128)
+    edge = given or usual
     plan = plan_of_edge(network, raw, region, output, edge=edge)
     if not given:
         free = MEMORY_FRACTION * runtime.free_memory_gb(network.device) / sharers
@@ -112,8 +113,8 @@ def make_plan(
         while edge > SMALLEST_BLOCK and gigabytes(network, region, plan, classes) > free:
             edge = edge * 3 // 4
             plan = plan_of_edge(network, raw, region, output, edge=edge)
-    elif output.block:
-        _refuse_too_large(network, region, plan, output.block)
+    elif edge > usual:
+        _refuse_too_large(network, region, plan, edge)
     if output.orientations == 16:
         for each, its_plan in _passes(network, region, plan):
             _refuse_exchange(each, region, its_plan.window.input.shape)
