@@ -1225,7 +1225,9 @@ def test_options_that_do_not_fit(tiny, fails, words, sentence):
 def test_a_block_that_no_memory_holds(tiny, fails, monkeypatch):
     monkeypatch.setattr(work, "gigabytes", lambda *_: 1e6)
     said = fails(tiny, "--block", "1000")
-    assert said.startswith("--block 1000: a block of 24 x 24 x 24 voxels takes about 1e+06 GB, and cpu")
+    assert said.startswith(
+        "--block 1000: a block of 24 x 24 x 24 voxels takes about 1e+06 GB, and cpu"
+    )
 
 
 def test_everything_wrong_with_the_output_is_told_at_once(tiny):
