@@ -488,7 +488,7 @@ def _gaps(sets: np.ndarray, counts: Mapping[str, np.ndarray]) -> np.ndarray:
     can_do_both = (validate > 0).any(0) & can_train & (annotating_groups > 1)
     untrained = (~sets @ train == 0) & can_train
     unvalidated = (sets @ validate == 0) & can_do_both
-    return untrained.sum(1) * (1 + len(can_train)) + unvalidated.sum(1)
+    return untrained.sum(1) * (1 + train.shape[1]) + unvalidated.sum(1)
 
 
 def _rank(

@@ -27,11 +27,18 @@ class Names(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
-        """The names in a text; a tuple is one already, since click converts defaults too."""
+        """The names in a text; a tuple is one already, since click converts defaults too.
+
+        Raises UserError for none: what a variable of a shell script lacks would mean all.
+        """
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in value.split(",")]
-        return tuple(part for part in parts if part)
+        names = tuple(part for part in parts if part)
+        if not names:
+            option = param.opts[0] if param else self.name
+            raise UserError(f"{option} '{value}': no name in it; write some, or leave it out")
+        return names
 
 
 class Lengths(click.ParamType):

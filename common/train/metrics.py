@@ -56,13 +56,13 @@ def of_counts(counts: np.ndarray, own: Mapping[str, Metric]) -> dict[str, np.nda
     for name, metric in own.items():
         with np.errstate(invalid="ignore", divide="ignore"):
             given = metric(tp, fp, fn, tn)
-        value = _as_numbers(given)
-        if value is None or value.shape != tp.shape:
+        numbers = _as_numbers(given)
+        if numbers is None or numbers.shape != tp.shape:
             raise UserError(
                 f"metrics['{name}'] gives {_described(given)} for {len(tp)} classes; return a "
                 "NumPy array of a number for each class, NaN where there is none"
             )
-        values[name] = value
+        values[name] = numbers
     return values
 
 

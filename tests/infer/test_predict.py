@@ -1212,6 +1212,7 @@ def test_a_class_that_the_network_has_not(tiny, fails):
     [
         (("--logits",), "logits do not fit into uint8; write --dtype float16 or float32"),
         (("--scale", "8,8"), "--scale 8,8; write one "),
+        (("--classes", ","), "--classes ',': no name in it; write some, or leave it out"),
         (("--scale", "inf"), "--scale inf; write one "),
         (("--block", "-3"), "block -3; write a number of voxels, such as 128"),
         (("--scale", "1e9"), "scale 1e+09: the network gives 8 nm; write sizes up to 64 times "),
