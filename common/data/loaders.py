@@ -327,7 +327,7 @@ def _crop_weights(config: TrainConfig, crops: Sequence[Crop]) -> np.ndarray | No
                 f"crop_sampling_weights['{pattern}']: no training crop has such a name; "
                 f"write a pattern that fits names like '{crops[0].name}'"
             )
-    refuse([f"{config.folder}: {problem}" for problem in problems])
+    refuse(problems, config.folder)
     return weights
 
 
