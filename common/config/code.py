@@ -52,8 +52,17 @@ def _code_of(build_model: Callable, folder: Path) -> str:
     file = Path(inspect.getsourcefile(build_model) or "").resolve()
     if not file.is_relative_to(folder) or not file.is_file():
         return ""
+    return functions_code(file, folder)
+
+
+def functions_code(file: Path, folder: Path) -> str:
+    """Return a hash of what a file does, and those that it imports of a folder.
+
+    As of `network_code`, of the files as they are now.
+    """
+    file = file.resolve()
     # sorted, since the names of files do not count
-    contents = sorted(_what_it_does(path) for path in _files_of(file, folder))
+    contents = sorted(_what_it_does(path) for path in _files_of(file, folder.resolve()))
     return hashlib.sha256("\n\n".join(contents).encode()).hexdigest()
 
 

@@ -49,7 +49,14 @@ LIKE_IN_TRAINING = (
 
 ARRAYS = ("input_array_info", "target_array_info")
 
-ASSUMED = ("classes", "derived", "softmax", "model_kwargs", "raw_normalization")
+ASSUMED = (
+    "classes",
+    "derived",
+    "softmax",
+    "model_kwargs",
+    "raw_normalization",
+    "raw_sections",
+)
 """Settings that weights without settings have from the experiment, beside those that a prediction
 has on record anyway."""
 

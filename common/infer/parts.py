@@ -22,7 +22,7 @@ from common.infer import package, sharing, status
 from common.infer.crew import Crew, Failure, Tally
 from common.infer.ensemble import load_network
 from common.infer.network import Network
-from common.infer.planes import ALL, OWN, with_planes
+from common.infer.planes import AUTO, OWN, with_planes
 from common.infer.status import Progress
 from common.infer.work import Output, Work, describe, make_plan, never, plans_of, written
 from common.infer.writer import reopen_class
@@ -54,7 +54,8 @@ def source_of(network: Network, config: TrainConfig, overrides: Sequence[str]) -
         str(config.path("data_path")),
         precision=str(network.record.precision),
         weights=weights,
-        planes=ALL if any(each.planes for each in network.each) else OWN,
+        # 3-D networks of an ensemble have no others
+        planes=AUTO if any(each.planes for each in network.each) else OWN,
     )
 
 

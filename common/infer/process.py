@@ -349,7 +349,14 @@ def check_processed(
 
 
 def _note_other_checkpoints(recipe: Recipe, boxes: Sequence[dict[str, Prediction]]) -> None:
-    """A threshold is for the network that it was tuned with."""
+    """A threshold is for the network, and the functions, that it was tuned with."""
+    processed = {name for of_box in boxes for name in of_box}
+    edited = [name for name in recipe.tuned_otherwise if name in processed]
+    if edited:
+        note(
+            f"the thresholds of {some(edited)} were tuned with other functions of {recipe.path} "
+            "than there are now; run tune again"
+        )
     others = []
     for name, tuned in recipe.checkpoints.items():
         predicted = {of_box[name].record.sha256 for of_box in boxes if name in of_box}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.classes import INSTANCES
-from common.config.code import imported_files
+from common.config.code import functions_code, imported_files
 from common.config.instance_options import defaults
 from common.config.load import load_process_config
 from common.config.settings import ProcessConfig, TrainConfig
@@ -36,7 +36,8 @@ LIBRARIES = (
 THRESHOLDS = "thresholds.json"
 """Beside process_config.py, by tune: {run: {class: {"threshold": 0.35, "checkpoint": SHA-256}}}.
 
-A class whose instance_func has options that were tuned has them too, as "options".
+A class whose instance_func has options that were tuned has them too, as "options"; "functions" is a
+hash of what process_config.py did.
 """
 
 
@@ -56,6 +57,8 @@ class Recipe:
     """SHA-256 of the checkpoint that the threshold of a class was tuned with."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By class, the arguments of instance_func that were tuned."""
+    tuned_otherwise: tuple[str, ...] = ()
+    """Classes whose threshold was tuned with other functions than there are now."""
 
     def threshold(self, name: str) -> float:
         """Probability above which a voxel is of the class."""
@@ -123,12 +126,25 @@ def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
             "this run, or remove the file, or set thresholds in process_config.py"
         )
     tuned = runs[run]
+    now = functions_of(recipe)
     return replace(
         recipe,
         thresholds={name: entry["threshold"] for name, entry in tuned.items()},
         checkpoints={name: entry["checkpoint"] for name, entry in tuned.items()},
         options=_fitting_options(path, recipe, tuned),
+        # a file from before functions were recorded says nothing
+        tuned_otherwise=tuple(
+            name for name, entry in tuned.items() if entry.get("functions", now) != now
+        ),
     )
+
+
+def functions_of(recipe: Recipe) -> str:
+    """Hash of what process_config.py does, by which thresholds know it; see `functions_code`.
+
+    Unlike `code` it does not change with comments, nor with this repository.
+    """
+    return functions_code(recipe.path, recipe.path.parent)
 
 
 def _fitting_options(

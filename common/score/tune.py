@@ -17,7 +17,14 @@ from common.data import ngff, regions, regrid
 from common.errors import UserError, collect
 from common.files import write_json
 from common.infer.prediction import Prediction, open_prediction
-from common.infer.recipe import THRESHOLDS, Recipe, read_recipe, read_thresholds, run_of
+from common.infer.recipe import (
+    THRESHOLDS,
+    Recipe,
+    functions_of,
+    read_recipe,
+    read_thresholds,
+    run_of,
+)
 from common.infer.volume import EVERYWHERE
 from common.provenance import now
 from common.score import summary, versions
@@ -85,7 +92,8 @@ def tune(  # noqa: PLR0913  the options of the command
     checkpoints = _checkpoints(trials, say)
     found = search(trials, workers, folds, options=recipe.settings.instance_options)
     _check_found(found, recipe, crops)
-    add(path, run_of(config), _records(found, crops, checkpoints, metric=version.name))
+    about = {"crops": crops, "metric": version.name, "functions": functions_of(recipe)}
+    add(path, run_of(config), _records(found, about, checkpoints))
     lines = table(found) + _remarks(path, recipe, found) + _everywhere(found)
     _say_each(lines + _at_edges(found, trials, workers), say)
     return found
@@ -373,9 +381,9 @@ def _check(trial: Trial) -> Prediction:
 
 
 def _records(
-    found: Sequence[Tuned], crops: str, checkpoints: dict[str, str], *, metric: str
+    found: Sequence[Tuned], about: Mapping[str, str], checkpoints: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """The entries of thresholds.json, by class."""
+    """The entries of thresholds.json, by class. about: what they have in common."""
     # the checkpoint, because a threshold is for the network it was tuned with: process notes others
     date = now()
     records: dict[str, dict[str, Any]] = {}
@@ -384,10 +392,9 @@ def _records(
             "threshold": one.threshold,
             "score": one.score,
             "score_by_others": one.by_others,
-            "crops": crops,
+            **about,
             # by name: what is asked for, such as 'validate', may be others one day
             "chosen_on": list(one.crops),
-            "metric": metric,
             "checkpoint": checkpoints[one.name],
             "date": date,
         }

@@ -268,6 +268,19 @@ def test_process_reads_what_was_found(tiny):
     assert json.loads((tiny.folder / THRESHOLDS).read_text())[RUN]["er"]["checkpoint"] == "c" * 64
 
 
+def test_thresholds_of_other_functions_are_noted(tiny, capfd):
+    predict_all(tiny, names=("mito",))
+    choose(tiny, crops="crop1,crop3", classes=("mito",))
+    capfd.readouterr()
+    configured(tiny, "# the same, said otherwise\n" + ABOVE)
+    run(tiny, crops="crop3", classes=("mito",))
+    assert "other functions" not in capfd.readouterr().err
+    configured(tiny, ABOVE + "def instance_func(mask, probability, name):\n    return mask\n")
+    run(tiny, crops="crop3", classes=("mito",))
+    said = capfd.readouterr().err
+    assert "note: the thresholds of mito were tuned with other functions of" in said
+
+
 def test_thresholds_of_other_classes_and_runs_stay(tiny):
     before = {
         RUN: {"er": {"threshold": 0.35, "checkpoint": ""}},
