@@ -9,6 +9,7 @@ from common.data.manifest import Entry
 
 NOT_PROCESSED = "not processed"
 UNREADABLE = "half-written or unreadable"
+STALE = "would be made otherwise now"
 TOO_SMALL = "does not cover the crop"
 MISSING = "missing"
 

@@ -61,10 +61,17 @@ def pack_results(
         raise UserError("--volumes with the path of an experiment; write one of them")
     cache = files.cache_folder()
     root = Path(volumes) if volumes else load.data_root() / "processed"
+    refuse = packing.take
+    fresh = None
     if config_path:
         settings = load.load_config(config_path, overrides)
         cache = settings.path("cache_path")
         root = settings.path("processed_path")
+        # with torch, which packing does without
+        from common.score.fresh import Fresh
+
+        fresh = Fresh(settings)
+        refuse = fresh.refuse
     elif overrides:
         raise UserError("--set is for an experiment; write its path")
     if Path(output).suffix == ".zarr":  # as the public toolbox calls what it zips
@@ -79,7 +86,10 @@ def pack_results(
         output,
         click.echo,
         partial=partial,
+        refuse=refuse,
     )
+    if fresh:
+        fresh.note()
     click.echo(packed)
 
 
