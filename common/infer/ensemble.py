@@ -79,7 +79,13 @@ def _load(config: TrainConfig, path: Path, *, is_alone: bool) -> Network:
     own = config
     if is_other:
         of_folder = load_config(folder)
-        own = replace(of_folder, device=config.device, precision=config.precision)
+        own = replace(
+            of_folder,
+            device=config.device,
+            precision=config.precision,
+            # by it a checkpoint knows the volumes that it was trained on
+            data_path=str(config.path("data_path")),
+        )
     recorded = saved["settings"] if checkpoint.is_whole(saved) else {}
     # weights alone have nothing on record, and the defaults are not what they were trained with
     if recorded and (is_other or not is_alone):

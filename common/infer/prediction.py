@@ -127,7 +127,7 @@ class Channels(Mapping[str, Volume]):
                 "it in data.py, train and predict"
             )
         channel = open_prediction(path)
-        if channel.record.sha256 != self.prediction.record.sha256:
+        if _network_of(channel.record) != _network_of(self.prediction.record):
             raise UserError(f"{path}: predicted by another checkpoint; run predict --overwrite")
         if not _are_equal(channel.grid, self.prediction.grid):
             raise UserError(f"{path}: of other voxels than the class; run predict --overwrite")
@@ -138,6 +138,11 @@ class Channels(Mapping[str, Volume]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def _network_of(record: PredictionRecord) -> tuple:
+    """What tells networks apart; of weights without settings, what they were taken for, too."""
+    return record.sha256, record.assumed, record.raw_range
 
 
 def _are_equal(a: Grid, b: Grid) -> bool:

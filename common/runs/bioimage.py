@@ -63,9 +63,11 @@ def normalised(stored: np.ndarray, config: TrainConfig) -> np.ndarray:
     Percentiles, mean and deviation are of what is given at once; in training those of the volume.
     """
     raw = stored.astype(np.float32)
+    low, high = black_white(config)
+    # the engine clips before anything else, see raw_range
+    raw = np.clip(raw, low, high)
     if config.raw_normalization == "values":
         return raw
-    low, high = black_white(config)
     raw = (raw - low) / (high - low)
     if config.raw_normalization == "range":
         return raw
@@ -244,8 +246,10 @@ def _preprocessing(config: TrainConfig) -> list[Any]:
 
     to_float = v0_5.EnsureDtypeDescr(kwargs=v0_5.EnsureDtypeKwargs(dtype="float32"))
     steps: list[Any] = [to_float]
+    low, high = black_white(config)
+    if config.raw_range:  # of 8 bits nothing lies beyond
+        steps.append(v0_5.ClipDescr(kwargs=v0_5.ClipKwargs(min=low, max=high)))
     if config.raw_normalization != "values":
-        low, high = black_white(config)
         gain = 1 / (high - low)
         linear = v0_5.ScaleLinearKwargs(gain=gain, offset=-low * gain)
         steps.append(v0_5.ScaleLinearDescr(kwargs=linear))

@@ -191,6 +191,12 @@ def _patch_of_crop(network: Network) -> np.ndarray | None:
         raw = network.raw_of(region)
     except (UserError, FileNotFoundError):
         return None
+    if raw.dtype != np.uint8 and not network.config.raw_range:
+        _, white = raw.value_range
+        note(
+            f"{raw.level.path}: {raw.level.array.dtype}, and the package is of raw of 8 bits: in "
+            f"other programs bring 0 to {white:g} to 0 to 255 before"
+        )
     middle = ((region.lower + region.upper) / 2 - raw.grid.origin) / raw.grid.scale
     start = np.rint(middle).astype(int) - np.array(taken.shape) // 2
     return raw.read_mirrored(start, start + taken.shape)

@@ -217,6 +217,22 @@ def test_each_network_gets_raw_normalised_as_in_its_training(experiment):
     assert saved in scalings and None in scalings
 
 
+def test_a_network_of_another_experiment_knows_the_volumes_of_its_training(experiment):
+    tiny = experiment(raw_normalization="percentile")
+    other = experiment("other", raw_normalization="percentile")
+    path = checkpoint_of(other, "one")
+    saved = torch.load(path, weights_only=True)
+    (scaling,) = saved["raw_scalings"].values()
+    # as of a volume of which less was there in training
+    scaling["low"] += 0.2
+    torch.save(saved, path)
+    np.testing.assert_array_equal(
+        predicted(tiny, path, into="here"), predicted(other, path, into="there")
+    )
+    (group,) = tiny.folder.glob("predictions/*/here/*/crop3/er")
+    assert read_prediction(group).raw_scaling == scaling
+
+
 def test_what_is_there_is_known_by_all_its_checkpoints(seeds, capfd):
     tiny, first, second = seeds
     predicted(tiny, first, second, into="both")

@@ -7,17 +7,22 @@ import logging
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from common.data import ngff
+from common.data import augment, ngff
+from common.data.raw import open_raw
+from common.data.sampling import Patch
 from common.errors import UserError
-from common.infer import package
+from common.infer import package, packaged
 from common.model import exported
 from common.model.forward import ForwardPass
+from common.runs import bioimage
+from common.runs import export_model as export_model_module
 from common.runs.export_model import export_model
 from common.runs.model_card import CITED, Said, citations
 from common.runtime import Precision
@@ -202,6 +207,44 @@ def test_a_package_is_valid_and_predicts_what_its_experiment_predicts(
     assert code == 2 and "write --volume PATH" in err
     code, _, err = run("predict", "--model", tiny.folder / "train_config.py", "--volume", "x")
     assert code == 2 and "write it without --model" in err
+
+
+def test_raw_of_16_bits_is_noted_where_the_package_is_of_8(experiment, capfd):
+    tiny = experiment()
+    values = np.random.default_rng(0).integers(0, 2**16, (56, 56, 56)).astype(np.uint16)
+    ngff.write_multiscale(tiny.raw, values, (8, 8, 8))
+    config = tiny.config()
+    window = SimpleNamespace(input=Patch((20, 20, 20), (8, 8, 8)))
+    network = SimpleNamespace(
+        config=config,
+        window=window,
+        flat=None,
+        raw_of=lambda region: open_raw(region.raw, (8, 8, 8)),
+    )
+    stored = export_model_module.example_raw(network)
+    assert stored.dtype == np.uint8
+    assert "uint16, and the package is of raw of 8 bits: in other" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["range", "values"])
+@pytest.mark.parametrize("raw_range", [(), (60.0, 180.0)])
+def test_what_a_package_does_to_raw_is_what_the_engine_does(
+    experiment, mode, raw_range, quiet_bioimageio
+):
+    """Values beyond raw_range too."""
+    config = experiment(raw_normalization=mode, raw_range=raw_range).config()
+    stored = np.random.default_rng(0).integers(0, 256, (1, 1, 6, 6, 6)).astype(np.uint8)
+    block = torch.from_numpy(stored[0, 0])
+    expected = augment.raw_patches([block], [np.eye(3, 4)], block.shape, raw_range)
+    if mode == "values":
+        low, high = raw_range or (0, 255)
+        expected = low + expected * (high - low)
+    given = torch.from_numpy(stored).float()
+    for step in packaged._steps(Path(), bioimage._preprocessing(config)):
+        given = step(given)
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+    of_example = torch.from_numpy(bioimage.normalised(stored, config))
+    torch.testing.assert_close(of_example, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")
