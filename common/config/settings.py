@@ -618,8 +618,8 @@ class ProcessConfig:
     instance_classes: tuple[str, ...] = class_table.INSTANCES
     """The classes whose objects are told apart."""
     thresholds: dict = field(default_factory=dict)
-    """Probability above which a voxel belongs to a class, by class; by default those that `tune`
-    wrote into thresholds.json beside process_config.py, and 0.5 for the others."""
+    """Probability above which a voxel belongs to a class, by class. A class that is not among them
+    has what `tune` wrote into thresholds.json beside process_config.py, else 0.5."""
     halo: Annotated[tuple[int, ...], Halo] = (0, 0, 0)
     """Voxels around a block, z, y, x, that process_func gets in addition and whose result is
     dropped."""

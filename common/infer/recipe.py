@@ -110,26 +110,28 @@ def read_recipe(path: Path, classes: Sequence[str] = ()) -> Recipe:
 def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
     """The process_config.py of a run, with the thresholds that were tuned on it.
 
-    Those that it sets itself go before them. Raises FileNotFoundError or UserError.
+    A class whose threshold it sets itself has nothing that was tuned. Raises FileNotFoundError or
+    UserError.
     """
     recipe = read_recipe(config.path("process_config_path"), classes)
-    if recipe.thresholds:
-        return recipe
     path = config.folder / THRESHOLDS
     runs = read_thresholds(path)
     if not runs:
         return recipe
     run = run_of(config)
     if run not in runs:
+        if recipe.thresholds:
+            return recipe
         raise UserError(
             f"{path}: has thresholds of the run {', '.join(runs)} and none of {run}; run tune for "
             "this run, or remove the file, or set thresholds in process_config.py"
         )
-    tuned = runs[run]
+    own = recipe.thresholds
+    tuned = {name: entry for name, entry in runs[run].items() if name not in own}
     now = functions_of(recipe)
     return replace(
         recipe,
-        thresholds={name: entry["threshold"] for name, entry in tuned.items()},
+        thresholds={name: entry["threshold"] for name, entry in tuned.items()} | own,
         checkpoints={name: entry["checkpoint"] for name, entry in tuned.items()},
         options=_fitting_options(path, recipe, tuned),
         # a file from before functions were recorded says nothing

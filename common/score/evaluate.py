@@ -224,7 +224,8 @@ def _score(
     about = _provenance(config, jobs, records)
     # without checkpoints of tune, process_config.py has thresholds of its own or nobody has
     if recipe.checkpoints:
-        about = replace(about, tuned_on=_tuned_on(config, asked, jobs, records))
+        tuned_on = _tuned_on(config, recipe, asked, jobs=jobs, records=records)
+        about = replace(about, tuned_on=tuned_on)
     annotated = {evaluation.name for evaluation in evaluations}
     return replace(
         summary(evaluations, version),
@@ -325,7 +326,9 @@ def _provenance(
 
 def _tuned_on(
     config: TrainConfig,
+    recipe: Recipe,
     asked: Asked,
+    *,
     jobs: Sequence[Job],
     records: Sequence[ProcessedRecord | None],
 ) -> dict[str, list[str]]:
@@ -336,7 +339,8 @@ def _tuned_on(
     tuned = read_thresholds(config.folder / THRESHOLDS).get(run_of(config), {})
     crops: dict[str, list[str]] = {}
     for job, record in zip(jobs, records, strict=True):
-        if record is None or job.name not in tuned:
+        # a class may have a threshold of process_config.py's own
+        if record is None or job.name not in recipe.checkpoints:
             continue
         entry = tuned[job.name]
         names = entry.get("chosen_on")

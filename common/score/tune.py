@@ -237,10 +237,11 @@ def table(found: Sequence[Tuned]) -> list[str]:
 def _check_thresholds(recipe: Recipe, path: Path) -> None:
     """Raises UserError where what is found would not count, or could not be added to the file."""
     read_thresholds(path)
-    if recipe.thresholds:
+    own = [name for name in recipe.classes if name in recipe.thresholds]
+    if own:
         raise UserError(
-            f"{recipe.path}: thresholds are set there and go before those that tune writes; "
-            "remove them"
+            f"{recipe.path}: thresholds are set there for {some(own)}, and go before those that "
+            "tune writes; remove them, or tune --classes others"
         )
 
 

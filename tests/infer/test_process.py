@@ -863,10 +863,15 @@ def test_thresholds_of_another_run_are_refused(experiment):
 
 def test_thresholds_of_process_config_go_before_tuned_ones(experiment):
     tiny = experiment()
-    tuned(tiny, mito=0.7)
+    tuned(tiny, mito=0.7, er=0.8)
     assert load_recipe(tiny.config()).threshold("mito") == 0.7
     configured(tiny, ABOVE + 'thresholds = {"mito": 0.3}')
-    assert load_recipe(tiny.config()).threshold("mito") == 0.3
+    recipe = load_recipe(tiny.config())
+    # those of the other classes stay
+    thresholds = [recipe.threshold(name) for name in ("mito", "er", "nuc")]
+    assert thresholds == [0.3, 0.8, 0.5]
+    assert list(recipe.checkpoints) == ["er"]
+    tuned(tiny, run="another/run", er=0.8)
     assert load_recipe(tiny.config()).threshold("er") == 0.5
 
 
