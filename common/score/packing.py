@@ -24,7 +24,7 @@ from common.score.judge import beside, beside_text
 CHUNK = 128
 """Voxels along an edge of a chunk."""
 
-Refuse = Callable[[Entry], None]
+Check = Callable[[Entry], None]
 
 
 def take(_: Entry) -> None:
@@ -38,7 +38,7 @@ def pack(
     say: Callable[[str], None] = print,
     *,
     partial: bool = False,
-    refuse: Refuse = take,
+    check: Check = take,
 ) -> Path:
     """Bring the volume of each entry onto its grid and write them as one zip; gives its path.
 
@@ -52,14 +52,14 @@ def pack(
         output_zip: where to write.
         say: takes a line for each volume.
         partial: pack the volumes that are there, and list the others.
-        refuse: raises UserError for a volume that is not to be packed.
+        check: raises UserError for a volume that is not to be packed.
 
     Raises:
         UserError: with everything that is wrong; then no file is left.
     """
     output = Path(output_zip)
     # hours of resampling begin when all volumes are known to be there
-    levels, lacking = _levels(entries, source_of, refuse)
+    levels, lacking = _levels(entries, source_of, check)
     if lacking and not (partial and levels):
         refuse(_refusal(lacking, entries, has_some=bool(levels)), output)
     _say_beside(levels, say)
@@ -74,13 +74,13 @@ def pack(
 
 
 def _levels(
-    entries: Sequence[Entry], source_of: Callable[[Entry], Path], refuse: Refuse
+    entries: Sequence[Entry], source_of: Callable[[Entry], Path], check: Check
 ) -> tuple[dict[Entry, Level], list[Gap]]:
     """The volume of each entry, and those that cannot be packed."""
     levels = {}
     lacking = []
     for entry in entries:
-        level = _level_of(entry, Path(source_of(entry)), refuse)
+        level = _level_of(entry, Path(source_of(entry)), check)
         if isinstance(level, Gap):
             lacking.append(level)
         else:
@@ -88,7 +88,7 @@ def _levels(
     return levels, lacking
 
 
-def _level_of(entry: Entry, path: Path, refuse: Refuse) -> Level | Gap:
+def _level_of(entry: Entry, path: Path, check: Check) -> Level | Gap:
     """The finest level of a processed volume, if it is whole and large enough."""
     if not path.is_dir():
         sentence = f"{path}: no such volume; run predict and process for it"
@@ -107,7 +107,7 @@ def _level_of(entry: Entry, path: Path, refuse: Refuse) -> Level | Gap:
         sentence = f"{path}: {short}; run predict and process for the whole crop"
         return Gap(entry, gaps.TOO_SMALL, sentence)
     try:
-        refuse(entry)
+        check(entry)
     except UserError as error:
         return Gap(entry, gaps.STALE, str(error))
     return levels[0]

@@ -61,7 +61,7 @@ def pack_results(
         raise UserError("--volumes with the path of an experiment; write one of them")
     cache = files.cache_folder()
     root = Path(volumes) if volumes else load.data_root() / "processed"
-    refuse = packing.take
+    check: packing.Check = packing.take
     fresh = None
     if config_path:
         settings = load.load_config(config_path, overrides)
@@ -71,7 +71,7 @@ def pack_results(
         from common.score.fresh import Fresh
 
         fresh = Fresh(settings)
-        refuse = fresh.refuse
+        check = fresh.refuse
     elif overrides:
         raise UserError("--set is for an experiment; write its path")
     if Path(output).suffix == ".zarr":  # as the public toolbox calls what it zips
@@ -86,7 +86,7 @@ def pack_results(
         output,
         click.echo,
         partial=partial,
-        refuse=refuse,
+        check=check,
     )
     if fresh:
         fresh.note()
