@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,8 +58,8 @@ def option_problems(values: Mapping[str, Any]) -> list[str]:
             )
         elif not all(_is_plain(value) for value in candidates):
             problems.append(
-                f"instance_options['{name}'] = {candidates!r}; write numbers, words, or lists of "
-                "numbers"
+                f"instance_options['{name}'] = {candidates!r}; write finite numbers, words, or "
+                "lists of numbers"
             )
     return problems
 
@@ -67,7 +68,9 @@ def _is_plain(value: Any) -> bool:
     """Whether a value is the same after it was written as JSON, but for tuples and lists."""
     if isinstance(value, list | tuple):
         return all(_is_plain(item) for item in value)
-    return isinstance(value, bool | int | float | str)
+    if isinstance(value, float):  # JSON has neither infinity nor NaN
+        return math.isfinite(value)
+    return isinstance(value, bool | int | str)
 
 
 def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:

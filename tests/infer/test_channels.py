@@ -97,7 +97,8 @@ def test_a_tuned_option_that_instance_func_lost_is_refused(experiment):
         ("instance_options = {'neck': [1]}", "without instance_func"),
         (DIVIDED + "instance_options = {'neck': [1]}", r"\['neck'\]: no argument .*: smallest"),
         (DIVIDED + "instance_options = {'smallest': 5}", "list of the values to try"),
-        (DIVIDED + "instance_options = {'smallest': [math]}", "write numbers, words"),
+        (DIVIDED + "instance_options = {'smallest': [math]}", "write finite numbers, words"),
+        (DIVIDED + "instance_options = {'smallest': [1.0, math.inf]}", "write finite numbers"),
     ],
 )
 def test_options_that_cannot_be_tried_stop_the_run(experiment, text, words):
