@@ -30,7 +30,7 @@ from common.data.ids import ids_file
 from common.data.input_channels import open_channel
 from common.data.level import Grid, Level, MissingChunks
 from common.data.palette import UNKNOWN, contradicts
-from common.data.placement import check_crop, check_detail
+from common.data.placement import check_crop, check_detail, slack_nm
 from common.data.raw import Raw, averaged_grid, open_raw, reduction
 from common.data.split import Row
 from common.errors import FileError, UserError
@@ -293,11 +293,13 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
 
     names = _classes_to_read(row, request)
     with_ids = told_apart(row, [name for name in request.with_ids if name in names])
-    lower, upper = label.box()
+    factor = reduction(request.target_scale, label.scale, label.shape)
+    whole = averaged_grid(label, factor)
+    kept = _within_raw(whole, label, raw.level)
+    lower, upper = label.box() if kept.shape == whole.shape else kept.box()
     margin = request.margins_nm[row.usage]
     start, stop = raw_voxels(lower - margin, upper + margin, raw.grid)
     origin = raw.grid.origin + start * raw.grid.scale
-    factor = reduction(request.target_scale, label.scale, label.shape)
     job = Decoding(
         row=row,
         names=names,
@@ -305,13 +307,32 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
         raw_start=start,
         raw_grid=Grid(origin, raw.grid.scale, tuple((stop - start).tolist())),
         label_factor=factor,
-        label_grid=averaged_grid(label, factor),
+        label_whole=whole,
+        label_grid=kept,
         missing_raw=_missing_raw(raw.level, lower, upper),
         with_ids=with_ids,
         channels=_plan_channels(row, request, raw, (lower, upper)),
         key="",
     )
     return replace(job, key=_key_of(job, label))
+
+
+def _within_raw(whole: Grid, label: Level, raw: Level) -> Grid:
+    """Return the grid of the labels that lie in the raw.
+
+    Those beyond have nothing to be learnt from: there raw is mirrored, and labels are not.
+
+    whole: of all labels, reduced. label: as they are annotated.
+    """
+    raw_lower, raw_upper = raw.box()
+    slack = slack_nm(label, raw)
+    shape = np.array(whole.shape)
+    first = np.ceil(whole.in_voxels(raw_lower - slack) - 1e-6).astype(int)
+    last = np.floor(whole.in_voxels(raw_upper + slack) + 1e-6).astype(int)
+    first = np.clip(first, 0, shape - 1)
+    last = np.clip(last, first + 1, shape)
+    kept = tuple((last - first).tolist())
+    return Grid(whole.origin + first * whole.scale, whole.scale, kept)
 
 
 def _key_of(job: Decoding, label: Level) -> str:
@@ -333,8 +354,11 @@ def _key_of(job: Decoding, label: Level) -> str:
         raw.raw_range,
         raw_stamp(raw.level, (start - along_z) * raw.factor, (stop + along_z) * raw.factor),
     ]
-    if raw.sections:  # crops that were decoded without are found as before
+    # crops that were decoded without either are found as before
+    if raw.sections:
         identity.append(["sections", raw.sections])
+    if job.label_grid.shape != job.label_whole.shape:
+        identity.append(["within raw", job.label_start.tolist(), job.label_grid.shape])
     for name in job.names:
         volume = job.row.class_volume(name)
         identity.append(stamp_of_labels(volume, label))

@@ -95,8 +95,10 @@ class Decoding:
     """The raw to be written."""
     label_factor: np.ndarray
     """(3,) number of annotated voxels along each axis that are reduced to one."""
+    label_whole: Grid
+    """All of the labels, reduced."""
     label_grid: Grid
-    """The labels to be written."""
+    """The labels to be written: those that lie in the raw."""
     missing_raw: MissingChunks
     """Chunks of raw where the labels are, and how many of them are not there."""
     with_ids: tuple[str, ...]
@@ -107,6 +109,12 @@ class Decoding:
     """Folder name in the cache: a hash of everything that the result depends on."""
     given_up: threading.Event = field(default_factory=threading.Event, compare=False)
     """Set when nobody waits for the result any more."""
+
+    @property
+    def label_start(self) -> np.ndarray:
+        """(3,) int: the first voxel to be written of all of the reduced labels."""
+        steps = (self.label_grid.origin - self.label_whole.origin) / self.label_grid.scale
+        return np.rint(steps).astype(int)
 
     def check_wanted(self) -> None:
         """Raise GivenUp if nobody waits for the result any more; asked before each long step."""
@@ -212,7 +220,7 @@ def _decode_labels(job: Decoding, folder: Path) -> None:
         for reader in readers:
             job.check_wanted()
             writer = writers.get(reader.name)
-            labels.append(_read_labels(reader, start, stop, job.label_factor, writer=writer))
+            labels.append(_read_labels(job, reader, start, stop, writer=writer))
         image.write(start, *encode_known(labels))
 
     for reader in readers:
@@ -246,11 +254,12 @@ def _matching_level(job: Decoding, name: str) -> Level:
     """
     level = ngff.open_levels(job.row.class_volume(name))[0]
     grid = averaged_grid(level, job.label_factor)
-    tolerance = 0.05 * float(job.label_grid.scale.min())
+    first = job.label_whole
+    tolerance = 0.05 * float(first.scale.min())
     fits = (
-        np.allclose(grid.origin, job.label_grid.origin, atol=tolerance)
-        and grid.shape == job.label_grid.shape
-        and np.allclose(grid.scale, job.label_grid.scale, rtol=1e-3)
+        np.allclose(grid.origin, first.origin, atol=tolerance)
+        and grid.shape == first.shape
+        and np.allclose(grid.scale, first.scale, rtol=1e-3)
     )
     if not fits:
         place = ", ".join(f"{position:g}" for position in level.translation)
@@ -273,16 +282,17 @@ class Labels(NamedTuple):
 
 
 def _read_labels(
+    job: Decoding,
     reader: LabelReader,
     start: np.ndarray,
     stop: np.ndarray,
-    factor: np.ndarray,
     *,
     writer: IdWriter | None,
 ) -> Labels:
-    """Reduced voxels start..stop-1 of a class, whose objects `writer` gets."""
-    first = start * factor
-    last = stop * factor
+    """Voxels start..stop-1 of what is written of a class, whose objects `writer` gets."""
+    factor = job.label_factor
+    first = (job.label_start + start) * factor
+    last = (job.label_start + stop) * factor
     if writer is None:
         return _reduced_labels(reader, first, reader.read(first, last), factor)
     ids, positive, unknown = reader.read_ids(first, last)

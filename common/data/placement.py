@@ -109,10 +109,9 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
             f"{crop}: voxels of {nm(label.scale)} nm, {finer:.3g} times finer than those of the "
             f"raw {raw.group}; if that is not so, {advice}"
         )
-    # half a voxel more or less is rounding, or another idea of where a voxel is
-    slack = 1.01 * np.maximum(label.scale, raw.scale)
+    slack = slack_nm(label, raw)
     if (lower < raw_lower - slack).any() or (upper > raw_upper + slack).any():
-        note_once(f"{crop}: {boxes}: what is beyond the raw is trained on mirrored raw")
+        note_once(f"{crop}: {boxes}: what is beyond the raw is left out")
     begins_apart = np.abs(lower - raw_lower) > BEGINS_WITH_RAW * label.scale
     ends_apart = np.abs(upper - raw_upper) > slack
     if not label.has_translation and (begins_apart.any() or ends_apart.any()):
@@ -122,6 +121,14 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
             f"{boxes}; write the place of that centre, also where it is 0; where it begins with "
             f"the raw that is {corner}"
         )
+
+
+def slack_nm(label: Level, raw: Level) -> np.ndarray:
+    """(3,) nm by which labels may reach beyond their raw: a voxel.
+
+    Half a voxel more or less is rounding, or another idea of where a voxel is.
+    """
+    return 1.01 * np.maximum(label.scale, raw.scale)
 
 
 def _mean_ratio(large: Vector, small: Vector) -> float:

@@ -362,14 +362,28 @@ def test_raw_thinner_than_its_margin_is_mirrored_again_and_again(tmp_path):
     np.testing.assert_array_equal(raw_within(crop, (-64, -64, 0), (19, 16, 8)), expected)
 
 
-def test_labels_that_stick_out_of_the_raw_are_kept(tmp_path):
-    row = write_crop(tmp_path, RAW, {"mito": blocks((0, 0, 0))}, label_translation=(-32, 0, 0))
-    crop = open_crop(row)
-    np.testing.assert_array_equal(volumes(crop)[0], blocks((0, 0, 0)))
-    np.testing.assert_array_equal(
-        raw_within(crop, (-32, 0, 0), (8, 8, 8)),
-        np.pad(RAW, ((4, 0), (0, 0), (0, 0)), "reflect")[:8, :8, :8],
+@pytest.mark.parametrize("finer", [1, 2])
+@pytest.mark.parametrize("with_ids", [(), ("mito",)])
+def test_labels_that_reach_beyond_the_raw_are_left_out_there(tmp_path, with_ids, finer):
+    """There raw is mirrored, and labels are not; a voxel more is taken for rounding."""
+    labels = RANDOM.integers(0, 4, (8, 8, 8)).astype(np.uint8)
+    fine = labels.repeat(finer, 0).repeat(finer, 1).repeat(finer, 2)
+    shift = (8 / finer - 8) / 2
+    row = write_crop(
+        tmp_path,
+        RAW,
+        {"mito": fine, "er": fine > 2},
+        label_scale=(8 / finer,) * 3,
+        label_translation=(-32 + shift, 120 + shift, 8 + shift),
     )
+    crop = open_crop(row, ("mito", "er"), with_ids=with_ids)
+    inside = labels[3:, :6]
+    np.testing.assert_array_equal(volumes(crop), [inside > 0, inside > 2])
+    np.testing.assert_allclose(crop.label_grid.origin, (-8, 120, 8))
+    np.testing.assert_array_equal(raw_within(crop, (0, 120, 8), (4, 5, 8)), RAW[:4, 15:, 1:9])
+    assert crop.counts.sum() == inside.size
+    if with_ids:
+        assert ((crop.ids("mito") > 1) == (inside > 0)).all()
 
 
 def test_raw_of_uint16_lies_in_0_to_1(tmp_path):

@@ -284,10 +284,10 @@ def check_alignment(
     count = np.array(geometry.label_shape) // geometry.factor
     assert (scale <= np.array(geometry.target.scale) + 1e-9).all()
     lower = np.array(geometry.label_translation) - np.array(geometry.label_scale) / 2
-    beyond = (
-        np.maximum(lower[:, None] - target, target - (lower + count * scale)[:, None])
-        / scale[:, None]
-    )
+    upper = lower + count * scale
+    # a voxel beyond the raw, which begins half a voxel before 0, is taken for rounding
+    lower = np.maximum(lower, -1.5 * np.array(geometry.raw_scale))
+    beyond = np.maximum(lower[:, None] - target, target - upper[:, None]) / scale[:, None]
     labels = labels.reshape(len(labels), -1)
     assert (labels[:, (beyond > 0.01).any(axis=0)] == -1).all()
     known = (beyond < -0.01).all(axis=0)

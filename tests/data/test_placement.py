@@ -93,7 +93,7 @@ def test_a_crop_that_reaches_beyond_the_raw_is_noted(tmp_path, capsys):
     crop_in(tmp_path, (10, 10, 10), (264, 0, 0))
     (said,) = notes(capsys)
     assert "labels at z, y, x 260 to 340, " in said and "-4 to 316" in said
-    assert said.endswith("what is beyond the raw is trained on mirrored raw")
+    assert said.endswith("what is beyond the raw is left out")
 
 
 def test_labels_much_finer_than_any_raw_are_noted(tmp_path, capsys):
