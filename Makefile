@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m cellmap_segmentation_challenge demo
 
 test: check
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # layout, lint and types
 check: $(VENV)/developed

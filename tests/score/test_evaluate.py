@@ -319,7 +319,9 @@ def test_one_crop_has_no_interval(tiny):
 
 
 @pytest.mark.slow
-def test_several_processes_give_the_same(tiny):
+def test_several_processes_give_the_same(tiny, processes, monkeypatch):
+    # which have imported what takes seconds
+    monkeypatch.setattr(workers, "get_context", lambda _: processes)
     for crop in ("crop1", "crop3"):
         for name in ("mito", "er"):
             write_processed(tiny, name, np.roll(truth(tiny, name, crop), 1, 0), crop=crop)

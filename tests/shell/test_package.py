@@ -176,19 +176,15 @@ print(len(fetch_manifest()), SEARCH_PATH)
     assert done.stdout == f"289 {root}/{{dataset}}/{{dataset}}.zarr/recon-1/{{name}}\n"
 
 
-def test_the_installed_command_trains_an_experiment_in_an_unrelated_folder(csc, experiment):
-    tiny = experiment(epochs=1)
-    done = csc("train", tiny.folder, "--data", tiny.data)
-    assert done.returncode == 0, done.stderr
-    assert (tiny.folder / "checkpoints/tiny_experiment/seed42/best.pt").is_file()
-
-
-def test_data_and_cache_are_then_looked_for_in_the_working_folder(csc, experiment, monkeypatch):
+def test_the_installed_command_trains_with_data_and_cache_of_the_working_folder(
+    csc, experiment, monkeypatch
+):
     monkeypatch.delenv("CELLMAP_CACHE")
     tiny = experiment(epochs=1)
     (tiny.folder.parent / "elsewhere" / "data").symlink_to(tiny.data)
     done = csc("train", tiny.folder)
     assert done.returncode == 0, done.stderr
+    assert (tiny.folder / "checkpoints/tiny_experiment/seed42/best.pt").is_file()
     assert list((tiny.folder.parent / "elsewhere" / "cache").rglob("raw.npy"))
 
 
