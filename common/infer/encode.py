@@ -43,10 +43,11 @@ def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> torch.Tens
 
 def has_nan(logits: torch.Tensor) -> bool:
     """Whether one of the logits is NaN."""
-    bits = _side_by_side(logits)
-    if bits is not None:
-        parts = np.array_split(bits, torch.get_num_threads())
-        largest = max(_in_threads(loops().largest_bits, parts))
+    rows = _rows(logits)
+    if rows is not None:
+        parts = np.array_split(rows.starts, torch.get_num_threads())
+        look = loops().largest_bits
+        largest = max(_in_threads(lambda starts: look(rows.bits, starts, rows.length), parts))
         return bool(largest > INFINITY[logits.dtype])
     # a sum is NaN if one of them is, and takes a tenth of the time of looking for it
     return bool(logits.sum(dtype=torch.float32).isnan() and logits.isnan().any())
@@ -143,16 +144,33 @@ def _bits(values: torch.Tensor) -> np.ndarray:
     return values.view(torch.int16).numpy().view(np.uint16)
 
 
-def _side_by_side(logits: torch.Tensor) -> np.ndarray | None:
-    """(n,) the bits of logits of 16 bits on a CPU, if they are without gaps in memory."""
-    if logits.device.type != "cpu" or logits.dtype not in INFINITY:
+@dataclass(frozen=True)
+class _Rows:
+    """Numbers of 16 bits that are side by side in memory, row by row."""
+
+    bits: np.ndarray
+    """(n,) uint16, from the first to the last, with what is between rows."""
+    starts: np.ndarray
+    """(rows,) where each begins."""
+    length: int
+
+
+def _rows(logits: torch.Tensor) -> _Rows | None:
+    """The rows of logits of 16 bits on a CPU, which may be a part of a window; else None."""
+    if logits.device.type != "cpu" or logits.dtype not in INFINITY or not logits.numel():
         return None
-    strides = logits.stride()
-    order = sorted(range(logits.ndim), key=strides.__getitem__, reverse=True)
-    in_memory = logits.permute(order)
-    if not in_memory.is_contiguous():
+    axes = sorted(zip(logits.stride(), logits.shape, strict=True))
+    length = 1
+    # the outermost is left for threads to share
+    while len(axes) > 1 and axes[0][0] == length:
+        length *= axes.pop(0)[1]
+    if length == 1:
         return None
-    return _bits(in_memory.reshape(-1))
+    starts = np.zeros(1, np.int64)
+    for stride, size in axes:
+        starts = np.add.outer(np.arange(size) * stride, starts).ravel()
+    bits = logits.as_strided((int(starts.max()) + length,), (1,))
+    return _Rows(_bits(bits), starts, length)
 
 
 def loops() -> ModuleType:

@@ -67,14 +67,16 @@ def by_ends(values, ends, below, stored):
 
 
 @compiled
-def largest_bits(bits):
+def largest_bits(bits, starts, length):
     """Return the largest of 16 bits without their sign: of NaN they are above those of infinity.
 
-    bits: (n,) uint16.
+    bits: (n,) uint16. starts: (rows,) where the rows begin that are looked at. length: of each.
     """
     largest = np.uint16(0)
-    for i in range(bits.size):
-        largest = max(largest, bits[np.uint64(i)] & SIGN_OFF)
+    for start in starts:
+        row = bits[start : start + length]
+        for i in range(row.size):
+            largest = max(largest, row[np.uint64(i)] & SIGN_OFF)
     return largest
 
 
