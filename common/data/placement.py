@@ -78,7 +78,7 @@ def check_pyramid(finest: Level, level: Level) -> None:
         raise UserError(
             f"{level.path}: at {box_text(level.grid)} nm{lacks}, and the finest level, "
             f"{finest.path.name}, at {box_text(finest.grid)} nm; levels of a volume cover one box: "
-            "correct their scale and translation in .zattrs"
+            "correct their scale and translation in its metadata"
         )
 
 
