@@ -74,19 +74,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refuse_without_gpu()
     tests = run_tests()
     print(tests, flush=True)
-    rows = {}
+    about = about_machine(options.device)
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for experiment in options.experiments:
-            rows[experiment] = in_process(case_of(experiment, options, Path(scratch)))
-            print(row(experiment, rows[experiment]), file=sys.stderr, flush=True)
-    about = about_machine(options.device)
+            found = in_process(case_of(experiment, options, Path(scratch)))
+            rows[experiment] = found
+            print(found.get("problem", row(experiment, found)), file=sys.stderr, flush=True)
+            # after each: a lent GPU may be gone before the last
+            if options.json:
+                measured_so_far = {"about": about, "tests": tests, "experiments": rows}
+                options.json.write_text(json.dumps(measured_so_far, indent=2) + "\n")
     print(table(rows, about))
-    if options.json:
-        found = {"about": about, "tests": tests, "experiments": rows}
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
     failed = [name for name, found in rows.items() if "problem" in found]
     if failed:
-        raise SystemExit("\n".join(f"{name}: {rows[name]['problem']}" for name in failed))
+        raise SystemExit(f"failed, for the reasons above: {', '.join(failed)}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -135,13 +137,15 @@ def case_of(experiment: str, options: argparse.Namespace, scratch: Path) -> Case
     from bench.reference import write_crops
     from common.config.load import load_config
 
-    voxel_size = load_config(REPOSITORY / experiment).target_array_info["scale"][0]
-    data = scratch / f"{voxel_size:g}nm"
+    config = load_config(REPOSITORY / experiment)
+    voxel_size = config.target_array_info["scale"][0]
+    patch = SMALLEST_PATCH[experiment][0] if options.quick else config.input_array_info["shape"][0]
+    # as much raw as a patch takes around a crop of a few target patches
+    raw_extent = patch + (16 if options.quick else 84)
+    data = scratch / f"{raw_extent} of {voxel_size:g} nm"
     if not data.is_dir():
-        if options.quick:
-            write_crops(data, crops=1, extent=36, raw_extent=60, voxel_size=voxel_size)
-        else:
-            write_crops(data, crops=1, extent=96, raw_extent=200, voxel_size=voxel_size)
+        extent = 36 if options.quick else 96
+        write_crops(data, crops=1, extent=extent, raw_extent=raw_extent, voxel_size=voxel_size)
     # setup_04's network is tens of times as slow
     side = options.side // 2 if experiment == "setup_04_all" and not options.quick else options.side
     return Case(
