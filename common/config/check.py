@@ -297,20 +297,25 @@ def _own_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
     return (*values.get("extra_classes", ()), *values.get("class_relations", {}))
 
 
+LARGEST_WEIGHT = 1e9
+"""Of a class or crop in drawing: the sum of weights must be a number."""
+
+
 def _sampling_weight_problems(values: Mapping[str, Any]) -> list[str]:
     problems = []
     for name, weight in values.get("class_sampling_weights", {}).items():
         if "classes" in values and name not in values["classes"]:
             problems.append(f"class_sampling_weights['{name}']: not one of classes; remove it")
-        elif not (is_a(float, weight) and 0 <= weight < math.inf):
+        elif not (is_a(float, weight) and 0 <= weight <= LARGEST_WEIGHT):
             problems.append(
-                f"class_sampling_weights['{name}'] = {weight}; write a number, 0 or more"
+                f"class_sampling_weights['{name}'] = {weight}; write a number, 0 or more, up to "
+                f"{LARGEST_WEIGHT:g}"
             )
     for pattern, weight in values.get("crop_sampling_weights", {}).items():
-        if not (is_a(float, weight) and 0 < weight < math.inf):
+        if not (is_a(float, weight) and 0 < weight <= LARGEST_WEIGHT):
             problems.append(
-                f"crop_sampling_weights['{pattern}'] = {weight}; write a number above 0 "
-                "(a crop that is never to be drawn is left out of the datasplit)"
+                f"crop_sampling_weights['{pattern}'] = {weight}; write a number above 0, up to "
+                f"{LARGEST_WEIGHT:g} (a crop that is never to be drawn is left out of the datasplit)"
             )
     return problems
 

@@ -46,6 +46,8 @@ Positive = Check(lambda value: 0 < value < math.inf, "a number above 0")
 NotNegative = Check(lambda value: 0 <= value < math.inf, "0 or more")
 Fraction = Check(lambda value: 0 <= value <= 1, "a number between 0 and 1")
 Workers = Check(lambda value: 0 <= value <= 1024, "a whole number from 0 to 1024")
+# each of them is read, whether there is a section or not
+Sections = Check(lambda value: 0 <= value <= 100, "a whole number from 0 to 100")
 BelowOne = Check(lambda value: 0 <= value < 1, "0 or a number below 1")
 # torch takes more, NumPy's Philox no negative ones
 Seed = Check(lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")

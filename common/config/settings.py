@@ -23,6 +23,7 @@ from common.config.kinds import (
     Positive,
     RawRange,
     Seed,
+    Sections,
     Sinks,
     Workers,
     one_of,
@@ -120,7 +121,7 @@ class TrainConfig:
     a volume, kept with the run, and used by predict. "values" is for networks that were trained on
     raw as it is stored, 0 to 255 of uint8, as by the public toolbox; of raw_range it gives these
     values. Changes of intensity and `augment` work on raw in [0, 1] in any case."""
-    raw_sections: Annotated[int, NotNegative] = 0
+    raw_sections: Annotated[int, Sections] = 0
     """Sections on each side, along z, with which every section of raw is averaged: 1 is the mean of
     three. Less noise, and less detail along z. Statistics of raw_normalization are those of the
     means, and predict makes the same ones. 0 leaves raw as it is."""

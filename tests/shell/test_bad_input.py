@@ -95,6 +95,8 @@ def test_a_wrong_type(experiment, fails):
         ("num_workers=100000", ["num_workers = 100000; write a whole number from 0 to 1024"]),
         ("batch_size=1000000000", ["batch_size = 1000000000 of patches of", "write a smaller one"]),
         ("input_array_info.shape=(100000,100000,100000)", ["a patch of 100000 x 100000 x 100000"]),
+        ("raw_sections=1000000", ["raw_sections = 1000000; write a whole number from 0 to 100"]),
+        ("crop_sampling_weights.tiny/*=1e308", ["= 1e+308; write a number above 0, up to 1e+09"]),
         ("ema_decay=1", ["ema_decay = 1", "write 0 or a number below 1"]),
     ],
 )
