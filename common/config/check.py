@@ -315,7 +315,7 @@ def _sampling_weight_problems(values: Mapping[str, Any]) -> list[str]:
         if not (is_a(float, weight) and 0 < weight <= LARGEST_WEIGHT):
             problems.append(
                 f"crop_sampling_weights['{pattern}'] = {weight}; write a number above 0, up to "
-                f"{LARGEST_WEIGHT:g} (a crop that is never to be drawn is left out of the datasplit)"
+                f"{LARGEST_WEIGHT:g} (a crop that is never to be drawn is left out of the split)"
             )
     return problems
 
