@@ -30,6 +30,9 @@ WRITE_EVERY_S = 5.0
 SAY_EVERY_S = 60.0
 """Seconds between two lines where no progress bar is shown."""
 
+DEEPEST = 6
+"""Folders down from an experiment to a class: predictions/{model}/{run}/{dataset}/{box}/{class}."""
+
 MOST_TOLD = 10
 """Blocks that failed, of which the command line tells."""
 
@@ -146,15 +149,24 @@ def status(out: str | Path) -> list[str]:
 
 
 def _boxes(root: Path) -> set[Path]:
-    """Folders of boxes at or under a folder."""
+    """Folders of boxes at or under a folder, as far down as an experiment has them."""
     found = set()
-    for depth in range(4):
-        for path in root.glob("/".join(["*"] * depth + [".zattrs"])):
-            if _record(path.parent) is not None:
-                found.add(path.parent.parent)
-        for path in root.glob("/".join(["*"] * depth + [LOCK])):
-            found.add(path.parent)
+    level = [root]
+    for _ in range(DEEPEST + 1):
+        below: list[Path] = []
+        for folder in level:
+            if (folder / LOCK).exists():
+                found.add(folder)
+            if _record(folder) is not None:
+                found.add(folder.parent)
+            elif not (folder / ".zarray").exists():  # whose folders are chunks, millions of them
+                below += [path for path in folder.iterdir() if _is_plain_folder(path)]
+        level = below
     return found
+
+
+def _is_plain_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
 
 
 def _record(group: Path) -> Any:

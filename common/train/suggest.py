@@ -1,8 +1,9 @@
 """Suggest a patch shape, a batch size and a number of workers for an experiment on this machine.
 
-As in nnU-Net (Isensee et al., Nature Methods 2021), the patch is chosen first, as large as crops
-and memory allow, then the batch size. No setting is changed: a suggestion is a value, the current
-value, and a reason.
+As in nnU-Net (Isensee et al., Nature Methods 2021), the patch is chosen first, then the batch size.
+Where a network loses voxels at the border, the patch is as large as crops and memory allow; else
+it is the experiment's own, since many small patches teach more than few large ones. No setting is
+changed: a suggestion is a value, the current value, and a reason.
 """
 
 from __future__ import annotations
@@ -173,7 +174,8 @@ def suggest_patch(
     """Input and target shape: the largest whose target three of four crops can fill.
 
     Two patches fit into `memory` bytes. It is reached from the input shape of the experiment in
-    steps that the network takes; that one if it takes no other.
+    steps that the network takes; that one if it takes no other, or if the network is padded and
+    it fits.
     """
     start = tuple(config.input_array_info["shape"])
     scale = np.array(config.input_array_info["scale"])
@@ -188,8 +190,22 @@ def suggest_patch(
         in_raw = (shape * scale <= raw_extent)[wide].all()
         return bool(in_crops and in_raw and network.training_bytes(shape, LEAST_BATCH) <= memory)
 
-    best = _grow(start, network, fits) if fits(start) else _shrink(start, network, fits)
+    if not fits(start):
+        best = _shrink(start, network, fits)
+    elif _is_padded(start, network.output(start)):
+        best = start
+    else:
+        best = _grow(start, network, fits)
     return best, network.output(best)
+
+
+def _is_padded(shape: Shape, output: Shape) -> bool:
+    """Whether a network gives as many voxels as it is given.
+
+    A larger patch then saves no border. In as many steps 8 patches of 32^3 gave an IoU of 0.56 where
+    2 of 64^3, with twice the voxels, gave 0.52: docs/explanation/recipe.md.
+    """
+    return tuple(output) == tuple(shape)
 
 
 def _grow(start: Shape, network: Shapes, fits: Callable[[Shape], bool]) -> Shape:
@@ -237,6 +253,8 @@ def _patch_suggestions(
         f"target covers {covered} nm; {learnt:.0%} as many voxels are learnt from as are read, "
         f"{learnt_now:.0%} now"
     )
+    if _is_padded(shape, output):
+        why += "; a larger patch would save no border, and many small ones teach more"
     fractions = {}
     for name, sides in facts.classes.items():
         fraction = sides["train"].fraction
@@ -262,6 +280,10 @@ def _batch_suggestion(
     size = 1
     while 2 * size <= most and network.training_bytes(shape, 2 * size) <= machine.memory:
         size *= 2
+    of_experiment = config.batch_size
+    is_kept = tuple(config.input_array_info["shape"]) == tuple(shape)
+    if is_kept and network.training_bytes(shape, of_experiment) <= machine.memory:
+        size = max(size, of_experiment)
     need = network.training_bytes(shape, size)
     why = (
         f"a step with it takes about {need / 1e9:.1f} GB of the {machine.memory / 1e9:.1f} GB "
@@ -269,9 +291,9 @@ def _batch_suggestion(
     )
     if need > machine.memory:
         why += "; it does not fit, use a smaller patch"
-    elif size == most and kind == "cpu":
+    elif size >= most and kind == "cpu":
         why += "; more would take a CPU in proportion longer, and a single patch learns worse"
-    elif size == most:
+    elif size >= most:
         why += "; more would make a step longer, not better"
     else:
         why += f"; {2 * size} take {network.training_bytes(shape, 2 * size) / 1e9:.1f} GB"

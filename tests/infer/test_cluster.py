@@ -176,7 +176,8 @@ def test_a_block_that_fails_is_told_with_its_box_and_the_others_are_done(tiny):
     (tiny.folder / "fail").unlink()
     assert works(predict(tiny, "--workers", "1")) == folder
     np.testing.assert_array_equal(values(folder), wanted)
-    assert "3 classes done" in call(["status", str(folder)])[1]
+    for place in (folder / "mito", folder, tiny.folder / "predictions", tiny.folder):
+        assert f"{folder}: 3 classes done" in call(["status", str(place)])[1]
 
 
 def when_it_joins(monkeypatch, act: Callable[[str], None]) -> None:

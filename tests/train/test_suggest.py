@@ -25,6 +25,9 @@ UNET = {
 }
 
 
+SHAPES = ("input_array_info", "target_array_info")
+
+
 def run(tiny, **options) -> tuple[Fingerprint, list[str]]:
     """The fingerprint of an experiment, and the lines that were said."""
     said: list[str] = []
@@ -91,6 +94,28 @@ def test_the_patch_stops_where_the_network_does(experiment):
         """
     tiny = experiment(files={"model.py": model})
     assert suggested(tiny)["input_array_info.shape"].value == [24] * 3
+
+
+def test_a_padded_network_keeps_the_patch_and_the_batch_of_its_experiment(experiment, monkeypatch):
+    """A larger patch would save no border; a CPU takes as many patches as the experiment says."""
+    model = """
+        from torch import nn
+
+
+        def build_model(classes):
+            return nn.Conv3d(1, len(classes), 3, padding=1)
+        """
+    sizes = {name: {"shape": (16,) * 3, "scale": (8,) * 3} for name in SHAPES}
+    tiny = experiment(files={"model.py": model}, batch_size=6, **sizes)
+    suggestions = suggested(tiny)
+    assert suggestions["input_array_info.shape"].value == [16] * 3
+    assert "a larger patch would save no border" in suggestions["input_array_info.shape"].why
+    assert suggestions["batch_size"].value == 6
+    model = tiny.config().build_model(tiny.config().classes)
+    shapes = Shapes(model, lambda network, raw: network(raw))
+    free = shapes.training_bytes((16,) * 3, 5) / suggest.MEMORY_FRACTION / 1e9
+    monkeypatch.setattr(runtime, "free_memory_gb", lambda _: free)
+    assert suggested(tiny)["batch_size"].value == 2
 
 
 def test_patch_and_batch_fit_the_memory_that_is_free(experiment, monkeypatch):
