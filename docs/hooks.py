@@ -42,6 +42,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return markdown
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Leave empty what mkdocs-click writes of an option without a default since click 8.3."""
+    return html.replace("<code>Sentinel.UNSET</code>", "")
+
+
 def settings_table(table: type) -> str:
     """A Markdown table of the settings of a configuration: name, default, meaning."""
     from common.config.settings import describe

@@ -334,3 +334,4 @@ def test_the_pages_build_without_a_warning(tmp_path):
     commands = (tmp_path / "reference" / "commands" / "index.html").read_text()
     for name in cli.commands:
         assert f"csc {name}" in commands, name
+    assert "Sentinel" not in commands  # how click marks an option without a default

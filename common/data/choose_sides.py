@@ -331,6 +331,12 @@ def _check_several(pool: _Pool, by: str) -> None:
     """Raises UserError if there is only one group to put on two sides."""
     if pool.usable_groups > 1:
         return
+    if pool.usable.sum() == 1:
+        raise UserError(
+            f"only {pool.crops[int(pool.usable.argmax())].path} fits, and a crop is on one side; add "
+            "crops (import-data --blocks makes several of one), or train on all "
+            "(--validation-fraction 0)"
+        )
     what = {
         "specimen": "specimen; split it by crop (--group-by crop)",
         "dataset": "dataset; split it by crop (--group-by crop)",

@@ -252,15 +252,16 @@ def leaks(sides: Sides) -> list[str]:
 def shared_specimens(sides: Sides) -> list[str]:
     """A sentence about the specimens that train and validate, if there are any."""
     train = {crop.specimen for crop in _of(sides, "train")}
-    shared = train & {crop.specimen for crop in _of(sides, "validate")}
+    validate = {crop.specimen for crop in _of(sides, "validate")}
+    shared = train & validate
     if not shared:
         return []
     names = talk.some(sorted(shared, key=natural_key), most=5)
     found = talk.count(len(shared), "specimen trains and validates", "specimens train and validate")
-    return [
-        f"{found}, which makes the validation look better than new specimens will: {names}; "
-        "make-datasplit --group-by specimen keeps them apart"
-    ]
+    sentence = f"{found}, which makes the validation look better than new specimens will: {names}"
+    if len(train | validate) > 1:
+        sentence += "; make-datasplit --group-by specimen keeps them apart"
+    return [sentence]
 
 
 def _leaks_into_test(test: Sequence[CropInfo], others: Sequence[CropInfo]) -> list[str]:

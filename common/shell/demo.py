@@ -66,6 +66,8 @@ def demo(
     picture = output / f"{name}.png"
     draw(load_config(experiment, settings), picture)
     print(f"raw, truth, predictions and processed volumes of the validation crops: {picture}")
+    own = command_line("import-data", "RAW", dataset="NAME", labels="CLASS=FILE")
+    say(f"next, on your own data (docs/own_data.md): {own}")
     return picture
 
 

@@ -198,6 +198,11 @@ def test_one_specimen_cannot_be_split_by_specimen():
         choose([crop("d", "a"), crop("d", "b")], scale=None, by="crop")
 
 
+def test_one_crop_is_not_told_to_be_split_by_crop():
+    with pytest.raises(UserError, match=r"only s-1/a fits, .*import-data --blocks.*fraction 0"):
+        choose([crop("s-1", "a")], by="specimen")
+
+
 def test_nothing_that_fits_is_an_error():
     with pytest.raises(UserError, match=r"no crop of 2 fits .*as fine as 4 nm"):
         choose(specimens([["mito"], ["er"]]), scale=(4, 4, 4))

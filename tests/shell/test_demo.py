@@ -53,7 +53,9 @@ def test_another_example_is_shown_under_its_name(run, experiment, tmp_path, caps
     other = experiment("other", epochs=5)
     picture = demo.demo(tmp_path / "out", 0, other.folder, ["epochs=1"])
     assert picture == tmp_path / "out" / "other.png" and picture.is_file()
-    assert "done after epoch 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "done after epoch 1" in said
+    assert said.strip().endswith("import-data RAW --dataset NAME --labels CLASS=FILE")
     with pytest.raises(UserError, match=r"nowhere: no such folder; write one of"):
         demo.demo(tmp_path / "out", 0, tmp_path / "nowhere")
 
