@@ -276,15 +276,17 @@ def _remarks(path: Path, recipe: Recipe, found: Sequence[Tuned]) -> list[str]:
 
 
 def _everywhere(found: Sequence[Tuned]) -> list[str]:
-    """A note for each class that its threshold makes positive nearly everywhere, or nowhere."""
+    """A note of the classes that their thresholds make positive nearly everywhere, or nowhere."""
+    full = [one for one in found if one.found >= EVERYWHERE and one.annotated < FULL]
+    empty = [one for one in found if not one.found]
     notes = []
-    for one in found:
-        is_full = one.found >= EVERYWHERE and one.annotated < FULL
-        if is_full or not one.found:
+    for classes, where in ((full, "in nearly all voxels"), (empty, "in no voxel")):
+        if classes:
+            each = [f"{one.name} ({one.threshold:g}; {one.annotated:.1%})" for one in classes]
             notes.append(
-                f"note: {one.name}: at its threshold of {one.threshold:g} {one.found:.1%} of the "
-                f"voxels of these crops are positive, and {one.annotated:.1%} of the annotation: "
-                "no threshold tells this class from the rest. Train longer before it is used"
+                f"note: positive {where} of these crops at the best threshold (it, and what is "
+                f"annotated): {', '.join(each)}. No threshold tells these from the rest: train "
+                "longer before they are used"
             )
     return notes
 

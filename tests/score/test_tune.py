@@ -389,8 +389,17 @@ def test_a_class_that_its_threshold_makes_positive_everywhere_is_told(tiny):
     found = choose(tiny, classes=("er", "nuc"), say=said.append)
     assert found["er"].threshold < 0.3 and found["er"].found == 1
     (note,) = [line for line in said if line.startswith("note")]
-    assert note.startswith(f"note: er: at its threshold of {found['er'].threshold:g} 100.0% of the")
-    assert f"{er.mean():.1%} of the annotation" in note
+    of_er = f"er ({found['er'].threshold:g}; {er.mean():.1%})"
+    assert note.startswith("note: positive in nearly all voxels") and of_er in note
+
+
+def test_classes_that_no_threshold_finds_are_told_in_one_note(tiny):
+    for name in ("er", "nuc"):
+        write_prediction(tiny, name, np.zeros((24, 24, 24), np.float32))
+    said = []
+    choose(tiny, classes=("er", "nuc"), say=said.append)
+    (note,) = [line for line in said if line.startswith("note: positive in no voxel")]
+    assert "er (0.5; " in note and "nuc (0.5; " in note
 
 
 def test_a_prediction_half_a_voxel_beside_the_annotation_is_told(tiny):
