@@ -58,10 +58,11 @@ def _note_everywhere(scores: Scores, say: Callable[[str], None]) -> None:
         for name, score in classes.items():
             if score.voxels and judge.is_everywhere(score.voxels, score.shape):
                 found.setdefault(name, []).append(crop)
-    for name, crops in found.items():
+    if found:
+        each = [f"{name} ({some(crops, 2)})" for name, crops in found.items()]
         say(
-            f"note: {name} is found in nearly all voxels of {some(crops, 4)}, and annotated in a "
-            "part of them: look at the pictures (visualize), and at its threshold"
+            f"note: found in nearly all voxels, and annotated in a part of them: {', '.join(each)}; "
+            "look at the pictures (visualize), and at thresholds"
         )
 
 

@@ -444,7 +444,7 @@ def test_a_class_that_is_found_everywhere_and_annotated_in_a_part_is_told(tiny):
     said = []
     scored(tiny, classes=("er",), say=said.append)
     (note,) = [text for text in said if text.startswith("note")]
-    assert "er is found in nearly all voxels of tiny/crop3" in note
+    assert "found in nearly all voxels, and annotated in a part of them: er (tiny/crop3);" in note
     write_truth(tiny, "er", everywhere)
     said = []
     scored(tiny, classes=("er",), say=said.append)
