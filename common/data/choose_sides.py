@@ -333,8 +333,8 @@ def _check_several(pool: _Pool, by: str) -> None:
         return
     if pool.usable.sum() == 1:
         raise UserError(
-            f"only {pool.crops[int(pool.usable.argmax())].path} fits, and a crop is on one side; add "
-            "crops (import-data --blocks makes several of one), or train on all "
+            f"only {pool.crops[int(pool.usable.argmax())].path} fits, and a crop is on one side; "
+            "add crops (import-data --blocks makes several of one), or train on all "
             "(--validation-fraction 0)"
         )
     what = {

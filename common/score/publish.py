@@ -61,8 +61,8 @@ def _note_everywhere(scores: Scores, say: Callable[[str], None]) -> None:
     if found:
         each = [f"{name} ({some(crops, 2)})" for name, crops in found.items()]
         say(
-            f"note: found in nearly all voxels, and annotated in a part of them: {', '.join(each)}; "
-            "look at the pictures (visualize), and at thresholds"
+            "note: found in nearly all voxels, and annotated in a part of them: "
+            f"{', '.join(each)}; look at the pictures (visualize), and at thresholds"
         )
 
 

@@ -202,8 +202,8 @@ def suggest_patch(
 def _is_padded(shape: Shape, output: Shape) -> bool:
     """Whether a network gives as many voxels as it is given.
 
-    A larger patch then saves no border. In as many steps 8 patches of 32^3 gave an IoU of 0.56 where
-    2 of 64^3, with twice the voxels, gave 0.52: docs/explanation/recipe.md.
+    A larger patch then saves no border. In as many steps 8 patches of 32^3 gave an IoU of 0.56
+    where 2 of 64^3, with twice the voxels, gave 0.52: docs/explanation/recipe.md.
     """
     return tuple(output) == tuple(shape)
 
