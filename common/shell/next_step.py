@@ -9,10 +9,12 @@ import click
 from common.talk import command_line, say
 
 
-def say_next(command: str) -> None:
+def say_next(command: str, **more: Any) -> None:
     """Say which command follows the one that runs, for the same experiment, boxes and data.
 
     What differs from the defaults is said again where the next one takes it, too.
+
+    more: further options of the next one.
     """
     context = click.get_current_context()
     assert context.parent is not None
@@ -25,7 +27,7 @@ def say_next(command: str) -> None:
         is_default = value in (None, (), False, param.default)
         if isinstance(param, click.Option) and param.name in taken and not is_default:
             options[param.opts[0].lstrip("-")] = _typed(param, value)
-    line = command_line(command, context.params["config_path"], **options)
+    line = command_line(command, context.params["config_path"], **options, **more)
     say(f"next: {line}")
 
 

@@ -31,6 +31,16 @@ def test_the_next_command_is_of_the_same_experiment_boxes_and_data(capsys, words
     assert said == f"next: python -m cellmap_segmentation_challenge {line}\n"
 
 
+def test_the_next_command_may_have_options_of_its_own(capsys):
+    evaluate = cli.commands["evaluate"]
+    with (
+        cli.make_context("csc", ["evaluate", "mine"]) as context,
+        evaluate.make_context("evaluate", ["mine"], parent=context),
+    ):
+        next_step.say_next("visualize", png="pictures")
+    assert capsys.readouterr().err.endswith("visualize mine --png pictures\n")
+
+
 def test_a_run_ends_with_the_command_that_follows(experiment, run):
     tiny = experiment(epochs=1)
     code, _, error = run("train", tiny.folder, "--data", tiny.data)

@@ -158,8 +158,10 @@ def process(config_path: str, *, time_limit: float, **given: Any) -> None:
         click.echo(folder)
     if given["volume"] and folders:
         talk.say(f"next: {talk.command_line('export', folders[0], 'results', format='tiff')}")
+    elif given["crops"] == "test":
+        say_next("visualize", png=PICTURES)
     else:
-        say_next("visualize" if given["crops"] == "test" else "evaluate")
+        say_next("evaluate")
 
 
 @command()
@@ -281,7 +283,10 @@ def evaluate(
                 **how,
             )
     if config_path:
-        say_next("visualize")
+        say_next("visualize", png=PICTURES)
 
+
+PICTURES = "pictures"
+"""A folder, since a viewer in the browser takes the extra `viewer`."""
 
 EVALUATE = "evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR"
