@@ -20,8 +20,8 @@ PANEL = 512
 ENLARGED = 360
 """Pixels that an enlarged panel should have."""
 
-NARROWEST = 480
-"""Pixels of a picture's width, at least: the title must be read."""
+NARROWEST = 640
+"""Pixels of a picture's width, at least: title and heads of columns must be read."""
 
 DEPTHS = (0.25, 0.5, 0.75)
 """Which z slices of a crop are shown, as fractions of its depth."""
@@ -247,7 +247,9 @@ def _panels(columns: Sequence[Sequence[Picture]], grid: Grid) -> Picture:
         rows.append([figures.enlarged(image, times) for image in images])
     first = rows[0]
     first[0] = figures.scale_bar(first[0], grid.scale[2] / times)
-    beside = [figures.beside(row, background=WHITE) for row in rows]
+    widest = max(first[0].shape[1], NARROWEST // len(columns))
+    wide = [[_widened(image, widest) for image in row] for row in rows]
+    beside = [figures.beside(row, background=WHITE) for row in wide]
     return figures.above(beside, background=WHITE)
 
 

@@ -431,7 +431,7 @@ def _refuse_others(job: Import, link: bool) -> None:
         stands = read_link(job.group)
         if stands == job.excerpt and link:
             return
-        what = f"a link to {stands.source}"
+        what = f"a link to {stands.source}, in another way or place"
     else:
         attributes = read_attributes(job.group)
         record = attributes.get(IMPORTED)
@@ -439,9 +439,11 @@ def _refuse_others(job: Import, link: bool) -> None:
         is_begun = record is not None and UNFINISHED in attributes
         if is_begun or (record == job.excerpt.record and not link):
             return
-        what = f"written from {record['from']}" if isinstance(record, dict) else "not imported"
+        what = "not written by import-data"
+        if isinstance(record, dict):
+            what = f"written from {record['from']}, in another way or place"
     instead = f", or, to add labels, write {job.group} for RAW" if job.is_raw else ""
     raise UserError(
-        f"{job.group}: there already, {what}, in another way or place; take another --dataset, "
+        f"{job.group}: there already, {what}; take another --dataset, "
         f"write --overwrite to replace it{instead}"
     )
