@@ -201,7 +201,7 @@ def test_workers_predict_the_planes_of_their_caller(experiment):
     assert parts.source_of(network, config, ()).planes == "own"
     network = planes.with_planes(network, "all")
     source = parts.source_of(network, config, ())
-    assert source.planes == "all" and len(source.weights) == 1
+    assert source.planes == "auto" and len(source.weights) == 1
     again, _ = parts._network_of(source)
     assert [each.window for each in again.planes] == [each.window for each in network.planes]
     assert [each.flat for each in again.planes] == [0, 1, 2]
