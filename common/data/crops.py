@@ -35,6 +35,7 @@ from common.data.raw import Raw, averaged_grid, open_raw, reduction
 from common.data.split import Row
 from common.errors import FileError, UserError
 from common.files import key_of
+from common.provenance import usable_cores
 from common.talk import nm, progress
 
 EXTRA_VOXELS = (1, 2)
@@ -261,7 +262,7 @@ def _for_each(
 @contextlib.contextmanager
 def _threads(given_up: threading.Event) -> Iterator[ThreadPoolExecutor]:
     """Threads that are done when the block ends; where an error ends it, as soon as they can be."""
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(8, usable_cores()))
     try:
         yield pool
     except BaseException:

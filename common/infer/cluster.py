@@ -28,6 +28,7 @@ from common.errors import Busy, FileError, UserError
 from common.files import REPOSITORY, alone, write_json
 from common.infer.crew import Crew, never
 from common.infer.engine import Engine
+from common.provenance import usable_cores
 from common.talk import count, note, say
 
 SECURITY = (
@@ -289,8 +290,7 @@ def _worker_options(workers: int, scratch: str | None = None) -> list[dict[str, 
     devices = _devices()
     if devices and workers > len(devices):
         note(f"{count(workers, 'worker')} share {count(len(devices), 'GPU')}")
-    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
-    threads = max(1, (cores or 1) // workers)
+    threads = max(1, usable_cores() // workers)
     options = []
     for number in range(workers):
         env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}

@@ -114,9 +114,7 @@ def init(
     _refuse(config, threshold)
     path = _datasplit_to_write(config)
     rows = _rows(config)
-    training = [row for row in rows if row.usage == "train"]
-    split.check_files(training)
-    _refuse_masks(config, training)
+    _check_training(config, rows)
     found = members_module.find(config.classes, members or config_path, overrides, data)
     members_module.refuse_judges(found, rows)
     members_module.note_other_voxels(found, config)
@@ -124,6 +122,13 @@ def init(
         joint = Joint(config, found, threshold, path, overwrite=overwrite, stopped=stopped)
         _join(joint, rows, selective=selective)
     return path
+
+
+def _check_training(config: TrainConfig, rows: Sequence[Row]) -> None:
+    """Raises UserError for training crops that are not there, and for masks without ids."""
+    training = [row for row in rows if row.usage == "train"]
+    split.check_files(training)
+    _refuse_masks(config, training)
 
 
 def _rows(config: TrainConfig) -> list[Row]:

@@ -143,38 +143,55 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
     Raises:
         UserError: where the network, or what it must be given, is not that of the checkpoint.
     """
-    is_whole = checkpoint.is_whole(saved)
-    if is_whole:
-        checkpoint.refuse_other_classes(path, saved, config.channels)
-        _refuse_other_input(path, saved["settings"], config)
-        note_other_code(path, saved, config)
-    device = runtime.pick_device(config.device)
+    if not checkpoint.is_whole(saved):
+        return _of_weights_alone(config, path, saved)
+    checkpoint.refuse_other_classes(path, saved, config.channels)
+    _refuse_other_input(path, saved["settings"], config)
+    note_other_code(path, saved, config)
+    model = _untrained(config)
+    checkpoint.load_weights(model, saved, path)
+    forward = _forward(config)
+    network = network_of(
+        config,
+        model.eval(),
+        forward,
+        record=_record(config, path, saved, forward.precision.name),
+        scalings=checkpoint.scalings_in(saved),
+    )
+    return replace(network, networks_of_channels=_networks_of_channels(saved))
+
+
+def _of_weights_alone(config: TrainConfig, path: Path, saved: Any) -> Network:
+    """The same with weights of another trainer, for which the experiment's settings are taken."""
+    model = _untrained(config)
+    weights_file.load_weights(model, saved, path)
+    note(
+        f"{path}: weights without settings; that they were trained for {some(config.channels)}, in "
+        f"this order, on raw of {nm(config.input_array_info['scale'])} nm {_given(config)}, is "
+        "taken from the experiment"
+    )
+    unlike = seen_range.notice(config, model)
+    if unlike:
+        note(f"{path}: {unlike}")
+    forward = _forward(config)
+    record = _record(config, path, {}, forward.precision.name)
+    record = replace(record, assumed=_assumed(config))
+    return network_of(config, model.eval(), forward, record=record, scalings={})
+
+
+def _untrained(config: TrainConfig) -> torch.nn.Module:
+    """The network of an experiment, for weights that are there already."""
     with published.replaced():
-        model = build.build_model(config, device)
-    if is_whole:
-        checkpoint.load_weights(model, saved, path)
-    else:
-        weights_file.load_weights(model, saved, path)
-        note(
-            f"{path}: weights without settings; that they were trained for "
-            f"{some(config.channels)}, in this order, on raw of "
-            f"{nm(config.input_array_info['scale'])} nm {_given(config)}, is taken from the "
-            "experiment"
-        )
-        unlike = seen_range.notice(config, model)
-        if unlike:
-            note(f"{path}: {unlike}")
-    forward = ForwardPass(
+        return build.build_model(config, runtime.pick_device(config.device))
+
+
+def _forward(config: TrainConfig) -> ForwardPass:
+    device = runtime.pick_device(config.device)
+    return ForwardPass(
         runtime.pick_precision(config.precision, device),
         config.channels_last,
         exclusive=exclusive_channels(config),
     )
-    record = _record(config, path, saved if is_whole else {}, forward.precision.name)
-    if not is_whole:
-        record = replace(record, assumed=_assumed(config))
-    scalings = checkpoint.scalings_in(saved) if is_whole else {}
-    network = network_of(config, model.eval(), forward, record=record, scalings=scalings)
-    return replace(network, networks_of_channels=_networks_of_channels(saved if is_whole else {}))
 
 
 def _assumed(config: TrainConfig) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -34,11 +33,11 @@ from common.infer.network import Network
 from common.infer.plan import BlockPlan, in_same_blocks, plan_blocks
 from common.infer.status import Progress
 from common.infer.writer import ClassVolume, open_class
-from common.provenance import now
+from common.provenance import now, usable_cores
 from common.talk import count, progress, voxels
 
 # Blosc lets go of the interpreter's lock, so threads compress side by side
-WRITERS = min(16, max(4, os.cpu_count() or 1))
+WRITERS = min(16, max(4, usable_cores()))
 """Threads that compress and write; more than two cores, as some of them wait for the disk."""
 
 # each waits in memory with all of its classes: more would only move the disk's backlog there. On a

@@ -64,16 +64,7 @@ def build_vgg16(
         FileError: if the weights are neither in the cache nor can be downloaded.
         UserError: for weights or stages that are none, and for another number of channels.
     """
-    if weights not in (IMAGENET, RANDOM):
-        raise UserError(f"weights = {weights!r}; write {IMAGENET} or {RANDOM}")
-    if not 1 <= stages <= len(STAGES):
-        raise UserError(f"stages = {stages}; write 1 to {len(STAGES)}")
-    if in_channels not in (1, len(MEAN)):
-        raise UserError(
-            f"an input of {in_channels} channels, raw and {in_channels - 1} of input_channels, for "
-            f"VGG16, whose encoder has {len(MEAN)}: name two input_channels, or none, of which raw "
-            "is repeated"
-        )
+    _check(weights, stages, in_channels)
     model = VGG16UNet(len(classes), stages)
     if weights == IMAGENET:
         if published.are_wanted():
@@ -84,6 +75,20 @@ def build_vgg16(
     for parameter in model.encoder.parameters():
         parameter.requires_grad_(not freeze_encoder)
     return model
+
+
+def _check(weights: str, stages: int, in_channels: int) -> None:
+    """Raises UserError, as `build_vgg16` says."""
+    if weights not in (IMAGENET, RANDOM):
+        raise UserError(f"weights = {weights!r}; write {IMAGENET} or {RANDOM}")
+    if not 1 <= stages <= len(STAGES):
+        raise UserError(f"stages = {stages}; write 1 to {len(STAGES)}")
+    if in_channels not in (1, len(MEAN)):
+        raise UserError(
+            f"an input of {in_channels} channels, raw and {in_channels - 1} of input_channels, for "
+            f"VGG16, whose encoder has {len(MEAN)}: name two input_channels, or none, of which raw "
+            "is repeated"
+        )
 
 
 class VGG16UNet(nn.Module):

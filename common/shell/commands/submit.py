@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,8 +58,7 @@ def pack_results(
     from common.data import manifest
     from common.score import packing
 
-    if config_path and volumes:
-        raise UserError("--volumes with the path of an experiment; write one of them")
+    _refuse_both(config_path, volumes, overrides)
     cache = files.cache_folder()
     root = Path(volumes) if volumes else load.data_root() / "processed"
     check: packing.Check = packing.take
@@ -72,18 +72,12 @@ def pack_results(
 
         fresh = Fresh(settings)
         check = fresh.refuse
-    elif overrides:
-        raise UserError("--set is for an experiment; write its path")
-    if Path(output).suffix == ".zarr":  # as the public toolbox calls what it zips
-        output = str(Path(output).with_suffix(".zip"))
-        talk.note(f"{output}: the zip alone is written, no store beside it")
     if not manifest_path:
         manifest_path = str(manifest.fetch(cache, say=click.echo))
-    entries = manifest.read(manifest_path)
     packed = packing.pack(
-        entries,
+        manifest.read(manifest_path),
         lambda entry: root / f"{entry.dataset}.zarr" / entry.path,
-        output,
+        _as_zip(output),
         click.echo,
         partial=partial,
         check=check,
@@ -91,6 +85,23 @@ def pack_results(
     if fresh:
         fresh.note()
     click.echo(packed)
+
+
+def _refuse_both(config_path: str | None, volumes: str | None, overrides: Sequence[str]) -> None:
+    """Raises UserError for what does not go together."""
+    if config_path and volumes:
+        raise UserError("--volumes with the path of an experiment; write one of them")
+    if overrides and not config_path:
+        raise UserError("--set is for an experiment; write its path")
+
+
+def _as_zip(output: str) -> str:
+    """The path of the zip; the public toolbox calls by .zarr what it zips."""
+    if Path(output).suffix != ".zarr":
+        return output
+    path = str(Path(output).with_suffix(".zip"))
+    talk.note(f"{path}: the zip alone is written, no store beside it")
+    return path
 
 
 @command("check-submission")
