@@ -66,11 +66,11 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
 
 def _own(loss: nn.Module, config: TrainConfig) -> nn.Module:
     """Return a loss that this run alone has: what it counts must not change a recorded setting."""
-    if loss is not config.criterion:
-        return loss
     try:
         return copy.deepcopy(loss)
     except Exception as error:  # each part of a module says it in its own way
+        if loss is not config.criterion:
+            return loss  # made of a class for this run; what cannot be copied is in its arguments
         name = type(loss).__name__
         reason = str(error).partition("\n")[0]
         raise UserError(

@@ -243,7 +243,7 @@ def test_a_crop_without_a_class_goes_with_those_that_it_overlaps():
 def test_overlaps_are_told_and_the_only_specimen_is_not(monkeypatch, experiment):
     one, other = crop("cell"), crop("cell", "crop2")
     sides = [("train", one), ("validate", other)]
-    monkeypatch.setattr(fingerprint, "measure_crops", lambda _: ([], []))
+    monkeypatch.setattr("common.shell.new_own.measure_crops", lambda _: ([], []))
     facts = SimpleNamespace(findings=make_split.leaks(sides))
     monkeypatch.setattr(fingerprint, "describe", lambda *_: facts)
     tiny = experiment()

@@ -224,7 +224,7 @@ def test_own_augmentation_changes_what_is_learnt_and_a_run_with_it_can_be_repeat
 
 def test_own_augmentation_that_gives_another_shape_is_refused_before_data_are_decoded(experiment):
     tiny = experiment(text="def augment(raw, generator):\n    return raw[0]")
-    with pytest.raises(UserError, match=r"augment gave \(20, 20, 20\)"):
+    with pytest.raises(UserError, match=r"augment: gave \(20, 20, 20\)"):
         tiny.train()
     assert not tiny.config().path("cache_path").exists()
 
