@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import zarr
+from numcodecs import blosc
 
 from common.classes import atoms_of
 from common.data import ngff, pseudo, regrid
@@ -74,6 +76,21 @@ class Completed:
         return f"{before:.1%} of the labels were known, {self.after / self.pairs:.1%} are now"
 
 
+@contextlib.contextmanager
+def _same_bytes() -> Iterator[None]:
+    """Chunks are compressed alike each time.
+
+    Threads of Blosc put the parts of a chunk in the order in which they end.
+    """
+    before = blosc.use_threads
+    blosc.use_threads = False
+    try:
+        yield
+    finally:
+        blosc.use_threads = before
+
+
+@_same_bytes()
 def write(crop: Crop, folder: Path) -> Completed:
     """Write the volumes of a crop into a folder.
 

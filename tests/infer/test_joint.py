@@ -98,14 +98,11 @@ def test_networks_complete_the_labels_and_nothing_that_is_annotated_changes(tiny
         of_crop1 = stored(path.parent / "tiny.zarr" / "crop1", name)
         np.testing.assert_array_equal(of_crop1, stored(tiny.crop("crop1"), name))
 
-    # the same voxels when a crop is made again, and the same bytes when nothing is left to do
+    # the same bytes when a crop is made again, and when nothing is left to do
     before = content(path.parent)
     shutil.rmtree(crop)
     completed(tiny, threshold=threshold)
-    assert content(path.parent).keys() == before.keys()
-    np.testing.assert_array_equal(stored(crop, "er"), er)
-    np.testing.assert_array_equal(stored(crop, "mito"), mito)
-    before = content(path.parent)
+    assert content(path.parent) == before
     completed(tiny, threshold=threshold)
     assert content(path.parent) == before
 
