@@ -285,6 +285,7 @@ def test_bad_steps_are_skipped_by_all_and_whole_crops_scored(experiment, process
 DROPS = """
     import os
     import signal
+    import time
     from pathlib import Path
 
     import torch
@@ -324,12 +325,16 @@ DROPS = """
 
 
     def stop():
-        # torchrun is told, and tells; the step ends when that has come here
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        # torchrun is told, and tells; the step ends when that has come here. Not by sigwait: any
+        # thread of this process may get the signal, and then it waits for ever
+        handler = signal.getsignal(signal.SIGTERM)
+        came = []
+        signal.signal(signal.SIGTERM, lambda *about: came.append(about))
         os.kill(os.getppid(), signal.SIGTERM)
-        signal.sigwait([signal.SIGTERM])
-        os.kill(os.getpid(), signal.SIGTERM)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        while not came:
+            time.sleep(0.01)
+        signal.signal(signal.SIGTERM, handler)
+        handler(*came[0])
 
 
     def build_model(classes):
