@@ -26,6 +26,15 @@ def no_constant(name: str) -> float:
     raise ValueError(f"{name}, which is no number")
 
 
+def is_number(text: str) -> bool:
+    """Whether a word or a cell of a table is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def fits(hint: Any, value: Any) -> bool:
     """Whether a value is what an annotation says; whole numbers are numbers, True is none."""
     parts = typing.get_args(hint)

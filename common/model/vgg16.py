@@ -64,7 +64,7 @@ def build_vgg16(
         FileError: if the weights are neither in the cache nor can be downloaded.
         UserError: for weights or stages that are none, and for another number of channels.
     """
-    _check(weights, stages, in_channels)
+    _refuse_arguments(weights, stages, in_channels)
     model = VGG16UNet(len(classes), stages)
     if weights == IMAGENET:
         if published.are_wanted():
@@ -77,7 +77,7 @@ def build_vgg16(
     return model
 
 
-def _check(weights: str, stages: int, in_channels: int) -> None:
+def _refuse_arguments(weights: str, stages: int, in_channels: int) -> None:
     """Raises UserError, as `build_vgg16` says."""
     if weights not in (IMAGENET, RANDOM):
         raise UserError(f"weights = {weights!r}; write {IMAGENET} or {RANDOM}")

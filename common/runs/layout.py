@@ -17,6 +17,7 @@ from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from common.classes import GROUP_ATOMS, TESTED, atoms_of
+from common.typed import is_number
 
 FILE = "layout/events.out.tfevents.layout"
 """TensorBoard takes the layout from any run; ours is a run of nothing else."""
@@ -75,8 +76,8 @@ def hparams_event(differing: Mapping[str, Sequence[str]]) -> Event:
     """
     columns = []
     for name, values in differing.items():
-        is_number = all(_is_number(value) for value in values)
-        kind = api_pb2.DATA_TYPE_FLOAT64 if is_number else api_pb2.DATA_TYPE_STRING
+        are_numbers = all(is_number(value) for value in values)
+        kind = api_pb2.DATA_TYPE_FLOAT64 if are_numbers else api_pb2.DATA_TYPE_STRING
         if set(values) <= {"True", "False"}:
             kind = api_pb2.DATA_TYPE_BOOL
         columns.append(api_pb2.HParamInfo(name=name, type=kind, differs=True))
@@ -92,14 +93,6 @@ def hparams_event(differing: Mapping[str, Sequence[str]]) -> Event:
         tensor=hparams.NULL_TENSOR,
     )
     return Event(wall_time=BEGAN, summary=Summary(value=[value]))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _add_part(

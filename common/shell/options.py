@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.infer.engine import Engine
 from common.score.versions import CSC, VERSIONS
 from common.stopping import seconds_of
+from common.typed import is_number
 
 Decorator = Callable[[Callable], Callable]
 
@@ -86,17 +87,9 @@ def joined_lengths(params: Sequence[click.Parameter], words: Sequence[str]) -> l
     joined = list(words)
     for place, word in enumerate(joined):
         lengths = joined[place + 1 : place + 4]
-        if word.replace("_", "-") in flags and len(lengths) == 3 and all(map(_is_number, lengths)):
+        if word.replace("_", "-") in flags and len(lengths) == 3 and all(map(is_number, lengths)):
             joined[place + 1 : place + 4] = [",".join(lengths)]
     return joined
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 class Duration(click.ParamType):
