@@ -25,7 +25,7 @@ import torch
 from common import provenance, stopping
 from common.data import layout, split
 from common.data.ngff import write_multiscale
-from common.files import use_cache
+from common.files import REPOSITORY, use_cache
 
 CLASSES = ("mito", "er", "nuc")
 CROPS = {
@@ -227,6 +227,20 @@ class Experiment:
 
 DEADLINE = 300
 """Seconds in which what a test waits for comes on the busiest machine, or never."""
+
+
+def imported_with(*modules: str) -> set[str]:
+    """The packages that a fresh process holds after an import."""
+    program = f"import sys, {', '.join(modules)}; print(*{{n.split('.')[0] for n in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=DEADLINE,
+    )
+    return set(done.stdout.split())
 
 
 def wait_until(is_there: Callable[[], bool], process: Any = None) -> None:

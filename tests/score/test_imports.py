@@ -2,26 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-from conftest import DEADLINE
-
-from common.files import REPOSITORY
-
-
-def imported_with(*modules: str) -> set[str]:
-    """The packages that a fresh process holds after an import."""
-    program = f"import sys, {', '.join(modules)}; print(*{{n.split('.')[0] for n in sys.modules}})"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=DEADLINE,
-    )
-    return set(done.stdout.split())
+from conftest import imported_with
 
 
 def test_scoring_draws_no_pictures():
