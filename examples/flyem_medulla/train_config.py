@@ -14,7 +14,7 @@ from .data import classes, input_array_info, target_array_info
 from .model import build_model
 
 # batch norm: statistics in prediction are those of training, and a batch is many patches
-model_kwargs = {"width": 8, "norm": "batch"}
+model_kwargs = {"width": 8, "norm": "batch", "deep_supervision": True}
 
 # many small patches learn more per minute than few large ones: docs/explanation/recipe.md
 batch_size = 8
