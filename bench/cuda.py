@@ -245,7 +245,7 @@ def prediction(case: Case) -> dict[str, float]:
     import torch
 
     from bench.predict import bare, predicted, write_volume
-    from common.data import regions
+    from common.data.splits import regions
     from common.infer.ensemble import load_network
     from common.train import checkpoint
     from common.train.setup import prepare

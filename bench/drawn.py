@@ -8,8 +8,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from common.data import layout
-from common.data.ngff import slices, write_multiscale
+from common.data.volumes import layout
+from common.data.volumes.ngff import slices, write_multiscale
 
 VOXEL_SIZE = (10, 10, 10)
 EXTENT = 116

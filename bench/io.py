@@ -121,7 +121,7 @@ def compare(name: str, folder: Path, wanted: list[Box], rounds: int) -> None:
 
 def drawn(folder: Path, edge: int, chunk: int, labels: bool) -> Path:
     """Write a volume that packs about as well as EM, or as labels; returns its array."""
-    from common.data.ngff import write_multiscale
+    from common.data.volumes.ngff import write_multiscale
 
     random = np.random.default_rng(0)
     coarse = random.normal(128, 40, (edge // 8 + 1,) * 3)
@@ -137,11 +137,11 @@ def drawn(folder: Path, edge: int, chunk: int, labels: bool) -> Path:
 
 def decoding(raw: Path, crop: Path) -> Callable[[Path], None]:
     """What decodes all classes of a crop into a folder, with little raw around them."""
-    from common.data.crop_cache import CropCache
-    from common.data.crops import CropRequest, _plan_decoding
-    from common.data.decode import decode
-    from common.data.ngff import open_levels
-    from common.data.split import Row
+    from common.data.crops.cache import CropCache
+    from common.data.crops.decode import decode
+    from common.data.crops.opened import CropRequest, _plan_decoding
+    from common.data.splits.split import Row
+    from common.data.volumes.ngff import open_levels
 
     names = tuple(sorted(folder.name for folder in crop.iterdir() if folder.name[0] != "."))
     scale = open_levels(crop / names[0])[0].scale
@@ -195,7 +195,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         cases = {}
         if options.volume:
-            from common.data.ngff import open_levels
+            from common.data.volumes.ngff import open_levels
 
             cases["predict"] = open_levels(options.volume)[0].path
         else:

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.true_negatives import write_half_annotated
 from common.config.load import load_config
-from common.data import loaders, ngff
-from common.data.split import read_datasplit
+from common.data.samples import loaders
+from common.data.splits.split import read_datasplit
+from common.data.volumes import ngff
 from common.files import REPOSITORY
 from common.infer import joint
 from common.train import each_class

@@ -30,7 +30,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.drawn import write_tissue
-from common.data import layout
+from common.data.volumes import layout
 from common.files import REPOSITORY, sha256_of_file
 
 PROGRAM = (sys.executable, "-m", "cellmap_segmentation_challenge")

@@ -59,8 +59,8 @@ class Speed:
 def ours(csv: Path, case: Case, device: str = "cpu") -> Iterator:
     """Endless batches of our loader on a device."""
     from common import runtime
-    from common.data.batches import training_batches
-    from common.data.loaders import open_data
+    from common.data.samples.batches import training_batches
+    from common.data.samples.loaders import open_data
 
     config = config_of(csv, case)
     batches = training_batches(config, open_data(config), runtime.pick_device(device))
@@ -133,9 +133,9 @@ def cost_of_augmentations(csv: Path, case: Case, seconds: float, rounds: int) ->
 
     from bench.show_augmentations import STRONG
     from common.config.augmentations import read_augmentations
-    from common.data.batches import Batches
-    from common.data.blocks import Blocks
-    from common.data.loaders import open_data
+    from common.data.samples.batches import Batches
+    from common.data.samples.blocks import Blocks
+    from common.data.samples.loaders import open_data
 
     torch.set_num_threads(1)
     # one cache for all: raw is kept as far as any kind reaches

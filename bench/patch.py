@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import catalogue, split
-from common.data.sampling import draw_orientation, generator
+from common.data.samples.sampling import draw_orientation, generator
+from common.data.splits import catalogue, split
 from common.model.build import build_model
 from common.model.forward import ForwardPass
 from common.model.shapes import OnMeta, Shapes
@@ -62,7 +62,7 @@ def known_fraction(config: TrainConfig, shape: Sequence[int], extents: list[np.n
     fractions = []
     for number, extent in enumerate(extents):
         random = generator(0, number)
-        # as common.data.sampling.Sampler places patches anywhere in a crop
+        # as common.data.samples.sampling.Sampler places patches anywhere in a crop
         first = np.minimum(patch / 2, extent - patch / 2)
         last = np.maximum(patch / 2, extent - patch / 2)
         lower = np.maximum(0, first)

@@ -20,9 +20,10 @@ from bench.side_by_side import REPOSITORY
 from common import runtime
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import layout, loaders
-from common.data.crops import Crop
-from common.data.ngff import slices
+from common.data.crops.opened import Crop
+from common.data.samples import loaders
+from common.data.volumes import layout
+from common.data.volumes.ngff import slices
 from common.model.forward import ForwardPass
 from common.train.criterion import OrdinaryLoss
 from common.train.losses import bce_dice

@@ -135,8 +135,8 @@ def write_checkpoints(scratch: Path, classes: int) -> None:
 
 def write_volume(path: Path, side: int, voxel_size: float = 8) -> None:
     """uint8 noise, voxel size in nm."""
-    from common.data import ngff
-    from common.data.ngff import Grid
+    from common.data.volumes import ngff
+    from common.data.volumes.ngff import Grid
 
     grid = Grid(np.zeros(3), np.full(3, float(voxel_size)), (side,) * 3)
     array = ngff.start_multiscale(path, grid, np.uint8, (128,) * 3)
@@ -148,7 +148,7 @@ def write_volume(path: Path, side: int, voxel_size: float = 8) -> None:
 
 def prepare(case: Case):
     """Config, network and region."""
-    from common.data import regions
+    from common.data.splits import regions
     from common.infer.ensemble import load_network
 
     config = settings(case.scratch, case.device, case.classes)

@@ -18,8 +18,8 @@ from leibnetz import build_unet
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from common.classes import ATOM_IDS, TESTED, membership
-from common.data import layout
-from common.data.ngff import write_multiscale
+from common.data.volumes import layout
+from common.data.volumes.ngff import write_multiscale
 
 CYTO_SHARE = 0.5
 """Share of a crop's voxels that are `cyto`; the other tested atoms share the rest equally."""

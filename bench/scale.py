@@ -5,9 +5,9 @@
 
 Milliseconds a block with a task that does nothing, on 1, 2 and 4 workers of this machine, and what
 2 workers do against 1 where a block takes its time (it sleeps: the cores of this machine have no
-part in it). What is measured of training says `bench/simulated.py`; with `--crops
-common/data/challenge_crops.csv --shrink 8 --workers 1 --seconds 10` it is all of the challenge in
-four minutes and 5 GB.
+part in it). What is measured of training says `bench/simulated.py`; with
+`--crops common/data/splits/challenge_crops.csv --shrink 8 --workers 1 --seconds 10` it is all of
+the challenge in four minutes and 5 GB.
 """
 
 from __future__ import annotations

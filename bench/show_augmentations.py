@@ -21,10 +21,10 @@ from scipy import ndimage
 
 from common.config.augmentations import read_augmentations
 from common.config.load import load_config
-from common.data import targets
-from common.data.batches import Batches
-from common.data.blocks import Blocks
-from common.data.loaders import Data, open_data
+from common.data.samples import targets
+from common.data.samples.batches import Batches
+from common.data.samples.blocks import Blocks
+from common.data.samples.loaders import Data, open_data
 from common.files import REPOSITORY
 from common.show import figures
 

@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.loader import peak_memory_gb
 from bench.side_by_side import in_own_process
 from common.classes import TESTED
-from common.data import layout, ngff, split
-from common.data.ngff import Grid
+from common.data.splits import split
+from common.data.volumes import layout, ngff
+from common.data.volumes.ngff import Grid
 
 VOXEL = 8.0
 """nm of all volumes."""
@@ -149,8 +150,8 @@ def measure(folder: Path, workers: int, seconds: float) -> dict[str, float]:
     import torch
 
     from common.config.load import load_config
-    from common.data import loaders
-    from common.data.batches import training_batches
+    from common.data.samples import loaders
+    from common.data.samples.batches import training_batches
     from common.files import REPOSITORY
 
     begun = time.perf_counter()

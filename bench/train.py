@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from common.data.batches import Batch
+    from common.data.samples.batches import Batch
     from common.train.state import Method, State
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.config.load import load_config
-from common.data import loaders
+from common.data.samples import loaders
 from common.files import REPOSITORY
 from common.train import run as run_module
 from testing import phantom

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from common.classes import INSTANCES
 from common.config.settings import ProcessConfig, TrainConfig
-from common.data import ngff, regions
-from common.data.regions import Region
+from common.data.splits import regions
+from common.data.splits.regions import Region
+from common.data.volumes import ngff
 from common.infer.ensemble import load_network
 from common.infer.predict import Output, Run, predict_region
 from common.infer.process import find_predictions, process_region

@@ -26,7 +26,7 @@ from numcodecs import blosc
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.predict import OUTPUTS, Case, prepare, write_checkpoints
-from common.data.ngff import slices
+from common.data.volumes.ngff import slices
 from common.infer import work, writer
 from common.infer.predict import Output
 

@@ -95,8 +95,8 @@ UTILS: dict[str, Ours | Lacking] = {
     "get_dataset_name": Ours(_DATASPLIT),
     "get_formatted_fields": Ours(_DATASPLIT),
     "get_raw_path": Ours(_DATASPLIT),
-    "get_csv_string": Lacking("`common.data.split.row_text` gives a row of a datasplit"),
-    "get_s3_csv_string": Lacking("`common.data.split.row_text` gives a row of a datasplit"),
+    "get_csv_string": Lacking("`common.data.splits.split.row_text` gives a row of a datasplit"),
+    "get_s3_csv_string": Lacking("`common.data.splits.split.row_text` gives a row of a datasplit"),
     # training
     "get_dataloader": Ours(
         _DATALOADER,
@@ -153,7 +153,9 @@ UTILS: dict[str, Ours | Lacking] = {
     "construct_truth_dataset": Lacking(
         "save_numpy_class_arrays_to_zarr, with voxel_size and translation as attributes"
     ),
-    "construct_test_crop_manifest": Lacking("write the table; `common.data.manifest` has its form"),
+    "construct_test_crop_manifest": Lacking(
+        "write the table; `common.data.splits.manifest` has its form"
+    ),
     "copy_gt": Lacking("save_numpy_class_arrays_to_zarr"),
     # constants that scripts import from here, too
     "SEARCH_PATH": Ours(_CONFIG, _UNDER_DATA),

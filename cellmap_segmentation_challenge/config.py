@@ -10,7 +10,7 @@ from typing import Any
 
 from cellmap_segmentation_challenge._public import names_of
 from common.config.load import data_root
-from common.data import layout
+from common.data.volumes import layout
 from common.files import REPOSITORY
 
 _of_the_toolbox = names_of(__name__, {})

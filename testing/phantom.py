@@ -15,8 +15,9 @@ import numpy as np
 import zarr
 
 from common.classes import ATOM_IDS, INSTANCES, TESTED, atoms_of, unknown_names
-from common.data import layout, split
-from common.data.ngff import slices, write_multiscale
+from common.data.splits import split
+from common.data.volumes import layout
+from common.data.volumes.ngff import slices, write_multiscale
 from common.errors import UserError
 from testing.anatomy import paint_cell
 from testing.imaging import image

@@ -23,8 +23,9 @@ import pytest
 import torch
 
 from common import provenance, stopping
-from common.data import layout, split
-from common.data.ngff import write_multiscale
+from common.data.splits import split
+from common.data.volumes import layout
+from common.data.volumes.ngff import write_multiscale
 from common.files import REPOSITORY, use_cache
 
 CLASSES = ("mito", "er", "nuc")

@@ -17,6 +17,9 @@ from common.files import REPOSITORY
 ORDER = ("ground", "config", "data", "show", "model", "train", "infer", "score", "runs", "shell")
 """A room imports only from itself and from rooms that stand before it."""
 
+DATA_ORDER = ("volumes", "splits", "crops", "samples", "summary", "download", "own")
+"""The same of the folders in data/."""
+
 GROUND = {
     "classes",
     "compiled",
@@ -64,6 +67,14 @@ def test_the_ground_floor_is_small():
 def test_a_module_imports_only_from_rooms_before_its_own(path):
     allowed = ORDER[: ORDER.index(room_of(path)) + 1]
     assert not {name for name in imported(path) if room_of_import(name) not in allowed}
+
+
+@pytest.mark.parametrize("place", DATA_ORDER)
+def test_a_folder_of_data_imports_only_from_those_before_it(place):
+    allowed = DATA_ORDER[: DATA_ORDER.index(place) + 1]
+    for path in (COMMON / "data" / place).rglob("*.py"):
+        within = [name for name in imported(path) if name.startswith("common.data.")]
+        assert not {name for name in within if name.split(".")[2] not in allowed}, path
 
 
 def test_no_two_modules_import_each_other():

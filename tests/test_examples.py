@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.config.load import load_config
-from common.data.targets import dense
+from common.data.samples.targets import dense
 from common.files import REPOSITORY
 from common.train import heads
 

@@ -23,9 +23,9 @@ from cellmap_segmentation_challenge.utils import (
     load_safe_config,
 )
 from common.classes import TESTED
-from common.data import targets
-from common.data.batches import training_batches
-from common.data.loaders import open_data
+from common.data.samples import targets
+from common.data.samples.batches import training_batches
+from common.data.samples.loaders import open_data
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.train.record import read_history

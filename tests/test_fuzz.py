@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 
 from common.config.load import load_config
-from common.data import split
-from common.data.manifest import Entry
-from common.data.ngff import open_levels, write_multiscale
+from common.data.splits import split
+from common.data.splits.manifest import Entry
+from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import UserError
 from common.infer.recipe import read_thresholds
 from common.runs.events import scalars

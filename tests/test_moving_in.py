@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from cellmap_segmentation_challenge import models
 from cellmap_segmentation_challenge.models import _unet
-from common.data import layout
-from common.data.ngff import open_levels
+from common.data.volumes import layout
+from common.data.volumes.ngff import open_levels
 
 N = 16
 """Pixels along an edge of a patch."""

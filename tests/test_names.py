@@ -55,9 +55,9 @@ from cellmap_segmentation_challenge.utils import (
     unsqueeze_singleton_dim,
     zip_submission,
 )
-from common.data.loaders import open_data
-from common.data.ngff import write_multiscale
-from common.data.split import read_datasplit
+from common.data.samples.loaders import open_data
+from common.data.splits.split import read_datasplit
+from common.data.volumes.ngff import write_multiscale
 from common.errors import FileError, UserError
 from common.files import REPOSITORY
 
@@ -366,7 +366,9 @@ def test_the_manifest_of_training_crops_needs_no_network(tmp_path):
 
 def test_fetch_data_has_the_public_arguments(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr("common.data.fetch.fetch", lambda crops, **how: calls.append((crops, how)))
+    monkeypatch.setattr(
+        "common.data.download.fetch.fetch", lambda crops, **how: calls.append((crops, how))
+    )
     fetch_data("111,112", 64, "here", "overwrite", True, 256, 8)
     crops, how = calls[0]
     assert (crops, how["padding_voxels"], how["data"]) == ("111,112", 64, "here")

@@ -11,8 +11,8 @@ import zarr
 from scipy import ndimage
 
 from common.classes import ATOM_IDS, GROUP_ATOMS, INSTANCES, TESTED, exclusions
-from common.data import layout
-from common.data.ngff import open_levels
+from common.data.volumes import layout
+from common.data.volumes.ngff import open_levels
 from testing.phantom import (
     PARTIAL_SETS,
     Phantom,

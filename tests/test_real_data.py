@@ -10,12 +10,12 @@ import torch
 import zarr
 
 from common.config.settings import TrainConfig
-from common.data.batches import Batch, Batches
-from common.data.blocks import Blocks
-from common.data.loaders import open_data
-from common.data.ngff import block_mean, open_levels, slices
-from common.data.split import Row, read_datasplit, row_text
-from common.data.targets import dense
+from common.data.samples.batches import Batch, Batches
+from common.data.samples.blocks import Blocks
+from common.data.samples.loaders import open_data
+from common.data.samples.targets import dense
+from common.data.splits.split import Row, read_datasplit, row_text
+from common.data.volumes.ngff import block_mean, open_levels, slices
 from common.files import REPOSITORY
 
 DATA = REPOSITORY.parent / "shared" / "data"

@@ -75,7 +75,7 @@ DERIVED = """
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_learns_derived_channels_and_predicts_what_a_cpu_does(experiment):
-    from common.data.ngff import open_levels
+    from common.data.volumes.ngff import open_levels
     from common.infer.predict import predict
 
     tiny = experiment(text=DERIVED, ema_decay=0.5, noise_std=0.01, gamma_range=(0.8, 1.2))
@@ -96,7 +96,7 @@ def test_cuda_learns_derived_channels_and_predicts_what_a_cpu_does(experiment):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_sees_the_batches_of_the_cpu(experiment):
-    from common.data import batches, loaders
+    from common.data.samples import batches, loaders
 
     rotate = {
         "rotate": {"axes": {"z": [-180, 180], "x": [-90, 90]}},

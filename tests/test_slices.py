@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from common.data import loaders
+from common.data.samples import loaders
 from common.score.whole_crops import of_run
 from common.train.record import read_history
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from cellmap_segmentation_challenge._public import names_of
 from cellmap_segmentation_challenge.config import GT_S3_BUCKET
-from common.data import catalogue, layout, manifest
+from common.data.splits import catalogue, manifest
+from common.data.volumes import layout
 from common.errors import FileError
 from common.files import cache_folder
 from common.talk import say

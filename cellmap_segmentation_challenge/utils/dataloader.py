@@ -20,9 +20,9 @@ from common.config.check import check_settings
 from common.config.load import environment
 from common.config.public.configs import DATA_RULES, OF_A_LOADER, translate_data
 from common.config.settings import TrainConfig, describe
-from common.data import augment
-from common.data.batches import Batch, Batches, training_batches, validation_batches
-from common.data.loaders import open_data
+from common.data.samples import augment
+from common.data.samples.batches import Batch, Batches, training_batches, validation_batches
+from common.data.samples.loaders import open_data
 from common.talk import note
 
 __getattr__ = names_of(__name__, {})

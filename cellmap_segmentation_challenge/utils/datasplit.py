@@ -9,8 +9,9 @@ from pathlib import Path
 from cellmap_segmentation_challenge._public import names_of
 from cellmap_segmentation_challenge.config import CROP_NAME, RAW_NAME, under_data
 from common.classes import TESTED
-from common.data import catalogue, layout, make_split
-from common.data.choose_sides import FORCED, SplitRules
+from common.data.splits import catalogue, make_split
+from common.data.splits.choose_sides import FORCED, SplitRules
+from common.data.volumes import layout
 from common.errors import UserError
 
 __getattr__ = names_of(__name__, {})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from cellmap_segmentation_challenge._public import names_of
-from common.data import fetch
-from common.data.fetch import FetchReport
+from common.data.download import fetch
+from common.data.download.fetch import FetchReport
 from common.errors import UserError
 from common.talk import note, say
 
@@ -40,7 +40,7 @@ def fetch_data(  # noqa: PLR0913, PLR0917
         dry_run: say the sizes, fetch nothing.
 
     Raises:
-        UserError: as `common.data.fetch.fetch`.
+        UserError: as `common.data.download.fetch.fetch`.
     """
     if use_zip:
         raise UserError("fetch_data: files are fetched one by one; leave use_zip out")

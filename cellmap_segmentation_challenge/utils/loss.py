@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cellmap_segmentation_challenge._public import names_of
-from common.data.targets import known
+from common.data.samples.targets import known
 from common.errors import UserError
 from common.train.criterion import mean_over_known
 

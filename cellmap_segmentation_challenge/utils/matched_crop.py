@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cellmap_segmentation_challenge._public import names_of
-from common.data.manifest import Entry
+from common.data.splits.manifest import Entry
 from common.score import packing, submitted
 
 __getattr__ = names_of(__name__, {})

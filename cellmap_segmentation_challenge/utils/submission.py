@@ -13,7 +13,7 @@ import zarr
 
 from cellmap_segmentation_challenge._public import names_of
 from cellmap_segmentation_challenge.config import under_data
-from common.data import manifest
+from common.data.splits import manifest
 from common.errors import UserError
 from common.files import cache_folder, replacing
 from common.score import packing

@@ -10,7 +10,7 @@ A line of data.py declares one or several channels, which the network learns bes
 
 All lengths are in nm of the target patch, between the centres of voxels: a voxel at the edge of an
 object is one voxel away from what is beyond the edge. How a target is made of ids is known by
-`common.data.derive`.
+`common.data.samples.derive`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What is known about a voxel, and where it comes from: images, splits, crops, samples, batches."""
+"""What is known about a voxel, and where it comes from."""

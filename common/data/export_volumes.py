@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from common.data import regions, results
-from common.data.box import block_of_chunks, boxes
-from common.data.level import Level
-from common.data.results import Result
-from common.data.sources import place
-from common.data.writers import hdf5, meshes, mrc, ngff05, nifti, nrrd, precomputed, tiff
-from common.data.writers.outgoing import Outgoing, Tell, Writer
+from common.data.splits import regions
+from common.data.volumes import results
+from common.data.volumes.box import block_of_chunks, boxes
+from common.data.volumes.level import Level
+from common.data.volumes.results import Result
+from common.data.volumes.sources import place
+from common.data.volumes.writers import hdf5, meshes, mrc, ngff05, nifti, nrrd, precomputed, tiff
+from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer
 from common.errors import UserError
 from common.files import alone, not_written, replacing, write_text
 from common.talk import nm, note, progress, voxels
@@ -61,7 +62,7 @@ class Choice:
     format: str = ""
     """One of FORMATS; what the end of the name says unless given."""
     roi: str = ""
-    """A box in nm, as of `common.data.regions.of_volume`; all of it unless given."""
+    """A box in nm, as of `common.data.splits.regions.of_volume`; all of it unless given."""
     scale: tuple[float, ...] | None = None
     """Voxel size (nm) of the level to write; the finest unless given."""
     values: str = ""
@@ -93,7 +94,7 @@ def export(
     Memory for some planes or blocks, however large the volumes are. Returns what is there then.
 
     Args:
-        source: see `common.data.results.find`.
+        source: see `common.data.volumes.results.find`.
         out: file or folder of one volume; of several the folder of all.
         classes: only these of a folder.
         overwrite: replace what is there.

@@ -23,10 +23,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from common.data import augment, normalize, regrid
-from common.data.input_channels import ChannelVolume
-from common.data.level import Grid
-from common.data.ngff import slices
+from common.data.crops import normalize
+from common.data.crops.input_channels import ChannelVolume
+from common.data.samples import augment
+from common.data.volumes import regrid
+from common.data.volumes.level import Grid
+from common.data.volumes.ngff import slices
 from common.infer.plan import BlockPlan
 from common.infer.window import Forward, Window
 

@@ -7,10 +7,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from common.data.box import Vector, slices
+from common.data.volumes.box import Vector, slices
 
 Box: TypeAlias = tuple[slice, ...]
-"""Part of an array, along z, y, x; made by `common.data.box.slices`."""
+"""Part of an array, along z, y, x; made by `common.data.volumes.box.slices`."""
 
 
 def ends(box: Box) -> tuple[np.ndarray, np.ndarray]:

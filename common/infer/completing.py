@@ -13,14 +13,15 @@ import zarr
 from numcodecs import blosc
 
 from common.classes import atoms_of
-from common.data import ngff, pseudo, regrid
-from common.data.annotation import Encoding, LabelReader, encoding_of
-from common.data.box import boxes
-from common.data.decode import Labels, encode_known
-from common.data.level import Grid, Level
-from common.data.palette import CODE_OF_UNKNOWN, UNKNOWN, in_uint8
-from common.data.sources.excerpt import INSTANCE_TYPE
-from common.data.split import Row
+from common.data.crops import pseudo
+from common.data.crops.decode import Labels, encode_known
+from common.data.crops.palette import CODE_OF_UNKNOWN, UNKNOWN, in_uint8
+from common.data.splits.split import Row
+from common.data.volumes import ngff, regrid
+from common.data.volumes.annotation import Encoding, LabelReader, encoding_of
+from common.data.volumes.box import boxes
+from common.data.volumes.level import Grid, Level
+from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.errors import UserError
 from common.talk import progress
 

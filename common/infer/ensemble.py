@@ -16,9 +16,10 @@ import numpy as np
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import loaders, split
-from common.data.records import PredictionRecord
-from common.data.regions import Region
+from common.data.samples import loaders
+from common.data.splits import split
+from common.data.splits.regions import Region
+from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.infer import package
 from common.infer.network import (

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.data.box import slices
+from common.data.volumes.box import slices
 from common.errors import UserError
 from common.infer.boxes import Box, ends
 from common.infer.objects.components import Components, Index, find_components, label

@@ -18,12 +18,14 @@ from typing import Any
 from common import files, stopping
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import ngff, pseudo, regions, split
-from common.data.crop_cache import stamp_of_labels
-from common.data.crops import told_apart
-from common.data.loaders import with_ids
-from common.data.regions import Region
-from common.data.split import Row
+from common.data.crops import pseudo
+from common.data.crops.cache import stamp_of_labels
+from common.data.crops.opened import told_apart
+from common.data.samples.loaders import with_ids
+from common.data.splits import regions, split
+from common.data.splits.regions import Region
+from common.data.splits.split import Row
+from common.data.volumes import ngff
 from common.errors import UserError
 from common.infer import completing
 from common.infer import members as members_module

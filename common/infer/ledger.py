@@ -1,8 +1,8 @@
 """Whether what is on disk is what would be made, and which of its blocks are there.
 
 A volume with the key that is wanted is left as it is or gone on with; one with another key is not
-the same (see common.data.records). While a class is predicted, a journal beside it names the blocks
-that are on disk.
+the same (see common.data.volumes.records). While a class is predicted, a journal beside it names
+the blocks that are on disk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.data.records import (
+from common.data.volumes.records import (
     DETERMINING,
     DETERMINING_IF_KNOWN,
     PredictionRecord,

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.data.annotation import LabelReader
-from common.data.box import block_of_chunks
-from common.data.level import Level
-from common.data.ngff import open_levels
-from common.data.objects import Objects, objects_of
+from common.data.volumes.annotation import LabelReader
+from common.data.volumes.box import block_of_chunks
+from common.data.volumes.level import Level
+from common.data.volumes.ngff import open_levels
+from common.data.volumes.objects import Objects, objects_of
 from common.errors import FileError
 from common.infer import crew as crew_module
 from common.infer.crew import Crew, never
@@ -49,7 +49,7 @@ class Labels:
     touches: bool
     """Whether contacts of its objects are looked for."""
     volume: str = ""
-    """By which workers open it, see `common.data.sources.place`."""
+    """By which workers open it, see `common.data.volumes.sources.place`."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data.split import Row
+from common.data.splits.split import Row
 from common.errors import UserError, refuse
 from common.files import sha256_of_file
 from common.infer.ensemble import trained_on

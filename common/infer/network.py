@@ -19,13 +19,13 @@ from common.config.code import note_other_code
 from common.config.heads import exclusive_channels
 from common.config.input_channels import values_of
 from common.config.settings import TrainConfig
-from common.data import normalize
-from common.data.input_channels import ChannelVolume, open_channels
-from common.data.normalize import Scaling, Scalings
-from common.data.raw import Raw, open_raw
-from common.data.records import PredictionRecord
-from common.data.regions import Region
-from common.data.sampling import Patch
+from common.data.crops import normalize
+from common.data.crops.input_channels import ChannelVolume, open_channels
+from common.data.crops.normalize import Scaling, Scalings
+from common.data.samples.sampling import Patch
+from common.data.splits.regions import Region
+from common.data.volumes.raw import Raw, open_raw
+from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.files import REPOSITORY, sha256_of_file
 from common.infer.window import Forward, Window, find_window, with_agreement

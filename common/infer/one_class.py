@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.data.box import slices
-from common.data.records import ProcessedRecord
+from common.data.volumes.box import slices
+from common.data.volumes.records import ProcessedRecord
 from common.errors import FileError, UserError
 from common.files import key_of
 from common.infer import functions, instances

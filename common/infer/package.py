@@ -22,9 +22,9 @@ from common import runtime
 from common.config import load
 from common.config.check import check_settings
 from common.config.settings import TrainConfig
-from common.data.metadata import NM_PER_UNIT
-from common.data.records import PredictionRecord
-from common.data.split import USAGES
+from common.data.splits.split import USAGES
+from common.data.volumes.metadata import NM_PER_UNIT
+from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.files import REPOSITORY, sha256_of_file
 from common.infer.network import Network, network_of

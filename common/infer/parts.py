@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config.settings import TrainConfig
-from common.data.regions import Region
+from common.data.splits.regions import Region
 from common.errors import FileError, Incomplete
 from common.files import mark
 from common.infer import package, sharing, status

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.data import sampling
-from common.data.input_channels import ChannelVolume
-from common.data.ngff import Grid
-from common.data.normalize import Scaling
-from common.data.raw import Raw
-from common.data.sampling import Patch
+from common.data.crops.input_channels import ChannelVolume
+from common.data.crops.normalize import Scaling
+from common.data.samples import sampling
+from common.data.samples.sampling import Patch
+from common.data.volumes.ngff import Grid
+from common.data.volumes.raw import Raw
 from common.infer.window import Window
 
 # 2 MB of uint8: readers want a part of a volume, and a file system does not want millions of files

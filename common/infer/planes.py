@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data.sampling import Patch
+from common.data.samples.sampling import Patch
 from common.errors import UserError
 from common.infer.network import Network, over
 from common.model.sections import Sections

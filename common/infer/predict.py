@@ -14,8 +14,9 @@ from typing import Any
 
 from common import stopping
 from common.config.settings import TrainConfig
-from common.data import regions, series
-from common.data.regions import Region
+from common.data.splits import regions
+from common.data.splits.regions import Region
+from common.data.volumes import series
 from common.errors import UserError
 from common.files import is_held, key_of
 from common.infer import cluster, ledger, package, request, room, sharing
@@ -97,7 +98,7 @@ def predict(  # noqa: PLR0913  # the options of the command
 
     Args:
         config_path: the experiment, or a package, see `common.infer.package`.
-        crops: which, as of `common.data.regions.choose`; or `volume` with `roi`.
+        crops: which, as of `common.data.splits.regions.choose`; or `volume` with `roi`.
         volume: path of a volume of one's own.
         roi: box of it.
         classes: some of the network's, all unless given.

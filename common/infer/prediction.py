@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from common.data import ngff, records
-from common.data.ngff import Grid, Level
-from common.data.records import PredictionRecord
+from common.data.volumes import ngff, records
+from common.data.volumes.ngff import Grid, Level
+from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.infer import encode
 from common.infer.volume import Volume

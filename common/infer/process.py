@@ -3,11 +3,11 @@
     read process_config.py -> choose boxes -> find their predictions -> for each class: mask block
     by block, objects over the whole volume, write
 
-A processed volume says in its attribute "processed" what made it (see common.data.records): the
-prediction, the threshold, and a hash of process_config.py and of the files that it imports from its
-folder and from this repository. What was made by the same is left as it is, so an edited function,
-a tuned threshold and a new checkpoint are followed and nothing else is done twice. Until its last
-voxel is written a volume is marked as unfinished, and nothing here takes it for whole.
+A processed volume says in its attribute "processed" what made it (see common.data.volumes.records):
+the prediction, the threshold, and a hash of process_config.py and of the files that it imports from
+its folder and from this repository. What was made by the same is left as it is, so an edited
+function, a tuned threshold and a new checkpoint are followed and nothing else is done twice. Until
+its last voxel is written a volume is marked as unfinished, and nothing here takes it for whole.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import zarr
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import ngff, records, regions, regrid, series
-from common.data.ngff import Grid
-from common.data.records import PredictionRecord, ProcessedRecord
-from common.data.regions import Region
-from common.data.sources.place import bare
+from common.data.splits import regions
+from common.data.splits.regions import Region
+from common.data.volumes import ngff, records, regrid, series
+from common.data.volumes.ngff import Grid
+from common.data.volumes.records import PredictionRecord, ProcessedRecord
+from common.data.volumes.sources.place import bare
 from common.errors import Incomplete, UserError, collect
 from common.files import key_of
 from common.infer import cluster, instances, ledger, one_class, sharing, status
@@ -66,7 +67,7 @@ def process(  # noqa: PLR0913  # the options of the command
 
     Args:
         config_path: the experiment.
-        crops: which, as of `common.data.regions.choose`; or `volume` with `roi`.
+        crops: which, as of `common.data.splits.regions.choose`; or `volume` with `roi`.
         volume: path of a volume of one's own.
         roi: box of it.
         classes: some of process_config.py's; all that are predicted unless given.

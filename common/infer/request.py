@@ -13,10 +13,11 @@ import numpy as np
 
 from common.config.derived import Affinities, channel_classes, with_derived
 from common.config.settings import TrainConfig
-from common.data import normalize, regions
-from common.data.input_channels import open_channels
-from common.data.raw import Raw, open_raw
-from common.data.regions import Region
+from common.data.crops import normalize
+from common.data.crops.input_channels import open_channels
+from common.data.splits import regions
+from common.data.splits.regions import Region
+from common.data.volumes.raw import Raw, open_raw
 from common.errors import UserError, refuse
 from common.infer.planes import CHOICES, OWN
 from common.infer.work import Output

@@ -22,7 +22,7 @@ import numpy as np
 import zarr
 from numcodecs import Blosc
 
-from common.data.ngff import Grid
+from common.data.volumes.ngff import Grid
 from common.errors import Incomplete
 from common.files import mark, replacing
 from common.infer import sharing, status

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from common.data import records
-from common.data.ngff import Grid
+from common.data.volumes import records
+from common.data.volumes.ngff import Grid
 from common.errors import UserError
 from common.files import holder_of, write_json
 from common.infer.crew import ATTEMPTS, Failure, Tally

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.data import results
-from common.data.results import Result
+from common.data.volumes import results
+from common.data.volumes.results import Result
 from common.errors import UserError
 from common.files import key_of, replacing
 from common.infer.crew import Crew
@@ -62,7 +62,7 @@ def summarize(
     """Measure classes, block by block; gives the tables and pictures written into a folder.
 
     Args:
-        source: see `common.data.results.find`: what `process` wrote, or labels.
+        source: see `common.data.volumes.results.find`: what `process` wrote, or labels.
         out: the folder.
         wanted: what of it.
         engine: where blocks are measured.

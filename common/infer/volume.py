@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from common.data.box import slices
+from common.data.volumes.box import slices
 from common.errors import FileError, UserError
 from common.infer.boxes import Box, corners
 

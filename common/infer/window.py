@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from common.data.ngff import slices
-from common.data.sampling import Patch
+from common.data.samples.sampling import Patch
+from common.data.volumes.ngff import slices
 from common.model.shapes import ShapeOf
 
 # five poolings by 2; COSEM's network, which pools by 3 and by 2, grows by 18

@@ -21,10 +21,10 @@ import zarr
 from common import runtime
 from common.config.heads import offset_nm, range_nm
 from common.config.settings import TrainConfig
-from common.data import series
-from common.data.raw import Raw
-from common.data.records import PredictionRecord
-from common.data.regions import Region
+from common.data.splits.regions import Region
+from common.data.volumes import series
+from common.data.volumes.raw import Raw
+from common.data.volumes.records import PredictionRecord
 from common.errors import FileError, UserError
 from common.infer import encode, planes
 from common.infer.blocks import BlockValues, Member, compute_blocks, oriented

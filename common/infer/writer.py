@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from common.data import ngff, records
-from common.data.box import Vector
-from common.data.chunks import PARTIAL, ChunkFiles, chunk_files
-from common.data.metadata import LEVELS_BY_BLOCK
-from common.data.ngff import Grid
-from common.data.records import PredictionRecord
+from common.data.volumes import ngff, records
+from common.data.volumes.box import Vector
+from common.data.volumes.chunks import PARTIAL, ChunkFiles, chunk_files
+from common.data.volumes.metadata import LEVELS_BY_BLOCK
+from common.data.volumes.ngff import Grid
+from common.data.volumes.records import PredictionRecord
 from common.errors import FileError
 from common.infer.encode import loops
 from common.infer.ledger import Journal

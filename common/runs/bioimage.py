@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from common.config.settings import TrainConfig
-from common.data.normalize import MEASURED, PERCENTILES
-from common.data.sampling import Patch
+from common.data.crops.normalize import MEASURED, PERCENTILES
+from common.data.samples.sampling import Patch
 from common.errors import UserError
 from common.files import replacing
 from common.infer.package import OURS

@@ -16,8 +16,8 @@ import torch
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import regions
-from common.data.sampling import Patch
+from common.data.samples.sampling import Patch
+from common.data.splits import regions
 from common.errors import UserError
 from common.infer.ensemble import load_network
 from common.infer.network import Network

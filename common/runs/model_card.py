@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.config.settings import TrainConfig
-from common.data import split
-from common.data.records import at_epoch
-from common.data.sampling import Patch
+from common.data.samples.sampling import Patch
+from common.data.splits import split
+from common.data.volumes.records import at_epoch
 from common.errors import UserError
 from common.infer.network import Network
 from common.score import result

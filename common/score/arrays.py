@@ -1,6 +1,6 @@
 """Arrays of others in a zarr store, zipped or not: opened and read without trust in what they say.
 
-For images in folders `common.data.ngff` does the same.
+For images in folders `common.data.volumes.ngff` does the same.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import zarr
 from numcodecs import Blosc
 
-from common.data import codecs, metadata, zarray
-from common.data.codecs import blosc_lengths
+from common.data.volumes import codecs, metadata, zarray
+from common.data.volumes.codecs import blosc_lengths
 from common.errors import UserError
 
 MAX_BYTES = 50 * 10**9

@@ -16,9 +16,10 @@ from types import ModuleType
 from common.classes import INSTANCES
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import ngff, regions, regrid
-from common.data.records import ProcessedRecord
-from common.data.regions import Region
+from common.data.splits import regions
+from common.data.splits.regions import Region
+from common.data.volumes import ngff, regrid
+from common.data.volumes.records import ProcessedRecord
 from common.errors import UserError, collect
 from common.files import REPOSITORY
 from common.infer import process
@@ -69,7 +70,7 @@ def evaluate(  # noqa: PLR0913  the options of the command
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
-        crops: see `common.data.regions.find`.
+        crops: see `common.data.splits.regions.find`.
         classes: some of process_config.py's; all unless given.
         manifest_path: table of test crops.
         write_readme: also into the experiment's README, with a picture.

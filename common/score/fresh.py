@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 from common.config.settings import TrainConfig
-from common.data import records
-from common.data.manifest import Entry
-from common.data.records import PredictionRecord
+from common.data.splits.manifest import Entry
+from common.data.volumes import records
+from common.data.volumes.records import PredictionRecord
 from common.infer import process
 from common.infer.recipe import Recipe, load_recipe
 from common.score.publish import note_networks

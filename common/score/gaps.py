@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.data.manifest import Entry
+from common.data.splits.manifest import Entry
 
 NOT_PROCESSED = "not processed"
 UNREADABLE = "half-written or unreadable"

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import fastremap
 import numpy as np
 
-from common.data import pseudo, regrid
-from common.data.annotation import LabelReader
-from common.data.ngff import Grid, Level
+from common.data.crops import pseudo
 from common.data.own.standing import is_imported
+from common.data.volumes import regrid
+from common.data.volumes.annotation import LabelReader
+from common.data.volumes.ngff import Grid, Level
 from common.errors import UserError
 from common.infer.volume import EVERYWHERE
 from common.score import challenge, quality

@@ -11,10 +11,10 @@ from numcodecs import Blosc
 
 from common import talk
 from common.classes import INSTANCES
-from common.data import regrid
-from common.data.manifest import Entry
-from common.data.ngff import Level, open_levels
-from common.data.records import refuse_lost_chunks
+from common.data.splits.manifest import Entry
+from common.data.volumes import regrid
+from common.data.volumes.ngff import Level, open_levels
+from common.data.volumes.records import refuse_lost_chunks
 from common.errors import UserError, refuse
 from common.files import replacing
 from common.score import gaps, submission

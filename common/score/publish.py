@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from common.data import annotation
-from common.data.records import PredictionRecord
+from common.data.volumes import annotation
+from common.data.volumes.records import PredictionRecord
 from common.score import judge, result, tables
 from common.score.judge import Evaluation
 from common.score.result import CropScore, Scores

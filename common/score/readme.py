@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.config.settings import TrainConfig
-from common.data.records import at_epoch
-from common.data.regions import Region
+from common.data.splits.regions import Region
+from common.data.volumes.records import at_epoch
 from common.errors import UserError
 from common.files import REPOSITORY, replacing
 from common.score.result import Asked, Checkpoint, Provenance, Scores

@@ -20,8 +20,8 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import zarr
 
-from common.data.layout import crop_name
-from common.data.manifest import Entry
+from common.data.splits.manifest import Entry
+from common.data.volumes.layout import crop_name
 from common.errors import UserError, refuse
 from common.score import gaps
 from common.score.arrays import MAX_BYTES, is_place, open_array

@@ -16,8 +16,8 @@ import numpy as np
 import zarr
 
 from common.config.instance_options import defaults
-from common.data import ngff, regrid
-from common.data.ngff import Level
+from common.data.volumes import ngff, regrid
+from common.data.volumes.ngff import Level
 from common.infer import one_class
 from common.infer.one_class import Making
 from common.infer.prediction import Prediction, open_prediction

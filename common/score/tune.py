@@ -13,7 +13,8 @@ from typing import Any
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import ngff, regions, regrid
+from common.data.splits import regions
+from common.data.volumes import ngff, regrid
 from common.errors import UserError, collect
 from common.files import write_json
 from common.infer.prediction import Prediction, open_prediction
@@ -73,7 +74,7 @@ def tune(  # noqa: PLR0913  the options of the command
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
-        crops: annotated and predicted ones, see `common.data.regions.find`.
+        crops: annotated and predicted ones, see `common.data.splits.regions.find`.
         classes: some of process_config.py's; all unless given.
         folds: of a cross-validation over crops, whose score is told too; 0 for none.
         metric_version: of the challenge's score, see `common.score.versions`.

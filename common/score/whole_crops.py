@@ -20,10 +20,10 @@ from torch import nn
 from common.config.derived import channel_classes
 from common.config.instance_options import takes_channels
 from common.config.settings import TrainConfig
-from common.data import regions, split
-from common.data.normalize import Scalings
-from common.data.records import PredictionRecord
-from common.data.regions import Region
+from common.data.crops.normalize import Scalings
+from common.data.splits import regions, split
+from common.data.splits.regions import Region
+from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.infer.network import Network, network_of
 from common.infer.recipe import Recipe, read_recipe

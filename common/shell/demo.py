@@ -8,7 +8,7 @@ from pathlib import Path
 from common.config.load import load_config
 from common.config.module import load_module
 from common.config.settings import TrainConfig
-from common.data import regions
+from common.data.splits import regions
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.infer import predict, process

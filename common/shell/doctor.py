@@ -18,7 +18,7 @@ from common.classes import TESTED
 from common.config import load
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import layout
+from common.data.volumes import layout
 from common.errors import UserError
 from common.files import REPOSITORY, cache_folder
 from common.provenance import usable_cores
@@ -328,7 +328,7 @@ def data_found(config: TrainConfig | None, data: str | Path | None) -> Iterator[
 
 def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
     """Whether every crop of a datasplit is there, and annotates what is to be learnt."""
-    from common.data import split
+    from common.data.splits import split
 
     path = config.path("datasplit_path")
     try:
@@ -362,7 +362,7 @@ def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
         yield Finding("classes", NOTE if len(missing) < len(config.classes) else WRONG, text, mend)
     for sentence in split.not_listed(rows, config.classes):
         yield Finding("classes", NOTE, sentence)
-    from common.data import normalize  # needs torch, whose absence is a finding
+    from common.data.crops import normalize  # needs torch, whose absence is a finding
 
     if config.raw_normalization in normalize.MEASURED:
         yield _normalization(config, len({row.raw for row in rows}))

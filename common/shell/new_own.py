@@ -13,8 +13,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.config.load import data_root, load_config
-from common.data import fingerprint, layout, make_split
-from common.data.measured import measure_crops
 from common.data.own.crops import (
     Division,
     OwnCrop,
@@ -24,7 +22,11 @@ from common.data.own.crops import (
     read_crops,
     unlabelled_rest,
 )
-from common.data.sources.place import is_file_name, store_name
+from common.data.splits import make_split
+from common.data.summary import fingerprint
+from common.data.summary.measured import measure_crops
+from common.data.volumes import layout
+from common.data.volumes.sources.place import is_file_name, store_name
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.shell.new import refuse_target

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from common.data.sources.place import with_voxel_size
+from common.data.volumes.sources.place import with_voxel_size
 from common.errors import UserError
 from common.infer.engine import Engine
 from common.score.versions import CSC, VERSIONS

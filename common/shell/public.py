@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from common.data import layout
+from common.data.volumes import layout
 from common.errors import UserError
 from common.talk import note
 

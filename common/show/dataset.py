@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data import layout, ngff
-from common.data.annotation import encoding_of
-from common.data.level import Grid, Level, Voxels, chunk_ranges
+from common.data.volumes import layout, ngff
+from common.data.volumes.annotation import encoding_of
+from common.data.volumes.level import Grid, Level, Voxels, chunk_ranges
 from common.show import figures, montage
 from common.show.figures import Picture
 from common.talk import nm, voxels

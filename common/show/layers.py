@@ -9,11 +9,11 @@ import numpy as np
 from scipy.special import expit
 
 from common.config.settings import TrainConfig
-from common.data import ngff
-from common.data.ngff import Level
-from common.data.records import read_prediction
-from common.data.regions import Region
-from common.data.sources.place import is_address, on_disk
+from common.data.splits.regions import Region
+from common.data.volumes import ngff
+from common.data.volumes.ngff import Level
+from common.data.volumes.records import read_prediction
+from common.data.volumes.sources.place import is_address, on_disk
 
 KINDS = ("raw", "truth", "predictions", "processed")
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from common.data import ngff, regrid
-from common.data.annotation import UNKNOWN_ID, LabelReader
-from common.data.ngff import Grid, Level
-from common.data.regions import Region
+from common.data.splits.regions import Region
+from common.data.volumes import ngff, regrid
+from common.data.volumes.annotation import UNKNOWN_ID, LabelReader
+from common.data.volumes.ngff import Grid, Level
 from common.show import figures
 from common.show.figures import Picture
 from common.show.layers import LABELS, Layers, predicted_by, probability_of

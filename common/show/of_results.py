@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from common.data import records, results
-from common.data.regions import Region
-from common.data.results import Result
-from common.data.sources import n5, precomputed, zarr2, zarr3
-from common.data.sources.place import bare, is_address
+from common.data.splits.regions import Region
+from common.data.volumes import records, results
+from common.data.volumes.results import Result
+from common.data.volumes.sources import n5, precomputed, zarr2, zarr3
+from common.data.volumes.sources.place import bare, is_address
 from common.errors import UserError
 from common.show.layers import Layers
 
@@ -31,7 +31,7 @@ SOURCES = {
 def boxes_of(source: str, classes: Sequence[str] = ()) -> list[tuple[Region, Layers]]:
     """The boxes of results, with the layers of each.
 
-    source: see `common.data.results.find`. Raises as that does.
+    source: see `common.data.volumes.results.find`. Raises as that does.
     """
     boxes: dict[str, list[Result]] = {}
     for result in results.find(source, classes):
@@ -72,7 +72,7 @@ def _layers(found: Sequence[Result]) -> Layers:
 def link(sources: Sequence[str]) -> str:
     """A link that opens volumes of servers in Neuroglancer's public page, one layer each.
 
-    Raises UserError for a volume that it could not read, and as `common.data.results.find`.
+    Raises UserError for a volume that it could not read, and as `common.data.volumes.results.find`.
     """
     layers = []
     for source in sources:

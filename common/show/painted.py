@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.classes import atoms_of
-from common.data.annotation import LabelReader
-from common.data.ngff import Level
+from common.data.volumes.annotation import LabelReader
+from common.data.volumes.ngff import Level
 from common.show.layers import probability_of
 from common.show.montage import SHOWN
 from common.show.served import Served, refuse_large

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.data.annotation import LabelReader
-from common.data.level import Level
+from common.data.volumes.annotation import LabelReader
+from common.data.volumes.level import Level
 from common.show import figures
 from common.show.figures import Picture
 

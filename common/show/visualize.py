@@ -9,9 +9,10 @@ from typing import Any
 
 from common import classes as class_table
 from common.config.load import data_root, load_config
-from common.data import regions, results
-from common.data.regions import Region
-from common.data.sources.place import is_address, on_disk
+from common.data.splits import regions
+from common.data.splits.regions import Region
+from common.data.volumes import results
+from common.data.volumes.sources.place import is_address, on_disk
 from common.errors import UserError, refuse
 from common.show import figures, of_results, viewer
 from common.show.layers import KINDS, Layers, layers_under, roots_of
@@ -23,7 +24,7 @@ class Choice:
     """What is to be seen of an experiment, or of a data root; the options of the command."""
 
     crops: str = "validate"
-    """See `common.data.regions.choose`."""
+    """See `common.data.splits.regions.choose`."""
     volume: str | Path = ""
     """A volume of one's own instead of crops."""
     roi: str = ""
@@ -61,8 +62,8 @@ def visualize(
 
     Args:
         config_path: an experiment's folder or its train_config.py; or results by themselves, see
-            `common.data.results.find`. None shows the annotated crops of the data root, and what is
-            in predictions/ and processed/ there.
+            `common.data.volumes.results.find`. None shows the annotated crops of the data root, and
+            what is in predictions/ and processed/ there.
         crops: see `Choice`.
         png: a .png file, or a folder for one a crop; neuroglancer is opened without.
         port: of neuroglancer; 0 is any free one.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.data.targets import dense
+from common.data.samples.targets import dense
 from common.train import together
 from common.train.losses import AnyTarget, refuse_below_zero
 

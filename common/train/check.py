@@ -15,8 +15,8 @@ import numpy as np
 from common import runtime
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import targets
-from common.data.batches import Batch
+from common.data.samples import targets
+from common.data.samples.batches import Batch
 from common.talk import count, duration, nm, size
 from common.train import steps, validation
 from common.train.checkpoint import bytes_of_run

@@ -22,8 +22,8 @@ import torch
 from common import runtime
 from common.config.code import NETWORK_CODE, network_code
 from common.config.settings import TrainConfig
-from common.data.normalize import Scaling, Scalings
-from common.data.validation_blocks import BLOCK_ORDER
+from common.data.crops.normalize import Scaling, Scalings
+from common.data.samples.validation_blocks import BLOCK_ORDER
 from common.errors import NotFinite, UserError
 from common.files import REPOSITORY, free_bytes, not_written, replacing
 from common.provenance import provenance

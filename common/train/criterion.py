@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.config.settings import TrainConfig, as_text
-from common.data.targets import MixedTarget, PaletteTarget, Target, dense, known
+from common.data.samples.targets import MixedTarget, PaletteTarget, Target, dense, known
 from common.errors import UserError
 from common.train import together
 from common.train.losses import weighted_bce

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from common.data.targets import PaletteTarget, dense, known
+from common.data.samples.targets import PaletteTarget, dense, known
 from common.errors import UserError
 from common.train import together
 from common.train.losses import AnyTarget, class_weighted_bce

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from common.config.derived import SIGNED, SOFTMAX
 from common.config.heads import CLASSES, Head, heads_of, main_head
 from common.config.settings import TrainConfig
-from common.data.targets import (
+from common.data.samples.targets import (
     MixedTarget,
     PaletteTarget,
     Target,

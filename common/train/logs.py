@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common import provenance, runtime
 from common.config.settings import PLACES, TrainConfig
-from common.data import loaders
+from common.data.samples import loaders
 from common.errors import FileError
 from common.files import REPOSITORY, replacing
 from common.talk import count, duration, note, progress, say, this_command

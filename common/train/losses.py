@@ -4,7 +4,7 @@ Each is called as `criterion(logits, target, pos_weight)` and returns a scalar:
 
 * logits: (B, classes, z, y, x), any floating-point type, before the sigmoid.
 * target: a `PaletteTarget`, or a dense tensor of the shape of the logits: integers with 1 positive,
-  0 negative and -1 unknown, or floats with 1, 0 and NaN. See `common.data.targets`.
+  0 negative and -1 unknown, or floats with 1, 0 and NaN. See `common.data.samples.targets`.
 * pos_weight: (classes,) weight of the positive voxels of each class, or None for 1.
 
 What follows pos_weight is given by name: `criterion = functools.partial(focal_loss, gamma=1.5)`.
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config.settings import as_text
-from common.data.targets import PaletteTarget, count_known, dense, known
+from common.data.samples.targets import PaletteTarget, count_known, dense, known
 from common.errors import UserError
 from common.train import together
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from common.data.palette import in_uint8
+from common.data.crops.palette import in_uint8
 from common.errors import UserError
 from common.files import replacing
 from common.show import figures

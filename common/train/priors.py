@@ -12,9 +12,9 @@ import torch
 from common.config.derived import SIGNED, SOFTMAX
 from common.config.heads import Head, exclusive_channels, heads_of
 from common.config.settings import TrainConfig
-from common.data import targets
-from common.data.batches import training_batches
-from common.data.loaders import Data
+from common.data.samples import targets
+from common.data.samples.batches import training_batches
+from common.data.samples.loaders import Data
 from common.talk import some
 from common.train import optim
 from common.train.criterion import Criterion, uses_pos_weight

@@ -16,8 +16,8 @@ from torch import nn
 from common import runtime
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import targets
-from common.data.batches import Batch
+from common.data.samples import targets
+from common.data.samples.batches import Batch
 from common.errors import UserError
 from common.model.forward import ForwardPass
 from common.model.passing import in_training_mode

@@ -20,8 +20,8 @@ from common import runtime
 from common.config.code import note_other_code
 from common.config.input_channels import values_of
 from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
-from common.data.normalize import Scalings
-from common.data.validation_blocks import BLOCK_ORDER
+from common.data.crops.normalize import Scalings
+from common.data.samples.validation_blocks import BLOCK_ORDER
 from common.errors import UserError
 from common.files import replacing, sweep
 from common.model import seen_range

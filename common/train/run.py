@@ -25,9 +25,9 @@ from typing import Any
 from common import runtime, stopping, talk
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data.batches import Batch
-from common.data.validation_blocks import key_of_blocks
-from common.data.workers import WorkerLost
+from common.data.samples.batches import Batch
+from common.data.samples.validation_blocks import key_of_blocks
+from common.data.samples.workers import WorkerLost
 from common.errors import FileError, NotFinite
 from common.files import REPOSITORY
 from common.provenance import provenance

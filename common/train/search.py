@@ -29,7 +29,7 @@ import torch
 
 from common.config.load import load_config
 from common.config.settings import MAY_CHANGE, TrainConfig
-from common.data import split
+from common.data.splits import split
 from common.errors import FileError, UserError
 from common.files import alone, write_text
 from common.stopping import Stopped

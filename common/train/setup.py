@@ -15,9 +15,9 @@ from common import runtime
 from common.config.code import network_code
 from common.config.heads import exclusive_channels
 from common.config.settings import TrainConfig
-from common.data import augment, loaders
-from common.data.batches import Batch, Batches, training_batches, validation_batches
-from common.data.loaders import Data
+from common.data.samples import augment, loaders
+from common.data.samples.batches import Batch, Batches, training_batches, validation_batches
+from common.data.samples.loaders import Data
 from common.errors import UserError
 from common.model import activation
 from common.model.build import build_model

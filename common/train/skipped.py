@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from common import typed
-from common.data.batches import Batch
+from common.data.samples.batches import Batch
 from common.errors import UserError
 from common.files import write_json
 from common.talk import note

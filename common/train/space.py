@@ -13,7 +13,7 @@ from typing import Any
 from common.config.load import load_config
 from common.config.module import load_module
 from common.config.settings import MAY_CHANGE, TrainConfig
-from common.data import split
+from common.data.splits import split
 from common.errors import UserError
 
 FILE = "search_space.py"

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from common.data import targets
-from common.data.targets import Target
+from common.data.samples import targets
+from common.data.samples.targets import Target
 from common.errors import UserError
 from common.model.forward import ForwardPass
 from common.train import metrics, together

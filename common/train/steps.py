@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from common.data.batches import Batch, WorkerLost
-from common.data.targets import Target
+from common.data.samples.batches import Batch, WorkerLost
+from common.data.samples.targets import Target
 from common.train import optim, ranks, skipped, together
 from common.train.metrics import finite_mean
 from common.train.skipped import Numbers

@@ -19,9 +19,9 @@ import torch
 from common import runtime
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data import fingerprint as data_fingerprint
-from common.data.fingerprint import Facts
-from common.data.measured import MeasuredCrop, measure_crops, short_nm
+from common.data.summary import fingerprint as data_fingerprint
+from common.data.summary.fingerprint import Facts
+from common.data.summary.measured import MeasuredCrop, measure_crops, short_nm
 from common.files import write_json
 from common.model.build import new_model
 from common.model.forward import ForwardPass

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from common.data.targets import Target, count_known
+from common.data.samples.targets import Target, count_known
 from common.errors import UserError
 from common.model.forward import ForwardPass
 from common.model.shapes import parameters_of_outputs

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.data import targets
-from common.data.batches import Batch, Batches, WorkerLost
-from common.data.normalize import Scalings
+from common.data.crops.normalize import Scalings
+from common.data.samples import targets
+from common.data.samples.batches import Batch, Batches, WorkerLost
 from common.model.forward import ForwardPass
 from common.train import metrics, ranks, together, whole_slice
 from common.train.panels import Panels

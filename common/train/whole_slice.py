@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from common.data.blocks import Blocks
-from common.data.box import slices
-from common.data.sampling import Sample, Sampler
+from common.data.samples.blocks import Blocks
+from common.data.samples.sampling import Sample, Sampler
+from common.data.volumes.box import slices
 from common.show import figures
 from common.train import ranks
 

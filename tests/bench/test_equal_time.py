@@ -13,7 +13,8 @@ from bench.drawn import write_tissue
 from bench.side_by_side import Job, Outcome
 from bench.whole_crop import predict_crops, thresholded
 from common.config.load import load_config
-from common.data import loaders, ngff
+from common.data.samples import loaders
+from common.data.volumes import ngff
 from common.files import REPOSITORY
 
 SCHEDULE = """

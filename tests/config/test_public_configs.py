@@ -24,8 +24,9 @@ from common.config.load import load_config, load_process_config
 from common.config.public import configs
 from common.config.public.rules import RULES
 from common.config.settings import TrainConfig
-from common.data import loaders, split
-from common.data.batches import training_batches
+from common.data.samples import loaders
+from common.data.samples.batches import training_batches
+from common.data.splits import split
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.train import check as check_module

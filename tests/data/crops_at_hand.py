@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data import layout
-from common.data.catalogue import CropInfo
-from common.data.ngff import write_multiscale
+from common.data.splits.catalogue import CropInfo
+from common.data.volumes import layout
+from common.data.volumes.ngff import write_multiscale
 
 
 def crop(

@@ -9,10 +9,15 @@ import pytest
 import torch
 from scipy import ndimage
 
-from common.data import augment
-from common.data.augment import IntensityChange, change_intensity, resample_linear, resample_nearest
-from common.data.ngff import slices
-from common.data.sampling import rotation
+from common.data.samples import augment
+from common.data.samples.augment import (
+    IntensityChange,
+    change_intensity,
+    resample_linear,
+    resample_nearest,
+)
+from common.data.samples.sampling import rotation
+from common.data.volumes.ngff import slices
 from common.errors import UserError
 
 BLOCK = np.random.default_rng(0).integers(0, 256, (14, 15, 16), np.uint8)

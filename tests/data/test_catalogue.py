@@ -9,7 +9,8 @@ import pytest
 from crops_at_hand import crop, labelled_store
 
 from common.classes import TESTED
-from common.data import catalogue, layout
+from common.data.splits import catalogue
+from common.data.volumes import layout
 from common.errors import UserError
 from common.files import REPOSITORY
 

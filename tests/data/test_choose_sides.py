@@ -10,9 +10,9 @@ import pytest
 from crops_at_hand import crop
 
 from common.classes import TESTED
-from common.data import catalogue
-from common.data import choose_sides as module
-from common.data.choose_sides import (
+from common.data.splits import catalogue
+from common.data.splits import choose_sides as module
+from common.data.splits.choose_sides import (
     GROUPS,
     METHODS,
     Sides,
@@ -21,7 +21,7 @@ from common.data.choose_sides import (
     choose_sides,
     group_numbers,
 )
-from common.data.split import USAGES
+from common.data.splits.split import USAGES
 from common.errors import UserError
 
 

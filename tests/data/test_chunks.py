@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data import ngff
-from common.data.chunks import chunk_files
-from common.data.ngff import Grid, slices
+from common.data.volumes import ngff
+from common.data.volumes.chunks import chunk_files
+from common.data.volumes.ngff import Grid, slices
 
 SHAPE = (13, 8, 10)
 CHUNKS = (4, 4, 5)

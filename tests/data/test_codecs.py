@@ -11,7 +11,8 @@ import pytest
 import zarr
 from numcodecs import BZ2, LZ4, LZMA, Blosc, Delta, GZip, Shuffle, Zlib, Zstd
 
-from common.data import bucket, codecs, ngff
+from common.data.download import bucket
+from common.data.volumes import codecs, ngff
 from common.errors import UserError
 
 RAN: list[str] = []

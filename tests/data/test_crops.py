@@ -14,13 +14,13 @@ import pytest
 import zarr
 from conftest import wait_until
 
-from common.data import crops
-from common.data.crop_cache import CropCache
-from common.data.crops import Crop, CropRequest, open_crops
-from common.data.decode import Decoding
-from common.data.ngff import Grid, slices, write_multiscale
-from common.data.palette import UNKNOWN
-from common.data.split import Row
+from common.data.crops import opened as crops
+from common.data.crops.cache import CropCache
+from common.data.crops.decode import Decoding
+from common.data.crops.opened import Crop, CropRequest, open_crops
+from common.data.crops.palette import UNKNOWN
+from common.data.splits.split import Row
+from common.data.volumes.ngff import Grid, slices, write_multiscale
 from common.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -656,7 +656,7 @@ def test_an_interrupt_gives_up_what_has_begun_and_begins_nothing_more(tmp_path, 
         def update(self) -> None:
             pass
 
-    monkeypatch.setattr("common.data.decode._decode_raw", held)
+    monkeypatch.setattr("common.data.crops.decode._decode_raw", held)
     monkeypatch.setattr(crops, "progress", Bar)
     with pytest.raises(KeyboardInterrupt):
         open_crops(rows, request(), cache_in(tmp_path))
@@ -735,8 +735,8 @@ import sys
 import time
 from pathlib import Path
 
-from common.data.crops import open_crops
-from common.data.split import Row
+from common.data.crops.opened import open_crops
+from common.data.splits.split import Row
 from common.errors import UserError
 from tests.data.test_crops import cache_in, request
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.data.annotation import encoding_of
-from common.data.ngff import open_levels, write_multiscale
 from common.data.own.cut import GAP, LEAST_VALIDATED, choose_cut, cut_crop, is_part
 from common.data.own.facts import look
+from common.data.volumes.annotation import encoding_of
+from common.data.volumes.ngff import open_levels, write_multiscale
 
 UNKNOWN = {
     "cellmap": {

@@ -10,8 +10,8 @@ import torch
 from scipy import ndimage
 
 from common.config.augmentations import read_augmentations
-from common.data import defects
-from common.data.defects import Defects, MissingPlanes, UnevenSections
+from common.data.samples import defects
+from common.data.samples.defects import Defects, MissingPlanes, UnevenSections
 
 BLOCK = torch.from_numpy(np.random.default_rng(0).integers(40, 216, (12, 9, 10), np.uint8))
 RAW = torch.rand((1, 9, 10, 11), generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,7 @@ from common.config.derived import (
     distance,
     inner,
 )
-from common.data.derive import IdPatch, derive, margin_of
+from common.data.samples.derive import IdPatch, derive, margin_of
 
 VOXEL = (10.0, 4.0, 4.0)
 

@@ -9,8 +9,8 @@ from scipy import ndimage
 from scipy.interpolate import BSpline
 
 from common.config.augmentations import FOLDS_BEYOND, Elastic, SectionShift, SectionSlip
-from common.data import augment, distort
-from common.data.distort import Distortion, ElasticField, Reading, SectionMove
+from common.data.samples import augment, distort
+from common.data.samples.distort import Distortion, ElasticField, Reading, SectionMove
 
 CPU = torch.device("cpu")
 RANDOM = np.random.default_rng(0)

@@ -15,12 +15,12 @@ import tensorstore
 import tifffile
 
 from common.data import export_volumes as module
-from common.data import ngff
-from common.data.annotation import INSTANCE_TYPE
 from common.data.export_volumes import export
-from common.data.level import Level
-from common.data.ngff import open_levels, write_multiscale
-from common.data.writers import hdf5, levels, mrc, outgoing, tiff
+from common.data.volumes import ngff
+from common.data.volumes.annotation import INSTANCE_TYPE
+from common.data.volumes.level import Level
+from common.data.volumes.ngff import open_levels, write_multiscale
+from common.data.volumes.writers import hdf5, levels, mrc, outgoing, tiff
 from common.errors import FileError, UserError
 from tests.full_disk import small_disk
 
@@ -260,9 +260,9 @@ def counting(monkeypatch, most: int) -> list:
 
 @pytest.mark.parametrize("ending", [".precomputed", ".zarr"])
 def test_a_folder_that_was_begun_is_gone_on_with(box, tmp_path, monkeypatch, ending):
-    monkeypatch.setattr("common.data.writers.precomputed.CHUNK", 40)
-    monkeypatch.setattr("common.data.writers.ngff05.CHUNK", 20)
-    monkeypatch.setattr("common.data.writers.ngff05.SHARD", 40)
+    monkeypatch.setattr("common.data.volumes.writers.precomputed.CHUNK", 40)
+    monkeypatch.setattr("common.data.volumes.writers.ngff05.CHUNK", 20)
+    monkeypatch.setattr("common.data.volumes.writers.ngff05.SHARD", 40)
     out = tmp_path / f"out{ending}"
     with monkeypatch.context() as patch:
         counting(patch, 9)

@@ -38,14 +38,15 @@ from conftest import (
 from numcodecs import Blosc, GZip, Zstd
 from s3_server import Server, serving
 
-from common.data import bucket as bucket_module
-from common.data import crops as crops_module
-from common.data import fetch as fetch_module
-from common.data import layout, sampling
-from common.data.bucket import RemoteFile, flaw
-from common.data.fetch import fetch
-from common.data.loaders import open_data
-from common.data.ngff import open_levels, slices, write_multiscale
+from common.data.crops import opened as crops_module
+from common.data.download import bucket as bucket_module
+from common.data.download import fetch as fetch_module
+from common.data.download.bucket import RemoteFile, flaw
+from common.data.download.fetch import fetch
+from common.data.samples import sampling
+from common.data.samples.loaders import open_data
+from common.data.volumes import layout
+from common.data.volumes.ngff import open_levels, slices, write_multiscale
 from common.errors import FileError, UserError
 
 RAW = "tiny/tiny.zarr/recon-1/em/fibsem-uint8"
@@ -486,7 +487,7 @@ def test_a_journal_that_was_cut_short_loses_its_last_record_only(run, server):
 PROGRAM = """
 import signal
 import sys
-from common.data.fetch import fetch
+from common.data.download.fetch import fetch
 
 def interrupt(*received):
     print("interrupted", flush=True)

@@ -8,10 +8,10 @@ import pytest
 import zarr
 from conftest import CROP_SHAPE, CROPS, datasplit_text, world, write_data
 
-from common.data import fingerprint, measured
-from common.data.findings import far, unlike_datasets
-from common.data.fingerprint import Facts
-from common.data.loaders import open_data
+from common.data.samples.loaders import open_data
+from common.data.summary import fingerprint, measured
+from common.data.summary.findings import far, unlike_datasets
+from common.data.summary.fingerprint import Facts
 from common.errors import UserError
 
 
@@ -86,7 +86,7 @@ def test_crops_that_training_decoded_are_not_decoded_again(experiment, monkeypat
     def again(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("common.data.crops.decode", again)
+    monkeypatch.setattr("common.data.crops.opened.decode", again)
     assert describe(tiny).crops == {"train": 2, "validate": 1}
 
 

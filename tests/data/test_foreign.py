@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data.ngff import open_levels, write_multiscale
+from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import UserError
 
 

@@ -17,8 +17,8 @@ from conftest import imported_with
 from scipy import ndimage
 
 from common import compiled as compiled_by
-from common.data import augment, gather
-from common.data.sampling import rotation
+from common.data.samples import augment, gather
+from common.data.samples.sampling import rotation
 from common.errors import UserError
 
 TOLERANCE = 0 if platform.machine() == "x86_64" else 1e-6
@@ -166,12 +166,12 @@ def test_compiled_code_is_kept_beside_the_module_or_in_the_cache_folder(monkeypa
 def test_without_numba_a_sentence_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "common.compiled")
-    monkeypatch.delitem(sys.modules, "common.data.gather")
-    monkeypatch.delattr("common.data.gather")
+    monkeypatch.delitem(sys.modules, "common.data.samples.gather")
+    monkeypatch.delattr("common.data.samples.gather")
     block = block_of((5, 5, 5))
     with pytest.raises(UserError, match=r"numba.*pip install numba"):
         augment.resample_linear([block], [turned(0, block.shape, (3, 3, 3))], (3, 3, 3))
 
 
 def test_numba_is_imported_where_a_patch_is_turned_on_a_cpu_and_not_before():
-    assert "numba" not in imported_with("common.data.loaders")
+    assert "numba" not in imported_with("common.data.samples.loaders")

@@ -11,10 +11,10 @@ import torch
 import zarr
 
 from common.config.derived import affinities, boundary
-from common.data import derive, loaders, sampling
-from common.data.batches import training_batches, validation_batches
-from common.data.ids import IdWriter, reduced
-from common.data.loaders import open_data
+from common.data.crops.ids import IdWriter, reduced
+from common.data.samples import derive, loaders, sampling
+from common.data.samples.batches import training_batches, validation_batches
+from common.data.samples.loaders import open_data
 from common.errors import UserError
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.data import layout
-from common.data.ngff import open_levels
+from common.data.volumes import layout
+from common.data.volumes.ngff import open_levels
 from common.errors import UserError
 from tests.data import foreign_writers as writers
 from tests.data.own_import import import_data

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from common.data import layout
-from common.data.ngff import open_levels
+from common.data.volumes import layout
+from common.data.volumes.ngff import open_levels
 from common.files import REPOSITORY
 
 HUGE = (8000, 3500, 3600)

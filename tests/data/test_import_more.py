@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tifffile
 
-from common.data import layout
-from common.data.catalogue import scan
-from common.data.level import Grid
-from common.data.ngff import open_levels, start_multiscale
 from common.data.own import volumes
 from common.data.own.crops import divide, read_crops
 from common.data.own.standing import IMPORTED
+from common.data.splits.catalogue import scan
+from common.data.volumes import layout
+from common.data.volumes.level import Grid
+from common.data.volumes.ngff import open_levels, start_multiscale
 from common.errors import UserError
 from tests.data.own_import import import_data
 

@@ -9,12 +9,12 @@ import pytest
 import tifffile
 from PIL import Image
 
-from common.data import layout, ngff
-from common.data.annotation import INSTANCE_TYPE, LabelReader, encoding_of
-from common.data.catalogue import scan
-from common.data.ngff import open_levels
 from common.data.own import copying, jobs
-from common.data.sources.tiff import Pages
+from common.data.splits.catalogue import scan
+from common.data.volumes import layout, ngff
+from common.data.volumes.annotation import INSTANCE_TYPE, LabelReader, encoding_of
+from common.data.volumes.ngff import open_levels
+from common.data.volumes.sources.tiff import Pages
 from common.errors import UserError
 from tests.data import foreign_writers as writers
 from tests.data.own_import import import_data

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tifffile
 
-from common.data import layout
-from common.data.crop_cache import CropCache
-from common.data.crops import CropRequest, open_crops
-from common.data.split import Row
+from common.data.crops.cache import CropCache
+from common.data.crops.opened import CropRequest, open_crops
+from common.data.splits.split import Row
+from common.data.volumes import layout
 from tests.data.own_import import import_data
 
 SHAPE = (24, 30, 36)
@@ -79,7 +79,9 @@ def test_a_crop_of_a_link_is_that_of_a_copy(given):
 def test_a_linked_file_that_changes_is_decoded_again(given, monkeypatch):
     of = row(given, "link", link=True)
     first = opened(given, of)
-    monkeypatch.setattr("common.data.crops.decode", None)  # what is in the cache is not decoded
+    monkeypatch.setattr(
+        "common.data.crops.opened.decode", None
+    )  # what is in the cache is not decoded
     assert opened(given, of).folder == first.folder
     monkeypatch.undo()
     turned = np.where(SEVERAL == 2, 1, SEVERAL).astype(np.uint8)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.batches import training_batches, validation_batches
-from common.data.loaders import open_data
-from common.data.ngff import write_multiscale
+from common.data.samples.batches import training_batches, validation_batches
+from common.data.samples.loaders import open_data
+from common.data.volumes.ngff import write_multiscale
 from common.errors import UserError
 
 CPU = torch.device("cpu")

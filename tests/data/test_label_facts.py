@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.data.ngff import open_levels, write_multiscale
 from common.data.own import facts
 from common.data.own.facts import look
+from common.data.volumes.ngff import open_levels, write_multiscale
 
 ANNOTATION = {
     "cellmap": {

@@ -16,18 +16,19 @@ from scipy import ndimage
 
 from common.config.augmentations import read_augmentations
 from common.config.settings import TrainConfig
-from common.data import loaders, ngff
-from common.data.batches import Batch, Batches, training_batches, validation_batches
-from common.data.blocks import Blocks
-from common.data.crop_cache import CropCache
-from common.data.crops import Crop, CropRequest, open_crops
-from common.data.loaders import count_voxels, notices, open_data
-from common.data.ngff import write_multiscale
-from common.data.sampling import Augmentation, Patch, Sampler, margins_nm, reach_nm
-from common.data.split import Row
-from common.data.targets import dense
-from common.data.validation_blocks import validation_samples
-from common.data.workers import WorkerLost
+from common.data.crops.cache import CropCache
+from common.data.crops.opened import Crop, CropRequest, open_crops
+from common.data.samples import loaders
+from common.data.samples.batches import Batch, Batches, training_batches, validation_batches
+from common.data.samples.blocks import Blocks
+from common.data.samples.loaders import count_voxels, notices, open_data
+from common.data.samples.sampling import Augmentation, Patch, Sampler, margins_nm, reach_nm
+from common.data.samples.targets import dense
+from common.data.samples.validation_blocks import validation_samples
+from common.data.samples.workers import WorkerLost
+from common.data.splits.split import Row
+from common.data.volumes import ngff
+from common.data.volumes.ngff import write_multiscale
 from common.errors import UserError
 from tests.data.every_kind import EVERY_KIND
 

@@ -11,9 +11,10 @@ from crops_at_hand import crop, labelled_store
 
 from cellmap_segmentation_challenge.utils import make_datasplit_csv
 from common.classes import TESTED
-from common.data import catalogue, layout, make_split
-from common.data.choose_sides import SplitRules, choose_sides
-from common.data.split import USAGES, check_files, read_datasplit
+from common.data.splits import catalogue, make_split
+from common.data.splits.choose_sides import SplitRules, choose_sides
+from common.data.splits.split import USAGES, check_files, read_datasplit
+from common.data.volumes import layout
 from common.errors import UserError
 from common.files import REPOSITORY
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import DEADLINE
 
-from common.data.manifest import URL, Entry, fetch, read
+from common.data.splits.manifest import URL, Entry, fetch, read
 from common.errors import UserError
 
 HEADER = "crop_name,dataset,class_label,voxel_size,translation,shape"

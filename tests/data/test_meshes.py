@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from common.data.annotation import INSTANCE_TYPE
 from common.data.export_volumes import export
-from common.data.ngff import write_multiscale
-from common.data.writers import meshes
+from common.data.volumes.annotation import INSTANCE_TYPE
+from common.data.volumes.ngff import write_multiscale
+from common.data.volumes.writers import meshes
 from common.errors import UserError
 
 zmesh = pytest.importorskip("zmesh")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data import ngff
-from common.data.ngff import open_levels, write_multiscale
+from common.data.volumes import ngff
+from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import UserError
 
 VOLUME = np.random.default_rng(0).integers(1, 256, (4, 5, 6), np.uint8)

@@ -11,8 +11,8 @@ import pytest
 import zarr
 from numcodecs import LZMA, Blosc, GZip, Zlib, Zstd
 
-from common.data import ngff
-from common.data.ngff import (
+from common.data.volumes import ngff
+from common.data.volumes.ngff import (
     Grid,
     block_mean,
     open_levels,

@@ -9,8 +9,9 @@ import pytest
 import torch
 import zarr
 
-from common.data import normalize
-from common.data.ngff import (
+from common.data.crops import normalize
+from common.data.crops.normalize import Scaling, choose_tiles, measure
+from common.data.volumes.ngff import (
     Grid,
     block_mean,
     finish_multiscale,
@@ -18,8 +19,7 @@ from common.data.ngff import (
     start_multiscale,
     write_multiscale,
 )
-from common.data.normalize import Scaling, choose_tiles, measure
-from common.data.raw import open_raw
+from common.data.volumes.raw import open_raw
 from common.errors import UserError
 
 RANDOM = np.random.default_rng(3)

@@ -7,8 +7,8 @@ import nrrd
 import numpy as np
 import pytest
 
-from common.data.ngff import open_levels
-from common.data.sources import packed, place
+from common.data.volumes.ngff import open_levels
+from common.data.volumes.sources import packed, place
 from common.errors import UserError
 from tests.data import foreign_writers as writers
 from tests.data.foreign_writers import VOLUME

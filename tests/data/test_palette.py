@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from common.classes import ATOM_IDS, GROUP_ATOMS, TESTED, excluding, exclusions, membership
-from common.data import palette
-from common.data.palette import UNKNOWN, complete, contradicts, encode
+from common.data.crops import palette
+from common.data.crops.palette import UNKNOWN, complete, contradicts, encode
 
 TABLE = (*ATOM_IDS, *GROUP_ATOMS)
 

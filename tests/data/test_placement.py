@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.data.ngff import Level, open_levels, write_multiscale
-from common.data.placement import check_crop, check_detail
-from common.data.raw import open_raw
+from common.data.volumes.ngff import Level, open_levels, write_multiscale
+from common.data.volumes.placement import check_crop, check_detail
+from common.data.volumes.raw import open_raw
 from common.errors import UserError
 
 NOTHING: list[str] = []

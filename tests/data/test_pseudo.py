@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.palette import UNKNOWN
-from common.data.pseudo import Filled, Rules, fill
-from common.data.targets import PaletteTarget, weighed
+from common.data.crops.palette import UNKNOWN
+from common.data.crops.pseudo import Filled, Rules, fill
+from common.data.samples.targets import PaletteTarget, weighed
 from common.train.losses import weighted_bce
 
 NAMES = ("mito", "mito_mem", "er", "cell", "own")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from common.data import raw
-from common.data.ngff import slices, write_multiscale
-from common.data.raw import mirror, open_raw, reduction
+from common.data.volumes import raw
+from common.data.volumes.ngff import slices, write_multiscale
+from common.data.volumes.raw import mirror, open_raw, reduction
 from common.errors import UserError
 
 VOLUME = np.random.default_rng(0).integers(0, 256, (13, 18, 22), np.uint8)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.data import layout
-from common.data.ngff import open_levels
+from common.data.volumes import layout
+from common.data.volumes.ngff import open_levels
 from tests.data.foreign_writers import PLACE, VOLUME, VOXEL
 from tests.data.own_import import import_data
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import CLASSES, CROPS, write_data
 
-from common.data import manifest, regions
-from common.data.ngff import write_multiscale
-from common.data.regions import Region, find, of_volume
+from common.data.splits import manifest, regions
+from common.data.splits.regions import Region, find, of_volume
+from common.data.volumes.ngff import write_multiscale
 from common.errors import UserError
 
 TESTS = """crop_name,dataset,class_label,voxel_size,translation,shape

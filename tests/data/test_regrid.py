@@ -9,8 +9,8 @@ import pytest
 from scipy.ndimage import map_coordinates
 from skimage.transform import downscale_local_mean
 
-from common.data.ngff import Grid, Level, open_levels, slices, write_multiscale
-from common.data.regrid import Axis, axis_weights, covers, ids, mask, shortfall
+from common.data.volumes.ngff import Grid, Level, open_levels, slices, write_multiscale
+from common.data.volumes.regrid import Axis, axis_weights, covers, ids, mask, shortfall
 from common.errors import UserError
 
 RNG = np.random.default_rng(7)

@@ -12,12 +12,11 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from common.config.augmentations import Scale, read_augmentations
-from common.data.augment import IntensityChange
-from common.data.crops import Crop
-from common.data.defects import Defects
-from common.data.distort import Distortion, Reading
-from common.data.ngff import Grid
-from common.data.sampling import (
+from common.data.crops.opened import Crop
+from common.data.samples.augment import IntensityChange
+from common.data.samples.defects import Defects
+from common.data.samples.distort import Distortion, Reading
+from common.data.samples.sampling import (
     Augmentation,
     Patch,
     Sample,
@@ -30,7 +29,8 @@ from common.data.sampling import (
     reach_nm,
     rotation,
 )
-from common.data.validation_blocks import key_of_blocks, validation_samples
+from common.data.samples.validation_blocks import key_of_blocks, validation_samples
+from common.data.volumes.ngff import Grid
 
 ALL_AXES = {
     "mirror": {"axes": {"x": 0.5, "y": 0.5, "z": 0.5}},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from common.data.separable import along_axes, coarser, gaussian
+from common.data.samples.separable import along_axes, coarser, gaussian
 
 VOLUME = np.random.default_rng(0).random((5, 9, 12), np.float32)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from common.data import ngff, series
+from common.data.volumes import ngff, series
 
 
 def image(store: Path, name: str) -> Path:

@@ -14,8 +14,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from common.data.ngff import open_levels
-from common.data.sources import place
+from common.data.volumes.ngff import open_levels
+from common.data.volumes.sources import place
 from common.errors import UserError
 from tests.data import foreign_writers as writers
 from tests.data.foreign_writers import MEASURED, PLACE, PLACED, UNMEASURED, VOLUME, VOXEL

@@ -10,9 +10,9 @@ import tifffile
 import torch
 from conftest import CROPS, VOXEL_SIZE, datasplit_text
 
-from common.data import layout
-from common.data.ngff import open_levels
-from common.data.sources import remote
+from common.data.volumes import layout
+from common.data.volumes.ngff import open_levels
+from common.data.volumes.sources import remote
 from common.errors import UserError
 from tests.data import foreign_writers as writers
 from tests.data.own_import import import_data

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from crops_at_hand import labelled_store
 
-from common.data import layout, make_split
-from common.data import split as split_module
+from common.data.splits import make_split
+from common.data.splits import split as split_module
+from common.data.volumes import layout
 from common.errors import UserError
 
 

@@ -15,8 +15,8 @@ import torch
 from conftest import wait_until
 
 from common import talk
-from common.data import workers
-from common.data.workers import Reading, WorkerLost
+from common.data.samples import workers
+from common.data.samples.workers import Reading, WorkerLost
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than cores
 

@@ -13,9 +13,9 @@ from scipy.special import expit
 from torch import nn
 from torch.nn import functional
 
-from common.data.ngff import write_multiscale
-from common.data.raw import Raw, open_raw
-from common.data.sampling import Patch
+from common.data.samples.sampling import Patch
+from common.data.volumes.ngff import write_multiscale
+from common.data.volumes.raw import Raw, open_raw
 from common.errors import UserError
 from common.infer import blocks, encode
 from common.infer import plan as plan_module

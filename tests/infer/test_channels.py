@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.config.instance_options import defaults
-from common.data import records
+from common.data.volumes import records
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.infer import instances

@@ -22,9 +22,9 @@ import zarr
 from click.testing import CliRunner
 from conftest import CLASSES, Forked, started, wait_until
 
-from common.data import layout
-from common.data.metadata import UNFINISHED
-from common.data.ngff import open_levels
+from common.data.volumes import layout
+from common.data.volumes.metadata import UNFINISHED
+from common.data.volumes.ngff import open_levels
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.infer import cluster

@@ -7,8 +7,8 @@ import pytest
 import torch
 import zarr
 
-from common.data.ngff import open_levels
-from common.data.records import read_prediction
+from common.data.volumes.ngff import open_levels
+from common.data.volumes.records import read_prediction
 from common.errors import UserError
 from common.infer.predict import predict
 from common.infer.process import process

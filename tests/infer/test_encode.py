@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data import ngff
+from common.data.volumes import ngff
 from common.errors import UserError
 from common.infer import encode, loops
 

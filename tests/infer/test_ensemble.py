@@ -12,9 +12,9 @@ import torch
 from conftest import CLASSES, Experiment
 from scipy.special import expit, logit
 
-from common.data.ngff import open_levels, write_multiscale
-from common.data.raw import Raw
-from common.data.records import read_prediction
+from common.data.volumes.ngff import open_levels, write_multiscale
+from common.data.volumes.raw import Raw
+from common.data.volumes.records import read_prediction
 from common.errors import UserError
 from common.infer import predict
 from common.infer.process import process

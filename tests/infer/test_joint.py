@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data import decode, ngff
-from common.data.annotation import LabelReader
-from common.data.crops import told_apart
-from common.data.ids import IdWriter
-from common.data.level import Level
-from common.data.loaders import open_data
-from common.data.pseudo import ARRAY, WITHOUT_ID, Rules
-from common.data.split import Row, read_datasplit
+from common.data.crops import decode
+from common.data.crops.ids import IdWriter
+from common.data.crops.opened import told_apart
+from common.data.crops.pseudo import ARRAY, WITHOUT_ID, Rules
+from common.data.samples.loaders import open_data
+from common.data.splits.split import Row, read_datasplit
+from common.data.volumes import ngff
+from common.data.volumes.annotation import LabelReader
+from common.data.volumes.level import Level
 from common.errors import UserError
 from common.infer import joint, members
 from common.infer.completing import Crop, write

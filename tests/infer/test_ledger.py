@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data import records
-from common.data.ngff import write_multiscale
-from common.data.records import PredictionRecord, ProcessedRecord
+from common.data.volumes import records
+from common.data.volumes.ngff import write_multiscale
+from common.data.volumes.records import PredictionRecord, ProcessedRecord
 from common.errors import UserError
 from common.infer import ledger
 from common.infer.ledger import Journal

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from common.data.annotation import INSTANCE_TYPE
-from common.data.box import block_of_chunks
-from common.data.ngff import open_levels, start_multiscale, write_multiscale
+from common.data.volumes.annotation import INSTANCE_TYPE
+from common.data.volumes.box import block_of_chunks
+from common.data.volumes.ngff import open_levels, start_multiscale, write_multiscale
 from common.errors import FileError, UserError
 from common.infer import measure as module
 from common.infer.crew import Failure

@@ -12,7 +12,7 @@ from conftest import CLASSES, CROPS, Experiment
 from torch.nn import functional
 
 from common import runtime
-from common.data.ngff import open_levels
+from common.data.volumes.ngff import open_levels
 from common.errors import UserError
 from common.infer import ensemble, parts, planes, predict, window
 from common.train import checkpoint, optim

@@ -25,9 +25,12 @@ from conftest import CLASSES, CROPS, Experiment, started, write_data
 from scipy.special import expit
 
 from common import runtime, stopping
-from common.data import batches, loaders, ngff, normalize, regions
-from common.data.ngff import open_levels, write_multiscale
-from common.data.normalize import Scaling
+from common.data.crops import normalize
+from common.data.crops.normalize import Scaling
+from common.data.samples import batches, loaders
+from common.data.splits import regions
+from common.data.volumes import ngff
+from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import FileError, UserError
 from common.infer import blocks as blocks_module
 from common.infer import predict, room, work

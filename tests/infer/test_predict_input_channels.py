@@ -9,9 +9,9 @@ import pytest
 import torch
 import zarr
 
-from common.data import ngff
-from common.data.ngff import write_multiscale
-from common.data.records import PredictionRecord, group_attributes, read_prediction
+from common.data.volumes import ngff
+from common.data.volumes.ngff import write_multiscale
+from common.data.volumes.records import PredictionRecord, group_attributes, read_prediction
 from common.errors import UserError
 from common.infer.predict import predict
 from common.model import exported

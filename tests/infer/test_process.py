@@ -18,7 +18,7 @@ from scipy.special import expit
 from common.config.load import load_process_config
 from common.config.module import own_frames
 from common.config.settings import ProcessConfig
-from common.data import ngff, records, series
+from common.data.volumes import ngff, records, series
 from common.errors import UserError
 from common.infer import encode, one_class, process
 from common.infer import recipe as recipe_module

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import DEADLINE, started, wait_until
 
-from common.data.ngff import open_levels
+from common.data.volumes.ngff import open_levels
 from common.errors import NotYet
 from common.files import REPOSITORY
 from common.infer import predict, process, sharing

@@ -12,7 +12,7 @@ import zarr
 from scipy import ndimage
 from test_cluster import command, forked_workers, held, tiny, works  # noqa: F401  # fixtures
 
-from common.data.ngff import open_levels
+from common.data.volumes.ngff import open_levels
 from common.infer import one_class, predict, process, stages
 from common.infer import volume as volume_module
 

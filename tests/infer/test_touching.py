@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data.ngff import Grid
+from common.data.volumes.ngff import Grid
 from common.infer import sharing
 from common.infer.instances import mutex_watershed, watershed_of_boundary, watershed_of_distance
 from common.infer.stages import Place, Stages

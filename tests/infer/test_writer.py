@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data import ngff
-from common.data.metadata import LEVELS_BY_BLOCK
-from common.data.ngff import Grid, open_levels, slices
-from common.data.records import PredictionRecord
+from common.data.volumes import ngff
+from common.data.volumes.metadata import LEVELS_BY_BLOCK
+from common.data.volumes.ngff import Grid, open_levels, slices
+from common.data.volumes.records import PredictionRecord
 from common.infer.writer import ClassVolume, open_class, reopen_class
 from tests.infer.test_predict import Stop, files, predict_tiny, save_weights
 

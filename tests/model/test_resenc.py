@@ -10,7 +10,7 @@ import torch
 from monai.networks.nets.segresnet_ds import scales_for_resolution
 
 from common.classes import TESTED
-from common.data.sampling import Patch
+from common.data.samples.sampling import Patch
 from common.errors import UserError
 from common.infer.window import find_window
 from common.model.forward import ForwardPass

@@ -8,7 +8,7 @@ import torch
 from conftest import CLASSES, CROPS
 from torch import nn
 
-from common.data.ngff import open_levels
+from common.data.volumes.ngff import open_levels
 from common.errors import UserError
 from common.infer import ensemble, planes, predict
 from common.infer.network import network_of

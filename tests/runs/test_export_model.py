@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from common.data import augment, ngff
-from common.data.raw import open_raw
-from common.data.sampling import Patch
+from common.data.samples import augment
+from common.data.samples.sampling import Patch
+from common.data.volumes import ngff
+from common.data.volumes.raw import open_raw
 from common.errors import UserError
 from common.infer import package, packaged
 from common.model import exported

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from skimage.metrics import adapted_rand_error, variation_of_information
 
-from common.data import ngff, records
+from common.data.volumes import ngff, records
 from common.errors import FileError, UserError
 from common.infer import process
 from common.score import challenge, evaluate, tables, workers

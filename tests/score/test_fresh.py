@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import CLASSES
 
-from common.data import records
+from common.data.volumes import records
 from common.score import submission
 from tests.infer.test_process import ABOVE, configured, run, tuned, write_prediction
 

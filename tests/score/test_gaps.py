@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from common.data.manifest import Entry
-from common.data.ngff import write_multiscale
+from common.data.splits.manifest import Entry
+from common.data.volumes.ngff import write_multiscale
 from common.errors import UserError
 from common.score import gaps, submission
 from common.score.packing import pack

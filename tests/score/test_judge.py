@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from common.data import ngff
 from common.data.own.standing import IMPORTED
+from common.data.volumes import ngff
 from common.score.judge import Truth, compare, judge
 
 

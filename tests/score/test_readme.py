@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data import ngff
+from common.data.volumes import ngff
 from common.errors import UserError
 from common.score import evaluate, readme
 from common.score.result import Scores

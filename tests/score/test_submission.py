@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data.manifest import Entry
-from common.data.ngff import write_multiscale
+from common.data.splits.manifest import Entry
+from common.data.volumes.ngff import write_multiscale
 from common.score import packing, submission
 from common.score.packing import pack
 from common.score.submission import check, opened

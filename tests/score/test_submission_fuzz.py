@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data.manifest import Entry
+from common.data.splits.manifest import Entry
 from common.errors import UserError
 from common.score import evaluate, submission
 

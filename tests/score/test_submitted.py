@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data import ngff
-from common.data.manifest import Entry
+from common.data.splits.manifest import Entry
+from common.data.volumes import ngff
 from common.errors import UserError
 from common.score import evaluate, packing
 from common.score.result import read as read_result

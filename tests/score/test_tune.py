@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from common.data import ngff, records
 from common.data.own.standing import IMPORTED
+from common.data.volumes import ngff, records
 from common.errors import UserError
 from common.infer.recipe import THRESHOLDS, read_recipe, read_thresholds
 from common.score import challenge, evaluate, trials, tune

@@ -16,7 +16,7 @@ import torch
 import zarr
 from conftest import COMMAND_LINE, DEADLINE, datasplit_text
 
-from common.data.ngff import write_multiscale
+from common.data.volumes.ngff import write_multiscale
 from common.files import REPOSITORY
 from common.shell import cli
 

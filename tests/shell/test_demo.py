@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from common.data import ngff
+from common.data.volumes import ngff
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.shell import demo

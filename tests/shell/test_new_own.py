@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from common.config.load import load_config, load_process_config
-from common.data import batches, fingerprint, layout, loaders, make_split
-from common.data.annotation import INSTANCE_TYPE
-from common.data.choose_sides import SplitRules
-from common.data.ngff import open_levels, write_multiscale
 from common.data.own.crops import Division, OwnCrop, _sides_where_classes_occur
-from common.data.split import read_datasplit
+from common.data.samples import batches, loaders
+from common.data.splits import make_split
+from common.data.splits.choose_sides import SplitRules
+from common.data.splits.split import read_datasplit
+from common.data.summary import fingerprint
+from common.data.volumes import layout
+from common.data.volumes.annotation import INSTANCE_TYPE
+from common.data.volumes.ngff import open_levels, write_multiscale
 from common.model.build import new_model
 from common.shell.new_own import _findings, new_own
 from common.train import own_plan

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import zarr
 
-import common.data.fetch
-import common.data.make_split
+import common.data.download.fetch
+import common.data.splits.make_split
 import common.infer.predict
 import common.infer.process
 import common.score.batch
@@ -33,8 +33,8 @@ ENGINE = {
     "train": common.train.run,
     "predict": common.infer.predict,
     "process": common.infer.process,
-    "fetch": common.data.fetch,
-    "make": common.data.make_split,
+    "fetch": common.data.download.fetch,
+    "make": common.data.splits.make_split,
     "evaluate_submission": common.score.evaluate,
     "pack": common.score.packing,
     "visualize": common.show.visualize,

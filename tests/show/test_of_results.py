@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.annotation import INSTANCE_TYPE
 from common.data.export_volumes import export
-from common.data.ngff import write_multiscale
+from common.data.volumes.annotation import INSTANCE_TYPE
+from common.data.volumes.ngff import write_multiscale
 from common.errors import UserError
 from common.show import figures, of_results, visualize
 from tests.data.s3_server import serving

@@ -20,9 +20,10 @@ from conftest import world
 from PIL import Image
 
 from common.classes import TESTED
-from common.data import ngff, regions
-from common.data.ngff import open_levels, write_multiscale
-from common.data.regions import Region
+from common.data.splits import regions
+from common.data.splits.regions import Region
+from common.data.volumes import ngff
+from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import FileError, UserError
 from common.infer import predict
 from common.show import figures, painted, viewer, visualize

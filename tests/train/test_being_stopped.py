@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from common import stopping
-from common.data import crops
-from common.data.batches import WorkerLost
+from common.data.crops import opened as crops
+from common.data.samples.batches import WorkerLost
 from common.stopping import Stopped
 from common.train import checkpoint, resume, setup, steps, validation
 from common.train.tracking import Tracker

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.data.targets import PaletteTarget
+from common.data.samples.targets import PaletteTarget
 from common.train.categorical import (
     categorical_dice_loss,
     categorical_focal_loss,

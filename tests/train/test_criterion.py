@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cellmap_segmentation_challenge.utils import CellMapLossWrapper
-from common.data.targets import PaletteTarget
+from common.data.samples.targets import PaletteTarget
 from common.errors import UserError
 from common.train import criterion as module
 from common.train import steps

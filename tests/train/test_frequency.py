@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.data.targets import PaletteTarget
+from common.data.samples.targets import PaletteTarget
 from common.errors import UserError
 from common.train import together
 from common.train.frequency import FrequencyWeightedBCE, balanced

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from common.config.derived import affinities, background, border, boundary, distance
 from common.config.heads import heads_of
-from common.data.batches import Batch
-from common.data.loaders import open_data
-from common.data.targets import (
+from common.data.samples.batches import Batch
+from common.data.samples.loaders import open_data
+from common.data.samples.targets import (
     MixedTarget,
     PaletteTarget,
     binary,

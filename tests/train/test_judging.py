@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, jaccard_score
 
-from common.data.ngff import open_levels, write_multiscale
+from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import UserError
 from common.train import steps
 from common.train.record import best_epoch, read_history, read_record

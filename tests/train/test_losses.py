@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from common.config.settings import as_text
-from common.data.targets import PaletteTarget, count_known
+from common.data.samples.targets import PaletteTarget, count_known
 from common.errors import UserError
 from common.train.frequency import FrequencyWeightedBCE
 from common.train.losses import (

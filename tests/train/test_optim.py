@@ -136,7 +136,7 @@ def test_a_network_that_ends_in_a_wider_kernel_starts_at_the_prior_and_inner_lay
 
 
 def test_a_calibrated_output_has_the_mean_of_the_prior_and_the_size_asked_for(experiment):
-    from common.data.batches import training_batches
+    from common.data.samples.batches import training_batches
     from common.train.setup import prepare
 
     tiny = experiment(init_logit_rms=0.5, num_workers=2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import CLASSES
 
-from common.data.ngff import open_levels
+from common.data.volumes.ngff import open_levels
 from common.errors import UserError
 from common.infer.predict import predict
 from common.train import whole_slice

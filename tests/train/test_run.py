@@ -19,10 +19,11 @@ import pytest
 import torch
 
 from common.config.load import read_overrides
-from common.data import normalize, workers
-from common.data.ngff import write_multiscale
-from common.data.normalize import Scaling
-from common.data.workers import WorkerLost
+from common.data.crops import normalize
+from common.data.crops.normalize import Scaling
+from common.data.samples import workers
+from common.data.samples.workers import WorkerLost
+from common.data.volumes.ngff import write_multiscale
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.train import check as check_module
@@ -276,7 +277,7 @@ def test_a_copied_folder_trains_its_own_model(experiment):
 
 def test_true_negatives_reach_the_loss(experiment):
     """crop2 annotates mito alone: er and nuc are known where mito is, if the setting says so."""
-    from common.data import loaders
+    from common.data.samples import loaders
 
     tiny = experiment(infer_groups=False)
     rows = {

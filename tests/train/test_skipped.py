@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.data.batches import Batch
+from common.data.samples.batches import Batch
 from common.errors import NotFinite
 from common.model.forward import ForwardPass
 from common.runtime import Precision

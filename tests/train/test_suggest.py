@@ -9,7 +9,7 @@ import pytest
 from conftest import datasplit_text, world
 
 from common import runtime
-from common.data.ngff import write_multiscale
+from common.data.volumes.ngff import write_multiscale
 from common.model.shapes import Shapes
 from common.train import suggest
 from common.train.suggest import Fingerprint, Suggestion

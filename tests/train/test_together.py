@@ -246,7 +246,7 @@ def test_a_run_goes_on_with_another_number_of_processes(experiment, processes, m
 BAD = """
     import torch
 
-    from common.data.targets import dense
+    from common.data.samples.targets import dense
     from common.train.losses import weighted_bce
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.data.batches import Batch
-from common.data.sampling import Patch
+from common.data.samples.batches import Batch
+from common.data.samples.sampling import Patch
 from common.train import validation as module
 from common.train.state import State
 from common.train.validation import Scores, Validation
@@ -25,7 +25,7 @@ class _Blocks(list):
 
 
 class _Fixed:
-    """Batches from a list, as common.data.batches.Batches gives them."""
+    """Batches from a list, as common.data.samples.batches.Batches gives them."""
 
     def __init__(self, batches: list[Batch]):
         self.batches = batches

@@ -8,7 +8,7 @@ import torch
 from conftest import CLASSES
 from scipy.special import expit
 
-from common.data.ngff import open_levels
+from common.data.volumes.ngff import open_levels
 from common.infer.predict import predict
 from common.show import figures
 from common.train import whole_slice

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.data.level import Level
+from common.data.volumes.level import Level
 from common.errors import UserError
 from common.talk import voxels
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.data import regrid
-from common.data.annotation import LabelReader
-from common.data.level import Grid, Level
-from common.data.ngff import pick_level
 from common.data.own.facts import LabelFacts
+from common.data.volumes import regrid
+from common.data.volumes.annotation import LabelReader
+from common.data.volumes.level import Grid, Level
+from common.data.volumes.ngff import pick_level
 
 SAMPLE = 64
 """Voxels on an axis that are looked at, in the middle of what is positive."""

@@ -20,8 +20,8 @@ from typing import BinaryIO
 import numpy as np
 import zarr
 
-from common.data.box import slices
-from common.data.level import Level, Voxels, chunk_ranges
+from common.data.volumes.box import slices
+from common.data.volumes.level import Level, Voxels, chunk_ranges
 from common.files import not_written
 from common.talk import progress
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from common.classes import ATOM_IDS, GROUP_ATOMS
-from common.data import catalogue, layout
-from common.data.catalogue import CropInfo
-from common.data.choose_sides import Sides, SplitRules, choose_sides, group_numbers
-from common.data.ngff import open_levels
 from common.data.own.cut import Cut, choose_cut, cut_crop, is_part, standing_cut
 from common.data.own.facts import LabelFacts, look
+from common.data.splits import catalogue
+from common.data.splits.catalogue import CropInfo
+from common.data.splits.choose_sides import Sides, SplitRules, choose_sides, group_numbers
+from common.data.volumes import layout
+from common.data.volumes.ngff import open_levels
 from common.errors import UserError, refuse
 from common.talk import count, progress, some, voxels
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from common.data import ngff
-from common.data.annotation import INSTANCE_TYPE, encoding_of
-from common.data.box import slices
-from common.data.level import Grid, Level
-from common.data.metadata import UNFINISHED
 from common.data.own.facts import LabelFacts
 from common.data.own.standing import IMPORTED, is_imported
-from common.data.records import read_attributes
+from common.data.volumes import ngff
+from common.data.volumes.annotation import INSTANCE_TYPE, encoding_of
+from common.data.volumes.box import slices
+from common.data.volumes.level import Grid, Level
+from common.data.volumes.metadata import UNFINISHED
+from common.data.volumes.records import read_attributes
 
 CUT = "cut"
 """Attribute of a class of a part: of which crop and voxels it is a copy."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.data.annotation import LabelReader
-from common.data.box import boxes
-from common.data.level import Level
+from common.data.volumes.annotation import LabelReader
+from common.data.volumes.box import boxes
+from common.data.volumes.level import Level
 
 LEAST_BLOCK = 64
 MOST_BLOCK = 256

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import zarr
 
-from common.data.annotation import refuse_raw
-from common.data.level import Level
-from common.data.sources.excerpt import INSTANCE, RAW, SEMANTIC, Excerpt
+from common.data.volumes.annotation import refuse_raw
+from common.data.volumes.level import Level
+from common.data.volumes.sources.excerpt import INSTANCE, RAW, SEMANTIC, Excerpt
 from common.errors import UserError
 from common.talk import note, some
 

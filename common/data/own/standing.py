@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data import layout
-from common.data.level import Grid
-from common.data.metadata import UNFINISHED
-from common.data.ngff import open_levels
-from common.data.records import read_attributes
-from common.data.sources.excerpt import is_link, read_link
+from common.data.volumes import layout
+from common.data.volumes.level import Grid
+from common.data.volumes.metadata import UNFINISHED
+from common.data.volumes.ngff import open_levels
+from common.data.volumes.records import read_attributes
+from common.data.volumes.sources.excerpt import is_link, read_link
 from common.errors import UserError
 
 PART = re.compile(r"(crop\d+)-.*")

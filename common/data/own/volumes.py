@@ -16,18 +16,18 @@ import numpy as np
 
 from common.classes import ATOM_IDS, GROUP_ATOMS
 from common.config.load import data_root
-from common.data import layout, ngff
-from common.data.level import Grid, Level, box_text
-from common.data.metadata import UNFINISHED
 from common.data.own import boxes as own_boxes
 from common.data.own import standing, writing
 from common.data.own.boxes import Box
 from common.data.own.jobs import Import
 from common.data.own.labels import Named, named
 from common.data.own.standing import IMPORTED, Labels
-from common.data.placement import check_crop
-from common.data.records import read_attributes
-from common.data.sources.excerpt import (
+from common.data.volumes import layout, ngff
+from common.data.volumes.level import Grid, Level, box_text
+from common.data.volumes.metadata import UNFINISHED
+from common.data.volumes.placement import check_crop
+from common.data.volumes.records import read_attributes
+from common.data.volumes.sources.excerpt import (
     INSTANCE,
     OF_FLOATS,
     RAW,
@@ -36,7 +36,7 @@ from common.data.sources.excerpt import (
     is_link,
     read_link,
 )
-from common.data.sources.place import bare, is_address, on_disk, split, with_voxel_size
+from common.data.volumes.sources.place import bare, is_address, on_disk, split, with_voxel_size
 from common.errors import UserError
 from common.files import alone
 from common.talk import command_line, count, nm, note_once, voxels
@@ -99,7 +99,7 @@ def import_data(
     """Bring raw and labels into a dataset; returns its store. In the memory of a few blocks.
 
     Args:
-        raw: see `common.data.sources.place`.
+        raw: see `common.data.volumes.sources.place`.
         dataset: its name.
         labelling: the labels.
         manner: how they are brought there.

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from common.data import ngff
-from common.data.metadata import UNFINISHED
 from common.data.own import copying
 from common.data.own.copying import Bar
 from common.data.own.jobs import Found, Import, code_of_unknown, count_in_metadata
 from common.data.own.standing import IMPORTED
-from common.data.records import read_attributes
-from common.data.sources import excerpt as excerpts
-from common.data.sources.excerpt import is_link, read_link
+from common.data.volumes import ngff
+from common.data.volumes.metadata import UNFINISHED
+from common.data.volumes.records import read_attributes
+from common.data.volumes.sources import excerpt as excerpts
+from common.data.volumes.sources.excerpt import is_link, read_link
 from common.talk import nm, voxels
 
 BEGUN = ".import"

@@ -19,8 +19,8 @@ from types import ModuleType
 import cc3d
 import numpy as np
 
-from common.data.box import slices
-from common.data.sources import needed
+from common.data.volumes.box import slices
+from common.data.volumes.sources import needed
 from common.errors import UserError
 from common.infer.boxes import Box, ends, with_margin, within
 from common.infer.objects.basins import renamed

@@ -57,7 +57,7 @@ def fetch_data(crops: str, scale: tuple[tuple[float, ...], ...], **given: Any) -
 
     Goes on where an earlier call stopped.
     """
-    from common.data import fetch
+    from common.data.download import fetch
 
     chosen = options.given(given)
     if scale:
@@ -250,7 +250,7 @@ def import_data(raw: str, labels: str, values: str | None, voxel_size: Any, **gi
 def make_datasplit(csv_path: str, data: str | None, **given: Any) -> None:
     """Write CSV_PATH: which crops train, which validate and which are held out for test."""
     from common.config import load
-    from common.data import make_split
+    from common.data.splits import make_split
 
     chosen = options.given(given)
     if chosen["classes"] == ("tested",):  # the function's own default
@@ -270,7 +270,7 @@ def get_counts(classes: tuple[str, ...], data: str | None) -> None:
     """Say how many crops of each dataset annotate each class."""
     from common.classes import IN_NO_CROP, TESTED, unknown_names
     from common.config import load
-    from common.data import catalogue
+    from common.data.splits import catalogue
 
     root = load.data_root(data)
     crops, broken = catalogue.scan(root)

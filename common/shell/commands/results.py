@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from common.data.sources.place import with_voxel_size
+from common.data.volumes.sources.place import with_voxel_size
 from common.shell import options
 from common.shell.group import Command
 from common.shell.options import Lengths, Names

@@ -55,7 +55,7 @@ def pack_results(
     """Pack processed test crops into a zip that the challenge takes."""
     from common import files
     from common.config import load
-    from common.data import manifest
+    from common.data.splits import manifest
     from common.score import packing
 
     _refuse_both(config_path, volumes, overrides)
@@ -112,7 +112,7 @@ def _as_zip(output: str) -> str:
 @click.option("--partial", is_flag=True, help="Volumes may be missing; they are listed.")
 def check_submission(path: str, *, manifest_path: str, partial: bool) -> None:
     """List what is wrong with a packed submission."""
-    from common.data import manifest
+    from common.data.splits import manifest
     from common.score import gaps, submission
 
     entries = manifest.read(manifest_path)

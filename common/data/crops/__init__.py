@@ -1,0 +1,1 @@
+"""Crops as they train: raw, and labels as palette images, decoded once into a cache."""

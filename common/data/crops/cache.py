@@ -1,0 +1,183 @@
+"""The cache of decoded crops on disk.
+
+A decoded crop is one folder. Its name is a key made of everything that its content depends on, and
+it appears only once it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.data.volumes import ngff
+from common.data.volumes.level import Level
+from common.data.volumes.sources.excerpt import is_link
+from common.data.volumes.sources.place import is_address, on_disk
+from common.errors import FileError
+
+ABANDONED_S = 86400
+"""Seconds after which a half-decoded crop is taken for the remains of a killed process."""
+
+GROUP_METADATA = (".zattrs", "zarr.json", "attributes.json")
+"""Files beside the levels of a class that say what its values mean: of zarr v2, zarr v3 and N5."""
+
+
+@dataclass(frozen=True)
+class CropCache:
+    """A folder of decoded crops with a largest size; several processes may share it."""
+
+    folder: Path
+    gigabytes: float
+    """Limit in GB (10^9 bytes). The least recently used crops are removed to stay below it."""
+
+    def path(self, key: str) -> Path:
+        """Return the folder of the crop with this key."""
+        return self.folder / key
+
+    def holds(self, key: str) -> bool:
+        """Return whether the crop with this key is in the cache."""
+        return self.path(key).is_dir()
+
+    @contextlib.contextmanager
+    def writing(self, key: str) -> Iterator[Path]:
+        """Context manager: yield an empty folder, which enters the cache when the block ends.
+
+        If the block raises, the folder is removed. Raises FileError if the disk cannot be written.
+        """
+        with self._said_in_a_sentence():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # a leading dot: `make_room` and other processes do not take it for a decoded crop
+            scratch = Path(tempfile.mkdtemp(prefix=".", dir=self.folder))
+        try:
+            with self._said_in_a_sentence():
+                yield scratch
+                self._move_in(scratch, key)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _move_in(self, scratch: Path, key: str) -> None:
+        try:
+            scratch.rename(self.path(key))
+        except OSError:
+            if not self.holds(key):
+                raise
+            # another process decoded the same crop meanwhile: the two are equal, and its stays
+
+    @contextlib.contextmanager
+    def _said_in_a_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and error.errno is None:
+                raise  # our own sentence about data that are missing, not about this folder
+            raise FileError(
+                f"{self.folder}: decoded crops could not be written "
+                f"({error.strerror or error}); free space or move cache_path"
+            ) from error
+
+    def make_room(self, needed: int, keep: set[str]) -> None:
+        """Remove the least recently used crops until `needed` more bytes fit.
+
+        Crops with a key in `keep` are not removed. Half-decoded crops older than ABANDONED_S are
+        removed in any case.
+        """
+        if not self.folder.is_dir():
+            return
+        entries = []
+        for folder in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process makes room too
+                entries.append((folder.stat().st_mtime, folder, _size(folder)))
+        total = needed
+        decoded = []
+        for used, folder, size in sorted(entries):
+            if not folder.name.startswith("."):
+                total += size
+                decoded.append((folder, size))
+            elif time.time() - used > ABANDONED_S:
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder, size in decoded:
+            if total > self.gigabytes * 1e9 and folder.name not in keep:
+                total -= size
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+# When the sources of a decoded crop were last written. Hashing the data would take as long as
+# decoding them; sizes and times of the files of chunks notice one that was rewritten in place,
+# copied over, added or removed. 48 classes of 400^3 voxels have 16,464 chunks of 64^3,
+# whose states are read in 0.2 s.
+
+
+def raw_stamp(level: Level, start: np.ndarray, stop: np.ndarray) -> str:
+    """Return a hash of sizes and times of a level's metadata and of its chunks in start..stop-1."""
+    inside = np.maximum(start, 0), np.minimum(stop, level.shape)
+    folder = level.group
+    states = [level.stamp] if level.stamp else []
+    files = [] if level.stamp else [folder / ".zattrs", level.path / ".zarray"]
+    files += level.files(*inside)
+    for file in files:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a chunk not fetched
+            states.append(_state(os.path.relpath(file, folder), file.stat()))
+    return _hash(states)
+
+
+def label_stamp(volume: Path, level: str) -> str:
+    """Return a hash of sizes and times of the metadata of a class and of all its chunks.
+
+    level: name of its finest level.
+    """
+    group = on_disk(volume)
+    if group.is_file():
+        return _hash([_state(volume.name, group.stat())])
+    files = [group / name for name in GROUP_METADATA]
+    states = [_state(level, file.stat()) for file in files if file.is_file()]
+    array = group / level
+    # the classes of a crop may call their finest level by different names
+    folder = array if array.is_dir() else group
+    return _hash([*states, *_states_in(str(folder))])
+
+
+def stamp_of_labels(volume: Path, first: Level) -> str:
+    """What changes with a class volume; of one on a server its metadata, which are asked for.
+
+    first: the finest level of the first annotated class of the crop.
+    """
+    if is_address(volume):
+        return str(ngff.open_levels(volume)[0].stamp)
+    if is_link(volume):
+        linked = ngff.open_levels(volume)[0]
+        return raw_stamp(linked, np.zeros(3, int), linked.shape)
+    return label_stamp(volume, first.path.name)
+
+
+def _states_in(folder: str, name: str = "") -> Iterator[str]:
+    """Yield the states of all files below a folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            inside = f"{name}/{entry.name}"
+            if entry.is_dir():
+                yield from _states_in(entry.path, inside)
+            else:
+                yield _state(inside, entry.stat())
+
+
+def _state(name: str, status: os.stat_result) -> str:
+    # the time of change too: a copy may keep the time of the last write, and the size as well
+    return f"{name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
+def _hash(states: Iterable[str]) -> str:
+    """The same in whatever order a folder is listed."""
+    return hashlib.sha256("\n".join(sorted(states)).encode()).hexdigest()

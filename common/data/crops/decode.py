@@ -1,0 +1,464 @@
+"""Decode one crop into the cache: its raw, a palette image of its labels, and its palette.
+
+A `Decoding` says what is read and what is written; `common.data.crops.opened` plans it, and opens
+what was decoded. Both volumes are decoded in parts, so that the memory does not grow with the crop.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.data.crops import pseudo
+from common.data.crops.cache import CropCache, raw_stamp
+from common.data.crops.ids import IdWriter, reduced
+from common.data.crops.input_channels import ChannelVolume
+from common.data.crops.palette import UNKNOWN, encode
+from common.data.splits.split import Row
+from common.data.volumes import ngff
+from common.data.volumes.annotation import LabelReader
+from common.data.volumes.box import boxes, slices
+from common.data.volumes.level import Grid, Level, MissingChunks
+from common.data.volumes.raw import Raw, averaged_grid, mirror
+from common.errors import UserError
+from common.talk import nm
+
+EXAMPLES = 128
+"""Voxel positions kept for each palette row: a rare class can be sampled without a search."""
+
+BLOCK = 128
+"""Edge, in label voxels, of the blocks in which labels are decoded.
+
+A multiple of the usual chunk sizes, so that no chunk is read twice, and small enough for the masks
+of 48 classes to fit into memory.
+"""
+
+SLAB = 64
+"""Slices of raw that are copied at a time; this bounds the memory."""
+
+
+class GivenUp(Exception):
+    """Ends a thread whose result nobody waits for."""
+
+
+@dataclass(frozen=True)
+class ChannelBlock:
+    """The voxels of a further input channel around a crop."""
+
+    volume: ChannelVolume
+    start: np.ndarray
+    """(3,) first voxel of the block in the volume; may lie outside of it."""
+    grid: Grid
+    """The block to be written."""
+
+    @property
+    def file(self) -> str:
+        """Its name in the folder of the crop."""
+        return f"channel_{self.volume.name}.npy"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that will be written."""
+        return int(np.prod(self.grid.shape)) * self.volume.raw.dtype.itemsize
+
+    @property
+    def identity(self) -> list:
+        """Everything that its voxels depend on."""
+        raw = self.volume.raw
+        stop = self.start + self.grid.shape
+        return [
+            "channel",
+            self.volume.record(),
+            raw.factor.tolist(),
+            self.start.tolist(),
+            self.grid.shape,
+            raw_stamp(raw.level, self.start * raw.factor, stop * raw.factor),
+        ]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What decoding one crop will read and write."""
+
+    row: Row
+    names: tuple[str, ...]
+    """Annotated classes whose labels are read."""
+    raw: Raw
+    raw_start: np.ndarray
+    """(3,) first voxel of the block in the voxels of `raw`; may lie outside of the volume."""
+    raw_grid: Grid
+    """The raw to be written."""
+    label_factor: np.ndarray
+    """(3,) number of annotated voxels along each axis that are reduced to one."""
+    label_whole: Grid
+    """All of the labels, reduced."""
+    label_grid: Grid
+    """The labels to be written: those that lie in the raw."""
+    missing_raw: MissingChunks
+    """Chunks of raw where the labels are, and how many of them are not there."""
+    with_ids: tuple[str, ...]
+    """Those of `names` whose objects are told apart."""
+    channels: tuple[ChannelBlock, ...]
+    """Further input channels to be written."""
+    key: str
+    """Folder name in the cache: a hash of everything that the result depends on."""
+    given_up: threading.Event = field(default_factory=threading.Event, compare=False)
+    """Set when nobody waits for the result any more."""
+
+    @property
+    def label_start(self) -> np.ndarray:
+        """(3,) int: the first voxel to be written of all of the reduced labels."""
+        steps = (self.label_grid.origin - self.label_whole.origin) / self.label_grid.scale
+        return np.rint(steps).astype(int)
+
+    def check_wanted(self) -> None:
+        """Raise GivenUp if nobody waits for the result any more; asked before each long step."""
+        if self.given_up.is_set():
+            raise GivenUp
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that will be written, if labels take one byte per voxel, and ids one per class."""
+        raw = int(np.prod(self.raw_grid.shape)) * self.raw.dtype.itemsize
+        of_channels = sum(block.bytes for block in self.channels)
+        return raw + int(np.prod(self.label_grid.shape)) * (1 + len(self.with_ids)) + of_channels
+
+
+def decode(job: Decoding, cache: CropCache) -> None:
+    """Write raw.npy, labels.npy and palette.npz of a crop into the cache, whole or not at all."""
+    with cache.writing(job.key) as folder:
+        _decode_raw(job, folder)
+        for block in job.channels:
+            _decode_channel(job, block, folder / block.file)
+        _decode_labels(job, folder)
+
+
+# Raw
+
+
+def _decode_raw(job: Decoding, folder: Path) -> None:
+    """Write the raw block, averaged down to the training grid and mirrored outside of the volume.
+
+    Zeros outside of the volume would look like an edge, which no cell has.
+    """
+    start = job.raw_start
+    stop = start + job.raw_grid.shape
+    first = np.clip(start, 0, job.raw.grid.shape)
+    last = np.clip(stop, 0, job.raw.grid.shape)
+    if (first == start).all() and (last == stop).all():
+        _copy_raw(job, first, last, folder / "raw.npy")
+        return
+    inside = _copy_raw(job, first, last, folder / "inside.npy")
+    axes = []
+    for begin, end, size in zip(start - first, stop - first, inside.shape, strict=True):
+        axes.append(mirror(np.arange(begin, end), size))
+    z, y, x = axes
+    block = _new_volume(folder / "raw.npy", job.raw.dtype, job.raw_grid.shape)
+    for top in range(0, len(block), SLAB):
+        layers = slice(top, top + SLAB)
+        block[layers] = inside[np.ix_(z[layers], y, x)]
+    block.flush()
+    (folder / "inside.npy").unlink()
+
+
+def _copy_raw(job: Decoding, first: np.ndarray, last: np.ndarray, path: Path) -> np.memmap:
+    """Copy voxels first..last-1 of the volume to a new file. Raises UserError if all are black."""
+    block = _new_volume(path, job.raw.dtype, last - first)
+    darkest = np.inf
+    brightest = -np.inf
+    for start, stop in boxes(block.shape, (SLAB, *block.shape[1:])):
+        job.check_wanted()
+        slab = job.raw.read(first + start, first + stop)
+        darkest = min(darkest, float(slab.min()))
+        brightest = max(brightest, float(slab.max()))
+        block[slices(start, stop)] = slab
+    job.raw.check_values(darkest, brightest, f"around {job.row.name}")
+    block.flush()
+    return block
+
+
+def _decode_channel(job: Decoding, block: ChannelBlock, path: Path) -> None:
+    """Write the block of a further input channel."""
+    voxels = _new_volume(path, block.volume.raw.dtype, block.grid.shape)
+    for start, stop in boxes(voxels.shape, (SLAB, *voxels.shape[1:])):
+        job.check_wanted()
+        around = block.volume.read_around(block.start + start, block.start + stop)
+        voxels[slices(start, stop)] = around
+    voxels.flush()
+
+
+def _new_volume(path: Path, dtype: np.dtype, shape: Sequence[int] | np.ndarray) -> np.memmap:
+    """Return a new writable memory map whose space on disk is already allocated."""
+    size = tuple(int(n) for n in shape)
+    volume = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=size)
+    if hasattr(os, "posix_fallocate"):
+        # otherwise writing to the map on a full disk ends the process by a signal, without a word
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return volume
+
+
+# Labels: what is read
+
+
+def _decode_labels(job: Decoding, folder: Path) -> None:
+    """Write the palette image of a crop, its palette, and the ids of objects, block by block.
+
+    Any label is positive that is neither absent nor unknown, see `common.data.volumes.annotation`.
+    """
+    readers = [LabelReader(_matching_level(job, name), name) for name in job.names]
+    writers = {name: IdWriter(job.label_grid.shape, name) for name in job.with_ids}
+    image = PaletteImage(job.label_grid.shape, job.row.crop)
+    edge = np.maximum(1, BLOCK // job.label_factor)
+    for start, stop in boxes(job.label_grid.shape, edge):
+        labels = []
+        for reader in readers:
+            job.check_wanted()
+            writer = writers.get(reader.name)
+            labels.append(_read_labels(job, reader, start, stop, writer=writer))
+        image.write(start, *encode_known(labels))
+
+    for reader in readers:
+        reader.check_whole()
+    for writer in writers.values():
+        writer.finish(folder, job.row.name)
+    counts, examples = image.counts_and_examples()
+    np.save(folder / "labels.npy", image.volume())
+    np.savez(
+        folder / "palette.npz",
+        palette=image.palette(len(job.names)),
+        counts=counts,
+        examples=examples,
+        remarks=_remarks(readers),
+        like_masks=np.array([name for name in writers if writers[name].is_like_mask], str),
+    )
+
+
+def _remarks(readers: Sequence[LabelReader]) -> np.ndarray:
+    """(n, 2) text: class and sentence."""
+    remarks = []
+    for reader in readers:
+        remarks += [(reader.name, remark) for remark in reader.remarks()]
+    return np.array(remarks, str).reshape(-1, 2)
+
+
+def _matching_level(job: Decoding, name: str) -> Level:
+    """Return the finest level of a class.
+
+    Raises UserError if its grid differs from that of the crop's first annotated class.
+    """
+    level = ngff.open_levels(job.row.class_volume(name))[0]
+    grid = averaged_grid(level, job.label_factor)
+    first = job.label_whole
+    tolerance = 0.05 * float(first.scale.min())
+    fits = (
+        np.allclose(grid.origin, first.origin, atol=tolerance)
+        and grid.shape == first.shape
+        and np.allclose(grid.scale, first.scale, rtol=1e-3)
+    )
+    if not fits:
+        place = ", ".join(f"{position:g}" for position in level.translation)
+        raise UserError(
+            f"{level.group}: shape {level.shape.tolist()}, voxel size {nm(level.scale)} nm "
+            f"and translation {place} nm are not those of "
+            f"'{job.row.annotated[0]}'; the classes of a crop share one grid"
+        )
+    return level
+
+
+class Labels(NamedTuple):
+    """What is known of a class in a block, bool (z, y, x) each."""
+
+    positive: np.ndarray
+    unknown: np.ndarray | None = None
+    """None: nowhere."""
+    pseudo: np.ndarray | None = None
+    """Where the label is a network's; None: nowhere."""
+
+
+def _read_labels(
+    job: Decoding,
+    reader: LabelReader,
+    start: np.ndarray,
+    stop: np.ndarray,
+    *,
+    writer: IdWriter | None,
+) -> Labels:
+    """Voxels start..stop-1 of what is written of a class, whose objects `writer` gets."""
+    factor = job.label_factor
+    first = (job.label_start + start) * factor
+    last = (job.label_start + stop) * factor
+    if writer is None:
+        return _reduced_labels(reader, first, reader.read(first, last), factor)
+    ids, positive, unknown = reader.read_ids(first, last)
+    labels = _reduced_labels(reader, first, (positive, unknown), factor)
+    objects = reduced(ids, positive, factor)
+    not_numbered = np.zeros(labels.positive.shape, bool)
+    if labels.unknown is not None:
+        not_numbered |= labels.unknown
+    if labels.pseudo is not None:
+        # networks number no objects, and what follows from other classes says nothing of them
+        not_numbered |= labels.pseudo | (objects == pseudo.WITHOUT_ID)
+    is_object = labels.positive & ~not_numbered
+    writer.write(start, objects, is_object, not_numbered)
+    return labels
+
+
+def _reduced_labels(
+    reader: LabelReader,
+    first: np.ndarray,
+    values: tuple[np.ndarray, np.ndarray | None],
+    factor: np.ndarray,
+) -> Labels:
+    """The labels of a class from voxel `first` on, reduced. values: as of `LabelReader.read`.
+
+    A reduced voxel is unknown where its unknown voxels decide which side has the majority.
+    """
+    positive, unknown = values
+    last = first + positive.shape
+    certain = _majority(positive, factor)
+    of_networks = pseudo.of_networks(reader.level)
+    by_networks = None
+    if of_networks is not None:
+        by_networks = _majority(of_networks[slices(first, last)] > 0, factor)
+    if unknown is None:
+        return Labels(certain, None, by_networks)
+    possible = _majority(positive | unknown, factor)
+    return Labels(certain, possible & ~certain, by_networks)
+
+
+def _majority(mask: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Reduce a bool volume by blocks of `factor` voxels: True where more than half of a block is.
+
+    The challenge's own resampling uses the same rule.
+    """
+    if (factor == 1).all():
+        return mask
+    if not mask.any():  # most classes are absent from most blocks
+        return np.zeros(np.array(mask.shape) // factor, bool)
+    count = mask
+    for axis, step in enumerate(factor.tolist()):
+        count = ngff.sum_along(count, axis, step, np.uint32)
+    return count * 2 > factor.prod()
+
+
+# Labels: what is written
+
+
+def encode_known(labels: Sequence[Labels]) -> tuple[np.ndarray, np.ndarray]:
+    """Palette image of several classes: indices, and combinations (rows, classes) int8.
+
+    To the label of a network `pseudo.IN_PALETTE` is added.
+    """
+    positive = [part.positive for part in labels]
+    # only of the classes, by their numbers, that have such voxels
+    unknown = {k: part.unknown for k, part in enumerate(labels) if part.unknown is not None}
+    by_networks = {k: part.pseudo for k, part in enumerate(labels) if part.pseudo is not None}
+    index, bits = encode([*positive, *unknown.values(), *by_networks.values()])
+    ends = [len(positive), len(positive) + len(unknown)]
+    is_positive, is_unknown, is_of_network = np.split(bits, ends, axis=1)
+    combinations = is_positive.astype(np.int8)
+    combinations[:, list(by_networks)] += pseudo.IN_PALETTE * is_of_network.astype(np.int8)
+    known = combinations[:, list(unknown)]
+    combinations[:, list(unknown)] = np.where(is_unknown, UNKNOWN, known)
+    return index, combinations
+
+
+class RowPart(NamedTuple):
+    """The voxels of one palette row in one block."""
+
+    row: int
+    voxels: int
+    positions: np.ndarray
+    """(n, 3) with n <= EXAMPLES: indices z, y, x of some of these voxels."""
+
+
+class PaletteImage:
+    """The palette image of a crop, and its palette, put together from blocks."""
+
+    def __init__(self, shape: tuple[int, ...], crop: Path):
+        self.crop = crop
+        self.index = np.zeros(shape, np.uint16)
+        self.row_of: dict[bytes, int] = {}
+        """For each combination of labels its palette row; 0 is "nothing is known"."""
+        self.parts: list[RowPart] = []
+
+    def write(self, start: np.ndarray, block: np.ndarray, combinations: np.ndarray) -> None:
+        """Take a block. Raises UserError for more combinations than an index can tell apart.
+
+        Args:
+            start: its first voxel.
+            block: (z, y, x), rows of `combinations`.
+            combinations: (rows, classes) int8.
+        """
+        for combination in combinations:
+            self.row_of.setdefault(combination.tobytes(), len(self.row_of) + 1)
+        if len(self.row_of) >= 2**16:
+            raise UserError(
+                f"{self.crop}: more than {2**16 - 1} label combinations; "
+                "its class volumes do not look like labels"
+            )
+        palette_rows = np.array(
+            [self.row_of[combination.tobytes()] for combination in combinations]
+        )
+        self.index[slices(start, start + block.shape)] = palette_rows[block]
+        for part in _examples(block, len(combinations)):
+            row = int(palette_rows[part.row])
+            self.parts.append(RowPart(row, part.voxels, part.positions + start))
+
+    def volume(self) -> np.ndarray:
+        """(z, y, x): the palette row of each voxel, in the smallest type."""
+        return self.index.astype(np.uint8) if len(self.row_of) < 2**8 else self.index
+
+    def palette(self, classes: int) -> np.ndarray:
+        """(rows, classes) int8."""
+        palette = np.full((len(self.row_of) + 1, classes), UNKNOWN, np.int8)
+        for combination, row in self.row_of.items():
+            palette[row] = np.frombuffer(combination, np.int8)
+        return palette
+
+    def counts_and_examples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Voxels of each row (rows,), and positions of some of them (rows, EXAMPLES, 3).
+
+        A block contributes positions in proportion to its voxels of the row.
+        """
+        random = np.random.default_rng(0)
+        rows = len(self.row_of) + 1
+        counts = np.zeros(rows, np.int64)
+        examples = np.zeros((rows, EXAMPLES, 3), np.int32)
+        parts_of: dict[int, list[RowPart]] = {}
+        for part in self.parts:
+            parts_of.setdefault(part.row, []).append(part)
+        for row, parts in parts_of.items():
+            sizes = np.array([part.voxels for part in parts])
+            counts[row] = sizes.sum()
+            chosen = random.choice(len(parts), EXAMPLES, p=sizes / sizes.sum())
+            for i, number in enumerate(chosen):
+                positions = parts[number].positions
+                examples[row, i] = positions[random.integers(len(positions))]
+        return counts, examples
+
+
+def _examples(index: np.ndarray, rows: int) -> Iterator[RowPart]:
+    """Count the voxels of each row in a block, and choose some positions with a fixed seed.
+
+    Positions are relative to the block.
+    """
+    random = np.random.default_rng(0)
+    by_row = np.argsort(index.ravel().astype(np.uint16), kind="stable")
+    counts = np.bincount(index.ravel(), minlength=rows)
+    end = 0
+    for row, count in enumerate(counts.tolist()):
+        start = end
+        end = start + count
+        if count > EXAMPLES:
+            chosen = by_row[random.integers(start, end, EXAMPLES)]
+        else:
+            chosen = by_row[start:end]
+        yield RowPart(row, count, np.stack(np.unravel_index(chosen, index.shape), axis=1))

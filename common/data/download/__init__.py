@@ -1,0 +1,1 @@
+"""Volumes of the challenge's public bucket, on this disk."""

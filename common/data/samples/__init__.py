@@ -1,0 +1,1 @@
+"""Samples and batches: drawn, cut, turned and changed, on the training device."""

@@ -1,0 +1,423 @@
+"""Training and validation batches of the crops that `common.data.samples.loaders` opened.
+
+`training_batches` and `validation_batches` make the streams of batches. Workers cut blocks out of
+memory-mapped crops (`common.data.samples.blocks`); orientation, resampling and intensity changes
+happen on the training device (`Batches.on_device`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.config.settings import TrainConfig
+from common.data.crops import normalize
+from common.data.crops.ids import BACKGROUND
+from common.data.crops.normalize import Scaling
+from common.data.crops.opened import Crop
+from common.data.samples import augment, defects, derive, distort
+from common.data.samples.augment import OwnAugmentation
+from common.data.samples.blocks import Blocks, Channels, Piece
+from common.data.samples.loaders import Data, used_for
+from common.data.samples.sampling import Sample
+from common.data.samples.targets import MixedTarget, PaletteTarget, exclusive_labels
+from common.data.samples.workers import Reading, WorkerLost, that_fit
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The input of one forward pass and its loss, on the training device."""
+
+    raw: Tensor
+    """(B, in_channels, z, y, x) float32: raw, in [0, 1] unless raw_normalization says otherwise,
+    then the further input channels, in [0, 1]."""
+    target: PaletteTarget | MixedTarget
+    """Labels of all channels; `target.dense()` is (B, channels, z, y, x)."""
+    crops: Sequence[str]
+    """dataset/crop of each patch."""
+    scalings: Sequence[Scaling | None] = ()
+    """How the raw of each patch was normalised; empty if it was not."""
+    samples: Sequence[Sample] = ()
+    """Where each patch is from, and how it was changed."""
+
+    @property
+    def where(self) -> list[str]:
+        """Crop name and sample number of each patch, for messages."""
+        pairs = zip(self.crops, self.samples, strict=True)
+        return [f"{crop} (sample {sample.k})" for crop, sample in pairs]
+
+    def raw_in_unit_range(self) -> Tensor:
+        """Return raw (B, 1, z, y, x) in [0, 1], to be looked at."""
+        return normalize.in_unit_range(self.raw[:, :1], self.scalings)
+
+
+def training_batches(config: TrainConfig, data: Data, device: torch.device) -> Batches:
+    """Return the batches of training samples, augmented.
+
+    They are the same in every run with the same settings and seed.
+    """
+    sampler = data.sampler
+    channels = Channels.of(config)
+    blocks = Blocks(data.train, sampler, sampler.input, sampler.target, channels=channels)
+    batches = Batches(
+        blocks,
+        config.batch_size,
+        config.num_workers,
+        device,
+        raw_range=config.raw_range,
+        scalings=_scalings_of_crops(config, data, "train"),
+        own_augmentation=config.augment,
+        worker_time_limit=config.worker_time_limit,
+    )
+    batches.weigh_pseudo(config.pseudo_weight)
+    return batches
+
+
+def validation_batches(config: TrainConfig, data: Data, device: torch.device) -> Batches | None:
+    """Return the batches of the fixed validation blocks, not augmented.
+
+    None if the datasplit has no validation crop.
+    """
+    if not data.blocks:
+        return None
+    sampler = data.sampler
+    channels = Channels.of(config)
+    blocks = Blocks(data.validation, data.blocks, sampler.input, sampler.target, channels=channels)
+    return Batches(
+        blocks,
+        config.batch_size,
+        config.num_workers,
+        device,
+        raw_range=config.raw_range,
+        scalings=_scalings_of_crops(config, data, "validate"),
+        worker_time_limit=config.worker_time_limit,
+    )
+
+
+def _scalings_of_crops(config: TrainConfig, data: Data, usage: str) -> list[Scaling]:
+    """Return the scaling of each crop of a usage; [] where raw is not normalised."""
+    if not data.scalings:
+        return []
+    rows = used_for(usage, data.rows)
+    return [data.scalings[normalize.name_of(row.raw, config)] for row in rows]
+
+
+@dataclass(frozen=True)
+class PartOfEach(Sequence[int]):
+    """The numbers of samples in one of several equal parts of each batch."""
+
+    samples: range
+    """Of all batches, a whole number of them."""
+    batch_size: int
+    part: int
+    parts: int
+
+    @property
+    def size(self) -> int:
+        """Number of samples in a part of a batch."""
+        return self.batch_size // self.parts
+
+    def __len__(self) -> int:
+        return len(self.samples) // self.parts
+
+    def __getitem__(self, index: Any) -> Any:
+        """The number of the sample at a position; a list of them at a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        batch, within = divmod(index, self.size)
+        return self.samples[batch * self.batch_size + self.part * self.size + within]
+
+
+def _row_by_row(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Tables of palette rows (rows, channels), one below the other, with each row in one piece.
+
+    A lookup copies rows. Tables of chosen columns lie column by column in memory, which NumPy keeps
+    when it joins them: looking up 17 classes took a hundred times as long.
+    """
+    return np.ascontiguousarray(np.concatenate(tables))
+
+
+def _weights_of(crop: Crop, pseudo_weight: float) -> np.ndarray:
+    """(rows, classes) float32: `pseudo_weight` where a network labelled, 1 elsewhere."""
+    if crop.pseudo is None:
+        return np.ones(crop.palette.shape, np.float32)
+    return np.where(crop.pseudo, pseudo_weight, 1).astype(np.float32)
+
+
+def _one_palette(crops: Sequence[Crop], channels: Channels) -> Tensor:
+    """The palettes of all crops, one below the other: so a batch is looked up at once."""
+    palette = torch.from_numpy(_row_by_row([crop.palette for crop in crops]))
+    if channels.exclusive and not channels.derived:
+        among = list(channels.exclusive)
+        palette[:, among] = exclusive_labels(palette[:, among])
+    return palette
+
+
+class Batches:
+    """Batches of consecutive samples: workers cut the blocks, the device resamples them."""
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        batch_size: int,
+        num_workers: int,
+        device: torch.device,
+        *,
+        raw_range: Sequence[float] = (),
+        scalings: Sequence[Scaling] = (),
+        own_augmentation: OwnAugmentation | None = None,
+        worker_time_limit: float = 0.0,
+    ):
+        """Make batches of `batch_size` samples.
+
+        Args:
+            blocks: the samples.
+            batch_size: patches in a batch.
+            num_workers: worker processes; 0 cuts blocks in this process. The batches do not depend
+                on it.
+            device: the device of the batches.
+            raw_range: values of uint8 raw that become 0 and 1, (0, 255) if empty.
+            scalings: how the raw of each crop of `blocks` is normalised; empty if it is not.
+            own_augmentation: the setting `augment`, applied after the built-in changes.
+            worker_time_limit: seconds to wait for workers, see Reading.
+        """
+        self.blocks = blocks
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.device = device
+        self.raw_range = raw_range
+        self.scalings: list[Scaling | None] = [*scalings] or [None] * len(blocks.crops)
+        self.own_augmentation = own_augmentation
+        self.worker_time_limit = worker_time_limit
+        self.channels = blocks.channels
+        self.palette = _one_palette(blocks.crops, self.channels).to(device)
+        lengths = [len(crop.palette) for crop in blocks.crops]
+        self.first_row = np.cumsum([0, *lengths]).tolist()
+        self.weights: Tensor | None = None
+
+    def weigh_pseudo(self, weight: float) -> None:
+        """Give labels of networks another weight than 1, see `PaletteTarget.weights`."""
+        crops = self.blocks.crops
+        if weight == 1 or all(crop.pseudo is None for crop in crops):
+            return
+        weights = _row_by_row([_weights_of(crop, weight) for crop in crops])
+        self.weights = torch.from_numpy(weights).to(self.device)
+
+    def between(self, start: int, stop: int) -> Iterator[Batch]:
+        """Iterate over the batches of samples start..stop-1, in order; the last may be smaller.
+
+        Raises WorkerLost if samples cannot be read.
+        """
+        return self._read(range(start, stop), self.batch_size)
+
+    def part_of_each(self, start: int, stop: int, part: int, parts: int) -> Iterator[Batch]:
+        """Iterate over the same batches, of each of which one of `parts` equal parts is read."""
+        samples = PartOfEach(range(start, stop), self.batch_size, part, parts)
+        return self._read(samples, samples.size)
+
+    def every(self, step: int, first: int, stop: int) -> Iterator[Batch]:
+        """Iterate over the batches number first, first + step, ... of samples 0..stop-1."""
+        size = self.batch_size
+        firsts = range(first * size, stop, step * size)
+        samples: list[int] = []
+        for start in firsts:
+            samples += range(start, min(start + size, stop))
+        return self._read(samples, size)
+
+    def _read(self, samples: Sequence[int], batch_size: int) -> Iterator[Batch]:
+        """Iterate over batches of these samples, in order."""
+        reading = Reading(
+            dataset=self.blocks,
+            batch_size=batch_size,
+            num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
+            where=self._crop_of,
+            time_limit=self.worker_time_limit,
+        )
+        if self.num_workers and len(samples):
+            piece = self._first(samples[0])
+            batches = -(-len(samples) // batch_size)
+            tensors = [piece.raw, piece.labels, *piece.channels, *piece.ids]
+            item_bytes = sum(tensor.nbytes for tensor in tensors)
+            workers = that_fit(reading, item_bytes, item_tensors=len(tensors), batches=batches)
+            reading = dataclasses.replace(reading, num_workers=workers)
+        return self._on_device(reading.of(samples))
+
+    def _on_device(self, read: Iterator[list[Piece]]) -> Iterator[Batch]:
+        while True:
+            try:
+                pieces = next(read, None)
+            except WorkerLost:
+                raise
+            except OSError as error:
+                raise WorkerLost(self._unreadable(error)) from error
+            if pieces is None:
+                return
+            yield self.on_device(pieces)
+
+    def _first(self, k: int) -> Piece:
+        try:
+            return self.blocks[k]
+        except OSError as error:
+            raise WorkerLost(self._unreadable(error)) from error
+
+    def _crop_of(self, k: int) -> str:
+        """Return dataset/crop of sample k."""
+        return self.blocks.crops[self.blocks.sample(k).crop].name
+
+    def _unreadable(self, error: OSError) -> str:
+        """A sentence about samples that the system did not read, here or in a live worker."""
+        # torch puts a worker's whole traceback into the message
+        reason = str(error).strip().splitlines()[-1]
+        return (
+            f"{self.blocks.crops[0].folder.parent}: decoded crops cannot be read ({reason}); see "
+            "that the disk of cache_path is there, and run the same command again"
+        )
+
+    def on_device(self, pieces: Sequence[Piece]) -> Batch:
+        """Turn pieces on the CPU into a batch on the device.
+
+        Orients and resamples raw (linear) and labels (nearest neighbour), spoils raw and changes
+        its intensities, and adds an offset to the palette rows, so that one palette serves all
+        crops.
+        """
+        samples = [piece.sample for piece in pieces]
+        scalings = [self.scalings[sample.crop] for sample in samples]
+        patches = self._raw_patches(pieces, scalings)
+        changes = [sample.intensity for sample in samples]
+        patches = augment.change_intensity(patches, changes)
+        for patch, sample in zip(patches, samples, strict=True):
+            if sample.defects is not None:
+                defects.cut_out(patch, sample.defects, self.blocks.input.scale)
+        if self.own_augmentation is not None:
+            patches = augment.apply_own(self.own_augmentation, patches, changes)
+        patches = normalize.standardize(patches, scalings)
+        if pieces[0].channels:
+            beside = torch.stack([self._channel_patches(piece) for piece in pieces])
+            patches = torch.cat([patches, beside], dim=1)
+
+        rows = self._rows(pieces)
+        for i, sample in enumerate(samples):
+            rows[i] += self.first_row[sample.crop]
+        crops = [self.blocks.crops[sample.crop].name for sample in samples]
+        return Batch(patches, self._target(rows, pieces), crops, scalings, samples)
+
+    def _target(self, rows: Tensor, pieces: Sequence[Piece]) -> PaletteTarget | MixedTarget:
+        classes = PaletteTarget(rows, self.palette, self.weights)
+        if not self.channels.derived:
+            return classes
+        derived = torch.stack([self._derived(piece) for piece in pieces])
+        return MixedTarget(classes, derived, self.channels.exclusive)
+
+    def _derived(self, piece: Piece) -> Tensor:
+        """Make the derived channels of a sample, (channels, z, y, x) float32, NaN for unknown."""
+        target = self.blocks.target
+        margin = derive.margin_of(self.channels.derived, target.scale)
+        patches: dict[str, derive.IdPatch] = {}
+        for name, block in zip(self.channels.with_ids, piece.ids, strict=True):
+            if block.numel():
+                patches[name] = derive.IdPatch(self._ids(piece, block), margin, target.scale)
+        parts = []
+        for channel in self.channels.derived:
+            if channel.of in patches:
+                parts.append(derive.derive(channel, patches[channel.of]))
+            else:
+                parts.append(derive.unknown(channel, target.shape, self.device))
+        return torch.cat(parts)
+
+    def _ids(self, piece: Piece, block: Tensor) -> Tensor:
+        """Resample a block of ids, (z, y, x) int32: 0 is background, -1 unknown."""
+        patch = self.channels.objects
+        assert patch is not None and piece.ids_affine is not None
+        resample: Callable[..., Tensor] = augment.resample_nearest
+        reading = self._reading(piece.sample, of_labels=True)
+        if reading is not None:
+            resample = functools.partial(distort.resample_nearest, readings=[reading])
+        block = block.to(self.device, non_blocking=True)
+        return resample([block], [piece.ids_affine], patch.shape)[0] - BACKGROUND
+
+    def _raw_patches(
+        self, pieces: Sequence[Piece], scalings: Sequence[normalize.Scaling | None]
+    ) -> Tensor:
+        """Resample raw, (B, 1, z, y, x) float32 in [0, 1], with the defects of each sample."""
+        input = self.blocks.input
+        blocks = []
+        for piece, scaling in zip(pieces, scalings, strict=True):
+            block = piece.raw.to(self.device, non_blocking=True)
+            if piece.sample.defects is not None:
+                unit = self._unit(block, scaling)
+                block = defects.spoil_sections(block, piece.sample.defects, unit)
+            blocks.append(block)
+        affines = [piece.raw_affine for piece in pieces]
+        resample: Callable[..., Tensor] = augment.resample_linear
+        readings = [self._reading(piece.sample) for piece in pieces]
+        if any(readings):
+            resample = functools.partial(distort.resample_linear, readings=readings)
+        patches = augment.raw_patches(
+            blocks, affines, input.shape, self.raw_range, resample=resample
+        )
+        patches = normalize.to_unit_range(patches, scalings)
+        for patch, piece in zip(patches, pieces, strict=True):
+            if piece.sample.defects is not None:
+                patch.copy_(defects.spoil_optics(patch, piece.sample.defects, input.scale))
+        return patches
+
+    def _channel_patches(self, piece: Piece) -> Tensor:
+        """Resample the further input channels of a sample, (channels, z, y, x) float32 in [0, 1].
+
+        They are where raw is: only intensities differ.
+        """
+        crop = self.blocks.crops[piece.sample.crop]
+        patches = []
+        cuts = zip(crop.channels, piece.channels, piece.channel_affines, strict=True)
+        for channel, block, affine in cuts:
+            resample: Callable[..., Tensor] = augment.resample_linear
+            if piece.sample.distortion is not None:
+                reading = distort.Reading(
+                    piece.sample.distortion, self.blocks.input.scale, channel.grid.scale
+                )
+                resample = functools.partial(distort.resample_linear, readings=[reading])
+            patch = augment.raw_patches(
+                [block.to(self.device, non_blocking=True)],
+                [affine],
+                self.blocks.input.shape,
+                channel.value_range,
+                resample=resample,
+            )
+            patches.append(patch[0, 0])
+        return torch.stack(patches)
+
+    def _unit(self, block: Tensor, scaling: normalize.Scaling | None) -> float:
+        """Return by how much values of a block differ that are 0 and 1 in the patch."""
+        low, high = self.raw_range or (0.0, 255.0)
+        unit = high - low if block.dtype == torch.uint8 else 1.0
+        return unit if scaling is None else unit * (scaling.high - scaling.low)
+
+    def _rows(self, pieces: Sequence[Piece]) -> Tensor:
+        """Resample labels, (B, z, y, x) int32, rows of the palette of each crop."""
+        shape = self.blocks.target.shape
+        blocks = [piece.labels.to(self.device, non_blocking=True) for piece in pieces]
+        affines = [piece.labels_affine for piece in pieces]
+        readings = [self._reading(piece.sample, of_labels=True) for piece in pieces]
+        if any(readings):
+            return distort.resample_nearest(blocks, affines, shape, readings=readings)
+        return augment.resample_nearest(blocks, affines, shape)
+
+    def _reading(self, sample: Sample, *, of_labels: bool = False) -> distort.Reading | None:
+        """Return how a distorted sample reads its raw, or its labels; None if it is not."""
+        if sample.distortion is None:
+            return None
+        crop = self.blocks.crops[sample.crop]
+        if of_labels:
+            patch = self.blocks.target
+            return distort.Reading(sample.distortion.of_labels, patch.scale, crop.label_grid.scale)
+        return distort.Reading(sample.distortion, self.blocks.input.scale, crop.raw_grid.scale)

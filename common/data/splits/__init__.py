@@ -1,0 +1,1 @@
+"""Which crops there are, and which of them train, validate and test."""

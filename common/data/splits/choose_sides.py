@@ -1,0 +1,541 @@
+"""Choose which crops train, which validate, and which are held out for test.
+
+A *side* is training or validation; test crops are named, never drawn, and taken away first. All
+crops of a group go to the same side. A group is a specimen,
+or a dataset (by="dataset"), or a set of crops linked by overlaps (by="crop").
+
+method="hash": a group validates if SHA-256 of "seed/name of the group", as a number in [0, 1), is
+below the wanted fraction. It looks at nothing else, so a new crop moves no old one, and a larger
+fraction only adds groups; but few groups come out unevenly. Linked crops have the name of the first
+of them: a new crop moves old ones only if it links some that stood on different sides or comes
+before those that it overlaps.
+
+method="balanced", the default: 100000 sets of groups are drawn from the seed and ranked over *all*
+crops at hand, whatever the resolution asked for, so that experiments at different resolutions share
+one assignment. The rank is the sum of
+  - how far the validation fraction is from the wanted one, taken over all crops, over crops of like
+    voxel size, over crops of like extent and over the crops of each class (each of the four is
+    sum |validation - wanted| / sum crops);
+  - how alike the validation crops are: the chance that two of them are of one kind of sample.
+The first set in this rank with the fewest coverage gaps *at the resolution asked for* is taken. A
+gap is a class without a training crop, or one without a validation crop though two groups annotate
+it; one of the first kind counts more than all of the second. Annotated is not the same as present:
+whether a class occurs in a crop is known from its voxels only (`fingerprint` counts them).
+
+With folds=K every group validates in exactly one of K splits: by its hash (the K-th part of [0, 1)
+that it falls into), or balanced, where each fold is searched as above among the groups that have
+not validated yet.
+
+How small a crop may be (min_extent) depends on the smallest target patch, 28 voxels here. The
+baselines ask for 28 voxels at 8 nm (a patch can be known everywhere; no fine crop is smaller), for
+20 at 32 nm (the usual crops of 400 voxels, 0.65 to 0.8 um, still fill a third of a patch) and for 9
+at 128 nm (1.2 um; a smaller crop fills under 4 %).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from common import talk
+from common.classes import TESTED
+from common.data.splits.catalogue import CropInfo, fits, natural_key
+from common.data.splits.split import TEST, USAGES
+from common.data.volumes import layout
+from common.errors import UserError, refuse
+
+GROUPS = ("specimen", "dataset", "crop")
+
+METHODS = ("balanced", "hash")
+
+FORCED = {"": (), "all": USAGES, "train": ("train",), "validate": ("validate",)}
+"""The sides that take only crops annotating every class, by the value of force_classes."""
+
+VALIDATION_FRACTION = 0.17
+
+DRAWS = 100_000
+
+DRAWS_AT_ONCE = 10_000
+"""Sets that are ranked together; bounds the memory where there are hundreds of groups."""
+
+Sides = list[tuple[str, CropInfo]]
+"""(usage, crop), training ones first, test ones last, each side in natural order."""
+
+
+@dataclass(frozen=True)
+class SplitRules:
+    """How sides are chosen; see the module docstring."""
+
+    classes: Sequence[str] = TESTED
+    """Those that are wanted; a crop that annotates none of them is left out."""
+    scale: tuple[float, ...] | None = None
+    """Voxel size in nm, z, y, x; crops with coarser labels are left out. None takes all."""
+    validation_fraction: float = VALIDATION_FRACTION
+    seed: int = 0
+    by: str = "specimen"
+    """What stays together, one of GROUPS."""
+    min_extent: float = 1
+    """Voxels of `scale` that a crop must have along every axis."""
+    method: str = "balanced"
+    """One of METHODS."""
+    hold_out: Sequence[str] = ()
+    """Datasets or crops that validate, whole groups of them.
+
+    Exact names: 'jrc_x', 'crop28', '28' or 'jrc_x/crop28'.
+    """
+    test: Sequence[str] = ()
+    """Datasets or crops, whole groups and by exact names too, that neither train nor validate."""
+    folds: int = 0
+    """How many splits; 0 is one, by the validation fraction."""
+    force_classes: str = ""
+    """'all', 'train' or 'validate': sides that take only crops annotating every one of `classes`.
+
+    The other crops are left out there, not moved to the other side.
+    """
+
+    @property
+    def scale_text(self) -> str:
+        """'8' for equal numbers, otherwise '50,4.6,4.6', as it is typed; nothing without."""
+        sizes = [f"{size:.12g}" for size in self.scale or ()]
+        return sizes[0] if len(set(sizes)) == 1 else ",".join(sizes)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each."""
+        problems = self._wrong_numbers()
+        for name, value, known in (
+            ("by", self.by, GROUPS),
+            ("method", self.method, METHODS),
+            ("force-classes", self.force_classes, tuple(FORCED)),
+        ):
+            if value not in known:
+                words = " or ".join(f"'{word}'" for word in known if word)
+                problems.append(f"{name} '{value}'; write {words}")
+        twice = _exact(self.hold_out) & _exact(self.test)
+        if twice:
+            problems.append(
+                f"hold-out and test both name {talk.some(sorted(twice))}; write it in one of them"
+            )
+        return problems + self._wrong_folds()
+
+    def _wrong_numbers(self) -> list[str]:
+        problems = []
+        if self.scale is not None:
+            positive = all(0 < size < math.inf for size in self.scale)
+            if len(self.scale) != 3 or not positive:
+                problems.append(
+                    f"scale {self.scale_text}; write the voxel size in nm, as 8 or 8,8,8"
+                )
+        if not 0 <= self.validation_fraction < 1:
+            problems.append(
+                f"validation fraction {self.validation_fraction:g}; "
+                "write a number from 0 to below 1, such as 0.17"
+            )
+        if self.seed < 0:
+            problems.append(f"seed {self.seed}; write a whole number, 0 or more")
+        if not 0 <= self.min_extent < math.inf:
+            problems.append(f"min-extent {self.min_extent:g}; write a number of voxels, 0 or more")
+        return problems
+
+    def _wrong_folds(self) -> list[str]:
+        problems = []
+        if self.folds < 0 or self.folds == 1:
+            problems.append(f"folds {self.folds}; write 2 or more, or 0 for one split")
+        if self.folds and self.hold_out:
+            problems.append(
+                f"hold-out {','.join(self.hold_out)} with {self.folds} folds, "
+                "where every group validates once; write one of them"
+            )
+        if self.folds and self.validation_fraction != VALIDATION_FRACTION:
+            problems.append(
+                f"validation fraction {self.validation_fraction:g} with {self.folds} folds; "
+                "write one of them"
+            )
+        return problems
+
+
+def choose_sides(crops: Sequence[CropInfo], rules: SplitRules) -> Sides:
+    """Return the sides of the crops that fit the rules.
+
+    Raises:
+        UserError: if nothing fits, nothing trains, all that fits would have to move together, or a
+            group is held out in part.
+    """
+    others, tests = _without_tests(crops, rules)
+    pool = _pool(others, rules)
+    held = _named(pool, rules, "hold-out", rules.hold_out)
+    sides = pool.sides(held | _drawn(pool, rules, held))
+    if any(usage == "train" for usage, _ in sides):
+        return sides + tests
+    if not pool.on_side["train"].any():
+        raise UserError(
+            f"no crop of {len(crops)} annotates all of {', '.join(rules.classes)}; "
+            "do not ask for all"
+        )
+    raise UserError(
+        "no crop is left to train on; take another seed, "
+        "validate a smaller fraction or hold out less"
+    )
+
+
+def choose_folds(crops: Sequence[CropInfo], rules: SplitRules) -> list[Sides]:
+    """The sides of each of `rules.folds` splits; every group validates in exactly one.
+
+    The validation fraction and what is held out are not looked at.
+
+    Raises:
+        UserError: where `choose_sides` does, and if a fold has no crop that validates.
+    """
+    others, tests = _without_tests(crops, rules)
+    pool = _pool(others, rules)
+    _check_several(pool, rules.by)
+    fold_of = _fold_of_each(pool, rules)
+    splits = []
+    for fold in range(rules.folds):
+        sides = pool.sides(fold_of == fold)
+        missing = set(USAGES) - {usage for usage, _ in sides}
+        if missing:
+            advice = ", or method balanced" if rules.method == "hash" else ""
+            raise UserError(
+                f"fold {fold} of {rules.folds} has no {min(missing)} crop "
+                f"({pool.usable_groups} groups fit); write fewer folds{advice}"
+            )
+        splits.append(sides + tests)
+    return splits
+
+
+def _without_tests(crops: Sequence[CropInfo], rules: SplitRules) -> tuple[list[CropInfo], Sides]:
+    """The crops that may train or validate, and the test crops that fit, with their side.
+
+    Raises UserError as `_named`, and if nothing else is left.
+    """
+    if not rules.test:
+        return list(crops), []
+    pool = _pool(crops, rules)
+    is_test = _named(pool, rules, TEST, rules.test)[pool.groups]
+    others = [pool.crops[i] for i in np.flatnonzero(~is_test)]
+    if not others:
+        raise UserError(f"test: all {len(is_test)} crops are named; leave some to train on")
+    return others, [(TEST, pool.crops[i]) for i in np.flatnonzero(is_test & pool.usable)]
+
+
+def by_specimen_if_several(crops: Sequence[CropInfo], rules: SplitRules) -> SplitRules:
+    """The rules, by specimen; by crop, said aloud, where all crops that fit are of one specimen."""
+    rules = replace(rules, by="specimen")
+    pool = _pool(crops, rules)
+    if pool.usable_groups > 1 or not rules.validation_fraction:
+        return rules
+    talk.note(
+        f"all {pool.usable.sum()} crops that fit are of one specimen, so that they are split by "
+        "crop: the validation will look better than other specimens will"
+    )
+    return replace(rules, by="crop")
+
+
+# what a group is
+
+
+def group_numbers(crops: Sequence[CropInfo], by: str) -> np.ndarray:
+    """(crops,) int: the group of each crop.
+
+    by: 'specimen', 'dataset', or 'crop', which links the crops that overlap.
+    """
+    if by == "crop":
+        return _linked(crops)
+    names = [getattr(crop, by) for crop in crops]
+    return np.unique(names, return_inverse=True)[1]
+
+
+def _linked(crops: Sequence[CropInfo]) -> np.ndarray:
+    """Groups of crops that overlap, also by way of others."""
+    groups = np.arange(len(crops))
+    for i, crop in enumerate(crops):
+        for j, earlier in enumerate(crops[:i]):
+            if groups[i] != groups[j] and crop.overlaps(earlier):
+                groups[groups == groups[i]] = groups[j]
+    return np.unique(groups, return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The crops at hand and what may be done with them."""
+
+    crops: list[CropInfo]
+    """In natural order, those that do not fit too: sets are ranked over all."""
+    annotated: np.ndarray
+    """(crops, classes) bool."""
+    usable: np.ndarray
+    """(crops,) bool: those that fit."""
+    on_side: Mapping[str, np.ndarray]
+    """For each usage (crops,) bool: those that the side would take."""
+    groups: np.ndarray
+    """(crops,) int: group of each crop."""
+    names: list[str]
+    """Of the groups."""
+
+    @property
+    def membership(self) -> np.ndarray:
+        """(groups, crops) 0 / 1."""
+        return np.eye(len(self.names))[self.groups].T
+
+    @property
+    def usable_groups(self) -> int:
+        """How many groups have a crop that fits."""
+        return len(set(self.groups[self.usable]))
+
+    def sides(self, validates: np.ndarray) -> Sides:
+        """The sides where the groups in `validates`, (groups,) bool, validate."""
+        sides = []
+        for usage in USAGES:
+            of_group = validates if usage == "validate" else ~validates
+            taken = of_group[self.groups] & self.on_side[usage]
+            sides += [(usage, self.crops[i]) for i in np.flatnonzero(taken)]
+        return sides
+
+
+def _pool(crops: Sequence[CropInfo], rules: SplitRules) -> _Pool:
+    """Raises UserError if nothing fits."""
+    crops = sorted(crops, key=lambda crop: natural_key(*crop.key))
+    annotated = np.zeros((len(crops), len(rules.classes)), bool)
+    usable = np.zeros(len(crops), bool)
+    for i, crop in enumerate(crops):
+        annotated[i] = [name in crop.classes for name in rules.classes]
+        usable[i] = annotated[i].any() and fits(crop, rules.scale, rules.min_extent)
+    if not usable.any():
+        wanted = ""
+        if rules.scale is not None:
+            wanted = (
+                f", as fine as {rules.scale_text} nm, "
+                f"{rules.min_extent:g} such voxels on every axis"
+            )
+        raise UserError(
+            f"no crop of {len(crops)} fits (a class asked for{wanted}); "
+            "ask for coarser or smaller ones"
+        )
+    complete = usable & annotated.all(1)
+    on_side = dict.fromkeys(USAGES, usable)
+    for usage in FORCED[rules.force_classes]:
+        on_side[usage] = complete
+    groups = group_numbers(crops, rules.by)
+    first_crops = [crops[i] for i in np.unique(groups, return_index=True)[1]]
+    # linked crops have the name of the first of them
+    names = [crop.path if rules.by == "crop" else getattr(crop, rules.by) for crop in first_crops]
+    return _Pool(crops, annotated, usable, on_side=on_side, groups=groups, names=names)
+
+
+def _check_several(pool: _Pool, by: str) -> None:
+    """Raises UserError if there is only one group to put on two sides."""
+    if pool.usable_groups > 1:
+        return
+    if pool.usable.sum() == 1:
+        raise UserError(
+            f"only {pool.crops[int(pool.usable.argmax())].path} fits, and a crop is on one side; "
+            "add crops (import-data --blocks makes several of one), or train on all "
+            "(--validation-fraction 0)"
+        )
+    what = {
+        "specimen": "specimen; split it by crop (--group-by crop)",
+        "dataset": "dataset; split it by crop (--group-by crop)",
+        "crop": "overlapping region; add crops",
+    }[by]
+    raise UserError(
+        f"all {pool.usable.sum()} crops that fit are of one {what}, "
+        "or train on all (--validation-fraction 0)"
+    )
+
+
+# how sides are drawn
+
+
+def _exact(names: Sequence[str]) -> set[str]:
+    return {layout.crop_name(name) for name in names}
+
+
+def _named(pool: _Pool, rules: SplitRules, option: str, given: Sequence[str]) -> np.ndarray:
+    """(groups,) bool: those whose crops are all named in `given`, what the option was given.
+
+    Raises UserError for a name that nothing has, and for a group that is named in part.
+    """
+    wanted = _exact(given)
+    names = [{crop.dataset, crop.name, crop.path} for crop in pool.crops]
+    example = pool.crops[0]
+    problems = [
+        f"{option} '{name}': no dataset or crop at hand has exactly this name; "
+        f"write names such as {example.dataset} or {example.path}"
+        for name in sorted(wanted.difference(*names))
+    ]
+    named = np.array([not wanted.isdisjoint(of_crop) for of_crop in names])
+    held = np.zeros(len(pool.names), bool)
+    held[pool.groups[named]] = True
+    for group in np.flatnonzero(held):
+        left = [pool.crops[i].path for i in np.flatnonzero((pool.groups == group) & ~named)]
+        if not left:
+            continue
+        what = "the crops that overlap" if rules.by == "crop" else f"{rules.by} {pool.names[group]}"
+        advice = "" if rules.by == "crop" else ", or write --group-by crop"
+        problems.append(
+            f"{option}: a part of {what} only; "
+            f"name the other {len(left)} too ({talk.some(left, most=5)}){advice}"
+        )
+    refuse(problems)
+    return held
+
+
+def _drawn(pool: _Pool, rules: SplitRules, held: np.ndarray) -> np.ndarray:
+    """(groups,) bool: those that validate besides those that are held out."""
+    if rules.validation_fraction == 0:
+        return np.zeros(len(pool.names), bool)
+    if rules.method == "hash":
+        return _positions(pool.names, rules.seed) < rules.validation_fraction
+    if not held.any():
+        _check_several(pool, rules.by)
+    free = np.ones(len(pool.names), bool)
+    chance = rules.validation_fraction
+    search = _Search(pool, chance, held=held, free=free)
+    return search.best_of_draws(chance, rules.seed)
+
+
+def _fold_of_each(pool: _Pool, rules: SplitRules) -> np.ndarray:
+    """(groups,) int: in which fold each validates."""
+    if rules.method == "hash":
+        return (_positions(pool.names, rules.seed) * rules.folds).astype(int)
+    last = rules.folds - 1
+    fold_of = np.full(len(pool.names), last)
+    for fold in range(last):
+        left = fold_of == last
+        search = _Search(pool, 1 / rules.folds, held=np.zeros_like(left), free=left)
+        # a K-th of all is a larger part of those that are left
+        fold_of[search.best_of_draws(1 / (rules.folds - fold), rules.seed)] = fold
+    return fold_of
+
+
+def _positions(names: Sequence[str], seed: int) -> np.ndarray:
+    """(names,) float64 in [0, 1): where each falls, by SHA-256 of seed and name."""
+    positions = []
+    for name in names:
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        # 48 bits: exact in a float64, and never rounded to 1
+        positions.append(int.from_bytes(digest[:6]) / 2**48)
+    return np.array(positions)
+
+
+class _Judged(NamedTuple):
+    """A set of groups that validate; the smaller the better, gaps before rank."""
+
+    gaps: int
+    rank: float
+    validates: np.ndarray
+    """(groups,) bool."""
+
+
+class _Search:
+    """Looks for the best set of groups to validate.
+
+    held: (groups,) bool, those that validate in any case; free: those that may.
+    """
+
+    def __init__(self, pool: _Pool, fraction: float, *, held: np.ndarray, free: np.ndarray):
+        members = pool.membership
+        self.fraction = fraction
+        self.held = held
+        self.free = free
+        self.strata = [members @ stratum for stratum in _strata(pool.crops)]
+        self.kinds = members @ _one_hot([crop.kind for crop in pool.crops])
+        self.counts = {}
+        for usage in USAGES:
+            taken = pool.on_side[usage][:, None]
+            self.counts[usage] = members @ (pool.annotated & taken)
+
+    def best_of_draws(self, chance: float, seed: int) -> np.ndarray:
+        """(groups,) bool: the best of DRAWS sets, each group in it with `chance`, mended."""
+        rng = np.random.default_rng(seed)
+        groups = len(self.held)
+        blocks = []
+        for _ in range(DRAWS // DRAWS_AT_ONCE):
+            drawn = rng.random((DRAWS_AT_ONCE, groups)) < chance
+            blocks.append(self._best(drawn))
+        best = min(blocks, key=lambda block: (block.gaps, block.rank))
+        # where classes are rare among many groups no random set covers them all
+        while best.gaps:
+            one_group_moved = best.validates ^ np.eye(groups, dtype=bool)
+            moved = self._best(one_group_moved)
+            if moved.gaps >= best.gaps:
+                break
+            best = moved
+        return best.validates
+
+    def _best(self, sets: np.ndarray) -> _Judged:
+        """sets: (sets, groups) bool."""
+        sets = sets & self.free | self.held
+        gaps = _gaps(sets, self.counts)
+        rank = _rank(sets, self.strata, self.kinds, self.fraction)
+        first = np.lexsort((rank, gaps))[0]
+        return _Judged(gaps[first], rank[first], sets[first])
+
+
+# how they are ranked
+
+
+def _gaps(sets: np.ndarray, counts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(sets,) number of classes that could train and do not, or could validate too and do not.
+
+    One that does not train counts more than all that do not validate: it is never learnt.
+
+    counts: for each usage (groups, classes) crops that annotate a class.
+    """
+    train = counts["train"]
+    validate = counts["validate"]
+    can_train = (train > 0).any(0)
+    annotating_groups = ((validate > 0) | (train > 0)).sum(0)
+    can_do_both = (validate > 0).any(0) & can_train & (annotating_groups > 1)
+    untrained = (~sets @ train == 0) & can_train
+    unvalidated = (sets @ validate == 0) & can_do_both
+    return untrained.sum(1) * (1 + train.shape[1]) + unvalidated.sum(1)
+
+
+def _rank(
+    sets: np.ndarray, strata: Sequence[np.ndarray], kinds: np.ndarray, fraction: float
+) -> np.ndarray:
+    """(sets,) the sum in the module's text, less is better.
+
+    Args:
+        sets: (sets, groups) bool, those that validate.
+        strata: each (groups, n) crops of a group in each of n strata.
+        kinds: (groups, n) crops of a group of each kind of sample.
+        fraction: that is wanted of each stratum.
+    """
+    uneven = np.zeros(len(sets))
+    for stratum in strata:
+        wanted = fraction * stratum.sum(0)
+        uneven += np.abs(sets @ stratum - wanted).sum(1) / stratum.sum()
+    chosen = sets @ kinds
+    alike = (chosen**2).sum(1) / np.maximum(chosen.sum(1), 1) ** 2
+    # rounded, so that it orders alike on every machine
+    return np.round(uneven + alike, 9)
+
+
+def _strata(crops: Sequence[CropInfo]) -> list[np.ndarray]:
+    """Four (crops, n) 0 / 1: over what the validation fraction should be even.
+
+    All crops; those of like voxel size; those of like extent (octaves); those of each class.
+    """
+    names = sorted(set().union(*(crop.classes for crop in crops)))
+    annotated = np.zeros((len(crops), len(names)))
+    for i, crop in enumerate(crops):
+        annotated[i] = [name in crop.classes for name in names]
+    return [
+        np.ones((len(crops), 1)),
+        _one_hot([round(math.log2(max(crop.voxel_size))) for crop in crops]),
+        _one_hot([math.floor(math.log2(crop.extent.min())) for crop in crops]),
+        annotated,
+    ]
+
+
+def _one_hot(values: Sequence[Hashable]) -> np.ndarray:
+    """(values, n) 0 / 1: which of the n distinct values each is."""
+    index = np.unique(np.array(values), return_inverse=True)[1]
+    return np.eye(index.max() + 1)[index]

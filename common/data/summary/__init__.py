@@ -1,0 +1,1 @@
+"""What the data of an experiment hold, and what is unusual in them."""

@@ -1,0 +1,423 @@
+"""What the values of a label volume mean: positive, absent, or unknown.
+
+The metadata of a label say it, `cellmap.annotation.annotation_type` in the .zattrs of its group or
+of the array (the challenge's form, https://github.com/janelia-cellmap/cellmap-schemas):
+
+    {"type": "semantic_segmentation", "encoding": {"absent": 0, "present": 1, "unknown": 255}}
+
+What is neither absent nor unknown is positive: the ids of objects too. Negative numbers and NaN are
+unknown whatever the metadata say.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.classes import INSTANCES
+from common.data.volumes import regrid
+from common.data.volumes.box import Vector
+from common.data.volumes.level import Grid, Level, chunk_ranges
+from common.data.volumes.records import read_attributes
+from common.data.volumes.sources.excerpt import INSTANCE_TYPE
+from common.errors import UserError
+from common.talk import some
+
+POSSIBILITIES = ("absent", "present", "unknown")
+"""What an encoding may give a value to."""
+
+UNKNOWN_ID = -1
+"""Stands for unknown in `LabelReader.on`."""
+
+LOOKED_AT = 27
+"""Chunks that are looked at to know whether a writer stores empty ones."""
+
+SAMPLE_EDGE = 32
+MOST_EDGES = 0.5
+MOST_VALUES = 100
+"""Voxels along an edge of what is looked at, part of neighbours that differ, number of values."""
+
+MOST_LINES = 12
+"""Remarks about labels that are said; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many voxels of a label volume are absent, by its metadata."""
+
+    absent: int
+    attribute: str
+    """What says so: complement_counts of the annotation, or class_counts as cellmap-data writes."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What the metadata of a label volume say of its values."""
+
+    is_instance: bool
+    """Whether its values are ids of objects."""
+    absent: int = 0
+    present: int | None = None
+    """None where it is not said, as the next one."""
+    unknown: int | None = None
+    id_of_unknown: int | None = None
+    """The value of unknown in a volume of ids whose metadata count no such voxel: there an id."""
+    counted: Counted | None = None
+    """What the metadata count, where they do."""
+    is_said_to_be_mask: bool = False
+    """Whether the metadata say that all of its objects have one value."""
+    is_said_to_be_ids: bool = False
+    """Whether the metadata say that each of its objects has a value of its own."""
+
+    def named(self) -> list[int]:
+        """The values that have a meaning."""
+        values = (self.absent, self.present, self.unknown)
+        return [value for value in values if value is not None]
+
+
+def encoding_of(level: Level, name: str) -> Encoding:
+    """What the metadata of a class say; those of the array go before those of its group.
+
+    In a volume of ids the value of unknown may be an object's: it is, where `complement_counts`
+    counts no unknown voxel. name: of the class, which tells ids from masks where no type is given.
+
+    Raises UserError for an encoding that is not made of whole numbers.
+    """
+    said: dict[str, Any] = {}
+    for attributes in (read_attributes(level.group), level.array.attrs.asdict()):
+        said |= _annotation(attributes)
+    kind = _object(said.get("annotation_type"))
+    values = _values(level.path, _object(kind.get("encoding")))
+    is_instance = name in INSTANCES
+    if kind.get("type"):
+        is_instance = kind["type"] == INSTANCE_TYPE
+    unknown = values.get("unknown")
+    counts = _object(said.get("complement_counts"))
+    taken = unknown is not None and is_instance and bool(counts) and not counts.get("unknown")
+    return Encoding(
+        is_instance=is_instance,
+        absent=values.get("absent", 0),
+        present=values.get("present"),
+        unknown=None if taken else unknown,
+        id_of_unknown=unknown if taken else None,
+        counted=_counted(level, name, counts, absent_is_0=values.get("absent", 0) == 0),
+        is_said_to_be_mask=bool(kind.get("type")) and not is_instance,
+        is_said_to_be_ids=bool(kind.get("type")) and is_instance,
+    )
+
+
+def _counted(
+    level: Level, name: str, complement: Mapping[str, Any], *, absent_is_0: bool
+) -> Counted | None:
+    """What the metadata count; None where they do not, or count the voxels of another grid."""
+    voxels = math.prod(level.array.shape)
+    absent = complement.get("absent")
+    if isinstance(absent, int) and _is_count(absent):
+        others = sum(number for number in complement.values() if _is_count(number))
+        return Counted(absent, "complement_counts") if others <= voxels else None
+    # number of voxels that are not 0
+    positive = _object(level.array.attrs.get("class_counts")).get(name)
+    if _is_count(positive) and absent_is_0 and positive <= voxels:
+        return Counted(voxels - positive, "class_counts")
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _annotation(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return _object(_object(attributes.get("cellmap")).get("annotation"))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A JSON object; an empty one for anything else, which says nothing."""
+    return value if isinstance(value, dict) else {}
+
+
+def _values(path: Path, encoding: Mapping[str, Any]) -> dict[str, int]:
+    values = {}
+    for possibility in POSSIBILITIES:
+        value = encoding.get(possibility)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+            raise UserError(
+                f"{path}: encoding of '{possibility}' is {value!r} in .zattrs; "
+                'write a whole number, such as {"absent": 0, "unknown": 255}'
+            )
+        values[possibility] = int(value)
+    return values
+
+
+def summed_up(remarks: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each different sentence of (class, sentence), with the classes it is about.
+
+    Of very many the first ones.
+    """
+    classes: dict[str, set[str]] = {}
+    for name, sentence in remarks:
+        classes.setdefault(sentence, set()).add(name)
+    lines = [f"labels of {some(sorted(names))}: {text}" for text, names in classes.items()]
+    if len(lines) <= MOST_LINES:
+        return lines
+    return [*lines[:MOST_LINES], f"... and {len(lines) - MOST_LINES} more remarks about labels"]
+
+
+def refuse_raw(values: np.ndarray, name: str, path: Path) -> None:
+    """Raises UserError where neighbours differ, in many values: labels are pieces of one.
+
+    values: a block of the class `name`, (z, y, x). path: of its volume.
+    """
+    part = values[:SAMPLE_EDGE, :SAMPLE_EDGE, :SAMPLE_EDGE]
+    along_x = part[..., 1:] != part[..., :-1]
+    if not along_x.size or along_x.mean() < MOST_EDGES:
+        return
+    different = len(np.unique(part))
+    if different > MOST_VALUES:
+        raise UserError(
+            f"{path}: {different} values among {part.size:,} voxels, {along_x.mean():.0%} "
+            f"of them unlike their neighbour, for class {name}: this looks like raw, and "
+            "not like labels; check which volume is which"
+        )
+
+
+class LabelReader:
+    """A label volume, read as what is positive and what is unknown; remembers what it met."""
+
+    def __init__(self, level: Level, name: str):
+        """Read one level of the class `name`. Raises UserError for metadata that are wrong."""
+        self.level = level
+        self.name = name
+        self.encoding = encoding_of(level, name)
+        self.unknown_voxels = 0
+        self._voxels = 0
+        self._absent_voxels = 0
+        self._met: dict[str, None] = {}
+        # a name says little: of classes that the challenge counts, many label masks
+        self._may_be_mask = not self.encoding.is_said_to_be_ids
+        """Whether nothing but 0, 1 and one number that may mean unknown was met."""
+        self._has_one = self.encoding.present == 1
+        self._suspect: int | None = None
+
+    def read(self, start: Vector, stop: Vector) -> tuple[np.ndarray, np.ndarray | None]:
+        """Voxels start..stop: where the class is, and where that is unknown; both bool.
+
+        None where all is known. Raises UserError for values that are those of raw.
+        """
+        values = self.level.read(start, stop)
+        refuse_raw(values, self.name, self.path)
+        self._refuse_fractions(values)
+        return self.meaning(values)
+
+    def meaning(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Where values of the volume are positive, and where unknown; both bool.
+
+        None where all is known.
+        """
+        unknown = self._unknown(values)
+        positive = values != self.encoding.absent
+        self._look(values, values.size - int(np.count_nonzero(positive)))
+        if unknown is None:
+            return positive, None
+        return positive & ~unknown, unknown
+
+    def on(self, grid: Grid) -> np.ndarray:
+        """(z, y, x) int64: ids of the nearest voxels, 0 where absent, -1 where unknown.
+
+        Outside of the volume all is unknown. int64 ends at 2**63: ids from there on become others.
+        """
+        result = np.full(grid.shape, UNKNOWN_ID, np.int64)
+        for where, values in regrid.nearest(self.level, grid):
+            self._refuse_fractions(values)
+            positive, unknown = self.meaning(values)
+            ids = _ids_where(positive, values)
+            if unknown is not None:
+                ids[unknown] = UNKNOWN_ID
+            result[where] = ids
+        return result
+
+    def read_ids(
+        self, start: Vector, stop: Vector
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Voxels start..stop: ids, int64 and 0 where the class is not, and what `read` gives."""
+        values = self.level.read(start, stop)
+        refuse_raw(values, self.name, self.path)
+        self._refuse_fractions(values)
+        positive, unknown = self.meaning(values)
+        return _ids_where(positive, values), positive, unknown
+
+    def ids(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The whole volume as integer ids, and where it is known; 0 where it is absent or unknown.
+
+        None where all is known. Raises UserError for values that are no ids, and as `check_whole`.
+        """
+        values = self.level.read((0, 0, 0), self.level.shape)
+        unknown = self._unknown(values)
+        self._look(values, int(np.count_nonzero(values == self.encoding.absent)))
+        if unknown is not None or self.encoding.absent:
+            nothing = values == self.encoding.absent
+            if unknown is not None:
+                nothing |= unknown
+            # where 0 is said to be positive there are no ids to keep
+            values = ~nothing if self.encoding.present == 0 else np.where(nothing, 0, values)
+        self.check_whole()
+        ids = regrid.as_ids(values.astype(values.dtype.newbyteorder("="), copy=False), self.path)
+        return ids, None if unknown is None else ~unknown
+
+    def check_whole(self) -> None:
+        """Compare what was read, once, of the whole volume with what its metadata count.
+
+        A chunk that was lost, or not fetched, reads as the fill value: as background, mostly. Where
+        nothing is counted that can be known only of a writer that stores empty chunks too.
+
+        Raises UserError if chunks are missing and the counts say that they held something.
+        """
+        voxels = math.prod(self.level.array.shape)
+        chunks = self.level.missing_chunks((0, 0, 0), self.level.shape)
+        lost = f"{chunks.missing} of {chunks.of} chunks are not there"
+        counted = self.encoding.counted
+        if counted is None:
+            if chunks.missing and _stores_empty_chunks(self.level):
+                self._met[
+                    f"{lost} in {self._crop}, and were taken for {self.level.array.fill_value}; "
+                    "empty chunks are stored in this array, so they may be lost: copy it again"
+                ] = None
+            return
+        more = self._absent_voxels > counted.absent
+        # a reduction may leave out the last voxels of the volume
+        fewer = self._voxels == voxels and self._absent_voxels < counted.absent
+        if not more and not fewer:
+            return
+        differ = (
+            f"{self._absent_voxels:,} voxels are absent, and {counted.absent:,} by "
+            f"{counted.attribute} in the metadata"
+        )
+        if chunks.missing:
+            raise UserError(
+                f"{self.path}: {lost}, and what they held is missed: {differ}; fetch or copy this "
+                f"array again, or, if its labels were edited, correct {counted.attribute}"
+            )
+        self._met[f"{differ} of {self._crop}: they were edited, or are not whole"] = None
+
+    @property
+    def _crop(self) -> str:
+        return self.level.group.parent.name
+
+    @property
+    def path(self) -> Path:
+        """Of the array."""
+        return self.level.path
+
+    def remarks(self) -> list[str]:
+        """What was taken for what in all that was read, a sentence each."""
+        remarks = list(self._met)
+        if self._may_be_mask and self._has_one and self._suspect is not None:
+            remarks.append(
+                f"{self._suspect} stands beside 0 and 1, and was taken for positive; if it means "
+                'unknown, write annotation_type.encoding = {"absent": 0, "present": 1, '
+                f'"unknown": {self._suspect}}} into its .zattrs'
+            )
+        return remarks
+
+    def _refuse_fractions(self, values: np.ndarray) -> None:
+        """Raises UserError for probabilities, or a mask that was resampled without a threshold."""
+        if values.dtype.kind != "f":
+            return
+        odd = values[(values > 0) & (values != np.rint(values))]
+        if odd.size:
+            raise UserError(
+                f"{self.path}: labels of {values.dtype} with the value {odd[0]:g} for class "
+                f"{self.name}; write labels as whole numbers: 0, and 1 or the ids of objects"
+            )
+
+    def _unknown(self, values: np.ndarray) -> np.ndarray | None:
+        """Where values are unknown; None where none is."""
+        unknown = None
+        for what, where in self._unknown_by_kind(values):
+            if where.any():
+                unknown = where if unknown is None else unknown | where
+                self._met[f"{what} was taken for unknown"] = None
+        if unknown is not None:
+            self.unknown_voxels += int(np.count_nonzero(unknown))
+        return unknown
+
+    def _unknown_by_kind(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        encoding = self.encoding
+        if encoding.unknown is not None:
+            yield f"{encoding.unknown} (by its metadata)", values == encoding.unknown
+        if encoding.absent and 0 not in (encoding.present, encoding.unknown):
+            # a chunk that is not there reads as 0, which is no background here
+            yield "0 (which its metadata do not name)", values == 0
+        if values.dtype.kind in "if":
+            yield "what is below 0", (values < 0) & ~np.isin(values, encoding.named())
+        if values.dtype.kind == "f":
+            yield "NaN", np.isnan(values)
+
+    def _look(self, values: np.ndarray, absent: int) -> None:
+        """Count what is absent, and note what may mean something else than it is taken for."""
+        self._voxels += values.size
+        self._absent_voxels += absent
+        taken = self.encoding.id_of_unknown
+        if taken is not None and (values == taken).any():
+            self._met[
+                f"{taken} was taken for the id of an object: complement_counts in its metadata "
+                "counts no unknown voxel"
+            ] = None
+        if not self._may_be_mask or not values.size:
+            return
+        highest = values.max()
+        if highest <= 1:
+            self._has_one |= bool(highest == 1)
+            return
+        self._may_be_mask = highest in self._often_unknown() and self._suspect in (None, highest)
+        if not self._may_be_mask:
+            return
+        rest = values[values != highest]
+        self._suspect = int(highest)
+        self._has_one |= bool((rest == 1).any())
+        self._may_be_mask = bool((rest <= 1).all())
+
+    def _often_unknown(self) -> set[int]:
+        """Numbers that are often written for unknown, less those that the metadata name."""
+        dtype = self.level.array.dtype
+        highest = np.iinfo(dtype).max if dtype.kind in "ui" else 255
+        encoding = self.encoding
+        return {255, int(highest)} - {*encoding.named(), encoding.id_of_unknown}
+
+
+def _ids_where(positive: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The values of a label volume as int64 ids, 0 where it is not positive."""
+    # NaN, which is unknown, is no whole number
+    ids = np.where(positive, values, 0).astype(np.int64)
+    if values.dtype.kind == "u":
+        # those from 2**63 on have become negative, and the last one UNKNOWN_ID
+        ids &= np.iinfo(np.int64).max
+    # 0 may be said to be positive
+    ids[positive & (ids == 0)] = 1
+    return ids
+
+
+def _stores_empty_chunks(level: Level) -> bool:
+    """Whether a stored chunk holds nothing but the fill value.
+
+    The smallest files are looked at: nothing is packed smaller.
+    """
+    sizes = []
+    for index in itertools.product(*chunk_ranges((0, 0, 0), level.shape, level.array.chunks)):
+        file = level.chunk_file(index)
+        if file.is_file():
+            sizes.append((file.stat().st_size, index))
+    fill = level.array.fill_value
+    return any((_chunk(level, index) == fill).all() for _, index in sorted(sizes)[:LOOKED_AT])
+
+
+def _chunk(level: Level, index: tuple[int, ...]) -> np.ndarray:
+    start = np.array(index) * level.array.chunks
+    return level.read(start, np.minimum(start + level.array.chunks, level.shape))

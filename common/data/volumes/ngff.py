@@ -1,0 +1,318 @@
+"""Read and write OME-NGFF 0.4 multiscale images (zarr v2).
+
+Positions are in nm in the world frame of an image, z, y, x. `translation` is the position of the
+*centre* of voxel (0, 0, 0), as in the NGFF specification, so that an image covers the box from
+`translation - scale / 2` to `translation + (shape - 1/2) * scale`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numcodecs import Blosc
+
+from common.data.volumes.box import Vector, slices
+from common.data.volumes.chunks import PARTIAL, SEPARATOR, chunk_files
+from common.data.volumes.level import Grid, Level
+from common.data.volumes.metadata import LEVELS_BY_BLOCK, STORED_CHUNKS, UNFINISHED
+from common.data.volumes.sources import opening
+
+Reduction = Callable[[np.ndarray, Vector], np.ndarray]
+"""`reduce(block, factors)` returns the coarser block, such as `block_mean` or `pick`."""
+
+LARGEST_COMPRESSED = 2**21
+"""Bytes that are compressed as one: an ordinary chunk."""
+
+
+def open_levels(path: str | Path) -> list[Level]:
+    """Open the levels of a volume, the finest first; at least one.
+
+    Axes other than z, y, x are dropped; they must have length 1. Missing chunks have the fill value
+    of the array, or 0 if it has none.
+
+    path: of any kind that `common.data.volumes.sources.opening` lists, with what it says behind #.
+
+    Raises:
+        FileNotFoundError: if nothing is there, or if an array that it names is missing.
+        UserError: if it is nothing that can be read, or if its metadata do not place it in space.
+    """
+    return sorted(opening.open_image(path), key=lambda level: float(np.prod(level.scale)))
+
+
+def pick_level(levels: Sequence[Level], scale: Vector) -> Level:
+    """Return the level whose voxel size is nearest to `scale` (nm); of two equally near, the finer.
+
+    The distance is the sum over axes of |log(ratio)|, so that half the size is as far as twice the
+    size.
+    """
+
+    def distance(level: Level) -> tuple[float, float]:
+        logs = np.abs(np.log(level.scale / scale)).sum()
+        # rounded, so that two levels that are equally near tie on every machine
+        return round(float(logs), 6), level.scale.prod()
+
+    return min(levels, key=distance)
+
+
+def write_multiscale(
+    path: str | Path,
+    volume: np.ndarray,
+    voxel_size: Vector,
+    translation: Vector = (0.0, 0.0, 0.0),
+    *,
+    levels: int = 1,
+    chunk: int = 64,
+    attributes: dict | None = None,
+) -> None:
+    """Write `volume` as an OME-NGFF 0.4 group.
+
+    Args:
+        path: path of the group; an existing group is replaced.
+        volume: (z, y, x).
+        voxel_size: nm, z, y, x.
+        translation: position of the centre of the first voxel in nm, z, y, x.
+        levels: number of resolutions, each half of the one before. Coarser levels are block means,
+            so write more than one for intensities only, not for labels.
+        chunk: voxels of a chunk along each axis.
+        attributes: further attributes of the group.
+    """
+    grid = Grid(np.array(translation, float), np.array(voxel_size, float), volume.shape)
+    array = start_multiscale(path, grid, volume.dtype, (chunk,) * 3, attributes=attributes)
+    array[...] = volume
+    finish_multiscale(path, grid, [(2, 2, 2)] * (levels - 1), block_mean)
+
+
+def start_multiscale(
+    path: str | Path,
+    grid: Grid,
+    dtype: np.dtype | type,
+    chunks: Vector,
+    *,
+    attributes: dict | None = None,
+) -> zarr.Array:
+    """Create a group with an empty finest level, and return that array to be written.
+
+    The group becomes an image with `finish_multiscale`. Chunks that are all 0 are not stored.
+
+    Args:
+        path: path of the group; an existing group is replaced.
+        grid: grid of the finest level.
+        dtype: dtype of all levels.
+        chunks: voxels of a chunk, z, y, x.
+        attributes: attributes of the group.
+    """
+    group = zarr.open_group(str(path), mode="w")
+    group.attrs.put({**(attributes or {}), UNFINISHED: True})
+    return _new_level(group, 0, shape=grid.shape, dtype=dtype, chunks=chunks)
+
+
+def add_level(
+    path: str | Path, number: int, factor: Vector, chunks: Vector | None = None
+) -> zarr.Array:
+    """Create an empty coarser level, and return its array to be written.
+
+    Give `finish_multiscale` the number of levels made this way as `written`.
+
+    Args:
+        path: path of a group that `start_multiscale` created.
+        number: number of the level: 1, 2, ...
+        factor: voxels of the next finer level that become one, z, y, x.
+        chunks: voxels of a chunk; by default those of the next finer level.
+    """
+    group = zarr.open_group(str(path), mode="r+")
+    fine = group[f"s{number - 1}"]
+    return _new_level(
+        group,
+        number,
+        shape=np.array(fine.shape) // factor,
+        dtype=fine.dtype,
+        chunks=fine.chunks if chunks is None else chunks,
+    )
+
+
+def add_array(path: str | Path, name: str) -> zarr.Array:
+    """Create an empty array like that of the finest level, beside the levels, to be written.
+
+    Who opens the image does not see it. path: of a group that `start_multiscale` created.
+    """
+    group = zarr.open_group(str(path), mode="r+")
+    finest = group["s0"]
+    return _new_array(group, name, shape=finest.shape, dtype=finest.dtype, chunks=finest.chunks)
+
+
+def finish_multiscale(
+    path: str | Path,
+    grid: Grid,
+    factors: Sequence[Vector],
+    reduce: Reduction,
+    *,
+    written: int = 0,
+) -> None:
+    """Write the coarser levels, then the metadata that make the group an image.
+
+    This takes the memory of a few chunks, and can be called again after an interruption.
+
+    Args:
+        path: path of a group that `start_multiscale` created.
+        grid: grid of its finest level.
+        factors: for each coarser level, the voxels of the next finer one that become one.
+        reduce: `block_mean` for intensities, `pick` for ids.
+        written: number of coarser levels whose voxels are already written.
+    """
+    group = zarr.open_group(str(path), mode="r+")
+    scale = grid.scale
+    origin = grid.origin
+    datasets = [dataset_of(0, scale, origin)]
+    for number, factor in enumerate(factors, 1):
+        if number > written:
+            coarse = add_level(path, number, factor)
+            _reduce_level(group[f"s{number - 1}"], coarse, factor, reduce)
+        # the first coarse voxel lies over the first `factor` fine ones: its centre is theirs
+        origin = origin + (np.array(factor) - 1) / 2 * scale
+        scale = scale * factor
+        datasets.append(dataset_of(number, scale, origin))
+    attributes = group.attrs.asdict()
+    for passing in (UNFINISHED, LEVELS_BY_BLOCK):
+        attributes.pop(passing, None)
+    attributes[STORED_CHUNKS] = count_chunks(path)
+    image = {"version": "0.4", **multiscale_of(Path(path).name, datasets)}
+    group.attrs.put({"multiscales": [image], **attributes})
+
+
+def count_chunks(path: str | Path) -> int:
+    """Number of chunks that are stored of the finest level of an image that was written here."""
+    stored = 0
+    for _, _, names in os.walk(Path(path) / "s0"):
+        # metadata, and what is left of chunks that were being written
+        stored += sum(not name.startswith(".") and not name.endswith(PARTIAL) for name in names)
+    return stored
+
+
+def dataset_of(number: int, scale: np.ndarray, origin: np.ndarray) -> dict:
+    """The metadata of one level; its array is s0, s1, ..."""
+    return {
+        "path": f"s{number}",
+        "coordinateTransformations": [
+            {"type": "scale", "scale": scale.tolist()},
+            {"type": "translation", "translation": origin.tolist()},
+        ],
+    }
+
+
+def multiscale_of(name: str, datasets: Sequence[dict]) -> dict:
+    """The metadata of an image. Source: https://ngff.openmicroscopy.org/0.4, "multiscales"."""
+    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
+    return {"name": name, "axes": axes, "datasets": datasets}
+
+
+def pyramid(grid: Grid, smallest: int = 64) -> list[tuple[int, ...]]:
+    """Return the factors of coarser levels until no axis is longer than `smallest` voxels.
+
+    Voxels become cubes first: an axis is not reduced while its voxels are at least 1.5 times as
+    long as the shortest.
+    """
+    scale = np.array(grid.scale)
+    shape = np.array(grid.shape)
+    factors = []
+    while shape.max() > smallest:
+        divisible = shape > 1
+        finer = scale < 1.5 * scale[divisible].min()
+        factor = np.where(finer & divisible, 2, 1)
+        scale = scale * factor
+        shape = shape // factor
+        factors.append(tuple(factor.tolist()))
+    return factors
+
+
+def _reduce_level(fine: zarr.Array, coarse: zarr.Array, factor: Vector, reduce: Reduction) -> None:
+    """Fill a coarser level chunk by chunk."""
+    finer = chunk_files(fine)
+    coarser = chunk_files(coarse)
+    for corner in np.ndindex(*coarse.cdata_shape):
+        start = np.array(corner) * coarse.chunks
+        stop = np.minimum(start + coarse.chunks, coarse.shape)
+        block = finer.get(slices(start * factor, stop * factor))
+        if block.any():
+            coarser.put(start, reduce(block, factor))
+
+
+def _compressor(voxels: int, dtype: np.dtype) -> Blosc:
+    """What chunks of so many voxels are compressed with.
+
+    On raw level 9 saves nothing over 1 and takes 40 times as long (measured on the phantom). Of
+    single bytes a chunk is one block of Blosc: probabilities are then as small as in the many that
+    Blosc would choose, and take 0.6 of the time; LZ4 takes half of that, and up to 1.7 times the
+    bytes. Larger types are shuffled first, which is fast where a block fits into a cache.
+    """
+    block = min(voxels, LARGEST_COMPRESSED) if dtype.itemsize == 1 else 0
+    return Blosc(cname="zstd", clevel=1, shuffle=Blosc.SHUFFLE, blocksize=block)
+
+
+def _new_level(
+    group: zarr.Group, number: int, *, shape: Vector, dtype: np.dtype | type, chunks: Vector
+) -> zarr.Array:
+    return _new_array(group, f"s{number}", shape=shape, dtype=dtype, chunks=chunks)
+
+
+def _new_array(
+    group: zarr.Group, name: str, *, shape: Vector, dtype: np.dtype | type, chunks: Vector
+) -> zarr.Array:
+    stored = tuple(int(min(c, n)) for c, n in zip(chunks, shape, strict=True))
+    array = group.create_dataset(
+        name,
+        shape=tuple(int(n) for n in shape),
+        dtype=dtype,
+        fill_value=0,
+        dimension_separator=SEPARATOR,
+        chunks=stored,
+        compressor=_compressor(math.prod(stored), np.dtype(dtype)),
+        write_empty_chunks=False,
+        overwrite=True,
+    )
+    array.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x"]  # for xarray, as the challenge's arrays
+    return array
+
+
+def pick(volume: np.ndarray, factors: Vector) -> np.ndarray:
+    """Reduce a label volume: take the middle voxel of each block, the lower of two."""
+    index = []
+    for size, factor in zip(volume.shape, map(int, factors), strict=True):
+        index.append(slice((factor - 1) // 2, size // factor * factor, factor))
+    return volume[tuple(index)]
+
+
+def block_mean(volume: np.ndarray, factors: Vector) -> np.ndarray:
+    """Return the mean over blocks of `factors` voxels, in the dtype of `volume`.
+
+    Integers are rounded. An incomplete last block is dropped.
+    """
+    count = math.prod(map(int, factors))
+    whole_numbers = volume.dtype.kind in "ui"
+    total = volume
+    # sums of slices axis by axis: many times faster than NumPy's mean of a reshaped volume
+    for axis, factor in enumerate(map(int, factors)):
+        total = sum_along(total, axis, factor, _wide_enough(volume.dtype, count))
+    mean = total / np.float32(count)
+    return np.rint(mean).astype(volume.dtype) if whole_numbers else mean.astype(volume.dtype)
+
+
+def _wide_enough(dtype: np.dtype, count: int) -> type:
+    """A dtype for the sum of `count` values."""
+    if dtype == np.uint8 and count < 257:
+        return np.uint16
+    return np.int64 if dtype.kind in "ui" else np.float32
+
+
+def sum_along(volume: np.ndarray, axis: int, factor: int, dtype: type) -> np.ndarray:
+    """Return the sums of `factor` neighbours along an axis; an incomplete last group is dropped."""
+    stop = volume.shape[axis] // factor * factor
+    before = (slice(None),) * axis
+    total: np.ndarray = volume[(*before, slice(0, stop, factor))].astype(dtype)
+    for offset in range(1, factor):
+        total += volume[(*before, slice(offset, stop, factor))]
+    return total

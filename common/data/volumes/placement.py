@@ -1,0 +1,137 @@
+"""Whether a raw volume, the labels of a crop and a network fit together in space.
+
+What cannot be meant is refused; what is unusual and may be meant is a note.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from common.data.volumes.box import Vector
+from common.data.volumes.level import Level, box_text
+from common.errors import UserError
+from common.talk import nm, note_once
+
+ENLARGED = 1.5
+"""Voxels that are larger than wanted by more than this, along any axis, are a note.
+
+16 nm for a network of 8 nm is; sizes such as 5.24 nm for 4 nm are not.
+"""
+
+TOO_LARGE = 8.0
+"""The same over all axes, as a geometric mean, that is refused.
+
+A mean: sections of 40 nm in volumes of 4 nm are ordinary, and are wanted at 8 x 8 x 8 nm.
+"""
+
+LEVELS_APART = 0.1
+"""Part of a volume's extent by which its levels may end at different places.
+
+A level may leave out an incomplete voxel, or have one more, at each halving.
+"""
+
+BEGINS_WITH_RAW = 0.1
+"""Part of a label voxel by which labels without a translation may begin elsewhere than raw."""
+
+LEAST_INSIDE = 0.5
+"""Part of a crop's extent along each axis that lies in its raw, at least."""
+
+
+def check_detail(level: Level, wanted: Vector, purpose: str) -> None:
+    """Compare the voxels of a level with those that are wanted of it, in nm.
+
+    Args:
+        level: the one nearest to what is wanted.
+        wanted: (3,) nm.
+        purpose: whose voxels those are, for the messages.
+
+    Raises:
+        UserError: if its voxels are so much larger that there is nothing to be seen.
+    """
+    ratio = level.scale / np.array(wanted, float)
+    mean = _mean_ratio(level.scale, wanted)
+    sizes = f"voxels of {nm(level.scale)} nm, and {purpose} has {nm(wanted)} nm"
+    if mean > TOO_LARGE:
+        raise UserError(
+            f"{level.path}: {sizes}, {mean:.3g} times finer; take a finer volume, correct scale "
+            "or unit in its .zattrs, or set a voxel size near to its own"
+        )
+    if (ratio > ENLARGED).any():
+        note_once(f"{level.path}: {sizes}; it is enlarged, which adds no detail")
+
+
+def check_pyramid(finest: Level, level: Level) -> None:
+    """Compare the place of a level with that of the finest, which labels were painted on.
+
+    Raises:
+        UserError: if it begins more than a voxel away, or is of another size: its metadata are
+            wrong, and what is read of it is not what lies there.
+    """
+    lower, upper = level.box()
+    finest_lower, finest_upper = finest.box()
+    begins_apart = np.abs(lower - finest_lower) > 1.01 * level.scale
+    slack = 2 * level.scale + LEVELS_APART * (finest_upper - finest_lower)
+    if begins_apart.any() or (np.abs(upper - finest_upper) > slack).any():
+        lacks = "" if level.has_translation else ", without a translation"
+        raise UserError(
+            f"{level.path}: at {box_text(level.grid)} nm{lacks}, and the finest level, "
+            f"{finest.path.name}, at {box_text(finest.grid)} nm; levels of a volume cover one box: "
+            "correct their scale and translation in its metadata"
+        )
+
+
+def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> None:
+    """See that the labels of a crop lie in their raw.
+
+    Args:
+        crop: its folder.
+        label: finest level of a class.
+        raw: the level that is read.
+        finest_nm: (3,) voxel size of the finest level of the raw.
+
+    Raises:
+        UserError: if less than half of the crop lies in the raw.
+    """
+    lower, upper = label.box()
+    raw_lower, raw_upper = raw.box()
+    shared = np.minimum(upper, raw_upper) - np.maximum(lower, raw_lower)
+    boxes = f"labels at {box_text(label.grid)} nm, raw {raw.group} at {box_text(raw.grid)} nm"
+    advice = "check translation, scale and units in both .zattrs"
+    if (shared <= 0).any():
+        raise UserError(f"{crop}: {boxes} do not overlap; {advice}")
+    if (shared < LEAST_INSIDE * (upper - lower)).any():
+        raise UserError(f"{crop}: {boxes}: less than half of the crop lies in the raw; {advice}")
+    finer = _mean_ratio(finest_nm, label.scale)
+    if finer > TOO_LARGE:
+        note_once(
+            f"{crop}: voxels of {nm(label.scale)} nm, {finer:.3g} times finer than those of the "
+            f"raw {raw.group}; if that is not so, {advice}"
+        )
+    slack = slack_nm(label, raw)
+    if (lower < raw_lower - slack).any() or (upper > raw_upper + slack).any():
+        note_once(f"{crop}: {boxes}: what is beyond the raw is left out")
+    begins_apart = np.abs(lower - raw_lower) > BEGINS_WITH_RAW * label.scale
+    ends_apart = np.abs(upper - raw_upper) > slack
+    if not label.has_translation and (begins_apart.any() or ends_apart.any()):
+        corner = ", ".join(f"{place:g}" for place in raw_lower + label.scale / 2)
+        note_once(
+            f"{crop}: no translation in its .zattrs, so the centre of its first voxel is at 0: "
+            f"{boxes}; write the place of that centre, also where it is 0; where it begins with "
+            f"the raw that is {corner}"
+        )
+
+
+def slack_nm(label: Level, raw: Level) -> np.ndarray:
+    """(3,) nm by which labels may reach beyond their raw: a voxel.
+
+    Half a voxel more or less is rounding, or another idea of where a voxel is.
+    """
+    return 1.01 * np.maximum(label.scale, raw.scale)
+
+
+def _mean_ratio(large: Vector, small: Vector) -> float:
+    """How many times larger voxels are than others, over all axes."""
+    ratios = np.array(large) / small
+    return float(np.exp(np.log(ratios).mean()))

@@ -1,0 +1,68 @@
+"""What files that hold one array each share: opening them, and keeping what was decoded of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from threading import Lock
+from typing import BinaryIO
+
+import numpy as np
+
+from common.data.volumes.sources.remote import Address
+from common.errors import UserError
+
+KEPT_BYTES = 2**28
+"""Decoded parts of a file that are kept: blocks of a prediction share them."""
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file to read from, on this disk or on a server.
+
+    Raises FileNotFoundError without one, UserError if it cannot be read.
+    """
+    if isinstance(path, Address):
+        from common.data.volumes.sources import remote_file
+
+        return remote_file.opened(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); copy it again") from error
+
+
+def broken(path: Path, kind: str, error: Exception) -> UserError:
+    """The error for a file that is not what its name says, or is cut off. kind: "a TIFF file"."""
+    if isinstance(error, UserError):
+        return error  # of the server
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{path}: cannot be read as {kind} ({reason}); write or copy it again")
+
+
+class Kept:
+    """Decoded parts of a file, the most recently used ones; threads may share it."""
+
+    def __init__(self, most_bytes: int = KEPT_BYTES):
+        self._most = most_bytes
+        self._parts: OrderedDict[Hashable, np.ndarray] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def get(self, key: Hashable, decode: Callable[[], np.ndarray]) -> np.ndarray:
+        """The part of this key, decoded now unless it is there."""
+        with self._lock:
+            if key in self._parts:
+                self._parts.move_to_end(key)
+                return self._parts[key]
+        part = decode()  # outside of the lock: threads decode side by side
+        with self._lock:
+            if key not in self._parts:
+                self._parts[key] = part
+                self._bytes += part.nbytes
+            while self._bytes > self._most and len(self._parts) > 1:
+                _, oldest = self._parts.popitem(last=False)
+                self._bytes -= oldest.nbytes
+        return part

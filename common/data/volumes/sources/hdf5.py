@@ -1,0 +1,113 @@
+"""HDF5 files: file.h5:/group/array, or file.h5 where one volume is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.volumes.box import Vector
+from common.data.volumes.level import Attributes, Voxels
+from common.data.volumes.sources import files, needed
+from common.data.volumes.sources.image import Image, by_attributes, check, single
+from common.data.volumes.sources.place import Place, in_hdf5, path_of
+from common.errors import UserError
+from common.talk import some
+
+
+def open_file(place: Place) -> Image:
+    """Open an array of a file."""
+    h5py = needed.module("h5py", "HDF5 files")
+    found = in_hdf5(place.path)
+    assert found is not None
+    path, name = found
+    if not place.is_remote and not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        # by its own means from this disk
+        file = h5py.File(files.opened(path) if place.is_remote else path, "r")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise files.broken(path, "an HDF5 file", error) from error
+    name = name or _only_volume(h5py, path, file)
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise UserError(
+            f"{path}: no array '{name}'; write one of {_listed(h5py, file)} behind it, as in "
+            f"{path.name}:/volume"
+        )
+    shown = path_of(f"{path}:/{name}")
+    array = Dataset(shown, path, dataset)
+    scale, translation = by_attributes(array.attrs)
+    return single(shown, array, scale=scale, translation=translation)
+
+
+def _only_volume(h5py: Any, path: Path, file: Any) -> str:
+    names = _volumes(h5py, file)
+    if not names:
+        others = [f"{name} has {axes} axes" for name, axes in _arrays(h5py, file).items()]
+        raise UserError(
+            f"{path}: no volume of three axes, z, y, x ({some(others, 5) or 'no array at all'}); "
+            "write each channel and time as an array of its own"
+        )
+    if len(names) > 1:
+        raise UserError(
+            f"{path}: {len(names)} volumes, {some(names, 5)}; write which, as in "
+            f"{path.name}:/{names[0]}"
+        )
+    return names[0]
+
+
+def _volumes(h5py: Any, file: Any) -> list[str]:
+    """The arrays of three axes in a file."""
+    return [name for name, axes in _arrays(h5py, file).items() if axes == 3]
+
+
+def _arrays(h5py: Any, file: Any) -> dict[str, int]:
+    """The number of axes of all arrays in a file."""
+    names: dict[str, int] = {}
+
+    def note(name: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset):
+            names[name] = len(node.shape or ())
+
+    file.visititems(note)
+    return names
+
+
+def _listed(h5py: Any, file: Any) -> str:
+    return some(_volumes(h5py, file), 5) or "its arrays, of which none has three axes,"
+
+
+class Dataset(Voxels):
+    """An array of an HDF5 file."""
+
+    def __init__(self, path: Path, file: Path, dataset: Any):
+        check(path, dataset.shape or (), dataset.dtype)
+        self.file = file
+        self.dtype = dataset.dtype
+        self.shape = tuple(dataset.shape)
+        self.chunks = tuple(dataset.chunks or self.shape)
+        self.in_rows = dataset.chunks is None
+        self.attrs = Attributes(_plain(dataset.attrs))
+        self._dataset = dataset
+
+    def files(self, start: Vector, stop: Vector) -> list[Path]:
+        """The file."""
+        return [self.file]
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """Voxels of a box."""
+        return np.asarray(self._dataset[index])
+
+
+def _plain(attributes: Any) -> dict[str, Any]:
+    """Attributes as JSON would have them."""
+    found = {}
+    for name in attributes:
+        try:
+            value = attributes[name]
+        except (OSError, TypeError):  # of a type that h5py cannot read, which is none of ours
+            continue
+        found[name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return found

@@ -1,0 +1,146 @@
+"""What a module of this folder makes of a file: levels, in nm or in voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.volumes.level import Level, Voxels
+from common.data.volumes.metadata import LARGEST_EM_NM, NM_PER_UNIT, SMALLEST_EM_NM
+from common.errors import UserError
+from common.talk import nm, note_once
+
+SPACE = "zyx"
+
+
+@dataclass(frozen=True)
+class Image:
+    """The levels of one volume."""
+
+    levels: Sequence[Level]
+    """At least one."""
+    is_measured: bool = True
+    """Whether lengths are nm; otherwise they are voxels of the finest level."""
+
+
+def single(
+    path: Path,
+    array: Voxels,
+    *,
+    scale: Any = None,
+    translation: Any = None,
+    first: Any = None,
+    stamp: str = "file",
+) -> Image:
+    """An image of one level.
+
+    A voxel size that no EM has is said, and not used: headers have lengths that nobody chose, and
+    units that a program writes in any case.
+
+    Args:
+        path: of the file or array.
+        array: its voxels.
+        scale: (3,) nm; None where the file does not say.
+        translation: (3,) nm of the centre of the first voxel; None where the file does not say.
+        first: instead of it, the same in voxels.
+        stamp: as of `Level`; of a file its size and time say more, see `Voxels.files`.
+    """
+    if scale is not None and not _is_of_em(scale):
+        note_once(f"{path}: says voxels of {nm(scale)} nm, which no EM has; that is not used")
+        scale = None
+    if first is not None:
+        translation = np.multiply(first, 1 if scale is None else scale)
+    level = Level(
+        path=path,
+        array=array,
+        scale=np.ones(3) if scale is None else np.array(scale, float),
+        translation=np.zeros(3) if translation is None else np.array(translation, float),
+        has_translation=translation is not None,
+        image=path,
+        stamp=stamp,
+    )
+    return Image([level], scale is not None)
+
+
+def _is_of_em(scale: Sequence[float]) -> bool:
+    return all(SMALLEST_EM_NM <= length <= LARGEST_EM_NM for length in scale)
+
+
+def first_voxel(directions: np.ndarray, origin: np.ndarray) -> np.ndarray | None:
+    """The place of the first voxel along the axes of a volume, whichever way these point.
+
+    None for axes that are turned, and at 0, which is what programs write that know of no place.
+
+    directions: (3, 3), a row an axis: the way from a voxel to the next, in the unit of `origin`.
+    """
+    along = np.diagonal(directions)
+    turned = directions - np.diag(along)
+    is_turned = np.abs(turned).max() > 1e-3 * np.abs(along).min()
+    if is_turned or not np.isfinite(origin).all() or not np.any(origin):
+        return None
+    return np.sign(along) * origin
+
+
+def check(path: Path, shape: Sequence[int], dtype: np.dtype) -> None:
+    """See that an array holds a volume of numbers.
+
+    Raises UserError for complex numbers, text and the like, for other than three axes, and for an
+    array without voxels.
+    """
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise UserError(
+            f"{path}: voxels of type {dtype}; write whole numbers or floats, one a voxel"
+        )
+    if len(shape) != 3:
+        raise UserError(
+            f"{path}: {len(shape)} axes, of shape {list(shape)}; write a volume of three axes, "
+            "z, y, x, each channel and time as a file of its own"
+        )
+    if not all(shape):
+        raise UserError(f"{path}: shape {list(shape)}, no voxel at all; write the volume again")
+
+
+def in_nm(path: Path, value: float, unit: Any) -> float:
+    """A length in nm, also one without a unit, which is said. Raises UserError for another unit."""
+    if not unit:
+        note_once(f"{path}: no unit, so lengths are taken as nm; write it into its metadata")
+        return value
+    if unit not in NM_PER_UNIT:
+        raise UserError(
+            f"{path}: unit {unit!r}; write one of {', '.join(list(NM_PER_UNIT)[:5])}, or the size "
+            "of a voxel in nm behind its name: #voxel_size=8"
+        )
+    return value * NM_PER_UNIT[unit]
+
+
+def numbers(written: Any, count: int = 3) -> list[float] | None:
+    """So many finite numbers of JSON or an attribute; None where it is something else."""
+    if isinstance(written, np.ndarray):
+        written = written.tolist()
+    if not isinstance(written, Sequence) or isinstance(written, str) or len(written) != count:
+        return None
+    for number in written:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            return None
+    return [float(number) for number in written] if np.isfinite(written).all() else None
+
+
+def by_attributes(attributes: Mapping[str, Any]) -> tuple[list[float] | None, list[float] | None]:
+    """Voxel size and position of the first voxel in nm, as programs of this field name them.
+
+    CREMI and funlib.persistence write resolution or voxel_size with offset, in nm, z, y, x; ilastik
+    and the HDF5 plugin of Fiji write element_size_um, in micrometres.
+    """
+    translation = numbers(attributes.get("offset"))
+    for name in ("resolution", "voxel_size"):
+        scale = numbers(attributes.get(name))
+        if scale and min(scale) > 0:
+            return scale, translation
+    micrometres = numbers(attributes.get("element_size_um"))
+    if micrometres and min(micrometres) > 0:
+        return [1000 * length for length in micrometres], translation
+    return None, translation

@@ -1,0 +1,202 @@
+"""N5, with the metadata of CellMap, COSEM and the viewers for N5.
+
+Everything in N5 is listed x, y, z, but for what names its axes. Sources:
+https://github.com/saalfeldlab/n5 (arrays), https://github.com/saalfeldlab/n5-viewer
+(pixelResolution, downsamplingFactors), cellmap-schemas (multiscales, transform).
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.volumes import metadata
+from common.data.volumes.level import Level
+from common.data.volumes.sources import chunked
+from common.data.volumes.sources.chunked import Chunked
+from common.data.volumes.sources.image import Image, in_nm, numbers
+from common.data.volumes.sources.place import Place
+from common.errors import UserError
+
+MARKER = "attributes.json"
+
+MOST_LEVELS = 16
+
+
+def is_here(path: Path) -> bool:
+    """Whether a path is a group or array of N5; a group without attributes has no file."""
+    return (path / MARKER).is_file() or (path / "s0" / MARKER).is_file()
+
+
+def open_volume(place: Place) -> Image:
+    """Open an array, or a group of levels s0, s1, ... or as its multiscales name them."""
+    path = place.path
+    attributes = _attributes(path)
+    if "dimensions" in attributes:
+        return _image(path, {}, {"": attributes})
+    named = _named_levels(attributes)
+    levels = {}
+    for number in range(MOST_LEVELS):
+        name = f"s{number}" if named is None else named[number] if number < len(named) else ""
+        about = _attributes(path / name) if name else {}
+        if "dimensions" not in about:
+            break
+        levels[name] = about
+    if not levels:
+        below = sorted(file.parent for file in path.glob(f"*/{MARKER}"))
+        where = f", such as {below[0]}" if below else ""
+        raise UserError(
+            f"{path}: a group of N5 without levels s0, s1, ...; write the path of an array or of "
+            f"a group of levels in it{where}"
+        )
+    return _image(path, attributes, levels)
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    try:
+        return metadata.read_object(path / MARKER)
+    except FileNotFoundError:
+        return {}
+
+
+def _named_levels(attributes: Mapping[str, Any]) -> list[str] | None:
+    """The levels that multiscales list; None without."""
+    multiscale = _multiscale(attributes)
+    names = [dataset.get("path") for dataset in _datasets(multiscale)]
+    paths = [posixpath.normpath(name) for name in names if isinstance(name, str)]
+    return [name for name in paths if not name.startswith((".", "/"))] or None
+
+
+def _multiscale(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    listed = attributes.get("multiscales")
+    first = listed[0] if isinstance(listed, list) and listed else None
+    return first if isinstance(first, dict) else {}
+
+
+def _datasets(multiscale: Mapping[str, Any]) -> list[dict[str, Any]]:
+    listed = multiscale.get("datasets")
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
+def _image(path: Path, group: dict[str, Any], levels: dict[str, dict[str, Any]]) -> Image:
+    transforms = {
+        posixpath.normpath(str(one.get("path"))): one.get("transform")
+        for one in _datasets(_multiscale(group))
+    }
+    base = {**group, **next(iter(levels.values()))}
+    opened = []
+    is_measured = True
+    for number, (name, about) in enumerate(levels.items()):
+        folder = path / name
+        transform = about.get("transform") or transforms.get(name)
+        factors = _factors(group, about, number)
+        found = _of_transform(folder, transform) or _of_resolution(
+            folder, {**group, **about}, base, factors
+        )
+        if found is None:
+            is_measured = False
+            found = (factors, (factors - 1) / 2, False)
+        scale, translation, has_translation = found
+        opened.append(
+            Level(
+                path=folder,
+                array=_array(folder, about, group),
+                scale=scale,
+                translation=translation,
+                has_translation=has_translation,
+                image=path,
+                stamp=chunked.stamp(group, about),
+            )
+        )
+    return Image(opened, is_measured)
+
+
+def _array(folder: Path, about: dict[str, Any], group: dict[str, Any]) -> Chunked:
+    array = chunked.open_array(folder, "n5")
+    if len(array.shape) > 3:
+        # channel and time come last here
+        others = array.shape[3:]
+        if any(length != 1 for length in others):
+            raise UserError(
+                f"{folder}: axes x, y, z and {list(others)} more; volumes here have three axes: "
+                "write each channel and time as an array of its own"
+            )
+        array = array[(..., *(0 for _ in others))]
+
+    def file_of(index: Any) -> str:
+        ends = ["0"] * (len(about["dimensions"]) - 3)
+        return "/".join([*(str(number) for number in reversed(index)), *ends])
+
+    return Chunked(folder, array.T, file_of, {**group, **about})
+
+
+def _factors(group: Mapping[str, Any], about: Mapping[str, Any], number: int) -> np.ndarray:
+    """How many voxels of the finest level one of this level covers; (3,) z, y, x."""
+    scales = group.get("scales") or group.get("downsamplingFactors")
+    of_group = scales[number] if isinstance(scales, list) and number < len(scales) else None
+    factors = numbers(about.get("downsamplingFactors")) or numbers(of_group)
+    if factors is None or min(factors) <= 0:
+        return np.full(3, 2.0**number)
+    return np.array(factors[::-1])
+
+
+Found = tuple[np.ndarray, np.ndarray, bool]
+"""Voxel size and position of the first voxel (3,) in nm, z, y, x, and whether that is said."""
+
+
+def _of_transform(folder: Path, transform: Any) -> Found | None:
+    """What COSEM's transform says, which names its axes; None without one."""
+    if not isinstance(transform, dict):
+        return None
+    axes = transform.get("axes")
+    scale = numbers(transform.get("scale"))
+    translation = numbers(transform.get("translate"))
+    if not isinstance(axes, list) or sorted(map(str, axes)) != ["x", "y", "z"] or scale is None:
+        raise UserError(
+            f"{folder}: transform {transform}; write axes z, y, x with a scale for each into "
+            "attributes.json, or the size of a voxel behind the name: #voxel_size=8"
+        )
+    units = transform.get("units") or [None] * 3
+    if not isinstance(units, list) or len(units) != 3 or min(scale) <= 0:
+        raise UserError(f"{folder}: transform {transform}; correct its scale and units")
+    order = [axes.index(axis) for axis in "zyx"]
+    size = [in_nm(folder, scale[axis], units[axis]) for axis in order]
+    place = np.zeros(3)
+    if translation is not None:
+        place = np.array([in_nm(folder, translation[axis], units[axis]) for axis in order])
+    return np.array(size), place, translation is not None
+
+
+def _of_resolution(
+    folder: Path, about: Mapping[str, Any], base: Mapping[str, Any], factors: np.ndarray
+) -> Found | None:
+    """What pixelResolution or resolution says, x, y, z; None without."""
+    size = _resolution(folder, about)
+    if size is None:
+        return None
+    offset = numbers(about.get("offset"))
+    finest = _resolution(folder, base)
+    assert finest is not None
+    # some give the size of the finest level to all, some its own to each
+    voxel = size * factors if np.allclose(size, finest) else size
+    # a coarse voxel lies over several fine ones: its centre is theirs
+    first = (voxel - finest) / 2
+    if offset is not None:
+        first = first + np.array(offset[::-1])
+    return voxel, first, offset is not None
+
+
+def _resolution(folder: Path, about: Mapping[str, Any]) -> np.ndarray | None:
+    written = about.get("pixelResolution", about.get("resolution"))
+    unit = None
+    if isinstance(written, dict):
+        unit = written.get("unit")
+        written = written.get("dimensions")
+    size = numbers(written)
+    if size is None or min(size) <= 0:
+        return None
+    return np.array([in_nm(folder, length, unit) for length in reversed(size)])

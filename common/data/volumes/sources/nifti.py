@@ -1,0 +1,107 @@
+"""NIfTI files, of medical imaging: .nii, and .nii.gz, which are unpacked first.
+
+Their voxels are stored x first, their lengths are mm or um. Programs for medical images write mm
+for any unit: 8 mm are not believed. Of the way to world coordinates, the place along each axis is
+used; axes that are turned have none. Source: https://nifti.nimh.nih.gov/nifti-1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from common.data.volumes.level import Voxels
+from common.data.volumes.sources import files, needed, packed
+from common.data.volumes.sources.image import Image, first_voxel, single
+from common.data.volumes.sources.packed import Packed
+from common.data.volumes.sources.place import Place
+from common.data.volumes.sources.rows import Rows
+
+HEADER_BYTES = {348: "Nifti1Header", 540: "Nifti2Header"}
+"""The first number in a file, and who reads the header of that length."""
+
+NM_PER_UNIT = {1: 1e9, 2: 1e6, 3: 1e3}
+"""By the code in the header: metre, millimetre, micrometre; 0 is not said."""
+
+
+def open_file(place: Place) -> Image:
+    """Open the volume of a file."""
+    path = place.path
+    nibabel = needed.module("nibabel", "NIfTI files")
+    is_packed = path.name.lower().endswith(".gz")
+    with contextlib.ExitStack() as on_error:
+        content = on_error.enter_context(files.opened(path))
+        try:
+            header = _header(nibabel, packed.OPEN["gzip"](content) if is_packed else content)
+            dtype = header.get_data_dtype()
+        except FileNotFoundError:
+            raise
+        except (ValueError, KeyError, EOFError, OSError, zlib.error) as error:
+            raise files.broken(path, "a NIfTI file", error) from error
+        array = _array(path, Packed(path, content, "gzip") if is_packed else content, header, dtype)
+        # it is read from until nobody has the array any more
+        weakref.finalize(array, on_error.pop_all().close)
+    return _placed(path, array, header)
+
+
+def _header(nibabel: Any, content: IO[bytes]) -> Any:
+    """What a file begins with. Raises ValueError for what is no such file."""
+    block = content.read(max(HEADER_BYTES))
+    lengths = [int.from_bytes(block[:4], order) for order in ("little", "big")]
+    kinds = [length for length in lengths if length in HEADER_BYTES]
+    if not kinds or len(block) < kinds[0]:
+        raise ValueError("it does not begin with the header of one")
+    [length] = kinds
+    # unchecked, since a check replaces what is missing: a voxel size of 0 by 1
+    header = getattr(nibabel, HEADER_BYTES[length])(block[:length], check=False)
+    if not header["magic"].item().startswith(b"n+"):
+        raise ValueError("a header without voxels; write one file, .nii, and not .hdr and .img")
+    return header
+
+
+def _array(path: Path, content: Any, header: Any, dtype: np.dtype) -> Voxels:
+    count = int(header["dim"][0])
+    shape = header["dim"][1 : 1 + count].tolist()
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    where: dict[str, Any] = {"start": int(header["vox_offset"]), "stored": shape[::-1]}
+    slope = float(header["scl_slope"])
+    intercept = float(header["scl_inter"])
+    # 0 says that values are what is stored
+    if not np.isfinite([slope, intercept]).all() or slope == 0 or (slope, intercept) == (1, 0):
+        return Rows(path, content, **where, dtype=dtype)
+    return Scaled(path, content, slope, intercept, **where, dtype=dtype)
+
+
+class Scaled(Rows):
+    """Voxels whose values are a multiple of what is stored, and a constant."""
+
+    def __init__(self, path: Path, content: Any, slope: float, intercept: float, **more: Any):
+        super().__init__(path, content, **more)
+        self.dtype = np.dtype(np.float32)
+        self._slope = np.float32(slope)
+        self._intercept = np.float32(intercept)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """Values of a box."""
+        return super().__getitem__(index).astype(np.float32) * self._slope + self._intercept
+
+
+def _placed(path: Path, array: Voxels, header: Any) -> Image:
+    """The image of an array, as large and where its header says."""
+    # seven digits: headers of version 1 have float32
+    size = np.array([float(f"{length:.7g}") for length in header["pixdim"][1:4]])
+    per_unit = NM_PER_UNIT.get(int(header["xyzt_units"]) & 7)
+    is_measured = bool(np.isfinite(size).all() and (size > 0).all())
+    first = None
+    if is_measured and (header["sform_code"] > 0 or header["qform_code"] > 0):
+        way = header.get_best_affine()
+        first = first_voxel(way[:3, :3].T, way[:3, 3])
+    in_voxels = None if first is None else (first / size)[::-1]
+    scale = per_unit * size[::-1] if is_measured and per_unit else None
+    return single(path, array, scale=scale, first=in_voxels)

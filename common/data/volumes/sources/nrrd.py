@@ -1,0 +1,158 @@
+"""NRRD files: .nrrd, and .nhdr, whose voxels are in another file.
+
+Their voxels are stored with the first axis fastest, which is x. Raw voxels are read in parts, those
+packed by gzip or bzip2 are unpacked first. Of the way to world coordinates, the place along each
+axis is used; axes that are turned have none. Source: https://teem.sourceforge.net/nrrd/format.html.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from common.data.volumes.sources import files, needed
+from common.data.volumes.sources.image import Image, first_voxel, in_nm, single
+from common.data.volumes.sources.packed import Packed
+from common.data.volumes.sources.place import Place
+from common.data.volumes.sources.rows import Rows
+from common.errors import UserError
+
+PACKED = {"gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
+"""Encodings that are streams."""
+
+NAMES = {
+    "i1": "signed char, int8, int8_t",
+    "u1": "uchar, unsigned char, uint8, uint8_t",
+    "i2": "short, short int, signed short, signed short int, int16, int16_t",
+    "u2": "ushort, unsigned short, unsigned short int, uint16, uint16_t",
+    "i4": "int, signed int, int32, int32_t",
+    "u4": "uint, unsigned int, uint32, uint32_t",
+    "i8": "longlong, long long, long long int, signed long long, int64, int64_t",
+    "u8": "ulonglong, unsigned long long, unsigned long long int, uint64, uint64_t",
+    "f4": "float",
+    "f8": "double",
+}
+"""What headers call types of voxels."""
+
+UNITS = {"mm": "millimeter", "microns": "um", "\u00b5m": "um", "\u03bcm": "um"}
+"""Spellings, as `common.data.volumes.metadata.NM_PER_UNIT` has them."""
+
+TYPES: dict[str, str] = {}
+for of_numpy, spellings in NAMES.items():
+    TYPES.update(dict.fromkeys(spellings.split(", "), of_numpy))
+
+
+def open_file(place: Place) -> Image:
+    """Open the volume of a file."""
+    path = place.path
+    nrrd = needed.module("nrrd", "NRRD files", package="pynrrd")
+    with contextlib.ExitStack() as on_error:
+        content = on_error.enter_context(files.opened(path))
+        header = _header(nrrd, path, content)
+        start = content.tell()
+        if name := header.get("data file", header.get("datafile")):
+            content = on_error.enter_context(files.opened(_beside(path, name)))
+            start = 0
+        sizes = header["sizes"].tolist()
+        axes = _kept(sizes)
+        where = {"start": start, "stored": [sizes[axis] for axis in reversed(axes)]}
+        array = _array(path, content, header, where)
+        # it is read from until nobody has the array any more
+        weakref.finalize(array, on_error.pop_all().close)
+    return _placed(path, array, header, axes)
+
+
+def _header(nrrd: Any, path: Path, content: BinaryIO) -> dict[str, Any]:
+    """What a file begins with. Raises UserError for what is no such file."""
+    try:
+        header = nrrd.read_header(content)
+    except (nrrd.NRRDError, ValueError, StopIteration, OSError) as error:
+        raise files.broken(path, "an NRRD file", error) from error
+    absent = [name for name in ("type", "encoding", "sizes") if name not in header]
+    if absent:
+        raise UserError(
+            f"{path}: cannot be read as an NRRD file (no '{absent[0]}' in it); write or copy it "
+            "again"
+        )
+    return header
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The file of the voxels. Raises UserError for several."""
+    if name.startswith("LIST") or "%" in name:
+        raise UserError(f"{path}: voxels in several files; write them as one .nrrd")
+    return path.parent / name
+
+
+def _kept(sizes: list[int]) -> list[int]:
+    """Three axes, or those that are longer than 1."""
+    axes = list(range(len(sizes)))
+    for axis in reversed(range(len(sizes))):
+        if len(axes) > 3 and sizes[axis] == 1:
+            axes.remove(axis)
+    return axes
+
+
+def _array(path: Path, content: BinaryIO, header: Mapping[str, Any], where: dict[str, Any]) -> Rows:
+    """The voxels. Raises UserError for another way of writing them."""
+    encoding = header["encoding"].lower()
+    skipped = [header.get(name, 0) for name in ("line skip", "lineskip", "byte skip", "byteskip")]
+    if encoding not in ("raw", *PACKED) or any(skipped):
+        what = "bytes before its voxels" if any(skipped) else f"encoding {encoding}"
+        raise UserError(f"{path}: {what}; write it with encoding raw or gzip, and nothing skipped")
+    dtype = _dtype(path, header)
+    if encoding == "raw":
+        return Rows(path, content, dtype=dtype, **where)
+    stream = Packed(path, content, PACKED[encoding], where["start"])
+    return Rows(path, stream, dtype=dtype, **where | {"start": 0})
+
+
+def _dtype(path: Path, header: Mapping[str, Any]) -> np.dtype:
+    """The type of a voxel. Raises UserError for one that is no number, and without byte order."""
+    name = header["type"].lower()
+    if name not in TYPES:
+        raise UserError(f"{path}: voxels of type {name}; write whole numbers or floats")
+    dtype = np.dtype(TYPES[name])
+    order = header.get("endian", "").lower()
+    if dtype.itemsize > 1 and order not in ("little", "big"):
+        raise UserError(f"{path}: no 'endian' in its header; write endian: little, or big")
+    return dtype.newbyteorder(">" if order == "big" else "<")
+
+
+# How large a voxel is
+
+
+def _placed(path: Path, array: Rows, header: Mapping[str, Any], axes: list[int]) -> Image:
+    """The image of an array, as large and where its header says."""
+    first = None
+    if "space directions" in header:
+        directions = np.array(header["space directions"], float)[axes]
+        size = np.linalg.norm(directions, axis=1)
+        units = header.get("space units", [])
+        if directions.shape == (3, 3):
+            first = first_voxel(directions, header.get("space origin", np.zeros(3)))
+    else:
+        size = np.array(header.get("spacings", []), float)
+        size = size[axes] if len(size) > max(axes) else np.zeros(3)
+        units = [header["units"][axis] for axis in axes] if "units" in header else []
+    if not np.isfinite(size).all() or (size <= 0).any():
+        return single(path, array)
+    in_voxels = None if first is None else (first / size)[::-1]
+    return single(path, array, scale=_in_nm(path, size, units), first=in_voxels)
+
+
+def _in_nm(path: Path, size: np.ndarray, units: Sequence[str]) -> list[float] | None:
+    """The size of a voxel, z, y, x; None for 1 without a unit, which nobody chose."""
+    unit = units[0].strip('"') if len(units) else ""
+    if not unit and (size == 1).all():
+        return None
+    same = dict.fromkeys(other.strip('"') for other in units)
+    if len(same) > 1:
+        raise UserError(f"{path}: units {', '.join(same)}; write one unit for all axes")
+    unit = UNITS.get(unit, unit)
+    return [in_nm(path, float(length), unit) for length in size[::-1]]

@@ -1,0 +1,150 @@
+"""Open a volume of any kind: the tables say which module opens what.
+
+A new kind is a module with one function, which makes an `Image` of a `Place`, and a line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.data.volumes import foreign
+from common.data.volumes.level import Level
+from common.data.volumes.sources import (
+    excerpt,
+    hdf5,
+    mrc,
+    n5,
+    nifti,
+    nrrd,
+    precomputed,
+    slices,
+    tiff,
+    zarr2,
+    zarr3,
+)
+from common.data.volumes.sources.image import Image
+from common.data.volumes.sources.place import HDF5, MRC, NIFTI, NRRD, TIFF, Place, in_hdf5, place_of
+from common.errors import UserError
+from common.talk import nm, note_once
+
+Open = Callable[[Place], Image]
+
+
+class OfFile(NamedTuple):
+    """A kind of file, by the end of its name."""
+
+    endings: tuple[str, ...]
+    open: Open
+
+
+class OfFolder(NamedTuple):
+    """A kind of folder, by a file in it."""
+
+    marker: str
+    open: Open
+
+
+def _open_link(place: Place) -> Image:
+    """Open the volume that a folder stands for."""
+    link = excerpt.read_link(place.path)
+    try:
+        levels = open_image(link.name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{place.path}: a link to what is not there now ({error}); put it back, or run "
+            "import-data again"
+        ) from error
+    if link.kind == excerpt.RAW:
+        return Image(levels)
+    finest = min(levels, key=lambda level: float(np.prod(level.scale)))
+    return Image([link.of(finest, place.path)])
+
+
+FILES = (
+    # and what stands behind one, as in a.h5:/volume
+    OfFile(HDF5, hdf5.open_file),
+    OfFile(TIFF, tiff.open_file),
+    OfFile(MRC, mrc.open_file),
+    OfFile(NIFTI, nifti.open_file),
+    OfFile(NRRD, nrrd.open_file),
+)
+
+FOLDERS = (
+    OfFolder(zarr2.GROUP, zarr2.open_group),
+    OfFolder(zarr2.ARRAY, zarr2.open_plain),
+    OfFolder(zarr3.MARKER, zarr3.open_volume),
+    OfFolder(n5.MARKER, n5.open_volume),
+    OfFolder(f"s0/{n5.MARKER}", n5.open_volume),  # a group of N5 without attributes
+    OfFolder(precomputed.MARKER, precomputed.open_volume),
+    OfFolder(excerpt.LINK, _open_link),
+)
+
+
+def open_image(path: str | Path) -> list[Level]:
+    """Open all levels of a volume, in the order of its metadata; lengths are nm.
+
+    path: a path or an address, with what is said of it behind #, see
+    `common.data.volumes.sources.place`.
+
+    Raises:
+        FileNotFoundError: if nothing is there.
+        UserError: if it cannot be read, or if nobody says how large its voxels are.
+    """
+    place = place_of(path)
+    image = _opener(place)(place)
+    return [] if not image.levels else _in_place(image, place)
+
+
+def _opener(place: Place) -> Open:
+    """What opens a volume. Raises UserError or FileNotFoundError for what nothing does."""
+    path = place.path
+    if in_hdf5(path) is not None:
+        return hdf5.open_file
+    if place.is_remote or path.is_file():
+        for kind in FILES:
+            if path.name.lower().endswith(kind.endings):
+                return kind.open
+    if place.is_remote or path.is_dir():
+        for folder in FOLDERS:
+            if (path / folder.marker).is_file():
+                return folder.open
+    if slices.files_in(path):
+        return slices.open_folder
+    raise foreign.refusal(path)
+
+
+def _in_place(image: Image, place: Place) -> list[Level]:
+    """The levels where, and as large as, their place says."""
+    finest = min(image.levels, key=lambda level: float(np.prod(level.scale)))
+    if not image.is_measured and not place.voxel_size:
+        raise UserError(
+            f"{place.path}: nothing in it says how large a voxel is; write the size in nm, z, y, "
+            f"x, behind its name, such as {place.path.name}#voxel_size=8 or "
+            "#voxel_size=40,4,4, or as --voxel-size with --volume"
+        )
+    if not place.says_something:
+        return list(image.levels)
+    wanted = np.array(place.voxel_size or finest.scale, float)
+    ratio = wanted / finest.scale
+    if image.is_measured and not np.allclose(ratio, 1, rtol=1e-3):
+        note_once(
+            f"{place.path}: voxels of {nm(wanted)} nm, as you say, and {nm(finest.scale)} nm by "
+            "its own metadata"
+        )
+    first = np.array(place.translation or finest.translation * ratio, float)
+    levels = []
+    for level in image.levels:
+        levels.append(
+            replace(
+                level,
+                scale=level.scale * ratio,
+                translation=first + (level.translation - finest.translation) * ratio,
+                has_translation=level.has_translation or bool(place.translation),
+            )
+        )
+    return levels

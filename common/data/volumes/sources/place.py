@@ -1,0 +1,198 @@
+"""How a volume is named: a path or an address, and what its file does not say.
+
+    raw.tif#voxel_size=8                                 one number: cubes of 8 nm
+    raw.h5:/volumes/raw#voxel_size=40,4,4                nm, z, y, x
+    s3://bucket/cell.n5/em#translation=0,800,800         centre of the first voxel, nm
+
+What stands behind # goes before what the file says. Web servers are never sent it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from common.data.volumes.sources.remote import ADDRESS, Address
+from common.errors import UserError
+from common.files import is_remote
+
+# as in links of viewers: precomputed://gs://bucket/volume
+_OF_VIEWERS = re.compile("^(precomputed|n5|zarr[23]?)://(?=[a-z0-9]+://)|^file://")
+
+OPTIONS = ("voxel_size", "translation")
+
+TIFF = (".tif", ".tiff")
+MRC = (".mrc", ".rec", ".map", ".ali", ".st")
+HDF5 = (".h5", ".hdf5", ".hdf", ".ims")
+NIFTI = (".nii", ".nii.gz")
+NRRD = (".nrrd", ".nhdr")
+FILES = (*TIFF, *MRC, *HDF5, *NIFTI, *NRRD)
+"""Ends of the names of files that hold volumes."""
+
+FOLDERS = (".zarr", ".n5")
+"""Of folders that hold volumes."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a volume is, and what the user says of it."""
+
+    path: Path
+    """A path, or an `Address`, without what stands behind #."""
+    voxel_size: tuple[float, ...] = ()
+    """nm, z, y, x."""
+    translation: tuple[float, ...] = ()
+    """Position in nm of the centre of the first voxel of the finest level, z, y, x."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is an address."""
+        return isinstance(self.path, Address)
+
+    @property
+    def says_something(self) -> bool:
+        """Whether anything stood behind #."""
+        return bool(self.voxel_size or self.translation)
+
+
+def path_of(text: str | PurePath, root: Path | None = None) -> Path:
+    """The path that a text names, joined to `root`, or the `Address`.
+
+    Raises UserError for an address that is not read.
+    """
+    if isinstance(text, Address):
+        return text
+    text = _OF_VIEWERS.sub("", str(text))
+    if is_remote(text) and not is_address(text):
+        raise UserError(
+            f"{text}: an address of a kind that is not read; write one that begins with s3://, "
+            "gs://, http:// or https://, or the path of a copy"
+        )
+    if is_address(text):
+        return Address(str(text))
+    return Path(text) if root is None else root / text
+
+
+def is_address(text: str | PurePath) -> bool:
+    """Whether a name of a volume is an address that can be read."""
+    return bool(ADDRESS.match(str(text)))
+
+
+def place_of(text: str | PurePath) -> Place:
+    """What a user's name of a volume says. Raises UserError for what stands behind #."""
+    location, options = split(str(text))
+    return Place(path_of(location), **_read_options(str(text), options))
+
+
+def bare(text: str | PurePath) -> Path:
+    """The path or address without what stands behind #."""
+    return path_of(split(str(text))[0])
+
+
+def split(text: str) -> tuple[str, str]:
+    """Split 'raw.tif#voxel_size=8' into 'raw.tif' and '#voxel_size=8'."""
+    # a # may belong to a name, where no = follows it
+    match = re.fullmatch(r"(.*?)(#[^#/=]+=[^#/]*)", text, re.DOTALL)
+    return (match[1], match[2]) if match else (text, "")
+
+
+def with_voxel_size(text: str, voxel_size: tuple[float, ...] | None) -> str:
+    """A name of a volume with the voxel size (nm) that an option gives."""
+    if not voxel_size:
+        return text
+    location, options = split(text)
+    if "voxel_size=" in options:
+        raise UserError(f"{text}: and --voxel-size too; write the size of its voxels once")
+    size = ",".join(f"{length:g}" for length in voxel_size)
+    kept = f"&{options[1:]}" if options else ""
+    return f"{location}#voxel_size={size}{kept}"
+
+
+def _read_options(text: str, options: str) -> dict[str, tuple[float, ...]]:
+    found: dict[str, tuple[float, ...]] = {}
+    for option in options[1:].split("&") if options else []:
+        name, _, value = option.partition("=")
+        if name not in OPTIONS or name in found:
+            raise UserError(
+                f"{text}: '{option}' behind #; write voxel_size=8 or voxel_size=40,4,4 or "
+                "translation=0,0,0 (nm, z, y, x), each once, with & between them"
+            )
+        found[name] = _three(text, name, value)
+    return found
+
+
+def _three(text: str, name: str, value: str) -> tuple[float, ...]:
+    try:
+        numbers = [float(number) for number in value.split(",")]
+    except ValueError:
+        numbers = []
+    if name == "voxel_size" and len(numbers) == 1:
+        numbers *= 3
+    above_zero = name != "voxel_size" or all(number > 0 for number in numbers)
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or not above_zero:
+        one = "one or " if name == "voxel_size" else ""
+        raise UserError(f"{text}: {name} '{value}'; write {one}three lengths in nm, z, y, x")
+    return tuple(numbers)
+
+
+# What is on disk
+
+
+def in_hdf5(path: Path) -> tuple[Path, str] | None:
+    """The HDF5 file in a path such as a.h5:/b or a.h5/b, and what is behind it; None without."""
+    parts = path.parts
+    for number, part in enumerate(parts, 1):
+        if part.lower().removesuffix(":").endswith(HDF5):
+            file = path_of(str(type(path)(*parts[:number])).removesuffix(":"))
+            if not file.is_dir():
+                return file, "/".join(parts[number:])
+    return None
+
+
+def on_disk(name: Path) -> Path:
+    """The file or folder, or the address, that a name of a volume begins with."""
+    path = bare(name)
+    inside = in_hdf5(path)
+    return inside[0] if inside else path
+
+
+def is_missing(name: Path) -> bool:
+    """Whether a volume is known not to be there; servers are not asked."""
+    path = on_disk(name)
+    return not isinstance(path, Address) and not path.exists()
+
+
+def class_volume(crop: Path, name: str, options: str = "") -> Path:
+    """The volume of a class in the folder of a crop: crop1/mito, or a file such as crop1/mito.tif.
+
+    crop: of a server or in an HDF5 file, too. options: what stands behind # of the crop.
+    """
+    if crop.is_dir() and not (crop / name).exists():
+        for file in sorted(crop.glob(f"{name}.*")):
+            if file.name.removeprefix(name).lower() in FILES:
+                return crop / f"{file.name}{options}"
+    return crop / f"{name}{options}"
+
+
+def store_name(path: Path) -> str:
+    """The name of what holds a volume, without its ending: of the innermost store, file or folder.
+
+    'cell' for cell.zarr/recon-1/em, cell.h5:/raw and cell.tif.
+    """
+    path = bare(path)
+    for place in (path, *path.parents):
+        if place.name.lower().removesuffix(":").endswith((*FOLDERS, *FILES)):
+            return _stem(place)
+    return path.stem
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name ends as those of files that hold volumes."""
+    return name.lower().endswith(FILES)
+
+
+def _stem(path: Path) -> str:
+    """'cell' for cell.tif and cell.nii.gz."""
+    return Path(path.stem).stem if path.name.lower().endswith(".nii.gz") else path.stem

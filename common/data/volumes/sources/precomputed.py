@@ -1,0 +1,85 @@
+"""Neuroglancer's precomputed volumes.
+
+Source: https://github.com/google/neuroglancer, datasource/precomputed/volume.md. Lists are x, y, z.
+A voxel is taken to lie at its number times its size, as where other formats have no position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.volumes import metadata
+from common.data.volumes.level import Level
+from common.data.volumes.sources import chunked, needed
+from common.data.volumes.sources.chunked import Chunked, FileOf
+from common.data.volumes.sources.image import Image, numbers
+from common.data.volumes.sources.place import Place
+from common.errors import UserError
+
+MARKER = "info"
+
+
+def open_volume(place: Place) -> Image:
+    """Open all scales of a volume."""
+    path = place.path
+    about = metadata.read_object(path / MARKER)
+    scales = about.get("scales")
+    if not isinstance(scales, list) or not scales:
+        raise UserError(
+            f"{path}: an info without scales, which is no volume (meshes and skeletons have one, "
+            "too); write the path of a precomputed volume"
+        )
+    if about.get("num_channels") != 1:
+        raise UserError(
+            f"{path}: {about.get('num_channels')} channels; volumes here have one: write each as "
+            "a volume of its own"
+        )
+    levels = [_level(path, about, number) for number in range(len(scales))]
+    return Image(levels)
+
+
+def _level(path: Path, about: dict[str, Any], number: int) -> Level:
+    scale = about["scales"][number]
+    size = numbers(scale.get("resolution")) if isinstance(scale, dict) else None
+    if size is None or min(size) <= 0 or not isinstance(scale.get("key"), str):
+        raise UserError(
+            f"{path}: scale {scale} in its info; write key and resolution (nm, x, y, z)"
+        )
+    offset = numbers(scale.get("voxel_offset")) or [0.0, 0.0, 0.0]
+    voxel = np.array(size[::-1])
+    array = chunked.open_array(path, "neuroglancer_precomputed", scale_index=number)
+    tensorstore = needed.module("tensorstore", "precomputed volumes")
+    counted_from_0 = array[..., 0].T[tensorstore.d[:].translate_to[0]]
+    folder = path / scale["key"]
+    # a coarse voxel lies over several fine ones: its centre is theirs
+    finest = np.array(about["scales"][0]["resolution"][::-1], float)
+    centre = np.array(offset[::-1]) * voxel + (voxel - finest) / 2
+    return Level(
+        path=folder,
+        array=Chunked(folder, counted_from_0, _file_of(scale, offset), about),
+        scale=voxel,
+        translation=centre,
+        image=path,
+        stamp=chunked.stamp(about),
+    )
+
+
+def _file_of(scale: dict[str, Any], offset: Sequence[float]) -> FileOf | None:
+    """How chunks are named, by their first voxels and the ends; None where shards hold them."""
+    sizes = scale.get("chunk_sizes")
+    if scale.get("sharding") or not sizes:
+        return None
+
+    def name(index: Sequence[int]) -> str:
+        spans = []
+        for axis, number in enumerate(reversed(index)):
+            start = number * sizes[0][axis]
+            stop = min(start + sizes[0][axis], scale["size"][axis])
+            spans.append(f"{start + int(offset[axis])}-{stop + int(offset[axis])}")
+        return "_".join(spans)
+
+    return name

@@ -1,0 +1,264 @@
+"""TIFF files: one page or many, BigTIFF, with the metadata of ImageJ and OME.
+
+The resolution tags alone are not believed: programs write 72 dots per inch into them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import struct
+import weakref
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.volumes.box import Vector, ranges
+from common.data.volumes.level import Attributes, Voxels
+from common.data.volumes.metadata import NM_PER_UNIT
+from common.data.volumes.sources import files, needed
+from common.data.volumes.sources.image import Image, check, single
+from common.data.volumes.sources.place import Place
+from common.errors import UserError
+from common.talk import note_once
+
+FAULTS = (ValueError, OSError, EOFError, KeyError, IndexError, TypeError, RuntimeError)
+
+ALONG_Z = "ZIQ"
+"""Axes that are taken for z: I and Q are what tifffile calls pages of which nobody says more."""
+
+IMAGEJ_UNITS = {"\\u00B5m": "um", "µm": "um", "microns": "um", "nanometers": "nm", "angstroms": "Å"}
+"""Spellings of ImageJ, as `NM_PER_UNIT` has them."""
+
+OME_UNITS = {"µm": "um", "\u03bcm": "um", "Å": "angstrom", "mm": "millimeter", "pm": "picometer"}
+
+
+def open_file(place: Place) -> Image:
+    """Open the first series of pages of a file."""
+    path = place.path
+    tifffile = needed.module("tifffile", "TIFF files")
+    with contextlib.ExitStack() as on_error:
+        file = on_error.enter_context(files.opened(path))
+        try:
+            with _complaints() as said:
+                tiff = on_error.enter_context(tifffile.TiffFile(file, name=path.name))
+                array = Pages(path, tiff)
+                scale = voxel_size(tiff)
+            if said:
+                raise ValueError(said[0])
+        except FileNotFoundError:
+            raise
+        except (*FAULTS, struct.error) as error:
+            raise files.broken(path, "a TIFF file", error) from error
+        # it is read from until nobody has the array any more
+        weakref.finalize(array, on_error.pop_all().close)
+    return single(path, array, scale=scale)
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What tifffile logs about pages that are not there: it goes on with those that are."""
+    said: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            message = record.getMessage()
+            if "corrupted" in message or "invalid page offset" in message:
+                said.append(message)
+
+    logger = logging.getLogger("tifffile")
+    handler = Handler()
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+
+
+def _stack(path: Path, tiff: Any) -> tuple[tuple[int, ...], np.dtype, Any]:
+    """Shape (z, y, x), type and pages of the volume in a file."""
+    series = list(tiff.series)
+    shapes = {(one.shape, one.dtype) for one in series}
+    # pages that were written one by one, each with metadata of its own
+    if len(series) > 1 and len(shapes) == 1 and series[0].ndim == 2:
+        return (len(tiff.pages), *series[0].shape), series[0].dtype, tiff.pages
+    if len(series) > 1:
+        note_once(f"{path}: {len(series)} images of different size, the first one is read")
+    return _shape(path, series[0]), series[0].dtype, series[0].pages
+
+
+class Pages(Voxels):
+    """The pages of a TIFF file, of which the strips or tiles of a box are decoded."""
+
+    def __init__(self, path: Path, tiff: Any):
+        self.path = path
+        self.shape, dtype, self._pages = _stack(path, tiff)
+        self.dtype = np.dtype(dtype)
+        check(path, self.shape, self.dtype)
+        self.attrs = Attributes()
+        self._tiff = tiff
+        tiff.filehandle.set_lock(True)
+        self._kept = files.Kept()
+        first = self._pages[0]
+        self.chunks = (
+            1,
+            *(min(pair) for pair in zip(first.chunks[-2:], self.shape[1:], strict=True)),
+        )
+        # one run of bytes, such as ImageJ writes: more than 4 GB have one page only
+        self._start: Any = getattr(self._pages, "dataoffset", None)
+        self.in_rows = bool(self._start)
+        self._check_length()
+
+    def _check_length(self) -> None:
+        """UserError for a file that ends before its voxels do."""
+        size = self._tiff.filehandle.size
+        ends = [self._start + math.prod(self.shape) * self.dtype.itemsize] if self._start else []
+        if not ends:
+            last = self._page(self.shape[0] - 1)
+            ends = np.add(last.dataoffsets, last.databytecounts).tolist()
+        if max(ends, default=0) > size:
+            raise UserError(
+                f"{self.path}: {size:,} bytes of {max(ends):,}, so it is cut off; copy it again"
+            )
+
+    def files(self, start: Vector, stop: Vector) -> list[Path]:
+        """The file."""
+        return [self.path]
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """Voxels of a box."""
+        voxels = ranges(index, self.shape)
+        block = np.empty(tuple(map(len, voxels)), self.dtype)
+        z, y, x = voxels
+        if not block.size:
+            return block
+        for number in z:
+            layer = block[number - z.start]
+            if self._start:
+                self._read_rows(layer, number, y, x)
+            else:
+                self._read_segments(layer, number, y, x)
+        return block
+
+    def _read_rows(self, layer: np.ndarray, number: int, y: range, x: range) -> None:
+        """Fill a layer from a file whose voxels stand one after the other."""
+        width = self.shape[2]
+        stored = self.dtype.newbyteorder(self._tiff.byteorder)
+        first = (number * self.shape[1] + y.start) * width * stored.itemsize
+        handle = self._tiff.filehandle
+        with handle.lock:
+            handle.seek(self._start + first)
+            content = handle.read(len(y) * width * stored.itemsize)
+        layer[...] = np.frombuffer(content, stored).reshape(len(y), width)[:, x.start : x.stop]
+
+    def _read_segments(self, layer: np.ndarray, number: int, y: range, x: range) -> None:
+        """Fill a layer from the strips or tiles of its page."""
+        page = self._page(number)
+        height, width = page.keyframe.chunks[:2]
+        across = -(-self.shape[2] // width)
+        for row in range(y.start // height, -(-y.stop // height)):
+            for column in range(x.start // width, -(-x.stop // width)):
+                segment = row * across + column
+                decode = partial(self._decoded, page, segment)
+                part = self._kept.get((number, segment), decode)
+                corner = (row * height, column * width)
+                _paste(layer, part, corner, (y, x))
+
+    def _page(self, number: int) -> Any:
+        page = self._pages[number]
+        if page is None:
+            raise UserError(f"{self.path}: page {number + 1} is missing; write the file again")
+        return page
+
+    def _decoded(self, page: Any, segment: int) -> np.ndarray:
+        """The pixels of a strip or tile."""
+        handle = self._tiff.filehandle
+        with handle.lock:
+            handle.seek(page.dataoffsets[segment])
+            content = handle.read(page.databytecounts[segment])
+        tables = {} if page.jpegtables is None else {"jpegtables": page.jpegtables}
+        data, _, shape = page.keyframe.decode(content or None, segment, **tables)
+        if data is None:  # a tile that is not stored
+            return np.zeros(shape[1:3], self.dtype)
+        return data[0, : shape[1], : shape[2], 0]
+
+
+def _paste(
+    layer: np.ndarray, part: np.ndarray, corner: tuple[int, int], box: tuple[range, range]
+) -> None:
+    """Copy what a part has of a box (rows, columns) into a layer of the box."""
+    target = []
+    source = []
+    for begin, length, along in zip(corner, part.shape, box, strict=True):
+        first = max(begin, along.start)
+        last = min(begin + length, along.stop)
+        target.append(slice(first - along.start, last - along.start))
+        source.append(slice(first - begin, last - begin))
+    layer[tuple(target)] = part[tuple(source)]
+
+
+def _shape(path: Path, series: Any) -> tuple[int, ...]:
+    """The shape of a series as z, y, x. Raises UserError for other axes."""
+    lengths = dict(zip(series.axes, series.shape, strict=True))
+    if len(lengths) < len(series.axes):
+        raise UserError(f"{path}: axes {series.axes}; write a stack of pages, z, y, x")
+    height = lengths.pop("Y", 0)
+    width = lengths.pop("X", 0)
+    stacked = [axis for axis in lengths if axis in ALONG_Z]
+    depth = lengths.pop(stacked[0]) if len(stacked) == 1 else 1
+    for axis, length in lengths.items():
+        if length != 1:
+            name = {"C": "channels", "S": "samples a pixel (colours)", "T": "times"}.get(axis, axis)
+            raise UserError(
+                f"{path}: {length} {name}, of shape {list(series.shape)} ({series.axes}); volumes "
+                "here have three axes, z, y, x: write each of them as a file of its own, in grey"
+            )
+    return depth, height, width
+
+
+# How large a voxel is
+
+
+def voxel_size(tiff: Any) -> list[float] | None:
+    """The size of a voxel in nm, z, y, x; None where neither OME's nor ImageJ's metadata say it."""
+    if tiff.is_ome and tiff.ome_metadata:
+        return _of_ome(tiff.ome_metadata)
+    if tiff.is_imagej and tiff.imagej_metadata:
+        return _of_imagej(tiff.imagej_metadata, tiff.pages[0].tags)
+    return None
+
+
+def _of_ome(text: str) -> list[float] | None:
+    """PhysicalSizeZ, Y, X of the first image. Source: https://docs.openmicroscopy.org/ome-model."""
+    pixels = next((one for one in ET.fromstring(text).iter() if one.tag.endswith("}Pixels")), None)
+    if pixels is None:
+        return None
+    size = []
+    for axis in "ZYX":
+        length = pixels.get(f"PhysicalSize{axis}")
+        unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")  # the default of the model
+        factor = NM_PER_UNIT.get(OME_UNITS.get(unit, unit))
+        if length is None or factor is None:
+            return None
+        size.append(float(length) * factor)
+    return size
+
+
+def _of_imagej(about: dict[str, Any], tags: Any) -> list[float] | None:
+    """The spacing of slices, and pixels a unit."""
+    unit = str(about.get("unit", ""))
+    factor = NM_PER_UNIT.get(OME_UNITS.get(unit, IMAGEJ_UNITS.get(unit, unit)))
+    if factor is None or not about.get("spacing"):
+        return None
+    size = [float(about["spacing"])]
+    for name in ("YResolution", "XResolution"):
+        pixels, units = tags[name].value if name in tags else (0, 1)
+        if not pixels:
+            return None
+        size.append(units / pixels)
+    return [length * factor for length in size]

@@ -1,0 +1,102 @@
+"""Zarr v2: OME-NGFF 0.4 groups, and plain arrays; decoded by zarr, whose codecs are all allowed.
+
+On a server too: tensorstore fetches the chunks, and zarr decodes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from common.data.volumes import adapted, codecs, metadata, zarray
+from common.data.volumes.level import Level
+from common.data.volumes.metadata import LevelMetadata
+from common.data.volumes.sources import chunked
+from common.data.volumes.sources.image import Image, by_attributes
+from common.data.volumes.sources.place import Place
+from common.data.volumes.sources.remote import Address
+from common.errors import UserError
+
+GROUP = ".zgroup"
+ARRAY = ".zarray"
+
+
+def open_group(place: Place) -> Image:
+    """Open the levels of a multiscale group."""
+    path = place.path
+    image = metadata.read_image(path, is_sized=bool(place.voxel_size))
+    group = None if place.is_remote else _group(path)
+    return Image([_level(path, group, image.axes, about) for about in image.levels])
+
+
+def open_plain(place: Place) -> Image:
+    """Open an array by itself."""
+    path = place.path
+    described = zarray.read_array(path)
+    names = ("z", "y", "x")
+    if len(described.shape) != len(names):
+        raise UserError(
+            f"{path}: {len(described.shape)} axes; put it into an OME-NGFF 0.4 group, which names "
+            "them, or write an array of three, z, y, x"
+        )
+    scale, translation = by_attributes(_attributes(path))
+    in_image = "multiscales" in _attributes(path.parent)
+    if scale is None and in_image and not place.voxel_size:
+        raise UserError(f"{path}: an array; write the group that it is in, {path.parent}")
+    level = LevelMetadata(
+        name="",
+        scale=np.ones(3) if scale is None else np.array(scale),
+        translation=np.zeros(3) if translation is None else np.array(translation),
+        has_translation=translation is not None,
+    )
+    return Image([_level(path, None, names, level)], is_measured=scale is not None)
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    file = path / ".zattrs"
+    return metadata.read_object(file) if file.is_file() else {}
+
+
+def _group(path: Path) -> zarr.Group:
+    try:
+        return zarr.open_group(str(path), mode="r")
+    except (zarr.errors.GroupNotFoundError, zarr.errors.MetadataError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a zarr v2 group ({error}); a multiscale OME-NGFF group is needed here"
+        ) from error
+
+
+def _level(
+    path: Path, group: zarr.Group | None, axes: Sequence[str], about: LevelMetadata
+) -> Level:
+    """Open one level of an image; without a group by itself."""
+    folder = path / about.name
+    # as text, before zarr decodes a fill value; what is no file is said below
+    with contextlib.suppress(OSError):
+        codecs.check({"array/.zarray": (folder / ARRAY).read_bytes()}, "array", folder)
+    described = zarray.read_array(folder)
+    dropped = metadata.dropped_axes(folder, axes, described.shape, described.chunks)
+    try:
+        # its files are known by their names, so that they tell whether it changed
+        if group is None or dropped or described.content.get("fill_value") is None:
+            array = adapted.open_array(folder, described, dropped)
+        else:
+            array = group[about.name]
+    # whatever is wrong with a file of others, zarr fails on it in one of these ways
+    except (ValueError, TypeError, KeyError, OSError, zarr.errors.MetadataError) as error:
+        raise UserError(f"{folder}: .zarray cannot be read ({error}); copy it again") from error
+    return Level(
+        path=folder,
+        array=array,
+        scale=about.scale,
+        translation=about.translation,
+        has_translation=about.has_translation,
+        dropped=dropped,
+        image=path,
+        stamp=chunked.stamp(described.content) if isinstance(path, Address) else "",
+    )

@@ -1,0 +1,85 @@
+"""Zarr v3: OME-NGFF 0.5 groups, and plain arrays; shards included.
+
+Source: https://ngff.openmicroscopy.org/0.5 and https://zarr-specs.readthedocs.io, version 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.data.volumes import metadata
+from common.data.volumes.level import Level
+from common.data.volumes.sources import chunked
+from common.data.volumes.sources.chunked import Chunked, FileOf
+from common.data.volumes.sources.image import Image, by_attributes, single
+from common.data.volumes.sources.place import Place
+from common.errors import UserError
+
+MARKER = "zarr.json"
+
+
+def open_volume(place: Place) -> Image:
+    """Open a multiscale group, or an array by itself."""
+    path = place.path
+    about = metadata.read_object(path / MARKER)
+    attributes = about.get("attributes") or {}
+    if about.get("node_type") == "array":
+        array = _array(path, about, ())
+        scale, translation = by_attributes(attributes)
+        stamp = chunked.stamp(about)
+        return single(path, array, scale=scale, translation=translation, stamp=stamp)
+    try:
+        image = metadata.image_of(
+            path, attributes.get("ome") or attributes, is_sized=bool(place.voxel_size)
+        )
+    except UserError as error:
+        # the same metadata, which stand in another file
+        raise UserError(str(error).replace(".zattrs", MARKER).replace("0.4", "0.5")) from error
+    levels = []
+    for level in image.levels:
+        folder = path / level.name
+        described = metadata.read_object(folder / MARKER)
+        levels.append(
+            Level(
+                path=folder,
+                array=_array(folder, described, image.axes, attributes),
+                scale=level.scale,
+                translation=level.translation,
+                has_translation=level.has_translation,
+                image=path,
+                stamp=chunked.stamp(about, described),
+            )
+        )
+    return Image(levels)
+
+
+def _array(
+    folder: Path, about: dict[str, Any], axes: Sequence[str], group: dict[str, Any] | None = None
+) -> Chunked:
+    """An array without the axes other than z, y, x; all are, where none is named."""
+    array = chunked.open_array(folder, "zarr3")
+    dropped: tuple[int, ...] = ()
+    if axes:
+        ones = (1,) * array.rank  # whether its chunks are is tensorstore's affair
+        dropped = metadata.dropped_axes(folder, axes, array.shape, ones)
+    kept = array[tuple(0 if axis in dropped else slice(None) for axis in range(array.rank))]
+    attributes = {**(group or {}), **(about.get("attributes") or {})}
+    return Chunked(folder, kept, _file_of(about, dropped, array.rank), attributes)
+
+
+def _file_of(about: dict[str, Any], dropped: Sequence[int], rank: int) -> FileOf:
+    """How chunks, or shards, are named."""
+    encoding = about.get("chunk_key_encoding") or {}
+    given = (encoding.get("configuration") or {}).get("separator")
+    is_default = encoding.get("name") != "v2"
+    separator = given or ("/" if is_default else ".")
+
+    def name(index: Sequence[int]) -> str:
+        numbers = [str(number) for number in index]
+        for axis in dropped:
+            numbers.insert(axis, "0")
+        return separator.join(["c", *numbers] if is_default else numbers)
+
+    return name

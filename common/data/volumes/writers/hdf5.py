@@ -1,0 +1,90 @@
+"""HDF5 files: file.h5:/volume, with the attributes that ilastik, Fiji and funlib look for."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+from common.data.volumes.box import boxes, slices
+from common.data.volumes.sources import needed
+from common.data.volumes.sources.place import in_hdf5
+from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer
+from common.files import free_bytes
+
+ARRAY = "volume"
+"""Its name in a file unless another one is asked for."""
+
+CHUNK = 64
+BLOCK = 256
+"""Voxels along each axis of what is compressed, and of what is read, at once."""
+
+RESERVE = 2**22
+"""Bytes of a disk that are left for what HDF5 writes besides voxels."""
+
+RECORD = "exported"
+
+TYPES = (
+    *("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64"),
+)
+
+
+def write(path: Path, volume: Outgoing, tell: Tell) -> None:
+    """Write a file of one array."""
+    h5py = needed.module("h5py", "HDF5 files")
+    grid = volume.grid
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset(
+            volume.array,
+            shape=volume.shape,
+            dtype=volume.dtype,
+            chunks=tuple(min(CHUNK, length) for length in volume.shape),
+            # what every program reads; of higher levels than this one labels gain little
+            compression="gzip",
+            compression_opts=2,
+            shuffle=True,
+        )
+        for start, stop in boxes(volume.shape, (BLOCK,) * 3):
+            block = volume.read(start, stop)
+            _refuse_full_disk(path, block.nbytes)
+            if block.any():
+                array[slices(start, stop)] = block
+            tell(block.size)
+        array.attrs["resolution"] = grid.scale
+        array.attrs["offset"] = grid.origin
+        array.attrs["unit"] = "nm"
+        array.attrs["element_size_um"] = grid.scale / 1000
+        array.attrs[RECORD] = json.dumps({**volume.about, "key": volume.key})
+
+
+def _refuse_full_disk(path: Path, size: int) -> None:
+    """Raises OSError where a block may not fit, an error that HDF5 ends the process after."""
+    if free_bytes(path.parent) < size + RESERVE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def key_in(path: Path) -> str:
+    """The key of what a file holds."""
+    h5py = needed.module("h5py", "HDF5 files")
+    try:
+        with h5py.File(path, "r") as file:
+            records: list[str] = []
+            file.visititems(lambda _, node: records.append(node.attrs.get(RECORD, "")))
+        [record] = filter(None, records)
+        return str(json.loads(record)["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def split(path: Path) -> tuple[Path, str]:
+    """The file, and the array in it, of mito.h5 or mito.h5:/labels/mito."""
+    inside = in_hdf5(path)
+    if inside is None:
+        return path, ARRAY
+    file, array = inside
+    return file, array or ARRAY
+
+
+WRITER = Writer("hdf5", (".h5", ".hdf5", ".hdf"), write, key_in, TYPES, TYPES)

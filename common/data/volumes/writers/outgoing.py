@@ -1,0 +1,118 @@
+"""A volume on its way to a file: its voxels, their type there, and what is said of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.volumes.box import Vector
+from common.data.volumes.level import Grid, Level
+from common.files import key_of
+
+SLAB_BYTES = 2**28
+"""Most bytes that are read at once of whole planes."""
+
+Tell = Callable[[int], None]
+"""Called with the number of voxels that are written."""
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A box of a volume that is written."""
+
+    name: str
+    """Of the class."""
+    level: Level
+    start: np.ndarray
+    """(3,) first voxel of the level."""
+    stop: np.ndarray
+    """(3,) last voxel + 1."""
+    sort: str
+    """"image", "mask" or "objects"."""
+    dtype: np.dtype
+    """That is written."""
+    made: dict[str, Any]
+    """By what its voxels were made, as JSON."""
+    array: str = "volume"
+    """Its name in a file that may hold several."""
+    meshes: bool = False
+    """Whether surfaces of its objects are written beside it."""
+
+    @property
+    def grid(self) -> Grid:
+        """Where its voxels are."""
+        origin = self.level.translation + self.start * self.level.scale
+        return Grid(origin, self.level.scale, self.shape)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels, z, y, x."""
+        z, y, x = (self.stop - self.start).tolist()
+        return z, y, x
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        return math.prod(self.shape)
+
+    @property
+    def is_labels(self) -> bool:
+        """Whether its values are ids, or 0 and 1."""
+        return self.sort != "image"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a file says of itself besides its voxels."""
+        grid = self.grid
+        return {
+            "class": self.name,
+            "sort": self.sort,
+            "voxel_size_nm": grid.scale.tolist(),
+            "translation_nm": grid.origin.tolist(),
+            "shape": list(grid.shape),
+            "dtype": str(self.dtype),
+            "array": self.array,
+            "meshes": self.meshes,
+            "made": self.made,
+        }
+
+    @property
+    def key(self) -> str:
+        """Equal for what is written alike."""
+        return key_of(self.about)
+
+    def read(self, start: Vector, stop: Vector) -> np.ndarray:
+        """Voxels start..stop-1, counted from its first one."""
+        block = self.level.read(self.start + start, self.start + stop)
+        return np.ascontiguousarray(block, self.dtype)
+
+    def slabs(self) -> Iterator[np.ndarray]:
+        """Whole planes, some at a time: as many as a chunk has, where they fit."""
+        plane = math.prod(self.shape[1:]) * self.level.array.dtype.itemsize
+        depth = max(1, min(self.level.array.chunks[0], SLAB_BYTES // plane))
+        for first in range(0, self.shape[0], depth):
+            last = min(first + depth, self.shape[0])
+            yield self.read((first, 0, 0), (last, *self.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How one kind of file is written."""
+
+    name: str
+    endings: tuple[str, ...]
+    """Of names; the first is given to new ones, none to plain folders."""
+    write: Callable[[Path, Outgoing, Tell], None]
+    """Write a file, or a folder that may have been begun."""
+    key_in: Callable[[Path], str]
+    """The key of what a file or folder holds; "" if it is not of this program."""
+    image_types: tuple[str, ...]
+    label_types: tuple[str, ...]
+    """Types that it holds, the one to prefer first; none where it holds surfaces."""
+    holds_place: bool = True
+    is_folder: bool = False

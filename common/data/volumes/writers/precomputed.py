@@ -1,0 +1,145 @@
+"""Neuroglancer's precomputed volumes.
+
+Source: https://github.com/google/neuroglancer, datasource/precomputed/volume.md. Lists are x, y, z.
+The first voxel lies at a whole number of voxels; that of what lies between is rounded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.volumes import metadata, ngff
+from common.data.volumes.sources import needed, remote
+from common.data.volumes.sources.precomputed import MARKER
+from common.data.volumes.writers import levels, meshes
+from common.data.volumes.writers.levels import Extent, Stored
+from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer
+from common.errors import UserError
+from common.files import write_json
+from common.talk import note
+
+CHUNK = 128
+"""Voxels along each axis of a file."""
+
+RECORD = "exported"
+
+MESHES = "mesh"
+"""Folder of the surfaces of objects."""
+
+PROPERTIES = "segment_properties"
+"""Folder of the names of ids."""
+
+PACKED_IMAGES = ("uint8", "uint16")
+"""Types that PNG holds; others are not compressed."""
+
+
+def write(path: Path, volume: Outgoing, tell: Tell) -> None:
+    """Write a folder of levels; what says that it is whole comes last."""
+    reduce = ngff.pick if volume.is_labels else ngff.block_mean
+    grid = volume.grid
+    first = _first_voxel(path, volume)
+    level = _level(path, volume, Extent(first, first + grid.shape, grid.scale))
+    level.fill(lambda start, stop: volume.read(start - first, stop - first), tell)
+    for factor in ngff.pyramid(grid):
+        coarse = _level(path, volume, level.extent.coarser(factor))
+        coarse.fill(level.reduced(factor, reduce), lambda _: None)
+        level = coarse
+    if volume.meshes:
+        # its voxels begin at their position, those of other formats have it in their centre
+        shift = (first + 0.5) * grid.scale - grid.origin
+        meshes.write_precomputed(path / MESHES, volume, shift)
+    _describe(path, volume)
+
+
+def _first_voxel(path: Path, volume: Outgoing) -> np.ndarray:
+    """(3,) its number; says by how much it is rounded."""
+    grid = volume.grid
+    exact = grid.origin / grid.scale
+    first = np.rint(exact).astype(int)
+    off = (first - exact) * grid.scale
+    if np.abs(off).max() > 0.01:
+        z, y, x = off
+        note(
+            f"{path.name.removeprefix('.').removesuffix('.part')}: precomputed volumes begin at "
+            f"whole voxels; this one is written {z:g}, {y:g}, {x:g} nm from its place"
+        )
+    return first
+
+
+def _level(path: Path, volume: Outgoing, extent: Extent) -> Stored:
+    """The level of these voxels, which is begun if it is not there."""
+    tensorstore = needed.module("tensorstore", "precomputed volumes")
+    key = "_".join(f"{length:g}" for length in extent.scale[::-1])
+    chunk = [min(CHUNK, length) for length in extent.shape]
+    scale: dict[str, Any] = {
+        "key": key,
+        "size": list(extent.shape[::-1]),
+        "voxel_offset": extent.start[::-1].tolist(),
+        "resolution": extent.scale[::-1].tolist(),
+        "chunk_size": chunk[::-1],
+        "encoding": _encoding(volume),
+    }
+    if volume.is_labels:
+        scale["compressed_segmentation_block_size"] = [8, 8, 8]
+    array = levels.create(
+        {
+            "driver": "neuroglancer_precomputed",
+            "kvstore": remote.store(path),
+            "multiscale_metadata": {
+                "type": "segmentation" if volume.is_labels else "image",
+                "data_type": volume.dtype.name,
+                "num_channels": 1,
+            },
+            "scale_metadata": scale,
+        }
+    )
+    counted_from_0 = array[..., 0].T[tensorstore.d[:].translate_to[0]]
+
+    def file_of(start: np.ndarray, stop: np.ndarray) -> Path:
+        spans = zip(start + extent.start, stop + extent.start, strict=True)
+        return path / key / "_".join(f"{low}-{high}" for low, high in reversed(list(spans)))
+
+    return Stored(extent, counted_from_0, tuple(chunk), file_of)
+
+
+def _encoding(volume: Outgoing) -> str:
+    if volume.is_labels:
+        return "compressed_segmentation"
+    return "png" if volume.dtype.name in PACKED_IMAGES else "raw"
+
+
+def _describe(path: Path, volume: Outgoing) -> None:
+    """Add to the metadata what made the volume, and how a mask is called."""
+    about = metadata.read_object(path / MARKER)
+    about[RECORD] = {**volume.about, "key": volume.key}
+    if volume.meshes:
+        about["mesh"] = MESHES
+    if volume.sort == "mask":
+        about["segment_properties"] = PROPERTIES
+        names = {"id": "label", "type": "label", "values": [volume.name]}
+        inline = {"ids": ["1"], "properties": [names]}
+        properties = {"@type": "neuroglancer_segment_properties", "inline": inline}
+        write_json(path / PROPERTIES / MARKER, properties)
+    write_json(path / MARKER, about)
+
+
+def key_in(path: Path) -> str:
+    """The key of what a folder holds."""
+    try:
+        return str(metadata.read_object(path / MARKER)[RECORD]["key"])
+    except (OSError, KeyError, TypeError, UserError):
+        return ""
+
+
+WRITER = Writer(
+    "precomputed",
+    (".precomputed",),
+    write,
+    key_in,
+    image_types=("uint8", "uint16", "int8", "int16", "uint32", "int32", "uint64", "float32"),
+    label_types=("uint32", "uint64"),
+    is_folder=True,
+)
