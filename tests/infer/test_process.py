@@ -410,7 +410,7 @@ def test_functions_of_this_repository_are_part_of_the_hash(experiment, monkeypat
     configured(
         tiny,
         "from common.infer.instances import watershed\n"
-        "from common.data import ngff\n"
+        "from common.data.volumes import ngff\n"
         "import common.score.challenge\n" + ABOVE,
     )
     found = []
