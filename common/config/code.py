@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ def network_code(config: TrainConfig) -> str:
     "" where `build_model` is no function of that folder. A process sees the files as they were at
     the first call for a configuration, since what it loaded runs on.
     """
-    if not inspect.isfunction(config.build_model):
+    function = config.build_model
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isfunction(function):
         return ""
-    return _code_of(config.build_model, config.folder.resolve())
+    return _code_of(function, config.folder.resolve())
 
 
 def note_other_code(path: Path, saved: Mapping[str, Any], config: TrainConfig) -> None:
@@ -47,7 +50,7 @@ def note_other_code(path: Path, saved: Mapping[str, Any], config: TrainConfig) -
         )
 
 
-@lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=16)
 def _code_of(build_model: Callable, folder: Path) -> str:
     file = Path(inspect.getsourcefile(build_model) or "").resolve()
     if not file.is_relative_to(folder) or not file.is_file():

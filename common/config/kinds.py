@@ -33,7 +33,7 @@ def _is_interval(value: Sequence[float]) -> bool:
 def _is_raw_range(value: Sequence[float]) -> bool:
     if not value:  # not set
         return True
-    return len(value) == 2 and value[0] < value[1]
+    return len(value) == 2 and -math.inf < value[0] < value[1] < math.inf
 
 
 def _are_sinks(value: Sequence[str | Callable]) -> bool:
@@ -78,6 +78,7 @@ def fit(hint: Any, value: Any) -> tuple[Any, str]:
     hint: the annotation of the setting. `Callable | None` and the like take None as it is, a list
     may be written as a tuple or as text with commas, a whole number where a number is wanted.
     """
+    value = plain(value)
     checks = getattr(hint, "__metadata__", ())
     kind = typing.get_args(hint)[0] if checks else hint
     if isinstance(kind, types.UnionType):
@@ -96,6 +97,22 @@ def fit(hint: Any, value: Any) -> tuple[Any, str]:
     if is_a(int, value) and abs(value) >= LIMIT:
         return value, "write a number below 2**63"
     return value, ""
+
+
+def plain(value: Any) -> Any:
+    """The value with Python's own numbers and texts for those of NumPy, also within lists and dicts.
+
+    By its text, np.float64(0.001) on record is another setting than 0.001. An np.str_ among the
+    classes would be an object in checkpoints, which are read without objects.
+    """
+    # told by its name, since reading a configuration needs no NumPy
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return value.item()
+    if type(value) is dict:
+        return {plain(key): plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(item) for item in value)
+    return value
 
 
 def _fit_single(kind: Any, value: Any) -> tuple[Any, str]:

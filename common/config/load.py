@@ -14,9 +14,10 @@ from typing import Any
 
 from common.config import horizon
 from common.config.check import check_settings, unknown_setting
-from common.config.kinds import is_a
+from common.config.kinds import is_a, plain
 from common.config.module import is_tool, load_module
 from common.config.settings import ProcessConfig, TrainConfig
+from common.config.written import lost_settings
 from common.errors import UserError, refuse
 from common.files import REPOSITORY, refuse_remote
 from common.talk import short_path, some
@@ -47,9 +48,10 @@ def load_config(
     seed = _seed_from_outside(from_environment, overrides, settings)
     path, values, translation = _read_training(path, seed, str(data_root(data)) if data else "")
     problems += translation.problems if translation else []
+    values = plain(values)
     written = _length(values)
     values |= from_environment
-    values |= settings
+    values |= plain(settings)
     if data:
         values["data_path"] = str(data_root(data))
     problems += _apply_overrides(values, overrides)
@@ -261,6 +263,7 @@ def _read_settings(path: Path, table: type) -> dict[str, Any]:
     for name, value in vars(module).items():
         if name in known or not _is_tool(name, value, known):
             values[name] = value
+    refuse(lost_settings(path, vars(module), table), short_path(path))
     if table is TrainConfig:
         _refuse_left_behind(path, module, known - values.keys())
     return values
@@ -295,7 +298,9 @@ def _is_tool(name: str, value: Any, known: set[str]) -> bool:
 def apply_override(values: dict[str, Any], text: str) -> str:
     """Apply one "name=value" or "name.key=value"; what is wrong with it, or ""."""
     path, equals, written = text.partition("=")
-    name, *keys = path.strip().replace("-", "_").split(".")
+    name, *keys = path.strip().split(".")
+    # a key is taken as it is: crop_sampling_weights.jrc_hela-2/*=2
+    name = name.replace("-", "_")
     hints = typing.get_type_hints(TrainConfig)
     if not equals:
         return f"--set {text}: no '='; write --set name=value"

@@ -20,7 +20,8 @@ from common.data.samples import loaders
 from common.data.splits import split
 from common.data.splits.regions import Region
 from common.data.volumes.records import PredictionRecord
-from common.errors import UserError
+from common.errors import FileError, UserError
+from common.files import sha256_of_file
 from common.infer import package
 from common.infer.network import (
     ARRAYS,
@@ -74,7 +75,7 @@ def load_network(config: TrainConfig, weights: str | Sequence[str] = "") -> Netw
 def _load(config: TrainConfig, path: Path, *, is_alone: bool) -> Network:
     if package.is_package(path):
         return package.load_network(config, path)
-    saved = weights_file.read(path)
+    saved, digest = _read(path)
     folder = experiment_of(path) or config.folder
     is_other = folder.resolve() != config.folder.resolve()
     own = config
@@ -92,10 +93,41 @@ def _load(config: TrainConfig, path: Path, *, is_alone: bool) -> Network:
     if recorded and (is_other or not is_alone):
         own = as_trained(own, recorded, (*ARRAYS, *LIKE_IN_TRAINING, *OF_RUN))
     _refuse_other_classes(config, own, path)
-    network = load_checkpoint(own, path, saved)
+    network = load_checkpoint(own, path, saved, digest)
     of_run = as_trained(own, recorded, OF_RUN)
     crops = _trained_on(of_run, config.path("data_path"), saved) if recorded else None
     return replace(network, trained_on=crops)
+
+
+ATTEMPTS = 3
+"""To read a checkpoint that is not replaced meanwhile."""
+
+
+def _read(path: Path) -> tuple[Any, str]:
+    """What a checkpoint holds, and its SHA-256.
+
+    A run that trains meanwhile replaces it: the weights of one with the hash of the next would be
+    taken for those of the next ever after. Raises FileError where that happens each time.
+    """
+    for _ in range(ATTEMPTS):
+        before = _identity(path)
+        saved = weights_file.read(path)
+        digest = sha256_of_file(path)
+        if _identity(path) == before:
+            return saved, digest
+    raise FileError(
+        f"{path}: was replaced while it was read, {ATTEMPTS} times; copy it, and write "
+        "--checkpoint COPY"
+    )
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from one that replaces it; None where there is none."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return None
+    return state.st_ino, state.st_mtime_ns, state.st_size
 
 
 def experiment_of(path: Path) -> Path | None:

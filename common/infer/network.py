@@ -132,36 +132,39 @@ class Network:
         return normalize.of_volume(self.config, region.raw, raw, self.raw_scalings)
 
 
-def load_checkpoint(config: TrainConfig, path: Path, saved: Any) -> Network:
+def load_checkpoint(config: TrainConfig, path: Path, saved: Any, sha256: str = "") -> Network:
     """The network of an experiment with the weights of a checkpoint, every one.
 
     Args:
         config: settings of the experiment.
         path: of the checkpoint.
         saved: its content, as `weights_file.read` gives it.
+        sha256: of the file when it was read; of the file as it is now unless given.
 
     Raises:
         UserError: where the network, or what it must be given, is not that of the checkpoint.
     """
+    sha256 = sha256 or sha256_of_file(path)
     if not checkpoint.is_whole(saved):
-        return _of_weights_alone(config, path, saved)
+        return _of_weights_alone(config, path, saved, sha256)
     checkpoint.refuse_other_classes(path, saved, config.channels)
     _refuse_other_input(path, saved["settings"], config)
     note_other_code(path, saved, config)
     model = _untrained(config)
     checkpoint.load_weights(model, saved, path)
     forward = _forward(config)
+    record = _record(config, path, saved, forward.precision.name)
     network = network_of(
         config,
         model.eval(),
         forward,
-        record=_record(config, path, saved, forward.precision.name),
+        record=replace(record, sha256=sha256),
         scalings=checkpoint.scalings_in(saved),
     )
     return replace(network, networks_of_channels=_networks_of_channels(saved))
 
 
-def _of_weights_alone(config: TrainConfig, path: Path, saved: Any) -> Network:
+def _of_weights_alone(config: TrainConfig, path: Path, saved: Any, sha256: str) -> Network:
     """The same with weights of another trainer, for which the experiment's settings are taken."""
     model = _untrained(config)
     weights_file.load_weights(model, saved, path)
@@ -175,7 +178,7 @@ def _of_weights_alone(config: TrainConfig, path: Path, saved: Any) -> Network:
         note(f"{path}: {unlike}")
     forward = _forward(config)
     record = _record(config, path, {}, forward.precision.name)
-    record = replace(record, assumed=_assumed(config))
+    record = replace(record, assumed=_assumed(config), sha256=sha256)
     return network_of(config, model.eval(), forward, record=record, scalings={})
 
 
@@ -339,6 +342,10 @@ def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig
     trained = TrainConfig.recorded_defaults() | trained
     now = config.record()
     changed = [name for name in LIKE_IN_TRAINING if trained[name] != now[name]]
+    # a record of another program need not have it
+    built = trained.setdefault("build_model", now["build_model"])
+    if _given_to_build(built) != _given_to_build(now["build_model"]):
+        changed.append("build_model")
     if _channels(trained["input_channels"]) != _channels(now["input_channels"]):
         changed.append("input_channels")
     for name in ARRAYS:
@@ -348,6 +355,15 @@ def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig
     if changed:
         texts = [f"{name} was {trained[name]} and is {now[name]}" for name in changed]
         raise UserError(f"{path}: trained with other settings ({'; '.join(texts)}); set them back")
+
+
+def _given_to_build(recorded: str) -> str:
+    """What of build_model must be as in training: arguments, layers, and transforms of the input.
+
+    Those of a functools.partial, or of a network that a public configuration made. A function has
+    none, whatever its name; of its code see `note_other_code`.
+    """
+    return recorded.partition("(")[2]
 
 
 def _channels(recorded: str) -> list[tuple[str, tuple[float, ...]]]:
@@ -377,7 +393,6 @@ def _record(
         model_name=config.model_name,
         run_name=config.path("model_save_path").name,
         checkpoint=str(path),
-        sha256=sha256_of_file(path),
         epoch=saved.get("epoch"),
         metric=metric,
         precision=precision,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from common.data.volumes import ngff, records
 from common.data.volumes.ngff import Grid, Level
 from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
+from common.files import sha256_of_file
 from common.infer import encode
 from common.infer.volume import Volume
-from common.talk import some
+from common.talk import note_once, some
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,25 @@ class Channels(Mapping[str, Volume]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def note_older_weights(records_of: Iterable[PredictionRecord]) -> None:
+    """Note predictions by a checkpoint that is another file by now, as when training went on."""
+    made_by: set[tuple[str, str]] = set()
+    for record in records_of:
+        own = {"checkpoint": record.checkpoint, "sha256": record.sha256}
+        for network in record.members or [own]:
+            path = network.get("checkpoint")
+            digest = network.get("sha256")
+            if path and digest and Path(path).is_file():
+                made_by.add((path, digest))
+    now = {path: sha256_of_file(path) for path, _ in made_by}
+    replaced = sorted({path for path, digest in made_by if now[path] != digest})
+    if replaced:
+        note_once(
+            f"{some(replaced)}: written anew since it predicted these; predict with --overwrite to "
+            "have the weights of now"
+        )
 
 
 def _network_of(record: PredictionRecord) -> tuple:

@@ -35,7 +35,7 @@ from common.infer import cluster, instances, ledger, one_class, sharing, status
 from common.infer.crew import Crew
 from common.infer.engine import IN_THIS_PROCESS, Engine
 from common.infer.one_class import Making
-from common.infer.prediction import Prediction, open_prediction
+from common.infer.prediction import Prediction, note_older_weights, open_prediction
 from common.infer.recipe import Recipe, load_recipe
 from common.infer.stages import clear_stages
 from common.infer.volume import EVERYWHERE, Stages, Volume
@@ -82,6 +82,7 @@ def process(  # noqa: PLR0913  # the options of the command
     boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=say)
     chosen = _with_predictions(recipe, config, boxes, every=bool(classes))
     _note_other_checkpoints(recipe, [predictions for _, predictions in chosen])
+    note_older_weights(p.record for _, of_box in chosen for p in of_box.values())
     root = config.path("processed_path")
     with cluster.opened(engine, root, _call(recipe, chosen)) as crew:
         run = partial(process_region, recipe, root=root, overwrite=overwrite, crew=crew)
@@ -341,6 +342,7 @@ def check_processed(
     ngff.open_levels(processed)  # which refuses a half-written one
     stored = records.read_processed(processed)
     if stored is None:
+        records.refuse_predicted(processed)
         return None
     records.refuse_lost_chunks(processed, "process")
     wanted = describe(recipe, name, stored.prediction)

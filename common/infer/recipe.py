@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError, refuse
 from common.files import key_of, sha256_of_file
 from common.provenance import versions_of
-from common.talk import some
+from common.talk import note_once, some
 
 # not files.REPOSITORY, which of an installed package is the working folder
 IMPORT_ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +32,9 @@ LIBRARIES = (
     *("edt", "fastremap", "mwatershed"),
 )
 """Whose versions can change what comes of a block."""
+
+DEFAULT = 0.5
+"""Threshold of a class that has none."""
 
 THRESHOLDS = "thresholds.json"
 """Beside process_config.py, by tune: {run: {class: {"threshold": 0.35, "checkpoint": SHA-256}}}.
@@ -62,7 +65,7 @@ class Recipe:
 
     def threshold(self, name: str) -> float:
         """Probability above which a voxel is of the class."""
-        return self.thresholds.get(name, 0.5)
+        return self.thresholds.get(name, DEFAULT)
 
     def makes_objects(self, name: str) -> bool:
         """Whether the objects of a class are told apart."""
@@ -121,6 +124,7 @@ def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
     run = run_of(config)
     if run not in runs:
         if recipe.thresholds:
+            _note_at_default(path, recipe, run, runs)
             return recipe
         raise UserError(
             f"{path}: has thresholds of the run {', '.join(runs)} and none of {run}; run tune for "
@@ -139,6 +143,19 @@ def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
             name for name, entry in tuned.items() if entry.get("functions", now) != now
         ),
     )
+
+
+def _note_at_default(
+    path: Path, recipe: Recipe, run: str, runs: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Note classes that have a tuned threshold for other runs, and none for this one."""
+    tuned = {name for of_run in runs.values() for name in of_run}
+    left = [name for name in recipe.classes if name in tuned and name not in recipe.thresholds]
+    if left:
+        note_once(
+            f"{path}: has thresholds of {some(left)} for {some([*runs])} and none for {run}, which "
+            f"has {DEFAULT:g} there; run tune for this run"
+        )
 
 
 def functions_of(recipe: Recipe) -> str:

@@ -21,7 +21,7 @@ from common.data.volumes.raw import Raw, open_raw
 from common.errors import UserError, refuse
 from common.infer.planes import CHOICES, OWN
 from common.infer.work import Output
-from common.talk import nm
+from common.talk import nm, note
 
 FARTHEST_SCALE = 64
 """Between the voxels of a network and those that are written: a written one is made of up to the
@@ -88,12 +88,25 @@ def _problem_of_raw(region: Region, config: TrainConfig) -> str:
     lower, upper = raw.level.box()
     is_outside = (region.lower >= upper).any() or (region.upper <= lower).any()
     if not is_outside:
+        _note_beyond(region, raw)
         return _problem_of_values(raw, region, config)
     return (
         f"{region}: {regions.box_text(region.lower, region.upper)} nm, outside of its raw "
         f"{region.raw}, which is {regions.box_text(lower, upper)} nm; check translation and "
         "scale in their .zattrs"
     )
+
+
+def _note_beyond(region: Region, raw: Raw) -> None:
+    """Note a box that its raw does not cover: a translation may be wrong."""
+    lower, upper = raw.level.box()
+    beyond = np.maximum(lower - region.lower, region.upper - upper)
+    # labels may have other voxels than the raw, and their boxes differ by less than one
+    if (beyond > raw.level.scale).any():
+        note(
+            f"{region}: reaches up to {beyond.max():.4g} nm beyond its raw {region.raw}, and is "
+            "predicted from mirrored raw there; check translation and scale in their .zattrs"
+        )
 
 
 def _problem_of_values(raw: Raw, region: Region, config: TrainConfig) -> str:

@@ -26,6 +26,7 @@ from common.runs.find import find
 from common.runs.reading import Reading, read
 from common.runs.section import MARK, left_out_of, overall_scores, section_of
 from common.runs.sides import as_sides, differing_settings
+from common.score.result import Scores
 from common.show.figures import PANEL_WORDS
 
 TEMPLATE = "report.html.j2"
@@ -59,7 +60,7 @@ class Row:
     samples_per_s: float | None
     score: float | None
     left_out: str
-    """What the metric left out of the score, a sentence; "" for nothing."""
+    """What the metric left out of the score, or that it is of other crops; "" for neither."""
     began: str
     commit: str
     differs: str
@@ -113,9 +114,10 @@ def _page(groups: Sequence[Sequence[Reading]]) -> str:
     )
     rows = []
     sections = []
+    usual = usual_scores([reading for group in groups for reading in group])
     for number, group in enumerate(groups):
         anchor = f"e{number}"
-        rows += _rows(group, anchor)
+        rows += _rows(group, anchor, usual)
         sections.append(section_of(group, anchor, is_pictured=number < PICTURED))
     labels = [section.label for section in sections]
     which = ", ".join(labels) if len(labels) < 4 else f"{len(labels)} experiments"
@@ -159,19 +161,26 @@ def ranked(readings: Iterable[Reading]) -> list[Reading]:
 # The table of all runs
 
 
-def _rows(group: Sequence[Reading], anchor: str) -> list[Row]:
-    """The runs of one experiment."""
+def usual_scores(readings: Iterable[Reading]) -> str:
+    """The file of scores that most runs have, scores.json before others; "" without any."""
+    files = Counter(file for reading in readings for file in reading.scores)
+    return max(files, key=lambda file: (file == "scores.json", files[file]), default="")
+
+
+def _rows(group: Sequence[Reading], anchor: str, usual: str) -> list[Row]:
+    """The runs of one experiment. usual: as of `usual_scores`."""
     differing = differing_settings(as_sides(group))
     rows = []
     for number, reading in enumerate(group):
         values = {name: values[number] for name, values in differing.items()}
         differs = ", ".join(f"{name} {value}" for name, value in values.items() if value)
-        rows.append(_row(reading, anchor, differs))
+        rows.append(_row(reading, anchor, differs, usual))
     return rows
 
 
-def _row(reading: Reading, anchor: str, differs: str) -> Row:
-    scores = next(iter(reading.scores.values()), None)
+def _row(reading: Reading, anchor: str, differs: str, usual: str) -> Row:
+    file = usual if usual in reading.scores else next(iter(reading.scores), "")
+    scores = reading.scores.get(file)
     overall = overall_scores(scores) if scores else []
     return Row(
         name=reading.name,
@@ -185,11 +194,22 @@ def _row(reading: Reading, anchor: str, differs: str) -> Row:
         hours=_finite(reading.result.hours),
         samples_per_s=_finite(reading.last("train/samples_per_s")),
         score=overall[0][1] if overall else None,
-        left_out=left_out_of(scores) if scores else "",
+        left_out=" ".join([*_of_other_crops(file, usual), *_left_out(scores)]),
         began=_began(reading),
         commit=_commit(reading),
         differs=differs,
     )
+
+
+def _of_other_crops(file: str, usual: str) -> list[str]:
+    """That a score is of another file than those of other runs, which is of other crops."""
+    if file in ("", usual):
+        return []
+    return [f"This score is of {file}, and those of other runs are of {usual}."]
+
+
+def _left_out(scores: Scores | None) -> list[str]:
+    return [left_out_of(scores)] if scores and left_out_of(scores) else []
 
 
 def _finite(value: float | None) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,13 @@ def read(table: str | Path) -> list[Submission]:
         f"{table}: evaluation_id '{row.number}'; write letters and numbers, it becomes a file name"
         for row in rows
         if not re.fullmatch(r"[\w.-]+", row.number or "")
+    ]
+    number_of = Counter(row.number for row in rows)
+    problems += [
+        f"{table}: evaluation_id '{number}' stands {times} times, and one result would replace "
+        "another; write each once"
+        for number, times in number_of.items()
+        if times > 1
     ]
     if problems or not rows:
         raise UserError("\n".join(problems or [f"{table}: no rows; write one a submission"]))

@@ -14,7 +14,7 @@ from common.classes import INSTANCES
 from common.data.splits.manifest import Entry
 from common.data.volumes import regrid
 from common.data.volumes.ngff import Level, open_levels
-from common.data.volumes.records import refuse_lost_chunks
+from common.data.volumes.records import refuse_lost_chunks, refuse_predicted
 from common.errors import UserError, refuse
 from common.files import replacing
 from common.score import gaps, submission
@@ -106,6 +106,10 @@ def _level_of(entry: Entry, path: Path, check: Check) -> Level | Gap:
         short = regrid.shortfall(levels[0], entry.grid())
         sentence = f"{path}: {short}; run predict and process for the whole crop"
         return Gap(entry, gaps.TOO_SMALL, sentence)
+    try:
+        refuse_predicted(path)
+    except UserError as error:
+        return Gap(entry, gaps.NOT_PROCESSED, str(error))
     try:
         check(entry)
     except UserError as error:

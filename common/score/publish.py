@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.data.volumes import annotation
 from common.data.volumes.records import PredictionRecord
+from common.infer.prediction import note_older_weights
 from common.score import judge, result, tables
 from common.score.judge import Evaluation
 from common.score.result import CropScore, Scores
@@ -67,10 +68,12 @@ def _note_everywhere(scores: Scores, say: Callable[[str], None]) -> None:
 
 
 def note_networks(predictions: Iterable[tuple[str, str, PredictionRecord]]) -> None:
-    """Note crops that their network was trained on, and classes that several networks predicted.
+    """Note crops that their network was trained on, older weights, and classes of several networks.
 
     predictions: crop, class, and how the class was predicted there.
     """
+    predictions = list(predictions)
+    note_older_weights(record for _, _, record in predictions)
     learnt: dict[str, None] = {}
     networks: dict[str, set[str]] = {}
     for crop, name, record in predictions:

@@ -124,7 +124,11 @@ class _AsOrganisersRead(zarr.storage.Store):
         # whoever zips my.zarr and not what is in it gets one folder more
         inside = [name for name in files.listdir("") if name.endswith(".zarr")]
         self.root = f"{inside[0]}/" if len(inside) == 1 else ""
-        self.folders = {crop_name(folder): folder for folder in files.listdir(self.root)}
+        folders = files.listdir(self.root)
+        _refuse_two_of_one(files.path, folders)
+        if self.root:
+            _refuse_beside(files.path, inside[0], files.listdir(""))
+        self.folders = {crop_name(folder): folder for folder in folders}
         """The folder in the store behind each name at the root."""
         self.crops = {name for name in self.folders if name.startswith("crop")}
 
@@ -174,6 +178,24 @@ class _AsOrganisersRead(zarr.storage.Store):
         """Whether a key is the .zgroup of the root or of a crop, which the organisers add."""
         folder = key.removesuffix(".zgroup").rstrip("/")
         return key.endswith(".zgroup") and (not folder or folder in self.crops)
+
+
+def _refuse_two_of_one(path: str, folders: Sequence[str]) -> None:
+    """Raises UserError for two folders of one crop, of which one would be left out."""
+    for name, times in Counter(map(crop_name, folders)).items():
+        if times > 1:
+            both = [folder for folder in folders if crop_name(folder) == name]
+            raise UserError(f"{path}: {' and '.join(both)} are both {name}; take one out")
+
+
+def _refuse_beside(path: str, enclosing: str, folders: Sequence[str]) -> None:
+    """Raises UserError for crops beside the folder that is taken for the whole."""
+    crops = [folder for folder in folders if crop_name(folder).startswith("crop")]
+    if crops:
+        raise UserError(
+            f"{path}: {crops[0]} beside {enclosing}, in which there are crops, too; take out what "
+            "is not to be scored"
+        )
 
 
 def _locate(path: Path) -> Path:

@@ -92,6 +92,11 @@ def _truths(job: SubmittedCrop) -> Iterator[Truth]:
         if mask_name in group:
             masked = arrays.open_array(group, mask_name, folder / mask_name)
             mask = arrays.read_array(masked, folder / mask_name)
+            if mask.shape != array.shape:
+                raise UserError(
+                    f"{folder / mask_name}: of shape {mask.shape}, and {name} of {array.shape}; "
+                    "write it on the voxels of the truth"
+                )
         yield Truth(
             crop=job.crop,
             name=name,

@@ -14,6 +14,7 @@ from torch import nn
 from common import runtime
 from common.config.code import network_code
 from common.config.heads import exclusive_channels
+from common.config.idle import idle_settings
 from common.config.settings import TrainConfig
 from common.data.samples import augment, loaders
 from common.data.samples.batches import Batch, Batches, training_batches, validation_batches
@@ -130,7 +131,13 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
         method=method_of(config, loss, forward, torch.from_numpy(weights).to(device)),
         training=training_batches(config, data, device),
         validation=build_validation(config, data, device, score_crops),
-        unusual=(*about_loss, *about_network, *frequencies.notices(config), *about_compiling),
+        unusual=(
+            *idle_settings(config),
+            *about_loss,
+            *about_network,
+            *frequencies.notices(config),
+            *about_compiling,
+        ),
     )
     state = first_state(config, model, precision, data=data, loss=loss)
     if ranks.rank():  # the weights are drawn: from here on each has random numbers of its own

@@ -116,3 +116,19 @@ def test_older_checkpoints_say_nothing(tiny, capfd):
     note_other_code(Path("old.pt"), {}, tiny.config())
     note_other_code(Path("now.pt"), {"network_code": code(tiny)}, tiny.config())
     assert capfd.readouterr().err == ""
+
+
+def test_a_partial_of_a_function_has_the_code_of_the_function(tiny):
+    before = code(tiny)
+    tiny.write(
+        "train_config.py",
+        """
+        import functools
+
+        from .data import classes, input_array_info, target_array_info
+        from .model import build_model as _build
+
+        build_model = functools.partial(_build)
+        """,
+    )
+    assert code(tiny) == before != ""

@@ -239,6 +239,10 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
             "raw_range = (0, 1, 2)",
             "raw_range = (0, 1, 2); write two numbers (low, high), low first",
         ),
+        (
+            "raw_range = (-float('inf'), 255)",
+            "raw_range = (-inf, 255); write two numbers (low, high), low first",
+        ),
         ("raw_range = ('0', '1')", "raw_range = ('0', '1'); write a flat list of numbers"),
         ("classes = [['mito', 'er']]", "classes = [['mito', 'er']]; write a flat list of names"),
         ("classes = {'mito': 1}", "classes = {'mito': 1}; write a flat list of names"),
@@ -481,6 +485,32 @@ def test_whole_numbers_fit_where_numbers_are_wanted(file):
     assert repr(load_config(file("learning_rate = 1")).learning_rate) == "1.0"
 
 
+def test_numbers_and_names_of_numpy_are_those_of_python(file):
+    text = """
+        import numpy as np
+        classes = list(np.array(["mito", "er"]))
+        epochs = np.int64(7)
+        learning_rate = np.float32(0.5)
+        channels_last = np.bool_(False)
+        raw_range = (np.float64(1), np.int32(2))
+        class_sampling_weights = {np.str_("er"): np.float64(2)}
+        scheduler = __import__("torch").optim.lr_scheduler.CosineAnnealingLR
+        """
+    config = load_config(file(text))
+    plain = {
+        "classes": ("mito", "er"),
+        "epochs": 7,
+        "learning_rate": 0.5,
+        "channels_last": False,
+        "raw_range": (1.0, 2),
+        "class_sampling_weights": {"er": 2.0},
+        # as long as the run
+        "scheduler_kwargs": {"T_max": 7},
+    }
+    record = config.record()
+    assert {name: record[name] for name in plain} == {n: repr(v) for n, v in plain.items()}
+
+
 def test_one_class_needs_no_list(file):
     assert load_config(file("classes = 'mito'")).classes == ("mito",)
 
@@ -528,6 +558,11 @@ def test_set_inside_a_dict_leaves_its_other_keys_and_the_dict_itself_alone(file)
     config = load_config(path, ["model_kwargs.b.c=9"], model_kwargs=given)
     assert config.model_kwargs == {"a": 1, "b": {"c": 9, "d": 3}}
     assert given == {"a": 1, "b": {"c": 2, "d": 3}}
+
+
+def test_a_key_is_taken_as_it_is_written(file):
+    config = load_config(file(), ["crop-sampling-weights.jrc_hela-2/*=2"])
+    assert config.crop_sampling_weights == {"jrc_hela-2/*": 2}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,19 @@ def test_a_split_without_the_asked_for_usage(experiment):
         find(tiny.config())
 
 
+def test_two_crops_of_one_name_are_refused(experiment, tmp_path):
+    tiny = experiment()
+    other = tmp_path / "elsewhere" / tiny.store.name
+    shutil.copytree(tiny.store, other)
+    text = tiny.config().path("datasplit_path").read_text()
+    (row,) = [line for line in text.splitlines() if "crop3" in line]
+    twice = row.replace(f"{tiny.store.relative_to(tiny.data)}", str(other))
+    (tiny.folder / "datasplit.csv").write_text(f"{text}{twice}\n")
+    with pytest.raises(UserError, match="two crops are called tiny/crop3, .* one would take"):
+        find(tiny.config(), "validate")
+    assert names(find(tiny.config(), "train")) == ["tiny/crop1", "tiny/crop2"]
+
+
 def test_test_crops_need_a_manifest(experiment):
     with pytest.raises(UserError, match="no manifest of test crops"):
         find(experiment().config(), "test")
@@ -182,6 +196,14 @@ def test_a_whole_volume(volume):
 def test_a_box_of_a_volume_in_nm_within_the_volume(volume, roi, lower, upper):
     found = of_volume(volume, roi)
     np.testing.assert_allclose((found.lower, found.upper), (lower, upper))
+
+
+def test_a_box_that_reaches_beyond_the_volume_is_cut_and_that_is_said(volume, capsys):
+    of_volume(volume, "-4.5:76.5,:,:")
+    assert "note" not in capsys.readouterr().err
+    of_volume(volume, "-4:100,:,:")
+    told = "--roi -4:100,:,:: reaches beyond"
+    assert told in capsys.readouterr().err
 
 
 def test_boxes_that_differ_have_folders_that_differ(volume):

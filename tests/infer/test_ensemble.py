@@ -16,9 +16,11 @@ from common.data.volumes.ngff import open_levels, write_multiscale
 from common.data.volumes.raw import Raw
 from common.data.volumes.records import read_prediction
 from common.errors import UserError
-from common.infer import predict
+from common.files import sha256_of_file
+from common.infer import ensemble, predict
 from common.infer.process import process
 from common.score.evaluate import evaluate
+from common.train import weights_file
 
 LOGITS = {"content": "logits", "dtype": "float32"}
 
@@ -231,6 +233,24 @@ def test_a_network_of_another_experiment_knows_the_volumes_of_its_training(exper
     )
     (group,) = tiny.folder.glob("predictions/*/here/*/crop3/er")
     assert read_prediction(group).raw_scaling == scaling
+
+
+def test_weights_and_hash_are_of_one_file_where_a_run_replaces_it(tmp_path, monkeypatch):
+    path = tmp_path / "best.pt"
+    newer = tmp_path / "newer.pt"
+    torch.save({"weight": torch.zeros(1)}, path)
+    torch.save({"weight": torch.ones(1)}, newer)
+    original = weights_file.read
+
+    def read_and_replaced(path):
+        saved = original(path)
+        if newer.exists():
+            newer.replace(path)
+        return saved
+
+    monkeypatch.setattr(weights_file, "read", read_and_replaced)
+    saved, digest = ensemble._read(path)
+    assert saved["weight"] == 1 and digest == sha256_of_file(path)
 
 
 def test_what_is_there_is_known_by_all_its_checkpoints(seeds, capfd):

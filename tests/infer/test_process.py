@@ -861,7 +861,7 @@ def test_thresholds_of_another_run_are_refused(experiment):
         run(tiny)
 
 
-def test_thresholds_of_process_config_go_before_tuned_ones(experiment):
+def test_thresholds_of_process_config_go_before_tuned_ones(experiment, capsys):
     tiny = experiment()
     tuned(tiny, mito=0.7, er=0.8)
     assert load_recipe(tiny.config()).threshold("mito") == 0.7
@@ -873,6 +873,8 @@ def test_thresholds_of_process_config_go_before_tuned_ones(experiment):
     assert list(recipe.checkpoints) == ["er"]
     tuned(tiny, run="another/run", er=0.8)
     assert load_recipe(tiny.config()).threshold("er") == 0.5
+    told = f"has thresholds of er for another/run and none for {RUN}, which has 0.5 there"
+    assert told in capsys.readouterr().err
 
 
 def test_thresholds_of_another_checkpoint_are_said(experiment, capsys):

@@ -298,6 +298,18 @@ def test_a_score_that_the_metric_left_something_out_of_is_marked_and_sorted_last
     assert '<td class="number" data-value="" title="The metric left out mito' in found.source
 
 
+def test_a_score_of_other_crops_is_marked_and_sorted_last(tmp_path):
+    scores = {"metric": "CellMap", "overall_score": 0.5, "classes": {}}
+    for name, file in (("all", "scores.json"), ("train", "scores_train.json")):
+        make_run(tmp_path, f"a/m/{name}", [0.4])
+        write_scores(tmp_path / f"a/results/m/{name}", scores, file)
+    # a run with both is shown by that which others have
+    write_scores(tmp_path / "a/results/m/all", scores | {"overall_score": 0.9}, "scores_28.json")
+    found = page(tmp_path)
+    assert found.column(8) == ["0.5000", "0.5000*"]
+    assert "This score is of scores_train.json, and those of other runs are of" in found.source
+
+
 def test_a_best_run_that_predicts_too_many_objects_is_not_called_best_without_a_word(tmp_path):
     make_run(tmp_path, "a/m/noise", [0.4])
     write_scores(tmp_path / "a/results/m/noise", noise_scores(0.99))

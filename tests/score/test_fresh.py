@@ -84,3 +84,10 @@ def test_volumes_of_other_programs_are_packed(tiny, packed):
         path.write_text(json.dumps(attributes))
     (tiny.folder / "process_config.py").unlink()
     assert packed()[0] == 0
+
+
+def test_predictions_in_the_place_of_masks_are_not_scored(tiny, run):
+    code, said, error = run(
+        "evaluate", tiny.folder, "--data", tiny.data, "--set", f"processed_path={tiny.config().path('predictions_path')}"
+    )
+    assert code == 2 and "written by predict, and no mask or ids yet" in said + error

@@ -15,6 +15,7 @@ import zarr
 
 from common.data.splits.manifest import Entry
 from common.data.volumes.ngff import write_multiscale
+from common.errors import UserError
 from common.score import packing, submission
 from common.score.packing import pack
 from common.score.submission import check, opened
@@ -87,6 +88,26 @@ def everything_in(path: Path) -> dict[str, np.ndarray]:
 
 
 # packing
+
+
+def test_what_predict_wrote_is_not_packed_for_a_mask(tmp_path, source_of):
+    # of probabilities in 255ths each one above 0 would be the class
+    for path in source_of(ECS), source_of(MITO):
+        attributes = {"prediction": {"content": "probability", "dtype": "uint8", "key": "a"}}
+        write_multiscale(path, IDS, (8, 8, 8), (100, 200, 300), chunk=8, attributes=attributes)
+    with pytest.raises(UserError, match="crop1/ecs: written by predict, and no mask or ids yet"):
+        pack(ENTRIES, source_of, tmp_path / "submission.zip", silent)
+
+
+@pytest.mark.parametrize("enclosed", [False, True])
+def test_two_folders_of_one_crop_are_refused(tmp_path, packed, enclosed):
+    store = unzipped(packed, tmp_path / ("outer/mine.zarr" if enclosed else "mine"))
+    place = store.parent if enclosed else store
+    shutil.copytree(store / "crop1", place / ("crop1" if enclosed else "1"))
+    told = "crop1 beside mine.zarr" if enclosed else "crop1"
+    with pytest.raises(UserError, match=told), opened(place):
+        pass
+
 
 
 def test_what_is_packed_is_read_back(packed):

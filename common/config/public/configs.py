@@ -379,6 +379,14 @@ def translate_data(given: Mapping[str, Any]) -> Translation:
     return Translation(draft.settings, tuple(draft.notes), draft.problems)
 
 
+def _note_misspelt(path: Path, names: Mapping[str, Any], known: set[str]) -> None:
+    """Note names of a process configuration that stand for settings, and are none."""
+    for name in _settings_in(names):
+        near = difflib.get_close_matches(name.lower(), known, 1, 0.8)
+        if name not in known and near:
+            note_once(f"{path.name}: {name} has no effect (the setting is '{near[0]}')")
+
+
 def translate_process(path: Path, names: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a public process configuration.
 
@@ -388,6 +396,7 @@ def translate_process(path: Path, names: Mapping[str, Any]) -> dict[str, Any]:
     if names.get("device") not in (None, "cpu"):
         note_once(f"{path.name}: device has no effect: process works on the CPU")
     known = {row.name for row in describe(ProcessConfig)}
+    _note_misspelt(path, names, known)
     settings = {}
     for name, value in names.items():
         if name in known and value is not None and not isinstance(value, types.ModuleType):

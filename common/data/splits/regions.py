@@ -6,6 +6,7 @@ volume.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,8 @@ def find(
     chosen: dict[str, Region] = {}
     for word in _words(crops):
         for region in _regions(word, rows, tests, root):
-            chosen[str(region)] = region
+            before = chosen.setdefault(str(region), region)
+            _refuse_namesakes(before, region)
     if not with_test:
         _refuse_held_out(crops, held_out & set(chosen), path)
     if not chosen:
@@ -131,6 +133,17 @@ def find(
             "names of crops"
         )
     return list(chosen.values())
+
+
+def _refuse_namesakes(before: Region, region: Region) -> None:
+    """Raise UserError for two crops of one name, whose results would have one folder."""
+    places = [os.path.normpath(each.truth or each.raw) for each in (before, region)]
+    if places[0] != places[1]:
+        raise UserError(
+            f"two crops are called {region}, {places[0]} and {places[1]}, and one would take the "
+            "place of the other; give the store of one another name, or write it into a datasplit "
+            "of its own"
+        )
 
 
 def _refuse_held_out(crops: str, held_out: Collection[str], path: Path) -> None:
@@ -232,7 +245,11 @@ def _box_within(
     high = _bounds(match.groups()[1::2], upper)
     if (low >= high).any() or (low >= upper).any() or (high <= lower).any():
         raise UserError(f"--roi {roi}: no box within {path}, which is {box_text(lower, upper)} nm")
-    return np.maximum(low, lower), np.minimum(high, upper)
+    within = np.maximum(low, lower), np.minimum(high, upper)
+    # less is what rounding of bounds leaves
+    if (np.abs(within[0] - low) > 1).any() or (np.abs(within[1] - high) > 1).any():
+        note(f"--roi {roi}: reaches beyond {path}, and is cut to {box_text(*within)}")
+    return within
 
 
 def _bounds(texts: Iterable[str | None], otherwise: np.ndarray) -> np.ndarray:

@@ -254,6 +254,18 @@ def _checked(group: Path, name: str, make: Callable[[Any], Record], stored: Any)
     return record
 
 
+def refuse_predicted(group: Path) -> None:
+    """Raises UserError for what predict wrote where a mask or ids are wanted.
+
+    Of probabilities in 255ths every voxel above 0 would count.
+    """
+    if read_processed(group) is None and read_prediction(group) is not None:
+        raise UserError(
+            f"{group}: written by predict, and no mask or ids yet; run process, and give the "
+            "folder that it writes"
+        )
+
+
 def is_damaged(group: Path) -> bool:
     """Return whether the .zattrs of a group, or a record in it, cannot be read."""
     try:

@@ -1,0 +1,48 @@
+"""Settings without anything to do in a run are told."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from common.config.idle import idle_settings
+from common.config.settings import TrainConfig
+
+PLAIN = TrainConfig(lambda classes: None, ("mito",), {}, {}, epochs=10)
+
+
+@pytest.mark.parametrize(
+    ("beside", "name", "value"),
+    [
+        ({}, "early_stopping_patience", 10),
+        ({}, "preview_every", 11),
+        ({}, "validation_score_every", 11),
+        ({"weight_loss": False}, "pos_weight_cap", 50.0),
+        ({"weighted_sampler": False}, "positive_centre_fraction", 0.8),
+        ({}, "intensity_probability", 0.9),
+        ({"num_workers": 0}, "worker_time_limit", 5.0),
+        ({}, "mlflow_uri", "http://host:5000"),
+    ],
+)
+def test_a_setting_without_effect_is_told_and_one_with_effect_is_not(beside, name, value):
+    (sentence,) = idle_settings(dataclasses.replace(PLAIN, **beside, **{name: value}))
+    assert sentence.startswith(f"{name} = {value!r} ")
+    active = {
+        "early_stopping_patience": 9,
+        "preview_every": 10,
+        "validation_score_every": 10,
+    }
+    helped = {
+        "intensity_probability": {"noise_std": 0.1},
+        "mlflow_uri": {"trackers": ("mlflow",)},
+    }
+    used = {**helped.get(name, {}), name: active.get(name, value)}
+    assert idle_settings(dataclasses.replace(PLAIN, **used)) == []
+
+
+def test_defaults_are_not_told_whatever_stands_beside_them():
+    config = dataclasses.replace(
+        PLAIN, weight_loss=False, weighted_sampler=False, num_workers=0, trackers=()
+    )
+    assert idle_settings(config) == []
