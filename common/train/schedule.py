@@ -7,6 +7,7 @@ Schedulers are built and stepped in `common.train.optim`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import warnings
@@ -44,6 +45,7 @@ def try_out(config: TrainConfig, model: nn.Module) -> list[str]:
     in the experiment's own code is passed on unchanged.
     """
     optimizer = first_optimizer(config, _Like(model))
+    unusual = _unheeded(config, optimizer)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
@@ -51,7 +53,7 @@ def try_out(config: TrainConfig, model: nn.Module) -> list[str]:
     # after the scheduler, which counts its steps
     with _refusals(config, "optimizer", "give one whose step() needs no arguments"):
         optimizer.step()
-    unusual = _endless_warm_up(config)
+    unusual += _endless_warm_up(config)
     if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
         return unusual
     rates = []
@@ -279,6 +281,35 @@ def _advice(config: TrainConfig, step: int) -> str:
         f"this ends {unit} {step} of {_length(config).steps}: it is stepped once an {unit}, so "
         f"write a length in {unit}s, or leave its length out"
     )
+
+
+OF_SETTINGS = {"lr": "learning_rate", "weight_decay": "weight_decay"}
+"""Keywords that an optimiser is called with, and the settings that they are."""
+
+
+def _unheeded(config: TrainConfig, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return a sentence for each rate or decay that is written and not trained with."""
+    keywords: dict[str, Any] = {}
+    if isinstance(config.optimizer, functools.partial):
+        keywords = config.optimizer.keywords
+    sentences = []
+    for keyword, name in OF_SETTINGS.items():
+        value = getattr(config, name)
+        if keywords.get(keyword, value) != value:
+            sentences.append(
+                f"{keyword} = {keywords[keyword]} of the functools.partial in optimizer has no "
+                f"effect: it is called with the setting {name} = {value}"
+            )
+    # an optimiser of one's own need not have a rate
+    rates = {float(group["lr"]) for group in optimizer.param_groups if group.get("lr") is not None}
+    # a rate may be a tensor of float32
+    heeded = [math.isclose(rate, config.learning_rate, rel_tol=1e-6) for rate in rates]
+    if rates and not any(heeded):
+        sentences.append(
+            f"learning_rate = {config.learning_rate} has no effect: optimizer trains at "
+            f"{', '.join(f'{rate:g}' for rate in sorted(rates))}"
+        )
+    return sentences
 
 
 def _endless_warm_up(config: TrainConfig) -> list[str]:

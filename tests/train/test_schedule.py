@@ -275,6 +275,26 @@ def test_an_ordinary_schedule_is_tried_without_a_word(experiment, scheduler, kwa
     assert schedule.try_out(config, build_model(config, torch.device("cpu"))) == []
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "told"),
+    [
+        (functools.partial(torch.optim.AdamW, lr=0.3), "lr = 0.3 of the functools.partial"),
+        (
+            lambda parameters, lr, weight_decay: torch.optim.SGD(parameters, lr=0.5),
+            "learning_rate = 0.01 has no effect: optimizer trains at 0.5",
+        ),
+        (functools.partial(torch.optim.AdamW, lr=0.01, betas=(0.8, 0.9)), ""),
+    ],
+)
+def test_a_rate_that_is_written_and_not_trained_with_is_told(experiment, optimizer, told):
+    from common.train import schedule
+
+    config = experiment(learning_rate=0.01).config(optimizer=optimizer)
+    sentences = schedule.try_out(config, torch.nn.Conv3d(1, 3, 1))
+    assert len(sentences) == bool(told)
+    assert told in "".join(sentences)
+
+
 def test_a_continued_run_may_change_its_scheduler_and_says_what_changes(experiment, capsys):
     tiny = with_scheduler(experiment, "StepLR", "{'step_size': 1}", epochs=2)
     tiny.train()
