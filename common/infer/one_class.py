@@ -190,8 +190,8 @@ def stages_of(making: Making, folder: Path, record: ProcessedRecord) -> Stages |
 class Source:
     """What a worker makes masks by."""
 
-    folder: Path
-    """Of the experiment."""
+    config_path: Path
+    """process_config.py, or what process_config_path names."""
     code: str
     name: str
     threshold: float
@@ -202,7 +202,7 @@ class Source:
         """That of a class."""
         recipe = making.recipe
         return cls(
-            recipe.path.parent,
+            recipe.path,
             recipe.code,
             making.name,
             recipe.threshold(making.name),
@@ -213,7 +213,7 @@ class Source:
 @lru_cache(maxsize=1)
 def _recipe_of(source: Source) -> Recipe:
     """The recipe in a worker. Raises FileError for another than the caller's."""
-    recipe = read_recipe(source.folder)
+    recipe = read_recipe(source.config_path)
     if recipe.code != source.code:
         raise FileError(
             f"{recipe.path}: another one than this worker's caller has; let both see the same files"
