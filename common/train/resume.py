@@ -6,11 +6,12 @@ take the weights of another file.
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from common.data.samples.validation_blocks import BLOCK_ORDER
 from common.errors import UserError
 from common.files import replacing, sweep
 from common.model import seen_range
-from common.talk import note, some
+from common.talk import nm, note, some
 from common.train import average, optim, ranks, schedule, weights_file
 from common.train.checkpoint import (
     OF_OTHERS,
@@ -91,6 +92,7 @@ def _begin_with(given: Path, config: TrainConfig, state: State) -> str:
     if is_whole(saved):
         refuse_other_classes(given, saved, config.channels)
         load_weights(state.model, saved, given)
+        _note_other_input(given, saved, config)
         average.begin_again(state.ema, state.model)
         return f"starting at epoch 0 with the weights of {given} (epoch {saved['epoch']})"
     weights_file.load_weights(state.model, saved, given)
@@ -102,6 +104,30 @@ def _begin_with(given: Path, config: TrainConfig, state: State) -> str:
         f"starting at epoch 0 with the weights of {given}; nothing else was taken from it, and it "
         f"does not say of which classes its channels are: here they are {some(config.channels)}"
     )
+
+
+OF_INPUT = ("raw_range", "raw_normalization", "raw_sections", "softmax")
+"""Settings by which weights know what they are given, and what is made of what they give."""
+
+
+def _note_other_input(given: Path, saved: dict[str, Any], config: TrainConfig) -> None:
+    """Note that a run begins with weights that learnt from another kind of input.
+
+    That may be meant, as in fine-tuning on other voxels, and is learnt anew.
+    """
+    before = TrainConfig.recorded_defaults() | saved["settings"]
+    now = config.record()
+    texts = []
+    for name in OF_INPUT:
+        if before[name] != now[name]:
+            texts.append(f"{name} {before[name]}, here {now[name]}")
+    with suppress(KeyError, ValueError, SyntaxError):  # as of another program
+        scale = ast.literal_eval(before["input_array_info"])["scale"]
+        own = config.input_array_info["scale"]
+        if tuple(scale) != tuple(own):
+            texts.append(f"raw of {nm(scale)} nm, here {nm(own)} nm")
+    if texts:
+        note(f"{given}: its weights were trained with {'; '.join(texts)}")
 
 
 def raw_scalings(config: TrainConfig) -> Scalings:

@@ -190,6 +190,21 @@ def test_best_and_given_checkpoints_are_loaded_when_asked_for(experiment):
     assert started.epochs == 1
 
 
+def test_given_weights_that_learnt_from_another_input_are_told(experiment, capsys):
+    from common.train.resume import _note_other_input
+
+    tiny = experiment()
+    saved = {"settings": tiny.config().record()}
+    _note_other_input(Path("best.pt"), saved, tiny.config())
+    assert capsys.readouterr().err == ""
+    scales = [f"{name}_array_info.scale=(16, 16, 16)" for name in ("input", "target")]
+    _note_other_input(Path("best.pt"), saved, tiny.config(*scales, raw_normalization="zscore"))
+    assert capsys.readouterr().err == (
+        "note: best.pt: its weights were trained with raw_normalization 'range', here 'zscore'; "
+        "raw of 8 nm, here 16 nm\n"
+    )
+
+
 def test_scratch_does_not_write_over_a_run(experiment):
     tiny = experiment()
     before = weights(tiny.train())
