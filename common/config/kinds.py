@@ -100,7 +100,7 @@ def fit(hint: Any, value: Any) -> tuple[Any, str]:
 
 
 def plain(value: Any) -> Any:
-    """The value with Python's own numbers and texts for those of NumPy, also within lists and dicts.
+    """The value with Python's own numbers and texts for NumPy's, also within lists and dicts.
 
     By its text, np.float64(0.001) on record is another setting than 0.001. An np.str_ among the
     classes would be an object in checkpoints, which are read without objects.

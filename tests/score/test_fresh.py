@@ -87,7 +87,7 @@ def test_volumes_of_other_programs_are_packed(tiny, packed):
 
 
 def test_predictions_in_the_place_of_masks_are_not_scored(tiny, run):
-    code, said, error = run(
-        "evaluate", tiny.folder, "--data", tiny.data, "--set", f"processed_path={tiny.config().path('predictions_path')}"
-    )
+    predictions = tiny.config().path("predictions_path")
+    words = ("--data", tiny.data, "--set", f"processed_path={predictions}")
+    code, said, error = run("evaluate", tiny.folder, *words)
     assert code == 2 and "written by predict, and no mask or ids yet" in said + error
