@@ -197,12 +197,27 @@ def _left(folder: Path, wanted: Mapping[str, ProcessedRecord], overwrite: bool) 
     """The classes that are not there as they would be made now."""
     left = []
     for name, record in wanted.items():
+        _refuse_foreign(folder / name)
         if overwrite or not ledger.is_processed(folder / name, record):
             left.append(name)
         else:
             # of a call with --overwrite that was killed
             clear_stages(folder, name)
     return left
+
+
+def _refuse_foreign(group: Path) -> None:
+    """Raises UserError for what process did not write, whatever overwrite says.
+
+    It may be a prediction, where both have one folder, or a user's own work.
+    """
+    if records.is_damaged(group) or records.read_processed(group) is not None:
+        return
+    # an empty group is what a call that was killed at once leaves
+    if group.is_dir() and any(path.name != ".zgroup" for path in group.iterdir()):
+        raise UserError(
+            f"{group}: not written by process; set another processed_path, or remove it"
+        )
 
 
 def _process_classes(

@@ -429,6 +429,17 @@ def test_functions_of_this_repository_are_part_of_the_hash(experiment, monkeypat
     assert len({*found, read_recipe(tiny.folder).code}) == 5
 
 
+def test_what_process_did_not_write_is_not_replaced(experiment):
+    tiny = experiment()
+    values = np.full((24, 24, 24), 200, np.uint8)
+    path = write_prediction(tiny, "mito", values)
+    predictions = tiny.config().path("predictions_path")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="crop3/mito: not written by process; set another"):
+            run(tiny, overrides=[f"processed_path={predictions}"], overwrite=overwrite)
+    np.testing.assert_array_equal(zarr.open_array(str(path / "s0"))[...], values)
+
+
 def test_what_lost_a_chunk_since_it_was_written_is_made_anew(done):
     written = Path(done.config().path("processed_path") / "tiny.zarr/crop3/mito")
     ngff.open_levels(written)[0].chunk_file((1, 1, 1)).unlink()
