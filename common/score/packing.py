@@ -14,7 +14,7 @@ from common.classes import INSTANCES
 from common.data.splits.manifest import Entry
 from common.data.volumes import regrid
 from common.data.volumes.ngff import Level, open_levels
-from common.data.volumes.records import refuse_lost_chunks, refuse_predicted
+from common.data.volumes.records import is_damaged, refuse_lost_chunks, refuse_predicted
 from common.errors import UserError, refuse
 from common.files import replacing
 from common.score import gaps, submission
@@ -90,9 +90,9 @@ def _levels(
 
 def _level_of(entry: Entry, path: Path, check: Check) -> Level | Gap:
     """The finest level of a processed volume, if it is whole and large enough."""
-    if not path.is_dir():
-        sentence = f"{path}: no such volume; run predict and process for it"
-        return Gap(entry, gaps.NOT_PROCESSED, sentence)
+    absent = _not_processed(path)
+    if absent:
+        return Gap(entry, gaps.NOT_PROCESSED, absent)
     try:
         levels = open_levels(path)
         refuse_lost_chunks(path, "process")
@@ -107,14 +107,23 @@ def _level_of(entry: Entry, path: Path, check: Check) -> Level | Gap:
         sentence = f"{path}: {short}; run predict and process for the whole crop"
         return Gap(entry, gaps.TOO_SMALL, sentence)
     try:
-        refuse_predicted(path)
-    except UserError as error:
-        return Gap(entry, gaps.NOT_PROCESSED, str(error))
-    try:
         check(entry)
     except UserError as error:
         return Gap(entry, gaps.STALE, str(error))
     return levels[0]
+
+
+def _not_processed(path: Path) -> str:
+    """Why a volume is none of `process`, or of another program; "" if it may be."""
+    if not path.is_dir():
+        return f"{path}: no such volume; run predict and process for it"
+    if is_damaged(path):  # which opening it tells
+        return ""
+    try:
+        refuse_predicted(path)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _refusal(lacking: Sequence[Gap], entries: Sequence[Entry], *, has_some: bool) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +136,7 @@ def test_two_crops_of_one_name_are_refused(experiment, tmp_path):
     (row,) = [line for line in text.splitlines() if "crop3" in line]
     twice = row.replace(f"{tiny.store.relative_to(tiny.data)}", str(other))
     (tiny.folder / "datasplit.csv").write_text(f"{text}{twice}\n")
-    with pytest.raises(UserError, match="two crops are called tiny/crop3, .* one would take"):
+    with pytest.raises(UserError, match=r"two crops are called tiny/crop3, .* one would take"):
         find(tiny.config(), "validate")
     assert names(find(tiny.config(), "train")) == ["tiny/crop1", "tiny/crop2"]
 

@@ -109,7 +109,6 @@ def test_two_folders_of_one_crop_are_refused(tmp_path, packed, enclosed):
         pass
 
 
-
 def test_what_is_packed_is_read_back(packed):
     found = everything_in(packed)
     np.testing.assert_array_equal(found["crop1/mito"], IDS)
