@@ -6,7 +6,6 @@ import difflib
 import functools
 import inspect
 import math
-import operator
 import os
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -156,11 +155,8 @@ def _array_info(info: dict) -> tuple[dict, str]:
             f"{wanted}, of raw, which has no name; several are not supported, but further channels "
             "of this shape and scale, by the paths of their volumes: input_channels"
         )
-    try:
-        shape = tuple(operator.index(size) for size in info["shape"])
-        scale = tuple(float(size) for size in info["scale"])
-    except (KeyError, TypeError, ValueError):
-        return info, wanted
+    shape = _numbers(int, info.get("shape"))
+    scale = _numbers(float, info.get("scale"))
     if len(shape) == 2:  # a 2-D patch is one voxel thick
         shape = (1, *shape)
         if len(scale) == 2:
@@ -170,6 +166,16 @@ def _array_info(info: dict) -> tuple[dict, str]:
     if min(shape) < 1 or not all(0 < size < math.inf for size in scale):
         return info, wanted
     return {"shape": shape, "scale": scale}, ""
+
+
+def _numbers(kind: type, given: Any) -> tuple[Any, ...]:
+    """Numbers that are listed in whatever way, as of that kind; () where one is none."""
+    given = given.tolist() if hasattr(given, "tolist") else given
+    listed = list(given) if isinstance(given, Iterable) else []
+    # True is no voxel, and "888" no list
+    if isinstance(given, str) or not all(is_a(kind, number) for number in listed):
+        return ()
+    return tuple(kind(number) for number in listed)
 
 
 def _patch_problems(values: Mapping[str, Any]) -> list[str]:

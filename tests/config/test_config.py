@@ -395,6 +395,8 @@ def test_a_data_root_is_a_folder_on_this_machine(file, address, monkeypatch):
         "{'shape': (20, 20, 20), 'scale': (8, 8, -8)}",
         "{'shape': (20, 20, 20), 'scale': (8, 8, float('nan'))}",
         "{'shape': (20,), 'scale': (8,)}",
+        "{'shape': (True, 20, 20), 'scale': (8, 8, 8)}",
+        "{'shape': (20, 20, 20), 'scale': '888'}",
         "{'shape': (20, 20, 20), 'scale': (8, 8, 8), 'name': 'em'}",
     ],
 )

@@ -414,7 +414,7 @@ def test_the_engine_is_found_where_it_is_imported_from():
 def test_functions_of_this_repository_are_part_of_the_hash(experiment, monkeypatch, tmp_path):
     tiny = experiment()
     monkeypatch.setattr(recipe_module, "IMPORT_ROOT", tmp_path)
-    for room in ("infer", "data", "score"):
+    for room in ("infer", "data/volumes", "score"):
         (tmp_path / "common" / room).mkdir(parents=True)
     configured(
         tiny,
@@ -423,7 +423,7 @@ def test_functions_of_this_repository_are_part_of_the_hash(experiment, monkeypat
         "import common.score.challenge\n" + ABOVE,
     )
     found = []
-    for name in ("infer/instances", "data/ngff", "score/challenge", "infer/instances"):
+    for name in ("infer/instances", "data/volumes/ngff", "score/challenge", "infer/instances"):
         found.append(read_recipe(tiny.folder).code)
         (tmp_path / "common" / f"{name}.py").write_text(f"version = {len(found)}")
     assert len({*found, read_recipe(tiny.folder).code}) == 5
