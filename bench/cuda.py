@@ -8,7 +8,8 @@ patch and batch of its folder and random weights, on drawn crops:
 
 - training: samples/s of the trainer's epoch, of the same steps on one batch that is in memory
   already ("bare"), and the share of the time that it waits for data;
-- prediction: voxels/s of a whole prediction with 48 classes, of the forward passes alone ("bare");
+- prediction: voxels/s of a whole prediction with 48 classes, of the forward passes alone ("bare"),
+  and below the table where the time of one goes, by stage (`bench/spent.py`);
 - the most memory of the device that either took;
 - the mean loss of the last tenth of some iterations from one start, in fp32 and in bf16, and the
   largest difference of one iteration.
@@ -86,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 measured_so_far = {"about": about, "tests": tests, "experiments": rows}
                 options.json.write_text(json.dumps(measured_so_far, indent=2) + "\n")
     print(table(rows, about))
+    for experiment, found in rows.items():
+        if "predict" in found:
+            print(f"\n{experiment}, a prediction:\n{where_time_goes(found['predict'])}")
     failed = [name for name, found in rows.items() if "problem" in found]
     if failed:
         raise SystemExit(f"failed, for the reasons above: {', '.join(failed)}")
@@ -238,13 +242,14 @@ def losses(case: Case, precision: str) -> list[float]:
     return of_steps
 
 
-def prediction(case: Case) -> dict[str, float]:
-    """Voxels/s end to end and of the forward passes, GB of the device."""
+def prediction(case: Case) -> dict[str, Any]:
+    """Voxels/s end to end and of the forward passes, GB of the device, seconds by stage."""
     from dataclasses import replace
 
     import torch
 
     from bench.predict import bare, predicted, write_volume
+    from bench.spent import clocks
     from common.data.splits import regions
     from common.infer.ensemble import load_network
     from common.train import checkpoint
@@ -271,9 +276,13 @@ def prediction(case: Case) -> dict[str, float]:
     predicted(config, replace(network, forward=keep), region, 0)
     memory = most_memory_gb(setup.device)
     bare(network, blocks[:1])
+    with clocks(setup.device.type) as spent:
+        clocked = predicted(config, network, region, 0)
     voxels = case.side**3
     return {
         "voxels": voxels,
+        "spent": spent.seconds,
+        "wall": clocked.wall,
         "ours": voxels / predicted(config, network, region, 0).wall,
         "bare": voxels / bare(network, blocks).wall,
         "window": blocks[0].shape[-1],
@@ -305,6 +314,13 @@ def about_machine(device: str) -> dict[str, str]:
         "commit": provenance(REPOSITORY).get("commit", "unknown"),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def where_time_goes(found: dict[str, Any]) -> str:
+    """Of what `prediction` found, stage by stage."""
+    from bench.spent import table as table_of_stages
+
+    return table_of_stages(found["spent"], found["wall"])
 
 
 HEADS = (

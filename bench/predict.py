@@ -9,7 +9,7 @@ is the median of the rounds', beside the load that other work made and the ratio
 which other work changes less. What output costs depends on how it
 compresses: once the output layer is as random as the rest, once it gives the classes frequencies
 between 0.2 % and 27 %. Memory is the most that a fresh process held, for two volumes that are both
-larger than a block.
+larger than a block. Then where the time goes, by stage: in a prediction more, with clocks in it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.side_by_side import in_own_process
+from bench.spent import clocks, table
 
 SIDES = {"cpu": (256, 512), "cuda": (512, 768)}
 """Voxels along an edge of the volumes: of that for speed, and of a larger one for memory."""
@@ -57,6 +58,8 @@ class Case:
     rounds: int
     classes: int
     """Of unet8's, the first."""
+    codec: str = "zstd"
+    """Setting predictions_codec."""
 
     def words(self) -> list[str]:
         """As `from_words` takes it."""
@@ -65,9 +68,9 @@ class Case:
     @classmethod
     def from_words(cls, words: Sequence[str]) -> Case:
         """Of a command line."""
-        scratch, side, device, block, output, rounds, classes = words
-        numbers = {"rounds": int(rounds), "classes": int(classes)}
-        return cls(Path(scratch), int(side), device, int(block), output, **numbers)
+        scratch, side, device, block, output, rounds, classes, codec = words
+        others = {"rounds": int(rounds), "classes": int(classes), "codec": codec}
+        return cls(Path(scratch), int(side), device, int(block), output, **others)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Clock:
         return Cost(time.perf_counter() - self.wall, time.process_time() - self.processor)
 
 
-def settings(scratch: Path, device: str, classes: int):
+def settings(scratch: Path, device: str, classes: int, codec: str = "zstd"):
     """unet8_all with its first classes, everything it writes in a scratch folder."""
     from common.config.load import load_config
     from common.files import REPOSITORY
@@ -101,7 +104,8 @@ def settings(scratch: Path, device: str, classes: int):
         f"{name}_path": str(scratch / name)
         for name in ("model_save", "predictions", "cache", "data")
     }
-    config = load_config(REPOSITORY / "unet8_all", **folders, device=device)
+    others = {"device": device, "predictions_codec": codec}
+    config = load_config(REPOSITORY / "unet8_all", **folders, **others)
     return replace(config, classes=config.classes[:classes])
 
 
@@ -151,7 +155,7 @@ def prepare(case: Case):
     from common.data.splits import regions
     from common.infer.ensemble import load_network
 
-    config = settings(case.scratch, case.device, case.classes)
+    config = settings(case.scratch, case.device, case.classes, case.codec)
     path = case.scratch / f"noise{case.side}.zarr"
     if not path.is_dir():
         write_volume(path, case.side)
@@ -201,6 +205,8 @@ def speed(case: Case) -> dict:
         whole.append(predicted(config, network, region, case.block))
         passes.append(bare(network, blocks))
     voxels = case.side**3
+    with clocks(case.device) as spent:
+        clocked = predicted(config, network, region, case.block)
     pairs = list(zip(passes, whole, strict=True))
     chunks = config.path("predictions_path").rglob("s0/*/*/*")
     stored = sum(path.stat().st_size for path in chunks)
@@ -219,6 +225,8 @@ def speed(case: Case) -> dict:
         "load": os.getloadavg()[0],
         "windows": f"{len(blocks)} of {' x '.join(map(str, blocks[0].shape[2:]))}",
         "about": f"{name}, {network.record.precision}",
+        "spent": spent.seconds,
+        "wall": clocked.wall,
     }
 
 
@@ -244,10 +252,11 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--classes", type=int, default=48)
+    parser.add_argument("--codec", choices=["zstd", "lz4"], default="zstd")
     parser.add_argument(
         "--quick", action="store_true", help="a small volume, and memory with small blocks"
     )
-    parser.add_argument("--measure", nargs=8)
+    parser.add_argument("--measure", nargs=9)
     options = parser.parse_args()
     if options.measure:
         what, *words = options.measure
@@ -269,7 +278,14 @@ def main() -> None:
         found = {}
         for output in OUTPUTS:
             case = Case(
-                scratch, side, options.device, 0, output, rounds=rounds, classes=options.classes
+                scratch,
+                side,
+                options.device,
+                0,
+                output,
+                rounds=rounds,
+                classes=options.classes,
+                codec=options.codec,
             )
             found[output] = in_process("speed", case)
         held = []
@@ -297,6 +313,9 @@ def main() -> None:
             f"{row['processor']:>11.2f}"
         )
         print(f"{output:<12}{row['compressed']:>10.1f}x{rates}{row['load']:>7.1f}")
+    for output, row in found.items():
+        print(f"\nwhere the time goes, {output}:\n{table(row['spent'], row['wall'])}")
+    print()
     for n, peak in zip(edges, held, strict=True):
         device = f", of the device {peak['device']:.2f} GB" if options.device == "cuda" else ""
         print(f"peak memory for {n}^3 voxels: {peak['host']:.2f} GB{device}")

@@ -2,8 +2,9 @@
 
 A block of the output is computed from the raw around it alone, so blocks can be made in any order,
 by any number of calls, and be written once: `read_block` and `compute_block` know nothing of who
-calls them, `compute_blocks` is one way to, on one device. A network without padding gives the same
-voxels in a block as in the whole volume, provided that windows start at whole steps of its pooling.
+calls them, `common.infer.conveyor` is one way to, on one device. A network without padding gives
+the same voxels in a block as in the whole volume, provided that windows start at whole steps of its
+pooling.
 Where windows do not agree on the voxels that they share (padding, normalisation over the window),
 each voxel is the mean over overlapping windows, weighted by a Gaussian about their centres as in
 nnU-Net (Isensee et al. 2021); the windows stand on one lattice over the volume, so that blocks meet
@@ -13,9 +14,8 @@ without seams.
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -32,12 +32,21 @@ from common.data.volumes.ngff import slices
 from common.infer.plan import BlockPlan
 from common.infer.window import Forward, Window
 
-READ_AHEAD = 2
-"""Blocks whose raw is read while one is computed."""
+TOGETHER = {"cuda": 2**21}
+"""Voxels of windows that go through a network at a time, by kind of device, 8 of 64^3: one alone
+leaves a GPU idle. On others one window goes at a time, and what it gives depends on no other."""
+
+Verdict = Callable[[], None]
+"""Raises what is wrong with a block; to be called when its values are on the host."""
 
 
-def nothing(_: torch.Tensor) -> None:
+def fine() -> None:
+    """The verdict where nothing can be wrong."""
+
+
+def unseen(_: torch.Tensor) -> Verdict:
     """What looks at the logits of a network, where nobody does."""
+    return fine
 
 
 @dataclass(frozen=True)
@@ -47,9 +56,9 @@ class Member:
     plan: BlockPlan
     """Those of an ensemble have the same blocks, each in windows of its own."""
     forward: Forward
-    """Raw (1, channels, z, y, x) in [0, 1] to logits."""
-    look: Callable[[torch.Tensor], None] = nothing
-    """Called with its logits (classes, z, y, x) of each block."""
+    """Raw to logits, of one window or several."""
+    look: Callable[[torch.Tensor], Verdict] = unseen
+    """Called with its logits (classes, z, y, x) of each block, on the device."""
     further: Sequence[tuple[BlockPlan, Forward]] = ()
     """The same network over planes across other axes: the mean of all logits is its own."""
 
@@ -69,6 +78,10 @@ class ChannelValues:
     start: np.ndarray
     """(3,) its first voxel, of the channel's grid."""
 
+    def to(self, device: torch.device) -> ChannelValues:
+        """The same on a device."""
+        return replace(self, values=self.values.to(device, non_blocking=True))
+
 
 @dataclass(frozen=True)
 class RawBlock:
@@ -76,27 +89,24 @@ class RawBlock:
 
     number: int
     values: torch.Tensor
-    """(z, y, x) uint8, or float32 in [0, 1]; on the host."""
+    """(z, y, x) uint8, or float32 in [0, 1]."""
     start: np.ndarray
     """(3,) its first voxel, of the raw's grid."""
     channels: tuple[ChannelValues, ...] = ()
     """What the network gets beside it."""
+    blank: bool = False
+    """Whether it is 0 throughout."""
 
     @property
-    def blank(self) -> bool:
-        """Whether it is 0 throughout."""
-        return not self.values.any()
+    def tensors(self) -> list[torch.Tensor]:
+        """All that was read."""
+        return [self.values, *(channel.values for channel in self.channels)]
 
-
-@dataclass(frozen=True)
-class BlockValues:
-    """What is stored of a block."""
-
-    number: int
-    values: np.ndarray
-    """(classes, z, y, x)."""
-    blank: bool
-    """Whether its raw is 0 throughout."""
+    def to(self, device: torch.device) -> RawBlock:
+        """The same on a device, for a CUDA device's stream from page-locked memory."""
+        channels = tuple(channel.to(device) for channel in self.channels)
+        values = self.values.to(device, non_blocking=True)
+        return replace(self, values=values, channels=channels)
 
 
 def read_block(plan: BlockPlan, number: int, pinned: bool = False) -> RawBlock:
@@ -128,7 +138,7 @@ def _read(
         first, last = plan.input_box(number, volume.raw.grid)
         values = _on_host(volume.read_around(first, last), pinned)
         channels.append(ChannelValues(volume, values, first))
-    return RawBlock(number, raw, start, tuple(channels))
+    return RawBlock(number, raw, start, tuple(channels), blank=not raw.any())
 
 
 def _on_host(block: np.ndarray, pinned: bool) -> torch.Tensor:
@@ -141,13 +151,7 @@ def compute_block(
     plan: BlockPlan, raw: RawBlock, forward: Forward, device: torch.device
 ) -> torch.Tensor:
     """Logits (classes, z, y, x) of a block on the voxels that are written, on the device."""
-    channels = [
-        replace(channel, values=channel.values.to(device, non_blocking=True))
-        for channel in raw.channels
-    ]
-    values = raw.values.to(device, non_blocking=True)
-    on_device = replace(raw, values=values, channels=tuple(channels))
-    logits = _network_logits(plan, on_device, forward)
+    logits = _network_logits(plan, raw.to(device), forward)
     if plan.resampled:
         return _resampled(plan, raw.number, logits)
     start, stop = plan.output_box(raw.number)
@@ -156,43 +160,12 @@ def compute_block(
 
 
 @torch.inference_mode()
-def compute_blocks(
-    members: Sequence[Member],
-    numbers: Iterable[int],
-    *,
-    to_stored: Callable[[torch.Tensor], torch.Tensor],
-    device: torch.device,
-) -> Iterator[BlockValues]:
-    """Blocks on one device, in the order of `numbers`; the raw of the next is read meanwhile.
-
-    Args:
-        members: the network, or those whose mean is taken, with the blocks.
-        numbers: of the blocks.
-        to_stored: logits (classes, z, y, x) to what is stored, on the device.
-        device: where the networks are.
-    """
-    plans = []
-    for member in members:
-        plans += [plan for plan, _ in member.passes]
-    on_cuda = device.type == "cuda"
-    # a CUDA device copies a block to the host while it computes the next one
-    behind = 1 if on_cuda else 0
-    copying: deque[_Copy] = deque()
-    for raw in _read_ahead(plans, numbers, pinned=on_cuda):
-        values = to_stored(_mean_logits(members, raw, device))
-        copying.append(_begin_copy(values, raw[0]))
-        # or it would be in memory until the next block is computed
-        del values
-        if len(copying) > behind:
-            yield copying.popleft().wait()
-    for copy in copying:
-        yield copy.wait()
-
-
-def _mean_logits(
+def mean_logits(
     members: Sequence[Member], raw: Sequence[RawBlock], device: torch.device
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, list[Verdict]]:
     """Logits (classes, z, y, x) of the mean probability of all members; of one, its own.
+
+    And what each member's `look` gave.
 
     Probabilities, as in deep ensembles (Lakshminarayanan et al. 2017) and where nnU-Net joins
     configurations (Isensee et al. 2021): of logits, that member would decide which is surest of
@@ -202,20 +175,21 @@ def _mean_logits(
     """
     positive: torch.Tensor | None = None
     negative: torch.Tensor | None = None
+    verdicts = []
     blocks = iter(raw)
     for member in members:
         own = [next(blocks) for _ in member.passes]
         logits = _mean_over_passes(member, own, device)
-        member.look(logits)
+        verdicts.append(member.look(logits))
         if len(members) == 1:
-            return logits
+            return logits, verdicts
         logits = logits.float()
         is_class = functional.logsigmoid(logits)
         is_not = functional.logsigmoid(-logits)
         positive = is_class if positive is None else torch.logaddexp(positive, is_class)
         negative = is_not if negative is None else torch.logaddexp(negative, is_not)
     assert positive is not None and negative is not None
-    return positive - negative
+    return positive - negative, verdicts
 
 
 def _mean_over_passes(
@@ -259,58 +233,11 @@ def _mean_over_orientations(
     return total / (8 * len(exchanges))
 
 
-def _read_ahead(
-    plans: Sequence[BlockPlan], numbers: Iterable[int], pinned: bool
-) -> Iterator[list[RawBlock]]:
-    """The raw of blocks, in their order, read in threads while the caller works on those before."""
-    reading: deque = deque()
-    with ThreadPoolExecutor(READ_AHEAD) as readers:
-        for number in numbers:
-            reading.append(readers.submit(read_for_each, plans, number, pinned))
-            if len(reading) > READ_AHEAD:
-                yield reading.popleft().result()
-        # what is left when there is no more to submit
-        while reading:
-            yield reading.popleft().result()
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """Values of a block on their way to the host."""
-
-    number: int
-    host: torch.Tensor
-    arrived: torch.cuda.Event | None
-    """None where they are there."""
-    blank: bool
-
-    def wait(self) -> BlockValues:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return BlockValues(self.number, self.host.numpy(), self.blank)
-
-
-def _begin_copy(values: torch.Tensor, raw: RawBlock) -> _Copy:
-    """A CUDA device begins to copy now, beside what it computes next; values of a CPU are there."""
-    if values.device.type != "cuda":
-        return _Copy(raw.number, values.cpu(), None, raw.blank)
-    beside = torch.cuda.Stream(values.device)
-    beside.wait_stream(torch.cuda.current_stream(values.device))
-    with torch.cuda.stream(beside):
-        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        host.copy_(values, non_blocking=True)
-        arrived = beside.record_event()
-    # so that the memory is not given to another tensor before it is copied
-    values.record_stream(beside)
-    return _Copy(raw.number, host, arrived, raw.blank)
-
-
 def _network_logits(plan: BlockPlan, raw: RawBlock, forward: Forward) -> torch.Tensor:
     """Logits (classes, z, y, x) of the network's voxels from the first that a block needs on."""
     placed = list(_windows(plan, raw.number))
     if plan.window.agree and len(placed) == 1:
-        window, corner = placed[0]
-        return _window_logits(replace(plan, window=window), raw, corner, forward)
+        return _logits_of_windows(plan, raw, placed, forward)[0]
     return _mean_of_windows(plan, raw, placed, forward)
 
 
@@ -333,23 +260,39 @@ def _windows(plan: BlockPlan, number: int) -> Iterator[Placed]:
             yield several, corner
 
 
-def _window_logits(
-    plan: BlockPlan, raw: RawBlock, corner: tuple[int, ...], forward: Forward
+def windows_at_once(window: Window, device: torch.device) -> int:
+    """How many windows go through the network together, where a block has so many.
+
+    Of a 2-D network one, which has several slices already.
+    """
+    if window.alone or window.flat is not None:
+        return 1
+    return max(1, TOGETHER.get(device.type, 0) // math.prod(window.input.shape))
+
+
+def _logits_of_windows(
+    plan: BlockPlan, raw: RawBlock, placed: Sequence[Placed], forward: Forward
 ) -> torch.Tensor:
-    """Logits (classes, z, y, x) of the window that gives voxels from `corner` on."""
-    shape = plan.window.input.shape
-    affine = _affine(plan, corner, plan.raw.grid, raw.start)
-    patch = augment.raw_patches([raw.values], [affine], shape, plan.raw.raw_range)
-    patch = normalize.to_unit_range(patch, [plan.scaling])
-    patch = normalize.standardize(patch, [plan.scaling])
+    """Logits (windows, classes, z, y, x) of windows of one shape."""
+    window, _ = placed[0]
+    plan = replace(plan, window=window)
+    corners = [corner for _, corner in placed]
+    shape = window.input.shape
+    affines = [_affine(plan, corner, plan.raw.grid, raw.start) for corner in corners]
+    scalings = [plan.scaling] * len(placed)
+    values = [raw.values] * len(placed)
+    patches = augment.raw_patches(values, affines, shape, plan.raw.raw_range)
+    patches = normalize.to_unit_range(patches, scalings)
+    patches = normalize.standardize(patches, scalings)
     beside = []
     for channel in raw.channels:
         its = channel.volume.raw
-        affine = _affine(plan, corner, its.grid, channel.start)
-        beside.append(augment.raw_patches([channel.values], [affine], shape, its.value_range))
+        affines = [_affine(plan, corner, its.grid, channel.start) for corner in corners]
+        values = [channel.values] * len(placed)
+        beside.append(augment.raw_patches(values, affines, shape, its.value_range))
     if beside:
-        patch = torch.cat([patch, *beside], dim=1)
-    return forward(patch)[0]
+        patches = torch.cat([patches, *beside], dim=1)
+    return forward(patches)
 
 
 def _affine(plan: BlockPlan, corner: tuple[int, ...], grid: Grid, start: np.ndarray) -> np.ndarray:
@@ -365,17 +308,17 @@ def _mean_of_windows(
     """Logits (classes, z, y, x), the weighted mean over the windows that reach into a block."""
     first, last = plan.network_box(raw.number)
     shape = last - first
-    of_one = _window_weight(plan.window).to(raw.values.device)
+    of_one = _window_weight(plan.window, raw.values.device)
     weights = torch.zeros(*shape.tolist(), device=raw.values.device)
     total: torch.Tensor | None = None
-    for window, corner in placed:
+    at_once = windows_at_once(plan.window, raw.values.device)
+    for (window, corner), logits in _each_window(plan, raw, placed, forward, at_once=at_once):
         size = np.array(window.output.shape)
         weight = of_one.expand(*window.output.shape)
         start = np.array(corner) - first
         # where the window and the block overlap, in voxels of each; windows may stick out
         inside = slices(np.maximum(start, 0), np.minimum(start + size, shape))
         part = slices(np.maximum(-start, 0), np.minimum(size, shape - start))
-        logits = _window_logits(replace(plan, window=window), raw, corner, forward)
         logits = logits[:, *part] * weight[part]
         # only now is it known how many classes there are
         if total is None:
@@ -386,21 +329,35 @@ def _mean_of_windows(
     return total.div_(weights)
 
 
-def _window_weight(window: Window) -> torch.Tensor:
+def _each_window(
+    plan: BlockPlan,
+    raw: RawBlock,
+    placed: Sequence[Placed],
+    forward: Forward,
+    *,
+    at_once: int,
+) -> Iterator[tuple[Placed, torch.Tensor]]:
+    """Each window with its logits (classes, z, y, x). at_once: windows in a forward pass."""
+    for first in range(0, len(placed), at_once):
+        together = placed[first : first + at_once]
+        yield from zip(together, _logits_of_windows(plan, raw, together, forward), strict=True)
+
+
+def _window_weight(window: Window, device: torch.device) -> torch.Tensor:
     """(z, y, x) weight of each voxel of a window in the mean; all one where windows agree."""
     if window.agree:
-        return torch.ones(window.output.shape)
-    return _gaussian(window.output.shape)
+        return torch.ones(window.output.shape, device=device)
+    return _gaussian(window.output.shape, device)
 
 
-def _gaussian(shape: Sequence[int]) -> torch.Tensor:
+def _gaussian(shape: Sequence[int], device: torch.device) -> torch.Tensor:
     """(z, y, x) a Gaussian of an eighth of the window's size, nnU-Net's, at least 1e-3.
 
     Not 0: a voxel at the volume's corner may be in the corner of a single window.
     """
     axes = []
     for n in shape:
-        distance = (torch.arange(n) - (n - 1) / 2) / (n / 8)
+        distance = (torch.arange(n, device=device) - (n - 1) / 2) / (n / 8)
         axes.append(torch.exp(-0.5 * distance**2))
     z, y, x = axes
     return (z[:, None, None] * y[:, None] * x).clamp_(min=1e-3)
@@ -425,6 +382,7 @@ def _resampled(plan: BlockPlan, number: int, logits: torch.Tensor) -> torch.Tens
             values.shape[axis + 1],
         )
         matrix = regrid.axis_weights(target, source, repeat_edge=True)
-        weights = torch.from_numpy(matrix).to(values.device)
+        # from page-locked memory a GPU copies without having come to the end of what it computes
+        weights = _on_host(matrix, values.is_cuda).to(values.device, non_blocking=True)
         values = torch.tensordot(values, weights, dims=([axis + 1], [1])).movedim(-1, axis + 1)
     return values

@@ -41,8 +41,16 @@ def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> torch.Tens
     return stored
 
 
-def has_nan(logits: torch.Tensor) -> bool:
-    """Whether one of the logits is NaN."""
+def has_nan(logits: torch.Tensor) -> bool | torch.Tensor:
+    """Whether one of the logits is NaN.
+
+    Of a CUDA device a bool tensor on the host, right as soon as the device has come so far: asking
+    for it at once would leave the device without work until the answer is there.
+    """
+    if logits.device.type == "cuda":
+        answer = torch.empty((), dtype=torch.bool, pin_memory=True)
+        # the largest value is NaN if one of them is
+        return answer.copy_(logits.amax().isnan(), non_blocking=True)
     rows = _rows(logits)
     if rows is not None:
         parts = np.array_split(rows.starts, torch.get_num_threads())

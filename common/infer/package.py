@@ -287,7 +287,9 @@ def load_network(config: TrainConfig, path: Path) -> Network:
     if not package.is_ours and _looks_at_windows(package.description):
         note(f"{path}: normalises by mean or percentiles, here of each window")
     model = network_in(path, package.description, package.is_ours).to(device)
-    return network_of(config, model, forward, record=record, scalings={})
+    network = network_of(config, model, forward, record=record, scalings={})
+    # exported for one, or with a mean over all that it gets
+    return replace(network, window=replace(network.window, alone=True))
 
 
 def _looks_at_windows(description: Any) -> bool:

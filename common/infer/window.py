@@ -24,7 +24,7 @@ SAME_SCALE = 1e-6
 """Of a voxel: what rounding of nm leaves of a whole number."""
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
-"""Raw (1, 1, z, y, x) in [0, 1] to logits (1, classes, z, y, x)."""
+"""Raw (windows, channels, z, y, x) in [0, 1] to logits (windows, classes, z, y, x)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Window:
     """Of neighbouring windows that do not agree, as part of a window."""
     flat: int | None = None
     """Axis across which a 2-D network takes slices; windows have one voxel along it."""
+    alone: bool = False
+    """Whether the network takes one window at a time, such as one that normalises all it gets."""
 
     @property
     def unit(self) -> np.ndarray:

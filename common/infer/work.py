@@ -27,7 +27,8 @@ from common.data.volumes.raw import Raw
 from common.data.volumes.records import PredictionRecord
 from common.errors import FileError, UserError
 from common.infer import encode, planes
-from common.infer.blocks import BlockValues, Member, compute_blocks, oriented
+from common.infer.blocks import Member, Verdict, oriented, windows_at_once
+from common.infer.conveyor import BlockValues, compute_blocks
 from common.infer.crew import Tally, never
 from common.infer.network import Network
 from common.infer.plan import BlockPlan, in_same_blocks, plan_blocks
@@ -217,6 +218,7 @@ def gigabytes(network: Network, region: Region, plan: BlockPlan, classes: int) -
     for each, its_plan in _passes(network, region, plan):
         window = its_plan.window.of_slices(its_plan.window.at_once)
         needed = each.shapes.forward_bytes(window.input.shape) / 1e9
+        needed *= windows_at_once(window, network.device)
         if its_plan.resampled:
             ratio = its_plan.grid.scale / window.output.scale
             needed += logits * float(np.prod(np.maximum(ratio, 1)))
@@ -305,14 +307,19 @@ def begin(
         made=now(),
     )
     zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
-    volumes = []
-    for name in classes:
+
+    def opened(name: str) -> ClassVolume:
         of_channel = replace(
             record,
             range_nm=range_nm(network.config, name),
             offset_nm=offset_nm(network.config, name),
         )
-        volumes.append(open_class(folder / name, plan, name, of_channel))
+        codec = network.config.predictions_codec
+        return open_class(folder / name, plan, name, of_channel, codec=codec)
+
+    # a dozen small files each, for which a disk of a cluster takes its time
+    with ThreadPoolExecutor(WRITERS) as pool:
+        volumes = list(pool.map(opened, classes))
     left = []
     for number in plan.blocks:
         if any(number not in volume.done for volume in volumes):
@@ -391,7 +398,7 @@ def _computed(work: Work) -> Iterator[BlockValues]:
         first, *further = [
             (next(plans), oriented(each.forward, work.output.orientations)) for each in passes
         ]
-        members.append(Member(*first, look=partial(_refuse_nan, network), further=further))
+        members.append(Member(*first, look=partial(_look_for_nan, network), further=further))
     return compute_blocks(
         members, work.left, to_stored=partial(_stored, work), device=work.network.device
     )
@@ -405,9 +412,13 @@ def _stored(work: Work, logits: torch.Tensor) -> torch.Tensor:
     return encode.encode(picked, work.output.content, getattr(torch, work.output.dtype))
 
 
-def _refuse_nan(network: Network, logits: torch.Tensor) -> None:
-    """Raises UserError for NaN, which uint8 would hold as 0."""
-    if not encode.has_nan(logits):
+def _look_for_nan(network: Network, logits: torch.Tensor) -> Verdict:
+    """What raises a UserError for NaN, which uint8 would hold as 0."""
+    return partial(_refuse_nan, network, encode.has_nan(logits))
+
+
+def _refuse_nan(network: Network, has_nan: bool | torch.Tensor) -> None:
+    if not has_nan:
         return
     about = network.record
     raise UserError(

@@ -80,14 +80,24 @@ def _reduced(values: np.ndarray, factors: Vector) -> np.ndarray:
     return coarse
 
 
-def open_class(path: Path, plan: BlockPlan, name: str, record: PredictionRecord) -> ClassVolume:
-    """The class `name` at `path`, gone on with if it was begun as the record says, else anew."""
+def open_class(
+    path: Path, plan: BlockPlan, name: str, record: PredictionRecord, *, codec: str = ngff.CODEC
+) -> ClassVolume:
+    """The class `name` at `path`, gone on with if it was begun as the record says, else anew.
+
+    codec: what chunks are compressed with; one that was begun keeps its own.
+    """
     journal = Journal(path)
     if not _was_begun(path, plan, record, journal):
         chunks = _chunks_by_block(plan, ngff.pyramid(plan.grid))
         attributes = records.group_attributes(name, record) | {LEVELS_BY_BLOCK: len(chunks)}
         ngff.start_multiscale(
-            path, plan.grid, np.dtype(record.dtype), plan.chunk_shape, attributes=attributes
+            path,
+            plan.grid,
+            np.dtype(record.dtype),
+            plan.chunk_shape,
+            attributes=attributes,
+            codec=codec,
         )
         for number, (factor, chunk) in enumerate(chunks, 1):
             ngff.add_level(path, number, factor, chunk)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from bench import cuda
+from bench import cuda, spent
 
 
 def test_an_experiment_is_trained_predicted_and_told_in_a_row(tmp_path, monkeypatch, capsys):
@@ -26,6 +26,14 @@ def test_an_experiment_is_trained_predicted_and_told_in_a_row(tmp_path, monkeypa
     fp32, bf16 = (losses[0] for losses in measured["loss"].values())
     assert fp32 != bf16
     assert math.isclose(fp32, bf16, rel_tol=0.01)
+    predicted = measured["predict"]
+    of_a_gpu = {"upload", "download", "lock memory"}
+    # so small a volume has no coarser levels
+    assert {stage.name for stage in spent.STAGES} == {*predicted["spent"], *of_a_gpu, "halve"}
+    assert min(predicted["spent"].values()) > 0
+    by_caller = [stage.name for stage in spent.STAGES if stage.who == "caller"]
+    assert sum(predicted["spent"].get(name, 0) for name in by_caller) < predicted["wall"]
+    assert [line for line in lines if line.startswith("device") and "network" in line]
     for what in ("train", "predict"):
         assert 0 < measured[what]["ours"] < math.inf
         assert 0 < measured[what]["bare"] < math.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from common.data.samples.sampling import Patch
 from common.data.volumes.ngff import write_multiscale
 from common.data.volumes.raw import Raw, open_raw
 from common.errors import UserError
-from common.infer import blocks, encode
+from common.infer import blocks, conveyor, encode
 from common.infer import plan as plan_module
 from common.infer import window as window_module
-from common.infer.blocks import BlockValues
+from common.infer.conveyor import BlockValues
 from common.infer.plan import BlockPlan
 from common.infer.window import Window
 from common.model import cosem, shapes, unet
@@ -122,7 +123,7 @@ def computed(
     to_stored: Callable = lambda logits: logits,
 ) -> list[BlockValues]:
     member = blocks.Member(plan, forward)
-    return list(blocks.compute_blocks([member], numbers, to_stored=to_stored, device=CPU))
+    return list(conveyor.compute_blocks([member], numbers, to_stored=to_stored, device=CPU))
 
 
 def everything(
@@ -492,6 +493,24 @@ def test_a_padded_network_is_the_weighted_mean_over_overlapping_windows(opened, 
     np.testing.assert_allclose(
         in_blocks(opened(volume), window, model), blended(model, volume, 12), atol=1e-5
     )
+
+
+@pytest.mark.parametrize(("alone", "largest_batch"), [(False, 3), (True, 1)])
+def test_windows_that_go_through_together_give_the_same(opened, monkeypatch, alone, largest_batch):
+    volume = noise(20, 30, 17)
+    model = Padded()
+    window = replace(window_of(model, patch(12), patch(12)), alone=alone)
+    raw = opened(volume)
+    one_by_one = in_blocks(raw, window, model)
+    monkeypatch.setitem(blocks.TOGETHER, "cpu", 3 * 12**3)
+    batches = []
+
+    def counted(raw: torch.Tensor) -> torch.Tensor:
+        batches.append(len(raw))
+        return model(raw)
+
+    np.testing.assert_allclose(in_blocks(raw, window, counted), one_by_one, atol=1e-5)
+    assert max(batches) == largest_batch
 
 
 def test_blended_blocks_meet_without_seams(opened):

@@ -884,6 +884,31 @@ def test_a_finished_prediction_is_left_alone(tiny, capfd):
     assert f"tiny/crop3: already there, in {folder}" in capfd.readouterr().err
 
 
+def test_another_codec_holds_the_same_and_what_was_begun_keeps_its_own(tiny):
+    lz4 = ("predictions_codec=lz4",)
+    before = values(run(tiny))
+    folder = run(tiny, overrides=lz4)
+    codecs = {zarr.open_array(str(path.parent)).compressor.cname for path in arrays(folder)}
+    # it is whole: nothing is written again for the sake of its bytes
+    assert codecs == {"zstd"}
+    shutil.rmtree(folder)
+    config = replace(tiny.config(), predictions_codec="lz4")
+    begun = predict.Run(
+        predict.load_network(config), config, Output(block=16), stopped=Stop(3)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        predict.predict_region(begun, regions.choose(config)[0], CLASSES)
+    run(tiny, block=16)
+    levels = [zarr.open_array(str(path.parent)) for path in arrays(folder)]
+    assert {level.compressor.cname for level in levels} == {"lz4"}
+    assert (values(folder) == before).all()
+
+
+def arrays(folder: Path) -> list[Path]:
+    """Metadata of all levels of all classes."""
+    return sorted(folder.glob("*/*/.zarray"))
+
+
 def test_a_finished_prediction_that_lost_a_chunk_is_predicted_again(tiny):
     folder = run(tiny)
     expected = values(folder)

@@ -92,7 +92,10 @@ class ChunkFiles:
             whole = np.zeros(self.chunks, self.dtype)
             whole[tuple(map(slice, values.shape))] = values
             values = whole
-        _replace(path, self.codec.encode(np.ascontiguousarray(values, self.dtype)))
+        _replace(path, self._encoded(values))
+
+    def _encoded(self, values: np.ndarray) -> bytes:
+        return self.codec.encode(np.ascontiguousarray(values, self.dtype))
 
 
 def chunk_files(array: zarr.Array) -> ChunkFiles:

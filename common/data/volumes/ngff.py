@@ -25,6 +25,9 @@ from common.data.volumes.sources import opening
 Reduction = Callable[[np.ndarray, Vector], np.ndarray]
 """`reduce(block, factors)` returns the coarser block, such as `block_mean` or `pick`."""
 
+CODEC = "zstd"
+"""Of Blosc, unless another one is asked for."""
+
 LARGEST_COMPRESSED = 2**21
 """Bytes that are compressed as one: an ordinary chunk."""
 
@@ -94,6 +97,7 @@ def start_multiscale(
     chunks: Vector,
     *,
     attributes: dict | None = None,
+    codec: str = CODEC,
 ) -> zarr.Array:
     """Create a group with an empty finest level, and return that array to be written.
 
@@ -105,10 +109,11 @@ def start_multiscale(
         dtype: dtype of all levels.
         chunks: voxels of a chunk, z, y, x.
         attributes: attributes of the group.
+        codec: what Blosc compresses all levels with, "zstd" or "lz4".
     """
     group = zarr.open_group(str(path), mode="w")
     group.attrs.put({**(attributes or {}), UNFINISHED: True})
-    return _new_level(group, 0, shape=grid.shape, dtype=dtype, chunks=chunks)
+    return _new_array(group, "s0", shape=grid.shape, dtype=dtype, chunks=chunks, codec=codec)
 
 
 def add_level(
@@ -126,12 +131,13 @@ def add_level(
     """
     group = zarr.open_group(str(path), mode="r+")
     fine = group[f"s{number - 1}"]
-    return _new_level(
+    return _new_array(
         group,
-        number,
+        f"s{number}",
         shape=np.array(fine.shape) // factor,
         dtype=fine.dtype,
         chunks=fine.chunks if chunks is None else chunks,
+        codec=fine.compressor.cname,
     )
 
 
@@ -142,7 +148,14 @@ def add_array(path: str | Path, name: str) -> zarr.Array:
     """
     group = zarr.open_group(str(path), mode="r+")
     finest = group["s0"]
-    return _new_array(group, name, shape=finest.shape, dtype=finest.dtype, chunks=finest.chunks)
+    return _new_array(
+        group,
+        name,
+        shape=finest.shape,
+        dtype=finest.dtype,
+        chunks=finest.chunks,
+        codec=finest.compressor.cname,
+    )
 
 
 def finish_multiscale(
@@ -241,7 +254,7 @@ def _reduce_level(fine: zarr.Array, coarse: zarr.Array, factor: Vector, reduce: 
             coarser.put(start, reduce(block, factor))
 
 
-def _compressor(voxels: int, dtype: np.dtype) -> Blosc:
+def _compressor(voxels: int, dtype: np.dtype, codec: str) -> Blosc:
     """What chunks of so many voxels are compressed with.
 
     On raw level 9 saves nothing over 1 and takes 40 times as long (measured on the phantom). Of
@@ -250,17 +263,17 @@ def _compressor(voxels: int, dtype: np.dtype) -> Blosc:
     bytes. Larger types are shuffled first, which is fast where a block fits into a cache.
     """
     block = min(voxels, LARGEST_COMPRESSED) if dtype.itemsize == 1 else 0
-    return Blosc(cname="zstd", clevel=1, shuffle=Blosc.SHUFFLE, blocksize=block)
-
-
-def _new_level(
-    group: zarr.Group, number: int, *, shape: Vector, dtype: np.dtype | type, chunks: Vector
-) -> zarr.Array:
-    return _new_array(group, f"s{number}", shape=shape, dtype=dtype, chunks=chunks)
+    return Blosc(cname=codec, clevel=1, shuffle=Blosc.SHUFFLE, blocksize=block)
 
 
 def _new_array(
-    group: zarr.Group, name: str, *, shape: Vector, dtype: np.dtype | type, chunks: Vector
+    group: zarr.Group,
+    name: str,
+    *,
+    shape: Vector,
+    dtype: np.dtype | type,
+    chunks: Vector,
+    codec: str,
 ) -> zarr.Array:
     stored = tuple(int(min(c, n)) for c, n in zip(chunks, shape, strict=True))
     array = group.create_dataset(
@@ -270,7 +283,7 @@ def _new_array(
         fill_value=0,
         dimension_separator=SEPARATOR,
         chunks=stored,
-        compressor=_compressor(math.prod(stored), np.dtype(dtype)),
+        compressor=_compressor(math.prod(stored), np.dtype(dtype), codec),
         write_empty_chunks=False,
         overwrite=True,
     )

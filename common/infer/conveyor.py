@@ -1,0 +1,191 @@
+"""How blocks pass a device: raw is read and goes up, what is stored comes down, as it computes.
+
+A CUDA device does the three at once, each of another block: uploads and downloads have streams of
+their own, and the stream that computes always has work waiting, since nothing on the way of a block
+asks the device for a value before the next one is begun. On a CPU there is one block at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from common.infer.blocks import Member, RawBlock, Verdict, mean_logits, read_for_each
+from common.infer.plan import BlockPlan
+
+READ_AHEAD = 2
+"""Blocks whose raw is read while one is computed."""
+
+# what is stored of each is in the device's memory until it is on the host
+BEHIND = {"cuda": 1}
+"""Blocks on the device beside the newest one, by kind of device; 0 on others."""
+
+ToStored = Callable[[torch.Tensor], torch.Tensor]
+"""Logits (classes, z, y, x) to what is stored, on the device."""
+
+
+@dataclass(frozen=True)
+class BlockValues:
+    """What is stored of a block."""
+
+    number: int
+    values: np.ndarray
+    """(classes, z, y, x)."""
+    blank: bool
+    """Whether its raw is 0 throughout."""
+
+
+def compute_blocks(
+    members: Sequence[Member],
+    numbers: Iterable[int],
+    *,
+    to_stored: ToStored,
+    device: torch.device,
+) -> Iterator[BlockValues]:
+    """Blocks on one device, in the order of `numbers`; the raw of the next is read meanwhile.
+
+    Raises what reading, computing or a member's verdict raises.
+
+    Args:
+        members: the network, or those whose mean is taken, with the blocks.
+        numbers: of the blocks.
+        to_stored: encodes.
+        device: where the networks are.
+    """
+    plans = []
+    for member in members:
+        plans += [plan for plan, _ in member.passes]
+    streams = _streams(device)
+    behind = BEHIND.get(device.type, 0)
+    coming: deque[_Coming] = deque()
+    for raw in _read_ahead(plans, numbers, pinned=streams is not None):
+        coming.append(_begin(members, raw, to_stored, device, streams=streams))
+        if len(coming) > behind:
+            yield _arrived(coming.popleft())
+    while coming:
+        yield _arrived(coming.popleft())
+
+
+# Read
+
+
+def _read_ahead(
+    plans: Sequence[BlockPlan], numbers: Iterable[int], pinned: bool
+) -> Iterator[list[RawBlock]]:
+    """The raw of blocks, in their order, read in threads while the caller works on those before."""
+    reading: deque[Future[list[RawBlock]]] = deque()
+    with ThreadPoolExecutor(READ_AHEAD) as readers:
+        for number in numbers:
+            reading.append(readers.submit(read_for_each, plans, number, pinned))
+            if len(reading) > READ_AHEAD:
+                yield _when_read(reading.popleft())
+        # what is left when there is no more to submit
+        while reading:
+            yield _when_read(reading.popleft())
+
+
+def _when_read(reading: Future[list[RawBlock]]) -> list[RawBlock]:
+    return reading.result()
+
+
+# Compute
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """Of a CUDA device, beside the one that computes."""
+
+    up: torch.cuda.Stream
+    down: torch.cuda.Stream
+
+
+def _streams(device: torch.device) -> _Streams | None:
+    """None of other devices."""
+    if device.type != "cuda":
+        return None
+    return _Streams(torch.cuda.Stream(device), torch.cuda.Stream(device))
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """A block that the device computes, or copies to the host."""
+
+    number: int
+    host: torch.Tensor
+    arrived: torch.cuda.Event | None
+    """None where it is there."""
+    verdicts: list[Verdict]
+    blank: bool
+
+
+@torch.inference_mode()
+def _begin(
+    members: Sequence[Member],
+    raw: Sequence[RawBlock],
+    to_stored: ToStored,
+    device: torch.device,
+    *,
+    streams: _Streams | None,
+) -> _Coming:
+    """Have a block computed and copied to the host; a CUDA device begins when it comes to it.
+
+    raw: for each pass of each member.
+    """
+    if streams is None:
+        logits, verdicts = mean_logits(members, raw, device)
+        host = to_stored(logits).cpu()
+        return _Coming(raw[0].number, host, None, verdicts, blank=raw[0].blank)
+    computing = torch.cuda.current_stream(device)
+    with torch.cuda.stream(streams.up):
+        there = _upload(raw, device)
+    computing.wait_stream(streams.up)
+    _keep_until(computing, there)
+    logits, verdicts = mean_logits(members, there, device)
+    values = to_stored(logits)
+    streams.down.wait_stream(computing)
+    with torch.cuda.stream(streams.down):
+        host = _download(values)
+        arrived = streams.down.record_event()
+    values.record_stream(streams.down)
+    return _Coming(raw[0].number, host, arrived, verdicts, blank=raw[0].blank)
+
+
+def _upload(raw: Sequence[RawBlock], device: torch.device) -> list[RawBlock]:
+    """The same on the device; what several passes take alike goes there once."""
+    each = {id(block): block for block in raw}
+    moved = {key: block.to(device) for key, block in each.items()}
+    return [moved[id(block)] for block in raw]
+
+
+def _keep_until(stream: torch.cuda.Stream, raw: Sequence[RawBlock]) -> None:
+    """The memory of raw is given to no other tensor before a stream has come to its last use."""
+    for block in raw:
+        for tensor in block.tensors:
+            tensor.record_stream(stream)
+
+
+def _download(values: torch.Tensor) -> torch.Tensor:
+    host = _page_locked(values)
+    host.copy_(values, non_blocking=True)
+    return host
+
+
+def _page_locked(like: torch.Tensor) -> torch.Tensor:
+    # locking takes a third of a second a GB, but torch keeps what is let go of and gives it out
+    # again: only the first few blocks of a process wait for it
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+
+def _arrived(block: _Coming) -> BlockValues:
+    """A block when it is on the host. Raises what one of its verdicts raises."""
+    if block.arrived is not None:
+        block.arrived.synchronize()
+    for verdict in block.verdicts:
+        verdict()
+    return BlockValues(block.number, block.host.numpy(), block.blank)

@@ -1,0 +1,139 @@
+"""Blocks on their way over a device: in order, few at a time, and what is wrong with one is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import UserError
+from common.infer import blocks, conveyor, encode
+from common.infer.blocks import Member, RawBlock, Verdict
+
+CPU = torch.device("cpu")
+
+
+class Log(list):
+    """What happened, in order."""
+
+    def look(self, logits: torch.Tensor) -> Verdict:
+        """Of a member: says when it is called, and when its verdict is asked for."""
+        number = int(logits[0, 0, 0, 0])
+        self.append(f"computed {number}")
+        return partial(self.append, f"arrived {number}")
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> None:
+    """Blocks of 8 voxels whose raw is their number, and whose logits are their raw."""
+
+    def read(plans: list, number: int, pinned: bool) -> list[RawBlock]:
+        values = torch.full((2, 2, 2), number, dtype=torch.float32)
+        raw = RawBlock(number, values.pin_memory() if pinned else values, np.zeros(3, int))
+        return [raw] * len(plans)
+
+    def compute(_: object, raw: RawBlock, forward: Callable, device: torch.device) -> torch.Tensor:
+        return forward(raw.to(device).values[None])
+
+    monkeypatch.setattr(conveyor, "read_for_each", read)
+    monkeypatch.setattr(blocks, "compute_block", compute)
+
+
+def passed(
+    numbers: Iterable[int],
+    look: Callable = blocks.unseen,
+    forward: Callable = lambda raw: raw,
+    to_stored: Callable = lambda logits: logits,
+    device: torch.device = CPU,
+) -> Iterator[conveyor.BlockValues]:
+    member = Member(None, forward, look=look)
+    return conveyor.compute_blocks([member], numbers, to_stored=to_stored, device=device)
+
+
+def test_a_block_is_begun_before_the_one_behind_it_is_waited_for(drawn, monkeypatch):
+    monkeypatch.setitem(conveyor.BEHIND, "cpu", 1)
+    log = Log()
+    found = list(passed([4, 2, 9], log.look))
+    assert [block.number for block in found] == [4, 2, 9]
+    assert [block.values.max() for block in found] == [4, 2, 9]
+    assert log == [
+        *("computed 4", "computed 2", "arrived 4"),
+        *("computed 9", "arrived 2", "arrived 9"),
+    ]
+
+
+def test_on_a_cpu_a_block_is_there_before_the_next_one_is_begun(drawn):
+    log = Log()
+    list(passed([4, 2], log.look))
+    assert log == ["computed 4", "arrived 4", "computed 2", "arrived 2"]
+
+
+def test_no_more_is_read_than_the_next_blocks(drawn):
+    asked = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(100):
+            asked.append(number)
+            yield number
+
+    first = list(islice(passed(numbers()), 3))
+    assert [block.number for block in first] == [0, 1, 2]
+    assert asked == list(range(3 + conveyor.READ_AHEAD))
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_a_block_that_is_refused_is_not_given(drawn, monkeypatch, behind):
+    monkeypatch.setitem(conveyor.BEHIND, "cpu", behind)
+
+    def refuse() -> None:
+        raise UserError("block 2 is broken")
+
+    def look(logits: torch.Tensor) -> Verdict:
+        return refuse if logits.max() == 2 else blocks.fine
+
+    given = []
+    with pytest.raises(UserError, match="block 2 is broken"):
+        given.extend(block.number for block in passed([0, 1, 2, 3], look))
+    assert given == [0, 1]
+
+
+@pytest.mark.parametrize("stage", ["forward", "to_stored"])
+def test_what_a_stage_raises_ends_the_run(drawn, stage):
+    def fails(values: torch.Tensor) -> torch.Tensor:
+        if values.max() == 2:
+            raise torch.OutOfMemoryError(f"in {stage}")
+        return values
+
+    found = passed([0, 1, 2], **{stage: fails})
+    assert [next(found).number, next(found).number] == [0, 1]
+    with pytest.raises(torch.OutOfMemoryError, match=f"in {stage}"):
+        next(found)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_what_a_cpu_does_and_finds_nan(drawn):
+    gpu = torch.device("cuda")
+
+    def encoded(logits: torch.Tensor) -> torch.Tensor:
+        return encode.encode(logits, "probability", torch.uint8)
+
+    def look(logits: torch.Tensor) -> Verdict:
+        has_nan = encode.has_nan(logits)
+
+        def refuse() -> None:
+            if has_nan:
+                raise UserError("NaN")
+
+        return refuse
+
+    expected = [block.values for block in passed(range(6), look, to_stored=encoded)]
+    found = [block.values for block in passed(range(6), look, to_stored=encoded, device=gpu)]
+    # the last bit of a sigmoid is another on a GPU
+    np.testing.assert_allclose(np.int16(found), np.int16(expected), atol=1)
+    with pytest.raises(UserError, match="NaN"):
+        list(passed(range(6), look, forward=lambda raw: raw.log() * 0, device=gpu))
