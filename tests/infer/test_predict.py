@@ -893,9 +893,7 @@ def test_another_codec_holds_the_same_and_what_was_begun_keeps_its_own(tiny):
     assert codecs == {"zstd"}
     shutil.rmtree(folder)
     config = replace(tiny.config(), predictions_codec="lz4")
-    begun = predict.Run(
-        predict.load_network(config), config, Output(block=16), stopped=Stop(3)
-    )
+    begun = predict.Run(predict.load_network(config), config, Output(block=16), stopped=Stop(3))
     with pytest.raises(KeyboardInterrupt):
         predict.predict_region(begun, regions.choose(config)[0], CLASSES)
     run(tiny, block=16)
