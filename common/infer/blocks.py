@@ -312,14 +312,14 @@ def _mean_of_windows(
     weights = torch.zeros(*shape.tolist(), device=raw.values.device)
     total: torch.Tensor | None = None
     at_once = windows_at_once(plan.window, raw.values.device)
-    for (window, corner), logits in _each_window(plan, raw, placed, forward, at_once=at_once):
+    for (window, corner), given in _each_window(plan, raw, placed, forward, at_once=at_once):
         size = np.array(window.output.shape)
         weight = of_one.expand(*window.output.shape)
         start = np.array(corner) - first
         # where the window and the block overlap, in voxels of each; windows may stick out
         inside = slices(np.maximum(start, 0), np.minimum(start + size, shape))
         part = slices(np.maximum(-start, 0), np.minimum(size, shape - start))
-        logits = logits[:, *part] * weight[part]
+        logits = given[:, *part] * weight[part]
         # only now is it known how many classes there are
         if total is None:
             total = logits.new_zeros(len(logits), *shape.tolist())

@@ -7,7 +7,6 @@ asks the device for a value before the next one is begun. On a CPU there is one 
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Blocks on their way over a device: in order, few at a time, and what is wrong with one is told."""
+"""Blocks on their way over a device: in order, few at a time; what is wrong with one is told."""
 
 from __future__ import annotations
 
