@@ -13,18 +13,18 @@ from .model import build_model
 
 # batch norm: statistics in prediction are those of training, and a batch is many patches
 # coarser outputs are trained, too: small organelles are learnt in fewer steps
-model_kwargs = {"width": 12, "stem_stride": 2, "norm": "batch", "deep_supervision": True}
+model_kwargs = {"width": 8, "norm": "batch", "deep_supervision": True}
 
 # many small patches learn more per minute than few large ones: docs/explanation/recipe.md
 batch_size = 8
-learning_rate = 1e-2
+learning_rate = 5e-3
 warmup_iterations = 20
 scheduler_step = "iteration"
 ema_decay = 0.99
 init_logit_rms = 1.0
 max_grad_norm = 1.0
-epochs = 12
-iterations_per_epoch = 42
+epochs = 8
+iterations_per_epoch = 55
 weight_loss = False  # Dice balances the classes
 
 # small organelles are seldom met: with these, droplets are found in the same number of steps
