@@ -18,7 +18,7 @@ from common.config.derived import derived_problems
 from common.config.heads import head_problems
 from common.config.input_channels import RAW, apart_from_raw, channel_problems
 from common.config.instance_options import CHANNELS, option_problems, takes_channels
-from common.config.kinds import fit, is_a, wrong_fields
+from common.config.kinds import fit, is_a, plain, wrong_fields
 from common.config.settings import (
     NOT_HERE,
     OTHER_NAMES,
@@ -171,7 +171,7 @@ def _array_info(info: dict) -> tuple[dict, str]:
 def _numbers(kind: type, given: Any) -> tuple[Any, ...]:
     """Numbers that are listed in whatever way, as of that kind; () where one is none."""
     given = given.tolist() if hasattr(given, "tolist") else given
-    listed = list(given) if isinstance(given, Iterable) else []
+    listed = [plain(number) for number in given] if isinstance(given, Iterable) else []
     # True is no voxel, and "888" no list
     if isinstance(given, str) or not all(is_a(kind, number) for number in listed):
         return ()
