@@ -39,6 +39,9 @@ TWICE_S = 1.0
 RESERVE_S = 60.0
 """Seconds of a time limit that are kept for saving; of limits under ten minutes a tenth."""
 
+LONGEST_S = 10**9
+"""Seconds of a time limit, 30 years: the clocks of the system do not take much more."""
+
 
 class Stopped(KeyboardInterrupt):
     """Something other than Ctrl-C asks this process to end; the same command is to go on later."""
@@ -201,7 +204,7 @@ def seconds_of(text: str) -> float:
         parts = _PARTS.fullmatch(text)
         numbers = [int(number or 0) for number in parts.groups()] if parts else [0] * 4
         total = sum(n * unit for n, unit in zip(numbers, (86400, 3600, 60, 1), strict=True))
-    if not total:
+    if not 0 < total <= LONGEST_S:
         raise ValueError(text)
     return float(total)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from common.config.kinds import Check, Fraction, Interval, Positive, fit, is_a, one_of
+from common.talk import nm
 
 FOLDS_BEYOND = 0.4
 """Displacement, as a fraction of the spacing of control points, up to which tissue cannot fold.
@@ -37,9 +38,20 @@ def _is_spacing(value: Sequence[float]) -> bool:
     return len(value) == 3 and all(0 < length < math.inf for length in value)
 
 
+def _is_factor(value: Sequence[float]) -> bool:
+    return _is_range(value) and value[0] >= 0.1 and value[1] <= 10
+
+
+def _is_number_of(value: Sequence[int]) -> bool:
+    return _is_range(value) and value[1] <= 100
+
+
 Range = Check(_is_range, "a number above 0, or a range of such numbers (low, high)")
 PerAxis = Check(_is_per_axis, "a number of nm above 0, or three (z, y, x), of which some may be 0")
 Spacing = Check(_is_spacing, "a number of nm above 0, or three (z, y, x)")
+# a patch reads as much more of the raw as its structures are smaller
+Factor = Check(_is_factor, "a number from 0.1 to 10, or a range of such numbers (low, high)")
+NumberOf = Check(_is_number_of, "a whole number from 1 to 100, or a range of such numbers")
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Scale:
 
     probability: Annotated[float, Fraction]
     """Probability that a sample is scaled."""
-    factor: Annotated[tuple[float, ...], Range] = (0.8, 1.25)
+    factor: Annotated[tuple[float, ...], Factor] = (0.8, 1.25)
     """Range of the factor on all lengths; above 1 structures look larger."""
     isotropic: bool = True
     """False draws a factor for each axis of the patch."""
@@ -122,7 +134,7 @@ class Cutout:
     """Probability that a sample has boxes."""
     edge_nm: Annotated[tuple[float, ...], Range]
     """Range of the edges of a box (nm); each edge is drawn."""
-    number: Annotated[tuple[int, ...], Range] = (1, 3)
+    number: Annotated[tuple[int, ...], NumberOf] = (1, 3)
     """Range of the number of boxes."""
 
 
@@ -136,7 +148,7 @@ class MissingSections:
 
     probability: Annotated[float, Fraction]
     """Probability that a sample misses sections."""
-    number: Annotated[tuple[int, ...], Range] = (1, 1)
+    number: Annotated[tuple[int, ...], NumberOf] = (1, 1)
     """Range of how many."""
     fill: Annotated[str, one_of("black", "mean")] = "black"
     """What stands there instead: "black", or "mean" for the mean of the raw around."""
@@ -238,7 +250,10 @@ def augmentation_problems(setting: Mapping[str, Any], input_info: Mapping[str, A
             problems.append(f"augmentations: '{name}' is none; {hint}")
             continue
         values, misfits = _fitting(name, given)
-        problems += misfits or _without_effect(name, values, input_info)
+        problems += misfits or [
+            *_without_effect(name, values, input_info),
+            *_beyond_the_patch(name, values, input_info),
+        ]
     return problems
 
 
@@ -271,7 +286,7 @@ def _spread(hint: Any, value: Any) -> Any:
     checks = set(getattr(hint, "__metadata__", ()))
     if is_a(float, value) and checks & {PerAxis, Spacing}:
         return (value,) * 3
-    if is_a(float, value) and checks & {Range, Interval}:
+    if is_a(float, value) and checks & {Range, Factor, NumberOf, Interval}:
         return (value,) * 2
     return value
 
@@ -315,3 +330,30 @@ def _without_effect(
             f"{min(scale):g} nm, so that nothing is lost; write more"
         ]
     return []
+
+
+def _beyond_the_patch(
+    name: str, values: Mapping[str, Any], input_info: Mapping[str, Any]
+) -> list[str]:
+    """What is wrong with lengths that are larger than a patch, or smaller than its voxels."""
+    if not input_info or not values["probability"]:
+        return []
+    where = f"augmentations['{name}']"
+    scale = input_info["scale"]
+    extent = [size * length for size, length in zip(input_info["shape"], scale, strict=True)]
+    problems = []
+    for key in ("sigma_nm", "max_nm"):
+        length = values.get(key, 0.0)
+        most = length if is_a(float, length) else max(length)
+        if most > max(extent):
+            problems.append(
+                f"{where}['{key}'] = {most:g}, and input_array_info covers {nm(extent)} nm; write "
+                "less"
+            )
+    # as many control points as that would take all memory
+    if "spacing_nm" in values and min(values["spacing_nm"]) < min(scale):
+        problems.append(
+            f"{where}['spacing_nm'] = {min(values['spacing_nm']):g} is less than a voxel of "
+            f"{min(scale):g} nm; write more"
+        )
+    return problems

@@ -169,8 +169,13 @@ def _array_info(info: dict) -> tuple[dict, str]:
 
 
 def _numbers(kind: type, given: Any) -> tuple[Any, ...]:
-    """Numbers that are listed in whatever way, as of that kind; () where one is none."""
+    """Numbers along z, y, x, listed in whatever way, as of that kind; () where one is none.
+
+    A number by itself is the same along each.
+    """
     given = given.tolist() if hasattr(given, "tolist") else given
+    if is_a(kind, given):
+        return (kind(given),) * 3
     listed = [plain(number) for number in given] if isinstance(given, Iterable) else []
     # True is no voxel, and "888" no list
     if isinstance(given, str) or not all(is_a(kind, number) for number in listed):
@@ -202,11 +207,21 @@ def _patch_problems(values: Mapping[str, Any]) -> list[str]:
 MOST_VOXELS = 2**40
 """Of a batch, 4 TB of float32: more than the GPUs of a whole run have."""
 
+MOST_SAMPLES = 2**63
+"""Of a run: NumPy and torch do not count as far."""
+
+RUN_LENGTH = ("epochs", "iterations_per_epoch", "gradient_accumulation_steps", "batch_size")
+"""Settings whose product is the number of samples of a run."""
+
 
 def _size_problems(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with patches and batches that no memory holds."""
     problems = []
     batch_size = values.get("batch_size", 1)
+    counts = {name: values.get(name, 1) for name in RUN_LENGTH}
+    if math.prod(counts.values()) >= MOST_SAMPLES:
+        texts = [f"{name} = {value}" for name, value in counts.items() if name in values]
+        problems.append(f"{', '.join(texts)}: more samples than can be counted; write fewer")
     for name in ("input_array_info", "target_array_info"):
         if not values.get(name):
             continue

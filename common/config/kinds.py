@@ -26,6 +26,16 @@ def one_of(*choices: str) -> Check:
     return Check(lambda value: value in choices, f"one of {wanted}")
 
 
+def whole(least: int, most: int) -> Check:
+    """The value is a whole number between two."""
+    return Check(lambda value: least <= value <= most, f"a whole number from {least} to {most}")
+
+
+def up_to(most: float) -> Check:
+    """The value is a number between 0 and another one."""
+    return Check(lambda value: 0 <= value <= most, f"a number from 0 to {most:g}")
+
+
 def _is_interval(value: Sequence[float]) -> bool:
     return len(value) == 2 and 0 <= value[0] <= value[1] < math.inf
 
@@ -45,9 +55,20 @@ def _are_sinks(value: Sequence[str | Callable]) -> bool:
 Positive = Check(lambda value: 0 < value < math.inf, "a number above 0")
 NotNegative = Check(lambda value: 0 <= value < math.inf, "0 or more")
 Fraction = Check(lambda value: 0 <= value <= 1, "a number between 0 and 1")
-Workers = Check(lambda value: 0 <= value <= 1024, "a whole number from 0 to 1024")
+Workers = whole(0, 1024)
 # each of them is read, whether there is a section or not
-Sections = Check(lambda value: 0 <= value <= 100, "a whole number from 0 to 100")
+Sections = whole(0, 100)
+# more epochs or steps than any run has: a number with zeros too many
+Count = whole(1, 10**9)
+CountOrNone = whole(0, 10**9)
+# of one optimiser step, which is neither saved nor stopped within
+Passes = whole(1, 10_000)
+# a picture each
+Shown = whole(0, 1000)
+# 30 years; the waiting of the system goes not much farther
+Time = up_to(1e9)
+# raw is in [0, 1], so that more is meant for raw from 0 to 255
+OfRaw = up_to(1)
 BelowOne = Check(lambda value: 0 <= value < 1, "0 or a number below 1")
 # torch takes more, NumPy's Philox no negative ones
 Seed = Check(lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
@@ -57,7 +78,10 @@ Sinks = Check(
     _are_sinks,
     "'tensorboard', 'mlflow', or a class of your own like common.train.tracking.Sink",
 )
-Halo = Check(lambda value: len(value) == 3 and min(value) >= 0, "three numbers of voxels, z, y, x")
+Halo = Check(
+    lambda value: len(value) == 3 and all(0 <= voxels <= 10_000 for voxels in value),
+    "a number of voxels from 0 to 10000, or three, z, y, x",
+)
 
 LIMIT = 2**63
 """NumPy and torch do not count as far."""
@@ -85,6 +109,8 @@ def fit(hint: Any, value: Any) -> tuple[Any, str]:
         if value is None:
             return None, ""
         kind = typing.get_args(kind)[0]
+    if Halo in checks and is_a(int, value):  # the same along every axis
+        value = (value,) * 3
     if typing.get_origin(kind) is tuple:
         value, wanted = _fit_list(typing.get_args(kind)[0], value)
     else:

@@ -16,15 +16,21 @@ from common import classes as class_table
 from common.config.derived import channel_names
 from common.config.kinds import (
     BelowOne,
+    Count,
+    CountOrNone,
     Fraction,
     Halo,
     Interval,
     NotNegative,
+    OfRaw,
+    Passes,
     Positive,
     RawRange,
     Sections,
     Seed,
+    Shown,
     Sinks,
+    Time,
     Workers,
     one_of,
 )
@@ -48,7 +54,7 @@ class TrainConfig:
     """The classes to learn, in the order of the output channels."""
     input_array_info: dict
     """Shape (voxels) and voxel size (nm) of the raw patch, z, y, x: `{"shape": (68, 68, 68),
-    "scale": (8, 8, 8)}`."""
+    "scale": (8, 8, 8)}`; one number stands for three."""
     target_array_info: dict
     """Shape (voxels) and voxel size (nm) of the target patch, z, y, x. It has the same centre as
     the raw patch."""
@@ -131,7 +137,7 @@ class TrainConfig:
     num_workers: Annotated[int, Workers] = 2
     """Worker processes that read patches; 0 reads them in the training process. The batches are the
     same for any number."""
-    worker_time_limit: Annotated[float, NotNegative] = 300.0
+    worker_time_limit: Annotated[float, Time] = 300.0
     """Seconds that training waits for the workers' next batch before they are replaced, as those
     are that die: at most 3 times within 1000 batches. 0 waits for ever."""
 
@@ -176,7 +182,7 @@ class TrainConfig:
     """Range of the exponent applied to raw in [0, 1]."""
     contrast_range: Annotated[tuple[float, ...], Interval] = (1.0, 1.0)
     """Range of the factor on the distance of raw from the mean of its patch."""
-    noise_std: Annotated[float, NotNegative] = 0.0
+    noise_std: Annotated[float, OfRaw] = 0.0
     """Standard deviation of Gaussian noise added to raw in [0, 1]."""
     augmentations: dict = field(default_factory=dict)
     """`{"elastic": {"probability": 0.3, "amplitude_nm": 40, "spacing_nm": 200}}`: deformation,
@@ -187,13 +193,13 @@ class TrainConfig:
     in [0, 1] on the device; it is called after the changes above. Draw random numbers from the
     torch.Generator, which is seeded for each sample."""
 
-    epochs: Annotated[int, Positive] = 1000
+    epochs: Annotated[int, Count] = 1000
     """Number of epochs in total: a finished run that is started again does nothing."""
-    iterations_per_epoch: Annotated[int, Positive] = 1000
+    iterations_per_epoch: Annotated[int, Count] = 1000
     """Optimiser steps per epoch."""
-    batch_size: Annotated[int, Positive] = 8
+    batch_size: Annotated[int, Count] = 8
     """Patches per forward pass; of a run of several processes, of all of them together."""
-    gradient_accumulation_steps: Annotated[int, Positive] = 1
+    gradient_accumulation_steps: Annotated[int, Passes] = 1
     """Forward passes per optimiser step; the loss is the mean over the known voxels of all of
     them."""
     learning_rate: Annotated[float, Positive] = 1e-4
@@ -214,7 +220,7 @@ class TrainConfig:
     scheduler_step: Annotated[str, one_of("epoch", "iteration")] = "epoch"
     """Whether the scheduler is stepped after each epoch or after each iteration (optimiser step);
     ReduceLROnPlateau goes by epochs. A continued run may change it."""
-    warmup_iterations: Annotated[int, NotNegative] = 0
+    warmup_iterations: Annotated[int, CountOrNone] = 0
     """Iterations in which the learning rate rises in a line from nearly 0 to that of the scheduler;
     0 begins at full rate. A continued run may change it."""
     criterion: Callable | None = None
@@ -246,7 +252,7 @@ class TrainConfig:
     mean. 0 multiplies these weights by 0.01 instead."""
     max_grad_norm: Annotated[float, NotNegative] = 0.0
     """Norm to which the gradient of a step is clipped; 0 turns clipping off."""
-    skipped_steps_limit: Annotated[int, Positive] = 10
+    skipped_steps_limit: Annotated[int, Count] = 10
     """Steps in a row whose loss or gradient is not finite after which the run ends, with the
     weights from before them. Such a step is skipped and counted, and its samples are written to
     skipped.json, which the command replay reads. 1 ends at the first."""
@@ -269,20 +275,20 @@ class TrainConfig:
     random_seed: Annotated[int, Seed] = 42
     """Seed of weights, samples and augmentation. The environment variable SEED takes precedence."""
 
-    checkpoint_minutes: Annotated[float, NotNegative] = 10.0
+    checkpoint_minutes: Annotated[float, Time] = 10.0
     """Minutes after which latest.pt is written within an epoch, again and again: what is lost at
     most, besides a validation, if the process is killed. It is also written before and after each
     validation; 0 is at these times only."""
-    checkpoints_kept: Annotated[int, Positive] = 2
+    checkpoints_kept: Annotated[int, Count] = 2
     """Number of latest checkpoints that are kept: latest.pt, latest.1.pt and so on. If one is
     damaged the run goes on with the next. 1 keeps latest.pt only."""
-    training_time_limit: Annotated[float, NotNegative] = 0.0
+    training_time_limit: Annotated[float, Time] = 0.0
     """Seconds after which this call ends, once the current epoch is finished; the same command
     continues the run. 0 is no limit."""
-    validation_time_limit: Annotated[float, NotNegative] = 0.0
+    validation_time_limit: Annotated[float, Time] = 0.0
     """Seconds after which the first validation ends; all later ones use the same blocks. 0 is no
     limit."""
-    validation_batch_limit: Annotated[int, NotNegative] = 0
+    validation_batch_limit: Annotated[int, CountOrNone] = 0
     """Most batches in a validation; 0 is no limit. The blocks and their order are the same in all
     epochs."""
     metrics: dict = field(default_factory=dict)
@@ -292,7 +298,7 @@ class TrainConfig:
     """The metric that chooses the best checkpoint: "dice", "iou", "precision", "recall" or one of
     metrics, averaged over the classes that occur in the validation blocks; "loss"; or "challenge",
     with validation_score_every."""
-    validation_score_every: Annotated[int, NotNegative] = 0
+    validation_score_every: Annotated[int, CountOrNone] = 0
     """Epochs between two scores of whole validation crops: predicted, processed by
     process_config.py and scored as the challenge does it; 0 is never. With best_metric =
     "challenge" that score chooses the best checkpoint."""
@@ -300,16 +306,16 @@ class TrainConfig:
     """Weight of the epochs before in a running mean of best_metric, s x before + (1 - s) x value,
     that chooses the best checkpoint, steers ReduceLROnPlateau and stops early: 0.9 where validation
     is small and its metric jumps. 0 takes each epoch by itself."""
-    early_stopping_patience: Annotated[int, NotNegative] = 0
+    early_stopping_patience: Annotated[int, CountOrNone] = 0
     """Number of epochs without an improvement of best_metric, or of the training loss if no crop
     validates, after which training ends; 0 turns early stopping off. Epochs without a value do not
     count."""
-    figure_samples: Annotated[int, NotNegative] = 2
+    figure_samples: Annotated[int, Shown] = 2
     """Validation blocks shown as figures for each class after each epoch, always the same ones."""
-    figure_crops: Annotated[int, NotNegative] = 1
+    figure_crops: Annotated[int, Shown] = 1
     """Validation crops of which a whole slice is shown after each epoch, with all classes in
     colour: the first ones, in the middle along z."""
-    preview_every: Annotated[int, NotNegative] = 0
+    preview_every: Annotated[int, CountOrNone] = 0
     """Epochs between two previews of the figure_crops validation crops as a whole: a picture of
     each section in previews/ beside history.csv, and a few of them in the trackers; 0 is never. The
     last one is kept."""
@@ -626,12 +632,12 @@ class ProcessConfig:
     """Probability above which a voxel belongs to a class, by class. A class that is not among them
     has what `tune` wrote into thresholds.json beside process_config.py, else 0.5."""
     halo: Annotated[tuple[int, ...], Halo] = (0, 0, 0)
-    """Voxels around a block, z, y, x, that process_func gets in addition and whose result is
-    dropped."""
+    """Voxels around a block, one number or z, y, x, that process_func gets in addition and whose
+    result is dropped."""
     input_array_info: dict = field(default_factory=dict)
     """Shape (voxels) of the blocks that process_func gets, and voxel size (nm) that the prediction
     must have; by default those of the prediction."""
-    batch_size: Annotated[int, Positive] = 8
+    batch_size: Annotated[int, Count] = 8
     """Blocks that process_func gets at a time."""
     extra_classes: tuple[str, ...] = ()
     """Class names outside the challenge's table."""

@@ -41,8 +41,6 @@ WRITERS = (
 
 FORMATS = tuple(writer.name for writer in WRITERS)
 
-SORTS = ("image", "mask", "objects")
-
 KEY = ".key"
 """File of a folder that is being written: the key of what it will hold."""
 
@@ -66,7 +64,7 @@ class Choice:
     scale: tuple[float, ...] | None = None
     """Voxel size (nm) of the level to write; the finest unless given."""
     values: str = ""
-    """One of SORTS, what they are; what the metadata say unless given."""
+    """"image", "mask" or "objects", what they are; what the metadata say unless given."""
     with_meshes: bool = False
     """Surfaces of objects beside a precomputed volume."""
 

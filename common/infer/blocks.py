@@ -1,8 +1,8 @@
 """A network over a volume, one block at a time.
 
 A block of the output is computed from the raw around it alone, so blocks can be made in any order,
-by any number of calls, and be written once: `read_block` and `compute_block` know nothing of who
-calls them, `common.infer.conveyor` is one way to, on one device. A network without padding gives
+by any number of calls, and be written once: `read_for_each` and `compute_block` know nothing of
+who calls them, `common.infer.conveyor` is one way to, on one device. A network without padding gives
 the same voxels in a block as in the whole volume, provided that windows start at whole steps of its
 pooling.
 Where windows do not agree on the voxels that they share (padding, normalisation over the window),
@@ -107,14 +107,6 @@ class RawBlock:
         channels = tuple(channel.to(device) for channel in self.channels)
         values = self.values.to(device, non_blocking=True)
         return replace(self, values=values, channels=channels)
-
-
-def read_block(plan: BlockPlan, number: int, pinned: bool = False) -> RawBlock:
-    """The raw that a block needs, mirrored beyond the volume.
-
-    pinned: in page-locked memory, from which a CUDA device copies while it computes.
-    """
-    return _read(plan, number, plan.input_box(number, plan.raw.grid), pinned)
 
 
 def read_for_each(plans: Sequence[BlockPlan], number: int, pinned: bool = False) -> list[RawBlock]:

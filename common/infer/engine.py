@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 from common.errors import refuse
 
+MOST_PROCESSES = 1024
+"""Of one machine."""
+
+MOST_JOBS = 100_000
+"""Of a batch system."""
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -45,6 +51,10 @@ class Engine:
         problems = []
         if self.workers < 0:
             problems.append(f"--workers {self.workers}; write a number of processes from 1 on")
+        most = MOST_JOBS if self.cluster else MOST_PROCESSES
+        if self.workers > most:
+            what = "jobs" if self.cluster else "processes of this machine"
+            problems.append(f"--workers {self.workers}; write up to {most} {what}")
         if self.scheduler and (self.cluster or self.workers):
             problems.append("--scheduler has workers of its own; leave --workers and --cluster out")
         if self.cluster not in ("", "lsf", "slurm"):

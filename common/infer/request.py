@@ -27,6 +27,9 @@ FARTHEST_SCALE = 64
 """Between the voxels of a network and those that are written: a written one is made of up to the
 cube of it, all of which are in memory."""
 
+FARTHEST = 1e9
+"""Nm around a box, a metre: no number of voxels is too large to be counted."""
+
 # Which classes of which boxes
 
 
@@ -176,7 +179,7 @@ def _problems_of_lengths(output: Output, own_scale: Sequence[float]) -> list[str
             f"scale {nm(output.scale)}: the network gives {nm(own_scale)} nm; write sizes up to "
             f"{FARTHEST_SCALE} times larger or smaller"
         )
-    if not 0 <= output.margin < math.inf:
+    if not 0 <= output.margin <= FARTHEST:
         problems.append(f"margin {output.margin:g}; write a length in nm, such as 500")
     if output.block < 0:
         problems.append(f"block {output.block}; write a number of voxels, such as 128")

@@ -13,19 +13,6 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 
-def hausdorff(a: np.ndarray, b: np.ndarray, voxel_size: Sequence[float] | np.ndarray) -> float:
-    """Hausdorff distance in nm between the voxel centres of two objects, not capped.
-
-    a, b: bool (z, y, x), each with a voxel at least.
-    """
-    sizes = np.asarray(voxel_size, float)
-    # voxels of both are at distance 0
-    return max(
-        farthest(a & ~b, surface_points(b, sizes), sizes),
-        farthest(b & ~a, surface_points(a, sizes), sizes),
-    )
-
-
 def farthest(
     outside: np.ndarray,
     points: np.ndarray,

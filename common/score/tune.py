@@ -89,6 +89,7 @@ def tune(  # noqa: PLR0913  the options of the command
     path = config.folder / THRESHOLDS
     _check_thresholds(recipe, path)
     boxes = regions.choose(config, crops, with_test=False, say=say)
+    _check_folds(folds, boxes)
     trials = _trials(config, recipe, boxes, version)
     checkpoints = _checkpoints(trials, say)
     found = search(trials, workers, folds, options=recipe.settings.instance_options)
@@ -244,6 +245,22 @@ def _check_thresholds(recipe: Recipe, path: Path) -> None:
             f"{recipe.path}: thresholds are set there for {some(own)}, and go before those that "
             "tune writes; remove them, or tune --classes others"
         )
+
+
+def _check_folds(folds: int, boxes: Sequence[regions.Region]) -> None:
+    """Raises UserError for more folds than crops."""
+    number = sum(box.truth is not None for box in boxes)
+    if folds <= number:
+        return
+    if number < 2:
+        raise UserError(
+            f"--folds {folds}: thresholds are chosen on one crop, which no other one can judge; "
+            "leave --folds out, or name more crops"
+        )
+    raise UserError(
+        f"--folds {folds}: there are {number} crops; write {number}, which leaves each of them out "
+        "once, or fewer"
+    )
 
 
 def _check_found(found: Sequence[Tuned], recipe: Recipe, crops: str) -> None:

@@ -23,6 +23,9 @@ MISSING = (
 FULL_DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 """Reasons for which a disk takes nothing."""
 
+NO_PATH = frozenset([errno.ENAMETOOLONG, errno.ELOOP])
+"""Reasons for which a path can be that of nothing."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -57,7 +60,14 @@ def is_mendable(error: Exception) -> bool:
     """Whether an error is about what the user gave us, or about a disk or a path."""
     if isinstance(error, (UserError, *MISSING)):
         return True
-    return isinstance(error, OSError) and error.errno in FULL_DISK
+    if _is_loop(error):
+        return True
+    return isinstance(error, OSError) and error.errno in FULL_DISK | NO_PATH
+
+
+def _is_loop(error: Exception) -> bool:
+    """Whether a link leads to itself, which pathlib calls a RuntimeError before Python 3.13."""
+    return isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from ")
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -79,6 +89,8 @@ def _of_memory(error: Exception) -> str:
 
 def sentence(error: Exception) -> str:
     """The sentence for a mendable error. One of ours is its own; the system's get path and line."""
+    if _is_loop(error):
+        return f"{error}; write another path"
     if isinstance(error, UserError) or not isinstance(error, OSError):
         return str(error)
     if error.strerror is None:  # raised by us, with a sentence
@@ -89,6 +101,8 @@ def sentence(error: Exception) -> str:
         text = f"{error.filename}: {error.strerror}"
     if error.errno in FULL_DISK:
         text += "; free space or choose another folder, and run the same command again"
+    if error.errno in NO_PATH:
+        text += "; write another path"
     frames = own_frames(error)
     if frames:
         text += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"

@@ -60,8 +60,8 @@ class Command(click.Command):
         public.add_options(self)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words, of which three lengths may be separated by spaces, as the toolbox's."""
-        return super().parse_args(ctx, options.joined_lengths(self.params, args))
+        """Read the words; those along axes may be separated by spaces, as the toolbox has them."""
+        return super().parse_args(ctx, options.joined_axes(self.params, args))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, with what was given in the words of the public toolbox in ours."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,12 +12,15 @@ import click
 
 from common.data.volumes.sources.place import with_voxel_size
 from common.errors import UserError
-from common.infer.engine import Engine
+from common.infer.engine import MOST_PROCESSES, Engine
 from common.score.versions import CSC, VERSIONS
 from common.stopping import seconds_of
 from common.typed import is_number
 
 Decorator = Callable[[Callable], Callable]
+
+WORKERS = click.IntRange(1, MOST_PROCESSES)
+"""Processes of one machine."""
 
 
 class Names(click.ParamType):
@@ -42,7 +45,17 @@ class Names(click.ParamType):
         return names
 
 
-class Lengths(click.ParamType):
+LONGEST = 1e9
+"""Nm of a length, a metre: no number of voxels is too large to be counted."""
+
+
+class PerAxis(click.ParamType):
+    """Something along z, y, x, as the text that was typed; it may be several words."""
+
+    name = "text"
+
+
+class Lengths(PerAxis):
     """A length in nm, or three along z, y, x, as a tuple of three."""
 
     name = "nm"
@@ -57,11 +70,12 @@ class Lengths(click.ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            numbers = tuple(float(part) for part in value.split(","))
+            # as others write it, too: "8 8 8", [8, 8, 8]
+            numbers = tuple(float(part) for part in re.split(r"\s*,\s*|\s+", value.strip("()[] ")))
         except ValueError:
             numbers = ()
         if len(numbers) not in (1, 3) or not all(
-            self.least <= number < math.inf for number in numbers
+            self.least <= number <= LONGEST for number in numbers
         ):
             option = param.opts[0] if param else self.name
             raise UserError(f"{option} {value}; write one length in nm or three, z,y,x: 8 or 8,8,8")
@@ -78,18 +92,35 @@ class Scale(Lengths):
         return () if value == "any" else super().convert(value, param, ctx)
 
 
-def joined_lengths(params: Sequence[click.Parameter], words: Sequence[str]) -> list[str]:
-    """The words of a command line, with 8,6,4 for the three of `--scale 8 6 4`."""
+def joined_axes(params: Sequence[click.Parameter], words: Sequence[str]) -> list[str]:
+    """The words of a command line, with 8,6,4 for the three of `--scale 8 6 4`.
+
+    Two or four are joined as well, so that the option itself says what is wrong with them.
+    """
     flags: set[str] = set()
     for param in params:
-        if isinstance(param.type, Lengths):
+        if isinstance(param.type, PerAxis):
             flags.update(param.opts)
-    joined = list(words)
-    for place, word in enumerate(joined):
-        lengths = joined[place + 1 : place + 4]
-        if word.replace("_", "-") in flags and len(lengths) == 3 and all(map(is_number, lengths)):
-            joined[place + 1 : place + 4] = [",".join(lengths)]
+    joined: list[str] = []
+    is_open = False
+    for word in words:
+        if is_open and _is_of_axis(word):
+            joined[-1] = f"{joined[-1].rstrip(',')},{word}"
+            continue
+        flag, _, value = word.partition("=")
+        if joined and joined[-1].replace("_", "-") in flags:
+            flag = joined[-1]
+            value = word
+        # what has commas in it is whole: the next number is something else
+        is_open = flag.replace("_", "-") in flags and _is_of_axis(value) and "," not in value[:-1]
+        joined.append(word)
     return joined
+
+
+def _is_of_axis(word: str) -> bool:
+    """Whether a word is numbers, or bounds such as 0:100, with commas between."""
+    parts = re.split("[,:]", word.rstrip(","))
+    return any(parts) and all(not part or is_number(part) for part in parts)
 
 
 class Duration(click.ParamType):
@@ -108,7 +139,8 @@ class Duration(click.ParamType):
         except ValueError:
             option = param.opts[0] if param else self.name
             raise UserError(
-                f"{option} {value}; write a duration above 0: 90s, 30m, 11h, 1d2h or 11:30:00"
+                f"{option} {value}; write a duration above 0, such as 90s, 30m, 11h, 1d2h or "
+                "11:30:00"
             ) from None
 
 
@@ -174,7 +206,7 @@ def classes(
 def workers(text: str = "Processes that score.", default: int = 1) -> Decorator:
     """`--workers NUMBER`."""
     return click.option(
-        "--workers", "-w", type=click.IntRange(1), default=default, show_default=True, help=text
+        "--workers", "-w", type=WORKERS, default=default, show_default=True, help=text
     )
 
 
@@ -238,6 +270,7 @@ boxes_of_experiment = together(
     ),
     click.option(
         "--roi",
+        type=PerAxis(),
         metavar="Z0:Z1,Y0:Y1,X0:X1",
         help="A box of --volume, in nm; a bound left out is the volume's.",
     ),

@@ -67,11 +67,6 @@ def constant(**parameters: Any) -> Callable[[Any], Taken]:
     return lambda _: parameters
 
 
-def setting(name: str) -> Callable[[str], Taken]:
-    """An option that is a setting of an experiment."""
-    return lambda value: {"overrides": (f"{name}={value}",)}
-
-
 def volumes(name: str) -> Callable[[str], Taken]:
     """A template of volumes, whose folder is a setting of an experiment."""
 
@@ -335,13 +330,13 @@ DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "predict": {"crops": "test", "planes": "auto"},
     "process": {"crops": "test"},
     "visualize": {"crops": "*"},
-    "make-datasplit": {"classes": "nuc,er", "scale": "any", "by": "auto"},
+    "make-datasplit": {"classes": "nuc,er", "scale": "any"},
     "get-counts": {"classes": "nuc,er"},
 }
 """What the toolbox takes where an option is left out, and so does `csc`, if it is not ours too."""
 
-SAID_LATER = ("planes", "by")
-"""Public defaults that matter to some networks or data alone; the command says it where they do."""
+SAID_LATER = ("planes",)
+"""Public defaults that matter to some networks alone; the command says it where they do."""
 
 ANSWERS: Mapping[str, str] = {
     "speedtest": (

@@ -12,11 +12,13 @@ import io
 import re
 import shlex
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import classes
 from common.files import REPOSITORY
+from common.typed import is_number
 
 TEXTS = frozenset([".md", ".txt", ".rst", ".sh"])
 """Suffixes of files that are text from top to bottom."""
@@ -40,50 +42,54 @@ OF_RUNS = frozenset(
 
 FLAGS = frozenset(
     [
-        "--absolute",
-        "--all-resolutions",
         "--check",
-        "--cluster",
         "--dry-run",
         "--each-class",
-        "--fetch-all-em-resolutions",
-        "--force-all-classes",
-        "--force-all-classes-train",
-        "--force-all-classes-validate",
         "--group-seeds",
         "--link",
         "--logits",
-        "--meshes",
         "--onnx",
         "--overwrite",
         "--partial",
         "--selective",
         "--skip-orthoplanes",
         "--traceback",
-        "--use-s3",
-        "--verify",
         "--write-readme",
-        "--zip",
-        "-C",
         "-O",
-        "-all-res",
-        "-fa",
-        "-ft",
-        "-fv",
-        "-s3",
         "-so",
     ]
 )
-"""Options of our commands without a value: what follows them can be an experiment."""
+"""Options without a value of the commands that take an experiment."""
 
-_NAME_EXPERIMENTS = frozenset(["--for", "--from", "-r"])
-"""Options whose value is an experiment; -r is that of cp."""
-
-# up to the end of the line, a comment or the end of `code`; a backslash goes on in the next line
-_COMMAND = re.compile(
-    r"(?m)(?:-m cellmap_segmentation_challenge|\bcp -r|(?:^\s*|[`$&;|] ?)csc)\s"
-    r"(?:\\\r?\n|[^`#\n])*"
+TAKE_ONE = frozenset(
+    [
+        "demo",
+        "doctor",
+        "evaluate",
+        "export-model",
+        "fingerprint",
+        "pack-results",
+        "predict",
+        "process",
+        "replay",
+        "search",
+        "train",
+        "tune",
+        "visualize",
+    ]
 )
+"""Commands whose first word is an experiment."""
+
+TAKE_SEVERAL = frozenset(["compare", "report"])
+"""Commands of whose words each can be an experiment."""
+
+EXPERIMENT_OPTIONS = frozenset(["--for", "--from", "--members"])
+"""Options whose value is an experiment."""
+
+_PROGRAM = r"(?:-m cellmap_segmentation_challenge|\bcp -r|(?:^\s*|[`$&;|#] ?)csc)\s"
+# up to the end of the line, a comment or the end of `code`; a backslash goes on in the next line
+_COMMAND = re.compile(rf"(?m){_PROGRAM}(?:\\\r?\n|[^`#\n])*")
+_PROGRAMS = re.compile(rf"(?m){_PROGRAM}")
 
 # neither in the middle of a longer name nor of another path
 _BEFORE = r"(?<![\w./-])(?:\./)?"
@@ -132,12 +138,12 @@ class Renaming:
         if first:
             is_file = first in OF_RUNS or (self.source / first).exists()
             return is_file or "/" in path
-        if command is None:
-            return "/" in path
-        return _takes_experiment(command)
+        return "/" in path or (command is not None and _takes_experiment(command, path))
 
     def _of_title(self, text: str) -> str:
-        heading = rf"\A(\s*# `?){re.escape(self.source.name)}(?=`?\s*(?:[:,(–—]|$))"
+        # "# mito, er and nuc" of an experiment mito lists classes
+        ends = ":(–—" if classes.atoms_of(self.source.name) else ":,(–—"
+        heading = rf"\A(\s*# `?){re.escape(self.source.name)}(?=`?\s*(?:[{ends}]|$))"
         return re.sub(heading, lambda match: match[1] + self.target.name, text, flags=re.MULTILINE)
 
     def _of_table(self, text: str) -> str:
@@ -179,17 +185,50 @@ def _command_before(text: str, position: int, commands: list[tuple[int, int]]) -
     return None
 
 
-def _takes_experiment(command: str) -> bool:
-    """Whether the word that follows in a command line can be an experiment."""
+def _takes_experiment(command: str, word: str) -> bool:
+    """Whether the word that follows in a command line is an experiment.
+
+    A sentence can go on behind a command, with words of the data.
+    """
     if not command[-1:].isspace() and command[-1:] not in ("'", '"'):
         return False  # in the middle of a word, as in a list of datasets
-    words = command.rstrip("'\"").replace("\\\n", " ").split()
-    before = words[-1]
-    if before.startswith("-"):
-        option = before if before in FLAGS else before.replace("_", "-")
-        return option in FLAGS or option in _NAME_EXPERIMENTS
-    # the first word is what to do: an experiment can be called train
-    return before not in ("cellmap_segmentation_challenge", "csc")
+    *_, program = _PROGRAMS.finditer(command)
+    words = command[program.end() :].rstrip("'\"").replace("\\\n", " ").split()
+    if program[0].startswith("cp"):
+        return not words
+    last = words[-1].replace("_", "-") if words else ""
+    if last.startswith("-") and last not in FLAGS:
+        return last in EXPERIMENT_OPTIONS
+    return _is_place(_without_options(words), word)
+
+
+def _is_place(before: Sequence[str], word: str) -> bool:
+    """Whether an experiment can stand behind these words of a command, which has no options."""
+    match before:
+        case ["joint", "init"]:
+            return True
+        case ["submit"]:
+            return word not in TAKE_ONE
+        case [verb] | ["submit", verb]:
+            # as in: for step in train predict; do csc $step my_net; done
+            return verb in TAKE_ONE | TAKE_SEVERAL or verb.startswith("$")
+        case [verb, *_]:
+            return verb in TAKE_SEVERAL
+    return False  # the first word is what to do: an experiment can be called train
+
+
+def _without_options(words: Iterable[str]) -> list[str]:
+    """The words of a command without options and their values, such as those of --scale 8 8 8."""
+    kept = []
+    is_value = False
+    for word in words:
+        if word.startswith("-"):
+            is_value = "=" not in word and word.replace("_", "-") not in FLAGS
+            continue
+        if not is_value and not is_number(word):
+            kept.append(word)
+        is_value = False
+    return kept
 
 
 def _texts_of_python(text: str) -> Iterator[tokenize.TokenInfo]:

@@ -11,9 +11,6 @@ from common.data.volumes.level import Level
 from common.show import figures
 from common.show.figures import Picture
 
-KINDS = ("max", "sum")
-"""The first object along the axis in its colour, and the length of the class along it."""
-
 MOST_PIXELS = 1500
 """Along a side of the picture: of a larger volume a coarser level is taken."""
 

@@ -17,8 +17,6 @@ from common.errors import UserError
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """`metric(tp, fp, fn, tn)` returns (classes,) values, NaN for a class without a value."""
 
-BUILT_IN = ("dice", "iou", "precision", "recall")
-
 
 def metrics(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> dict[str, np.ndarray]:
     """Return dice, iou, precision and recall by name, (classes,) each.

@@ -19,6 +19,9 @@ from common.train.record import HISTORY, RunRecord, best_row, read_history, read
 from common.train.run import Result, train
 from common.train.setup import Score
 
+MOST_SEEDS = 1000
+"""Of a call."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -177,8 +180,10 @@ def parse_seeds(text: str) -> list[int]:
             seeds += _parse_range(part.strip())
     except ValueError:
         seeds = []
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds {text}; write different whole numbers, 1,2,3 or 1-3")
+    if not 0 < len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"--seeds {text}; write up to {MOST_SEEDS} different whole numbers, 1,2,3 or 1-3"
+        )
     return seeds
 
 
@@ -189,6 +194,8 @@ def _parse_range(part: str) -> list[int]:
     first, dash, last = part.partition("-")
     if not dash:
         return [int(first)]
+    if int(last) - int(first) >= MOST_SEEDS:
+        raise ValueError(part)
     return list(range(int(first), int(last) + 1))
 
 

@@ -98,6 +98,23 @@ def test_every_value_of_every_kind_has_a_sentence():
         ),
         ({"section_shift": {"probability": 1, "max_nm": 7}}, "less than a voxel of 8 nm"),
         (
+            {"section_slip": {"probability": 1, "max_nm": 161}},
+            "['max_nm'] = 161, and input_array_info covers 160 nm; write less",
+        ),
+        (
+            {"blur": {"probability": 1, "sigma_nm": (8, 1e9)}},
+            "['sigma_nm'] = 1e+09, and input_array_info covers 160 nm; write less",
+        ),
+        (
+            {"elastic": {"probability": 1, "amplitude_nm": 0.001, "spacing_nm": 0.01}},
+            "['spacing_nm'] = 0.01 is less than a voxel of 8 nm; write more",
+        ),
+        ({"scale": {"probability": 1, "factor": (1e-6, 1)}}, "write a number from 0.1 to 10, or"),
+        (
+            {"cutout": {"probability": 1, "edge_nm": 8, "number": 10**9}},
+            "['number'] = 1000000000; write a whole number from 1 to 100",
+        ),
+        (
             {"low_resolution": {"probability": 1, "voxel_nm": 8}},
             "['voxel_nm'] = 8 at most, and the input's voxels have 8 nm",
         ),

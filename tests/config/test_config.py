@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from conftest import DEADLINE
 
 from common.config import settings as settings_module
+from common.config.kinds import fit
 from common.config.load import load_config, load_process_config, read_overrides
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError
@@ -210,7 +212,23 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
         ("batch_size = 'four'", "batch_size = 'four'; write a whole number"),
         ("batch_size = 2.5", "batch_size = 2.5; write a whole number"),
         ("batch_size = True", "batch_size = True; write a whole number"),
-        ("batch_size = 0", "batch_size = 0; write a number above 0"),
+        ("batch_size = 0", "batch_size = 0; write a whole number from 1 to 1000000000"),
+        (
+            "gradient_accumulation_steps = 10**9",
+            "gradient_accumulation_steps = 1000000000; write a whole number from 1 to 10000",
+        ),
+        ("epochs = 10**10", "epochs = 10000000000; write a whole number from 1 to 1000000000"),
+        (
+            "epochs = iterations_per_epoch = 10**9\nbatch_size = 100",
+            "epochs = 1000000000, iterations_per_epoch = 1000000000, batch_size = 100: more "
+            "samples than can be counted; write fewer",
+        ),
+        ("figure_crops = 10**6", "figure_crops = 1000000; write a whole number from 0 to 1000"),
+        (
+            "worker_time_limit = 1e12",
+            "worker_time_limit = 1000000000000.0; write a number from 0 to 1e+09",
+        ),
+        ("noise_std = 12", "noise_std = 12.0; write a number from 0 to 1"),
         ("learning_rate = -1", "learning_rate = -1.0; write a number above 0"),
         ("learning_rate = float('nan')", "learning_rate = nan; write a number above 0"),
         ("learning_rate = float('inf')", "learning_rate = inf; write a number above 0"),
@@ -389,7 +407,6 @@ def test_a_data_root_is_a_folder_on_this_machine(file, address, monkeypatch):
     [
         "{'shape': (20, 20, 20)}",
         "{'shape': (20, 20, 20), 'scale': (8, 8)}",
-        "{'shape': (20, 20, 20), 'scale': 8}",
         "{'shape': (20, 20, 20.5), 'scale': (8, 8, 8)}",
         "{'shape': (20, 20, 0), 'scale': (8, 8, 8)}",
         "{'shape': (20, 20, 20), 'scale': (8, 8, -8)}",
@@ -408,6 +425,13 @@ def test_an_array_info_of_another_form_is_refused(file, value):
 def test_several_input_arrays_are_refused(file):
     (problem,) = problems(file(f"input_array_info = {{'em': {INFO}, 'mask': {INFO}}}"))
     assert "several are not supported" in problem
+
+
+def test_one_number_is_that_along_every_axis(file):
+    text = "input_array_info = target_array_info = {'shape': 64, 'scale': 8}"
+    assert load_config(file(text)).input_array_info == {"shape": (64,) * 3, "scale": (8.0,) * 3}
+    halo = typing.get_type_hints(ProcessConfig, include_extras=True)["halo"]
+    assert fit(halo, 8) == ((8, 8, 8), "")
 
 
 def test_a_2d_shape_is_one_voxel_thick(file):

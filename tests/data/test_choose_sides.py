@@ -393,7 +393,9 @@ def test_balanced_folds_are_of_like_size_and_those_by_hash_move_no_old_crop():
 def test_more_folds_than_groups_are_refused():
     crops = [crop(f"s-{n}") for n in range(3)]
     for method in METHODS:
-        with pytest.raises(UserError, match=r"no validate crop \(3 groups fit\); .* fewer folds"):
+        with pytest.raises(
+            UserError, match=r"folds 4: .* 3 groups \(by specimen\) fit; write 3 or fewer"
+        ):
             fold(crops, folds=4, scale=None, method=method)
     with pytest.raises(UserError, match="of one dataset"):
         fold([crop("s-1", f"crop{n}") for n in range(3)], folds=2, scale=None, by="dataset")

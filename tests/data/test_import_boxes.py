@@ -59,6 +59,7 @@ def test_a_box_is_cut_into_blocks():
         ([], "1", None, "--blocks 1; write into how many blocks"),
         ([], "two", None, "--blocks two; write"),
         ([], "2,2", None, "--blocks 2,2; write"),
+        ([], "100,100,2", 0, "--blocks 100,100,2; write .* from 2 to 10000"),
         ([], "4", 30, "no room for 4 blocks with gaps between in 50 x 60 x 70 voxels"),
         ([], "", 3, "--gap 3: between blocks; write --blocks 4, too"),
         (["0:10,0:10"], "", None, "--crop 0:10,0:10: no box within"),

@@ -68,6 +68,10 @@ def test_auto_splits_one_specimen_by_crop_and_several_by_specimen(tmp_path, caps
     labelled_store(tmp_path, "two-1")
     make_split.make(path, data_root=tmp_path, by="auto", classes=["mito"], overwrite=True)
     assert "--by specimen" in path.read_text()
+    # of what is left without the test crops
+    split = {"by": "auto", "classes": ["mito"], "overwrite": True}
+    make_split.make(path, data_root=tmp_path, test=["two-1"], **split)
+    assert "--by crop" in path.read_text()
 
 
 # Folds, forced classes, leaks
@@ -151,6 +155,7 @@ def test_a_forced_side_takes_complete_crops_only(tmp_path, force, complete):
         ({"method": "random"}, "method 'random'; write 'balanced'"),
         ({"force_classes": "validation"}, "force-classes 'validation'; write 'all'"),
         ({"folds": 1}, "folds 1; write 2 or more"),
+        ({"folds": 10**9}, "folds 1000000000; write 2 or more, up to 1000"),
         ({"folds": 3, "hold_out": ["jrc_hela-2"]}, "hold-out jrc_hela-2 with 3 folds"),
         ({"folds": 3, "validation_fraction": 0.3}, "validation fraction 0.3 with 3 folds"),
     ],

@@ -633,7 +633,7 @@ def test_orientations_are_averaged(tiny):
     network = predict.load_network(config)
     (region,) = regions.choose(config)
     plan = work.make_plan(network, config, region, Output(orientations=8))
-    raw = blocks_module.read_block(plan, 0)
+    [raw] = blocks_module.read_for_each([plan], 0)
     forward = blocks_module.oriented(network.forward, 8)
     expected = blocks_module.compute_block(plan, raw, forward, network.device)
     np.testing.assert_allclose(eight, expected, atol=1e-5)

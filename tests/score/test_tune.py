@@ -489,6 +489,18 @@ def test_the_score_by_other_crops_stands_beside_the_ordinary_one(tiny):
     assert entry["score_by_others"] == found["er"].by_others
 
 
+@pytest.mark.parametrize(
+    ("crops", "sentence"),
+    [
+        ("crop1,crop3", "--folds 3: there are 2 crops; write 2, which"),
+        ("crop3", "--folds 3: thresholds are chosen on one crop, .* leave --folds out"),
+    ],
+)
+def test_more_folds_than_crops_are_refused(tiny, crops, sentence):
+    with pytest.raises(UserError, match=sentence):
+        choose(tiny, crops=crops, folds=3)
+
+
 def test_evaluate_says_that_thresholds_were_chosen_on_what_it_scores(tiny):
     predict_all(tiny)
     choose(tiny, crops="crop3", classes=("er",))

@@ -257,18 +257,64 @@ def test_a_manifest_and_a_data_root_exclude_each_other(run, data_root, tmp_path)
     assert code == 2 and "write one of them" in said
 
 
-@pytest.mark.parametrize("scale", ["eight", "8,8", "8,8,0", ""])
+@pytest.mark.parametrize(
+    "scale", [["eight"], ["8,8"], ["8,8,0"], [""], ["8", "8"], ["8", "8", "8", "8"], ["1e30"]]
+)
 def test_a_scale_of_another_form_is_refused(run, tmp_path, scale):
-    code, _, said = run("make-datasplit", tmp_path / "split.csv", "--scale", scale)
+    code, _, said = run("make-datasplit", tmp_path / "split.csv", "--scale", *scale)
     assert (code, said) == (
         2,
-        f"error: --scale {scale}; write one length in nm or three, z,y,x: 8 or 8,8,8\n",
+        f"error: --scale {','.join(scale)}; write one length in nm or three, z,y,x: 8 or 8,8,8\n",
     )
 
 
 def test_the_scale_of_a_split_must_be_given(run, tmp_path):
     code, _, said = run("make-datasplit", tmp_path / "split.csv")
     assert code == 2 and "Missing option '--scale'" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ("fetch-data -s 6.0 6.0 6.0", {"scale": ((6, 6, 6),)}),
+        ("fetch-data --scale 8 --scale 16 8 8 --padding 0 8 8", {"padding_nm": (0, 8, 8)}),
+        ("export --scale=8 6 4 a b", {"scale": (8, 6, 4), "source": "a", "out": "b"}),
+        ("export --scale [8,6,4] a b", {"scale": (8, 6, 4)}),
+        ("export --scale 8,6,4 1 2", {"source": "1", "out": "2"}),
+        ("export --voxel-size 8, 6, 4 a b", {"voxel_size": (8, 6, 4)}),
+        ("export --roi 0:9 :8 7: a b", {"roi": "0:9,:8,7:", "source": "a"}),
+        ("export --roi 0:9,:8,7: a b", {"roi": "0:9,:8,7:"}),
+        (
+            "import-data a --dataset b --crop 0:1 0:2 0:3 --blocks 1 2 2",
+            {"crops": ("0:1,0:2,0:3",)},
+        ),
+        ("import-data a --dataset b --blocks 1 2 2", {"blocks": "1,2,2"}),
+        ("import-data --dataset b --blocks 4 a", {"blocks": "4", "raw": "a"}),
+        ("predict --margin 8 a --block 64", {"config_path": "a", "block": 64}),
+    ],
+)
+def test_numbers_along_axes_are_taken_as_they_are_written(typed, taken):
+    name, *words = typed.split()
+    params = cli.commands[name].make_context(name, words).params
+    assert {key: params[key] for key in taken} == taken
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "x", "--workers", 10**6),
+        ("train", "x", "--processes", 10**6),
+        ("visualize", "x", "--port", 70_000),
+        ("search", "x", "--prune-after", -1),
+        ("predict", "x", "--workers", 10**6),
+        ("predict", "x", "--time-limit", f"{10**8}d"),
+        ("submit", "x", "--cluster", "lsf", "--walltime", f"{10**400}d"),
+        ("train", "x", "--seeds", f"1-{10**30}"),
+    ],
+)
+def test_a_number_that_nobody_means_is_refused(run, trained, words):
+    code, _, said = run(*words)
+    assert code == 2 and str(words[-1]) in said and not trained
 
 
 # demo

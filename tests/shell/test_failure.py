@@ -72,6 +72,15 @@ def test_a_path_that_the_system_does_not_find_is_named(ended, tmp_path):
     assert ended(caught.value) == (2, f"error: {tmp_path}/a: No such file or directory\n")
 
 
+def test_a_path_that_can_be_that_of_nothing_is_one_sentence(run, tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path in (loop, tmp_path / ("x" * 300)):
+        code, _, said = run("demo", path)
+        assert code == 2 and said.startswith("error: ") and said.count("\n") == 1
+        assert str(path) in said and said.endswith("; write another path\n")
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 def test_a_disk_that_takes_nothing_says_what_to_do(ended, number):
     code, said = ended(OSError(number, os.strerror(number)))

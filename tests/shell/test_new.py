@@ -11,7 +11,13 @@ import pytest
 from common.config.load import load_config
 from common.files import REPOSITORY
 from common.shell.new import new, next_command, without_results
-from common.shell.rename import FLAGS, Renaming
+from common.shell.rename import (
+    EXPERIMENT_OPTIONS,
+    FLAGS,
+    TAKE_ONE,
+    TAKE_SEVERAL,
+    Renaming,
+)
 
 README = """# tiny_experiment
 
@@ -173,7 +179,24 @@ PROGRAM = "python -m cellmap_segmentation_challenge"
         ),
         (f"{PROGRAM} train \\\n  phantom_cell", f"{PROGRAM} train \\\n  deep/mine"),
         (f"{PROGRAM} train --check phantom_cell", f"{PROGRAM} train --check deep/mine"),
-        (f"{PROGRAM} phantom_cell phantom_cell", f"{PROGRAM} phantom_cell deep/mine"),
+        (f"{PROGRAM} needs phantom_cell", f"{PROGRAM} needs phantom_cell"),
+        (
+            f"{PROGRAM} train phantom_cell trains a phantom_cell; of phantom_cell",
+            f"{PROGRAM} train deep/mine trains a phantom_cell; of phantom_cell",
+        ),
+        (f"{PROGRAM} export out phantom_cell", f"{PROGRAM} export out phantom_cell"),
+        (f"{PROGRAM} $step phantom_cell", f"{PROGRAM} $step deep/mine"),
+        (
+            f"{PROGRAM} process --scale 8 8 8 phantom_cell",
+            f"{PROGRAM} process --scale 8 8 8 deep/mine",
+        ),
+        (f"{PROGRAM} compare other phantom_cell", f"{PROGRAM} compare other deep/mine"),
+        ("csc joint init a --members phantom_cell", "csc joint init a --members deep/mine"),
+        ("csc joint init phantom_cell phantom_cell", "csc joint init deep/mine phantom_cell"),
+        ("csc submit --cluster lsf phantom_cell", "csc submit --cluster lsf deep/mine"),
+        ("csc submit tune phantom_cell", "csc submit tune deep/mine"),
+        ("csc train x && csc tune phantom_cell", "csc train x && csc tune deep/mine"),
+        ("# csc train phantom_cell", "# csc train deep/mine"),
         (
             f"{PROGRAM} predict phantom_cell --data phantom_cell --crops phantom_cell/crop1,x",
             f"{PROGRAM} predict deep/mine --data phantom_cell --crops phantom_cell/crop1,x",
@@ -188,15 +211,47 @@ def test_names_and_paths_are_told_apart(text, wanted):
     assert renaming.of_text(text, has_title=True) == wanted
 
 
+@pytest.mark.parametrize(
+    ("heading", "wanted"),
+    [
+        ("# mito", "# twin"),
+        ("# mito: a U-Net", "# twin: a U-Net"),
+        ("# mito, er and nuc", "# mito, er and nuc"),
+    ],
+)
+def test_a_heading_that_lists_classes_is_not_the_name(tmp_path, heading, wanted):
+    renaming = Renaming(tmp_path / "mito", tmp_path / "twin")
+    assert renaming.of_file(".md", heading) == wanted
+
+
 def test_the_flags_are_those_of_the_commands():
     from common.shell.cli import cli
 
     flags = set()
-    for command in cli.commands.values():
-        for option in command.params:
+    for name in (*TAKE_ONE, *TAKE_SEVERAL, "joint", "submit"):
+        for option in cli.commands[name].params:
             if getattr(option, "is_flag", False):
                 flags |= set(option.opts)
     assert flags == FLAGS
+
+
+def test_what_takes_an_experiment_is_so_in_the_command_line():
+    from common.shell.cli import cli
+
+    first = {}
+    for name, command in cli.commands.items():
+        places = [param for param in command.params if param.param_type_name == "argument"]
+        if places:
+            first[name] = places[0].name
+    named = {name for name in first if first[name] in ("config_path", "experiment")}
+    assert named == TAKE_ONE
+    assert {name for name in first if first[name] in ("names", "experiments")} == TAKE_SEVERAL
+    options = set()
+    for command in cli.commands.values():
+        for param in command.params:
+            is_one = param.name in ("for_experiment", "members", "source")
+            options |= set(param.opts) if is_one and param.param_type_name == "option" else set()
+    assert options == EXPERIMENT_OPTIONS
 
 
 @pytest.mark.parametrize(

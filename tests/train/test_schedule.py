@@ -442,7 +442,11 @@ def test_a_continued_run_may_go_over_to_iterations(experiment, capsys):
     [
         ("ReduceLROnPlateau", {}, "ReduceLROnPlateau, which goes by the results of an epoch"),
         ("None", {}, "scheduler_step = 'iteration' without a scheduler"),
-        ("StepLR", {"warmup_iterations": -1}, "warmup_iterations = -1; write 0 or more"),
+        (
+            "StepLR",
+            {"warmup_iterations": -1},
+            "warmup_iterations = -1; write a whole number from 0",
+        ),
         ("StepLR", {"scheduler_step": "step"}, "write one of 'epoch', 'iteration'"),
     ],
 )

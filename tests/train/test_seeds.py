@@ -144,7 +144,9 @@ def test_seeds_are_numbers_and_ranges(text, wanted):
     assert seeds.parse_seeds(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "a", "1,1", "1-2,2", "-1"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "1,1", "1-2,2", "-1", "1-1001", "1-99999999999999999999"]
+)
 def test_other_seeds_are_refused(text):
     with pytest.raises(ValueError, match="--seeds"):
         seeds.parse_seeds(text)

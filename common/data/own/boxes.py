@@ -6,6 +6,7 @@ Boxes are voxels of the labels, z, y, x.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ GAP = 0.1
 Voxels next to each other show the same objects, so that a block that validates beside one that
 trains looks better than new tissue will.
 """
+
+MOST_BLOCKS = 10_000
+"""Of a call; each is a crop."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,11 @@ def _counts(blocks: str, box: Box, level: Level) -> list[int]:
     """Blocks along z, y, x. Raises UserError for no numbers of blocks."""
     parts = blocks.split(",")
     counts = [int(part) if part.strip().isdecimal() else 0 for part in parts]
-    if len(counts) not in (1, 3) or not all(counts) or np.prod(counts) < 2:
+    number = math.prod(counts)
+    if len(counts) not in (1, 3) or not 2 <= number <= MOST_BLOCKS:
         raise UserError(
-            f"--blocks {blocks}; write into how many blocks the labels are cut, 2 or more, or how "
-            "many along z, y, x: 1,2,2"
+            f"--blocks {blocks}; write into how many blocks the labels are cut, from 2 to "
+            f"{MOST_BLOCKS}, or how many along z, y, x: 1,2,2"
         )
     if len(counts) == 3:
         return counts

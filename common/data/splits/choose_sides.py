@@ -63,6 +63,9 @@ DRAWS = 100_000
 DRAWS_AT_ONCE = 10_000
 """Sets that are ranked together; bounds the memory where there are hundreds of groups."""
 
+MOST_FOLDS = 1000
+"""A file each."""
+
 Sides = list[tuple[str, CropInfo]]
 """(usage, crop), training ones first, test ones last, each side in natural order."""
 
@@ -143,8 +146,10 @@ class SplitRules:
 
     def _wrong_folds(self) -> list[str]:
         problems = []
-        if self.folds < 0 or self.folds == 1:
-            problems.append(f"folds {self.folds}; write 2 or more, or 0 for one split")
+        if self.folds and not 2 <= self.folds <= MOST_FOLDS:
+            problems.append(
+                f"folds {self.folds}; write 2 or more, up to {MOST_FOLDS}, or 0 for one split"
+            )
         if self.folds and self.hold_out:
             problems.append(
                 f"hold-out {','.join(self.hold_out)} with {self.folds} folds, "
@@ -193,6 +198,12 @@ def choose_folds(crops: Sequence[CropInfo], rules: SplitRules) -> list[Sides]:
     others, tests = _without_tests(crops, rules)
     pool = _pool(others, rules)
     _check_several(pool, rules.by)
+    if rules.folds > pool.usable_groups:
+        raise UserError(
+            f"folds {rules.folds}: every group validates in one of them, and "
+            f"{pool.usable_groups} groups (by {rules.by}) fit; write {pool.usable_groups} or fewer "
+            f"folds{'' if rules.by == 'crop' else ', or --group-by crop'}"
+        )
     fold_of = _fold_of_each(pool, rules)
     splits = []
     for fold in range(rules.folds):
@@ -226,8 +237,10 @@ def _without_tests(crops: Sequence[CropInfo], rules: SplitRules) -> tuple[list[C
 def by_specimen_if_several(crops: Sequence[CropInfo], rules: SplitRules) -> SplitRules:
     """The rules, by specimen; by crop, said aloud, where all crops that fit are of one specimen."""
     rules = replace(rules, by="specimen")
-    pool = _pool(crops, rules)
-    if pool.usable_groups > 1 or not rules.validation_fraction:
+    tests = _exact(rules.test)
+    others = [crop for crop in crops if tests.isdisjoint((crop.dataset, crop.name, crop.path))]
+    pool = _pool(others or crops, rules)
+    if pool.usable_groups > 1 or pool.usable.sum() == 1 or not rules.validation_fraction:
         return rules
     talk.note(
         f"all {pool.usable.sum()} crops that fit are of one specimen, so that they are split by "

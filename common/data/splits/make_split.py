@@ -73,8 +73,8 @@ def make(
     path = Path(csv_path)
     is_auto = choice.get("by") == AUTO
     rules = SplitRules(scale=three(scale), **choice | ({"by": "specimen"} if is_auto else {}))
-    paths = _paths(path, rules.folds, overwrite)
     refuse(rules.problems(), path)
+    paths = _paths(path, rules.folds, overwrite)
     root = _root_of_stores(path, data_root) if absolute else ""
     known, broken = _crops(path, data_root, manifest, datasets=datasets, names=crops)
     _check_classes(path, rules.classes, known)

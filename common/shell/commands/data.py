@@ -10,7 +10,7 @@ import click
 from common.errors import UserError, refuse
 from common.shell import options
 from common.shell.group import Command
-from common.shell.options import Lengths, Names, Scale
+from common.shell.options import Lengths, Names, PerAxis, Scale
 
 if TYPE_CHECKING:
     pass
@@ -29,6 +29,7 @@ command = partial(click.command, cls=Command, heading="Data")
 )
 @click.option(
     "--scale",
+    "-s",
     type=Lengths(),
     multiple=True,
     help="Voxel size in nm to fetch for: 8 or 8,8,8. Repeatable; 8, 32 and 128 unless given.",
@@ -99,12 +100,14 @@ LABELLING = ("instances", "unknown", "crops", "blocks", "gap")
 @click.option(
     "--crop",
     "crops",
+    type=PerAxis(),
     multiple=True,
     metavar="Z0:Z1,Y0:Y1,X0:X1",
     help="A box of the labels, in their voxels, as a crop. Repeatable; all of them unless given.",
 )
 @click.option(
     "--blocks",
+    type=PerAxis(),
     metavar="N|NZ,NY,NX",
     help="Cut the labels into so many crops, along their longest axis or along z, y, x, with gaps "
     "between, so that some can validate.",
@@ -184,9 +187,10 @@ def import_data(raw: str, labels: str, values: str | None, voxel_size: Any, **gi
     "--by",
     "by",
     type=click.Choice(["specimen", "dataset", "crop", "auto"]),
-    default="specimen",
+    default="auto",
     show_default=True,
-    help="What never stands on both sides; auto is specimen, or crop where all are of one.",
+    help="What never stands on both sides; auto is specimen, or crop, said aloud, where all are of "
+    "one.",
 )
 @click.option(
     "--method",

@@ -52,7 +52,9 @@ def status(out: str) -> None:
 @click.option(
     "--png", metavar="FILE|FOLDER", help="Write a picture of each crop instead of opening a viewer."
 )
-@click.option("--port", type=int, default=0, help="Of the viewer; 0 is any free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Of the viewer; 0 is any free one."
+)
 @click.option(
     "--bind",
     metavar="ADDRESS",

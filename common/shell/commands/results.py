@@ -10,7 +10,7 @@ import click
 from common.data.volumes.sources.place import with_voxel_size
 from common.shell import options
 from common.shell.group import Command
-from common.shell.options import Lengths, Names
+from common.shell.options import Lengths, Names, PerAxis
 
 command = partial(click.command, cls=Command, heading="Results")
 
@@ -36,6 +36,7 @@ voxel_size = click.option(
 @options.classes("Comma-separated; all that SOURCE has unless given.")
 @click.option(
     "--roi",
+    type=PerAxis(),
     metavar="Z0:Z1,Y0:Y1,X0:X1",
     help="A box of it, in nm; a bound left out is the volume's.",
 )

@@ -68,7 +68,7 @@ command = partial(click.command, cls=Command, heading="Train")
 )
 @click.option(
     "--processes",
-    type=click.IntRange(1),
+    type=options.WORKERS,
     help="The same on the CPU, by so many processes.",
 )
 def train(
@@ -301,11 +301,15 @@ def _jobs(
     help="In all, those of earlier calls and other processes included.",
 )
 @click.option(
-    "--prune-after", type=int, default=4, show_default=True, help="Trials that are never pruned."
+    "--prune-after",
+    type=click.IntRange(0),
+    default=4,
+    show_default=True,
+    help="Trials that are never pruned.",
 )
 @click.option(
     "--prune-epochs",
-    type=int,
+    type=click.IntRange(0),
     default=1,
     show_default=True,
     help="Epochs of a trial before it can be pruned.",

@@ -14,8 +14,6 @@ from common.data.volumes.metadata import LARGEST_EM_NM, NM_PER_UNIT, SMALLEST_EM
 from common.errors import UserError
 from common.talk import nm, note_once
 
-SPACE = "zyx"
-
 
 @dataclass(frozen=True)
 class Image:

@@ -27,11 +27,6 @@ MARKER = "attributes.json"
 MOST_LEVELS = 16
 
 
-def is_here(path: Path) -> bool:
-    """Whether a path is a group or array of N5; a group without attributes has no file."""
-    return (path / MARKER).is_file() or (path / "s0" / MARKER).is_file()
-
-
 def open_volume(place: Place) -> Image:
     """Open an array, or a group of levels s0, s1, ... or as its multiscales name them."""
     path = place.path
