@@ -257,6 +257,13 @@ def _client_of(scheduler: str) -> Iterator[Crew]:
             f"--scheduler {scheduler}: no such file; write the file that `dask scheduler "
             "--scheduler-file` made, or an address such as tcp://host:8786"
         )
+    try:
+        json.loads(Path(scheduler).read_text())["address"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"--scheduler {scheduler}: no file of a Dask scheduler; write the one that `dask "
+            "scheduler --scheduler-file` made, or an address such as tcp://host:8786"
+        ) from error
     with _crew(None, scheduler_file=scheduler) as crew:
         yield crew
 

@@ -55,11 +55,12 @@ def demo(
         raise UserError(f"{experiment}: no such folder; write one of {EXPERIMENT.parent}")
     output = Path(output).absolute()
     data = output / "data"
+    places = [f"data_path={data}", f"cache_path={output / 'cache'}", *_run_folders(output)]
+    settings = [*places, *overrides]
+    load_config(experiment, settings)  # what is wrong with it is told before a minute is spent
     if not is_written(data):
         say(f"writing a phantom cell to {data}")
         write_data(data)
-    places = [f"data_path={data}", f"cache_path={output / 'cache'}", *_run_folders(output)]
-    settings = [*places, *overrides]
     if not _train_to_scores(experiment, settings, minutes):
         return None
     name = "demo" if experiment == EXPERIMENT.resolve() else experiment.name

@@ -61,7 +61,9 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words; those along axes may be separated by spaces, as the toolbox has them."""
-        return super().parse_args(ctx, options.joined_axes(self.params, args))
+        rest = super().parse_args(ctx, options.joined_axes(self.params, args))
+        options.refuse_empty(ctx)
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, with what was given in the words of the public toolbox in ours."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from common.data.volumes.sources.place import with_voxel_size
 from common.errors import UserError
@@ -121,6 +122,27 @@ def _is_of_axis(word: str) -> bool:
     """Whether a word is numbers, or bounds such as 0:100, with commas between."""
     parts = re.split("[,:]", word.rstrip(","))
     return any(parts) and all(not part or is_number(part) for part in parts)
+
+
+def refuse_empty(context: click.Context) -> None:
+    """Raises UserError for an argument or a value of an option that is "".
+
+    It is what a shell makes of a variable that is not set, and would stand for this folder, for
+    another data root, or for all.
+    """
+    for param in context.command.params:
+        value = context.params.get(param.name or "")
+        source = context.get_parameter_source(param.name or "")
+        texts = value if isinstance(value, tuple) else (value,)
+        # what is handed on to another command is looked at there
+        is_handed_on = param.type is click.UNPROCESSED
+        if source is ParameterSource.COMMANDLINE and "" in texts and not is_handed_on:
+            is_option = isinstance(param, click.Option)
+            name = param.opts[0] if is_option else param.human_readable_name
+            raise UserError(
+                f"{name} '': nothing is in it; write a value, or leave it out (is a variable of "
+                "the shell not set?)"
+            )
 
 
 class Duration(click.ParamType):

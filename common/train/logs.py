@@ -264,7 +264,9 @@ def hparams(config: TrainConfig) -> dict[str, Any]:
     for name, text in config.record().items():
         if name not in PLACES:
             value = getattr(config, name)
-            values[name] = value if isinstance(value, bool | int | float | str) else text
+            is_text = isinstance(value, str) and value.isprintable()
+            # what is no UTF-8 in a path, no event file takes
+            values[name] = value if is_text or isinstance(value, bool | int | float) else text
     return values
 
 

@@ -282,3 +282,14 @@ def test_another_plan_than_a_prediction_was_begun_with_is_refused_or_begun_anew(
         (folder / name / ".blocks").write_text("".join(f"{number}\n" for number in range(27)))
     assert works(command("predict", tiny, "--block", "12", "--workers", "1")) == folder
     np.testing.assert_array_equal(values(folder), wanted)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "tcp://host:8786"])
+def test_a_file_of_no_scheduler_is_one_sentence(tmp_path, content):
+    (tmp_path / "scheduler.json").write_text(content)
+    engine = Engine(scheduler=str(tmp_path / "scheduler.json"))
+    with (
+        pytest.raises(UserError, match=r"scheduler.json: no file of a Dask scheduler; write"),
+        cluster.opened(engine, tmp_path, "call"),
+    ):
+        pass

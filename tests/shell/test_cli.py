@@ -317,6 +317,25 @@ def test_a_number_that_nobody_means_is_refused(run, trained, words):
     assert code == 2 and str(words[-1]) in said and not trained
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("train", ""), "CONFIG_PATH"),
+        (("fetch-data", "--for", "", "--dry-run"), "--for"),
+        (("get-counts", "--data="), "--data"),
+        (("compare", "a", ""), "NAMES"),
+        (("report", "-o", ""), "--output"),
+        (("submit", "--cluster", "lsf", "predict", "x", "--data", ""), "--data"),
+        (("make-datasplit", "-cp", "", "--scale", "8"), "-cp"),
+    ],
+)
+def test_a_variable_of_the_shell_that_is_not_set_is_no_value(run, trained, words, name):
+    """It would stand for this folder, another data root, or all crops."""
+    code, _, said = run(*words)
+    assert code == 2 and said.startswith(f"error: {name} '': nothing is in it; write a value")
+    assert not trained
+
+
 # demo
 
 

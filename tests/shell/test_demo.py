@@ -102,3 +102,10 @@ def test_the_phantom_is_that_of_the_repository(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "load_module", {REPOSITORY / "testing/phantom.py": phantom}.get)
     demo.write_data(tmp_path)
     assert (tmp_path / "written").is_file()
+
+
+def test_what_is_wrong_with_an_experiment_is_told_before_data_are_written(experiment, tmp_path):
+    broken = experiment("broken", text="def (")
+    with pytest.raises(UserError, match="SyntaxError"):
+        demo.demo(tmp_path / "out", 0, broken.folder)
+    assert not (tmp_path / "out").exists()
