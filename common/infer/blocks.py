@@ -2,9 +2,9 @@
 
 A block of the output is computed from the raw around it alone, so blocks can be made in any order,
 by any number of calls, and be written once: `read_for_each` and `compute_block` know nothing of
-who calls them, `common.infer.conveyor` is one way to, on one device. A network without padding gives
-the same voxels in a block as in the whole volume, provided that windows start at whole steps of its
-pooling.
+who calls them, `common.infer.conveyor` is one way to, on one device. A network without padding
+gives the same voxels in a block as in the whole volume, provided that windows start at whole steps
+of its pooling.
 Where windows do not agree on the voxels that they share (padding, normalisation over the window),
 each voxel is the mean over overlapping windows, weighted by a Gaussian about their centres as in
 nnU-Net (Isensee et al. 2021); the windows stand on one lattice over the volume, so that blocks meet
