@@ -262,7 +262,7 @@ def test_without_a_toolbox_there_are_only_ours(python):
     assert said.endswith("No module named 'cellmap_segmentation_challenge.view'")
     program = """
         import cellmap_segmentation_challenge as ours
-        print(hasattr(ours, "train"), hasattr(ours, "ONLY_THERE"), hasattr(ours, "_private"))
+        print(hasattr(ours, "REPO_ROOT"), hasattr(ours, "ONLY_THERE"), hasattr(ours, "_private"))
         """
     assert python(program, behind=None) == "True False False\n"
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from common.errors import Busy, FileError, UserError
-from common.files import REPOSITORY, alone, write_json
+from common.files import REPOSITORY, alone, is_held, write_json
 from common.infer.crew import Crew, never
 from common.infer.engine import Engine
 from common.provenance import usable_cores
@@ -151,7 +151,9 @@ class _Place:
         work = _Helper(content["address"], engine.workers, content["security"], ended)
         work.start()
         try:
-            while work.is_alive() and not stopped():
+            # the lock of one that was killed is free at once; Dask tries for half a minute to
+            # reach its scheduler
+            while work.is_alive() and is_held(self.lock) and not stopped():
                 work.join(0.2)
         finally:
             ended.set()
@@ -205,16 +207,21 @@ class _Helper(threading.Thread):
         nannies = []
         for options in _worker_options(self.workers):
             nannies.append(Nanny(self.address, security=security, **options))
-        try:
-            await asyncio.gather(*nannies)
-            finished = asyncio.gather(*(nanny.finished() for nanny in nannies))
-            while not finished.done() and not self.ended.is_set():
-                await asyncio.sleep(0.2)
-        except (OSError, TimeoutError, RuntimeError):
-            pass  # the scheduler went while they started, for which Dask has a RuntimeError
-        finally:
-            closing = (nanny.close(timeout=5) for nanny in nannies)
-            await asyncio.gather(*closing, return_exceptions=True)
+        working = asyncio.ensure_future(_worked(nannies))
+        while not working.done() and not self.ended.is_set():
+            await asyncio.wait([working], timeout=0.2)
+        working.cancel()
+        # the scheduler may go while they start, for which Dask has a RuntimeError
+        with contextlib.suppress(asyncio.CancelledError, OSError, RuntimeError):
+            await working
+        closing = (nanny.close(timeout=5) for nanny in nannies)
+        await asyncio.gather(*closing, return_exceptions=True)
+
+
+async def _worked(nannies: list[Any]) -> None:
+    """Return when all workers were started and have ended."""
+    await asyncio.gather(*nannies)
+    await asyncio.gather(*(nanny.finished() for nanny in nannies))
 
 
 @contextlib.contextmanager

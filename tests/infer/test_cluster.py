@@ -10,8 +10,6 @@ import contextlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,13 +18,12 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from conftest import CLASSES, Forked, started, wait_until
+from conftest import CLASSES, Forked, wait_until
 
 from common.data.volumes import layout
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.ngff import open_levels
 from common.errors import UserError
-from common.files import REPOSITORY
 from common.infer import cluster
 from common.infer import predict as in_this_process
 from common.infer.engine import Engine
@@ -226,24 +223,32 @@ def test_a_caller_that_is_killed_is_gone_on_with_by_the_one_that_joined(tiny, fo
     np.testing.assert_array_equal(values(folder), wanted)
 
 
-def test_the_workers_of_a_scheduler_that_runs_do_all_block_work(tiny, tmp_path):
+SCHEDULER = """
+import asyncio, sys
+
+from distributed import Scheduler, Worker
+
+async def serve(file, folder):
+    here = {"host": "127.0.0.1", "port": 0, "dashboard": False}
+    async with Scheduler(scheduler_file=file, **here) as scheduler:
+        async with Worker(scheduler.address, nthreads=2, local_directory=folder, dashboard=False):
+            await scheduler.finished()
+
+asyncio.run(serve(*sys.argv[1:]))
+"""
+"""What `dask scheduler` and `dask worker` start, in one process."""
+
+
+def test_the_workers_of_a_scheduler_that_runs_do_all_block_work(tiny, tmp_path, forked):
     wanted = expected(tiny)
     file = tmp_path / "scheduler.json"
-    dask = [sys.executable, "-m", "distributed.cli.dask_"]
-    scheduler = [*dask[:2], dask[2] + "scheduler", "--port", "0", "--no-dashboard"]
-    scheduler += ["--host", "127.0.0.1", "--scheduler-file", str(file)]
-    worker = [*dask[:2], dask[2] + "worker", "--nthreads", "2", "--no-nanny", "--no-dashboard"]
-    worker += ["--scheduler-file", str(file), "--local-directory", str(tmp_path)]
-    with contextlib.ExitStack() as stack:
-        for words in (scheduler, worker):
-            pipes = {"stderr": subprocess.DEVNULL}
-            stack.enter_context(started(words, cwd=REPOSITORY, **pipes))
-            wait_until(file.exists)
-        folder = works(predict(tiny, "--scheduler", file))
-        np.testing.assert_array_equal(values(folder), wanted)
-        works(command("process", tiny, "--scheduler", file))
-        thresholds = tuned(tiny, "--scheduler", file)
-        code, table, said = call(command("evaluate", tiny, "--scheduler", file))
+    process = forked(file, tmp_path, program=SCHEDULER)
+    wait_until(file.exists, process)
+    folder = works(predict(tiny, "--scheduler", file))
+    np.testing.assert_array_equal(values(folder), wanted)
+    works(command("process", tiny, "--scheduler", file))
+    thresholds = tuned(tiny, "--scheduler", file)
+    code, table, said = call(command("evaluate", tiny, "--scheduler", file))
     assert code == 0, said
     assert table == call(command("evaluate", tiny))[1]
     tune(tiny.folder, data=tiny.data, say=lambda _: None)

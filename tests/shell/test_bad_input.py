@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,10 +13,9 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import COMMAND_LINE, DEADLINE, datasplit_text
+from conftest import COMMAND_LINE, datasplit_text
 
 from common.data.volumes.ngff import write_multiscale
-from common.files import REPOSITORY
 from common.shell import cli
 
 
@@ -410,21 +408,13 @@ def test_a_disk_that_is_full_when_crops_are_decoded(experiment, fails, monkeypat
 # As users see it
 
 
-def test_the_command_says_one_sentence_and_nothing_else(experiment):
+def test_the_command_says_one_sentence_and_nothing_else(experiment, forked):
     tiny = experiment()
     (tiny.folder / "datasplit.csv").unlink()
-    program = [sys.executable, "-m", "cellmap_segmentation_challenge"]
-    done = subprocess.run(
-        [*program, "train", tiny.folder, "--data", tiny.data],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=DEADLINE,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    assert has(done.stderr, "error: ", f"{tiny.folder}/datasplit.csv", "make-datasplit")
+    code, out, said = forked("train", tiny.folder, "--data", tiny.data).ended()
+    assert (code, out) == (2, "")
+    assert said.count("\n") == 1
+    assert has(said, "error: ", f"{tiny.folder}/datasplit.csv", "make-datasplit")
 
 
 SMALL_FILES = f"""

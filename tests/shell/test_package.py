@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ def name_of(text: str) -> str:
     return Requirement(text).name.lower().replace("_", "-")
 
 
+@functools.cache
 def imported(folder: str) -> set[str]:
     """The packages that files import, the functions' own imports included."""
     names = set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DEADLINE
 from torch.distributed import TCPStore
 
-from common.files import REPOSITORY
 from common.score.whole_crops import of_run
 from common.shell import cli
 from common.train import run as run_module
@@ -215,32 +212,21 @@ def experiments(experiment: Any, *kinds: str) -> list[Any]:
     return tinies
 
 
-def test_three_processes_come_to_what_one_comes_to(experiment, processes, monkeypatch):
+def test_two_and_then_three_processes_come_to_what_one_comes_to(experiment, processes, monkeypatch):
     monkeypatch.setattr(steps, "LOG_EVERY", 2)
-    tinies = experiments(experiment, "each_sample", "of_torch")
-    for tiny in tinies:
-        tiny.train(run_name="one")
-    calls = [words_of(tiny, run_name="several") for tiny in tinies]
-    ended = in_processes(processes, tinies[0], 3, train_all, calls)
-    assert ended.exit_codes == [0] * 3, ended.said
-    for tiny in tinies:
-        assert_equal_ends(tiny, "one", "several")
-        logs = tiny.config(run_name="several").path("logs_save_path")
-        assert read_record(logs).result.finished
-    assert ended.said.count("on cpu in fp32, 3 processes; starting with new weights") == 2
-
-
-def test_a_run_goes_on_with_another_number_of_processes(experiment, processes, monkeypatch):
-    monkeypatch.setattr(steps, "LOG_EVERY", 2)
-    tinies = experiments(experiment, "normed", "deep")
+    tinies = experiments(experiment, *KINDS)
     for tiny in tinies:
         tiny.train(run_name="one")
     for size, epochs in ((2, 1), (3, 2)):
         calls = [words_of(tiny, run_name="several", epochs=epochs) for tiny in tinies]
         ended = in_processes(processes, tinies[0], size, train_all, calls)
         assert ended.exit_codes == [0] * size, ended.said
+        how = "starting with new weights" if epochs == 1 else "continuing"
+        assert ended.said.count(f"on cpu in fp32, {size} processes; {how}") == len(KINDS)
     for tiny in tinies:
         assert_equal_ends(tiny, "one", "several")
+        logs = tiny.config(run_name="several").path("logs_save_path")
+        assert read_record(logs).result.finished
 
 
 BAD = """
@@ -391,20 +377,18 @@ def test_the_first_that_fails_says_why_and_the_others_end_alike(drops, processes
     assert ended.said.count("Traceback") == 1
 
 
-def test_torchrun_that_is_told_to_stop_has_all_save_and_its_exit_code_says_so(drops, processes):
+def test_torchrun_that_is_told_to_stop_has_all_save_and_its_exit_code_says_so(
+    drops, processes, forked
+):
     """By the command line, torchrun and signals themselves."""
-    program = [sys.executable, "-m", "cellmap_segmentation_challenge"]
-    line = [*program, *typed(drops, "--processes", "2", run_name="stopped")]
     drops.write("act.txt", "stop")
-    first = subprocess.run(
-        line, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=DEADLINE
-    )
-    assert first.returncode == 75, first.stderr
-    assert "SIGTERM: stopping after this step" in first.stderr
-    assert first.stderr.count("interrupted; saved after iteration 3") == 1
-    assert "--processes 2" in first.stderr
-    assert "Traceback" not in first.stderr
-    assert "Warning" not in first.stderr
+    code, _, said = forked(*typed(drops, "--processes", "2", run_name="stopped")).ended()
+    assert code == 75, said
+    assert "SIGTERM: stopping after this step" in said
+    assert said.count("interrupted; saved after iteration 3") == 1
+    assert "--processes 2" in said
+    assert "Traceback" not in said
+    assert "Warning" not in said
     line = typed(drops, run_name="stopped")
     second = in_processes(processes, drops, 2, type_command, line)
     assert second.exit_codes == [0, 0], second.said
