@@ -113,6 +113,7 @@ def write_checkpoints(scratch: Path, classes: int) -> None:
     """{output}.pt for both of OUTPUTS, as the trainer saves them."""
     from common import runtime
     from common.model import build
+    from common.model.output_layers import start_output_at
     from common.train import checkpoint, optim
     from common.train.state import State
 
@@ -127,7 +128,7 @@ def write_checkpoints(scratch: Path, classes: int) -> None:
     )
     for output in OUTPUTS:
         if output == "background":
-            optim.start_output_at(model, np.linspace(-6, -1, len(config.classes)))
+            start_output_at(model, np.linspace(-6, -1, len(config.classes)))
             with torch.no_grad():
                 for module in model.modules():
                     if isinstance(module, torch.nn.Conv3d) and module.out_channels == len(

@@ -163,3 +163,16 @@ def size(count: float) -> str:
     if count > 1e6:
         return f"{count / 1e6:.1f} MB"
     return f"{count / 1e3:.0f} kB"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int | None = None) -> list[str]:
+    """Lines with the columns of a table, the first `left` of them to the left; all by default."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if left is not None:
+            pairs = zip(row[left:], widths[left:], strict=True)
+            padded[left:] = [cell.rjust(width) for cell, width in pairs]
+        lines.append("  ".join(padded).rstrip())
+    return lines

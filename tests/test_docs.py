@@ -212,6 +212,13 @@ def test_every_room_is_explained():
         assert path.name.startswith("__") or f"`{name}`" in text, path
 
 
+@pytest.mark.parametrize("room", ["config", "model", "train"])
+def test_the_map_of_a_room_names_each_of_its_modules_once(room):
+    text = ast.get_docstring(ast.parse((REPOSITORY / "common" / room / "__init__.py").read_text()))
+    places = [path for path in (REPOSITORY / "common" / room).iterdir() if not path.name.startswith("__")]
+    assert sorted(re.findall(r"`(\w+)`", text)) == sorted(path.stem for path in places)
+
+
 def test_the_tree_is_that_of_the_disk():
     block = re.search(r"```\n(.*?)```", (REPOSITORY / "docs" / "design.md").read_text(), re.DOTALL)
     named = set()

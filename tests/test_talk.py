@@ -73,3 +73,9 @@ def test_progress_is_silent_where_there_is_no_terminal(capsys):
         talk.say("a line")
         talk.note("unusual")
     assert capsys.readouterr().err == "a line\nnote: unusual\n"
+
+
+def test_a_table_has_its_first_columns_to_the_left():
+    rows = [("name", "value"), ("a", "1")]
+    assert talk.aligned(rows) == ["name  value", "a     1"]
+    assert talk.aligned(rows, left=1) == ["name  value", "a         1"]

@@ -1,1 +1,8 @@
-"""Settings of an experiment: what there is, read from its Python files, checked."""
+"""Settings of an experiment: what there is, read from its Python files, checked.
+
+* what there is: `settings`, their `kinds`, `other_names` of them; in more detail `augmentations`,
+  `derived` channels, `heads`, `input_channels`, `instance_options`, `horizon` of a schedule
+* read: `load`, `module` runs a file, `code` says whether it is the same
+* checked: `check`
+* of the public toolbox: `public`, `given` networks and optimisers, `value_transforms`
+"""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
 import os
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,16 +18,8 @@ from common.config.heads import head_problems
 from common.config.input_channels import RAW, apart_from_raw, channel_problems
 from common.config.instance_options import CHANNELS, option_problems, takes_channels
 from common.config.kinds import fit, is_a, plain, wrong_fields
-from common.config.settings import (
-    NOT_HERE,
-    OTHER_NAMES,
-    RUN_FOLDERS,
-    TOOLBOX_NAMES,
-    ProcessConfig,
-    TrainConfig,
-    as_text,
-    describe,
-)
+from common.config.other_names import unknown_setting
+from common.config.settings import RUN_FOLDERS, ProcessConfig, TrainConfig, as_text, describe
 from common.errors import refuse
 from common.talk import nm, voxels
 
@@ -74,26 +65,6 @@ def check_settings(
     ]
     refuse(every, where)
     return table(**fitting)
-
-
-def unknown_setting(name: str, known: Iterable[str]) -> str:
-    """The sentence for a name that is no setting: the nearest one, or what to do instead."""
-    known = list(known)
-    key = name.lower()
-    near = difflib.get_close_matches(key, known, 1, 0.6)
-    # what another program calls so is known better than by likeness
-    elsewhere = OTHER_NAMES.get(key)
-    if elsewhere in known:
-        hint = f"did you mean '{elsewhere}'?"
-    elif name in TOOLBOX_NAMES:
-        hint = TOOLBOX_NAMES[name]
-    elif key in NOT_HERE:
-        hint = NOT_HERE[key]
-    elif near:
-        hint = f"did you mean '{near[0]}'?"
-    else:
-        hint = "remove it, or begin its name with _ if it is not a setting"
-    return f"unknown setting '{name}'; {hint}"
 
 
 def _channels_apart(values: Mapping[str, Any], table: type) -> tuple[Mapping[str, Any], list[str]]:

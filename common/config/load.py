@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from common.config import horizon
-from common.config.check import check_settings, unknown_setting
+from common.config.check import check_settings
 from common.config.kinds import is_a, plain
 from common.config.module import is_tool, load_module
+from common.config.other_names import unknown_setting
 from common.config.settings import ProcessConfig, TrainConfig
 from common.config.written import lost_settings
 from common.errors import UserError, refuse
@@ -54,7 +55,7 @@ def load_config(
     values |= plain(settings)
     if data:
         values["data_path"] = str(data_root(data))
-    problems += _apply_overrides(values, overrides)
+    problems += apply_overrides(values, overrides)
     own_lengths = horizon.named_in(overrides, settings)
     _lengthen_schedule(values, written, own_lengths)
     problems += _root_problems(values, data_root(data))
@@ -69,12 +70,6 @@ def load_config(
         base_experiment_path=str(path.parent / config.base_experiment_path),
         model_name=config.model_name or path.parent.name,
     )
-
-
-def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Apply "name=value" after "name=value"; return what is wrong with them."""
-    problems = [apply_override(values, override) for override in overrides]
-    return [problem for problem in problems if problem]
 
 
 def _root_problems(values: Mapping[str, Any], root: Path) -> list[str]:
@@ -295,8 +290,13 @@ def _is_tool(name: str, value: Any, known: set[str]) -> bool:
     return is_tool(name, value)
 
 
-def apply_override(values: dict[str, Any], text: str) -> str:
-    """Apply one "name=value" or "name.key=value"; what is wrong with it, or ""."""
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Apply "name=value" or "name.key=value", one after the other; what is wrong with them."""
+    problems = [_apply(values, override) for override in overrides]
+    return [problem for problem in problems if problem]
+
+
+def _apply(values: dict[str, Any], text: str) -> str:
     path, equals, written = text.partition("=")
     name, *keys = path.strip().split(".")
     # a key is taken as it is: crop_sampling_weights.jrc_hela-2/*=2

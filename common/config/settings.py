@@ -410,16 +410,9 @@ PLACES = frozenset(
 
 
 # that the datasplit's path may change does not let its content: a run keeps a hash of it
-MAY_CHANGE = frozenset(
+MAY_CHANGE = PLACES | frozenset(
     [
-        "base_experiment_path",
-        "model_name",
-        "run_name",
         "load_model",
-        "data_path",
-        "datasplit_path",
-        "cache_path",
-        "process_config_path",
         "cache_gb",
         "num_workers",
         "worker_time_limit",
@@ -445,7 +438,7 @@ MAY_CHANGE = frozenset(
         "translated",
         "missing_split",
     ]
-).union(RUN_FOLDERS)
+)
 """Settings that a continued run may change.
 
 They take effect at once, and change neither the data nor the method of training.
@@ -459,151 +452,6 @@ OF_THE_FUTURE = frozenset(
 
 At which rate, and whether its weights are averaged, which the trained ones do not depend on.
 """
-
-
-TOOLBOX_NAMES = {
-    "model": "give build_model(classes), which is called after seeding",
-    "model_to_load": "load_model takes a checkpoint file",
-    "dataloader_kwargs": "num_workers is the one that is left of it",
-    "low_is_best": "best_metric says what is best",
-    "smoothing_window": "metric_smoothing is the weight of the epochs before",
-    "validation_prob": "make-datasplit takes --validation-fraction",
-    "force_all_classes": "write the datasplit with make-datasplit",
-    "filter_by_scale": "make-datasplit takes --scale",
-    "use_s3": "fetch the data to the data root first",
-    "target_value_transforms": "labels are 0 and 1 already",
-}
-"""Settings of the public toolbox that do not exist here, and what to write instead."""
-
-OTHER_NAMES = {
-    "amp": "precision",
-    "mixed_precision": "precision",
-    "fp16": "precision",
-    "bf16": "precision",
-    "half": "precision",
-    "dtype": "precision",
-    "torch_compile": "compile",
-    "compile_model": "compile",
-    "lr": "learning_rate",
-    "base_lr": "learning_rate",
-    "step_size": "learning_rate",
-    "wd": "weight_decay",
-    "l2": "weight_decay",
-    "seed": "random_seed",
-    "gpu": "device",
-    "gpus": "device",
-    "cuda": "device",
-    "cpu": "device",
-    "accelerator": "device",
-    "workers": "num_workers",
-    "n_workers": "num_workers",
-    "num_threads": "num_workers",
-    "bs": "batch_size",
-    "batch": "batch_size",
-    "n_epochs": "epochs",
-    "num_epochs": "epochs",
-    "max_epochs": "epochs",
-    "steps_per_epoch": "iterations_per_epoch",
-    "max_iterations": "iterations_per_epoch",
-    "accumulation_steps": "gradient_accumulation_steps",
-    "accumulate_grad_batches": "gradient_accumulation_steps",
-    "ema": "ema_decay",
-    "use_ema": "ema_decay",
-    "model_ema": "ema_decay",
-    "clip_grad": "max_grad_norm",
-    "clip_grad_norm": "max_grad_norm",
-    "grad_clip": "max_grad_norm",
-    "gradient_clip_val": "max_grad_norm",
-    "loss": "criterion",
-    "loss_fn": "criterion",
-    "loss_function": "criterion",
-    "optim": "optimizer",
-    "lr_scheduler": "scheduler",
-    "warmup": "warmup_iterations",
-    "warmup_steps": "warmup_iterations",
-    "num_warmup_steps": "warmup_iterations",
-    "scheduler_interval": "scheduler_step",
-    "patience": "early_stopping_patience",
-    "early_stopping": "early_stopping_patience",
-    "patch_size": "input_array_info",
-    "patch_shape": "input_array_info",
-    "input_shape": "input_array_info",
-    "input_size": "input_array_info",
-    "crop_size": "input_array_info",
-    "output_shape": "target_array_info",
-    "target_shape": "target_array_info",
-    "voxel_size": "input_array_info",
-    "resolution": "input_array_info",
-    "labels": "classes",
-    "class_names": "classes",
-    "network": "build_model",
-    "net": "build_model",
-    "augmentation": "augmentations",
-    "transforms": "spatial_transforms",
-    "checkpoint": "load_model",
-    "resume": "load_model",
-    "resume_from": "load_model",
-    "pretrained": "load_model",
-    "weights": "load_model",
-    "name": "run_name",
-    "experiment_name": "model_name",
-    "output_dir": "logs_save_path",
-    "log_dir": "logs_save_path",
-    "logdir": "logs_save_path",
-    "checkpoint_dir": "model_save_path",
-    "save_path": "model_save_path",
-    "data": "data_path",
-    "data_dir": "data_path",
-    "data_root": "data_path",
-    "split": "datasplit_path",
-    "datasplit": "datasplit_path",
-    "cache": "cache_path",
-    "normalize": "raw_normalization",
-    "normalization": "raw_normalization",
-    "norm": "raw_normalization",
-    "z_sum": "raw_sections",
-    "zsum": "raw_sections",
-    "metric": "best_metric",
-    "monitor": "best_metric",
-    "time_limit": "training_time_limit",
-    "max_time": "training_time_limit",
-    "logger": "trackers",
-    "wandb": "trackers",
-    "mlflow": "trackers",
-}
-"""Settings by the names that they have in other programs of this field."""
-
-NOT_HERE = {
-    "momentum": "give it to the optimizer: functools.partial(torch.optim.SGD, momentum=0.9)",
-    "betas": "give them to the optimizer: functools.partial(torch.optim.AdamW, betas=...)",
-    "eps": "give it to the optimizer: functools.partial(torch.optim.AdamW, eps=...)",
-    "nesterov": "give it to the optimizer: functools.partial(torch.optim.SGD, nesterov=True, ...)",
-    "warmup_epochs": "write warmup_iterations, which counts optimiser steps",
-    "dropout": "the network is built by build_model: give it there, or by model_kwargs",
-    "shuffle": "samples are drawn at random by random_seed",
-    "pin_memory": "num_workers is all that is to be set of the loader",
-    "persistent_workers": "num_workers is all that is to be set of the loader",
-    "prefetch_factor": "num_workers is all that is to be set of the loader",
-    "distributed": "several GPUs are asked for by train --gpus all, or by torchrun",
-    "ddp": "several GPUs are asked for by train --gpus all, or by torchrun",
-    "devices": "several GPUs are asked for by train --gpus 0,1, one by the setting device",
-    "num_gpus": "several GPUs are asked for by train --gpus 0,1, one by the setting device",
-    "deterministic": "the same random_seed gives the same run",
-    "num_classes": "it is the number of names in classes",
-    "in_channels": "raw is one channel; input_channels names further ones, and build_model gets "
-    "their number",
-    "out_channels": "it is the number of names in classes",
-    "verbose": "there is none",
-    "debug": "there is none; `train --check` takes a few steps and keeps nothing",
-}
-"""What to do instead of settings that other programs have and that do not exist here."""
-
-# the toolbox reads one pair of these names, configurations in use set the other
-for _name in ("train_raw", "train_raw_value", "val_raw", "val_raw_value"):
-    TOOLBOX_NAMES[f"{_name}_transforms"] = (
-        "raw_range and raw_normalization scale raw; gamma_range, contrast_range and noise_std "
-        "change it"
-    )
 
 
 @dataclass(frozen=True)

@@ -231,8 +231,7 @@ def load_config(
     folder = path.parent if path.suffix != ".zip" else path.with_suffix("")
     values["base_experiment_path"] = str(folder)
     values["model_name"] = folder.name
-    problems = [load.apply_override(values, text) for text in overrides]
-    problems = [problem for problem in problems if problem]
+    problems = load.apply_overrides(values, overrides)
     sized = any(text.startswith("input_array_info") for text in overrides)
     if not package.is_ours and not sized and not has_voxel_size(package.description):
         raise UserError(

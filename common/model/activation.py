@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.model.passing import in_mode
 from common.model.shapes import OnMeta, Outputs, Shape
 
 CLAMP = "clamp to 0 and above"
@@ -50,12 +51,10 @@ def notice(model: nn.Module, outputs: Outputs, shape: Shape, in_channels: int = 
         shape: of raw, (z, y, x) voxels.
         in_channels: that the network takes.
     """
-    was_training = model.training
-    try:
-        while_training = _activation(model.train(), outputs, (in_channels, *shape))
-        otherwise = _activation(model.eval(), outputs, (in_channels, *shape))
-    finally:
-        model.train(was_training)
+    with in_mode(model, training=True):
+        while_training = _activation(model, outputs, (in_channels, *shape))
+    with in_mode(model, training=False):
+        otherwise = _activation(model, outputs, (in_channels, *shape))
     found = while_training or otherwise
     if not found:
         return ""

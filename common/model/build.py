@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from common import runtime
 from common.config.settings import TrainConfig
 from common.errors import UserError
 from common.files import use_cache
-from common.model.forward import ForwardPass, is_2d, keep_channels_last
+from common.model.forward import ForwardPass, in_float32, is_2d, keep_channels_last
 from common.model.shapes import LARGEST_STEP, OnMeta, Shape, Shapes, grown
 
 SPEAKS_OF_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|[345]D|larger|smaller)\b", re.I)
@@ -85,7 +84,7 @@ def _called(config: TrainConfig) -> object:
 def _give_shapes(config: TrainConfig, model: nn.Module) -> None:
     """Run a network of lazy modules once, by which their weights get shapes and values."""
     raw = torch.zeros(1, config.in_channels, *config.input_array_info["shape"])
-    forward = ForwardPass(runtime.Precision("fp32", "cpu"), channels_last=False)
+    forward = in_float32()
     with torch.no_grad(), _in_sentences(config, model, forward):
         forward.outputs(model, raw)
     lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
@@ -142,7 +141,7 @@ def _check_shapes(config: TrainConfig, model: nn.Module, device: torch.device) -
 def _output_shapes(config: TrainConfig, model: nn.Module, device: torch.device) -> list[Shape]:
     """Shapes of all outputs for the raw patch of the settings. UserError if it is refused."""
     raw_shape = tuple(config.input_array_info["shape"])
-    forward = ForwardPass(runtime.Precision("fp32", device.type), config.channels_last)
+    forward = in_float32(config.channels_last, device.type)
     try:
         with torch.inference_mode():
             # two, since batch normalisation refuses one patch that it has pooled to one voxel

@@ -86,6 +86,11 @@ class ForwardPass:
         return _flat_axis(raw) if self.flat is None else self.flat + 2
 
 
+def in_float32(channels_last: bool = False, device: str = "cpu") -> ForwardPass:
+    """A forward pass without rounding to a shorter number type."""
+    return ForwardPass(Precision("fp32", device), channels_last)
+
+
 def _as_slices(raw: torch.Tensor, axis: int) -> torch.Tensor:
     """(B, 1, z, y, x) as (B x slices, 1, ...) across an axis."""
     if raw.shape[axis] == 1:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.model.sizes import refuse_other_multiples
+from common.model.sizes import refuse_other_multiples, three_sizes
 
 WIDTH = 16
 """Channels at the voxels of raw; they double wherever voxels are halved."""
@@ -98,7 +98,7 @@ def plan_resenc(
         UserError: for a patch that cannot be halved, or a stride or width that is none.
     """
     _check(stem_stride, width)
-    nm = _three_sizes(scale)
+    nm = three_sizes(scale)
     pools = _pools(nm, _axes(patch))
     in_stem = STEM_STRIDES.index(stem_stride)
     if len(pools) <= in_stem:
@@ -257,16 +257,6 @@ def _pool(nm: tuple[float, ...]) -> Axes:
     """The axes that are halved next, 2 each: those at most half as long as the longest, or all."""
     pool = _axes([2 if 2 * length <= max(nm) else 1 for length in nm])
     return pool if max(pool) > 1 else (2, 2, 2)
-
-
-def _three_sizes(scale: float | Sequence[float]) -> tuple[float, float, float]:
-    sizes = scale if isinstance(scale, Sequence) else (scale,) * 3
-    if len(sizes) != 3 or not all(size > 0 for size in sizes):
-        raise UserError(
-            f"voxel size {scale}: not a size in nm; write one positive number, or three for z, y, x"
-        )
-    z, y, x = (float(size) for size in sizes)
-    return z, y, x
 
 
 def _times(size: Axes, factors: Axes) -> Axes:

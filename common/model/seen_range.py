@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from common import runtime
 from common.config.settings import TrainConfig
-from common.model.forward import ForwardPass
+from common.model.forward import in_float32
+from common.model.passing import in_mode
 from common.model.shapes import Shape
 
 # the sample here and real EM differ by up to 3 in what comes out of a first convolution, [0, 1] and
@@ -79,13 +79,11 @@ def ratio(model: nn.Module, raw: torch.Tensor, channels_last: bool) -> float | N
         return None
     hooks = [layer.register_forward_pre_hook(compare) for layer in layers]
     device = next(model.parameters()).device
-    forward = ForwardPass(runtime.Precision("fp32", device.type), channels_last)
-    was_training = model.training
+    forward = in_float32(channels_last, device.type)
     try:
-        with torch.inference_mode(), contextlib.suppress(_Reached):
-            forward.outputs(model.eval(), raw.to(device))
+        with in_mode(model, training=False), torch.inference_mode(), contextlib.suppress(_Reached):
+            forward.outputs(model, raw.to(device))
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
     return found[0] if found else None

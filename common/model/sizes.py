@@ -1,4 +1,4 @@
-"""Which patches a network takes, and the sentences about those that it does not."""
+"""Which voxels and patches a network takes, and the sentences about others."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ def refuse_other_multiples(network: str, shape: Sequence[int], step: int | Seque
                 f"input shape {tuple(shape)}: {network} takes multiples of {step} voxels, not "
                 f"{size} on an axis; write {below} or {below + multiple}"
             )
+
+
+def three_sizes(voxel_size: float | Sequence[float]) -> tuple[float, float, float]:
+    """A voxel size in nm as z, y, x. Raises UserError for what is none."""
+    sizes = voxel_size if isinstance(voxel_size, Sequence) else (voxel_size,) * 3
+    if len(sizes) != 3 or not all(size > 0 for size in sizes):
+        raise UserError(
+            f"voxel size {voxel_size}: not a size in nm; write one positive number, or three for "
+            "z, y, x"
+        )
+    z, y, x = (float(size) for size in sizes)
+    return z, y, x
 
 
 def shrunk_shape(

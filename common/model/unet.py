@@ -18,8 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.errors import UserError
-from common.model.sizes import shrunk_shape
+from common.model.sizes import shrunk_shape, three_sizes
 
 SMALLEST_INPUT = 44
 INPUT_STEP = 4
@@ -73,16 +72,10 @@ def build_unet(
     """
     import leibnetz  # takes seconds
 
-    sizes = voxel_size if isinstance(voxel_size, Sequence) else (voxel_size,) * 3
-    if len(sizes) != 3 or not all(size > 0 for size in sizes):
-        raise UserError(
-            f"voxel size {voxel_size}: not a size in nm; "
-            "write one positive number, or three for z, y, x"
-        )
-    z, y, x = (float(size) for size in sizes)
+    sizes = three_sizes(voxel_size)
     leibnet = leibnetz.build_unet(
         # LeibNetz uses them as whole numbers, and fails for 0
-        top_resolution=tuple(max(1, round(size)) for size in (z, y, x)),
+        top_resolution=tuple(max(1, round(size)) for size in sizes),
         base_nc=12,
         nc_increase_factor=3,
         residual=True,
@@ -90,7 +83,7 @@ def build_unet(
         input_nc=in_channels,
         output_nc=len(classes),
     )
-    return UNet(leibnet, (z, y, x))
+    return UNet(leibnet, sizes)
 
 
 def unet_output_shape(input_shape: Sequence[int]) -> tuple[int, ...]:

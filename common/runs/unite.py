@@ -301,13 +301,7 @@ def format_table(runs: Iterable[Run], now: float) -> str:
         age = talk.duration(max(0.0, now - run.written))
         files = str(len(run.events))
         rows.append((printable(run.name), files, talk.size(run.size), f"{age} ago"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *figures in rows:
-        cells = [name.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True)]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
+    return "\n".join(talk.aligned(rows, left=1))
 
 
 def printable(name: str) -> str:

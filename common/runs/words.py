@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from common.talk import aligned
 from common.runs.comparison import Comparison, Lead
 from common.runs.measure import SCORE
 from common.score.interval import Interval
@@ -127,7 +128,7 @@ def _standings(comparison: Comparison) -> str:
     if not is_spread:
         for row in rows:
             del row[3]
-    text = _aligned(rows[: 1 + ROWS], left=2)
+    text = "\n".join(aligned(rows[: 1 + ROWS], left=2))
     if len(comparison.standings) > ROWS:
         text += f"\n{len(comparison.standings) - ROWS} runs behind these are not listed"
     return text
@@ -138,7 +139,7 @@ def _differences(comparison: Comparison) -> str:
     rows = [["", *_numbers(comparison)]]
     for name, values in (comparison.settings | comparison.provenance).items():
         rows.append([name, *(cut(value, VALUE_WIDTH) for value in values[:COLUMNS])])
-    return "differ in\n" + _aligned(rows)
+    return "\n".join(["differ in", *aligned(rows, left=1)])
 
 
 def _classes(comparison: Comparison) -> str:
@@ -153,24 +154,12 @@ def _classes(comparison: Comparison) -> str:
     for name, figures in comparison.classes.items():
         values = [_figure(value) for value in figures.values[:COLUMNS]]
         rows.append([name, *values, _figure(figures.difference), _between(figures.interval)])
-    return f"{title}; intervals for one class alone\n{_aligned(rows)}"
+    return "\n".join([f"{title}; intervals for one class alone", *aligned(rows, left=1)])
 
 
 def _numbers(comparison: Comparison) -> list[str]:
     """The numbers of the sides in the list, as heads of columns."""
     return [str(number) for number, _ in enumerate(comparison.standings[:COLUMNS], 1)]
-
-
-def _aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns, the first `left` of them to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = []
-        for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            cells.append(cell.ljust(width) if number < left else cell.rjust(width))
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def _figure(value: float | None) -> str:

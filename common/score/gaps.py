@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.talk import aligned
 from common.data.splits.manifest import Entry
 
 NOT_PROCESSED = "not processed"
@@ -49,12 +50,7 @@ def table(gaps: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
         of_crop = sum(entry.crop == crop for entry in entries)
         listed = "all" if len(names) == of_crop else ", ".join(sorted(names))
         rows.append((crop, f"{len(names)} of {of_crop}", reason, listed))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(["", *cells]).rstrip())
-    return lines
+    return [f"  {line}" for line in aligned(rows)]
 
 
 def consequences(gaps: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:

@@ -32,7 +32,7 @@ from common.files import REPOSITORY
 from common.shell.new import refuse_target
 from common.shell.rename import name_of
 from common.talk import command_line, count, nm, note, short_path, some, voxels
-from common.train.own_plan import OwnPlan, make_plan
+from common.shell.own_plan import OwnPlan, make_plan
 
 TEMPLATES = Path(__file__).parent / "own"
 

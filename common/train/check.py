@@ -215,12 +215,9 @@ def time_validation(setup: Setup, state: State) -> TimedValidation:
     config = setup.config
     limit = min(VALIDATION_S, config.validation_time_limit or VALIDATION_S)
     begun = time.perf_counter()
-    scores = validation.validate(
-        state,
-        setup.method,
-        dataclasses.replace(setup.validation, time_limit=limit, score=None),
-        lambda: False,
-    )
+    short = dataclasses.replace(config, validation_time_limit=limit, validation_score_every=0)
+    of_blocks = dataclasses.replace(setup.validation, config=short)
+    scores = validation.validate(state, setup.method, of_blocks, lambda: False)
     seconds = time.perf_counter() - begun
     batches = math.ceil(len(setup.data.blocks) / config.batch_size)
     if config.validation_batch_limit:
@@ -255,9 +252,7 @@ def logs_size(config: TrainConfig, state: State, scores: Scores | None) -> LogsS
 
         once = size_after(lambda: tracker.text("settings", config.record()))
         with_steps = size_after(lambda: tracker.scalars(scalars, 1))
-        with_epoch = size_after(
-            lambda: log_epoch(config, state, tracker, trained, scores=scores, learning_rate=0.1)
-        )
+        with_epoch = size_after(lambda: log_epoch(config, state, tracker, trained, scores=scores))
         tracker.finish({}, {})
     logged_steps = config.iterations_per_epoch // LOG_EVERY
     return LogsSize(once, with_epoch - with_steps + (with_steps - once) * logged_steps)

@@ -14,6 +14,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +32,13 @@ from common.talk import note, size
 from common.train import average, ranks, weights_file
 from common.train.state import State
 
-SAVED_NUMBERS = (
-    "epoch",
-    "iteration",
-    "skipped",
-    "skipped_in_epoch",
-    "skipped_in_a_row",
-    "best",
-    "best_epoch",
-    "judged",
-    "best_loss",
-    "waited",
-    "validation_batches",
-    "shown",
-    "epoch_loss",
-    "recent_losses",
-    "learning_rate",
-    "grad_norm",
-    "epoch_counts",
-    "smoothed",
-    "validation_loss",
-    "raw_scalings",
-    "input_channels",
-)
-"""Fields of State that are saved as they are; the others are saved as state dicts."""
+SAVED_APART = ("model", "optimizer", "scheduler", "scaler", "labels", "criterion", "ema")
+"""Fields of State that are saved as state dicts, or under their names, one by one."""
 
+SAVED_NUMBERS = tuple(
+    part.name for part in fields(State) if part.name not in (*SAVED_APART, "passed_over")
+)
+"""Fields of State that are saved as they are: all others but `passed_over`, of one call."""
 
 OF_OTHERS = "random_states_of_others"
 """The random states of the processes beside the main one, in their order."""
@@ -67,7 +50,7 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
     `which` is "latest" or "best". Raises FileError if the file cannot be written, and NotFinite if
     the weights are not finite: the file before it is better.
     """
-    path = config.path("model_save_path") / f"{which}.pt"
+    path = path_of(config, which)
     if not are_finite(state.model):
         kept = "the one before it stands" if path.exists() else "there was none before it"
         raise NotFinite(
@@ -100,6 +83,11 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
         content[OF_OTHERS] = of_others
     number = config.checkpoints_kept if which == "latest" else 1
     save(path, content, number)
+
+
+def path_of(config: TrainConfig, which: str = "latest") -> Path:
+    """Return where latest.pt or best.pt of a run is, or will be."""
+    return config.path("model_save_path") / f"{which}.pt"
 
 
 def bytes_of_run(config: TrainConfig, state: State) -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.errors import UserError
 from common.talk import count, note, say, some
+from common.train.one_process import refuse_shared_folders
 from common.train.record import RunRecord, read_record
 from common.train.run import Result, train
 from common.train.setup import Score
-from common.train.tracking import MLflow, open_mlflow
+from common.train.tracking import MLflow, open_parent
 
 OF_SEVERAL = {
     "class_sampling_weights": "{}",
@@ -38,7 +38,7 @@ def train_each_class(
     """
     config = load_config(config_path, overrides, data)
     of_class = members(config_path, config.classes, overrides, data)
-    _refuse_one_run(config_path, config, of_class.values())
+    refuse_shared_folders(config_path, list(of_class.values()), "classes")
     parent = _mlflow_parent(config, of_class[config.classes[0]])
     if left_out := of_several(config):
         note(f"{some(left_out)}: of several channels, and not of the network of one class")
@@ -65,11 +65,9 @@ def _mlflow_parent(config: TrainConfig, first: TrainConfig) -> MLflow | None:
 
     first: settings of the first class, whose record has its id once it was begun.
     """
-    if "mlflow" not in config.trackers:
-        return None
     before = read_record(first.path("logs_save_path")) or RunRecord()
     known = before.settings.get("mlflow_parent", "").strip("'")
-    return open_mlflow(config, f"{config.run} each class", run_id=known)
+    return open_parent(config, f"{config.run} each class", known)
 
 
 def settings_of(config: TrainConfig, name: str) -> list[str]:
@@ -103,19 +101,6 @@ def members(
         own = [*overrides, *settings_of(config, name)]
         of_class[name] = load_config(config_path, own, data)
     return of_class
-
-
-def _refuse_one_run(
-    config_path: str | Path, config: TrainConfig, of_class: Collection[TrainConfig]
-) -> None:
-    """Raise UserError if the networks of two classes would be written to the same folder."""
-    for folder in ("model_save_path", "logs_save_path"):
-        places = {own.path(folder) for own in of_class}
-        if len(places) < len(of_class):
-            raise UserError(
-                f"{config_path}: {folder} = '{getattr(config, folder)}' is the same for all "
-                "classes; write {run_name} in it"
-            )
 
 
 def table(config: TrainConfig, results: Sequence[Result]) -> str:

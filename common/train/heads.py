@@ -24,7 +24,7 @@ from common.data.samples.targets import (
     of_channels,
 )
 from common.errors import UserError
-from common.train import criterion, together
+from common.train import criterion, own_loss, together
 from common.train.criterion import Criterion
 from common.train.losses import categorical_cross_entropy, weighted_bce
 
@@ -39,7 +39,7 @@ def build(config: TrainConfig, device: torch.device) -> Criterion:
     """
     heads = heads_of(config)
     if [head.name for head in heads] == [CLASSES] and not config.derived:
-        return criterion.build_criterion(config, device)
+        return own_loss.build_criterion(config, device)
     losses = [build_of_head(head, config, device) for head in heads]
     return HeadsLoss(heads, losses)
 
@@ -47,12 +47,12 @@ def build(config: TrainConfig, device: torch.device) -> Criterion:
 def unusual(loss: Criterion, config: TrainConfig, device: torch.device) -> list[str]:
     """Return what is unusual about losses that were given, as sentences."""
     if not isinstance(loss, HeadsLoss):
-        return criterion.unusual(loss, config, device) if config.criterion else []
+        return own_loss.unusual(loss, config, device) if config.criterion else []
     sentences = []
     for head, of_head in zip(loss.heads, loss.losses, strict=True):
         own = config_of(head, config)
         if own.criterion and head.activation not in (SOFTMAX, SIGNED):
-            sentences += criterion.unusual(of_head, own, device)
+            sentences += own_loss.unusual(of_head, own, device)
     return sentences
 
 
@@ -62,7 +62,7 @@ def notices(loss: Criterion, config: TrainConfig) -> list[str]:
     sentences = []
     for of_head in losses:
         if not isinstance(of_head, SignedLoss):
-            sentences += criterion.notices(of_head, config.weight_loss)
+            sentences += own_loss.notices(of_head, config.weight_loss)
     return sentences
 
 
@@ -90,12 +90,12 @@ def build_of_head(head: Head, config: TrainConfig, device: torch.device) -> Crit
     """Return the loss of one head, tried out once."""
     own = config_of(head, config)
     if head.activation == SIGNED:
-        loss = SignedLoss(criterion.made(own) if own.criterion else smooth_l1)
+        loss = SignedLoss(own_loss.made(own) if own.criterion else smooth_l1)
         _try_signed(head, loss, config, device)
         return loss
     if head.activation == SOFTMAX and own.criterion is None:
         return categorical_cross_entropy
-    return criterion.build_criterion(own, device)
+    return own_loss.build_criterion(own, device)
 
 
 def smooth_l1(values: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:

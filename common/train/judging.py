@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+from common.config.check import CHALLENGE
 from common.config.settings import TrainConfig
 from common.talk import note, some
 from common.train import optim
 from common.train.record import BestSoFar, is_better
 from common.train.state import State
 from common.train.steps import TrainedEpoch
-from common.train.validation import CHALLENGE, Scores
+from common.train.validation import Scores
 
 
 def count_epoch(
@@ -79,6 +80,11 @@ def pass_over(state: State, why: str) -> None:
             f"epoch {state.epoch} {why}: it and others like it decide nothing, neither what is "
             "best nor the learning rate nor when to stop"
         )
+
+
+def is_finished(config: TrainConfig, state: State) -> bool:
+    """Return whether all epochs are done, or early stopping ends the run."""
+    return state.epoch >= config.epochs or out_of_patience(config, state)
 
 
 def out_of_patience(config: TrainConfig, state: State) -> bool:

@@ -13,19 +13,20 @@ from typing import Any
 from tqdm import tqdm
 
 from common import provenance, runtime
+from common.config.check import CHALLENGE
 from common.config.settings import PLACES, TrainConfig
 from common.data.samples import loaders
 from common.errors import FileError
 from common.files import REPOSITORY, replacing
 from common.talk import count, duration, note, progress, say, this_command
 from common.train import heads, previews, ranks, schedule, tracking
-from common.train.checkpoint import best_of
+from common.train.checkpoint import best_of, path_of
 from common.train.record import Recorder, RunRecord
 from common.train.setup import Setup
 from common.train.state import State
 from common.train.steps import TrainedEpoch
 from common.train.tracking import Tracker, open_sinks
-from common.train.validation import CHALLENGE, Scores
+from common.train.validation import Scores
 
 MOST_CHANGES = 2**22
 """Bytes of uncommitted changes that are kept with a run."""
@@ -166,7 +167,6 @@ def log_epoch(
     trained: TrainedEpoch,
     *,
     scores: Scores | None,
-    learning_rate: float,
 ) -> None:
     """Log a finished epoch: scalars, figures and a row of history.csv.
 
@@ -176,10 +176,9 @@ def log_epoch(
         tracker: gets the scalars, figures and the row.
         trained: results of the training of this epoch.
         scores: results of its validation; None without one.
-        learning_rate: learning rate of the epoch.
     """
     row: dict[str, float] = {"epoch": state.epoch, "iteration": state.iteration}
-    row["lr"] = learning_rate
+    row["lr"] = state.learning_rate
     for name, value in asdict(trained).items():
         row[f"train/{name}"] = value
     if scores:
@@ -187,7 +186,7 @@ def log_epoch(
     scalars = {"mean/dice/train": trained.dice, "mean/iou/train": trained.iou}
     if state.skipped:  # a curve only for runs that have something to show
         scalars["skipped"] = trained.skipped
-    tracker.scalars({"lr": learning_rate} | scalars, state.iteration)
+    tracker.scalars({"lr": state.learning_rate} | scalars, state.iteration)
     tracker.history(row)
 
 
@@ -276,12 +275,11 @@ def close_interrupted(config: TrainConfig, state: State, tracker: Tracker, comma
     `command` is printed if the command line that started this process is not known.
     """
     tracker.finish(hparams(config), {}, status="KILLED")
-    latest = config.path("model_save_path") / "latest.pt"
     typed = f":\n  {this_command(command)}"
     if ranks.are_joined() and not ranks.are_started_by_us():
         typed = ""  # torchrun's part of it is not known
     say(
-        f"interrupted; saved after iteration {state.iteration} in {latest}. "
+        f"interrupted; saved after iteration {state.iteration} in {path_of(config)}. "
         f"Go on with the same command{typed}"
     )
 

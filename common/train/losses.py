@@ -14,8 +14,8 @@ What follows pos_weight is given by name: `criterion = functools.partial(focal_l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +25,9 @@ from common.config.settings import as_text
 from common.data.samples.targets import PaletteTarget, count_known, dense, known
 from common.errors import UserError
 from common.train import together
+from common.train.palette_sums import SumOverPairs, SumsOverPalette, Terms
 
 AnyTarget = PaletteTarget | Tensor
-
-VOXELS_AT_ONCE = 8192
-"""Voxels of a palette image that are expanded to all classes at a time on a CPU."""
-# with 48 classes they fit into its cache
-
-MORE_ON_A_GPU = 128
-"""Factor on VOXELS_AT_ONCE on other devices: a GPU needs more work in each kernel launch."""
 
 
 def refuse_below_zero(loss: str, **numbers: float) -> None:
@@ -55,7 +49,7 @@ def weighted_bce(logits: Tensor, target: AnyTarget, pos_weight: Tensor | None = 
         # per row of the palette: the weight of the positive term, and of both terms together
         positive = (target.palette == 1) * weight
         both = positive + (target.palette == 0)
-        total = _SumOverPairs.apply(logits, target.rows, positive, both, BCE)
+        total = SumOverPairs.apply(logits, target.rows, positive, both, BCE)
         return total / count_known(target).clamp(min=1).float()
     mask = known(target)
     total = F.binary_cross_entropy_with_logits(
@@ -75,18 +69,6 @@ def _weight_of_positives(logits: Tensor, pos_weight: Tensor | None) -> Tensor:
     return pos_weight.float()
 
 
-class _Terms(NamedTuple):
-    """A loss of single pairs, as functions of the logits x and two weights of each pair.
-
-    The weights are that of the positive term, and that of both terms together; both are 0 for an
-    unknown pair.
-    """
-
-    value: Callable[[Tensor, Tensor, Tensor], Tensor]
-    slope: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """Derivative of `value` by x."""
-
-
 def _bce_value(x: Tensor, positive: Tensor, both: Tensor) -> Tensor:
     return torch.addcmul(positive * -x, both, F.softplus(x))
 
@@ -95,10 +77,10 @@ def _bce_slope(x: Tensor, positive: Tensor, both: Tensor) -> Tensor:
     return torch.addcmul(-positive, both, x.sigmoid())
 
 
-BCE = _Terms(_bce_value, _bce_slope)
+BCE = Terms(_bce_value, _bce_slope)
 
 
-def _focal(gamma: float) -> _Terms:
+def _focal(gamma: float) -> Terms:
     """Cross-entropy times (1 - probability of the truth) to the power of gamma."""
 
     def value(x: Tensor, positive: Tensor, both: Tensor) -> Tensor:
@@ -113,60 +95,7 @@ def _focal(gamma: float) -> _Terms:
         if_negative = p**gamma * (gamma * (1 - p) * F.softplus(x) + p)
         return positive * if_positive + (both - positive) * if_negative
 
-    return _Terms(value, slope)
-
-
-def _parts(voxels: int, device: torch.device) -> Iterator[slice]:
-    """Yield the parts of a palette image that are expanded to all classes at a time."""
-    size = VOXELS_AT_ONCE
-    if device.type != "cpu":
-        size *= MORE_ON_A_GPU
-    for start in range(0, voxels, size):
-        yield slice(start, start + size)
-
-
-def _classes_last(logits: Tensor) -> Tensor:
-    """Return logits as (voxels, classes); a view, not a copy, if they are channels last."""
-    return logits.movedim(1, -1).reshape(-1, logits.shape[1])
-
-
-def _as_logits(values: Tensor, logits: Tensor) -> Tensor:
-    """Return (voxels, classes) values in the shape of the logits."""
-    shape = (len(logits), *logits.shape[2:], logits.shape[1])
-    return values.view(shape).movedim(-1, 1)
-
-
-class _SumOverPairs(torch.autograd.Function):
-    """Sum of a loss of single pairs over a palette image, computed part by part.
-
-    The forward pass computes loss and gradient, so that no dense target and no mask are ever
-    allocated.
-    """
-
-    @staticmethod
-    def forward(  # noqa: PLR0917  # torch calls it by position
-        ctx: Any, logits: Tensor, rows: Tensor, positive: Tensor, both: Tensor, terms: _Terms
-    ) -> Tensor:
-        values = _classes_last(logits)
-        rows = rows.flatten()
-        gradient = torch.empty_like(values) if ctx.needs_input_grad[0] else None
-        # float64: a float32 sum over millions of voxels loses the last digits
-        total = torch.zeros((), dtype=torch.float64, device=logits.device)
-        for part in _parts(len(rows), logits.device):
-            x = values[part].float()
-            w = positive.index_select(0, rows[part])
-            s = both.index_select(0, rows[part])
-            total += terms.value(x, w, s).sum()
-            if gradient is not None:
-                gradient[part] = terms.slope(x, w, s)
-        if gradient is not None:
-            ctx.save_for_backward(_as_logits(gradient, logits))
-        return total.float()
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0].to(gradient.dtype), None, None, None, None
+    return Terms(value, slope)
 
 
 def focal_loss(
@@ -202,7 +131,7 @@ def focal_loss(
     if isinstance(target, PaletteTarget):
         positive = (target.palette == 1) * weight
         both = positive + (target.palette == 0) * of_negative
-        total = _SumOverPairs.apply(logits, target.rows, positive, both, terms)
+        total = SumOverPairs.apply(logits, target.rows, positive, both, terms)
     else:
         positive = (target > 0) * weight.view(-1, *[1] * (logits.ndim - 2))
         both = positive + (target == 0) * of_negative  # NaN is not 0
@@ -229,57 +158,12 @@ class _Sums(NamedTuple):
 def _sums(logits: Tensor, target: AnyTarget) -> _Sums:
     """Return the sums of each sample, float32."""
     if isinstance(target, PaletteTarget):
-        return _Sums(*_SumsOverPalette.apply(logits, target.rows, target.palette))
+        return _Sums(*SumsOverPalette.apply(logits, target.rows, target.palette))
     mask = known(target)
     probability = torch.where(mask, logits.float().sigmoid(), 0)
     positive = (target > 0).float()
     axes = list(range(2, logits.ndim))
     return _Sums((probability * positive).sum(axes), probability.sum(axes), positive.sum(axes))
-
-
-class _SumsOverPalette(torch.autograd.Function):
-    """`_Sums` over a palette image, computed part by part.
-
-    The gradient of a pair is p (1 - p) times the gradient by overlap, if it is positive, and by
-    predicted, if it is known. It is computed part by part, too: no dense target is ever allocated.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, rows: Tensor, palette: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        is_known = (palette >= 0).float()
-        is_positive = (palette == 1).float()
-        sums = torch.zeros(3, *logits.shape[:2], dtype=torch.float64, device=logits.device)
-        for k in range(len(logits)):
-            values = _classes_last(logits[k : k + 1])
-            of_sample = rows[k].flatten()
-            for part in _parts(len(of_sample), logits.device):
-                p = values[part].float().sigmoid()
-                positive = is_positive.index_select(0, of_sample[part])
-                sums[0, k] += (p * positive).sum(0)
-                sums[1, k] += (p * is_known.index_select(0, of_sample[part])).sum(0)
-                sums[2, k] += positive.sum(0)
-        ctx.save_for_backward(logits, rows, is_known, is_positive)
-        overlap, predicted, count = sums.float()
-        ctx.mark_non_differentiable(count)
-        return overlap, predicted, count
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        logits, rows, is_known, is_positive = ctx.saved_tensors
-        by_overlap, by_predicted, _ = grad_outputs
-        gradient = torch.empty_like(logits)
-        for k in range(len(logits)):
-            values = _classes_last(logits[k : k + 1])
-            of_sample = rows[k].flatten()
-            factors = is_positive * by_overlap[k] + is_known * by_predicted[k]
-            slopes = torch.empty_like(values)
-            for part in _parts(len(of_sample), logits.device):
-                p = values[part].float().sigmoid()
-                slopes[part] = factors.index_select(0, of_sample[part]) * (p - p * p)
-            gradient[k : k + 1] = _as_logits(slopes, logits[k : k + 1])
-        return gradient, None, None
 
 
 def dice_loss(
@@ -456,7 +340,7 @@ def class_weighted_bce(
     if isinstance(target, PaletteTarget):
         positive = (target.palette == 1) * of_positive
         both = positive + (target.palette == 0) * weight
-        total = _SumOverPairs.apply(logits, target.rows, positive, both, BCE)
+        total = SumOverPairs.apply(logits, target.rows, positive, both, BCE)
         pairs = (target.palette >= 0) * weight
         size = pairs.sum(1).index_select(0, target.rows.flatten()).sum(dtype=torch.float64)
     else:

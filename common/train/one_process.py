@@ -1,12 +1,14 @@
-"""A run is trained by one process at a time."""
+"""A run is trained by one process at a time, and has folders of its own."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from common.config.settings import TrainConfig
+from common.errors import UserError
 from common.files import alone
 from common.train import ranks
 
@@ -37,3 +39,22 @@ def held(config: TrainConfig) -> Iterator[None]:
         for path in new:
             with contextlib.suppress(OSError):
                 path.rmdir()  # where nothing was saved
+
+
+def refuse_shared_folders(path: str | Path, runs: Sequence[TrainConfig], of: str) -> None:
+    """Raise UserError if two of several runs would write to the same folder.
+
+    Args:
+        path: of their configuration.
+        runs: the settings of each.
+        of: what there is a run for each of, such as "seeds".
+    """
+    same_name = len({config.run for config in runs}) < len(runs)
+    field = "random_seed" if same_name else "run_name"
+    for folder in ("model_save_path", "logs_save_path"):
+        if len({config.path(folder) for config in runs}) < len(runs):
+            setting = "run_name" if same_name else folder
+            raise UserError(
+                f"{path}: {setting} = '{getattr(runs[0], setting)}' is the same for all {of}; "
+                f"write {{{field}}} in it"
+            )

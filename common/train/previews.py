@@ -25,11 +25,6 @@ Stack = Sequence[WholeSlice]
 """Sections of one crop, the first one first."""
 
 
-def check_tiff() -> None:
-    """Raise UserError where TIFF cannot be written, before an epoch is trained for it."""
-    _tifffile()
-
-
 def write(folder: Path, epoch: int, stacks: Sequence[Stack], tiff: bool) -> dict[str, np.ndarray]:
     """Write the stacks of an epoch into the folder of the logs, in place of those before.
 
@@ -82,7 +77,7 @@ def _save(path: Path, volume: np.ndarray, stack: Stack) -> None:
     if len(stack) > 1:
         z *= stack[1].depth - stack[0].depth
     with replacing(path) as temporary:
-        _tifffile().imwrite(
+        import_tifffile().imwrite(
             temporary,
             volume,
             imagej=True,
@@ -91,7 +86,8 @@ def _save(path: Path, volume: np.ndarray, stack: Stack) -> None:
         )
 
 
-def _tifffile() -> ModuleType:
+def import_tifffile() -> ModuleType:
+    """Return the package that writes TIFF; raises UserError where it is not installed."""
     try:
         import tifffile
     except ImportError:

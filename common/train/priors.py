@@ -16,7 +16,6 @@ from common.data.samples import targets
 from common.data.samples.batches import training_batches
 from common.data.samples.loaders import Data
 from common.talk import some
-from common.train import optim
 from common.train.criterion import Criterion, uses_pos_weight
 from common.train.heads import HeadsLoss
 
@@ -39,7 +38,7 @@ class Frequencies:
         weights = np.ones(len(self.positive), np.float32)
         if not config.weight_loss:
             return weights
-        balanced = optim.positive_weights(self.positive, self.negative, config.pos_weight_cap)
+        balanced = positive_weights(self.positive, self.negative, config.pos_weight_cap)
         for head, of_head in _losses(config, loss):
             if uses_pos_weight(of_head) and head.activation != SIGNED:
                 weights[list(head.channels)] = balanced[list(head.channels)]
@@ -47,7 +46,7 @@ class Frequencies:
 
     def prior(self, config: TrainConfig, weights: np.ndarray) -> np.ndarray:
         """Return (channels,) float32: the constant logits with the least loss."""
-        logits = optim.prior_logits(self.positive, self.negative, weights)
+        logits = prior_logits(self.positive, self.negative, weights)
         for head in heads_of(config):
             if head.activation == SOFTMAX:
                 numbers = list(head.channels)
@@ -130,3 +129,25 @@ def _in_samples(
 def _sum_where(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Return the sums of (B, channels, z, y, x) values where the mask is true, (channels,)."""
     return values.where(mask, 0).sum((0, 2, 3, 4), dtype=torch.float64)
+
+
+def positive_weights(foreground: np.ndarray, background: np.ndarray, cap: float) -> np.ndarray:
+    """Return (classes,) float32 weights of positive voxels: background / foreground, at most `cap`.
+
+    The arguments are voxel counts (classes,). The weight is 1 for a class that is nowhere positive
+    or nowhere negative. The public toolbox has no cap; there, a class with one positive voxel gets
+    a weight of up to 1e8.
+    """
+    weights = np.minimum(background / np.maximum(foreground, 1), cap)
+    is_seen = (foreground > 0) & (background > 0)
+    return np.where(is_seen, weights, 1.0).astype(np.float32)
+
+
+def prior_logits(foreground: np.ndarray, background: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return (classes,) float32: the constant logits with the least weighted cross-entropy.
+
+    This is log(weight * foreground / background), from voxel counts and weights of positive voxels,
+    (classes,) each. Counts below 1 are taken as 1.
+    """
+    odds = weights * np.maximum(foreground, 1) / np.maximum(background, 1)
+    return np.log(odds).astype(np.float32)

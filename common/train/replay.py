@@ -15,7 +15,6 @@ from torch import nn
 
 from common import runtime
 from common.config.load import load_config
-from common.config.settings import TrainConfig
 from common.data.samples import targets
 from common.data.samples.batches import Batch
 from common.errors import UserError
@@ -62,7 +61,9 @@ def replay(
     config = load_config(config_path, overrides, data)
     path = Path(file) if file else config.path("logs_save_path") / skipped.SKIPPED
     steps = _chosen(path, iteration, config.random_seed)
-    setup, state = prepare(_for_a_few_samples(config))
+    # without what takes long to begin, and a few samples do not need
+    quick = dataclasses.replace(config, num_workers=0, validation_score_every=0, compile=False)
+    setup, state = prepare(quick)
     say(_load(setup, state, weights))
     pictures = []
     for step in steps:
@@ -72,11 +73,6 @@ def replay(
     if png:
         figures.write_png(Path(png), figures.above(pictures))
         say(f"\n{png}: raw, target and prediction of each sample, the class with most voxels")
-
-
-def _for_a_few_samples(config: TrainConfig) -> TrainConfig:
-    """Settings without what takes long to begin: workers, scores of whole crops, compiling."""
-    return dataclasses.replace(config, num_workers=0, validation_score_every=0, compile=False)
 
 
 def _tell(

@@ -269,20 +269,19 @@ def _newest_good(
             saved = read(path)
             wrong = _wrong_parts(saved)
             if wrong:
-                raise _Damaged(f"{path}: holds no whole state of a run ({some(wrong)})")
+                raise _damaged(path, f"holds no whole state of a run ({some(wrong)})")
             refuse_other_classes(path, saved, config.channels)
             use(path, saved)
         except weights_file.Unreadable as error:
             unreadable.append(error.problem)
-        except _Damaged as error:
-            unreadable.append(str(error))
         else:
             return path, unreadable
     raise UserError(f"{'; '.join(unreadable)}. {_instead_of(own[0])}")
 
 
-class _Damaged(UserError):
+def _damaged(path: Path, problem: str) -> weights_file.Unreadable:
     """A checkpoint that can be read, a part of which is not what its name says."""
+    return weights_file.Unreadable(path, problem, "put a copy of it back")
 
 
 def _wrong_parts(saved: Any) -> list[str]:
@@ -354,16 +353,15 @@ def _restore(config: TrainConfig, state: State, saved: dict[str, Any], path: Pat
 
 @contextmanager
 def _restoring(path: Path, part: str) -> Iterator[None]:
-    """Raise _Damaged where a part of a checkpoint is not what its name says."""
+    """Raise Unreadable where a part of a checkpoint is not what its name says."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # torch raises a different type for each kind of wrong content
         reason = " ".join(str(error).split())[:200]
-        raise _Damaged(
-            f"{path}: its {part} cannot be restored ({type(error).__name__}: {reason})"
-        ) from error
+        problem = f"its {part} cannot be restored ({type(error).__name__}: {reason})"
+        raise _damaged(path, problem) from error
 
 
 def _restore_random_state(config: TrainConfig, state: State, saved: dict[str, Any]) -> None:

@@ -3,12 +3,12 @@
     train         reads the settings, joins the other processes, and holds the run
     train_held    builds everything (`setup.prepare`), goes on from a checkpoint
                   (`resume.resume`), and opens the logs
-    run_epochs    the training loop
-    run_epoch     the steps of an epoch (`steps.train_epoch`), then a validation
-                  (`validation.validate`)
+    run_epochs    the training loop: the steps of an epoch (`steps.train_epoch`), then a
+                  validation (`validation.validate`)
     finish_epoch  judges an epoch (`judging.count_epoch`), logs it and saves the state
 
-`setup.Setup` holds what does not change during a run, `state.State` what does and is saved.
+`setup.Setup` holds what does not change during a run, `state.State` what does and is saved. What is
+done where files fail or steps have to be skipped is in `mishaps`.
 """
 
 from __future__ import annotations
@@ -16,40 +16,38 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import runtime, stopping, talk
+from common import stopping
+from common.config.check import CHALLENGE
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data.samples.batches import Batch
 from common.data.samples.validation_blocks import key_of_blocks
-from common.data.samples.workers import WorkerLost
-from common.errors import FileError, NotFinite
 from common.files import REPOSITORY
 from common.provenance import provenance
-from common.talk import command_line, note, some
+from common.talk import command_line
 from common.train import (
     checkpoint,
     logs,
     one_process,
     ranks,
     resume,
-    skipped,
     steps,
     together,
     validation,
 )
-from common.train.judging import count_epoch, out_of_patience
+from common.train.judging import count_epoch, is_finished
 from common.train.logs import Logs
+from common.train.mishaps import keep_skipped, saved_if_files_fail
 from common.train.setup import Score, Setup, prepare
 from common.train.state import State, StepResult, Stop
 from common.train.steps import TrainedEpoch
 from common.train.tracking import Tracker
-from common.train.validation import CHALLENGE, Scores
+from common.train.validation import Scores
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,17 @@ def train_held(
             logs.close_interrupted(config, state, run_logs.tracker, command)
         else:
             logs.close_finished(config, state, run_logs.tracker, reason=ended)
-    result = result_of(config, state, scores, ended)
-    return dataclasses.replace(result, requeue=not result.finished and not stopped.by_user)
+    is_interrupted = ended == INTERRUPTED
+    return Result(
+        epochs=state.epoch,
+        finished=not is_interrupted,
+        run=config.run,
+        logs=config.path("logs_save_path"),
+        best_metric=state.best,
+        checkpoint=checkpoint.best_of(config),
+        scores=scores,
+        requeue=is_interrupted and not stopped.by_user,
+    )
 
 
 INTERRUPTED = "interrupted"
@@ -151,54 +158,37 @@ def run_epochs(
         setup: what the run was built from.
         state: state of the run, updated in place.
         run_logs: gets its scalars, figures and results.
-        stopped: returns True once the user interrupts the run; the state is then saved in the
-            middle of the epoch.
+        stopped: returns True once the run is interrupted, which is then saved within an epoch.
         report: called after each validation; may end the run.
 
-    Returns:
-        The last validation of this call, and why the run ended; "" after the last epoch.
+    Returns the last validation of this call, and why the run ended; "" after the last epoch.
     """
     config = setup.config
     batches = setup.training_from(state.iteration)
     pace = Pace(first_epoch=state.epoch, begun=time.perf_counter())
     scores = None
     ended = ""
-    while not ended and state.epoch < config.epochs and not out_of_patience(config, state):
-        epoch = run_epoch(setup, state, batches, tracker=run_logs.tracker, stopped=stopped)
-        if epoch is None:
+    while not ended and not is_finished(config, state):
+        with saved_if_files_fail(setup, state, stopped):
+            trained = train_to_end_of_epoch(
+                setup, state, batches, tracker=run_logs.tracker, stopped=stopped
+            )
+            if not stopped():
+                # the steps of the epoch are kept, whatever becomes of its validation and its logs
+                setup.save(state)
+                validated = validation.validate(state, setup.method, setup.validation, stopped)
+        if stopped():
             setup.save(state)
             ended = INTERRUPTED
             break
-        scores = epoch.scores
-        finish_epoch(setup, state, run_logs, epoch=epoch, pace=pace)
+        scores = validated
+        finish_epoch(setup, state, run_logs, trained=trained, scores=scores, pace=pace)
         ended = ranks.of_main(ends_early(config, state, scores, pace=pace, report=report))
     run_logs.recorder.result(**result_so_far(setup, state))
     if not ended and state.epoch < config.epochs:
-        ended = f"no better {judged_by(setup)} for {config.early_stopping_patience} epochs"
+        judged_by = config.best_metric if setup.data.validation else "training loss"
+        ended = f"no better {judged_by} for {config.early_stopping_patience} epochs"
     return scores, ended
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What came of an epoch that was trained and validated."""
-
-    trained: TrainedEpoch
-    scores: Scores | None
-    """None if the run has no validation."""
-
-
-def run_epoch(
-    setup: Setup, state: State, batches: Iterator[Batch], *, tracker: Tracker, stopped: Stop
-) -> Epoch | None:
-    """Train for the rest of the current epoch, save, then validate; None if it was stopped."""
-    epoch = None
-    with saved_if_files_fail(setup, state, stopped):
-        trained = train_to_end_of_epoch(setup, state, batches, tracker=tracker, stopped=stopped)
-        if not stopped():
-            # the steps of the epoch are kept, whatever becomes of its validation and its logs
-            setup.save(state)
-            epoch = Epoch(trained, validate(setup, state, stopped))
-    return None if epoch is None or stopped() else epoch
 
 
 def train_to_end_of_epoch(
@@ -227,45 +217,32 @@ def train_to_end_of_epoch(
         )
 
 
-def validate(setup: Setup, state: State, stopped: Stop) -> Scores | None:
-    """Validate the current epoch; None without a validation crop, or if stopped() returned True.
-
-    A validation that does not come to its end leaves the random numbers as they were: the call that
-    goes on begins it again.
-    """
-    if setup.validation is None:
-        return None
-    before = runtime.random_state()
-    scores = None
-    try:
-        scores = validation.validate(state, setup.method, setup.validation, stopped)
-    finally:
-        if scores is None:
-            runtime.restore_random_state(before)
-    return scores
-
-
-def finish_epoch(setup: Setup, state: State, run_logs: Logs, *, epoch: Epoch, pace: Pace) -> None:
+def finish_epoch(
+    setup: Setup,
+    state: State,
+    run_logs: Logs,
+    *,
+    trained: TrainedEpoch,
+    scores: Scores | None,
+    pace: Pace,
+) -> None:
     """Count an epoch that was trained and validated, then log, print and save it.
 
     Args:
         setup: what the run was built from.
         state: state of the run, updated in place.
         run_logs: gets its scalars, figures and results.
-        epoch: what came of it.
+        trained: what came of its steps.
+        scores: of its validation; None without one.
         pace: estimates how long the remaining epochs will take.
     """
     config = setup.config
-    trained = epoch.trained
-    scores = epoch.scores
     is_best = count_epoch(config, state, trained, scores)
     # in this order a call that ends between any two goes on exactly: latest.pt is of before the
     # validation until everything about the epoch is written, and what is written twice is equal
     if is_best:
         setup.save(state, "best")
-    logs.log_epoch(
-        config, state, run_logs.tracker, trained, scores=scores, learning_rate=state.learning_rate
-    )
+    logs.log_epoch(config, state, run_logs.tracker, trained, scores=scores)
     seconds_left = pace.seconds_left(state.epoch, config.epochs)
     logs.say_epoch(
         config, state, trained, scores=scores, is_best=is_best, seconds_left=seconds_left
@@ -279,8 +256,8 @@ def ends_early(
 ) -> str:
     """Return why the run ends after this epoch though more are left; "" if it goes on."""
     ended = ""
-    is_done = state.epoch >= config.epochs or out_of_patience(config, state)
-    if not is_done and config.training_time_limit and pace.seconds() > config.training_time_limit:
+    limit = config.training_time_limit
+    if limit and pace.seconds() > limit and not is_finished(config, state):
         ended = "training_time_limit"
     is_measured = scores and (config.best_metric != CHALLENGE or scores.whole)
     if report and scores and is_measured and report(state.epoch, scores.mean(config.best_metric)):
@@ -297,7 +274,7 @@ def result_so_far(setup: Setup, state: State) -> dict[str, Any]:
         "best_metric": config.best_metric,
         "best": state.best,
         "best_epoch": state.best_epoch,
-        "finished": state.epoch >= config.epochs or out_of_patience(config, state),
+        "finished": is_finished(config, state),
         "validation_blocks": validation_blocks(setup, state),
     }
 
@@ -311,26 +288,6 @@ def validation_blocks(setup: Setup, state: State) -> str | None:
     looked_at = data.blocks[:count]
     key = key_of_blocks(data.validation, looked_at, data.sampler.target)
     return f"{count} of {len(data.blocks)} blocks, {key}"
-
-
-def judged_by(setup: Setup) -> str:
-    """Return in words what says whether an epoch is better."""
-    if setup.data.validation:
-        return setup.config.best_metric
-    return "training loss"
-
-
-def result_of(config: TrainConfig, state: State, scores: Scores | None, ended: str) -> Result:
-    """Return the result of `train`; `ended` says why the run ended, see `run_epochs`."""
-    return Result(
-        epochs=state.epoch,
-        finished=ended != INTERRUPTED,
-        run=config.run,
-        logs=config.path("logs_save_path"),
-        best_metric=state.best,
-        checkpoint=checkpoint.best_of(config),
-        scores=scores,
-    )
 
 
 @dataclass(frozen=True)
@@ -349,74 +306,3 @@ class Pace:
     def seconds_left(self, epoch: int, epochs: int) -> float:
         """Return the expected seconds until the last of `epochs`, at the pace of this call."""
         return self.seconds() / (epoch - self.first_epoch) * (epochs - epoch)
-
-
-# What does not go as it should
-
-
-@contextmanager
-def saved_if_files_fail(setup: Setup, state: State, stopped: Stop) -> Iterator[None]:
-    """Save the state, which is whole between two steps, before a FileError goes on.
-
-    It is of workers that are lost, or of logs that find no room. Where the run is being stopped
-    nothing is raised for workers: schedulers send signals to them, too.
-    """
-    try:
-        yield
-    except FileError as error:
-        # lost workers are told by all processes, see ranks.raised_by_all; logs are one process's,
-        # and what is saved is of all
-        if ranks.size() > 1 and not isinstance(error, WorkerLost):
-            raise
-        if isinstance(error, WorkerLost) and stopped():
-            return
-        latest = setup.config.path("model_save_path") / "latest.pt"
-        try:
-            setup.save(state)
-        except FileError:
-            raise error from None  # of the same disk
-        raise type(error)(
-            f"{error}. Saved after iteration {state.iteration} in {latest}; "
-            "the same command goes on from there"
-        ) from error
-
-
-def keep_skipped(setup: Setup, state: State, group: list[Batch], result: StepResult) -> None:
-    """Write down a step that was skipped, and say so once in an epoch.
-
-    Raises NotFinite, with the state saved, where there were too many in a row.
-    """
-    config = setup.config
-    folder = config.path("logs_save_path")
-    step = skipped.described(state.iteration, group, result.numbers)
-    if ranks.is_main():
-        skipped.add(folder, config.random_seed, step)
-    if state.skipped_in_epoch == 1:
-        note(
-            f"iteration {step.iteration}: {step.problem}, on "
-            f"{some(skipped.crops_of(step))}; the step is skipped. To look at it:\n  {setup.replay}"
-        )
-    # an epoch without any step is none, however few steps it has
-    if state.skipped_in_a_row < min(config.skipped_steps_limit, config.iterations_per_epoch):
-        return
-    in_a_row = talk.count(state.skipped_in_a_row, "step")
-    state.skipped_in_a_row = 0  # whoever mends the data goes on
-    setup.save(state)
-    latest = config.path("model_save_path") / "latest.pt"
-    raise NotFinite(
-        f"iteration {step.iteration}: {step.problem}, on {some(skipped.crops_of(step))}; "
-        f"{in_a_row} in a row not finite, and skipped. {latest} has the weights from before them. "
-        f"Where it begins, in which samples and which layer, says\n  {setup.replay}\n"
-        f"{what_to_change(setup)}"
-    )
-
-
-def what_to_change(setup: Setup) -> str:
-    """Return what keeps numbers finite where it is not the data, as a sentence."""
-    half = ""
-    if setup.method.forward.precision.name == "fp16":
-        half = ", precision = 'bf16' or 'fp32' (numbers above 65504 overflow in fp16)"
-    return (
-        "If it is the data, mend them and go on with the same command; else start another run_name "
-        f"with a lower learning_rate, or a max_grad_norm{half}"
-    )

@@ -50,7 +50,7 @@ from common.train.space import (
     uniform,
     written,
 )
-from common.train.tracking import MLflow, open_mlflow
+from common.train.tracking import MLflow, open_parent
 
 # a search_space.py imports what it is written with from here
 __all__ = ["choice", "integers", "log_uniform", "search", "uniform"]
@@ -365,11 +365,10 @@ def _own_settings(base: TrainConfig, trial: Trial, parent: MLflow | None) -> lis
 
 def _mlflow_parent(study: Study, base: TrainConfig) -> MLflow | None:
     """Open the MLflow run that the trials are nested in; None without MLflow."""
-    if "mlflow" not in base.trackers:
-        return None
-    sink = open_mlflow(base, "search", run_id=study.user_attrs.get("mlflow_run", ""))
-    study.set_user_attr("mlflow_run", sink.run_id)
-    return sink
+    parent = open_parent(base, "search", study.user_attrs.get("mlflow_run", ""))
+    if parent:
+        study.set_user_attr("mlflow_run", parent.run_id)
+    return parent
 
 
 def _finish(parent: MLflow | None, metrics: dict[str, float], best: Path | None) -> None:

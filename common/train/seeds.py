@@ -14,7 +14,8 @@ import numpy as np
 
 from common.config.load import load_config
 from common.errors import FileError, UserError
-from common.talk import command_line, count, say
+from common.talk import aligned, command_line, count, say
+from common.train.one_process import refuse_shared_folders
 from common.train.record import HISTORY, RunRecord, best_row, read_history, read_record
 from common.train.run import Result, train
 from common.train.setup import Score
@@ -169,7 +170,7 @@ def table(spreads: Mapping[str, Spread]) -> str:
     head += ", mean +- standard deviation"
     if "validation/loss" in spreads:
         head += f"; validation loss {spreads['validation/loss']}"
-    return "\n".join([head, *_aligned(rows)])
+    return "\n".join([head, *aligned(rows)])
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -218,16 +219,6 @@ def _cells(spreads: Mapping[str, Spread], names: Sequence[str]) -> list[str]:
     return [str(spreads[name]) if name in spreads else "" for name in names]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return one line of text per row, with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
 def _call(template: str, seed: int, command: str) -> list[str]:
     """Return the words of one call of the command of a queue."""
     words = shlex.split(template)
@@ -243,15 +234,7 @@ def refuse_one_run(
     config_path: str | Path, seeds: Sequence[int], overrides: Sequence[str], data: str | Path | None
 ) -> None:
     """Raise UserError if two seeds would write to the same run."""
-    folders = set()
-    for seed in seeds:
-        config = load_config(config_path, overrides, data, random_seed=seed)
-        if config.random_seed != seed:
-            raise UserError("--seeds beside --set random_seed=...; write one of them")
-        folders.add(config.path("logs_save_path"))
-        folders.add(config.path("model_save_path"))
-    if len(folders) < 2 * len(set(seeds)):
-        raise UserError(
-            f"{config_path}: run_name = '{config.run_name}' is the same for all seeds; "
-            "write {random_seed} in it"
-        )
+    runs = [load_config(config_path, overrides, data, random_seed=seed) for seed in seeds]
+    if [config.random_seed for config in runs] != list(seeds):
+        raise UserError("--seeds beside --set random_seed=...; write one of them")
+    refuse_shared_folders(config_path, runs, "seeds")

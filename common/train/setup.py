@@ -23,9 +23,9 @@ from common.errors import UserError
 from common.model import activation
 from common.model.build import build_model
 from common.model.compiling import try_compiling
-from common.model.forward import ForwardPass
-from common.model.output_layers import output_layers
-from common.model.passing import in_training_mode
+from common.model.forward import ForwardPass, in_float32
+from common.model.output_layers import calibrate_output, output_layers, start_output_at
+from common.model.passing import in_mode, in_training_mode
 from common.model.shapes import OnMeta, parameters_of_outputs
 from common.talk import count, some
 from common.train import (
@@ -34,7 +34,6 @@ from common.train import (
     criterion,
     heads,
     metrics,
-    optim,
     previews,
     ranks,
     resume,
@@ -165,7 +164,7 @@ def try_out_own(config: TrainConfig, device: torch.device) -> None:
     except UserError as error:
         raise UserError(f"{config.folder}: {error}") from error
     if config.preview_tiff:
-        previews.check_tiff()
+        previews.import_tifffile()  # before an epoch is trained for it
 
 
 def build_loss(config: TrainConfig, device: torch.device) -> tuple[Criterion, list[str]]:
@@ -218,7 +217,7 @@ def forward_pass(
 
 def unusual_outputs(config: TrainConfig, model: nn.Module) -> list[str]:
     """Return a sentence about a network that gives something else than logits, if it does."""
-    exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
+    exact = in_float32(config.channels_last)
     shape = config.input_array_info["shape"]
     sentence = activation.notice(model, exact.outputs, shape, config.in_channels)
     return [sentence] if sentence else []
@@ -233,19 +232,17 @@ def single_patches(config: TrainConfig, model: nn.Module) -> list[str]:
     if config.batch_size > 1 or not layers:
         return []
     advice = "write batch_size = 2 or more, of which 8 is enough, or another norm in model_kwargs"
-    exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
+    exact = in_float32(config.channels_last)
     patch = torch.empty(1, config.in_channels, *config.input_array_info["shape"], device="meta")
-    was_training = model.training
     try:
-        exact.outputs(OnMeta(model.train()), patch)
+        with in_mode(model, training=True):
+            exact.outputs(OnMeta(model), patch)
     except Exception as error:  # a network that needs values raises whatever it likes
         if "more than 1 value per channel" in str(error):
             raise UserError(
                 f"{config.folder}: batch_size = 1, and the network normalises a batch where a patch"
                 f" is pooled to one voxel; {advice}"
             ) from error
-    finally:
-        model.train(was_training)
     return [
         "batch_size = 1 with batch normalisation: what is learnt on the statistics of single "
         f"patches is validated and predicted with their running means, which differ; {advice}"
@@ -254,14 +251,14 @@ def single_patches(config: TrainConfig, model: nn.Module) -> list[str]:
 
 def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, data: Data) -> None:
     """Initialise every output of a network so that its logits begin at `prior`, (channels,)."""
-    exact = ForwardPass(runtime.Precision("fp32", "cpu"), config.channels_last)
+    exact = in_float32(config.channels_last)
     shape = config.input_array_info["shape"]
     outputs = parameters_of_outputs(model, exact.outputs, shape, config.in_channels)
     ends = output_layers(model, exact.outputs, shape, config.in_channels)
     if not config.init_logit_rms:
-        optim.start_output_at(model, prior, outputs, ends=ends)
+        start_output_at(model, prior, outputs, ends=ends)
         return
-    optim.start_output_at(model, prior, outputs, factor=1.0, ends=ends)
+    start_output_at(model, prior, outputs, factor=1.0, ends=ends)
     device = next(model.parameters()).device
     # its samples are the first of training, whoever reads them
     here = dataclasses.replace(config, num_workers=0)
@@ -273,9 +270,8 @@ def start_at_prior(config: TrainConfig, model: nn.Module, prior: np.ndarray, dat
         with forked, in_training_mode(model):
             return exact.outputs(model, first.raw)
 
-    optim.calibrate_output(
-        model, prior, outputs, measure=measure, rms=config.init_logit_rms, ends=ends
-    )
+    rms = config.init_logit_rms
+    calibrate_output(model, prior, outputs, measure=measure, rms=rms, ends=ends)
 
 
 def first_state(
@@ -328,15 +324,4 @@ def build_validation(
     batches = validation_batches(config, data, device)
     if batches is None:
         return None
-    return Validation(
-        batches=batches,
-        classes=config.channels,
-        time_limit=config.validation_time_limit,
-        batch_limit=config.validation_batch_limit,
-        figure_samples=config.figure_samples,
-        figure_crops=config.figure_crops,
-        preview_every=config.preview_every,
-        metrics=config.metrics,
-        score=partial(score, data.scalings) if score else None,
-        score_every=config.validation_score_every,
-    )
+    return Validation(config, batches, partial(score, data.scalings) if score else None)

@@ -176,8 +176,3 @@ def _built(content: Any) -> SkippedSteps:
     built = SkippedSteps(content["random_seed"], steps)
     typed.check(built)
     return built
-
-
-def crops_of(step: SkippedStep) -> list[str]:
-    """Return crop and number of each sample of a step, for messages."""
-    return [f"{sample.crop} (sample {sample.number})" for sample in step.samples]

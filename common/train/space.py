@@ -15,6 +15,7 @@ from common.config.module import load_module
 from common.config.settings import MAY_CHANGE, TrainConfig
 from common.data.splits import split
 from common.errors import UserError
+from common.train.one_process import refuse_shared_folders
 
 FILE = "search_space.py"
 
@@ -165,7 +166,8 @@ def check_space(
             f"{path}: batch_size with validation_batch_limit would change the validated blocks; "
             "write batch_size = choice(...)"
         )
-    _refuse_one_run(path, base)
+    trials = [dataclasses.replace(base, run_name=name) for name in ("a", "b")]
+    refuse_shared_folders(path, trials, "trials")
     _refuse_no_validation(base)
 
 
@@ -198,20 +200,6 @@ def _refuse_setting(path: Path, name: str, best_metric: str) -> None:
         raise UserError(f"{path}: {setting} is part of what trials are measured with; {moved}")
     if setting in MAY_CHANGE | BUDGET:
         raise UserError(f"{path}: {setting} is the same for all trials; {moved}")
-
-
-def _refuse_one_run(path: Path, base: TrainConfig) -> None:
-    """Raise UserError if two trials would write to the same folder."""
-    folders = set()
-    for name in ("a", "b"):
-        trial = dataclasses.replace(base, run_name=name)
-        folders.add(trial.path("logs_save_path"))
-        folders.add(trial.path("model_save_path"))
-    if len(folders) < 4:
-        raise UserError(
-            f"{path}: logs_save_path and model_save_path are the same for all runs; "
-            "write {run_name} in them"
-        )
 
 
 def _refuse_no_validation(base: TrainConfig) -> None:

@@ -22,9 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.data.samples.targets import Target, count_known
 from common.errors import UserError
-from common.model.forward import ForwardPass
+from common.model.forward import ForwardPass, in_float32
 from common.model.shapes import parameters_of_outputs
-from common.runtime import Precision
 from common.train import ranks
 
 
@@ -90,7 +89,7 @@ def with_gradients_of_all(forward: ForwardPass, model: nn.Module, raw: torch.Ten
     """
     if not ranks.are_joined():
         return forward
-    exact = ForwardPass(Precision("fp32", "cpu"), forward.channels_last)
+    exact = in_float32(forward.channels_last)
     channels, *shape = raw.shape[1:]
     used = set().union(*parameters_of_outputs(model, exact.outputs, shape, channels))
     trained = {name for name, weights in model.named_parameters() if weights.requires_grad}

@@ -20,7 +20,12 @@ from common.errors import FileError, UserError
 from common.show.figures import PANEL_WORDS
 from common.train.record import Recorder, add_epoch
 
-Hyperparameters = Mapping[str, str | float | bool]
+Settings = Mapping[str, str | float | bool]
+
+Scalars = Mapping[str, float]
+"""By tag."""
+
+Files = Sequence[Path]
 
 PATCH = "uncommitted.patch"
 """In the folder of the logs: what the code that trains has more than its commit."""
@@ -73,7 +78,7 @@ class Sink(Protocol):
         trackers = ("tensorboard", WeightsAndBiases)
     """
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
+    def scalars(self, values: Scalars, step: int) -> None:
         """Log finite numbers by tag ("loss/train", "dice/mito", ...) at iteration `step`."""
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
@@ -82,13 +87,7 @@ class Sink(Protocol):
     def text(self, tag: str, values: Mapping[str, str], step: int) -> None:
         """Log names and values; `tag` is "settings" or "provenance"."""
 
-    def finish(
-        self,
-        status: str,
-        settings: Hyperparameters,
-        metrics: Mapping[str, float],
-        files: Sequence[Path],
-    ) -> None:
+    def finish(self, status: str, settings: Settings, metrics: Scalars, files: Files) -> None:
         """Log how the call of `train` ended, and close. No method is called afterwards.
 
         Args:
@@ -122,7 +121,7 @@ class TensorBoard:
             purge_step = iteration + 1 if iteration else 0
             self.writer = SummaryWriter(str(folder), purge_step=purge_step)
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
+    def scalars(self, values: Scalars, step: int) -> None:
         """Add a point to the curve of each tag."""
         with self._told():
             for tag, value in values.items():
@@ -146,13 +145,7 @@ class TensorBoard:
         with self._told():
             self.writer.add_text(tag, "\n".join(lines), step)
 
-    def finish(
-        self,
-        status: str,
-        settings: Hyperparameters,
-        metrics: Mapping[str, float],
-        files: Sequence[Path],
-    ) -> None:
+    def finish(self, status: str, settings: Settings, metrics: Scalars, files: Files) -> None:
         """Log settings and metrics on the HPARAMS page, and close; files are ignored."""
         with self._told():
             if metrics:
@@ -171,7 +164,7 @@ class TensorBoard:
                 "goes on from the last checkpoint"
             ) from error
 
-    def _add_hparams(self, settings: Hyperparameters, metrics: Mapping[str, float]) -> None:
+    def _add_hparams(self, settings: Settings, metrics: Scalars) -> None:
         """Add the run to the HPARAMS page.
 
         SummaryWriter.add_hparams would make a second run of it, with a list of columns: which
@@ -260,7 +253,7 @@ class MLflow:
         # files beside the database: MLflow's default is a folder where the command was called
         return self.client.create_experiment(name, database.with_suffix("").as_uri())
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
+    def scalars(self, values: Scalars, step: int) -> None:
         """Log a metric for each tag."""
         from mlflow.entities import Metric
 
@@ -305,13 +298,7 @@ class MLflow:
         tags = [RunTag(name, str(value)) for name, value in values.items()]
         self.client.log_batch(self.run_id, tags=tags)
 
-    def finish(
-        self,
-        status: str,
-        settings: Hyperparameters,
-        metrics: Mapping[str, float],
-        files: Sequence[Path],
-    ) -> None:
+    def finish(self, status: str, settings: Settings, metrics: Scalars, files: Files) -> None:
         """Log files and final metrics, and end the run."""
         for file in files:
             if file.suffix == ".py":
@@ -333,7 +320,7 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         self.sinks = [TensorBoard(folder, iteration)] if sinks is None else list(sinks)
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
+    def scalars(self, values: Scalars, step: int) -> None:
         """Log numbers by tag at iteration `step`; NaN and infinity are left out."""
         finite = {tag: value for tag, value in values.items() if np.isfinite(value)}
         for sink in self.sinks:
@@ -351,9 +338,9 @@ class Tracker:
 
     def finish(
         self,
-        settings: Hyperparameters,
-        metrics: Mapping[str, float],
-        files: Sequence[Path] = (),
+        settings: Settings,
+        metrics: Scalars,
+        files: Files = (),
         status: str = "FINISHED",
     ) -> None:
         """Log settings, final metrics and files, and close all sinks; see `Sink.finish`."""
@@ -390,6 +377,14 @@ def open_sinks(config: TrainConfig, iteration: int, recorder: Recorder) -> list[
         elif not isinstance(tracker, str):
             sinks.append(_own_sink(tracker, config))
     return sinks
+
+
+def open_parent(config: TrainConfig, run_name: str, run_id: str) -> MLflow | None:
+    """Open a run that others are nested in; None unless they are logged to MLflow.
+
+    run_id: of a run that was opened before; "" if there is none.
+    """
+    return open_mlflow(config, run_name, run_id=run_id) if "mlflow" in config.trackers else None
 
 
 def open_mlflow(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
 
+from common import runtime
+from common.config.check import CHALLENGE
+from common.config.settings import TrainConfig
 from common.data.crops.normalize import Scalings
 from common.data.samples import targets
 from common.data.samples.batches import Batch, Batches, WorkerLost
@@ -20,10 +23,6 @@ from common.train import metrics, ranks, together, whole_slice
 from common.train.panels import Panels
 from common.train.state import Method, State, Stop
 from common.train.whole_slice import WholeSlice
-
-CHALLENGE = "challenge"
-"""The name of the challenge's score of whole crops among the metrics."""
-
 
 @dataclass(frozen=True)
 class WholeCropScore:
@@ -44,35 +43,23 @@ goes through it. None once stop() returned True."""
 class Validation:
     """What every validation runs on; the same in every epoch."""
 
+    config: TrainConfig
     batches: Batches
-    classes: tuple[str, ...]
-    """Names of all channels."""
-    time_limit: float = 0.0
-    """Seconds after which the first validation ends; 0 is no limit."""
-    batch_limit: int = 0
-    """Most batches in a validation; 0 is no limit."""
-    figure_samples: int = 0
-    """Blocks shown as figures for each class."""
-    figure_crops: int = 0
-    """Crops of which a whole slice is shown."""
-    preview_every: int = 0
-    """All sections of these crops, in each epoch whose number is a multiple of this; 0 is never."""
-    metrics: Mapping[str, metrics.Metric] = field(default_factory=dict)
-    """The user's own metrics by name."""
     score: Callable[[nn.Module, ForwardPass, Stop], WholeCropScore | None] | None = None
     """Scores whole crops: a ScoreCrops that has its scalings."""
-    score_every: int = 0
-    """In each epoch whose number is a multiple of this; 0 is never."""
-
-    def is_scored(self, epoch: int) -> bool:
-        """Return whether whole crops are scored in an epoch, counted from 1."""
-        return self.score is not None and self.score_every > 0 and epoch % self.score_every == 0
 
     def stacks(self, epoch: int) -> list[list[WholeSlice]]:
         """Return the stacks of sections to fill in an epoch, counted from 1."""
-        if not self.preview_every or epoch % self.preview_every:
+        if not is_one_of_every(self.config.preview_every, epoch):
             return []
-        return whole_slice.stacks_of(self.batches.blocks, self.figure_crops, self.classes)
+        return whole_slice.stacks_of(
+            self.batches.blocks, self.config.figure_crops, self.config.channels
+        )
+
+
+def is_one_of_every(number: int, epoch: int) -> bool:
+    """Return whether something is done in an epoch that is done in every so many; 0 is never."""
+    return number > 0 and epoch % number == 0
 
 
 @dataclass
@@ -122,12 +109,31 @@ class Scores:
 
 
 @torch.no_grad()
-def validate(state: State, method: Method, validation: Validation, stop: Stop) -> Scores | None:
-    """Compute the loss and the metrics over the fixed blocks; None if stop() returned True.
+def validate(
+    state: State, method: Method, validation: Validation | None, stop: Stop
+) -> Scores | None:
+    """Compute the loss and the metrics over the fixed blocks.
 
     The first call fixes the number of batches of all later calls (state.validation_batches) and the
     blocks that are shown (state.shown).
+
+    None without validation crops, or if stop() returned True. What does not come to its end leaves
+    the random numbers as they were: the call that goes on begins it again.
     """
+    if validation is None:
+        return None
+    before = runtime.random_state()
+    scores = None
+    try:
+        scores = _scores(state, method, validation, stop)
+    finally:
+        if scores is None:
+            runtime.restore_random_state(before)
+    return scores
+
+
+def _scores(state: State, method: Method, validation: Validation, stop: Stop) -> Scores | None:
+    """Return the results of a validation; None if stop() returned True."""
     state.predictor.eval()
     measured = _Measured(state, validation)
     done = _look_at_blocks(state, method, validation, measured=measured, stop=stop)
@@ -137,7 +143,8 @@ def validate(state: State, method: Method, validation: Validation, stop: Stop) -
     measured.gather()
     state.shown = measured.panels.blocks()
     scores = measured.scores(validation)
-    if validation.score and validation.is_scored(state.epoch + 1):
+    every = validation.config.validation_score_every
+    if validation.score and is_one_of_every(every, state.epoch + 1):
         whole = validation.score(state.predictor, method.forward, stop)
         if whole is None:
             return None
@@ -170,7 +177,7 @@ def _look_at_blocks(
             measured.count_loss(method.loss([logits], batch.target), batch)
             measured.look(batch, method.forward.shown(logits), number * batches.batch_size)
         done = min(done + ranks.size(), last)
-        if is_first_validation and ranks.any_rank(_is_over(validation.time_limit, begun)):
+        if is_first_validation and ranks.any_rank(_is_over(validation.config.validation_time_limit, begun)):
             break
     return done
 
@@ -189,7 +196,8 @@ class _Measured:
 
     def __init__(self, state: State, validation: Validation):
         """Nothing yet, and the pictures that this validation is to make."""
-        classes = validation.classes
+        config = validation.config
+        classes = config.channels
         blocks = validation.batches.blocks
         zeros = torch.zeros(2, dtype=torch.float64, device=validation.batches.device)
         self.loss = zeros[0]
@@ -200,8 +208,8 @@ class _Measured:
         """See `metrics.count`."""
         self.blocks = blocks
         ratio = np.divide(blocks.target.scale, blocks.input.scale)
-        self.panels = Panels(classes, state.shown, validation.figure_samples, ratio)
-        self.slices = whole_slice.slices_of(blocks, validation.figure_crops, classes)
+        self.panels = Panels(classes, state.shown, config.figure_samples, ratio)
+        self.slices = whole_slice.slices_of(blocks, config.figure_crops, classes)
         self.stacks = validation.stacks(state.epoch + 1)
 
     @property
@@ -240,7 +248,7 @@ class _Measured:
         """Return what was measured, without a score of whole crops."""
         return Scores(
             loss=float(self.loss / self.known.clamp(min=1)),
-            per_class=metrics.of_counts(self.voxels.cpu().numpy(), validation.metrics),
+            per_class=metrics.of_counts(self.voxels.cpu().numpy(), validation.config.metrics),
             images=self.panels.images(),
             slices={whole.title: whole.image() for whole in self.slices},
             stacks=self.stacks,
@@ -263,7 +271,7 @@ def blocks_looked_at(state: State, validation: Validation) -> int:
     blocks = len(validation.batches.blocks)
     size = validation.batches.batch_size
     batches = math.ceil(blocks / size)
-    for limit in (state.validation_batches, validation.batch_limit):
+    for limit in (state.validation_batches, validation.config.validation_batch_limit):
         if limit:
             batches = min(batches, limit)
     return min(batches * size, blocks)

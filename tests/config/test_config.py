@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import DEADLINE
 
+from common.config import other_names
 from common.config import settings as settings_module
 from common.config.kinds import fit
 from common.config.load import load_config, load_process_config, read_overrides
@@ -113,10 +114,10 @@ def test_a_name_of_other_programs_is_told_the_setting_or_what_to_do(file, name, 
 
 def test_names_of_other_programs_are_no_settings_and_what_they_point_to_is():
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
-    tables = (settings_module.OTHER_NAMES, settings_module.NOT_HERE, settings_module.TOOLBOX_NAMES)
+    tables = (other_names.OTHER_NAMES, other_names.NOT_HERE, other_names.TOOLBOX_NAMES)
     names = [name for table in tables for name in table]
     assert len(names) == len(set(names)) and settings.isdisjoint(names)
-    assert set(settings_module.OTHER_NAMES.values()) <= settings
+    assert set(other_names.OTHER_NAMES.values()) <= settings
 
 
 def test_a_processing_configuration_is_not_told_settings_of_training(file, tmp_path):
@@ -131,7 +132,7 @@ def test_a_processing_configuration_is_not_told_settings_of_training(file, tmp_p
 def test_what_a_toolbox_name_points_to_is_a_setting_or_an_option(file):
     known = {row.name for row in settings_module.describe()}
     known |= {"make-datasplit", "functools.partial", "labels", "fetch"}
-    for name, hint in settings_module.TOOLBOX_NAMES.items():
+    for name, hint in other_names.TOOLBOX_NAMES.items():
         assert name not in known, name
         assert any(word in hint for word in known), name
 

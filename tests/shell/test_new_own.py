@@ -22,7 +22,7 @@ from common.data.volumes.annotation import INSTANCE_TYPE
 from common.data.volumes.ngff import open_levels, write_multiscale
 from common.model.build import new_model
 from common.shell.new_own import _findings, new_own
-from common.train import own_plan
+from common.shell import own_plan
 from tests.data.crops_at_hand import crop
 
 CUBE = (8.0, 8.0, 8.0)

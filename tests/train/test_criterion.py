@@ -15,9 +15,15 @@ from torch import nn
 from cellmap_segmentation_challenge.utils import CellMapLossWrapper
 from common.data.samples.targets import PaletteTarget
 from common.errors import UserError
-from common.train import criterion as module
+from common.train import own_loss as module
 from common.train import steps
-from common.train.criterion import OrdinaryLoss, over_outputs, resampled, takes_pos_weight
+from common.train.criterion import (
+    OrdinaryLoss,
+    name_of,
+    over_outputs,
+    resampled,
+    takes_pos_weight,
+)
 from common.train.losses import bce_dice, dice_loss, focal_loss, weighted_bce
 
 CPU = torch.device("cpu")
@@ -161,7 +167,7 @@ def test_arguments_are_a_setting_and_on_record(experiment, text, key, expected):
     target = torch.zeros(1, 1, 1, 1, 1)
     assert torch.equal(loss(logits, target, None), expected(logits, target, **{key: 0.3}))
     assert config.record()["criterion_kwargs"] == f"{{'{key}': 0.3}}"
-    assert module._name(loss) in text
+    assert name_of(loss) in text
 
 
 @pytest.mark.parametrize(

@@ -491,8 +491,10 @@ def test_a_check_measures_a_validation_without_the_score_of_whole_crops(experime
         raise AssertionError("scored")
 
     setup, state = prepare(experiment(batch_size=1).config())
-    validation = dataclasses.replace(setup.validation, score=score, score_every=1)
-    timed = check.time_validation(dataclasses.replace(setup, validation=validation), state)
+    config = dataclasses.replace(setup.config, validation_score_every=1)
+    validation = dataclasses.replace(setup.validation, config=config, score=score)
+    setup = dataclasses.replace(setup, config=config, validation=validation)
+    timed = check.time_validation(setup, state)
     assert timed.scores.whole is None
 
 

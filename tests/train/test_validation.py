@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from common.config.settings import TrainConfig
 from common.data.samples.batches import Batch
 from common.data.samples.sampling import Patch
 from common.train import validation as module
@@ -38,8 +39,9 @@ class _Fixed:
 
 
 def validate(state: State, batches: list[Batch], **changes) -> Scores:
-    given = {"classes": ("mito", "er"), "figure_samples": 1} | changes
-    validation = Validation(_Fixed(batches), **given)
+    given = {"classes": ("mito", "er"), "figure_samples": 1, "figure_crops": 0} | changes
+    config = TrainConfig(print, input_array_info={}, target_array_info={}, **given)
+    validation = Validation(config, _Fixed(batches))
     return module.validate(state, make_method(), validation, lambda: False)
 
 
@@ -65,18 +67,18 @@ def test_a_time_limit_fixes_the_number_of_batches_for_later_epochs(monkeypatch):
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
     batches = [make_batch(1, seed, 0.0) for seed in range(6)]
     state = make_state(seeded_model())
-    validate(state, batches, time_limit=2.5)
+    validate(state, batches, validation_time_limit=2.5)
     assert state.validation_batches == 3
     monkeypatch.setattr(module.time, "perf_counter", lambda: 0.0)
     first = validate(state, batches[:3])
-    again = validate(state, batches, time_limit=2.5)
+    again = validate(state, batches, validation_time_limit=2.5)
     assert state.validation_batches == 3 and first.loss == again.loss
 
 
 def test_a_batch_limit_takes_the_first_batches():
     batches = [make_batch(1, seed, 0.0) for seed in range(4)]
     state = make_state(seeded_model())
-    limited = validate(state, batches, batch_limit=2)
+    limited = validate(state, batches, validation_batch_limit=2)
     assert limited.loss == validate(make_state(seeded_model()), batches[:2]).loss
 
 

@@ -292,6 +292,6 @@ def get_counts(classes: tuple[str, ...], data: str | None) -> None:
 @options.data()
 def fingerprint(config_path: str, **given: Any) -> None:
     """Say what an experiment's crops hold, and which patch and batch suit this machine."""
-    from common.train import suggest
+    from common.shell import suggest
 
     suggest.fingerprint(config_path, **options.given(given), say=click.echo)

@@ -24,7 +24,7 @@ from common.data.summary.fingerprint import Facts
 from common.data.summary.measured import MeasuredCrop, measure_crops, short_nm
 from common.files import write_json
 from common.model.build import new_model
-from common.model.forward import ForwardPass
+from common.model.forward import in_float32
 from common.model.shapes import Shapes, grown
 from common.provenance import usable_cores
 
@@ -154,8 +154,7 @@ def _try_network(config: TrainConfig, machine: Machine, facts: Facts) -> Shapes 
     """The network of the experiment; None, and a finding, where it does not run."""
     try:
         model = new_model(config).to("meta")
-        exact = ForwardPass(runtime.Precision("fp32", "cpu"), channels_last=False)
-        network = Shapes(model, exact, machine.half, in_channels=config.in_channels)
+        network = Shapes(model, in_float32(), machine.half, in_channels=config.in_channels)
         network.output(config.input_array_info["shape"])
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         # a user's function and torch: whatever they raise, the other facts are still worth saying

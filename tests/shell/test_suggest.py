@@ -11,8 +11,8 @@ from conftest import datasplit_text, world
 from common import runtime
 from common.data.volumes.ngff import write_multiscale
 from common.model.shapes import Shapes
-from common.train import suggest
-from common.train.suggest import Fingerprint, Suggestion
+from common.shell import suggest
+from common.shell.suggest import Fingerprint, Suggestion
 
 UNET = {
     "model.py": """

@@ -1,0 +1,304 @@
+"""The loss that an experiment gives: made, tried out before training, and what is to be said."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.config.settings import TrainConfig, as_text
+from common.data.samples.targets import PaletteTarget, dense
+from common.errors import UserError
+from common.train.criterion import (
+    CONTRACT,
+    SURELY_NEGATIVE,
+    Criterion,
+    OrdinaryLoss,
+    module_of,
+    name_of,
+    problem_with,
+    takes_pos_weight,
+)
+from common.train.losses import weighted_bce
+
+
+def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
+    """Return the loss of the setting `criterion`, on `device` and tried out once.
+
+    Without the setting this is weighted_bce. A class, or a functools.partial of one, is
+    instantiated; of a module that is made already, a copy is taken. A module is moved to the
+    device. Raises UserError for a loss that cannot be copied, or called, see `try_out`.
+    """
+    if config.criterion is None:
+        return weighted_bce
+    loss = made(config)
+    if not callable(loss):
+        raise UserError(f"criterion = {type(loss).__name__}(): cannot be called; {CONTRACT}")
+    if isinstance(loss, nn.Module):
+        loss = _own(loss, config).to(device)
+    criterion = loss if takes_pos_weight(loss) else OrdinaryLoss(loss)
+    with state_kept(criterion):
+        try_out(criterion, config, device)
+    return criterion
+
+
+def _own(loss: nn.Module, config: TrainConfig) -> nn.Module:
+    """Return a loss that this run alone has: what it counts must not change a recorded setting."""
+    try:
+        return copy.deepcopy(loss)
+    except Exception as error:  # each part of a module says it in its own way
+        if loss is not config.criterion:
+            return loss  # made of a class for this run; what cannot be copied is in its arguments
+        name = type(loss).__name__
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{config.folder}: criterion = {name}(...): an instance is copied, and this one cannot "
+            f"be ({type(error).__name__}: {reason}); write the class, criterion = {name}, and its "
+            "arguments as criterion_kwargs"
+        ) from error
+
+
+def made(config: TrainConfig) -> Any:
+    """Return the loss of the setting with its keyword arguments; of a class an instance.
+
+    Raises UserError where a library refuses them; what the experiment's own code raises comes
+    through.
+    """
+    setting: Any = config.criterion
+    keywords = config.criterion_kwargs
+    function = setting.func if isinstance(setting, functools.partial) else setting
+    if inspect.isclass(function):
+        try:
+            return setting(**keywords)
+        except UserError as error:
+            raise UserError(f"{config.folder}: criterion = {error}") from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            if _raised_in(error, config.folder):
+                raise
+            reason = str(error).partition("\n")[0]
+            whole = as_text(functools.partial(setting, **keywords))
+            raise UserError(
+                f"{config.folder}: criterion = {whole}: cannot be made "
+                f"({type(error).__name__}: {reason}); write what it takes"
+            ) from error
+    return functools.partial(setting, **keywords) if keywords else setting
+
+
+@contextmanager
+def state_kept(criterion: Criterion) -> Iterator[None]:
+    """Context manager: what a loss counts while it is tried out is forgotten afterwards."""
+    module = module_of(criterion)
+    before = copy.deepcopy(module.state_dict()) if module else {}
+    try:
+        yield
+    finally:
+        if module:
+            module.load_state_dict(before)
+
+
+def notices(criterion: Criterion, weight_loss: bool) -> list[str]:
+    """Return what the user should know about a criterion that has been tried out, as sentences."""
+    sentences = []
+    name = name_of(criterion)
+    module = module_of(criterion)
+    if module and any(parameter.requires_grad for parameter in module.parameters()):
+        sentences.append(
+            f"criterion {name} has parameters, which are not trained: the optimiser "
+            "gets those of the network"
+        )
+    if not isinstance(criterion, OrdinaryLoss):
+        return sentences
+    if criterion.gives_one_number:
+        sentences.append(
+            f"criterion {name} gives one number for a batch: unknown voxels are given to "
+            f"it as surely negative (logit {SURELY_NEGATIVE:g}, target 0); they get no gradient, "
+            "and where it is a mean over voxels they count in it"
+        )
+    if weight_loss:
+        sentences.append(
+            f"criterion {name} takes no pos_weight: weight_loss has no effect on it"
+        )
+    return sentences
+
+
+def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> None:
+    """Call a criterion on some logits, so that mistakes show before hours of training.
+
+    The target has the shape of the settings, with unknown, negative and positive voxels. Raises
+    UserError if a library refuses the call, or if the result is not a finite scalar with a
+    gradient. An error raised in the experiment's own code is passed on unchanged.
+    """
+    if _is_for_probabilities(config.criterion):
+        raise UserError(
+            f"{_setting(criterion, config)}: is for probabilities; {LOGITS}"
+        )
+    _refuse_weights_along_x(criterion, config)
+    trial = Trial(criterion, config, device)
+    for logit, where in ((0.0, "of 0"), (-2.0, "below 0")):
+        try:
+            loss = trial.loss(torch.full_like(trial.labels, logit))
+        except Exception as error:
+            if _raised_in(error, config.folder):
+                raise
+            if isinstance(error, UserError):
+                raise UserError(f"{config.folder}: criterion = {error}") from error
+            raise UserError(_refused(criterion, config, trial, error)) from error
+        problem = problem_with(loss)
+        if not problem and not loss.isfinite():
+            problem = f"gives {loss.item()} for logits {where}: {LOGITS}"
+        if problem:
+            raise UserError(
+                f"{_setting(criterion, config)}: {problem}; {CONTRACT}"
+            )
+
+
+def _setting(criterion: Criterion, config: TrainConfig) -> str:
+    return f"{config.folder}: criterion = {name_of(criterion)}"
+
+
+def _is_for_probabilities(setting: Any) -> bool:
+    """Whether it is torch's loss for probabilities, which ends the process on CUDA for others."""
+    made = setting.func if isinstance(setting, functools.partial) else setting
+    if made is F.binary_cross_entropy or isinstance(made, nn.BCELoss):
+        return True
+    return inspect.isclass(made) and issubclass(made, nn.BCELoss)
+
+
+def _refuse_weights_along_x(criterion: Criterion, config: TrainConfig) -> None:
+    """Raise UserError for weights of classes that torch would take for weights along x.
+
+    It does so without a word where there are as many classes as voxels along x.
+    """
+    module = module_of(criterion)
+    if not isinstance(module, nn.BCEWithLogitsLoss):
+        return
+    for name, tensor in module.named_buffers():
+        if tensor.ndim == 1 and len(tensor) > 1:
+            raise UserError(
+                f"{_setting(criterion, config)}: {name} of shape "
+                f"{tuple(tensor.shape)} lies along x; for classes write "
+                f"{name} = tensor.view(-1, 1, 1, 1)"
+            )
+
+
+def _refused(criterion: Criterion, config: TrainConfig, trial: Trial, error: Exception) -> str:
+    """What a criterion does not take, and what to write."""
+    reason = str(error).partition("\n")[0]
+    advice = CONTRACT
+    if "same device" in reason:
+        advice = (
+            "keep its tensors as buffers of a module (register_buffer), which is moved to the "
+            "device, or move them to logits.device when it is called"
+        )
+    elif "device-side assert" in reason or "between 0 and 1" in reason or "[0, 1]" in reason:
+        advice = LOGITS
+    return (
+        f"{_setting(criterion, config)}: cannot be called with logits and a "
+        f"target of shape {tuple(trial.labels.shape)} ({type(error).__name__}: {reason}); {advice}"
+    )
+
+
+class Trial:
+    """A batch of one sample to try a criterion on."""
+
+    def __init__(self, criterion: Criterion, config: TrainConfig, device: torch.device):
+        """Unknown, negative and positive voxels of all classes, in turn."""
+        self.criterion = criterion
+        self.shape = config.target_array_info["shape"]
+        self.classes = len(config.classes)
+        self.pos_weight = torch.ones(self.classes, device=device) if config.weight_loss else None
+        palette = torch.tensor([[-1], [0], [1]], dtype=torch.int8, device=device)
+        self.palette = palette.repeat(1, self.classes)
+        voxels = torch.arange(math.prod(self.shape), dtype=torch.int32, device=device)
+        self.rows = (voxels % 3).view(1, *self.shape)
+        self.labels = dense(PaletteTarget(self.rows, self.palette)).float()
+        """-1 unknown, 0 negative, 1 positive; (1, classes, z, y, x)."""
+
+    def loss(self, logits: torch.Tensor, *, known: bool = True) -> torch.Tensor:
+        """The loss of these logits, which get a gradient; known: whether any voxel is."""
+        rows = self.rows if known else torch.zeros_like(self.rows)
+        target = PaletteTarget(rows, self.palette)
+        return self.criterion(logits.requires_grad_(), target, self.pos_weight)
+
+    def settled(self) -> bool:
+        """Whether the loss has next to nothing to gain from surer logits that are sure and right.
+
+        That of a loss for probabilities, or for numbers as such, goes on to change.
+        """
+        right = (self.labels > 0).float() - 0.5
+        uncertain, sure, surer = (float(self.loss(right * n).detach()) for n in (0, 16, 32))
+        gained = abs(uncertain - sure)
+        return abs(surer - sure) <= max(0.1 * gained, 1e-3)
+
+    def is_of_softmax(self) -> bool:
+        """Whether a constant added to all channels changes nothing, as in a softmax alone."""
+        if self.classes < 2:
+            return False
+        logits = torch.linspace(-2, 2, self.labels.numel(), device=self.labels.device)
+        logits = logits.view_as(self.labels)
+        here, there = (float(self.loss(logits + n).detach()) for n in (0, 3))
+        return abs(here - there) <= 1e-4 * abs(here) and here != 0
+
+    def fails_without_labels(self) -> bool:
+        """Whether loss or gradient are not finite where nothing is known."""
+        logits = torch.zeros_like(self.labels)
+        loss = self.loss(logits, known=False)
+        if problem_with(loss):
+            # such as a constant 0 for a batch without labels: training steps over it
+            return False
+        loss.backward()
+        finite = logits.grad is None or bool(logits.grad.isfinite().all())
+        return not (bool(loss.isfinite()) and finite)
+
+
+def unusual(criterion: Criterion, config: TrainConfig, device: torch.device) -> list[str]:
+    """What is unusual about a criterion that was tried out, as sentences."""
+    trial = Trial(criterion, config, device)
+    name = _setting(criterion, config)
+    sentences = []
+    try:
+        with state_kept(criterion):
+            settled = trial.settled()
+            fails_without_labels = trial.fails_without_labels()
+            is_of_softmax = trial.is_of_softmax()
+        if is_of_softmax:
+            sentences.append(
+                f"{name}: is a softmax over channels, and each is predicted by a sigmoid of "
+                "its own; write the channels that exclude each other into softmax = [...]"
+            )
+        if not settled:
+            sentences.append(
+                f"{name}: changes on for logits from 8 to 16 that are right, as if they were no "
+                f"logits: {LOGITS}"
+            )
+        if fails_without_labels:
+            sentences.append(
+                f"{name}: is not finite where nothing of a patch is known, which ends the run; let "
+                "it give 0 * logits.sum() there"
+            )
+    except Exception as error:
+        # logits of 0 passed: it is the user's own, and may look at what it is given
+        sentences.append(f"{name}: fails for some labels ({type(error).__name__}: {error})")
+    return sentences
+
+
+LOGITS = (
+    "a loss gets logits here, from -inf to inf; take the one for logits (BCEWithLogitsLoss for "
+    "BCELoss, sigmoid=True with MONAI's), or apply the sigmoid in it"
+)
+
+
+def _raised_in(error: Exception, folder: Path) -> bool:
+    """Return whether the traceback of `error` passes through a file in `folder`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(folder in Path(frame.filename).parents for frame in frames)
