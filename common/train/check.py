@@ -52,12 +52,12 @@ def check(
     config = load_config(config_path, overrides, data)
     setup, state = prepare(config, score)
     step = time_steps(setup, state)
-    validation = time_validation(setup, state)
-    logs = logs_size(config, state, validation.scores)
+    validated = time_validation(setup, state)
+    logs = logs_size(config, state, validated.scores)
     lines = [
         *_patch_lines(setup, step.group),
         *_setup_lines(setup, state),
-        *_time_lines(setup, step, validation),
+        *_time_lines(setup, step, validated),
         _disk_line(config, state, logs),
     ]
     found = notices(setup, state)
@@ -123,21 +123,21 @@ def _setup_lines(setup: Setup, state: State) -> list[str]:
     ]
 
 
-def _time_lines(setup: Setup, step: TimedStep, validation: TimedValidation) -> list[str]:
+def _time_lines(setup: Setup, step: TimedStep, validated: TimedValidation) -> list[str]:
     config = setup.config
-    an_epoch = config.iterations_per_epoch * step.seconds + validation.seconds
-    validated = "none"
-    if validation.scores:
-        validated = f"{duration(validation.seconds)} after each epoch"
+    an_epoch = config.iterations_per_epoch * step.seconds + validated.seconds
+    validation_time = "none"
+    if validated.scores:
+        validation_time = f"{duration(validated.seconds)} after each epoch"
     if config.validation_score_every:
-        validated += ", and the score of whole crops, which is not measured here"
+        validation_time += ", and the score of whole crops, which is not measured here"
     return [
         _line(
             "iteration",
             f"{step.seconds:.3f} s, {step.waited:.3f} s of it waiting for data; "
             f"loss {step.result.loss:.4f}, gradient norm {step.result.grad_norm:.3g}",
         ),
-        _line("validation", validated),
+        _line("validation", validation_time),
         _line(
             "run",
             f"{count(config.epochs, 'epoch')} of "

@@ -86,7 +86,7 @@ class SumOverPairs(torch.autograd.Function):
 
 
 class SumsOverPalette(torch.autograd.Function):
-    """`_Sums` over a palette image, computed part by part.
+    """Soft overlap, prediction and truth of each class over a palette image, part by part.
 
     The gradient of a pair is p (1 - p) times the gradient by overlap, if it is positive, and by
     predicted, if it is known. It is computed part by part, too: no dense target is ever allocated.

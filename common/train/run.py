@@ -30,16 +30,7 @@ from common.data.samples.validation_blocks import key_of_blocks
 from common.files import REPOSITORY
 from common.provenance import provenance
 from common.talk import command_line
-from common.train import (
-    checkpoint,
-    logs,
-    one_process,
-    ranks,
-    resume,
-    steps,
-    together,
-    validation,
-)
+from common.train import checkpoint, logs, one_process, ranks, resume, steps, together, validation
 from common.train.judging import count_epoch, is_finished
 from common.train.logs import Logs
 from common.train.mishaps import keep_skipped, saved_if_files_fail

@@ -44,14 +44,7 @@ BUDGET = frozenset(
 """Settings that decide how long a trial may take; they are the same for all trials."""
 
 OF_THE_LOSS = frozenset(
-    [
-        "criterion",
-        "criterion_kwargs",
-        "criteria",
-        "loss_weights",
-        "weight_loss",
-        "pos_weight_cap",
-    ]
+    ["criterion", "criterion_kwargs", "criteria", "loss_weights", "weight_loss", "pos_weight_cap"]
 )
 """Settings that change the validation loss: part of the measure if best_metric is "loss"."""
 

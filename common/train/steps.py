@@ -84,7 +84,7 @@ def train_epoch(
         result = step(state, method, group, look=state.count_voxels if is_logged else None)
         _step_schedule(state, method)
         state.count_step(result)
-        clock.took(ranks.size() * sum(len(batch.raw) for batch in group))
+        clock.samples += ranks.size() * sum(len(batch.raw) for batch in group)
         if is_logged:
             _log_losses(state, log, clock.scalars())
         bar.set_postfix_str(f"loss {state.mean_loss:.4f}, {clock}", refresh=False)
@@ -128,7 +128,7 @@ def _trained(state: State, clock: _Clock) -> TrainedEpoch:
     return TrainedEpoch(
         loss=state.mean_loss,
         grad_norm=state.grad_norm,
-        samples_per_s=clock.samples / max(clock.since_begin(), 1e-9),
+        samples_per_s=clock.samples_per_s,
         data_wait=clock.data_wait,
         dice=state.training_metric("dice"),
         iou=state.training_metric("iou"),
@@ -236,11 +236,6 @@ class _Clock:
         self.samples = 0
         self.waited = 0.0
         """Seconds."""
-        self.samples_per_s = 0.0
-        self.data_wait = 0.0
-
-    def since_begin(self) -> float:
-        return time.perf_counter() - self.begin
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -249,12 +244,17 @@ class _Clock:
         yield
         self.waited += time.perf_counter() - asked
 
-    def took(self, samples: int) -> None:
-        """Count the samples of the step that has just ended."""
-        self.samples += samples
-        elapsed = self.since_begin()
-        self.samples_per_s = self.samples / elapsed
-        self.data_wait = self.waited / elapsed
+    @property
+    def seconds(self) -> float:
+        return max(time.perf_counter() - self.begin, 1e-9)
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.samples / self.seconds
+
+    @property
+    def data_wait(self) -> float:
+        return self.waited / self.seconds
 
     def scalars(self) -> dict[str, float]:
         """As they are logged."""

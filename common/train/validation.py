@@ -164,6 +164,7 @@ def _look_at_blocks(
     last = math.ceil(blocks / batches.batch_size)
     own = batches.every(ranks.size(), ranks.rank(), blocks)
     is_first_validation = not state.validation_batches
+    time_limit = validation.config.validation_time_limit
     begun = time.perf_counter()
     done = 0
     while done < last:
@@ -177,7 +178,7 @@ def _look_at_blocks(
             measured.count_loss(method.loss([logits], batch.target), batch)
             measured.look(batch, method.forward.shown(logits), number * batches.batch_size)
         done = min(done + ranks.size(), last)
-        if is_first_validation and ranks.any_rank(_is_over(validation.config.validation_time_limit, begun)):
+        if is_first_validation and ranks.any_rank(_is_over(time_limit, begun)):
             break
     return done
 
