@@ -5,10 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from common.talk import aligned
 from common.runs.comparison import Comparison, Lead
 from common.runs.measure import SCORE
 from common.score.interval import Interval
+from common.talk import aligned
 
 COLUMNS = 5
 """Sides in the tables of settings and classes: as many as fit in a terminal."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.talk import aligned
 from common.data.splits.manifest import Entry
+from common.talk import aligned
 
 NOT_PROCESSED = "not processed"
 UNREADABLE = "half-written or unreadable"

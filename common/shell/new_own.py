@@ -30,9 +30,9 @@ from common.data.volumes.sources.place import is_file_name, store_name
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.shell.new import refuse_target
+from common.shell.own_plan import OwnPlan, make_plan
 from common.shell.rename import name_of
 from common.talk import command_line, count, nm, note, short_path, some, voxels
-from common.shell.own_plan import OwnPlan, make_plan
 
 TEMPLATES = Path(__file__).parent / "own"
 

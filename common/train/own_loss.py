@@ -125,9 +125,7 @@ def notices(criterion: Criterion, weight_loss: bool) -> list[str]:
             "and where it is a mean over voxels they count in it"
         )
     if weight_loss:
-        sentences.append(
-            f"criterion {name} takes no pos_weight: weight_loss has no effect on it"
-        )
+        sentences.append(f"criterion {name} takes no pos_weight: weight_loss has no effect on it")
     return sentences
 
 
@@ -139,9 +137,7 @@ def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
     gradient. An error raised in the experiment's own code is passed on unchanged.
     """
     if _is_for_probabilities(config.criterion):
-        raise UserError(
-            f"{_setting(criterion, config)}: is for probabilities; {LOGITS}"
-        )
+        raise UserError(f"{_setting(criterion, config)}: is for probabilities; {LOGITS}")
     _refuse_weights_along_x(criterion, config)
     trial = Trial(criterion, config, device)
     for logit, where in ((0.0, "of 0"), (-2.0, "below 0")):
@@ -157,9 +153,7 @@ def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
         if not problem and not loss.isfinite():
             problem = f"gives {loss.item()} for logits {where}: {LOGITS}"
         if problem:
-            raise UserError(
-                f"{_setting(criterion, config)}: {problem}; {CONTRACT}"
-            )
+            raise UserError(f"{_setting(criterion, config)}: {problem}; {CONTRACT}")
 
 
 def _setting(criterion: Criterion, config: TrainConfig) -> str:

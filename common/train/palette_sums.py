@@ -63,6 +63,7 @@ class SumOverPairs(torch.autograd.Function):
     def forward(  # noqa: PLR0917  # torch calls it by position
         ctx: Any, logits: Tensor, rows: Tensor, positive: Tensor, both: Tensor, terms: Terms
     ) -> Tensor:
+        """Return the sum, a float32 scalar; `positive` and `both` are weights by row and class."""
         values = _classes_last(logits)
         rows = rows.flatten()
         gradient = torch.empty_like(values) if ctx.needs_input_grad[0] else None
@@ -81,6 +82,7 @@ class SumOverPairs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """Return the gradient by the logits."""
         (gradient,) = ctx.saved_tensors
         return gradient * grad_outputs[0].to(gradient.dtype), None, None, None, None
 
@@ -96,6 +98,7 @@ class SumsOverPalette(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, rows: Tensor, palette: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return overlap, predicted and positive, (samples, classes) each."""
         is_known = (palette >= 0).float()
         is_positive = (palette == 1).float()
         sums = torch.zeros(3, *logits.shape[:2], dtype=torch.float64, device=logits.device)
@@ -115,6 +118,7 @@ class SumsOverPalette(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient by the logits."""
         logits, rows, is_known, is_positive = ctx.saved_tensors
         by_overlap, by_predicted, _ = grad_outputs
         gradient = torch.empty_like(logits)

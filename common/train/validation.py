@@ -24,6 +24,7 @@ from common.train.panels import Panels
 from common.train.state import Method, State, Stop
 from common.train.whole_slice import WholeSlice
 
+
 @dataclass(frozen=True)
 class WholeCropScore:
     """The challenge's score of whole validation crops."""

@@ -14,8 +14,8 @@ from common.config.augmentations import (
     augmentation_problems,
     read_augmentations,
 )
-from common.config.other_names import unknown_setting
 from common.config.load import load_config
+from common.config.other_names import unknown_setting
 from common.config.settings import TrainConfig, describe
 from common.errors import UserError
 

@@ -13,8 +13,8 @@ from common.classes import TESTED
 from common.data.samples.sampling import Patch
 from common.errors import UserError
 from common.infer.window import find_window
-from common.model.output_layers import start_output_at
 from common.model.forward import ForwardPass
+from common.model.output_layers import start_output_at
 from common.model.resenc import build_resenc, plan_resenc
 from common.model.shapes import Shapes, parameters_of_outputs
 from common.runtime import Precision

@@ -21,8 +21,8 @@ from common.data.volumes import layout
 from common.data.volumes.annotation import INSTANCE_TYPE
 from common.data.volumes.ngff import open_levels, write_multiscale
 from common.model.build import new_model
-from common.shell.new_own import _findings, new_own
 from common.shell import own_plan
+from common.shell.new_own import _findings, new_own
 from tests.data.crops_at_hand import crop
 
 CUBE = (8.0, 8.0, 8.0)
