@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
@@ -214,8 +215,9 @@ def test_every_room_is_explained():
 
 @pytest.mark.parametrize("room", ["config", "model", "train"])
 def test_the_map_of_a_room_names_each_of_its_modules_once(room):
-    text = ast.get_docstring(ast.parse((REPOSITORY / "common" / room / "__init__.py").read_text()))
-    places = [path for path in (REPOSITORY / "common" / room).iterdir() if not path.name.startswith("__")]
+    folder = REPOSITORY / "common" / room
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+    places = [path for path in folder.iterdir() if not path.name.startswith("__")]
     assert sorted(re.findall(r"`(\w+)`", text)) == sorted(path.stem for path in places)
 
 

@@ -3,6 +3,6 @@
 * what there is: `settings`, their `kinds`, `other_names` of them; in more detail `augmentations`,
   `derived` channels, `heads`, `input_channels`, `instance_options`, `horizon` of a schedule
 * read: `load`, `module` runs a file, `code` says whether it is the same
-* checked: `check`
+* checked: `check`, `written` what a file must not say, `idle` settings without effect
 * of the public toolbox: `public`, `given` networks and optimisers, `value_transforms`
 """
