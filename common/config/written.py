@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config.settings import OTHER_NAMES
+from common.config.other_names import OTHER_NAMES
 
 LIKE = 0.7
 """Likeness from which on the name of a function that nothing uses is one of a setting, misspelt."""
