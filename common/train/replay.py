@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from common.train.state import State
 
 MOST = 4
 """Steps that are replayed unless one is chosen: those of a row are often alike."""
+
+QUICK: dict[str, Any] = {"num_workers": 0, "validation_score_every": 0, "compile": False}
+"""Settings without what takes long to begin, and a few samples do not need."""
 
 
 def replay(
@@ -61,9 +65,7 @@ def replay(
     config = load_config(config_path, overrides, data)
     path = Path(file) if file else config.path("logs_save_path") / skipped.SKIPPED
     steps = _chosen(path, iteration, config.random_seed)
-    # without what takes long to begin, and a few samples do not need
-    quick = dataclasses.replace(config, num_workers=0, validation_score_every=0, compile=False)
-    setup, state = prepare(quick)
+    setup, state = prepare(dataclasses.replace(config, **QUICK))
     say(_load(setup, state, weights))
     pictures = []
     for step in steps:
