@@ -90,7 +90,7 @@ class TrainConfig:
     predictions_path: str = "predictions/{model_name}/{run_name}"
     """Folder that predict writes to: {dataset}.zarr/{crop}/{class}."""
     predictions_codec: Annotated[str, one_of("zstd", "lz4")] = "zstd"
-    """What predict compresses with: "lz4" takes about half the time, for 1.3 to 2.2 times the bytes;
+    """What predict compresses with: "lz4" takes about half the time for 1.3 to 2.2 times the bytes;
     see Benchmarks. A prediction that was begun goes on with its own."""
     processed_path: str = "processed/{model_name}/{run_name}"
     """Folder that process writes to: {dataset}.zarr/{crop}/{class}."""
