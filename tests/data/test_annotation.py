@@ -115,13 +115,16 @@ def test_ids_without_a_word_of_unknown_are_ids(tmp_path):
 
 @pytest.mark.parametrize(
     "values, dtype",
-    [([0, 1, 255], "uint8"), ([0, 1, 65535], "uint16"), ([1, 255], "int32"), ([0, 1, 255], "f4")],
+    [
+        *(([0, 1, 255], "uint8"), ([0, 1, 65535], "uint16"), ([1, 255], "int32")),
+        *(([0, 1, 255], "f4"), ([0, 1, np.nan, 255], "f4")),
+    ],
 )
 @pytest.mark.parametrize("name", ["er", "mito"])
 def test_255_beside_0_and_1_in_a_mask_is_positive_with_a_remark(tmp_path, values, dtype, name):
     labels, remarks = read(label(tmp_path, values, dtype, name), name)
-    assert labels == [int(value > 0) for value in values]
-    assert f"{values[-1]} stands beside 0 and 1" in remarks[0]
+    assert labels == [-1 if np.isnan(value) else int(value > 0) for value in values]
+    assert f"{values[-1]} stands beside 0 and 1" in remarks[-1]
 
 
 @pytest.mark.parametrize("value", [0.5, 1.25])
@@ -141,6 +144,14 @@ def test_fractions_are_no_labels(tmp_path, value):
 @pytest.mark.parametrize("values", [[0, 1], [0, 255], [0, 1, 2, 255], [0, 7], [0, 0]])
 def test_an_ordinary_mask_has_no_remark(tmp_path, values):
     assert read(label(tmp_path, values)) == ([int(value > 0) for value in values], [])
+
+
+def test_a_mask_with_soft_edges_is_remarked_and_ids_of_a_byte_are_none(tmp_path):
+    soft = [0, 0, *range(20, 250, 20), *([255] * 30)]
+    labels, (remark,) = read(label(tmp_path, soft))
+    assert labels == [int(value > 0) for value in soft]
+    assert "0 and 255 with others between them" in remark
+    assert read(label(tmp_path, range(256), name="mito"), "mito")[1] == []
 
 
 def test_a_255_that_the_metadata_call_present_is_no_surprise(tmp_path):

@@ -218,6 +218,17 @@ def test_nearest_is_0_outside_of_the_block(linear):
     np.testing.assert_array_equal(found, np.pad(block, 1))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_labels_between_two_voxels_are_shifted_also_where_a_patch_reaches_beyond_them(sign):
+    """No voxel is taken twice, and none is lost, of labels half a voxel beside raw."""
+    block = np.arange(1, 8, dtype=np.uint8).reshape(1, 1, 7)
+    first = -1.5 if sign > 0 else 8.5
+    affine = np.array([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, sign, first]])
+    found = resample_nearest(*batch(affine, block=block), (1, 1, 11))[0, 0, 0].tolist()
+    shifted = [0, *range(1, 8), 0, 0, 0] if sign > 0 else [0, 0, 0, *range(7, 0, -1), 0]
+    assert found == shifted
+
+
 @pytest.mark.parametrize("path", ["whole axes", "turned"])
 def test_large_palette_rows_keep_their_number(path):
     block = np.arange(2**24 - 1000, 2**24, dtype=np.int32).reshape(10, 10, 10)

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from common.data.crops.palette import UNKNOWN
 from common.data.splits.split import Row
 from common.data.volumes.ngff import Grid, slices, write_multiscale
 from common.errors import UserError
+from tests.data import foreign_writers
 
 RANDOM = np.random.default_rng(0)
 RAW = RANDOM.integers(1, 256, (20, 20, 20), np.uint8)
@@ -614,6 +616,16 @@ def test_chunks_of_raw_that_are_missing_under_the_labels_are_counted(tmp_path):
     assert open_crop(row, margin=64).missing_raw == (0, 2)
     (row.raw / "s0" / "1" / "0" / "0").unlink()
     assert open_crop(row, margin=64).missing_raw == (1, 2)
+
+
+def test_chunks_of_raw_in_n5_that_are_missing_under_the_labels_are_counted(tmp_path):
+    row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))}, label_translation=(32, 0, 0))
+    raw = tmp_path / foreign_writers.n5_cellmap(tmp_path, np.ones((20, 20, 20), np.uint8))
+    in_n5 = replace(row, raw=Path(f"{raw}#voxel_size=8"))
+    for missing in (0, 1):
+        (crop,) = open_crops([in_n5], request(), cache_in(tmp_path))
+        assert crop.missing_raw == (missing, 2)
+        (raw / "s0" / "0" / "0" / "1").unlink(missing_ok=True)
 
 
 def test_what_did_not_change_is_not_decoded_anew(tmp_path, decoded):

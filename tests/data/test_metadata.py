@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data.volumes import ngff
+from common.data.volumes import ngff, placement
 from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import UserError
 
@@ -104,6 +104,61 @@ def test_a_coarse_level_of_a_fine_image_without_unit_is_no_reason_to_refuse(imag
     level = {"path": "s0", "coordinateTransformations": [coarse]}
     change(image, lambda m: m["datasets"].append(level))
     assert len(open_levels(image)) == 2
+
+
+# Places of levels
+
+
+def levels_of(image: Path, *transforms: list[dict], **more) -> list[ngff.Level]:
+    """Levels that read one array, with these transformations."""
+    datasets = [{"path": "s0", "coordinateTransformations": each} for each in transforms]
+    axes = [{**axis, "unit": "nanometer"} for axis in NO_UNIT]
+    write(image, {"multiscales": [{"axes": axes, "datasets": datasets} | more]})
+    return open_levels(image)
+
+
+def at(size: float, place: float | None = None) -> list[dict]:
+    scale: dict = {"type": "scale", "scale": [size] * 3}
+    if place is None:
+        return [scale]
+    return [scale, {"type": "translation", "translation": [place] * 3}]
+
+
+def test_levels_of_which_none_says_its_place_cover_one_box(image):
+    """As ome-zarr-py wrote them; where one says its place those of the others are to the letter."""
+    levels = levels_of(image, at(8), at(16), at(32))
+    np.testing.assert_allclose([level.box()[0] for level in levels], -4)
+    assert not any(level.has_translation for level in levels)
+    levels = levels_of(image, at(8, 100), at(16))
+    np.testing.assert_allclose([level.translation for level in levels], [[100] * 3, [0] * 3])
+
+
+def test_a_level_that_begins_beside_the_finest_by_its_translation_is_noted(image, capsys):
+    write_multiscale(image, VOLUME, (8, 8, 8), (100, 100, 100), levels=2)
+    placement.check_pyramid(*open_levels(image))
+    assert capsys.readouterr().err == ""
+    change(image, lambda m: m["datasets"][1].update(coordinateTransformations=at(16, 100)))
+    placement.check_pyramid(*open_levels(image))
+    said = capsys.readouterr().err
+    assert "s1: begins 4 nm beside the finest level" in said and "is 104, 104, 104:" in said
+
+
+def test_levels_of_version_0_6_lie_in_the_system_that_they_name(image):
+    axes = [{**axis, "unit": "micrometer"} for axis in NO_UNIT]
+    systems = [{"name": "atlas", "axes": []}, {"name": "intrinsic", "axes": axes}]
+    sequence = {"type": "sequence", "output": {"name": "intrinsic"}}
+    beyond = {**at(7)[0], "input": "intrinsic", "output": "atlas"}
+    (level,) = levels_of(
+        image,
+        [{**sequence, "transformations": at(0.008, 0.1)}],
+        axes=None,
+        coordinateSystems=systems,
+        coordinateTransformations=[beyond],
+    )
+    np.testing.assert_allclose((level.scale, level.translation), [[8] * 3, [100] * 3])
+    systems[1]["axes"] = axes[::-1]
+    change(image, lambda m: m.update(coordinateSystems=systems))
+    assert "they must be z, y, x" in refused(image)
 
 
 # Shapes of metadata

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,28 @@ def test_raw_of_one_byte_that_raw_range_makes_black_is_refused(image):
     raw_range = (1000.0, 40000.0)
     with pytest.raises(UserError, match=r"0 everywhere .*\(1000, 40000\) makes black of what is"):
         open_raw(image, (8, 8, 8), raw_range).check_values(3, 255, "around crop1")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "raw_range", "said"),
+    [
+        # 0 to 255 taken for 0 to 1, and the other way round; a mask of bytes
+        ("f4", (0, 250), (0, 1), r"raw_range = \(0, 1\) makes 100% of what is around crop1"),
+        ("f4", (0.1, 0.9), (0, 255), r"from 0.1 to 0.9 around crop1, .* as 0.00039 to 0.0035"),
+        ("u1", (0, 1), (), r"uint8 from 0 to 1 around crop1, .* as 0 to 0.0039 of 0 to 1"),
+        ("u1", (90, 200), (150, 180), r"raw_range = \(150, 180\) makes 100% of what is"),
+    ],
+)
+def test_raw_whose_values_are_not_those_of_its_range_is_noted(
+    tmp_path, capsys, dtype, values, raw_range, said
+):
+    volume = np.random.default_rng(0).choice(values, (4, 4, 4)).astype(dtype)
+    write_multiscale(tmp_path / "raw", volume, (8, 8, 8))
+    found = open_raw(tmp_path / "raw", (8, 8, 8), raw_range)
+    block = found.read((0, 0, 0), (4, 4, 4))
+    part = found.cut_off(block) / block.size
+    found.check_values(float(block.min()), float(block.max()), "around crop1", cut_off=part)
+    assert re.search(said, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

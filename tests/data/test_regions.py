@@ -71,6 +71,18 @@ def test_a_test_crop_of_the_split_is_asked_for_by_its_side_or_name_only(experime
             regions.choose(config, word, with_test=False)
 
 
+def test_a_test_crop_on_the_voxels_of_another_is_noted(experiment, capsys):
+    tiny = experiment()
+    shutil.copytree(tiny.crop("crop1"), tiny.crop("crop9"))
+    split = tiny.folder / "datasplit.csv"
+    line = next(line for line in split.read_text().splitlines() if "crop1/" in line)
+    held_out = line.replace('"train"', '"test"').replace("crop1/", "crop9/")
+    split.write_text(f"{split.read_text()}\n{held_out}\n")
+    assert names(find(tiny.config(), "held-out")) == ["tiny/crop9"]
+    said = capsys.readouterr().err
+    assert "test crops overlap others, which the network may know: tiny/crop9 and crop1" in said
+
+
 def test_the_test_crops_of_split_and_challenge_are_told_apart(experiment, entries, capsys):
     tiny = experiment()
     split = tiny.folder / "datasplit.csv"
@@ -136,8 +148,9 @@ def test_two_crops_of_one_name_are_refused(experiment, tmp_path):
     (row,) = [line for line in text.splitlines() if "crop3" in line]
     twice = row.replace(f"{tiny.store.relative_to(tiny.data)}", str(other))
     (tiny.folder / "datasplit.csv").write_text(f"{text}{twice}\n")
-    with pytest.raises(UserError, match=r"two crops are called tiny/crop3, .* one would take"):
-        find(tiny.config(), "validate")
+    for word in ("validate", "crop3"):
+        with pytest.raises(UserError, match=r"two crops are called tiny/crop3, .* one would take"):
+            find(tiny.config(), word)
     assert names(find(tiny.config(), "train")) == ["tiny/crop1", "tiny/crop2"]
 
 

@@ -226,6 +226,103 @@ def test_bytes_of_imod_are_unsigned_unless_it_says_otherwise(tmp_path):
     np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), VOLUME)
 
 
+def test_bytes_of_a_header_that_says_more_than_127_are_unsigned(tmp_path):
+    writers.mrc(tmp_path, VOLUME.view(np.int8))
+    with mrcfile.open(tmp_path / "cell.mrc", "r+") as file:
+        file.header.dmin, file.header.dmax = 0, 255
+    (level,) = open_levels(tmp_path / "cell.mrc")
+    np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), VOLUME)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"axistags": '{"axes": [{"key": "x"}, {"key": "y"}, {"key": "z"}]}'},
+        {"axis_names": ["X", "Y", "Z"]},
+        {"_ARRAY_DIMENSIONS": ["c", "y", "x"]},
+    ],
+)
+def test_an_array_whose_axes_have_other_names_is_not_taken_for_z_y_x(tmp_path, attributes):
+    path = tmp_path / writers.plain_zarr2(tmp_path, VOLUME)
+    writers.attributes(path / ".zattrs", **attributes)
+    with h5py.File(tmp_path / "axes.h5", "w") as file:
+        file["raw"] = VOLUME
+        file["raw"].attrs.update(attributes)
+    said = rf"axes ., ., . by its attribute '{next(iter(attributes))}'"
+    for written in (path, tmp_path / "axes.h5"):
+        with pytest.raises(UserError, match=said):
+            open_levels(f"{written}#voxel_size=8")
+    for order in (["z", "y", "x"], ["dim_0", "dim_1", "dim_2"]):
+        writers.attributes(path / ".zattrs", **dict.fromkeys(attributes, order))
+        assert len(open_levels(f"{path}#voxel_size=8")) == 1
+
+
+def test_an_array_of_imaris_ends_where_its_image_does(tmp_path):
+    with h5py.File(tmp_path / "cell.ims", "w") as file:
+        channel = file.create_group("DataSet/Channel 0")
+        channel["Data"] = np.pad(VOLUME, ((0, 4), (0, 12), (0, 2)))
+        for axis, size in zip("ZYX", writers.SHAPE, strict=True):
+            channel.attrs[f"ImageSize{axis}"] = np.array(list(str(size)), "S1")
+    (level,) = open_levels(f"{tmp_path}/cell.ims:/DataSet/Channel 0/Data#voxel_size=8")
+    np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), VOLUME)
+
+
+def test_chunks_of_precomputed_in_packed_files_are_not_taken_for_zeros(tmp_path):
+    path = tmp_path / writers.precomputed(tmp_path, VOLUME)
+    chunk = next(file for folder in path.iterdir() if folder.is_dir() for file in folder.iterdir())
+    chunk.rename(f"{chunk}.gz")
+    with pytest.raises(UserError, match=rf"packed files such as {chunk.name}.gz, as CloudVolume"):
+        open_levels(path)
+
+
+def test_lengths_are_in_the_units_that_stand_beside_them(tmp_path):
+    path = tmp_path / writers.plain_zarr2(tmp_path, VOLUME)
+    about = {"voxel_size": [80, 60, 40], "offset": [800, 0, 0], "units": ["angstrom"] * 3}
+    writers.attributes(path / ".zattrs", **about)
+    (level,) = open_levels(path)
+    np.testing.assert_allclose((level.scale, level.translation), [(8, 6, 4), (80, 0, 0)])
+
+
+def test_a_series_of_slices_that_lacks_one_or_has_one_too_many_is_noted(tmp_path, capsys):
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    for number in (1, 2, 4, 9, 10, 11):
+        Image.fromarray(VOLUME[number]).save(folder / f"img_{number}.png")
+    (level,) = open_levels(f"{folder}#voxel_size=8")
+    np.testing.assert_array_equal(level.read((3, 0, 0), (5, 20, 30)), VOLUME[9:11])
+    said = capsys.readouterr().err
+    assert "rise by 1, and not from img_2.png to img_4.png, img_4.png to img_9.png;" in said
+
+
+def test_pixels_that_are_shown_otherwise_than_stored_are_noted(tmp_path, capsys):
+    tifffile.imwrite(tmp_path / "white.tif", VOLUME, photometric="miniswhite")
+    colours = np.random.default_rng(0).integers(0, 2**16, (3, 256), np.uint16)
+    tifffile.imwrite(tmp_path / "colours.tif", VOLUME, photometric="palette", colormap=colours)
+    for name, said in (("white", "0 is white in it"), ("colours", "a palette of colours")):
+        (level,) = open_levels(f"{tmp_path / name}.tif#voxel_size=8")
+        np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), VOLUME)
+        assert f"{name}.tif: values are taken as they are stored: {said}" in " ".join(
+            capsys.readouterr().err.replace("it has ", "").split()
+        )
+
+
+@pytest.mark.parametrize("is_grey", [True, False])
+def test_pictures_with_a_palette_of_greys_are_grey(tmp_path, capsys, is_grey):
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    order = np.random.default_rng(0).permutation(256).astype(np.uint8)
+    colours = np.stack([order, order, order if is_grey else order[::-1]], 1)
+    for number in range(2):
+        picture = Image.fromarray(VOLUME[number], "L").convert("P")
+        picture.putdata(VOLUME[number].ravel().tolist())
+        picture.putpalette(colours.ravel().tolist())
+        picture.save(folder / f"{number}.png")
+    (level,) = open_levels(f"{folder}#voxel_size=8")
+    expected = order[VOLUME[:2]] if is_grey else VOLUME[:2]
+    np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), expected)
+    assert ("with a palette of colours" in capsys.readouterr().err) != is_grey
+
+
 def test_resolution_tags_alone_are_no_voxel_size(tmp_path):
     tifffile.imwrite(tmp_path / "dpi.tif", VOLUME, resolution=(72, 72), resolutionunit="INCH")
     with pytest.raises(UserError, match=r"nothing in it says how large a voxel is"):

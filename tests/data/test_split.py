@@ -149,6 +149,24 @@ def test_rows_of_one_crop_say_one_grid(tmp_path):
     assert "line 2: d/crop1 has '#voxel_size=16' behind its classes, and '#voxel_size=8'" in problem
 
 
+def test_different_crops_of_one_name_are_noted(tmp_path, capsys):
+    lines = [row(), row(name="crop2"), row().replace("d/d.zarr", "e/d.zarr")]
+    rows = split_module.read_datasplit(written(tmp_path, *lines), "data")
+    assert [one.name for one in rows] == ["d/crop1", "d/crop2", "d/crop1"]
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "lines 1, 3 are different crops of one name, d/crop1" in said
+
+
+def test_labels_with_the_raw_of_another_dataset_are_noted(tmp_path, capsys):
+    """A row that was copied and changed in part; filtered raw in a store of its own is not said."""
+    elsewhere = row(name="crop5").replace('"d/d.zarr"', '"e/e.zarr"', 1)
+    filtered = row(name="crop6").replace('"d/d.zarr"', '"d/filtered.zarr"', 1)
+    lines = [row(), row().replace("d/d.zarr", "e/e.zarr"), elsewhere, filtered]
+    split_module.read_datasplit(written(tmp_path, *lines), "data")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "line 3: labels of d/crop5 with the raw of e, which has crops of its own" in said
+
+
 def test_a_crop_has_one_raw(tmp_path):
     (problem,) = problems(tmp_path, row(), row().replace("fibsem-uint8", "fibsem-uint16"))
     assert "line 2: d/crop1 (train) already stands in line 1 (train)" in problem

@@ -172,13 +172,16 @@ def _copy_raw(job: Decoding, first: np.ndarray, last: np.ndarray, path: Path) ->
     block = _new_volume(path, job.raw.dtype, last - first)
     darkest = np.inf
     brightest = -np.inf
+    cut_off = 0
     for start, stop in boxes(block.shape, (SLAB, *block.shape[1:])):
         job.check_wanted()
         slab = job.raw.read(first + start, first + stop)
         darkest = min(darkest, float(slab.min()))
         brightest = max(brightest, float(slab.max()))
+        cut_off += job.raw.cut_off(slab)
         block[slices(start, stop)] = slab
-    job.raw.check_values(darkest, brightest, f"around {job.row.name}")
+    where = f"around {job.row.name}"
+    job.raw.check_values(darkest, brightest, where, cut_off=cut_off / block.size)
     block.flush()
     return block
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import numpy as np
@@ -111,10 +111,10 @@ def resample_nearest(
     rows = torch.empty((len(blocks), *shape), dtype=torch.int32, device=blocks[0].device)
     for row, block, affine in zip(rows, blocks, affines, strict=True):
         steps = _axis_steps(affine)
-        if steps is not None and _inside(steps, shape, block.shape):
-            row.copy_(_pick(block, steps, shape))
-        else:
+        if steps is None:
             _take_nearest(block, affine, row)
+        else:
+            _pick_inside(block, steps, row)
     return rows
 
 
@@ -133,6 +133,18 @@ class AxisStep:
         """Return the block voxel nearest to patch voxel i."""
         # halves go up, whatever the rounding error: neighbours then take neighbours
         return math.floor(self.start + self.step * i + 0.5 + 1e-6)
+
+    def inside(self, n: int, size: int) -> range:
+        """Return which of n patch voxels have their nearest voxel in a block of `size` voxels."""
+        ends = (self.voxel(0), self.voxel(n - 1))
+        if min(ends) >= 0 and max(ends) < size:
+            return range(n)
+        within = [i for i in range(n) if 0 <= self.voxel(i) < size]
+        return range(within[0], within[-1] + 1) if within else range(0)
+
+    def since(self, i: int) -> AxisStep:
+        """Return the same for a patch that begins at patch voxel i."""
+        return replace(self, start=self.start + self.step * i)
 
 
 def _axis_steps(affine: np.ndarray) -> list[AxisStep] | None:
@@ -161,16 +173,20 @@ def _on_voxels(steps: Sequence[AxisStep]) -> bool:
     return True
 
 
-def _inside(steps: Sequence[AxisStep], shape: Sequence[int], block: Sequence[int]) -> bool:
-    """Return whether all nearest voxels lie within a block of shape `block`."""
-    for along, n in zip(steps, shape, strict=True):
-        first = along.voxel(0)
-        last = along.voxel(n - 1)
-        lowest = min(first, last)
-        highest = max(first, last)
-        if lowest < 0 or highest >= block[along.axis]:
-            return False
-    return True
+def _pick_inside(block: Tensor, steps: Sequence[AxisStep], patch: Tensor) -> None:
+    """Fill `patch` (z, y, x) with the nearest voxels of a block along whole axes, 0 outside of it.
+
+    Where a patch reaches beyond its block, too, halves go up: labels that lie half a voxel beside
+    raw are shifted, and none of them is taken twice and the next one not at all.
+    """
+    lengths = zip(steps, patch.shape, strict=True)
+    ranges = [along.inside(n, block.shape[along.axis]) for along, n in lengths]
+    part = patch[tuple(slice(within.start, within.stop) for within in ranges)]
+    if part.numel() < patch.numel():
+        patch.zero_()
+    if part.numel():
+        begun = [along.since(i.start) for along, i in zip(steps, ranges, strict=True)]
+        part.copy_(_pick(block, begun, part.shape))
 
 
 def _pick(block: Tensor, steps: Sequence[AxisStep], shape: Sequence[int]) -> Tensor:

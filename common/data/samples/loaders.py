@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +28,7 @@ from common.data.splits import make_split, split
 from common.data.splits.split import Row
 from common.data.volumes import annotation
 from common.data.volumes.box import overlap
-from common.data.volumes.sources.place import bare, is_address
+from common.data.volumes.sources import place
 from common.errors import UserError, refuse
 from common.talk import note, say, some
 
@@ -405,9 +404,7 @@ def _by_volume(rows: Sequence[Row], crops: Sequence[Crop]) -> dict[str, list[Cro
     """The crops of these rows by the raw that they are cut from."""
     of_volume: dict[str, list[Crop]] = {}
     for row, crop in zip(rows, crops, strict=True):
-        # a store may have two names
-        volume = str(row.raw) if is_address(row.raw) else os.path.realpath(bare(row.raw))
-        of_volume.setdefault(volume, []).append(crop)
+        of_volume.setdefault(place.identity(row.raw), []).append(crop)
     return of_volume
 
 

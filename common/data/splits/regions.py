@@ -20,6 +20,7 @@ from common.data.splits import catalogue, manifest
 from common.data.splits.manifest import Entry
 from common.data.splits.split import HELD_OUT, TEST, USAGES, Row, check_files, read_datasplit
 from common.data.volumes import layout, ngff
+from common.data.volumes.box import overlap
 from common.data.volumes.sources import place
 from common.errors import UserError
 from common.talk import count, note, some
@@ -127,6 +128,7 @@ def find(
             _refuse_namesakes(before, region)
     if not with_test:
         _refuse_held_out(crops, held_out & set(chosen), path)
+    _note_overlaps([chosen[name] for name in chosen if name in held_out], rows, path)
     if not chosen:
         raise UserError(
             f"{path}: no crop for --crops {crops}; write validate, train, {HELD_OUT}, test, * or "
@@ -144,6 +146,27 @@ def _refuse_namesakes(before: Region, region: Region) -> None:
             "place of the other; give the store of one another name, or write it into a datasplit "
             "of its own"
         )
+
+
+def _note_overlaps(tests: Sequence[Region], rows: Sequence[Row], path: Path) -> None:
+    """Say which test crops of a data split share voxels with crops that trained or validated."""
+    of_volume: dict[str, list[Region]] = {}
+    for region in tests:
+        of_volume.setdefault(place.identity(region.raw), []).append(region)
+    pairs = []
+    for row in rows:
+        beside = of_volume.get(place.identity(row.raw), [])
+        if row.usage == TEST or not beside:
+            continue
+        try:
+            other = of_row(row)
+        except (UserError, FileNotFoundError):
+            continue  # not on this machine, and nothing is asked of it here
+        for region in beside:
+            if overlap((region.lower, region.upper), (other.lower, other.upper)):
+                pairs.append(f"{region} and {other.name} ({row.usage})")
+    if pairs:
+        note(f"{path}: test crops overlap others, which the network may know: {some(pairs)}")
 
 
 def _refuse_held_out(crops: str, held_out: Collection[str], path: Path) -> None:
@@ -281,10 +304,11 @@ def _regions(
     dataset, _, name = word.rpartition("/")
     patterns = ([dataset or "*"], [name])
     # the split first: its rows may name other places than the layout's
-    of_split = catalogue.matching({row.key: row for row in rows}, *patterns)
+    keys = catalogue.matching({row.key: row.key for row in rows}, *patterns)
+    of_split = [row for row in rows if row.key in keys]
     if of_split:
         is_pattern = any(sign in word for sign in "*?")
-        return _of_rows(row for row in of_split.values() if row.usage != TEST or not is_pattern)
+        return _of_rows(row for row in of_split if row.usage != TEST or not is_pattern)
     of_manifest = catalogue.matching(manifest.by_crop(tests), *patterns)
     if of_manifest:
         return _of_tests(of_manifest, root)

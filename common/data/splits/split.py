@@ -37,6 +37,9 @@ TEST = "test"
 HELD_OUT = "held-out"
 """The word of --crops for the crops of TEST; there `test` are those of the challenge."""
 
+OTHER_NAME = "write one of them by a link to its store that has another name"
+"""What to do about crops of one name."""
+
 PROBLEMS_SHOWN = 10
 """Of a file in which everything is wrong; the others are counted."""
 
@@ -130,6 +133,18 @@ def read_datasplit(
     if not problems and not any(row.usage == "train" for row in rows):
         problems.append(f'{len(rows)} rows, none to train on; write rows that begin with "train"')
     refuse(problems, path)
+    for name, alike in of_one_name(rows).items():
+        lines_of = some([str(row.line) for row in alike], most=5)
+        note_once(
+            f"{path}: lines {lines_of} are different crops of one name, {name}, by which results "
+            f"are stored and --crops chosen; {OTHER_NAME}"
+        )
+    for row in _with_raw_of_others(rows):
+        raw = place.store_name(row.raw)
+        note_once(
+            f"{path}: line {row.line}: labels of {row.name} with the raw of {raw}, which has crops "
+            "of its own; see that it is the raw that they were painted on"
+        )
     if with_test:
         return rows
     return [row for row in rows if row.usage != TEST]
@@ -304,6 +319,24 @@ def _one_for_each_crop(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
                 f"({before.usage}); write it on one side, with one raw"
             )
     return list(first.values()), problems
+
+
+def of_one_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The crops whose store and folder are called as those of others, by that name.
+
+    Such as `fly1/data.zarr` and `fly2/data.zarr`, each with a crop1.
+    """
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(row.name, []).append(row)
+    return {name: alike for name, alike in by_name.items() if len(alike) > 1}
+
+
+def _with_raw_of_others(rows: Sequence[Row]) -> list[Row]:
+    """Crops whose raw is of another store, in which other crops have both raw and labels."""
+    raw_of = {row: place.store_name(row.raw) for row in rows}
+    with_both = {name for row, name in raw_of.items() if name == row.key[0]}
+    return [row for row, name in raw_of.items() if name in with_both and name != row.key[0]]
 
 
 def annotating(rows: Sequence[Row], usage: str) -> Counter[str]:

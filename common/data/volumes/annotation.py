@@ -43,6 +43,10 @@ MOST_EDGES = 0.5
 MOST_VALUES = 100
 """Voxels along an edge of what is looked at, part of neighbours that differ, number of values."""
 
+BRIGHTEST = 255
+FEWEST_BETWEEN = 8
+"""Different values between 0 and 255 from which a mask of these two has soft edges."""
+
 MOST_LINES = 12
 """Remarks about labels that are said; the rest is counted."""
 
@@ -205,6 +209,8 @@ class LabelReader:
         """Whether nothing but 0, 1 and one number that may mean unknown was met."""
         self._has_one = self.encoding.present == 1
         self._suspect: int | None = None
+        self._bytes = np.zeros(BRIGHTEST + 1, np.int64)
+        """How often each value was met, in blocks that reach to the largest of a byte."""
 
     def read(self, start: Vector, stop: Vector) -> tuple[np.ndarray, np.ndarray | None]:
         """Voxels start..stop: where the class is, and where that is unknown; both bool.
@@ -318,6 +324,11 @@ class LabelReader:
     def remarks(self) -> list[str]:
         """What was taken for what in all that was read, a sentence each."""
         remarks = list(self._met)
+        if self._has_soft_edges:
+            remarks.append(
+                "0 and 255 with others between them, as of a mask that was resampled, drawn with "
+                "soft edges or stored as JPEG; all above 0 was taken for positive: write 0 and 1"
+            )
         if self._may_be_mask and self._has_one and self._suspect is not None:
             remarks.append(
                 f"{self._suspect} stands beside 0 and 1, and was taken for positive; if it means "
@@ -364,12 +375,15 @@ class LabelReader:
         """Count what is absent, and note what may mean something else than it is taken for."""
         self._voxels += values.size
         self._absent_voxels += absent
+        self._look_at_edges(values)
         taken = self.encoding.id_of_unknown
         if taken is not None and (values == taken).any():
             self._met[
                 f"{taken} was taken for the id of an object: complement_counts in its metadata "
                 "counts no unknown voxel"
             ] = None
+        if values.dtype.kind == "f":
+            values = values[~np.isnan(values)]  # unknown, and not to be compared
         if not self._may_be_mask or not values.size:
             return
         highest = values.max()
@@ -383,6 +397,21 @@ class LabelReader:
         self._suspect = int(highest)
         self._has_one |= bool((rest == 1).any())
         self._may_be_mask = bool((rest <= 1).all())
+
+    def _look_at_edges(self, values: np.ndarray) -> None:
+        """Count the values of what may be a mask of 0 and 255."""
+        is_named = BRIGHTEST in self.encoding.named()
+        if values.dtype != np.uint8 or is_named or self.encoding.is_said_to_be_ids:
+            return
+        if values.size and values.max() == BRIGHTEST:
+            self._bytes += np.bincount(values.ravel(), minlength=len(self._bytes))
+
+    @property
+    def _has_soft_edges(self) -> bool:
+        """Whether what was read is a mask of 0 and 255 with values between them."""
+        between = self._bytes[1:BRIGHTEST]
+        is_mask = self._bytes[BRIGHTEST] > between.sum()
+        return bool(is_mask and np.count_nonzero(between) >= FEWEST_BETWEEN)
 
     def _often_unknown(self) -> set[int]:
         """Numbers that are often written for unknown, less those that the metadata name."""
@@ -407,8 +436,11 @@ def _ids_where(positive: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _stores_empty_chunks(level: Level) -> bool:
     """Whether a stored chunk holds nothing but the fill value.
 
-    The smallest files are looked at: nothing is packed smaller.
+    The smallest files are looked at: nothing is packed smaller. False for chunks in shards and the
+    like, of which that is not known.
     """
+    if not level.has_chunk_files:
+        return False
     sizes = []
     for index in itertools.product(*chunk_ranges((0, 0, 0), level.shape, level.array.chunks)):
         file = level.chunk_file(index)

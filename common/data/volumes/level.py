@@ -22,6 +22,7 @@ from numcodecs import Blosc
 
 from common.data.volumes import adapted, codecs
 from common.data.volumes.box import Vector, slices
+from common.data.volumes.sources.remote import Address
 from common.errors import UserError
 
 
@@ -182,13 +183,13 @@ class Level:
     def missing_chunks(self, start: Vector, stop: Vector) -> MissingChunks:
         """Count the chunks that hold voxels start..stop-1, and those that have no file.
 
-        These read as the fill value. Many writers leave out chunks that hold nothing else. Where
-        chunks have no files of their own none is missing.
+        These read as the fill value. Many writers leave out chunks that hold nothing else. Of
+        chunks that share files, the files are counted; on a server none is missing.
         """
-        if not self.has_chunk_files:
+        files = [file for file in self.files(start, stop) if not isinstance(file, Address)]
+        if not files:
             ranges = chunk_ranges(start, stop, self.array.chunks)
             return MissingChunks(0, math.prod(map(len, ranges)))
-        files = list(self.chunk_files(start, stop))
         missing = [file for file in files if not file.is_file()]
         return MissingChunks(len(missing), len(files))
 

@@ -1,4 +1,4 @@
-"""Read and check the metadata of OME-NGFF 0.4 groups.
+"""Read and check the metadata of OME-NGFF groups, of version 0.4 and those near it.
 
 The metadata may come from any program, so everything is checked before it is used. Each problem is
 a UserError of one sentence that begins with the path of the group or array. Lengths are in nm, axes
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ NM_PER_UNIT = {
 }
 
 SPACE = ("z", "y", "x")
+
+SYSTEMS = "coordinateSystems"
+"""Of version 0.6: axes by the name of a system, in place of the axes of an image.
+
+Source: https://ngff.openmicroscopy.org/0.6.
+"""
 
 SMALLEST_EM_NM = 0.3
 LARGEST_EM_NM = 10_000
@@ -110,10 +116,13 @@ def image_of(path: Path, attributes: dict[str, Any], *, is_sized: bool = False) 
     path: of the group.
     """
     image = _first_image(path, attributes)
-    names = _axis_names(path, image.get("axes"))
+    axes = _axes(path, image)
+    names = _axis_names(path, axes)
     spatial = [names.index(axis) for axis in SPACE]
-    # the image's own transformation comes after that of the level
-    outer = _affine(path, image.get("coordinateTransformations"), len(names))
+    # the image's own transformation comes after that of the level; where coordinate systems have
+    # names it leads from that of the levels to others
+    of_image = None if SYSTEMS in image else image.get("coordinateTransformations")
+    outer = _affine(path, of_image, len(names))
     levels: list[LevelMetadata] = []
     for dataset in _datasets(path, image):
         name = _array_name(path, dataset["path"])
@@ -131,7 +140,9 @@ def image_of(path: Path, attributes: dict[str, Any], *, is_sized: bool = False) 
                 has_translation=place.has_translation,
             )
         )
-    in_nm = levels if is_sized else _in_nm(path, image.get("axes"), levels)
+    if not any(level.has_translation for level in levels):
+        levels = _in_one_box(levels)
+    in_nm = levels if is_sized else _in_nm(path, axes, levels)
     return ImageMetadata(names, tuple(in_nm))
 
 
@@ -249,7 +260,41 @@ def _array_name(path: Path, written: str) -> str:
     return name
 
 
+def _in_one_box(levels: Sequence[LevelMetadata]) -> list[LevelMetadata]:
+    """Levels of which none says its place, so that they cover one box, as those of N5 do.
+
+    To the letter the centre of each first voxel would be at 0: a level whose voxels are means of
+    finer ones would lie up to half of its voxel before them. ome-zarr-py wrote no translation until
+    2026. Source: https://github.com/ome/ome-zarr-py/issues/403.
+    """
+    finest = min(levels, key=_voxel_volume)
+    return [replace(level, translation=(level.scale - finest.scale) / 2) for level in levels]
+
+
+def _voxel_volume(level: LevelMetadata) -> float:
+    return float(np.prod(level.scale))
+
+
 # Axes and units
+
+
+def _axes(path: Path, image: dict[str, Any]) -> Any:
+    """The axes of an image; from version 0.6 on those of the system that its levels lie in."""
+    if SYSTEMS not in image:
+        return image.get("axes")
+    outputs = []
+    for dataset in _datasets(path, image):
+        for transform in _objects(path, dataset.get("coordinateTransformations")):
+            output = transform.get("output")
+            outputs.append(output.get("name") if isinstance(output, dict) else output)
+    systems = _objects(path, image[SYSTEMS])
+    of_levels = [system for system in systems if system.get("name") in outputs]
+    if len(of_levels) != 1:
+        raise UserError(
+            f"{path}: its levels lie in {len(of_levels)} of {len(systems)} coordinate systems; "
+            "write one that all of them lie in"
+        )
+    return of_levels[0].get("axes")
 
 
 def _axis_names(path: Path, axes: Any) -> tuple[str, ...]:
@@ -282,7 +327,7 @@ def _in_nm(path: Path, axes: Any, levels: Sequence[LevelMetadata]) -> list[Level
     for number, unit in enumerate(units):
         if unit is not None:
             sizes[number] = NM_PER_UNIT[unit]
-    finest = min(levels, key=lambda level: float(np.prod(level.scale))).scale * sizes
+    finest = min(levels, key=_voxel_volume).scale * sizes
     if None in units:
         _judge_missing_unit(path, units, finest)
     in_nm = []
@@ -359,7 +404,7 @@ def _affine(path: Path, transforms: Any, axes: int) -> _Affine:
     scale = np.ones(axes)
     translation = np.zeros(axes)
     kinds = set()
-    for transform in [] if transforms is None else _objects(path, transforms):
+    for transform in _one_by_one(path, transforms):
         kind = transform.get("type")
         if kind == "scale":
             value = _numbers(path, transform, kind, axes)
@@ -374,6 +419,15 @@ def _affine(path: Path, transforms: Any, axes: int) -> _Affine:
             )
         kinds.add(kind)
     return _Affine(scale, translation, "scale" in kinds, "translation" in kinds)
+
+
+def _one_by_one(path: Path, transforms: Any) -> list[dict[str, Any]]:
+    """The transformations in a list, those of a sequence one by one."""
+    steps: list[dict[str, Any]] = []
+    for transform in [] if transforms is None else _objects(path, transforms):
+        is_sequence = transform.get("type") == "sequence"
+        steps += _objects(path, transform.get("transformations")) if is_sequence else [transform]
+    return steps
 
 
 def _objects(path: Path, transforms: Any) -> list[dict[str, Any]]:

@@ -32,6 +32,9 @@ LEVELS_APART = 0.1
 A level may leave out an incomplete voxel, or have one more, at each halving.
 """
 
+BEGINS_WITH_FINEST = 0.1
+"""Part of a voxel by which a level may begin beside the finest one without a word."""
+
 BEGINS_WITH_RAW = 0.1
 """Part of a label voxel by which labels without a translation may begin elsewhere than raw."""
 
@@ -79,6 +82,14 @@ def check_pyramid(finest: Level, level: Level) -> None:
             f"{level.path}: at {box_text(level.grid)} nm{lacks}, and the finest level, "
             f"{finest.path.name}, at {box_text(finest.grid)} nm; levels of a volume cover one box: "
             "correct their scale and translation in its metadata"
+        )
+    beside = np.abs(lower - finest_lower)
+    if (beside > BEGINS_WITH_FINEST * level.scale).any():
+        centre = ", ".join(f"{place:g}" for place in finest_lower + level.scale / 2)
+        note_once(
+            f"{level.path}: begins {nm(beside)} nm beside the finest level by its translation, and "
+            "is read there; where its voxels are means of finer ones, their first centre is "
+            f"{centre}: correct its metadata"
         )
 
 

@@ -28,6 +28,12 @@ This bounds the memory where the level is much finer than the wanted voxel size.
 NARROW = 0.25
 """Part of an integer type's range: raw that uses less of it has little contrast for a network."""
 
+FLAT = 1 / 16
+"""The same part of 8 bits, or of a raw_range that was chosen: masks, or values of another scale."""
+
+MOST_CUT_OFF = 0.5
+"""Part of raw that lies at the ends of raw_range or beyond them, above which that is said."""
+
 
 SAMPLE = 64
 """Voxels along an edge of the block whose contrast is looked at before a volume is predicted."""
@@ -115,13 +121,23 @@ class Raw:
         finite = np.nan_to_num(block.astype(np.float32), nan=low)
         return np.clip((finite - low) / (high - low), 0, 1)
 
-    def check_values(self, darkest: float, brightest: float, where: str) -> None:
+    def cut_off(self, block: np.ndarray) -> int:
+        """How many voxels of what `read` gave raw_range makes black or white; 0 without one."""
+        if not self.raw_range:
+            return 0
+        low, high = self.raw_range if self.dtype == np.uint8 else (0, 1)
+        return int(np.count_nonzero((block <= low) | (block >= high)))
+
+    def check_values(
+        self, darkest: float, brightest: float, where: str, *, cut_off: float = 0.0
+    ) -> None:
         """Judge what was read somewhere: a note where a network can see little in it.
 
         Args:
             darkest: smallest value, as `read` gives it.
             brightest: largest value.
             where: "around crop1".
+            cut_off: part of its voxels that `cut_off` counts.
 
         Raises:
             UserError: if all of it is black.
@@ -135,11 +151,11 @@ class Raw:
                 "there; look at the volume and at raw_range"
             )
         else:
-            self._note_narrow(darkest, brightest, where)
+            self._note_range(darkest, brightest, where, cut_off=cut_off)
 
     def note_contrast(self, lower: np.ndarray, upper: np.ndarray) -> None:
         """Look at the middle of a box (nm), and note it where a network sees little contrast."""
-        if self.raw_range or self.level.array.dtype.itemsize == 1:
+        if not self.raw_range and self.level.array.dtype.itemsize == 1:
             return
         shape = np.array(self.grid.shape)
         middle = ((lower + upper) / 2 - self.grid.origin) / self.grid.scale
@@ -147,17 +163,34 @@ class Raw:
         last_start = np.maximum(shape - SAMPLE, 0)
         start = np.clip(around_middle, 0, last_start)
         block = self.read(start, np.minimum(start + SAMPLE, shape))
-        self._note_narrow(float(block.min()), float(block.max()), "in the middle of the box")
+        where = "in the middle of the box"
+        lowest = float(block.min())
+        highest = float(block.max())
+        # a constant block is no raw, and of a range that fits elsewhere it says nothing
+        if not self.raw_range or lowest < highest:
+            cut_off = self.cut_off(block) / block.size
+            self._note_range(lowest, highest, where, cut_off=cut_off)
 
-    def _note_narrow(self, darkest: float, brightest: float, where: str) -> None:
+    def _note_range(self, darkest: float, brightest: float, where: str, *, cut_off: float) -> None:
+        """Say where raw uses little of its range, or lies beyond it."""
         stored = self.level.array.dtype
-        if self.raw_range or stored.itemsize == 1 or brightest - darkest >= NARROW:
+        if cut_off > MOST_CUT_OFF:
+            low, high = self.raw_range
+            note_once(
+                f"{self.level.path}: raw_range = ({low:g}, {high:g}) makes {cut_off:.0%} of what "
+                f"is {where} black or white; set the range of this raw"
+            )
+            return
+        black = self._of_range(darkest)
+        white = self._of_range(brightest)
+        is_chosen = bool(self.raw_range) or stored.itemsize == 1
+        if white - black >= (FLAT if is_chosen else NARROW):
             return
         low = self._stored(darkest)
         high = self._stored(brightest)
         note_once(
             f"{self.level.path}: {stored} from {low} to {high} {where}, which a network gets as "
-            f"{darkest:.2g} to {brightest:.2g} of 0 to 1 unless raw_normalization stretches it; "
+            f"{black:.2g} to {white:.2g} of 0 to 1 unless raw_normalization stretches it; "
             f"where that is all of its contrast set raw_range = ({low}, {high}), or "
             "raw_normalization = 'percentile'"
         )
@@ -248,7 +281,7 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = (), section
             "set raw_range = (value of black, value of white)"
         )
     check_pyramid(levels[0], level)
-    _note_range(level, raw_range)
+    _note_beyond_type(level, raw_range)
     dtype = np.dtype(np.uint8 if level.array.dtype == np.uint8 else np.float32)
     return Raw(
         level=level,
@@ -260,7 +293,7 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = (), section
     )
 
 
-def _note_range(level: Level, raw_range: Sequence[float]) -> None:
+def _note_beyond_type(level: Level, raw_range: Sequence[float]) -> None:
     """Say where one range for all volumes cannot be meant for the type of this one."""
     stored = level.array.dtype
     if not raw_range or stored.kind not in "ui":

@@ -10,7 +10,7 @@ import numpy as np
 from common.data.volumes.box import Vector
 from common.data.volumes.level import Attributes, Voxels
 from common.data.volumes.sources import files, needed
-from common.data.volumes.sources.image import Image, by_attributes, check, single
+from common.data.volumes.sources.image import Image, by_attributes, check, check_order, single
 from common.data.volumes.sources.place import Place, in_hdf5, path_of
 from common.errors import UserError
 from common.talk import some
@@ -38,7 +38,8 @@ def open_file(place: Place) -> Image:
         )
     shown = path_of(f"{path}:/{name}")
     array = Dataset(shown, path, dataset)
-    scale, translation = by_attributes(array.attrs)
+    check_order(shown, array.attrs)
+    scale, translation = by_attributes(shown, array.attrs)
     return single(shown, array, scale=scale, translation=translation)
 
 
@@ -86,7 +87,7 @@ class Dataset(Voxels):
         check(path, dataset.shape or (), dataset.dtype)
         self.file = file
         self.dtype = dataset.dtype
-        self.shape = tuple(dataset.shape)
+        self.shape = _size(dataset)
         self.chunks = tuple(dataset.chunks or self.shape)
         self.in_rows = dataset.chunks is None
         self.attrs = Attributes(_plain(dataset.attrs))
@@ -99,6 +100,20 @@ class Dataset(Voxels):
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Voxels of a box."""
         return np.asarray(self._dataset[index])
+
+
+def _size(dataset: Any) -> tuple[int, ...]:
+    """Voxels along z, y, x: Imaris fills arrays up to whole chunks, and says the size beside them.
+
+    Source: https://github.com/CBI-PITT/imaris_ims_file_reader, which goes by these attributes.
+    """
+    said = [dataset.parent.attrs.get(f"ImageSize{axis}") for axis in "ZYX"]
+    if not all(isinstance(text, np.ndarray) and text.dtype.kind == "S" for text in said):
+        return tuple(dataset.shape)
+    sizes = [b"".join(text.tolist()) for text in said]
+    if not all(size.isdigit() for size in sizes):
+        return tuple(dataset.shape)
+    return tuple(min(pair) for pair in zip(dataset.shape, map(int, sizes), strict=True))
 
 
 def _plain(attributes: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,18 +128,85 @@ def numbers(written: Any, count: int = 3) -> list[float] | None:
     return [float(number) for number in written] if np.isfinite(written).all() else None
 
 
-def by_attributes(attributes: Mapping[str, Any]) -> tuple[list[float] | None, list[float] | None]:
+def by_attributes(
+    path: Path, attributes: Mapping[str, Any]
+) -> tuple[list[float] | None, list[float] | None]:
     """Voxel size and position of the first voxel in nm, as programs of this field name them.
 
-    CREMI and funlib.persistence write resolution or voxel_size with offset, in nm, z, y, x; ilastik
-    and the HDF5 plugin of Fiji write element_size_um, in micrometres.
+    CREMI and funlib.persistence write resolution or voxel_size with offset, z, y, x, in nm or in
+    the units that they name; ilastik and the HDF5 plugin of Fiji write element_size_um, in
+    micrometres.
+
+    path: of the array. Raises UserError for units that are no lengths.
     """
-    translation = numbers(attributes.get("offset"))
+    offset = numbers(attributes.get("offset"))
     for name in ("resolution", "voxel_size"):
         scale = numbers(attributes.get(name))
         if scale and min(scale) > 0:
-            return scale, translation
+            units = _units(path, attributes)
+            return _times(scale, units), None if offset is None else _times(offset, units)
     micrometres = numbers(attributes.get("element_size_um"))
     if micrometres and min(micrometres) > 0:
-        return [1000 * length for length in micrometres], translation
-    return None, translation
+        return [1000 * length for length in micrometres], offset
+    return None, offset
+
+
+def _times(lengths: Sequence[float], units: Sequence[float]) -> list[float]:
+    return [length * unit for length, unit in zip(lengths, units, strict=True)]
+
+
+def _units(path: Path, attributes: Mapping[str, Any]) -> list[float]:
+    """Lengths in nm of the units along z, y, x that attributes name; 1 where they name none."""
+    # one text would be the unit of the values, as xarray has it
+    named = _texts(attributes.get("units"))
+    if len(named) != len(SPACE) or not any(named):
+        return [1.0] * len(SPACE)
+    return [in_nm(path, 1.0, unit) for unit in named]
+
+
+ORDERS = ("axistags", "axis_names", "axes", "dimension_names", "_ARRAY_DIMENSIONS")
+"""Attributes in which axes have names: of vigra and ilastik, funlib, zarr v3, xarray."""
+
+OTHERS = ("c", "channel", "t", "time")
+"""Names of axes along which there is more than one volume."""
+
+
+def check_order(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Raises UserError for a volume whose three axes are not z, y, x by their names."""
+    for attribute in ORDERS:
+        names = _axis_names(attributes.get(attribute))
+        is_in_another_order = sorted(names) == sorted(SPACE) and names != list(SPACE)
+        if is_in_another_order or (len(names) == len(SPACE) and set(names) & set(OTHERS)):
+            raise UserError(
+                f"{path}: axes {', '.join(names)} by its attribute '{attribute}'; write a volume "
+                "with the axes z, y, x, in this order, or correct the attribute if they are"
+            )
+
+
+def _axis_names(written: Any) -> list[str]:
+    """The names of axes that an attribute has, in lower case."""
+    if isinstance(written, str | bytes):
+        # of vigra: JSON with the axes as objects with a key
+        try:
+            written = json.loads(written)
+        except ValueError:
+            written = list(written) if isinstance(written, str) else []
+    if isinstance(written, Mapping):
+        axes = written.get("axes")
+        written = [axis.get("key") for axis in axes] if _are_objects(axes) else []
+    return [name.lower() for name in _texts(written)]
+
+
+def _are_objects(written: Any) -> bool:
+    return isinstance(written, list) and all(isinstance(one, Mapping) for one in written)
+
+
+def _texts(written: Any) -> list[str]:
+    """Texts of JSON or an attribute, one or several; none where it is something else."""
+    if isinstance(written, np.ndarray | np.generic):
+        written = written.tolist()
+    listed = [written] if isinstance(written, str | bytes) else written
+    if not isinstance(listed, list | tuple):
+        return []
+    texts = [one.decode(errors="replace") if isinstance(one, bytes) else one for one in listed]
+    return texts if all(isinstance(one, str) for one in texts) else []

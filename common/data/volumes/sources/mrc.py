@@ -26,6 +26,10 @@ IMOD_STAMP = 1146047817
 Source: https://bio3d.colorado.edu/imod/doc/mrc_format.txt.
 """
 
+LARGEST_SIGNED = np.iinfo(np.int8).max
+LARGEST_UNSIGNED = np.iinfo(np.uint8).max
+"""Of bytes; a header says how bright the brightest voxel is."""
+
 XYZ = {1: "x", 2: "y", 3: "z"}
 """How a header numbers axes."""
 
@@ -59,7 +63,10 @@ def open_file(place: Place) -> Image:
 
 def _is_unsigned(header: Any, order: str) -> bool:
     stamp, flags = np.frombuffer(header.extra2.tobytes()[40:48], f"{order}i4")
-    return bool(stamp == IMOD_STAMP and not flags & 1)
+    if stamp == IMOD_STAMP:
+        return not flags & 1
+    # programs from before 2014 mean unsigned ones: no signed byte is as bright
+    return bool(LARGEST_SIGNED < header.dmax <= LARGEST_UNSIGNED)
 
 
 def _array(path: Path, content: BinaryIO, header: Any, dtype: np.dtype) -> Rows:

@@ -10,6 +10,7 @@ What stands behind # goes before what the file says. Web servers are never sent 
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -156,6 +157,11 @@ def on_disk(name: Path) -> Path:
     path = bare(name)
     inside = in_hdf5(path)
     return inside[0] if inside else path
+
+
+def identity(name: Path) -> str:
+    """What tells a volume from others, however it is named: a store may have two names."""
+    return str(name) if is_address(name) else os.path.realpath(bare(name))
 
 
 def is_missing(name: Path) -> bool:

@@ -6,6 +6,7 @@ A voxel is taken to lie at its number times its size, as where other formats hav
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from common.data.volumes.sources.place import Place
 from common.errors import UserError
 
 MARKER = "info"
+
+PACKED = (".gz", ".br", ".zstd", ".xz")
+"""Ends of the names of packed files."""
 
 
 def open_volume(place: Place) -> Image:
@@ -51,10 +55,11 @@ def _level(path: Path, about: dict[str, Any], number: int) -> Level:
         )
     offset = numbers(scale.get("voxel_offset")) or [0.0, 0.0, 0.0]
     voxel = np.array(size[::-1])
+    folder = path / scale["key"]
+    _refuse_packed(folder)
     array = chunked.open_array(path, "neuroglancer_precomputed", scale_index=number)
     tensorstore = needed.module("tensorstore", "precomputed volumes")
     counted_from_0 = array[..., 0].T[tensorstore.d[:].translate_to[0]]
-    folder = path / scale["key"]
     # a coarse voxel lies over several fine ones: its centre is theirs
     finest = np.array(about["scales"][0]["resolution"][::-1], float)
     centre = np.array(offset[::-1]) * voxel + (voxel - finest) / 2
@@ -66,6 +71,19 @@ def _level(path: Path, about: dict[str, Any], number: int) -> Level:
         image=path,
         stamp=chunked.stamp(about),
     )
+
+
+def _refuse_packed(folder: Path) -> None:
+    """Raises UserError for chunks in packed files, none of which would be found: all would be 0."""
+    if not folder.is_dir():
+        return  # on a server, which unpacks what it sends
+    with os.scandir(folder) as entries:
+        name = next((entry.name for entry in entries if entry.name.endswith(PACKED)), "")
+    if name:
+        raise UserError(
+            f"{folder}: chunks in packed files such as {name}, as CloudVolume writes them on a "
+            "disk; unpack them, as gunzip does, or write them with compress=False"
+        )
 
 
 def _file_of(scale: dict[str, Any], offset: Sequence[float]) -> FileOf | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ from common.data.volumes.level import Attributes, Voxels
 from common.data.volumes.sources import files, needed
 from common.data.volumes.sources.image import Image, check, single
 from common.data.volumes.sources.place import Place
+from common.data.volumes.sources.tiff import note_shown_otherwise
 from common.errors import UserError
+from common.talk import note_once, some
 
 ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
@@ -46,7 +50,37 @@ def open_folder(place: Place) -> Image:
     """Open a folder of slices, which does not say how large a voxel is."""
     path = place.path
     slices = files_in(path)
+    _note_gaps(path, slices)
     return single(path, Slices(path, slices))
+
+
+def _note_gaps(folder: Path, slices: Sequence[Path]) -> None:
+    """Say which numbers of a series are missing: sections that follow lie one further up."""
+    steps = _steps(slices)
+    usual = Counter(steps).most_common(1)[0][0] if steps else 0
+    odd = []
+    for (before, after), step in zip(itertools.pairwise(slices), steps, strict=True):
+        if step != usual:
+            odd.append(f"{before.name} to {after.name}")
+    if odd and usual:
+        note_once(
+            f"{folder}: the numbers of the slices rise by {usual}, and not from {some(odd, 3)}; "
+            "slices are taken one after the other, so put in a copy of a neighbour for each that "
+            "is missing, or take out what is no slice"
+        )
+
+
+def _steps(slices: Sequence[Path]) -> list[int]:
+    """By how much the one number that differs rises from slice to slice.
+
+    None of a name of other parts, or where several numbers rise: 0 is no rise.
+    """
+    steps = []
+    for before, after in itertools.pairwise(map(_numbers, slices)):
+        differ = [pair for pair in zip(before, after, strict=False) if pair[0] != pair[1]]
+        is_one = len(before) == len(after) and len(differ) == 1
+        steps.append(differ[0][1][0] - differ[0][0][0] if is_one else 0)
+    return steps
 
 
 class Slices(Voxels):
@@ -109,7 +143,9 @@ def _picture(file: Path) -> np.ndarray:
 
 
 def _tiff(file: Path) -> np.ndarray:
-    return np.asarray(needed.module("tifffile", "TIFF files").imread(file))
+    with needed.module("tifffile", "TIFF files").TiffFile(file) as tiff:
+        note_shown_otherwise(file.parent, tiff.pages[0])
+        return np.asarray(tiff.asarray())
 
 
 def _other(file: Path) -> np.ndarray:
@@ -118,4 +154,23 @@ def _other(file: Path) -> np.ndarray:
     # slices of EM may be larger than what Pillow takes for an attack
     Pillow.MAX_IMAGE_PIXELS = None
     with Pillow.open(file) as picture:
-        return np.asarray(picture)
+        pixels = np.asarray(picture)
+        if picture.mode != "P":
+            return pixels
+        colours = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    return _of_palette(file, pixels, colours)
+
+
+def _of_palette(file: Path, pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """The pixels of a picture with a palette: greys where all of it is grey, else its numbers.
+
+    Programs that make PNG small give grey pictures a palette, in any order.
+    """
+    used = colours[np.unique(pixels)]
+    if (used == used[:, :1]).all():
+        return colours[pixels, 0]
+    note_once(
+        f"{file.parent}: pictures with a palette of colours, of which the numbers are taken, as of "
+        "labels; write raw in grey"
+    )
+    return pixels

@@ -32,7 +32,14 @@ FAULTS = (ValueError, OSError, EOFError, KeyError, IndexError, TypeError, Runtim
 ALONG_Z = "ZIQ"
 """Axes that are taken for z: I and Q are what tifffile calls pages of which nobody says more."""
 
-IMAGEJ_UNITS = {"\\u00B5m": "um", "µm": "um", "microns": "um", "nanometers": "nm", "angstroms": "Å"}
+WHITE_IS_ZERO = 0
+PALETTE = 3
+"""Values of PhotometricInterpretation. Source: TIFF 6.0, page 37."""
+
+IMAGEJ_UNITS = {
+    **dict.fromkeys(("\\u00B5m", "\\u00b5m", "µm", "microns"), "um"),
+    **{"nanometers": "nm", "angstroms": "Å"},
+}
 """Spellings of ImageJ, as `NM_PER_UNIT` has them."""
 
 OME_UNITS = {"µm": "um", "\u03bcm": "um", "Å": "angstrom", "mm": "millimeter", "pm": "picometer"}
@@ -49,6 +56,7 @@ def open_file(place: Place) -> Image:
                 tiff = on_error.enter_context(tifffile.TiffFile(file, name=path.name))
                 array = Pages(path, tiff)
                 scale = voxel_size(tiff)
+                note_shown_otherwise(path, tiff.pages[0])
             if said:
                 raise ValueError(said[0])
         except FileNotFoundError:
@@ -58,6 +66,26 @@ def open_file(place: Place) -> Image:
         # it is read from until nobody has the array any more
         weakref.finalize(array, on_error.pop_all().close)
     return single(path, array, scale=scale)
+
+
+def note_shown_otherwise(path: Path, page: Any) -> None:
+    """Say where programs show the pixels of a page otherwise than they are stored, as taken here.
+
+    path: of the file, or of the folder of files of a kind.
+    """
+    if page.photometric == WHITE_IS_ZERO:
+        what = "0 is white in it (photometric WhiteIsZero), so raw is inverted"
+    elif page.photometric == PALETTE and not _is_grey(page.colormap):
+        what = "it has a palette of colours, of which the numbers are taken, as of labels"
+    else:
+        return
+    note_once(f"{path}: values are taken as they are stored: {what}; write raw in grey, 0 as black")
+
+
+def _is_grey(palette: np.ndarray) -> bool:
+    """Whether a palette (3, numbers) is of greys, the brighter ones behind."""
+    red = palette[0].astype(int)
+    return bool((palette == palette[0]).all() and (np.diff(red) >= 0).all())
 
 
 @contextlib.contextmanager
@@ -173,6 +201,11 @@ class Pages(Voxels):
         page = self._pages[number]
         if page is None:
             raise UserError(f"{self.path}: page {number + 1} is missing; write the file again")
+        if page.parent is not self._tiff:
+            raise UserError(
+                f"{self.path}: page {number + 1} is in another file of its OME series; write the "
+                "series as one file"
+            )
         return page
 
     def _decoded(self, page: Any, segment: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from common.data.volumes import adapted, codecs, metadata, zarray
 from common.data.volumes.level import Level
 from common.data.volumes.metadata import LevelMetadata
 from common.data.volumes.sources import chunked
-from common.data.volumes.sources.image import Image, by_attributes
+from common.data.volumes.sources.image import Image, by_attributes, check_order
 from common.data.volumes.sources.place import Place
 from common.data.volumes.sources.remote import Address
 from common.errors import UserError
@@ -44,7 +44,9 @@ def open_plain(place: Place) -> Image:
             f"{path}: {len(described.shape)} axes; put it into an OME-NGFF 0.4 group, which names "
             "them, or write an array of three, z, y, x"
         )
-    scale, translation = by_attributes(_attributes(path))
+    attributes = _attributes(path)
+    check_order(path, attributes)
+    scale, translation = by_attributes(path, attributes)
     in_image = "multiscales" in _attributes(path.parent)
     if scale is None and in_image and not place.voxel_size:
         raise UserError(f"{path}: an array; write the group that it is in, {path.parent}")

@@ -13,7 +13,7 @@ from common.data.volumes import metadata
 from common.data.volumes.level import Level
 from common.data.volumes.sources import chunked
 from common.data.volumes.sources.chunked import Chunked, FileOf
-from common.data.volumes.sources.image import Image, by_attributes, single
+from common.data.volumes.sources.image import Image, by_attributes, check_order, single
 from common.data.volumes.sources.place import Place
 from common.errors import UserError
 
@@ -27,7 +27,8 @@ def open_volume(place: Place) -> Image:
     attributes = about.get("attributes") or {}
     if about.get("node_type") == "array":
         array = _array(path, about, ())
-        scale, translation = by_attributes(attributes)
+        check_order(path, {**attributes, "dimension_names": about.get("dimension_names")})
+        scale, translation = by_attributes(path, attributes)
         stamp = chunked.stamp(about)
         return single(path, array, scale=scale, translation=translation, stamp=stamp)
     try:
