@@ -175,9 +175,9 @@ class Raw:
         """Say where raw uses little of its range, or lies beyond it."""
         stored = self.level.array.dtype
         if cut_off > MOST_CUT_OFF:
-            low, high = self.raw_range
+            chosen = ", ".join(f"{value:g}" for value in self.raw_range)
             note_once(
-                f"{self.level.path}: raw_range = ({low:g}, {high:g}) makes {cut_off:.0%} of what "
+                f"{self.level.path}: raw_range = ({chosen}) makes {cut_off:.0%} of what "
                 f"is {where} black or white; set the range of this raw"
             )
             return

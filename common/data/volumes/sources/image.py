@@ -190,15 +190,12 @@ def _axis_names(written: Any) -> list[str]:
         try:
             written = json.loads(written)
         except ValueError:
-            written = list(written) if isinstance(written, str) else []
+            written = list(written) if set(written) <= set("tczyx") else []
     if isinstance(written, Mapping):
         axes = written.get("axes")
-        written = [axis.get("key") for axis in axes] if _are_objects(axes) else []
+        objects = axes if isinstance(axes, list) else []
+        written = [axis.get("key") for axis in objects if isinstance(axis, Mapping)]
     return [name.lower() for name in _texts(written)]
-
-
-def _are_objects(written: Any) -> bool:
-    return isinstance(written, list) and all(isinstance(one, Mapping) for one in written)
 
 
 def _texts(written: Any) -> list[str]:
