@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.data.volumes.level import Level, Voxels
-from common.data.volumes.metadata import LARGEST_EM_NM, NM_PER_UNIT, SMALLEST_EM_NM
+from common.data.volumes.metadata import LARGEST_EM_NM, NM_PER_UNIT, SMALLEST_EM_NM, SPACE
 from common.errors import UserError
 from common.talk import nm, note_once
 
