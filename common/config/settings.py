@@ -146,7 +146,8 @@ class TrainConfig:
     excludes it is positive."""
     infer_groups: bool = True
     """Infer a class that is not annotated: positive where an annotated part of it is positive,
-    negative where all of its parts, or a group that contains it, are negative."""
+    negative where all of its parts, or a group that contains it, are negative. Crops that annotate
+    parts of a learnt class alone train, too."""
     exclusive_classes: tuple[str, ...] = ()
     """Classes that never share a voxel, beside those that the class table keeps apart: where one is
     positive the others are negative. For classes of your own, `("axon", "border")`."""

@@ -7,8 +7,8 @@ gives the same voxels in a block as in the whole volume, provided that windows s
 of its pooling.
 Where windows do not agree on the voxels that they share (padding, normalisation over the window),
 each voxel is the mean over overlapping windows, weighted by a Gaussian about their centres as in
-nnU-Net (Isensee et al. 2021); the windows stand on one lattice over the volume, so that blocks meet
-without seams.
+nnU-Net (Isensee et al. 2021). All windows stand on one lattice over the volume, wherever a box of
+it begins: blocks meet without seams, and a box has the values that the whole volume has there.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data.samples import loaders
+from common.data.samples.rows import that_count
 from common.data.splits import split
 from common.data.splits.regions import Region
 from common.data.volumes.records import PredictionRecord
@@ -234,7 +234,7 @@ def _trained_on(config: TrainConfig, data_root: Path, saved: Any) -> frozenset[s
     except (UserError, FileNotFoundError):
         return None
     # the file may have been written anew since
-    rows = loaders.that_count(rows, config)
+    rows = that_count(rows, config, lambda: saved["split_hash"])
     if split.split_hash(rows) != saved["split_hash"]:
         return None
     return frozenset(row.name for row in rows if row.usage == "train")

@@ -225,7 +225,7 @@ def _made_of(joint: Joint, row: Row) -> dict[str, Any]:
     stamps = {}
     for name in row.annotated:
         volume = row.class_volume(name)
-        stamps[name] = stamp_of_labels(volume, ngff.open_levels(volume)[0])
+        stamps[name] = stamp_of_labels(volume)
     made_of = {
         "networks": {member.name: member.sha256 for member in joint.members},
         "annotation": stamps,

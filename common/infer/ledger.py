@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.data.volumes.records import (
     DETERMINING,
@@ -25,7 +26,7 @@ from common.data.volumes.records import (
 )
 from common.errors import UserError
 from common.provenance import PACKAGES
-from common.talk import note
+from common.talk import note, some
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def unfinished(
     """The classes under `folder` that are not there as `wanted`, and whole.
 
     With `overwrite` those that are whole too: what they were made of may have changed in ways that
-    no record tells, as raw does of which chunks were missing. What was begun alike is gone on with.
+    no record tells, as where one chunk of raw was missing. What was begun alike is gone on with.
     Raises UserError where something stands in the place of one that may not be replaced.
     """
     left = []
@@ -128,6 +129,11 @@ def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
             texts += _differing(was, now)
         else:
             texts.append(f"{name} was {str(was)[:80]} and is {str(now)[:80]}")
+    if stored.has_other_raw(wanted):
+        beside = f" or of {some(list(wanted.input_channels))}" if wanted.input_channels else ""
+        texts.append(
+            f"the voxels of {wanted.raw}{beside} are others now: replaced, or fetched since"
+        )
     return "; ".join(texts)
 
 
@@ -139,8 +145,11 @@ def _differing(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return texts
 
 
-def is_processed(group: Path, wanted: ProcessedRecord) -> bool:
-    """Whether a processed class is there as `wanted`, and whole. One that is damaged is noted."""
+def is_processed(group: Path, wanted: ProcessedRecord, predictions: Path) -> bool:
+    """Whether a processed class is there as `wanted`, and whole. One that is damaged is noted.
+
+    predictions: folder of those of its box.
+    """
     if is_damaged(group):
         note(f"{group}: its .zattrs cannot be read; processed again")
         return False
@@ -149,7 +158,29 @@ def is_processed(group: Path, wanted: ProcessedRecord) -> bool:
         return False
     if not stored.prediction.is_same(wanted.prediction):
         return False
+    if changed_channels(stored, predictions):
+        return False
     return is_finished(group) and not lost_chunks(group)
+
+
+def changed_channels(stored: ProcessedRecord, predictions: Path) -> list[str]:
+    """The other channels that a processed class was made of and that were predicted anew since.
+
+    One that is not there any more is none: predictions are large, and may be removed.
+
+    predictions: folder of those of its box.
+    """
+    changed = []
+    for name, was in (stored.channels or {}).items():
+        now = read_prediction(predictions / name)
+        if now is not None and was != state_of(now):
+            changed.append(name)
+    return changed
+
+
+def state_of(prediction: PredictionRecord) -> dict[str, Any]:
+    """What tells a prediction from others, and from a later one by `--overwrite`."""
+    return {"key": prediction.key, "made": prediction.made}
 
 
 def refuse_stale(
@@ -157,6 +188,8 @@ def refuse_stale(
     stored: ProcessedRecord,
     wanted: ProcessedRecord,
     prediction: PredictionRecord | None,
+    *,
+    predictions: Path,
 ) -> None:
     """Raises UserError for a processed class that would now be made otherwise.
 
@@ -166,6 +199,7 @@ def refuse_stale(
         wanted: what it would say now, made of the same prediction.
         prediction: the one that is there now. None where there is none: predictions are large, and
             may be removed when they are processed.
+        predictions: folder of those of its box.
     """
     if stored.key != wanted.key:
         raise UserError(
@@ -174,6 +208,12 @@ def refuse_stale(
         )
     if prediction is not None and not prediction.is_same(stored.prediction):
         raise UserError(f"{group}: made of another prediction than there is now; run process again")
+    changed = changed_channels(stored, predictions)
+    if changed:
+        raise UserError(
+            f"{group}: made of other predictions of {some(changed)} than there are now; run "
+            "process again"
+        )
 
 
 class Journal:

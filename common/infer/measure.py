@@ -24,6 +24,7 @@ from common.data.volumes.objects import Objects, objects_of
 from common.errors import FileError
 from common.infer import crew as crew_module
 from common.infer.crew import Crew, never
+from common.infer.made_by import engine_hash, refuse_other_engine
 
 BLOCK = 128
 """Edge in voxels of what is measured at once, in whole chunks."""
@@ -178,7 +179,7 @@ def _by_crew(
     # open files cannot be sent
     sent = [(one.name, one.volume, one.is_mask, one.touches) for one in classes]
     failures = crew.run(
-        partial(opened_parts, sent),
+        partial(opened_parts, sent, engine_hash()),
         numbers,
         done=done,
         tell=lambda _: None,
@@ -190,9 +191,13 @@ def _by_crew(
 
 
 def opened_parts(
-    sent: Sequence[tuple[str, str, bool, bool]], numbers: Sequence[int]
+    sent: Sequence[tuple[str, str, bool, bool]], engine: str, numbers: Sequence[int]
 ) -> Iterator[tuple[int, Part]]:
-    """What some blocks measure, in a worker, which opens the volumes itself."""
+    """What some blocks measure, in a worker, which opens the volumes itself.
+
+    engine: as of `engine_hash`, of the caller.
+    """
+    refuse_other_engine(engine)
     classes = []
     for name, volume, is_mask, touches in sent:
         classes.append(Labels(name, open_levels(volume)[0], is_mask, touches, volume))

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.config.instance_options import takes_channels
 from common.data.volumes.box import slices
-from common.data.volumes.records import ProcessedRecord
+from common.data.volumes.records import PredictionRecord, ProcessedRecord, read_prediction
 from common.errors import FileError, UserError
 from common.files import key_of
 from common.infer import functions, instances
 from common.infer import volume as volume_module
 from common.infer.boxes import Box, corners, ends
 from common.infer.crew import Crew
+from common.infer.ledger import state_of
+from common.infer.made_by import engine_hash, refuse_other_engine
 from common.infer.prediction import Channels, Prediction, Probability, open_prediction
-from common.infer.recipe import Recipe, engine_hash, read_recipe
+from common.infer.recipe import Recipe, read_recipe
 from common.infer.stages import Place, Stages
 from common.infer.volume import Block, BlockWork, Volume
 
@@ -44,6 +48,8 @@ class Making:
     """Progress, in voxels."""
     crew: Crew | None = None
     """Workers; None is this process."""
+    read: dict[str, PredictionRecord] = field(default_factory=dict)
+    """The records of other predictions that `objects` read, by name; it puts them in."""
 
     @property
     def block(self) -> np.ndarray:
@@ -66,7 +72,7 @@ def objects(making: Making, *, scratch: Path | None = None, stages: Stages | Non
     if making.recipe.settings.instance_func is None:
         return instances.connected_components(is_class)
     probability = replace(is_class, array=Probability(making.prediction))
-    channels = Channels(making.prediction, is_class)
+    channels = Channels(making.prediction, is_class, making.read)
     ids = functions.ids(making.recipe, making.name, is_class, probability, channels)
     return ids if ids.dtype.kind != "b" else instances.connected_components(ids)
 
@@ -181,9 +187,23 @@ def stages_of(making: Making, folder: Path, record: ProcessedRecord) -> Stages |
     if making.crew is None and math.prod(grid.shape) <= volume_module.IN_MEMORY:
         return None
     made = record.prediction.made
-    key = key_of([record.key, made, making.block.tolist(), engine_hash()])
+    content = [record.key, made, making.block.tolist(), engine_hash()]
+    function = making.recipe.settings.instance_func
+    if function is not None and takes_channels(function):
+        content.append(_states_beside(making.prediction))
+    key = key_of(content)
     place = Place(folder, making.name, grid, key)
     return Stages(place, making.crew, prepare=partial(_recipe_of, Source.of(making)))
+
+
+def _states_beside(prediction: Prediction) -> dict[str, Any]:
+    """Of all predictions of a box; which ones a function reads is known when it has run."""
+    states = {}
+    for path in sorted(prediction.level.path.parent.parent.glob("*/.zattrs")):
+        record = read_prediction(path.parent)
+        if record is not None:
+            states[path.parent.name] = state_of(record)
+    return states
 
 
 @dataclass(frozen=True)
@@ -193,6 +213,8 @@ class Source:
     config_path: Path
     """process_config.py, or what process_config_path names."""
     code: str
+    engine: str
+    """As of `common.infer.made_by.engine_hash`."""
     name: str
     threshold: float
     predicted: Path
@@ -204,15 +226,17 @@ class Source:
         return cls(
             recipe.path,
             recipe.code,
+            engine_hash(),
             making.name,
-            recipe.threshold(making.name),
+            threshold=recipe.threshold(making.name),
             predicted=making.prediction.level.path.parent,
         )
 
 
 @lru_cache(maxsize=1)
 def _recipe_of(source: Source) -> Recipe:
-    """The recipe in a worker. Raises FileError for another than the caller's."""
+    """The recipe in a worker. Raises FileError for another than the caller's, or another engine."""
+    refuse_other_engine(source.engine)
     recipe = read_recipe(source.config_path)
     if recipe.code != source.code:
         raise FileError(

@@ -21,6 +21,7 @@ from common.files import mark
 from common.infer import package, sharing, status
 from common.infer.crew import Crew, Failure, Tally
 from common.infer.ensemble import load_network
+from common.infer.made_by import predicting_hash, refuse_other_predicting
 from common.infer.network import Network
 from common.infer.planes import AUTO, OWN, with_planes
 from common.infer.status import Progress
@@ -74,6 +75,8 @@ class Part:
     folder: Path
     key: str
     """Of the caller's record: blocks of other weights or other raw do not belong together."""
+    code: str
+    """As of `common.infer.made_by.predicting_hash`, likewise."""
     block_shape: tuple[int, ...]
     mark: str
     """What the lock of the folder says while the caller is alive."""
@@ -130,6 +133,7 @@ def _part_of(work: Work, source: Source) -> Part:
         classes=tuple(volume.path.name for volume in work.volumes),
         folder=work.folder,
         key=describe(work.network, work.region, work.plan, work.output).key,
+        code=predicting_hash(),
         block_shape=work.plan.block_shape,
         mark=mark(),
     )
@@ -161,6 +165,7 @@ def _open_work(part: Part) -> Work:
     network, config = _network_of(part.source)
     plan = make_plan(network, config, part.region, part.output, largest=part.largest)
     key = describe(network, part.region, plan, part.output).key
+    refuse_other_predicting(part.code)
     if key != part.key or plan.block_shape != part.block_shape:
         raise FileError(
             f"{socket.gethostname()}: this worker would give other voxels than its caller's "

@@ -27,6 +27,9 @@ SAME_SCALE = 1e-6
 ROUNDING = 1e-6
 """Of a voxel: what rounding of nm leaves of a whole number."""
 
+ON_VOXEL = 1e-3
+"""Of a voxel: a corner that lies less beside one lies on it."""
+
 
 @dataclass(frozen=True)
 class BlockPlan:
@@ -39,7 +42,7 @@ class BlockPlan:
     raw: Raw
     window: Window
     grid: Grid
-    """What is written. The network's own voxels begin at its lower corner too."""
+    """What is written. Voxels of the network are counted from its lower corner too."""
     block_shape: tuple[int, ...]
     """Written voxels that are computed at a time, whole chunks."""
     chunk_shape: tuple[int, ...]
@@ -71,15 +74,35 @@ class BlockPlan:
         start = np.array(np.unravel_index(number, self.counts)) * self.block_shape
         return start, np.minimum(start + self.block_shape, self.grid.shape)
 
+    @property
+    def from_corner(self) -> np.ndarray:
+        """(3,) voxels of the network from the volume's corner to the lower corner of `grid`.
+
+        Windows are counted from the volume's corner: a network that pools gives other values where
+        its poolings fall otherwise, and a box is to have those of the whole volume. 0 along an axis
+        where the corner lies between two such voxels: there is nothing to agree with.
+        """
+        return _voxels_between(self.raw.grid, self.grid, self.window)
+
     def network_box(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The network's voxels that a block is made of, from a whole unit of the window on."""
+        """The network's voxels that a block is made of.
+
+        From a whole unit of the window on, unless its windows overlap anyway.
+        """
         start, stop = self.output_box(number)
         if self.resampled:
             ratio = self.grid.scale / self.window.output.scale
             # one more on each side: linear interpolation takes the next voxel too
             start = np.floor(start * ratio - 1 + ROUNDING).astype(int)
             stop = np.ceil(stop * ratio + 1 - ROUNDING).astype(int)
-        return start // self.window.unit * self.window.unit, stop
+        elif not self.window.agree:
+            return start, stop
+        return self._at_multiple(start, self.window.unit), stop
+
+    def _at_multiple(self, first: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """The nearest voxel at or before `first` that is whole steps from the volume's corner."""
+        beyond = self.from_corner
+        return (first + beyond) // step * step - beyond
 
     def window_starts(self, number: int) -> list[range]:
         """Along each axis, where the windows of a block start, in voxels of the network."""
@@ -88,8 +111,8 @@ class BlockPlan:
         first, last = self.network_box(number)
         if not self.window.agree:
             # on one lattice over the whole volume, so that a voxel is the mean over the same
-            # windows in any block: all windows that reach into this one
-            first = ((first - size) // stride + 1) * stride
+            # windows in any block of any box: all windows that reach into this one
+            first = self._at_multiple(first - size, stride) + stride
         axes = zip(first.tolist(), last.tolist(), stride.tolist(), strict=True)
         return [range(start, stop, step) for start, stop, step in axes]
 
@@ -178,7 +201,8 @@ def plan_blocks(
     lengths = [_lengths(n, limit, unit) for n, limit, unit in axes]
     block = tuple(along.block for along in lengths)
     if window.agree:
-        window = _window_of_block(window, block, ratio, resampled)
+        beyond = _voxels_between(raw.grid, grid, window)
+        window = _window_of_block(window, block, ratio, resampled, beyond=beyond)
     chunk = tuple(along.chunk for along in lengths)
     return BlockPlan(raw, window, grid, block_shape=block, chunk_shape=chunk, largest=largest)
 
@@ -190,14 +214,35 @@ def in_same_blocks(plan: BlockPlan, raw: Raw, window: Window) -> BlockPlan:
     """
     if window.agree:
         ratio = plan.grid.scale / window.output.scale
-        window = _window_of_block(window, plan.block_shape, ratio, plan.resampled)
+        beyond = _voxels_between(raw.grid, plan.grid, window)
+        window = _window_of_block(window, plan.block_shape, ratio, plan.resampled, beyond=beyond)
     return replace(plan, raw=raw, window=window)
 
 
+def _voxels_between(volume: Grid, grid: Grid, window: Window) -> np.ndarray:
+    """As of `BlockPlan.from_corner`. volume: the raw's."""
+    distance = (grid.box()[0] - volume.box()[0]) / window.output.scale
+    whole = np.rint(distance)
+    return np.where(np.abs(distance - whole) < ON_VOXEL, whole, 0).astype(int)
+
+
 def _window_of_block(
-    window: Window, block: Sequence[int], ratio: np.ndarray, resampled: bool
+    window: Window,
+    block: Sequence[int],
+    ratio: np.ndarray,
+    resampled: bool,
+    *,
+    beyond: np.ndarray,
 ) -> Window:
-    """The window, grown to give a whole block. ratio: network's voxels that a written one takes."""
+    """The window, grown to give a whole block.
+
+    Args:
+        window: of the network.
+        block: written voxels.
+        ratio: network's voxels that a written one takes.
+        resampled: whether that is another number than 1.
+        beyond: as `BlockPlan.from_corner`.
+    """
     needed = np.array(block)
     if resampled:
         # the voxel before and behind that interpolation takes, one for rounding, and up to a unit
@@ -206,6 +251,9 @@ def _window_of_block(
     elif (needed % window.unit).any():
         # blocks of another network's units: windows start up to a unit before them
         needed = needed + window.unit - 1
+    else:
+        # windows start before each block by as many voxels as the box does behind a whole unit
+        needed = needed + beyond % window.unit
     return window.holding(-(-needed // window.unit) * window.unit)
 
 
@@ -250,6 +298,6 @@ def _on_raw(lower: np.ndarray, grid: Grid, taken: Patch) -> np.ndarray:
     which it has not seen in training.
     """
     first = (lower - grid.box()[0]) / grid.scale
-    beyond = (first - np.floor(first + 1e-3)) * grid.scale
+    beyond = (first - np.floor(first + ON_VOXEL)) * grid.scale
     same = np.isclose(taken.scale, grid.scale, rtol=SAME_SCALE)
     return lower - np.where(same, beyond, 0)

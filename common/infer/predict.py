@@ -38,6 +38,7 @@ from common.infer.work import (
     never,
     plan_of_edge,
     with_own,
+    with_raw,
 )
 from common.infer.writer import writing
 from common.talk import count, nm, note, say, voxels
@@ -168,6 +169,8 @@ def _need(run: Run, region: Region, classes: Sequence[str]) -> Need:
     plan = plan_of_edge(run.network, raw, region, output, edge=SMALLEST_BLOCK)
     plan = with_own(plan, run.network, region)
     wanted = describe(run.network, region, plan, output)
+    if folder.is_dir():
+        wanted = with_raw(wanted, plan)
     try:
         left = ledger.unfinished(folder, classes, wanted, run.overwrite).classes
     except UserError:
@@ -197,8 +200,8 @@ def predict_region(run: Run, region: Region, classes: Sequence[str]) -> Path:
     folder = run.folder_of(region)
     output = run.output_of(region)
     plan = make_plan(run.network, run.config, region, output, sharers=run.sharers)
+    wanted = with_raw(describe(run.network, region, plan, output), plan)
     with writing(folder), sharing.sole_worker(folder, "predicting"):
-        wanted = describe(run.network, region, plan, output)
         left = ledger.unfinished(folder, classes, wanted, run.overwrite)
         if not left.classes:
             series.complete([folder / name for name in classes])

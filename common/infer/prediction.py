@@ -114,9 +114,16 @@ class Channels(Mapping[str, Volume]):
     Which are derived channels and other classes, of the network that predicted this class.
     """
 
-    def __init__(self, prediction: Prediction, like: Volume):
+    def __init__(
+        self,
+        prediction: Prediction,
+        like: Volume,
+        read: dict[str, PredictionRecord] | None = None,
+    ):
+        """read: gets the records of those that are asked for."""
         self.prediction = prediction
         self.like = like
+        self.read = {} if read is None else read
         self.folder = prediction.level.path.parent.parent
 
     def __getitem__(self, name: str) -> Volume:
@@ -132,6 +139,7 @@ class Channels(Mapping[str, Volume]):
             raise UserError(f"{path}: predicted by another checkpoint; run predict --overwrite")
         if not _are_equal(channel.grid, self.prediction.grid):
             raise UserError(f"{path}: of other voxels than the class; run predict --overwrite")
+        self.read[name] = channel.record
         return replace(self.like, array=Probability(channel))
 
     def __iter__(self) -> Iterator[str]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
@@ -30,17 +30,18 @@ from common.data.volumes.ngff import Grid
 from common.data.volumes.records import PredictionRecord, ProcessedRecord
 from common.data.volumes.sources.place import bare
 from common.errors import Incomplete, UserError, collect
-from common.files import key_of
+from common.files import REPOSITORY, key_of
 from common.infer import cluster, instances, ledger, one_class, sharing, status
 from common.infer.crew import Crew
 from common.infer.engine import IN_THIS_PROCESS, Engine
+from common.infer.made_by import engine_hash
 from common.infer.one_class import Making
 from common.infer.prediction import Prediction, note_older_weights, open_prediction
 from common.infer.recipe import Recipe, load_recipe
 from common.infer.stages import clear_stages
 from common.infer.volume import EVERYWHERE, Stages, Volume
 from common.infer.writer import writing
-from common.provenance import now
+from common.provenance import now, provenance
 from common.talk import count, note, note_once, progress, say, some
 
 Predicted: TypeAlias = tuple[Region, dict[str, Prediction]]
@@ -178,7 +179,7 @@ def process_region(
     folder = region.folder(root)
     records_of = {name: describe(recipe, name, p.record) for name, p in predictions.items()}
     with writing(folder), sharing.sole_worker(folder, "processing"):
-        left = _left(folder, records_of, overwrite)
+        left = _left(folder, records_of, _folder_of(predictions), overwrite)
         if not left:
             status.clear(folder)
             series.complete([folder / name for name in records_of])
@@ -193,16 +194,24 @@ def process_region(
     return folder
 
 
-def _left(folder: Path, wanted: Mapping[str, ProcessedRecord], overwrite: bool) -> list[str]:
-    """The classes that are not there as they would be made now."""
+def _folder_of(predictions: Mapping[str, Prediction]) -> Path:
+    """Where the predictions of a box are."""
+    return next(iter(predictions.values())).level.path.parent.parent
+
+
+def _left(
+    folder: Path, wanted: Mapping[str, ProcessedRecord], predictions: Path, overwrite: bool
+) -> list[str]:
+    """The classes that are not there as they would be made now. predictions: folder of theirs."""
     left = []
     for name, record in wanted.items():
         _refuse_foreign(folder / name)
-        if overwrite or not ledger.is_processed(folder / name, record):
+        if overwrite or not ledger.is_processed(folder / name, record, predictions):
             left.append(name)
         else:
             # of a call with --overwrite that was killed
             clear_stages(folder, name)
+            _note_other_engine(folder / name, record)
     return left
 
 
@@ -218,6 +227,23 @@ def _refuse_foreign(group: Path) -> None:
         raise UserError(
             f"{group}: not written by process; set another processed_path, or remove it"
         )
+
+
+def _note_other_engine(group: Path, wanted: ProcessedRecord) -> None:
+    """Say where a class that stays was made by another version of this program."""
+    stored = records.read_processed(group)
+    if stored is None or stored.engine is None or stored.engine == wanted.engine:
+        return
+    was = str(stored.commit)[:12]
+    now = str(wanted.commit)[:12]
+    commits = f"commit {was}, now {now}"
+    if was == now:
+        commits = f"commit {now} with other changes, or other libraries"
+    # without the name of the box, so that it is said once for all
+    note_once(
+        f"volumes that were made by another version of this program ({commits}) stay as they are; "
+        "write --overwrite to make them by this one"
+    )
 
 
 def _process_classes(
@@ -254,6 +280,7 @@ def process_class(making: Making, *, folder: Path, record: ProcessedRecord) -> N
     stages = one_class.stages_of(making, folder, record)
     if making.recipe.makes_objects(making.name):
         volume = one_class.objects(making, scratch=folder, stages=stages)
+        record = replace(record, channels=_states(making.read))
         # only now: how many objects there are says how many bytes an id takes
         dtype = instances.smallest_dtype(instances.largest(volume))
         _write(volume, path, making.prediction, dtype, record)
@@ -267,6 +294,11 @@ def process_class(making: Making, *, folder: Path, record: ProcessedRecord) -> N
     ngff.finish_multiscale(path, grid, ngff.pyramid(grid), ngff.pick)
     if stages is not None:
         stages.place.clear()
+
+
+def _states(read: Mapping[str, PredictionRecord]) -> dict[str, dict[str, Any]] | None:
+    """What tells the predictions that were read from others, by name; None without any."""
+    return {name: ledger.state_of(record) for name, record in sorted(read.items())} or None
 
 
 def _write(  # noqa: PLR0917
@@ -339,6 +371,8 @@ def describe(recipe: Recipe, name: str, prediction: PredictionRecord) -> Process
         instances=recipe.makes_objects(name),
         options=recipe.options.get(name),
         prediction=prediction,
+        engine=engine_hash(),
+        commit=provenance(REPOSITORY)["commit"],
     )
     return record.with_key(name)
 
@@ -362,7 +396,7 @@ def check_processed(
     records.refuse_lost_chunks(processed, "process")
     wanted = describe(recipe, name, stored.prediction)
     prediction = open_prediction(predicted).record if predicted.is_dir() else None
-    ledger.refuse_stale(processed, stored, wanted, prediction)
+    ledger.refuse_stale(processed, stored, wanted, prediction, predictions=predicted.parent)
     return stored
 
 

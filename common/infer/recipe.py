@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -16,22 +15,9 @@ from common.config.instance_options import defaults
 from common.config.load import load_process_config
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError, refuse
-from common.files import key_of, sha256_of_file
-from common.provenance import versions_of
+from common.files import sha256_of_file
+from common.infer.made_by import IMPORT_ROOT
 from common.talk import note_once, some
-
-# not files.REPOSITORY, which of an installed package is the working folder
-IMPORT_ROOT = Path(__file__).resolve().parents[2]
-"""Folder that `common` is imported from."""
-
-ROOMS = ("data", "infer")
-"""Of this package: what makes volumes of predictions lies in them."""
-
-LIBRARIES = (
-    *("numpy", "scipy", "numba", "torch", "zarr", "scikit-image", "connected-components-3d"),
-    *("edt", "fastremap", "mwatershed"),
-)
-"""Whose versions can change what comes of a block."""
 
 DEFAULT = 0.5
 """Threshold of a class that has none."""
@@ -251,17 +237,3 @@ def code_hash(path: Path) -> str:
     # sorted, since names do not count
     digests = sorted(sha256_of_file(file) for file in files)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-@functools.cache
-def engine_hash() -> str:
-    """Hash of our code and the libraries that make masks and objects, as they were at first.
-
-    What an earlier version left half-made is not gone on with. Whole volumes stay whatever the
-    version: their key is `ProcessedRecord.with_key`.
-    """
-    files: list[Path] = []
-    for room in ROOMS:
-        files += (IMPORT_ROOT / "common" / room).rglob("*.py")
-    digests = [sha256_of_file(file) for file in sorted(files)]
-    return key_of([digests, versions_of(LIBRARIES)])

@@ -26,6 +26,7 @@ from common.data.volumes import series
 from common.data.volumes.raw import Raw
 from common.data.volumes.records import PredictionRecord
 from common.errors import FileError, UserError
+from common.files import key_of
 from common.infer import encode, planes
 from common.infer.blocks import Member, Verdict, oriented, windows_at_once
 from common.infer.conveyor import BlockValues, compute_blocks
@@ -247,6 +248,17 @@ def describe(network: Network, region: Region, plan: BlockPlan, output: Output) 
     return record.with_key()
 
 
+def with_raw(record: PredictionRecord, plan: BlockPlan) -> PredictionRecord:
+    """What a prediction will say, also of the raw that it is made of, of which a little is read.
+
+    Of what the network gets beside raw, too.
+    """
+    box = plan.grid.box()
+    volumes = [plan.raw, *(channel.raw for channel in plan.channels)]
+    samples = [raw.sample_key(*box) for raw in volumes]
+    return replace(record, raw_sample=key_of(samples))
+
+
 def _scaling_record(plans: Sequence[BlockPlan]) -> dict[str, Any] | None:
     """How raw is normalised for each network, as a prediction has it on record."""
     records = [plan.scaling.record() if plan.scaling else None for plan in plans]
@@ -301,7 +313,7 @@ def begin(
 ) -> Work:
     """Open the classes of a box for writing, and see which blocks an earlier call left."""
     record = replace(
-        describe(network, region, plan, output),
+        with_raw(describe(network, region, plan, output), plan),
         largest_block=plan.largest,
         trained_on=_was_trained_on(network, region),
         made=now(),

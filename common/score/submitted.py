@@ -87,24 +87,39 @@ def _truths(job: SubmittedCrop) -> Iterator[Truth]:
         if name.endswith("_mask"):
             continue
         array = arrays.open_array(group, name, folder / name)
-        mask = None
-        mask_name = f"{name}_mask"
-        if mask_name in group:
-            masked = arrays.open_array(group, mask_name, folder / mask_name)
-            mask = arrays.read_array(masked, folder / mask_name)
-            if mask.shape != array.shape:
-                raise UserError(
-                    f"{folder / mask_name}: of shape {mask.shape}, and {name} of {array.shape}; "
-                    "write it on the voxels of the truth"
-                )
+        level = _level(array, folder / name)
         yield Truth(
             crop=job.crop,
             name=name,
-            level=_level(array, folder / name),
+            level=level,
             is_instance=name in job.instances,
-            mask=mask,
+            mask=_mask_of(level, group),
             version=job.version,
         )
+
+
+def _mask_of(truth: Level, group: zarr.Group) -> np.ndarray | None:
+    """Where a truth counts; None where it does everywhere.
+
+    Raises UserError for a mask of other voxels than those of the truth.
+    """
+    path = truth.path.with_name(f"{truth.path.name}_mask")
+    if path.name not in group:
+        return None
+    array = arrays.open_array(group, path.name, path)
+    if tuple(array.shape) != tuple(truth.array.shape):
+        raise UserError(
+            f"{path}: shape {tuple(array.shape)}, and the truth {truth.path}, of which it says "
+            f"where it counts, has {tuple(truth.array.shape)}; write both on the same voxels"
+        )
+    for name, place in (("voxel_size", truth.scale), ("translation", truth.translation)):
+        said = array.attrs.get(name)
+        if arrays.is_place(said) and not np.allclose(said, place, rtol=1e-3, atol=1e-3):
+            raise UserError(
+                f"{path}: {name} {said}, and the truth {truth.path}, of which it says where it "
+                f"counts, has {place.tolist()}; write both on the same voxels"
+            )
+    return arrays.read_array(array, path)
 
 
 def _judge_class(job: SubmittedCrop, truth: Truth, packed: zarr.Group) -> Evaluation:

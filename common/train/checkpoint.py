@@ -76,6 +76,7 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
         "split_hash": split_hash,
         "block_order": BLOCK_ORDER,
         "labels": state.labels,
+        "raws": state.raws,
     } | runtime.random_state()
     for name in SAVED_NUMBERS:
         content[name] = getattr(state, name)

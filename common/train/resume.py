@@ -134,18 +134,31 @@ def raw_scalings(config: TrainConfig) -> Scalings:
     """Return how the run that load_model continues normalised its raw; {} if it is to begin."""
     if config.raw_normalization == "range":
         return {}
-    own = _own(config)
-    if not own:
-        return {}
     found: list[Scalings] = []
 
     def take(path: Path, saved: dict[str, Any]) -> None:
         with _restoring(path, "raw_scalings"):
             found.append(scalings_in(saved))
 
-    # the same in all checkpoints of a run: what else is in this one is read by resume
-    _newest_good(own, config, take, weights_file.read_without_tensors)
-    return found[0]
+    _look(config, take)
+    return found[0] if found else {}
+
+
+def split_hash_of(config: TrainConfig) -> str:
+    """Return the hash of the crops that the run was begun with; "" if it is to begin."""
+    found: list[str] = []
+    _look(config, lambda _, saved: found.append(saved["split_hash"]))
+    return found[0] if found else ""
+
+
+def _look(config: TrainConfig, take: Callable[[Path, dict[str, Any]], None]) -> None:
+    """Take what is the same in all checkpoints of a run, if it is to go on.
+
+    What else is in this one is read by resume.
+    """
+    own = _own(config)
+    if own:
+        _newest_good(own, config, take, weights_file.read_without_tensors)
 
 
 def _own(config: TrainConfig) -> list[Path]:
@@ -205,7 +218,8 @@ def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) 
         _restore_criterion(state, saved, path)
         changes = _restore(config, state, saved, path)
         _note_other_order(path, state, saved)
-        _note_other_labels(path, state, saved)
+        _note_others(path, saved, "labels", now=state.labels)
+        _note_others(path, saved, "raws", now=state.raws)
         note_other_code(path, saved, config)
 
     path, unreadable = _newest_good(own, config, restore, weights_file.read)
@@ -400,14 +414,19 @@ def _restore_average(state: State, saved: dict[str, Any]) -> str:
     return "the weights are averaged from here on"
 
 
-def _note_other_labels(path: Path, state: State, saved: dict[str, Any]) -> None:
-    """Say which crops have been annotated otherwise since the checkpoint was written."""
-    before = saved.get("labels") or {}
-    with _restoring(path, "labels"):
-        others = [name for name, key in state.labels.items() if before.get(name, key) != key]
+def _note_others(path: Path, saved: dict[str, Any], part: str, *, now: dict[str, str]) -> None:
+    """Say which crops have other labels, or other raw, than when the checkpoint was written.
+
+    part: "labels" or "raws", of the checkpoint. now: what tells those of each crop from others.
+    """
+    # a checkpoint from before raw was looked at does not say which it was
+    before = saved.get(part) or {}
+    with _restoring(path, part):
+        others = [name for name, key in now.items() if before.get(name, key) != key]
     if others:
+        what = "labels" if part == "labels" else "voxels of raw or input channels"
         note(
-            f"{path}: the labels of {some(others)} are others since it was written; it goes on "
+            f"{path}: the {what} of {some(others)} are others since it was written; it goes on "
             "with those of now, and epochs before and after, of which one is the best, cannot be "
             "compared: another run_name begins anew"
         )

@@ -116,7 +116,9 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     model, about_network = build_network(config, device)
 
     with ranks.first_on_this_machine():  # the others find decoded crops
-        data = loaders.open_data(config, resume.raw_scalings(config))
+        data = loaders.open_data(
+            config, resume.raw_scalings(config), partial(resume.split_hash_of, config)
+        )
     frequencies = measure(config, data, device)
     weights = frequencies.weights(config, loss)
     if config.init_output_to_prior:
@@ -300,6 +302,7 @@ def first_state(
         raw_scalings={name: scaling.record() for name, scaling in data.scalings.items()},
         input_channels=loaders.input_channels(config, data),
         labels=loaders.labels_of(data),
+        raws=loaders.raws_of(data),
         criterion=criterion.module_of(loss),
         ema=average.new_average(config, model),
     )

@@ -80,6 +80,8 @@ class State:
     """Of which volume each further input channel is in each crop; see data.input_channels."""
     labels: dict[str, str] = field(default_factory=dict)
     """What tells the labels of each crop, as they are now, from others; see data.labels_of."""
+    raws: dict[str, str] = field(default_factory=dict)
+    """Likewise of their raw; see data.raws_of."""
     criterion: nn.Module | None = None
     """The loss, if it is a module, which may count something; None otherwise."""
     ema: AveragedModel | None = None

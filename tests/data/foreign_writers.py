@@ -241,7 +241,7 @@ def zarr3(root: Path, volume: np.ndarray) -> str:
 
 
 def hdf5(root: Path, volume: np.ndarray) -> str:
-    """As CREMI writes it."""
+    """As CREMI and funlib write it: the offset is the corner of the first voxel."""
     import h5py
 
     with h5py.File(root / "cell.h5", "w") as file:
@@ -249,7 +249,7 @@ def hdf5(root: Path, volume: np.ndarray) -> str:
             "volumes/raw", data=volume, chunks=(4, 8, 16), compression="gzip"
         )
         array.attrs["resolution"] = VOXEL
-        array.attrs["offset"] = PLACE
+        array.attrs["offset"] = np.subtract(PLACE, np.divide(VOXEL, 2))
         file["volumes/tables"] = np.zeros(5)
     return "cell.h5:/volumes/raw"
 

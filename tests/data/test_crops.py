@@ -515,6 +515,28 @@ def test_changed_labels_are_decoded_anew(tmp_path, decoded, change):
     assert len(decoded) == 2
 
 
+def test_an_edit_of_a_class_whose_finest_level_has_another_name_is_noticed(tmp_path, decoded):
+    labels = blocks((1, 1, 1), (12, 1, 1), shape=(16, 16, 16))
+    row = write_crop(tmp_path, RAW, {"mito": labels, "er": labels * 0})
+    er = row.crop / "er"
+    (er / "s0").rename(er / "s1")
+    coarse = zarr.open_array(str(er / "s0"), mode="w", shape=(8, 8, 8), dtype="u1")
+    assert not coarse[...].any()
+    attributes = json.loads((er / ".zattrs").read_text())
+    datasets = attributes["multiscales"][0]["datasets"]
+    fine = json.dumps(datasets[0]).replace('"s0"', '"s1"')
+    datasets[0]["coordinateTransformations"] = [
+        {"type": "scale", "scale": [16, 16, 16]},
+        {"type": "translation", "translation": [4, 4, 4]},
+    ]
+    datasets.append(json.loads(fine))
+    (er / ".zattrs").write_text(json.dumps(attributes))
+    assert not volumes(open_crop(row, ("mito", "er")))[1].any()
+    zarr.open_array(str(er / "s1"), mode="r+")[8:] = 1
+    assert (volumes(open_crop(row, ("mito", "er")))[1] == 1).sum() == 8 * 16 * 16
+    assert len(decoded) == 2
+
+
 def test_other_metadata_of_a_group_of_zarr_v3_are_decoded_anew(tmp_path, decoded):
     """What a value means stands beside the levels, and not in the array."""
     tensorstore = pytest.importorskip("tensorstore")

@@ -113,7 +113,7 @@ def test_h5py_and_mrcfile_read_voxels_and_size(box, tmp_path):
         array = file["labels/mito"]
         np.testing.assert_array_equal(array[...], IDS)
         np.testing.assert_allclose(array.attrs["resolution"], SCALE)
-        np.testing.assert_allclose(array.attrs["offset"], PLACE)
+        np.testing.assert_allclose(array.attrs["offset"], np.subtract(PLACE, np.divide(SCALE, 2)))
         np.testing.assert_allclose(array.attrs["element_size_um"], np.divide(SCALE, 1000))
     [path] = export(str(box / "raw"), tmp_path / "raw.mrc", say=silent)
     assert mrcfile.validate(path)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from scipy import ndimage
 
 from common.data.volumes import raw
@@ -315,3 +317,17 @@ def test_means_of_floats_are_equal_to_the_bit_in_any_block(tmp_path):
     np.testing.assert_allclose(whole[4], volume[3:6].mean(0), rtol=1e-6)
     for z in range(13):
         np.testing.assert_array_equal(found.read((z, 2, 0), (z + 1, 6, 6)), whole[z : z + 1, 2:])
+
+
+def test_raw_that_was_replaced_is_known_by_a_few_voxels(tmp_path, image):
+    raw_of = open_raw(image, (8, 8, 8))
+    box = raw_of.grid.box()
+    key = raw_of.sample_key(*box)
+    shutil.copytree(image, tmp_path / "copy")
+    assert open_raw(tmp_path / "copy", (8, 8, 8)).sample_key(*box) == key
+    array = zarr.open_array(str(image / "s0"), mode="r+")
+    array[...] = 255 - array[...]
+    assert raw_of.sample_key(*box) != key
+    # a box that reaches beyond the volume, or is less than a voxel
+    raw_of.sample_key(box[0] - 500, box[1] + 500)
+    raw_of.sample_key(box[0], box[0] + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 from common.data.volumes.ngff import open_levels
 from common.data.volumes.sources import place
+from common.data.volumes.sources.image import by_attributes
 from common.errors import UserError
 from tests.data import foreign_writers as writers
 from tests.data.foreign_writers import MEASURED, PLACE, PLACED, UNMEASURED, VOLUME, VOXEL
@@ -53,6 +55,42 @@ def test_a_voxel_size_that_nobody_says_is_asked_for(tmp_path, writer):
     np.testing.assert_allclose(level.scale, VOXEL)
     np.testing.assert_allclose(level.translation, (1, 2, 3))
     assert level.has_translation
+
+
+# Where an array is by its attributes
+
+WHERE = Path("a.h5")
+
+
+@pytest.mark.parametrize("name", ["resolution", "voxel_size"])
+def test_an_offset_is_the_corner_of_the_first_voxel_and_0_where_there_is_none(name):
+    """Of funlib.persistence, and of CREMI, which leaves out an offset of 0."""
+    coarse = by_attributes(WHERE, {name: [16, 16, 16], "offset": [0, 8, -16]})
+    assert (coarse.scale, coarse.translation) == ([16, 16, 16], [8, 16, -8])
+    fine = by_attributes(WHERE, {name: np.array([8.0, 8, 8])})
+    assert fine.translation is None
+    np.testing.assert_array_equal(fine.place, (4, 4, 4))
+    # ilastik says no place, and counts voxels from their centres
+    np.testing.assert_array_equal(by_attributes(WHERE, {"element_size_um": [0.008] * 3}).place, (0, 0, 0))
+
+
+def test_a_translation_is_the_centre_and_our_own_files_of_before_had_it_as_offset():
+    packed = {"voxel_size": [8, 8, 8], "translation": [4, 8, 12]}
+    assert by_attributes(WHERE, packed).translation == [4, 8, 12]
+    assert by_attributes(WHERE, packed | {"offset": [0, 0, 0]}).translation == [4, 8, 12]
+    before = {"resolution": [8, 8, 8], "offset": [4, 8, 12], "exported": "{}"}
+    assert by_attributes(WHERE, before).translation == [4, 8, 12]
+
+
+def test_an_offset_of_n5_is_a_corner_unless_paintera_wrote_it(tmp_path):
+    path = tmp_path / writers.n5_of_a_viewer(tmp_path, VOLUME)
+    file = path / "attributes.json"
+    about = json.loads(file.read_text())
+    for more, first in (({}, (404.0, 203.0, 102.0)), ({"painteraData": {}}, (400, 200, 100))):
+        file.write_text(json.dumps(about | {"offset": [100, 200, 400]} | more))
+        fine, coarse = open_levels(path)
+        np.testing.assert_allclose(fine.translation, first)
+        np.testing.assert_allclose(coarse.box()[0], fine.box()[0])
 
 
 # What cannot be read

@@ -527,6 +527,39 @@ def test_blended_blocks_meet_without_seams(opened):
 # Places
 
 
+PADDED_AND_POOLED = nn.Sequential(
+    nn.Conv3d(1, 2, 3, padding=1), nn.MaxPool3d(4), nn.Upsample(scale_factor=4)
+)
+
+
+@pytest.mark.parametrize("scale", [NM, (4.0, 8.0, 16.0)])
+@pytest.mark.parametrize("largest", [8, 128])
+@pytest.mark.parametrize(
+    ("model", "input", "output"),
+    [(Valid(), patch(20), patch(12)), (PADDED_AND_POOLED, patch(16), patch(16))],
+    ids=["pooled", "padded and pooled"],
+)
+def test_a_box_has_the_values_of_the_whole_volume_wherever_it_begins(
+    opened, model, input, output, largest, scale
+):
+    """A pooling takes the voxels together that it takes together in the whole volume."""
+    raw = opened(noise(30, 34, 32), origin=(-12, 400, 7))
+    window = window_of(model, input, output)
+    assert window.agree == isinstance(model, Valid)
+    # in voxels of the network; along x whole voxels of 16 nm, too
+    first = np.array([3, 5, 10])
+    last = np.array([17, 22, 26])
+    corner = raw.grid.box()[0]
+    box = corner + first * NM, corner + last * NM
+    part = in_blocks(raw, window, model, *box, largest=largest, scale=scale)
+    everywhere = in_blocks(raw, window, model, scale=scale)
+    ratio = np.divide(NM, scale)
+    where = [slice(*ends) for ends in zip(first * ratio, last * ratio, strict=True)]
+    where = [slice(int(along.start), int(along.stop)) for along in where]
+    # at the end of the box linear interpolation repeats nothing that is not at that of the volume
+    np.testing.assert_allclose(part, everywhere[:, *where], atol=1e-5)
+
+
 def test_windows_lie_on_voxels_of_the_raw_wherever_the_box_begins(opened):
     """The box is moved down by less than a voxel, so that raw is not interpolated."""
     volume = noise(20, 20, 20)

@@ -45,6 +45,23 @@ def test_channels_divide_objects_in_process(experiment):
     assert ids[[0, 10, 20], 12, 12].tolist() == [1, 2, 3] and ids.max() == 3
 
 
+def test_a_channel_that_is_predicted_anew_makes_the_class_again(experiment):
+    """As predict --overwrite --classes affinities leaves it, beside a class that stays."""
+    tiny = experiment()
+    configured(tiny, DIVIDED)
+    predict(tiny, made="2026-01-01T00:00:00+00:00")
+    run(tiny, classes=("mito",))
+    write_prediction(
+        tiny,
+        "mito_edge",
+        np.zeros(SHAPE, np.uint8),
+        sha256="c" * 64,
+        made="2026-01-02T00:00:00+00:00",
+    )
+    run(tiny, classes=("mito",))
+    assert processed(tiny, "mito")[...].max() == 1
+
+
 def test_a_channel_that_is_not_predicted_is_named_with_those_that_are(experiment):
     tiny = experiment()
     configured(tiny, DIVIDED.replace("mito_edge", "mito_edges"))

@@ -188,3 +188,34 @@ def test_another_version_that_goes_on_with_a_prediction_is_told(tmp_path, capsys
     assert "mito: was begun with torch 2.10, now 2.11; the blocks" in capsys.readouterr().err
     ledger.unfinished(tmp_path / "a", ["mito"], PREDICTED, False)
     assert capsys.readouterr().err == ""
+
+
+def test_raw_that_was_replaced_is_refused_unless_all_is_made_anew(tmp_path):
+    before = replace(PREDICTED, raw_sample="before")
+    now = replace(PREDICTED, raw_sample="now")
+    for name, finished in (("mito", True), ("er", False)):
+        write(tmp_path / name, name, before, finished=finished)
+        with pytest.raises(UserError, match=r"the voxels of /data/raw/s0 are others now: repl"):
+            ledger.unfinished(tmp_path, [name], now, overwrite=False)
+    left = ledger.unfinished(tmp_path, ["mito", "er"], now, overwrite=True)
+    # what was begun is not gone on with
+    assert (left.classes, left.largest_block) == (["mito", "er"], None)
+    assert before.is_like(before) and before.is_like(PREDICTED) and PREDICTED.is_like(now)
+    assert before.key == now.key
+
+
+def test_a_class_that_was_made_of_other_channels_is_made_again(tmp_path):
+    edge = replace(PREDICTED, made="2026-01-02T00:00:00+00:00")
+    made_of = replace(PROCESSED, channels={"edge": ledger.state_of(edge)})
+    write(tmp_path / "processed/mito", "mito", made_of)
+    group = tmp_path / "processed/mito"
+    # predictions may be removed when they are processed
+    assert ledger.is_processed(group, PROCESSED, tmp_path)
+    write(tmp_path / "edge", "edge", edge)
+    assert ledger.is_processed(group, PROCESSED, tmp_path)
+    ledger.refuse_stale(group, made_of, PROCESSED, PREDICTED, predictions=tmp_path)
+    later = records.group_attributes("edge", replace(edge, made="2026-01-03T00:00:00+00:00"))
+    (tmp_path / "edge/.zattrs").write_text(json.dumps(later))
+    assert not ledger.is_processed(group, PROCESSED, tmp_path)
+    with pytest.raises(UserError, match="mito: made of other predictions of edge than there are"):
+        ledger.refuse_stale(group, made_of, PROCESSED, PREDICTED, predictions=tmp_path)

@@ -915,8 +915,8 @@ def test_a_finished_prediction_that_lost_a_chunk_is_predicted_again(tiny):
     np.testing.assert_array_equal(values(run(tiny)), expected)
 
 
-def test_overwrite_predicts_again_what_no_record_tells_from_what_is_there(tiny):
-    """Raw of which chunks were missing, for one."""
+def test_raw_that_is_other_by_now_is_refused_until_all_is_overwritten(tiny):
+    """Of which chunks were missing, for one."""
     raw = tiny.store / "recon-1/em/fibsem-uint8/s0"
     chunks = [path for path in raw.rglob("*") if path.is_file() and not path.name.startswith(".")]
     contents = {path: path.read_bytes() for path in chunks}
@@ -928,7 +928,10 @@ def test_overwrite_predicts_again_what_no_record_tells_from_what_is_there(tiny):
     for path, content in contents.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    np.testing.assert_array_equal(values(run(tiny)), other)
+    with pytest.raises(
+        UserError, match=r"the voxels of .*fibsem-uint8/s0 are others now: replaced"
+    ):
+        run(tiny)
     np.testing.assert_array_equal(values(run(tiny, overwrite=True)), expected)
 
 

@@ -13,6 +13,7 @@ from scipy import ndimage
 from test_cluster import command, forked_workers, held, tiny, works  # noqa: F401  # fixtures
 
 from common.data.volumes.ngff import open_levels
+from common.errors import FileError
 from common.infer import one_class, predict, process, stages
 from common.infer import volume as volume_module
 
@@ -181,6 +182,14 @@ def test_two_workers_of_which_one_is_killed_merge_objects_over_their_blocks(pred
     assert not (predicted.folder / "kill").exists()
     for name, values in finished(folder).items():
         np.testing.assert_array_equal(values, wanted[name])
+
+
+def test_a_worker_of_another_version_makes_nothing(tmp_path):
+    source = one_class.Source(
+        tmp_path, code="c", engine="another", name="mito", threshold=0.5, predicted=tmp_path
+    )
+    with pytest.raises(FileError, match=r"other code in .*numpy, scipy.* than its caller"):
+        one_class._recipe_of(source)
 
 
 def test_stages_of_an_earlier_version_are_not_gone_on_with(predicted, monkeypatch):

@@ -140,6 +140,19 @@ def test_a_wrong_truth_is_no_fault_of_the_submission(tmp_path):
         judged(tmp_path, path, truth)
 
 
+def test_a_mask_of_other_voxels_than_its_truth_is_named_with_both_shapes(tmp_path):
+    volumes = {"crop1/er": cubes(), "crop1/er_mask": np.ones((24, 24, 12), np.uint8)}
+    path, truth = submitted(tmp_path, volumes, {"crop1/er": cubes()})
+    words = r"er_mask: shape \(24, 24, 12\), and the truth .*crop1/er, .* has \(24, 24, 24\); write"
+    with pytest.raises(UserError, match=words):
+        judged(tmp_path, path, truth)
+    whole = {"crop1/er": cubes(), "crop1/er_mask": np.ones((24, 24, 24), np.uint8)}
+    path, truth = submitted(tmp_path, whole, {"crop1/er": cubes()})
+    zarr.open(str(truth), mode="r+")["crop1/er_mask"].attrs["translation"] = [4, 40, 408]
+    with pytest.raises(UserError, match=r"er_mask: translation .*408.* has \[4.0, 40.0, 400.0\]"):
+        judged(tmp_path, path, truth)
+
+
 def test_voxels_outside_of_the_mask_do_not_count(tmp_path):
     inside = np.zeros((24, 24, 24), np.uint8)
     inside[:12] = 1

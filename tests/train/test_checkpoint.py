@@ -212,5 +212,12 @@ def test_labels_that_were_edited_since_the_last_call_are_said_once(experiment, c
     tiny.train(epochs=2)
     said = capsys.readouterr().err
     assert "latest.pt: the labels of tiny/crop2 are others since it was written" in said
+    raw = next(tiny.data.rglob("em/**/s0/.zarray")).parent
+    array = zarr.open_array(str(raw), mode="r+")
+    array[...] = 255 - array[...]
     tiny.train(epochs=3)
+    said = capsys.readouterr().err
+    assert "latest.pt: the voxels of raw or input channels of tiny/crop1" in said
+    assert "labels of" not in said
+    tiny.train(epochs=4)
     assert "are others since" not in capsys.readouterr().err

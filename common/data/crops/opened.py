@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +49,10 @@ the next voxel.
 
 FORMAT = 4
 """Version of the decoded files. It is part of the key of a crop: a new version decodes anew."""
+
+RAW_ROWS = 4
+"""Rows along z, and along y, by which the raw of a crop is known. All of it would be read for
+minutes at the start of a run."""
 
 ALL_THERE = MissingChunks(0, 0)
 
@@ -181,6 +186,22 @@ class Crop:
         return digest.hexdigest()[:24]
 
     @property
+    def raw_key(self) -> str:
+        """What tells its raw, and what is beside it, from other raw: a few rows of each.
+
+        Where its labels are: around them there may be more or less of it, as far as the samples of
+        a run turn.
+        """
+        digest = hashlib.sha256()
+        box = self.label_grid.box()
+        for row in _rows_in(self.raw(), self.raw_grid, box):
+            digest.update(row.tobytes())
+        for channel in self.channels:
+            for row in _rows_in(channel.voxels(), channel.grid, box):
+                digest.update(row.tobytes())
+        return digest.hexdigest()[:24]
+
+    @property
     def bytes(self) -> int:
         """Size of raw, labels, ids and further channels in bytes."""
         of_ids = sum(self.ids(name).nbytes for name in self.with_ids)
@@ -191,6 +212,19 @@ class Crop:
 @functools.lru_cache(maxsize=512)  # bounds the files that a process holds open
 def _memory_map(path: str) -> np.ndarray:
     return np.load(path, mmap_mode="r")
+
+
+def _rows_in(
+    voxels: np.ndarray, grid: Grid, box: tuple[np.ndarray, np.ndarray]
+) -> Iterator[np.ndarray]:
+    """RAW_ROWS x RAW_ROWS rows along x of what a volume has in a box (nm)."""
+    first, last = (np.rint(grid.in_voxels(corner)).astype(int) for corner in box)
+    first = np.clip(first, 0, np.array(voxels.shape) - 1)
+    last = np.clip(last, first + 1, voxels.shape)
+    parts = (np.arange(RAW_ROWS) + 0.5) / RAW_ROWS
+    layers = np.outer(parts, last - first).astype(int) + first
+    for z, y in itertools.product(layers[:, 0], layers[:, 1]):
+        yield voxels[z, y, first[2] : last[2]]
 
 
 # Opening crops
@@ -316,7 +350,7 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
         channels=_plan_channels(row, request, raw, (lower, upper)),
         key="",
     )
-    return replace(job, key=_key_of(job, label))
+    return replace(job, key=_key_of(job))
 
 
 def _within_raw(whole: Grid, label: Level, raw: Level) -> Grid:
@@ -337,8 +371,8 @@ def _within_raw(whole: Grid, label: Level, raw: Level) -> Grid:
     return Grid(whole.origin + first * whole.scale, whole.scale, kept)
 
 
-def _key_of(job: Decoding, label: Level) -> str:
-    """The key of what will be decoded; label: the finest level of the first annotated class."""
+def _key_of(job: Decoding) -> str:
+    """The key of what will be decoded."""
     raw = job.raw
     start = job.raw_start
     stop = start + job.raw_grid.shape
@@ -363,7 +397,7 @@ def _key_of(job: Decoding, label: Level) -> str:
         identity.append(["within raw", job.label_start.tolist(), job.label_grid.shape])
     for name in job.names:
         volume = job.row.class_volume(name)
-        identity.append(stamp_of_labels(volume, label))
+        identity.append(stamp_of_labels(volume))
         if (volume / pseudo.ARRAY).is_dir():
             identity.append(label_stamp(volume, pseudo.ARRAY))
     if job.with_ids:

@@ -22,15 +22,16 @@ from common.data.crops.cache import CropCache
 from common.data.crops.normalize import Scaling
 from common.data.crops.opened import Crop, CropRequest, open_crops
 from common.data.samples import derive, sampling
+from common.data.samples.rows import BegunWith, of_parts, rows_of_run
 from common.data.samples.sampling import Augmentation, Patch, Sample, Sampler
 from common.data.samples.validation_blocks import validation_samples
-from common.data.splits import make_split, split
+from common.data.splits import split
 from common.data.splits.split import Row
 from common.data.volumes import annotation
 from common.data.volumes.box import overlap
 from common.data.volumes.sources import place
 from common.errors import UserError, refuse
-from common.talk import note, say, some
+from common.talk import note, some
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,15 @@ class Data:
     """How raw is normalised, by the name of its volume; {} with raw_normalization = "range"."""
 
 
-def open_data(config: TrainConfig, known: Mapping[str, Scaling] | None = None) -> Data:
+def open_data(
+    config: TrainConfig,
+    known: Mapping[str, Scaling] | None = None,
+    begun_with: BegunWith = str,
+) -> Data:
     """Read the datasplit and open its crops, decoding those that are not in the cache.
 
-    known: how the run that is continued normalised its raw volumes, by their names.
+    known: how the run that is continued normalised its raw volumes, by their names. begun_with: see
+        `common.data.samples.rows.that_count`.
 
     Raises:
         FileNotFoundError: if the datasplit, or data that it names, are missing.
@@ -66,7 +72,7 @@ def open_data(config: TrainConfig, known: Mapping[str, Scaling] | None = None) -
             positive voxel of any class.
         FileError: if the cache cannot be written.
     """
-    rows = rows_of_run(config)
+    rows = rows_of_run(config, begun_with)
     split_hash = split.split_hash(rows)
     request = crop_request(config)
     cache = crop_cache(config)
@@ -131,42 +137,6 @@ def _refuse_no_positive(config: TrainConfig, foreground: np.ndarray) -> None:
             f"{config.path('datasplit_path')}: no training crop has a positive voxel of "
             f"{', '.join(config.classes)}; add crops that do"
         )
-
-
-def rows_of_run(config: TrainConfig) -> list[Row]:
-    """Return the rows of the datasplit that the run is made of, see `that_count`.
-
-    Checks that their folders exist. Raises FileNotFoundError or UserError with all problems in one
-    message.
-    """
-    path = config.path("datasplit_path")
-    if config.missing_split and not path.is_file():
-        # the public toolbox writes one, too
-        # over that of another process of this run, which is the same
-        choice = {**config.missing_split, "overwrite": True}
-        say(make_split.make(path, data_root=config.path("data_path"), **choice))
-    rows = split.read_datasplit(path, config.path("data_path"))
-    rows = that_count(rows, config)
-    if not set(split.annotating(rows, "train")) & set(config.classes):
-        raise UserError(
-            f"{path}: no training crop annotates any of {', '.join(config.classes)}; "
-            "change classes or the split"
-        )
-    split.check_files(rows)
-    return rows
-
-
-def that_count(rows: Sequence[Row], config: TrainConfig) -> list[Row]:
-    """The rows that annotate a class of the run, and the training rows of its counter-examples."""
-    learnt = set(config.classes)
-    chosen = []
-    for row in rows:
-        wanted = learnt
-        if row.usage == "train":
-            wanted = learnt.union(config.counter_classes)
-        if wanted.intersection(row.annotated):
-            chosen.append(row)
-    return chosen
 
 
 def _with_a_positive(train: list[Crop], rows: list[Row]) -> tuple[list[Crop], list[Row]]:
@@ -241,6 +211,11 @@ def input_channels(config: TrainConfig, data: Data) -> dict[str, dict[str, Any]]
 def labels_of(data: Data) -> dict[str, str]:
     """Return what tells the labels of each crop from others, by the name of the crop."""
     return {crop.name: crop.labels_key for crop in (*data.train, *data.validation)}
+
+
+def raws_of(data: Data) -> dict[str, str]:
+    """Return what tells the raw of each crop from others, by the name of the crop."""
+    return {crop.name: crop.raw_key for crop in (*data.train, *data.validation)}
 
 
 def with_ids(config: TrainConfig) -> tuple[str, ...]:
@@ -346,6 +321,7 @@ def notices(data: Data, classes: Sequence[str], counter: Sequence[str] = ()) -> 
     sentences = [
         *_not_learnt(data, classes),
         *split.not_listed(data.rows, [*classes, *counter]),
+        *of_parts(data.rows, classes, counter),
         *_not_measured(data, classes),
     ]
     remarks: list[tuple[str, str]] = []

@@ -127,8 +127,9 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
     ends_apart = np.abs(upper - raw_upper) > slack
     if not label.has_translation and (begins_apart.any() or ends_apart.any()):
         corner = ", ".join(f"{place:g}" for place in raw_lower + label.scale / 2)
+        at = ", ".join(f"{place:g}" for place in label.translation)
         note_once(
-            f"{crop}: no translation in its .zattrs, so the centre of its first voxel is at 0: "
+            f"{crop}: no translation in its .zattrs, so the centre of its first voxel is at {at}: "
             f"{boxes}; write the place of that centre, also where it is 0; where it begins with "
             f"the raw that is {corner}"
         )

@@ -5,6 +5,8 @@ uint8 stays uint8; every other type becomes float32 in [0, 1].
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,10 @@ MOST_CUT_OFF = 0.5
 
 SAMPLE = 64
 """Voxels along an edge of the block whose contrast is looked at before a volume is predicted."""
+
+
+SAMPLE_EDGE = 8
+"""Voxels along an edge of the blocks by which `Raw.sample_key` knows raw."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,22 @@ class Raw:
             return 0
         low, high = self.raw_range if self.dtype == np.uint8 else (0, 1)
         return int(np.count_nonzero((block <= low) | (block >= high)))
+
+    def sample_key(self, lower: np.ndarray, upper: np.ndarray) -> str:
+        """Return a hash of a few voxels of a box (nm), by which raw that was replaced is known.
+
+        Of the level as it is stored, at eight places: a replaced volume differs nearly everywhere,
+        and to look at all would take as long as to predict it.
+        """
+        level = self.level
+        digest = hashlib.sha256(str((level.array.dtype, level.shape.tolist())).encode())
+        for parts in itertools.product((0.25, 0.75), repeat=3):
+            place = lower + np.array(parts) * (upper - lower)
+            middle = np.floor(level.grid.in_voxels(place)).astype(int)
+            start = np.clip(middle - SAMPLE_EDGE // 2, 0, level.shape - 1)
+            block = level.read(start, np.minimum(start + SAMPLE_EDGE, level.shape))
+            digest.update(np.ascontiguousarray(block).tobytes())
+        return digest.hexdigest()[:24]
 
     def check_values(
         self, darkest: float, brightest: float, where: str, *, cut_off: float = 0.0

@@ -91,6 +91,9 @@ class PredictionRecord:
     which all channels of a network share."""
     offset_nm: list[float] | None = None
     """nm, z, y, x, from a voxel to the one that an affinity is about. Not in the key, either."""
+    raw_sample: str | None = None
+    """Hash of a few voxels of the raw of the box, and of the channels beside it: what was replaced
+    has others. Not in the key."""
     trained_on: bool | None = None
     """Whether a network was trained on this box; None where nothing tells. Not in the key."""
     largest_block: int | None = None
@@ -122,10 +125,18 @@ class PredictionRecord:
         """Whether `other` would have the same voxels.
 
         Of a record from before there was `assumed` nothing tells what that was: it stays in force.
+        So it is with `raw_sample`.
         """
+        if self.has_other_raw(other):
+            return False
         if self.assumed is None and other.assumed is not None:
             other = replace(other, assumed=None).with_key()
         return self.key == other.key
+
+    def has_other_raw(self, other: PredictionRecord) -> bool:
+        """Whether the raw of the box had other voxels for `other`, as far as both know."""
+        known = self.raw_sample is not None and other.raw_sample is not None
+        return known and self.raw_sample != other.raw_sample
 
     def is_same(self, other: PredictionRecord) -> bool:
         """Whether `other` is of this very prediction, and of no later one by `--overwrite`.
@@ -176,6 +187,13 @@ class ProcessedRecord:
     """The record of the prediction that it was made from."""
     options: dict[str, Any] | None = None
     """Arguments of instance_func that were tuned; None where it has its own defaults."""
+    channels: dict[str, dict[str, Any]] | None = None
+    """Key and time of the other predictions that instance_func read, by name; None without any. Not
+    in the key: what it reads is known when it has run."""
+    engine: str | None = None
+    """By which code and libraries it was made, see `common.infer.made_by`; None where nothing
+    tells. Not in the key, as the commit: each commit would make finished volumes again."""
+    commit: str | None = None
     key: str = ""
     made: str | None = None
     """ISO 8601, UTC."""
@@ -198,9 +216,10 @@ class ProcessedRecord:
     def attributes(self) -> dict[str, Any]:
         """As it is stored."""
         stored = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.options is None:
-            # as it was stored before there were any
-            del stored["options"]
+        for name in ("options", "channels", "engine", "commit"):
+            if stored[name] is None:
+                # as it was stored before there were any
+                del stored[name]
         return stored | {"prediction": self.prediction.attributes()}
 
     @classmethod

@@ -39,8 +39,10 @@ def open_file(place: Place) -> Image:
     shown = path_of(f"{path}:/{name}")
     array = Dataset(shown, path, dataset)
     check_order(shown, array.attrs)
-    scale, translation = by_attributes(shown, array.attrs)
-    return single(shown, array, scale=scale, translation=translation)
+    said = by_attributes(shown, array.attrs)
+    return single(
+        shown, array, scale=said.scale, translation=said.translation, otherwise=said.corner
+    )
 
 
 def _only_volume(h5py: Any, path: Path, file: Any) -> str:

@@ -33,6 +33,7 @@ def single(
     scale: Any = None,
     translation: Any = None,
     first: Any = None,
+    otherwise: Any = None,
     stamp: str = "file",
 ) -> Image:
     """An image of one level.
@@ -46,18 +47,22 @@ def single(
         scale: (3,) nm; None where the file does not say.
         translation: (3,) nm of the centre of the first voxel; None where the file does not say.
         first: instead of it, the same in voxels.
+        otherwise: (3,) nm that is taken for the translation where the file does not say it; 0
+            unless given.
         stamp: as of `Level`; of a file its size and time say more, see `Voxels.files`.
     """
     if scale is not None and not _is_of_em(scale):
         note_once(f"{path}: says voxels of {nm(scale)} nm, which no EM has; that is not used")
         scale = None
+        otherwise = None
     if first is not None:
         translation = np.multiply(first, 1 if scale is None else scale)
+    place = next(given for given in (translation, otherwise, np.zeros(3)) if given is not None)
     level = Level(
         path=path,
         array=array,
         scale=np.ones(3) if scale is None else np.array(scale, float),
-        translation=np.zeros(3) if translation is None else np.array(translation, float),
+        translation=np.array(place, float),
         has_translation=translation is not None,
         image=path,
         stamp=stamp,
@@ -128,31 +133,60 @@ def numbers(written: Any, count: int = 3) -> list[float] | None:
     return [float(number) for number in written] if np.isfinite(written).all() else None
 
 
-def by_attributes(
-    path: Path, attributes: Mapping[str, Any]
-) -> tuple[list[float] | None, list[float] | None]:
-    """Voxel size and position of the first voxel in nm, as programs of this field name them.
+EXPORTED = "exported"
+"""Attribute of the HDF5 files that `common.data.volumes.writers.hdf5` writes."""
 
-    CREMI and funlib.persistence write resolution or voxel_size with offset, z, y, x, in nm or in
-    the units that they name; ilastik and the HDF5 plugin of Fiji write element_size_um, in
-    micrometres.
+
+@dataclass(frozen=True)
+class Placing:
+    """What attributes say of an array."""
+
+    scale: list[float] | None = None
+    """(3,) nm; None where they do not say."""
+    translation: list[float] | None = None
+    """(3,) nm of the centre of the first voxel; None where they do not say."""
+    corner: list[float] | None = None
+    """Where they do not, the same for an array whose first voxel begins at 0."""
+
+    @property
+    def place(self) -> np.ndarray:
+        """(3,) nm of the centre of the first voxel: what is said, or what is taken for it."""
+        return np.array(self.translation or self.corner or np.zeros(3), float)
+
+
+def by_attributes(path: Path, attributes: Mapping[str, Any]) -> Placing:
+    """Voxel size and position in nm, z, y, x, as programs of this field name them.
+
+    In nm, or in the units that they name. funlib.persistence, and daisy and gunpowder with it, write resolution or voxel_size with offset,
+    the corner of the first voxel: its arrays cover offset to offset + shape * voxel_size. So do the
+    files of CREMI; there as here an array without an offset begins at 0, since CREMI leaves out an
+    offset of 0. What is packed for the challenge has voxel_size with translation, the centre.
+    ilastik and the HDF5 plugin of Fiji write element_size_um, in micrometres, and no place.
 
     path: of the array. Raises UserError for units that are no lengths.
     """
+    centre = numbers(attributes.get("translation"))
     offset = numbers(attributes.get("offset"))
+    if centre is None and EXPORTED in attributes:
+        # our own files, before they had a translation, had the centre there
+        centre = offset
     for name in ("resolution", "voxel_size"):
         scale = numbers(attributes.get(name))
         if scale and min(scale) > 0:
-            units = _units(path, attributes)
-            return _times(scale, units), None if offset is None else _times(offset, units)
+            units = np.array(_units(path, attributes))
+            corner = (units * (np.array(offset or np.zeros(3)) + np.array(scale) / 2)).tolist()
+            if centre is not None:
+                centre = (units * centre).tolist()
+            elif offset is not None:
+                centre = corner
+            return Placing((units * scale).tolist(), centre, corner)
     micrometres = numbers(attributes.get("element_size_um"))
     if micrometres and min(micrometres) > 0:
-        return [1000 * length for length in micrometres], offset
-    return None, offset
-
-
-def _times(lengths: Sequence[float], units: Sequence[float]) -> list[float]:
-    return [length * unit for length, unit in zip(lengths, units, strict=True)]
+        return Placing([1000 * length for length in micrometres], centre)
+    if centre is None and offset is not None:
+        # in voxels, where nothing says how large these are
+        centre = (np.array(offset) + 0.5).tolist()
+    return Placing(None, centre)
 
 
 def _units(path: Path, attributes: Mapping[str, Any]) -> list[float]:

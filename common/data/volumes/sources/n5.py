@@ -26,6 +26,9 @@ MARKER = "attributes.json"
 
 MOST_LEVELS = 16
 
+PAINTERA = "painteraData"
+"""Attribute of a group that Paintera wrote, or its conversion helper."""
+
 
 def open_volume(place: Place) -> Image:
     """Open an array, or a group of levels s0, s1, ... or as its multiscales name them."""
@@ -169,7 +172,11 @@ def _of_transform(folder: Path, transform: Any) -> Found | None:
 def _of_resolution(
     folder: Path, about: Mapping[str, Any], base: Mapping[str, Any], factors: np.ndarray
 ) -> Found | None:
-    """What pixelResolution or resolution says, x, y, z; None without."""
+    """What pixelResolution or resolution says, x, y, z; None without.
+
+    The offset is the corner of the first voxel, as funlib and daisy write it; Paintera's is its
+    centre.
+    """
     size = _resolution(folder, about)
     if size is None:
         return None
@@ -182,6 +189,8 @@ def _of_resolution(
     first = (voxel - finest) / 2
     if offset is not None:
         first = first + np.array(offset[::-1])
+        if PAINTERA not in about:
+            first = first + finest / 2
     return voxel, first, offset is not None
 
 

@@ -46,17 +46,17 @@ def open_plain(place: Place) -> Image:
         )
     attributes = _attributes(path)
     check_order(path, attributes)
-    scale, translation = by_attributes(path, attributes)
+    said = by_attributes(path, attributes)
     in_image = "multiscales" in _attributes(path.parent)
-    if scale is None and in_image and not place.voxel_size:
+    if said.scale is None and in_image and not place.voxel_size:
         raise UserError(f"{path}: an array; write the group that it is in, {path.parent}")
     level = LevelMetadata(
         name="",
-        scale=np.ones(3) if scale is None else np.array(scale),
-        translation=np.zeros(3) if translation is None else np.array(translation),
-        has_translation=translation is not None,
+        scale=np.ones(3) if said.scale is None else np.array(said.scale),
+        translation=said.place,
+        has_translation=said.translation is not None,
     )
-    return Image([_level(path, None, names, level)], is_measured=scale is not None)
+    return Image([_level(path, None, names, level)], is_measured=said.scale is not None)
 
 
 def _attributes(path: Path) -> dict[str, Any]:

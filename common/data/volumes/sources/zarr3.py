@@ -28,9 +28,16 @@ def open_volume(place: Place) -> Image:
     if about.get("node_type") == "array":
         array = _array(path, about, ())
         check_order(path, {**attributes, "dimension_names": about.get("dimension_names")})
-        scale, translation = by_attributes(path, attributes)
+        said = by_attributes(path, attributes)
         stamp = chunked.stamp(about)
-        return single(path, array, scale=scale, translation=translation, stamp=stamp)
+        return single(
+            path,
+            array,
+            scale=said.scale,
+            translation=said.translation,
+            otherwise=said.corner,
+            stamp=stamp,
+        )
     try:
         image = metadata.image_of(
             path, attributes.get("ome") or attributes, is_sized=bool(place.voxel_size)

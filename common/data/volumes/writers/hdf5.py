@@ -6,9 +6,11 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from common.data.volumes.box import boxes, slices
 from common.data.volumes.sources import needed
+from common.data.volumes.sources.image import EXPORTED
 from common.data.volumes.sources.place import in_hdf5
 from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer
 from common.files import free_bytes
@@ -22,8 +24,6 @@ BLOCK = 256
 
 RESERVE = 2**22
 """Bytes of a disk that are left for what HDF5 writes besides voxels."""
-
-RECORD = "exported"
 
 TYPES = (
     *("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
@@ -53,10 +53,12 @@ def write(path: Path, volume: Outgoing, tell: Tell) -> None:
                 array[slices(start, stop)] = block
             tell(block.size)
         array.attrs["resolution"] = grid.scale
-        array.attrs["offset"] = grid.origin
+        # for funlib the corner of the first voxel; the centre for those who read OME-NGFF
+        array.attrs["offset"] = grid.box()[0]
+        array.attrs["translation"] = grid.origin
         array.attrs["unit"] = "nm"
         array.attrs["element_size_um"] = grid.scale / 1000
-        array.attrs[RECORD] = json.dumps({**volume.about, "key": volume.key})
+        array.attrs[EXPORTED] = json.dumps({**volume.about, "key": volume.key})
 
 
 def _refuse_full_disk(path: Path, size: int) -> None:
@@ -66,16 +68,20 @@ def _refuse_full_disk(path: Path, size: int) -> None:
 
 
 def key_in(path: Path) -> str:
-    """The key of what a file holds."""
+    """The key of what a file holds; "" of an earlier one, which has its centre as offset."""
     h5py = needed.module("h5py", "HDF5 files")
     try:
         with h5py.File(path, "r") as file:
             records: list[str] = []
-            file.visititems(lambda _, node: records.append(node.attrs.get(RECORD, "")))
+            file.visititems(lambda _, node: records.append(_record(node)))
         [record] = filter(None, records)
         return str(json.loads(record)["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def _record(node: Any) -> str:
+    return str(node.attrs.get(EXPORTED, "")) if "translation" in node.attrs else ""
 
 
 def split(path: Path) -> tuple[Path, str]:

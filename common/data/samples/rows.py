@@ -1,0 +1,119 @@
+"""Which rows of a datasplit a run is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from common.classes import excluding
+from common.config.settings import TrainConfig
+from common.data.crops.palette import UNKNOWN, complete
+from common.data.splits import make_split, split
+from common.data.splits.split import Row
+from common.errors import UserError
+from common.talk import say, some
+
+BegunWith = Callable[[], str]
+"""Gives the hash of the split that a run was begun with; "" where it is to begin."""
+
+
+def rows_of_run(config: TrainConfig, begun_with: BegunWith = str) -> list[Row]:
+    """Return the rows of the datasplit that the run is made of, see `that_count`.
+
+    Checks that their folders exist. Raises FileNotFoundError or UserError with all problems in one
+    message.
+    """
+    path = config.path("datasplit_path")
+    if config.missing_split and not path.is_file():
+        # the public toolbox writes one, too
+        # over that of another process of this run, which is the same
+        choice = {**config.missing_split, "overwrite": True}
+        say(make_split.make(path, data_root=config.path("data_path"), **choice))
+    rows = split.read_datasplit(path, config.path("data_path"))
+    rows = that_count(rows, config, begun_with)
+    if not any(row.usage == "train" and _teaches(row, config) for row in rows):
+        raise UserError(
+            f"{path}: no training crop annotates any of {', '.join(config.classes)}; "
+            "change classes or the split"
+        )
+    split.check_files(rows)
+    return rows
+
+
+def that_count(rows: Sequence[Row], config: TrainConfig, begun_with: BegunWith = str) -> list[Row]:
+    """The rows that teach a class of the run, and the training rows of its counter-examples.
+
+    A crop teaches the classes that it annotates, and in training those that are positive where one
+    that it annotates is: `mito_mem` teaches `mito`. It validates what is also known to be negative
+    by its annotation, else nothing that is found in vain would be counted.
+
+    begun_with: asked where crops of parts make a difference. A run from before these counted goes
+        on without them.
+    """
+    by_name = [row for row in rows if _annotates(row, config)]
+    # where many crops are annotated alike one answer does for all
+    answers: dict[tuple, bool] = {}
+    chosen = []
+    for row in rows:
+        alike = (row.usage, row.annotated)
+        if alike not in answers:
+            answers[alike] = _annotates(row, config) or _implies(row, config)
+        if answers[alike]:
+            chosen.append(row)
+    if len(chosen) > len(by_name) and begun_with() == split.split_hash(by_name):
+        return by_name
+    return chosen
+
+
+def of_parts(rows: Sequence[Row], classes: Sequence[str], counter: Sequence[str]) -> list[str]:
+    """A sentence about training crops that teach by parts of a class alone, if there are any.
+
+    rows: as of `that_count`.
+    """
+    named = {*classes, *counter}
+    crops = [row for row in rows if row.usage == "train" and not named.intersection(row.annotated)]
+    if not crops:
+        return []
+    annotated = dict.fromkeys(name for row in crops for name in row.annotated)
+    return [
+        f"{len(crops)} training crops annotate no class that is learnt, and parts of one "
+        f"({some(list(annotated))}), which is positive there: {some([row.name for row in crops])}; "
+        "leave them out of the datasplit, or set infer_groups = False, if they are not to be learnt"
+    ]
+
+
+def _annotates(row: Row, config: TrainConfig) -> bool:
+    """Whether a row annotates a class that it is wanted for."""
+    wanted = set(config.classes)
+    if row.usage == "train":
+        wanted |= set(config.counter_classes)
+    return bool(wanted.intersection(row.annotated))
+
+
+def _teaches(row: Row, config: TrainConfig) -> bool:
+    """Whether a row says more of a class of the run than where it is not."""
+    return bool(set(config.classes).intersection(row.annotated)) or _implies(row, config)
+
+
+def _implies(row: Row, config: TrainConfig) -> bool:
+    """Whether classes of the run follow from others that a row annotates, see `that_count`."""
+    annotated = len(row.annotated)
+    names = [*row.annotated, *config.classes]
+    palette = np.full((annotated + 1, len(names)), UNKNOWN, np.int8)
+    # one class alone is there, and last none of them is
+    np.fill_diagonal(palette, 1)
+    palette[-1] = UNKNOWN
+    palette[-1, :annotated] = 0
+    known = complete(
+        palette,
+        names,
+        # what excludes a class says only where it is not, which counter_classes ask for
+        use_mutual_exclusion=False,
+        infer_groups=config.infer_groups,
+        declared=excluding(config.class_relations, config.exclusive_classes),
+    )[:, annotated:]
+    is_positive = (known[:-1] == 1).any(axis=0)
+    if row.usage == "train":
+        return bool(is_positive.any())
+    return bool((is_positive & (known[-1] == 0)).any())
