@@ -1309,8 +1309,8 @@ def test_a_damaged_chunk(tiny, fails):
         and said.endswith("copy this array again")
         and "\n" not in said
     )
-    with pytest.raises(UserError, match="half-written"):
-        open_levels(tiny.config().path("predictions_path") / "tiny.zarr/crop3/er")
+    # a little of the raw is read before anything is begun
+    assert not (tiny.config().path("predictions_path") / "tiny.zarr/crop3/er").exists()
 
 
 @pytest.mark.parametrize("when", ["at once", "later"])
