@@ -342,14 +342,6 @@ def test_what_would_run_code_or_fill_the_memory_is_refused(tmp_path, changes, wo
         judged(tmp_path, given, store)
 
 
-def test_a_mask_of_another_shape_than_its_truth_is_refused(tmp_path):
-    # NumPy would stretch one plane over all of them
-    truth = cubes()
-    truths = {"crop1/mito": truth, "crop1/mito_mask": np.ones((1, *truth.shape[1:]), np.uint8)}
-    with pytest.raises(UserError, match=r"mito_mask: of shape \(1, .*write it on the voxels"):
-        judged(tmp_path, *submitted(tmp_path, truths, {"crop1/mito": truth}))
-
-
 def test_two_submissions_of_one_number_are_refused(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("data_path,evaluation_id\na.zip,1\nb.zip,2\nc.zip,1\n")
