@@ -157,7 +157,8 @@ class Placing:
 def by_attributes(path: Path, attributes: Mapping[str, Any]) -> Placing:
     """Voxel size and position in nm, z, y, x, as programs of this field name them.
 
-    In nm, or in the units that they name. funlib.persistence, and daisy and gunpowder with it, write resolution or voxel_size with offset,
+    In nm, or in the units that they name. funlib.persistence, and daisy and gunpowder with it,
+    write resolution or voxel_size with offset,
     the corner of the first voxel: its arrays cover offset to offset + shape * voxel_size. So do the
     files of CREMI; there as here an array without an offset begins at 0, since CREMI leaves out an
     offset of 0. What is packed for the challenge has voxel_size with translation, the centre.
