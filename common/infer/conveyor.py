@@ -176,7 +176,7 @@ def _download(values: torch.Tensor) -> torch.Tensor:
 
 
 def _page_locked(like: torch.Tensor) -> torch.Tensor:
-    # locking takes a third of a second a GB, but torch keeps what is let go of and gives it out
+    # locking memory takes long, but torch keeps what is let go of and gives it out
     # again: only the first few blocks of a process wait for it
     return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
