@@ -251,7 +251,7 @@ def prediction(case: Case) -> dict[str, Any]:
     from bench.predict import bare, predicted, write_volume
     from bench.spent import clocks
     from common.data.splits import regions
-    from common.infer.ensemble import load_network
+    from common.infer.networks.ensemble import load_network
     from common.train import checkpoint
     from common.train.setup import prepare
 

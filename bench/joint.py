@@ -31,7 +31,7 @@ from common.data.samples import loaders
 from common.data.splits.split import read_datasplit
 from common.data.volumes import ngff
 from common.files import REPOSITORY
-from common.infer import joint
+from common.infer.completing import joint
 from common.train import each_class
 from common.train import run as run_module
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.files import REPOSITORY
 from common.infer import predict, process
-from common.infer.recipe import THRESHOLDS
+from common.infer.processing.recipe import THRESHOLDS
 from common.score import evaluate, tune
 from common.score.result import Figures
 from common.train import run

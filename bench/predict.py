@@ -154,7 +154,7 @@ def write_volume(path: Path, side: int, voxel_size: float = 8) -> None:
 def prepare(case: Case):
     """Config, network and region."""
     from common.data.splits import regions
-    from common.infer.ensemble import load_network
+    from common.infer.networks.ensemble import load_network
 
     config = settings(case.scratch, case.device, case.classes, case.codec)
     path = case.scratch / f"noise{case.side}.zarr"

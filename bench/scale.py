@@ -25,10 +25,10 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.infer import cluster
-from common.infer.crew import Crew, Tally, never
-from common.infer.engine import Engine
 from common.infer.ledger import Journal
+from common.infer.machines import cluster
+from common.infer.machines.crew import Crew, Tally, never
+from common.infer.machines.engine import Engine
 
 
 def wait(seconds: float, numbers: Sequence[int]) -> Iterator[tuple[int, None]]:

@@ -20,7 +20,8 @@ from unittest import mock
 import torch
 
 from common.data.volumes import chunks
-from common.infer import blocks, conveyor, encode, ledger, predict, work, writer
+from common.infer import ledger, predict
+from common.infer.predicting import blocks, conveyor, encode, work, writer
 
 
 @dataclass(frozen=True)

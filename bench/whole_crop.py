@@ -14,10 +14,10 @@ from common.config.settings import ProcessConfig, TrainConfig
 from common.data.splits import regions
 from common.data.splits.regions import Region
 from common.data.volumes import ngff
-from common.infer.ensemble import load_network
+from common.infer.networks.ensemble import load_network
 from common.infer.predict import Output, Run, predict_region
 from common.infer.process import find_predictions, process_region
-from common.infer.recipe import Recipe, read_recipe
+from common.infer.processing.recipe import Recipe, read_recipe
 from common.score import judge, summary
 from common.score.judge import Evaluation, Truth
 

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.predict import OUTPUTS, Case, prepare, write_checkpoints
 from common.data.volumes.ngff import slices
-from common.infer import work, writer
 from common.infer.predict import Output
+from common.infer.predicting import work, writer
 
 EDGE = 128
 """Of the block that is computed, and of a chunk, in voxels."""

@@ -20,6 +20,22 @@ ORDER = ("ground", "config", "data", "show", "model", "train", "infer", "score",
 DATA_ORDER = ("volumes", "splits", "crops", "samples", "summary", "download", "own")
 """The same of the folders in data/."""
 
+INFER_ORDER = (
+    "made_by",
+    "ledger",
+    "machines",
+    "networks",
+    "predicting",
+    "objects",
+    "instances",
+    "processing",
+    "predict",
+    "process",
+    "completing",
+    "summarize",
+)
+"""The same of the folders and modules in infer/."""
+
 GROUND = {
     "classes",
     "compiled",
@@ -69,12 +85,30 @@ def test_a_module_imports_only_from_rooms_before_its_own(path):
     assert not {name for name in imported(path) if room_of_import(name) not in allowed}
 
 
+def outside(room: str, allowed: tuple[str, ...]) -> set[str]:
+    """What the last of some places in a room imports of the room but from these."""
+    place = COMMON / room / allowed[-1]
+    found = set()
+    for path in [place.with_suffix(".py"), *place.rglob("*.py")]:
+        names = imported(path) if path.is_file() else set()
+        within = {name for name in names if name.startswith(f"common.{room}.")}
+        found |= {name for name in within if name.split(".")[2] not in allowed}
+    return found
+
+
 @pytest.mark.parametrize("place", DATA_ORDER)
 def test_a_folder_of_data_imports_only_from_those_before_it(place):
-    allowed = DATA_ORDER[: DATA_ORDER.index(place) + 1]
-    for path in (COMMON / "data" / place).rglob("*.py"):
-        within = [name for name in imported(path) if name.startswith("common.data.")]
-        assert not {name for name in within if name.split(".")[2] not in allowed}, path
+    assert not outside("data", DATA_ORDER[: DATA_ORDER.index(place) + 1])
+
+
+@pytest.mark.parametrize("place", INFER_ORDER)
+def test_a_place_in_infer_imports_only_from_those_before_it(place):
+    assert not outside("infer", INFER_ORDER[: INFER_ORDER.index(place) + 1])
+
+
+def test_the_order_in_infer_names_all_that_is_in_it():
+    there = {path.stem for path in (COMMON / "infer").iterdir() if not path.stem.startswith("__")}
+    assert there == set(INFER_ORDER)
 
 
 def test_no_two_modules_import_each_other():

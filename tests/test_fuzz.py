@@ -25,7 +25,7 @@ from common.data.splits import split
 from common.data.splits.manifest import Entry
 from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import UserError
-from common.infer.recipe import read_thresholds
+from common.infer.processing.recipe import read_thresholds
 from common.runs.events import scalars
 from common.runs.find import find
 from common.score import result, submission

@@ -21,12 +21,12 @@ import numpy as np
 
 from common.data.volumes.box import slices
 from common.errors import UserError
-from common.infer.boxes import Box, ends
+from common.infer.objects.boxes import Box, ends
 from common.infer.objects.components import Components, Index, find_components, label
 from common.infer.objects.flooding import watershed_of_boundary, watershed_of_distance
 from common.infer.objects.mutex import mutex_watershed
 from common.infer.objects.split import SIDES, split_object
-from common.infer.volume import (
+from common.infer.objects.volume import (
     Block,
     BlockWork,
     Volume,

@@ -19,14 +19,17 @@ from common.data.splits.regions import Region
 from common.data.volumes import series
 from common.errors import UserError
 from common.files import is_held, key_of
-from common.infer import cluster, ledger, package, request, room, sharing
-from common.infer.engine import IN_THIS_PROCESS, Engine
-from common.infer.ensemble import load_network, note_training_crops
-from common.infer.network import Network
-from common.infer.parts import Hands, Source, source_of
-from common.infer.planes import with_planes
-from common.infer.room import Need
-from common.infer.work import (
+from common.infer import ledger
+from common.infer.machines import cluster, sharing
+from common.infer.machines.engine import IN_THIS_PROCESS, Engine
+from common.infer.networks import package
+from common.infer.networks.ensemble import load_network, note_training_crops
+from common.infer.networks.network import Network
+from common.infer.networks.planes import with_planes
+from common.infer.predicting import request, room
+from common.infer.predicting.parts import Hands, Source, source_of
+from common.infer.predicting.room import Need
+from common.infer.predicting.work import (
     SMALLEST_BLOCK,
     Output,
     Work,
@@ -40,7 +43,7 @@ from common.infer.work import (
     with_own,
     with_raw,
 )
-from common.infer.writer import writing
+from common.infer.predicting.writer import writing
 from common.talk import count, nm, note, say, voxels
 
 # a block of a large network takes minutes on a CPU, and schedulers kill after half a minute
@@ -98,12 +101,12 @@ def predict(  # noqa: PLR0913  # the options of the command
     """Predict crops, or a volume; gives their folders. Raises UserError, and as `predict_boxes`.
 
     Args:
-        config_path: the experiment, or a package, see `common.infer.package`.
+        config_path: the experiment, or a package, see `common.infer.networks.package`.
         crops: which, as of `common.data.splits.regions.choose`; or `volume` with `roi`.
         volume: path of a volume of one's own.
         roi: box of it.
         classes: some of the network's, all unless given.
-        weights: "best", "latest" or checkpoints, see `common.infer.ensemble.load_network`.
+        weights: "best", "latest" or checkpoints, see `common.infer.networks.ensemble.load_network`.
         manifest_path: of test crops.
         overwrite: see `Run`.
         overrides: "name=value" for settings.

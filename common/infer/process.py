@@ -31,16 +31,18 @@ from common.data.volumes.records import PredictionRecord, ProcessedRecord
 from common.data.volumes.sources.place import bare
 from common.errors import Incomplete, UserError, collect
 from common.files import REPOSITORY, key_of
-from common.infer import cluster, instances, ledger, one_class, sharing, status
-from common.infer.crew import Crew
-from common.infer.engine import IN_THIS_PROCESS, Engine
+from common.infer import instances, ledger
+from common.infer.machines import cluster, sharing, status
+from common.infer.machines.crew import Crew
+from common.infer.machines.engine import IN_THIS_PROCESS, Engine
 from common.infer.made_by import engine_hash
-from common.infer.one_class import Making
-from common.infer.prediction import Prediction, note_older_weights, open_prediction
-from common.infer.recipe import Recipe, load_recipe
-from common.infer.stages import clear_stages
-from common.infer.volume import EVERYWHERE, Stages, Volume
-from common.infer.writer import writing
+from common.infer.objects.volume import EVERYWHERE, Stages, Volume
+from common.infer.predicting.writer import writing
+from common.infer.processing import one_class
+from common.infer.processing.one_class import Making
+from common.infer.processing.prediction import Prediction, note_older_weights, open_prediction
+from common.infer.processing.recipe import Recipe, load_recipe
+from common.infer.processing.stages import clear_stages
 from common.provenance import now, provenance
 from common.talk import count, note, note_once, progress, say, some
 

@@ -15,9 +15,9 @@ from common.data.volumes import results
 from common.data.volumes.results import Result
 from common.errors import UserError
 from common.files import key_of, replacing
-from common.infer.crew import Crew
-from common.infer.engine import IN_THIS_PROCESS, Engine
-from common.infer.measure import Labels, Measures, measure
+from common.infer.machines.crew import Crew
+from common.infer.machines.engine import IN_THIS_PROCESS, Engine
+from common.infer.objects.measure import Labels, Measures, measure
 from common.show import figures
 from common.show.projection import projection as project
 from common.talk import note, progress, some
@@ -145,7 +145,7 @@ def _crew(engine: Engine, folder: Path, call: str) -> Iterator[Crew | None]:
         yield None
         return
     # it imports torch: seconds, and most of the memory of a small call
-    from common.infer import cluster
+    from common.infer.machines import cluster
 
     folder.mkdir(parents=True, exist_ok=True)
     with cluster.opened(engine, folder, call) as crew:

@@ -20,7 +20,7 @@ from common.data.crops.normalize import MEASURED, PERCENTILES
 from common.data.samples.sampling import Patch
 from common.errors import UserError
 from common.files import replacing
-from common.infer.package import OURS
+from common.infer.networks.package import OURS
 from common.model import exported
 from common.runs.model_card import Card
 

@@ -19,8 +19,8 @@ from common.config.settings import TrainConfig
 from common.data.samples.sampling import Patch
 from common.data.splits import regions
 from common.errors import UserError
-from common.infer.ensemble import load_network
-from common.infer.network import Network
+from common.infer.networks.ensemble import load_network
+from common.infer.networks.network import Network
 from common.model import exported
 from common.runs import bioimage
 from common.runs.bioimage import Example, Sizes

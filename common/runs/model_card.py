@@ -12,7 +12,7 @@ from common.data.samples.sampling import Patch
 from common.data.splits import split
 from common.data.volumes.records import at_epoch
 from common.errors import UserError
-from common.infer.network import Network
+from common.infer.networks.network import Network
 from common.score import result
 from common.score.readme import markdown_table
 from common.score.result import Scores

@@ -23,7 +23,7 @@ from common.data.volumes.records import ProcessedRecord
 from common.errors import UserError, collect
 from common.files import REPOSITORY
 from common.infer import process
-from common.infer.recipe import THRESHOLDS, Recipe, load_recipe, read_thresholds, run_of
+from common.infer.processing.recipe import THRESHOLDS, Recipe, load_recipe, read_thresholds, run_of
 from common.provenance import now, provenance
 from common.score import judge, submission, submitted, versions
 from common.score.judge import Evaluation, Truth

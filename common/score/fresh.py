@@ -11,7 +11,7 @@ from common.data.splits.manifest import Entry
 from common.data.volumes import records
 from common.data.volumes.records import PredictionRecord
 from common.infer import process
-from common.infer.recipe import Recipe, load_recipe
+from common.infer.processing.recipe import Recipe, load_recipe
 from common.score.publish import note_networks
 
 

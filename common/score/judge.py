@@ -19,7 +19,7 @@ from common.data.volumes import regrid
 from common.data.volumes.annotation import LabelReader
 from common.data.volumes.ngff import Grid, Level
 from common.errors import UserError
-from common.infer.volume import EVERYWHERE
+from common.infer.objects.volume import EVERYWHERE
 from common.score import challenge, quality
 from common.score.quality import ObjectCounts, VoxelCounts
 from common.score.versions import CSC, Version

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.data.volumes import annotation
 from common.data.volumes.records import PredictionRecord
-from common.infer.prediction import note_older_weights
+from common.infer.processing.prediction import note_older_weights
 from common.score import judge, result, tables
 from common.score.judge import Evaluation
 from common.score.result import CropScore, Scores

@@ -18,10 +18,10 @@ import zarr
 from common.config.instance_options import defaults
 from common.data.volumes import ngff, regrid
 from common.data.volumes.ngff import Level
-from common.infer import one_class
-from common.infer.one_class import Making
-from common.infer.prediction import Prediction, open_prediction
-from common.infer.recipe import Recipe, read_recipe
+from common.infer.processing import one_class
+from common.infer.processing.one_class import Making
+from common.infer.processing.prediction import Prediction, open_prediction
+from common.infer.processing.recipe import Recipe, read_recipe
 from common.score import challenge
 from common.score.judge import Evaluation, Truth, annotated, judge
 from common.score.versions import CSC, Version

@@ -17,8 +17,9 @@ from common.data.splits import regions
 from common.data.volumes import ngff, regrid
 from common.errors import UserError, collect
 from common.files import write_json
-from common.infer.prediction import Prediction, open_prediction
-from common.infer.recipe import (
+from common.infer.objects.volume import EVERYWHERE
+from common.infer.processing.prediction import Prediction, open_prediction
+from common.infer.processing.recipe import (
     THRESHOLDS,
     Recipe,
     functions_of,
@@ -26,7 +27,6 @@ from common.infer.recipe import (
     read_thresholds,
     run_of,
 )
-from common.infer.volume import EVERYWHERE
 from common.provenance import now
 from common.score import summary, versions
 from common.score.judge import FULL, Evaluation, beside, beside_text

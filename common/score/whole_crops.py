@@ -25,9 +25,9 @@ from common.data.splits import regions, split
 from common.data.splits.regions import Region
 from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
-from common.infer.network import Network, network_of
-from common.infer.recipe import Recipe, read_recipe
-from common.infer.work import Output, begin, compute_and_write, finish, make_plan
+from common.infer.networks.network import Network, network_of
+from common.infer.predicting.work import Output, begin, compute_and_write, finish, make_plan
+from common.infer.processing.recipe import Recipe, read_recipe
 from common.model.forward import ForwardPass
 from common.score import challenge
 from common.score.trials import Trial, run_trial

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from common.errors import FileError
-from common.infer.crew import Crew, Tally, never
+from common.infer.machines.crew import Crew, Tally, never
 from common.talk import progress
 
 Item = TypeVar("Item")

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from common.data.volumes.sources.place import with_voxel_size
 from common.errors import UserError
-from common.infer.engine import MOST_PROCESSES, Engine
+from common.infer.machines.engine import MOST_PROCESSES, Engine
 from common.score.versions import CSC, VERSIONS
 from common.stopping import seconds_of
 from common.typed import is_number
@@ -361,7 +361,7 @@ def is_dry_run(engine: Engine) -> bool:
     engine.check()
     if not engine.dry_run:
         return False
-    from common.infer import cluster
+    from common.infer.machines import cluster
 
     click.echo(cluster.job_script(engine))
     return True

@@ -18,12 +18,12 @@ from common.data.samples.sampling import Patch
 from common.data.volumes.ngff import write_multiscale
 from common.data.volumes.raw import Raw, open_raw
 from common.errors import UserError
-from common.infer import blocks, conveyor, encode
-from common.infer import plan as plan_module
-from common.infer import window as window_module
-from common.infer.conveyor import BlockValues
-from common.infer.plan import BlockPlan
-from common.infer.window import Window
+from common.infer.networks import window as window_module
+from common.infer.networks.window import Window
+from common.infer.predicting import blocks, conveyor, encode
+from common.infer.predicting import plan as plan_module
+from common.infer.predicting.conveyor import BlockValues
+from common.infer.predicting.plan import BlockPlan
 from common.model import cosem, shapes, unet
 from common.model.shapes import Shapes
 

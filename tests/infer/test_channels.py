@@ -14,7 +14,7 @@ from common.data.volumes import records
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.infer import instances
-from common.infer.recipe import THRESHOLDS, load_recipe, read_recipe
+from common.infer.processing.recipe import THRESHOLDS, load_recipe, read_recipe
 from tests.infer.test_process import ABOVE, RUN, configured, processed, run, write_prediction
 
 DIVIDED = (

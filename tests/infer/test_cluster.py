@@ -24,9 +24,9 @@ from common.data.volumes import layout
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.ngff import open_levels
 from common.errors import UserError
-from common.infer import cluster
 from common.infer import predict as in_this_process
-from common.infer.engine import Engine
+from common.infer.machines import cluster
+from common.infer.machines.engine import Engine
 from common.score.tune import tune
 from common.shell.cli import cli
 from common.train import checkpoint

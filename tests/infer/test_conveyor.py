@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.infer import blocks, conveyor, encode
-from common.infer.blocks import Member, RawBlock, Verdict
+from common.infer.predicting import blocks, conveyor, encode
+from common.infer.predicting.blocks import Member, RawBlock, Verdict
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import torch
 
 from common.data.volumes import ngff
 from common.errors import UserError
-from common.infer import encode, loops
+from common.infer.predicting import encode, loops
 
 
 def computed(logits: torch.Tensor) -> torch.Tensor:
@@ -69,9 +69,9 @@ def test_a_single_nan_is_found_and_infinity_is_none(dtype, layout, sign):
 
 def test_without_numba_a_sentence_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    for name in ("common.compiled", "common.infer.loops"):
+    for name in ("common.compiled", "common.infer.predicting.loops"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.delattr("common.infer.loops", raising=False)
+    monkeypatch.delattr("common.infer.predicting.loops", raising=False)
     with pytest.raises(UserError, match=r"numba.*pip install numba"):
         encode.encode(torch.zeros(1, 2, 3, 4), "probability", torch.uint8)
 

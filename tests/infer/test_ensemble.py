@@ -17,7 +17,8 @@ from common.data.volumes.raw import Raw
 from common.data.volumes.records import read_prediction
 from common.errors import UserError
 from common.files import sha256_of_file
-from common.infer import ensemble, predict
+from common.infer import predict
+from common.infer.networks import ensemble
 from common.infer.process import process
 from common.score.evaluate import evaluate
 from common.train import weights_file

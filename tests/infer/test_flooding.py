@@ -16,7 +16,7 @@ from common.infer.instances import watershed_of_boundary, watershed_of_distance
 from common.infer.objects import graph
 from common.infer.objects.basins import MARGIN, find_basins
 from common.infer.objects.graph import PARTS, Contacts, Graph
-from common.infer.volume import Volume
+from common.infer.objects.volume import Volume
 from tests.infer.test_instances import same_partition, volume
 
 

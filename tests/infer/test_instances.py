@@ -14,7 +14,6 @@ import zarr
 from scipy import ndimage
 
 from common.errors import UserError
-from common.infer import volume as volume_module
 from common.infer.instances import (
     Volume,
     connected_components,
@@ -28,6 +27,7 @@ from common.infer.instances import (
     zeros,
 )
 from common.infer.objects import components
+from common.infer.objects import volume as volume_module
 
 ISOTROPIC = (8, 8, 8)
 SECTIONS = (50, 4.6, 4.6)

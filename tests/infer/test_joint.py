@@ -23,8 +23,8 @@ from common.data.volumes import ngff
 from common.data.volumes.annotation import LabelReader
 from common.data.volumes.level import Level
 from common.errors import UserError
-from common.infer import joint, members
-from common.infer.completing import Crop, write
+from common.infer.completing import joint, members
+from common.infer.completing.crop import Crop, write
 from common.score.judge import annotated
 from common.train import each_class
 

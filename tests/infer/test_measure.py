@@ -14,9 +14,9 @@ from common.data.volumes.annotation import INSTANCE_TYPE
 from common.data.volumes.box import block_of_chunks
 from common.data.volumes.ngff import open_levels, start_multiscale, write_multiscale
 from common.errors import FileError, UserError
-from common.infer import measure as module
-from common.infer.crew import Failure
-from common.infer.measure import Labels, Tally, measure
+from common.infer.machines.crew import Failure
+from common.infer.objects import measure as module
+from common.infer.objects.measure import Labels, Tally, measure
 from common.infer.summarize import Wanted, summarize
 from common.show import figures
 from common.show.projection import projection

@@ -13,7 +13,7 @@ from skimage.metrics import adapted_rand_error
 
 from common.errors import UserError
 from common.infer.instances import mutex_watershed
-from common.infer.volume import Volume
+from common.infer.objects.volume import Volume
 from tests.infer.test_flooding import cells
 from tests.infer.test_instances import same_partition, volume
 

@@ -14,7 +14,9 @@ from torch.nn import functional
 from common import runtime
 from common.data.volumes.ngff import open_levels
 from common.errors import UserError
-from common.infer import ensemble, parts, planes, predict, window
+from common.infer import predict
+from common.infer.networks import ensemble, planes, window
+from common.infer.predicting import parts
 from common.train import checkpoint, optim
 from common.train.state import State
 

@@ -32,11 +32,12 @@ from common.data.splits import regions
 from common.data.volumes import ngff
 from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import FileError, UserError
-from common.infer import blocks as blocks_module
-from common.infer import predict, room, work
+from common.infer import predict
 from common.infer.ledger import Journal
 from common.infer.predict import Output
-from common.infer.writer import ClassVolume
+from common.infer.predicting import blocks as blocks_module
+from common.infer.predicting import room, work
+from common.infer.predicting.writer import ClassVolume
 from common.model.forward import ForwardPass
 from common.shell import cli
 from common.train import checkpoint, optim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.data.volumes.records import PredictionRecord
 from common.files import sha256_of_file
-from common.infer.prediction import note_older_weights
+from common.infer.processing.prediction import note_older_weights
 
 
 def test_a_checkpoint_that_was_written_anew_since_is_told(tmp_path, capsys):

@@ -20,10 +20,12 @@ from common.config.module import own_frames
 from common.config.settings import ProcessConfig
 from common.data.volumes import ngff, records, series
 from common.errors import UserError
-from common.infer import encode, one_class, process
-from common.infer import recipe as recipe_module
-from common.infer.prediction import Probability
-from common.infer.recipe import THRESHOLDS, Recipe, load_recipe, read_recipe
+from common.infer import process
+from common.infer.predicting import encode
+from common.infer.processing import one_class
+from common.infer.processing import recipe as recipe_module
+from common.infer.processing.prediction import Probability
+from common.infer.processing.recipe import THRESHOLDS, Recipe, load_recipe, read_recipe
 
 RNG = np.random.default_rng(5)
 ABOVE = "def process_func(logits):\n    return (logits > 0) * 1\n"
@@ -408,7 +410,8 @@ def test_a_copy_of_the_experiment_has_the_same_hash(experiment):
 
 def test_the_engine_is_found_where_it_is_imported_from():
     """Also where it is installed, and the command is given in another folder."""
-    assert (recipe_module.IMPORT_ROOT / "common/infer/recipe.py").samefile(recipe_module.__file__)
+    file = recipe_module.IMPORT_ROOT / "common/infer/processing/recipe.py"
+    assert file.samefile(recipe_module.__file__)
 
 
 def test_functions_of_this_repository_are_part_of_the_hash(experiment, monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.data.splits.regions import Region
-from common.infer import request
+from common.infer.predicting import request
 
 
 @pytest.mark.parametrize(("beyond", "is_told"), [(0, False), (8, False), (24, True)])

@@ -15,7 +15,8 @@ from conftest import DEADLINE, started, wait_until
 from common.data.volumes.ngff import open_levels
 from common.errors import NotYet
 from common.files import REPOSITORY
-from common.infer import predict, process, sharing
+from common.infer import predict, process
+from common.infer.machines import sharing
 from common.train import checkpoint
 from common.train.setup import prepare
 

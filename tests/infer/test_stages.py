@@ -14,8 +14,9 @@ from test_cluster import command, forked_workers, held, tiny, works  # noqa: F40
 
 from common.data.volumes.ngff import open_levels
 from common.errors import FileError
-from common.infer import one_class, predict, process, stages
-from common.infer import volume as volume_module
+from common.infer import predict, process
+from common.infer.objects import volume as volume_module
+from common.infer.processing import one_class, stages
 
 RECIPE = """
     import os

@@ -11,10 +11,10 @@ import pytest
 import zarr
 
 from common.data.volumes.ngff import Grid
-from common.infer import sharing
 from common.infer.instances import mutex_watershed, watershed_of_boundary, watershed_of_distance
-from common.infer.stages import Place, Stages
-from common.infer.volume import Volume
+from common.infer.machines import sharing
+from common.infer.objects.volume import Volume
+from common.infer.processing.stages import Place, Stages
 from tests.infer.test_flooding import boundary_of, cells
 from tests.infer.test_mutex import OFFSETS, affinities_of
 

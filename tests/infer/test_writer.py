@@ -15,7 +15,7 @@ from common.data.volumes import ngff
 from common.data.volumes.metadata import LEVELS_BY_BLOCK
 from common.data.volumes.ngff import Grid, open_levels, slices
 from common.data.volumes.records import PredictionRecord
-from common.infer.writer import ClassVolume, open_class, reopen_class
+from common.infer.predicting.writer import ClassVolume, open_class, reopen_class
 from tests.infer.test_predict import Stop, files, predict_tiny, save_weights
 
 

@@ -12,7 +12,7 @@ from monai.networks.nets.segresnet_ds import scales_for_resolution
 from common.classes import TESTED
 from common.data.samples.sampling import Patch
 from common.errors import UserError
-from common.infer.window import find_window
+from common.infer.networks.window import find_window
 from common.model.forward import ForwardPass
 from common.model.output_layers import start_output_at
 from common.model.resenc import build_resenc, plan_resenc

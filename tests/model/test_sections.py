@@ -10,8 +10,9 @@ from torch import nn
 
 from common.data.volumes.ngff import open_levels
 from common.errors import UserError
-from common.infer import ensemble, planes, predict
-from common.infer.network import network_of
+from common.infer import predict
+from common.infer.networks import ensemble, planes
+from common.infer.networks.network import network_of
 from common.model.build import build_model
 from common.model.forward import ForwardPass
 from common.model.sections import Sections

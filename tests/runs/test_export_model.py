@@ -19,7 +19,7 @@ from common.data.samples.sampling import Patch
 from common.data.volumes import ngff
 from common.data.volumes.raw import open_raw
 from common.errors import UserError
-from common.infer import package, packaged
+from common.infer.networks import package, packaged
 from common.model import exported
 from common.model.forward import ForwardPass
 from common.runs import bioimage

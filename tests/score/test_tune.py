@@ -12,7 +12,7 @@ from scipy import ndimage
 from common.data.own.standing import IMPORTED
 from common.data.volumes import ngff, records
 from common.errors import UserError
-from common.infer.recipe import THRESHOLDS, read_recipe, read_thresholds
+from common.infer.processing.recipe import THRESHOLDS, read_recipe, read_thresholds
 from common.score import challenge, evaluate, trials, tune
 from tests.infer.test_process import ABOVE, RUN, configured, processed, run, write_prediction
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.infer.network import load_checkpoint
+from common.infer.networks.network import load_checkpoint
 from common.train import average, checkpoint
 from common.train.setup import prepare
 from common.train.validation import validate

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import UserError
-from common.infer.ensemble import load_network
+from common.infer.networks.ensemble import load_network
 from common.train import each_class
 from common.train.checkpoint import best_of
 

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.infer.boxes import Box, ends, with_margin, within
+from common.infer.objects.boxes import Box, ends, with_margin, within
 from common.infer.objects.components import Index, find_components
 from common.infer.objects.graph import Contacts, Graph, combined, joined
-from common.infer.volume import (
+from common.infer.objects.volume import (
     Block,
     BlockWork,
     Volume,

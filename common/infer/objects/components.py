@@ -19,8 +19,8 @@ import numpy as np
 from scipy.sparse import coo_array, csgraph
 
 from common.errors import UserError
-from common.infer.boxes import Box, ends
-from common.infer.volume import Block, BlockWork, Volume, fill, gather, smallest_dtype
+from common.infer.objects.boxes import Box, ends
+from common.infer.objects.volume import Block, BlockWork, Volume, fill, gather, smallest_dtype
 
 MAX_PIECES = 2**31 - 1
 """Components of all blocks together: the graph counts them in int32."""

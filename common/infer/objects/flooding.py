@@ -14,10 +14,10 @@ import numpy as np
 from scipy import ndimage
 
 from common.errors import UserError
-from common.infer.boxes import with_margin, within
 from common.infer.objects.basins import find_basins
+from common.infer.objects.boxes import with_margin, within
 from common.infer.objects.graph import over_means, over_passes
-from common.infer.volume import Block, BlockWork, Volume, fill, probabilities
+from common.infer.objects.volume import Block, BlockWork, Volume, fill, probabilities
 
 SMOOTHING = 1.0
 """Standard deviation in voxels of the Gaussian that a landscape is smoothed by."""

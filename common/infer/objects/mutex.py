@@ -22,11 +22,11 @@ import numpy as np
 from common.data.volumes.box import slices
 from common.data.volumes.sources import needed
 from common.errors import UserError
-from common.infer.boxes import Box, ends, with_margin, within
 from common.infer.objects.basins import renamed
+from common.infer.objects.boxes import Box, ends, with_margin, within
 from common.infer.objects.components import Index
 from common.infer.objects.graph import Contacts, combined, joined
-from common.infer.volume import (
+from common.infer.objects.volume import (
     Block,
     BlockWork,
     Volume,

@@ -28,7 +28,7 @@ def status(out: str) -> None:
 
     OUT is a folder that predict or process writes: of a run, a dataset or a crop.
     """
-    from common.infer import status as module
+    from common.infer.machines import status as module
 
     for line in module.status(out):
         click.echo(line)

@@ -20,7 +20,7 @@ from common.shell.next_step import say_next
 from common.shell.options import Lengths, Names
 
 if TYPE_CHECKING:
-    from common.infer.engine import Engine
+    from common.infer.machines.engine import Engine
     from common.score.workers import Workers
 
 command = partial(click.command, cls=Command, heading="Predict and score")
@@ -201,7 +201,7 @@ def _scorers(near: str | Path, workers: int, engine: Engine) -> Iterator[Workers
         yield workers
         return
     from common.files import key_of
-    from common.infer import cluster
+    from common.infer.machines import cluster
 
     if engine.cluster:
         engine = replace(engine, workers=workers)

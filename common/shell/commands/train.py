@@ -367,7 +367,7 @@ def joint(action: str, config_path: str, *, time_limit: float, **given: Any) -> 
     Writes labels and a datasplit that a joint network is trained on. Goes on where an earlier call
     stopped.
     """
-    from common.infer import joint as module
+    from common.infer.completing import joint as module
 
     with stopping.time_limit(time_limit):
         click.echo(module.init(config_path, **options.given(given)))

@@ -27,13 +27,13 @@ from common.data.splits.regions import Region
 from common.data.splits.split import Row
 from common.data.volumes import ngff
 from common.errors import UserError
-from common.infer import completing
-from common.infer import members as members_module
-from common.infer.completing import CONFIDENCE, SOURCE, Completed, Crop
-from common.infer.ensemble import load_network
-from common.infer.members import Member
+from common.infer.completing import crop as crop_module
+from common.infer.completing import members as members_module
+from common.infer.completing.crop import CONFIDENCE, SOURCE, Completed, Crop
+from common.infer.completing.members import Member
+from common.infer.networks.ensemble import load_network
 from common.infer.predict import Run, predict_region
-from common.infer.work import Output
+from common.infer.predicting.work import Output
 from common.talk import command_line, count, note, say, some
 
 THRESHOLD = 0.33
@@ -229,7 +229,7 @@ def _made_of(joint: Joint, row: Row) -> dict[str, Any]:
     made_of = {
         "networks": {member.name: member.sha256 for member in joint.members},
         "annotation": stamps,
-        "with_ids": completing.with_ids(row),
+        "with_ids": crop_module.with_ids(row),
         "threshold": joint.threshold,
         "rules": asdict(joint.rules),
     }
@@ -307,7 +307,7 @@ def _complete(joint: Joint, job: CropJob) -> Completed:
     unfinished = job.folder.with_name(f".{job.folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        completed = completing.write(_crop_of(joint, job), unfinished)
+        completed = crop_module.write(_crop_of(joint, job), unfinished)
     except OSError as error:
         raise files.not_written(unfinished, error) from error
     content = {"made_of": job.made_of, "completed": asdict(completed)}

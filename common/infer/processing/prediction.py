@@ -14,8 +14,8 @@ from common.data.volumes.ngff import Grid, Level
 from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.files import sha256_of_file
-from common.infer import encode
-from common.infer.volume import Volume
+from common.infer.objects.volume import Volume
+from common.infer.predicting import encode
 from common.talk import note_once, some
 
 

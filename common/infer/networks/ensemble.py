@@ -1,6 +1,6 @@
 """Several networks as one: checkpoints of folds, of seeds, of experiments with the same classes.
 
-What is predicted is the mean of their probabilities, see `common.infer.blocks`.
+What is predicted is the mean of their probabilities, see `common.infer.predicting.blocks`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from common.data.splits.regions import Region
 from common.data.volumes.records import PredictionRecord
 from common.errors import FileError, UserError
 from common.files import sha256_of_file
-from common.infer import package
-from common.infer.network import (
+from common.infer.networks import package
+from common.infer.networks.network import (
     ARRAYS,
     LIKE_IN_TRAINING,
     Network,

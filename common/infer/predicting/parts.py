@@ -18,15 +18,16 @@ from common.config.settings import TrainConfig
 from common.data.splits.regions import Region
 from common.errors import FileError, Incomplete
 from common.files import mark
-from common.infer import package, sharing, status
-from common.infer.crew import Crew, Failure, Tally
-from common.infer.ensemble import load_network
+from common.infer.machines import sharing, status
+from common.infer.machines.crew import Crew, Failure, Tally
+from common.infer.machines.status import Progress
 from common.infer.made_by import predicting_hash, refuse_other_predicting
-from common.infer.network import Network
-from common.infer.planes import AUTO, OWN, with_planes
-from common.infer.status import Progress
-from common.infer.work import Output, Work, describe, make_plan, never, plans_of, written
-from common.infer.writer import reopen_class
+from common.infer.networks import package
+from common.infer.networks.ensemble import load_network
+from common.infer.networks.network import Network
+from common.infer.networks.planes import AUTO, OWN, with_planes
+from common.infer.predicting.work import Output, Work, describe, make_plan, never, plans_of, written
+from common.infer.predicting.writer import reopen_class
 from common.talk import progress
 
 
@@ -43,7 +44,7 @@ class Source:
     weights: tuple[str, ...]
     """Files."""
     planes: str = OWN
-    """As of `common.infer.planes`."""
+    """As of `common.infer.networks.planes`."""
 
 
 def source_of(network: Network, config: TrainConfig, overrides: Sequence[str]) -> Source:

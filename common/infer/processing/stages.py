@@ -25,12 +25,12 @@ from numcodecs import Blosc
 from common.data.volumes.ngff import Grid
 from common.errors import Incomplete
 from common.files import mark, replacing
-from common.infer import sharing, status
-from common.infer.boxes import ends
-from common.infer.crew import Crew, Tally, never
 from common.infer.ledger import Journal
-from common.infer.status import Progress
-from common.infer.volume import Block, BlockWork, Volume, blocks
+from common.infer.machines import sharing, status
+from common.infer.machines.crew import Crew, Tally, never
+from common.infer.machines.status import Progress
+from common.infer.objects.boxes import ends
+from common.infer.objects.volume import Block, BlockWork, Volume, blocks
 
 # a block with the layer before it touches eight chunks if a chunk is a block: fewer bytes in parts
 MOST_PARTS = 4
@@ -72,7 +72,7 @@ def clear_stages(folder: Path, name: str) -> None:
 
 
 class Stages:
-    """Makes volumes and lists block by block, once; see `common.infer.volume.Stages`."""
+    """Makes volumes and lists block by block, once; see `common.infer.objects.volume.Stages`."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Stages:
         return type(None), ()
 
     def fill(self, like: Volume, work: BlockWork, dtype: np.dtype | type) -> Volume:
-        """As `common.infer.volume.fill`, on disk."""
+        """As `common.infer.objects.volume.fill`, on disk."""
         folder = self._next(work, np.dtype(dtype).name)
         if not Journal(folder).exists():
             _new_array(folder / "array", like, dtype)
@@ -105,7 +105,7 @@ class Stages:
         return replace(like, array=array)
 
     def gather(self, like: Volume, work: BlockWork) -> Sequence[Any]:
-        """As `common.infer.volume.gather`; read from disk where it is asked for."""
+        """As `common.infer.objects.volume.gather`; read from disk where it is asked for."""
         folder = self._next(work, "list")
         self._run(folder, like, work, partial(_store, folder))
         return _Stored(folder, sum(1 for _ in blocks(like)))

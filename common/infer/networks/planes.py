@@ -15,7 +15,7 @@ import numpy as np
 
 from common.data.samples.sampling import Patch
 from common.errors import UserError
-from common.infer.network import Network, over
+from common.infer.networks.network import Network, over
 from common.model.sections import Sections
 from common.talk import nm, note
 

@@ -27,8 +27,8 @@ from common.data.volumes.metadata import NM_PER_UNIT
 from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.files import REPOSITORY, sha256_of_file
-from common.infer.network import Network, network_of
-from common.infer.packaged import network_in
+from common.infer.networks.network import Network, network_of
+from common.infer.networks.packaged import network_in
 from common.model import exported
 from common.model.forward import ForwardPass
 from common.provenance import provenance

@@ -11,8 +11,8 @@ from common.config.settings import TrainConfig
 from common.data.splits.split import Row
 from common.errors import UserError, refuse
 from common.files import sha256_of_file
-from common.infer.ensemble import trained_on
-from common.infer.network import checkpoint_path
+from common.infer.networks.ensemble import trained_on
+from common.infer.networks.network import checkpoint_path
 from common.talk import command_line, nm, note, some
 from common.train import each_class
 

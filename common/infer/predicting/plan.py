@@ -15,7 +15,7 @@ from common.data.samples import sampling
 from common.data.samples.sampling import Patch
 from common.data.volumes.ngff import Grid
 from common.data.volumes.raw import Raw
-from common.infer.window import Window
+from common.infer.networks.window import Window
 
 # 2 MB of uint8: readers want a part of a volume, and a file system does not want millions of files
 LARGEST_CHUNK = 128

@@ -18,16 +18,17 @@ from common.data.volumes.box import slices
 from common.data.volumes.records import PredictionRecord, ProcessedRecord, read_prediction
 from common.errors import FileError, UserError
 from common.files import key_of
-from common.infer import functions, instances
-from common.infer import volume as volume_module
-from common.infer.boxes import Box, corners, ends
-from common.infer.crew import Crew
+from common.infer import instances
 from common.infer.ledger import state_of
+from common.infer.machines.crew import Crew
 from common.infer.made_by import engine_hash, refuse_other_engine
-from common.infer.prediction import Channels, Prediction, Probability, open_prediction
-from common.infer.recipe import Recipe, read_recipe
-from common.infer.stages import Place, Stages
-from common.infer.volume import Block, BlockWork, Volume
+from common.infer.objects import volume as volume_module
+from common.infer.objects.boxes import Box, corners, ends
+from common.infer.objects.volume import Block, BlockWork, Volume
+from common.infer.processing import functions
+from common.infer.processing.prediction import Channels, Prediction, Probability, open_prediction
+from common.infer.processing.recipe import Recipe, read_recipe
+from common.infer.processing.stages import Place, Stages
 
 # small chunks one by one would spend their time in process_func's overhead and halo
 LEAST_BLOCK = 128

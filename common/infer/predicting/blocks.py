@@ -2,7 +2,7 @@
 
 A block of the output is computed from the raw around it alone, so blocks can be made in any order,
 by any number of calls, and be written once: `read_for_each` and `compute_block` know nothing of
-who calls them, `common.infer.conveyor` is one way to, on one device. A network without padding
+who calls them, `conveyor` is one way to, on one device. A network without padding
 gives the same voxels in a block as in the whole volume, provided that windows start at whole steps
 of its pooling.
 Where windows do not agree on the voxels that they share (padding, normalisation over the window),
@@ -29,8 +29,8 @@ from common.data.samples import augment
 from common.data.volumes import regrid
 from common.data.volumes.level import Grid
 from common.data.volumes.ngff import slices
-from common.infer.plan import BlockPlan
-from common.infer.window import Forward, Window
+from common.infer.networks.window import Forward, Window
+from common.infer.predicting.plan import BlockPlan
 
 TOGETHER = {"cuda": 2**21}
 """Voxels of windows that go through a network at a time, by kind of device, 8 of 64^3: one alone

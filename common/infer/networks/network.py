@@ -28,7 +28,7 @@ from common.data.volumes.raw import Raw, open_raw
 from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.files import REPOSITORY, sha256_of_file
-from common.infer.window import Forward, Window, find_window, with_agreement
+from common.infer.networks.window import Forward, Window, find_window, with_agreement
 from common.model import activation, build, published, seen_range
 from common.model.forward import ForwardPass, is_2d
 from common.model.shapes import Shapes
@@ -84,10 +84,9 @@ class Network:
     trained_on: frozenset[str] | None = None
     """Crops, dataset/crop, that it was trained on; None where nothing tells."""
     members: tuple[Network, ...] = ()
-    """The networks of an ensemble, for which this one stands; see `common.infer.ensemble`."""
+    """The networks of an ensemble, for which this one stands."""
     planes: tuple[Network, ...] = ()
-    """The network over the planes across z, y and x, for whose mean this one stands; see
-    `common.infer.planes`."""
+    """The network over the planes across z, y and x, for whose mean this one stands."""
 
     @property
     def each(self) -> tuple[Network, ...]:

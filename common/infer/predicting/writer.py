@@ -17,9 +17,9 @@ from common.data.volumes.metadata import LEVELS_BY_BLOCK
 from common.data.volumes.ngff import Grid
 from common.data.volumes.records import PredictionRecord
 from common.errors import FileError
-from common.infer.encode import loops
 from common.infer.ledger import Journal
-from common.infer.plan import BlockPlan
+from common.infer.predicting.encode import loops
+from common.infer.predicting.plan import BlockPlan
 from common.talk import note
 
 

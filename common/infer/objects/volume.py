@@ -16,7 +16,7 @@ import numpy as np
 
 from common.data.volumes.box import slices
 from common.errors import FileError, UserError
-from common.infer.boxes import Box, corners
+from common.infer.objects.boxes import Box, corners
 
 # a file for each small volume would cost more than the memory
 IN_MEMORY = 64 * 2**20
@@ -29,7 +29,7 @@ EVERYWHERE = 0.95
 class Stages(Protocol):
     """Keeps what is made block by block, so that a call that is killed goes on with it.
 
-    See `common.infer.stages`; `fill` and `gather` are the functions below.
+    See `common.infer.processing.stages`; `fill` and `gather` are the functions below.
     """
 
     def fill(self, like: Volume, work: BlockWork, dtype: np.dtype | type) -> Volume:

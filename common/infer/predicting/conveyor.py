@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.infer.blocks import Member, RawBlock, Verdict, mean_logits, read_for_each
-from common.infer.plan import BlockPlan
+from common.infer.predicting.blocks import Member, RawBlock, Verdict, mean_logits, read_for_each
+from common.infer.predicting.plan import BlockPlan
 
 READ_AHEAD = 2
 """Blocks whose raw is read while one is computed."""

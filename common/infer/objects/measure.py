@@ -22,8 +22,8 @@ from common.data.volumes.level import Level
 from common.data.volumes.ngff import open_levels
 from common.data.volumes.objects import Objects, objects_of
 from common.errors import FileError
-from common.infer import crew as crew_module
-from common.infer.crew import Crew, never
+from common.infer.machines import crew as crew_module
+from common.infer.machines.crew import Crew, never
 from common.infer.made_by import engine_hash, refuse_other_engine
 
 BLOCK = 128

@@ -182,9 +182,9 @@ def _rows(logits: torch.Tensor) -> _Rows | None:
 
 
 def loops() -> ModuleType:
-    """`common.infer.loops`, which takes a third of a second to import."""
+    """`common.infer.predicting.loops`, which takes a third of a second to import."""
     try:
-        from common.infer import loops as found
+        from common.infer.predicting import loops as found
     except ImportError as error:
         raise UserError(
             f"numba, which encodes predictions on a CPU, cannot be imported ({error}); "

@@ -16,9 +16,9 @@ from common.data.volumes import records
 from common.data.volumes.ngff import Grid
 from common.errors import UserError
 from common.files import holder_of, write_json
-from common.infer.crew import ATTEMPTS, Failure, Tally
 from common.infer.ledger import Journal
-from common.infer.sharing import LOCK
+from common.infer.machines.crew import ATTEMPTS, Failure, Tally
+from common.infer.machines.sharing import LOCK
 from common.talk import count, duration, say, some
 
 FILE = ".status.json"

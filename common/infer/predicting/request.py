@@ -19,8 +19,8 @@ from common.data.splits import regions
 from common.data.splits.regions import Region
 from common.data.volumes.raw import Raw, open_raw
 from common.errors import UserError, refuse
-from common.infer.planes import CHOICES, OWN
-from common.infer.work import Output
+from common.infer.networks.planes import CHOICES, OWN
+from common.infer.predicting.work import Output
 from common.talk import nm, note
 
 FARTHEST_SCALE = 64

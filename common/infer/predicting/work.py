@@ -27,14 +27,15 @@ from common.data.volumes.raw import Raw
 from common.data.volumes.records import PredictionRecord
 from common.errors import FileError, UserError
 from common.files import key_of
-from common.infer import encode, planes
-from common.infer.blocks import Member, Verdict, oriented, windows_at_once
-from common.infer.conveyor import BlockValues, compute_blocks
-from common.infer.crew import Tally, never
-from common.infer.network import Network
-from common.infer.plan import BlockPlan, in_same_blocks, plan_blocks
-from common.infer.status import Progress
-from common.infer.writer import ClassVolume, open_class
+from common.infer.machines.crew import Tally, never
+from common.infer.machines.status import Progress
+from common.infer.networks import planes
+from common.infer.networks.network import Network
+from common.infer.predicting import encode
+from common.infer.predicting.blocks import Member, Verdict, oriented, windows_at_once
+from common.infer.predicting.conveyor import BlockValues, compute_blocks
+from common.infer.predicting.plan import BlockPlan, in_same_blocks, plan_blocks
+from common.infer.predicting.writer import ClassVolume, open_class
 from common.provenance import now, usable_cores
 from common.talk import count, progress, voxels
 
@@ -76,7 +77,7 @@ class Output:
     orientations: int = 1
     """Mirrored and transposed copies whose logits are averaged: 1, 8 or 16."""
     planes: str = planes.OWN
-    """Planes that a 2-D network predicts, whose logits are averaged, see `common.infer.planes`."""
+    """Planes that a 2-D network predicts, whose logits are averaged; one of `planes.CHOICES`."""
     block: int = 0
     """Largest edge of a block in voxels; chosen for the device unless given."""
     margin: float = 0.0

@@ -12,7 +12,7 @@ from common.config.instance_options import CHANNELS, takes_channels
 from common.errors import FileError, UserError
 from common.infer import instances
 from common.infer.instances import Volume
-from common.infer.recipe import Recipe
+from common.infer.processing.recipe import Recipe
 
 
 def mask(recipe: Recipe, name: str, logits: torch.Tensor) -> np.ndarray:

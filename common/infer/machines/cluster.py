@@ -3,7 +3,7 @@
 The first caller of a command has a scheduler, and its lock says so; its address lies beside the
 output, encrypted connections included. The same command on another machine finds both, and its
 workers become the first one's until that is done or dead. What workers do is in
-`common.infer.crew`.
+`common.infer.machines.crew`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch
 
 from common.errors import Busy, FileError, UserError
 from common.files import REPOSITORY, alone, is_held, write_json
-from common.infer.crew import Crew, never
-from common.infer.engine import Engine
+from common.infer.machines.crew import Crew, never
+from common.infer.machines.engine import Engine
 from common.provenance import usable_cores
 from common.talk import count, note, say
 

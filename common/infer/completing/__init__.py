@@ -1,0 +1,1 @@
+"""Labels of training crops, completed by networks of single classes."""

@@ -1,0 +1,1 @@
+"""Trained networks: their weights, the window that fits, several as one."""

@@ -1,0 +1,1 @@
+"""A network over a volume, block by block."""
