@@ -48,11 +48,7 @@ def demo(
 
     Returns the picture; None if training was interrupted. Raises UserError outside of a checkout.
     """
-    if not EXPERIMENT.is_dir():
-        raise UserError(ONLY_IN_A_CHECKOUT)
-    experiment = Path(experiment or EXPERIMENT).resolve()
-    if not experiment.is_dir():
-        raise UserError(f"{experiment}: no such folder; write one of {EXPERIMENT.parent}")
+    experiment = _chosen(experiment)
     output = Path(output).absolute()
     data = output / "data"
     places = [f"data_path={data}", f"cache_path={output / 'cache'}", *_run_folders(output)]
@@ -70,6 +66,15 @@ def demo(
     own = command_line("import-data", "RAW", dataset="NAME", labels="CLASS=FILE")
     say(f"next, on your own data (docs/own_data.md): {own}")
     return picture
+
+
+def _chosen(experiment: str | Path | None) -> Path:
+    if not EXPERIMENT.is_dir():
+        raise UserError(ONLY_IN_A_CHECKOUT)
+    chosen = Path(experiment or EXPERIMENT).resolve()
+    if not chosen.is_dir():
+        raise UserError(f"{chosen}: no such folder; write one of {EXPERIMENT.parent}")
+    return chosen
 
 
 def _train_to_scores(experiment: Path, settings: Sequence[str], minutes: float) -> bool:

@@ -115,10 +115,9 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     score_crops = prepare_score(config, score)
     model, about_network = build_network(config, device)
 
+    begun_with = partial(resume.split_hash_of, config)
     with ranks.first_on_this_machine():  # the others find decoded crops
-        data = loaders.open_data(
-            config, resume.raw_scalings(config), partial(resume.split_hash_of, config)
-        )
+        data = loaders.open_data(config, resume.raw_scalings(config), begun_with)
     frequencies = measure(config, data, device)
     weights = frequencies.weights(config, loss)
     if config.init_output_to_prior:

@@ -84,9 +84,6 @@ def open_data(
     scalings = normalize.of_volumes(config, [row.raw for row in rows], known or {})
 
     sampler = _sampler(config, train)
-    blocks: list[Sample] = []
-    if validation:
-        blocks = validation_samples(validation, sampler.input, sampler.target)
     _refuse_masks(config, train)
     foreground = count_voxels(train, 1, sampler.target.scale)
     _refuse_no_positive(config, foreground)
@@ -94,7 +91,7 @@ def open_data(
         train=train,
         validation=validation,
         sampler=sampler,
-        blocks=blocks,
+        blocks=validation_samples(validation, sampler.input, sampler.target),
         foreground=foreground,
         background=count_voxels(train, 0, sampler.target.scale),
         split_hash=split_hash,

@@ -38,7 +38,7 @@ def validation_samples(crops: Sequence[Crop], input: Patch, target: Patch) -> li
         tiles.append(samples)
     # one block of each crop after the other: a validation cut short by its limit saw all crops
     ordered = []
-    for number in range(max(len(tile) for tile in tiles)):
+    for number in range(max((len(tile) for tile in tiles), default=0)):
         ordered += [tile[number] for tile in tiles if number < len(tile)]
     return [replace(sample, k=k) for k, sample in enumerate(ordered)]
 

@@ -71,14 +71,12 @@ def make(
         choice: further fields of `SplitRules`; `by` may be AUTO.
     """
     path = Path(csv_path)
-    is_auto = choice.get("by") == AUTO
-    rules = SplitRules(scale=three(scale), **choice | ({"by": "specimen"} if is_auto else {}))
-    refuse(rules.problems(), path)
+    rules = _rules(path, scale, choice)
     paths = _paths(path, rules.folds, overwrite)
     root = _root_of_stores(path, data_root) if absolute else ""
     known, broken = _crops(path, data_root, manifest, datasets=datasets, names=crops)
     _check_classes(path, rules.classes, known)
-    if is_auto:
+    if choice.get("by") == AUTO:
         rules = by_specimen_if_several(known, rules)
     splits = choose_folds(known, rules) if rules.folds else [choose_sides(known, rules)]
     source = None if data_root is not None else _short(manifest or "challenge")
@@ -87,6 +85,14 @@ def make(
         lines = [f"# {command}", f"# {_summary(sides)}", *rows(sides, rules.classes, root)]
         write_datasplit(file, lines, overwrite)
     return "\n".join(_report(paths, splits, rules, known=known, broken=broken))
+
+
+def _rules(path: Path, scale: Scale, choice: dict[str, Any]) -> SplitRules:
+    """The rules of a split, checked. With AUTO they are of specimens, until the crops are known."""
+    by = {"by": "specimen"} if choice.get("by") == AUTO else {}
+    rules = SplitRules(scale=three(scale), **choice | by)
+    refuse(rules.problems(), path)
+    return rules
 
 
 def rows(sides: Sides, classes: Sequence[str], root: str = "") -> list[str]:

@@ -118,9 +118,8 @@ def find(
     root = config.path("data_path")
     rows = read_datasplit(path, root, with_test=True)
     held_out = {row.name for row in rows if row.usage == TEST}
-    if "test" in _words(crops) and held_out:
-        others = f"the {count(len(held_out), 'test crop')} of {path}: --crops {HELD_OUT}"
-        note(f"--crops test are the challenge's; {others}")
+    if "test" in _words(crops):
+        _note_other_tests(held_out, path)
     chosen: dict[str, Region] = {}
     for word in _words(crops):
         for region in _regions(word, rows, tests, root):
@@ -167,6 +166,12 @@ def _note_overlaps(tests: Sequence[Region], rows: Sequence[Row], path: Path) -> 
                 pairs.append(f"{region} and {other.name} ({row.usage})")
     if pairs:
         note(f"{path}: test crops overlap others, which the network may know: {some(pairs)}")
+
+
+def _note_other_tests(held_out: Collection[str], path: Path) -> None:
+    if held_out:
+        others = f"the {count(len(held_out), 'test crop')} of {path}: --crops {HELD_OUT}"
+        note(f"--crops test are the challenge's; {others}")
 
 
 def _refuse_held_out(crops: str, held_out: Collection[str], path: Path) -> None:

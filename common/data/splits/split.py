@@ -133,6 +133,13 @@ def read_datasplit(
     if not problems and not any(row.usage == "train" for row in rows):
         problems.append(f'{len(rows)} rows, none to train on; write rows that begin with "train"')
     refuse(problems, path)
+    _note_what_looks_wrong(path, rows)
+    if with_test:
+        return rows
+    return [row for row in rows if row.usage != TEST]
+
+
+def _note_what_looks_wrong(path: Path, rows: Sequence[Row]) -> None:
     for name, alike in of_one_name(rows).items():
         lines_of = some([str(row.line) for row in alike], most=5)
         note_once(
@@ -145,9 +152,6 @@ def read_datasplit(
             f"{path}: line {row.line}: labels of {row.name} with the raw of {raw}, which has crops "
             "of its own; see that it is the raw that they were painted on"
         )
-    if with_test:
-        return rows
-    return [row for row in rows if row.usage != TEST]
 
 
 def _lines(path: Path) -> dict[int, str]:

@@ -333,10 +333,6 @@ def begin(
     # a dozen small files each, for which a disk of a cluster takes its time
     with ThreadPoolExecutor(WRITERS) as pool:
         volumes = list(pool.map(opened, classes))
-    left = []
-    for number in plan.blocks:
-        if any(number not in volume.done for volume in volumes):
-            left.append(number)
     return Work(
         network,
         region,
@@ -345,7 +341,7 @@ def begin(
         output=output,
         channels=[network.config.channels.index(name) for name in classes],
         volumes=volumes,
-        left=left,
+        left=[n for n in plan.blocks if any(n not in volume.done for volume in volumes)],
     )
 
 

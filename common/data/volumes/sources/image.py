@@ -38,8 +38,7 @@ def single(
 ) -> Image:
     """An image of one level.
 
-    A voxel size that no EM has is said, and not used: headers have lengths that nobody chose, and
-    units that a program writes in any case.
+    A voxel size that no EM has is said, and not used: headers have lengths that nobody chose.
 
     Args:
         path: of the file or array.
@@ -47,8 +46,7 @@ def single(
         scale: (3,) nm; None where the file does not say.
         translation: (3,) nm of the centre of the first voxel; None where the file does not say.
         first: instead of it, the same in voxels.
-        otherwise: (3,) nm that is taken for the translation where the file does not say it; 0
-            unless given.
+        otherwise: (3,) nm, the translation where the file does not say it; 0 unless given.
         stamp: as of `Level`; of a file its size and time say more, see `Voxels.files`.
     """
     if scale is not None and not _is_of_em(scale):

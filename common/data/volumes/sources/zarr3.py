@@ -26,18 +26,7 @@ def open_volume(place: Place) -> Image:
     about = metadata.read_object(path / MARKER)
     attributes = about.get("attributes") or {}
     if about.get("node_type") == "array":
-        array = _array(path, about, ())
-        check_order(path, {**attributes, "dimension_names": about.get("dimension_names")})
-        said = by_attributes(path, attributes)
-        stamp = chunked.stamp(about)
-        return single(
-            path,
-            array,
-            scale=said.scale,
-            translation=said.translation,
-            otherwise=said.corner,
-            stamp=stamp,
-        )
+        return _by_itself(path, about, attributes)
     try:
         image = metadata.image_of(
             path, attributes.get("ome") or attributes, is_sized=bool(place.voxel_size)
@@ -61,6 +50,20 @@ def open_volume(place: Place) -> Image:
             )
         )
     return Image(levels)
+
+
+def _by_itself(path: Path, about: dict[str, Any], attributes: dict[str, Any]) -> Image:
+    """An array without a group; its place is what its attributes say."""
+    check_order(path, {**attributes, "dimension_names": about.get("dimension_names")})
+    said = by_attributes(path, attributes)
+    return single(
+        path,
+        _array(path, about, ()),
+        scale=said.scale,
+        translation=said.translation,
+        otherwise=said.corner,
+        stamp=chunked.stamp(about),
+    )
 
 
 def _array(
