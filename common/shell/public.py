@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,15 @@ def constant(**parameters: Any) -> Callable[[Any], Taken]:
     return lambda _: parameters
 
 
-def volumes(name: str) -> Callable[[str], Taken]:
+def volumes(flags: str, setting: str) -> Other:
     """A template of volumes, whose folder is a setting of an experiment."""
 
     def take(template: str) -> Taken:
         # a setting's relative path begins in the experiment's folder, an option's where it is typed
-        return {"overrides": (f"{name}={volumes_folder(template)}",)}
+        return {"overrides": (f"{setting}={volumes_folder(template)}",)}
 
-    return take
+    about = f"the folder of `FOLDER/{VOLUMES}`, as `--set {setting}=FOLDER`"
+    return Other(flags, take, about)
 
 
 def volumes_folder(template: str) -> Path:
@@ -91,11 +92,6 @@ def volumes_folder(template: str) -> Path:
     return Path(folder or ".").absolute()
 
 
-def data_of_template(template: str) -> Taken:
-    """The data root of a search path."""
-    return {"data": layout.root_of_template(template)}
-
-
 def only(expected: str, what: str) -> Callable[[str], Taken]:
     """An option with one value that is possible."""
 
@@ -110,14 +106,20 @@ def only(expected: str, what: str) -> Callable[[str], Taken]:
     return take
 
 
-def no_effect(reason: str) -> Callable[[Any], Taken]:
+def no_effect(flags: str, reason: str, is_flag: bool = False) -> Other:
     """An option without effect on the result; says why."""
 
     def take(_: Any) -> Taken:
-        note(reason)
+        note(f"{flags.rsplit(maxsplit=1)[-1]} has no effect: {reason.replace('`', '')}")
         return {}
 
-    return take
+    return Other(flags, take, f"no effect: {reason}", is_flag)
+
+
+def force_classes(flags: str, sides: str, more: str = "") -> Other:
+    """A flag of the toolbox that is a value of an option here."""
+    about = f"`--force-classes {sides}`{more}"
+    return Other(flags, constant(force_classes=sides), about, is_flag=True)
 
 
 def refused(instead: str) -> Callable[[Any], Taken]:
@@ -153,7 +155,7 @@ def kinds(value: str) -> Taken:
 
 SEARCH = Other(
     "-s --search-path",
-    data_of_template,
+    lambda template: {"data": layout.root_of_template(template)},
     "the data root of `ROOT/{dataset}/{dataset}.zarr/recon-1/{name}`, as `--data ROOT`; "
     "no other layout",
 )
@@ -169,28 +171,14 @@ CROP = Other(
 )
 
 
-def _with_flags(option: Other, flags: str) -> Other:
-    return Other(flags, option.take, option.about, option.is_flag)
-
-
-ONE_PROCESS = "no effect: start the command several times, they share the crops"
-
 OPTIONS: Mapping[str, tuple[Same | Other, ...]] = {
     "fetch-data": (
         Same("-d --dest", "data"),
         Same("-p --raw-padding", "padding_voxels"),
         Same("-all-res --fetch-all-em-resolutions", "all_resolutions"),
         Same("--num-workers", "workers"),
-        Other(
-            "-m --access-mode",
-            access_mode,
-            "append: as always here; overwrite: `--verify`",
-        ),
-        Other(
-            "-b --batch-size",
-            no_effect("--batch-size has no effect: files go to --workers one by one"),
-            "no effect: files go to `--workers` one by one",
-        ),
+        Other("-m --access-mode", access_mode, "append: as always here; overwrite: `--verify`"),
+        no_effect("-b --batch-size", "files go to `--workers` one by one"),
         Other(
             "--zip",
             refused(
@@ -208,28 +196,16 @@ OPTIONS: Mapping[str, tuple[Same | Other, ...]] = {
         Same("-ds", "datasets"),
         Same("-cr", "crops"),
         Other("-cp --csv-path", lambda path: {"csv_path": path}, "the argument CSV_PATH"),
-        Other(
-            "-fa --force-all-classes",
-            constant(force_classes="all"),
-            "`--force-classes all`",
-            is_flag=True,
-        ),
-        Other(
+        force_classes("-fa --force-all-classes", "all"),
+        force_classes(
             "-ft --force-all-classes-train",
-            constant(force_classes="train"),
-            "`--force-classes train`; other crops are left out of that side, not moved to the "
-            "other",
-            is_flag=True,
+            "train",
+            "; other crops are left out of that side, not moved to the other",
         ),
-        Other(
-            "-fv --force-all-classes-validate",
-            constant(force_classes="validate"),
-            "`--force-classes validate`; likewise",
-            is_flag=True,
-        ),
-        _with_flags(SEARCH, "-sp --search-path"),
-        _with_flags(RAW, "-rn --raw-name"),
-        _with_flags(CROP, "-cn --crop-name"),
+        force_classes("-fv --force-all-classes-validate", "validate", "; likewise"),
+        replace(SEARCH, flags="-sp --search-path"),
+        replace(RAW, flags="-rn --raw-name"),
+        replace(CROP, flags="-cn --crop-name"),
         Other(
             "-s3 --use-s3",
             refused(
@@ -242,16 +218,12 @@ OPTIONS: Mapping[str, tuple[Same | Other, ...]] = {
     ),
     "get-counts": (
         Same("-c", "classes"),
-        _with_flags(SEARCH, "-sp --search-path"),
-        _with_flags(RAW, "-rn --raw-name"),
-        _with_flags(CROP, "-cn --crop-name"),
+        replace(SEARCH, flags="-sp --search-path"),
+        replace(RAW, flags="-rn --raw-name"),
+        replace(CROP, flags="-cn --crop-name"),
     ),
     "predict": (
-        Other(
-            "-o --output-path",
-            volumes("predictions_path"),
-            f"the folder of `FOLDER/{VOLUMES}`, as `--set predictions_path=FOLDER`",
-        ),
+        volumes("-o --output-path", "predictions_path"),
         Other(
             "-so --skip-orthoplanes",
             constant(planes="own"),
@@ -263,26 +235,10 @@ OPTIONS: Mapping[str, tuple[Same | Other, ...]] = {
         CROP,
     ),
     "process": (
-        Other(
-            "-i --input-path",
-            volumes("predictions_path"),
-            f"the folder of `FOLDER/{VOLUMES}`, as `--set predictions_path=FOLDER`",
-        ),
-        Other(
-            "-o --output-path",
-            volumes("processed_path"),
-            f"the folder of `FOLDER/{VOLUMES}`, as `--set processed_path=FOLDER`",
-        ),
-        Other(
-            "-d --device",
-            no_effect("--device has no effect: process works on the CPU"),
-            "no effect: on the CPU",
-        ),
-        Other(
-            "-w --max-workers",
-            no_effect(f"--max-workers has {ONE_PROCESS}"),
-            ONE_PROCESS,
-        ),
+        volumes("-i --input-path", "predictions_path"),
+        volumes("-o --output-path", "processed_path"),
+        no_effect("-d --device", "process works on the CPU"),
+        no_effect("-w --max-workers", "start the command several times, they share the crops"),
     ),
     "pack-results": (
         Same("--output-path", "output"),
@@ -291,17 +247,12 @@ OPTIONS: Mapping[str, tuple[Same | Other, ...]] = {
             lambda template: {"volumes": volumes_folder(template)},
             f"the folder of `FOLDER/{VOLUMES}`, in place of CONFIG_PATH",
         ),
-        Other(
+        no_effect(
             "-O --overwrite",
-            no_effect("--overwrite has no effect: an older submission is always replaced"),
-            "no effect: an older submission is always replaced, when the new one is whole",
+            "an older submission is always replaced, when the new one is whole",
             is_flag=True,
         ),
-        Other(
-            "-w --max-workers",
-            no_effect("--max-workers has no effect: volumes are packed one after the other"),
-            "no effect: volumes are packed one after the other",
-        ),
+        no_effect("-w --max-workers", "volumes are packed one after the other"),
     ),
     "evaluate": (
         Same("-s --submission-path", "submission"),
@@ -312,11 +263,7 @@ OPTIONS: Mapping[str, tuple[Same | Other, ...]] = {
     "visualize": (
         Same("-d", "datasets"),
         Same("-C", "classes"),
-        Other(
-            "-k",
-            kinds,
-            "`--kinds`; gt is `raw,truth`",
-        ),
+        Other("-k", kinds, "`--kinds`; gt is `raw,truth`"),
     ),
     "batch-eval": (
         Same("-c", "csv_path"),
