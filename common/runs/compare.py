@@ -19,7 +19,7 @@ from common.runs.caveats import incomparable
 from common.runs.choose import choose
 from common.runs.comparison import ClassFigures, Comparison, Lead, Standing
 from common.runs.curves import write_curves
-from common.runs.measure import Measure, left_out, measured
+from common.runs.measure import Measure, measured
 from common.runs.reading import Reading, read
 from common.runs.sides import MADE_WITH, Side, as_sides, differing, differing_settings
 from common.runs.words import terminal
@@ -83,7 +83,8 @@ def _left_out(side: Side, measure: Measure) -> int:
         return 0
     total = 0
     for reading in side.members:
-        total += sum(len(crops) for crops in left_out(reading.scores[measure.source]).values())
+        classes = reading.scores[measure.source].classes
+        total += sum(score.left_out for score in classes.values())
     return total
 
 

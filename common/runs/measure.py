@@ -28,6 +28,7 @@ from common.runs.sides import Side
 from common.score.challenge import SKIPPED, ChallengeScore, Counts
 from common.score.interval import LEVEL, CountTable, Interval, redraws, student
 from common.score.result import OVERALL, Scores
+from common.score.tables import in_crops
 
 SCORE = "score"
 """The challenge's, of the files of `evaluate`."""
@@ -240,16 +241,6 @@ def counted(scores: Scores) -> dict[tuple[str, str], Counts]:
     return {cell: of_cell for cell, of_cell in counts.items() if of_cell.status != SKIPPED}
 
 
-def left_out(scores: Scores) -> dict[str, list[str]]:
-    """For each class the crops that the metric left it out of, for too many predicted objects."""
-    crops: dict[str, list[str]] = {}
-    for crop, classes in scores.crops.items():
-        for name, score in classes.items():
-            if score.status == SKIPPED:
-                crops.setdefault(name, []).append(crop)
-    return crops
-
-
 def _nothing_counted(reading: Reading, file: str) -> str:
     """Why a file has no counts to compare."""
     if reading.scores[file].counts():
@@ -335,13 +326,9 @@ def stale_scores(readings: Sequence[Reading], file: str) -> list[str]:
 
 def _left_out_sentences(reading: Reading, file: str) -> list[str]:
     """About a score that looks good because the metric did not look at all of the prediction."""
-    scores = reading.scores[file]
-    crops_of = left_out(scores)
-    if not crops_of:
+    listed = in_crops(reading.scores[file], "left_out")
+    if not listed:
         return []
-    listed = []
-    for name, crops in crops_of.items():
-        listed.append(f"{name} in {len(crops)} of {scores.classes[name].crops} crops")
     return [
         f"{reading.name} predicts too many objects of {talk.some(listed)}: the metric leaves them "
         "out, and a class left out of every crop counts 1.0 in its own score; no run is compared "

@@ -14,9 +14,8 @@ from common.data.volumes.records import at_epoch
 from common.errors import UserError
 from common.infer.networks.network import Network
 from common.score import result
-from common.score.readme import markdown_table
+from common.score.readme import markdown_scores, markdown_table
 from common.score.result import Scores
-from common.score.tables import OVERALL_NAMES, overall, remarks, tables
 from common.talk import count, nm, some, voxels
 from common.train.record import RunRecord, read_record
 
@@ -233,11 +232,7 @@ def _score_section(network: Network) -> list[str]:
     made_by = (scores.provenance and scores.provenance.checkpoints) or ()
     if network.record.sha256 not in [each.sha256 for each in made_by]:
         lines += ["Scores of another checkpoint of this run:", ""]
-    names = list(OVERALL_NAMES.values())
-    lines += markdown_table(names, [[overall(scores, key) for key in OVERALL_NAMES]])
-    for table in tables(scores):
-        lines += ["", f"{table.title}.", "", *markdown_table(table.head, table.rows)]
-    return [*lines, "", " ".join(remarks(scores))]
+    return lines + markdown_scores(scores)
 
 
 def _limits_section(config: TrainConfig) -> list[str]:

@@ -21,8 +21,10 @@ from common.runs.events import read_files
 from common.runs.find import Run
 from common.runs.reading import METRICS, Reading
 from common.runs.sides import PLACES, as_sides
+from common.score import readme
 from common.score.interval import Interval
 from common.score.result import OVERALL, Scores
+from common.score.tables import in_crops
 
 PICTURE_WIDTH = 1200
 """Pixels that a wider picture is scaled down to."""
@@ -38,9 +40,6 @@ INK = "#123457"
 
 MARK = "*"
 """Stands at scores that look better than they are."""
-
-SCORES_PICTURE = "scores.png"
-"""In the folder of an experiment: written by `evaluate --write-readme`."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +200,9 @@ def _shown_metric(reading: Reading) -> str:
 def _pictures(reading: Reading) -> Pictures:
     """The picture that `evaluate --write-readme` made, and those of the last validation."""
     shown = []
-    path = reading.run.experiment / SCORES_PICTURE
+    path = reading.run.experiment / readme.PICTURE
     if path.is_file():
-        shown.append(_picture(SCORES_PICTURE, path.read_bytes()))
+        shown.append(_picture(readme.PICTURE, path.read_bytes()))
     images = last_images(reading.run)
     metric = _shown_metric(reading)
     values = reading.per_class(metric)
@@ -353,10 +352,7 @@ def _origin_of_scores(scores: Scores) -> str:
 
 def left_out_of(scores: Scores) -> str:
     """What the metric left out, as a sentence; "" where it left out nothing."""
-    listed = []
-    for name, score in scores.classes.items():
-        if score.left_out:
-            listed.append(f"{name} in {score.left_out} of {score.crops} crops")
+    listed = in_crops(scores, "left_out")
     if not listed:
         return ""
     return (

@@ -60,16 +60,19 @@ def write_scores(
 
 def markdown(config: TrainConfig, boxes: Sequence[Region], scores: Scores) -> str:
     """The section: what was scored and how, scores over classes, a line a class, the picture."""
-    lines = [_lead(config, boxes, scores), ""]
-    lines += markdown_table(
-        list(OVERALL_NAMES.values()), [[overall(scores, key) for key in OVERALL_NAMES]]
-    )
+    picture = f"![raw, truth, predictions and processed volumes]({PICTURE})"
+    lines = [_lead(config, boxes, scores), "", *markdown_scores(scores), "", picture]
+    return "\n".join(lines)
+
+
+def markdown_scores(scores: Scores) -> list[str]:
+    """Lines of tables: the scores over classes, the classes of each kind; and remarks."""
+    names = list(OVERALL_NAMES.values())
+    lines = markdown_table(names, [[overall(scores, key) for key in OVERALL_NAMES]])
     for table in tables(scores):
         title = table.title[0].upper() + table.title[1:]
         lines += ["", f"{title}.", "", *markdown_table(table.head, table.rows)]
-    lines += ["", " ".join(remarks(scores)), ""]
-    lines.append(f"![raw, truth, predictions and processed volumes]({PICTURE})")
-    return "\n".join(lines)
+    return [*lines, "", " ".join(remarks(scores))]
 
 
 def command(config: TrainConfig, asked: Asked) -> str:
@@ -131,11 +134,7 @@ def _checkpoints(checkpoints: Sequence[Checkpoint]) -> str:
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table."""
-    return [_markdown_row(row) for row in (head, ["---"] * len(head), *rows)]
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def _around_scores(path: Path) -> tuple[str, str]:

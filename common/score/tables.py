@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from common.score import versions
 from common.score.interval import Interval
@@ -117,15 +118,15 @@ def remarks(scores: Scores) -> list[str]:
     the metric it is.
     """
     texts = [_extent(scores)]
-    left_out = _counted(scores, {name: score.left_out for name, score in scores.classes.items()})
+    left_out = in_crops(scores, "left_out")
     if left_out:
         texts.append(
             "Left out by the metric, for more predicted objects than it takes, so that they count "
-            f"neither way: {left_out}."
+            f"neither way: {', '.join(left_out)}."
         )
-    missing = _counted(scores, {name: score.missing for name, score in scores.classes.items()})
+    missing = in_crops(scores, "missing")
     if missing:
-        texts.append(f"Missing in the submission: {missing}.")
+        texts.append(f"Missing in the submission: {', '.join(missing)}.")
     if scores.not_annotated:
         texts.append(f"Not annotated in these crops: {', '.join(scores.not_annotated)}.")
     tuned_on = (scores.provenance and scores.provenance.tuned_on) or {}
@@ -184,13 +185,14 @@ def _extent(scores: Scores) -> str:
     return text
 
 
-def _counted(scores: Scores, number_of: dict[str, int]) -> str:
-    """'mito in 2 of 3 crops, ...' for the classes with a number above 0."""
+def in_crops(scores: Scores, what: Literal["left_out", "missing"]) -> list[str]:
+    """'mito in 2 of 3 crops' for each class of which some are left out, or missing."""
     texts = []
-    for name, number in number_of.items():
+    for name, score in scores.classes.items():
+        number = getattr(score, what)
         if number:
-            texts.append(f"{name} in {number} of {scores.classes[name].crops} crops")
-    return ", ".join(texts)
+            texts.append(f"{name} in {number} of {score.crops} crops")
+    return texts
 
 
 def _tuned_text(scores: Scores, tuned_on: dict[str, list[str]]) -> str:

@@ -218,7 +218,9 @@ def _known_to_dask_jobqueue(job: Job, resources: Resources) -> list[str]:
         raise UserError(
             f"submit needs dask-jobqueue ({error}); pip install 'csc-baselines[cluster]'"
         ) from error
-    kind = SLURMJob if resources.cluster == "slurm" else LSFJob
+    kind, account = LSFJob, "project"
+    if resources.cluster == "slurm":
+        kind, account = SLURMJob, "account"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = kind(
@@ -229,13 +231,9 @@ def _known_to_dask_jobqueue(job: Job, resources: Resources) -> list[str]:
             processes=1,
             queue=resources.queue or None,
             walltime=_clock(resources) or None,
-            **{_account_name(resources): resources.account or None},
+            **{account: resources.account or None},
         )
     return str(made.job_header).splitlines()
-
-
-def _account_name(resources: Resources) -> str:
-    return "account" if resources.cluster == "slurm" else "project"
 
 
 def _option_of(directive: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -39,17 +40,27 @@ def new(name: str | Path, source: str | Path) -> Path:
     if target.is_relative_to(source):
         raise UserError(f"{target}: lies in {source}, which is copied; write another name")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # under another name until it is whole: a half copy would pass for an experiment
-    partial = target.with_name(f".{target.name}.partial")
-    try:
+    with whole(target) as partial:
         shutil.copytree(source, partial, ignore=_left_behind(source))
         _drop_emptied(partial, source)
         _rename(partial, source, target)
         load_config(partial)
+    return target
+
+
+@contextlib.contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A folder to be made, which becomes `target` when all is in it.
+
+    Under its name a half copy would pass for an experiment.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return target
 
 
 def next_command(target: Path) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from common.data.volumes import layout
 from common.data.volumes.sources.place import is_file_name, store_name
 from common.errors import UserError
 from common.files import REPOSITORY
-from common.shell.new import refuse_target
+from common.shell.new import refuse_target, whole
 from common.shell.own_plan import OwnPlan, make_plan
 from common.shell.rename import name_of
 from common.talk import command_line, count, nm, note, short_path, some, voxels
@@ -72,23 +70,11 @@ def new_own(
         say(line)
     for rest in filter(None, map(unlabelled_rest, crops)):
         note(rest)
-    with _whole(target) as partial:
+    with whole(target) as partial:
         _write(partial, target, plan, division=division, crops=crops, root=root)
         for finding in _findings(partial, root, division):
             note(finding)
     return target
-
-
-@contextlib.contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A folder to write an experiment into, which becomes `target` when all is in it."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        yield partial
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def next_command(target: Path) -> str:
@@ -223,9 +209,9 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     helpers = {
-        "names": _names,
+        "names": lambda names: json.dumps(list(names)),  # as a list of Python
         "numbers": _numbers,
-        "settings": _settings,
+        "settings": lambda values: json.dumps(dict(values)),
         "quoted": json.dumps,
         "nm": nm,
     }
@@ -233,17 +219,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _names(names: Collection[str]) -> str:
-    """As a list of Python, in the quotes that formatters use."""
-    return json.dumps(list(names))
-
-
 def _numbers(numbers: Sequence[float]) -> str:
     return f"({', '.join(f'{number:.6g}' for number in numbers)})"
-
-
-def _settings(values: Mapping[str, Any]) -> str:
-    return json.dumps(dict(values))
 
 
 def _multiples(step: Sequence[int]) -> str:
