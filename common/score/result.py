@@ -52,20 +52,20 @@ FIGURES: dict[Kind, tuple[str, ...]] = {
 class Figures:
     """How good one class is, in one crop or with the counts of several pooled."""
 
-    score: float | None
+    score: float | None = None
     """The challenge's: IoU of a semantic class, sqrt(f1 x hausdorff) of an instance class.
 
     1 where there is nothing to find and nothing was found.
     """
-    dice: float | None
+    dice: float | None = None
     """Counts voxels, as the next three do; None where there is nothing to find."""
-    iou: float | None
-    precision: float | None
-    recall: float | None
-    tp: int | None
+    iou: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    tp: int | None = None
     """Voxels or objects, those of the score; likewise the next two."""
-    fp: int | None
-    fn: int | None
+    fp: int | None = None
+    fn: int | None = None
     f1: float | None = None
     """Of objects; this and the following only for an instance class."""
     hausdorff: float | None = None
@@ -87,15 +87,15 @@ class Figures:
 class ClassScore:
     """One class over all crops that annotate it."""
 
-    kind: Kind
-    crops: int
+    kind: Kind = "semantic"
+    crops: int = 0
     """How many there are."""
-    left_out: int
+    left_out: int = 0
     """In how many the metric left the class out, for too many predicted objects."""
-    missing: int
+    missing: int = 0
     """In how many a submission lacks it."""
-    figures: Figures
-    interval_95: Interval | None
+    figures: Figures = Figures()
+    interval_95: Interval | None = None
     """Of the score; None with fewer than two crops."""
 
 
@@ -103,20 +103,20 @@ class ClassScore:
 class CropScore:
     """One class in one crop."""
 
-    status: str
+    status: str = ""
     """Of the challenge's score: scored, missing or skipped_too_many_instances."""
-    figures: Figures
-    counts: Counts | None
+    figures: Figures = Figures()
+    counts: Counts | None = None
     """Of the challenge's score, InstanceCounts of an instance class; None in files that an earlier
     version wrote."""
-    voxels: VoxelCounts | None
-    objects: ObjectCounts | None
+    voxels: VoxelCounts | None = None
+    objects: ObjectCounts | None = None
     """None of a semantic class."""
-    voxel_size: tuple[float, ...]
+    voxel_size: tuple[float, ...] = ()
     """nm, of the annotation."""
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = ()
     """In its voxels."""
-    resampled: bool
+    resampled: bool = False
     """Whether what was found had voxels of another size, or between those of the annotation."""
     offset: tuple[float, ...] = (0.0, 0.0, 0.0)
     """nm that voxels of the annotation's size lay beside it, z, y, x."""
@@ -164,9 +164,9 @@ class Checkpoint:
 class Provenance:
     """What was scored, and by what."""
 
-    date: str
+    date: str = ""
     """ISO 8601, UTC."""
-    versions: dict[str, str]
+    versions: dict[str, str] = field(default_factory=dict)
     """Packages, machine and git commit; in the file they are entries of their own."""
     experiment: str | None = None
     """Folder. This and the next four are None for a submission, the last two for an experiment."""
@@ -185,20 +185,20 @@ class Provenance:
 class Scores:
     """The whole result of an evaluation."""
 
-    overall_score: float | None
+    overall_score: float | None = None
     """Geometric mean of the next two, the means over classes; None without such a class."""
-    overall_instance_score: float | None
-    overall_semantic_score: float | None
-    interval_95: dict[str, Interval | None]
+    overall_instance_score: float | None = None
+    overall_semantic_score: float | None = None
+    interval_95: dict[str, Interval | None] = field(default_factory=dict)
     """Of the overall scores by name, see OVERALL."""
-    classes: dict[str, ClassScore]
-    crops: dict[str, dict[str, CropScore]]
+    classes: dict[str, ClassScore] = field(default_factory=dict)
+    crops: dict[str, dict[str, CropScore]] = field(default_factory=dict)
     """By crop and class."""
-    total_evals: int
+    total_evals: int = 0
     """Classes in crops."""
-    num_evals_done: int
+    num_evals_done: int = 0
     """Those not missing."""
-    metric: str
+    metric: str = ""
     settings: dict[str, float] = field(default_factory=dict)
     """confidence, resamples and seed of the intervals; pq_iou."""
     asked: Asked | None = None
@@ -273,27 +273,38 @@ def read(path: str | Path) -> Scores:
 
 def from_json(content: Mapping[str, Any]) -> Scores:
     """Scores from the content of a file. Where it is another content: TypeError and the like."""
-    classes = content.get("classes") or {}
-    crops = content.get("crops") or {}
-    intervals = content.get("interval_95") or {}
-    asked = content.get("asked")
-    not_annotated = content.get("not_annotated")
-    provenance = content.get("provenance")
-    return Scores(
-        overall_score=content.get("overall_score"),
-        overall_instance_score=content.get("overall_instance_score"),
-        overall_semantic_score=content.get("overall_semantic_score"),
-        interval_95={key: _interval(intervals.get(key)) for key in OVERALL},
-        classes={name: _class_from(entry) for name, entry in classes.items()},
-        crops={crop: _crop_from(entries) for crop, entries in crops.items()},
-        total_evals=content.get("total_evals", 0),
-        num_evals_done=content.get("num_evals_done", 0),
-        metric=content.get("metric", ""),
-        settings=content.get("settings") or {},
-        asked=_asked_from(asked) if asked else None,
-        not_annotated=None if not_annotated is None else tuple(not_annotated),
-        provenance=_provenance_from(provenance) if provenance else None,
-    )
+    classes = {name: _with_figures(entry) for name, entry in content.get("classes", {}).items()}
+    crops = {}
+    for crop, entries in content.get("crops", {}).items():
+        crops[crop] = {name: _of_crop(entry) for name, entry in entries.items()}
+    made = {**content, "classes": classes, "crops": crops}
+    made["interval_95"] = dict.fromkeys(OVERALL) | content.get("interval_95", {})
+    if content.get("provenance"):
+        made["provenance"] = _with_versions(content["provenance"])
+    return typed.build(Scores, made)
+
+
+def _with_figures(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry with its figures, which stand beside the others in the file."""
+    return {**entry, "figures": entry}
+
+
+def _of_crop(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a class in a crop, with counts of its kind."""
+    for name in ("voxel_size", "shape"):
+        if len(entry.get(name, ())) not in (0, 3):
+            raise ValueError(f"{name} {entry[name]} along three axes")
+    counts = entry.get("counts")
+    if counts:
+        kind = InstanceCounts if "n_hausdorff" in counts else Counts
+        counts = kind(**counts, status=entry.get("status", ""))
+    return {**_with_figures(entry), "counts": counts}
+
+
+def _with_versions(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A provenance with its versions, an open list: all that has no name of its own."""
+    known = {each.name for each in fields(Provenance)}
+    return {**entry, "versions": {name: entry[name] for name in entry if name not in known}}
 
 
 def _class_json(score: ClassScore) -> dict[str, Any]:
@@ -306,17 +317,6 @@ def _class_json(score: ClassScore) -> dict[str, Any]:
         **score.figures.of_kind(score.kind),
         "interval_95": _list(score.interval_95),
     }
-
-
-def _class_from(entry: Mapping[str, Any]) -> ClassScore:
-    return ClassScore(
-        kind=entry.get("kind", "semantic"),
-        crops=entry.get("crops", 0),
-        left_out=entry.get("left_out", 0),
-        missing=entry.get("missing", 0),
-        figures=_figures_from(entry),
-        interval_95=_interval(entry.get("interval_95")),
-    )
 
 
 def _crop_json(classes: Mapping[str, CropScore]) -> dict[str, Any]:
@@ -343,54 +343,6 @@ def _crop_class_json(score: CropScore) -> dict[str, Any]:
     }
 
 
-def _crop_from(entries: Mapping[str, Any]) -> dict[str, CropScore]:
-    return {name: _crop_class_from(entry) for name, entry in entries.items()}
-
-
-def _crop_class_from(entry: Mapping[str, Any]) -> CropScore:
-    status = entry.get("status", "")
-    counts = entry.get("counts")
-    voxels = entry.get("voxels")
-    objects = entry.get("objects")
-    return CropScore(
-        status=status,
-        figures=_figures_from(entry),
-        counts=_counts_from(counts, status) if counts else None,
-        voxels=VoxelCounts(**voxels) if voxels else None,
-        objects=ObjectCounts(**objects) if objects else None,
-        voxel_size=_three(entry.get("voxel_size")),
-        shape=_three(entry.get("shape")),
-        resampled=entry.get("resampled", False),
-        offset=tuple(entry.get("offset") or (0.0, 0.0, 0.0)),
-        covered=entry.get("covered", True),
-        refused=str(entry.get("refused", "")),
-    )
-
-
-def _three(numbers: list[Any] | None) -> tuple[Any, ...]:
-    """Numbers along z, y, x; none in files that an earlier version wrote."""
-    if numbers and len(numbers) != 3:
-        raise ValueError(f"{numbers} along three axes")
-    return tuple(numbers or ())
-
-
-def _counts_from(counts: Mapping[str, Any], status: str) -> Counts:
-    kind = InstanceCounts if "n_hausdorff" in counts else Counts
-    return kind(**counts, status=status)
-
-
-def _figures_from(entry: Mapping[str, Any]) -> Figures:
-    return Figures(**{each.name: entry.get(each.name) for each in fields(Figures)})
-
-
-def _asked_from(entry: Mapping[str, Any]) -> Asked:
-    return Asked(
-        crops=entry["crops"],
-        classes=tuple(entry["classes"]),
-        overrides=tuple(entry["overrides"]),
-    )
-
-
 def _provenance_json(provenance: Provenance) -> dict[str, Any]:
     checkpoints = None
     if provenance.checkpoints is not None:
@@ -413,32 +365,6 @@ def _provenance_json(provenance: Provenance) -> dict[str, Any]:
     }
     # an experiment has no submission, and a submission no experiment
     return {key: value for key, value in entry.items() if value is not None}
-
-
-def _provenance_from(entry: Mapping[str, Any]) -> Provenance:
-    known = {each.name for each in fields(Provenance)}
-    # versions are an open list, which is what is left
-    named = {key: value for key, value in entry.items() if key in known}
-    checkpoints = named.pop("checkpoints", None)
-    return Provenance(
-        date=named.pop("date", ""),
-        versions={key: value for key, value in entry.items() if key not in known},
-        checkpoints=None if checkpoints is None else tuple(map(_checkpoint_from, checkpoints)),
-        **named,
-    )
-
-
-def _checkpoint_from(entry: Mapping[str, Any]) -> Checkpoint:
-    # entries that a later version adds are none of ours
-    known = {each.name for each in fields(Checkpoint)}
-    return Checkpoint(**{key: value for key, value in entry.items() if key in known})
-
-
-def _interval(limits: list[float] | None) -> Interval | None:
-    if limits is None:
-        return None
-    low, high = limits
-    return low, high
 
 
 def _list(interval: Interval | None) -> list[float] | None:

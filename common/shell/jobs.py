@@ -218,9 +218,9 @@ def _known_to_dask_jobqueue(job: Job, resources: Resources) -> list[str]:
         raise UserError(
             f"submit needs dask-jobqueue ({error}); pip install 'csc-baselines[cluster]'"
         ) from error
-    kind, account = LSFJob, "project"
-    if resources.cluster == "slurm":
-        kind, account = SLURMJob, "account"
+    is_slurm = resources.cluster == "slurm"
+    kind = SLURMJob if is_slurm else LSFJob
+    account = "account" if is_slurm else "project"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = kind(
