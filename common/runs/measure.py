@@ -261,7 +261,9 @@ def _of_scores(readings: Sequence[Reading], file: str, groups: tuple[np.ndarray,
         tables.append(CountTable.of((crop, name, counts[crop, name]) for crop, name in common))
     crops_of = [name for _, name in common]
     classes = tuple(name for name in readings[0].scores[file].classes if name in crops_of)
-    overall = _overall(tables[0].score())
+    # the figure over all classes, else that of the only kind of classes that there is
+    score = tables[0].score()
+    overall = next(key for key in OVERALL if not math.isnan(getattr(score, key)))
     # the same draws for all runs, so that their differences can be taken draw by draw
     draws = []
     for times in redraws(len(tables[0].crops)):
@@ -277,11 +279,6 @@ def _of_scores(readings: Sequence[Reading], file: str, groups: tuple[np.ndarray,
             crops=(len(tables[0].crops), *(crops_of.count(name) for name in classes)),
         ),
     )
-
-
-def _overall(score: ChallengeScore) -> str:
-    """The figure over all classes, else that of the only kind of classes that there is."""
-    return next(key for key in OVERALL if not math.isnan(getattr(score, key)))
 
 
 def _figures(score: ChallengeScore, overall: str, classes: Sequence[str]) -> list[float]:

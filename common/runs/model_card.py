@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from common.config.settings import TrainConfig
 from common.data.samples.sampling import Patch
@@ -15,7 +14,6 @@ from common.errors import UserError
 from common.infer.networks.network import Network
 from common.score import result
 from common.score.readme import markdown_scores, markdown_table
-from common.score.result import Scores
 from common.talk import count, nm, some, voxels
 from common.train.record import RunRecord, read_record
 
@@ -218,17 +216,12 @@ def _training_section(network: Network, run: RunRecord | None) -> list[str]:
     return lines
 
 
-def scores_of(config: TrainConfig) -> Scores | None:
-    """The scores of a run's validation crops; None where it was not evaluated."""
-    path: Path = config.path("results_path") / "scores.json"
-    return result.read(path) if path.is_file() else None
-
-
 def _score_section(network: Network) -> list[str]:
     lines = ["## Validation", ""]
-    scores = scores_of(network.config)
-    if scores is None:
+    path = network.config.path("results_path") / "scores.json"
+    if not path.is_file():
         return [*lines, "Not scored; `evaluate` scores the crops that validate."]
+    scores = result.read(path)
     made_by = (scores.provenance and scores.provenance.checkpoints) or ()
     if network.record.sha256 not in [each.sha256 for each in made_by]:
         lines += ["Scores of another checkpoint of this run:", ""]

@@ -268,7 +268,10 @@ def main(  # noqa: PLR0917  click passes them by name
         return runs
 
     runs = refresh()
-    click.echo(_listing(runs, output) if runs else _nothing_found(folders, pattern))
+    if runs:
+        click.echo(f"{format_table(runs, time.time())}\nruns in {output}: {len(runs)}")
+    else:
+        click.echo(_nothing_found(folders, pattern))
     if runs_file:
         export.write([history.table(runs)], runs_file)
     if scalars_file:
@@ -307,10 +310,6 @@ def format_table(runs: Iterable[Run], now: float) -> str:
 def printable(name: str) -> str:
     """`name` with a question mark for each character that has no picture or no encoding."""
     return "".join(character if character.isprintable() else "?" for character in name)
-
-
-def _listing(runs: Sequence[Run], output: Path) -> str:
-    return f"{format_table(runs, time.time())}\nruns in {output}: {len(runs)}"
 
 
 def _nothing_found(roots: Sequence[Path], pattern: str) -> str:

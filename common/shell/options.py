@@ -260,7 +260,7 @@ elsewhere = together(
     ),
     click.option("--dry-run", is_flag=True, help="Print the job script of --cluster, do nothing."),
 )
-"""Which other machines work; `engine_of` takes them."""
+"""Which other machines work; `take_engine` takes them."""
 
 engine = together(
     click.option(
@@ -272,7 +272,7 @@ engine = together(
     ),
     elsewhere,
 )
-"""Where blocks are computed; `engine_of` takes them."""
+"""Where blocks are computed; `take_engine` takes them."""
 
 boxes_of_experiment = together(
     crops(
@@ -307,15 +307,20 @@ boxes = together(config_path, boxes_of_experiment)
 """What the commands take that work on boxes of volumes."""
 
 
-def engine_of(options: dict[str, Any]) -> Engine:
-    """What the options of `engine`, or of `elsewhere`, say among all."""
-    return Engine(**given({field.name: options[field.name] for field in fields(Engine)}))
+def take_engine(options: dict[str, Any]) -> Engine:
+    """What the options of `engine`, or of `elsewhere`, say, taken out of all.
 
+    Ends the command where a job script is all that was asked for, printed here.
+    """
+    taken = {each.name: options.pop(each.name, None) for each in fields(Engine)}
+    engine = Engine(**{name: value for name, value in taken.items() if value is not None})
+    engine.check()
+    if engine.dry_run:
+        from common.infer.machines import cluster
 
-def without_engine(options: dict[str, Any]) -> dict[str, Any]:
-    """The others."""
-    names = {field.name for field in fields(Engine)}
-    return {name: value for name, value in options.items() if name not in names}
+        click.echo(cluster.job_script(engine))
+        click.get_current_context().exit()
+    return engine
 
 
 def pairs(option: str, text: str) -> dict[str, str]:
@@ -354,14 +359,3 @@ def of_data_root(name: str, advice: str) -> Path:
     if not path.exists():
         raise UserError(f"{advice} (left out, it would be {path}, which is not there)")
     return path
-
-
-def is_dry_run(engine: Engine) -> bool:
-    """Print what would be handed to a batch system, if that is all that was asked for."""
-    engine.check()
-    if not engine.dry_run:
-        return False
-    from common.infer.machines import cluster
-
-    click.echo(cluster.job_script(engine))
-    return True

@@ -118,16 +118,14 @@ def predict(
         raise UserError("--checkpoint with --model: a package has its weights; leave it out")
     if orientations == ORTHO:
         given["planes"] = "all"
-    engine = options.engine_of(given)
-    if options.is_dry_run(engine):
-        return
+    engine = options.take_engine(given)
     with stopping.time_limit(time_limit):
         folders = common.infer.predict.predict(
             str(model or config_path),
             content="logits" if logits else "probability",
             orientations=1 if orientations == ORTHO else int(orientations),
             engine=engine,
-            **options.given(options.without_engine(given)),
+            **options.given(given),
         )
     for folder in folders:
         click.echo(folder)
@@ -147,13 +145,9 @@ def process(config_path: str, *, time_limit: float, **given: Any) -> None:
     """
     import common.infer.process
 
-    engine = options.engine_of(given)
-    if options.is_dry_run(engine):
-        return
+    engine = options.take_engine(given)
     with stopping.time_limit(time_limit):
-        folders = common.infer.process.process(
-            config_path, engine=engine, **options.given(options.without_engine(given))
-        )
+        folders = common.infer.process.process(config_path, engine=engine, **options.given(given))
     for folder in folders:
         click.echo(folder)
     if given["volume"] and folders:
@@ -186,10 +180,7 @@ def tune(config_path: str, *, workers: int, **given: Any) -> None:
     """
     import common.score.tune
 
-    engine = options.engine_of({"workers": None, **given})
-    given = options.without_engine(given)
-    if options.is_dry_run(engine):
-        return
+    engine = options.take_engine(given)
     with _scorers(config_path, workers, engine) as hands:
         common.score.tune.tune(config_path, **options.given(given), workers=hands, say=click.echo)
 
@@ -265,10 +256,7 @@ def evaluate(
 
     if config_path and (submission or truth or instance_classes):
         raise UserError(EVALUATE)
-    engine = options.engine_of({"workers": None, **given})
-    given = options.without_engine(given)
-    if options.is_dry_run(engine):
-        return
+    engine = options.take_engine(given)
     archive = config_path or submission or options.of_data_root("submission.zip", EVALUATE)
     with _scorers(archive, workers, engine) as hands:
         how: Any = {"workers": hands, "metric_version": metric_version, "say": click.echo}

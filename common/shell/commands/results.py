@@ -104,8 +104,6 @@ def summarize(source: str, out: str, *, voxel_size: Any, overwrite: bool, **give
     from common.infer import summarize as module
 
     source = with_voxel_size(source, voxel_size)
-    engine = options.engine_of(given)
-    if options.is_dry_run(engine):
-        return
-    wanted = module.Wanted(**options.given(options.without_engine(given)))
+    engine = options.take_engine(given)
+    wanted = module.Wanted(**options.given(given))
     module.summarize(source, out, wanted, engine=engine, overwrite=overwrite, say=click.echo)
