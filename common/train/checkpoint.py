@@ -32,7 +32,7 @@ from common.talk import note, size
 from common.train import average, ranks, weights_file
 from common.train.state import State
 
-SAVED_APART = ("model", "optimizer", "scheduler", "scaler", "labels", "criterion", "ema")
+SAVED_APART = ("model", "optimizer", "scheduler", "scaler", "labels", "raws", "criterion", "ema")
 """Fields of State that are saved as state dicts, or under their names, one by one."""
 
 SAVED_NUMBERS = tuple(

@@ -889,7 +889,7 @@ def test_another_codec_holds_the_same_and_what_was_begun_keeps_its_own(tiny):
     lz4 = ("predictions_codec=lz4",)
     before = values(run(tiny))
     folder = run(tiny, overrides=lz4)
-    codecs = {zarr.open_array(str(path.parent)).compressor.cname for path in arrays(folder)}
+    codecs = {zarr.open_array(str(path.parent)).compressor.cname for path in written_arrays(folder)}
     # it is whole: nothing is written again for the sake of its bytes
     assert codecs == {"zstd"}
     shutil.rmtree(folder)
@@ -898,12 +898,12 @@ def test_another_codec_holds_the_same_and_what_was_begun_keeps_its_own(tiny):
     with pytest.raises(KeyboardInterrupt):
         predict.predict_region(begun, regions.choose(config)[0], CLASSES)
     run(tiny, block=16)
-    levels = [zarr.open_array(str(path.parent)) for path in arrays(folder)]
+    levels = [zarr.open_array(str(path.parent)) for path in written_arrays(folder)]
     assert {level.compressor.cname for level in levels} == {"lz4"}
     assert (values(folder) == before).all()
 
 
-def arrays(folder: Path) -> list[Path]:
+def written_arrays(folder: Path) -> list[Path]:
     """Metadata of all levels of all classes."""
     return sorted(folder.glob("*/*/.zarray"))
 
