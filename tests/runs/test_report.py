@@ -15,6 +15,7 @@ from PIL import Image
 
 from common.errors import UserError
 from common.runs import report, section
+from common.score import readme
 from common.train.tracking import TensorBoard
 
 SETTINGS = {
@@ -337,7 +338,7 @@ def test_what_is_to_be_seen_in_the_pictures_is_said(tmp_path):
 def test_pictures_are_the_last_of_each_tag_and_are_scaled_down(tmp_path):
     folder = make_run(tmp_path, "a/m/seed1", [0.4, 0.8])
     log_images(folder, "prediction/mito", 0, 255)
-    Image.new("RGB", (3000, 600), (255, 0, 0)).save(tmp_path / "a" / section.SCORES_PICTURE)
+    Image.new("RGB", (3000, 600), (255, 0, 0)).save(tmp_path / "a" / readme.PICTURE)
     found = page(tmp_path)
     wide, last = found.pictures()
     assert wide.size == (section.PICTURE_WIDTH, 240)
@@ -349,7 +350,7 @@ def test_pictures_are_the_last_of_each_tag_and_are_scaled_down(tmp_path):
 
 def test_a_picture_that_cannot_be_read_is_a_line_of_text(tmp_path):
     make_run(tmp_path, "a/m/seed1", [0.4])
-    (tmp_path / "a" / section.SCORES_PICTURE).write_bytes(b"no picture")
+    (tmp_path / "a" / readme.PICTURE).write_bytes(b"no picture")
     found = page(tmp_path)
     assert "scores.png: cannot be read" in found.text
     assert not found.pictures()
