@@ -88,9 +88,7 @@ def tune(  # noqa: PLR0913  the options of the command
     recipe = read_recipe(config.path("process_config_path"), classes)
     path = config.folder / THRESHOLDS
     _check_thresholds(recipe, path)
-    boxes = regions.choose(config, crops, with_test=False, say=say)
-    _check_folds(folds, boxes)
-    trials = _trials(config, recipe, boxes, version)
+    trials = _trials(config, recipe, _boxes(config, crops, folds, say), version)
     checkpoints = _checkpoints(trials, say)
     found = search(trials, workers, folds, options=recipe.settings.instance_options)
     _check_found(found, recipe, crops)
@@ -99,6 +97,12 @@ def tune(  # noqa: PLR0913  the options of the command
     lines = table(found) + _remarks(path, recipe, found) + _everywhere(found)
     _say_each(lines + _at_edges(found, trials, workers), say)
     return found
+
+
+def _boxes(config: TrainConfig, crops: str, folds: int, say: Callable[[str], None]) -> list[Region]:
+    boxes = regions.choose(config, crops, with_test=False, say=say)
+    _check_folds(folds, boxes)
+    return boxes
 
 
 def add(path: Path, run: str, records: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import fnmatch
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,14 +75,12 @@ def open_data(
     """
     rows = rows_of_run(config, begun_with)
     split_hash = split.split_hash(rows)
-    request = crop_request(config)
-    cache = crop_cache(config)
-    train = open_crops(used_for("train", rows), request, cache)
+    decoded = partial(open_crops, request=crop_request(config), cache=crop_cache(config))
+    train = decoded(used_for("train", rows))
     if config.selective:
         train, rows = _with_a_positive(train, rows)
-    validation = open_crops(used_for("validate", rows), request, cache, beside=train)
+    validation = decoded(used_for("validate", rows), beside=train)
     _check_pseudo(config, train, validation)
-    scalings = normalize.of_volumes(config, [row.raw for row in rows], known or {})
 
     sampler = _sampler(config, train)
     _refuse_masks(config, train)
@@ -96,7 +95,7 @@ def open_data(
         background=count_voxels(train, 0, sampler.target.scale),
         split_hash=split_hash,
         rows=rows,
-        scalings=scalings,
+        scalings=normalize.of_volumes(config, [row.raw for row in rows], known or {}),
     )
 
 

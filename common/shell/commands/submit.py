@@ -15,7 +15,8 @@ from common.shell import options
 from common.shell.group import Command
 
 if TYPE_CHECKING:
-    pass
+    from common.config.settings import TrainConfig
+    from common.score.fresh import Fresh
 
 command = partial(click.command, cls=Command, heading="Submit to the challenge")
 
@@ -67,10 +68,7 @@ def pack_results(
         settings = load.load_config(config_path, overrides)
         cache = settings.path("cache_path")
         root = settings.path("processed_path")
-        # with torch, which packing does without
-        from common.score.fresh import Fresh
-
-        fresh = Fresh(settings)
+        fresh = _fresh(settings)
         check = fresh.refuse
     if not manifest_path:
         manifest_path = str(manifest.fetch(cache, say=click.echo))
@@ -85,6 +83,13 @@ def pack_results(
     if fresh:
         fresh.note()
     click.echo(packed)
+
+
+def _fresh(settings: TrainConfig) -> Fresh:
+    # with torch, which packing does without
+    from common.score.fresh import Fresh
+
+    return Fresh(settings)
 
 
 def _refuse_both(config_path: str | None, volumes: str | None, overrides: Sequence[str]) -> None:
