@@ -99,7 +99,9 @@ def tune(  # noqa: PLR0913  the options of the command
     return found
 
 
-def _boxes(config: TrainConfig, crops: str, folds: int, say: Callable[[str], None]) -> list[Region]:
+def _boxes(
+    config: TrainConfig, crops: str, folds: int, say: Callable[[str], None]
+) -> list[regions.Region]:
     boxes = regions.choose(config, crops, with_test=False, say=say)
     _check_folds(folds, boxes)
     return boxes
