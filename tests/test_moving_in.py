@@ -103,18 +103,19 @@ def own_logits(model: nn.Module, raw: torch.Tensor) -> np.ndarray:
     along = torch.exp(-0.5 * distance**2)
     weight = torch.outer(along, along).clamp_min(1e-3)
     z, y, x = CROPS["crop3"][1]
-    # from half a patch before the crop on; beyond the volume raw is mirrored
-    mirrored = functional.pad(raw[None], (8, 8, 8, 8), mode="reflect")[0]
-    slices = mirrored[z : z + 24, y : y + 40, x : x + 40]
+    # counted from the volume's corner, those that reach into the crop
+    starts = {corner: range((corner - N) // 8 * 8 + 8, corner + 24, 8) for corner in (y, x)}
+    # beyond the volume raw is mirrored
+    slices = functional.pad(raw[None], (8, 8, 8, 8), mode="reflect")[0][z : z + 24]
     total = torch.zeros(len(CLASSES), *slices.shape)
     weights = torch.zeros(slices.shape[1:])
-    for row, column in itertools.product(range(0, 32, 8), repeat=2):
-        rows = slice(row, row + N)
-        columns = slice(column, column + N)
+    for row, column in itertools.product(starts[y], starts[x]):
+        rows = slice(row + 8, row + 8 + N)
+        columns = slice(column + 8, column + 8 + N)
         logits = model(slices[:, None, rows, columns]).movedim(0, 1)
         total[:, :, rows, columns] += logits * weight
         weights[rows, columns] += weight
-    return (total / weights)[:, :, 8:32, 8:32].numpy()
+    return (total / weights)[:, :, y + 8 : y + 32, x + 8 : x + 32].numpy()
 
 
 def stored(folder: Path) -> np.ndarray:
