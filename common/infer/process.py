@@ -404,7 +404,7 @@ def check_processed(
 
 def _note_other_checkpoints(recipe: Recipe, boxes: Sequence[dict[str, Prediction]]) -> None:
     """A threshold is for the network, and the functions, that it was tuned with."""
-    processed = {name for of_box in boxes for name in of_box}
+    processed = set[str]().union(*boxes)
     edited = [name for name in recipe.tuned_otherwise if name in processed]
     if edited:
         note(

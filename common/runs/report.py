@@ -8,6 +8,7 @@ that comes from files.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -114,7 +115,7 @@ def _page(groups: Sequence[Sequence[Reading]]) -> str:
     )
     rows = []
     sections = []
-    usual = usual_scores([reading for group in groups for reading in group])
+    usual = usual_scores(itertools.chain.from_iterable(groups))
     for number, group in enumerate(groups):
         anchor = f"e{number}"
         rows += _rows(group, anchor, usual)
@@ -163,7 +164,9 @@ def ranked(readings: Iterable[Reading]) -> list[Reading]:
 
 def usual_scores(readings: Iterable[Reading]) -> str:
     """The file of scores that most runs have, scores.json before others; "" without any."""
-    files = Counter(file for reading in readings for file in reading.scores)
+    files: Counter[str] = Counter()
+    for reading in readings:
+        files.update(list(reading.scores))
     return max(files, key=lambda file: (file == "scores.json", files[file]), default="")
 
 

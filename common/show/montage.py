@@ -248,8 +248,10 @@ def _panels(columns: Sequence[Sequence[Picture]], grid: Grid) -> Picture:
     first = rows[0]
     first[0] = figures.scale_bar(first[0], grid.scale[2] / times)
     widest = max(first[0].shape[1], NARROWEST // len(columns))
-    wide = [[_widened(image, widest) for image in row] for row in rows]
-    beside = [figures.beside(row, background=WHITE) for row in wide]
+    beside = []
+    for row in rows:
+        wide = [_widened(image, widest) for image in row]
+        beside.append(figures.beside(wide, background=WHITE))
     return figures.above(beside, background=WHITE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -75,7 +76,7 @@ def of_parts(rows: Sequence[Row], classes: Sequence[str], counter: Sequence[str]
     crops = [row for row in rows if row.usage == "train" and not named.intersection(row.annotated)]
     if not crops:
         return []
-    annotated = dict.fromkeys(name for row in crops for name in row.annotated)
+    annotated = dict.fromkeys(itertools.chain.from_iterable(row.annotated for row in crops))
     return [
         f"{len(crops)} training crops annotate no class that is learnt, and parts of one "
         f"({some(list(annotated))}), which is positive there: {some([row.name for row in crops])}; "

@@ -333,6 +333,7 @@ def begin(
     # a dozen small files each, for which a disk of a cluster takes its time
     with ThreadPoolExecutor(WRITERS) as pool:
         volumes = list(pool.map(opened, classes))
+    done = set(plan.blocks).intersection(*(volume.done for volume in volumes))
     return Work(
         network,
         region,
@@ -341,7 +342,7 @@ def begin(
         output=output,
         channels=[network.config.channels.index(name) for name in classes],
         volumes=volumes,
-        left=[n for n in plan.blocks if any(n not in volume.done for volume in volumes)],
+        left=[number for number in plan.blocks if number not in done],
     )
 
 

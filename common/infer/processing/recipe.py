@@ -135,7 +135,7 @@ def _note_at_default(
     path: Path, recipe: Recipe, run: str, runs: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Note classes that have a tuned threshold for other runs, and none for this one."""
-    tuned = {name for of_run in runs.values() for name in of_run}
+    tuned = set[str]().union(*runs.values())
     left = [name for name in recipe.classes if name in tuned and name not in recipe.thresholds]
     if left:
         note_once(
