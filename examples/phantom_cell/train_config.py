@@ -23,8 +23,8 @@ scheduler_step = "iteration"
 ema_decay = 0.99
 init_logit_rms = 1.0
 max_grad_norm = 1.0
-epochs = 8
-iterations_per_epoch = 55
+epochs = 7
+iterations_per_epoch = 48
 weight_loss = False  # Dice balances the classes
 
 # small organelles are seldom met: with these, droplets are found in the same number of steps
