@@ -14,6 +14,9 @@ from common.config.other_names import OTHER_NAMES
 LIKE = 0.7
 """Likeness from which on the name of a function that nothing uses is one of a setting, misspelt."""
 
+TYPES = (ast.Name, ast.Attribute, ast.Subscript, ast.BinOp)
+"""How types are written; a value that stands in their place is written otherwise."""
+
 MEANT_BY = {"augmentation": "augment"}
 """Settings by names of functions that stand for another one where the value is no function."""
 
@@ -46,9 +49,10 @@ def _types_alone(tree: ast.Module, absent: Collection[str]) -> Iterator[str]:
             continue
         name = ast.unparse(node.target)
         if name in absent:
-            value = ast.unparse(node.annotation)
+            written = ast.unparse(node.annotation)
+            value = "VALUE" if isinstance(node.annotation, TYPES) else written
             yield (
-                f"line {node.lineno}: `{name}: {value}` gives {name} a type and no value; write "
+                f"line {node.lineno}: `{name}: {written}` gives {name} a type and no value; write "
                 f"{name} = {value}"
             )
 

@@ -24,6 +24,7 @@ def lost(tmp_path, text: str) -> list[str]:
     ("text", "told"),
     [
         ("learning_rate: 1e-3", "line 3: `learning_rate: 0.001` gives learning_rate a type and no"),
+        ("learning_rate: float", "a type and no value; write learning_rate = VALUE"),
         ("epochs = 3\nepochs == 5", "line 4: `epochs == 5` compares and sets nothing; write"),
         (
             "if __name__ == '__main__':\n    epochs = 5",
