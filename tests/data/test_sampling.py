@@ -667,6 +667,22 @@ def test_validation_covers_every_voxel_once(shape, target, raw_offset):
     assert len(samples) == np.prod([-(-n // target) for n in shape])
 
 
+@pytest.mark.parametrize("target", [7, 8])
+@pytest.mark.parametrize("raw_scale", [16, 12, 6])
+@pytest.mark.parametrize("raw_offset", [0, 4, 8])
+def test_validation_covers_every_voxel_once_of_raw_of_another_voxel_size(
+    target, raw_scale, raw_offset
+):
+    """Also where a target patch is no whole number of raw voxels, which it was moved onto."""
+    crop = made_crop(np.ones((24, 17, 31), int))
+    scale = np.full(3, float(raw_scale))
+    raw_grid = Grid(crop.label_grid.origin - 480 + raw_offset, scale, (200, 200, 200))
+    crop = replace(crop, raw_grid=raw_grid)
+    patch = Patch((target,) * 3, (8, 8, 8))
+    samples = validation_samples([crop], Patch((16, 16, 16), (raw_scale,) * 3), patch)
+    np.testing.assert_array_equal(covered(crop, samples, patch), 1)
+
+
 def test_a_small_crop_is_in_the_middle_of_its_block():
     crop = made_crop(np.ones((6, 4, 8), int))
     (sample,) = validation_samples(

@@ -430,7 +430,7 @@ def on_voxels(centre: np.ndarray, orientation: np.ndarray, patch: Patch, grid: G
     """Return the centre (nm) moved by at most half a voxel, so that patch and grid voxels coincide.
 
     Such a patch is copied without interpolation. The centre is moved only along axes where patch
-    and grid have the same voxel size. The orientation must not rotate.
+    and grid have the same voxel size. The orientation must not rotate. centre: (3,), or (n, 3).
     """
     # shape and voxel size of the patch along the world's axes
     along_world = np.abs(orientation) @ np.array([patch.shape, patch.scale]).T

@@ -28,14 +28,10 @@ def validation_samples(crops: Sequence[Crop], input: Patch, target: Patch) -> li
     """
     tiles = []
     for index, crop in enumerate(crops):
-        centres = _tile(crop.label_grid, target)
+        centres = _onto_raw(_tile(crop.label_grid, target), input, target, crop.raw_grid)
         seed = int(key_of([crop.name]), 16) % 2**63
         order = generator(seed, 0).permutation(len(centres))
-        samples = []
-        for i in order:
-            centre = on_voxels(centres[i], np.eye(3), input, crop.raw_grid)
-            samples.append(Sample(0, index, centre, np.eye(3)))
-        tiles.append(samples)
+        tiles.append([Sample(0, index, centres[i], np.eye(3)) for i in order])
     # one block of each crop after the other: a validation cut short by its limit saw all crops
     ordered = []
     for number in range(max((len(tile) for tile in tiles), default=0)):
@@ -69,3 +65,17 @@ def _tile(grid: Grid, target: Patch) -> np.ndarray:
             centres.append(lower + (np.arange(number) + 0.5) * extent)
     along_axes = np.meshgrid(*centres, indexing="ij")
     return np.stack(along_axes, axis=-1).reshape(-1, 3)
+
+
+def _onto_raw(centres: np.ndarray, input: Patch, target: Patch, raw: Grid) -> np.ndarray:
+    """Return the centres (blocks, 3) of a crop moved by at most half a voxel onto those of raw.
+
+    All of them by the same along an axis, so that blocks that lie side by side stay so. Along an
+    axis whose raw voxels are larger than those of the target none is: half a voxel of raw would be
+    a plane of the target, which would be counted twice or not at all.
+    """
+    moved = on_voxels(centres, np.eye(3), input, raw)
+    in_voxels = target.extent / raw.scale
+    is_whole = np.abs(in_voxels - np.rint(in_voxels)) < 1e-6
+    together = np.where(is_whole, moved, centres + (moved[0] - centres[0]))
+    return np.where(raw.scale > np.array(target.scale) * (1 + 1e-6), centres, together)
