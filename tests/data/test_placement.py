@@ -102,6 +102,12 @@ def test_labels_much_finer_than_any_raw_are_noted(tmp_path, capsys):
     assert "voxels of 0.8 nm, 10 times finer than those of the raw" in said
 
 
+def test_labels_a_thousand_times_finer_than_any_raw_are_refused(tmp_path):
+    """Lengths in um with the unit nm: the whole crop would be a voxel."""
+    with pytest.raises(UserError, match=r"crop1: voxels of 0.008 nm, 1e\+03 times finer .* unit;"):
+        crop_in(tmp_path, (10, 10, 10), scale=(0.008, 0.008, 0.008))
+
+
 def without_translation(path: Path) -> Level:
     attributes = json.loads((path / ".zattrs").read_text())
     del attributes["multiscales"][0]["datasets"][0]["coordinateTransformations"][1]

@@ -25,6 +25,7 @@ from common.data.volumes import ngff
 from common.data.volumes.annotation import LabelReader
 from common.data.volumes.box import boxes, slices
 from common.data.volumes.level import Grid, Level, MissingChunks
+from common.data.volumes.placement import check_directions
 from common.data.volumes.raw import Raw, averaged_grid, mirror
 from common.errors import UserError
 from common.talk import nm
@@ -254,7 +255,8 @@ def _remarks(readers: Sequence[LabelReader]) -> np.ndarray:
 def _matching_level(job: Decoding, name: str) -> Level:
     """Return the finest level of a class.
 
-    Raises UserError if its grid differs from that of the crop's first annotated class.
+    Raises UserError if its grid differs from that of the crop's first annotated class, or if it
+    lies mirrored in the raw.
     """
     level = ngff.open_levels(job.row.class_volume(name))[0]
     grid = averaged_grid(level, job.label_factor)
@@ -272,6 +274,7 @@ def _matching_level(job: Decoding, name: str) -> Level:
             f"and translation {place} nm are not those of "
             f"'{job.row.annotated[0]}'; the classes of a crop share one grid"
         )
+    check_directions(level, job.raw.level)
     return level
 
 

@@ -97,6 +97,23 @@ class Attributes(dict):
         return self
 
 
+class Directions(NamedTuple):
+    """Which way the axes of a volume point, in the world that a medical header tells of."""
+
+    frame: str
+    """What x, y, z of that world mean, such as "RAS"; "" where it is not said."""
+    ways: tuple[float, ...]
+    """(9,) the unit vectors along its axes z, y, x, z first, in z, y, x of that world."""
+
+    def differ(self, other: Directions) -> bool:
+        """Whether the axes of another volume of the same world point other ways."""
+        return self.frame == other.frame and not np.allclose(self.ways, other.ways, atol=0.01)
+
+    def __str__(self) -> str:
+        axes = [self.ways[first : first + 3] for first in (0, 3, 6)]
+        return "; ".join(" ".join(f"{way:.2g}" for way in axis) for axis in axes)
+
+
 @dataclass(frozen=True)
 class Level:
     """One resolution of a multiscale image."""
@@ -115,6 +132,8 @@ class Level:
     """Axes of the array on disk that are dropped: those other than z, y, x, of length 1."""
     image: Path | None = None
     """The image that it is a level of; the folder of its array unless given."""
+    directions: Directions | None = None
+    """Which way its axes point; None where nothing says it."""
     stamp: str = ""
     """What its metadata are, or when they were written; "" for zarr v2 on this disk."""
 

@@ -26,6 +26,9 @@ TOO_LARGE = 8.0
 A mean: sections of 40 nm in volumes of 4 nm are ordinary, and are wanted at 8 x 8 x 8 nm.
 """
 
+OTHER_UNIT = 300.0
+"""The same of labels beside the finest raw, that is refused: um in place of nm is a thousand."""
+
 LEVELS_APART = 0.1
 """Part of a volume's extent by which its levels may end at different places.
 
@@ -103,8 +106,9 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
         finest_nm: (3,) voxel size of the finest level of the raw.
 
     Raises:
-        UserError: if less than half of the crop lies in the raw.
+        UserError: if less than half of the crop lies in the raw, or lies mirrored in it.
     """
+    check_directions(label, raw)
     lower, upper = label.box()
     raw_lower, raw_upper = raw.box()
     shared = np.minimum(upper, raw_upper) - np.maximum(lower, raw_lower)
@@ -115,6 +119,11 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
     if (shared < LEAST_INSIDE * (upper - lower)).any():
         raise UserError(f"{crop}: {boxes}: less than half of the crop lies in the raw; {advice}")
     finer = _mean_ratio(finest_nm, label.scale)
+    if finer > OTHER_UNIT:
+        raise UserError(
+            f"{crop}: voxels of {nm(label.scale)} nm, {finer:.3g} times finer than those of the "
+            f"raw {raw.group}, as of another unit; {advice}"
+        )
     if finer > TOO_LARGE:
         note_once(
             f"{crop}: voxels of {nm(label.scale)} nm, {finer:.3g} times finer than those of the "
@@ -133,6 +142,21 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
             f"{boxes}; write the place of that centre, also where it is 0; where it begins with "
             f"the raw that is {corner}"
         )
+
+
+def check_directions(label: Level, raw: Level) -> None:
+    """Raise UserError for labels whose axes point other ways than those of raw.
+
+    Voxels are read in the order in which they are stored, so that they would lie mirrored.
+    """
+    if not (label.directions and raw.directions and label.directions.differ(raw.directions)):
+        return
+    raise UserError(
+        f"{label.path}: its axes z, y, x point along {label.directions} (z, y, x of the world) by "
+        f"its header, and those of the raw {raw.path} along {raw.directions}: write one of them "
+        "again with the axes of the other, or, where their voxels are in one order all the same, "
+        "the place of the first voxel behind its name, #translation=0,0,0 (nm)"
+    )
 
 
 def slack_nm(label: Level, raw: Level) -> np.ndarray:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.data.volumes.level import Level, Voxels
+from common.data.volumes.level import Directions, Level, Voxels
 from common.data.volumes.metadata import LARGEST_EM_NM, NM_PER_UNIT, SMALLEST_EM_NM, SPACE
 from common.errors import UserError
 from common.talk import nm, note_once
+
+SHEARED = 1e-3
+"""Cosine of the angle between axes from which they are not at right angles."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,65 @@ def _is_of_em(scale: Sequence[float]) -> bool:
     return all(SMALLEST_EM_NM <= length <= LARGEST_EM_NM for length in scale)
 
 
-def first_voxel(directions: np.ndarray, origin: np.ndarray) -> np.ndarray | None:
-    """The place of the first voxel along the axes of a volume, whichever way these point.
+@dataclass(frozen=True)
+class Turned:
+    """How the axes of a file lie in the world that its header tells of."""
 
-    None for axes that are turned, and at 0, which is what programs write that know of no place.
+    order: list[int]
+    """Numbers of the axes of the file that lie along z, y, x, as far as they do."""
+    first: np.ndarray | None
+    """(3,) place of the first voxel along these axes, whichever way they point, in the unit of the
+    header; None where the file tells of none."""
+    directions: Directions | None
+    """Which way these axes point; None where `first` is."""
 
-    directions: (3, 3), a row an axis: the way from a voxel to the next, in the unit of `origin`.
+    @property
+    def order_stored(self) -> list[int]:
+        """The same numbers as `order`, counted from the axis whose voxels lie furthest apart."""
+        return [2 - axis for axis in self.order]
+
+    @property
+    def stamp(self) -> str:
+        """As of `single`: a file was read as if x came first, and cached crops of it are others."""
+        return "file" if self.order == [2, 1, 0] else f"file of axes {self.order}"
+
+
+AS_STORED = Turned([2, 1, 0], None, None)
+"""Of a file that says nothing: x first."""
+
+
+def turned(directions: np.ndarray, origin: np.ndarray, frame: str) -> Turned:
+    """Return how the axes of a file lie in the world.
+
+    A place of 0 is what programs write that know of none; nor do axes that are not at right angles
+    have one.
+
+    Args:
+        directions: (3, 3), a row an axis of the file: the way from a voxel to the next along x, y,
+            z of the world, in the unit of `origin`.
+        origin: (3,) the place of the first voxel, x, y, z.
+        frame: what x, y, z mean, such as "RAS"; "" where it is not said.
     """
-    along = np.diagonal(directions)
-    turned = directions - np.diag(along)
-    is_turned = np.abs(turned).max() > 1e-3 * np.abs(along).min()
-    if is_turned or not np.isfinite(origin).all() or not np.any(origin):
-        return None
-    return np.sign(along) * origin
+    # rounded, so that an axis along one of the world is exactly that
+    unit = (directions / np.linalg.norm(directions, axis=1)[:, None]).round(12)
+    along = np.abs(unit).argmax(axis=1).tolist()
+    order = [along.index(axis) for axis in (2, 1, 0)] if len(set(along)) == 3 else [2, 1, 0]
+    is_sheared = np.abs(unit @ unit.T - np.eye(3)).max() > SHEARED
+    if is_sheared or not np.isfinite(origin).all() or not np.any(origin):
+        return Turned(order, None, None)
+    ways = unit[order][:, ::-1]
+    return Turned(order, (unit @ origin)[order], Directions(frame, tuple(ways.ravel().tolist())))
+
+
+def in_world(path: Path, array: Voxels, way: Turned, *, size: np.ndarray, scale: Any) -> Image:
+    """An image of one level, where and as large as its header says.
+
+    size: (3,) of a voxel, in the unit of `way`. scale: (3,) nm; None where the unit is not said.
+    """
+    first = None if way.first is None else way.first / size
+    image = single(path, array, scale=scale, first=first, stamp=way.stamp)
+    levels = [replace(level, directions=way.directions) for level in image.levels]
+    return replace(image, levels=levels)
 
 
 def check(path: Path, shape: Sequence[int], dtype: np.dtype) -> None:

@@ -1,8 +1,8 @@
 """NIfTI files, of medical imaging: .nii, and .nii.gz, which are unpacked first.
 
 Their voxels are stored x first, their lengths are mm or um. Programs for medical images write mm
-for any unit: 8 mm are not believed. Of the way to world coordinates, the place along each axis is
-used; axes that are turned have none. Source: https://nifti.nimh.nih.gov/nifti-1.
+for any unit: 8 mm are not believed. The axes that lie along z, y, x of the world are z, y, x here,
+whichever way they point. Source: https://nifti.nimh.nih.gov/nifti-1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from common.data.volumes.level import Voxels
 from common.data.volumes.sources import files, needed, packed
-from common.data.volumes.sources.image import Image, first_voxel, single
+from common.data.volumes.sources.image import AS_STORED, Image, Turned, in_world, single, turned
 from common.data.volumes.sources.packed import Packed
 from common.data.volumes.sources.place import Place
 from common.data.volumes.sources.rows import Rows
@@ -43,10 +43,12 @@ def open_file(place: Place) -> Image:
             raise
         except (ValueError, KeyError, EOFError, OSError, zlib.error) as error:
             raise files.broken(path, "a NIfTI file", error) from error
-        array = _array(path, Packed(path, content, "gzip") if is_packed else content, header, dtype)
+        way = _way(header)
+        stored = Packed(path, content, "gzip") if is_packed else content
+        array = _array(path, stored, header, dtype=dtype, way=way)
         # it is read from until nobody has the array any more
         weakref.finalize(array, on_error.pop_all().close)
-    return _placed(path, array, header)
+    return _placed(path, array, header, way)
 
 
 def _header(nibabel: Any, content: IO[bytes]) -> Any:
@@ -64,12 +66,22 @@ def _header(nibabel: Any, content: IO[bytes]) -> Any:
     return header
 
 
-def _array(path: Path, content: Any, header: Any, dtype: np.dtype) -> Voxels:
+def _way(header: Any) -> Turned:
+    """How its axes lie in the world."""
+    if header["sform_code"] > 0 or header["qform_code"] > 0:
+        way = header.get_best_affine()
+        if (np.linalg.norm(way[:3, :3], axis=0) > 0).all():
+            return turned(way[:3, :3].T, way[:3, 3], "RAS")
+    return AS_STORED
+
+
+def _array(path: Path, content: Any, header: Any, *, dtype: np.dtype, way: Turned) -> Voxels:
     count = int(header["dim"][0])
     shape = header["dim"][1 : 1 + count].tolist()
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
     where: dict[str, Any] = {"start": int(header["vox_offset"]), "stored": shape[::-1]}
+    where["axes"] = way.order_stored
     slope = float(header["scl_slope"])
     intercept = float(header["scl_inter"])
     # 0 says that values are what is stored
@@ -92,16 +104,12 @@ class Scaled(Rows):
         return super().__getitem__(index).astype(np.float32) * self._slope + self._intercept
 
 
-def _placed(path: Path, array: Voxels, header: Any) -> Image:
+def _placed(path: Path, array: Voxels, header: Any, way: Turned) -> Image:
     """The image of an array, as large and where its header says."""
     # seven digits: headers of version 1 have float32
-    size = np.array([float(f"{length:.7g}") for length in header["pixdim"][1:4]])
+    in_file = np.array([float(f"{length:.7g}") for length in header["pixdim"][1:4]])
+    size = in_file[way.order]
     per_unit = NM_PER_UNIT.get(int(header["xyzt_units"]) & 7)
-    is_measured = bool(np.isfinite(size).all() and (size > 0).all())
-    first = None
-    if is_measured and (header["sform_code"] > 0 or header["qform_code"] > 0):
-        way = header.get_best_affine()
-        first = first_voxel(way[:3, :3].T, way[:3, 3])
-    in_voxels = None if first is None else (first / size)[::-1]
-    scale = per_unit * size[::-1] if is_measured and per_unit else None
-    return single(path, array, scale=scale, first=in_voxels)
+    if not np.isfinite(size).all() or (size <= 0).any():
+        return single(path, array)
+    return in_world(path, array, way, size=size, scale=per_unit * size if per_unit else None)

@@ -1,8 +1,8 @@
 """NRRD files: .nrrd, and .nhdr, whose voxels are in another file.
 
-Their voxels are stored with the first axis fastest, which is x. Raw voxels are read in parts, those
-packed by gzip or bzip2 are unpacked first. Of the way to world coordinates, the place along each
-axis is used; axes that are turned have none. Source: https://teem.sourceforge.net/nrrd/format.html.
+Their voxels are stored with the first axis fastest, which is x unless the directions say that it is
+y or z. Raw voxels are read in parts, those packed by gzip or bzip2 are unpacked first. Source:
+https://teem.sourceforge.net/nrrd/format.html.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from common.data.volumes.sources import files, needed
-from common.data.volumes.sources.image import Image, first_voxel, in_nm, single
+from common.data.volumes.sources.image import (
+    AS_STORED,
+    Image,
+    Turned,
+    in_nm,
+    in_world,
+    single,
+    turned,
+)
 from common.data.volumes.sources.packed import Packed
 from common.data.volumes.sources.place import Place
 from common.data.volumes.sources.rows import Rows
@@ -42,6 +50,16 @@ NAMES = {
 UNITS = {"mm": "millimeter", "microns": "um", "\u00b5m": "um", "\u03bcm": "um"}
 """Spellings, as `common.data.volumes.metadata.NM_PER_UNIT` has them."""
 
+FRAMES = {
+    "right-anterior-superior": "RAS",
+    "left-anterior-superior": "LAS",
+    "left-posterior-superior": "LPS",
+}
+"""What headers call worlds, in full."""
+
+TO_RAS = {"RAS": (1, 1, 1), "LAS": (-1, 1, 1), "LPS": (-1, -1, 1)}
+"""The way of their x, y, z in that of NIfTI."""
+
 TYPES: dict[str, str] = {}
 for of_numpy, spellings in NAMES.items():
     TYPES.update(dict.fromkeys(spellings.split(", "), of_numpy))
@@ -60,11 +78,14 @@ def open_file(place: Place) -> Image:
             start = 0
         sizes = header["sizes"].tolist()
         axes = _kept(sizes)
-        where = {"start": start, "stored": [sizes[axis] for axis in reversed(axes)]}
+        way = _way(header, axes)
+        where: dict[str, Any] = {"start": start}
+        where["stored"] = [sizes[axis] for axis in reversed(axes)]
+        where["axes"] = way.order_stored
         array = _array(path, content, header, where)
         # it is read from until nobody has the array any more
         weakref.finalize(array, on_error.pop_all().close)
-    return _placed(path, array, header, axes)
+    return _placed(path, array, header, axes=[axes[axis] for axis in way.order], way=way)
 
 
 def _header(nrrd: Any, path: Path, content: BinaryIO) -> dict[str, Any]:
@@ -127,23 +148,34 @@ def _dtype(path: Path, header: Mapping[str, Any]) -> np.dtype:
 # How large a voxel is
 
 
-def _placed(path: Path, array: Rows, header: Mapping[str, Any], axes: list[int]) -> Image:
-    """The image of an array, as large and where its header says."""
-    first = None
+def _way(header: Mapping[str, Any], axes: list[int]) -> Turned:
+    """How the axes of a volume lie in the world. axes: of the file."""
+    directions = header.get("space directions")
+    if directions is None or len(axes) != 3 or np.shape(directions)[1:] != (3,):
+        return AS_STORED
+    kept = np.array(directions, float)[axes]
+    if not np.isfinite(kept).all() or not kept.any(axis=1).all():
+        return AS_STORED
+    frame = FRAMES.get(header.get("space", "").lower(), header.get("space", ""))
+    to_ras = np.array(TO_RAS.get(frame, (1, 1, 1)))
+    origin = np.array(header.get("space origin", np.zeros(3)), float)
+    return turned(kept * to_ras, origin * to_ras, "RAS" if frame in TO_RAS else frame)
+
+
+def _placed(
+    path: Path, array: Rows, header: Mapping[str, Any], *, axes: list[int], way: Turned
+) -> Image:
+    """The image of an array, as large and where its header says. axes: of the file, z, y, x."""
     if "space directions" in header:
-        directions = np.array(header["space directions"], float)[axes]
-        size = np.linalg.norm(directions, axis=1)
+        size = np.linalg.norm(np.array(header["space directions"], float)[axes], axis=1)
         units = header.get("space units", [])
-        if directions.shape == (3, 3):
-            first = first_voxel(directions, header.get("space origin", np.zeros(3)))
     else:
-        size = np.array(header.get("spacings", []), float)
-        size = size[axes] if len(size) > max(axes) else np.zeros(3)
+        spacings = np.array(header.get("spacings", []), float)
+        size = spacings[axes] if len(spacings) > max(axes) else np.zeros(3)
         units = [header["units"][axis] for axis in axes] if "units" in header else []
     if not np.isfinite(size).all() or (size <= 0).any():
         return single(path, array)
-    in_voxels = None if first is None else (first / size)[::-1]
-    return single(path, array, scale=_in_nm(path, size, units), first=in_voxels)
+    return in_world(path, array, way, size=size, scale=_in_nm(path, size, units))
 
 
 def _in_nm(path: Path, size: np.ndarray, units: Sequence[str]) -> list[float] | None:
@@ -155,4 +187,4 @@ def _in_nm(path: Path, size: np.ndarray, units: Sequence[str]) -> list[float] | 
     if len(same) > 1:
         raise UserError(f"{path}: units {', '.join(same)}; write one unit for all axes")
     unit = UNITS.get(unit, unit)
-    return [in_nm(path, float(length), unit) for length in size[::-1]]
+    return [in_nm(path, float(length), unit) for length in size]

@@ -145,6 +145,8 @@ def _in_place(image: Image, place: Place) -> list[Level]:
                 scale=level.scale * ratio,
                 translation=first + (level.translation - finest.translation) * ratio,
                 has_translation=level.has_translation or bool(place.translation),
+                # who says the place says it of the voxels as they are stored
+                directions=None if place.translation else level.directions,
             )
         )
     return levels
