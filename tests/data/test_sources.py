@@ -15,7 +15,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from common.data.volumes.ngff import open_levels
+from common.data.volumes.ngff import Level, open_levels
+from common.data.volumes.placement import check_crop, check_directions
 from common.data.volumes.sources import place
 from common.data.volumes.sources.image import by_attributes
 from common.errors import UserError
@@ -363,6 +364,78 @@ def test_pictures_with_a_palette_of_greys_are_grey(tmp_path, capsys, is_grey):
     assert ("with a palette of colours" in capsys.readouterr().err) != is_grey
 
 
+WAYS = np.array([(0, 0, VOXEL[0]), (VOXEL[2], 0, 0), (0, -VOXEL[1], 0)])
+"""Of the axes z, x, y of a file, in x, y, z of the world."""
+
+
+def turned_nifti(path: Path, stored: np.ndarray, ways: np.ndarray, origin: np.ndarray) -> Level:
+    """A file in um whose axes point these ways, nm."""
+    import nibabel
+
+    way = np.eye(4)
+    way[:3, :3] = ways.T / 1000
+    way[:3, 3] = origin / 1000
+    image = nibabel.Nifti1Image(stored, way, dtype=stored.dtype)
+    image.header.set_xyzt_units("micron")
+    image.to_filename(path)
+    return open_levels(path)[0]
+
+
+def turned_nrrd(path: Path, stored: np.ndarray, ways: np.ndarray, origin: np.ndarray) -> Level:
+    """The same in nm, in the world of ITK."""
+    import nrrd
+
+    to_lps = (-1, -1, 1)
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": ways * to_lps,
+        "space origin": origin * to_lps,
+        "space units": ["nm"] * 3,
+    }
+    nrrd.write(str(path), stored, header)
+    return open_levels(path)[0]
+
+
+TURNED = [(turned_nifti, "cell.nii"), (turned_nrrd, "cell.nrrd")]
+
+
+@pytest.mark.parametrize(("write", "name"), TURNED)
+def test_axes_that_are_stored_in_another_order_are_those_of_the_world(tmp_path, write, name):
+    stored = np.ascontiguousarray(VOLUME.transpose(0, 2, 1))
+    level = write(tmp_path / name, stored, WAYS, np.array([PLACE[2], -PLACE[1], PLACE[0]]))
+    for start, stop in BOXES:
+        expected = VOLUME[tuple(map(slice, start, stop))]
+        np.testing.assert_array_equal(level.read(start, stop), expected)
+    np.testing.assert_allclose(level.scale, VOXEL, rtol=1e-6)
+    np.testing.assert_allclose(level.translation, PLACE, atol=1e-3)
+
+
+@pytest.mark.parametrize(("write", "name"), TURNED)
+def test_a_box_of_a_volume_that_is_turned_lies_where_it_was_cut(tmp_path, write, name):
+    turn = np.array([(0.8, 0.6, 0), (-0.6, 0.8, 0), (0, 0, 1)])
+    ways = np.diag(VOXEL[::-1]) @ turn
+    origin = np.array([100.0, 200, 300])
+    raw = write(tmp_path / f"raw_{name}", VOLUME.T, ways, origin)
+    part = write(tmp_path / name, VOLUME[3:, 5:, 7:].T, ways, origin + np.array([7, 5, 3]) @ ways)
+    between = (part.translation - raw.translation) / raw.scale
+    np.testing.assert_allclose(between, [3, 5, 7], atol=1e-3)
+    check_directions(part, raw)
+
+
+@pytest.mark.parametrize(("write", "name"), TURNED)
+def test_labels_whose_axes_point_other_ways_than_those_of_raw_are_refused(tmp_path, write, name):
+    """Both lie around 0, so that their boxes are the same."""
+    origin = -np.multiply(VOLUME.T.shape, VOXEL[::-1]) / 2
+    raw = write(tmp_path / f"raw_{name}", VOLUME.T, np.diag(VOXEL[::-1]), origin)
+    back = np.array([-1, 1, 1])
+    label = write(tmp_path / name, VOLUME.T, np.diag(VOXEL[::-1] * back), origin * back)
+    np.testing.assert_allclose(label.translation, raw.translation, atol=1e-3)
+    with pytest.raises(UserError, match=rf"{name}: its axes z, y, x point along 1 0 0; .* 0 0 -1"):
+        check_crop(tmp_path, label, raw, raw.scale)
+    (placed,) = open_levels(f"{tmp_path / name}#translation=0,0,0")
+    check_directions(placed, raw)
+
+
 def test_resolution_tags_alone_are_no_voxel_size(tmp_path):
     tifffile.imwrite(tmp_path / "dpi.tif", VOLUME, resolution=(72, 72), resolutionunit="INCH")
     with pytest.raises(UserError, match=r"nothing in it says how large a voxel is"):
@@ -399,6 +472,16 @@ def test_a_library_that_is_missing_is_named_with_its_pip_line(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(UserError, match=r"TIFF files need tifffile, .* pip install tifff"):
         open_levels(path)
+
+
+def test_a_class_in_two_files_is_refused_with_both_names(tmp_path):
+    for name in ("mito.tif", "er.h5", "mito.h5", "mito.txt", "mito.tif.bak"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"class 'mito' is there as mito.h5 and as mito.tif; leave"):
+        place.class_volume(tmp_path, "mito")
+    assert place.class_volume(tmp_path, "er", "#voxel_size=8").name == "er.h5#voxel_size=8"
+    (tmp_path / "mito").mkdir()
+    assert place.class_volume(tmp_path, "mito").name == "mito"
 
 
 @pytest.mark.parametrize("address", ["az://bucket/a.zarr", "ftp://host/a.zarr"])

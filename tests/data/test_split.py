@@ -191,6 +191,15 @@ def test_a_row_of_the_toolbox_and_of_hands_is_the_row(tmp_path, line):
     assert one == expected
 
 
+def test_a_path_from_the_users_folder_is_that(tmp_path, monkeypatch):
+    """No shell has replaced ~ in a file."""
+    monkeypatch.setenv("HOME", "/home/me")
+    for line in (row().replace("d/d.zarr", "~/d/d.zarr"), f"train,~/raw.tif,~/{LABELS}/[mito]"):
+        (one,) = split_module.read_datasplit(written(tmp_path, line), "data")
+        assert one.raw.is_relative_to("/home/me")
+        assert str(one.crop) == f"/home/me/{LABELS}"
+
+
 @pytest.mark.parametrize(
     "header", ["usage,raw,raw_path,gt,gt_path", '"split","raw store","raw","labels"', "type, x, y"]
 )

@@ -208,7 +208,7 @@ def _relative_store(line: str) -> str:
     if not 3 <= len(fields) <= 5:
         return ""
     store = fields[3 if len(fields) == 5 else 1]
-    if is_remote(store) or Path(store).is_absolute():
+    if is_remote(store) or place.path_of(store).is_absolute():
         return ""
     return str(place.on_disk(Path(store)))
 

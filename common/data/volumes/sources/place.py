@@ -59,7 +59,7 @@ class Place:
 
 
 def path_of(text: str | PurePath, root: Path | None = None) -> Path:
-    """The path that a text names, joined to `root`, or the `Address`.
+    """The path that a text names, joined to `root`, or the `Address`; ~ is the user's folder.
 
     Raises UserError for an address that is not read.
     """
@@ -73,7 +73,8 @@ def path_of(text: str | PurePath, root: Path | None = None) -> Path:
         )
     if is_address(text):
         return Address(str(text))
-    return Path(text) if root is None else root / text
+    path = Path(os.path.expanduser(text))  # noqa: PTH111  a folder may be called ~x
+    return path if root is None else root / path
 
 
 def is_address(text: str | PurePath) -> bool:
@@ -174,12 +175,22 @@ def class_volume(crop: Path, name: str, options: str = "") -> Path:
     """The volume of a class in the folder of a crop: crop1/mito, or a file such as crop1/mito.tif.
 
     crop: of a server or in an HDF5 file, too. options: what stands behind # of the crop.
+
+    Raises UserError where several files are of the class.
     """
-    if crop.is_dir() and not (crop / name).exists():
-        for file in sorted(crop.glob(f"{name}.*")):
-            if file.name.removeprefix(name).lower() in FILES:
-                return crop / f"{file.name}{options}"
-    return crop / f"{name}{options}"
+    if not crop.is_dir() or (crop / name).exists():
+        return crop / f"{name}{options}"
+    files = sorted(file.name for file in crop.iterdir() if _is_file_of(file.name, name))
+    if len(files) > 1:
+        raise UserError(
+            f"{crop}: class '{name}' is there as {' and as '.join(files)}; leave one of them there"
+        )
+    return crop / f"{files[0] if files else name}{options}"
+
+
+def _is_file_of(file: str, name: str) -> bool:
+    """Whether a file is called as those of a class are: mito.tif."""
+    return file.startswith(name) and file.removeprefix(name).lower() in FILES
 
 
 def store_name(path: Path) -> str:
