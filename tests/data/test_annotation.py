@@ -155,9 +155,23 @@ def test_a_mask_with_soft_edges_is_remarked_and_ids_of_a_byte_are_none(tmp_path)
 
 
 def test_a_255_that_the_metadata_call_present_is_no_surprise(tmp_path):
-    level = label(tmp_path, [0, 1, 255])
+    level = label(tmp_path, [0, 255, 255])
     describe(level.path, SEMANTIC, {"absent": 0, "present": 255})
     assert read(open_levels(tmp_path / "er")[0]) == ([0, 1, 1], [])
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2], [2, 0, 255], [0, 1, 7, 255]])
+def test_a_value_that_the_metadata_of_a_mask_do_not_name_is_positive_with_a_remark(
+    tmp_path, values
+):
+    level = label(tmp_path, values)
+    describe(level.path, SEMANTIC, CHALLENGE | {"present": 1})
+    labels, remarks = read(open_levels(tmp_path / "er")[0])
+    assert labels == [-1 if value == 255 else int(value > 0) for value in values]
+    unnamed = next(value for value in values if value not in (0, 1, 255))
+    assert f"{unnamed} is none of [0, 1, 255], which its metadata name, and" in remarks[-1]
+    describe(level.path, SEMANTIC, CHALLENGE)
+    assert "is none of" not in str(read(open_levels(tmp_path / "er")[0]))
 
 
 @pytest.mark.parametrize("wrong", ["255", [255], True, 2.5])

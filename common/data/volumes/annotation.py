@@ -209,6 +209,8 @@ class LabelReader:
         """Whether nothing but 0, 1 and one number that may mean unknown was met."""
         self._has_one = self.encoding.present == 1
         self._suspect: int | None = None
+        self._unnamed: int | None = None
+        """A value above 0 of a mask whose metadata say what is present, and do not name it."""
         self._bytes = np.zeros(BRIGHTEST + 1, np.int64)
         """How often each value was met, in blocks that reach to the largest of a byte."""
 
@@ -335,6 +337,12 @@ class LabelReader:
                 'unknown, write annotation_type.encoding = {"absent": 0, "present": 1, '
                 f'"unknown": {self._suspect}}} into its .zattrs'
             )
+        elif self._unnamed is not None:
+            remarks.append(
+                f"{self._unnamed} is none of {sorted(self.encoding.named())}, which its metadata "
+                "name, and was taken for positive, as all above 0 is in the challenge's score; if "
+                "it means something else, correct the labels or annotation_type.encoding"
+            )
         return remarks
 
     def _refuse_fractions(self, values: np.ndarray) -> None:
@@ -384,6 +392,7 @@ class LabelReader:
             ] = None
         if values.dtype.kind == "f":
             values = values[~np.isnan(values)]  # unknown, and not to be compared
+        self._look_for_unnamed(values)
         if not self._may_be_mask or not values.size:
             return
         highest = values.max()
@@ -397,6 +406,19 @@ class LabelReader:
         self._suspect = int(highest)
         self._has_one |= bool((rest == 1).any())
         self._may_be_mask = bool((rest <= 1).all())
+
+    def _look_for_unnamed(self, values: np.ndarray) -> None:
+        """Find a value of a mask that its metadata do not name."""
+        encoding = self.encoding
+        says_present = encoding.is_said_to_be_mask and encoding.present is not None
+        if not says_present or self._unnamed is not None or not values.size:
+            return
+        named = encoding.named()
+        if values.max() <= 1 and {0, 1} <= {*named}:  # as nearly all are
+            return
+        unnamed = values[(values > 0) & ~np.isin(values, named)]
+        if unnamed.size:
+            self._unnamed = int(unnamed[0])
 
     def _look_at_edges(self, values: np.ndarray) -> None:
         """Count the values of what may be a mask of 0 and 255."""
