@@ -16,11 +16,12 @@ import zarr
 from conftest import wait_until
 
 from common.data.crops import opened as crops
-from common.data.crops.cache import CropCache
+from common.data.crops.cache import CropCache, label_stamp
 from common.data.crops.decode import Decoding
 from common.data.crops.opened import Crop, CropRequest, open_crops
 from common.data.crops.palette import UNKNOWN
 from common.data.splits.split import Row
+from common.data.volumes import metadata
 from common.data.volumes.ngff import Grid, slices, write_multiscale
 from common.errors import UserError
 from tests.data import foreign_writers
@@ -535,6 +536,22 @@ def test_an_edit_of_a_class_whose_finest_level_has_another_name_is_noticed(tmp_p
     zarr.open_array(str(er / "s1"), mode="r+")[8:] = 1
     assert (volumes(open_crop(row, ("mito", "er")))[1] == 1).sum() == 8 * 16 * 16
     assert len(decoded) == 2
+
+
+def test_what_classes_of_a_crop_say_alike_of_their_levels_is_read_once(tmp_path, monkeypatch):
+    """Of 48 classes it took most of the time in which a crop is known to be in the cache."""
+    labels = {name: blocks((1, 1, 1)) for name in ("mito", "er", "nuc", "golgi")}
+    row = write_crop(tmp_path, RAW, labels)
+    asked = []
+    image_of = metadata.image_of
+
+    def image_of_and_note(path: Path, attributes: dict) -> metadata.ImageMetadata:
+        asked.append(path.name)
+        return image_of(path, attributes)
+
+    monkeypatch.setattr(metadata, "image_of", image_of_and_note)
+    assert len({label_stamp(row.crop / name) for name in labels}) == len(labels)
+    assert len(asked) <= 1
 
 
 def test_other_metadata_of_a_group_of_zarr_v3_are_decoded_anew(tmp_path, decoded):

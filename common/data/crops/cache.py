@@ -7,13 +7,15 @@ it appears only once it is complete.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -143,11 +145,22 @@ def label_stamp(volume: Path, level: str | None = None) -> str:
     if group.is_file():
         return _hash([_state(volume.name, group.stat())])
     level = _finest(group) if level is None else level
-    files = [group / name for name in GROUP_METADATA]
-    states = [_state(level, file.stat()) for file in files if file.is_file()]
+    states = []
+    for name in GROUP_METADATA:
+        with contextlib.suppress(FileNotFoundError):
+            states.append(_state(level, (group / name).stat()))
     array = group / level
     folder = array if array.is_dir() else group
     return _hash([*states, *_states_in(str(folder))])
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What the metadata of a group say of its levels."""
+
+    images: str
+    """As JSON, without the names of images."""
+    group: Path = field(compare=False)
 
 
 def _finest(group: Path) -> str:
@@ -157,11 +170,26 @@ def _finest(group: Path) -> str:
     """
     try:
         if (group / ".zgroup").is_file():
-            levels = metadata.read_image(group).levels
+            attributes = metadata.read_object(group / ".zattrs")
         else:
-            about = metadata.read_object(group / "zarr.json").get("attributes") or {}
-            levels = metadata.image_of(group, about.get("ome") or about).levels
+            attributes = metadata.read_object(group / "zarr.json").get("attributes") or {}
+            attributes = attributes.get("ome") or attributes
     except (UserError, FileNotFoundError, NotADirectoryError):
+        return ""
+    images = attributes.get("multiscales")
+    if isinstance(images, list):
+        # which is that of the class
+        images = [image | {"name": ""} if isinstance(image, dict) else image for image in images]
+    return _finest_of(_Described(json.dumps(images), group))
+
+
+@functools.lru_cache(maxsize=512)
+def _finest_of(described: _Described) -> str:
+    """The same of what is described alike: by all classes of a crop, which are 48."""
+    attributes = {"multiscales": json.loads(described.images)}
+    try:
+        levels = metadata.image_of(described.group, attributes).levels
+    except UserError:
         return ""
     return min(levels, key=lambda level: float(np.prod(level.scale))).name
 
