@@ -49,7 +49,10 @@ class WholeSlice:
         lower, _ = crop.label_grid.box()
         scale = np.array(target.scale, float)
         shape = shape_of(blocks, number)
+        namesakes = [n for n, other in enumerate(blocks.crops) if other.name == crop.name]
         self.name = crop.name
+        if len(namesakes) > 1:  # of two stores: each has pictures of its own
+            self.name += f" {namesakes.index(number) + 1}"
         self.number = number
         self.classes = classes
         self.patch = np.array(target.shape)

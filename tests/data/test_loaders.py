@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from common.data.crops.opened import Crop, CropRequest, open_crops
 from common.data.samples import loaders
 from common.data.samples.batches import Batch, Batches, training_batches, validation_batches
 from common.data.samples.blocks import Blocks
-from common.data.samples.loaders import count_voxels, notices, open_data
+from common.data.samples.loaders import count_voxels, labels_of, notices, open_data, raws_of
 from common.data.samples.sampling import Augmentation, Patch, Sampler, margins_nm, reach_nm
 from common.data.samples.targets import dense
 from common.data.samples.validation_blocks import validation_samples
@@ -1008,6 +1009,33 @@ def test_a_training_crop_more_does_not_change_the_order_of_validation_blocks(roo
     split(root, ("train", 3, "mito"), ("train", 1, "mito,nuc"), ("validate", 2, "mito,nuc"))
     after = open_data(config(root)).blocks
     assert [block.centre.tolist() for block in before] == [block.centre.tolist() for block in after]
+
+
+def with_a_namesake(root: Path) -> None:
+    """Add the first crop of another store of the same name to the datasplit."""
+    shutil.copytree(root / "data" / "set.zarr", root / "data" / "fly" / "set.zarr")
+    text = (root / "datasplit.csv").read_text()
+    other = text.splitlines()[0].replace("set.zarr", "fly/set.zarr")
+    (root / "datasplit.csv").write_text(f"{text}{other}\n")
+
+
+def test_crops_of_one_name_are_each_known_by_their_own_labels_and_raw(root):
+    """An edit of the first of them went unnoticed."""
+    with_a_namesake(root)
+    before = open_data(config(root))
+    assert len(labels_of(before)) == len(raws_of(before)) == 3
+    level = root / "data" / "set.zarr" / "crop1" / "mito" / "s0"
+    zarr.open_array(str(level), mode="r+")[...] = 1
+    after = open_data(config(root))
+    changed = [name for name, key in labels_of(after).items() if labels_of(before)[name] != key]
+    assert changed == ["set/crop1 (2 of this name)"]
+
+
+def test_crops_of_one_name_are_refused_where_input_channels_are_found_by_it(root):
+    with_a_namesake(root)
+    channels = {"mito_before": {"path": "p/{dataset}/{crop}/mito"}}
+    with pytest.raises(UserError, match="different crops of one name, set/crop1, by which input"):
+        open_data(config(root, input_channels=channels))
 
 
 def test_a_class_that_no_training_crop_annotates_is_told(root):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ from common.data.crops import normalize
 from common.data.crops.cache import CropCache
 from common.data.crops.normalize import Scaling
 from common.data.crops.opened import Crop, CropRequest, open_crops
-from common.data.samples import derive, sampling
+from common.data.samples import contrast, derive, sampling
 from common.data.samples.rows import BegunWith, of_parts, rows_of_run
 from common.data.samples.sampling import Augmentation, Patch, Sample, Sampler
 from common.data.samples.validation_blocks import validation_samples
@@ -74,6 +75,7 @@ def open_data(
         FileError: if the cache cannot be written.
     """
     rows = rows_of_run(config, begun_with)
+    _refuse_namesakes(config, rows)
     split_hash = split.split_hash(rows)
     decoded = partial(open_crops, request=crop_request(config), cache=crop_cache(config))
     train = decoded(used_for("train", rows))
@@ -97,6 +99,16 @@ def open_data(
         rows=rows,
         scalings=normalize.of_volumes(config, [row.raw for row in rows], known or {}),
     )
+
+
+def _refuse_namesakes(config: TrainConfig, rows: Sequence[Row]) -> None:
+    """Raise UserError for crops of one name, which would get the input channels of one of them."""
+    alike = split.of_one_name(rows)
+    if config.input_channels and alike:
+        raise UserError(
+            f"{config.path('datasplit_path')}: different crops of one name, {some(list(alike))}, "
+            f"by which input_channels are found; {split.OTHER_NAME}"
+        )
 
 
 def _refuse_masks(config: TrainConfig, crops: Sequence[Crop]) -> None:
@@ -197,21 +209,34 @@ def crop_request(config: TrainConfig) -> CropRequest:
 
 def input_channels(config: TrainConfig, data: Data) -> dict[str, dict[str, Any]]:
     """Return, for each further input channel, of which volume it is in each crop."""
-    crops = (*data.train, *data.validation)
+    crops = _by_name(data)
     found = {}
     for number, name in enumerate(config.input_channels):
-        found[name] = {crop.name: crop.channels[number].about for crop in crops}
+        found[name] = {of_crop: crop.channels[number].about for of_crop, crop in crops.items()}
     return found
 
 
 def labels_of(data: Data) -> dict[str, str]:
     """Return what tells the labels of each crop from others, by the name of the crop."""
-    return {crop.name: crop.labels_key for crop in (*data.train, *data.validation)}
+    return {name: crop.labels_key for name, crop in _by_name(data).items()}
 
 
 def raws_of(data: Data) -> dict[str, str]:
     """Return what tells the raw of each crop from others, by the name of the crop."""
-    return {crop.name: crop.raw_key for crop in (*data.train, *data.validation)}
+    return {name: crop.raw_key for name, crop in _by_name(data).items()}
+
+
+def _by_name(data: Data) -> dict[str, Crop]:
+    """The crops of a run by name: of several of one name the last has it, the others a number."""
+    crops = [*data.train, *data.validation]
+    left = Counter(crop.name for crop in crops)
+    named = {}
+    for crop in crops:
+        left[crop.name] -= 1
+        # the last: checkpoints of before have it alone
+        number = left[crop.name] + 1
+        named[crop.name if number == 1 else f"{crop.name} ({number} of this name)"] = crop
+    return named
 
 
 def with_ids(config: TrainConfig) -> tuple[str, ...]:
@@ -326,6 +351,7 @@ def notices(data: Data, classes: Sequence[str], counter: Sequence[str] = ()) -> 
     sentences += annotation.summed_up(remarks)
     sentences += _not_there([*data.train, *data.validation])
     sentences += _trained_on(data)
+    sentences += contrast.inverted(_by_raw(data), classes)
     at_odds = [crop for crop in (*data.train, *data.validation) if crop.contradictions]
     if at_odds:
         worst = max(at_odds, key=_contradicted)
@@ -378,6 +404,15 @@ def _by_volume(rows: Sequence[Row], crops: Sequence[Crop]) -> dict[str, list[Cro
     for row, crop in zip(rows, crops, strict=True):
         of_volume.setdefault(place.identity(row.raw), []).append(crop)
     return of_volume
+
+
+def _by_raw(data: Data) -> dict[str, list[Crop]]:
+    """The crops of both sides by the name of their raw."""
+    of_raw: dict[str, list[Crop]] = {}
+    for usage, crops in (("train", data.train), ("validate", data.validation)):
+        for row, crop in zip(used_for(usage, data.rows), crops, strict=True):
+            of_raw.setdefault(str(row.raw), []).append(crop)
+    return of_raw
 
 
 def _not_learnt(data: Data, classes: Sequence[str]) -> list[str]:
