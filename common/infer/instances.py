@@ -13,25 +13,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import fastremap
 import numpy as np
 
 from common.data.volumes.box import slices
 from common.errors import UserError
-from common.infer.objects.boxes import Box, ends
-from common.infer.objects.components import Components, Index, find_components, label
+from common.infer.objects.components import Components, find_components, label
 from common.infer.objects.flooding import watershed_of_boundary, watershed_of_distance
 from common.infer.objects.mutex import mutex_watershed
 from common.infer.objects.split import SIDES, split_object
 from common.infer.objects.volume import (
     Block,
     BlockWork,
+    Box,
+    Index,
     Volume,
     blocks,
     copy,
+    ends,
     fill,
     gather,
     largest,
@@ -111,17 +114,16 @@ def fill_holes(volume: Volume, max_nm3: float = np.inf) -> Volume:
     into = is_hole if volume.dtype == np.bool_ else _objects_around(volume, gaps, is_hole)
     if not into.any():
         return volume  # nothing is copied
-    work = BlockWork(partial(_filled, volume), (volume,), about=partial(gaps.of_labels, into))
+
+    def filled(block: Block, into_of_gaps: np.ndarray) -> np.ndarray:
+        values = volume.read(block.core)
+        if into_of_gaps.any():
+            gap, _ = label(volume, block, 6, of_background=True)
+            values = np.where(values == 0, into_of_gaps[gap[block.inner]], values)
+        return values
+
+    work = BlockWork(filled, (volume,), about=partial(gaps.of_labels, into))
     return fill(volume, work, volume.dtype)
-
-
-def _filled(volume: Volume, block: Block, into: np.ndarray) -> np.ndarray:
-    """The core of a block with its gaps filled. into: the id that each label of a gap takes."""
-    values = volume.read(block.core)
-    if into.any():
-        gap, _ = label(volume, block, 6, of_background=True)
-        values = np.where(values == 0, into[gap[block.inner]], values)
-    return values
 
 
 def remove_small(volume: Volume, min_nm3: float, connectivity: int = 26) -> Volume:
@@ -166,52 +168,66 @@ def watershed(  # noqa: PLR0917  # so it is called in process_config.py files
     """
     _check_watershed(mask, probability, min_distance_nm, neck)
     components = find_components(mask, 26)
-    dtype = smallest_dtype(math.prod(mask.shape))  # there are never more parts than voxels
-    whole = components.relabelled(np.arange(components.n + 1, dtype=dtype))
-    function = partial(
-        _split_objects, whole, probability, min_distance_nm=min_distance_nm, neck=neck
-    )
-    objects = _by_block(components, mask, max_voxels)
+    # as far apart as they have voxels, and so parts: ids are left for all of these
+    first_ids = np.cumsum(components.voxels) - components.voxels + 1
+    first_ids[0] = 0
+    whole = components.relabelled(first_ids.astype(smallest_dtype(math.prod(mask.shape))))
+    objects = _by_block(components, first_ids, max_voxels)
+
+    def split_in_block(block: Block, of_block: Objects) -> list[_Split]:
+        return _split_objects(
+            whole, probability, of_block, min_distance_nm=min_distance_nm, neck=neck
+        )
+
     reads = (whole,) if probability is None else (whole, probability)
-    split = gather(mask, BlockWork(function, reads, about=lambda block: objects[block.index]))
-    parts = _with_parts(whole, split, components.n)
+    split = gather(mask, BlockWork(split_in_block, reads, about=lambda block: objects[block.index]))
     # each part is in one piece, so this only numbers them by their first voxel
-    return connected_components(parts)
+    return connected_components(_with_parts(whole, split))
 
 
 class _Split(NamedTuple):
     """An object that is more than one."""
 
-    number: int
-    low: tuple[int, ...]
-    """First voxel of its box."""
+    low: np.ndarray
+    """(3,) first voxel of its box."""
     parts: np.ndarray
     """(z, y, x) 1..k in the box, 0 around it."""
 
 
 Objects = list[tuple[int, Box]]
-"""Components, and the box with the layer around each."""
+"""Ids of objects, and the box with the layer around each."""
 
 
-def _by_block(components: Components, mask: Volume, max_voxels: int) -> dict[Index, Objects]:
-    """The components that each block takes apart: those whose box begins in it."""
-    objects: dict[Index, Objects] = {block.index: [] for block in blocks(mask)}
-    for number, where in _boxes_around(components, max_voxels):
-        low, _ = ends(where)
-        objects[tuple((low // mask.block).tolist())].append((number, where))
+def _by_block(components: Components, ids: np.ndarray, max_voxels: int) -> dict[Index, Objects]:
+    """The components that each block takes apart: those whose box begins in it.
+
+    Too large ones stay whole, with a note. ids: (n + 1,) of each component.
+    """
+    volume = components.volume
+    objects: dict[Index, Objects] = {block.index: [] for block in blocks(volume)}
+    for number in range(1, components.n + 1):
+        low = np.maximum(components.low[number] - 1, 0)
+        high = np.minimum(components.high[number] + 1, volume.shape)
+        if math.prod((high - low).tolist()) > max_voxels:
+            note(
+                f"watershed: an object in a box of {voxels(high - low)} voxels stays whole; "
+                f"max_voxels is {max_voxels}"
+            )
+            continue
+        index = tuple((low // volume.block).tolist())
+        objects[index].append((int(ids[number]), slices(low, high)))
     return objects
 
 
-def _split_objects(  # a partial of it
+def _split_objects(
     whole: Volume,
     probability: Volume | None,
-    block: Block,
     objects: Objects,
     *,
     min_distance_nm: float,
     neck: float,
 ) -> list[_Split]:
-    """The objects that begin in a block and are more than one."""
+    """Those of some objects that are more than one."""
     found = []
     for number, where in objects:
         height = None if probability is None else probability.read(where)
@@ -222,62 +238,48 @@ def _split_objects(  # a partial of it
         )
         k = int(parts.max())
         if k > 1:
-            low = tuple(along.start for along in where)
-            found.append(_Split(number, low, parts.astype(smallest_dtype(k))))
+            low, _ = ends(where)
+            found.append(_Split(low, parts.astype(smallest_dtype(k))))
     return found
 
 
-def _with_parts(whole: Volume, split: Sequence[list[_Split]], n: int) -> Volume:
-    """Components 1..n with new ids for the parts of those that are more than one.
+def _with_parts(whole: Volume, split: Sequence[list[_Split]]) -> Volume:
+    """Objects with ids of their own for the parts of those that are more than one.
 
-    Part 1 keeps the number. `split` may lie on disk: of each block, only where its boxes reach is
-    kept here.
+    Part 1 keeps the id, and the others have the next ones. `split` may lie on disk: of each block,
+    only where its boxes reach is kept here.
     """
-    last = n
-    reach: dict[Index, list[tuple[int, dict[int, int]]]] = {b.index: [] for b in blocks(whole)}
+    reach: dict[Index, list[int]] = {block.index: [] for block in blocks(whole)}
     for source, objects in enumerate(split):
-        firsts = {}
-        for found in objects:
-            # part 2 is the next number
-            firsts[found.number] = last - 1
-            last += int(found.parts.max()) - 1
         touched: set[Index] = set()
         for found in objects:
             touched |= _blocks_under(found, whole)
         for index in touched:
-            reach[index].append((source, firsts))
-    function = partial(_with_parts_of_block, whole)
+            reach[index].append(source)
 
-    def about(block: Block) -> list[tuple[list[_Split], dict[int, int]]]:
-        return [(split[source], firsts) for source, firsts in reach[block.index]]
+    def about(block: Block) -> list[_Split]:
+        return list(itertools.chain.from_iterable(split[source] for source in reach[block.index]))
 
-    return fill(whole, BlockWork(function, (whole,), about=about), whole.dtype)
+    def with_parts(block: Block, objects: list[_Split]) -> np.ndarray:
+        values = whole.read(block.core)
+        start, _ = ends(block.core)
+        for found in objects:
+            shape = found.parts.shape
+            low = found.low - start
+            inside = slices(np.maximum(low, 0), np.clip(low + shape, 0, values.shape))
+            part = slices(np.maximum(-low, 0), np.clip(values.shape - low, 0, shape))
+            values[inside] += np.maximum(found.parts[part], 1) - found.parts.dtype.type(1)
+        return values
+
+    return fill(whole, BlockWork(with_parts, (whole,), about=about), whole.dtype)
 
 
 def _blocks_under(found: _Split, volume: Volume) -> set[Index]:
     """The blocks that the box of an object reaches into."""
-    low = np.array(found.low)
-    first = low // volume.block
-    last = (low + found.parts.shape - 1) // volume.block
+    first = found.low // volume.block
+    last = (found.low + found.parts.shape - 1) // volume.block
     ranges = [range(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True)]
     return set(itertools.product(*ranges))
-
-
-def _with_parts_of_block(
-    whole: Volume, block: Block, split: list[tuple[list[_Split], dict[int, int]]]
-) -> np.ndarray:
-    values = whole.read(block.core)
-    start, _ = ends(block.core)
-    for objects, firsts in split:
-        for found in objects:
-            low = np.array(found.low) - start
-            high = low + found.parts.shape
-            inside = slices(np.maximum(low, 0), np.clip(high, 0, values.shape))
-            part = slices(np.maximum(-low, 0), np.clip(values.shape - low, 0, found.parts.shape))
-            parts = found.parts[part]
-            new = parts.astype(values.dtype) + values.dtype.type(firsts[found.number])
-            values[inside] = np.where(parts > 1, new, values[inside])
-    return values
 
 
 def _check_watershed(
@@ -292,20 +294,6 @@ def _check_watershed(
         raise UserError(f"neck {neck}; write a fraction from 0 (never split) to 1")
     if not min_distance_nm >= 0:
         raise UserError(f"min_distance_nm {min_distance_nm}; write a length of at least 0 in nm")
-
-
-def _boxes_around(components: Components, max_voxels: int) -> Iterator[tuple[int, Box]]:
-    """Each component with its box and the layer around it; too large ones are noted, left out."""
-    for number in range(1, components.n + 1):
-        low = np.maximum(components.low[number] - 1, 0)
-        high = np.minimum(components.high[number] + 1, components.volume.shape)
-        if math.prod((high - low).tolist()) <= max_voxels:
-            yield number, slices(low, high)
-        else:
-            note(
-                f"watershed: an object in a box of {voxels(high - low)} voxels stays whole; "
-                f"max_voxels is {max_voxels}"
-            )
 
 
 def _in_voxels(volume: Volume, nm3: float, name: str) -> float:
@@ -326,12 +314,11 @@ def _objects_around(volume: Volume, gaps: Components, is_hole: np.ndarray) -> np
     least = np.full(len(is_hole), limits.max, volume.dtype)
     most = np.full(len(is_hole), limits.min, volume.dtype)
     work = BlockWork(partial(_ids_around, volume), (volume,), partial(gaps.of_labels, is_hole))
-    around = gather(volume, work)
-    for block, of_block in zip(blocks(volume), around, strict=True):
-        if of_block is not None:
+    for block, around in zip(blocks(volume), gather(volume, work), strict=True):
+        if around is not None:
             number = gaps.ids[block.index]
-            np.minimum.at(least, number, of_block[0])
-            np.maximum.at(most, number, of_block[1])
+            np.minimum.at(least, number, around[0])
+            np.maximum.at(most, number, around[1])
     has_one_id = is_hole & (least == most)
     return np.where(has_one_id, most, 0).astype(volume.dtype)
 
@@ -363,34 +350,18 @@ def _voxels_of_ids(volume: Volume) -> np.ndarray:
             f"a volume of {volume.dtype} has no ids; threshold() it first, or hand over integers"
         )
     most = max(math.prod(volume.shape), IDS_WITHOUT_NUMBERING)
+
+    def counted(block: Block) -> tuple[np.ndarray, np.ndarray]:
+        return fastremap.unique(volume.read(block.core), return_counts=True)
+
     counts = np.zeros(1, np.int64)
-    for of_block in gather(volume, BlockWork(partial(_counted, volume, most), (volume,))):
-        if of_block.lowest < 0 or of_block.highest > most:
+    for ids, numbers in gather(volume, BlockWork(counted, (volume,))):
+        lowest = int(ids[0])
+        highest = int(ids[-1])
+        if lowest < 0 or highest > most:
             raise UserError(
-                f"ids from {of_block.lowest} to {of_block.highest}; number them by "
-                "connected_components() first"
+                f"ids from {lowest} to {highest}; number them by connected_components() first"
             )
-        counts = np.pad(counts, (0, max(0, of_block.highest + 1 - len(counts))))
-        counts[of_block.ids] += of_block.voxels
+        counts = np.pad(counts, (0, max(0, highest + 1 - len(counts))))
+        counts[ids] += numbers.astype(np.int64)
     return counts
-
-
-class _Counted(NamedTuple):
-    """The ids of a block."""
-
-    lowest: int
-    highest: int
-    ids: np.ndarray
-    voxels: np.ndarray
-
-
-def _counted(volume: Volume, most: int, block: Block, _: None) -> _Counted:
-    values = volume.read(block.core)
-    lowest = int(values.min())
-    highest = int(values.max())
-    if lowest < 0 or highest > most:
-        empty = np.zeros(0, np.int64)
-        return _Counted(lowest, highest, empty, empty)
-    voxels = np.bincount(values.ravel())
-    ids = np.flatnonzero(voxels)
-    return _Counted(lowest, highest, ids, voxels[ids])

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import zarr
@@ -36,13 +36,13 @@ from common.infer.machines import cluster, sharing, status
 from common.infer.machines.crew import Crew
 from common.infer.machines.engine import IN_THIS_PROCESS, Engine
 from common.infer.made_by import engine_hash
-from common.infer.objects.volume import EVERYWHERE, Stages, Volume
+from common.infer.objects.volume import EVERYWHERE
 from common.infer.predicting.writer import writing
 from common.infer.processing import one_class
 from common.infer.processing.one_class import Making
 from common.infer.processing.prediction import Prediction, note_older_weights, open_prediction
 from common.infer.processing.recipe import Recipe, load_recipe
-from common.infer.processing.stages import clear_stages
+from common.infer.processing.stages import Stages, clear_stages
 from common.provenance import now, provenance
 from common.talk import count, note, note_once, progress, say, some
 
@@ -70,7 +70,7 @@ def process(  # noqa: PLR0913  # the options of the command
 
     Args:
         config_path: the experiment.
-        crops: which, as of `common.data.splits.regions.choose`; or `volume` with `roi`.
+        crops: which, as of `common.data.splits.regions.choose`, unless `volume` is given.
         volume: path of a volume of one's own.
         roi: box of it.
         classes: some of process_config.py's; all that are predicted unless given.
@@ -83,26 +83,13 @@ def process(  # noqa: PLR0913  # the options of the command
     config = load_config(config_path, overrides, data)
     recipe = load_recipe(config, classes)
     boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=say)
-    chosen = _with_predictions(recipe, config, boxes, every=bool(classes))
-    _note_other_checkpoints(recipe, [predictions for _, predictions in chosen])
-    note_older_weights(p.record for _, of_box in chosen for p in of_box.values())
+    predictions = collect(partial(find_predictions, recipe, config, every=bool(classes)), boxes)
+    chosen = regions.where_scored(boxes, predictions, recipe.classes, task="process")
+    _note_other_checkpoints(recipe, [of_box for _, of_box in chosen])
     root = config.path("processed_path")
     with cluster.opened(engine, root, _call(recipe, chosen)) as crew:
         run = partial(process_region, recipe, root=root, overwrite=overwrite, crew=crew)
         return sharing.each(lambda box: run(*box), chosen)
-
-
-def _with_predictions(
-    recipe: Recipe, config: TrainConfig, boxes: Sequence[Region], every: bool
-) -> list[Predicted]:
-    """Each box with its predictions; boxes where no class is scored are left out.
-
-    every: see `find_predictions`. Raises as it does, with all that is wrong, and UserError where no
-        box is left.
-    """
-    # all of them before anything is written, so that all that is wrong is said at once
-    found = collect(partial(find_predictions, recipe, config, every=every), boxes)
-    return regions.where_scored(boxes, found, recipe.classes, task="process")
 
 
 def _call(recipe: Recipe, boxes: Sequence[Predicted]) -> str:
@@ -146,22 +133,16 @@ def _open_fitting(recipe: Recipe, region: Region, folder: Path, name: str) -> Pr
             "predict with --overwrite"
         )
     one_class.block_shape(recipe, prediction)  # which refuses other voxels
-    _note_other_raw(region, prediction, folder)
-    return prediction
-
-
-def _note_other_raw(region: Region, prediction: Prediction, folder: Path) -> None:
-    """Two volumes of one's own have one folder where their stores have one name."""
-    predicted = prediction.record.raw
-    is_own_volume = region.truth is None and not region.classes
-    if not is_own_volume or predicted is None:
-        return
+    predicted_from = prediction.record.raw
     volume = str(bare(region.raw))
-    if not predicted.startswith(volume):
+    is_own_volume = region.truth is None and not region.classes
+    # two volumes of one's own have one folder where their stores have one name
+    if is_own_volume and predicted_from and not predicted_from.startswith(volume):
         note_once(
-            f"{folder}: predicted from {predicted}, and the volume here is {volume}; if that is "
-            "another one, set another predictions_path and predict it"
+            f"{folder}: predicted from {predicted_from}, and the volume here is {volume}; if that "
+            "is another one, set another predictions_path and predict it"
         )
+    return prediction
 
 
 def process_region(
@@ -181,7 +162,8 @@ def process_region(
     folder = region.folder(root)
     records_of = {name: describe(recipe, name, p.record) for name, p in predictions.items()}
     with writing(folder), sharing.sole_worker(folder, "processing"):
-        left = _left(folder, records_of, _folder_of(predictions), overwrite)
+        predicted_in = next(iter(predictions.values())).box_folder
+        left = _left(folder, records_of, predicted_in, overwrite)
         if not left:
             status.clear(folder)
             series.complete([folder / name for name in records_of])
@@ -194,11 +176,6 @@ def process_region(
         series.add([folder / name for name in records_of])
         _note_everywhere(region, folder, {name: recipe.threshold(name) for name in left})
     return folder
-
-
-def _folder_of(predictions: Mapping[str, Prediction]) -> Path:
-    """Where the predictions of a box are."""
-    return next(iter(predictions.values())).level.path.parent.parent
 
 
 def _left(
@@ -272,48 +249,33 @@ def process_class(making: Making, *, folder: Path, record: ProcessedRecord) -> N
 
     A volume too large to be made again in seconds goes on where an earlier call was killed.
 
-    Args:
-        making: what it is made of.
-        folder: of the box; the class is in its group of that name.
-        record: what it will say of how it was made.
+    folder: of the box; the class is in its group of that name. record: what it will say of how it
+    was made.
     """
-    grid = making.prediction.grid
+    prediction = making.prediction
     path = folder / making.name
     stages = one_class.stages_of(making, folder, record)
+    dtype: np.dtype | type = np.uint8
+    array = None
     if making.recipe.makes_objects(making.name):
         volume = one_class.objects(making, scratch=folder, stages=stages)
-        record = replace(record, channels=_states(making.read))
+        read = {name: ledger.state_of(of_channel) for name, of_channel in making.read.items()}
+        record = replace(record, channels=dict(sorted(read.items())) or None)
         # only now: how many objects there are says how many bytes an id takes
         dtype = instances.smallest_dtype(instances.largest(volume))
-        _write(volume, path, making.prediction, dtype, record)
-    elif stages is not None:
-        volume = one_class.mask(making, scratch=folder, stages=stages)
-        _write(volume, path, making.prediction, np.uint8, record)
     else:
-        array = _opened(path, making.prediction, np.uint8, record, stages=None)
-        for where, mask in one_class.masks(making):
-            array[where] = mask
-    ngff.finish_multiscale(path, grid, ngff.pyramid(grid), ngff.pick)
+        if stages is None:
+            # begun first, so that what is interrupted is not taken for whole
+            array = _opened(path, prediction, dtype, record, stages=None)
+        volume = one_class.mask(making, scratch=folder, stages=stages)
+    # in whole chunks: no two workers share one
+    volume = replace(volume, block=tuple(one_class.whole_chunks(prediction).tolist()))
+    if array is None:
+        array = _opened(path, prediction, dtype, record, stages=stages)
+    instances.copy(volume, array)
+    ngff.finish_multiscale(path, prediction.grid, ngff.pyramid(prediction.grid), ngff.pick)
     if stages is not None:
         stages.place.clear()
-
-
-def _states(read: Mapping[str, PredictionRecord]) -> dict[str, dict[str, Any]] | None:
-    """What tells the predictions that were read from others, by name; None without any."""
-    return {name: ledger.state_of(record) for name, record in sorted(read.items())} or None
-
-
-def _write(  # noqa: PLR0917
-    volume: Volume,
-    path: Path,
-    prediction: Prediction,
-    dtype: np.dtype | type,
-    record: ProcessedRecord,
-) -> None:
-    """Write a volume into the array of a class, in whole chunks: no two workers share one."""
-    volume = replace(volume, block=tuple(one_class.whole_chunks(prediction).tolist()))
-    array = _opened(path, prediction, dtype, record, stages=volume.stages)
-    instances.copy(volume, array)
 
 
 def _opened(
@@ -326,7 +288,12 @@ def _opened(
 ) -> zarr.Array:
     """The array of a class to write to, as an earlier call left it if that was at this stage."""
     if stages is not None:
-        if not stages.begins() and _is_begun(path, record):
+        is_begun = not records.is_damaged(path) and not records.is_finished(path)
+        stored = records.read_processed(path) if is_begun else None
+        is_same = stored is not None and (
+            stored.key == record.key and stored.prediction.is_same(record.prediction)
+        )
+        if is_same and not stages.begins():
             return zarr.open_array(str(path / "s0"), mode="r+", write_empty_chunks=False)
         stages.drop_next()
     record = replace(record, made=now())
@@ -337,16 +304,6 @@ def _opened(
         prediction.chunks,
         attributes=records.group_attributes(path.name, record),
     )
-
-
-def _is_begun(path: Path, record: ProcessedRecord) -> bool:
-    """Whether a class is there as it would be made, unfinished."""
-    if records.is_damaged(path) or records.is_finished(path):
-        return False
-    stored = records.read_processed(path)
-    if stored is None or stored.key != record.key:
-        return False
-    return stored.prediction.is_same(record.prediction)
 
 
 def _note_everywhere(region: Region, folder: Path, thresholds: Mapping[str, float]) -> None:
@@ -403,7 +360,10 @@ def check_processed(
 
 
 def _note_other_checkpoints(recipe: Recipe, boxes: Sequence[dict[str, Prediction]]) -> None:
-    """A threshold is for the network, and the functions, that it was tuned with."""
+    """A threshold is for the network, and the functions, that it was tuned with.
+
+    Notes networks that are others by now, too.
+    """
     processed = set[str]().union(*boxes)
     edited = [name for name in recipe.tuned_otherwise if name in processed]
     if edited:
@@ -421,3 +381,4 @@ def _note_other_checkpoints(recipe: Recipe, boxes: Sequence[dict[str, Prediction
             f"the thresholds of {some(others)} were tuned with another checkpoint of this run than "
             "predicted; run tune again"
         )
+    note_older_weights(p.record for of_box in boxes for p in of_box.values())

@@ -12,22 +12,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
-from common.infer.objects.boxes import Box, ends, with_margin, within
-from common.infer.objects.components import Index, find_components
+from common.infer.objects.components import find_components
 from common.infer.objects.graph import Contacts, Graph, combined, joined
 from common.infer.objects.volume import (
     Block,
     BlockWork,
+    Box,
+    Index,
     Volume,
     blocks,
+    ends,
     fill,
     gather,
     probabilities,
     smallest_dtype,
+    with_margin,
+    within,
 )
 
 # paths are short: a longer margin costs more than the few that leave it
@@ -73,16 +76,14 @@ def find_basins(
 
     landscape: float32, finite within the ids. evidence: what is summed up over the contacts.
     """
-    dtype = smallest_dtype(math.prod(ids.shape))
-    reads = (landscape, ids)
-    labels = fill(ids, BlockWork(partial(_climbed, *reads), reads), dtype)
-    given = reads if evidence is None else (*reads, evidence)
-    work = BlockWork(partial(_met, labels, landscape, ids, evidence), (labels, *given))
+    labels = _climbed(landscape, ids)
+    reads = [volume for volume in (labels, landscape, ids, evidence) if volume is not None]
+    work = BlockWork(partial(_met, labels, landscape, ids, evidence), tuple(reads))
     found = {}
     contacts = []
-    for block, of_block in zip(blocks(ids), gather(ids, work), strict=True):
-        found[block.index] = of_block.labels
-        contacts.append(of_block.contacts)
+    for block, (of_block, meeting) in zip(blocks(ids), gather(ids, work), strict=True):
+        found[block.index] = of_block
+        contacts.append(meeting)
     every = np.unique(np.concatenate(list(found.values())))
     basins = _followed(labels, landscape, found, every)
     return basins, basins.graph(joined(contacts))
@@ -93,75 +94,60 @@ def renamed(
 ) -> Volume:
     """Ids 1..m of the pieces of what has one name, numbered by their first voxel.
 
-    Args:
-        labels: of fragments; 0 outside.
-        found: the labels of each block, ascending.
-        every: (k,) all labels, ascending.
-        names: (k,) of each, above 0.
+    labels: of fragments; 0 outside. found: those of each block, ascending. every: (k,) all of them,
+    ascending. names: (k,) of each, above 0.
     """
 
     def about(block: Block) -> tuple[np.ndarray, np.ndarray]:
         of_block = found[block.index]
         return of_block, names[np.searchsorted(every, of_block)]
 
-    work = BlockWork(partial(_renamed, labels), (labels,), about=about)
+    def renamed_block(block: Block, about: tuple[np.ndarray, np.ndarray]) -> np.ndarray | None:
+        of_block, table = about
+        if len(of_block) == 0:
+            return None
+        values = labels.read(block.core)
+        result = table[np.searchsorted(of_block, values).clip(max=len(of_block) - 1)]
+        result[values == 0] = 0
+        return result
+
+    work = BlockWork(renamed_block, (labels,), about=about)
     return find_components(fill(labels, work, names.dtype), 26).numbered()
 
 
-def _renamed(
-    labels: Volume, block: Block, about: tuple[np.ndarray, np.ndarray]
-) -> np.ndarray | None:
-    """The core of a block with other labels. about: those it has, ascending, and those it gets."""
-    found, table = about
-    if len(found) == 0:
-        return None
-    values = labels.read(block.core)
-    result = table[np.searchsorted(found, values).clip(max=len(found) - 1)]
-    result[values == 0] = 0
-    return result
+def _climbed(landscape: Volume, ids: Volume) -> Volume:
+    """The label of each voxel."""
+    dtype = smallest_dtype(math.prod(ids.shape))
 
+    def climbed(block: Block) -> np.ndarray | None:
+        box = with_margin(block.core, MARGIN, ids.shape)
+        own = ids.read(box)
+        if not own[within(block.core, box)].any():
+            return None
+        start, stop = ends(box)
+        is_open = np.stack([start > 0, stop < ids.shape], axis=1)
+        top = np.empty(own.shape, np.int64)
+        from common.infer.objects.climb import climb  # which imports numba
 
-def _climbed(landscape: Volume, ids: Volume, block: Block, _: None) -> np.ndarray | None:
-    """The label of each voxel of a block."""
-    box = with_margin(block.core, MARGIN, ids.shape)
-    own = ids.read(box)
-    if not own[within(block.core, box)].any():
-        return None
-    start, stop = ends(box)
-    is_open = np.stack([start > 0, stop < ids.shape], axis=1)
-    top = np.empty(own.shape, np.int64)
-    from common.infer.objects.climb import climb  # which imports numba
+        climb(landscape.read(box), own.astype(np.int64), is_open, top)
+        top = top[within(block.core, box)]
+        place = np.unravel_index(np.maximum(top, 0), own.shape)
+        through = [along + first for along, first in zip(place, start, strict=True)]
+        label = np.ravel_multi_index(through, ids.shape) + 1
+        return np.where(top < 0, 0, label).astype(dtype)
 
-    climb(landscape.read(box), own.astype(np.int64), is_open, top)
-    top = top[within(block.core, box)]
-    place = np.unravel_index(np.maximum(top, 0), own.shape)
-    through = [along + first for along, first in zip(place, start, strict=True)]
-    label = np.ravel_multi_index(through, ids.shape) + 1
-    return np.where(top < 0, 0, label).astype(smallest_dtype(math.prod(ids.shape)))
-
-
-class _Met(NamedTuple):
-    """What is kept of a block."""
-
-    labels: np.ndarray
-    """Of its core, ascending."""
-    contacts: Contacts
+    return fill(ids, BlockWork(climbed, (landscape, ids)), dtype)
 
 
 def _met(  # noqa: PLR0917  # a partial of it
-    labels: Volume,
-    landscape: Volume,
-    ids: Volume,
-    evidence: Volume | None,
-    block: Block,
-    _: None,
-) -> _Met:
-    """The labels of a block, and where they meet over faces."""
+    labels: Volume, landscape: Volume, ids: Volume, evidence: Volume | None, block: Block
+) -> tuple[np.ndarray, Contacts]:
+    """The labels of a block's core, ascending, and where they meet over faces."""
     values = labels.read(block.grown)
     core = np.unique(values[block.inner])
     core = core[core > 0]
     if len(core) == 0:
-        return _Met(core, joined([]))
+        return core, joined([])
     height = landscape.read(block.grown)
     own = ids.read(block.grown)
     against = np.zeros_like(height)
@@ -173,15 +159,15 @@ def _met(  # noqa: PLR0917  # a partial of it
         here = _along(block, axis, slice(1, None))
         there = _along(block, axis, slice(None, -1))
         meets = (values[here] != values[there]) & (own[here] == own[there]) & (own[here] != 0)
-        pass_height = np.minimum(height[here][meets], height[there][meets])
-        of_axis = Contacts.of_faces(
-            values[here][meets],
-            values[there][meets],
-            height=pass_height,
-            evidence=np.maximum(against[here][meets], against[there][meets]),
+        contacts.append(
+            Contacts.of_faces(
+                values[here][meets],
+                values[there][meets],
+                height=np.minimum(height[here][meets], height[there][meets]),
+                evidence=np.maximum(against[here][meets], against[there][meets]),
+            )
         )
-        contacts.append(of_axis)
-    return _Met(core, combined(joined(contacts)))
+    return core, combined(joined(contacts))
 
 
 def _along(block: Block, axis: int, part: slice) -> Box:
@@ -198,18 +184,26 @@ def _followed(
     labels: Volume, landscape: Volume, found: dict[Index, np.ndarray], every: np.ndarray
 ) -> Basins:
     """The basin of each label: of some, the voxel is only where a block lost sight of an ascent."""
-    asked = _by_block(labels, every)
-    work = BlockWork(
-        partial(_looked_up, labels, landscape),
-        (labels, landscape),
-        about=lambda block: asked.get(block.index, every[:0]),
-    )
+    by_block = _by_block(labels, every)
+
+    def asked(block: Block) -> np.ndarray:
+        return by_block.get(block.index, every[:0])
+
+    def looked_up(block: Block, of_block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if len(of_block) == 0:
+            return of_block, np.zeros(0, np.float32)  # most blocks, which are not read
+        place = np.stack(np.unravel_index(of_block.astype(np.int64) - 1, labels.shape))
+        start, _ = ends(block.core)
+        at = tuple(place - start[:, None])
+        return labels.read(block.core)[at], landscape.read(block.core)[at]
+
+    work = BlockWork(looked_up, (labels, landscape), about=asked)
     leads_to = np.arange(len(every))
     height = np.zeros(len(every), np.float32)
-    for block, answer in zip(blocks(labels), gather(labels, work), strict=True):
-        place = np.searchsorted(every, asked.get(block.index, every[:0]))
-        leads_to[place] = np.searchsorted(every, answer.labels)
-        height[place] = answer.heights
+    for block, (ends_at, heights) in zip(blocks(labels), gather(labels, work), strict=True):
+        place = np.searchsorted(every, asked(block))
+        leads_to[place] = np.searchsorted(every, ends_at)
+        height[place] = heights
     while (leads_to != leads_to[leads_to]).any():
         leads_to = leads_to[leads_to]
     tops, basin = np.unique(leads_to, return_inverse=True)
@@ -229,19 +223,3 @@ def _by_block(labels: Volume, every: np.ndarray) -> dict[Index, np.ndarray]:
     parts = np.split(every[order], first[1:])
     indices = np.stack(np.unravel_index(blocks_, counts), axis=1).tolist()
     return {tuple(at): part for at, part in zip(indices, parts, strict=True)}
-
-
-class _Answer(NamedTuple):
-    """What a block says of voxels of its own."""
-
-    labels: np.ndarray
-    heights: np.ndarray
-
-
-def _looked_up(labels: Volume, landscape: Volume, block: Block, asked: np.ndarray) -> _Answer:
-    if len(asked) == 0:
-        return _Answer(asked, np.zeros(0, np.float32))
-    place = np.stack(np.unravel_index(asked.astype(np.int64) - 1, labels.shape))
-    start, _ = ends(block.core)
-    at = tuple(place - start[:, None])
-    return _Answer(labels.read(block.core)[at], landscape.read(block.core)[at])

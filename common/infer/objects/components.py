@@ -13,26 +13,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import cc3d
 import numpy as np
 from scipy.sparse import coo_array, csgraph
 
 from common.errors import UserError
-from common.infer.objects.boxes import Box, ends
-from common.infer.objects.volume import Block, BlockWork, Volume, fill, gather, smallest_dtype
+from common.infer.objects.volume import (
+    Block,
+    BlockWork,
+    Box,
+    Index,
+    Volume,
+    ends,
+    fill,
+    gather,
+    smallest_dtype,
+)
 
 MAX_PIECES = 2**31 - 1
 """Components of all blocks together: the graph counts them in int32."""
 
 FAR = np.iinfo(np.int64).max
 
-Index = tuple[int, ...]
-"""Which block, along each axis."""
 
-
-@dataclass(frozen=True)
-class Measures:
+class Measures(NamedTuple):
     """Size and place of n components, int64."""
 
     voxels: np.ndarray
@@ -68,23 +74,23 @@ class Components:
 
     def relabelled(self, table: np.ndarray) -> Volume:
         """A volume of table[id]; table[0] is 0."""
-        function = partial(_relabelled, self.volume, self.connectivity, self.of_background)
-        work = BlockWork(function, (self.volume,), about=partial(self.of_labels, table))
-        return fill(self.volume, work, table.dtype)
+        # not self, whose tables of all blocks would travel to workers
+        volume = self.volume
+        connectivity = self.connectivity
+        of_background = self.of_background
+
+        def relabelled_block(block: Block, of_labels: np.ndarray) -> np.ndarray | None:
+            if not of_labels.any():
+                return None
+            labels, _ = label(volume, block, connectivity, of_background)
+            return of_labels[labels[block.inner]]
+
+        work = BlockWork(relabelled_block, (volume,), about=partial(self.of_labels, table))
+        return fill(volume, work, table.dtype)
 
     def of_labels(self, table: np.ndarray, block: Block) -> np.ndarray:
         """table[id] for each label of a block."""
         return table[self.ids[block.index]]
-
-
-def _relabelled(  # noqa: PLR0917  # a partial of it
-    volume: Volume, connectivity: int, of_background: bool, block: Block, table: np.ndarray
-) -> np.ndarray | None:
-    """The core of a block, its labels replaced by what the table has for each."""
-    if not table.any():
-        return None
-    labels, _ = label(volume, block, connectivity, of_background)
-    return table[labels[block.inner]]
 
 
 def find_components(volume: Volume, connectivity: int, of_background: bool = False) -> Components:
@@ -100,12 +106,17 @@ def find_components(volume: Volume, connectivity: int, of_background: bool = Fal
         )
     if connectivity not in (6, 18, 26):
         raise UserError(f"connectivity {connectivity}; write 6, 18 or 26")
+
+    def labelled(block: Block) -> _Labelled:
+        labels, n = label(volume, block, connectivity, of_background)
+        return _kept_of_block(volume, block, labels, n)
+
     pieces = _Pieces()
-    function = partial(_labelled, volume, connectivity, of_background)
-    for of_block in gather(volume, BlockWork(function, (volume,))):
+    for of_block in gather(volume, BlockWork(labelled, (volume,))):
         pieces.add(of_block)
     group, n = pieces.grouped()
-    measures = _reduced(_joined(pieces.measures), group, n)
+    joined = (np.concatenate(column, axis=-1) for column in zip(*pieces.measures, strict=True))
+    measures = _reduced(Measures(*joined), group, n)
     # in the order of their first voxels; the background has -1 and stays 0
     order = np.argsort(measures.first)
     number = np.empty(n, smallest_dtype(n - 1))
@@ -113,15 +124,11 @@ def find_components(volume: Volume, connectivity: int, of_background: bool = Fal
     ids = {}
     for index, span in pieces.spans.items():
         ids[index] = np.append(number[group[:1]], number[group[span]])
+    voxels = measures.voxels[order]
+    low = measures.low.T[order]
+    high = measures.high.T[order]
     return Components(
-        volume,
-        connectivity,
-        of_background,
-        ids=ids,
-        n=n - 1,
-        voxels=measures.voxels[order],
-        low=measures.low.T[order],
-        high=measures.high.T[order],
+        volume, connectivity, of_background, ids=ids, n=n - 1, voxels=voxels, low=low, high=high
     )
 
 
@@ -137,14 +144,13 @@ def label(
     return cc3d.connected_components(values, connectivity=connectivity, return_N=True)  # type: ignore[call-overload]  # 6, 18 or 26
 
 
-def _background() -> Measures:
-    """Of piece 0, which comes first of all and touches the border of the volume."""
-    return Measures(
-        voxels=np.zeros(1, np.int64),
-        first=np.full(1, -1),
-        low=np.full((3, 1), -1),
-        high=np.zeros((3, 1), np.int64),
-    )
+BACKGROUND = Measures(
+    voxels=np.zeros(1, np.int64),
+    first=np.full(1, -1),
+    low=np.full((3, 1), -1),
+    high=np.zeros((3, 1), np.int64),
+)
+"""Of piece 0, which comes first of all and touches the border of the volume."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +166,7 @@ class _Labelled:
     """The last one, where a block follows."""
 
 
-def _labelled(
-    volume: Volume, connectivity: int, of_background: bool, block: Block, _: None
-) -> _Labelled:
-    labels, n = label(volume, block, connectivity, of_background)
+def _kept_of_block(volume: Volume, block: Block, labels: np.ndarray, n: int) -> _Labelled:
     before = {}
     after = {}
     for axis in range(3):
@@ -184,7 +187,7 @@ class _Pieces:
     """Pieces of each block."""
     pairs: list[np.ndarray] = field(default_factory=list)
     """(2, k) pieces that hold a voxel in common."""
-    measures: list[Measures] = field(default_factory=lambda: [_background()])
+    measures: list[Measures] = field(default_factory=lambda: [BACKGROUND])
     layers: dict[tuple[int, Index], np.ndarray] = field(default_factory=dict)
     """Labels of the last layer of a block along an axis, until the block behind it comes."""
 
@@ -206,7 +209,12 @@ class _Pieces:
         """The first layer of a grown block is the last one of the block before it."""
         before = (*index[:axis], index[axis] - 1, *index[axis + 1 :])
         layer_before = self.layers.pop((axis, before))
-        a, b = _label_pairs(layer_before, layer)
+        held = layer_before > 0
+        # one number a pair, which np.unique sorts far faster than rows
+        first_labels = layer_before[held].astype(np.int64) << 32
+        pairs = np.unique(first_labels | layer[held].astype(np.int64))
+        a = pairs >> 32
+        b = pairs & 0xFFFFFFFF
         # labels of a block begin with 1
         first_before = self.spans[before].start
         first = self.spans[index].start
@@ -218,24 +226,6 @@ class _Pieces:
         graph = coo_array((np.ones(len(a), bool), (a, b)), (self.count, self.count))
         n, group = csgraph.connected_components(graph, directed=False)
         return group, int(n)
-
-
-def _label_pairs(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(k,) and (k,) the distinct pairs of labels above 0 that one voxel has in two labellings."""
-    held = before > 0
-    # one number a pair, which np.unique sorts far faster than rows
-    pairs = np.unique(before[held].astype(np.int64) << 32 | after[held].astype(np.int64))
-    return pairs >> 32, pairs & 0xFFFFFFFF
-
-
-def _joined(parts: list[Measures]) -> Measures:
-    """One after another."""
-    return Measures(
-        voxels=np.concatenate([part.voxels for part in parts]),
-        first=np.concatenate([part.first for part in parts]),
-        low=np.concatenate([part.low for part in parts], axis=1),
-        high=np.concatenate([part.high for part in parts], axis=1),
-    )
 
 
 def _reduced(measures: Measures, group: np.ndarray, n: int) -> Measures:

@@ -7,17 +7,22 @@ divides. All of it gives the same for any block shape.
 
 from __future__ import annotations
 
-from functools import partial
-
 import edt
 import numpy as np
 from scipy import ndimage
 
 from common.errors import UserError
 from common.infer.objects.basins import find_basins
-from common.infer.objects.boxes import with_margin, within
 from common.infer.objects.graph import over_means, over_passes
-from common.infer.objects.volume import Block, BlockWork, Volume, fill, probabilities
+from common.infer.objects.volume import (
+    Block,
+    BlockWork,
+    Volume,
+    fill,
+    probabilities,
+    with_margin,
+    within,
+)
 
 SMOOTHING = 1.0
 """Standard deviation in voxels of the Gaussian that a landscape is smoothed by."""
@@ -51,9 +56,7 @@ def watershed_of_boundary(  # noqa: PLR0917  # so it is called in process_config
         raise UserError(f"threshold {threshold}; write a probability between 0 and 1")
     if not 0 < depth_nm < np.inf:
         raise UserError(f"depth_nm {depth_nm}; write a length above 0 in nm")
-    reads = (mask, boundary)
-    function = partial(_away_from_boundary, *reads, threshold, depth_nm)
-    landscape = fill(mask, BlockWork(function, reads), np.float32)
+    landscape = _away_from_boundary(mask, boundary, threshold, depth_nm)
     basins, graph = find_basins(landscape, mask, boundary)
     part = over_passes(graph, basins.summits, neck)
     part = over_means(graph.contracted(part), threshold)[part]
@@ -70,38 +73,46 @@ def watershed_of_distance(mask: Volume, distance: Volume, neck: float = 0.5) -> 
             fraction of the lower of their summits (0..1).
     """
     _check(mask, distance, "distance", neck)
-    reads = (mask, distance)
-    landscape = fill(mask, BlockWork(partial(_smoothed, *reads), reads), np.float32)
-    basins, graph = find_basins(landscape, mask)
+    basins, graph = find_basins(_smoothed(mask, distance), mask)
     return basins.ids(over_passes(graph, basins.summits, neck))
 
 
-def _away_from_boundary(  # noqa: PLR0917  # a partial of it
-    mask: Volume, boundary: Volume, threshold: float, depth_nm: float, block: Block, _: None
-) -> np.ndarray | None:
-    if not mask.read(block.core).any():
-        return None
+def _away_from_boundary(
+    mask: Volume, boundary: Volume, threshold: float, depth_nm: float
+) -> Volume:
+    """1 - boundary, smoothed, plus the depth within what is no boundary, from 0 to 1."""
     voxel_size = np.array(mask.voxel_size)
     # beyond it no boundary is nearer than depth_nm
     margin = np.maximum(np.ceil(depth_nm / voxel_size).astype(int) + 1, REACH)
-    box = with_margin(block.core, margin, mask.shape)
-    # unknown is an edge
-    edge = np.nan_to_num(probabilities(boundary, box), nan=1)
-    inside = (edge <= threshold) & (mask.read(box) != 0)
-    depth = edt.edt(inside, anisotropy=tuple(voxel_size))
-    height = ndimage.gaussian_filter(1 - edge, SMOOTHING)
-    height += np.minimum(depth, depth_nm) / depth_nm
-    return height[within(block.core, box)].astype(np.float32)
+
+    def away_from_boundary(block: Block) -> np.ndarray | None:
+        if not mask.read(block.core).any():
+            return None
+        box = with_margin(block.core, margin, mask.shape)
+        # unknown is an edge
+        edge = np.nan_to_num(probabilities(boundary, box), nan=1)
+        inside = (edge <= threshold) & (mask.read(box) != 0)
+        depth = edt.edt(inside, anisotropy=tuple(voxel_size))
+        height = ndimage.gaussian_filter(1 - edge, SMOOTHING)
+        height += np.minimum(depth, depth_nm) / depth_nm
+        return height[within(block.core, box)].astype(np.float32)
+
+    return fill(mask, BlockWork(away_from_boundary, (mask, boundary)), np.float32)
 
 
-def _smoothed(mask: Volume, distance: Volume, block: Block, _: None) -> np.ndarray | None:
-    if not mask.read(block.core).any():
-        return None
-    box = with_margin(block.core, REACH, mask.shape)
-    values = np.nan_to_num(distance.read(box).astype(np.float32))
-    # fractions of summits need a floor: outside is as low as the edge
-    height = np.maximum(ndimage.gaussian_filter(values, SMOOTHING), 0)
-    return height[within(block.core, box)]
+def _smoothed(mask: Volume, distance: Volume) -> Volume:
+    """The distance within the mask under a Gaussian, at least 0."""
+
+    def smoothed(block: Block) -> np.ndarray | None:
+        if not mask.read(block.core).any():
+            return None
+        box = with_margin(block.core, REACH, mask.shape)
+        values = np.nan_to_num(distance.read(box).astype(np.float32))
+        # fractions of summits need a floor: outside is as low as the edge
+        height = np.maximum(ndimage.gaussian_filter(values, SMOOTHING), 0)
+        return height[within(block.core, box)]
+
+    return fill(mask, BlockWork(smoothed, (mask, distance)), np.float32)
 
 
 def _check(mask: Volume, other: Volume, what: str, neck: float) -> None:

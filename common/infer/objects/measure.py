@@ -20,7 +20,7 @@ from common.data.volumes.annotation import LabelReader
 from common.data.volumes.box import block_of_chunks
 from common.data.volumes.level import Level
 from common.data.volumes.ngff import open_levels
-from common.data.volumes.objects import Objects, objects_of
+from common.data.volumes.objects import objects_of
 from common.errors import FileError
 from common.infer.machines import crew as crew_module
 from common.infer.machines.crew import Crew, never
@@ -131,16 +131,14 @@ class Total:
         """Take what came of a block."""
         self._waiting[number] = part
         while self._next in self._waiting:
-            self._add(self._waiting.pop(self._next))
+            part = self._waiting.pop(self._next)
             self._next += 1
-
-    def _add(self, part: Part) -> None:
-        if len(part.objects):
-            self.objects.add(part.objects)
-        if len(part.pairs):
-            self.pairs.add(part.pairs)
-        for name, count in part.known.items():
-            self.known[name] += count
+            if len(part.objects):
+                self.objects.add(part.objects)
+            if len(part.pairs):
+                self.pairs.add(part.pairs)
+            for name, count in part.known.items():
+                self.known[name] += count
 
 
 def measure(
@@ -148,12 +146,8 @@ def measure(
 ) -> Measures:
     """Measure classes on the same voxels, in the memory of a few blocks of each and of the tables.
 
-    Args:
-        classes: of one box.
-        tell: called with the number of voxels of each block.
-        crew: who measures the blocks; this process without one.
-
-    Raises FileError for a block that the crew failed at.
+    tell: called with the number of voxels of each block. crew: who measures the blocks, this
+    process without one. Raises FileError for a block that the crew failed at.
     """
     total = Total(classes)
 
@@ -275,18 +269,15 @@ class Block:
             core = ids[tuple(map(slice, self.core))]
             if not core.any():
                 continue
-            yield self._rows(labels, objects_of(core))
-
-    def _rows(self, labels: Labels, objects: Objects) -> pd.DataFrame:
-        """A row for each object of a class in the block."""
-        columns: dict[str, Any] = {"class": labels.name, "id": objects.ids}
-        columns |= {"voxels": objects.voxels, "surface_nm2": 0.0}
-        for axis, name in enumerate(AXES):
-            before = int(self.start[axis])
-            columns[f"sum_{name}"] = (objects.centres[:, axis] + before) * objects.voxels
-            columns[f"first_{name}"] = objects.first[:, axis] + before
-            columns[f"last_{name}"] = objects.last[:, axis] + before
-        return pd.DataFrame(columns)
+            objects = objects_of(core)
+            columns: dict[str, Any] = {"class": labels.name, "id": objects.ids}
+            columns |= {"voxels": objects.voxels, "surface_nm2": 0.0}
+            for axis, name in enumerate(AXES):
+                before = int(self.start[axis])
+                columns[f"sum_{name}"] = (objects.centres[:, axis] + before) * objects.voxels
+                columns[f"first_{name}"] = objects.first[:, axis] + before
+                columns[f"last_{name}"] = objects.last[:, axis] + before
+            yield pd.DataFrame(columns)
 
     def surfaces(self) -> Iterator[pd.DataFrame]:
         """Surface of the objects of each class, but for the outer faces of the volume."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -23,18 +24,21 @@ from common.data.volumes.box import slices
 from common.data.volumes.sources import needed
 from common.errors import UserError
 from common.infer.objects.basins import renamed
-from common.infer.objects.boxes import Box, ends, with_margin, within
-from common.infer.objects.components import Index
 from common.infer.objects.graph import Contacts, combined, joined
 from common.infer.objects.volume import (
     Block,
     BlockWork,
+    Box,
+    Index,
     Volume,
     blocks,
+    ends,
     fill,
     gather,
     probabilities,
     smallest_dtype,
+    with_margin,
+    within,
 )
 
 SAME_OFFSET = 0.1
@@ -64,15 +68,18 @@ def mutex_watershed(  # noqa: PLR0917  # so it is called in process_config.py fi
     """
     if not 0 < threshold < 1:
         raise UserError(f"threshold {threshold}; write a probability between 0 and 1")
-    affinities = _affinities(mask, channels, name, offsets)
-    signs = _Signs(threshold, _weights(weights, len(offsets)))
+    volumes, voxels = _checked(mask, channels, name, offsets)
+    if len(weights) not in (0, len(offsets)) or not all(0 < weight < np.inf for weight in weights):
+        raise UserError(
+            f"weights {tuple(weights)}; write {len(offsets)} numbers above 0, one for each offset"
+        )
+    affinities = _Affinities(volumes, voxels, threshold, tuple(weights) or (1.0,) * len(offsets))
     library()  # which says before the work that it is not there
-    reads = (mask, *affinities.volumes)
-    work = BlockWork(partial(_fragments, mask, affinities, signs), reads)
+    work = BlockWork(partial(_fragments, mask, affinities), (mask, *volumes))
     fragments = fill(mask, work, _dtype(mask))
     found, links = _linked(fragments, mask, affinities)
     every = np.concatenate(list(found.values()))
-    return renamed(fragments, found, every, _clustered(every, links, signs))
+    return renamed(fragments, found, every, _clustered(every, links, affinities))
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,8 @@ class _Affinities:
     volumes: tuple[Volume, ...]
     offsets: np.ndarray
     """(k, 3) voxels from a voxel to the other of its pair."""
+    threshold: float
+    weights: tuple[float, ...]
 
     @property
     def margin(self) -> np.ndarray:
@@ -97,15 +106,7 @@ class _Affinities:
             high = np.maximum(np.minimum(stop, last - offset), low)
             yield volume, slices(low, high), slices(low + offset, high + offset)
 
-
-@dataclass(frozen=True)
-class _Signs:
-    """What affinities say."""
-
-    threshold: float
-    weights: tuple[float, ...]
-
-    def of(self, affinity: np.ndarray, k: int) -> np.ndarray:
+    def signs(self, affinity: np.ndarray, k: int) -> np.ndarray:
         """Float64, above 0 for one object; the further from 0 the surer. k: which offset.
 
         NaN is 0, which says nothing.
@@ -119,20 +120,29 @@ def library() -> ModuleType:
     return needed.module("mwatershed", "objects from affinities", "objects")
 
 
-def _affinities(
+def _checked(
     mask: Volume,
     channels: Mapping[str, Volume],
     name: str,
     offsets: Sequence[Sequence[float]],
-) -> _Affinities:
-    """Raises UserError for what is not there, or is no whole number of voxels."""
+) -> tuple[tuple[Volume, ...], np.ndarray]:
+    """The affinities, and (k, 3) voxels that their pairs are apart.
+
+    Raises UserError for what is not there, or is no whole number of voxels.
+    """
     if mask.dtype.kind not in "bui":
         raise UserError(f"a mask of {mask.dtype}; threshold() it first, or hand over ids")
     if len(offsets) == 0:
         raise UserError("offsets is empty; write those that the affinities were made with, in nm")
     volumes = tuple(channels[f"{name}_{k}"] for k in range(len(offsets)))
     for k, volume in enumerate(volumes):
-        _refuse_other_offset(volume, f"{name}_{k}", offsets[k], mask.voxel_size)
+        learnt: Any = getattr(volume.array, "offset_nm", None)
+        apart = 0 if learnt is None else np.abs(np.subtract(learnt, offsets[k])) / mask.voxel_size
+        if np.max(apart) > SAME_OFFSET:
+            raise UserError(
+                f"{name}_{k} was learnt of voxels {tuple(learnt)} nm apart, and its offset here is "
+                f"{tuple(offsets[k])}; write the offsets that it was trained with, in their order"
+            )
         if volume.shape != mask.shape:
             raise UserError(
                 f"{name}_{k} of shape {volume.shape} for a mask of shape {mask.shape}; make them "
@@ -141,40 +151,15 @@ def _affinities(
     exact = np.array(offsets, float) / mask.voxel_size
     voxels = np.rint(exact).astype(int)
     for offset, at, whole in zip(offsets, exact, voxels, strict=True):
-        if not whole.any() or np.abs(at - whole).max() > 0.1:
+        if not whole.any() or np.abs(at - whole).max() > SAME_OFFSET:
             raise UserError(
                 f"offset {tuple(offset)} nm is {at.round(2).tolist()} voxels of "
                 f"{list(mask.voxel_size)} nm; write whole multiples of the voxel size"
             )
-    return _Affinities(volumes, voxels)
+    return volumes, voxels
 
 
-def _refuse_other_offset(
-    volume: Volume, channel: str, offset: Sequence[float], voxel_size: Sequence[float]
-) -> None:
-    """Raises UserError where a prediction says that an affinity is about another pair of voxels."""
-    learnt = getattr(volume.array, "offset_nm", None)
-    if learnt is None:
-        return
-    apart = np.abs(np.subtract(learnt, offset)) / voxel_size
-    if apart.max() > SAME_OFFSET:
-        raise UserError(
-            f"{channel} was learnt of voxels {tuple(learnt)} nm apart, and its offset here is "
-            f"{tuple(offset)}; write the offsets that it was trained with, in their order"
-        )
-
-
-def _weights(weights: Sequence[float], n: int) -> tuple[float, ...]:
-    if len(weights) == 0:
-        return (1.0,) * n
-    if len(weights) != n or not all(0 < weight < np.inf for weight in weights):
-        raise UserError(f"weights {tuple(weights)}; write {n} numbers above 0, one for each offset")
-    return tuple(weights)
-
-
-def _fragments(  # a partial of it
-    mask: Volume, affinities: _Affinities, signs: _Signs, block: Block, _: None
-) -> np.ndarray | None:
+def _fragments(mask: Volume, affinities: _Affinities, block: Block) -> np.ndarray | None:
     """The fragments of a block, in numbers of its own."""
     box = with_margin(block.core, affinities.margin, mask.shape)
     own = mask.read(box)
@@ -186,8 +171,12 @@ def _fragments(  # a partial of it
         ids = own[at]
         are_one_id = (ids != 0) & (ids == own[within(there, box)])
         # 0 says nothing
-        said[k][at] = np.where(are_one_id, signs.of(probabilities(volume, here), k), 0)
-    labels = _agglomerated(said, affinities.offsets)
+        said[k][at] = np.where(are_one_id, affinities.signs(probabilities(volume, here), k), 0)
+    # where the volume is thinner than an offset there are no such pairs, and the library panics
+    fits = (np.abs(affinities.offsets) < own.shape).all(axis=1)
+    labels = np.zeros(own.shape, np.uint64)
+    if fits.any():
+        labels = library().agglom(said[fits], affinities.offsets[fits].tolist())
     labels = np.where(own == 0, 0, labels)
     # the library gives 0 to a voxel that no affinity says anything about
     silent = np.where(labels == 0, own, 0)
@@ -201,15 +190,6 @@ def _fragments(  # a partial of it
     # a block has no more fragments than voxels
     first = np.ravel_multi_index(block.index, _counts(mask)) * math.prod(mask.block)
     return np.where(pieces == 0, dtype(0), pieces.astype(dtype) + dtype(first))
-
-
-def _agglomerated(said: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(z, y, x) labels by the mutex watershed of what is said of the pairs at each offset."""
-    # where the volume is thinner than an offset there are no such pairs, and the library panics
-    fits = (np.abs(offsets) < said.shape[1:]).all(axis=1)
-    if not fits.any():
-        return np.zeros(said.shape[1:], np.uint64)
-    return library().agglom(said[fits], offsets[fits].tolist())
 
 
 def _counts(mask: Volume) -> np.ndarray:
@@ -244,7 +224,7 @@ def _linked(
 
 
 def _links(
-    fragments: Volume, mask: Volume, affinities: _Affinities, block: Block, _: None
+    fragments: Volume, mask: Volume, affinities: _Affinities, block: Block
 ) -> tuple[np.ndarray, list[Contacts]]:
     """The fragments of a block, and for each offset what its affinities say of pairs of them."""
     box = with_margin(block.core, affinities.margin, mask.shape)
@@ -272,9 +252,9 @@ def _links(
     return core, contacts
 
 
-def _clustered(every: np.ndarray, links: Sequence[Contacts], signs: _Signs) -> np.ndarray:
+def _clustered(every: np.ndarray, links: Sequence[Contacts], affinities: _Affinities) -> np.ndarray:
     """(n,) object 1.. of each fragment, by the mutex watershed of their mean affinities."""
-    sure = np.concatenate([signs.of(link.mean, k) for k, link in enumerate(links)])
+    sure = np.concatenate([affinities.signs(link.mean, k) for k, link in enumerate(links)])
     a = np.searchsorted(every, np.concatenate([link.a for link in links]))
     b = np.searchsorted(every, np.concatenate([link.b for link in links]))
     # stable, so that of equal ones the earlier offset and the earlier fragments come first

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import cc3d
 import edt
@@ -60,51 +59,53 @@ def split_object(
     if maxima.max() <= 1:
         return inside.astype(np.uint8)
     basins = flood(-landscape, maxima, connectivity=3, mask=inside)
-    first = _first_voxels(maxima)
-    summits = _Summits(
-        height=landscape.flat[first],
-        place=np.stack(np.unravel_index(first, maxima.shape), axis=1) * voxel_size,
+    part = _part_of_basins(
+        maxima,
+        basins,
+        landscape,
+        voxel_size=voxel_size,
         grain=grain,
         min_distance_nm=min_distance_nm,
         neck=neck,
     )
-    return _merged(summits, _passes(basins, landscape))[basins]
+    return part[basins]
 
 
-@dataclass(frozen=True)
-class _Summits:
-    """The maximum of each basin 1..k, and when two of them are of one object."""
+def _part_of_basins(
+    maxima: np.ndarray,
+    basins: np.ndarray,
+    landscape: np.ndarray,
+    *,
+    voxel_size: Sequence[float],
+    grain: float,
+    min_distance_nm: float,
+    neck: float,
+) -> np.ndarray:
+    """(basins + 1,) part of each basin, 0..k; [0] is 0. maxima: 1..k, of each basin."""
+    held = np.flatnonzero(maxima)
+    _, place = np.unique(maxima.flat[held], return_index=True)
+    first = held[place]  # the first voxel of each, counted through the array
+    place_nm = np.stack(np.unravel_index(first, maxima.shape), axis=1) * voxel_size
+    # a summit of basin 0, which is what lies around the object, stands before those of 1..k
+    height = np.insert(landscape.flat[first], 0, 0)
+    place_nm = np.insert(place_nm, 0, 0, axis=0)
 
-    height: np.ndarray
-    place: np.ndarray
-    """(k, 3) nm."""
-    grain: float
-    """A pass that falls by less than this says nothing."""
-    min_distance_nm: float
-    neck: float
-
-    def are_one_object(self, height: float, a: int, b: int) -> bool:
-        """Whether two basins belong together that meet at a pass of this height."""
-        lower = min(self.height[a - 1], self.height[b - 1])
-        if height >= min(self.neck * lower, lower - self.grain):
+    def are_one_object(pass_height: float, high: int, low: int) -> bool:
+        # a pass that falls by less than the grain says nothing
+        if pass_height >= min(neck * height[low], height[low] - grain):
             return True
-        distance = np.linalg.norm(self.place[a - 1] - self.place[b - 1])
-        return bool(distance < self.min_distance_nm)
+        return bool(np.linalg.norm(place_nm[high] - place_nm[low]) < min_distance_nm)
 
-    def higher(self, a: int, b: int) -> tuple[int, int]:
-        """The two basins, the higher one first; of equal ones that with the smaller number."""
-        if self.height[a - 1] > self.height[b - 1]:
-            return a, b
-        if self.height[a - 1] < self.height[b - 1]:
-            return b, a
-        return min(a, b), max(a, b)
-
-
-def _first_voxels(labels: np.ndarray) -> np.ndarray:
-    """(k,) the first voxel of each label 1..k, counted through the array."""
-    held = np.flatnonzero(labels)
-    _, first = np.unique(labels.flat[held], return_index=True)
-    return held[first]
+    # over the highest pass first: a summit then joins the neighbour that it is least divided from
+    part = list(range(len(height)))
+    for pass_height, a, b in _passes(basins, landscape):
+        # the higher summit first; of equal ones that with the smaller number
+        high, low = sorted((_root(part, a), _root(part, b)), key=lambda n: (-height[n], n))
+        if high != low and are_one_object(pass_height, high, low):
+            part[low] = high
+    roots = [_root(part, basin) for basin in part]
+    _, number = np.unique(roots, return_inverse=True)
+    return number
 
 
 def _smoothed(probability: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -118,23 +119,6 @@ def _smoothed(probability: np.ndarray, inside: np.ndarray) -> np.ndarray:
     within = np.nan_to_num(np.where(inside, probability, 0).astype(np.float32), nan=0)
     total = ndimage.gaussian_filter(within, 1, mode="constant")
     return np.where(inside, total / np.where(inside, weight, 1), np.float32(-1))
-
-
-def _merged(summits: _Summits, passes: list[Pass]) -> np.ndarray:
-    """(basins + 1,) part of each basin, 0..k; [0] is 0.
-
-    Over the highest pass first: a summit then joins the neighbour that it is least divided from.
-    """
-    part = list(range(len(summits.height) + 1))
-    for height, a, b in passes:
-        root_a = _root(part, a)
-        root_b = _root(part, b)
-        if root_a != root_b and summits.are_one_object(height, root_a, root_b):
-            high, low = summits.higher(root_a, root_b)
-            part[low] = high
-    roots = [_root(part, basin) for basin in part]
-    _, number = np.unique(roots, return_inverse=True)
-    return number
 
 
 def _root(part: list[int], number: int) -> int:

@@ -6,17 +6,15 @@ import errno
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from common.data.volumes.box import slices
+from common.data.volumes.box import boxes, slices
 from common.errors import FileError, UserError
-from common.infer.objects.boxes import Box, corners
 
 # a file for each small volume would cost more than the memory
 IN_MEMORY = 64 * 2**20
@@ -24,6 +22,12 @@ IN_MEMORY = 64 * 2**20
 
 EVERYWHERE = 0.95
 """Part of a volume: a class that is positive in more of it is positive everywhere."""
+
+Box: TypeAlias = tuple[slice, ...]
+"""Part of an array, along z, y, x; made by `common.data.volumes.box.slices`."""
+
+Index = tuple[int, ...]
+"""Which block, along each axis."""
 
 
 class Stages(Protocol):
@@ -37,12 +41,6 @@ class Stages(Protocol):
 
     def gather(self, like: Volume, work: BlockWork) -> Sequence[Any]:
         """As the function."""
-
-    def begins(self) -> bool:
-        """Whether nothing of the next stage is there yet."""
-
-    def drop_next(self) -> None:
-        """Remove what is there of the next stage."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,7 @@ class Volume:
 class Block:
     """A part of a volume that is worked on at once."""
 
-    index: tuple[int, ...]
-    """Which one along each axis."""
+    index: Index
     core: Box
     """Its own voxels."""
     grown: Box
@@ -118,35 +115,100 @@ class Block:
 
 def blocks(volume: Volume) -> Iterator[Block]:
     """The blocks of a volume in z, y, x order."""
-    for index, start in corners(volume.shape, volume.block):
-        stop = np.minimum(start + volume.block, volume.shape)
+    for start, stop in boxes(volume.shape, volume.block):
+        index = start // volume.block
         before = np.maximum(start - 1, 0)
         yield Block(
-            index,
+            tuple(index.tolist()),
             core=slices(start, stop),
             grown=slices(before, stop),
             inner=slices(start - before, stop - before),
         )
 
 
-def nothing(_: Block) -> None:
-    """What is known of a block beforehand, where nothing is."""
+def ends(box: Box) -> tuple[np.ndarray, np.ndarray]:
+    """The first voxel of a box, and its last + 1."""
+    start = np.array([along.start for along in box])
+    stop = np.array([along.stop for along in box])
+    return start, stop
+
+
+def with_margin(box: Box, margin: int | np.ndarray, shape: Sequence[int]) -> Box:
+    """A box and so many voxels around it, as far as a volume goes."""
+    start, stop = ends(box)
+    return slices(np.maximum(start - margin, 0), np.minimum(stop + margin, shape))
+
+
+def within(box: Box, outer: Box) -> Box:
+    """A box as a part of a larger one."""
+    first, _ = ends(outer)
+    start, stop = ends(box)
+    return slices(start - first, stop - first)
+
+
+class Item(NamedTuple):
+    """A block as it travels to a worker."""
+
+    number: int
+    arguments: tuple[Any, ...]
+    """Of a `BlockWork.function`: the block, and what is known of it beforehand."""
+
+    @property
+    def block(self) -> Block:
+        """The block."""
+        return self.arguments[0]
 
 
 @dataclass(frozen=True)
 class BlockWork:
-    """A function of single blocks, for this process or for others."""
+    """What is computed of each block of a volume, by this process or by workers."""
 
-    function: Callable[[Block, Any], Any]
-    """Of a block and what `about` says of it. A partial of a module's function: it may travel."""
+    function: Callable[..., Any]
+    """Of a block, and of what `about` says of it if that is given.
+
+    It travels to workers with every variable that it refers to: none may be a table of all blocks.
+    """
     reads: tuple[Volume, ...]
-    """Volumes that it is given."""
-    about: Callable[[Block], Any] = nothing
-    """Called here; what it gives travels with the block, instead of a table of all of them."""
+    """Volumes that the function reads."""
+    about: Callable[[Block], Any] | None = None
+    """Called in this process; its result travels with the block."""
     together: int = 0
-    """If above 0, the function is of a list of so many blocks, and gives a list."""
+    """If above 0, the function takes a list of so many blocks, and gives a list."""
     told: Callable[[Block], None] | None = None
-    """Called here when a block is done."""
+    """Called in this process when a block is done."""
+
+    def item(self, number: int, block: Block) -> Item:
+        """A block with what is known of it."""
+        return Item(number, (block, self.about(block)) if self.about else (block,))
+
+    def results(self, items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
+        """Each block with what the function gives for it."""
+        for batch in _batches(items, self.together or 1):
+            if self.together:
+                results = self.function([item.block for item in batch])
+            else:
+                results = [self.function(*item.arguments) for item in batch]
+            yield from zip(batch, results, strict=True)
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _results_here(like: Volume, work: BlockWork) -> Iterator[tuple[Block, Any]]:
+    """The blocks in z, y, x order with what the function gives for each."""
+    items = (work.item(number, block) for number, block in enumerate(blocks(like)))
+    for item, result in work.results(items):
+        yield item.block, result
+        if work.told:
+            work.told(item.block)
 
 
 def fill(like: Volume, work: BlockWork, dtype: np.dtype | type) -> Volume:
@@ -157,8 +219,7 @@ def fill(like: Volume, work: BlockWork, dtype: np.dtype | type) -> Volume:
     if like.stages is not None:
         return like.stages.fill(like, work, dtype)
     result = zeros(like, dtype)
-    for block in blocks(like):
-        values = work.function(block, work.about(block))
+    for block, values in _results_here(like, work):
         # zeros stay untouched: pages that are not written take no memory
         if values is not None and values.any():
             result.array[block.core] = values
@@ -169,7 +230,7 @@ def gather(like: Volume, work: BlockWork) -> Sequence[Any]:
     """What the function gives for each block, in z, y, x order."""
     if like.stages is not None:
         return like.stages.gather(like, work)
-    return [work.function(block, work.about(block)) for block in blocks(like)]
+    return [result for _, result in _results_here(like, work)]
 
 
 def smallest_dtype(n: int) -> type[np.unsignedinteger]:
@@ -213,20 +274,20 @@ def probabilities(volume: Volume, where: Box) -> np.ndarray:
 
 def largest(volume: Volume) -> int:
     """The largest value of a volume, 0 of one without voxels."""
-    return max(gather(volume, BlockWork(partial(_most, volume), (volume,))), default=0)
+
+    def most(block: Block) -> int:
+        return int(volume.read(block.core).max())
+
+    return max(gather(volume, BlockWork(most, (volume,))), default=0)
 
 
 def smallest(volume: Volume) -> int:
     """The smallest value of a volume, 0 of one without voxels."""
-    return min(gather(volume, BlockWork(partial(_least, volume), (volume,))), default=0)
 
+    def least(block: Block) -> int:
+        return int(volume.read(block.core).min())
 
-def _most(volume: Volume, block: Block, _: None) -> int:
-    return int(volume.read(block.core).max())
-
-
-def _least(volume: Volume, block: Block, _: None) -> int:
-    return int(volume.read(block.core).min())
+    return min(gather(volume, BlockWork(least, (volume,))), default=0)
 
 
 def copy(volume: Volume, destination: Any) -> None:
@@ -245,14 +306,14 @@ def copy(volume: Volume, destination: Any) -> None:
         raise UserError(
             f"a volume of {volume.dtype} for an array of {dtype}; make the array {volume.dtype}"
         )
-    gather(volume, BlockWork(partial(_copy_block, volume, destination, fits), (volume,)))
 
+    def copy_block(block: Block) -> None:
+        values = volume.read(block.core)
+        if not fits:
+            _refuse_wrapping(values, dtype)
+        destination[block.core] = values
 
-def _copy_block(volume: Volume, destination: Any, fits: bool, block: Block, _: None) -> None:
-    values = volume.read(block.core)
-    if not fits:
-        _refuse_wrapping(values, np.dtype(destination.dtype))
-    destination[block.core] = values
+    gather(volume, BlockWork(copy_block, (volume,)))
 
 
 def _refuse_wrapping(values: np.ndarray, dtype: np.dtype) -> None:
@@ -269,10 +330,8 @@ def map_voxels(
     volume: Volume, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype | type
 ) -> Volume:
     """A function of single voxels, block by block."""
-    return fill(volume, BlockWork(partial(_mapped, volume, function), (volume,)), dtype)
 
+    def mapped(block: Block) -> np.ndarray:
+        return function(volume.read(block.core))
 
-def _mapped(
-    volume: Volume, function: Callable[[np.ndarray], np.ndarray], block: Block, _: None
-) -> np.ndarray:
-    return function(volume.read(block.core))
+    return fill(volume, BlockWork(mapped, (volume,)), dtype)

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from common.config.instance_options import takes_channels
-from common.data.volumes.box import slices
+from common.data.volumes.box import boxes, slices
 from common.data.volumes.records import PredictionRecord, ProcessedRecord, read_prediction
 from common.errors import FileError, UserError
 from common.files import key_of
@@ -23,8 +23,7 @@ from common.infer.ledger import state_of
 from common.infer.machines.crew import Crew
 from common.infer.made_by import engine_hash, refuse_other_engine
 from common.infer.objects import volume as volume_module
-from common.infer.objects.boxes import Box, corners, ends
-from common.infer.objects.volume import Block, BlockWork, Volume
+from common.infer.objects.volume import Block, BlockWork, Box, Volume, ends
 from common.infer.processing import functions
 from common.infer.processing.prediction import Channels, Prediction, Probability, open_prediction
 from common.infer.processing.recipe import Recipe, read_recipe
@@ -87,11 +86,6 @@ def mask(making: Making, *, scratch: Path | None = None, stages: Stages | None =
         scratch=scratch,
         stages=stages,
     )
-    if stages is None:
-        result = volume_module.zeros(like, np.bool_)
-        for where, values in masks(making):
-            result.array[where] = values
-        return result
     function = partial(_masks_of, Source.of(making))
     if making.crew is None:
         function = partial(_masks, making.recipe, making.name, making.prediction)
@@ -100,34 +94,24 @@ def mask(making: Making, *, scratch: Path | None = None, stages: Stages | None =
     return volume_module.fill(like, work, np.bool_)
 
 
-def masks(making: Making) -> Masks:
-    """The mask of a class block by block, by this process; the bar goes on with it."""
-    for where, values in mask_blocks(making.recipe, making.name, making.prediction):
-        yield where, values
-        if making.bar is not None:
-            making.bar.update(values.size)
-
-
 def mask_blocks(recipe: Recipe, name: str, prediction: Prediction) -> Masks:
-    """process_func over the blocks of a class. Halos beyond the volume repeat its edge."""
-    shape = np.array(prediction.grid.shape)
-    block = np.minimum(block_shape(recipe, prediction), shape)
-    starts = [start for _, start in corners(shape, block)]
+    """process_func over the blocks of a class."""
+    block = block_shape(recipe, prediction)
+    starts = [start for start, _ in boxes(prediction.grid.shape, block)]
     at_once = recipe.settings.batch_size
     for first in range(0, len(starts), at_once):
         batch = starts[first : first + at_once]
-        yield from _batch_of_masks(recipe, name, prediction, starts=batch, block=block)
+        yield from _batch_of_masks(recipe, name, prediction, batch)
 
 
 def _batch_of_masks(
-    recipe: Recipe,
-    name: str,
-    prediction: Prediction,
-    *,
-    starts: list[np.ndarray],
-    block: np.ndarray,
+    recipe: Recipe, name: str, prediction: Prediction, starts: Sequence[np.ndarray]
 ) -> Masks:
-    """process_func over some blocks at once."""
+    """process_func over some blocks at once, by their first voxels.
+
+    Halos beyond the volume repeat its edge.
+    """
+    block = np.minimum(block_shape(recipe, prediction), prediction.grid.shape)
     zero = prediction.logit(recipe.threshold(name))
     halo = np.array(recipe.settings.halo)
     logits = []
@@ -200,7 +184,7 @@ def stages_of(making: Making, folder: Path, record: ProcessedRecord) -> Stages |
 def _states_beside(prediction: Prediction) -> dict[str, Any]:
     """Of all predictions of a box; which ones a function reads is known when it has run."""
     states = {}
-    for path in sorted(prediction.level.path.parent.parent.glob("*/.zattrs")):
+    for path in sorted(prediction.box_folder.glob("*/.zattrs")):
         record = read_prediction(path.parent)
         if record is not None:
             states[path.parent.name] = state_of(record)
@@ -230,7 +214,7 @@ class Source:
             engine_hash(),
             making.name,
             threshold=recipe.threshold(making.name),
-            predicted=making.prediction.level.path.parent,
+            predicted=making.prediction.level.group,
         )
 
 
@@ -251,18 +235,13 @@ def _prediction_of(source: Source) -> Prediction:
     return open_prediction(source.predicted)
 
 
-def _masks_of(source: Source, blocks: Sequence[Block], _: None) -> list[np.ndarray]:
+def _masks_of(source: Source, blocks: Sequence[Block]) -> list[np.ndarray]:
     """The masks of some blocks, in a worker."""
-    return _masks(_recipe_of(source), source.name, _prediction_of(source), blocks, None)
+    return _masks(_recipe_of(source), source.name, _prediction_of(source), blocks)
 
 
-def _masks(  # a partial of it
-    recipe: Recipe, name: str, prediction: Prediction, blocks: Sequence[Block], _: None
+def _masks(
+    recipe: Recipe, name: str, prediction: Prediction, blocks: Sequence[Block]
 ) -> list[np.ndarray]:
-    block = np.minimum(block_shape(recipe, prediction), prediction.grid.shape)
-    starts = []
-    for each in blocks:
-        start, _stop = ends(each.core)
-        starts.append(start)
-    batch = _batch_of_masks(recipe, name, prediction, starts=starts, block=block)
-    return [is_class for _where, is_class in batch]
+    starts = [ends(block.core)[0] for block in blocks]
+    return [mask for _, mask in _batch_of_masks(recipe, name, prediction, starts)]

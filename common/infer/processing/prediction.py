@@ -32,6 +32,11 @@ class Prediction:
         return self.level.grid
 
     @property
+    def box_folder(self) -> Path:
+        """The folder of its box, in which the other classes are."""
+        return self.level.group.parent
+
+    @property
     def chunks(self) -> tuple[int, ...]:
         """Shape of its chunks, voxels."""
         return self.level.array.chunks
@@ -124,7 +129,7 @@ class Channels(Mapping[str, Volume]):
         self.prediction = prediction
         self.like = like
         self.read = {} if read is None else read
-        self.folder = prediction.level.path.parent.parent
+        self.folder = prediction.box_folder
 
     def __getitem__(self, name: str) -> Volume:
         """Raises UserError for one that is not there, or of another network."""
@@ -137,7 +142,10 @@ class Channels(Mapping[str, Volume]):
         channel = open_prediction(path)
         if _network_of(channel.record) != _network_of(self.prediction.record):
             raise UserError(f"{path}: predicted by another checkpoint; run predict --overwrite")
-        if not _are_equal(channel.grid, self.prediction.grid):
+        theirs = channel.grid
+        own = self.prediction.grid
+        is_near = np.allclose(theirs.origin, own.origin) and np.allclose(theirs.scale, own.scale)
+        if not is_near or tuple(theirs.shape) != tuple(own.shape):
             raise UserError(f"{path}: of other voxels than the class; run predict --overwrite")
         self.read[name] = channel.record
         return replace(self.like, array=Probability(channel))
@@ -171,8 +179,3 @@ def note_older_weights(records_of: Iterable[PredictionRecord]) -> None:
 def _network_of(record: PredictionRecord) -> tuple:
     """What tells networks apart; of weights without settings, what they were taken for, too."""
     return record.sha256, record.assumed, record.raw_range
-
-
-def _are_equal(a: Grid, b: Grid) -> bool:
-    near = np.allclose(a.origin, b.origin) and np.allclose(a.scale, b.scale)
-    return near and tuple(a.shape) == tuple(b.shape)

@@ -76,16 +76,22 @@ def read_recipe(path: Path, classes: Sequence[str] = ()) -> Recipe:
         path /= "process_config.py"
     settings = load_process_config(path)
     problems = []
-    unknown = _unknown(classes, settings)
+    unknown = [name for name in classes if name not in settings.classes]
     if unknown:
         problems.append(
             f"no class {', '.join(unknown)} in its classes; write some of "
             f"{', '.join(settings.classes)}"
         )
-    problems += _problem_of_names("thresholds", tuple(settings.thresholds), settings)
+    named = {"thresholds": tuple(settings.thresholds)}
     # the default is the challenge's table, of which an experiment need not have all
     if settings.instance_classes != INSTANCES:
-        problems += _problem_of_names("instance_classes", settings.instance_classes, settings)
+        named["instance_classes"] = settings.instance_classes
+    for setting, names in named.items():
+        unknown = [name for name in names if name not in settings.classes]
+        if unknown:
+            which = "which is" if len(unknown) == 1 else "which are"
+            strange = ", ".join(unknown)
+            problems.append(f"{setting} names {strange}, {which} not in classes; add or remove it")
     refuse(problems, path)
     return Recipe(
         path,
@@ -185,8 +191,14 @@ def read_thresholds(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
         runs = json.loads(path.read_text())
         for tuned in runs.values():
             for entry in tuned.values():
-                _check_threshold(entry["threshold"], entry["checkpoint"])
-                _check_options(entry.get("options", {}))
+                threshold = entry["threshold"]
+                if not (0 < threshold < 1 and isinstance(entry["checkpoint"], str)):
+                    raise UserError(
+                        f"a threshold of {threshold}, which is no probability between 0 and 1"
+                    )
+                options = entry.get("options", {})
+                if not isinstance(options, dict):
+                    raise UserError(f"options of {options}, which are no names with values")
     # whatever shape another file has, it fails in one of these ways
     except (
         *(ValueError, KeyError, TypeError, AttributeError, IndexError),
@@ -196,29 +208,6 @@ def read_thresholds(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
             f"{path}: not the thresholds that tune writes ({error}); remove it, and run tune again"
         ) from error
     return runs
-
-
-def _check_threshold(threshold: Any, checkpoint: Any) -> None:
-    if not (0 < threshold < 1 and isinstance(checkpoint, str)):
-        raise UserError(f"a threshold of {threshold}, which is no probability between 0 and 1")
-
-
-def _check_options(options: Any) -> None:
-    if not isinstance(options, dict):
-        raise UserError(f"options of {options}, which are no names with values")
-
-
-def _unknown(names: Sequence[str], settings: ProcessConfig) -> list[str]:
-    return [name for name in names if name not in settings.classes]
-
-
-def _problem_of_names(setting: str, names: Sequence[str], settings: ProcessConfig) -> list[str]:
-    """A sentence about the names in a setting that are none of the classes, if there are any."""
-    unknown = _unknown(names, settings)
-    if not unknown:
-        return []
-    are = "is" if len(unknown) == 1 else "are"
-    return [f"{setting} names {', '.join(unknown)}, which {are} not in classes; add or remove it"]
 
 
 def code_hash(path: Path) -> str:

@@ -12,11 +12,11 @@ import pickle
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
@@ -29,16 +29,11 @@ from common.infer.ledger import Journal
 from common.infer.machines import sharing, status
 from common.infer.machines.crew import Crew, Tally, never
 from common.infer.machines.status import Progress
-from common.infer.objects.boxes import ends
-from common.infer.objects.volume import Block, BlockWork, Volume, blocks
+from common.infer.objects.volume import Block, BlockWork, Item, Volume, blocks, ends
 
 # a block with the layer before it touches eight chunks if a chunk is a block: fewer bytes in parts
 MOST_PARTS = 4
 """Chunks of a scratch volume along an edge of a block at most."""
-
-Item = tuple[int, Block, Any]
-"""Number of a block, the block, and what is known of it beforehand."""
-
 
 STAGES = ".stages-"
 """What the names of their folders begin with; the class follows."""
@@ -101,13 +96,23 @@ class Stages:
         if not Journal(folder).exists():
             _new_array(folder / "array", like, dtype)
         array = zarr.open_array(str(folder / "array"), mode="r+", write_empty_chunks=False)
-        self._run(folder, like, work, partial(_put, array))
+
+        def put(_: int, block: Block, values: np.ndarray | None) -> None:
+            if values is not None and values.any():
+                array[block.core] = values
+
+        self._run(folder, like, work, put)
         return replace(like, array=array)
 
     def gather(self, like: Volume, work: BlockWork) -> Sequence[Any]:
         """As `common.infer.objects.volume.gather`; read from disk where it is asked for."""
         folder = self._next(work, "list")
-        self._run(folder, like, work, partial(_store, folder))
+
+        def store(number: int, _: Block, value: Any) -> None:
+            with replacing(folder / f"{number}.pickle") as temporary:
+                temporary.write_bytes(pickle.dumps(value))
+
+        self._run(folder, like, work, store)
         return _Stored(folder, sum(1 for _ in blocks(like)))
 
     def begins(self) -> bool:
@@ -121,16 +126,14 @@ class Stages:
 
     def _next(self, work: BlockWork, kind: str) -> Path:
         """Folder of the next stage."""
-        self.count += 1
         function: Any = work.function
         name = getattr(getattr(function, "func", function), "__name__", "function")
         words = re.sub(r"\W", "", name)
-        folder = self.place.root / f"{self.count:03d}-{words}-{kind}"
+        folder = self.place.root / f"{self.count + 1:03d}-{words}-{kind}"
         if not folder.is_dir():
             # functions that are called in another order than before make other stages
-            self.count -= 1
             self.drop_next()
-            self.count += 1
+        self.count += 1
         return folder
 
     def _run(self, folder: Path, like: Volume, work: BlockWork, sink: Callable) -> None:
@@ -153,8 +156,8 @@ class Stages:
 
     def _here(self, stage: _Stage) -> None:
         began = time.monotonic()
-        items = (stage.item(number) for number in stage.left)
-        for new, number in enumerate(done_blocks(stage.work, stage.sink, items), 1):
+        numbers = done_blocks(stage.work, stage.sink, map(stage.item, stage.left))
+        for new, number in enumerate(numbers, 1):
             stage.note(number)
             stage.tally.done += 1
             stage.tally.rate = new / (time.monotonic() - began)
@@ -166,7 +169,7 @@ class Stages:
 
         assert self.crew is not None
         # what is known of a block goes with the block
-        work = replace(stage.work, reads=(), about=_nothing, told=None)
+        work = replace(stage.work, reads=(), about=None, told=None)
         content = cloudpickle.dumps((work, stage.sink))
         failures = self.crew.run(
             partial(run_items, self.prepare, content, self.place.folder, mark()),
@@ -200,7 +203,7 @@ class _Stage:
     told: Progress
 
     def item(self, number: int) -> Item:
-        return number, self.blocks[number], self.work.about(self.blocks[number])
+        return self.work.item(number, self.blocks[number])
 
     def items(self, numbers: Sequence[int]) -> list[Item]:
         return [self.item(number) for number in numbers]
@@ -212,28 +215,12 @@ class _Stage:
 
 
 def done_blocks(
-    work: BlockWork, sink: Callable[[int, Block, Any], None], items: Iterator[Item]
+    work: BlockWork, sink: Callable[[int, Block, Any], None], items: Iterable[Item]
 ) -> Iterator[int]:
     """The numbers of blocks, each when what came of it is on disk."""
-    for batch in _batches(items, work.together or 1):
-        if work.together:
-            results = work.function(cast(Any, [block for _, block, _ in batch]), None)
-        else:
-            results = [work.function(block, about) for _, block, about in batch]
-        for (number, block, _), result in zip(batch, results, strict=True):
-            sink(number, block, result)
-            yield number
-
-
-def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    for item, result in work.results(items):
+        sink(item.number, item.block, result)
+        yield item.number
 
 
 def run_items(  # noqa: PLR0917  # a partial of it
@@ -259,42 +246,27 @@ def run_items(  # noqa: PLR0917  # a partial of it
         yield number, None
 
 
-def _nothing(_: Block) -> None:
-    """What a worker knows of a block but for what came with it."""
-
-
 def _travels(volume: Volume) -> bool:
     """Whether a worker can open a volume by what it is pickled as, and need not be sent it."""
     return isinstance(volume.array, zarr.Array) or hasattr(volume.array, "prediction")
 
 
 def _new_array(path: Path, like: Volume, dtype: np.dtype | type) -> None:
+    # whole parts of a block, so that no two blocks share a chunk
+    chunks = []
+    for length in map(int, like.block):
+        parts = max(n for n in range(1, MOST_PARTS + 1) if length % n == 0)
+        chunks.append(length // parts)
     zarr.open_array(
         str(path),
         mode="w",
         shape=like.shape,
         dtype=dtype,
-        chunks=[_chunk(int(n)) for n in like.block],
+        chunks=chunks,
         fill_value=0,
         compressor=Blosc(cname="zstd", clevel=1, shuffle=Blosc.SHUFFLE),
         dimension_separator="/",
     )
-
-
-def _chunk(block: int) -> int:
-    """A whole part of a block, so that no two blocks share a chunk."""
-    parts = max(n for n in range(1, MOST_PARTS + 1) if block % n == 0)
-    return block // parts
-
-
-def _put(array: zarr.Array, _: int, block: Block, values: np.ndarray | None) -> None:
-    if values is not None and values.any():
-        array[block.core] = values
-
-
-def _store(folder: Path, number: int, _: Block, value: Any) -> None:
-    with replacing(folder / f"{number}.pickle") as temporary:
-        temporary.write_bytes(pickle.dumps(value))
 
 
 class _Stored(Sequence):
