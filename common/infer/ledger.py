@@ -8,7 +8,7 @@ the blocks that are on disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,11 @@ def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> Pred
             )
         return None
     if not stored.is_like(wanted) and not overwrite:
+        origin = "a checkpoint that its record does not name"
+        if stored.checkpoint:
+            origin = f"{stored.checkpoint} ({stored.at})"
         raise UserError(
-            f"{group}: holds the prediction of {_origin(stored)}, made otherwise "
+            f"{group}: holds the prediction of {origin}, made otherwise "
             f"({differences(stored, wanted)}); write --overwrite, or set another predictions_path"
         )
     return stored
@@ -110,13 +113,6 @@ def _is_of_predict(group: Path) -> bool:
     return b'"prediction"' in (group / ".zattrs").read_bytes()
 
 
-def _origin(stored: PredictionRecord) -> str:
-    """The checkpoint of a prediction, as text; older records may not say it."""
-    if not stored.checkpoint:
-        return "a checkpoint that its record does not name"
-    return f"{stored.checkpoint} ({stored.at})"
-
-
 def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
     """In what two predictions differ, in words."""
     texts = []
@@ -126,7 +122,9 @@ def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
         if was == now or (name == "assumed" and was is None):
             continue
         if name == "assumed" and now:
-            texts += _differing(was, now)
+            for setting, value in now.items():
+                if was.get(setting) != value:
+                    texts.append(f"{setting} was {str(was.get(setting))[:80]} and is {value[:80]}")
         else:
             texts.append(f"{name} was {str(was)[:80]} and is {str(now)[:80]}")
     if stored.has_other_raw(wanted):
@@ -135,14 +133,6 @@ def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
             f"the voxels of {wanted.raw}{beside} are others now: replaced, or fetched since"
         )
     return "; ".join(texts)
-
-
-def _differing(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    texts = []
-    for name, value in now.items():
-        if was.get(name) != value:
-            texts.append(f"{name} was {str(was.get(name))[:80]} and is {value[:80]}")
-    return texts
 
 
 def is_processed(group: Path, wanted: ProcessedRecord, predictions: Path) -> bool:
@@ -154,16 +144,12 @@ def is_processed(group: Path, wanted: ProcessedRecord, predictions: Path) -> boo
         note(f"{group}: its .zattrs cannot be read; processed again")
         return False
     stored = read_processed(group)
-    if stored is None or stored.key != wanted.key:
-        return False
-    if not stored.prediction.is_same(wanted.prediction):
-        return False
-    if changed_channels(stored, predictions):
+    if stored is None or _staleness(stored, wanted, wanted.prediction, predictions):
         return False
     return is_finished(group) and not lost_chunks(group)
 
 
-def changed_channels(stored: ProcessedRecord, predictions: Path) -> list[str]:
+def _changed_channels(stored: ProcessedRecord, predictions: Path) -> list[str]:
     """The other channels that a processed class was made of and that were predicted anew since.
 
     One that is not there any more is none: predictions are large, and may be removed.
@@ -201,19 +187,24 @@ def refuse_stale(
             may be removed when they are processed.
         predictions: folder of those of its box.
     """
+    reason = _staleness(stored, wanted, prediction, predictions)
+    if reason:
+        raise UserError(f"{group}: {reason}; run process again")
+
+
+def _staleness(
+    stored: ProcessedRecord,
+    wanted: ProcessedRecord,
+    prediction: PredictionRecord | None,
+    predictions: Path,
+) -> str:
+    """Why a processed class would now be made otherwise; "" if it would not. See `refuse_stale`."""
     if stored.key != wanted.key:
-        raise UserError(
-            f"{group}: made with another threshold or process_config.py than there is now; run "
-            "process again"
-        )
+        return "made with another threshold or process_config.py than there is now"
     if prediction is not None and not prediction.is_same(stored.prediction):
-        raise UserError(f"{group}: made of another prediction than there is now; run process again")
-    changed = changed_channels(stored, predictions)
-    if changed:
-        raise UserError(
-            f"{group}: made of other predictions of {some(changed)} than there are now; run "
-            "process again"
-        )
+        return "made of another prediction than there is now"
+    changed = _changed_channels(stored, predictions)
+    return f"made of other predictions of {some(changed)} than there are now" if changed else ""
 
 
 class Journal:
@@ -240,15 +231,16 @@ class Journal:
         Of a damaged one, the blocks that it no longer names are computed again.
         """
         content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
-        return _numbers(whole)
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self.path, whole)
+        return self.look()
 
     def look(self) -> set[int]:
         """The numbers in it, by a process that must not write: another one may be adding."""
         content = self.path.read_bytes()
-        return _numbers(content[: content.rfind(b"\n") + 1])
+        lines = content[: content.rfind(b"\n") + 1].split()
+        return {int(line) for line in lines if line.isdigit()}
 
     def add(self, number: int) -> None:
         """Note a block as written. Several threads may, each writes one line at once."""
@@ -258,8 +250,3 @@ class Journal:
     def remove(self) -> None:
         """When all blocks are written."""
         self.path.unlink()
-
-
-def _numbers(lines: bytes) -> set[int]:
-    """Those that stand alone on a line."""
-    return {int(line) for line in lines.split() if line.isdigit()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from common.infer.networks.ensemble import load_network, note_training_crops
 from common.infer.networks.network import Network
 from common.infer.networks.planes import with_planes
 from common.infer.predicting import request, room
-from common.infer.predicting.parts import Hands, Source, source_of
+from common.infer.predicting.parts import Source, compute_by_crew, source_of
 from common.infer.predicting.room import Need
 from common.infer.predicting.work import (
     SMALLEST_BLOCK,
@@ -102,7 +103,7 @@ def predict(  # noqa: PLR0913  # the options of the command
 
     Args:
         config_path: the experiment, or a package, see `common.infer.networks.package`.
-        crops: which, as of `common.data.splits.regions.choose`; or `volume` with `roi`.
+        crops: which, as of `common.data.splits.regions.choose`, unless `volume` is given.
         volume: path of a volume of one's own.
         roi: box of it.
         classes: some of the network's, all unless given.
@@ -143,11 +144,14 @@ def predict_boxes(
         root = run.config.path("predictions_path")
         # of all boxes before anything is written, so that what cannot be done is said at once
         room.announce(root, [_need(run, region, classes) for region, classes in boxes])
-        with cluster.opened(engine, root, _call(run, boxes), stopped) as crew:
+        asked = [[str(region), classes] for region, classes in boxes]
+        # by this hash the same command is known on another machine
+        call = key_of(["predict", run.network.record.sha256, asked, asdict(run.output)])
+        with cluster.opened(engine, root, call, stopped) as crew:
             run = replace(
                 run,
                 stopped=stopped,
-                compute=Hands(crew, source).compute_and_write if crew else compute_and_write,
+                compute=partial(compute_by_crew, crew, source) if crew else compute_and_write,
                 sharers=engine.sharers(run.network.device.type),
             )
             return sharing.each(lambda box: predict_region(run, *box), boxes)
@@ -189,12 +193,6 @@ def _need(run: Run, region: Region, classes: Sequence[str]) -> Need:
     )
 
 
-def _call(run: Run, boxes: Sequence[tuple[Region, list[str]]]) -> str:
-    """Hash of what a call predicts, by which the same command is known on another machine."""
-    asked = [[str(region), classes] for region, classes in boxes]
-    return key_of(["predict", run.network.record.sha256, asked, asdict(run.output)])
-
-
 def predict_region(run: Run, region: Region, classes: Sequence[str]) -> Path:
     """Predict some of the network's classes in one box, or go on where an earlier call stopped.
 
@@ -215,7 +213,13 @@ def predict_region(run: Run, region: Region, classes: Sequence[str]) -> Path:
             plan = make_plan(run.network, run.config, region, output, largest=left.largest_block)
         work = begin(run.network, region, plan, output, folder=folder, classes=left.classes)
         _announce(region, work)
-        _note_blank(region, work, run.compute(work, run.stopped))
+        blank = run.compute(work, run.stopped)
+        # raw of 0 is what a chunk has that was not downloaded
+        if blank:
+            note(
+                f"the raw of {region} is 0 throughout in {blank} of {len(work.left)} blocks; if "
+                "that is not so, fetch its EM chunks, and predict it again with --overwrite"
+            )
         finish(work, run.stopped)
     if run.stopped():
         say(f"interrupted; the same command goes on with {folder}")
@@ -233,12 +237,3 @@ def _announce(region: Region, work: Work) -> None:
         f"{count(len(work.left), 'block')} of {voxels(plan.block_shape)}"
         f"{overlapping}"
     )
-
-
-def _note_blank(region: Region, work: Work, blank: int) -> None:
-    """Raw of 0 is what a chunk has that was not downloaded."""
-    if blank:
-        note(
-            f"the raw of {region} is 0 throughout in {blank} of {len(work.left)} blocks; if that "
-            "is not so, fetch its EM chunks, and predict it again with --overwrite"
-        )

@@ -19,10 +19,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from common.errors import Busy, FileError, UserError
 from common.files import REPOSITORY, alone, is_held, write_json
@@ -64,11 +63,8 @@ def opened(
     Where another process is on the same call, this one's workers are that one's, until it is done
     or dead; then the block is entered. Raises UserError; KeyboardInterrupt when stopped meanwhile.
 
-    Args:
-        engine: which workers.
-        root: folder that all of the call's output is in.
-        call: hash of what the call does; the same for the same command.
-        stopped: asked whether to end.
+    root: folder that all of the call's output is in. call: hash of what the call does; the same for
+    the same command. stopped: asked whether to end.
     """
     engine.check()
     if not engine.is_used:
@@ -79,7 +75,7 @@ def opened(
 
     with dask.config.set(DASK), _quiet():
         if engine.scheduler:
-            with _client_of(engine.scheduler) as crew:
+            with _crew_of(engine.scheduler) as crew:
                 yield crew
             return
         place = _Place(root, call)
@@ -148,7 +144,8 @@ class _Place:
             return
         say(f"{holder}; {count(engine.workers, 'worker')} of this machine join it")
         ended = threading.Event()
-        work = _Helper(content["address"], engine.workers, content["security"], ended)
+        working = _work_for(content["address"], content["security"], engine.workers, ended)
+        work = threading.Thread(target=asyncio.run, args=[working], daemon=True)
         work.start()
         try:
             # the lock of one that was killed is free at once; Dask tries for half a minute to
@@ -184,38 +181,25 @@ class _Place:
             os.umask(before)
 
 
-class _Helper(threading.Thread):
-    """Worker processes of this machine for the scheduler of another one."""
+async def _work_for(
+    address: str, credentials: dict[str, str], workers: int, ended: threading.Event
+) -> None:
+    """Have worker processes of this machine for a scheduler, until it is gone or `ended` is set."""
+    from distributed import Nanny, Security
 
-    def __init__(
-        self, address: str, workers: int, security: dict[str, str], ended: threading.Event
-    ):
-        super().__init__(daemon=True)
-        self.address = address
-        self.workers = workers
-        self.security = security
-        self.ended = ended
-
-    def run(self) -> None:
-        """Until the scheduler is gone, or `ended` is set."""
-        asyncio.run(self._work())
-
-    async def _work(self) -> None:
-        from distributed import Nanny, Security
-
-        security = Security(require_encryption=True, **self.security)
-        nannies = []
-        for options in _worker_options(self.workers):
-            nannies.append(Nanny(self.address, security=security, **options))
-        working = asyncio.ensure_future(_worked(nannies))
-        while not working.done() and not self.ended.is_set():
-            await asyncio.wait([working], timeout=0.2)
-        working.cancel()
-        # the scheduler may go while they start, for which Dask has a RuntimeError
-        with contextlib.suppress(asyncio.CancelledError, OSError, RuntimeError):
-            await working
-        closing = (nanny.close(timeout=5) for nanny in nannies)
-        await asyncio.gather(*closing, return_exceptions=True)
+    security = Security(require_encryption=True, **credentials)
+    nannies = []
+    for options in _worker_options(workers):
+        nannies.append(Nanny(address, security=security, **options))
+    working = asyncio.ensure_future(_worked(nannies))
+    while not working.done() and not ended.is_set():
+        await asyncio.wait([working], timeout=0.2)
+    working.cancel()
+    # the scheduler may go while they start, for which Dask has a RuntimeError
+    with contextlib.suppress(asyncio.CancelledError, OSError, RuntimeError):
+        await working
+    closing = (nanny.close(timeout=5) for nanny in nannies)
+    await asyncio.gather(*closing, return_exceptions=True)
 
 
 async def _worked(nannies: list[Any]) -> None:
@@ -227,12 +211,8 @@ async def _worked(nannies: list[Any]) -> None:
 @contextlib.contextmanager
 def _started(engine: Engine, place: _Place) -> Iterator[Crew]:
     """Workers of this call's own."""
-    if engine.cluster:
-        with _jobs(engine) as cluster, _crew(cluster) as crew:
-            place.write(cluster.scheduler_address, cluster.security)
-            yield crew
-        return
-    with _local(engine.workers) as cluster, _crew(cluster) as crew:
+    workers = _jobs(engine) if engine.cluster else _local(engine.workers)
+    with workers as cluster, _crew(cluster) as crew:
         place.write(cluster.scheduler_address, cluster.security)
         yield crew
 
@@ -252,13 +232,10 @@ def _crew(address: Any, **options: Any) -> Iterator[Crew]:
         yield Crew(client)
 
 
-@contextlib.contextmanager
-def _client_of(scheduler: str) -> Iterator[Crew]:
+def _crew_of(scheduler: str) -> AbstractContextManager[Crew]:
     """The workers of a scheduler that runs already."""
     if "://" in scheduler:
-        with _crew(scheduler) as crew:
-            yield crew
-        return
+        return _crew(scheduler)
     if not Path(scheduler).is_file():
         raise FileNotFoundError(
             f"--scheduler {scheduler}: no such file; write the file that `dask scheduler "
@@ -271,8 +248,7 @@ def _client_of(scheduler: str) -> Iterator[Crew]:
             f"--scheduler {scheduler}: no file of a Dask scheduler; write the one that `dask "
             "scheduler --scheduler-file` made, or an address such as tcp://host:8786"
         ) from error
-    with _crew(None, scheduler_file=scheduler) as crew:
-        yield crew
+    return _crew(None, scheduler_file=scheduler)
 
 
 @contextlib.contextmanager
@@ -301,13 +277,19 @@ def _local(workers: int) -> Iterator[Any]:
 
 def _worker_options(workers: int, scratch: str | None = None) -> list[dict[str, Any]]:
     """What each worker process of this machine is started with: its GPU, and its CPU cores."""
-    devices = _devices()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        import torch
+
+        devices = [str(number) for number in range(torch.cuda.device_count())]
+    else:
+        devices = [name for name in visible.split(",") if name.strip()]
     if devices and workers > len(devices):
         note(f"{count(workers, 'worker')} share {count(len(devices), 'GPU')}")
     threads = max(1, usable_cores() // workers)
     options = []
     for number in range(workers):
-        env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        env: dict[str, Any] = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if devices:
             env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
         options.append(
@@ -322,14 +304,6 @@ def _worker_options(workers: int, scratch: str | None = None) -> list[dict[str, 
             }
         )
     return options
-
-
-def _devices() -> list[Any]:
-    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name.strip()]
-    return list(range(torch.cuda.device_count()))
 
 
 @contextlib.contextmanager
@@ -375,7 +349,10 @@ def _job_cluster(engine: Engine) -> Any:
     # by dask-jobqueue's advice for TLS: files that the jobs can read
     options.setdefault("protocol", "tls://")
     options.setdefault("security", Security.temporary())
-    options.setdefault("shared_temp_directory", str(_private_folder()))
+    # on a disk that jobs see, and for this user alone: credentials lie there
+    folder = Path.home() / ".cache" / "cellmap-workers"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    options.setdefault("shared_temp_directory", str(folder))
     if engine.cluster == "lsf":
         options.setdefault("use_stdin", True)
     try:
@@ -386,13 +363,6 @@ def _job_cluster(engine: Engine) -> Any:
             f"{engine.cluster_options}: dask-jobqueue does not take it ({reason}); see "
             "https://jobqueue.dask.org for its options"
         ) from error
-
-
-def _private_folder() -> Path:
-    """On a disk that jobs see, and for this user alone: credentials lie there."""
-    folder = Path.home() / ".cache" / "cellmap-workers"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
 
 
 def _read_options(engine: Engine) -> dict[str, Any]:

@@ -231,16 +231,12 @@ class _Round:
     def _next_batch(self) -> list[int]:
         if self.again:
             return [self.again.popleft()]
-        size = self._batch_size()
+        size = 1
+        if self.per_block:
+            # towards the end smaller ones, so that no worker is left alone with a large one
+            share = len(self.waiting) // (AHEAD * self.tally.workers)
+            size = max(1, min(int(BATCH_S / self.per_block), share, LARGEST_BATCH))
         return [self.waiting.popleft() for _ in range(min(size, len(self.waiting)))]
-
-    def _batch_size(self) -> int:
-        if not self.per_block:
-            return 1
-        size = int(BATCH_S / self.per_block)
-        # towards the end smaller ones, so that no worker is left alone with a large one
-        share = len(self.waiting) // (AHEAD * self.tally.workers)
-        return max(1, min(size, share, LARGEST_BATCH))
 
     def take_in(self) -> None:
         """Take what has arrived, or wait a moment for it."""
@@ -253,11 +249,8 @@ class _Round:
 
     def _take(self, future: Future) -> None:
         batch = self.running.pop(future)
-        if future.status == "finished":
-            self._settle(batch, future.result())
-        else:
-            where, error = _lost(future)
-            self._settle(batch, Outcome([], 0.0, where, error))
+        outcome = future.result() if future.status == "finished" else _lost(future)
+        self._settle(batch, outcome)
         future.release()
 
     def _settle(self, batch: list[int], outcome: Outcome) -> None:
@@ -306,11 +299,11 @@ class _Round:
             say("no worker is there yet, or any more; waiting for one")
 
 
-def _lost(future: Future) -> tuple[str, str]:
-    """Where a batch was whose worker died, and what is known of it."""
+def _lost(future: Future) -> Outcome:
+    """What is known of a batch that did not come back."""
     error = future.exception() if future.status == "error" else None
     worker = getattr(error, "last_worker", None)
     if worker is not None:
-        where = str(worker.address)
-        return where, "its worker died (killed, or out of memory)"
-    return "a worker", _words(error) if isinstance(error, Exception) else "the batch was lost"
+        return Outcome([], 0.0, str(worker.address), "its worker died (killed, or out of memory)")
+    words = _words(error) if isinstance(error, Exception) else "the batch was lost"
+    return Outcome([], 0.0, "a worker", words)

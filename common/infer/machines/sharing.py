@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -34,29 +34,24 @@ def each(work: Callable[[Item], Result], boxes: Sequence[Item]) -> list[Result]:
     where some are still worked on, and Incomplete where parts of some failed.
     """
     results: dict[int, Result] = {}
-    taken = []
+    busy: dict[int, str] = {}
     incomplete = []
-    for number, box in enumerate(boxes):
-        try:
-            results[number] = work(box)
-        except Busy as error:
-            taken.append(number)
-            if len(boxes) > 1:
-                say(f"{error}; it is left for later")
-        except Incomplete as error:
-            incomplete.append(str(error))
-    still_taken = []
-    for number in taken:
-        try:
-            results[number] = work(boxes[number])
-        except Busy as error:
-            still_taken.append(str(error))
-        except Incomplete as error:
-            incomplete.append(str(error))
+    for is_first in (True, False):
+        numbers: Iterable[int] = range(len(boxes)) if is_first else list(busy)
+        busy = {}
+        for number in numbers:
+            try:
+                results[number] = work(boxes[number])
+            except Busy as error:
+                busy[number] = str(error)
+                if is_first and len(boxes) > 1:
+                    say(f"{error}; it is left for later")
+            except Incomplete as error:
+                incomplete.append(str(error))
     if incomplete:
-        raise Incomplete("\n".join(incomplete + still_taken))
-    if still_taken:
-        lines = "\n".join(still_taken)
+        raise Incomplete("\n".join([*incomplete, *busy.values()]))
+    if busy:
+        lines = "\n".join(busy.values())
         done = count(len(results), "other box is done", "other boxes are done")
         raise NotYet(f"{lines}\n{done}; run the same command again when these are, too")
     return [results[number] for number in range(len(boxes))]

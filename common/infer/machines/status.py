@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Progress:
         if tally.done < tally.total:
             self.write(tally, failures)
         else:
-            (self.folder / FILE).unlink(missing_ok=True)
+            clear(self.folder)
 
 
 def clear(folder: Path) -> None:
@@ -160,13 +160,10 @@ def _boxes(root: Path) -> set[Path]:
             if _record(folder) is not None:
                 found.add(folder.parent)
             elif not (folder / ".zarray").exists():  # whose folders are chunks, millions of them
-                below += [path for path in folder.iterdir() if _is_plain_folder(path)]
+                folders = [path for path in folder.iterdir() if path.is_dir()]
+                below += [path for path in folders if not path.name.startswith(".")]
         level = below
     return found
-
-
-def _is_plain_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
 
 
 def _record(group: Path) -> Any:
@@ -184,8 +181,11 @@ def _of_box(folder: Path) -> list[str]:
         (whole if records.is_finished(group) else begun).append(group)
     parts = [f"{count(len(whole), 'class', 'classes')} done"]
     if begun:
-        parts.append(f"{count(len(begun), 'class', 'classes')} begun ({_names(begun)})")
-    state = _state(folder)
+        names = some([group.name for group in begun])
+        parts.append(f"{count(len(begun), 'class', 'classes')} begun ({names})")
+    state = {}
+    with contextlib.suppress(OSError, ValueError):
+        state = json.loads((folder / FILE).read_text())
     holder = holder_of(folder / LOCK)
     if holder:
         parts.append(f"{holder} is {state.get('doing', 'working')} on it")
@@ -195,20 +195,12 @@ def _of_box(folder: Path) -> list[str]:
     if state:
         lines.append(f"  {_so_far(state, is_running=bool(holder))}")
         lines += [f"  failed: {sentence(failure)}" for failure in state.get("failed", [])]
-    elif begun:
-        lines += [f"  {line}" for line in _journals(begun)]
+        return lines
+    for group in begun:
+        journal = Journal(group)
+        if journal.exists():
+            lines.append(f"  {group.name}: {count(len(journal.look()), 'block')} on disk")
     return lines
-
-
-def _names(groups: Sequence[Path]) -> str:
-    return some([group.name for group in groups])
-
-
-def _state(folder: Path) -> dict[str, Any]:
-    """What `Progress` wrote; {} without it."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((folder / FILE).read_text())
-    return {}
 
 
 def _so_far(state: dict[str, Any], is_running: bool) -> str:
@@ -220,11 +212,3 @@ def _so_far(state: dict[str, Any], is_running: bool) -> str:
     tally.rate = state["blocks_per_s"]
     ago = duration(max(0.0, time.time() - state["seconds_since_1970"]))
     return f"{text(tally)}, {ago} ago"
-
-
-def _journals(groups: Sequence[Path]) -> Iterator[str]:
-    """What the ledgers of classes say that were begun."""
-    for group in groups:
-        journal = Journal(group)
-        if journal.exists():
-            yield f"{group.name}: {count(len(journal.look()), 'block')} on disk"

@@ -71,9 +71,11 @@ def _filler(logits: torch.Tensor, content: str, dtype: torch.dtype) -> Fill:
     """How logits on a CPU are encoded: looked up where that is possible, else computed."""
     if content == "probability" and dtype == torch.uint8:
         if logits.dtype in INFINITY:
-            return partial(_look_up_bits, _table_of(logits.dtype))
+            table = _table_of(logits.dtype)
+            return lambda stored, part: loops().by_bits(_bits(part), table, stored.numpy())
         if logits.dtype == torch.float32:
-            return partial(_look_up_values, _thresholds())
+            ends, below = _thresholds()
+            return lambda stored, part: loops().by_ends(part.numpy(), ends, below, stored.numpy())
     return partial(_compute, content)
 
 
@@ -88,14 +90,6 @@ def _compute(content: str, stored: torch.Tensor, logits: torch.Tensor) -> None:
     stored.copy_(values)
 
 
-def _look_up_bits(table: np.ndarray, stored: torch.Tensor, logits: torch.Tensor) -> None:
-    loops().by_bits(_bits(logits), table, stored.numpy())
-
-
-def _look_up_values(found: _Thresholds, stored: torch.Tensor, logits: torch.Tensor) -> None:
-    loops().by_ends(logits.numpy(), found.logits, found.below, stored.numpy())
-
-
 @cache
 def _table_of(dtype: torch.dtype) -> np.ndarray:
     """(65536,) the 255ths of every number of 16 bits, by its bits."""
@@ -105,25 +99,19 @@ def _table_of(dtype: torch.dtype) -> np.ndarray:
     return table.numpy()
 
 
-@dataclass(frozen=True)
-class _Thresholds:
-    """Where in float32 the 255ths begin, as `loops.by_ends` takes it."""
-
-    logits: np.ndarray
-    """(256,) the least logit of 1, of 2, ... of 255, and infinity."""
-    below: np.ndarray
-    """(bins + 1,) the number of them in the bins before."""
-
-
 @cache
-def _thresholds() -> _Thresholds:
-    """Found with torch's own sigmoid, whose last bit is another on other processors."""
+def _thresholds() -> tuple[np.ndarray, np.ndarray]:
+    """Where in float32 the 255ths begin, and in which bins, as `loops.by_ends` takes them.
+
+    (256,) the least logit of 1, of 2, ... of 255, and infinity; (bins + 1,) the number of them in
+    the bins before. Found with torch's own sigmoid, whose last bit is another on other processors.
+    """
     bins = loops()
     logits = _least_logits(bins.LIMIT)
     where = ((logits[:-1] + bins.LIMIT) * bins.PER_UNIT).astype(np.uint32)
     assert (np.diff(where) > 0).all(), "two 255ths begin in one bin"
     below = np.searchsorted(where, np.arange(bins.BINS + 1)).astype(np.uint8)
-    return _Thresholds(logits, below)
+    return logits, below
 
 
 def _least_logits(limit: float) -> np.ndarray:

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 from common.config.settings import TrainConfig
 from common.data.splits.regions import Region
 from common.errors import FileError, Incomplete
 from common.files import mark
 from common.infer.machines import sharing, status
-from common.infer.machines.crew import Crew, Failure, Tally
+from common.infer.machines.crew import Crew, Tally
 from common.infer.machines.status import Progress
 from common.infer.made_by import predicting_hash, refuse_other_predicting
 from common.infer.networks import package
@@ -83,45 +82,42 @@ class Part:
     """What the lock of the folder says while the caller is alive."""
 
 
-@dataclass(frozen=True)
-class Hands:
-    """Workers that compute the blocks of boxes; this process keeps the ledger."""
+def compute_by_crew(
+    crew: Crew, source: Source, work: Work, stopped: Callable[[], bool] = never
+) -> int:
+    """As `work.compute_and_write`, by workers; this process keeps the ledger.
 
-    crew: Crew
-    source: Source
+    source: what they load the network by. Raises Incomplete where blocks failed.
+    """
+    plan = work.plan
+    total = len(plan.blocks)
+    tally = Tally(total, total - len(work.left))
+    blank = []
 
-    def compute_and_write(self, work: Work, stopped: Callable[[], bool] = never) -> int:
-        """As the function of this name does it. Raises Incomplete where blocks failed."""
-        total = len(work.plan.blocks)
-        tally = Tally(total, total - len(work.left))
-        blank = []
+    def done(number: int, is_blank: bool) -> None:
+        for volume in work.volumes:
+            if number not in volume.done:
+                volume.journal.add(number)
+        blank.append(is_blank)
 
-        def done(number: int, is_blank: bool) -> None:
-            for volume in work.volumes:
-                if number not in volume.done:
-                    volume.journal.add(number)
-            blank.append(is_blank)
-
-        with progress(total, unit="block", done=tally.done) as bar:
-            so_far = Progress(work.folder, "predicting", bar)
-            failures = self.crew.run(
-                partial(compute_part, _part_of(work, self.source)),
-                work.left,
-                done=done,
-                tell=so_far.tell,
-                tally=tally,
-                stopped=stopped,
-            )
-            failed = [_describe(work, failure) for failure in failures]
-            so_far.close(tally, failed)
-        if failed:
-            raise Incomplete(status.failed(work.folder, failed, total))
-        return sum(blank)
-
-
-def _describe(work: Work, failure: Failure) -> dict[str, Any]:
-    start, stop = work.plan.output_box(failure.number)
-    return status.describe(failure, work.plan.grid, start, stop)
+    with progress(total, unit="block", done=tally.done) as bar:
+        so_far = Progress(work.folder, "predicting", bar)
+        failures = crew.run(
+            partial(compute_part, _part_of(work, source)),
+            work.left,
+            done=done,
+            tell=so_far.tell,
+            tally=tally,
+            stopped=stopped,
+        )
+        failed = []
+        for failure in failures:
+            start, stop = plan.output_box(failure.number)
+            failed.append(status.describe(failure, plan.grid, start, stop))
+        so_far.close(tally, failed)
+    if failed:
+        raise Incomplete(status.failed(work.folder, failed, total))
+    return sum(blank)
 
 
 def _part_of(work: Work, source: Source) -> Part:
@@ -145,20 +141,16 @@ def _part_of(work: Work, source: Source) -> Part:
 
 def compute_part(part: Part, numbers: Sequence[int]) -> Iterator[tuple[int, bool]]:
     """Compute and write some blocks of a box; of each the number, and whether its raw is 0."""
-    work = replace(_work_of(part), left=list(numbers))
+    if part.token not in _kept:
+        _kept.clear()
+        _kept[part.token] = _open_work(part)
+    work = replace(_kept[part.token], left=list(numbers))
     # what is written for a caller that died could be in the way of the next one, of another plan
     yield from written(work, lambda: not sharing.is_still(part.folder, part.mark))
 
 
 _kept: dict[str, Work] = {}
 """The box that this worker is at, by its token."""
-
-
-def _work_of(part: Part) -> Work:
-    if part.token not in _kept:
-        _kept.clear()
-        _kept[part.token] = _open_work(part)
-    return _kept[part.token]
 
 
 def _open_work(part: Part) -> Work:

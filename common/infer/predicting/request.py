@@ -43,19 +43,17 @@ def choose_classes(
     boxes.
     """
     asked = with_derived(classes or config.channels, config.derived)
-    _refuse_unknown(asked, config)
-    _refuse_raw(boxes, config)
-    names = [_classes_of(region, asked, config) for region in boxes]
-    return regions.where_scored(boxes, names, asked, task="predict")
-
-
-def _refuse_unknown(asked: Sequence[str], config: TrainConfig) -> None:
     unknown = [name for name in asked if name not in config.channels]
     if unknown:
         raise UserError(
             f"{config.folder}: the network has no class {', '.join(unknown)}; it has "
             f"{', '.join(config.channels)}"
         )
+    problems = [_problem_of_raw(region, config) for region in boxes]
+    # each once: crops of one volume share what is wrong with it
+    refuse([problem for problem in dict.fromkeys(problems) if problem])
+    names = [_classes_of(region, asked, config) for region in boxes]
+    return regions.where_scored(boxes, names, asked, task="predict")
 
 
 def _classes_of(region: Region, asked: Sequence[str], config: TrainConfig) -> list[str]:
@@ -71,14 +69,6 @@ def _classes_of(region: Region, asked: Sequence[str], config: TrainConfig) -> li
 # Whether their raw can be read
 
 
-def _refuse_raw(boxes: Sequence[Region], config: TrainConfig) -> None:
-    """Raises UserError with all boxes that cannot be predicted."""
-    problems = [_problem_of_raw(region, config) for region in boxes]
-    # each once: crops of one volume share what is wrong with it
-    lines = [problem for problem in dict.fromkeys(problems) if problem]
-    refuse(lines)
-
-
 def _problem_of_raw(region: Region, config: TrainConfig) -> str:
     """Why a box cannot be predicted; "" where it can."""
     try:
@@ -89,15 +79,19 @@ def _problem_of_raw(region: Region, config: TrainConfig) -> str:
     except (UserError, FileNotFoundError) as error:
         return str(error)
     lower, upper = raw.level.box()
-    is_outside = (region.lower >= upper).any() or (region.upper <= lower).any()
-    if not is_outside:
-        _note_beyond(region, raw)
-        return _problem_of_values(raw, region, config)
-    return (
-        f"{region}: {regions.box_text(region.lower, region.upper)} nm, outside of its raw "
-        f"{region.raw}, which is {regions.box_text(lower, upper)} nm; check translation and "
-        "scale in their .zattrs"
-    )
+    if (region.lower >= upper).any() or (region.upper <= lower).any():
+        return (
+            f"{region}: {regions.box_text(region.lower, region.upper)} nm, outside of its raw "
+            f"{region.raw}, which is {regions.box_text(lower, upper)} nm; check translation and "
+            "scale in their .zattrs"
+        )
+    _note_beyond(region, raw)
+    try:
+        if config.raw_normalization not in normalize.MEASURED:
+            raw.note_contrast(region.lower, region.upper)
+    except UserError as error:
+        return str(error)  # its middle cannot be read
+    return ""
 
 
 def _note_beyond(region: Region, raw: Raw) -> None:
@@ -110,16 +104,6 @@ def _note_beyond(region: Region, raw: Raw) -> None:
             f"{region}: reaches up to {beyond.max():.4g} nm beyond its raw {region.raw}, and is "
             "predicted from mirrored raw there; check translation and scale in their .zattrs"
         )
-
-
-def _problem_of_values(raw: Raw, region: Region, config: TrainConfig) -> str:
-    """Why the middle of a box cannot be read; "" where it can. Notes little contrast."""
-    try:
-        if config.raw_normalization not in normalize.MEASURED:
-            raw.note_contrast(region.lower, region.upper)
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 # How it is stored
@@ -157,9 +141,15 @@ def check_output(output: Output, config: TrainConfig) -> Output:
             f"{output.orientations} orientations; write 1, 8 (mirrored) or 16 (with y and x "
             "exchanged)"
         )
-    if output.orientations == 16 and not _is_square_in_plane(config):
+    scales = (config.input_array_info["scale"], config.target_array_info["scale"])
+    if output.orientations == 16 and any(y != x for _, y, x in scales):
         problems.append("16 orientations exchange y and x, whose voxel sizes differ here; write 8")
-    problems += _problem_of_pairs(output, config)
+    has_pairs = any(isinstance(channel, Affinities) for channel in config.derived.values())
+    if has_pairs and (output.orientations > 1 or output.planes != OWN):
+        problems.append(
+            "affinities are of pairs along a direction, which a turned copy has along another one; "
+            "leave --orientations and --planes out"
+        )
     problems += _problems_of_lengths(output, config.target_array_info["scale"])
     refuse(problems)
     return output
@@ -184,23 +174,3 @@ def _problems_of_lengths(output: Output, own_scale: Sequence[float]) -> list[str
     if output.block < 0:
         problems.append(f"block {output.block}; write a number of voxels, such as 128")
     return problems
-
-
-def _problem_of_pairs(output: Output, config: TrainConfig) -> list[str]:
-    """What is wrong with the mean over turned copies, of channels that have a direction."""
-    has_pairs = any(isinstance(channel, Affinities) for channel in config.derived.values())
-    if not has_pairs or (output.orientations == 1 and output.planes == OWN):
-        return []
-    return [
-        "affinities are of pairs along a direction, which a turned copy has along another one; "
-        "leave --orientations and --planes out"
-    ]
-
-
-def _is_square_in_plane(config: TrainConfig) -> bool:
-    """Whether voxels of raw and target are as long along y as along x."""
-    for info in (config.input_array_info, config.target_array_info):
-        _, y, x = info["scale"]
-        if y != x:
-            return False
-    return True
