@@ -44,6 +44,9 @@ OF_RUN = (
 )
 """Settings that say which run a checkpoint is of, and by which crops it was trained."""
 
+ORIGIN = ("experiment", "model_name", "run_name", "checkpoint", "sha256", "epoch", "metric")
+"""What a prediction has on record of each network that made it."""
+
 SAME_SCALE = 1e-6
 """Relative difference up to which two voxel sizes are one."""
 
@@ -202,14 +205,8 @@ def _record_of_all(config: TrainConfig, networks: Sequence[Network]) -> Predicti
         assumed=None,
         epoch=None,
         metric=f"mean of {len(records)} networks: {'; '.join(runs)}",
-        members=[_origin(record) for record in records],
+        members=[{name: getattr(record, name) for name in ORIGIN} for record in records],
     )
-
-
-def _origin(record: PredictionRecord) -> dict[str, Any]:
-    """Which network a prediction was made by."""
-    names = ("experiment", "model_name", "run_name", "checkpoint", "sha256", "epoch", "metric")
-    return {name: getattr(record, name) for name in names}
 
 
 def trained_on(config: TrainConfig, path: Path) -> frozenset[str] | None:

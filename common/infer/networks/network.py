@@ -134,39 +134,40 @@ class Network:
 def load_checkpoint(config: TrainConfig, path: Path, saved: Any, sha256: str = "") -> Network:
     """The network of an experiment with the weights of a checkpoint, every one.
 
-    Args:
-        config: settings of the experiment.
-        path: of the checkpoint.
-        saved: its content, as `weights_file.read` gives it.
-        sha256: of the file when it was read; of the file as it is now unless given.
-
-    Raises:
-        UserError: where the network, or what it must be given, is not that of the checkpoint.
+    saved: the content of the file, as `weights_file.read` gives it. sha256: of the file when it was
+    read; of the file as it is now unless given. Raises UserError where the network, or what it must
+    be given, is not that of the checkpoint.
     """
-    sha256 = sha256 or sha256_of_file(path)
-    if not checkpoint.is_whole(saved):
-        return _of_weights_alone(config, path, saved, sha256)
-    checkpoint.refuse_other_classes(path, saved, config.channels)
-    _refuse_other_input(path, saved["settings"], config)
-    note_other_code(path, saved, config)
-    model = _untrained(config)
-    checkpoint.load_weights(model, saved, path)
-    forward = _forward(config)
-    record = _record(config, path, saved, forward.precision.name)
-    network = network_of(
-        config,
-        model.eval(),
-        forward,
-        record=replace(record, sha256=sha256),
-        scalings=checkpoint.scalings_in(saved),
+    is_whole = checkpoint.is_whole(saved)
+    if is_whole:
+        checkpoint.refuse_other_classes(path, saved, config.channels)
+        _refuse_other_input(path, saved["settings"], config)
+        note_other_code(path, saved, config)
+    device = runtime.pick_device(config.device)
+    with published.replaced():  # by the weights that are there already
+        model = build.build_model(config, device)
+    load_weights = checkpoint.load_weights if is_whole else weights_file.load_weights
+    load_weights(model, saved, path)
+    if not is_whole:
+        _note_assumed(config, model, path)
+    forward = ForwardPass(
+        runtime.pick_precision(config.precision, device),
+        config.channels_last,
+        exclusive=exclusive_channels(config),
     )
-    return replace(network, networks_of_channels=_networks_of_channels(saved))
+    record = record_of(config, path, forward.precision.name)
+    record = replace(record, sha256=sha256 or sha256_of_file(path))
+    if is_whole:
+        record = replace(record, epoch=saved["epoch"], metric=_metric(config, saved))
+    else:
+        record = replace(record, assumed=_assumed(config))
+    scalings = checkpoint.scalings_in(saved) if is_whole else {}
+    network = network_of(config, model.eval(), forward, record=record, scalings=scalings)
+    return replace(network, networks_of_channels=_networks_of_channels(saved) if is_whole else {})
 
 
-def _of_weights_alone(config: TrainConfig, path: Path, saved: Any, sha256: str) -> Network:
-    """The same with weights of another trainer, for which the experiment's settings are taken."""
-    model = _untrained(config)
-    weights_file.load_weights(model, saved, path)
+def _note_assumed(config: TrainConfig, model: nn.Module, path: Path) -> None:
+    """Say what weights of another trainer are taken to be."""
     note(
         f"{path}: weights without settings; that they were trained for {some(config.channels)}, in "
         f"this order, on raw of {nm(config.input_array_info['scale'])} nm {_given(config)}, is "
@@ -175,25 +176,6 @@ def _of_weights_alone(config: TrainConfig, path: Path, saved: Any, sha256: str) 
     unlike = seen_range.notice(config, model)
     if unlike:
         note(f"{path}: {unlike}")
-    forward = _forward(config)
-    record = _record(config, path, {}, forward.precision.name)
-    record = replace(record, assumed=_assumed(config), sha256=sha256)
-    return network_of(config, model.eval(), forward, record=record, scalings={})
-
-
-def _untrained(config: TrainConfig) -> torch.nn.Module:
-    """The network of an experiment, for weights that are there already."""
-    with published.replaced():
-        return build.build_model(config, runtime.pick_device(config.device))
-
-
-def _forward(config: TrainConfig) -> ForwardPass:
-    device = runtime.pick_device(config.device)
-    return ForwardPass(
-        runtime.pick_precision(config.precision, device),
-        config.channels_last,
-        exclusive=exclusive_channels(config),
-    )
 
 
 def _assumed(config: TrainConfig) -> dict[str, str]:
@@ -312,9 +294,7 @@ def _checkpoint_of_run(config: TrainConfig, which: str) -> Path:
     folder = config.path("model_save_path")
     path = checkpoint.find(folder, which or "best")
     if path is None and not which:
-        path = checkpoint.find(folder, "latest")
-    if path is None and not which:
-        path = _given_weights(config)
+        path = checkpoint.find(folder, "latest") or _given_weights(config)
     if path is None:
         raise FileNotFoundError(
             f"{folder}: no {which or 'best'} checkpoint; train first, write the run's name "
@@ -343,7 +323,9 @@ def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig
     changed = [name for name in LIKE_IN_TRAINING if trained[name] != now[name]]
     # a record of another program need not have it
     built = trained.setdefault("build_model", now["build_model"])
-    if _given_to_build(built) != _given_to_build(now["build_model"]):
+    # arguments, layers, and transforms of the input, of a functools.partial or of a network that a
+    # public configuration made; a function has none, and of its code see note_other_code
+    if built.partition("(")[2] != now["build_model"].partition("(")[2]:
         changed.append("build_model")
     if _channels(trained["input_channels"]) != _channels(now["input_channels"]):
         changed.append("input_channels")
@@ -354,15 +336,6 @@ def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig
     if changed:
         texts = [f"{name} was {trained[name]} and is {now[name]}" for name in changed]
         raise UserError(f"{path}: trained with other settings ({'; '.join(texts)}); set them back")
-
-
-def _given_to_build(recorded: str) -> str:
-    """What of build_model must be as in training: arguments, layers, and transforms of the input.
-
-    Those of a functools.partial, or of a network that a public configuration made. A function has
-    none, whatever its name; of its code see `note_other_code`.
-    """
-    return recorded.partition("(")[2]
 
 
 def _channels(recorded: str) -> list[tuple[str, tuple[float, ...]]]:
@@ -380,20 +353,21 @@ def _given(config: TrainConfig) -> str:
     return f"in [0, 1], of {low:g} to {high:g}" if config.raw_range else "in [0, 1]"
 
 
-def _record(
-    config: TrainConfig, path: Path, saved: dict[str, Any], precision: str
-) -> PredictionRecord:
-    """saved: the whole state of a run; {} where only weights are known."""
-    metric = "not validated"
-    if math.isfinite(saved.get("best", math.nan)):
-        metric = f"{config.best_metric} {saved['best']:.4f} at epoch {saved['best_epoch']}"
+def _metric(config: TrainConfig, saved: Mapping[str, Any]) -> str:
+    """The best value of a run, in words."""
+    if not math.isfinite(saved["best"]):
+        return "not validated"
+    return f"{config.best_metric} {saved['best']:.4f} at epoch {saved['best_epoch']}"
+
+
+def record_of(config: TrainConfig, path: Path, precision: str) -> PredictionRecord:
+    """What a prediction will say of the weights in a file, whatever they were trained for."""
     return PredictionRecord(
         experiment=config.folder.name,
         model_name=config.model_name,
         run_name=config.path("model_save_path").name,
         checkpoint=str(path),
-        epoch=saved.get("epoch"),
-        metric=metric,
+        metric="not validated",
         precision=precision,
         environment=provenance(REPOSITORY),
     )

@@ -24,14 +24,12 @@ from common.config.check import check_settings
 from common.config.settings import TrainConfig
 from common.data.splits.split import USAGES
 from common.data.volumes.metadata import NM_PER_UNIT
-from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
-from common.files import REPOSITORY, sha256_of_file
-from common.infer.networks.network import Network, network_of
+from common.files import sha256_of_file
+from common.infer.networks.network import Network, network_of, record_of
 from common.infer.networks.packaged import network_in
 from common.model import exported
 from common.model.forward import ForwardPass
-from common.provenance import provenance
 from common.talk import note
 
 OURS = "cellmap_baselines"
@@ -78,7 +76,10 @@ def _read(path: Path, _: int) -> Package:
 
     with exported.quiet():
         try:
-            description: Any = load_description(_archive(path))
+            # the bytes of a zip, since the library would keep the file open
+            is_zip = path.suffix == ".zip"
+            source: Any = zipfile.ZipFile(io.BytesIO(path.read_bytes())) if is_zip else path
+            description: Any = load_description(source)
         except Exception as error:  # no zip, no description: types of several libraries
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: no package of bioimage.io ({reason})") from error
@@ -91,13 +92,6 @@ def _read(path: Path, _: int) -> Package:
     if isinstance(ours, Mapping):
         return Package(path, description, _own_settings(ours), is_ours=True, facts=dict(ours))
     return Package(path, description, _settings_of(path, description), is_ours=False)
-
-
-def _archive(path: Path) -> Any:
-    """What the library reads: of a zip the bytes, since it would keep the file open."""
-    if path.suffix != ".zip":
-        return path
-    return zipfile.ZipFile(io.BytesIO(path.read_bytes()))
 
 
 def _own_settings(ours: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,12 +115,15 @@ def _settings_of(path: Path, description: Any) -> dict[str, Any]:
         raise UserError(f"{path}: several inputs or outputs; one of each can be run here")
     (raw,) = description.inputs
     (given,) = description.outputs
-    if _channels(raw) > 1:
-        raise UserError(f"{path}: takes {_channels(raw)} channels; raw has one here")
-    taken = _array(raw, raw)
+    channels = _channels(raw)
+    if len(channels) > 1:
+        raise UserError(f"{path}: takes {len(channels)} channels; raw has one here")
+    names = _channels(given) or ["foreground"]
+    if len(set(names)) < len(names):
+        names = [f"{name}{number}" for number, name in enumerate(names)]
     return {
-        "classes": _classes(given),
-        "input_array_info": taken,
+        "classes": tuple(names),
+        "input_array_info": _array(raw, raw),
         "target_array_info": _array(given, raw),
         # as it is stored: what a package does to it comes after
         "raw_normalization": "values",
@@ -137,18 +134,10 @@ def _axes(tensor: Any, kind: str) -> list[Any]:
     return [axis for axis in tensor.axes if axis.type == kind]
 
 
-def _channels(tensor: Any) -> int:
+def _channels(tensor: Any) -> list[str]:
+    """The names of the channels; [] without an axis of them."""
     axes = _axes(tensor, "channel")
-    return len(axes[0].channel_names) if axes else 1
-
-
-def _classes(given: Any) -> tuple[str, ...]:
-    """The names of the channels, once each, as names of classes."""
-    axes = _axes(given, "channel")
-    names = [str(name) for name in axes[0].channel_names] if axes else ["foreground"]
-    if len(set(names)) < len(names):
-        return tuple(f"{name}{number}" for number, name in enumerate(names))
-    return tuple(names)
+    return [str(name) for name in axes[0].channel_names] if axes else []
 
 
 def _array(tensor: Any, raw: Any) -> dict[str, Any]:
@@ -167,7 +156,7 @@ def _array(tensor: Any, raw: Any) -> dict[str, Any]:
         if unit not in NM_PER_UNIT:
             raise UserError(f"a package whose voxels are in {unit}; write nanometer into it")
         scale[name] = float(axis.scale) * NM_PER_UNIT[unit]
-    if shape["z"] == 1 and "z" not in {str(axis.id) for axis in _axes(tensor, "space")}:
+    if "z" not in {str(axis.id) for axis in _axes(tensor, "space")}:
         scale["z"] = scale["y"]
     return {"shape": tuple(shape.values()), "scale": tuple(scale.values())}
 
@@ -181,11 +170,6 @@ def _size(axis: Any, inputs: Mapping[str, Any]) -> int:
         return int(size.min) + int(size.step) * max(0, -(-(96 - int(size.min)) // int(size.step)))
     of = inputs[str(size.axis_id)]
     return round(_size(of, inputs) * float(of.scale) / float(axis.scale)) + int(size.offset)
-
-
-def has_voxel_size(description: Any) -> bool:
-    """Whether a package says how large its voxels are."""
-    return all(axis.unit is not None for axis in _axes(description.inputs[0], "space"))
 
 
 # As an experiment
@@ -233,7 +217,9 @@ def load_config(
     values["model_name"] = folder.name
     problems = load.apply_overrides(values, overrides)
     sized = any(text.startswith("input_array_info") for text in overrides)
-    if not package.is_ours and not sized and not has_voxel_size(package.description):
+    axes = _axes(package.description.inputs[0], "space")
+    has_voxel_size = package.is_ours or all(axis.unit is not None for axis in axes)
+    if not has_voxel_size and not sized:
         raise UserError(
             f"{path}: does not say how large its voxels are; write --set "
             "input_array_info.scale=8,8,8 --set target_array_info.scale=8,8,8 (nm, z, y, x)"
@@ -272,25 +258,16 @@ def load_network(config: TrainConfig, path: Path) -> Network:
     device = runtime.pick_device(config.device)
     # number types and layouts are part of a recording
     forward = ForwardPass(runtime.pick_precision("fp32", device), channels_last=False)
-    record = PredictionRecord(
-        experiment=config.folder.name,
-        model_name=config.model_name,
-        run_name=config.path("model_save_path").name,
-        checkpoint=str(path),
+    record = replace(
+        record_of(config, path, forward.precision.name),
         sha256=sha256_of_file(path),
         epoch=int(epoch) if epoch else None,
         metric=package.facts.get("metric", "a package"),
-        precision=forward.precision.name,
-        environment=provenance(REPOSITORY),
     )
-    if not package.is_ours and _looks_at_windows(package.description):
+    before = {str(entry.id) for entry in package.description.inputs[0].preprocessing}
+    if not package.is_ours and before & {"zero_mean_unit_variance", "scale_range"}:
         note(f"{path}: normalises by mean or percentiles, here of each window")
     model = network_in(path, package.description, package.is_ours).to(device)
     network = network_of(config, model, forward, record=record, scalings={})
     # exported for one, or with a mean over all that it gets
     return replace(network, window=replace(network.window, alone=True))
-
-
-def _looks_at_windows(description: Any) -> bool:
-    ids = {str(entry.id) for entry in description.inputs[0].preprocessing}
-    return bool(ids & {"zero_mean_unit_variance", "scale_range"})

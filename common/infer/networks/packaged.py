@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,61 +117,54 @@ def _refuse_other_order(path: Path, raw: Any, given: Any) -> None:
 # What a package does before and after
 
 
+STEPS = (
+    "ensure_dtype",
+    "clip",
+    "scale_linear",
+    "zero_mean_unit_variance",
+    "fixed_zero_mean_unit_variance",
+    "scale_range",
+    "sigmoid",
+    "softmax",
+)
+"""Steps of the format by their id; means and percentiles are of what is given at once."""
+
+
 def _steps(path: Path, listed: Sequence[Any]) -> list[Step]:
-    steps = []
+    steps: list[Step] = []
     for entry in listed:
-        make = STEPS.get(str(entry.id))
-        if make is None:
+        name = str(entry.id)
+        if name not in STEPS:
             raise UserError(
-                f"{path}: '{entry.id}' in its processing; {', '.join(STEPS)} can be run here"
+                f"{path}: '{name}' in its processing; {', '.join(STEPS)} can be run here"
             )
-        steps.append(make(entry.kwargs if hasattr(entry, "kwargs") else None))
+        steps.append(partial(_step, name, getattr(entry, "kwargs", None)))
     return steps
 
 
-def _ensure_dtype(options: Any) -> Step:
-    return lambda values: values.to(getattr(torch, options.dtype))
-
-
-def _clip(options: Any) -> Step:
-    return lambda values: values.clamp(options.min, options.max)
-
-
-def _scale_linear(options: Any) -> Step:
-    gain = torch.as_tensor(options.gain, dtype=torch.float32)
-    offset = torch.as_tensor(options.offset, dtype=torch.float32)
-    return lambda values: values * gain.to(values.device) + offset.to(values.device)
-
-
-def _zero_mean(options: Any) -> Step:
-    return lambda values: (values - values.mean()) / (values.std(correction=0) + float(options.eps))
-
-
-def _fixed_zero_mean(options: Any) -> Step:
-    return lambda values: (values - float(options.mean)) / float(options.std)
-
-
-def _scale_range(options: Any) -> Step:
-    def step(values: torch.Tensor) -> torch.Tensor:
-        low, high = np.percentile(
-            values.cpu().numpy(), (options.min_percentile, options.max_percentile)
-        )
-        return (values - float(low)) / float(high - low + options.eps)
-
-    return step
-
-
-STEPS: dict[str, Callable[[Any], Step]] = {
-    "ensure_dtype": _ensure_dtype,
-    "clip": _clip,
-    "scale_linear": _scale_linear,
-    "zero_mean_unit_variance": _zero_mean,
-    "fixed_zero_mean_unit_variance": _fixed_zero_mean,
-    "scale_range": _scale_range,
-    "sigmoid": lambda options: torch.sigmoid,
-    "softmax": lambda options: lambda values: values.softmax(1),
-}
-"""Steps of the format by their id; means and percentiles are of what is given at once."""
+def _step(  # noqa: PLR0911  # one for each of STEPS
+    name: str, options: Any, values: torch.Tensor
+) -> torch.Tensor:
+    match name:
+        case "ensure_dtype":
+            return values.to(getattr(torch, options.dtype))
+        case "clip":
+            return values.clamp(options.min, options.max)
+        case "scale_linear":
+            gain = torch.as_tensor(options.gain, dtype=torch.float32, device=values.device)
+            offset = torch.as_tensor(options.offset, dtype=torch.float32, device=values.device)
+            return values * gain + offset
+        case "zero_mean_unit_variance":
+            return (values - values.mean()) / (values.std(correction=0) + float(options.eps))
+        case "fixed_zero_mean_unit_variance":
+            return (values - float(options.mean)) / float(options.std)
+        case "scale_range":
+            percentiles = (options.min_percentile, options.max_percentile)
+            low, high = np.percentile(values.cpu().numpy(), percentiles)
+            return (values - float(low)) / float(high - low + options.eps)
+        case "sigmoid":
+            return torch.sigmoid(values)
+    return values.softmax(1)
 
 
 def _to_logits(path: Path, after: Sequence[Step], given: Any) -> list[Step]:
@@ -185,13 +179,9 @@ def _to_logits(path: Path, after: Sequence[Step], given: Any) -> list[Step]:
     steps = [step for _, step in kept]
     example = _example(given)
     if example.min() >= 0 and example.max() <= 1:
-        return [*steps, _logit]
+        return [*steps, lambda probability: torch.logit(probability.float(), EPSILON)]
     note(f"{path}: gives values beyond 0 to 1, which are taken for logits")
     return steps
-
-
-def _logit(probability: torch.Tensor) -> torch.Tensor:
-    return torch.logit(probability.float(), EPSILON)
 
 
 def _example(tensor: Any) -> np.ndarray:

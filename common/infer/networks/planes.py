@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -50,7 +49,18 @@ def with_planes(network: Network, which: str) -> Network:
             forward = replace(network.forward_pass, sections=axis)
         else:
             forward = replace(network.forward_pass, flat=axis)
-        planes.append(replace(network, **_over(network, forward, taken, given)))
+        window, shapes = over(
+            network.model, forward, taken, given, in_channels=network.config.in_channels
+        )
+        planes.append(
+            replace(
+                network,
+                forward=partial(forward, network.model),
+                forward_pass=forward,
+                window=window,
+                shapes=shapes,
+            )
+        )
     return replace(network, planes=tuple(planes))
 
 
@@ -59,18 +69,6 @@ def own_axis(network: Network) -> int | None:
     if isinstance(network.model, Sections):
         return 0
     return network.flat
-
-
-def _over(network: Network, forward: Any, taken: Patch, given: Patch) -> dict[str, Any]:
-    window, shapes = over(
-        network.model, forward, taken, given, in_channels=network.config.in_channels
-    )
-    return {
-        "forward": partial(forward, network.model),
-        "forward_pass": forward,
-        "window": window,
-        "shapes": shapes,
-    }
 
 
 def across(network: Network, axis: int) -> tuple[Patch, Patch]:
