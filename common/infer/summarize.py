@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from common.data.volumes import results
 from common.data.volumes.results import Result
 from common.errors import UserError
 from common.files import key_of, replacing
-from common.infer.machines.crew import Crew
+from common.infer.machines import cluster
 from common.infer.machines.engine import IN_THIS_PROCESS, Engine
 from common.infer.objects.measure import Labels, Measures, measure
 from common.show import figures
@@ -69,23 +68,25 @@ def summarize(
         overwrite: replace what is there.
         say: takes each line.
 
-    Raises:
-        FileNotFoundError: for a volume that is not there.
-        UserError: for one that is not finished or no labels, and for classes that are not there.
+    Raises FileNotFoundError for a volume that is not there; UserError for one that is not finished
+    or no labels, and for classes that are not there.
     """
     found = results.find(source, wanted.classes)
-    _refuse_images(found)
     touching = _touching(found, wanted.contacts)
     folder = Path(out)
     pictures = _picture_paths(folder, found, wanted)
     paths = [*(folder / name for name in TABLES), *pictures.values()]
-    if not overwrite:
-        _refuse_existing(paths)
+    existing = [str(path) for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise UserError(
+            f"{some(existing, 3)}: there already; write another folder, or --overwrite to replace "
+            "them"
+        )
     tables = _measured(found, touching, folder, engine)
     for name, table in tables.items():
-        _write(folder / name, table)
-    for result in found if pictures else []:
-        _draw(pictures[result.path], result, wanted)
+        with replacing(folder / name) as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.10g")
+    _draw(pictures, found, wanted)
     _say_totals(tables, folder, say)
     return paths
 
@@ -93,18 +94,14 @@ def summarize(
 # What is measured
 
 
-def _refuse_images(found: Sequence[Result]) -> None:
-    """Raises UserError for what is no labels."""
+def _touching(found: Sequence[Result], asked: Sequence[str] | None) -> set[str]:
+    """The classes whose contacts are looked for. Raises UserError for what is no labels."""
     images = [str(result.path) for result in found if result.sort == "image"]
     if images:
         raise UserError(
             f"{some(images, 3)}: no masks or objects; run process, and give the folder that it "
             "writes"
         )
-
-
-def _touching(found: Sequence[Result], asked: Sequence[str] | None) -> set[str]:
-    """The classes whose contacts are looked for."""
     present = {result.name for result in found}
     if asked is None:
         return {result.name for result in found if result.sort == "objects"}
@@ -126,36 +123,28 @@ def _measured(
     voxels = sum(result.finest.array.size for result in found)
     call = key_of([[str(result.path) for result in found], sorted(touching)])
     with (
-        _crew(engine, folder, call) as crew,
+        cluster.opened(engine, folder, call) as crew,
         progress(voxels, "measuring", unit="voxel", unit_scale=True) as bar,
     ):
         for box, of_box in _on_same_voxels(found):
-            measures = measure([_labels(one, touching) for one in of_box], bar.update, crew)
+            classes = []
+            for result in of_box:
+                volume = str(result.path.absolute())
+                is_mask = result.sort == "mask"
+                touches = result.name in touching
+                classes.append(Labels(result.name, result.finest, is_mask, touches, volume))
+            measures = measure(classes, bar.update, crew)
+            # a mask has no objects
+            names = [result.name for result in of_box if result.sort == "objects"]
+            objects = measures.objects[measures.objects["class"].isin(names)]
             tables[CLASSES].append(_of_classes(of_box, measures).assign(volume=box))
-            tables[OBJECTS].append(_of_objects(of_box, measures).assign(volume=box))
+            tables[OBJECTS].append(objects.assign(volume=box))
             tables[CONTACTS].append(measures.contacts.assign(volume=box))
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-
-
-@contextlib.contextmanager
-def _crew(engine: Engine, folder: Path, call: str) -> Iterator[Crew | None]:
-    """The workers of a call; None where it works in this process."""
-    engine.check()
-    if not engine.is_used:
-        yield None
-        return
-    # it imports torch: seconds, and most of the memory of a small call
-    from common.infer.machines import cluster
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with cluster.opened(engine, folder, call) as crew:
-        yield crew
-
-
-def _labels(result: Result, touching: Collection[str]) -> Labels:
-    is_mask = result.sort == "mask"
-    name = result.name
-    return Labels(name, result.finest, is_mask, name in touching, str(result.path.absolute()))
+    joined = {}
+    for name, parts in tables.items():
+        table = pd.concat(parts, ignore_index=True)
+        joined[name] = table[["volume", *table.columns.drop("volume")]]
+    return joined
 
 
 def _on_same_voxels(found: Sequence[Result]) -> list[tuple[str, list[Result]]]:
@@ -164,17 +153,14 @@ def _on_same_voxels(found: Sequence[Result]) -> list[tuple[str, list[Result]]]:
     for result in found:
         grid = result.finest.grid
         place = (*grid.scale.round(3), *grid.origin.round(3), *grid.shape)
-        groups.setdefault((_box(result), *map(float, place)), []).append(result)
+        # the folder that the class lies in, below what was asked for
+        box = "/".join(result.names[:-1]) or result.path.parent.name
+        groups.setdefault((box, *map(float, place)), []).append(result)
     boxes = [key[0] for key in groups]
     for box in sorted(set(boxes)):
         if boxes.count(box) > 1:
             note(f"{box}: classes on different voxels; contacts between these are not looked for")
     return [(key[0], group) for key, group in groups.items()]
-
-
-def _box(result: Result) -> str:
-    """The folder that a class lies in, by its path below what was asked for."""
-    return "/".join(result.names[:-1]) or result.path.parent.name
 
 
 # The tables
@@ -186,7 +172,7 @@ def _of_classes(found: Sequence[Result], measures: Measures) -> pd.DataFrame:
     for result in found:
         count = measures.voxels[result.name]
         known = measures.known[result.name]
-        row: dict[str, Any] = {"volume": "", "class": result.name, "sort": result.sort}
+        row: dict[str, Any] = {"class": result.name, "sort": result.sort}
         row |= {"voxels": count, "nm3": count * float(np.prod(result.finest.scale))}
         row |= {"known_voxels": known, "percent": 100 * count / known if known else np.nan}
         objects = measures.objects[measures.objects["class"] == result.name]
@@ -203,28 +189,6 @@ def _distribution(objects: pd.DataFrame) -> dict[str, Any]:
     row = {"objects": len(sizes), "at_border": int(objects["at_border"].sum())}
     row |= {"smallest_nm3": sizes.min(), "largest_nm3": sizes.max(), "mean_nm3": sizes.mean()}
     return row | {f"{name}_nm3": np.quantile(sizes, part) for name, part in QUANTILES.items()}
-
-
-def _of_objects(found: Sequence[Result], measures: Measures) -> pd.DataFrame:
-    """A row an object; a mask has none."""
-    names = [result.name for result in found if result.sort == "objects"]
-    return measures.objects[measures.objects["class"].isin(names)]
-
-
-def _write(path: Path, table: pd.DataFrame) -> None:
-    first = ["volume"]
-    columns = first + [name for name in table.columns if name not in first]
-    with replacing(path) as temporary:
-        table[columns].to_csv(temporary, index=False, lineterminator="\n", float_format="%.10g")
-
-
-def _refuse_existing(paths: Sequence[Path]) -> None:
-    existing = [str(path) for path in paths if path.exists()]
-    if existing:
-        raise UserError(
-            f"{some(existing, 3)}: there already; write another folder, or --overwrite to replace "
-            "them"
-        )
 
 
 def _say_totals(tables: Mapping[str, pd.DataFrame], folder: Path, say: Say) -> None:
@@ -250,8 +214,13 @@ def _picture_paths(folder: Path, found: Sequence[Result], wanted: Wanted) -> dic
     return paths
 
 
-def _draw(path: Path, result: Result, wanted: Wanted) -> None:
-    is_mask = result.sort == "mask"
-    axis = AXES.index(wanted.axis)
-    image = project(result.levels, result.name, is_mask=is_mask, kind=wanted.projection, axis=axis)
-    figures.write_png(path, image)
+def _draw(pictures: Mapping[Path, Path], found: Sequence[Result], wanted: Wanted) -> None:
+    for result in found if pictures else []:
+        image = project(
+            result.levels,
+            result.name,
+            is_mask=result.sort == "mask",
+            kind=wanted.projection,
+            axis=AXES.index(wanted.axis),
+        )
+        figures.write_png(pictures[result.path], image)

@@ -18,7 +18,7 @@ from common.data.crops.decode import Labels, encode_known
 from common.data.crops.palette import CODE_OF_UNKNOWN, UNKNOWN, in_uint8
 from common.data.splits.split import Row
 from common.data.volumes import ngff, regrid
-from common.data.volumes.annotation import Encoding, LabelReader, encoding_of
+from common.data.volumes.annotation import LabelReader, encoding_of
 from common.data.volumes.box import boxes
 from common.data.volumes.level import Grid, Level
 from common.data.volumes.sources.excerpt import INSTANCE_TYPE
@@ -104,10 +104,16 @@ def write(crop: Crop, folder: Path) -> Completed:
     blocks = list(boxes(grid.shape, (CHUNK,) * 3))
     with progress(len(blocks), f"completing {crop.row.name}", unit="block") as bar:
         for start, stop in blocks:
-            annotated = [_Annotated.read(reader, start, stop) for reader in readers]
+            annotated = []
+            for reader in readers:
+                ids, positive, unknown = reader.read_ids(start, stop)
+                annotated.append(_Annotated(reader.name, ids, Labels(positive, unknown)))
             labels = _known_labels(annotated, crop)
             place = Grid(grid.origin + start * grid.scale, grid.scale, tuple(stop - start))
-            filled = _filled(crop, labels, place)
+            probabilities = np.stack([regrid.ids(level, place) for level in crop.predicted])
+            filled = pseudo.fill(
+                labels, probabilities, crop.classes, threshold=crop.threshold, rules=crop.rules
+            )
             arrays.write(start, stop, filled, {part.name: part.ids for part in annotated})
             completed += _counted(crop, labels, filled)
             bar.update()
@@ -123,16 +129,12 @@ def with_ids(row: Row) -> list[str]:
     """The annotated classes of a crop whose objects the annotation tells apart."""
     names = []
     for name in row.annotated:
-        level = ngff.open_levels(row.class_volume(name))[0]
-        if _tells_objects(encoding_of(level, name), name):
+        encoding = encoding_of(ngff.open_levels(row.class_volume(name))[0], name)
+        # the values of an own class are ids unless it is said that they are not
+        is_own = not atoms_of(name)
+        if encoding.is_instance or (is_own and not encoding.is_said_to_be_mask):
             names.append(name)
     return names
-
-
-def _tells_objects(encoding: Encoding, name: str) -> bool:
-    """Whether the values of a volume are ids; those of an own class are unless it is said."""
-    is_own = not atoms_of(name)
-    return encoding.is_instance or (is_own and not encoding.is_said_to_be_mask)
 
 
 def _readers(row: Row) -> list[LabelReader]:
@@ -148,20 +150,16 @@ def _readers(row: Row) -> list[LabelReader]:
         readers.append(LabelReader(level, name))
     first = readers[0].level.grid
     for reader in readers:
-        if not _are_equal(reader.level.grid, first):
+        grid = reader.level.grid
+        # metadata round sizes such as 5.24 nm, which is no other size
+        is_near = np.allclose(grid.scale, first.scale, rtol=1e-3)
+        is_near = is_near and np.allclose(grid.origin, first.origin, atol=0.5)
+        if grid.shape != first.shape or not is_near:
             raise UserError(
                 f"{reader.level.group}: not on the grid of '{row.annotated[0]}'; the classes "
                 "of a crop share one grid"
             )
     return readers
-
-
-def _are_equal(grid: Grid, first: Grid) -> bool:
-    if grid.shape != first.shape:
-        return False
-    # metadata round sizes such as 5.24 nm, which is no other size
-    same_size = np.allclose(grid.scale, first.scale, rtol=1e-3)
-    return same_size and np.allclose(grid.origin, first.origin, atol=0.5)
 
 
 @dataclass(frozen=True)
@@ -172,12 +170,6 @@ class _Annotated:
     ids: np.ndarray
     """(z, y, x) int64, 0 where the class is not."""
     labels: Labels
-
-    @classmethod
-    def read(cls, reader: LabelReader, start: np.ndarray, stop: np.ndarray) -> _Annotated:
-        """Voxels start..stop of a class."""
-        ids, positive, unknown = reader.read_ids(start, stop)
-        return cls(reader.name, ids, Labels(positive, unknown))
 
 
 def _known_labels(annotated: Sequence[_Annotated], crop: Crop) -> np.ndarray:
@@ -190,14 +182,6 @@ def _known_labels(annotated: Sequence[_Annotated], crop: Crop) -> np.ndarray:
     palette = crop.rules.complete(palette, names)
     of_classes = palette[:, [names.index(name) for name in crop.classes]]
     return np.moveaxis(of_classes[index], -1, 0)
-
-
-def _filled(crop: Crop, labels: np.ndarray, place: Grid) -> pseudo.Filled:
-    """Labels of a block, completed by what is predicted there."""
-    probabilities = np.stack([regrid.ids(level, place) for level in crop.predicted])
-    return pseudo.fill(
-        labels, probabilities, crop.classes, threshold=crop.threshold, rules=crop.rules
-    )
 
 
 def _counted(crop: Crop, labels: np.ndarray, filled: pseudo.Filled) -> Completed:
@@ -224,15 +208,6 @@ IDS = (
     {"type": INSTANCE_TYPE, "encoding": {"absent": 0, "unknown": pseudo.UNKNOWN_ID}},
 )
 """Type and annotation_type of what is stored of a class."""
-
-
-def _with_ids(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Labels (z, y, x) of a class as ids: those of the annotation, where it has some."""
-    stored = np.where(labels == 1, pseudo.WITHOUT_ID, 0).astype(np.uint64)
-    stored[labels == UNKNOWN] = pseudo.UNKNOWN_ID
-    is_object = ids > 0
-    stored[is_object] = ids[is_object].astype(np.uint64)
-    return stored
 
 
 @dataclass(frozen=True)
@@ -290,8 +265,14 @@ class _Arrays:
         where = ngff.slices(start, stop)
         for number, name in enumerate(self.labels):
             of_class = filled.labels[number]
-            has_ids = name in self.with_ids
-            stored = _with_ids(of_class, ids[name]) if has_ids else in_uint8(of_class)
+            if name in self.with_ids:
+                stored = np.where(of_class == 1, pseudo.WITHOUT_ID, 0).astype(np.uint64)
+                stored[of_class == UNKNOWN] = pseudo.UNKNOWN_ID
+                # those of the annotation, where it has some
+                is_object = ids[name] > 0
+                stored[is_object] = ids[name][is_object].astype(np.uint64)
+            else:
+                stored = in_uint8(of_class)
             self.labels[name][where] = stored
             self.of_networks[name][where] = filled.is_pseudo[number].astype(np.uint8)
         self.source[where] = filled.source

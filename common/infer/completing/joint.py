@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,43 +106,24 @@ def init(
         overrides: settings as "name=value", of both.
         data: data root.
 
-    Raises:
-        UserError: for a missing network, one that was trained on crops that judge, one that changed
-            since crops were completed, and annotation that changed since.
-        KeyboardInterrupt: if it was stopped; the same call goes on.
+    Raises UserError for a missing network, one that was trained on crops that judge, one that
+    changed since crops were completed, and annotation that changed since; KeyboardInterrupt if it
+    was stopped, and the same call goes on.
     """
     config = load_config(config_path, overrides, data)
     _refuse(config, threshold)
     path = _datasplit_to_write(config)
-    rows = _rows(config)
+    annotation = config.path("datasplit_path")
+    rows = split.read_datasplit(annotation, config.path("data_path"), with_test=True)
     _check_training(config, rows)
     found = members_module.find(config.classes, members or config_path, overrides, data)
     members_module.refuse_judges(found, rows)
     members_module.note_other_voxels(found, config)
-    with stopping.interruptible() as stopped, _alone_in(path.parent):
+    busy = f"{path.parent}: {{holder}} completes labels there; wait for it"
+    with stopping.interruptible() as stopped, files.alone(path.parent / ".lock", otherwise=busy):
         joint = Joint(config, found, threshold, path, overwrite=overwrite, stopped=stopped)
         _join(joint, rows, selective=selective)
     return path
-
-
-def _check_training(config: TrainConfig, rows: Sequence[Row]) -> None:
-    """Raises UserError for training crops that are not there, and for masks without ids."""
-    training = [row for row in rows if row.usage == "train"]
-    split.check_files(training)
-    _refuse_masks(config, training)
-
-
-def _rows(config: TrainConfig) -> list[Row]:
-    """The annotated crops, those of each usage."""
-    datasplit = config.path("datasplit_path")
-    return split.read_datasplit(datasplit, config.path("data_path"), with_test=True)
-
-
-def _alone_in(folder: Path) -> AbstractContextManager[None]:
-    """Context manager: this process alone completes labels there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    busy = f"{folder}: {{holder}} completes labels there; wait for it"
-    return files.alone(folder / ".lock", otherwise=busy)
 
 
 def _join(joint: Joint, rows: Sequence[Row], *, selective: bool) -> None:
@@ -176,9 +156,11 @@ def _refuse(config: TrainConfig, threshold: float) -> None:
         raise UserError(f"{config.folder}: {len(config.classes)} classes; join at most 254")
 
 
-def _refuse_masks(config: TrainConfig, rows: Sequence[Row]) -> None:
-    """Raises UserError where derived channels are of a class that people annotated as a mask."""
-    for row in rows:
+def _check_training(config: TrainConfig, rows: Sequence[Row]) -> None:
+    """Raises UserError for crops that are not there, and where derived channels are of a mask."""
+    training = [row for row in rows if row.usage == "train"]
+    split.check_files(training)
+    for row in training:
         told_apart(row, [name for name in with_ids(config) if name in row.annotated])
 
 
@@ -222,10 +204,7 @@ def _job_of(joint: Joint, row: Row) -> CropJob:
 
 def _made_of(joint: Joint, row: Row) -> dict[str, Any]:
     """What the labels of a crop depend on, as JSON has it."""
-    stamps = {}
-    for name in row.annotated:
-        volume = row.class_volume(name)
-        stamps[name] = stamp_of_labels(volume)
+    stamps = {name: stamp_of_labels(row.class_volume(name)) for name in row.annotated}
     made_of = {
         "networks": {member.name: member.sha256 for member in joint.members},
         "annotation": stamps,
@@ -304,10 +283,15 @@ def _complete_all(joint: Joint, jobs: Sequence[CropJob]) -> dict[str, Completed]
 
 def _complete(joint: Joint, job: CropJob) -> Completed:
     """Write the labels of one crop, whole or not at all."""
+    predicted = []
+    for member in joint.members:
+        folder = job.region.folder(member.config.path("predictions_path"))
+        predicted.append(ngff.open_levels(folder / member.name)[0])
+    crop = Crop(job.row, joint.config.classes, predicted, joint.threshold, rules=joint.rules)
     unfinished = job.folder.with_name(f".{job.folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        completed = crop_module.write(_crop_of(joint, job), unfinished)
+        completed = crop_module.write(crop, unfinished)
     except OSError as error:
         raise files.not_written(unfinished, error) from error
     content = {"made_of": job.made_of, "completed": asdict(completed)}
@@ -315,15 +299,6 @@ def _complete(joint: Joint, job: CropJob) -> Completed:
     shutil.rmtree(job.folder, ignore_errors=True)
     unfinished.rename(job.folder)
     return completed
-
-
-def _crop_of(joint: Joint, job: CropJob) -> Crop:
-    """A crop with the predictions that complete it."""
-    predicted = []
-    for member in joint.members:
-        folder = job.region.folder(member.config.path("predictions_path"))
-        predicted.append(ngff.open_levels(folder / member.name)[0])
-    return Crop(job.row, joint.config.classes, predicted, joint.threshold, rules=joint.rules)
 
 
 # What is written of all crops, and said
