@@ -168,15 +168,6 @@ def _bytes_to_decode(level: Level, grid: Grid) -> float:
     return float(math.prod(counts)) * bytes_of_chunk
 
 
-def _empty(grid: Grid, across: int) -> Picture:
-    """What stands for a plane that is not read."""
-    height, width = _flat(np.zeros(grid.shape), across).shape
-    image = np.full((height, max(width, 200), 3), figures.PAPER, np.uint8)
-    line = figures.text_line(["not read: the file is too large"], image.shape[1], 12)
-    image[: min(height, len(line))] = line[:height]
-    return image
-
-
 # Rows
 
 
@@ -188,7 +179,11 @@ def _raw_row(raw: Sequence[Level], crops: Sequence[Grid]) -> Picture:
         grid = _plane(finest.grid, across, 0.5, finest.scale)
         image = _grey(raw, grid, across)
         if image is None:
-            panels.append(_empty(grid, across))
+            height, width = _flat(np.zeros(grid.shape), across).shape
+            image = np.full((height, max(width, 200), 3), figures.PAPER, np.uint8)
+            line = figures.text_line(["not read: the file is too large"], image.shape[1], 12)
+            image[: min(height, len(line))] = line[:height]
+            panels.append(image)
             continue
         for crop in crops:
             _frame(image, grid, crop, across)
@@ -250,18 +245,14 @@ def _painted(image: Picture, labels: Mapping[str, np.ndarray]) -> Picture:
         ids = labels[name]
         inside = ids > 0
         line = inside & _edges(ids)
-        colours = _colours(name, ids)
+        colour = figures.class_colours([name])[0]
+        if ids.max(initial=0) > 1:
+            colours = figures.object_colours(ids, colour).astype(np.float32)
+        else:
+            colours = np.broadcast_to(colour.astype(np.float32), (*ids.shape, 3))
         result[inside] += OPACITY * (colours[inside] - result[inside])
         result[line] = colours[line]
     return np.rint(result).astype(np.uint8)
-
-
-def _colours(name: str, ids: np.ndarray) -> np.ndarray:
-    """(y, x, 3) float32: of the class, or of each of its objects."""
-    colour = figures.class_colours([name])[0]
-    if ids.max(initial=0) > 1:
-        return figures.object_colours(ids, colour).astype(np.float32)
-    return np.broadcast_to(colour.astype(np.float32), (*ids.shape, 3))
 
 
 def _edges(ids: np.ndarray) -> np.ndarray:

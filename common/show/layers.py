@@ -61,20 +61,20 @@ def layers_under(
     say: Callable[[str], None] = print,
 ) -> Layers:
     """The same, of predictions and processed volumes under these folders."""
-    folders = {"truth": region.truth}
-    folders |= {kind: region.folder(root) for kind, root in roots.items()}
     wanted = list(classes)
     layers: Layers = {}
     if "raw" in kinds:
         layers["raw"] = {"": ngff.open_levels(region.raw)}
     absent = []
-    for kind, folder in folders.items():
+    for kind in KINDS[1:]:
         if kind not in kinds:
             continue
         if kind == "truth":
             layers[kind] = _truth(region, wanted)
         else:
-            layers[kind] = _open_classes(folder, wanted)
+            folder = region.folder(roots[kind])
+            whole = [name for name in wanted if _is_whole(folder / name)]
+            layers[kind] = {name: ngff.open_levels(folder / name) for name in whole}
         missing = [name for name in wanted if name not in layers[kind]]
         if not layers[kind]:
             absent.append(f"no {kind}")
@@ -93,8 +93,8 @@ def _truth(region: Region, classes: Sequence[str]) -> dict[str, list[Level]]:
     for name in classes:
         volume = region.truth_of(name)
         # what a server has is not listed, but by the data split
-        is_there = name in region.classes if is_address(volume) else _is_on_disk(volume)
-        if is_there:
+        is_present = name in region.classes if is_address(volume) else _is_on_disk(volume)
+        if is_present:
             layers[name] = ngff.open_levels(volume)
     return layers
 
@@ -105,13 +105,6 @@ def _is_on_disk(volume: Path) -> bool:
     if not place.is_dir() or (place / ".zgroup").exists():
         return place.is_file() or _is_whole(place)
     return any(place.iterdir())
-
-
-def _open_classes(folder: Path | None, classes: Sequence[str]) -> dict[str, list[Level]]:
-    """The levels of each class whose image is there and written to its end."""
-    if not folder:
-        return {}
-    return {name: ngff.open_levels(folder / name) for name in classes if _is_whole(folder / name)}
 
 
 def _is_whole(group: Path) -> bool:

@@ -66,7 +66,12 @@ def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) ->
     headed = np.concatenate([figures.text_line(heads, picture.shape[1]), picture])
     width = max(picture.shape[1], NARROWEST)
     names = [name for name in _names(classes) if name in order]
-    title = _title(region, layers, grids, width=width)
+    checkpoint = predicted_by(layers.get("predictions", {}))
+    depths_nm = ", ".join(f"{grid.origin[0]:g}" for grid in grids)
+    title = [
+        figures.text_line([f"{region}   {checkpoint}"], width, 18),
+        figures.text_line([f"z {depths_nm} nm"], width, 13),
+    ]
     legend = _legend(names, layers, classes, width)
     return np.concatenate([*title, legend, _widened(headed, width)])
 
@@ -255,16 +260,6 @@ def _panels(columns: Sequence[Sequence[Picture]], grid: Grid) -> Picture:
     return figures.above(beside, background=WHITE)
 
 
-def _title(region: Region, layers: Layers, grids: Sequence[Grid], *, width: int) -> list[Picture]:
-    """What stands above the panels: box, checkpoint and depths."""
-    depths = ", ".join(f"{grid.origin[0]:g}" for grid in grids)
-    checkpoint = predicted_by(layers.get("predictions", {}))
-    return [
-        figures.text_line([f"{region}   {checkpoint}"], width, 18),
-        figures.text_line([f"z {depths} nm"], width, 13),
-    ]
-
-
 def _legend(
     names: Sequence[str], layers: Layers, classes: Mapping[str, Volumes], width: int
 ) -> Picture:
@@ -275,22 +270,16 @@ def _legend(
     for name, colour in zip(names, figures.class_colours(names), strict=True):
         is_unchecked = truth and name not in truth
         labels.append(f"{name} (no truth)" if is_unchecked else name)
-        of_class = _of_each_kind(classes, name)
-        ids = _object_ids(of_class)
-        colours.append(figures.colours_of_objects(ids, colour) if ids else colour)
+        ids: set[int] = set()
+        for volume in _of_each_kind(classes, name):
+            if _is_of_objects(volume):
+                ids |= set(np.unique(volume[volume > 0]).tolist())
+        numbers = sorted(ids)[:STRIPES]
+        colours.append(figures.colours_of_objects(numbers, colour) if numbers else colour)
     if any(any_unknown(volumes.values()).any() for volumes in classes.values()):
         labels.append("unknown")
         colours.append(figures.UNKNOWN_RGB)
     return figures.legend(labels, colours, width)
-
-
-def _object_ids(volumes: Sequence[np.ndarray]) -> list[int]:
-    """The first STRIPES ids of the volumes that are shown as objects."""
-    ids: set[int] = set()
-    for volume in volumes:
-        if _is_of_objects(volume):
-            ids |= set(np.unique(volume[volume > 0]).tolist())
-    return sorted(ids)[:STRIPES]
 
 
 def _is_of_objects(volume: np.ndarray) -> bool:

@@ -39,11 +39,7 @@ class Part:
 
 def bottom_up(parts: Sequence[Part]) -> list[Part]:
     """The parts in the order to paint them: a cell under its nucleus, a group under its atoms."""
-
-    def atoms(part: Part) -> int:
-        return len(atoms_of(part.name) or ())
-
-    return sorted(parts, key=atoms, reverse=True)
+    return sorted(parts, key=lambda part: len(atoms_of(part.name) or ()), reverse=True)
 
 
 def on_same_voxels(parts: Sequence[Part]) -> list[list[Part]]:
@@ -101,21 +97,15 @@ class Objects(Painted):
 
     def __init__(self, parts: Sequence[Part]):
         super().__init__(parts, are_labels=True)
-        self.step = _step([part.dtype for part in self.parts])
+        dtypes = [part.dtype for part in self.parts]
+        largest = max(np.iinfo(t if t.kind in "iu" else np.uint32).max for t in dtypes)
+        # a power of ten above all ids, as far as 64 bits go for 18 classes
+        self.step = min(10 ** len(str(largest)), 10**18)
         self.dtype = np.dtype(np.uint64)
 
     def painted(self, number: int, values: np.ndarray) -> np.ndarray:
         """The ids of a part with the step of its class: 3000017 is object 17 of the fourth."""
         return values.astype(np.uint64) + np.uint64(number * self.step)
-
-
-def _step(dtypes: Sequence[np.dtype]) -> int:
-    """A power of ten above all ids that these types hold, as far as 64 bits go for 18 classes."""
-    largest = 0
-    for dtype in dtypes:
-        ids = dtype if dtype.kind in "iu" else np.uint32
-        largest = max(largest, int(np.iinfo(ids).max))
-    return min(10 ** len(str(largest)), 10**18)
 
 
 def _seen(part: Part, are_labels: bool) -> Seen:

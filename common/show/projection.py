@@ -44,11 +44,16 @@ def projection(
     reader = LabelReader(level, name)
     first, length = _along(level, reader, axis)
     if kind == "sum":
-        image = _in_grey(length)
-        white_nm = _most(length) * level.scale[axis]
+        most = max(float(length.max()), 1.0)
+        shades = 40 + 215 * length / most  # not black where one voxel is all there is
+        grey = np.where(length > 0, shades, 0).astype(np.uint8)
+        image = np.repeat(grey[..., None], 3, axis=2)
+        white_nm = most * level.scale[axis]
         text = f"{name}, length along {AXES[axis]}, white: {white_nm:.0f} nm"
     else:
-        image = _in_colour(first, name, is_mask)
+        [colour] = figures.class_colours([name])
+        colours = colour if is_mask else figures.object_colours(first, colour)
+        image = np.where(first[..., None] > 0, colours, 0).astype(np.uint8)
         text = f"{name}, along {AXES[axis]}"
     square, nm_per_pixel = _square(image, level.scale[sides])
     times = max(1, FEWEST_PIXELS // max(square.shape[:2]))
@@ -56,26 +61,6 @@ def projection(
     pictured = figures.scale_bar(enlarged, nm_per_pixel / times)
     title = figures.text_line([text], max(pictured.shape[1], NARROWEST))
     return figures.above([title, pictured])
-
-
-def _most(length: np.ndarray) -> float:
-    """The greatest length, at least a voxel."""
-    return max(float(length.max()), 1.0)
-
-
-def _in_grey(length: np.ndarray) -> Picture:
-    """The greatest length white; black is nothing."""
-    shades = 40 + 215 * length / _most(length)  # not black where one voxel is all there is
-    grey = np.where(length > 0, shades, 0).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
-def _in_colour(ids: np.ndarray, name: str, is_mask: bool) -> Picture:
-    """The colour of a class, or of each of its objects; 0 is black."""
-    [colour] = figures.class_colours([name])
-    colours = colour if is_mask else figures.object_colours(ids, colour)
-    is_there = ids[..., None] > 0
-    return np.where(is_there, colours, 0).astype(np.uint8)
 
 
 def _along(level: Level, reader: LabelReader, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,11 +79,11 @@ def _along(level: Level, reader: LabelReader, axis: int) -> tuple[np.ndarray, np
         values = level.read(start, stop)
         positive, _ = reader.meaning(values)
         ids = np.moveaxis(np.where(positive, values, 0), axis, 0)
-        there = ids != 0
-        depth = there.argmax(axis=0)
+        is_object = ids != 0
+        depth = is_object.argmax(axis=0)
         [met] = np.take_along_axis(ids, depth[None], axis=0)
         first = np.where(first == 0, met, first)
-        length += there.sum(axis=0)
+        length += is_object.sum(axis=0)
     return first, length
 
 

@@ -40,7 +40,8 @@ class Served:
 
         Read from the coarsest level that they can be made of.
         """
-        level, ratio = self._coarsest(factor)
+        fitting = [pair for pair in self.levels if not (factor % pair[1]).any()]
+        level, ratio = fitting[-1]  # the finest, whose ratio is 1, always fits
         rest = factor // ratio
         first = start * rest
         last = np.minimum(stop * rest, level.shape)
@@ -54,12 +55,6 @@ class Served:
             block = reduce(block, rest)
             result[tuple(map(slice, block.shape))] = block
         return result
-
-    def _coarsest(self, factor: np.ndarray) -> tuple[Level, np.ndarray]:
-        for level, ratio in reversed(self.levels):
-            if not (factor % ratio).any():
-                return level, ratio
-        return self.levels[0]  # the finest, whose ratio is 1
 
     def transpose(self) -> np.ndarray:
         """All of it, x, y, z: asked for to make the meshes of objects.

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,9 +45,6 @@ PANEL_PIXELS = 400
 """About as wide is each of the four panels of the viewer."""
 
 LOOPBACK = "127.0.0.1"
-
-Neuroglancer = Any
-"""The package, which is optional."""
 
 
 def show(
@@ -105,7 +102,7 @@ def open_viewers(
     neuroglancer.set_server_bind_address(bind, port)
     viewers = [neuroglancer.Viewer(allow_credentials=False) for _ in boxes]
     for viewer, box, of_box in zip(viewers, boxes, layers, strict=True):
-        viewer.set_state(_state(neuroglancer, box, of_box))
+        viewer.set_state(_state(box, of_box))
     return viewers
 
 
@@ -121,7 +118,7 @@ def _refuse_taken_port(port: int, bind: str) -> None:
         ) from error
 
 
-def _state(neuroglancer: Neuroglancer, region: Region, layers: Layers) -> Any:
+def _state(region: Region, layers: Layers) -> Any:
     """What the viewer shows first: the middle of the box, raw, objects and masks.
 
     Classes one by one are archived: 48 of three kinds would be a wall of tabs.
@@ -131,6 +128,7 @@ def _state(neuroglancer: Neuroglancer, region: Region, layers: Layers) -> Any:
     scale = finest.scale
     middle = (region.lower + region.upper) / 2
     longest = float(((region.upper - region.lower) / scale.min()).max())
+    neuroglancer = import_neuroglancer()
     state = neuroglancer.ViewerState()
     state.dimensions = neuroglancer.CoordinateSpace(
         names=["x", "y", "z"], units="nm", scales=scale[::-1]
@@ -138,15 +136,19 @@ def _state(neuroglancer: Neuroglancer, region: Region, layers: Layers) -> Any:
     state.position = (middle / scale)[::-1]
     state.cross_section_scale = longest / PANEL_PIXELS
     state.projection_scale = longest * 1.5
-    opening = _opening(neuroglancer, layers, region)
+    opening = _opening(layers, region)
     first = _first_seen(opening)
     for entry in opening:
         state.layers.append(name=entry.name, layer=entry.layer, visible=entry.name in first)
     named = {entry.name for entry in opening}
-    for name, layer in _single_layers(neuroglancer, layers, region):
-        if name not in named:
-            # archived: in the list of layers, and no tab
-            state.layers.append(name=name, layer=layer, visible=False, archived=True)
+    for kind, classes in layers.items():
+        for name, levels in classes.items():
+            if name and f"{kind}/{name}" not in named:
+                layer = _layer(kind, name, levels, region)
+                # archived: in the list of layers, and no tab
+                state.layers.append(
+                    name=f"{kind}/{name}", layer=layer, visible=False, archived=True
+                )
     return state
 
 
@@ -183,19 +185,18 @@ def _first_seen(opening: Sequence[_Entry]) -> set[str]:
     return names
 
 
-def _opening(neuroglancer: Neuroglancer, layers: Layers, region: Region) -> list[_Entry]:
+def _opening(layers: Layers, region: Region) -> list[_Entry]:
     """Raw, and for each kind a layer of all its objects and one of all its masks."""
     entries = []
     for kind, classes in layers.items():
         if kind == "raw":
-            layer = _raw_layer(neuroglancer, "", classes[""], region)
-            entries.append(_Entry("raw", kind, "raw", layer))
+            entries.append(_Entry("raw", kind, "raw", _layer(kind, "", classes[""], region)))
             continue
         parts = [Part(name, levels) for name, levels in classes.items()]
         for shows in ("objects", "masks"):
             of_sort = [part for part in parts if _has_objects(kind, part) == (shows == "objects")]
             for group in on_same_voxels(of_sort):
-                entries.append(_together(neuroglancer, kind, shows, group=group, region=region))
+                entries.append(_together(kind, shows, group=group, region=region))
     return _numbered(entries)
 
 
@@ -207,22 +208,20 @@ def _has_objects(kind: str, part: Part) -> bool:
     return sort == "objects" if sort != "image" else part.name in class_table.INSTANCES
 
 
-def _together(
-    neuroglancer: Neuroglancer, kind: str, shows: str, *, group: Sequence[Part], region: Region
-) -> _Entry:
+def _together(kind: str, shows: str, *, group: Sequence[Part], region: Region) -> _Entry:
     """The layer of some classes on the same voxels; of one class its own."""
     if len(group) == 1:
         [part] = group
-        make = _LAYERS.get(kind, _labels_layer)
-        layer = make(neuroglancer, part.name, part.levels, region)
+        layer = _layer(kind, part.name, part.levels, region)
         return _Entry(f"{kind}/{part.name}", kind, shows, layer)
+    neuroglancer = import_neuroglancer()
     parts = bottom_up(group)
     finest = parts[0].levels[0]
     if shows == "objects":
-        source = _source(neuroglancer, Objects(parts), finest)
+        source = _source(Objects(parts), finest)
         layer = neuroglancer.SegmentationLayer(source=source)
     else:
-        source = _source(neuroglancer, Painted(parts, kind in LABELS), finest, is_image=True)
+        source = _source(Painted(parts, kind in LABELS), finest, is_image=True)
         shader = _shader_of_classes([part.name for part in parts])
         layer = neuroglancer.ImageLayer(source=source, opacity=1.0, shader=shader)
     return _Entry(f"{kind} {shows}", kind, shows, layer)
@@ -251,58 +250,31 @@ def _shader_of_classes(names: Sequence[str]) -> str:
     return CLASSES_SHADER % "\n".join(lines)
 
 
-def _single_layers(
-    neuroglancer: Neuroglancer, layers: Layers, region: Region
-) -> Iterator[tuple[str, Any]]:
-    """The name and the layer of each class of each kind."""
-    for kind, classes in layers.items():
-        make = _LAYERS.get(kind, _labels_layer)
-        for name, levels in classes.items():
-            if name:
-                yield f"{kind}/{name}", make(neuroglancer, name, levels, region)
-
-
-def _raw_layer(
-    neuroglancer: Neuroglancer, name: str, levels: Sequence[Level], region: Region
-) -> Any:
-    """Raw with its contrast in the middle of the box."""
-    grids = montage.slice_grids(region, {"raw": {"": list(levels)}}, (0.5,))
-    low, high = montage.contrast(montage.values("raw", levels, grids))
-    return neuroglancer.ImageLayer(
-        source=_source(neuroglancer, Served(levels, False), levels[0], is_image=True),
-        opacity=1.0,
-        shader_controls={"normalized": {"range": [low, high]}},
-    )
-
-
-def _predictions_layer(
-    neuroglancer: Neuroglancer, name: str, levels: Sequence[Level], region: Region
-) -> Any:
-    """A prediction as its class's colour where it is probable."""
-    probability = LOGISTIC if is_logits(levels[0]) else "value"
-    return neuroglancer.ImageLayer(
-        source=_source(neuroglancer, Served(levels, False), levels[0], is_image=True),
-        opacity=0.8,
-        shader=SHADER % (_hexadecimal(name), probability),
-    )
-
-
-def _labels_layer(
-    neuroglancer: Neuroglancer, name: str, levels: Sequence[Level], region: Region
-) -> Any:
-    """Labels as segments: objects in colours of the viewer, other classes in their own.
-
-    What is unknown is clear.
-    """
-    colour = None if name in class_table.INSTANCES else _hexadecimal(name)
+def _layer(kind: str, name: str, levels: Sequence[Level], region: Region) -> Any:
+    """A class by itself."""
+    neuroglancer = import_neuroglancer()
+    if kind == "raw":
+        # its contrast is that in the middle of the box
+        grids = montage.slice_grids(region, {"raw": {"": list(levels)}}, (0.5,))
+        low, high = montage.contrast(montage.values("raw", levels, grids))
+        return neuroglancer.ImageLayer(
+            source=_source(Served(levels, False), levels[0], is_image=True),
+            opacity=1.0,
+            shader_controls={"normalized": {"range": [low, high]}},
+        )
+    if kind == "predictions":
+        # the colour of the class where it is probable
+        probability = LOGISTIC if is_logits(levels[0]) else "value"
+        return neuroglancer.ImageLayer(
+            source=_source(Served(levels, False), levels[0], is_image=True),
+            opacity=0.8,
+            shader=SHADER % (_hexadecimal(name), probability),
+        )
+    # segments: objects in colours of the viewer, other classes in their own; unknown is clear
     return neuroglancer.SegmentationLayer(
-        source=_source(neuroglancer, Objects([Part(name, list(levels))]), levels[0]),
-        segment_default_color=colour,
+        source=_source(Objects([Part(name, list(levels))]), levels[0]),
+        segment_default_color=None if name in class_table.INSTANCES else _hexadecimal(name),
     )
-
-
-_LAYERS: dict[str, Callable[..., Any]] = {"raw": _raw_layer, "predictions": _predictions_layer}
-"""What makes the layer of a kind; the other kinds are labels."""
 
 
 def _hexadecimal(name: str) -> str:
@@ -310,13 +282,12 @@ def _hexadecimal(name: str) -> str:
     return "#" + bytes(figures.class_colours([name])[0]).hex()
 
 
-def _source(
-    neuroglancer: Neuroglancer, served: Served | Painted, finest: Level, *, is_image: bool = False
-) -> Any:
+def _source(served: Served | Painted, finest: Level, *, is_image: bool = False) -> Any:
     """A volume in its place in the world, as ids of segments unless is_image.
 
     A voxel of the viewer covers [i, i + 1), one of ours [i - 1/2, i + 1/2).
     """
+    neuroglancer: Any = import_neuroglancer()
 
     class Pyramid(neuroglancer.LocalVolume):
         """The library's own reads the finest level for any view."""
@@ -341,8 +312,8 @@ def _source(
     return neuroglancer.LayerDataSource(volume, transform=transform)
 
 
-def import_neuroglancer() -> Neuroglancer:
-    """The package; UserError where it is not installed."""
+def import_neuroglancer() -> Any:
+    """The package, which is optional. Raises UserError where it is not installed."""
     try:
         import neuroglancer
     except ImportError as error:

@@ -41,6 +41,16 @@ class Choice:
     """The data root."""
 
     @property
+    def of_experiments(self) -> dict[str, Any]:
+        """The options that results by themselves have not."""
+        return {
+            "--volume": self.volume,
+            "--roi": self.roi,
+            "--set": self.overrides,
+            "--manifest": self.manifest_path,
+        }
+
+    @property
     def boxes(self) -> str:
         """Which boxes were asked for, to begin a message with."""
         return f"--volume {self.volume}" if self.volume else f"--crops {self.crops}"
@@ -71,16 +81,18 @@ def visualize(
         say: takes each line of what is said.
         choice: further fields of `Choice`.
 
-    Raises:
-        FileNotFoundError: for a path that is not there.
-        UserError: for anything else that the user can mend.
+    Raises FileNotFoundError for a path that is not there, UserError for what else can be mended.
     """
     shown = _shown(config_path, Choice(crops, **choice), say)
     boxes = [box for box, _ in shown]
     if not png:
         viewer.show(boxes, [layers for _, layers in shown], port=port, bind=bind, say=say)
         return []
-    paths = _picture_paths(Path(png), boxes)
+    folder = Path(png)
+    is_file = folder.suffix.lower() == ".png"
+    if is_file and len(boxes) > 1:
+        raise UserError(f"--png {png}: one file for {len(boxes)} crops; write a folder")
+    paths = [folder if is_file else folder / f"{b.dataset}_{b.name}.png" for b in boxes]
     for path, (box, layers) in zip(paths, shown, strict=True):
         figures.write_png(path, montage(box, layers))
     return paths
@@ -94,7 +106,10 @@ def _shown(
 ) -> list[tuple[Region, Layers]]:
     """The boxes of which there is something to see, with the layers of each."""
     if config_path is not None and _is_of_results(config_path):
-        _refuse_options_of_experiments(choice)
+        given = [name for name, value in choice.of_experiments.items() if value]
+        if given:
+            names = ", ".join(given)
+            raise UserError(f"{names}: for an experiment, and these are results; leave it out")
         return of_results.boxes_of(str(config_path), choice.classes)
     unknown = [kind for kind in choice.kinds if kind not in KINDS]
     if unknown:
@@ -103,7 +118,10 @@ def _shown(
         origin = _in_data_root(choice)
     else:
         origin = _in_experiment(config_path, choice, say)
-    _refuse_unknown_classes(choice.classes, origin)
+    known = list(origin.others)
+    for box in origin.boxes:
+        known += box.classes
+    refuse(class_table.unknown_names(choice.classes, known, class_table.IN_NO_CROP), "--classes")
     shown = []
     for box in origin.boxes:
         classes = choice.classes or origin.classes or box.classes
@@ -165,37 +183,3 @@ def _is_of_results(path: str | Path) -> bool:
     if place.is_file():
         return place.suffix != ".py"
     return place.is_dir() and not any(place.glob("*.py")) and results.are_in(place)
-
-
-def _refuse_options_of_experiments(choice: Choice) -> None:
-    options = {
-        "--volume": choice.volume,
-        "--roi": choice.roi,
-        "--set": choice.overrides,
-        "--manifest": choice.manifest_path,
-    }
-    given = [name for name, value in options.items() if value]
-    if given:
-        names = ", ".join(given)
-        raise UserError(f"{names}: for an experiment, and these are results; leave it out")
-
-
-def _refuse_unknown_classes(classes: Sequence[str], origin: _Origin) -> None:
-    """UserError for names that neither the challenge, the experiment nor a crop knows."""
-    known = list(origin.others)
-    for box in origin.boxes:
-        known += box.classes
-    problems = class_table.unknown_names(classes, known, class_table.IN_NO_CROP)
-    refuse(problems, "--classes")
-
-
-# Pictures
-
-
-def _picture_paths(png: Path, boxes: Sequence[Region]) -> list[Path]:
-    """A file for each box: `png` itself, or one in the folder `png`."""
-    if png.suffix.lower() != ".png":
-        return [png / f"{box.dataset}_{box.name}.png" for box in boxes]
-    if len(boxes) > 1:
-        raise UserError(f"--png {png}: one file for {len(boxes)} crops; write a folder")
-    return [png]
