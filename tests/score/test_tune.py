@@ -13,7 +13,7 @@ from common.data.own.standing import IMPORTED
 from common.data.volumes import ngff, records
 from common.errors import UserError
 from common.infer.processing.recipe import THRESHOLDS, read_recipe, read_thresholds
-from common.score import challenge, evaluate, trials, tune
+from common.score import best_thresholds, challenge, evaluate, trials, tune
 from tests.infer.test_process import ABOVE, RUN, configured, processed, run, write_prediction
 
 
@@ -230,13 +230,13 @@ def test_an_option_that_a_class_has_already_is_not_tried_again(tiny, monkeypatch
     write_truth(tiny, "mito", annotated)
     write_prediction(tiny, "mito", annotated * np.uint8(200))
     tried = []
-    original = tune.try_all
+    original = best_thresholds.try_all
 
     def recorded(trials, workers=1):
         tried.extend(trial.options for trial in trials)
         return original(trials, workers)
 
-    monkeypatch.setattr(tune, "try_all", recorded)
+    monkeypatch.setattr(best_thresholds, "try_all", recorded)
     choose(tiny, classes=("mito",))
     with_options = [options for options in tried if options]
     assert with_options == [{"connectivity": 6}, {"smallest": 1024.0}, {"smallest": 102400.0}]

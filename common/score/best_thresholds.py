@@ -1,0 +1,147 @@
+"""The threshold, and options of instance_func, of each class that score best on some crops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from common.score.trials import COARSE, DEFAULT, Trial, Tried, try_all
+from common.score.workers import Workers
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found for one class."""
+
+    name: str
+    threshold: float
+    score: float
+    """The challenge's score of the class at that threshold, over all crops; `before` at DEFAULT."""
+    before: float
+    crops: tuple[str, ...] = ()
+    """That the threshold was chosen on."""
+    by_others: float | None = None
+    """The score where each crop has the threshold that others choose, see `Tried.by_others`."""
+    found: float = 0.0
+    """Part of the voxels of its crops that is positive at the threshold."""
+    annotated: float = 0.0
+    """Part of them that is annotated as positive."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of instance_func that score better than its defaults."""
+
+
+def search(
+    trials: Sequence[Trial],
+    workers: Workers = 1,
+    folds: int = 0,
+    *,
+    options: Mapping[str, Sequence[Any]] | None = None,
+) -> list[Tuned]:
+    """The best threshold of each class with a positive voxel, see `_thresholds`.
+
+    Each candidate is processed and scored as `process` and `evaluate` do it, by the challenge's
+    score of the class pooled over the crops. A class without a positive voxel is left out.
+
+    options: values to try for arguments of instance_func. Each is chosen alone, in their order, at
+        the best threshold and the values chosen before; then the threshold is looked for again.
+    """
+    tried = _thresholds(trials, workers)
+    before = {name: of_class.score(DEFAULT) for name, of_class in tried.items()}
+    chosen = _options(trials, tried, options or {}, workers)
+    at_same = []
+    for trial in _with_options(trials, chosen):
+        at_same.append(replace(trial, thresholds=tuple(tried[trial.name].counts)))
+    # the best threshold may be another with them; the one from before is among these
+    tried |= try_all(at_same, workers)
+    found = []
+    for name, of_class in tried.items():
+        threshold = of_class.best()
+        tuned = Tuned(
+            name=name,
+            threshold=threshold,
+            score=of_class.score(threshold),
+            before=before[name],
+            crops=tuple(of_class.crops),
+            by_others=of_class.by_others(folds),
+            found=of_class.found[threshold] / of_class.voxels,
+            annotated=of_class.annotated / of_class.voxels,
+            options=chosen.get(name, {}),
+        )
+        found.append(tuned)
+    return found
+
+
+def _thresholds(trials: Sequence[Trial], workers: Workers) -> dict[str, Tried]:
+    """What came of each class with a positive voxel, in two rounds, see COARSE."""
+    # two rounds of 13 candidates in all: each costs a run of process and evaluate over all crops
+    tried = try_all(trials, workers)
+    finer = []
+    for trial in trials:
+        if trial.name in tried:
+            thresholds = middles(tried[trial.name].best())
+            finer.append(replace(trial, thresholds=thresholds))
+    for name, more in try_all(finer, workers).items():
+        tried[name].counts |= more.counts
+        tried[name].found |= more.found
+    return tried
+
+
+Options = dict[str, dict[str, Any]]
+"""Arguments of instance_func by class."""
+
+
+def _options(
+    trials: Sequence[Trial],
+    tried: Mapping[str, Tried],
+    options: Mapping[str, Sequence[Any]],
+    workers: Workers,
+) -> Options:
+    """By class, the values that score better than the defaults, at the best threshold."""
+    best = {name: of_class.score(of_class.best()) for name, of_class in tried.items()}
+    at_best = []
+    for trial in trials:
+        if trial.name in tried and trial.makes_objects:
+            at_best.append(replace(trial, thresholds=(tried[trial.name].best(),)))
+    chosen: Options = {}
+    for option, values in options.items():
+        better: Options = {}
+        for value in values:
+            candidate = _candidate(at_best, chosen, option, value)
+            for name, of_class in try_all(_with_options(at_best, candidate), workers).items():
+                score = of_class.score(of_class.best())
+                if score > best[name]:
+                    best[name] = score
+                    better[name] = candidate[name]
+        chosen |= better
+    return chosen
+
+
+def _candidate(trials: Sequence[Trial], chosen: Options, option: str, value: Any) -> Options:
+    """By class, its options with another value of one of them; classes that have it are left out.
+
+    They were scored with it already: their default, or the value that was chosen before.
+    """
+    candidate = {}
+    for trial in trials:
+        before = trial.options | chosen.get(trial.name, {})
+        if (trial.defaults | before).get(option) != value:
+            candidate[trial.name] = before | {option: value}
+    return candidate
+
+
+def _with_options(trials: Sequence[Trial], options: Options) -> list[Trial]:
+    """The trials of classes that have some, with them."""
+    with_options = []
+    for trial in trials:
+        if trial.name in options:
+            with_options.append(replace(trial, options=options[trial.name]))
+    return with_options
+
+
+def middles(threshold: float) -> tuple[float, ...]:
+    """The middles between a coarse threshold and its neighbours; 0 and 1 are the outermost."""
+    tried = (0.0, *COARSE, 1.0)
+    place = tried.index(threshold)
+    neighbours = (tried[place - 1], tried[place + 1])
+    return tuple(round((threshold + neighbour) / 2, 4) for neighbour in neighbours)
