@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import os
 import platform
 import random
 from collections.abc import Mapping
@@ -150,9 +151,23 @@ def _best_precision(device: torch.device) -> str:
     if device.type == "cuda":
         # an emulated bf16 is slower than fp16
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return "bf16"
-    return "fp32"
+    return "bf16" if device.type == "cpu" and _computes_bf16() else "fp32"
+
+
+ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Variables that keep oneDNN, which computes convolutions, from instructions that the CPU has."""
+
+WITH_BF16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
+"""One of these is in the name of each limit that leaves instructions for bf16."""
+
+
+def _computes_bf16() -> bool:
+    """Whether bf16 is computed by instructions of this CPU; emulated it is many times slower."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        return False
+    # not ATEN_CPU_CAPABILITY: held to AVX2 by it, bf16 is as many times faster as without
+    limits = [os.environ[name].upper() for name in ISA_LIMITS if os.environ.get(name)]
+    return all(any(word in limit for word in WITH_BF16) for limit in limits)
 
 
 def peak_memory_gb(device: torch.device) -> float:

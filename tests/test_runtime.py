@@ -11,6 +11,13 @@ from common import runtime
 CPU = torch.device("cpu")
 
 
+def has_bf16(monkeypatch, native: bool = True) -> None:
+    """Let this be a CPU with instructions for bf16, or without, that nothing holds back."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    for variable in runtime.ISA_LIMITS:
+        monkeypatch.delenv(variable, raising=False)
+
+
 def test_equal_seeds_draw_equal_weights():
     drawn = []
     for seed in (3, 3, 4):
@@ -33,7 +40,27 @@ def test_fp16_is_refused_on_a_cpu():
 
 @pytest.mark.parametrize(("native", "name"), [(True, "bf16"), (False, "fp32")])
 def test_auto_on_a_cpu_is_bf16_where_the_cpu_has_it(monkeypatch, native, name):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    has_bf16(monkeypatch, native)
+    assert runtime.pick_precision("auto", CPU).name == name
+
+
+@pytest.mark.parametrize(
+    ("variable", "limit", "name"),
+    [
+        ("ONEDNN_MAX_CPU_ISA", "AVX2", "fp32"),
+        ("ONEDNN_MAX_CPU_ISA", "avx512_core_vnni", "fp32"),
+        ("DNNL_MAX_CPU_ISA", "AVX512_CORE", "fp32"),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16", "bf16"),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX", "bf16"),
+        ("ONEDNN_MAX_CPU_ISA", "DEFAULT", "bf16"),
+        ("ONEDNN_MAX_CPU_ISA", "", "bf16"),
+    ],
+)
+def test_auto_is_fp32_where_the_environment_keeps_bf16_from_convolutions(
+    monkeypatch, variable, limit, name
+):
+    has_bf16(monkeypatch)
+    monkeypatch.setenv(variable, limit)
     assert runtime.pick_precision("auto", CPU).name == name
 
 

@@ -17,7 +17,7 @@ from common.config.derived import derived_problems
 from common.config.heads import head_problems
 from common.config.input_channels import RAW, apart_from_raw, channel_problems
 from common.config.instance_options import CHANNELS, option_problems, takes_channels
-from common.config.kinds import fit, is_a, plain, wrong_fields
+from common.config.kinds import LIMIT, fit, is_a, plain, wrong_fields
 from common.config.other_names import unknown_setting
 from common.config.settings import RUN_FOLDERS, ProcessConfig, TrainConfig, as_text, describe
 from common.errors import refuse
@@ -92,10 +92,19 @@ def _each_by_itself(values: Mapping[str, Any], table: type) -> tuple[dict[str, A
             continue
         value, wanted = fit(hints[name], given)
         if wanted:
-            problems.append(f"{name} = {as_text(value)}; {wanted}")
+            problems.append(f"{name} = {_shown(value)}; {wanted}")
         else:
             fitting[name] = value
     return fitting, problems
+
+
+LONGEST_VALUE = 200
+"""Characters of a value in a sentence: a number can have thousands."""
+
+
+def _shown(value: Any) -> str:
+    text = as_text(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _missing(values: Mapping[str, Any], table: type) -> list[str]:
@@ -134,7 +143,7 @@ def _array_info(info: dict) -> tuple[dict, str]:
             scale = (scale[0], *scale)
     if len(info) != 2 or len(shape) != 3 or len(scale) != 3:
         return info, wanted
-    if min(shape) < 1 or not all(0 < size < math.inf for size in scale):
+    if min(shape) < 1 or max(shape) >= LIMIT or not all(0 < size < math.inf for size in scale):
         return info, wanted
     return {"shape": shape, "scale": scale}, ""
 
@@ -304,7 +313,11 @@ def _sampling_weight_problems(values: Mapping[str, Any]) -> list[str]:
                 f"{LARGEST_WEIGHT:g}"
             )
     for pattern, weight in values.get("crop_sampling_weights", {}).items():
-        if not (is_a(float, weight) and 0 < weight <= LARGEST_WEIGHT):
+        if not isinstance(pattern, str):
+            problems.append(
+                f"crop_sampling_weights: {pattern!r} is no pattern; write dataset/crop in quotes"
+            )
+        elif not (is_a(float, weight) and 0 < weight <= LARGEST_WEIGHT):
             problems.append(
                 f"crop_sampling_weights['{pattern}'] = {weight}; write a number above 0, up to "
                 f"{LARGEST_WEIGHT:g} (a crop that is never to be drawn is left out of the split)"

@@ -57,4 +57,4 @@ def _is_unheeded(config: TrainConfig, name: str) -> bool:
         return set(ranges) == {1.0} and not config.noise_std
     if name == "worker_time_limit":
         return not config.num_workers
-    return config.trackers == ("tensorboard",)
+    return "mlflow" not in config.trackers

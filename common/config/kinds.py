@@ -169,7 +169,8 @@ def is_a(kind: Any, value: Any) -> bool:
     if isinstance(value, bool) and kind in (int, float):
         return False
     if kind is float:
-        return isinstance(value, int | float)
+        # no float is as large as a whole number can be
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) < LIMIT)
     return isinstance(value, kind)
 
 

@@ -335,6 +335,7 @@ def _literal(text: str) -> Any:
     text = text.strip()
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):  # all that literal_eval refuses a text with
+    # all that literal_eval refuses a text with
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         words = {"true": True, "false": False, "none": None}
         return words.get(text.lower(), text)

@@ -21,6 +21,9 @@ MAKING_OBJECTS = ("data", "infer")
 PREDICTING = ("data", "infer", "model")
 """Likewise of raw."""
 
+SCORING = ("data", "infer", "score")
+"""What processes, and compares with annotations."""
+
 LIBRARIES = (
     *("numpy", "scipy", "numba", "torch", "zarr", "scikit-image", "connected-components-3d"),
     *("edt", "fastremap", "mwatershed"),
@@ -47,9 +50,24 @@ def predicting_hash() -> str:
     return key_of(_digests(PREDICTING))
 
 
+@functools.cache
+def scoring_hash() -> str:
+    """Hash of our code and the libraries that scores are computed by, as they were at first."""
+    return key_of([_digests(SCORING), versions_of(LIBRARIES)])
+
+
 def refuse_other_engine(callers: str) -> None:
     """Raise FileError in a worker of another version than its caller: a volume is of one."""
-    if callers != engine_hash():
+    _refuse_other(callers, engine_hash())
+
+
+def refuse_other_scoring(callers: str) -> None:
+    """Likewise where it is scored: a table is of one version."""
+    _refuse_other(callers, scoring_hash())
+
+
+def _refuse_other(callers: str, own: str) -> None:
+    if callers != own:
         raise FileError(
             f"{socket.gethostname()}: this worker has other code in {IMPORT_ROOT}, or other "
             f"versions of libraries ({', '.join(LIBRARIES)}), than its caller; start both from one "

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from common.errors import FileError
 from common.infer.machines.crew import Crew, Tally, never
+from common.infer.made_by import refuse_other_scoring, scoring_hash
 from common.talk import progress
 
 Item = TypeVar("Item")
@@ -61,7 +62,7 @@ def _by_crew(function: Callable[[Item], Result], items: Sequence[Item], crew: Cr
     results: dict[int, Result] = {}
     with progress(len(items)) as bar:
         failures = crew.run(
-            partial(apply, function),
+            partial(apply, function, scoring_hash()),
             range(len(items)),
             payload=lambda numbers: [(number, items[number]) for number in numbers],
             done=results.__setitem__,
@@ -76,8 +77,12 @@ def _by_crew(function: Callable[[Item], Result], items: Sequence[Item], crew: Cr
 
 
 def apply(
-    function: Callable[[Item], Result], items: Sequence[tuple[int, Item]]
+    function: Callable[[Item], Result], callers: str, items: Sequence[tuple[int, Item]]
 ) -> Iterator[tuple[int, Result]]:
-    """A function of some items, in a worker."""
+    """A function of some items, in a worker.
+
+    callers: as of `common.infer.made_by.scoring_hash`; FileError in a worker of other code.
+    """
+    refuse_other_scoring(callers)
     for number, item in items:
         yield number, function(item)

@@ -15,7 +15,7 @@ from pathlib import Path
 from common.config.load import load_config
 from common.config.settings import RUN_FOLDERS
 from common.errors import UserError
-from common.files import REPOSITORY
+from common.files import REPOSITORY, not_written
 from common.shell.rename import OF_RUNS, RENAMED, Renaming, name_of
 from common.talk import command_line, some
 
@@ -39,9 +39,8 @@ def new(name: str | Path, source: str | Path) -> Path:
     refuse_target(target)
     if target.is_relative_to(source):
         raise UserError(f"{target}: lies in {source}, which is copied; write another name")
-    target.parent.mkdir(parents=True, exist_ok=True)
     with whole(target) as partial:
-        shutil.copytree(source, partial, ignore=_left_behind(source))
+        shutil.copytree(source, partial, ignore=_left_behind(source), dirs_exist_ok=True)
         _drop_emptied(partial, source)
         _rename(partial, source, target)
         load_config(partial)
@@ -50,15 +49,20 @@ def new(name: str | Path, source: str | Path) -> Path:
 
 @contextlib.contextmanager
 def whole(target: Path) -> Iterator[Path]:
-    """A folder to be made, which becomes `target` when all is in it.
+    """A folder, still empty, which becomes `target` when all is in it. Raises FileError.
 
     Under its name a half copy would pass for an experiment.
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         partial.rename(target)
+    except OSError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(partial):
+            raise
+        raise not_written(target, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -92,6 +96,9 @@ def refuse_target(target: Path) -> None:
     """Raises FileExistsError or UserError where no experiment of that name can be made."""
     if target.exists():
         raise FileExistsError(f"{target}: is there already; write another name")
+    above = next(folder for folder in target.parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{target}: {above} is a file, in which no folder lies; write another name")
     if not re.fullmatch(r"\w[\w.-]*", target.name):
         raise UserError(
             f"'{target.name}' is no name for an experiment; write letters, digits, _, - and ."

@@ -212,8 +212,9 @@ def _is_place(before: Sequence[str], word: str) -> bool:
         case [verb] | ["submit", verb]:
             # as in: for step in train predict; do csc $step my_net; done
             return verb in TAKE_ONE | TAKE_SEVERAL or verb.startswith("$")
-        case [verb, *_]:
-            return verb in TAKE_SEVERAL
+        case [verb, *named]:
+            # again: in a sentence that goes on behind the command
+            return verb in TAKE_SEVERAL and word not in [name.rstrip(",.:;?") for name in named]
     return False  # the first word is what to do: an experiment can be called train
 
 

@@ -413,6 +413,10 @@ def test_a_data_root_is_a_folder_on_this_machine(file, address, monkeypatch):
         "{'shape': (20, 20, 20), 'scale': (8, 8, -8)}",
         "{'shape': (20, 20, 20), 'scale': (8, 8, float('nan'))}",
         "{'shape': (20,), 'scale': (8,)}",
+        "{'shape': (20, 20, 20), 'scale': 10**400}",
+        "{'shape': (20, 20, 10**400), 'scale': (8, 8, 8)}",
+        "{'shape': (20, 20, 20), 'scale': (8, 8, 10**400)}",
+        "{'shape': (20, 20, 20), 'scale': (8, 8, 8j)}",
         "{'shape': (True, 20, 20), 'scale': (8, 8, 8)}",
         "{'shape': (20, 20, 20), 'scale': '888'}",
         "{'shape': (20, 20, 20), 'scale': (8, 8, 8), 'name': 'em'}",
@@ -605,6 +609,11 @@ def test_a_key_is_taken_as_it_is_written(file):
             "--set classes.x=3: classes has no parts with names; write --set classes=value",
         ),
         ("batch_size=many", "batch_size = 'many'; write a whole number"),
+        pytest.param(
+            f"batch_size={'-' * 4000}1",
+            f"batch_size = '{'-' * 199}...; write a whole number",
+            id="deeper than Python reads",
+        ),
     ],
 )
 def test_a_wrong_override_is_refused(file, override, problem):
@@ -952,6 +961,7 @@ def test_reading_a_configuration_needs_no_network_and_builds_nothing():
         ("class_sampling_weights = {'mito': -1}", "['mito'] = -1"),
         ("class_sampling_weights = {'mito': True}", "['mito'] = True"),
         ("crop_sampling_weights = {'a/*': 0}", "['a/*'] = 0"),
+        ("crop_sampling_weights = {1: 2.0}", "1 is no pattern; write dataset/crop in quotes"),
         ("class_sampling_weights = {'mito': 2}\nweighted_sampler = False", "draws no classes"),
     ],
 )

@@ -23,6 +23,8 @@ PLAIN = TrainConfig(lambda classes: None, ("mito",), {}, {}, epochs=10)
         ({}, "intensity_probability", 0.9),
         ({"num_workers": 0}, "worker_time_limit", 5.0),
         ({}, "mlflow_uri", "http://host:5000"),
+        ({"trackers": (print,)}, "mlflow_uri", "http://host:5000"),
+        ({"trackers": ("tensorboard", print)}, "mlflow_parent", "1234"),
     ],
 )
 def test_a_setting_without_effect_is_told_and_one_with_effect_is_not(beside, name, value):
@@ -35,7 +37,8 @@ def test_a_setting_without_effect_is_told_and_one_with_effect_is_not(beside, nam
     }
     helped = {
         "intensity_probability": {"noise_std": 0.1},
-        "mlflow_uri": {"trackers": ("mlflow",)},
+        "mlflow_uri": {"trackers": ("mlflow", print)},
+        "mlflow_parent": {"trackers": ("tensorboard", "mlflow")},
     }
     used = {**helped.get(name, {}), name: active.get(name, value)}
     assert idle_settings(dataclasses.replace(PLAIN, **used)) == []

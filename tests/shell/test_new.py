@@ -191,6 +191,10 @@ PROGRAM = "python -m cellmap_segmentation_challenge"
             f"{PROGRAM} process --scale 8 8 8 deep/mine",
         ),
         (f"{PROGRAM} compare other phantom_cell", f"{PROGRAM} compare other deep/mine"),
+        (
+            f"{PROGRAM} compare other phantom_cell: is the phantom_cell better?",
+            f"{PROGRAM} compare other deep/mine: is the phantom_cell better?",
+        ),
         ("csc joint init a --members phantom_cell", "csc joint init a --members deep/mine"),
         ("csc joint init phantom_cell phantom_cell", "csc joint init deep/mine phantom_cell"),
         ("csc submit --cluster lsf phantom_cell", "csc submit --cluster lsf deep/mine"),
@@ -361,6 +365,12 @@ def test_a_relative_name_is_a_folder_here_and_the_next_command_names_it(
             "is there already; write another name",
         ),
         ("tiny_experiment/inner", "tiny_experiment", ValueError, "which is copied"),
+        (
+            "tiny_experiment/data.py/deep/inner",
+            "tiny_experiment",
+            ValueError,
+            r"data\.py/deep/inner: \S+/data\.py is a file, in which no folder lies; write another",
+        ),
         ("my net", "tiny_experiment", ValueError, "'my net' is no name"),
         (
             "zarr",
