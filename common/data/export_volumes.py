@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from common.data.splits import regions
 from common.data.volumes import results
-from common.data.volumes.box import block_of_chunks, boxes
+from common.data.volumes.box import Box, block_of_chunks, boxes
 from common.data.volumes.level import Level
 from common.data.volumes.results import Result
 from common.data.volumes.sources import place
@@ -106,15 +106,19 @@ def export(
     asked = Choice(**choice)
     found = results.find(source, classes)
     writer = _writer(str(out), asked.format)
-    _refuse_meshes(writer, asked)
+    if asked.with_meshes and writer is not precomputed.WRITER:
+        raise UserError("--meshes: for --format precomputed; write --format ply for files of them")
     is_single = [result.path for result in found] == [place.path_of(source)]
     jobs = []
     for result in found:
         path = _path_of(Path(out), result, writer, is_single)
         jobs.append(_job(result, path, writer, asked))
     for job in jobs:
-        if not overwrite:
-            _refuse_other(job)
+        if job.path.exists() and not overwrite and not _is_there(job):
+            raise UserError(
+                f"{job.path}: there already, and not what this command writes; take another name, "
+                "or write --overwrite to replace it"
+            )
     for job in jobs:
         _write(job, overwrite=overwrite, say=say)
     return [job.path for job in jobs]
@@ -140,11 +144,6 @@ def _writer(out: str, format: str) -> Writer:
     )
 
 
-def _refuse_meshes(writer: Writer, choice: Choice) -> None:
-    if choice.with_meshes and writer is not precomputed.WRITER:
-        raise UserError("--meshes: for --format precomputed; write --format ply for files of them")
-
-
 def _path_of(out: Path, result: Result, writer: Writer, is_single: bool) -> Path:
     """Where a volume is written."""
     if not is_single:
@@ -164,24 +163,23 @@ def _path_of(out: Path, result: Result, writer: Writer, is_single: bool) -> Path
 
 
 def _job(result: Result, path: Path, writer: Writer, choice: Choice) -> Job:
-    volume = _outgoing(result, writer, choice)
-    if choice.with_meshes and volume.is_labels:
-        volume = replace(volume, meshes=True)
-    if writer is hdf5.WRITER:
-        path, array = hdf5.split(path)
-        volume = replace(volume, array=array)
-    return Job(volume, writer, path)
-
-
-def _outgoing(result: Result, writer: Writer, choice: Choice) -> Outgoing:
     sort = choice.values or result.sort
     level = _level_of(result, choice.scale)
-    start, stop = _box_of(result, level, choice.roi)
-    types = writer.image_types if sort == "image" else writer.label_types
-    made = result.made | {"level": level.path.name}
-    bytewise = np.dtype("u1")
-    volume = Outgoing(result.name, level, start, stop, sort=sort, dtype=bytewise, made=made)
-    return replace(volume, dtype=_type_of(volume, types, writer.name))
+    box = _box_of(result, level, choice.roi)
+    array = hdf5.ARRAY
+    if writer is hdf5.WRITER:
+        path, array = hdf5.split(path)
+    volume = Outgoing(
+        result.name,
+        level,
+        *box,
+        sort=sort,
+        dtype=_type_of(level, box, sort, writer),
+        made=result.made | {"level": level.path.name},
+        array=array,
+        meshes=choice.with_meshes and sort != "image",
+    )
+    return Job(volume, writer, path)
 
 
 def _level_of(result: Result, scale: tuple[float, ...] | None) -> Level:
@@ -194,16 +192,16 @@ def _level_of(result: Result, scale: tuple[float, ...] | None) -> Level:
     raise UserError(f"{result.path}: no level of {nm(scale)} nm; write --scale {sizes}")
 
 
-def _box_of(result: Result, level: Level, roi: str) -> tuple[np.ndarray, np.ndarray]:
+def _box_of(result: Result, level: Level, roi: str) -> Box:
     """The voxels whose centres are in a box, the lower bound included; one at least."""
     if not roi:
-        return np.zeros(3, int), level.shape
+        return Box(np.zeros(3, int), level.shape)
     region = regions.of_volume(result.path, roi)
     corner = level.box()[0]
     first = _number_of_first(region.lower - corner, level.scale)
     last = _number_of_first(region.upper - corner, level.scale)
     start = np.clip(first, 0, level.shape - 1)
-    return start, np.clip(last, start + 1, level.shape)
+    return Box(start, np.clip(last, start + 1, level.shape))
 
 
 def _number_of_first(distance: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -215,41 +213,39 @@ def _number_of_first(distance: np.ndarray, scale: np.ndarray) -> np.ndarray:
 # Of which type
 
 
-def _type_of(volume: Outgoing, types: Sequence[str], name: str) -> np.dtype:
+def _type_of(level: Level, box: Box, sort: str, writer: Writer) -> np.dtype:
     """The first type of a format that holds a volume. Raises UserError for none."""
-    stored = np.dtype(volume.level.array.dtype).newbyteorder("=")
+    types = writer.image_types if sort == "image" else writer.label_types
+    stored = np.dtype(level.array.dtype).newbyteorder("=")
     if stored.kind == "b":
         stored = np.dtype("u1")
     if stored.name in types:
         return stored
     if not types:
         raise UserError(
-            f"{volume.level.path}: an image, and {name} holds surfaces of masks and objects; run "
+            f"{level.path}: an image, and {writer.name} holds surfaces of masks and objects; run "
             "process, or write --values mask or objects if it is one"
         )
-    kinds = [np.dtype(one) for one in types]
-    safe = [one for one in kinds if np.can_cast(stored, one)]
-    if stored.kind == "f":
-        return safe[0] if safe else _rounded(volume, stored)
-    may_be_smaller = any(one.itemsize <= stored.itemsize for one in kinds if one not in safe)
-    if safe and not (volume.is_labels and may_be_smaller):
+    dtypes = [np.dtype(name) for name in types]
+    safe = [dtype for dtype in dtypes if np.can_cast(stored, dtype)]
+    unsafe = [dtype for dtype in dtypes if dtype not in safe]
+    if stored.kind == "f" and not safe:
+        if sort != "image":
+            raise UserError(f"{level.path}: {stored} as labels; write --values image")
+        note(f"{level.path}: {stored} is rounded to float32")
+        return np.dtype(np.float32)
+    # of labels a smaller type may do, which their values tell
+    may_be_smaller = any(dtype.itemsize <= stored.itemsize for dtype in unsafe)
+    if safe and (stored.kind == "f" or sort == "image" or not may_be_smaller):
         return safe[0]
-    least, most = _range_of(volume)
-    for one in kinds:
-        if _holds(one, least, most):
-            return one
+    least, most = _range_of(level, box)
+    for dtype in dtypes:
+        if _holds(dtype, least, most):
+            return dtype
     raise UserError(
-        f"{volume.level.path}: values from {least} to {most}, and {name} holds "
+        f"{level.path}: values from {least} to {most}, and {writer.name} holds "
         f"{', '.join(types)}; write another --format"
     )
-
-
-def _rounded(volume: Outgoing, stored: np.dtype) -> np.dtype:
-    """Float32, said. Raises UserError for labels."""
-    if volume.is_labels:
-        raise UserError(f"{volume.level.path}: {stored} as labels; write --values image")
-    note(f"{volume.level.path}: {stored} is rounded to float32")
-    return np.dtype(np.float32)
 
 
 def _holds(dtype: np.dtype, least: int, most: int) -> bool:
@@ -260,26 +256,17 @@ def _holds(dtype: np.dtype, least: int, most: int) -> bool:
     return bool(limits.min <= least and most <= limits.max)
 
 
-def _range_of(volume: Outgoing) -> tuple[int, int]:
+def _range_of(level: Level, box: Box) -> tuple[int, int]:
     """The smallest and the largest value; all of it is read for that."""
     least = most = 0
-    for start, stop in boxes(volume.shape, block_of_chunks(volume.level.array.chunks, BLOCK)):
-        block = volume.level.read(volume.start + start, volume.start + stop)
+    for start, stop in boxes(box.shape, block_of_chunks(level.array.chunks, BLOCK)):
+        block = level.read(box.start + start, box.start + stop)
         least = min(least, int(block.min()))
         most = max(most, int(block.max()))
     return least, most
 
 
 # Writing it
-
-
-def _refuse_other(job: Job) -> None:
-    """Raises UserError where something else stands."""
-    if job.path.exists() and not _is_there(job):
-        raise UserError(
-            f"{job.path}: there already, and not what this command writes; take another name, or "
-            "write --overwrite to replace it"
-        )
 
 
 def _is_there(job: Job) -> bool:
@@ -295,14 +282,11 @@ def _write(job: Job, *, overwrite: bool, say: Say) -> None:
             say(f"{path}: there already")
             return
         with progress(job.volume.size, path.name, unit="voxel", unit_scale=True) as bar:
-
-            def tell(count: int) -> None:
-                bar.update(count)
-
             if job.writer.is_folder:
-                _write_folder(job, tell, overwrite)
+                _write_folder(job, bar.update, overwrite)
             else:
-                _write_file(job, tell)
+                with replacing(path, sole_writer=True) as temporary:
+                    job.writer.write(temporary, job.volume, bar.update)
     say(f"{path}: {_described(job)}")
 
 
@@ -327,11 +311,6 @@ def _room(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise not_written(path, error) from error
-
-
-def _write_file(job: Job, tell: Tell) -> None:
-    with replacing(job.path, sole_writer=True) as temporary:
-        job.writer.write(temporary, job.volume, tell)
 
 
 def _write_folder(job: Job, tell: Tell, anew: bool) -> None:

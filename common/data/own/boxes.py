@@ -9,10 +9,10 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from common.data.volumes.box import Box
 from common.data.volumes.level import Level
 from common.errors import UserError
 from common.talk import voxels
@@ -26,19 +26,6 @@ trains looks better than new tissue will.
 
 MOST_BLOCKS = 10_000
 """Of a call; each is a crop."""
-
-
-@dataclass(frozen=True)
-class Box:
-    """Voxels of a volume."""
-
-    start: np.ndarray
-    stop: np.ndarray
-
-    @property
-    def shape(self) -> np.ndarray:
-        """(3,) voxels."""
-        return self.stop - self.start
 
 
 def whole(level: Level) -> Box:

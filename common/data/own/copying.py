@@ -13,14 +13,13 @@ import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import zarr
 
-from common.data.volumes.box import slices
+from common.data.volumes.box import Box, slices
 from common.data.volumes.level import Level, Voxels, chunk_ranges
 from common.files import not_written
 from common.talk import progress
@@ -32,20 +31,12 @@ Read = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Voxels start..stop-1."""
 
 
-@dataclass(frozen=True)
-class Bar:
-    """Voxels that are read at once."""
-
-    start: np.ndarray
-    stop: np.ndarray
-
-
 def copy(
     level: Level,
     chunks: Sequence[int],
-    write: Callable[[Bar, np.ndarray], None],
+    write: Callable[[Box, np.ndarray], None],
     *,
-    is_done: Callable[[Bar], bool],
+    is_done: Callable[[Box], bool],
     scratch: Path,
     what: str,
 ) -> None:
@@ -59,7 +50,8 @@ def copy(
         scratch: a folder with room for pages, see above.
         what: beside the bar of progress.
     """
-    slabs = [range(z, min(z + chunks[0], level.array.shape[0])) for z in _starts(level, chunks)]
+    depth = level.array.shape[0]
+    slabs = [range(z, min(z + chunks[0], depth)) for z in range(0, depth, chunks[0])]
     in_slab = sum(1 for _ in _bars(level, chunks, slabs[0]))
     with progress(len(slabs) * in_slab, what, unit="block") as shown:
         for slab in slabs:
@@ -73,11 +65,7 @@ def copy(
                     shown.update()
 
 
-def _starts(level: Level, chunks: Sequence[int]) -> range:
-    return range(0, level.array.shape[0], chunks[0])
-
-
-def _bars(level: Level, chunks: Sequence[int], slab: range) -> Iterator[Bar]:
+def _bars(level: Level, chunks: Sequence[int], slab: range) -> Iterator[Box]:
     """The bars of a slab, along y first, then x."""
     _, height, width = level.array.shape
     row = math.prod(chunks[:2]) * level.array.dtype.itemsize
@@ -86,13 +74,7 @@ def _bars(level: Level, chunks: Sequence[int], slab: range) -> Iterator[Bar]:
         for x in range(0, width, wide):
             start = np.array([slab.start, y, x])
             stop = np.array([slab.stop, min(y + chunks[1], height), min(x + wide, width)])
-            yield Bar(start, stop)
-
-
-def chunks_of(bar: Bar, chunks: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """The numbers of the chunks of a bar."""
-    z, y, x = chunk_ranges(bar.start, bar.stop, chunks)
-    return itertools.product(z, y, x)
+            yield Box(start, stop)
 
 
 @contextlib.contextmanager
@@ -108,7 +90,7 @@ def _reader(level: Level, slab: range, chunks: Sequence[int], scratch: Path) -> 
                 file.write(np.ascontiguousarray(page, level.array.dtype).data)
             except OSError as error:
                 raise not_written(scratch, error) from error
-        yield lambda start, stop: _rows(file, level, slab.start, Bar(start, stop))
+        yield lambda start, stop: _rows(file, level, slab.start, Box(start, stop))
 
 
 def _in_whole_pages(level: Level, chunks: Sequence[int]) -> bool:
@@ -118,7 +100,7 @@ def _in_whole_pages(level: Level, chunks: Sequence[int]) -> bool:
     return array.chunks[0] == 1 and array.chunks[1] > chunks[1] and not in_rows
 
 
-def _rows(file: BinaryIO, level: Level, first_page: int, bar: Bar) -> np.ndarray:
+def _rows(file: BinaryIO, level: Level, first_page: int, bar: Box) -> np.ndarray:
     """The voxels of a bar from a file of decoded pages."""
     dtype = level.array.dtype
     _, height, width = level.array.shape
@@ -133,18 +115,18 @@ def _rows(file: BinaryIO, level: Level, first_page: int, bar: Bar) -> np.ndarray
     return block
 
 
-def is_written(array: zarr.Array, folder: Path, bar: Bar) -> bool:
+def is_written(array: zarr.Array, folder: Path, bar: Box) -> bool:
     """Whether an earlier call wrote all chunks of a bar; chunks of zeros are not stored.
 
     array: whose chunks are files in `folder`, with / between their numbers.
     """
     # zarr writes a chunk whole or not at all
-    for index in chunks_of(bar, array.chunks):
+    for index in itertools.product(*chunk_ranges(*bar, array.chunks)):
         if not folder.joinpath(*map(str, index)).is_file():
             return False
     return True
 
 
-def put(array: zarr.Array, bar: Bar, block: np.ndarray) -> None:
+def put(array: zarr.Array, bar: Box, block: np.ndarray) -> None:
     """Write the voxels of a bar."""
     array[slices(bar.start, bar.stop)] = block

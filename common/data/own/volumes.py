@@ -18,11 +18,11 @@ from common.classes import ATOM_IDS, GROUP_ATOMS
 from common.config.load import data_root
 from common.data.own import boxes as own_boxes
 from common.data.own import standing, writing
-from common.data.own.boxes import Box
 from common.data.own.jobs import Import
 from common.data.own.labels import Named, named
 from common.data.own.standing import IMPORTED, Labels
 from common.data.volumes import layout, ngff
+from common.data.volumes.box import Box
 from common.data.volumes.level import Grid, Level, box_text
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.placement import check_crop

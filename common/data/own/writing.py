@@ -14,10 +14,10 @@ import numpy as np
 import zarr
 
 from common.data.own import copying
-from common.data.own.copying import Bar
 from common.data.own.jobs import Found, Import, code_of_unknown, count_in_metadata
 from common.data.own.standing import IMPORTED
 from common.data.volumes import ngff
+from common.data.volumes.box import Box
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.records import read_attributes
 from common.data.volumes.sources import excerpt as excerpts
@@ -107,11 +107,11 @@ def _copy(job: Import, array: zarr.Array | None) -> Found:
     """
     found = Found()
 
-    def is_done(bar: Bar) -> bool:
+    def is_done(bar: Box) -> bool:
         # what labels hold is counted from their first voxel on
         return job.is_raw and copying.is_written(array, job.group / "s0", bar)
 
-    def put(bar: Bar, block: np.ndarray) -> None:
+    def put(bar: Box, block: np.ndarray) -> None:
         taken = job.excerpt.taken(block)
         if not job.is_raw:
             found.look(job, block, taken)

@@ -8,11 +8,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 Vector = Sequence[float] | np.ndarray
 """Three numbers along z, y, x."""
+
+
+class Box(NamedTuple):
+    """Voxels of a volume."""
+
+    start: np.ndarray
+    """(3,) the first one."""
+    stop: np.ndarray
+    """(3,) the last one + 1."""
+
+    @property
+    def shape(self) -> np.ndarray:
+        """(3,) voxels."""
+        return self.stop - self.start
 
 
 def slices(start: Vector, stop: Vector) -> tuple[slice, ...]:
@@ -58,10 +73,10 @@ def block_of_chunks(chunks: Sequence[int], edge: int) -> list[int]:
     return [min(length, LARGEST_EDGE) for length in whole]
 
 
-def boxes(shape: Vector, block: Vector) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """First voxel, and last + 1, of the blocks of a volume, in z, y, x order."""
+def boxes(shape: Vector, block: Vector) -> Iterator[Box]:
+    """The blocks of a volume, in z, y, x order."""
     lengths = [int(length) for length in block]
     along = [range(0, int(n), length) for n, length in zip(shape, lengths, strict=True)]
     for corner in itertools.product(*along):
         start = np.array(corner)
-        yield start, np.minimum(start + lengths, shape)
+        yield Box(start, np.minimum(start + lengths, shape))

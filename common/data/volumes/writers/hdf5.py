@@ -12,7 +12,7 @@ from common.data.volumes.box import boxes, slices
 from common.data.volumes.sources import needed
 from common.data.volumes.sources.image import EXPORTED
 from common.data.volumes.sources.place import in_hdf5
-from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer
+from common.data.volumes.writers.outgoing import FLOATS, INTEGERS, Outgoing, Tell, Writer
 from common.files import free_bytes
 
 ARRAY = "volume"
@@ -25,10 +25,7 @@ BLOCK = 256
 RESERVE = 2**22
 """Bytes of a disk that are left for what HDF5 writes besides voxels."""
 
-TYPES = (
-    *("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
-    *("float16", "float32", "float64"),
-)
+TYPES = (*INTEGERS, "float16", *FLOATS)
 
 
 def write(path: Path, volume: Outgoing, tell: Tell) -> None:
@@ -58,7 +55,7 @@ def write(path: Path, volume: Outgoing, tell: Tell) -> None:
         array.attrs["translation"] = grid.origin
         array.attrs["unit"] = "nm"
         array.attrs["element_size_um"] = grid.scale / 1000
-        array.attrs[EXPORTED] = json.dumps({**volume.about, "key": volume.key})
+        array.attrs[EXPORTED] = json.dumps(volume.record)
 
 
 def _refuse_full_disk(path: Path, size: int) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from common.data.volumes import ngff
 from common.data.volumes.box import Vector, boxes, slices
 from common.data.volumes.ngff import Reduction
 from common.data.volumes.sources import needed
 from common.data.volumes.sources.remote import sentence_of
+from common.data.volumes.writers.outgoing import Outgoing, Tell
 from common.errors import FileError
 
 Read = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -59,7 +61,7 @@ class Stored:
     file_of: Callable[[np.ndarray, np.ndarray], Path]
     """The file of the voxels start..stop-1, counted from 0."""
 
-    def fill(self, read: Read, tell: Callable[[int], None]) -> None:
+    def fill(self, read: Read, tell: Tell) -> None:
         """Write the chunks that are not there. Raises FileError where the disk takes no more."""
         writing: Any = None
         for start, stop in boxes(self.extent.shape, self.chunk):
@@ -87,6 +89,25 @@ class Stored:
             return reduce(np.pad(block, beyond, "edge"), factors)
 
         return read
+
+
+def write(
+    volume: Outgoing, first: np.ndarray, level_of: Callable[[int, Extent], Stored], tell: Tell
+) -> list[Extent]:
+    """Write a volume and its coarser levels; returns which voxels they have.
+
+    first: number of its first voxel. level_of: begins level 0, 1, ... with the voxels of an extent.
+    """
+    reduce = ngff.pick if volume.is_labels else ngff.block_mean
+    level = level_of(0, Extent(first, first + volume.shape, volume.grid.scale))
+    level.fill(lambda start, stop: volume.read(start - first, stop - first), tell)
+    extents = [level.extent]
+    for number, factor in enumerate(ngff.pyramid(volume.grid), 1):
+        coarse = level_of(number, level.extent.coarser(factor))
+        coarse.fill(level.reduced(factor, reduce), lambda _: None)
+        extents.append(coarse.extent)
+        level = coarse
+    return extents
 
 
 def _finish(writing: Any) -> None:

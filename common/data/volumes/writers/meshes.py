@@ -9,19 +9,18 @@ Source: https://github.com/google/neuroglancer, datasource/precomputed/meshes.md
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from common.data.volumes import ngff
-from common.data.volumes.box import block_of_chunks, boxes
+from common.data.volumes.box import Box, block_of_chunks, boxes
 from common.data.volumes.objects import objects_of
 from common.data.volumes.sources import needed
-from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer
+from common.data.volumes.writers.outgoing import INTEGERS, Outgoing, Tell, Writer, key_in_json
 from common.errors import UserError
 from common.files import replacing, write_json
 from common.talk import note
@@ -39,31 +38,24 @@ ABOUT = "info.json"
 """File that says what a folder of surfaces was made of."""
 
 
-class Found(NamedTuple):
-    """Where an object is: first voxel, and last + 1."""
-
-    start: np.ndarray
-    stop: np.ndarray
-
-
 def write(path: Path, volume: Outgoing, tell: Tell, ending: str) -> None:
     """Write a file ID.ply or ID.obj for each object; those that are there are left."""
-    for number, found in sorted(_find(volume, tell).items()):
+    for number, box in sorted(_boxes(volume, tell).items()):
         file = path / f"{number}.{ending}"
         if not file.is_file():
-            mesh = mesh_of(volume, number, found)
+            mesh = mesh_of(volume, number, box)
             content = mesh.to_ply() if ending == "ply" else mesh.to_obj()
             with replacing(file) as temporary:
                 temporary.write_bytes(content)
-    write_json(path / ABOUT, {**volume.about, "key": volume.key})
+    write_json(path / ABOUT, volume.record)
 
 
 def write_precomputed(path: Path, volume: Outgoing, shift: np.ndarray) -> None:
     """Write a folder of meshes, which the info of a volume may name. shift: nm, z, y, x."""
-    for number, found in sorted(_find(volume, lambda _: None).items()):
+    for number, box in sorted(_boxes(volume, lambda _: None).items()):
         fragment = f"{number}.fragment"
         if not (path / fragment).is_file():
-            mesh = mesh_of(volume, number, found)
+            mesh = mesh_of(volume, number, box)
             mesh.vertices += shift[::-1].astype(np.float32)
             with replacing(path / fragment) as temporary:
                 temporary.write_bytes(mesh.to_precomputed())
@@ -72,22 +64,22 @@ def write_precomputed(path: Path, volume: Outgoing, shift: np.ndarray) -> None:
     write_json(path / "info", {"@type": "neuroglancer_legacy_mesh"})
 
 
-def _find(volume: Outgoing, tell: Tell) -> dict[int, Found]:
-    """Where each object is, by its id."""
-    found: dict[int, Found] = {}
+def _boxes(volume: Outgoing, tell: Tell) -> dict[int, Box]:
+    """The box around each object, by its id."""
+    around: dict[int, Box] = {}
     for start, stop in boxes(volume.shape, block_of_chunks(volume.level.array.chunks, BLOCK)):
         block = _ids(volume, start, stop)
         if block.any():
             objects = objects_of(block)
             limits = zip(objects.ids.tolist(), objects.first, objects.last, strict=True)
             for number, first, last in limits:
-                here = Found(start + first, start + last + 1)
-                before = found.get(number, here)
-                found[number] = Found(
-                    np.minimum(before.start, here.start), np.maximum(before.stop, here.stop)
-                )
+                part = Box(start + first, start + last + 1)
+                before = around.get(number, part)
+                lower = np.minimum(before.start, part.start)
+                upper = np.maximum(before.stop, part.stop)
+                around[number] = Box(lower, upper)
         tell(block.size)
-    return found
+    return around
 
 
 def _ids(volume: Outgoing, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
@@ -98,14 +90,16 @@ def _ids(volume: Outgoing, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     return (values != 0).view(np.uint8) if volume.sort == "mask" else values.astype(np.uint64)
 
 
-def mesh_of(volume: Outgoing, number: int, found: Found) -> Any:
+def mesh_of(volume: Outgoing, number: int, box: Box) -> Any:
     """The surface of an object as a zmesh.Mesh; vertices are x, y, z in nm."""
     zmesh = needed.module("zmesh", "surfaces", "meshes")
     grid = volume.grid
-    factor = _factor(found)
+    factor = 1
+    while np.prod(-(-box.shape // factor)) > MOST_VOXELS:
+        factor += 1
     if factor > 1:
         note(f"{volume.name} {number}: large, so that {factor}^3 of its voxels are taken for one")
-    mask = _mask(volume, number, found, factor=factor)
+    mask = _mask(volume, number, box, factor=factor)
     voxel = grid.scale * factor
     mesher = zmesh.Mesher(tuple(voxel[::-1]))
     # a layer of background around it closes it
@@ -114,26 +108,18 @@ def mesh_of(volume: Outgoing, number: int, found: Found) -> Any:
         1, reduction_factor=FEWER_FACES, max_error=float(voxel.max()), voxel_centered=True
     )
     # of the first voxel of the box, the corner
-    corner = grid.origin + found.start * grid.scale - grid.scale / 2
+    corner = grid.origin + box.start * grid.scale - grid.scale / 2
     mesh.vertices += (corner - voxel)[::-1].astype(np.float32)
     return mesh
 
 
-def _factor(found: Found) -> int:
-    """How many voxels along each axis are taken for one."""
-    factor = 1
-    while np.prod(-(-(found.stop - found.start) // factor)) > MOST_VOXELS:
-        factor += 1
-    return factor
-
-
-def _mask(volume: Outgoing, number: int, found: Found, *, factor: int) -> np.ndarray:
+def _mask(volume: Outgoing, number: int, box: Box, *, factor: int) -> np.ndarray:
     """Uint8, where an object is; read some planes at a time."""
     parts = []
     depth = factor * max(1, BLOCK // factor)
-    for first in range(int(found.start[0]), int(found.stop[0]), depth):
-        start = np.array([first, *found.start[1:]])
-        stop = np.array([min(first + depth, found.stop[0]), *found.stop[1:]])
+    for first in range(int(box.start[0]), int(box.stop[0]), depth):
+        start = np.array([first, *box.start[1:]])
+        stop = np.array([min(first + depth, box.stop[0]), *box.stop[1:]])
         part = _ids(volume, start, stop) == number
         beyond = [(0, -length % factor) for length in part.shape]
         parts.append(ngff.pick(np.pad(part, beyond), (factor,) * 3))
@@ -142,17 +128,11 @@ def _mask(volume: Outgoing, number: int, found: Found, *, factor: int) -> np.nda
 
 def key_in(path: Path) -> str:
     """The key of what a folder holds."""
-    try:
-        return str(json.loads((path / ABOUT).read_text())["key"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+    return key_in_json(path / ABOUT)
 
 
 def writers() -> Iterator[Writer]:
     """Of PLY and of OBJ."""
     for ending in ("ply", "obj"):
         write_files = partial(write, ending=ending)
-        yield Writer(ending, (), write_files, key_in, (), TYPES, is_folder=True)
+        yield Writer(ending, (), write_files, key_in, (), INTEGERS, is_folder=True)

@@ -17,7 +17,7 @@ import numpy as np
 from common.data.volumes.box import boxes
 from common.data.volumes.sources import needed
 from common.data.volumes.sources.files import opened
-from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer
+from common.data.volumes.writers.outgoing import PROGRAM, Outgoing, Tell, Writer, key_in_text
 from common.errors import FileError
 from common.files import free_bytes
 from common.talk import size
@@ -26,8 +26,6 @@ HEADER_BYTES = 1024
 
 ANGSTROM = 10
 """In a nm."""
-
-LABEL = "csc export"
 
 BLOCK = 128
 """Sections and rows that are read at once; voxels of whole rows are one piece of the file."""
@@ -93,7 +91,7 @@ def _header(path: Path, volume: Outgoing) -> Any:
     with mrcfile.new(path, overwrite=True) as file:
         file.set_data(np.zeros((1, 1, 1), volume.dtype))
         file.set_volume()
-        file.add_label(f"{LABEL} {volume.key}")
+        file.add_label(f"{PROGRAM} {volume.key}")
         header = file.header.copy()
     grid = volume.grid
     for axis, length, voxel, first in zip(
@@ -109,9 +107,8 @@ def _header(path: Path, volume: Outgoing) -> Any:
 def key_in(path: Path) -> str:
     """The key of what a file holds."""
     with contextlib.closing(opened(path)) as file:
-        labels = file.read(HEADER_BYTES)[224:].decode("ascii", "replace")
-    _, found, rest = labels.partition(f"{LABEL} ")
-    return rest[:24] if found else ""
+        labels = file.read(HEADER_BYTES)[224:]
+    return key_in_text(labels.decode("ascii", "replace"))
 
 
 WRITER = Writer(

@@ -17,7 +17,15 @@ import numpy as np
 
 from common.data.volumes.sources import needed
 from common.data.volumes.sources.files import opened
-from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer
+from common.data.volumes.writers.outgoing import (
+    FLOATS,
+    INTEGERS,
+    PROGRAM,
+    Outgoing,
+    Tell,
+    Writer,
+    key_in_text,
+)
 
 NM_PER_UM = 1000
 
@@ -27,13 +35,7 @@ LONGEST_AXIS = 2**15 - 1
 ALIGNED = 2
 """Code of an affine transform to where other volumes are, too."""
 
-RECORD = "csc export"
-"""What stands before the key in the description."""
-
-TYPES = (
-    *("uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "int8"),
-    *("float32", "float64"),
-)
+TYPES = (*INTEGERS, *FLOATS)
 
 
 def write(path: Path, volume: Outgoing, tell: Tell) -> None:
@@ -67,7 +69,7 @@ def _header(volume: Outgoing) -> bytes:
     header.set_sform(affine, ALIGNED)
     header.set_qform(affine, ALIGNED)
     header.set_slope_inter(1, 0)
-    header["descrip"] = f"{RECORD} {volume.key}".encode()
+    header["descrip"] = f"{PROGRAM} {volume.key}".encode()
     # a header, and four bytes that say that no extension follows
     start = header.sizeof_hdr + 4
     header.set_data_offset(start)
@@ -82,8 +84,7 @@ def key_in(path: Path) -> str:
             header = (gzip.GzipFile(fileobj=file) if is_packed else file).read(540)
         except (OSError, EOFError, zlib.error):  # which is no such file
             return ""
-    _, found, rest = header.decode("ascii", "replace").partition(f"{RECORD} ")
-    return rest[:24] if found else ""
+    return key_in_text(header.decode("ascii", "replace"))
 
 
-WRITER = Writer("nifti", (".nii.gz", ".nii"), write, key_in, image_types=TYPES, label_types=TYPES)
+WRITER = Writer("nifti", (".nii.gz", ".nii"), write, key_in, TYPES, TYPES)

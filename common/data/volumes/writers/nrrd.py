@@ -7,21 +7,22 @@ origin. Source: https://teem.sourceforge.net/nrrd/format.html, version 4.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
 from pathlib import Path
 
 from common.data.volumes.sources.files import opened
 from common.data.volumes.writers.nifti import packed
-from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer
-
-RECORD = "# csc export "
-"""Comment in the header, which the key follows."""
-
-TYPES = (
-    *("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
-    *("float32", "float64"),
+from common.data.volumes.writers.outgoing import (
+    FLOATS,
+    INTEGERS,
+    PROGRAM,
+    Outgoing,
+    Tell,
+    Writer,
+    key_in_text,
 )
+
+TYPES = (*INTEGERS, *FLOATS)
 
 NAMES = {"float32": "float", "float64": "double"}
 """Of types that NRRD calls otherwise."""
@@ -42,7 +43,7 @@ def _header(volume: Outgoing) -> str:
     z, y, x = volume.grid.scale.tolist()
     lines = [
         "NRRD0004",
-        f"{RECORD}{volume.key}",
+        f"# {PROGRAM} {volume.key}",
         f"type: {NAMES.get(volume.dtype.name, volume.dtype.name)}",
         "dimension: 3",
         "space dimension: 3",
@@ -60,11 +61,9 @@ def _header(volume: Outgoing) -> str:
 def key_in(path: Path) -> str:
     """The key of what a file holds."""
     with contextlib.closing(opened(path)) as file:
-        for line in itertools.islice(file, 2):
-            text = line.decode("ascii", "replace")
-            if text.startswith(RECORD):
-                return text.removeprefix(RECORD).strip()
-    return ""
+        # of any other file lines may have no end
+        start = file.read(256)
+    return key_in_text(start.decode("ascii", "replace"))
 
 
-WRITER = Writer("nrrd", (".nrrd",), write, key_in, image_types=TYPES, label_types=TYPES)
+WRITER = Writer("nrrd", (".nrrd",), write, key_in, TYPES, TYPES)

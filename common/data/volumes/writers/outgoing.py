@@ -12,10 +12,18 @@ import numpy as np
 
 from common.data.volumes.box import Vector
 from common.data.volumes.level import Grid, Level
+from common.data.volumes.metadata import read_object
+from common.errors import UserError
 from common.files import key_of
 
 SLAB_BYTES = 2**28
 """Most bytes that are read at once of whole planes."""
+
+PROGRAM = "csc export"
+"""What stands before the key in a header of text."""
+
+INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+FLOATS = ("float32", "float64")
 
 Tell = Callable[[int], None]
 """Called with the number of voxels that are written."""
@@ -86,6 +94,11 @@ class Outgoing:
         """Equal for what is written alike."""
         return key_of(self.about)
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is said of the volume, and its key."""
+        return {**self.about, "key": self.key}
+
     def read(self, start: Vector, stop: Vector) -> np.ndarray:
         """Voxels start..stop-1, counted from its first one."""
         block = self.level.read(self.start + start, self.start + stop)
@@ -116,3 +129,20 @@ class Writer:
     """Types that it holds, the one to prefer first; none where it holds surfaces."""
     holds_place: bool = True
     is_folder: bool = False
+
+
+def key_in_json(file: Path, *names: str) -> str:
+    """The key of the record that stands below these names; "" where there is none."""
+    try:
+        record = read_object(file)
+        for name in names:
+            record = record[name]
+        return str(record["key"])
+    except (OSError, KeyError, TypeError, UserError):
+        return ""
+
+
+def key_in_text(text: str) -> str:
+    """The key behind PROGRAM in a header; "" where there is none."""
+    _, found, rest = text.partition(f"{PROGRAM} ")
+    return rest[:24] if found else ""

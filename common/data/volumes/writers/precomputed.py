@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from common.data.volumes import metadata, ngff
+from common.data.volumes import metadata
 from common.data.volumes.sources import needed, remote
 from common.data.volumes.sources.precomputed import MARKER
 from common.data.volumes.writers import levels, meshes
 from common.data.volumes.writers.levels import Extent, Stored
-from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer
-from common.errors import UserError
+from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer, key_in_json
 from common.files import write_json
 from common.talk import note
 
@@ -38,15 +37,9 @@ PACKED_IMAGES = ("uint8", "uint16")
 
 def write(path: Path, volume: Outgoing, tell: Tell) -> None:
     """Write a folder of levels; what says that it is whole comes last."""
-    reduce = ngff.pick if volume.is_labels else ngff.block_mean
     grid = volume.grid
     first = _first_voxel(path, volume)
-    level = _level(path, volume, Extent(first, first + grid.shape, grid.scale))
-    level.fill(lambda start, stop: volume.read(start - first, stop - first), tell)
-    for factor in ngff.pyramid(grid):
-        coarse = _level(path, volume, level.extent.coarser(factor))
-        coarse.fill(level.reduced(factor, reduce), lambda _: None)
-        level = coarse
+    levels.write(volume, first, lambda _, extent: _level(path, volume, extent), tell)
     if volume.meshes:
         # its voxels begin at their position, those of other formats have it in their centre
         shift = (first + 0.5) * grid.scale - grid.origin
@@ -74,13 +67,16 @@ def _level(path: Path, volume: Outgoing, extent: Extent) -> Stored:
     tensorstore = needed.module("tensorstore", "precomputed volumes")
     key = "_".join(f"{length:g}" for length in extent.scale[::-1])
     chunk = [min(CHUNK, length) for length in extent.shape]
+    encoding = "compressed_segmentation"
+    if not volume.is_labels:
+        encoding = "png" if volume.dtype.name in PACKED_IMAGES else "raw"
     scale: dict[str, Any] = {
         "key": key,
         "size": list(extent.shape[::-1]),
         "voxel_offset": extent.start[::-1].tolist(),
         "resolution": extent.scale[::-1].tolist(),
         "chunk_size": chunk[::-1],
-        "encoding": _encoding(volume),
+        "encoding": encoding,
     }
     if volume.is_labels:
         scale["compressed_segmentation_block_size"] = [8, 8, 8]
@@ -105,16 +101,10 @@ def _level(path: Path, volume: Outgoing, extent: Extent) -> Stored:
     return Stored(extent, counted_from_0, tuple(chunk), file_of)
 
 
-def _encoding(volume: Outgoing) -> str:
-    if volume.is_labels:
-        return "compressed_segmentation"
-    return "png" if volume.dtype.name in PACKED_IMAGES else "raw"
-
-
 def _describe(path: Path, volume: Outgoing) -> None:
     """Add to the metadata what made the volume, and how a mask is called."""
     about = metadata.read_object(path / MARKER)
-    about[RECORD] = {**volume.about, "key": volume.key}
+    about[RECORD] = volume.record
     if volume.meshes:
         about["mesh"] = MESHES
     if volume.sort == "mask":
@@ -128,10 +118,7 @@ def _describe(path: Path, volume: Outgoing) -> None:
 
 def key_in(path: Path) -> str:
     """The key of what a folder holds."""
-    try:
-        return str(metadata.read_object(path / MARKER)[RECORD]["key"])
-    except (OSError, KeyError, TypeError, UserError):
-        return ""
+    return key_in_json(path / MARKER, RECORD)
 
 
 WRITER = Writer(

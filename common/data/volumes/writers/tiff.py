@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 
 from common.data.volumes.sources import needed
-from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer
+from common.data.volumes.writers.outgoing import PROGRAM, Outgoing, Tell, Writer, key_in_text
 
 IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 
 LARGEST_CLASSIC = 2**32 - 2**26
 """Bytes of voxels of which a file of 32-bit addresses can be written."""
-
-PROGRAM = "csc export"
-"""What stands before the key in the tag of the program that wrote a file."""
 
 
 def write(path: Path, volume: Outgoing, tell: Tell) -> None:
@@ -73,8 +70,7 @@ def key_in(path: Path) -> str:
             tag = file.pages[0].tags.get("Software")
     except (OSError, ValueError, IndexError):
         return ""
-    program, _, key = str(tag.value if tag else "").rpartition(" ")
-    return key if program == PROGRAM else ""
+    return key_in_text(str(tag.value if tag else ""))
 
 
 WRITER = Writer(
