@@ -172,7 +172,7 @@ def _job(result: Result, path: Path, writer: Writer, choice: Choice) -> Job:
     volume = Outgoing(
         result.name,
         level,
-        *box,
+        box,
         sort=sort,
         dtype=_type_of(level, box, sort, writer),
         made=result.made | {"level": level.path.name},

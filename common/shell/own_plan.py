@@ -18,9 +18,8 @@ import numpy as np
 
 from common import runtime
 from common.classes import INSTANCES, atoms_of
-from common.data.own.contrast import are_opposite, contrast
 from common.data.own.crops import OwnCrop, labels_by_class
-from common.data.own.facts import LabelFacts
+from common.data.own.facts import LabelFacts, are_opposite, contrast
 from common.data.volumes import layout
 from common.data.volumes.level import Level
 from common.data.volumes.ngff import open_levels

@@ -85,11 +85,8 @@ def read_crops(root: Path, datasets: Sequence[str], classes: Collection[str] = (
 def in_order(names: Collection[str]) -> list[str]:
     """Classes in the order of the challenge's table, those of one's own after them."""
     table = [*ATOM_IDS, *GROUP_ATOMS]
-    return sorted(names, key=lambda name: (_place_in(table, name), name))
-
-
-def _place_in(table: Sequence[str], name: str) -> int:
-    return table.index(name) if name in table else len(table)
+    of_the_table = [name for name in table if name in names]
+    return of_the_table + sorted(set(names).difference(table))
 
 
 def labels_by_class(crops: Sequence[OwnCrop]) -> dict[str, list[LabelFacts]]:
@@ -201,13 +198,12 @@ def _cut_each(crops: Sequence[OwnCrop]) -> Division:
     sides: Sides = []
     said = []
     for crop in crops:
-        others = [
-            other.info for other in crops if other.info.overlaps(crop.info) and other is not crop
-        ]
-        if others:
+        others = [other.info for other in crops if other is not crop]
+        sharing = [info for info in others if info.overlaps(crop.info)]
+        if sharing:
             sides.append(("train", crop.info))
             said.append(
-                f"{crop.info.path} shares voxels with {others[0].path} and trains, since parts of "
+                f"{crop.info.path} shares voxels with {sharing[0].path} and trains, since parts of "
                 "both could lie on either side; import their classes on the same boxes"
             )
             continue

@@ -9,7 +9,7 @@ that they are copies of.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from common.data.own.facts import LabelFacts
 from common.data.own.standing import IMPORTED, is_imported
 from common.data.volumes import ngff
 from common.data.volumes.annotation import INSTANCE_TYPE, encoding_of
-from common.data.volumes.box import slices
-from common.data.volumes.level import Grid, Level
+from common.data.volumes.box import Box, boxes, slices
+from common.data.volumes.level import Level
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.records import read_attributes
 
@@ -68,20 +68,21 @@ class Cut:
     @property
     def gap(self) -> int:
         """Planes between the parts, which neither has."""
-        return self.planes - len(_range(self.train)) - len(_range(self.validate))
+        of_both = [part.stop - part.start for part in (self.train, self.validate)]
+        return self.planes - sum(of_both)
 
-    def box(self, usage: str, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First voxel and last + 1 of a part of a class volume, which may have other voxels."""
+    def box(self, usage: str, shape: np.ndarray) -> Box:
+        """The voxels of a part in a class volume, which may have other voxels."""
         part = self.train if usage == "train" else self.validate
         start = np.zeros(3, int)
         stop = np.array(shape)
         start[self.axis] = round(part.start / self.planes * shape[self.axis])
         stop[self.axis] = round(part.stop / self.planes * shape[self.axis])
-        return start, stop
+        return Box(start, stop)
 
     def __str__(self) -> str:
         axis = "zyx"[self.axis]
-        validated = len(_range(self.validate))
+        validated = self.validate.stop - self.validate.start
         return f"{validated} of {self.planes} planes along {axis} validate, {self.gap} are left out"
 
 
@@ -111,30 +112,29 @@ def standing_cut(crop: Path, labels: Sequence[LabelFacts]) -> Cut | None:
     what it has seen otherwise.
     """
     for facts in labels:
-        bounds = {}
+        boxes_of_parts = {}
         for usage, name in PARTS.items():
             group = crop.with_name(name.format(crop=crop.name)) / facts.name
             record = read_attributes(group).get(CUT, {}) if group.exists() else {}
             start = np.array(record.get("first", ()), int)
             stop = np.array(record.get("stop", ()), int)
-            if record and record == _record(facts.level, start, stop):
-                bounds[usage] = (start, stop)
-        if len(bounds) == len(PARTS):
-            return _cut_at(bounds, facts.level.shape)
+            part = Box(start, stop)
+            if record and record == _record(facts.level, part):
+                boxes_of_parts[usage] = part
+        if len(boxes_of_parts) == len(PARTS):
+            shape = facts.level.shape
+            axis = int(np.argmax(boxes_of_parts["train"].shape != shape))
+            planes = {}
+            for usage, part in boxes_of_parts.items():
+                planes[usage] = slice(int(part.start[axis]), int(part.stop[axis]))
+            return Cut(axis, int(shape[axis]), **planes)
     return None
-
-
-def _cut_at(bounds: Mapping[str, tuple[np.ndarray, np.ndarray]], shape: np.ndarray) -> Cut:
-    """The cut with parts of these voxels."""
-    start, stop = bounds["train"]
-    axis = int(np.argmax(stop - start != shape))
-    planes = {usage: slice(int(a[axis]), int(b[axis])) for usage, (a, b) in bounds.items()}
-    return Cut(axis, int(shape[axis]), planes["train"], planes["validate"])
 
 
 def is_part(crop: Path) -> bool:
     """Whether a crop is a part of another one."""
-    return any(CUT in read_attributes(group) for group in _groups(crop))
+    groups = [path for path in sorted(crop.iterdir()) if path.is_dir()]
+    return any(CUT in read_attributes(group) for group in groups)
 
 
 def cut_crop(crop: Path, cut: Cut, labels: Sequence[LabelFacts]) -> dict[str, Path]:
@@ -146,18 +146,9 @@ def cut_crop(crop: Path, cut: Cut, labels: Sequence[LabelFacts]) -> dict[str, Pa
     for usage, name in PARTS.items():
         folder = crop.with_name(name.format(crop=crop.name))
         for facts in labels:
-            start, stop = cut.box(usage, facts.level.shape)
-            _copy(facts, start, stop, folder / facts.name)
+            _copy(facts, cut.box(usage, facts.level.shape), folder / facts.name)
         folders[usage] = folder
     return folders
-
-
-def _groups(crop: Path) -> Iterator[Path]:
-    return (path for path in sorted(crop.iterdir()) if path.is_dir())
-
-
-def _range(planes: slice) -> range:
-    return range(planes.start, planes.stop)
 
 
 def _cuts(axis: int, planes: int) -> list[Cut]:
@@ -187,14 +178,13 @@ def _unlike(cut: Cut, facts: LabelFacts) -> float:
     return abs(math.log(trained / validated))
 
 
-def _copy(facts: LabelFacts, start: np.ndarray, stop: np.ndarray, target: Path) -> None:
+def _copy(facts: LabelFacts, part: Box, target: Path) -> None:
     level = facts.level
-    record = _record(level, start, stop)
+    record = _record(level, part)
     attributes = read_attributes(target) if target.exists() else {}
     if attributes.get(CUT) == record and UNFINISHED not in attributes:
         return
-    origin = level.translation + start * level.scale
-    grid = Grid(origin, level.scale, tuple((stop - start).tolist()))
+    grid = level.grid.part(part)
     dtype = np.dtype(level.array.dtype).newbyteorder("=")
     if dtype.kind == "b":
         dtype = np.dtype(np.uint8)
@@ -202,20 +192,18 @@ def _copy(facts: LabelFacts, start: np.ndarray, stop: np.ndarray, target: Path) 
     if is_imported(level.group):
         about[IMPORTED] = record
     array = ngff.start_multiscale(target, grid, dtype, (CHUNK,) * 3, attributes=about)
-    for number in np.ndindex(*array.cdata_shape):
-        first = np.array(number) * array.chunks
-        last = np.minimum(first + array.chunks, grid.shape)
-        array[slices(first, last)] = level.read(start + first, start + last)
+    for first, last in boxes(grid.shape, array.chunks):
+        array[slices(first, last)] = level.read(part.start + first, part.start + last)
     ngff.finish_multiscale(target, grid, [], ngff.pick)
 
 
-def _record(level: Level, start: np.ndarray, stop: np.ndarray) -> dict[str, Any]:
+def _record(level: Level, part: Box) -> dict[str, Any]:
     """What a part is a copy of; another one where the labels were written anew since."""
     written = [path.stat().st_mtime_ns for path in (level.group, level.path) if path.exists()]
     return {
         "of": f"{level.group.parent.name}/{level.group.name}",
-        "first": start.tolist(),
-        "stop": stop.tolist(),
+        "first": part.start.tolist(),
+        "stop": part.stop.tolist(),
         "written": written,
     }
 

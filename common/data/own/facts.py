@@ -1,19 +1,21 @@
-"""What the labels of a class are like, from one pass over them: where, how thick, how crowded.
+"""What the labels of a class are like: where, how thick, how crowded, how bright.
 
-The memory is that of one block and of one number for each plane and each object.
+One pass over them, in the memory of one block and of one number for each plane and each object.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from common.data.volumes import regrid
 from common.data.volumes.annotation import LabelReader
-from common.data.volumes.box import boxes
+from common.data.volumes.box import Box, boxes
 from common.data.volumes.level import Level
+from common.data.volumes.ngff import pick_level
 
 LEAST_BLOCK = 64
 MOST_BLOCK = 256
@@ -25,6 +27,12 @@ NEAR = 4
 
 CROWDED = 0.1
 """Part of these steps that do from which objects count as crowded."""
+
+SAMPLE = 64
+"""Voxels on an axis by which the brightness is judged, in the middle of what is positive."""
+
+CLEAR = 0.3
+"""Deviations of raw between inside and outside from which a class is brighter, or darker."""
 
 
 @dataclass
@@ -75,11 +83,10 @@ class LabelFacts:
         chords = 2 * thinner / np.maximum(self.edges, 1) * self.level.scale
         return float(chords[self.edges > 0].min())
 
-    def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """First voxel and last + 1, (3,) each, of the box around all that is positive."""
+    def box(self) -> Box:
+        """The box around all that is positive."""
         bounds = [np.flatnonzero(planes)[[0, -1]] + (0, 1) for planes in self.positive]
-        low, high = np.array(bounds).T
-        return low, high
+        return Box(*np.array(bounds).T)
 
 
 def look(level: Level, name: str) -> LabelFacts:
@@ -93,7 +100,7 @@ def look(level: Level, name: str) -> LabelFacts:
         positive=_planes(level),
         edges=np.zeros(3, np.int64),
     )
-    for start, stop in _blocks(level):
+    for start, stop in boxes(level.shape, np.clip(level.array.chunks, LEAST_BLOCK, MOST_BLOCK)):
         positive, unknown = reader.read(start, stop)
         known = np.ones_like(positive) if unknown is None else ~unknown
         _count(facts, start, positive, known)
@@ -107,10 +114,6 @@ def _planes(level: Level) -> tuple[np.ndarray, ...]:
     return tuple(np.zeros(n, np.int64) for n in level.array.shape)
 
 
-def _blocks(level: Level) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    return boxes(level.shape, np.clip(level.array.chunks, LEAST_BLOCK, MOST_BLOCK))
-
-
 def _count(facts: LabelFacts, start: np.ndarray, positive: np.ndarray, known: np.ndarray) -> None:
     """Add a block; edges between two blocks are left out, a hundredth of all."""
     for axis in range(3):
@@ -118,23 +121,55 @@ def _count(facts: LabelFacts, start: np.ndarray, positive: np.ndarray, known: np
         planes = slice(start[axis], start[axis] + positive.shape[axis])
         facts.known[axis][planes] += np.count_nonzero(known, axis=others)
         facts.positive[axis][planes] += np.count_nonzero(positive, axis=others)
-        one, next_one = _steps(positive, axis, 1)
+        voxel, neighbour = _steps(positive, axis, 1)
         both_known = np.logical_and(*_steps(known, axis, 1))
-        facts.edges[axis] += np.count_nonzero((one != next_one) & both_known)
+        facts.edges[axis] += np.count_nonzero((voxel != neighbour) & both_known)
 
 
 def _count_objects(facts: LabelFacts, ids: np.ndarray, known: np.ndarray) -> None:
     values, counts = np.unique(ids[ids != 0], return_counts=True)
     facts.objects.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     for axis in range(3):
-        one, other = _steps(ids, axis, NEAR)
+        object_id, other_id = _steps(ids, axis, NEAR)
         both_known = np.logical_and(*_steps(known, axis, NEAR))
-        differ = (one != other) & both_known
-        facts.leaving += int(np.count_nonzero(differ))
-        facts.meeting += int(np.count_nonzero(differ & (one != 0) & (other != 0)))
+        leaving = (object_id != other_id) & both_known
+        meeting = leaving & (object_id != 0) & (other_id != 0)
+        facts.leaving += int(np.count_nonzero(leaving))
+        facts.meeting += int(np.count_nonzero(meeting))
 
 
 def _steps(volume: np.ndarray, axis: int, distance: int) -> tuple[np.ndarray, np.ndarray]:
     """The voxels of a volume, and those `distance` further along an axis."""
     moved = np.moveaxis(volume, axis, 0)
     return moved[:-distance], moved[distance:]
+
+
+# Whether a class is brighter or darker than what is around it
+
+
+def contrast(facts: LabelFacts, raw: Sequence[Level]) -> float:
+    """Mean raw inside less outside, in deviations of raw; 0 where it cannot be told.
+
+    raw: the levels of the volume.
+    """
+    low, high = facts.box()
+    start = np.maximum((low + high - SAMPLE) // 2, 0)
+    stop = np.minimum(start + SAMPLE, facts.level.shape)
+    positive, unknown = LabelReader(facts.level, facts.name).read(start, stop)
+    grid = facts.level.grid.part(Box(start, stop))
+    # the nearest voxels of raw; NaN outside of it
+    values = np.full(grid.shape, np.nan)
+    for where, slab in regrid.nearest(pick_level(raw, grid.scale), grid):
+        values[where] = slab
+    known = np.isfinite(values) if unknown is None else np.isfinite(values) & ~unknown
+    inside = values[positive & known]
+    outside = values[~positive & known]
+    deviation = float(values[known].std()) if known.any() else 0.0
+    if not len(inside) or not len(outside) or not deviation:
+        return 0.0
+    return float(inside.mean() - outside.mean()) / deviation
+
+
+def are_opposite(contrasts: Sequence[float]) -> bool:
+    """Whether a class is clearly brighter in one volume and clearly darker in another."""
+    return max(contrasts) > CLEAR and min(contrasts) < -CLEAR

@@ -63,28 +63,31 @@ class Import:
 
 
 @dataclass
-class Found:
-    """What was met in labels; in raw nothing is looked at."""
+class Counts:
+    """What a volume of labels holds; in raw nothing is looked at."""
 
+    job: Import
     values: set[int] = field(default_factory=set)
     """Of the source; those of a class of objects are not collected."""
     voxels: int = 0
     absent: int = 0
     unknown: int = 0
 
-    def look(self, job: Import, block: np.ndarray, taken: np.ndarray) -> None:
+    def look(self, block: np.ndarray, taken: np.ndarray) -> None:
         """Count a block. Raises UserError for labels that look like raw.
 
-        Args:
-            job: whose it is.
-            block: as it is in the source.
-            taken: what is made of it.
+        block: as it is in the source. taken: what is made of it.
         """
+        job = self.job
         name = job.group.name
         refuse_raw(block, name, job.source.path)
         if job.excerpt.kind == SEMANTIC:
             self.values.update(np.unique(block).tolist())
-            _refuse_ids(job, len(self.values))
+        if len(self.values) > MOST_IDS:
+            raise UserError(
+                f"{job.source.path}: more than {MOST_IDS} different values for class {name}, which "
+                f"look like raw or like ids of objects; write --instances {name} if they are ids"
+            )
         code = code_of_unknown(job.excerpt)
         self.voxels += taken.size
         if code is not None:
@@ -97,16 +100,17 @@ class Found:
         """Voxels of the class."""
         return self.voxels - self.absent - self.unknown
 
-    def text(self, job: Import) -> str:
+    def text(self) -> str:
         """How much of the volume is the class, behind a comma."""
         if not self.voxels:
             return ""
-        name = job.group.name
+        name = self.job.group.name
         unknown = f", {self.unknown / self.voxels:.2%} unknown" if self.unknown else ""
         return f", {self.positive / self.voxels:.2%} {name}{unknown}"
 
-    def note(self, job: Import) -> None:
+    def note(self) -> None:
         """Say what stands out."""
+        job = self.job
         name = job.group.name
         path = job.source.path
         where = f"{job.group.parent.name}/{name}"
@@ -116,13 +120,12 @@ class Found:
             return
         is_named = {0, *job.excerpt.values, *job.excerpt.unknown, *job.others}
         others = sorted(self.values - is_named)
-        if job.excerpt.values:
-            if job.others and others:
-                note(
-                    f"{path}: values {some(list(map(str, others)))} are not in --values, and were "
-                    "taken for background"
-                )
-        elif len(others) > 1:
+        if job.excerpt.values and job.others and others:
+            note(
+                f"{path}: values {some(list(map(str, others)))} are not in --values, and were "
+                "taken for background"
+            )
+        if not job.excerpt.values and len(others) > 1:
             note(
                 f"{path}: {len(others)} values besides 0, all of them taken for {name}; if they "
                 f"are ids of objects, write --instances {name}, if they are classes "
@@ -131,25 +134,15 @@ class Found:
             )
 
 
-def _refuse_ids(job: Import, different: int) -> None:
-    """Raises UserError for more values than classes have."""
-    if different > MOST_IDS:
-        name = job.group.name
-        raise UserError(
-            f"{job.source.path}: more than {MOST_IDS} different values for class {name}, which "
-            f"look like raw or like ids of objects; write --instances {name} if they are ids"
-        )
-
-
 def code_of_unknown(excerpt: Excerpt) -> int | None:
     """The value of unknown in what is written."""
     encoding: dict[str, Any] = excerpt.annotation["cellmap"]["annotation"]["annotation_type"]
     return encoding.get("encoding", {}).get("unknown")
 
 
-def count_in_metadata(group: Path, found: Found) -> None:
+def count_in_metadata(group: Path, counts: Counts) -> None:
     """Write the counts of voxels, by which chunks that are lost later are noticed."""
     opened = zarr.open_group(str(group), mode="r+")
     about = opened.attrs["cellmap"]
-    about["annotation"]["complement_counts"] = {"absent": found.absent, "unknown": found.unknown}
+    about["annotation"]["complement_counts"] = {"absent": counts.absent, "unknown": counts.unknown}
     opened.attrs["cellmap"] = about

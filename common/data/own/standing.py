@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data.volumes import layout
+from common.data.volumes.box import overlap
 from common.data.volumes.level import Grid
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.ngff import open_levels
@@ -55,14 +56,14 @@ class Labels:
 
 def labels_of(store: Path) -> list[Labels]:
     """The labels of all crops of a store but those that are parts of one; half-written ones not."""
-    found = []
+    labels = []
     for group in sorted((store / layout.LABELS).glob("*/*")):
-        grid = None
-        if group.is_dir() and not PART.fullmatch(group.parent.name):
-            grid = _grid_of(group)
+        if not group.is_dir() or PART.fullmatch(group.parent.name):
+            continue
+        grid = _grid_of(group)
         if grid is not None:
-            found.append(Labels(group, grid))
-    return found
+            labels.append(Labels(group, grid))
+    return labels
 
 
 def _grid_of(group: Path) -> Grid | None:
@@ -77,19 +78,11 @@ def _grid_of(group: Path) -> Grid | None:
         return None  # who reads it says why
 
 
-def same(one: Grid, other: Grid) -> bool:
+def same(grid: Grid, other: Grid) -> bool:
     """Whether two grids are one, but for rounding."""
-    close = np.allclose(one.scale, other.scale, rtol=1e-3)
-    return close and one.shape == other.shape and np.allclose(one.origin, other.origin, atol=0.1)
-
-
-def overlap(one: Grid, other: Grid) -> bool:
-    """Whether two grids share a volume; touching is not overlapping."""
-    lower, upper = one.box()
-    other_lower, other_upper = other.box()
-    shared = np.minimum(upper, other_upper) - np.maximum(lower, other_lower)
-    # corners are sums of decimal fractions: what touches may seem to overlap by rounding
-    return bool((shared > 1e-3 * one.scale).all())
+    if grid.shape != other.shape or not np.allclose(grid.scale, other.scale, rtol=1e-3):
+        return False
+    return np.allclose(grid.origin, other.origin, atol=0.1)
 
 
 class Crops:
@@ -135,8 +128,12 @@ def _is_begun(crop: Path) -> bool:
 
 def overlapped(there: Sequence[Labels], name: str, grid: Grid) -> list[Labels]:
     """The labels of a class on other voxels that lie where new ones of it are to lie."""
-    of_class = [labels for labels in there if labels.name == name]
-    return [one for one in of_class if overlap(one.grid, grid) and not same(one.grid, grid)]
+    overlapped = []
+    for labels in there:
+        is_of_class = labels.name == name and not same(labels.grid, grid)
+        if is_of_class and overlap(labels.grid.box(), grid.box()):
+            overlapped.append(labels)
+    return overlapped
 
 
 def drop(replaced: Collection[Labels], written: Collection[Path]) -> None:

@@ -22,7 +22,7 @@ from common.data.own.jobs import Import
 from common.data.own.labels import Named, named
 from common.data.own.standing import IMPORTED, Labels
 from common.data.volumes import layout, ngff
-from common.data.volumes.box import Box
+from common.data.volumes.box import Box, overlap
 from common.data.volumes.level import Grid, Level, box_text
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.placement import check_crop
@@ -112,7 +112,9 @@ def import_data(
     """
     labelling.check()
     root = data_root(data)
-    store = root / _store_of(dataset)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", dataset):
+        raise UserError(f"--dataset {dataset}; write a name of letters, digits, _ and -")
+    store = root / layout.store(dataset)
     plan = _planned(raw, labelling, manner, store)
     jobs, _ = _in_place(plan, store, manner)
     store.mkdir(parents=True, exist_ok=True)
@@ -132,8 +134,8 @@ def import_data(
 def _say_next(dataset: str, root: Path, store: Path, *, say: Say) -> None:
     """The commands that make something of the crops of a dataset."""
     labels = standing.labels_of(store)
-    crops = {one.crop for one in labels}
-    classes = ",".join(dict.fromkeys(one.name for one in labels))
+    crops = {label.crop for label in labels}
+    classes = ",".join(dict.fromkeys(label.name for label in labels))
     scale = ",".join(f"{length:g}" for length in labels[0].grid.scale)
     say(f"{dataset}: {count(len(crops), 'crop')}; an experiment for it:")
     say(f"  {command_line('new', 'EXPERIMENT', own=dataset, data=root)}")
@@ -141,12 +143,6 @@ def _say_next(dataset: str, root: Path, store: Path, *, say: Say) -> None:
     options = {"data": root, "classes": classes, "scale": scale, "by": "crop"}
     command = command_line("make-datasplit", "EXPERIMENT/datasplit.csv", **options)
     say(f"for one that exists, list its crops:\n  {command}")
-
-
-def _store_of(dataset: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", dataset):
-        raise UserError(f"--dataset {dataset}; write a name of letters, digits, _ and -")
-    return layout.store(dataset)
 
 
 # What is imported
@@ -277,7 +273,7 @@ def _say_shared(jobs: Sequence[Import], there: Sequence[Labels]) -> None:
     for job in jobs:
         crop = job.group.parent
         for labels in there:
-            if labels.crop != crop and standing.overlap(labels.grid, job.level.grid):
+            if labels.crop != crop and overlap(labels.grid.box(), job.level.grid.box()):
                 note_once(
                     f"{crop.name} has voxels of {labels.crop.name}, where {labels.name} is "
                     f"annotated; a network of both classes learns more where {job.group.name} is "
@@ -288,7 +284,12 @@ def _say_shared(jobs: Sequence[Import], there: Sequence[Labels]) -> None:
 def _refuse(jobs: Sequence[Import], store: Path, manner: Manner) -> None:
     """Raises UserError for what would be written over itself, or over something else."""
     for job in jobs:
-        _refuse_itself(job, store)
+        source = on_disk(Path(job.excerpt.source))
+        if not is_address(source) and source.is_relative_to(store.absolute()):
+            raise UserError(
+                f"{job.excerpt.source}: lies in {store}, which is to be written; take another "
+                "--dataset"
+            )
         if not manner.overwrite:
             _refuse_others(job, manner.link)
 
@@ -322,7 +323,7 @@ def _import_of(level: Level, label: Named, box: Box, *, kind: str, group: Path) 
         first=tuple(box.start.tolist()),
         shape=tuple(box.shape.tolist()),
         voxel_size=tuple(level.scale.tolist()),
-        translation=tuple((level.translation + box.start * level.scale).tolist()),
+        translation=tuple(level.grid.part(box).origin.tolist()),
         kind=kind,
         values=label.values,
         unknown=label.unknown,
@@ -338,13 +339,8 @@ def _opened(text: str, voxel_size: tuple[float, ...] | None) -> Level:
         if voxel_size is None or "voxel_size=" in text:
             raise
         return ngff.open_levels(with_voxel_size(text, voxel_size))[0]
-    if voxel_size is not None and "voxel_size=" not in text:
-        _say_contradiction(level, voxel_size)
-    return level
-
-
-def _say_contradiction(level: Level, voxel_size: tuple[float, ...]) -> None:
-    """Say that a volume has another voxel size than the command."""
+    if voxel_size is None or "voxel_size=" in text:
+        return level
     if not np.allclose(level.scale, voxel_size, rtol=1e-3):
         size = ",".join(f"{length:g}" for length in voxel_size)
         note_once(
@@ -352,6 +348,7 @@ def _say_contradiction(level: Level, voxel_size: tuple[float, ...]) -> None:
             "volumes that say none; where it is wrong, write "
             f"{bare(level.path).name}#voxel_size={size}"
         )
+    return level
 
 
 def _opened_beside(text: str, voxel_size: tuple[float, ...] | None, raw: Level) -> Level:
@@ -412,15 +409,6 @@ def _grid_text(grid: Grid) -> str:
 
 
 # What is there already
-
-
-def _refuse_itself(job: Import, store: Path) -> None:
-    """Raises UserError where a volume would be written over, or linked to, itself."""
-    source = on_disk(Path(job.excerpt.source))
-    if not is_address(source) and source.is_relative_to(store.absolute()):
-        raise UserError(
-            f"{job.excerpt.source}: lies in {store}, which is to be written; take another --dataset"
-        )
 
 
 def _refuse_others(job: Import, link: bool) -> None:

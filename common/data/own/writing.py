@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 
 from common.data.own import copying
-from common.data.own.jobs import Found, Import, code_of_unknown, count_in_metadata
+from common.data.own.jobs import Counts, Import, code_of_unknown, count_in_metadata
 from common.data.own.standing import IMPORTED
 from common.data.volumes import ngff
 from common.data.volumes.box import Box
@@ -35,13 +35,13 @@ def link(job: Import, *, overwrite: bool, say: Say) -> None:
     if is_link(job.group) and not overwrite and read_link(job.group) == job.excerpt:
         say(f"{job.group}: there already")
         return
-    found = Found()
+    counts = Counts(job)
     if not job.is_raw:
-        found = _copy(job, None)
+        counts = _copy(job, None)
     if job.group.exists():
         shutil.rmtree(job.group)
     excerpts.write_link(job.group, job.excerpt)
-    say(f"{job.group}: {_sizes(job)}, linked to {job.excerpt.source}{found.text(job)}")
+    say(f"{job.group}: {_sizes(job)}, linked to {job.excerpt.source}{counts.text()}")
 
 
 def write(job: Import, *, overwrite: bool, say: Say) -> None:
@@ -53,10 +53,10 @@ def write(job: Import, *, overwrite: bool, say: Say) -> None:
         return
     if job.is_raw:
         _write_raw(job, goes_on=is_ours and UNFINISHED in attributes)
-        found = Found()
+        counts = Counts(job)
     else:
-        found = _write_labels(job)
-    say(f"{job.group}: {_sizes(job)}{found.text(job)}")
+        counts = _write_labels(job)
+    say(f"{job.group}: {_sizes(job)}{counts.text()}")
 
 
 def _write_raw(job: Import, *, goes_on: bool) -> None:
@@ -69,20 +69,20 @@ def _write_raw(job: Import, *, goes_on: bool) -> None:
     ngff.finish_multiscale(job.group, grid, ngff.pyramid(grid), ngff.block_mean)
 
 
-def _write_labels(job: Import) -> Found:
+def _write_labels(job: Import) -> Counts:
     """Write labels aside, so that a crop has whole ones only; what they hold."""
     begun = _store(job) / BEGUN
     try:
-        found = _copy(job, _started(job, begun))
+        counts = _copy(job, _started(job, begun))
         if code_of_unknown(job.excerpt) != 0:
-            count_in_metadata(begun, found)
+            count_in_metadata(begun, counts)
         ngff.finish_multiscale(begun, job.level.grid, [], ngff.pick)
         shutil.rmtree(job.group, ignore_errors=True)
         job.group.parent.mkdir(parents=True, exist_ok=True)
         begun.rename(job.group)
     finally:
         shutil.rmtree(begun, ignore_errors=True)
-    return found
+    return counts
 
 
 def _started(job: Import, group: Path) -> zarr.Array:
@@ -100,12 +100,12 @@ def _sizes(job: Import) -> str:
     return f"{voxels(job.excerpt.shape)} voxels of {nm(job.excerpt.voxel_size)} nm"
 
 
-def _copy(job: Import, array: zarr.Array | None) -> Found:
+def _copy(job: Import, array: zarr.Array | None) -> Counts:
     """Write the finest level, of raw what an earlier call left; look through labels.
 
     array: None only looks.
     """
-    found = Found()
+    counts = Counts(job)
 
     def is_done(bar: Box) -> bool:
         # what labels hold is counted from their first voxel on
@@ -114,12 +114,12 @@ def _copy(job: Import, array: zarr.Array | None) -> Found:
     def put(bar: Box, block: np.ndarray) -> None:
         taken = job.excerpt.taken(block)
         if not job.is_raw:
-            found.look(job, block, taken)
+            counts.look(block, taken)
         if array is not None:
             copying.put(array, bar, taken)
 
     name = job.group.name
     copying.copy(job.stored, job.chunks, put, is_done=is_done, scratch=_store(job), what=name)
     if not job.is_raw:
-        found.note(job)
-    return found
+        counts.note()
+    return counts

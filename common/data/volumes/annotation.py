@@ -219,10 +219,14 @@ class LabelReader:
 
         None where all is known. Raises UserError for values that are those of raw.
         """
+        return self.meaning(self._checked(start, stop))
+
+    def _checked(self, start: Vector, stop: Vector) -> np.ndarray:
+        """Voxels start..stop as they are stored. Raises UserError for what can be no labels."""
         values = self.level.read(start, stop)
         refuse_raw(values, self.name, self.path)
         self._refuse_fractions(values)
-        return self.meaning(values)
+        return values
 
     def meaning(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Where values of the volume are positive, and where unknown; both bool.
@@ -255,9 +259,7 @@ class LabelReader:
         self, start: Vector, stop: Vector
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Voxels start..stop: ids, int64 and 0 where the class is not, and what `read` gives."""
-        values = self.level.read(start, stop)
-        refuse_raw(values, self.name, self.path)
-        self._refuse_fractions(values)
+        values = self._checked(start, stop)
         positive, unknown = self.meaning(values)
         return _ids_where(positive, values), positive, unknown
 
@@ -268,11 +270,11 @@ class LabelReader:
         """
         values = self.level.read((0, 0, 0), self.level.shape)
         unknown = self._unknown(values)
-        self._look(values, int(np.count_nonzero(values == self.encoding.absent)))
+        nothing = values == self.encoding.absent
+        self._look(values, int(np.count_nonzero(nothing)))
+        if unknown is not None:
+            nothing |= unknown
         if unknown is not None or self.encoding.absent:
-            nothing = values == self.encoding.absent
-            if unknown is not None:
-                nothing |= unknown
             # where 0 is said to be positive there are no ids to keep
             values = ~nothing if self.encoding.present == 0 else np.where(nothing, 0, values)
         self.check_whole()
@@ -326,7 +328,9 @@ class LabelReader:
     def remarks(self) -> list[str]:
         """What was taken for what in all that was read, a sentence each."""
         remarks = list(self._met)
-        if self._has_soft_edges:
+        between = self._bytes[1:BRIGHTEST]
+        is_mask_of_0_and_255 = self._bytes[BRIGHTEST] > between.sum()
+        if is_mask_of_0_and_255 and np.count_nonzero(between) >= FEWEST_BETWEEN:
             remarks.append(
                 "0 and 255 with others between them, as of a mask that was resampled, drawn with "
                 "soft edges or stored as JPEG; all above 0 was taken for positive: write 0 and 1"
@@ -428,13 +432,6 @@ class LabelReader:
         if values.size and values.max() == BRIGHTEST:
             self._bytes += np.bincount(values.ravel(), minlength=len(self._bytes))
 
-    @property
-    def _has_soft_edges(self) -> bool:
-        """Whether what was read is a mask of 0 and 255 with values between them."""
-        between = self._bytes[1:BRIGHTEST]
-        is_mask = self._bytes[BRIGHTEST] > between.sum()
-        return bool(is_mask and np.count_nonzero(between) >= FEWEST_BETWEEN)
-
     def _often_unknown(self) -> set[int]:
         """Numbers that are often written for unknown, less those that the metadata name."""
         dtype = self.level.array.dtype
@@ -468,10 +465,9 @@ def _stores_empty_chunks(level: Level) -> bool:
         file = level.chunk_file(index)
         if file.is_file():
             sizes.append((file.stat().st_size, index))
-    fill = level.array.fill_value
-    return any((_chunk(level, index) == fill).all() for _, index in sorted(sizes)[:LOOKED_AT])
-
-
-def _chunk(level: Level, index: tuple[int, ...]) -> np.ndarray:
-    start = np.array(index) * level.array.chunks
-    return level.read(start, np.minimum(start + level.array.chunks, level.shape))
+    for _, index in sorted(sizes)[:LOOKED_AT]:
+        start = np.array(index) * level.array.chunks
+        chunk = level.read(start, np.minimum(start + level.array.chunks, level.shape))
+        if (chunk == level.array.fill_value).all():
+            return True
+    return False

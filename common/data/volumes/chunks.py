@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from common.data.volumes.box import slices
+from common.data.volumes.box import boxes, slices
 
 SEPARATOR = "/"
 """Between the numbers of a chunk: a folder for each axis, so that none has too many files."""
@@ -46,11 +46,8 @@ class ChunkFiles:
 
         Chunks that are 0 throughout are removed, or not written.
         """
-        first = start // self.chunks
-        counts = -(-np.array(values.shape) // self.chunks)
-        for corner in np.ndindex(*counts.tolist()):
-            begin = np.array(corner) * self.chunks
-            self._put_chunk(first + corner, values[slices(begin, begin + self.chunks)])
+        for begin, end in boxes(values.shape, self.chunks):
+            self._put_chunk((start + begin) // self.chunks, values[slices(begin, end)])
 
     def get(self, box: tuple[slice, ...]) -> np.ndarray:
         """The voxels of a box within the array."""
@@ -66,9 +63,8 @@ class ChunkFiles:
             begin = (first + corner) * self.chunks
             lower = np.maximum(start, begin)
             upper = np.minimum(stop, begin + self.chunks)
-            values[slices(lower - start, upper - start)] = chunk[
-                slices(lower - begin, upper - begin)
-            ]
+            shared = chunk[slices(lower - begin, upper - begin)]
+            values[slices(lower - start, upper - start)] = shared
         return values
 
     def _chunk(self, number: np.ndarray) -> np.ndarray | None:
@@ -84,7 +80,8 @@ class ChunkFiles:
 
     def _put_chunk(self, number: np.ndarray, values: np.ndarray) -> None:
         path = self._path(number)
-        if _is_zero(values):
+        # most are told by their first layer: looking at all of a chunk is a twentieth of packing it
+        if not values[:1].any() and not values.any():
             path.unlink(missing_ok=True)
             return
         if values.shape != self.chunks:
@@ -92,21 +89,13 @@ class ChunkFiles:
             whole = np.zeros(self.chunks, self.dtype)
             whole[tuple(map(slice, values.shape))] = values
             values = whole
-        _replace(path, self._encoded(values))
-
-    def _encoded(self, values: np.ndarray) -> bytes:
-        return self.codec.encode(np.ascontiguousarray(values, self.dtype))
+        _replace(path, self.codec.encode(np.ascontiguousarray(values, self.dtype)))
 
 
 def chunk_files(array: zarr.Array) -> ChunkFiles:
     """The chunks of an array that `common.data.volumes.ngff` made on this disk."""
     folder = Path(array.store.path) / array.path
     return ChunkFiles(folder, array.shape, array.chunks, dtype=array.dtype, codec=array.compressor)
-
-
-def _is_zero(values: np.ndarray) -> bool:
-    # most are told by their first layer: looking at all of a chunk is a twentieth of compressing it
-    return not values[:1].any() and not values.any()
 
 
 def _replace(path: Path, content: bytes) -> None:

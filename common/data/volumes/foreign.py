@@ -37,10 +37,14 @@ def refusal(path: Path) -> Exception:
             "check the address, which ends in the folder of the image"
         )
     if path.is_file():
-        return UserError(f"{path}: {_kind_of_file(path)}; {READ}: convert it first")
+        name = path.name.lower()
+        kinds = [kind for endings, kind in FORMATS.items() if name.endswith(endings)]
+        return UserError(f"{path}: {[*kinds, 'a file'][0]}; {READ}: convert it first")
     if not path.is_dir():
         return FileNotFoundError(f"{path}: nothing is there; write the path of a volume")
-    return UserError(f"{path}: {_kind_of_folder(path)}")
+    below = images_below(path)
+    where = f"write the path of an image in it, such as {below[0]}" if below else READ
+    return UserError(f"{path}: no volume (it has no {', '.join(MARKERS[:2])} or the like); {where}")
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -56,18 +60,3 @@ def images_below(folder: Path) -> list[Path]:
         if len(found) == MOST_IMAGES:
             break
     return found
-
-
-def _kind_of_file(path: Path) -> str:
-    name = path.name.lower()
-    for endings, kind in FORMATS.items():
-        if name.endswith(endings):
-            return kind
-    return "a file"
-
-
-def _kind_of_folder(path: Path) -> str:
-    """What a folder is that holds no volume, and what to write instead."""
-    below = images_below(path)
-    where = f"write the path of an image in it, such as {below[0]}" if below else READ
-    return f"no volume (it has no {', '.join(MARKERS[:2])} or the like); {where}"

@@ -21,7 +21,7 @@ import numpy as np
 from numcodecs import Blosc
 
 from common.data.volumes import adapted, codecs
-from common.data.volumes.box import Vector, slices
+from common.data.volumes.box import Box, Vector, slices
 from common.data.volumes.sources.remote import Address
 from common.errors import UserError
 
@@ -42,6 +42,11 @@ class Grid:
         lower = self.origin - self.scale / 2
         upper = self.origin + (np.array(self.shape) - 0.5) * self.scale
         return lower, upper
+
+    def part(self, box: Box) -> Grid:
+        """Where the voxels of a box are."""
+        z, y, x = box.shape.tolist()
+        return Grid(self.origin + box.start * self.scale, self.scale, (z, y, x))
 
     def in_voxels(self, position: np.ndarray) -> np.ndarray:
         """Return how many voxels positions (..., 3) in nm are from the lower corner, as floats."""
@@ -223,6 +228,7 @@ class Level:
         # numcodecs hands such a chunk to Blosc, which reads on beyond its end
         if not self.has_chunk_files or not isinstance(self.array.compressor, Blosc):
             return ""
+        chunk_bytes = math.prod(self.array.chunks) * self.array.dtype.itemsize
         for file in self.chunk_files(start, stop):
             if file.is_dir():
                 return f"{file.name} is a folder"
@@ -234,12 +240,9 @@ class Level:
             if size < packed:
                 return f"{file.name} has {size} of {packed} bytes"
             # filters may change the length
-            if not self.array.filters and unpacked != self._chunk_bytes():
-                return f"{file.name} unpacks to {unpacked} bytes, and not {self._chunk_bytes()}"
+            if not self.array.filters and unpacked != chunk_bytes:
+                return f"{file.name} unpacks to {unpacked} bytes, and not {chunk_bytes}"
         return ""
-
-    def _chunk_bytes(self) -> int:
-        return math.prod(self.array.chunks) * self.array.dtype.itemsize
 
 
 def chunk_ranges(start: Vector, stop: Vector, chunks: Vector) -> list[range]:

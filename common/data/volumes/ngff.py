@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from numcodecs import Blosc
 
-from common.data.volumes.box import Vector, slices
+from common.data.volumes.box import Vector, boxes, slices
 from common.data.volumes.chunks import PARTIAL, SEPARATOR, chunk_files
 from common.data.volumes.level import Grid, Level
 from common.data.volumes.metadata import LEVELS_BY_BLOCK, STORED_CHUNKS, UNFINISHED
@@ -131,14 +131,9 @@ def add_level(
     """
     group = zarr.open_group(str(path), mode="r+")
     fine = group[f"s{number - 1}"]
-    return _new_array(
-        group,
-        f"s{number}",
-        shape=np.array(fine.shape) // factor,
-        dtype=fine.dtype,
-        chunks=fine.chunks if chunks is None else chunks,
-        codec=fine.compressor.cname,
-    )
+    shape = np.array(fine.shape) // factor
+    chunks = fine.chunks if chunks is None else chunks
+    return _array_like(group, f"s{number}", fine, shape=shape, chunks=chunks)
 
 
 def add_array(path: str | Path, name: str) -> zarr.Array:
@@ -148,14 +143,15 @@ def add_array(path: str | Path, name: str) -> zarr.Array:
     """
     group = zarr.open_group(str(path), mode="r+")
     finest = group["s0"]
-    return _new_array(
-        group,
-        name,
-        shape=finest.shape,
-        dtype=finest.dtype,
-        chunks=finest.chunks,
-        codec=finest.compressor.cname,
-    )
+    return _array_like(group, name, finest, shape=finest.shape, chunks=finest.chunks)
+
+
+def _array_like(
+    group: zarr.Group, name: str, like: zarr.Array, *, shape: Vector, chunks: Vector
+) -> zarr.Array:
+    """A new array of the type and with the codec of another one."""
+    codec = like.compressor.cname
+    return _new_array(group, name, shape=shape, dtype=like.dtype, chunks=chunks, codec=codec)
 
 
 def finish_multiscale(
@@ -190,8 +186,8 @@ def finish_multiscale(
         scale = scale * factor
         datasets.append(dataset_of(number, scale, origin))
     attributes = group.attrs.asdict()
-    for passing in (UNFINISHED, LEVELS_BY_BLOCK):
-        attributes.pop(passing, None)
+    attributes.pop(UNFINISHED, None)
+    attributes.pop(LEVELS_BY_BLOCK, None)
     attributes[STORED_CHUNKS] = count_chunks(path)
     image = {"version": "0.4", **multiscale_of(Path(path).name, datasets)}
     group.attrs.put({"multiscales": [image], **attributes})
@@ -246,9 +242,7 @@ def _reduce_level(fine: zarr.Array, coarse: zarr.Array, factor: Vector, reduce: 
     """Fill a coarser level chunk by chunk."""
     finer = chunk_files(fine)
     coarser = chunk_files(coarse)
-    for corner in np.ndindex(*coarse.cdata_shape):
-        start = np.array(corner) * coarse.chunks
-        stop = np.minimum(start + coarse.chunks, coarse.shape)
+    for start, stop in boxes(coarse.shape, coarse.chunks):
         block = finer.get(slices(start * factor, stop * factor))
         if block.any():
             coarser.put(start, reduce(block, factor))
@@ -305,20 +299,17 @@ def block_mean(volume: np.ndarray, factors: Vector) -> np.ndarray:
     Integers are rounded. An incomplete last block is dropped.
     """
     count = math.prod(map(int, factors))
-    whole_numbers = volume.dtype.kind in "ui"
+    is_whole = volume.dtype.kind in "ui"
+    # wide enough for the sum of so many values
+    wide: type = np.int64 if is_whole else np.float32
+    if volume.dtype == np.uint8 and count < 257:
+        wide = np.uint16
     total = volume
     # sums of slices axis by axis: many times faster than NumPy's mean of a reshaped volume
     for axis, factor in enumerate(map(int, factors)):
-        total = sum_along(total, axis, factor, _wide_enough(volume.dtype, count))
+        total = sum_along(total, axis, factor, wide)
     mean = total / np.float32(count)
-    return np.rint(mean).astype(volume.dtype) if whole_numbers else mean.astype(volume.dtype)
-
-
-def _wide_enough(dtype: np.dtype, count: int) -> type:
-    """A dtype for the sum of `count` values."""
-    if dtype == np.uint8 and count < 257:
-        return np.uint16
-    return np.int64 if dtype.kind in "ui" else np.float32
+    return np.rint(mean).astype(volume.dtype) if is_whole else mean.astype(volume.dtype)
 
 
 def sum_along(volume: np.ndarray, axis: int, factor: int, dtype: type) -> np.ndarray:

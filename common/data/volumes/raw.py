@@ -26,7 +26,6 @@ AT_ONCE = 2**27
 This bounds the memory where the level is much finer than the wanted voxel size.
 """
 
-
 NARROW = 0.25
 """Part of an integer type's range: raw that uses less of it has little contrast for a network."""
 
@@ -36,10 +35,8 @@ FLAT = 1 / 16
 MOST_CUT_OFF = 0.5
 """Part of raw that lies at the ends of raw_range or beyond them, above which that is said."""
 
-
 SAMPLE = 64
 """Voxels along an edge of the block whose contrast is looked at before a volume is predicted."""
-
 
 SAMPLE_EDGE = 8
 """Voxels along an edge of the blocks by which `Raw.sample_key` knows raw."""
@@ -101,7 +98,8 @@ class Raw:
         if (self.factor == 1).all():
             return self._values(first, last)
         block = np.empty(last - first, self.dtype)
-        layers = self._layers_at_once(last - first)
+        voxels_of_layer = (self.factor * block.shape)[1:].prod() * self.factor[0]
+        layers = max(1, int(AT_ONCE // voxels_of_layer))
         for z in range(0, len(block), layers):
             top = first.copy()
             top[0] += z
@@ -110,12 +108,6 @@ class Raw:
             fine = self._values(top * self.factor, bottom * self.factor)
             block[z : z + layers] = ngff.block_mean(fine, self.factor)
         return block
-
-    def _layers_at_once(self, shape: np.ndarray) -> int:
-        """Return how many layers along z to average at a time; at least one."""
-        of_one_layer = shape * self.factor
-        of_one_layer[0] = self.factor[0]
-        return max(1, int(AT_ONCE // np.prod(of_one_layer)))
 
     def _values(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Return voxels of the level, not averaged, as `dtype`."""
@@ -166,7 +158,15 @@ class Raw:
         """
         path = self.level.path
         if self._of_range(brightest) == 0:
-            raise UserError(f"{path}: 0 everywhere {where}; {self._way_out_of_black()}")
+            # a chunk that is not there reads as 0; real EM is never 0 all around a crop
+            advice = "fetch its EM chunks, or remove the crop from the datasplit"
+            if self.raw_range:
+                low, high = self.raw_range
+                advice = (
+                    f"raw_range = ({low:g}, {high:g}) makes black of what is {low:g} or less: set "
+                    "the range of this raw, or fetch its EM chunks"
+                )
+            raise UserError(f"{path}: 0 everywhere {where}; {advice}")
         if self._of_range(darkest) == self._of_range(brightest):
             note_once(
                 f"{path}: {self._stored(darkest)} everywhere {where}, so that nothing can be seen "
@@ -216,17 +216,6 @@ class Raw:
             f"where that is all of its contrast set raw_range = ({low}, {high}), or "
             "raw_normalization = 'percentile'"
         )
-
-    def _way_out_of_black(self) -> str:
-        """What to do where raw is 0 throughout."""
-        if self.raw_range:
-            low, high = self.raw_range
-            return (
-                f"raw_range = ({low:g}, {high:g}) makes black of what is {low:g} or less: set the "
-                "range of this raw, or fetch its EM chunks"
-            )
-        # a chunk that is not there reads as 0; real EM is never 0 all around a crop
-        return "fetch its EM chunks, or remove the crop from the datasplit"
 
     def _of_range(self, value: float) -> float:
         """What `read` gives, as the network gets it: in [0, 1]."""
@@ -323,19 +312,13 @@ def _note_beyond_type(level: Level, raw_range: Sequence[float]) -> None:
     limits = np.iinfo(stored)
     low, high = raw_range
     if low < limits.min or high > limits.max:
+        between = max(min(high, limits.max) - max(low, limits.min), 0.0)
         note_once(
             f"{level.path}: {stored}, which is {limits.min} to {limits.max}, and raw_range = "
-            f"({low:g}, {high:g}): its contrast is {_part_of(limits, raw_range):.2g} of 0 to 1; "
+            f"({low:g}, {high:g}): its contrast is {between / (high - low):.2g} of 0 to 1; "
             "set the range of this raw, or raw_normalization = 'percentile', which looks at each "
             "volume"
         )
-
-
-def _part_of(limits: np.iinfo, raw_range: Sequence[float]) -> float:
-    """Which part of a range the values of a type can be in."""
-    low, high = raw_range
-    between = min(high, limits.max) - max(low, limits.min)
-    return max(between, 0.0) / (high - low)
 
 
 def averaged_grid(level: Level, factor: np.ndarray) -> Grid:

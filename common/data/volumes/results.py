@@ -86,17 +86,13 @@ def are_in(folder: Path) -> bool:
 
 def _classes_in(folder: Path) -> Iterator[Path]:
     """The volumes of predict, process and import-data in a folder, also those half-written."""
-    if _is_volume(folder):
+    attributes = records.read_attributes(folder)
+    if "multiscales" in attributes or UNFINISHED in attributes:
         yield folder
         return
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
             yield from _classes_in(path)
-
-
-def _is_volume(folder: Path) -> bool:
-    attributes = records.read_attributes(folder)
-    return "multiscales" in attributes or UNFINISHED in attributes
 
 
 def _of_volume(source: str) -> Result:

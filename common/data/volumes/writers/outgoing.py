@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data.volumes.box import Vector
+from common.data.volumes.box import Box, Vector
 from common.data.volumes.level import Grid, Level
 from common.data.volumes.metadata import read_object
 from common.errors import UserError
@@ -36,10 +36,8 @@ class Outgoing:
     name: str
     """Of the class."""
     level: Level
-    start: np.ndarray
-    """(3,) first voxel of the level."""
-    stop: np.ndarray
-    """(3,) last voxel + 1."""
+    box: Box
+    """Voxels of the level."""
     sort: str
     """"image", "mask" or "objects"."""
     dtype: np.dtype
@@ -54,13 +52,12 @@ class Outgoing:
     @property
     def grid(self) -> Grid:
         """Where its voxels are."""
-        origin = self.level.translation + self.start * self.level.scale
-        return Grid(origin, self.level.scale, self.shape)
+        return self.level.grid.part(self.box)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels, z, y, x."""
-        z, y, x = (self.stop - self.start).tolist()
+        z, y, x = self.box.shape.tolist()
         return z, y, x
 
     @property
@@ -101,7 +98,7 @@ class Outgoing:
 
     def read(self, start: Vector, stop: Vector) -> np.ndarray:
         """Voxels start..stop-1, counted from its first one."""
-        block = self.level.read(self.start + start, self.start + stop)
+        block = self.level.read(self.box.start + start, self.box.start + stop)
         return np.ascontiguousarray(block, self.dtype)
 
     def slabs(self) -> Iterator[np.ndarray]:
