@@ -71,10 +71,10 @@ def summarize(
     Raises FileNotFoundError for a volume that is not there; UserError for one that is not finished
     or no labels, and for classes that are not there.
     """
-    found = results.find(source, wanted.classes)
-    touching = _touching(found, wanted.contacts)
+    volumes = results.find(source, wanted.classes)
+    touching = _touching(volumes, wanted.contacts)
     folder = Path(out)
-    pictures = _picture_paths(folder, found, wanted)
+    pictures = _picture_paths(folder, volumes, wanted)
     paths = [*(folder / name for name in TABLES), *pictures.values()]
     existing = [str(path) for path in paths if path.exists()]
     if existing and not overwrite:
@@ -82,11 +82,11 @@ def summarize(
             f"{some(existing, 3)}: there already; write another folder, or --overwrite to replace "
             "them"
         )
-    tables = _measured(found, touching, folder, engine)
+    tables = _measured(volumes, touching, folder, engine)
     for name, table in tables.items():
         with replacing(folder / name) as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.10g")
-    _draw(pictures, found, wanted)
+    _draw(pictures, volumes, wanted)
     _say_totals(tables, folder, say)
     return paths
 
@@ -94,39 +94,39 @@ def summarize(
 # What is measured
 
 
-def _touching(found: Sequence[Result], asked: Sequence[str] | None) -> set[str]:
+def _touching(volumes: Sequence[Result], names: Sequence[str] | None) -> set[str]:
     """The classes whose contacts are looked for. Raises UserError for what is no labels."""
-    images = [str(result.path) for result in found if result.sort == "image"]
+    images = [str(result.path) for result in volumes if result.sort == "image"]
     if images:
         raise UserError(
             f"{some(images, 3)}: no masks or objects; run process, and give the folder that it "
             "writes"
         )
-    present = {result.name for result in found}
-    if asked is None:
-        return {result.name for result in found if result.sort == "objects"}
-    if tuple(asked) == (NONE,):
+    present = {result.name for result in volumes}
+    if names is None:
+        return {result.name for result in volumes if result.sort == "objects"}
+    if tuple(names) == (NONE,):
         return set()
-    absent = [name for name in asked if name not in present]
+    absent = [name for name in names if name not in present]
     if absent:
         raise UserError(
             f"--contacts {some(absent)}: not there; write some of {some(sorted(present))}"
         )
-    return set(asked)
+    return set(names)
 
 
 def _measured(
-    found: Sequence[Result], touching: Collection[str], folder: Path, engine: Engine
+    volumes: Sequence[Result], touching: Collection[str], folder: Path, engine: Engine
 ) -> dict[str, pd.DataFrame]:
     """The tables by the names of their files. folder: where workers of one call find each other."""
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
-    voxels = sum(result.finest.array.size for result in found)
-    call = key_of([[str(result.path) for result in found], sorted(touching)])
+    voxels = sum(result.finest.array.size for result in volumes)
+    call = key_of([[str(result.path) for result in volumes], sorted(touching)])
     with (
         cluster.opened(engine, folder, call) as crew,
         progress(voxels, "measuring", unit="voxel", unit_scale=True) as bar,
     ):
-        for box, of_box in _on_same_voxels(found):
+        for box, of_box in _on_same_voxels(volumes):
             classes = []
             for result in of_box:
                 volume = str(result.path.absolute())
@@ -147,10 +147,10 @@ def _measured(
     return joined
 
 
-def _on_same_voxels(found: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+def _on_same_voxels(volumes: Sequence[Result]) -> list[tuple[str, list[Result]]]:
     """The classes of each box; those on other voxels apart."""
     groups: dict[tuple, list[Result]] = {}
-    for result in found:
+    for result in volumes:
         grid = result.finest.grid
         place = (*grid.scale.round(3), *grid.origin.round(3), *grid.shape)
         # the folder that the class lies in, below what was asked for
@@ -166,10 +166,10 @@ def _on_same_voxels(found: Sequence[Result]) -> list[tuple[str, list[Result]]]:
 # The tables
 
 
-def _of_classes(found: Sequence[Result], measures: Measures) -> pd.DataFrame:
+def _of_classes(volumes: Sequence[Result], measures: Measures) -> pd.DataFrame:
     """A row a class."""
     rows = []
-    for result in found:
+    for result in volumes:
         count = measures.voxels[result.name]
         known = measures.known[result.name]
         row: dict[str, Any] = {"class": result.name, "sort": result.sort}
@@ -205,17 +205,17 @@ def _say_totals(tables: Mapping[str, pd.DataFrame], folder: Path, say: Say) -> N
 # Pictures
 
 
-def _picture_paths(folder: Path, found: Sequence[Result], wanted: Wanted) -> dict[Path, Path]:
+def _picture_paths(folder: Path, volumes: Sequence[Result], wanted: Wanted) -> dict[Path, Path]:
     """For each volume its picture; empty where none is wanted."""
     paths = {}
-    for result in found if wanted.projection != NONE else []:
+    for result in volumes if wanted.projection != NONE else []:
         name = "_".join([*result.names, wanted.projection, wanted.axis])
         paths[result.path] = folder / f"{name}.png"
     return paths
 
 
-def _draw(pictures: Mapping[Path, Path], found: Sequence[Result], wanted: Wanted) -> None:
-    for result in found if pictures else []:
+def _draw(pictures: Mapping[Path, Path], volumes: Sequence[Result], wanted: Wanted) -> None:
+    for result in volumes if pictures else []:
         image = project(
             result.levels,
             result.name,

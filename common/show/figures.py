@@ -311,7 +311,9 @@ def scale_bar(image: Picture, nm_per_pixel: float) -> Picture:
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    length = _round_length(image.shape[1] * nm_per_pixel / 4)
+    most = image.shape[1] * nm_per_pixel / 4
+    unit = 10.0 ** np.floor(np.log10(most))
+    length = max(factor * unit for factor in (1, 2, 5) if factor * unit <= most)
     text = f"{length / 1000:g} um" if length >= 1000 else f"{length:g} nm"
     pixels = round(length / nm_per_pixel)
     bottom = image.shape[0] - 8
@@ -324,13 +326,6 @@ def scale_bar(image: Picture, nm_per_pixel: float) -> Picture:
     top = bottom - 22
     draw.text((8, top), text, PAPER, font, stroke_width=2, stroke_fill=INK)
     return np.asarray(picture)
-
-
-def _round_length(most: float) -> float:
-    """The longest of 1, 2 and 5 times a power of ten that is not above `most`."""
-    unit = 10.0 ** np.floor(np.log10(most))
-    lengths = [factor * unit for factor in (1, 2, 5)]
-    return max(length for length in lengths if length <= most)
 
 
 def write_png(path: Path, image: Picture) -> None:

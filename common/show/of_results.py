@@ -38,17 +38,17 @@ def boxes_of(source: str, classes: Sequence[str] = ()) -> list[tuple[Region, Lay
         folders = "/".join(result.names[:-1])
         box = folders or result.path.parent.name
         boxes.setdefault(box, []).append(result)
-    return [(_region(name, found), _layers(found)) for name, found in boxes.items()]
+    return [(_region(name, volumes), _layers(volumes)) for name, volumes in boxes.items()]
 
 
-def _region(name: str, found: Sequence[Result]) -> Region:
+def _region(name: str, volumes: Sequence[Result]) -> Region:
     """The box around all volumes."""
-    corners = [result.finest.box() for result in found]
+    corners = [result.finest.box() for result in volumes]
     dataset, _, box = name.rpartition("/")
     return Region(
         dataset or "results",
         box,
-        raw=found[0].path,
+        raw=volumes[0].path,
         lower=np.min([lower for lower, _ in corners], axis=0),
         upper=np.max([upper for _, upper in corners], axis=0),
         truth=None,
@@ -56,9 +56,9 @@ def _region(name: str, found: Sequence[Result]) -> Region:
     )
 
 
-def _layers(found: Sequence[Result]) -> Layers:
+def _layers(volumes: Sequence[Result]) -> Layers:
     layers: Layers = {}
-    for result in found:
+    for result in volumes:
         is_raw = result.sort == "image" and not records.read_prediction(result.finest.group)
         kind = "predictions" if result.sort == "image" else "processed"
         if is_raw:

@@ -116,12 +116,12 @@ def init(
     annotation = config.path("datasplit_path")
     rows = split.read_datasplit(annotation, config.path("data_path"), with_test=True)
     _check_training(config, rows)
-    found = members_module.find(config.classes, members or config_path, overrides, data)
-    members_module.refuse_judges(found, rows)
-    members_module.note_other_voxels(found, config)
+    networks = members_module.find(config.classes, members or config_path, overrides, data)
+    members_module.refuse_judges(networks, rows)
+    members_module.note_other_voxels(networks, config)
     busy = f"{path.parent}: {{holder}} completes labels there; wait for it"
     with stopping.interruptible() as stopped, files.alone(path.parent / ".lock", otherwise=busy):
-        joint = Joint(config, found, threshold, path, overwrite=overwrite, stopped=stopped)
+        joint = Joint(config, networks, threshold, path, overwrite=overwrite, stopped=stopped)
         _join(joint, rows, selective=selective)
     return path
 

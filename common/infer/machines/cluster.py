@@ -79,7 +79,9 @@ def opened(
                 yield crew
             return
         place = _Place(root, call)
-        with place.held(engine, stopped), _started(engine, place) as crew:
+        workers = _jobs(engine) if engine.cluster else _local(engine.workers)
+        with place.held(engine, stopped), workers as cluster, _crew(cluster) as crew:
+            place.write(cluster.scheduler_address, cluster.security)
             yield crew
 
 
@@ -206,15 +208,6 @@ async def _worked(nannies: list[Any]) -> None:
     """Return when all workers were started and have ended."""
     await asyncio.gather(*nannies)
     await asyncio.gather(*(nanny.finished() for nanny in nannies))
-
-
-@contextlib.contextmanager
-def _started(engine: Engine, place: _Place) -> Iterator[Crew]:
-    """Workers of this call's own."""
-    workers = _jobs(engine) if engine.cluster else _local(engine.workers)
-    with workers as cluster, _crew(cluster) as crew:
-        place.write(cluster.scheduler_address, cluster.security)
-        yield crew
 
 
 @contextlib.contextmanager

@@ -86,6 +86,15 @@ class Tally:
     workers: int = 0
     rate: float = 0.0
     """Blocks per second of this call."""
+    new: int = 0
+    """Blocks of this call."""
+    began: float = field(default_factory=time.monotonic)
+
+    def add(self, blocks: int = 1) -> None:
+        """Count blocks that are done now."""
+        self.done += blocks
+        self.new += blocks
+        self.rate = self.new / (time.monotonic() - self.began)
 
     @property
     def seconds_left(self) -> float | None:
@@ -202,9 +211,6 @@ class _Round:
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     per_block: float = 0.0
     """Seconds that a block takes; 0 while unknown."""
-    began: float = field(default_factory=time.monotonic)
-    new: int = 0
-    """Blocks that are done since."""
     counted: float = -10.0
     """Value of time.monotonic() when workers were counted."""
     lonely: float = field(default_factory=time.monotonic)
@@ -257,14 +263,12 @@ class _Round:
         for number, result in outcome.done:
             self.done(number, result)
         n = len(outcome.done)
-        self.new += n
-        self.tally.done += n
-        self.tally.rate = self.new / (time.monotonic() - self.began)
+        self.tally.add(n)
         if n:
             self.per_block = outcome.seconds / n
         if outcome.error:
-            there = {number for number, _ in outcome.done}
-            left = [number for number in batch if number not in there]
+            finished = {number for number, _ in outcome.done}
+            left = [number for number in batch if number not in finished]
             self._try_again(left, outcome, was_alone=len(batch) == 1)
 
     def _try_again(self, left: list[int], outcome: Outcome, *, was_alone: bool) -> None:
@@ -280,7 +284,7 @@ class _Round:
         self.failures.append(Failure(number, outcome.error, outcome.where))
         self.tally.failed = len(self.failures)
         note(f"block {number} failed {ATTEMPTS} times, last on {outcome.where}: {outcome.error}")
-        if not self.new and len(self.failures) >= HOPELESS:
+        if not self.tally.new and len(self.failures) >= HOPELESS:
             raise FileError(
                 f"the first {HOPELESS} blocks failed, each {ATTEMPTS} times; the last one on "
                 f"{outcome.where}: {outcome.error}"

@@ -150,20 +150,20 @@ def status(out: str | Path) -> list[str]:
 
 def _boxes(root: Path) -> set[Path]:
     """Folders of boxes at or under a folder, as far down as an experiment has them."""
-    found = set()
+    boxes = set()
     level = [root]
     for _ in range(DEEPEST + 1):
         below: list[Path] = []
         for folder in level:
             if (folder / LOCK).exists():
-                found.add(folder)
+                boxes.add(folder)
             if _record(folder) is not None:
-                found.add(folder.parent)
+                boxes.add(folder.parent)
             elif not (folder / ".zarray").exists():  # whose folders are chunks, millions of them
                 folders = [path for path in folder.iterdir() if path.is_dir()]
                 below += [path for path in folders if not path.name.startswith(".")]
         level = below
-    return found
+    return boxes
 
 
 def _record(group: Path) -> Any:

@@ -114,17 +114,17 @@ def _settings_of(path: Path, description: Any) -> dict[str, Any]:
     if len(description.inputs) != 1 or len(description.outputs) != 1:
         raise UserError(f"{path}: several inputs or outputs; one of each can be run here")
     (raw,) = description.inputs
-    (given,) = description.outputs
+    (output,) = description.outputs
     channels = _channels(raw)
     if len(channels) > 1:
         raise UserError(f"{path}: takes {len(channels)} channels; raw has one here")
-    names = _channels(given) or ["foreground"]
+    names = _channels(output) or ["foreground"]
     if len(set(names)) < len(names):
         names = [f"{name}{number}" for number, name in enumerate(names)]
     return {
         "classes": tuple(names),
         "input_array_info": _array(raw, raw),
-        "target_array_info": _array(given, raw),
+        "target_array_info": _array(output, raw),
         # as it is stored: what a package does to it comes after
         "raw_normalization": "values",
     }
@@ -168,8 +168,10 @@ def _size(axis: Any, inputs: Mapping[str, Any]) -> int:
         return size
     if hasattr(size, "step"):
         return int(size.min) + int(size.step) * max(0, -(-(96 - int(size.min)) // int(size.step)))
-    of = inputs[str(size.axis_id)]
-    return round(_size(of, inputs) * float(of.scale) / float(axis.scale)) + int(size.offset)
+    input_axis = inputs[str(size.axis_id)]
+    return round(_size(input_axis, inputs) * float(input_axis.scale) / float(axis.scale)) + int(
+        size.offset
+    )
 
 
 # As an experiment

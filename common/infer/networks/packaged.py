@@ -69,17 +69,17 @@ def network_in(path: Path, description: Any, is_ours: bool) -> Packaged:
         logits.
     """
     raw = description.inputs[0]
-    given = description.outputs[0]
-    _refuse_other_order(path, raw, given)
+    output = description.outputs[0]
+    _refuse_other_order(path, raw, output)
     weights = _weights(path, description.weights)
     names = {str(axis.id) for axis in raw.axes if axis.type == "space"}
     axes = "".join(name for name in "zyx" if name in names)
     if is_ours:
         return Packaged(weights, [], [], axes).eval()
     before = _steps(path, raw.preprocessing)
-    after = _steps(path, given.postprocessing)
-    _try_example(path, (*before, weights, *after), raw=raw, given=given)
-    return Packaged(weights, before, _to_logits(path, after, given), axes).eval()
+    after = _steps(path, output.postprocessing)
+    _try_example(path, (*before, weights, *after), raw=raw, output=output)
+    return Packaged(weights, before, _to_logits(path, after, output), axes).eval()
 
 
 def _weights(path: Path, weights: Any) -> Any:
@@ -89,9 +89,9 @@ def _weights(path: Path, weights: Any) -> Any:
         return exported.open_torchscript(torchscript.get_reader().read())
     if getattr(weights, "onnx", None) is not None:
         return _onnx(path, weights.onnx)
-    found = [name for name, entry in weights if entry is not None]
+    kinds = [name for name, entry in weights if entry is not None]
     raise UserError(
-        f"{path}: its weights are {some(found)}; TorchScript and ONNX can be run here "
+        f"{path}: its weights are {some(kinds)}; TorchScript and ONNX can be run here "
         "(bioimageio.core converts others: bioimageio add-weights)"
     )
 
@@ -105,8 +105,8 @@ def _onnx(path: Path, entry: Any) -> Any:
     return lambda raw: run(raw.cpu()).to(raw.device)
 
 
-def _refuse_other_order(path: Path, raw: Any, given: Any) -> None:
-    for tensor in (raw, given):
+def _refuse_other_order(path: Path, raw: Any, output: Any) -> None:
+    for tensor in (raw, output):
         kinds = [axis.type for axis in tensor.axes]
         names = [str(axis.id) for axis in tensor.axes if axis.type == "space"]
         if kinds[:2] != ["batch", "channel"] or names != sorted(names, reverse=True):
@@ -167,9 +167,9 @@ def _step(  # noqa: PLR0911  # one for each of STEPS
     return values.softmax(1)
 
 
-def _to_logits(path: Path, after: Sequence[Step], given: Any) -> list[Step]:
+def _to_logits(path: Path, after: Sequence[Step], output: Any) -> list[Step]:
     """The steps after, such that logits come out: the engine makes probabilities of them itself."""
-    listed = [str(entry.id) for entry in given.postprocessing]
+    listed = [str(entry.id) for entry in output.postprocessing]
     kept = list(zip(listed, after, strict=True))
     # the last number type does not matter here
     while kept and kept[-1][0] == "ensure_dtype":
@@ -177,7 +177,7 @@ def _to_logits(path: Path, after: Sequence[Step], given: Any) -> list[Step]:
     if kept and kept[-1][0] == "sigmoid":
         return [step for _, step in kept[:-1]]
     steps = [step for _, step in kept]
-    example = _example(given)
+    example = _example(output)
     if example.min() >= 0 and example.max() <= 1:
         return [*steps, lambda probability: torch.logit(probability.float(), EPSILON)]
     note(f"{path}: gives values beyond 0 to 1, which are taken for logits")
@@ -188,13 +188,13 @@ def _example(tensor: Any) -> np.ndarray:
     return np.load(io.BytesIO(tensor.test_tensor.get_reader().read()), allow_pickle=False)
 
 
-def _try_example(path: Path, steps: Sequence[Step], *, raw: Any, given: Any) -> None:
+def _try_example(path: Path, steps: Sequence[Step], *, raw: Any, output: Any) -> None:
     """Raise UserError unless a package's own example comes out."""
     values = torch.from_numpy(_example(raw)).float()
     with exported.quiet(), torch.no_grad():
         for step in steps:
             values = step(values)
-    expected = torch.from_numpy(_example(given)).float()
+    expected = torch.from_numpy(_example(output)).float()
     unlike = exported.difference(expected, values)
     if unlike > TOLERANCE:
         raise UserError(

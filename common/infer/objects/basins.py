@@ -44,7 +44,7 @@ class Basins:
 
     labels: Volume
     """1 + a voxel that an ascent comes to, counted through the volume; 0 outside."""
-    found: dict[Index, np.ndarray]
+    of_blocks: dict[Index, np.ndarray]
     """The labels of each block, ascending."""
     every: np.ndarray
     """(k,) all labels, ascending."""
@@ -66,7 +66,7 @@ class Basins:
         """
         table = (part + 1).astype(smallest_dtype(len(part)))
         # each part is in one piece, so that it only gets its number
-        return renamed(self.labels, self.found, self.every, table[self.basin])
+        return renamed(self.labels, self.of_blocks, self.every, table[self.basin])
 
 
 def find_basins(
@@ -79,27 +79,27 @@ def find_basins(
     labels = _climbed(landscape, ids)
     reads = [volume for volume in (labels, landscape, ids, evidence) if volume is not None]
     work = BlockWork(partial(_met, labels, landscape, ids, evidence), tuple(reads))
-    found = {}
+    of_blocks = {}
     contacts = []
     for block, (of_block, meeting) in zip(blocks(ids), gather(ids, work), strict=True):
-        found[block.index] = of_block
+        of_blocks[block.index] = of_block
         contacts.append(meeting)
-    every = np.unique(np.concatenate(list(found.values())))
-    basins = _followed(labels, landscape, found, every)
+    every = np.unique(np.concatenate(list(of_blocks.values())))
+    basins = _followed(labels, landscape, of_blocks, every)
     return basins, basins.graph(joined(contacts))
 
 
 def renamed(
-    labels: Volume, found: Mapping[Index, np.ndarray], every: np.ndarray, names: np.ndarray
+    labels: Volume, of_blocks: Mapping[Index, np.ndarray], every: np.ndarray, names: np.ndarray
 ) -> Volume:
     """Ids 1..m of the pieces of what has one name, numbered by their first voxel.
 
-    labels: of fragments; 0 outside. found: those of each block, ascending. every: (k,) all of them,
+    labels: of fragments; 0 outside. of_blocks: those of each, ascending. every: (k,) all of them,
     ascending. names: (k,) of each, above 0.
     """
 
     def about(block: Block) -> tuple[np.ndarray, np.ndarray]:
-        of_block = found[block.index]
+        of_block = of_blocks[block.index]
         return of_block, names[np.searchsorted(every, of_block)]
 
     def renamed_block(block: Block, about: tuple[np.ndarray, np.ndarray]) -> np.ndarray | None:
@@ -121,17 +121,17 @@ def _climbed(landscape: Volume, ids: Volume) -> Volume:
 
     def climbed(block: Block) -> np.ndarray | None:
         box = with_margin(block.core, MARGIN, ids.shape)
-        own = ids.read(box)
-        if not own[within(block.core, box)].any():
+        object_ids = ids.read(box)
+        if not object_ids[within(block.core, box)].any():
             return None
         start, stop = ends(box)
         is_open = np.stack([start > 0, stop < ids.shape], axis=1)
-        top = np.empty(own.shape, np.int64)
+        top = np.empty(object_ids.shape, np.int64)
         from common.infer.objects.climb import climb  # which imports numba
 
-        climb(landscape.read(box), own.astype(np.int64), is_open, top)
+        climb(landscape.read(box), object_ids.astype(np.int64), is_open, top)
         top = top[within(block.core, box)]
-        place = np.unravel_index(np.maximum(top, 0), own.shape)
+        place = np.unravel_index(np.maximum(top, 0), object_ids.shape)
         through = [along + first for along, first in zip(place, start, strict=True)]
         label = np.ravel_multi_index(through, ids.shape) + 1
         return np.where(top < 0, 0, label).astype(dtype)
@@ -149,7 +149,7 @@ def _met(  # noqa: PLR0917  # a partial of it
     if len(core) == 0:
         return core, joined([])
     height = landscape.read(block.grown)
-    own = ids.read(block.grown)
+    object_ids = ids.read(block.grown)
     against = np.zeros_like(height)
     if evidence is not None:
         # unknown is an edge
@@ -158,7 +158,11 @@ def _met(  # noqa: PLR0917  # a partial of it
     for axis in range(3):
         here = _along(block, axis, slice(1, None))
         there = _along(block, axis, slice(None, -1))
-        meets = (values[here] != values[there]) & (own[here] == own[there]) & (own[here] != 0)
+        meets = (
+            (values[here] != values[there])
+            & (object_ids[here] == object_ids[there])
+            & (object_ids[here] != 0)
+        )
         contacts.append(
             Contacts.of_faces(
                 values[here][meets],
@@ -181,7 +185,7 @@ def _along(block: Block, axis: int, part: slice) -> Box:
 
 
 def _followed(
-    labels: Volume, landscape: Volume, found: dict[Index, np.ndarray], every: np.ndarray
+    labels: Volume, landscape: Volume, of_blocks: dict[Index, np.ndarray], every: np.ndarray
 ) -> Basins:
     """The basin of each label: of some, the voxel is only where a block lost sight of an ascent."""
     by_block = _by_block(labels, every)
@@ -207,7 +211,7 @@ def _followed(
     while (leads_to != leads_to[leads_to]).any():
         leads_to = leads_to[leads_to]
     tops, basin = np.unique(leads_to, return_inverse=True)
-    return Basins(labels, found, every, basin, summits=height[tops])
+    return Basins(labels, of_blocks, every, basin, summits=height[tops])
 
 
 def _by_block(labels: Volume, every: np.ndarray) -> dict[Index, np.ndarray]:

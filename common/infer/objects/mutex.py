@@ -77,9 +77,11 @@ def mutex_watershed(  # noqa: PLR0917  # so it is called in process_config.py fi
     library()  # which says before the work that it is not there
     work = BlockWork(partial(_fragments, mask, affinities), (mask, *volumes))
     fragments = fill(mask, work, _dtype(mask))
-    found, links = _linked(fragments, mask, affinities)
-    every = np.concatenate(list(found.values()))
-    return renamed(fragments, found, every, _clustered(every, links, affinities))
+    of_blocks, links = _linked(fragments, mask, affinities)
+    all_fragments = np.concatenate(list(of_blocks.values()))
+    return renamed(
+        fragments, of_blocks, all_fragments, _clustered(all_fragments, links, affinities)
+    )
 
 
 @dataclass(frozen=True)
@@ -162,24 +164,24 @@ def _checked(
 def _fragments(mask: Volume, affinities: _Affinities, block: Block) -> np.ndarray | None:
     """The fragments of a block, in numbers of its own."""
     box = with_margin(block.core, affinities.margin, mask.shape)
-    own = mask.read(box)
-    if not own[within(block.core, box)].any():
+    object_ids = mask.read(box)
+    if not object_ids[within(block.core, box)].any():
         return None
-    said = np.zeros((len(affinities.volumes), *own.shape))
+    evidence = np.zeros((len(affinities.volumes), *object_ids.shape))
     for k, (volume, here, there) in enumerate(affinities.pairs(box, box)):
         at = within(here, box)
-        ids = own[at]
-        are_one_id = (ids != 0) & (ids == own[within(there, box)])
+        ids = object_ids[at]
+        are_one_id = (ids != 0) & (ids == object_ids[within(there, box)])
         # 0 says nothing
-        said[k][at] = np.where(are_one_id, affinities.signs(probabilities(volume, here), k), 0)
+        evidence[k][at] = np.where(are_one_id, affinities.signs(probabilities(volume, here), k), 0)
     # where the volume is thinner than an offset there are no such pairs, and the library panics
-    fits = (np.abs(affinities.offsets) < own.shape).all(axis=1)
-    labels = np.zeros(own.shape, np.uint64)
+    fits = (np.abs(affinities.offsets) < object_ids.shape).all(axis=1)
+    labels = np.zeros(object_ids.shape, np.uint64)
     if fits.any():
-        labels = library().agglom(said[fits], affinities.offsets[fits].tolist())
-    labels = np.where(own == 0, 0, labels)
+        labels = library().agglom(evidence[fits], affinities.offsets[fits].tolist())
+    labels = np.where(object_ids == 0, 0, labels)
     # the library gives 0 to a voxel that no affinity says anything about
-    silent = np.where(labels == 0, own, 0)
+    silent = np.where(labels == 0, object_ids, 0)
     if silent.any():
         alone = cc3d.connected_components(_compact(silent)).astype(labels.dtype)
         labels = np.where(silent == 0, labels, labels.max() + alone)
@@ -214,13 +216,13 @@ def _linked(
     """The fragments of each block, and for each offset what is said of pairs of them."""
     function = partial(_links, fragments, mask, affinities)
     work = BlockWork(function, (fragments, mask, *affinities.volumes))
-    found = {}
+    of_blocks = {}
     links: list[list[Contacts]] = [[] for _ in affinities.volumes]
     for block, (ids, contacts) in zip(blocks(mask), gather(mask, work), strict=True):
-        found[block.index] = ids
-        for of_offset, more in zip(links, contacts, strict=True):
-            of_offset.append(more)
-    return found, [combined(joined(of_offset)) for of_offset in links]
+        of_blocks[block.index] = ids
+        for of_offset, contacts_of_block in zip(links, contacts, strict=True):
+            of_offset.append(contacts_of_block)
+    return of_blocks, [combined(joined(of_offset)) for of_offset in links]
 
 
 def _links(
@@ -229,7 +231,7 @@ def _links(
     """The fragments of a block, and for each offset what its affinities say of pairs of them."""
     box = with_margin(block.core, affinities.margin, mask.shape)
     labels = fragments.read(box)
-    own = mask.read(box)
+    object_ids = mask.read(box)
     core = np.unique(labels[within(block.core, box)])
     core = core[core > 0]
     if len(core) == 0:
@@ -238,31 +240,37 @@ def _links(
     for volume, here, there in affinities.pairs(block.core, box):
         first = within(here, box)
         second = within(there, box)
-        apart = (labels[first] != labels[second]) & (own[first] == own[second]) & (own[first] != 0)
+        apart = (
+            (labels[first] != labels[second])
+            & (object_ids[first] == object_ids[second])
+            & (object_ids[first] != 0)
+        )
         affinity = probabilities(volume, here)
         apart &= ~np.isnan(affinity)
-        said = affinity[apart]
+        evidence = affinity[apart]
         pairs = Contacts.of_faces(
             labels[first][apart],
             labels[second][apart],
-            height=np.zeros(len(said)),
-            evidence=said,
+            height=np.zeros(len(evidence)),
+            evidence=evidence,
         )
         contacts.append(combined(pairs))
     return core, contacts
 
 
-def _clustered(every: np.ndarray, links: Sequence[Contacts], affinities: _Affinities) -> np.ndarray:
+def _clustered(
+    all_fragments: np.ndarray, links: Sequence[Contacts], affinities: _Affinities
+) -> np.ndarray:
     """(n,) object 1.. of each fragment, by the mutex watershed of their mean affinities."""
     sure = np.concatenate([affinities.signs(link.mean, k) for k, link in enumerate(links)])
-    a = np.searchsorted(every, np.concatenate([link.a for link in links]))
-    b = np.searchsorted(every, np.concatenate([link.b for link in links]))
+    a = np.searchsorted(all_fragments, np.concatenate([link.a for link in links]))
+    b = np.searchsorted(all_fragments, np.concatenate([link.b for link in links]))
     # stable, so that of equal ones the earlier offset and the earlier fragments come first
     order = np.argsort(-np.abs(sure), kind="stable")
     edges = list(zip((sure > 0)[order].tolist(), a[order].tolist(), b[order].tolist(), strict=True))
-    object_of = np.arange(len(every))
+    object_of = np.arange(len(all_fragments))
     if edges:
         fragment, cluster = np.array(library().cluster(edges)).T
-        object_of[fragment] = len(every) + cluster
+        object_of[fragment] = len(all_fragments) + cluster
     _, number = np.unique(object_of, return_inverse=True)
-    return (number + 1).astype(smallest_dtype(len(every)))
+    return (number + 1).astype(smallest_dtype(len(all_fragments)))

@@ -21,9 +21,9 @@ def mask(recipe: Recipe, name: str, logits: torch.Tensor) -> np.ndarray:
     Raises UserError for what is no mask of that shape; an error of the user's code comes through.
     """
     shape = tuple(logits.shape)
-    given = _call(recipe, "process_func", logits)
+    result = _call(recipe, "process_func", logits)
     what = f"{recipe.path}: process_func gives '{name}'"
-    values = _as_array(given, what)
+    values = _as_array(result, what)
     if values.shape != shape:
         raise UserError(
             f"{what} the shape {values.shape} for logits of shape {shape}; give the same shape"
@@ -53,21 +53,25 @@ def ids(  # noqa: PLR0917
     function = recipe.settings.instance_func
     if function is not None and takes_channels(function):
         keywords[CHANNELS] = channels
-    given = _call(recipe, "instance_func", mask, probability, name, **keywords)
+    result = _call(recipe, "instance_func", mask, probability, name, **keywords)
     what = f"{recipe.path}: instance_func gives"
-    if not isinstance(given, Volume) or given.shape != mask.shape or given.dtype.kind not in "uib":
+    if (
+        not isinstance(result, Volume)
+        or result.shape != mask.shape
+        or result.dtype.kind not in "uib"
+    ):
         raise UserError(
-            f"{what} {_kind(given)} for '{name}'; give a volume of ids of shape {mask.shape}, by "
+            f"{what} {_kind(result)} for '{name}'; give a volume of ids of shape {mask.shape}, by "
             "the functions of common.infer.instances or as dataclasses.replace(mask, array=ids)"
         )
-    if given.dtype.kind == "i":
-        lowest = instances.smallest(given)
+    if result.dtype.kind == "i":
+        lowest = instances.smallest(result)
         if lowest < 0:
             raise UserError(
                 f"{what} the id {lowest} for '{name}'; give ids from 1, and 0 where there is no "
                 "object"
             )
-    return given
+    return result
 
 
 def _call(recipe: Recipe, name: str, *arguments: Any, **keywords: Any) -> Any:
@@ -83,25 +87,25 @@ def _call(recipe: Recipe, name: str, *arguments: Any, **keywords: Any) -> Any:
         raise UserError(f"{recipe.path}: {name}: {error}") from error
 
 
-def _as_array(given: Any, what: str) -> np.ndarray:
+def _as_array(result: Any, what: str) -> np.ndarray:
     """An array or tensor of numbers, on the host. Raises UserError for anything else."""
     wanted = "give one array or tensor of the shape of the logits"
-    if isinstance(given, torch.Tensor) and given.device.type != "meta":
+    if isinstance(result, torch.Tensor) and result.device.type != "meta":
         # NumPy has no bfloat16
-        numbers = given.float() if given.is_floating_point() else given
-        given = numbers.to_dense().numpy(force=True)
-    if not isinstance(given, np.ndarray):
-        raise UserError(f"{what} {_kind(given)}; {wanted}")
-    if given.dtype.kind not in "biuf":
-        raise UserError(f"{what} an array of {given.dtype}; {wanted}, of 0 and 1")
-    return given
+        numbers = result.float() if result.is_floating_point() else result
+        result = numbers.to_dense().numpy(force=True)
+    if not isinstance(result, np.ndarray):
+        raise UserError(f"{what} {_kind(result)}; {wanted}")
+    if result.dtype.kind not in "biuf":
+        raise UserError(f"{what} an array of {result.dtype}; {wanted}, of 0 and 1")
+    return result
 
 
-def _kind(given: Any) -> str:
+def _kind(result: Any) -> str:
     """What was given, in words."""
-    if given is None:
+    if result is None:
         return "nothing (None: is a return missing?)"
-    name = type(given).__name__
-    if not hasattr(given, "shape") or not hasattr(given, "dtype"):
+    name = type(result).__name__
+    if not hasattr(result, "shape") or not hasattr(result, "dtype"):
         return f"a {name}"
-    return f"a {name} of {given.dtype} of shape {tuple(given.shape)}"
+    return f"a {name} of {result.dtype} of shape {tuple(result.shape)}"

@@ -11,7 +11,6 @@ import itertools
 import pickle
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -150,17 +149,17 @@ class Stages:
         tally = Tally(len(all_blocks), len(all_blocks) - len(left), workers=1)
         doing = f"processing {self.place.name}, stage {folder.name}, on"
         told = Progress(self.place.folder, doing)
-        shared = self.crew is not None and all(_travels(volume) for volume in work.reads)
+        # whether a worker can open a volume by what it is pickled as, and need not be sent it
+        arrays = [volume.array for volume in work.reads]
+        travel = [isinstance(a, zarr.Array) or hasattr(a, "prediction") for a in arrays]
+        shared = self.crew is not None and all(travel)
         run = self._by_workers if shared else self._here
         run(_Stage(work, sink, all_blocks, left, journal=journal, tally=tally, told=told))
 
     def _here(self, stage: _Stage) -> None:
-        began = time.monotonic()
-        numbers = done_blocks(stage.work, stage.sink, map(stage.item, stage.left))
-        for new, number in enumerate(numbers, 1):
+        for number in done_blocks(stage.work, stage.sink, map(stage.item, stage.left)):
             stage.note(number)
-            stage.tally.done += 1
-            stage.tally.rate = new / (time.monotonic() - began)
+            stage.tally.add()
             stage.told.tell(stage.tally)
         stage.told.close(stage.tally)
 
@@ -244,11 +243,6 @@ def run_items(  # noqa: PLR0917  # a partial of it
     still_asked = itertools.takewhile(lambda _: sharing.is_still(folder, caller), items)
     for number in done_blocks(work, sink, still_asked):
         yield number, None
-
-
-def _travels(volume: Volume) -> bool:
-    """Whether a worker can open a volume by what it is pickled as, and need not be sent it."""
-    return isinstance(volume.array, zarr.Array) or hasattr(volume.array, "prediction")
 
 
 def _new_array(path: Path, like: Volume, dtype: np.dtype | type) -> None:
