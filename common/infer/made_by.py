@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,12 +34,14 @@ LIBRARIES = (
 
 @functools.cache
 def engine_hash() -> str:
-    """Hash of our code and the libraries that make masks and objects, as they were at first.
+    """Hash of our code, Python and libraries that make masks and objects, as they were at first.
 
     What an earlier version left half-made is not gone on with. Whole volumes stay whatever the
     version: their key is `ProcessedRecord.with_key`.
     """
-    return key_of([_digests(MAKING_OBJECTS), versions_of(LIBRARIES)])
+    # functions of blocks travel to workers as bytecode, which is another in another Python
+    python = list(sys.version_info[:2])
+    return key_of([_digests(MAKING_OBJECTS), versions_of(LIBRARIES), python])
 
 
 @functools.cache
@@ -70,8 +73,8 @@ def _refuse_other(callers: str, own: str) -> None:
     if callers != own:
         raise FileError(
             f"{socket.gethostname()}: this worker has other code in {IMPORT_ROOT}, or other "
-            f"versions of libraries ({', '.join(LIBRARIES)}), than its caller; start both from one "
-            "copy of this repository in one environment"
+            f"versions of Python or libraries ({', '.join(LIBRARIES)}), than its caller; start "
+            "both from one copy of this repository in one environment"
         )
 
 

@@ -255,10 +255,11 @@ def process_class(making: Making, *, folder: Path, record: ProcessedRecord) -> N
     prediction = making.prediction
     path = folder / making.name
     stages = one_class.stages_of(making, folder, record)
+    making = replace(making, scratch=folder, stages=stages)
     dtype: np.dtype | type = np.uint8
     array = None
     if making.recipe.makes_objects(making.name):
-        volume = one_class.objects(making, scratch=folder, stages=stages)
+        volume = one_class.objects(making)
         read = {name: ledger.state_of(of_channel) for name, of_channel in making.read.items()}
         record = replace(record, channels=dict(sorted(read.items())) or None)
         # only now: how many objects there are says how many bytes an id takes
@@ -267,7 +268,7 @@ def process_class(making: Making, *, folder: Path, record: ProcessedRecord) -> N
         if stages is None:
             # begun first, so that what is interrupted is not taken for whole
             array = _opened(path, prediction, dtype, record, stages=None)
-        volume = one_class.mask(making, scratch=folder, stages=stages)
+        volume = one_class.mask(making)
     # in whole chunks: no two workers share one
     volume = replace(volume, block=tuple(one_class.whole_chunks(prediction).tolist()))
     if array is None:

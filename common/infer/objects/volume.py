@@ -202,7 +202,7 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _results_here(like: Volume, work: BlockWork) -> Iterator[tuple[Block, Any]]:
+def each_result(like: Volume, work: BlockWork) -> Iterator[tuple[Block, Any]]:
     """The blocks in z, y, x order with what the function gives for each."""
     items = (work.item(number, block) for number, block in enumerate(blocks(like)))
     for item, result in work.results(items):
@@ -219,7 +219,7 @@ def fill(like: Volume, work: BlockWork, dtype: np.dtype | type) -> Volume:
     if like.stages is not None:
         return like.stages.fill(like, work, dtype)
     result = zeros(like, dtype)
-    for block, values in _results_here(like, work):
+    for block, values in each_result(like, work):
         # zeros stay untouched: pages that are not written take no memory
         if values is not None and values.any():
             result.array[block.core] = values
@@ -230,7 +230,7 @@ def gather(like: Volume, work: BlockWork) -> Sequence[Any]:
     """What the function gives for each block, in z, y, x order."""
     if like.stages is not None:
         return like.stages.gather(like, work)
-    return [result for _, result in _results_here(like, work)]
+    return [result for _, result in each_result(like, work)]
 
 
 def smallest_dtype(n: int) -> type[np.unsignedinteger]:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from common.config.instance_options import takes_channels
-from common.data.volumes.box import boxes, slices
+from common.data.volumes.box import slices
 from common.data.volumes.records import PredictionRecord, ProcessedRecord, read_prediction
 from common.errors import FileError, UserError
 from common.files import key_of
@@ -33,9 +33,6 @@ from common.infer.processing.stages import Place, Stages
 LEAST_BLOCK = 128
 """Edge in voxels that chunks are put together to, where process_config.py has no block shape."""
 
-Masks = Iterator[tuple[Box, np.ndarray]]
-"""Where a block is, and its mask (z, y, x) bool."""
-
 
 @dataclass(frozen=True)
 class Making:
@@ -50,11 +47,10 @@ class Making:
     """Workers; None is this process."""
     read: dict[str, PredictionRecord] = field(default_factory=dict)
     """The records of other predictions that `objects` read, by name; it puts them in."""
-
-    @property
-    def block(self) -> np.ndarray:
-        """(3,) voxels that are worked on at a time."""
-        return block_shape(self.recipe, self.prediction)
+    scratch: Path | None = None
+    """Folder of intermediate volumes; None is the system's temporary one."""
+    stages: Stages | None = None
+    """What keeps volumes until the class is whole."""
 
     def tell(self, block: Block) -> None:
         """A block of the mask is there."""
@@ -63,12 +59,9 @@ class Making:
             self.bar.update(math.prod((stop - start).tolist()))
 
 
-def objects(making: Making, *, scratch: Path | None = None, stages: Stages | None = None) -> Volume:
-    """The ids of an instance class: its mask, then instance_func over the whole volume.
-
-    scratch: folder of intermediate volumes. stages: what keeps them.
-    """
-    is_class = mask(making, scratch=scratch, stages=stages)
+def objects(making: Making) -> Volume:
+    """The ids of an instance class: its mask, then instance_func over the whole volume."""
+    is_class = mask(making)
     if making.recipe.settings.instance_func is None:
         return instances.connected_components(is_class)
     probability = replace(is_class, array=Probability(making.prediction))
@@ -77,15 +70,10 @@ def objects(making: Making, *, scratch: Path | None = None, stages: Stages | Non
     return ids if ids.dtype.kind != "b" else instances.connected_components(ids)
 
 
-def mask(making: Making, *, scratch: Path | None = None, stages: Stages | None = None) -> Volume:
-    """The mask of a class: process_func over its blocks. Arguments as of `objects`."""
-    like = Volume(
-        Probability(making.prediction),
-        voxel_size=tuple(making.prediction.grid.scale.tolist()),
-        block=tuple(making.block.tolist()),
-        scratch=scratch,
-        stages=stages,
-    )
+def mask(making: Making) -> Volume:
+    """The mask of a class: process_func over its blocks."""
+    like = _probability(making.recipe, making.prediction)
+    like = replace(like, scratch=making.scratch, stages=making.stages)
     function = partial(_masks_of, Source.of(making))
     if making.crew is None:
         function = partial(_masks, making.recipe, making.name, making.prediction)
@@ -94,35 +82,45 @@ def mask(making: Making, *, scratch: Path | None = None, stages: Stages | None =
     return volume_module.fill(like, work, np.bool_)
 
 
-def mask_blocks(recipe: Recipe, name: str, prediction: Prediction) -> Masks:
-    """process_func over the blocks of a class."""
-    block = block_shape(recipe, prediction)
-    starts = [start for start, _ in boxes(prediction.grid.shape, block)]
-    at_once = recipe.settings.batch_size
-    for first in range(0, len(starts), at_once):
-        batch = starts[first : first + at_once]
-        yield from _batch_of_masks(recipe, name, prediction, batch)
+def mask_blocks(
+    recipe: Recipe, name: str, prediction: Prediction
+) -> Iterator[tuple[Box, np.ndarray]]:
+    """Where each block of a class is, and its mask (z, y, x) bool; by this process."""
+    like = _probability(recipe, prediction)
+    function = partial(_masks, recipe, name, prediction)
+    work = BlockWork(function, (like,), together=recipe.settings.batch_size)
+    for block, is_class in volume_module.each_result(like, work):
+        yield block.core, is_class
 
 
-def _batch_of_masks(
-    recipe: Recipe, name: str, prediction: Prediction, starts: Sequence[np.ndarray]
-) -> Masks:
-    """process_func over some blocks at once, by their first voxels.
+def _probability(recipe: Recipe, prediction: Prediction) -> Volume:
+    """The probabilities of a class, in the blocks that process_func takes."""
+    return Volume(
+        Probability(prediction),
+        voxel_size=tuple(prediction.grid.scale.tolist()),
+        block=tuple(block_shape(recipe, prediction).tolist()),
+    )
 
-    Halos beyond the volume repeat its edge.
-    """
-    block = np.minimum(block_shape(recipe, prediction), prediction.grid.shape)
+
+def _masks(
+    recipe: Recipe, name: str, prediction: Prediction, blocks: Sequence[Block]
+) -> list[np.ndarray]:
+    """process_func over some blocks at once. Halos beyond the volume repeat its edge."""
+    shape = np.minimum(block_shape(recipe, prediction), prediction.grid.shape)
     zero = prediction.logit(recipe.threshold(name))
     halo = np.array(recipe.settings.halo)
     logits = []
-    for start in starts:
+    for block in blocks:
+        start, _ = ends(block.core)
         # process_func has 0 at the threshold
-        logits.append(_padded_logits(prediction, start - halo, start + block + halo) - zero)
+        logits.append(_padded_logits(prediction, start - halo, start + shape + halo) - zero)
     given = torch.from_numpy(np.stack(logits)[:, None])
-    are_class = functions.mask(recipe, name, given)[:, 0]
-    for start, is_class in zip(starts, are_class, strict=True):
-        stop = np.minimum(start + block, prediction.grid.shape)
-        yield slices(start, stop), is_class[slices(halo, halo + stop - start)]
+    masks = functions.mask(recipe, name, given)[:, 0]
+    cores = []
+    for block, is_class in zip(blocks, masks, strict=True):
+        start, stop = ends(block.core)
+        cores.append(is_class[slices(halo, halo + stop - start)])
+    return cores
 
 
 def _padded_logits(prediction: Prediction, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -172,7 +170,8 @@ def stages_of(making: Making, folder: Path, record: ProcessedRecord) -> Stages |
     if making.crew is None and math.prod(grid.shape) <= volume_module.IN_MEMORY:
         return None
     made = record.prediction.made
-    content = [record.key, made, making.block.tolist(), engine_hash()]
+    block = block_shape(making.recipe, making.prediction).tolist()
+    content = [record.key, made, block, engine_hash()]
     function = making.recipe.settings.instance_func
     if function is not None and takes_channels(function):
         content.append(_states_beside(making.prediction))
@@ -238,10 +237,3 @@ def _prediction_of(source: Source) -> Prediction:
 def _masks_of(source: Source, blocks: Sequence[Block]) -> list[np.ndarray]:
     """The masks of some blocks, in a worker."""
     return _masks(_recipe_of(source), source.name, _prediction_of(source), blocks)
-
-
-def _masks(
-    recipe: Recipe, name: str, prediction: Prediction, blocks: Sequence[Block]
-) -> list[np.ndarray]:
-    starts = [ends(block.core)[0] for block in blocks]
-    return [mask for _, mask in _batch_of_masks(recipe, name, prediction, starts)]
