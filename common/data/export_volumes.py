@@ -104,13 +104,13 @@ def export(
         UserError: for what is wrong with one, or with an option; for what stands in the way.
     """
     asked = Choice(**choice)
-    found = results.find(source, classes)
+    volumes = results.find(source, classes)
     writer = _writer(str(out), asked.format)
     if asked.with_meshes and writer is not precomputed.WRITER:
         raise UserError("--meshes: for --format precomputed; write --format ply for files of them")
-    is_single = [result.path for result in found] == [place.path_of(source)]
+    is_single = [result.path for result in volumes] == [place.path_of(source)]
     jobs = []
-    for result in found:
+    for result in volumes:
         path = _path_of(Path(out), result, writer, is_single)
         jobs.append(_job(result, path, writer, asked))
     for job in jobs:

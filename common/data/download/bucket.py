@@ -230,7 +230,9 @@ class Bucket:
         problem = ""
         tries = 0
         while tries < TRIES:
-            if tries and self._stopped.wait(_pause_s(tries)):
+            # uneven, so that the threads do not all ask at once
+            pause_s = BACKOFF_S * 2 ** (tries - 1) * random.uniform(0.5, 1.5)
+            if tries and self._stopped.wait(pause_s):
                 break
             tries += 1
             content, problem = self._ask(address)
@@ -259,11 +261,6 @@ class Bucket:
             404: "there is no such thing, or no longer",
         }.get(status, "check the address")
         raise FileError(f"{self.url}{address}: refused (answer {status}): {meaning}")
-
-
-def _pause_s(tries: int) -> float:
-    """Seconds to wait after so many tries; uneven, so that the threads do not all ask at once."""
-    return BACKOFF_S * 2 ** (tries - 1) * random.uniform(0.5, 1.5)
 
 
 def _connections(url: str, count: int) -> urllib3.PoolManager:
@@ -395,10 +392,8 @@ def _decodes(content: bytes, compressor: dict | None) -> bool:
     if compressor is None or compressor["id"] not in codecs.COMPRESSORS:
         return True
     # numcodecs hands a short chunk to Blosc, which reads on beyond its end
-    if compressor["id"] == "blosc":
-        length = int.from_bytes(content[12:16], "little")
-        if len(content) < 16 or length != len(content):
-            return False
+    if compressor["id"] == "blosc" and codecs.blosc_lengths(content[:16]).packed != len(content):
+        return False
     try:
         numcodecs.get_codec(compressor).decode(content)
     except Exception:  # every codec has errors of its own

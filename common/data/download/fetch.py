@@ -21,13 +21,12 @@ import contextlib
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from common import files as files_module
 from common import talk
@@ -121,7 +120,12 @@ def _fetch_missing(
     place: see `_workplace`.
     """
     files = plan(bucket, wanted, place)
-    missing = _missing(root, files, bucket.verify)
+    missing = []
+    with talk.progress(len(files), "looking what is there", unit="file") as bar:
+        for file in files:
+            if not is_there(root, file, bucket.verify):
+                missing.append(file)
+            bar.update()
     # metadata that came while planning are there now, but were not before
     came_while_planning = set() if bucket.read_only else bucket.brought
     report = _count(files, {file.path for file in missing} | came_while_planning)
@@ -344,17 +348,6 @@ def _existing_chunks(bucket: Bucket, needs: Sequence[_RawNeed]) -> list[RemoteFi
 # how much that is
 
 
-def _missing(root: Path, files: Sequence[RemoteFile], verify: bool) -> list[RemoteFile]:
-    """Those that are not there."""
-    missing = []
-    with talk.progress(len(files), "looking what is there", unit="file") as bar:
-        for file in files:
-            if not is_there(root, file, verify):
-                missing.append(file)
-            bar.update()
-    return missing
-
-
 def _count(files: Sequence[RemoteFile], new: set[str]) -> FetchReport:
     """`new`: paths that are fetched, or were while planning."""
     fetched = [file.size for file in files if file.path in new]
@@ -404,66 +397,50 @@ def _check_space(root: Path, missing: Sequence[RemoteFile]) -> None:
 # fetching
 
 
-class _Download:
-    """The files of one run: which came, and what went wrong with the others."""
-
-    def __init__(self, bucket: Bucket, root: Path, asked: int, bar: tqdm):
-        self.bucket = bucket
-        self.root = root
-        self.asked = asked
-        self.bar = bar
-        self.came = 0
-        self.problems: list[str] = []
-
-    def run(self, files: Iterable[RemoteFile]) -> None:
-        """Fetch files; those that fail do not stop the others until there are MAX_FAILURES."""
-        self.bucket.for_each(self._bring, files, self._note)
-
-    def _bring(self, file: RemoteFile) -> tuple[RemoteFile, str]:
-        try:
-            content = self.bucket.get(file, self.root)
-        except FileError as error:
-            return file, str(error)
-        write(self.root / file.path, content)
-        return file, ""
-
-    def _note(self, outcome: tuple[RemoteFile, str]) -> None:
-        file, problem = outcome
-        if not problem:
-            self.came += 1
-            self.bar.update(file.size)
-            return
-        self.problems.append(problem)
-        if len(self.problems) >= MAX_FAILURES:
-            raise self.failure()
-
-    def failure(self) -> FileError:
-        """Everything that went wrong."""
-        summary = (
-            f"{len(self.problems)} of {self.asked:,} files could not be fetched; what came is kept"
-        )
-        return FileError("\n".join([*self.problems, summary]))
-
-
 def _download(
     bucket: Bucket, missing: Sequence[RemoteFile], root: Path, say: Callable[[str], None]
 ) -> None:
     """Fetch files. Raises FileError at the end, or when MAX_FAILURES have failed."""
+    came: list[RemoteFile] = []
+    problems: list[str] = []
+
+    def bring(file: RemoteFile) -> tuple[RemoteFile, str]:
+        try:
+            content = bucket.get(file, root)
+        except FileError as error:
+            return file, str(error)
+        write(root / file.path, content)
+        return file, ""
+
+    def note(outcome: tuple[RemoteFile, str]) -> None:
+        file, problem = outcome
+        if problem:
+            problems.append(problem)
+            _refuse_failures(problems, MAX_FAILURES, len(missing))
+        else:
+            came.append(file)
+            bar.update(file.size)
+
     total = sum(file.size for file in missing)
     with talk.progress(total, unit="B", unit_scale=True) as bar:
-        download = _Download(bucket, root, len(missing), bar)
         try:
             # metadata first: without an MD5 a chunk is decoded as its .zarray says
-            download.run(file for file in missing if file.is_metadata)
-            download.run(file for file in missing if not file.is_metadata)
+            bucket.for_each(bring, [file for file in missing if file.is_metadata], note)
+            bucket.for_each(bring, [file for file in missing if not file.is_metadata], note)
         except KeyboardInterrupt:
             say(
-                f"stopped with {download.came:,} of {len(missing):,} files; "
+                f"stopped with {len(came):,} of {len(missing):,} files; "
                 "run the same command again, it goes on from there"
             )
             raise
-    if download.problems:
-        raise download.failure()
+    _refuse_failures(problems, 1, len(missing))
+
+
+def _refuse_failures(problems: Sequence[str], least: int, asked: int) -> None:
+    """Raises FileError where at least so many files failed."""
+    if len(problems) >= least:
+        summary = f"{len(problems)} of {asked:,} files could not be fetched; what came is kept"
+        raise FileError("\n".join([*problems, summary]))
 
 
 def _next_command(asked: Choice, wanted: Sequence[WantedCrop]) -> str:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 import zarr
 
-from common.data.volumes.box import Box, slices
+from common.data.volumes.box import Box, boxes, slices
 from common.data.volumes.level import Level, Voxels, chunk_ranges
 from common.files import not_written
 from common.talk import progress
@@ -50,9 +50,8 @@ def copy(
         scratch: a folder with room for pages, see above.
         what: beside the bar of progress.
     """
-    depth = level.array.shape[0]
-    slabs = [range(z, min(z + chunks[0], depth)) for z in range(0, depth, chunks[0])]
-    in_slab = sum(1 for _ in _bars(level, chunks, slabs[0]))
+    slabs = list(boxes(level.shape, (chunks[0], *level.array.shape[1:])))
+    in_slab = len(_bars(level, chunks, slabs[0]))
     with progress(len(slabs) * in_slab, what, unit="block") as shown:
         for slab in slabs:
             left = [bar for bar in _bars(level, chunks, slab) if not is_done(bar)]
@@ -65,32 +64,28 @@ def copy(
                     shown.update()
 
 
-def _bars(level: Level, chunks: Sequence[int], slab: range) -> Iterator[Box]:
+def _bars(level: Level, chunks: Sequence[int], slab: Box) -> list[Box]:
     """The bars of a slab, along y first, then x."""
-    _, height, width = level.array.shape
-    row = math.prod(chunks[:2]) * level.array.dtype.itemsize
-    wide = max(1, BAR_BYTES // (row * chunks[2])) * chunks[2]
-    for y in range(0, height, chunks[1]):
-        for x in range(0, width, wide):
-            start = np.array([slab.start, y, x])
-            stop = np.array([slab.stop, min(y + chunks[1], height), min(x + wide, width)])
-            yield Box(start, stop)
+    chunk_bytes = math.prod(chunks) * level.array.dtype.itemsize
+    width = max(1, BAR_BYTES // chunk_bytes) * chunks[2]
+    bars = boxes(slab.shape, (chunks[0], chunks[1], width))
+    return [Box(slab.start + start, slab.start + stop) for start, stop in bars]
 
 
 @contextlib.contextmanager
-def _reader(level: Level, slab: range, chunks: Sequence[int], scratch: Path) -> Iterator[Read]:
+def _reader(level: Level, slab: Box, chunks: Sequence[int], scratch: Path) -> Iterator[Read]:
     """What reads bars of a slab."""
     if not _in_whole_pages(level, chunks):
         yield level.read
         return
     with tempfile.TemporaryFile(dir=scratch) as file:
-        for z in slab:
+        for z in range(slab.start[0], slab.stop[0]):
             page = level.read((z, 0, 0), (z + 1, *level.array.shape[1:]))
             try:
                 file.write(np.ascontiguousarray(page, level.array.dtype).data)
             except OSError as error:
                 raise not_written(scratch, error) from error
-        yield lambda start, stop: _rows(file, level, slab.start, Box(start, stop))
+        yield lambda start, stop: _rows(file, level, slab.start[0], Box(start, stop))
 
 
 def _in_whole_pages(level: Level, chunks: Sequence[int]) -> bool:

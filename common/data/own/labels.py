@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.data.volumes.sources.place import split
 from common.errors import UserError
 
 BACKGROUND = "background"
@@ -39,14 +40,18 @@ def named(text: str) -> Named:
 
     Raises UserError for values that are no whole numbers.
     """
-    values = {}
-    rest = text
-    for option in ("value", "unknown"):
-        match = re.search(rf"([#&]){option}=([^&]*)&?", rest)
-        if match:
-            values[option] = _numbers(text, option, match[2])
-            rest = (rest[: match.start()] + match[1] + rest[match.end() :]).rstrip("#&")
-    return Named(rest, values.get("value", ()), values.get("unknown", ()))
+    location, options = split(text)
+    values: dict[str, tuple[int, ...]] = {}
+    of_place = []
+    for option in options.removeprefix("#").split("&"):
+        name, _, written = option.partition("=")
+        if name in ("value", "unknown") and name not in values:
+            values[name] = _numbers(text, name, written)
+        elif option:
+            of_place.append(option)
+    if of_place:
+        location += f"#{'&'.join(of_place)}"
+    return Named(location, values.get("value", ()), values.get("unknown", ()))
 
 
 def _numbers(text: str, option: str, written: str) -> tuple[int, ...]:

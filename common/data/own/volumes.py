@@ -150,13 +150,13 @@ def _say_next(dataset: str, root: Path, store: Path, *, say: Say) -> None:
 
 def _planned(raw: str, labelling: Labelling, manner: Manner, store: Path) -> list[Import]:
     """All volumes, those of labels first: what is wrong with them is said before raw is copied."""
-    of_class = _named_labels(labelling)
+    labels = _named_labels(labelling)
     level = _opened(raw, manner.voxel_size)
-    of_raw = _raw_imports(raw, level, store, manner=manner, is_alone=not of_class)
+    of_raw = _raw_imports(raw, level, store, manner=manner, is_alone=not labels)
     # before anything about labels is: another raw has others
     _refuse(of_raw, store, manner)
     size = manner.voxel_size
-    of_labels = _label_imports(of_class, level, store, labelling=labelling, size=size)
+    of_labels = _label_imports(labels, level, store, labelling=labelling, size=size)
     return [*of_labels, *of_raw]
 
 
@@ -178,7 +178,7 @@ def _named_labels(labelling: Labelling) -> dict[str, Named]:
     absent = [name for name in instances if name not in labelling.volumes]
     if labelling.volumes and absent:
         raise UserError(f"--instances {','.join(absent)}: no such class in --labels")
-    of_class = {}
+    labels = {}
     for name, text in labelling.volumes.items():
         _check_name(name)
         label = text if isinstance(text, Named) else named(text)
@@ -191,8 +191,8 @@ def _named_labels(labelling: Labelling) -> dict[str, Named]:
         both = set(label.values) & set(label.unknown)
         if both:
             raise UserError(f"{label.text}: {sorted(both)[0]} is {name} and unknown; write it once")
-        of_class[name] = label
-    return of_class
+        labels[name] = label
+    return labels
 
 
 def _check_name(name: str) -> None:

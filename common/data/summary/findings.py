@@ -81,12 +81,14 @@ def _smaller_than_the_patch(config: TrainConfig, crops: Sequence[MeasuredCrop]) 
 
 def _not_imaged(crops: Sequence[MeasuredCrop]) -> list[str]:
     """Crops that are black or constant in parts."""
-    return [
-        f"{crop.row.name}: {crop.constant:.0%} of its annotated block is constant, "
-        f"{crop.black:.0%} is 0; fetch its EM chunks, or remove the crop from the datasplit"
-        for crop in crops
-        if crop.constant > EMPTY
-    ]
+    findings = []
+    for crop in crops:
+        if crop.constant > EMPTY:
+            findings.append(
+                f"{crop.row.name}: {crop.constant:.0%} of its annotated block is constant, "
+                f"{crop.black:.0%} is 0; fetch its EM chunks, or remove the crop from the datasplit"
+            )
+    return findings
 
 
 def _without_a_voxel(classes: Sequence[str], crops: Sequence[MeasuredCrop]) -> list[str]:

@@ -84,7 +84,10 @@ def report(facts: Facts) -> list[str]:
         f"{'class':16}" + f"{'annotated':>10}{'present':>9}{'of known':>10}   " * 2,
     ]
     for name, sides in facts.classes.items():
-        lines.append(f"{name:16}{''.join(map(_class_cells, sides.values()))}".rstrip())
+        cells = ""
+        for side in sides.values():
+            cells += f"{side.annotated:>10}{side.present:>9}{percent(side.fraction):>10}   "
+        lines.append(f"{name:16}{cells}".rstrip())
     lines += ["", "voxel sizes (nm; crops)"]
     for what, sizes in facts.resolutions.items():
         counts = [f"{size}: {count}" for size, count in sizes.items()]
@@ -98,7 +101,3 @@ def report(facts: Facts) -> list[str]:
     lines.append("")
     lines += [f"- {finding}" for finding in facts.findings] or ["nothing stands out"]
     return lines
-
-
-def _class_cells(side: ClassFacts) -> str:
-    return f"{side.annotated:>10}{side.present:>9}{percent(side.fraction):>10}   "

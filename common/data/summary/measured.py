@@ -192,14 +192,12 @@ def _measure(row: Row, crop: Crop) -> MeasuredCrop:
 
 def _annotated_raw(crop: Crop) -> np.ndarray:
     """The raw of the annotated block, without what is kept around it."""
-    origin = crop.raw_grid.box()[0]
-    lower, upper = crop.label_grid.box()
     shape = np.array(crop.raw_grid.shape)
-    first = np.round((lower - origin) / crop.raw_grid.scale).astype(int)
-    last = np.round((upper - origin) / crop.raw_grid.scale).astype(int)
+    corners = crop.raw_grid.in_voxels(np.array(crop.label_grid.box()))
+    first, last = np.round(corners).astype(int)
     first = np.clip(first, 0, shape - 1)
     last = np.clip(last, first + 1, shape)
-    return crop.raw()[tuple(map(slice, first, last))]
+    return crop.raw()[box.slices(first, last)]
 
 
 def cells(volume: np.ndarray) -> np.ndarray:

@@ -101,9 +101,9 @@ class _Store(KVStore):
         chunks: _Chunks = self._mutable_mapping
         if not isinstance(chunks.folder, Address):
             return super().getitems(keys, contexts=contexts)
-        found = remote.read_all([chunks.file(key) for key in keys])
+        read = remote.read_all([chunks.file(key) for key in keys])
         contents = {}
-        for key, content in zip(keys, found, strict=True):
+        for key, content in zip(keys, read, strict=True):
             if content is not None:
                 chunks.check_length(key, content)
                 contents[key] = content

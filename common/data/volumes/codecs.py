@@ -40,22 +40,17 @@ def check(store: Mapping[str, bytes], name: str, path: str | Path) -> None:
     Raises:
         UserError: with the codec and what to write instead.
     """
-    reason = problem(store, name)
-    if reason:
-        raise UserError(f"{path}: {reason}")
-
-
-def problem(store: Mapping[str, bytes], name: str) -> str:
-    """Why `check` would refuse an array, and what to write; empty where it would not."""
     try:
         metadata = json.loads(bytes(store[f"{normalize_storage_path(name)}/.zarray"]))
     except (KeyError, ValueError, RecursionError):
-        return ""
+        return
     if not isinstance(metadata, dict):
-        return ""
+        return
     if _has_objects(metadata.get("dtype")):
-        return "holds objects of Python; write an array of numbers"
-    return _codec_problem(metadata.get("filters") or [], metadata.get("compressor"))
+        raise UserError(f"{path}: holds objects of Python; write an array of numbers")
+    problem = _codec_problem(metadata.get("filters") or [], metadata.get("compressor"))
+    if problem:
+        raise UserError(f"{path}: {problem}")
 
 
 def _codec_problem(filters: Any, compressor: Any) -> str:

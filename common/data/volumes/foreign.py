@@ -49,14 +49,14 @@ def refusal(path: Path) -> Exception:
 
 def images_below(folder: Path) -> list[Path]:
     """The first few groups below a folder that have multiscale metadata, two folders deep."""
-    found = []
+    images = []
     for file in sorted([*folder.glob("*/.zattrs"), *folder.glob("*/*/.zattrs")]):
         try:
             is_image = b'"multiscales"' in file.read_bytes()
         except OSError:
             is_image = False
         if is_image:
-            found.append(file.parent)
-        if len(found) == MOST_IMAGES:
+            images.append(file.parent)
+        if len(images) == MOST_IMAGES:
             break
-    return found
+    return images
