@@ -183,6 +183,7 @@ LABELS = f"d/d.zarr/{layout.LABELS}/crop1"
         f'"train", "d/d.zarr/{layout.RAW}", "{LABELS}/[mito, er]"',
         f" train , d/d.zarr/{layout.RAW} ,{LABELS}/[mito, er] ",
         row().replace("/", "\\"),
+        row().replace(",", " , ", 2) + " \t",
     ],
 )
 def test_a_row_of_the_toolbox_and_of_hands_is_the_row(tmp_path, line):

@@ -9,11 +9,15 @@ Quotes may be missing, also around brackets with commas; a path may have the sep
 from __future__ import annotations
 
 import csv
+import re
 
 from common.errors import UserError
 
 BEGINNINGS = {"train": "train", "val": "validate", "test": "test"}
 """The usages, by what a text begins with: "val", "Validation" and so on."""
+
+_BEHIND_QUOTES = re.compile(r'"\s+(?=,|$)')
+"""Spaces that csv takes for a fault."""
 
 
 def columns(line: str) -> list[str]:
@@ -22,7 +26,9 @@ def columns(line: str) -> list[str]:
     Raises UserError for a line that is no CSV.
     """
     try:
-        fields = next(csv.reader([line], strict=True, skipinitialspace=True))
+        fields = next(
+            csv.reader([_BEHIND_QUOTES.sub('"', line)], strict=True, skipinitialspace=True)
+        )
     except csv.Error as error:
         raise UserError(f"not a row of CSV ({error}); write each field in double quotes") from error
     return [text.strip().replace("\\", "/") for text in _brackets_in_one(fields)]
