@@ -160,6 +160,17 @@ def test_a_missing_network_is_said_with_the_command_that_trains_it(experiment):
         completed(tiny)
 
 
+def test_crops_of_one_name_are_refused_which_would_become_one_folder(experiment):
+    """The labels of the second stood with the raw of the first, too."""
+    tiny = experiment()
+    shutil.copytree(tiny.data / "tiny", tiny.data / "other" / "tiny")
+    text = (tiny.folder / "datasplit.csv").read_text()
+    twice = text + text.splitlines()[0].replace('"tiny/', '"other/tiny/') + "\n"
+    tiny.write("datasplit.csv", twice)
+    with pytest.raises(UserError, match="crops of one name, tiny/crop1, by which completed crops"):
+        completed(tiny)
+
+
 def test_a_class_that_the_members_never_had_is_told_apart(experiment):
     others = experiment()
     with pytest.raises(UserError, match="ld is not among its classes, so that it has no network"):

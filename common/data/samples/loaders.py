@@ -75,7 +75,8 @@ def open_data(
         FileError: if the cache cannot be written.
     """
     rows = rows_of_run(config, begun_with)
-    _refuse_namesakes(config, rows)
+    if config.input_channels:
+        split.refuse_of_one_name(rows, "input_channels are found")
     split_hash = split.split_hash(rows)
     decoded = partial(open_crops, request=crop_request(config), cache=crop_cache(config))
     train = decoded(used_for("train", rows))
@@ -99,16 +100,6 @@ def open_data(
         rows=rows,
         scalings=normalize.of_volumes(config, [row.raw for row in rows], known or {}),
     )
-
-
-def _refuse_namesakes(config: TrainConfig, rows: Sequence[Row]) -> None:
-    """Raise UserError for crops of one name, which would get the input channels of one of them."""
-    alike = split.of_one_name(rows)
-    if config.input_channels and alike:
-        raise UserError(
-            f"{config.path('datasplit_path')}: different crops of one name, {some(list(alike))}, "
-            f"by which input_channels are found; {split.OTHER_NAME}"
-        )
 
 
 def _refuse_masks(config: TrainConfig, crops: Sequence[Crop]) -> None:

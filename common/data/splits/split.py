@@ -336,6 +336,16 @@ def of_one_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {name: alike for name, alike in by_name.items() if len(alike) > 1}
 
 
+def refuse_of_one_name(rows: Sequence[Row], what: str) -> None:
+    """Raise UserError for different crops of one name. what: is told from others by the name."""
+    alike = list(of_one_name(rows))
+    if alike:
+        raise UserError(
+            f"{rows[0].file}: different crops of one name, {some(alike)}, by which {what}; "
+            f"{OTHER_NAME}"
+        )
+
+
 def _with_raw_of_others(rows: Sequence[Row]) -> list[Row]:
     """Crops whose raw is of another store, in which other crops have both raw and labels."""
     raw_of = {row: place.store_name(row.raw) for row in rows}

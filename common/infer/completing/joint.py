@@ -159,6 +159,7 @@ def _refuse(config: TrainConfig, threshold: float) -> None:
 def _check_training(config: TrainConfig, rows: Sequence[Row]) -> None:
     """Raises UserError for crops that are not there, and where derived channels are of a mask."""
     training = [row for row in rows if row.usage == "train"]
+    split.refuse_of_one_name(training, "completed crops have their folders")
     split.check_files(training)
     for row in training:
         told_apart(row, [name for name in with_ids(config) if name in row.annotated])
