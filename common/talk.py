@@ -140,6 +140,12 @@ def nm(sizes: Iterable[float]) -> str:
     return texts[0] if len(set(texts)) == 1 else " x ".join(texts)
 
 
+def lengths(sizes: Iterable[float]) -> str:
+    """Lengths along z, y, x as an option takes them: '8' where they are equal, else '40,4,4'."""
+    texts = [f"{size:g}" for size in sizes]
+    return texts[0] if len(set(texts)) == 1 else ",".join(texts)
+
+
 def voxels(shape: Sequence[int]) -> str:
     """A shape along z, y, x: '64 x 64 x 64'."""
     return " x ".join(str(int(n)) for n in shape)

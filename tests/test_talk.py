@@ -63,6 +63,7 @@ def test_numbers_in_words():
     assert durations == ["42 s", "3 min", "2.5 h", "3 days"]
     assert [talk.size(n) for n in (12e3, 3.4e6, 1.25e9)] == ["12 kB", "3.4 MB", "1.2 GB"]
     assert (talk.nm((8, 8, 8)), talk.nm((5.24, 4, 4))) == ("8", "5.24 x 4 x 4")
+    assert (talk.lengths((8, 8, 8)), talk.lengths((40, 4.6, 4.6))) == ("8", "40,4.6,4.6")
     assert talk.voxels((1, 2, 3)) == "1 x 2 x 3"
     assert talk.some(["a", "b", "c"], most=2) == "a, b and 1 more"
 

@@ -18,6 +18,7 @@ from common.classes import TESTED
 from common.config import load
 from common.config.load import load_config
 from common.config.settings import TrainConfig
+from common.data.splits.catalogue import is_part
 from common.data.volumes import layout
 from common.errors import UserError
 from common.files import REPOSITORY, cache_folder
@@ -315,7 +316,8 @@ def data_found(config: TrainConfig | None, data: str | Path | None) -> Iterator[
         folder = (root / layout.raw(dataset)).parent  # a datasplit may name another raw in it
         if not any(folder.glob("*")):
             without_raw.append(dataset)
-    text = f"{count(len(crops), 'annotated crop')} of {count(len(datasets), 'dataset')} in {root}"
+    whole = [folder for folder in crops.values() if not is_part(folder)]
+    text = f"{count(len(whole), 'annotated crop')} of {count(len(datasets), 'dataset')} in {root}"
     if crops:
         yield Finding("data", GOOD, text)
     else:

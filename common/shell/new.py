@@ -17,7 +17,7 @@ from common.config.settings import RUN_FOLDERS
 from common.errors import UserError
 from common.files import REPOSITORY, not_written
 from common.shell.rename import OF_RUNS, RENAMED, Renaming, name_of
-from common.talk import command_line, some
+from common.talk import command_line, short_path, some
 
 NO_RESULTS = "None yet.\n"
 
@@ -69,7 +69,13 @@ def whole(target: Path) -> Iterator[Path]:
 
 def next_command(target: Path) -> str:
     """What to type after `new`."""
-    return command_line("train", name_of(target), check=True)
+    return command_line("train", typed(target), check=True)
+
+
+def typed(target: Path) -> str:
+    """An experiment's folder as it is typed: here, or in the repository."""
+    here = short_path(target)
+    return name_of(target) if here == str(target) else here
 
 
 def without_results(text: str) -> str:

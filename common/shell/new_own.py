@@ -27,10 +27,9 @@ from common.data.volumes import layout
 from common.data.volumes.sources.place import is_file_name, store_name
 from common.errors import UserError
 from common.files import REPOSITORY
-from common.shell.new import refuse_target, whole
+from common.shell.new import refuse_target, typed, whole
 from common.shell.own_plan import OwnPlan, make_plan
-from common.shell.rename import name_of
-from common.talk import command_line, count, nm, note, short_path, some, voxels
+from common.talk import command_line, count, nm, note, some, voxels
 
 TEMPLATES = Path(__file__).parent / "own"
 
@@ -79,13 +78,7 @@ def new_own(
 
 def next_command(target: Path) -> str:
     """What to type afterwards: the experiment knows its data."""
-    return command_line("train", _typed(target))
-
-
-def _typed(target: Path) -> str:
-    """An experiment's folder as it is typed: here, or in the repository."""
-    here = short_path(target)
-    return name_of(target) if here == str(target) else here
+    return command_line("train", typed(target))
 
 
 def _root(data: str | Path | None, datasets: Sequence[str]) -> Path:
@@ -178,7 +171,7 @@ def _write(
     rows = make_split.rows(division.sides, plan.classes)
     comment = f"# {division.why}"
     make_split.write_datasplit(folder / "datasplit.csv", [comment, *rows])
-    experiment = _typed(target)
+    experiment = typed(target)
 
     def command(verb: str, **options: Any) -> str:
         return command_line(verb, experiment, **options)

@@ -258,7 +258,7 @@ def _raw_range(raws: Sequence[Level]) -> tuple[float, ...]:
     """Black and white for raw of other numbers than bytes; () if all is of those.
 
     Half of what is seen more on both sides, since little of the volume is looked at: contrast is
-    made by percentiles afterwards.
+    made by percentiles afterwards. Not below 0 where no number is.
     """
     if all(raw.array.dtype == np.uint8 for raw in raws):
         return ()
@@ -268,6 +268,8 @@ def _raw_range(raws: Sequence[Level]) -> tuple[float, ...]:
         low, high = _seen(raw)
         lows.append(low - (high - low) / 2)
         highs.append(high + (high - low) / 2)
+    if all(raw.array.dtype.kind == "u" for raw in raws):
+        lows = [max(low, 0.0) for low in lows]
     return float(f"{min(lows):.4g}"), float(f"{max(highs):.4g}")
 
 

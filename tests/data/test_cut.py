@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.data.own.cut import GAP, LEAST_VALIDATED, choose_cut, cut_crop, is_part
+from common.data.own.cut import GAP, LEAST_VALIDATED, choose_cut, cut_crop
 from common.data.own.facts import look
+from common.data.splits.catalogue import is_part, scan
+from common.data.volumes import layout
 from common.data.volumes.annotation import encoding_of
 from common.data.volumes.ngff import open_levels, write_multiscale
 
@@ -58,6 +60,22 @@ def test_the_parts_are_the_voxels_of_their_place(crop):
         assert is_part(part)
     assert not is_part(folder)
     assert {part.name for part in folders.values()} == {"crop1-train", "crop1-validate"}
+
+
+def test_crops_are_listed_without_their_parts_unless_these_are_named(tmp_path):
+    store = tmp_path / layout.store("cell")
+    mito = np.random.default_rng(0).integers(0, 2, (20, 30, 100), np.uint8)
+    write_multiscale(store / layout.RAW, mito, (8, 8, 8))
+    folder = store / layout.LABELS / "crop1"
+    write_multiscale(folder / "mito", mito, (8, 8, 8))
+    labels = [look(open_levels(folder / "mito")[0], "mito")]
+    cut = choose_cut(labels)
+    assert cut is not None
+    cut_crop(folder, cut, labels)
+    assert [crop.name for crop in scan(tmp_path)[0]] == ["crop1"]
+    assert [crop.name for crop in scan(tmp_path, crops=["crop1-*", "crop1-train"])[0]] == [
+        "crop1-train"
+    ]
 
 
 def test_a_gap_of_half_a_patch_lies_between_the_parts(crop):

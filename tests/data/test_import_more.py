@@ -57,7 +57,7 @@ def test_a_further_box_becomes_a_further_crop(add):
     np.testing.assert_array_equal(there["crop1/mito"], MITO[..., :40])
     np.testing.assert_array_equal(there["crop2/mito"], MITO[..., 50:])
     assert len(there) == 2
-    assert "cell: 2 crops; an experiment for it:" in add.said
+    assert "cell: 2 crops" in add.said
 
 
 def test_a_further_class_goes_to_the_crops_of_its_boxes(add, tmp_path):

@@ -81,7 +81,7 @@ def test_the_command_leads_to_a_data_split(files, run):
     words = ("--dataset", "cell", "--voxel-size", 8, "--labels", labels, "--data", data)
     code, text, error = run("import-data", files / "raw.tif", *words, "--blocks", 2)
     assert code == 0, error
-    assert "cell: 2 crops; an experiment for it" in text
+    assert "next: python -m cellmap_segmentation_challenge new my_experiment --own cell" in text
     command = next(line for line in text.splitlines() if " make-datasplit " in line)
     options = command.replace("EXPERIMENT", str(files)).split(" make-datasplit ")[1]
     code, _, error = run("make-datasplit", *options.split())
@@ -372,7 +372,12 @@ def test_another_code_of_unknown_is_kept_with_the_labels(files):
     [
         (
             MITO[:50],
-            r"mito.tif: has 50 x 90 x 150 voxels .* write where .*mito.tif#translation=0,0,0",
+            r"mito.tif: has 50 x 90 x 150 voxels .* nm; write where .*mito.tif#translation=0,0,0",
+        ),
+        (
+            MITO[::2, ::2, ::2],
+            r"mito.tif: has 35 x 45 x 75 voxels .*if they cover .*mito.tif#voxel_size=16; else "
+            r"write where .*mito.tif#translation=0,0,0",
         ),
     ],
 )

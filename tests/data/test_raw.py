@@ -258,6 +258,13 @@ def test_a_raw_range_beyond_the_type_of_a_volume_is_noted(image, raw_range, part
     assert f"its contrast is {part} of" in said or not part
 
 
+def test_no_range_is_too_wide_for_raw_that_is_stretched(tmp_path, image, capsys):
+    open_raw(image, (8, 8, 8), (0, 51000), is_stretched=True)
+    found = open_raw(stretched(tmp_path / "other", 10), (8, 8, 8), is_stretched=True)
+    found.check_values(0, 1023 / 65535, "around crop1")
+    assert capsys.readouterr().err == ""
+
+
 def moved(image: Path, number: int, **transforms: list[float]) -> None:
     """Write other transformations of a level, instead of both of it."""
     attributes = json.loads((image / ".zattrs").read_text())

@@ -127,6 +127,12 @@ def test_raw_of_any_number_type_fills_the_range_of_the_network(made, dtype):
     assert batch.raw.min() < 0.05 and batch.raw.max() > 0.95
 
 
+def test_the_range_of_unsigned_raw_begins_at_no_number_below_0(made, capsys):
+    config, _ = made(dtype=np.uint16)
+    assert config.raw_range[0] == 0
+    assert "raw_range" not in capsys.readouterr().err
+
+
 def test_four_crops_are_not_cut(made):
     quarters = ((0, 0.2), (0.25, 0.45), (0.5, 0.7), (0.75, 0.95))
     config, said = made(crops=quarters, shape=(160, 40, 64))

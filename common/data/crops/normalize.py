@@ -133,14 +133,26 @@ def of_volumes(
     distinct = list(dict.fromkeys(volumes))
     with progress(len(distinct), "looking at raw", unit="volume") as bar:
         for volume in distinct:
-            raw = open_raw(
-                volume, config.input_array_info["scale"], config.raw_range, config.raw_sections
-            )
+            raw = open_for(config, volume, config.input_array_info["scale"])
             scaling = of_volume(config, volume, raw, known)
             assert scaling is not None
             scalings[name_of(volume, config)] = scaling
             bar.update()
     return scalings
+
+
+def open_for(config: TrainConfig, volume: Path, scale: Sequence[float]) -> Raw:
+    """Open a raw volume as an experiment reads it. Raises as `common.data.volumes.raw.open_raw`.
+
+    scale: voxel size in nm that is wanted.
+    """
+    return open_raw(
+        volume,
+        scale,
+        config.raw_range,
+        config.raw_sections,
+        is_stretched=config.raw_normalization in MEASURED,
+    )
 
 
 def of_volume(

@@ -81,6 +81,8 @@ class CropRequest:
     """Raw values that become 0 and 1; the range of the unsigned integer type if empty."""
     raw_sections: int = 0
     """Sections on each side with which every section of raw is averaged."""
+    raw_is_stretched: bool = False
+    """Whether `raw_normalization` measures the contrast of each volume."""
     use_mutual_exclusion: bool = True
     infer_groups: bool = True
     with_ids: tuple[str, ...] = ()
@@ -321,7 +323,13 @@ def _check_they_fit(jobs: Sequence[Decoding], cache: CropCache, beside: Sequence
 
 
 def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
-    raw = open_raw(row.raw, request.input_scale, request.raw_range, request.raw_sections)
+    raw = open_raw(
+        row.raw,
+        request.input_scale,
+        request.raw_range,
+        request.raw_sections,
+        is_stretched=request.raw_is_stretched,
+    )
     label = ngff.open_levels(row.class_volume(row.annotated[0]))[0]
     check_crop(row.crop, label, raw.level, raw.finest_nm)
     check_detail(label, request.target_scale, "the target patch")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.classes import ATOM_IDS, GROUP_ATOMS
-from common.data.own.cut import Cut, choose_cut, cut_crop, is_part, standing_cut
+from common.data.own.cut import Cut, choose_cut, cut_crop, standing_cut
 from common.data.own.facts import LabelFacts, look
 from common.data.splits import catalogue
 from common.data.splits.catalogue import CropInfo
@@ -62,7 +62,6 @@ def read_crops(root: Path, datasets: Sequence[str], classes: Collection[str] = (
     """
     infos, broken = catalogue.scan(root, datasets)
     folders = layout.crop_folders(root)
-    infos = [info for info in infos if not is_part(folders[info.key])]
     refuse(broken)
     annotated = set().union(*(info.classes for info in infos))
     missing = [name for name in classes if name not in annotated]

@@ -18,18 +18,13 @@ import numpy as np
 
 from common.data.own.facts import LabelFacts
 from common.data.own.standing import IMPORTED, is_imported
+from common.data.splits.catalogue import CUT, PARTS
 from common.data.volumes import ngff
 from common.data.volumes.annotation import INSTANCE_TYPE, encoding_of
 from common.data.volumes.box import Box, boxes, slices
 from common.data.volumes.level import Level
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.records import read_attributes
-
-CUT = "cut"
-"""Attribute of a class of a part: of which crop and voxels it is a copy."""
-
-PARTS = {"train": "{crop}-train", "validate": "{crop}-validate"}
-"""Names of the parts by their usage."""
 
 VALIDATED = 0.2
 """Part of an axis that validates."""
@@ -129,12 +124,6 @@ def standing_cut(crop: Path, labels: Sequence[LabelFacts]) -> Cut | None:
                 planes[usage] = slice(int(part.start[axis]), int(part.stop[axis]))
             return Cut(axis, int(shape[axis]), **planes)
     return None
-
-
-def is_part(crop: Path) -> bool:
-    """Whether a crop is a part of another one."""
-    groups = [path for path in sorted(crop.iterdir()) if path.is_dir()]
-    return any(CUT in read_attributes(group) for group in groups)
 
 
 def cut_crop(crop: Path, cut: Cut, labels: Sequence[LabelFacts]) -> dict[str, Path]:

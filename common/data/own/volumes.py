@@ -39,7 +39,7 @@ from common.data.volumes.sources.excerpt import (
 from common.data.volumes.sources.place import bare, is_address, on_disk, split, with_voxel_size
 from common.errors import UserError
 from common.files import alone
-from common.talk import command_line, count, nm, note_once, voxels
+from common.talk import command_line, count, lengths, nm, note_once, voxels
 
 LOCK = ".import.lock"
 
@@ -136,13 +136,14 @@ def _say_next(dataset: str, root: Path, store: Path, *, say: Say) -> None:
     labels = standing.labels_of(store)
     crops = {label.crop for label in labels}
     classes = ",".join(dict.fromkeys(label.name for label in labels))
-    scale = ",".join(f"{length:g}" for length in labels[0].grid.scale)
-    say(f"{dataset}: {count(len(crops), 'crop')}; an experiment for it:")
-    say(f"  {command_line('new', 'EXPERIMENT', own=dataset, data=root)}")
+    scale = lengths(labels[0].grid.scale)
+    where = None if root == data_root() else root
+    say(f"{dataset}: {count(len(crops), 'crop')}")
+    say(f"next: {command_line('new', 'my_experiment', own=dataset, data=where)}")
     # crops of one dataset are all on one side otherwise
-    options = {"data": root, "classes": classes, "scale": scale, "by": "crop"}
+    options = {"data": where, "classes": classes, "scale": scale, "by": "crop"}
     command = command_line("make-datasplit", "EXPERIMENT/datasplit.csv", **options)
-    say(f"for one that exists, list its crops:\n  {command}")
+    say(f"or, for an EXPERIMENT that is there, the crops of all datasets:\n  {command}")
 
 
 # What is imported
@@ -342,11 +343,10 @@ def _opened(text: str, voxel_size: tuple[float, ...] | None) -> Level:
     if voxel_size is None or "voxel_size=" in text:
         return level
     if not np.allclose(level.scale, voxel_size, rtol=1e-3):
-        size = ",".join(f"{length:g}" for length in voxel_size)
         note_once(
             f"{level.path}: says voxels of {nm(level.scale)} nm itself, and --voxel-size is for "
             "volumes that say none; where it is wrong, write "
-            f"{bare(level.path).name}#voxel_size={size}"
+            f"{bare(level.path).name}#voxel_size={lengths(voxel_size)}"
         )
     return level
 
@@ -383,11 +383,22 @@ def _placed(label: Level, raw: Level) -> Level:
             f"{label.path}: {_grid_text(label.grid)}, as long as the raw, and so taken to cover it"
         )
         return replace(label, translation=corner)
+    name = bare(label.path).name
     raise UserError(
-        f"{label.path}: {_grid_text(label.grid)}, and the raw {_grid_text(raw.grid)}; write where "
-        f"its first voxel lies, in nm, behind its name: {bare(label.path).name}"
-        f"#translation={where}"
+        f"{label.path}: {_grid_text(label.grid)}, and the raw {_grid_text(raw.grid)}; "
+        f"{_if_larger(label, raw, name)}write where "
+        f"its first voxel lies, in nm, behind its name: {name}#translation={where}"
     )
+
+
+def _if_larger(label: Level, raw: Level, name: str) -> str:
+    """What to write if labels cover the raw in larger voxels; "" where they cannot."""
+    factor = np.rint(raw.shape / label.shape)
+    beyond = np.abs(label.shape * factor - raw.shape)
+    if (factor < 1).any() or (beyond >= factor).any():
+        return ""
+    size = lengths(factor * raw.scale)
+    return f"if they cover the raw, write the size of their voxels: {name}#voxel_size={size}; else "
 
 
 def _check_labels(level: Level, name: str, label: Named) -> None:
@@ -433,5 +444,5 @@ def _refuse_others(job: Import, link: bool) -> None:
     instead = f", or, to add labels, write {job.group} for RAW" if job.is_raw else ""
     raise UserError(
         f"{job.group}: there already, {what}; take another --dataset, "
-        f"write --overwrite to replace it{instead}"
+        f"or write --overwrite to replace it{instead}"
     )

@@ -187,6 +187,7 @@ def crop_request(config: TrainConfig) -> CropRequest:
         ),
         raw_range=config.raw_range,
         raw_sections=config.raw_sections,
+        raw_is_stretched=config.raw_normalization in normalize.MEASURED,
         use_mutual_exclusion=config.use_mutual_exclusion,
         infer_groups=config.infer_groups,
         exclusive_classes=config.exclusive_classes,

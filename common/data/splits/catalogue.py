@@ -19,12 +19,19 @@ from common.classes import TESTED
 from common.data.volumes import layout
 from common.data.volumes.box import overlap
 from common.data.volumes.ngff import Level, open_levels
+from common.data.volumes.records import read_attributes
 from common.errors import UserError, refuse
 
 CHALLENGE = Path(__file__).with_name("challenge_crops.csv")
 """Table of the 289 public training crops: their place, voxels and annotated classes."""
 
 COLUMNS = ("crop", "dataset", "voxel_size", "translation", "shape", "classes")
+
+CUT = "cut"
+"""Attribute of a class of a part of a crop: of which crop and voxels it is a copy."""
+
+PARTS = {"train": "{crop}-train", "validate": "{crop}-validate"}
+"""Names of the parts of a crop that `new --own` cuts in two, by their usage."""
 
 Key = tuple[str, str]
 """Dataset and name of a crop."""
@@ -192,7 +199,8 @@ def scan(
 
     `datasets` and `crops` are names or patterns, see `matching`; the layout is that of
     `common.data.volumes.layout`. The geometry of a crop is that of its coarsest class. Classes that
-    cannot be opened, and crops without raw, are left out.
+    cannot be opened, and crops without raw, are left out; parts of crops, too, unless they are
+    named, since their voxels are those of the whole.
 
     Raises:
         FileNotFoundError: if there is no data root.
@@ -211,6 +219,8 @@ def scan(
     problems = []
     for dataset, name in sorted(folders, key=lambda key: natural_key(*key)):
         folder = folders[dataset, name]
+        if name not in crops and is_part(folder):
+            continue
         levels, broken = _finest_levels(folder)
         problems += broken
         if not (root / layout.raw(dataset)).is_dir():
@@ -218,6 +228,14 @@ def scan(
         elif levels:
             whole.append(_crop_of_levels(dataset, name, levels))
     return whole, problems
+
+
+def is_part(crop: Path) -> bool:
+    """Whether a crop on disk is a part of another one."""
+    endings = tuple(name.format(crop="") for name in PARTS.values())
+    if not crop.name.endswith(endings):
+        return False
+    return any(CUT in read_attributes(group) for group in crop.iterdir() if group.is_dir())
 
 
 def _where_else(root: Path) -> str:

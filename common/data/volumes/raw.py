@@ -60,6 +60,8 @@ class Raw:
     """(3,) voxel size of the finest level of the volume, nm."""
     sections: int = 0
     """Sections on each side, along z, with which every section is averaged."""
+    is_stretched: bool = False
+    """Whether its contrast is measured and stretched, so that no range of it is too wide."""
 
     @property
     def grid(self) -> Grid:
@@ -206,13 +208,13 @@ class Raw:
         black = self._of_range(darkest)
         white = self._of_range(brightest)
         is_chosen = bool(self.raw_range) or stored.itemsize == 1
-        if white - black >= (FLAT if is_chosen else NARROW):
+        if self.is_stretched or white - black >= (FLAT if is_chosen else NARROW):
             return
         low = self._stored(darkest)
         high = self._stored(brightest)
         note_once(
             f"{self.level.path}: {stored} from {low} to {high} {where}, which a network gets as "
-            f"{black:.2g} to {white:.2g} of 0 to 1 unless raw_normalization stretches it; "
+            f"{black:.2g} to {white:.2g} of 0 to 1; "
             f"where that is all of its contrast set raw_range = ({low}, {high}), or "
             "raw_normalization = 'percentile'"
         )
@@ -267,7 +269,14 @@ def section_means(block: np.ndarray, sections: int) -> np.ndarray:
     return total / np.float32(count)
 
 
-def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = (), sections: int = 0) -> Raw:
+def open_raw(
+    path: Path,
+    scale: Vector,
+    raw_range: Sequence[float] = (),
+    sections: int = 0,
+    *,
+    is_stretched: bool = False,
+) -> Raw:
     """Open the level of a multiscale group whose voxel size is nearest to `scale` (nm).
 
     A finer level is averaged over as many whole voxels as keep it no coarser than `scale`.
@@ -277,6 +286,7 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = (), section
         scale: wanted, nm.
         raw_range: the values of black and white.
         sections: on each side, along z, with which every section is averaged.
+        is_stretched: whether `raw_normalization` measures its contrast.
 
     Raises:
         FileNotFoundError: as `common.data.volumes.ngff.open_levels`.
@@ -292,7 +302,8 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = (), section
             "set raw_range = (value of black, value of white)"
         )
     check_pyramid(levels[0], level)
-    _note_beyond_type(level, raw_range)
+    if not is_stretched:
+        _note_beyond_type(level, raw_range)
     dtype = np.dtype(np.uint8 if level.array.dtype == np.uint8 else np.float32)
     return Raw(
         level=level,
@@ -301,6 +312,7 @@ def open_raw(path: Path, scale: Vector, raw_range: Sequence[float] = (), section
         dtype=dtype,
         finest_nm=levels[0].scale,
         sections=sections,
+        is_stretched=is_stretched,
     )
 
 

@@ -24,7 +24,7 @@ from common.data.crops.input_channels import ChannelVolume, open_channels
 from common.data.crops.normalize import Scaling, Scalings
 from common.data.samples.sampling import Patch
 from common.data.splits.regions import Region
-from common.data.volumes.raw import Raw, open_raw
+from common.data.volumes.raw import Raw
 from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.files import REPOSITORY, sha256_of_file
@@ -110,8 +110,7 @@ class Network:
 
     def raw_of(self, region: Region) -> Raw:
         """The raw of a box as this network gets it."""
-        config = self.config
-        return open_raw(region.raw, self.window.input.scale, config.raw_range, config.raw_sections)
+        return normalize.open_for(self.config, region.raw, self.window.input.scale)
 
     def channels_of(self, region: Region) -> tuple[ChannelVolume, ...]:
         """What this network gets beside the raw of a box."""

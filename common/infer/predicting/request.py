@@ -17,7 +17,7 @@ from common.data.crops import normalize
 from common.data.crops.input_channels import open_channels
 from common.data.splits import regions
 from common.data.splits.regions import Region
-from common.data.volumes.raw import Raw, open_raw
+from common.data.volumes.raw import Raw
 from common.errors import UserError, refuse
 from common.infer.networks.planes import CHOICES, OWN
 from common.infer.predicting.work import Output
@@ -72,9 +72,7 @@ def _classes_of(region: Region, asked: Sequence[str], config: TrainConfig) -> li
 def _problem_of_raw(region: Region, config: TrainConfig) -> str:
     """Why a box cannot be predicted; "" where it can."""
     try:
-        raw = open_raw(
-            region.raw, config.input_array_info["scale"], config.raw_range, config.raw_sections
-        )
+        raw = normalize.open_for(config, region.raw, config.input_array_info["scale"])
         open_channels(config, (region.dataset, region.name), config.input_array_info["scale"])
     except (UserError, FileNotFoundError) as error:
         return str(error)

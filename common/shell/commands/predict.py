@@ -183,6 +183,7 @@ def tune(config_path: str, *, workers: int, **given: Any) -> None:
     engine = options.take_engine(given)
     with _scorers(config_path, workers, engine) as hands:
         common.score.tune.tune(config_path, **options.given(given), workers=hands, say=click.echo)
+    say_next("process")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from common import stopping
 from common.errors import UserError
 from common.shell import options
 from common.shell.group import Command
+from common.shell.next_step import say_next
 from common.shell.options import Lengths, Names
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def doctor(config_path: str | None, data: str | None) -> None:
 
     findings = module.doctor(config_path, data)
     click.echo(module.report(findings))
+    if config_path and module.is_well(findings):
+        say_next("train")
     sys.exit(0 if module.is_well(findings) else 1)
 
 
@@ -106,10 +109,10 @@ def new(
             option = next(iter(chosen)).replace("_", "-")
             raise UserError(f"--{option}: is for --own; a copy has the settings of {source}")
         folder = module.new(name, source)
-        click.echo(f"{folder}\n{module.next_command(folder)}")
+        click.echo(f"{folder}\nnext: {module.next_command(folder)}")
         return
     from common.shell import new_own
 
     assert own
     folder = new_own.new_own(name, own, **chosen, say=click.echo)
-    click.echo(f"{folder}\n{new_own.next_command(folder)}")
+    click.echo(f"{folder}\nnext: {new_own.next_command(folder)}")

@@ -125,7 +125,7 @@ def _in_place(image: Image, place: Place) -> list[Level]:
         raise UserError(
             f"{place.path}: nothing in it says how large a voxel is; write the size in nm, z, y, "
             f"x, behind its name, such as {place.path.name}#voxel_size=8 or "
-            "#voxel_size=40,4,4, or as --voxel-size with --volume"
+            "#voxel_size=40,4,4; or once for all as --voxel-size, with import-data and --volume"
         )
     if not place.says_something:
         return list(image.levels)
