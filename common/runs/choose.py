@@ -77,5 +77,6 @@ def _unknown(name: str, root: str | Path, known: Sequence[Run]) -> UserError:
         hint = f"near it: {', '.join(near)}"
     return UserError(
         f"{root}: no run '{name}' ({hint}); "
-        "write experiment/model/run, a glob of it, or its folder in logs"
+        "write experiment/model/run, a glob of it, or its folder in logs, and --root where the "
+        "experiments are elsewhere"
     )

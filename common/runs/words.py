@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from common.runs.comparison import Comparison, Lead
 from common.runs.measure import SCORE
 from common.score.interval import Interval
-from common.talk import aligned
+from common.talk import aligned, count
 
 COLUMNS = 5
 """Sides in the tables of settings and classes: as many as fit in a terminal."""
@@ -44,7 +44,8 @@ def verdict(comparison: Comparison) -> str:
             "many objects"
         )
     if comparison.warnings:
-        line += f"; mind the {len(comparison.warnings)} warnings"
+        number = len(comparison.warnings)
+        line += f"; mind the {count(number, 'warning') if number > 1 else 'warning'}"
     return line
 
 

@@ -88,6 +88,7 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
 
 def _begin_with(given: Path, config: TrainConfig, state: State) -> str:
     """Take the weights of a file that was given, and nothing else; return a sentence about it."""
+    _refuse_missing(given, config)
     saved = weights_file.read(given)
     if is_whole(saved):
         refuse_other_classes(given, saved, config.channels)
@@ -104,6 +105,16 @@ def _begin_with(given: Path, config: TrainConfig, state: State) -> str:
         f"starting at epoch 0 with the weights of {given}; nothing else was taken from it, and it "
         f"does not say of which classes its channels are: here they are {some(config.channels)}"
     )
+
+
+def _refuse_missing(given: Path, config: TrainConfig) -> None:
+    """FileNotFoundError where a file that is typed from here is looked for in the experiment."""
+    here = Path(config.load_model).absolute()
+    if not given.is_file() and here.is_file():
+        raise FileNotFoundError(
+            f"{given}: no such checkpoint, as the path in load_model starts from the experiment; "
+            f"set load_model={here}"
+        )
 
 
 OF_INPUT = ("raw_range", "raw_normalization", "raw_sections", "softmax")

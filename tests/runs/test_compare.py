@@ -363,7 +363,8 @@ def test_what_makes_runs_incomparable_is_said(tmp_path, settings, others, said):
     make_run(tmp_path, "x/m/two", classes, {**exclusive, **settings}, **others)
     found = run_compare(tmp_path)
     assert any(said in text for text in found.warnings), found.warnings
-    assert verdict(found).endswith(f"; mind the {len(found.warnings)} warnings")
+    words = {1: "mind the warning", 2: "mind the 2 warnings"}
+    assert verdict(found).endswith(f"; {words[len(found.warnings)]}")
 
 
 def test_the_batch_size_matters_only_where_batches_are_counted(tmp_path):

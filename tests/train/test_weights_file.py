@@ -61,6 +61,17 @@ def test_weights_of_another_trainer_start_a_run(experiment, capsys, form):
     assert "nothing else was taken from it" in said and "mito, er, nuc" in said
 
 
+def test_a_file_that_is_here_and_not_in_the_experiment_is_told_by_its_whole_path(
+    experiment, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "theirs.pth"
+    torch.save(network(4).state_dict(), here)
+    sentence = rf"starts from the experiment; set load_model={here}$"
+    with pytest.raises(FileNotFoundError, match=sentence):
+        experiment().train(load_model="theirs.pth")
+
+
 def test_weights_of_another_network_are_told_by_their_first_tensor(experiment):
     tiny = experiment()
     path = tiny.folder / "theirs.pth"
