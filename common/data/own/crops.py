@@ -49,7 +49,7 @@ class Division:
 def read_crops(root: Path, datasets: Sequence[str], classes: Collection[str] = ()) -> list[OwnCrop]:
     """The crops of datasets under a data root, every label read once.
 
-    Classes without a voxel in any crop are left out; see `absent`.
+    Classes without a voxel in any crop are left out.
 
     Args:
         root: the data root.

@@ -20,11 +20,12 @@ from common.data.own.facts import LabelFacts
 from common.data.own.standing import IMPORTED, is_imported
 from common.data.splits.catalogue import CUT, PARTS
 from common.data.volumes import ngff
-from common.data.volumes.annotation import INSTANCE_TYPE, encoding_of
+from common.data.volumes.annotation import POSSIBILITIES, encoding_of
 from common.data.volumes.box import Box, boxes, slices
 from common.data.volumes.level import Level
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.records import read_attributes
+from common.data.volumes.sources.excerpt import INSTANCE_TYPE, SEMANTIC_TYPE
 
 VALIDATED = 0.2
 """Part of an axis that validates."""
@@ -199,9 +200,12 @@ def _record(level: Level, part: Box) -> dict[str, Any]:
 
 def _annotation(facts: LabelFacts) -> dict[str, Any]:
     """What the metadata of a class say of its values, without counts, which are of the whole."""
-    said = encoding_of(facts.level, facts.name)
-    encoding = {"absent": said.absent, "present": said.present, "unknown": said.unknown}
-    known = {what: value for what, value in encoding.items() if value is not None}
-    kind = INSTANCE_TYPE if said.is_instance else "semantic_segmentation"
-    about = {"annotation_type": {"type": kind, "encoding": known}}
-    return {"cellmap": {"annotation": about}}
+    encoding = encoding_of(facts.level, facts.name)
+    values = {}
+    for possibility in POSSIBILITIES:
+        value = getattr(encoding, possibility)
+        if value is not None:
+            values[possibility] = value
+    kind = INSTANCE_TYPE if encoding.is_instance else SEMANTIC_TYPE
+    annotation_type = {"type": kind, "encoding": values}
+    return {"cellmap": {"annotation": {"annotation_type": annotation_type}}}

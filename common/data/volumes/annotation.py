@@ -93,26 +93,28 @@ def encoding_of(level: Level, name: str) -> Encoding:
 
     Raises UserError for an encoding that is not made of whole numbers.
     """
-    said: dict[str, Any] = {}
+    annotation: dict[str, Any] = {}
     for attributes in (read_attributes(level.group), level.array.attrs.asdict()):
-        said |= _annotation(attributes)
-    kind = _object(said.get("annotation_type"))
-    values = _values(level.path, _object(kind.get("encoding")))
-    is_instance = name in INSTANCES
-    if kind.get("type"):
-        is_instance = kind["type"] == INSTANCE_TYPE
+        annotation |= _object(_object(attributes.get("cellmap")).get("annotation"))
+    annotation_type = _object(annotation.get("annotation_type"))
+    values = _values(level.path, _object(annotation_type.get("encoding")))
+    has_type = bool(annotation_type.get("type"))
+    is_instance = annotation_type["type"] == INSTANCE_TYPE if has_type else name in INSTANCES
+    absent = values.get("absent", 0)
     unknown = values.get("unknown")
-    counts = _object(said.get("complement_counts"))
-    taken = unknown is not None and is_instance and bool(counts) and not counts.get("unknown")
+    counts = _object(annotation.get("complement_counts"))
+    id_of_unknown = None
+    if is_instance and counts and not counts.get("unknown"):
+        id_of_unknown = unknown
     return Encoding(
         is_instance=is_instance,
-        absent=values.get("absent", 0),
+        absent=absent,
         present=values.get("present"),
-        unknown=None if taken else unknown,
-        id_of_unknown=unknown if taken else None,
-        counted=_counted(level, name, counts, absent_is_0=values.get("absent", 0) == 0),
-        is_said_to_be_mask=bool(kind.get("type")) and not is_instance,
-        is_said_to_be_ids=bool(kind.get("type")) and is_instance,
+        unknown=unknown if id_of_unknown is None else None,
+        id_of_unknown=id_of_unknown,
+        counted=_counted(level, name, counts, absent_is_0=absent == 0),
+        is_said_to_be_mask=has_type and not is_instance,
+        is_said_to_be_ids=has_type and is_instance,
     )
 
 
@@ -134,10 +136,6 @@ def _counted(
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _annotation(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return _object(_object(attributes.get("cellmap")).get("annotation"))
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -388,11 +386,11 @@ class LabelReader:
         self._voxels += values.size
         self._absent_voxels += absent
         self._look_at_edges(values)
-        taken = self.encoding.id_of_unknown
-        if taken is not None and (values == taken).any():
+        id_of_unknown = self.encoding.id_of_unknown
+        if id_of_unknown is not None and (values == id_of_unknown).any():
             self._met[
-                f"{taken} was taken for the id of an object: complement_counts in its metadata "
-                "counts no unknown voxel"
+                f"{id_of_unknown} was taken for the id of an object: complement_counts in its "
+                "metadata counts no unknown voxel"
             ] = None
         if values.dtype.kind == "f":
             values = values[~np.isnan(values)]  # unknown, and not to be compared
@@ -403,7 +401,11 @@ class LabelReader:
         if highest <= 1:
             self._has_one |= bool(highest == 1)
             return
-        self._may_be_mask = highest in self._often_unknown() and self._suspect in (None, highest)
+        # numbers that are often written for unknown, less those that the metadata name
+        dtype = self.level.array.dtype
+        highest_of_type = np.iinfo(dtype).max if dtype.kind in "ui" else 255
+        often_unknown = {255, int(highest_of_type)} - {*self.encoding.named(), id_of_unknown}
+        self._may_be_mask = highest in often_unknown and self._suspect in (None, highest)
         if not self._may_be_mask:
             return
         rest = values[values != highest]
@@ -431,13 +433,6 @@ class LabelReader:
             return
         if values.size and values.max() == BRIGHTEST:
             self._bytes += np.bincount(values.ravel(), minlength=len(self._bytes))
-
-    def _often_unknown(self) -> set[int]:
-        """Numbers that are often written for unknown, less those that the metadata name."""
-        dtype = self.level.array.dtype
-        highest = np.iinfo(dtype).max if dtype.kind in "ui" else 255
-        encoding = self.encoding
-        return {255, int(highest)} - {*encoding.named(), encoding.id_of_unknown}
 
 
 def _ids_where(positive: np.ndarray, values: np.ndarray) -> np.ndarray:

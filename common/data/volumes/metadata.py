@@ -442,10 +442,9 @@ def _objects(path: Path, transforms: Any) -> list[dict[str, Any]]:
 def _numbers(path: Path, transform: dict[str, Any], kind: str, axes: int) -> np.ndarray:
     """The numbers of a transformation, one an axis."""
     written = transform.get(kind)
-    is_list = isinstance(written, list) and len(written) == axes
-    numbers = [n for n in written if _is_number(n)] if isinstance(written, list) else []
-    above_zero = kind != "scale" or all(number > 0 for number in numbers)
-    if not is_list or len(numbers) < axes or not above_zero:
+    numbers = written if isinstance(written, list) else []
+    are_numbers = len(numbers) == axes and all(_is_number(number) for number in numbers)
+    if not are_numbers or (kind == "scale" and min(numbers) <= 0):
         above = ", above zero" if kind == "scale" else ""
         count = "three numbers (z, y, x) are" if axes == 3 else f"{axes} numbers, one an axis, are"
         raise UserError(f"{path}: {kind} {short(written)}; {count} needed{above}")

@@ -118,8 +118,8 @@ def _check_names(folder: Path, separator: str) -> None:
 
 def _whole_numbers(file: Path, content: dict[str, Any], name: str) -> tuple[int, ...]:
     written = content.get(name)
-    numbers = [n for n in written if _is_length(n)] if isinstance(written, list) else []
-    if not numbers or written != numbers:
+    numbers = written if isinstance(written, list) else []
+    if not numbers or not all(_is_length(number) for number in numbers):
         raise UserError(
             f"{file}: {name} {short(written)}; write whole numbers above zero, one an axis"
         )

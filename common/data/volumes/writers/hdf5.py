@@ -45,7 +45,9 @@ def write(path: Path, volume: Outgoing, tell: Tell) -> None:
         )
         for start, stop in boxes(volume.shape, (BLOCK,) * 3):
             block = volume.read(start, stop)
-            _refuse_full_disk(path, block.nbytes)
+            if free_bytes(path.parent) < block.nbytes + RESERVE:
+                # HDF5 ends the process after this error of its own
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if block.any():
                 array[slices(start, stop)] = block
             tell(block.size)
@@ -58,27 +60,22 @@ def write(path: Path, volume: Outgoing, tell: Tell) -> None:
         array.attrs[EXPORTED] = json.dumps(volume.record)
 
 
-def _refuse_full_disk(path: Path, size: int) -> None:
-    """Raises OSError where a block may not fit, an error that HDF5 ends the process after."""
-    if free_bytes(path.parent) < size + RESERVE:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def key_in(path: Path) -> str:
     """The key of what a file holds; "" of an earlier one, which has its centre as offset."""
     h5py = needed.module("h5py", "HDF5 files")
     try:
         with h5py.File(path, "r") as file:
             records: list[str] = []
-            file.visititems(lambda _, node: records.append(_record(node)))
-        [record] = filter(None, records)
+
+            def see(_: str, node: Any) -> None:
+                if EXPORTED in node.attrs and "translation" in node.attrs:
+                    records.append(str(node.attrs[EXPORTED]))
+
+            file.visititems(see)
+        [record] = records
         return str(json.loads(record)["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def _record(node: Any) -> str:
-    return str(node.attrs.get(EXPORTED, "")) if "translation" in node.attrs else ""
 
 
 def split(path: Path) -> tuple[Path, str]:
