@@ -46,7 +46,7 @@ STAGES = (
     Stage("end classes", "caller", predict, "finish"),
     Stage("upload", "device", conveyor, "_upload"),
     Stage("network", "device", conveyor, "mean_logits"),
-    Stage("look for NaN", "device", encode, "has_nan", within="network"),
+    Stage("look for NaN", "device", encode, "has_nan", within="255ths"),
     Stage("255ths", "device", encode, "encode"),
     Stage("download", "device", conveyor, "_download"),
     Stage("read", "readers", blocks, "_read"),

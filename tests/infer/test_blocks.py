@@ -120,19 +120,21 @@ def computed(
     plan: BlockPlan,
     numbers: Sequence[int],
     forward: Callable,
-    to_stored: Callable = lambda logits: logits,
+    to_stored: Callable = lambda logits: (logits, blocks.fine),
 ) -> list[BlockValues]:
     member = blocks.Member(plan, forward)
     return list(conveyor.compute_blocks([member], numbers, to_stored=to_stored, device=CPU))
 
 
 def everything(
-    plan: BlockPlan, forward: Callable, finish: Callable = lambda logits: logits
+    plan: BlockPlan,
+    forward: Callable,
+    to_stored: Callable = lambda logits: (logits, blocks.fine),
 ) -> np.ndarray:
     """(classes, z, y, x) of all blocks. Fails unless every voxel is given exactly once."""
     written = None
     times = np.zeros(plan.grid.shape, int)
-    for block in computed(plan, plan.blocks, forward, finish):
+    for block in computed(plan, plan.blocks, forward, to_stored):
         values = block.values
         start, stop = plan.output_box(block.number)
         where = tuple(map(slice, start, stop))
@@ -382,7 +384,11 @@ def test_the_identity_gives_the_raw_bit_for_bit(opened, context, largest):
     plan = plan_module.plan_blocks(
         opened(volume), window, np.full(3, -4.0), np.array([23, 40, 9]) * 8 - 4.0, largest=largest
     )
-    found = everything(plan, model, lambda logits: logits.mul(255).round().to(torch.uint8))
+
+    def to_stored(logits: torch.Tensor) -> tuple[torch.Tensor, blocks.Verdict]:
+        return logits.mul(255).round().to(torch.uint8), blocks.fine
+
+    found = everything(plan, model, to_stored)
     np.testing.assert_array_equal(found[0], volume)
 
 
@@ -814,7 +820,7 @@ def test_one_orientation_is_the_network_itself():
 def test_probabilities_are_stored_as_255ths(dtype, layout):
     logits = (5 * torch.randn(1, 3, 9, 40, 30)).to(dtype).contiguous(memory_format=layout)[0]
     before = logits.clone()
-    stored = encode.encode(logits, "probability", torch.uint8)
+    stored = encode.encode(logits, "probability", torch.uint8).values
     np.testing.assert_array_equal(stored, np.rint(255 * expit(logits.float().numpy())))
     assert stored.dtype == torch.uint8 and stored.is_contiguous() and torch.equal(logits, before)
 
@@ -822,10 +828,13 @@ def test_probabilities_are_stored_as_255ths(dtype, layout):
 def test_probabilities_and_logits_are_stored_as_floats():
     logits = 5 * torch.randn(2, 4, 5, 6)
     np.testing.assert_allclose(
-        encode.encode(logits, "probability", torch.float32), expit(logits.numpy()), rtol=1e-5
+        encode.encode(logits, "probability", torch.float32).values,
+        expit(logits.numpy()),
+        rtol=1e-5,
     )
-    np.testing.assert_array_equal(encode.encode(logits, "logits", torch.float32), logits)
-    np.testing.assert_array_equal(encode.encode(logits, "logits", torch.float16), logits.half())
+    for dtype in (torch.float32, torch.float16):
+        stored = encode.encode(logits, "logits", dtype).values
+        np.testing.assert_array_equal(stored, logits.to(dtype))
 
 
 def test_stored_probabilities_become_logits_again():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def passed(
     numbers: Iterable[int],
     look: Callable = blocks.unseen,
     forward: Callable = lambda raw: raw,
-    to_stored: Callable = lambda logits: logits,
+    to_stored: Callable = lambda logits: (logits, blocks.fine),
     device: torch.device = CPU,
 ) -> Iterator[conveyor.BlockValues]:
     member = Member(None, forward, look=look)
@@ -85,28 +86,30 @@ def test_no_more_is_read_than_the_next_blocks(drawn):
     assert asked == list(range(3 + conveyor.READ_AHEAD))
 
 
+@pytest.mark.parametrize("stage", ["look", "to_stored"])
 @pytest.mark.parametrize("behind", [0, 1])
-def test_a_block_that_is_refused_is_not_given(drawn, monkeypatch, behind):
+def test_a_block_that_is_refused_is_not_given(drawn, monkeypatch, behind, stage):
     monkeypatch.setitem(conveyor.BEHIND, "cpu", behind)
 
     def refuse() -> None:
         raise UserError("block 2 is broken")
 
-    def look(logits: torch.Tensor) -> Verdict:
-        return refuse if logits.max() == 2 else blocks.fine
+    def judge(logits: torch.Tensor) -> Any:
+        verdict = refuse if logits.max() == 2 else blocks.fine
+        return verdict if stage == "look" else (logits, verdict)
 
     given = []
     with pytest.raises(UserError, match="block 2 is broken"):
-        given.extend(block.number for block in passed([0, 1, 2, 3], look))
+        given.extend(block.number for block in passed([0, 1, 2, 3], **{stage: judge}))
     assert given == [0, 1]
 
 
 @pytest.mark.parametrize("stage", ["forward", "to_stored"])
 def test_what_a_stage_raises_ends_the_run(drawn, stage):
-    def fails(values: torch.Tensor) -> torch.Tensor:
+    def fails(values: torch.Tensor) -> Any:
         if values.max() == 2:
             raise torch.OutOfMemoryError(f"in {stage}")
-        return values
+        return values if stage == "forward" else (values, blocks.fine)
 
     found = passed([0, 1, 2], **{stage: fails})
     assert [next(found).number, next(found).number] == [0, 1]
@@ -119,21 +122,19 @@ def test_what_a_stage_raises_ends_the_run(drawn, stage):
 def test_a_gpu_gives_what_a_cpu_does_and_finds_nan(drawn):
     gpu = torch.device("cuda")
 
-    def encoded(logits: torch.Tensor) -> torch.Tensor:
-        return encode.encode(logits, "probability", torch.uint8)
-
-    def look(logits: torch.Tensor) -> Verdict:
-        has_nan = encode.has_nan(logits)
+    def to_stored(logits: torch.Tensor) -> tuple[torch.Tensor, Verdict]:
+        encoded = encode.encode(logits, "probability", torch.uint8)
 
         def refuse() -> None:
-            if has_nan:
+            if encoded.has_nan:
                 raise UserError("NaN")
 
-        return refuse
+        return encoded.values, refuse
 
-    expected = [block.values for block in passed(range(6), look, to_stored=encoded)]
-    found = [block.values for block in passed(range(6), look, to_stored=encoded, device=gpu)]
+    expected = [block.values for block in passed(range(6), to_stored=to_stored)]
+    found = [block.values for block in passed(range(6), to_stored=to_stored, device=gpu)]
     # the last bit of a sigmoid is another on a GPU
     np.testing.assert_allclose(np.int16(found), np.int16(expected), atol=1)
     with pytest.raises(UserError, match="NaN"):
-        list(passed(range(6), look, forward=lambda raw: raw.log() * 0, device=gpu))
+        nan = partial(passed, range(6), forward=lambda raw: raw.log() * 0, to_stored=to_stored)
+        list(nan(device=gpu))

@@ -28,7 +28,7 @@ def neighbours(values: np.ndarray, number: int) -> np.ndarray:
 def test_every_logit_of_16_bits_is_stored_as_torch_rounds_its_probability(dtype):
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     logits = bits.view(dtype).reshape(1, 64, 32, 32)
-    assert encode.encode(logits, "probability", torch.uint8).equal(computed(logits))
+    assert encode.encode(logits, "probability", torch.uint8).values.equal(computed(logits))
 
 
 def test_float32_logits_are_stored_as_torch_rounds_their_probability():
@@ -41,7 +41,7 @@ def test_float32_logits_are_stored_as_torch_rounds_their_probability():
     logits = torch.from_numpy(np.concatenate([near, wide, special]))
     # whole vectors: torch computes the rest of a tensor by another exponential
     logits = torch.cat([logits, torch.zeros(-len(logits) % 64)]).reshape(1, 1, 1, -1)
-    assert encode.encode(logits, "probability", torch.uint8).equal(computed(logits))
+    assert encode.encode(logits, "probability", torch.uint8).values.equal(computed(logits))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -50,21 +50,26 @@ def test_a_part_of_a_window_is_looked_up_in_its_place(dtype, layout):
     """Rows longer than a tile, with gaps between them in memory."""
     window = 5 * torch.randn(1, 5, 6, 7, 150, generator=torch.Generator().manual_seed(0))
     logits = window.to(dtype).contiguous(memory_format=layout)[0, :, 1:5, 2:, 3:147]
-    stored = encode.encode(logits, "probability", torch.uint8)
+    stored = encode.encode(logits, "probability", torch.uint8).values
     assert stored.is_contiguous() and stored.equal(computed(logits))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_single_nan_is_found_and_infinity_is_none(dtype, layout, sign):
+@pytest.mark.parametrize("stored_as", ["uint8", "float32"])
+def test_a_single_nan_is_found_and_infinity_is_none(dtype, layout, sign, stored_as):
+    def has_nan(logits: torch.Tensor) -> bool:
+        return encode.encode(logits, "probability", getattr(torch, stored_as)).has_nan
+
     logits = torch.randn(1, 3, 4, 5, 6).to(dtype).contiguous(memory_format=layout)[0]
-    logits[0, 0, 0, 0] = torch.inf
-    assert not encode.has_nan(logits)
-    assert not encode.has_nan(logits[:, 1:, 1:])
+    logits[0, 0, 0, 0] = sign * torch.inf
+    assert not has_nan(logits)
+    assert not has_nan(logits[:, 1:, 1:])
     logits[2, 3, 4, 5] = sign * torch.nan
-    assert encode.has_nan(logits)
-    assert encode.has_nan(logits[:, 1:, 1:])
+    assert has_nan(logits)
+    assert has_nan(logits[:, 1:, 1:])
+    assert not has_nan(logits[:2])
 
 
 def test_without_numba_a_sentence_says_what_to_do(monkeypatch):

@@ -25,8 +25,8 @@ READ_AHEAD = 2
 BEHIND = {"cuda": 1}
 """Blocks on the device beside the newest one, by kind of device; 0 on others."""
 
-ToStored = Callable[[torch.Tensor], torch.Tensor]
-"""Logits (classes, z, y, x) to what is stored, on the device."""
+ToStored = Callable[[torch.Tensor], tuple[torch.Tensor, Verdict]]
+"""Logits (classes, z, y, x) to what is stored, on the device, and what raises if it may not be."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def compute_blocks(
 ) -> Iterator[BlockValues]:
     """Blocks on one device, in the order of `numbers`; the raw of the next is read meanwhile.
 
-    Raises what reading, computing or a member's verdict raises.
+    Raises what reading, computing or a verdict raises.
 
     Args:
         members: the network, or those whose mean is taken, with the blocks.
@@ -138,21 +138,21 @@ def _begin(
     """
     if streams is None:
         logits, verdicts = mean_logits(members, raw, device)
-        host = to_stored(logits).cpu()
-        return _Coming(raw[0].number, host, None, verdicts, blank=raw[0].blank)
+        values, verdict = to_stored(logits)
+        return _Coming(raw[0].number, values.cpu(), None, [*verdicts, verdict], blank=raw[0].blank)
     computing = torch.cuda.current_stream(device)
     with torch.cuda.stream(streams.up):
         there = _upload(raw, device)
     computing.wait_stream(streams.up)
     _keep_until(computing, there)
     logits, verdicts = mean_logits(members, there, device)
-    values = to_stored(logits)
+    values, verdict = to_stored(logits)
     streams.down.wait_stream(computing)
     with torch.cuda.stream(streams.down):
         host = _download(values)
         arrived = streams.down.record_event()
     values.record_stream(streams.down)
-    return _Coming(raw[0].number, host, arrived, verdicts, blank=raw[0].blank)
+    return _Coming(raw[0].number, host, arrived, [*verdicts, verdict], blank=raw[0].blank)
 
 
 def _upload(raw: Sequence[RawBlock], device: torch.device) -> list[RawBlock]:

@@ -21,24 +21,42 @@ LAYER_VOXELS = {"cpu": 2**20}
 INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
 """The bits of infinity."""
 
-Fill = Callable[[torch.Tensor, torch.Tensor], None]
-"""Writes into its first argument what is stored of the logits that are its second."""
+PARTS = 4
+"""Of a block for each thread that looks 255ths up, so that all end at about one time."""
+
+LookUp = Callable[[torch.Tensor, torch.Tensor], bool]
+"""Writes into its first argument the 255ths of the logits that are its second; says whether one of
+them is NaN."""
 
 
-def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> torch.Tensor:
+@dataclass(frozen=True)
+class Encoded:
+    """What is stored of logits."""
+
+    values: torch.Tensor
+    """(classes, z, y, x)."""
+    has_nan: bool | torch.Tensor
+    """Whether one of the logits is NaN, as of `has_nan`."""
+
+
+def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> Encoded:
     """What is stored of logits (classes, z, y, x): logits, or probabilities; in uint8 in 255ths."""
     stored = torch.empty(logits.shape, dtype=dtype, device=logits.device)
+    look_up = _look_up(logits, content, dtype)
+    if look_up is not None:
+        parts = PARTS * torch.get_num_threads()
+        pairs = zip(stored.chunk(parts, 1), logits.chunk(parts, 1), strict=True)
+        return Encoded(stored, any(_in_threads(lambda pair: look_up(*pair), list(pairs))))
     voxels = LAYER_VOXELS.get(logits.device.type, 2**27)
     # layers of z: networks in channels_last give all classes of a voxel side by side
     thickness = max(1, voxels // logits[:, :1].numel())
-    pairs = list(zip(stored.split(thickness, 1), logits.split(thickness, 1), strict=True))
-    if logits.device.type != "cpu":
-        for part, values in pairs:
-            _compute(content, part, values)
-        return stored
-    fill = _filler(logits, content, dtype)
-    _in_threads(lambda pair: fill(*pair), pairs)
-    return stored
+    layers = list(zip(stored.split(thickness, 1), logits.split(thickness, 1), strict=True))
+    if logits.device.type == "cpu":
+        _in_threads(lambda layer: _compute(content, *layer), layers)
+    else:
+        for layer in layers:
+            _compute(content, *layer)
+    return Encoded(stored, has_nan(logits))
 
 
 def has_nan(logits: torch.Tensor) -> bool | torch.Tensor:
@@ -51,12 +69,6 @@ def has_nan(logits: torch.Tensor) -> bool | torch.Tensor:
         answer = torch.empty((), dtype=torch.bool, pin_memory=True)
         # the largest value is NaN if one of them is
         return answer.copy_(logits.amax().isnan(), non_blocking=True)
-    rows = _rows(logits)
-    if rows is not None:
-        parts = np.array_split(rows.starts, torch.get_num_threads())
-        look = loops().largest_bits
-        largest = max(_in_threads(lambda starts: look(rows.bits, starts, rows.length), parts))
-        return bool(largest > INFINITY[logits.dtype])
     # a sum is NaN if one of them is, and takes a tenth of the time of looking for it
     return bool(logits.sum(dtype=torch.float32).isnan() and logits.isnan().any())
 
@@ -67,16 +79,27 @@ def _in_threads(function: Callable[[Any], Any], parts: Sequence[Any]) -> list[An
         return list(pool.map(function, parts))
 
 
-def _filler(logits: torch.Tensor, content: str, dtype: torch.dtype) -> Fill:
-    """How logits on a CPU are encoded: looked up where that is possible, else computed."""
-    if content == "probability" and dtype == torch.uint8:
-        if logits.dtype in INFINITY:
-            table = _table_of(logits.dtype)
-            return lambda stored, part: loops().by_bits(_bits(part), table, stored.numpy())
-        if logits.dtype == torch.float32:
-            ends, below = _thresholds()
-            return lambda stored, part: loops().by_ends(part.numpy(), ends, below, stored.numpy())
-    return partial(_compute, content)
+def _look_up(logits: torch.Tensor, content: str, dtype: torch.dtype) -> LookUp | None:
+    """How 255ths of logits on a CPU are looked up; None for what is computed."""
+    if logits.device.type != "cpu" or content != "probability" or dtype != torch.uint8:
+        return None
+    if logits.dtype in INFINITY:
+        return partial(_by_bits, _table_of(logits.dtype))
+    if logits.dtype == torch.float32:
+        return partial(_by_ends, *_thresholds())
+    return None
+
+
+def _by_bits(table: np.ndarray, stored: torch.Tensor, logits: torch.Tensor) -> bool:
+    bits = logits.view(torch.int16).numpy().view(np.uint16)
+    largest = loops().by_bits(bits, table, stored.numpy())
+    return bool(largest > INFINITY[logits.dtype])
+
+
+def _by_ends(
+    ends: np.ndarray, below: np.ndarray, stored: torch.Tensor, logits: torch.Tensor
+) -> bool:
+    return bool(loops().by_ends(logits.numpy(), ends, below, stored.numpy()))
 
 
 @torch.inference_mode()
@@ -133,40 +156,6 @@ def _least_logits(limit: float) -> np.ndarray:
     # nothing has 256 255ths
     enough[-1] = np.inf
     return enough
-
-
-def _bits(values: torch.Tensor) -> np.ndarray:
-    """The bits of numbers of 16, as uint16."""
-    return values.view(torch.int16).numpy().view(np.uint16)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Numbers of 16 bits that are side by side in memory, row by row."""
-
-    bits: np.ndarray
-    """(n,) uint16, from the first to the last, with what is between rows."""
-    starts: np.ndarray
-    """(rows,) where each begins."""
-    length: int
-
-
-def _rows(logits: torch.Tensor) -> _Rows | None:
-    """The rows of logits of 16 bits on a CPU, which may be a part of a window; else None."""
-    if logits.device.type != "cpu" or logits.dtype not in INFINITY or not logits.numel():
-        return None
-    axes = sorted(zip(logits.stride(), logits.shape, strict=True))
-    length = 1
-    # the outermost is left for threads to share
-    while len(axes) > 1 and axes[0][0] == length:
-        length *= axes.pop(0)[1]
-    if length == 1:
-        return None
-    starts = np.zeros(1, np.int64)
-    for stride, size in axes:
-        starts = np.add.outer(np.arange(size) * stride, starts).ravel()
-    bits = logits.as_strided((int(starts.max()) + length,), (1,))
-    return _Rows(_bits(bits), starts, length)
 
 
 def loops() -> ModuleType:

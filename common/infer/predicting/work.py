@@ -32,7 +32,13 @@ from common.infer.machines.status import Progress
 from common.infer.networks import planes
 from common.infer.networks.network import Network
 from common.infer.predicting import encode
-from common.infer.predicting.blocks import Member, Verdict, oriented, windows_at_once
+from common.infer.predicting.blocks import (
+    Member,
+    Verdict,
+    oriented,
+    unseen,
+    windows_at_once,
+)
 from common.infer.predicting.conveyor import BlockValues, compute_blocks
 from common.infer.predicting.plan import BlockPlan, in_same_blocks, plan_blocks
 from common.infer.predicting.writer import ClassVolume, open_class
@@ -408,22 +414,28 @@ def _computed(work: Work) -> Iterator[BlockValues]:
         first, *further = [
             (next(plans), oriented(each.forward, work.output.orientations)) for each in passes
         ]
-        members.append(Member(*first, look=partial(_look_for_nan, network), further=further))
+        # of one network all that is stored is looked at as it is encoded
+        look = partial(_look_for_nan, network) if work.network.members else unseen
+        members.append(Member(*first, look=look, further=further))
     return compute_blocks(
         members, work.left, to_stored=partial(_stored, work), device=work.network.device
     )
 
 
-def _stored(work: Work, logits: torch.Tensor) -> torch.Tensor:
-    """What is stored of the logits (classes, z, y, x) of all classes: some of them, encoded."""
+def _stored(work: Work, logits: torch.Tensor) -> tuple[torch.Tensor, Verdict]:
+    """What is stored of the logits (classes, z, y, x) of all classes: some of them, encoded.
+
+    And what raises a UserError for NaN, which uint8 would hold as 0.
+    """
     # all of them in their order are not indexed, which would copy a block
     is_all = work.channels == list(range(len(logits)))
     picked = logits if is_all else logits[work.channels]
-    return encode.encode(picked, work.output.content, getattr(torch, work.output.dtype))
+    encoded = encode.encode(picked, work.output.content, getattr(torch, work.output.dtype))
+    return encoded.values, partial(_refuse_nan, work.network, encoded.has_nan)
 
 
 def _look_for_nan(network: Network, logits: torch.Tensor) -> Verdict:
-    """What raises a UserError for NaN, which uint8 would hold as 0."""
+    """What raises a UserError for NaN of a member, by its name."""
     return partial(_refuse_nan, network, encode.has_nan(logits))
 
 
