@@ -69,6 +69,16 @@ def refuse_remote(place: str | Path) -> None:
         )
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there. Raises UserError for a folder in its place.
+
+    Which would be missed where files are looked for, and in the way where one is written.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, where a file is meant; move it, or write another path")
+    return path.is_file()
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path, durable: bool = False, sole_writer: bool = False) -> Iterator[Path]:
     """A temporary file to write, which takes the place of `path` when the block ends.
@@ -146,11 +156,20 @@ def write_json(path: str | Path, content: Any) -> None:
 def not_written(path: Path, error: Exception) -> FileError:
     """The error for a file or folder that could not be written, with what stands and what to do."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        reason = in_the_way(path) or reason
     kept = "the one before it stands" if path.exists() else "nothing was kept"
     return FileError(
         f"{path}: could not be written ({reason}); {kept}. "
         "Mend that (free space, or choose another folder) and run the same command again"
     )
+
+
+def in_the_way(path: Path) -> str:
+    """What stands where a path needs a folder above it, in words; "" if nothing does."""
+    # lexists: a link that leads nowhere is in the way, too
+    above = next((part for part in path.absolute().parents if os.path.lexists(part)), path)
+    return "" if above.is_dir() else f"{above} is no folder"
 
 
 NO_LOCKS = frozenset([errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])

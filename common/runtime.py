@@ -73,7 +73,7 @@ def pick_device(name: str) -> torch.device:
         name = _first_device()
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     # AssertionError: a torch that is built without CUDA
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

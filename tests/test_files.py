@@ -71,6 +71,18 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
         files.write_text(tmp_path / "file" / "a.txt", "text")
 
 
+def test_what_stands_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "logs").touch()
+    with pytest.raises(FileError, match=rf"a.txt: could not be written \({tmp_path}/logs is no fo"):
+        files.write_text(tmp_path / "logs" / "deep" / "a.txt", "text")
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: a folder, where a file is meant; move it"):
+        files.is_file(tmp_path)
+    assert not files.is_file(tmp_path / "none")
+
+
 def test_json_has_no_nan(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a.json", {"a": float("nan")})

@@ -33,6 +33,11 @@ def test_a_device_that_is_not_there_is_named():
         runtime.pick_device("cuda:99")
 
 
+def test_a_device_that_holds_no_numbers_is_refused():
+    with pytest.raises(ValueError, match="device = 'meta' cannot be used here"):
+        runtime.pick_device("meta")
+
+
 def test_fp16_is_refused_on_a_cpu():
     with pytest.raises(ValueError, match="'bf16'"):
         runtime.pick_precision("fp16", CPU)

@@ -266,8 +266,10 @@ def _exclusion_problems(values: Mapping[str, Any]) -> list[str]:
     for name, given in (("exclusive_classes", exclusive), ("counter_classes", counter)):
         for sentence in class_table.unknown_names(dict.fromkeys(given), known):
             problems.append(f"{name}: {sentence}")
-    if len(exclusive) == 1:
-        problems.append(f"exclusive_classes = {exclusive}; name two or more, or none")
+    if exclusive and len(set(exclusive)) < max(2, len(exclusive)):
+        problems.append(
+            f"exclusive_classes = {exclusive}; name two or more, each once, or leave it out"
+        )
     for first, second in class_table.overlapping(exclusive):
         problems.append(
             f"exclusive_classes: '{first}' and '{second}' share voxels by the class table; leave "
@@ -447,11 +449,11 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
     problems = []
     for name, (arguments, keywords) in calls.items():
         function = values.get(name)
-        refusal = _refuses(function, arguments, keywords) if function else ""
+        refusal = refuses(function, arguments, keywords) if function else ""
         if refusal:
             problems.append(f"{name} = {as_text(function)}: {refusal}; {meanings[name]}")
     for tracker in values.get("trackers", ()):
-        refusal = _refuses(tracker, 3, {}) if callable(tracker) else ""
+        refusal = refuses(tracker, 3, {}) if callable(tracker) else ""
         if refusal:
             problems.append(
                 f"trackers: {as_text(tracker)}: {refusal}; it is called with "
@@ -511,7 +513,7 @@ def _metric_problems(values: Mapping[str, Any]) -> list[str]:
     for name, metric in own.items():
         if name in (*METRICS, CHALLENGE) or not isinstance(name, str) or not name.isidentifier():
             problems.append(f"metrics[{name!r}]; give it another name, of letters, digits and _")
-        elif not callable(metric) or _refuses(metric, 4, {}):
+        elif not callable(metric) or refuses(metric, 4, {}):
             problems.append(f"metrics['{name}'] = {as_text(metric)}; write metric(tp, fp, fn, tn)")
     if values.get("metric_smoothing") == 1:
         problems.append("metric_smoothing = 1 keeps the first value forever; write 0.9, or 0")
@@ -564,10 +566,10 @@ def _loss_arguments(criterion: Any, keywords: dict[str, Any]) -> int:
     made = criterion.func if isinstance(criterion, functools.partial) else criterion
     if inspect.isclass(made):
         return 0
-    return 2 if criterion and _refuses(criterion, 3, keywords) else 3
+    return 2 if criterion and refuses(criterion, 3, keywords) else 3
 
 
-def _refuses(function: Callable, arguments: int, keywords: dict[str, Any]) -> str:
+def refuses(function: Callable, arguments: int, keywords: Mapping[str, Any]) -> str:
     """Why a function cannot be called with so many arguments and these keywords; "" if it can.
 
     Only the signature is looked at: an error inside the function is a bug of its own.

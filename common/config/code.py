@@ -84,7 +84,7 @@ def _files_of(file: Path, folder: Path) -> set[Path]:
 
 def _what_it_does(path: Path) -> str:
     """The code of a file without comments, docstrings and settings."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_bytes())
     tree.body = [node for node in tree.body if not _is_setting(node)]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -117,7 +117,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 def imported_files(path: Path, roots: Sequence[Path]) -> Iterator[Path]:
     """The files beside a file, or under one of the roots, that it imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_bytes())):
         for module in _imported_modules(path, node, roots):
             file = module.with_suffix(".py")
             if file.is_file():

@@ -20,7 +20,7 @@ from common.config.other_names import unknown_setting
 from common.config.settings import ProcessConfig, TrainConfig
 from common.config.written import lost_settings
 from common.errors import UserError, refuse
-from common.files import REPOSITORY, refuse_remote
+from common.files import REPOSITORY, is_file, refuse_remote
 from common.talk import short_path, some
 
 if typing.TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _is_public(path: Path) -> bool:
     Or it names a model, too, which no experiment of ours does.
     """
     try:
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(path.read_bytes())
     except (OSError, ValueError, SyntaxError):  # running it will tell
         return False
     imported: set[str] = set()
@@ -191,13 +191,14 @@ def read_overrides(path: str | Path) -> tuple[str, ...]:
     for lines without '='.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(
             f"{path}: no such file of overrides; write one with a line name=value for each setting"
         )
     overrides = []
     problems = []
-    for number, text in enumerate(path.read_text().splitlines(), 1):
+    lines = path.read_text("utf-8-sig", errors="replace").splitlines()
+    for number, text in enumerate(lines, 1):
         line = text.strip()
         if not line or line.startswith("#"):
             continue
@@ -241,9 +242,10 @@ def environment() -> tuple[dict[str, Any], list[str]]:
 def _config_file(path: str | Path, name: str) -> Path:
     """The configuration file of a path that may be its folder, absolute."""
     path = Path(path)
-    if path.is_dir():
+    # a folder of that name stands where the file is meant
+    if path.is_dir() and path.name != name:
         path = path / name
-    if not path.is_file() or path.suffix != ".py":
+    if not is_file(path) or path.suffix != ".py":
         raise FileNotFoundError(
             f"{path}: no such configuration; write the path of an experiment's {name}"
         )

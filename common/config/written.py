@@ -26,7 +26,7 @@ def lost_settings(path: Path, given: Mapping[str, Any], table: type) -> list[str
 
     path: the file. given: the names that it has after it was run. table: of its settings.
     """
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_bytes())
     hints = typing.get_type_hints(table)
     functions = [name for name, hint in hints.items() if _is_function(hint)]
     absent = [name for name in functions if name not in given]

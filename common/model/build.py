@@ -105,6 +105,11 @@ def build_model(config: TrainConfig, device: torch.device) -> nn.Module:
     Raises UserError with the shape to write if its shapes do not fit the settings.
     """
     model = new_model(config)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UserError(
+            f"{config.folder}: build_model gives weights on the device 'meta', which hold nothing; "
+            "build them on the CPU"
+        )
     model = model.to(device)
     if config.channels_last:
         model = keep_channels_last(model)

@@ -118,8 +118,8 @@ def keep_channels_last(model: nn.Module) -> nn.Module:
 
 
 def as_list(given: object) -> list[torch.Tensor]:
-    """What a network gave, as a list of tensors."""
-    if isinstance(given, torch.Tensor):
+    """What a network gave, as a list of tensors. Raises UserError for what is no logits."""
+    if isinstance(given, torch.Tensor) and not given.is_complex():
         return [given]
     if isinstance(given, Mapping):
         given = list(given.values())
@@ -128,9 +128,14 @@ def as_list(given: object) -> list[torch.Tensor]:
         if all(isinstance(output, torch.Tensor) for output in outputs):
             return outputs
     raise UserError(
-        f"the model's forward gives a {type(given).__name__}; "
+        f"the model's forward gives {_kind(given)}; "
         "return logits, or a list, tuple or dict of them with the finest first"
     )
+
+
+def _kind(given: object) -> str:
+    is_complex = isinstance(given, torch.Tensor) and given.is_complex()
+    return "complex numbers" if is_complex else f"a {type(given).__name__}"
 
 
 def _channels_last(axes: int) -> torch.memory_format:

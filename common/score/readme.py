@@ -9,7 +9,7 @@ from common.config.settings import TrainConfig
 from common.data.splits.regions import Region
 from common.data.volumes.records import at_epoch
 from common.errors import UserError
-from common.files import REPOSITORY, replacing
+from common.files import REPOSITORY, is_file, replacing
 from common.score.result import Asked, Checkpoint, Provenance, Scores
 from common.score.tables import OVERALL_NAMES, overall, remarks, tables
 from common.show import figures
@@ -29,7 +29,7 @@ LISTED = 12
 
 
 def check(config: TrainConfig) -> None:
-    """Raises UserError where the README has one marker without the other: text could be lost."""
+    """Raises UserError where scores cannot be put into the README without a loss of text."""
     _around_scores(config.folder / "README.md")
 
 
@@ -139,9 +139,14 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 
 def _around_scores(path: Path) -> tuple[str, str]:
     """The text before and after the section of the scores, line ends as they are."""
-    if not path.is_file():
+    if not is_file(path):
         return f"# {path.parent.name}\n\n## Scores\n\n", "\n"
-    text = path.read_bytes().decode()
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: no text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
     begin = text.find(BEGIN)
     end = text.find(END)
     if begin < 0 and end < 0:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.config.module import own_frames
 from common.errors import NotYet, UserError
+from common.files import in_the_way
 from common.stopping import NOT_FINISHED
 
 MISSING = (
@@ -99,6 +100,8 @@ def sentence(error: Exception) -> str:
         text = error.strerror
     else:
         text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, NotADirectoryError) and error.filename is not None:
+        text += f"; {in_the_way(Path(error.filename))}: move it, or write another path"
     if error.errno in FULL_DISK:
         text += "; free space or choose another folder, and run the same command again"
     if error.errno in NO_PATH:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common.config.load import load_config
 from common.config.settings import RUN_FOLDERS
-from common.errors import UserError
+from common.errors import FileError, UserError
 from common.files import REPOSITORY, not_written
 from common.shell.rename import OF_RUNS, RENAMED, Renaming, name_of
 from common.talk import command_line, short_path, some
@@ -40,11 +40,22 @@ def new(name: str | Path, source: str | Path) -> Path:
     if target.is_relative_to(source):
         raise UserError(f"{target}: lies in {source}, which is copied; write another name")
     with whole(target) as partial:
-        shutil.copytree(source, partial, ignore=_left_behind(source), dirs_exist_ok=True)
+        _copy(source, partial)
         _drop_emptied(partial, source)
         _rename(partial, source, target)
         load_config(partial)
     return target
+
+
+def _copy(source: Path, partial: Path) -> None:
+    """Copy what a copy takes along. Raises FileError for files that cannot be read."""
+    try:
+        shutil.copytree(source, partial, ignore=_left_behind(source), dirs_exist_ok=True)
+    except shutil.Error as error:  # of all of them, each with a reason that names its file
+        reasons = [reason for _file, _copied, reason in error.args[0]]
+        raise FileError(
+            f"{source}: not all of it can be copied ({some(reasons)}); mend or remove that"
+        ) from error
 
 
 @contextlib.contextmanager

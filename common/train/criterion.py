@@ -200,6 +200,8 @@ def problem_with(loss: Any) -> str:
         return f"gives a tensor of shape {tuple(loss.shape)}"
     if torch.is_grad_enabled() and not loss.requires_grad:
         return "gives a number without a gradient"
+    if loss.is_complex():
+        return "gives a complex number"
     return ""
 
 

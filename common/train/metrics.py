@@ -67,7 +67,9 @@ def of_counts(counts: np.ndarray, own: Mapping[str, Metric]) -> dict[str, np.nda
 def _as_numbers(given: object) -> np.ndarray | None:
     """Return what a metric gave as float64; None for what is no numbers."""
     try:
-        return np.asarray(given, dtype=np.float64)
+        numbers = np.asarray(given)
+        # NumPy would drop the imaginary part
+        return None if np.iscomplexobj(numbers) else numbers.astype(np.float64)
     except (TypeError, ValueError, RuntimeError):  # torch's, of tensors with a gradient
         return None
 

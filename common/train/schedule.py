@@ -101,6 +101,13 @@ def first_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
             f"{config.folder}: optimizer = {as_text(config.optimizer)} gives {_kind(optimizer)}; "
             "return a torch.optim.Optimizer over the parameters that it is given"
         )
+    of_network = {id(parameter) for parameter in model.parameters()}
+    steered = [p for group in optimizer.param_groups for p in group["params"]]
+    if not any(id(parameter) in of_network for parameter in steered):
+        raise UserError(
+            f"{config.folder}: optimizer = {as_text(config.optimizer)} changes no parameter of the "
+            "network; return one over the parameters that it is given"
+        )
     return optimizer
 
 

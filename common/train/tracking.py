@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
+from common.config.check import refuses
 from common.config.settings import TrainConfig
 from common.errors import FileError, UserError
 from common.show.figures import PANEL_WORDS
@@ -105,8 +106,8 @@ SinkFactory = Callable[[Path, str, Mapping[str, str]], Sink]
 HOW_TO_READ = "raw, target, prediction"
 """Tag of the text about the images, whose tags begin with it."""
 
-CALLS = ("scalars", "image", "text", "finish")
-"""Methods that a sink must have."""
+CALLS = {"scalars": 2, "image": 3, "text": 3, "finish": 4}
+"""Methods that a sink must have, and the number of their arguments."""
 
 
 class TensorBoard:
@@ -303,7 +304,8 @@ class MLflow:
         for file in files:
             if file.suffix == ".py":
                 # as text: a folder with a train_config.py would be taken for an experiment
-                text = file.read_text()
+                # a comment may be in the letters of another system
+                text = file.read_text("utf-8", errors="replace")
                 self.client.log_text(self.run_id, text, f"experiment/{file.name}.txt")
             else:
                 self.client.log_artifact(self.run_id, str(file))
@@ -406,6 +408,14 @@ def _own_sink(factory: SinkFactory, config: TrainConfig) -> Sink:
             f"trackers: {name} gives a {given} without {', '.join(missing)}; give it the calls "
             f"{', '.join(CALLS)} of common.train.tracking.Sink"
         )
+    for call, arguments in CALLS.items():
+        # finish is called when hours are over
+        refusal = refuses(getattr(sink, call), arguments, {})
+        if refusal:
+            raise UserError(
+                f"trackers: {type(sink).__qualname__}.{call}: {refusal}; write it as that of "
+                "common.train.tracking.Sink"
+            )
     return sink
 
 

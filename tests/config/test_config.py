@@ -284,7 +284,14 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
             "preview_tiff = True",
             "preview_tiff without preview_every; write preview_every = 10",
         ),
-        ("exclusive_classes = ['er']", "exclusive_classes = ('er',); name two or more, or none"),
+        (
+            "exclusive_classes = ['er']",
+            "exclusive_classes = ('er',); name two or more, each once, or leave it out",
+        ),
+        (
+            "exclusive_classes = ['er', 'er']",
+            "exclusive_classes = ('er', 'er'); name two or more, each once, or leave it out",
+        ),
         (
             "counter_classes = ['mitto']",
             "counter_classes: unknown class 'mitto'; did you mean 'mito'?",

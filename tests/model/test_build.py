@@ -167,6 +167,7 @@ def test_checking_a_network_leaves_its_running_statistics(experiment):
         ("return nn.Conv3d(1, 3, 5), 1", "build_model gives a tuple; return a torch.nn.Module"),
         ("return nn.Conv3d(1, 3, 5).double()", "build_model gives torch.float64 weights, 'weight'"),
         ("return nn.Conv3d(1, 3, 5).half()", "build_model gives torch.float16 weights"),
+        ("return nn.Conv3d(1, 3, 5, device='meta')", "on the device 'meta', which hold nothing"),
     ],
 )
 def test_what_build_model_must_not_give_is_told(experiment, body, sentence):
@@ -183,6 +184,7 @@ def test_what_build_model_must_not_give_is_told(experiment, body, sentence):
         ("None", "forward gives a NoneType"),
         ("logits.detach().numpy()", "forward gives a ndarray"),
         ("[]", "forward gives a list"),
+        ("logits + 1j", "forward gives complex numbers; return logits"),
         ("logits.detach()", "logits without a gradient; leave detach"),
     ],
 )

@@ -163,6 +163,13 @@ def test_a_marker_without_the_other_is_refused_before_anything_is_scored(tiny, t
     assert not (tiny.folder / "results").exists()
 
 
+def test_a_readme_in_other_letters_is_refused_before_anything_is_scored(tiny):
+    (tiny.folder / "README.md").write_bytes(b"# caf\xe9")
+    with pytest.raises(UserError, match=r"README.md: no text in UTF-8 .* at byte 5\); save it"):
+        written(tiny)
+    assert not (tiny.folder / "results").exists()
+
+
 def test_volumes_of_another_program_have_no_checkpoint_on_record(tiny):
     folder = tiny.config().path("processed_path") / "tiny.zarr"
     for path in folder.glob("*/*/s0"):

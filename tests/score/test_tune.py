@@ -577,6 +577,12 @@ def test_damaged_thresholds_are_said_before_the_work(tiny):
         choose(tiny)  # without predictions
 
 
+def test_a_folder_in_the_place_of_thresholds_is_said_before_the_work(tiny):
+    (tiny.folder / THRESHOLDS).mkdir()
+    with pytest.raises(UserError, match=r"thresholds\.json: a folder, where a file is meant"):
+        choose(tiny)
+
+
 def test_a_class_that_is_not_there_is_refused(tiny):
     with pytest.raises(ValueError, match="no class mitoo"):
         choose(tiny, classes=("mitoo",))

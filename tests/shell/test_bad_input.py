@@ -16,6 +16,7 @@ import zarr
 from conftest import COMMAND_LINE, datasplit_text
 
 from common.data.volumes.ngff import write_multiscale
+from common.infer.processing.recipe import read_recipe
 from common.shell import cli
 
 
@@ -130,6 +131,19 @@ def test_a_configuration_that_does_not_run(experiment, fails):
 
 
 @pytest.mark.parametrize(
+    "line",
+    [b"# caf\xe9", b"# -*- coding: latin-1 -*-\n_name = 'caf\xe9'", b"\xef\xbb\xbf# BOM"],
+)
+def test_a_configuration_that_python_runs_is_read_whatever_letters_it_has(experiment, line):
+    tiny = experiment()
+    for name in ("train_config.py", "process_config.py"):
+        path = tiny.folder / name
+        path.write_bytes(line + b"\n" + path.read_bytes())
+    assert tiny.config().epochs == 2
+    assert read_recipe(tiny.folder).classes == ("mito", "er", "nuc")
+
+
+@pytest.mark.parametrize(
     ("text", "error"),
     [
         ("import sys\nsys.exit(0)", "SystemExit: 0"),
@@ -224,6 +238,28 @@ def test_a_missing_datasplit(experiment, fails):
     tiny = experiment()
     (tiny.folder / "datasplit.csv").unlink()
     assert has(fails(tiny), f"{tiny.folder}/datasplit.csv", "make-datasplit")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("datasplit.csv", ["train", "--check"]),
+        ("datasplit.csv", ["make-datasplit", "--scale", "8"]),
+        ("datasplit.csv", ["make-datasplit", "--scale", "8", "--overwrite"]),
+        ("train_config.py", ["train", "--check"]),
+        ("process_config.py", ["process"]),
+        ("README.md", ["evaluate", "--write-readme"]),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_named(experiment, run, name, words):
+    tiny = experiment()
+    path = tiny.folder / name
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    place = path if words[0] == "make-datasplit" else tiny.folder
+    code, _, said = run(words[0], place, "--data", tiny.data, *words[1:])
+    assert code == 2
+    assert has(said, f"error: {path}: a folder, where a file is meant; move it")
 
 
 def test_a_missing_zarr(experiment, fails):

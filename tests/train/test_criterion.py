@@ -202,6 +202,7 @@ def test_a_wrong_argument_of_a_class_of_ours_is_a_sentence_with_the_folder(exper
         ("class criterion: ...", "cannot be called"),
         ("criterion = nn.NLLLoss()", "NLLLoss: cannot be called"),
         ("criterion = lambda logits, target: 0.0", "gives a float"),
+        ("criterion = lambda logits, target, w: logits.mean() + 1j", "gives a complex number"),
         ("criterion = lambda logits, target: logits.mean((0, 1))", "shape"),
         ("criterion = lambda logits, target: target.mean()", "without a gradient"),
         ("criterion = lambda logits, target: logits.sum() / 0", "gives -inf"),

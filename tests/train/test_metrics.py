@@ -83,6 +83,7 @@ def test_nothing_to_divide_by_is_nan_and_no_warning():
         (math.nan, r"nan \(float\)"),
         ("high", r"high \(str\)"),
         ([1.0, "b", None], "a list of 3"),
+        (np.ones(3) * 1j, r"a ndarray of shape \(3,\)"),
         (torch.ones(2, 3, requires_grad=True), r"a Tensor of shape \(2, 3\)"),
     ],
 )

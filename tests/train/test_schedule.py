@@ -323,6 +323,11 @@ def test_a_plateau_with_other_settings_keeps_its_rate_and_what_it_has_seen(exper
     [
         ("def optimizer(p, lr, weight_decay): pass", "optimizer.*gives a NoneType; return"),
         (
+            "import torch\n\ndef optimizer(p, lr, weight_decay):\n"
+            "    return torch.optim.SGD([torch.zeros(1)], lr=lr)",
+            "optimizer.*changes no parameter of the network; return one over the parameters",
+        ),
+        (
             "import torch\ndef optimizer(p, lr, weight_decay): return torch.optim.SGD",
             "gives the class SGD, which was not called",
         ),

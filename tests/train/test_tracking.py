@@ -207,6 +207,17 @@ RECORDER = """
         text = scalars
 
 
+    class EndsOtherwise(Half):
+        def image(self, tag, image, step):
+            pass
+
+        def text(self, tag, values, step):
+            pass
+
+        def finish(self, status):
+            pass
+
+
     def takes_too_few(folder):
         return None
 
@@ -275,6 +286,7 @@ def test_a_run_that_fails_tells_it(own):
         ("recorder.takes_too_few", r"recorder\.takes_too_few.*folder, run_name, settings"),
         ("recorder.Half", "Half without image, finish"),
         ("recorder.gives_nothing", "NoneType without scalars"),
+        ("recorder.EndsOtherwise", r"EndsOtherwise\.finish: too many positional .*write it as"),
     ],
 )
 def test_a_tracker_that_cannot_be_one_is_refused_before_training(own, trackers, problem):

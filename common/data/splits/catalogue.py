@@ -21,6 +21,7 @@ from common.data.volumes.box import overlap
 from common.data.volumes.ngff import Level, open_levels
 from common.data.volumes.records import read_attributes
 from common.errors import UserError, refuse
+from common.files import is_file
 
 CHALLENGE = Path(__file__).with_name("challenge_crops.csv")
 """Table of the 289 public training crops: their place, voxels and annotated classes."""
@@ -129,7 +130,7 @@ def read_crop_table(path: str | Path = CHALLENGE) -> list[CropInfo]:
         UserError: with all problems of the table, one per line.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(
             f"{path}: no such manifest; write the path of a table, or 'challenge'"
         )

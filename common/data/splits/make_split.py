@@ -143,7 +143,7 @@ def _root_of_stores(path: Path, data_root: str | Path | None) -> str:
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
+    if files.is_file(path) and not overwrite:
         raise UserError(f"{path}: exists already; write --overwrite (overwrite=True) to replace it")
 
 

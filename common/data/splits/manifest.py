@@ -82,7 +82,7 @@ def read(path: str | Path) -> list[Entry]:
         UserError: with everything that is wrong, one line each.
     """
     path = Path(path)
-    if not path.is_file():
+    if not files.is_file(path):
         raise FileNotFoundError(
             f"{path}: no such manifest; write the path of a test_crop_manifest.csv"
         )

@@ -25,7 +25,7 @@ from common.data.splits.columns import class_names, columns, is_header, usage_of
 from common.data.volumes import layout
 from common.data.volumes.sources import place
 from common.errors import UserError, refuse
-from common.files import is_remote
+from common.files import is_file, is_remote
 from common.talk import command_line, count, note_once, some
 
 USAGES = ("train", "validate")
@@ -120,7 +120,7 @@ def read_datasplit(
         UserError: with all problems of the file, one per line; also if no row trains.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"{path}: no such data split; write it with make-datasplit")
     lines = _lines(path)
     root = _root_of(path, list(lines.values()), Path(data_root))

@@ -15,7 +15,7 @@ from common.config.instance_options import defaults
 from common.config.load import load_process_config
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError, refuse
-from common.files import sha256_of_file
+from common.files import is_file, sha256_of_file
 from common.infer.made_by import IMPORT_ROOT
 from common.talk import note_once, some
 
@@ -72,7 +72,7 @@ def read_recipe(path: Path, classes: Sequence[str] = ()) -> Recipe:
     path: the file, or the folder that has one of that name. classes: those to process, all of its
         own unless given.
     """
-    if path.is_dir():
+    if path.is_dir() and path.name != "process_config.py":
         path /= "process_config.py"
     settings = load_process_config(path)
     problems = []
@@ -185,7 +185,7 @@ def run_of(config: TrainConfig) -> str:
 
 def read_thresholds(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """What tune found, by run and class; {} without the file. UserError for another file."""
-    if not path.is_file():
+    if not is_file(path):
         return {}
     try:
         runs = json.loads(path.read_text())
