@@ -52,6 +52,13 @@ def test_voxels_ten_times_too_large_are_refused(tmp_path):
         open_raw(tmp_path / "raw", (8, 8, 8))
 
 
+def test_voxels_a_thousand_times_too_small_are_refused(tmp_path):
+    """Lengths in um with the unit nm: a whole volume was predicted as one voxel."""
+    image(tmp_path / "raw", (4, 4, 4), (0.008, 0.008, 0.008))
+    with pytest.raises(UserError, match=r"raw/s0: voxels of 0.008 nm.* has 8 nm, 1e\+03 times"):
+        open_raw(tmp_path / "raw", (8, 8, 8))
+
+
 # Crops
 
 

@@ -27,7 +27,10 @@ A mean: sections of 40 nm in volumes of 4 nm are ordinary, and are wanted at 8 x
 """
 
 OTHER_UNIT = 300.0
-"""The same of labels beside the finest raw, that is refused: um in place of nm is a thousand."""
+"""The same, the other way round, that is refused: um in place of nm is a thousand.
+
+Of voxels beside those that are wanted, and of labels beside the finest raw.
+"""
 
 LEVELS_APART = 0.1
 """Part of a volume's extent by which its levels may end at different places.
@@ -54,7 +57,8 @@ def check_detail(level: Level, wanted: Vector, purpose: str) -> None:
         purpose: whose voxels those are, for the messages.
 
     Raises:
-        UserError: if its voxels are so much larger that there is nothing to be seen.
+        UserError: if its voxels are so much larger that there is nothing to be seen, or so much
+            smaller that the whole of it would be a few.
     """
     ratio = level.scale / np.array(wanted, float)
     mean = _mean_ratio(level.scale, wanted)
@@ -63,6 +67,12 @@ def check_detail(level: Level, wanted: Vector, purpose: str) -> None:
         raise UserError(
             f"{level.path}: {sizes}, {mean:.3g} times finer; take a finer volume, correct scale "
             "or unit in its .zattrs, or set a voxel size near to its own"
+        )
+    if mean < 1 / OTHER_UNIT:
+        raise UserError(
+            f"{level.path}: {sizes}, {1 / mean:.3g} times coarser, as of another unit; correct "
+            "scale or unit in its .zattrs, or write the size of its voxels in nm behind its name: "
+            "#voxel_size=8"
         )
     if (ratio > ENLARGED).any():
         note_once(f"{level.path}: {sizes}; it is enlarged, which adds no detail")
