@@ -382,4 +382,7 @@ def _note_other_checkpoints(recipe: Recipe, boxes: Sequence[dict[str, Prediction
             f"the thresholds of {some(others)} were tuned with another checkpoint of this run than "
             "predicted; run tune again"
         )
-    note_older_weights(p.record for of_box in boxes for p in of_box.values())
+    records_of_boxes = []
+    for of_box in boxes:
+        records_of_boxes += [prediction.record for prediction in of_box.values()]
+    note_older_weights(records_of_boxes)

@@ -11,7 +11,13 @@ import pytest
 import zarr
 
 from common.data.volumes.ngff import Grid
-from common.infer.instances import mutex_watershed, watershed_of_boundary, watershed_of_distance
+from common.infer.instances import (
+    fill_holes,
+    mutex_watershed,
+    watershed,
+    watershed_of_boundary,
+    watershed_of_distance,
+)
 from common.infer.machines import sharing
 from common.infer.objects.volume import Volume
 from common.infer.processing.stages import Place, Stages
@@ -74,3 +80,31 @@ def test_workers_give_what_this_process_gives_and_a_second_call_does_nothing(tmp
             np.testing.assert_array_equal(function(mask, channels).array[...], wanted)
             done.append(crew.batches)
     assert done[0] > 8 and done[1] == 0
+
+
+@dataclass
+class Weighed(Here):
+    """A crew that notes how many bytes the most loaded of its tasks has."""
+
+    most: int = 0
+
+    def run(self, task: Any, numbers: Any, **options: Any) -> list:
+        self.most = max(self.most, len(pickle.dumps(task)))
+        return super().run(task, numbers, **options)
+
+
+def test_what_workers_are_sent_does_not_grow_with_the_number_of_objects(tmp_path):
+    dots = np.zeros((26, 16, 17), bool)
+    dots[::4, ::4, ::4] = True
+    most = []
+    for name, mask in (("few", np.zeros_like(dots)), ("many", dots)):
+        mask[5, 5, 5] = True
+        folder = tmp_path / name
+        folder.mkdir()
+        with sharing.sole_worker(folder, "processing"):
+            crew = Weighed()
+            place = Place(folder, "cell", Grid(np.zeros(3), np.full(3, 8.0), mask.shape), "key")
+            volume = on_disk(folder / "mask", mask, Stages(place, crew))
+            watershed(fill_holes(volume))
+        most.append(crew.most)
+    assert most[1] < most[0] + 100

@@ -190,7 +190,9 @@ def _record_of_all(config: TrainConfig, networks: Sequence[Network]) -> Predicti
     runs = [f"{record.model_name}/{record.run_name} {record.at}" for record in records]
     # the range too: a bare state_dict does not have it on record
     determining: list[Any] = []
+    members = []
     for network in networks:
+        members.append({name: getattr(network.record, name) for name in ORIGIN})
         own: list[Any] = [network.record.sha256, list(network.config.raw_range)]
         if network.record.assumed is not None:
             own.append(network.record.assumed)
@@ -205,7 +207,7 @@ def _record_of_all(config: TrainConfig, networks: Sequence[Network]) -> Predicti
         assumed=None,
         epoch=None,
         metric=f"mean of {len(records)} networks: {'; '.join(runs)}",
-        members=[{name: getattr(record, name) for name in ORIGIN} for record in records],
+        members=members,
     )
 
 

@@ -59,7 +59,7 @@ def joined(contacts: Sequence[Contacts]) -> Contacts:
     """One after another."""
     kinds = ("i8", "i8", "f4", "i8", "i8")
     none = Contacts(*(np.zeros(0, kind) for kind in kinds))
-    present = [one for one in contacts if len(one.a)]
+    present = [part for part in contacts if len(part.a)]
     if not present:
         return none
     return Contacts(*(np.concatenate(column) for column in zip(*present, strict=True)))

@@ -171,7 +171,7 @@ def _by_crew(
     done: Callable[[int, Part], None],
 ) -> None:
     # open files cannot be sent
-    sent = [(one.name, one.volume, one.is_mask, one.touches) for one in classes]
+    sent = [(labels.name, labels.volume, labels.is_mask, labels.touches) for labels in classes]
     failures = crew.run(
         partial(opened_parts, sent, engine_hash()),
         numbers,
