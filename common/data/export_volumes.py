@@ -113,12 +113,8 @@ def export(
     for result in volumes:
         path = _path_of(Path(out), result, writer, is_single)
         jobs.append(_job(result, path, writer, asked))
-    for job in jobs:
-        if job.path.exists() and not overwrite and not _is_there(job):
-            raise UserError(
-                f"{job.path}: there already, and not what this command writes; take another name, "
-                "or write --overwrite to replace it"
-            )
+    if not overwrite:
+        _refuse_others(jobs)
     for job in jobs:
         _write(job, overwrite=overwrite, say=say)
     return [job.path for job in jobs]
@@ -267,6 +263,16 @@ def _range_of(level: Level, box: Box) -> tuple[int, int]:
 
 
 # Writing it
+
+
+def _refuse_others(jobs: Sequence[Job]) -> None:
+    """Raises UserError where something else stands."""
+    for job in jobs:
+        if job.path.exists() and not _is_there(job):
+            raise UserError(
+                f"{job.path}: there already, and not what this command writes; take another name, "
+                "or write --overwrite to replace it"
+            )
 
 
 def _is_there(job: Job) -> bool:

@@ -403,16 +403,15 @@ class PaletteImage:
             block: (z, y, x), rows of `combinations`.
             combinations: (rows, classes) int8.
         """
+        rows = []
         for combination in combinations:
-            self.row_of.setdefault(combination.tobytes(), len(self.row_of) + 1)
+            rows.append(self.row_of.setdefault(combination.tobytes(), len(self.row_of) + 1))
         if len(self.row_of) >= 2**16:
             raise UserError(
                 f"{self.crop}: more than {2**16 - 1} label combinations; "
                 "its class volumes do not look like labels"
             )
-        palette_rows = np.array(
-            [self.row_of[combination.tobytes()] for combination in combinations]
-        )
+        palette_rows = np.array(rows)
         self.index[slices(start, start + block.shape)] = palette_rows[block]
         for part in _examples(block, len(combinations)):
             row = int(palette_rows[part.row])

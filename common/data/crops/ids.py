@@ -48,10 +48,11 @@ class IdWriter:
             unknown: where that is unknown; None for nowhere.
         """
         stored = np.full(ids.shape, BACKGROUND, np.uint32)
-        found, index = np.unique(ids[positive], return_inverse=True)
-        for number in found.tolist():
-            self.number_of.setdefault(number, len(self.number_of) + FIRST)
-        numbers = [self.number_of[number] for number in found.tolist()]
+        different, index = np.unique(ids[positive], return_inverse=True)
+        numbers = []
+        for object_id in different.tolist():
+            number = self.number_of.setdefault(object_id, len(self.number_of) + FIRST)
+            numbers.append(number)
         stored[positive] = np.array(numbers, np.uint32)[index]
         if unknown is not None:
             stored[unknown] = UNKNOWN

@@ -32,6 +32,7 @@ from common.data.crops.palette import UNKNOWN, contradicts
 from common.data.splits.split import Row
 from common.data.volumes import ngff
 from common.data.volumes.annotation import INSTANCE_TYPE, encoding_of
+from common.data.volumes.box import Box
 from common.data.volumes.level import Grid, Level, MissingChunks
 from common.data.volumes.placement import check_crop, check_detail, slack_nm
 from common.data.volumes.raw import Raw, averaged_grid, open_raw, reduction
@@ -342,14 +343,13 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
     kept = _within_raw(whole, label, raw.level)
     lower, upper = label.box() if kept.shape == whole.shape else kept.box()
     margin = request.margins_nm[row.usage]
-    start, stop = raw_voxels(lower - margin, upper + margin, raw.grid)
-    origin = raw.grid.origin + start * raw.grid.scale
+    kept_raw = raw_voxels(lower - margin, upper + margin, raw.grid)
     job = Decoding(
         row=row,
         names=names,
         raw=raw,
-        raw_start=start,
-        raw_grid=Grid(origin, raw.grid.scale, tuple((stop - start).tolist())),
+        raw_start=kept_raw.start,
+        raw_grid=raw.grid.part(kept_raw),
         label_factor=factor,
         label_whole=whole,
         label_grid=kept,
@@ -375,8 +375,7 @@ def _within_raw(whole: Grid, label: Level, raw: Level) -> Grid:
     last = np.floor(whole.in_voxels(raw_upper + slack) + 1e-6).astype(int)
     first = np.clip(first, 0, shape - 1)
     last = np.clip(last, first + 1, shape)
-    kept = tuple((last - first).tolist())
-    return Grid(whole.origin + first * whole.scale, whole.scale, kept)
+    return whole.part(Box(first, last))
 
 
 def _key_of(job: Decoding) -> str:
@@ -430,12 +429,8 @@ def _plan_channels(
     for channel in request.input_channels:
         volume = open_channel(channel, request.folder, row.key, request.input_scale)
         volume.check_covers(around, raw.grid, where=f"crop {row.name}", margin=most)
-        grid = volume.raw.grid
-        start, stop = raw_voxels(*around, grid)
-        kept = tuple((stop - start).tolist())
-        blocks.append(
-            ChannelBlock(volume, start, Grid(grid.origin + start * grid.scale, grid.scale, kept))
-        )
+        kept = raw_voxels(*around, volume.raw.grid)
+        blocks.append(ChannelBlock(volume, kept.start, volume.raw.grid.part(kept)))
     return tuple(blocks)
 
 
@@ -445,18 +440,18 @@ def told_apart(row: Row, names: Sequence[str]) -> tuple[str, ...]:
     A class that networks alone labelled there is left out. Raises UserError for one that people
     annotated as a mask.
     """
-    found = []
+    numbered = []
     for name in names:
         level = ngff.open_levels(row.class_volume(name))[0]
         if not encoding_of(level, name).is_said_to_be_mask:
-            found.append(name)
+            numbered.append(name)
         elif pseudo.of_networks(level) is None:
             raise UserError(
                 f"{level.group}: class '{name}' is a mask by its annotation_type, without ids that "
                 "tell objects apart, which derived channels are made of; leave them out, or number "
                 f'its objects and write annotation_type.type = "{INSTANCE_TYPE}" into its .zattrs'
             )
-    return tuple(found)
+    return tuple(numbered)
 
 
 def _missing_raw(level: Level, lower: np.ndarray, upper: np.ndarray) -> MissingChunks:
@@ -495,15 +490,15 @@ def _check_size(row: Row, raw: Raw, patch_nm: np.ndarray) -> None:
         )
 
 
-def raw_voxels(lower: np.ndarray, upper: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first voxel of `grid` kept for a box (nm), and the last + 1; both (3,) int.
+def raw_voxels(lower: np.ndarray, upper: np.ndarray, grid: Grid) -> Box:
+    """Return the voxels of `grid` that are kept for a box (nm).
 
     They may lie outside of the volume, where raw is mirrored.
     """
     below, above = EXTRA_VOXELS
     start = np.floor((lower - grid.origin) / grid.scale).astype(int) - below
     stop = np.ceil((upper - grid.origin) / grid.scale).astype(int) + above
-    return start, stop
+    return Box(start, stop)
 
 
 def _with_one_number_type(jobs: list[Decoding]) -> list[Decoding]:

@@ -110,10 +110,8 @@ def import_data(
         FileNotFoundError: for a volume that is not there.
         UserError: for what is wrong with a volume, and what contradicts a dataset that is there.
     """
-    labelling.check()
     root = data_root(data)
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", dataset):
-        raise UserError(f"--dataset {dataset}; write a name of letters, digits, _ and -")
+    _check_dataset(dataset)
     store = root / layout.store(dataset)
     plan = _planned(raw, labelling, manner, store)
     jobs, _ = _in_place(plan, store, manner)
@@ -146,11 +144,17 @@ def _say_next(dataset: str, root: Path, store: Path, *, say: Say) -> None:
     say(f"or, for an EXPERIMENT that is there, the crops of all datasets:\n  {command}")
 
 
+def _check_dataset(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise UserError(f"--dataset {name}; write a name of letters, digits, _ and -")
+
+
 # What is imported
 
 
 def _planned(raw: str, labelling: Labelling, manner: Manner, store: Path) -> list[Import]:
     """All volumes, those of labels first: what is wrong with them is said before raw is copied."""
+    labelling.check()
     labels = _named_labels(labelling)
     level = _opened(raw, manner.voxel_size)
     of_raw = _raw_imports(raw, level, store, manner=manner, is_alone=not labels)

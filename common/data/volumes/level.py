@@ -115,8 +115,11 @@ class Directions(NamedTuple):
         return self.frame == other.frame and not np.allclose(self.ways, other.ways, atol=0.01)
 
     def __str__(self) -> str:
-        axes = [self.ways[first : first + 3] for first in (0, 3, 6)]
-        return "; ".join(" ".join(f"{way:.2g}" for way in axis) for axis in axes)
+        axes = []
+        for first in (0, 3, 6):
+            ways = [f"{way:.2g}" for way in self.ways[first : first + 3]]
+            axes.append(" ".join(ways))
+        return "; ".join(axes)
 
 
 @dataclass(frozen=True)

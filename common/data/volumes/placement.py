@@ -44,6 +44,8 @@ BEGINS_WITH_FINEST = 0.1
 BEGINS_WITH_RAW = 0.1
 """Part of a label voxel by which labels without a translation may begin elsewhere than raw."""
 
+ADVICE = "check translation, scale and units in both .zattrs"
+
 LEAST_INSIDE = 0.5
 """Part of a crop's extent along each axis that lies in its raw, at least."""
 
@@ -123,22 +125,11 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
     raw_lower, raw_upper = raw.box()
     shared = np.minimum(upper, raw_upper) - np.maximum(lower, raw_lower)
     boxes = f"labels at {box_text(label.grid)} nm, raw {raw.group} at {box_text(raw.grid)} nm"
-    advice = "check translation, scale and units in both .zattrs"
     if (shared <= 0).any():
-        raise UserError(f"{crop}: {boxes} do not overlap; {advice}")
+        raise UserError(f"{crop}: {boxes} do not overlap; {ADVICE}")
     if (shared < LEAST_INSIDE * (upper - lower)).any():
-        raise UserError(f"{crop}: {boxes}: less than half of the crop lies in the raw; {advice}")
-    finer = _mean_ratio(finest_nm, label.scale)
-    if finer > OTHER_UNIT:
-        raise UserError(
-            f"{crop}: voxels of {nm(label.scale)} nm, {finer:.3g} times finer than those of the "
-            f"raw {raw.group}, as of another unit; {advice}"
-        )
-    if finer > TOO_LARGE:
-        note_once(
-            f"{crop}: voxels of {nm(label.scale)} nm, {finer:.3g} times finer than those of the "
-            f"raw {raw.group}; if that is not so, {advice}"
-        )
+        raise UserError(f"{crop}: {boxes}: less than half of the crop lies in the raw; {ADVICE}")
+    _check_unit(crop, label, raw, finest_nm)
     slack = slack_nm(label, raw)
     if (lower < raw_lower - slack).any() or (upper > raw_upper + slack).any():
         note_once(f"{crop}: {boxes}: what is beyond the raw is left out")
@@ -152,6 +143,19 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
             f"{boxes}; write the place of that centre, also where it is 0; where it begins with "
             f"the raw that is {corner}"
         )
+
+
+def _check_unit(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> None:
+    """Compare the voxels of labels with those of raw. Raises UserError as of another unit."""
+    finer = _mean_ratio(finest_nm, label.scale)
+    sizes = (
+        f"{crop}: voxels of {nm(label.scale)} nm, {finer:.3g} times finer than those of the raw "
+        f"{raw.group}"
+    )
+    if finer > OTHER_UNIT:
+        raise UserError(f"{sizes}, as of another unit; {ADVICE}")
+    if finer > TOO_LARGE:
+        note_once(f"{sizes}; if that is not so, {ADVICE}")
 
 
 def check_directions(label: Level, raw: Level) -> None:

@@ -289,18 +289,13 @@ def open_raw(
         is_stretched: whether `raw_normalization` measures its contrast.
 
     Raises:
-        FileNotFoundError: as `common.data.volumes.ngff.open_levels`.
-        UserError: as `common.data.volumes.ngff.open_levels`, and if the raw is not of an unsigned
-            integer type and no `raw_range` is given.
+        FileNotFoundError, UserError: as `ngff.open_levels`; and for signed raw without a range.
     """
     levels = ngff.open_levels(path)
     level = ngff.pick_level(levels, scale)
     check_detail(level, scale, "the network's input")
-    if level.array.dtype.kind != "u" and not raw_range:
-        raise UserError(
-            f"{level.path}: raw of type {level.array.dtype} has no natural range; "
-            "set raw_range = (value of black, value of white)"
-        )
+    if not raw_range:
+        _refuse_without_range(level)
     check_pyramid(levels[0], level)
     if not is_stretched:
         _note_beyond_type(level, raw_range)
@@ -314,6 +309,15 @@ def open_raw(
         sections=sections,
         is_stretched=is_stretched,
     )
+
+
+def _refuse_without_range(level: Level) -> None:
+    """Raises UserError for a type whose values say nothing of black and white."""
+    if level.array.dtype.kind != "u":
+        raise UserError(
+            f"{level.path}: raw of type {level.array.dtype} has no natural range; "
+            "set raw_range = (value of black, value of white)"
+        )
 
 
 def _note_beyond_type(level: Level, raw_range: Sequence[float]) -> None:
