@@ -42,6 +42,7 @@ from common.infer.processing import one_class
 from common.infer.processing.one_class import Making
 from common.infer.processing.prediction import Prediction, note_older_weights, open_prediction
 from common.infer.processing.recipe import Recipe, load_recipe
+from common.infer.processing.seams import note_seams
 from common.infer.processing.stages import Stages, clear_stages
 from common.provenance import now, provenance
 from common.talk import count, note, note_once, progress, say, some
@@ -235,6 +236,7 @@ def _process_classes(
         # in threads side by side they take as long, and more memory
         for making in makings:
             bar.set_postfix_str(making.name, refresh=False)
+            note_seams(making.recipe, making.name, making.prediction)
             record = records_of[making.name]
             try:
                 process_class(replace(making, bar=bar), folder=folder, record=record)
