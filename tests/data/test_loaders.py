@@ -1040,13 +1040,13 @@ def test_crops_of_one_name_are_refused_where_input_channels_are_found_by_it(root
 
 def test_a_class_that_no_training_crop_annotates_is_told(root):
     """`er` follows from others as negative alone; `cell` as positive alone."""
-    classes = ("mito", "nuc", "er", "cell")
+    classes = ("mito", "nuc", "er", "cell", "ld")
     said = notices(open_data(config(root, classes=classes)), classes)
-    assert "annotated in no training crop, so not learnt: er" in said
+    assert "annotated in no training crop, so not learnt: er, ld" in said
     assert any("only learnt to be everywhere: cell (annotated in no" in line for line in said)
     assert said[-1] == (
-        "means of the validation are over 2 of 4 classes; its crops do not measure "
-        "er (no positive voxel), cell (no negative voxel)"
+        "means of the validation are over 2 of 5 classes; its crops do not measure "
+        "er, ld (no positive voxel), cell (no negative voxel)"
     )
 
 

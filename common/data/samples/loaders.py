@@ -446,15 +446,16 @@ def _not_measured(data: Data, classes: Sequence[str]) -> list[str]:
     scale = data.sampler.target.scale
     positive = count_voxels(data.validation, 1, scale)
     negative = count_voxels(data.validation, 0, scale)
-    left_out = []
+    without: dict[str, list[str]] = {"positive": [], "negative": []}
     for name, positives, negatives in zip(classes, positive, negative, strict=True):
         if not positives:
-            left_out.append(f"{name} (no positive voxel)")
+            without["positive"].append(name)
         elif not negatives:
-            left_out.append(f"{name} (no negative voxel)")
+            without["negative"].append(name)
+    left_out = [f"{', '.join(names)} (no {sign} voxel)" for sign, names in without.items() if names]
     if not left_out:
         return []
-    measured = len(classes) - len(left_out)
+    measured = len(classes) - sum(map(len, without.values()))
     return [
         f"means of the validation are over {measured} of {len(classes)} classes; its crops do not "
         f"measure {', '.join(left_out)}"

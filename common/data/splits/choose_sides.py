@@ -242,10 +242,8 @@ def by_specimen_if_several(crops: Sequence[CropInfo], rules: SplitRules) -> Spli
     pool = _pool(others or crops, rules)
     if pool.usable_groups > 1 or pool.usable.sum() == 1 or not rules.validation_fraction:
         return rules
-    talk.note(
-        f"all {pool.usable.sum()} crops that fit are of one specimen, so that they are split by "
-        "crop: the validation will look better than other specimens will"
-    )
+    number = pool.usable.sum()
+    talk.note(f"all {number} crops that fit are of one specimen, so that they are split by crop")
     return replace(rules, by="crop")
 
 
