@@ -10,7 +10,7 @@ from typing import Literal
 from common.score import versions
 from common.score.interval import Interval
 from common.score.result import ClassScore, Kind, Scores
-from common.talk import some
+from common.talk import count, some
 
 WIDTH = 120
 """Columns of a terminal."""
@@ -176,10 +176,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _extent(scores: Scores) -> str:
-    """How many crops and evaluations there are, and what the intervals are."""
+    """How many crops and volumes were scored, and what the intervals are."""
     crops = list(scores.crops)
     named = f"1 crop ({crops[0]})" if len(crops) == 1 else f"{len(crops)} crops"
-    text = f"{named}; evaluations: {scores.total_evals}."
+    text = f"{named}, {count(scores.total_evals, 'volume')} of a class scored."
     if any(scores.interval_95.values()):
         text += " Intervals are of 95 %: Student's t on bootstrap draws of crops."
     return text

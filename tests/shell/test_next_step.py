@@ -18,6 +18,8 @@ DONE = [
     (["predict", "mine", "--volume", "a.tif", "--voxel-size", "8"], "process",
      "process mine --volume a.tif --voxel-size 8"),
     (["evaluate", "mine", "--write-readme"], "visualize", "visualize mine"),
+    (["process", "mine", "--crops", "test", "--manifest", "m.csv", "--set", "run_name=a"],
+     "pack-results", "pack-results mine --manifest m.csv --set run_name=a"),
 ]  # fmt: skip
 
 

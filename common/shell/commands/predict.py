@@ -153,7 +153,7 @@ def process(config_path: str, *, time_limit: float, **given: Any) -> None:
     if given["volume"] and folders:
         talk.say(f"next: {talk.command_line('export', folders[0], 'results', format='tiff')}")
     elif given["crops"] == "test":
-        say_next("visualize", png=PICTURES)
+        say_next("pack-results")
     else:
         say_next("evaluate")
 

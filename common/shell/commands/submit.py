@@ -83,6 +83,8 @@ def pack_results(
     if fresh:
         fresh.note()
     click.echo(packed)
+    line = talk.command_line("check-submission", packed, manifest=manifest_path, partial=partial)
+    talk.say(f"next: {line}")
 
 
 def _fresh(settings: TrainConfig) -> Fresh:
