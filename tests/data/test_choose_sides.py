@@ -25,6 +25,12 @@ from common.data.splits.split import USAGES
 from common.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """What is tested here holds for any number of draws; test_make_split draws as many as users."""
+    monkeypatch.setattr(module, "DRAWS", module.DRAWS_AT_ONCE)
+
+
 def choose(crops, **rules) -> Sides:
     return choose_sides(crops, SplitRules(**rules))
 
