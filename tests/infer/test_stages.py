@@ -34,11 +34,18 @@ RECIPE = """
 
 
     def process_func(logits):
-        kill = Path(__file__).parent / "kill"
-        if kill.exists() and logits.max() > 3:
-            kill.unlink()
+        if logits.max() > 3 and is_the_first():
             os.kill(os.getpid(), signal.SIGKILL)
         return logits > 0
+
+
+    def is_the_first():
+        # of the processes that ask, one alone can remove it
+        try:
+            (Path(__file__).parent / "kill").unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
 
     def instance_func(mask, probability, name):
