@@ -28,7 +28,7 @@ from common.infer.networks.ensemble import load_network, note_training_crops
 from common.infer.networks.network import Network
 from common.infer.networks.planes import with_planes
 from common.infer.predicting import request, room
-from common.infer.predicting.parts import Source, compute_by_crew, source_of
+from common.infer.predicting.parts import NetworkSource, compute_by_crew, source_of
 from common.infer.predicting.room import Need
 from common.infer.predicting.work import (
     SMALLEST_BLOCK,
@@ -126,7 +126,7 @@ def predict(  # noqa: PLR0913  # the options of the command
 
 
 def predict_boxes(
-    run: Run, boxes: Sequence[tuple[Region, list[str]]], engine: Engine, source: Source
+    run: Run, boxes: Sequence[tuple[Region, list[str]]], engine: Engine, source: NetworkSource
 ) -> list[Path]:
     """Predict classes of boxes; gives their folders.
 

@@ -188,9 +188,24 @@ def _mode(path: Path) -> int | None:
 class _Refusal(click.ClickException):
     exit_code = 2
 
+    def show(self, file: Any = None) -> None:
+        """Show it as the other commands show theirs."""
+        click.echo(f"error: {self.format_message()}", file=file, err=True)
+
 
 class _Command(click.Command):
     """Ends with a sentence and exit code 2 where the user can mend what is wrong."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words; "" would stand for this folder."""
+        if "" in args:
+            before = args[: args.index("")]
+            name = before[-1] if before and before[-1].startswith("-") else "ROOT"
+            raise _Refusal(
+                f"{name} '': nothing is in it; write a value, or leave it out (is a variable of "
+                "the shell not set?)"
+            )
+        return super().parse_args(ctx, args)
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -201,7 +216,10 @@ class _Command(click.Command):
 
 @click.command(
     cls=_Command,
-    context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
 )
 @click.argument("roots", nargs=-1, metavar="[ROOT]...", type=click.Path(path_type=Path))
 @click.option(

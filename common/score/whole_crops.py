@@ -32,7 +32,7 @@ from common.model.forward import ForwardPass
 from common.score import challenge
 from common.score.trials import Trial, run_trial
 from common.train import ranks
-from common.train.state import Stop
+from common.train.state import ShouldStop
 from common.train.validation import WholeCropScore
 
 FOLDER = "validation_score"
@@ -51,7 +51,7 @@ class WholeCrops:
     """Edge of the blocks that are predicted at a time, voxels."""
 
     def __call__(
-        self, scalings: Scalings, model: nn.Module, forward: ForwardPass, stopped: Stop
+        self, scalings: Scalings, model: nn.Module, forward: ForwardPass, stopped: ShouldStop
     ) -> WholeCropScore | None:
         """Score a network; None where `stopped()` is true before all is done.
 
@@ -86,7 +86,7 @@ class WholeCrops:
         return combined(self.config.classes, in_order)
 
     def _own_counts(
-        self, network: Network, folder: Path, stopped: Stop
+        self, network: Network, folder: Path, stopped: ShouldStop
     ) -> dict[int, list[Counted]]:
         """Count in the crops that are this process's, by their numbers; some of them if stopped."""
         counted = {}
@@ -114,7 +114,7 @@ class WholeCrops:
         names: Sequence[str],
         *,
         folder: Path,
-        stopped: Stop,
+        stopped: ShouldStop,
     ) -> list[Counted]:
         """Predict a crop into a folder, and count each class in it; [] if stopped."""
         output = Output(block=self.block)

@@ -12,11 +12,11 @@ from common.talk import count, note, some
 from common.train import ranks, skipped
 from common.train.checkpoint import path_of
 from common.train.setup import Setup
-from common.train.state import State, StepResult, Stop
+from common.train.state import ShouldStop, State, StepResult
 
 
 @contextmanager
-def saved_if_files_fail(setup: Setup, state: State, stopped: Stop) -> Iterator[None]:
+def saved_if_files_fail(setup: Setup, state: State, stopped: ShouldStop) -> Iterator[None]:
     """Save the state, which is whole between two steps, before a FileError goes on.
 
     It is of workers that are lost, or of logs that find no room. Where the run is being stopped

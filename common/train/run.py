@@ -35,7 +35,7 @@ from common.train.judging import count_epoch, is_finished
 from common.train.logs import Logs
 from common.train.mishaps import keep_skipped, saved_if_files_fail
 from common.train.setup import Score, Setup, prepare
-from common.train.state import State, StepResult, Stop
+from common.train.state import ShouldStop, State, StepResult
 from common.train.steps import TrainedEpoch
 from common.train.tracking import Tracker
 from common.train.validation import Scores
@@ -141,7 +141,7 @@ INTERRUPTED = "interrupted"
 
 
 def run_epochs(
-    setup: Setup, state: State, run_logs: Logs, *, stopped: Stop, report: Report | None
+    setup: Setup, state: State, run_logs: Logs, *, stopped: ShouldStop, report: Report | None
 ) -> tuple[Scores | None, str]:
     """Train, validate and save until the last epoch, or until something ends the run early.
 
@@ -183,7 +183,7 @@ def run_epochs(
 
 
 def train_to_end_of_epoch(
-    setup: Setup, state: State, batches: Iterator[Batch], *, tracker: Tracker, stopped: Stop
+    setup: Setup, state: State, batches: Iterator[Batch], *, tracker: Tracker, stopped: ShouldStop
 ) -> TrainedEpoch:
     """Take the steps that are left of the current epoch, and save every checkpoint_minutes."""
     config = setup.config

@@ -22,7 +22,7 @@ from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_wi
 from common.train.heads import HeadsLoss
 from common.train.skipped import Numbers
 
-Stop = Callable[[], bool]
+ShouldStop = Callable[[], bool]
 """Returns True once the run should end."""
 
 

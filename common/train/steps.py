@@ -18,7 +18,7 @@ from common.data.samples.targets import Target
 from common.train import optim, ranks, skipped, together
 from common.train.metrics import finite_mean
 from common.train.skipped import Numbers
-from common.train.state import Method, State, StepResult, Stop
+from common.train.state import Method, ShouldStop, State, StepResult
 
 LOG_EVERY = 20
 """Iterations (optimiser steps) between two logged training losses."""
@@ -58,7 +58,7 @@ def train_epoch(
     last_iteration: int,
     *,
     log: Log,
-    stop: Stop,
+    stop: ShouldStop,
     bar: tqdm,
     after_step: AfterStep = lambda *_: None,
 ) -> TrainedEpoch:

@@ -21,7 +21,7 @@ from common.data.samples.batches import Batch, Batches, WorkerLost
 from common.model.forward import ForwardPass
 from common.train import metrics, ranks, together, whole_slice
 from common.train.panels import Panels
-from common.train.state import Method, State, Stop
+from common.train.state import Method, ShouldStop, State
 from common.train.whole_slice import WholeSlice
 
 
@@ -35,7 +35,7 @@ class WholeCropScore:
     """(classes,), NaN of a class that is not scored."""
 
 
-ScoreCrops = Callable[[Scalings, nn.Module, ForwardPass, Stop], WholeCropScore | None]
+ScoreCrops = Callable[[Scalings, nn.Module, ForwardPass, ShouldStop], WholeCropScore | None]
 """`score(scalings, model, forward, stop)`: how raw is normalised, a model in eval mode, and how raw
 goes through it. None once stop() returned True."""
 
@@ -46,7 +46,7 @@ class Validation:
 
     config: TrainConfig
     batches: Batches
-    score: Callable[[nn.Module, ForwardPass, Stop], WholeCropScore | None] | None = None
+    score: Callable[[nn.Module, ForwardPass, ShouldStop], WholeCropScore | None] | None = None
     """Scores whole crops: a ScoreCrops that has its scalings."""
 
     def stacks(self, epoch: int) -> list[list[WholeSlice]]:
@@ -111,7 +111,7 @@ class Scores:
 
 @torch.no_grad()
 def validate(
-    state: State, method: Method, validation: Validation | None, stop: Stop
+    state: State, method: Method, validation: Validation | None, stop: ShouldStop
 ) -> Scores | None:
     """Compute the loss and the metrics over the fixed blocks.
 
@@ -133,7 +133,9 @@ def validate(
     return scores
 
 
-def _scores(state: State, method: Method, validation: Validation, stop: Stop) -> Scores | None:
+def _scores(
+    state: State, method: Method, validation: Validation, stop: ShouldStop
+) -> Scores | None:
     """Return the results of a validation; None if stop() returned True."""
     state.predictor.eval()
     measured = _Measured(state, validation)
@@ -154,7 +156,7 @@ def _scores(state: State, method: Method, validation: Validation, stop: Stop) ->
 
 
 def _look_at_blocks(
-    state: State, method: Method, validation: Validation, *, measured: _Measured, stop: Stop
+    state: State, method: Method, validation: Validation, *, measured: _Measured, stop: ShouldStop
 ) -> int | None:
     """Measure batch after batch; return the number of batches, None if stop() returned True.
 

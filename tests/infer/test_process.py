@@ -390,7 +390,7 @@ def test_a_worker_reads_the_file_that_its_caller_read(experiment, tmp_path):
     path.write_text((tiny.folder / "process_config.py").read_text() + "batch_size = 3\n")
     prediction = opened(tmp_path, np.zeros((4, 4, 4), np.float32))
     making = one_class.Making(read_recipe(path), "mito", prediction)
-    assert one_class._recipe_of(one_class.Source.of(making)).settings.batch_size == 3
+    assert one_class._recipe_of(one_class.MaskSource.of(making)).settings.batch_size == 3
 
 
 def test_what_process_config_does_not_import_changes_nothing(done):

@@ -193,7 +193,7 @@ def test_two_workers_of_which_one_is_killed_merge_objects_over_their_blocks(pred
 
 
 def test_a_worker_of_another_version_makes_nothing(tmp_path):
-    source = one_class.Source(
+    source = one_class.MaskSource(
         tmp_path, code="c", engine="another", name="mito", threshold=0.5, predicted=tmp_path
     )
     with pytest.raises(FileError, match=r"other code in .*numpy, scipy.* than its caller"):

@@ -276,7 +276,7 @@ def test_foreign_content_in_the_way_is_refused_and_kept(tmp_path: Path, obstacle
     before = path.lstat()
     result = unite(tmp_path)
     assert result.exit_code == 2
-    assert result.output.startswith(f"Error: {path}: in the way")
+    assert result.output.startswith(f"error: {path}: in the way")
     assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
     assert list(other.iterdir()) == []
 
@@ -305,7 +305,18 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatc
 def test_a_root_that_is_no_folder_is_refused(tmp_path):
     result = unite(tmp_path / "missing")
     assert result.exit_code == 2
-    assert result.output.startswith(f"Error: {tmp_path / 'missing'}: no such folder")
+    assert result.output.startswith(f"error: {tmp_path / 'missing'}: no such folder")
+
+
+@pytest.mark.parametrize(("words", "name"), [([""], "ROOT"), (["--output", ""], "--output")])
+def test_a_word_with_nothing_in_it_is_refused(words, name):
+    result = CliRunner().invoke(main, [*words, "--no-serve"])
+    assert result.exit_code == 2
+    assert result.output.startswith(f"error: {name} '': nothing is in it; write a value")
+
+
+def test_help_is_asked_for_in_short_too():
+    assert CliRunner().invoke(main, ["-h"]).output.startswith("Usage: ")
 
 
 def test_output_may_be_elsewhere(tmp_path):

@@ -31,6 +31,7 @@ from common.infer.networks.network import (
     checkpoint_path,
     load_checkpoint,
 )
+from common.infer.networks.window import SAME_SCALE
 from common.talk import nm, note, some
 from common.train import checkpoint, weights_file
 
@@ -46,9 +47,6 @@ OF_RUN = (
 
 ORIGIN = ("experiment", "model_name", "run_name", "checkpoint", "sha256", "epoch", "metric")
 """What a prediction has on record of each network that made it."""
-
-SAME_SCALE = 1e-6
-"""Relative difference up to which two voxel sizes are one."""
 
 
 def load_network(config: TrainConfig, weights: str | Sequence[str] = "") -> Network:

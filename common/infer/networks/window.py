@@ -20,8 +20,11 @@ LARGEST_STEP = 32
 PIXELS = 2**18
 """Of slices that a 2-D network computes at a time, 16 of 128 x 128: one alone leaves a GPU idle."""
 
-SAME_SCALE = 1e-6
+WHOLE = 1e-6
 """Of a voxel: what rounding of nm leaves of a whole number."""
+
+SAME_SCALE = 1e-6
+"""Relative difference up to which two voxel sizes are one."""
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """Raw (windows, channels, z, y, x) in [0, 1] to logits (windows, classes, z, y, x)."""
@@ -106,7 +109,7 @@ def _steps_along(axis: int, shape_of: ShapeOf, input: Patch, output: Patch) -> t
     for step_in in range(1, LARGEST_STEP + 1):
         exact = step_in * input.scale[axis] / output.scale[axis]
         step_out = round(exact)
-        if abs(exact - step_out) > SAME_SCALE:
+        if abs(exact - step_out) > WHOLE:
             continue
         if shape_of(_grown(input.shape, axis, step_in)) != _grown(output.shape, axis, step_out):
             continue
@@ -132,7 +135,7 @@ def with_agreement(
     size cannot be asked so; it agrees if it gives less than it takes.
     """
     if not any(step_out for _, step_out in window.steps):
-        is_smaller = window.output.extent < window.input.extent - SAME_SCALE
+        is_smaller = window.output.extent < window.input.extent - WHOLE
         return replace(window, agree=bool(is_smaller.any()))
     step_in, step_out = np.array(window.steps).T
     # more than a step, so that two windows a step apart overlap
@@ -179,6 +182,6 @@ def _is_close(shared: torch.Tensor, again: torch.Tensor) -> bool:
 def _least_whole_multiple(ratio: float) -> int:
     """The least number whose multiple of `ratio` is whole; 1 if none up to LARGEST_STEP is."""
     for number in range(1, LARGEST_STEP + 1):
-        if abs(number * ratio - round(number * ratio)) < SAME_SCALE:
+        if abs(number * ratio - round(number * ratio)) < WHOLE:
             return number
     return 1

@@ -31,7 +31,7 @@ from common.talk import progress
 
 
 @dataclass(frozen=True)
-class Source:
+class NetworkSource:
     """What a worker loads the network by."""
 
     config_path: Path
@@ -46,10 +46,10 @@ class Source:
     """As of `common.infer.networks.planes`."""
 
 
-def source_of(network: Network, config: TrainConfig, overrides: Sequence[str]) -> Source:
+def source_of(network: Network, config: TrainConfig, overrides: Sequence[str]) -> NetworkSource:
     """What workers load the same network by. overrides: that the settings were read with."""
     weights = tuple(str(each.record.checkpoint) for each in network.each)
-    return Source(
+    return NetworkSource(
         package.path_of(config) or config.folder,
         tuple(overrides),
         str(config.path("data_path")),
@@ -66,7 +66,7 @@ class Part:
 
     token: str
     """Tells the boxes of all calls apart."""
-    source: Source
+    source: NetworkSource
     region: Region
     output: Output
     largest: int
@@ -83,7 +83,7 @@ class Part:
 
 
 def compute_by_crew(
-    crew: Crew, source: Source, work: Work, stopped: Callable[[], bool] = never
+    crew: Crew, source: NetworkSource, work: Work, stopped: Callable[[], bool] = never
 ) -> int:
     """As `work.compute_and_write`, by workers; this process keeps the ledger.
 
@@ -120,7 +120,7 @@ def compute_by_crew(
     return sum(blank)
 
 
-def _part_of(work: Work, source: Source) -> Part:
+def _part_of(work: Work, source: NetworkSource) -> Part:
     return Part(
         uuid.uuid4().hex,
         source,
@@ -178,7 +178,7 @@ def _open_work(part: Part) -> Work:
 
 
 @lru_cache(maxsize=1)
-def _network_of(source: Source) -> tuple[Network, TrainConfig]:
+def _network_of(source: NetworkSource) -> tuple[Network, TrainConfig]:
     """Loaded once in a worker, and kept."""
     overrides = (*source.overrides, f"precision={source.precision}")
     config = package.settings_of(source.config_path, overrides, source.data)

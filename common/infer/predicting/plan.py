@@ -15,14 +15,11 @@ from common.data.samples import sampling
 from common.data.samples.sampling import Patch
 from common.data.volumes.ngff import Grid
 from common.data.volumes.raw import Raw
-from common.infer.networks.window import Window
+from common.infer.networks.window import SAME_SCALE, Window
 
 # 2 MB of uint8: readers want a part of a volume, and a file system does not want millions of files
 LARGEST_CHUNK = 128
 """Edge in voxels that written chunks have at most, unless a single window gives more."""
-
-SAME_SCALE = 1e-6
-"""Relative difference up to which two voxel sizes are one."""
 
 ROUNDING = 1e-6
 """Of a voxel: what rounding of nm leaves of a whole number."""

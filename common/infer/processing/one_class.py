@@ -74,7 +74,7 @@ def mask(making: Making) -> Volume:
     """The mask of a class: process_func over its blocks."""
     like = _probability(making.recipe, making.prediction)
     like = replace(like, scratch=making.scratch, stages=making.stages)
-    function = partial(_masks_of, Source.of(making))
+    function = partial(_masks_of, MaskSource.of(making))
     if making.crew is None:
         function = partial(_masks, making.recipe, making.name, making.prediction)
     together = making.recipe.settings.batch_size
@@ -177,7 +177,7 @@ def stages_of(making: Making, folder: Path, record: ProcessedRecord) -> Stages |
         content.append(_states_beside(making.prediction))
     key = key_of(content)
     place = Place(folder, making.name, grid, key)
-    return Stages(place, making.crew, prepare=partial(_recipe_of, Source.of(making)))
+    return Stages(place, making.crew, prepare=partial(_recipe_of, MaskSource.of(making)))
 
 
 def _states_beside(prediction: Prediction) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _states_beside(prediction: Prediction) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Source:
+class MaskSource:
     """What a worker makes masks by."""
 
     config_path: Path
@@ -204,7 +204,7 @@ class Source:
     predicted: Path
 
     @classmethod
-    def of(cls, making: Making) -> Source:
+    def of(cls, making: Making) -> MaskSource:
         """That of a class."""
         recipe = making.recipe
         return cls(
@@ -218,7 +218,7 @@ class Source:
 
 
 @lru_cache(maxsize=1)
-def _recipe_of(source: Source) -> Recipe:
+def _recipe_of(source: MaskSource) -> Recipe:
     """The recipe in a worker. Raises FileError for another than the caller's, or another engine."""
     refuse_other_engine(source.engine)
     recipe = read_recipe(source.config_path)
@@ -230,10 +230,10 @@ def _recipe_of(source: Source) -> Recipe:
 
 
 @lru_cache(maxsize=1)
-def _prediction_of(source: Source) -> Prediction:
+def _prediction_of(source: MaskSource) -> Prediction:
     return open_prediction(source.predicted)
 
 
-def _masks_of(source: Source, blocks: Sequence[Block]) -> list[np.ndarray]:
+def _masks_of(source: MaskSource, blocks: Sequence[Block]) -> list[np.ndarray]:
     """The masks of some blocks, in a worker."""
     return _masks(_recipe_of(source), source.name, _prediction_of(source), blocks)
