@@ -85,7 +85,7 @@ def _listed(items: Sequence[str], most: int = 4) -> str:
     """'a, b and c', beyond the first `most` their number."""
     shown = list(items[:most])
     if len(items) > most:
-        shown.append(f"{len(items) - most} others")
+        shown.append(f"{len(items) - most} more")
     if len(shown) < 2:
         return "".join(shown)
     return f"{', '.join(shown[:-1])} and {shown[-1]}"

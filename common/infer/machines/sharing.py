@@ -52,8 +52,9 @@ def each(work: Callable[[Item], Result], boxes: Sequence[Item]) -> list[Result]:
         raise Incomplete("\n".join([*incomplete, *busy.values()]))
     if busy:
         lines = "\n".join(busy.values())
-        done = count(len(results), "other box is done", "other boxes are done")
-        raise NotYet(f"{lines}\n{done}; run the same command again when these are, too")
+        done = count(len(results), "other box is done; ", "other boxes are done; ")
+        again = "run the same command again when that is done"
+        raise NotYet(f"{lines}\n{done if results else ''}{again}")
     return [results[number] for number in range(len(boxes))]
 
 
