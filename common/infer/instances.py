@@ -23,7 +23,11 @@ import numpy as np
 from common.data.volumes.box import slices
 from common.errors import UserError
 from common.infer.objects.components import Components, find_components, label
-from common.infer.objects.flooding import watershed_of_boundary, watershed_of_distance
+from common.infer.objects.flooding import (
+    watershed_of_affinities,
+    watershed_of_boundary,
+    watershed_of_distance,
+)
 from common.infer.objects.mutex import mutex_watershed
 from common.infer.objects.split import SIDES, split_object
 from common.infer.objects.volume import (
@@ -57,6 +61,7 @@ __all__ = [
     "smallest_dtype",
     "threshold",
     "watershed",
+    "watershed_of_affinities",
     "watershed_of_boundary",
     "watershed_of_distance",
     "zeros",

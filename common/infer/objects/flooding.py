@@ -7,13 +7,24 @@ divides. All of it gives the same for any block shape.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import edt
 import numpy as np
 from scipy import ndimage
 
 from common.errors import UserError
 from common.infer.objects.basins import find_basins
-from common.infer.objects.graph import over_means, over_passes
+from common.infer.objects.graph import (
+    PARTS,
+    Contacts,
+    Graph,
+    combined,
+    joined,
+    over_means,
+    over_passes,
+)
+from common.infer.objects.pairs import checked_weights, find_pairs, linked
 from common.infer.objects.volume import (
     Block,
     BlockWork,
@@ -29,6 +40,12 @@ SMOOTHING = 1.0
 
 REACH = 4
 """Voxels that the Gaussian reaches: SciPy's 4 standard deviations."""
+
+EDGE = 0.5
+"""Boundary above which a voxel is no inside, where affinities have a part in what divides."""
+
+WHOLE = 100
+"""Weights of offsets are counted in hundredths: sums of integers do not depend on the blocks."""
 
 
 def watershed_of_boundary(  # noqa: PLR0917  # so it is called in process_config.py files
@@ -51,15 +68,54 @@ def watershed_of_boundary(  # noqa: PLR0917  # so it is called in process_config
         neck: a pass of this fraction of the lower of two summits, or of more, is no neck (0..1).
         depth_nm: beyond this depth all is equally deep.
     """
-    _check(mask, boundary, "boundary", neck)
-    if not 0 < threshold < 1:
-        raise UserError(f"threshold {threshold}; write a probability between 0 and 1")
-    if not 0 < depth_nm < np.inf:
-        raise UserError(f"depth_nm {depth_nm}; write a length above 0 in nm")
+    _check_joins(mask, boundary, threshold, neck)
     landscape = _away_from_boundary(mask, boundary, threshold, depth_nm)
     basins, graph = find_basins(landscape, mask, boundary)
     part = over_passes(graph, basins.summits, neck)
     part = over_means(graph.contracted(part), threshold)[part]
+    return basins.ids(part)
+
+
+def watershed_of_affinities(  # noqa: PLR0913, PLR0917  # so it is called in process_config.py files
+    mask: Volume,
+    boundary: Volume,
+    channels: Mapping[str, Volume],
+    name: str,
+    offsets: Sequence[Sequence[float]],
+    threshold: float = 0.8,
+    neck: float = 0.9,
+    depth_nm: float = 100.0,
+    weights: Sequence[float] = (),
+) -> Volume:
+    """Ids as of watershed_of_boundary(), with a say of affinities in what is joined.
+
+    What divides two basins is the mean, over the faces that they share, of the boundary, and over
+    all pairs of their voxels at an offset, of 1 - affinity. Far pairs see past a faint membrane,
+    and past a false one within an object.
+
+    Args:
+        mask: a mask, or ids, each of which is divided alone.
+        boundary: probability that a voxel lies at the edge of an object, see threshold().
+        channels: has the affinities as NAME_0, NAME_1, ..., of the types that threshold() takes.
+        name: of the affinities.
+        offsets: (z, y, x) nm from a voxel to the one that an affinity is about, for each of them.
+        threshold: mean above which two basins stay apart (0..1).
+        neck: a pass of this fraction of the lower of two summits, or of more, is no neck (0..1).
+        depth_nm: beyond this depth all is equally deep.
+        weights: of a pair at each offset beside a face, in hundredths; all 1 unless given.
+    """
+    _check_joins(mask, boundary, threshold, neck)
+    counted = _hundredths(checked_weights(weights, len(offsets)))
+    pairs = find_pairs(mask, channels, name, offsets)
+    landscape = _away_from_boundary(mask, boundary, EDGE, depth_nm)
+    basins, graph = find_basins(landscape, mask, boundary)
+    _, links = linked(basins.labels, mask, pairs)
+    against = [_against(link, weight) for link, weight in zip(links, counted, strict=True)]
+    of_pairs = basins.graph(joined(against)).contacts
+    part = over_passes(graph, basins.summits, neck)
+    of_faces = graph.contacts.times(WHOLE)
+    both = Graph(graph.n, combined(joined([of_faces, of_pairs])))
+    part = over_means(both.contracted(part), threshold)[part]
     return basins.ids(part)
 
 
@@ -77,10 +133,26 @@ def watershed_of_distance(mask: Volume, distance: Volume, neck: float = 0.5) -> 
     return basins.ids(over_passes(graph, basins.summits, neck))
 
 
+def _hundredths(weights: Sequence[float]) -> list[int]:
+    """Raises UserError for a weight that is less than one."""
+    counted = [round(WHOLE * weight) for weight in weights]
+    if min(counted, default=1) < 1:
+        raise UserError(f"weights {tuple(weights)}; write numbers of at least {1 / WHOLE:g}")
+    return counted
+
+
+def _against(link: Contacts, weight: int) -> Contacts:
+    """What affinities say against one object, counted `weight` times."""
+    evidence = link.faces * PARTS - link.evidence
+    return link._replace(evidence=evidence).times(weight)
+
+
 def _away_from_boundary(
     mask: Volume, boundary: Volume, threshold: float, depth_nm: float
 ) -> Volume:
     """1 - boundary, smoothed, plus the depth within what is no boundary, from 0 to 1."""
+    if not 0 < depth_nm < np.inf:
+        raise UserError(f"depth_nm {depth_nm}; write a length above 0 in nm")
     voxel_size = np.array(mask.voxel_size)
     # beyond it no boundary is nearer than depth_nm
     margin = np.maximum(np.ceil(depth_nm / voxel_size).astype(int) + 1, REACH)
@@ -113,6 +185,12 @@ def _smoothed(mask: Volume, distance: Volume) -> Volume:
         return height[within(block.core, box)]
 
     return fill(mask, BlockWork(smoothed, (mask, distance)), np.float32)
+
+
+def _check_joins(mask: Volume, boundary: Volume, threshold: float, neck: float) -> None:
+    _check(mask, boundary, "boundary", neck)
+    if not 0 < threshold < 1:
+        raise UserError(f"threshold {threshold}; write a probability between 0 and 1")
 
 
 def _check(mask: Volume, other: Volume, what: str, neck: float) -> None:

@@ -11,38 +11,29 @@ cut an object into hang together by thousands of pairs, so they are joined as su
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any
 
 import cc3d
 import numpy as np
 
-from common.data.volumes.box import slices
 from common.data.volumes.sources import needed
 from common.errors import UserError
 from common.infer.objects.basins import renamed
-from common.infer.objects.graph import Contacts, combined, joined
+from common.infer.objects.graph import Contacts
+from common.infer.objects.pairs import Pairs, checked_weights, find_pairs, linked
 from common.infer.objects.volume import (
     Block,
     BlockWork,
-    Box,
-    Index,
     Volume,
-    blocks,
-    ends,
     fill,
-    gather,
     probabilities,
     smallest_dtype,
     with_margin,
     within,
 )
-
-SAME_OFFSET = 0.1
-"""Of a voxel: what rounding of nm leaves between two offsets that are one."""
 
 
 def mutex_watershed(  # noqa: PLR0917  # so it is called in process_config.py files
@@ -68,47 +59,25 @@ def mutex_watershed(  # noqa: PLR0917  # so it is called in process_config.py fi
     """
     if not 0 < threshold < 1:
         raise UserError(f"threshold {threshold}; write a probability between 0 and 1")
-    volumes, voxels = _checked(mask, channels, name, offsets)
-    if len(weights) not in (0, len(offsets)) or not all(0 < weight < np.inf for weight in weights):
-        raise UserError(
-            f"weights {tuple(weights)}; write {len(offsets)} numbers above 0, one for each offset"
-        )
-    affinities = _Affinities(volumes, voxels, threshold, tuple(weights) or (1.0,) * len(offsets))
+    pairs = find_pairs(mask, channels, name, offsets)
+    signs = _Signs(threshold, checked_weights(weights, len(offsets)))
     library()  # which says before the work that it is not there
-    work = BlockWork(partial(_fragments, mask, affinities), (mask, *volumes))
+    work = BlockWork(partial(_fragments, mask, pairs, signs), (mask, *pairs.volumes))
     fragments = fill(mask, work, _dtype(mask))
-    of_blocks, links = _linked(fragments, mask, affinities)
+    of_blocks, links = linked(fragments, mask, pairs)
     all_fragments = np.concatenate(list(of_blocks.values()))
-    return renamed(
-        fragments, of_blocks, all_fragments, _clustered(all_fragments, links, affinities)
-    )
+    names = _clustered(all_fragments, links, signs)
+    return renamed(fragments, of_blocks, all_fragments, names)
 
 
 @dataclass(frozen=True)
-class _Affinities:
-    """Affinities and what they are about."""
+class _Signs:
+    """What affinities say."""
 
-    volumes: tuple[Volume, ...]
-    offsets: np.ndarray
-    """(k, 3) voxels from a voxel to the other of its pair."""
     threshold: float
     weights: tuple[float, ...]
 
-    @property
-    def margin(self) -> np.ndarray:
-        """(3,) voxels that they reach."""
-        return np.abs(self.offsets).max(axis=0)
-
-    def pairs(self, box: Box, outer: Box) -> Iterator[tuple[Volume, Box, Box]]:
-        """Each volume, the voxels of a box whose other one is in `outer`, and those others."""
-        start, stop = ends(box)
-        first, last = ends(outer)
-        for volume, offset in zip(self.volumes, self.offsets, strict=True):
-            low = np.maximum(start, first - offset)
-            high = np.maximum(np.minimum(stop, last - offset), low)
-            yield volume, slices(low, high), slices(low + offset, high + offset)
-
-    def signs(self, affinity: np.ndarray, k: int) -> np.ndarray:
+    def of(self, affinity: np.ndarray, k: int) -> np.ndarray:
         """Float64, above 0 for one object; the further from 0 the surer. k: which offset.
 
         NaN is 0, which says nothing.
@@ -122,46 +91,7 @@ def library() -> ModuleType:
     return needed.module("mwatershed", "objects from affinities", "objects")
 
 
-def _checked(
-    mask: Volume,
-    channels: Mapping[str, Volume],
-    name: str,
-    offsets: Sequence[Sequence[float]],
-) -> tuple[tuple[Volume, ...], np.ndarray]:
-    """The affinities, and (k, 3) voxels that their pairs are apart.
-
-    Raises UserError for what is not there, or is no whole number of voxels.
-    """
-    if mask.dtype.kind not in "bui":
-        raise UserError(f"a mask of {mask.dtype}; threshold() it first, or hand over ids")
-    if len(offsets) == 0:
-        raise UserError("offsets is empty; write those that the affinities were made with, in nm")
-    volumes = tuple(channels[f"{name}_{k}"] for k in range(len(offsets)))
-    for k, volume in enumerate(volumes):
-        learnt: Any = getattr(volume.array, "offset_nm", None)
-        apart = 0 if learnt is None else np.abs(np.subtract(learnt, offsets[k])) / mask.voxel_size
-        if np.max(apart) > SAME_OFFSET:
-            raise UserError(
-                f"{name}_{k} was learnt of voxels {tuple(learnt)} nm apart, and its offset here is "
-                f"{tuple(offsets[k])}; write the offsets that it was trained with, in their order"
-            )
-        if volume.shape != mask.shape:
-            raise UserError(
-                f"{name}_{k} of shape {volume.shape} for a mask of shape {mask.shape}; make them "
-                "equal"
-            )
-    exact = np.array(offsets, float) / mask.voxel_size
-    voxels = np.rint(exact).astype(int)
-    for offset, at, whole in zip(offsets, exact, voxels, strict=True):
-        if not whole.any() or np.abs(at - whole).max() > SAME_OFFSET:
-            raise UserError(
-                f"offset {tuple(offset)} nm is {at.round(2).tolist()} voxels of "
-                f"{list(mask.voxel_size)} nm; write whole multiples of the voxel size"
-            )
-    return volumes, voxels
-
-
-def _fragments(mask: Volume, affinities: _Affinities, block: Block) -> np.ndarray | None:
+def _fragments(mask: Volume, affinities: Pairs, signs: _Signs, block: Block) -> np.ndarray | None:
     """The fragments of a block, in numbers of its own."""
     box = with_margin(block.core, affinities.margin, mask.shape)
     object_ids = mask.read(box)
@@ -173,7 +103,7 @@ def _fragments(mask: Volume, affinities: _Affinities, block: Block) -> np.ndarra
         ids = object_ids[at]
         are_one_id = (ids != 0) & (ids == object_ids[within(there, box)])
         # 0 says nothing
-        evidence[k][at] = np.where(are_one_id, affinities.signs(probabilities(volume, here), k), 0)
+        evidence[k][at] = np.where(are_one_id, signs.of(probabilities(volume, here), k), 0)
     # where the volume is thinner than an offset there are no such pairs, and the library panics
     fits = (np.abs(affinities.offsets) < object_ids.shape).all(axis=1)
     labels = np.zeros(object_ids.shape, np.uint64)
@@ -210,59 +140,9 @@ def _compact(labels: np.ndarray) -> np.ndarray:
     return number.reshape(labels.shape).astype(np.uint32) + np.uint32(names[0] != 0)
 
 
-def _linked(
-    fragments: Volume, mask: Volume, affinities: _Affinities
-) -> tuple[dict[Index, np.ndarray], list[Contacts]]:
-    """The fragments of each block, and for each offset what is said of pairs of them."""
-    function = partial(_links, fragments, mask, affinities)
-    work = BlockWork(function, (fragments, mask, *affinities.volumes))
-    of_blocks = {}
-    links: list[list[Contacts]] = [[] for _ in affinities.volumes]
-    for block, (ids, contacts) in zip(blocks(mask), gather(mask, work), strict=True):
-        of_blocks[block.index] = ids
-        for of_offset, contacts_of_block in zip(links, contacts, strict=True):
-            of_offset.append(contacts_of_block)
-    return of_blocks, [combined(joined(of_offset)) for of_offset in links]
-
-
-def _links(
-    fragments: Volume, mask: Volume, affinities: _Affinities, block: Block
-) -> tuple[np.ndarray, list[Contacts]]:
-    """The fragments of a block, and for each offset what its affinities say of pairs of them."""
-    box = with_margin(block.core, affinities.margin, mask.shape)
-    labels = fragments.read(box)
-    object_ids = mask.read(box)
-    core = np.unique(labels[within(block.core, box)])
-    core = core[core > 0]
-    if len(core) == 0:
-        return core, [joined([]) for _ in affinities.volumes]
-    contacts = []
-    for volume, here, there in affinities.pairs(block.core, box):
-        first = within(here, box)
-        second = within(there, box)
-        apart = (
-            (labels[first] != labels[second])
-            & (object_ids[first] == object_ids[second])
-            & (object_ids[first] != 0)
-        )
-        affinity = probabilities(volume, here)
-        apart &= ~np.isnan(affinity)
-        evidence = affinity[apart]
-        pairs = Contacts.of_faces(
-            labels[first][apart],
-            labels[second][apart],
-            height=np.zeros(len(evidence)),
-            evidence=evidence,
-        )
-        contacts.append(combined(pairs))
-    return core, contacts
-
-
-def _clustered(
-    all_fragments: np.ndarray, links: Sequence[Contacts], affinities: _Affinities
-) -> np.ndarray:
+def _clustered(all_fragments: np.ndarray, links: Sequence[Contacts], signs: _Signs) -> np.ndarray:
     """(n,) object 1.. of each fragment, by the mutex watershed of their mean affinities."""
-    sure = np.concatenate([affinities.signs(link.mean, k) for k, link in enumerate(links)])
+    sure = np.concatenate([signs.of(link.mean, k) for k, link in enumerate(links)])
     a = np.searchsorted(all_fragments, np.concatenate([link.a for link in links]))
     b = np.searchsorted(all_fragments, np.concatenate([link.b for link in links]))
     # stable, so that of equal ones the earlier offset and the earlier fragments come first
