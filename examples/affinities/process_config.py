@@ -5,7 +5,13 @@ A voxel is of a class where its probability is above the threshold of the class.
 
 import math
 
-from common.infer.instances import mutex_watershed, remove_small, watershed, watershed_of_boundary
+from common.infer.instances import (
+    mutex_watershed,
+    remove_small,
+    watershed,
+    watershed_of_affinities,
+    watershed_of_boundary,
+)
 
 from .data import classes, derived
 
@@ -19,10 +25,10 @@ def process_func(logits):
 
 
 instance_options = {
-    "threshold": [0.3, 0.4, 0.6, 0.7],
+    "threshold": [0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85],
     "far": [0.5, 2.0],
     "neck": [0.5, 0.6, 0.8, 0.9],
-    "smallest": [1e5, 6e5, 1e6],
+    "smallest": [1e5, 4e5, 6e5, 1e6],
 }
 """What tune tries for the arguments of instance_func, one after the other."""
 
@@ -32,11 +38,11 @@ def instance_func(  # noqa: PLR0913, PLR0917
     probability,
     name,
     channels,
-    by="affinities",
-    threshold=0.5,
+    by="both",
+    threshold=0.8,
     far=1.0,
     neck=0.7,
-    smallest=3e5,
+    smallest=4e5,
 ):
     """Give the ids of the cells.
 
@@ -45,10 +51,11 @@ def instance_func(  # noqa: PLR0913, PLR0917
         probability: of the cells.
         name: of the class.
         channels: all that is predicted.
-        by: "affinities", or for comparison "boundary" or "mask".
-        threshold: affinity or boundary from which on two are one, or two.
+        by: "both", or for comparison "affinities", "boundary" or "mask".
+        threshold: affinity from which on two are one; boundary, or what both say against one
+            cell, from which on two are two.
         far: weight of pairs that are 50 nm apart beside neighbours.
-        neck: a contact is one from this part of the width on, by boundary and mask.
+        neck: a contact is one from this part of the width on, by all but affinities.
         smallest: nm^3.
     """
     mask = remove_small(mask, 100 * math.prod(mask.voxel_size))
@@ -60,6 +67,19 @@ def instance_func(  # noqa: PLR0913, PLR0917
             derived["cell_affinity"].offsets,
             threshold=threshold,
             weights=(1, 1, 1, far, far, far),
+        )
+    elif by == "both":
+        # those of neighbours say what the boundary says
+        far_pairs = {f"far_{k}": channels[f"cell_affinity_{k + 3}"] for k in range(3)}
+        ids = watershed_of_affinities(
+            mask,
+            channels["cell_boundary"],
+            far_pairs,
+            "far",
+            derived["cell_affinity"].offsets[3:],
+            threshold=threshold,
+            neck=neck,
+            weights=(far, far, far),
         )
     elif by == "boundary":
         ids = watershed_of_boundary(mask, channels["cell_boundary"], threshold, neck)
