@@ -51,8 +51,8 @@ STAGES = (
     Stage("download", "device", conveyor, "_download"),
     Stage("read", "readers", blocks, "_read"),
     Stage("halve", "writers", writer, "_reduced"),
-    Stage("compress", "writers", chunks.ChunkFiles, "_encoded"),
-    Stage("files", "writers", chunks, "_replace"),
+    Stage("compress", "writers", chunks.ChunkFiles, "_put_chunk"),
+    Stage("files", "writers", chunks, "_replace", within="compress"),
     Stage("ledger", "writers", ledger.Journal, "add"),
 )
 
