@@ -455,6 +455,8 @@ def test_the_command_says_one_sentence_and_nothing_else(experiment, forked):
 
 SMALL_FILES = f"""
 import resource, sys
+from common import provenance
+provenance.uncommitted = lambda repository: b""  # a patch that is too large would be the first
 most = int(sys.argv.pop())
 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 {COMMAND_LINE}

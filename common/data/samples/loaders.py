@@ -70,8 +70,7 @@ def open_data(
 
     Raises:
         FileNotFoundError: if the datasplit, or data that it names, are missing.
-        UserError: with all problems of the crops in one message, and if no training crop has a
-            positive voxel of any class.
+        UserError: with all problems of the crops, or if none to train on has a positive voxel.
         FileError: if the cache cannot be written.
     """
     rows = rows_of_run(config, begun_with)
