@@ -38,14 +38,15 @@ def test_a_place_in_units_that_are_not_used_stays_the_same_voxel(tmp_path):
     np.testing.assert_allclose(level.translation, (800, 600, 40))
 
 
-def test_turned_axes_have_no_place(tmp_path):
+def test_the_place_of_turned_axes_is_along_them(tmp_path):
     way = np.eye(4)
     way[:2, :2] = 0.008 * np.array([[0.8, -0.6], [0.6, 0.8]])
     way[2, 2] = 0.008
     way[:3, 3] = 5
     (level,) = open_levels(nifti(tmp_path / "a.nii", way, unit="micron"))
-    assert not level.has_translation
     np.testing.assert_allclose(level.scale, 8, rtol=1e-5)
+    # x' = 0.8 x + 0.6 y, y' = 0.8 y - 0.6 x of (5, 5, 5) um
+    np.testing.assert_allclose(level.translation, (5000, 1000, 7000), rtol=1e-5)
 
 
 def test_values_of_nifti_are_scaled_as_its_header_says(tmp_path):
