@@ -27,7 +27,8 @@ def test_an_experiment_is_trained_predicted_and_told_in_a_row(tmp_path, monkeypa
     assert fp32 != bf16
     assert math.isclose(fp32, bf16, rel_tol=0.01)
     predicted = measured["predict"]
-    of_a_gpu = {"upload", "download", "lock memory"}
+    # a CPU finds NaN in the pass of 255ths
+    of_a_gpu = {"upload", "download", "lock memory", "look for NaN"}
     # so small a volume has no coarser levels
     assert {stage.name for stage in spent.STAGES} == {*predicted["spent"], *of_a_gpu, "halve"}
     assert min(predicted["spent"].values()) > 0

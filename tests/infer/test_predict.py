@@ -1339,4 +1339,4 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(tiny, fails, monkeypat
 def test_a_folder_that_cannot_be_made(tiny, fails):
     (tiny.folder / "predictions").write_text("a file")
     said = fails(tiny, wrote=True)
-    assert "tiny.zarr/" in said and "could not be written (Not a directory)" in said
+    assert "tiny.zarr/" in said and f"({tiny.folder}/predictions is no folder)" in said

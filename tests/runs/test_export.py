@@ -127,7 +127,7 @@ def test_a_table_that_cannot_be_written_is_refused_at_once(
     write(tmp_path / "exp/logs/m/s", [])
     result = unite(tmp_path, option, str(tmp_path / name))
     assert result.exit_code == 2
-    assert result.output.startswith(f"Error: {tmp_path / name}: ")
+    assert result.output.startswith(f"error: {tmp_path / name}: ")
     assert problem in result.output
     assert not (tmp_path / "tensorboards").exists()
 
@@ -137,7 +137,7 @@ def test_a_broken_record_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "exp/logs/m/s/run.json").write_text("{")
     result = unite(tmp_path, "--export", str(tmp_path / "runs.csv"))
     assert result.exit_code == 2
-    assert result.output.splitlines()[-1].startswith("Error: ")
+    assert result.output.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "runs.csv").exists()
 
 

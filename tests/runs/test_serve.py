@@ -114,7 +114,7 @@ def test_a_busy_port_is_refused_in_one_sentence_by_the_script_that_users_type(tm
             check=False,
         )
     assert result.returncode == 2
-    assert result.stderr.startswith(f"Error: port {port}: address already in use;")
+    assert result.stderr.startswith(f"error: port {port}: address already in use;")
 
 
 @contextmanager
