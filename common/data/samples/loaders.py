@@ -366,10 +366,10 @@ def _not_there(crops: Sequence[Crop]) -> list[str]:
         return []
     missing = sum(crop.missing_raw.missing for crop in short)
     total = sum(crop.missing_raw.of for crop in short)
+    names = some([crop.name for crop in short])
     return [
-        f"{missing} of {total} chunks of raw are not there under the labels of "
-        f"{some([crop.name for crop in short])}, and are black: fetch their EM chunks again, or "
-        "remove the crops from the datasplit"
+        f"{missing} of {total} chunks of raw are not there under the labels of {names}, and are of "
+        "one value: fetch their EM chunks again, or remove the crops from the datasplit"
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,9 +14,6 @@ from common.errors import UserError
 from common.shell import options
 from common.shell.group import Command
 from common.shell.options import Names
-
-if TYPE_CHECKING:
-    pass
 
 command = partial(click.command, cls=Command, heading="Look and compare")
 
@@ -145,7 +142,7 @@ def report(experiments: tuple[str, ...], **given: Any) -> None:
     """
     from common.runs import report as module
 
-    click.echo(module.report(experiments, **options.given(given), say=click.echo))
+    click.echo(module.report(experiments, **options.given(given), say=talk.say))
 
 
 @command(
