@@ -9,6 +9,7 @@ import numpy as np
 from common.data.splits.regions import Region
 from common.data.volumes import ngff, regrid
 from common.data.volumes.annotation import UNKNOWN_ID, LabelReader
+from common.data.volumes.box import Box
 from common.data.volumes.ngff import Grid, Level
 from common.show import figures
 from common.show.figures import Picture
@@ -176,8 +177,7 @@ def _resampled(level: Level, grid: Grid, change: Callable[[np.ndarray], np.ndarr
     after = np.ceil(upper) + 1
     start = np.clip(before, 0, level.shape - 1).astype(int)
     stop = np.clip(after, start + 1, level.shape).astype(int)
-    origin = level.translation + start * level.scale
-    window = Grid(origin, level.scale, tuple(stop - start))
+    window = level.grid.part(Box(start, stop))
     weights = []
     for axis in range(3):
         target = regrid.axis_of(grid, axis)

@@ -19,7 +19,7 @@ from common.data.crops.palette import CODE_OF_UNKNOWN, UNKNOWN, in_uint8
 from common.data.splits.split import Row
 from common.data.volumes import ngff, regrid
 from common.data.volumes.annotation import LabelReader, encoding_of
-from common.data.volumes.box import boxes
+from common.data.volumes.box import Box, boxes
 from common.data.volumes.level import Grid, Level
 from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.errors import UserError
@@ -109,7 +109,7 @@ def write(crop: Crop, folder: Path) -> Completed:
                 ids, positive, unknown = reader.read_ids(start, stop)
                 annotated.append(_Annotated(reader.name, ids, Labels(positive, unknown)))
             labels = _known_labels(annotated, crop)
-            place = Grid(grid.origin + start * grid.scale, grid.scale, tuple(stop - start))
+            place = grid.part(Box(start, stop))
             probabilities = np.stack([regrid.ids(level, place) for level in crop.predicted])
             filled = pseudo.fill(
                 labels, probabilities, crop.classes, threshold=crop.threshold, rules=crop.rules
