@@ -74,8 +74,7 @@ def tune(  # noqa: PLR0913  the options of the command
     add(path, run_of(config), _records(found, about, checkpoints))
     lines = tune_words.table(found) + tune_words.remarks(path, recipe, found)
     lines += tune_words.everywhere(found)
-    lines += tune_words.at_edges(found, trials, workers)
-    _say_each(lines, say)
+    _say_each(lines + tune_words.at_edges(found, trials, workers), say)
     return found
 
 

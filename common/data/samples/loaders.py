@@ -83,7 +83,6 @@ def open_data(
         train, rows = _with_a_positive(train, rows)
     validation = decoded(used_for("validate", rows), beside=train)
     _check_pseudo(config, train, validation)
-
     sampler = _sampler(config, train)
     _refuse_masks(config, train)
     foreground = count_voxels(train, 1, sampler.target.scale)

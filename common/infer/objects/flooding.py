@@ -113,8 +113,7 @@ def watershed_of_affinities(  # noqa: PLR0913, PLR0917  # so it is called in pro
     against = [_against(link, weight) for link, weight in zip(links, counted, strict=True)]
     of_pairs = basins.graph(joined(against)).contacts
     part = over_passes(graph, basins.summits, neck)
-    of_faces = graph.contacts.times(WHOLE)
-    both = Graph(graph.n, combined(joined([of_faces, of_pairs])))
+    both = Graph(graph.n, combined(joined([graph.contacts.times(WHOLE), of_pairs])))
     part = over_means(both.contracted(part), threshold)[part]
     return basins.ids(part)
 

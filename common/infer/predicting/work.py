@@ -319,6 +319,7 @@ def begin(
     classes: Sequence[str],
 ) -> Work:
     """Open the classes of a box for writing, and see which blocks an earlier call left."""
+    config = network.config
     record = replace(
         with_raw(describe(network, region, plan, output), plan),
         largest_block=plan.largest,
@@ -329,12 +330,9 @@ def begin(
 
     def opened(name: str) -> ClassVolume:
         of_channel = replace(
-            record,
-            range_nm=range_nm(network.config, name),
-            offset_nm=offset_nm(network.config, name),
+            record, range_nm=range_nm(config, name), offset_nm=offset_nm(config, name)
         )
-        codec = network.config.predictions_codec
-        return open_class(folder / name, plan, name, of_channel, codec=codec)
+        return open_class(folder / name, plan, name, of_channel, codec=config.predictions_codec)
 
     # a dozen small files each, for which a disk of a cluster takes its time
     with ThreadPoolExecutor(WRITERS) as pool:
@@ -346,7 +344,7 @@ def begin(
         plan,
         plans=plans_of(network, region, plan),
         output=output,
-        channels=[network.config.channels.index(name) for name in classes],
+        channels=[config.channels.index(name) for name in classes],
         volumes=volumes,
         left=[number for number in plan.blocks if number not in done],
     )

@@ -83,6 +83,11 @@ def pack_results(
     if fresh:
         fresh.note()
     click.echo(packed)
+    _say_check(packed, manifest_path, partial=partial)
+
+
+def _say_check(packed: Path, manifest_path: str, *, partial: bool) -> None:
+    """Say the command that looks at what was packed."""
     line = talk.command_line("check-submission", packed, manifest=manifest_path, partial=partial)
     talk.say(f"next: {line}")
 
