@@ -44,6 +44,15 @@ def transforms(*pairs: tuple[str, list[float]]) -> list[dict]:
     return [{"type": kind, kind: value} for kind, value in pairs]
 
 
+def test_a_level_that_is_finest_by_its_scale_alone_is_refused(image):
+    """As where its scale was divided: labels are read from the finest level, half as large."""
+    wrong = transforms(("scale", [4, 4, 4]), ("translation", [100, 200, 300]))
+    change(image, lambda m: m["datasets"][1].update(coordinateTransformations=wrong))
+    said = "s0: 10 x 12 x 14 voxels of 8 nm, and s1 has 5 x 6 x 7 of 4 nm; the finest level"
+    with pytest.raises(UserError, match=said):
+        open_levels(image)
+
+
 def test_what_is_written_is_read(tmp_path):
     write_multiscale(tmp_path / "image", VOLUME, (50, 4.6, 4.6), (25, 2.3, -7), chunk=4)
     (level,) = open_levels(tmp_path / "image")

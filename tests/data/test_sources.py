@@ -96,6 +96,52 @@ def test_an_offset_of_n5_is_a_corner_unless_paintera_wrote_it(tmp_path):
         np.testing.assert_allclose(coarse.box()[0], fine.box()[0])
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"resolution": [0.004, 0.006, 0.008], "units": ["um"] * 3, "offset": [0.1, 0.2, 0.4]},
+        {"resolution": [4, 6, 80], "units": ["nm", "nm", "angstrom"], "offset": [100, 200, 4000]},
+        {
+            "pixelResolution": {"dimensions": [0.004, 0.006, 0.008], "unit": "um"},
+            "offset": [0.1, 0.2, 0.4],
+        },
+    ],
+)
+def test_offset_and_resolution_of_n5_are_in_one_unit(tmp_path, more, capsys):
+    """units beside resolution are those of Neuroglancer and funlib."""
+    path = tmp_path / writers.plain_n5(tmp_path, VOLUME)
+    writers.attributes(path / "attributes.json", **more)
+    (level,) = open_levels(path)
+    np.testing.assert_allclose(level.scale, VOXEL)
+    np.testing.assert_allclose(level.translation, (404, 203, 102))
+    assert capsys.readouterr().err == ""
+
+
+def test_lengths_of_n5_without_a_unit_that_no_em_has_are_asked_for(tmp_path, capsys):
+    """0.008 is um; a coarse level of that is not 0.5 nm."""
+    path = tmp_path / writers.n5_of_own_sizes(tmp_path, VOLUME)
+    for number, factor in enumerate((1, 100)):
+        size = np.multiply([0.004, 0.006, 0.008], factor).tolist()
+        writers.attributes(path / f"s{number}/attributes.json", pixelResolution=size)
+    with pytest.raises(UserError, match=r"own.n5/em/raw: nothing in it says how large a voxel is"):
+        open_levels(path)
+    assert "s0: says voxels of 0.008 x 0.006 x 0.004 nm, which no EM has" in capsys.readouterr().err
+
+
+def test_dimensions_of_n5_with_other_names_are_not_taken_for_x_y_z(tmp_path):
+    path = tmp_path / writers.plain_n5(tmp_path, VOLUME)
+    for names in (["z", "y", "x"], ["x", "y", "c"], ["x", "y", "t", "z"]):
+        writers.attributes(path / "attributes.json", axes=names)
+        with pytest.raises(UserError, match=f"axes {', '.join(names)} by its attribute 'axes'"):
+            open_levels(f"{path}#voxel_size=8")
+    writers.attributes(path / "attributes.json", axes=["x", "y", "z"])
+    assert len(open_levels(f"{path}#voxel_size=8")) == 1
+    # a transform has names of its own
+    cosem = tmp_path / writers.n5_cosem(tmp_path, VOLUME)
+    writers.attributes(cosem / "attributes.json", axes=["z", "y", "x"])
+    np.testing.assert_allclose(open_levels(cosem)[0].scale, VOXEL)
+
+
 # What cannot be read
 
 
@@ -194,6 +240,27 @@ def test_colours_and_channels_of_a_tiff_are_refused(tmp_path):
         open_levels(tmp_path / "two.tif")
 
 
+@pytest.mark.parametrize("axes", ["XYZ", "ZXY", "YXZ"])
+def test_pages_of_a_tiff_that_are_no_y_and_x_are_refused(tmp_path, axes):
+    """Of a cube nothing but the names tells it."""
+    tifffile.imwrite(tmp_path / "turned.tif", VOLUME[:12, :12, :12], metadata={"axes": axes})
+    with pytest.raises(UserError, match=rf"turned.tif: axes {axes} by its metadata, .* z, y, x"):
+        open_levels(tmp_path / "turned.tif")
+
+
+@pytest.mark.parametrize("odd", [{"data": VOLUME[5].astype("u2")}, {"predictor": True}])
+def test_a_page_of_a_tiff_that_is_stored_otherwise_than_the_first_is_refused(tmp_path, odd):
+    """It was decoded as the first one is: noise, or the half of it."""
+    with tifffile.TiffWriter(tmp_path / "mixed.tif") as file:
+        for number, page in enumerate(VOLUME):
+            more = odd if number == 5 else {}
+            file.write(**{"data": page, "compression": "lzw", "metadata": None} | more)
+    (level,) = open_levels(f"{tmp_path / 'mixed.tif'}#voxel_size=8")
+    np.testing.assert_array_equal(level.read((0, 0, 0), (5, 20, 30)), VOLUME[:5])
+    with pytest.raises(UserError, match=r"mixed.tif: page 6 has another type, shape or"):
+        level.read((0, 0, 0), level.shape)
+
+
 def test_a_file_with_several_volumes_names_them(tmp_path):
     with h5py.File(tmp_path / "many.h5", "w") as file:
         file["a"] = VOLUME
@@ -281,6 +348,7 @@ def test_bytes_of_a_header_that_says_more_than_127_are_unsigned(tmp_path):
         {"axistags": '{"axes": [{"key": "x"}, {"key": "y"}, {"key": "z"}]}'},
         {"axis_names": ["X", "Y", "Z"]},
         {"_ARRAY_DIMENSIONS": ["c", "y", "x"]},
+        {"DIMENSION_LABELS": ["x", "y", "z"]},
     ],
 )
 def test_an_array_whose_axes_have_other_names_is_not_taken_for_z_y_x(tmp_path, attributes):
@@ -296,6 +364,33 @@ def test_an_array_whose_axes_have_other_names_is_not_taken_for_z_y_x(tmp_path, a
     for order in (["z", "y", "x"], ["dim_0", "dim_1", "dim_2"]):
         writers.attributes(path / ".zattrs", **dict.fromkeys(attributes, order))
         assert len(open_levels(f"{path}#voxel_size=8")) == 1
+
+
+def test_a_virtual_array_without_one_of_its_files_is_not_taken_for_zeros(tmp_path):
+    whole = h5py.VirtualLayout(writers.SHAPE, np.uint8)
+    middle = writers.SHAPE[0] // 2
+    for name, part in (("top.h5", slice(0, middle)), ("low.h5", slice(middle, None))):
+        with h5py.File(tmp_path / name, "w") as file:
+            file["raw"] = VOLUME[part]
+        whole[part] = h5py.VirtualSource(name, "raw", VOLUME[part].shape)
+    with h5py.File(tmp_path / "whole.h5", "w") as file:
+        file.create_virtual_dataset("raw", whole, fillvalue=0)
+    (level,) = open_levels(f"{tmp_path / 'whole.h5'}#voxel_size=8")
+    np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), VOLUME)
+    (tmp_path / "low.h5").unlink()
+    with pytest.raises(UserError, match=r"whole.h5:/raw: a virtual array, whose part low.h5 is"):
+        open_levels(f"{tmp_path / 'whole.h5'}#voxel_size=8")
+
+
+def test_sections_behind_those_of_the_header_are_noted(tmp_path, capsys):
+    """Of a header that was written before the last sections were."""
+    path = tmp_path / writers.mrc(tmp_path, VOLUME)
+    with path.open("ab") as file:
+        file.write(VOLUME.tobytes())
+    assert open_levels(path)[0].grid.shape == VOLUME.shape
+    assert f"for the {len(VOLUME)} sections of its header; what is behind" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_an_array_of_imaris_ends_where_its_image_does(tmp_path):
@@ -322,6 +417,29 @@ def test_lengths_are_in_the_units_that_stand_beside_them(tmp_path):
     writers.attributes(path / ".zattrs", **about)
     (level,) = open_levels(path)
     np.testing.assert_allclose((level.scale, level.translation), [(8, 6, 4), (84, 3, 2)])
+
+
+@pytest.mark.parametrize("unit", ["um", "micrometer", b"nm"])
+def test_one_unit_beside_a_resolution_is_that_of_all_axes(unit):
+    factor = 1 if unit == b"nm" else 1000
+    said = by_attributes(WHERE, {"resolution": [4, 8, 16], "offset": [0, 8, 16], "unit": unit})
+    assert said.scale == [4 * factor, 8 * factor, 16 * factor]
+    assert said.translation == [2 * factor, 12 * factor, 24 * factor]
+
+
+def test_a_micrometre_along_each_axis_is_no_voxel_size_that_anybody_measured():
+    assert by_attributes(WHERE, {"element_size_um": [1.0, 1.0, 1.0]}).scale is None
+    assert by_attributes(WHERE, {"element_size_um": [1.0, 0.5, 0.5]}).scale == [1000, 500, 500]
+
+
+def test_names_of_dimensions_that_contradict_the_axes_of_an_image_are_refused(tmp_path):
+    """Both are in OME-NGFF 0.5, which wants them alike."""
+    path = tmp_path / writers.zarr3(tmp_path, VOLUME)
+    writers.attributes(path / "0/zarr.json", dimension_names=["c", "z", "y", "x"])
+    assert len(open_levels(path)) == 2
+    writers.attributes(path / "0/zarr.json", dimension_names=["c", "x", "y", "z"])
+    with pytest.raises(UserError, match="raw/0: axes c, x, y, z by its dimension_names, and c, z"):
+        open_levels(path)
 
 
 def test_a_series_of_slices_that_lacks_one_or_has_one_too_many_is_noted(tmp_path, capsys):

@@ -21,6 +21,8 @@ from common.data.volumes.chunks import PARTIAL, SEPARATOR, chunk_files
 from common.data.volumes.level import Grid, Level
 from common.data.volumes.metadata import LEVELS_BY_BLOCK, STORED_CHUNKS, UNFINISHED
 from common.data.volumes.sources import opening
+from common.errors import UserError
+from common.talk import nm, voxels
 
 Reduction = Callable[[np.ndarray, Vector], np.ndarray]
 """`reduce(block, factors)` returns the coarser block, such as `block_mean` or `pick`."""
@@ -44,7 +46,16 @@ def open_levels(path: str | Path) -> list[Level]:
         FileNotFoundError: if nothing is there, or if an array that it names is missing.
         UserError: if it is nothing that can be read, or if its metadata do not place it in space.
     """
-    return sorted(opening.open_image(path), key=lambda level: float(np.prod(level.scale)))
+    levels = sorted(opening.open_image(path), key=lambda level: float(np.prod(level.scale)))
+    for level in levels[1:]:
+        if level.array.size > levels[0].array.size:
+            raise UserError(
+                f"{level.path}: {voxels(level.grid.shape)} voxels of {nm(level.scale)} nm, and "
+                f"{levels[0].path.name} has {voxels(levels[0].grid.shape)} of "
+                f"{nm(levels[0].scale)} nm; the finest level of a volume has most voxels: correct "
+                "the scales in its metadata"
+            )
+    return levels
 
 
 def pick_level(levels: Sequence[Level], scale: Vector) -> Level:

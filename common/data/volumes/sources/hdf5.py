@@ -37,12 +37,29 @@ def open_file(place: Place) -> Image:
             f"{path.name}:/volume"
         )
     shown = path_of(f"{path}:/{name}")
+    _refuse_missing_parts(path, shown, dataset)
     array = Dataset(shown, path, dataset)
     check_order(shown, array.attrs)
     said = by_attributes(shown, array.attrs)
     return single(
         shown, array, scale=said.scale, translation=said.translation, otherwise=said.corner
     )
+
+
+def _refuse_missing_parts(path: Path, shown: Path, dataset: Any) -> None:
+    """Raises UserError for a virtual array of which a file is missing: HDF5 gives 0 there.
+
+    Source: https://support.hdfgroup.org/documentation/hdf5/latest/_v_d_s.html.
+    """
+    for part in dataset.virtual_sources() if dataset.is_virtual else ():
+        name = part.file_name
+        # % stands for a number; HDF5 looks beside the file, too, and for the bare name there
+        places = (Path(name), path.parent / name, path.parent / Path(name).name)
+        if name != "." and "%" not in name and not any(place.is_file() for place in places):
+            raise UserError(
+                f"{shown}: a virtual array, whose part {name} is not there; copy that file beside "
+                f"{path.name}, too"
+            )
 
 
 def _only_volume(h5py: Any, path: Path, file: Any) -> str:

@@ -52,7 +52,7 @@ def single(
         otherwise: (3,) nm, the translation where the file does not say it; 0 unless given.
         stamp: as of `Level`; of a file its size and time say more, see `Voxels.files`.
     """
-    if scale is not None and not _is_of_em(scale):
+    if scale is not None and not is_of_em(scale):
         note_once(f"{path}: says voxels of {nm(scale)} nm, which no EM has; that is not used")
         scale = None
         otherwise = None
@@ -71,7 +71,8 @@ def single(
     return Image([level], scale is not None)
 
 
-def _is_of_em(scale: Sequence[float]) -> bool:
+def is_of_em(scale: Sequence[float] | np.ndarray) -> bool:
+    """Whether volume EM has voxels of this size, (3,) nm."""
     return all(SMALLEST_EM_NM <= length <= LARGEST_EM_NM for length in scale)
 
 
@@ -229,7 +230,8 @@ def by_attributes(path: Path, attributes: Mapping[str, Any]) -> Placing:
                 centre = corner
             return Placing((units * scale).tolist(), centre, corner)
     micrometres = numbers(attributes.get("element_size_um"))
-    if micrometres and min(micrometres) > 0:
+    # 1 um along each axis is what an image has that nobody measured
+    if micrometres and min(micrometres) > 0 and micrometres != [1, 1, 1]:
         return Placing([1000 * length for length in micrometres], centre)
     if centre is None and offset is not None:
         # in voxels, where nothing says how large these are
@@ -241,13 +243,20 @@ def _units(path: Path, attributes: Mapping[str, Any]) -> list[float]:
     """Lengths in nm of the units along z, y, x that attributes name; 1 where they name none."""
     # one text would be the unit of the values, as xarray has it
     named = _texts(attributes.get("units"))
+    # as `common.data.volumes.writers.hdf5` names that of all axes
+    of_all = [unit for unit in _texts(attributes.get("unit")) if unit in NM_PER_UNIT]
     if len(named) != len(SPACE) or not any(named):
+        named = of_all * len(SPACE)
+    if len(named) != len(SPACE):
         return [1.0] * len(SPACE)
     return [in_nm(path, 1.0, unit) for unit in named]
 
 
-ORDERS = ("axistags", "axis_names", "axes", "dimension_names", "_ARRAY_DIMENSIONS")
-"""Attributes in which axes have names: of vigra and ilastik, funlib, zarr v3, xarray."""
+ORDERS = (
+    *("axistags", "axis_names", "axes", "dimension_names", "_ARRAY_DIMENSIONS"),
+    "DIMENSION_LABELS",
+)
+"""Attributes in which axes have names: of vigra and ilastik, funlib, zarr v3, xarray, HDF5."""
 
 OTHERS = ("c", "channel", "t", "time")
 """Names of axes along which there is more than one volume."""

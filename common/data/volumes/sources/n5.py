@@ -2,7 +2,8 @@
 
 Everything in N5 is listed x, y, z, but for what names its axes. Sources:
 https://github.com/saalfeldlab/n5 (arrays), https://github.com/saalfeldlab/n5-viewer
-(pixelResolution, downsamplingFactors), cellmap-schemas (multiscales, transform).
+(pixelResolution, downsamplingFactors), cellmap-schemas (multiscales, transform),
+https://github.com/google/neuroglancer, src/datasource/n5 (axes, units beside resolution).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from common.data.volumes import metadata
 from common.data.volumes.level import Level
 from common.data.volumes.sources import chunked
 from common.data.volumes.sources.chunked import Chunked
-from common.data.volumes.sources.image import Image, in_nm, numbers
+from common.data.volumes.sources.image import Image, in_nm, is_of_em, numbers
 from common.data.volumes.sources.place import Place
 from common.errors import UserError
+from common.talk import nm, note_once
 
 MARKER = "attributes.json"
 
@@ -92,9 +94,10 @@ def _image(path: Path, group: dict[str, Any], levels: dict[str, dict[str, Any]])
         folder = path / name
         transform = about.get("transform") or transforms.get(name)
         factors = _factors(group, about, number)
-        found = _of_transform(folder, transform) or _of_resolution(
-            folder, {**group, **about}, base, factors
-        )
+        found = _of_transform(folder, transform)
+        if found is None:
+            _check_order(folder, {**group, **about})
+            found = _of_resolution(folder, {**group, **about}, base, factors)
         if found is None:
             is_measured = False
             found = (factors, (factors - 1) / 2, False)
@@ -174,33 +177,52 @@ def _of_resolution(
 ) -> Found | None:
     """What pixelResolution or resolution says, x, y, z; None without.
 
-    The offset is the corner of the first voxel, as funlib and daisy write it; Paintera's is its
-    centre.
+    The offset is the corner of the first voxel, in the unit of the resolution, as funlib and daisy
+    write it; Paintera's is its centre.
     """
-    size = _resolution(folder, about)
-    if size is None:
+    said = _resolution(folder, about)
+    said_of_finest = _resolution(folder, base)
+    if said is None or said_of_finest is None:
+        return None
+    size, unit = said
+    finest, _ = said_of_finest
+    if not is_of_em(finest):
+        note_once(f"{folder}: says voxels of {nm(finest)} nm, which no EM has; that is not used")
         return None
     offset = numbers(about.get("offset"))
-    finest = _resolution(folder, base)
-    assert finest is not None
     # some give the size of the finest level to all, some its own to each
     voxel = size * factors if np.allclose(size, finest) else size
     # a coarse voxel lies over several fine ones: its centre is theirs
     first = (voxel - finest) / 2
     if offset is not None:
-        first = first + np.array(offset[::-1])
+        first = first + unit * offset[::-1]
         if PAINTERA not in about:
             first = first + finest / 2
     return voxel, first, offset is not None
 
 
-def _resolution(folder: Path, about: Mapping[str, Any]) -> np.ndarray | None:
+def _resolution(folder: Path, about: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Size of a voxel, and of the unit that lengths are in: (3,) nm each, z, y, x; None without."""
     written = about.get("pixelResolution", about.get("resolution"))
-    unit = None
+    units = about.get("units")
     if isinstance(written, dict):
-        unit = written.get("unit")
+        units = [written.get("unit")] * 3
         written = written.get("dimensions")
     size = numbers(written)
     if size is None or min(size) <= 0:
         return None
-    return np.array([in_nm(folder, length, unit) for length in reversed(size)])
+    if not isinstance(units, list) or len(units) != 3:
+        units = [None] * 3
+    unit = np.array([in_nm(folder, 1.0, name) for name in reversed(units)])
+    return unit * size[::-1], unit
+
+
+def _check_order(folder: Path, about: Mapping[str, Any]) -> None:
+    """Raises UserError for a volume whose first three dimensions are not x, y, z by their names."""
+    names = about.get("axes")
+    if isinstance(names, list) and len(names) >= 3 and names[:3] != ["x", "y", "z"]:
+        raise UserError(
+            f"{folder}: axes {', '.join(map(str, names))} by its attribute 'axes', which has the "
+            "order of 'dimensions'; write a volume whose dimensions are x, y, z, or correct the "
+            "attribute if they are"
+        )

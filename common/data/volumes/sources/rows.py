@@ -16,6 +16,7 @@ from common.data.volumes.level import Attributes, Voxels
 from common.data.volumes.sources.image import check
 from common.data.volumes.sources.packed import Packed
 from common.errors import UserError
+from common.talk import note_once
 
 
 class Rows(Voxels):
@@ -69,6 +70,13 @@ class Rows(Voxels):
         if size < wanted:
             raise UserError(
                 f"{self.path}: {size:,} bytes of {wanted:,}, so it is cut off; copy it again"
+            )
+        section = math.prod(self._stored[1:]) * self._in_file.itemsize
+        if size - wanted >= section:
+            note_once(
+                f"{self.path}: {size:,} bytes, and {wanted:,} for the {self._stored[0]} sections "
+                "of its header; what is behind them is not read: correct the header if it is more "
+                "of the volume"
             )
 
     def files(self, start: Vector, stop: Vector) -> list[Path]:

@@ -116,7 +116,7 @@ def _stack(path: Path, tiff: Any) -> tuple[tuple[int, ...], np.dtype, Any]:
     if len(series) > 1 and len(shapes) == 1 and series[0].ndim == 2:
         return (len(tiff.pages), *series[0].shape), series[0].dtype, tiff.pages
     if len(series) > 1:
-        note_once(f"{path}: {len(series)} images of different size, the first one is read")
+        note_once(f"{path}: {len(series)} images, of which the first one is read")
     return _shape(path, series[0]), series[0].dtype, series[0].pages
 
 
@@ -132,6 +132,7 @@ class Pages(Voxels):
         self._tiff = tiff
         tiff.filehandle.set_lock(True)
         self._kept = files.Kept()
+        self._like_first: set[int] = set()
         first = self._pages[0]
         self.chunks = (
             1,
@@ -206,7 +207,26 @@ class Pages(Voxels):
                 f"{self.path}: page {number + 1} is in another file of its OME series; write the "
                 "series as one file"
             )
+        if number not in self._like_first:
+            self._check_like_first(page, number)
+            self._like_first.add(number)
         return page
+
+    def _check_like_first(self, page: Any, number: int) -> None:
+        """UserError for a page that is stored otherwise than tifffile takes it for.
+
+        Of pages in a row without a word about them it reads the first one's tags alone.
+        """
+        # without tags of its own a page is a part of a run of bytes
+        if not page.is_frame or not page.offset:
+            return
+        with self._tiff.filehandle.lock:
+            own = page.aspage()
+        if _storage(own) != _storage(page.keyframe):
+            raise UserError(
+                f"{self.path}: page {number + 1} has another type, shape or compression than the "
+                "first; write all pages alike"
+            )
 
     def _decoded(self, page: Any, segment: int) -> np.ndarray:
         """The pixels of a strip or tile."""
@@ -219,6 +239,22 @@ class Pages(Voxels):
         if data is None:  # a tile that is not stored
             return np.zeros(shape[1:3], self.dtype)
         return data[0, : shape[1], : shape[2], 0]
+
+
+def _storage(page: Any) -> tuple:
+    """What the bytes of a page are decoded by."""
+    return (
+        *page.shaped,
+        min(page.rowsperstrip, page.imagelength),
+        page.tilewidth,
+        page.tilelength,
+        page.sampleformat,
+        page.bitspersample,
+        page.fillorder,
+        page.predictor,
+        page.compression,
+        page.photometric,
+    )
 
 
 def _paste(
@@ -244,6 +280,12 @@ def _shape(path: Path, series: Any) -> tuple[int, ...]:
     width = lengths.pop("X", 0)
     stacked = [axis for axis in lengths if axis in ALONG_Z]
     depth = lengths.pop(stacked[0]) if len(stacked) == 1 else 1
+    order = [axis for axis in series.axes if axis in (*stacked, "Y", "X")]
+    if order[-2:] != ["Y", "X"]:
+        raise UserError(
+            f"{path}: axes {series.axes} by its metadata, of shape {list(series.shape)}; write a "
+            "stack of pages, z, y, x, or correct the metadata if it is one"
+        )
     for axis, length in lengths.items():
         if length != 1:
             name = {"C": "channels", "S": "samples a pixel (colours)", "T": "times"}.get(axis, axis)

@@ -38,6 +38,7 @@ def open_volume(place: Place) -> Image:
     for level in image.levels:
         folder = path / level.name
         described = metadata.read_object(folder / MARKER)
+        _check_names(folder, described.get("dimension_names"), image.axes)
         levels.append(
             Level(
                 path=folder,
@@ -50,6 +51,16 @@ def open_volume(place: Place) -> Image:
             )
         )
     return Image(levels)
+
+
+def _check_names(folder: Path, names: Any, axes: Sequence[str]) -> None:
+    """Raises UserError for an array that has the axes of its image in another order."""
+    if isinstance(names, list) and names != [*axes] and sorted(map(str, names)) == sorted(axes):
+        raise UserError(
+            f"{folder}: axes {', '.join(names)} by its dimension_names, and {', '.join(axes)} by "
+            f"the {MARKER} of its image; write the volume with the axes z, y, x, in this order, "
+            "and the same names in both"
+        )
 
 
 def _by_itself(path: Path, about: dict[str, Any], attributes: dict[str, Any]) -> Image:
