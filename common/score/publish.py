@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from common.data.volumes import annotation
@@ -11,10 +11,10 @@ from common.infer.processing.prediction import note_older_weights
 from common.score import judge, result, tables
 from common.score.judge import Evaluation
 from common.score.result import CropScore, Scores
-from common.talk import Say, note, some
+from common.talk import note, some
 
 
-def publish(scores: Scores, path: Path, say: Say) -> None:
+def publish(scores: Scores, path: Path, say: Callable[[str], None]) -> None:
     """Write the JSON file, and say the tables and what to look at."""
     result.write(scores, path)
     say(tables.terminal(scores))
@@ -23,7 +23,7 @@ def publish(scores: Scores, path: Path, say: Say) -> None:
     _note_everywhere(scores, say)
 
 
-def _note_other_grids(scores: Scores, say: Say) -> None:
+def _note_other_grids(scores: Scores, say: Callable[[str], None]) -> None:
     """What was scored on other voxels than its own, or does not reach over the truth."""
     by_path: dict[str, CropScore] = {}
     for crop, classes in scores.crops.items():
@@ -52,7 +52,7 @@ def _note_other_grids(scores: Scores, say: Say) -> None:
         )
 
 
-def _note_everywhere(scores: Scores, say: Say) -> None:
+def _note_everywhere(scores: Scores, say: Callable[[str], None]) -> None:
     """Classes that are positive nearly everywhere, and not in the annotation."""
     found: dict[str, list[str]] = {}
     for crop, classes in scores.crops.items():

@@ -6,7 +6,7 @@ see `common.score.trials`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from common.score.publish import note_networks
 from common.score.trials import COARSE, Trial
 from common.score.versions import CSC, Version
 from common.score.workers import Workers
-from common.talk import Say, some
+from common.talk import some
 
 
 def tune(  # noqa: PLR0913  the options of the command
@@ -46,7 +46,7 @@ def tune(  # noqa: PLR0913  the options of the command
     workers: Workers = 1,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
-    say: Say = print,
+    say: Callable[[str], None] = print,
 ) -> list[Tuned]:
     """Choose the threshold, and options, of each class. Raises FileNotFoundError or UserError.
 
@@ -78,7 +78,9 @@ def tune(  # noqa: PLR0913  the options of the command
     return found
 
 
-def _boxes(config: TrainConfig, crops: str, folds: int, say: Say) -> list[regions.Region]:
+def _boxes(
+    config: TrainConfig, crops: str, folds: int, say: Callable[[str], None]
+) -> list[regions.Region]:
     boxes = regions.choose(config, crops, with_test=False, say=say)
     _check_folds(folds, boxes)
     return boxes
@@ -92,7 +94,7 @@ def add(path: Path, run: str, records: Mapping[str, Any]) -> None:
     write_json(path, runs)
 
 
-def _say_each(lines: Sequence[str], say: Say) -> None:
+def _say_each(lines: Sequence[str], say: Callable[[str], None]) -> None:
     for line in lines:
         say(line)
 
@@ -152,7 +154,7 @@ def _trials(
     return trials
 
 
-def _checkpoints(trials: Sequence[Trial], say: Say) -> dict[str, str]:
+def _checkpoints(trials: Sequence[Trial], say: Callable[[str], None]) -> dict[str, str]:
     """SHA-256 of the checkpoint that predicted each class; "" where the prediction does not say.
 
     Notes predictions that lie beside the voxels of the annotation, and as `note_networks`.

@@ -35,7 +35,9 @@ def boxes_of(source: str, classes: Sequence[str] = ()) -> list[tuple[Region, Lay
     """
     boxes: dict[str, list[Result]] = {}
     for result in results.find(source, classes):
-        boxes.setdefault(result.box, []).append(result)
+        folders = "/".join(result.names[:-1])
+        box = folders or result.path.parent.name
+        boxes.setdefault(box, []).append(result)
     return [(_region(name, volumes), _layers(volumes)) for name, volumes in boxes.items()]
 
 

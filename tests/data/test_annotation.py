@@ -138,6 +138,8 @@ def test_fractions_are_no_labels(tmp_path, value):
             ask((0, 0, 0), level.shape)
     with pytest.raises(UserError, match=said):
         reader.on(level.grid)
+    with pytest.raises(UserError, match=said):
+        reader.meaning(level.read((0, 0, 0), level.shape))
     assert read(label(tmp_path, [0, 1, np.nan, -0.5, 3], "float32"))[0] == [0, 1, -1, -1, 1]
 
 
@@ -204,6 +206,22 @@ def test_the_largest_ids_of_64_bits_are_objects(tmp_path):
     assert (drawn > 0).ravel().tolist() == [value > 0 for value in values]
     # counted as they are: a truth and its own copy
     assert challenge.instance(ids, ids, (8, 8, 8)).tp == len(values) - 1
+
+
+@pytest.mark.parametrize("dtype", ["uint32", ">u8"])
+def test_the_largest_number_of_a_wide_type_beside_ids_is_remarked(tmp_path, dtype):
+    """Programs write it where there is no object: all between the objects would be one."""
+    largest = int(np.iinfo(dtype).max)
+    level = label(tmp_path, [0, 7, 8, largest], dtype)
+    labels, (remark,) = read(level)
+    assert (
+        labels == [0, 1, 1, 1] and f"{largest}, the largest number of {level.array.dtype}" in remark
+    )
+    describe(level.group, INSTANCE, {"absent": 0, "unknown": largest})
+    labels, (remark,) = read(open_levels(level.group)[0])
+    assert labels == [0, 1, 1, -1] and "was taken for unknown" in remark
+    describe(level.group, INSTANCE, {"absent": largest})
+    assert read(open_levels(level.group)[0])[0] == [-1, 1, 1, 0]
 
 
 def test_one_line_tells_of_all_crops():

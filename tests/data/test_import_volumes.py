@@ -356,6 +356,30 @@ def test_chunks_of_imported_labels_that_are_lost_are_noticed(files):
         reader.ids()
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_what_the_metadata_of_labels_call_unknown_stays_unknown(files, link):
+    labels = np.where(np.arange(SHAPE[0])[:, None, None] < 5, 255, MITO).astype(np.uint8)
+    about = {"annotation_type": {"type": "semantic_segmentation", "encoding": {"unknown": 255}}}
+    more = {"cellmap": {"annotation": about}}
+    ngff.write_multiscale(files / "mito.zarr", labels, (8, 8, 8), attributes=more)
+    store = imported(files, labels={"mito": str(files / "mito.zarr")}, link=link)
+    level = open_levels(store / layout.LABELS / "crop1/mito")[0]
+    ids, known = LabelReader(level, "mito").ids()
+    np.testing.assert_array_equal(known, labels != 255)
+    np.testing.assert_array_equal(ids, np.where(labels == 1, 1, 0))
+
+
+def test_labels_whose_metadata_call_another_number_background_are_refused(files):
+    about = {"annotation_type": {"encoding": {"absent": 2, "present": 1}}}
+    more = {"cellmap": {"annotation": about}}
+    ngff.write_multiscale(files / "mito.zarr", 2 - MITO, (8, 8, 8), attributes=more)
+    name = str(files / "mito.zarr")
+    with pytest.raises(UserError, match=r"say that 2 is background, .*mito=.*mito.zarr#value=1"):
+        imported(files, labels={"mito": name})
+    store = imported(files, labels={"mito": f"{name}#value=1"})
+    np.testing.assert_array_equal(voxels(store / layout.LABELS / "crop1/mito"), MITO)
+
+
 def test_another_code_of_unknown_is_kept_with_the_labels(files):
     mito = MITO.copy()
     mito[:, :10] = 7

@@ -92,6 +92,8 @@ class Counts:
         self.voxels += taken.size
         if code is not None:
             self.unknown += int(np.count_nonzero(taken == code))
+        if taken.dtype.kind == "i":
+            self.unknown += int(np.count_nonzero((taken < 0) & (taken != code)))
         if code != 0:
             self.absent += int(np.count_nonzero(taken == 0))
 

@@ -8,7 +8,7 @@ refuses what is another's.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from common.data.own.jobs import Import
 from common.data.own.labels import Named, named
 from common.data.own.standing import IMPORTED, Labels
 from common.data.volumes import layout, ngff
+from common.data.volumes.annotation import encoding_of
 from common.data.volumes.box import Box, overlap
 from common.data.volumes.level import Grid, Level, box_text
 from common.data.volumes.metadata import UNFINISHED
@@ -39,9 +40,11 @@ from common.data.volumes.sources.excerpt import (
 from common.data.volumes.sources.place import bare, is_address, on_disk, split, with_voxel_size
 from common.errors import UserError
 from common.files import alone
-from common.talk import Say, command_line, count, lengths, nm, note_once, voxels
+from common.talk import command_line, count, lengths, nm, note_once, voxels
 
 LOCK = ".import.lock"
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -223,9 +226,10 @@ def _label_imports(
     boxes = (labelling.crops, labelling.blocks, labelling.gap)
     jobs = []
     first: Level | None = None
-    for name, label in labels.items():
-        level = _placed(_opened_beside(label.text, size, raw), raw)
-        _check_labels(level, name, label)
+    for name, given in labels.items():
+        level = _placed(_opened_beside(given.text, size, raw), raw)
+        _check_labels(level, name, given)
+        label = _with_unknown(level, name, given)
         first = first or level
         if not standing.same(level.grid, first.grid):
             raise UserError(
@@ -415,6 +419,25 @@ def _check_labels(level: Level, name: str, label: Named) -> None:
                 f"{level.path}: value {value} for class {name}, and it holds {dtype}, "
                 f"{limits[0]} to {limits[1]}; write a value that occurs in it"
             )
+
+
+def _with_unknown(level: Level, name: str, label: Named) -> Named:
+    """Labels with the value that their own metadata call unknown, which is said.
+
+    Raises UserError where the background is not 0 by them.
+    """
+    encoding = encoding_of(level, name)
+    if encoding.absent and not label.values:
+        raise UserError(
+            f"{level.path}: its metadata say that {encoding.absent} is background, and what is "
+            f"imported has 0 there; write the values of the class, {name}={label.text}#value=1, or "
+            "labels with 0"
+        )
+    value = encoding.unknown
+    if value is None or value in (*label.values, *label.unknown, *label.others):
+        return label
+    note_once(f"{level.path}: {value} is unknown by its metadata")
+    return replace(label, unknown=(*label.unknown, value))
 
 
 def _grid_text(grid: Grid) -> str:

@@ -47,6 +47,9 @@ BRIGHTEST = 255
 FEWEST_BETWEEN = 8
 """Different values between 0 and 255 from which a mask of these two has soft edges."""
 
+WIDE = 4
+"""Bytes of an id from which nobody numbers objects up to the largest number."""
+
 MOST_LINES = 12
 """Remarks about labels that are said; the rest is counted."""
 
@@ -209,6 +212,8 @@ class LabelReader:
         self._suspect: int | None = None
         self._unnamed: int | None = None
         """A value above 0 of a mask whose metadata say what is present, and do not name it."""
+        self._largest: int | None = None
+        """The largest number of a wide type, which was met and is not named."""
         self._bytes = np.zeros(BRIGHTEST + 1, np.int64)
         """How often each value was met, in blocks that reach to the largest of a byte."""
 
@@ -223,14 +228,14 @@ class LabelReader:
         """Voxels start..stop as they are stored. Raises UserError for what can be no labels."""
         values = self.level.read(start, stop)
         refuse_raw(values, self.name, self.path)
-        self._refuse_fractions(values)
         return values
 
     def meaning(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Where values of the volume are positive, and where unknown; both bool.
 
-        None where all is known.
+        None where all is known. Raises UserError for fractions.
         """
+        self._refuse_fractions(values)
         unknown = self._unknown(values)
         positive = values != self.encoding.absent
         self._look(values, values.size - int(np.count_nonzero(positive)))
@@ -245,7 +250,6 @@ class LabelReader:
         """
         result = np.full(grid.shape, UNKNOWN_ID, np.int64)
         for where, values in regrid.nearest(self.level, grid):
-            self._refuse_fractions(values)
             positive, unknown = self.meaning(values)
             ids = _ids_where(positive, values)
             if unknown is not None:
@@ -345,6 +349,13 @@ class LabelReader:
                 "name, and was taken for positive, as all above 0 is in the challenge's score; if "
                 "it means something else, correct the labels or annotation_type.encoding"
             )
+        elif self._largest is not None:
+            remarks.append(
+                f"{self._largest}, the largest number of {self.level.array.dtype}, was taken for "
+                "the id of an object; where it means that there is none, as in files of CREMI and "
+                'Paintera, write annotation_type.encoding = {"absent": 0, "unknown": '
+                f"{self._largest}}} into its .zattrs, or import with --unknown {self._largest}"
+            )
         return remarks
 
     def _refuse_fractions(self, values: np.ndarray) -> None:
@@ -395,6 +406,7 @@ class LabelReader:
         if values.dtype.kind == "f":
             values = values[~np.isnan(values)]  # unknown, and not to be compared
         self._look_for_unnamed(values)
+        self._look_for_largest(values)
         if not self._may_be_mask or not values.size:
             return
         highest = values.max()
@@ -425,6 +437,17 @@ class LabelReader:
         unnamed = values[(values > 0) & ~np.isin(values, named)]
         if unnamed.size:
             self._unnamed = int(unnamed[0])
+
+    def _look_for_largest(self, values: np.ndarray) -> None:
+        """Find the number that programs with wide ids write where there is no object.
+
+        Paintera writes it for transparent, CREMI for all that is no cleft.
+        """
+        if values.dtype.kind != "u" or values.dtype.itemsize < WIDE or not values.size:
+            return
+        largest = int(np.iinfo(values.dtype).max)
+        if largest not in (*self.encoding.named(), self.encoding.id_of_unknown):
+            self._largest = largest if values.max() == largest else self._largest
 
     def _look_at_edges(self, values: np.ndarray) -> None:
         """Count the values of what may be a mask of 0 and 255."""
