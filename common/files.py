@@ -107,6 +107,21 @@ def replacing(path: str | Path, durable: bool = False, sole_writer: bool = False
             temporary.unlink()
 
 
+def refuse_unwritable(path: str | Path) -> None:
+    """Raise FileError where a file could not be written: before the work whose result it takes.
+
+    UserError for a folder in its place. Nothing is made.
+    """
+    path = Path(path)
+    is_file(path)
+    # lexists: a link that leads nowhere is in the way, too
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise not_written(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise not_written(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
 def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
     """Whether an error is about writing `path`, and not about another file that the block reads."""
     if not isinstance(error.filename, str | os.PathLike):
@@ -215,6 +230,24 @@ def is_held(lock_file: str | Path) -> bool:
             return False
     except Busy:
         return True
+    except FileError:  # that of another user, as where a colleague asks for the status of a box
+        return _is_locked(Path(lock_file))
+
+
+def _is_locked(lock_file: Path) -> bool:
+    """Whether a process holds a lock file that this one may only read; no where it may not."""
+    if os.name == "nt":
+        return False
+    import fcntl
+
+    try:
+        with lock_file.open("rb") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def holder_of(lock_file: str | Path) -> str:

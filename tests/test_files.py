@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -91,7 +92,9 @@ def test_json_has_no_nan(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
 
 
-def test_one_process_holds_a_lock_until_it_ends(tmp_path):
+@contextlib.contextmanager
+def holding(lock):
+    """A process that holds a lock; it lets go when a line is written to it."""
     program = """
 import sys
 from common.files import alone
@@ -99,11 +102,33 @@ with alone(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()
 """
-    lock = tmp_path / "folder" / ".lock"
     command = [sys.executable, "-c", program, str(lock)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with started(command, cwd=files.REPOSITORY, **pipes) as other:
         assert other.stdout.readline() == "held\n"
+        yield other
+
+
+def test_a_lock_of_another_user_is_known_to_be_held_by_whoever_may_only_read_it(
+    tmp_path, monkeypatch
+):
+    lock = tmp_path / ".lock"
+
+    def denied(path, wait):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "_lock", denied)
+    with holding(lock) as other:
+        assert files.is_held(lock)
+        assert files.holder_of(lock).startswith(f"process {other.pid} on ")
+        other.kill()
+        other.wait()
+    assert lock.exists() and not files.is_held(lock)
+
+
+def test_one_process_holds_a_lock_until_it_ends(tmp_path):
+    lock = tmp_path / "folder" / ".lock"
+    with holding(lock) as other:
         assert files.is_held(lock)
         holder = f"process {other.pid} on {socket.gethostname()} has it"
         with pytest.raises(Busy, match=holder), files.alone(lock, otherwise="{holder} has it"):

@@ -13,7 +13,7 @@ import pandas as pd
 from common.data.volumes import results
 from common.data.volumes.results import Result
 from common.errors import UserError
-from common.files import key_of, replacing
+from common.files import key_of, refuse_unwritable, replacing
 from common.infer.machines import cluster
 from common.infer.machines.engine import IN_THIS_PROCESS, Engine
 from common.infer.objects.measure import Labels, Measures, measure
@@ -82,6 +82,8 @@ def summarize(
             f"{some(existing, 3)}: there already; write another folder, or --overwrite to replace "
             "them"
         )
+    for path in paths:
+        refuse_unwritable(path)
     tables = _measured(volumes, touching, folder, engine)
     for name, table in tables.items():
         with replacing(folder / name) as temporary:

@@ -60,7 +60,7 @@ def evaluate_all(
             evaluate_submission(
                 submission.path, truth, result_path=submission.result, workers=workers, say=say
             )
-        except (UserError, FileNotFoundError) as error:
+        except (UserError, OSError) as error:
             problems.append(f"{submission.number}: {error}")
     refuse(problems)
 

@@ -21,7 +21,7 @@ from common.data.splits.regions import Region
 from common.data.volumes import ngff, regrid
 from common.data.volumes.records import ProcessedRecord
 from common.errors import UserError, collect
-from common.files import REPOSITORY
+from common.files import REPOSITORY, refuse_unwritable
 from common.infer import process
 from common.infer.processing.recipe import THRESHOLDS, Recipe, load_recipe, read_thresholds, run_of
 from common.provenance import now, provenance
@@ -86,9 +86,11 @@ def evaluate(  # noqa: PLR0913  the options of the command
     if write_readme:
         _readme().check(config)
     boxes = _annotated(regions.choose(config, crops, manifest_path=manifest_path, say=say))
+    path = config.path("results_path") / result_name(crops, classes, version)
+    refuse_unwritable(path)
     asked = Asked(crops, tuple(classes), tuple(overrides))
     scores = _score(config, recipe, boxes, asked, version=version, workers=workers)
-    publish(scores, config.path("results_path") / result_name(crops, classes, version), say)
+    publish(scores, path, say)
     if write_readme:
         say(str(_readme().write_scores(config, boxes, scores, say)))
     return scores
@@ -123,6 +125,7 @@ def evaluate_submission(
         UserError: where one of them is not what it should be.
     """
     version = versions.find(metric_version)
+    refuse_unwritable(result_path)
     like = SubmittedCrop(Path(path), Path(truth), "", version, frozenset(instance_classes))
     evaluations = _judge_submission(like, workers)
     about = Provenance(

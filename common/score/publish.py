@@ -15,9 +15,10 @@ from common.talk import note, some
 
 
 def publish(scores: Scores, path: Path, say: Callable[[str], None]) -> None:
-    """Write the JSON file, and say the tables and what to look at."""
-    result.write(scores, path)
+    """Say the tables, write the JSON file, and say what to look at."""
+    # first: of a disk that is full by now they are what is left
     say(tables.terminal(scores))
+    result.write(scores, path)
     say(f"\n{path}")
     _note_other_grids(scores, say)
     _note_everywhere(scores, say)

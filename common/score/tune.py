@@ -15,7 +15,7 @@ from common.config.settings import TrainConfig
 from common.data.splits import regions
 from common.data.volumes import ngff, regrid
 from common.errors import UserError, collect
-from common.files import write_json
+from common.files import refuse_unwritable, write_json
 from common.infer.processing.prediction import Prediction, open_prediction
 from common.infer.processing.recipe import (
     THRESHOLDS,
@@ -66,14 +66,16 @@ def tune(  # noqa: PLR0913  the options of the command
     recipe = read_recipe(config.path("process_config_path"), classes)
     path = config.folder / THRESHOLDS
     _check_thresholds(recipe, path)
+    refuse_unwritable(path)
     trials = _trials(config, recipe, _boxes(config, crops, folds, say), version)
     checkpoints = _checkpoints(trials, say)
     found = search(trials, workers, folds, options=recipe.settings.instance_options)
     _check_found(found, recipe, crops)
     about = {"crops": crops, "metric": version.name, "functions": functions_of(recipe)}
+    # first: of a disk that is full by now it is what is left
+    _say_each(tune_words.table(found), say)
     add(path, run_of(config), _records(found, about, checkpoints))
-    lines = tune_words.table(found) + tune_words.remarks(path, recipe, found)
-    lines += tune_words.everywhere(found)
+    lines = tune_words.remarks(path, recipe, found) + tune_words.everywhere(found)
     _say_each(lines + tune_words.at_edges(found, trials, workers), say)
     return found
 

@@ -61,8 +61,11 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words; those along axes may be separated by spaces, as the toolbox has them."""
-        rest = super().parse_args(ctx, options.joined_axes(self.params, args))
+        words = options.joined_axes(self.params, args)
+        # click takes away from what it is given
+        rest = super().parse_args(ctx, list(words))
         options.refuse_empty(ctx)
+        options.refuse_repeated(ctx, words)
         return rest
 
     def invoke(self, ctx: click.Context) -> Any:

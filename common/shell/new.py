@@ -7,6 +7,7 @@ import glob
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from importlib.machinery import PathFinder
@@ -56,6 +57,9 @@ def _copy(source: Path, partial: Path) -> None:
         raise FileError(
             f"{source}: not all of it can be copied ({some(reasons)}); mend or remove that"
         ) from error
+    # of a checkout that only others may write to, all is read-only, and so would the copy be
+    for path in (partial, *partial.rglob("*")):
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
 
 
 @contextlib.contextmanager

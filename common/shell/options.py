@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,27 @@ def refuse_empty(context: click.Context) -> None:
             raise UserError(
                 f"{name} '': nothing is in it; write a value, or leave it out (is a variable of "
                 "the shell not set?)"
+            )
+
+
+def refuse_repeated(context: click.Context, words: Sequence[str]) -> None:
+    """Raises UserError for an option that is written twice and takes one value.
+
+    The last alone would count: of `--crops 28 --crops 31` the first would be left out unseen.
+
+    words: of the command line.
+    """
+    command = context.command
+    _, _, occurrences = command.make_parser(context).parse_args(list(words))
+    for param in command.params:
+        takes_one = isinstance(param, click.Option) and not (param.multiple or param.is_flag)
+        times = occurrences.count(param)
+        if takes_one and times > 1:
+            is_list = isinstance(param.type, Names) or param.metavar == "LIST"
+            how = "once, with commas between" if is_list else "once"
+            raise UserError(
+                f"{param.opts[0]} is written {times} times, and the last alone would count; write "
+                f"it {how}"
             )
 
 
@@ -341,8 +362,11 @@ def pairs(option: str, text: str) -> dict[str, str]:
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given: a default that is not ours to know stays out.
 
-    A voxel size becomes part of the name of its volume. Raises UserError for one without a volume.
+    A voxel size becomes part of the name of its volume. Raises UserError for one without a volume,
+    and for crops beside a volume.
     """
+    if options.get("volume"):
+        _refuse_crops()
     size = options.pop("voxel_size", None)
     if size:
         if not options.get("volume"):
@@ -351,11 +375,25 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def of_data_root(name: str, advice: str) -> Path:
+def _refuse_crops() -> None:
+    """Raises UserError for crops that were typed, which a volume takes the place of."""
+    if typed(["crops"]):
+        raise UserError("--crops and --volume: a volume is one box of its own; write one of them")
+
+
+def typed(names: Iterable[str]) -> list[str]:
+    """Of these parameters of the command that runs, the options that were typed."""
+    context = click.get_current_context()
+    flags = {param.name: param.opts[0] for param in context.command.params}
+    of_line = ParameterSource.COMMANDLINE
+    return [flags[name] for name in names if context.get_parameter_source(name) is of_line]
+
+
+def of_data_root(name: str, advice: str, data: str | None = None) -> Path:
     """A file where the public toolbox has it. Raises UserError, with the advice, otherwise."""
     from common.config import load
 
-    path = load.data_root() / name
+    path = load.data_root(data) / name
     if not path.exists():
         raise UserError(f"{advice} (left out, it would be {path}, which is not there)")
     return path

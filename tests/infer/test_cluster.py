@@ -298,3 +298,51 @@ def test_a_file_of_no_scheduler_is_one_sentence(tmp_path, content):
         cluster.opened(engine, tmp_path, "call"),
     ):
         pass
+
+
+def test_a_scheduler_that_is_dead_is_told_by_its_file_and_its_address(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "PATIENCE_S", 0.2)
+    file = tmp_path / "scheduler.json"
+    file.write_text('{"address": "tcp://127.0.0.1:9"}')
+    with (
+        pytest.raises(UserError, match=rf"--scheduler {file} \(tcp://127.0.0.1:9\): no Dask"),
+        cluster.opened(Engine(scheduler=str(file)), tmp_path, "call"),
+    ):
+        pass
+
+
+@pytest.fixture
+def of_jobs(tmp_path, monkeypatch):
+    """What dask-jobqueue is given for jobs of SLURM with the lines of a file of options."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # credentials would lie there
+
+    def options(text: str) -> dict:
+        (tmp_path / "job.yaml").write_text("cores: 8\nmemory: 60GB\n" + text)
+        taken = {}
+        monkeypatch.setattr("dask_jobqueue.SLURMCluster", lambda **given: taken.update(given))
+        with pytest.raises((TypeError, AttributeError)):  # no cluster came of it
+            cluster.job_script(Engine(cluster="slurm", cluster_options=str(tmp_path / "job.yaml")))
+        return taken
+
+    return options
+
+
+def test_the_options_of_jobs_are_taken_as_they_are_written(of_jobs):
+    """YAML takes 12:00:00 for the number 43200, and SLURM that for minutes."""
+    text = "walltime: 12:00:00\njob_extra_directives: --constraint=a100\n"
+    taken = of_jobs(text + "job_script_prologue: module load cuda\n")
+    assert taken["walltime"] == "12:00:00"
+    assert taken["job_extra_directives"] == ["--constraint=a100"]
+    assert taken["job_script_prologue"][-1] == "module load cuda"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("memory: 60", "job.yaml: memory: 60 is so many bytes; write 60GB"),
+        ("- 8", "job.yaml: neither YAML nor JSON"),
+    ],
+)
+def test_options_of_jobs_that_nobody_means_are_refused(of_jobs, text, words):
+    with pytest.raises(UserError, match=words):
+        of_jobs(text)

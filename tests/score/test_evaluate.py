@@ -485,11 +485,22 @@ def test_sets_of_crops_and_classes_have_files_of_their_own(tiny):
     assert len(list(tiny.config().path("results_path").iterdir())) == 2
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence(tiny):
-    write_processed(tiny, "er", truth(tiny, "er"))
-    (tiny.folder / "results").write_text("a file")
+def test_a_folder_that_cannot_be_written_is_a_sentence_before_the_work(tiny):
+    (tiny.folder / "results").write_text("a file")  # and nothing is processed
     with pytest.raises(FileError, match=r"scores_validate_er\.json: could not be written"):
         scored(tiny, classes=("er",))
+
+
+def test_scores_that_find_no_room_on_the_disk_are_shown(tiny, monkeypatch):
+    def full(scores, path):
+        raise FileError(f"{path}: could not be written (No space left on device)")
+
+    write_processed(tiny, "er", truth(tiny, "er"))
+    monkeypatch.setattr("common.score.result.write", full)
+    said: list[str] = []
+    with pytest.raises(FileError, match="No space left"):
+        evaluate.evaluate(tiny.folder, data=tiny.data, classes=("er",), say=said.append)
+    assert "overall score" in "\n".join(said)
 
 
 def test_classes_outside_the_table_that_become_objects_are_scored_by_objects(experiment):

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from common.data.own.standing import IMPORTED
 from common.data.volumes import ngff, records
-from common.errors import UserError
+from common.errors import FileError, UserError
 from common.infer.processing.recipe import THRESHOLDS, read_recipe, read_thresholds
 from common.score import best_thresholds, challenge, evaluate, trials, tune
 from tests.infer.test_process import ABOVE, RUN, configured, processed, run, write_prediction
@@ -581,6 +581,24 @@ def test_a_folder_in_the_place_of_thresholds_is_said_before_the_work(tiny):
     (tiny.folder / THRESHOLDS).mkdir()
     with pytest.raises(UserError, match=r"thresholds\.json: a folder, where a file is meant"):
         choose(tiny)
+
+
+def test_thresholds_that_cannot_be_written_are_said_before_the_work(tiny, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(FileError, match=r"thresholds\.json: could not be written \(Permission"):
+        choose(tiny)  # without predictions
+
+
+def test_thresholds_that_find_no_room_on_the_disk_are_shown(tiny, monkeypatch):
+    def full(path, content):
+        raise FileError(f"{path}: could not be written (No space left on device)")
+
+    predict_all(tiny, names=("er",), crops=("crop3",))
+    monkeypatch.setattr(tune, "write_json", full)
+    said: list[str] = []
+    with pytest.raises(FileError, match="No space left"):
+        choose(tiny, classes=("er",), say=said.append)
+    assert said[0].startswith("class") and said[1].startswith("er")
 
 
 def test_a_class_that_is_not_there_is_refused(tiny):

@@ -327,6 +327,44 @@ def test_a_variable_of_the_shell_that_is_not_set_is_no_value(run, trained, words
     assert not trained
 
 
+@pytest.mark.parametrize(
+    ("words", "said_so"),
+    [
+        (("predict", "x", "--crops", "28", "-c", "31"), "--crops is written 2 times"),
+        (("process", "x", "--classes=mito", "--classes=er"), "it once, with commas between"),
+        (("train", "x", "--data", "a", "--data", "a"), "--data is written 2 times"),
+        (
+            ("submit", "--cluster", "lsf", "predict", "x", "--roi", ":,:,:", "--roi", ":,:,9:"),
+            "--roi",
+        ),
+        (
+            ("export", "a", "b", "--scale", "8", "6", "4", "--scale", "8"),
+            "--scale is written 2 times",
+        ),
+    ],
+)
+def test_an_option_of_one_value_that_is_written_twice_is_refused(run, trained, words, said_so):
+    code, _, said = run(*words)
+    assert code == 2 and "the last alone would count; write it once" in said
+    assert said_so in said and not trained
+
+
+def test_options_that_may_be_repeated_and_flags_are_taken_as_before():
+    words = ["x", "--set", "epochs=1", "--set", "epochs=2", "-O", "--overwrite"]
+    params = cli.commands["predict"].make_context("predict", words).params
+    assert params["overrides"] == ("epochs=1", "epochs=2") and params["overwrite"]
+
+
+@pytest.mark.parametrize("command", ["predict", "process", "visualize"])
+def test_crops_beside_a_volume_are_refused(run, command):
+    """The volume would be taken, and the crops left out unseen."""
+    code, _, said = run(command, "x", "--volume", "a.zarr", "--crops", "28")
+    assert (code, said) == (
+        2,
+        "error: --crops and --volume: a volume is one box of its own; write one of them\n",
+    )
+
+
 # demo
 
 

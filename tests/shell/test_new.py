@@ -89,6 +89,18 @@ def test_a_copy_has_the_files_and_nothing_that_runs_left(experiment, tmp_path):
     assert (tiny.folder / "logs").is_dir()
 
 
+def test_a_copy_of_what_only_others_may_write_to_can_be_written_to(experiment, tmp_path):
+    tiny = experiment()
+    (tiny.folder / "part").mkdir()
+    (tiny.folder / "part" / "run.sh").touch(0o555)
+    for path in (tiny.folder / "part", tiny.folder / "model.py", tiny.folder):
+        path.chmod(0o555)
+    copy = new(tmp_path / "twin", tiny.folder)
+    for path in (copy, copy / "part", copy / "model.py"):
+        assert path.stat().st_mode & 0o200
+    assert (copy / "part" / "run.sh").stat().st_mode & 0o111
+
+
 @pytest.mark.parametrize(
     ("path", "written"),
     [

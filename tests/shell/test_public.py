@@ -90,6 +90,7 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("CSC_TEST_CROP_MANIFEST_URL", url)
     monkeypatch.setenv("CELLMAP_DATA", str(tmp_path / "data"))
     (tmp_path / "data/ground_truth.zarr").mkdir(parents=True)
+    (tmp_path / "d/ground_truth.zarr").mkdir(parents=True)
     (tmp_path / "data/submission.zip").touch()
     (tmp_path / "table.csv").write_text("data_path,evaluation_id\nmine.zip,7\n")
     return tmp_path
@@ -145,6 +146,11 @@ TAKEN = [
         "csc evaluate --submission_path mine.zip --truth_path t.zarr --result_file x.json",
         "evaluate_submission",
         {0: "mine.zip", 1: "t.zarr", "result_path": "x.json"},
+    ),
+    (
+        "csc evaluate --data d -s mine.zip",
+        "evaluate_submission",
+        {1: Path("{here}/d/ground_truth.zarr")},
     ),
     ("csc evaluate -ic nuc,mito", "evaluate_submission", {"instance_classes": ("nuc", "mito")}),
     ("csc visualize", "visualize", {0: None, "crops": "*"}),
@@ -395,6 +401,20 @@ def test_a_table_names_a_file_a_submission(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match=reason):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("csc evaluate -s mine.zip --classes mito", "--classes: for an experiment; leave it out"),
+        ("csc evaluate --write-readme", "--write-readme: for an experiment"),
+        ("csc evaluate -s mine.zip --crops 28 --set a=1", "--crops, --set: for an experiment"),
+        ("csc evaluate my.py -r x.json", "--result: for a submission"),
+    ],
+)
+def test_options_of_the_other_kind_of_evaluation_are_refused(csc, here, line, words):
+    code, _, said = csc(line)
+    assert code == 2 and said.startswith(f"error: {words}")
 
 
 def test_classes_that_are_scored_by_objects_can_be_chosen(csc, tmp_path, monkeypatch):

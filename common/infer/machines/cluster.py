@@ -42,6 +42,14 @@ SECURITY = (
 PATIENCE_S = 120
 """Seconds that a worker waits for its scheduler, and a second caller for the first one's."""
 
+LISTS = frozenset(
+    ["job_extra_directives", "job_script_prologue", "job_directives_skip", "worker_extra_args"]
+)
+"""Options of dask-jobqueue that are lists of texts."""
+
+LEAST_MEMORY = 10**8
+"""Bytes of a job, below which nobody means bytes: torch alone takes more."""
+
 DASK = {
     # how often a block may fail is counted in Crew
     "distributed.scheduler.allowed-failures": 0,
@@ -211,15 +219,16 @@ async def _worked(nannies: list[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _crew(address: Any, **options: Any) -> Iterator[Crew]:
+def _crew(address: Any, name: str = "", **options: Any) -> Iterator[Crew]:
+    """The workers of a scheduler. name: as the user wrote it, where that is not the address."""
     from distributed import Client
 
     try:
         client = Client(address, timeout=PATIENCE_S, set_as_default=False, **options)
     except (OSError, TimeoutError, ValueError) as error:
         raise FileError(
-            f"--scheduler {address}: no Dask scheduler answers there ({error}); start one with "
-            "`dask scheduler --scheduler-file FILE`, and write its address or FILE"
+            f"--scheduler {name or address}: no Dask scheduler answers there ({error}); start one "
+            "with `dask scheduler --scheduler-file FILE`, and write its address or FILE"
         ) from error
     with client:
         yield Crew(client)
@@ -235,13 +244,14 @@ def _crew_of(scheduler: str) -> AbstractContextManager[Crew]:
             "--scheduler-file` made, or an address such as tcp://host:8786"
         )
     try:
-        json.loads(Path(scheduler).read_text())["address"]
+        address = json.loads(Path(scheduler).read_text())["address"]
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"--scheduler {scheduler}: no file of a Dask scheduler; write the one that `dask "
             "scheduler --scheduler-file` made, or an address such as tcp://host:8786"
         ) from error
-    return _crew(None, scheduler_file=scheduler)
+    name = f"{scheduler} ({address})"
+    return _crew(None, name, scheduler_file=scheduler)
 
 
 @contextlib.contextmanager
@@ -366,9 +376,24 @@ def _read_options(engine: Engine) -> dict[str, Any]:
 
     path = Path(engine.cluster_options)
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: neither YAML nor JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: no mapping; write lines such as cores: 8")
+    if "walltime" in content:
+        # as it is written: YAML takes 12:00:00 for the number 43200, and SLURM that for minutes
+        content["walltime"] = yaml.load(text, yaml.BaseLoader)["walltime"]
+    for name in LISTS & content.keys():
+        # of a text each letter would be a line
+        if isinstance(content[name], str):
+            content[name] = [content[name]]
+    _refuse_bytes(path, content.get("memory"))
     return content
+
+
+def _refuse_bytes(path: Path, memory: Any) -> None:
+    """Raises UserError for a memory without its unit, which dask-jobqueue takes for bytes."""
+    if str(memory).strip().isdecimal() and int(memory) < LEAST_MEMORY:
+        raise UserError(f"{path}: memory: {memory} is so many bytes; write {memory}GB")

@@ -257,8 +257,13 @@ def evaluate(
 
     if config_path and (submission or truth or instance_classes):
         raise UserError(EVALUATE)
+    strange = options.typed(["result_path"] if config_path else OF_EXPERIMENT)
+    if strange:
+        which = "a submission" if config_path else "an experiment"
+        raise UserError(f"{', '.join(strange)}: for {which}; leave it out. {EVALUATE}")
     engine = options.take_engine(given)
-    archive = config_path or submission or options.of_data_root("submission.zip", EVALUATE)
+    of_root = partial(options.of_data_root, advice=EVALUATE, data=given["data"])
+    archive = config_path or submission or of_root("submission.zip")
     with _scorers(archive, workers, engine) as hands:
         how: Any = {"workers": hands, "metric_version": metric_version, "say": click.echo}
         if config_path:
@@ -266,7 +271,7 @@ def evaluate(
         else:
             module.evaluate_submission(
                 archive,
-                truth or options.of_data_root("ground_truth.zarr", EVALUATE),
+                truth or of_root("ground_truth.zarr"),
                 result_path=result_path,
                 instance_classes=instance_classes or INSTANCES,
                 **how,
@@ -277,5 +282,8 @@ def evaluate(
 
 PICTURES = "pictures"
 """A folder, since a viewer in the browser takes the extra `viewer`."""
+
+OF_EXPERIMENT = ("crops", "classes", "write_readme", "overrides")
+"""Parameters of evaluate that say nothing of a submission."""
 
 EVALUATE = "evaluate: write the path of an experiment, or --submission ZIP with --truth ZARR"
