@@ -70,16 +70,15 @@ def instance_func(  # noqa: PLR0913, PLR0917
         )
     elif by == "both":
         # those of neighbours say what the boundary says
-        far_pairs = {f"far_{k}": channels[f"cell_affinity_{k + 3}"] for k in range(3)}
         ids = watershed_of_affinities(
             mask,
             channels["cell_boundary"],
-            far_pairs,
-            "far",
-            derived["cell_affinity"].offsets[3:],
+            channels,
+            "cell_affinity",
+            derived["cell_affinity"].offsets,
             threshold=threshold,
             neck=neck,
-            weights=(far, far, far),
+            weights=(0, 0, 0, far, far, far),
         )
     elif by == "boundary":
         ids = watershed_of_boundary(mask, channels["cell_boundary"], threshold, neck)

@@ -770,48 +770,6 @@ def test_a_damaged_chunk_ends_the_run_with_its_name(opened):
         computed(plan, range(20), Cropping(0, 0))
 
 
-# Orientations
-
-
-def test_eight_orientations_are_the_mean_over_mirrorings():
-    model = Valid()
-    raw = torch.rand(1, 1, 20, 24, 28)
-    with torch.inference_mode():
-        found = blocks.oriented(model, 8)(raw).numpy()
-        by_hand = []
-        for axes in ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)):
-            mirrored = torch.from_numpy(np.flip(raw.numpy(), axes).copy())
-            by_hand.append(np.flip(model(mirrored).numpy(), axes))
-    np.testing.assert_allclose(found, np.mean(by_hand, axis=0), atol=1e-6)
-    assert np.abs(found - model(raw).detach().numpy()).max() > 1e-3
-
-
-def test_sixteen_orientations_add_those_with_y_and_x_exchanged():
-    model = Valid()
-    raw = torch.rand(1, 1, 20, 24, 28)
-    with torch.inference_mode():
-        eight = blocks.oriented(model, 8)
-        exchanged = eight(raw.transpose(3, 4).contiguous()).transpose(3, 4)
-        np.testing.assert_allclose(
-            blocks.oriented(model, 16)(raw), (eight(raw) + exchanged) / 2, atol=1e-6
-        )
-
-
-def test_sixteen_orientations_do_not_care_how_y_and_x_are_exchanged_or_mirrored():
-    model = blocks.oriented(Valid(), 16)
-    raw = torch.rand(1, 1, 20, 24, 24)
-    with torch.inference_mode():
-        np.testing.assert_allclose(model(raw.flip(3)).flip(3), model(raw), atol=1e-5)
-        np.testing.assert_allclose(
-            model(raw.transpose(3, 4)).transpose(3, 4), model(raw), atol=1e-5
-        )
-
-
-def test_one_orientation_is_the_network_itself():
-    model = Valid()
-    assert blocks.oriented(model, 1) is model
-
-
 # What is stored
 
 

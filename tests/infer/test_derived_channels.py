@@ -91,9 +91,16 @@ def test_a_continued_run_ends_as_an_undisturbed_one(experiment):
         assert torch.equal(one, other)
 
 
-def test_a_mean_over_turned_copies_is_refused_with_affinities(experiment):
+def test_other_planes_are_refused_with_affinities(experiment):
     tiny = experiment(text=DERIVED)
     with pytest.raises(UserError, match="affinities are of pairs along a direction"):
+        predict(tiny.folder, data=tiny.data, planes="all")
+
+
+def test_mirrored_copies_are_refused_with_affinities_where_windows_do_not_overlap(experiment):
+    tiny = experiment(text=DERIVED, epochs=1, iterations_per_epoch=1)
+    tiny.train()
+    with pytest.raises(UserError, match="affinities of a mirrored copy lie their offset away"):
         predict(tiny.folder, data=tiny.data, orientations=8)
 
 

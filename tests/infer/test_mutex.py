@@ -158,6 +158,16 @@ def test_weights_say_which_offsets_decide_first():
     assert len(np.unique(far_first[0, 0])) > 1
 
 
+def test_offsets_of_weight_zero_are_left_out():
+    ids = cells((26, 27, 28), 6)
+    channels = {name: volume(values) for name, values in affinities_of(ids, 0.3).items()}
+    mask = volume(ids > 0)
+    near = mutex_watershed(mask, channels, "aff", OFFSETS[:3])
+    weights = [1.0] * 3 + [0.0] * (len(OFFSETS) - 3)
+    found = mutex_watershed(mask, channels, "aff", OFFSETS, weights=weights)
+    np.testing.assert_array_equal(found.array[...], near.array[...])
+
+
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mwatershed", None)
     ids = cells((6, 6, 6), n=2)
@@ -173,6 +183,8 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
         ({"offsets": [(8, 0, 0), (0, 0, 0)]}, "whole multiples of the voxel size"),
         ({"threshold": 1.0}, "threshold 1.0"),
         ({"weights": (1,)}, "write 2 numbers above 0"),
+        ({"weights": (0, 0)}, "write 2 numbers above 0"),
+        ({"weights": (1, -1)}, "write 2 numbers above 0"),
     ],
 )
 def test_wrong_values_are_refused_with_a_sentence(settings, words):

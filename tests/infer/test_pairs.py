@@ -85,6 +85,24 @@ def test_far_affinities_see_past_a_faint_boundary():
     assert same_partition(divided(ids, channels, boundary, **settings), ids)
 
 
+def test_affinities_of_weight_zero_are_not_looked_at():
+    """They need not even be there: those of the others alone, in their order, give the same."""
+    ids = cells((26, 27, 28), 6)
+    boundary = boundary_of(ids, 0.2)
+    channels = affinities_of(ids, 0.3, OFFSETS)
+    edge = volume(boundary)
+    given = {name: volume(values) for name, values in channels.items() if name != "aff_0"}
+    others = {"far_0": given["aff_1"], "far_1": given["aff_2"]}
+    of_others = watershed_of_affinities(
+        volume(ids > 0), edge, others, "far", OFFSETS[1:], 0.6, weights=(2, 2)
+    )
+    found = watershed_of_affinities(
+        volume(ids > 0), edge, given, "aff", OFFSETS, 0.6, weights=(0, 2, 2)
+    )
+    assert found.array[...].max() > 1
+    np.testing.assert_array_equal(found.array[...], of_others.array[...])
+
+
 def test_a_weight_that_would_count_nothing_is_refused():
     ids = cells((8, 8, 8), 2)
     channels = affinities_of(ids, 0.0, OFFSETS)

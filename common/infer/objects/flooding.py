@@ -24,7 +24,7 @@ from common.infer.objects.graph import (
     over_means,
     over_passes,
 )
-from common.infer.objects.pairs import checked_weights, find_pairs, linked
+from common.infer.objects.pairs import find_pairs, linked
 from common.infer.objects.volume import (
     Block,
     BlockWork,
@@ -102,11 +102,12 @@ def watershed_of_affinities(  # noqa: PLR0913, PLR0917  # so it is called in pro
         threshold: mean above which two basins stay apart (0..1).
         neck: a pass of this fraction of the lower of two summits, or of more, is no neck (0..1).
         depth_nm: beyond this depth all is equally deep.
-        weights: of a pair at each offset beside a face, in hundredths; all 1 unless given.
+        weights: of a pair at each offset beside a face, in hundredths; all 1 unless given. The
+            affinities of weight 0 are not looked at.
     """
     _check_joins(mask, boundary, threshold, neck)
-    counted = _hundredths(checked_weights(weights, len(offsets)))
-    pairs = find_pairs(mask, channels, name, offsets)
+    pairs = find_pairs(mask, channels, name, offsets, weights=weights)
+    counted = _hundredths(pairs.weights)
     landscape = _away_from_boundary(mask, boundary, EDGE, depth_nm)
     basins, graph = find_basins(landscape, mask, boundary)
     _, links = linked(basins.labels, mask, pairs)
@@ -135,7 +136,7 @@ def watershed_of_distance(mask: Volume, distance: Volume, neck: float = 0.5) -> 
 def _hundredths(weights: Sequence[float]) -> list[int]:
     """Raises UserError for a weight that is less than one."""
     counted = [round(WHOLE * weight) for weight in weights]
-    if min(counted, default=1) < 1:
+    if min(counted) < 1:
         raise UserError(f"weights {tuple(weights)}; write numbers of at least {1 / WHOLE:g}")
     return counted
 

@@ -23,7 +23,7 @@ from common.data.volumes.sources import needed
 from common.errors import UserError
 from common.infer.objects.basins import renamed
 from common.infer.objects.graph import Contacts
-from common.infer.objects.pairs import Pairs, checked_weights, find_pairs, linked
+from common.infer.objects.pairs import Pairs, find_pairs, linked
 from common.infer.objects.volume import (
     Block,
     BlockWork,
@@ -55,12 +55,13 @@ def mutex_watershed(  # noqa: PLR0917  # so it is called in process_config.py fi
         name: of the affinities.
         offsets: (z, y, x) nm from a voxel to the one that an affinity is about, for each of them.
         threshold: affinities above it speak for one object, those below it against (0..1).
-        weights: factor of each offset, by which it is surer than others; all 1 unless given.
+        weights: factor of each offset, by which it is surer than others; all 1 unless given. The
+            affinities of weight 0 are not looked at.
     """
     if not 0 < threshold < 1:
         raise UserError(f"threshold {threshold}; write a probability between 0 and 1")
-    pairs = find_pairs(mask, channels, name, offsets)
-    signs = _Signs(threshold, checked_weights(weights, len(offsets)))
+    pairs = find_pairs(mask, channels, name, offsets, weights=weights)
+    signs = _Signs(threshold, pairs.weights)
     library()  # which says before the work that it is not there
     work = BlockWork(partial(_fragments, mask, pairs, signs), (mask, *pairs.volumes))
     fragments = fill(mask, work, _dtype(mask))

@@ -37,6 +37,8 @@ class Pairs:
     volumes: tuple[Volume, ...]
     offsets: np.ndarray
     """(k, 3) voxels from a voxel to the other of its pair."""
+    weights: tuple[float, ...]
+    """What each is weighed by, above 0."""
 
     @property
     def margin(self) -> np.ndarray:
@@ -58,8 +60,12 @@ def find_pairs(
     channels: Mapping[str, Volume],
     name: str,
     offsets: Sequence[Sequence[float]],
+    *,
+    weights: Sequence[float] = (),
 ) -> Pairs:
     """The affinities NAME_0, NAME_1, ... of channels, for offsets in nm.
+
+    weights: one for each offset, all 1 unless given; those of weight 0 are left out, unread.
 
     Raises UserError for what is not there, or is no whole number of voxels.
     """
@@ -67,36 +73,56 @@ def find_pairs(
         raise UserError(f"a mask of {mask.dtype}; threshold() it first, or hand over ids")
     if len(offsets) == 0:
         raise UserError("offsets is empty; write those that the affinities were made with, in nm")
-    volumes = tuple(channels[f"{name}_{k}"] for k in range(len(offsets)))
-    for k, volume in enumerate(volumes):
-        learnt: Any = getattr(volume.array, "offset_nm", None)
-        apart = 0 if learnt is None else np.abs(np.subtract(learnt, offsets[k])) / mask.voxel_size
-        if np.max(apart) > SAME_OFFSET:
-            raise UserError(
-                f"{name}_{k} was learnt of voxels {tuple(learnt)} nm apart, and its offset here is "
-                f"{tuple(offsets[k])}; write the offsets that it was trained with, in their order"
-            )
-        if volume.shape != mask.shape:
-            raise UserError(
-                f"{name}_{k} of shape {volume.shape} for a mask of shape {mask.shape}; make them "
-                "equal"
-            )
-    exact = np.array(offsets, float) / mask.voxel_size
-    voxels = np.rint(exact).astype(int)
-    for offset, at, whole in zip(offsets, exact, voxels, strict=True):
-        if not whole.any() or np.abs(at - whole).max() > SAME_OFFSET:
-            raise UserError(
-                f"offset {tuple(offset)} nm is {at.round(2).tolist()} voxels of "
-                f"{list(mask.voxel_size)} nm; write whole multiples of the voxel size"
-            )
-    return Pairs(volumes, voxels)
+    weights = _checked_weights(weights, len(offsets))
+    volumes = []
+    voxels = []
+    for k in np.flatnonzero(weights).tolist():
+        channel = f"{name}_{k}"
+        volumes.append(_checked_volume(channels[channel], channel, offsets[k], mask))
+        voxels.append(_in_voxels(offsets[k], mask))
+    used = tuple(weight for weight in weights if weight)
+    return Pairs(tuple(volumes), np.array(voxels), used)
 
 
-def checked_weights(weights: Sequence[float], n: int) -> tuple[float, ...]:
+def _checked_weights(weights: Sequence[float], n: int) -> tuple[float, ...]:
     """A weight for each of n offsets; all 1 where there are none. Raises UserError for others."""
-    if len(weights) not in (0, n) or not all(0 < weight < np.inf for weight in weights):
-        raise UserError(f"weights {tuple(weights)}; write {n} numbers above 0, one for each offset")
-    return tuple(weights) or (1.0,) * n
+    if len(weights) == 0:
+        return (1.0,) * n
+    are_weights = len(weights) == n and all(0 <= weight < np.inf for weight in weights)
+    if not are_weights or not any(weights):
+        raise UserError(
+            f"weights {tuple(weights)}; write {n} numbers above 0, one for each offset, or 0 for "
+            "an offset to leave out"
+        )
+    return tuple(weights)
+
+
+def _checked_volume(volume: Volume, channel: str, offset: Sequence[float], mask: Volume) -> Volume:
+    """The same. Raises UserError for affinities of other voxels, or learnt of another offset."""
+    learnt: Any = getattr(volume.array, "offset_nm", None)
+    apart = 0 if learnt is None else np.abs(np.subtract(learnt, offset)) / mask.voxel_size
+    if np.max(apart) > SAME_OFFSET:
+        raise UserError(
+            f"{channel} was learnt of voxels {tuple(learnt)} nm apart, and its offset here is "
+            f"{tuple(offset)}; write the offsets that it was trained with, in their order"
+        )
+    if volume.shape != mask.shape:
+        raise UserError(
+            f"{channel} of shape {volume.shape} for a mask of shape {mask.shape}; make them equal"
+        )
+    return volume
+
+
+def _in_voxels(offset: Sequence[float], mask: Volume) -> np.ndarray:
+    """(3,) an offset in voxels. Raises UserError where they are not whole, or all 0."""
+    exact = np.array(offset, float) / mask.voxel_size
+    whole = np.rint(exact).astype(int)
+    if not whole.any() or np.abs(exact - whole).max() > SAME_OFFSET:
+        raise UserError(
+            f"offset {tuple(offset)} nm is {exact.round(2).tolist()} voxels of "
+            f"{list(mask.voxel_size)} nm; write whole multiples of the voxel size"
+        )
+    return whole
 
 
 def linked(

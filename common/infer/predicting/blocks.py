@@ -17,7 +17,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -196,33 +195,6 @@ def _mean_over_passes(
         total = logits if total is None else total + logits
     assert total is not None
     return total / len(member.passes)
-
-
-def oriented(forward: Forward, orientations: int) -> Forward:
-    """The mean of a network's logits over 1, 8 or 16 orientations.
-
-    1 is the network itself, 8 are all mirrorings, 16 the same again with y and x exchanged.
-    """
-    if orientations == 1:
-        return forward
-    exchanges = (False,) if orientations == 8 else (False, True)
-    return partial(_mean_over_orientations, forward, exchanges)
-
-
-def _mean_over_orientations(
-    forward: Forward, exchanges: Sequence[bool], raw: torch.Tensor
-) -> torch.Tensor:
-    total: torch.Tensor | None = None
-    subsets = itertools.product((False, True), repeat=3)
-    for exchange, mirrored in itertools.product(exchanges, subsets):
-        axes = list(itertools.compress((2, 3, 4), mirrored))
-        turned = raw.transpose(3, 4) if exchange else raw
-        logits = forward(turned.flip(axes).contiguous()).float().flip(axes)
-        if exchange:
-            logits = logits.transpose(3, 4)
-        total = logits if total is None else total.add_(logits)
-    assert total is not None
-    return total / (8 * len(exchanges))
 
 
 def _network_logits(plan: BlockPlan, raw: RawBlock, forward: Forward) -> torch.Tensor:

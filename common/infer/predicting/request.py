@@ -143,10 +143,10 @@ def check_output(output: Output, config: TrainConfig) -> Output:
     if output.orientations == 16 and any(y != x for _, y, x in scales):
         problems.append("16 orientations exchange y and x, whose voxel sizes differ here; write 8")
     has_pairs = any(isinstance(channel, Affinities) for channel in config.derived.values())
-    if has_pairs and (output.orientations > 1 or output.planes != OWN):
+    if has_pairs and output.planes != OWN:
         problems.append(
-            "affinities are of pairs along a direction, which a turned copy has along another one; "
-            "leave --orientations and --planes out"
+            "affinities are of pairs along a direction, which other planes have along another one; "
+            "leave --planes out"
         )
     problems += _problems_of_lengths(output, config.target_array_info["scale"])
     refuse(problems)

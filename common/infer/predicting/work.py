@@ -35,11 +35,11 @@ from common.infer.predicting import encode
 from common.infer.predicting.blocks import (
     Member,
     Verdict,
-    oriented,
     unseen,
     windows_at_once,
 )
 from common.infer.predicting.conveyor import BlockValues, compute_blocks
+from common.infer.predicting.orientations import check_windows, oriented_network
 from common.infer.predicting.plan import BlockPlan, in_same_blocks, plan_blocks
 from common.infer.predicting.writer import ClassVolume, open_class
 from common.provenance import now, usable_cores
@@ -126,6 +126,9 @@ def make_plan(
     if output.orientations == 16:
         for each, its_plan in _passes(network, region, plan):
             _refuse_exchange(each, region, its_plan.window.input.shape)
+    if output.orientations > 1:
+        for each in network.every_pass:
+            check_windows(each)
     return with_own(plan, network, region)
 
 
@@ -410,7 +413,7 @@ def _computed(work: Work) -> Iterator[BlockValues]:
     plans = iter(work.plans)
     for network, passes in zip(work.network.each, work.network.passes, strict=True):
         first, *further = [
-            (next(plans), oriented(each.forward, work.output.orientations)) for each in passes
+            (next(plans), oriented_network(each, work.output.orientations)) for each in passes
         ]
         # of one network all that is stored is looked at as it is encoded
         look = partial(_look_for_nan, network) if work.network.members else unseen
