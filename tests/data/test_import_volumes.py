@@ -369,6 +369,21 @@ def test_what_the_metadata_of_labels_call_unknown_stays_unknown(files, link):
     np.testing.assert_array_equal(ids, np.where(labels == 1, 1, 0))
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_lost_chunks_of_labels_do_not_become_background(files, link):
+    about = {"complement_counts": {"absent": int((MITO == 0).sum()), "unknown": 0}}
+    more = {"cellmap": {"annotation": about}}
+    source = files / "crop7/mito"
+    ngff.write_multiscale(source, MITO, (8, 8, 8), attributes=more)
+    (source / "s0/1/1/1").unlink()
+    labels = {"mito": str(source)}
+    with pytest.raises(UserError, match="1 of 12 chunks are not there, and what they held is miss"):
+        imported(files, labels=labels, link=link)
+    assert not (files / "data" / layout.store("cell") / layout.LABELS).exists()
+    # a part of it is not counted
+    imported(files, labels=labels, link=link, crops=["0:30,:,:"])
+
+
 def test_labels_whose_metadata_call_another_number_background_are_refused(files):
     about = {"annotation_type": {"encoding": {"absent": 2, "present": 1}}}
     more = {"cellmap": {"annotation": about}}

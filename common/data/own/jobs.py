@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from common.data.volumes.annotation import refuse_raw
+from common.data.volumes.annotation import check_counts, encoding_of, refuse_raw
 from common.data.volumes.level import Level
 from common.data.volumes.sources.excerpt import INSTANCE, RAW, SEMANTIC, Excerpt
 from common.errors import UserError
@@ -109,6 +109,20 @@ class Counts:
         name = self.job.group.name
         unknown = f", {self.unknown / self.voxels:.2%} unknown" if self.unknown else ""
         return f", {self.positive / self.voxels:.2%} {name}{unknown}"
+
+    def check_source(self) -> None:
+        """Compare what was read of a whole volume with what its own metadata count, which is said.
+
+        Raises UserError for lost chunks, which would be background from now on.
+        """
+        job = self.job
+        is_whole = tuple(job.excerpt.shape) == tuple(job.source.array.shape)
+        if not is_whole or job.excerpt.values or code_of_unknown(job.excerpt) == 0:
+            return
+        encoding = encoding_of(job.source, job.group.name)
+        remark = check_counts(job.source, encoding, self.voxels, self.absent)
+        if remark:
+            note(f"{job.source.path}: {remark}")
 
     def note(self) -> None:
         """Say what stands out."""

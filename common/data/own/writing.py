@@ -121,5 +121,6 @@ def _copy(job: Import, array: zarr.Array | None) -> Counts:
     name = job.group.name
     copying.copy(job.stored, job.chunks, put, is_done=is_done, scratch=_store(job), what=name)
     if not job.is_raw:
+        counts.check_source()
         counts.note()
     return counts

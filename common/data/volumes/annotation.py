@@ -193,6 +193,46 @@ def refuse_raw(values: np.ndarray, name: str, path: Path) -> None:
         )
 
 
+def check_counts(level: Level, encoding: Encoding, read: int, absent: int) -> str:
+    """A remark where a volume is not what its metadata count, or may have lost chunks; else "".
+
+    A chunk that was lost, or not fetched, reads as the fill value: as background, mostly. Where
+    nothing is counted that can be known only of a writer that stores empty chunks too.
+
+    Args:
+        level: of labels, of which all was read once.
+        encoding: what its metadata say.
+        read: voxels that were read; a reduction may leave out the last ones.
+        absent: those of them that are absent.
+
+    Raises UserError if chunks are missing and the counts say that they held something.
+    """
+    chunks = level.missing_chunks((0, 0, 0), level.shape)
+    crop = level.group.parent.name
+    lost = f"{chunks.missing} of {chunks.of} chunks are not there"
+    counted = encoding.counted
+    if counted is None:
+        if not chunks.missing or not _stores_empty_chunks(level):
+            return ""
+        return (
+            f"{lost} in {crop}, and were taken for {level.array.fill_value}; "
+            "empty chunks are stored in this array, so they may be lost: copy it again"
+        )
+    is_less = read == math.prod(level.array.shape) and absent < counted.absent
+    if absent <= counted.absent and not is_less:
+        return ""
+    differ = (
+        f"{absent:,} voxels are absent, and {counted.absent:,} by "
+        f"{counted.attribute} in the metadata"
+    )
+    if chunks.missing:
+        raise UserError(
+            f"{level.path}: {lost}, and what they held is missed: {differ}; fetch or copy this "
+            f"array again, or, if its labels were edited, correct {counted.attribute}"
+        )
+    return f"{differ} of {crop}: they were edited, or are not whole"
+
+
 class LabelReader:
     """A label volume, read as what is positive and what is unknown; remembers what it met."""
 
@@ -286,41 +326,11 @@ class LabelReader:
     def check_whole(self) -> None:
         """Compare what was read, once, of the whole volume with what its metadata count.
 
-        A chunk that was lost, or not fetched, reads as the fill value: as background, mostly. Where
-        nothing is counted that can be known only of a writer that stores empty chunks too.
-
-        Raises UserError if chunks are missing and the counts say that they held something.
+        Raises UserError as `check_counts`.
         """
-        voxels = math.prod(self.level.array.shape)
-        chunks = self.level.missing_chunks((0, 0, 0), self.level.shape)
-        lost = f"{chunks.missing} of {chunks.of} chunks are not there"
-        counted = self.encoding.counted
-        if counted is None:
-            if chunks.missing and _stores_empty_chunks(self.level):
-                self._met[
-                    f"{lost} in {self._crop}, and were taken for {self.level.array.fill_value}; "
-                    "empty chunks are stored in this array, so they may be lost: copy it again"
-                ] = None
-            return
-        more = self._absent_voxels > counted.absent
-        # a reduction may leave out the last voxels of the volume
-        fewer = self._voxels == voxels and self._absent_voxels < counted.absent
-        if not more and not fewer:
-            return
-        differ = (
-            f"{self._absent_voxels:,} voxels are absent, and {counted.absent:,} by "
-            f"{counted.attribute} in the metadata"
-        )
-        if chunks.missing:
-            raise UserError(
-                f"{self.path}: {lost}, and what they held is missed: {differ}; fetch or copy this "
-                f"array again, or, if its labels were edited, correct {counted.attribute}"
-            )
-        self._met[f"{differ} of {self._crop}: they were edited, or are not whole"] = None
-
-    @property
-    def _crop(self) -> str:
-        return self.level.group.parent.name
+        remark = check_counts(self.level, self.encoding, self._voxels, self._absent_voxels)
+        if remark:
+            self._met[remark] = None
 
     @property
     def path(self) -> Path:
