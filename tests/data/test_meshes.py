@@ -61,6 +61,21 @@ def test_surfaces_enclose_the_objects_where_they_are(source, tmp_path, monkeypat
         assert 0.85 * box < volume_of(mesh) <= box
 
 
+@pytest.mark.parametrize("kind", ["semantic_segmentation", INSTANCE_TYPE])
+def test_what_is_unknown_has_no_surface(tmp_path, kind):
+    labels = np.zeros((30, 40, 50), np.uint8)
+    labels[10:20, 12:24, 14:30] = 1
+    labels[:8] = 255
+    about = {"annotation_type": {"type": kind, "encoding": {"absent": 0, "unknown": 255}}}
+    more = {"cellmap": {"annotation": about}}
+    write_multiscale(tmp_path / "mito.zarr", labels, SCALE, attributes=more)
+    source = str(tmp_path / "mito.zarr")
+    [folder] = export(source, tmp_path / "out", format="ply", say=lambda _: None)
+    assert {path.name for path in folder.iterdir()} == {"1.ply", "info.json"}
+    mesh = zmesh.Mesh.from_ply((folder / "1.ply").read_bytes())
+    assert mesh.vertices[:, 2].min() > 9 * SCALE[0]
+
+
 def test_surfaces_of_precomputed_volumes_lie_on_their_voxels(source, tmp_path):
     """Voxel i of such a volume lies from i to i + 1 times its size."""
     out = tmp_path / "mito.precomputed"

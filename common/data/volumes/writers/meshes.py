@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from common.data.volumes import ngff
+from common.data.volumes.annotation import encoding_of
 from common.data.volumes.box import Box, block_of_chunks, boxes
 from common.data.volumes.objects import objects_of
 from common.data.volumes.sources import needed
@@ -83,11 +84,15 @@ def _boxes(volume: Outgoing, tell: Tell) -> dict[int, Box]:
 
 
 def _ids(volume: Outgoing, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """Ids of a box. Raises UserError for numbers below 0."""
+    """Ids of a box, 0 where it is absent or unknown. Raises UserError for numbers below 0."""
     values = volume.read(start, stop)
     if values.dtype.kind == "i" and values.size and values.min() < 0:
         raise UserError(f"{volume.level.path}: ids below 0; write labels from 0 on")
-    return (values != 0).view(np.uint8) if volume.sort == "mask" else values.astype(np.uint64)
+    encoding = encoding_of(volume.level, volume.name)
+    nothing = np.isin(values, [0, encoding.absent, encoding.unknown or 0])
+    if volume.sort == "mask":
+        return (~nothing).view(np.uint8)
+    return np.where(nothing, 0, values).astype(np.uint64)
 
 
 def mesh_of(volume: Outgoing, number: int, box: Box) -> Any:
