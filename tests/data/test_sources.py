@@ -403,6 +403,14 @@ def test_an_array_of_imaris_ends_where_its_image_does(tmp_path):
     np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), VOLUME)
 
 
+def test_scales_of_precomputed_may_be_listed_in_any_order(tmp_path):
+    path = tmp_path / writers.precomputed(tmp_path, VOLUME)
+    places = [level.translation for level in open_levels(path)]
+    about = json.loads((path / "info").read_text())
+    writers.attributes(path / "info", scales=about["scales"][::-1])
+    np.testing.assert_array_equal([level.translation for level in open_levels(path)], places)
+
+
 def test_chunks_of_precomputed_in_packed_files_are_not_taken_for_zeros(tmp_path):
     path = tmp_path / writers.precomputed(tmp_path, VOLUME)
     chunk = next(file for folder in path.iterdir() if folder.is_dir() for file in folder.iterdir())

@@ -42,26 +42,33 @@ def open_volume(place: Place) -> Image:
             f"{path}: {about.get('num_channels')} channels; volumes here have one: write each as "
             "a volume of its own"
         )
-    levels = [_level(path, about, number) for number in range(len(scales))]
-    return Image(levels)
+    sizes = [_size(path, scale) for scale in scales]
+    # they may be listed in any order
+    finest = min(sizes, key=np.prod)
+    return Image([_level(path, about, number, finest) for number in range(len(scales))])
 
 
-def _level(path: Path, about: dict[str, Any], number: int) -> Level:
-    scale = about["scales"][number]
+def _size(path: Path, scale: Any) -> np.ndarray:
+    """(3,) nm, z, y, x: the voxels of a scale. Raises UserError for what is none."""
     size = numbers(scale.get("resolution")) if isinstance(scale, dict) else None
     if size is None or min(size) <= 0 or not isinstance(scale.get("key"), str):
         raise UserError(
             f"{path}: scale {scale} in its info; write key and resolution (nm, x, y, z)"
         )
+    return np.array(size[::-1])
+
+
+def _level(path: Path, about: dict[str, Any], number: int, finest: np.ndarray) -> Level:
+    """A scale of a volume whose finest voxels are so large, (3,) nm."""
+    scale = about["scales"][number]
     offset = numbers(scale.get("voxel_offset")) or [0.0, 0.0, 0.0]
-    voxel = np.array(size[::-1])
+    voxel = _size(path, scale)
     folder = path / scale["key"]
     _refuse_packed(folder)
     array = chunked.open_array(path, "neuroglancer_precomputed", scale_index=number)
     tensorstore = needed.module("tensorstore", "precomputed volumes")
     counted_from_0 = array[..., 0].T[tensorstore.d[:].translate_to[0]]
     # a coarse voxel lies over several fine ones: its centre is theirs
-    finest = np.array(about["scales"][0]["resolution"][::-1], float)
     centre = np.array(offset[::-1]) * voxel + (voxel - finest) / 2
     return Level(
         path=folder,
