@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from common.data.volumes import results
+from common.data.volumes.annotation import check_counts, encoding_of
 from common.data.volumes.results import Result
 from common.errors import UserError
 from common.files import key_of, refuse_unwritable, replacing
@@ -136,6 +137,7 @@ def _measured(
                 touches = result.name in touching
                 classes.append(Labels(result.name, result.finest, is_mask, touches, volume))
             measures = measure(classes, bar.update, crew)
+            _check_whole(of_box, measures)
             # a mask has no objects
             names = [result.name for result in of_box if result.sort == "objects"]
             objects = measures.objects[measures.objects["class"].isin(names)]
@@ -147,6 +149,21 @@ def _measured(
         table = pd.concat(parts, ignore_index=True)
         joined[name] = table[["volume", *table.columns.drop("volume")]]
     return joined
+
+
+def _check_whole(volumes: Sequence[Result], measures: Measures) -> None:
+    """Compare what was read of labels with what their metadata count, which is said.
+
+    Raises UserError for chunks that were lost.
+    """
+    for result in volumes:
+        level = result.finest
+        encoding = encoding_of(level, result.name)
+        if encoding.counted is not None:
+            absent = measures.known[result.name] - measures.voxels[result.name]
+            remark = check_counts(level, encoding, level.array.size, absent)
+            if remark:
+                note(f"{result.path}: {remark}")
 
 
 def _on_same_voxels(volumes: Sequence[Result]) -> list[tuple[str, list[Result]]]:

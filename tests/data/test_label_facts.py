@@ -8,6 +8,7 @@ import pytest
 from common.data.own import facts
 from common.data.own.facts import look
 from common.data.volumes.ngff import open_levels, write_multiscale
+from common.errors import UserError
 
 ANNOTATION = {
     "cellmap": {
@@ -39,6 +40,17 @@ def test_planes_are_counted_as_numpy_counts_them(tmp_path):
     for axis, others in enumerate([(1, 2), (0, 2), (0, 1)]):
         np.testing.assert_array_equal(facts.positive[axis], (volume == 1).sum(others))
         np.testing.assert_array_equal(facts.known[axis], (volume != 255).sum(others))
+
+
+def test_labels_that_lost_a_chunk_are_refused_before_they_are_cut(tmp_path):
+    volume = np.ones((32, 32, 32), np.uint8)
+    about = {"cellmap": {"annotation": {"complement_counts": {"absent": 0}}}}
+    write_multiscale(tmp_path / "labels", volume, (8, 8, 8), chunk=16, attributes=about)
+    (tmp_path / "labels/s0/1/0/1").unlink()
+    with pytest.raises(
+        UserError, match="1 of 8 chunks are not there, and what they held is missed"
+    ):
+        look(open_levels(tmp_path / "labels")[0], "mito")
 
 
 def test_a_wall_is_as_thick_as_it_was_drawn(tmp_path):

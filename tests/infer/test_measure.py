@@ -243,6 +243,24 @@ def test_blocks_are_whole_chunks_unless_these_are_planes(chunks, block):
     assert block_of_chunks(chunks, 128) == block
 
 
+def test_labels_that_lost_a_chunk_are_not_measured(tmp_path, capsys):
+    volume = np.zeros((16, 16, 16), np.uint8)
+    volume[2:14, 2:14, 2:14] = 5
+    for more in (0, 8):
+        counted = 16**3 - 12**3 + more
+        about = kind(INSTANCE_TYPE)
+        about["cellmap"]["annotation"]["complement_counts"] = {"absent": counted}
+        write_multiscale(tmp_path / "mito", volume, SCALE, chunk=8, attributes=about)
+        summarize(str(tmp_path / "mito"), tmp_path / f"out{counted}")
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("they were edited, or are not whole" in said) == bool(more)
+    (tmp_path / "mito/s0/1/1/1").unlink()
+    with pytest.raises(
+        UserError, match="1 of 8 chunks are not there, and what they held is missed"
+    ):
+        summarize(str(tmp_path / "mito"), tmp_path / "out")
+
+
 def test_bad_input_is_one_sentence(tmp_path, run):
     write_multiscale(tmp_path / "raw/er", np.zeros((8, 8, 8), np.uint8), SCALE)
     touching_boxes(tmp_path / "in")

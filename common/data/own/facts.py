@@ -90,7 +90,10 @@ class LabelFacts:
 
 
 def look(level: Level, name: str) -> LabelFacts:
-    """Read a whole label volume. Raises UserError for metadata that are wrong, and for raw."""
+    """Read a whole label volume.
+
+    Raises UserError for metadata that are wrong, for raw, and for chunks that were lost.
+    """
     reader = LabelReader(level, name)
     facts = LabelFacts(
         name=name,
@@ -107,6 +110,8 @@ def look(level: Level, name: str) -> LabelFacts:
         if facts.is_instance and positive.any():
             ids = np.where(positive, level.read(start, stop), 0)
             _count_objects(facts, ids, known)
+    # parts that are cut out of it have no counts that would tell
+    reader.check_whole()
     return facts
 
 
