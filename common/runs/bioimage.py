@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,8 @@ def _description(  # noqa: PLR0917  (private, by its one caller)
 
 
 def _plain_name(name: str) -> str:
-    """A name as the format takes it: letters, numbers, spaces and a few signs."""
+    """A name as the format takes it: letters of English, numbers, spaces and a few signs."""
+    name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     kept = [sign if sign.isalnum() or sign in "_+- ()" else " " for sign in name]
     return " ".join("".join(kept).split())[:128]
 

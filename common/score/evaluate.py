@@ -23,7 +23,14 @@ from common.data.volumes.records import ProcessedRecord
 from common.errors import UserError, collect
 from common.files import REPOSITORY, refuse_unwritable
 from common.infer import process
-from common.infer.processing.recipe import THRESHOLDS, Recipe, load_recipe, read_thresholds, run_of
+from common.infer.processing.recipe import (
+    THRESHOLDS,
+    Recipe,
+    load_recipe,
+    read_thresholds,
+    refuse_classes_of_others,
+    run_of,
+)
 from common.provenance import now, provenance
 from common.score import judge, submission, submitted, versions
 from common.score.judge import Evaluation, Truth
@@ -215,6 +222,7 @@ def _score(
             f"--crops {asked.crops}: no annotated crop has one of these classes; "
             "test crops are scored by the organisers"
         )
+    refuse_classes_of_others(config, {job.name: job.processed.is_dir() for job in jobs})
     # what is wrong with any of them is said before the minutes of work
     records = collect(partial(check, recipe), jobs)
     predictions = []

@@ -23,6 +23,7 @@ from common.infer.processing.recipe import (
     functions_of,
     read_recipe,
     read_thresholds,
+    refuse_classes_of_others,
     run_of,
 )
 from common.provenance import now
@@ -68,6 +69,7 @@ def tune(  # noqa: PLR0913  the options of the command
     _check_thresholds(recipe, path)
     refuse_unwritable(path)
     trials = _trials(config, recipe, _boxes(config, crops, folds, say), version)
+    refuse_classes_of_others(config, {trial.name: trial.predicted.is_dir() for trial in trials})
     checkpoints = _checkpoints(trials, say)
     found = search(trials, workers, folds, options=recipe.settings.instance_options)
     _check_found(found, recipe, crops)

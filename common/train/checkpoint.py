@@ -234,14 +234,22 @@ def load(path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
     return saved
 
 
-def refuse_other_classes(path: Path, saved: dict[str, Any], classes: tuple[str, ...]) -> None:
-    """Raise UserError unless a checkpoint is of a network for these classes."""
+def refuse_other_classes(
+    path: Path,
+    saved: dict[str, Any],
+    classes: tuple[str, ...],
+    otherwise: str = "name another checkpoint",
+) -> None:
+    """Raise UserError unless a checkpoint is of a network for these classes.
+
+    otherwise: what to do where the classes are meant as they are.
+    """
     saved_classes = tuple(saved["classes"])
     if saved_classes != classes:
         raise UserError(
             f"{path}: trained for {len(saved_classes)} classes and this run has {len(classes)}: "
             f"{_difference(saved_classes, classes)}; "
-            "use the same classes in the same order, or set another run_name"
+            f"use the same classes in the same order, or {otherwise}"
         )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import typed
-from common.errors import UserError
+from common.errors import FileError, UserError
 from common.files import replacing, write_json
 from common.provenance import now
 from common.talk import note
@@ -157,15 +157,17 @@ def read_record(folder: Path) -> RunRecord | None:
 
     None if there is no such file, as for a run of another trainer. Fields that the file lacks are
     empty or None, and fields that this version does not know are ignored. Raises UserError if the
-    file is damaged.
+    file is damaged, FileError where the disk or its permissions do not let it be read.
     """
     path = folder / RECORD
     try:
         content = json.loads(path.read_text(), parse_constant=typed.no_constant)
     except FileNotFoundError:
         return None
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, IsADirectoryError, RecursionError) as error:
         raise Damaged(path, f"cannot be read ({error})") from error
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); mend that") from error
     _refuse_other_types(path, content)
     known = _fields(RunRecord, content)
     known["settings"] = content.get("settings") or {}

@@ -83,7 +83,7 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     if choice in ("latest", "best", "scratch"):
         return "starting with new weights"
     # relative to the experiment, unless the path is absolute
-    return _begin_with(config.folder / choice, config, state)
+    return _begin_with(config.folder / Path(choice).expanduser(), config, state)
 
 
 def _begin_with(given: Path, config: TrainConfig, state: State) -> str:
@@ -91,7 +91,7 @@ def _begin_with(given: Path, config: TrainConfig, state: State) -> str:
     _refuse_missing(given, config)
     saved = weights_file.read(given)
     if is_whole(saved):
-        refuse_other_classes(given, saved, config.channels)
+        refuse_other_classes(given, saved, config.channels, "leave load_model out")
         load_weights(state.model, saved, given)
         _note_other_input(given, saved, config)
         average.begin_again(state.ema, state.model)
@@ -109,7 +109,7 @@ def _begin_with(given: Path, config: TrainConfig, state: State) -> str:
 
 def _refuse_missing(given: Path, config: TrainConfig) -> None:
     """FileNotFoundError where a file that is typed from here is looked for in the experiment."""
-    here = Path(config.load_model).absolute()
+    here = Path(config.load_model).expanduser().absolute()
     if not given.is_file() and here.is_file():
         raise FileNotFoundError(
             f"{given}: no such checkpoint, as the path in load_model starts from the experiment; "
@@ -295,7 +295,7 @@ def _newest_good(
             wrong = _wrong_parts(saved)
             if wrong:
                 raise _damaged(path, f"holds no whole state of a run ({some(wrong)})")
-            refuse_other_classes(path, saved, config.channels)
+            refuse_other_classes(path, saved, config.channels, "set another run_name")
             use(path, saved)
         except weights_file.Unreadable as error:
             unreadable.append(error.problem)

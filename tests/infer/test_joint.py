@@ -154,6 +154,14 @@ def test_a_network_that_saw_a_crop_that_judges_teaches_nobody(experiment):
             members.refuse_judges(found, judging)
 
 
+def test_training_on_the_labels_is_told_with_the_settings_that_were_given(tiny, capsys):
+    completed(tiny, overrides=["epochs=1", "infer_groups=True"])
+    said = capsys.readouterr().err
+    assert (
+        f"train {tiny.folder} --set epochs=1 --set infer_groups=True --set datasplit_path=" in said
+    )
+
+
 def test_a_missing_network_is_said_with_the_command_that_trains_it(experiment):
     tiny = experiment()
     with pytest.raises(UserError, match=r"no network of mito, er, nuc; .*\n.*train .*--each-class"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import cc3d
@@ -464,6 +465,23 @@ def test_a_prediction_that_lost_a_chunk_is_refused(experiment):
     path = write_prediction(tiny, "mito", np.full((24, 24, 24), 200, np.uint8))
     ngff.open_levels(path)[0].chunk_file((0, 1, 1)).unlink()
     with pytest.raises(UserError, match=r"1 of its stored chunks are gone.*run predict again"):
+        run(tiny, classes=("mito",))
+
+
+def test_chunks_that_may_not_be_read_are_not_taken_for_lost(experiment, monkeypatch):
+    """The advice would be to predict again, or to forget how many there were."""
+    tiny = experiment()
+    path = write_prediction(tiny, "mito", np.full((24, 24, 24), 200, np.uint8))
+    closed = ngff.open_levels(path)[0].chunk_file((0, 1, 1)).parent
+    scan = os.scandir
+
+    def scandir(folder):
+        if Path(folder) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match=str(closed)):
         run(tiny, classes=("mito",))
 
 

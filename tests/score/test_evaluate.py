@@ -535,6 +535,15 @@ def test_everything_that_is_missing_or_too_small_is_said_at_once(tiny):
     assert not (tiny.folder / "results").exists()
 
 
+def test_classes_that_the_network_of_a_run_never_gives_are_not_to_be_predicted(tiny):
+    """As where `train --each-class` trained it: to predict again would not bring them."""
+    write_processed(tiny, "mito", truth(tiny, "mito"))
+    asked = {"overrides": ["classes=mito"]}
+    with pytest.raises(UserError, match=r"this run has no class er, nuc.*write --classes mito$"):
+        scored(tiny, **asked)
+    assert list(scored(tiny, classes=("mito",), **asked)["classes"]) == ["mito"]
+
+
 LATER = "2026-01-02T00:00:00+00:00"
 STALE = {
     "process_config.py": (

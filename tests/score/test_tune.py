@@ -565,6 +565,12 @@ def test_all_that_is_wrong_with_predictions_is_said_at_once(tiny):
     assert "crop3/nuc: half-written" in unfinished
 
 
+def test_classes_that_the_network_of_a_run_never_gives_are_not_to_be_predicted(tiny):
+    predict_all(tiny, names=("mito",), crops=("crop3",))
+    with pytest.raises(UserError, match=r"this run has no class er, nuc.*write --classes mito$"):
+        choose(tiny, overrides=["classes=mito"])
+
+
 def test_thresholds_in_process_config_are_in_the_way(tiny):
     configured(tiny, ABOVE + 'thresholds = {"er": 0.3}')
     with pytest.raises(UserError, match=r"process_config\.py: thresholds are set there"):

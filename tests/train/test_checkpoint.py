@@ -10,6 +10,7 @@ import zarr
 from torch import nn
 
 from common.errors import FileError, UserError
+from common.infer.networks.network import checkpoint_path
 from common.train import checkpoint
 
 CLASSES = ("mito", "er", "nuc")
@@ -146,6 +147,31 @@ def test_a_checkpoint_of_other_classes_is_refused_with_the_difference(
     checkpoint.save(tmp_path / "latest.pt", state())
     with pytest.raises(UserError, match=f"{difference}; use the same classes"):
         checkpoint.load(tmp_path / "latest.pt", classes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "otherwise"),
+    [
+        ({"epochs": 9}, "set another run_name"),
+        ({"run_name": "b", "epochs": 1}, "leave load_model out"),
+    ],
+)
+def test_what_to_do_about_other_classes_fits_what_was_asked(experiment, settings, otherwise):
+    """Another name of the run helps one that goes on, and none that begins with a file."""
+    tiny = experiment(epochs=1, iterations_per_epoch=1)
+    tiny.train()
+    latest = tiny.config().path("model_save_path") / "latest.pt"
+    with pytest.raises(UserError, match=f"in the same order, or {otherwise}$"):
+        tiny.train(classes=("mito", "er"), load_model=str(latest), **settings)
+
+
+def test_the_home_folder_may_be_written_in_short(experiment, monkeypatch):
+    tiny = experiment(epochs=1, iterations_per_epoch=1)
+    tiny.train()
+    monkeypatch.setenv("HOME", str(tiny.folder.parent))
+    short = f"~/{tiny.folder.name}/checkpoints/tiny_experiment/seed42/latest.pt"
+    assert checkpoint_path(tiny.config(), short).is_file()
+    assert tiny.train(load_model=short, run_name="b").finished
 
 
 def test_a_missing_file_is_told(tmp_path):

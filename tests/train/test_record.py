@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 from types import SimpleNamespace
@@ -238,6 +239,19 @@ def test_a_damaged_record_is_named(tmp_path, text, problem):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UserError, match=rf"run\.json: .*{problem}"):
         record.read_record(tmp_path)
+
+
+def test_a_record_that_may_not_be_read_is_not_damaged_and_stays(tmp_path, monkeypatch):
+    """Else training would begin another one, and say that this one cannot be read by anyone."""
+
+    def denied(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "run.json").write_text("{}")
+    monkeypatch.setattr("pathlib.Path.read_text", denied)
+    with pytest.raises(FileError, match=r"run\.json: cannot be read \(Permission denied\)"):
+        Recorder(tmp_path, 3, RunRecord())
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_what_a_file_lacks_is_empty_and_what_is_unknown_is_left_out(tmp_path):

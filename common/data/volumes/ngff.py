@@ -205,12 +205,20 @@ def finish_multiscale(
 
 
 def count_chunks(path: str | Path) -> int:
-    """Number of chunks that are stored of the finest level of an image that was written here."""
+    """Number of chunks that are stored of the finest level of an image that was written here.
+
+    Raises PermissionError for a folder that may not be read, whose chunks are not gone.
+    """
     stored = 0
-    for _, _, names in os.walk(Path(path) / "s0"):
+    for _, _, names in os.walk(Path(path) / "s0", onerror=_refuse_closed):
         # metadata, and what is left of chunks that were being written
         stored += sum(not name.startswith(".") and not name.endswith(PARTIAL) for name in names)
     return stored
+
+
+def _refuse_closed(error: OSError) -> None:
+    if isinstance(error, PermissionError):
+        raise error
 
 
 def dataset_of(number: int, scale: np.ndarray, origin: np.ndarray) -> dict:

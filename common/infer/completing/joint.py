@@ -57,6 +57,8 @@ class Joint:
     """That is written."""
     overwrite: bool
     stopped: Callable[[], bool]
+    overrides: Sequence[str] = ()
+    """Settings that were given, which training on the labels is to have, too."""
 
     @property
     def rules(self) -> pseudo.Rules:
@@ -121,7 +123,15 @@ def init(
     members_module.note_other_voxels(networks, config)
     busy = f"{path.parent}: {{holder}} completes labels there; wait for it"
     with stopping.interruptible() as stopped, files.alone(path.parent / ".lock", otherwise=busy):
-        joint = Joint(config, networks, threshold, path, overwrite=overwrite, stopped=stopped)
+        joint = Joint(
+            config,
+            networks,
+            threshold,
+            path,
+            overwrite=overwrite,
+            stopped=stopped,
+            overrides=overrides,
+        )
         _join(joint, rows, selective=selective)
     return path
 
@@ -342,6 +352,7 @@ def _report(joint: Joint, completed: Mapping[str, Completed], *, left_out: int) 
         say(f"{left_out} of them left out, without a positive voxel (--selective)")
     config = joint.config
     settings = [
+        *joint.overrides,
         f"datasplit_path={joint.datasplit.relative_to(config.folder)}",
         f"run_name={config.run_name}-joint",
     ]

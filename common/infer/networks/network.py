@@ -278,7 +278,7 @@ def checkpoint_path(config: TrainConfig, weights: str) -> Path:
     """
     if weights in ("", "best", "latest"):
         return _checkpoint_of_run(config, weights)
-    path = Path(weights)
+    path = Path(weights).expanduser()
     if not path.is_absolute() and not path.is_file():
         path = config.folder / path
     path = path.absolute()
@@ -304,7 +304,7 @@ def _checkpoint_of_run(config: TrainConfig, which: str) -> Path:
 
 def _given_weights(config: TrainConfig) -> Path | None:
     """The file that load_model names, where it is there; it stands for a run that has not begun."""
-    path = config.folder / config.load_model
+    path = config.folder / Path(config.load_model).expanduser()
     if config.load_model in ("latest", "best", "scratch") or not path.is_file():
         return None
     note(

@@ -102,6 +102,22 @@ def read_recipe(path: Path, classes: Sequence[str] = ()) -> Recipe:
     )
 
 
+def refuse_classes_of_others(config: TrainConfig, asked: Mapping[str, bool]) -> None:
+    """Raises UserError for classes that are not there, and that the network of a run never gives.
+
+    As of one that `train --each-class` trained: to predict again would not bring them.
+
+    asked: by class, whether a volume of it is there.
+    """
+    absent = [name for name in asked if not asked[name] and name not in config.channels]
+    if absent:
+        rest = ",".join(name for name in asked if name not in absent)
+        raise UserError(
+            f"{config.folder}: the network of this run has no class {some(absent)}, and no volume "
+            f"of it is there; write --classes {rest or 'others'}"
+        )
+
+
 def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
     """The process_config.py of a run, with the thresholds that were tuned on it.
 
