@@ -337,9 +337,9 @@ def take_engine(options: dict[str, Any]) -> Engine:
     engine = Engine(**{name: value for name, value in taken.items() if value is not None})
     engine.check()
     if engine.dry_run:
-        from common.infer.machines import cluster
+        from common.infer.machines import batch_system
 
-        click.echo(cluster.job_script(engine))
+        click.echo(batch_system.job_script(engine))
         click.get_current_context().exit()
     return engine
 

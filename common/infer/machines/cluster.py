@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Busy, FileError, UserError
-from common.files import REPOSITORY, alone, is_held, write_json
+from common.files import alone, is_held, write_json
+from common.infer.machines.batch_system import Jobs, of_jobs
 from common.infer.machines.crew import Crew, never
 from common.infer.machines.engine import Engine
 from common.provenance import usable_cores
@@ -41,14 +42,6 @@ SECURITY = (
 # a node that reads weights from a slow disk, or a scheduler that starts on a busy one
 PATIENCE_S = 120
 """Seconds that a worker waits for its scheduler, and a second caller for the first one's."""
-
-LISTS = frozenset(
-    ["job_extra_directives", "job_script_prologue", "job_directives_skip", "worker_extra_args"]
-)
-"""Options of dask-jobqueue that are lists of texts."""
-
-LEAST_MEMORY = 10**8
-"""Bytes of a job, below which nobody means bytes: torch alone takes more."""
 
 DASK = {
     # how often a block may fail is counted in Crew
@@ -87,9 +80,11 @@ def opened(
                 yield crew
             return
         place = _Place(root, call)
-        workers = _jobs(engine) if engine.cluster else _local(engine.workers)
+        workers = of_jobs(engine, root / "logs") if engine.cluster else _local(engine.workers)
         with place.held(engine, stopped), workers as cluster, _crew(cluster) as crew:
             place.write(cluster.scheduler_address, cluster.security)
+            if engine.cluster:
+                crew.jobs = Jobs(cluster, engine)
             yield crew
 
 
@@ -307,93 +302,3 @@ def _worker_options(workers: int, scratch: str | None = None) -> list[dict[str, 
             }
         )
     return options
-
-
-@contextlib.contextmanager
-def _jobs(engine: Engine) -> Iterator[Any]:
-    """A scheduler in this process, and workers that are jobs of a batch system."""
-    with _job_cluster(engine) as cluster:
-        jobs = max(engine.workers, 1)
-        cluster.scale(jobs=jobs)
-        say(f"{count(jobs, 'job')} handed to {engine.cluster}; blocks begin with the first of them")
-        yield cluster
-
-
-def job_script(engine: Engine) -> str:
-    """What is handed to the batch system for each job."""
-    engine.check()
-    _need_dask()
-    with _quiet(), _job_cluster(engine) as cluster:
-        return cluster.job_script()
-
-
-def _job_cluster(engine: Engine) -> Any:
-    """dask-jobqueue's cluster of a batch system. Raises UserError for options that it lacks."""
-    try:
-        from dask_jobqueue import LSFCluster, SLURMCluster
-    except ImportError as error:
-        raise UserError(
-            f"--cluster needs dask-jobqueue ({error}); pip install dask-jobqueue"
-        ) from error
-    from distributed import Security
-
-    kinds = {"lsf": LSFCluster, "slurm": SLURMCluster}
-    options = {"processes": 1, **_read_options(engine)}
-    lacking = [name for name in ("cores", "memory") if name not in options]
-    if lacking:
-        raise UserError(
-            f"{engine.cluster_options or '--cluster-options FILE'}: no {' and no '.join(lacking)}; "
-            "write what a job gets, such as {cores: 8, memory: 60GB, walltime: '04:00'}, and what "
-            "else dask-jobqueue takes (queue, account, job_extra_directives ...)"
-        )
-    # workers import this repository, wherever the batch system starts them
-    prologue = [f"cd {REPOSITORY}", f"export PYTHONPATH={REPOSITORY}:$PYTHONPATH"]
-    options["job_script_prologue"] = prologue + list(options.get("job_script_prologue", []))
-    # by dask-jobqueue's advice for TLS: files that the jobs can read
-    options.setdefault("protocol", "tls://")
-    options.setdefault("security", Security.temporary())
-    # on a disk that jobs see, and for this user alone: credentials lie there
-    folder = Path.home() / ".cache" / "cellmap-workers"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    options.setdefault("shared_temp_directory", str(folder))
-    if engine.cluster == "lsf":
-        options.setdefault("use_stdin", True)
-    try:
-        return kinds[engine.cluster](**options)
-    except (TypeError, ValueError, OSError) as error:
-        reason = str(error).split(". Very likely")[0].splitlines()[0]
-        raise UserError(
-            f"{engine.cluster_options}: dask-jobqueue does not take it ({reason}); see "
-            "https://jobqueue.dask.org for its options"
-        ) from error
-
-
-def _read_options(engine: Engine) -> dict[str, Any]:
-    """The file of options; {} without one. Raises UserError for another kind of content."""
-    if not engine.cluster_options:
-        return {}
-    import yaml
-
-    path = Path(engine.cluster_options)
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: neither YAML nor JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: no mapping; write lines such as cores: 8")
-    if "walltime" in content:
-        # as it is written: YAML takes 12:00:00 for the number 43200, and SLURM that for minutes
-        content["walltime"] = yaml.load(text, yaml.BaseLoader)["walltime"]
-    for name in LISTS & content.keys():
-        # of a text each letter would be a line
-        if isinstance(content[name], str):
-            content[name] = [content[name]]
-    _refuse_bytes(path, content.get("memory"))
-    return content
-
-
-def _refuse_bytes(path: Path, memory: Any) -> None:
-    """Raises UserError for a memory without its unit, which dask-jobqueue takes for bytes."""
-    if str(memory).strip().isdecimal() and int(memory) < LEAST_MEMORY:
-        raise UserError(f"{path}: memory: {memory} is so many bytes; write {memory}GB")

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from common.errors import FileError, UserError
+from common.infer.machines.batch_system import Jobs
 from common.talk import note, say
 
 if TYPE_CHECKING:
@@ -152,8 +153,10 @@ def _words(error: Exception) -> str:
 class Crew:
     """The workers of a call."""
 
-    def __init__(self, client: Client):
+    def __init__(self, client: Client, jobs: Jobs | None = None):
         self.client = client
+        self.jobs = jobs
+        """Where workers are jobs of a batch system; otherwise None."""
 
     def run(
         self,
@@ -178,7 +181,14 @@ class Crew:
             payload: what the task is given of blocks.
         """
         round_ = _Round(
-            self.client, task, deque(numbers), done=done, tell=tell, tally=tally, payload=payload
+            self.client,
+            task,
+            deque(numbers),
+            done=done,
+            tell=tell,
+            tally=tally,
+            payload=payload,
+            jobs=self.jobs,
         )
         while round_.is_open and not stopped():
             round_.hand_out()
@@ -201,6 +211,8 @@ class _Round:
     tell: Callable[[Tally], None]
     tally: Tally
     payload: Callable[[list[int]], Any]
+    jobs: Jobs | None = None
+    """As of `Crew`."""
     again: deque[int] = field(default_factory=deque)
     """Those of batches that failed, to be tried one by one."""
     running: dict[Future, list[int]] = field(default_factory=dict)
@@ -266,6 +278,8 @@ class _Round:
         self.tally.add(n)
         if n:
             self.per_block = outcome.seconds / n
+            if self.jobs:
+                self.jobs.has_finished_blocks = True
         if outcome.error:
             finished = {number for number, _ in outcome.done}
             left = [number for number in batch if number not in finished]
@@ -295,6 +309,8 @@ class _Round:
         if now - self.counted < 1:
             return
         self.counted = now
+        if self.jobs:
+            self.jobs.replace_ended()
         self.tally.workers = len(self.client.nthreads())
         if self.tally.workers:
             self.lonely = now
