@@ -30,6 +30,17 @@ def _home() -> Path:
 REPOSITORY = _home()
 """Where experiments, data/ and cache/ are looked for."""
 
+
+def from_repository(folder: Path) -> str:
+    """An absolute folder as texts name it: from REPOSITORY, or elsewhere its own name alone.
+
+    The place where it lies on one machine helps nobody on another, and may name its owner.
+    """
+    if folder.is_relative_to(REPOSITORY):
+        return str(folder.relative_to(REPOSITORY))
+    return folder.name
+
+
 _cache: Path | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ PROGRAM = ("python", "-m", "cellmap_segmentation_challenge")
 
 SCRIPT = "csc"
 """The same as an installed script, see pyproject.toml."""
+
+Say = Callable[[str], None]
+"""Takes a line, or several, for the user: `print`, `click.echo` or `say`."""
 
 
 _noted: set[str] = set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from common.data.volumes.writers import hdf5, meshes, mrc, ngff05, nifti, nrrd, 
 from common.data.volumes.writers.outgoing import Outgoing, Tell, Writer
 from common.errors import UserError
 from common.files import alone, not_written, replacing, write_text
-from common.talk import nm, note, progress, voxels
+from common.talk import Say, nm, note, progress, voxels
 
 WRITERS = (
     tiff.WRITER,
@@ -49,8 +49,6 @@ BLOCK = 128
 
 LARGEST_EXACT = 2**24
 """Up to it float32 has every whole number."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

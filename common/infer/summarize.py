@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,7 @@ from common.infer.machines.engine import IN_THIS_PROCESS, Engine
 from common.infer.objects.measure import Labels, Measures, measure
 from common.show import figures
 from common.show.projection import projection as project
-from common.talk import note, progress, some
-
-Say = Callable[[str], None]
+from common.talk import Say, note, progress, some
 
 CLASSES = "classes.csv"
 OBJECTS = "objects.csv"
@@ -172,9 +170,7 @@ def _on_same_voxels(volumes: Sequence[Result]) -> list[tuple[str, list[Result]]]
     for result in volumes:
         grid = result.finest.grid
         place = (*grid.scale.round(3), *grid.origin.round(3), *grid.shape)
-        # the folder that the class lies in, below what was asked for
-        box = "/".join(result.names[:-1]) or result.path.parent.name
-        groups.setdefault((box, *map(float, place)), []).append(result)
+        groups.setdefault((result.box, *map(float, place)), []).append(result)
     boxes = [key[0] for key in groups]
     for box in sorted(set(boxes)):
         if boxes.count(box) > 1:

@@ -8,7 +8,7 @@ all distances from the best). What is measured, and how sure it is: see `common.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from common.runs.reading import Reading, read
 from common.runs.sides import MADE_WITH, Side, as_sides, differing, differing_settings
 from common.runs.words import terminal
 from common.score.interval import LEVEL
+from common.talk import Say
 
 
 def compare(
@@ -33,7 +34,7 @@ def compare(
     metric: str = "",
     group_seeds: bool = False,
     png: str | Path = "",
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Comparison:
     """Compare two or more runs, say tables and a verdict, and return all of it.
 
@@ -70,11 +71,12 @@ def compare(
 def _best_first(sides: Sequence[Side], measure: Measure) -> list[int]:
     """The numbers of the sides by their values.
 
-    Of equal ones that leads of which the metric left out less, then that which was named first.
+    Of equal ones that leads of which the challenge's score left out less, see `Reading.left_out`,
+    then the one that was named first.
     """
     values = [measure.of(number)[0] for number in range(len(sides))]
-    less = [_left_out(side, measure) for side in sides]
-    return np.lexsort((np.array(less), np.negative(values))).tolist()
+    left_out = [sum(reading.left_out for reading in side.members) for side in sides]
+    return np.lexsort((np.array(left_out), np.negative(values))).tolist()
 
 
 def _left_out(side: Side, measure: Measure) -> int:

@@ -83,6 +83,17 @@ class Reading:
         return {column.removeprefix(start): float(known[column]) for column in columns}
 
     @property
+    def left_out(self) -> int:
+        """How many classes of crops the challenge's score left out, over all files of scores.
+
+        Of two runs that are equally good the one with fewer is ranked first.
+        """
+        total = 0
+        for scores in self.scores.values():
+            total += sum(score.left_out for score in scores.classes.values())
+        return total
+
+    @property
     def is_validated(self) -> bool:
         """Whether the best epoch has a metric of any class."""
         return any(self.per_class(metric) for metric in METRICS)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,7 +73,7 @@ def report(
     *,
     root: str | Path = REPOSITORY,
     output: str | Path = "report.html",
-    say: Callable[[str], None] = print,
+    say: talk.Say = print,
 ) -> Path:
     """Write the page and return its path.
 
@@ -141,20 +141,20 @@ def ranked(readings: Iterable[Reading]) -> list[Reading]:
     """The best run first; runs without validation last.
 
     Those of the best_metric that most runs have come before the others. Of equal ones that is first
-    of which the metric left out nothing.
+    of which the challenge's score left out less, see `Reading.left_out`.
     """
     readings = list(readings)
     metrics = Counter(reading.best_metric for reading in readings if reading.best is not None)
     usual = metrics.most_common(1)[0][0] if metrics else ""
 
-    def key(reading: Reading) -> tuple[bool, bool, str, float, bool]:
+    def key(reading: Reading) -> tuple[bool, bool, str, float, int]:
         value = reading.best_value
         badness = 0.0
         if value is not None:
             badness = value if reading.best_metric == "loss" else -value
         metric = reading.best_metric
-        has_left_out = any(left_out_of(scores) for scores in reading.scores.values())
-        return value is None, bool(usual) and metric != usual, metric, badness, has_left_out
+        is_other_metric = bool(usual) and metric != usual
+        return value is None, is_other_metric, metric, badness, reading.left_out
 
     return sorted(readings, key=key)
 

@@ -16,6 +16,7 @@ import os
 import signal
 import stat
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -194,7 +195,10 @@ class _Refusal(click.ClickException):
 
 
 class _Command(click.Command):
-    """Ends with a sentence and exit code 2 where the user can mend what is wrong."""
+    """Ends with a sentence and exit code 2 where the user can mend what is wrong.
+
+    With --traceback the traceback stands before the sentence.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words; "" would stand for this folder."""
@@ -208,9 +212,12 @@ class _Command(click.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, context: click.Context) -> Any:
+        is_whole = context.params.pop("traceback")
         try:
             return super().invoke(context)
         except (UserError, OSError) as error:  # a file that may not be read, a full disk
+            if is_whole:
+                click.echo(traceback.format_exc(), err=True, nl=False)
             raise _Refusal(str(error)) from error
 
 
@@ -259,6 +266,7 @@ class _Command(click.Command):
 @click.option(
     "--no-serve", is_flag=True, help="Make and print the links, but start no TensorBoard."
 )
+@click.option("--traceback", is_flag=True, help="Show the whole traceback of an error.")
 def main(  # noqa: PLR0917  click passes them by name
     roots: tuple[Path, ...],
     output: Path | None,

@@ -6,13 +6,12 @@ import csv
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError, refuse
 from common.score.evaluate import evaluate_submission
-from common.talk import command_line
+from common.talk import Say, command_line
 
 COLUMNS = ("data_path", "evaluation_id")
 """Of the table, as in the public toolbox: where a submission is, and what its result is called."""
@@ -37,7 +36,7 @@ def evaluate_all(
     truth: str | Path,
     *,
     workers: int = 1,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> None:
     """Score every submission of a table; writes eval_{evaluation_id}.results into this folder.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from common.score.submitted import SubmittedCrop
 from common.score.summary import summary
 from common.score.versions import CSC, Version
 from common.score.workers import Workers, parallel
-from common.talk import note, some
+from common.talk import Say, note, some
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def evaluate(  # noqa: PLR0913  the options of the command
     workers: Workers = 1,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Scores:
     """Score the processed volumes of annotated crops; writes and gives it. Raises as `check` does.
 
@@ -111,7 +111,7 @@ def evaluate_submission(
     instance_classes: Collection[str] = INSTANCES,
     metric_version: str = CSC.name,
     workers: Workers = 1,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Scores:
     """Score a packed submission; writes a JSON file and gives its content.
 
@@ -292,7 +292,7 @@ def _note_unknown(evaluations: Sequence[Evaluation]) -> None:
         note(f"scored 1, since the truth is unknown throughout: {some(unknown)}")
 
 
-def _say_refused(evaluations: Sequence[Evaluation], say: Callable[[str], None]) -> None:
+def _say_refused(evaluations: Sequence[Evaluation], say: Say) -> None:
     """What of a submission could not be scored, below the tables."""
     lines = submitted.refused(evaluations)
     if lines:

@@ -35,7 +35,7 @@ def pack(
     entries: Sequence[Entry],
     source_of: Callable[[Entry], Path],
     output_zip: str | Path,
-    say: Callable[[str], None] = print,
+    say: talk.Say = print,
     *,
     partial: bool = False,
     check: Check = take,
@@ -137,7 +137,7 @@ def _refusal(lacking: Sequence[Gap], entries: Sequence[Entry], *, has_some: bool
     return lines
 
 
-def _say_beside(levels: Mapping[Entry, Level], say: Callable[[str], None]) -> None:
+def _say_beside(levels: Mapping[Entry, Level], say: talk.Say) -> None:
     """A note on volumes that lie beside the voxels of the manifest."""
     offsets = {entry.path: beside(level, entry.grid()) for entry, level in levels.items()}
     text = beside_text(offsets, len(levels), "the manifest")
@@ -145,16 +145,14 @@ def _say_beside(levels: Mapping[Entry, Level], say: Callable[[str], None]) -> No
         say(f"note: {text}")
 
 
-def _say_lacking(
-    lacking: Sequence[Gap], entries: Sequence[Entry], say: Callable[[str], None]
-) -> None:
+def _say_lacking(lacking: Sequence[Gap], entries: Sequence[Entry], say: talk.Say) -> None:
     """Which volumes are not in the zip, and what comes of that."""
     say(f"not in it are {len(lacking)} of {len(entries)} volumes:")
     for line in gaps.table(lacking, entries) + gaps.consequences(lacking, entries):
         say(line)
 
 
-def _write_all(path: Path, levels: dict[Entry, Level], say: Callable[[str], None]) -> list[str]:
+def _write_all(path: Path, levels: dict[Entry, Level], say: talk.Say) -> list[str]:
     """Write the volumes into a zip; gives a sentence for each that could not be read."""
     problems = []
     with zarr.ZipStore(str(path), mode="w") as store:  # not compressed again, the chunks are

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.data.volumes import annotation
@@ -11,10 +11,10 @@ from common.infer.processing.prediction import note_older_weights
 from common.score import judge, result, tables
 from common.score.judge import Evaluation
 from common.score.result import CropScore, Scores
-from common.talk import note, some
+from common.talk import Say, note, some
 
 
-def publish(scores: Scores, path: Path, say: Callable[[str], None]) -> None:
+def publish(scores: Scores, path: Path, say: Say) -> None:
     """Say the tables, write the JSON file, and say what to look at."""
     # first: of a disk that is full by now they are what is left
     say(tables.terminal(scores))
@@ -24,7 +24,7 @@ def publish(scores: Scores, path: Path, say: Callable[[str], None]) -> None:
     _note_everywhere(scores, say)
 
 
-def _note_other_grids(scores: Scores, say: Callable[[str], None]) -> None:
+def _note_other_grids(scores: Scores, say: Say) -> None:
     """What was scored on other voxels than its own, or does not reach over the truth."""
     by_path: dict[str, CropScore] = {}
     for crop, classes in scores.crops.items():
@@ -53,7 +53,7 @@ def _note_other_grids(scores: Scores, say: Callable[[str], None]) -> None:
         )
 
 
-def _note_everywhere(scores: Scores, say: Callable[[str], None]) -> None:
+def _note_everywhere(scores: Scores, say: Say) -> None:
     """Classes that are positive nearly everywhere, and not in the annotation."""
     found: dict[str, list[str]] = {}
     for crop, classes in scores.crops.items():

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.config.settings import TrainConfig
 from common.data.splits.regions import Region
 from common.data.volumes.records import at_epoch
 from common.errors import UserError
-from common.files import REPOSITORY, is_file, replacing
+from common.files import from_repository, is_file, replacing
 from common.score.result import Asked, Checkpoint, Provenance, Scores
 from common.score.tables import OVERALL_NAMES, overall, remarks, tables
 from common.show import figures
 from common.show.layers import find_layers
 from common.show.montage import montage
-from common.talk import command_line, some
+from common.talk import Say, command_line, some
 
 BEGIN = "<!-- scores: written by `evaluate --write-readme` -->"
 END = "<!-- end of scores -->"
@@ -37,7 +37,7 @@ def write_scores(
     config: TrainConfig,
     boxes: Sequence[Region],
     scores: Scores,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Path:
     """Put scores and a picture of the first crops into the README; gives its path.
 
@@ -77,16 +77,11 @@ def markdown_scores(scores: Scores) -> list[str]:
 
 def command(config: TrainConfig, asked: Asked) -> str:
     """What to type for the same result, without the overrides that name places on this machine."""
-    folder = config.folder
-    if folder.is_relative_to(REPOSITORY):
-        named = str(folder.relative_to(REPOSITORY))
-    else:
-        named = folder.name
     # places differ from machine to machine, and may name who owns it
     kept = [text for text in asked.overrides if "_path" not in text.partition("=")[0]]
     return command_line(
         "evaluate",
-        named,
+        from_repository(config.folder),
         crops=asked.crops,
         classes=",".join(asked.classes) or None,
         set=kept,

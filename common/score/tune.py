@@ -6,7 +6,7 @@ see `common.score.trials`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from common.score.publish import note_networks
 from common.score.trials import COARSE, Trial
 from common.score.versions import CSC, Version
 from common.score.workers import Workers
-from common.talk import some
+from common.talk import Say, some
 
 
 def tune(  # noqa: PLR0913  the options of the command
@@ -47,7 +47,7 @@ def tune(  # noqa: PLR0913  the options of the command
     workers: Workers = 1,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> list[Tuned]:
     """Choose the threshold, and options, of each class. Raises FileNotFoundError or UserError.
 
@@ -82,9 +82,7 @@ def tune(  # noqa: PLR0913  the options of the command
     return found
 
 
-def _boxes(
-    config: TrainConfig, crops: str, folds: int, say: Callable[[str], None]
-) -> list[regions.Region]:
+def _boxes(config: TrainConfig, crops: str, folds: int, say: Say) -> list[regions.Region]:
     boxes = regions.choose(config, crops, with_test=False, say=say)
     _check_folds(folds, boxes)
     return boxes
@@ -98,7 +96,7 @@ def add(path: Path, run: str, records: Mapping[str, Any]) -> None:
     write_json(path, runs)
 
 
-def _say_each(lines: Sequence[str], say: Callable[[str], None]) -> None:
+def _say_each(lines: Sequence[str], say: Say) -> None:
     for line in lines:
         say(line)
 
@@ -158,7 +156,7 @@ def _trials(
     return trials
 
 
-def _checkpoints(trials: Sequence[Trial], say: Callable[[str], None]) -> dict[str, str]:
+def _checkpoints(trials: Sequence[Trial], say: Say) -> dict[str, str]:
     """SHA-256 of the checkpoint that predicted each class; "" where the prediction does not say.
 
     Notes predictions that lie beside the voxels of the annotation, and as `note_networks`.

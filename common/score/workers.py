@@ -27,7 +27,8 @@ def parallel(
 ) -> list[Result]:
     """Results in the order of the items.
 
-    Raises FileError if a process was killed, or where an item failed on each try of a crew.
+    Raises FileError if a process was killed or runs other code than this one, or where an item
+    failed on each try of a crew.
     """
     if isinstance(workers, Crew):
         return _by_crew(function, items, workers)
@@ -50,7 +51,7 @@ def _results(
     context = get_context("spawn")
     try:
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            yield from pool.map(function, items)
+            yield from pool.map(partial(apply_to_one, function, scoring_hash()), items)
     except BrokenProcessPool as error:
         raise FileError(
             f"one of {workers} processes was killed, most likely for want of memory; "
@@ -79,10 +80,16 @@ def _by_crew(function: Callable[[Item], Result], items: Sequence[Item], crew: Cr
 def apply(
     function: Callable[[Item], Result], callers: str, items: Sequence[tuple[int, Item]]
 ) -> Iterator[tuple[int, Result]]:
-    """A function of some items, in a worker.
+    """A function of some numbered items, in a worker of a crew. Raises as `apply_to_one`."""
+    for number, item in items:
+        yield number, apply_to_one(function, callers, item)
 
-    callers: as of `common.infer.made_by.scoring_hash`; FileError in a worker of other code.
+
+def apply_to_one(function: Callable[[Item], Result], callers: str, item: Item) -> Result:
+    """A function of an item, in another process.
+
+    callers: `common.infer.made_by.scoring_hash` of the process that asks. Raises FileError in one
+        whose code or libraries are others.
     """
     refuse_other_scoring(callers)
-    for number, item in items:
-        yield number, function(item)
+    return function(item)

@@ -271,29 +271,60 @@ def disks(config: TrainConfig | None) -> Iterator[Finding]:
     """Room, and leave to write, where runs and decoded crops are kept."""
     cache = config.path("cache_path") if config else cache_folder()
     runs = config.path("model_save_path") if config else REPOSITORY
-    most = config.cache_gb if config else 0.0
-    yield _disk("cache", cache, "CELLMAP_CACHE=FOLDER on a larger disk", most)
+    needed = 0.0
+    # crops that take more than cache_gb are refused by training itself
+    if config and _free_gb(cache) < config.cache_gb:
+        needed = _gb_to_decode(config)
+    yield _disk("cache", cache, "CELLMAP_CACHE=FOLDER on a larger disk", needed)
     yield _disk(
         "runs", runs, "--set model_save_path=FOLDER/{model_name}/{run_name} on another disk"
     )
 
 
-def _disk(what: str, place: Path, mend: str, most_gb: float = 0.0) -> Finding:
-    """Room at a place that may not exist yet; most_gb: what is going to be written there."""
-    parent = place
-    while not parent.is_dir():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK):
-        return Finding(what, WRONG, f"{parent} cannot be written to", mend)
-    free = shutil.disk_usage(parent).free / 1e9
+def _disk(what: str, place: Path, mend: str, needed_gb: float = 0.0) -> Finding:
+    """Room at a place that may not exist yet; needed_gb: what is going to be written there."""
+    folder = _existing(place)
+    if not os.access(folder, os.W_OK):
+        return Finding(what, WRONG, f"{folder} cannot be written to", mend)
+    free = _free_gb(place)
     text = f"{free:.0f} GB free at {place}"
+    if free < needed_gb:
+        text += f", and the crops of the datasplit take {needed_gb:.1f} GB more when decoded"
+        return Finding(what, WRONG, text, f"free space, or {mend}")
     if free < LITTLE_DISK_GB:
         state = NOTE if free > NO_DISK_GB else WRONG
         return Finding(what, state, f"{text}, which is little", f"free space, or {mend}")
-    if free < most_gb:
-        text += f", and cache_gb lets it grow to {most_gb:g}"
-        return Finding(what, NOTE, text, f"--set cache_gb={int(free * 0.8)}")
     return Finding(what, GOOD, text)
+
+
+def _existing(place: Path) -> Path:
+    """A folder, or the nearest one above it that exists."""
+    while not place.is_dir():
+        place = place.parent
+    return place
+
+
+def _free_gb(place: Path) -> float:
+    """GB that are free where a folder is, or will be."""
+    return shutil.disk_usage(_existing(place)).free / 1e9
+
+
+def _gb_to_decode(config: TrainConfig) -> float:
+    """GB that the crops of the datasplit will take in the cache, less those that are in it.
+
+    0 where that cannot be told; what is missing for it (torch, the data) is a finding of its own.
+    """
+    try:
+        from common.data.crops.opened import bytes_to_decode
+        from common.data.samples import loaders, rows
+        from common.data.splits import split
+
+        listed = split.read_datasplit(config.path("datasplit_path"), config.path("data_path"))
+        of_run = rows.that_count(listed, config)
+        request = loaders.crop_request(config)
+        return bytes_to_decode(of_run, request, loaders.crop_cache(config)) / 1e9
+    except (ImportError, UserError, FileNotFoundError):
+        return 0.0
 
 
 def data_found(config: TrainConfig | None, data: str | Path | None) -> Iterator[Finding]:

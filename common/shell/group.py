@@ -11,13 +11,13 @@ from common.errors import UserError
 from common.shell import failure, options, package, public
 from common.stopping import exit_code
 
-_WHOLE_TRACEBACK = "common.shell.whole_traceback"
+WHOLE_TRACEBACK = "common.shell.whole_traceback"
 """Key in the context of click; a value there is seen by the group and by its commands."""
 
 
 def _ask_for_traceback(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
-        context.meta[_WHOLE_TRACEBACK] = True
+        context.meta[WHOLE_TRACEBACK] = True
 
 
 def _traceback_option(hidden: bool) -> click.Option:
@@ -144,7 +144,7 @@ class Commands(click.Group):
             click.echo(failure.own_lines(ended), err=True)
             context.exit(1)
         except Exception as error:
-            whole = context.meta.get(_WHOLE_TRACEBACK, False)
+            whole = context.meta.get(WHOLE_TRACEBACK, False)
             answer = failure.answer(error, whole)
             if answer is None:
                 raise

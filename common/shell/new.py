@@ -16,8 +16,8 @@ from pathlib import Path
 from common.config.load import load_config
 from common.config.settings import RUN_FOLDERS
 from common.errors import FileError, UserError
-from common.files import REPOSITORY, not_written
-from common.shell.rename import OF_RUNS, RENAMED, Renaming, name_of
+from common.files import REPOSITORY, from_repository, not_written
+from common.shell.rename import OF_RUNS, RENAMED, Renaming
 from common.talk import command_line, short_path, some
 
 NO_RESULTS = "None yet.\n"
@@ -88,9 +88,11 @@ def next_command(target: Path) -> str:
 
 
 def typed(target: Path) -> str:
-    """An experiment's folder as it is typed: here, or in the repository."""
-    here = short_path(target)
-    return name_of(target) if here == str(target) else here
+    """An experiment's folder as it is typed here; one of the repository from there."""
+    is_here = target.is_relative_to(Path.cwd())
+    if target.is_relative_to(REPOSITORY) and not is_here:
+        return from_repository(target)
+    return short_path(target)
 
 
 def without_results(text: str) -> str:
@@ -186,7 +188,7 @@ def _find(source: str | Path) -> Path:
             return folder.resolve()
     experiments = []
     for pattern in ("*/train_config.py", "examples/*/train_config.py"):
-        experiments += [name_of(path.parent) for path in REPOSITORY.glob(pattern)]
+        experiments += [from_repository(path.parent) for path in REPOSITORY.glob(pattern)]
     # the baselines first
     experiments.sort(key=lambda name: ("/" in name, name))
     hint = f"copy one of {some(experiments)}" if experiments else "name the folder of one"

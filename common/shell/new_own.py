@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from common.data.summary.measured import measure_crops
 from common.data.volumes import layout
 from common.data.volumes.sources.place import is_file_name, store_name
 from common.errors import UserError
-from common.files import REPOSITORY
+from common.files import REPOSITORY, from_repository
 from common.shell.new import refuse_target, typed, whole
 from common.shell.own_plan import OwnPlan, make_plan
-from common.talk import command_line, count, nm, note, some, voxels
+from common.talk import Say, command_line, count, nm, note, some, voxels
 
 TEMPLATES = Path(__file__).parent / "own"
 
@@ -44,7 +44,7 @@ def new_own(
     classes: Collection[str] = (),
     voxel_size: tuple[float, float, float] | None = None,
     device: str = "auto",
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Path:
     """Write an experiment for imported data, ready to train; returns its folder, absolute.
 
@@ -171,10 +171,9 @@ def _write(
     rows = make_split.rows(division.sides, plan.classes)
     comment = f"# {division.why}"
     make_split.write_datasplit(folder / "datasplit.csv", [comment, *rows])
-    experiment = typed(target)
 
     def command(verb: str, **options: Any) -> str:
-        return command_line(verb, experiment, **options)
+        return command_line(verb, from_repository(target), **options)
 
     names = {
         "name": target.name,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import classes
-from common.files import REPOSITORY
+from common.files import from_repository
 from common.typed import is_number
 
 TEXTS = frozenset([".md", ".txt", ".rst", ".sh"])
@@ -25,6 +25,9 @@ TEXTS = frozenset([".md", ".txt", ".rst", ".sh"])
 
 RENAMED = TEXTS | {".py", ".csv"}
 """Suffixes of files that can name their experiment."""
+
+ARTICLES = frozenset(["a", "an", "the", "all", "any", "each", "every", "one", "this", "that"])
+"""Words before a noun, as in `csc evaluate a crop`; an experiment may be called so, too."""
 
 OF_RUNS = frozenset(
     [
@@ -95,6 +98,7 @@ _PROGRAMS = re.compile(rf"(?m){_PROGRAM}")
 _BEFORE = r"(?<![\w./-])(?:\./)?"
 _REST = r"(?P<rest>(?:/[\w*{}-]+(?:\.[\w*{}-]+)*)*/?)"
 _AFTER = r"(?![\w-]|\.\w)"
+_NEXT_WORD = re.compile(r"[ \t]+[A-Za-z]+(?=[\s,:;?!)]|\.?$|\.\s)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,17 @@ class Renaming:
         if has_title:
             text = self._of_title(text)
         commands = [match.span() for match in _COMMAND.finditer(text)]
-        spellings = sorted({name_of(self.source), self.source.name}, key=len, reverse=True)
-        alternatives = "|".join(re.escape(spelling) for spelling in spellings)
+        spellings = {str(self.source), from_repository(self.source), self.source.name}
+        longest_first = sorted(spellings, key=len, reverse=True)
+        alternatives = "|".join(re.escape(spelling) for spelling in longest_first)
 
         def replacement(match: re.Match[str]) -> str:
             command = _command_before(text, match.start(), commands)
             if not self._is_own(match["path"], match["rest"], command):
                 return match[0]
-            new = name_of(self.target)
+            if _is_noun(match[0]) and _NEXT_WORD.match(text, match.end()):
+                return match[0]  # in a sentence: evaluate a crop, predict mito and er
+            new = from_repository(self.target)
             # in quotes already where the word does not begin with the path
             if command is not None and command[-1:].isspace():
                 new = shlex.quote(new)
@@ -170,11 +177,9 @@ class Renaming:
         return "".join(parts) + text[end:]
 
 
-def name_of(folder: Path) -> str:
-    """A folder as a command in the repository names it."""
-    if folder.is_relative_to(REPOSITORY):
-        return str(folder.relative_to(REPOSITORY))
-    return str(folder)
+def _is_noun(name: str) -> bool:
+    """Whether a name without a path is a class of the challenge, or stands before one in a text."""
+    return name in ARTICLES or classes.atoms_of(name) is not None
 
 
 def _command_before(text: str, position: int, commands: list[tuple[int, int]]) -> str | None:

@@ -27,6 +27,7 @@ from common.model.build import new_model
 from common.model.forward import in_float32
 from common.model.shapes import Shapes, grown
 from common.provenance import usable_cores
+from common.talk import Say
 
 MEMORY_FRACTION = 0.8
 """Fraction of the free memory that a run may take."""
@@ -95,7 +96,7 @@ def fingerprint(
     data: str | Path | None = None,
     overrides: Sequence[str] = (),
     json_path: str | Path = "",
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Fingerprint:
     """Describe the crops of an experiment as training would read them, and print a report.
 

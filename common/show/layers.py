@@ -14,6 +14,7 @@ from common.data.volumes import ngff
 from common.data.volumes.ngff import Level
 from common.data.volumes.records import read_prediction
 from common.data.volumes.sources.place import is_address, on_disk
+from common.talk import Say
 
 KINDS = ("raw", "truth", "predictions", "processed")
 
@@ -30,7 +31,7 @@ def find_layers(
     classes: Sequence[str] = (),
     kinds: Sequence[str] = KINDS,
     *,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Layers:
     """What there is to see of a box; what is not there yet is left out and said.
 
@@ -58,7 +59,7 @@ def layers_under(
     classes: Sequence[str],
     kinds: Sequence[str] = KINDS,
     *,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Layers:
     """The same, of predictions and processed volumes under these folders."""
     wanted = list(classes)

@@ -35,9 +35,7 @@ def boxes_of(source: str, classes: Sequence[str] = ()) -> list[tuple[Region, Lay
     """
     boxes: dict[str, list[Result]] = {}
     for result in results.find(source, classes):
-        folders = "/".join(result.names[:-1])
-        box = folders or result.path.parent.name
-        boxes.setdefault(box, []).append(result)
+        boxes.setdefault(result.box, []).append(result)
     return [(_region(name, volumes), _layers(volumes)) for name, volumes in boxes.items()]
 
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ from common.show import figures, montage
 from common.show.layers import LABELS, Layers, is_logits
 from common.show.painted import Objects, Painted, Part, bottom_up, on_same_voxels
 from common.show.served import Served
+from common.talk import Say
 
 SHADER = """#uicontrol vec3 color color(default="%s")
 #uicontrol float lowest slider(min=0, max=1, default=0)
@@ -53,7 +54,7 @@ def show(
     *,
     port: int = 0,
     bind: str = LOOPBACK,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> None:
     """Serve boxes to neuroglancer, say the links, and wait for Enter or Ctrl-C.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from common.errors import UserError, refuse
 from common.show import figures, of_results, viewer
 from common.show.layers import KINDS, Layers, layers_under, roots_of
 from common.show.montage import montage
+from common.talk import Say
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def visualize(
     png: str | Path = "",
     port: int = 0,
     bind: str = viewer.LOOPBACK,
-    say: Callable[[str], None] = print,
+    say: Say = print,
     **choice: Any,
 ) -> list[Path]:
     """Write a picture of each crop, or show the crops in neuroglancer until Enter is pressed.
@@ -101,9 +102,7 @@ def visualize(
 # What is shown
 
 
-def _shown(
-    config_path: str | Path | None, choice: Choice, say: Callable[[str], None]
-) -> list[tuple[Region, Layers]]:
+def _shown(config_path: str | Path | None, choice: Choice, say: Say) -> list[tuple[Region, Layers]]:
     """The boxes of which there is something to see, with the layers of each."""
     if config_path is not None and _is_of_results(config_path):
         given = [name for name, value in choice.of_experiments.items() if value]
@@ -161,7 +160,7 @@ def _in_data_root(choice: Choice) -> _Origin:
     return _Origin(boxes, roots)
 
 
-def _in_experiment(config_path: str | Path, choice: Choice, say: Callable[[str], None]) -> _Origin:
+def _in_experiment(config_path: str | Path, choice: Choice, say: Say) -> _Origin:
     config = load_config(config_path, choice.overrides, choice.data)
     boxes = regions.choose(
         config,

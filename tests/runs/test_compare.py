@@ -212,8 +212,10 @@ def test_of_equal_runs_that_leads_of_which_nothing_is_left_out(tmp_path):
     noise = [n if n.is_instance else g for n, g in zip(left_out_everywhere(), good, strict=True)]
     make_run(tmp_path, "a/a/a_noise", {"er": 0.5}, scores=summary(noise))
     make_run(tmp_path, "a/a/good", {"er": 0.5}, scores=summary(good))
-    found = run_compare(tmp_path)
-    assert [standing.name for standing in found.standings] == ["good", "a_noise"]
+    # by the score, and by a metric of the validation as `report` ranks
+    for metric in ("", "dice"):
+        found = run_compare(tmp_path, metric=metric)
+        assert [standing.name for standing in found.standings] == ["good", "a_noise"]
 
 
 def test_a_leader_of_which_something_is_left_out_is_named_in_the_verdict(tmp_path):

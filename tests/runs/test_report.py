@@ -299,6 +299,15 @@ def test_a_score_that_the_metric_left_something_out_of_is_marked_and_sorted_last
     assert '<td class="number" data-value="" title="The metric left out mito' in found.source
 
 
+def test_of_equal_runs_the_one_of_which_less_is_left_out_comes_first(tmp_path):
+    for name, left_out in (("a_more", 2), ("less", 1)):
+        make_run(tmp_path, f"a/m/{name}", [0.4])
+        scores = noise_scores(0.5)
+        scores["classes"]["mito"]["left_out"] = left_out
+        write_scores(tmp_path / f"a/results/m/{name}", scores)
+    assert page(tmp_path).column(0) == ["a/m/less", "a/m/a_more"]
+
+
 def test_a_score_of_other_crops_is_marked_and_sorted_last(tmp_path):
     scores = {"metric": "CellMap", "overall_score": 0.5, "classes": {}}
     for name, file in (("all", "scores.json"), ("train", "scores_train.json")):

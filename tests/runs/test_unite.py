@@ -308,6 +308,14 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path):
     assert result.output.startswith(f"error: {tmp_path / 'missing'}: no such folder")
 
 
+def test_the_traceback_of_a_refusal_is_shown_where_it_is_asked_for(tmp_path):
+    result = unite(tmp_path / "missing", "--traceback")
+    traceback, _, sentence = result.output.partition("\nerror: ")
+    assert result.exit_code == 2
+    assert traceback.startswith("Traceback (most recent call last):")
+    assert sentence.startswith(f"{tmp_path / 'missing'}: no such folder")
+
+
 @pytest.mark.parametrize(("words", "name"), [([""], "ROOT"), (["--output", ""], "--output")])
 def test_a_word_with_nothing_in_it_is_refused(words, name):
     result = CliRunner().invoke(main, [*words, "--no-serve"])

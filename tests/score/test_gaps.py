@@ -88,18 +88,33 @@ def test_check_submission_lists_many_missing_volumes_as_one_table(source_of, tmp
     assert "crop1/pm: missing" in others
 
 
-def test_the_command_says_what_a_partial_submission_lacks(source_of, tmp_path):
-    path = pack(ENTRIES, source_of, tmp_path / "s.zip", lambda text: None, partial=True)
+def manifest_in(folder):
+    """A table of ENTRIES as a file."""
     rows = ["crop_name,dataset,class_label,voxel_size,translation,shape"]
     for entry in ENTRIES:
         rows.append(f"{entry.crop},cell,{entry.name},[8;8;8],[4;4;4],[6;6;6]")
-    manifest = tmp_path / "manifest.csv"
-    manifest.write_text("\n".join(rows) + "\n")
+    path = folder / "manifest.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_the_command_says_what_a_partial_submission_lacks(source_of, tmp_path):
+    path = pack(ENTRIES, source_of, tmp_path / "s.zip", lambda text: None, partial=True)
+    manifest = manifest_in(tmp_path)
     asked = ["check-submission", str(path), "--manifest", str(manifest)]
     done = CliRunner().invoke(cli, [*asked, "--partial"])
     assert done.exit_code == 0 and "valid; missing are 23 of 30 volumes:" in done.output
     assert "class score 0: ecs, nuc, pm" in done.output
     assert CliRunner().invoke(cli, asked).exit_code != 0
+
+
+def test_without_a_manifest_the_command_checks_against_the_challenges(
+    source_of, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CSC_TEST_CROP_MANIFEST_URL", manifest_in(tmp_path).as_uri())
+    path = pack(ENTRIES, source_of, tmp_path / "s.zip", lambda text: None, partial=True)
+    done = CliRunner().invoke(cli, ["check-submission", str(path), "--partial"])
+    assert done.exit_code == 0 and "valid; missing are 23 of 30 volumes:" in done.output
 
 
 def test_a_few_gaps_have_a_sentence_each():

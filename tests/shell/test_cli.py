@@ -181,6 +181,9 @@ def test_unite_is_the_script_unite_tensorboards(run, experiment):
     assert code == 2 and "No such option" in said
     code, _, said = run("unite", root, "--output", root, "--no-serve")
     assert code == 2 and "holds experiments" in said
+    for words in (("unite", root, "--traceback"), ("--traceback", "unite", root)):
+        code, _, said = run(*words, "--output", root, "--no-serve")
+        assert code == 2 and said.startswith("Traceback") and "holds experiments" in said
 
 
 @pytest.mark.parametrize(

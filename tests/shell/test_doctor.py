@@ -134,12 +134,28 @@ def test_too_little_shared_memory_stops_workers_and_only_them(experiment, monkey
     assert with_workers.state == WRONG and "--shm-size" in with_workers.mend
 
 
-@pytest.mark.parametrize(("free_gb", "state"), [(0.5, WRONG), (10, NOTE), (50, NOTE), (500, GOOD)])
+@pytest.mark.parametrize(("free_gb", "state"), [(0.5, WRONG), (10, NOTE), (50, GOOD), (500, GOOD)])
 def test_the_cache_needs_room(experiment, monkeypatch, free_gb, state):
-    """50 GB are enough to begin, and less than the 100 of cache_gb."""
+    """50 GB are less than the 100 of cache_gb, and enough for the crops that there are."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free_gb * 1e9))
     (finding,) = about(doctor.disks(experiment().config()), "cache")
     assert finding.state == state
+
+
+def test_crops_that_will_not_fit_on_the_disk_of_the_cache_stop_training(experiment, monkeypatch):
+    from common.data.samples import loaders
+
+    tiny = experiment()
+    config = tiny.config()
+    data = loaders.open_data(config)
+    written = sum(crop.bytes for crop in (*data.train, *data.validation))
+    monkeypatch.setattr(doctor, "LITTLE_DISK_GB", 0.0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=written - 1))
+    elsewhere = tiny.config(cache_path="another")
+    (of_decoded,) = about(doctor.disks(config), "cache")
+    (of_undecoded,) = about(doctor.disks(elsewhere), "cache")
+    assert of_decoded.state == GOOD
+    assert of_undecoded.state == WRONG and "take 0.0 GB more when decoded" in of_undecoded.text
 
 
 def test_a_folder_that_cannot_be_written_to_stops_training(experiment, monkeypatch):

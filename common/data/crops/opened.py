@@ -264,6 +264,13 @@ def open_crops(
     return [_load(job, request, cache) for job in jobs]
 
 
+def bytes_to_decode(rows: Sequence[Row], request: CropRequest, cache: CropCache) -> int:
+    """Return how many bytes `open_crops` would write into the cache. Raises as that does."""
+    jobs = _for_each(rows, lambda row: _plan_decoding(row, request), "opening crops")
+    missing = [job for job in _with_one_number_type(jobs) if not cache.holds(job.key)]
+    return sum(job.bytes for job in missing)
+
+
 def _for_each(
     items: Sequence[Item],
     work: Callable[[Item], Result],

@@ -8,7 +8,7 @@ refuses what is another's.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,11 +40,9 @@ from common.data.volumes.sources.excerpt import (
 from common.data.volumes.sources.place import bare, is_address, on_disk, split, with_voxel_size
 from common.errors import UserError
 from common.files import alone
-from common.talk import command_line, count, lengths, nm, note_once, voxels
+from common.talk import Say, command_line, count, lengths, nm, note_once, voxels
 
 LOCK = ".import.lock"
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

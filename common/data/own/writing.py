@@ -7,7 +7,6 @@ are whole.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,10 @@ from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.records import read_attributes
 from common.data.volumes.sources import excerpt as excerpts
 from common.data.volumes.sources.excerpt import is_link, read_link
-from common.talk import nm, voxels
+from common.talk import Say, nm, voxels
 
 BEGUN = ".import"
 """Folder of a store with the labels that are being written."""
-
-Say = Callable[[str], None]
 
 
 def link(job: Import, *, overwrite: bool, say: Say) -> None:

@@ -33,6 +33,11 @@ class Result:
         return self.names[-1]
 
     @property
+    def box(self) -> str:
+        """Of the box: its folders below the one that was asked for, else the folder it lies in."""
+        return "/".join(self.names[:-1]) or self.path.parent.name
+
+    @property
     def finest(self) -> Level:
         """The level of the smallest voxels."""
         return self.levels[0]

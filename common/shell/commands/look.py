@@ -12,7 +12,7 @@ import click
 from common import talk
 from common.errors import UserError
 from common.shell import options
-from common.shell.group import Command
+from common.shell.group import WHOLE_TRACEBACK, Command
 from common.shell.options import Names
 
 command = partial(click.command, cls=Command, heading="Look and compare")
@@ -151,11 +151,14 @@ def report(experiments: tuple[str, ...], **given: Any) -> None:
     context_settings={"ignore_unknown_options": True},
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS] [ROOT]...")
-def unite(words: tuple[str, ...]) -> None:
+@click.pass_context
+def unite(context: click.Context, words: tuple[str, ...]) -> None:
     """Gather the runs of all experiments in one TensorBoard.
 
     The same as `python unite_tensorboards.py`; its options: `unite --help`.
     """
     from common.runs import unite as module
 
-    module.main(list(words), prog_name=f"{talk.program()} unite")
+    # this command took it out of the words
+    more = ["--traceback"] if context.meta.get(WHOLE_TRACEBACK) else []
+    module.main([*words, *more], prog_name=f"{talk.program()} unite")

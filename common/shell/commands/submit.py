@@ -118,16 +118,16 @@ def _as_zip(output: str) -> str:
 
 @command("check-submission")
 @click.argument("path")
-@click.option(
-    "--manifest", "manifest_path", metavar="FILE", required=True, help="Table of test crops."
-)
+@options.manifest
 @click.option("--partial", is_flag=True, help="Volumes may be missing; they are listed.")
-def check_submission(path: str, *, manifest_path: str, partial: bool) -> None:
+def check_submission(path: str, *, manifest_path: str | None, partial: bool) -> None:
     """List what is wrong with a packed submission."""
+    from common import files
     from common.data.splits import manifest
     from common.score import gaps, submission
 
-    entries = manifest.read(manifest_path)
+    table = manifest_path or manifest.fetch(files.cache_folder(), say=click.echo)
+    entries = manifest.read(table)
     problems = submission.check(path, entries, partial=partial)
     refuse(problems)
     lacking = submission.lacking(path, entries)
