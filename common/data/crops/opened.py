@@ -360,7 +360,8 @@ def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
         label_factor=factor,
         label_whole=whole,
         label_grid=kept,
-        missing_raw=_missing_raw(raw.level, lower, upper),
+        # around it EM may end, and be stored without chunks
+        missing_raw=raw.level.missing_in(lower, upper),
         with_ids=with_ids,
         channels=_plan_channels(row, request, raw, (lower, upper)),
         key="",
@@ -459,15 +460,6 @@ def told_apart(row: Row, names: Sequence[str]) -> tuple[str, ...]:
                 f'its objects and write annotation_type.type = "{INSTANCE_TYPE}" into its .zattrs'
             )
     return tuple(numbered)
-
-
-def _missing_raw(level: Level, lower: np.ndarray, upper: np.ndarray) -> MissingChunks:
-    """Missing chunks of raw in a box (nm). Around it EM may end, and be stored without chunks."""
-    first = (lower - level.translation) / level.scale + 0.5
-    last = (upper - level.translation) / level.scale + 0.5
-    start = np.rint(first).astype(int)
-    stop = np.rint(last).astype(int)
-    return level.missing_chunks(np.maximum(start, 0), np.minimum(stop, level.shape))
 
 
 def _classes_to_read(row: Row, request: CropRequest) -> tuple[str, ...]:

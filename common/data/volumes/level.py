@@ -220,6 +220,12 @@ class Level:
         missing = [file for file in files if not file.is_file()]
         return MissingChunks(len(missing), len(files))
 
+    def missing_in(self, lower: np.ndarray, upper: np.ndarray) -> MissingChunks:
+        """Count the same in a box, (3,) nm each."""
+        start = np.rint(self.grid.in_voxels(lower)).astype(int)
+        stop = np.rint(self.grid.in_voxels(upper)).astype(int)
+        return self.missing_chunks(np.maximum(start, 0), np.minimum(stop, self.shape))
+
     def _undecodable(self, start: Vector, stop: Vector, reason: str) -> UserError:
         return UserError(
             f"{self.path}: a chunk in voxels {_whole(start)} to {_whole(stop)} cannot be decoded "

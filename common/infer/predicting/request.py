@@ -17,6 +17,7 @@ from common.data.crops import normalize
 from common.data.crops.input_channels import open_channels
 from common.data.splits import regions
 from common.data.splits.regions import Region
+from common.data.volumes.level import Level
 from common.data.volumes.raw import Raw
 from common.errors import UserError, refuse
 from common.infer.networks.planes import CHOICES, OWN
@@ -29,6 +30,9 @@ cube of it, all of which are in memory."""
 
 FARTHEST = 1e9
 """Nm around a box, a metre: no number of voxels is too large to be counted."""
+
+MOST_CHUNKS = 2**16
+"""Of raw in a box that are looked for; of larger ones blocks that are black throughout are said."""
 
 # Which classes of which boxes
 
@@ -84,6 +88,7 @@ def _problem_of_raw(region: Region, config: TrainConfig) -> str:
             "scale in their .zattrs"
         )
     _note_beyond(region, raw)
+    _note_missing(region, raw.level)
     try:
         if config.raw_normalization not in normalize.MEASURED:
             raw.note_contrast(region.lower, region.upper)
@@ -101,6 +106,19 @@ def _note_beyond(region: Region, raw: Raw) -> None:
         note(
             f"{region}: reaches up to {beyond.max():.4g} nm beyond its raw {region.raw}, and is "
             "predicted from mirrored raw there; check translation and scale in their .zattrs"
+        )
+
+
+def _note_missing(region: Region, level: Level) -> None:
+    """Note chunks of raw that are not there: the network sees one value in their place."""
+    voxels_in_box = np.prod((region.upper - region.lower) / level.scale)
+    if voxels_in_box > MOST_CHUNKS * np.prod(level.array.chunks):
+        return
+    chunks = level.missing_in(region.lower, region.upper)
+    if chunks.missing:
+        note(
+            f"{region}: {chunks.missing} of {chunks.of} chunks of raw are not there, and are of "
+            "one value; if EM does not end there, fetch them again, and predict with --overwrite"
         )
 
 
