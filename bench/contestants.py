@@ -19,7 +19,7 @@ from bench.side_by_side import REPOSITORY
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.score.whole_crops import of_run
-from common.train import logs
+from common.train import progress
 from common.train.run import run_epochs
 from common.train.setup import Setup, prepare
 from common.train.state import State
@@ -82,7 +82,7 @@ def train_until(config: TrainConfig, marks: Sequence[float]) -> Iterator[Snapsho
     """Train; a snapshot at each mark (s), and at the end of the run where that comes before."""
     setup, state = start(config)
     clock = Clock()
-    with logs.open_logs(config, state, setup.about()) as run_logs:
+    with progress.open_logs(config, state, setup.about()) as run_logs:
         for mark in marks:
             clock.start(mark)
             run_epochs(setup, state, run_logs, stopped=clock.due, report=None)
@@ -118,7 +118,7 @@ def seconds_per_step(config: TrainConfig, seconds: float) -> float:
         # the first step, in which buffers are made and kernels chosen, does not count
         return len(begun) > 3 and begun[-1] - begun[1] > seconds
 
-    with logs.open_logs(config, state, setup.about()) as run_logs:
+    with progress.open_logs(config, state, setup.about()) as run_logs:
         run_epochs(setup, state, run_logs, stopped=enough, report=None)
     return (begun[-1] - begun[1]) / max(len(begun) - 2, 1)
 

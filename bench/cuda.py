@@ -252,7 +252,7 @@ def prediction(case: Case) -> dict[str, Any]:
     from bench.spent import clocks
     from common.data.splits import regions
     from common.infer.networks.ensemble import load_network
-    from common.train import checkpoint
+    from common.train.checkpointing import checkpoint
     from common.train.setup import prepare
 
     config = settings(case)

@@ -32,8 +32,8 @@ from common.data.splits.split import read_datasplit
 from common.data.volumes import ngff
 from common.files import REPOSITORY
 from common.infer.completing import joint
-from common.train import each_class
 from common.train import run as run_module
+from common.train.several import each_class
 
 EXPERIMENT = REPOSITORY / "examples" / "organelles_single"
 

@@ -25,8 +25,8 @@ from common.data.samples import loaders
 from common.data.volumes import layout
 from common.data.volumes.ngff import slices
 from common.model.forward import ForwardPass
-from common.train.criterion import OrdinaryLoss
 from common.train.losses import bce_dice
+from common.train.losses.criterion import OrdinaryLoss
 
 PATCHES = {
     "flyem_medulla": ((64, 64, 64), (10.0, 10.0, 10.0)),

@@ -114,7 +114,8 @@ def write_checkpoints(scratch: Path, classes: int) -> None:
     from common import runtime
     from common.model import build
     from common.model.output_layers import start_output_at
-    from common.train import checkpoint, optim
+    from common.train.checkpointing import checkpoint
+    from common.train.optimising import optim
     from common.train.state import State
 
     config = settings(scratch, "cpu", classes)

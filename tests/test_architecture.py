@@ -20,6 +20,29 @@ ORDER = ("ground", "config", "data", "show", "model", "train", "infer", "score",
 DATA_ORDER = ("volumes", "splits", "crops", "samples", "summary", "download", "own")
 """The same of the folders in data/."""
 
+TRAIN_ORDER = (
+    "processes",
+    "losses",
+    "optimising",
+    "recording",
+    "metrics",
+    "skipped",
+    "state",
+    "checkpointing",
+    "validation",
+    "steps",
+    "setup",
+    "judging",
+    "mishaps",
+    "progress",
+    "run",
+    "check",
+    "replay",
+    "several",
+    "search",
+)
+"""The same of the folders and modules in train/."""
+
 INFER_ORDER = (
     "made_by",
     "ledger",
@@ -101,14 +124,20 @@ def test_a_folder_of_data_imports_only_from_those_before_it(place):
     assert not outside("data", DATA_ORDER[: DATA_ORDER.index(place) + 1])
 
 
+@pytest.mark.parametrize("place", TRAIN_ORDER)
+def test_a_place_in_train_imports_only_from_those_before_it(place):
+    assert not outside("train", TRAIN_ORDER[: TRAIN_ORDER.index(place) + 1])
+
+
 @pytest.mark.parametrize("place", INFER_ORDER)
 def test_a_place_in_infer_imports_only_from_those_before_it(place):
     assert not outside("infer", INFER_ORDER[: INFER_ORDER.index(place) + 1])
 
 
-def test_the_order_in_infer_names_all_that_is_in_it():
-    there = {path.stem for path in (COMMON / "infer").iterdir() if not path.stem.startswith("__")}
-    assert there == set(INFER_ORDER)
+@pytest.mark.parametrize(("room", "order"), [("train", TRAIN_ORDER), ("infer", INFER_ORDER)])
+def test_the_order_in_a_room_names_all_that_is_in_it(room, order):
+    there = {path.stem for path in (COMMON / room).iterdir() if not path.stem.startswith("__")}
+    assert there == set(order)
 
 
 def test_no_two_modules_import_each_other():

@@ -8,7 +8,7 @@ import torch
 from common.config.load import load_config
 from common.data.samples.targets import dense
 from common.files import REPOSITORY
-from common.train import heads
+from common.train.losses import heads
 
 KWARGS = {"axons_vgg16": {"model_kwargs": {"weights": "random"}}}
 CHANNELS = {

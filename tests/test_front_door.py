@@ -28,7 +28,7 @@ from common.data.samples.batches import training_batches
 from common.data.samples.loaders import open_data
 from common.errors import UserError
 from common.files import REPOSITORY
-from common.train.record import read_history
+from common.train.recording.record import read_history
 
 INPUT, TARGET = ({"shape": (n, n, n), "scale": (8, 8, 8)} for n in (20, 16))
 

@@ -30,7 +30,7 @@ from common.runs.events import scalars
 from common.runs.find import find
 from common.score import result, submission
 from common.score.packing import pack
-from common.train.record import RunRecord, read_history, read_record, write_record
+from common.train.recording.record import RunRecord, read_history, read_record, write_record
 
 SEED = 20_261
 NO_NUMBERS = (None, True, "8", "", "\0", [], [[]], {}, {"type": "scale"}, math.nan, math.inf)

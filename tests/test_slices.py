@@ -9,7 +9,7 @@ import torch
 
 from common.data.samples import loaders
 from common.score.whole_crops import of_run
-from common.train.record import read_history
+from common.train.recording.record import read_history
 
 MONAI = """
     from monai.networks.nets import BasicUNet

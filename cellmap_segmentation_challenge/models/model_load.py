@@ -16,7 +16,7 @@ from torch import nn
 from cellmap_segmentation_challenge._public import names_of
 from common.errors import UserError
 from common.talk import note, say
-from common.train import weights_file
+from common.train.checkpointing import weights_file
 
 __getattr__ = names_of(__name__, {})
 

@@ -11,7 +11,7 @@ from torch import nn
 from cellmap_segmentation_challenge._public import names_of
 from common.data.samples.targets import known
 from common.errors import UserError
-from common.train.criterion import mean_over_known
+from common.train.losses.criterion import mean_over_known
 
 __getattr__ = names_of(__name__, {})
 

@@ -2,7 +2,8 @@
 
 * what there is: `settings`, their `kinds`, `other_names` of them; in more detail `augmentations`,
   `derived` channels, `heads`, `input_channels`, `instance_options`, `horizon` of a schedule
-* read: `load`, `module` runs a file, `code` says whether it is the same
+* read: `load`, `module` runs a file, `overrides` of the command line, `code` says whether a file
+  is the same
 * checked: `check`, `written` what a file must not say, `idle` settings without effect
 * of the public toolbox: `public`, `given` networks and optimisers, `value_transforms`
 """

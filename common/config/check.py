@@ -457,7 +457,7 @@ def _call_problems(values: Mapping[str, Any]) -> list[str]:
         if refusal:
             problems.append(
                 f"trackers: {as_text(tracker)}: {refusal}; it is called with "
-                "(folder, run_name, settings), see common.train.tracking.Sink"
+                "(folder, run_name, settings), see common.train.recording.tracking.Sink"
             )
     return problems
 

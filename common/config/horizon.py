@@ -13,6 +13,8 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from common.config.overrides import taken_apart
+
 HORIZONS = (
     "T_max",
     "total_steps",
@@ -86,12 +88,11 @@ def with_horizon(
 def named_in(overrides: Sequence[str], settings: Mapping[str, Any]) -> Collection[str]:
     """The names within scheduler_kwargs that overrides give."""
     names = set(settings.get("scheduler_kwargs") or {})
-    for override in overrides:
-        path, _, written = override.partition("=")
-        setting, _, key = path.strip().replace("-", "_").partition(".")
-        if setting != "scheduler_kwargs":
+    for override in map(taken_apart, overrides):
+        if override.name != "scheduler_kwargs":
             continue
-        names |= {key} if key else {name for name in HORIZONS if name in written}
+        written = override.written or ""
+        names |= set(override.keys) or {name for name in HORIZONS if name in written}
     return names
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from common.config.settings import TrainConfig
 
 NEVER_COMES = {
@@ -11,15 +13,37 @@ NEVER_COMES = {
 }
 """Settings in epochs, and what comes of one that the run is too short for."""
 
-UNHEEDED = {
-    "pos_weight_cap": "weight_loss = False, which weights no voxel",
-    "positive_centre_fraction": "weighted_sampler = False, which places no patch",
-    "intensity_probability": "none of gamma_range, contrast_range and noise_std",
-    "worker_time_limit": "num_workers = 0, which waits for none",
-    "mlflow_uri": "no 'mlflow' among trackers",
-    "mlflow_parent": "no 'mlflow' among trackers",
+
+def _changes_no_intensity(config: TrainConfig) -> bool:
+    ranges = {*config.gamma_range, *config.contrast_range}
+    return ranges == {1.0} and not config.noise_std
+
+
+def _logs_to_no_mlflow(config: TrainConfig) -> bool:
+    return "mlflow" not in config.trackers
+
+
+UNHEEDED: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
+    "pos_weight_cap": (
+        lambda config: not config.weight_loss,
+        "weight_loss = False, which weights no voxel",
+    ),
+    "positive_centre_fraction": (
+        lambda config: not config.weighted_sampler,
+        "weighted_sampler = False, which places no patch",
+    ),
+    "intensity_probability": (
+        _changes_no_intensity,
+        "none of gamma_range, contrast_range and noise_std",
+    ),
+    "worker_time_limit": (
+        lambda config: not config.num_workers,
+        "num_workers = 0, which waits for none",
+    ),
+    "mlflow_uri": (_logs_to_no_mlflow, "no 'mlflow' among trackers"),
+    "mlflow_parent": (_logs_to_no_mlflow, "no 'mlflow' among trackers"),
 }
-"""Settings, and beside what they have no effect."""
+"""By setting: when it has no effect, and beside what."""
 
 
 def idle_settings(config: TrainConfig) -> list[str]:
@@ -33,28 +57,16 @@ def idle_settings(config: TrainConfig) -> list[str]:
             sentences.append(
                 f"{name} = {getattr(config, name)} and epochs = {config.epochs}: {outcome}"
             )
-    for name, beside in UNHEEDED.items():
+    for name, (has_no_effect, beside) in UNHEEDED.items():
         value = getattr(config, name)
-        if value != getattr(TrainConfig, name) and _is_unheeded(config, name):
+        if value != getattr(TrainConfig, name) and has_no_effect(config):
             sentences.append(f"{name} = {value!r} has no effect beside {beside}")
     return sentences
 
 
 def _comes_too_late(config: TrainConfig, name: str) -> bool:
+    """Whether a number of epochs is longer than the run; 0 is no number of them."""
     waited = getattr(config, name)
     # the first epoch is always the best so far, and none of those that are waited
     last = config.epochs - 1 if name == "early_stopping_patience" else config.epochs
     return bool(waited) and waited > last
-
-
-def _is_unheeded(config: TrainConfig, name: str) -> bool:
-    if name == "pos_weight_cap":
-        return not config.weight_loss
-    if name == "positive_centre_fraction":
-        return not config.weighted_sampler
-    if name == "intensity_probability":
-        ranges = (*config.gamma_range, *config.contrast_range)
-        return set(ranges) == {1.0} and not config.noise_std
-    if name == "worker_time_limit":
-        return not config.num_workers
-    return "mlflow" not in config.trackers

@@ -76,7 +76,7 @@ Interval = Check(_is_interval, "two numbers (low, high), not negative, in order"
 RawRange = Check(_is_raw_range, "two numbers (low, high), low first")
 Sinks = Check(
     _are_sinks,
-    "'tensorboard', 'mlflow', or a class of your own like common.train.tracking.Sink",
+    "'tensorboard', 'mlflow', or a class of your own like common.train.recording.tracking.Sink",
 )
 Halo = Check(
     lambda value: len(value) == 3 and all(0 <= voxels <= 10_000 for voxels in value),

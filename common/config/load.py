@@ -16,7 +16,7 @@ from common.config import horizon
 from common.config.check import check_settings
 from common.config.kinds import is_a, plain
 from common.config.module import is_tool, load_module
-from common.config.other_names import unknown_setting
+from common.config.overrides import apply_overrides, literal, taken_apart
 from common.config.settings import ProcessConfig, TrainConfig
 from common.config.written import lost_settings
 from common.errors import UserError, refuse
@@ -44,7 +44,7 @@ def load_config(
         data: the data root.
         settings: the same as overrides, as Python values.
     """
-    path = _config_file(path, "train_config.py")
+    path = config_file(path, "train_config.py")
     from_environment, problems = environment()
     seed = _seed_from_outside(from_environment, overrides, settings)
     path, values, translation = _read_training(path, seed, str(data_root(data)) if data else "")
@@ -85,10 +85,9 @@ def _seed_from_outside(
     """The random_seed that goes before the file's; None where there is none, or no seed."""
     seed = from_environment.get("random_seed")
     seed = settings.get("random_seed", seed)
-    for override in overrides:
-        name, _, written = override.partition("=")
-        if name.strip().replace("-", "_") == "random_seed":
-            seed = _literal(written)
+    for override in map(taken_apart, overrides):
+        if override.path == "random_seed":
+            seed = literal(override.written or "")
     return seed if is_a(int, seed) and 0 <= seed < 2**63 else None
 
 
@@ -174,7 +173,7 @@ def _is_public(path: Path) -> bool:
 
 def load_process_config(path: str | Path) -> ProcessConfig:
     """The checked settings of a process_config.py, or of the experiment's folder that holds it."""
-    path = _config_file(path, "process_config.py")
+    path = config_file(path, "process_config.py")
     if _is_public(path):
         from common.config.public import configs
 
@@ -182,31 +181,6 @@ def load_process_config(path: str | Path) -> ProcessConfig:
     else:
         values = _read_settings(path, ProcessConfig)
     return check_settings(short_path(path), values, [], ProcessConfig)
-
-
-def read_overrides(path: str | Path) -> tuple[str, ...]:
-    """The "name=value" lines of a file, as `load_config` takes them.
-
-    Empty lines and those that begin with # are left out. Raises FileNotFoundError, or UserError
-    for lines without '='.
-    """
-    path = Path(path)
-    if not is_file(path):
-        raise FileNotFoundError(
-            f"{path}: no such file of overrides; write one with a line name=value for each setting"
-        )
-    overrides = []
-    problems = []
-    lines = path.read_text("utf-8-sig", errors="replace").splitlines()
-    for number, text in enumerate(lines, 1):
-        line = text.strip()
-        if not line or line.startswith("#"):
-            continue
-        overrides.append(line)
-        if "=" not in line:
-            problems.append(f"{path}, line {number}: '{line}' has no '='; write name=value")
-    refuse(problems)
-    return tuple(overrides)
 
 
 def data_root(given: str | Path | None = None) -> Path:
@@ -239,7 +213,7 @@ def environment() -> tuple[dict[str, Any], list[str]]:
     return values, problems
 
 
-def _config_file(path: str | Path, name: str) -> Path:
+def config_file(path: str | Path, name: str) -> Path:
     """The configuration file of a path that may be its folder, absolute."""
     path = Path(path)
     # a folder of that name stands where the file is meant
@@ -290,54 +264,3 @@ def _is_tool(name: str, value: Any, known: set[str]) -> bool:
     if name.isupper() and name.lower() not in known:
         return True
     return is_tool(name, value)
-
-
-def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Apply "name=value" or "name.key=value", one after the other; what is wrong with them."""
-    problems = [_apply(values, override) for override in overrides]
-    return [problem for problem in problems if problem]
-
-
-def _apply(values: dict[str, Any], text: str) -> str:
-    path, equals, written = text.partition("=")
-    name, *keys = path.strip().split(".")
-    # a key is taken as it is: crop_sampling_weights.jrc_hela-2/*=2
-    name = name.replace("-", "_")
-    hints = typing.get_type_hints(TrainConfig)
-    if not equals:
-        return f"--set {text}: no '='; write --set name=value"
-    if name not in hints:
-        return f"--set {text}: {unknown_setting(name, hints)}"
-    value = _literal(written)
-    if keys:
-        if not _set_within(values, [name, *keys], value):
-            return f"--set {text}: {name} has no parts with names; write --set {name}=value"
-        return ""
-    if hints[name] is str and not isinstance(value, str):  # a run may be named 7
-        value = written.strip()
-    values[name] = value
-    return ""
-
-
-def _set_within(values: dict[str, Any], keys: Sequence[str], value: Any) -> bool:
-    """Set a value in nested dicts; False where there is another thing than a dict."""
-    *parents, last = keys
-    for key in parents:
-        below = values.get(key, {})
-        if not isinstance(below, dict):
-            return False
-        values[key] = dict(below)  # the file's own dict stays as it is
-        values = values[key]
-    values[last] = value
-    return True
-
-
-def _literal(text: str) -> Any:
-    """The Python value that a text is; `true`, `false` and `none` as shells write them; or text."""
-    text = text.strip()
-    try:
-        return ast.literal_eval(text)
-    # all that literal_eval refuses a text with
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        words = {"true": True, "false": False, "none": None}
-        return words.get(text.lower(), text)

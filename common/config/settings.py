@@ -227,7 +227,7 @@ class TrainConfig:
     criterion: Callable | None = None
     """The loss, by default weighted_bce: `criterion(logits, target, pos_weight)` like those of
     common.train.losses, or any loss of torch or MONAI, which is called with logits and a dense
-    target of 0 and 1; see common.train.criterion."""
+    target of 0 and 1; see common.train.losses.criterion."""
     criterion_kwargs: dict = field(default_factory=dict)
     """`{"gamma": 1.5}`: keyword arguments of criterion, a function or a class that is not made yet;
     a class is made with them."""
@@ -324,7 +324,7 @@ class TrainConfig:
     """With preview_every: raw, truth and probabilities of these crops as TIFF stacks, too."""
     trackers: Annotated[tuple[str | Callable, ...], Sinks] = ("tensorboard",)
     """Where scalars, figures and settings are logged: "tensorboard", "mlflow", and classes like
-    common.train.tracking.Sink. history.csv and run.json are always written."""
+    common.train.recording.tracking.Sink. history.csv and run.json are always written."""
     mlflow_uri: str = ""
     """MLflow's store, such as http://host:5000; by default logs/mlflow.db in the experiment's
     folder."""
@@ -446,12 +446,62 @@ They take effect at once, and change neither the data nor the method of training
 """
 
 
-OF_THE_FUTURE = frozenset(
-    ["scheduler", "scheduler_kwargs", "scheduler_step", "warmup_iterations", "ema_decay"]
-)
+OF_THE_SCHEDULE = ("scheduler", "scheduler_kwargs", "scheduler_step", "warmup_iterations")
+"""Settings that say how the learning rate goes, beside epochs."""
+
+OF_THE_FUTURE = frozenset([*OF_THE_SCHEDULE, "ema_decay"])
 """Settings that a continued run may change, too: they say how it goes on, and no more.
 
 At which rate, and whether its weights are averaged, which the trained ones do not depend on.
+"""
+
+
+OF_TRAINING = frozenset(
+    [
+        *OF_THE_FUTURE,
+        "num_workers",
+        "worker_time_limit",
+        "selective",
+        "pseudo_weight",
+        "positive_centre_fraction",
+        "crop_sampling_weights",
+        "spatial_transforms",
+        "intensity_probability",
+        "gamma_range",
+        "contrast_range",
+        "noise_std",
+        "epochs",
+        "iterations_per_epoch",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "weight_decay",
+        "criterion_kwargs",
+        "weight_loss",
+        "pos_weight_cap",
+        "init_output_to_prior",
+        "init_logit_rms",
+        "max_grad_norm",
+        "skipped_steps_limit",
+        "compile",
+        "checkpoint_minutes",
+        "checkpoints_kept",
+        "training_time_limit",
+        "validation_time_limit",
+        "validation_batch_limit",
+        "metric_smoothing",
+        "early_stopping_patience",
+        "figure_samples",
+        "figure_crops",
+        "preview_every",
+        "preview_tiff",
+        "trackers",
+        "mlflow_uri",
+        "mlflow_parent",
+    ]
+)
+"""Settings that training alone reads, and that are not checked against any that others read.
+
+Commands after it are not told them.
 """
 
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from common import talk
-from common.train.record import HISTORY, RECORD
+from common.train.recording.record import HISTORY, RECORD
 
 LOGS = ("logs", "tensorboard")
 """Names of the folder of an experiment that its runs are in: ours, and the public toolbox's."""

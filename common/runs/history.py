@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 from common.runs.events import events_by_folder, in_order, read_files, scalars
 from common.runs.find import Run
-from common.train.record import (
+from common.train.recording.record import (
     RunRecord,
     RunResult,
     Session,
@@ -138,7 +138,7 @@ def _take_tables(event: Event, known: RunRecord) -> None:
 
 
 def _parse_table(text: str) -> dict[str, str]:
-    """Names and values of a table that common.train.tracking logged as text."""
+    """Names and values of a table that common.train.recording.tracking logged as text."""
     values = {}
     for line in text.splitlines()[2:]:
         name, _, value = line.strip("| ").partition(" | ")

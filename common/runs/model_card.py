@@ -15,7 +15,7 @@ from common.infer.networks.network import Network
 from common.score import result
 from common.score.readme import markdown_scores, markdown_table
 from common.talk import count, nm, some, voxels
-from common.train.record import RunRecord, read_record
+from common.train.recording.record import RunRecord, read_record
 
 LICENCE = "CC-BY-4.0"
 """Of the challenge's data, and of what was trained on them unless its author says otherwise."""

@@ -15,7 +15,7 @@ from common.runs import history as history_module
 from common.runs.find import Run
 from common.score import result
 from common.score.result import Scores
-from common.train.record import RunRecord, RunResult, best_epoch, best_row
+from common.train.recording.record import RunRecord, RunResult, best_epoch, best_row
 
 METRICS = ("dice", "iou", "precision", "recall")
 """Metrics of the validation, of which history.csv has a column a class."""

@@ -31,7 +31,7 @@ from common.runs import export, history, layout, serve
 from common.runs.find import LOGS as LOGS_FOLDERS
 from common.runs.find import UNITED, Run, experiment_folder, find, say_once
 from common.runs.sides import PLACES
-from common.train.record import read_record
+from common.train.recording.record import read_record
 
 NAME_DEPTH = 3
 """A link stands at experiment/model/run in the output folder."""

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config.load import load_config, read_overrides
+from common.config.load import load_config
+from common.config.overrides import read_overrides
 from common.errors import FileError, UserError, refuse
 from common.stopping import NOT_FINISHED, RESERVE_S
 

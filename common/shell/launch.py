@@ -12,7 +12,7 @@ from common.provenance import usable_cores
 from common.shell import package
 from common.stopping import INTERRUPTED, NOT_FINISHED, SIGNALS
 from common.talk import count
-from common.train import ranks
+from common.train.processes import ranks
 
 SAVED_WITHIN_S = 300
 """Seconds that processes have to save what they did when they are told to stop; of torchrun 30."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -9,13 +10,19 @@ import click
 from common.talk import command_line, say
 
 
-def say_next(command: str, **more: Any) -> None:
+def say_next(command: str, settings: Sequence[str] = (), **more: Any) -> None:
     """Say which command follows the one that runs, for the same experiment, boxes and data.
 
     What differs from the defaults is said again where the next one takes it, too.
 
-    more: further options of the next one.
+    Args:
+        command: name of the next one.
+        settings: further "name=value" for its `--set`.
+        more: further options of it.
     """
+    from common.config.overrides import taken_apart
+    from common.config.settings import OF_TRAINING
+
     context = click.get_current_context()
     assert context.parent is not None
     assert isinstance(context.parent.command, click.Group)
@@ -27,6 +34,10 @@ def say_next(command: str, **more: Any) -> None:
         is_default = value in (None, (), False, param.default)
         if isinstance(param, click.Option) and param.name in taken and not is_default:
             options[param.opts[0].lstrip("-")] = _typed(param, value)
+    overrides = [*options.get("set", ()), *settings]
+    if command != "train":
+        overrides = [text for text in overrides if taken_apart(text).name not in OF_TRAINING]
+    options["set"] = overrides
     line = command_line(command, context.params["config_path"], **options, **more)
     say(f"next: {line}")
 

@@ -19,12 +19,12 @@ from common.data.samples import targets
 from common.data.samples.batches import Batch
 from common.talk import count, duration, nm, size
 from common.train import steps, validation
-from common.train.checkpoint import bytes_of_run
-from common.train.logs import log_epoch, notices
+from common.train.checkpointing.checkpoint import bytes_of_run
+from common.train.progress import log_epoch, notices
+from common.train.recording.tracking import Tracker
 from common.train.setup import Score, Setup, prepare
 from common.train.state import State, StepResult
 from common.train.steps import LOG_EVERY, TrainedEpoch
-from common.train.tracking import Tracker
 from common.train.validation import Scores
 
 TIMED_STEPS = 8

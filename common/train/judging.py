@@ -7,8 +7,8 @@ import math
 from common.config.check import CHALLENGE
 from common.config.settings import TrainConfig
 from common.talk import note, some
-from common.train import optim
-from common.train.record import BestSoFar, is_better
+from common.train.optimising import optim
+from common.train.recording.record import BestSoFar, is_better
 from common.train.state import State
 from common.train.steps import TrainedEpoch
 from common.train.validation import Scores

@@ -9,8 +9,9 @@ from common.data.samples.batches import Batch
 from common.data.samples.workers import WorkerLost
 from common.errors import FileError, NotFinite
 from common.talk import count, note, some
-from common.train import ranks, skipped
-from common.train.checkpoint import path_of
+from common.train import skipped
+from common.train.checkpointing.checkpoint import path_of
+from common.train.processes import ranks
 from common.train.setup import Setup
 from common.train.state import ShouldStop, State, StepResult
 

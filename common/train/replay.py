@@ -23,7 +23,9 @@ from common.model.forward import ForwardPass
 from common.model.passing import in_training_mode
 from common.show import figures
 from common.talk import count, some
-from common.train import checkpoint, panels, skipped
+from common.train import skipped
+from common.train.checkpointing import checkpoint
+from common.train.recording import panels
 from common.train.setup import Setup, prepare
 from common.train.skipped import SkippedStep
 from common.train.state import State

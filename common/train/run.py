@@ -30,14 +30,16 @@ from common.data.samples.validation_blocks import key_of_blocks
 from common.files import REPOSITORY
 from common.provenance import provenance
 from common.talk import command_line
-from common.train import checkpoint, logs, one_process, ranks, resume, steps, together, validation
+from common.train import progress, steps, validation
+from common.train.checkpointing import checkpoint, resume
 from common.train.judging import count_epoch, is_finished
-from common.train.logs import Logs
 from common.train.mishaps import keep_skipped, saved_if_files_fail
+from common.train.processes import one_process, ranks, together
+from common.train.progress import Logs
+from common.train.recording.tracking import Tracker
 from common.train.setup import Score, Setup, prepare
 from common.train.state import ShouldStop, State, StepResult
 from common.train.steps import TrainedEpoch
-from common.train.tracking import Tracker
 from common.train.validation import Scores
 
 
@@ -109,6 +111,7 @@ def train_held(
     config: TrainConfig, command: str, *, score: Score | None, report: Report | None
 ) -> Result:
     """Train a run that this process holds; see `train`. `command` continues it."""
+    resume.refuse_other_settings(config)  # before minutes go into decoding crops
     setup, state = prepare(config, score)
     setup = dataclasses.replace(setup, replay=command.replace(" train ", " replay ", 1))
     with ranks.main_first():  # it mends what it finds broken
@@ -116,14 +119,14 @@ def train_held(
     together.refuse_other_weights(state.model, state.iteration)
     checkpoint.note_little_room(config, state)
     about = provenance(REPOSITORY) | setup.about()
-    with logs.open_logs(config, state, about) as run_logs, stopping.interruptible() as own_stop:
+    with progress.open_logs(config, state, about) as run_logs, stopping.interruptible() as own_stop:
         stopped = ranks.agreed(own_stop)
-        logs.announce(setup, state, run_logs, about=about, origin=origin)
+        progress.announce(setup, state, run_logs, about=about, origin=origin)
         scores, ended = run_epochs(setup, state, run_logs, stopped=stopped, report=report)
         if ended == INTERRUPTED:
-            logs.close_interrupted(config, state, run_logs.tracker, command)
+            progress.close_interrupted(config, state, run_logs.tracker, command)
         else:
-            logs.close_finished(config, state, run_logs.tracker, reason=ended)
+            progress.close_finished(config, state, run_logs.tracker, reason=ended)
     is_interrupted = ended == INTERRUPTED
     return Result(
         epochs=state.epoch,
@@ -195,7 +198,7 @@ def train_to_end_of_epoch(
             keep_skipped(setup, state, group, result)
         save_if_due()
 
-    with logs.epoch_progress(config, state, last_iteration) as bar:
+    with progress.epoch_progress(config, state, last_iteration) as bar:
         return steps.train_epoch(
             state,
             setup.method,
@@ -233,9 +236,9 @@ def finish_epoch(
     # validation until everything about the epoch is written, and what is written twice is equal
     if is_best:
         setup.save(state, "best")
-    logs.log_epoch(config, state, run_logs.tracker, trained, scores=scores)
+    progress.log_epoch(config, state, run_logs.tracker, trained, scores=scores)
     seconds_left = pace.seconds_left(state.epoch, config.epochs)
-    logs.say_epoch(
+    progress.say_epoch(
         config, state, trained, scores=scores, is_best=is_best, seconds_left=seconds_left
     )
     setup.save(state)

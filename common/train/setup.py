@@ -28,20 +28,14 @@ from common.model.output_layers import calibrate_output, output_layers, start_ou
 from common.model.passing import in_mode, in_training_mode
 from common.model.shapes import OnMeta, parameters_of_outputs
 from common.talk import count, some
-from common.train import (
-    average,
-    checkpoint,
-    criterion,
-    heads,
-    metrics,
-    previews,
-    ranks,
-    resume,
-    schedule,
-    together,
-)
-from common.train.criterion import Criterion
-from common.train.priors import measure
+from common.train import metrics
+from common.train.checkpointing import checkpoint, resume
+from common.train.losses import criterion, heads
+from common.train.losses.criterion import Criterion
+from common.train.losses.priors import measure
+from common.train.optimising import average, schedule
+from common.train.processes import ranks, together
+from common.train.recording import previews
 from common.train.state import Method, State
 from common.train.validation import ScoreCrops, Validation
 

@@ -21,7 +21,7 @@ from common.data.samples.batches import Batch
 from common.errors import UserError
 from common.files import write_json
 from common.talk import note
-from common.train import ranks
+from common.train.processes import ranks
 
 SKIPPED = "skipped.json"
 

@@ -17,9 +17,10 @@ from common.data.samples import targets
 from common.data.samples.targets import Target
 from common.errors import UserError
 from common.model.forward import ForwardPass
-from common.train import metrics, together
-from common.train.criterion import CONTRACT, Criterion, over_outputs, problem_with, set_mode
-from common.train.heads import HeadsLoss
+from common.train import metrics
+from common.train.losses.criterion import CONTRACT, Criterion, over_outputs, problem_with, set_mode
+from common.train.losses.heads import HeadsLoss
+from common.train.processes import together
 from common.train.skipped import Numbers
 
 ShouldStop = Callable[[], bool]

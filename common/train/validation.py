@@ -19,10 +19,12 @@ from common.data.crops.normalize import Scalings
 from common.data.samples import targets
 from common.data.samples.batches import Batch, Batches, WorkerLost
 from common.model.forward import ForwardPass
-from common.train import metrics, ranks, together, whole_slice
-from common.train.panels import Panels
+from common.train import metrics
+from common.train.processes import ranks, together
+from common.train.recording import whole_slice
+from common.train.recording.panels import Panels
+from common.train.recording.whole_slice import WholeSlice
 from common.train.state import Method, ShouldStop, State
-from common.train.whole_slice import WholeSlice
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ The best checkpoint by Dice is best.pt; history.csv has the losses and metrics o
 from torch.optim import AdamW as optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau as scheduler
 
-from common.train.categorical import dice_focal
+from common.train.losses import dice_focal
 
 from .data import classes, derived, input_array_info, softmax, target_array_info
 from .model import build_model

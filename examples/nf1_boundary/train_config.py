@@ -6,7 +6,7 @@ python -m cellmap_segmentation_challenge demo examples/nf1_boundary
 from torch.optim import AdamW as optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR as scheduler
 
-from common.train.frequency import FrequencyWeightedBCE as criterion
+from common.train.losses import FrequencyWeightedBCE as criterion
 
 from .data import classes, derived, input_array_info, target_array_info
 from .model import build_model

@@ -18,7 +18,8 @@ from conftest import DEADLINE
 from common.config import other_names
 from common.config import settings as settings_module
 from common.config.kinds import fit
-from common.config.load import load_config, load_process_config, read_overrides
+from common.config.load import load_config, load_process_config
+from common.config.overrides import read_overrides
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError
 from common.files import REPOSITORY

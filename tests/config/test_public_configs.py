@@ -31,8 +31,8 @@ from common.errors import UserError
 from common.files import REPOSITORY
 from common.train import check as check_module
 from common.train.check import check
-from common.train.optim import build_optimizer, build_scheduler
-from common.train.record import read_history, read_record
+from common.train.optimising.optim import build_optimizer, build_scheduler
+from common.train.recording.record import read_history, read_record
 from common.train.run import train
 
 pytest.importorskip("upath")

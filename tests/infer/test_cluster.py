@@ -29,7 +29,7 @@ from common.infer.machines import cluster
 from common.infer.machines.engine import Engine
 from common.score.tune import tune
 from common.shell.cli import cli
-from common.train import checkpoint
+from common.train.checkpointing import checkpoint
 from common.train.run import prepare
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from common.infer import predict
 from common.infer.networks import ensemble
 from common.infer.process import process
 from common.score.evaluate import evaluate
-from common.train import weights_file
+from common.train.checkpointing import weights_file
 
 LOGITS = {"content": "logits", "dtype": "float32"}
 

@@ -26,7 +26,7 @@ from common.errors import UserError
 from common.infer.completing import joint, members
 from common.infer.completing.crop import Crop, write
 from common.score.judge import annotated
-from common.train import each_class
+from common.train.several import each_class
 
 CLASSES = ("mito", "er")
 

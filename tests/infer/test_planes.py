@@ -17,7 +17,8 @@ from common.errors import UserError
 from common.infer import predict
 from common.infer.networks import ensemble, planes, window
 from common.infer.predicting import parts
-from common.train import checkpoint, optim
+from common.train.checkpointing import checkpoint
+from common.train.optimising import optim
 from common.train.state import State
 
 LOGITS = {"content": "logits", "dtype": "float32"}

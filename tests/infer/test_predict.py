@@ -40,7 +40,8 @@ from common.infer.predicting import room, work
 from common.infer.predicting.writer import ClassVolume
 from common.model.forward import ForwardPass
 from common.shell import cli
-from common.train import checkpoint, optim
+from common.train.checkpointing import checkpoint
+from common.train.optimising import optim
 from common.train.state import State
 
 LOGITS = {"content": "logits", "dtype": "float32"}

@@ -17,7 +17,7 @@ from common.errors import NotYet
 from common.files import REPOSITORY
 from common.infer import predict, process
 from common.infer.machines import sharing
-from common.train import checkpoint
+from common.train.checkpointing import checkpoint
 from common.train.setup import prepare
 
 HOLD = """

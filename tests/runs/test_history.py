@@ -15,8 +15,8 @@ from event_files import value, write
 
 from common.errors import UserError
 from common.runs import find, history
-from common.train.record import RunRecord, RunResult, add_epoch
-from common.train.tracking import Tracker
+from common.train.recording.record import RunRecord, RunResult, add_epoch
+from common.train.recording.tracking import Tracker
 
 
 def only(root: Path) -> find.Run:

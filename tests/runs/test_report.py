@@ -16,7 +16,7 @@ from PIL import Image
 from common.errors import UserError
 from common.runs import report, section
 from common.score import readme
-from common.train.tracking import TensorBoard
+from common.train.recording.tracking import TensorBoard
 
 SETTINGS = {
     "epochs": "4",

@@ -17,7 +17,7 @@ from common.runtime import Precision
 from common.score import challenge, whole_crops
 from common.score.evaluate import evaluate
 from common.score.whole_crops import Counted, of_run
-from common.train.record import best_epoch, read_history
+from common.train.recording.record import best_epoch, read_history
 
 SCORED = {"validation_score_every": 1, "best_metric": "challenge", "init_output_to_prior": False}
 

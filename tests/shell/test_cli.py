@@ -121,10 +121,27 @@ def test_help_comes_without_waiting_for_torch():
     assert not {"torch", "zarr"} & imported_with("common.shell.cli")
 
 
+@pytest.mark.parametrize("command", ["train", "process", "replay"])
+def test_an_experiment_that_is_nowhere_is_told_before_torch_is_imported(command):
+    text = f"""
+import sys
+sys.modules["torch"] = None  # an import of it raises
+sys.argv = ["csc", {command!r}, "nowhere"]
+from common.shell.cli import main
+main()
+"""
+    words = [sys.executable, "-c", text]
+    done = subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=DEADLINE
+    )
+    assert done.returncode == 2
+    assert "nowhere: no such configuration; write the path of an experiment's" in done.stderr
+
+
 def test_train_takes_overrides_and_the_data_root(run, trained):
     words = (
         "train",
-        "folder/train_config.py",
+        "unet8_all/train_config.py",
         "--set",
         "epochs=3",
         "--set=model_name=a_b",
@@ -134,7 +151,7 @@ def test_train_takes_overrides_and_the_data_root(run, trained):
     code, said, error = run(*words)
     assert (code, said) == (0, "")
     assert error.startswith("next: ") and error.count("\n") == 1
-    assert trained == [("folder/train_config.py", ("epochs=3", "model_name=a_b"), "somewhere")]
+    assert trained == [("unet8_all/train_config.py", ("epochs=3", "model_name=a_b"), "somewhere")]
 
 
 def test_train_trains(run, experiment):
@@ -152,7 +169,7 @@ def test_an_interrupted_training_ends_as_a_shell_expects(run, monkeypatch):
     monkeypatch.setattr(
         common.train.run, "train", lambda *_, score: SimpleNamespace(finished=False, requeue=False)
     )
-    assert run("train", "x")[0] == 130
+    assert run("train", "unet8_all")[0] == 130
 
 
 def test_check_prints_its_report(run, monkeypatch):
@@ -161,7 +178,7 @@ def test_check_prints_its_report(run, monkeypatch):
     monkeypatch.setattr(
         common.train.check, "check", lambda *arguments, score: f"checked {arguments}"
     )
-    assert run("train", "x", "--check") == (0, "checked ('x', (), None)\n", "")
+    assert run("train", "unet8_all", "--check") == (0, "checked ('unet8_all', (), None)\n", "")
 
 
 def test_unite_is_the_script_unite_tensorboards(run, experiment):
@@ -303,7 +320,7 @@ def test_numbers_along_axes_are_taken_as_they_are_written(typed, taken):
         ("predict", "x", "--workers", 10**6),
         ("predict", "x", "--time-limit", f"{10**8}d"),
         ("submit", "x", "--cluster", "lsf", "--walltime", f"{10**400}d"),
-        ("train", "x", "--seeds", f"1-{10**30}"),
+        ("train", "unet8_all", "--seeds", f"1-{10**30}"),
     ],
 )
 def test_a_number_that_nobody_means_is_refused(run, trained, words):

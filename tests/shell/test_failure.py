@@ -51,7 +51,7 @@ def ended(run, monkeypatch):
             raise error
 
         monkeypatch.setattr(common.train.run, "train", train)
-        code, _, said = run(*(words or ("train", "x")))
+        code, _, said = run(*(words or ("train", "unet8_all")))
         return code, said
 
     return raise_

@@ -9,7 +9,7 @@ import torch
 
 from common.errors import UserError
 from common.shell import launch
-from common.train import ranks
+from common.train.processes import ranks
 
 
 @pytest.fixture

@@ -6,11 +6,16 @@ import pytest
 
 from common.shell import next_step
 from common.shell.cli import cli
+from common.train.recording.record import read_history
 
 DONE = [
     (["train", "mine"], "predict", "predict mine"),
     (["train", "mine", "--set", "epochs=1", "--data", "my data", "--check"], "predict",
-     "predict mine --set epochs=1 --data 'my data'"),
+     "predict mine --data 'my data'"),
+    (["train", "mine", "--set", "run-name=a", "--set", "epochs=1", "--set", "warmup-iterations=5"],
+     "predict", "predict mine --set run-name=a"),
+    (["train", "mine", "--set", "crop_sampling_weights.a/*=2", "--set", "model_kwargs.width=8"],
+     "predict", "predict mine --set model_kwargs.width=8"),
     (["predict", "mine", "--crops", "28,crop3", "--logits", "--classes", "er,mito"], "process",
      "process mine --crops 28,crop3 --classes er,mito"),
     (["process", "mine", "--volume", "a.tif", "--voxel-size", "8,4,4.6", "-O"], "visualize",
@@ -41,6 +46,20 @@ def test_the_next_command_may_have_options_of_its_own(capsys):
     ):
         next_step.say_next("visualize", png="pictures")
     assert capsys.readouterr().err.endswith("visualize mine --png pictures\n")
+
+
+def test_the_run_of_the_best_seed_is_predicted_next(experiment, run):
+    tiny = experiment(epochs=1)
+    words = ("train", tiny.folder, "--data", tiny.data, "--seeds", "1-3", "--set", "epochs=1")
+    code, _, error = run(*words)
+    assert code == 0
+    dice = {}
+    for seed in (1, 2, 3):
+        history = read_history(tiny.folder / f"logs/tiny_experiment/seed{seed}")
+        dice[seed] = history["validation/dice"].item()
+    best = max(dice, key=dice.__getitem__)
+    line = f"predict {tiny.folder} --set random_seed={best} --data {tiny.data}"
+    assert error.endswith(f"next: python -m cellmap_segmentation_challenge {line}\n")
 
 
 def test_a_run_ends_with_the_command_that_follows(experiment, run):

@@ -10,7 +10,8 @@ from torch import nn
 
 from common.errors import UserError
 from common.infer.networks.network import load_checkpoint
-from common.train import average, checkpoint
+from common.train.checkpointing import checkpoint
+from common.train.optimising import average
 from common.train.setup import prepare
 from common.train.validation import validate
 

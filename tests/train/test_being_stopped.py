@@ -12,8 +12,9 @@ from common import stopping
 from common.data.crops import opened as crops
 from common.data.samples.batches import WorkerLost
 from common.stopping import Stopped
-from common.train import checkpoint, resume, setup, steps, validation
-from common.train.tracking import Tracker
+from common.train import setup, steps, validation
+from common.train.checkpointing import checkpoint, resume
+from common.train.recording.tracking import Tracker
 
 LATEST = "checkpoints/tiny_experiment/{run}/latest.pt"
 

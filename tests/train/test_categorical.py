@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from common.data.samples.targets import PaletteTarget
-from common.train.categorical import (
+from common.train.losses.categorical import (
     categorical_dice_loss,
     categorical_focal_loss,
     dice_focal,

@@ -11,7 +11,7 @@ from torch import nn
 
 from common.errors import FileError, UserError
 from common.infer.networks.network import checkpoint_path
-from common.train import checkpoint
+from common.train.checkpointing import checkpoint
 
 CLASSES = ("mito", "er", "nuc")
 

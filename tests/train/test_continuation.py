@@ -18,9 +18,10 @@ from torch.utils.tensorboard import SummaryWriter
 from common import runtime
 from common.errors import UserError
 from common.runs.find import Run
-from common.train import checkpoint, metrics, steps
+from common.train import metrics, steps
 from common.train import run as run_module
-from common.train.record import read_history, read_record
+from common.train.checkpointing import checkpoint
+from common.train.recording.record import read_history, read_record
 
 MODEL = """
     from torch import nn

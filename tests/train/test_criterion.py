@@ -15,16 +15,16 @@ from torch import nn
 from cellmap_segmentation_challenge.utils import CellMapLossWrapper
 from common.data.samples.targets import PaletteTarget
 from common.errors import UserError
-from common.train import own_loss as module
 from common.train import steps
-from common.train.criterion import (
+from common.train.losses import bce_dice, dice_loss, focal_loss, weighted_bce
+from common.train.losses import own_loss as module
+from common.train.losses.criterion import (
     OrdinaryLoss,
     name_of,
     over_outputs,
     resampled,
     takes_pos_weight,
 )
-from common.train.losses import bce_dice, dice_loss, focal_loss, weighted_bce
 
 CPU = torch.device("cpu")
 
@@ -186,7 +186,7 @@ def test_arguments_that_nothing_takes_are_refused(experiment, text, sentence):
 
 
 def test_a_wrong_argument_of_a_class_of_ours_is_a_sentence_with_the_folder(experiment):
-    text = "from common.train.frequency import FrequencyWeightedBCE as criterion"
+    text = "from common.train.losses.frequency import FrequencyWeightedBCE as criterion"
     tiny = experiment(text=text, criterion_kwargs={"classes": 2})
     with pytest.raises(UserError, match="is given 3 channels") as told:
         module.build_criterion(tiny.config(), CPU)
@@ -262,7 +262,7 @@ def test_a_loss_for_probabilities_is_refused_with_the_file(experiment, text):
             "one number for each of the 3 classes",
         ),
         (
-            "from common.train.categorical import dice_focal as _loss",
+            "from common.train.losses.categorical import dice_focal as _loss",
             "alpha=-1",
             "alpha = -1; write",
         ),
@@ -304,7 +304,7 @@ def test_a_loss_that_is_not_for_logits_is_told(experiment, text):
     "text",
     [
         "from torch import nn\ncriterion = nn.CrossEntropyLoss()",
-        "from common.train.categorical import dice_focal as criterion",
+        "from common.train.losses.categorical import dice_focal as criterion",
     ],
 )
 def test_a_softmax_over_channels_with_a_sigmoid_each_is_told(experiment, text):
@@ -405,7 +405,7 @@ def test_outputs_with_other_channels_are_refused():
 
 
 def losses_of(tiny, run: str) -> list[float]:
-    from common.train.record import read_history
+    from common.train.logs.record import read_history
 
     return read_history(tiny.folder / f"logs/tiny_experiment/{run}")["train/loss"].tolist()
 

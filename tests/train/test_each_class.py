@@ -8,8 +8,8 @@ import pytest
 
 from common.errors import UserError
 from common.infer.networks.ensemble import load_network
-from common.train import each_class
-from common.train.checkpoint import best_of
+from common.train.checkpointing.checkpoint import best_of
+from common.train.several import each_class
 
 
 def test_each_class_has_a_run_of_its_own_and_the_others_are_counter_examples(experiment, run):

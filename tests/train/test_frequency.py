@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from common.data.samples.targets import PaletteTarget
 from common.errors import UserError
-from common.train import together
-from common.train.frequency import FrequencyWeightedBCE, balanced
 from common.train.losses import class_weighted_bce
+from common.train.losses.frequency import FrequencyWeightedBCE, balanced
+from common.train.processes import together
 
 
 def labels_of(*positive: int, voxels: int = 64) -> torch.Tensor:
@@ -132,7 +132,7 @@ def test_what_cannot_be_is_told(arguments, sentence):
 
 
 RUN = """
-    from common.train.frequency import FrequencyWeightedBCE
+    from common.train.losses.frequency import FrequencyWeightedBCE
     from common.train.losses import WeightedSum, dice_loss
 
     criterion = WeightedSum

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from common.train import checkpoint, steps
+from common.train import steps
+from common.train.checkpointing import checkpoint
 from tests.full_disk import small_disk
 from tests.train.test_continuation import MODEL, SCHEDULE, assert_equal_ends
 

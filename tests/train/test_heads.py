@@ -22,10 +22,9 @@ from common.data.samples.targets import (
 from common.errors import UserError
 from common.model.forward import ForwardPass
 from common.runtime import Precision
-from common.train import priors
-from common.train.criterion import resampled
-from common.train.heads import build
-from common.train.losses import categorical_cross_entropy, dice_loss, weighted_bce
+from common.train.losses import categorical_cross_entropy, dice_loss, priors, weighted_bce
+from common.train.losses.criterion import resampled
+from common.train.losses.heads import build
 from common.train.state import Method, State
 from common.train.steps import step
 

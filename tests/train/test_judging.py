@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score, jaccard_score
 from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import UserError
 from common.train import steps
-from common.train.record import best_epoch, read_history, read_record
+from common.train.recording.record import best_epoch, read_history, read_record
 from common.train.state import State
 
 # values of a metric: tried once before training, then an epoch each
@@ -126,7 +126,7 @@ def test_training_metrics_of_an_interrupted_epoch_are_those_of_a_whole_one(
     tiny = experiment(epochs=2, iterations_per_epoch=7)
     whole = read_history(tiny.train(run_name="whole").logs)
     setup, state = prepare(tiny.config(run_name="cut"))
-    with run.logs.open_logs(setup.config, state, setup.about()) as logs:
+    with run.progress.open_logs(setup.config, state, setup.about()) as logs:
         run.run_epochs(setup, state, logs, stopped=lambda: state.iteration >= 10, report=None)
     assert state.iteration == 10 and state.epoch == 1
     cut = read_history(tiny.train(run_name="cut").logs)

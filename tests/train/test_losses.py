@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from common.config.settings import as_text
 from common.data.samples.targets import PaletteTarget, count_known
 from common.errors import UserError
-from common.train.frequency import FrequencyWeightedBCE
 from common.train.losses import (
     WeightedSum,
     bce_dice,
@@ -22,6 +21,7 @@ from common.train.losses import (
     weighted_bce,
     weighted_sum,
 )
+from common.train.losses.frequency import FrequencyWeightedBCE
 
 EVERY_LOSS = {
     "bce": weighted_bce,

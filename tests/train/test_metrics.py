@@ -11,7 +11,7 @@ from sklearn import metrics as reference
 
 from common.errors import UserError
 from common.train import metrics
-from common.train.record import read_history
+from common.train.recording.record import read_history
 from common.train.setup import prepare
 from common.train.validation import Scores
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from common.model.output_layers import calibrate_output, start_output_at
 from common.train.losses import weighted_bce
-from common.train.optim import build_optimizer, build_scheduler
-from common.train.priors import positive_weights, prior_logits
+from common.train.losses.priors import positive_weights, prior_logits
+from common.train.optimising.optim import build_optimizer, build_scheduler
 
 
 def test_decay_is_decoupled_as_in_a_step_by_hand():

@@ -11,7 +11,7 @@ from conftest import CLASSES
 from common.data.volumes.ngff import open_levels
 from common.errors import UserError
 from common.infer.predict import predict
-from common.train import whole_slice
+from common.train.recording import whole_slice
 from common.train.setup import prepare
 
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from common.errors import FileError, UserError
-from common.train import record
-from common.train.record import Recorder, RunRecord, RunResult, Session
+from common.train.recording import record
+from common.train.recording.record import Recorder, RunRecord, RunResult, Session
 
 # history.csv
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.config.load import read_overrides
+from common.config.overrides import read_overrides
 from common.data.crops import normalize
 from common.data.crops.normalize import Scaling
 from common.data.samples import workers
@@ -27,6 +27,7 @@ from common.data.volumes.ngff import write_multiscale
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.train import check as check_module
+from common.train import run as run_module
 from common.train import steps
 from common.train.setup import prepare
 from common.train.skipped import Numbers
@@ -199,7 +200,7 @@ def test_best_and_given_checkpoints_are_loaded_when_asked_for(experiment):
 
 
 def test_given_weights_that_learnt_from_another_input_are_told(experiment, capsys):
-    from common.train.resume import _note_other_input
+    from common.train.checkpointing.resume import _note_other_input
 
     tiny = experiment()
     saved = {"settings": tiny.config().record()}
@@ -267,6 +268,16 @@ def test_a_continued_run_refuses_settings_that_change_what_is_learnt(experiment)
     tiny.train()
     with pytest.raises(ValueError, match=r"learning_rate was 0.01 and is 0.5"):
         tiny.train(learning_rate=0.5)
+
+
+def test_other_settings_are_refused_before_anything_is_built(experiment, monkeypatch):
+    tiny = experiment()
+    tiny.train()
+    monkeypatch.setattr(run_module, "prepare", None)
+    text = "from common.train.losses import bce_dice as criterion"
+    tiny.add(text)
+    with pytest.raises(UserError, match=r"criterion was None and is losses\.bce_dice"):
+        tiny.train()
 
 
 def test_early_stopping_ends_after_epochs_without_a_better_metric(experiment):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.train.optim import build_optimizer, build_scheduler, step_scheduler
+from common.train.optimising.optim import build_optimizer, build_scheduler, step_scheduler
 
 SCHEDULER = """
     import functools
@@ -105,7 +105,7 @@ SOMETIMES = """
 
 def test_a_mean_that_lost_a_class_is_not_the_best(experiment, capsys):
     """0.9 over two classes is no better than 0.2 over three."""
-    from common.train.record import best_epoch, read_history
+    from common.train.recording.record import best_epoch, read_history
 
     tiny = experiment(text=SOMETIMES, epochs=4)
     result = tiny.train()
@@ -239,7 +239,7 @@ def test_an_error_of_the_users_own_scheduler_keeps_its_traceback(experiment):
 )
 def test_an_unusual_schedule_is_told(experiment, scheduler, kwargs, sentence):
     from common.model.build import build_model
-    from common.train import schedule
+    from common.train.optimising import schedule
 
     config = with_scheduler(experiment, scheduler, kwargs, epochs=4).config()
     model = build_model(config, torch.device("cpu"))
@@ -270,7 +270,7 @@ def test_an_unusual_schedule_is_told(experiment, scheduler, kwargs, sentence):
 )
 def test_an_ordinary_schedule_is_tried_without_a_word(experiment, scheduler, kwargs):
     from common.model.build import build_model
-    from common.train import schedule
+    from common.train.optimising import schedule
 
     config = with_scheduler(experiment, scheduler, kwargs, epochs=9).config()
     assert schedule.try_out(config, build_model(config, torch.device("cpu"))) == []
@@ -288,7 +288,7 @@ def test_an_ordinary_schedule_is_tried_without_a_word(experiment, scheduler, kwa
     ],
 )
 def test_a_rate_that_is_written_and_not_trained_with_is_told(experiment, optimizer, told):
-    from common.train import schedule
+    from common.train.optimising import schedule
 
     config = experiment(learning_rate=0.01).config(optimizer=optimizer)
     sentences = schedule.try_out(config, torch.nn.Conv3d(1, 3, 1))

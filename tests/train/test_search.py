@@ -9,14 +9,13 @@ import pytest
 import torch
 from conftest import Forked, wait_until
 
-from common.config.load import read_overrides
+from common.config.overrides import read_overrides
 from common.errors import UserError
 from common.train import run as training
-from common.train import search as module
-from common.train import space
 from common.train import validation as validation_module
-from common.train.record import read_history, read_record
-from common.train.search import choice, integers, log_uniform, uniform
+from common.train.recording.record import read_history, read_record
+from common.train.search import choice, integers, log_uniform, space, uniform
+from common.train.search import trials as module
 
 optuna = pytest.importorskip("optuna")
 SPACE = """
@@ -212,7 +211,7 @@ def held(tiny, forked):
         tiny.write("hold.py", HOLD)
         tiny.add("from .hold import Hold\n\ntrackers = (Hold,)")
         call = f"search({str(tiny.folder)!r}, {trials}, (), {str(tiny.data)!r}, prune_after=99)"
-        process = forked(program=f"from common.train.search import search; {call}")
+        process = forked(program=f"from common.train.search.trials import search; {call}")
         wait_until((logs(tiny, "trial-0001") / "held").exists, process)
         return process
 

@@ -10,9 +10,9 @@ import sys
 import pytest
 from conftest import DEADLINE
 
-from common.train import seeds
-from common.train.record import read_history
-from common.train.seeds import Spread
+from common.train.recording.record import read_history
+from common.train.several import seeds
+from common.train.several.seeds import Spread
 
 
 def approximately(values) -> Spread:

@@ -15,8 +15,9 @@ from common.data.samples.batches import Batch
 from common.errors import NotFinite
 from common.model.forward import ForwardPass
 from common.runtime import Precision
-from common.train import checkpoint, skipped, steps
-from common.train.record import read_history
+from common.train import skipped, steps
+from common.train.checkpointing import checkpoint
+from common.train.recording.record import read_history
 from common.train.setup import prepare
 from common.train.state import Method, State, StepResult
 from tests.train.test_continuation import (

@@ -18,7 +18,7 @@ from common.score.whole_crops import of_run
 from common.shell import cli
 from common.train import run as run_module
 from common.train import skipped, steps
-from common.train.record import read_history, read_record
+from common.train.recording.record import read_history, read_record
 
 NORMED = """
     from torch import nn

@@ -14,10 +14,10 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from common import provenance
 from common.errors import UserError
-from common.train import logs
-from common.train.each_class import train_each_class
-from common.train.record import read_history, read_record
-from common.train.tracking import Sink, Tracker
+from common.train import progress
+from common.train.recording.record import read_history, read_record
+from common.train.recording.tracking import Sink, Tracker
+from common.train.several.each_class import train_each_class
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_what_blue_means_is_said_once(track, read):
 
 def test_all_settings_but_places_are_on_the_hparams_page(experiment):
     tiny = experiment(weight_decay=0.5, use_mutual_exclusion=False)
-    given = logs.hparams(tiny.config())
+    given = progress.hparams(tiny.config())
     assert (given["weight_decay"], given["use_mutual_exclusion"]) == (0.5, False)
     assert given["classes"] == "('mito', 'er', 'nuc')"
     assert not {"run_name", "data_path", "model_save_path"} & set(given)
@@ -457,7 +457,7 @@ def test_a_failed_run_is_failed_in_mlflow(experiment, store):
 @of_mlflow
 def test_the_trials_of_a_search_are_nested_in_one_run(experiment, store):
     pytest.importorskip("optuna")
-    from common.train.search import search
+    from common.train.search.trials import search
 
     tiny = experiment(trackers=("mlflow",), epochs=1)
     tiny.write(

@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from common.errors import UserError
-from common.train import checkpoint, weights_file
+from common.train.checkpointing import checkpoint, weights_file
 
 
 def network(channels: int = 8) -> nn.Sequential:
@@ -320,7 +320,7 @@ def test_a_damaged_latest_is_named_and_the_one_before_it_is_gone_on_with(experim
 
 
 def test_where_all_latest_are_damaged_the_best_is_gone_on_with(experiment, capsys):
-    from common.train.record import read_history
+    from common.train.recording.record import read_history
 
     tiny = experiment(epochs=2, best_metric="loss", iterations_per_epoch=10)
     first = tiny.train()

@@ -11,7 +11,7 @@ from scipy.special import expit
 from common.data.volumes.ngff import open_levels
 from common.infer.predict import predict
 from common.show import figures
-from common.train import whole_slice
+from common.train.recording import whole_slice
 from common.train.setup import prepare
 from common.train.validation import validate
 

@@ -124,7 +124,7 @@ def criterion(draft: Draft, criterion: Any) -> None:
             "class, or leave criterion_kwargs out"
         )
         return
-    draft.note("criterion", "applied where voxels are annotated, see common.train.criterion")
+    draft.note("criterion", "applied where voxels are annotated, see common.train.losses.criterion")
 
 
 def criterion_kwargs(draft: Draft, keywords: Any) -> None:

@@ -14,7 +14,7 @@ from common.files import sha256_of_file
 from common.infer.networks.ensemble import trained_on
 from common.infer.networks.network import checkpoint_path
 from common.talk import command_line, nm, note, some
-from common.train import each_class
+from common.train.several import each_class
 
 
 @dataclass(frozen=True)

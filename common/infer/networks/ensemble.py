@@ -33,7 +33,7 @@ from common.infer.networks.network import (
 )
 from common.infer.networks.window import SAME_SCALE
 from common.talk import nm, note, some
-from common.train import checkpoint, weights_file
+from common.train.checkpointing import checkpoint, weights_file
 
 OF_RUN = (
     "model_name",

@@ -34,7 +34,7 @@ from common.model.forward import ForwardPass, is_2d
 from common.model.shapes import Shapes
 from common.provenance import provenance
 from common.talk import nm, note, note_once, some
-from common.train import checkpoint, weights_file
+from common.train.checkpointing import checkpoint, weights_file
 
 # a network gives something for any raw; only its training says what it must be given
 LIKE_IN_TRAINING = (

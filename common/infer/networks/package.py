@@ -21,6 +21,7 @@ from torch import nn
 from common import runtime
 from common.config import load
 from common.config.check import check_settings
+from common.config.overrides import apply_overrides
 from common.config.settings import TrainConfig
 from common.data.splits.split import USAGES
 from common.data.volumes.metadata import NM_PER_UNIT
@@ -217,7 +218,7 @@ def load_config(
     folder = path.parent if path.suffix != ".zip" else path.with_suffix("")
     values["base_experiment_path"] = str(folder)
     values["model_name"] = folder.name
-    problems = load.apply_overrides(values, overrides)
+    problems = apply_overrides(values, overrides)
     sized = any(text.startswith("input_array_info") for text in overrides)
     axes = _axes(package.description.inputs[0], "space")
     has_voxel_size = package.is_ours or all(axis.unit is not None for axis in axes)

@@ -84,7 +84,7 @@ def train(
 ) -> None:
     """Train an experiment, or go on where it stopped."""
     from common.shell import launch
-    from common.train import ranks
+    from common.train.processes import ranks
 
     runs = _Runs(**given)
     runs.check_together()
@@ -103,22 +103,22 @@ def train(
             _submit(config_path, runs, overrides=settings, data=data, limit=time_limit)
             return
         with stopping.time_limit(time_limit):
-            result = _train(config_path, runs, settings, data)
-        is_one_of_several = bool(runs.seeds or runs.each_class) or ranks.are_joined()
-    _end(result)
+            results = _train(config_path, runs, settings, data)
+        is_one_of_several = runs.each_class or ranks.are_joined()
+    _end(results[-1])
     if not is_one_of_several:
-        say_next("predict")
+        say_next("predict", settings=_best_of(runs, results))
 
 
 def _settings_of(
     overrides: tuple[str, ...], override_file: str | None, runs: _Runs
 ) -> tuple[str, ...]:
     """What is set on the command line, as NAME=VALUE: --set goes before --overrides."""
-    from common.config import load
+    from common.config.overrides import read_overrides
 
     settings = overrides
     if override_file:
-        settings = (*load.read_overrides(override_file), *settings)
+        settings = (*read_overrides(override_file), *settings)
     if runs.selective:
         settings = (*settings, "selective=True")
     return settings
@@ -162,7 +162,7 @@ def _submit(
     data: str | None,
     limit: float,
 ) -> None:
-    import common.train.seeds as several
+    import common.train.several.seeds as several
 
     assert runs.submit
     if not runs.seeds:
@@ -173,19 +173,30 @@ def _submit(
     )
 
 
-def _train(config_path: str, runs: _Runs, overrides: tuple[str, ...], data: str | None) -> Result:
-    """Train one run, or one for each seed or class; return the result of the last."""
+def _train(
+    config_path: str, runs: _Runs, overrides: tuple[str, ...], data: str | None
+) -> list[Result]:
+    """Train one run, or one for each seed or class; return their results."""
     import common.train.run
-    import common.train.seeds as several
+    import common.train.several.seeds as several
     from common.score.whole_crops import of_run
-    from common.train.each_class import train_each_class
+    from common.train.several.each_class import train_each_class
 
     if runs.each_class:
-        return train_each_class(config_path, overrides, data, score=of_run)[-1]
+        return train_each_class(config_path, overrides, data, score=of_run)
     if not runs.seeds:
-        return common.train.run.train(config_path, overrides, data, score=of_run)
+        return [common.train.run.train(config_path, overrides, data, score=of_run)]
     chosen = several.parse_seeds(runs.seeds)
-    return several.train_seeds(config_path, chosen, overrides, data, score=of_run)[-1]
+    return several.train_seeds(config_path, chosen, overrides, data, score=of_run)
+
+
+def _best_of(runs: _Runs, results: Sequence[Result]) -> list[str]:
+    """The setting that names the best run of several seeds; none of a single run."""
+    import common.train.several.seeds as several
+
+    if not runs.seeds:
+        return []
+    return [f"random_seed={several.best_seed(several.parse_seeds(runs.seeds), results)}"]
 
 
 def _end(result: Result) -> None:
@@ -262,7 +273,7 @@ def _jobs(
 
     The command is read as if it were typed, so that what is wrong with it is said now.
     """
-    import common.train.seeds as several
+    import common.train.several.seeds as several
     from common.shell import jobs
 
     assert context.parent is not None
@@ -322,9 +333,9 @@ def search(config_path: str, time_limit: float, **given: Any) -> None:
 
     Each trial is an ordinary run.
     """
-    import common.train.search
     from common.score.whole_crops import of_run
-    from common.train import ranks
+    from common.train.processes import ranks
+    from common.train.search import trials
 
     if ranks.are_started():
         raise UserError(
@@ -332,7 +343,7 @@ def search(config_path: str, time_limit: float, **given: Any) -> None:
             "several GPUs (CUDA_VISIBLE_DEVICES=0, 1, ...): the calls share one study"
         )
     with stopping.time_limit(time_limit):
-        best = common.train.search.search(config_path, **options.given(given), score=of_run)
+        best = trials.search(config_path, **options.given(given), score=of_run)
     if best is None:
         sys.exit(stopping.INTERRUPTED)
 

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import ast
 import copy
-import dataclasses
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from common import runtime
 from common.config.code import note_other_code
@@ -24,39 +20,31 @@ from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
 from common.data.crops.normalize import Scalings
 from common.data.samples.validation_blocks import BLOCK_ORDER
 from common.errors import UserError
-from common.files import replacing, sweep
+from common.files import sweep
 from common.model import seen_range
 from common.talk import nm, note, some
-from common.train import average, optim, ranks, schedule, weights_file
-from common.train.checkpoint import (
+from common.train.checkpointing import weights_file
+from common.train.checkpointing.checkpoint import (
     OF_OTHERS,
     SAVED_NUMBERS,
-    earlier,
-    find,
     is_whole,
     load_weights,
     refuse_other_classes,
     scalings_in,
 )
-from common.train.record import HISTORY, RECORD
+from common.train.checkpointing.newest import (
+    look_into_newest,
+    own_checkpoints,
+    restoring,
+    take_place_of_latest,
+    use_newest,
+)
+from common.train.optimising import average, optim, schedule
+from common.train.processes import ranks
+from common.train.recording.record import HISTORY, RECORD
+from common.train.recording.tracking import PATCH
 from common.train.skipped import SKIPPED
 from common.train.state import State
-from common.train.tracking import PATCH
-
-PARTS: dict[str, type | tuple[type, ...]] = {
-    "model": dict,
-    "optimizer": dict,
-    "scheduler": (dict, type(None)),
-    "scaler": dict,
-    "rng": torch.Tensor,
-    "classes": list,
-    "settings": dict,
-    "split_hash": str,
-    "epoch": int,
-    "iteration": int,
-    "best_epoch": int,
-}
-"""Types of what every whole state holds."""
 
 
 def resume(config: TrainConfig, state: State, split_hash: str) -> str:
@@ -70,7 +58,7 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     choice = config.load_model
     sweep(config.path("model_save_path"), ("latest.pt", "best.pt"))
     sweep(config.path("logs_save_path"), (RECORD, HISTORY, SKIPPED, PATCH))
-    own = _own(config)
+    own = own_checkpoints(config)
     if own and choice == "scratch":
         raise UserError(
             f"{own[0]}: this run exists and load_model = 'scratch' would write over it; "
@@ -141,6 +129,19 @@ def _note_other_input(given: Path, saved: dict[str, Any], config: TrainConfig) -
         note(f"{given}: its weights were trained with {'; '.join(texts)}")
 
 
+def refuse_other_settings(config: TrainConfig) -> None:
+    """Raise UserError if the run that would go on was begun with other settings.
+
+    Called before anything is built: `resume` does the same again, with the crops.
+    """
+
+    def refuse(path: Path, saved: dict[str, Any]) -> None:
+        _refuse_changes(path, _changed_settings(saved, config))
+
+    if config.load_model != "scratch":  # which does not go on, and says so
+        look_into_newest(config, refuse)
+
+
 def raw_scalings(config: TrainConfig) -> Scalings:
     """Return how the run that load_model continues normalised its raw; {} if it is to begin."""
     if config.raw_normalization == "range":
@@ -148,51 +149,18 @@ def raw_scalings(config: TrainConfig) -> Scalings:
     found: list[Scalings] = []
 
     def take(path: Path, saved: dict[str, Any]) -> None:
-        with _restoring(path, "raw_scalings"):
+        with restoring(path, "raw_scalings"):
             found.append(scalings_in(saved))
 
-    _look(config, take)
+    look_into_newest(config, take)
     return found[0] if found else {}
 
 
 def split_hash_of(config: TrainConfig) -> str:
     """Return the hash of the crops that the run was begun with; "" if it is to begin."""
     found: list[str] = []
-    _look(config, lambda _, saved: found.append(saved["split_hash"]))
+    look_into_newest(config, lambda _, saved: found.append(saved["split_hash"]))
     return found[0] if found else ""
-
-
-def _look(config: TrainConfig, take: Callable[[Path, dict[str, Any]], None]) -> None:
-    """Take what is the same in all checkpoints of a run, if it is to go on.
-
-    What else is in this one is read by resume.
-    """
-    own = _own(config)
-    if own:
-        _newest_good(own, config, take, weights_file.read_without_tensors)
-
-
-def _own(config: TrainConfig) -> list[Path]:
-    """Return the checkpoints with which the run may go on, the newest first; [] if it is to begin.
-
-    load_model = "best" goes on with the latest ones until there is a best. Raises UserError if the
-    latest ones are gone and a run that begins anew would write over the best.
-    """
-    folder = config.path("model_save_path")
-    best = find(folder, "best")
-    latest = folder / "latest.pt"
-    latest_ones = [latest] if latest.is_file() else []
-    latest_ones += earlier(latest)
-    if best is None:
-        return latest_ones
-    if config.load_model == "best":
-        return [best]
-    if not latest_ones and config.load_model != "scratch":
-        raise UserError(
-            f"{folder}: latest.pt is gone and best.pt stands; a run that begins anew would write "
-            f"over it. {_from_best(best)}"
-        )
-    return [*latest_ones, best]
 
 
 def _refuse_lost_checkpoints(config: TrainConfig) -> None:
@@ -204,15 +172,6 @@ def _refuse_lost_checkpoints(config: TrainConfig) -> None:
             "no checkpoint of it; put its latest.pt back, or set another run_name, or write over "
             "its logs with load_model = 'scratch'"
         )
-
-
-def _from_best(best: Path) -> str:
-    """Return how a run whose latest.pt is lost can go on."""
-    return (
-        "Go on after the epoch of best.pt with load_model = 'best' (later epochs are trained "
-        f"again), or leave all files as they are and set another run_name with load_model = "
-        f"'{best}'"
-    )
 
 
 def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) -> str:
@@ -233,12 +192,12 @@ def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) 
         _note_others(path, saved, "raws", now=state.raws)
         note_other_code(path, saved, config)
 
-    path, unreadable = _newest_good(own, config, restore, weights_file.read)
+    path, unreadable = use_newest(own, config, restore, weights_file.read)
     for problem in unreadable:
         note(problem)
     if unreadable:
         note(f"the run goes on with the newest checkpoint that can be read, {path}")
-        _take_place_of_latest(path)
+        take_place_of_latest(path)
     origin = f"continuing {path} after epoch {state.epoch}, iteration {state.iteration}"
     return f"{origin}; {changes}" if changes else origin
 
@@ -256,113 +215,23 @@ def _as_new(state: State) -> Callable[[], None]:
     return restore
 
 
-def _take_place_of_latest(good: Path) -> None:
-    """Copy a checkpoint to latest.pt; the unreadable file there gets another name.
-
-    Otherwise it would be kept as the one before the next, in the place of a good one.
-    """
-    latest = good.with_name("latest.pt")
-    with replacing(latest, durable=True) as temporary:
-        shutil.copyfile(good, temporary)
-        if latest.is_file():
-            latest.replace(latest.with_name("latest.pt.unreadable"))
-
-
-def _newest_good(
-    own: list[Path],
-    config: TrainConfig,
-    use: Callable[[Path, dict[str, Any]], None],
-    read: Callable[[Path], Any],
-) -> tuple[Path, list[str]]:
-    """Use the first checkpoint that can be used.
-
-    Args:
-        own: the checkpoints of a run, the newest first.
-        config: settings of the run.
-        use: `use(path, content)` restores what is wanted.
-        read: returns the content of a file.
-
-    Returns:
-        Its path, and what is wrong with those before it.
-
-    Raises:
-        UserError: if none can be used, or if it is of other classes or settings.
-    """
-    unreadable = []
-    for path in own:
-        try:
-            saved = read(path)
-            wrong = _wrong_parts(saved)
-            if wrong:
-                raise _damaged(path, f"holds no whole state of a run ({some(wrong)})")
-            refuse_other_classes(path, saved, config.channels, "set another run_name")
-            use(path, saved)
-        except weights_file.Unreadable as error:
-            unreadable.append(error.problem)
-        else:
-            return path, unreadable
-    raise UserError(f"{'; '.join(unreadable)}. {_instead_of(own[0])}")
-
-
-def _damaged(path: Path, problem: str) -> weights_file.Unreadable:
-    """A checkpoint that can be read, a part of which is not what its name says."""
-    return weights_file.Unreadable(path, problem, "put a copy of it back")
-
-
-def _wrong_parts(saved: Any) -> list[str]:
-    """Return what is missing in a whole state of a run, or is of another type."""
-    if not isinstance(saved, dict):
-        return [f"but a {type(saved).__name__}"]
-    kinds = dict(PARTS)
-    for part in dataclasses.fields(State):
-        # numbers came to be one after the other: what an earlier version did not save is optional
-        if part.name in SAVED_NUMBERS and part.name in saved:
-            kinds[part.name] = _kind_of(part)
-    for name in ("ema", "criterion"):
-        if name in saved:
-            kinds[name] = (dict, type(None))
-    wrong = []
-    for name, kind in kinds.items():
-        if name not in saved:
-            wrong.append(f"'{name}' is missing")
-        elif not isinstance(saved[name], kind):
-            wrong.append(f"'{name}' is of type {type(saved[name]).__name__}")
-    return wrong
-
-
-def _kind_of(part: dataclasses.Field) -> type | tuple[type, ...]:
-    """Return the type of a field's default; a number may be saved as a whole one."""
-    default = part.default_factory() if callable(part.default_factory) else part.default
-    return (int, float) if isinstance(default, float) else type(default)
-
-
-def _instead_of(own: Path) -> str:
-    """Return how to go on where no checkpoint of a run can be read."""
-    if own.name == "best.pt" and find(own.parent, "latest"):
-        return "latest.pt stands: go on with load_model = 'latest'"
-    return (
-        "The run has no other checkpoint: put a copy of this file back, or leave all files as they "
-        "are and set another run_name, with load_model = a file whose weights can be read"
-    )
-
-
 def _restore(config: TrainConfig, state: State, saved: dict[str, Any], path: Path) -> str:
     """Restore everything of a saved state except the weights of the model.
 
     Returns what is to be another one from now on, learning rate or average, as a sentence, or "".
     """
     before = TrainConfig.recorded_defaults() | saved["settings"]
-    with _restoring(path, "raw_scalings"):
+    with restoring(path, "raw_scalings"):
         scalings_in(saved)
-    with _restoring(path, "optimizer or scheduler"):
+    with restoring(path, "optimizer or scheduler"):
         changes = schedule.go_on(
             config, before, saved, optimizer=state.optimizer, scheduler=state.scheduler
         )
         optim.refuse_other_shapes(state.optimizer)
-    with _restoring(path, "ema"):
+    with restoring(path, "ema"):
         changes = "; ".join(part for part in (changes, _restore_average(state, saved)) if part)
     if saved["scaler"]:  # empty unless that run was in fp16
-        with _restoring(path, "scaler"):
+        with restoring(path, "scaler"):
             state.scaler.load_state_dict(saved["scaler"])
     # earlier versions counted from the best epoch, which was 0 without one
     state.waited = saved["epoch"] - saved["best_epoch"] if saved["best_epoch"] else 0
@@ -371,22 +240,9 @@ def _restore(config: TrainConfig, state: State, saved: dict[str, Any], path: Pat
     if state.iteration:
         # an epoch that only lacks its validation: its steps were those of earlier calls
         optim.count_as_stepped(state.optimizer)
-    with _restoring(path, "random state"):
+    with restoring(path, "random state"):
         _restore_random_state(config, state, saved)
     return changes
-
-
-@contextmanager
-def _restoring(path: Path, part: str) -> Iterator[None]:
-    """Raise Unreadable where a part of a checkpoint is not what its name says."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # torch raises a different type for each kind of wrong content
-        reason = " ".join(str(error).split())[:200]
-        problem = f"its {part} cannot be restored ({type(error).__name__}: {reason})"
-        raise _damaged(path, problem) from error
 
 
 def _restore_random_state(config: TrainConfig, state: State, saved: dict[str, Any]) -> None:
@@ -409,7 +265,7 @@ def _restore_criterion(state: State, saved: dict[str, Any], path: Path) -> None:
             f"{path}: its criterion kept something else ({difference}); "
             "set the code of the loss back, or set another run_name"
         )
-    with _restoring(path, "criterion"):
+    with restoring(path, "criterion"):
         state.criterion.load_state_dict(before)
 
 
@@ -432,7 +288,7 @@ def _note_others(path: Path, saved: dict[str, Any], part: str, *, now: dict[str,
     """
     # a checkpoint from before raw was looked at does not say which it was
     before = saved.get(part) or {}
-    with _restoring(path, part):
+    with restoring(path, part):
         others = [name for name, key in now.items() if before.get(name, key) != key]
     if others:
         what = "labels" if part == "labels" else "voxels of raw or input channels"
@@ -459,6 +315,14 @@ def _refuse_other_settings(
     path: Path, saved: dict[str, Any], config: TrainConfig, split_hash: str
 ) -> None:
     """Raise UserError if settings outside MAY_CHANGE, or the datasplit, differ from those saved."""
+    changed = _changed_settings(saved, config)
+    if saved["split_hash"] != split_hash:
+        changed.append(f"the crops of the datasplit are others{_other_splits(config)}")
+    _refuse_changes(path, changed)
+
+
+def _changed_settings(saved: dict[str, Any], config: TrainConfig) -> list[str]:
+    """Return how settings differ that a continued run must not change."""
     # a setting that did not exist yet when the run was begun was what its default is
     before = TrainConfig.recorded_defaults() | saved["settings"]
     changed = []
@@ -468,8 +332,11 @@ def _refuse_other_settings(
         # what they are of each crop is compared, see _refuse_other_channels
         if name != "input_channels" or values_of(before[name]) != values_of(value):
             changed.append(f"{name} was {before.get(name)} and is {value}")
-    if saved["split_hash"] != split_hash:
-        changed.append(f"the crops of the datasplit are others{_other_splits(config)}")
+    return changed
+
+
+def _refuse_changes(path: Path, changed: Sequence[str]) -> None:
+    """Raise UserError if anything differs from what the run was begun with."""
     if changed:
         raise UserError(
             f"{path}: this run was started with other settings ({'; '.join(changed)}). "
@@ -482,7 +349,7 @@ def _refuse_other_channels(path: Path, saved: dict[str, Any], state: State) -> N
     """Raise UserError if a further input channel was predicted anew since the run was begun."""
     before = saved.get("input_channels", {})
     changed = {}
-    with _restoring(path, "input_channels"):
+    with restoring(path, "input_channels"):
         for name, crops in state.input_channels.items():
             was = before.get(name, {})
             others = [crop for crop in crops if crop in was and _by(was[crop]) != _by(crops[crop])]

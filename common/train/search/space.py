@@ -12,10 +12,11 @@ from typing import Any
 
 from common.config.load import load_config
 from common.config.module import load_module
+from common.config.overrides import taken_apart
 from common.config.settings import MAY_CHANGE, TrainConfig
 from common.data.splits import split
 from common.errors import UserError
-from common.train.one_process import refuse_shared_folders
+from common.train.processes.one_process import refuse_shared_folders
 
 FILE = "search_space.py"
 
@@ -140,7 +141,7 @@ def check_space(
         data: the data root.
     """
     path = base.folder / FILE
-    given = {_name_of(override) for override in overrides}
+    given = {taken_apart(override).path for override in overrides}
     for name, tried in space.items():
         _refuse_setting(path, name, base.best_metric)
         if name in given:
@@ -202,11 +203,6 @@ def _refuse_no_validation(base: TrainConfig) -> None:
         if row.usage == "validate" and set(row.annotated) & set(base.classes):
             return
     raise UserError(f"{path}: no validation crop to measure trials on; add rows 'validate'")
-
-
-def _name_of(override: str) -> str:
-    """Return the name in "name=value", spelled as in a configuration."""
-    return override.partition("=")[0].strip().replace("-", "_")
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Range | Choice]]:

@@ -11,7 +11,7 @@ Two kinds of loss are accepted:
   unknown voxels are passed with target 0 and logit -30: they get no gradient and add nothing to an
   overlap or a sum.
 
-`common.train.own_loss` makes one of the setting `criterion`.
+`common.train.losses.own_loss` makes one of the setting `criterion`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import nn
 
 from common.data.samples.targets import MixedTarget, PaletteTarget, Target, dense, known
 from common.errors import UserError
-from common.train import together
+from common.train.processes import together
 
 Criterion = Callable[[torch.Tensor, Any, torch.Tensor | None], torch.Tensor]
 """`criterion(logits, target, pos_weight)` returns a scalar, see `common.train.losses`."""
@@ -188,7 +188,7 @@ def _nearest(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 CONTRACT = (
     "write criterion(logits, target), which gives one number or one for each voxel, "
-    "or criterion(logits, target, pos_weight) as in common.train.losses"
+    "or criterion(logits, target, pos_weight) as in common.train.losses.losses"
 )
 
 

@@ -24,9 +24,10 @@ from common.data.samples.targets import (
     of_channels,
 )
 from common.errors import UserError
-from common.train import criterion, own_loss, together
-from common.train.criterion import Criterion
-from common.train.losses import categorical_cross_entropy, weighted_bce
+from common.train.losses import criterion, own_loss
+from common.train.losses.criterion import Criterion
+from common.train.losses.losses import categorical_cross_entropy, weighted_bce
+from common.train.processes import together
 
 SHARP = 0.1
 """Difference, in units of the clipped distance, below which the smooth L1 loss is a square."""

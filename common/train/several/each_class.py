@@ -9,11 +9,11 @@ from pathlib import Path
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.talk import count, note, say, some
-from common.train.one_process import refuse_shared_folders
-from common.train.record import RunRecord, read_record
+from common.train.processes.one_process import refuse_shared_folders
+from common.train.recording.record import RunRecord, read_record
+from common.train.recording.tracking import MLflow, open_parent
 from common.train.run import Result, train
 from common.train.setup import Score
-from common.train.tracking import MLflow, open_parent
 
 OF_SEVERAL = {
     "class_sampling_weights": "{}",

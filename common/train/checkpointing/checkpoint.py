@@ -29,7 +29,9 @@ from common.errors import NotFinite, UserError
 from common.files import REPOSITORY, free_bytes, not_written, replacing
 from common.provenance import provenance
 from common.talk import note, size
-from common.train import average, ranks, weights_file
+from common.train.checkpointing import weights_file
+from common.train.optimising import average
+from common.train.processes import ranks
 from common.train.state import State
 
 SAVED_APART = ("model", "optimizer", "scheduler", "scaler", "labels", "raws", "criterion", "ema")

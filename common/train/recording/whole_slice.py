@@ -12,7 +12,7 @@ from common.data.samples.blocks import Blocks
 from common.data.samples.sampling import Sample, Sampler
 from common.data.volumes.box import slices
 from common.show import figures
-from common.train import ranks
+from common.train.processes import ranks
 
 LARGEST = 320
 """Pixels along an edge of a slice; more are left out, since a picture is kept of every epoch."""

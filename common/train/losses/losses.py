@@ -8,7 +8,8 @@ Each is called as `criterion(logits, target, pos_weight)` and returns a scalar:
 * pos_weight: (classes,) weight of the positive voxels of each class, or None for 1.
 
 What follows pos_weight is given by name: `criterion = functools.partial(focal_loss, gamma=1.5)`.
-`common.train.criterion` adapts losses with another signature, such as those of torch and MONAI.
+`common.train.losses.criterion` adapts losses with another signature, such as those of torch and
+MONAI.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 from common.config.settings import as_text
 from common.data.samples.targets import PaletteTarget, count_known, dense, known
 from common.errors import UserError
-from common.train import together
-from common.train.palette_sums import SumOverPairs, SumsOverPalette, Terms
+from common.train.losses.palette_sums import SumOverPairs, SumsOverPalette, Terms
+from common.train.processes import together
 
 AnyTarget = PaletteTarget | Tensor
 

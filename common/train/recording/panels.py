@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from common.show import figures
-from common.train import ranks
+from common.train.processes import ranks
 
 
 @dataclass(frozen=True)

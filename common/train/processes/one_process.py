@@ -10,7 +10,7 @@ from pathlib import Path
 from common.config.settings import TrainConfig
 from common.errors import UserError
 from common.files import alone
-from common.train import ranks
+from common.train.processes import ranks
 
 LOCK = ".lock"
 """In the folder of the run's checkpoints."""

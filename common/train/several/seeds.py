@@ -15,8 +15,15 @@ import numpy as np
 from common.config.load import load_config
 from common.errors import FileError, UserError
 from common.talk import aligned, command_line, count, say
-from common.train.one_process import refuse_shared_folders
-from common.train.record import HISTORY, RunRecord, best_row, read_history, read_record
+from common.train.processes.one_process import refuse_shared_folders
+from common.train.recording.record import (
+    HISTORY,
+    RunRecord,
+    best_row,
+    is_better,
+    read_history,
+    read_record,
+)
 from common.train.run import Result, train
 from common.train.setup import Score
 
@@ -60,6 +67,18 @@ def train_seeds(
             return results
     say(table(spread([result.logs for result in results])))
     return results
+
+
+def best_seed(seeds: Sequence[int], results: Sequence[Result]) -> int:
+    """Return the seed whose run has the best value of best_metric; the first where none has one."""
+    best = seeds[0]
+    value = math.nan
+    for seed, result in zip(seeds, results, strict=True):
+        record = read_record(result.logs) or RunRecord()
+        if is_better(result.best_metric, value, record.best_metric):
+            best = seed
+            value = result.best_metric
+    return best
 
 
 def submit(

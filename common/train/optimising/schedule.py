@@ -2,7 +2,7 @@
 
 A scheduler has a step for each epoch or, with scheduler_step = "iteration", for each iteration.
 
-Schedulers are built and stepped in `common.train.optim`.
+Schedulers are built and stepped in `common.train.optimising.optim`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,13 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from common.config.horizon import Length
 from common.config.module import own_frames
-from common.config.settings import TrainConfig, as_text
+from common.config.settings import OF_THE_SCHEDULE, TrainConfig, as_text
 from common.errors import UserError
 from common.talk import some
-from common.train.optim import build_optimizer, build_scheduler, step_scheduler
+from common.train.optimising.optim import build_optimizer, build_scheduler, step_scheduler
 
 MOST_TRIED = 20_000
 """Steps up to which a schedule is tried: about a second."""
-
-OF_THE_SCHEDULE = ("scheduler", "scheduler_kwargs", "scheduler_step", "warmup_iterations")
-"""Settings that say how the learning rate goes, beside epochs."""
 
 OF_PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr")
 """What ReduceLROnPlateau has seen so far; the rest of its state are its settings."""

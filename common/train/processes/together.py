@@ -24,7 +24,7 @@ from common.data.samples.targets import Target, count_known
 from common.errors import UserError
 from common.model.forward import ForwardPass, in_float32
 from common.model.shapes import parameters_of_outputs
-from common.train import ranks
+from common.train.processes import ranks
 
 
 @contextmanager

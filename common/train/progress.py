@@ -19,13 +19,16 @@ from common.data.samples import loaders
 from common.errors import FileError
 from common.files import REPOSITORY, replacing
 from common.talk import count, duration, note, progress, say, this_command
-from common.train import heads, previews, ranks, schedule, tracking
-from common.train.checkpoint import best_of, path_of
-from common.train.record import Recorder, RunRecord
+from common.train.checkpointing.checkpoint import best_of, path_of
+from common.train.losses import heads
+from common.train.optimising import schedule
+from common.train.processes import ranks
+from common.train.recording import previews, tracking
+from common.train.recording.record import Recorder, RunRecord
+from common.train.recording.tracking import Tracker, open_sinks
 from common.train.setup import Setup
 from common.train.state import State
 from common.train.steps import TrainedEpoch
-from common.train.tracking import Tracker, open_sinks
 from common.train.validation import Scores
 
 MOST_CHANGES = 2**22

@@ -19,7 +19,7 @@ from common.config.check import refuses
 from common.config.settings import TrainConfig
 from common.errors import FileError, UserError
 from common.show.figures import PANEL_WORDS
-from common.train.record import Recorder, add_epoch
+from common.train.recording.record import Recorder, add_epoch
 
 Settings = Mapping[str, str | float | bool]
 
@@ -406,7 +406,7 @@ def _own_sink(factory: SinkFactory, config: TrainConfig) -> Sink:
         given = type(sink).__qualname__
         raise UserError(
             f"trackers: {name} gives a {given} without {', '.join(missing)}; give it the calls "
-            f"{', '.join(CALLS)} of common.train.tracking.Sink"
+            f"{', '.join(CALLS)} of common.train.recording.tracking.Sink"
         )
     for call, arguments in CALLS.items():
         # finish is called when hours are over
@@ -414,7 +414,7 @@ def _own_sink(factory: SinkFactory, config: TrainConfig) -> Sink:
         if refusal:
             raise UserError(
                 f"trackers: {type(sink).__qualname__}.{call}: {refusal}; write it as that of "
-                "common.train.tracking.Sink"
+                "common.train.recording.tracking.Sink"
             )
     return sink
 

@@ -19,7 +19,7 @@ from torch import nn
 from common.config.settings import TrainConfig, as_text
 from common.data.samples.targets import PaletteTarget, dense
 from common.errors import UserError
-from common.train.criterion import (
+from common.train.losses.criterion import (
     CONTRACT,
     SURELY_NEGATIVE,
     Criterion,
@@ -29,7 +29,7 @@ from common.train.criterion import (
     problem_with,
     takes_pos_weight,
 )
-from common.train.losses import weighted_bce
+from common.train.losses.losses import weighted_bce
 
 
 def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from common.data.samples.targets import PaletteTarget, dense, known
 from common.errors import UserError
-from common.train import together
-from common.train.losses import AnyTarget, class_weighted_bce
+from common.train.losses.losses import AnyTarget, class_weighted_bce
+from common.train.processes import together
 
 
 class FrequencyWeightedBCE(nn.Module):

@@ -16,8 +16,8 @@ from common.data.samples import targets
 from common.data.samples.batches import training_batches
 from common.data.samples.loaders import Data
 from common.talk import some
-from common.train.criterion import Criterion, uses_pos_weight
-from common.train.heads import HeadsLoss
+from common.train.losses.criterion import Criterion, uses_pos_weight
+from common.train.losses.heads import HeadsLoss
 
 SAMPLES = 32
 """Training samples in which channels that are no classes are counted: those a run begins with."""

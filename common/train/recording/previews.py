@@ -13,7 +13,7 @@ from common.data.crops.palette import in_uint8
 from common.errors import UserError
 from common.files import replacing
 from common.show import figures
-from common.train.whole_slice import WholeSlice
+from common.train.recording.whole_slice import WholeSlice
 
 FOLDER = "previews"
 """In the folder of the logs; in it one of the epoch."""

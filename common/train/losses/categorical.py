@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.data.samples.targets import dense
-from common.train import together
-from common.train.losses import AnyTarget, refuse_below_zero
+from common.train.losses.losses import AnyTarget, refuse_below_zero
+from common.train.processes import together
 
 
 def categorical_focal_loss(

@@ -13,7 +13,7 @@ from torch import nn
 
 from common.errors import UserError
 from common.talk import some
-from common.train import inert
+from common.train.checkpointing import inert
 
 KEYS = ("model", "model_state_dict", "state_dict", "network_weights", "net", "weights")
 """Under which of these trainers keep the weights in a dictionary of other things."""

@@ -34,26 +34,19 @@ from common.errors import FileError, UserError
 from common.files import alone, write_text
 from common.stopping import Stopped
 from common.talk import command_line, count, note, say
+from common.train.recording.tracking import MLflow, open_parent
 from common.train.run import Result, train
-from common.train.setup import Score
-from common.train.space import (
+from common.train.search.space import (
     BUDGET,
     Choice,
     Range,
     Space,
     batch_limit,
     check_space,
-    choice,
-    integers,
-    log_uniform,
     read_space,
-    uniform,
     written,
 )
-from common.train.tracking import MLflow, open_parent
-
-# a search_space.py imports what it is written with from here
-__all__ = ["choice", "integers", "log_uniform", "search", "uniform"]
+from common.train.setup import Score
 
 OFF = ("validation_time_limit=0", "training_time_limit=0")
 """Settings of every trial: time limits would make its result depend on the speed of the machine."""

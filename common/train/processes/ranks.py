@@ -3,7 +3,7 @@
 This module alone knows how many there are and how they talk. With one process every function here
 gives back what it is given, so that a run reads the same for any number of processes. What waits
 for others has to be called by all of them, in the same order. How they take a step together is in
-`common.train.together`.
+`common.train.processes.together`.
 
 Rank, size and store are words of torch.distributed: the number of a process, how many there are,
 and the small memory that they share over the network.

@@ -1,0 +1,114 @@
+"""Settings as text, "name=value" or "name.key=value", of `--set` and of files of `--overrides`."""
+
+from __future__ import annotations
+
+import ast
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config.other_names import unknown_setting
+from common.config.settings import TrainConfig
+from common.errors import refuse
+from common.files import is_file
+
+
+@dataclass(frozen=True)
+class Override:
+    """One "name=value" or "name.key=value", taken apart."""
+
+    name: str
+    """Of the setting, spelled as in a configuration: `-` is `_`."""
+    keys: tuple[str, ...]
+    """Within the dict that the setting is, as written: crop_sampling_weights.jrc_hela-2/*."""
+    written: str | None
+    """The value as text; None where there is no `=`."""
+
+    @property
+    def path(self) -> str:
+        """Name and keys, with dots between."""
+        return ".".join((self.name, *self.keys))
+
+
+def taken_apart(text: str) -> Override:
+    """Return the parts of an override, whether there is such a setting or not."""
+    path, equals, written = text.partition("=")
+    name, *keys = path.strip().split(".")
+    return Override(name.replace("-", "_"), tuple(keys), written if equals else None)
+
+
+def read_overrides(path: str | Path) -> tuple[str, ...]:
+    """Return the "name=value" lines of a file, as `apply_overrides` takes them.
+
+    Empty lines and those that begin with # are left out. Raises FileNotFoundError, or UserError
+    for lines without '='.
+    """
+    path = Path(path)
+    if not is_file(path):
+        raise FileNotFoundError(
+            f"{path}: no such file of overrides; write one with a line name=value for each setting"
+        )
+    overrides = []
+    problems = []
+    lines = path.read_text("utf-8-sig", errors="replace").splitlines()
+    for number, text in enumerate(lines, 1):
+        line = text.strip()
+        if not line or line.startswith("#"):
+            continue
+        overrides.append(line)
+        if "=" not in line:
+            problems.append(f"{path}, line {number}: '{line}' has no '='; write name=value")
+    refuse(problems)
+    return tuple(overrides)
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Set values of a training configuration, one after the other; return what is wrong."""
+    problems = [_apply(values, text) for text in overrides]
+    return [problem for problem in problems if problem]
+
+
+def _apply(values: dict[str, Any], text: str) -> str:
+    """Set one value; return what is wrong with the override, or ""."""
+    override = taken_apart(text)
+    name = override.name
+    hints = typing.get_type_hints(TrainConfig)
+    if override.written is None:
+        return f"--set {text}: no '='; write --set name=value"
+    if name not in hints:
+        return f"--set {text}: {unknown_setting(name, hints)}"
+    value = literal(override.written)
+    if override.keys:
+        if not _set_within(values, [name, *override.keys], value):
+            return f"--set {text}: {name} has no parts with names; write --set {name}=value"
+        return ""
+    if hints[name] is str and not isinstance(value, str):  # a run may be named 7
+        value = override.written.strip()
+    values[name] = value
+    return ""
+
+
+def _set_within(values: dict[str, Any], keys: Sequence[str], value: Any) -> bool:
+    """Set a value in nested dicts; False where there is another thing than a dict."""
+    *parents, last = keys
+    for key in parents:
+        below = values.get(key, {})
+        if not isinstance(below, dict):
+            return False
+        values[key] = dict(below)  # the file's own dict stays as it is
+        values = values[key]
+    values[last] = value
+    return True
+
+
+def literal(text: str) -> Any:
+    """The Python value that a text is; `true`, `false` and `none` as shells write them; or text."""
+    text = text.strip()
+    try:
+        return ast.literal_eval(text)
+    # all that literal_eval refuses a text with
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        words = {"true": True, "false": False, "none": None}
+        return words.get(text.lower(), text)
