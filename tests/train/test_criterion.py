@@ -330,6 +330,51 @@ def test_losses_for_logits_are_taken_without_a_word(experiment, text):
     assert unusual_of(experiment(text=text)) == []
 
 
+RIGHT = [
+    "from torch.nn import BCEWithLogitsLoss as _made",
+    "from torch.nn import MSELoss as _made",
+    "from torch.nn import SoftMarginLoss as _made",
+    "from torch.nn import CrossEntropyLoss as _made",
+    "from torch.nn import PoissonNLLLoss as _made",
+    "from monai.losses import DiceLoss\n_made = lambda: DiceLoss(sigmoid=True)",
+    "from monai.losses import TverskyLoss\n_made = lambda: TverskyLoss(sigmoid=True)",
+    "from monai.losses import FocalLoss as _made",
+]
+OURS_RIGHT = ["weighted_bce", "dice_loss", "tversky_loss", "focal_loss", "bce_dice", "dice_focal",
+              "categorical_cross_entropy", "categorical_dice_loss"]  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", ["mito", "mito,er,nuc"])
+@pytest.mark.parametrize("text", RIGHT)
+def test_losses_of_other_libraries_are_taken_and_refused_with_the_other_sign(
+    experiment, text, classes
+):
+    tiny = experiment(text=f"{text}\ncriterion = _made()\n", classes=classes.split(","))
+    module.build_criterion(tiny.config(), CPU)
+    if "CrossEntropyLoss" in text and classes == "mito":
+        return  # a softmax over one channel says nothing
+    tiny.add("_loss = criterion\ndef criterion(logits, target):\n    return -_loss(logits, target)")
+    refused_as_a_reward(tiny)
+
+
+@pytest.mark.parametrize("name", OURS_RIGHT)
+def test_losses_of_ours_are_taken_and_refused_with_the_other_sign(experiment, name):
+    tiny = experiment(text=f"from common.train.losses import {name} as criterion")
+    module.build_criterion(tiny.config(), CPU)
+    tiny.add(
+        "_loss = criterion\n"
+        "def criterion(logits, target, pos_weight):\n"
+        "    return 1 - _loss(logits, target, pos_weight)"
+    )
+    refused_as_a_reward(tiny)
+
+
+def refused_as_a_reward(tiny) -> None:
+    with pytest.raises(UserError, match=r"for logits that are right and .* turn its sign") as told:
+        module.build_criterion(tiny.config(), CPU)
+    assert str(told.value).startswith(f"{tiny.folder}: criterion = criterion: gives ")
+
+
 def test_a_loss_that_is_nan_where_nothing_is_known_is_told(experiment):
     text = """
         from torch import nn
@@ -405,7 +450,7 @@ def test_outputs_with_other_channels_are_refused():
 
 
 def losses_of(tiny, run: str) -> list[float]:
-    from common.train.logs.record import read_history
+    from common.train.recording.record import read_history
 
     return read_history(tiny.folder / f"logs/tiny_experiment/{run}")["train/loss"].tolist()
 

@@ -241,13 +241,17 @@ class SignedLoss:
 
 
 def _try_signed(head: Head, loss: SignedLoss, config: TrainConfig, device: torch.device) -> None:
-    """Call the loss of a distance once. Raises UserError if it does not give a finite scalar."""
+    """Call the loss of a distance on some logits, whose values should be 0.5.
+
+    Raises UserError if it does not give a finite scalar, or if it rewards what is wrong.
+    """
     shape = (1, len(head.channels), *config.target_array_info["shape"])
     logits = torch.zeros(shape, device=device, requires_grad=True)
     what = f"{config.folder}: criteria['{head.name}']"
     wanted = "write loss(values, target) of numbers from -1 to 1, such as torch.nn.MSELoss()"
+    target = torch.full(shape, 0.5, device=device)
     try:
-        value = loss(logits, torch.full_like(logits, 0.5).detach())
+        value = loss(logits, target)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{what}: cannot be called ({error}); {wanted}") from error
     problem = criterion.problem_with(value)
@@ -255,3 +259,10 @@ def _try_signed(head: Head, loss: SignedLoss, config: TrainConfig, device: torch
         problem = f"gives {value.item()}"
     if problem:
         raise UserError(f"{what} {problem}; {wanted}")
+    near = float(loss(logits + 1, target).detach())
+    far = float(loss(logits - 1, target).detach())
+    if near > far:
+        raise UserError(
+            f"{what} gives {near:.4g} for values near the target and {far:.4g} for those far from "
+            "it, and what is lower is learnt; turn its sign"
+        )

@@ -133,8 +133,9 @@ def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
     """Call a criterion on some logits, so that mistakes show before hours of training.
 
     The target has the shape of the settings, with unknown, negative and positive voxels. Raises
-    UserError if a library refuses the call, or if the result is not a finite scalar with a
-    gradient. An error raised in the experiment's own code is passed on unchanged.
+    UserError if a library refuses the call, if the result is not a finite scalar with a gradient,
+    or if it rewards what is wrong. An error raised in the experiment's own code is passed on
+    unchanged.
     """
     if _is_for_probabilities(config.criterion):
         raise UserError(f"{_setting(criterion, config)}: is for probabilities; {LOGITS}")
@@ -142,7 +143,7 @@ def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
     trial = Trial(criterion, config, device)
     for logit, where in ((0.0, "of 0"), (-2.0, "below 0")):
         try:
-            loss = trial.loss(torch.full_like(trial.labels, logit))
+            loss = trial.loss(torch.full_like(trial.labels, logit), trial.rows)
         except Exception as error:
             if _raised_in(error, config.folder):
                 raise
@@ -154,6 +155,7 @@ def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
             problem = f"gives {loss.item()} for logits {where}: {LOGITS}"
         if problem:
             raise UserError(f"{_setting(criterion, config)}: {problem}; {CONTRACT}")
+    _refuse_rewards(criterion, config, trial)
 
 
 def _setting(criterion: Criterion, config: TrainConfig) -> str:
@@ -185,6 +187,25 @@ def _refuse_weights_along_x(criterion: Criterion, config: TrainConfig) -> None:
             )
 
 
+def _refuse_rewards(criterion: Criterion, config: TrainConfig, trial: Trial) -> None:
+    """Raise UserError for a loss that is lower where logits are wrong than where they are right.
+
+    Such are a Dice that is not taken from 1, and a sign that is turned. They would be trained on
+    without a word, away from the labels.
+    """
+    for size in (1.0, 4.0):
+        right = trial.loss_of_right(size, trial.all_known)
+        wrong = trial.loss_of_right(-size, trial.all_known)
+        # a loss that says nothing of the sign, and NaN, are not told here
+        if not right - wrong > 1e-3 * abs(right):
+            return
+    raise UserError(
+        f"{_setting(criterion, config)}: gives {right:.4g} for logits that are right and "
+        f"{wrong:.4g} for those that are wrong, and what is lower is learnt; turn its sign, or "
+        "take a score from 1, such as 1 - dice"
+    )
+
+
 def _refused(criterion: Criterion, config: TrainConfig, trial: Trial, error: Exception) -> str:
     """What a criterion does not take, and what to write."""
     reason = str(error).partition("\n")[0]
@@ -206,31 +227,43 @@ class Trial:
     """A batch of one sample to try a criterion on."""
 
     def __init__(self, criterion: Criterion, config: TrainConfig, device: torch.device):
-        """Unknown, negative and positive voxels of all classes, in turn."""
+        """Unknown voxels, then those of the classes with an odd number, then those of the others.
+
+        Each class is as often positive as it is negative.
+        """
         self.criterion = criterion
         self.shape = config.target_array_info["shape"]
         self.classes = len(config.classes)
         self.pos_weight = torch.ones(self.classes, device=device) if config.weight_loss else None
-        palette = torch.tensor([[-1], [0], [1]], dtype=torch.int8, device=device)
-        self.palette = palette.repeat(1, self.classes)
+        is_odd = torch.arange(self.classes, device=device) % 2
+        self.palette = torch.stack([-torch.ones_like(is_odd), is_odd, 1 - is_odd]).to(torch.int8)
         voxels = torch.arange(math.prod(self.shape), dtype=torch.int32, device=device)
         self.rows = (voxels % 3).view(1, *self.shape)
+        """(1, z, y, x), row 0 of the palette unknown."""
+        self.all_known = (1 + voxels % 2).view(1, *self.shape)
+        """The same without unknown voxels."""
         self.labels = dense(PaletteTarget(self.rows, self.palette)).float()
-        """-1 unknown, 0 negative, 1 positive; (1, classes, z, y, x)."""
+        """Of `rows`: -1 unknown, 0 negative, 1 positive; (1, classes, z, y, x)."""
 
-    def loss(self, logits: torch.Tensor, *, known: bool = True) -> torch.Tensor:
-        """The loss of these logits, which get a gradient; known: whether any voxel is."""
-        rows = self.rows if known else torch.zeros_like(self.rows)
+    def loss(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The loss of logits (1, classes, z, y, x), which get a gradient, for rows (1, z, y, x)."""
         target = PaletteTarget(rows, self.palette)
         return self.criterion(logits.requires_grad_(), target, self.pos_weight)
+
+    def loss_of_right(self, size: float, rows: torch.Tensor) -> float:
+        """The loss of logits of this size and of the sign that is right; below 0, that is wrong."""
+        labels = dense(PaletteTarget(rows, self.palette))
+        logits = torch.where(labels > 0, size, -size)
+        return float(self.loss(logits, rows).detach())
 
     def settled(self) -> bool:
         """Whether the loss has next to nothing to gain from surer logits that are sure and right.
 
         That of a loss for probabilities, or for numbers as such, goes on to change.
         """
-        right = (self.labels > 0).float() - 0.5
-        uncertain, sure, surer = (float(self.loss(right * n).detach()) for n in (0, 16, 32))
+        uncertain = self.loss_of_right(0.0, self.rows)
+        sure = self.loss_of_right(8.0, self.rows)
+        surer = self.loss_of_right(16.0, self.rows)
         gained = abs(uncertain - sure)
         return abs(surer - sure) <= max(0.1 * gained, 1e-3)
 
@@ -240,13 +273,14 @@ class Trial:
             return False
         logits = torch.linspace(-2, 2, self.labels.numel(), device=self.labels.device)
         logits = logits.view_as(self.labels)
-        here, there = (float(self.loss(logits + n).detach()) for n in (0, 3))
-        return abs(here - there) <= 1e-4 * abs(here) and here != 0
+        before = float(self.loss(logits.clone(), self.rows).detach())
+        after = float(self.loss(logits + 3, self.rows).detach())
+        return abs(before - after) <= 1e-4 * abs(before) and before != 0
 
     def fails_without_labels(self) -> bool:
         """Whether loss or gradient are not finite where nothing is known."""
         logits = torch.zeros_like(self.labels)
-        loss = self.loss(logits, known=False)
+        loss = self.loss(logits, torch.zeros_like(self.rows))
         if problem_with(loss):
             # such as a constant 0 for a batch without labels: training steps over it
             return False
