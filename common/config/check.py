@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import os
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from common import classes as class_table
+from common.config.as_text import as_text
 from common.config.augmentations import augmentation_problems
+from common.config.calls import call_problems, refuses
 from common.config.derived import derived_problems
 from common.config.heads import head_problems
 from common.config.input_channels import RAW, apart_from_raw, channel_problems
-from common.config.instance_options import CHANNELS, option_problems, takes_channels
+from common.config.instance_options import option_problems
 from common.config.kinds import LIMIT, fit, is_a, plain, wrong_fields
 from common.config.other_names import unknown_setting
-from common.config.settings import RUN_FOLDERS, ProcessConfig, TrainConfig, as_text, describe
+from common.config.settings import CHALLENGE, RUN_FOLDERS, ProcessConfig, TrainConfig, describe
 from common.errors import refuse
 from common.talk import nm, voxels
 
@@ -57,7 +58,7 @@ def check_settings(
         *_spatial_problems(fitting.get("spatial_transforms", {})),
         *augmentation_problems(fitting.get("augmentations", {}), input_info),
         *_name_problems(fitting),
-        *_call_problems(fitting),
+        *call_problems(fitting),
         *_problems_without_effect(fitting),
         *option_problems(fitting),
         *_metric_problems(fitting),
@@ -430,38 +431,6 @@ def _leads_out(text: str) -> str:
     )
 
 
-def _call_problems(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with functions that do not take what they will be called with."""
-    calls: dict[str, tuple[int, dict[str, Any]]] = {
-        "build_model": (1, _model_keywords(values)),
-        "optimizer": (1, {"lr": 0.0, "weight_decay": 0.0}),
-        "scheduler": (1, values.get("scheduler_kwargs", {})),
-        "criterion": (
-            _loss_arguments(values.get("criterion"), values.get("criterion_kwargs", {})),
-            values.get("criterion_kwargs", {}),
-        ),
-        "augment": (2, {}),
-        "process_func": (1, {}),
-        "instance_func": (3, _channels(values.get("instance_func"))),
-    }
-    rows = [*describe(TrainConfig), *describe(ProcessConfig)]
-    meanings = {row.name: row.meaning for row in rows}
-    problems = []
-    for name, (arguments, keywords) in calls.items():
-        function = values.get(name)
-        refusal = refuses(function, arguments, keywords) if function else ""
-        if refusal:
-            problems.append(f"{name} = {as_text(function)}: {refusal}; {meanings[name]}")
-    for tracker in values.get("trackers", ()):
-        refusal = refuses(tracker, 3, {}) if callable(tracker) else ""
-        if refusal:
-            problems.append(
-                f"trackers: {as_text(tracker)}: {refusal}; it is called with "
-                "(folder, run_name, settings), see common.train.recording.tracking.Sink"
-            )
-    return problems
-
-
 def _problems_without_effect(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with settings that have no effect beside others, or without them."""
     problems = []
@@ -484,23 +453,6 @@ def _problems_without_effect(values: Mapping[str, Any]) -> list[str]:
         )
     return problems
 
-
-def _model_keywords(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords that build_model is called with."""
-    keywords = dict(values.get("model_kwargs", {}))
-    if values.get("input_channels"):
-        keywords["in_channels"] = 1 + len(values["input_channels"])
-    return keywords
-
-
-def _channels(instance_func: Any) -> dict[str, Any]:
-    """The keywords that a function of a class is called with."""
-    wanted = callable(instance_func) and takes_channels(instance_func)
-    return {CHANNELS: {}} if wanted else {}
-
-
-CHALLENGE = "challenge"
-"""What best_metric may be with validation_score_every."""
 
 METRICS = ("dice", "iou", "precision", "recall", "loss")
 """What best_metric may be without metrics of the user's own."""
@@ -559,29 +511,3 @@ def _preview_problems(values: Mapping[str, Any]) -> list[str]:
     if values.get("preview_tiff") and not every:
         problems.append("preview_tiff without preview_every; write preview_every = 10")
     return problems
-
-
-def _loss_arguments(criterion: Any, keywords: dict[str, Any]) -> int:
-    """With how many arguments a criterion is called: a class with none, others with 3 or 2."""
-    made = criterion.func if isinstance(criterion, functools.partial) else criterion
-    if inspect.isclass(made):
-        return 0
-    return 2 if criterion and refuses(criterion, 3, keywords) else 3
-
-
-def refuses(function: Callable, arguments: int, keywords: Mapping[str, Any]) -> str:
-    """Why a function cannot be called with so many arguments and these keywords; "" if it can.
-
-    Only the signature is looked at: an error inside the function is a bug of its own.
-    """
-    try:
-        signature = inspect.signature(function)
-    except ValueError as error:
-        # one written in C need not say what it takes; a partial may hold what its function does not
-        is_partial = isinstance(function, functools.partial)
-        return str(error) if is_partial and "incorrect arguments" in str(error) else ""
-    try:
-        signature.bind(*[None] * arguments, **keywords)
-    except TypeError as error:
-        return str(error)
-    return ""

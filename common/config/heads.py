@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from common.config.as_text import as_text
 from common.config.derived import SIGMOID, SIGNED, SOFTMAX, Affinities, Distance, channel_names
 from common.config.kinds import is_a
-from common.config.settings import TrainConfig, as_text
+from common.config.settings import TrainConfig
 
 CLASSES = "classes"
 EXCLUSIVE = "softmax"

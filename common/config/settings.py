@@ -10,9 +10,10 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
 
 from common import classes as class_table
+from common.config.as_text import as_text
 from common.config.derived import channel_names
 from common.config.kinds import (
     BelowOne,
@@ -386,6 +387,9 @@ class TrainConfig:
         return defaults
 
 
+CHALLENGE = "challenge"
+"""What best_metric may be with validation_score_every: the score of whole crops."""
+
 RUN_FOLDERS = (
     "model_save_path",
     "logs_save_path",
@@ -394,115 +398,6 @@ RUN_FOLDERS = (
     "results_path",
 )
 """Path settings in which {model_name}, {run_name} and {random_seed} are filled in."""
-
-PLACES = frozenset(
-    {
-        "base_experiment_path",
-        "model_name",
-        "run_name",
-        "data_path",
-        "datasplit_path",
-        "cache_path",
-        "process_config_path",
-        *RUN_FOLDERS,
-    }
-)
-"""Settings that say where things are, not what is done."""
-
-
-# that the datasplit's path may change does not let its content: a run keeps a hash of it
-MAY_CHANGE = PLACES | frozenset(
-    [
-        "load_model",
-        "cache_gb",
-        "num_workers",
-        "worker_time_limit",
-        "predictions_codec",
-        "epochs",
-        "device",
-        "precision",
-        "channels_last",
-        "compile",
-        "early_stopping_patience",
-        "checkpoint_minutes",
-        "checkpoints_kept",
-        "skipped_steps_limit",
-        "training_time_limit",
-        "figure_samples",
-        "figure_crops",
-        "preview_every",
-        "preview_tiff",
-        "metrics",
-        "trackers",
-        "mlflow_uri",
-        "mlflow_parent",
-        "translated",
-        "missing_split",
-    ]
-)
-"""Settings that a continued run may change.
-
-They take effect at once, and change neither the data nor the method of training.
-"""
-
-
-OF_THE_SCHEDULE = ("scheduler", "scheduler_kwargs", "scheduler_step", "warmup_iterations")
-"""Settings that say how the learning rate goes, beside epochs."""
-
-OF_THE_FUTURE = frozenset([*OF_THE_SCHEDULE, "ema_decay"])
-"""Settings that a continued run may change, too: they say how it goes on, and no more.
-
-At which rate, and whether its weights are averaged, which the trained ones do not depend on.
-"""
-
-
-OF_TRAINING = frozenset(
-    [
-        *OF_THE_FUTURE,
-        "num_workers",
-        "worker_time_limit",
-        "selective",
-        "pseudo_weight",
-        "positive_centre_fraction",
-        "crop_sampling_weights",
-        "spatial_transforms",
-        "intensity_probability",
-        "gamma_range",
-        "contrast_range",
-        "noise_std",
-        "epochs",
-        "iterations_per_epoch",
-        "gradient_accumulation_steps",
-        "learning_rate",
-        "weight_decay",
-        "criterion_kwargs",
-        "weight_loss",
-        "pos_weight_cap",
-        "init_output_to_prior",
-        "init_logit_rms",
-        "max_grad_norm",
-        "skipped_steps_limit",
-        "compile",
-        "checkpoint_minutes",
-        "checkpoints_kept",
-        "training_time_limit",
-        "validation_time_limit",
-        "validation_batch_limit",
-        "metric_smoothing",
-        "early_stopping_patience",
-        "figure_samples",
-        "figure_crops",
-        "preview_every",
-        "preview_tiff",
-        "trackers",
-        "mlflow_uri",
-        "mlflow_parent",
-    ]
-)
-"""Settings that training alone reads, and that are not checked against any that others read.
-
-Commands after it are not told them.
-"""
 
 
 @dataclass(frozen=True)
@@ -569,51 +464,3 @@ def _default(field_line: ast.AnnAssign) -> str:
         return "required"
     text = ast.unparse(field_line.value)
     return "{}" if text == "field(default_factory=dict)" else text
-
-
-def as_text(value: Any) -> str:
-    """Return a setting as text that is the same in every run.
-
-    It has no addresses of objects, and not the package that a configuration is imported in.
-    """
-    if isinstance(value, dict):
-        items = [f"{key!r}: {as_text(item)}" for key, item in value.items()]
-        return "{" + ", ".join(items) + "}"
-    if isinstance(value, list | tuple):
-        return _sequence_as_text(value)
-    if isinstance(value, functools.partial):
-        arguments = [as_text(item) for item in value.args]
-        arguments += [f"{name}={as_text(item)}" for name, item in value.keywords.items()]
-        return f"{as_text(value.func)}({', '.join(arguments)})"
-    if hasattr(value, "__qualname__"):
-        # some functions written in C, and generators, name no module
-        module = getattr(value, "__module__", None) or type(value).__module__
-        return f"{module.split('.')[-1]}.{value.__qualname__}"
-    # the text of an object without one of its own would give an address
-    if type(value).__repr__ is object.__repr__ or hasattr(value, "named_buffers"):
-        return _object_as_text(value)
-    return repr(value)
-
-
-def _object_as_text(value: Any) -> str:
-    """An object by its class; a torch.nn.Module, such as a loss, with its numbers and texts.
-
-    A module's own text leaves out most of them: two losses that differ would look like one.
-    """
-    arguments: dict[str, Any] = {}
-    if hasattr(value, "named_buffers"):
-        for name, attribute in vars(value).items():
-            is_private = name[0] == "_" or name == "training"
-            if not is_private and isinstance(attribute, bool | int | float | str):
-                arguments[name] = attribute
-        for name, tensor in value.state_dict().items():
-            arguments[name] = tensor.tolist()
-    text = ", ".join(f"{name}={arguments[name]!r}" for name in sorted(arguments))
-    return f"{as_text(type(value))}({text})"
-
-
-def _sequence_as_text(value: list | tuple) -> str:
-    text = ", ".join(as_text(item) for item in value)
-    if isinstance(value, list):
-        return f"[{text}]"
-    return f"({text},)" if len(value) == 1 else f"({text})"

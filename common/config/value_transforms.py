@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.config.settings import as_text
+from common.config.as_text import as_text
 from common.errors import UserError
 
 DONE_ALREADY = ("ToDtype", "ConvertImageDtype", "ToImage", "NaNtoNum", "Identity")

@@ -15,12 +15,13 @@ from markupsafe import Markup
 from PIL import Image
 
 from common import talk
+from common.config.groups import PLACES
 from common.config.settings import TrainConfig
 from common.runs.curves import CURVES, curves, render
 from common.runs.events import read_files
 from common.runs.find import Run
 from common.runs.reading import METRICS, Reading
-from common.runs.sides import PLACES, as_sides
+from common.runs.sides import as_sides
 from common.score import readme
 from common.score.interval import Interval
 from common.score.result import OVERALL, Scores

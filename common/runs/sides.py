@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from common.config.settings import PLACES
+from common.config.groups import PLACES
 from common.runs.reading import Reading
 
 MADE_WITH = ("commit", "split_hash", "torch", "device", "precision")

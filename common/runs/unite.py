@@ -25,12 +25,12 @@ from typing import Any
 import click
 
 from common import talk
+from common.config.groups import PLACES
 from common.errors import FileError, UserError
 from common.files import REPOSITORY, alone
 from common.runs import export, history, layout, serve
 from common.runs.find import LOGS as LOGS_FOLDERS
 from common.runs.find import UNITED, Run, experiment_folder, find, say_once
-from common.runs.sides import PLACES
 from common.train.recording.record import read_record
 
 NAME_DEPTH = 3

@@ -20,8 +20,8 @@ def say_next(command: str, settings: Sequence[str] = (), **more: Any) -> None:
         settings: further "name=value" for its `--set`.
         more: further options of it.
     """
+    from common.config.groups import OF_TRAINING
     from common.config.overrides import taken_apart
-    from common.config.settings import OF_TRAINING
 
     context = click.get_current_context()
     assert context.parent is not None

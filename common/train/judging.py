@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from common.config.check import CHALLENGE
-from common.config.settings import TrainConfig
+from common.config.settings import CHALLENGE, TrainConfig
 from common.talk import note, some
 from common.train.optimising import optim
 from common.train.recording.record import BestSoFar, is_better

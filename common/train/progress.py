@@ -13,8 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from common import provenance, runtime
-from common.config.check import CHALLENGE
-from common.config.settings import PLACES, TrainConfig
+from common.config.groups import PLACES
+from common.config.settings import CHALLENGE, TrainConfig
 from common.data.samples import loaders
 from common.errors import FileError
 from common.files import REPOSITORY, replacing

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from common import stopping
-from common.config.check import CHALLENGE
 from common.config.load import load_config
-from common.config.settings import TrainConfig
+from common.config.settings import CHALLENGE, TrainConfig
 from common.data.samples.batches import Batch
 from common.data.samples.validation_blocks import key_of_blocks
 from common.files import REPOSITORY

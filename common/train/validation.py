@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from common import runtime
-from common.config.check import CHALLENGE
-from common.config.settings import TrainConfig
+from common.config.settings import CHALLENGE, TrainConfig
 from common.data.crops.normalize import Scalings
 from common.data.samples import targets
 from common.data.samples.batches import Batch, Batches, WorkerLost

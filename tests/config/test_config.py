@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 from conftest import DEADLINE
 
-from common.config import other_names
+from common.config import groups, other_names
 from common.config import settings as settings_module
 from common.config.kinds import fit
 from common.config.load import load_config, load_process_config
@@ -754,8 +755,21 @@ def test_the_record_of_an_experiment_is_the_same_wherever_and_whenever_it_is_rea
     )
 
 
-def test_the_settings_that_may_change_exist():
-    assert {f.name for f in dataclasses.fields(TrainConfig)} >= settings_module.MAY_CHANGE
+def test_groups_hold_names_of_settings():
+    every = {name: names for name, names in vars(groups).items() if name.isupper()}
+    assert len(every) > 8
+    known = {setting.name for setting in dataclasses.fields(TrainConfig)}
+    for group, names in every.items():
+        assert known >= set(names), group
+
+
+def test_commands_after_training_read_no_setting_of_training_alone():
+    for room in ("infer", "show", "shell"):
+        for path in (REPOSITORY / "common" / room).rglob("*.py"):
+            if path.name in ("suggest.py", "doctor.py"):  # what is asked before training
+                continue
+            read = set(re.findall(r"\bconfig\.(\w+)", path.read_text()))
+            assert not read & groups.OF_TRAINING, path
 
 
 @pytest.mark.parametrize("table", [TrainConfig, ProcessConfig])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from common.config.as_text import as_text
 from common.config.given import GivenModel
-from common.config.settings import as_text
 from common.config.value_transforms import InputTransforms
 from common.errors import UserError
 from common.infer.networks.network import _refuse_other_input

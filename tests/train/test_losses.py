@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.config.settings import as_text
+from common.config.as_text import as_text
 from common.data.samples.targets import PaletteTarget, count_known
 from common.errors import UserError
 from common.train.losses import (

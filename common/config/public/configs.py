@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 
 from common import runtime
+from common.config.as_text import as_text
 from common.config.module import is_tool, load_module
 from common.config.other_names import OTHER_NAMES
 from common.config.public.draft import MODEL_NAME, Draft
 from common.config.public.rules import RULES
-from common.config.settings import ProcessConfig, as_text, describe
+from common.config.settings import ProcessConfig, describe
 from common.config.value_transforms import Normalize, names_of, others_of_labels, read_raw
 from common.talk import note_once, some
 

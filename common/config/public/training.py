@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.config.as_text import as_text
 from common.config.given import GivenModel, GivenOptimizer, GivenScheduler
 from common.config.public.draft import Draft
-from common.config.settings import as_text
 from common.errors import UserError
 
 

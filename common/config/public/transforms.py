@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from common.config.as_text import as_text
 from common.config.public.draft import Draft
-from common.config.settings import as_text
 from common.config.value_transforms import (
     GivenTransforms,
     InputTransforms,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from common.classes import ATOM_IDS, GROUP_IDS, unknown_names
+from common.config.as_text import as_text
 from common.config.public.draft import Draft
-from common.config.settings import as_text
 from common.talk import some
 
 

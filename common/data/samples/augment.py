@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.config.settings import as_text
+from common.config.as_text import as_text
 from common.errors import UserError
 
 OwnAugmentation = Callable[[Tensor, torch.Generator], Tensor]

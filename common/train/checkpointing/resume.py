@@ -15,8 +15,9 @@ from typing import Any
 
 from common import runtime
 from common.config.code import note_other_code
+from common.config.groups import MAY_CHANGE, OF_INPUT, OF_THE_FUTURE
 from common.config.input_channels import values_of
-from common.config.settings import MAY_CHANGE, OF_THE_FUTURE, TrainConfig
+from common.config.settings import TrainConfig
 from common.data.crops.normalize import Scalings
 from common.data.samples.validation_blocks import BLOCK_ORDER
 from common.errors import UserError
@@ -103,10 +104,6 @@ def _refuse_missing(given: Path, config: TrainConfig) -> None:
             f"{given}: no such checkpoint, as the path in load_model starts from the experiment; "
             f"set load_model={here}"
         )
-
-
-OF_INPUT = ("raw_range", "raw_normalization", "raw_sections", "softmax")
-"""Settings by which weights know what they are given, and what is made of what they give."""
 
 
 def _note_other_input(given: Path, saved: dict[str, Any], config: TrainConfig) -> None:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.config.settings import as_text
+from common.config.as_text import as_text
 from common.data.samples.targets import PaletteTarget, count_known, dense, known
 from common.errors import UserError
 from common.train.losses.palette_sums import SumOverPairs, SumsOverPalette, Terms

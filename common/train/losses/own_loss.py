@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.config.settings import TrainConfig, as_text
+from common.config.as_text import as_text
+from common.config.settings import TrainConfig
 from common.data.samples.targets import PaletteTarget, dense
 from common.errors import UserError
 from common.train.losses.criterion import (

@@ -19,9 +19,11 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from common.config.as_text import as_text
+from common.config.groups import OF_THE_SCHEDULE
 from common.config.horizon import Length
 from common.config.module import own_frames
-from common.config.settings import OF_THE_SCHEDULE, TrainConfig, as_text
+from common.config.settings import TrainConfig
 from common.errors import UserError
 from common.talk import some
 from common.train.optimising.optim import build_optimizer, build_scheduler, step_scheduler

@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
-from common.config.check import refuses
+from common.config.calls import refuses
 from common.config.settings import TrainConfig
 from common.errors import FileError, UserError
 from common.show.figures import PANEL_WORDS

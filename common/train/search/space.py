@@ -10,44 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.config.groups import BUDGET, MAY_CHANGE, OBJECTIVE, OF_THE_LOSS
 from common.config.load import load_config
 from common.config.module import load_module
 from common.config.overrides import taken_apart
-from common.config.settings import MAY_CHANGE, TrainConfig
+from common.config.settings import TrainConfig
 from common.data.splits import split
 from common.errors import UserError
 from common.train.processes.one_process import refuse_shared_folders
 
 FILE = "search_space.py"
-
-OBJECTIVE = frozenset(
-    [
-        "best_metric",
-        "validation_time_limit",
-        "validation_batch_limit",
-        "datasplit_path",
-        "data_path",
-        "classes",
-        "extra_classes",
-        "class_relations",
-        "input_array_info",
-        "target_array_info",
-        "random_seed",
-        "use_mutual_exclusion",
-        "infer_groups",
-    ]
-)
-"""Settings that decide how a trial is measured: the blocks, their labels, the metric."""
-
-BUDGET = frozenset(
-    ["epochs", "iterations_per_epoch", "early_stopping_patience", "training_time_limit"]
-)
-"""Settings that decide how long a trial may take; they are the same for all trials."""
-
-OF_THE_LOSS = frozenset(
-    ["criterion", "criterion_kwargs", "criteria", "loss_weights", "weight_loss", "pos_weight_cap"]
-)
-"""Settings that change the validation loss: part of the measure if best_metric is "loss"."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from typing import Any
 
 import torch
 
+from common.config.groups import BUDGET, MAY_CHANGE
 from common.config.load import load_config
-from common.config.settings import MAY_CHANGE, TrainConfig
+from common.config.settings import TrainConfig
 from common.data.splits import split
 from common.errors import FileError, UserError
 from common.files import alone, write_text
@@ -37,7 +38,6 @@ from common.talk import command_line, count, note, say
 from common.train.recording.tracking import MLflow, open_parent
 from common.train.run import Result, train
 from common.train.search.space import (
-    BUDGET,
     Choice,
     Range,
     Space,

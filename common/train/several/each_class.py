@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.config.groups import OF_SEVERAL
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.talk import count, note, say, some
@@ -14,15 +15,6 @@ from common.train.recording.record import RunRecord, read_record
 from common.train.recording.tracking import MLflow, open_parent
 from common.train.run import Result, train
 from common.train.setup import Score
-
-OF_SEVERAL = {
-    "class_sampling_weights": "{}",
-    "derived": "{}",
-    "criteria": "{}",
-    "loss_weights": "{}",
-    "softmax": "",
-}
-"""Settings of several channels, and how `--set` says that there are none."""
 
 
 def train_each_class(
