@@ -71,7 +71,6 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, with what was given in the words of the public toolbox in ours."""
         public.translate(ctx)
-        options.refuse_no_configuration(ctx)
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

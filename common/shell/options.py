@@ -166,18 +166,6 @@ def refuse_repeated(context: click.Context, words: Sequence[str]) -> None:
             )
 
 
-def refuse_no_configuration(context: click.Context) -> None:
-    """Raise FileNotFoundError for a CONFIG_PATH that is nowhere, before seconds of imports."""
-    path = context.params.get("config_path")
-    is_needed = any(
-        param.name == "config_path" and param.required for param in context.command.params
-    )
-    if path and is_needed and not Path(path).exists():
-        from common.config.load import config_file
-
-        config_file(path, "train_config.py")
-
-
 class Duration(click.ParamType):
     """A duration such as 11h, in seconds."""
 

@@ -121,7 +121,7 @@ def test_help_comes_without_waiting_for_torch():
     assert not {"torch", "zarr"} & imported_with("common.shell.cli")
 
 
-@pytest.mark.parametrize("command", ["train", "process", "replay"])
+@pytest.mark.parametrize("command", ["train", "search", "replay"])
 def test_an_experiment_that_is_nowhere_is_told_before_torch_is_imported(command):
     text = f"""
 import sys

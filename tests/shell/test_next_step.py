@@ -52,7 +52,7 @@ def test_the_run_of_the_best_seed_is_predicted_next(experiment, run):
     tiny = experiment(epochs=1)
     words = ("train", tiny.folder, "--data", tiny.data, "--seeds", "1-3", "--set", "epochs=1")
     code, _, error = run(*words)
-    assert code == 0
+    assert code == 0, error
     dice = {}
     for seed in (1, 2, 3):
         history = read_history(tiny.folder / f"logs/tiny_experiment/seed{seed}")

@@ -83,6 +83,7 @@ def train(
     **given: Any,
 ) -> None:
     """Train an experiment, or go on where it stopped."""
+    _refuse_missing(config_path)
     from common.shell import launch
     from common.train.processes import ranks
 
@@ -108,6 +109,13 @@ def train(
     _end(results[-1])
     if not is_one_of_several:
         say_next("predict", settings=_best_of(runs, results))
+
+
+def _refuse_missing(config_path: str) -> None:
+    """Raise FileNotFoundError for an experiment that is nowhere, before torch is imported."""
+    from common.config.load import config_file
+
+    config_file(config_path, "train_config.py")
 
 
 def _settings_of(
@@ -333,6 +341,7 @@ def search(config_path: str, time_limit: float, **given: Any) -> None:
 
     Each trial is an ordinary run.
     """
+    _refuse_missing(config_path)
     from common.score.whole_crops import of_run
     from common.train.processes import ranks
     from common.train.search import trials
@@ -403,6 +412,7 @@ def replay(config_path: str, file: str | None, **given: Any) -> None:
 
     FILE is the skipped.json of a run, by default that of the experiment's. Nothing is changed.
     """
+    _refuse_missing(config_path)
     from common.train import replay as module
 
     module.replay(config_path, file, **options.given(given), say=click.echo)

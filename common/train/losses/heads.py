@@ -91,7 +91,7 @@ def build_of_head(head: Head, config: TrainConfig, device: torch.device) -> Crit
     """Return the loss of one head, tried out once."""
     own = config_of(head, config)
     if head.activation == SIGNED:
-        loss = SignedLoss(own_loss.made(own) if own.criterion else smooth_l1)
+        loss = SignedLoss(own_loss.make_loss(own) if own.criterion else smooth_l1)
         _try_signed(head, loss, config, device)
         return loss
     if head.activation == SOFTMAX and own.criterion is None:

@@ -42,7 +42,7 @@ def build_criterion(config: TrainConfig, device: torch.device) -> Criterion:
     """
     if config.criterion is None:
         return weighted_bce
-    loss = made(config)
+    loss = make_loss(config)
     if not callable(loss):
         raise UserError(f"criterion = {type(loss).__name__}(): cannot be called; {CONTRACT}")
     if isinstance(loss, nn.Module):
@@ -69,7 +69,7 @@ def _own(loss: nn.Module, config: TrainConfig) -> nn.Module:
         ) from error
 
 
-def made(config: TrainConfig) -> Any:
+def make_loss(config: TrainConfig) -> Any:
     """Return the loss of the setting with its keyword arguments; of a class an instance.
 
     Raises UserError where a library refuses them; what the experiment's own code raises comes
@@ -165,10 +165,10 @@ def _setting(criterion: Criterion, config: TrainConfig) -> str:
 
 def _is_for_probabilities(setting: Any) -> bool:
     """Whether it is torch's loss for probabilities, which ends the process on CUDA for others."""
-    made = setting.func if isinstance(setting, functools.partial) else setting
-    if made is F.binary_cross_entropy or isinstance(made, nn.BCELoss):
+    loss = setting.func if isinstance(setting, functools.partial) else setting
+    if loss is F.binary_cross_entropy or isinstance(loss, nn.BCELoss):
         return True
-    return inspect.isclass(made) and issubclass(made, nn.BCELoss)
+    return inspect.isclass(loss) and issubclass(loss, nn.BCELoss)
 
 
 def _refuse_weights_along_x(criterion: Criterion, config: TrainConfig) -> None:

@@ -56,12 +56,13 @@ def build_scheduler(
     """
     if scheduler is None:
         return None
-    made: Any = scheduler
+    kind: Any = scheduler
     given: dict[str, Any] = {}
     if isinstance(scheduler, functools.partial):
-        made = scheduler.func
+        kind = scheduler.func
         given = scheduler.keywords
-    if inspect.isclass(made) and issubclass(made, ReduceLROnPlateau) and "mode" not in given:
+    is_plateau = inspect.isclass(kind) and issubclass(kind, ReduceLROnPlateau)
+    if is_plateau and "mode" not in given:
         kwargs = {"mode": "max" if higher_is_better else "min", **kwargs}
     return scheduler(optimizer, **kwargs)
 
