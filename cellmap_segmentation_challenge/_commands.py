@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.config.arguments import overrides_of
 from common.infer import predict as predicting
 from common.infer import process as processing
 from common.shell import public
@@ -16,7 +18,7 @@ FilePath = str | os.PathLike[str]
 # the public toolbox's arguments, in its order
 def predict(  # noqa: PLR0917
     config_path: FilePath,
-    crops: str = "validate",
+    crops: str | Sequence[str] = "validate",
     output_path: FilePath | None = None,
     do_orthoplanes: bool | None = None,
     overwrite: bool = False,
@@ -39,7 +41,7 @@ def predict(  # noqa: PLR0917
         search_path: ROOT/{dataset}/{dataset}.zarr/recon-1/{name}: the data root ROOT.
         raw_name: that of the challenge's layout.
         crop_name: likewise.
-        settings: further ones of `common.infer.predict.predict`.
+        settings: further arguments of `common.infer.predict.predict`, and settings by their names.
     """
     given = {
         "output_path": output_path,
@@ -56,7 +58,7 @@ def predict(  # noqa: PLR0917
 # the public toolbox's arguments, in its order
 def process(  # noqa: PLR0917
     config_path: FilePath,
-    crops: str = "validate",
+    crops: str | Sequence[str] = "validate",
     input_path: FilePath | None = None,
     output_path: FilePath | None = None,
     overwrite: bool = False,
@@ -77,7 +79,7 @@ def process(  # noqa: PLR0917
         overwrite: replace what is there.
         device: without effect.
         max_workers: without effect.
-        settings: further ones of `common.infer.process.process`.
+        settings: further arguments of `common.infer.process.process`, and settings by their names.
     """
     given = {
         "input_path": input_path,
@@ -91,7 +93,7 @@ def process(  # noqa: PLR0917
 
 def _in_our_words(command: str, given: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of the engine, with those that public arguments stand for."""
-    taken = {**settings, "overrides": tuple(settings.get("overrides", ()))}
+    taken = {**settings, "overrides": overrides_of(settings.get("overrides", ()))}
     for name, value in given.items():
         if value is not None:
             public.merge(taken, public.take(command, name, str(value)))

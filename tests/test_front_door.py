@@ -73,6 +73,17 @@ def test_the_commands_are_functions_of_the_package(name, address):
     assert getattr(csc, name) is getattr(module, name)
 
 
+def test_a_run_is_predicted_processed_and_scored_by_the_name_it_was_trained_under(experiment):
+    tiny = experiment(epochs=1)
+    csc.train(tiny.folder, data=tiny.data, run_name="mine")
+    of_run = {"crops": ["crop1", "crop3"], "data": tiny.data, "run_name": "mine"}
+    folders = csc.predict(tiny.folder, classes="mito,er", **of_run)
+    assert [folder.parent.parent.name for folder in folders] == ["mine", "mine"]
+    csc.process(tiny.folder, **of_run)
+    scores = csc.evaluate(tiny.folder, classes=["mito", "er"], say=lambda line: None, **of_run)
+    assert set(scores.classes) == {"mito", "er"}
+
+
 def test_train_takes_a_path(experiment):
     tiny = experiment()
     assert csc.train(tiny.folder / "train_config.py", data=tiny.data, epochs=1).epochs == 1

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common import stopping
+from common.config.arguments import as_typed
 from common.config.settings import TrainConfig
 from common.data.splits import regions
 from common.data.splits.regions import Region
@@ -84,6 +85,7 @@ class Run:
         return request.at_asked_scale(self.output, region, self.config)
 
 
+@as_typed(*(field.name for field in fields(Output)))
 def predict(  # noqa: PLR0913  # the options of the command
     config_path: str | Path,
     crops: str = "validate",

@@ -21,6 +21,7 @@ from typing import TypeAlias
 import numpy as np
 import zarr
 
+from common.config.arguments import as_typed
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data.splits import regions
@@ -51,6 +52,7 @@ Predicted: TypeAlias = tuple[Region, dict[str, Prediction]]
 """A box, and its predictions by class."""
 
 
+@as_typed()
 def process(  # noqa: PLR0913  # the options of the command
     config_path: str | Path,
     crops: str = "validate",

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from common.classes import INSTANCES
+from common.config.arguments import as_typed
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data.splits import regions
@@ -60,6 +61,7 @@ class Job:
     """Of the challenge's score."""
 
 
+@as_typed()
 def evaluate(  # noqa: PLR0913  the options of the command
     config_path: str | Path,
     crops: str = "validate",

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.config.arguments import as_typed
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data.splits import regions
@@ -37,6 +38,7 @@ from common.score.workers import Workers
 from common.talk import Say, some
 
 
+@as_typed()
 def tune(  # noqa: PLR0913  the options of the command
     config_path: str | Path,
     crops: str = "validate",
