@@ -247,7 +247,9 @@ def _class_problems(values: Mapping[str, Any]) -> list[str]:
     )
     for name, value in values.get("thresholds", {}).items():
         if not (is_a(float, value) and 0 < value < 1):
-            problems.append(f"thresholds['{name}'] = {value}; write a probability between 0 and 1")
+            problems.append(
+                f"thresholds['{name}'] = {value!r}; write a probability between 0 and 1"
+            )
     return problems
 
 

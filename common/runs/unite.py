@@ -31,6 +31,7 @@ from common.files import REPOSITORY, alone
 from common.runs import export, history, layout, serve
 from common.runs.find import LOGS as LOGS_FOLDERS
 from common.runs.find import UNITED, Run, experiment_folder, find, say_once
+from common.stopping import exit_code
 from common.train.recording.record import read_record
 
 NAME_DEPTH = 3
@@ -215,6 +216,8 @@ class _Command(click.Command):
         is_whole = context.params.pop("traceback")
         try:
             return super().invoke(context)
+        except KeyboardInterrupt as stopped:
+            context.exit(exit_code(stopped))
         except (UserError, OSError) as error:  # a file that may not be read, a full disk
             if is_whole:
                 click.echo(traceback.format_exc(), err=True, nl=False)

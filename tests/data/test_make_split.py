@@ -108,6 +108,16 @@ def test_folds_are_files_of_their_own_and_one_table(tmp_path):
         make_split.make(path, scale=32, folds=3)
 
 
+def test_folds_of_an_earlier_call_with_more_of_them_are_told(tmp_path):
+    path = tmp_path / "split.csv"
+    make_split.make(path, scale=32, classes=["mito", "perox"], folds=3)
+    report = make_split.make(
+        path, scale=32, classes=["mito", "perox"], folds=2, overwrite=True
+    ).splitlines()
+    left = tmp_path / "split_fold2.csv"
+    assert report[-1] == f"WARNING: {left}: is of another split, and none of these folds"
+
+
 def test_the_choices_stand_in_the_command_and_two_runs_give_the_same_file(tmp_path):
     choice = {
         "scale": 8,

@@ -20,6 +20,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from common.files import REPOSITORY, alone
 from common.runs import unite as unite_module
 from common.runs.unite import main
+from common.stopping import Stopped
 
 
 def add_run(folder: Path, number: int = 0, steps: Iterable[int] = (), restart: int = 0) -> Path:
@@ -321,6 +322,16 @@ def test_a_word_with_nothing_in_it_is_refused(words, name):
     result = CliRunner().invoke(main, [*words, "--no-serve"])
     assert result.exit_code == 2
     assert result.output.startswith(f"error: {name} '': nothing is in it; write a value")
+
+
+@pytest.mark.parametrize(("stopped", "code"), [(KeyboardInterrupt, 130), (Stopped, 75)])
+def test_being_stopped_ends_as_the_other_commands_do(tmp_path, monkeypatch, stopped, code):
+    def find(*_):
+        raise stopped
+
+    monkeypatch.setattr(unite_module, "find", find)
+    result = CliRunner().invoke(main, [str(tmp_path), "--no-serve"])
+    assert (result.exit_code, result.output) == (code, "")
 
 
 def test_help_is_asked_for_in_short_too():

@@ -7,6 +7,7 @@ makes it again, and a summary of its content.
 
 from __future__ import annotations
 
+import glob
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -323,7 +324,20 @@ def _report(
     lines += broken
     lines += _table(splits, rules.classes)
     lines += _uncovered(splits, rules.classes)
+    if rules.folds:
+        warned += _folds_of_before(paths)
     return lines + warned
+
+
+def _folds_of_before(paths: Sequence[Path]) -> list[str]:
+    """Warnings of folds beyond those that were written, as of a call with more of them.
+
+    A loop over all files would train them, too.
+    """
+    name = paths[0].name.removesuffix(f"0{paths[0].suffix}")
+    pattern = f"{glob.escape(name)}*{glob.escape(paths[0].suffix)}"
+    others = sorted(set(paths[0].parent.glob(pattern)) - set(paths))
+    return [f"WARNING: {other}: is of another split, and none of these folds" for other in others]
 
 
 def _summary(sides: Sides) -> str:
