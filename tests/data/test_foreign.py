@@ -39,6 +39,16 @@ def test_an_array_names_its_group(tmp_path):
         open_levels(tmp_path / "image/s0")
 
 
+def test_an_array_of_an_image_is_said_to_lie_at_0(tmp_path, capsys):
+    write_multiscale(tmp_path / "image", np.ones((4, 4, 4), np.uint8), (8, 8, 8), (80, 80, 80))
+    array = f"{tmp_path}/image/s0#voxel_size=8"
+    assert open_levels(f"{array}&translation=80,80,80")[0].translation.tolist() == [80, 80, 80]
+    assert capsys.readouterr().err == ""
+    assert open_levels(array)[0].translation.tolist() == [0, 0, 0]
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"image/s0: an array of the image {tmp_path}/image, whose place is not read" in said
+
+
 def test_an_array_of_zarr_3_in_a_group_of_zarr_2_is_named(tmp_path):
     write_multiscale(tmp_path / "image", np.ones((4, 4, 4), np.uint8), (8, 8, 8))
     (tmp_path / "image/s0/.zarray").rename(tmp_path / "image/s0/zarr.json")

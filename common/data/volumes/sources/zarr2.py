@@ -21,6 +21,7 @@ from common.data.volumes.sources.image import Image, by_attributes, check_order
 from common.data.volumes.sources.place import Place
 from common.data.volumes.sources.remote import Address
 from common.errors import UserError
+from common.talk import note_once
 
 GROUP = ".zgroup"
 ARRAY = ".zarray"
@@ -50,6 +51,12 @@ def open_plain(place: Place) -> Image:
     in_image = "multiscales" in _attributes(path.parent)
     if said.scale is None and in_image and not place.voxel_size:
         raise UserError(f"{path}: an array; write the group that it is in, {path.parent}")
+    if in_image and said.translation is None and not place.translation:
+        note_once(
+            f"{path}: an array of the image {path.parent}, whose place is not read: the centre of "
+            "its first voxel is taken to lie at 0; write the image, or the place behind #, such as "
+            "#voxel_size=8&translation=0,0,0"
+        )
     level = LevelMetadata(
         name="",
         scale=np.ones(3) if said.scale is None else np.array(said.scale),
