@@ -20,6 +20,7 @@ from common.data.splits import regions
 from common.data.volumes import results
 from common.data.volumes.box import Box, block_of_chunks, boxes
 from common.data.volumes.level import Level
+from common.data.volumes.placement import is_same_size
 from common.data.volumes.results import Result
 from common.data.volumes.sources import place
 from common.data.volumes.writers import hdf5, meshes, mrc, ngff05, nifti, nrrd, precomputed, tiff
@@ -179,7 +180,7 @@ def _job(result: Result, path: Path, writer: Writer, choice: Choice) -> Job:
 def _level_of(result: Result, scale: tuple[float, ...] | None) -> Level:
     """The level of voxels of this size. Raises UserError with those that there are."""
     for level in result.levels:
-        if scale is None or np.allclose(level.scale, scale, rtol=1e-3):
+        if scale is None or is_same_size(level.scale, scale):
             return level
     assert scale is not None
     sizes = ", ".join(nm(level.scale) for level in result.levels)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from common.data.volumes import results
 from common.data.volumes.annotation import check_counts, encoding_of
+from common.data.volumes.placement import group_by_voxels
 from common.data.volumes.results import Result
 from common.errors import UserError
 from common.files import key_of, refuse_unwritable, replacing
@@ -166,16 +167,16 @@ def _check_whole(volumes: Sequence[Result], measures: Measures) -> None:
 
 def _on_same_voxels(volumes: Sequence[Result]) -> list[tuple[str, list[Result]]]:
     """The classes of each box; those on other voxels apart."""
-    groups: dict[tuple, list[Result]] = {}
+    of_box: dict[str, list[Result]] = {}
     for result in volumes:
-        grid = result.finest.grid
-        place = (*grid.scale.round(3), *grid.origin.round(3), *grid.shape)
-        groups.setdefault((result.box, *map(float, place)), []).append(result)
-    boxes = [key[0] for key in groups]
-    for box in sorted(set(boxes)):
-        if boxes.count(box) > 1:
+        of_box.setdefault(result.box, []).append(result)
+    boxes = []
+    for box, of_classes in of_box.items():
+        groups = group_by_voxels(of_classes, lambda result: result.finest.grid)
+        if len(groups) > 1:
             note(f"{box}: classes on different voxels; contacts between these are not looked for")
-    return [(key[0], group) for key, group in groups.items()]
+        boxes += [(box, group) for group in groups]
+    return boxes
 
 
 # The tables

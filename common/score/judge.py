@@ -18,6 +18,7 @@ from common.data.own.standing import is_imported
 from common.data.volumes import regrid
 from common.data.volumes.annotation import LabelReader
 from common.data.volumes.ngff import Grid, Level
+from common.data.volumes.placement import is_same_size
 from common.errors import UserError
 from common.infer.objects.volume import EVERYWHERE
 from common.score import challenge, quality
@@ -105,7 +106,7 @@ def judge(truth: Truth, found: Level) -> Evaluation:
         is_known=truth.mask is None or bool(truth.mask.any()),
         remarks=remarks,
     )
-    if not _is_same_size(found, grid):
+    if not is_same_size(found.scale, grid.scale):
         return replace(evaluation, resampled=True)
     offset = beside(found, grid)
     return replace(evaluation, resampled=any(offset), offset=offset)
@@ -151,7 +152,8 @@ def beside(found: Level, grid: Grid) -> tuple[float, ...]:
     0 for voxels of another size too.
     """
     offset = regrid.offset(found, grid)
-    if not _is_same_size(found, grid) or (np.abs(offset) < SAME_PLACE * grid.scale).all():
+    is_on_voxels = (np.abs(offset) < SAME_PLACE * grid.scale).all()
+    if is_on_voxels or not is_same_size(found.scale, grid.scale):
         return (0.0, 0.0, 0.0)
     return tuple(offset.tolist())
 
@@ -172,11 +174,6 @@ def beside_text(offsets: Mapping[str, Sequence[float]], total: int, what: str) -
         f"by {lengths} nm (z, y, x): scores are lower for it, so check the translation of {what} "
         "and of the raw that was predicted"
     )
-
-
-def _is_same_size(found: Level, grid: Grid) -> bool:
-    # metadata round sizes such as 5.24 nm, which is no other size
-    return bool(np.allclose(found.scale, grid.scale, rtol=1e-3))
 
 
 def is_everywhere(voxels: VoxelCounts, shape: Sequence[int]) -> bool:

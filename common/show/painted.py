@@ -14,6 +14,7 @@ import numpy as np
 from common.classes import atoms_of
 from common.data.volumes.annotation import LabelReader
 from common.data.volumes.ngff import Level
+from common.data.volumes.placement import group_by_voxels
 from common.show.layers import probability_of
 from common.show.montage import SHOWN
 from common.show.served import Served, refuse_large
@@ -29,13 +30,6 @@ class Part:
     name: str
     levels: list[Level]
 
-    @property
-    def voxels(self) -> tuple:
-        """Equal for classes on the same voxels."""
-        finest = self.levels[0]
-        place = [*finest.scale.round(3), *finest.translation.round(3)]
-        return tuple(map(float, place)), tuple(finest.shape.tolist())
-
 
 def bottom_up(parts: Sequence[Part]) -> list[Part]:
     """The parts in the order to paint them: a cell under its nucleus, a group under its atoms."""
@@ -44,10 +38,8 @@ def bottom_up(parts: Sequence[Part]) -> list[Part]:
 
 def on_same_voxels(parts: Sequence[Part]) -> list[list[Part]]:
     """The parts grouped by their voxels, the largest group first."""
-    groups: dict[tuple, list[Part]] = {}
-    for part in parts:
-        groups.setdefault(part.voxels, []).append(part)
-    return sorted(groups.values(), key=len, reverse=True)
+    groups = group_by_voxels(parts, lambda part: part.levels[0].grid)
+    return sorted(groups, key=len, reverse=True)
 
 
 class Painted:

@@ -19,7 +19,7 @@ from common.data.crops import opened as crops
 from common.data.crops.cache import CropCache, label_stamp
 from common.data.crops.decode import Decoding
 from common.data.crops.opened import Crop, CropRequest, open_crops
-from common.data.crops.palette import UNKNOWN
+from common.data.crops.palette import UNKNOWN, Rules
 from common.data.splits.split import Row
 from common.data.volumes import metadata
 from common.data.volumes.ngff import Grid, slices, write_multiscale
@@ -120,7 +120,7 @@ def test_instance_ids_become_positive(tmp_path):
 def test_a_class_that_the_split_does_not_name_is_unknown_though_its_folder_exists(tmp_path):
     labels = {"mito": blocks((1, 1, 1)), "nuc": blocks((2, 2, 2))}
     row = write_crop(tmp_path, RAW, labels, annotated=["mito"])
-    found = volumes(open_crop(row, ("mito", "nuc"), use_mutual_exclusion=False, infer_groups=False))
+    found = volumes(open_crop(row, ("mito", "nuc"), rules=Rules(False, False)))
     assert (found[1] == -1).all()
 
 
@@ -195,7 +195,7 @@ def test_what_the_metadata_call_unknown_is_not_learnt(tmp_path):
     mito = blocks((2, 2, 2), (5, 5, 5))
     row = write_crop(tmp_path, RAW, {"er": er, "mito": mito})
     with_unknown_255(row, "er")
-    crop = open_crop(row, ("er", "mito"), use_mutual_exclusion=False, infer_groups=False)
+    crop = open_crop(row, ("er", "mito"), rules=Rules(False, False))
     np.testing.assert_array_equal(volumes(crop), [np.where(er == 255, -1, er.astype(int)), mito])
     positive = crop.palette[:, 0] == 1
     assert crop.counts[positive].sum() == 1
@@ -228,7 +228,7 @@ def test_negative_labels_and_nan_are_unknown(tmp_path):
     mito = blocks((1, 1, 1)).astype(np.int16)
     mito[6] = -1
     row = write_crop(tmp_path, RAW, {"er": er, "mito": mito})
-    found = volumes(open_crop(row, ("er", "mito"), use_mutual_exclusion=False))
+    found = volumes(open_crop(row, ("er", "mito"), rules=Rules(use_mutual_exclusion=False)))
     assert (found[0, 5] == -1).all() and (found[1, 6] == -1).all()
     assert (found == -1).sum() == 128 and (found == 1).sum() == 2
 
@@ -493,7 +493,7 @@ def test_a_crop_is_decoded_once(tmp_path, decoded):
 def test_switches_of_the_inference_need_no_decoding(tmp_path, decoded):
     row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
     with_both = open_crop(row, ("mito", "nuc"))
-    without = open_crop(row, ("mito", "nuc"), infer_groups=False)
+    without = open_crop(row, ("mito", "nuc"), rules=Rules(infer_groups=False))
     assert len(decoded) == 1
     assert (volumes(with_both)[1] == volumes(without)[1]).all()
 

@@ -8,6 +8,7 @@ import tifffile
 
 from common.data.crops.cache import CropCache
 from common.data.crops.opened import CropRequest, open_crops
+from common.data.crops.palette import Rules
 from common.data.splits.split import Row
 from common.data.volumes import layout
 from tests.data.own_import import import_data
@@ -95,7 +96,7 @@ def test_true_negatives_of_a_declared_class_reach_the_crop(given):
     of = row(given, "copy", annotated=["granule"])
     relations = {"granule": {"excludes": ["mito", "er"]}}
     plain = truth(opened(given, of))
-    declared = truth(opened(given, of, class_relations=relations))
+    declared = truth(opened(given, of, rules=Rules(class_relations=relations)))
     values = SEVERAL[2:22, :, 3:33]
     assert (plain[..., 1:] == -1).all()
     np.testing.assert_array_equal(declared[..., 0], plain[..., 0])

@@ -19,6 +19,7 @@ from common.config.augmentations import read_augmentations
 from common.config.settings import TrainConfig
 from common.data.crops.cache import CropCache
 from common.data.crops.opened import Crop, CropRequest, open_crops
+from common.data.crops.palette import Rules
 from common.data.samples import loaders
 from common.data.samples.batches import Batch, Batches, training_batches, validation_batches
 from common.data.samples.blocks import Blocks
@@ -227,8 +228,7 @@ def aligned(request, tmp_path_factory) -> tuple[Geometry, dict[str, list[Crop]]]
             patch_nm=np.ones(3),
             margins_nm={"train": margin},
             raw_range=RANGE,
-            use_mutual_exclusion=False,
-            infer_groups=False,
+            rules=Rules(use_mutual_exclusion=False, infer_groups=False),
         )
         return open_crops(rows, request, CropCache(root / "cache", 1))
 

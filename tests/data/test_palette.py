@@ -7,9 +7,14 @@ import pytest
 
 from common.classes import ATOM_IDS, GROUP_ATOMS, TESTED, excluding, exclusions, membership
 from common.data.crops import palette
-from common.data.crops.palette import UNKNOWN, complete, contradicts, encode
+from common.data.crops.palette import UNKNOWN, Rules, contradicts, encode
 
 TABLE = (*ATOM_IDS, *GROUP_ATOMS)
+
+
+def complete(palette, names, *switches: bool, declared=None, **named: bool) -> np.ndarray:
+    """The palette with what its known entries imply. switches: the first fields of `Rules`."""
+    return Rules(*switches, class_relations=declared or {}, **named).complete(palette, names)
 
 
 def row(**known: int) -> tuple[np.ndarray, list[str]]:

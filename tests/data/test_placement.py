@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.data.volumes.ngff import Level, open_levels, write_multiscale
-from common.data.volumes.placement import check_crop, check_detail
+from common.data.volumes.ngff import Grid, Level, open_levels, write_multiscale
+from common.data.volumes.placement import (
+    are_same_voxels,
+    check_crop,
+    check_detail,
+    group_by_voxels,
+)
 from common.data.volumes.raw import open_raw
 from common.errors import UserError
 
@@ -143,3 +149,39 @@ def test_coarse_labels_without_a_place_that_would_cover_the_raw_are_noted(tmp_pa
     (said,) = notes(capsys)
     place = 4 * times - 4
     assert said.endswith(f"where it begins with the raw that is {place}, {place}, {place}")
+
+
+# The same voxels
+
+
+GRID = Grid(np.array([36000.0, 4000.0, 4000.0]), np.array([40.0, 4.0, 4.0]), (20, 30, 40))
+
+
+@pytest.mark.parametrize(
+    ("origin", "scale", "expected"),
+    [
+        ((0, 0, 0), (1, 1, 1), True),
+        # metadata of few digits: 5.24 nm for 5.2399998
+        ((3.9, 0.39, -0.39), (1.0009, 1, 0.9991), True),
+        # along each axis a tenth of its own voxel, however far from 0 the volume lies
+        ((0, 0.41, 0), (1, 1, 1), False),
+        ((4.1, 0, 0), (1, 1, 1), False),
+        ((0, 2, 0), (1, 1, 1), False),
+        ((0, 0, 0), (1, 1.0011, 1), False),
+    ],
+)
+def test_grids_have_the_same_voxels_up_to_rounding(origin, scale, expected):
+    other = Grid(GRID.origin + origin, GRID.scale * scale, GRID.shape)
+    assert are_same_voxels(other, GRID) is expected
+
+
+def test_grids_of_other_shapes_have_other_voxels():
+    assert not are_same_voxels(replace(GRID, shape=(20, 30, 41)), GRID)
+
+
+def test_grids_on_both_sides_of_a_rounded_number_are_one_group():
+    """Once places were rounded to be compared, so that 0.4999 and 0.5001 were two."""
+    places = [0.0004999, 0.0005001, 2.0, 0.0]
+    grids = [replace(GRID, origin=GRID.origin + place) for place in places]
+    groups = group_by_voxels(range(4), lambda number: grids[number])
+    assert groups == [[0, 1, 3], [2]]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.crops.palette import UNKNOWN
-from common.data.crops.pseudo import Filled, Rules, fill
+from common.data.crops.palette import UNKNOWN, Rules
+from common.data.crops.pseudo import Filled, fill
 from common.data.samples.targets import PaletteTarget, weighed
 from common.train.losses import weighted_bce
 

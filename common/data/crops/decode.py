@@ -25,7 +25,7 @@ from common.data.volumes import ngff
 from common.data.volumes.annotation import LabelReader
 from common.data.volumes.box import boxes, slices
 from common.data.volumes.level import Grid, Level, MissingChunks
-from common.data.volumes.placement import check_directions
+from common.data.volumes.placement import are_same_voxels, check_directions
 from common.data.volumes.raw import Raw, averaged_grid, mirror
 from common.errors import UserError
 from common.talk import nm
@@ -259,15 +259,7 @@ def _matching_level(job: Decoding, name: str) -> Level:
     lies mirrored in the raw.
     """
     level = ngff.open_levels(job.row.class_volume(name))[0]
-    grid = averaged_grid(level, job.label_factor)
-    first = job.label_whole
-    tolerance = 0.05 * float(first.scale.min())
-    fits = (
-        np.allclose(grid.origin, first.origin, atol=tolerance)
-        and grid.shape == first.shape
-        and np.allclose(grid.scale, first.scale, rtol=1e-3)
-    )
-    if not fits:
+    if not are_same_voxels(averaged_grid(level, job.label_factor), job.label_whole):
         place = ", ".join(f"{position:g}" for position in level.translation)
         raise UserError(
             f"{level.group}: shape {level.shape.tolist()}, voxel size {nm(level.scale)} nm "

@@ -20,6 +20,7 @@ from common.config.settings import TrainConfig
 from common.data.volumes import ngff, records, results
 from common.data.volumes.box import Vector, slices
 from common.data.volumes.level import Grid, Level, box_text
+from common.data.volumes.placement import slack_nm
 from common.data.volumes.raw import Raw, open_raw
 from common.data.volumes.sources import place
 from common.errors import UserError
@@ -74,8 +75,7 @@ class ChannelVolume:
         raw_lower, raw_upper = raw.box()
         needed = np.maximum(around[0], raw_lower), np.minimum(around[1], raw_upper)
         has_lower, has_upper = grid.box()
-        # a voxel more or less is rounding of the box that was predicted
-        slack = 1.01 * np.maximum(grid.scale, raw.scale)
+        slack = slack_nm(grid, raw)
         if (has_lower <= needed[0] + slack).all() and (has_upper >= needed[1] - slack).all():
             return
         wanted = [f"{low:g} to {high:g}" for low, high in zip(*needed, strict=True)]

@@ -21,14 +21,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from common.classes import Declared
 from common.config.input_channels import InputChannel
 from common.data.crops import pseudo
 from common.data.crops.cache import CropCache, label_stamp, raw_stamp, stamp_of_labels
 from common.data.crops.decode import ChannelBlock, Decoding, decode
 from common.data.crops.ids import ids_file
 from common.data.crops.input_channels import open_channel
-from common.data.crops.palette import UNKNOWN, contradicts
+from common.data.crops.palette import UNKNOWN, Rules, contradicts
 from common.data.splits.split import Row
 from common.data.volumes import ngff
 from common.data.volumes.annotation import INSTANCE_TYPE, encoding_of
@@ -84,28 +83,15 @@ class CropRequest:
     """Sections on each side with which every section of raw is averaged."""
     raw_is_stretched: bool = False
     """Whether `raw_normalization` measures the contrast of each volume."""
-    use_mutual_exclusion: bool = True
-    infer_groups: bool = True
+    rules: Rules = field(default_factory=Rules)
+    """What labels imply for the classes that a crop does not annotate."""
     with_ids: tuple[str, ...] = ()
     """Classes whose objects are to be told apart."""
-    exclusive_classes: tuple[str, ...] = ()
     counter_classes: tuple[str, ...] = ()
-    class_relations: Declared = field(default_factory=dict)
-    """What is said of classes outside the table, see `common.classes.relate`."""
     input_channels: tuple[InputChannel, ...] = ()
     """Volumes that the network gets beside raw."""
     folder: Path = Path()
     """The experiment's, from which their relative paths start."""
-
-    @property
-    def rules(self) -> pseudo.Rules:
-        """What labels imply for others."""
-        return pseudo.Rules(
-            self.use_mutual_exclusion,
-            self.infer_groups,
-            self.exclusive_classes,
-            self.class_relations,
-        )
 
 
 @dataclass(frozen=True)
@@ -464,8 +450,8 @@ def told_apart(row: Row, names: Sequence[str]) -> tuple[str, ...]:
 
 def _classes_to_read(row: Row, request: CropRequest) -> tuple[str, ...]:
     """Return the classes to read: those that the run learns, or all if any must be inferred."""
-    reasons = request.use_mutual_exclusion or request.infer_groups
-    if reasons and not set(request.classes) <= set(row.annotated):
+    infers = request.rules.use_mutual_exclusion or request.rules.infer_groups
+    if infers and not set(request.classes) <= set(row.annotated):
         return row.annotated
     # those of the others that the learnt ones are told apart from where they are unknown
     wanted = {*request.classes, *request.counter_classes}

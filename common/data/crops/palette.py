@@ -12,11 +12,12 @@ atoms. Every voxel belongs to exactly one atom.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.classes import Declared, Related, membership, relate
+from common.classes import Declared, Related, excluding, membership, relate
+from common.config.settings import TrainConfig
 
 UNKNOWN = -1
 """Entry of a palette for a class that is not annotated and could not be inferred."""
@@ -34,67 +35,76 @@ MOST_ROWS = 2**14
 """Rows from which `encode` sorts voxels: a table of 2^22 codes is as large as a block."""
 
 
-class Inferring(NamedTuple):
-    """The settings of the same names."""
+@dataclass(frozen=True)
+class Rules:
+    """What the labels of some classes imply for the others: the settings of these names."""
 
-    use_mutual_exclusion: bool
-    infer_groups: bool
+    use_mutual_exclusion: bool = True
+    """Infer negatives from positive classes, as cellmap-data did until 2025.12."""
+    infer_groups: bool = True
+    """Infer groups from their parts, and parts from negative groups."""
+    exclusive_classes: tuple[str, ...] = ()
+    class_relations: Declared = field(default_factory=dict)
+    """What is said of classes outside the table, see `common.classes.relate`."""
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Rules:
+        """Return the rules of a run."""
+        return cls(
+            config.use_mutual_exclusion,
+            config.infer_groups,
+            config.exclusive_classes,
+            config.class_relations,
+        )
+
+    @property
+    def declared(self) -> Declared:
+        """What both settings say of classes that exclude or contain each other."""
+        return excluding(self.class_relations, self.exclusive_classes)
+
+    def complete(self, palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Return the palette with UNKNOWN entries filled in where the known ones imply them.
+
+        A voxel belongs to exactly one atom. So a positive class leaves only its own atoms possible,
+        and a negative class rules out its atoms. An unknown class becomes negative if none of its
+        atoms is possible, and positive if it contains a positive class. A class is never made
+        positive because all others are excluded, and nothing is inferred in a row that contradicts
+        itself.
+
+        Args:
+            palette: (rows, classes) int8: 1 positive, 0 negative, UNKNOWN.
+            names: the class of each column; a class outside the table implies nothing and is not
+                inferred, but by what is declared.
+
+        Returns:
+            A new palette of the same shape; known entries are unchanged.
+        """
+        declared = self.declared
+        may_infer = ~contradicts(palette, names, declared)[:, None]
+        if not declared:
+            return _by_table(palette, names, may_infer, self)
+        related = relate(names, declared)
+        while True:
+            before = palette
+            palette = _by_table(palette, names, may_infer, self)
+            palette = _by_relations(palette, related, may_infer, self)
+            if (palette == before).all():
+                return palette
 
 
 def in_uint8(labels: np.ndarray) -> np.ndarray:
-    """Labels of int8 (1 positive, 0 negative, UNKNOWN) as uint8, with CODE_OF_UNKNOWN."""
+    """Return int8 labels (1 positive, 0 negative, UNKNOWN) as uint8, with CODE_OF_UNKNOWN."""
     # not np.where with the number 255, which NumPy 2.5 refuses beside int8
     return np.where(labels == UNKNOWN, np.uint8(CODE_OF_UNKNOWN), labels.astype(np.uint8))
 
 
-def complete(
-    palette: np.ndarray,
-    names: Sequence[str],
-    use_mutual_exclusion: bool = True,
-    infer_groups: bool = True,
-    *,
-    declared: Declared | None = None,
-) -> np.ndarray:
-    """Return the palette with UNKNOWN entries filled in where the known ones imply them.
-
-    A voxel belongs to exactly one atom. So a positive class leaves only its own atoms possible, and
-    a negative class rules out its atoms. An unknown class becomes negative if none of its atoms is
-    possible, and positive if it contains a positive class. A class is never made positive because
-    all others are excluded, and nothing is inferred in a row that contradicts itself.
-
-    Args:
-        palette: (rows, classes) int8: 1 positive, 0 negative, UNKNOWN.
-        names: the class of each column; a class outside the table implies nothing and is not
-            inferred, but by what is declared.
-        use_mutual_exclusion: infer negatives from positive classes, as cellmap-data did until
-            2025.12.
-        infer_groups: infer groups from their parts, and parts from negative groups.
-        declared: what is said of classes beside the table, see `common.classes.relate`: which
-            exclude each other, and which contain others.
-
-    Returns:
-        A new palette of the same shape; known entries are unchanged.
-    """
-    may_infer = ~contradicts(palette, names, declared)[:, None]
-    rules = Inferring(use_mutual_exclusion, infer_groups)
-    if not declared:
-        return _by_table(palette, names, may_infer, rules)
-    related = relate(names, declared)
-    while True:
-        before = palette
-        palette = _by_table(palette, names, may_infer, rules)
-        palette = _by_relations(palette, related, may_infer, rules)
-        if (palette == before).all():
-            return palette
-
-
 def _by_relations(
-    palette: np.ndarray,
-    related: Related,
-    may_infer: np.ndarray,
-    rules: Inferring,
+    palette: np.ndarray, related: Related, may_infer: np.ndarray, rules: Rules
 ) -> np.ndarray:
-    """What single known classes imply for classes outside the table, and these for others."""
+    """Infer from single known classes what is declared: of classes outside the table, and others.
+
+    may_infer: (rows, 1) bool. Returns a new palette.
+    """
     positive = palette == 1
     negative = palette == 0
     to_infer = (palette == UNKNOWN) & may_infer
@@ -111,12 +121,12 @@ def _by_relations(
 
 
 def _by_table(
-    palette: np.ndarray,
-    names: Sequence[str],
-    may_infer: np.ndarray,
-    rules: Inferring,
+    palette: np.ndarray, names: Sequence[str], may_infer: np.ndarray, rules: Rules
 ) -> np.ndarray:
-    """What known classes of the table imply for its others, in the rows (rows, 1) that may."""
+    """Infer the unknown classes of the table from its known ones.
+
+    may_infer: (rows, 1) bool. Returns a new palette.
+    """
     atoms = membership(names)
     in_table = np.asarray(atoms.any(axis=1))
     positive = (palette == 1) & in_table
@@ -194,18 +204,20 @@ def encode(volumes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _in_order(count: int) -> Iterator[int]:
-    """The first of each few volumes, so that rows are in the order of decoded crops on disk.
+    """Iterate over the first volume of each BYTE, in the order in which `encode` takes them.
 
-    Rows are sorted by the first GROUP volumes, then the next; of these the last are the highest.
+    It makes the rows those of the crops that are decoded already: sorted by the first GROUP
+    volumes, then by the next, where the last volume of a group counts most.
     """
     for group in range(0, count, GROUP):
         yield from reversed(range(group, min(group + GROUP, count), BYTE))
 
 
 def _ranks(index: np.ndarray, bits: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The codes `index << BYTE | bits` that occur, ascending, and the rank of each voxel's.
+    """Return the codes `index << BYTE | bits` that occur, ascending, and the rank of each voxel's.
 
-    A table of all codes instead of sorting the voxels: it takes a seventh of the time.
+    As np.unique does, by a table of all codes instead of sorting the voxels, in a seventh of the
+    time.
     """
     smallest = np.dtype("u2" if rows <= 2**BYTE else "i8")
     voxels = index.astype(smallest) << BYTE | bits

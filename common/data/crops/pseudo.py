@@ -8,13 +8,12 @@ of 0, 1 and unknown; or, where the annotation tells objects apart, its ids, WITH
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import zarr
 
-from common.classes import Declared, excluding
-from common.data.crops.palette import UNKNOWN, complete
+from common.data.crops.palette import UNKNOWN, Rules
 from common.data.volumes.level import Level
 
 ARRAY = "pseudo"
@@ -33,31 +32,6 @@ def of_networks(level: Level) -> zarr.Array | None:
     """What is 1 where a voxel of the finest level has a network's label; None where none has."""
     path = level.group / ARRAY
     return zarr.open_array(str(path), mode="r") if (path / ".zarray").is_file() else None
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What positive labels imply; the settings of these names."""
-
-    use_mutual_exclusion: bool = True
-    infer_groups: bool = True
-    exclusive_classes: tuple[str, ...] = ()
-    class_relations: Declared = field(default_factory=dict)
-
-    @property
-    def declared(self) -> Declared:
-        """What both settings say of classes that exclude or contain each other."""
-        return excluding(self.class_relations, self.exclusive_classes)
-
-    def complete(self, palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """The palette with what it implies, see `palette.complete`."""
-        return complete(
-            palette,
-            names,
-            self.use_mutual_exclusion,
-            self.infer_groups,
-            declared=self.declared,
-        )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from common.data.volumes.box import overlap
 from common.data.volumes.level import Grid
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.ngff import open_levels
+from common.data.volumes.placement import are_same_voxels
 from common.data.volumes.records import read_attributes
 from common.data.volumes.sources.excerpt import is_link, read_link
 from common.errors import UserError
@@ -78,13 +79,6 @@ def _grid_of(group: Path) -> Grid | None:
         return None  # who reads it says why
 
 
-def same(grid: Grid, other: Grid) -> bool:
-    """Whether two grids are one, but for rounding."""
-    if grid.shape != other.shape or not np.allclose(grid.scale, other.scale, rtol=1e-3):
-        return False
-    return np.allclose(grid.origin, other.origin, atol=0.1)
-
-
 class Crops:
     """The crops of a store, and those that are added to it."""
 
@@ -100,7 +94,7 @@ class Crops:
     def at(self, grid: Grid) -> Path:
         """The folder of the crop of these voxels, which need not exist."""
         for folder, of_crop in self._grids.items():
-            if same(of_crop, grid):
+            if are_same_voxels(of_crop, grid):
                 return folder
         number = 1
         while f"crop{number}" in self._taken:
@@ -130,8 +124,8 @@ def overlapped(there: Sequence[Labels], name: str, grid: Grid) -> list[Labels]:
     """The labels of a class on other voxels that lie where new ones of it are to lie."""
     overlapped = []
     for labels in there:
-        is_of_class = labels.name == name and not same(labels.grid, grid)
-        if is_of_class and overlap(labels.grid.box(), grid.box()):
+        is_beside = labels.name == name and not are_same_voxels(labels.grid, grid)
+        if is_beside and overlap(labels.grid.box(), grid.box()):
             overlapped.append(labels)
     return overlapped
 

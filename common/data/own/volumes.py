@@ -26,7 +26,7 @@ from common.data.volumes.annotation import encoding_of
 from common.data.volumes.box import Box, overlap
 from common.data.volumes.level import Grid, Level, box_text
 from common.data.volumes.metadata import UNFINISHED
-from common.data.volumes.placement import check_crop
+from common.data.volumes.placement import are_same_voxels, check_crop, is_same_size
 from common.data.volumes.records import read_attributes
 from common.data.volumes.sources.excerpt import (
     INSTANCE,
@@ -229,7 +229,7 @@ def _label_imports(
         _check_labels(level, name, given)
         label = _with_unknown(level, name, given)
         first = first or level
-        if not standing.same(level.grid, first.grid):
+        if not are_same_voxels(level.grid, first.grid):
             raise UserError(
                 f"{level.path}: {_grid_text(level.grid)}, and {first.path} "
                 f"{_grid_text(first.grid)}; the classes of a crop share one grid"
@@ -346,7 +346,7 @@ def _opened(text: str, voxel_size: tuple[float, ...] | None) -> Level:
         return ngff.open_levels(with_voxel_size(text, voxel_size))[0]
     if voxel_size is None or "voxel_size=" in text:
         return level
-    if not np.allclose(level.scale, voxel_size, rtol=1e-3):
+    if not is_same_size(level.scale, voxel_size):
         note_once(
             f"{level.path}: says voxels of {nm(level.scale)} nm itself, and --voxel-size is for "
             "volumes that say none; where it is wrong, write "

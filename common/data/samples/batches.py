@@ -7,9 +7,10 @@ happen on the training device (`Batches.on_device`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from common.data.samples.loaders import Data, used_for
 from common.data.samples.sampling import Sample
 from common.data.samples.targets import MixedTarget, PaletteTarget, exclusive_labels
 from common.data.samples.workers import Reading, WorkerLost, that_fit
+from common.data.volumes.level import Grid
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,7 @@ def training_batches(config: TrainConfig, data: Data, device: torch.device) -> B
 
     They are the same in every run with the same settings and seed.
     """
-    sampler = data.sampler
-    channels = Channels.of(config)
-    blocks = Blocks(data.train, sampler, sampler.input, sampler.target, channels=channels)
-    batches = Batches(
-        blocks,
-        config.batch_size,
-        config.num_workers,
-        device,
-        raw_range=config.raw_range,
-        scalings=_scalings_of_crops(config, data, "train"),
-        own_augmentation=config.augment,
-        worker_time_limit=config.worker_time_limit,
-    )
+    batches = _batches(config, data, "train", device)
     batches.weigh_pseudo(config.pseudo_weight)
     return batches
 
@@ -85,18 +75,28 @@ def validation_batches(config: TrainConfig, data: Data, device: torch.device) ->
 
     None if the datasplit has no validation crop.
     """
-    if not data.blocks:
-        return None
+    return _batches(config, data, "validate", device) if data.blocks else None
+
+
+def _batches(config: TrainConfig, data: Data, usage: str, device: torch.device) -> Batches:
+    """Return the batches of a usage, "train" or "validate", as the settings ask for them."""
     sampler = data.sampler
-    channels = Channels.of(config)
-    blocks = Blocks(data.validation, data.blocks, sampler.input, sampler.target, channels=channels)
+    is_training = usage == "train"
+    blocks = Blocks(
+        data.train if is_training else data.validation,
+        sampler if is_training else data.blocks,
+        sampler.input,
+        sampler.target,
+        channels=Channels.of(config),
+    )
     return Batches(
         blocks,
         config.batch_size,
         config.num_workers,
         device,
         raw_range=config.raw_range,
-        scalings=_scalings_of_crops(config, data, "validate"),
+        scalings=_scalings_of_crops(config, data, usage),
+        own_augmentation=config.augment if is_training else None,
         worker_time_limit=config.worker_time_limit,
     )
 
@@ -111,13 +111,16 @@ def _scalings_of_crops(config: TrainConfig, data: Data, usage: str) -> list[Scal
 
 @dataclass(frozen=True)
 class PartOfEach(Sequence[int]):
-    """The numbers of samples in one of several equal parts of each batch."""
+    """The numbers of the samples of one process, where several processes share each batch."""
 
     samples: range
-    """Of all batches, a whole number of them."""
+    """The numbers of the samples of a whole number of batches."""
     batch_size: int
+    """Samples of a batch, of all processes together."""
     part: int
+    """Number of the process, from 0."""
     parts: int
+    """Number of processes; each reads an equal part of every batch."""
 
     @property
     def size(self) -> int:
@@ -128,7 +131,7 @@ class PartOfEach(Sequence[int]):
         return len(self.samples) // self.parts
 
     def __getitem__(self, index: Any) -> Any:
-        """The number of the sample at a position; a list of them at a slice."""
+        """Return the number of the sample at a position, or a list of numbers for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
@@ -138,7 +141,7 @@ class PartOfEach(Sequence[int]):
 
 
 def _row_by_row(tables: Sequence[np.ndarray]) -> np.ndarray:
-    """Tables of palette rows (rows, channels), one below the other, with each row in one piece.
+    """Join tables of palette rows (rows, channels), with each row contiguous in memory.
 
     A lookup copies rows. Tables of chosen columns lie column by column in memory, which NumPy keeps
     when it joins them: looking up 17 classes took a hundred times as long.
@@ -147,14 +150,14 @@ def _row_by_row(tables: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _weights_of(crop: Crop, pseudo_weight: float) -> np.ndarray:
-    """(rows, classes) float32: `pseudo_weight` where a network labelled, 1 elsewhere."""
+    """Return (rows, classes) float32: `pseudo_weight` where a network labelled, 1 elsewhere."""
     if crop.pseudo is None:
         return np.ones(crop.palette.shape, np.float32)
     return np.where(crop.pseudo, pseudo_weight, 1).astype(np.float32)
 
 
 def _one_palette(crops: Sequence[Crop], channels: Channels) -> Tensor:
-    """The palettes of all crops, one below the other: so a batch is looked up at once."""
+    """Join the palettes of all crops to one (rows, channels), in which a batch is looked up."""
     palette = torch.from_numpy(_row_by_row([crop.palette for crop in crops]))
     if channels.exclusive and not channels.derived:
         among = list(channels.exclusive)
@@ -205,7 +208,7 @@ class Batches:
         self.weights: Tensor | None = None
 
     def weigh_pseudo(self, weight: float) -> None:
-        """Give labels of networks another weight than 1, see `PaletteTarget.weights`."""
+        """Weigh the labels of networks by `weight`, see `PaletteTarget.weights`."""
         crops = self.blocks.crops
         if weight == 1 or all(crop.pseudo is None for crop in crops):
             return
@@ -220,7 +223,7 @@ class Batches:
         return self._read(range(start, stop), self.batch_size)
 
     def part_of_each(self, start: int, stop: int, part: int, parts: int) -> Iterator[Batch]:
-        """Iterate over the same batches, of each of which one of `parts` equal parts is read."""
+        """Iterate over one of `parts` equal parts of each of the same batches."""
         samples = PartOfEach(range(start, stop), self.batch_size, part, parts)
         return self._read(samples, samples.size)
 
@@ -244,7 +247,8 @@ class Batches:
             time_limit=self.worker_time_limit,
         )
         if self.num_workers and len(samples):
-            piece = self._first(samples[0])
+            with self._unreadable_is_lost():
+                piece = self.blocks[samples[0]]
             batches = -(-len(samples) // batch_size)
             tensors = [piece.raw, piece.labels, *piece.channels, *piece.ids]
             item_bytes = sum(tensor.nbytes for tensor in tensors)
@@ -252,43 +256,42 @@ class Batches:
             reading = dataclasses.replace(reading, num_workers=workers)
         return self._on_device(reading.of(samples))
 
-    def _on_device(self, read: Iterator[list[Piece]]) -> Iterator[Batch]:
+    def _on_device(self, batches: Iterator[list[Piece]]) -> Iterator[Batch]:
         while True:
-            try:
-                pieces = next(read, None)
-            except WorkerLost:
-                raise
-            except OSError as error:
-                raise WorkerLost(self._unreadable(error)) from error
+            with self._unreadable_is_lost():
+                pieces = next(batches, None)
             if pieces is None:
                 return
             yield self.on_device(pieces)
-
-    def _first(self, k: int) -> Piece:
-        try:
-            return self.blocks[k]
-        except OSError as error:
-            raise WorkerLost(self._unreadable(error)) from error
 
     def _crop_of(self, k: int) -> str:
         """Return dataset/crop of sample k."""
         return self.blocks.crops[self.blocks.sample(k).crop].name
 
-    def _unreadable(self, error: OSError) -> str:
-        """A sentence about samples that the system did not read, here or in a live worker."""
-        # torch puts a worker's whole traceback into the message
-        reason = str(error).strip().splitlines()[-1]
-        return (
-            f"{self.blocks.crops[0].folder.parent}: decoded crops cannot be read ({reason}); see "
-            "that the disk of cache_path is there, and run the same command again"
-        )
+    @contextlib.contextmanager
+    def _unreadable_is_lost(self) -> Iterator[None]:
+        """Raise WorkerLost where the block raises what the system says of a disk, also a worker's.
+
+        The block reads samples, in this process or from a live worker.
+        """
+        try:
+            yield
+        except WorkerLost:
+            raise
+        except OSError as error:
+            # torch puts a worker's whole traceback into the message
+            reason = str(error).strip().splitlines()[-1]
+            raise WorkerLost(
+                f"{self.blocks.crops[0].folder.parent}: decoded crops cannot be read ({reason}); "
+                "see that the disk of cache_path is there, and run the same command again"
+            ) from error
 
     def on_device(self, pieces: Sequence[Piece]) -> Batch:
         """Turn pieces on the CPU into a batch on the device.
 
-        Orients and resamples raw (linear) and labels (nearest neighbour), spoils raw and changes
-        its intensities, and adds an offset to the palette rows, so that one palette serves all
-        crops.
+        Raw is oriented, resampled by linear interpolation, spoilt, and changed in its intensities.
+        Labels are oriented and resampled by nearest neighbour. An offset is added to the palette
+        rows of each crop, so that one palette serves all crops.
         """
         samples = [piece.sample for piece in pieces]
         scalings = [self.scalings[sample.crop] for sample in samples]
@@ -319,7 +322,7 @@ class Batches:
         return MixedTarget(classes, derived, self.channels.exclusive)
 
     def _derived(self, piece: Piece) -> Tensor:
-        """Make the derived channels of a sample, (channels, z, y, x) float32, NaN for unknown."""
+        """Return the derived channels of a sample, (channels, z, y, x) float32, NaN for unknown."""
         target = self.blocks.target
         margin = derive.margin_of(self.channels.derived, target.scale)
         patches: dict[str, derive.IdPatch] = {}
@@ -335,20 +338,18 @@ class Batches:
         return torch.cat(parts)
 
     def _ids(self, piece: Piece, block: Tensor) -> Tensor:
-        """Resample a block of ids, (z, y, x) int32: 0 is background, -1 unknown."""
+        """Resample a block of ids to a patch (z, y, x) int32: 0 is background, -1 unknown."""
         patch = self.channels.objects
         assert patch is not None and piece.ids_affine is not None
-        resample: Callable[..., Tensor] = augment.resample_nearest
-        reading = self._reading(piece.sample, of_labels=True)
-        if reading is not None:
-            resample = functools.partial(distort.resample_nearest, readings=[reading])
         block = block.to(self.device, non_blocking=True)
-        return resample([block], [piece.ids_affine], patch.shape)[0] - BACKGROUND
+        readings = [self._reading_of_labels(piece.sample)]
+        ids = distort.resample_nearest([block], [piece.ids_affine], patch.shape, readings=readings)
+        return ids[0] - BACKGROUND
 
     def _raw_patches(
         self, pieces: Sequence[Piece], scalings: Sequence[normalize.Scaling | None]
     ) -> Tensor:
-        """Resample raw, (B, 1, z, y, x) float32 in [0, 1], with the defects of each sample."""
+        """Return raw (B, 1, z, y, x) float32 in [0, 1], resampled, with defects of each sample."""
         input = self.blocks.input
         blocks = []
         for piece, scaling in zip(pieces, scalings, strict=True):
@@ -358,13 +359,8 @@ class Batches:
                 block = defects.spoil_sections(block, piece.sample.defects, unit)
             blocks.append(block)
         affines = [piece.raw_affine for piece in pieces]
-        resample: Callable[..., Tensor] = augment.resample_linear
-        readings = [self._reading(piece.sample) for piece in pieces]
-        if any(readings):
-            resample = functools.partial(distort.resample_linear, readings=readings)
-        patches = augment.raw_patches(
-            blocks, affines, input.shape, self.raw_range, resample=resample
-        )
+        grids = [self.blocks.crops[piece.sample.crop].raw_grid for piece in pieces]
+        patches = self._resampled(pieces, blocks, affines, grids=grids, value_range=self.raw_range)
         patches = normalize.to_unit_range(patches, scalings)
         for patch, piece in zip(patches, pieces, strict=True):
             if piece.sample.defects is not None:
@@ -372,7 +368,7 @@ class Batches:
         return patches
 
     def _channel_patches(self, piece: Piece) -> Tensor:
-        """Resample the further input channels of a sample, (channels, z, y, x) float32 in [0, 1].
+        """Return the further input channels of a sample, (channels, z, y, x) float32 in [0, 1].
 
         They are where raw is: only intensities differ.
         """
@@ -380,44 +376,64 @@ class Batches:
         patches = []
         cuts = zip(crop.channels, piece.channels, piece.channel_affines, strict=True)
         for channel, block, affine in cuts:
-            resample: Callable[..., Tensor] = augment.resample_linear
-            if piece.sample.distortion is not None:
-                reading = distort.Reading(
-                    piece.sample.distortion, self.blocks.input.scale, channel.grid.scale
-                )
-                resample = functools.partial(distort.resample_linear, readings=[reading])
-            patch = augment.raw_patches(
-                [block.to(self.device, non_blocking=True)],
+            on_device = block.to(self.device, non_blocking=True)
+            patch = self._resampled(
+                [piece],
+                [on_device],
                 [affine],
-                self.blocks.input.shape,
-                channel.value_range,
-                resample=resample,
+                grids=[channel.grid],
+                value_range=channel.value_range,
             )
             patches.append(patch[0, 0])
         return torch.stack(patches)
 
+    def _resampled(
+        self,
+        pieces: Sequence[Piece],
+        blocks: Sequence[Tensor],
+        affines: Sequence[np.ndarray],
+        *,
+        grids: Sequence[Grid],
+        value_range: Sequence[float],
+    ) -> Tensor:
+        """Resample blocks of raw, or of another input channel, where the samples read them.
+
+        Args:
+            pieces: the samples.
+            blocks: of each sample (z, y, x), on the device.
+            affines: of each sample (3, 4), from voxels of the patch to voxels of the block.
+            grids: of each sample, that of the volume that its block is cut from.
+            value_range: values of uint8 blocks that become 0 and 1, (0, 255) if empty.
+
+        Returns:
+            (B, 1, z, y, x) float32 in [0, 1].
+        """
+        input = self.blocks.input
+        readings = []
+        for piece, grid in zip(pieces, grids, strict=True):
+            distortion = piece.sample.distortion
+            readings.append(distortion and distort.Reading(distortion, input.scale, grid.scale))
+        resample = functools.partial(distort.resample_linear, readings=readings)
+        return augment.raw_patches(blocks, affines, input.shape, value_range, resample=resample)
+
     def _unit(self, block: Tensor, scaling: normalize.Scaling | None) -> float:
-        """Return by how much values of a block differ that are 0 and 1 in the patch."""
+        """Return the difference between the values of a block that are 0 and 1 in the patch."""
         low, high = self.raw_range or (0.0, 255.0)
         unit = high - low if block.dtype == torch.uint8 else 1.0
         return unit if scaling is None else unit * (scaling.high - scaling.low)
 
     def _rows(self, pieces: Sequence[Piece]) -> Tensor:
-        """Resample labels, (B, z, y, x) int32, rows of the palette of each crop."""
-        shape = self.blocks.target.shape
+        """Return labels (B, z, y, x) int32, resampled: rows of the palette of each crop."""
         blocks = [piece.labels.to(self.device, non_blocking=True) for piece in pieces]
         affines = [piece.labels_affine for piece in pieces]
-        readings = [self._reading(piece.sample, of_labels=True) for piece in pieces]
-        if any(readings):
-            return distort.resample_nearest(blocks, affines, shape, readings=readings)
-        return augment.resample_nearest(blocks, affines, shape)
+        readings = [self._reading_of_labels(piece.sample) for piece in pieces]
+        shape = self.blocks.target.shape
+        return distort.resample_nearest(blocks, affines, shape, readings=readings)
 
-    def _reading(self, sample: Sample, *, of_labels: bool = False) -> distort.Reading | None:
-        """Return how a distorted sample reads its raw, or its labels; None if it is not."""
+    def _reading_of_labels(self, sample: Sample) -> distort.Reading | None:
+        """Return how a distorted sample reads its labels; None if it is not distorted."""
         if sample.distortion is None:
             return None
-        crop = self.blocks.crops[sample.crop]
-        if of_labels:
-            patch = self.blocks.target
-            return distort.Reading(sample.distortion.of_labels, patch.scale, crop.label_grid.scale)
-        return distort.Reading(sample.distortion, self.blocks.input.scale, crop.raw_grid.scale)
+        labels = self.blocks.crops[sample.crop].label_grid
+        target = self.blocks.target
+        return distort.Reading(sample.distortion.of_labels, target.scale, labels.scale)

@@ -165,10 +165,12 @@ def resample_linear(
     *,
     readings: Sequence[Reading | None],
 ) -> Tensor:
-    """Do the same as `augment.resample_linear`, for samples of which some are distorted.
+    """Resample as `augment.resample_linear` does, where samples may be distorted.
 
-    readings: of each sample; None takes the affine alone.
+    readings: how each sample is read; None if it is not distorted, so that the affine is all.
     """
+    if not any(readings):
+        return augment.resample_linear(blocks, affines, shape, scale)
     patches = torch.empty((len(blocks), *shape), device=blocks[0].device)
     for i, reading in enumerate(readings):
         if reading is None:
@@ -186,10 +188,12 @@ def resample_nearest(
     *,
     readings: Sequence[Reading | None],
 ) -> Tensor:
-    """Do the same as `augment.resample_nearest`, for samples of which some are distorted.
+    """Resample as `augment.resample_nearest` does, where samples may be distorted.
 
-    readings: of each sample; None takes the affine alone.
+    readings: how each sample is read; None if it is not distorted, so that the affine is all.
     """
+    if not any(readings):
+        return augment.resample_nearest(blocks, affines, shape)
     rows = torch.empty((len(blocks), *shape), dtype=torch.int32, device=blocks[0].device)
     for i, reading in enumerate(readings):
         if reading is None:

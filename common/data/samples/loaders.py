@@ -23,6 +23,7 @@ from common.data.crops import normalize
 from common.data.crops.cache import CropCache
 from common.data.crops.normalize import Scaling
 from common.data.crops.opened import Crop, CropRequest, open_crops
+from common.data.crops.palette import Rules
 from common.data.samples import contrast, derive, sampling
 from common.data.samples.rows import BegunWith, of_parts, rows_of_run
 from common.data.samples.sampling import Augmentation, Patch, Sample, Sampler
@@ -186,11 +187,8 @@ def crop_request(config: TrainConfig) -> CropRequest:
         raw_range=config.raw_range,
         raw_sections=config.raw_sections,
         raw_is_stretched=config.raw_normalization in normalize.MEASURED,
-        use_mutual_exclusion=config.use_mutual_exclusion,
-        infer_groups=config.infer_groups,
-        exclusive_classes=config.exclusive_classes,
+        rules=Rules.of(config),
         counter_classes=config.counter_classes,
-        class_relations=config.class_relations,
         with_ids=with_ids(config),
         input_channels=read_channels(config.input_channels),
         folder=config.folder,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from common.classes import excluding
 from common.config.settings import TrainConfig
-from common.data.crops.palette import UNKNOWN, complete
+from common.data.crops.palette import UNKNOWN, Rules
 from common.data.splits import make_split, split
 from common.data.splits.split import Row
 from common.errors import UserError
@@ -106,14 +106,9 @@ def _implies(row: Row, config: TrainConfig) -> bool:
     np.fill_diagonal(palette, 1)
     palette[-1] = UNKNOWN
     palette[-1, :annotated] = 0
-    known = complete(
-        palette,
-        names,
-        # what excludes a class says only where it is not, which counter_classes ask for
-        use_mutual_exclusion=False,
-        infer_groups=config.infer_groups,
-        declared=excluding(config.class_relations, config.exclusive_classes),
-    )[:, annotated:]
+    # what excludes a class says only where it is not, which counter_classes ask for
+    rules = replace(Rules.of(config), use_mutual_exclusion=False)
+    known = rules.complete(palette, names)[:, annotated:]
     is_positive = (known[:-1] == 1).any(axis=0)
     if row.usage == "train":
         return bool(is_positive.any())

@@ -1,18 +1,36 @@
-"""Whether a raw volume, the labels of a crop and a network fit together in space.
+"""Judge whether volumes fit together in space: raw, the labels of a crop, the voxels of a network.
 
-What cannot be meant is refused; what is unusual and may be meant is a note.
+What cannot be meant is refused, and what is unusual and may be meant is a note. The module also
+knows when two voxel sizes, or two grids, are the same but for rounding in their metadata.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from common.data.volumes.box import Vector
-from common.data.volumes.level import Level, box_text
+from common.data.volumes.level import Grid, Level, box_text
 from common.errors import UserError
 from common.talk import nm, note_once
+
+Item = TypeVar("Item")
+
+SAME_SIZE = 1e-3
+"""Part of a voxel size by which another one may differ and still be the same.
+
+Metadata round sizes: 5.24 nm stand for 5.2399998, and 16 nm for three voxels of 5.3335 nm.
+"""
+
+SAME_ORIGIN = 0.1
+"""Part of a voxel, along each axis, by which another place may differ and still be the same.
+
+Metadata round positions too. A shift that is meant is larger: half a voxel where a corner is taken
+for a centre, a quarter where the position of a level is taken for that of a level twice as fine.
+"""
 
 ENLARGED = 1.5
 """Voxels that are larger than wanted by more than this, along any axis, are a note.
@@ -38,16 +56,40 @@ LEVELS_APART = 0.1
 A level may leave out an incomplete voxel, or have one more, at each halving.
 """
 
-BEGINS_WITH_FINEST = 0.1
-"""Part of a voxel by which a level may begin beside the finest one without a word."""
-
-BEGINS_WITH_RAW = 0.1
-"""Part of a label voxel by which labels without a translation may begin elsewhere than raw."""
-
 ADVICE = "check translation, scale and units in both .zattrs"
 
 LEAST_INSIDE = 0.5
 """Part of a crop's extent along each axis that lies in its raw, at least."""
+
+
+def is_same_size(size: Vector, other: Vector) -> bool:
+    """Return whether two voxel sizes (3,) are the same, but for rounding in their metadata."""
+    return bool(np.allclose(size, other, rtol=SAME_SIZE, atol=0))
+
+
+def are_same_voxels(grid: Grid, other: Grid) -> bool:
+    """Return whether two grids have the same voxels, but for rounding in their metadata."""
+    if grid.shape != other.shape or not is_same_size(grid.scale, other.scale):
+        return False
+    return not _begins_apart(grid.origin - other.origin, other.scale).any()
+
+
+def group_by_voxels(items: Iterable[Item], grid_of: Callable[[Item], Grid]) -> list[list[Item]]:
+    """Return the items in groups whose grids have the same voxels, in the order of the items."""
+    groups: list[list[Item]] = []
+    for item in items:
+        for group in groups:
+            if are_same_voxels(grid_of(item), grid_of(group[0])):
+                group.append(item)
+                break
+        else:
+            groups.append([item])
+    return groups
+
+
+def _begins_apart(distance: np.ndarray, voxel: np.ndarray) -> np.ndarray:
+    """Return (3,) bool: whether a distance (nm) is more than rounding of a place in metadata."""
+    return np.abs(distance) > SAME_ORIGIN * voxel
 
 
 def check_detail(level: Level, wanted: Vector, purpose: str) -> None:
@@ -98,13 +140,13 @@ def check_pyramid(finest: Level, level: Level) -> None:
             f"{finest.path.name}, at {box_text(finest.grid)} nm; levels of a volume cover one box: "
             "correct their scale and translation in its metadata"
         )
-    beside = np.abs(lower - finest_lower)
-    if (beside > BEGINS_WITH_FINEST * level.scale).any():
+    beside = lower - finest_lower
+    if _begins_apart(beside, level.scale).any():
         centre = ", ".join(f"{place:g}" for place in finest_lower + level.scale / 2)
         note_once(
-            f"{level.path}: begins {nm(beside)} nm beside the finest level by its translation, and "
-            "is read there; where its voxels are means of finer ones, their first centre is "
-            f"{centre}: correct its metadata"
+            f"{level.path}: begins {nm(np.abs(beside))} nm beside the finest level by its "
+            "translation, and is read there; where its voxels are means of finer ones, their first "
+            f"centre is {centre}: correct its metadata"
         )
 
 
@@ -133,7 +175,7 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
     slack = slack_nm(label, raw)
     if (lower < raw_lower - slack).any() or (upper > raw_upper + slack).any():
         note_once(f"{crop}: {boxes}: what is beyond the raw is left out")
-    begins_apart = np.abs(lower - raw_lower) > BEGINS_WITH_RAW * label.scale
+    begins_apart = _begins_apart(lower - raw_lower, label.scale)
     ends_apart = np.abs(upper - raw_upper) > slack
     if not label.has_translation and (begins_apart.any() or ends_apart.any()):
         corner = ", ".join(f"{place:g}" for place in raw_lower + label.scale / 2)
@@ -173,12 +215,12 @@ def check_directions(label: Level, raw: Level) -> None:
     )
 
 
-def slack_nm(label: Level, raw: Level) -> np.ndarray:
-    """(3,) nm by which labels may reach beyond their raw: a voxel.
+def slack_nm(volume: Grid | Level, raw: Grid | Level) -> np.ndarray:
+    """Return (3,) nm by which a volume and its raw may end at different places: a voxel.
 
     Half a voxel more or less is rounding, or another idea of where a voxel is.
     """
-    return 1.01 * np.maximum(label.scale, raw.scale)
+    return 1.01 * np.maximum(volume.scale, raw.scale)
 
 
 def _mean_ratio(large: Vector, small: Vector) -> float:

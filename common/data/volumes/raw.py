@@ -16,7 +16,7 @@ import numpy as np
 from common.data.volumes import ngff
 from common.data.volumes.box import Vector
 from common.data.volumes.level import Grid, Level
-from common.data.volumes.placement import check_detail, check_pyramid
+from common.data.volumes.placement import SAME_SIZE, check_detail, check_pyramid
 from common.errors import UserError
 from common.talk import note_once
 
@@ -346,8 +346,8 @@ def averaged_grid(level: Level, factor: np.ndarray) -> Grid:
 
 def reduction(wanted: Vector, scale: np.ndarray, shape: np.ndarray) -> np.ndarray:
     """Return (3,) int: how many voxels of size `scale` fit into one of `wanted`, at least 1."""
-    # 1e-3: sizes are rounded, and 16 nm is three voxels of 5.3335 nm though a little less
-    ratio = np.array(wanted) / scale + 1e-3
+    # 16 nm is three voxels of 5.3335 nm though a little less
+    ratio = np.array(wanted) / scale + SAME_SIZE
     return np.clip(np.floor(ratio).astype(int), 1, shape)
 
 

@@ -15,12 +15,13 @@ from numcodecs import blosc
 from common.classes import atoms_of
 from common.data.crops import pseudo
 from common.data.crops.decode import Labels, encode_known
-from common.data.crops.palette import CODE_OF_UNKNOWN, UNKNOWN, in_uint8
+from common.data.crops.palette import CODE_OF_UNKNOWN, UNKNOWN, Rules, in_uint8
 from common.data.splits.split import Row
 from common.data.volumes import ngff, regrid
 from common.data.volumes.annotation import LabelReader, encoding_of
 from common.data.volumes.box import Box, boxes
 from common.data.volumes.level import Grid, Level
+from common.data.volumes.placement import are_same_voxels
 from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.errors import UserError
 from common.talk import progress
@@ -44,7 +45,7 @@ class Crop:
     """Probability of each of them, in 255ths."""
     threshold: float
     """Probability above which a network decides."""
-    rules: pseudo.Rules
+    rules: Rules
     """What labels imply for others."""
 
 
@@ -150,11 +151,7 @@ def _readers(row: Row) -> list[LabelReader]:
         readers.append(LabelReader(level, name))
     first = readers[0].level.grid
     for reader in readers:
-        grid = reader.level.grid
-        # metadata round sizes such as 5.24 nm, which is no other size
-        is_near = np.allclose(grid.scale, first.scale, rtol=1e-3)
-        is_near = is_near and np.allclose(grid.origin, first.origin, atol=0.5)
-        if grid.shape != first.shape or not is_near:
+        if not are_same_voxels(reader.level.grid, first):
             raise UserError(
                 f"{reader.level.group}: not on the grid of '{row.annotated[0]}'; the classes "
                 "of a crop share one grid"

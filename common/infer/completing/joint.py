@@ -17,9 +17,9 @@ from typing import Any
 from common import files, stopping
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data.crops import pseudo
 from common.data.crops.cache import stamp_of_labels
 from common.data.crops.opened import told_apart
+from common.data.crops.palette import Rules
 from common.data.samples.loaders import with_ids
 from common.data.splits import regions, split
 from common.data.splits.regions import Region
@@ -59,17 +59,6 @@ class Joint:
     stopped: Callable[[], bool]
     overrides: Sequence[str] = ()
     """Settings that were given, which training on the labels is to have, too."""
-
-    @property
-    def rules(self) -> pseudo.Rules:
-        """What labels imply for others."""
-        config = self.config
-        return pseudo.Rules(
-            config.use_mutual_exclusion,
-            config.infer_groups,
-            config.exclusive_classes,
-            config.class_relations,
-        )
 
 
 @dataclass(frozen=True)
@@ -221,7 +210,7 @@ def _made_of(joint: Joint, row: Row) -> dict[str, Any]:
         "annotation": stamps,
         "with_ids": crop_module.with_ids(row),
         "threshold": joint.threshold,
-        "rules": asdict(joint.rules),
+        "rules": asdict(Rules.of(joint.config)),
     }
     # as it is read back: tuples are lists there
     return json.loads(json.dumps(made_of))
@@ -298,7 +287,9 @@ def _complete(joint: Joint, job: CropJob) -> Completed:
     for member in joint.members:
         folder = job.region.folder(member.config.path("predictions_path"))
         predicted.append(ngff.open_levels(folder / member.name)[0])
-    crop = Crop(job.row, joint.config.classes, predicted, joint.threshold, rules=joint.rules)
+    crop = Crop(
+        job.row, joint.config.classes, predicted, joint.threshold, rules=Rules.of(joint.config)
+    )
     unfinished = job.folder.with_name(f".{job.folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

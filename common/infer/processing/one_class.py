@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from common.config.instance_options import takes_channels
 from common.data.volumes.box import slices
+from common.data.volumes.placement import is_same_size
 from common.data.volumes.records import PredictionRecord, ProcessedRecord, read_prediction
 from common.errors import FileError, UserError
 from common.files import key_of
@@ -143,7 +144,7 @@ def block_shape(recipe: Recipe, prediction: Prediction) -> np.ndarray:
     info = recipe.settings.input_array_info
     if not info:
         return whole_chunks(prediction)
-    if not np.allclose(info["scale"], prediction.grid.scale, rtol=1e-3):
+    if not is_same_size(info["scale"], prediction.grid.scale):
         wanted = ",".join(f"{length:g}" for length in info["scale"])
         raise UserError(
             f"{prediction.level.path}: voxels of {prediction.grid.scale.tolist()} nm, and "

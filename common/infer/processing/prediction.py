@@ -11,6 +11,7 @@ import numpy as np
 
 from common.data.volumes import ngff, records
 from common.data.volumes.ngff import Grid, Level
+from common.data.volumes.placement import are_same_voxels
 from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.files import sha256_of_file
@@ -142,10 +143,7 @@ class Channels(Mapping[str, Volume]):
         channel = open_prediction(path)
         if _network_of(channel.record) != _network_of(self.prediction.record):
             raise UserError(f"{path}: predicted by another checkpoint; run predict --overwrite")
-        theirs = channel.grid
-        own = self.prediction.grid
-        is_near = np.allclose(theirs.origin, own.origin) and np.allclose(theirs.scale, own.scale)
-        if not is_near or tuple(theirs.shape) != tuple(own.shape):
+        if not are_same_voxels(channel.grid, self.prediction.grid):
             raise UserError(f"{path}: of other voxels than the class; run predict --overwrite")
         self.read[name] = channel.record
         return replace(self.like, array=Probability(channel))

@@ -17,6 +17,7 @@ import numpy as np
 
 from common.data.volumes import metadata
 from common.data.volumes.level import Level
+from common.data.volumes.placement import is_same_size
 from common.data.volumes.sources import chunked
 from common.data.volumes.sources.chunked import Chunked
 from common.data.volumes.sources.image import Image, in_nm, is_of_em, numbers
@@ -191,7 +192,7 @@ def _of_resolution(
         return None
     offset = numbers(about.get("offset"))
     # some give the size of the finest level to all, some its own to each
-    voxel = size * factors if np.allclose(size, finest) else size
+    voxel = size * factors if is_same_size(size, finest) else size
     # a coarse voxel lies over several fine ones: its centre is theirs
     first = (voxel - finest) / 2
     if offset is not None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from common.data.volumes import foreign
 from common.data.volumes.level import Level
+from common.data.volumes.placement import is_same_size
 from common.data.volumes.sources import (
     excerpt,
     hdf5,
@@ -131,7 +132,7 @@ def _in_place(image: Image, place: Place) -> list[Level]:
         return list(image.levels)
     wanted = np.array(place.voxel_size or finest.scale, float)
     ratio = wanted / finest.scale
-    if image.is_measured and not np.allclose(ratio, 1, rtol=1e-3):
+    if image.is_measured and not is_same_size(wanted, finest.scale):
         note_once(
             f"{place.path}: voxels of {nm(wanted)} nm, as you say, and {nm(finest.scale)} nm by "
             "its own metadata"
