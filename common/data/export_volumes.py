@@ -123,7 +123,7 @@ def export(
 
 
 def _writer(out: str, format: str) -> Writer:
-    """The writer that is asked for, or that the end of a name stands for."""
+    """Return the writer that is asked for, or that the end of a name stands for."""
     by_name = {writer.name: writer for writer in WRITERS}
     if format:
         return by_name[format]
@@ -140,7 +140,7 @@ def _writer(out: str, format: str) -> Writer:
 
 
 def _path_of(out: Path, result: Result, writer: Writer, is_single: bool) -> Path:
-    """Where a volume is written."""
+    """Return where a volume is written."""
     if not is_single:
         *folders, name = result.names
         if place.in_hdf5(out) or out.name.lower().endswith(writer.endings):
@@ -178,7 +178,7 @@ def _job(result: Result, path: Path, writer: Writer, choice: Choice) -> Job:
 
 
 def _level_of(result: Result, scale: tuple[float, ...] | None) -> Level:
-    """The level of voxels of this size. Raises UserError with those that there are."""
+    """Return the level of voxels of this size. Raises UserError with those that there are."""
     for level in result.levels:
         if scale is None or is_same_size(level.scale, scale):
             return level
@@ -188,7 +188,7 @@ def _level_of(result: Result, scale: tuple[float, ...] | None) -> Level:
 
 
 def _box_of(result: Result, level: Level, roi: str) -> Box:
-    """The voxels whose centres are in a box, the lower bound included; one at least."""
+    """Return the voxels whose centres are in a box, the lower bound included; one at least."""
     if not roi:
         return Box(np.zeros(3, int), level.shape)
     region = regions.of_volume(result.path, roi)
@@ -200,7 +200,7 @@ def _box_of(result: Result, level: Level, roi: str) -> Box:
 
 
 def _number_of_first(distance: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The first voxel whose centre is at least so far (nm) from the corner of the volume."""
+    """Return the first voxel whose centre is at least so far (nm) from the corner of the volume."""
     # rounded before: 0.1 + 0.2 is above 0.3
     return np.ceil(np.round(distance / scale - 0.5, 6)).astype(int)
 
@@ -209,7 +209,7 @@ def _number_of_first(distance: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def _type_of(level: Level, box: Box, sort: str, writer: Writer) -> np.dtype:
-    """The first type of a format that holds a volume. Raises UserError for none."""
+    """Return the first type of a format that holds a volume. Raises UserError for none."""
     types = writer.image_types if sort == "image" else writer.label_types
     stored = np.dtype(level.array.dtype).newbyteorder("=")
     if stored.kind == "b":
@@ -244,7 +244,7 @@ def _type_of(level: Level, box: Box, sort: str, writer: Writer) -> np.dtype:
 
 
 def _holds(dtype: np.dtype, least: int, most: int) -> bool:
-    """Whether a type has all whole numbers from least to most."""
+    """Return whether a type has all whole numbers from least to most."""
     if dtype.kind == "f":
         return max(-least, most) <= LARGEST_EXACT
     limits = np.iinfo(dtype)
@@ -252,7 +252,7 @@ def _holds(dtype: np.dtype, least: int, most: int) -> bool:
 
 
 def _range_of(level: Level, box: Box) -> tuple[int, int]:
-    """The smallest and the largest value; all of it is read for that."""
+    """Return the smallest and the largest value; all of it is read for that."""
     least = most = 0
     for start, stop in boxes(box.shape, block_of_chunks(level.array.chunks, BLOCK)):
         block = level.read(box.start + start, box.start + stop)
@@ -296,7 +296,7 @@ def _write(job: Job, *, overwrite: bool, say: Say) -> None:
 
 
 def _described(job: Job) -> str:
-    """What was written, and what its format cannot say."""
+    """Return what was written, and what its format cannot say."""
     volume = job.volume
     grid = volume.grid
     text = f"{voxels(grid.shape)} voxels of {nm(grid.scale)} nm, {volume.dtype}"

@@ -67,6 +67,7 @@ class CropCache:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _move_in(self, scratch: Path, key: str) -> None:
+        """Rename the written folder to that of its key."""
         try:
             scratch.rename(self.path(key))
         except OSError:
@@ -164,7 +165,7 @@ class _Described:
 
 
 def _finest(group: Path) -> str:
-    """Name of the finest level of a group; "" where nothing tells it without opening arrays.
+    """Return name of the finest level of a group; "" where nothing tells it without opening arrays.
 
     Opening the arrays of a class with three levels takes three times as long.
     """
@@ -185,7 +186,7 @@ def _finest(group: Path) -> str:
 
 @functools.lru_cache(maxsize=512)
 def _finest_of(described: _Described) -> str:
-    """The same of what is described alike: by all classes of a crop, which are 48."""
+    """Return the name of the finest level by the metadata, which the classes of a crop share."""
     attributes = {"multiscales": json.loads(described.images)}
     try:
         levels = metadata.image_of(described.group, attributes).levels
@@ -195,7 +196,7 @@ def _finest_of(described: _Described) -> str:
 
 
 def stamp_of_labels(volume: Path) -> str:
-    """What changes with a class volume; of one on a server its metadata, which are asked for."""
+    """Return a text that changes with a class volume; on a server it is that of its metadata."""
     if is_address(volume):
         return str(ngff.open_levels(volume)[0].stamp)
     if is_link(volume):
@@ -221,5 +222,5 @@ def _state(name: str, status: os.stat_result) -> str:
 
 
 def _hash(states: Iterable[str]) -> str:
-    """The same in whatever order a folder is listed."""
+    """Return a hash that does not depend on the order in which a folder is listed."""
     return hashlib.sha256("\n".join(sorted(states)).encode()).hexdigest()

@@ -26,7 +26,7 @@ from common.data.volumes.annotation import LabelReader
 from common.data.volumes.box import boxes, slices
 from common.data.volumes.level import Grid, Level, MissingChunks
 from common.data.volumes.placement import are_same_voxels, check_directions
-from common.data.volumes.raw import Raw, averaged_grid, mirror
+from common.data.volumes.raw import Raw, averaged_grid
 from common.errors import UserError
 from common.talk import nm
 
@@ -146,45 +146,31 @@ def decode(job: Decoding, cache: CropCache) -> None:
 def _decode_raw(job: Decoding, folder: Path) -> None:
     """Write the raw block, averaged down to the training grid and mirrored outside of the volume.
 
-    Zeros outside of the volume would look like an edge, which no cell has.
+    Zeros outside of the volume would look like an edge, which no cell has. Raises UserError if all
+    of the block is black.
     """
-    start = job.raw_start
-    stop = start + job.raw_grid.shape
-    first = np.clip(start, 0, job.raw.grid.shape)
-    last = np.clip(stop, 0, job.raw.grid.shape)
-    if (first == start).all() and (last == stop).all():
-        _copy_raw(job, first, last, folder / "raw.npy")
-        return
-    inside = _copy_raw(job, first, last, folder / "inside.npy")
-    axes = []
-    for begin, end, size in zip(start - first, stop - first, inside.shape, strict=True):
-        axes.append(mirror(np.arange(begin, end), size))
-    z, y, x = axes
-    block = _new_volume(folder / "raw.npy", job.raw.dtype, job.raw_grid.shape)
-    for top in range(0, len(block), SLAB):
-        layers = slice(top, top + SLAB)
-        block[layers] = inside[np.ix_(z[layers], y, x)]
-    block.flush()
-    (folder / "inside.npy").unlink()
-
-
-def _copy_raw(job: Decoding, first: np.ndarray, last: np.ndarray, path: Path) -> np.memmap:
-    """Copy voxels first..last-1 of the volume to a new file. Raises UserError if all are black."""
-    block = _new_volume(path, job.raw.dtype, last - first)
+    raw = job.raw
+    block = _new_volume(folder / "raw.npy", raw.dtype, job.raw_grid.shape)
     darkest = np.inf
     brightest = -np.inf
     cut_off = 0
+    inside_voxels = 0
     for start, stop in boxes(block.shape, (SLAB, *block.shape[1:])):
         job.check_wanted()
-        slab = job.raw.read(first + start, first + stop)
+        first = job.raw_start + start
+        slab = raw.read_mirrored(first, job.raw_start + stop)
+        block[slices(start, stop)] = slab
         darkest = min(darkest, float(slab.min()))
         brightest = max(brightest, float(slab.max()))
-        cut_off += job.raw.cut_off(slab)
-        block[slices(start, stop)] = slab
+        # of what is mirrored nothing counts twice
+        begin = np.maximum(-first, 0)
+        end = np.clip(raw.grid.shape - first, begin, slab.shape)
+        inside = slab[slices(begin, end)]
+        cut_off += raw.cut_off(inside)
+        inside_voxels += inside.size
     where = f"around {job.row.name}"
-    job.raw.check_values(darkest, brightest, where, cut_off=cut_off / block.size)
+    raw.check_values(darkest, brightest, where, cut_off=cut_off / inside_voxels)
     block.flush()
-    return block
 
 
 def _decode_channel(job: Decoding, block: ChannelBlock, path: Path) -> None:
@@ -245,7 +231,7 @@ def _decode_labels(job: Decoding, folder: Path) -> None:
 
 
 def _remarks(readers: Sequence[LabelReader]) -> np.ndarray:
-    """(n, 2) text: class and sentence."""
+    """Return (n, 2) text: class and sentence."""
     remarks = []
     for reader in readers:
         remarks += [(reader.name, remark) for remark in reader.remarks()]
@@ -270,7 +256,7 @@ def _matching_level(job: Decoding, name: str) -> Level:
     return level
 
 
-class Labels(NamedTuple):
+class BlockLabels(NamedTuple):
     """What is known of a class in a block, bool (z, y, x) each."""
 
     positive: np.ndarray
@@ -287,8 +273,8 @@ def _read_labels(
     stop: np.ndarray,
     *,
     writer: IdWriter | None,
-) -> Labels:
-    """Voxels start..stop-1 of what is written of a class, whose objects `writer` gets."""
+) -> BlockLabels:
+    """Return the labels of a class in the reduced voxels start..stop-1; `writer` gets its ids."""
     factor = job.label_factor
     first = (job.label_start + start) * factor
     last = (job.label_start + stop) * factor
@@ -313,10 +299,16 @@ def _reduced_labels(
     first: np.ndarray,
     values: tuple[np.ndarray, np.ndarray | None],
     factor: np.ndarray,
-) -> Labels:
-    """The labels of a class from voxel `first` on, reduced. values: as of `LabelReader.read`.
+) -> BlockLabels:
+    """Reduce the labels of a class by blocks of `factor` voxels.
 
     A reduced voxel is unknown where its unknown voxels decide which side has the majority.
+
+    Args:
+        reader: of the class.
+        first: (3,) first annotated voxel of `values`.
+        values: what `LabelReader.read` gives, bool (z, y, x): positive, and unknown or None.
+        factor: (3,) annotated voxels along each axis that become one.
     """
     positive, unknown = values
     last = first + positive.shape
@@ -326,9 +318,9 @@ def _reduced_labels(
     if of_networks is not None:
         by_networks = _majority(of_networks[slices(first, last)] > 0, factor)
     if unknown is None:
-        return Labels(certain, None, by_networks)
+        return BlockLabels(certain, None, by_networks)
     possible = _majority(positive | unknown, factor)
-    return Labels(certain, possible & ~certain, by_networks)
+    return BlockLabels(certain, possible & ~certain, by_networks)
 
 
 def _majority(mask: np.ndarray, factor: np.ndarray) -> np.ndarray:
@@ -349,10 +341,12 @@ def _majority(mask: np.ndarray, factor: np.ndarray) -> np.ndarray:
 # Labels: what is written
 
 
-def encode_known(labels: Sequence[Labels]) -> tuple[np.ndarray, np.ndarray]:
-    """Palette image of several classes: indices, and combinations (rows, classes) int8.
+def encode_known(labels: Sequence[BlockLabels]) -> tuple[np.ndarray, np.ndarray]:
+    """Encode the labels of several classes in a block as a palette image.
 
-    To the label of a network `pseudo.IN_PALETTE` is added.
+    Returns:
+        The index volume (z, y, x), and the combinations (rows, classes) int8 that occur: 1, 0 or
+        UNKNOWN, plus `pseudo.IN_PALETTE` where the label is a network's.
     """
     positive = [part.positive for part in labels]
     # only of the classes, by their numbers, that have such voxels
@@ -388,12 +382,15 @@ class PaletteImage:
         self.parts: list[RowPart] = []
 
     def write(self, start: np.ndarray, block: np.ndarray, combinations: np.ndarray) -> None:
-        """Take a block. Raises UserError for more combinations than an index can tell apart.
+        """Add a block to the image.
 
         Args:
             start: its first voxel.
             block: (z, y, x), rows of `combinations`.
             combinations: (rows, classes) int8.
+
+        Raises:
+            UserError: for more combinations than an index can tell apart.
         """
         rows = []
         for combination in combinations:
@@ -410,20 +407,23 @@ class PaletteImage:
             self.parts.append(RowPart(row, part.voxels, part.positions + start))
 
     def volume(self) -> np.ndarray:
-        """(z, y, x): the palette row of each voxel, in the smallest type."""
+        """Return the palette row of each voxel, (z, y, x) uint8 or uint16, whichever will do."""
         return self.index.astype(np.uint8) if len(self.row_of) < 2**8 else self.index
 
     def palette(self, classes: int) -> np.ndarray:
-        """(rows, classes) int8."""
+        """Return the palette, (rows, classes) int8, of which row 0 is unknown for all classes."""
         palette = np.full((len(self.row_of) + 1, classes), UNKNOWN, np.int8)
         for combination, row in self.row_of.items():
             palette[row] = np.frombuffer(combination, np.int8)
         return palette
 
     def counts_and_examples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Voxels of each row (rows,), and positions of some of them (rows, EXAMPLES, 3).
+        """Count the voxels of each palette row, and draw examples of them.
 
-        A block contributes positions in proportion to its voxels of the row.
+        A block contributes examples in proportion to its voxels of the row.
+
+        Returns:
+            Counts (rows,) int64, and indices z, y, x of voxels (rows, EXAMPLES, 3) int32.
         """
         random = np.random.default_rng(0)
         rows = len(self.row_of) + 1

@@ -18,15 +18,12 @@ import numpy as np
 from common.config.input_channels import InputChannel, read_channels
 from common.config.settings import TrainConfig
 from common.data.volumes import ngff, records, results
-from common.data.volumes.box import Vector, slices
+from common.data.volumes.box import Corners, Vector, slices
 from common.data.volumes.level import Grid, Level, box_text
 from common.data.volumes.placement import slack_nm
 from common.data.volumes.raw import Raw, open_raw
 from common.data.volumes.sources import place
 from common.errors import UserError
-
-Box = tuple[np.ndarray, np.ndarray]
-"""Lower and upper corner, (3,) nm each."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class ChannelVolume:
         low, high = self.raw.value_range
         return float(np.clip(round(low + self.outside * (high - low)), 0, 255))
 
-    def check_covers(self, around: Box, raw: Grid, *, where: str, margin: float) -> None:
+    def check_covers(self, around: Corners, raw: Grid, *, where: str, margin: float) -> None:
         """Raise UserError where the volume ends within what raw covers around a box.
 
         Args:
@@ -87,7 +84,7 @@ class ChannelVolume:
         )
 
     def record(self) -> dict[str, Any]:
-        """What it is, as JSON: the array, its values, and by which prediction it was made."""
+        """Return what is recorded of the channel as JSON: array, values, and its prediction."""
         about: dict[str, Any] = {
             "array": str(self.raw.level.path),
             "range": list(self.raw.value_range),
@@ -152,7 +149,10 @@ def _path_of(channel: InputChannel, folder: Path, box: tuple[str, str]) -> Path:
 
 
 def _usual_range(level: Level, name: str) -> tuple[float, ...]:
-    """Stored values that are 0 and 1 by what the volume is; () is all of its type's."""
+    """Return the stored values that become 0 and 1, by what the volume is; () for the type's range.
+
+    Raises UserError where nothing tells them.
+    """
     own = f"write 'range' of input_channels['{name}'], the values that become 0 and 1"
     sort = results.sort_of(level, name)
     if sort == "objects":

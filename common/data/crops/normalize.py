@@ -342,7 +342,7 @@ def _tile(raw: Raw, start: np.ndarray) -> Tile:
 
 
 def _on_level(raw: Raw, tile: Tile) -> Tile:
-    """The tile in voxels of the level that is read, which may be finer."""
+    """Return the tile in voxels of the level that is read, which may be finer."""
     return Tile(tile.start * raw.factor, tile.stop * raw.factor)
 
 

@@ -31,7 +31,7 @@ from common.data.crops.palette import UNKNOWN, Rules, contradicts
 from common.data.splits.split import Row
 from common.data.volumes import ngff
 from common.data.volumes.annotation import INSTANCE_TYPE, encoding_of
-from common.data.volumes.box import Box
+from common.data.volumes.box import Box, Corners
 from common.data.volumes.level import Grid, Level, MissingChunks
 from common.data.volumes.placement import check_crop, check_detail, slack_nm
 from common.data.volumes.raw import Raw, averaged_grid, open_raw, reduction
@@ -203,10 +203,8 @@ def _memory_map(path: str) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def _rows_in(
-    voxels: np.ndarray, grid: Grid, box: tuple[np.ndarray, np.ndarray]
-) -> Iterator[np.ndarray]:
-    """RAW_ROWS x RAW_ROWS rows along x of what a volume has in a box (nm)."""
+def _rows_in(voxels: np.ndarray, grid: Grid, box: Corners) -> Iterator[np.ndarray]:
+    """Iterate over RAW_ROWS x RAW_ROWS rows along x of what a volume has in a box."""
     first, last = (np.rint(grid.in_voxels(corner)).astype(int) for corner in box)
     first = np.clip(first, 0, np.array(voxels.shape) - 1)
     last = np.clip(last, first + 1, voxels.shape)
@@ -304,6 +302,7 @@ def _threads(given_up: threading.Event) -> Iterator[ThreadPoolExecutor]:
 
 
 def _check_they_fit(jobs: Sequence[Decoding], cache: CropCache, beside: Sequence[Crop]) -> None:
+    """Raise UserError if the decoded crops of a run are larger than the cache."""
     needed = sum(job.bytes for job in jobs) + sum(crop.bytes for crop in beside)
     if needed / 1e9 > cache.gigabytes:
         raise UserError(
@@ -317,6 +316,7 @@ def _check_they_fit(jobs: Sequence[Decoding], cache: CropCache, beside: Sequence
 
 
 def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
+    """Plan what is read of a crop. Raises UserError or FileNotFoundError where it does not fit."""
     raw = open_raw(
         row.raw,
         request.input_scale,
@@ -373,7 +373,7 @@ def _within_raw(whole: Grid, label: Level, raw: Level) -> Grid:
 
 
 def _key_of(job: Decoding) -> str:
-    """The key of what will be decoded."""
+    """Return the key of what will be decoded."""
     raw = job.raw
     start = job.raw_start
     stop = start + job.raw_grid.shape
@@ -408,12 +408,9 @@ def _key_of(job: Decoding) -> str:
 
 
 def _plan_channels(
-    row: Row,
-    request: CropRequest,
-    raw: Raw,
-    box: tuple[np.ndarray, np.ndarray],
+    row: Row, request: CropRequest, raw: Raw, box: Corners
 ) -> tuple[ChannelBlock, ...]:
-    """What is kept of the further input channels of a crop. box: of its labels, nm."""
+    """Return what is kept of the further input channels of a crop. box: of its labels, nm."""
     lower, upper = box
     margin = request.margins_nm[row.usage]
     around = lower - margin, upper + margin
@@ -459,12 +456,13 @@ def _classes_to_read(row: Row, request: CropRequest) -> tuple[str, ...]:
 
 
 def is_smaller(raw_extent: np.ndarray, patch_nm: np.ndarray) -> bool:
-    """Whether raw is too small for a patch; both (3,) nm."""
+    """Return whether raw is too small for a patch; both (3,) nm."""
     # a patch may be 2 % larger: mirroring fills that in
     return bool((raw_extent < 0.98 * patch_nm).any())
 
 
 def _check_size(row: Row, raw: Raw, patch_nm: np.ndarray) -> None:
+    """Raise UserError if raw is smaller than the input patch, (3,) nm."""
     lower, upper = raw.level.box()
     extent = upper - lower
     if is_smaller(extent, patch_nm):
@@ -531,7 +529,7 @@ def _load(job: Decoding, request: CropRequest, cache: CropCache) -> Crop:
 
 
 def _channel_of(block: ChannelBlock, folder: Path) -> CropChannel:
-    """A decoded channel of a crop."""
+    """Return a decoded channel of a crop."""
     volume = block.volume
     return CropChannel(
         folder / block.file, block.grid, volume.raw.value_range, about=volume.record()
@@ -550,9 +548,14 @@ class _Inferred(NamedTuple):
 
 
 def _infer(annotated: np.ndarray, names: Sequence[str], request: CropRequest) -> _Inferred:
-    """What a palette of the classes `names`, as `encode_known` makes it, implies for those learnt.
+    """Infer the labels of the classes of a run from the palette of a decoded crop.
 
     Annotated classes that are not learnt take part in the reasoning, and are dropped after it.
+
+    Args:
+        annotated: (rows, classes) int8, as `decode.encode_known` makes it.
+        names: the class of each column.
+        request: what the run needs.
     """
     all_names = [*names, *(name for name in request.classes if name not in names)]
     learnt = [all_names.index(name) for name in request.classes]

@@ -49,7 +49,7 @@ class Filled:
 
     @classmethod
     def begin(cls, labels: np.ndarray) -> Filled:
-        """A copy of labels that no network has completed yet."""
+        """Return a copy of labels that no network has completed yet."""
         return cls(
             labels=labels.copy(),
             is_pseudo=np.zeros(labels.shape, bool),

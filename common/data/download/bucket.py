@@ -125,7 +125,7 @@ class Bucket:
         return [RemoteFile(prefix + name, size, etag) for name, size, etag in listed]
 
     def folders(self, prefix: str) -> list[str]:
-        """The names of the folders in the folder `prefix`; not remembered."""
+        """Return the names of the folders in the folder `prefix`; not remembered."""
         names = []
         for page in self._pages(self._key(prefix), delimiter="/"):
             for item in page.iterfind("{*}CommonPrefixes"):
@@ -134,7 +134,7 @@ class Bucket:
         return names
 
     def get(self, file: RemoteFile, root: Path) -> bytes:
-        """The content of an object; `root` has the metadata of its array.
+        """Return the content of an object; `root` has the metadata of its array.
 
         Raises:
             FileError: if the server does not send what was listed.
@@ -191,7 +191,7 @@ class Bucket:
         return {item: results[item] for item in items}
 
     def _key(self, path: str) -> str:
-        """The path in the bucket."""
+        """Return the path in the bucket."""
         for ours, theirs in tuple(self.renamed.items()):
             if path.startswith(f"{ours}/"):
                 return theirs + path[len(ours) :]
@@ -212,7 +212,7 @@ class Bucket:
         return listed
 
     def _pages(self, prefix: str, **query: str) -> Iterator[ET.Element]:
-        """The pages of a listing. Source: Amazon S3 API reference, ListObjectsV2."""
+        """Iterate over the pages of a listing. Source: Amazon S3 API reference, ListObjectsV2."""
         query = {"list-type": "2", "prefix": prefix, **query}
         while True:
             page = ET.fromstring(self._read(f"/?{urlencode(query)}", _flaw_of_listing))
@@ -222,7 +222,7 @@ class Bucket:
             query["continuation-token"] = page.findtext("{*}NextContinuationToken", "")
 
     def _read(self, address: str, flaw_of: Callable[[bytes], str]) -> bytes:
-        """What the server sends.
+        """Return what the server sends.
 
         Asked again while it does not answer, is overloaded or sends something flawed. `flaw_of`
         says what is wrong with a content, or nothing.
@@ -245,7 +245,7 @@ class Bucket:
         )
 
     def _ask(self, address: str) -> tuple[bytes, str]:
-        """One request: its content, or what may pass. Raises FileError for what will not."""
+        """Return one request: its content, or what may pass. Raises FileError for what will not."""
         try:
             response = self._connections.request("GET", self.url + address, decode_content=False)
         except urllib3.exceptions.HTTPError as error:
@@ -302,7 +302,7 @@ class _Journal:
         self._file = None if read_only else path.open("wb" if anew else "ab")
 
     def get(self, prefix: str) -> list[list] | None:
-        """The listing of a prefix, None if it was never asked for."""
+        """Return the listing of a prefix, None if it was never asked for."""
         return self._listings.get(prefix)
 
     def add(self, prefix: str, listing: list[list]) -> None:
@@ -323,7 +323,7 @@ class _Journal:
 
 
 def _remembered(journal: Path, url: str) -> dict[str, list[list]]:
-    """The listings of one bucket in a journal."""
+    """Return the listings of one bucket in a journal."""
     listings: dict[str, list[list]] = {}
     if not journal.is_file():
         return listings
@@ -340,7 +340,7 @@ def _remembered(journal: Path, url: str) -> dict[str, list[list]]:
 
 
 def flaw(content: bytes, file: RemoteFile, root: Path) -> str:
-    """What is wrong with the content of an object, or nothing.
+    """Return what is wrong with the content of an object, or nothing.
 
     Without an MD5 in its ETag a chunk is decoded; `root` has the metadata of its array.
     """
@@ -356,7 +356,7 @@ def flaw(content: bytes, file: RemoteFile, root: Path) -> str:
 
 
 def is_there(root: Path, file: RemoteFile, verify: bool = False) -> bool:
-    """Whether a file has its size and, if it is metadata or to be verified, its content."""
+    """Return whether a file has its size and, if it is metadata or to be verified, its content."""
     path = root / file.path
     try:
         if path.stat().st_size != file.size:

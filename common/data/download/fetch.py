@@ -21,7 +21,7 @@ import contextlib
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,6 +34,7 @@ from common.data.crops.opened import raw_voxels
 from common.data.download.bucket import URL, Bucket, RemoteFile, is_there, write
 from common.data.download.wanted import Choice, WantedCrop, choose
 from common.data.volumes import layout, ngff
+from common.data.volumes.box import Corners
 from common.data.volumes.level import chunk_ranges
 from common.data.volumes.raw import averaged_grid, reduction
 from common.errors import FileError, UserError
@@ -46,9 +47,6 @@ DISK_BLOCK = 4096
 
 JOURNAL = ".fetch/listings.jsonl"
 """File under the data root with what the bucket was said to hold."""
-
-Box = tuple[np.ndarray, np.ndarray]
-"""Lower and upper corner, (3,) nm each."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def fetch(
     workers: int = 16,
     dry_run: bool = False,
     verify: bool = False,
-    say: Callable[[str], None] = print,
+    say: talk.Say = print,
     **choice: Any,
 ) -> FetchReport:
     """Download what is missing from the bucket to the data root, after printing the sizes.
@@ -113,7 +111,7 @@ def _fetch_missing(
     root: Path,
     place: Path,
     *,
-    say: Callable[[str], None],
+    say: talk.Say,
 ) -> FetchReport:
     """Say how much there is and what of it is missing; fetch that, unless `bucket` is read only.
 
@@ -156,7 +154,7 @@ def _workplace(root: Path, dry_run: bool) -> Iterator[Path]:
 
 
 def plan(bucket: Bucket, wanted: Sequence[WantedCrop], place: Path) -> list[RemoteFile]:
-    """Every file of these crops, metadata first.
+    """Return every file of these crops, metadata first.
 
     Metadata that say where things lie are fetched to `place`, and read there.
 
@@ -183,7 +181,7 @@ def plan(bucket: Bucket, wanted: Sequence[WantedCrop], place: Path) -> list[Remo
 
 
 def _groups_above(crop: WantedCrop) -> list[str]:
-    """The folders of the groups above the raw, and above the classes with the crop's own."""
+    """Return the folders of the groups above the raw, and above the classes with the crop's own."""
     paths = [*PurePosixPath(crop.raw).parents]
     if crop.classes:
         paths += [PurePosixPath(crop.labels), *PurePosixPath(crop.labels).parents]
@@ -191,7 +189,7 @@ def _groups_above(crop: WantedCrop) -> list[str]:
 
 
 def _raw_metadata(bucket: Bucket, raw: str, place: Path) -> list[RemoteFile]:
-    """The metadata of an image and of all its levels, which are brought to `place`."""
+    """Return the metadata of an image and of all its levels, which are brought to `place`."""
     files = bucket.find(f"{raw}/.z")
     if not files:
         bucket.renamed[raw] = _other_raw(bucket, raw)
@@ -207,7 +205,7 @@ def _raw_metadata(bucket: Bucket, raw: str, place: Path) -> list[RemoteFile]:
 
 
 def _other_raw(bucket: Bucket, raw: str) -> str:
-    """The raw of a dataset that has it under another name, such as fibsem-uint16.
+    """Return the raw of a dataset that has it under another name, such as fibsem-uint16.
 
     It is copied to the path that training expects.
     """
@@ -233,8 +231,8 @@ def _level_names(bucket: Bucket, raw: str, place: Path) -> list[str]:
 
 def _labels(
     bucket: Bucket, crops: Sequence[WantedCrop], place: Path
-) -> tuple[list[RemoteFile], dict[WantedCrop, Box]]:
-    """The files of all classes, and the box of each crop.
+) -> tuple[list[RemoteFile], dict[WantedCrop, Corners]]:
+    """Return the files of all classes, and the box of each crop.
 
     Of all levels, or where scales are asked for of the finest, from which training reduces labels.
     """
@@ -279,9 +277,9 @@ class _RawNeed:
 
 
 def _raw_chunks(
-    crop: WantedCrop, levels: Sequence[ngff.Level], box: Box, place: Path
+    crop: WantedCrop, levels: Sequence[ngff.Level], box: Corners, place: Path
 ) -> list[_RawNeed]:
-    """The chunks around a crop, for each level that is wanted."""
+    """Return the chunks around a crop, for each level that is wanted."""
     lower, upper = box
     raw_lower, raw_upper = levels[0].box()
     if (lower >= raw_upper).any() or (upper <= raw_lower).any():
@@ -310,9 +308,10 @@ def _raw_chunks(
 def _voxels_kept(
     level: ngff.Level, scale: np.ndarray, lower: np.ndarray, upper: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First voxel of a level, and the one after the last, that training at `scale` keeps of a box.
+    """Return the first voxel of a level, and the one after the last, that training keeps of a box.
 
-    Training averages the level's voxels first, and keeps whole averaged voxels.
+    Training at `scale` averages the level's voxels first, and keeps whole averaged voxels. lower,
+    upper: corners of the box in nm.
     """
     factor = reduction(scale, level.scale, level.shape)
     start, stop = raw_voxels(lower, upper, averaged_grid(level, factor))
@@ -323,7 +322,7 @@ def _voxels_kept(
 
 
 def _existing_chunks(bucket: Bucket, needs: Sequence[_RawNeed]) -> list[RemoteFile]:
-    """The chunks that are needed and that the bucket holds; chunks of 0 throughout it does not."""
+    """Return the chunks that are needed and that the bucket holds; it holds none that are all 0."""
     needed: dict[str, set[str]] = {}
     for need in needs:
         for row, chunks in need.rows.items():
@@ -349,7 +348,7 @@ def _existing_chunks(bucket: Bucket, needs: Sequence[_RawNeed]) -> list[RemoteFi
 
 
 def _count(files: Sequence[RemoteFile], new: set[str]) -> FetchReport:
-    """`new`: paths that are fetched, or were while planning."""
+    """Count files and bytes. new: paths that are fetched, or were while planning."""
     fetched = [file.size for file in files if file.path in new]
     skipped = [file.size for file in files if file.path not in new]
     return FetchReport(
@@ -368,7 +367,7 @@ def _say_sizes(
     files: Sequence[RemoteFile],
     *,
     report: FetchReport,
-    say: Callable[[str], None],
+    say: talk.Say,
 ) -> None:
     def line(what: str, count: int, size: int) -> str:
         return f"  {what:14}{count:>10,} files {talk.size(size):>9}"
@@ -397,9 +396,7 @@ def _check_space(root: Path, missing: Sequence[RemoteFile]) -> None:
 # fetching
 
 
-def _download(
-    bucket: Bucket, missing: Sequence[RemoteFile], root: Path, say: Callable[[str], None]
-) -> None:
+def _download(bucket: Bucket, missing: Sequence[RemoteFile], root: Path, say: talk.Say) -> None:
     """Fetch files. Raises FileError at the end, or when MAX_FAILURES have failed."""
     came: list[RemoteFile] = []
     problems: list[str] = []
@@ -444,7 +441,7 @@ def _refuse_failures(problems: Sequence[str], least: int, asked: int) -> None:
 
 
 def _next_command(asked: Choice, wanted: Sequence[WantedCrop]) -> str:
-    """What to run next."""
+    """Return what to run next."""
     data = asked.data or None
     if all(crop.usage == "test" for crop in wanted):
         experiment = asked.for_experiment or "EXPERIMENT"

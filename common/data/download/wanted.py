@@ -21,7 +21,9 @@ from common.config import load
 from common.data.samples import sampling
 from common.data.splits import catalogue, manifest, split
 from common.data.volumes import layout
+from common.data.volumes.box import Corners
 from common.errors import UserError, refuse
+from common.talk import Say
 
 SCALES = (8.0, 32.0, 128.0)
 """nm, what is fetched if nothing is said: the voxel sizes of the baselines."""
@@ -73,7 +75,7 @@ class Choice:
         return str(self.for_experiment or Path(self.table).name)
 
     def given(self) -> dict[str, Any]:
-        """The fields of WantedCrop that go before those of an experiment or the default."""
+        """Return the fields of WantedCrop that go before those of an experiment or the default."""
         if self.scale and self.all_resolutions:
             raise UserError("both scale and all_resolutions; write one of them")
         if self.padding_nm is not None and self.padding_voxels is not None:
@@ -106,8 +108,8 @@ class WantedCrop:
     padding_nm: np.ndarray | None = None
     """(3,), raw around the crop; `padding_voxels` of each scale unless set."""
     padding_voxels: int = REACH
-    box: tuple[np.ndarray, np.ndarray] | None = None
-    """Lower and upper corner of a test crop in nm; others lie where their labels do."""
+    box: Corners | None = None
+    """Of a test crop; others lie where their labels do."""
 
     @property
     def store(self) -> str:
@@ -130,8 +132,8 @@ class WantedCrop:
         return layout.raw(self.dataset)
 
 
-def choose(choice: Choice, say: Callable[[str], None]) -> tuple[Path, list[WantedCrop]]:
-    """The data root, and the crops that are asked for.
+def choose(choice: Choice, say: Say) -> tuple[Path, list[WantedCrop]]:
+    """Return the data root, and the crops that are asked for.
 
     `say` takes lines about the manifest of test crops and about crops that are left out.
 
@@ -160,7 +162,7 @@ def choose(choice: Choice, say: Callable[[str], None]) -> tuple[Path, list[Wante
 
 
 def _three(what: str, value: float | Sequence[float], *, least: float) -> tuple[float, ...]:
-    """A length in nm, or three, as three."""
+    """Return a length in nm, or three, as three."""
     numbers = np.ravel(value).tolist()
     if np.ndim(value) == 0:
         numbers = numbers * 3
@@ -175,7 +177,7 @@ def _three(what: str, value: float | Sequence[float], *, least: float) -> tuple[
 def _of_experiment(
     path: str | Path, data: str | Path | None
 ) -> tuple[Path, dict[Key, WantedCrop], WantedCrop]:
-    """Data root, the crops of the data split, and what is wanted of a test crop."""
+    """Return the data root, the crops of the data split, and what is wanted of a test crop."""
     given = data or os.environ.get("CELLMAP_DATA")
     # the data root need not be there yet, which the check of the settings asks for
     elsewhere = {"data_path": str(files.REPOSITORY)} if given else {}
@@ -207,7 +209,7 @@ def _of_experiment(
 def _of_row(
     row: split.Row, scale: tuple[float, ...], margins: Mapping[str, np.ndarray]
 ) -> WantedCrop:
-    """What is wanted of a crop of a data split; margins: (3,) nm of raw around it, by usage."""
+    """Return what is wanted of a crop of a data split. margins: (3,) nm around it, by usage."""
     dataset, name = row.key
     # a test crop is predicted in blocks that are not turned, as in validation
     is_test = row.usage == split.TEST
@@ -222,9 +224,9 @@ def _of_row(
 
 
 def _of_table(table: str | Path, like: WantedCrop) -> dict[Key, WantedCrop]:
-    """The crops of a table, each with the scales of `like` that its labels are fine enough for.
+    """Return the crops of a table, each with those scales of `like` that its labels allow.
 
-    Where that is none of them no class is wanted.
+    Of a crop whose labels are too coarse for all of them no class is wanted.
     """
     crops = {}
     for crop in catalogue.read_crop_table(table):
@@ -240,10 +242,8 @@ def _of_table(table: str | Path, like: WantedCrop) -> dict[Key, WantedCrop]:
     return crops
 
 
-def _test_crops(
-    path: str | Path, like: WantedCrop, say: Callable[[str], None]
-) -> dict[Key, WantedCrop]:
-    """The test crops, each the box that holds all of its labels."""
+def _test_crops(path: str | Path, like: WantedCrop, say: Say) -> dict[Key, WantedCrop]:
+    """Return the test crops, each the box that holds all of its labels."""
     entries = manifest.read(path or manifest.fetch(files.cache_folder(), say=say))
     crops = {}
     for (dataset, name), of_crop in manifest.by_crop(entries).items():
@@ -261,20 +261,19 @@ def _named(
     tests: Callable[[], Mapping[Key, WantedCrop]],
     source: str,
 ) -> list[WantedCrop]:
-    """The crops that a comma-separated list names, each once.
+    """Return the crops that a comma-separated list names, each once.
 
     A name that is not known is looked for among the test crops, whose table may have to be
     downloaded.
     """
     chosen: dict[Key, WantedCrop] = {}
     problems = []
-    for word in filter(None, (word.strip() for word in words.split(","))):
+    for word in catalogue.words_of(words):
         of_usage = {key: crop for key, crop in known.items() if crop.usage == word}
         if word == "test" or of_usage:
             chosen |= of_usage or tests()
             continue
-        dataset, _, name = word.rpartition("/")
-        patterns = ([dataset or "*"], [name])
+        patterns = catalogue.patterns_of(word)
         matching = catalogue.matching(known, *patterns)
         if not matching:
             try:
@@ -290,10 +289,8 @@ def _named(
     return list(chosen.values())
 
 
-def _with_something(
-    crops: Sequence[WantedCrop], choice: Choice, say: Callable[[str], None]
-) -> list[WantedCrop]:
-    """Those with something to fetch, and the classes asked for of them only.
+def _with_something(crops: Sequence[WantedCrop], choice: Choice, say: Say) -> list[WantedCrop]:
+    """Return those with something to fetch, and the classes asked for of them only.
 
     Raises UserError if a class, or everything, is left out.
     """

@@ -29,12 +29,12 @@ MOST_BLOCKS = 10_000
 
 
 def whole(level: Level) -> Box:
-    """All voxels of a volume."""
+    """Return all voxels of a volume."""
     return Box(np.zeros(3, int), level.shape)
 
 
 def boxes(level: Level, crops: Sequence[str], blocks: str, gap: int | None) -> list[Box]:
-    """The boxes of labels that become crops.
+    """Return the boxes of labels that become crops.
 
     Args:
         level: the labels.
@@ -58,7 +58,7 @@ def boxes(level: Level, crops: Sequence[str], blocks: str, gap: int | None) -> l
 
 
 def box_of(text: str, level: Level) -> Box:
-    """The voxels that --crop names. Raises UserError for none."""
+    """Return the voxels that --crop names. Raises UserError for none."""
     bounds = []
     for axis, part in enumerate(text.split(",")):
         match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)
@@ -95,7 +95,7 @@ def _counts(blocks: str, box: Box, level: Level) -> list[int]:
 
 
 def _blocks(box: Box, counts: Sequence[int], gap: int | None) -> list[Box]:
-    """A box cut into so many blocks along each axis."""
+    """Return a box cut into so many blocks along each axis."""
     ranges = []
     for axis, count in enumerate(counts):
         along = _ranges(int(box.shape[axis]), count, gap)

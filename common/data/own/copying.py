@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 import zarr
 
-from common.data.volumes.box import Box, boxes, slices
+from common.data.volumes.box import Box, boxes
 from common.data.volumes.level import Level, Voxels, chunk_ranges
 from common.files import not_written
 from common.talk import progress
@@ -65,7 +65,7 @@ def copy(
 
 
 def _bars(level: Level, chunks: Sequence[int], slab: Box) -> list[Box]:
-    """The bars of a slab, along y first, then x."""
+    """Return the bars of a slab, along y first, then x."""
     chunk_bytes = math.prod(chunks) * level.array.dtype.itemsize
     width = max(1, BAR_BYTES // chunk_bytes) * chunks[2]
     bars = boxes(slab.shape, (chunks[0], chunks[1], width))
@@ -89,14 +89,14 @@ def _reader(level: Level, slab: Box, chunks: Sequence[int], scratch: Path) -> It
 
 
 def _in_whole_pages(level: Level, chunks: Sequence[int]) -> bool:
-    """Whether a page is decoded as a whole, and is higher than a bar."""
+    """Return whether a page is decoded as a whole, and is higher than a bar."""
     array = level.array
     in_rows = isinstance(array, Voxels) and array.in_rows
     return array.chunks[0] == 1 and array.chunks[1] > chunks[1] and not in_rows
 
 
 def _rows(file: BinaryIO, level: Level, first_page: int, bar: Box) -> np.ndarray:
-    """The voxels of a bar from a file of decoded pages."""
+    """Return the voxels of a bar from a file of decoded pages."""
     dtype = level.array.dtype
     _, height, width = level.array.shape
     z, y, x = (range(*pair) for pair in zip(bar.start, bar.stop, strict=True))
@@ -111,7 +111,7 @@ def _rows(file: BinaryIO, level: Level, first_page: int, bar: Box) -> np.ndarray
 
 
 def is_written(array: zarr.Array, folder: Path, bar: Box) -> bool:
-    """Whether an earlier call wrote all chunks of a bar; chunks of zeros are not stored.
+    """Return whether an earlier call wrote all chunks of a bar; chunks of zeros are not stored.
 
     array: whose chunks are files in `folder`, with / between their numbers.
     """
@@ -120,8 +120,3 @@ def is_written(array: zarr.Array, folder: Path, bar: Box) -> bool:
         if not folder.joinpath(*map(str, index)).is_file():
             return False
     return True
-
-
-def put(array: zarr.Array, bar: Box, block: np.ndarray) -> None:
-    """Write the voxels of a bar."""
-    array[slices(bar.start, bar.stop)] = block

@@ -47,7 +47,7 @@ class Division:
 
 
 def read_crops(root: Path, datasets: Sequence[str], classes: Collection[str] = ()) -> list[OwnCrop]:
-    """The crops of datasets under a data root, every label read once.
+    """Return the crops of datasets under a data root, every label read once.
 
     Classes without a voxel in any crop are left out.
 
@@ -82,14 +82,14 @@ def read_crops(root: Path, datasets: Sequence[str], classes: Collection[str] = (
 
 
 def in_order(names: Collection[str]) -> list[str]:
-    """Classes in the order of the challenge's table, those of one's own after them."""
+    """Return classes in the order of the challenge's table, those of one's own after them."""
     table = [*ATOM_IDS, *GROUP_ATOMS]
     of_the_table = [name for name in table if name in names]
     return of_the_table + sorted(set(names).difference(table))
 
 
 def labels_by_class(crops: Sequence[OwnCrop]) -> dict[str, list[LabelFacts]]:
-    """What crops have of each class, the classes as `in_order` has them."""
+    """Return what crops have of each class, the classes as `in_order` has them."""
     labels: dict[str, list[LabelFacts]] = {}
     for crop in crops:
         for facts in crop.labels:
@@ -103,7 +103,7 @@ def positives(labels: Sequence[LabelFacts]) -> int:
 
 
 def _without_empty(crops: Sequence[OwnCrop], datasets: Sequence[str]) -> list[OwnCrop]:
-    """The crops with those of their classes that occur anywhere."""
+    """Return the crops with those of their classes that occur anywhere."""
     by_class = labels_by_class(crops)
     present = [name for name, labels in by_class.items() if positives(labels)]
     if not present:
@@ -122,7 +122,7 @@ def _without_empty(crops: Sequence[OwnCrop], datasets: Sequence[str]) -> list[Ow
 
 
 def unlabelled_rest(crop: OwnCrop) -> str:
-    """A sentence where all labels lie in a small part of a crop; "" elsewhere.
+    """Return a sentence where all labels lie in a small part of a crop; "" elsewhere.
 
     0 is background that is known: of a volume that was annotated in a box alone everything around
     it would teach that nothing is there.
@@ -149,7 +149,7 @@ def unlabelled_rest(crop: OwnCrop) -> str:
 
 
 def divide(crops: Sequence[OwnCrop], scale: Sequence[float]) -> Division:
-    """Which crops train and which validate; writes the parts of crops that are cut.
+    """Return which crops train and which validate; writes the parts of crops that are cut.
 
     Specimens are kept apart where there are several, crops where there are several of one; few
     crops are cut. scale: voxel size of the run in nm.

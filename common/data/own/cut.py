@@ -68,7 +68,7 @@ class Cut:
         return self.planes - sum(of_both)
 
     def box(self, usage: str, shape: np.ndarray) -> Box:
-        """The voxels of a part in a class volume, which may have other voxels."""
+        """Return the voxels of a part in a class volume, which may have other voxels."""
         part = self.train if usage == "train" else self.validate
         start = np.zeros(3, int)
         stop = np.array(shape)
@@ -83,7 +83,7 @@ class Cut:
 
 
 def choose_cut(labels: Sequence[LabelFacts]) -> Cut | None:
-    """The cut of a crop with these classes; None where it is too small to be cut."""
+    """Return the cut of a crop with these classes; None where it is too small to be cut."""
     shape = min((facts.level.shape for facts in labels), key=math.prod)
     longest = shape.max()
     candidates = []
@@ -102,7 +102,7 @@ def choose_cut(labels: Sequence[LabelFacts]) -> Cut | None:
 
 
 def standing_cut(crop: Path, labels: Sequence[LabelFacts]) -> Cut | None:
-    """The cut by which parts of a crop are there already, of labels that are unchanged.
+    """Return the cut by which parts of a crop are there already, of labels that are unchanged.
 
     It stays when classes are added: an experiment that trains on these parts would be validated on
     what it has seen otherwise.
@@ -142,7 +142,7 @@ def cut_crop(crop: Path, cut: Cut, labels: Sequence[LabelFacts]) -> dict[str, Pa
 
 
 def _cuts(axis: int, planes: int) -> list[Cut]:
-    """The cuts at both ends of an axis."""
+    """Return the cuts at both ends of an axis."""
     validated = max(round(VALIDATED * planes), LEAST_VALIDATED)
     gap = min(GAP, planes // 10)
     trained = planes - validated - gap
@@ -152,7 +152,7 @@ def _cuts(axis: int, planes: int) -> list[Cut]:
 
 
 def _unlike(cut: Cut, facts: LabelFacts) -> float:
-    """How different the parts of a class are: |log of the ratio of its fractions|."""
+    """Return how different the parts of a class are: |log of the ratio of its fractions|."""
     if not facts.positives:
         return 0.0
     fractions = []
@@ -188,7 +188,7 @@ def _copy(facts: LabelFacts, part: Box, target: Path) -> None:
 
 
 def _record(level: Level, part: Box) -> dict[str, Any]:
-    """What a part is a copy of; another one where the labels were written anew since."""
+    """Return what a part is a copy of; another one where the labels were written anew since."""
     written = [path.stat().st_mtime_ns for path in (level.group, level.path) if path.exists()]
     return {
         "of": f"{level.group.parent.name}/{level.group.name}",

@@ -84,7 +84,7 @@ class LabelFacts:
         return float(chords[self.edges > 0].min())
 
     def box(self) -> Box:
-        """The box around all that is positive."""
+        """Return the box around all that is positive."""
         bounds = [np.flatnonzero(planes)[[0, -1]] + (0, 1) for planes in self.positive]
         return Box(*np.array(bounds).T)
 
@@ -144,7 +144,7 @@ def _count_objects(facts: LabelFacts, ids: np.ndarray, known: np.ndarray) -> Non
 
 
 def _steps(volume: np.ndarray, axis: int, distance: int) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels of a volume, and those `distance` further along an axis."""
+    """Return the voxels of a volume, and those `distance` further along an axis."""
     moved = np.moveaxis(volume, axis, 0)
     return moved[:-distance], moved[distance:]
 
@@ -153,7 +153,7 @@ def _steps(volume: np.ndarray, axis: int, distance: int) -> tuple[np.ndarray, np
 
 
 def contrast(facts: LabelFacts, raw: Sequence[Level]) -> float:
-    """Mean raw inside less outside, in deviations of raw; 0 where it cannot be told.
+    """Return mean raw inside less outside, in deviations of raw; 0 where it cannot be told.
 
     raw: the levels of the volume.
     """
@@ -176,5 +176,5 @@ def contrast(facts: LabelFacts, raw: Sequence[Level]) -> float:
 
 
 def are_opposite(contrasts: Sequence[float]) -> bool:
-    """Whether a class is clearly brighter in one volume and clearly darker in another."""
+    """Return whether a class is clearly brighter in one volume and clearly darker in another."""
     return max(contrasts) > CLEAR and min(contrasts) < -CLEAR

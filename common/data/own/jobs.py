@@ -103,7 +103,7 @@ class Counts:
         return self.voxels - self.absent - self.unknown
 
     def text(self) -> str:
-        """How much of the volume is the class, behind a comma."""
+        """Return how much of the volume is the class, behind a comma."""
         if not self.voxels:
             return ""
         name = self.job.group.name
@@ -151,7 +151,7 @@ class Counts:
 
 
 def code_of_unknown(excerpt: Excerpt) -> int | None:
-    """The value of unknown in what is written."""
+    """Return the value of unknown in what is written."""
     encoding: dict[str, Any] = excerpt.annotation["cellmap"]["annotation"]["annotation_type"]
     return encoding.get("encoding", {}).get("unknown")
 

@@ -36,7 +36,7 @@ class Named:
 
 
 def named(text: str) -> Named:
-    """What a name says: 'all.tif#value=2&unknown=0,9&translation=0,0,80'.
+    """Return what a name says: 'all.tif#value=2&unknown=0,9&translation=0,0,80'.
 
     Raises UserError for values that are no whole numbers.
     """
@@ -65,7 +65,7 @@ def _numbers(text: str, option: str, written: str) -> tuple[int, ...]:
 
 
 def by_table(volume: str, text: str) -> dict[str, Named]:
-    """The classes of one volume by a table of its values.
+    """Return the classes of one volume by a table of its values.
 
     Values that the table does not name belong to the background.
 
@@ -94,7 +94,7 @@ def by_table(volume: str, text: str) -> dict[str, Named]:
 
 
 def _table(text: str) -> Mapping[int, str]:
-    """The class of each value."""
+    """Return the class of each value."""
     if "=" in text:
         pairs = [part.partition("=")[::2] for part in text.split(",")]
     else:
@@ -112,7 +112,7 @@ def _table(text: str) -> Mapping[int, str]:
 
 
 def _pairs_in(path: Path) -> list[tuple[str, str]]:
-    """The lines of a table but for its heading."""
+    """Return the lines of a table but for its heading."""
     if not path.is_file():
         raise FileNotFoundError(
             f"--values {path}: no such file; write the path of a table of values and classes, or "

@@ -33,12 +33,12 @@ IMPORTED = "imported"
 
 
 def is_imported(group: Path) -> bool:
-    """Whether a volume of a data root was imported or linked to, and not fetched."""
+    """Return whether a volume of a data root was imported or linked to, and not fetched."""
     return is_link(group) or IMPORTED in read_attributes(group)
 
 
 @dataclass(frozen=True)
-class Labels:
+class StandingLabels:
     """The volume of a class of a crop."""
 
     group: Path
@@ -55,7 +55,7 @@ class Labels:
         return self.group.parent
 
 
-def labels_of(store: Path) -> list[Labels]:
+def labels_of(store: Path) -> list[StandingLabels]:
     """The labels of all crops of a store but those that are parts of one; half-written ones not."""
     labels = []
     for group in sorted((store / layout.LABELS).glob("*/*")):
@@ -63,12 +63,12 @@ def labels_of(store: Path) -> list[Labels]:
             continue
         grid = _grid_of(group)
         if grid is not None:
-            labels.append(Labels(group, grid))
+            labels.append(StandingLabels(group, grid))
     return labels
 
 
 def _grid_of(group: Path) -> Grid | None:
-    """Where a volume is; None for one that is not whole."""
+    """Return where a volume is; None for one that is not whole."""
     try:
         if is_link(group):
             link = read_link(group)
@@ -82,7 +82,7 @@ def _grid_of(group: Path) -> Grid | None:
 class Crops:
     """The crops of a store, and those that are added to it."""
 
-    def __init__(self, store: Path, replaced: Collection[Labels] = ()):
+    def __init__(self, store: Path, replaced: Collection[StandingLabels] = ()):
         """Look at a store. replaced: labels that are taken for gone."""
         gone = {labels.group for labels in replaced}
         kept = [labels for labels in labels_of(store) if labels.group not in gone]
@@ -92,7 +92,7 @@ class Crops:
         self._taken = set(_names(self._folder)) - empty
 
     def at(self, grid: Grid) -> Path:
-        """The folder of the crop of these voxels, which need not exist."""
+        """Return the folder of the crop of these voxels, which need not exist."""
         for folder, of_crop in self._grids.items():
             if are_same_voxels(of_crop, grid):
                 return folder
@@ -114,14 +114,14 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _is_begun(crop: Path) -> bool:
-    """Whether an import that was killed left nothing but half-written labels in a crop."""
+    """Return whether an import that was killed left nothing but half-written labels in a crop."""
     groups = [group for group in crop.glob("*") if group.is_dir()]
     begun = [group for group in groups if UNFINISHED in read_attributes(group)]
     return bool(groups) and len(begun) == len(groups)
 
 
-def overlapped(there: Sequence[Labels], name: str, grid: Grid) -> list[Labels]:
-    """The labels of a class on other voxels that lie where new ones of it are to lie."""
+def overlapped(there: Sequence[StandingLabels], name: str, grid: Grid) -> list[StandingLabels]:
+    """Return the labels of a class on other voxels that lie where new ones of it are to lie."""
     overlapped = []
     for labels in there:
         is_beside = labels.name == name and not are_same_voxels(labels.grid, grid)
@@ -130,7 +130,7 @@ def overlapped(there: Sequence[Labels], name: str, grid: Grid) -> list[Labels]:
     return overlapped
 
 
-def drop(replaced: Collection[Labels], written: Collection[Path]) -> None:
+def drop(replaced: Collection[StandingLabels], written: Collection[Path]) -> None:
     """Remove labels, and crops that had no others. written: groups that have new ones already."""
     for labels in replaced:
         if labels.group not in written:

@@ -20,7 +20,7 @@ from common.data.own import boxes as own_boxes
 from common.data.own import standing, writing
 from common.data.own.jobs import Import
 from common.data.own.labels import Named, named
-from common.data.own.standing import IMPORTED, Labels
+from common.data.own.standing import IMPORTED, StandingLabels
 from common.data.volumes import layout, ngff
 from common.data.volumes.annotation import encoding_of
 from common.data.volumes.box import Box, overlap
@@ -152,7 +152,7 @@ def _check_dataset(name: str) -> None:
 
 
 def _planned(raw: str, labelling: Labelling, manner: Manner, store: Path) -> list[Import]:
-    """All volumes, those of labels first: what is wrong with them is said before raw is copied."""
+    """Return all imports, those of labels first: their faults are said before raw is copied."""
     labelling.check()
     labels = _named_labels(labelling)
     level = _opened(raw, manner.voxel_size)
@@ -166,8 +166,8 @@ def _planned(raw: str, labelling: Labelling, manner: Manner, store: Path) -> lis
 
 def _in_place(
     plan: Sequence[Import], store: Path, manner: Manner
-) -> tuple[list[Import], list[Labels]]:
-    """The imports where they belong, and the labels that they replace. Raises UserError."""
+) -> tuple[list[Import], list[StandingLabels]]:
+    """Return the imports where they belong, and the labels that they replace. Raises UserError."""
     of_labels = [job for job in plan if not job.is_raw]
     of_raw = [job for job in plan if job.is_raw]
     placed, replaced = _in_crops(of_labels, store, manner.overwrite)
@@ -176,7 +176,7 @@ def _in_place(
 
 
 def _named_labels(labelling: Labelling) -> dict[str, Named]:
-    """The labels of each class. Raises UserError where options are at odds."""
+    """Return the labels of each class. Raises UserError where options are at odds."""
     instances = labelling.instances
     unknown = labelling.unknown
     absent = [name for name in instances if name not in labelling.volumes]
@@ -220,7 +220,7 @@ def _label_imports(
     labelling: Labelling,
     size: tuple[float, ...] | None,
 ) -> list[Import]:
-    """The labels of each box and class. Raises UserError before anything is written."""
+    """Return the labels of each box and class. Raises UserError before anything is written."""
     boxes = (labelling.crops, labelling.blocks, labelling.gap)
     jobs = []
     first: Level | None = None
@@ -246,8 +246,8 @@ def _label_imports(
 
 def _in_crops(
     jobs: Sequence[Import], store: Path, overwrite: bool
-) -> tuple[list[Import], list[Labels]]:
-    """The imports of labels in the crops that they belong to, and the labels that they replace.
+) -> tuple[list[Import], list[StandingLabels]]:
+    """Return the imports of labels in the crops they belong to, and the labels they replace.
 
     Raises UserError for a class of which a part is there already, unless it is to be replaced.
     """
@@ -273,7 +273,7 @@ def _in_crops(
     return placed, replaced
 
 
-def _say_shared(jobs: Sequence[Import], there: Sequence[Labels]) -> None:
+def _say_shared(jobs: Sequence[Import], there: Sequence[StandingLabels]) -> None:
     """Say which crops lie in part on the voxels of others."""
     for job in jobs:
         crop = job.group.parent
@@ -302,7 +302,7 @@ def _refuse(jobs: Sequence[Import], store: Path, manner: Manner) -> None:
 def _raw_imports(
     raw: str, level: Level, store: Path, *, manner: Manner, is_alone: bool
 ) -> list[Import]:
-    """The import of raw; none where labels are added to one that is there, as a copy or a link."""
+    """Return the import of raw; none where labels are added to one that stands, also as a link."""
     group = store / layout.RAW
     job = _import_of(level, Named(raw), own_boxes.whole(level), kind=RAW, group=group)
     is_itself = Path(job.excerpt.source) == group.absolute()
@@ -311,7 +311,7 @@ def _raw_imports(
 
 
 def _is_there(job: Import) -> bool:
-    """Whether a volume was written, or is linked to, as it would be now."""
+    """Return whether a volume was written, or is linked to, as it would be now."""
     if not job.group.exists():
         return False
     if is_link(job.group):
@@ -321,7 +321,7 @@ def _is_there(job: Import) -> bool:
 
 
 def _import_of(level: Level, label: Named, box: Box, *, kind: str, group: Path) -> Import:
-    """A box of a volume as it will be imported."""
+    """Return a box of a volume as it will be imported."""
     location, _ = split(label.text)
     excerpt = Excerpt(
         source=location if is_address(location) else str(Path(location).absolute()),
@@ -337,7 +337,7 @@ def _import_of(level: Level, label: Named, box: Box, *, kind: str, group: Path) 
 
 
 def _opened(text: str, voxel_size: tuple[float, ...] | None) -> Level:
-    """The finest level of a volume; the voxel size is for one that does not say its own."""
+    """Return the finest level of a volume; the voxel size is for one that does not say its own."""
     try:
         level = ngff.open_levels(text)[0]
     except UserError:
@@ -356,7 +356,10 @@ def _opened(text: str, voxel_size: tuple[float, ...] | None) -> Level:
 
 
 def _opened_beside(text: str, voxel_size: tuple[float, ...] | None, raw: Level) -> Level:
-    """Labels; those that do not say their voxel size have that of a raw of as many voxels."""
+    """Return the finest level of labels.
+
+    Labels that do not say their voxel size have that of the raw, if they have as many voxels.
+    """
     try:
         return _opened(text, voxel_size)
     except UserError:
@@ -367,7 +370,7 @@ def _opened_beside(text: str, voxel_size: tuple[float, ...] | None, raw: Level) 
 
 
 def _placed(label: Level, raw: Level) -> Level:
-    """Labels where they are. Raises UserError for those of which nobody says it."""
+    """Return labels where they are. Raises UserError for those of which nobody says it."""
     corner = raw.translation + (label.scale - raw.scale) / 2
     beyond = np.abs(label.shape * label.scale - raw.shape * raw.scale)
     as_long = bool((beyond < label.scale).all())
@@ -396,7 +399,7 @@ def _placed(label: Level, raw: Level) -> Level:
 
 
 def _if_larger(label: Level, raw: Level, name: str) -> str:
-    """What to write if labels cover the raw in larger voxels; "" where they cannot."""
+    """Return what to write if labels cover the raw in larger voxels; "" where they cannot."""
     factor = np.rint(raw.shape / label.shape)
     beyond = np.abs(label.shape * factor - raw.shape)
     if (factor < 1).any() or (beyond >= factor).any():

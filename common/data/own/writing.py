@@ -16,7 +16,7 @@ from common.data.own import copying
 from common.data.own.jobs import Counts, Import, code_of_unknown, count_in_metadata
 from common.data.own.standing import IMPORTED
 from common.data.volumes import ngff
-from common.data.volumes.box import Box
+from common.data.volumes.box import Box, slices
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.records import read_attributes
 from common.data.volumes.sources import excerpt as excerpts
@@ -67,7 +67,7 @@ def _write_raw(job: Import, *, goes_on: bool) -> None:
 
 
 def _write_labels(job: Import) -> Counts:
-    """Write labels aside, so that a crop has whole ones only; what they hold."""
+    """Write labels aside, so that a crop has whole ones only; return what they hold."""
     begun = _store(job) / BEGUN
     try:
         counts = _copy(job, _started(job, begun))
@@ -83,13 +83,14 @@ def _write_labels(job: Import) -> Counts:
 
 
 def _started(job: Import, group: Path) -> zarr.Array:
-    """An empty array for a volume."""
+    """Return an empty array for a volume."""
     about = {IMPORTED: job.excerpt.record, **job.excerpt.annotation}
     dtype = job.level.array.dtype
     return ngff.start_multiscale(group, job.level.grid, dtype, job.chunks, attributes=about)
 
 
 def _store(job: Import) -> Path:
+    """Return the store that a volume belongs to."""
     return next(folder for folder in job.group.parents if folder.suffix == ".zarr")
 
 
@@ -113,7 +114,7 @@ def _copy(job: Import, array: zarr.Array | None) -> Counts:
         if not job.is_raw:
             counts.look(block, taken)
         if array is not None:
-            copying.put(array, bar, taken)
+            array[slices(*bar)] = taken
 
     name = job.group.name
     copying.copy(job.stored, job.chunks, put, is_done=is_done, scratch=_store(job), what=name)

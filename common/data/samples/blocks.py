@@ -57,7 +57,7 @@ class Channels:
 
     @classmethod
     def of(cls, config: TrainConfig) -> Channels:
-        """Those of a run."""
+        """Return those of a run."""
         return cls(
             derived=tuple(config.derived.values()),
             exclusive=exclusive_channels(config),
@@ -111,7 +111,7 @@ class Blocks(Dataset):
         )
 
     def _input_channels(self, crop: Crop, sample: Sample) -> dict[str, Any]:
-        """The fields of a piece about further input channels."""
+        """Return the fields of a piece about further input channels."""
         cuts = []
         for channel in crop.channels:
             cuts.append(sampling.cut(channel.voxels(), channel.grid, sample, self.input))
@@ -121,7 +121,7 @@ class Blocks(Dataset):
         }
 
     def _ids(self, crop: Crop, sample: Sample) -> dict[str, Any]:
-        """The fields of a piece about objects."""
+        """Return the fields of a piece about objects."""
         patch = self.channels.objects
         if patch is None:
             return {}

@@ -203,7 +203,7 @@ def _generator(seed: int) -> np.random.Generator:
 
 
 def _column(numbers: np.ndarray, like: Tensor) -> Tensor:
-    """One number for each section, on the device."""
+    """Return one number for each section, on the device."""
     return torch.from_numpy(numbers).to(like.device, like.dtype)[:, None, None]
 
 

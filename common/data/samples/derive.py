@@ -150,7 +150,7 @@ def inner_target(channel: Inner, patch: IdPatch) -> Tensor:
 
 
 def affinity_targets(channel: Affinities, patch: IdPatch) -> Tensor:
-    """(offsets, z, y, x): 1 where a voxel and the one at the offset are of one object.
+    """Return (offsets, z, y, x): 1 where a voxel and the one at the offset are of one object.
 
     A pair with a background voxel is 0, whatever the other one is: no object holds both.
     """
@@ -237,7 +237,7 @@ def neighbourhood(patch: IdPatch, nm: float) -> Neighbourhood:
 
 
 def _maxima_within(patch: IdPatch, layers: Tensor, nm: float) -> Tensor:
-    """Maxima of layers (n, z, y, x) over balls of a radius, on the target patch.
+    """Return maxima of layers (n, z, y, x) over balls of a radius, on the target patch.
 
     A ball is a bundle of rows along x; maxima over rows of one length are taken once for all.
     """
@@ -252,7 +252,7 @@ def _maxima_within(patch: IdPatch, layers: Tensor, nm: float) -> Tensor:
 
 
 def _rows_at(rows: Tensor, start: tuple[int, int], sizes: Sequence[int]) -> Tensor:
-    """The rows (n, z, y, x) from a place z, y on, as many as a target patch has."""
+    """Return the rows (n, z, y, x) from a place z, y on, as many as a target patch has."""
     layers = rows.narrow(1, start[0], sizes[0])
     return layers.narrow(2, start[1], sizes[1])
 
@@ -358,7 +358,7 @@ class _Nearest(NamedTuple):
         return _Nearest(squared, patch.along(self.label, axis, step))
 
     def clone(self) -> _Nearest:
-        """A copy."""
+        """Return a copy."""
         return _Nearest(self.squared.clone(), self.label.clone())
 
     def take(self, where: Tensor, other: _Nearest) -> None:

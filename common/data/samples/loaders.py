@@ -138,7 +138,7 @@ def _refuse_no_positive(config: TrainConfig, foreground: np.ndarray) -> None:
 
 
 def _with_a_positive(train: list[Crop], rows: list[Row]) -> tuple[list[Crop], list[Row]]:
-    """The training crops with a positive voxel, and the rows without those of the others.
+    """Return the training crops with a positive voxel, and the rows without those of the others.
 
     Where none has one all stay: that is said of every run.
     """
@@ -357,7 +357,7 @@ def notices(data: Data, classes: Sequence[str], counter: Sequence[str] = ()) -> 
 
 
 def _not_there(crops: Sequence[Crop]) -> list[str]:
-    """A sentence about crops whose labels lie on raw that is not there."""
+    """Return a sentence about crops whose labels lie on raw that is not there."""
     short = [crop for crop in crops if crop.missing_raw.missing]
     if not short:
         return []
@@ -387,7 +387,7 @@ def _trained_on(data: Data) -> list[str]:
 
 
 def _by_volume(rows: Sequence[Row], crops: Sequence[Crop]) -> dict[str, list[Crop]]:
-    """The crops of these rows by the raw that they are cut from."""
+    """Return the crops of these rows by the raw that they are cut from."""
     of_volume: dict[str, list[Crop]] = {}
     for row, crop in zip(rows, crops, strict=True):
         of_volume.setdefault(place.identity(row.raw), []).append(crop)
@@ -395,7 +395,7 @@ def _by_volume(rows: Sequence[Row], crops: Sequence[Crop]) -> dict[str, list[Cro
 
 
 def _by_raw(data: Data) -> dict[str, list[Crop]]:
-    """The crops of both sides by the name of their raw."""
+    """Return the crops of both sides by the name of their raw."""
     of_raw: dict[str, list[Crop]] = {}
     for usage, crops in (("train", data.train), ("validate", data.validation)):
         for row, crop in zip(used_for(usage, data.rows), crops, strict=True):
@@ -404,7 +404,7 @@ def _by_raw(data: Data) -> dict[str, list[Crop]]:
 
 
 def _not_learnt(data: Data, classes: Sequence[str]) -> list[str]:
-    """Sentences about classes of which the training crops say too little."""
+    """Return sentences about classes of which the training crops say too little."""
     annotated = split.annotating(data.rows, "train")
     nowhere: list[str] = []
     without_positive: list[str] = []

@@ -43,7 +43,7 @@ def rows_of_run(config: TrainConfig, begun_with: BegunWith = str) -> list[Row]:
 
 
 def that_count(rows: Sequence[Row], config: TrainConfig, begun_with: BegunWith = str) -> list[Row]:
-    """The rows that teach a class of the run, and the training rows of its counter-examples.
+    """Return the rows that teach a class of the run, and the training rows of its counter-examples.
 
     A crop teaches the classes that it annotates, and in training those that are positive where one
     that it annotates is: `mito_mem` teaches `mito`. It validates what is also known to be negative
@@ -85,7 +85,7 @@ def of_parts(rows: Sequence[Row], classes: Sequence[str], counter: Sequence[str]
 
 
 def _annotates(row: Row, config: TrainConfig) -> bool:
-    """Whether a row annotates a class that it is wanted for."""
+    """Return whether a row annotates a class that it is wanted for."""
     wanted = set(config.classes)
     if row.usage == "train":
         wanted |= set(config.counter_classes)
@@ -93,7 +93,7 @@ def _annotates(row: Row, config: TrainConfig) -> bool:
 
 
 def _teaches(row: Row, config: TrainConfig) -> bool:
-    """Whether a row says more of a class of the run than where it is not."""
+    """Return whether a row says more of a class of the run than where it is not."""
     return bool(set(config.classes).intersection(row.annotated)) or _implies(row, config)
 
 

@@ -93,7 +93,7 @@ class MixedTarget:
         return torch.stack(labels, 1)
 
     def _alone(self, channel: int, first: int) -> Tensor:
-        """The labels of a channel, (B, z, y, x) float32, whatever excludes it."""
+        """Return the labels of a channel, (B, z, y, x) float32, whatever excludes it."""
         if channel >= first:
             return self.derived[:, channel - first]
         values = self.classes.palette[:, channel]
@@ -120,7 +120,7 @@ def exclusive_labels(labels: Tensor) -> Tensor:
 
 
 def _any_after(mask: Tensor) -> Tensor:
-    """Whether the mask is true at a later place along axis 1."""
+    """Return whether the mask is true at a later place along axis 1."""
     flipped = mask.flip(1).int()
     before = flipped.cumsum(1) - flipped
     return before.flip(1) > 0

@@ -107,7 +107,7 @@ class Reading:
         return self.of(range(start, stop))
 
     def of(self, samples: Sequence[int]) -> Iterator[list[Any]]:
-        """The same of samples with any numbers."""
+        """Iterate over the same of samples with any numbers."""
         return self._batches(_Team(self, samples, 0, self.num_workers), samples)
 
     def _batches(self, team: _Team, samples: Sequence[int]) -> Iterator[list[Any]]:

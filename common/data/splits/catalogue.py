@@ -160,7 +160,7 @@ def _lines_with_content(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _parse_row(line: str) -> CropInfo:
-    """Raises ValueError, without advice, if anything is wrong."""
+    """Return the crop of a line. Raises ValueError, without advice, if anything is wrong."""
     name, dataset, *sizes, classes = line.strip().split(",")
     voxel_size, translation, shape = (size.split(";") for size in sizes)
     crop = CropInfo(
@@ -232,7 +232,7 @@ def scan(
 
 
 def is_part(crop: Path) -> bool:
-    """Whether a crop on disk is a part of another one."""
+    """Return whether a crop on disk is a part of another one."""
     endings = tuple(name.format(crop="") for name in PARTS.values())
     if not crop.name.endswith(endings):
         return False
@@ -240,7 +240,7 @@ def is_part(crop: Path) -> bool:
 
 
 def _where_else(root: Path) -> str:
-    """What to do about a data root without crops."""
+    """Return what to do about a data root without crops."""
     near = layout.data_root_near(root)
     if near:
         return f"they are in {near}: write {shlex.join(['--data', str(near)])}"
@@ -279,7 +279,7 @@ def _crop_of_levels(dataset: str, name: str, levels: Mapping[str, Level]) -> Cro
 
 
 def counts(crops: Iterable[CropInfo], classes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """How many crops annotate each of `classes`, by dataset and class; 0 where none does."""
+    """Return how many crops annotate each of `classes`, by dataset and class; 0 where none does."""
     of_dataset: dict[str, dict[str, int]] = {}
     for crop in crops:
         row = of_dataset.setdefault(crop.dataset, dict.fromkeys(classes, 0))
@@ -289,7 +289,7 @@ def counts(crops: Iterable[CropInfo], classes: Sequence[str]) -> dict[str, dict[
 
 
 def table_of_counts(crops: Sequence[CropInfo], classes: Sequence[str]) -> list[str]:
-    """The same as lines: a line for each class, a column for each dataset that has one of them."""
+    """Return `counts` as lines: one for each class, with a column for each dataset that has any."""
     by_dataset = counts(crops, classes)
     shown = {name: row for name, row in by_dataset.items() if any(row.values())}
     lines = ["".join([f"{'class':16}", *(f"  {dataset}" for dataset in shown), f"{'all':>7}"])]
@@ -301,6 +301,20 @@ def table_of_counts(crops: Sequence[CropInfo], classes: Sequence[str]) -> list[s
 
 
 # by name
+
+
+def words_of(listed: str) -> list[str]:
+    """Return the items of a comma-separated list, without spaces and empty ones."""
+    return [word.strip() for word in listed.split(",") if word.strip()]
+
+
+def patterns_of(word: str) -> tuple[list[str], list[str]]:
+    """Return the patterns of datasets and of crops that 'crop28' or 'jrc_hela-2/crop28' stands for.
+
+    They are the arguments of `matching`, `select` and `scan`.
+    """
+    dataset, _, name = word.rpartition("/")
+    return [dataset or "*"], [name]
 
 
 def matching(crops: Mapping[Key, T], datasets: Sequence[str], names: Sequence[str]) -> dict[Key, T]:
@@ -342,7 +356,7 @@ def _with_prefix(names: Sequence[str]) -> list[str]:
 
 
 def _unmatched(what: str, patterns: Sequence[str], present: set[str]) -> list[str]:
-    """A sentence for each pattern that no name matches."""
+    """Return a sentence for each pattern that no name matches."""
     known = ", ".join(sorted(present, key=natural_key)[:10]) or "none"
     problems = []
     for pattern in patterns:

@@ -108,7 +108,7 @@ class SplitRules:
         return sizes[0] if len(set(sizes)) == 1 else ",".join(sizes)
 
     def problems(self) -> list[str]:
-        """What is wrong with the values, a sentence each."""
+        """Return what is wrong with the values, a sentence each."""
         problems = self._wrong_numbers()
         for name, value, known in (
             ("by", self.by, GROUPS),
@@ -188,7 +188,7 @@ def choose_sides(crops: Sequence[CropInfo], rules: SplitRules) -> Sides:
 
 
 def choose_folds(crops: Sequence[CropInfo], rules: SplitRules) -> list[Sides]:
-    """The sides of each of `rules.folds` splits; every group validates in exactly one.
+    """Return the sides of each of `rules.folds` splits; every group validates in exactly one.
 
     The validation fraction and what is held out are not looked at.
 
@@ -220,7 +220,7 @@ def choose_folds(crops: Sequence[CropInfo], rules: SplitRules) -> list[Sides]:
 
 
 def _without_tests(crops: Sequence[CropInfo], rules: SplitRules) -> tuple[list[CropInfo], Sides]:
-    """The crops that may train or validate, and the test crops that fit, with their side.
+    """Return the crops that may train or validate, and the test crops that fit, with their side.
 
     Raises UserError as `_named`, and if nothing else is left.
     """
@@ -251,7 +251,7 @@ def by_specimen_if_several(crops: Sequence[CropInfo], rules: SplitRules) -> Spli
 
 
 def group_numbers(crops: Sequence[CropInfo], by: str) -> np.ndarray:
-    """(crops,) int: the group of each crop.
+    """Return (crops,) int: the group of each crop.
 
     by: 'specimen', 'dataset', or 'crop', which links the crops that overlap.
     """
@@ -262,7 +262,7 @@ def group_numbers(crops: Sequence[CropInfo], by: str) -> np.ndarray:
 
 
 def _linked(crops: Sequence[CropInfo]) -> np.ndarray:
-    """Groups of crops that overlap, also by way of others."""
+    """Return groups of crops that overlap, also by way of others."""
     groups = np.arange(len(crops))
     for i, crop in enumerate(crops):
         for j, earlier in enumerate(crops[:i]):
@@ -299,7 +299,7 @@ class _Pool:
         return len(set(self.groups[self.usable]))
 
     def sides(self, validates: np.ndarray) -> Sides:
-        """The sides where the groups in `validates`, (groups,) bool, validate."""
+        """Return the sides where the groups in `validates`, (groups,) bool, validate."""
         sides = []
         for usage in USAGES:
             of_group = validates if usage == "validate" else ~validates
@@ -367,7 +367,7 @@ def _exact(names: Sequence[str]) -> set[str]:
 
 
 def _named(pool: _Pool, rules: SplitRules, option: str, given: Sequence[str]) -> np.ndarray:
-    """(groups,) bool: those whose crops are all named in `given`, what the option was given.
+    """Return (groups,) bool: those whose crops are all named in `given`, what the option was given.
 
     Raises UserError for a name that nothing has, and for a group that is named in part.
     """
@@ -397,7 +397,7 @@ def _named(pool: _Pool, rules: SplitRules, option: str, given: Sequence[str]) ->
 
 
 def _drawn(pool: _Pool, rules: SplitRules, held: np.ndarray) -> np.ndarray:
-    """(groups,) bool: those that validate besides those that are held out."""
+    """Return (groups,) bool: those that validate besides those that are held out."""
     if rules.validation_fraction == 0:
         return np.zeros(len(pool.names), bool)
     if rules.method == "hash":
@@ -411,7 +411,7 @@ def _drawn(pool: _Pool, rules: SplitRules, held: np.ndarray) -> np.ndarray:
 
 
 def _fold_of_each(pool: _Pool, rules: SplitRules) -> np.ndarray:
-    """(groups,) int: in which fold each validates."""
+    """Return (groups,) int: in which fold each validates."""
     if rules.method == "hash":
         return (_positions(pool.names, rules.seed) * rules.folds).astype(int)
     last = rules.folds - 1
@@ -425,7 +425,7 @@ def _fold_of_each(pool: _Pool, rules: SplitRules) -> np.ndarray:
 
 
 def _positions(names: Sequence[str], seed: int) -> np.ndarray:
-    """(names,) float64 in [0, 1): where each falls, by SHA-256 of seed and name."""
+    """Return (names,) float64 in [0, 1): where each falls, by SHA-256 of seed and name."""
     positions = []
     for name in names:
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
@@ -462,7 +462,7 @@ class _Search:
             self.counts[usage] = members @ (pool.annotated & taken)
 
     def best_of_draws(self, chance: float, seed: int) -> np.ndarray:
-        """(groups,) bool: the best of DRAWS sets, each group in it with `chance`, mended."""
+        """Return (groups,) bool: the best of DRAWS sets, each group in it with `chance`, mended."""
         rng = np.random.default_rng(seed)
         groups = len(self.held)
         blocks = []
@@ -511,7 +511,7 @@ def _gaps(sets: np.ndarray, counts: Mapping[str, np.ndarray]) -> np.ndarray:
 def _rank(
     sets: np.ndarray, strata: Sequence[np.ndarray], kinds: np.ndarray, fraction: float
 ) -> np.ndarray:
-    """(sets,) the sum in the module's text, less is better.
+    """Return (sets,) the sum in the module's text, less is better.
 
     Args:
         sets: (sets, groups) bool, those that validate.
@@ -547,6 +547,6 @@ def _strata(crops: Sequence[CropInfo]) -> list[np.ndarray]:
 
 
 def _one_hot(values: Sequence[Hashable]) -> np.ndarray:
-    """(values, n) 0 / 1: which of the n distinct values each is."""
+    """Return (values, n) 0 / 1: which of the n distinct values each is."""
     index = np.unique(np.array(values), return_inverse=True)[1]
     return np.eye(index.max() + 1)[index]

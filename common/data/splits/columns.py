@@ -35,7 +35,7 @@ def columns(line: str) -> list[str]:
 
 
 def _brackets_in_one(fields: list[str]) -> list[str]:
-    """The fields, those put together again that the commas within brackets took apart."""
+    """Return the fields, those put together again that the commas within brackets took apart."""
     whole: list[str] = []
     for text in fields:
         is_open = whole and "[" in whole[-1] and "]" not in whole[-1]
@@ -47,7 +47,7 @@ def _brackets_in_one(fields: list[str]) -> list[str]:
 
 
 def usage_of(text: str) -> str:
-    """'train', 'validate' or 'test' for a text that begins like it; otherwise ''."""
+    """Return 'train', 'validate' or 'test' for a text that begins like it; otherwise ''."""
     for beginning, name in BEGINNINGS.items():
         if text.lower().startswith(beginning):
             return name
@@ -60,5 +60,5 @@ def is_header(fields: list[str]) -> bool:
 
 
 def class_names(text: str) -> tuple[str, ...]:
-    """The classes of a text such as '[mito, er]', without spaces around them."""
+    """Return the classes of a text such as '[mito, er]', without spaces around them."""
     return tuple(name.strip() for name in text.strip("[]").split(","))

@@ -97,7 +97,7 @@ def _rules(path: Path, scale: Scale, choice: dict[str, Any]) -> SplitRules:
 
 
 def rows(sides: Sides, classes: Sequence[str], root: str = "") -> list[str]:
-    """The lines of a data split; in brackets those of `classes` that a crop annotates.
+    """Return the lines of a data split; in brackets those of `classes` that a crop annotates.
 
     root: before the path of each store.
     """
@@ -159,7 +159,7 @@ def _crops(
     datasets: Sequence[str],
     names: Sequence[str],
 ) -> tuple[list[CropInfo], list[str]]:
-    """The crops that were asked for, and what is broken among them, one sentence each."""
+    """Return the crops that were asked for, and what is broken among them, one sentence each."""
     if data_root is not None and manifest is not None:
         raise UserError(
             f"{path}: both a data root ({data_root}) and a manifest ({manifest}); write one of them"
@@ -184,7 +184,7 @@ def _check_classes(path: Path, classes: Sequence[str], crops: Sequence[CropInfo]
 
 
 def three(scale: Scale) -> tuple[float, ...] | None:
-    """A voxel size as z, y, x; None stays."""
+    """Return a voxel size as z, y, x; None stays."""
     if scale is None:
         return None
     sizes = np.ravel(scale).astype(float).tolist()
@@ -236,7 +236,7 @@ def _unless(text: str, default: str) -> str | None:
 
 
 def _short(path: str | Path) -> str:
-    """The last folder and the name."""
+    """Return the last folder and the name."""
     path = Path(path)
     return (Path(path.parent.name) / path.name).as_posix()
 
@@ -245,7 +245,7 @@ def _short(path: str | Path) -> str:
 
 
 def leaks(sides: Sides) -> list[str]:
-    """What the validation crops share with the training crops, a sentence each.
+    """Return what the validation crops share with the training crops, a sentence each.
 
     Specimens, and overlapping volumes.
     """
@@ -265,7 +265,7 @@ def leaks(sides: Sides) -> list[str]:
 
 
 def shared_specimens(sides: Sides) -> list[str]:
-    """A sentence about the specimens that train and validate, if there are any."""
+    """Return a sentence about the specimens that train and validate, if there are any."""
     train = {crop.specimen for crop in _of(sides, "train")}
     validate = {crop.specimen for crop in _of(sides, "validate")}
     shared = train & validate
@@ -280,7 +280,7 @@ def shared_specimens(sides: Sides) -> list[str]:
 
 
 def _leaks_into_test(test: Sequence[CropInfo], others: Sequence[CropInfo]) -> list[str]:
-    """What test crops share with those that train or validate, a sentence for each kind."""
+    """Return what test crops share with those that train or validate, a sentence for each kind."""
     problems = []
     shared = {crop.specimen for crop in test} & {crop.specimen for crop in others}
     if shared:
@@ -309,7 +309,7 @@ def _report(
     known: Sequence[CropInfo],
     broken: Sequence[str],
 ) -> list[str]:
-    """The lines that `make` returns; known: all crops that were at hand."""
+    """Return the lines that `make` returns; known: all crops that were at hand."""
     lines = []
     warned = []
     for path, sides in zip(paths, splits, strict=True):
@@ -360,7 +360,7 @@ def _specimens(crops: Sequence[CropInfo]) -> str:
 
 
 def _table(splits: Sequence[Sides], classes: Sequence[str]) -> list[str]:
-    """How many crops of each side annotate each class.
+    """Return how many crops of each side annotate each class.
 
     Of several splits each has one column, training crops / validation crops.
     """
@@ -379,7 +379,7 @@ def _table(splits: Sequence[Sides], classes: Sequence[str]) -> list[str]:
 
 
 def _table_of_sides(sides: Sides, classes: Sequence[str]) -> list[str]:
-    """A column for each side."""
+    """Return a column for each side."""
     usages = (*USAGES, TEST) if _of(sides, TEST) else USAGES
     lines = [_line("class", usages, first_width=8)]
     for name in classes:
@@ -389,14 +389,14 @@ def _table_of_sides(sides: Sides, classes: Sequence[str]) -> list[str]:
 
 
 def _line(name: str, cells: Sequence[str], first_width: int = 10) -> str:
-    """A line of a table: a class, and the cells of its columns."""
+    """Return a line of a table: a class, and the cells of its columns."""
     first, *others = cells
     columns = [f"{cell:>10}" for cell in others]
     return "".join([f"{name:16}", first.rjust(first_width), *columns])
 
 
 def _uncovered(splits: Sequence[Sides], classes: Sequence[str]) -> list[str]:
-    """A sentence for the classes that miss a side."""
+    """Return a sentence for the classes that miss a side."""
     lines = []
     for fold, sides in enumerate(splits):
         where = f"fold {fold}: " if len(splits) > 1 else ""
@@ -424,7 +424,7 @@ def never_learnt(sides: Sides, classes: Sequence[str]) -> list[str]:
 
 
 def _count(sides: Sides, name: str, usage: str) -> int:
-    """How many crops of a side annotate a class."""
+    """Return how many crops of a side annotate a class."""
     return sum(side == usage and name in crop.classes for side, crop in sides)
 
 

@@ -33,6 +33,7 @@ from common import files
 from common.data.volumes import layout
 from common.data.volumes.ngff import Grid
 from common.errors import FileError, UserError, refuse
+from common.talk import Say
 
 URL = (
     "https://raw.githubusercontent.com/janelia-cellmap/cellmap-segmentation-challenge/"
@@ -70,7 +71,7 @@ class Entry:
         return f"{self.crop}/{self.name}"
 
     def grid(self) -> Grid:
-        """Where its voxels are."""
+        """Return where its voxels are."""
         return Grid(np.array(self.translation), np.array(self.voxel_size), self.shape)
 
 
@@ -108,8 +109,8 @@ def box_around(entries: Sequence[Entry]) -> tuple[np.ndarray, np.ndarray]:
     return lower, upper
 
 
-def fetch(cache: str | Path, url: str = URL, say: Callable[[str], None] = print) -> Path:
-    """The manifest's file in `cache`/manifests, downloaded if it is not there.
+def fetch(cache: str | Path, url: str = URL, say: Say = print) -> Path:
+    """Return the manifest's file in `cache`/manifests, downloaded if it is not there.
 
     Its SHA-256 stands beside it. A manifest from another address is another file.
 
@@ -144,7 +145,7 @@ def fetch(cache: str | Path, url: str = URL, say: Callable[[str], None] = print)
 
 
 def _download(url: str) -> bytes:
-    """What `url` sends, if it is a manifest. Raises FileError."""
+    """Return what `url` sends, if it is a manifest. Raises FileError."""
     # said here, because cellmap-models turns verification off for the whole process
     verified = ssl.create_default_context()
     try:
@@ -170,7 +171,7 @@ def _not_fetched(url: str, error: Exception) -> FileError:
 
 
 def parse(content: bytes, source: str) -> list[Entry]:
-    """The rows of a table. Raises UserError with everything that is wrong, one line each."""
+    """Return the rows of a table. Raises UserError with everything that is wrong, one line each."""
     first, *lines = content.decode("utf-8-sig", errors="replace").split("\n")
     header = [name.strip() for name in first.split(",")]
     if sorted(header) != sorted(COLUMNS):
@@ -200,7 +201,7 @@ def parse(content: bytes, source: str) -> list[Entry]:
 
 
 def _entry(header: Sequence[str], line: str) -> Entry:
-    """One row. Raises UserError with one argument for each problem."""
+    """Return one row. Raises UserError with one argument for each problem."""
     fields = [field.strip() for field in line.split(",")]
     if len(fields) != len(header):
         raise UserError(
@@ -230,7 +231,7 @@ def _entry(header: Sequence[str], line: str) -> Entry:
 def _three(
     row: dict[str, str], column: str, kind: Callable[[str], N], problems: list[str]
 ) -> tuple[N, N, N]:
-    """The numbers of '[z;y;x]'; zeros, and a sentence more in `problems`, if it holds none."""
+    """Return the numbers of '[z;y;x]'; if it holds none, zeros and one more problem."""
     lowest = -np.inf if column == "translation" else 0
     text = row[column].removeprefix("[").removesuffix("]")
     try:

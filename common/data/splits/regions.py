@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +23,7 @@ from common.data.volumes import layout, ngff
 from common.data.volumes.box import overlap
 from common.data.volumes.sources import place
 from common.errors import UserError
-from common.talk import count, note, some
+from common.talk import Say, count, note, some
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Region:
         return f"{self.dataset}/{self.name}"
 
     def truth_of(self, name: str) -> Path:
-        """The annotated volume of a class."""
+        """Return the annotated volume of a class."""
         assert self.truth is not None
         return place.class_volume(self.truth, name, self.label_options)
 
@@ -70,7 +70,7 @@ def choose(
     *,
     manifest_path: str | Path = "",
     with_test: bool = True,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> list[Region]:
     """Return the boxes that the options --crops, --volume, --roi and --manifest select.
 
@@ -89,7 +89,7 @@ def choose(
     if roi:
         raise UserError(f"--roi {roi}: a box of what? write --volume too")
     entries: list[Entry] = []
-    if manifest_path or "test" in _words(crops):
+    if manifest_path or "test" in catalogue.words_of(crops):
         entries = manifest.read(manifest_path or manifest.fetch(config.path("cache_path"), say=say))
     return find(config, crops, entries, with_test=with_test)
 
@@ -101,7 +101,7 @@ def find(
     *,
     with_test: bool = True,
 ) -> list[Region]:
-    """The crops that a comma-separated list names, each once, in its order.
+    """Return the crops that a comma-separated list names, each once, in its order.
 
     "train" and "validate" are the crops of the data split, "*" is both; "held-out" are its test
     crops; "test" are those of the manifest `tests`; anything else is a crop (28, crop28 or
@@ -118,10 +118,10 @@ def find(
     root = config.path("data_path")
     rows = read_datasplit(path, root, with_test=True)
     held_out = {row.name for row in rows if row.usage == TEST}
-    if "test" in _words(crops):
+    if "test" in catalogue.words_of(crops):
         _note_other_tests(held_out, path)
     chosen: dict[str, Region] = {}
-    for word in _words(crops):
+    for word in catalogue.words_of(crops):
         for region in _regions(word, rows, tests, root):
             before = chosen.setdefault(str(region), region)
             _refuse_namesakes(before, region)
@@ -184,27 +184,26 @@ def _refuse_held_out(crops: str, held_out: Collection[str], path: Path) -> None:
 
 
 def on_disk(root: Path, crops: str = "*") -> list[Region]:
-    """The annotated crops of a data root that a comma-separated list names, each once.
+    """Return the annotated crops of a data root that a comma-separated list names, each once.
 
     Names as of `find`, "*" is all. Raises FileNotFoundError without a data root, UserError for
     names that nothing has, and for those of a data split or manifest.
     """
     chosen: dict[str, Region] = {}
-    for word in _words(crops):
+    for word in catalogue.words_of(crops):
         if word in (*USAGES, HELD_OUT, "test"):
             raise UserError(
                 f"--crops {word}: of which experiment? write its path, or names of crops"
             )
-        dataset, _, name = word.rpartition("/")
-        found, _ = catalogue.scan(root, [dataset or "*"], [name])
-        for crop in found:
+        present, _ = catalogue.scan(root, *catalogue.patterns_of(word))
+        for crop in present:
             region = _of_crop_on_disk(crop, root)
             chosen[str(region)] = region
     return list(chosen.values())
 
 
 def of_volume(path: str | Path, roi: str = "") -> Region:
-    """A volume of one's own, whole or a box of it.
+    """Return a volume of one's own, whole or a box of it.
 
     path: of any kind, also an address, see `common.data.volumes.sources.place`. roi:
     "z0:z1,y0:y1,x0:x1" in nm; a bound left out is the volume's.
@@ -223,17 +222,17 @@ def of_volume(path: str | Path, roi: str = "") -> Region:
     return Region(dataset, name, raw=path, lower=lower, upper=upper, truth=None, classes=())
 
 
-Found = TypeVar("Found")
+Work = TypeVar("Work")
 
 
 def where_scored(
-    boxes: Sequence[Region], found: Iterable[Found], classes: Sequence[str], *, task: str
-) -> list[tuple[Region, Found]]:
-    """Each box with what was found for it; boxes with nothing are left out, and that is said.
+    boxes: Sequence[Region], work: Iterable[Work], classes: Sequence[str], *, task: str
+) -> list[tuple[Region, Work]]:
+    """Return each box with what is to be done there; boxes with nothing are noted and left out.
 
     Args:
         boxes: those of a call.
-        found: for each box what is to be done there: nothing where no class is scored.
+        work: for each box what is to be done there: nothing where no class is scored.
         classes: those asked for.
         task: what is to be done, such as "predict".
 
@@ -241,7 +240,7 @@ def where_scored(
     """
     names = ", ".join(classes)
     chosen = []
-    for region, of_region in zip(boxes, found, strict=True):
+    for region, of_region in zip(boxes, work, strict=True):
         if of_region:
             chosen.append((region, of_region))
         else:
@@ -263,7 +262,7 @@ def box_text(lower: np.ndarray, upper: np.ndarray) -> str:
 def _box_within(
     path: Path, roi: str, lower: np.ndarray, upper: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The part of lower..upper that --roi names; raises UserError if there is none."""
+    """Return the part of lower..upper that --roi names; raises UserError if there is none."""
     number = r"\s*(-?\d+(?:\.\d*)?)?\s*"
     bounds = f"{number}:{number}"
     match = re.fullmatch(f"{bounds},{bounds},{bounds}", roi)
@@ -287,16 +286,10 @@ def _bounds(texts: Iterable[str | None], otherwise: np.ndarray) -> np.ndarray:
     return np.array(numbers)
 
 
-def _words(crops: str) -> list[str]:
-    """Return the items of a comma-separated list."""
-    words = [word.strip() for word in crops.split(",")]
-    return [word for word in words if word]
-
-
 def _regions(
     word: str, rows: Sequence[Row], tests: Sequence[Entry], root: Path
 ) -> Iterable[Region]:
-    """The crops that one word of the list names; raises UserError if there are none."""
+    """Return the crops that one word of the list names; raises UserError if there are none."""
     usages = {**{usage: (usage,) for usage in USAGES}, HELD_OUT: (TEST,), "*": USAGES}
     if word in usages:
         return _of_rows([row for row in rows if row.usage in usages[word]])
@@ -306,8 +299,7 @@ def _regions(
                 "no manifest of test crops; write --manifest FILE, or have it downloaded"
             )
         return _of_tests(manifest.by_crop(tests), root)
-    dataset, _, name = word.rpartition("/")
-    patterns = ([dataset or "*"], [name])
+    patterns = catalogue.patterns_of(word)
     # the split first: its rows may name other places than the layout's
     keys = catalogue.matching({row.key: row.key for row in rows}, *patterns)
     of_split = [row for row in rows if row.key in keys]
@@ -329,7 +321,7 @@ def _of_rows(rows: Iterable[Row]) -> list[Region]:
 
 
 def of_row(row: Row) -> Region:
-    """The crop of a row of a datasplit."""
+    """Return the crop of a row of a datasplit."""
     # the classes of a crop share one grid, so that one of them is opened
     levels = ngff.open_levels(row.class_volume(row.annotated[0]))
     lower, upper = levels[0].box()

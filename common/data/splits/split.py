@@ -155,7 +155,7 @@ def _note_what_looks_wrong(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _lines(path: Path) -> dict[int, str]:
-    """The lines of a datasplit that name a crop, by their number in the file."""
+    """Return the lines of a datasplit that name a crop, by their number in the file."""
     lines = {}
     # utf-8-sig: spreadsheets put a byte order mark first
     for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").split("\n"), 1):
@@ -173,7 +173,7 @@ def _lines(path: Path) -> dict[int, str]:
 
 
 def _parsed(path: Path, lines: Mapping[int, str], data_root: Path) -> tuple[list[Row], list[str]]:
-    """The rows that the lines of a datasplit say, and what is wrong with the other lines."""
+    """Return the rows that the lines of a datasplit say, and what is wrong with the other lines."""
     rows: list[Row] = []
     problems: list[str] = []
     for number, line in lines.items():
@@ -254,14 +254,14 @@ def _parse(line: str, data_root: Path) -> Row:
 
 
 def _joined(data_root: Path, store: str, path: str) -> Path:
-    """The path of a volume: its store, joined to the data root, and its path in it."""
+    """Return the path of a volume: its store, joined to the data root, and its path in it."""
     if not store:
         return place.path_of(path, data_root)
     return place.path_of(store, data_root) / path
 
 
 def _option_problems(fields: Sequence[str]) -> list[str]:
-    """What is wrong with what stands behind #, in the columns that may have it."""
+    """Return what is wrong with what stands behind #, in the columns that may have it."""
     problems = []
     raw = fields[2] if len(fields) == 5 else fields[1]
     for text in (fields[-1], raw):
@@ -326,7 +326,7 @@ def _one_for_each_crop(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
 
 
 def of_one_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The crops whose store and folder are called as those of others, by that name.
+    """Return the crops whose store and folder are called as those of others, by that name.
 
     Such as `fly1/data.zarr` and `fly2/data.zarr`, each with a crop1.
     """
@@ -347,7 +347,7 @@ def refuse_of_one_name(rows: Sequence[Row], what: str) -> None:
 
 
 def _with_raw_of_others(rows: Sequence[Row]) -> list[Row]:
-    """Crops whose raw is of another store, in which other crops have both raw and labels."""
+    """Return crops whose raw is of another store, in which other crops have both raw and labels."""
     raw_of = {row: place.store_name(row.raw) for row in rows}
     with_both = {name for row, name in raw_of.items() if name == row.key[0]}
     return [row for row, name in raw_of.items() if name in with_both and name != row.key[0]]

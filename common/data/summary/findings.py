@@ -48,7 +48,7 @@ def stand_out(
     classes: Mapping[str, Mapping[str, ClassFacts]],
     intensities: Mapping[str, Intensities],
 ) -> list[str]:
-    """Sentences about what stands out in crops, and about what training refuses.
+    """Return sentences about what stands out in crops, and about what training refuses.
 
     classes: by class, then by usage. intensities: by dataset.
     """
@@ -68,7 +68,7 @@ def stand_out(
 
 
 def _smaller_than_the_patch(config: TrainConfig, crops: Sequence[MeasuredCrop]) -> list[str]:
-    """Crops whose raw does not hold a patch, which training refuses."""
+    """Return crops whose raw does not hold a patch, which training refuses."""
     patch_nm = loaders.crop_request(config).patch_nm
     names = [crop.row.name for crop in crops if is_smaller(crop.raw_extent, patch_nm)]
     if not names:
@@ -80,7 +80,7 @@ def _smaller_than_the_patch(config: TrainConfig, crops: Sequence[MeasuredCrop]) 
 
 
 def _not_imaged(crops: Sequence[MeasuredCrop]) -> list[str]:
-    """Crops that are black or constant in parts."""
+    """Return crops that are black or constant in parts."""
     findings = []
     for crop in crops:
         if crop.constant > EMPTY:
@@ -92,7 +92,7 @@ def _not_imaged(crops: Sequence[MeasuredCrop]) -> list[str]:
 
 
 def _without_a_voxel(classes: Sequence[str], crops: Sequence[MeasuredCrop]) -> list[str]:
-    """Crops without a voxel of any class that they annotate."""
+    """Return crops without a voxel of any class that they annotate."""
     findings = []
     for crop in crops:
         annotated = crop.annotated(classes)
@@ -108,7 +108,7 @@ def _without_a_voxel(classes: Sequence[str], crops: Sequence[MeasuredCrop]) -> l
 def _missing_classes(
     classes: Mapping[str, Mapping[str, ClassFacts]], crops: Sequence[MeasuredCrop]
 ) -> list[str]:
-    """Classes that a side of the split does not annotate, or annotates without a voxel."""
+    """Return classes that a side of the split does not annotate, or annotates without a voxel."""
     findings = []
     used = {crop.row.usage for crop in crops}
     for usage in split.USAGES:
@@ -130,7 +130,7 @@ def _missing_classes(
 
 
 def _too_coarse(config: TrainConfig, crops: Sequence[MeasuredCrop]) -> list[str]:
-    """Crops whose finest raw is much coarser than what the network is given."""
+    """Return crops whose finest raw is much coarser than what the network is given."""
     scale = np.array(config.input_array_info["scale"])
     names = [crop.row.name for crop in crops if (crop.raw_scale > COARSE * scale).any()]
     if not names:
@@ -141,7 +141,7 @@ def _too_coarse(config: TrainConfig, crops: Sequence[MeasuredCrop]) -> list[str]
 
 
 def _odd_datasets(intensities: Mapping[str, Intensities]) -> list[str]:
-    """Datasets whose brightness or contrast is far from that of the others."""
+    """Return datasets whose brightness or contrast is far from that of the others."""
     findings = []
     for what in ("mean", "std"):
         values = np.array([getattr(numbers, what) for numbers in intensities.values()])
@@ -187,7 +187,7 @@ def unlike_datasets(intensities: Mapping[str, Intensities]) -> list[str]:
 
 
 def _odd_fractions(classes: Sequence[str], crops: Sequence[MeasuredCrop]) -> list[str]:
-    """Crops whose fraction of a class is far from that of the others that have the class."""
+    """Return crops whose fraction of a class is far from that of the others that have the class."""
     findings = []
     for channel, name in enumerate(classes):
         names = []
@@ -223,7 +223,7 @@ def far(values: np.ndarray, least: float) -> np.ndarray:
 
 
 def _leaks(crops: Sequence[MeasuredCrop]) -> list[str]:
-    """What validation crops share with training crops."""
+    """Return what validation crops share with training crops."""
     sides = []
     for crop in crops:
         grid = crop.crop.label_grid
@@ -241,7 +241,7 @@ def _leaks(crops: Sequence[MeasuredCrop]) -> list[str]:
 
 
 def percent(fraction: float | None) -> str:
-    """'12.3%', '0.123%' where it is below a tenth, '-' where it is not known."""
+    """Return '12.3%', '0.123%' where it is below a tenth, '-' where it is not known."""
     if fraction is None:
         return "-"
     return f"{fraction:.3%}" if fraction < 0.1 else f"{fraction:.1%}"

@@ -36,7 +36,7 @@ class Facts:
     """Sentences about what stands out."""
 
     def as_json(self) -> dict[str, Any]:
-        """The same in plain numbers and texts."""
+        """Return the same in plain numbers and texts."""
         return asdict(self)
 
 
@@ -73,7 +73,7 @@ def _add_scalings(facts: Facts, config: TrainConfig, crops: Sequence[MeasuredCro
 
 
 def report(facts: Facts) -> list[str]:
-    """Lines of a report: crops, classes, voxel sizes, intensities and findings."""
+    """Return lines of a report: crops, classes, voxel sizes, intensities and findings."""
     train = facts.crops["train"]
     validate = facts.crops["validate"]
     lines = [

@@ -65,11 +65,11 @@ class MeasuredCrop:
         return self.crop.label_grid.scale * self.crop.label_grid.shape
 
     def positive_um3(self) -> np.ndarray:
-        """(classes,) cubic micrometres that are positive."""
+        """Return (classes,) cubic micrometres that are positive."""
         return self._volume_um3(self.crop.palette == 1)
 
     def known_um3(self) -> np.ndarray:
-        """(classes,) cubic micrometres that are positive or negative."""
+        """Return (classes,) cubic micrometres that are positive or negative."""
         return self._volume_um3(self.crop.palette != UNKNOWN)
 
     def _volume_um3(self, rows: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ class MeasuredCrop:
         return self.crop.counts @ rows * voxel_nm3 / 1e9
 
     def annotated(self, classes: Sequence[str]) -> list[str]:
-        """Those of `classes` that it annotates."""
+        """Return those of `classes` that it annotates."""
         return [name for name in classes if name in self.row.annotated]
 
 
@@ -145,7 +145,7 @@ def measure_crops(config: TrainConfig) -> tuple[list[MeasuredCrop], list[str]]:
 
 
 def _none_measured(path: Path, rows: Sequence[Row], unreadable: Sequence[str]) -> UserError:
-    """The error for a split of which no crop can be read."""
+    """Return the error for a split of which no crop can be read."""
     shown = "\n".join(unreadable[:UNREADABLE_SHOWN])
     try:
         split.check_files(rows)
@@ -191,7 +191,7 @@ def _measure(row: Row, crop: Crop) -> MeasuredCrop:
 
 
 def _annotated_raw(crop: Crop) -> np.ndarray:
-    """The raw of the annotated block, without what is kept around it."""
+    """Return the raw of the annotated block, without what is kept around it."""
     shape = np.array(crop.raw_grid.shape)
     corners = crop.raw_grid.in_voxels(np.array(crop.label_grid.box()))
     first, last = np.round(corners).astype(int)
@@ -255,7 +255,7 @@ def resolutions(crops: Sequence[MeasuredCrop]) -> dict[str, dict[str, int]]:
 
 
 def intensities(crops: Sequence[MeasuredCrop]) -> dict[str, Intensities]:
-    """The raw of each dataset, by its name."""
+    """Return the raw of each dataset, by its name."""
     by_dataset: dict[str, list[np.ndarray]] = {}
     for crop in crops:
         by_dataset.setdefault(crop.dataset, []).append(crop.values)
@@ -270,5 +270,5 @@ def _of_values(parts: Sequence[np.ndarray]) -> Intensities:
 
 
 def short_nm(sizes: Sequence[float] | np.ndarray) -> str:
-    """'8' for equal lengths, otherwise '5.24x4x4': a key of the JSON."""
+    """Return '8' for equal lengths, otherwise '5.24x4x4': a key of the JSON."""
     return nm(list(sizes)).replace(" x ", "x")

@@ -76,7 +76,7 @@ class _Chunks(MutableMapping[str, bytes]):
             raise ValueError(f"{key} has {len(content)} of {packed} bytes")
 
     def file(self, key: str) -> Path:
-        """The file of a chunk."""
+        """Return the file of a chunk."""
         name = chunk_name(key.split(self.separator), self.dropped, self.separator)
         return self.folder / name
 
@@ -97,7 +97,7 @@ class _Store(KVStore):
     """The same as a store of zarr, which asks a server for all chunks of a block at once."""
 
     def getitems(self, keys: Sequence[str], *, contexts: Any = None) -> dict[str, bytes]:
-        """The chunks that are there, by their keys."""
+        """Return the chunks that are there, by their keys."""
         chunks: _Chunks = self._mutable_mapping
         if not isinstance(chunks.folder, Address):
             return super().getitems(keys, contexts=contexts)

@@ -83,13 +83,13 @@ class Encoding:
     """Whether the metadata say that each of its objects has a value of its own."""
 
     def named(self) -> list[int]:
-        """The values that have a meaning."""
+        """Return the values that have a meaning."""
         values = (self.absent, self.present, self.unknown)
         return [value for value in values if value is not None]
 
 
 def encoding_of(level: Level, name: str) -> Encoding:
-    """What the metadata of a class say; those of the array go before those of its group.
+    """Return what the metadata of a class say; those of the array go before those of its group.
 
     In a volume of ids the value of unknown may be an object's: it is, where `complement_counts`
     counts no unknown voxel. name: of the class, which tells ids from masks where no type is given.
@@ -142,7 +142,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """A JSON object; an empty one for anything else, which says nothing."""
+    """Return a JSON object; an empty one for anything else, which says nothing."""
     return value if isinstance(value, dict) else {}
 
 
@@ -162,7 +162,7 @@ def _values(path: Path, encoding: Mapping[str, Any]) -> dict[str, int]:
 
 
 def summed_up(remarks: Sequence[tuple[str, str]]) -> list[str]:
-    """A line for each different sentence of (class, sentence), with the classes it is about.
+    """Return a line for each different sentence of (class, sentence), with the classes it is about.
 
     Of very many the first ones.
     """
@@ -258,7 +258,7 @@ class LabelReader:
         """How often each value was met, in blocks that reach to the largest of a byte."""
 
     def read(self, start: Vector, stop: Vector) -> tuple[np.ndarray, np.ndarray | None]:
-        """Voxels start..stop: where the class is, and where that is unknown; both bool.
+        """Return voxels start..stop: where the class is, and where that is unknown; both bool.
 
         None where all is known. Raises UserError for values that are those of raw.
         """
@@ -271,7 +271,7 @@ class LabelReader:
         return values
 
     def meaning(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Where values of the volume are positive, and where unknown; both bool.
+        """Return where values of the volume are positive, and where unknown; both bool.
 
         None where all is known. Raises UserError for fractions.
         """
@@ -284,7 +284,7 @@ class LabelReader:
         return positive & ~unknown, unknown
 
     def on(self, grid: Grid) -> np.ndarray:
-        """(z, y, x) int64: ids of the nearest voxels, 0 where absent, -1 where unknown.
+        """Return (z, y, x) int64: ids of the nearest voxels, 0 where absent, -1 where unknown.
 
         Outside of the volume all is unknown. int64 ends at 2**63: ids from there on become others.
         """
@@ -338,7 +338,7 @@ class LabelReader:
         return self.level.path
 
     def remarks(self) -> list[str]:
-        """What was taken for what in all that was read, a sentence each."""
+        """Return what was taken for what in all that was read, a sentence each."""
         remarks = list(self._met)
         between = self._bytes[1:BRIGHTEST]
         is_mask_of_0_and_255 = self._bytes[BRIGHTEST] > between.sum()
@@ -380,7 +380,7 @@ class LabelReader:
             )
 
     def _unknown(self, values: np.ndarray) -> np.ndarray | None:
-        """Where values are unknown; None where none is."""
+        """Return where values are unknown; None where none is."""
         unknown = None
         for what, where in self._unknown_by_kind(values):
             if where.any():
@@ -469,7 +469,7 @@ class LabelReader:
 
 
 def _ids_where(positive: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The values of a label volume as int64 ids, 0 where it is not positive."""
+    """Return the values of a label volume as int64 ids, 0 where it is not positive."""
     # NaN, which is unknown, is no whole number
     ids = np.where(positive, values, 0).astype(np.int64)
     if values.dtype.kind == "u":
@@ -481,7 +481,7 @@ def _ids_where(positive: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _stores_empty_chunks(level: Level) -> bool:
-    """Whether a stored chunk holds nothing but the fill value.
+    """Return whether a stored chunk holds nothing but the fill value.
 
     The smallest files are looked at: nothing is packed smaller. False for chunks in shards and the
     like, of which that is not known.

@@ -1,4 +1,4 @@
-"""Index boxes of voxels in an array.
+"""Boxes: of voxels in an array, by their indices, and in the world, by their corners in nm.
 
 This module does not import zarr, which takes a second: configurations import functions over
 volumes, and those need boxes only.
@@ -14,6 +14,9 @@ import numpy as np
 
 Vector = Sequence[float] | np.ndarray
 """Three numbers along z, y, x."""
+
+Corners = tuple[np.ndarray, np.ndarray]
+"""Lower and upper corner of a box in the world, (3,) nm each."""
 
 
 class Box(NamedTuple):
@@ -35,11 +38,8 @@ def slices(start: Vector, stop: Vector) -> tuple[slice, ...]:
     return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
 
 
-def overlap(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> bool:
-    """Return whether two boxes share a volume; touching is not overlapping.
-
-    A box is its lower and its upper corner, (3,) nm each.
-    """
+def overlap(first: Corners, second: Corners) -> bool:
+    """Return whether two boxes in the world share a volume; touching is not overlapping."""
     lower, upper = first
     shared = np.minimum(upper, second[1]) - np.maximum(lower, second[0])
     # corners are sums of decimal fractions of nm: what touches may seem to overlap by rounding
@@ -47,12 +47,12 @@ def overlap(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> bo
 
 
 def ranges(index: Sequence[slice], shape: Sequence[int]) -> list[range]:
-    """The voxels along each axis that an index of slices stands for."""
+    """Return the voxels along each axis that an index of slices stands for."""
     return [range(*along.indices(n)) for along, n in zip(index, shape, strict=True)]
 
 
 def cells(volume: np.ndarray, edge: np.ndarray) -> np.ndarray:
-    """(cells, voxels of a cell): the cells of `edge` voxels that a volume is made of.
+    """Return (cells, voxels of a cell): the cells of `edge` voxels that a volume is made of.
 
     No cell may be incomplete.
     """
@@ -68,13 +68,13 @@ LARGEST_EDGE = 256
 
 
 def block_of_chunks(chunks: Sequence[int], edge: int) -> list[int]:
-    """Voxels of blocks of whole chunks, each about `edge` long; of larger chunks parts."""
+    """Return voxels of blocks of whole chunks, each about `edge` long; of larger chunks parts."""
     whole = [int(chunk) * max(1, edge // int(chunk)) for chunk in chunks]
     return [min(length, LARGEST_EDGE) for length in whole]
 
 
 def boxes(shape: Vector, block: Vector) -> Iterator[Box]:
-    """The blocks of a volume, in z, y, x order."""
+    """Iterate over the blocks of a volume, in z, y, x order."""
     lengths = [int(length) for length in block]
     along = [range(0, int(n), length) for n, length in zip(shape, lengths, strict=True)]
     for corner in itertools.product(*along):

@@ -50,7 +50,7 @@ class ChunkFiles:
             self._put_chunk((start + begin) // self.chunks, values[slices(begin, end)])
 
     def get(self, box: tuple[slice, ...]) -> np.ndarray:
-        """The voxels of a box within the array."""
+        """Return the voxels of a box within the array."""
         start = np.array([along.start for along in box])
         stop = np.array([along.stop for along in box])
         values = np.zeros(stop - start, self.dtype)
@@ -93,7 +93,7 @@ class ChunkFiles:
 
 
 def chunk_files(array: zarr.Array) -> ChunkFiles:
-    """The chunks of an array that `common.data.volumes.ngff` made on this disk."""
+    """Return the chunks of an array that `common.data.volumes.ngff` made on this disk."""
     folder = Path(array.store.path) / array.path
     return ChunkFiles(folder, array.shape, array.chunks, dtype=array.dtype, codec=array.compressor)
 

@@ -54,7 +54,7 @@ def check(store: Mapping[str, bytes], name: str, path: str | Path) -> None:
 
 
 def _codec_problem(filters: Any, compressor: Any) -> str:
-    """What is wrong with the codecs that an array names; empty if nothing is."""
+    """Return what is wrong with the codecs that an array names; empty if nothing is."""
     if not isinstance(filters, list):
         return f"filters {filters!r} are no list of codecs; write the array again"
     configured = [codec for codec in [*filters, compressor] if codec is not None]

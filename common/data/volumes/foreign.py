@@ -30,7 +30,7 @@ MOST_IMAGES = 3
 
 
 def refusal(path: Path) -> Exception:
-    """The error for a path that no kind of volume is at: FileNotFoundError or UserError."""
+    """Return the error for a path that no kind of volume is at: FileNotFoundError or UserError."""
     if isinstance(path, Address):
         return FileNotFoundError(
             f"{path}: no volume there, or not a public one: none of {', '.join(MARKERS)} is in it; "

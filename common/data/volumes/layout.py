@@ -39,7 +39,7 @@ def labels(dataset: str, crop: str) -> str:
 
 
 def root_of_template(template: str) -> Path:
-    """The data root of the public toolbox's ROOT/{dataset}/{dataset}.zarr/recon-1/{name}.
+    """Return the data root of the public toolbox's ROOT/{dataset}/{dataset}.zarr/recon-1/{name}.
 
     Raises UserError for a template of another layout.
     """
@@ -70,7 +70,7 @@ def crop_folders(data_root: Path) -> dict[tuple[str, str], Path]:
 
 
 def data_root_near(folder: Path) -> Path | None:
-    """A data root above or below a folder that is none; None where there is no crop either.
+    """Return a data root above or below a folder that is none; None where there is no crop either.
 
     Looked for where somebody is off by a level: in a dataset, in a store, or one folder above.
     """

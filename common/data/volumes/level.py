@@ -21,7 +21,7 @@ import numpy as np
 from numcodecs import Blosc
 
 from common.data.volumes import adapted, codecs
-from common.data.volumes.box import Box, Vector, slices
+from common.data.volumes.box import Box, Corners, Vector, slices
 from common.data.volumes.sources.remote import Address
 from common.errors import UserError
 
@@ -37,14 +37,14 @@ class Grid:
     shape: tuple[int, int, int]
     """Voxels, z, y, x."""
 
-    def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lower and the upper corner in nm, (3,) each, of the volume of all voxels."""
+    def box(self) -> Corners:
+        """Return the lower and the upper corner of the volume of all voxels."""
         lower = self.origin - self.scale / 2
         upper = self.origin + (np.array(self.shape) - 0.5) * self.scale
         return lower, upper
 
     def part(self, box: Box) -> Grid:
-        """Where the voxels of a box are."""
+        """Return where the voxels of a box are."""
         z, y, x = box.shape.tolist()
         return Grid(self.origin + box.start * self.scale, self.scale, (z, y, x))
 
@@ -54,7 +54,7 @@ class Grid:
 
 
 def box_text(grid: Grid) -> str:
-    """The box of a grid: 'z, y, x 0 to 160, 0 to 160, 40 to 200', in nm."""
+    """Return the box of a grid: 'z, y, x 0 to 160, 0 to 160, 40 to 200', in nm."""
     lower, upper = grid.box()
     sides = [f"{low:g} to {high:g}" for low, high in zip(lower, upper, strict=True)]
     return f"z, y, x {', '.join(sides)}"
@@ -87,18 +87,18 @@ class Voxels(ABC):
 
     @abstractmethod
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """Voxels of a box."""
+        """Return voxels of a box."""
 
     @abstractmethod
     def files(self, start: Vector, stop: Vector) -> list[Path]:
-        """The files on this disk that hold voxels start..stop-1; they need not exist."""
+        """Return the files on this disk that hold voxels start..stop-1; they need not exist."""
 
 
 class Attributes(dict):
     """What an array says of itself besides its size, as zarr gives it."""
 
     def asdict(self) -> dict[str, Any]:
-        """All of it."""
+        """Return all of it."""
         return self
 
 
@@ -111,7 +111,7 @@ class Directions(NamedTuple):
     """(9,) the unit vectors along its axes z, y, x, z first, in z, y, x of that world."""
 
     def differ(self, other: Directions) -> bool:
-        """Whether the axes of another volume of the same world point other ways."""
+        """Return whether the axes of another volume of the same world point other ways."""
         return self.frame == other.frame and not np.allclose(self.ways, other.ways, atol=0.01)
 
     def __str__(self) -> str:
@@ -160,8 +160,8 @@ class Level:
         """Where its voxels are."""
         return Grid(self.translation, self.scale, tuple(self.shape.tolist()))
 
-    def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lower and the upper corner in nm, see `Grid.box`."""
+    def box(self) -> Corners:
+        """Return the lower and the upper corner, see `Grid.box`."""
         return self.grid.box()
 
     def read(self, start: Vector, stop: Vector) -> np.ndarray:
@@ -197,12 +197,12 @@ class Level:
         return self.path / adapted.chunk_name(index, self.dropped, separator)
 
     def chunk_files(self, start: Vector, stop: Vector) -> Iterator[Path]:
-        """The files of the chunks that hold voxels start..stop-1; they need not exist."""
+        """Iterate over the files of the chunks of voxels start..stop-1; they need not exist."""
         for index in itertools.product(*chunk_ranges(start, stop, self.array.chunks)):
             yield self.chunk_file(index)
 
     def files(self, start: Vector, stop: Vector) -> Iterable[Path]:
-        """The files on this disk that hold voxels start..stop-1; they need not exist."""
+        """Return the files on this disk that hold voxels start..stop-1; they need not exist."""
         if self.has_chunk_files:
             return self.chunk_files(start, stop)
         return self.array.files(start, stop) if isinstance(self.array, Voxels) else []

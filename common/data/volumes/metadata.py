@@ -158,7 +158,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def as_object(file: Path, text: bytes) -> dict[str, Any]:
-    """The JSON object in the text of a file. Raises UserError for anything else."""
+    """Return the JSON object in the text of a file. Raises UserError for anything else."""
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -173,7 +173,7 @@ def as_object(file: Path, text: bytes) -> dict[str, Any]:
 def dropped_axes(
     path: Path, names: Sequence[str], shape: Sequence[int], chunks: Sequence[int]
 ) -> tuple[int, ...]:
-    """Which axes of an array are not z, y, x. Raises UserError unless they have length 1."""
+    """Return which axes of an array are not z, y, x. Raises UserError unless they have length 1."""
     if len(shape) != len(names):
         raise UserError(
             f"{path}: {len(shape)} axes, of which .zattrs lists {len(names)} "
@@ -217,7 +217,7 @@ def _first_image(path: Path, attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _why_no_image(path: Path, attributes: dict[str, Any]) -> str:
-    """What a group without 'multiscales' is, and what to write instead."""
+    """Return what a group without 'multiscales' is, and what to write instead."""
     if attributes.get(UNFINISHED):
         return "half-written; run the command that writes it again, it goes on where it stopped"
     below = foreign.images_below(path)
@@ -253,7 +253,7 @@ def _datasets(path: Path, image: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _array_name(path: Path, written: str) -> str:
-    """The path of an array in its group, without './' and the like."""
+    """Return the path of an array in its group, without './' and the like."""
     name = posixpath.normpath(written.replace("\\", "/"))
     if name in (".", "") or name.startswith(("/", "..")):
         raise UserError(f"{path}: level '{written}' in .zattrs is no array in this group")
@@ -321,7 +321,7 @@ def _axis_names(path: Path, axes: Any) -> tuple[str, ...]:
 
 
 def _in_nm(path: Path, axes: Any, levels: Sequence[LevelMetadata]) -> list[LevelMetadata]:
-    """The levels with their lengths in nm."""
+    """Return the levels with their lengths in nm."""
     units = _units(path, axes)
     sizes = np.ones(3)
     for number, unit in enumerate(units):
@@ -422,7 +422,7 @@ def _affine(path: Path, transforms: Any, axes: int) -> _Affine:
 
 
 def _one_by_one(path: Path, transforms: Any) -> list[dict[str, Any]]:
-    """The transformations in a list, those of a sequence one by one."""
+    """Return the transformations in a list, those of a sequence one by one."""
     steps: list[dict[str, Any]] = []
     for transform in [] if transforms is None else _objects(path, transforms):
         is_sequence = transform.get("type") == "sequence"
@@ -440,7 +440,7 @@ def _objects(path: Path, transforms: Any) -> list[dict[str, Any]]:
 
 
 def _numbers(path: Path, transform: dict[str, Any], kind: str, axes: int) -> np.ndarray:
-    """The numbers of a transformation, one an axis."""
+    """Return the numbers of a transformation, one an axis."""
     written = transform.get(kind)
     numbers = written if isinstance(written, list) else []
     are_numbers = len(numbers) == axes and all(_is_number(number) for number in numbers)
@@ -462,7 +462,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """What a value of JSON is."""
+    """Return what a value of JSON is."""
     if value is None:
         return "missing or null"
     if isinstance(value, list):
@@ -472,6 +472,6 @@ def _kind(value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """A value of JSON as a sentence has it, cut short."""
+    """Return a value of JSON as a sentence has it, cut short."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

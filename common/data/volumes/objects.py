@@ -26,7 +26,7 @@ class Objects:
 
 
 def objects_of(ids: np.ndarray) -> Objects:
-    """The objects of a block of unsigned integers; 0 is background."""
+    """Return the objects of a block of unsigned integers; 0 is background."""
     compact, numbers = fastremap.renumber(ids, preserve_zero=True)
     statistics = cc3d.statistics(compact, no_slice_conversion=True)
     limits = statistics["bounding_boxes"][1:].astype(np.int64)

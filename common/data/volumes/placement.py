@@ -224,6 +224,6 @@ def slack_nm(volume: Grid | Level, raw: Grid | Level) -> np.ndarray:
 
 
 def _mean_ratio(large: Vector, small: Vector) -> float:
-    """How many times larger voxels are than others, over all axes."""
+    """Return how many times larger voxels are than others, over all axes."""
     ratios = np.array(large) / small
     return float(np.exp(np.log(ratios).mean()))

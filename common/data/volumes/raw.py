@@ -220,14 +220,14 @@ class Raw:
         )
 
     def _of_range(self, value: float) -> float:
-        """What `read` gives, as the network gets it: in [0, 1]."""
+        """Return what `read` gives, as the network gets it: in [0, 1]."""
         if self.dtype != np.uint8:
             return value
         low, high = self.value_range
         return min(max((value - low) / (high - low), 0.0), 1.0)
 
     def _stored(self, value: float) -> str:
-        """The value of the level that `read` gives as this one."""
+        """Return the value of the level that `read` gives as this one."""
         if self.dtype == np.uint8:
             return f"{value:g}"
         low, high = self.value_range

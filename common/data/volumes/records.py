@@ -122,7 +122,7 @@ class PredictionRecord:
         return stored | self.environment
 
     def is_like(self, other: PredictionRecord) -> bool:
-        """Whether `other` would have the same voxels.
+        """Return whether `other` would have the same voxels.
 
         Of a record from before there was `assumed` nothing tells what that was: it stays in force.
         So it is with `raw_sample`.
@@ -134,12 +134,12 @@ class PredictionRecord:
         return self.key == other.key
 
     def has_other_raw(self, other: PredictionRecord) -> bool:
-        """Whether the raw of the box had other voxels for `other`, as far as both know."""
+        """Return whether the raw of the box had other voxels for `other`, as far as both know."""
         known = self.raw_sample is not None and other.raw_sample is not None
         return known and self.raw_sample != other.raw_sample
 
     def is_same(self, other: PredictionRecord) -> bool:
-        """Whether `other` is of this very prediction, and of no later one by `--overwrite`.
+        """Return whether `other` is of this very prediction, and of no later one by `--overwrite`.
 
         That has the same key, and may be of raw of which chunks were missing before. Without a time
         on record the key alone tells.
@@ -159,7 +159,7 @@ class PredictionRecord:
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> PredictionRecord:
-        """The record that `attributes` made."""
+        """Return the record that `attributes` made."""
         names = {f.name for f in fields(cls)} - {"environment"}
         known = {name: value for name, value in stored.items() if name in names}
         other = {name: value for name, value in stored.items() if name not in names}
@@ -167,7 +167,7 @@ class PredictionRecord:
 
 
 def at_epoch(epoch: int | None, metric: str | None) -> str:
-    """Where in its run a checkpoint stands, as text. An ensemble has no epoch."""
+    """Return where in its run a checkpoint stands, as text. An ensemble has no epoch."""
     if epoch is None and metric:
         return metric
     return f"epoch {epoch} ({metric})"
@@ -224,7 +224,7 @@ class ProcessedRecord:
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> ProcessedRecord:
-        """The record that `attributes` made."""
+        """Return the record that `attributes` made."""
         names = {f.name for f in fields(cls)}
         known = {name: value for name, value in stored.items() if name in names}
         known["prediction"] = PredictionRecord.of(stored["prediction"])
@@ -262,7 +262,7 @@ def read_processed(group: Path) -> ProcessedRecord | None:
 
 
 def _checked(group: Path, name: str, make: Callable[[Any], Record], stored: Any) -> Record:
-    """A record as it is stored. Raises UserError if it is damaged."""
+    """Return a record as it is stored. Raises UserError if it is damaged."""
     try:
         record = make(stored)
         typed.check(record)

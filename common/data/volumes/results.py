@@ -84,7 +84,7 @@ def find(source: str, classes: Sequence[str] = ()) -> list[Result]:
 
 
 def are_in(folder: Path) -> bool:
-    """Whether a folder is a volume, or has some below it that `find` finds."""
+    """Return whether a folder is a volume, or has some below it that `find` finds."""
     is_volume = any((folder / kind.marker).is_file() for kind in opening.FOLDERS)
     return is_volume or next(_classes_in(folder), None) is not None
 
@@ -119,7 +119,7 @@ def _open(path: Path, folder: Path) -> Result:
 
 
 def sort_of(level: Level, name: str) -> str:
-    """What the values of a volume are: as its metadata say, else by their type."""
+    """Return what the values of a volume are: as its metadata say, else by their type."""
     attributes = {**level.array.attrs.asdict(), **records.read_attributes(level.group)}
     if attributes.get(records.PREDICTION):
         return "image"

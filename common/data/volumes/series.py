@@ -54,7 +54,7 @@ def complete(images: Sequence[Path]) -> None:
 
 
 def listed(store: Path) -> list[str]:
-    """The images {crop}/{class} that the root of a store lists."""
+    """Return the images {crop}/{class} that the root of a store lists."""
     names = _attributes(store / OME).get("series")
     return [str(name) for name in names] if isinstance(names, list) else []
 

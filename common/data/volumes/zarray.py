@@ -40,7 +40,7 @@ class ArrayMetadata:
 
 
 def read_array(path: Path) -> ArrayMetadata:
-    """What the .zarray of an array says of its size.
+    """Return what the .zarray of an array says of its size.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -57,7 +57,7 @@ def read_array(path: Path) -> ArrayMetadata:
 
 
 def as_array(file: Path, content: dict[str, Any]) -> ArrayMetadata:
-    """What the content of a .zarray says of its size.
+    """Return what the content of a .zarray says of its size.
 
     Raises UserError if it describes no array of numbers that a computer could hold.
     """
@@ -127,12 +127,12 @@ def _whole_numbers(file: Path, content: dict[str, Any], name: str) -> tuple[int,
 
 
 def _is_length(value: Any) -> bool:
-    """Whether a value of JSON is a whole number above zero."""
+    """Return whether a value of JSON is a whole number above zero."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _itemsize(file: Path, dtype: Any) -> int:
-    """Bytes of a voxel; those of types that are no numbers are refused elsewhere or here."""
+    """Return bytes of a voxel; those of types that are no numbers are refused elsewhere or here."""
     try:
         kind = np.dtype(dtype) if isinstance(dtype, str) else None
     except (TypeError, ValueError):

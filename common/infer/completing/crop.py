@@ -14,7 +14,7 @@ from numcodecs import blosc
 
 from common.classes import atoms_of
 from common.data.crops import pseudo
-from common.data.crops.decode import Labels, encode_known
+from common.data.crops.decode import BlockLabels, encode_known
 from common.data.crops.palette import CODE_OF_UNKNOWN, UNKNOWN, Rules, in_uint8
 from common.data.splits.split import Row
 from common.data.volumes import ngff, regrid
@@ -108,7 +108,7 @@ def write(crop: Crop, folder: Path) -> Completed:
             annotated = []
             for reader in readers:
                 ids, positive, unknown = reader.read_ids(start, stop)
-                annotated.append(_Annotated(reader.name, ids, Labels(positive, unknown)))
+                annotated.append(_Annotated(reader.name, ids, BlockLabels(positive, unknown)))
             labels = _known_labels(annotated, crop)
             place = grid.part(Box(start, stop))
             probabilities = np.stack([regrid.ids(level, place) for level in crop.predicted])
@@ -166,7 +166,7 @@ class _Annotated:
     name: str
     ids: np.ndarray
     """(z, y, x) int64, 0 where the class is not."""
-    labels: Labels
+    labels: BlockLabels
 
 
 def _known_labels(annotated: Sequence[_Annotated], crop: Crop) -> np.ndarray:

@@ -47,7 +47,7 @@ class Chunked(Voxels):
         self.attrs = Attributes(attributes or {})
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """Voxels of a box."""
+        """Return voxels of a box."""
         try:
             return np.ascontiguousarray(self.array[index].read().result())
         except ValueError as error:
@@ -56,7 +56,7 @@ class Chunked(Voxels):
             raise ValueError(remote.sentence_of(error)) from error
 
     def files(self, start: Vector, stop: Vector) -> list[Path]:
-        """The files on this disk that hold voxels start..stop-1."""
+        """Return the files on this disk that hold voxels start..stop-1."""
         if self._file_of is None or isinstance(self.path, Address):
             return []
         z, y, x = chunk_ranges(start, stop, self._file_chunks)
@@ -81,5 +81,5 @@ def open_array(path: Path, driver: str, **about: Any) -> Any:
 
 
 def stamp(*content: Any) -> str:
-    """What changes with the metadata of an array; that of its voxels only its files tell."""
+    """Return what changes with the metadata of an array; that of its voxels only its files tell."""
     return json.dumps(content, sort_keys=True)

@@ -98,7 +98,7 @@ class Excerpt:
         return {"cellmap": {"annotation": {"annotation_type": about}}}
 
     def taken(self, block: np.ndarray) -> np.ndarray:
-        """What becomes of voxels of the volume. Raises UserError for labels such as 0.5."""
+        """Return what becomes of voxels of the volume. Raises UserError for labels such as 0.5."""
         if block.dtype.kind == "b":
             return block.astype(np.uint8)
         if self.kind != RAW and block.dtype.kind == "f":
@@ -114,7 +114,7 @@ class Excerpt:
         return mask
 
     def _as_whole(self, block: np.ndarray) -> np.ndarray:
-        """Labels that a program wrote as floating-point numbers."""
+        """Return labels that a program wrote as floating-point numbers."""
         whole = block.astype(OF_FLOATS) if _are_ids(block) else None
         if whole is None or (whole != block).any():
             odd = block[~((block >= 0) & (block == np.rint(block)))]
@@ -157,12 +157,12 @@ class Excerpted(Voxels):
         self._level = level
 
     def files(self, start: Vector, stop: Vector) -> list[Path]:
-        """The files of its volume that hold voxels start..stop-1."""
+        """Return the files of its volume that hold voxels start..stop-1."""
         first = np.array(self._excerpt.first)
         return list(self._level.files(first + start, first + stop))
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """Voxels of a box."""
+        """Return voxels of a box."""
         voxels = ranges(index, self.shape)
         first = np.array(self._excerpt.first)
         start = first + [along.start for along in voxels]
@@ -173,7 +173,7 @@ class Excerpted(Voxels):
 
 
 def _are_ids(block: np.ndarray) -> bool:
-    """Whether numbers fit into OF_FLOATS; NaN does not."""
+    """Return whether numbers fit into OF_FLOATS; NaN does not."""
     return bool((block >= 0).all() and (block <= np.iinfo(OF_FLOATS).max).all())
 
 
@@ -187,12 +187,12 @@ def write_link(folder: Path, excerpt: Excerpt) -> None:
 
 
 def is_link(folder: Path) -> bool:
-    """Whether a folder stands for a volume elsewhere."""
+    """Return whether a folder stands for a volume elsewhere."""
     return (folder / LINK).is_file()
 
 
 def read_link(folder: Path) -> Excerpt:
-    """What the link in a folder stands for. Raises UserError for one that is damaged."""
+    """Return what the link in a folder stands for. Raises UserError for one that is damaged."""
     record = read_object(folder / LINK)
     try:
         return Excerpt(

@@ -18,7 +18,7 @@ KEPT_BYTES = 2**28
 
 
 def opened(path: Path) -> BinaryIO:
-    """A file to read from, on this disk or on a server.
+    """Return a file to read from, on this disk or on a server.
 
     Raises FileNotFoundError without one, UserError if it cannot be read.
     """
@@ -52,7 +52,7 @@ class Kept:
         self._lock = Lock()
 
     def get(self, key: Hashable, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """The part of this key, decoded now unless it is there."""
+        """Return the part of this key, decoded now unless it is there."""
         with self._lock:
             if key in self._parts:
                 self._parts.move_to_end(key)

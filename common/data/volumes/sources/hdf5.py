@@ -79,12 +79,12 @@ def _only_volume(h5py: Any, path: Path, file: Any) -> str:
 
 
 def _volumes(h5py: Any, file: Any) -> list[str]:
-    """The arrays of three axes in a file."""
+    """Return the arrays of three axes in a file."""
     return [name for name, axes in _arrays(h5py, file).items() if axes == 3]
 
 
 def _arrays(h5py: Any, file: Any) -> dict[str, int]:
-    """The number of axes of all arrays in a file."""
+    """Return the number of axes of all arrays in a file."""
     names: dict[str, int] = {}
 
     def note(name: str, node: Any) -> None:
@@ -113,11 +113,11 @@ class Dataset(Voxels):
         self._dataset = dataset
 
     def files(self, start: Vector, stop: Vector) -> list[Path]:
-        """The file."""
+        """Return the file."""
         return [self.file]
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """Voxels of a box."""
+        """Return voxels of a box."""
         return np.asarray(self._dataset[index])
 
 
@@ -136,7 +136,7 @@ def _size(dataset: Any) -> tuple[int, ...]:
 
 
 def _plain(attributes: Any) -> dict[str, Any]:
-    """Attributes as JSON would have them."""
+    """Return attributes as JSON would have them."""
     found = {}
     for name in attributes:
         try:

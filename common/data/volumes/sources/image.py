@@ -39,7 +39,7 @@ def single(
     otherwise: Any = None,
     stamp: str = "file",
 ) -> Image:
-    """An image of one level.
+    """Return an image of one level.
 
     A voxel size that no EM has is said, and not used: headers have lengths that nobody chose.
 
@@ -127,7 +127,7 @@ def turned(directions: np.ndarray, origin: np.ndarray, frame: str) -> Turned:
 
 
 def in_world(path: Path, array: Voxels, way: Turned, *, size: np.ndarray, scale: Any) -> Image:
-    """An image of one level, where and as large as its header says.
+    """Return an image of one level, where and as large as its header says.
 
     size: (3,) of a voxel, in the unit of `way`. scale: (3,) nm; None where the unit is not said.
     """
@@ -170,7 +170,7 @@ def in_nm(path: Path, value: float, unit: Any) -> float:
 
 
 def numbers(written: Any, count: int = 3) -> list[float] | None:
-    """So many finite numbers of JSON or an attribute; None where it is something else."""
+    """Return so many finite numbers of JSON or an attribute; None where it is something else."""
     if isinstance(written, np.ndarray):
         written = written.tolist()
     if not isinstance(written, Sequence) or isinstance(written, str) or len(written) != count:
@@ -275,7 +275,7 @@ def check_order(path: Path, attributes: Mapping[str, Any]) -> None:
 
 
 def _axis_names(written: Any) -> list[str]:
-    """The names of axes that an attribute has, in lower case."""
+    """Return the names of axes that an attribute has, in lower case."""
     if isinstance(written, str | bytes):
         # of vigra: JSON with the axes as objects with a key
         try:
@@ -290,7 +290,7 @@ def _axis_names(written: Any) -> list[str]:
 
 
 def _texts(written: Any) -> list[str]:
-    """Texts of JSON or an attribute, one or several; none where it is something else."""
+    """Return texts of JSON or an attribute, one or several; none where it is something else."""
     if isinstance(written, np.ndarray | np.generic):
         written = written.tolist()
     listed = [written] if isinstance(written, str | bytes) else written

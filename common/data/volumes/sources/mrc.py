@@ -70,7 +70,7 @@ def _is_unsigned(header: Any, order: str) -> bool:
 
 
 def _array(path: Path, content: BinaryIO, header: Any, dtype: np.dtype) -> Rows:
-    """The voxels."""
+    """Return the voxels."""
     names = [XYZ.get(int(number)) for number in (header.maps, header.mapr, header.mapc)]
     # zeros in a header that was never filled in mean the usual order
     is_filled_in = set(names) == set("zyx")

@@ -65,7 +65,7 @@ def _attributes(path: Path) -> dict[str, Any]:
 
 
 def _named_levels(attributes: Mapping[str, Any]) -> list[str] | None:
-    """The levels that multiscales list; None without."""
+    """Return the levels that multiscales list; None without."""
     multiscale = _multiscale(attributes)
     names = [dataset.get("path") for dataset in _datasets(multiscale)]
     paths = [posixpath.normpath(name) for name in names if isinstance(name, str)]
@@ -137,7 +137,7 @@ def _array(folder: Path, about: dict[str, Any], group: dict[str, Any]) -> Chunke
 
 
 def _factors(group: Mapping[str, Any], about: Mapping[str, Any], number: int) -> np.ndarray:
-    """How many voxels of the finest level one of this level covers; (3,) z, y, x."""
+    """Return how many voxels of the finest level one of this level covers; (3,) z, y, x."""
     scales = group.get("scales") or group.get("downsamplingFactors")
     of_group = scales[number] if isinstance(scales, list) and number < len(scales) else None
     factors = numbers(about.get("downsamplingFactors")) or numbers(of_group)
@@ -151,7 +151,7 @@ Found = tuple[np.ndarray, np.ndarray, bool]
 
 
 def _of_transform(folder: Path, transform: Any) -> Found | None:
-    """What COSEM's transform says, which names its axes; None without one."""
+    """Return what COSEM's transform says, which names its axes; None without one."""
     if not isinstance(transform, dict):
         return None
     axes = transform.get("axes")
@@ -176,7 +176,7 @@ def _of_transform(folder: Path, transform: Any) -> Found | None:
 def _of_resolution(
     folder: Path, about: Mapping[str, Any], base: Mapping[str, Any], factors: np.ndarray
 ) -> Found | None:
-    """What pixelResolution or resolution says, x, y, z; None without.
+    """Return what pixelResolution or resolution says, x, y, z; None without.
 
     The offset is the corner of the first voxel, in the unit of the resolution, as funlib and daisy
     write it; Paintera's is its centre.

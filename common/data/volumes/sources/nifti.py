@@ -52,7 +52,7 @@ def open_file(place: Place) -> Image:
 
 
 def _header(nibabel: Any, content: IO[bytes]) -> Any:
-    """What a file begins with. Raises ValueError for what is no such file."""
+    """Return what a file begins with. Raises ValueError for what is no such file."""
     block = content.read(max(HEADER_BYTES))
     lengths = [int.from_bytes(block[:4], order) for order in ("little", "big")]
     kinds = [length for length in lengths if length in HEADER_BYTES]
@@ -67,7 +67,7 @@ def _header(nibabel: Any, content: IO[bytes]) -> Any:
 
 
 def _way(header: Any) -> Turned:
-    """How its axes lie in the world."""
+    """Return how its axes lie in the world."""
     if header["sform_code"] > 0 or header["qform_code"] > 0:
         way = header.get_best_affine()
         if (np.linalg.norm(way[:3, :3], axis=0) > 0).all():
@@ -100,12 +100,12 @@ class Scaled(Rows):
         self._intercept = np.float32(intercept)
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """Values of a box."""
+        """Return values of a box."""
         return super().__getitem__(index).astype(np.float32) * self._slope + self._intercept
 
 
 def _placed(path: Path, array: Voxels, header: Any, way: Turned) -> Image:
-    """The image of an array, as large and where its header says."""
+    """Return the image of an array, as large and where its header says."""
     # seven digits: headers of version 1 have float32
     in_file = np.array([float(f"{length:.7g}") for length in header["pixdim"][1:4]])
     size = in_file[way.order]

@@ -89,7 +89,7 @@ def open_file(place: Place) -> Image:
 
 
 def _header(nrrd: Any, path: Path, content: BinaryIO) -> dict[str, Any]:
-    """What a file begins with. Raises UserError for what is no such file."""
+    """Return what a file begins with. Raises UserError for what is no such file."""
     try:
         header = nrrd.read_header(content)
     except (nrrd.NRRDError, ValueError, StopIteration, OSError) as error:
@@ -104,14 +104,14 @@ def _header(nrrd: Any, path: Path, content: BinaryIO) -> dict[str, Any]:
 
 
 def _beside(path: Path, name: str) -> Path:
-    """The file of the voxels. Raises UserError for several."""
+    """Return the file of the voxels. Raises UserError for several."""
     if name.startswith("LIST") or "%" in name:
         raise UserError(f"{path}: voxels in several files; write them as one .nrrd")
     return path.parent / name
 
 
 def _kept(sizes: list[int]) -> list[int]:
-    """Three axes, or those that are longer than 1."""
+    """Return three axes, or those that are longer than 1."""
     axes = list(range(len(sizes)))
     for axis in reversed(range(len(sizes))):
         if len(axes) > 3 and sizes[axis] == 1:
@@ -120,7 +120,7 @@ def _kept(sizes: list[int]) -> list[int]:
 
 
 def _array(path: Path, content: BinaryIO, header: Mapping[str, Any], where: dict[str, Any]) -> Rows:
-    """The voxels. Raises UserError for another way of writing them."""
+    """Return the voxels. Raises UserError for another way of writing them."""
     encoding = header["encoding"].lower()
     skipped = [header.get(name, 0) for name in ("line skip", "lineskip", "byte skip", "byteskip")]
     if encoding not in ("raw", *PACKED) or any(skipped):
@@ -149,7 +149,7 @@ def _dtype(path: Path, header: Mapping[str, Any]) -> np.dtype:
 
 
 def _way(header: Mapping[str, Any], axes: list[int]) -> Turned:
-    """How the axes of a volume lie in the world. axes: of the file."""
+    """Return how the axes of a volume lie in the world. axes: of the file."""
     directions = header.get("space directions")
     if directions is None or len(axes) != 3 or np.shape(directions)[1:] != (3,):
         return AS_STORED
@@ -179,7 +179,7 @@ def _placed(
 
 
 def _in_nm(path: Path, size: np.ndarray, units: Sequence[str]) -> list[float] | None:
-    """The size of a voxel, z, y, x; None for 1 without a unit, which nobody chose."""
+    """Return the size of a voxel, z, y, x; None for 1 without a unit, which nobody chose."""
     unit = units[0].strip('"') if len(units) else ""
     if not unit and (size == 1).all():
         return None

@@ -102,7 +102,7 @@ def open_image(path: str | Path) -> list[Level]:
 
 
 def _opener(place: Place) -> Open:
-    """What opens a volume. Raises UserError or FileNotFoundError for what nothing does."""
+    """Return what opens a volume. Raises UserError or FileNotFoundError for what nothing does."""
     path = place.path
     if in_hdf5(path) is not None:
         return hdf5.open_file
@@ -120,7 +120,7 @@ def _opener(place: Place) -> Open:
 
 
 def _in_place(image: Image, place: Place) -> list[Level]:
-    """The levels where, and as large as, their place says."""
+    """Return the levels where, and as large as, their place says."""
     finest = min(image.levels, key=lambda level: float(np.prod(level.scale)))
     if not image.is_measured and not place.voxel_size:
         raise UserError(
@@ -128,7 +128,7 @@ def _in_place(image: Image, place: Place) -> list[Level]:
             f"x, behind its name, such as {place.path.name}#voxel_size=8 or "
             "#voxel_size=40,4,4; or once for all as --voxel-size, with import-data and --volume"
         )
-    if not place.says_something:
+    if not (place.voxel_size or place.translation):
         return list(image.levels)
     wanted = np.array(place.voxel_size or finest.scale, float)
     ratio = wanted / finest.scale

@@ -57,12 +57,12 @@ class Packed:
         return self._unpacked.seek(position)
 
     def read(self, size: int) -> bytes:
-        """So many bytes from there on, fewer at the end."""
+        """Return so many bytes from there on, fewer at the end."""
         assert self._unpacked is not None, "seek first"
         return self._unpacked.read(size)
 
     def _unpack(self) -> IO[bytes]:
-        """A file without a name; UserError for a damaged stream, FileError without room."""
+        """Return a file without a name; UserError for a damaged stream, FileError without room."""
         folder = Path(tempfile.gettempdir())
         note_once(f"{self._path}: packed as one stream; it is unpacked into {folder} to be read")
         self._content.seek(self._start)

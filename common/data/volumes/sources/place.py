@@ -52,14 +52,11 @@ class Place:
         """Whether it is an address."""
         return isinstance(self.path, Address)
 
-    @property
-    def says_something(self) -> bool:
-        """Whether anything stood behind #."""
-        return bool(self.voxel_size or self.translation)
-
 
 def path_of(text: str | PurePath, root: Path | None = None) -> Path:
-    """The path that a text names, joined to `root`, or the `Address`; ~ is the user's folder.
+    """Return the path that a text names, joined to `root`, or the `Address`.
+
+    A leading ~ is the user's folder.
 
     Raises UserError for an address that is not read.
     """
@@ -78,18 +75,18 @@ def path_of(text: str | PurePath, root: Path | None = None) -> Path:
 
 
 def is_address(text: str | PurePath) -> bool:
-    """Whether a name of a volume is an address that can be read."""
+    """Return whether a name of a volume is an address that can be read."""
     return bool(ADDRESS.match(str(text)))
 
 
 def place_of(text: str | PurePath) -> Place:
-    """What a user's name of a volume says. Raises UserError for what stands behind #."""
+    """Return what a user's name of a volume says. Raises UserError for what stands behind #."""
     location, options = split(str(text))
     return Place(path_of(location), **_read_options(str(text), options))
 
 
 def bare(text: str | PurePath) -> Path:
-    """The path or address without what stands behind #."""
+    """Return the path or address without what stands behind #."""
     return path_of(split(str(text))[0])
 
 
@@ -101,7 +98,7 @@ def split(text: str) -> tuple[str, str]:
 
 
 def with_voxel_size(text: str, voxel_size: tuple[float, ...] | None) -> str:
-    """A name of a volume with the voxel size (nm) that an option gives."""
+    """Return a name of a volume with the voxel size (nm) that an option gives."""
     if not voxel_size:
         return text
     location, options = split(text)
@@ -143,7 +140,7 @@ def _three(text: str, name: str, value: str) -> tuple[float, ...]:
 
 
 def in_hdf5(path: Path) -> tuple[Path, str] | None:
-    """The HDF5 file in a path such as a.h5:/b or a.h5/b, and what is behind it; None without."""
+    """Split a path such as a.h5:/b or a.h5/b into the HDF5 file and what is behind it; or None."""
     parts = path.parts
     for number, part in enumerate(parts, 1):
         if part.lower().removesuffix(":").endswith(HDF5):
@@ -154,27 +151,27 @@ def in_hdf5(path: Path) -> tuple[Path, str] | None:
 
 
 def on_disk(name: Path) -> Path:
-    """The file or folder, or the address, that a name of a volume begins with."""
+    """Return the file or folder, or the address, that a name of a volume begins with."""
     path = bare(name)
     inside = in_hdf5(path)
     return inside[0] if inside else path
 
 
 def identity(name: Path) -> str:
-    """What tells a volume from others, however it is named: a store may have two names."""
+    """Return what tells a volume from others, however it is named: a store may have two names."""
     return str(name) if is_address(name) else os.path.realpath(bare(name))
 
 
 def is_missing(name: Path) -> bool:
-    """Whether a volume is known not to be there; servers are not asked."""
+    """Return whether a volume is known not to be there; servers are not asked."""
     path = on_disk(name)
     return not isinstance(path, Address) and not path.exists()
 
 
 def class_volume(crop: Path, name: str, options: str = "") -> Path:
-    """The volume of a class in the folder of a crop: crop1/mito, or a file such as crop1/mito.tif.
+    """Return the volume of a class in a crop: crop1/mito, or a file such as crop1/mito.tif.
 
-    crop: of a server or in an HDF5 file, too. options: what stands behind # of the crop.
+    crop: a folder, also one on a server or in an HDF5 file. options: what stands behind # of it.
 
     Raises UserError where several files are of the class.
     """
@@ -189,14 +186,14 @@ def class_volume(crop: Path, name: str, options: str = "") -> Path:
 
 
 def _is_file_of(file: str, name: str) -> bool:
-    """Whether a file is called as those of a class are: mito.tif."""
+    """Return whether a file is called as those of a class are: mito.tif."""
     return file.startswith(name) and file.removeprefix(name).lower() in FILES
 
 
 def store_name(path: Path) -> str:
-    """The name of what holds a volume, without its ending: of the innermost store, file or folder.
+    """Return the name of the innermost store, file or folder that holds a volume, without ending.
 
-    'cell' for cell.zarr/recon-1/em, cell.h5:/raw and cell.tif.
+    It is 'cell' for cell.zarr/recon-1/em, cell.h5:/raw and cell.tif.
     """
     path = bare(path)
     for place in (path, *path.parents):
@@ -206,10 +203,10 @@ def store_name(path: Path) -> str:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name ends as those of files that hold volumes."""
+    """Return whether a name ends as those of files that hold volumes."""
     return name.lower().endswith(FILES)
 
 
 def _stem(path: Path) -> str:
-    """'cell' for cell.tif and cell.nii.gz."""
+    """Return 'cell' for cell.tif and cell.nii.gz."""
     return Path(path.stem).stem if path.name.lower().endswith(".nii.gz") else path.stem

@@ -51,15 +51,15 @@ class Address(type(Path())):  # type: ignore[misc]  # the class of paths on this
         return str(self)
 
     def absolute(self) -> Address:
-        """The same: an address is."""
+        """Return the same: an address is."""
         return self
 
     def resolve(self, strict: bool = False) -> Address:
-        """The same."""
+        """Return the same."""
         return self
 
     def expanduser(self) -> Address:
-        """The same."""
+        """Return the same."""
         return self
 
     def is_absolute(self) -> bool:
@@ -71,11 +71,11 @@ class Address(type(Path())):  # type: ignore[misc]  # the class of paths on this
         return read(self)
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether there is such a file; folders there are none."""
+        """Return whether there is such a file; folders there are none."""
         return self.is_file()
 
     def is_file(self) -> bool:
-        """Whether there is such a file."""
+        """Return whether there is such a file."""
         try:
             read(self)
         except FileNotFoundError:
@@ -89,7 +89,7 @@ class Address(type(Path())):  # type: ignore[misc]  # the class of paths on this
 
 @functools.cache
 def context() -> Any:
-    """What all stores of this process share: tries, and a cache of decoded chunks."""
+    """Return what all stores of this process share: tries, and a cache of decoded chunks."""
     tensorstore = needed.module("tensorstore", "chunked and remote volumes")
     retries = {"max_retries": TRIES, "initial_delay": FIRST_PAUSE, "max_delay": LONGEST_PAUSE}
     about = {f"{kind}_request_retries": retries for kind in ("http", "s3", "gcs")}
@@ -111,7 +111,7 @@ def store(path: Path) -> dict[str, Any]:
 
 
 def _amazon() -> dict[str, Any]:
-    """The server and the account that the environment names."""
+    """Return the server and the account that the environment names."""
     environment = os.environ
     named = environment.get("AWS_PROFILE") or environment.get("AWS_ACCESS_KEY_ID")
     about: dict[str, Any] = {"aws_credentials": {"type": "default" if named else "anonymous"}}
@@ -128,7 +128,7 @@ def _amazon() -> dict[str, Any]:
 
 @functools.cache
 def server(root: Address) -> Any:
-    """The bucket or web server that an address is on."""
+    """Return the bucket or web server that an address is on."""
     tensorstore = needed.module("tensorstore", "remote volumes")
     try:
         return tensorstore.KvStore.open(store(root), context=context()).result()
@@ -137,7 +137,7 @@ def server(root: Address) -> Any:
 
 
 def read(address: Address) -> bytes:
-    """The content of a file.
+    """Return the content of a file.
 
     Raises:
         FileNotFoundError: if there is none, or none that everybody may read.
@@ -150,7 +150,7 @@ def read(address: Address) -> bytes:
 
 
 def read_all(addresses: Sequence[Path]) -> list[bytes | None]:
-    """The contents of files on one server, asked for together; None for those not there."""
+    """Return the contents of files on one server, asked for together; None for those not there."""
     waiting = []
     for address in addresses:
         host = server(Address(*address.parts[:2]))
@@ -166,7 +166,7 @@ def read_all(addresses: Sequence[Path]) -> list[bytes | None]:
 
 
 def failure(path: Path, error: Exception) -> UserError | FileNotFoundError:
-    """The error for what a server, or a file of this disk, did not give."""
+    """Return the error for what a server, or a file of this disk, did not give."""
     reason = sentence_of(error)
     if "PERMISSION_DENIED" in str(error):
         # also what a bucket answers that may not be listed, where there is no such file
@@ -179,6 +179,6 @@ def failure(path: Path, error: Exception) -> UserError | FileNotFoundError:
 
 
 def sentence_of(error: Exception) -> str:
-    """What tensorstore says, without its code word and the specification that it adds."""
+    """Return what tensorstore says, without its code word and the specification that it adds."""
     text = str(error).partition(" [")[0].partition("\n")[0]
     return re.sub("^[A-Z_]+: ", "", text)

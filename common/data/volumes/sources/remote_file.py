@@ -25,12 +25,12 @@ PAUSE_S = 0.2
 
 
 def opened(address: Address) -> BinaryIO:
-    """A file to read and seek in. Raises FileNotFoundError without one, FileError."""
+    """Return a file to read and seek in. Raises FileNotFoundError without one, FileError."""
     return cast(BinaryIO, io.BufferedReader(_Remote(address), PIECE))
 
 
 def url_of(address: Address) -> str:
-    """The address as web servers have it."""
+    """Return the address as web servers have it."""
     scheme, host, *parts = address.parts
     key = "/".join(parts)
     if scheme.startswith("http"):
@@ -65,7 +65,7 @@ class _Remote(io.RawIOBase):
         self.size = int(length[1])
 
     def _ask(self, start: int, stop: int) -> Any:
-        """The answer to a request for some bytes, read to its end."""
+        """Return the answer to a request for some bytes, read to its end."""
         headers = {"Range": f"bytes={start}-{stop - 1}"}
         try:
             answer = self._server.request("GET", url_of(self.address), headers=headers)
@@ -87,7 +87,7 @@ class _Remote(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Where it reads."""
+        """Return where it reads."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

@@ -80,11 +80,11 @@ class Rows(Voxels):
             )
 
     def files(self, start: Vector, stop: Vector) -> list[Path]:
-        """The file."""
+        """Return the file."""
         return [self.path]
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """Voxels of a box."""
+        """Return voxels of a box."""
         voxels = ranges(index, self.shape)
         sections, rows, columns = (voxels[self._axes.index(axis)] for axis in range(3))
         block = np.empty((len(sections), len(rows), len(columns)), self._in_file)

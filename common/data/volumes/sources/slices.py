@@ -41,7 +41,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def _numbers(file: Path) -> list[tuple[int, str]]:
-    """The name, with its numbers as numbers: slice 10 follows slice 9."""
+    """Return the name, with its numbers as numbers: slice 10 follows slice 9."""
     parts = re.split(r"(\d+)", file.name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
@@ -98,11 +98,11 @@ class Slices(Voxels):
         self.chunks = (1, *first.shape)
 
     def files(self, start: Vector, stop: Vector) -> list[Path]:
-        """The slices of a box."""
+        """Return the slices of a box."""
         return self._slices[int(start[0]) : int(stop[0])]
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """Voxels of a box."""
+        """Return voxels of a box."""
         z, y, x = index
         layers = []
         for number in range(*z.indices(self.shape[0])):
@@ -129,7 +129,7 @@ class Slices(Voxels):
 
 
 def _picture(file: Path) -> np.ndarray:
-    """The pixels of a slice, (y, x)."""
+    """Return the pixels of a slice, (y, x)."""
     try:
         picture = _tiff(file) if file.suffix.lower().startswith(".tif") else _other(file)
     # every library has errors of its own

@@ -83,7 +83,7 @@ def note_shown_otherwise(path: Path, page: Any) -> None:
 
 
 def _is_grey(palette: np.ndarray) -> bool:
-    """Whether a palette (3, numbers) is of greys, the brighter ones behind."""
+    """Return whether a palette (3, numbers) is of greys, the brighter ones behind."""
     red = palette[0].astype(int)
     return bool((palette == palette[0]).all() and (np.diff(red) >= 0).all())
 
@@ -156,11 +156,11 @@ class Pages(Voxels):
             )
 
     def files(self, start: Vector, stop: Vector) -> list[Path]:
-        """The file."""
+        """Return the file."""
         return [self.path]
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """Voxels of a box."""
+        """Return voxels of a box."""
         voxels = ranges(index, self.shape)
         block = np.empty(tuple(map(len, voxels)), self.dtype)
         z, y, x = voxels
@@ -229,7 +229,7 @@ class Pages(Voxels):
             )
 
     def _decoded(self, page: Any, segment: int) -> np.ndarray:
-        """The pixels of a strip or tile."""
+        """Return the pixels of a strip or tile."""
         handle = self._tiff.filehandle
         with handle.lock:
             handle.seek(page.dataoffsets[segment])
@@ -272,7 +272,7 @@ def _paste(
 
 
 def _shape(path: Path, series: Any) -> tuple[int, ...]:
-    """The shape of a series as z, y, x. Raises UserError for other axes."""
+    """Return the shape of a series as z, y, x. Raises UserError for other axes."""
     lengths = dict(zip(series.axes, series.shape, strict=True))
     if len(lengths) < len(series.axes):
         raise UserError(f"{path}: axes {series.axes}; write a stack of pages, z, y, x")
@@ -325,7 +325,7 @@ def _of_ome(text: str) -> list[float] | None:
 
 
 def _of_imagej(about: dict[str, Any], tags: Any) -> list[float] | None:
-    """The spacing of slices, and pixels a unit."""
+    """Return the spacing of slices, and pixels a unit."""
     unit = str(about.get("unit", ""))
     factor = NM_PER_UNIT.get(OME_UNITS.get(unit, IMAGEJ_UNITS.get(unit, unit)))
     if factor is None or not about.get("spacing"):

@@ -64,7 +64,7 @@ def _check_names(folder: Path, names: Any, axes: Sequence[str]) -> None:
 
 
 def _by_itself(path: Path, about: dict[str, Any], attributes: dict[str, Any]) -> Image:
-    """An array without a group; its place is what its attributes say."""
+    """Return an array without a group; its place is what its attributes say."""
     check_order(path, {**attributes, "dimension_names": about.get("dimension_names")})
     said = by_attributes(path, attributes)
     return single(
@@ -80,7 +80,7 @@ def _by_itself(path: Path, about: dict[str, Any], attributes: dict[str, Any]) ->
 def _array(
     folder: Path, about: dict[str, Any], axes: Sequence[str], group: dict[str, Any] | None = None
 ) -> Chunked:
-    """An array without the axes other than z, y, x; all are, where none is named."""
+    """Return an array without the axes other than z, y, x; all are, where none is named."""
     array = chunked.open_array(folder, "zarr3")
     dropped: tuple[int, ...] = ()
     if axes:
@@ -92,7 +92,7 @@ def _array(
 
 
 def _file_of(about: dict[str, Any], dropped: Sequence[int], rank: int) -> FileOf:
-    """How chunks, or shards, are named."""
+    """Return how chunks, or shards, are named."""
     encoding = about.get("chunk_key_encoding") or {}
     given = (encoding.get("configuration") or {}).get("separator")
     is_default = encoding.get("name") != "v2"

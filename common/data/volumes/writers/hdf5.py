@@ -61,7 +61,7 @@ def write(path: Path, volume: Outgoing, tell: Tell) -> None:
 
 
 def key_in(path: Path) -> str:
-    """The key of what a file holds; "" of an earlier one, which has its centre as offset."""
+    """Return the key of what a file holds; "" of an earlier one, which has its centre as offset."""
     h5py = needed.module("h5py", "HDF5 files")
     try:
         with h5py.File(path, "r") as file:
@@ -79,7 +79,7 @@ def key_in(path: Path) -> str:
 
 
 def split(path: Path) -> tuple[Path, str]:
-    """The file, and the array in it, of mito.h5 or mito.h5:/labels/mito."""
+    """Return the file, and the array in it, of mito.h5 or mito.h5:/labels/mito."""
     inside = in_hdf5(path)
     if inside is None:
         return path, ARRAY

@@ -44,7 +44,7 @@ class Extent:
         return z, y, x
 
     def coarser(self, factor: Vector) -> Extent:
-        """The level whose voxels are `factor` of these, and hold all of them."""
+        """Return the level whose voxels are `factor` of these, and hold all of them."""
         factors = np.array(factor)
         return Extent(self.start // factors, -(-self.stop // factors), self.scale * factors)
 
@@ -74,7 +74,7 @@ class Stored:
         _finish(writing)
 
     def reduced(self, factor: Vector, reduce: Reduction) -> Read:
-        """What reads the next coarser level out of this one."""
+        """Return what reads the next coarser level out of this one."""
         factors = np.array(factor)
 
         def read(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
@@ -124,6 +124,6 @@ def _finish(writing: Any) -> None:
 
 
 def create(spec: dict[str, Any]) -> Any:
-    """An array of tensorstore, as it is there or new."""
+    """Return an array of tensorstore, as it is there or new."""
     tensorstore = needed.module("tensorstore", "chunked volumes")
     return tensorstore.open(spec, open=True, create=True, read=True, write=True).result()

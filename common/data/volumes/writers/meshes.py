@@ -66,7 +66,7 @@ def write_precomputed(path: Path, volume: Outgoing, shift: np.ndarray) -> None:
 
 
 def _boxes(volume: Outgoing, tell: Tell) -> dict[int, Box]:
-    """The box around each object, by its id."""
+    """Return the box around each object, by its id."""
     around: dict[int, Box] = {}
     for start, stop in boxes(volume.shape, block_of_chunks(volume.level.array.chunks, BLOCK)):
         block = _ids(volume, start, stop)
@@ -84,7 +84,7 @@ def _boxes(volume: Outgoing, tell: Tell) -> dict[int, Box]:
 
 
 def _ids(volume: Outgoing, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """Ids of a box, 0 where it is absent or unknown. Raises UserError for numbers below 0."""
+    """Return ids of a box, 0 where absent or unknown. Raises UserError for numbers below 0."""
     values = volume.read(start, stop)
     if values.dtype.kind == "i" and values.size and values.min() < 0:
         raise UserError(f"{volume.level.path}: ids below 0; write labels from 0 on")
@@ -96,7 +96,7 @@ def _ids(volume: Outgoing, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
 
 
 def mesh_of(volume: Outgoing, number: int, box: Box) -> Any:
-    """The surface of an object as a zmesh.Mesh; vertices are x, y, z in nm."""
+    """Return the surface of an object as a zmesh.Mesh; vertices are x, y, z in nm."""
     zmesh = needed.module("zmesh", "surfaces", "meshes")
     grid = volume.grid
     factor = 1
@@ -132,7 +132,7 @@ def _mask(volume: Outgoing, number: int, box: Box, *, factor: int) -> np.ndarray
 
 
 def key_in(path: Path) -> str:
-    """The key of what a folder holds."""
+    """Return the key of what a folder holds."""
     return key_in_json(path / ABOUT)
 
 

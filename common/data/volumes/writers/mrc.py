@@ -86,7 +86,7 @@ def _put(file: BinaryIO, volume: Outgoing, start: np.ndarray, block: np.ndarray)
 
 
 def _header(path: Path, volume: Outgoing) -> Any:
-    """The header of a volume; its library makes that of one voxel."""
+    """Return the header of a volume; its library makes that of one voxel."""
     mrcfile = needed.module("mrcfile", "MRC files")
     with mrcfile.new(path, overwrite=True) as file:
         file.set_data(np.zeros((1, 1, 1), volume.dtype))
@@ -105,7 +105,7 @@ def _header(path: Path, volume: Outgoing) -> Any:
 
 
 def key_in(path: Path) -> str:
-    """The key of what a file holds."""
+    """Return the key of what a file holds."""
     with contextlib.closing(opened(path)) as file:
         labels = file.read(HEADER_BYTES)[224:]
     return key_in_text(labels.decode("ascii", "replace"))

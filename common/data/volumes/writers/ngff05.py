@@ -52,7 +52,7 @@ def write(path: Path, volume: Outgoing, tell: Tell) -> None:
 
 
 def _level(folder: Path, volume: Outgoing, extent: Extent) -> Stored:
-    """The level in a folder, which is begun if it is not there."""
+    """Return the level in a folder, which is begun if it is not there."""
     chunk = [min(CHUNK, length) for length in extent.shape]
     shard = []
     for length, edge in zip(extent.shape, chunk, strict=True):
@@ -92,7 +92,7 @@ def _sharding(chunk: list[int]) -> dict[str, Any]:
 
 
 def _group(volume: Outgoing, datasets: list[dict[str, Any]]) -> dict[str, Any]:
-    """The metadata of the group."""
+    """Return the metadata of the group."""
     ome: dict[str, Any] = {
         "version": VERSION,
         "multiscales": [ngff.multiscale_of(volume.name, datasets)],
@@ -107,7 +107,7 @@ def _group(volume: Outgoing, datasets: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def key_in(path: Path) -> str:
-    """The key of what a group holds."""
+    """Return the key of what a group holds."""
     return key_in_json(path / MARKER, "attributes", RECORD)
 
 

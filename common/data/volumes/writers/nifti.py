@@ -51,12 +51,12 @@ def write(path: Path, volume: Outgoing, tell: Tell) -> None:
 
 
 def packed(file: BinaryIO) -> gzip.GzipFile:
-    """A stream that compresses what is written, with the same bytes at any time."""
+    """Return a stream that compresses what is written, with the same bytes at any time."""
     return gzip.GzipFile(filename="", mode="wb", compresslevel=2, fileobj=file, mtime=0)
 
 
 def _header(volume: Outgoing) -> bytes:
-    """The bytes before the voxels."""
+    """Return the bytes before the voxels."""
     nibabel = needed.module("nibabel", "NIfTI files")
     is_long = max(volume.shape) > LONGEST_AXIS
     header: Any = nibabel.Nifti2Header() if is_long else nibabel.Nifti1Header()
@@ -77,7 +77,7 @@ def _header(volume: Outgoing) -> bytes:
 
 
 def key_in(path: Path) -> str:
-    """The key of what a file holds."""
+    """Return the key of what a file holds."""
     with contextlib.closing(opened(path)) as file:
         is_packed = path.name.lower().endswith(".gz")
         try:

@@ -39,7 +39,7 @@ def write(path: Path, volume: Outgoing, tell: Tell) -> None:
 
 
 def _header(volume: Outgoing) -> str:
-    """The lines before the voxels, and the empty one that ends them."""
+    """Return the lines before the voxels, and the empty one that ends them."""
     z, y, x = volume.grid.scale.tolist()
     lines = [
         "NRRD0004",
@@ -59,7 +59,7 @@ def _header(volume: Outgoing) -> str:
 
 
 def key_in(path: Path) -> str:
-    """The key of what a file holds."""
+    """Return the key of what a file holds."""
     with contextlib.closing(opened(path)) as file:
         # of any other file lines may have no end
         start = file.read(256)

@@ -97,7 +97,7 @@ class Outgoing:
         return {**self.about, "key": self.key}
 
     def read(self, start: Vector, stop: Vector) -> np.ndarray:
-        """Voxels start..stop-1, counted from its first one."""
+        """Return voxels start..stop-1, counted from its first one."""
         block = self.level.read(self.box.start + start, self.box.start + stop)
         return np.ascontiguousarray(block, self.dtype)
 
@@ -129,7 +129,7 @@ class Writer:
 
 
 def key_in_json(file: Path, *names: str) -> str:
-    """The key of the record that stands below these names; "" where there is none."""
+    """Return the key of the record that stands below these names; "" where there is none."""
     try:
         record = read_object(file)
         for name in names:
@@ -140,6 +140,6 @@ def key_in_json(file: Path, *names: str) -> str:
 
 
 def key_in_text(text: str) -> str:
-    """The key behind PROGRAM in a header; "" where there is none."""
+    """Return the key behind PROGRAM in a header; "" where there is none."""
     _, found, rest = text.partition(f"{PROGRAM} ")
     return rest[:24] if found else ""

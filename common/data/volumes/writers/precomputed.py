@@ -48,7 +48,7 @@ def write(path: Path, volume: Outgoing, tell: Tell) -> None:
 
 
 def _first_voxel(path: Path, volume: Outgoing) -> np.ndarray:
-    """(3,) its number; says by how much it is rounded."""
+    """Return (3,) its number; says by how much it is rounded."""
     grid = volume.grid
     exact = grid.origin / grid.scale
     first = np.rint(exact).astype(int)
@@ -63,7 +63,7 @@ def _first_voxel(path: Path, volume: Outgoing) -> np.ndarray:
 
 
 def _level(path: Path, volume: Outgoing, extent: Extent) -> Stored:
-    """The level of these voxels, which is begun if it is not there."""
+    """Return the level of these voxels, which is begun if it is not there."""
     tensorstore = needed.module("tensorstore", "precomputed volumes")
     key = "_".join(f"{length:g}" for length in extent.scale[::-1])
     chunk = [min(CHUNK, length) for length in extent.shape]
@@ -117,7 +117,7 @@ def _describe(path: Path, volume: Outgoing) -> None:
 
 
 def key_in(path: Path) -> str:
-    """The key of what a folder holds."""
+    """Return the key of what a folder holds."""
     return key_in_json(path / MARKER, RECORD)
 
 

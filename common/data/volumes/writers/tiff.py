@@ -63,7 +63,7 @@ def _of_ome(volume: Outgoing) -> dict[str, Any]:
 
 
 def key_in(path: Path) -> str:
-    """The key of what a file holds."""
+    """Return the key of what a file holds."""
     tifffile = needed.module("tifffile", "TIFF files")
     try:
         with tifffile.TiffFile(path) as file:
