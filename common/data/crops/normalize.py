@@ -300,7 +300,7 @@ def _in_range(raw: Raw, values: np.ndarray) -> np.ndarray:
 
 
 def _rounded(value: float) -> float:
-    """Seven digits: those beyond differ with the order in which a machine adds."""
+    """Round to seven digits: those beyond differ with the order in which a machine adds."""
     return float(f"{value:.7g}")
 
 
@@ -333,7 +333,7 @@ def choose_tiles(raw: Raw) -> list[Tile]:
 
 
 def _spread_evenly(count: int) -> np.ndarray:
-    """At most ALONG of the numbers from 0 to count - 1, the first and the last among them."""
+    """Return at most ALONG of the numbers 0 to count - 1, with the first and the last of them."""
     return np.unique(np.linspace(0, count - 1, ALONG).astype(int))
 
 

@@ -1,8 +1,8 @@
-"""Labels that networks give to voxels that nobody annotated: how they are chosen, and stored.
+"""Choose and store the labels that networks give to voxels that nobody annotated (pseudo-labels).
 
-A label volume whose labels are in part those of networks has an array ARRAY beside its finest
-level, with 1 where a label is of a network. Who looks at the volume without it sees ordinary labels
-of 0, 1 and unknown; or, where the annotation tells objects apart, its ids, WITHOUT_ID and unknown.
+A label volume with such labels has an array ARRAY beside its finest level, which is 1 where a label
+is a network's. Without that array the volume is an ordinary one: 0, 1 and unknown; or, where the
+annotation tells objects apart, its ids, WITHOUT_ID and unknown.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ IN_PALETTE = 2
 
 
 def of_networks(level: Level) -> zarr.Array | None:
-    """What is 1 where a voxel of the finest level has a network's label; None where none has."""
+    """Return the array that is 1 where the finest level has a network's label; None without."""
     path = level.group / ARRAY
     return zarr.open_array(str(path), mode="r") if (path / ".zarray").is_file() else None
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A block of labels that networks completed."""
+    """A block of labels after networks have completed it."""
 
     labels: np.ndarray
     """(classes, z, y, x) int8: 1, 0 or -1 = unknown."""
@@ -66,7 +66,7 @@ def fill(
     threshold: float,
     rules: Rules,
 ) -> Filled:
-    """Give the unknown classes of each voxel what the surest networks say, and what follows.
+    """Label the unknown classes of each voxel as the surest networks say, and as follows from that.
 
     Of the classes that are unknown at a voxel the one with the highest probability above the
     threshold becomes positive there, and what that implies is negative or positive: classes that

@@ -116,7 +116,7 @@ class Bucket:
         self._journal.close()
 
     def find(self, prefix: str) -> list[RemoteFile]:
-        """Every object whose path begins with `prefix`; listed once, remembered then."""
+        """Return every object whose path begins with `prefix`; it is asked for once."""
         key = self._key(prefix)
         listed = self._journal.get(key)
         if listed is None:
@@ -151,7 +151,7 @@ class Bucket:
     def for_each(
         self, work: Callable[[T], R], items: Iterable[T], done: Callable[[R], None]
     ) -> None:
-        """done(work(item)) for all items as they come: `work` on several threads, `done` on this.
+        """Call done(work(item)) for all items: `work` on several threads, `done` on this one.
 
         The first error, also of `done`, or Ctrl-C ends it: what is under way is finished, nothing
         else is begun.
@@ -176,7 +176,7 @@ class Bucket:
                 raise
 
     def map(self, work: Callable[[T], R], items: Collection[T], what: str) -> dict[T, R]:
-        """{item: work(item)}, in the order of the items; `what` stands before a progress bar."""
+        """Return {item: work(item)} in the order of the items, with a progress bar named `what`."""
         results: dict[T, R] = {}
 
         def numbered(item: T) -> tuple[T, R]:
@@ -198,7 +198,7 @@ class Bucket:
         return path
 
     def _list(self, prefix: str) -> list[list]:
-        """[rest of the name, size, ETag] of every object that begins with `prefix`."""
+        """Return [name behind the prefix, size, ETag] of every object that begins with `prefix`."""
         listed = []
         for page in self._pages(prefix):
             for item in page.iterfind("{*}Contents"):
@@ -224,8 +224,8 @@ class Bucket:
     def _read(self, address: str, flaw_of: Callable[[bytes], str]) -> bytes:
         """Return what the server sends.
 
-        Asked again while it does not answer, is overloaded or sends something flawed. `flaw_of`
-        says what is wrong with a content, or nothing.
+        It is asked again while it does not answer, is overloaded or sends something flawed.
+        `flaw_of` returns what is wrong with a content, or "".
         """
         problem = ""
         tries = 0
@@ -245,7 +245,7 @@ class Bucket:
         )
 
     def _ask(self, address: str) -> tuple[bytes, str]:
-        """Return one request: its content, or what may pass. Raises FileError for what will not."""
+        """Return the content of an answer, or the trouble if it may pass; else raise FileError."""
         try:
             response = self._connections.request("GET", self.url + address, decode_content=False)
         except urllib3.exceptions.HTTPError as error:
@@ -264,7 +264,7 @@ class Bucket:
 
 
 def _connections(url: str, count: int) -> urllib3.PoolManager:
-    """Connections that stay open, through the proxy that the environment names."""
+    """Return connections that stay open, through the proxy that the environment names."""
     address = urlsplit(url)
     # our own tries, which see flawed contents too
     redirects_only = urllib3.Retry(
@@ -378,7 +378,7 @@ def write(path: Path, content: bytes) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def _compressor(folder: Path) -> dict | None:
-    """How the chunks in a folder of an array are compressed; None: not, or it is not known."""
+    """Return the compressor of the chunks in a folder of an array; None without, or if unknown."""
     # chunks 1/2/3 lie two folders below .zarray, chunks 1.2.3 beside it
     for parent in (folder, *folder.parents[:2]):
         metadata = parent / ".zarray"

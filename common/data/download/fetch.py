@@ -295,8 +295,7 @@ def _raw_chunks(
         start, stop = _voxels_kept(level, scale, lower - padding, upper + padding)
         z, y, x = chunk_ranges(start, stop, level.array.chunks)
         path = level.path.relative_to(place).as_posix()
-        # zarr does not give it away
-        separator = json.loads((level.path / ".zarray").read_text()).get("dimension_separator", ".")
+        separator = level.array._dimension_separator
         rows = {}
         for i, j in itertools.product(z, y):
             row = f"{path}/{i}{separator}{j}{separator}"
@@ -398,7 +397,7 @@ def _check_space(root: Path, missing: Sequence[RemoteFile]) -> None:
 
 def _download(bucket: Bucket, missing: Sequence[RemoteFile], root: Path, say: talk.Say) -> None:
     """Fetch files. Raises FileError at the end, or when MAX_FAILURES have failed."""
-    came: list[RemoteFile] = []
+    fetched: list[RemoteFile] = []
     problems: list[str] = []
 
     def bring(file: RemoteFile) -> tuple[RemoteFile, str]:
@@ -415,7 +414,7 @@ def _download(bucket: Bucket, missing: Sequence[RemoteFile], root: Path, say: ta
             problems.append(problem)
             _refuse_failures(problems, MAX_FAILURES, len(missing))
         else:
-            came.append(file)
+            fetched.append(file)
             bar.update(file.size)
 
     total = sum(file.size for file in missing)
@@ -426,7 +425,7 @@ def _download(bucket: Bucket, missing: Sequence[RemoteFile], root: Path, say: ta
             bucket.for_each(bring, [file for file in missing if not file.is_metadata], note)
         except KeyboardInterrupt:
             say(
-                f"stopped with {len(came):,} of {len(missing):,} files; "
+                f"stopped with {len(fetched):,} of {len(missing):,} files; "
                 "run the same command again, it goes on from there"
             )
             raise

@@ -79,7 +79,7 @@ def box_of(text: str, level: Level) -> Box:
 
 
 def _counts(blocks: str, box: Box, level: Level) -> list[int]:
-    """Blocks along z, y, x. Raises UserError for no numbers of blocks."""
+    """Return how many blocks there are along z, y, x. Raises UserError for what is no number."""
     parts = blocks.split(",")
     counts = [int(part) if part.strip().isdecimal() else 0 for part in parts]
     number = math.prod(counts)
@@ -113,18 +113,18 @@ def _blocks(box: Box, counts: Sequence[int], gap: int | None) -> list[Box]:
 
 
 def _ranges(length: int, count: int, gap: int | None) -> list[tuple[int, int]] | None:
-    """First voxel and last + 1 of blocks along an axis, of one length but for a voxel.
+    """Return the first voxel and the last + 1 of each block along an axis; None without room.
 
-    None without room.
+    The blocks have one length, but for a voxel.
     """
     if gap is None:
         gap = max(1, round(GAP * length / count))
-    rest = length - gap * (count - 1)
-    if rest < count:
+    in_blocks = length - gap * (count - 1)
+    if in_blocks < count:
         return None
     ranges = []
     for number in range(count):
-        first = rest * number // count
-        last = rest * (number + 1) // count
+        first = in_blocks * number // count
+        last = in_blocks * (number + 1) // count
         ranges.append((first + gap * number, last + gap * number))
     return ranges

@@ -98,7 +98,7 @@ def labels_by_class(crops: Sequence[OwnCrop]) -> dict[str, list[LabelFacts]]:
 
 
 def positives(labels: Sequence[LabelFacts]) -> int:
-    """Positive voxels of all of them."""
+    """Return the number of positive voxels of all of them."""
     return sum(facts.positives for facts in labels)
 
 
@@ -169,10 +169,10 @@ def divide(crops: Sequence[OwnCrop], scale: Sequence[float]) -> Division:
 
 
 def _sides_where_classes_occur(crops: Sequence[OwnCrop], rules: SplitRules) -> Sides:
-    """The sides of crops, as if each annotated only what occurs in it: that has to be learnt.
+    """Choose the sides of crops as if each annotated only the classes that occur in it.
 
-    A crop without a voxel of any class is background that is known. It goes with its group, of
-    which nothing may stand on both sides, and trains where it is alone.
+    A crop without a voxel of any class is known background. It goes to the side of its group, since
+    a group may not stand on both sides, and trains if it is alone in its group.
     """
     occurring = []
     for crop in crops:

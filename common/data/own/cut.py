@@ -102,10 +102,10 @@ def choose_cut(labels: Sequence[LabelFacts]) -> Cut | None:
 
 
 def standing_cut(crop: Path, labels: Sequence[LabelFacts]) -> Cut | None:
-    """Return the cut by which parts of a crop are there already, of labels that are unchanged.
+    """Return the cut of the parts that a crop has already; None if its labels changed since.
 
-    It stays when classes are added: an experiment that trains on these parts would be validated on
-    what it has seen otherwise.
+    The cut stays when classes are added: with another one, an experiment that was trained on these
+    parts would be validated on voxels that it was trained on.
     """
     for facts in labels:
         boxes_of_parts = {}
@@ -199,7 +199,7 @@ def _record(level: Level, part: Box) -> dict[str, Any]:
 
 
 def _annotation(facts: LabelFacts) -> dict[str, Any]:
-    """What the metadata of a class say of its values, without counts, which are of the whole."""
+    """Return what the metadata of a class say of its values; counts, of the whole, are left out."""
     encoding = encoding_of(facts.level, facts.name)
     values = {}
     for possibility in POSSIBILITIES:

@@ -26,7 +26,7 @@ NEAR = 4
 # a predicted boundary is blurred over about as many: pieces with fewer between them hang together
 
 CROWDED = 0.1
-"""Part of these steps that do from which objects count as crowded."""
+"""Part of the steps out of an object that lead into another one, from which objects are crowded."""
 
 SAMPLE = 64
 """Voxels on an axis by which the brightness is judged, in the middle of what is positive."""
@@ -50,9 +50,9 @@ class LabelFacts:
     edges: np.ndarray
     """(3,) int: neighbours along each axis of which one is positive and one known and not."""
     leaving: int = 0
-    """Pairs of voxels NEAR apart along an axis of which one is in an object, the other not."""
+    """Pairs of voxels NEAR apart along an axis with an object at one that is not at the other."""
     meeting: int = 0
-    """Those of them of which the other is in another object."""
+    """Pairs among those with another object at the other voxel."""
     objects: Counter[int] = field(default_factory=Counter)
     """Voxels of each object by its id."""
 
@@ -72,10 +72,10 @@ class LabelFacts:
         return self.meeting > CROWDED * max(self.leaving, 1)
 
     def thickness_nm(self) -> float:
-        """The mean way through the class, or between two of its pieces, along its thinnest axis.
+        """Return the mean thickness of the class, or of its gaps, along its thinnest axis, in nm.
 
-        Inf where there is no edge. The mean chord, as stereology has it: twice the voxels for each
-        edge, since a way through has two.
+        It is the mean chord of stereology: twice the voxels for each edge, since a chord has two.
+        Inf where there is no edge.
         """
         thinner = min(self.positives, self.knowns - self.positives)
         if not self.edges.any():

@@ -56,7 +56,7 @@ class StandingLabels:
 
 
 def labels_of(store: Path) -> list[StandingLabels]:
-    """The labels of all crops of a store but those that are parts of one; half-written ones not."""
+    """Return the labels of all crops of a store, without parts of crops and half-written labels."""
     labels = []
     for group in sorted((store / layout.LABELS).glob("*/*")):
         if not group.is_dir() or PART.fullmatch(group.parent.name):
@@ -106,7 +106,7 @@ class Crops:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """The crops in a folder, also those of which parts alone are left, and none only begun."""
+    """Iterate over the names of crops in a folder, of parts that of their crop; none only begun."""
     for crop in folder.glob("*"):
         part = PART.fullmatch(crop.name)
         if not _is_begun(crop):
@@ -120,10 +120,10 @@ def _is_begun(crop: Path) -> bool:
     return bool(groups) and len(begun) == len(groups)
 
 
-def overlapped(there: Sequence[StandingLabels], name: str, grid: Grid) -> list[StandingLabels]:
-    """Return the labels of a class on other voxels that lie where new ones of it are to lie."""
+def overlapped(standing: Sequence[StandingLabels], name: str, grid: Grid) -> list[StandingLabels]:
+    """Return the standing labels of a class that a new grid overlaps without having its voxels."""
     overlapped = []
-    for labels in there:
+    for labels in standing:
         is_beside = labels.name == name and not are_same_voxels(labels.grid, grid)
         if is_beside and overlap(labels.grid.box(), grid.box()):
             overlapped.append(labels)

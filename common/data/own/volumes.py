@@ -192,9 +192,9 @@ def _named_labels(labelling: Labelling) -> dict[str, Named]:
             raise UserError(
                 f"{label.text}: one value is no objects; write --instances without {name}"
             )
-        both = set(label.values) & set(label.unknown)
-        if both:
-            raise UserError(f"{label.text}: {sorted(both)[0]} is {name} and unknown; write it once")
+        twice = set(label.values) & set(label.unknown)
+        if twice:
+            raise UserError(f"{label.text}: {min(twice)} is {name} and unknown; write it once")
         labels[name] = label
     return labels
 
@@ -251,11 +251,11 @@ def _in_crops(
 
     Raises UserError for a class of which a part is there already, unless it is to be replaced.
     """
-    there = standing.labels_of(store)
+    present = standing.labels_of(store)
     replaced = []
     for job in jobs:
         name = job.group.name
-        over = standing.overlapped(there, name, job.level.grid)
+        over = standing.overlapped(present, name, job.level.grid)
         if over and not overwrite:
             raise UserError(
                 f"{job.source.path}: {name} at nm {box_text(job.level.grid)}, and {over[0].group}, "
@@ -269,15 +269,15 @@ def _in_crops(
         crop = crops.at(job.level.grid)
         placed.append(replace(job, group=crop / job.group.name))
     gone = {labels.group for labels in replaced}
-    _say_shared(placed, [labels for labels in there if labels.group not in gone])
+    _say_shared(placed, [labels for labels in present if labels.group not in gone])
     return placed, replaced
 
 
-def _say_shared(jobs: Sequence[Import], there: Sequence[StandingLabels]) -> None:
+def _say_shared(jobs: Sequence[Import], present: Sequence[StandingLabels]) -> None:
     """Say which crops lie in part on the voxels of others."""
     for job in jobs:
         crop = job.group.parent
-        for labels in there:
+        for labels in present:
             if labels.crop != crop and overlap(labels.grid.box(), job.level.grid.box()):
                 note_once(
                     f"{crop.name} has voxels of {labels.crop.name}, where {labels.name} is "

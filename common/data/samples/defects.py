@@ -73,14 +73,14 @@ class Defects:
 
 
 def draw(kinds: Augmentations, stream: Draw) -> Defects | None:
-    """Draw how the raw of a sample is spoilt; None if it is not."""
-    found: dict = {}
+    """Draw how the raw of a sample is spoilt; return None if it is not."""
+    drawn: dict = {}
     for name, drawing in DRAWINGS.items():
         kind = getattr(kinds, name)
         random = stream(name) if kind is not None else None
         if random is not None:
-            found |= drawing(random, kind)
-    return Defects(**found) if found else None
+            drawn |= drawing(random, kind)
+    return Defects(**drawn) if drawn else None
 
 
 def uniform(random: np.random.Generator, interval: Sequence[float]) -> float:
@@ -152,11 +152,9 @@ DRAWINGS: dict[str, Callable[..., dict]] = {
 def spoil_sections(block: Tensor, defects: Defects, unit: float) -> Tensor:
     """Return a block of raw (z, y, x) with uneven and missing sections, in its number type.
 
-    block: uint8, or float in [0, 1]. unit: by how much its values differ that the network sees as 0
-    and 1.
+    block: uint8, or float in [0, 1]. unit: the difference between those of its values that the
+    network sees as 0 and 1.
     """
-    if defects.uneven is None and defects.missing is None:
-        return block
     if defects.uneven is not None:
         block = _uneven(block, defects.uneven, unit)
     if defects.missing is not None:

@@ -119,15 +119,16 @@ def unknown(channel: Derived, shape: Sequence[int], device: torch.device) -> Ten
 
 
 def background_target(channel: Background, patch: IdPatch) -> Tensor:
-    """1 where there is no object."""
+    """Return the target that is 1 where there is no object."""
     core = patch.core
     return _labels(core == BACKGROUND, core == UNKNOWN)
 
 
 def boundary_target(channel: Boundary, patch: IdPatch) -> Tensor:
-    """1 where a voxel of another label lies within `inside` of an object, `outside` of background.
+    """Return the target that is 1 near a voxel of another label.
 
-    A voxel that is not known to have one is unknown if an unknown voxel is as near.
+    Near is within `inside` for a voxel of an object, and within `outside` for one of background. A
+    voxel without a known one that near is unknown if an unknown voxel is as near.
     """
     core = patch.core
     is_object = core > BACKGROUND
@@ -141,7 +142,7 @@ def boundary_target(channel: Boundary, patch: IdPatch) -> Tensor:
 
 
 def inner_target(channel: Inner, patch: IdPatch) -> Tensor:
-    """1 in objects, except where a voxel of another label lies within `from_edge`."""
+    """Return the target that is 1 in objects, but not within `from_edge` of another label."""
     core = patch.core
     near = neighbourhood(patch, channel.from_edge)
     is_object = core > BACKGROUND
@@ -165,9 +166,10 @@ def affinity_targets(channel: Affinities, patch: IdPatch) -> Tensor:
 
 
 def distance_target(channel: Distance, patch: IdPatch) -> Tensor:
-    """The distance to the nearest voxel of another label over `clip`, negative in the background.
+    """Return the distance to the nearest voxel of another label, divided by `clip`.
 
-    Unknown where an unknown voxel is nearer than that voxel, and nearer than `clip`.
+    It is from -1 to 1, negative in the background, and unknown where an unknown voxel is nearer
+    than that voxel and nearer than `clip`.
     """
     core = patch.core
     to_edge = squared_distances(patch, channel.clip)
@@ -181,7 +183,7 @@ def distance_target(channel: Distance, patch: IdPatch) -> Tensor:
 
 
 def border_target(channel: Border, patch: IdPatch) -> Tensor:
-    """1 where the distances to the two nearest objects sum up to at most `gap`.
+    """Return the target that is 1 where the distances to the two nearest objects sum to <= `gap`.
 
     An unknown voxel may be of any object, or of two that touch there.
     """
@@ -205,7 +207,7 @@ MAKERS: Mapping[type[Derived], Callable[..., Tensor]] = {
 
 
 def _labels(positive: Tensor, is_unknown: Tensor) -> Tensor:
-    """1, 0, and NaN where unknown, float32."""
+    """Return labels as float32: 1, 0, and NaN where unknown."""
     return positive.float().masked_fill_(is_unknown, torch.nan)
 
 
@@ -237,7 +239,7 @@ def neighbourhood(patch: IdPatch, nm: float) -> Neighbourhood:
 
 
 def _maxima_within(patch: IdPatch, layers: Tensor, nm: float) -> Tensor:
-    """Return maxima of layers (n, z, y, x) over balls of a radius, on the target patch.
+    """Return the maxima of layers (n, z, y, x) over balls of radius `nm`, on the target patch.
 
     A ball is a bundle of rows along x; maxima over rows of one length are taken once for all.
     """
@@ -258,7 +260,7 @@ def _rows_at(rows: Tensor, start: tuple[int, int], sizes: Sequence[int]) -> Tens
 
 
 def _row_maxima(layers: Tensor, margin: int, size: int) -> Iterator[tuple[int, Tensor]]:
-    """Maxima over rows of 2 n + 1 voxels along x, by n from 0 to the margin."""
+    """Iterate over n and the maxima over rows of 2 n + 1 voxels along x, for n from 0 to margin."""
     highest = layers.narrow(3, margin, size)
     yield 0, highest
     for half in range(1, margin + 1):
@@ -269,7 +271,7 @@ def _row_maxima(layers: Tensor, margin: int, size: int) -> Iterator[tuple[int, T
 
 
 def _rows_of_ball(patch: IdPatch, nm: float) -> Iterator[tuple[int, int, int]]:
-    """The rows along x that a ball is made of: offsets along z and y, and half the length."""
+    """Iterate over the rows along x that make up a ball: offsets along z and y, and half length."""
     square = patch.within(nm)
     reaches = [int(math.sqrt(square) / size) for size in patch.voxel_nm]
     size_z, size_y, size_x = patch.voxel_nm
@@ -303,9 +305,10 @@ def squared_to(patch: IdPatch, mask: Tensor, nm: float) -> Tensor:
 def squared_distances(patch: IdPatch, nm: float) -> Tensor:
     """Return the squared distance of each voxel to the nearest of another label, as `squared_to`.
 
-    Unknown voxels have no label. What lies behind one of them along an axis may be missed: it is
-    farther than that one. On a line, a voxel of the same label has its own distance across the line
-    to add, and one of another label has none; as in the multi-label transform of Silversmith's edt.
+    Unknown voxels have no label. A label behind an unknown voxel along an axis may be missed: it is
+    farther away than that voxel. Along a line, a voxel of the same label contributes its own
+    distance across the line, and one of another label contributes 0, as in the multi-label
+    transform of Silversmith's edt.
     """
     ids = patch.ids
     squared = torch.full(ids.shape, FAR, device=ids.device)
@@ -313,8 +316,8 @@ def squared_distances(patch: IdPatch, nm: float) -> Tensor:
         here = patch.along(ids, axis)
         lowest = patch.along(squared, axis).clone()
         for step, cost in patch.shifts(axis, nm):
-            there = patch.along(ids, axis, step)
-            is_other = (here != there) & (there != UNKNOWN)
+            other = patch.along(ids, axis, step)
+            is_other = (here != other) & (other != UNKNOWN)
             across = patch.along(squared, axis, step).masked_fill(is_other, 0)
             torch.minimum(lowest, across.add_(cost), out=lowest)
         ids = here
@@ -326,7 +329,8 @@ def squared_distances(patch: IdPatch, nm: float) -> Tensor:
 def nearest_two_objects(patch: IdPatch, nm: float) -> tuple[Tensor, Tensor]:
     """Return the squared distances of each voxel to the two nearest objects, as `squared_to`.
 
-    The two nearest labels are kept along each axis; what is third on every line is third at most.
+    The two nearest labels are kept along each axis: one that is third on every line is no nearer
+    than third in all.
     """
     ids = patch.ids
     squared = torch.full(ids.shape, FAR, device=ids.device).masked_fill_(ids > BACKGROUND, 0)
@@ -334,26 +338,26 @@ def nearest_two_objects(patch: IdPatch, nm: float) -> tuple[Tensor, Tensor]:
     second = _Nearest(torch.full_like(squared, FAR), torch.zeros_like(first.label))
     for axis in range(3):
         before = (first, second)
-        first, second = (each.along(patch, axis).clone() for each in before)
+        first, second = (nearest.along(patch, axis).clone() for nearest in before)
         for step, cost in patch.shifts(axis, nm):
-            for each in before:
-                candidate = each.along(patch, axis, step)
+            for nearest in before:
+                candidate = nearest.along(patch, axis, step)
                 _merge(first, second, _Nearest(candidate.squared + cost, candidate.label))
-    far = patch.within(nm)
-    one = first.squared.masked_fill(first.squared > far, FAR)
-    two = second.squared.masked_fill(second.squared > far, FAR)
-    return one, two
+    beyond = patch.within(nm)
+    to_first = first.squared.masked_fill(first.squared > beyond, FAR)
+    to_second = second.squared.masked_fill(second.squared > beyond, FAR)
+    return to_first, to_second
 
 
 class _Nearest(NamedTuple):
-    """Of each voxel a label nearby."""
+    """For each voxel, an object nearby and how far away it is."""
 
     squared: Tensor
     """Distance to it, nm^2."""
     label: Tensor
 
     def along(self, patch: IdPatch, axis: int, step: int = 0) -> _Nearest:
-        """As of a patch."""
+        """Return both volumes without their margin along an axis, see `IdPatch.along`."""
         squared = patch.along(self.squared, axis, step)
         return _Nearest(squared, patch.along(self.label, axis, step))
 
@@ -362,13 +366,13 @@ class _Nearest(NamedTuple):
         return _Nearest(self.squared.clone(), self.label.clone())
 
     def take(self, where: Tensor, other: _Nearest) -> None:
-        """Become another one at some voxels."""
+        """Take over the label and distance of another one where a mask is true, in place."""
         self.squared.copy_(torch.where(where, other.squared, self.squared))
         self.label.copy_(torch.where(where, other.label, self.label))
 
 
 def _merge(first: _Nearest, second: _Nearest, candidate: _Nearest) -> None:
-    """Put labels among the two nearest, in place."""
+    """Put the candidate of each voxel among its two nearest objects, in place."""
     is_first = candidate.label == first.label
     is_nearer = candidate.squared < first.squared
     goes_first = is_nearer & ~is_first

@@ -72,7 +72,7 @@ class Distortion:
 
     @property
     def of_labels(self) -> Distortion:
-        """What labels see of it."""
+        """The part of the distortion that displaces labels, too."""
         return Distortion(self.field, self.shift)
 
 
@@ -241,7 +241,7 @@ def _affine_positions(affine: np.ndarray, shape: Sequence[int], device: torch.de
 
 
 def _nearest(block: Tensor, places: Tensor) -> Tensor:
-    """Take the nearest voxel of a block (z, y, x) of integers; 0 outside of it, int32."""
+    """Return the nearest voxels of a block (z, y, x) of integers as int32; 0 outside of it."""
     # halves go up, whatever the rounding error, as in `augment.AxisStep.voxel`
     voxels = (places + (0.5 + 1e-4)).floor_()
     inside = torch.ones(places.shape[1:], dtype=torch.bool, device=block.device)

@@ -138,9 +138,9 @@ def _refuse_no_positive(config: TrainConfig, foreground: np.ndarray) -> None:
 
 
 def _with_a_positive(train: list[Crop], rows: list[Row]) -> tuple[list[Crop], list[Row]]:
-    """Return the training crops with a positive voxel, and the rows without those of the others.
+    """Return the training crops with a positive voxel, and the rows without the other ones.
 
-    Where none has one all stay: that is said of every run.
+    Where no crop has one all stay: every run is told that.
     """
     has_positive = [bool((crop.counts @ (crop.palette == 1)).any()) for crop in train]
     if not any(has_positive):
@@ -152,7 +152,7 @@ def _with_a_positive(train: list[Crop], rows: list[Row]) -> tuple[list[Crop], li
 
 
 def _check_pseudo(config: TrainConfig, train: Sequence[Crop], validation: Sequence[Crop]) -> None:
-    """Raises UserError where labels of networks validate, or are weighed and not there."""
+    """Raise UserError where labels of networks validate, or are weighed and no crop has any."""
     path = config.path("datasplit_path")
     judged = [crop.name for crop in validation if crop.pseudo is not None]
     if judged:
@@ -198,24 +198,24 @@ def crop_request(config: TrainConfig) -> CropRequest:
 def input_channels(config: TrainConfig, data: Data) -> dict[str, dict[str, Any]]:
     """Return, for each further input channel, of which volume it is in each crop."""
     crops = _by_name(data)
-    found = {}
+    volumes = {}
     for number, name in enumerate(config.input_channels):
-        found[name] = {of_crop: crop.channels[number].about for of_crop, crop in crops.items()}
-    return found
+        volumes[name] = {of_crop: crop.channels[number].about for of_crop, crop in crops.items()}
+    return volumes
 
 
 def labels_of(data: Data) -> dict[str, str]:
-    """Return what tells the labels of each crop from others, by the name of the crop."""
+    """Return a key of the labels of each crop, by the name of the crop."""
     return {name: crop.labels_key for name, crop in _by_name(data).items()}
 
 
 def raws_of(data: Data) -> dict[str, str]:
-    """Return what tells the raw of each crop from others, by the name of the crop."""
+    """Return a key of the raw of each crop, by the name of the crop."""
     return {name: crop.raw_key for name, crop in _by_name(data).items()}
 
 
 def _by_name(data: Data) -> dict[str, Crop]:
-    """The crops of a run by name: of several of one name the last has it, the others a number."""
+    """Return the crops of a run by name; of several of one name, the others have a number too."""
     crops = [*data.train, *data.validation]
     left = Counter(crop.name for crop in crops)
     named = {}
@@ -337,7 +337,7 @@ def notices(data: Data, classes: Sequence[str], counter: Sequence[str] = ()) -> 
     for crop in (*data.train, *data.validation):
         remarks += crop.remarks
     sentences += annotation.summed_up(remarks)
-    sentences += _not_there([*data.train, *data.validation])
+    sentences += _missing_raw([*data.train, *data.validation])
     sentences += _trained_on(data)
     sentences += contrast.inverted(_by_raw(data), classes)
     at_odds = [crop for crop in (*data.train, *data.validation) if crop.contradictions]
@@ -356,7 +356,7 @@ def notices(data: Data, classes: Sequence[str], counter: Sequence[str] = ()) -> 
     return sentences
 
 
-def _not_there(crops: Sequence[Crop]) -> list[str]:
+def _missing_raw(crops: Sequence[Crop]) -> list[str]:
     """Return a sentence about crops whose labels lie on raw that is not there."""
     short = [crop for crop in crops if crop.missing_raw.missing]
     if not short:
@@ -371,7 +371,7 @@ def _not_there(crops: Sequence[Crop]) -> list[str]:
 
 
 def _trained_on(data: Data) -> list[str]:
-    """A sentence about validation crops that share voxels with training crops, if there are any."""
+    """Return a sentence about validation crops that overlap training crops; [] without any."""
     trained = _by_volume(used_for("train", data.rows), data.train)
     pairs = []
     for volume, crops in _by_volume(used_for("validate", data.rows), data.validation).items():
@@ -430,13 +430,14 @@ def _not_learnt(data: Data, classes: Sequence[str]) -> list[str]:
 
 
 def _with_origin(name: str, annotated: Collection[str]) -> str:
+    """Return the class, with where its labels are from if no training crop annotates it."""
     if name in annotated:
         return name
     return f"{name} (annotated in no training crop: it follows from other classes)"
 
 
 def _not_measured(data: Data, classes: Sequence[str]) -> list[str]:
-    """A sentence about classes that the validation crops cannot measure, if there are any."""
+    """Return a sentence about classes that the validation crops do not measure; [] without any."""
     if not data.validation:
         return []
     scale = data.sampler.target.scale

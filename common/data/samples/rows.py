@@ -68,7 +68,7 @@ def that_count(rows: Sequence[Row], config: TrainConfig, begun_with: BegunWith =
 
 
 def of_parts(rows: Sequence[Row], classes: Sequence[str], counter: Sequence[str]) -> list[str]:
-    """A sentence about training crops that teach by parts of a class alone, if there are any.
+    """Return a sentence about training crops that teach by parts of a class alone; [] without any.
 
     rows: as of `that_count`.
     """
@@ -93,12 +93,12 @@ def _annotates(row: Row, config: TrainConfig) -> bool:
 
 
 def _teaches(row: Row, config: TrainConfig) -> bool:
-    """Return whether a row says more of a class of the run than where it is not."""
+    """Return whether a row can make a class of the run positive."""
     return bool(set(config.classes).intersection(row.annotated)) or _implies(row, config)
 
 
 def _implies(row: Row, config: TrainConfig) -> bool:
-    """Whether classes of the run follow from others that a row annotates, see `that_count`."""
+    """Return whether classes of the run follow from those that a row annotates; `that_count`."""
     annotated = len(row.annotated)
     names = [*row.annotated, *config.classes]
     palette = np.full((annotated + 1, len(names)), UNKNOWN, np.int8)

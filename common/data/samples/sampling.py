@@ -105,7 +105,7 @@ class Occurrence:
     crops: list[int]
     """Indices of the crops with a positive voxel of the class."""
     rows: list[np.ndarray]
-    """For each of these crops, the palette rows in which the class is positive."""
+    """For each crop of `crops`, the palette rows in which the class is positive."""
 
 
 @dataclass(frozen=True)

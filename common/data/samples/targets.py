@@ -160,13 +160,13 @@ def of_channels(target: Target, channels: Sequence[int]) -> PaletteTarget | Tens
 
 def of_sample(target: Target, number: int) -> Target:
     """Return the target of one sample of a batch, as a batch of one."""
-    one = slice(number, number + 1)
+    sample = slice(number, number + 1)
     if isinstance(target, Tensor):
-        return target[one]
+        return target[sample]
     if isinstance(target, PaletteTarget):
-        return replace(target, rows=target.rows[one])
-    classes = replace(target.classes, rows=target.rows[one])
-    return replace(target, classes=classes, derived=target.derived[one])
+        return replace(target, rows=target.rows[sample])
+    classes = replace(target.classes, rows=target.rows[sample])
+    return replace(target, classes=classes, derived=target.derived[sample])
 
 
 def known(labels: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def count_known(target: Target) -> Tensor:
 def weighed(logits: Tensor, target: Target) -> Tensor:
     """Return the same logits, whose gradient is multiplied by the weights of the target.
 
-    So labels count less in any loss, whatever it makes of single pairs: its value is as without.
+    So labels with a weight below 1 count less in any loss; the value of the loss stays the same.
     """
     if isinstance(target, Tensor) or target.weights is None or not logits.requires_grad:
         return logits
@@ -199,7 +199,7 @@ def weighed(logits: Tensor, target: Target) -> Tensor:
 
 
 class _Weighed(torch.autograd.Function):
-    """The identity, backwards times the weight of each (voxel, class) pair."""
+    """The identity, whose gradient is multiplied by the weight of each (voxel, class) pair."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, rows: Tensor, weights: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def validation_samples(crops: Sequence[Crop], input: Patch, target: Patch) -> li
 
 
 def key_of_blocks(crops: Sequence[Crop], blocks: Sequence[Sample], target: Patch) -> str:
-    """24 hexadecimal digits that tell apart what validations looked at, in whatever order."""
+    """Return a key (24 hex digits) of the blocks that validations look at, in whatever order."""
     # centres are sums of voxel sizes: rounded, so that they are equal on every machine
     places = []
     for block in blocks:
@@ -68,11 +68,11 @@ def _tile(grid: Grid, target: Patch) -> np.ndarray:
 
 
 def _onto_raw(centres: np.ndarray, input: Patch, target: Patch, raw: Grid) -> np.ndarray:
-    """Return the centres (blocks, 3) of a crop moved by at most half a voxel onto those of raw.
+    """Return the centres (blocks, 3) of a crop, moved by at most half a voxel onto voxels of raw.
 
-    All of them by the same along an axis, so that blocks that lie side by side stay so. Along an
-    axis whose raw voxels are larger than those of the target none is: half a voxel of raw would be
-    a plane of the target, which would be counted twice or not at all.
+    Along an axis all centres move by the same length, so that neighbouring blocks still touch.
+    Along an axis whose raw voxels are larger than those of the target no centre moves: half a voxel
+    of raw would be a plane of the target, which would be counted twice or not at all.
     """
     moved = on_voxels(centres, np.eye(3), input, raw)
     in_voxels = target.extent / raw.scale

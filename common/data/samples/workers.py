@@ -62,7 +62,7 @@ NO_HANDLES = 5
 """Exit code of a worker that could open no file more."""
 
 NOTHING = -1
-"""In the place of the number of a sample: none is being read."""
+"""Stands for the number of a sample where none is being read."""
 
 SHM_ADVICE = "give the container more (docker run --shm-size=8g)"
 
@@ -107,7 +107,7 @@ class Reading:
         return self.of(range(start, stop))
 
     def of(self, samples: Sequence[int]) -> Iterator[list[Any]]:
-        """Iterate over the same of samples with any numbers."""
+        """Iterate over the batches of samples with these numbers, as `between` does."""
         return self._batches(_Team(self, samples, 0, self.num_workers), samples)
 
     def _batches(self, team: _Team, samples: Sequence[int]) -> Iterator[list[Any]]:
@@ -227,19 +227,19 @@ class _Team:
         how = f"exit code {code}"
         if code < 0:
             how = signal.Signals(-code).name
-        at = self.current[dead]
+        sample = self.current[dead]
         doing = "between two batches"
-        if at != NOTHING:
-            doing = f"at sample {at}, in {self.reading.where(at)}"
+        if sample != NOTHING:
+            doing = f"at sample {sample}, in {self.reading.where(sample)}"
         advice = ADVICE.get(code, "see that memory and /dev/shm are not full")
         return f"worker {dead + 1} of {self.size} that read samples ended ({how}) {doing}: {advice}"
 
     def _how_it_hung(self, k: int) -> str:
         # the others have read ahead as far as they may, and wait
-        at = min((current for current in self.current if current != NOTHING), default=k)
+        sample = min((current for current in self.current if current != NOTHING), default=k)
         limit = duration(self.reading.time_limit)
         return (
-            f"no worker gave sample {at}, in {self.reading.where(at)}, for {limit} "
+            f"no worker gave sample {sample}, in {self.reading.where(sample)}, for {limit} "
             "(worker_time_limit): see that the disk of cache_path answers"
         )
 
@@ -330,7 +330,7 @@ def _handles_left(needed: int) -> int:
     try:
         import resource  # Windows has none
 
-        there = len(list(Path("/proc/self/fd").iterdir()))
+        opened = len(list(Path("/proc/self/fd").iterdir()))
     except (ImportError, OSError):
         return needed
     if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
@@ -338,11 +338,11 @@ def _handles_left(needed: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return needed
-    if there + needed > soft:
-        wanted = there + needed
+    if opened + needed > soft:
+        wanted = opened + needed
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return soft - there
+    return soft - opened
 
 
 # Windows has neither

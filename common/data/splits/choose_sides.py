@@ -235,7 +235,7 @@ def _without_tests(crops: Sequence[CropInfo], rules: SplitRules) -> tuple[list[C
 
 
 def by_specimen_if_several(crops: Sequence[CropInfo], rules: SplitRules) -> SplitRules:
-    """The rules, by specimen; by crop, said aloud, where all crops that fit are of one specimen."""
+    """Return the rules, grouping by specimen; by crop, with a note, if there is one specimen."""
     rules = replace(rules, by="specimen")
     tests = _exact(rules.test)
     others = [crop for crop in crops if tests.isdisjoint((crop.dataset, crop.name, crop.path))]
@@ -309,7 +309,7 @@ class _Pool:
 
 
 def _pool(crops: Sequence[CropInfo], rules: SplitRules) -> _Pool:
-    """Raises UserError if nothing fits."""
+    """Return the crops at hand, and what may be done with them. Raises UserError if none fits."""
     crops = sorted(crops, key=lambda crop: natural_key(*crop.key))
     annotated = np.zeros((len(crops), len(rules.classes)), bool)
     usable = np.zeros(len(crops), bool)
@@ -480,7 +480,7 @@ class _Search:
         return best.validates
 
     def _best(self, sets: np.ndarray) -> _Judged:
-        """sets: (sets, groups) bool."""
+        """Return the best of some sets, (sets, groups) bool."""
         sets = sets & self.free | self.held
         gaps = _gaps(sets, self.counts)
         rank = _rank(sets, self.strata, self.kinds, self.fraction)
@@ -492,11 +492,17 @@ class _Search:
 
 
 def _gaps(sets: np.ndarray, counts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(sets,) number of classes that could train and do not, or could validate too and do not.
+    """Count the classes of each set that have no training, or no validation crop, but could.
 
-    One that does not train counts more than all that do not validate: it is never learnt.
+    A class without a training crop counts more than all without a validation crop: it is never
+    learnt.
 
-    counts: for each usage (groups, classes) crops that annotate a class.
+    Args:
+        sets: (sets, groups) bool, those that validate.
+        counts: for each usage (groups, classes) crops that annotate a class.
+
+    Returns:
+        (sets,) int.
     """
     train = counts["train"]
     validate = counts["validate"]
@@ -530,9 +536,10 @@ def _rank(
 
 
 def _strata(crops: Sequence[CropInfo]) -> list[np.ndarray]:
-    """Four (crops, n) 0 / 1: over what the validation fraction should be even.
+    """Return the four divisions of crops over which the validation fraction should be even.
 
-    All crops; those of like voxel size; those of like extent (octaves); those of each class.
+    Each is (crops, n) 0 / 1: all crops; those of like voxel size; of like extent, both in octaves;
+    and of each class.
     """
     names = sorted(set().union(*(crop.classes for crop in crops)))
     annotated = np.zeros((len(crops), len(names)))

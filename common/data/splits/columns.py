@@ -21,14 +21,13 @@ _BEHIND_QUOTES = re.compile(r'"\s+(?=,|$)')
 
 
 def columns(line: str) -> list[str]:
-    """The columns of a line, without spaces at their ends, brackets in one piece, / in paths.
+    """Return the columns of a line, stripped, with brackets in one piece and / in paths.
 
     Raises UserError for a line that is no CSV.
     """
+    lines = [_BEHIND_QUOTES.sub('"', line)]
     try:
-        fields = next(
-            csv.reader([_BEHIND_QUOTES.sub('"', line)], strict=True, skipinitialspace=True)
-        )
+        fields = next(csv.reader(lines, strict=True, skipinitialspace=True))
     except csv.Error as error:
         raise UserError(f"not a row of CSV ({error}); write each field in double quotes") from error
     return [text.strip().replace("\\", "/") for text in _brackets_in_one(fields)]
@@ -55,7 +54,7 @@ def usage_of(text: str) -> str:
 
 
 def is_header(fields: list[str]) -> bool:
-    """Whether the first line of a file names its columns: it has neither a usage nor a path."""
+    """Return whether the first line of a file names its columns: it has no usage and no path."""
     return not usage_of(fields[0]) and not any("/" in text for text in fields)
 
 

@@ -89,7 +89,7 @@ def make(
 
 
 def _rules(path: Path, scale: Scale, choice: dict[str, Any]) -> SplitRules:
-    """The rules of a split, checked. With AUTO they are of specimens, until the crops are known."""
+    """Return the rules of a split, checked. AUTO groups by specimen until the crops are known."""
     by = {"by": "specimen"} if choice.get("by") == AUTO else {}
     rules = SplitRules(scale=three(scale), **choice | by)
     refuse(rules.problems(), path)
@@ -127,7 +127,7 @@ def _annotated(crop: CropInfo, classes: Sequence[str]) -> list[str]:
 
 
 def _paths(path: Path, folds: int, overwrite: bool) -> list[Path]:
-    """The files to write. Raises UserError for one that is there and is not to be overwritten."""
+    """Return the files to write. Raises UserError for one that may not be overwritten."""
     paths = [path]
     if folds > 0:
         paths = [path.with_stem(f"{path.stem}_fold{fold}") for fold in range(folds)]
@@ -137,7 +137,7 @@ def _paths(path: Path, folds: int, overwrite: bool) -> list[Path]:
 
 
 def _root_of_stores(path: Path, data_root: str | Path | None) -> str:
-    """What stands before absolute stores. Raises UserError for crops that are in no folder."""
+    """Return what stands before absolute stores. Raises UserError for crops in no folder."""
     if data_root is None:
         raise UserError(f"{path}: absolute paths of a table of crops; give the data root instead")
     return str(Path(data_root).absolute())
@@ -172,7 +172,7 @@ def _crops(
 
 
 def _check_classes(path: Path, classes: Sequence[str], crops: Sequence[CropInfo]) -> None:
-    """A class of one's own is known by a crop that annotates it."""
+    """Raise UserError for unknown and repeated classes; one that a crop annotates is known."""
     annotated = set().union(*(crop.classes for crop in crops))
     problems = unknown_names(classes, annotated, IN_NO_CROP)
     problems += [
@@ -203,9 +203,10 @@ def _command(
     crops: Sequence[str],
     absolute: bool,
 ) -> str:
-    """What was chosen as a command line. Of paths only the last folder and the name: no machine.
+    """Return the command that makes the file again, without paths of this machine.
 
-    source: the table of crops; None is a data root.
+    Of a path only the last folder and the name are written. source: the table of crops; None is a
+    data root.
     """
     fraction = None if rules.folds else f"{rules.validation_fraction:.12g}"
     return talk.command_line(
@@ -272,8 +273,8 @@ def shared_specimens(sides: Sides) -> list[str]:
     if not shared:
         return []
     names = talk.some(sorted(shared, key=natural_key), most=5)
-    found = talk.count(len(shared), "specimen trains and validates", "specimens train and validate")
-    sentence = f"{found}, which makes the validation look better than new specimens will: {names}"
+    both = talk.count(len(shared), "specimen trains and validates", "specimens train and validate")
+    sentence = f"{both}, which makes the validation look better than new specimens will: {names}"
     if len(train | validate) > 1:
         sentence += "; make-datasplit --group-by specimen keeps them apart"
     return [sentence]
@@ -409,16 +410,16 @@ def _uncovered(splits: Sequence[Sides], classes: Sequence[str]) -> list[str]:
 
 
 def never_learnt(sides: Sides, classes: Sequence[str]) -> list[str]:
-    """A sentence about the classes that validation crops alone annotate, if there are any."""
-    found = []
+    """Return a sentence about classes that only validation crops annotate; [] without any."""
+    lost = []
     for name in classes:
         validating = [crop.path for crop in _of(sides, "validate") if name in crop.classes]
         if validating and not _count(sides, name, "train"):
-            found.append(f"{name} ({talk.some(validating, most=2)})")
-    if not found:
+            lost.append(f"{name} ({talk.some(validating, most=2)})")
+    if not lost:
         return []
     return [
-        f"never learnt, since only validation crops annotate it: {talk.some(found, most=5)}; take "
+        f"never learnt, since only validation crops annotate it: {talk.some(lost, most=5)}; take "
         "another --seed, --group-by crop or a smaller --validation-fraction, or annotate more"
     ]
 

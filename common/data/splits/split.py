@@ -69,7 +69,7 @@ class Row:
     """What is said of all class volumes of the crop, such as '#voxel_size=8'."""
 
     def class_volume(self, name: str) -> Path:
-        """The volume of a class: a folder or file in that of the crop, with what is said of it."""
+        """Return the volume of a class, a folder or file in that of the crop, with its options."""
         return place.class_volume(self.crop, name, self.label_options)
 
     @property
@@ -187,7 +187,7 @@ def _parsed(path: Path, lines: Mapping[int, str], data_root: Path) -> tuple[list
 
 
 def _root_of(path: Path, lines: Sequence[str], data_root: Path) -> Path:
-    """Where the relative stores of a datasplit start from, by the first of them that is there."""
+    """Return the folder that relative stores start from: the first one that has such a store."""
     stores = [store for store in map(_relative_store, lines) if store]
     for root in (data_root, path.absolute().parent, Path.cwd()):
         if stores and (root / stores[0]).exists():
@@ -200,7 +200,7 @@ def _root_of(path: Path, lines: Sequence[str], data_root: Path) -> Path:
 
 
 def _relative_store(line: str) -> str:
-    """The store of the labels in a line (of three columns the raw) if it is relative; else ''."""
+    """Return the relative store of the labels (of three columns: the raw) in a line; '' else."""
     try:
         fields = columns(line)
     except UserError:  # told with its line
@@ -299,7 +299,7 @@ def _split_classes(path: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _one_for_each_crop(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """One row for each crop, with the classes of all its rows; what is wrong with those at odds."""
+    """Join the rows of each crop; return these rows, and what is wrong with rows at odds."""
     first: dict[str, Row] = {}
     problems = []
     for row in rows:
@@ -354,7 +354,7 @@ def _with_raw_of_others(rows: Sequence[Row]) -> list[Row]:
 
 
 def annotating(rows: Sequence[Row], usage: str) -> Counter[str]:
-    """For each class that is annotated, the number of crops of this usage that annotate it."""
+    """Return the number of crops of this usage that annotate each class."""
     names: Counter[str] = Counter()
     for row in rows:
         if row.usage == usage:
@@ -363,7 +363,7 @@ def annotating(rows: Sequence[Row], usage: str) -> Counter[str]:
 
 
 def not_listed(rows: Sequence[Row], classes: Sequence[str]) -> list[str]:
-    """A sentence about classes that training crops annotate and the run does not learn, if any."""
+    """Return a sentence about annotated classes that the run does not learn; [] without any."""
     others = annotating(rows, "train")
     for name in classes:
         others.pop(name, None)

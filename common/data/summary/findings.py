@@ -157,7 +157,7 @@ def _odd_datasets(intensities: Mapping[str, Intensities]) -> list[str]:
 
 
 def unlike_datasets(intensities: Mapping[str, Intensities]) -> list[str]:
-    """Datasets that differ in brightness or contrast so that a network should not be left to it."""
+    """Return a sentence about datasets of unlike brightness or contrast; [] if all are alike."""
     if len(intensities) < 2:
         return []
     darkest = min(intensities, key=lambda dataset: intensities[dataset].p50)

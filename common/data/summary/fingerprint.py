@@ -43,7 +43,7 @@ class Facts:
 def describe(
     config: TrainConfig, crops: Sequence[MeasuredCrop], unreadable: Sequence[str] = ()
 ) -> Facts:
-    """Facts and findings about crops that were measured, and those that could not be read."""
+    """Return facts and findings about measured crops, and about those that could not be read."""
     by_usage: dict[str, list[MeasuredCrop]] = {usage: [] for usage in split.USAGES}
     for crop in crops:
         by_usage[crop.row.usage].append(crop)

@@ -73,7 +73,10 @@ class MeasuredCrop:
         return self._volume_um3(self.crop.palette != UNKNOWN)
 
     def _volume_um3(self, rows: np.ndarray) -> np.ndarray:
-        """(classes,) cubic micrometres of the voxels whose palette row is chosen for a class."""
+        """Return (classes,) cubic micrometres of the palette rows that are chosen for a class.
+
+        rows: (rows, classes) bool.
+        """
         voxel_nm3 = float(self.crop.label_grid.scale.prod())
         return self.crop.counts @ rows * voxel_nm3 / 1e9
 
@@ -111,10 +114,17 @@ class Intensities:
 
 
 def measure_crops(config: TrainConfig) -> tuple[list[MeasuredCrop], list[str]]:
-    """The crops that annotate a class of this run, and a sentence for each that cannot be read.
+    """Measure the crops that annotate a class of this run.
 
     They are decoded as training does, with the raw around them that training keeps, into the same
-    cache. Raises UserError if none can be read, FileNotFoundError without a datasplit.
+    cache.
+
+    Returns:
+        The crops, and a sentence for each that cannot be read.
+
+    Raises:
+        UserError: if none can be read.
+        FileNotFoundError: without a datasplit.
     """
     path = config.path("datasplit_path")
     rows = []
@@ -201,7 +211,7 @@ def _annotated_raw(crop: Crop) -> np.ndarray:
 
 
 def cells(volume: np.ndarray) -> np.ndarray:
-    """(cells, voxels of a cell): blocks of a (z, y, x) volume that lie evenly spread over it.
+    """Return cells that lie evenly spread over a volume (z, y, x), as (cells, voxels of a cell).
 
     At most CELLS of them along each axis, CELL voxels wide or as wide as the volume.
     """
@@ -222,7 +232,7 @@ def cells(volume: np.ndarray) -> np.ndarray:
 def class_facts(
     classes: Sequence[str], by_usage: Mapping[str, Sequence[MeasuredCrop]]
 ) -> dict[str, dict[str, ClassFacts]]:
-    """By class, then by usage, what crops have of it."""
+    """Return what the crops of each usage have of each class, by class, then by usage."""
     facts: dict[str, dict[str, ClassFacts]] = {name: {} for name in classes}
     for usage, side in by_usage.items():
         positive = [crop.positive_um3() for crop in side]
@@ -241,7 +251,7 @@ def class_facts(
 
 
 def resolutions(crops: Sequence[MeasuredCrop]) -> dict[str, dict[str, int]]:
-    """Crops by voxel size: of the finest raw, of the labels, and of the raw as it is read."""
+    """Count crops by voxel size: of the finest raw, of the labels, and of raw as it is read."""
     scales = {
         "raw": [crop.raw_scale for crop in crops],
         "labels": [crop.label_scale for crop in crops],

@@ -124,7 +124,7 @@ def encoding_of(level: Level, name: str) -> Encoding:
 def _counted(
     level: Level, name: str, complement: Mapping[str, Any], *, absent_is_0: bool
 ) -> Counted | None:
-    """What the metadata count; None where they do not, or count the voxels of another grid."""
+    """Return what the metadata count; None if they count nothing, or voxels of another grid."""
     voxels = math.prod(level.array.shape)
     absent = complement.get("absent")
     if isinstance(absent, int) and _is_count(absent):
@@ -258,14 +258,14 @@ class LabelReader:
         """How often each value was met, in blocks that reach to the largest of a byte."""
 
     def read(self, start: Vector, stop: Vector) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return voxels start..stop: where the class is, and where that is unknown; both bool.
+        """Return where the class is in voxels start..stop, and where that is unknown; both bool.
 
-        None where all is known. Raises UserError for values that are those of raw.
+        The second is None where all is known. Raises UserError for values that are those of raw.
         """
         return self.meaning(self._checked(start, stop))
 
     def _checked(self, start: Vector, stop: Vector) -> np.ndarray:
-        """Voxels start..stop as they are stored. Raises UserError for what can be no labels."""
+        """Return voxels start..stop as stored. Raises UserError for what can be no labels."""
         values = self.level.read(start, stop)
         refuse_raw(values, self.name, self.path)
         return values
@@ -273,7 +273,7 @@ class LabelReader:
     def meaning(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return where values of the volume are positive, and where unknown; both bool.
 
-        None where all is known. Raises UserError for fractions.
+        The second is None where all is known. Raises UserError for fractions.
         """
         self._refuse_fractions(values)
         unknown = self._unknown(values)
@@ -300,15 +300,16 @@ class LabelReader:
     def read_ids(
         self, start: Vector, stop: Vector
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Voxels start..stop: ids, int64 and 0 where the class is not, and what `read` gives."""
+        """Return ids of voxels start..stop, int64 and 0 where the class is not; and as `read`."""
         values = self._checked(start, stop)
         positive, unknown = self.meaning(values)
         return _ids_where(positive, values), positive, unknown
 
     def ids(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The whole volume as integer ids, and where it is known; 0 where it is absent or unknown.
+        """Return the whole volume as ids, 0 where absent or unknown, and where it is known.
 
-        None where all is known. Raises UserError for values that are no ids, and as `check_whole`.
+        The second is None where all is known. Raises UserError for values that are no ids, and as
+        `check_whole`.
         """
         values = self.level.read((0, 0, 0), self.level.shape)
         unknown = self._unknown(values)
@@ -324,7 +325,7 @@ class LabelReader:
         return ids, None if unknown is None else ~unknown
 
     def check_whole(self) -> None:
-        """Compare what was read, once, of the whole volume with what its metadata count.
+        """Compare what was read of the whole volume, once, with what its metadata count.
 
         Raises UserError as `check_counts`.
         """
@@ -338,7 +339,7 @@ class LabelReader:
         return self.level.path
 
     def remarks(self) -> list[str]:
-        """Return what was taken for what in all that was read, a sentence each."""
+        """Return a sentence for each kind of value that was taken for something unusual."""
         remarks = list(self._met)
         between = self._bytes[1:BRIGHTEST]
         is_mask_of_0_and_255 = self._bytes[BRIGHTEST] > between.sum()
@@ -430,10 +431,10 @@ class LabelReader:
         self._may_be_mask = highest in often_unknown and self._suspect in (None, highest)
         if not self._may_be_mask:
             return
-        rest = values[values != highest]
+        lower = values[values != highest]
         self._suspect = int(highest)
-        self._has_one |= bool((rest == 1).any())
-        self._may_be_mask = bool((rest <= 1).all())
+        self._has_one |= bool((lower == 1).any())
+        self._may_be_mask = bool((lower <= 1).all())
 
     def _look_for_unnamed(self, values: np.ndarray) -> None:
         """Find a value of a mask that its metadata do not name."""

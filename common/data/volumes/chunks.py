@@ -68,7 +68,7 @@ class ChunkFiles:
         return values
 
     def _chunk(self, number: np.ndarray) -> np.ndarray | None:
-        """None of one that is not stored."""
+        """Return the voxels of a chunk; None if it is not stored."""
         try:
             content = self._path(number).read_bytes()
         except FileNotFoundError:

@@ -75,7 +75,7 @@ def _codec_problem(filters: Any, compressor: Any) -> str:
 
 
 def _has_objects(dtype: Any) -> bool:
-    """Whether a dtype of .zarray, a string or a list of fields, is one of Python's objects."""
+    """Return whether a dtype of .zarray, a text or a list of fields, holds Python's objects."""
     if isinstance(dtype, list):
         fields = [field for field in dtype if isinstance(field, list) and len(field) > 1]
         return any(_has_objects(field[1]) for field in fields)

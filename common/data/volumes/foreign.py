@@ -1,4 +1,4 @@
-"""Say what a path holds if it is no volume that can be read."""
+"""Find out what a path holds that is no volume that can be read, for the error about it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refusal(path: Path) -> Exception:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """The first few groups below a folder that have multiscale metadata, two folders deep."""
+    """Return the first few groups with multiscale metadata that are one or two folders below."""
     images = []
     for file in sorted([*folder.glob("*/.zattrs"), *folder.glob("*/*/.zattrs")]):
         try:

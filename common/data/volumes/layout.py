@@ -24,17 +24,17 @@ LABELS = f"{RECONSTRUCTION}labels/groundtruth"
 
 
 def store(dataset: str) -> str:
-    """Path of a dataset's zarr store."""
+    """Return the path of a dataset's zarr store."""
     return f"{dataset}/{dataset}.zarr"
 
 
 def raw(dataset: str) -> str:
-    """Path of a dataset's raw."""
+    """Return the path of a dataset's raw."""
     return f"{store(dataset)}/{RAW}"
 
 
 def labels(dataset: str, crop: str) -> str:
-    """Path of a crop: the folder of its classes."""
+    """Return the path of a crop, the folder of its classes."""
     return f"{store(dataset)}/{LABELS}/{crop}"
 
 

@@ -147,7 +147,7 @@ def image_of(path: Path, attributes: dict[str, Any], *, is_sized: bool = False) 
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError for anything else, FileNotFoundError without."""
+    """Return the JSON object in a file. Raises FileNotFoundError, and UserError for other text."""
     try:
         text = file.read_bytes()
     except FileNotFoundError:
@@ -261,11 +261,11 @@ def _array_name(path: Path, written: str) -> str:
 
 
 def _in_one_box(levels: Sequence[LevelMetadata]) -> list[LevelMetadata]:
-    """Levels of which none says its place, so that they cover one box, as those of N5 do.
+    """Place levels of which none says its place so that they cover one box, as those of N5 do.
 
-    To the letter the centre of each first voxel would be at 0: a level whose voxels are means of
-    finer ones would lie up to half of its voxel before them. ome-zarr-py wrote no translation until
-    2026. Source: https://github.com/ome/ome-zarr-py/issues/403.
+    To the letter, the centre of each first voxel would be at 0, so that a level whose voxels are
+    means of finer ones would lie up to half of its voxel before them. ome-zarr-py wrote no
+    translation until 2026. Source: https://github.com/ome/ome-zarr-py/issues/403.
     """
     finest = min(levels, key=_voxel_volume)
     return [replace(level, translation=(level.scale - finest.scale) / 2) for level in levels]
@@ -279,7 +279,7 @@ def _voxel_volume(level: LevelMetadata) -> float:
 
 
 def _axes(path: Path, image: dict[str, Any]) -> Any:
-    """The axes of an image; from version 0.6 on those of the system that its levels lie in."""
+    """Return the axes of an image; from version 0.6 on, of the system that its levels lie in."""
     if SYSTEMS not in image:
         return image.get("axes")
     outputs = []
@@ -298,7 +298,7 @@ def _axes(path: Path, image: dict[str, Any]) -> Any:
 
 
 def _axis_names(path: Path, axes: Any) -> tuple[str, ...]:
-    """Names of all axes, of which the last are z, y, x. Raises UserError for another order."""
+    """Return the names of all axes, the last z, y, x. Raises UserError for another order."""
     if axes is None:
         return SPACE
     if not isinstance(axes, list):
@@ -345,7 +345,7 @@ def _in_nm(path: Path, axes: Any, levels: Sequence[LevelMetadata]) -> list[Level
 
 
 def _units(path: Path, axes: Any) -> list[str | None]:
-    """Along z, y, x; None where there is none. Raises UserError for one that is no length."""
+    """Return the units along z, y, x, None without. Raises UserError for one that is no length."""
     units: list[str | None] = []
     for axis in axes or SPACE:
         if not isinstance(axis, dict):
@@ -452,7 +452,7 @@ def _numbers(path: Path, transform: dict[str, Any], kind: str, axes: int) -> np.
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value of JSON is a finite number; true, false and digits in quotes are none."""
+    """Return whether a value of JSON is a finite number, and no bool and no text of digits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e300

@@ -1,8 +1,6 @@
-"""Read and write OME-NGFF 0.4 multiscale images (zarr v2).
+"""Open volumes of any kind, and write OME-NGFF 0.4 multiscale images (zarr v2).
 
-Positions are in nm in the world frame of an image, z, y, x. `translation` is the position of the
-*centre* of voxel (0, 0, 0), as in the NGFF specification, so that an image covers the box from
-`translation - scale / 2` to `translation + (shape - 1/2) * scale`.
+`common.data.volumes.level` says what positions and translations mean.
 """
 
 from __future__ import annotations
@@ -205,7 +203,7 @@ def finish_multiscale(
 
 
 def count_chunks(path: str | Path) -> int:
-    """Number of chunks that are stored of the finest level of an image that was written here.
+    """Return how many chunks are stored of the finest level of an image that was written here.
 
     Raises PermissionError for a folder that may not be read, whose chunks are not gone.
     """
@@ -233,7 +231,7 @@ def dataset_of(number: int, scale: np.ndarray, origin: np.ndarray) -> dict:
 
 
 def multiscale_of(name: str, datasets: Sequence[dict]) -> dict:
-    """The metadata of an image. Source: https://ngff.openmicroscopy.org/0.4, "multiscales"."""
+    """Return the metadata of an image: https://ngff.openmicroscopy.org/0.4, "multiscales"."""
     axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
     return {"name": name, "axes": axes, "datasets": datasets}
 

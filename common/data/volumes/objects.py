@@ -1,4 +1,4 @@
-"""Which objects a block of ids holds: how many voxels each has, and where."""
+"""Measure the objects in a block of ids: how many voxels each has, and where they are."""
 
 from __future__ import annotations
 

@@ -122,17 +122,17 @@ class Raw:
         return np.clip((finite - low) / (high - low), 0, 1)
 
     def cut_off(self, block: np.ndarray) -> int:
-        """How many voxels of what `read` gave raw_range makes black or white; 0 without one."""
+        """Return how many voxels of a block that `read` gave raw_range makes black or white."""
         if not self.raw_range:
             return 0
         low, high = self.raw_range if self.dtype == np.uint8 else (0, 1)
         return int(np.count_nonzero((block <= low) | (block >= high)))
 
     def sample_key(self, lower: np.ndarray, upper: np.ndarray) -> str:
-        """Return a hash of a few voxels of a box (nm), by which raw that was replaced is known.
+        """Return a hash of a few voxels of a box (nm), which tells if raw was replaced.
 
-        Of the level as it is stored, at eight places: a replaced volume differs nearly everywhere,
-        and to look at all would take as long as to predict it.
+        They are of the level as it is stored, at eight places: a replaced volume differs nearly
+        everywhere, and to look at all of it would take as long as to predict it.
         """
         level = self.level
         digest = hashlib.sha256(str((level.array.dtype, level.shape.tolist())).encode())

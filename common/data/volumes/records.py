@@ -199,10 +199,9 @@ class ProcessedRecord:
     """ISO 8601, UTC."""
 
     def with_key(self, name: str) -> ProcessedRecord:
-        """The same with the key of its fields, of the prediction's key and of the class `name`.
+        """Return a copy with the key of its fields, the prediction's key and the class `name`.
 
-        What goes in, and in which order, may not change: volumes that are finished would be made
-        again.
+        What goes in, and in which order, may not change: finished volumes would be made again.
         """
         own: dict[str, Any] = {
             "threshold": self.threshold,
@@ -309,7 +308,7 @@ def is_finished(group: Path) -> bool:
 
 
 def lost_chunks(group: Path) -> int:
-    """How many chunks of a finished class are gone since it was written; 0 where it is unknown."""
+    """Return how many chunks of a finished class are gone since it was written; 0 if unknown."""
     stored = read_attributes(group).get(STORED_CHUNKS)
     if not isinstance(stored, int):
         return 0

@@ -241,9 +241,10 @@ def _overlap(
 
 
 def offset(level: Level, grid: Grid) -> np.ndarray:
-    """(3,) nm from the voxels of a grid to the source's nearest, where they are farthest apart.
+    """Return the offset (3,) nm of the source's nearest voxels, where they are farthest away.
 
-    For voxels of one size, or nearly so: what a small difference of size adds up to is in it.
+    It is for voxels of one size, or nearly so: what a small difference of size adds up to along an
+    axis is part of it.
     """
     first = (grid.origin - level.translation) / level.scale
     steps = np.array(grid.shape) - 1

@@ -1,4 +1,4 @@
-"""Which volumes a user means: one of any kind, or all classes under a folder of results."""
+"""Find the volumes that a user names: one of any kind, or all classes under a results folder."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Result:
 
 
 def find(source: str, classes: Sequence[str] = ()) -> list[Result]:
-    """The volumes that a text names: one, or those of `predict` and `process` under a folder.
+    """Return the volumes that a text names: one, or those of predict and process in a folder.
 
     Args:
         source: a volume as of `common.data.volumes.sources.place`, or a folder: of a run, a dataset
@@ -90,7 +90,7 @@ def are_in(folder: Path) -> bool:
 
 
 def _classes_in(folder: Path) -> Iterator[Path]:
-    """The volumes of predict, process and import-data in a folder, also those half-written."""
+    """Iterate over the volumes that we wrote in a folder, half-written ones too."""
     attributes = records.read_attributes(folder)
     if "multiscales" in attributes or UNFINISHED in attributes:
         yield folder

@@ -61,8 +61,8 @@ def listed(store: Path) -> list[str]:
 
 def _write(store: Path, added: Sequence[str]) -> None:
     before = listed(store)
-    there = {folder.name for folder in store.iterdir()}
-    kept = [name for name in before if name.split("/")[0] in there]
+    crops = {folder.name for folder in store.iterdir()}
+    kept = [name for name in before if name.split("/")[0] in crops]
     series = sorted({*kept, *added})
     if series != before:
         write_json(store / OME / ".zgroup", {"zarr_format": 2})
@@ -74,7 +74,7 @@ def _write(store: Path, added: Sequence[str]) -> None:
 
 
 def _attributes(group: Path) -> dict[str, Any]:
-    """Attributes of a group; none where the file is not there or damaged: it is written anew."""
+    """Return the attributes of a group; {} if the file, which is written anew, cannot be read."""
     try:
         content = json.loads((group / ".zattrs").read_text())
     except (FileNotFoundError, ValueError):

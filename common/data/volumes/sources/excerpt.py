@@ -1,6 +1,6 @@
-"""What is taken of a volume: a box of it, or one of its classes, at a place.
+"""Excerpts of volumes: a box of a volume, or one class of it, with the place that it is given.
 
-An import writes it, or leaves a link: link.json in the folder where the volume belongs.
+An import writes the excerpt, or leaves a link: link.json in the folder where the volume belongs.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Excerpt:
         return whole
 
     def of(self, level: Level, folder: Path) -> Level:
-        """The excerpt of the finest level of its volume, as a level of an image in `folder`."""
+        """Return the excerpt of a volume's finest level, as a level of an image in `folder`."""
         stamp = json.dumps([self.record, level.stamp])
         return replace(
             level,

@@ -35,11 +35,17 @@ def opened(path: Path) -> BinaryIO:
 
 
 def broken(path: Path, kind: str, error: Exception) -> UserError:
-    """The error for a file that is not what its name says, or is cut off. kind: "a TIFF file"."""
+    """Return the error for a file that cannot be read as its kind, such as "a TIFF file"."""
     if isinstance(error, UserError):
         return error  # of the server
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return UserError(f"{path}: cannot be read as {kind} ({reason}); write or copy it again")
+
+
+def refuse_cut_off(path: Path, size: int, wanted: int) -> None:
+    """Raise UserError for a file of `size` bytes whose voxels end at byte `wanted`."""
+    if size < wanted:
+        raise UserError(f"{path}: {size:,} bytes of {wanted:,}, so it is cut off; copy it again")
 
 
 class Kept:

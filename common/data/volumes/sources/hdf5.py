@@ -19,9 +19,9 @@ from common.talk import some
 def open_file(place: Place) -> Image:
     """Open an array of a file."""
     h5py = needed.module("h5py", "HDF5 files")
-    found = in_hdf5(place.path)
-    assert found is not None
-    path, name = found
+    split_path = in_hdf5(place.path)
+    assert split_path is not None
+    path, name = split_path
     if not place.is_remote and not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -122,9 +122,10 @@ class Dataset(Voxels):
 
 
 def _size(dataset: Any) -> tuple[int, ...]:
-    """Voxels along z, y, x: Imaris fills arrays up to whole chunks, and says the size beside them.
+    """Return the voxels along z, y, x.
 
-    Source: https://github.com/CBI-PITT/imaris_ims_file_reader, which goes by these attributes.
+    Imaris fills arrays up to whole chunks, and says their size in attributes beside them. Source:
+    https://github.com/CBI-PITT/imaris_ims_file_reader, which goes by these attributes.
     """
     said = [dataset.parent.attrs.get(f"ImageSize{axis}") for axis in "ZYX"]
     if not all(isinstance(text, np.ndarray) and text.dtype.kind == "S" for text in said):
@@ -137,11 +138,11 @@ def _size(dataset: Any) -> tuple[int, ...]:
 
 def _plain(attributes: Any) -> dict[str, Any]:
     """Return attributes as JSON would have them."""
-    found = {}
+    plain = {}
     for name in attributes:
         try:
             value = attributes[name]
         except (OSError, TypeError):  # of a type that h5py cannot read, which is none of ours
             continue
-        found[name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-    return found
+        plain[name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return plain

@@ -1,4 +1,8 @@
-"""What a module of this folder makes of a file: levels, in nm or in voxels."""
+"""The `Image` that each module of this folder makes of a file, and how its place is found.
+
+Headers and attributes say voxel size, position and axes in many ways; those that several kinds of
+files share are read here.
+"""
 
 from __future__ import annotations
 
@@ -157,7 +161,10 @@ def check(path: Path, shape: Sequence[int], dtype: np.dtype) -> None:
 
 
 def in_nm(path: Path, value: float, unit: Any) -> float:
-    """A length in nm, also one without a unit, which is said. Raises UserError for another unit."""
+    """Return a length in nm; without a unit it is taken as nm, with a note.
+
+    Raises UserError for a unit that is not known.
+    """
     if not unit:
         note_once(f"{path}: no unit, so lengths are taken as nm; write it into its metadata")
         return value
@@ -296,5 +303,5 @@ def _texts(written: Any) -> list[str]:
     listed = [written] if isinstance(written, str | bytes) else written
     if not isinstance(listed, list | tuple):
         return []
-    texts = [one.decode(errors="replace") if isinstance(one, bytes) else one for one in listed]
-    return texts if all(isinstance(one, str) for one in texts) else []
+    texts = [text.decode(errors="replace") if isinstance(text, bytes) else text for text in listed]
+    return texts if all(isinstance(text, str) for text in texts) else []

@@ -80,14 +80,15 @@ def _multiscale(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _datasets(multiscale: Mapping[str, Any]) -> list[dict[str, Any]]:
     listed = multiscale.get("datasets")
-    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    if not isinstance(listed, list):
+        return []
+    return [dataset for dataset in listed if isinstance(dataset, dict)]
 
 
 def _image(path: Path, group: dict[str, Any], levels: dict[str, dict[str, Any]]) -> Image:
-    transforms = {
-        posixpath.normpath(str(one.get("path"))): one.get("transform")
-        for one in _datasets(_multiscale(group))
-    }
+    transforms = {}
+    for dataset in _datasets(_multiscale(group)):
+        transforms[posixpath.normpath(str(dataset.get("path")))] = dataset.get("transform")
     base = {**group, **next(iter(levels.values()))}
     opened = []
     is_measured = True
@@ -95,14 +96,14 @@ def _image(path: Path, group: dict[str, Any], levels: dict[str, dict[str, Any]])
         folder = path / name
         transform = about.get("transform") or transforms.get(name)
         factors = _factors(group, about, number)
-        found = _of_transform(folder, transform)
-        if found is None:
+        placing = _of_transform(folder, transform)
+        if placing is None:
             _check_order(folder, {**group, **about})
-            found = _of_resolution(folder, {**group, **about}, base, factors)
-        if found is None:
+            placing = _of_resolution(folder, {**group, **about}, base, factors)
+        if placing is None:
             is_measured = False
-            found = (factors, (factors - 1) / 2, False)
-        scale, translation, has_translation = found
+            placing = (factors, (factors - 1) / 2, False)
+        scale, translation, has_translation = placing
         opened.append(
             Level(
                 path=folder,
@@ -146,11 +147,11 @@ def _factors(group: Mapping[str, Any], about: Mapping[str, Any], number: int) ->
     return np.array(factors[::-1])
 
 
-Found = tuple[np.ndarray, np.ndarray, bool]
+Placing = tuple[np.ndarray, np.ndarray, bool]
 """Voxel size and position of the first voxel (3,) in nm, z, y, x, and whether that is said."""
 
 
-def _of_transform(folder: Path, transform: Any) -> Found | None:
+def _of_transform(folder: Path, transform: Any) -> Placing | None:
     """Return what COSEM's transform says, which names its axes; None without one."""
     if not isinstance(transform, dict):
         return None
@@ -175,7 +176,7 @@ def _of_transform(folder: Path, transform: Any) -> Found | None:
 
 def _of_resolution(
     folder: Path, about: Mapping[str, Any], base: Mapping[str, Any], factors: np.ndarray
-) -> Found | None:
+) -> Placing | None:
     """Return what pixelResolution or resolution says, x, y, z; None without.
 
     The offset is the corner of the first voxel, in the unit of the resolution, as funlib and daisy

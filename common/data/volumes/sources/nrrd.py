@@ -134,7 +134,7 @@ def _array(path: Path, content: BinaryIO, header: Mapping[str, Any], where: dict
 
 
 def _dtype(path: Path, header: Mapping[str, Any]) -> np.dtype:
-    """The type of a voxel. Raises UserError for one that is no number, and without byte order."""
+    """Return the type of a voxel. Raises UserError for no number, and for no byte order."""
     name = header["type"].lower()
     if name not in TYPES:
         raise UserError(f"{path}: voxels of type {name}; write whole numbers or floats")
@@ -165,7 +165,7 @@ def _way(header: Mapping[str, Any], axes: list[int]) -> Turned:
 def _placed(
     path: Path, array: Rows, header: Mapping[str, Any], *, axes: list[int], way: Turned
 ) -> Image:
-    """The image of an array, as large and where its header says. axes: of the file, z, y, x."""
+    """Return the image of an array, placed as its header says. axes: of the file, z, y, x."""
     if "space directions" in header:
         size = np.linalg.norm(np.array(header["space directions"], float)[axes], axis=1)
         units = header.get("space units", [])

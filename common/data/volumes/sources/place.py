@@ -110,16 +110,16 @@ def with_voxel_size(text: str, voxel_size: tuple[float, ...] | None) -> str:
 
 
 def _read_options(text: str, options: str) -> dict[str, tuple[float, ...]]:
-    found: dict[str, tuple[float, ...]] = {}
+    lengths: dict[str, tuple[float, ...]] = {}
     for option in options[1:].split("&") if options else []:
         name, _, value = option.partition("=")
-        if name not in OPTIONS or name in found:
+        if name not in OPTIONS or name in lengths:
             raise UserError(
                 f"{text}: '{option}' behind #; write voxel_size=8 or voxel_size=40,4,4 or "
                 "translation=0,0,0 (nm, z, y, x), each once, with & between them"
             )
-        found[name] = _three(text, name, value)
-    return found
+        lengths[name] = _three(text, name, value)
+    return lengths
 
 
 def _three(text: str, name: str, value: str) -> tuple[float, ...]:

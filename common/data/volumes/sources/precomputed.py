@@ -94,7 +94,7 @@ def _refuse_packed(folder: Path) -> None:
 
 
 def _file_of(scale: dict[str, Any], offset: Sequence[float]) -> FileOf | None:
-    """How chunks are named, by their first voxels and the ends; None where shards hold them."""
+    """Return how chunks are named, by their first and last voxels; None if shards hold them."""
     sizes = scale.get("chunk_sizes")
     if scale.get("sharding") or not sizes:
         return None

@@ -67,7 +67,7 @@ class Address(type(Path())):  # type: ignore[misc]  # the class of paths on this
         return True
 
     def read_bytes(self) -> bytes:
-        """The content; FileNotFoundError without, UserError where the server does not answer."""
+        """Return the content, see `read`."""
         return read(self)
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
@@ -98,7 +98,7 @@ def context() -> Any:
 
 
 def store(path: Path) -> dict[str, Any]:
-    """How tensorstore names a file or folder on this disk, in a bucket or on a web server."""
+    """Return how tensorstore names a file or folder: on this disk, in a bucket, on a server."""
     if not isinstance(path, Address):
         return {"driver": "file", "path": str(path.absolute())}
     scheme, host, *parts = path.parts
@@ -158,10 +158,10 @@ def read_all(addresses: Sequence[Path]) -> list[bytes | None]:
     contents: list[bytes | None] = []
     for address, future in zip(addresses, waiting, strict=True):
         try:
-            found = future.result()
+            answer = future.result()
         except ValueError as error:
             raise failure(address, error) from error
-        contents.append(bytes(found.value) if found.state == "value" else None)
+        contents.append(bytes(answer.value) if answer.state == "value" else None)
     return contents
 
 

@@ -1,4 +1,4 @@
-"""Voxels that stand in a file as they are, one after the other: of MRC, NIfTI and NRRD."""
+"""Read voxels that stand in a file uncompressed, one after the other: of MRC, NIfTI and NRRD."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 
 from common.data.volumes.box import Vector, ranges
 from common.data.volumes.level import Attributes, Voxels
+from common.data.volumes.sources import files
 from common.data.volumes.sources.image import check
 from common.data.volumes.sources.packed import Packed
-from common.errors import UserError
 from common.talk import note_once
 
 
@@ -65,12 +65,12 @@ class Rows(Voxels):
             self._check_length(content.seek(0, io.SEEK_END))
 
     def _check_length(self, size: int) -> None:
-        """UserError for a file that ends before its voxels do."""
+        """Compare the size of the file in bytes with what its header asks for.
+
+        Raises UserError for a file that ends before its voxels do.
+        """
         wanted = self._start + math.prod(self._stored) * self._in_file.itemsize
-        if size < wanted:
-            raise UserError(
-                f"{self.path}: {size:,} bytes of {wanted:,}, so it is cut off; copy it again"
-            )
+        files.refuse_cut_off(self.path, size, wanted)
         section = math.prod(self._stored[1:]) * self._in_file.itemsize
         if size - wanted >= section:
             note_once(

@@ -23,7 +23,7 @@ ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The slices in a folder, in their order. Raises UserError where they are of several kinds."""
+    """Return the slices in a folder, in their order. Raises UserError if they are of two kinds."""
     if not folder.is_dir():
         return []
     pictures = [
@@ -71,9 +71,9 @@ def _note_gaps(folder: Path, slices: Sequence[Path]) -> None:
 
 
 def _steps(slices: Sequence[Path]) -> list[int]:
-    """By how much the one number that differs rises from slice to slice.
+    """Return by how much the number in the name rises from each slice to the next.
 
-    None of a name of other parts, or where several numbers rise: 0 is no rise.
+    It is 0 where the names differ in other parts, or in several numbers.
     """
     steps = []
     for before, after in itertools.pairwise(map(_numbers, slices)):
@@ -162,7 +162,7 @@ def _other(file: Path) -> np.ndarray:
 
 
 def _of_palette(file: Path, pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """The pixels of a picture with a palette: greys where all of it is grey, else its numbers.
+    """Return the pixels of a picture with a palette: greys if all are grey, else its numbers.
 
     Programs that make PNG small give grey pictures a palette, in any order.
     """

@@ -111,7 +111,7 @@ def _complaints() -> Iterator[list[str]]:
 def _stack(path: Path, tiff: Any) -> tuple[tuple[int, ...], np.dtype, Any]:
     """Shape (z, y, x), type and pages of the volume in a file."""
     series = list(tiff.series)
-    shapes = {(one.shape, one.dtype) for one in series}
+    shapes = {(image.shape, image.dtype) for image in series}
     # pages that were written one by one, each with metadata of its own
     if len(series) > 1 and len(shapes) == 1 and series[0].ndim == 2:
         return (len(tiff.pages), *series[0].shape), series[0].dtype, tiff.pages
@@ -144,16 +144,13 @@ class Pages(Voxels):
         self._check_length()
 
     def _check_length(self) -> None:
-        """UserError for a file that ends before its voxels do."""
-        size = self._tiff.filehandle.size
-        ends = [self._start + math.prod(self.shape) * self.dtype.itemsize] if self._start else []
-        if not ends:
+        """Raise UserError for a file that ends before its voxels do."""
+        if self._start:
+            end = self._start + math.prod(self.shape) * self.dtype.itemsize
+        else:
             last = self._page(self.shape[0] - 1)
-            ends = np.add(last.dataoffsets, last.databytecounts).tolist()
-        if max(ends, default=0) > size:
-            raise UserError(
-                f"{self.path}: {size:,} bytes of {max(ends):,}, so it is cut off; copy it again"
-            )
+            end = int(np.add(last.dataoffsets, last.databytecounts).max(initial=0))
+        files.refuse_cut_off(self.path, self._tiff.filehandle.size, end)
 
     def files(self, start: Vector, stop: Vector) -> list[Path]:
         """Return the file."""
@@ -300,7 +297,7 @@ def _shape(path: Path, series: Any) -> tuple[int, ...]:
 
 
 def voxel_size(tiff: Any) -> list[float] | None:
-    """The size of a voxel in nm, z, y, x; None where neither OME's nor ImageJ's metadata say it."""
+    """Return the voxel size in nm, z, y, x; None if neither OME's nor ImageJ's metadata say it."""
     if tiff.is_ome and tiff.ome_metadata:
         return _of_ome(tiff.ome_metadata)
     if tiff.is_imagej and tiff.imagej_metadata:
@@ -310,7 +307,7 @@ def voxel_size(tiff: Any) -> list[float] | None:
 
 def _of_ome(text: str) -> list[float] | None:
     """PhysicalSizeZ, Y, X of the first image. Source: https://docs.openmicroscopy.org/ome-model."""
-    pixels = next((one for one in ET.fromstring(text).iter() if one.tag.endswith("}Pixels")), None)
+    pixels = ET.fromstring(text).find(".//{*}Pixels")
     if pixels is None:
         return None
     size = []

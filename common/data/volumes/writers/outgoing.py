@@ -141,5 +141,5 @@ def key_in_json(file: Path, *names: str) -> str:
 
 def key_in_text(text: str) -> str:
     """Return the key behind PROGRAM in a header; "" where there is none."""
-    _, found, rest = text.partition(f"{PROGRAM} ")
-    return rest[:24] if found else ""
+    _, _, behind = text.partition(f"{PROGRAM} ")
+    return behind[:24]
