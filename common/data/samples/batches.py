@@ -412,7 +412,10 @@ class Batches:
         readings = []
         for piece, grid in zip(pieces, grids, strict=True):
             distortion = piece.sample.distortion
-            readings.append(distortion and distort.Reading(distortion, input.scale, grid.scale))
+            reading = None
+            if distortion is not None:
+                reading = distort.Reading(distortion, input.scale, grid.scale)
+            readings.append(reading)
         resample = functools.partial(distort.resample_linear, readings=readings)
         return augment.raw_patches(blocks, affines, input.shape, value_range, resample=resample)
 
