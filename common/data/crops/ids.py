@@ -1,7 +1,7 @@
-"""The ids of a class in a decoded crop: one small number for each object, in a file of its own.
+"""Number and store the objects of a class in a decoded crop, in a file of its own.
 
-Ids of annotations are any numbers of up to 64 bits. In a crop they are numbered in the order in
-which they are met, so that they fit into the smallest type and are exact in float32.
+Annotations have ids of up to 64 bits. In a decoded crop objects are numbered in the order in which
+they are met, so that their numbers fit into the smallest type and are exact in float32.
 """
 
 from __future__ import annotations

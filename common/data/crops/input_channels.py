@@ -1,8 +1,8 @@
-"""Open the volumes of further input channels, and see that they cover what is read of them.
+"""Open the volumes of further input channels, and check that they cover what is read of them.
 
-A channel is read as raw is, from its own grid: at the same places in nm, averaged towards the voxel
-size of the input, mirrored where raw is. Its values become 0 to 1 by a fixed range: volumes are not
-measured, since what a network predicted means the same in all of them.
+A channel is read like raw, from its own grid: at the same places in nm, averaged towards the voxel
+size of the input, and mirrored where raw is. Its values become 0 to 1 by a fixed range: volumes are
+not measured, since what a network predicted means the same in all of them.
 """
 
 from __future__ import annotations

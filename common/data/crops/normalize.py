@@ -81,12 +81,12 @@ class Scaling:
     """Voxels of the volume, z, y, x, at the voxel size in which it was measured."""
 
     def record(self) -> dict[str, Any]:
-        """Return it as JSON and checkpoints hold it."""
+        """Return the scaling as JSON and checkpoints hold it."""
         return asdict(self) | {"shape": list(self.shape)}
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Scaling:
-        """Return what `record` made. Raises TypeError if it is damaged."""
+        """Return the scaling that `record` stored. Raises TypeError if it is damaged."""
         scaling = cls(**{**stored, "shape": tuple(stored["shape"])})
         typed.check(scaling)
         return scaling
@@ -182,7 +182,7 @@ def of_volume(
 
 
 def _as_stored(raw: Raw) -> Scaling:
-    """Return what makes the values that are stored of raw in [0, 1]."""
+    """Return the scaling that turns raw in [0, 1] back into the values that are stored."""
     black, white = raw.value_range
     contrast = white - black
     return Scaling(0.0, 1.0, -black / contrast, 1 / contrast, raw.grid.shape)

@@ -146,7 +146,7 @@ class Crop:
     with_ids: tuple[str, ...] = ()
     """Classes of which `ids()` has the objects."""
     like_masks: tuple[str, ...] = ()
-    """Those of them whose only id is 1."""
+    """Classes of `with_ids` whose only id is 1."""
     channels: tuple[CropChannel, ...] = ()
     """What the network gets beside raw, in the order of its channels."""
 
@@ -410,7 +410,7 @@ def _key_of(job: Decoding) -> str:
 def _plan_channels(
     row: Row, request: CropRequest, raw: Raw, box: Corners
 ) -> tuple[ChannelBlock, ...]:
-    """Return what is kept of the further input channels of a crop. box: of its labels, nm."""
+    """Return the blocks of the further input channels that are kept. box: of the crop's labels."""
     lower, upper = box
     margin = request.margins_nm[row.usage]
     around = lower - margin, upper + margin
@@ -426,10 +426,10 @@ def _plan_channels(
 
 
 def told_apart(row: Row, names: Sequence[str]) -> tuple[str, ...]:
-    """Return those of some annotated classes of a crop whose volumes tell objects apart.
+    """Return the classes among `names` whose volumes in a crop tell objects apart.
 
-    A class that networks alone labelled there is left out. Raises UserError for one that people
-    annotated as a mask.
+    A class that only networks labelled in the crop is left out. Raises UserError for a class that
+    people annotated as a mask.
     """
     numbered = []
     for name in names:

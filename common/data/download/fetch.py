@@ -113,7 +113,7 @@ def _fetch_missing(
     *,
     say: talk.Say,
 ) -> FetchReport:
-    """Say how much there is and what of it is missing; fetch that, unless `bucket` is read only.
+    """Say how much is wanted and how much of it is missing; fetch that, if `bucket` may write.
 
     place: see `_workplace`.
     """
@@ -440,7 +440,7 @@ def _refuse_failures(problems: Sequence[str], least: int, asked: int) -> None:
 
 
 def _next_command(asked: Choice, wanted: Sequence[WantedCrop]) -> str:
-    """Return what to run next."""
+    """Return the command to run next."""
     data = asked.data or None
     if all(crop.usage == "test" for crop in wanted):
         experiment = asked.for_experiment or "EXPERIMENT"

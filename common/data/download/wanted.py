@@ -290,7 +290,7 @@ def _named(
 
 
 def _with_something(crops: Sequence[WantedCrop], choice: Choice, say: Say) -> list[WantedCrop]:
-    """Return those with something to fetch, and the classes asked for of them only.
+    """Return the crops with something to fetch, each with the classes that are asked for.
 
     Raises UserError if a class, or everything, is left out.
     """

@@ -1,4 +1,4 @@
-"""Which boxes of imported labels become crops: those that are named, or blocks with gaps between.
+"""Choose the boxes of imported labels that become crops: named ones, or blocks with gaps between.
 
 Boxes are voxels of the labels, z, y, x.
 """
@@ -29,7 +29,7 @@ MOST_BLOCKS = 10_000
 
 
 def whole(level: Level) -> Box:
-    """Return all voxels of a volume."""
+    """Return the box of all voxels of a volume."""
     return Box(np.zeros(3, int), level.shape)
 
 

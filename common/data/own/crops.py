@@ -1,4 +1,4 @@
-"""The annotated crops of somebody's own datasets: what they hold, and which of them validate."""
+"""Look at the annotated crops of a user's own datasets, and choose which of them validate."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def in_order(names: Collection[str]) -> list[str]:
 
 
 def labels_by_class(crops: Sequence[OwnCrop]) -> dict[str, list[LabelFacts]]:
-    """Return what crops have of each class, the classes as `in_order` has them."""
+    """Return the facts of all crops by class, with the classes as `in_order` sorts them."""
     labels: dict[str, list[LabelFacts]] = {}
     for crop in crops:
         for facts in crop.labels:

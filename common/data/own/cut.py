@@ -188,7 +188,7 @@ def _copy(facts: LabelFacts, part: Box, target: Path) -> None:
 
 
 def _record(level: Level, part: Box) -> dict[str, Any]:
-    """Return what a part is a copy of; another one where the labels were written anew since."""
+    """Return a record of what a part is a copy of, which differs once labels are written anew."""
     written = [path.stat().st_mtime_ns for path in (level.group, level.path) if path.exists()]
     return {
         "of": f"{level.group.parent.name}/{level.group.name}",

@@ -1,6 +1,6 @@
-"""What the labels of a class are like: where, how thick, how crowded, how bright.
+"""Measure the labels of a class: where they are, how thick, how crowded and how bright.
 
-One pass over them, in the memory of one block and of one number for each plane and each object.
+One pass over the labels, in the memory of one block and of a number for each plane and each object.
 """
 
 from __future__ import annotations

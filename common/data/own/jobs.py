@@ -1,4 +1,4 @@
-"""One volume that is imported: what is taken, where it belongs, and what was met in it."""
+"""The import of one volume: what is taken, where it belongs, and what its labels hold."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Counts:
         return self.voxels - self.absent - self.unknown
 
     def text(self) -> str:
-        """Return how much of the volume is the class, behind a comma."""
+        """Return the part of the volume that is the class, as text behind a comma."""
         if not self.voxels:
             return ""
         name = self.job.group.name
@@ -125,7 +125,7 @@ class Counts:
             note(f"{job.source.path}: {remark}")
 
     def note(self) -> None:
-        """Say what stands out."""
+        """Note what is unusual in the labels."""
         job = self.job
         name = job.group.name
         path = job.source.path

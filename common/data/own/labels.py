@@ -1,4 +1,4 @@
-"""How imported labels are named: the volume of a class, and which of its values mean what.
+"""Read how a user names imported labels: the volume of a class, and what its values mean.
 
 mito.tif                            all but 0 is mito
 all.tif#value=1,5&unknown=255       1 and 5 are the class, of 255 nobody knows what it is
@@ -36,7 +36,7 @@ class Named:
 
 
 def named(text: str) -> Named:
-    """Return what a name says: 'all.tif#value=2&unknown=0,9&translation=0,0,80'.
+    """Parse the name of a class's labels: 'all.tif#value=2&unknown=0,9&translation=0,0,80'.
 
     Raises UserError for values that are no whole numbers.
     """

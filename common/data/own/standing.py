@@ -1,4 +1,4 @@
-"""What a dataset holds already: which crops new labels belong to, and what they would contradict.
+"""Look up what a dataset holds: the crops that new labels belong to, and what they contradict.
 
 A crop is where its voxels are. Labels on the voxels of a crop that is there are further classes of
 it, all others become crops of their own, with the lowest numbers that are free.

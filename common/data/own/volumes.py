@@ -53,7 +53,7 @@ class Labelling:
     """The volume of each class, on the voxels of the raw or at its own translation; with the values
     of the class in one that holds several, see `common.data.own.labels`."""
     instances: Sequence[str] = ()
-    """Those of the classes whose values are ids of objects."""
+    """The classes whose values are ids of objects."""
     unknown: int | None = None
     """The value of voxels in all of them of which nobody knows what they are."""
     crops: Sequence[str] = ()
@@ -274,7 +274,7 @@ def _in_crops(
 
 
 def _say_shared(jobs: Sequence[Import], present: Sequence[StandingLabels]) -> None:
-    """Say which crops lie in part on the voxels of others."""
+    """Note the crops that lie in part on the voxels of others."""
     for job in jobs:
         crop = job.group.parent
         for labels in present:

@@ -1,4 +1,4 @@
-"""Bring one volume to its place in a dataset: written, or linked to.
+"""Write one volume to its place in a dataset, or leave a link to it.
 
 Raw is written in place and gone on with; labels are written aside, and come to their crop when they
 are whole.

@@ -143,7 +143,7 @@ class AxisStep:
         return range(within[0], within[-1] + 1) if within else range(0)
 
     def since(self, i: int) -> AxisStep:
-        """Return the same for a patch that begins at patch voxel i."""
+        """Return the step of a patch that begins at voxel i of this one."""
         return replace(self, start=self.start + self.step * i)
 
 
@@ -243,17 +243,17 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 
 def _per_voxel(block: Tensor) -> list[float]:
-    """Return how far it is from voxel to voxel along z, y, x as `grid_sample` counts.
+    """Return the distance between voxels along z, y, x in the coordinates of `grid_sample`.
 
-    It counts from -1 to 1, from the first voxel's centre to the last one's (align_corners).
+    These run from -1 at the first voxel's centre to 1 at the last one's (align_corners).
     """
     return [2 / max(n - 1, 1) for n in block.shape]
 
 
 def _columns(block: Tensor, affine: np.ndarray) -> Tensor:
-    """Return (4, 3) float32, the affine as `grid_sample` counts, which does x, y, z.
+    """Return the affine in the coordinates of `grid_sample`, (4, 3) float32 with columns x, y, z.
 
-    The rows are a patch voxel's step along z, y and x, and its first voxel.
+    Its rows are the steps from patch voxel to patch voxel along z, y and x, and the first voxel.
     """
     normalised = affine * np.array(_per_voxel(block))[:, None]
     normalised[:, 3] -= 1
@@ -262,7 +262,7 @@ def _columns(block: Tensor, affine: np.ndarray) -> Tensor:
 
 
 def _grid(columns: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return (*shape, 3) float32: where the voxels of a patch lie as `grid_sample` counts."""
+    """Return (*shape, 3) float32: the voxels of a patch in the coordinates of `grid_sample`."""
     # a sum of three broadcast terms: cheaper than affine_grid's product
     z = torch.arange(shape[0], device=columns.device)[:, None] * columns[0]
     y = torch.arange(shape[1], device=columns.device)[:, None] * columns[1]
@@ -271,7 +271,7 @@ def _grid(columns: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _grid_of_places(block: Tensor, places: Tensor) -> Tensor:
-    """Return (z, y, x, 3) float32: places (3, z, y, x) in voxels as `grid_sample` counts."""
+    """Return places (3, z, y, x) in voxels in the coordinates of `grid_sample`, (z, y, x, 3)."""
     per_voxel = torch.tensor(_per_voxel(block), dtype=places.dtype, device=places.device)
     return (places.movedim(0, -1) * per_voxel - 1).flip(-1)
 

@@ -1,4 +1,4 @@
-"""Cut the blocks that samples read out of memory-mapped crops: what workers do."""
+"""Cut the blocks that samples read out of memory-mapped crops, in the processes of workers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Channels:
 
     @classmethod
     def of(cls, config: TrainConfig) -> Channels:
-        """Return those of a run."""
+        """Return the channels of a run."""
         return cls(
             derived=tuple(config.derived.values()),
             exclusive=exclusive_channels(config),

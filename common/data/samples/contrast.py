@@ -54,9 +54,9 @@ def inverted(volumes: Mapping[str, Sequence[Crop]], classes: Sequence[str]) -> l
 
 
 def of_crop(crop: Crop, classes: Sequence[str]) -> float | None:
-    """Return how much brighter membranes are than other voxels, in deviations of these.
+    """Return the brightness of membranes above that of other voxels, in deviations of the latter.
 
-    None where the crop has no, or few, voxels of either that are known.
+    None where the crop has too few known voxels of either.
     """
     labels = crop.palette[:, [name in MEMBRANES for name in classes]]
     is_membrane = (labels == 1).any(axis=1)

@@ -1,8 +1,8 @@
-"""What goes wrong with raw alone: optics, light, lost and uneven sections, boxes without raw.
+"""Spoil raw as microscopes and sections do: optics, light, lost and uneven sections, blank boxes.
 
 Numbers are drawn with the sample (`draw`). On the device, sections are spoilt in the block, before
-it is turned, so that a section stays a z plane of the volume (`spoil_sections`); what the
-microscope does is done to the patch, in nm (`spoil_optics`); boxes are cut out last (`cut_out`).
+it is turned, so that a section stays a z plane of the volume (`spoil_sections`); optics and light
+are changed in the patch, in nm (`spoil_optics`); boxes are cut out last (`cut_out`).
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def _generator(seed: int) -> np.random.Generator:
 
 
 def _column(numbers: np.ndarray, like: Tensor) -> Tensor:
-    """Return one number for each section, on the device."""
+    """Return numbers (sections,) as a tensor (sections, 1, 1), of the type and device of `like`."""
     return torch.from_numpy(numbers).to(like.device, like.dtype)[:, None, None]
 
 

@@ -90,7 +90,7 @@ class IdPatch(NamedTuple):
 
 
 def margin_of(declared: Sequence[Derived], voxel_nm: Sequence[float]) -> tuple[int, int, int]:
-    """Return how many voxels around a target patch decide about it, z, y, x."""
+    """Return the margin of voxels, z, y, x, that decides about a target patch with its own."""
     reach = np.max([channel.reach_nm for channel in declared], axis=0)
     voxels = np.floor(reach / voxel_nm + OFFSET_ROUNDING)
     z, y, x = voxels.astype(int).tolist()
@@ -224,7 +224,7 @@ class Neighbourhood(NamedTuple):
 
 
 def neighbourhood(patch: IdPatch, nm: float) -> Neighbourhood:
-    """Return what lies within `nm` of each voxel of the target patch."""
+    """Return whether another label, or an unknown one, lies within `nm` of each target voxel."""
     ids = patch.ids.float()  # exact: there are fewer than 2**24 objects in a crop
     is_unknown = patch.ids == UNKNOWN
     # the largest and the least label nearby: both are a voxel's own if there is no other

@@ -1,9 +1,9 @@
-"""Where a displaced patch reads its volume: elastic deformation, shifted and slipped sections.
+"""Read displaced patches: elastic deformation, shifted and slipped sections.
 
 A sample that is only mirrored, transposed, rotated and scaled is an affine, see
-`common.data.samples.augment`. This module alone knows the samples that are none: to the position
-that the affine gives, in nm, it adds a smooth field and the shift of whole sections. Raw and labels
-are read at the same positions, each on its own grid.
+`common.data.samples.augment`. This module alone knows samples that are more than that: to the
+position that the affine gives, in nm, it adds a smooth field and the shift of whole sections. Raw
+and labels are read at the same positions, each on its own grid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DISTORTIONS = ("elastic", "section_shift", "section_slip")
 """The kinds of augmentation that this module is about."""
 
 OF_LABELS = ("elastic", "section_shift")
-"""Those that displace labels, too."""
+"""Kinds of augmentation that displace labels, too."""
 
 
 @dataclass(frozen=True)

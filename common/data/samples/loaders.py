@@ -1,6 +1,6 @@
-"""Open the crops of a datasplit: the data of a run, and what the user should know about them.
+"""Open the data of a run, the crops of its datasplit, and tell what the user should know of them.
 
-`common.data.samples.batches` makes batches of them.
+`common.data.samples.batches` makes batches of the crops.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def used_for(usage: str, rows: Sequence[Row]) -> list[Row]:
 
 
 def crop_request(config: TrainConfig) -> CropRequest:
-    """Return what a run needs of its crops: classes, voxel sizes, margins of raw."""
+    """Return the request of a run: the classes, voxel sizes and margins of raw of its crops."""
     raw = Patch(**config.input_array_info)
     target = Patch(**config.target_array_info)
     return CropRequest(

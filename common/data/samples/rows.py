@@ -1,4 +1,4 @@
-"""Which rows of a datasplit a run is made of."""
+"""Choose the rows of a datasplit that a run trains and validates on, by the classes it learns."""
 
 from __future__ import annotations
 

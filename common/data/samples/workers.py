@@ -1,8 +1,8 @@
-"""Processes that read samples: how many there is room for, and others in the place of lost ones.
+"""Run the worker processes that read samples: as many as there is room for, begun anew when lost.
 
 A worker that is killed, or that does not answer, is named with the sample that it was reading, and
-all are begun anew from the first sample that is missing. What is read depends on the number of a
-sample alone, so nothing of it changes.
+all are begun anew from the first missing sample. A sample depends on its number alone, so that the
+batches stay the same.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class _Watched(Dataset):
 
 
 class _Team:
-    """Some workers, or none, that read samples from a position on."""
+    """The workers, maybe none, that read samples from a position on."""
 
     def __init__(self, reading: Reading, samples: Sequence[int], position: int, workers: int):
         self.reading = reading
@@ -263,7 +263,7 @@ class _Watch:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Say that a batch is waited for in the block."""
+        """Mark the time of the block as waiting for a batch."""
         if self.since is None:
             self.since = monotonic()
         yield
@@ -288,7 +288,7 @@ class _Watch:
 
 
 def that_fit(reading: Reading, item_bytes: int, item_tensors: int, batches: int) -> int:
-    """Return how many workers there is room for, at most num_workers; say it if there are fewer.
+    """Return the number of workers that there is room for, with a note if it is below num_workers.
 
     Args:
         reading: what is to be read.
@@ -326,7 +326,7 @@ def _no_handles() -> str:
 
 
 def _handles_left(needed: int) -> int:
-    """Return how many files may still be opened; raises the limit of this process for `needed`."""
+    """Raise the limit of this process for `needed` files; return how many may still be opened."""
     try:
         import resource  # Windows has none
 

@@ -75,7 +75,7 @@ class SplitRules:
     """How sides are chosen; see the module docstring."""
 
     classes: Sequence[str] = TESTED
-    """Those that are wanted; a crop that annotates none of them is left out."""
+    """The classes that are wanted; a crop that annotates none of them is left out."""
     scale: tuple[float, ...] | None = None
     """Voxel size in nm, z, y, x; crops with coarser labels are left out. None takes all."""
     validation_fraction: float = VALIDATION_FRACTION

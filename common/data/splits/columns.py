@@ -1,4 +1,4 @@
-r"""The columns of a line of a datasplit, in every way in which the toolbox and hands write it.
+r"""Parse the columns of a line of a datasplit, in all ways in which the toolbox and hands write it.
 
     "train","/d/d.zarr","em/fibsem-uint8","/d/d.zarr","labels/groundtruth/crop1/[a,b]"
     train, d\d.zarr\em\fibsem-uint8, d\d.zarr\labels\groundtruth\crop1\[a, b]

@@ -246,10 +246,7 @@ def _short(path: str | Path) -> str:
 
 
 def leaks(sides: Sides) -> list[str]:
-    """Return what the validation crops share with the training crops, a sentence each.
-
-    Specimens, and overlapping volumes.
-    """
+    """Return sentences about what the sides share: specimens, and overlapping volumes."""
     train = _of(sides, "train")
     validate = _of(sides, "validate")
     problems = shared_specimens(sides)
@@ -281,7 +278,7 @@ def shared_specimens(sides: Sides) -> list[str]:
 
 
 def _leaks_into_test(test: Sequence[CropInfo], others: Sequence[CropInfo]) -> list[str]:
-    """Return what test crops share with those that train or validate, a sentence for each kind."""
+    """Return sentences about specimens and volumes that test crops share with the others."""
     problems = []
     shared = {crop.specimen for crop in test} & {crop.specimen for crop in others}
     if shared:

@@ -148,7 +148,7 @@ def _refuse_namesakes(before: Region, region: Region) -> None:
 
 
 def _note_overlaps(tests: Sequence[Region], rows: Sequence[Row], path: Path) -> None:
-    """Say which test crops of a data split share voxels with crops that trained or validated."""
+    """Note the test crops of a data split that share voxels with crops that train or validate."""
     of_volume: dict[str, list[Region]] = {}
     for region in tests:
         of_volume.setdefault(place.identity(region.raw), []).append(region)

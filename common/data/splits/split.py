@@ -261,7 +261,7 @@ def _joined(data_root: Path, store: str, path: str) -> Path:
 
 
 def _option_problems(fields: Sequence[str]) -> list[str]:
-    """Return what is wrong with what stands behind #, in the columns that may have it."""
+    """Return what is wrong with the options behind #, in the columns that may have them."""
     problems = []
     raw = fields[2] if len(fields) == 5 else fields[1]
     for text in (fields[-1], raw):
@@ -402,7 +402,7 @@ def check_files(rows: Sequence[Row]) -> None:
 
 
 def _how_to_mend(rows: Sequence[Row]) -> str:
-    """Return what the user can do about missing files of these rows."""
+    """Return the advice about missing files of these rows."""
     root = rows[0].data_root
     near = layout.data_root_near(root)
     if near and any(row.crop.is_relative_to(root) for row in rows):

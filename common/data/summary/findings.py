@@ -1,4 +1,4 @@
-"""What is unusual in the data of an experiment, a sentence for each."""
+"""Find what is unusual in the data of an experiment, and tell it in a sentence each."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def far(values: np.ndarray, least: float) -> np.ndarray:
 
 
 def _leaks(crops: Sequence[MeasuredCrop]) -> list[str]:
-    """Return what validation crops share with training crops."""
+    """Return sentences about what validation crops share with training crops."""
     sides = []
     for crop in crops:
         grid = crop.crop.label_grid

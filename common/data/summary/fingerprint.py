@@ -36,7 +36,7 @@ class Facts:
     """Sentences about what stands out."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the same in plain numbers and texts."""
+        """Return the facts in plain numbers and texts."""
         return asdict(self)
 
 

@@ -81,7 +81,7 @@ class MeasuredCrop:
         return self.crop.counts @ rows * voxel_nm3 / 1e9
 
     def annotated(self, classes: Sequence[str]) -> list[str]:
-        """Return those of `classes` that it annotates."""
+        """Return the classes among `classes` that the crop annotates."""
         return [name for name in classes if name in self.row.annotated]
 
 

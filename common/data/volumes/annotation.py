@@ -1,4 +1,4 @@
-"""What the values of a label volume mean: positive, absent, or unknown.
+"""Read label volumes, and what their values mean: positive, absent, or unknown.
 
 The metadata of a label say it, `cellmap.annotation.annotation_type` in the .zattrs of its group or
 of the array (the challenge's form, https://github.com/janelia-cellmap/cellmap-schemas):
@@ -89,7 +89,7 @@ class Encoding:
 
 
 def encoding_of(level: Level, name: str) -> Encoding:
-    """Return what the metadata of a class say; those of the array go before those of its group.
+    """Return the encoding of a class; metadata of the array go before those of its group.
 
     In a volume of ids the value of unknown may be an object's: it is, where `complement_counts`
     counts no unknown voxel. name: of the class, which tells ids from masks where no type is given.

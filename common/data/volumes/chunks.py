@@ -1,4 +1,4 @@
-"""Chunks of an array of zarr v2 on this disk, each written whole, as one file, and read as one.
+"""Read and write the chunks of a zarr v2 array on this disk, each whole, as one file.
 
 What is on disk is what `array[...] = values` of zarr would leave, byte for byte. zarr holds the
 interpreter's lock several times as long for each chunk (docs/benchmarks.md, "Writing a

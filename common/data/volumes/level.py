@@ -44,7 +44,7 @@ class Grid:
         return lower, upper
 
     def part(self, box: Box) -> Grid:
-        """Return where the voxels of a box are."""
+        """Return the grid of a box of the voxels."""
         z, y, x = box.shape.tolist()
         return Grid(self.origin + box.start * self.scale, self.scale, (z, y, x))
 
@@ -98,7 +98,7 @@ class Attributes(dict):
     """What an array says of itself besides its size, as zarr gives it."""
 
     def asdict(self) -> dict[str, Any]:
-        """Return all of it."""
+        """Return the attributes themselves."""
         return self
 
 

@@ -217,7 +217,7 @@ def _first_image(path: Path, attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _why_no_image(path: Path, attributes: dict[str, Any]) -> str:
-    """Return what a group without 'multiscales' is, and what to write instead."""
+    """Return a sentence about a group without 'multiscales': what it is, and what to write."""
     if attributes.get(UNFINISHED):
         return "half-written; run the command that writes it again, it goes on where it stopped"
     below = foreign.images_below(path)
@@ -360,7 +360,7 @@ def _units(path: Path, axes: Any) -> list[str | None]:
 
 
 def _judge_missing_unit(path: Path, units: list[str | None], voxel: np.ndarray) -> None:
-    """Say that lengths without a unit are taken as nm; UserError where they cannot be."""
+    """Note that lengths without a unit are taken as nm; raise UserError where they cannot be."""
     others = [unit for unit in units if unit is not None and NM_PER_UNIT[unit] != 1]
     if others:
         raise UserError(

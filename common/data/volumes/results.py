@@ -119,7 +119,7 @@ def _open(path: Path, folder: Path) -> Result:
 
 
 def sort_of(level: Level, name: str) -> str:
-    """Return what the values of a volume are: as its metadata say, else by their type."""
+    """Return "image", "mask" or "objects", as the metadata of a volume say, else by its type."""
     attributes = {**level.array.attrs.asdict(), **records.read_attributes(level.group)}
     if attributes.get(records.PREDICTION):
         return "image"

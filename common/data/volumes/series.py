@@ -1,4 +1,4 @@
-"""The images that a store of crops holds, as its root lists them for viewers.
+"""List the images that a store of crops holds in its root, where viewers look for them.
 
 Source: https://ngff.openmicroscopy.org/0.4, "bioformats2raw.layout": the root says 3, and the group
 OME in it has the paths of all images as "series".

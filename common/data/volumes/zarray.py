@@ -40,7 +40,7 @@ class ArrayMetadata:
 
 
 def read_array(path: Path) -> ArrayMetadata:
-    """Return what the .zarray of an array says of its size.
+    """Read and check the .zarray of an array.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -57,7 +57,7 @@ def read_array(path: Path) -> ArrayMetadata:
 
 
 def as_array(file: Path, content: dict[str, Any]) -> ArrayMetadata:
-    """Return what the content of a .zarray says of its size.
+    """Check the content of a .zarray.
 
     Raises UserError if it describes no array of numbers that a computer could hold.
     """

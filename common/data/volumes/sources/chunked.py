@@ -1,4 +1,4 @@
-"""Arrays in chunks that tensorstore reads: zarr v3, N5, precomputed; on disk or on a server."""
+"""Read arrays in chunks by tensorstore: zarr v3, N5, precomputed; on disk or on a server."""
 
 from __future__ import annotations
 
@@ -81,5 +81,5 @@ def open_array(path: Path, driver: str, **about: Any) -> Any:
 
 
 def stamp(*content: Any) -> str:
-    """Return what changes with the metadata of an array; that of its voxels only its files tell."""
+    """Return the metadata of an array as a text; whether its voxels changed only its files tell."""
     return json.dumps(content, sort_keys=True)

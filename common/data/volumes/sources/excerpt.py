@@ -98,7 +98,7 @@ class Excerpt:
         return {"cellmap": {"annotation": {"annotation_type": about}}}
 
     def taken(self, block: np.ndarray) -> np.ndarray:
-        """Return what becomes of voxels of the volume. Raises UserError for labels such as 0.5."""
+        """Return voxels of the volume as the excerpt has them. Raises UserError for fractions."""
         if block.dtype.kind == "b":
             return block.astype(np.uint8)
         if self.kind != RAW and block.dtype.kind == "f":
@@ -192,7 +192,7 @@ def is_link(folder: Path) -> bool:
 
 
 def read_link(folder: Path) -> Excerpt:
-    """Return what the link in a folder stands for. Raises UserError for one that is damaged."""
+    """Return the excerpt that a link stands for. Raises UserError for a link that is damaged."""
     record = read_object(folder / LINK)
     try:
         return Excerpt(

@@ -1,4 +1,4 @@
-"""What files that hold one array each share: opening them, and keeping what was decoded of them."""
+"""Open files that hold one array each, tell what is wrong with one, and keep decoded parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HDF5 files: file.h5:/group/array, or file.h5 where one volume is in it."""
+"""Read HDF5 files: file.h5:/group/array, or file.h5 where one volume is in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MRC files, of tomography: .mrc, .rec, .map, .ali, .st.
+"""Read MRC files, of tomography: .mrc, .rec, .map, .ali, .st.
 
 Lengths in the header are Angstrom. Its origin is not used, since programs differ in its sign; write
 #translation=z,y,x where it matters. Source: https://www.ccpem.ac.uk/mrc_format/mrc2014.php.

@@ -1,4 +1,4 @@
-"""N5, with the metadata of CellMap, COSEM and the viewers for N5.
+"""Read N5, with the metadata of CellMap, COSEM and the viewers for N5.
 
 Everything in N5 is listed x, y, z, but for what names its axes. Sources:
 https://github.com/saalfeldlab/n5 (arrays), https://github.com/saalfeldlab/n5-viewer

@@ -1,4 +1,4 @@
-"""Libraries of single kinds of volumes, imported where one is read or written."""
+"""Import the library of a kind of volume where one is read or written, or say how to install it."""
 
 from __future__ import annotations
 

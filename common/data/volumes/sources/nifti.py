@@ -1,4 +1,4 @@
-"""NIfTI files, of medical imaging: .nii, and .nii.gz, which are unpacked first.
+"""Read NIfTI files, of medical imaging: .nii, and .nii.gz, which are unpacked first.
 
 Their voxels are stored x first, their lengths are mm or um. Programs for medical images write mm
 for any unit: 8 mm are not believed. The axes that lie along z, y, x of the world are z, y, x here,
@@ -52,7 +52,7 @@ def open_file(place: Place) -> Image:
 
 
 def _header(nibabel: Any, content: IO[bytes]) -> Any:
-    """Return what a file begins with. Raises ValueError for what is no such file."""
+    """Return the header of a file. Raises ValueError for what is no such file."""
     block = content.read(max(HEADER_BYTES))
     lengths = [int.from_bytes(block[:4], order) for order in ("little", "big")]
     kinds = [length for length in lengths if length in HEADER_BYTES]
@@ -67,7 +67,7 @@ def _header(nibabel: Any, content: IO[bytes]) -> Any:
 
 
 def _way(header: Any) -> Turned:
-    """Return how its axes lie in the world."""
+    """Return how the axes of a file lie in the world, by its header."""
     if header["sform_code"] > 0 or header["qform_code"] > 0:
         way = header.get_best_affine()
         if (np.linalg.norm(way[:3, :3], axis=0) > 0).all():

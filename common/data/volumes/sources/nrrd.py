@@ -1,4 +1,4 @@
-"""NRRD files: .nrrd, and .nhdr, whose voxels are in another file.
+"""Read NRRD files: .nrrd, and .nhdr, whose voxels are in another file.
 
 Their voxels are stored with the first axis fastest, which is x unless the directions say that it is
 y or z. Raw voxels are read in parts, those packed by gzip or bzip2 are unpacked first. Source:
@@ -89,7 +89,7 @@ def open_file(place: Place) -> Image:
 
 
 def _header(nrrd: Any, path: Path, content: BinaryIO) -> dict[str, Any]:
-    """Return what a file begins with. Raises UserError for what is no such file."""
+    """Return the header of a file. Raises UserError for what is no such file."""
     try:
         header = nrrd.read_header(content)
     except (nrrd.NRRDError, ValueError, StopIteration, OSError) as error:

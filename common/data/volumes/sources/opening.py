@@ -102,7 +102,7 @@ def open_image(path: str | Path) -> list[Level]:
 
 
 def _opener(place: Place) -> Open:
-    """Return what opens a volume. Raises UserError or FileNotFoundError for what nothing does."""
+    """Return the function that opens a volume. Raises UserError or FileNotFoundError for none."""
     path = place.path
     if in_hdf5(path) is not None:
         return hdf5.open_file

@@ -1,4 +1,4 @@
-"""Files that are packed as one stream, of which no part can be read by itself.
+"""Read files that are packed as one stream, of which no part can be read by itself.
 
 They are unpacked once in a process, when voxels are first asked for, into a file without a name in
 the folder for temporary files (TMPDIR): memory stays small, however large they are.

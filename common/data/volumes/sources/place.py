@@ -1,4 +1,4 @@
-"""How a volume is named: a path or an address, and what its file does not say.
+"""Read how a user names a volume: a path or an address, and what its file does not say.
 
     raw.tif#voxel_size=8                                 one number: cubes of 8 nm
     raw.h5:/volumes/raw#voxel_size=40,4,4                nm, z, y, x
@@ -80,7 +80,7 @@ def is_address(text: str | PurePath) -> bool:
 
 
 def place_of(text: str | PurePath) -> Place:
-    """Return what a user's name of a volume says. Raises UserError for what stands behind #."""
+    """Parse a user's name of a volume. Raises UserError for wrong options behind #."""
     location, options = split(str(text))
     return Place(path_of(location), **_read_options(str(text), options))
 
@@ -158,7 +158,7 @@ def on_disk(name: Path) -> Path:
 
 
 def identity(name: Path) -> str:
-    """Return what tells a volume from others, however it is named: a store may have two names."""
+    """Return an identity of a volume that is equal for all of its names, such as by links."""
     return str(name) if is_address(name) else os.path.realpath(bare(name))
 
 

@@ -1,4 +1,4 @@
-"""Neuroglancer's precomputed volumes.
+"""Read Neuroglancer's precomputed volumes.
 
 Source: https://github.com/google/neuroglancer, datasource/precomputed/volume.md. Lists are x, y, z.
 A voxel is taken to lie at its number times its size, as where other formats have no position.

@@ -89,7 +89,7 @@ class Address(type(Path())):  # type: ignore[misc]  # the class of paths on this
 
 @functools.cache
 def context() -> Any:
-    """Return what all stores of this process share: tries, and a cache of decoded chunks."""
+    """Return the context that all stores of this process share: tries, and a cache of chunks."""
     tensorstore = needed.module("tensorstore", "chunked and remote volumes")
     retries = {"max_retries": TRIES, "initial_delay": FIRST_PAUSE, "max_delay": LONGEST_PAUSE}
     about = {f"{kind}_request_retries": retries for kind in ("http", "s3", "gcs")}
@@ -179,6 +179,6 @@ def failure(path: Path, error: Exception) -> UserError | FileNotFoundError:
 
 
 def sentence_of(error: Exception) -> str:
-    """Return what tensorstore says, without its code word and the specification that it adds."""
+    """Return the message of tensorstore without its code word and the specification behind it."""
     text = str(error).partition(" [")[0].partition("\n")[0]
     return re.sub("^[A-Z_]+: ", "", text)

@@ -1,4 +1,4 @@
-"""A folder of pictures, one a slice: TIFF, PNG or JPEG, in the order of their numbers."""
+"""Read folders of pictures, one a slice: TIFF, PNG or JPEG, in the order of their numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TIFF files: one page or many, BigTIFF, with the metadata of ImageJ and OME.
+"""Read TIFF files: one page or many, BigTIFF, with the metadata of ImageJ and OME.
 
 The resolution tags alone are not believed: programs write 72 dots per inch into them.
 """

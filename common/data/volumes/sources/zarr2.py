@@ -1,4 +1,4 @@
-"""Zarr v2: OME-NGFF 0.4 groups, and plain arrays; decoded by zarr, whose codecs are all allowed.
+"""Read zarr v2: OME-NGFF 0.4 groups and plain arrays, decoded by zarr after a check of codecs.
 
 On a server too: tensorstore fetches the chunks, and zarr decodes them.
 """

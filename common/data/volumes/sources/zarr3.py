@@ -1,4 +1,4 @@
-"""Zarr v3: OME-NGFF 0.5 groups, and plain arrays; shards included.
+"""Read zarr v3: OME-NGFF 0.5 groups and plain arrays, with shards too.
 
 Source: https://ngff.openmicroscopy.org/0.5 and https://zarr-specs.readthedocs.io, version 3.
 """

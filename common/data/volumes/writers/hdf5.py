@@ -1,4 +1,4 @@
-"""HDF5 files: file.h5:/volume, with the attributes that ilastik, Fiji and funlib look for."""
+"""Write HDF5 files: file.h5:/volume, with the attributes that ilastik, Fiji and funlib look for."""
 
 from __future__ import annotations
 

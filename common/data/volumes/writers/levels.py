@@ -1,4 +1,4 @@
-"""Volumes in chunks, of several levels, each made of the next finer one; written by tensorstore.
+"""Write volumes in chunks, in several levels, each made of the next finer one, by tensorstore.
 
 Voxels of a level are counted so that voxel i lies over voxels i * factor and on of the finer one;
 the first need not be 0. A chunk is written whole or not at all, and one whose file is there is not
@@ -74,7 +74,7 @@ class Stored:
         _finish(writing)
 
     def reduced(self, factor: Vector, reduce: Reduction) -> Read:
-        """Return what reads the next coarser level out of this one."""
+        """Return a function that reads voxels of the next coarser level out of this one."""
         factors = np.array(factor)
 
         def read(start: np.ndarray, stop: np.ndarray) -> np.ndarray:

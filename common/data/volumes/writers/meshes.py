@@ -1,4 +1,4 @@
-"""Surfaces of objects, a file each: PLY and OBJ, and Neuroglancer's precomputed meshes.
+"""Write surfaces of objects, a file each: PLY and OBJ, and Neuroglancer's precomputed meshes.
 
 Each object is meshed by itself, in the box around it. Positions are nm: in PLY and OBJ those of the
 volume, of which a voxel's centre has the position; for Neuroglancer, whose voxels begin at their

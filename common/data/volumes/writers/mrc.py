@@ -1,4 +1,4 @@
-"""MRC files, of tomography.
+"""Write MRC files, of tomography.
 
 Source: https://www.ccpem.ac.uk/mrc_format/mrc2014.php. Lengths in the header are Angstrom. The
 position is written as its origin, which ChimeraX reads, and IMOD with the other sign.

@@ -1,4 +1,4 @@
-"""OME-NGFF 0.5: zarr v3, whose chunks are packed into shards.
+"""Write OME-NGFF 0.5: zarr v3, whose chunks are packed into shards.
 
 Source: https://ngff.openmicroscopy.org/0.5, "multiscales" and "image-label".
 """

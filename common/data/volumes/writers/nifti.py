@@ -1,4 +1,4 @@
-"""NIfTI files, which ITK-SNAP, 3D Slicer and napari read: .nii.gz, and .nii that is not compressed.
+"""Write NIfTI files, which ITK-SNAP, 3D Slicer and napari read: .nii.gz, and .nii uncompressed.
 
 Their voxels are stored x first, their lengths are um, the finest unit that they have, and the place
 of the first voxel is the offset of their affine transform. Axes longer than 32767 voxels need the

@@ -1,4 +1,4 @@
-"""NRRD files, which 3D Slicer, ITK-SNAP and webKnossos read: .nrrd, compressed by gzip.
+"""Write NRRD files, which 3D Slicer, ITK-SNAP and webKnossos read: .nrrd, compressed by gzip.
 
 Their voxels are stored x first, their lengths are nm, and the place of the first voxel is the space
 origin. Source: https://teem.sourceforge.net/nrrd/format.html, version 4.

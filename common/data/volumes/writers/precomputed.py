@@ -1,4 +1,4 @@
-"""Neuroglancer's precomputed volumes.
+"""Write Neuroglancer's precomputed volumes.
 
 Source: https://github.com/google/neuroglancer, datasource/precomputed/volume.md. Lists are x, y, z.
 The first voxel lies at a whole number of voxels; that of what lies between is rounded.

@@ -1,4 +1,4 @@
-"""TIFF files: with ImageJ's metadata where ImageJ can hold a volume, else with OME's.
+"""Write TIFF files: with ImageJ's metadata where ImageJ can hold a volume, else with OME's.
 
 ImageJ knows three types of voxels and no file above 4 GB; Fiji opens the others by Bio-Formats.
 """
