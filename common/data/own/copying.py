@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 import zarr
 
-from common.data.volumes.box import Box, boxes
+from common.data.volumes.box import Box, boxes, slices
 from common.data.volumes.level import Level, Voxels, chunk_ranges
 from common.files import not_written
 from common.talk import progress
@@ -120,3 +120,8 @@ def is_written(array: zarr.Array, folder: Path, bar: Box) -> bool:
         if not folder.joinpath(*map(str, index)).is_file():
             return False
     return True
+
+
+def put(array: zarr.Array, bar: Box, block: np.ndarray) -> None:
+    """Write the voxels of a bar."""
+    array[slices(*bar)] = block

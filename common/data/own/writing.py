@@ -16,7 +16,7 @@ from common.data.own import copying
 from common.data.own.jobs import Counts, Import, code_of_unknown, count_in_metadata
 from common.data.own.standing import IMPORTED
 from common.data.volumes import ngff
-from common.data.volumes.box import Box, slices
+from common.data.volumes.box import Box
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.records import read_attributes
 from common.data.volumes.sources import excerpt as excerpts
@@ -114,7 +114,7 @@ def _copy(job: Import, array: zarr.Array | None) -> Counts:
         if not job.is_raw:
             counts.look(block, taken)
         if array is not None:
-            array[slices(*bar)] = taken
+            copying.put(array, bar, taken)
 
     name = job.group.name
     copying.copy(job.stored, job.chunks, put, is_done=is_done, scratch=_store(job), what=name)
