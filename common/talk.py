@@ -30,10 +30,6 @@ _is_silent = False
 _lock = threading.Lock()  # crops are opened in threads
 
 
-Say = Callable[[str], None]
-"""What takes a line for the user, such as `print`."""
-
-
 def be_silent(silent: bool) -> None:
     """Say nothing from now on and show no progress, or speak again."""
     global _is_silent  # noqa: PLW0603
