@@ -39,7 +39,7 @@ WAYS = {
 """Values of the argument `by` of the experiment's instance_func."""
 
 DEFAULT = 'by="both"'
-THRESHOLD_OF_BOTH = "threshold=0.8"
+THRESHOLD_OF_BOTH = "threshold=0.68"
 THRESHOLD_OF_OTHERS = "threshold=0.5"
 """Where tuning begins: the mean over far pairs is above that of faces alone."""
 

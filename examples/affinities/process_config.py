@@ -25,10 +25,11 @@ def process_func(logits):
 
 
 instance_options = {
-    "threshold": [0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85],
-    "far": [0.5, 2.0],
-    "neck": [0.5, 0.6, 0.8, 0.9],
-    "smallest": [1e5, 4e5, 6e5, 1e6],
+    "threshold": [0.3, 0.4, 0.5, 0.6, 0.65, 0.68, 0.7, 0.72, 0.75, 0.8],
+    "far": [0.5, 2.0, 4.0],
+    "neck": [0.5, 0.6, 0.8, 0.9, 1.0],
+    "small": [0.0, 1e6, 1.5e6],
+    "smallest": [1e5, 2e5, 6e5, 1e6],
 }
 """What tune tries for the arguments of instance_func, one after the other."""
 
@@ -39,9 +40,10 @@ def instance_func(  # noqa: PLR0913, PLR0917
     name,
     channels,
     by="both",
-    threshold=0.8,
+    threshold=0.68,
     far=1.0,
-    neck=0.7,
+    neck=0.8,
+    small=2e6,
     smallest=4e5,
 ):
     """Give the ids of the cells.
@@ -56,6 +58,7 @@ def instance_func(  # noqa: PLR0913, PLR0917
             cell, from which on two are two.
         far: weight of pairs that are 50 nm apart beside neighbours.
         neck: a contact is one from this part of the width on, by all but affinities.
+        small: nm^3 below which a part that is left over joins a neighbour, by "both".
         smallest: nm^3.
     """
     mask = remove_small(mask, 100 * math.prod(mask.voxel_size))
@@ -79,6 +82,7 @@ def instance_func(  # noqa: PLR0913, PLR0917
             threshold=threshold,
             neck=neck,
             weights=(0, 0, 0, far, far, far),
+            small_nm3=small,
         )
     elif by == "boundary":
         ids = watershed_of_boundary(mask, channels["cell_boundary"], threshold, neck)

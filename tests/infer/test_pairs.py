@@ -103,6 +103,26 @@ def test_affinities_of_weight_zero_are_not_looked_at():
     np.testing.assert_array_equal(found.array[...], of_others.array[...])
 
 
+@pytest.mark.parametrize("block", [None, (5, 7, 6)])
+def test_small_parts_join_the_neighbour_that_least_speaks_against(block):
+    """A slab of 6 voxels between two of 10 and 14, behind edges of 0.8 and 0.7."""
+    ids = np.ones((12, 12, 30), np.uint8)
+    ids[:, :, 10:16] = 2
+    ids[:, :, 16:] = 3
+    edge = np.zeros(ids.shape, np.float32)
+    edge[:, :, 9:11] = 0.8
+    edge[:, :, 15:17] = 0.7
+    channels = affinities_of(ids, 0.0, OFFSETS)
+    settings = {"threshold": 0.6, "neck": 1.0, "weights": (0.01, 0.01, 0.01)}
+    of_slab = 12 * 12 * 6 * 8**3
+    parts = divided(ids, channels, edge, block, **settings)
+    spared = divided(ids, channels, edge, block, **settings, small_nm3=of_slab / 2)
+    joined = divided(ids, channels, edge, block, **settings, small_nm3=of_slab * 1.5)
+    assert same_partition(parts, ids)
+    assert same_partition(spared, ids)
+    assert same_partition(joined, np.minimum(ids, 2))
+
+
 def test_a_weight_that_would_count_nothing_is_refused():
     ids = cells((8, 8, 8), 2)
     channels = affinities_of(ids, 0.0, OFFSETS)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import fastremap
 import numpy as np
 
 from common.infer.objects.components import find_components
@@ -58,6 +59,19 @@ class Basins:
         a = self.basin[np.searchsorted(self.every, contacts.a)]
         b = self.basin[np.searchsorted(self.every, contacts.b)]
         return Graph(len(self.summits), combined(contacts._replace(a=a, b=b)))
+
+    def voxels(self) -> np.ndarray:
+        """(n,) int64 of each basin."""
+        counts = np.zeros(len(self.summits), np.int64)
+
+        def counted(block: Block) -> tuple[np.ndarray, np.ndarray]:
+            return fastremap.unique(self.labels.read(block.core), return_counts=True)
+
+        for labels, numbers in gather(self.labels, BlockWork(counted, (self.labels,))):
+            inside = labels > 0
+            basin = self.basin[np.searchsorted(self.every, labels[inside])]
+            np.add.at(counts, basin, numbers[inside].astype(np.int64))
+        return counts
 
     def ids(self, part: np.ndarray) -> Volume:
         """Ids 1..m of the parts that basins are put together to, numbered by their first voxel.

@@ -7,6 +7,7 @@ divides. All of it gives the same for any block shape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import edt
@@ -86,12 +87,16 @@ def watershed_of_affinities(  # noqa: PLR0913, PLR0917  # so it is called in pro
     neck: float = 0.9,
     depth_nm: float = 100.0,
     weights: Sequence[float] = (),
+    small_nm3: float = 0.0,
+    small_threshold: float = 0.8,
 ) -> Volume:
     """Ids as of watershed_of_boundary(), with a say of affinities in what is joined.
 
     What divides two basins is the mean, over the faces that they share, of the boundary, and over
     all pairs of their voxels at an offset, of 1 - affinity. Far pairs see past a faint membrane,
-    and past a false one within an object.
+    and past a false one within an object. Small parts that are left then join the neighbour that
+    least speaks against it, up to `small_threshold`: what few pairs say is less sure, and two large
+    objects that are joined by mistake are the greater loss.
 
     Args:
         mask: a mask, or ids, each of which is divided alone.
@@ -104,8 +109,14 @@ def watershed_of_affinities(  # noqa: PLR0913, PLR0917  # so it is called in pro
         depth_nm: beyond this depth all is equally deep.
         weights: of a pair at each offset beside a face, in hundredths; all 1 unless given. The
             affinities of weight 0 are not looked at.
+        small_nm3: below it a part is small; 0 is none.
+        small_threshold: mean above which a small part stays apart (0..1).
     """
     _check_joins(mask, boundary, threshold, neck)
+    if not small_nm3 >= 0:
+        raise UserError(f"small_nm3 {small_nm3}; write a volume of at least 0 in nm^3")
+    if not 0 < small_threshold < 1:
+        raise UserError(f"small_threshold {small_threshold}; write a mean between 0 and 1")
     pairs = find_pairs(mask, channels, name, offsets, weights=weights)
     counted = _hundredths(pairs.weights)
     landscape = _away_from_boundary(mask, boundary, EDGE, depth_nm)
@@ -116,6 +127,10 @@ def watershed_of_affinities(  # noqa: PLR0913, PLR0917  # so it is called in pro
     part = over_passes(graph, basins.summits, neck)
     both = Graph(graph.n, combined(joined([graph.contacts.times(WHOLE), of_pairs])))
     part = over_means(both.contracted(part), threshold)[part]
+    if small_nm3:
+        voxels = np.bincount(part, basins.voxels())
+        small = small_nm3 / math.prod(mask.voxel_size)
+        part = over_means(both.contracted(part), small_threshold, voxels, small)[part]
     return basins.ids(part)
 
 

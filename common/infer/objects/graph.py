@@ -123,12 +123,17 @@ class _Contact(NamedTuple):
         return self.evidence / (self.faces * PARTS)
 
 
-def over_means(graph: Graph, limit: float) -> np.ndarray:
+def over_means(
+    graph: Graph, limit: float, voxels: np.ndarray | None = None, small: float = np.inf
+) -> np.ndarray:
     """(n,) part 0..m-1 of each fragment, where those are joined that little speaks against.
 
     Average linkage (Bailoni et al. 2022): the pair of the least mean evidence first, until none is
     below `limit`; the contacts of joined fragments are added up.
+
+    voxels: (n,) of each fragment; given, pairs of two that have at least `small` are not joined.
     """
+    size = np.zeros(graph.n) if voxels is None else voxels.copy()
     around = _neighbours(graph)
     waiting = []
     for a, contacts in enumerate(around):
@@ -141,10 +146,11 @@ def over_means(graph: Graph, limit: float) -> np.ndarray:
         mean, a, b = heapq.heappop(waiting)
         now = around[a].get(b)
         # else the entry is of before one of the two was joined with another
-        if now is None or now.mean != mean:
+        if now is None or now.mean != mean or min(size[a], size[b]) >= small:
             continue
         keep, gone = (a, b) if len(around[a]) >= len(around[b]) else (b, a)
         part[gone] = keep
+        size[keep] += size[gone]
         for other in _move_contacts(around, gone, keep):
             contact = around[keep][other]
             if contact.mean < limit:
