@@ -377,8 +377,8 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_crops() -> None:
     """Raises UserError for crops that were typed, which a volume takes the place of."""
-    if typed(["crops"]):
-        raise UserError("--crops and --volume: a volume is one box of its own; write one of them")
+    for flag in typed(["crops", "manifest_path"]):
+        raise UserError(f"{flag} and --volume: a volume is one box of its own; write one of them")
 
 
 def typed(names: Iterable[str]) -> list[str]:

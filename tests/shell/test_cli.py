@@ -376,12 +376,13 @@ def test_options_that_may_be_repeated_and_flags_are_taken_as_before():
 
 
 @pytest.mark.parametrize("command", ["predict", "process", "visualize"])
-def test_crops_beside_a_volume_are_refused(run, command):
+@pytest.mark.parametrize("option", ["--crops", "--manifest"])
+def test_crops_beside_a_volume_are_refused(run, command, option):
     """The volume would be taken, and the crops left out unseen."""
-    code, _, said = run(command, "x", "--volume", "a.zarr", "--crops", "28")
+    code, _, said = run(command, "x", "--volume", "a.zarr", option, "28")
     assert (code, said) == (
         2,
-        "error: --crops and --volume: a volume is one box of its own; write one of them\n",
+        f"error: {option} and --volume: a volume is one box of its own; write one of them\n",
     )
 
 
