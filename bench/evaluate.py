@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.loader import peak_memory_gb
+from bench.side_by_side import in_own_process
 
 CASES = [(100, 4.0), (200, 8.0), (200, 4.0), (200, 2.0), (300, 4.0), (400, 4.0)]
 """Side and standard deviation of the smoothing, in voxels: size and so number of the objects."""
@@ -80,21 +79,6 @@ def measure(folder: Path) -> dict[str, float]:
     }
 
 
-def in_process(folder: Path) -> dict[str, float]:
-    """`measure` in a process of its own, on one core."""
-    words = [sys.executable, __file__, "--measure", str(folder)]
-    done = subprocess.run(
-        words,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def main() -> None:
     """Print a line a case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -112,9 +96,9 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             write_volumes(Path(scratch), side, smoothing)
-            found = in_process(Path(scratch))
-        objects = [f"{found[name]:>12}" for name in ("truth", "prediction", "matched")]
-        costs = [f"{found[name]:>12.2f}" for name in ("score", "quality", "memory")]
+            measured = in_own_process(__file__, "--measure", scratch, OMP_NUM_THREADS="1")
+        objects = [f"{measured[name]:>12}" for name in ("truth", "prediction", "matched")]
+        costs = [f"{measured[name]:>12.2f}" for name in ("score", "quality", "memory")]
         volume = f"{f'{side}^3':<10}{side**3 / 1e6:>8.0f}"
         toolbox = TOOLBOX.get((side, smoothing), "")
         print(f"{volume}{''.join(objects)}{''.join(costs)}   {toolbox}", flush=True)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.true_negatives import write_half_annotated
+from bench.true_negatives import known, row, write_half_annotated
 from common.config.load import load_config
-from common.data.samples import loaders
 from common.data.splits.split import read_datasplit
 from common.data.volumes import ngff
 from common.files import REPOSITORY
@@ -85,14 +83,14 @@ def results_of(case: Case) -> dict[str, tuple[float, float]]:
     results = {}
     for mode, infers in (("partial", False), ("negatives", True)):
         settings = case.settings(mode, use_mutual_exclusion=infers, infer_groups=infers)
-        results[mode] = (dice_of(settings), known(settings))
+        results[mode] = (dice_of(settings), known(EXPERIMENT, settings))
     singles = each_class.train_each_class(EXPERIMENT, case.overrides("single"))
     dice = [result.scores.mean("dice") for result in singles if result.scores]
     # those that never meet a positive voxel have no value
-    results["single"] = (float(np.nanmean(dice)), known(case.settings("negatives")))
+    results["single"] = (float(np.nanmean(dice)), known(EXPERIMENT, case.settings("negatives")))
     path = joint.init(EXPERIMENT, overrides=[*case.overrides("single"), *joint_folder(case)])
     settings = case.settings("joint", datasplit_path=str(path))
-    results["joint"] = (dice_of(settings), known(settings))
+    results["joint"] = (dice_of(settings), known(EXPERIMENT, settings))
     return results
 
 
@@ -106,23 +104,16 @@ def dice_of(settings: dict[str, Any]) -> float:
     return run_module.train(EXPERIMENT, **settings).scores.mean("dice")
 
 
-def known(settings: dict[str, Any]) -> float:
-    """The fraction of (voxel, class) pairs of the training crops whose label is known."""
-    crops = loaders.open_data(load_config(EXPERIMENT, **settings)).train
-    voxels = sum(crop.counts.sum() for crop in crops)
-    return float(sum((crop.counts @ (crop.palette >= 0)).mean() for crop in crops) / voxels)
-
-
 def changed(case: Case) -> int:
     """How many annotated labels are another in what was completed."""
     rows = read_datasplit(case.root / "phantom" / "datasplit.csv", case.root)
     number = 0
-    for row in rows:
-        if row.usage != "train":
+    for crop in rows:
+        if crop.usage != "train":
             continue
-        completed = case.root / "joint" / f"{row.key[0]}.zarr" / row.key[1]
-        for name in set(row.annotated) & set(case.options.classes):
-            annotated = whole(row.class_volume(name)) != 0
+        completed = case.root / "joint" / f"{crop.key[0]}.zarr" / crop.key[1]
+        for name in set(crop.annotated) & set(case.options.classes):
+            annotated = whole(crop.class_volume(name)) != 0
             number += int(np.count_nonzero(whole(completed / name) != annotated))
     return number
 
@@ -151,11 +142,6 @@ def main() -> None:
             table.append([results[mode] for mode in MODES])
             print(row(str(seed), table[-1]) + f"{changed(case):>9}", flush=True)
     print(row("mean", np.array(table).mean(0)))
-
-
-def row(head: str, results: Sequence[tuple[float, float]] | np.ndarray) -> str:
-    """A line of the table: Dice and known fraction of each mode."""
-    return f"{head:<6}" + "".join(f"{dice:>18.3f}{known:>7.1%}" for dice, known in results)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,13 +114,13 @@ def reference(csv: Path, case: Case, device: str = "cpu") -> Iterator:
             yield {name: batch[name].to(device) for name in ("input", "output")}
 
 
-def measure(which: str, csv: Path, case: Case, *, device: str, seconds: float) -> Speed:
-    """The speed of a loader, after one batch to warm up."""
+def measure(loader: str, csv: Path, case: Case, *, device: str, seconds: float) -> Speed:
+    """The speed of one of LOADERS, after one batch to warm up."""
     import torch
 
     torch.set_num_threads(1)
-    loader = ours if which == "ours" else reference
-    batches = loader(csv, case, device)
+    batches_of = ours if loader == "ours" else reference
+    batches = batches_of(csv, case, device)
     return Speed(rate_of(batches, device, seconds), peak_memory_gb())
 
 
@@ -200,21 +200,21 @@ def peak_memory_gb() -> float:
     return float("nan")
 
 
-def in_process(which: str, csv: Path, case: Case, *, device: str, seconds: float) -> Speed:
+def in_process(loader: str, csv: Path, case: Case, *, device: str, seconds: float) -> Speed:
     """The same as `measure`, in a process of its own."""
-    arguments = [which, csv, *astuple(case), device, seconds]
-    return Speed(*in_own_process(__file__, "--measure", *arguments, OMP_NUM_THREADS="1"))
+    words = [loader, csv, json.dumps(asdict(case)), device, seconds]
+    return Speed(**in_own_process(__file__, "--measure", *words, OMP_NUM_THREADS="1"))
 
 
 def compare(csv: Path, case: Case, options: argparse.Namespace) -> str:
     """A row of the table: the best of several rounds, the two loaders in turn."""
-    speeds: dict[str, list[Speed]] = {which: [] for which in LOADERS}
+    rate = dict.fromkeys(LOADERS, 0.0)
+    memory = dict.fromkeys(LOADERS, 0.0)
     for _ in range(options.rounds):
-        for which in LOADERS:
-            speed = in_process(which, csv, case, device=options.device, seconds=options.seconds)
-            speeds[which].append(speed)
-    rate = {which: max(speed.rate for speed in found) for which, found in speeds.items()}
-    memory = {which: max(speed.memory for speed in found) for which, found in speeds.items()}
+        for loader in LOADERS:
+            speed = in_process(loader, csv, case, device=options.device, seconds=options.seconds)
+            rate[loader] = max(rate[loader], speed.rate)
+            memory[loader] = max(memory[loader], speed.memory)
     patch = f"{case.input_size}->{case.target_size}"
     rotation = "yes" if case.rotate else "no"
     ratio = rate["ours"] / rate["reference"]
@@ -231,13 +231,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--augmentations", action="store_true")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--measure", nargs=7, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        which, csv, input_size, target_size, rotate, device, seconds = options.measure
-        case = Case(int(input_size), int(target_size), rotate == "True")
-        speed = measure(which, Path(csv), case, device=device, seconds=float(seconds))
-        print(json.dumps(astuple(speed)))
+        loader, csv, words, device, seconds = options.measure
+        case = Case(**json.loads(words))
+        speed = measure(loader, Path(csv), case, device=device, seconds=float(seconds))
+        print(json.dumps(asdict(speed)))
         return
     with tempfile.TemporaryDirectory() as scratch:
         from bench.reference import write_crops

@@ -14,6 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.peers import build_basic_unet
 from common.model.resenc import build_resenc
 from common.model.unet import build_unet
 
@@ -35,14 +37,6 @@ OURS = {
     "resenc, stem_stride 2, width 12": {"stem_stride": 2, "width": 12},
     "resenc, stem_stride 2, width 8": {"stem_stride": 2, "width": 8},
 }
-
-
-def basic_unet() -> nn.Module:
-    """The network of the plain MONAI loop."""
-    from monai.networks.nets import BasicUNet
-
-    features = (16, 16, 32, 64, 128, 16)
-    return BasicUNet(3, 1, len(CLASSES), features=features, norm=("instance", {"affine": True}))
 
 
 def nnunet() -> nn.Module:
@@ -97,21 +91,22 @@ class Contestant:
 
 
 def contestants(batch_size: int) -> dict[str, Contestant]:
-    """Return those that can be built here."""
+    """Those that can be built here, by name."""
     patches = torch.rand(batch_size, 1, *PATCH)
-    made = {
+    by_name = {
         "LeibNetz, 92^3 -> 52^3": Contestant(
             lambda: build_unet(CLASSES, 10), torch.rand(1, 1, 92, 92, 92)
         ),
-        "MONAI BasicUNet": Contestant(basic_unet, patches),
+        "MONAI BasicUNet": Contestant(lambda: build_basic_unet(CLASSES), patches),
     }
     try:
-        made["dynamic-network-architectures"] = Contestant(nnunet, patches)
+        by_name["dynamic-network-architectures"] = Contestant(nnunet, patches)
     except ModuleNotFoundError as error:
         print(f"not compared: {error}", file=sys.stderr)
     for name, options in OURS.items():
-        made[name] = Contestant(lambda o=options: build_resenc(CLASSES, 10, PATCH, **o), patches)
-    return made
+        build = partial(build_resenc, CLASSES, 10, PATCH, **options)
+        by_name[name] = Contestant(build, patches)
+    return by_name
 
 
 def main() -> None:
@@ -121,19 +116,19 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2, help="patches of 64^3")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    made = contestants(args.batch_size)
+    by_name = contestants(args.batch_size)
     for _ in range(args.steps):
-        for contestant in made.values():
+        for contestant in by_name.values():
             contestant.step()
     print("| network | parameters | ms a step | GFLOP | us a voxel | kFLOP a voxel |")
     print("|---|---|---|---|---|---|")
-    for name, one in made.items():
-        parameters = sum(parameter.numel() for parameter in one.model.parameters())
-        milliseconds = one.seconds * 1e3
-        microseconds = one.seconds * 1e6 / one.voxels
-        work = one.gflop * 1e6 / one.voxels
+    for name, contestant in by_name.items():
+        parameters = sum(parameter.numel() for parameter in contestant.model.parameters())
+        milliseconds = contestant.seconds * 1e3
+        microseconds = contestant.seconds * 1e6 / contestant.voxels
+        work = contestant.gflop * 1e6 / contestant.voxels
         print(
-            f"| {name} | {parameters:,} | {milliseconds:.0f} | {one.gflop:.1f} | "
+            f"| {name} | {parameters:,} | {milliseconds:.0f} | {contestant.gflop:.1f} | "
             f"{microseconds:.2f} | {work:.0f} |"
         )
 

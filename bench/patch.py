@@ -16,8 +16,8 @@ of the process.
 from __future__ import annotations
 
 import argparse
+import json
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.side_by_side import in_own_process
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data.samples.sampling import draw_orientation, generator
@@ -102,11 +103,8 @@ def timed(config: TrainConfig, shape: Sequence[int], precision: str) -> tuple[fl
 
 def in_process(args: argparse.Namespace, size: int, precision: str) -> tuple[float, float]:
     """`timed` in a process of its own, whose peak memory is its own."""
-    command = [sys.executable, __file__, args.experiment, "--set", *args.set]
-    command += ["--measure", str(size), precision]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds, gigabytes = done.stdout.split()[-2:]
-    return float(seconds), float(gigabytes)
+    words = [args.experiment, "--set", *args.set, "--measure", size, precision]
+    return in_own_process(__file__, *words)
 
 
 def main() -> None:
@@ -120,7 +118,7 @@ def main() -> None:
     config = load_config(args.experiment, args.set)
     if args.measure:
         size, precision = args.measure
-        print(*timed(config, (int(size),) * 3, precision))
+        print(json.dumps(timed(config, (int(size),) * 3, precision)))
         return
     sizes = [int(size) for size in args.shapes.split(",") if size]
     table(args, config, sizes or [config.input_array_info["shape"][0]])

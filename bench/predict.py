@@ -21,8 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +46,8 @@ OUTPUTS = ("random", "background")
 class Case:
     """What a process of its own measures."""
 
-    scratch: Path
+    scratch: str
+    """Folder of whatever is written."""
     side: int
     """Voxels of the volume along each axis."""
     device: str
@@ -60,17 +60,6 @@ class Case:
     """Of unet8's, the first."""
     codec: str = "zstd"
     """Setting predictions_codec."""
-
-    def words(self) -> list[str]:
-        """As `from_words` takes it."""
-        return [str(getattr(self, field.name)) for field in fields(self)]
-
-    @classmethod
-    def from_words(cls, words: Sequence[str]) -> Case:
-        """Of a command line."""
-        scratch, side, device, block, output, rounds, classes, codec = words
-        others = {"rounds": int(rounds), "classes": int(classes), "codec": codec}
-        return cls(Path(scratch), int(side), device, int(block), output, **others)
 
 
 @dataclass(frozen=True)
@@ -157,11 +146,12 @@ def prepare(case: Case):
     from common.data.splits import regions
     from common.infer.networks.ensemble import load_network
 
-    config = settings(case.scratch, case.device, case.classes, case.codec)
-    path = case.scratch / f"noise{case.side}.zarr"
+    scratch = Path(case.scratch)
+    config = settings(scratch, case.device, case.classes, case.codec)
+    path = scratch / f"noise{case.side}.zarr"
     if not path.is_dir():
         write_volume(path, case.side)
-    network = load_network(config, str(case.scratch / "model_save" / f"{case.output}.pt"))
+    network = load_network(config, str(scratch / "model_save" / f"{case.output}.pt"))
     return config, network, regions.of_volume(path)
 
 
@@ -209,20 +199,20 @@ def speed(case: Case) -> dict:
     voxels = case.side**3
     with clocks(case.device) as spent:
         clocked = predicted(config, network, region, case.block)
-    pairs = list(zip(passes, whole, strict=True))
     chunks = config.path("predictions_path").rglob("s0/*/*/*")
     stored = sum(path.stat().st_size for path in chunks)
+    name = f"{torch.get_num_threads()} threads"
     if case.device == "cuda":
         name = torch.cuda.get_device_name()
-    else:
-        name = f"{torch.get_num_threads()} threads"
+    wall_of_passes = np.array([cost.wall for cost in passes])
+    wall_of_all = np.array([cost.wall for cost in whole])
+    processor_of_passes = np.array([cost.processor for cost in passes])
+    processor_of_all = np.array([cost.processor for cost in whole])
     return {
-        "ours": voxels / np.median([cost.wall for cost in whole]),
-        "bare": voxels / np.median([cost.wall for cost in passes]),
-        "ratio": np.median([alone.wall / all_of_it.wall for alone, all_of_it in pairs]),
-        "processor": np.median(
-            [alone.processor / all_of_it.processor for alone, all_of_it in pairs]
-        ),
+        "ours": voxels / np.median(wall_of_all),
+        "bare": voxels / np.median(wall_of_passes),
+        "ratio": np.median(wall_of_passes / wall_of_all),
+        "processor": np.median(processor_of_passes / processor_of_all),
         "compressed": voxels * len(config.classes) / stored,
         "load": os.getloadavg()[0],
         "windows": f"{len(blocks)} of {' x '.join(map(str, blocks[0].shape[2:]))}",
@@ -243,13 +233,12 @@ def memory(case: Case) -> dict:
     return {"host": peak_memory_gb(), "device": on_device}
 
 
-def in_process(what: str, case: Case) -> dict:
+def in_process(figures: str, case: Case) -> dict:
     """`speed` or `memory` of a case, in a process of its own."""
-    return in_own_process(__file__, "--measure", what, *case.words())
+    return in_own_process(__file__, "--measure", figures, json.dumps(asdict(case)))
 
 
-def main() -> None:
-    """Print a line for each kind of output, and one for each peak of memory."""
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
@@ -258,69 +247,64 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a small volume, and memory with small blocks"
     )
-    parser.add_argument("--measure", nargs=9)
-    options = parser.parse_args()
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print a line for each kind of output, and one for each peak of memory."""
+    options = parse()
     if options.measure:
-        what, *words = options.measure
-        measured = (speed if what == "speed" else memory)(Case.from_words(words))
-        print(json.dumps(measured))
+        figures, case = options.measure
+        measure = speed if figures == "speed" else memory
+        print(json.dumps(measure(Case(**json.loads(case)))))
         return
-    side, larger = SIDES[options.device]
-    edges = (side, larger)
-    rounds = options.rounds
+    sides = SIDES[options.device]
     block_of_memory = 0  # that of predict
+    rounds = options.rounds
     if options.quick:
-        side = 192
-        rounds = 2
-        edges = (128, 256)
+        sides = (192, 256)
         block_of_memory = 64
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        write_checkpoints(scratch, options.classes)
-        found = {}
-        for output in OUTPUTS:
-            case = Case(
-                scratch,
-                side,
-                options.device,
-                0,
-                output,
-                rounds=rounds,
-                classes=options.classes,
-                codec=options.codec,
-            )
-            found[output] = in_process("speed", case)
-        held = []
-        for edge in edges:
-            case = Case(
-                scratch,
-                edge,
-                options.device,
-                block_of_memory,
-                "random",
-                rounds=1,
-                classes=options.classes,
-            )
-            held.append(in_process("memory", case))
-    about = found["random"]
-    print(
-        f"unet8, {options.classes} classes, {side}^3 voxels in {about['windows']}, {about['about']}"
-    )
-    print(
-        f"{'output':<12}{'compressed':>11}{'Mvoxel/s':>10}{'bare':>8}{'ratio':>7}{'processor':>11}{'load':>7}"
-    )
-    for output, row in found.items():
+        rounds = 2
+    side, larger = sides
+    with tempfile.TemporaryDirectory() as scratch:
+        write_checkpoints(Path(scratch), options.classes)
+        case = Case(
+            scratch,
+            side,
+            options.device,
+            block=0,
+            output="random",
+            rounds=rounds,
+            classes=options.classes,
+            codec=options.codec,
+        )
+        speeds = {name: in_process("speed", replace(case, output=name)) for name in OUTPUTS}
+        peaks = {}
+        for edge in (128 if options.quick else side, larger):
+            of_edge = replace(case, side=edge, block=block_of_memory, codec="zstd")
+            peaks[edge] = in_process("memory", of_edge)
+    print_speeds(speeds, f"unet8, {options.classes} classes, {side}^3 voxels")
+    print()
+    for edge, peak in peaks.items():
+        device = f", of the device {peak['device']:.2f} GB" if options.device == "cuda" else ""
+        print(f"peak memory for {edge}^3 voxels: {peak['host']:.2f} GB{device}")
+
+
+def print_speeds(speeds: dict[str, dict], title: str) -> None:
+    """The table of both kinds of output, and where the time of each goes, by stage."""
+    about = speeds["random"]
+    print(f"{title} in {about['windows']}, {about['about']}")
+    heads = f"{'output':<12}{'compressed':>11}{'Mvoxel/s':>10}{'bare':>8}{'ratio':>7}"
+    print(f"{heads}{'processor':>11}{'load':>7}")
+    for output, row in speeds.items():
         rates = (
             f"{row['ours'] / 1e6:>10.3f}{row['bare'] / 1e6:>8.3f}{row['ratio']:>7.2f}"
             f"{row['processor']:>11.2f}"
         )
         print(f"{output:<12}{row['compressed']:>10.1f}x{rates}{row['load']:>7.1f}")
-    for output, row in found.items():
+    for output, row in speeds.items():
         print(f"\nwhere the time goes, {output}:\n{table(row['spent'], row['wall'])}")
-    print()
-    for n, peak in zip(edges, held, strict=True):
-        device = f", of the device {peak['device']:.2f} GB" if options.device == "cuda" else ""
-        print(f"peak memory for {n}^3 voxels: {peak['host']:.2f} GB{device}")
 
 
 if __name__ == "__main__":

@@ -115,13 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     blosc.use_threads = False
     heads: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        write_checkpoints(scratch, options.classes)
+        write_checkpoints(Path(folder), options.classes)
         for output in OUTPUTS:
             others = {"rounds": options.rounds, "classes": options.classes}
-            block = one_block(Case(scratch, EDGE, "cpu", EDGE, output, **others))
+            block = one_block(Case(folder, EDGE, "cpu", EDGE, output, **others))
             for edge in options.edges:
-                case = Case(scratch, 2 * edge, "cpu", edge, output, **others)
+                case = Case(folder, 2 * edge, "cpu", edge, output, **others)
                 repeated = np.tile(block, (1, *3 * [edge // EDGE]))
                 row = measure(case, repeated, options.rounds)
                 if not heads:
