@@ -112,15 +112,15 @@ def _latest(template: str) -> tuple[Path | None, int | None]:
     before, _, after = template.partition(EPOCH)
     # another run's file, m_x_3.pth beside m_3.pth, has no number in this place
     number = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
-    found: dict[int, Path] = {}
+    paths: dict[int, Path] = {}
     for name in glob.glob(f"{glob.escape(before)}*{glob.escape(after)}"):  # noqa: PTH207
         fits = number.fullmatch(name)
         if fits:
-            found[int(fits[1])] = Path(name)
-    if not found:
+            paths[int(fits[1])] = Path(name)
+    if not paths:
         return None, None
-    epoch = max(found)
-    return found[epoch], epoch
+    epoch = max(paths)
+    return paths[epoch], epoch
 
 
 def _load(path: Path, model: nn.Module) -> None:

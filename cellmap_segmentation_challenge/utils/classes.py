@@ -65,9 +65,9 @@ def _of_table(path: Path, names: Sequence[str]) -> dict[str, set[str]]:
     ids: dict[str, set[int]] = {}
     for line in path.read_text("utf-8-sig").splitlines():
         name, _, numbers = line.partition(",")
-        found = {int(number) for number in re.findall(r"\d+", numbers)}
-        if found:  # a header has none
-            ids[name.strip().strip('"')] = found
+        ids_of_name = {int(number) for number in re.findall(r"\d+", numbers)}
+        if ids_of_name:  # a header has none
+            ids[name.strip().strip('"')] = ids_of_name
     missing = [name for name in names if name not in ids]
     if missing or not ids:
         raise UserError(

@@ -135,14 +135,14 @@ def get_formatted_fields(path: str, base_path: str, fields: Sequence[str]) -> di
 
     fields: with their braces, such as "{dataset}"; the first place of each counts.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for folder, template in zip(str(path).split("/"), str(base_path).split("/"), strict=False):
         for field in fields:
             name = field.strip("{}")
             before, is_there, after = template.partition(field)
-            if is_there and name not in found:
-                found[name] = folder.removeprefix(before).removesuffix(after)
-    return found
+            if is_there and name not in values:
+                values[name] = folder.removeprefix(before).removesuffix(after)
+    return values
 
 
 def get_raw_path(crop_path: str, raw_name: str = RAW_NAME, label: str = "") -> str:

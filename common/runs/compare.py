@@ -103,9 +103,9 @@ def _validated(readings: Sequence[Reading]) -> tuple[list[Reading], list[str]]:
 
 
 def _too_few(readings: Sequence[Reading], notes: Sequence[str]) -> str:
-    which = f"only {readings[0].name}" if readings else "none"
+    names = f"only {readings[0].name}" if readings else "none"
     why = f": {notes[0]}" if notes else ""
-    return f"{which} of these runs can be compared{why}"
+    return f"{names} of these runs can be compared{why}"
 
 
 def compared(sides: Sequence[Side], measure: Measure, notes: Sequence[str]) -> Comparison:

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from common.files import replacing
-from common.runs.reading import METRICS, Reading
+from common.runs.history import METRICS
+from common.runs.reading import Reading
 from common.runs.sides import Side
 
 if TYPE_CHECKING:

@@ -23,6 +23,9 @@ from common.train.recording.record import (
     read_record,
 )
 
+METRICS = ("dice", "iou", "precision", "recall")
+"""Metrics of the validation, of which history.csv has a column a class."""
+
 RESULT = {
     "best_metric": "str",
     "best": "float64",

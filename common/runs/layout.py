@@ -17,12 +17,11 @@ from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from common.classes import GROUP_ATOMS, TESTED, atoms_of
+from common.runs.history import METRICS
 from common.typed import is_number
 
 FILE = "layout/events.out.tfevents.layout"
 """TensorBoard takes the layout from any run; ours is a run of nothing else."""
-
-METRICS = ("dice", "iou", "precision", "recall")
 
 FINAL = ("dice", "iou", "loss")
 """Columns of the HPARAMS page: a run has its best_metric and its loss."""

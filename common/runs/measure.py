@@ -23,7 +23,8 @@ from scipy import stats
 from common import talk
 from common.errors import UserError
 from common.runs.find import HISTORY
-from common.runs.reading import METRICS, Reading
+from common.runs.history import METRICS
+from common.runs.reading import Reading
 from common.runs.sides import Side
 from common.score.challenge import SKIPPED, ChallengeScore, Counts
 from common.score.interval import LEVEL, CountTable, Interval, redraws, student

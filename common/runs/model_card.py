@@ -223,7 +223,7 @@ def _score_section(network: Network) -> list[str]:
         return [*lines, "Not scored; `evaluate` scores the crops that validate."]
     scores = result.read(path)
     made_by = (scores.provenance and scores.provenance.checkpoints) or ()
-    if network.record.sha256 not in [each.sha256 for each in made_by]:
+    if network.record.sha256 not in [checkpoint.sha256 for checkpoint in made_by]:
         lines += ["Scores of another checkpoint of this run:", ""]
     return lines + markdown_scores(scores)
 

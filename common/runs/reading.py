@@ -13,12 +13,10 @@ import pandas as pd
 from common.config.settings import RUN_FOLDERS, TrainConfig
 from common.runs import history as history_module
 from common.runs.find import Run
+from common.runs.history import METRICS
 from common.score import result
 from common.score.result import Scores
 from common.train.recording.record import RunRecord, RunResult, best_epoch, best_row
-
-METRICS = ("dice", "iou", "precision", "recall")
-"""Metrics of the validation, of which history.csv has a column a class."""
 
 
 @dataclass(frozen=True)

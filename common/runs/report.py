@@ -27,7 +27,6 @@ from common.runs.find import find
 from common.runs.reading import Reading, read
 from common.runs.section import MARK, left_out_of, overall_scores, section_of
 from common.runs.sides import as_sides, differing_settings
-from common.score.result import Scores
 from common.show.figures import PANEL_WORDS
 
 TEMPLATE = "report.html.j2"
@@ -98,8 +97,8 @@ def report(
         groups.setdefault(reading.run.experiment, []).append(reading)
     page = _page([ranked(group) for group in groups.values()])
     write_text(output, page)
-    runs = _counted(len(readings), "run")
-    from_experiments = _counted(len(groups), "experiment")
+    runs = talk.count(len(readings), "run")
+    from_experiments = talk.count(len(groups), "experiment")
     say(f"{output}: {runs} of {from_experiments}, {talk.size(len(page.encode()))}")
     return Path(output)
 
@@ -121,11 +120,11 @@ def _page(groups: Sequence[Sequence[Reading]]) -> str:
         rows += _rows(group, anchor, usual)
         sections.append(section_of(group, anchor, is_pictured=number < PICTURED))
     labels = [section.label for section in sections]
-    which = ", ".join(labels) if len(labels) < 4 else f"{len(labels)} experiments"
+    experiments = ", ".join(labels) if len(labels) < 4 else f"{len(labels)} experiments"
     return environment.get_template(TEMPLATE).render(
-        title=f"Runs of {which}",
+        title=f"Runs of {experiments}",
         policy=POLICY,
-        runs=_counted(len(rows), "run"),
+        runs=talk.count(len(rows), "run"),
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         rows=rows,
         sections=sections,
@@ -185,6 +184,7 @@ def _row(reading: Reading, anchor: str, differs: str, usual: str) -> Row:
     file = usual if usual in reading.scores else next(iter(reading.scores), "")
     scores = reading.scores.get(file)
     overall = overall_scores(scores) if scores else []
+    doubts = [_of_other_crops(file, usual), left_out_of(scores) if scores else ""]
     return Row(
         name=reading.name,
         anchor=anchor,
@@ -197,22 +197,18 @@ def _row(reading: Reading, anchor: str, differs: str, usual: str) -> Row:
         hours=_finite(reading.result.hours),
         samples_per_s=_finite(reading.last("train/samples_per_s")),
         score=overall[0][1] if overall else None,
-        left_out=" ".join([*_of_other_crops(file, usual), *_left_out(scores)]),
+        left_out=" ".join(filter(None, doubts)),
         began=_began(reading),
         commit=_commit(reading),
         differs=differs,
     )
 
 
-def _of_other_crops(file: str, usual: str) -> list[str]:
-    """That a score is of another file than those of other runs, which is of other crops."""
+def _of_other_crops(file: str, usual: str) -> str:
+    """A sentence about scores of another file than most runs have; "" where it is that file."""
     if file in ("", usual):
-        return []
-    return [f"This score is of {file}, and those of other runs are of {usual}."]
-
-
-def _left_out(scores: Scores | None) -> list[str]:
-    return [left_out_of(scores)] if scores and left_out_of(scores) else []
+        return ""
+    return f"This score is of {file}, and those of other runs are of {usual}."
 
 
 def _finite(value: float | None) -> float | None:
@@ -238,7 +234,3 @@ def _commit(reading: Reading) -> str:
     commit = reading.provenance.get("commit", "")[:10]
     changed = reading.provenance.get("uncommitted_changes") == "True"
     return f"{commit}+" if changed else commit
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -20,7 +20,8 @@ from common.config.settings import TrainConfig
 from common.runs.curves import CURVES, curves, render
 from common.runs.events import read_files
 from common.runs.find import Run
-from common.runs.reading import METRICS, Reading
+from common.runs.history import METRICS
+from common.runs.reading import Reading
 from common.runs.sides import as_sides
 from common.score import readme
 from common.score.interval import Interval
@@ -341,10 +342,13 @@ def _origin_of_scores(scores: Scores) -> str:
     provenance = scores.provenance
     if provenance is None:
         return ""
-    checkpoints = provenance.checkpoints or ()
+    ensembles = []
+    for checkpoint in provenance.checkpoints or ():
+        if checkpoint.networks:
+            ensembles.append(checkpoint.metric or "")
     known = {
         "date": provenance.date,
-        "predicted by": "; ".join(each.metric or "" for each in checkpoints if each.networks),
+        "predicted by": "; ".join(ensembles),
         "commit": provenance.versions.get("commit"),
         "thresholds": provenance.thresholds,
     }

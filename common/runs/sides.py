@@ -94,13 +94,13 @@ def differing(
 
     A side whose runs have several values has all of them; "" where none is known.
     """
-    found = {}
+    entries = {}
     for name in names:
         values = [" | ".join(_values(side, name, part)) for side in sides]
         known = {value for value in values if value}
         if len(known) > 1:
-            found[name] = values
-    return found
+            entries[name] = values
+    return entries
 
 
 def _values(side: Side, name: str, part: str) -> list[str]:

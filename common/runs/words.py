@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from common.runs.comparison import Comparison, Lead
 from common.runs.measure import SCORE
 from common.score.interval import Interval
+from common.score.tables import WIDTH
 from common.talk import aligned, count
 
 COLUMNS = 5
@@ -15,9 +16,6 @@ COLUMNS = 5
 
 ROWS = 40
 """Sides in the list of all."""
-
-WIDTH = 120
-"""Columns of a terminal."""
 
 VALUE_WIDTH = 18
 """Letters of a setting in the table."""

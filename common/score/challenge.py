@@ -232,10 +232,13 @@ def combine(evaluations: Iterable[tuple[str, Counts]], version: Version = CSC) -
     for name, counts in evaluations:
         pooled[name].append(counts)
     classes = {name: _class_score(counts) for name, counts in pooled.items()}
-    of_instances = [one.score for one in classes.values() if isinstance(one, InstanceScore)]
-    of_masks = [one.score for one in classes.values() if isinstance(one, SemanticScore)]
-    overall_instance = _mean(of_instances)
-    overall_semantic = _mean(of_masks)
+    instance_scores = []
+    semantic_scores = []
+    for score in classes.values():
+        kind = instance_scores if isinstance(score, InstanceScore) else semantic_scores
+        kind.append(score.score)
+    overall_instance = _mean(instance_scores)
+    overall_semantic = _mean(semantic_scores)
     every = list(chain.from_iterable(pooled.values()))
     n_missing = sum(counts.status == MISSING for counts in every)
     return ChallengeScore(
@@ -347,16 +350,17 @@ def _overlaps(
 
 
 def _class_score(counts: Sequence[Counts]) -> SemanticScore | InstanceScore:
-    tp = sum(one.tp for one in counts)
-    fp = sum(one.fp for one in counts)
-    fn = sum(one.fn for one in counts)
+    """The score of one class from its counts in every crop."""
+    tp = sum(crop.tp for crop in counts)
+    fp = sum(crop.fp for crop in counts)
+    fn = sum(crop.fn for crop in counts)
     in_all = tp + fp + fn
-    of_instances = [one for one in counts if isinstance(one, InstanceCounts)]
-    if not of_instances:
+    of_objects = [crop for crop in counts if isinstance(crop, InstanceCounts)]
+    if not of_objects:
         return SemanticScore(tp, fp, fn, iou=tp / in_all if in_all else 1.0)
     f1 = 2 * tp / (2 * tp + fp + fn) if in_all else 1.0
-    number = sum(one.n_hausdorff for one in of_instances)
-    total = sum(one.hausdorff_norm_sum for one in of_instances)
+    number = sum(crop.n_hausdorff for crop in of_objects)
+    total = sum(crop.hausdorff_norm_sum for crop in of_objects)
     distance = total / number if number else 1.0
     return InstanceScore(
         tp=tp,

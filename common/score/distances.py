@@ -50,11 +50,13 @@ def capped_distances(
     cap: float,
 ) -> list[float]:
     """Hausdorff distance between each truth object and its parts, nm, at most the cap."""
-    wanted = Labelled.of(truth)
-    found = Labelled.of(prediction)
+    truth_objects = Labelled.of(truth)
+    predicted_objects = Labelled.of(prediction)
     distances = []
     for number, numbers in parts.items():
-        distance = _distance(wanted, number, found, numbers, sizes=sizes, cap=cap)
+        distance = _distance(
+            truth_objects, number, predicted_objects, numbers, sizes=sizes, cap=cap
+        )
         distances.append(min(cap, distance))
     return distances
 
@@ -62,7 +64,7 @@ def capped_distances(
 def _distance(
     truth: Labelled,
     number: int,
-    found: Labelled,
+    predicted: Labelled,
     parts: Sequence[int],
     *,
     sizes: np.ndarray,
@@ -70,20 +72,20 @@ def _distance(
 ) -> float:
     """Hausdorff distance between a truth object and its parts; beyond the cap not exact."""
     box = truth.box(number)
-    distance = max(_beyond(found.box(part), box, sizes) for part in parts)
+    distance = max(_beyond(predicted.box(part), box, sizes) for part in parts)
     if distance > cap:  # as of most parts that only have the object's number
         return distance
     # each object in its own box: one around all of them could be the whole volume
     missed = truth.mask(number)
     for part in parts:
-        missed &= found.volume[box] != part
-    points = np.concatenate([found.surface(part, sizes) for part in parts])
+        missed &= predicted.volume[box] != part
+    points = np.concatenate([predicted.surface(part, sizes) for part in parts])
     distance = farthest(missed, points, sizes, corner=truth.corner(number), cap=cap)
     points = truth.surface(number, sizes)
     for part in parts:
-        surplus = found.mask(part)
-        surplus &= truth.volume[found.box(part)] != number
-        reached = farthest(surplus, points, sizes, corner=found.corner(part), cap=cap)
+        surplus = predicted.mask(part)
+        surplus &= truth.volume[predicted.box(part)] != number
+        reached = farthest(surplus, points, sizes, corner=predicted.corner(part), cap=cap)
         distance = max(distance, reached)
     return distance
 

@@ -94,7 +94,8 @@ def evaluate(  # noqa: PLR0913  the options of the command
     recipe = load_recipe(config, classes)
     if write_readme:
         _readme().check(config)
-    boxes = _annotated(regions.choose(config, crops, manifest_path=manifest_path, say=say))
+    chosen = regions.choose(config, crops, manifest_path=manifest_path, say=say)
+    boxes = [box for box in chosen if box.truth]
     path = config.path("results_path") / result_name(crops, classes, version)
     refuse_unwritable(path)
     asked = Asked(crops, tuple(classes), tuple(overrides))
@@ -204,10 +205,6 @@ def _readme() -> ModuleType:
     return readme
 
 
-def _annotated(boxes: Sequence[Region]) -> list[Region]:
-    return [box for box in boxes if box.truth]
-
-
 def _score(
     config: TrainConfig,
     recipe: Recipe,
@@ -218,7 +215,7 @@ def _score(
     workers: Workers,
 ) -> Scores:
     """Check all volumes, then score them. Raises as `evaluate` does."""
-    jobs = [replace(job, version=version) for job in _jobs(config, recipe, boxes)]
+    jobs = _jobs(config, recipe, boxes, version)
     if not jobs:
         raise UserError(
             f"--crops {asked.crops}: no annotated crop has one of these classes; "
@@ -265,7 +262,8 @@ def _known_ones(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def _where_unknown(evaluations: Sequence[Evaluation]) -> list[str]:
-    return [f"{each.crop}/{each.name}" for each in evaluations if not each.is_known]
+    unknown = [evaluation for evaluation in evaluations if not evaluation.is_known]
+    return [f"{evaluation.crop}/{evaluation.name}" for evaluation in unknown]
 
 
 def _judge_submission(like: SubmittedCrop, workers: Workers) -> list[Evaluation]:
@@ -301,12 +299,14 @@ def _say_refused(evaluations: Sequence[Evaluation], say: Say) -> None:
         say("\n".join(["", *lines]))
 
 
-def _jobs(config: TrainConfig, recipe: Recipe, boxes: Sequence[Region]) -> list[Job]:
-    """Class by class, the crops that annotate it."""
+def _jobs(
+    config: TrainConfig, recipe: Recipe, boxes: Sequence[Region], version: Version
+) -> list[Job]:
+    """The annotated boxes that have a class, class by class."""
     jobs = []
     for name in recipe.classes:
         for box in boxes:
-            if box.truth and name in box.classes:
+            if name in box.classes:
                 job = Job(
                     crop=str(box),
                     name=name,
@@ -314,6 +314,7 @@ def _jobs(config: TrainConfig, recipe: Recipe, boxes: Sequence[Region]) -> list[
                     processed=box.folder(config.path("processed_path")) / name,
                     predicted=box.folder(config.path("predictions_path")) / name,
                     is_instance=recipe.is_scored_by_objects(name),
+                    version=version,
                 )
                 jobs.append(job)
     return jobs
@@ -365,6 +366,6 @@ def _tuned_on(
 
 
 def _checkpoint(record: ProcessedRecord | None) -> Checkpoint:
-    names = [each.name for each in fields(Checkpoint)]
+    names = [field.name for field in fields(Checkpoint)]
     prediction = record.prediction if record else None
     return Checkpoint(**{name: getattr(prediction, name, None) for name in names})

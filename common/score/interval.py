@@ -125,14 +125,11 @@ def over_crops(
     intervals = []
     for estimate, drawn in zip(estimates, draws.T, strict=True):
         interval = student(estimate, drawn, n_crops)
-        intervals.append(interval and within(interval, 0.0, 1.0))
+        if interval:
+            low, high = interval
+            interval = (max(low, 0.0), min(high, 1.0))
+        intervals.append(interval)
     return intervals
-
-
-def within(interval: Interval, lowest: float, highest: float) -> Interval:
-    """An interval cut to the values that are possible."""
-    low, high = interval
-    return max(low, lowest), min(high, highest)
 
 
 def _as_row(counts: Counts) -> list[float]:

@@ -87,28 +87,28 @@ class Truth:
     """Of the challenge's score."""
 
 
-def judge(truth: Truth, found: Level) -> Evaluation:
+def judge(truth: Truth, predicted: Level) -> Evaluation:
     """Score what was found of a class, on the truth's voxels; what is unknown there is left out.
 
     Raises UserError for wrong ids.
     """
     grid = truth.level.grid
-    wanted, known, remarks = annotated(truth.level, truth.name, truth.is_instance)
+    labels, known, remarks = annotated(truth.level, truth.name, truth.is_instance)
     if known is not None:
         truth = replace(truth, mask=known if truth.mask is None else known & (truth.mask > 0))
     # ids by the nearest voxel, a mean of two objects is none; masks by their share of a voxel
-    volume = regrid.ids(found, grid) if truth.is_instance else regrid.mask(found, grid)
-    evaluation = compare(truth, wanted, volume)
-    covered = regrid.covers(found, grid)
+    volume = regrid.ids(predicted, grid) if truth.is_instance else regrid.mask(predicted, grid)
+    evaluation = compare(truth, labels, volume)
+    covered = regrid.covers(predicted, grid)
     evaluation = replace(
         evaluation,
         covered=covered,
         is_known=truth.mask is None or bool(truth.mask.any()),
         remarks=remarks,
     )
-    if not is_same_size(found.scale, grid.scale):
+    if not is_same_size(predicted.scale, grid.scale):
         return replace(evaluation, resampled=True)
-    offset = beside(found, grid)
+    offset = beside(predicted, grid)
     return replace(evaluation, resampled=any(offset), offset=offset)
 
 
@@ -130,12 +130,12 @@ def annotated(
             "datasplit"
         )
     reader = LabelReader(level, name)
-    wanted, known = reader.ids()
+    labels, known = reader.ids()
     if not is_instance or not _is_own_mask(reader):
-        return wanted, known, tuple(reader.remarks())
-    wanted, pieces = challenge.components(wanted)
+        return labels, known, tuple(reader.remarks())
+    labels, pieces = challenge.components(labels)
     remark = f"a mask, whose {count(pieces, 'piece')} were taken for objects"
-    return wanted, known, (*reader.remarks(), remark)
+    return labels, known, (*reader.remarks(), remark)
 
 
 def _is_own_mask(reader: LabelReader) -> bool:
@@ -146,33 +146,33 @@ def _is_own_mask(reader: LabelReader) -> bool:
     return not reader.encoding.is_instance and is_imported(reader.level.group)
 
 
-def beside(found: Level, grid: Grid) -> tuple[float, ...]:
+def beside(level: Level, grid: Grid) -> tuple[float, ...]:
     """nm, z, y, x, that voxels of the size of a grid's lie beside it; 0 where they lie on it.
 
     0 for voxels of another size too.
     """
-    offset = regrid.offset(found, grid)
+    offset = regrid.offset(level, grid)
     is_on_voxels = (np.abs(offset) < SAME_PLACE * grid.scale).all()
-    if is_on_voxels or not is_same_size(found.scale, grid.scale):
+    if is_on_voxels or not is_same_size(level.scale, grid.scale):
         return (0.0, 0.0, 0.0)
     return tuple(offset.tolist())
 
 
-def beside_text(offsets: Mapping[str, Sequence[float]], total: int, what: str) -> str:
+def beside_text(offsets: Mapping[str, Sequence[float]], total: int, reference: str) -> str:
     """Of volumes that lie beside the voxels of `what`, how many and how far; empty without any.
 
     offsets: of `beside`, by a name for the volume; those that are 0 do not count.
     """
-    found = {name: offset for name, offset in offsets.items() if any(offset)}
-    if not found:
+    shifted = {name: offset for name, offset in offsets.items() if any(offset)}
+    if not shifted:
         return ""
-    farthest = max(found, key=lambda name: max(map(abs, found[name])))
+    farthest = max(shifted, key=lambda name: max(map(abs, shifted[name])))
     # -0.0 is 0
-    lengths = ", ".join(f"{length + 0.0:.4g}" for length in found[farthest])
+    lengths = ", ".join(f"{length + 0.0:.4g}" for length in shifted[farthest])
     return (
-        f"{len(found)} of {total} lie beside the voxels of {what} and were resampled, {farthest} "
-        f"by {lengths} nm (z, y, x): scores are lower for it, so check the translation of {what} "
-        "and of the raw that was predicted"
+        f"{len(shifted)} of {total} lie beside the voxels of {reference} and were resampled, "
+        f"{farthest} by {lengths} nm (z, y, x): scores are lower for it, so check the translation "
+        f"of {reference} and of the raw that was predicted"
     )
 
 
@@ -183,27 +183,27 @@ def is_everywhere(voxels: VoxelCounts, shape: Sequence[int]) -> bool:
     return is_full and voxels.tp + voxels.fn < FULL * size
 
 
-def compare(truth: Truth, wanted: np.ndarray, found: np.ndarray) -> Evaluation:
+def compare(truth: Truth, labels: np.ndarray, predicted: np.ndarray) -> Evaluation:
     """Compare the truth's own volume and one on its grid; both hold ids for an instance class."""
     # voxels are counted for instance classes too: Dice and IoU say how much of the tissue is found
-    voxels = challenge.semantic(wanted, found, truth.mask)
+    voxels = challenge.semantic(labels, predicted, truth.mask)
     evaluation = Evaluation(
         crop=truth.crop,
         name=truth.name,
         counts=voxels,
         voxels=VoxelCounts(voxels.tp, voxels.fp, voxels.fn),
         voxel_size=tuple(float(size) for size in truth.level.scale),
-        shape=tuple(int(length) for length in wanted.shape),
+        shape=tuple(int(length) for length in labels.shape),
     )
     if not truth.is_instance:
         return evaluation
-    wanted = _narrow(wanted)
-    found = _narrow(found)
-    pairs = challenge.contingency(wanted, found, truth.mask)
+    labels = _narrow(labels)
+    predicted = _narrow(predicted)
+    pairs = challenge.contingency(labels, predicted, truth.mask)
     return replace(
         evaluation,
         counts=challenge.instance(
-            wanted, found, truth.level.scale, truth.mask, version=truth.version
+            labels, predicted, truth.level.scale, truth.mask, version=truth.version
         ),
         objects=quality.count_objects(pairs),
         voi=quality.variation_of_information(pairs),

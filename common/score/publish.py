@@ -55,16 +55,16 @@ def _note_other_grids(scores: Scores, say: Say) -> None:
 
 def _note_everywhere(scores: Scores, say: Say) -> None:
     """Classes that are positive nearly everywhere, and not in the annotation."""
-    found: dict[str, list[str]] = {}
+    crops_of: dict[str, list[str]] = {}
     for crop, classes in scores.crops.items():
         for name, score in classes.items():
             if score.voxels and judge.is_everywhere(score.voxels, score.shape):
-                found.setdefault(name, []).append(crop)
-    if found:
-        each = [f"{name} ({some(crops, 2)})" for name, crops in found.items()]
+                crops_of.setdefault(name, []).append(crop)
+    if crops_of:
+        listed = [f"{name} ({some(crops, 2)})" for name, crops in crops_of.items()]
         say(
             "note: found in nearly all voxels, and annotated in a part of them: "
-            f"{', '.join(each)}; look at the pictures (visualize), and at thresholds"
+            f"{', '.join(listed)}; look at the pictures (visualize), and at thresholds"
         )
 
 

@@ -12,9 +12,7 @@ from common.errors import UserError
 from common.files import from_repository, is_file, replacing
 from common.score.result import Asked, Checkpoint, Provenance, Scores
 from common.score.tables import OVERALL_NAMES, overall, remarks, tables
-from common.show import figures
-from common.show.layers import find_layers
-from common.show.montage import montage
+from common.show import montage
 from common.talk import Say, command_line, some
 
 BEGIN = "<!-- scores: written by `evaluate --write-readme` -->"
@@ -46,11 +44,8 @@ def write_scores(
     """
     path = config.folder / "README.md"
     before, after = _around_scores(path)
-    rows = []
-    for box in boxes[:PICTURED]:
-        layers = find_layers(config, box, tuple(scores.classes), say=say)
-        rows.append(montage(box, layers))
-    figures.write_png(config.folder / PICTURE, figures.above(rows, background=255))
+    picture = config.folder / PICTURE
+    montage.write_crops(picture, config, boxes[:PICTURED], tuple(scores.classes), say=say)
     text = f"{before}{BEGIN}\n{markdown(config, boxes, scores)}\n{END}{after}"
     with replacing(path) as temporary:
         # no newline translation: line ends of the rest stay as they are

@@ -277,11 +277,11 @@ def from_json(content: Mapping[str, Any]) -> Scores:
     crops = {}
     for crop, entries in content.get("crops", {}).items():
         crops[crop] = {name: _of_crop(entry) for name, entry in entries.items()}
-    made = {**content, "classes": classes, "crops": crops}
-    made["interval_95"] = dict.fromkeys(OVERALL) | content.get("interval_95", {})
+    values = {**content, "classes": classes, "crops": crops}
+    values["interval_95"] = dict.fromkeys(OVERALL) | content.get("interval_95", {})
     if content.get("provenance"):
-        made["provenance"] = _with_versions(content["provenance"])
-    return typed.build(Scores, made)
+        values["provenance"] = _with_versions(content["provenance"])
+    return typed.build(Scores, values)
 
 
 def _with_figures(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,7 +303,7 @@ def _of_crop(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_versions(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A provenance with its versions, an open list: all that has no name of its own."""
-    known = {each.name for each in fields(Provenance)}
+    known = {named.name for named in fields(Provenance)}
     return {**entry, "versions": {name: entry[name] for name in entry if name not in known}}
 
 

@@ -67,16 +67,16 @@ def refused(evaluations: Sequence[Evaluation]) -> list[str]:
 
     Raises UserError if that is all of it.
     """
-    bad = [one for one in evaluations if one.refused]
+    bad = [evaluation for evaluation in evaluations if evaluation.refused]
     if not bad:
         return []
-    if not any(one.counts.status != challenge.MISSING for one in evaluations):
-        raise UserError("\n".join(one.refused for one in bad))
+    if not any(evaluation.counts.status != challenge.MISSING for evaluation in evaluations):
+        raise UserError("\n".join(evaluation.refused for evaluation in bad))
     lines = [
         f"{len(bad)} of {len(evaluations)} volumes cannot be scored, and count as missing, as what "
         "is not submitted does:"
     ]
-    return lines + [f"  {one.refused}" for one in bad]
+    return lines + [f"  {evaluation.refused}" for evaluation in bad]
 
 
 def _truths(job: SubmittedCrop) -> Iterator[Truth]:
@@ -136,9 +136,9 @@ def _judge_class(job: SubmittedCrop, truth: Truth, packed: zarr.Group) -> Evalua
 
 def _missing(truth: Truth) -> Evaluation:
     """A class that the submission lacks: nothing found, and the challenge's counts for that."""
-    wanted, _ = LabelReader(truth.level, truth.name).ids()
-    nothing = compare(truth, wanted, np.zeros(wanted.shape, np.uint8))
-    return replace(nothing, counts=challenge.missing(wanted, truth.is_instance))
+    labels, _ = LabelReader(truth.level, truth.name).ids()
+    nothing = compare(truth, labels, np.zeros(labels.shape, np.uint8))
+    return replace(nothing, counts=challenge.missing(labels, truth.is_instance))
 
 
 def _judge_array(job: SubmittedCrop, truth: Truth, array: Any) -> Evaluation:

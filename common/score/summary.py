@@ -20,9 +20,9 @@ def summary(evaluations: Sequence[Evaluation], version: Version = CSC) -> Scores
 
     version: of the challenge's score that the evaluations were counted by.
     """
-    official = challenge.combine(((one.name, one.counts) for one in evaluations), version)
-    by_class = _group(evaluations, lambda one: one.name)
-    by_crop = _group(evaluations, lambda one: one.crop)
+    official = challenge.combine(_counts(evaluations), version)
+    by_class = _group(evaluations, lambda evaluation: evaluation.name)
+    by_crop = _group(evaluations, lambda evaluation: evaluation.crop)
     return Scores(
         metric=stamp(version),
         settings={
@@ -47,25 +47,16 @@ def figures(evaluations: Sequence[Evaluation]) -> Figures:
 
     A mean over crops leaves out those whose truth is empty, of which a distance says nothing.
     """
-    first = evaluations[0]
-    official = challenge.combine((one.name, one.counts) for one in evaluations)
-    score = official.label_scores[first.name]
+    score = challenge.combine(_counts(evaluations)).label_scores[evaluations[0].name]
     # pooled as the challenge pools: a crop with little of a class weighs little
-    pooled = metrics.metrics(*np.sum([one.voxels for one in evaluations], axis=0))
-    of_voxels = {name: _known(value) for name, value in pooled.items()}
+    voxels = np.sum([evaluation.voxels for evaluation in evaluations], axis=0)
+    of_voxels = {name: _known(value) for name, value in metrics.metrics(*voxels).items()}
     of_objects: dict[str, float | None] = {}
     if isinstance(score, challenge.InstanceScore):
-        # partitions of different crops have no ids in common: their distances can only be averaged
-        panoptic = quality.panoptic(one.objects for one in evaluations if one.objects)
         of_objects = {
             "f1": score.f1,
             "hausdorff": score.normalized_hausdorff_distance,
-            "pq": _known(panoptic["pq"]),
-            "voi_split": _mean(one.voi[0] for one in evaluations if one.voi),
-            "voi_merge": _mean(one.voi[1] for one in evaluations if one.voi),
-            "rand_error": _mean(
-                one.rand_error for one in evaluations if one.rand_error is not None
-            ),
+            **_partition_figures(evaluations),
         }
     return Figures(
         score=score.score,
@@ -77,10 +68,36 @@ def figures(evaluations: Sequence[Evaluation]) -> Figures:
     )
 
 
+def _partition_figures(evaluations: Sequence[Evaluation]) -> dict[str, float | None]:
+    """Panoptic quality, and the mean distances between partitions of an instance class.
+
+    Partitions of different crops have no ids in common: their distances can only be averaged.
+    """
+    objects = []
+    splits = []
+    merges = []
+    rand_errors = []
+    for evaluation in evaluations:
+        if evaluation.objects:
+            objects.append(evaluation.objects)
+        if evaluation.voi:
+            split, merge = evaluation.voi
+            splits.append(split)
+            merges.append(merge)
+        if evaluation.rand_error is not None:
+            rand_errors.append(evaluation.rand_error)
+    return {
+        "pq": _known(quality.panoptic(objects)["pq"]),
+        "voi_split": _mean(splits),
+        "voi_merge": _mean(merges),
+        "rand_error": _mean(rand_errors),
+    }
+
+
 def _class_score(evaluations: Sequence[Evaluation]) -> ClassScore:
     """One class over its crops."""
     first = evaluations[0]
-    statuses = [one.counts.status for one in evaluations]
+    statuses = [evaluation.counts.status for evaluation in evaluations]
     # over the crops that annotate the class: the others say nothing of it
     (reach,) = interval.over_crops(
         _table(evaluations), lambda drawn: [drawn.label_scores[first.name].score]
@@ -104,35 +121,41 @@ def _overall_intervals(evaluations: Sequence[Evaluation]) -> dict[str, Interval 
 
 
 def _crop_scores(evaluations: Sequence[Evaluation]) -> dict[str, CropScore]:
-    return {one.name: _crop_score(one) for one in evaluations}
+    return {evaluation.name: _crop_score(evaluation) for evaluation in evaluations}
 
 
-def _crop_score(one: Evaluation) -> CropScore:
+def _crop_score(evaluation: Evaluation) -> CropScore:
     return CropScore(
-        status=one.counts.status,
-        figures=figures([one]),
-        counts=one.counts,
-        voxels=one.voxels,
-        objects=one.objects,
-        voxel_size=one.voxel_size,
-        shape=one.shape,
-        resampled=one.resampled,
-        offset=one.offset,
-        refused=one.refused,
-        covered=one.covered,
+        status=evaluation.counts.status,
+        figures=figures([evaluation]),
+        counts=evaluation.counts,
+        voxels=evaluation.voxels,
+        objects=evaluation.objects,
+        voxel_size=evaluation.voxel_size,
+        shape=evaluation.shape,
+        resampled=evaluation.resampled,
+        offset=evaluation.offset,
+        refused=evaluation.refused,
+        covered=evaluation.covered,
     )
 
 
+def _counts(evaluations: Iterable[Evaluation]) -> list[tuple[str, challenge.Counts]]:
+    """(class, counts) of each evaluation, as `challenge.combine` takes them."""
+    return [(evaluation.name, evaluation.counts) for evaluation in evaluations]
+
+
 def _table(evaluations: Iterable[Evaluation]) -> CountTable:
-    return CountTable.of((one.crop, one.name, one.counts) for one in evaluations)
+    cells = [(evaluation.crop, evaluation.name, evaluation.counts) for evaluation in evaluations]
+    return CountTable.of(cells)
 
 
 def _group(
     evaluations: Iterable[Evaluation], key: Callable[[Evaluation], str]
 ) -> dict[str, list[Evaluation]]:
     groups: dict[str, list[Evaluation]] = {}
-    for one in evaluations:
-        groups.setdefault(key(one), []).append(one)
+    for evaluation in evaluations:
+        groups.setdefault(key(evaluation), []).append(evaluation)
     return groups
 
 

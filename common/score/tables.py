@@ -78,12 +78,12 @@ class Table:
 
 def tables(scores: Scores) -> list[Table]:
     """A table for each kind of class; columns that are empty are left out."""
-    found = []
+    listed = []
     for kind, layout in LAYOUTS.items():
         classes = {name: score for name, score in scores.classes.items() if score.kind == kind}
         if classes:
-            found.append(_table(layout, classes))
-    return found
+            listed.append(_table(layout, classes))
+    return listed
 
 
 def terminal(scores: Scores) -> str:
@@ -185,11 +185,11 @@ def _extent(scores: Scores) -> str:
     return text
 
 
-def in_crops(scores: Scores, what: Literal["left_out", "missing"]) -> list[str]:
+def in_crops(scores: Scores, reason: Literal["left_out", "missing"]) -> list[str]:
     """'mito in 2 of 3 crops' for each class of which some are left out, or missing."""
     texts = []
     for name, score in scores.classes.items():
-        number = getattr(score, what)
+        number = getattr(score, reason)
         if number:
             texts.append(f"{name} in {number} of {score.crops} crops")
     return texts

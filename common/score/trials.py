@@ -166,7 +166,7 @@ def try_all(trials: Sequence[Trial], workers: Workers = 1) -> dict[str, Tried]:
 
 def class_score(counts: Iterable[challenge.Counts]) -> float:
     """The challenge's score of one class from its counts in several crops."""
-    combined = challenge.combine(("", one) for one in counts)
+    combined = challenge.combine(("", crop) for crop in counts)
     return combined.label_scores[""].score
 
 
@@ -177,15 +177,17 @@ def run_trial(trial: Trial) -> TrialResult:
     level = ngff.open_levels(trial.truth)[0]
     is_instance = recipe.is_scored_by_objects(trial.name)
     truth, known, _ = annotated(level, trial.name, is_instance)
+    on_grid = regrid.ids
     if not is_instance:
         truth = truth > 0
+        on_grid = regrid.mask
     counts = []
     positive = []
     for threshold in trial.thresholds:
         volume = processed(trial.recipe(threshold), trial.name, prediction)
-        found = (regrid.mask if truth.dtype == bool else regrid.ids)(volume, level.grid)
-        counts.append(_counts(found, truth, level, known=known, version=trial.version))
-        positive.append(int(np.count_nonzero(found)))
+        predicted = on_grid(volume, level.grid)
+        counts.append(_counts(predicted, truth, level, known=known, version=trial.version))
+        positive.append(int(np.count_nonzero(predicted)))
     return TrialResult(
         is_positive=bool(truth.any()),
         counts=tuple(counts),
@@ -227,7 +229,7 @@ def processed(recipe: Recipe, name: str, prediction: Prediction) -> Level:
 
 
 def _counts(
-    found: np.ndarray,
+    predicted: np.ndarray,
     truth: np.ndarray,
     level: Level,
     *,
@@ -236,8 +238,8 @@ def _counts(
 ) -> challenge.Counts:
     """What was found, on the annotation's voxels; truth: ids, or bool for a semantic class."""
     if truth.dtype == bool:
-        return challenge.semantic(truth, found, known)
-    counts = challenge.instance(truth, found, level.scale, known, version=version)
+        return challenge.semantic(truth, predicted, known)
+    counts = challenge.instance(truth, predicted, level.scale, known, version=version)
     # else the threshold with the most specks would win: a crop that is left out does not hurt
     return challenge.missing(truth, True) if counts.status == challenge.SKIPPED else counts
 

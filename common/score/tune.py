@@ -70,24 +70,22 @@ def tune(  # noqa: PLR0913  the options of the command
     path = config.folder / THRESHOLDS
     _check_thresholds(recipe, path)
     refuse_unwritable(path)
-    trials = _trials(config, recipe, _boxes(config, crops, folds, say), version)
-    refuse_classes_of_others(config, {trial.name: trial.predicted.is_dir() for trial in trials})
-    checkpoints = _checkpoints(trials, say)
-    found = search(trials, workers, folds, options=recipe.settings.instance_options)
-    _check_found(found, recipe, crops)
-    about = {"crops": crops, "metric": version.name, "functions": functions_of(recipe)}
-    # first: of a disk that is full by now it is what is left
-    _say_each(tune_words.table(found), say)
-    add(path, run_of(config), _records(found, about, checkpoints))
-    lines = tune_words.remarks(path, recipe, found) + tune_words.everywhere(found)
-    _say_each(lines + tune_words.at_edges(found, trials, workers), say)
-    return found
-
-
-def _boxes(config: TrainConfig, crops: str, folds: int, say: Say) -> list[regions.Region]:
     boxes = regions.choose(config, crops, with_test=False, say=say)
     _check_folds(folds, boxes)
-    return boxes
+    trials = _trials(config, recipe, boxes, version)
+    refuse_classes_of_others(config, {trial.name: trial.predicted.is_dir() for trial in trials})
+    checkpoints = _checkpoints(trials, say)
+    tuned = search(trials, workers, folds, options=recipe.settings.instance_options)
+    if not tuned:
+        names = some(recipe.classes, 10)
+        raise UserError(f"--crops {crops}: none of these crops has a positive voxel of {names}")
+    about = {"crops": crops, "metric": version.name, "functions": functions_of(recipe)}
+    # first: of a disk that is full by now it is what is left
+    _say_each(tune_words.table(tuned), say)
+    add(path, run_of(config), _records(tuned, about, checkpoints))
+    lines = tune_words.remarks(path, recipe, tuned) + tune_words.everywhere(tuned)
+    _say_each(lines + tune_words.at_edges(tuned, trials, workers), say)
+    return tuned
 
 
 def add(path: Path, run: str, records: Mapping[str, Any]) -> None:
@@ -130,12 +128,6 @@ def _check_folds(folds: int, boxes: Sequence[regions.Region]) -> None:
     )
 
 
-def _check_found(found: Sequence[Tuned], recipe: Recipe, crops: str) -> None:
-    if not found:
-        names = some(recipe.classes, 10)
-        raise UserError(f"--crops {crops}: none of these crops has a positive voxel of {names}")
-
-
 def _trials(
     config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region], version: Version
 ) -> list[Trial]:
@@ -165,18 +157,18 @@ def _checkpoints(trials: Sequence[Trial], say: Say) -> dict[str, str]:
     """
     checkpoints = {}
     offsets = {}
-    made = []
+    records = []
     # all predictions are looked at before the first is processed
     predictions = collect(_check, trials)
     for trial, prediction in zip(trials, predictions, strict=True):
         checkpoints[trial.name] = prediction.record.sha256 or ""
-        made.append((trial.crop, trial.name, prediction.record))
+        records.append((trial.crop, trial.name, prediction.record))
         truth = ngff.open_levels(trial.truth)[0]
         offsets[f"{trial.crop}/{trial.name}"] = beside(prediction.level, truth.grid)
     text = beside_text(offsets, len(trials), "the annotation")
     if text:
         say(f"note: {text}")
-    note_networks(made)
+    note_networks(records)
     return checkpoints
 
 
@@ -193,23 +185,23 @@ def _check(trial: Trial) -> Prediction:
 
 
 def _records(
-    found: Sequence[Tuned], about: Mapping[str, str], checkpoints: Mapping[str, str]
+    tuned: Sequence[Tuned], about: Mapping[str, str], checkpoints: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     """The entries of thresholds.json, by class. about: what they have in common."""
     # the checkpoint, because a threshold is for the network it was tuned with: process notes others
     date = now()
     records: dict[str, dict[str, Any]] = {}
-    for one in found:
-        records[one.name] = {
-            "threshold": one.threshold,
-            "score": one.score,
-            "score_by_others": one.by_others,
+    for of_class in tuned:
+        records[of_class.name] = {
+            "threshold": of_class.threshold,
+            "score": of_class.score,
+            "score_by_others": of_class.by_others,
             **about,
             # by name: what is asked for, such as 'validate', may be others one day
-            "chosen_on": list(one.crops),
-            "checkpoint": checkpoints[one.name],
+            "chosen_on": list(of_class.crops),
+            "checkpoint": checkpoints[of_class.name],
             "date": date,
         }
-        if one.options:
-            records[one.name]["options"] = one.options
+        if of_class.options:
+            records[of_class.name]["options"] = of_class.options
     return records

@@ -15,28 +15,29 @@ from common.score.trials import COARSE, DEFAULT, Trial, look
 from common.score.workers import Workers, parallel
 
 
-def table(found: Sequence[Tuned]) -> list[str]:
+def table(tuned: Sequence[Tuned]) -> list[str]:
     """Lines for the terminal."""
-    width = max(len(one.name) for one in found) + 2
-    is_validated = any(one.by_others is not None for one in found)
+    width = max(len(of_class.name) for of_class in tuned) + 2
+    is_validated = any(of_class.by_others is not None for of_class in tuned)
     head = f"{'class':<{width}}{'threshold':>10}{'score':>9}{'at 0.5':>9}"
     lines = [f"{head}{'by others':>11}" if is_validated else head]
-    for one in found:
-        line = f"{one.name:<{width}}{one.threshold:>10.4g}{one.score:>9.3f}{one.before:>9.3f}"
+    for of_class in tuned:
+        scores = f"{of_class.score:>9.3f}{of_class.before:>9.3f}"
+        line = f"{of_class.name:<{width}}{of_class.threshold:>10.4g}{scores}"
         if is_validated:
-            line += f"{'-':>11}" if one.by_others is None else f"{one.by_others:>11.3f}"
+            line += f"{'-':>11}" if of_class.by_others is None else f"{of_class.by_others:>11.3f}"
         lines.append(line)
     return lines
 
 
-def remarks(path: Path, recipe: Recipe, found: Sequence[Tuned]) -> list[str]:
+def remarks(path: Path, recipe: Recipe, classes: Sequence[Tuned]) -> list[str]:
     """What was left out, and what the file is."""
     texts = []
-    for one in found:
-        if one.options:
-            values = ", ".join(f"{option} = {value}" for option, value in one.options.items())
-            texts.append(f"{one.name}: {values}, for instance_func; better than its defaults")
-    tuned = {one.name for one in found}
+    for of_class in classes:
+        if of_class.options:
+            values = ", ".join(f"{option} = {value}" for option, value in of_class.options.items())
+            texts.append(f"{of_class.name}: {values}, for instance_func; better than its defaults")
+    tuned = {of_class.name for of_class in classes}
     left = [name for name in recipe.classes if name not in tuned]
     if left:
         names = ", ".join(left)
@@ -45,7 +46,7 @@ def remarks(path: Path, recipe: Recipe, found: Sequence[Tuned]) -> list[str]:
         f"{path}: read by process. "
         "The crops that thresholds are chosen on score better with them than new ones will"
     )
-    if any(one.by_others is not None for one in found):
+    if any(of_class.by_others is not None for of_class in classes):
         texts.append(
             "by others: the score where each crop has the threshold that other crops choose, which "
             "is nearer to what new crops will have; '-' where there is one crop alone"
@@ -53,44 +54,58 @@ def remarks(path: Path, recipe: Recipe, found: Sequence[Tuned]) -> list[str]:
     return texts
 
 
-def everywhere(found: Sequence[Tuned]) -> list[str]:
+def everywhere(tuned: Sequence[Tuned]) -> list[str]:
     """A note of the classes that their thresholds make positive nearly everywhere, or nowhere."""
-    full = [one for one in found if one.found >= EVERYWHERE and one.annotated < FULL]
-    empty = [one for one in found if not one.found]
+    full = []
+    empty = []
+    for of_class in tuned:
+        if of_class.found >= EVERYWHERE and of_class.annotated < FULL:
+            full.append(of_class)
+        elif not of_class.found:
+            empty.append(of_class)
     notes = []
     for classes, where in ((full, "in nearly all voxels"), (empty, "in no voxel")):
         if classes:
-            each = [f"{one.name} ({one.threshold:g}; {one.annotated:.1%})" for one in classes]
+            listed = [
+                f"{of_class.name} ({of_class.threshold:g}; {of_class.annotated:.1%})"
+                for of_class in classes
+            ]
             notes.append(
                 f"note: positive {where} of these crops at the best threshold (it, and what is "
-                f"annotated): {', '.join(each)}. No threshold tells these from the rest: train "
+                f"annotated): {', '.join(listed)}. No threshold tells these from the rest: train "
                 "longer before they are used"
             )
     return notes
 
 
-def at_edges(found: Sequence[Tuned], trials: Sequence[Trial], workers: Workers) -> list[str]:
+def at_edges(tuned: Sequence[Tuned], trials: Sequence[Trial], workers: Workers) -> list[str]:
     """A note with figures for each class whose threshold lies at the edge of what is tried.
 
     The score alone can be best where a picture is all foreground or nothing.
     """
-    at_edge = {one.name: one for one in found if not COARSE[0] < one.threshold < COARSE[-1]}
+    at_edge = {}
+    for of_class in tuned:
+        if not COARSE[0] < of_class.threshold < COARSE[-1]:
+            at_edge[of_class.name] = of_class
     again = []
     for trial in trials:
         if trial.name in at_edge:
-            one = at_edge[trial.name]
-            thresholds = (one.threshold, DEFAULT)
-            again.append(replace(trial, thresholds=thresholds, options=one.options))
-    looks = parallel(look, again, workers)
+            of_class = at_edge[trial.name]
+            thresholds = (of_class.threshold, DEFAULT)
+            again.append(replace(trial, thresholds=thresholds, options=of_class.options))
+    at_threshold: dict[str, list[Evaluation]] = {name: [] for name in at_edge}
+    at_default: dict[str, list[Evaluation]] = {name: [] for name in at_edge}
+    for trial, evaluations in zip(again, parallel(look, again, workers), strict=True):
+        at_threshold[trial.name].append(evaluations[0])
+        at_default[trial.name].append(evaluations[1])
     notes = []
-    for name, one in at_edge.items():
-        of_class = [look for trial, look in zip(again, looks, strict=True) if trial.name == name]
-        chosen, default = (_figures(evaluations) for evaluations in zip(*of_class, strict=True))
+    for name, of_class in at_edge.items():
         notes.append(
-            f"note: {name}: its threshold of {one.threshold:g} lies at the edge of what is tried "
-            f"({middles(COARSE[0])[0]:g} to {middles(COARSE[-1])[1]:g}). There it has {chosen}; "
-            f"at {DEFAULT:g} {default}. Look at its pictures (visualize) before it is used; a "
-            "threshold of your own goes into process_config.py, into thresholds"
+            f"note: {name}: its threshold of {of_class.threshold:g} lies at the edge of what is "
+            f"tried ({middles(COARSE[0])[0]:g} to {middles(COARSE[-1])[1]:g}). There it has "
+            f"{_figures(at_threshold[name])}; at {DEFAULT:g} {_figures(at_default[name])}. Look at "
+            "its pictures (visualize) before it is used; a threshold of your own goes into "
+            "process_config.py, into thresholds"
         )
     return notes
 

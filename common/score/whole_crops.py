@@ -196,8 +196,9 @@ def block_of(config: TrainConfig) -> int:
 
 def combined(classes: Sequence[str], counted: Sequence[Counted]) -> WholeCropScore:
     """The challenge's score over all crops, and that of each class; NaN of one that is nowhere."""
-    positive = {one.name for one in counted if one.is_positive}
-    score = challenge.combine((one.name, one.counts) for one in counted if one.name in positive)
+    positive = {volume.name for volume in counted if volume.is_positive}
+    present = [volume for volume in counted if volume.name in positive]
+    score = challenge.combine((volume.name, volume.counts) for volume in present)
     per_class = np.full(len(classes), np.nan)
     for name, of_class in score.label_scores.items():
         per_class[classes.index(name)] = of_class.score

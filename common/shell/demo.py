@@ -7,16 +7,13 @@ from pathlib import Path
 
 from common.config.load import load_config
 from common.config.module import load_module
-from common.config.settings import TrainConfig
 from common.data.splits import regions
 from common.errors import UserError
 from common.files import REPOSITORY
 from common.infer import predict, process
 from common.score import evaluate
 from common.score.whole_crops import of_run
-from common.show import figures
-from common.show.layers import find_layers
-from common.show.montage import montage
+from common.show import montage
 from common.talk import command_line, say
 from common.train import run
 
@@ -61,7 +58,8 @@ def demo(
         return None
     name = "demo" if experiment == EXPERIMENT.resolve() else experiment.name
     picture = output / f"{name}.png"
-    draw(load_config(experiment, settings), picture)
+    config = load_config(experiment, settings)
+    montage.write_crops(picture, config, regions.choose(config))
     print(f"raw, truth, predictions and processed volumes of the validation crops: {picture}")
     own = command_line("import-data", "RAW", dataset="NAME", labels="CLASS=FILE")
     say(f"next, on your own data (docs/own_data.md): {own}")
@@ -86,14 +84,6 @@ def _train_to_scores(experiment: Path, settings: Sequence[str], minutes: float) 
     process.process(experiment, overrides=settings)
     evaluate.evaluate(experiment, overrides=settings)
     return True
-
-
-def draw(config: TrainConfig, picture: Path) -> None:
-    """Write a picture of all validation crops, a row each."""
-    rows = []
-    for box in regions.choose(config):
-        rows.append(montage(box, find_layers(config, box)))
-    figures.write_png(picture, figures.above(rows, background=255))
 
 
 def is_written(folder: Path) -> bool:

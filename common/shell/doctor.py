@@ -145,8 +145,8 @@ def _optional_packages() -> Iterator[Finding]:
 def _install(wanted: str) -> str:
     """The command that installs what is missing: all of it in a checkout."""
     listed = REPOSITORY / "requirements.txt"
-    what = ["-r", str(listed)] if listed.is_file() else [wanted]
-    return shlex.join([sys.executable, "-m", "pip", "install", *what])
+    words = ["-r", str(listed)] if listed.is_file() else [wanted]
+    return shlex.join([sys.executable, "-m", "pip", "install", *words])
 
 
 def version(package: str) -> str:
@@ -281,20 +281,20 @@ def disks(config: TrainConfig | None) -> Iterator[Finding]:
     )
 
 
-def _disk(what: str, place: Path, mend: str, needed_gb: float = 0.0) -> Finding:
+def _disk(name: str, place: Path, mend: str, needed_gb: float = 0.0) -> Finding:
     """Room at a place that may not exist yet; needed_gb: what is going to be written there."""
     folder = _existing(place)
     if not os.access(folder, os.W_OK):
-        return Finding(what, WRONG, f"{folder} cannot be written to", mend)
+        return Finding(name, WRONG, f"{folder} cannot be written to", mend)
     free = _free_gb(place)
     text = f"{free:.0f} GB free at {place}"
     if free < needed_gb:
         text += f", and the crops of the datasplit take {needed_gb:.1f} GB more when decoded"
-        return Finding(what, WRONG, text, f"free space, or {mend}")
+        return Finding(name, WRONG, text, f"free space, or {mend}")
     if free < LITTLE_DISK_GB:
         state = NOTE if free > NO_DISK_GB else WRONG
-        return Finding(what, state, f"{text}, which is little", f"free space, or {mend}")
-    return Finding(what, GOOD, text)
+        return Finding(name, state, f"{text}, which is little", f"free space, or {mend}")
+    return Finding(name, GOOD, text)
 
 
 def _existing(place: Path) -> Path:

@@ -224,7 +224,7 @@ def _known_to_dask_jobqueue(job: Job, resources: Resources) -> list[str]:
     account = "account" if is_slurm else "project"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = kind(
+        job_of_dask = kind(
             name=job.name,
             job_name=job.name,
             cores=resources.cores,
@@ -234,7 +234,7 @@ def _known_to_dask_jobqueue(job: Job, resources: Resources) -> list[str]:
             walltime=_clock(resources) or None,
             **{account: resources.account or None},
         )
-    return str(made.job_header).splitlines()
+    return str(job_of_dask.job_header).splitlines()
 
 
 def _option_of(directive: str) -> str:

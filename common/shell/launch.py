@@ -46,22 +46,22 @@ def parse_gpus(text: str) -> list[int]:
     """Return numbers of GPUs from "all" or "0,1". Raises UserError for those that are not there."""
     import torch
 
-    there = torch.cuda.device_count()
-    if not there:
+    number_of_gpus = torch.cuda.device_count()
+    if not number_of_gpus:
         raise UserError(
             f"--gpus {text}: torch finds no CUDA device here; leave it out, or train by several "
             "processes on the CPU with --processes N"
         )
     if text == "all":
-        return list(range(there))
+        return list(range(number_of_gpus))
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
         raise UserError(f"--gpus {text}: write all, or numbers such as 0,1")
     chosen = [int(part) for part in parts]
-    missing = [number for number in chosen if number >= there]
+    missing = [number for number in chosen if number >= number_of_gpus]
     if missing or len(set(chosen)) < len(chosen):
         raise UserError(
-            f"--gpus {text}: this machine has {count(there, 'GPU')}, numbered from 0; "
+            f"--gpus {text}: this machine has {count(number_of_gpus, 'GPU')}, numbered from 0; "
             "write each at most once"
         )
     return chosen

@@ -104,11 +104,11 @@ def without_results(text: str) -> str:
     emptied = set()
     for section in re.split(r"(?m)^(?=##? )", text):
         title = section.partition("\n")[0]
-        found = re.match(r"##? (Results|Scores|People)\b", title)
-        if not found:
+        heading = re.match(r"##? (Results|Scores|People)\b", title)
+        if not heading:
             kept.append(section)
             continue
-        kind = "Results" if found[1] == "Scores" else found[1]
+        kind = "Results" if heading[1] == "Scores" else heading[1]
         if kind not in emptied:
             kept.append(f"{title}\n\n{NO_RESULTS}\n")
         emptied.add(kind)

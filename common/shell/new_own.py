@@ -100,11 +100,11 @@ def _root(data: str | Path | None, datasets: Sequence[str]) -> Path:
         has_raw = (root / layout.raw(dataset)).is_dir()
         if root.is_dir() and (dataset in labelled or not has_raw):
             continue
-        what = f"{dataset} has no labels in it" if has_raw else "no such data root"
+        problem = f"{dataset} has no labels in it" if has_raw else "no such data root"
         command = command_line(
             "import-data", "RAW", dataset=dataset, labels="CLASS=FILE", data=data
         )
-        raise FileNotFoundError(f"{root}: {what}; import the files:\n  {command}")
+        raise FileNotFoundError(f"{root}: {problem}; import the files:\n  {command}")
     return root
 
 

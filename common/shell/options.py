@@ -333,7 +333,7 @@ def take_engine(options: dict[str, Any]) -> Engine:
 
     Ends the command where a job script is all that was asked for, printed here.
     """
-    taken = {each.name: options.pop(each.name, None) for each in fields(Engine)}
+    taken = {option.name: options.pop(option.name, None) for option in fields(Engine)}
     engine = Engine(**{name: value for name, value in taken.items() if value is not None})
     engine.check()
     if engine.dry_run:
@@ -346,17 +346,17 @@ def take_engine(options: dict[str, Any]) -> Engine:
 
 def pairs(option: str, text: str) -> dict[str, str]:
     """{"mito": "m.tif"} for 'mito=m.tif'; what follows a comma without = belongs to the last."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for part in text.split(",") if text else []:
         name, equals, value = part.partition("=")
         # as in mito=m.tif#translation=0,0,80
-        if found and (not equals or "#" in name or "&" in name):
-            found[next(reversed(found))] += f",{part}"
-        elif not equals or not name or not value or name in found:
+        if values and (not equals or "#" in name or "&" in name):
+            values[next(reversed(values))] += f",{part}"
+        elif not equals or not name or not value or name in values:
             raise UserError(f"{option} {text}; write each class once: mito=mito.tif,er=er.tif")
         else:
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

@@ -298,9 +298,9 @@ def _inverted(crops: Sequence[OwnCrop], raws: Mapping[str, Sequence[Level]]) -> 
     for crop in crops:
         for facts in crop.labels:
             if facts.positives:
-                found = contrast(facts, raws[crop.info.dataset])
-                contrasts.setdefault(facts.name, []).append(found)
-    return tuple(name for name, found in contrasts.items() if are_opposite(found))
+                contrast_of_crop = contrast(facts, raws[crop.info.dataset])
+                contrasts.setdefault(facts.name, []).append(contrast_of_crop)
+    return tuple(name for name, of_crops in contrasts.items() if are_opposite(of_crops))
 
 
 # Objects

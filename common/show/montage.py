@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from common.config.settings import TrainConfig
 from common.data.splits.regions import Region
 from common.data.volumes import ngff, regrid
 from common.data.volumes.annotation import UNKNOWN_ID, LabelReader
@@ -13,7 +15,8 @@ from common.data.volumes.box import Box
 from common.data.volumes.ngff import Grid, Level
 from common.show import figures
 from common.show.figures import Picture
-from common.show.layers import LABELS, Layers, predicted_by, probability_of
+from common.show.layers import LABELS, Layers, find_layers, predicted_by, probability_of
+from common.talk import Say
 
 PANEL = 512
 """Pixels of the longer side of a panel, at most; a smaller crop is enlarged by a whole number."""
@@ -75,6 +78,27 @@ def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) ->
     ]
     legend = _legend(names, layers, classes, width)
     return np.concatenate([*title, legend, _widened(headed, width)])
+
+
+def write_crops(
+    path: Path,
+    config: TrainConfig,
+    boxes: Sequence[Region],
+    classes: Sequence[str] = (),
+    *,
+    say: Say = print,
+) -> None:
+    """Write a PNG with the montages of some boxes below each other. Raises FileError.
+
+    Args:
+        path: the file.
+        config: settings of the experiment.
+        boxes: the boxes, at least one.
+        classes: those to show; all of the experiment unless given.
+        say: takes a line about volumes that are missing.
+    """
+    rows = [montage(box, find_layers(config, box, classes, say=say)) for box in boxes]
+    figures.write_png(path, figures.above(rows, background=WHITE))
 
 
 def _volumes(kind: str, layers: Layers, grids: Sequence[Grid]) -> Volumes:

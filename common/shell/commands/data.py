@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -11,9 +11,6 @@ from common.errors import UserError, refuse
 from common.shell import options
 from common.shell.group import Command
 from common.shell.options import Lengths, Names, PerAxis, Scale
-
-if TYPE_CHECKING:
-    pass
 
 command = partial(click.command, cls=Command, heading="Data")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,9 +14,6 @@ from common.shell import options
 from common.shell.group import Command
 from common.shell.next_step import say_next
 from common.shell.options import Lengths, Names
-
-if TYPE_CHECKING:
-    pass
 
 command = partial(click.command, cls=Command, heading="Start")
 

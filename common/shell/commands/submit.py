@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,10 +12,6 @@ from common import talk
 from common.errors import UserError, refuse
 from common.shell import options
 from common.shell.group import Command
-
-if TYPE_CHECKING:
-    from common.config.settings import TrainConfig
-    from common.score.fresh import Fresh
 
 command = partial(click.command, cls=Command, heading="Submit to the challenge")
 
@@ -68,7 +63,10 @@ def pack_results(
         settings = load.load_config(config_path, overrides)
         cache = settings.path("cache_path")
         root = settings.path("processed_path")
-        fresh = _fresh(settings)
+        # with torch, which packing does without
+        from common.score.fresh import Fresh
+
+        fresh = Fresh(settings)
         check = fresh.refuse
     if not manifest_path:
         manifest_path = str(manifest.fetch(cache, say=click.echo))
@@ -90,13 +88,6 @@ def _say_check(packed: Path, manifest_path: str, *, partial: bool) -> None:
     """Say the command that looks at what was packed."""
     line = talk.command_line("check-submission", packed, manifest=manifest_path, partial=partial)
     talk.say(f"next: {line}")
-
-
-def _fresh(settings: TrainConfig) -> Fresh:
-    # with torch, which packing does without
-    from common.score.fresh import Fresh
-
-    return Fresh(settings)
 
 
 def _refuse_both(config_path: str | None, volumes: str | None, overrides: Sequence[str]) -> None:
