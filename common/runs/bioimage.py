@@ -33,35 +33,36 @@ AXES = ("z", "y", "x")
 
 @dataclass(frozen=True)
 class Example:
-    """Raw of a patch as it is stored, and what comes of it."""
+    """An example input of a network, and its output."""
 
     stored: np.ndarray
-    """(1, 1, ...) uint8, or float32 where the experiment has a raw_range."""
+    """Raw as it is stored, (1, 1, ...) uint8, or float32 if the experiment has a raw_range."""
     probability: np.ndarray
-    """(1, classes, ...) float32."""
+    """Output after the sigmoid, (1, classes, ...) float32."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Voxels that the network in the package takes and gives, along the axes that it has."""
+    """Sizes that the network in the package takes and gives."""
 
     input: Patch
     output: Patch
     steps: tuple[int, ...]
-    """By which each axis of the input can grow; 0 where it cannot. z, y, x."""
+    """Voxels by which the input can grow along z, y, x; 0 where it cannot."""
     flat: int | None
-    """The axis that a 2-D network has not."""
+    """Number of the axis that a 2-D network lacks; None for a 3-D network."""
 
     @property
     def axes(self) -> list[int]:
-        """Numbers of the axes that the network has; 0 is z."""
+        """Return the numbers of the axes that the network has; 0 is z."""
         return [axis for axis in range(3) if axis != self.flat]
 
 
 def normalised(stored: np.ndarray, config: TrainConfig) -> np.ndarray:
-    """What the preprocessing in a package makes of stored raw, in float32.
+    """Return stored raw after the preprocessing of a package, float32.
 
-    Percentiles, mean and deviation are of what is given at once; in training those of the volume.
+    Percentiles, mean and deviation are those of the given array; in training they are those of the
+    whole volume.
     """
     raw = stored.astype(np.float32)
     low, high = black_white(config)
@@ -80,13 +81,13 @@ def normalised(stored: np.ndarray, config: TrainConfig) -> np.ndarray:
 
 
 def black_white(config: TrainConfig) -> tuple[float, float]:
-    """Stored values that become 0 and 1; those of 8 bits unless the experiment has others."""
+    """Return the stored values that become 0 and 1: raw_range, or 0 and 255 without it."""
     low, high = config.raw_range or (0.0, 255.0)
     return float(low), float(high)
 
 
 def refuse_missing() -> None:
-    """Raise UserError where bioimageio.spec is not installed."""
+    """Raise UserError if bioimageio.spec is not installed."""
     if importlib.util.find_spec("bioimageio") is None:
         raise UserError(
             "a package of bioimage.io takes bioimageio.spec; pip install "
@@ -95,7 +96,7 @@ def refuse_missing() -> None:
 
 
 def _format() -> Any:
-    """The classes of the format, whose fields take more types than they say."""
+    """Import the classes of the format; as Any, since fields take more types than are declared."""
     from bioimageio.spec.model import v0_5
 
     return v0_5
@@ -114,13 +115,13 @@ def write(
 
     Args:
         path: of the zip.
-        card: what it says of the network.
-        config: settings that it was trained with.
-        weights: files of the network, by the form: torchscript, onnx.
-        example: what goes in and what has to come out.
-        sizes: what the network takes.
+        card: the model card.
+        config: settings of the training.
+        weights: file of the network in each form: torchscript, onnx.
+        example: example input and output.
+        sizes: sizes of input and output.
 
-    Raises UserError with what the format does not take.
+    Raises UserError for what the format does not take.
     """
     refuse_missing()
     from bioimageio.spec import save_bioimageio_package
@@ -135,7 +136,7 @@ def write(
 
 
 def _problems(error: Any) -> str:
-    """What is wrong with a description, without the library's addresses."""
+    """Return what is wrong with a description, without the library's addresses."""
     texts = []
     for problem in error.errors():
         place = str(problem["loc"][0]) if problem["loc"] else "description"
@@ -177,7 +178,7 @@ def _description(  # noqa: PLR0917  (private, by its one caller)
 
 
 def _plain_name(name: str) -> str:
-    """A name as the format takes it: letters of English, numbers, spaces and a few signs."""
+    """Return a name as the format takes it: ASCII letters, numbers, spaces and a few signs."""
     name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     kept = [sign if sign.isalnum() or sign in "_+- ()" else " " for sign in name]
     return " ".join("".join(kept).split())[:128]
@@ -195,7 +196,7 @@ def _cited(card: Card) -> list[Any]:
 
 
 def _settings(config: TrainConfig, card: Card) -> dict[str, Any]:
-    """What `predict --model` reads back: the settings of the network's input and output."""
+    """Return the settings of input and output, which `predict --model` reads back."""
     info = {}
     for name in ("input_array_info", "target_array_info"):
         array = getattr(config, name)
@@ -243,7 +244,7 @@ def _channels(names: Sequence[str]) -> Any:
 
 
 def _preprocessing(config: TrainConfig) -> list[Any]:
-    """As `normalised`; in float32 throughout, which the format asks to be said at both ends."""
+    """Return the steps of `normalised`; the format asks for the type, float32, at both ends."""
     v0_5 = _format()
 
     to_float = v0_5.EnsureDtypeDescr(kwargs=v0_5.EnsureDtypeKwargs(dtype="float32"))
@@ -291,7 +292,7 @@ def _probability(folder: Path, config: TrainConfig, sizes: Sizes) -> Any:
 
 
 def _output_size(sizes: Sizes, axis: int) -> Any:
-    """Voxels that come out: a number, or as many fewer than go in as always."""
+    """Return the output size of an axis: a number, or a fixed difference to the input size."""
     v0_5 = _format()
 
     given = sizes.output.shape[axis]
@@ -307,7 +308,7 @@ def _output_size(sizes: Sizes, axis: int) -> Any:
 
 
 def _identifier(name: str) -> str:
-    """A class as the name of a channel: letters, numbers and _, beginning with a letter."""
+    """Return a class as the name of a channel: letters, numbers and _, a letter first."""
     kept = "".join(sign if sign.isalnum() else "_" for sign in name)
     return kept if kept[:1].isalpha() else f"c_{kept}"
 

@@ -1,4 +1,4 @@
-"""Why figures of runs may not be compared."""
+"""Reasons why the figures of runs may not be compared."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ BLOCKS = ("target_array_info", "batch_size", *LIMITS, "random_seed")
 """Settings that may change which blocks a validation looks at."""
 
 ONLY_WITH_LIMIT = ("batch_size", "random_seed")
-"""Those of them that change nothing where all blocks are looked at.
+"""Those of BLOCKS that change nothing if a validation looks at all blocks.
 
-The seed ordered the blocks in runs that do not say which ones they looked at.
+The seed ordered the blocks in runs that do not have on record which ones they looked at.
 """
 
 
 def incomparable(sides: Sequence[Side], measure: Measure) -> list[str]:
-    """A sentence for each reason why the figures of these sides may not be compared."""
+    """Return a sentence for each reason why the figures of these sides may not be compared."""
     sentences = _other_data(sides, measure)
     if measure.of_validation:
         sentences += _other_validation(sides)
@@ -48,7 +48,7 @@ def _readings(sides: Sequence[Side]) -> list[Reading]:
 
 
 def _other_data(sides: Sequence[Side], measure: Measure) -> list[str]:
-    """About runs that learn from, or are measured on, other things."""
+    """Return sentences about runs with other datasplits, classes or target voxel sizes."""
     sentences = []
     if differing(sides, ["split_hash"], "provenance"):
         sentences.append(
@@ -71,7 +71,7 @@ def _other_data(sides: Sequence[Side], measure: Measure) -> list[str]:
 
 
 def _voxel_size(text: str) -> str:
-    """The voxel size in the text of an array's settings; "" where it cannot be read."""
+    """Return the voxel size in the text of an array's settings; "" if it cannot be read."""
     try:
         return f"{talk.nm(ast.literal_eval(text)['scale'])} nm"
     except (ValueError, SyntaxError, KeyError, TypeError):  # of another trainer
@@ -79,7 +79,7 @@ def _voxel_size(text: str) -> str:
 
 
 def _other_validation(sides: Sequence[Side]) -> list[str]:
-    """About metrics of validations that did not look at the same voxels."""
+    """Return sentences about validations that did not look at the same known voxels."""
     sentences = []
     recorded = {reading.result.validation_blocks for reading in _readings(sides)}
     if None in recorded:
@@ -95,7 +95,7 @@ def _other_validation(sides: Sequence[Side]) -> list[str]:
 
 
 def _other_blocks(sides: Sequence[Side]) -> str:
-    """That runs looked at other blocks, as they have it on record."""
+    """Return a sentence about runs that have other validation blocks on record."""
     numbers = []
     for reading in _readings(sides):
         number, _, _ = str(reading.result.validation_blocks).partition(",")
@@ -107,7 +107,10 @@ def _other_blocks(sides: Sequence[Side]) -> str:
 
 
 def _perhaps_other_blocks(sides: Sequence[Side]) -> list[str]:
-    """About runs of which one does not say which blocks it looked at: by their settings."""
+    """Return sentences about settings that may change which blocks were looked at.
+
+    They are needed where a run does not have its validation blocks on record.
+    """
     sentences = []
     is_limited = any(_is_set(sides, limit) for limit in LIMITS)
     names = [name for name in BLOCKS if is_limited or name not in ONLY_WITH_LIMIT]
@@ -125,13 +128,13 @@ def _perhaps_other_blocks(sides: Sequence[Side]) -> list[str]:
 
 
 def _differing_between_runs(sides: Sequence[Side], names: Sequence[str]) -> list[str]:
-    """Settings in which any two runs differ, also two seeds of one side."""
+    """Return the settings in which any two runs differ, two seeds of one side included."""
     runs = [Side(reading.name, (reading,)) for reading in _readings(sides)]
     return list(differing(runs, names))
 
 
 def _is_set(sides: Sequence[Side], name: str) -> bool:
-    """Whether a run has a number other than 0 in this setting."""
+    """Whether a run has a number other than 0 for this setting."""
     return any(_number(reading.settings.get(name, "0")) for reading in _readings(sides))
 
 

@@ -1,4 +1,4 @@
-"""Which runs names, globs and folders mean."""
+"""Choose runs by names, globs and folders."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def choose(names: Sequence[str | Path], root: str | Path = REPOSITORY) -> list[R
 
 
 def _named(name: str, known: Sequence[Run]) -> list[Run]:
-    """The runs of a name, a glob of it, or the beginning of it."""
+    """Return the runs that a name, a glob of it, or its beginning, means."""
     below = f"{name.rstrip('/')}/*"
     return [run for run in known if fnmatchcase(run.name, name) or fnmatchcase(run.name, below)]
 
 
 def _in_folders(name: str, root: Path, known: Sequence[Run]) -> list[Run]:
-    """The runs in a folder, relative to the working folder or to `root`."""
+    """Return the runs in a folder, which is relative to the working folder or to `root`."""
     for path in (Path(name), root / name):
         if not path.is_dir():
             continue
@@ -58,12 +58,12 @@ def _in_folders(name: str, root: Path, known: Sequence[Run]) -> list[Run]:
 
 
 def _below(folder: Path, runs: Sequence[Run]) -> list[Run]:
-    """Those of the runs that lie in a folder, or that one itself."""
+    """Return those of the runs that lie in a folder, or are it."""
     return [run for run in runs if run.folder.resolve().is_relative_to(folder)]
 
 
 def _logs_of(folder: Path) -> Path:
-    """The logs folder that a folder lies in, else the folder itself."""
+    """Return the logs folder that a folder lies in, else the folder itself."""
     for parent in (folder, *folder.parents):
         if parent.name in LOGS:
             return parent

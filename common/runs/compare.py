@@ -1,4 +1,4 @@
-"""Which of several runs is better, by how much, whether that is more than chance, and why.
+"""Compare runs: which is better, by how much, whether that is more than chance, and why.
 
 The best side is compared with each other one, at a level that holds for all of these together
 (Bonferroni; that comparisons with the best suffice: Hsu 1981, Simultaneous confidence intervals for
@@ -45,11 +45,11 @@ def compare(
             crops, else the runs' best_metric.
         group_seeds: whether runs that differ in their seed alone are one side.
         png: a file for the curves.
-        say: takes a line or more to print.
+        say: takes lines to print.
 
     Raises:
-        UserError: no such run, fewer than two, none that validated, a score that is not there.
-        FileNotFoundError: no such root.
+        UserError: for an unknown run, fewer than two that validated, and a missing score.
+        FileNotFoundError: without the root.
     """
     readings, notes = _validated([read(run) for run in choose(names, root)])
     asked = " ".join(map(str, names))
@@ -69,7 +69,7 @@ def compare(
 
 
 def _best_first(sides: Sequence[Side], measure: Measure) -> list[int]:
-    """The numbers of the sides by their values.
+    """Return the numbers of the sides, the best first.
 
     Of equal ones that leads of which the challenge's score left out less, see `Reading.left_out`,
     then the one that was named first.
@@ -80,7 +80,7 @@ def _best_first(sides: Sequence[Side], measure: Measure) -> list[int]:
 
 
 def _left_out(side: Side, measure: Measure) -> int:
-    """In how many crops the metric left out classes of a side, each counted; 0 of a validation."""
+    """Return how many classes of crops the compared score left out; 0 for a validation metric."""
     if measure.of_validation:
         return 0
     total = 0
@@ -91,7 +91,7 @@ def _left_out(side: Side, measure: Measure) -> int:
 
 
 def _validated(readings: Sequence[Reading]) -> tuple[list[Reading], list[str]]:
-    """Those that have a validation, and a sentence for each other one."""
+    """Return the runs that have a validation, and a sentence for each other run."""
     validated = []
     notes = []
     for reading in readings:
@@ -109,7 +109,7 @@ def _too_few(readings: Sequence[Reading], notes: Sequence[str]) -> str:
 
 
 def compared(sides: Sequence[Side], measure: Measure, notes: Sequence[str]) -> Comparison:
-    """The comparison of sides, the best first.
+    """Compare sides, of which the best is first.
 
     notes: sentences that come before those about what may not be compared.
     """
@@ -144,7 +144,7 @@ def _standing(side: Side, measure: Measure, number: int) -> Standing:
 
 
 def _lead(sides: Sequence[Side], measure: Measure, other: int) -> Lead:
-    """The first side against another one, at a level for all comparisons together."""
+    """Compare the first side with another one, at a level for all comparisons together."""
     comparisons = len(sides) - 1
     best_values = measure.of(0)
     other_values = measure.of(other)
@@ -160,7 +160,7 @@ def _lead(sides: Sequence[Side], measure: Measure, other: int) -> Lead:
 
 
 def _class_figures(measure: Measure, column: int) -> ClassFigures:
-    """One class on all sides, with the difference of the first two."""
+    """Return the figures of one class on all sides, with the difference of the first two."""
     values = [float(measure.of(side)[column]) for side in range(len(measure.groups))]
     return ClassFigures(
         values=[_known(value) for value in values],

@@ -1,4 +1,4 @@
-"""What a comparison of runs comes to."""
+"""The result of a comparison of runs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class Standing:
 
     name: str
     runs: list[str]
-    """Names of its runs, several for the seeds of one model; the lists below are in their order."""
+    """Names of its runs, several for the seeds of one model; the lists below have this order."""
     folders: list[str]
     value: float
-    """Of the metric; mean over the seeds."""
+    """Value of the metric; the mean over the seeds."""
     spread: float | None
     """Standard deviation over the seeds; None for one."""
     best_epoch: list[int | None]
     epoch: list[int | None]
     finished: list[bool | None]
     left_out: int = 0
-    """Classes in crops that the metric left out of the scores, for too many predicted objects."""
+    """Number of classes of crops that the score left out, for too many predicted objects."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class ClassFigures:
     """One class on all sides."""
 
     values: list[float | None]
-    """Of each side; None where none is known."""
+    """Value of each side; None if not known."""
     difference: float | None
-    """Of the first two sides."""
+    """Difference of the first two sides."""
     interval: Interval | None
-    """Of that difference, for this class alone; None where there is too little to judge by."""
+    """Interval of that difference, for this class alone; None if there is too little data."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Lead:
     other: str
     difference: float
     interval: Interval | None
-    """None where there is too little to judge by."""
+    """Interval of the difference; None if there is too little data."""
     basis: str
-    """What the interval is judged over, in words."""
+    """What the interval is computed over, in words."""
     better_in: int
-    """In how many classes the best side is better."""
+    """Number of classes in which the best side is better."""
 
     @property
     def is_sure(self) -> bool:
@@ -65,15 +65,15 @@ class Comparison:
 
     metric: str
     source: str
-    """Where it stands: history.csv, or the name of a file of `evaluate`."""
+    """File that the metric is read from: history.csv, or one of `evaluate`."""
     of_validation: bool
     standings: list[Standing]
     """The best first; all lists of sides are in this order."""
     leads: list[Lead]
-    """Of the best over each other one, at a level that holds for all of them together."""
+    """Lead of the best over each other side, at a level that holds for all of them together."""
     classes: dict[str, ClassFigures]
     settings: dict[str, list[str]]
-    """Those in which the sides differ, with the value of each side."""
+    """Settings in which the sides differ, with the value of each side; so is the next."""
     provenance: dict[str, list[str]]
     warnings: list[str]
     """Why the figures may not be compared."""

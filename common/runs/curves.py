@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CURVES = 20
-"""Sides in a picture: as many colours can be told apart at most."""
+"""Most sides in a picture: more colours cannot be told apart."""
 
 POINTS = 250
-"""Of a curve: longer ones are drawn as means over neighbouring epochs."""
+"""Most points of a curve: longer ones are drawn as means over neighbouring epochs."""
 
 NAME_WIDTH = 70
-"""Letters of a name in the legend, two of which stand beside each other."""
+"""Longest name in the legend, in letters; the legend has two columns."""
 
 
 def curves(sides: Sequence[Side], metric: str, ink: str = "#222222") -> Figure:
@@ -35,7 +35,7 @@ def curves(sides: Sequence[Side], metric: str, ink: str = "#222222") -> Figure:
 
     Args:
         sides: the best first.
-        metric: of the validation; another one, as the challenge's score, is the runs' best_metric.
+        metric: of the validation; for any other, such as the score, best_metric is drawn.
         ink: colour of axes and text.
     """
     import matplotlib as mpl  # takes half a second
@@ -59,7 +59,7 @@ def _drawn_metric(sides: Sequence[Side], metric: str) -> str:
 
 
 def _style(ink: str) -> Any:
-    """Settings of matplotlib."""
+    """Return settings of matplotlib."""
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     return {
         **dict.fromkeys(inked, ink),
@@ -70,7 +70,7 @@ def _style(ink: str) -> Any:
 
 
 def _draw(sides: Sequence[Side], metric: str, colours: Sequence[Any]) -> Figure:
-    """Three panels, and the names of the sides in two columns below them."""
+    """Draw three panels, and the names of the sides in two columns below them."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -99,7 +99,7 @@ def _legend_name(number: int, name: str) -> str:
 
 
 def _draw_panel(panel: Axes, sides: Sequence[Side], column: str, colours: Sequence[Any]) -> None:
-    """The curves of one column of the history; losses on a logarithmic axis."""
+    """Draw the curves of one column of the history; losses on a logarithmic axis."""
     values = []
     for side, colour in zip(sides, colours, strict=True):
         for reading in side.members:
@@ -116,12 +116,12 @@ def _draw_panel(panel: Axes, sides: Sequence[Side], column: str, colours: Sequen
 
 
 def _across(reading: Reading) -> str:
-    """The column that the horizontal axis shows."""
+    """Return the column for the horizontal axis."""
     return "iteration" if "iteration" in reading.history else "epoch"
 
 
 def _curve(reading: Reading, column: str) -> pd.Series:
-    """The values of a column over iterations, at most POINTS of them."""
+    """Return the values of a column over iterations, at most POINTS of them."""
     if column not in reading.history:
         return pd.Series(dtype=float)
     table = reading.history[[_across(reading), column]].astype(float).dropna()
@@ -132,7 +132,7 @@ def _curve(reading: Reading, column: str) -> pd.Series:
 
 
 def _logarithmic(panel: Axes, lowest: float, highest: float) -> None:
-    """A logarithmic axis with readable ticks, also over less than a decade."""
+    """Make the axis logarithmic, with readable ticks also over less than a decade."""
     from matplotlib import ticker
 
     panel.set_yscale("log")
@@ -153,7 +153,7 @@ def write_curves(path: str | Path, sides: Sequence[Side], metric: str) -> Path:
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """A figure as the content of a "png" or "svg" file."""
+    """Return a figure as the content of a "png" or "svg" file."""
     import matplotlib as mpl
 
     metadata = {}

@@ -23,7 +23,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from common.runs.find import Run, say_once
 
 CHECKED = 65_536
-"""Bytes of an event above which its checksum is not looked at.
+"""Size of an event, in bytes, above which its checksum is not checked.
 
 TensorBoard's checksum is written in Python and takes 0.15 s a MB: minutes for a log full of images,
 which are PNG files and carry checksums of their own.
@@ -40,7 +40,7 @@ NEVER = np.iinfo(np.int64).max
 
 
 class Damaged(ValueError):
-    """Why an event file cannot be read on."""
+    """An event file that cannot be read to its end; the text says why."""
 
 
 # Scalars
@@ -63,7 +63,7 @@ def scalars(run: Run) -> pd.DataFrame:
 
 
 def events_by_folder(run: Run) -> dict[Path, list[Path]]:
-    """The event files of a run by their folder: TensorBoard shows each folder as a run."""
+    """Return the event files of a run by folder: TensorBoard shows each folder as a run."""
     folders = defaultdict(list)
     for file in run.events:
         folders[file.parent].append(file)
@@ -71,7 +71,7 @@ def events_by_folder(run: Run) -> dict[Path, list[Path]]:
 
 
 def _scalars_of(files: Iterable[Path]) -> pd.DataFrame:
-    """The scalars in the event files of one folder."""
+    """Return the scalars in the event files of one folder."""
     tags: list[str] = []
     steps = array("q")
     wall_times = array("d")
@@ -104,7 +104,7 @@ def _scalars_of(files: Iterable[Path]) -> pd.DataFrame:
 
 
 def _superseding_steps(log: pd.DataFrame, restarts: Sequence[tuple[int, int]]) -> pd.Series:
-    """For each scalar the step from which on later ones supersede it.
+    """Return for each scalar the step from which on later scalars supersede it.
 
     A later value of a tag supersedes those at its step and beyond, as in TensorBoard's data server:
     so a run that was resumed, in whatever file, is one curve. A restart (purge_step of a
@@ -124,7 +124,7 @@ def _superseding_steps(log: pd.DataFrame, restarts: Sequence[tuple[int, int]]) -
 
 
 def scalar(value: Summary.Value, plugin: str) -> float | None:
-    """The number that a value logs, None if it is none.
+    """Return the number that a value logs; None if it is no scalar.
 
     torch writes a `simple_value`, TensorFlow a tensor for the plugin "scalars".
     """
@@ -140,7 +140,7 @@ def scalar(value: Summary.Value, plugin: str) -> float | None:
 
 
 def read_files(files: Iterable[Path]) -> Iterator[Event]:
-    """The events of several files in the order of their time, each file up to any damage.
+    """Yield the events of several files in the order of their time, each file up to any damage.
 
     Damage is named on standard error.
     """
@@ -152,12 +152,12 @@ def read_files(files: Iterable[Path]) -> Iterator[Event]:
 
 
 def in_order(files: Iterable[Path]) -> list[Path]:
-    """Event files by the time of their first event: their names tell it in whole seconds."""
+    """Sort event files by the time of their first event; their names have whole seconds only."""
     return sorted(files, key=lambda file: (_first_time(file), file))
 
 
 def _first_time(file: Path) -> float:
-    """Wall time of the first event, infinite where none can be read."""
+    """Return the wall time of the first event; infinity if none can be read."""
     try:
         first = next(read_events(file), None)
     except Damaged:
@@ -166,7 +166,7 @@ def _first_time(file: Path) -> float:
 
 
 def read_events(file: Path) -> Iterator[Event]:
-    """The events of one file, as far as it is written.
+    """Yield the events of one file as far as it is written.
 
     TensorBoard's RawEventFileLoader takes 13 us for an event of 50 bytes, this 8 (6 of them in
     TensorBoard's checksum); and it says nothing about a file that ends within an event.
@@ -186,7 +186,7 @@ def read_events(file: Path) -> Iterator[Event]:
 
 
 def _records(opened: BinaryIO, file: Path) -> Iterator[tuple[int, bytes]]:
-    """The byte at which each record begins, and its data.
+    """Yield the byte at which each record begins, and its data.
 
     Format: TensorFlow's TFRecord, which is the length of the data (uint64), the masked CRC-32C of
     the length, the data, the masked CRC-32C of the data.
@@ -218,7 +218,7 @@ def _records(opened: BinaryIO, file: Path) -> Iterator[tuple[int, bytes]]:
 
 @lru_cache(10_000)  # few lengths occur, and TensorBoard's checksum is slow
 def _length(head: bytes) -> int | None:
-    """Bytes of data that the head of a record announces; None if it is damaged."""
+    """Return how many bytes of data the head of a record announces; None if it is damaged."""
     if head[8:] != _checksum(head[:8]):
         return None
     return struct.unpack("<Q", head[:8])[0]

@@ -14,7 +14,7 @@ from common.runs.find import Run
 
 
 def check(path: Path) -> None:
-    """Raise UserError for a file that could not be written in the end."""
+    """Raise UserError for a file that cannot be written, before the work."""
     folder = path.absolute().parent
     if path.suffix not in (".csv", ".parquet"):
         raise UserError(
@@ -47,7 +47,7 @@ def write(frames: Iterable[pd.DataFrame], path: Path) -> None:
 
 
 def long_form(runs: Iterable[Run]) -> Iterator[pd.DataFrame]:
-    """All scalars, a frame a run: run, tag, step, wall_time (s), value."""
+    """Yield the scalars of each run as a frame: run, tag, step, wall_time (s), value."""
     kinds = {
         "run": "str",
         "tag": "str",

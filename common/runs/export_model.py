@@ -1,4 +1,4 @@
-"""The command export-model: a trained network as a file for other programs.
+"""The command export-model: write a trained network as a file for other programs.
 
 load the network -> record it -> compare the file with the network -> for a package: an example of
 real raw, a model card
@@ -30,7 +30,7 @@ from common.talk import note, say, size, some, voxels
 PACKAGE = "bioimage"
 
 ENDINGS = {PACKAGE: ".zip"} | {name: form.ending for name, form in exported.FORMS.items()}
-"""What a network is exported as, and how the file's name ends."""
+"""Forms of an exported network, with the ending of the file's name."""
 
 
 def export_model(
@@ -44,19 +44,20 @@ def export_model(
     data: str | Path | None = None,
     onnx: bool = False,
 ) -> Path:
-    """Write the network of an experiment's run as a file for other programs; gives its path.
+    """Write the network of an experiment's run as a file for other programs; return its path.
 
     Args:
-        config_path: the experiment; with `overrides` and `data` as of `common.config.load`.
+        config_path: folder of an experiment, or its train_config.py.
         to: one of ENDINGS.
         weights: "best", "latest" or a checkpoint file; the best unless given.
         output: the file; in the experiment's results_path unless given.
-        said: what only its author knows, for a package.
+        said: what only its author can say of it, for a package.
         overrides: "name=value" for settings.
         data: data root, from which a package takes its example.
-        onnx: a package has the network as ONNX, too.
+        onnx: whether a package has the network as ONNX as well.
 
-    Raises FileNotFoundError, or UserError where a package is missing or no such form can be.
+    Raises FileNotFoundError; UserError if a Python package is missing or the network has no such
+    form.
     """
     _refuse_before_recording(to)
     config = replace(load_config(config_path, overrides, data), device="cpu", precision="fp32")
@@ -76,7 +77,7 @@ def export_model(
 
 
 def _refuse_before_recording(to: str) -> None:
-    """Raise UserError for what is no form, or needs a package that is missing."""
+    """Raise UserError for an unknown form, and for one whose Python package is missing."""
     if to not in ENDINGS:
         raise UserError(f"--to {to}; write {', '.join(ENDINGS)}")
     if to == PACKAGE:
@@ -84,7 +85,7 @@ def _refuse_before_recording(to: str) -> None:
 
 
 def _refuse_other_input(config: TrainConfig, path: Path) -> None:
-    """Raise UserError for a network that takes more than raw, which a package cannot say."""
+    """Raise UserError for a network that takes more than raw, which a package cannot express."""
     if config.input_channels:
         raise UserError(
             f"{path}: a package is of networks of raw alone, and this one takes "
@@ -105,7 +106,7 @@ def _output_path(config: TrainConfig, to: str, output: str | Path) -> Path:
 
 
 def _as_taken(network: Network, raw: torch.Tensor) -> torch.Tensor:
-    """(1, 1, z, y, x) as the network itself takes it: a 2-D one without the axis of size 1."""
+    """Return raw (1, 1, z, y, x) as the network takes it: for 2-D without the axis of size 1."""
     return raw if network.flat is None else raw.squeeze(2 + network.flat)
 
 
@@ -145,9 +146,9 @@ def _write_package(
 def _sizes(
     network: Network, own: exported.FirstOutput, recorded: exported.Run, *, fixed: bool
 ) -> Sizes:
-    """What the file takes: larger patches, too, where it gives the network's logits for them.
+    """Return the sizes that the file takes: also larger patches, if its logits are right for them.
 
-    fixed: whether it has another form that takes one size alone.
+    fixed: whether another form in the package takes one size only.
     """
     window = network.window
     steps = tuple(step for step, _ in window.steps)
@@ -166,9 +167,9 @@ def _sizes(
 
 
 def example_raw(network: Network) -> np.ndarray:
-    """A patch of raw as it is stored, (1, 1, ...), from the first crop that validates.
+    """Return a patch of raw as it is stored, (1, 1, ...), from the first crop that validates.
 
-    Noise where no crop is there.
+    Without such a crop it is noise.
     """
     config = network.config
     patch = _patch_of_crop(network)
@@ -184,7 +185,7 @@ def example_raw(network: Network) -> np.ndarray:
 
 
 def _patch_of_crop(network: Network) -> np.ndarray | None:
-    """The raw in the middle of the first crop that validates; None where there is none."""
+    """Return the raw in the middle of the first crop that validates; None without one."""
     taken: Patch = network.window.input
     try:
         region = regions.find(network.config, "validate")[0]

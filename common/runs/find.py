@@ -51,11 +51,11 @@ class Run:
     size: int = 0
     """Bytes in the event files."""
     written: float = 0.0
-    """When one of its files was last written, in seconds since the epoch."""
+    """Time when one of its files was last written, in seconds since 1970."""
     encloses: bool = False
     """Whether another run lies below its folder."""
     name: str = ""
-    """experiment/model/run, always three parts, different for all runs found together."""
+    """experiment/model/run: three parts, unique among the runs found together."""
 
 
 def find(roots: str | Path | Sequence[str | Path], output: Path | None = None) -> list[Run]:
@@ -93,13 +93,13 @@ def find(roots: str | Path | Sequence[str | Path], output: Path | None = None) -
 
 
 def experiment_folder(root: Path) -> Path:
-    """`root`, or the experiment of which `root` is the logs folder."""
+    """Return `root`, or the experiment if `root` is its logs folder."""
     return root.parent if root.name in LOGS else root
 
 
 @cache
 def say_once(text: str) -> None:
-    """A line on standard error, once in a process: runs are read over and over while watched."""
+    """Say a line once in a process: runs are read over and over while they are watched."""
     talk.say(text)
 
 
@@ -107,9 +107,9 @@ def say_once(text: str) -> None:
 
 
 def _find_logs(root: Path, skip: Skip) -> dict[Path, Path]:
-    """The experiment of each logs folder at or below `root`.
+    """Return the experiment of each logs folder at or below `root`.
 
-    Without any, but with event files, `root` is its own logs folder.
+    If there are no logs folders but event files, `root` is its own logs folder.
     """
     experiment_of = {}
     holds_events = False
@@ -125,7 +125,7 @@ def _find_logs(root: Path, skip: Skip) -> dict[Path, Path]:
 
 
 def _walk_folders(top: Path, depth: int, skip: Skip) -> Iterator[tuple[Path, list[Path]]]:
-    """`top` and the folders down to `depth` levels below it, each once and with what it holds."""
+    """Yield `top` and the folders down to `depth` levels below it, each once, with its entries."""
     seen = set()
     folders = deque([(top, 0)])
     links: deque[tuple[Path, int]] = deque()
@@ -149,7 +149,7 @@ def _walk_folders(top: Path, depth: int, skip: Skip) -> Iterator[tuple[Path, lis
 
 
 def _list_folder(folder: Path) -> list[Path]:
-    """What `folder` holds, sorted; a folder that cannot be read is named and counts as empty."""
+    """Return the sorted entries of a folder; one that cannot be read is named and has none."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -179,7 +179,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _is_event_file(path: Path) -> bool:
-    """What TensorBoard itself takes for an event file."""
+    """Whether TensorBoard takes a path for an event file."""
     if "tfevents" not in path.name or path.name.endswith(".profile-empty"):
         return False
     return _is_file(path)
@@ -189,7 +189,7 @@ def _is_event_file(path: Path) -> bool:
 
 
 def _runs_in(logs: Path, experiment: Path, skip: Skip) -> list[Run]:
-    """The runs in one logs folder."""
+    """Return the runs in one logs folder."""
     # a logs folder may hold a run called data or cache; an experiment's folder holds those folders
     skip = skip if logs == experiment else _is_hidden
     files_in = {}
@@ -216,7 +216,7 @@ def _is_file_of_a_run(path: Path) -> bool:
 
 
 def _run_folder(folder: Path, logs: Path, files_in: Mapping[Path, list[Path]]) -> Path:
-    """The folder of the run that files in `folder` belong to.
+    """Return the folder of the run that files in `folder` belong to.
 
     A run at model/run owns everything below it: add_hparams and add_scalars of torch write into
     subfolders.
@@ -231,7 +231,7 @@ def _run_folder(folder: Path, logs: Path, files_in: Mapping[Path, list[Path]]) -
 
 
 def _with_files(run: Run, files: Sequence[Path]) -> Run | None:
-    """The run with its files; None if all of them were deleted since they were listed."""
+    """Return the run with its files; None if all of them were deleted since they were listed."""
     states = {}
     for file in files:
         try:
@@ -250,7 +250,7 @@ def _with_files(run: Run, files: Sequence[Path]) -> Run | None:
 
 
 def name_runs(runs: Sequence[Run]) -> dict[str, Run]:
-    """Runs by their name experiment/model/run, sorted by it; no two share a name."""
+    """Return the runs by unique names experiment/model/run, sorted by name."""
     experiments = sorted({run.experiment for run in runs})
     labels = dict(zip(experiments, distinct_names(experiments), strict=True))
     runs_of = defaultdict(list)
@@ -265,13 +265,13 @@ def name_runs(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def _model_name(run: Run) -> str:
-    """The folders between logs and the run, which is the model's name; else the experiment's."""
+    """Return the model's name, the folders between logs and run; without one the experiment's."""
     parts = run.folder.relative_to(run.logs).parts
     return "-".join(parts[:-1]) or run.experiment.name or "root"
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """A name for each absolute folder: its own, after as many parents as tell it apart."""
+    """Return a unique name for each absolute folder: its own, after as many parents as needed."""
     parts = [folder.parts[1:] or ("root",) for folder in folders]
     depths = [1] * len(parts)
     longest = max(map(len, parts), default=0)

@@ -1,4 +1,4 @@
-"""What a run says of itself: run.json and history.csv, or what its events tell."""
+"""Read what a run has on record: run.json and history.csv, or the same from its events."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ RESULT = {
     "hours": "float64",
     "samples_per_s": "float64",
 }
-"""Columns of `table` that say what a run came to."""
+"""Columns of `table` with the result of a run."""
 
 PROVENANCE = ("commit", "uncommitted_changes", "split_hash", "device", "precision")
-"""Columns of `table` that say what a run is from."""
+"""Columns of `table` with the provenance of a run."""
 
 EPOCH_TAGS = ("loss/validation", "mean/*", "lr", "skipped")
 """Tags that are logged once an epoch."""
@@ -52,14 +52,14 @@ COLUMNS = {
     "mean/iou/train": "train/iou",
     "skipped": "train/skipped",
 }
-"""Tags that have another name in history.csv."""
+"""Columns of history.csv for tags that are called otherwise."""
 
 COLUMN_GROUPS = {"mean": "validation", "throughput": "train"}
-"""Beginnings of tags that are called otherwise in history.csv."""
+"""First parts of columns of history.csv for first parts of tags."""
 
 
 def record(run: Run) -> RunRecord:
-    """Return run.json; of a run without one, as much of it as its events and history tell.
+    """Return run.json; for a run without one, as much of it as events and history tell.
 
     Raises UserError if run.json cannot be read.
     """
@@ -67,7 +67,7 @@ def record(run: Run) -> RunRecord:
 
 
 def history(run: Run) -> pd.DataFrame:
-    """Return history.csv, a row an epoch; of a run without one it is made of the events.
+    """Return history.csv, a row an epoch; for a run without one it is made of the events.
 
     Empty if nothing was logged. Raises UserError if the file is broken.
     """
@@ -78,9 +78,9 @@ def history(run: Run) -> pd.DataFrame:
 
 
 def table(runs: Iterable[Run]) -> pd.DataFrame:
-    """Return a row a run: its name, what it came to, where it is from, how it was set.
+    """Return a row a run: name, result, provenance, and settings.
 
-    Of the settings those that differ between the runs, as columns settings/{name}.
+    Settings that differ between the runs have columns settings/{name}; others are left out.
     """
     rows = []
     settings = []
@@ -104,7 +104,7 @@ def table(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def _record_of_log(run: Run) -> RunRecord:
-    """A record from the texts and times in the events, and from the history."""
+    """Make a record of the texts and times in the events, and of the history."""
     experiment, model, name = run.name.split("/")
     known = RunRecord(experiment, model, name)
     for file in in_order(events_by_folder(run).get(run.folder, ())):
@@ -129,7 +129,7 @@ def _time(event: Event) -> str:
 
 
 def _take_tables(event: Event, known: RunRecord) -> None:
-    """Read the settings and the provenance that an event logs as texts."""
+    """Put the settings and the provenance that an event logs as texts into a record."""
     for value in event.summary.value:
         if not value.tensor.string_val:
             continue
@@ -141,7 +141,7 @@ def _take_tables(event: Event, known: RunRecord) -> None:
 
 
 def _parse_table(text: str) -> dict[str, str]:
-    """Names and values of a table that common.train.recording.tracking logged as text."""
+    """Parse names and values of a table that common.train.recording.tracking logged as text."""
     values = {}
     for line in text.splitlines()[2:]:
         name, _, value = line.strip("| ").partition(" | ")
@@ -150,7 +150,7 @@ def _parse_table(text: str) -> dict[str, str]:
 
 
 def _hours(sessions: Sequence[Session]) -> float | None:
-    """Length of the union of the sessions: a run may have two writers at a time."""
+    """Return the hours that the sessions cover together: two may overlap; None without any."""
     spans = []
     for session in sessions:
         began = datetime.fromisoformat(session.began).timestamp()
@@ -165,7 +165,7 @@ def _hours(sessions: Sequence[Session]) -> float | None:
 
 
 def _usual_metric(log: pd.DataFrame) -> str | None:
-    """What the best epoch is best at where no setting says it."""
+    """Return the metric of the best epoch for a run whose settings do not name it."""
     for name in ("dice", "loss"):
         if f"validation/{name}" in log:
             return name
@@ -173,7 +173,7 @@ def _usual_metric(log: pd.DataFrame) -> str | None:
 
 
 def _result_of(log: pd.DataFrame, metric: str | None) -> RunResult:
-    """What a history tells of the result: all but whether it is finished, and the hours."""
+    """Return the result of a run from its history: all but `finished` and `hours`."""
     last = log.index[-1] if len(log) else None
     best = best_row(log, metric) if metric else None
     return RunResult(
@@ -187,7 +187,7 @@ def _result_of(log: pd.DataFrame, metric: str | None) -> RunResult:
 
 
 def _cell(log: pd.DataFrame, row: int | None, column: str) -> Any:
-    """A number of a history, None where it is not known."""
+    """Return a number of a history; None if it is not known."""
     if row is None or column not in log:
         return None
     value = log.loc[row, column]
@@ -195,7 +195,7 @@ def _cell(log: pd.DataFrame, row: int | None, column: str) -> Any:
 
 
 def _history_of_events(run: Run) -> pd.DataFrame:
-    """The history from the events: the last value of each tag in an epoch."""
+    """Make a history of the events: the last value of each tag in an epoch."""
     log = scalars(run)
     ends = _epoch_ends(log)
     rows = range(len(ends))
@@ -212,7 +212,10 @@ def _history_of_events(run: Run) -> pd.DataFrame:
 
 
 def _epoch_ends(log: pd.DataFrame) -> np.ndarray:
-    """The steps, sorted, at which the first of EPOCH_TAGS that is there was logged; else all."""
+    """Return the sorted steps at which epochs end.
+
+    They are those of the first of EPOCH_TAGS that was logged; without any of them all steps.
+    """
     tags = log["tag"].unique()
     for pattern in EPOCH_TAGS:
         matching = [tag for tag in tags if fnmatchcase(tag, pattern)]
@@ -222,7 +225,7 @@ def _epoch_ends(log: pd.DataFrame) -> np.ndarray:
 
 
 def _column(tag: str) -> str:
-    """The column of history.csv that holds what is logged under `tag`."""
+    """Return the column of history.csv for a tag."""
     if tag in COLUMNS:
         return COLUMNS[tag]
     group, _, name = tag.partition("/")

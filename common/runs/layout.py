@@ -21,7 +21,7 @@ from common.runs.history import METRICS
 from common.typed import is_number
 
 FILE = "layout/events.out.tfevents.layout"
-"""TensorBoard takes the layout from any run; ours is a run of nothing else."""
+"""Event file of the page: TensorBoard takes it from any run; ours holds nothing else."""
 
 FINAL = ("dice", "iou", "loss")
 """Columns of the HPARAMS page: a run has its best_metric and its loss."""
@@ -45,7 +45,7 @@ def write(path: Path, differing: Mapping[str, Sequence[str]] | None = None) -> N
 
 
 def layout_event() -> Event:
-    """A page with charts for losses, means, and for each metric one for each group of classes."""
+    """Return the page: charts of losses and means, and of each class by metric and group."""
     page = layout_pb2.Layout()
     charts = {"loss": "loss/(train|validation)$"}
     charts |= {f"mean {metric}": f"mean/{metric}(/train|_smoothed)?$" for metric in METRICS}
@@ -68,7 +68,7 @@ def layout_event() -> Event:
 
 
 def hparams_event(differing: Mapping[str, Sequence[str]]) -> Event:
-    """The columns of the HPARAMS page: settings that differ between the runs, and final metrics.
+    """Return the columns of the HPARAMS page: settings that differ, and final metrics.
 
     differing: the values of each such setting. TensorBoard takes the columns from any one run that
     has a list; runs have none, because none knows what the others were set to.
@@ -105,9 +105,9 @@ def _add_part(
 
 
 def class_groups() -> dict[str, list[str]]:
-    """The tested classes by their first name, as mito, mito_mem and mito_lum.
+    """Return the tested classes grouped by first name: mito with mito_mem and mito_lum.
 
-    Those without relatives are grouped by where they are: cell or nucleus.
+    Classes without relatives are grouped by place: cell or nucleus.
     """
     families = defaultdict(list)
     for name in TESTED:

@@ -1,4 +1,4 @@
-"""How good each side of a comparison is, and how sure the difference of two sides is.
+"""Measure each side of a comparison, and how sure the difference of two sides is.
 
 What is compared is the challenge's score where `evaluate` scored the same crops for all runs, else
 a metric of the validation at each run's best epoch. A difference is judged over
@@ -37,12 +37,12 @@ SCORE = "score"
 
 @dataclass(frozen=True)
 class CropDraws:
-    """The figures of a measure with other crops of the same kind."""
+    """The figures of a measure on bootstrap draws of crops."""
 
     figures: np.ndarray
     """(draws, runs, 1 + classes)."""
     crops: tuple[int, ...]
-    """(1 + classes,) how many crops each figure is of."""
+    """(1 + classes,) number of crops behind each figure."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +51,31 @@ class Measure:
 
     metric: str
     source: str
-    """Where it stands: history.csv, or the name of a file of `evaluate`."""
+    """File that the metric is read from: history.csv, or one of `evaluate`."""
     classes: tuple[str, ...]
     values: np.ndarray
-    """(runs, 1 + classes), column 0 over all classes."""
+    """(runs, 1 + classes); column 0 is the figure over all classes."""
     groups: tuple[np.ndarray, ...]
-    """For each side the rows of its runs."""
+    """For each side the row numbers of its runs."""
     draws: CropDraws | None = None
     """None for a metric of the validation."""
 
     @property
     def of_validation(self) -> bool:
-        """Whether it was measured while training."""
+        """Whether it is a metric of the validation in training."""
         return self.source == HISTORY
 
     def of(self, side: int) -> np.ndarray:
-        """(1 + classes,) mean over the seeds of a side."""
+        """Return (1 + classes,): the mean over the seeds of a side."""
         return self.values[self.groups[side]].mean(0)
 
     def spread(self, side: int) -> float | None:
-        """Standard deviation over the seeds; None for one."""
+        """Return the standard deviation over the seeds of a side; None for one seed."""
         values = self.values[self.groups[side], 0]
         return float(values.std(ddof=1)) if len(values) > 1 else None
 
     def basis(self, a: int, b: int) -> str:
-        """What a difference of two sides is judged over, in words."""
+        """Return what the difference of two sides is judged over, in words."""
         seeds = [len(self.groups[side]) for side in (a, b)]
         if min(seeds) > 1:
             return f"Welch's t over {seeds[0]} and {seeds[1]} seeds"
@@ -84,7 +84,7 @@ class Measure:
         return f"paired t over {len(self.classes)} classes"
 
     def interval(self, a: int, b: int, column: int = 0, *, level: float = LEVEL) -> Interval | None:
-        """The interval of side a minus side b in a column; None where one unit is judged over."""
+        """Return the interval of side a minus side b in a column; None if one unit is all."""
         rows_a = self.groups[a]
         rows_b = self.groups[b]
         if min(len(rows_a), len(rows_b)) > 1:
@@ -100,14 +100,14 @@ class Measure:
         return None if column else paired(difference[1:], level)
 
     def ordered(self, sides: Sequence[int]) -> Measure:
-        """The same with its sides in another order."""
+        """Return the measure with its sides in another order."""
         return replace(self, groups=tuple(self.groups[side] for side in sides))
 
 
 def welch(first: np.ndarray, second: np.ndarray, level: float) -> Interval | None:
-    """The interval of the difference of two means, of at least two values each.
+    """Return the interval of the difference of two means, each of at least two values.
 
-    None where no value varies: seeds that all came to the same are no measure of chance.
+    None if no value varies: equal seeds are no measure of chance.
     """
     if not np.ptp(first) and not np.ptp(second):
         return None
@@ -117,7 +117,7 @@ def welch(first: np.ndarray, second: np.ndarray, level: float) -> Interval | Non
 
 
 def paired(differences: np.ndarray, level: float) -> Interval | None:
-    """The interval of the mean of differences; None for fewer than two."""
+    """Return the interval of the mean of differences; None for fewer than two."""
     if len(differences) < 2:
         return None
     with _nearly_equal_values():
@@ -125,7 +125,7 @@ def paired(differences: np.ndarray, level: float) -> Interval | None:
 
 
 def _nearly_equal_values() -> warnings.catch_warnings:
-    """SciPy warns where values are equal but for rounding; the interval is then as narrow."""
+    """Silence SciPy's warning about values that are equal but for rounding."""
     return warnings.catch_warnings(action="ignore", category=RuntimeWarning)
 
 
@@ -138,10 +138,10 @@ def _limits(test: Any, level: float) -> Interval:
 
 
 def measured(sides: Sequence[Side], metric: str = "") -> tuple[Measure, list[str]]:
-    """Return the figures of all runs, and what has to be said about them.
+    """Return the figures of all runs, and sentences about them.
 
-    Raises UserError where `metric` cannot be had. Without it the score is taken if all runs have
-    it, else the best_metric that all of them have, else dice.
+    metric: without it the score is taken if all runs have it, else the best_metric that all of them
+        have, else dice. Raises UserError for one that the runs do not have.
     """
     if metric not in (SCORE, "", *METRICS):
         raise UserError(f"metric '{metric}'; write one of {', '.join([SCORE, *METRICS])}")
@@ -171,7 +171,7 @@ def _usual_metric(readings: Sequence[Reading]) -> str:
 def _of_history(
     readings: Sequence[Reading], metric: str, groups: tuple[np.ndarray, ...]
 ) -> Measure:
-    """A metric of the validation, over the classes that all runs have it of."""
+    """Measure a metric of the validation, over the classes that all runs have."""
     by_run = [reading.per_class(metric) for reading in readings]
     common = set(by_run[0]).intersection(*by_run)
     classes = tuple(name for name in by_run[0] if name in common)
@@ -195,7 +195,7 @@ def _of_history(
 
 
 def _known_to_some(readings: Sequence[Reading], measure: Measure) -> list[str]:
-    """About classes that are in the metric of some runs, and not in a mean over those of all."""
+    """Return a sentence about classes that only some runs have, which the mean leaves out."""
     having: dict[str, list[str]] = {}
     for reading in readings:
         for name in reading.per_class(measure.metric):
@@ -211,9 +211,9 @@ def _known_to_some(readings: Sequence[Reading], measure: Measure) -> list[str]:
 
 
 def scored_alike(readings: Sequence[Reading]) -> tuple[str, str]:
-    """The name of a file of scores that all runs have and that share crops, or "" and why not.
+    """Return the name of a file of scores that all runs have for common crops, and "".
 
-    The reason is "" where no run is scored.
+    Without such a file it returns "" and the reason, which is "" if no run is scored.
     """
     if not any(reading.scores for reading in readings):
         return "", ""
@@ -233,17 +233,17 @@ def scored_alike(readings: Sequence[Reading]) -> tuple[str, str]:
 
 
 def counted(scores: Scores) -> dict[tuple[str, str], Counts]:
-    """The counts by (crop, class) that are in the score.
+    """Return the counts by (crop, class), without those that the metric left out.
 
-    A class that the metric left out of a crop, for too many predicted objects, is not: without
-    counts it would be as good as a class in which nothing is wrong.
+    A class that is left out of a crop, for too many predicted objects, has no counts, and would be
+    as good as one in which nothing is wrong.
     """
     counts = scores.counts()
     return {cell: of_cell for cell, of_cell in counts.items() if of_cell.status != SKIPPED}
 
 
 def _nothing_counted(reading: Reading, file: str) -> str:
-    """Why a file has no counts to compare."""
+    """Return why a file has no counts to compare."""
     if reading.scores[file].counts():
         return (
             f"of {reading.name} the metric left out every class of {file}, for too many predicted "
@@ -253,7 +253,7 @@ def _nothing_counted(reading: Reading, file: str) -> str:
 
 
 def _of_scores(readings: Sequence[Reading], file: str, groups: tuple[np.ndarray, ...]) -> Measure:
-    """The challenge's score, counts pooled over the crops that all runs have it for."""
+    """Measure the challenge's score over the crops and classes that all runs have."""
     # runs may be scored on other crops: only what all have says which of them is better
     cells = [counted(reading.scores[file]) for reading in readings]
     common = sorted(set(cells[0]).intersection(*cells))
@@ -283,7 +283,7 @@ def _of_scores(readings: Sequence[Reading], file: str, groups: tuple[np.ndarray,
 
 
 def _figures(score: ChallengeScore, overall: str, classes: Sequence[str]) -> list[float]:
-    """A row of a measure; NaN for a class that none of the drawn crops has."""
+    """Return a row of a measure; NaN for a class that none of the drawn crops has."""
     figures = [getattr(score, overall)]
     for name in classes:
         label = score.label_scores.get(name)
@@ -292,7 +292,7 @@ def _figures(score: ChallengeScore, overall: str, classes: Sequence[str]) -> lis
 
 
 def stale_scores(readings: Sequence[Reading], file: str) -> list[str]:
-    """Sentences about scores that are not what they seem."""
+    """Return sentences about scores of other checkpoints, definitions or crops than they seem."""
     sentences = []
     for reading in readings:
         provenance = reading.scores[file].provenance
@@ -323,7 +323,7 @@ def stale_scores(readings: Sequence[Reading], file: str) -> list[str]:
 
 
 def _left_out_sentences(reading: Reading, file: str) -> list[str]:
-    """About a score that looks good because the metric did not look at all of the prediction."""
+    """Return a sentence about classes that the metric left out, which makes a score look better."""
     listed = in_crops(reading.scores[file], "left_out")
     if not listed:
         return []

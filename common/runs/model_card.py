@@ -1,4 +1,4 @@
-"""A model card: what a run and its scores say of a network, for people who have neither."""
+"""Write a model card of a network from its run and scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.talk import count, nm, some, voxels
 from common.train.recording.record import RunRecord, read_record
 
 LICENCE = "CC-BY-4.0"
-"""Of the challenge's data, and of what was trained on them unless its author says otherwise."""
+"""Licence of the challenge's data, and the default for a network trained on them."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ CITED = (
 
 @dataclass(frozen=True)
 class Said:
-    """What only its author knows of a network."""
+    """What only the author of a network can say of it."""
 
     name: str = ""
     description: str = ""
     authors: tuple[str, ...] = ()
     licence: str = LICENCE
-    """As SPDX has it."""
+    """Identifier of SPDX."""
     cite: tuple[Citation, ...] = ()
     """Further works, before CITED."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a package says of its network."""
+    """The model card of a package."""
 
     name: str
     description: str
@@ -68,7 +68,7 @@ class Card:
 
 
 def card_of(network: Network, said: Said) -> Card:
-    """The card of a network that was trained here. network: one, no ensemble."""
+    """Make the card of a network that was trained here. network: a single one, no ensemble."""
     config = network.config
     classes = some(config.classes, 6)
     scale = nm(config.input_array_info["scale"])
@@ -126,11 +126,11 @@ NORMALISED = {
     ),
     "values": "as it is stored",
 }
-"""What raw_normalization does, as in a sentence."""
+"""Descriptions of the values of raw_normalization."""
 
 
 def normalisation(config: TrainConfig) -> str:
-    """How raw becomes the network's input, in words."""
+    """Return how raw becomes the network's input, in words."""
     low, high = config.raw_range or (0, 255)
     return NORMALISED[config.raw_normalization].format(low=low, high=high)
 
@@ -245,7 +245,7 @@ def _cite_line(work: Citation) -> str:
 
 
 def citations(texts: Sequence[str]) -> tuple[Citation, ...]:
-    """Works as they are typed: "TEXT", or "TEXT doi:10.1038/..."."""
+    """Parse works as they are typed: "TEXT", or "TEXT doi:10.1038/..."."""
     works = []
     for text in texts:
         words, _, doi = text.partition("doi:")

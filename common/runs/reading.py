@@ -1,4 +1,4 @@
-"""A run as it stands on disk: its record, its history, its scores, and where its folders are."""
+"""Read a run from disk: its record, its history, its scores, and where its folders are."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from common.train.recording.record import RunRecord, RunResult, best_epoch, best
 
 @dataclass(frozen=True)
 class Reading:
-    """What is known of a run."""
+    """A run with its record, history and scores."""
 
     run: Run
     record: RunRecord
     history: pd.DataFrame
     """A row an epoch."""
     scores: dict[str, Scores]
-    """What `evaluate` wrote, by the name of the file; that of the validation crops first."""
+    """Files of `evaluate` by name; that of the validation crops is first."""
 
     @property
     def name(self) -> str:
@@ -47,17 +47,17 @@ class Reading:
 
     @property
     def result(self) -> RunResult:
-        """What the run came to."""
+        """The result of the run."""
         return self.record.result
 
     @property
     def best_metric(self) -> str:
-        """What its best epoch is best at; "dice" where it is not known."""
+        """The metric that the best epoch is chosen by; "dice" if not known."""
         return self.record.best_metric or "dice"
 
     @cached_property
     def best(self) -> pd.Series | None:
-        """The row of the best epoch, which best.pt is of; None without validation."""
+        """The row of the best epoch, whose weights best.pt has; None without validation."""
         row = best_row(self.history, self.best_metric)
         return None if row is None else self.history.loc[row]
 
@@ -72,7 +72,7 @@ class Reading:
         return best_epoch(self.history, self.best_metric)
 
     def per_class(self, metric: str) -> dict[str, float]:
-        """A metric at the best epoch, of the classes that the validation holds."""
+        """Return a metric at the best epoch for each class that occurs in the validation."""
         if self.best is None:
             return {}
         known = self.best.dropna()  # NaN: the validation has no voxel of the class
@@ -97,14 +97,14 @@ class Reading:
         return any(self.per_class(metric) for metric in METRICS)
 
     def last(self, column: str) -> float | None:
-        """The last known value of a column of the history."""
+        """Return the last known value of a column of the history; None without one."""
         if column not in self.history:
             return None
         values = self.history[column].dropna()
         return float(values.iloc[-1]) if len(values) else None
 
     def folder(self, setting: str) -> Path:
-        """The folder that one of RUN_FOLDERS, such as results_path, names for this run."""
+        """Return the folder that one of RUN_FOLDERS, such as results_path, names for this run."""
         return run_folder(self.run, self.record, setting)
 
 
@@ -121,7 +121,7 @@ def read(run: Run) -> Reading:
 
 
 def _scores_order(path: Path) -> tuple[bool, str]:
-    """The validation crops' scores.json first."""
+    """Sort scores.json, of the validation crops, first."""
     return path.name != "scores.json", path.name
 
 
@@ -148,7 +148,7 @@ def run_folder(run: Run, record: RunRecord, setting: str) -> Path:
 
 
 def _recorded_config(record: RunRecord, home: Path) -> TrainConfig | None:
-    """As much of a run's settings as its paths are made of; None where they are not on record."""
+    """Return the settings that a run's paths are made of; None if they are not on record."""
     names = ("model_name", "run_name", "random_seed", *RUN_FOLDERS)
     if not set(names) <= set(record.settings):
         return None
@@ -164,11 +164,11 @@ def _recorded_config(record: RunRecord, home: Path) -> TrainConfig | None:
 
 
 def _no_model() -> None:
-    """Stands for the network, which no path depends on."""
+    """Take the place of build_model, which no path depends on."""
 
 
 def _parsed(text: str) -> Any:
-    """A setting from the text that TrainConfig.record made of it."""
+    """Return a setting from the text that TrainConfig.record made of it."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -32,10 +32,10 @@ from common.show.figures import PANEL_WORDS
 TEMPLATE = "report.html.j2"
 
 PICTURED = 20
-"""Experiments that pictures are shown of."""
+"""Most experiments with pictures."""
 
 CELL = 300
-"""Letters of a cell of a table; all of them are shown where the pointer rests."""
+"""Most letters in a cell of a table; the whole text is shown where the pointer rests."""
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Content-Security-Policy: whatever a shown file may hold, the browser asks nobody for anything."""
@@ -47,20 +47,20 @@ class Row:
 
     name: str
     anchor: str
-    """Of its experiment's section."""
+    """Anchor of its experiment's section."""
     metric: str
     best: float | None
     best_epoch: int | None
     epochs: str
-    """How many were trained."""
+    """Number of trained epochs."""
     planned: str
-    """How many the settings say; "" where they are not known."""
+    """Number of epochs in the settings; "" if not known."""
     finished: str
     hours: float | None
     samples_per_s: float | None
     score: float | None
     left_out: str
-    """What the metric left out of the score, or that it is of other crops; "" for neither."""
+    """Sentences about a score that leaves something out, or is of other crops; "" for neither."""
     began: str
     commit: str
     differs: str
@@ -83,8 +83,8 @@ def report(
         say: takes a line to print.
 
     Raises:
-        UserError: there is no such run, or a file of a run is broken.
-        FileNotFoundError: no such root.
+        UserError: for an unknown run, and a broken file of a run.
+        FileNotFoundError: without the root.
     """
     if not experiments and not find(root):
         raise UserError(
@@ -104,7 +104,7 @@ def report(
 
 
 def _page(groups: Sequence[Sequence[Reading]]) -> str:
-    """The page; the runs of each experiment are ranked."""
+    """Return the HTML page. groups: the ranked runs of each experiment."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -137,7 +137,7 @@ def _page(groups: Sequence[Sequence[Reading]]) -> str:
 
 
 def ranked(readings: Iterable[Reading]) -> list[Reading]:
-    """The best run first; runs without validation last.
+    """Return the runs of an experiment, the best first; runs without validation are last.
 
     Those of the best_metric that most runs have come before the others. Of equal ones that is first
     of which the challenge's score left out less, see `Reading.left_out`.
@@ -162,7 +162,7 @@ def ranked(readings: Iterable[Reading]) -> list[Reading]:
 
 
 def usual_scores(readings: Iterable[Reading]) -> str:
-    """The file of scores that most runs have, scores.json before others; "" without any."""
+    """Return the file of scores that most runs have, scores.json before others; "" without any."""
     files: Counter[str] = Counter()
     for reading in readings:
         files.update(list(reading.scores))
@@ -170,7 +170,7 @@ def usual_scores(readings: Iterable[Reading]) -> str:
 
 
 def _rows(group: Sequence[Reading], anchor: str, usual: str) -> list[Row]:
-    """The runs of one experiment. usual: as of `usual_scores`."""
+    """Return the rows of one experiment. usual: the file that `usual_scores` returned."""
     differing = differing_settings(as_sides(group))
     rows = []
     for number, reading in enumerate(group):
@@ -222,7 +222,7 @@ def _finished(finished: bool | None) -> str:
 
 
 def _began(reading: Reading) -> str:
-    """When the run began; where that is not on record, when it was last written."""
+    """Return when the run began; if that is not on record, when it was last written."""
     sessions = reading.record.sessions
     if sessions and sessions[0].began:
         return sessions[0].began
@@ -230,7 +230,7 @@ def _began(reading: Reading) -> str:
 
 
 def _commit(reading: Reading) -> str:
-    """The commit, with a + where changes were not committed."""
+    """Return the commit, with a + if there were uncommitted changes."""
     commit = reading.provenance.get("commit", "")[:10]
     changed = reading.provenance.get("uncommitted_changes") == "True"
     return f"{commit}+" if changed else commit

@@ -1,4 +1,4 @@
-"""All that the page of `report` shows of one experiment."""
+"""The part of the page of `report` that is about one experiment."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ from common.score.result import OVERALL, Scores
 from common.score.tables import in_crops
 
 PICTURE_WIDTH = 1200
-"""Pixels that a wider picture is scaled down to."""
+"""Largest width of a picture in pixels; wider ones are scaled down."""
 
 FIGURES = 6
-"""Pictures of the last validation that are shown of an experiment."""
+"""Most pictures of the last validation that are shown of an experiment."""
 
 EVENTS_GB = 1.0
-"""Event files larger than this together are not read for pictures."""
+"""Size of the event files of a run above which they are not read for pictures."""
 
 INK = "#123457"
-"""Stands in curves for the colour of the page's text."""
+"""Placeholder in curves for the colour of the page's text."""
 
 MARK = "*"
-"""Stands at scores that look better than they are."""
+"""Mark of scores that look better than they are."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A class of one run."""
+    """The figures of one class of a run."""
 
     name: str
     validation: float | None
     score: float | None
     interval: Interval | None
     left_out: int
-    """Crops that the metric left it out of; such a score is marked."""
+    """Number of crops where the metric left the class out; its score is marked then."""
 
 
 @dataclass(frozen=True)
 class Bars:
-    """The classes of one run, at its best epoch and as `evaluate` scored them."""
+    """The classes of a run: metric at the best epoch, and score of `evaluate`."""
 
     metric: str
     file: str
-    """Of the scores; "" where there are none."""
+    """File of the scores; "" without one."""
     note: str
     classes: list[Bar]
     has_scores: bool
@@ -86,23 +86,23 @@ class Pictures:
 
     shown: list[Picture]
     figures: int
-    """How many of them are of the last validation."""
+    """Number of shown pictures that are of the last validation."""
     available: int
-    """How many the last validation drew."""
+    """Number of pictures that the last validation drew."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one run: (name, value, default)."""
+    """The settings of one run, each as (name, value, default)."""
 
     changed: list[tuple[str, str, str]]
     others: list[tuple[str, str, str]]
-    """At their defaults, or names and paths."""
+    """Settings at their defaults, and names and paths."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """All about one experiment."""
+    """The section of one experiment."""
 
     anchor: str
     label: str
@@ -112,14 +112,14 @@ class Section:
     """Curves of the best runs; empty where nothing is logged."""
     bars: Bars | None
     pictures: Pictures | None
-    """None where the page has pictures enough."""
+    """None if the page has pictures of enough other experiments."""
     settings: Settings | None
-    """None where they are not known."""
+    """None if not known."""
     provenance: list[tuple[str, str]]
 
 
 def section_of(group: Sequence[Reading], anchor: str, is_pictured: bool) -> Section:
-    """All about one experiment, whose best run comes first."""
+    """Make the section of one experiment, whose runs are ranked."""
     best = group[0]
     return Section(
         anchor=anchor,
@@ -144,7 +144,7 @@ def _lead(group: Sequence[Reading]) -> str:
 
 
 def _curves(group: Sequence[Reading]) -> Markup:
-    """SVG of the best runs, in the colour of the page's text; empty where nothing is logged."""
+    """Return curves of the best runs as SVG, in the colour of the text; empty without any."""
     drawn = [reading for reading in group if len(reading.history)][:CURVES]
     if not drawn:
         return Markup("")
@@ -161,7 +161,7 @@ def _curves(group: Sequence[Reading]) -> Markup:
 
 
 def _bars(reading: Reading) -> Bars | None:
-    """The metric of the validation and the challenge's score of each class; None without any."""
+    """Return metric of the validation and challenge's score of each class; None without any."""
     metric = _shown_metric(reading)
     validation = reading.per_class(metric)
     file, scores = next(iter(reading.scores.items()), ("", None))
@@ -195,12 +195,12 @@ def _bars(reading: Reading) -> Bars | None:
 
 
 def _shown_metric(reading: Reading) -> str:
-    """The metric that classes are shown by: the best_metric, if it is one of each class."""
+    """Return the metric to show of classes: best_metric, if it has a value for each class."""
     return reading.best_metric if reading.best_metric in METRICS else "dice"
 
 
 def _pictures(reading: Reading) -> Pictures:
-    """The picture that `evaluate --write-readme` made, and those of the last validation."""
+    """Return the picture of `evaluate --write-readme`, and pictures of the last validation."""
     shown = []
     path = reading.run.experiment / readme.PICTURE
     if path.is_file():
@@ -218,9 +218,9 @@ def _pictures(reading: Reading) -> Pictures:
 
 
 def chosen_tags(tags: Sequence[str], values: Mapping[str, float]) -> list[str]:
-    """The FIGURES pictures that say most: of classes that occur, from the best to the worst.
+    """Return the tags of FIGURES pictures, spread over the classes from the best to the worst.
 
-    Whole organelles before their parts, as mito before mito_mem. Tags of no known class come last.
+    Whole organelles come before their parts, mito before mito_mem; tags without a known class last.
 
     Args:
         tags: of pictures, whose last part is a class.
@@ -244,7 +244,7 @@ def chosen_tags(tags: Sequence[str], values: Mapping[str, float]) -> list[str]:
 
 
 def _spread(items: Sequence[str], most: int) -> list[str]:
-    """At most so many of the items, evenly spread, the first and the last among them."""
+    """Return at most so many items, evenly spread, the first and the last included."""
     if len(items) <= most:
         return list(items)
     return [items[place] for place in np.linspace(0, len(items) - 1, most).round().astype(int)]
@@ -255,9 +255,9 @@ def _class_of(tag: str) -> str:
 
 
 def last_images(run: Run) -> dict[str, tuple[int, bytes]]:
-    """By tag, the step and the file of the last image in a run's events.
+    """Return step and content of the last image of each tag in a run's events.
 
-    Nothing of a run whose events are larger than EVENTS_GB.
+    It returns {} for a run whose events are larger than EVENTS_GB.
     """
     if run.size > EVENTS_GB * 1e9:
         return {}
@@ -270,7 +270,7 @@ def last_images(run: Run) -> dict[str, tuple[int, bytes]]:
 
 
 def _picture(caption: str, content: bytes) -> Picture:
-    """A picture as JPEG, not wider than PICTURE_WIDTH."""
+    """Return a picture as JPEG, not wider than PICTURE_WIDTH."""
     try:
         image = Image.open(io.BytesIO(content)).convert("RGB")
     except OSError as error:
@@ -285,7 +285,7 @@ def _picture(caption: str, content: bytes) -> Picture:
 
 
 def _settings(reading: Reading) -> Settings | None:
-    """The settings that differ from their defaults, and the others."""
+    """Return the settings that differ from their defaults, and the others."""
     if not reading.settings:
         return None
     usual = defaults()
@@ -298,7 +298,7 @@ def _settings(reading: Reading) -> Settings | None:
 
 
 def defaults() -> dict[str, str]:
-    """Each setting's default as runs record it; "" for those that have none."""
+    """Return the default of each setting as runs record it; "" for settings without one."""
     required = []
     for field in fields(TrainConfig):
         if field.default is MISSING and field.default_factory is MISSING:
@@ -308,7 +308,7 @@ def defaults() -> dict[str, str]:
 
 
 def _provenance(reading: Reading) -> list[tuple[str, str]]:
-    """What the best checkpoint is, and what made it."""
+    """Return (name, value) of the checkpoint, versions, times, and origin of scores."""
     sessions = reading.record.sessions
     known: dict[str, Any] = {
         "checkpoint": _checkpoint(reading),
@@ -333,7 +333,7 @@ def _checkpoint(reading: Reading) -> str:
 
 
 def _in_experiment(reading: Reading, path: Path) -> Path:
-    """`path` as seen from the experiment's folder, if it is in it."""
+    """Return a path relative to the experiment's folder, if it is in it."""
     experiment = reading.run.experiment
     return path.relative_to(experiment) if path.is_relative_to(experiment) else path
 
@@ -356,7 +356,7 @@ def _origin_of_scores(scores: Scores) -> str:
 
 
 def left_out_of(scores: Scores) -> str:
-    """What the metric left out, as a sentence; "" where it left out nothing."""
+    """Return a sentence about classes that the metric left out; "" without any."""
     listed = in_crops(scores, "left_out")
     if not listed:
         return ""
@@ -367,7 +367,7 @@ def left_out_of(scores: Scores) -> str:
 
 
 def overall_scores(scores: Scores) -> list[tuple[str, float]]:
-    """The scores over classes that are known, by name; the one that counts first."""
+    """Return (name, value) of the known scores over classes; the most important one is first."""
     known = []
     for key in OVERALL:
         value = scores.overall(key)

@@ -13,10 +13,10 @@ from common.errors import UserError
 LOOPBACK = "127.0.0.1"
 
 PINNED = ("mean/dice", "mean/iou", "loss/validation", "loss/train")
-"""Tags that are looked at first."""
+"""Tags of the charts that are pinned above all others."""
 
 INTERVAL = 5
-"""Seconds between two looks at the runs, of ours and of TensorBoard."""
+"""Seconds between two looks at the runs, by us and by TensorBoard."""
 
 
 def start(folder: Path, port: int) -> str:
@@ -39,7 +39,7 @@ def start(folder: Path, port: int) -> str:
 
 
 def first_page(address: str) -> str:
-    """The address of the page with losses and means above all charts of single classes.
+    """Return the address of the page with losses and means above the charts of single classes.
 
     TensorBoard sorts charts by the alphabet, but for those that its address pins.
     """

@@ -1,4 +1,4 @@
-"""The sides of a comparison, each a run or the seeds of one model, and in what they differ."""
+"""The sides of a comparison (runs, or seeds of one model), and the settings they differ in."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from common.config.groups import PLACES
 from common.runs.reading import Reading
 
 MADE_WITH = ("commit", "split_hash", "torch", "device", "precision")
-"""Entries of the provenance in which runs may differ."""
+"""Entries of the provenance that are compared."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """What is compared: a run, or the seeds of one model."""
+    """A run, or the seeds of one model, that is compared with others."""
 
     name: str
     members: tuple[Reading, ...]
 
 
 def as_sides(readings: Sequence[Reading], group_seeds: bool = False) -> list[Side]:
-    """Return a side a run; or a side for all runs of a model that differ in their seed alone.
+    """Return a side for each run, named without the folders that all share.
 
-    Their names are those of the runs without the folders that all share.
+    group_seeds: make one side of all runs of a model that differ only in their seed.
     """
     groups: dict[object, list[Reading]] = {}
     for reading in readings:
@@ -38,7 +38,7 @@ def as_sides(readings: Sequence[Reading], group_seeds: bool = False) -> list[Sid
 
 
 def _without_seed(reading: Reading) -> tuple:
-    """Equal for two seeds of one model."""
+    """Return a key that is equal for two seeds of one model."""
     hidden = PLACES | {"random_seed"}
     settings = tuple(sorted(item for item in reading.settings.items() if item[0] not in hidden))
     model = reading.name.rsplit("/", 1)[0]
@@ -55,7 +55,7 @@ def _group_name(group: Sequence[Reading]) -> str:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names without the folders that all of them begin with; equal ones numbered."""
+    """Return names without the folders that all begin with; equal names are numbered."""
     parts = [name.split("/") for name in names]
     shared = 0
     if len(names) > 1:
@@ -71,9 +71,9 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def differing_settings(sides: Sequence[Side]) -> dict[str, list[str]]:
-    """Settings in which the sides differ, with the value of each side, "" where not known.
+    """Return the settings in which sides differ, with the value of each side ("" if not known).
 
-    Those that say where things are do not count, the seed only between sides of one run.
+    Settings that name places are left out; so is the seed, if a side has several.
     """
     hidden = set(PLACES)
     if any(len(side.members) > 1 for side in sides):
@@ -90,9 +90,9 @@ def differing(
     names: Sequence[str],
     part: Literal["settings", "provenance"] = "settings",
 ) -> dict[str, list[str]]:
-    """Which of these entries of the record differ, with the value of each side.
+    """Return the entries of the record that differ, with the value of each side.
 
-    A side whose runs have several values has all of them; "" where none is known.
+    The value is "" if not known; several values of one side are joined by |.
     """
     entries = {}
     for name in names:
@@ -104,7 +104,7 @@ def differing(
 
 
 def _values(side: Side, name: str, part: str) -> list[str]:
-    """The different values that the runs of a side have."""
+    """Return the values that the runs of a side have, each once."""
     values = []
     for reading in side.members:
         entries = getattr(reading, part)

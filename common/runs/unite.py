@@ -68,7 +68,7 @@ def unite(runs: Sequence[Run], output: Path) -> None:
 
 
 def wanted_links(runs: Iterable[Run], output: Path) -> dict[Path, str]:
-    """What each link in the output folder has to say: the way to a run's folder or event file."""
+    """Return the target of each link in the output folder: a run's folder, or its event files."""
     links = {}
     for run in runs:
         # TensorBoard would show a run that lies in another one's folder twice
@@ -81,7 +81,7 @@ def wanted_links(runs: Iterable[Run], output: Path) -> dict[Path, str]:
 
 
 def _differing(runs: Iterable[Run]) -> dict[str, list[str]]:
-    """The settings in which runs differ, with the values that they have."""
+    """Return the settings in which runs differ, with their values."""
     values: dict[str, dict[str, None]] = {}
     for run in runs:
         try:
@@ -124,7 +124,7 @@ def _rebuild(wanted: dict[Path, str], output: Path, differing: dict[str, list[st
 
 
 def _links_of_ours(output: Path) -> dict[Path, str]:
-    """The links that earlier calls made in `output`, and what they say."""
+    """Return the links that earlier calls made in `output`, with their targets."""
     links = {}
     for folder, folders, files in os.walk(output):
         for name in folders + files:
@@ -136,7 +136,7 @@ def _links_of_ours(output: Path) -> dict[Path, str]:
 
 
 def _our_link(path: Path) -> str | None:
-    """What the link at `path` says if it is of our making; None for anything else."""
+    """Return the target of a link of our making; None for anything else."""
     try:
         way = os.readlink(path)  # noqa: PTH115  Path.readlink drops the mark
     except OSError:
@@ -177,7 +177,7 @@ def _may_be_link(path: Path) -> bool:
 
 
 def _mode(path: Path) -> int | None:
-    """What stands at `path`, links not followed; None for nothing."""
+    """Return the mode of what is at `path`, without following links; None for nothing."""
     try:
         return path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -326,7 +326,7 @@ def _check_folders(roots: Sequence[Path], output: Path) -> None:
 
 
 def format_table(runs: Iterable[Run], now: float) -> str:
-    """A line a run: name, number of event files, their size, how long ago one was written."""
+    """Return a table of runs: name, number and size of event files, time since the last write."""
     rows = [("experiment/model/run", "files", "size", "written")]
     for run in runs:
         # the clock of a file server may be ahead of ours
@@ -337,7 +337,7 @@ def format_table(runs: Iterable[Run], now: float) -> str:
 
 
 def printable(name: str) -> str:
-    """`name` with a question mark for each character that has no picture or no encoding."""
+    """Return a name with a question mark for each character that cannot be printed."""
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
@@ -371,9 +371,9 @@ def _stay(
 
 
 def _greet(refresh: Callable[[], list[Run]], known: set[str]) -> set[str]:
-    """Look again at the runs, and say the names of new ones, which are returned.
+    """Look again at the runs; say and return the names of new ones.
 
-    What went wrong is said as well: it may not the next time.
+    An error is only said: it may be gone the next time.
     """
     try:
         new = {run.name for run in refresh()} - known

@@ -1,4 +1,4 @@
-"""A comparison in words: one line of verdict, and the tables of a terminal."""
+"""A comparison as text: a verdict in one line, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from common.score.tables import WIDTH
 from common.talk import aligned, count
 
 COLUMNS = 5
-"""Sides in the tables of settings and classes: as many as fit in a terminal."""
+"""Most sides in the tables of settings and classes: more do not fit in a terminal."""
 
 ROWS = 40
-"""Sides in the list of all."""
+"""Most sides in the list of all."""
 
 VALUE_WIDTH = 18
-"""Letters of a setting in the table."""
+"""Most letters of a setting in the table."""
 
 CHANCE = "no difference that could be told from chance"
 
@@ -27,7 +27,7 @@ CHANCE = "no difference that could be told from chance"
 
 
 def verdict(comparison: Comparison) -> str:
-    """One line: which is better, by how much, how sure that is, and in what they differ."""
+    """Return a line: which is better, by how much, how sure that is, and in what they differ."""
     line = _who_leads(comparison)
     if any(len(standing.runs) == 1 for standing in comparison.standings):
         line += "; what another seed would change is not in it"
@@ -71,7 +71,7 @@ def _who_leads(comparison: Comparison) -> str:
 
 
 def _by(lead: Lead, comparison: Comparison, level: str = "") -> str:
-    """The other side, how far it is behind, and the interval of that."""
+    """Return the name of the other side, how far it is behind, and the interval of that."""
     interval = "no interval: too few to judge by"
     if lead.interval:
         interval = f"{level}{lead.interval[0]:.3f} to {lead.interval[1]:.3f}"
@@ -80,7 +80,7 @@ def _by(lead: Lead, comparison: Comparison, level: str = "") -> str:
 
 
 def _listed(items: Sequence[str], most: int = 4) -> str:
-    """'a, b and c', beyond the first `most` their number."""
+    """Return 'a, b and c'; beyond the first `most` items only how many there are."""
     shown = list(items[:most])
     if len(items) > most:
         shown.append(f"{len(items) - most} more")
@@ -93,7 +93,7 @@ def _listed(items: Sequence[str], most: int = 4) -> str:
 
 
 def terminal(comparison: Comparison) -> str:
-    """The sides, the settings in which they differ, the classes, the warnings and the verdict."""
+    """Return sides, settings in which they differ, classes, warnings and verdict as text."""
     parts = [_standings(comparison)]
     if comparison.settings or comparison.provenance:
         parts.append(_differences(comparison))
@@ -105,7 +105,7 @@ def terminal(comparison: Comparison) -> str:
 
 
 def _standings(comparison: Comparison) -> str:
-    """A line a side: its value, and how far it is behind the best."""
+    """Return a line for each side: its value, and how far it is behind the best."""
     is_spread = any(standing.spread is not None for standing in comparison.standings)
     rows = [["", "run", comparison.metric, "+- seeds", "epoch", "behind", "95 %"]]
     leads = [None, *comparison.leads]
@@ -134,7 +134,7 @@ def _standings(comparison: Comparison) -> str:
 
 
 def _differences(comparison: Comparison) -> str:
-    """The values of the settings and versions in which the first COLUMNS sides differ."""
+    """Return a table of the settings and versions in which the first COLUMNS sides differ."""
     rows = [["", *_numbers(comparison)]]
     for name, values in (comparison.settings | comparison.provenance).items():
         rows.append([name, *(cut(value, VALUE_WIDTH) for value in values[:COLUMNS])])
@@ -142,7 +142,7 @@ def _differences(comparison: Comparison) -> str:
 
 
 def _classes(comparison: Comparison) -> str:
-    """The values of each class on the first COLUMNS sides."""
+    """Return a table of the values of each class on the first COLUMNS sides."""
     source = "at the best epoch" if comparison.of_validation else comparison.source
     over = "score" if comparison.metric == SCORE else "mean"
     title = f"{comparison.metric} of each class, {source}"
@@ -157,7 +157,7 @@ def _classes(comparison: Comparison) -> str:
 
 
 def _numbers(comparison: Comparison) -> list[str]:
-    """The numbers of the sides in the list, as heads of columns."""
+    """Return the numbers of the first COLUMNS sides, as heads of columns."""
     return [str(number) for number, _ in enumerate(comparison.standings[:COLUMNS], 1)]
 
 
@@ -170,5 +170,5 @@ def _between(interval: Interval | None) -> str:
 
 
 def cut(text: str, length: int) -> str:
-    """`text`, its end left out if it is longer."""
+    """Return a text, cut to a length with … at its end if it is longer."""
     return text if len(text) <= length else text[: length - 1] + "…"

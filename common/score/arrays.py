@@ -1,4 +1,6 @@
-"""Arrays of others in a zarr store, zipped or not: opened and read without trust in what they say.
+"""Open and read arrays of a zarr store, zipped or not, that somebody else wrote.
+
+Nothing that their metadata say is trusted.
 
 For images in folders `common.data.volumes.ngff` does the same.
 """
@@ -20,22 +22,27 @@ from common.data.volumes.codecs import blosc_lengths
 from common.errors import UserError
 
 MAX_BYTES = 50 * 10**9
-"""Of an array, or of a whole submission unpacked: the organisers refuse more."""
+"""Largest array, or unpacked submission, that is read; the organisers refuse more."""
 
 MAX_CHUNK_BYTES = 2**31
-"""Decoded; a chunk of a small array may be larger than it, but Blosc itself takes no more."""
+"""Largest decoded chunk: one of a small array may be larger than the array; Blosc takes no more."""
 
 MAX_CHUNKS = 2**22
-"""Each is looked for on reading; of 128^3 voxels so many make a volume of 20,000^3."""
+"""Most chunks of an array: each is looked for on reading. So many of 128^3 make 20,000^3 voxels."""
 
 CODEC_ERRORS = (zlib.error, lzma.LZMAError)
 
 
 def open_array(group: zarr.Group, name: str, path: str | Path) -> zarr.Array:
-    """An array {crop}/{class} of a submission or of truths that is safe to read.
+    """Return the array of a class in a group, once it is known to be safe to read.
 
-    path: for the message. Raises UserError if the array runs code that it brings, if what it says
-    of its size would fill the memory, or if its metadata cannot be read.
+    Args:
+        group: of a submission, or of the truths.
+        name: of the array below the group, such as crop557/mito.
+        path: of the array, for messages.
+
+    Raises UserError if a codec of the array would run code, if reading the array would fill the
+    memory, or if its metadata are malformed.
     """
     key = f"{group.path}/{name}".lstrip("/")
     codecs.check(group.store, key, path)
@@ -52,9 +59,9 @@ def open_array(group: zarr.Group, name: str, path: str | Path) -> zarr.Array:
 
 
 def read_array(array: zarr.Array, path: str | Path) -> np.ndarray:
-    """All voxels of an array of `open_array`.
+    """Return all voxels of an array that `open_array` returned.
 
-    path: for the message. Raises UserError where a chunk is missing or cannot be decoded.
+    path: of the array, for messages. Raises UserError if a chunk is missing or cannot be decoded.
     """
     keys = [array._chunk_key(index) for index in np.ndindex(*array.cdata_shape)]
     held = [key for key in keys if key in array.chunk_store]
@@ -74,7 +81,7 @@ def read_array(array: zarr.Array, path: str | Path) -> np.ndarray:
 
 
 def is_place(value: object) -> bool:
-    """Whether an attribute is three numbers that can be nm."""
+    """Whether an attribute is a list of three numbers within `metadata.LARGEST_NM`."""
     if not isinstance(value, list) or len(value) != 3:
         return False
     # no NaN either, which is in no range
@@ -82,7 +89,7 @@ def is_place(value: object) -> bool:
 
 
 def _check_metadata(store: zarr.storage.Store, key: str, path: Path) -> None:
-    """UserError for metadata of an array that are not what they should be; those that are there."""
+    """Raise UserError if .zarray or .zattrs of an array exist and are malformed."""
     if f"{key}/.zarray" in store:
         zarray.as_array(path, metadata.as_object(path, store[f"{key}/.zarray"]))
     if f"{key}/.zattrs" in store:
@@ -90,7 +97,7 @@ def _check_metadata(store: zarr.storage.Store, key: str, path: Path) -> None:
 
 
 def _cut_short(array: zarr.Array, keys: Sequence[str]) -> str:
-    """Of Blosc chunks the first whose length contradicts its header, in words, or nothing."""
+    """Describe the first Blosc chunk whose length contradicts its header; "" if none does."""
     # numcodecs hands such a chunk to Blosc, which reads on beyond its end
     if not isinstance(array.compressor, Blosc):
         return ""
@@ -107,9 +114,10 @@ def _cut_short(array: zarr.Array, keys: Sequence[str]) -> str:
 
 
 def _size_problem(array: zarr.Array) -> str:
-    """Why an array would fill the memory on being read, by its own account; empty if it would not.
+    """Describe why reading an array would fill the memory; "" if it would not.
 
-    Chunks that are missing take no space in a file, so that the account is all there is.
+    Shape and chunks are taken from its metadata: missing chunks take no space in a file, so that
+    the size of the file says nothing.
     """
     size = math.prod(array.shape) * array.dtype.itemsize
     chunk = math.prod(array.chunks) * array.dtype.itemsize

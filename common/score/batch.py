@@ -1,4 +1,4 @@
-"""Several packed submissions, listed in a table, scored one after the other."""
+"""Score the packed submissions that a table lists, one after the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.score.evaluate import evaluate_submission
 from common.talk import Say, command_line
 
 COLUMNS = ("data_path", "evaluation_id")
-"""Of the table, as in the public toolbox: where a submission is, and what its result is called."""
+"""Columns of the table, as in the public toolbox: path of a submission, and its id."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Submission:
 
     path: Path
     number: str
-    """Its evaluation_id."""
+    """The evaluation_id."""
 
     @property
     def result(self) -> str:
-        """The file of its scores."""
+        """Name of the file that gets the scores."""
         return f"eval_{self.number}.results"
 
 
@@ -44,13 +44,13 @@ def evaluate_all(
 
     Args:
         table: a CSV file with the columns of COLUMNS; paths are relative to this folder.
-        truth: see `evaluate_submission`, as workers.
-        workers: processes.
-        say: takes what is to be told.
+        truth: store of truths, see `evaluate_submission`.
+        workers: processes that score.
+        say: takes what is told.
 
     Raises:
         FileNotFoundError: without a table.
-        UserError: for a table of another form; after all others, for submissions that fail.
+        UserError: for a table of another form; and, when all are done, for submissions that failed.
     """
     problems = []
     for submission in read(table):
@@ -65,7 +65,7 @@ def evaluate_all(
 
 
 def commands(table: str | Path, truth: str | Path, workers: int) -> list[str]:
-    """A command line for LSF for each row. Raises as `read`."""
+    """Return a command line of LSF for each row of a table. Raises as `read` does."""
     lines = []
     for submission in read(table):
         command = command_line(
@@ -80,7 +80,7 @@ def commands(table: str | Path, truth: str | Path, workers: int) -> list[str]:
 
 
 def read(table: str | Path) -> list[Submission]:
-    """The rows of a table. Raises FileNotFoundError, or UserError with all that is wrong."""
+    """Return the rows of a table. Raises FileNotFoundError, or UserError with all that is wrong."""
     table = Path(table)
     if not table.is_file():
         raise FileNotFoundError(f"{table}: no such table of submissions; write its path")

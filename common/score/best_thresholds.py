@@ -1,4 +1,4 @@
-"""The threshold, and options of instance_func, of each class that score best on some crops."""
+"""Find the threshold, and the options of instance_func, that score best for each class."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from common.score.workers import Workers
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found for one class."""
+    """The best threshold of one class, and how good it is."""
 
     name: str
     threshold: float
     score: float
-    """The challenge's score of the class at that threshold, over all crops; `before` at DEFAULT."""
+    """The challenge's score of the class at that threshold, pooled over all crops."""
     before: float
+    """The score at the threshold DEFAULT."""
     crops: tuple[str, ...] = ()
-    """That the threshold was chosen on."""
+    """The crops that the threshold was chosen on."""
     by_others: float | None = None
-    """The score where each crop has the threshold that others choose, see `Tried.by_others`."""
+    """Score with thresholds chosen on other crops, see `Tried.by_others`; None without folds."""
     found: float = 0.0
-    """Part of the voxels of its crops that is positive at the threshold."""
+    """Fraction of the voxels of its crops that is positive at the threshold."""
     annotated: float = 0.0
-    """Part of them that is annotated as positive."""
+    """Fraction of the same voxels that is annotated as positive."""
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of instance_func that score better than its defaults."""
 
@@ -38,13 +39,18 @@ def search(
     *,
     options: Mapping[str, Sequence[Any]] | None = None,
 ) -> list[Tuned]:
-    """The best threshold of each class with a positive voxel, see `_thresholds`.
+    """Return the best threshold and options of each class that has a positive voxel.
 
-    Each candidate is processed and scored as `process` and `evaluate` do it, by the challenge's
-    score of the class pooled over the crops. A class without a positive voxel is left out.
+    Each candidate is processed and scored as `process` and `evaluate` do it. What counts is the
+    challenge's score of the class, pooled over the crops.
 
-    options: values to try for arguments of instance_func. Each is chosen alone, in their order, at
-        the best threshold and the values chosen before; then the threshold is looked for again.
+    Args:
+        trials: each class in each of its crops, at the thresholds of COARSE.
+        workers: processes, or a crew.
+        folds: of a cross-validation over crops; 0 for none.
+        options: values to try for each argument of instance_func. An argument is chosen at the best
+            threshold, with the arguments before it as they were chosen; then the threshold is
+            chosen again.
     """
     tried = _thresholds(trials, workers)
     before = {name: of_class.score(DEFAULT) for name, of_class in tried.items()}
@@ -73,7 +79,7 @@ def search(
 
 
 def _thresholds(trials: Sequence[Trial], workers: Workers) -> dict[str, Tried]:
-    """What came of each class with a positive voxel, in two rounds, see COARSE."""
+    """Try COARSE for each class, then the middles around its best threshold."""
     # two rounds of 13 candidates in all: each costs a run of process and evaluate over all crops
     tried = try_all(trials, workers)
     finer = []
@@ -88,7 +94,7 @@ def _thresholds(trials: Sequence[Trial], workers: Workers) -> dict[str, Tried]:
 
 
 Options = dict[str, dict[str, Any]]
-"""Arguments of instance_func by class."""
+"""For each class, arguments of instance_func by name."""
 
 
 def _options(
@@ -97,7 +103,7 @@ def _options(
     options: Mapping[str, Sequence[Any]],
     workers: Workers,
 ) -> Options:
-    """By class, the values that score better than the defaults, at the best threshold."""
+    """Return for each class the options that score better than the defaults at its threshold."""
     best = {name: of_class.score(of_class.best()) for name, of_class in tried.items()}
     at_best = []
     for trial in trials:
@@ -118,9 +124,9 @@ def _options(
 
 
 def _candidate(trials: Sequence[Trial], chosen: Options, option: str, value: Any) -> Options:
-    """By class, its options with another value of one of them; classes that have it are left out.
+    """Return the options of each class with one of them set to another value.
 
-    They were scored with it already: their default, or the value that was chosen before.
+    Classes whose option has that value already, chosen or by default, are left out.
     """
     candidate = {}
     for trial in trials:
@@ -131,7 +137,7 @@ def _candidate(trials: Sequence[Trial], chosen: Options, option: str, value: Any
 
 
 def _with_options(trials: Sequence[Trial], options: Options) -> list[Trial]:
-    """The trials of classes that have some, with them."""
+    """Return the trials of classes that have options, with these options."""
     with_options = []
     for trial in trials:
         if trial.name in options:
@@ -140,7 +146,7 @@ def _with_options(trials: Sequence[Trial], options: Options) -> list[Trial]:
 
 
 def middles(threshold: float) -> tuple[float, ...]:
-    """The middles between a coarse threshold and its neighbours; 0 and 1 are the outermost."""
+    """Return the middles between a threshold of COARSE and its neighbours, 0 and 1 outermost."""
     tried = (0.0, *COARSE, 1.0)
     place = tried.index(threshold)
     neighbours = (tried[place - 1], tried[place + 1])

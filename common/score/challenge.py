@@ -30,15 +30,15 @@ from common.score.distances import capped_distances
 from common.score.versions import CSC, Version
 
 Sizes = Sequence[float] | np.ndarray
-"""nm, z, y, x."""
+"""Voxel size z, y, x in nm."""
 
 # The next five are the public code's defaults, which the organisers can replace by environment
 # variables of the names in brackets.
 COST_SCALE = 1_000_000
-"""Cost of matching a pair with IoU 0; of an unmatched truth object one more (MCMF_COST_SCALE)."""
+"""Cost of a pair with IoU 0; an unmatched truth object costs one more (MCMF_COST_SCALE)."""
 FINAL_RATIO = 10
-"""Predicted objects for each of many truth objects above which an evaluation is skipped, and for
-one truth object INITIAL_RATIO more (FINAL_ and INITIAL_INSTANCE_RATIO_CUTOFF)."""
+"""Predicted by truth objects above which an evaluation is skipped, for many truth objects; for few
+it is up to INITIAL_RATIO more (FINAL_ and INITIAL_INSTANCE_RATIO_CUTOFF)."""
 INITIAL_RATIO = 50
 RATIO_DECAY = 5
 """Truth objects over which INITIAL_RATIO falls to 1/e of itself (INSTANCE_RATIO_FACTOR)."""
@@ -48,7 +48,7 @@ MAX_OVERLAPS = 5_000_000
 DECAY = 1.01
 """The normalised distance is DECAY ** -(distance in diagonals of a voxel): 0.5 at about 70."""
 SLAB_VOXELS = 2**22
-"""Voxels whose overlaps are counted at a time: bounds memory."""
+"""Voxels whose overlaps are counted at once: it bounds memory."""
 
 SCORED = "scored"
 MISSING = "missing"
@@ -57,7 +57,7 @@ SKIPPED = "skipped_too_many_instances"
 
 @dataclass(frozen=True)
 class Counts:
-    """What one evaluation, a class in a crop, adds to its class: voxels, or objects."""
+    """Voxels, or objects, that one class in one crop adds to the counts of the class."""
 
     tp: int = 0
     fp: int = 0
@@ -68,12 +68,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class InstanceCounts(Counts):
-    """The counts of an instance class, with its Hausdorff distances."""
+    """Objects of an instance class in one crop, with their Hausdorff distances."""
 
     hausdorff_norm_sum: float = 0.0
-    """Over truth objects and unmatched predictions; a normalised distance is in (0, 1], 1 best."""
+    """Sum of normalised distances of truth objects and unmatched predictions, each in (0, 1]."""
     n_hausdorff: int = 0
-    """How many that sum is over."""
+    """Number of distances in that sum."""
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,16 @@ class ChallengeScore:
     overall_instance_score: float
     """Mean over the instance classes; NaN without one, and overall_score too."""
     overall_semantic_score: float
-    """Likewise, over the semantic classes."""
+    """Mean over the semantic classes; NaN without one."""
     total_evals: int
     num_evals_done: int
-    """All of them, or those not missing, see `Version.missing_is_done`."""
+    """All evaluations, or those not missing, see `Version.missing_is_done`."""
 
 
 def semantic(truth: np.ndarray, prediction: np.ndarray, mask: np.ndarray | None = None) -> Counts:
-    """Count voxels above zero, so threshold a prediction before.
+    """Count the voxels above zero of a semantic class.
 
-    Where mask is 0 both sides are background. Raises UserError where shapes differ.
+    mask: voxels where it is 0 count as background on both sides. Raises UserError if shapes differ.
     """
     truth, prediction = _masked(truth, prediction, mask)
     is_true = truth > 0
@@ -180,7 +180,7 @@ class _Objects:
 
     truth: np.ndarray
     ids: Sequence[int]
-    """Of the truth's objects, as they were given."""
+    """Ids of the truth objects as they were given."""
     prediction: np.ndarray
     n_prediction: int
 
@@ -188,7 +188,7 @@ class _Objects:
 def _counts(
     objects: _Objects, pairs: np.ndarray, sizes: np.ndarray, version: Version
 ) -> InstanceCounts:
-    """What is counted of matched objects. pairs: as of `match`."""
+    """Return the counts of matched objects. pairs: as `match` returns them."""
     n_truth = len(objects.ids)
     tp = len(pairs)
     fp = objects.n_prediction - tp
@@ -211,10 +211,10 @@ def _counts(
 
 
 def missing(truth: np.ndarray, is_instance: bool) -> Counts:
-    """The counts of a class that was not submitted.
+    """Return the counts of a class that was not submitted, as the public code has them.
 
-    Every truth object is missed at distance infinity; of a semantic class *every voxel* is missed,
-    background too, as the public code has it.
+    Every truth object is missed, at distance infinity; of a semantic class *every voxel* is missed,
+    background included.
     """
     if not is_instance:
         return Counts(fn=truth.size, status=MISSING)
@@ -223,10 +223,13 @@ def missing(truth: np.ndarray, is_instance: bool) -> Counts:
 
 
 def combine(evaluations: Iterable[tuple[str, Counts]], version: Version = CSC) -> ChallengeScore:
-    """Scores from (class, counts) of every crop: counts pooled for each class, classes averaged.
+    """Return the scores: counts are pooled over crops for each class, classes are averaged.
 
-    A class without an object or voxel on either side scores 1. The mean over no class is NaN, and
-    so is then the overall score; the public code, which always has both kinds, gives 0.
+    A class without an object or voxel on either side scores 1. Without a class of a kind the mean
+    over that kind, and the overall score, are NaN; the public code, which always has both kinds,
+    gives 0.
+
+    evaluations: (class, counts) of every class in every crop.
     """
     pooled: dict[str, list[Counts]] = defaultdict(list)
     for name, counts in evaluations:
@@ -239,22 +242,23 @@ def combine(evaluations: Iterable[tuple[str, Counts]], version: Version = CSC) -
         kind.append(score.score)
     overall_instance = _mean(instance_scores)
     overall_semantic = _mean(semantic_scores)
-    every = list(chain.from_iterable(pooled.values()))
-    n_missing = sum(counts.status == MISSING for counts in every)
+    all_counts = list(chain.from_iterable(pooled.values()))
+    n_missing = sum(counts.status == MISSING for counts in all_counts)
+    n_not_done = 0 if version.missing_is_done else n_missing
     return ChallengeScore(
         label_scores=classes,
         overall_score=math.sqrt(overall_instance * overall_semantic),
         overall_instance_score=overall_instance,
         overall_semantic_score=overall_semantic,
-        total_evals=len(every),
-        num_evals_done=len(every) - (0 if version.missing_is_done else n_missing),
+        total_evals=len(all_counts),
+        num_evals_done=len(all_counts) - n_not_done,
     )
 
 
 def contingency(
     truth: np.ndarray, prediction: np.ndarray, mask: np.ndarray | None = None
 ) -> sparse.csr_array:
-    """(truth ids + 1, predicted ids + 1) int64: voxels that two ids share.
+    """Return (truth ids + 1, predicted ids + 1) int64: number of voxels that two ids share.
 
     Row and column 0 are background. Ids are taken as they are, in no particular order. Raises
     UserError as `instance` does.
@@ -266,7 +270,9 @@ def contingency(
 
 
 def match(table: sparse.csr_array) -> np.ndarray:
-    """(pairs, 2) rows and columns of a contingency table, matched one to one at least total cost.
+    """Match rows and columns of a contingency table one to one at least total cost.
+
+    Returns (pairs, 2) of row and column.
 
     A pair costs int((1 - IoU) * 1e6), a truth object without a pair 1e6 + 1; so a single shared
     voxel can match. Among matchings of equal cost any may be chosen.
@@ -291,7 +297,10 @@ def match(table: sparse.csr_array) -> np.ndarray:
 
 
 def components(ids: np.ndarray) -> tuple[np.ndarray, int]:
-    """26-connected pieces of one id each, numbered from 1 in the order of their first voxel."""
+    """Number the 26-connected pieces of each id from 1, in the order of their first voxel.
+
+    Returns the numbers (z, y, x), and how many pieces there are.
+    """
     # C order: components are numbered as their voxels lie in memory
     return cc3d.connected_components(np.ascontiguousarray(ids), connectivity=26, return_N=True)
 
@@ -312,10 +321,10 @@ def _too_many(n_truth: int, n_prediction: int) -> bool:
 def _parts(
     pairs: np.ndarray, ids: Sequence[int], n_prediction: int, version: Version
 ) -> dict[int, list[int]]:
-    """Of which predicted objects the found part of each truth object consists.
+    """Return for each truth object, by number, the predicted objects that count as found of it.
 
-    By the number of the truth object; those of which nothing was found are left out. ids: of the
-    truth objects, as they were given.
+    Truth objects of which nothing was found are left out. ids: of the truth objects as they were
+    given.
     """
     parts = {truth: [predicted] for truth, predicted in pairs.tolist()}
     if not version.unmatched_keep_their_number:
@@ -334,7 +343,7 @@ def _normalised(distance: np.ndarray | float, sizes: np.ndarray) -> np.ndarray:
 def _overlaps(
     truth: np.ndarray, prediction: np.ndarray, n_truth: int, n_prediction: int
 ) -> sparse.csr_array:
-    """Contingency table of ids 1..n."""
+    """Return the contingency table of two volumes with ids 1..n_truth and 1..n_prediction."""
     table = sparse.csr_array((n_truth + 1, n_prediction + 1), dtype=np.int64)
     step = max(1, SLAB_VOXELS // max(1, truth[0].size))
     for z in range(0, len(truth), step):
@@ -377,7 +386,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _renumbered(ids: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """The same objects with ids 1..n, and the n ids that they had."""
+    """Return the objects with ids 1..n, and the n ids that they had before."""
     renumbered, new_id_of = fastremap.renumber(ids)
     old = sorted((new, int(given)) for given, new in new_id_of.items() if new)
     return renumbered, [given for _, given in old]
@@ -386,7 +395,7 @@ def _renumbered(ids: np.ndarray) -> tuple[np.ndarray, list[int]]:
 def _masked(
     truth: np.ndarray, prediction: np.ndarray, mask: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both arrays, 0 where mask is. Raises UserError if they are not of one shape (z, y, x)."""
+    """Return both arrays, 0 where the mask is 0. Raises UserError for other than one 3-D shape."""
     shapes = {"truth": truth.shape, "prediction": prediction.shape}
     if mask is not None:
         shapes["mask"] = mask.shape
@@ -405,7 +414,7 @@ def _masked(
 def _ids(
     truth: np.ndarray, prediction: np.ndarray, mask: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both arrays, masked, in the machine's byte order. Raises UserError if they are not ids."""
+    """Return both arrays, masked, in native byte order. Raises UserError if they are not ids."""
     _check_ids("truth", truth)
     _check_ids("prediction", prediction)
     truth, prediction = _masked(truth, prediction, mask)
@@ -422,14 +431,14 @@ def _check_ids(name: str, ids: np.ndarray) -> None:
 
 
 def _native(ids: np.ndarray) -> np.ndarray:
-    """Ids in the machine's byte order; bool, which fastremap takes for 0 and 1 always, as uint8."""
+    """Return ids in native byte order; bool as uint8: fastremap takes bool for 0 and 1 always."""
     if ids.dtype.kind == "b":
         return ids.view(np.uint8)
     return ids.astype(ids.dtype.newbyteorder("="), copy=False)
 
 
 def _sizes(voxel_size: Sizes) -> np.ndarray:
-    """Raises UserError if these are not three positive sizes."""
+    """Return (3,) sizes. Raises UserError if they are not three positive numbers."""
     sizes = np.asarray(voxel_size, float)
     if sizes.shape != (3,) or not (sizes > 0).all() or not np.isfinite(sizes).all():
         raise UserError(

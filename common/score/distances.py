@@ -1,4 +1,4 @@
-"""Hausdorff distances of many objects of two volumes, each measured in the boxes of its parts."""
+"""Hausdorff distances between the objects of two volumes, measured in the boxes of the objects."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ class Labelled:
 
     volume: np.ndarray
     boxes: list[tuple[slice, ...]]
-    """Around object 1, 2, ..."""
+    """Bounding boxes of the objects 1, 2, ..."""
 
     @classmethod
     def of(cls, volume: np.ndarray) -> Labelled:
-        """A volume with the boxes of its objects."""
+        """Find the bounding boxes of the objects of a volume."""
         return cls(volume, ndimage.find_objects(volume))
 
     def box(self, number: int) -> tuple[slice, ...]:
-        """Around an object."""
+        """Return the bounding box of an object."""
         return self.boxes[number - 1]
 
     def corner(self, number: int) -> list[int]:
-        """The first voxel of an object's box."""
+        """Return the index z, y, x of the first voxel of an object's box."""
         return [side.start for side in self.box(number)]
 
     def mask(self, number: int) -> np.ndarray:
-        """An object, in its box."""
+        """Return the bool mask of an object in its box."""
         return self.volume[self.box(number)] == number
 
     def surface(self, number: int, sizes: np.ndarray) -> np.ndarray:
-        """(n, 3) nm, where the outermost voxels of an object are."""
+        """Return (n, 3) positions in nm of the voxels on an object's surface."""
         return surface_points(self.mask(number), sizes, self.corner(number))
 
 
@@ -49,7 +49,15 @@ def capped_distances(
     sizes: np.ndarray,
     cap: float,
 ) -> list[float]:
-    """Hausdorff distance between each truth object and its parts, nm, at most the cap."""
+    """Return the Hausdorff distance (nm) of each truth object to what was found of it.
+
+    Args:
+        truth: objects 1..n.
+        prediction: objects 1..m on the same voxels.
+        parts: for each truth object the predicted objects that it was found as.
+        sizes: (3,) voxel size in nm.
+        cap: nm; larger distances become the cap.
+    """
     truth_objects = Labelled.of(truth)
     predicted_objects = Labelled.of(prediction)
     distances = []
@@ -70,7 +78,7 @@ def _distance(
     sizes: np.ndarray,
     cap: float,
 ) -> float:
-    """Hausdorff distance between a truth object and its parts; beyond the cap not exact."""
+    """Return the distance (nm) of a truth object to predicted parts; not exact beyond the cap."""
     box = truth.box(number)
     distance = max(_beyond(predicted.box(part), box, sizes) for part in parts)
     if distance > cap:  # as of most parts that only have the object's number
@@ -91,7 +99,7 @@ def _distance(
 
 
 def _beyond(a: tuple[slice, ...], b: tuple[slice, ...], sizes: np.ndarray) -> float:
-    """How far one box reaches out of another, nm: a voxel of the one is that far from the other."""
+    """Return how far (nm) box a reaches beyond box b: a voxel of a is that far from any in b."""
     reaches = [0.0]
     for outer, inner, size in zip(a, b, sizes.tolist(), strict=True):
         reaches.append((inner.start - outer.start) * size)

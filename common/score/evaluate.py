@@ -46,15 +46,17 @@ from common.talk import Say, note, some
 
 @dataclass(frozen=True)
 class Job:
-    """One class in one crop, to be read and scored by any process."""
+    """One class in one crop: what a process needs to read and score it."""
 
     crop: str
     name: str
     """The class."""
     truth: Path
-    """Multiscale group, as the next two are."""
+    """Multiscale group of the annotation."""
     processed: Path
+    """Multiscale group that `process` wrote."""
     predicted: Path
+    """Multiscale group that `predict` wrote."""
     is_instance: bool
     """Whether the class is scored by its objects."""
     version: Version = CSC
@@ -75,7 +77,7 @@ def evaluate(  # noqa: PLR0913  the options of the command
     data: str | Path | None = None,
     say: Say = print,
 ) -> Scores:
-    """Score the processed volumes of annotated crops; writes and gives it. Raises as `check` does.
+    """Score the processed volumes of annotated crops, write the scores and return them.
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
@@ -87,7 +89,9 @@ def evaluate(  # noqa: PLR0913  the options of the command
         workers: processes, or a crew.
         overrides: settings as NAME=VALUE.
         data: root of the data.
-        say: takes what is to be told.
+        say: takes what is told.
+
+    Raises as `check` does, and UserError where no crop has a class.
     """
     version = versions.find(metric_version)
     config = load_config(config_path, overrides, data)
@@ -116,19 +120,19 @@ def evaluate_submission(
     workers: Workers = 1,
     say: Say = print,
 ) -> Scores:
-    """Score a packed submission; writes a JSON file and gives its content.
+    """Score a packed submission, write the scores as JSON and return them.
 
     A class that the submission lacks counts as missing, as in the challenge.
 
     Args:
-        path: of the submission, see `common.score.submission.opened`.
-        truth: store of {crop}/{class} (and {class}_mask); its arrays and the submission's have the
-            attributes voxel_size and translation (of the centre of the first voxel), nm.
+        path: the submission, see `common.score.submission.opened`.
+        truth: store of {crop}/{class}, and {class}_mask where only a part is annotated. Arrays of
+            both have the attributes voxel_size and translation (centre of the first voxel) in nm.
         result_path: the JSON file.
         instance_classes: those that are scored by their objects.
         metric_version: of the challenge's score, see `common.score.versions`.
         workers: processes, or a crew.
-        say: takes what is to be told, tables among it.
+        say: takes what is told, tables included.
 
     Raises:
         FileNotFoundError: without a submission or truths.
@@ -150,10 +154,10 @@ def evaluate_submission(
 
 
 def check(recipe: Recipe, job: Job) -> ProcessedRecord | None:
-    """What a processed volume says of how it was made; None if it is of another program.
+    """Return the record of a processed volume; None if another program wrote it.
 
-    Raises FileNotFoundError or UserError where it is not what should be scored: not whole, or not
-    made of the prediction, code and thresholds of now.
+    Raises FileNotFoundError or UserError if the volume is not complete, does not cover the crop, or
+    was made of another prediction, other code or other thresholds than there are now.
     """
     truth = ngff.open_levels(job.truth)[0]
     record = process.check_processed(recipe, job.name, job.processed, job.predicted)
@@ -167,7 +171,7 @@ def check(recipe: Recipe, job: Job) -> ProcessedRecord | None:
 
 
 def judge_job(job: Job) -> Evaluation:
-    """Read a class of a crop, and score it on the annotation's voxels."""
+    """Read a class of a crop and score it on the voxels of the annotation."""
     level = ngff.open_levels(job.truth)[0]
     truth = Truth(job.crop, job.name, level, job.is_instance, version=job.version)
     try:
@@ -179,10 +183,10 @@ def judge_job(job: Job) -> Evaluation:
 
 
 def result_name(crops: str, classes: Sequence[str] = (), version: Version = CSC) -> str:
-    """The file of a set of crops and classes, so that one does not replace another's.
+    """Return the name of the file of scores for a set of crops and classes.
 
-    scores.json for all classes of the crops that validate, else scores_CROPS_CLASSES.json; with
-    the version of the metric where that is not the usual one.
+    It is scores.json for all classes of the crops that validate, else scores_CROPS_CLASSES.json,
+    with the version of the metric where that is not CSC.
     """
     is_usual = crops == "validate" and not classes
     parts = [] if is_usual else [crops.replace(" ", "")]
@@ -199,7 +203,7 @@ def result_name(crops: str, classes: Sequence[str] = (), version: Version = CSC)
 
 
 def _readme() -> ModuleType:
-    """The module that writes READMEs, with Pillow and TensorBoard: scoring does without them."""
+    """Import the module that writes READMEs: it needs Pillow, which scoring does without."""
     from common.score import readme
 
     return readme
@@ -214,7 +218,7 @@ def _score(
     version: Version,
     workers: Workers,
 ) -> Scores:
-    """Check all volumes, then score them. Raises as `evaluate` does."""
+    """Check all volumes, then score them. boxes: annotated ones. Raises as `evaluate` does."""
     jobs = _jobs(config, recipe, boxes, version)
     if not jobs:
         raise UserError(
@@ -247,10 +251,10 @@ def _score(
 
 
 def _known_ones(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Those of which the annotation knows something.
+    """Return the evaluations whose annotation is known in at least one voxel.
 
-    Where it knows nothing there is nothing to find, and nothing found: 1, the best score there is.
-    Raises UserError where none is left.
+    The others would score 1, the best there is: nothing can be missed or found wrongly. Raises
+    UserError if none is left.
     """
     known = [evaluation for evaluation in evaluations if evaluation.is_known]
     unknown = _where_unknown(evaluations)
@@ -267,9 +271,9 @@ def _where_unknown(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _judge_submission(like: SubmittedCrop, workers: Workers) -> list[Evaluation]:
-    """All classes of all crops. Raises as `evaluate_submission` does.
+    """Score all classes of all crops. Raises as `evaluate_submission` does.
 
-    like: what all crops have in common.
+    like: the job of a crop, whose name is filled in here.
     """
     crops = submitted.crops_of(like.truths)
     with submission.opened(like.submission):
@@ -286,14 +290,14 @@ def _judge_submission(like: SubmittedCrop, workers: Workers) -> list[Evaluation]
 
 
 def _note_unknown(evaluations: Sequence[Evaluation]) -> None:
-    """Which classes of which crops the challenge scores though nothing is known of them."""
+    """Note the classes in crops that the challenge scores although their truth is unknown."""
     unknown = _where_unknown(evaluations)
     if unknown:
         note(f"scored 1, since the truth is unknown throughout: {some(unknown)}")
 
 
 def _say_refused(evaluations: Sequence[Evaluation], say: Say) -> None:
-    """What of a submission could not be scored, below the tables."""
+    """Say which volumes of a submission could not be scored."""
     lines = submitted.refused(evaluations)
     if lines:
         say("\n".join(["", *lines]))
@@ -302,7 +306,7 @@ def _say_refused(evaluations: Sequence[Evaluation], say: Say) -> None:
 def _jobs(
     config: TrainConfig, recipe: Recipe, boxes: Sequence[Region], version: Version
 ) -> list[Job]:
-    """The annotated boxes that have a class, class by class."""
+    """Return a job for each class and each annotated box that has it, class by class."""
     jobs = []
     for name in recipe.classes:
         for box in boxes:
@@ -323,7 +327,7 @@ def _jobs(
 def _provenance(
     config: TrainConfig, jobs: Sequence[Job], records: Sequence[ProcessedRecord | None]
 ) -> Provenance:
-    """The checkpoints and settings that the processed volumes carry, versions, commit, date."""
+    """Return checkpoints and thresholds on record, versions, commit and date."""
     checkpoints = {_checkpoint(record): None for record in records}
     thresholds = {}
     for job, record in zip(jobs, records, strict=True):
@@ -347,9 +351,10 @@ def _tuned_on(
     jobs: Sequence[Job],
     records: Sequence[ProcessedRecord | None],
 ) -> dict[str, list[str]]:
-    """By class, the scored crops that tune chose its threshold on.
+    """Return for each class the scored crops that `tune` chose its threshold on.
 
-    Of a file that does not name its crops, those that were asked for in the same words.
+    A thresholds.json of an older version names no crops; then all crops count if `--crops` was the
+    same for `tune` and `evaluate`.
     """
     tuned = read_thresholds(config.folder / THRESHOLDS).get(run_of(config), {})
     crops: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Whether processed test crops are what `process` would make now, before they are packed."""
+"""Check before packing that test crops are processed as `process` would process them now."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from common.score.publish import note_networks
 
 @dataclass
 class Fresh:
-    """The processed test crops of an experiment, as far as they were looked at."""
+    """Checks the processed test crops of an experiment, and collects how they were predicted."""
 
     config: TrainConfig
     predictions: list[tuple[str, str, PredictionRecord]] = field(default_factory=list)
-    """Crop, class, and how it was predicted."""
+    """(crop, class, record of the prediction) of each volume that was checked."""
 
     @cached_property
     def recipe(self) -> Recipe:
-        """Its process_config.py, read where a volume says that it was made by one."""
+        """The experiment's process_config.py; read when the first volume of ours is checked."""
         return load_recipe(self.config)
 
     def path_of(self, entry: Entry, setting: str = "processed_path") -> Path:
-        """Multiscale group of an entry, in a folder of the settings."""
+        """Return the multiscale group of an entry in the folder that a setting names."""
         return self.config.path(setting) / f"{entry.dataset}.zarr" / entry.path
 
     def refuse(self, entry: Entry) -> None:
         """Raise UserError for a volume that `process` would make otherwise now.
 
-        Of those of other programs nothing is known.
+        Volumes that another program wrote have no record and pass.
         """
         processed = self.path_of(entry)
         if records.read_processed(processed) is None:

@@ -1,4 +1,4 @@
-"""What a submission lacks of the manifest: one table, and what the score makes of it."""
+"""Volumes of the manifest that a submission lacks, and what the score counts for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOO_SMALL = "does not cover the crop"
 MISSING = "missing"
 
 LISTED = 8
-"""Up to so many volumes each have a sentence; more are a table."""
+"""Most volumes that are told in a sentence each; more are told as a table."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Gap:
 
     entry: Entry
     reason: str
-    """A few words, the same for all gaps of a kind."""
+    """A few words: one of the constants of this module."""
     sentence: str
-    """With the path, and what to do."""
+    """The path of the volume, what is wrong, and what to do."""
 
 
 def sentences(gaps: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
-    """A sentence for each of a few gaps; of many a table, and a sentence for each reason."""
+    """Return a sentence for each gap; for more than LISTED a table, and a sentence a reason."""
     if len(gaps) <= LISTED:
         return [f"{gap.entry.path}: {gap.sentence}" for gap in gaps]
     lines = [f"{len(gaps)} of {len(entries)} volumes:", *table(gaps, entries)]
@@ -41,7 +41,7 @@ def sentences(gaps: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
 
 
 def table(gaps: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
-    """A line for each crop and reason with the classes, below a head."""
+    """Return the lines of a table: a head, then the classes of each crop and reason."""
     classes: dict[tuple[str, str], list[str]] = {}
     for gap in gaps:
         classes.setdefault((gap.entry.crop, gap.reason), []).append(gap.entry.name)
@@ -54,7 +54,7 @@ def table(gaps: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
 
 
 def consequences(gaps: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
-    """What the challenge's score counts for volumes that are not submitted."""
+    """Return sentences about what the challenge's score counts for volumes not submitted."""
     lacking = {gap.entry for gap in gaps}
     submitted = {entry.name for entry in entries if entry not in lacking}
     absent = sorted({entry.name for entry in lacking} - submitted)

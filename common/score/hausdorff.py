@@ -1,4 +1,4 @@
-"""The Hausdorff distance between two objects: exact, and fast for thick and for large ones.
+"""The exact Hausdorff distance between two objects, fast for thick and for large ones.
 
 A distance transform of the box around both objects, as in the challenge's public code, looks at
 every voxel of it for each pair; here cells of voxels are dropped at once. Times: bench/evaluate.py.
@@ -21,15 +21,16 @@ def farthest(
     corner: Sequence[int] = (0, 0, 0),
     cap: float = math.inf,
 ) -> float:
-    """The largest distance from a voxel of one object to the nearest of another, nm; 0 without any.
+    """Return the largest distance (nm) from a voxel of object a to the nearest voxel of object b.
+
+    It is 0 if no voxel of a lies outside of b.
 
     Args:
-        outside: bool (z, y, x), the voxels of the one object that are not in the other.
-        points: (n, 3) nm, the surface of the other: the nearest voxel of it is always there. The
-            farthest voxel of `outside`, in turn, is not on its own surface where the other is a
-            shell around it, so all of it is searched.
-        sizes: (3,) nm.
-        corner: of `outside`, in voxels, where points are counted from.
+        outside: bool (z, y, x), the voxels of a that are not in b. All of them are searched: where
+            b is a shell around a, the farthest voxel of a is not on its surface.
+        points: (n, 3) nm, the voxels on the surface of b: the nearest voxel is always one of them.
+        sizes: (3,) voxel size in nm.
+        corner: index of the first voxel of `outside` in the volume that `points` are of.
         cap: nm; a larger distance need not be exact, but is no smaller than this.
     """
     if not outside.any():
@@ -57,9 +58,9 @@ def farthest(
 def surface_points(
     b: np.ndarray, sizes: np.ndarray, corner: Sequence[int] = (0, 0, 0)
 ) -> np.ndarray:
-    """(n, 3) nm, voxels of b with a face neighbour outside b or outside the array.
+    """Return (n, 3) nm of the voxels of b with a face neighbour outside of b or of the array.
 
-    corner: of the array, in voxels.
+    corner: index of the array's first voxel in the whole volume.
     """
     core = (slice(1, -1),) * 3
     inner = b[core].copy()
@@ -72,18 +73,18 @@ def surface_points(
 
 
 def _centres(cells: np.ndarray, side: int, corner: Sequence[int]) -> np.ndarray:
-    """The centres of cells of `side` voxels, in voxels."""
+    """Return (cells, 3) centres, in voxels, of cells with an edge of `side` voxels."""
     return (cells + 0.5) * side - 0.5 + np.asarray(corner)
 
 
 def _distances_to(tree: cKDTree, points: np.ndarray) -> np.ndarray:
-    """From points to the nearest one of the tree, nm."""
+    """Return (n,) distances in nm from points to the nearest point of the tree."""
     distances, _ = tree.query(points)
     return distances
 
 
 def _split(cells: np.ndarray, finer: np.ndarray) -> np.ndarray:
-    """(cells, 3) the eighths of each cell that hold a voxel, by the mask of the finer level."""
+    """Return (cells, 3): those eighths of the cells that the mask of the finer level marks."""
     corners = np.indices((2, 2, 2)).reshape(3, -1).T
     parts = (2 * cells[:, None] + corners).reshape(-1, 3)
     # a level of odd size has no second half at its end
@@ -92,7 +93,7 @@ def _split(cells: np.ndarray, finer: np.ndarray) -> np.ndarray:
 
 
 def _halved(mask: np.ndarray) -> np.ndarray:
-    """Whether a block of 2^3 voxels holds any."""
+    """Return the mask of half the edge: True where any of 2^3 voxels is."""
     # an axis a turn: the first one is halved, and goes to the end
     for _ in range(3):
         half = mask[::2].copy()

@@ -34,18 +34,18 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class CountTable:
-    """Counts of each class in each crop, as an array, so that draws of crops are one product."""
+    """The counts of each class in each crop as an array: pooling drawn crops is one product."""
 
     crops: tuple[str, ...]
     classes: tuple[str, ...]
     is_instance: tuple[bool, ...]
-    """Of each class."""
+    """Whether each class is an instance class."""
     counts: np.ndarray
     """(crops, classes, 6): evaluations, tp, fp, fn, hausdorff_norm_sum, n_hausdorff."""
 
     @classmethod
     def of(cls, evaluations: Iterable[tuple[str, str, Counts]]) -> CountTable:
-        """The table of (crop, class, counts)."""
+        """Make the table of (crop, class, counts)."""
         evaluations = list(evaluations)
         crops = {crop: None for crop, _, _ in evaluations}
         kinds = {name: isinstance(counts, InstanceCounts) for _, name, counts in evaluations}
@@ -57,9 +57,10 @@ class CountTable:
         return cls(tuple(crops), tuple(kinds), tuple(kinds.values()), table)
 
     def score(self, times: np.ndarray | None = None) -> ChallengeScore:
-        """The challenge's score of the crops, each as often as `times` says, or once.
+        """Return the challenge's score of the crops.
 
-        times: (crops,). Pooling counts first gives the same as combining all evaluations.
+        times: (crops,) how often each crop counts; once unless given. Counts are pooled first,
+            which gives the same as combining all evaluations.
         """
         if times is None:
             times = np.ones(len(self.crops))
@@ -72,9 +73,9 @@ class CountTable:
 
 
 def redraws(units: int) -> np.ndarray:
-    """(DRAWS, units) how often each unit is drawn when as many are drawn with replacement.
+    """Return (DRAWS, units): how often each unit is drawn when `units` are drawn with replacement.
 
-    Always the same, so that scores of several runs can be compared on the same draws.
+    The draws are always the same, so that several runs can be compared draw by draw.
     """
     generator = np.random.default_rng(SEED)
     return generator.multinomial(units, np.full(units, 1 / units), DRAWS).astype(float)
@@ -93,11 +94,11 @@ def redraws(units: int) -> np.ndarray:
 def student(
     estimate: float, draws: np.ndarray, units: int, level: float = LEVEL
 ) -> Interval | None:
-    """The interval of an estimate from its bootstrap draws, see above.
+    """Return the interval of an estimate from its bootstrap draws, see the head of the module.
 
     Args:
-        estimate: of the data as they are.
-        draws: (draws,) of the data drawn again; a NaN draw had nothing to score and is left out.
+        estimate: the figure of the data as they are.
+        draws: (draws,) the figure of the drawn data; NaN, where nothing was to score, is left out.
         units: how many crops, or classes, a draw consists of.
         level: of confidence.
 
@@ -116,7 +117,10 @@ def student(
 def over_crops(
     table: CountTable, figures: Callable[[ChallengeScore], Sequence[float]]
 ) -> list[Interval | None]:
-    """The interval of each figure in [0, 1] that a function takes from the score of the crops."""
+    """Return the interval of each figure; None for all of them with fewer than two crops.
+
+    figures: takes figures, each in [0, 1], from a score of the crops.
+    """
     n_crops = len(table.crops)
     if n_crops < 2:
         return [None for _ in figures(table.score())]
@@ -140,7 +144,7 @@ def _as_row(counts: Counts) -> list[float]:
 
 
 def _from_row(row: np.ndarray, is_instance: bool) -> Counts:
-    """Pooled counts; as floats, which are exact up to 2^53."""
+    """Make counts of a row of the table; they stay floats, which are exact up to 2^53."""
     _, tp, fp, fn, hausdorff_norm_sum, n_hausdorff = row.tolist()
     if not is_instance:
         return Counts(tp, fp, fn)

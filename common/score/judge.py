@@ -1,7 +1,7 @@
-"""One class in one crop: two volumes brought onto the annotation's voxels, and counted.
+"""Score one class in one crop: bring a volume onto the annotation's voxels, and count.
 
-Both volumes are compared on the annotation's finest voxels. One class in one crop takes about 25
-bytes a voxel of them in memory.
+Voxels are those of the annotation's finest level. One class in one crop takes about 25 bytes for
+each of them in memory.
 """
 
 from __future__ import annotations
@@ -29,42 +29,43 @@ from common.talk import count
 # half a voxel beside the annotation costs a perfect mask 0.1 of its score; from a twentieth on a
 # mask is what it was: its voxels are the nearest ones up to a fifth
 SAME_PLACE = 0.05
-"""Of a voxel: volumes that lie less beside the annotation are on its voxels."""
+"""Fraction of a voxel below which a volume counts as being on the annotation's voxels."""
 
 FULL = 0.9
-"""Part of a crop that a class fills where it is no surprise that it is found everywhere."""
+"""Fraction of a crop above which a class may be found everywhere without a note."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One class in one crop."""
+    """The score of one class in one crop."""
 
     crop: str
     name: str
     """The class."""
     counts: challenge.Counts
-    """Of the challenge's score; InstanceCounts of an instance class."""
+    """What the challenge's score counts; InstanceCounts for an instance class."""
     voxels: VoxelCounts
     objects: ObjectCounts | None = None
-    """None for a semantic class, as the next two are."""
+    """Objects matched at IoU > 0.5; None for a semantic class, as are the next two."""
     voi: tuple[float, float] | None = None
     """Variation of information by splits and by merges, bits."""
     rand_error: float | None = None
     voxel_size: tuple[float, ...] = ()
-    """nm, of the annotation; shape in its voxels."""
+    """Of the annotation, nm."""
     shape: tuple[int, ...] = ()
+    """Of the annotation, voxels."""
     resampled: bool = False
-    """Whether what was found had voxels of another size, or between those of the annotation."""
+    """Whether the prediction had voxels of another size, or between those of the annotation."""
     offset: tuple[float, ...] = (0.0, 0.0, 0.0)
-    """nm that voxels of the annotation's size lay beside it."""
+    """How far (nm) a prediction of the same voxel size lay beside the annotation's voxels."""
     covered: bool = True
-    """Whether what was found reaches over all of the annotation; the rest counts as background."""
+    """Whether the prediction covers the annotation; what it does not cover counts as background."""
     is_known: bool = True
-    """Whether anything is known of the class there; else its score, a perfect one, says nothing."""
+    """Whether the annotation is known in any voxel; else the score is 1 and says nothing."""
     remarks: tuple[str, ...] = ()
-    """What of the annotation was taken for what, a sentence each."""
+    """Sentences about unusual values of the annotation, and what they were taken for."""
     refused: str = ""
-    """Why what was submitted cannot be scored and counts as missing."""
+    """Why a submitted array cannot be scored and counts as missing; "" if it can."""
 
     @property
     def is_instance(self) -> bool:
@@ -82,13 +83,13 @@ class Truth:
     is_instance: bool
     """Whether the class is scored by its objects."""
     mask: np.ndarray | None = None
-    """On the annotation's voxels; where it is 0 nothing counts."""
+    """(z, y, x) on the annotation's voxels, 0 where nothing counts; None if all voxels count."""
     version: Version = CSC
     """Of the challenge's score."""
 
 
 def judge(truth: Truth, predicted: Level) -> Evaluation:
-    """Score what was found of a class, on the truth's voxels; what is unknown there is left out.
+    """Score a predicted volume on the voxels of the truth; unknown voxels are left out.
 
     Raises UserError for wrong ids.
     """
@@ -115,11 +116,13 @@ def judge(truth: Truth, predicted: Level) -> Evaluation:
 def annotated(
     level: Level, name: str, is_instance: bool
 ) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
-    """The annotation of a class as it is scored: ids, where they are known, and remarks.
-
-    Of what is known throughout, None.
+    """Return the annotation of a class as it is scored.
 
     is_instance: whether the class is scored by its objects.
+
+    Returns:
+        (z, y, x) ids; a bool mask of the known voxels, None if all are known; and remarks, a
+        sentence each.
 
     Raises UserError for labels that networks completed.
     """
@@ -147,9 +150,9 @@ def _is_own_mask(reader: LabelReader) -> bool:
 
 
 def beside(level: Level, grid: Grid) -> tuple[float, ...]:
-    """nm, z, y, x, that voxels of the size of a grid's lie beside it; 0 where they lie on it.
+    """Return how far (nm, z, y, x) a volume lies beside the voxels of a grid.
 
-    0 for voxels of another size too.
+    It is 0 if the volume lies on them, and if its voxels have another size.
     """
     offset = regrid.offset(level, grid)
     is_on_voxels = (np.abs(offset) < SAME_PLACE * grid.scale).all()
@@ -159,9 +162,12 @@ def beside(level: Level, grid: Grid) -> tuple[float, ...]:
 
 
 def beside_text(offsets: Mapping[str, Sequence[float]], total: int, reference: str) -> str:
-    """Of volumes that lie beside the voxels of `what`, how many and how far; empty without any.
+    """Return a sentence about volumes that lie beside the voxels of a reference; "" if none does.
 
-    offsets: of `beside`, by a name for the volume; those that are 0 do not count.
+    Args:
+        offsets: what `beside` returned for each volume, by the name of the volume.
+        total: number of all volumes.
+        reference: what they are compared with, in words.
     """
     shifted = {name: offset for name, offset in offsets.items() if any(offset)}
     if not shifted:
@@ -177,14 +183,17 @@ def beside_text(offsets: Mapping[str, Sequence[float]], total: int, reference: s
 
 
 def is_everywhere(voxels: VoxelCounts, shape: Sequence[int]) -> bool:
-    """Whether a class was found nearly everywhere in a crop that is not full of it."""
+    """Whether a class is predicted nearly everywhere in a crop that it does not fill."""
     size = math.prod(shape)
     is_full = voxels.tp + voxels.fp >= EVERYWHERE * size
     return is_full and voxels.tp + voxels.fn < FULL * size
 
 
 def compare(truth: Truth, labels: np.ndarray, predicted: np.ndarray) -> Evaluation:
-    """Compare the truth's own volume and one on its grid; both hold ids for an instance class."""
+    """Count what two volumes on the voxels of the truth have in common.
+
+    labels: as of `annotated`. predicted: likewise; both hold ids for an instance class.
+    """
     # voxels are counted for instance classes too: Dice and IoU say how much of the tissue is found
     voxels = challenge.semantic(labels, predicted, truth.mask)
     evaluation = Evaluation(

@@ -22,7 +22,7 @@ from common.score.gaps import Gap
 from common.score.judge import beside, beside_text
 
 CHUNK = 128
-"""Voxels along an edge of a chunk."""
+"""Edge of a chunk in voxels."""
 
 Check = Callable[[Entry], None]
 
@@ -40,22 +40,22 @@ def pack(
     partial: bool = False,
     check: Check = take,
 ) -> Path:
-    """Bring the volume of each entry onto its grid and write them as one zip; gives its path.
+    """Bring the volume of each entry onto its grid, write all as one zip and return its path.
 
     An older zip is replaced when the new one is whole and checked. Ids get the smallest unsigned
     dtype that holds them; the public toolbox writes uint8 and wraps ids beyond 255.
 
     Args:
         entries: rows of the manifest.
-        source_of: gives the multiscale group of an entry, whose finest level is taken: by
-            `regrid.ids` for the classes scored as instances, else by `regrid.mask`.
+        source_of: returns the multiscale group of an entry. Its finest level is resampled by
+            `regrid.ids` for classes that are scored as instances, by `regrid.mask` for others.
         output_zip: where to write.
         say: takes a line for each volume.
-        partial: pack the volumes that are there, and list the others.
+        partial: pack the volumes that exist, and list the others.
         check: raises UserError for a volume that is not to be packed.
 
     Raises:
-        UserError: with everything that is wrong; then no file is left.
+        UserError: with everything that is wrong; no file is left then.
     """
     output = Path(output_zip)
     # hours of resampling begin when all volumes are known to be there
@@ -76,7 +76,7 @@ def pack(
 def _levels(
     entries: Sequence[Entry], source_of: Callable[[Entry], Path], check: Check
 ) -> tuple[dict[Entry, Level], list[Gap]]:
-    """The volume of each entry, and those that cannot be packed."""
+    """Return the level to pack of each entry, and a gap for each entry that cannot be packed."""
     levels = {}
     lacking = []
     for entry in entries:
@@ -89,7 +89,7 @@ def _levels(
 
 
 def _level_of(entry: Entry, path: Path, check: Check) -> Level | Gap:
-    """The finest level of a processed volume, if it is whole and large enough."""
+    """Return the finest level of a processed volume, or why it cannot be packed."""
     absent = _not_processed(path)
     if absent:
         return Gap(entry, gaps.NOT_PROCESSED, absent)
@@ -114,7 +114,7 @@ def _level_of(entry: Entry, path: Path, check: Check) -> Level | Gap:
 
 
 def _not_processed(path: Path) -> str:
-    """Why a volume is none of `process`, or of another program; "" if it may be."""
+    """Describe why a path is no processed volume; "" if it may be one."""
     if not path.is_dir():
         return f"{path}: no such volume; run predict and process for it"
     if is_damaged(path):  # which opening it tells
@@ -127,7 +127,7 @@ def _not_processed(path: Path) -> str:
 
 
 def _refusal(lacking: Sequence[Gap], entries: Sequence[Entry], *, has_some: bool) -> list[str]:
-    """Why nothing is packed, and how to pack what is there."""
+    """Return the lines that say why nothing is packed, and how to pack what exists."""
     lines = gaps.sentences(lacking, entries)
     if len(lacking) > gaps.LISTED:
         # one problem of the zip, which is named once
@@ -138,7 +138,7 @@ def _refusal(lacking: Sequence[Gap], entries: Sequence[Entry], *, has_some: bool
 
 
 def _say_beside(levels: Mapping[Entry, Level], say: talk.Say) -> None:
-    """A note on volumes that lie beside the voxels of the manifest."""
+    """Say which volumes lie beside the voxels of the manifest."""
     offsets = {entry.path: beside(level, entry.grid()) for entry, level in levels.items()}
     text = beside_text(offsets, len(levels), "the manifest")
     if text:
@@ -146,14 +146,14 @@ def _say_beside(levels: Mapping[Entry, Level], say: talk.Say) -> None:
 
 
 def _say_lacking(lacking: Sequence[Gap], entries: Sequence[Entry], say: talk.Say) -> None:
-    """Which volumes are not in the zip, and what comes of that."""
+    """Say which volumes are not in the zip, and what the score counts for them."""
     say(f"not in it are {len(lacking)} of {len(entries)} volumes:")
     for line in gaps.table(lacking, entries) + gaps.consequences(lacking, entries):
         say(line)
 
 
 def _write_all(path: Path, levels: dict[Entry, Level], say: talk.Say) -> list[str]:
-    """Write the volumes into a zip; gives a sentence for each that could not be read."""
+    """Write the volumes into a zip; return a sentence for each that could not be read."""
     problems = []
     with zarr.ZipStore(str(path), mode="w") as store:  # not compressed again, the chunks are
         group = zarr.group(store=store)
@@ -169,7 +169,7 @@ def _write_all(path: Path, levels: dict[Entry, Level], say: talk.Say) -> list[st
 
 
 def on_grid(entry: Entry, level: Level) -> np.ndarray:
-    """(z, y, x) unsigned integers: 0 and 1, or ids.
+    """Return a volume on the grid of an entry, (z, y, x) unsigned: 0 and 1, or ids.
 
     Raises UserError for values that are neither ids nor a mask nor probabilities.
     """

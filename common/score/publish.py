@@ -1,4 +1,4 @@
-"""How scores reach their reader: the JSON file, the tables, and what is to be looked at."""
+"""Write and print scores, and note what makes them worth less than they seem."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.talk import Say, note, some
 
 
 def publish(scores: Scores, path: Path, say: Say) -> None:
-    """Say the tables, write the JSON file, and say what to look at."""
+    """Say the tables, write the JSON file, and say the notes on them."""
     # first: of a disk that is full by now they are what is left
     say(tables.terminal(scores))
     result.write(scores, path)
@@ -25,7 +25,7 @@ def publish(scores: Scores, path: Path, say: Say) -> None:
 
 
 def _note_other_grids(scores: Scores, say: Say) -> None:
-    """What was scored on other voxels than its own, or does not reach over the truth."""
+    """Say which volumes were resampled, and which do not cover the truth."""
     by_path: dict[str, CropScore] = {}
     for crop, classes in scores.crops.items():
         for name, score in classes.items():
@@ -54,7 +54,7 @@ def _note_other_grids(scores: Scores, say: Say) -> None:
 
 
 def _note_everywhere(scores: Scores, say: Say) -> None:
-    """Classes that are positive nearly everywhere, and not in the annotation."""
+    """Say which classes are predicted nearly everywhere in crops that they do not fill."""
     crops_of: dict[str, list[str]] = {}
     for crop, classes in scores.crops.items():
         for name, score in classes.items():
@@ -69,9 +69,9 @@ def _note_everywhere(scores: Scores, say: Say) -> None:
 
 
 def note_networks(predictions: Iterable[tuple[str, str, PredictionRecord]]) -> None:
-    """Note crops that their network was trained on, older weights, and classes of several networks.
+    """Note crops that were trained on, older weights, and classes predicted by several networks.
 
-    predictions: crop, class, and how the class was predicted there.
+    predictions: (crop, class, record of the prediction).
     """
     predictions = list(predictions)
     note_older_weights(record for _, _, record in predictions)
@@ -96,7 +96,7 @@ def note_networks(predictions: Iterable[tuple[str, str, PredictionRecord]]) -> N
 
 
 def note_annotation(evaluations: Sequence[Evaluation]) -> None:
-    """What values of the annotation were taken for, a line for each kind."""
+    """Note unusual values of the annotation and what they were taken for, a line a kind."""
     of_classes = []
     for evaluation in evaluations:
         of_classes += [(evaluation.name, remark) for remark in evaluation.remarks]

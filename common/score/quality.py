@@ -15,11 +15,11 @@ import numpy as np
 from scipy import sparse
 
 PQ_IOU = 0.5
-"""IoU above which two objects match: the least at which an object can have only one partner."""
+"""IoU above which two objects match; above 0.5 an object has at most one partner."""
 
 
 class VoxelCounts(NamedTuple):
-    """Voxels of a class that are found rightly, found wrongly, and missed."""
+    """True positive, false positive and false negative voxels of a class."""
 
     tp: int
     fp: int
@@ -27,7 +27,7 @@ class VoxelCounts(NamedTuple):
 
 
 class ObjectCounts(NamedTuple):
-    """Objects of a class, those with IoU > PQ_IOU being matched."""
+    """Matched (IoU > PQ_IOU), surplus and missed objects of a class."""
 
     tp: int
     fp: int
@@ -37,7 +37,7 @@ class ObjectCounts(NamedTuple):
 
 
 def count_objects(table: sparse.csr_array) -> ObjectCounts:
-    """Matched, surplus and missed objects of a contingency table, for `panoptic`."""
+    """Count the objects of a contingency table, for `panoptic`."""
     truth = table.sum(1)
     prediction = table.sum(0)
     overlap = table[1:, 1:].tocoo()
@@ -55,10 +55,12 @@ def count_objects(table: sparse.csr_array) -> ObjectCounts:
 
 
 def panoptic(counts: Iterable[ObjectCounts]) -> dict[str, float]:
-    """Panoptic, segmentation and recognition quality of one class from its counts in several crops.
+    """Return panoptic (pq), segmentation (sq) and recognition quality (rq) of one class.
 
-    pq = sq x rq, at IoU > 0.5 (Kirillov et al. 2019, Panoptic Segmentation). All NaN where there is
-    no truth object; where none was found pq is 0 and sq, a mean over no pair, is NaN.
+    pq = sq x rq, at IoU > 0.5 (Kirillov et al. 2019, Panoptic Segmentation). Without a truth object
+    all are NaN. Without a match pq is 0 and sq, a mean over no pair, is NaN.
+
+    counts: of the class in each crop; they are pooled.
     """
     tp, fp, fn, iou_sum = np.sum(list(counts), axis=0)
     if tp + fn == 0:
@@ -72,7 +74,7 @@ def panoptic(counts: Iterable[ObjectCounts]) -> dict[str, float]:
 
 
 def variation_of_information(table: sparse.csr_array) -> tuple[float, float]:
-    """(split, merge) in bits, 0 best: H(prediction | truth) and H(truth | prediction).
+    """Return (split, merge) in bits, 0 best: H(prediction | truth) and H(truth | prediction).
 
     Over the voxels of truth objects, where predicted background is one more segment; NaN where
     truth is empty. Source: Meila 2007. The same as skimage.metrics.variation_of_information(truth,
@@ -91,7 +93,7 @@ def variation_of_information(table: sparse.csr_array) -> tuple[float, float]:
 
 
 def rand_error(table: sparse.csr_array) -> float:
-    """Adapted Rand error, 0 best, 1 worst; NaN where no two truth voxels share a segment.
+    """Return the adapted Rand error, 0 best, 1 worst; NaN if no two truth voxels share a segment.
 
     Over the voxels of truth objects, where predicted background is one more segment.
     Source: Arganda-Carreras et al. 2015, by scikit-image.

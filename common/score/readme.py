@@ -1,4 +1,4 @@
-"""The scores in the README of an experiment, with a picture, between two markers."""
+"""Write the scores of an experiment, with a picture, into its README between two markers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ END = "<!-- end of scores -->"
 PICTURE = "scores.png"
 
 PICTURED = 2
-"""Crops in the picture."""
+"""Most crops in the picture."""
 
 LISTED = 12
-"""Crops that are named; a README of 41 would say little else."""
+"""Most crops that are named; a README with 41 names would say little else."""
 
 
 def check(config: TrainConfig) -> None:
-    """Raises UserError where scores cannot be put into the README without a loss of text."""
+    """Raise UserError if writing scores into the README would destroy text of it."""
     _around_scores(config.folder / "README.md")
 
 
@@ -37,10 +37,10 @@ def write_scores(
     scores: Scores,
     say: Say = print,
 ) -> Path:
-    """Put scores and a picture of the first crops into the README; gives its path.
+    """Write the scores and a picture of the first crops into the README; return its path.
 
-    Replaces what is between the markers; a README without them gets them at its end. Raises
-    UserError where one of them is missing.
+    What stands between the markers is replaced; a README without markers gets them at its end.
+    Raises UserError if only one of them is there.
     """
     path = config.folder / "README.md"
     before, after = _around_scores(path)
@@ -54,14 +54,14 @@ def write_scores(
 
 
 def markdown(config: TrainConfig, boxes: Sequence[Region], scores: Scores) -> str:
-    """The section: what was scored and how, scores over classes, a line a class, the picture."""
+    """Return the section: what was scored and how, scores over classes, of each class, picture."""
     picture = f"![raw, truth, predictions and processed volumes]({PICTURE})"
     lines = [_lead(config, boxes, scores), "", *markdown_scores(scores), "", picture]
     return "\n".join(lines)
 
 
 def markdown_scores(scores: Scores) -> list[str]:
-    """Lines of tables: the scores over classes, the classes of each kind; and remarks."""
+    """Return the lines of the tables (over classes, of each kind of class) and the remarks."""
     names = list(OVERALL_NAMES.values())
     lines = markdown_table(names, [[overall(scores, key) for key in OVERALL_NAMES]])
     for table in tables(scores):
@@ -71,7 +71,7 @@ def markdown_scores(scores: Scores) -> list[str]:
 
 
 def command(config: TrainConfig, asked: Asked) -> str:
-    """What to type for the same result, without the overrides that name places on this machine."""
+    """Return the command for the same result, without overrides that name places."""
     # places differ from machine to machine, and may name who owns it
     kept = [text for text in asked.overrides if "_path" not in text.partition("=")[0]]
     return command_line(
@@ -85,7 +85,7 @@ def command(config: TrainConfig, asked: Asked) -> str:
 
 
 def _lead(config: TrainConfig, boxes: Sequence[Region], scores: Scores) -> str:
-    """The command, date, run, checkpoints, commit, crops and thresholds of the scores."""
+    """Return a paragraph: command, date, run, checkpoints, commit, crops and thresholds."""
     asked = scores.asked
     about = scores.provenance
     assert asked is not None and about is not None, "scores of a submission have no README"
@@ -101,7 +101,7 @@ def _lead(config: TrainConfig, boxes: Sequence[Region], scores: Scores) -> str:
 
 
 def _thresholds(about: Provenance) -> str:
-    """Those that are not 0.5 by class, then the others."""
+    """Return thresholds in words: by class where they are not 0.5, then the others."""
     known = {name: value for name, value in (about.thresholds or {}).items() if value is not None}
     if not known:
         return "not on record"
@@ -123,12 +123,15 @@ def _checkpoints(checkpoints: Sequence[Checkpoint]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table."""
+    """Return the lines of a Markdown table."""
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def _around_scores(path: Path) -> tuple[str, str]:
-    """The text before and after the section of the scores, line ends as they are."""
+    """Return the text before and after the section of the scores, line ends unchanged.
+
+    Raises UserError for a README that is not UTF-8, or whose markers are not one pair in order.
+    """
     if not is_file(path):
         return f"# {path.parent.name}\n\n## Scores\n\n", "\n"
     try:

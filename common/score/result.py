@@ -1,6 +1,6 @@
-"""What `evaluate` found, and the JSON file that it stands in: scores.json.
+"""The result of `evaluate`, and its JSON file, scores.json.
 
-Numbers that do not exist are None here and null in the file. The layout of the file:
+A number that does not exist is None here and null in the file. The layout of the file:
 
     metric       the challenge's score and which definition of it
     settings     confidence level, resamples and seed of the intervals, the IoU from which objects
@@ -36,7 +36,7 @@ from common.score.quality import ObjectCounts, VoxelCounts
 Kind = Literal["instance", "semantic"]
 
 OVERALL = ("overall_score", "overall_instance_score", "overall_semantic_score")
-"""The scores over classes: of both kinds, and of each."""
+"""The scores over classes: of both kinds together, and of each kind."""
 
 FIGURES: dict[Kind, tuple[str, ...]] = {
     "semantic": ("score", "dice", "iou", "precision", "recall", "tp", "fp", "fn"),
@@ -50,7 +50,7 @@ FIGURES: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Figures:
-    """How good one class is, in one crop or with the counts of several pooled."""
+    """How good one class is, in one crop or over several crops."""
 
     score: float | None = None
     """The challenge's: IoU of a semantic class, sqrt(f1 x hausdorff) of an instance class.
@@ -58,12 +58,12 @@ class Figures:
     1 where there is nothing to find and nothing was found.
     """
     dice: float | None = None
-    """Counts voxels, as the next three do; None where there is nothing to find."""
+    """Of voxels, as are the next three; None if the truth is empty."""
     iou: float | None = None
     precision: float | None = None
     recall: float | None = None
     tp: int | None = None
-    """Voxels or objects, those of the score; likewise the next two."""
+    """Voxels of a semantic class, objects of an instance class; so are the next two."""
     fp: int | None = None
     fn: int | None = None
     f1: float | None = None
@@ -79,7 +79,7 @@ class Figures:
     """Adapted Rand error, 0 best."""
 
     def of_kind(self, kind: Kind) -> dict[str, float | int | None]:
-        """The figures that a class of this kind has, by name."""
+        """Return the figures that a class of this kind has, by name."""
         return {name: getattr(self, name) for name in FIGURES[kind]}
 
 
@@ -89,14 +89,14 @@ class ClassScore:
 
     kind: Kind = "semantic"
     crops: int = 0
-    """How many there are."""
+    """Number of crops."""
     left_out: int = 0
-    """In how many the metric left the class out, for too many predicted objects."""
+    """Number of crops where the metric left the class out, for too many predicted objects."""
     missing: int = 0
-    """In how many a submission lacks it."""
+    """Number of crops where the submission lacks the class."""
     figures: Figures = Figures()
     interval_95: Interval | None = None
-    """Of the score; None with fewer than two crops."""
+    """Interval of the score; None with fewer than two crops."""
 
 
 @dataclass(frozen=True)
@@ -104,26 +104,26 @@ class CropScore:
     """One class in one crop."""
 
     status: str = ""
-    """Of the challenge's score: scored, missing or skipped_too_many_instances."""
+    """Status in the challenge's score: scored, missing or skipped_too_many_instances."""
     figures: Figures = Figures()
     counts: Counts | None = None
-    """Of the challenge's score, InstanceCounts of an instance class; None in files that an earlier
-    version wrote."""
+    """What the challenge's score counts, InstanceCounts for an instance class; None in files of
+    earlier versions."""
     voxels: VoxelCounts | None = None
     objects: ObjectCounts | None = None
-    """None of a semantic class."""
+    """None for a semantic class."""
     voxel_size: tuple[float, ...] = ()
-    """nm, of the annotation."""
+    """Of the annotation, nm."""
     shape: tuple[int, ...] = ()
-    """In its voxels."""
+    """Of the annotation, voxels."""
     resampled: bool = False
-    """Whether what was found had voxels of another size, or between those of the annotation."""
+    """Whether the prediction had voxels of another size, or between those of the annotation."""
     offset: tuple[float, ...] = (0.0, 0.0, 0.0)
-    """nm that voxels of the annotation's size lay beside it, z, y, x."""
+    """How far (nm, z, y, x) a prediction of the same voxel size lay beside the annotation."""
     covered: bool = True
-    """Whether what was found reaches over all of the annotation; the rest counts as background."""
+    """Whether the prediction covers the annotation; what it does not cover counts as background."""
     refused: str = ""
-    """Why what was submitted cannot be scored, and is missing."""
+    """Why a submitted array cannot be scored and counts as missing; "" if it can."""
 
     @property
     def kind(self) -> Kind:
@@ -133,7 +133,7 @@ class CropScore:
 
 @dataclass(frozen=True)
 class Asked:
-    """What `evaluate` was asked for."""
+    """The options that `evaluate` was called with."""
 
     crops: str
     classes: tuple[str, ...] = ()
@@ -142,22 +142,22 @@ class Asked:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a processed volume says of the network that it came from; None where it does not say."""
+    """What a processed volume has on record about its network; None for what is not on record."""
 
     checkpoint: str | None = None
     sha256: str | None = None
     epoch: int | None = None
     metric: str | None = None
-    """The best metric of its run at that epoch, in words."""
+    """The best metric of the run at that epoch, in words."""
     content: str | None = None
-    """Of the prediction: probability or logits."""
+    """What was predicted: probability or logits."""
     dtype: str | None = None
     orientations: int | None = None
-    """How many were averaged."""
+    """Number of orientations that were averaged."""
     planes: int | None = None
-    """Axes across which a 2-D network predicted; None for those of its training."""
+    """Number of axes across which a 2-D network predicted; None for those of its training."""
     networks: int | None = None
-    """How many an ensemble is of; None of a single one."""
+    """Number of networks of an ensemble; None for a single network."""
 
 
 @dataclass(frozen=True)
@@ -167,17 +167,18 @@ class Provenance:
     date: str = ""
     """ISO 8601, UTC."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Packages, machine and git commit; in the file they are entries of their own."""
+    """Packages, machine and git commit; each is an entry of its own in the file."""
     experiment: str | None = None
-    """Folder. This and the next four are None for a submission, the last two for an experiment."""
+    """Name of the folder. None for a submission, as are the next five."""
     model_name: str | None = None
     run_name: str | None = None
     checkpoints: tuple[Checkpoint, ...] | None = None
     thresholds: dict[str, float | None] | None = None
-    """By class; None of a volume that another program wrote."""
+    """By class; None for a volume that another program wrote."""
     tuned_on: dict[str, list[str]] | None = None
-    """By class, those of the crops scored here that its threshold was chosen on, if there are."""
+    """For each class the scored crops that its threshold was chosen on."""
     submission: str | None = None
+    """Path. None for an experiment, as is the next."""
     truth: str | None = None
 
 
@@ -186,28 +187,28 @@ class Scores:
     """The whole result of an evaluation."""
 
     overall_score: float | None = None
-    """Geometric mean of the next two, the means over classes; None without such a class."""
+    """Geometric mean of the next two, each a mean over classes; None without a class of a kind."""
     overall_instance_score: float | None = None
     overall_semantic_score: float | None = None
     interval_95: dict[str, Interval | None] = field(default_factory=dict)
-    """Of the overall scores by name, see OVERALL."""
+    """Intervals of the overall scores, by the names of OVERALL."""
     classes: dict[str, ClassScore] = field(default_factory=dict)
     crops: dict[str, dict[str, CropScore]] = field(default_factory=dict)
     """By crop and class."""
     total_evals: int = 0
-    """Classes in crops."""
+    """Number of scored volumes, each of a class in a crop."""
     num_evals_done: int = 0
-    """Those not missing."""
+    """Number of volumes that are not missing."""
     metric: str = ""
     settings: dict[str, float] = field(default_factory=dict)
     """confidence, resamples and seed of the intervals; pq_iou."""
     asked: Asked | None = None
-    """None for a submission, as the next is."""
+    """None for a submission, as is the next."""
     not_annotated: tuple[str, ...] | None = None
     provenance: Provenance | None = None
 
     def overall(self, key: str) -> float | None:
-        """One of OVERALL."""
+        """Return one of the scores of OVERALL by name."""
         return {
             "overall_score": self.overall_score,
             "overall_instance_score": self.overall_instance_score,
@@ -215,7 +216,7 @@ class Scores:
         }[key]
 
     def counts(self) -> dict[tuple[str, str], Counts]:
-        """The counts of the challenge's score by (crop, class), of those that the file has."""
+        """Return the counts of the challenge's score by (crop, class), where the file has them."""
         counts = {}
         for crop, classes in self.crops.items():
             for name, score in classes.items():
@@ -224,7 +225,7 @@ class Scores:
         return counts
 
     def as_json(self) -> dict[str, Any]:
-        """The content of the file."""
+        """Return the content of the file."""
         content: dict[str, Any] = {
             "metric": self.metric,
             "settings": self.settings,
@@ -249,14 +250,14 @@ class Scores:
 
 
 def write(scores: Scores, path: str | Path) -> None:
-    """Write scores as JSON, whole or not at all. Raises FileError if it cannot be written."""
+    """Write scores as JSON, whole or not at all. Raises FileError."""
     write_json(path, scores.as_json())
 
 
 def read(path: str | Path) -> Scores:
-    """The scores in a file of `evaluate`; what an earlier version did not write is None.
+    """Read a file of `evaluate`; what an earlier version did not write is None.
 
-    Raises UserError for another file.
+    Raises UserError for any other file.
     """
     try:
         content = json.loads(Path(path).read_text(), parse_constant=typed.no_constant)
@@ -272,7 +273,7 @@ def read(path: str | Path) -> Scores:
 
 
 def from_json(content: Mapping[str, Any]) -> Scores:
-    """Scores from the content of a file. Where it is another content: TypeError and the like."""
+    """Make scores of the content of a file. Raises TypeError, KeyError ... for other content."""
     classes = {name: _with_figures(entry) for name, entry in content.get("classes", {}).items()}
     crops = {}
     for crop, entries in content.get("crops", {}).items():
@@ -285,12 +286,12 @@ def from_json(content: Mapping[str, Any]) -> Scores:
 
 
 def _with_figures(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry with its figures, which stand beside the others in the file."""
+    """Return an entry with its figures nested, which stand beside the others in the file."""
     return {**entry, "figures": entry}
 
 
 def _of_crop(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of a class in a crop, with counts of its kind."""
+    """Return the values of a `CropScore` from an entry of the file."""
     for name in ("voxel_size", "shape"):
         if len(entry.get(name, ())) not in (0, 3):
             raise ValueError(f"{name} {entry[name]} along three axes")
@@ -302,7 +303,7 @@ def _of_crop(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_versions(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A provenance with its versions, an open list: all that has no name of its own."""
+    """Return a provenance with all entries that are no field of it gathered as `versions`."""
     known = {named.name for named in fields(Provenance)}
     return {**entry, "versions": {name: entry[name] for name in entry if name not in known}}
 

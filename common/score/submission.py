@@ -31,7 +31,7 @@ MAX_RATIO = 500
 """Unpacked over packed size; deflate reaches 1000 on nothing but zeros."""
 
 MAX_METADATA_BYTES = 2**20
-"""Of a .zarray, .zattrs or .zgroup: each is read whole, and a real one has a few hundred bytes."""
+"""Largest .zarray, .zattrs or .zgroup: each is read whole; usual are a few hundred bytes."""
 
 GROUP_ERRORS = (
     zarr.errors.MetadataError,
@@ -43,17 +43,17 @@ GROUP_ERRORS = (
 """What zarr raises for a .zgroup that is no JSON, or other JSON than an object."""
 
 TOLERANCE_NM = 1e-3
-"""Between an attribute and the manifest."""
+"""Largest difference (nm) between an attribute and the manifest."""
 
 
 def check(path: str | Path, entries: Sequence[Entry], *, partial: bool = False) -> list[str]:
-    """What is wrong with a submission, one sentence each; of many missing volumes a table.
+    """Return what is wrong with a submission, a sentence each; many missing volumes are a table.
 
-    Any (crop, class) missing or too many, dtype, shape and place. Reads metadata, and of a zip the
-    checksums of all files.
+    Looked at are missing and surplus volumes, dtypes, shapes and places in space. Metadata are
+    read, and of a zip the checksums of all files; voxels are not.
 
     Args:
-        path: as for `opened`.
+        path: of the submission, as `opened` takes it.
         entries: rows of the manifest.
         partial: volumes may be missing, though not all.
 
@@ -78,7 +78,7 @@ def check(path: str | Path, entries: Sequence[Entry], *, partial: bool = False) 
 
 
 def lacking(path: str | Path, entries: Sequence[Entry]) -> list[Gap]:
-    """The volumes of the manifest that a submission lacks. Raises as `opened` does."""
+    """Return the volumes of the manifest that a submission lacks. Raises as `opened` does."""
     source = _locate(Path(path))
     with opened(source) as group:
         return _missing(_arrays(group, source), entries)
@@ -86,16 +86,17 @@ def lacking(path: str | Path, entries: Sequence[Entry]) -> list[Gap]:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[zarr.Group]:
-    """The read-only group of a submission, its arrays at crop557/mito and so on.
+    """Open the read-only group of a submission, with its arrays at crop557/mito and so on.
 
-    path: a zip, which is read where it is and never unpacked; a folder with one zip; or a zarr
-    folder. As the organisers do, a single .zarr folder inside is taken for the whole, folder 557 is
-    read as crop557, and .zgroup may be missing.
+    It is read as the organisers read it: a single .zarr folder inside stands for the whole, folder
+    557 is crop557, and .zgroup may be missing.
+
+    path: a zip, which is never unpacked; a folder with one zip; or a zarr folder.
 
     Raises:
-        FileNotFoundError: if there is none.
-        UserError: for what is no submission and for a zip that is cut short or not safe; also on
-            reading from the group, where a file of a zip is damaged.
+        FileNotFoundError: if there is no submission.
+        UserError: for what is no submission, and for a zip that is cut short or not safe; also when
+            a damaged file of a zip is read from the group.
     """
     source = _locate(Path(path))
     if source.is_file():
@@ -148,7 +149,7 @@ class _AsOrganisersRead(zarr.storage.Store):
             ) from error
 
     def listdir(self, path: str = "") -> list[str]:
-        """Names in a folder of the view."""
+        """Return the names in a folder of the view."""
         if not path:
             return list(self.folders)
         return [name for name in self.files.listdir(self._stored(path)) if name]
@@ -170,7 +171,7 @@ class _AsOrganisersRead(zarr.storage.Store):
         raise zarr.errors.ReadOnlyError
 
     def _stored(self, key: str) -> str:
-        """The key in the store behind a key of the view."""
+        """Return the key in the store for a key of the view."""
         first, slash, rest = key.partition("/")
         return self.root + self.folders.get(first, first) + slash + rest
 
@@ -181,7 +182,7 @@ class _AsOrganisersRead(zarr.storage.Store):
 
 
 def _refuse_two_of_one(path: str, folders: Sequence[str]) -> None:
-    """Raises UserError for two folders of one crop, of which one would be left out."""
+    """Raise UserError if two folders are of one crop: one of them would be left out."""
     for name, times in Counter(map(crop_name, folders)).items():
         if times > 1:
             both = [folder for folder in folders if crop_name(folder) == name]
@@ -189,7 +190,7 @@ def _refuse_two_of_one(path: str, folders: Sequence[str]) -> None:
 
 
 def _refuse_beside(path: str, enclosing: str, folders: Sequence[str]) -> None:
-    """Raises UserError for crops beside the folder that is taken for the whole."""
+    """Raise UserError if crops lie beside the .zarr folder that is taken for the whole."""
     crops = [folder for folder in folders if crop_name(folder).startswith("crop")]
     if crops:
         raise UserError(
@@ -199,7 +200,7 @@ def _refuse_beside(path: str, enclosing: str, folders: Sequence[str]) -> None:
 
 
 def _locate(path: Path) -> Path:
-    """The zip or the zarr folder that a path stands for."""
+    """Return the zip or zarr folder that a path stands for. Raises as `opened` does."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such submission; write it with pack-results")
     zips = sorted(path.glob("*.zip")) if path.is_dir() else [path]
@@ -209,7 +210,7 @@ def _locate(path: Path) -> Path:
 
 
 def _zip_problems(path: Path) -> list[str]:
-    """Why a zip is not whole, or not safe to unpack for those who do; its files are not read."""
+    """Return why a zip is incomplete, or not safe to unpack; the files in it are not read."""
     try:
         with ZipFile(path) as file:
             files = file.infolist()
@@ -229,7 +230,7 @@ def _zip_problems(path: Path) -> list[str]:
 
 
 def _damaged(path: Path) -> list[str]:
-    """The first file in a zip whose checksum is wrong; reads all of them."""
+    """Return a sentence about the first file of a zip whose checksum is wrong; reads all files."""
     try:
         with ZipFile(path) as file:
             damaged = file.testzip()
@@ -243,7 +244,7 @@ def _not_whole(error: Exception) -> str:
 
 
 def _name_problems(names: Iterable[str]) -> list[str]:
-    """Names in a zip that stand for two files, so that it depends on the reader which is taken."""
+    """Return a sentence for each name of two files: readers differ in which of them they take."""
     times = Counter(_as_unpacked(name) for name in names)
     problems = []
     for name, number in times.items():
@@ -253,7 +254,7 @@ def _name_problems(names: Iterable[str]) -> list[str]:
 
 
 def _as_unpacked(name: str) -> str:
-    """A name in a zip as `opened` reads it: 557/mito/0 is crop557/mito/0."""
+    """Return a name in a zip as `opened` reads it: 557/mito/0 becomes crop557/mito/0."""
     parts = name.rstrip("/").split("/")
     enclosing = parts[:1] if parts[0].endswith(".zarr") else []
     inside = parts[len(enclosing) :]
@@ -261,7 +262,7 @@ def _as_unpacked(name: str) -> str:
 
 
 def _file_problems(info: ZipInfo) -> list[str]:
-    """Why a file in a zip is not safe to unpack."""
+    """Return why a file in a zip is not safe to unpack, a sentence each."""
     name = info.orig_filename  # ZipInfo.filename is mended already: cut at \0, \ turned to /
     problems = []
     is_absolute = re.match(r"/|[A-Za-z]:", name)
@@ -286,14 +287,14 @@ def _file_problems(info: ZipInfo) -> list[str]:
 
 
 def _missing(given: Iterable[str], entries: Sequence[Entry]) -> list[Gap]:
-    """The volumes of the manifest that are not among the arrays of a submission."""
+    """Return a gap for each volume of the manifest that is not among the arrays given."""
     sentence = "missing; process this crop and class, and pack again"
     given = set(given)
     return [Gap(entry, gaps.MISSING, sentence) for entry in entries if entry.path not in given]
 
 
 def _missing_problems(absent: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
-    """A sentence for each volume that is missing, or for many of them a table as one problem."""
+    """Return a sentence for each missing volume, or for many of them one table."""
     lines = gaps.sentences(absent, entries)
     if len(absent) <= gaps.LISTED:
         return lines
@@ -302,7 +303,7 @@ def _missing_problems(absent: Sequence[Gap], entries: Sequence[Entry]) -> list[s
 
 
 def _group_problems(group: zarr.Group, given: set[str], entries: Sequence[Entry]) -> list[str]:
-    """How the arrays of a submission differ from the manifest's."""
+    """Return how the arrays of a submission differ from the manifest, a sentence each."""
     wanted = {entry.path: entry for entry in entries}
     problems = []
     for name in given - wanted.keys():
@@ -313,7 +314,7 @@ def _group_problems(group: zarr.Group, given: set[str], entries: Sequence[Entry]
 
 
 def _arrays(group: zarr.Group, path: Path) -> set[str]:
-    """The arrays {crop}/{class} of a submission."""
+    """Return the names {crop}/{class} of the arrays of a submission."""
     names = set()
     try:
         for crop in group.group_keys():
@@ -324,7 +325,7 @@ def _arrays(group: zarr.Group, path: Path) -> set[str]:
 
 
 def _array_problems(entry: Entry, group: zarr.Group) -> list[str]:
-    """How an array differs from its row of the manifest."""
+    """Return how an array differs from its row of the manifest, a sentence each."""
     try:
         array = open_array(group, entry.path, entry.path)
     except UserError as error:
@@ -342,7 +343,7 @@ def _array_problems(entry: Entry, group: zarr.Group) -> list[str]:
 
 
 def _is_near(given: object, wanted: Sequence[float]) -> bool:
-    """Whether an attribute is these nm."""
+    """Whether an attribute is these three nm, up to TOLERANCE_NM."""
     if not is_place(given):
         return False
     assert isinstance(given, list)

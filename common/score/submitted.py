@@ -1,4 +1,4 @@
-"""A packed submission against a store of truths {crop}/{class}, crop by crop."""
+"""Score a packed submission against a store of truths {crop}/{class}, crop by crop."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from common.score.versions import CSC, Version
 
 @dataclass(frozen=True)
 class SubmittedCrop:
-    """One crop of a submission, to be read and scored by any process."""
+    """One crop of a submission: what a process needs to read and score it."""
 
     submission: Path
-    """As `common.score.submission.opened` takes it."""
+    """A path that `common.score.submission.opened` takes."""
     truths: Path
     """Store of {crop}/{class}, and {class}_mask where only a part is annotated."""
     crop: str
@@ -35,14 +35,14 @@ class SubmittedCrop:
 
 
 def crops_of(truths: Path) -> list[str]:
-    """The crops that a store of truths holds. Raises FileNotFoundError or UserError."""
+    """Return the crops of a store of truths. Raises FileNotFoundError or UserError."""
     return sorted(_open_truths(truths).group_keys())
 
 
 def open_volume(path: Path) -> Level:
-    """The finest level of a multiscale group, or an array with its place in its attributes.
+    """Open the finest level of a multiscale group, or an array with its place in attributes.
 
-    Raises FileNotFoundError without a volume, UserError for one without a place.
+    Raises FileNotFoundError without a volume, UserError for one without a place in space.
     """
     if not (path / ".zarray").is_file():
         return open_levels(path)[0]
@@ -54,18 +54,18 @@ def open_volume(path: Path) -> Level:
 
 
 def judge_crop(job: SubmittedCrop) -> list[Evaluation]:
-    """All classes of one crop; an array that is broken or has no place counts as missing.
+    """Score all classes of one crop. An array that is broken or has no place counts as missing.
 
-    Raises UserError for truths that are wrong.
+    Raises UserError for truths that cannot be read.
     """
     with submission.opened(job.submission) as packed:
         return [_judge_class(job, truth, packed) for truth in _truths(job)]
 
 
 def refused(evaluations: Sequence[Evaluation]) -> list[str]:
-    """A table of what was submitted and cannot be scored, with what the score makes of it.
+    """Return lines about submitted arrays that could not be scored; [] if there are none.
 
-    Raises UserError if that is all of it.
+    Raises UserError if no array could be scored.
     """
     bad = [evaluation for evaluation in evaluations if evaluation.refused]
     if not bad:
@@ -80,7 +80,7 @@ def refused(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _truths(job: SubmittedCrop) -> Iterator[Truth]:
-    """The classes that are annotated in a crop."""
+    """Yield the truth of each class that is annotated in a crop."""
     folder = job.truths / job.crop
     group = _open_truths(folder)
     for name in sorted(group.array_keys()):
@@ -99,9 +99,9 @@ def _truths(job: SubmittedCrop) -> Iterator[Truth]:
 
 
 def _mask_of(truth: Level, group: zarr.Group) -> np.ndarray | None:
-    """Where a truth counts; None where it does everywhere.
+    """Return the mask of the voxels of a truth that count; None if all do.
 
-    Raises UserError for a mask of other voxels than those of the truth.
+    Raises UserError if the mask is on other voxels than the truth.
     """
     path = truth.path.with_name(f"{truth.path.name}_mask")
     if path.name not in group:
@@ -135,14 +135,14 @@ def _judge_class(job: SubmittedCrop, truth: Truth, packed: zarr.Group) -> Evalua
 
 
 def _missing(truth: Truth) -> Evaluation:
-    """A class that the submission lacks: nothing found, and the challenge's counts for that."""
+    """Return the evaluation of a class that the submission lacks."""
     labels, _ = LabelReader(truth.level, truth.name).ids()
     nothing = compare(truth, labels, np.zeros(labels.shape, np.uint8))
     return replace(nothing, counts=challenge.missing(labels, truth.is_instance))
 
 
 def _judge_array(job: SubmittedCrop, truth: Truth, array: Any) -> Evaluation:
-    """Score an array of the submission; where it does not reach counts as background."""
+    """Score an array of the submission; voxels that it does not cover count as background."""
     level = _in_memory(_level(array, job.submission / truth.crop / truth.name))
     try:
         return judge(truth, level)
@@ -154,9 +154,9 @@ def _judge_array(job: SubmittedCrop, truth: Truth, array: Any) -> Evaluation:
 
 
 def _level(array: Any, path: Path) -> Level:
-    """An array with its place, by its attributes voxel_size and translation.
+    """Return an array with its place, by its attributes voxel_size and translation (nm).
 
-    Raises UserError where they do not say it.
+    Raises UserError if they are missing or no places.
     """
     if not isinstance(array, zarr.Array) or array.ndim != 3:
         name = f"{path.parent.name}/{path.name}"
@@ -173,7 +173,7 @@ def _level(array: Any, path: Path) -> Level:
 
 
 def _in_memory(level: Level) -> Level:
-    """The same without its store: a zip has no files of chunks for `Level.read` to look at."""
+    """Return a level with its voxels in memory: `Level.read` looks for files, which a zip lacks."""
     volume = arrays.read_array(level.array, level.path)
     # a chunk larger than the array would be made whole
     chunks = tuple(min(pair) for pair in zip(level.array.chunks, volume.shape, strict=True))

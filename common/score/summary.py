@@ -1,4 +1,4 @@
-"""From the evaluations of single crops to the scores of all: pooled, averaged, with intervals."""
+"""Pool and average the evaluations of single crops to scores of all, with intervals."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from common.train import metrics
 
 
 def summary(evaluations: Sequence[Evaluation], version: Version = CSC) -> Scores:
-    """The challenge's scores and intervals, figures of each class, and every crop by itself.
+    """Return the challenge's scores with intervals, the figures of each class, and every crop.
 
-    version: of the challenge's score that the evaluations were counted by.
+    version: of the challenge's score; the one that the evaluations were counted by.
     """
     official = challenge.combine(_counts(evaluations), version)
     by_class = _group(evaluations, lambda evaluation: evaluation.name)
@@ -43,9 +43,11 @@ def summary(evaluations: Sequence[Evaluation], version: Version = CSC) -> Scores
 
 
 def figures(evaluations: Sequence[Evaluation]) -> Figures:
-    """The figures of one class: counts pooled over crops, distances of partitions averaged.
+    """Return the figures of one class: counts are pooled over crops, distances are averaged.
 
-    A mean over crops leaves out those whose truth is empty, of which a distance says nothing.
+    Means leave out crops whose truth is empty, where a distance says nothing.
+
+    evaluations: of the class, one a crop, at least one.
     """
     score = challenge.combine(_counts(evaluations)).label_scores[evaluations[0].name]
     # pooled as the challenge pools: a crop with little of a class weighs little
@@ -69,7 +71,7 @@ def figures(evaluations: Sequence[Evaluation]) -> Figures:
 
 
 def _partition_figures(evaluations: Sequence[Evaluation]) -> dict[str, float | None]:
-    """Panoptic quality, and the mean distances between partitions of an instance class.
+    """Return panoptic quality, and mean distances between partitions, of an instance class.
 
     Partitions of different crops have no ids in common: their distances can only be averaged.
     """
@@ -95,7 +97,7 @@ def _partition_figures(evaluations: Sequence[Evaluation]) -> dict[str, float | N
 
 
 def _class_score(evaluations: Sequence[Evaluation]) -> ClassScore:
-    """One class over its crops."""
+    """Return the score of one class over its crops."""
     first = evaluations[0]
     statuses = [evaluation.counts.status for evaluation in evaluations]
     # over the crops that annotate the class: the others say nothing of it
@@ -113,7 +115,7 @@ def _class_score(evaluations: Sequence[Evaluation]) -> ClassScore:
 
 
 def _overall_intervals(evaluations: Sequence[Evaluation]) -> dict[str, Interval | None]:
-    """Of the scores over classes; over all crops, those without any class of a kind too."""
+    """Return the intervals of the scores over classes, drawn from all crops."""
     intervals = interval.over_crops(
         _table(evaluations), lambda drawn: [getattr(drawn, key) for key in OVERALL]
     )
@@ -160,11 +162,11 @@ def _group(
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    """Of those that are not NaN; None without one."""
+    """Return the mean of the values that are not NaN; None if all are."""
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else None
 
 
 def _known(value: float | np.ndarray) -> float | None:
-    """None for NaN, which JSON does not have."""
+    """Return a float; None for NaN, which JSON does not have."""
     return None if np.isnan(value) else float(value)

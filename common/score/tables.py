@@ -22,18 +22,18 @@ OVERALL_NAMES = {
     "overall_instance_score": "instance classes",
     "overall_semantic_score": "semantic classes",
 }
-"""What the scores over classes are called."""
+"""Names of the scores over classes."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is shown of one kind of class."""
+    """The columns that are shown of one kind of class."""
 
     title: str
     heads: dict[str, str]
-    """The head of the column of each figure, besides the score, that is shown."""
+    """Head of the column of each figure that is shown beside the score."""
     legend: str
-    """What the heads mean."""
+    """Meaning of the heads."""
 
 
 LAYOUTS: dict[Kind, Layout] = {
@@ -77,7 +77,7 @@ class Table:
 
 
 def tables(scores: Scores) -> list[Table]:
-    """A table for each kind of class; columns that are empty are left out."""
+    """Return a table for each kind of class that there is, without empty columns."""
     listed = []
     for kind, layout in LAYOUTS.items():
         classes = {name: score for name, score in scores.classes.items() if score.kind == kind}
@@ -87,7 +87,7 @@ def tables(scores: Scores) -> list[Table]:
 
 
 def terminal(scores: Scores) -> str:
-    """All tables, then the scores over classes and remarks, in lines of at most WIDTH."""
+    """Return the tables, the scores over classes and the remarks, in lines of at most WIDTH."""
     lines = []
     for table in tables(scores):
         lines += [table.title, *_aligned([table.head, *table.rows]), ""]
@@ -100,7 +100,7 @@ def terminal(scores: Scores) -> str:
 
 
 def overall(scores: Scores, key: str) -> str:
-    """A score over classes with its interval; a sentence where there is no class of that kind."""
+    """Return a score over classes with its interval, or a sentence if there is no such class."""
     value = scores.overall(key)
     if value is None and key == "overall_score":
         return "none: it needs classes of both kinds"
@@ -111,11 +111,11 @@ def overall(scores: Scores, key: str) -> str:
 
 
 def remarks(scores: Scores) -> list[str]:
-    """What a reader of the scores has to know, a text each.
+    """Return what a reader of the scores has to know, a text each.
 
-    How many crops; what the metric left out, what is missing, what is not annotated; which
-    thresholds were chosen on these crops; what the heads of the columns mean; and which version of
-    the metric it is.
+    That is: the number of crops; classes that the metric left out, that are missing, that are not
+    annotated; thresholds that were chosen on these crops; the meaning of the columns; the version
+    of the metric.
     """
     texts = [_extent(scores)]
     left_out = in_crops(scores, "left_out")
@@ -140,7 +140,7 @@ def remarks(scores: Scores) -> list[str]:
 
 
 def _table(layout: Layout, classes: dict[str, ClassScore]) -> Table:
-    """The classes of one kind, at least one."""
+    """Return the table of the classes of one kind, at least one."""
     shown = [name for name in layout.heads if _has_figure(classes, name)]
     has_intervals = any(score.interval_95 for score in classes.values())
     # a column of dashes, as of intervals over one crop, would only take width
@@ -163,7 +163,7 @@ def _has_figure(classes: dict[str, ClassScore], figure: str) -> bool:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns, the first to the left, the others to the right."""
+    """Return lines with aligned columns, the first one to the left, the others to the right."""
     columns = list(zip(*rows, strict=True))
     # five at least: a figure such as 0.123, whatever the head
     widths = [max(5, *map(len, column)) for column in columns]
@@ -176,7 +176,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _extent(scores: Scores) -> str:
-    """How many crops and volumes were scored, and what the intervals are."""
+    """Return how many crops and volumes were scored, and what the intervals are."""
     crops = list(scores.crops)
     named = f"1 crop ({crops[0]})" if len(crops) == 1 else f"{len(crops)} crops"
     text = f"{named}, {count(scores.total_evals, 'volume')} of a class scored."
@@ -186,7 +186,7 @@ def _extent(scores: Scores) -> str:
 
 
 def in_crops(scores: Scores, reason: Literal["left_out", "missing"]) -> list[str]:
-    """'mito in 2 of 3 crops' for each class of which some are left out, or missing."""
+    """Return 'mito in 2 of 3 crops' for each class that is left out, or missing, in a crop."""
     texts = []
     for name, score in scores.classes.items():
         number = getattr(score, reason)
@@ -196,7 +196,7 @@ def in_crops(scores: Scores, reason: Literal["left_out", "missing"]) -> list[str
 
 
 def _tuned_text(scores: Scores, tuned_on: dict[str, list[str]]) -> str:
-    """That thresholds were chosen on what is scored, of which classes and on which crops."""
+    """Return a sentence about thresholds that were chosen on crops that are scored here."""
     is_every_class = set(tuned_on) >= set(scores.classes)
     classes = "all classes" if is_every_class else ", ".join(tuned_on)
     crops = sorted(set().union(*tuned_on.values()))

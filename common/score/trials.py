@@ -1,4 +1,4 @@
-"""A class of a crop at several thresholds: processed and scored as the commands do it, in memory.
+"""Process and score a class of a crop at several thresholds, in memory, as the commands do.
 
 In a crop annotated on 400^3 voxels a threshold takes 0.15 s for a semantic class and 0.3 to 4 s for
 an instance class on one core (AMD EPYC), more where instance_func is slow.
@@ -28,18 +28,15 @@ from common.score.versions import CSC, Version
 from common.score.workers import Workers, parallel
 
 COARSE = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Probabilities that are tried for each class.
-
-Then, to each side of the best, the middle between it and the next one.
-"""
+"""Probabilities that are tried for each class; then the middles around the best of them."""
 
 DEFAULT = 0.5
-"""The threshold of a class that is not tuned; of equal scores the one nearest to it wins."""
+"""The threshold of a class that is not tuned. Of equal scores the threshold nearest to it wins."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One class in one crop at some thresholds, to be processed and scored by any process."""
+    """One class in one crop at some thresholds: what a process needs to process and score it."""
 
     config_path: Path
     """process_config.py."""
@@ -48,8 +45,9 @@ class Trial:
     name: str
     """The class."""
     predicted: Path
-    """Multiscale group, as the next is."""
+    """Multiscale group of the prediction."""
     truth: Path
+    """Multiscale group of the annotation."""
     thresholds: tuple[float, ...]
     version: Version = CSC
     """Of the challenge's score."""
@@ -59,17 +57,17 @@ class Trial:
 
     @property
     def makes_objects(self) -> bool:
-        """Whether instance_func has a part in it."""
+        """Whether instance_func makes objects of the class."""
         return self.recipe(DEFAULT).makes_objects(self.name)
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Options of instance_func, where there are some."""
+        """Defaults of the options of instance_func, by name; {} without one."""
         function = self.recipe(DEFAULT).settings.instance_func
         return defaults(function) if function else {}
 
     def recipe(self, threshold: float) -> Recipe:
-        """How the class is processed at a threshold."""
+        """Return how the class is processed at a threshold."""
         return replace(
             _recipe(self.config_path, self.code),
             thresholds={self.name: threshold},
@@ -79,38 +77,38 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What came out of a trial."""
+    """The counts of a trial."""
 
     is_positive: bool
     """Whether the crop has a positive voxel of the class."""
     counts: tuple[challenge.Counts, ...]
     """At each threshold."""
     found: tuple[int, ...] = ()
-    """Positive voxels at each threshold."""
+    """Number of predicted positive voxels at each threshold."""
     annotated: int = 0
-    """Positive voxels of the annotation."""
+    """Number of annotated positive voxels."""
     voxels: int = 0
-    """Of the crop."""
+    """Number of voxels of the crop."""
 
 
 @dataclass
 class Tried:
-    """What came of one class at every threshold that was tried."""
+    """The counts of one class at every threshold that was tried."""
 
     crops: list[str] = field(default_factory=list)
     counts: dict[float, list[challenge.Counts]] = field(default_factory=dict)
-    """By threshold, an item a crop."""
+    """For each threshold the counts of every crop, in the order of `crops`."""
     is_positive: bool = False
     """Whether any crop has a positive voxel of the class."""
     found: dict[float, int] = field(default_factory=dict)
-    """Positive voxels of all crops by threshold."""
+    """For each threshold the number of predicted positive voxels of all crops."""
     annotated: int = 0
-    """Positive voxels of the annotation of all crops."""
+    """Number of annotated positive voxels of all crops."""
     voxels: int = 0
-    """Of all crops."""
+    """Number of voxels of all crops."""
 
     def add(self, trial: Trial, result: TrialResult) -> None:
-        """One more crop."""
+        """Add the result of one more crop."""
         self.crops.append(trial.crop)
         self.is_positive |= result.is_positive
         self.annotated += result.annotated
@@ -121,14 +119,20 @@ class Tried:
             self.found[threshold] = self.found.get(threshold, 0) + found
 
     def score(self, threshold: float, crops: Iterable[int] | None = None) -> float:
-        """The challenge's score at a threshold, pooled over all crops or those of these numbers."""
+        """Return the challenge's score at a threshold, pooled over crops.
+
+        crops: their numbers; all unless given.
+        """
         counts = self.counts[threshold]
         return class_score(counts if crops is None else [counts[number] for number in crops])
 
     def best(
         self, thresholds: Iterable[float] | None = None, crops: Sequence[int] | None = None
     ) -> float:
-        """The threshold that scores best on crops, of all or of these."""
+        """Return the threshold that scores best.
+
+        thresholds: those to choose from; all that were tried unless given. crops: as of `score`.
+        """
         scores = {
             threshold: self.score(threshold, crops) for threshold in thresholds or self.counts
         }
@@ -136,11 +140,11 @@ class Tried:
         return max(scores, key=lambda threshold: (scores[threshold], -abs(threshold - DEFAULT)))
 
     def by_others(self, folds: int) -> float | None:
-        """The score with thresholds chosen on the other crops: cross-validation.
+        """Return the score with thresholds chosen on other crops (cross-validation).
 
-        Crops are dealt to the folds in turn; those of a fold are scored at the threshold of COARSE
-        that is best on all others, and counts are pooled over the folds. With as many folds as
-        crops, or more, each crop is left out once. None with fewer than two crops.
+        Crop k is in fold k modulo `folds`. The crops of a fold are scored at the threshold of
+        COARSE that is best on all other crops; counts are pooled over the folds. With as many folds
+        as crops, or more, each crop is left out once. None with fewer than two crops or folds.
         """
         number = len(self.crops)
         folds = min(folds, number)
@@ -157,7 +161,7 @@ class Tried:
 
 
 def try_all(trials: Sequence[Trial], workers: Workers = 1) -> dict[str, Tried]:
-    """What came of each class with a positive voxel."""
+    """Run all trials; return the counts of each class that has a positive voxel."""
     tried: dict[str, Tried] = {}
     for trial, result in zip(trials, parallel(run_trial, trials, workers), strict=True):
         tried.setdefault(trial.name, Tried()).add(trial, result)
@@ -198,7 +202,7 @@ def run_trial(trial: Trial) -> TrialResult:
 
 
 def look(trial: Trial) -> list[Evaluation]:
-    """All figures of one class of one crop at each threshold, as `evaluate` has them."""
+    """Return the evaluation of one class of one crop at each threshold, as `evaluate` makes it."""
     recipe = trial.recipe(DEFAULT)
     prediction = open_prediction(trial.predicted)
     truth = Truth(
@@ -216,7 +220,7 @@ def look(trial: Trial) -> list[Evaluation]:
 
 
 def processed(recipe: Recipe, name: str, prediction: Prediction) -> Level:
-    """What `process` would write for a class, in memory."""
+    """Return what `process` would write for a class, in memory."""
     if recipe.makes_objects(name):
         values = one_class.objects(Making(recipe, name, prediction)).array
     else:
@@ -236,7 +240,7 @@ def _counts(
     known: np.ndarray | None,
     version: Version,
 ) -> challenge.Counts:
-    """What was found, on the annotation's voxels; truth: ids, or bool for a semantic class."""
+    """Count a prediction on the annotation's voxels. truth: ids; bool for a semantic class."""
     if truth.dtype == bool:
         return challenge.semantic(truth, predicted, known)
     counts = challenge.instance(truth, predicted, level.scale, known, version=version)
@@ -246,5 +250,5 @@ def _counts(
 
 @lru_cache(1)
 def _recipe(path: Path, code: str) -> Recipe:
-    """process_config.py runs once in a process, or again when it was edited."""
+    """Read process_config.py once in a process; again when `code`, its hash, is another."""
     return read_recipe(path)

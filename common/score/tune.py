@@ -1,4 +1,4 @@
-"""The threshold of each class that scores best on annotated crops, from top to bottom.
+"""Choose the threshold of each class that scores best on annotated crops.
 
 48 classes in 41 crops annotated on 400^3 voxels take about three hours, by the number of processes,
 see `common.score.trials`.
@@ -51,18 +51,20 @@ def tune(  # noqa: PLR0913  the options of the command
     data: str | Path | None = None,
     say: Say = print,
 ) -> list[Tuned]:
-    """Choose the threshold, and options, of each class. Raises FileNotFoundError or UserError.
+    """Choose the threshold and options of each class, and write them to thresholds.json.
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
         crops: annotated and predicted ones, see `common.data.splits.regions.find`.
         classes: some of process_config.py's; all unless given.
-        folds: of a cross-validation over crops, whose score is told too; 0 for none.
+        folds: of a cross-validation over crops, whose score is told as well; 0 for none.
         metric_version: of the challenge's score, see `common.score.versions`.
         workers: processes or a crew, each process with the memory that `evaluate` takes.
         overrides: settings as NAME=VALUE.
         data: root of the data.
-        say: takes what is to be told.
+        say: takes what is told.
+
+    Raises FileNotFoundError or UserError, before the first trial if that can be known.
     """
     version = versions.find(metric_version)
     config = load_config(config_path, overrides, data)
@@ -89,7 +91,7 @@ def tune(  # noqa: PLR0913  the options of the command
 
 
 def add(path: Path, run: str, records: Mapping[str, Any]) -> None:
-    """Put entries of some classes of a run into thresholds.json; those of all others stay."""
+    """Write the entries of some classes of a run into thresholds.json; all others stay."""
     # read now: while this call searched, another one may have added its classes
     runs = read_thresholds(path)
     runs.setdefault(run, {}).update(records)
@@ -102,7 +104,7 @@ def _say_each(lines: Sequence[str], say: Say) -> None:
 
 
 def _check_thresholds(recipe: Recipe, path: Path) -> None:
-    """Raises UserError where what is found would not count, or could not be added to the file."""
+    """Raise UserError if thresholds would have no effect, or could not be added to the file."""
     read_thresholds(path)
     own = [name for name in recipe.classes if name in recipe.thresholds]
     if own:
@@ -113,7 +115,7 @@ def _check_thresholds(recipe: Recipe, path: Path) -> None:
 
 
 def _check_folds(folds: int, boxes: Sequence[regions.Region]) -> None:
-    """Raises UserError for more folds than crops."""
+    """Raise UserError for more folds than crops."""
     number = sum(box.truth is not None for box in boxes)
     if folds <= number:
         return
@@ -131,7 +133,7 @@ def _check_folds(folds: int, boxes: Sequence[regions.Region]) -> None:
 def _trials(
     config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region], version: Version
 ) -> list[Trial]:
-    """Class by class, the crops that annotate it, at the coarse thresholds."""
+    """Return a trial at COARSE for each class and each crop that annotates it, class by class."""
     trials = []
     for name in recipe.classes:
         for box in boxes:
@@ -151,9 +153,10 @@ def _trials(
 
 
 def _checkpoints(trials: Sequence[Trial], say: Say) -> dict[str, str]:
-    """SHA-256 of the checkpoint that predicted each class; "" where the prediction does not say.
+    """Return the SHA-256 of the checkpoint that predicted each class; "" if not on record.
 
-    Notes predictions that lie beside the voxels of the annotation, and as `note_networks`.
+    Says which predictions lie beside the voxels of the annotation, and notes as `note_networks`.
+    Raises UserError, with all of them, for predictions that cannot be used.
     """
     checkpoints = {}
     offsets = {}
@@ -173,7 +176,7 @@ def _checkpoints(trials: Sequence[Trial], say: Say) -> dict[str, str]:
 
 
 def _check(trial: Trial) -> Prediction:
-    """Raises FileNotFoundError or UserError where there is no whole prediction of the crop."""
+    """Open a prediction. Raises FileNotFoundError or UserError if it does not cover its crop."""
     prediction = open_prediction(trial.predicted)
     truth = ngff.open_levels(trial.truth)[0]
     if not regrid.covers(prediction.level, truth.grid):
@@ -187,7 +190,7 @@ def _check(trial: Trial) -> Prediction:
 def _records(
     tuned: Sequence[Tuned], about: Mapping[str, str], checkpoints: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """The entries of thresholds.json, by class. about: what they have in common."""
+    """Return the entries of thresholds.json by class. about: what all of them say."""
     # the checkpoint, because a threshold is for the network it was tuned with: process notes others
     date = now()
     records: dict[str, dict[str, Any]] = {}

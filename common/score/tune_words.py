@@ -1,4 +1,4 @@
-"""What `tune` says of the thresholds that it found."""
+"""The texts in which `tune` tells the thresholds that it found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.score.workers import Workers, parallel
 
 
 def table(tuned: Sequence[Tuned]) -> list[str]:
-    """Lines for the terminal."""
+    """Return the lines of a table: threshold and scores of each class."""
     width = max(len(of_class.name) for of_class in tuned) + 2
     is_validated = any(of_class.by_others is not None for of_class in tuned)
     head = f"{'class':<{width}}{'threshold':>10}{'score':>9}{'at 0.5':>9}"
@@ -31,7 +31,7 @@ def table(tuned: Sequence[Tuned]) -> list[str]:
 
 
 def remarks(path: Path, recipe: Recipe, classes: Sequence[Tuned]) -> list[str]:
-    """What was left out, and what the file is."""
+    """Return lines about chosen options, classes left at 0.5, the file, and how to read scores."""
     texts = []
     for of_class in classes:
         if of_class.options:
@@ -55,7 +55,7 @@ def remarks(path: Path, recipe: Recipe, classes: Sequence[Tuned]) -> list[str]:
 
 
 def everywhere(tuned: Sequence[Tuned]) -> list[str]:
-    """A note of the classes that their thresholds make positive nearly everywhere, or nowhere."""
+    """Return notes on classes that are positive nearly everywhere, or nowhere."""
     full = []
     empty = []
     for of_class in tuned:
@@ -79,7 +79,7 @@ def everywhere(tuned: Sequence[Tuned]) -> list[str]:
 
 
 def at_edges(tuned: Sequence[Tuned], trials: Sequence[Trial], workers: Workers) -> list[str]:
-    """A note with figures for each class whose threshold lies at the edge of what is tried.
+    """Return a note with figures for each class whose threshold lies at the edge of what is tried.
 
     The score alone can be best where a picture is all foreground or nothing.
     """
@@ -111,7 +111,7 @@ def at_edges(tuned: Sequence[Tuned], trials: Sequence[Trial], workers: Workers) 
 
 
 def _figures(evaluations: Sequence[Evaluation]) -> str:
-    """'score 0.745, Dice 0.400, PQ 0.000'; PQ of an instance class alone."""
+    """Return 'score 0.745, Dice 0.400, PQ 0.000'; PQ only of an instance class."""
     figures = summary.figures(evaluations)
     texts = {"score": figures.score, "Dice": figures.dice}
     if evaluations[0].is_instance:

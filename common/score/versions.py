@@ -17,7 +17,7 @@ class Version:
 
     name: str
     about: str
-    """In words, beside every figure that is made with it."""
+    """What it is, in words; shown beside figures."""
     unmatched_keep_their_number: bool
     """Predictions are numbered 1..n in the order of their first voxel. One without a match counts
     as a part of what was found of the truth object whose id is that number."""
@@ -52,19 +52,19 @@ VERSIONS = {version.name: version for version in (CSC, DEFINITION)}
 
 
 def find(name: str) -> Version:
-    """A version by its name. Raises UserError for another name."""
+    """Return the version of a name. Raises UserError for an unknown name."""
     if name not in VERSIONS:
         raise UserError(f"metric version '{name}'; write one of {', '.join(VERSIONS)}")
     return VERSIONS[name]
 
 
 def stamp(version: Version) -> str:
-    """What stands as `metric` in every result."""
+    """Return what every result has as `metric`."""
     return f"CellMap Segmentation Challenge, {version.name}"
 
 
 def about(metric: str) -> str:
-    """A stamp with what it means; a stamp of another program or time as it is."""
+    """Return a stamp with its meaning; a stamp that is not ours unchanged."""
     for version in VERSIONS.values():
         if metric == stamp(version):
             return f"{metric}: {version.about}"

@@ -1,9 +1,9 @@
-"""The challenge's score of whole validation crops in the middle of a training, from top to bottom.
+"""The challenge's score of whole validation crops in the middle of a training.
 
 Each crop is predicted, processed and scored by the functions of `predict`, `process` and `tune`, in
-a folder of the run that is removed afterwards. So what chooses the best checkpoint is what will be
-scored, but for two things: a class with too many objects to be scored counts as missing, since
-the organisers' number would give it 1, and a class without a positive voxel in any crop is left
+a folder of the run that is removed afterwards. So the best checkpoint is chosen by what will be
+scored, with two exceptions: a class with too many objects to be scored counts as missing, because
+the organisers' number would give it 1; and a class without a positive voxel in any crop is left
 out.
 """
 
@@ -36,7 +36,7 @@ from common.train.state import ShouldStop
 from common.train.validation import WholeCropScore
 
 FOLDER = "validation_score"
-"""Of a run's logs, while crops are scored."""
+"""Name of the folder, in the logs of a run, that holds crops while they are scored."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class WholeCrops:
     config: TrainConfig
     recipe: Recipe
     crops: tuple[tuple[Region, tuple[str, ...]], ...]
-    """With the classes that are scored in each."""
+    """Each crop with the classes that are scored in it."""
     block: int
-    """Edge of the blocks that are predicted at a time, voxels."""
+    """Edge of a predicted block in voxels."""
 
     def __call__(
         self, scalings: Scalings, model: nn.Module, forward: ForwardPass, stopped: ShouldStop
     ) -> WholeCropScore | None:
-        """Score a network; None where `stopped()` is true before all is done.
+        """Score a network; return None if `stopped()` is true before all is done.
 
         Args:
             scalings: how the raw of each volume is normalised in this run.
@@ -88,7 +88,7 @@ class WholeCrops:
     def _own_counts(
         self, network: Network, folder: Path, stopped: ShouldStop
     ) -> dict[int, list[Counted]]:
-        """Count in the crops that are this process's, by their numbers; some of them if stopped."""
+        """Return the counts of the crops of this process by number; of some of them if stopped."""
         counted = {}
         for number in range(ranks.rank(), len(self.crops), ranks.size()):
             region, names = self.crops[number]
@@ -100,7 +100,7 @@ class WholeCrops:
         return counted
 
     def _predicted(self, names: Sequence[str]) -> list[str]:
-        """The channels to predict: classes, and what instance_func makes their objects of."""
+        """Return the channels to predict: classes, and those that instance_func asks for."""
         function = self.recipe.settings.instance_func
         if function is None or not takes_channels(function):
             return list(names)
@@ -116,7 +116,7 @@ class WholeCrops:
         folder: Path,
         stopped: ShouldStop,
     ) -> list[Counted]:
-        """Predict a crop into a folder, and count each class in it; [] if stopped."""
+        """Predict a crop into a folder and count each class in it; return [] if stopped."""
         output = Output(block=self.block)
         plan = make_plan(network, self.config, region, output)
         of_crop = region.folder(folder)
@@ -147,7 +147,7 @@ class WholeCrops:
 
 @dataclass(frozen=True)
 class Counted:
-    """One class in one crop."""
+    """The counts of one class in one crop."""
 
     name: str
     is_positive: bool
@@ -156,10 +156,10 @@ class Counted:
 
 
 def of_run(config: TrainConfig) -> WholeCrops | None:
-    """What scores the validation crops of a run; None where none validates.
+    """Return what scores the validation crops of a run; None if no crop validates.
 
-    Raises FileNotFoundError or UserError where they cannot be scored: without a process_config.py,
-    or where it has none of the classes that are annotated.
+    Raises FileNotFoundError without a process_config.py, UserError if none of its classes is
+    annotated in a validation crop.
     """
     recipe = read_recipe(config.path("process_config_path"))
     chosen = []
@@ -181,10 +181,10 @@ def of_run(config: TrainConfig) -> WholeCrops | None:
 
 
 def block_of(config: TrainConfig) -> int:
-    """The edge of the blocks that are predicted: with their context about one training batch.
+    """Return the edge of predicted blocks (voxels), which with context are about a training batch.
 
-    For which there is memory. Not by the memory that is free, which would differ from run to run,
-    and with it the last bits of what is predicted.
+    For a batch there is memory. The free memory is not asked: it differs from run to run, and with
+    it would the last bits of what is predicted.
     """
     taken = np.array(config.input_array_info["shape"])
     scales = np.divide(config.input_array_info["scale"], config.target_array_info["scale"])
@@ -195,7 +195,7 @@ def block_of(config: TrainConfig) -> int:
 
 
 def combined(classes: Sequence[str], counted: Sequence[Counted]) -> WholeCropScore:
-    """The challenge's score over all crops, and that of each class; NaN of one that is nowhere."""
+    """Return the challenge's score over all crops and of each class; NaN for a class in no crop."""
     positive = {volume.name for volume in counted if volume.is_positive}
     present = [volume for volume in counted if volume.name in positive]
     score = challenge.combine((volume.name, volume.counts) for volume in present)

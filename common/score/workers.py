@@ -1,4 +1,4 @@
-"""The same function for many items, in several processes of this machine, or on a crew's."""
+"""Apply a function to many items, in processes of this machine or on the workers of a crew."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Result = TypeVar("Result")
 
 
 Workers = int | Crew
-"""Processes of this machine, or those of a Dask scheduler."""
+"""Number of processes of this machine, or the workers of a Dask scheduler."""
 
 
 def parallel(
     function: Callable[[Item], Result], items: Sequence[Item], workers: Workers = 1
 ) -> list[Result]:
-    """Results in the order of the items.
+    """Return the results in the order of the items.
 
     Raises FileError if a process was killed or runs other code than this one, or where an item
     failed on each try of a crew.
@@ -80,16 +80,16 @@ def _by_crew(function: Callable[[Item], Result], items: Sequence[Item], crew: Cr
 def apply(
     function: Callable[[Item], Result], callers: str, items: Sequence[tuple[int, Item]]
 ) -> Iterator[tuple[int, Result]]:
-    """A function of some numbered items, in a worker of a crew. Raises as `apply_to_one`."""
+    """Apply a function to numbered items, in a worker of a crew. Raises as `apply_to_one` does."""
     for number, item in items:
         yield number, apply_to_one(function, callers, item)
 
 
 def apply_to_one(function: Callable[[Item], Result], callers: str, item: Item) -> Result:
-    """A function of an item, in another process.
+    """Apply a function to an item, in another process than the caller's.
 
-    callers: `common.infer.made_by.scoring_hash` of the process that asks. Raises FileError in one
-        whose code or libraries are others.
+    callers: `common.infer.made_by.scoring_hash` of the caller. Raises FileError if the code or the
+        libraries of this process are others.
     """
     refuse_other_scoring(callers)
     return function(item)

@@ -11,7 +11,7 @@ from common.shell.group import Commands
 
 
 def _dashes(name: str) -> str:
-    """Commands and options are found with - and with _: the public toolbox mixes them."""
+    """Return a name of a command or option with -: the public toolbox mixes - and _."""
     return name.replace("_", "-")
 
 

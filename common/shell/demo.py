@@ -1,4 +1,4 @@
-"""The phantom cell, the whole way: data, training, prediction, objects, scores and a picture."""
+"""The command demo: from a phantom cell over training and prediction to scores and a picture."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ def demo(
     experiment: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path | None:
-    """Train an example on a phantom cell that is made under `output`, and show what it learnt.
+    """Train an example on a phantom cell that is written under `output`, and draw what it learnt.
 
-    What is learnt depends on the steps: all of them are taken, on a slow machine too.
+    All steps are taken, on a slow machine as well: what is learnt depends on them.
 
     Args:
         output: folder of data, runs and the picture.
-        minutes: unless 0, training ends with the epoch that is under way then, and goes on if the
-            demo is started again.
+        minutes: training ends with the epoch that is under way then, and goes on if the demo is
+            started again; 0 for no limit.
         experiment: examples/phantom_cell, or another one whose datasplit names the phantom.
         overrides: settings as "name=value".
 
-    Returns the picture; None if training was interrupted. Raises UserError outside of a checkout.
+    Returns the path of the picture; None if training was interrupted. Raises UserError outside of a
+    checkout.
     """
     experiment = _chosen(experiment)
     output = Path(output).absolute()
@@ -102,7 +103,7 @@ def write_data(folder: Path) -> None:
 
 
 def _run_folders(output: Path) -> list[str]:
-    """Overrides that put what a run writes under `output`, not into the experiment's folder."""
+    """Return overrides that put what a run writes under `output`."""
     folders = {
         "model_save_path": "checkpoints",
         "logs_save_path": "logs",

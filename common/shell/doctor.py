@@ -1,4 +1,4 @@
-"""What this machine has for training, what is missing, and the command that mends it."""
+"""Check what training needs on this machine, and name the command that mends what is missing."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ LITTLE_SHARED_GB = 0.5
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
+    """Name of what was checked."""
     state: str
     """GOOD, NOTE (worth knowing) or WRONG (stops training)."""
     text: str
@@ -56,11 +57,11 @@ class Finding:
 
 
 def doctor(config_path: str | Path | None = None, data: str | Path | None = None) -> list[Finding]:
-    """Look at everything that training needs; with an experiment also at what that asks for.
+    """Check everything that training needs; with an experiment also what that asks for.
 
-    Writes nothing, and raises nothing about what it finds: that is in the findings.
+    Nothing is written, and problems are findings, not errors.
 
-    data: the data root, as `--data` gives it.
+    config_path: folder of an experiment, or its train_config.py. data: the data root.
     """
     findings = [python(), *packages()]
     config = None
@@ -78,7 +79,7 @@ def doctor(config_path: str | Path | None = None, data: str | Path | None = None
 
 
 def report(findings: list[Finding]) -> str:
-    """A line a finding, what mends it below it, and a sentence that sums up."""
+    """Return a line for each finding, what mends it below it, and a sentence that sums up."""
     width = max(len(finding.what) for finding in findings)
     lines = []
     for finding in findings:
@@ -99,12 +100,12 @@ def is_well(findings: list[Finding]) -> bool:
 
 
 def python() -> Finding:
-    """The interpreter."""
+    """Name the interpreter."""
     return Finding("python", GOOD, f"{platform.python_version()} at {sys.executable}")
 
 
 def packages() -> Iterator[Finding]:
-    """What this package asks for, in the versions that it asks for, and what it can do without."""
+    """Check required and optional packages, in the versions that are required."""
     try:
         from packaging.requirements import Requirement
     except ImportError:  # it comes with scikit-image
@@ -143,14 +144,14 @@ def _optional_packages() -> Iterator[Finding]:
 
 
 def _install(wanted: str) -> str:
-    """The command that installs what is missing: all of it in a checkout."""
+    """Return the command that installs a requirement; in a checkout all of them."""
     listed = REPOSITORY / "requirements.txt"
     words = ["-r", str(listed)] if listed.is_file() else [wanted]
     return shlex.join([sys.executable, "-m", "pip", "install", *words])
 
 
 def version(package: str) -> str:
-    """Of an installed package; "" if it is not."""
+    """Return the version of a package; "" if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -158,7 +159,7 @@ def version(package: str) -> str:
 
 
 def devices(config: TrainConfig | None) -> Iterator[Finding]:
-    """What trains: a 3-D convolution is tried on it, in the precision that a run would take."""
+    """Check the device: a 3-D convolution is tried, in the precision that a run would take."""
     try:
         import torch
 
@@ -221,7 +222,7 @@ def _about_device(device: Any) -> str:
 
 
 def convolve(device: Any, precision: Any) -> None:
-    """Forward and backward through a 3-D convolution; RuntimeError where torch cannot."""
+    """Go forward and backward through a 3-D convolution. Raises RuntimeError if torch cannot."""
     import torch
 
     weight = torch.zeros(4, 1, 3, 3, 3, device=device, requires_grad=True)
@@ -234,7 +235,7 @@ def convolve(device: Any, precision: Any) -> None:
 
 
 def nvidia() -> str:
-    """Driver, card and memory of each device, as nvidia-smi says them; "" without it."""
+    """Return driver, card and memory of each GPU as nvidia-smi prints them; "" without it."""
     fields = "driver_version,name,memory.total"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
@@ -247,7 +248,7 @@ def nvidia() -> str:
 
 
 def machine(config: TrainConfig | None) -> Iterator[Finding]:
-    """Cores, and the shared memory that workers hand their patches over in."""
+    """Check cores, and the shared memory through which workers hand over patches."""
     workers = config.num_workers if config else TrainConfig.num_workers
     cores = usable_cores()
     if workers > cores:
@@ -268,7 +269,7 @@ def machine(config: TrainConfig | None) -> Iterator[Finding]:
 
 
 def disks(config: TrainConfig | None) -> Iterator[Finding]:
-    """Room, and leave to write, where runs and decoded crops are kept."""
+    """Check free space, and permission to write, where runs and decoded crops are kept."""
     cache = config.path("cache_path") if config else cache_folder()
     runs = config.path("model_save_path") if config else REPOSITORY
     needed = 0.0
@@ -282,7 +283,7 @@ def disks(config: TrainConfig | None) -> Iterator[Finding]:
 
 
 def _disk(name: str, place: Path, mend: str, needed_gb: float = 0.0) -> Finding:
-    """Room at a place that may not exist yet; needed_gb: what is going to be written there."""
+    """Check a place that may not exist yet. needed_gb: GB that will be written there."""
     folder = _existing(place)
     if not os.access(folder, os.W_OK):
         return Finding(name, WRONG, f"{folder} cannot be written to", mend)
@@ -298,21 +299,21 @@ def _disk(name: str, place: Path, mend: str, needed_gb: float = 0.0) -> Finding:
 
 
 def _existing(place: Path) -> Path:
-    """A folder, or the nearest one above it that exists."""
+    """Return a folder, or the nearest folder above it that exists."""
     while not place.is_dir():
         place = place.parent
     return place
 
 
 def _free_gb(place: Path) -> float:
-    """GB that are free where a folder is, or will be."""
+    """Return the free space (GB) of the disk of a folder that may not exist yet."""
     return shutil.disk_usage(_existing(place)).free / 1e9
 
 
 def _gb_to_decode(config: TrainConfig) -> float:
-    """GB that the crops of the datasplit will take in the cache, less those that are in it.
+    """Return how many GB the crops of the datasplit will add to the cache.
 
-    0 where that cannot be told; what is missing for it (torch, the data) is a finding of its own.
+    It is 0 if that cannot be told: what is missing then (torch, data) is a finding of its own.
     """
     try:
         from common.data.crops.opened import bytes_to_decode
@@ -328,7 +329,7 @@ def _gb_to_decode(config: TrainConfig) -> float:
 
 
 def data_found(config: TrainConfig | None, data: str | Path | None) -> Iterator[Finding]:
-    """Datasets and crops under the data root, and whether all is there that a datasplit names."""
+    """Check the data root, and that it holds all that the datasplit names."""
     root = config.path("data_path") if config else load.data_root(data)
     mend = (
         f"{command_line('fetch-data')} fills it; or name the folder that holds the data: "
@@ -360,7 +361,7 @@ def data_found(config: TrainConfig | None, data: str | Path | None) -> Iterator[
 
 
 def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
-    """Whether every crop of a datasplit is there, and annotates what is to be learnt."""
+    """Check that every crop of a datasplit exists, and that all classes are annotated."""
     from common.data.splits import split
 
     path = config.path("datasplit_path")
@@ -402,7 +403,7 @@ def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
 
 
 def _normalization(config: TrainConfig, volumes: int) -> Finding:
-    """What training will do to raw, and where it can be seen."""
+    """Tell how raw will be normalised, and which command shows the result."""
     text = (
         f"raw_normalization = '{config.raw_normalization}': measured once in each of "
         f"{count(volumes, 'volume')}, when training or fingerprint first reads them"

@@ -1,4 +1,4 @@
-"""What is said about an error that ends a command: a sentence, the user's own lines, or all."""
+"""Texts for an error that ends a command: a sentence, the user's own lines, or a traceback."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MISSING = (
     IsADirectoryError,
     PermissionError,
 )
-"""Errors about a path that the user can mend, whoever raises them."""
+"""Errors about a path that the user can mend, whichever code raises them."""
 
 FULL_DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-"""Reasons for which a disk takes nothing."""
+"""Error numbers of a disk that cannot be written to."""
 
 NO_PATH = frozenset([errno.ENAMETOOLONG, errno.ELOOP])
-"""Reasons for which a path can be that of nothing."""
+"""Error numbers of a path that cannot exist."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Answer:
 
 
 def answer(error: Exception, whole: bool) -> Answer | None:
-    """What to show for an error; None where Python's own traceback is the best answer.
+    """Return what to show for an error; None if it is Python's own traceback.
 
-    2 is the exit code for what a user can mend, as arrays are that are too large, 75 for what other
-    processes are about to do, 1 for a bug. An error that a line of an experiment's own files came
-    through is shown by those lines alone.
+    The exit code is 2 for what a user can mend, arrays that are too large included; 75 for what
+    other processes are about to do; 1 for a bug. Of an error that passed through an experiment's
+    own files only the lines in these files are shown.
 
-    whole: show the traceback of everything.
+    whole: show the whole traceback in any case.
     """
     if is_mendable(error):
         text = f"error: {sentence(error)}"
@@ -58,7 +58,7 @@ def answer(error: Exception, whole: bool) -> Answer | None:
 
 
 def is_mendable(error: Exception) -> bool:
-    """Whether an error is about what the user gave us, or about a disk or a path."""
+    """Whether a user can mend an error: input, a disk, or a path."""
     if isinstance(error, (UserError, *MISSING)):
         return True
     if _is_loop(error):
@@ -72,7 +72,7 @@ def _is_loop(error: Exception) -> bool:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether there was no memory for an array, on whatever device."""
+    """Whether an error says that there is no memory for an array, on any device."""
     # by its name: torch is not imported for a sentence
     is_of_torch = type(error).__name__ == "OutOfMemoryError" or isinstance(error, RuntimeError)
     said = "out of memory" in str(error) or "can't allocate memory" in str(error)
@@ -89,7 +89,7 @@ def _of_memory(error: Exception) -> str:
 
 
 def sentence(error: Exception) -> str:
-    """The sentence for a mendable error. One of ours is its own; the system's get path and line."""
+    """Return the sentence for a mendable error: our own text; of the system's, path and line."""
     if _is_loop(error):
         return f"{error}; write another path"
     if isinstance(error, UserError) or not isinstance(error, OSError):
@@ -113,7 +113,7 @@ def sentence(error: Exception) -> str:
 
 
 def own_lines(error: BaseException) -> str:
-    """A traceback of the lines in experiments' own files alone."""
+    """Return a traceback of only the lines in experiments' own files."""
     lines = ["Traceback in the experiment's own files (most recent call last):\n"]
     lines += traceback.format_list(own_frames(error))
     lines += traceback.format_exception_only(error)

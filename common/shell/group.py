@@ -1,4 +1,4 @@
-"""The shape of the command line: commands under headings, errors answered, `--traceback`."""
+"""Classes of the command line: commands under headings, errors as sentences, `--traceback`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.shell import failure, options, package, public
 from common.stopping import exit_code
 
 WHOLE_TRACEBACK = "common.shell.whole_traceback"
-"""Key in the context of click; a value there is seen by the group and by its commands."""
+"""Key in the context of click, which group and commands share."""
 
 
 def _ask_for_traceback(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -60,7 +60,7 @@ class Command(click.Command):
         public.add_options(self)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words; those along axes may be separated by spaces, as the toolbox has them."""
+        """Parse the words; values along axes may be separated by spaces, as in the toolbox."""
         words = options.joined_axes(self.params, args)
         # click takes away from what it is given
         rest = super().parse_args(ctx, list(words))
@@ -69,12 +69,12 @@ class Command(click.Command):
         return rest
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it, with what was given in the words of the public toolbox in ours."""
+        """Run the command, with options of the public toolbox translated into ours."""
         public.translate(ctx)
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write our options, then those of the public toolbox that are no names of ours."""
+        """Write our options, then those of the public toolbox that are translated."""
         super().format_options(ctx, formatter)
         rows = []
         for param in self.params:
@@ -86,7 +86,7 @@ class Command(click.Command):
                 formatter.write_dl(rows)
 
     def summary(self) -> str:
-        """The first paragraph of the command's help, whole: click's own would end with '...'."""
+        """Return the first paragraph of the help, uncut: click's own ends with '...'."""
         paragraph = (self.help or "").strip().partition("\n\n")[0]
         return " ".join(paragraph.split())
 
@@ -101,7 +101,7 @@ class Commands(click.Group):
         self.params += [_version_option(), _traceback_option(hidden=False)]
 
     def list_commands(self, _: click.Context) -> list[str]:
-        """The names of the commands in the order of their declaration."""
+        """Return the names of the commands in the order of their declaration."""
         return list(self.commands)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -115,7 +115,7 @@ class Commands(click.Group):
                 formatter.write_dl(commands)
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Say where more is, by the name that the program was started under."""
+        """Write how to get the help of a command."""
         formatter.write_paragraph()
         formatter.write_text(
             f"Type `{context.command_path} COMMAND --help` for a command's options."
@@ -124,13 +124,13 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is named; a UserError for one that only the public toolbox has."""
+        """Find the command. Raises UserError for one that only the public toolbox has."""
         if args and args[0] in public.ANSWERS:
             raise UserError(public.ANSWERS[args[0]])
         return super().resolve_command(ctx, args)
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a command; an error that is no bug of ours ends with a sentence."""
+        """Run a command; an error that is no bug ends it with a sentence."""
         try:
             return super().invoke(context)
         except KeyboardInterrupt as stopped:

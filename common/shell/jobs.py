@@ -1,4 +1,4 @@
-"""Job scripts of batch systems: what LSF and SLURM are told, and how a job goes on in the next.
+"""Job scripts for LSF and SLURM, in which a command goes on in the next job until it is done.
 
 The lines that ask for queue, account, cores, memory and time are dask-jobqueue's, which knows the
 units and spellings of both systems, and the site's queue and account in
@@ -29,10 +29,10 @@ HAND_IN = {"slurm": "sbatch", "lsf": "bsub"}
 
 # as long as a validation with its figures may take
 NOTICE_S = 300
-"""Seconds before the end of a job's time that it is told to stop; a tenth of shorter ones."""
+"""Seconds before the end of a job at which it is told to stop; at most a tenth of its time."""
 
 LEAST_WALLTIME_S = 600
-"""Below, starting and saving would be most of the job."""
+"""Shortest time of a job: in less, it would mostly start and save."""
 
 # a signal is for the command; the shell waits for it to save, and then looks at its exit code
 WAIT_FOR_THE_COMMAND = "trap : HUP USR1 USR2 TERM"
@@ -47,7 +47,7 @@ fi"""
 
 @dataclass(frozen=True)
 class Resources:
-    """What each job gets."""
+    """The resources of each job."""
 
     cluster: str
     """"slurm" or "lsf"."""
@@ -67,10 +67,10 @@ class Resources:
     setup: tuple[str, ...] = ()
     """Lines of shell before the command."""
     directives: tuple[str, ...] = ()
-    """What else the batch system is told, without #SBATCH or #BSUB."""
+    """Further directives, without #SBATCH or #BSUB."""
 
     def check(self) -> None:
-        """Raises UserError with everything that is wrong."""
+        """Raise UserError with everything that is wrong."""
         problems = []
         if 0 < self.walltime < LEAST_WALLTIME_S:
             problems.append(f"--walltime {self.walltime:.0f}s; write 10m or more")
@@ -88,42 +88,40 @@ class Resources:
 
     @property
     def time_limit(self) -> float:
-        """Seconds that the command is given; 0 without a walltime."""
+        """Seconds that the command may take; 0 without a walltime."""
         return self.walltime - self.notice
 
     @property
     def notice(self) -> float:
-        """Seconds before the end that the command is told to stop."""
+        """Seconds before the end of the job at which the command is told to stop."""
         return min(NOTICE_S, self.walltime / 10)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command under a name."""
+    """A command that is handed in under a name."""
 
     name: str
-    """Of letters, digits, `.`, `_` and `-`."""
+    """Letters, digits, `.`, `_` and `-`."""
     words: tuple[str, ...]
-    """Of the command, after the name of the program."""
+    """Words of the command, after the name of the program."""
     log: Path
-    """Where its output goes; the number of the job is put before the ending."""
+    """File of its output; the number of the job is put before the ending."""
 
 
 def job_of(
     command: str, words: Sequence[str], typed: Mapping[str, Any], seed: int | None = None
 ) -> Job:
-    """The job of a command of ours.
-
-    Its output lies beside the runs of its experiment, or under the working folder.
+    """Make the job of a command. Its log is in the experiment's folder, or the working folder.
 
     Args:
-        command: its name.
-        words: what follows it, as it was typed.
-        typed: the same as click reads it.
+        command: name of the command.
+        words: what follows the name, as it was typed.
+        typed: the same words as click parsed them.
         seed: of a training; that of the settings unless given.
 
     Raises:
-        UserError: for what is wrong with the settings of the experiment.
+        UserError: for wrong settings of the experiment.
     """
     of_seed = () if seed is None else ("--set", f"random_seed={seed}")
     name = command
@@ -142,14 +140,14 @@ def job_of(
 
 
 def settings_of(typed: Mapping[str, Any]) -> tuple[str, ...]:
-    """The "name=value" of a command, those of a file first."""
+    """Return the overrides "name=value" of a command, those of a file first."""
     file = typed.get("override_file")
     from_file = read_overrides(file) if file else ()
     return (*from_file, *typed.get("overrides", ()))
 
 
 def script(job: Job, resources: Resources) -> str:
-    """The text of a job script, for bash."""
+    """Return the text of a job script for bash."""
     command = shlex.join([sys.executable, "-m", "cellmap_segmentation_challenge", *job.words])
     start = _slurm_command if resources.cluster == "slurm" else _lsf_command
     parts = [
@@ -170,7 +168,7 @@ def script(job: Job, resources: Resources) -> str:
 def submit(jobs: Sequence[Job], resources: Resources, *, say: Callable[[str], Any]) -> None:
     """Hand in a script for each job, and say what the batch system answers.
 
-    Raises UserError where its command is not there, FileError where it refuses a script.
+    Raises UserError if its command is not installed, FileError if it refuses a script.
     """
     program = HAND_IN[resources.cluster]
     if shutil.which(program) is None:
@@ -191,7 +189,7 @@ def submit(jobs: Sequence[Job], resources: Resources, *, say: Callable[[str], An
 
 
 def _header(job: Job, resources: Resources) -> list[str]:
-    """The directives of a script."""
+    """Return the directives of a script."""
     mark = "#SBATCH" if resources.cluster == "slurm" else "#BSUB"
     known = _known_to_dask_jobqueue(job, resources)
     # what we say of it otherwise, or leave to the queue
@@ -211,7 +209,7 @@ def _header(job: Job, resources: Resources) -> list[str]:
 
 
 def _known_to_dask_jobqueue(job: Job, resources: Resources) -> list[str]:
-    """The directives that dask-jobqueue writes."""
+    """Return the directives that dask-jobqueue writes."""
     try:
         from dask_jobqueue.lsf import LSFJob
         from dask_jobqueue.slurm import SLURMJob
@@ -238,13 +236,13 @@ def _known_to_dask_jobqueue(job: Job, resources: Resources) -> list[str]:
 
 
 def _option_of(directive: str) -> str:
-    """The option of a directive: of "#SBATCH --mem=4G" it is "--mem"."""
+    """Return the option of a directive: "--mem" of "#SBATCH --mem=4G"."""
     _, option, *_ = directive.split()
     return option.partition("=")[0]
 
 
 def _clock(resources: Resources) -> str:
-    """The walltime as the system takes it: hours, minutes and, in SLURM, seconds."""
+    """Return the walltime as the system takes it: hours, minutes and, in SLURM, seconds."""
     if not resources.walltime:
         return ""
     minutes = -(-int(resources.walltime) // 60)
@@ -286,12 +284,12 @@ def _lsf_options(job: Job, resources: Resources) -> list[str]:
 
 
 def _numbered(log: Path, number: str) -> str:
-    """The path of a log with the number of the job, as the batch system fills it in."""
+    """Return the path of a log with a placeholder for the number of the job."""
     return str(log.with_name(f"{log.stem}.{number}{log.suffix}"))
 
 
 def _rendezvous(resources: Resources) -> list[str]:
-    """Where torchrun on several nodes meets: on the first, at a port of the job's own."""
+    """Return lines that tell torchrun where nodes meet: on the first, at a port of the job."""
     if resources.nodes == 1:
         return []
     if resources.cluster == "slurm":
@@ -327,7 +325,7 @@ def _lsf_command(command: str, resources: Resources) -> list[str]:
 
 
 def commands_time_limit(resources: Resources) -> str:
-    """What `--time-limit` of the command says; "" without a walltime."""
+    """Return the value of the command's `--time-limit`; "" without a walltime."""
     # it keeps a reserve for saving itself, and starting Python is not counted in it
     seconds = resources.time_limit - RESERVE_S
     return f"{seconds:.0f}s" if resources.walltime else ""

@@ -1,4 +1,4 @@
-"""How a command starts torchrun on this machine for itself: --gpus and --processes."""
+"""Start torchrun on this machine for a command: options --gpus and --processes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from common.talk import count
 from common.train.processes import ranks
 
 SAVED_WITHIN_S = 300
-"""Seconds that processes have to save what they did when they are told to stop; of torchrun 30."""
+"""Seconds that processes have to save when they are told to stop; torchrun's default is 30."""
 
 
 def is_asked(gpus: str | None, processes: int | None) -> bool:
-    """Return whether this process is to start others, and is none of them.
+    """Return whether this process is to start others.
 
-    For one GPU none is needed: this process then sees that one alone. Raises UserError for what
-    this machine does not have.
+    One GPU needs no other process: it is made the only one that this process sees. Raises UserError
+    for GPUs that this machine does not have, and for options that exclude each other.
     """
     if not (gpus or processes) or os.environ.get(ranks.STARTED_BY_US):
         return False
@@ -43,7 +43,7 @@ def is_asked(gpus: str | None, processes: int | None) -> bool:
 
 
 def parse_gpus(text: str) -> list[int]:
-    """Return numbers of GPUs from "all" or "0,1". Raises UserError for those that are not there."""
+    """Return numbers of GPUs from "all" or "0,1". Raises UserError for unknown numbers."""
     import torch
 
     number_of_gpus = torch.cuda.device_count()
@@ -70,10 +70,10 @@ def parse_gpus(text: str) -> list[int]:
 def launch(processes: int | None) -> int:
     """Run the command that was typed in several processes by torchrun; return its exit code.
 
-    One for each GPU that `is_asked` has left visible, or so many `processes`.
-
-    With PET_NNODES, PET_RDZV_BACKEND and PET_RDZV_ENDPOINT, which are torchrun's, they are those of
+    torchrun's variables PET_NNODES, PET_RDZV_BACKEND and PET_RDZV_ENDPOINT join the processes of
     several machines. Raises UserError if the system ended a process.
+
+    processes: how many; one for each GPU that `is_asked` left visible unless given.
     """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -99,7 +99,7 @@ def launch(processes: int | None) -> int:
 
 
 def _prepare_environment(processes: int) -> None:
-    """Set what the processes find, unless the user has set it."""
+    """Set environment variables for the processes, unless the user has set them."""
     os.environ[ranks.STARTED_BY_US] = str(processes)
     defaults = {
         # otherwise each takes all cores for itself

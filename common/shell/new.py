@@ -1,4 +1,4 @@
-"""A new experiment from another one: its files under a new name, without what its runs left."""
+"""Copy an experiment under a new name, without what its runs left."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ OURS = frozenset(["common", "cellmap_segmentation_challenge"])
 
 
 def new(name: str | Path, source: str | Path) -> Path:
-    """Copy an experiment to the folder `name`; returns it, absolute.
+    """Copy an experiment to the folder `name`; return the folder, absolute.
 
-    Its own paths in texts and commands are changed, see common.shell.rename, and its results are
-    taken out. Raises FileExistsError, FileNotFoundError, or UserError if the copy's configuration
-    cannot be read; then nothing is left of it.
+    Texts and commands get the new name, see common.shell.rename, and results are taken out.
 
     source: an experiment's folder, looked for here and in the repository.
+
+    Raises FileExistsError, FileNotFoundError, and UserError if the configuration of the copy cannot
+    be read; nothing is left of the copy then.
     """
     target = Path(name).expanduser().resolve()
     source = _find(source)
@@ -49,7 +50,7 @@ def new(name: str | Path, source: str | Path) -> Path:
 
 
 def _copy(source: Path, partial: Path) -> None:
-    """Copy what a copy takes along. Raises FileError for files that cannot be read."""
+    """Copy the files of an experiment. Raises FileError if some cannot be read."""
     try:
         shutil.copytree(source, partial, ignore=_left_behind(source), dirs_exist_ok=True)
     except shutil.Error as error:  # of all of them, each with a reason that names its file
@@ -64,9 +65,9 @@ def _copy(source: Path, partial: Path) -> None:
 
 @contextlib.contextmanager
 def whole(target: Path) -> Iterator[Path]:
-    """A folder, still empty, which becomes `target` when all is in it. Raises FileError.
+    """Yield an empty folder, which is renamed to `target` at the end. Raises FileError.
 
-    Under its name a half copy would pass for an experiment.
+    A half copy under the final name would pass for an experiment.
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -83,12 +84,12 @@ def whole(target: Path) -> Iterator[Path]:
 
 
 def next_command(target: Path) -> str:
-    """What to type after `new`."""
+    """Return the command to type after `new`."""
     return command_line("train", typed(target), check=True)
 
 
 def typed(target: Path) -> str:
-    """An experiment's folder as it is typed here; one of the repository from there."""
+    """Return an experiment's folder as it is typed: from here, or from the repository."""
     is_here = target.is_relative_to(Path.cwd())
     if target.is_relative_to(REPOSITORY) and not is_here:
         return from_repository(target)
@@ -96,9 +97,9 @@ def typed(target: Path) -> str:
 
 
 def without_results(text: str) -> str:
-    """A README whose sections Results, Scores and People, down to the next section, say: none yet.
+    """Return a README whose sections Results, Scores and People are emptied to "None yet.".
 
-    Scores are a part of Results: where both are, one of them stays.
+    Scores are a part of Results: of both, the first one stays.
     """
     kept = []
     emptied = set()
@@ -116,7 +117,7 @@ def without_results(text: str) -> str:
 
 
 def refuse_target(target: Path) -> None:
-    """Raises FileExistsError or UserError where no experiment of that name can be made."""
+    """Raise FileExistsError or UserError if no experiment of that name can be made."""
     if target.exists():
         raise FileExistsError(f"{target}: is there already; write another name")
     above = next(folder for folder in target.parents if folder.exists())
@@ -134,7 +135,7 @@ def refuse_target(target: Path) -> None:
 
 
 def _hides_a_package(folder: Path) -> bool:
-    """Whether `python -m`, which looks into the working folder first, would import it instead."""
+    """Whether `python -m`, typed beside a folder, would import it in place of a package."""
     name = folder.name
     if name in sys.stdlib_module_names or name in OURS:
         return True
@@ -145,7 +146,7 @@ def _hides_a_package(folder: Path) -> bool:
 
 
 def _left_behind(source: Path) -> Callable[[str, list[str]], set[str]]:
-    """For `copytree`: the names in a folder that are not copied."""
+    """Return a function for `copytree` that returns the names in a folder not to copy."""
     # only here: a folder of that name further down is no run's
     of_runs = {source / name for name in OF_RUNS} | _own_run_folders(source)
 
@@ -157,7 +158,7 @@ def _left_behind(source: Path) -> Callable[[str, list[str]], set[str]]:
 
 
 def _rename(folder: Path, source: Path, target: Path) -> None:
-    """Put the new name into the texts of a copy, and take the results out of its README."""
+    """Write the new name into the texts of a copy, and empty the results of its README."""
     renaming = Renaming(source, target)
     for path in folder.rglob("*"):
         if path.suffix in RENAMED and path.is_file():
@@ -169,7 +170,7 @@ def _rename(folder: Path, source: Path, target: Path) -> None:
 
 
 def _rewrite(path: Path, renaming: Renaming) -> None:
-    """Write a file under the new name, if it changes; to the byte what it was elsewhere."""
+    """Write the new name into a file; all other bytes stay as they are."""
     try:
         # not read_text, which would turn the line ends of another system into ours
         text = path.read_bytes().decode()
@@ -181,7 +182,7 @@ def _rewrite(path: Path, renaming: Renaming) -> None:
 
 
 def _find(source: str | Path) -> Path:
-    """The folder of an experiment, absolute. FileNotFoundError with those that there are."""
+    """Return the absolute folder of an experiment. Raises FileNotFoundError, naming others."""
     for path in (Path(source).expanduser().absolute(), REPOSITORY / source):
         folder = path.parent if path.name == "train_config.py" else path
         if (folder / "train_config.py").is_file():
@@ -196,9 +197,9 @@ def _find(source: str | Path) -> Path:
 
 
 def _own_run_folders(source: Path) -> set[Path]:
-    """The folders in an experiment's own that its settings give to runs, of whatever run.
+    """Return the folders inside an experiment's folder that its settings give to any run.
 
-    No more than those: `data/predictions` does not make `data` a folder of runs.
+    Folders around them are not among them: `data/predictions` does not make `data` one.
     """
     config = load_config(source)
     folders: set[Path] = set()
@@ -212,7 +213,7 @@ def _own_run_folders(source: Path) -> set[Path]:
 
 
 def _drop_emptied(partial: Path, source: Path) -> None:
-    """Remove the folders of a copy that held nothing but folders of runs."""
+    """Remove the folders of a copy that only held folders of runs."""
     for folder in _own_run_folders(source):
         for parent in folder.relative_to(source).parents[:-1]:
             copied = partial / parent

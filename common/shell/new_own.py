@@ -1,4 +1,4 @@
-"""A new experiment for somebody's own data: its files, filled in from templates."""
+"""Write a new experiment for the user's own data, from templates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def new_own(
     device: str = "auto",
     say: Say = print,
 ) -> Path:
-    """Write an experiment for imported data, ready to train; returns its folder, absolute.
+    """Write an experiment for imported data, ready to train; return its folder, absolute.
 
     Args:
         name: the folder to be.
@@ -54,10 +54,10 @@ def new_own(
         data: the data root.
         classes: those to learn; all that are annotated and occur unless given.
         voxel_size: nm, z, y, x; that of the labels unless given.
-        device: "auto", "cpu" or "cuda", that its size is for.
-        say: takes a line about what was found and chosen.
+        device: "auto", "cpu" or "cuda": what the experiment is sized for.
+        say: takes lines about the data and the chosen settings.
 
-    Raises FileExistsError, FileNotFoundError without data, UserError for data to learn nothing of.
+    Raises FileExistsError; FileNotFoundError without data; UserError if nothing can be learnt.
     """
     target = Path(name).expanduser().resolve()
     refuse_target(target)
@@ -77,12 +77,12 @@ def new_own(
 
 
 def next_command(target: Path) -> str:
-    """What to type afterwards: the experiment knows its data."""
+    """Return the command to type afterwards; the experiment knows its data root."""
     return command_line("train", typed(target))
 
 
 def _root(data: str | Path | None, datasets: Sequence[str]) -> Path:
-    """The data root. Raises UserError where files were named instead of datasets."""
+    """Return the data root. Raises UserError if files are named instead of datasets."""
     root = data_root(data)
     for dataset in datasets:
         file = Path(dataset)
@@ -141,7 +141,7 @@ def _as_objects(plan: OwnPlan, name: str) -> str:
 
 
 def _findings(folder: Path, root: Path, division: Division) -> list[str]:
-    """What stands out in the crops, decoded as training will read them."""
+    """Return remarkable facts about the crops, which are decoded as training reads them."""
     config = load_config(folder, data=root)
     measured, unreadable = measure_crops(config)
     findings = fingerprint.describe(config, measured, unreadable).findings
@@ -216,7 +216,7 @@ def _numbers(numbers: Sequence[float]) -> str:
 
 
 def _multiples(step: Sequence[int]) -> str:
-    """'multiples of 8 voxels on an axis'."""
+    """Return 'multiples of 8 voxels on an axis', or the same for each axis."""
     if len(set(step)) == 1:
         return f"multiples of {step[0]} voxels on an axis"
     texts = []

@@ -1,4 +1,4 @@
-"""The command to type after one that is done."""
+"""Say which command to type after one that is done."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from common.talk import command_line, say
 def say_next(command: str, settings: Sequence[str] = (), **more: Any) -> None:
     """Say which command follows the one that runs, for the same experiment, boxes and data.
 
-    What differs from the defaults is said again where the next one takes it, too.
+    Options that are not at their defaults are repeated if the next command takes them.
 
     Args:
-        command: name of the next one.
+        command: name of the next command.
         settings: further "name=value" for its `--set`.
         more: further options of it.
     """
@@ -43,7 +43,7 @@ def say_next(command: str, settings: Sequence[str] = (), **more: Any) -> None:
 
 
 def _typed(param: click.Option, value: Any) -> Any:
-    """A value as it is typed: tuples with commas between, unless they are of several options."""
+    """Return the value of an option as it is typed: a tuple of one option with commas."""
     if param.multiple or not isinstance(value, tuple):
         return value
     texts = [f"{item:g}" if isinstance(item, float) else str(item) for item in value]

@@ -1,4 +1,4 @@
-"""Options that several commands take, each defined once, and what their texts mean."""
+"""Options that several commands take, each defined once, and the types of their values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from common.typed import is_number
 Decorator = Callable[[Callable], Callable]
 
 WORKERS = click.IntRange(1, MOST_PROCESSES)
-"""Processes of one machine."""
+"""Number of processes on one machine."""
 
 
 class Names(click.ParamType):
@@ -32,9 +32,9 @@ class Names(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
-        """The names in a text; a tuple is one already, since click converts defaults too.
+        """Return the names in a text. A tuple is returned unchanged: click converts defaults too.
 
-        Raises UserError for none: what a variable of a shell script lacks would mean all.
+        Raises UserError without a name: an unset variable of a shell script would mean all.
         """
         if isinstance(value, tuple):
             return value
@@ -47,11 +47,11 @@ class Names(click.ParamType):
 
 
 LONGEST = 1e9
-"""Nm of a length, a metre: no number of voxels is too large to be counted."""
+"""Largest length in nm, a metre, so that numbers of voxels stay countable."""
 
 
 class PerAxis(click.ParamType):
-    """Something along z, y, x, as the text that was typed; it may be several words."""
+    """Values along z, y, x, as the text that was typed; they may be several words."""
 
     name = "text"
 
@@ -67,7 +67,7 @@ class Lengths(PerAxis):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, ...]:
-        """Three numbers. Raises UserError for another count, or one below `least`."""
+        """Return three numbers. Raises UserError for another count, or one below `least`."""
         if isinstance(value, tuple):
             return value
         try:
@@ -84,19 +84,19 @@ class Lengths(PerAxis):
 
 
 class Scale(Lengths):
-    """A voxel size, or 'any': no size is asked for, which is an empty tuple."""
+    """A voxel size, or 'any' for no particular size, which becomes an empty tuple."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, ...]:
-        """Three numbers, or none. Raises UserError as `Lengths`."""
+        """Return three numbers, or none for 'any'. Raises UserError as `Lengths` does."""
         return () if value == "any" else super().convert(value, param, ctx)
 
 
 def joined_axes(params: Sequence[click.Parameter], words: Sequence[str]) -> list[str]:
-    """The words of a command line, with 8,6,4 for the three of `--scale 8 6 4`.
+    """Return the words of a command line, with values along axes joined: `--scale 8 6 4` to 8,6,4.
 
-    Two or four are joined as well, so that the option itself says what is wrong with them.
+    Two or four values are joined as well; the option itself then says what is wrong with them.
     """
     flags: set[str] = set()
     for param in params:
@@ -119,16 +119,16 @@ def joined_axes(params: Sequence[click.Parameter], words: Sequence[str]) -> list
 
 
 def _is_of_axis(word: str) -> bool:
-    """Whether a word is numbers, or bounds such as 0:100, with commas between."""
+    """Whether a word is numbers, or bounds such as 0:100, separated by commas."""
     parts = re.split("[,:]", word.rstrip(","))
     return any(parts) and all(not part or is_number(part) for part in parts)
 
 
 def refuse_empty(context: click.Context) -> None:
-    """Raises UserError for an argument or a value of an option that is "".
+    """Raise UserError if an argument, or a value of an option, is "".
 
-    It is what a shell makes of a variable that is not set, and would stand for this folder, for
-    another data root, or for all.
+    A shell makes "" of a variable that is not set. It would mean this folder, another data root, or
+    all crops.
     """
     for param in context.command.params:
         value = context.params.get(param.name or "")
@@ -174,7 +174,7 @@ class Duration(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Seconds. Raises UserError for what is no duration."""
+        """Return seconds. Raises UserError for what is no duration."""
         if isinstance(value, float):
             return value
         try:
@@ -228,12 +228,12 @@ root = click.option(
 
 
 def data(text: str = "Data root that the datasplit's paths start from.") -> Decorator:
-    """`--data FOLDER`."""
+    """Return the option `--data FOLDER`."""
     return click.option("--data", metavar="FOLDER", help=text)
 
 
 def crops(text: str, default: str = "validate") -> Decorator:
-    """`--crops LIST`, as it is written."""
+    """Return the option `--crops LIST`; its value is the text."""
     return click.option(
         "--crops", "-c", default=default, show_default=True, metavar="LIST", help=text
     )
@@ -242,19 +242,19 @@ def crops(text: str, default: str = "validate") -> Decorator:
 def classes(
     text: str = "Comma-separated; all of the experiment unless given.", **more: Any
 ) -> Decorator:
-    """`--classes LIST`, as a tuple of names; None unless given."""
+    """Return the option `--classes LIST`; its value is a tuple of names, None unless given."""
     return click.option("--classes", type=Names(), help=text, **more)
 
 
 def workers(text: str = "Processes that score.", default: int = 1) -> Decorator:
-    """`--workers NUMBER`."""
+    """Return the option `--workers NUMBER`."""
     return click.option(
         "--workers", "-w", type=WORKERS, default=default, show_default=True, help=text
     )
 
 
 def together(*options: Decorator) -> Decorator:
-    """One decorator that adds these options, listed in this order."""
+    """Return one decorator that adds several options, which are listed in this order."""
 
     def add(command: Callable) -> Callable:
         for option in reversed(options):  # a decorator adds before what is there
@@ -281,7 +281,7 @@ elsewhere = together(
     ),
     click.option("--dry-run", is_flag=True, help="Print the job script of --cluster, do nothing."),
 )
-"""Which other machines work; `take_engine` takes them."""
+"""Options for workers on other machines; `take_engine` reads them."""
 
 engine = together(
     click.option(
@@ -293,7 +293,7 @@ engine = together(
     ),
     elsewhere,
 )
-"""Where blocks are computed; `take_engine` takes them."""
+"""Options for where blocks are computed; `take_engine` reads them."""
 
 boxes_of_experiment = together(
     crops(
@@ -322,16 +322,16 @@ boxes_of_experiment = together(
     overrides,
     data(),
 )
-"""Which boxes of an experiment's volumes."""
+"""Options that choose boxes of an experiment's volumes."""
 
 boxes = together(config_path, boxes_of_experiment)
-"""What the commands take that work on boxes of volumes."""
+"""Argument and options of commands that work on boxes of volumes."""
 
 
 def take_engine(options: dict[str, Any]) -> Engine:
-    """What the options of `engine`, or of `elsewhere`, say, taken out of all.
+    """Take the options of `engine`, or of `elsewhere`, out of all options.
 
-    Ends the command where a job script is all that was asked for, printed here.
+    With --dry-run it prints the job script and ends the command.
     """
     taken = {option.name: options.pop(option.name, None) for option in fields(Engine)}
     engine = Engine(**{name: value for name, value in taken.items() if value is not None})
@@ -345,7 +345,7 @@ def take_engine(options: dict[str, Any]) -> Engine:
 
 
 def pairs(option: str, text: str) -> dict[str, str]:
-    """{"mito": "m.tif"} for 'mito=m.tif'; what follows a comma without = belongs to the last."""
+    """Parse 'mito=m.tif' to {"mito": "m.tif"}; a part without = belongs to the value before it."""
     values: dict[str, str] = {}
     for part in text.split(",") if text else []:
         name, equals, value = part.partition("=")
@@ -360,7 +360,7 @@ def pairs(option: str, text: str) -> dict[str, str]:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given: a default that is not ours to know stays out.
+    """Return the options that are not None: the functions that take them know the defaults.
 
     A voxel size becomes part of the name of its volume. Raises UserError for one without a volume,
     and for crops beside a volume.
@@ -376,13 +376,13 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_crops() -> None:
-    """Raises UserError for crops that were typed, which a volume takes the place of."""
+    """Raise UserError if --crops or --manifest is typed beside --volume, which replaces both."""
     for flag in typed(["crops", "manifest_path"]):
         raise UserError(f"{flag} and --volume: a volume is one box of its own; write one of them")
 
 
 def typed(names: Iterable[str]) -> list[str]:
-    """Of these parameters of the command that runs, the options that were typed."""
+    """Return the options, of these parameters of the current command, that were typed."""
     context = click.get_current_context()
     flags = {param.name: param.opts[0] for param in context.command.params}
     of_line = ParameterSource.COMMANDLINE
@@ -390,7 +390,7 @@ def typed(names: Iterable[str]) -> list[str]:
 
 
 def of_data_root(name: str, advice: str, data: str | None = None) -> Path:
-    """A file where the public toolbox has it. Raises UserError, with the advice, otherwise."""
+    """Return a file of the data root. Raises UserError, with the advice, if it is not there."""
     from common.config import load
 
     path = load.data_root(data) / name

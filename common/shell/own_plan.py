@@ -1,8 +1,8 @@
-"""The settings of an experiment for somebody's own data: docs/explanation/recipe.md by rules.
+"""Choose the settings of an experiment for the user's own data, by rules.
 
-What was measured there for two real volumes and the phantom, put into rules for others: patches of
-about 32^3 voxels, flat where voxels are long, as many of them a step as 8 of 32^3; a small network
-for a CPU, a larger one and more steps for a GPU.
+The rules follow what docs/explanation/recipe.md measured on two real volumes and the phantom:
+patches of about 32^3 voxels, flat where voxels are long; in a step as many voxels as 8 patches of
+32^3; a small network for a CPU, a larger one and more steps for a GPU.
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ from common.errors import UserError
 from common.model.resenc import plan_resenc
 
 PATCH = 32
-"""Voxels on an axis of a patch of cubes."""
+"""Edge in voxels of a patch whose voxels are cubes."""
 
 STEP = 8 * PATCH**3
-"""Voxels of all patches of a step."""
+"""Number of voxels of all patches of a step."""
 
 MOST_PATCHES = 32
 
 LARGEST_EDGE = 128
 
 SMALLEST_EDGE = 16
-"""Voxels on an axis of a patch that its crop need not fill: context for a small one."""
+"""Least edge of a patch in voxels, even if a crop is smaller: it gives context."""
 
 LONG = 2.0
-"""Times the shortest voxel from which an axis counts as long."""
+"""An axis counts as long if its voxels are so many times as long as the shortest."""
 
 FLAT = 4
-"""Voxels along an axis below which a crop is a few slices: they are learnt one by one."""
+"""A crop with fewer voxels along an axis is a few slices, which are learnt one by one."""
 
 FAR_APART = 16.0
-"""How long a voxel is taken to be, in voxels, across slices that are learnt one by one."""
+"""Length, in shortest voxels, of a voxel across slices that are learnt one by one."""
 
 THICK = 96
-"""Voxels that the thinnest class is thick from which voxels are taken twice as large."""
+"""Thickness of the thinnest class, in voxels, from which voxels are taken twice as large."""
 # three patches: what fills whole patches can be told from their grey alone
 
 LEAST_BOX = 64
-"""Voxels of a crop along an axis that are left where they are taken larger."""
+"""Least voxels of a crop along an axis after voxels are taken larger."""
 
 LEAST_SPECK = 20
 SPECK = 50
-"""An object of less than so many voxels, or of so small a part of the median one, is left out."""
+"""Objects below LEAST_SPECK voxels, or below the median size divided by SPECK, are left out."""
 
 SAMPLES = 3
 SAMPLE = 48
-"""Blocks along an axis that are looked at for the range of raw, and voxels along their edges."""
+"""For the range of raw, SAMPLES blocks of SAMPLE voxels are read along each axis."""
 
 Three = tuple[float, float, float]
 
 Labels = Mapping[str, Sequence[LabelFacts]]
-"""Those of all crops, by class."""
+"""Facts about the labels of all crops, by class."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What an experiment is planned for."""
+    """Settings that depend on the machine."""
 
     device: str
     """"cuda" or "cpu"."""
@@ -91,25 +91,25 @@ MACHINES = {
 
 @dataclass(frozen=True)
 class OwnPlan:
-    """What an experiment's files say."""
+    """The settings that are written into the files of an experiment."""
 
     classes: tuple[str, ...]
     scale: Three
     """Voxel size in nm of raw and target, z, y, x."""
     network_scale: Three
-    """The same as the network is planned from: slices that are learnt one by one lie far apart."""
+    """Voxel size (nm) that the network is planned for: single slices lie far apart in it."""
     patch: tuple[int, ...]
     batch_size: int
     model_kwargs: Mapping[str, Any]
     machine: Machine
     transposed: tuple[str, ...]
-    """Axes whose voxels are equally long."""
+    """Axes whose voxels are equally long, which can be exchanged."""
     raw_range: tuple[float, ...] = ()
-    """Black and white of raw of other numbers than bytes."""
+    """Black and white of raw, if it is not uint8."""
     specks: Mapping[str, int] = field(default_factory=dict)
-    """By class that is made of objects the voxels below which one is left out."""
+    """For each class of objects the number of voxels below which an object is left out."""
     crowded: tuple[str, ...] = ()
-    """Those of them whose objects touch."""
+    """Classes of objects whose objects touch."""
     inverted: tuple[str, ...] = ()
     """Classes that are bright in one volume and dark in another."""
 
@@ -125,7 +125,7 @@ class OwnPlan:
 
     @property
     def multiples(self) -> tuple[int, ...]:
-        """Of what number the network takes multiples of voxels, z, y, x."""
+        """Numbers of voxels z, y, x of whose multiples the network takes patches."""
         kwargs = {"stem_stride": self.model_kwargs["stem_stride"]}
         return plan_resenc(self.network_scale, self.patch, **kwargs).step
 
@@ -133,13 +133,13 @@ class OwnPlan:
 def make_plan(
     crops: Sequence[OwnCrop], root: Path, device: str, voxel_size: Three | None = None
 ) -> OwnPlan:
-    """The settings for crops.
+    """Choose the settings for crops.
 
     Args:
-        crops: those that are learnt from.
+        crops: all crops of the experiment.
         root: the data root.
-        device: "auto", "cpu" or "cuda", that it is to train on.
-        voxel_size: nm; by the labels unless given.
+        device: "auto", "cpu" or "cuda", which it will be trained on.
+        voxel_size: nm z, y, x; chosen by the labels unless given.
 
     Raises UserError for raw without contrast.
     """
@@ -174,7 +174,7 @@ def make_plan(
 
 
 def _scale(crops: Sequence[OwnCrop], labels: Labels, raws: Sequence[Level]) -> Three:
-    """The voxel size of the coarsest labels or raw, coarser where all classes are thick."""
+    """Return the voxel size of the coarsest labels or raw; coarser if all classes are thick."""
     every = [*itertools.chain(*labels.values())]
     levels = [*raws, *(facts.level for facts in every)]
     scale = np.max([level.scale for level in levels], axis=0)
@@ -193,7 +193,7 @@ def _scale(crops: Sequence[OwnCrop], labels: Labels, raws: Sequence[Level]) -> T
 
 
 def _shorter(scale: np.ndarray) -> np.ndarray:
-    """2 along the axes whose voxels are short, along all where none is; 1 along the others."""
+    """Return factors: 2 along axes with short voxels, or along all if none is short, else 1."""
     short = LONG * scale <= scale.max()
     return np.where(short, 2, 1) if short.any() else np.full(3, 2)
 
@@ -204,7 +204,7 @@ def _shorter(scale: np.ndarray) -> np.ndarray:
 def _patch(
     crops: Sequence[OwnCrop], raws: Sequence[Level], scale: Three
 ) -> tuple[tuple[int, ...], Three]:
-    """The voxels of a patch, and the voxel size that the network is planned from."""
+    """Return the shape of a patch, and the voxel size (nm) that the network is planned for."""
     size = np.array(scale)
     crop_voxels = np.median([crop.info.extent for crop in crops], axis=0) / size
     raw_voxels = np.min([raw.scale * raw.shape for raw in raws], axis=0) / size
@@ -229,7 +229,7 @@ def _power_below(number: float) -> int:
 
 
 def _alike(scale: Three, patch: Sequence[int]) -> tuple[str, ...]:
-    """The axes that can be exchanged: those of which most have equal voxels; () if none has."""
+    """Return the largest set of axes with equal voxels and edges; () if all differ."""
     names: dict[tuple[float, int], list[str]] = {}
     for axis, size, edge in zip("zyx", scale, patch, strict=True):
         names.setdefault((round(size, 2), edge), []).append(axis)
@@ -255,10 +255,10 @@ def _model_kwargs(scale: Three, patch: Sequence[int], machine: Machine) -> dict[
 
 
 def _raw_range(raws: Sequence[Level]) -> tuple[float, ...]:
-    """Black and white for raw of other numbers than bytes; () if all is of those.
+    """Return black and white for raw that is not uint8; () if all of it is.
 
-    Half of what is seen more on both sides, since little of the volume is looked at: contrast is
-    made by percentiles afterwards. Not below 0 where no number is.
+    The range of the sampled values is widened by half of it on both sides, since few are sampled:
+    percentiles set the contrast afterwards. It does not begin below 0 for unsigned raw.
     """
     if all(raw.array.dtype == np.uint8 for raw in raws):
         return ()
@@ -274,7 +274,7 @@ def _raw_range(raws: Sequence[Level]) -> tuple[float, ...]:
 
 
 def _seen(raw: Level) -> tuple[float, float]:
-    """The smallest and the largest value of blocks that lie evenly spread over a volume."""
+    """Return the smallest and the largest value in blocks spread evenly over a volume."""
     edge = np.minimum(SAMPLE, raw.shape)
     values = []
     for number in np.ndindex(SAMPLES, SAMPLES, SAMPLES):
@@ -291,7 +291,7 @@ def _seen(raw: Level) -> tuple[float, float]:
 
 
 def _inverted(crops: Sequence[OwnCrop], raws: Mapping[str, Sequence[Level]]) -> tuple[str, ...]:
-    """Classes that are bright in one volume and dark in another."""
+    """Return the classes that are bright in one volume and dark in another."""
     if len(raws) < 2:
         return ()
     contrasts: dict[str, list[float]] = {}
@@ -307,7 +307,7 @@ def _inverted(crops: Sequence[OwnCrop], raws: Mapping[str, Sequence[Level]]) -> 
 
 
 def _specks(labels: Labels) -> dict[str, int]:
-    """The classes that are made of objects, and the voxels below which one is left out."""
+    """Return for each class of objects the number of voxels below which one is left out."""
     specks = {}
     for name, of_class in labels.items():
         # the challenge scores its instance classes by objects, whatever the labels say

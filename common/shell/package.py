@@ -1,4 +1,4 @@
-"""What this package is and asks for: its version and its requirements."""
+"""Version and requirements of this package."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from common.files import REPOSITORY
 
 NAME = "csc-baselines"
-"""Of the distribution, as pip knows it."""
+"""Name of the distribution for pip."""
 
 MODULE = "cellmap_segmentation_challenge"
-"""What `python -m` is given."""
+"""Name of the package for `python -m`."""
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package that is asked for."""
+    """A required package."""
 
     text: str
     """As pip takes it: zarr>=2.18,<3."""
@@ -28,15 +28,16 @@ class Requirement:
 
 
 def version() -> str:
-    """The version of this package; of a checkout that of its pyproject.toml."""
+    """Return the version of this package; in a checkout, that of pyproject.toml."""
     project = _project()
     return project["version"] if project else metadata.version(NAME)
 
 
 def requirements() -> Iterator[Requirement]:
-    """What is asked for to train, and in a checkout also what its tests need.
+    """Yield what training requires, and in a checkout also what its tests require.
 
-    A checkout is asked before the installed metadata, which is as old as the last `pip install`.
+    pyproject.toml of a checkout goes before the installed metadata, which is as old as the last
+    `pip install`.
     """
     project = _project()
     if project:
@@ -52,7 +53,7 @@ def requirements() -> Iterator[Requirement]:
 
 
 def _project() -> dict[str, Any]:
-    """The table [project] of the checkout that this package lies in; empty if it is installed."""
+    """Return the table [project] of this checkout; {} if the package is installed."""
     file = REPOSITORY / "pyproject.toml"
     if not file.is_file():
         return {}

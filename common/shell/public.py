@@ -1,4 +1,4 @@
-"""The options of the public toolbox's command line, and what each of them is here.
+"""The options of the public toolbox's command line, and what each of them means here.
 
 `OPTIONS` is the table. An option that means the same as one of ours is another name of that; the
 others are translated, said to have no effect, or refused with what to type instead. The command
@@ -22,27 +22,27 @@ from common.errors import UserError
 from common.talk import note
 
 Taken = dict[str, Any]
-"""Parameters of a command of ours by name, with their values."""
+"""Values of the parameters of one of our commands, by name."""
 
 VOLUMES = "{dataset}.zarr/{crop}"
-"""Where a folder of predictions or processed volumes has each crop; the toolbox's templates too."""
+"""Place of a crop in a folder of predictions or processed volumes, as in the toolbox."""
 
 
 PREFIX = "public_"
-"""Of the parameters that hold what is translated."""
+"""Beginning of the names of parameters that are translated."""
 
 
 @dataclass(frozen=True)
 class Same:
-    """A public option that means what one of ours does."""
+    """A public option that means the same as one of ours."""
 
     flags: str
     """As typed, separated by spaces."""
     ours: str
-    """Name of the parameter."""
+    """Name of our parameter."""
 
     def says(self) -> str:
-        """What it is here, for the documents."""
+        """Return what it means here, for the documents."""
         return f"`--{self.ours.replace('_', '-')}`"
 
 
@@ -52,23 +52,23 @@ class Other:
 
     flags: str
     take: Callable[[Any], Taken]
-    """Gives our parameters; raises UserError with what to type instead."""
+    """Returns our parameters for a value; raises UserError with what to type instead."""
     about: str
-    """What it is here, a sentence."""
+    """What it means here, in a sentence."""
     is_flag: bool = False
 
     def says(self) -> str:
-        """What it is here, for the documents."""
+        """Return what it means here, for the documents."""
         return self.about
 
 
 def constant(**parameters: Any) -> Callable[[Any], Taken]:
-    """A flag that stands for values of our parameters."""
+    """Make the `take` of a flag that stands for values of our parameters."""
     return lambda _: parameters
 
 
 def volumes(flags: str, setting: str) -> Other:
-    """A template of volumes, whose folder is a setting of an experiment."""
+    """Make an option whose value is a template of volumes, and whose folder is a setting."""
 
     def take(template: str) -> Taken:
         # a setting's relative path begins in the experiment's folder, an option's where it is typed
@@ -79,7 +79,7 @@ def volumes(flags: str, setting: str) -> Other:
 
 
 def volumes_folder(template: str) -> Path:
-    """The folder of a template such as data/processed/{dataset}.zarr/{crop}, absolute.
+    """Return the absolute folder of a template such as data/processed/{dataset}.zarr/{crop}.
 
     Raises UserError for a template of another form.
     """
@@ -93,7 +93,7 @@ def volumes_folder(template: str) -> Path:
 
 
 def only(expected: str, what: str) -> Callable[[str], Taken]:
-    """An option with one value that is possible."""
+    """Make the `take` of an option that can have only one value."""
 
     def take(value: str) -> Taken:
         if value.strip("/") != expected:
@@ -107,7 +107,7 @@ def only(expected: str, what: str) -> Callable[[str], Taken]:
 
 
 def no_effect(flags: str, reason: str, is_flag: bool = False) -> Other:
-    """An option without effect on the result; says why."""
+    """Make an option without effect on the result, which says why."""
 
     def take(_: Any) -> Taken:
         note(f"{flags.rsplit(maxsplit=1)[-1]} has no effect: {reason.replace('`', '')}")
@@ -117,13 +117,13 @@ def no_effect(flags: str, reason: str, is_flag: bool = False) -> Other:
 
 
 def force_classes(flags: str, sides: str, more: str = "") -> Other:
-    """A flag of the toolbox that is a value of an option here."""
+    """Make a flag that stands for a value of --force-classes."""
     about = f"`--force-classes {sides}`{more}"
     return Other(flags, constant(force_classes=sides), about, is_flag=True)
 
 
 def refused(instead: str) -> Callable[[Any], Taken]:
-    """An option that cannot be what it is in the toolbox."""
+    """Make the `take` of an option that is refused."""
 
     def take(_: Any) -> Taken:
         raise UserError(instead)
@@ -132,7 +132,7 @@ def refused(instead: str) -> Callable[[Any], Taken]:
 
 
 def access_mode(mode: str) -> Taken:
-    """How fetch-data treats what is there already."""
+    """Translate --access-mode of fetch-data: how files that exist already are treated."""
     if mode == "append":
         return {}
     if mode != "overwrite":
@@ -142,11 +142,11 @@ def access_mode(mode: str) -> Taken:
 
 
 KINDS = {"gt": ("raw", "truth"), "predictions": ("predictions",), "processed": ("processed",)}
-"""What visualize calls the kinds of volumes in the toolbox, and here."""
+"""Our kinds of volumes for those of the toolbox's visualize."""
 
 
 def kinds(value: str) -> Taken:
-    """Kinds of volumes, by the names of both."""
+    """Translate kinds of volumes; our own names are taken as well."""
     names: list[str] = []
     for kind in filter(None, (word.strip() for word in value.split(","))):
         names += KINDS.get(kind, (kind,))
@@ -271,7 +271,7 @@ OPTIONS: Mapping[str, tuple[Same | Other, ...]] = {
         Same("-n --num-cpus", "workers"),
     ),
 }
-"""For each command of the toolbox its options, less those that are ours under the same name."""
+"""Options of each command of the toolbox, without those that are ours under the same name."""
 
 DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "predict": {"crops": "test", "planes": "auto"},
@@ -280,10 +280,10 @@ DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "make-datasplit": {"classes": "nuc,er", "scale": "any"},
     "get-counts": {"classes": "nuc,er"},
 }
-"""What the toolbox takes where an option is left out, and so does `csc`, if it is not ours too."""
+"""Defaults of the toolbox that are not ours; `csc` takes them if an option is left out."""
 
 SAID_LATER = ("planes",)
-"""Public defaults that matter to some networks alone; the command says it where they do."""
+"""Public defaults that matter to some networks only; the command names them then."""
 
 ANSWERS: Mapping[str, str] = {
     "speedtest": (
@@ -295,7 +295,7 @@ ANSWERS: Mapping[str, str] = {
 
 
 def add_options(command: click.Command) -> None:
-    """Let a command take the public options that bear its name."""
+    """Add the public options of a command to it."""
     by_name = {param.name: param for param in command.params}
     for option in OPTIONS.get(command.name or "", ()):
         flags = option.flags.split()
@@ -310,7 +310,7 @@ def add_options(command: click.Command) -> None:
 
 
 def translate(context: click.Context) -> None:
-    """Turn the public options that were given into parameters of ours, and say the defaults."""
+    """Turn given public options into our parameters, and note public defaults."""
     name = context.command.name or ""
     given_by: dict[str, str] = {}
     for option in OPTIONS.get(name, ()):
@@ -330,7 +330,7 @@ def translate(context: click.Context) -> None:
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """Every public option: command, flags, what it is here."""
+    """Return (command, flags, meaning here) of every public option, for the documents."""
     listed = []
     for command, options in OPTIONS.items():
         for option in options:
@@ -340,14 +340,14 @@ def rows() -> list[tuple[str, str, str]]:
 
 
 def _place(option: Other) -> str:
-    """The name of the parameter that holds what was typed."""
+    """Return the name of the parameter that holds what was typed for an option."""
     return PREFIX + option.flags.split()[-1].strip("-").replace("-", "_").lower()
 
 
 def take(command: str, name: str, value: Any) -> Taken:
-    """What a public option that is translated becomes; name: of its long form, with _.
+    """Return our parameters for the value of a public option.
 
-    Raises UserError with what to type instead.
+    name: of the option's long form, with _. Raises UserError with what to type instead.
     """
     options = {_place(option): option for option in OPTIONS[command] if isinstance(option, Other)}
     return options[PREFIX + name].take(value)
@@ -356,9 +356,9 @@ def take(command: str, name: str, value: Any) -> Taken:
 def _refuse_twice(
     context: click.Context, option: Other, taken: Taken, given_by: dict[str, str]
 ) -> None:
-    """Raises UserError for a parameter that another option gives, too.
+    """Raise UserError if two options set the same parameter.
 
-    given_by: the public option that gave each parameter so far; those of this one are added.
+    given_by: the option that set each parameter so far; those of this option are added.
     """
     flag = option.flags.split()[-1]
     for name in taken.keys() - {"overrides"}:  # of which there may be several
@@ -372,7 +372,7 @@ def _refuse_twice(
 
 
 def merge(params: dict[str, Any], taken: Taken) -> None:
-    """Add what an option became to the parameters of a command."""
+    """Add the parameters that an option became to those of a command."""
     for name, value in taken.items():
         if name == "overrides":
             params[name] = (*params[name], *value)

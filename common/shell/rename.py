@@ -1,9 +1,9 @@
-"""The texts of a copied experiment: its own paths and title renamed, the data's names kept.
+"""Write the new name of a copied experiment into its texts, and keep names of data.
 
-A folder is often named after its dataset, a class or a word of Python. So a name alone says
-nothing: it is renamed where it can only be the experiment, which is as the title of a README, in a
-path to one of the experiment's files, and where a command takes an experiment. Of a Python file
-only comments and docstrings are text, of a CSV file only the comment lines at its top.
+A folder is often named after its dataset, a class or a word of Python. So the name is replaced only
+where it must be the experiment: as the title of a README, in a path to one of the experiment's
+files, and where a command takes an experiment. Of a Python file only comments and docstrings are
+text, of a CSV file only the comment lines at its top.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Renaming:
     target: Path
 
     def of_file(self, suffix: str, text: str) -> str:
-        """The content of a file with one of the suffixes in RENAMED, under the new name."""
+        """Return the content of a file, whose suffix is in RENAMED, with the new name."""
         if suffix == ".py":
             return self._of_python(text)
         if suffix == ".csv":
@@ -117,7 +117,7 @@ class Renaming:
         return self.of_text(text, has_title=suffix == ".md")
 
     def of_text(self, text: str, has_title: bool = False) -> str:
-        """A text under the new name; has_title: its first line can be the name as a heading."""
+        """Return a text with the new name. has_title: the first line can be the old name."""
         if has_title:
             text = self._of_title(text)
         commands = [match.span() for match in _COMMAND.finditer(text)]
@@ -140,7 +140,10 @@ class Renaming:
         return re.sub(rf"{_BEFORE}(?P<path>{alternatives}){_REST}{_AFTER}", replacement, text)
 
     def _is_own(self, path: str, rest: str, command: str | None) -> bool:
-        """Whether a path is the experiment's; `command`: that it stands in, up to it."""
+        """Whether a path is the experiment's.
+
+        rest: what follows the path. command: the command line before it; None outside of commands.
+        """
         first = rest.strip("/").partition("/")[0]
         if first:
             is_file = first in OF_RUNS or (self.source / first).exists()
@@ -183,7 +186,7 @@ def _is_noun(name: str) -> bool:
 
 
 def _command_before(text: str, position: int, commands: list[tuple[int, int]]) -> str | None:
-    """The command that a position stands in, up to it; None outside of commands."""
+    """Return the command line before a position in it; None outside of commands."""
     for begin, end in commands:
         if begin <= position < end:
             return text[begin:position]
@@ -208,7 +211,7 @@ def _takes_experiment(command: str, word: str) -> bool:
 
 
 def _is_place(before: Sequence[str], word: str) -> bool:
-    """Whether an experiment can stand behind these words of a command, which has no options."""
+    """Whether an experiment can follow these words of a command, options left out."""
     match before:
         case ["joint", "init"]:
             return True
@@ -224,7 +227,7 @@ def _is_place(before: Sequence[str], word: str) -> bool:
 
 
 def _without_options(words: Iterable[str]) -> list[str]:
-    """The words of a command without options and their values, such as those of --scale 8 8 8."""
+    """Return the words of a command without options and their values, as of --scale 8 8 8."""
     kept = []
     is_value = False
     for word in words:
@@ -238,7 +241,7 @@ def _without_options(words: Iterable[str]) -> list[str]:
 
 
 def _texts_of_python(text: str) -> Iterator[tokenize.TokenInfo]:
-    """The comments of a program, and the strings that are statements: its docstrings."""
+    """Yield the comments of a program, and its docstrings: strings that are statements."""
     before = tokenize.NEWLINE
     try:
         for token in tokenize.generate_tokens(io.StringIO(text, newline="\n").readline):

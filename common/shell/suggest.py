@@ -30,7 +30,7 @@ from common.provenance import usable_cores
 from common.talk import Say
 
 MEMORY_FRACTION = 0.8
-"""Fraction of the free memory that a run may take."""
+"""Fraction of the free memory that a run may use."""
 
 LEAST_BATCH = 2
 """Least batch size that must fit into memory; a larger patch at batch size 1 learns worse."""
@@ -41,7 +41,7 @@ LARGEST_BATCH = {"cuda": 32, "mps": 8, "cpu": LEAST_BATCH}
 MOST_WORKERS = 8
 
 FULL_CROPS = 25
-"""Percentile of the crops' sizes that a target patch may have: three of four crops can fill it."""
+"""Percentile of the crop sizes up to which a target patch may be: three of four crops fill it."""
 
 Shape = tuple[int, ...]
 
@@ -64,12 +64,12 @@ class Fingerprint:
     suggestions: list[Suggestion]
 
     def as_json(self) -> dict[str, Any]:
-        """The facts in plain numbers and texts, and the suggestions beside them."""
+        """Return facts and suggestions as plain numbers and texts."""
         suggestions = [asdict(suggestion) for suggestion in self.suggestions]
         return {**self.facts.as_json(), "suggestions": suggestions}
 
     def report(self) -> list[str]:
-        """Lines for the user."""
+        """Return lines for the user."""
         lines = [*data_fingerprint.report(self.facts), ""]
         lines.append("suggested for this machine; nothing is changed")
         for suggestion in self.suggestions:
@@ -81,11 +81,11 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run may use of this machine."""
+    """The device and memory that a run may use."""
 
     device: torch.device
     half: bool
-    """Whether activations have a 16-bit type."""
+    """Whether activations are of a 16-bit type."""
     memory: float
     """Bytes of memory on the device."""
 
@@ -128,9 +128,10 @@ def fingerprint(
 
 
 def suggest(config: TrainConfig, crops: Sequence[MeasuredCrop], facts: Facts) -> list[Suggestion]:
-    """Patch, batch and workers for a run.
+    """Suggest patch, batch size and workers for a run.
 
-    A network that cannot be tried becomes a finding of `facts`, and no patch is suggested.
+    If the network cannot be tried, that is added to the findings of `facts`, and no patch is
+    suggested.
     """
     machine = _this_machine(config)
     suggestions = []
@@ -152,7 +153,7 @@ def _this_machine(config: TrainConfig) -> Machine:
 
 
 def _try_network(config: TrainConfig, machine: Machine, facts: Facts) -> Shapes | None:
-    """The network of the experiment; None, and a finding, where it does not run."""
+    """Return the shapes of the experiment's network; None, and a finding, if it does not run."""
     try:
         model = new_model(config).to("meta")
         network = Shapes(model, in_float32(), machine.half, in_channels=config.in_channels)
@@ -171,11 +172,11 @@ def _try_network(config: TrainConfig, machine: Machine, facts: Facts) -> Shapes 
 def suggest_patch(
     config: TrainConfig, train: Sequence[MeasuredCrop], network: Shapes, memory: float
 ) -> tuple[Shape, Shape]:
-    """Input and target shape: the largest whose target three of four crops can fill.
+    """Return the largest input shape whose target three of four crops can fill, and the target.
 
-    Two patches fit into `memory` bytes. It is reached from the input shape of the experiment in
-    steps that the network takes; that one if it takes no other, or if the network is padded and
-    it fits.
+    LEAST_BATCH patches fit into `memory` bytes. The shape is reached from that of the experiment in
+    steps that the network takes. It is the experiment's own if the network takes no other, or if
+    the network is padded and its own shape fits.
     """
     start = tuple(config.input_array_info["shape"])
     scale = np.array(config.input_array_info["scale"])
@@ -200,7 +201,7 @@ def suggest_patch(
 
 
 def _is_padded(shape: Shape, output: Shape) -> bool:
-    """Whether a network gives as many voxels as it is given.
+    """Whether a network gives as many voxels as it takes.
 
     A larger patch then saves no border. In as many steps 8 patches of 32^3 gave an IoU of 0.56
     where 2 of 64^3, with twice the voxels, gave 0.52: docs/explanation/recipe.md.
@@ -209,7 +210,7 @@ def _is_padded(shape: Shape, output: Shape) -> bool:
 
 
 def _grow(start: Shape, network: Shapes, fits: Callable[[Shape], bool]) -> Shape:
-    """The largest shape that is reached in the network's steps and fits."""
+    """Return the largest shape that is reached in the network's steps and fits."""
     step = network.step(start)
     best = start
     while step:
@@ -221,7 +222,7 @@ def _grow(start: Shape, network: Shapes, fits: Callable[[Shape], bool]) -> Shape
 
 
 def _shrink(start: Shape, network: Shapes, fits: Callable[[Shape], bool]) -> Shape:
-    """The largest smaller shape that the network takes and that fits; `start` if there is none."""
+    """Return the largest smaller shape that the network takes and that fits; else `start`."""
     smallest_axis = min((size for size in start if size > 1), default=1)
     for step in range(1, smallest_axis - 1):
         smaller = grown(start, -step)
@@ -231,7 +232,7 @@ def _shrink(start: Shape, network: Shapes, fits: Callable[[Shape], bool]) -> Sha
 
 
 def _usual_extent(train: Sequence[MeasuredCrop]) -> np.ndarray:
-    """(3,) nm that three of four crops have along each axis."""
+    """Return (3,) nm that three of four crops have along each axis."""
     return np.percentile([crop.label_extent for crop in train], FULL_CROPS, axis=0)
 
 
@@ -241,7 +242,7 @@ def _patch_suggestions(
     facts: Facts,
     shapes: tuple[Shape, Shape],
 ) -> list[Suggestion]:
-    """Shapes of raw and target. shapes: (raw, target) as suggested, voxels."""
+    """Suggest the shapes of raw and target. shapes: (raw, target) in voxels."""
     raw = config.input_array_info
     target = config.target_array_info
     shape, output = shapes
@@ -274,7 +275,7 @@ def _patch_suggestions(
 def _batch_suggestion(
     config: TrainConfig, network: Shapes, shape: Shape, machine: Machine
 ) -> Suggestion:
-    """The largest power of two that fits into memory and is worth its time."""
+    """Suggest the largest power of two that fits into memory and is worth its time."""
     kind = machine.device.type
     most = LARGEST_BATCH.get(kind, 8)
     size = 1

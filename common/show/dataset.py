@@ -1,4 +1,4 @@
-"""A picture of a dataset: its raw and its crops in three planes, labels in colour over the raw.
+"""Draw a dataset: raw and crops in three planes, with labels in colour over the raw.
 
 It shows at a glance whether axes, voxel size, place and contrast are what they should be.
 """
@@ -20,25 +20,25 @@ from common.show.figures import Picture
 from common.talk import nm, voxels
 
 PANEL = 320
-"""Pixels of the longer side of a panel, at most."""
+"""Longest side of a panel in pixels."""
 
 MOST_CROPS = 4
-"""Rows of crops; more are counted."""
+"""Most rows of crops; how many more there are is written below."""
 
 MOST_BYTES = 4e9
-"""Decoded for a panel, at most: of a linked file of pages, planes across them need all of it."""
+"""Most bytes decoded for a panel: a plane across the pages of a linked file needs all of it."""
 
 DEPTHS = (0.5, 0.3, 0.7)
-"""Where a crop is cut: the first of these fractions where labels are seen."""
+"""Depths of a crop, as fractions; the first one where labels are seen is drawn."""
 
 OPACITY = 0.45
-"""Of labels over the raw."""
+"""Opacity of labels over the raw."""
 
 PLANES = {"y, x": 0, "z, x": 1, "z, y": 2}
-"""The planes, and the axis that each stands across."""
+"""The planes, and the axis across each."""
 
 BOX_RGB = (255, 200, 0)
-"""Of the boxes of crops in the raw."""
+"""Colour of the boxes of crops in the raw."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,12 @@ class Crop:
 
     @property
     def grid(self) -> Grid:
-        """Where it is."""
+        """Where its finest voxels are."""
         return next(iter(self.labels.values()))[0].grid
 
 
 def draw(store: Path) -> Path:
-    """Write the picture of a dataset beside its store; returns its path.
-
-    Raises FileError if it cannot be written.
-    """
+    """Write the picture of a dataset beside its store; return its path. Raises FileError."""
     raw = ngff.open_levels(store / layout.RAW)
     crops = _crops(store)
     finest = raw[0]
@@ -81,7 +78,7 @@ def draw(store: Path) -> Path:
 
 
 def _crops(store: Path) -> list[Crop]:
-    """The crops of a store in the order of their numbers."""
+    """Return the crops of a store in the order of their numbers."""
     crops = []
     for folder in sorted((store / layout.LABELS).glob("crop*"), key=_number):
         labels = {path.name: ngff.open_levels(path) for path in sorted(folder.iterdir())}
@@ -100,7 +97,7 @@ def _head(width: int, name: str) -> Picture:
 
 
 def _legend(crops: Sequence[Crop], width: int) -> Picture:
-    """The classes on their colours, and unknown, if metadata name a value of it."""
+    """Draw the legend of all classes, and of unknown if metadata name a value for it."""
     names: dict[str, None] = {}
     has_unknown = False
     for crop in crops:
@@ -119,9 +116,9 @@ def _legend(crops: Sequence[Crop], width: int) -> Picture:
 
 
 def _plane(box: Grid, across: int, depth: float, finest: np.ndarray) -> Grid:
-    """A grid of square pixels, one voxel thick, at a fraction of the depth of a box.
+    """Return a grid of square pixels, one voxel thick, at a fraction of the depth of a box.
 
-    finest: (3,) nm, no pixel is smaller.
+    across: the axis along which it is thin. finest: (3,) nm, the least size of a pixel.
     """
     lower, upper = box.box()
     extent = upper - lower
@@ -142,12 +139,12 @@ def _plane(box: Grid, across: int, depth: float, finest: np.ndarray) -> Grid:
 
 
 def _flat(volume: np.ndarray, across: int) -> np.ndarray:
-    """The plane of a volume that is one voxel thick."""
+    """Return the plane of a volume that is one voxel thick."""
     return volume.take(0, axis=across + volume.ndim - 3)
 
 
 def _grey(raw: Sequence[Level], grid: Grid, across: int) -> Picture | None:
-    """The raw in a plane; None where too much would have to be read for it."""
+    """Draw the raw in a plane; return None if more than MOST_BYTES had to be read."""
     level = ngff.pick_level(raw, grid.scale)
     if _bytes_to_decode(level, grid) > MOST_BYTES:
         return None
@@ -156,7 +153,7 @@ def _grey(raw: Sequence[Level], grid: Grid, across: int) -> Picture | None:
 
 
 def _bytes_to_decode(level: Level, grid: Grid) -> float:
-    """Of the chunks, or rows, of a level that a plane lies in."""
+    """Return the bytes of the chunks, or rows, of a level that a plane lies in."""
     lower, upper = level.grid.in_voxels(np.array(grid.box()))
     start = np.clip(lower, 0, level.shape - 1).astype(int)
     stop = np.clip(upper + 1, start + 1, level.shape).astype(int)
@@ -172,7 +169,7 @@ def _bytes_to_decode(level: Level, grid: Grid) -> float:
 
 
 def _raw_row(raw: Sequence[Level], crops: Sequence[Grid]) -> Picture:
-    """The whole raw through its middle, with the boxes of crops."""
+    """Draw the raw in three planes through its middle, with the boxes of crops."""
     finest = raw[0]
     panels = []
     for across in PLANES.values():
@@ -192,7 +189,7 @@ def _raw_row(raw: Sequence[Level], crops: Sequence[Grid]) -> Picture:
 
 
 def _frame(image: Picture, grid: Grid, crop: Grid, across: int) -> None:
-    """Draw the box of a crop, seen along the axis across, into a plane."""
+    """Draw the box of a crop into a plane, seen along the axis `across`."""
     lower, upper = grid.in_voxels(np.array(crop.box()))
     along = [axis for axis in range(3) if axis != across]
     spans = []
@@ -206,7 +203,7 @@ def _frame(image: Picture, grid: Grid, crop: Grid, across: int) -> None:
 
 
 def _crop_row(raw: Sequence[Level], crop: Crop) -> Picture:
-    """A crop in three planes, labels over the raw."""
+    """Draw a crop in three planes, labels over the raw."""
     panels = []
     finest = np.minimum(crop.grid.scale, raw[0].scale)
     for across in PLANES.values():
@@ -220,7 +217,7 @@ def _crop_row(raw: Sequence[Level], crop: Crop) -> Picture:
 
 
 def _seen(crop: Crop, across: int, finest: np.ndarray) -> tuple[Grid, dict[str, np.ndarray]]:
-    """The first plane in which labels are seen, or the middle one; and its ids of each class."""
+    """Return the first plane in which labels are seen, else the middle one, with ids by class."""
     planes = []
     for depth in DEPTHS:
         grid = _plane(crop.grid, across, depth, finest)
@@ -234,7 +231,7 @@ def _seen(crop: Crop, across: int, finest: np.ndarray) -> tuple[Grid, dict[str, 
 
 
 def _painted(image: Picture, labels: Mapping[str, np.ndarray]) -> Picture:
-    """Labels over the raw: pale, with a line around each object."""
+    """Paint labels over the raw: pale, with a line around each object."""
     result = image.astype(np.float32)
     names = list(labels)
     order = figures.largest_first([ids > 0 for ids in labels.values()])
@@ -256,7 +253,7 @@ def _painted(image: Picture, labels: Mapping[str, np.ndarray]) -> Picture:
 
 
 def _edges(ids: np.ndarray) -> np.ndarray:
-    """Where a pixel differs from the next one along either axis."""
+    """Return where a pixel differs from the one before it along either axis."""
     edges = np.zeros(ids.shape, bool)
     edges[1:] = np.diff(ids, axis=0) != 0
     edges[:, 1:] |= np.diff(ids, axis=1) != 0
@@ -264,14 +261,14 @@ def _edges(ids: np.ndarray) -> np.ndarray:
 
 
 def _finished(image: Picture, grid: Grid) -> Picture:
-    """A panel of about PANEL pixels with a scale bar."""
+    """Enlarge a panel to about PANEL pixels, and add a scale bar."""
     times = max(1, PANEL // max(image.shape[:2]))
     side = float(np.median(grid.scale))  # two of the three are the side of a pixel
     return figures.scale_bar(figures.enlarged(image, times), side / times)
 
 
 def _in_columns(panels: Sequence[Picture]) -> Picture:
-    """Panels side by side, each in the middle of a column."""
+    """Put panels side by side, each in the middle of a column."""
     columns = []
     for panel in panels:
         margin = max(0, PANEL - panel.shape[1])

@@ -1,4 +1,4 @@
-"""Pictures of slices as RGB images: classes and objects in colour, legend, scale bar, panels."""
+"""Draw slices as RGB images: classes and objects in colour, legends, scale bars, panels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PANEL_WORDS = (
     "it is not, and blue where nobody knows; the prediction is black at probability 0 and white at "
     "1. The yellow frame is the part of the raw that the target covers."
 )
-"""What is to be seen in a `panel`."""
+"""Explanation of a `panel`."""
 
 PAPER = (255, 255, 255)
 INK = (20, 20, 20)
@@ -39,11 +39,11 @@ Picture = np.ndarray
 Background = int | tuple[int, int, int]
 
 Place = tuple[int, int, int, int]
-"""Pixels of a picture: left, top, right, bottom."""
+"""Rectangle in pixels: left, top, right, bottom."""
 
 
 def _colour_table(text: str) -> dict[str, tuple[int, ...]]:
-    """Names and colours, each as name #rrggbb."""
+    """Parse a text of names and colours, each as name #rrggbb."""
     words = text.split()
     names = words[0::2]
     codes = words[1::2]
@@ -79,10 +79,10 @@ SHADES = {
     "mem": 0.62, "mem_all": 0.78, "out": 0.62, "lum": 1.4, "in": 1.4, "ribo": 0.4,
     "dapp": 0.8, "sdapp": 0.6, "all": 1.3, "sg": 0.45, "ins": 0.45,
 }  # fmt: skip
-"""Darker below 1; above 1 nearer to white."""
+"""Brightness of a part's colour by that of the whole; above 1 it is nearer to white."""
 
 DIM = 0.4
-"""Brightness (value of HSV) below which shades of a colour cannot be told apart."""
+"""Value (of HSV) below which shades of a colour cannot be told apart."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Brightness that red, green and blue give, of ITU-R BT.601."""
@@ -96,14 +96,14 @@ def panel(
     *,
     scale: int = 3,
 ) -> Picture:
-    """One row raw | target | prediction; the part of raw that the target covers is framed.
+    """Draw a row raw | target | prediction, with a frame around the raw that the target covers.
 
     Args:
         raw: (y, x) in [0, 1].
         target: (y, x), 1 / 0 / -1 = unknown.
         probability: (y, x) in [0, 1].
         voxel_ratio: voxels of the target in voxels of the raw, along y and x.
-        scale: how often pixels are repeated.
+        scale: how often a pixel is repeated.
     """
     framed = grey(raw)
     height = round(target.shape[0] * voxel_ratio[0])
@@ -121,49 +121,49 @@ def panel(
 
 
 def grey(values: np.ndarray) -> Picture:
-    """(y, x) in [0, 1] to RGB; what a network gives that has diverged, NaN, is black."""
+    """Draw (y, x) in [0, 1] in grey; NaN, of a network that has diverged, is black."""
     shades = (np.nan_to_num(values) * 255).astype(np.uint8)
     return np.repeat(shades[..., None], 3, axis=2)
 
 
 def enlarged(image: Picture, times: int) -> Picture:
-    """An image with its pixels repeated along y and x."""
+    """Repeat the pixels of an image along y and x."""
     return image.repeat(times, 0).repeat(times, 1)
 
 
 def colour_target(target: np.ndarray) -> Picture:
-    """(y, x) of 1 / 0 / -1 to RGB: white, black, blue."""
+    """Draw (y, x) of 1 / 0 / -1 in white, black and blue."""
     image = grey(target == 1)
     image[target < 0] = UNKNOWN_RGB
     return image
 
 
 def class_colours(classes: Sequence[str]) -> np.ndarray:
-    """(classes, 3) uint8: the colour of a class is the same in all pictures.
+    """Return (classes, 3) uint8 colours, the same for a class in all pictures.
 
-    A class outside the challenge's table has one by its name.
+    The colour of a class outside the challenge's table depends on its name.
     """
     return np.array([_colour(name) for name in classes], np.uint8).reshape(-1, 3)
 
 
 def object_colours(ids: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """(y, x, 3) uint8, a colour for each object, the same in every slice.
+    """Return (y, x, 3) uint8: a colour for each object, the same in every slice.
 
-    Of all hues, and dull, where the colour of the class is dim, else near that of the class.
+    Colours are near that of the class. If that is dim, they are of all hues, and dull.
     """
     numbers, where = np.unique(ids, return_inverse=True)
     return colours_of_objects(numbers.tolist(), colour)[where.reshape(ids.shape)]
 
 
 def colours_of_objects(numbers: Sequence[int], colour: np.ndarray) -> np.ndarray:
-    """(objects, 3) uint8: the colours of the objects with these ids, see `object_colours`."""
+    """Return (objects, 3) uint8 colours of the objects with these ids, see `object_colours`."""
     of_class = colorsys.rgb_to_hsv(*np.array(colour) / 255)
     colours = [_object_colour(number, of_class) for number in numbers]
     return (np.array(colours).reshape(-1, 3) * 255).astype(np.uint8)
 
 
 def _object_colour(number: int, of_class: tuple[float, float, float]) -> tuple[float, float, float]:
-    """RGB in [0, 1] of the object with this id; of_class: hue, saturation and value."""
+    """Return RGB in [0, 1] of the object with this id. of_class: hue, saturation and value."""
     # multiples of the golden ratio and of 1 / 1.3247 (the plastic number) modulo 1: neighbours in
     # number are far apart in both
     turn = number * 0.618034 % 1
@@ -177,7 +177,7 @@ def _object_colour(number: int, of_class: tuple[float, float, float]) -> tuple[f
 
 
 def largest_first(masks: Sequence[np.ndarray] | np.ndarray) -> list[int]:
-    """The order to paint masks in, so that what is small is seen on what it lies in."""
+    """Return the order to paint masks in, the largest first, so that small ones stay visible."""
     sizes = [-np.count_nonzero(mask) for mask in masks]
     return np.argsort(sizes, kind="stable").tolist()
 
@@ -185,12 +185,12 @@ def largest_first(masks: Sequence[np.ndarray] | np.ndarray) -> list[int]:
 def classes_in_colour(
     shares: np.ndarray, order: Sequence[int], colours: Sequence[np.ndarray] | np.ndarray
 ) -> Picture:
-    """Paint classes over each other on black, in this order.
+    """Paint classes over each other on black, in a given order.
 
     Args:
         shares: (classes, y, x), bool or an opacity in [0, 1].
-        order: which class first.
-        colours: for each class (3,), or (y, x, 3) where it differs from pixel to pixel.
+        order: numbers of the classes, the lowest layer first.
+        colours: for each class (3,), or (y, x, 3) if it differs from pixel to pixel.
     """
     _, height, width = shares.shape
     image = np.zeros((height, width, 3), np.float32)
@@ -202,7 +202,7 @@ def classes_in_colour(
 
 
 def beside(images: Sequence[Picture], gap: int = 6, background: Background = GAP_RGB) -> Picture:
-    """Pictures next to each other, each in the middle of the height."""
+    """Put pictures next to each other, each in the middle of the height."""
     height = max(image.shape[0] for image in images)
     width = sum(image.shape[1] + gap for image in images) - gap
     canvas = np.full((height, width, 3), background, np.uint8)
@@ -217,16 +217,13 @@ def beside(images: Sequence[Picture], gap: int = 6, background: Background = GAP
 
 
 def above(images: Sequence[Picture], gap: int = 6, background: Background = GAP_RGB) -> Picture:
-    """Pictures one below the other, each in the middle of the width."""
+    """Put pictures below each other, each in the middle of the width."""
     turned = [image.transpose(1, 0, 2) for image in images]
     return beside(turned, gap, background).transpose(1, 0, 2)
 
 
 def text_line(texts: Sequence[str], width: int, size: int = 15) -> Picture:
-    """One line of text in as many equal columns as there are texts.
-
-    A text too long for its column is cut.
-    """
+    """Draw one line with a text in each of several equal columns; long texts are cut."""
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.new("RGB", (width, size + 9), PAPER)
@@ -240,7 +237,7 @@ def text_line(texts: Sequence[str], width: int, size: int = 15) -> Picture:
 
 
 def _cut(text: str, length: float, font: Any) -> str:
-    """A text that is no longer than so many pixels, with … where its end is left out."""
+    """Cut a text to a length in pixels, with … in place of its end."""
     while text and font.getlength(text) > length:
         text = text.rstrip("…")[:-1] + "…" if len(text) > 1 else ""
     return text
@@ -252,7 +249,7 @@ def legend(
     width: int,
     size: int = 14,
 ) -> Picture:
-    """Each name on its colour, in lines of `width` pixels.
+    """Draw each name on its colour, in lines of `width` pixels.
 
     colours: for each name (3,), or (objects, 3) for stripes of several.
     """
@@ -282,7 +279,7 @@ def legend(
 
 
 def _in_lines(lengths: Sequence[int], width: int, height: int) -> list[Place]:
-    """Places of these lengths side by side, in lines that are `width` pixels long."""
+    """Return places of these lengths side by side, in lines that are `width` pixels long."""
     places = []
     left = 0
     top = 0
@@ -305,9 +302,9 @@ def _draw_stripes(draw: Any, colours: np.ndarray, place: Place) -> None:
 
 
 def scale_bar(image: Picture, nm_per_pixel: float) -> Picture:
-    """The picture with a bar of a round length in the lower left corner.
+    """Draw a scale bar into the lower left corner of a picture.
 
-    The longest of 1, 2, 5, 10, ... nm within a quarter of the width.
+    Its length is the longest of 1, 2, 5, 10, ... nm within a quarter of the width.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -337,7 +334,7 @@ def write_png(path: Path, image: Picture) -> None:
 
 
 def _colour(name: str) -> np.ndarray:
-    """(3,) float: of the class, or a shade of that of its whole, as of mito for mito_mem."""
+    """Return (3,) float: the colour of a class; for mito_mem, not in COLOURS, a shade of mito's."""
     if name in COLOURS:
         return np.array(COLOURS[name], float)
     whole, _, part = name.partition("_")

@@ -1,4 +1,4 @@
-"""What there is to see of a box: raw, truth, predictions and processed volumes."""
+"""Find what can be shown of a box: raw, truth, predictions and processed volumes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LABELS = ("truth", "processed")
 """The kinds whose voxels are ids, or 0 and 1."""
 
 Layers = dict[str, dict[str, list[Level]]]
-"""For each kind the levels of each class that is there; those of the raw are ["raw"][""]."""
+"""For each kind the levels of each class that exists; those of the raw are ["raw"][""]."""
 
 
 def find_layers(
@@ -33,20 +33,20 @@ def find_layers(
     *,
     say: Say = print,
 ) -> Layers:
-    """What there is to see of a box; what is not there yet is left out and said.
+    """Return the volumes of a box that exist; those that are missing are said.
 
     Args:
         config: settings of the experiment.
         region: the box.
         classes: those of the experiment unless given.
         kinds: some of KINDS.
-        say: takes a line about what is left out.
+        say: takes a line about missing volumes.
     """
     return layers_under(roots_of(config), region, classes or config.classes, kinds, say=say)
 
 
 def roots_of(config: TrainConfig) -> dict[str, Path]:
-    """Where an experiment has its predictions and processed volumes."""
+    """Return the folders of an experiment's predictions and processed volumes."""
     return {
         "predictions": config.path("predictions_path"),
         "processed": config.path("processed_path"),
@@ -61,7 +61,10 @@ def layers_under(
     *,
     say: Say = print,
 ) -> Layers:
-    """The same, of predictions and processed volumes under these folders."""
+    """Return the volumes of a box that exist, see `find_layers`.
+
+    roots: folders of predictions and processed volumes.
+    """
     wanted = list(classes)
     layers: Layers = {}
     if "raw" in kinds:
@@ -87,7 +90,7 @@ def layers_under(
 
 
 def _truth(region: Region, classes: Sequence[str]) -> dict[str, list[Level]]:
-    """The levels of each class that is there."""
+    """Return the levels of the truth of each class that a box has."""
     if region.truth is None:
         return {}
     layers = {}
@@ -101,7 +104,7 @@ def _truth(region: Region, classes: Sequence[str]) -> dict[str, list[Level]]:
 
 
 def _is_on_disk(volume: Path) -> bool:
-    """Whether a volume of any kind is there, and written to its end."""
+    """Whether a volume of any kind exists and is complete."""
     place = on_disk(volume)
     if not place.is_dir() or (place / ".zgroup").exists():
         return place.is_file() or _is_whole(place)
@@ -109,13 +112,13 @@ def _is_on_disk(volume: Path) -> bool:
 
 
 def _is_whole(group: Path) -> bool:
-    """Whether an image is there and written to its end."""
+    """Whether an image exists and is complete."""
     path = group / ".zattrs"
     return path.is_file() and f'"{ngff.UNFINISHED}"' not in path.read_text()
 
 
 def probability_of(level: Level) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes probabilities of the voxels of a prediction as it is stored."""
+    """Return a function from stored voxels of a prediction to probabilities."""
     if is_logits(level):
         return expit
     dtype = level.array.dtype
@@ -124,13 +127,13 @@ def probability_of(level: Level) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def is_logits(level: Level) -> bool:
-    """Whether a prediction holds logits, as it says of itself, and not probabilities."""
+    """Whether a prediction holds logits, by its record, and not probabilities."""
     prediction = read_prediction(level.group)
     return prediction is not None and prediction.content == "logits"
 
 
 def predicted_by(predictions: Mapping[str, Sequence[Level]]) -> str:
-    """Which checkpoints predicted: run, epoch and metric of each."""
+    """Return run, epoch and metric of the checkpoints that predicted, as text."""
     checkpoints = []
     for levels in predictions.values():
         prediction = read_prediction(levels[0].group)

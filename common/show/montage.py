@@ -1,4 +1,4 @@
-"""A picture of a box: a row for each of some z slices, a column for each kind of volume."""
+"""Draw a box: a row for each of some z slices, a column for each kind of volume."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from common.show.layers import LABELS, Layers, find_layers, predicted_by, probab
 from common.talk import Say
 
 PANEL = 512
-"""Pixels of the longer side of a panel, at most; a smaller crop is enlarged by a whole number."""
+"""Longest side of a panel in pixels; a smaller crop is enlarged by a whole number."""
 
 ENLARGED = 360
-"""Pixels that an enlarged panel should have."""
+"""Longest side that an enlarged panel should have, in pixels."""
 
 NARROWEST = 640
-"""Pixels of a picture's width, at least: title and heads of columns must be read."""
+"""Least width of a picture in pixels, so that title and heads of columns can be read."""
 
 DEPTHS = (0.25, 0.5, 0.75)
-"""Which z slices of a crop are shown, as fractions of its depth."""
+"""Depths of the shown z slices, as fractions of the depth of a crop."""
 
 CONTRAST = (0.5, 99.5)
-"""Percentiles of the raw in a picture that are black and white in it."""
+"""Percentiles of the raw in a picture that become black and white."""
 
 SHOWN = 0.5
 """Probability above which a class is in the picture's legend."""
 
 EMPTY = {"truth": "nothing", "predictions": f"nothing above {SHOWN}", "processed": "nothing"}
-"""What stands above a black column, by its kind."""
+"""Words above a black column, by its kind."""
 
 STRIPES = 5
-"""Objects of a class whose colours are in the legend, at most."""
+"""Most objects of a class whose colours are in the legend."""
 
 WHITE = 255
 
 Volumes = dict[str, np.ndarray]
-"""(slices, y, x) values of each class."""
+"""For each class (slices, y, x) values."""
 
 
 def montage(region: Region, layers: Layers, depths: Sequence[float] = DEPTHS) -> Picture:
-    """A picture of a box: a row for each z slice, a column for each kind.
+    """Draw a box: a row for each z slice, a column for each kind.
 
-    Classes lie over each other, the largest lowest; of objects with ids each has a colour. No more
-    is read than these slices.
+    Classes are painted over each other, the largest first; each object has a colour. Only these
+    slices are read.
     """
     grids = slice_grids(region, layers, depths)
     kinds = [kind for kind, classes in layers.items() if classes]
@@ -102,7 +102,7 @@ def write_crops(
 
 
 def _volumes(kind: str, layers: Layers, grids: Sequence[Grid]) -> Volumes:
-    """The slices of all classes of a kind that is not raw."""
+    """Read the slices of all classes of a kind that is not raw."""
     volumes: Volumes = {}
     for name, levels in layers[kind].items():
         if kind == "truth":
@@ -113,13 +113,13 @@ def _volumes(kind: str, layers: Layers, grids: Sequence[Grid]) -> Volumes:
 
 
 def _widened(picture: Picture, width: int) -> Picture:
-    """A picture with white on its right."""
+    """Widen a picture by white on its right."""
     margin = width - picture.shape[1]
     return np.pad(picture, ((0, 0), (0, margin), (0, 0)), constant_values=WHITE)
 
 
 def _head(kind: str, classes: Mapping[str, Volumes]) -> str:
-    """What stands above a column: the kind, and whether there is nothing to see in it."""
+    """Return the head of a column: the kind, and whether nothing is seen in it."""
     if kind not in classes:
         return kind
     volumes = classes[kind].values()
@@ -129,9 +129,9 @@ def _head(kind: str, classes: Mapping[str, Volumes]) -> str:
 
 
 def slice_grids(region: Region, layers: Layers, depths: Sequence[float]) -> list[Grid]:
-    """Grids of one voxel in depth and square pixels, at fractions of the depth of a box.
+    """Return grids of one voxel in depth and square pixels, at fractions of the depth of a box.
 
-    Voxels are those of the coarser of raw and truth, or coarser, so that PANEL pixels are enough.
+    Pixels are those of the coarser of raw and truth, or larger, so that PANEL of them are enough.
     """
     present = [layers[kind] for kind in ("raw", "truth") if layers.get(kind)]
     if not present:
@@ -160,10 +160,10 @@ def slice_grids(region: Region, layers: Layers, depths: Sequence[float]) -> list
 
 
 def values(kind: str, levels: Sequence[Level], grids: Sequence[Grid]) -> np.ndarray:
-    """(slices, y, x) of one volume on some grids.
+    """Read one volume on some grids: (slices, y, x).
 
-    Labels are integer ids, or 0 and 1; predictions float32 probabilities, UNKNOWN_ID where they are
-    NaN; raw as it is stored, in float32.
+    Labels are integer ids, or 0 and 1. Predictions are float32 probabilities, UNKNOWN_ID where they
+    are NaN. Raw has its stored values in float32.
     """
     level = ngff.pick_level(levels, grids[0].scale)
     if kind in LABELS:
@@ -178,22 +178,22 @@ def values(kind: str, levels: Sequence[Level], grids: Sequence[Grid]) -> np.ndar
 
 
 def truth_values(name: str, levels: Sequence[Level], grids: Sequence[Grid]) -> np.ndarray:
-    """(slices, y, x) ids of a class's truth on some grids; UNKNOWN_ID where it is unknown."""
+    """Read a class's truth on some grids: (slices, y, x) ids, UNKNOWN_ID where it is unknown."""
     level = ngff.pick_level(levels, grids[0].scale)
     reader = LabelReader(level, name)
     return np.concatenate([reader.on(grid) for grid in grids])
 
 
 def contrast(raw: np.ndarray) -> tuple[float, float]:
-    """The values of raw that are black and white."""
+    """Return the values of raw that become black and white."""
     low, high = np.percentile(raw, CONTRAST)
     return float(low), float(high)
 
 
 def _resampled(level: Level, grid: Grid, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Changed intensities on a grid, 0 outside of the volume.
+    """Read intensities, apply `change`, and resample them to a grid; 0 outside of the volume.
 
-    Means over larger voxels, linear between the centres of smaller ones.
+    A larger voxel is the mean of those in it; smaller ones are interpolated linearly.
     """
     lower, upper = level.grid.in_voxels(np.array(grid.box()))
     # one voxel more at each end: a finer grid interpolates with the neighbour
@@ -213,13 +213,13 @@ def _resampled(level: Level, grid: Grid, change: Callable[[np.ndarray], np.ndarr
 
 
 def stretched(raw: np.ndarray) -> np.ndarray:
-    """Raw in [0, 1], as far as `contrast` goes."""
+    """Return raw in [0, 1], stretched and clipped to its `contrast`."""
     low, high = contrast(raw)
     return np.clip((raw - low) / max(high - low, 1e-6), 0, 1)
 
 
 def _names(classes: Mapping[str, Volumes]) -> list[str]:
-    """The classes of all kinds, each once."""
+    """Return the classes of all kinds, each once."""
     names: dict[str, None] = {}
     for volumes in classes.values():
         names |= dict.fromkeys(volumes)
@@ -227,12 +227,12 @@ def _names(classes: Mapping[str, Volumes]) -> list[str]:
 
 
 def _of_each_kind(classes: Mapping[str, Volumes], name: str) -> list[np.ndarray]:
-    """The volumes of a class, of the kinds that have it."""
+    """Return the volumes of a class, one for each kind that has it."""
     return [volumes[name] for volumes in classes.values() if name in volumes]
 
 
 def _painting_order(classes: Mapping[str, Volumes]) -> list[str]:
-    """The classes that are seen in any kind, the largest first."""
+    """Return the classes that are seen in any kind, the largest first."""
     names = _names(classes)
     masks = []
     for name in names:
@@ -243,7 +243,7 @@ def _painting_order(classes: Mapping[str, Volumes]) -> list[str]:
 
 
 def _in_colour(volumes: Volumes, unknown: np.ndarray) -> list[Picture]:
-    """A picture of each slice, classes painted in the order given.
+    """Draw each slice, with classes painted in the order given.
 
     unknown: (slices, y, x) bool.
     """
@@ -264,12 +264,12 @@ def _in_colour(volumes: Volumes, unknown: np.ndarray) -> list[Picture]:
 
 
 def any_unknown(volumes: Iterable[np.ndarray]) -> np.ndarray:
-    """Of the volumes' shape, bool: where any of them is unknown."""
+    """Return a bool array, of the volumes' shape, of where any of them is unknown."""
     return np.any([volume == UNKNOWN_ID for volume in volumes], axis=0)
 
 
 def _panels(columns: Sequence[Sequence[Picture]], grid: Grid) -> Picture:
-    """Columns of slices side by side, enlarged, with a scale bar in the first."""
+    """Put columns of slices side by side, enlarged, with a scale bar in the first panel."""
     times = max(1, round(ENLARGED / max(grid.shape)))
     rows = []
     for images in zip(*columns, strict=True):
@@ -287,7 +287,7 @@ def _panels(columns: Sequence[Sequence[Picture]], grid: Grid) -> Picture:
 def _legend(
     names: Sequence[str], layers: Layers, classes: Mapping[str, Volumes], width: int
 ) -> Picture:
-    """The classes on their colours; those that are seen as objects on the colours of these."""
+    """Draw the names of classes on their colours, or on the colours of their objects."""
     truth = layers.get("truth", {})
     labels = []
     colours = []

@@ -1,4 +1,4 @@
-"""What there is to see of results by themselves, without the experiment that made them."""
+"""Find what can be shown of results without the experiment that made them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.show.layers import Layers
 
 PAGE = "https://neuroglancer-demo.appspot.com/"
-"""Neuroglancer as its authors serve it; it reads volumes from their servers itself."""
+"""Address of the Neuroglancer of its authors, which reads volumes from servers itself."""
 
 SOURCES = {
     zarr2.GROUP: "zarr",
@@ -25,11 +25,11 @@ SOURCES = {
     precomputed.MARKER: "precomputed",
     n5.MARKER: "n5",
 }
-"""How Neuroglancer calls a kind of folder, by a file in it."""
+"""Neuroglancer's name for a kind of volume, by a file in its folder."""
 
 
 def boxes_of(source: str, classes: Sequence[str] = ()) -> list[tuple[Region, Layers]]:
-    """The boxes of results, with the layers of each.
+    """Return the boxes of results, with the layers of each.
 
     source: see `common.data.volumes.results.find`. Raises as that does.
     """
@@ -40,7 +40,7 @@ def boxes_of(source: str, classes: Sequence[str] = ()) -> list[tuple[Region, Lay
 
 
 def _region(name: str, volumes: Sequence[Result]) -> Region:
-    """The box around all volumes."""
+    """Return the box around all volumes."""
     corners = [result.finest.box() for result in volumes]
     dataset, _, box = name.rpartition("/")
     return Region(
@@ -68,9 +68,10 @@ def _layers(volumes: Sequence[Result]) -> Layers:
 
 
 def link(sources: Sequence[str]) -> str:
-    """A link that opens volumes of servers in Neuroglancer's public page, one layer each.
+    """Return a link that opens volumes of servers in Neuroglancer's public page, a layer each.
 
-    Raises UserError for a volume that it could not read, and as `common.data.volumes.results.find`.
+    Raises UserError for a volume that Neuroglancer cannot read, and as
+    `common.data.volumes.results.find` does.
     """
     layers = []
     for source in sources:

@@ -1,7 +1,7 @@
-"""Classes of one kind as one volume: objects as one set of ids, masks as numbers of classes.
+"""Several classes as one volume: objects as one set of ids, masks as numbers of classes.
 
-A viewer with a layer for each of 48 classes of three kinds shows its user a wall of tabs. What is
-looked at first is one layer of objects and one of masks; both are made where they are looked at.
+With a layer for each of 48 classes of three kinds a viewer is a wall of tabs. So one layer of
+objects and one of masks are shown first; they are computed block by block when they are looked at.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from common.show.montage import SHOWN
 from common.show.served import Served, refuse_large
 
 Seen = Callable[[np.ndarray], np.ndarray]
-"""Voxels as they are stored to bool, where the class is."""
+"""Function from stored voxels to bool: True where the class is."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Part:
 
 
 def bottom_up(parts: Sequence[Part]) -> list[Part]:
-    """The parts in the order to paint them: a cell under its nucleus, a group under its atoms."""
+    """Sort parts by painting order: a cell before its nucleus, a group before its atoms."""
     return sorted(parts, key=lambda part: len(atoms_of(part.name) or ()), reverse=True)
 
 
 def on_same_voxels(parts: Sequence[Part]) -> list[list[Part]]:
-    """The parts grouped by their voxels, the largest group first."""
+    """Group parts by their voxels; the largest group is first."""
     groups = group_by_voxels(parts, lambda part: part.levels[0].grid)
     return sorted(groups, key=len, reverse=True)
 
@@ -48,9 +48,9 @@ class Painted:
     labels = True
 
     def __init__(self, parts: Sequence[Part], are_labels: bool):
-        """Parts are painted in the order given, each over those before.
+        """Take the parts in the order to paint them.
 
-        are_labels: whether they hold ids or masks, and not predictions.
+        are_labels: whether they hold ids or masks, not predictions.
         """
         self.parts = [Served(part.levels, are_labels) for part in parts]
         for part in self.parts:
@@ -63,7 +63,7 @@ class Painted:
         self.dtype: np.dtype = np.dtype(np.uint8)
 
     def reduced(self, start: np.ndarray, stop: np.ndarray, factor: np.ndarray) -> np.ndarray:
-        """Voxels start..stop of the volume with `factor` voxels made one."""
+        """Return voxels start..stop of the volume, `factor` voxels being merged into one."""
         result = np.zeros(stop - start, self.dtype)
         for number, part in enumerate(self.parts):
             block = part.reduced(start, stop, factor)
@@ -72,11 +72,11 @@ class Painted:
         return result
 
     def painted(self, number: int, values: np.ndarray) -> np.ndarray | int:
-        """What voxels of a part become: its number from 1."""
+        """Return the value for voxels of a part: its number, from 1."""
         return number + 1
 
     def transpose(self) -> np.ndarray:
-        """All of it, x, y, z, for the meshes of objects. UserError for more than MESHED voxels."""
+        """Return all of it, x, y, z, for meshes. Raises UserError for more than MESHED voxels."""
         finest, _ = self.levels[0]
         refuse_large(finest.path, self.shape, len(self.parts))
         start = np.zeros(3, int)
@@ -85,7 +85,7 @@ class Painted:
 
 
 class Objects(Painted):
-    """Objects of several classes, their ids told apart by what is added for the class."""
+    """Objects of several classes as one volume; each class adds a step to its ids."""
 
     def __init__(self, parts: Sequence[Part]):
         super().__init__(parts, are_labels=True)
@@ -96,7 +96,7 @@ class Objects(Painted):
         self.dtype = np.dtype(np.uint64)
 
     def painted(self, number: int, values: np.ndarray) -> np.ndarray:
-        """The ids of a part with the step of its class: 3000017 is object 17 of the fourth."""
+        """Return the ids of a part plus its step: 3000017 is object 17 of the fourth class."""
         return values.astype(np.uint64) + np.uint64(number * self.step)
 
 

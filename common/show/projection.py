@@ -1,4 +1,4 @@
-"""A volume of labels seen along an axis: what is met first, or how thick it is."""
+"""Draw a volume of labels along an axis: the object that is met first, or the thickness."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from common.show import figures
 from common.show.figures import Picture
 
 MOST_PIXELS = 1500
-"""Along a side of the picture: of a larger volume a coarser level is taken."""
+"""Longest side of the picture in pixels; of a larger volume a coarser level is drawn."""
 
 FEWEST_PIXELS = 300
-"""Along the longer side: a smaller picture is enlarged."""
+"""Least longer side in pixels; a smaller picture is enlarged."""
 
 NARROWEST = 320
-"""Pixels of a picture's width, at least: the title must be read."""
+"""Least width of the picture in pixels, so that the title can be read."""
 
 SLAB_BYTES = 2**28
-"""Of planes that are read at once, at most; one plane at least."""
+"""Most bytes of planes that are read at once; one plane is read in any case."""
 
 AXES = "zyx"
 
@@ -29,13 +29,13 @@ AXES = "zyx"
 def projection(
     levels: Sequence[Level], name: str, *, is_mask: bool, kind: str = "max", axis: int = 0
 ) -> Picture:
-    """A picture of a class, with a scale bar.
+    """Draw a class, with title and scale bar.
 
     Args:
         levels: of the class, the finest first.
-        name: of the class, whose colour it has.
+        name: of the class, which sets the colour.
         is_mask: whether all voxels are one object.
-        kind: "max" or "sum".
+        kind: "max" for the object that is met first, "sum" for the length along the axis.
         axis: 0 looks along z, 1 along y, 2 along x.
     """
     sides = [side for side in range(3) if side != axis]
@@ -64,7 +64,7 @@ def projection(
 
 
 def _along(level: Level, reader: LabelReader, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """The id that is met first along an axis, and how many voxels of the class there are."""
+    """Return for each line along an axis the first id, and the number of voxels of the class."""
     sides = tuple(np.delete(level.shape, axis).tolist())
     first = np.zeros(sides, np.int64)
     length = np.zeros(sides, np.int64)
@@ -88,7 +88,7 @@ def _along(level: Level, reader: LabelReader, axis: int) -> tuple[np.ndarray, np
 
 
 def _square(image: Picture, scale: np.ndarray) -> tuple[Picture, float]:
-    """The picture with pixels as high as wide, and their nm."""
+    """Return the picture with square pixels, and the size of a pixel in nm."""
     smallest = float(scale.min())
     for axis, length in enumerate(scale):
         pixels = image.shape[axis]

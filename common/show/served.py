@@ -1,4 +1,4 @@
-"""A multiscale volume, read where and as coarsely as a viewer looks at it."""
+"""Serve a multiscale volume to a viewer: read where, and as coarsely as, it is looked at."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from common.data.volumes.ngff import Level
 from common.errors import UserError
 
 MESHED = 512**3
-"""Voxels up to which the objects of a volume are shown in 3D: all of it is read for that."""
+"""Most voxels of a volume whose objects are shown in 3D: all of it is read for that."""
 
 
 class Served:
     """A multiscale volume as neuroglancer.LocalVolume takes an array."""
 
     def __init__(self, levels: Sequence[Level], labels: bool):
-        """labels: whether voxels are ids, of which coarser ones are picked and not averaged."""
+        """Take the levels of a volume; labels: whether voxels are ids, which are not averaged."""
         finest = levels[0]
         self.shape: tuple[int, ...] = tuple(finest.shape.tolist())
         self.dtype = _served_dtype(finest.array.dtype, labels)
         self.labels = labels
         self.levels: list[tuple[Level, np.ndarray]] = []
-        """Those whose voxels are blocks of the finest, and of how many."""
+        """(level, ratio) of levels whose voxels are blocks of `ratio` voxels of the finest."""
         finest_lower, _ = finest.box()
         for level in levels:
             ratio = np.rint(level.scale / finest.scale).astype(int)
@@ -36,9 +36,9 @@ class Served:
                 self.levels.append((level, ratio))
 
     def reduced(self, start: np.ndarray, stop: np.ndarray, factor: np.ndarray) -> np.ndarray:
-        """Voxels start..stop of the volume with `factor` voxels made one.
+        """Return voxels start..stop of the volume, `factor` finest voxels being merged into one.
 
-        Read from the coarsest level that they can be made of.
+        They are read from the coarsest level that they can be made of.
         """
         fitting = [pair for pair in self.levels if not (factor % pair[1]).any()]
         level, ratio = fitting[-1]  # the finest, whose ratio is 1, always fits
@@ -57,10 +57,7 @@ class Served:
         return result
 
     def transpose(self) -> np.ndarray:
-        """All of it, x, y, z: asked for to make the meshes of objects.
-
-        Raises UserError for more than MESHED voxels.
-        """
+        """Return all of it, x, y, z, for meshes. Raises UserError for more than MESHED voxels."""
         finest, _ = self.levels[0]
         refuse_large(finest.path, self.shape)
         volume = finest.read((0, 0, 0), finest.shape)
@@ -68,13 +65,13 @@ class Served:
 
 
 def refuse_large(path: Path, shape: Sequence[int], volumes: int = 1) -> None:
-    """UserError where volumes of a shape have more than MESHED voxels together."""
+    """Raise UserError if volumes of a shape have more than MESHED voxels together."""
     if np.prod(shape, dtype=float) * volumes > MESHED:
         raise UserError(f"{path}: too large for meshes")
 
 
 def _served_dtype(stored: np.dtype, labels: bool) -> np.dtype:
-    """What the viewer can show: unsigned ids, intensities in up to 32 bits."""
+    """Return a type that the viewer can show: unsigned ids, or intensities of up to 32 bits."""
     native = stored.newbyteorder("=")
     if labels:
         if stored.kind == "u":

@@ -1,4 +1,4 @@
-"""Boxes in neuroglancer: a layer for each class of each kind, read when it is looked at."""
+"""Show boxes in neuroglancer: a layer for each class of each kind, read when looked at."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ void main() {
 LOGISTIC = "1.0 / (1.0 + exp(-value))"
 
 PANEL_PIXELS = 400
-"""About as wide is each of the four panels of the viewer."""
+"""Approximate width of each of the four panels of the viewer."""
 
 LOOPBACK = "127.0.0.1"
 
@@ -59,8 +59,8 @@ def show(
     """Serve boxes to neuroglancer, say the links, and wait for Enter or Ctrl-C.
 
     Args:
-        boxes: what the links are named by.
-        layers: of each box.
+        boxes: their names stand before the links.
+        layers: what is shown of each box.
         port: 0 is any free one.
         bind: the address to serve at.
         say: takes each line.
@@ -82,7 +82,7 @@ def show(
 
 
 def _wait() -> None:
-    """For Enter; where there is no terminal, as in a job of a cluster, for ever."""
+    """Wait for Enter; without a terminal, as in a job of a cluster, for ever."""
     try:
         input()
     except EOFError:
@@ -92,7 +92,7 @@ def _wait() -> None:
 def open_viewers(
     boxes: Sequence[Region], layers: Sequence[Layers], port: int = 0, bind: str = LOOPBACK
 ) -> list[Any]:
-    """A neuroglancer.Viewer of each box, all served on one port until neuroglancer.stop().
+    """Open a neuroglancer.Viewer for each box, all on one port until neuroglancer.stop().
 
     Voxels are read when they are looked at. Raises UserError without neuroglancer, FileError for a
     port that is taken.
@@ -108,7 +108,7 @@ def open_viewers(
 
 
 def _refuse_taken_port(port: int, bind: str) -> None:
-    """FileError for a port that is taken: the library would leave a half-started server behind."""
+    """Raise FileError for a taken port: the library would leave a half-started server behind."""
     family = socket.AF_INET6 if ":" in bind else socket.AF_INET
     try:
         socket.create_server((bind, port), family=family).close()
@@ -120,9 +120,9 @@ def _refuse_taken_port(port: int, bind: str) -> None:
 
 
 def _state(region: Region, layers: Layers) -> Any:
-    """What the viewer shows first: the middle of the box, raw, objects and masks.
+    """Return the state that the viewer starts in: the middle of the box; raw, objects and masks.
 
-    Classes one by one are archived: 48 of three kinds would be a wall of tabs.
+    Layers of single classes are archived: 48 classes of three kinds would be a wall of tabs.
     """
     volumes = itertools.chain.from_iterable(map(dict.values, layers.values()))
     finest = next(volumes)[0]
@@ -169,11 +169,11 @@ SEEN_FIRST = {
     "objects": ("processed", "truth"),
     "masks": ("processed", "predictions", "truth"),
 }
-"""Of which kind each is seen first: what was made, else what it is compared with."""
+"""For each sort of layer the kinds to show first: results, else what they are compared with."""
 
 
 def _first_seen(opening: Sequence[_Entry]) -> set[str]:
-    """The names of the layers that are on: raw, one of objects and one of masks."""
+    """Return the names of the visible layers: raw, one of objects and one of masks."""
     names = set()
     for shows, kinds in SEEN_FIRST.items():
         for kind in kinds:
@@ -187,7 +187,7 @@ def _first_seen(opening: Sequence[_Entry]) -> set[str]:
 
 
 def _opening(layers: Layers, region: Region) -> list[_Entry]:
-    """Raw, and for each kind a layer of all its objects and one of all its masks."""
+    """Make layers of raw, and for each kind of all its objects and of all its masks."""
     entries = []
     for kind, classes in layers.items():
         if kind == "raw":
@@ -210,7 +210,7 @@ def _has_objects(kind: str, part: Part) -> bool:
 
 
 def _together(kind: str, shows: str, *, group: Sequence[Part], region: Region) -> _Entry:
-    """The layer of some classes on the same voxels; of one class its own."""
+    """Make one layer of some classes on the same voxels; for one class its own layer."""
     if len(group) == 1:
         [part] = group
         layer = _layer(kind, part.name, part.levels, region)
@@ -229,7 +229,7 @@ def _together(kind: str, shows: str, *, group: Sequence[Part], region: Region) -
 
 
 def _numbered(entries: Sequence[_Entry]) -> list[_Entry]:
-    """The entries with names of their own: classes on other voxels are in a second layer."""
+    """Number entries of one name: classes on other voxels have a layer of their own."""
     names: list[str] = []
     distinct = []
     for entry in entries:
@@ -241,7 +241,7 @@ def _numbered(entries: Sequence[_Entry]) -> list[_Entry]:
 
 
 def _shader_of_classes(names: Sequence[str]) -> str:
-    """Shows numbers of classes, from 1, in the colours of the classes; 0 is clear."""
+    """Return a shader that shows numbers of classes, from 1, in their colours; 0 is clear."""
     lines = []
     for number, (name, colour) in enumerate(
         zip(names, figures.class_colours(names) / 255, strict=True), 1
@@ -252,7 +252,7 @@ def _shader_of_classes(names: Sequence[str]) -> str:
 
 
 def _layer(kind: str, name: str, levels: Sequence[Level], region: Region) -> Any:
-    """A class by itself."""
+    """Make the layer of a single class, or of raw."""
     neuroglancer = import_neuroglancer()
     if kind == "raw":
         # its contrast is that in the middle of the box
@@ -279,12 +279,12 @@ def _layer(kind: str, name: str, levels: Sequence[Level], region: Region) -> Any
 
 
 def _hexadecimal(name: str) -> str:
-    """The colour of a class, '#f59e32'."""
+    """Return the colour of a class as '#f59e32'."""
     return "#" + bytes(figures.class_colours([name])[0]).hex()
 
 
 def _source(served: Served | Painted, finest: Level, *, is_image: bool = False) -> Any:
-    """A volume in its place in the world, as ids of segments unless is_image.
+    """Return a volume in its place in the world, as ids of segments unless is_image.
 
     A voxel of the viewer covers [i, i + 1), one of ours [i - 1/2, i + 1/2).
     """
@@ -314,7 +314,7 @@ def _source(served: Served | Painted, finest: Level, *, is_image: bool = False) 
 
 
 def import_neuroglancer() -> Any:
-    """The package, which is optional. Raises UserError where it is not installed."""
+    """Import neuroglancer, which is optional. Raises UserError if it is not installed."""
     try:
         import neuroglancer
     except ImportError as error:

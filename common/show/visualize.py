@@ -1,4 +1,4 @@
-"""Look at raw, truth, predictions and processed volumes: pictures of crops, or neuroglancer."""
+"""Show raw, truth, predictions and processed volumes: as pictures, or in neuroglancer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from common.talk import Say
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to be seen of an experiment, or of a data root; the options of the command."""
+    """What to show of an experiment, or of a data root; the options of the command."""
 
     crops: str = "validate"
     """See `common.data.splits.regions.choose`."""
@@ -43,7 +43,7 @@ class Choice:
 
     @property
     def of_experiments(self) -> dict[str, Any]:
-        """The options that results by themselves have not."""
+        """The options that are for experiments only, by flag."""
         return {
             "--volume": self.volume,
             "--roi": self.roi,
@@ -69,12 +69,12 @@ def visualize(
 ) -> list[Path]:
     """Write a picture of each crop, or show the crops in neuroglancer until Enter is pressed.
 
-    What is not there yet is left out and said. Returns the pictures.
+    Missing volumes are said. Returns the paths of the pictures.
 
     Args:
-        config_path: an experiment's folder or its train_config.py; or results by themselves, see
-            `common.data.volumes.results.find`. None shows the annotated crops of the data root, and
-            what is in predictions/ and processed/ there.
+        config_path: an experiment's folder or its train_config.py; or results without one, see
+            `common.data.volumes.results.find`. None shows the annotated crops of the data root,
+            with predictions/ and processed/ in it.
         crops: see `Choice`.
         png: a .png file, or a folder for one a crop; neuroglancer is opened without.
         port: of neuroglancer; 0 is any free one.
@@ -82,7 +82,7 @@ def visualize(
         say: takes each line of what is said.
         choice: further fields of `Choice`.
 
-    Raises FileNotFoundError for a path that is not there, UserError for what else can be mended.
+    Raises FileNotFoundError for a missing path, UserError for what else the user can mend.
     """
     shown = _shown(config_path, Choice(crops, **choice), say)
     boxes = [box for box, _ in shown]
@@ -103,7 +103,7 @@ def visualize(
 
 
 def _shown(config_path: str | Path | None, choice: Choice, say: Say) -> list[tuple[Region, Layers]]:
-    """The boxes of which there is something to see, with the layers of each."""
+    """Return the boxes of which something exists, with the layers of each."""
     if config_path is not None and _is_of_results(config_path):
         given = [name for name, value in choice.of_experiments.items() if value]
         if given:
@@ -137,13 +137,13 @@ def _shown(config_path: str | Path | None, choice: Choice, say: Say) -> list[tup
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where volumes are from, and what is known of them."""
+    """The boxes of an experiment or data root, and where their volumes are."""
 
     boxes: Sequence[Region]
     roots: Mapping[str, Path]
     """Folders of predictions and processed volumes."""
     classes: Sequence[str] = ()
-    """Shown where none are asked for; those that a box annotates if empty."""
+    """Classes to show unless others are asked for; if empty, those that a box annotates."""
     others: Sequence[str] = ()
     """Further names that may be asked for."""
 
