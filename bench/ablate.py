@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         outcomes = side_by_side.run_all(
             jobs_of(options, Path(scratch)),
-            side_by_side.share_cores(options.jobs, each=options.threads),
+            side_by_side.share_cores(options.jobs, cores_of_job=options.threads),
             isa=options.isa,
             logs=options.logs or Path(scratch) / "logs",
             tell=tell,
@@ -120,7 +120,7 @@ def settings_in(variant: str) -> list[str]:
 
 def tell(name: str, event: dict[str, Any]) -> None:
     """A line when a run is done."""
-    figures = ", ".join(f"{what} {value:.3f}" for what, value in event.get("iou", {}).items())
+    figures = ", ".join(f"{label} {iou:.3f}" for label, iou in event.get("iou", {}).items())
     print(f"  {name}: {event.get('problem', figures)}", file=sys.stderr, flush=True)
 
 
@@ -143,22 +143,25 @@ def report(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> None:
     )
     print("\n".join(table(options, outcomes)))
     if options.json:
-        runs = [one.job.task | {"problem": one.problem, "events": one.events} for one in outcomes]
+        runs = []
+        for outcome in outcomes:
+            result = {"problem": outcome.problem, "events": outcome.events}
+            runs.append(outcome.job.task | result)
         options.json.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
-    if all(one.problem for one in outcomes):
+    if all(outcome.problem for outcome in outcomes):
         raise SystemExit(1)
 
 
 def table(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> list[str]:
     """A line for each variant, in Markdown: the mean over seeds, and the range."""
-    done = [one.events[-1] for one in outcomes if not one.problem]
+    done = [outcome.events[-1] for outcome in outcomes if not outcome.problem]
     classes = list(done[0]["iou"]) if done else []
     heads = [*(f"{name} IoU" for name in classes), "mean IoU", "s/step", "steps", "voxels"]
     lines = [f"| variant | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for variant in variants(options):
-        of_variant = [one for one in outcomes if one.job.task["variant"] == variant]
-        runs = [one.events[-1] for one in of_variant if not one.problem]
-        problems = [one.problem for one in of_variant if one.problem]
+        of_variant = [outcome for outcome in outcomes if outcome.job.task["variant"] == variant]
+        runs = [outcome.events[-1] for outcome in of_variant if not outcome.problem]
+        problems = [outcome.problem for outcome in of_variant if outcome.problem]
         cells = figures_of(runs, classes) if runs else [""] * len(heads)
         # what failed is said in the row: of a table of twenty variants others are still worth it
         failed = f" failed: {'; '.join(dict.fromkeys(problems))}" if problems else ""
@@ -168,8 +171,10 @@ def table(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> list[str]
 
 
 def figures_of(runs: Sequence[dict[str, Any]], classes: Sequence[str]) -> list[str]:
-    """The cells of a variant."""
-    cells = [spread([run["iou"][name] for run in runs], "{:.3f}") for name in classes]
+    """Return the cells of a variant."""
+    cells = []
+    for name in classes:
+        cells.append(spread([run["iou"][name] for run in runs], "{:.3f}"))
     means = [sum(run["iou"].values()) / len(run["iou"]) for run in runs]
     cells.append(spread(means, "{:.3f}"))
     cells.append(spread([run["seconds"] / max(run["steps"], 1) for run in runs], "{:.3f}"))
@@ -223,9 +228,9 @@ def with_objects(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         if not value.startswith("@"):
             texts.append(override)
             continue
-        module, _, thing = value[1:].rpartition(".")
+        module, _, attribute = value[1:].rpartition(".")
         try:
-            objects[name] = getattr(importlib.import_module(module), thing)
+            objects[name] = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
                 f"{override}: {error}; write {name}=@package.module.thing of what can be imported"

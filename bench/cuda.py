@@ -79,18 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for experiment in options.experiments:
-            found = in_process(case_of(experiment, options, Path(scratch)))
-            rows[experiment] = found
-            print(found.get("problem", row(experiment, found)), file=sys.stderr, flush=True)
+            figures = in_process(case_of(experiment, options, Path(scratch)))
+            rows[experiment] = figures
+            print(figures.get("problem", row(experiment, figures)), file=sys.stderr, flush=True)
             # after each: a lent GPU may be gone before the last
             if options.json:
                 measured_so_far = {"about": about, "tests": tests, "experiments": rows}
                 options.json.write_text(json.dumps(measured_so_far, indent=2) + "\n")
     print(table(rows, about))
-    for experiment, found in rows.items():
-        if "predict" in found:
-            print(f"\n{experiment}, a prediction:\n{where_time_goes(found['predict'])}")
-    failed = [name for name, found in rows.items() if "problem" in found]
+    for experiment, figures in rows.items():
+        if "predict" in figures:
+            print(f"\n{experiment}, a prediction:\n{where_time_goes(figures['predict'])}")
+    failed = [name for name, figures in rows.items() if "problem" in figures]
     if failed:
         raise SystemExit(f"failed, for the reasons above: {', '.join(failed)}")
 
@@ -244,11 +244,9 @@ def losses(case: Case, precision: str) -> list[float]:
 
 def prediction(case: Case) -> dict[str, Any]:
     """Voxels/s end to end and of the forward passes, GB of the device, seconds by stage."""
-    from dataclasses import replace
-
     import torch
 
-    from bench.predict import bare, predicted, write_volume
+    from bench.predict import bare, blocks_of, predicted, write_volume
     from bench.spent import clocks
     from common.data.splits import regions
     from common.infer.networks.ensemble import load_network
@@ -267,13 +265,7 @@ def prediction(case: Case) -> dict[str, Any]:
     if not volume.is_dir():
         write_volume(volume, case.side, config.input_array_info["scale"][0])
     region = regions.of_volume(volume)
-    blocks: list[torch.Tensor] = []
-
-    def keep(raw: torch.Tensor) -> torch.Tensor:
-        blocks.append(raw.clone())
-        return network.forward(raw)
-
-    predicted(config, replace(network, forward=keep), region, 0)
+    blocks = blocks_of(config, network, region, 0)
     memory = most_memory_gb(setup.device)
     bare(network, blocks[:1])
     with clocks(setup.device.type) as spent:
@@ -316,11 +308,11 @@ def about_machine(device: str) -> dict[str, str]:
     }
 
 
-def where_time_goes(found: dict[str, Any]) -> str:
+def where_time_goes(figures: dict[str, Any]) -> str:
     """Of what `prediction` found, stage by stage."""
     from bench.spent import table as table_of_stages
 
-    return table_of_stages(found["spent"], found["wall"])
+    return table_of_stages(figures["spent"], figures["wall"])
 
 
 HEADS = (
@@ -333,18 +325,18 @@ def table(rows: dict[str, dict[str, Any]], about: dict[str, str]) -> str:
     """As Markdown."""
     columns = HEADS.count("|") - 1
     lines = [", ".join(about.values()), HEADS, "|---" * columns + "|"]
-    lines += [row(name, found) for name, found in rows.items()]
+    lines += [row(name, figures) for name, figures in rows.items()]
     return "\n".join(lines)
 
 
-def row(name: str, found: dict[str, Any]) -> str:
+def row(name: str, figures: dict[str, Any]) -> str:
     """Of one experiment."""
-    if "problem" in found:
+    if "problem" in figures:
         return f"| {name} | failed |"
-    train = found["train"]
-    fp32 = found["loss"]["fp32"]
-    bf16 = found["loss"]["bf16"]
-    predict = found["predict"]
+    train = figures["train"]
+    fp32 = figures["loss"]["fp32"]
+    bf16 = figures["loss"]["bf16"]
+    predict = figures["predict"]
     difference = max(abs(a - b) for a, b in zip(fp32, bf16, strict=True))
     cells = [
         name,

@@ -20,17 +20,17 @@ APART = 0.045
 """Part of the axis that two names at the end of curves are apart at least."""
 
 
-def draw(found: dict[str, list[dict[str, Any]]], about: dict[str, Any], path: Path) -> None:
+def draw(runs: dict[str, list[dict[str, Any]]], about: dict[str, Any], path: Path) -> None:
     """A panel for each class: the mean over seeds, and a band from the lowest to the highest."""
     from matplotlib.figure import Figure
 
-    first = next(iter(found.values()))
+    first = next(iter(runs.values()))
     classes = list(first[0]["marks"][0]["iou"])
     width = 4.6 * len(classes)
     figure = Figure(figsize=(width, 4.4), layout="constrained", dpi=150)
     panels = figure.subplots(1, len(classes), squeeze=False)[0]
     for panel, name in zip(panels, classes, strict=True):
-        _draw_class(panel, name, found)
+        _draw_class(panel, name, runs)
     panels[0].set_ylabel("IoU of the whole validation crop", fontsize=9)
     seeds = len(about["seeds"])
     figure.suptitle(
@@ -43,12 +43,16 @@ def draw(found: dict[str, list[dict[str, Any]]], about: dict[str, Any], path: Pa
     figure.savefig(path)
 
 
-def _draw_class(panel: Any, name: str, found: dict[str, list[dict[str, Any]]]) -> None:
+def _draw_class(panel: Any, name: str, runs: dict[str, list[dict[str, Any]]]) -> None:
     ends = []
-    for contestant, seeds in found.items():
-        marks = np.array([[mark["seconds"] / 60 for mark in seed["marks"]] for seed in seeds])
-        values = np.array([[mark["iou"][name] for mark in seed["marks"]] for seed in seeds])
-        minutes = marks.mean(axis=0)
+    for contestant, seeds in runs.items():
+        times = []
+        ious = []
+        for seed in seeds:
+            times.append([mark["seconds"] / 60 for mark in seed["marks"]])
+            ious.append([mark["iou"][name] for mark in seed["marks"]])
+        minutes = np.mean(times, axis=0)
+        values = np.array(ious)
         colour = COLOURS[contestant]
         is_new = contestant == "new"
         panel.fill_between(
@@ -67,7 +71,7 @@ def _draw_class(panel: Any, name: str, found: dict[str, list[dict[str, Any]]]) -
         ends.append((float(values[:, -1].mean()), contestant))
     last = max(line.get_xdata()[-1] for line in panel.get_lines())
     panel.set_xlim(0, last)
-    ticks = [mark["minutes"] for mark in next(iter(found.values()))[0]["marks"]]
+    ticks = [mark["minutes"] for mark in next(iter(runs.values()))[0]["marks"]]
     panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     _name_ends(panel, sorted(ends))
     panel.set_title(name, loc="left", fontsize=10)

@@ -16,7 +16,8 @@ from common.score import interval
 DATA_SETS = 4000
 CROPS = (3, 5, 10, 40)
 SIZE_SIGMAS = (0.0, 0.7)
-A, B = 4, 1.3
+A = 4
+B = 1.3
 
 
 def coverage(n_crops: int, sigma: float, seed: int = 0) -> tuple[float, float]:

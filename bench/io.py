@@ -110,12 +110,12 @@ def compare(name: str, folder: Path, wanted: list[Box], rounds: int) -> None:
                 if state == "cold":
                     forget(folder)
                 costs[way].append(cost_of(read, wanted))
-        for way, found in costs.items():
+        for way, of_way in costs.items():
             if way == "zarr":
                 continue
-            pairs = list(zip(costs["zarr"], found, strict=True))
-            wall = statistics.median(one.wall / other.wall for one, other in pairs)
-            cpu = statistics.median(one.cpu / other.cpu for one, other in pairs)
+            pairs = list(zip(costs["zarr"], of_way, strict=True))
+            wall = statistics.median(cost.wall / other.wall for cost, other in pairs)
+            cpu = statistics.median(cost.cpu / other.cpu for cost, other in pairs)
             print(f"| {name} | {state} | {way} | {wall:.2f} | {cpu:.2f} |", flush=True)
 
 
@@ -173,9 +173,9 @@ def share(raw: Path, crop: Path, rounds: int) -> None:
             costs = [cost_of(make(array), wanted) for array in arrays]
             seconds[way].append(sum(cost.cpu for cost in costs))
     print(f"{crop}: {len(arrays)} classes, {' x '.join(map(str, shape))} voxels")
-    medians = {what: statistics.median(times[1:]) for what, times in seconds.items()}
-    for what, median in medians.items():
-        print(f"| {what} | {median:.2f} s of CPU | {median / medians['decode']:.0%} |")
+    medians = {task: statistics.median(times[1:]) for task, times in seconds.items()}
+    for task, median in medians.items():
+        print(f"| {task} | {median:.2f} s of CPU | {median / medians['decode']:.0%} |")
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def experiment_in(folder: Path) -> Path:
     shutil.copytree(REPOSITORY / "examples/flyem_medulla", experiment, ignore=ignored)
     (experiment / "model.py").write_text(MODEL)
     settings = ["epochs=1", "iterations_per_epoch=1", "warmup_iterations=0", "device=cpu"]
-    run(["train", experiment, "--data", data, *[f"--set={one}" for one in settings]])
+    run(["train", experiment, "--data", data, *[f"--set={setting}" for setting in settings]])
     return experiment
 
 
@@ -182,8 +182,8 @@ def kill_often(
     return done
 
 
-def _compare(command: str, expected: dict[str, str], found: dict[str, str]) -> None:
-    differing = [name for name in {*expected, *found} if expected.get(name) != found.get(name)]
+def _compare(command: str, expected: dict[str, str], written: dict[str, str]) -> None:
+    differing = [name for name in {*expected, *written} if expected.get(name) != written.get(name)]
     if differing:
         raise SystemExit(f"{command}: {len(differing)} files differ: {sorted(differing)[:10]}")
 

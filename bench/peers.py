@@ -236,10 +236,10 @@ def cellmap(case: Case) -> Iterator[Snapshot]:
     pos_weight = torch.tensor(weight, dtype=torch.float32, device=case.device).view(-1, 1, 1, 1)
 
     def loss(outputs: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
-        each = nn.functional.binary_cross_entropy_with_logits(
+        losses = nn.functional.binary_cross_entropy_with_logits(
             outputs[0], target.nan_to_num(0), pos_weight=pos_weight, reduction="none"
         )
-        return (each * ~target.isnan()).mean()
+        return (losses * ~target.isnan()).mean()
 
     optimizer = torch.optim.RAdam(model.parameters(), lr=1e-4, decoupled_weight_decay=True)
     batches = ((batch["input"] / 255, batch["output"]) for batch in loader)

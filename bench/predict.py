@@ -166,6 +166,18 @@ def predicted(config, network, region, block: int) -> Cost:
     return clock.cost()
 
 
+def blocks_of(config, network, region, block: int) -> list[torch.Tensor]:
+    """Predict once, and return the blocks of raw that went through the network."""
+    blocks: list[torch.Tensor] = []
+
+    def keep(raw: torch.Tensor) -> torch.Tensor:
+        blocks.append(raw.clone())
+        return network.forward(raw)
+
+    predicted(config, replace(network, forward=keep), region, block)
+    return blocks
+
+
 def bare(network, blocks: list[torch.Tensor]) -> Cost:
     """What the forward passes alone take."""
     clock = Clock()
@@ -183,13 +195,7 @@ def speed(case: Case) -> dict:
     After one that warms up and keeps the blocks.
     """
     config, network, region = prepare(case)
-    blocks: list[torch.Tensor] = []
-
-    def keep(raw: torch.Tensor) -> torch.Tensor:
-        blocks.append(raw.clone())
-        return network.forward(raw)
-
-    predicted(config, replace(network, forward=keep), region, case.block)
+    blocks = blocks_of(config, network, region, case.block)
     bare(network, blocks)
     whole = []
     passes = []

@@ -46,7 +46,7 @@ ABOUT = {
 }
 EXTRA = "pip install -e '.[bench,peers]'"
 
-Found = dict[str, list[dict[str, Any]]]
+Runs = dict[str, list[dict[str, Any]]]
 """By contestant, what its seeds came to: {"seed": 42, "marks": [...], "objects": {...}}."""
 
 
@@ -64,6 +64,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = parser_of_options()
+    options = parser.parse_args(arguments)
+    if not (options.data or options.quick or options.child):
+        parser.error("--data: write the folder that holds the dataset, or --quick")
+    if options.quick and options.dataset != "flyem_medulla":
+        parser.error("--quick draws its own data; leave --dataset out")
+    if "sections" in options.contestants and options.dataset != "drosophila_vnc":
+        parser.error("--contestants sections is of --dataset drosophila_vnc; leave it out")
+    usual_minutes = [0.1, 0.2] if options.quick else [2, 5, 10, 15]
+    usual_seeds = [42] if options.quick else [42, 43, 44]
+    options.minutes = sorted(options.minutes or usual_minutes)
+    options.seeds = options.seeds or usual_seeds
+    # now: the commit may be another one hours later
+    options.machine = "" if options.child else machine()
+    return options
+
+
+def parser_of_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -92,18 +110,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--logs", type=Path, help="folder that keeps what each process wrote")
     parser.add_argument("--quick", action="store_true", help="seconds on drawn tissue")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if not (options.data or options.quick or options.child):
-        parser.error("--data: write the folder that holds the dataset, or --quick")
-    if options.quick and options.dataset != "flyem_medulla":
-        parser.error("--quick draws its own data; leave --dataset out")
-    if "sections" in options.contestants and options.dataset != "drosophila_vnc":
-        parser.error("--contestants sections is of --dataset drosophila_vnc; leave it out")
-    options.minutes = sorted(options.minutes or ([0.1, 0.2] if options.quick else [2, 5, 10, 15]))
-    # now: the commit may be another one hours later
-    options.machine = "" if options.child else machine()
-    options.seeds = options.seeds or ([42] if options.quick else [42, 43, 44])
-    return options
+    return parser
 
 
 # In the parent
@@ -111,7 +118,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def compare(options: argparse.Namespace, scratch: Path) -> list[Outcome]:
     """Train and score every contestant with every seed."""
-    jobs = [job(options, scratch, name, seed) for seed in options.seeds for name in able(options)]
+    jobs = []
+    contestants = able(options)
+    for seed in options.seeds:
+        jobs += [job(options, scratch, name, seed) for name in contestants]
     return side_by_side.run_all(
         jobs, slots(options), isa=options.isa, logs=options.logs or scratch / "logs", tell=tell
     )
@@ -120,7 +130,7 @@ def compare(options: argparse.Namespace, scratch: Path) -> list[Outcome]:
 def slots(options: argparse.Namespace) -> list[side_by_side.Cores]:
     """The cores of each process that runs at once."""
     if options.device == "cpu":
-        return side_by_side.share_cores(options.at_once, each=1)
+        return side_by_side.share_cores(options.at_once, cores_of_job=1)
     return side_by_side.share_cores(options.at_once or 1)
 
 
@@ -160,7 +170,7 @@ def tell(name: str, event: dict[str, Any]) -> None:
     """A line while it runs."""
     if "iou" not in event:
         return
-    figures = ", ".join(f"{what} {value:.3f}" for what, value in event["iou"].items())
+    figures = ", ".join(f"{name_of_class} {iou:.3f}" for name_of_class, iou in event["iou"].items())
     at = f"{event['seconds'] / 60:.1f} min, {event['steps']} steps"
     print(f"  {name}: {at}: IoU {figures}", file=sys.stderr, flush=True)
 
@@ -203,7 +213,7 @@ def measured(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def report(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> None:
     """Print the tables; write JSON and picture where they are wanted."""
-    found = by_contestant(outcomes)
+    runs = by_contestant(outcomes)
     about = {
         "dataset": "drawn tissue" if options.quick else options.dataset,
         "minutes": options.minutes,
@@ -213,38 +223,39 @@ def report(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> None:
         "date": datetime.now(UTC).date().isoformat(),
     }
     print(f"\n{about['dataset']}: {about['conditions']}; {about['machine']}, {about['date']}\n")
-    print("\n".join(curves_table(found, options.minutes)))
-    objects = objects_table(found)
+    print("\n".join(curves_table(runs, options.minutes)))
+    objects = objects_table(runs)
     if objects:
         print("\n" + "\n".join(objects))
     print()
-    for name in found:
+    for name in runs:
         print(f"{name}: {ABOUT[name]}")
-    print("\n".join(ended_early(found)))
-    problems = [f"{one.job.name} failed: {one.problem}" for one in outcomes if one.problem]
+    print("\n".join(ended_early(runs)))
+    failed = [outcome for outcome in outcomes if outcome.problem]
+    problems = [f"{outcome.job.name} failed: {outcome.problem}" for outcome in failed]
     print("\n".join(problems))
     if options.json:
-        content = about | {"contestants": found, "problems": problems}
+        content = about | {"contestants": runs, "problems": problems}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
-    if options.plot and found:
+    if options.plot and runs:
         from bench.curves import draw
 
-        draw(found, about, options.plot)
-    if problems and not found:
+        draw(runs, about, options.plot)
+    if problems and not runs:
         raise SystemExit(1)
 
 
-def by_contestant(outcomes: Sequence[Outcome]) -> Found:
+def by_contestant(outcomes: Sequence[Outcome]) -> Runs:
     """What was measured; seeds that failed are left out."""
-    found: Found = {}
+    runs: Runs = {}
     for outcome in outcomes:
         if outcome.problem:
             continue
         *marks, last = outcome.events
         task = outcome.job.task
         measurement = {"seed": task["seed"], "marks": marks, **last}
-        found.setdefault(task["contestant"], []).append(measurement)
-    return found
+        runs.setdefault(task["contestant"], []).append(measurement)
+    return runs
 
 
 def conditions(options: argparse.Namespace) -> str:
@@ -274,14 +285,14 @@ def machine() -> str:
     return f"{names[0]}, torch {versions['torch']}, commit {versions['commit'][:10]}{changed}"
 
 
-def curves_table(found: Found, minutes: Sequence[float]) -> list[str]:
+def curves_table(runs: Runs, minutes: Sequence[float]) -> list[str]:
     """A line for each contestant and class, in Markdown."""
     heads = [f"{mark:g} min" for mark in minutes]
     lines = [
         f"| contestant | IoU of | {' | '.join(heads)} | steps | voxels of target |",
         "|---" * (4 + len(heads)) + "|",
     ]
-    for contestant, seeds in found.items():
+    for contestant, seeds in runs.items():
         last = [seed["marks"][-1] for seed in seeds]
         steps = spread([mark["steps"] for mark in last], "{:.0f}")
         voxels = spread([mark["voxels"] / 1e6 for mark in last], "{:.1f}")
@@ -296,10 +307,10 @@ def curves_table(found: Found, minutes: Sequence[float]) -> list[str]:
     return lines
 
 
-def ended_early(found: Found) -> list[str]:
+def ended_early(runs: Runs) -> list[str]:
     """A sentence about each run that was over before its time: it was faster than it was timed."""
     lines = []
-    for contestant, seeds in found.items():
+    for contestant, seeds in runs.items():
         for seed in seeds:
             last = seed["marks"][-1]
             trained = last["seconds"] / 60
@@ -317,10 +328,10 @@ def spread(values: Sequence[float], digits: str) -> str:
     return mean if low == high else f"{mean} ({low}-{high})"
 
 
-def objects_table(found: Found) -> list[str]:
+def objects_table(runs: Runs) -> list[str]:
     """A line for each contestant, instance class and way to make objects, in Markdown."""
     lines = []
-    for contestant, seeds in found.items():
+    for contestant, seeds in runs.items():
         for how, classes in seeds[0]["objects"].items():
             for name in classes:
                 cells = []

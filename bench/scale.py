@@ -39,11 +39,13 @@ def wait(seconds: float, numbers: Sequence[int]) -> Iterator[tuple[int, None]]:
         yield number, None
 
 
-def seconds_of(crew: Crew, blocks: int, each: float, note: Callable[[int, None], None]) -> float:
+def seconds_of(
+    crew: Crew, blocks: int, block_seconds: float, note: Callable[[int, None], None]
+) -> float:
     """Seconds that so many blocks take."""
     start = time.monotonic()
     failures = crew.run(
-        partial(wait, each),
+        partial(wait, block_seconds),
         range(blocks),
         done=note,
         tell=lambda _: None,
@@ -54,7 +56,7 @@ def seconds_of(crew: Crew, blocks: int, each: float, note: Callable[[int, None],
     return time.monotonic() - start
 
 
-def measure_blocks(blocks: int, each: float) -> dict[str, float]:
+def measure_blocks(blocks: int, block_seconds: float) -> dict[str, float]:
     """Milliseconds a block by number of workers, and the throughput of 2 workers over that of 1."""
     figures = {}
     rates = {}
@@ -73,8 +75,8 @@ def measure_blocks(blocks: int, each: float) -> dict[str, float]:
                 seconds = seconds_of(crew, blocks, 0.0, note)
                 figures[f"ms_per_block_{workers}"] = round(1000 * seconds / blocks, 3)
                 if workers < 4:
-                    n = round(20 / each)
-                    rates[workers] = n / seconds_of(crew, n, each, note)
+                    n = round(20 / block_seconds)
+                    rates[workers] = n / seconds_of(crew, n, block_seconds, note)
     figures["throughput_2_over_1"] = round(rates[2] / rates[1], 3)
     return figures
 

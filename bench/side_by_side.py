@@ -52,15 +52,15 @@ def cores_of_this_machine() -> Cores:
     return tuple(range(os.cpu_count() or 1))
 
 
-def share_cores(at_once: int, each: int = 0) -> list[Cores]:
-    """The cores of each of the jobs that run at once.
+def share_cores(at_once: int, cores_of_job: int = 0) -> list[Cores]:
+    """Return the cores of each of the jobs that run at once.
 
-    at_once: how many; 0 for as many as there are cores. each: cores for a job; 0 divides them all.
+    at_once: number of jobs; 0 for as many as there are cores. cores_of_job: 0 divides all cores.
     """
     cores = cores_of_this_machine()
-    at_once = min(at_once or len(cores) // max(each, 1), len(cores))
-    each = each or len(cores) // at_once
-    return [cores[first * each : (first + 1) * each] for first in range(at_once)]
+    at_once = min(at_once or len(cores) // max(cores_of_job, 1), len(cores))
+    cores_of_job = cores_of_job or len(cores) // at_once
+    return [cores[first * cores_of_job : (first + 1) * cores_of_job] for first in range(at_once)]
 
 
 def run_all(

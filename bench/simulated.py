@@ -166,10 +166,10 @@ def measure(folder: Path, workers: int, seconds: float) -> dict[str, float]:
     data = loaders.open_data(config)
     opened = time.perf_counter()
     batches = training_batches(config, data, torch.device("cpu"))
-    each = batches.between(0, 10**9)
-    next(each)
+    stream = batches.between(0, 10**9)
+    next(stream)
     first = time.perf_counter()
-    number = rate_of(each, seconds)
+    number = rate_of(stream, seconds)
     return {
         "opening": opened - begun,
         "first batch": first - opened,
@@ -192,8 +192,8 @@ def rate_of(batches: Iterator, seconds: float) -> float:
 
 def children() -> list[int]:
     """Processes that this one has started."""
-    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [int(pid) for pid in found]
+    words = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in words]
 
 
 def own_memory_gb(pid: int) -> float:

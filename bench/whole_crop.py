@@ -55,15 +55,15 @@ class Predicted:
     def iou(self) -> dict[str, float]:
         """By class, at probability 0.5 over the known voxels of all crops."""
         counted: dict[str, list[Evaluation]] = {name: [] for name in self.config.classes}
-        for one in self._judged(thresholded(self.config), by_objects=False):
-            counted[one.name].append(one)
+        for evaluation in self._judged(thresholded(self.config), by_objects=False):
+            counted[evaluation.name].append(evaluation)
         return {name: _iou(of_class) for name, of_class in counted.items() if of_class}
 
     def objects(self, recipe: Recipe) -> dict[str, dict[str, float]]:
         """For each instance class its FIGURES, objects made by a recipe."""
         counted: dict[str, list[Evaluation]] = {}
-        for one in self._judged(recipe, by_objects=True):
-            counted.setdefault(one.name, []).append(one)
+        for evaluation in self._judged(recipe, by_objects=True):
+            counted.setdefault(evaluation.name, []).append(evaluation)
         figures = {}
         for name, of_class in counted.items():
             pooled = summary.figures(of_class)
@@ -84,8 +84,8 @@ class Predicted:
             folder = process_region(wanted, crop, predictions, root=root, overwrite=True)
             for name in names:
                 truth = Truth(str(crop), name, ngff.open_levels(crop.truth / name)[0], by_objects)
-                found = ngff.open_levels(folder / name)[0]
-                evaluations.append(judge.judge(truth, found))
+                predicted = ngff.open_levels(folder / name)[0]
+                evaluations.append(judge.judge(truth, predicted))
         return evaluations
 
 
@@ -102,7 +102,6 @@ def predict_crops(config: TrainConfig, weights: str) -> Predicted:
 
 
 def _iou(evaluations: list[Evaluation]) -> float:
-    counts = [one.voxels for one in evaluations]
-    hits = sum(one.tp for one in counts)
-    misses = sum(one.fp + one.fn for one in counts)
+    hits = sum(evaluation.voxels.tp for evaluation in evaluations)
+    misses = sum(evaluation.voxels.fp + evaluation.voxels.fn for evaluation in evaluations)
     return hits / max(hits + misses, 1)

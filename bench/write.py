@@ -78,13 +78,13 @@ def of_block(volume: writer.ClassVolume, block: np.ndarray) -> dict[str, float]:
     def halves() -> None:
         volume.levels[1].put(ORIGIN, writer._reduced(block, (2, 2, 2)))
 
-    found = {
+    milliseconds_of = {
         "encode": milliseconds(encode),
         "zarr": milliseconds(by_zarr),
         "ours": milliseconds(lambda: files.put(ORIGIN, block)),
         "halves": milliseconds(halves),
     }
-    return {name: took / len(chunks) for name, took in found.items()}
+    return {name: took / len(chunks) for name, took in milliseconds_of.items()}
 
 
 def measure(case: Case, block: np.ndarray, rounds: int) -> dict[str, float]:
@@ -94,14 +94,17 @@ def measure(case: Case, block: np.ndarray, rounds: int) -> dict[str, float]:
         volumes = job.volumes
         rows = []
         for _ in range(rounds):
-            rows += [of_block(*pair) for pair in zip(volumes, block, strict=True)]
-        found = {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
-        found["begin"] = begun / len(volumes)
+            for volume, values in zip(volumes, block, strict=True):
+                rows.append(of_block(volume, values))
+        medians = {}
+        for name in rows[0]:
+            medians[name] = float(np.median([row[name] for row in rows]))
+        medians["begin"] = begun / len(volumes)
         for volume, values in zip(volumes, block, strict=True):
             for number in job.plan.blocks:
                 volume.write(number, job.plan.output_box(number)[0], values)
-        found["finish"] = float(np.median([milliseconds(volume.finish) for volume in volumes]))
-    return found
+        medians["finish"] = float(np.median([milliseconds(volume.finish) for volume in volumes]))
+    return medians
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

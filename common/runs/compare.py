@@ -75,8 +75,8 @@ def _best_first(sides: Sequence[Side], measure: Measure) -> list[int]:
     then the one that was named first.
     """
     values = [measure.of(number)[0] for number in range(len(sides))]
-    left_out = [sum(reading.left_out for reading in side.members) for side in sides]
-    return np.lexsort((np.array(left_out), np.negative(values))).tolist()
+    left_out = np.array([side.left_out for side in sides])
+    return np.lexsort((left_out, np.negative(values))).tolist()
 
 
 def _left_out(side: Side, measure: Measure) -> int:

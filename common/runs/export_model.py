@@ -56,8 +56,7 @@ def export_model(
         data: data root, from which a package takes its example.
         onnx: whether a package has the network as ONNX as well.
 
-    Raises FileNotFoundError; UserError if a Python package is missing or the network has no such
-    form.
+    Raises FileNotFoundError; UserError if a Python package is missing, or no such form can be.
     """
     _refuse_before_recording(to)
     config = replace(load_config(config_path, overrides, data), device="cpu", precision="fp32")

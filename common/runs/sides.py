@@ -22,6 +22,11 @@ class Side:
     name: str
     members: tuple[Reading, ...]
 
+    @property
+    def left_out(self) -> int:
+        """How many classes of crops the challenge's score left out of all its runs."""
+        return sum(reading.left_out for reading in self.members)
+
 
 def as_sides(readings: Sequence[Reading], group_seeds: bool = False) -> list[Side]:
     """Return a side for each run, named without the folders that all share.

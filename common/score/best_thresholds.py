@@ -55,27 +55,32 @@ def search(
     tried = _thresholds(trials, workers)
     before = {name: of_class.score(DEFAULT) for name, of_class in tried.items()}
     chosen = _options(trials, tried, options or {}, workers)
-    at_same = []
+    again = []
     for trial in _with_options(trials, chosen):
-        at_same.append(replace(trial, thresholds=tuple(tried[trial.name].counts)))
-    # the best threshold may be another with them; the one from before is among these
-    tried |= try_all(at_same, workers)
-    found = []
+        again.append(replace(trial, thresholds=tuple(tried[trial.name].counts)))
+    # another threshold may be the best with them; the one from before is among these
+    tried |= try_all(again, workers)
+    tuned = []
     for name, of_class in tried.items():
-        threshold = of_class.best()
-        tuned = Tuned(
-            name=name,
-            threshold=threshold,
-            score=of_class.score(threshold),
-            before=before[name],
-            crops=tuple(of_class.crops),
-            by_others=of_class.by_others(folds),
-            found=of_class.found[threshold] / of_class.voxels,
-            annotated=of_class.annotated / of_class.voxels,
-            options=chosen.get(name, {}),
-        )
-        found.append(tuned)
-    return found
+        best = _tuned(name, of_class, folds, chosen.get(name, {}))
+        tuned.append(replace(best, before=before[name]))
+    return tuned
+
+
+def _tuned(name: str, tried: Tried, folds: int, options: dict[str, Any]) -> Tuned:
+    """Return the best threshold of a class among those that were tried with some options."""
+    threshold = tried.best()
+    return Tuned(
+        name=name,
+        threshold=threshold,
+        score=tried.score(threshold),
+        before=tried.score(DEFAULT),
+        crops=tuple(tried.crops),
+        by_others=tried.by_others(folds),
+        found=tried.found[threshold] / tried.voxels,
+        annotated=tried.annotated / tried.voxels,
+        options=options,
+    )
 
 
 def _thresholds(trials: Sequence[Trial], workers: Workers) -> dict[str, Tried]:

@@ -77,7 +77,7 @@ def evaluate(  # noqa: PLR0913  the options of the command
     data: str | Path | None = None,
     say: Say = print,
 ) -> Scores:
-    """Score the processed volumes of annotated crops, write the scores and return them.
+    """Score the volumes of annotated crops, write the scores, return them. Raises as `check`.
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
@@ -90,8 +90,6 @@ def evaluate(  # noqa: PLR0913  the options of the command
         overrides: settings as NAME=VALUE.
         data: root of the data.
         say: takes what is told.
-
-    Raises as `check` does, and UserError where no crop has a class.
     """
     version = versions.find(metric_version)
     config = load_config(config_path, overrides, data)

@@ -51,36 +51,30 @@ def tune(  # noqa: PLR0913  the options of the command
     data: str | Path | None = None,
     say: Say = print,
 ) -> list[Tuned]:
-    """Choose the threshold and options of each class, and write them to thresholds.json.
+    """Choose and write the threshold of each class. Raises FileNotFoundError or UserError.
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
         crops: annotated and predicted ones, see `common.data.splits.regions.find`.
         classes: some of process_config.py's; all unless given.
         folds: of a cross-validation over crops, whose score is told as well; 0 for none.
-        metric_version: of the challenge's score, see `common.score.versions`.
+        metric_version: of the score, see `common.score.versions`.
         workers: processes or a crew, each process with the memory that `evaluate` takes.
         overrides: settings as NAME=VALUE.
         data: root of the data.
         say: takes what is told.
-
-    Raises FileNotFoundError or UserError, before the first trial if that can be known.
     """
     version = versions.find(metric_version)
     config = load_config(config_path, overrides, data)
     recipe = read_recipe(config.path("process_config_path"), classes)
     path = config.folder / THRESHOLDS
     _check_thresholds(recipe, path)
-    refuse_unwritable(path)
-    boxes = regions.choose(config, crops, with_test=False, say=say)
-    _check_folds(folds, boxes)
+    boxes = _boxes(config, crops, folds, say)
     trials = _trials(config, recipe, boxes, version)
     refuse_classes_of_others(config, {trial.name: trial.predicted.is_dir() for trial in trials})
     checkpoints = _checkpoints(trials, say)
     tuned = search(trials, workers, folds, options=recipe.settings.instance_options)
-    if not tuned:
-        names = some(recipe.classes, 10)
-        raise UserError(f"--crops {crops}: none of these crops has a positive voxel of {names}")
+    _refuse_none(tuned, recipe, crops)
     about = {"crops": crops, "metric": version.name, "functions": functions_of(recipe)}
     # first: of a disk that is full by now it is what is left
     _say_each(tune_words.table(tuned), say)
@@ -88,6 +82,13 @@ def tune(  # noqa: PLR0913  the options of the command
     lines = tune_words.remarks(path, recipe, tuned) + tune_words.everywhere(tuned)
     _say_each(lines + tune_words.at_edges(tuned, trials, workers), say)
     return tuned
+
+
+def _boxes(config: TrainConfig, crops: str, folds: int, say: Say) -> list[regions.Region]:
+    """Return the chosen boxes. Raises UserError for more folds than annotated ones."""
+    boxes = regions.choose(config, crops, with_test=False, say=say)
+    _check_folds(folds, boxes)
+    return boxes
 
 
 def add(path: Path, run: str, records: Mapping[str, Any]) -> None:
@@ -112,6 +113,7 @@ def _check_thresholds(recipe: Recipe, path: Path) -> None:
             f"{recipe.path}: thresholds are set there for {some(own)}, and go before those that "
             "tune writes; remove them, or tune --classes others"
         )
+    refuse_unwritable(path)
 
 
 def _check_folds(folds: int, boxes: Sequence[regions.Region]) -> None:
@@ -128,6 +130,13 @@ def _check_folds(folds: int, boxes: Sequence[regions.Region]) -> None:
         f"--folds {folds}: there are {number} crops; write {number}, which leaves each of them out "
         "once, or fewer"
     )
+
+
+def _refuse_none(tuned: Sequence[Tuned], recipe: Recipe, crops: str) -> None:
+    """Raise UserError if no class has a positive voxel."""
+    if not tuned:
+        names = some(recipe.classes, 10)
+        raise UserError(f"--crops {crops}: none of these crops has a positive voxel of {names}")
 
 
 def _trials(

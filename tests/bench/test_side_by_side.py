@@ -49,9 +49,9 @@ def test_a_job_that_fails_says_why_and_the_others_are_done(tmp_path, monkeypatch
 
 def test_cores_are_shared_without_overlap(monkeypatch):
     monkeypatch.setattr(side_by_side, "cores_of_this_machine", lambda: tuple(range(8)))
-    assert side_by_side.share_cores(0, each=1) == [(core,) for core in range(8)]
+    assert side_by_side.share_cores(0, cores_of_job=1) == [(core,) for core in range(8)]
     assert side_by_side.share_cores(2) == [(0, 1, 2, 3), (4, 5, 6, 7)]
-    assert side_by_side.share_cores(3, each=1) == [(0,), (1,), (2,)]
+    assert side_by_side.share_cores(3, cores_of_job=1) == [(0,), (1,), (2,)]
     assert len(side_by_side.share_cores(99)) == 8
 
 

@@ -57,7 +57,6 @@ def pack_results(
     _refuse_both(config_path, volumes, overrides)
     cache = files.cache_folder()
     root = Path(volumes) if volumes else load.data_root() / "processed"
-    check: packing.Check = packing.take
     fresh = None
     if config_path:
         settings = load.load_config(config_path, overrides)
@@ -67,21 +66,19 @@ def pack_results(
         from common.score.fresh import Fresh
 
         fresh = Fresh(settings)
-        check = fresh.refuse
-    if not manifest_path:
-        manifest_path = str(manifest.fetch(cache, say=click.echo))
+    table = manifest_path or str(manifest.fetch(cache, say=click.echo))
     packed = packing.pack(
-        manifest.read(manifest_path),
+        manifest.read(table),
         lambda entry: root / f"{entry.dataset}.zarr" / entry.path,
         _as_zip(output),
         click.echo,
         partial=partial,
-        check=check,
+        check=fresh.refuse if fresh else packing.take,
     )
     if fresh:
         fresh.note()
     click.echo(packed)
-    _say_check(packed, manifest_path, partial=partial)
+    _say_check(packed, table, partial=partial)
 
 
 def _say_check(packed: Path, manifest_path: str, *, partial: bool) -> None:
