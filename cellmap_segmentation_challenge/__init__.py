@@ -1,7 +1,7 @@
 """The command line, and the names that scripts of this field import; the engine is in `common/`.
 
-Names are imported when they are used: `import cellmap_segmentation_challenge` takes no time. Which
-there are, and how they differ from the public toolbox's, is in `_names`.
+Names are imported when they are used: `import cellmap_segmentation_challenge` takes no time.
+`_names` lists them, and how they differ from the public toolbox's.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def main(public_defaults: bool = False) -> None:
-    """Run the command line; signals end it without a trace while libraries are imported too.
+    """Run the command line; a signal ends it without a traceback, also during imports.
 
-    public_defaults: what is left out is what the public toolbox takes, as for its command `csc`.
+    public_defaults: options left out have the public toolbox's defaults, as with its `csc`.
     """
     try:
         _run(public_defaults)
@@ -33,9 +33,9 @@ def _run(public_defaults: bool) -> None:
 
 
 def _experiments_taken_for_packages() -> list[Path]:
-    """Experiments in the working folder that were imported in the place of packages.
+    """Return experiments in the working folder that were imported in place of packages.
 
-    `python -m` looks there first: of a folder `zarr` nothing that reads zarr works.
+    `python -m` looks into the working folder first: with a folder `zarr` nothing reads zarr.
     """
     here = Path.cwd()
     elsewhere = [place for place in sys.path if Path(place).resolve() != here]
@@ -51,7 +51,7 @@ def _experiments_taken_for_packages() -> list[Path]:
 
 
 def _rename(experiments: list[Path]) -> str:
-    """What to do about them, a sentence."""
+    """Return a sentence about how to rename them."""
     commands = " && ".join(f"mv {folder.name} my_{folder.name}" for folder in experiments)
     names = ", ".join(f"'{folder.name}'" for folder in experiments)
     return (

@@ -27,20 +27,20 @@ def predict(  # noqa: PLR0917
     crop_name: str | None = None,
     **settings: Any,
 ) -> list[Path]:
-    """Predict crops, or a volume, with a checkpoint of an experiment's run; gives their folders.
+    """Predict crops, or a volume, with a checkpoint of an experiment's run; return their folders.
 
-    Raises as `common.infer.predict.predict`.
+    Raises as `common.infer.predict.predict` does.
 
     Args:
         config_path: a training configuration, or the folder that holds train_config.py.
         crops: validate, train, test, * or names separated by commas.
         output_path: a folder, or FOLDER/{dataset}.zarr/{crop}; the experiment's unless given.
-        do_orthoplanes: the mean over slices across z, y and x of a network of two dimensions; in
-            the planes that it was trained in unless given.
+        do_orthoplanes: whether a 2-D network predicts the mean over slices across z, y and x; it
+            predicts the planes of its training unless given.
         overwrite: replace what is there.
         search_path: ROOT/{dataset}/{dataset}.zarr/recon-1/{name}: the data root ROOT.
         raw_name: that of the challenge's layout.
-        crop_name: likewise.
+        crop_name: that of the challenge's layout.
         settings: further arguments of `common.infer.predict.predict`, and settings by their names.
     """
     given = {
@@ -66,16 +66,16 @@ def process(  # noqa: PLR0917
     max_workers: int | None = None,
     **settings: Any,
 ) -> list[Path]:
-    """Turn predictions of crops, or of a volume, into masks and objects; gives their folders.
+    """Turn predictions of crops, or of a volume, into masks and objects; return their folders.
 
-    Raises as `common.infer.process.process`.
+    Raises as `common.infer.process.process` does.
 
     Args:
         config_path: a process or training configuration, or the folder that holds them.
         crops: validate, train, test, * or names separated by commas.
-        input_path: of the predictions, a folder, or FOLDER/{dataset}.zarr/{crop}; the experiment's
+        input_path: folder of the predictions, or FOLDER/{dataset}.zarr/{crop}; the experiment's
             unless given.
-        output_path: likewise, of what is written.
+        output_path: folder of what is written, or FOLDER/{dataset}.zarr/{crop}; likewise.
         overwrite: replace what is there.
         device: without effect.
         max_workers: without effect.
@@ -92,7 +92,7 @@ def process(  # noqa: PLR0917
 
 
 def _in_our_words(command: str, given: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the engine, with those that public arguments stand for."""
+    """Return arguments of the engine, with those that public arguments stand for added."""
     taken = {**settings, "overrides": overrides_of(settings.get("overrides", ()))}
     for name, value in given.items():
         if value is not None:

@@ -1,7 +1,8 @@
-"""Every name that scripts import from the public toolbox: where it is here, and what differs.
+"""Every name that scripts import from the public toolbox: where it is here, and how it differs.
 
-`PACKAGE` and `UTILS` are the tables; the documents show them, and tests hold them to what is there.
-Names of the toolbox of 2026-06, and those of before that configurations still import.
+`PACKAGE`, `UTILS`, `MODELS` and `CLI` are the tables. The documents show them, and tests compare
+them with the modules. Names are those of the toolbox of 2026-06, and older ones that
+configurations still import.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ class Ours(NamedTuple):
     """A name that we have."""
 
     module: str
-    """Where it is."""
+    """Module that has it."""
     differs: str = ""
-    """From the toolbox's, a sentence; empty where it is the same for who calls it."""
+    """How it differs from the toolbox's; "" if a caller sees no difference."""
 
 
 class Lacking(NamedTuple):
     """A name that we do not have."""
 
     instead: str
-    """What to write, a sentence."""
+    """What to write instead."""
 
 
 _CLI = f"{HERE}.cli"
@@ -241,12 +242,12 @@ MODULES = {HERE: PACKAGE, _UTILS: UTILS, _MODELS: MODELS, _CLI: CLI}
 
 
 def ours(module: str) -> list[str]:
-    """The names that a module of ours gives."""
+    """Return the names that a module of ours has."""
     return sorted(name for name, entry in MODULES[module].items() if isinstance(entry, Ours))
 
 
 def rows(module: str) -> list[tuple[str, str, str]]:
-    """For the documents: each name, where it is here, and what differs or what to write instead."""
+    """Return (name, module, difference or replacement) of each name, for the documents."""
     listed = []
     for name, entry in MODULES[module].items():
         if isinstance(entry, Ours):

@@ -1,8 +1,8 @@
-"""What the public toolbox of the same name has and we do not, where it is installed, too.
+"""Give access to the public toolbox of the same name, if it is installed beside this package.
 
-Only one package of a name can be imported, and this one is if it comes first on the path. The
-toolbox then runs under a name of its own, `cellmap_segmentation_challenge._toolbox`: its modules
-see each other and its own names, never ours. What we lack is given out under the common name:
+Only one package of a name can be imported: this one, if it comes first on the path. The toolbox is
+then imported as `cellmap_segmentation_challenge._toolbox`; its modules see each other and its own
+names, never ours. What we lack is found in it under the common name:
 
     import cellmap_segmentation_challenge.evaluation       the toolbox's module, if it has one
     from cellmap_segmentation_challenge.utils import X    ours if we have X, else the toolbox's
@@ -40,14 +40,15 @@ FUNCTIONS = frozenset(["train", "predict", "process", "evaluate", "visualize"])
 def names_of(
     module: str, names: Mapping[str, Ours | Lacking], theirs_first: Collection[str] = ()
 ) -> Callable[[str], Any]:
-    """A `__getattr__` for one of our modules: names imported when used, then the toolbox's.
+    """Make a `__getattr__` for one of our modules: our names, then the toolbox's.
 
-    It raises ImportError, with what to write instead, for a name that neither has and that we know.
+    Modules are imported when a name is used. For a name that we know and neither has, it raises
+    ImportError with what to write instead.
 
     Args:
-        module: its name.
-        names: those that we know of it, see `_names`.
-        theirs_first: names that are taken from the toolbox where it can be imported.
+        module: name of the module.
+        names: the table of its names, see `_names`.
+        theirs_first: names that are taken from the toolbox if it can be imported.
     """
 
     def get(name: str) -> Any:
@@ -83,7 +84,7 @@ class Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Where a module is; None for every other package, and for what is ours."""
+        """Return the spec of a module of the toolbox; None for other packages, and for ours."""
         if fullname == TOOLBOX:
             return _toolbox_spec()
         if not fullname.startswith(f"{PACKAGE}.") or fullname.startswith(f"{TOOLBOX}."):
@@ -106,13 +107,13 @@ class Finder(MetaPathFinder):
 
 
 class Alias(Loader):
-    """Gives a module of the toolbox out under a second name."""
+    """Loads a module of the toolbox under a second name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """The module itself."""
+        """Return the module itself."""
         module = import_module(self.name)
         self.spec = module.__spec__
         return module
@@ -130,7 +131,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _of_toolbox(module: str, name: str) -> Any:
-    """What the toolbox has of a name; None where it has not got it or cannot be imported."""
+    """Return an attribute of the toolbox's module; None without it, or if it cannot be imported."""
     try:
         return getattr(_toolbox_module(module), name, None)
     except Exception as error:  # it downloads at import, and imports what is not always there
@@ -141,7 +142,7 @@ def _of_toolbox(module: str, name: str) -> Any:
 
 
 def _toolbox_module(module: str) -> ModuleType | None:
-    """The toolbox's module in the place of ours; None without a toolbox, or if it has none."""
+    """Return the toolbox's module for one of ours; None without a toolbox or such a module."""
     spec = _toolbox_spec()
     if spec is None:
         return None
@@ -160,7 +161,7 @@ def _toolbox_module(module: str) -> ModuleType | None:
 
 
 def _toolbox_spec() -> ModuleSpec | None:
-    """The toolbox under its own name; None where there is none."""
+    """Return the spec of the toolbox under its second name; None without a toolbox."""
     for spec in _specs():
         # another checkout of this repository is no toolbox
         if spec.origin and not (Path(spec.origin).resolve().parent / Path(__file__).name).is_file():
@@ -171,7 +172,7 @@ def _toolbox_spec() -> ModuleSpec | None:
 
 
 def _specs() -> Iterator[ModuleSpec]:
-    """Every package of the common name that there is."""
+    """Yield the spec of every package of the common name."""
     for folder in sys.path:
         spec = PathFinder.find_spec(PACKAGE, [folder])
         if spec:

@@ -1,6 +1,6 @@
-"""Training as the command line trains: with what scores whole crops in the middle of a run.
+"""Train as the command line does: whole crops can be scored in the middle of a run.
 
-The engine's `train` is below the rooms that predict and score, and is handed what does; here it is.
+The engine's `train` may not import the rooms that predict and score; it is given the function here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,6 @@ from common.train import run
 
 @functools.wraps(run.train)
 def train(*arguments: Any, **settings: Any) -> run.Result:
-    """Train an experiment, or continue its run; all as of `common.train.run.train`."""
+    """Train an experiment, or continue its run; see `common.train.run.train`."""
     settings.setdefault("score", of_run)
     return run.train(*arguments, **settings)

@@ -20,14 +20,14 @@ from common.shell.cli import cli as run
 __getattr__ = names_of(__name__, _names.CLI)
 
 OPTIONS = {"use_zip": "--zip"}
-"""Those of parameters of callbacks that are called otherwise."""
+"""Options for parameters of callbacks that have another name."""
 
 
 def _public(name: str, *positional: str) -> click.Command:
-    """A command of ours whose callback takes the public arguments.
+    """Return a command of ours whose callback takes the public arguments.
 
-    positional: the public names of those that are given by their place; config_path is an argument
-    of the command line, too.
+    positional: public names of the arguments that callers give by position. config_path is also an
+        argument on the command line.
     """
     command = run.commands[name]
     shown = copy.copy(command)
@@ -51,7 +51,7 @@ def _callback(name: str, positional: tuple[str, ...]) -> Callable[..., Any]:
 
 
 def _option(parameter: str, value: Any) -> list[str]:
-    """An argument as it is typed; nothing for None and False, which are as if left out."""
+    """Return an argument as it is typed; [] for None and False."""
     if value is None or value is False:
         return []
     option = OPTIONS.get(parameter, f"--{parameter.replace('_', '-')}")

@@ -1,7 +1,7 @@
-"""The places and names that the public toolbox has as constants.
+"""Paths and names that the public toolbox has as constants.
 
-Templates are for `str.format`: {dataset}, {crop}, {label}, and {name} of a volume in a store.
-Those under the data root are made when they are used: --data of a command moves it.
+Templates are for `str.format`, with {dataset}, {crop}, {label}, and {name} of a volume in a store.
+Paths below the data root are computed when they are used: --data of a command moves it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UNDER_DATA = {
     "SUBMISSION_PATH": "submission.zarr",
     "TRUTH_PATH": "ground_truth.zarr",
 }
-"""Constants that `__getattr__` gives, below the data root."""
+"""Constants below the data root, which `__getattr__` returns."""
 
 VISIBLE = {
     "gt": f"{layout.labels('{dataset}', '{crop}')}/{{label}}",
@@ -60,7 +60,7 @@ INSTANCE_CLASSES = [
 
 
 def under_data(name: str) -> str:
-    """One of UNDER_DATA, with the data root of now."""
+    """Return one of UNDER_DATA below the present data root."""
     return str(data_root() / UNDER_DATA[name])
 
 

@@ -23,7 +23,7 @@ __getattr__ = names_of(__name__, {})
 EPOCH = "{epoch}"
 
 TAG = "validation"
-"""Of the toolbox's scalar in TensorBoard: the validation loss of an epoch."""
+"""Tag of the toolbox's scalar in TensorBoard: the validation loss of an epoch."""
 
 
 def load_latest(search_path: str | Path, model: nn.Module) -> int | None:
@@ -105,7 +105,7 @@ def newest_wildcard_path(search_path: str | Path) -> str | None:
 
 
 def _latest(template: str) -> tuple[Path | None, int | None]:
-    """The checkpoint of the last epoch, and the epoch; of a pattern the newest, and 0."""
+    """Return the checkpoint of the last epoch, and the epoch; for a pattern the newest, and 0."""
     if EPOCH not in template:
         newest = newest_wildcard_path(template)
         return (Path(newest), 0) if newest else (None, None)
@@ -129,7 +129,7 @@ def _load(path: Path, model: nn.Module) -> None:
 
 
 def _validations(logs: Path) -> list[float]:
-    """The values of the scalar, in the order of their steps."""
+    """Return the values of the scalar in the order of their steps."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     if not logs.is_dir():

@@ -1,4 +1,4 @@
-"""The toolbox's ResNet: a few strided convolutions, residual blocks, and the way back.
+"""The toolbox's ResNet: strided convolutions, residual blocks, transposed convolutions.
 
 The architecture is that of Johnson et al. 2016 (perceptual losses). Tensors have the names of the
 toolbox's.
@@ -31,7 +31,7 @@ PADDINGS = ("reflect", "same", "replicate", "zeros", "valid")
 
 @dataclass(frozen=True)
 class Style:
-    """What the layers of a ResNet have in common."""
+    """Properties that all layers of a ResNet share."""
 
     ndims: int
     norm: Callable[[int], nn.Module]
@@ -39,10 +39,10 @@ class Style:
     padding: str
     """One of PADDINGS."""
     bias: bool
-    """Of convolutions that a normalisation follows."""
+    """Whether convolutions before a normalisation have a bias."""
 
     def conv(self, taken: int, given: int, kernel: int, bias: bool) -> list[nn.Module]:
-        """A convolution that keeps the number of voxels, or takes the margin off if "valid"."""
+        """Return a convolution that keeps the number of voxels, or, if "valid", drops the margin."""
         margin = kernel // 2
         own = margin if self.padding == "zeros" else 0
         layer = CONV[self.ndims](taken, given, kernel_size=kernel, padding=own, bias=bias)
@@ -52,12 +52,12 @@ class Style:
         return [PADDERS[kind][self.ndims](margin), layer]
 
     def then(self, width: int) -> list[nn.Module]:
-        """What follows a convolution."""
+        """Return the layers that follow a convolution."""
         return [self.norm(width), self.activation()]
 
 
 class Block(nn.Module):
-    """Two convolutions beside a way that leaves values as they are."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, style: Style, width: int, use_dropout: bool):
         super().__init__()

@@ -39,7 +39,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "input_channels": 1,
     }
 }
-"""Sizes of networks by name, under the names that the toolbox has for them."""
+"""Sizes of networks by name; keys are those of the toolbox."""
 
 EPSILON = 1e-6
 """Of layer normalisation."""
@@ -56,7 +56,7 @@ class ViTVNet(nn.Module):
         out_channels: of the logits.
         config: name in CONFIGS, or such sizes.
         img_size: voxels of a patch, z, y, x.
-        vis: of the toolbox, to look at attention; only False is taken.
+        vis: returns attention in the toolbox; only False is taken here.
 
     Raises:
         UserError: for another name, shape or `vis`.
@@ -112,7 +112,7 @@ def _tokens_along(img_size: Sequence[int], sizes: Mapping[str, Any]) -> tuple[in
 
 
 class Transformer(nn.Module):
-    """Tokens of a patch, and what the encoder had at each level."""
+    """From a patch to tokens, and the features of each level of the encoder."""
 
     def __init__(self, sizes: Mapping[str, Any], tokens: int):
         super().__init__()
@@ -126,7 +126,7 @@ class Transformer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """A convolutional encoder, cut into tokens that know their places."""
+    """A convolutional encoder whose output is cut into tokens with learned positions."""
 
     def __init__(self, sizes: Mapping[str, Any], tokens: int):
         super().__init__()
@@ -278,7 +278,7 @@ class Attention(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Back to the patch, beside what the encoder had at each level."""
+    """From tokens back to the patch, with skip connections from each level of the encoder."""
 
     def __init__(self, sizes: Mapping[str, Any], grid: Sequence[int]):
         super().__init__()

@@ -26,10 +26,10 @@ def get_tested_classes() -> list[str]:
 def get_class_relations(
     csv: Names | Table | None = None, named_classes: Names | Table | None = None
 ) -> dict[str, set[str]]:
-    """For each class those of the named ones that can never share a voxel with it.
+    """Return for each named class the named classes that can never share a voxel with it.
 
-    A table and classes, in either order, or one of them: the challenge's table and all of its
-    classes unless given.
+    Table and classes may be given in either order. The challenge's table, and all of its classes,
+    are taken unless given.
 
     Args:
         csv: path of a table with lines name,id,"ids": the ids of the classes that it consists of.
@@ -57,7 +57,7 @@ def _is_table(value: Names | Table | None) -> bool:
 
 
 def _of_table(path: Path, names: Sequence[str]) -> dict[str, set[str]]:
-    """Classes exclude each other that have no id in common, their own or of a part."""
+    """Return the relations by a table: classes without a common id exclude each other."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such table of classes; write its path, or leave it out"

@@ -1,6 +1,6 @@
-"""The tables of training and test crops, in the rows of the public toolbox.
+"""The tables of training and test crops, as rows of the public toolbox.
 
-TEST_CROPS and TEST_CROPS_DICT are given by `__getattr__`: the table may have to be downloaded.
+`__getattr__` returns TEST_CROPS and TEST_CROPS_DICT: the table may have to be downloaded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TestCropRow:
     __test__ = False  # pytest takes it for a test by its name
 
     id: int
-    """Of the crop."""
+    """Number of the crop."""
     dataset: str
     class_label: str
     voxel_size: tuple[float, ...]
@@ -43,7 +43,7 @@ class TestCropRow:
 
     @classmethod
     def from_csv_row(cls, row: str) -> TestCropRow:
-        """A line of test_crop_manifest.csv. Raises UserError."""
+        """Parse a line of test_crop_manifest.csv. Raises UserError."""
         [entry] = manifest.parse(f"{','.join(manifest.COLUMNS)}\n{row}".encode(), "the row")
         return _row(entry)
 
@@ -56,18 +56,18 @@ class CropRow:
     dataset: str
     alignment: str
     gt_source: str | TestCropRow
-    """Address of the labels; of a test crop, whose labels are not public, the box around them."""
+    """Address of the labels; for a test crop, whose labels are not public, the box around them."""
     em_url: str
 
     @classmethod
     def from_csv_row(cls, row: str) -> CropRow:
-        """A line of manifest.csv: id, dataset, alignment, address of the labels, of the raw."""
+        """Parse a line of manifest.csv: id, dataset, alignment, addresses of labels and raw."""
         number, dataset, alignment, labels, raw = row.strip().split(",")
         return cls(int(number), dataset, alignment, labels, raw)
 
 
 def fetch_manifest(url: str = "") -> tuple[CropRow, ...]:
-    """The training crops: the 289 that this package knows, or those of a table.
+    """Return the training crops: the 289 that this package knows, or those of a table.
 
     url: of a manifest.csv; http, https or file. Raises FileError.
     """
@@ -82,19 +82,19 @@ def fetch_manifest(url: str = "") -> tuple[CropRow, ...]:
 
 
 def fetch_test_crop_manifest(url: str = manifest.URL) -> tuple[TestCropRow, ...]:
-    """The rows of the table of test crops, downloaded once into the cache.
+    """Return the rows of the table of test crops, which is downloaded once into the cache.
 
-    CSC_TEST_CROP_MANIFEST_URL goes before `url`. Raises UserError, or FileError where it cannot be
-    fetched.
+    CSC_TEST_CROP_MANIFEST_URL goes before `url`. Raises UserError, or FileError if it cannot be
+    downloaded.
     """
     entries = manifest.read(manifest.fetch(cache_folder(), str(url), say))
     return tuple(map(_row, entries))
 
 
 def get_test_crops() -> tuple[CropRow, ...]:
-    """One row for each test crop, with the box around the volumes of its classes.
+    """Return a row for each test crop, with a box for the volumes of its classes.
 
-    Their smallest voxel size, smallest translation and largest shape, axis by axis.
+    The box has their smallest voxel size, smallest translation and largest shape along each axis.
     """
     of_crop: dict[int, list[TestCropRow]] = {}
     for row in fetch_test_crop_manifest():
@@ -103,7 +103,7 @@ def get_test_crops() -> tuple[CropRow, ...]:
 
 
 def get_test_crop_labels(crop_id: int) -> list[str]:
-    """The classes of a test crop, in the order of the table; none of another crop."""
+    """Return the classes of a test crop in the order of the table; [] for any other crop."""
     return [row.class_label for row in fetch_test_crop_manifest() if row.id == int(crop_id)]
 
 

@@ -33,7 +33,7 @@ DEFAULT_INFO = {"shape": (1, 128, 128), "scale": (8, 8, 8)}
 DEFAULT_CLASSES = ("nuc", "er")
 
 PARAMETERS = ("datasplit_path", "classes", "batch_size", "input_array_info", "target_array_info")
-"""Settings that have a place of their own among the arguments."""
+"""Settings that are arguments of their own."""
 
 DATA_SETTINGS = frozenset(
     [
@@ -62,16 +62,16 @@ DATA_SETTINGS = frozenset(
         "weighted_sampler",
     ]
 )
-"""Settings of a TrainConfig that bear on data, beside the parameters of `get_dataloader`."""
+"""Further settings of a TrainConfig that have an effect on data."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a loader's batches are of."""
+    """Describes the data of a loader."""
 
     classes: tuple[str, ...]
     class_weights: dict[str, float]
-    """Of each class the known negative voxels of the training crops for one positive voxel."""
+    """For each class the number of known negative voxels per positive voxel in training crops."""
 
 
 class Loader:
@@ -82,10 +82,10 @@ class Loader:
     Each iteration over a training loader gives the next `iterations_per_epoch` batches; a
     validation loader gives the same ones every time. `len()` is the number of batches.
 
-    batches: of the samples.
-    dataset: what they are of.
-    samples: how many there are in an iteration.
-    is_train: go on with others in the next iteration.
+    batches: the batches, by the numbers of their samples.
+    dataset: describes the data.
+    samples: number of samples in an iteration.
+    is_train: whether the next iteration goes on with further samples.
     """
 
     def __init__(self, batches: Batches, dataset: Dataset, samples: int, is_train: bool) -> None:
@@ -96,11 +96,11 @@ class Loader:
 
     @property
     def loader(self) -> Loader:
-        """Itself: scripts for the public toolbox iterate over `train_loader.loader`."""
+        """The loader itself: scripts for the public toolbox iterate over `train_loader.loader`."""
         return self
 
     def refresh(self) -> None:
-        """Nothing: each iteration over a training loader gives other samples."""
+        """Do nothing: each iteration over a training loader has other samples."""
 
     def __len__(self) -> int:
         return math.ceil(self.samples / self.batches.batch_size)
@@ -119,9 +119,9 @@ def get_dataloader(  # noqa: PLR0917
     target_array_info: dict | None = None,
     **settings: Any,
 ) -> tuple[Loader, Loader | None]:
-    """(training loader, validation loader) over a datasplit; None if no crop validates.
+    """Return training and validation loader of a datasplit; the latter is None without crops.
 
-    None is as if it were left out. What is taken otherwise than in the public toolbox is noted.
+    An argument that is None counts as left out. Differences to the public toolbox are noted.
     Raises FileNotFoundError, or UserError with everything that is wrong.
 
     Args:
@@ -168,7 +168,7 @@ def get_dataloader(  # noqa: PLR0917
 
 
 def _of_config(config: Config) -> dict[str, Any]:
-    """What a configuration says about data; that it says of all else is left alone."""
+    """Return the settings of a configuration that are about data."""
     taken = {}
     for name in (*PARAMETERS, *DATA_SETTINGS, *OF_A_LOADER, *DATA_RULES, "random_validation"):
         value = config.get(name)
@@ -179,7 +179,7 @@ def _of_config(config: Config) -> dict[str, Any]:
 
 
 def _settings(given: dict[str, Any]) -> TrainConfig:
-    """The settings of a training whose batches these are. UserError for those without effect."""
+    """Check the arguments as settings of a training. Raises UserError for those without effect."""
     values, problems = environment()
     known = {row.name for row in describe()}
     for name in given:

@@ -38,13 +38,13 @@ def make_datasplit_csv(  # noqa: PLR0913, PLR0917
     by: str = "",
     overwrite: bool = False,
 ) -> dict[str, list[str]]:
-    """Split the crops under a data root; gives {crop folder: its classes} of those used.
+    """Split the crops under a data root; return {crop folder: classes} of the crops used.
 
     The layout is the challenge's, and paths are written relative to the data root.
 
     Args:
-        classes: those that are wanted.
-        scale: nm; labels may be no coarser. Every crop unless given.
+        classes: names of classes; crops without any of them are left out.
+        scale: nm; crops with coarser labels are left out. All crops are taken unless given.
         force_all_classes: True takes only crops that annotate all of `classes`, 'train' or
             'validate' only on that side. Others are left out there; the toolbox moves them to the
             other side.
@@ -53,13 +53,13 @@ def make_datasplit_csv(  # noqa: PLR0913, PLR0917
         crops: names or patterns.
         search_path: ROOT/{dataset}/{dataset}.zarr/recon-1/{name}: the data root ROOT.
         raw_name: that of the layout.
-        crop_name: likewise.
-        csv_path: the file.
+        crop_name: that of the layout.
+        csv_path: the file to write.
         dry_run: write nothing.
         data_root: instead of search_path; CELLMAP_DATA, or data/, unless one of them is given.
         seed: of the draws.
-        by: what stays together: specimen, dataset or crop; unless given specimens, or where all
-            crops are of one specimen, crops.
+        by: what stays on one side: specimen, dataset or crop. Unless given it is specimen, or crop
+            if all crops are of one specimen.
         overwrite: replace an existing file.
 
     Raises:
@@ -102,9 +102,9 @@ def get_dataset_counts(
     raw_name: str = RAW_NAME,
     crop_name: str = CROP_NAME,
 ) -> dict[str, dict[str, int]]:
-    """How many crops annotate each class, by dataset; classes without a crop are left out.
+    """Return for each dataset the number of crops that annotate each class, zeros left out.
 
-    Arguments as of `make_datasplit_csv`.
+    For the arguments see `make_datasplit_csv`.
     """
     _refuse_other_names(raw_name, crop_name)
     crops, _ = catalogue.scan(layout.root_of_template(search_path or under_data("SEARCH_PATH")))
@@ -119,9 +119,9 @@ def get_dataset_counts(
 def get_dataset_name(
     raw_path: str, search_path: str | None = None, raw_name: str = RAW_NAME
 ) -> str:
-    """The dataset in the path of a raw volume, by the place of {dataset} in the template.
+    """Return the dataset in the path of a raw volume, by the place of {dataset} in the template.
 
-    Raises ValueError where the template has none.
+    Raises ValueError if the template has none.
     """
     template = search_path or under_data("SEARCH_PATH")
     fields = get_formatted_fields(raw_path, template.replace("{name}", raw_name), ["{dataset}"])
@@ -131,7 +131,7 @@ def get_dataset_name(
 
 
 def get_formatted_fields(path: str, base_path: str, fields: Sequence[str]) -> dict[str, str]:
-    """What stands in a path in the place of each field of a template, folder by folder.
+    """Return what a path has in place of each field of a template, folder by folder.
 
     fields: with their braces, such as "{dataset}"; the first place of each counts.
     """
@@ -146,7 +146,7 @@ def get_formatted_fields(path: str, base_path: str, fields: Sequence[str]) -> di
 
 
 def get_raw_path(crop_path: str, raw_name: str = RAW_NAME, label: str = "") -> str:
-    """The path of the raw of a crop, which is given by its folder or that of one of its classes."""
+    """Return the path of the raw of a crop, given its folder or that of one of its classes."""
     folder = Path(crop_path)
     if label and folder.name == label:
         folder = folder.parent
@@ -155,7 +155,7 @@ def get_raw_path(crop_path: str, raw_name: str = RAW_NAME, label: str = "") -> s
 
 
 def _refuse_other_names(raw_name: str, crop_name: str) -> None:
-    """Raises UserError for names that are not those of the challenge's layout."""
+    """Raise UserError for names that are not those of the challenge's layout."""
     for name, given, expected in (
         ("raw_name", raw_name, RAW_NAME),
         ("crop_name", crop_name, CROP_NAME),

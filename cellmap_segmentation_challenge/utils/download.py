@@ -30,7 +30,7 @@ def fetch_data(  # noqa: PLR0913, PLR0917
 
     Args:
         crops: "all", "test", or names separated by commas.
-        raw_padding: voxels of raw around a crop; what the baselines reach unless given.
+        raw_padding: voxels of raw around a crop; as far as the baselines read unless given.
         dest: the data root.
         access_mode: "append", or "overwrite", which checks what is there and replaces what differs.
         fetch_all_em_resolutions: every level of the raw.
@@ -40,7 +40,7 @@ def fetch_data(  # noqa: PLR0913, PLR0917
         dry_run: say the sizes, fetch nothing.
 
     Raises:
-        UserError: as `common.data.download.fetch.fetch`.
+        UserError: as `common.data.download.fetch.fetch` does.
     """
     if use_zip:
         raise UserError("fetch_data: files are fetched one by one; leave use_zip out")

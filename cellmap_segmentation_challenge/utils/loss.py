@@ -19,16 +19,16 @@ Arrays = torch.Tensor | Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
 
 
 class CellMapLossWrapper(nn.Module):
-    """`loss_class(**kwargs)` as a mean over known voxels: those where the target is not NaN.
+    """The mean of `loss_class(**kwargs)` over known voxels, where the target is not NaN.
 
-    0 where none is known. The public toolbox divides by all voxels, so that its loss follows the
-    annotated fraction, and leaves outputs out that are NaN; here the loss is then NaN.
+    It is 0 if no voxel is known. The public toolbox divides by all voxels, so that its loss follows
+    the annotated fraction, and leaves out outputs that are NaN; here the loss is NaN then.
 
-    loss_class: gives a loss for each element with reduction="none", as torch's criteria do.
+    loss_class: returns a loss for each element with reduction="none", as torch's criteria do.
     """
 
     takes_unknown = True
-    """As a criterion of the trainer it is given NaN for unknown voxels."""
+    """Tells the trainer to pass targets with NaN for unknown voxels."""
 
     def __init__(self, loss_class: type[nn.Module], **kwargs: Any) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class CellMapLossWrapper(nn.Module):
         self.loss_fn = loss_class(**self.kwargs)
 
     def calc_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Of one array."""
+        """Return the loss of one array."""
         losses = self.loss_fn(outputs, target.nan_to_num(0))
         if losses.shape != target.shape:
             raise UserError(
@@ -47,9 +47,9 @@ class CellMapLossWrapper(nn.Module):
         return mean_over_known(losses, known(target))
 
     def forward(self, outputs: Arrays, targets: Arrays) -> torch.Tensor:
-        """Of one array, or the mean over several.
+        """Return the loss of one array, or the mean over several.
 
-        Targets of several arrays go by name, outputs by name or in the order of the targets.
+        Several targets are given by name; outputs by name, or in the order of the targets.
         """
         if isinstance(targets, torch.Tensor):
             return self.calc_loss(cast(torch.Tensor, outputs), targets)
@@ -64,7 +64,7 @@ class CellMapLossWrapper(nn.Module):
 def _in_one_order(
     outputs: Arrays, targets: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
 ) -> tuple[Iterable[torch.Tensor], Iterable[torch.Tensor]]:
-    """Outputs and targets in the order of the targets."""
+    """Return outputs and targets in the order of the targets."""
     if not isinstance(outputs, Mapping):
         return outputs, targets.values() if isinstance(targets, Mapping) else targets
     if not isinstance(targets, Mapping):

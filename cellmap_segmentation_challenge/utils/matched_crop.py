@@ -23,15 +23,15 @@ def match_crop_space(  # noqa: PLR0917
     shape: Sequence[int],
     translation: Sequence[float],
 ) -> np.ndarray:
-    """A volume on another grid, (z, y, x): as a submission holds it.
+    """Resample a volume to another grid, as a submission holds it; return (z, y, x).
 
-    Ids of a class that is scored by objects, from the nearest voxel; of another class 0 and 1,
-    where it fills more than half of a voxel. 0 outside of the volume.
+    A class that is scored by objects becomes ids of the nearest voxels. Another class becomes 0 and
+    1: 1 where it fills more than half of a voxel. Outside of the volume is 0.
 
     Args:
         path: a multiscale group, of which the finest level is taken, or an array with the
             attributes voxel_size and translation.
-        class_label: the class.
+        class_label: name of the class.
         voxel_size: nm, z, y, x.
         shape: voxels.
         translation: position of the centre of the first voxel in nm.

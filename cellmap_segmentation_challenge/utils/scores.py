@@ -25,9 +25,9 @@ Score = dict[str, Any]
 
 
 def score_semantic(pred_label: np.ndarray, truth_label: np.ndarray) -> Score:
-    """Voxels above 0 that both have, that the prediction alone has, that it lacks.
+    """Count true positive, false positive and false negative voxels, those above 0.
 
-    Raises UserError where shapes differ.
+    Raises UserError if shapes differ.
     """
     return asdict(challenge.semantic(truth_label, pred_label))
 
@@ -40,10 +40,10 @@ def score_instance(  # noqa: PLR0917
     hausdorff_distance_max: float | None = None,
     config: Any = None,
 ) -> Score:
-    """Objects that are matched, surplus and missed, and the sum of their normalised distances.
+    """Count matched, surplus and missed objects, and sum their normalised distances.
 
-    voxel_size: nm, z, y, x. hausdorff_distance_max and config are the challenge's own: None.
-    Raises UserError for other shapes, and for what are no ids.
+    voxel_size: nm, z, y, x. hausdorff_distance_max and config must be None: the challenge's own are
+    taken. Raises UserError for other shapes, and for values that are no ids.
     """
     if hausdorff_distance_max is not None or config is not None:
         raise UserError(
@@ -54,7 +54,7 @@ def score_instance(  # noqa: PLR0917
 
 
 def combine_scores(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
-    """label_scores and the overall scores of {crop: {class: score}}: counts pooled over crops."""
+    """Pool {crop: {class: score}} over crops; return it with label_scores and overall scores."""
     evaluations = []
     for of_crop in scores.values():
         for name, score in of_crop.items():
@@ -74,7 +74,7 @@ def score_submission(
     Args:
         submission_path: a zip, a folder with one, or a zarr folder; submission.zip of the data root
             unless given.
-        result_file: also write what `evaluate` writes, as JSON.
+        result_file: file that gets the scores as `evaluate` writes them.
         truth_path: a store of {crop}/{class}; TRUTH_PATH unless given.
         instance_classes: those that are scored by their objects.
 

@@ -17,13 +17,13 @@ __getattr__ = names_of(__name__, {})
 
 IMPORTS = frozenset(["os", "subprocess", "sys"])
 CALLS = frozenset(["eval", "exec", "compile", "__import__"])
-"""What `analyze_script` looks for."""
+"""Imports and calls that `analyze_script` looks for."""
 
 
 def analyze_script(filepath: str | os.PathLike[str]) -> tuple[bool, list[str]]:
-    """Whether a file imports none of IMPORTS and calls none of CALLS, and a line for each it does.
+    """Return whether a file uses none of IMPORTS and CALLS, and a line for each one it uses.
 
-    That makes nothing safe: there are other ways to do anything, and `model.eval()` is named too.
+    This makes nothing safe: there are other ways to do anything, and `model.eval()` is listed too.
     Raises FileNotFoundError, SyntaxError.
     """
     issues = []
@@ -42,18 +42,18 @@ def analyze_script(filepath: str | os.PathLike[str]) -> tuple[bool, list[str]]:
 
 
 class Config(types.SimpleNamespace):
-    """What a configuration file gives, by name: `config.classes`, `config.get("epochs", 10)`."""
+    """The names of a configuration file: `config.classes`, `config.get("epochs", 10)`."""
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a name, or `default`."""
+        """Return the value of a name, or `default`."""
         return vars(self).get(name, default)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, by name."""
+        """Return all values by name."""
         return dict(vars(self))
 
     def serialize(self) -> dict[str, Any]:
-        """What is no function, class or module: numbers and texts, all else as text."""
+        """Return all but functions, classes and modules: numbers and texts, all else as text."""
         values = {}
         for name, value in vars(self).items():
             if isinstance(value, bool | int | float | str):
@@ -64,11 +64,11 @@ class Config(types.SimpleNamespace):
 
 
 def load_safe_config(config_path: str | os.PathLike[str], force_safe: bool = False) -> Config:
-    """Run a configuration file and give its names, those left out that begin with _.
+    """Run a configuration file and return its names, without those that begin with _.
 
-    A configuration is a Python program and runs with the rights of its reader. Nothing can make it
-    safe, so that force_safe=True raises UserError. Raises FileNotFoundError, or UserError with
-    file, line and reason if it fails.
+    A configuration is a Python program and runs with the rights of its reader. Nothing makes it
+    safe, so force_safe=True raises UserError. Raises FileNotFoundError, or UserError with file,
+    line and reason if the file fails.
     """
     if force_safe:
         raise UserError(

@@ -22,7 +22,7 @@ from common.talk import note, say
 __getattr__ = names_of(__name__, {})
 
 CHUNK = 64
-"""Voxels along an edge of a chunk."""
+"""Edge of a chunk in voxels."""
 
 
 # the public toolbox's arguments, in its order
@@ -74,7 +74,10 @@ def save_numpy_class_labels_to_zarr(  # noqa: PLR0917
     overwrite: bool = False,
     attrs: Mapping[str, Any] | None = None,
 ) -> None:
-    """The same of one array (z, y, x) that holds k + 1 where the k-th class is, 0 elsewhere."""
+    """Write one array (z, y, x) of class numbers as an array for each class.
+
+    It holds k + 1 where label_names[k] is, and 0 elsewhere. See `save_numpy_class_arrays_to_zarr`.
+    """
     masks = [labels == number for number in range(1, len(label_names) + 1)]
     save_numpy_class_arrays_to_zarr(
         save_path,
@@ -87,7 +90,7 @@ def save_numpy_class_labels_to_zarr(  # noqa: PLR0917
 
 
 def zip_submission(zarr_path: str | os.PathLike[str] | None = None) -> Path:
-    """Zip what is in a .zarr folder, beside it; gives the zip. Raises FileNotFoundError."""
+    """Zip the content of a .zarr folder beside it; return the zip. Raises FileNotFoundError."""
     folder = Path(zarr_path or under_data("SUBMISSION_PATH"))
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such submission; write the path of a .zarr folder")
@@ -105,14 +108,14 @@ def package_submission(
     overwrite: bool = False,
     max_workers: int | None = None,
 ) -> Path:
-    """Pack the processed test crops that are there into a zip; gives the zip.
+    """Pack the processed test crops that exist into a zip; return the zip.
 
     Args:
         input_search_path: template of their folders, with {dataset} and {crop};
             PROCESSED_PATH unless given.
         output_path: the zip, or the .zarr that it is called after; SUBMISSION_PATH unless given.
         overwrite: replace an older zip.
-        max_workers: without effect: one after the other.
+        max_workers: without effect: volumes are packed one after the other.
 
     Raises:
         UserError: for an older zip, and if nothing can be packed.
@@ -133,5 +136,5 @@ def package_submission(
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON has."""
+    """Return a value as JSON has it."""
     return np.asarray(value).tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -32,7 +32,7 @@ TIMEOUT_S = 60
 
 
 def format_string(string: str, format_kwargs: Mapping[str, Any]) -> str:
-    """A template with the fields filled in that are given; the others stay."""
+    """Fill in those fields of a template that are given; the others stay."""
 
     def filled(match: re.Match[str]) -> str:
         return str(format_kwargs.get(match[1], match[0]))
@@ -41,7 +41,7 @@ def format_string(string: str, format_kwargs: Mapping[str, Any]) -> str:
 
 
 def extract_from_template(template: str, string: str) -> dict[str, str]:
-    """What stands in a text for each field of a template.
+    """Return what a text has for each field of a template.
 
     Raises ValueError if the text is not of that form, or a field has two values.
     """
@@ -62,7 +62,7 @@ def extract_from_template(template: str, string: str) -> dict[str, str]:
 
 
 def format_coordinates(coordinates: Sequence[float]) -> str:
-    """Numbers as the challenge's tables have them: [8;8;8]."""
+    """Return numbers as the challenge's tables have them: [8;8;8]."""
     return f"[{';'.join(map(str, coordinates))}]"
 
 
@@ -70,19 +70,19 @@ def format_coordinates(coordinates: Sequence[float]) -> str:
 
 
 def get_singleton_dim(shape: Sequence[int]) -> int | None:
-    """The first axis of length 1; None without one."""
+    """Return the first axis of length 1; None without one."""
     return next((axis for axis, length in enumerate(shape) if length == 1), None)
 
 
 def squeeze_singleton_dim(data: Tensors, dim: int) -> Tensors:
-    """A tensor, or each of a dict, without an axis of length 1."""
+    """Remove an axis of length 1 from a tensor, or from each tensor of a dict."""
     if isinstance(data, Mapping):
         return {name: tensor.squeeze(dim) for name, tensor in data.items()}
     return data.squeeze(dim)
 
 
 def unsqueeze_singleton_dim(data: Tensors, dim: int) -> Tensors:
-    """A tensor, or each of a dict, with an axis of length 1 more."""
+    """Add an axis of length 1 to a tensor, or to each tensor of a dict."""
     if isinstance(data, Mapping):
         return {name: tensor.unsqueeze(dim) for name, tensor in data.items()}
     return data.unsqueeze(dim)
@@ -91,7 +91,7 @@ def unsqueeze_singleton_dim(data: Tensors, dim: int) -> Tensors:
 def get_data_from_batch(
     batch: Mapping[str, torch.Tensor], keys: Sequence[str], device: str | torch.device
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Arrays of a batch on a device: of one key the tensor, of several a dict."""
+    """Return arrays of a batch on a device: for one key the tensor, for several a dict."""
     tensors = {key: batch[key].to(device) for key in keys}
     return tensors[keys[0]] if len(keys) == 1 else tensors
 
@@ -101,10 +101,12 @@ def structure_model_output(
     classes: Sequence[str],
     num_channels_per_class: int | None = None,
 ) -> dict[str, Any]:
-    """A network's outputs by array: a tensor (B, classes, ...), or by class its channels.
+    """Return the outputs of a network by array.
 
-    outputs: a tensor, which becomes "output"; a dict by class, likewise; or a dict by array.
-    Raises UserError if the channels are not those of the classes.
+    Each is a tensor (B, classes, ...), or, with num_channels_per_class, a dict of the channels of
+    each class. Raises UserError if the number of channels does not fit the classes.
+
+    outputs: a tensor, or a dict by class, which becomes the array "output"; or a dict by array.
     """
     if not isinstance(outputs, Mapping):
         return {"output": _by_class(outputs, classes, num_channels_per_class)}
@@ -133,7 +135,7 @@ def _by_class(
 
 
 def download_file(url: str, dest: str | os.PathLike[str]) -> None:
-    """Write what an address sends to a file, whole or not at all. Raises FileError."""
+    """Download an address to a file, whole or not at all. Raises FileError."""
     try:
         with (
             urlopen(str(url), timeout=TIMEOUT_S) as response,
@@ -146,5 +148,5 @@ def download_file(url: str, dest: str | os.PathLike[str]) -> None:
 
 
 def get_git_hash() -> str:
-    """The commit of the repository; 'none' outside of one."""
+    """Return the commit of the repository; 'none' outside of one."""
     return provenance(REPOSITORY)["commit"]
